@@ -1,0 +1,44 @@
+"""ONE-PEACE: pictures, sounds and words in one vector space.
+
+    import onepeace
+    model = onepeace.load("tiny")
+    model.encode_text(["a dog barking"])
+
+Importing the package imports no torch: the names below are resolved on first use. Read next: `onepeace/api.py` for use,
+`onepeace/model/model.py` for the model.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from onepeace import torchaudio_guard
+from onepeace.errors import UserError
+
+if TYPE_CHECKING:
+    from onepeace.api import Embedder, load
+    from onepeace.config import ModelConfig
+    from onepeace.model import OnePeace
+
+torchaudio_guard.install()  # before anything can import torchaudio
+
+__version__ = "0.1.0"
+__all__ = ["Embedder", "ModelConfig", "OnePeace", "UserError", "__version__", "load"]
+
+_MODULE_BY_NAME = {
+    "load": "onepeace.api",
+    "Embedder": "onepeace.api",
+    "OnePeace": "onepeace.model",
+    "ModelConfig": "onepeace.config",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_BY_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULE_BY_NAME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,30 @@
+"""The errors that are meant for a person, and the one way to ask for an optional package."""
+
+from importlib import import_module
+from types import ModuleType
+
+
+class UserError(Exception):
+    """Something the user can mend; its message is one line: what, which numbers, what to do.
+
+    The command line prints the message alone and ends with exit code 1.
+    """
+
+
+class UsageError(UserError):
+    """A wrong command line; like `UserError`, but the exit code is 2."""
+
+
+def need(module: str, extra: str) -> ModuleType:
+    """Imports and returns `module`, which the optional extra `extra` of this package installs.
+
+    Raises `UserError` with the pip line when it is not installed, and with the reason when it is installed but broken.
+    """
+    try:
+        return import_module(module)
+    except (ImportError, OSError) as error:
+        package = module.partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == package:
+            raise UserError(f'needs {package}: pip install "onepeace[{extra}]"') from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{package} is installed but does not import ({reason}); see: onepeace doctor") from error

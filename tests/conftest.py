@@ -1,0 +1,56 @@
+# onepeace comes before torch and everything that may reach torchaudio: its guard has to be in place by then.
+import onepeace  # isort: skip
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(2)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "shared" in item.fixturenames:
+            item.add_marker("shared")
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _same_start_for_every_test():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    dtype = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """The sample pictures and sounds of the repository."""
+    return ROOT / "data" / "samples"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """A folder beside the checkout (or $ONEPEACE_SHARED) with data too large for the repository."""
+    given = os.environ.get("ONEPEACE_SHARED")
+    folder = Path(given) if given else ROOT.parent / "shared"
+    if not folder.is_dir():
+        if given:
+            pytest.fail(f"ONEPEACE_SHARED={given} is not a folder")
+        pytest.skip("needs the folder ../shared beside the checkout (or $ONEPEACE_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The bundled model."""
+    return onepeace.load("tiny")
