@@ -57,6 +57,7 @@ def test_ties_count_against_the_model():
 def test_nan_counts_against_the_model():
     nan = np.nan
     assert metrics.best_ranks([[nan, 0.2], [0.3, nan], [nan, nan]], [0, 0, 0], [0, 1]).tolist() == [2, 2, 2]
+    assert metrics.best_ranks([[nan, 0.5, 0.1]], [0], [0, 0, 1]).tolist() == [1]
     assert metrics.precision_at([[nan, 0.2], [0.3, nan]], [0, 0], [0, 1], 1) == 0.0
 
 
@@ -103,8 +104,8 @@ def test_map_leaves_out_a_class_without_positives():
 
 
 def test_iou_by_hand():
-    boxes = [[0, 0, 2, 2], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]]
-    references = [[1, 1, 3, 3], [0, 0, 1, 1], [1, 0, 2, 1], [0, 0, 0, 0]]
+    boxes = [[0, 0, 2, 2], [0, 0, 1, 1], [2, 2, 3, 3], [0, 0, 0, 0]]
+    references = [[1, 1, 3, 3], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]]
     assert metrics.box_iou(boxes, references).tolist() == pytest.approx([1 / 7, 1, 0, 0])
     assert metrics.box_accuracy(boxes, references) == 0.25
 

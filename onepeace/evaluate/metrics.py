@@ -98,9 +98,8 @@ def chance_recall(query_ids: ArrayLike, candidate_ids: ArrayLike, k: int) -> flo
     correct = dict(zip(ids.tolist(), counts.tolist(), strict=True))
     total = int(counts.sum())
     k = min(k, total)
-    return float(
-        np.mean([1 - comb(total - correct.get(q, 0), k) / comb(total, k) for q in as_array(query_ids).tolist()])
-    )
+    misses = [comb(total - correct.get(query, 0), k) / comb(total, k) for query in as_array(query_ids).tolist()]
+    return 1 - float(np.mean(misses))
 
 
 def as_array(values: ArrayLike) -> NDArray:
