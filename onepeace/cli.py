@@ -1,0 +1,124 @@
+"""The command line: which sub-commands there are, and how a run ends. It imports the one module that was asked for.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed or some items failed, 2 wrong usage.
+"""
+
+import argparse
+import contextlib
+import difflib
+import os
+import select
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from onepeace import __version__
+from onepeace.errors import UsageError, UserError
+
+COMMANDS = {
+    "search": "find pictures, sounds and texts by words, a picture, a sound or a mix of them",
+    "embed": "write the vectors of files to one file",
+    "classify": "choose the best of given labels for each file",
+    "convert": "turn a released checkpoint into a model folder",
+    "train": "train a model by a recipe",
+    "evaluate": "measure a model on a data set",
+    "plot": "draw the curves of a training run",
+    "info": "show what a model or checkpoint file holds and needs",
+    "doctor": "show what is installed, what works, and what to do about the rest",
+    "bench": "measure speed on this machine",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see: {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `onepeace ARGV...` (default: of this process) and returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    failure: Exception | None = None
+    try:
+        code = _run(arguments)
+    except SystemExit as stop:  # --help and --version
+        code = int(stop.code or 0)
+    except KeyboardInterrupt:
+        code = 130  # as shells report a program ended by Ctrl-C
+    except Exception as error:
+        code, failure = (2 if isinstance(error, UsageError) else 1), error
+    unwritten = _flush()
+    failure = failure or unwritten
+    if isinstance(failure, BrokenPipeError) and (unwritten is not None or _reader_is_gone()):
+        return 141  # as shells report a program ended by a closed pipe: `head` has seen enough
+    if failure is None:
+        return code
+    if "--debug" in arguments:
+        traceback.print_exception(failure)
+    elif isinstance(failure, UserError):
+        _say(str(failure))
+    else:
+        _say(f"{type(failure).__name__}: {failure} (run with --debug for the traceback)")
+    return code or 1
+
+
+def _run(arguments: Sequence[str]) -> int:
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if command is not None and command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise UsageError(f"no command {command!r}; {hint}")
+    module = import_module(f"onepeace.commands.{command}") if command else None
+
+    common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser = _Parser(
+        prog="onepeace",
+        parents=[common],
+        allow_abbrev=False,
+        description="One vector space for pictures, sounds and words.",
+    )
+    parser.add_argument("--version", action="version", version=f"onepeace {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        child = commands.add_parser(
+            name,
+            parents=[common],
+            allow_abbrev=False,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if module is not None and name == command:
+            module.add_arguments(child)
+    args = parser.parse_args(arguments)
+    if module is None:
+        parser.error("no command given")
+    return module.run(args)
+
+
+def _flush() -> OSError | None:
+    """Writes what stdout still holds; returns the error if it cannot (full disk, closed pipe)."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # The interpreter would try again at exit, and fail with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
+
+
+def _reader_is_gone() -> bool:
+    """Tells a closed stdout from any other broken pipe: that of a worker or of a connection is worth a message."""
+    if sys.stdout is None or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _say(message: str) -> None:
+    with contextlib.suppress(OSError):
+        print("onepeace:", " ".join(message.splitlines()), file=sys.stderr)

@@ -1,0 +1,166 @@
+"""The frame of the command line: help, exit codes, one-line errors, quiet ends. The commands have their own tests."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from onepeace import __version__
+from onepeace.cli import COMMANDS
+
+# Runs the command line with `run` of `search` replaced by the given lines, so that only the frame is tested.
+FAKE = """
+import sys, types
+import onepeace.cli
+from onepeace.errors import UsageError, UserError
+def run(args):
+    {body}
+    return 0
+module = types.ModuleType("onepeace.commands.search")
+module.add_arguments = lambda parser: parser.add_argument("--top", type=int)
+module.run = run
+sys.modules[module.__name__] = module
+sys.exit(onepeace.cli.main())
+"""
+
+
+def onepeace(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "onepeace", *arguments], capture_output=True, text=True)
+
+
+def faked(body: str, *arguments: str, stdout=subprocess.PIPE, unbuffered="") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", FAKE.format(body=body), "search", *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    return subprocess.run(command, text=True, stdout=stdout, stderr=subprocess.PIPE, env=environment)
+
+
+def test_help_lists_every_command():
+    done = onepeace("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for name, text in COMMANDS.items():
+        assert f"    {name} " in done.stdout
+        assert text in " ".join(done.stdout.split())
+
+
+def test_version_is_the_package_version():
+    done = onepeace("--version")
+    assert (done.returncode, done.stdout) == (0, f"onepeace {__version__}\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_has_help_and_imports_no_torch_for_it(name):
+    code = (
+        f"import sys, onepeace.cli; code = onepeace.cli.main([{name!r}, '--help']);"
+        "print('TORCH', 'torch' in sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: onepeace {name}")
+    assert done.stdout.endswith("TORCH False\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_module_has_the_two_functions(name):
+    module = import_module(f"onepeace.commands.{name}")
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    assert callable(module.run)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serach", "x"], "no command 'serach'; did you mean search?"),
+        (["frobnicate"], "no command 'frobnicate'; there are search, embed, classify"),
+        ([], "no command given; see: onepeace --help"),
+        (["--frobnicate"], "unrecognized arguments: --frobnicate; see: onepeace --help"),
+        (["doctor", "--frobnicate"], "unrecognized arguments: --frobnicate; see: onepeace --help"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message):
+    done = onepeace(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"onepeace: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_bad_value_of_an_option_names_the_command_to_ask():
+    done = faked("pass", "--top", "x")
+    assert done.returncode == 2
+    assert done.stderr == "onepeace: argument --top: invalid int value: 'x'; see: onepeace search --help\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        ("return 1", 1, ""),
+        ("raise UserError('a.wav: 0 samples;\\nrecord again')", 1, "onepeace: a.wav: 0 samples; record again\n"),
+        ("raise UsageError('give --text')", 2, "onepeace: give --text\n"),
+        ("1 / 0", 1, "onepeace: ZeroDivisionError: division by zero (run with --debug for the traceback)\n"),
+        # Not a closed stdout, so not quiet:
+        ("raise BrokenPipeError('x')", 1, "onepeace: BrokenPipeError: x (run with --debug for the traceback)\n"),
+        ("raise KeyboardInterrupt", 130, ""),
+    ],
+)
+def test_end_of_a_run(body, code, message):
+    done = faked(body)
+    assert (done.returncode, done.stderr, done.stdout) == (code, message, "")
+
+
+@pytest.mark.parametrize("arguments", [["search", "--debug"], ["--debug", "search"]])
+@pytest.mark.parametrize(("body", "code"), [("1 / 0", 1), ("raise UserError('x')", 1), ("raise UsageError('x')", 2)])
+def test_debug_shows_the_traceback(arguments, body, code):
+    command = [sys.executable, "-c", FAKE.format(body=body), *arguments]
+    done = subprocess.run(command, text=True, capture_output=True)
+    assert done.returncode == code
+    assert done.stderr.startswith("Traceback")
+
+
+@pytest.fixture
+def closed_pipe():
+    """The writing end of a pipe that nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    yield write
+    os.close(write)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["in the buffer", "more than the buffer"])
+def test_closed_pipe_ends_quietly(closed_pipe, lines, unbuffered):
+    done = faked(f"for i in range({lines}): print('a line of output')", stdout=closed_pipe, unbuffered=unbuffered)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_help_into_a_closed_pipe_ends_quietly(closed_pipe):
+    done = faked("pass", "--help", stdout=closed_pipe)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_error_is_told_even_when_the_pipe_is_closed(closed_pipe):
+    done = faked("raise UserError('told')", stdout=closed_pipe)
+    assert (done.returncode, done.stderr) == (1, "onepeace: told\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_full_disk_is_an_error():
+    with open("/dev/full", "w") as full:
+        done = faked("print('x')", stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.startswith("onepeace: OSError: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals as on Unix")
+def test_ctrl_c_ends_quietly_with_130():
+    body = "print('ready', flush=True); import time; time.sleep(60)"
+    command = [sys.executable, "-c", FAKE.format(body=body), "search"]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (130, "")
