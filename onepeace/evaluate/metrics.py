@@ -12,11 +12,22 @@ counts as the highest, one of a correct candidate as the lowest.
 
 from collections.abc import Sequence
 from math import comb
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from onepeace.errors import need
+
+
+class Figure(NamedTuple):
+    """One figure of an evaluation, with what guessing would reach."""
+
+    metric: str
+    value: float
+    chance: float
+    n: int
+    """Number of queries or items it is a mean over."""
 
 
 def best_ranks(scores: ArrayLike, query_ids: ArrayLike, candidate_ids: ArrayLike) -> NDArray[np.int64]:
