@@ -1,0 +1,240 @@
+"""Audio: waveform -> one token per frame. Padding never leaks: it is zeroed before every convolution that could see it."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
+from ..sequence import Stem, TokenSequence, gather_tokens, no_padding
+from .base import Adapter
+
+SAMPLE_RATE = 16000
+RELEASED_CONVS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
+
+
+class WaveStem(nn.Module):
+    """The released stem: seven convolutions without padding over the waveform, as in wav2vec 2.0.
+
+    ``convs`` lists (channels, kernel, stride). Hop 320 and receptive field 400 samples as released: a frame per 20 ms.
+    No frame of an item sees beyond the item's own samples, so padding needs no care here.
+    """
+
+    def __init__(self, dim: int, convs: Sequence[Sequence[int]] = RELEASED_CONVS):
+        super().__init__()
+        widths = [1] + [channels for channels, _, _ in convs]
+        self.convs = nn.ModuleList(
+            nn.Conv1d(width, channels, kernel, stride, bias=False)
+            for width, (channels, kernel, stride) in zip(widths, convs, strict=False)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels, _, _ in convs)
+        self.norm = nn.LayerNorm(widths[-1])
+        self.proj = nn.Linear(widths[-1], dim)
+        self.hop, self.receptive_field = 1, 1
+        for _, kernel, stride in convs:
+            self.receptive_field += (kernel - 1) * self.hop
+            self.hop *= stride
+
+    def reset_parameters(self) -> None:
+        for conv in self.convs:
+            nn.init.kaiming_normal_(conv.weight)
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """(B, N) -> (B, T, D)."""
+        x = waveform.unsqueeze(-1).to(self.proj.weight.dtype)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.gelu(norm(_conv_channels_last(x, conv)))
+        return self.proj(self.norm(x))
+
+    def token_lengths(self, lengths: Tensor) -> Tensor:
+        return (lengths - self.receptive_field) // self.hop + 1
+
+
+def _conv_channels_last(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """A convolution without padding of (B, N, C), channels last, as one matrix product over its windows.
+
+    The layer norms between the convolutions want channels last; a matrix product keeps them there, where conv1d would
+    transpose twice per layer. A window of k frames is contiguous in memory.
+    """
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    windows = x.unfold(1, kernel, stride).transpose(2, 3).flatten(2)  # (B, T, k C)
+    return F.linear(windows, conv.weight.transpose(1, 2).flatten(1))
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _mel_filters(num_mels: int, num_bins: int, device: torch.device) -> Tensor:
+    from torchaudio.functional import melscale_fbanks
+
+    return melscale_fbanks(num_bins, 50.0, SAMPLE_RATE / 2, num_mels, SAMPLE_RATE, norm="slaney").to(device)
+
+
+class MelStem(nn.Module):
+    """A log-mel spectrogram and three 3x3 / 2 convolutions over it: needs far fewer recordings than a learned filter bank.
+
+    Windows of 25 ms every 10 ms, a token per 80 ms. In training, bands of frequency and time are blanked at random
+    (SpecAugment), as dropout is: ``mask_mels`` and ``mask_frames`` are the largest widths, two bands of each.
+    """
+
+    window, step = 400, 160
+
+    def __init__(self, dim: int, num_mels: int = 64, width: int = 32, mask_mels: int = 0, mask_frames: int = 0):
+        super().__init__()
+        widths = [1, width, 2 * width, 4 * width]
+        pairs = zip(widths[:-1], widths[1:], strict=True)
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, 2, padding=1) for i, o in pairs)
+        self.norms = nn.ModuleList(nn.LayerNorm(o) for o in widths[1:])
+        self.num_mels, self.mask_mels, self.mask_frames = num_mels, mask_mels, mask_frames
+        self.norm = nn.LayerNorm(widths[-1] * (num_mels // 8))
+        self.proj = nn.Linear(widths[-1] * (num_mels // 8), dim)
+        self.hop, self.receptive_field = 8 * self.step, self.window
+
+    def spectrogram(self, waveform: Tensor) -> Tensor:
+        """Log-mel spectrogram (B, frames, mels), float32, roughly zero mean and unit deviation for normalised sound."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            window = torch.hann_window(self.window, device=waveform.device)
+            spectrum = torch.stft(waveform.float(), 512, self.step, self.window, window, center=False, return_complex=True)
+            mel = spectrum.abs().square().transpose(1, 2) @ _mel_filters(self.num_mels, 257, waveform.device)
+            return ((mel + 1e-5).log() + 4.0) / 4.0
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """(B, N) and (B,) -> (B, T, D)."""
+        # torch.stft centres the window of 400 in frames of 512: pad by what its zeros multiply.
+        mel = self.spectrogram(F.pad(waveform, (56, 56)))
+        if self.training:
+            mel = _blank(_blank(mel, 2, self.mask_mels), 1, self.mask_frames)
+        frames = (lengths - self.window) // self.step + 1
+        x = mel.unsqueeze(1).to(self.proj.weight.dtype)  # (B, 1, frames, mels)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = conv(_zero_after(x, frames, dim=2))
+            x = F.gelu(norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+            frames = (frames + 1) // 2
+        return self.proj(self.norm(x.permute(0, 2, 3, 1).flatten(2)))
+
+    def token_lengths(self, lengths: Tensor) -> Tensor:
+        frames = (lengths - self.window) // self.step + 1
+        return (frames + 7) // 8
+
+
+def _blank(x: Tensor, dim: int, widest: int, bands: int = 2) -> Tensor:
+    """Set ``bands`` random stretches of each item along ``dim`` to 0, the mean."""
+    if not widest:
+        return x
+    position = torch.arange(x.shape[dim], device=x.device).view([-1 if d == dim else 1 for d in range(x.ndim)])
+    for _ in range(bands):
+        shape = [len(x)] + [1] * (x.ndim - 1)
+        width = torch.randint(0, widest + 1, shape, device=x.device)
+        start = (torch.rand(shape, device=x.device) * (x.shape[dim] - width).clamp_min(1)).long()
+        x = x.masked_fill((position >= start) & (position < start + width), 0.0)
+    return x
+
+
+def _zero_after(x: Tensor, lengths: Tensor, dim: int) -> Tensor:
+    """Zero everything past each item's length along ``dim``: what the item alone would be padded with."""
+    if bool((lengths >= x.shape[dim]).all()):
+        return x
+    position = torch.arange(x.shape[dim], device=x.device).view([-1 if d == dim else 1 for d in range(x.ndim)])
+    return x.masked_fill(position >= lengths.view(-1, *[1] * (x.ndim - 1)), 0.0)
+
+
+STEMS = {"wave": WaveStem, "mel": MelStem}
+
+
+class PositionalConvs(nn.ModuleList):
+    """Positions from the neighbours: grouped convolutions, LayerNorm without gain and GELU, chained."""
+
+    def __init__(self, dim: int, depth: int, kernel: int, groups: int):
+        super().__init__(nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups) for _ in range(depth))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, L, D) and a mask of the padding (B, L) -> (B, L, D)."""
+        length = x.shape[1]
+        for conv in self:
+            if mask is not None:
+                x = x.masked_fill(mask.unsqueeze(-1), 0.0)
+            x = conv(x.transpose(1, 2))[..., :length].transpose(1, 2)  # an even kernel makes one frame too many
+            x = F.gelu(F.layer_norm(x, x.shape[-1:]))
+        return x
+
+
+class AudioAdapter(Adapter):
+    """Frames of a waveform of any length from the receptive field up.
+
+    Batch: ``waveform`` (B, N) float at 16 kHz, normalised, right-padded; ``lengths`` (B,) int64 samples.
+
+    Args:
+        num_buckets: b; the bias table has 2 b - 1 + 3 rows.
+        pos_depth, pos_kernel, pos_groups: the positional convolutions.
+        stem: a key of STEMS; further options go to it.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        dim: int,
+        num_heads: int,
+        num_tables: int,
+        *,
+        stem: str = "wave",
+        num_buckets: int = 512,
+        pos_depth: int = 5,
+        pos_kernel: int = 19,
+        pos_groups: int = 16,
+        num_types: int = 0,
+        **stem_options: Any,
+    ):
+        super().__init__(key, dim, num_heads, num_tables, sequence_table_rows(num_buckets), num_types)
+        if stem not in STEMS:
+            raise ValueError(f"no stem {stem!r}; known: {', '.join(STEMS)}")
+        self.num_buckets = num_buckets
+        self.stem = STEMS[stem](dim, **stem_options)
+        self.cls_pos = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_conv = PositionalConvs(dim, pos_depth, pos_kernel, pos_groups)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        trunc_normal(self.cls_pos)
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Time from one frame to the next."""
+        return self.stem.hop / SAMPLE_RATE
+
+    def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
+        waveform, lengths = batch["waveform"], batch["lengths"]
+        if waveform.ndim != 2 or lengths.shape != waveform.shape[:1]:
+            shapes = f"{tuple(waveform.shape)} and {tuple(lengths.shape)}"
+            raise ValueError(f"waveform and lengths should be (B, N) and (B,), not {shapes}")
+        shortest, longest = int(lengths.min()), int(lengths.max())
+        if shortest < self.stem.receptive_field or longest > waveform.shape[1]:
+            raise ValueError(
+                f"lengths of {shortest} to {longest} samples; they must be at least {self.stem.receptive_field} "
+                f"and at most the waveform's {waveform.shape[1]}"
+            )
+        tokens = self.stem(waveform[:, :longest], lengths)
+        length = tokens.shape[1]
+        mask = torch.arange(length, device=tokens.device) >= self.token_lengths(batch).unsqueeze(1)
+        return Stem(tokens, no_padding(mask), (length,), batch.get("kind"))
+
+    def place(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+        length = stem.grid[0] + 1
+        if keep is not None:
+            # The positional convolutions run over the frames that are left (released code).
+            frames = keep[:, 1:]
+            kept = gather_tokens(stem.tokens, (frames - 1).clamp_min(0))
+            stem = Stem(kept, no_padding(frames < 0), (frames.shape[1],), stem.kinds)
+        tokens, mask = self.with_cls(stem)
+        positions = self.pos_conv(stem.tokens, stem.padding_mask)
+        tokens = tokens + torch.cat([self.cls_pos.to(positions.dtype).expand(len(positions), -1, -1), positions], dim=1)
+        buckets = sequence_buckets(length, self.num_buckets, tokens.device)
+        return self.finish(tokens, mask, stem.kinds, buckets, list(self.bias_tables), keep, gathered=True)
+
+    def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.stem.token_lengths(batch["lengths"])
+
+    @staticmethod
+    def decoder_positions(dim: int, *, num_positions: int = 1026, **_: Any) -> nn.Module:
+        return SequencePositions(dim, num_positions)

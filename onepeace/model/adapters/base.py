@@ -1,0 +1,93 @@
+"""What adapters share: CLS, types, hiding and the bias tables. Next file: text.py."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..position import trunc_normal
+from ..sequence import Span, Stem, TokenSequence, gather_pairs, gather_tokens, no_padding
+
+
+class Adapter(nn.Module):
+    """Raw input of one modality -> tokens (paper: modality adapters).
+
+    A subclass gives ``stem_tokens`` (raw batch -> Stem; the same whatever is hidden, so one call serves all passes of a step),
+    ``place`` (Stem -> TokenSequence: CLS, positions, buckets; takes out what is hidden), ``token_lengths``, and
+    ``decoder_positions`` (the positions its hidden tokens have in the decoder).
+
+    Args:
+        key: the modality.
+        dim, num_heads: width D of the tokens, heads H of the bias tables.
+        num_tables: 1 table of relative-position biases for all blocks, or one per block.
+        table_rows: rows of a table.
+        num_types: learned vectors added to all tokens by the item's kind: kind k adds the first k + 1 (released code:
+            type_embedding, for tasks with two pictures).
+    """
+
+    def __init__(self, key: str, dim: int, num_heads: int, num_tables: int, table_rows: int, num_types: int = 0):
+        super().__init__()
+        self.key = key
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.bias_tables = nn.ParameterList([torch.empty(table_rows, num_heads) for _ in range(num_tables)])
+        if num_types:
+            self.type_embed = nn.Parameter(torch.empty(num_types, dim))
+
+    def reset_parameters(self) -> None:
+        trunc_normal(self.cls_token)
+        for zero in [*self.bias_tables, *([self.type_embed] if hasattr(self, "type_embed") else [])]:
+            nn.init.zeros_(zero)
+
+    def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
+        raise NotImplementedError
+
+    def place(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+        """Tokens with CLS and positions.
+
+        ``keep`` (B, K) int64: ids of the tokens to leave in, ascending, CLS (0) first, padded with -1. Kept tokens have
+        the positions and distances they had among all (released code: preserve_ids).
+        """
+        raise NotImplementedError
+
+    def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
+        """Number of tokens of each item (B,), without CLS and padding."""
+        raise NotImplementedError
+
+    @staticmethod
+    def decoder_positions(dim: int, **options: Any) -> nn.Module:
+        """A module that maps a grid to positions (1, L + 1, dim)."""
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of this adapter's positions and CLS, which are not decayed (released code)."""
+        return {"cls_token", "pos_embed.weight"}
+
+    def with_cls(self, stem: Stem) -> tuple[Tensor, Tensor | None]:
+        """Put CLS in front: tokens (B, L + 1, D) and the mask that goes with them."""
+        batch = len(stem.tokens)
+        tokens = torch.cat([self.cls_token.to(stem.tokens.dtype).expand(batch, -1, -1), stem.tokens], dim=1)
+        mask = stem.padding_mask
+        return tokens, None if mask is None else torch.cat([mask.new_zeros(batch, 1), mask], dim=1)
+
+    def finish(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None,
+        kinds: Tensor | None,
+        buckets: Tensor,
+        tables: list[Tensor],
+        keep: Tensor | None,
+        gathered: bool = False,
+    ) -> TokenSequence:
+        """Add the types, take out what is hidden (unless ``gathered`` already), zero the padding."""
+        if hasattr(self, "type_embed"):
+            kinds = tokens.new_zeros(len(tokens), dtype=torch.long) if kinds is None else kinds
+            tokens = tokens + self.type_embed.cumsum(0)[kinds].unsqueeze(1)
+        if keep is not None:
+            tokens = tokens if gathered else gather_tokens(tokens, keep)
+            buckets = gather_pairs(buckets, keep)
+            mask = no_padding(keep < 0)
+        if mask is not None:
+            tokens = tokens.masked_fill(mask.unsqueeze(-1), 0.0)
+        span = Span(self.key, 0, tokens.shape[1])
+        return TokenSequence(tokens, mask, (span,), (buckets,), (tables,))

@@ -1,0 +1,69 @@
+"""Text: token ids -> tokens. The shortest adapter; next files: image.py, audio.py."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
+from ..sequence import Stem, TokenSequence, no_padding
+from .base import Adapter
+
+PAD_ID = 1
+
+
+class TextAdapter(Adapter):
+    """Token embedding, learned positions (CLS is position 0), logarithmic buckets of relative distance.
+
+    Batch: ``ids`` (B, L) int64, right-padded with 1, each row ending with eos.
+
+    Args:
+        vocab_size: rows of the token embedding.
+        num_positions: longest sequence, CLS included.
+        num_buckets: b; the bias table has 2 b - 1 + 3 rows.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        dim: int,
+        num_heads: int,
+        num_tables: int,
+        *,
+        vocab_size: int,
+        num_positions: int = 514,
+        num_buckets: int = 256,
+        num_types: int = 0,
+    ):
+        super().__init__(key, dim, num_heads, num_tables, sequence_table_rows(num_buckets), num_types)
+        self.num_buckets = num_buckets
+        self.token_embed = nn.Embedding(vocab_size, dim, padding_idx=PAD_ID)
+        self.pos_embed = SequencePositions(dim, num_positions)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        trunc_normal(self.token_embed.weight)
+        with torch.no_grad():
+            self.token_embed.weight[PAD_ID].zero_()
+
+    def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
+        ids = batch["ids"]
+        if ids.dtype not in (torch.int64, torch.int32) or ids.ndim != 2:
+            raise ValueError(f"ids should be (B, L) int64, not {tuple(ids.shape)} {ids.dtype}")
+        limit = len(self.pos_embed.weight) - 1
+        if ids.shape[1] > limit:
+            raise ValueError(f"{ids.shape[1]} text tokens are more than this model's {limit}; cut the text shorter")
+        return Stem(self.token_embed(ids), no_padding(ids == PAD_ID), (ids.shape[1],), batch.get("kind"))
+
+    def place(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+        tokens, mask = self.with_cls(stem)
+        tokens = tokens + self.pos_embed(stem.grid)
+        buckets = sequence_buckets(tokens.shape[1], self.num_buckets, tokens.device)
+        return self.finish(tokens, mask, stem.kinds, buckets, list(self.bias_tables), keep)
+
+    def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
+        return (batch["ids"] != PAD_ID).sum(1)
+
+    @staticmethod
+    def decoder_positions(dim: int, *, num_positions: int = 514, **_: Any) -> nn.Module:
+        return SequencePositions(dim, num_positions)

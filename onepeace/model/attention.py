@@ -1,0 +1,55 @@
+"""Self-attention, and the one place that chooses its kernel. Next file: block.py."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def use_plain_form(device_type: str, dtype: torch.dtype, length: int) -> bool:
+    """Whether matmul, softmax, matmul beats the fused kernel.
+
+    Measured on AVX-512 CPUs: torch's fused CPU kernel costs 1.8-2.5 x the plain form for bf16 up to about 200 tokens and
+    up to 2 x for float32 up to 64, and wins (0.35 x) at 257 and more. On other devices the fused kernels always win.
+    """
+    return device_type == "cpu" and length <= (200 if dtype == torch.bfloat16 else 64)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Softmax attention of (B, H, L, head_dim); q is already scaled.
+
+    ``bias`` (1 or B, H or 1, L, L) is added to the logits, -inf hides a key; every query must see at least one key.
+    The softmax is float32 in every dtype.
+    """
+    if use_plain_form(q.device.type, q.dtype, q.shape[2]):
+        scores = q @ k.transpose(-2, -1)
+        if bias is not None:
+            scores = scores + bias
+        return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with a LayerNorm before the output projection (sub-LN, as in Magneto).
+
+    Keys have no bias (released code): it would add the same number to all logits of a query.
+    """
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        self.q, self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """(B, L, D) -> (B, L, D); ``bias`` as in ``attention``."""
+        batch, length, dim = x.shape
+
+        def heads(t: Tensor) -> Tensor:
+            return t.view(batch, length, self.num_heads, -1).transpose(1, 2)
+
+        q, k, v = heads(self.q(x) * self.scale), heads(self.k(x)), heads(self.v(x))
+        # Autocast makes q, k, v half while the tables stay float32; the kernels want one dtype.
+        out = attention(q, k, v, None if bias is None else bias.to(q.dtype))
+        return self.proj(self.norm(out.transpose(1, 2).reshape(batch, length, dim)))

@@ -1,0 +1,52 @@
+"""The Transformer block: what is shared and what is not. Next file: encoder.py."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .attention import SelfAttention
+from .layers import GEGLU, DropPath, LayerScale
+from .sequence import Span
+
+
+class Block(nn.Module):
+    """Pre-norm Transformer block: attention shared by all modalities, one FFN for each (paper: modality FFNs).
+
+    Which FFN a token goes through is looked up by its span's key: a modality is an entry of ``ffn``.
+
+    Args:
+        dim, num_heads, ffn_dim: token width D, heads H (must divide D), hidden width of each FFN.
+        modalities: the keys this block can route.
+        drop_path: chance that a sample skips a residual branch, in training only.
+        layer_scale: initial per-channel gain of both branches; None = no gain.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        modalities: Sequence[str],
+        drop_path: float = 0.0,
+        layer_scale: float | None = 1e-6,
+    ):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn = SelfAttention(dim, num_heads)
+        self.ffn = nn.ModuleDict({key: GEGLU(dim, ffn_dim) for key in modalities})
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:
+        """Map tokens (B, L, D) to tokens (B, L, D).
+
+        ``bias`` (1 or B, H or 1, L, L) is added to the attention logits and is -inf in padding's columns; CLS is never
+        padding, so no row is all -inf.
+        """
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), bias)))
+        h = self.norm2(x)
+        parts = [self.ffn[key](h[:, start:stop]) for key, start, stop in spans]
+        h = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return x + self.drop_path(self.ls2(h))

@@ -1,0 +1,72 @@
+"""Small parts of a block. Next file: block.py."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class GEGLU(nn.Module):
+    """Gated feed-forward layer with a LayerNorm before the last projection (sub-LN): down(norm(GELU(gate x) * up x))."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.gate, self.up = nn.Linear(dim, hidden, bias=False), nn.Linear(dim, hidden, bias=False)
+        self.norm = nn.LayerNorm(hidden)
+        self.down = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.down(self.norm(F.gelu(self.gate(x)) * self.up(x)))
+
+
+class LayerScale(nn.Module):
+    """A learned gain per channel."""
+
+    def __init__(self, dim: int, initial: float):
+        super().__init__()
+        self.initial = initial
+        self.gain = nn.Parameter(torch.empty(dim))
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.gain, self.initial)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training a sample's whole branch is dropped with chance ``rate``, the rest scaled up."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * (kept / (1 - self.rate)).to(x.dtype)
+
+
+class AttentionPool(nn.Module):
+    """One learned query per head over the tokens (released code: attn_pooling_func; its logits are not scaled)."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Parameter(torch.empty(num_heads, dim // num_heads))
+        self.k, self.v, self.proj = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim), nn.Linear(dim, dim)
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.q, std=0.02, a=-0.02, b=0.02)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """(B, L, D) and a mask (B, L) -> (B, D)."""
+        batch, length, dim = x.shape
+        k = self.k(x).view(batch, length, self.num_heads, -1)
+        v = self.v(x).view(batch, length, self.num_heads, -1)
+        logits = torch.einsum("hd,blhd->bhl", self.q, k).float()
+        if padding_mask is not None:
+            logits = logits.masked_fill(padding_mask[:, None], -torch.inf)
+        pooled = torch.einsum("bhl,blhd->bhd", logits.softmax(-1).to(v.dtype), v)
+        return self.proj(pooled.reshape(batch, dim))

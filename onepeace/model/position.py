@@ -1,0 +1,157 @@
+"""Where tokens are: learned positions, buckets of relative distance, and the resizing of both.
+
+A bucket matrix holds, for each pair (query i, key j), a row of a table (rows, heads) of attention biases. The last
+three rows of every table serve the CLS token: as query, as key, with itself (released code). Matrices are computed
+for the length at hand, never stored. Next file: attention.py.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_MAX_DISTANCE = 1024  # where the logarithmic buckets end; further tokens share the last one
+
+
+def sequence_table_rows(num_buckets: int) -> int:
+    """Rows of the bias table of a sequence modality."""
+    return 2 * num_buckets - 1 + 3
+
+
+def grid_table_rows(side: int) -> int:
+    """Rows of the bias table of a grid of side x side patches."""
+    return (2 * side - 1) ** 2 + 3
+
+
+def _with_cls(buckets: Tensor, rows: int) -> Tensor:
+    """Overwrite row and column 0 with the three special rows of a table of ``rows`` rows."""
+    buckets[0, :], buckets[:, 0], buckets[0, 0] = rows - 3, rows - 2, rows - 1
+    return buckets.unsqueeze(0)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # a cached matrix made while embedding must serve training too
+def sequence_buckets(length: int, num_buckets: int, device: torch.device) -> Tensor:
+    """Bucket matrix (1, length, length) of a sequence whose position 0 is CLS.
+
+    Distances up to num_buckets // 2 have a bucket each, larger ones share logarithmic buckets (released code). The
+    logarithm is float32 so that bucket edges fall where the released tables were trained.
+    """
+    middle = num_buckets // 2
+    positions = torch.arange(length)
+    distance = positions[:, None] - positions[None, :]
+    far = distance.abs().clamp(min=max(middle, 1), max=_MAX_DISTANCE - 1).float()
+    # With one or two buckets on a side there is no logarithmic range to spread.
+    steps = torch.log(far / middle) / math.log((_MAX_DISTANCE - 1) / middle) * (middle - 1) if middle else far * 0
+    log_bucket = (middle + torch.ceil(steps)).long() * distance.sign()
+    bucket = torch.where(distance.abs() <= middle, distance, log_bucket) + num_buckets - 1
+    return _with_cls(bucket, sequence_table_rows(num_buckets)).to(device)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # a cached matrix made while embedding must serve training too
+def grid_buckets(rows: int, columns: int, device: torch.device) -> Tensor:
+    """Bucket matrix (1, 1 + rows * columns, same) of a grid of patches after CLS, row-major.
+
+    The table it points into holds (2 rows - 1) x (2 columns - 1) offsets, row offset first, plus the three CLS rows.
+    """
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    row, column = row.flatten(), column.flatten()
+    down = row[:, None] - row[None, :] + rows - 1
+    right = column[:, None] - column[None, :] + columns - 1
+    buckets = F.pad(down * (2 * columns - 1) + right, (1, 0, 1, 0))
+    return _with_cls(buckets, (2 * rows - 1) * (2 * columns - 1) + 3).to(device)
+
+
+def stretch_grid_table(table: Tensor, side: int, rows: int, columns: int) -> Tensor:
+    """The bias table (rows, H) of a ``side`` x ``side`` grid, stretched to a picture of rows x columns patches.
+
+    A picture of another shape fills the same learned square, as positions do: bicubic, corner offsets kept in place.
+    Used on the fly; ``resize_bias_table`` is the finer way for a model that changes its size for good.
+    """
+    if (rows, columns) == (side, side):
+        return table
+    heads = table.shape[1]
+    square = table[:-3].float().T.reshape(1, heads, 2 * side - 1, 2 * side - 1)
+    size = (2 * rows - 1, 2 * columns - 1)
+    stretched = F.interpolate(square, size=size, mode="bicubic", align_corners=True)
+    return torch.cat([stretched.reshape(heads, -1).T.to(table.dtype), table[-3:]])
+
+
+def resize_bias_table(table: Tensor, side: int) -> Tensor:
+    """Resample a grid's bias table (rows, H) to a grid of ``side`` x ``side`` patches, larger or smaller.
+
+    The method of BEiT and the released loader: source offsets are placed at geometrically growing distances, so that
+    near neighbours keep their fine resolution, and a cubic spline is read at the new whole-number offsets. float32 out.
+    """
+    import numpy as np
+    from scipy.interpolate import RectBivariateSpline
+
+    old = math.isqrt(table.shape[0] - 3)
+    new = 2 * side - 1
+    if old == new:
+        return table.float()
+    half, target_half = old // 2, new // 2
+    if half < 2:
+        raise ValueError(f"a bias table of {table.shape[0]} rows is too small to resample")
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        if (1 - ratio**half) / (1 - ratio) > target_half:
+            high = ratio
+        else:
+            low = ratio
+    distances = np.cumsum([ratio**i for i in range(half)])
+    source = np.concatenate([-distances[::-1], [0.0], distances])
+    target = np.clip(np.arange(-target_half, target_half + 1, dtype=np.float64), source[0], source[-1])
+    columns = []
+    for head in table[:-3].double().cpu().numpy().T:
+        spline = RectBivariateSpline(source, source, head.reshape(old, old), kx=3, ky=3, s=0)
+        columns.append(torch.from_numpy(spline(target, target)).float().reshape(-1))
+    return torch.cat([torch.stack(columns, dim=1), table[-3:].float().cpu()]).to(table.device)
+
+
+class SequencePositions(nn.Module):
+    """Learned positions of a sequence; position 0 is CLS."""
+
+    def __init__(self, dim: int, num_positions: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_positions, dim))
+
+    def reset_parameters(self) -> None:
+        trunc_normal(self.weight)
+
+    def forward(self, grid: tuple[int, ...]) -> Tensor:
+        """(1, L + 1, D) for a grid of (L,)."""
+        length = grid[0] + 1
+        if length > len(self.weight):
+            raise ValueError(f"{length} tokens (CLS included) are more than the {len(self.weight)} positions there are")
+        return self.weight[:length].unsqueeze(0)
+
+
+class GridPositions(nn.Module):
+    """Learned positions of a square grid after CLS, stretched to any rows x columns (bicubic, in float32)."""
+
+    def __init__(self, dim: int, grid: int):
+        super().__init__()
+        self.side = grid
+        self.weight = nn.Parameter(torch.empty(grid * grid + 1, dim))
+
+    def reset_parameters(self) -> None:
+        trunc_normal(self.weight)
+
+    def forward(self, grid: tuple[int, ...]) -> Tensor:
+        """(1, 1 + rows * columns, D)."""
+        if tuple(grid) == (self.side, self.side):
+            return self.weight.unsqueeze(0)
+        square = self.weight[1:].float().T.reshape(1, -1, self.side, self.side)
+        stretched = F.interpolate(square, size=tuple(grid), mode="bicubic", align_corners=False)
+        patches = stretched.flatten(2).transpose(1, 2).to(self.weight.dtype)
+        return torch.cat([self.weight[None, :1], patches], dim=1)
+
+
+def trunc_normal(tensor: Tensor) -> None:
+    """The released initialisation: normal of deviation 0.02, cut at one deviation."""
+    nn.init.trunc_normal_(tensor, std=0.02, a=-0.02, b=0.02)

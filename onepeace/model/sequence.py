@@ -1,0 +1,110 @@
+"""The one type that crosses from adapters to blocks. Next file: block.py."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Span(NamedTuple):
+    """Tokens ``start:stop`` of a sequence belong to modality ``key``."""
+
+    key: str
+    start: int
+    stop: int
+
+
+class Stem(NamedTuple):
+    """What an adapter makes of raw input, whatever is hidden from the encoder later.
+
+    tokens: (B, L, D), without CLS and positions. padding_mask: (B, L) bool, True = padding, or None when nothing is.
+    grid: the shape of the L positions, (L,) or (rows, columns). kinds: (B,) type ids of the items, or None.
+    """
+
+    tokens: Tensor
+    padding_mask: Tensor | None
+    grid: tuple[int, ...]
+    kinds: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Tokens of one or more modalities side by side.
+
+    Args:
+        tokens: (B, L, D), positions added; rows of padding are zero.
+        padding_mask: (B, L) bool, True = padding, or None when nothing is padding. CLS is never padding.
+        spans: contiguous, ordered, covering 0..L; CLS is the first token of each.
+        buckets: for each span the (1 or B, L_m, L_m) rows of its table of relative-position biases, or None for no
+            bias. Across spans the bias is 0.
+        tables: for each span its tables (rows, H): one for all blocks, one per block, or none.
+    """
+
+    tokens: Tensor
+    padding_mask: Tensor | None
+    spans: tuple[Span, ...]
+    buckets: tuple[Tensor | None, ...]
+    tables: tuple[list[Tensor], ...]
+
+    def __post_init__(self) -> None:
+        batch, length = self.tokens.shape[:2]
+        if self.padding_mask is not None and self.padding_mask.shape != (batch, length):
+            raise ValueError(f"padding_mask {tuple(self.padding_mask.shape)} does not fit tokens {(batch, length)}")
+        edges = [0, *(span.stop for span in self.spans)]
+        if edges[-1] != length or any(span.start != edge for span, edge in zip(self.spans, edges, strict=False)):
+            raise ValueError(f"spans {self.spans} do not tile 0..{length}")
+        if not len(self.buckets) == len(self.tables) == len(self.spans):
+            raise ValueError(f"{len(self.buckets)} bucket matrices, {len(self.tables)} tables, {len(self.spans)} spans")
+        for span, buckets in zip(self.spans, self.buckets, strict=True):
+            size = span.stop - span.start
+            if buckets is not None and (buckets.shape[1:] != (size, size) or buckets.shape[0] not in (1, batch)):
+                raise ValueError(f"buckets {tuple(buckets.shape)} do not fit {size} tokens of {span.key}, batch {batch}")
+
+    @staticmethod
+    def concat(sequences: Iterable["TokenSequence"]) -> "TokenSequence":
+        """Put sequences of equal batch size side by side."""
+        sequences = list(sequences)
+        if len(sequences) == 1:
+            return sequences[0]
+        masks, spans, offset = [], [], 0
+        for sequence in sequences:
+            masks.append(sequence.dense_mask())
+            spans += [Span(span.key, span.start + offset, span.stop + offset) for span in sequence.spans]
+            offset += sequence.tokens.shape[1]
+        padded = any(sequence.padding_mask is not None for sequence in sequences)
+        return TokenSequence(
+            torch.cat([sequence.tokens for sequence in sequences], dim=1),
+            torch.cat(masks, dim=1) if padded else None,
+            tuple(spans),
+            tuple(buckets for sequence in sequences for buckets in sequence.buckets),
+            tuple(tables for sequence in sequences for tables in sequence.tables),
+        )
+
+    def dense_mask(self) -> Tensor:
+        """The padding mask (B, L), all False when nothing is padding."""
+        if self.padding_mask is not None:
+            return self.padding_mask
+        return torch.zeros(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
+
+    def split(self, x: Tensor) -> dict[str, Tensor]:
+        """Cut (B, L, ...) into one piece per modality."""
+        return {span.key: x[:, span.start : span.stop] for span in self.spans}
+
+
+def no_padding(mask: Tensor) -> Tensor | None:
+    """``mask``, or None if nothing in it is True: attention is cheaper without a mask, and one bias serves the batch."""
+    return mask if bool(mask.any()) else None
+
+
+def gather_tokens(x: Tensor, keep: Tensor) -> Tensor:
+    """Rows ``keep`` (B, K) of x (1 or B, L, D); ids of -1 (padding) give row 0."""
+    index = keep.clamp_min(0).unsqueeze(-1).expand(-1, -1, x.shape[-1])
+    return x.expand(len(keep), -1, -1).gather(1, index)
+
+
+def gather_pairs(buckets: Tensor, keep: Tensor) -> Tensor:
+    """Rows and columns ``keep`` (B, K) of a bucket matrix (1, L, L): (B, K, K)."""
+    ids = keep.clamp_min(0)
+    return buckets[0][ids.unsqueeze(2), ids.unsqueeze(1)]
