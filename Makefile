@@ -1,0 +1,46 @@
+# Everything runs in .venv, made on first use. PYTHON chooses the interpreter it is made with.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/installed
+RUFF := $(BIN)/ruff
+SAMPLES := data/samples
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format types bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 10
+
+install: $(READY)  ## make .venv with the package (editable) and what its tests need
+
+$(READY): setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+demo: $(READY)  ## search the sample files by words, a picture, a sound and a mix; the last also as demo.html
+	$(BIN)/onepeace search $(SAMPLES) --text "a cat looking at the camera" --top 5
+	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/cat.jpg --top 5
+	$(BIN)/onepeace search $(SAMPLES) --audio $(SAMPLES)/sounds/dog.ogg --top 5
+	$(BIN)/onepeace search $(SAMPLES) --text "the sea" --audio $(SAMPLES)/sounds/dog.ogg --weights 0.5,0.5 --top 5 --html demo.html
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)  ## check style and formatting
+	$(RUFF) check --config .ci/ruff.toml .
+	$(RUFF) format --config .ci/ruff.toml --check .
+
+format: $(READY)  ## mend style and formatting
+	$(RUFF) check --config .ci/ruff.toml --fix .
+	$(RUFF) format --config .ci/ruff.toml .
+
+types: $(READY)  ## check the types
+	$(BIN)/mypy
+
+bench: $(READY)  ## measure the encoders on this machine
+	$(BIN)/onepeace bench encode
+
+clean:  ## remove .venv and everything that can be made again
+	rm -rf .venv build dist demo.html *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
