@@ -1,0 +1,161 @@
+"""How training media are varied. All chance comes from the generator handed in: one per item, see batches.py.
+
+An entry of AUGMENTS has three steps: ``load`` decodes, ``vary`` changes one item, ``collate`` makes the model's input.
+What can be done to a whole batch at once (colour, normalisation) waits for ``collate``: two cores are few.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onepeace.config import build
+from onepeace.errors import UserError
+
+SPATIAL = re.compile(r"\b(left|right|leftmost|rightmost|lefthand|righthand|(counter)?clockwise)\b", re.IGNORECASE)
+"""A mirrored picture makes these words wrong."""
+LUMA = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in grey (ITU-R BT.601, as PIL's "L")."""
+RATIOS = (3 / 4, 4 / 3)
+"""Widths over heights of crops, as torchvision's RandomResizedCrop."""
+MIX_DB = 5.0
+"""Two mixed clips differ in loudness by at most this."""
+NOISE_DB = (10.0, 40.0)
+"""Background noise lies this far below the clip."""
+
+BICUBIC = 3
+"""PIL.Image.Resampling.BICUBIC, without importing PIL."""
+
+Another = Callable[[], tuple[Any, str]]
+"""Draws another training item of the modality: what ``load`` gave, and its caption."""
+
+
+class Picture(NamedTuple):
+    """A cropped picture on its way into a batch."""
+
+    pixels: np.ndarray
+    """(S, S, 3) uint8."""
+    brightness: float
+    contrast: float
+    saturation: float
+
+
+@dataclass(frozen=True)
+class ImageAugment:
+    """Crop, mirror, colour."""
+
+    crop_scale: tuple[float, ...] = (0.9, 1.0)
+    """Least and largest share of the area that is kept."""
+    flip: bool = False
+    """Mirror half of the pictures, unless the caption speaks of left or right."""
+    color: float = 0.0
+    """Brightness, contrast and saturation change by at most this share."""
+
+    def __post_init__(self) -> None:
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise UserError(f"crop_scale {list(self.crop_scale)} should be two shares, as [0.5, 1.0]")
+        if not 0 <= self.color < 1:
+            raise UserError(f"color {self.color} should be a share below 1")
+
+    def load(self, item: Any, decoder: Any) -> Any:
+        """The picture as the decoder opens it: upright RGB, in its own size."""
+        return decoder.open(item)
+
+    def vary(
+        self, picture: Any, text: str, decoder: Any, rng: np.random.Generator, another: Another
+    ) -> tuple[Picture, str]:
+        """A random crop in the model's size, perhaps mirrored, and the colour factors for `collate`."""
+        width, height = picture.size
+        area = width * height * rng.uniform(*self.crop_scale)
+        ratio = math.exp(rng.uniform(*(math.log(r) for r in RATIOS)))
+        w, h = min(math.sqrt(area * ratio), width), min(math.sqrt(area / ratio), height)
+        left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+        crop = picture.resize((decoder.size, decoder.size), BICUBIC, box=(left, top, left + w, top + h))
+        pixels = np.asarray(crop)
+        if self.flip and rng.random() < 0.5 and not SPATIAL.search(text):
+            pixels = pixels[:, ::-1]
+        return Picture(pixels, *(rng.uniform(1 - self.color, 1 + self.color, 3))), text
+
+    def collate(self, samples: list[Picture], decoder: Any) -> dict[str, Tensor]:
+        """Colour and normalisation of the whole batch in one affine map per picture: {"pixels": (B, 3, S, S)}."""
+        pixels = torch.from_numpy(np.stack([sample.pixels for sample in samples])).permute(0, 3, 1, 2)
+        x = pixels.float().flatten(2) / 255  # (B, 3, S * S)
+        mean = torch.tensor(decoder.mean)[:, None]
+        std = torch.tensor(decoder.std)[:, None]
+        if self.color:
+            luma = torch.tensor(LUMA)
+            factors = torch.tensor([sample[1:] for sample in samples], dtype=torch.float32)
+            brightness, contrast, saturation = factors[:, :, None, None].unbind(1)
+            grey = (x.mean(2) @ luma)[:, None, None]
+            # Saturation, then contrast, then brightness are all linear in the pixel, so one matrix does them.
+            mix = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * luma)
+            x = torch.baddbmm(brightness * (1 - contrast) * grey, mix, x).clamp_(0, 1)
+        x = (x - mean) / std
+        return {"pixels": x.unflatten(2, pixels.shape[2:])}
+
+
+@dataclass(frozen=True)
+class AudioAugment:
+    """Turn in time, mix, add noise, change the gain."""
+
+    shift: bool = False
+    """Turn the clip around by a random time: what leaves at the end comes in at the start."""
+    gain_db: float = 0.0
+    """The normalised clip becomes louder or softer by at most this."""
+    noise: float = 0.0
+    """Chance of white noise, 10 to 40 dB below the clip."""
+    mix: float = 0.0
+    """Chance that a second clip sounds at the same time; the caption becomes "A and B"."""
+
+    def __post_init__(self) -> None:
+        for name in ("noise", "mix"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} {getattr(self, name)} should be a chance between 0 and 1")
+
+    def load(self, item: Any, decoder: Any) -> np.ndarray:
+        """(N,) float32, mono at the model's sampling rate, as loud as it was."""
+        return np.asarray(decoder.load(item), dtype=np.float32)
+
+    def vary(
+        self, samples: np.ndarray, text: str, decoder: Any, rng: np.random.Generator, another: Another
+    ) -> tuple[Tensor, str]:
+        """The changed clip as `decode` would give it (normalised, not too long), and its caption."""
+        samples = self._turn(samples, rng)
+        if rng.random() < self.mix:
+            other, other_text = another()
+            other = np.resize(self._turn(other, rng), samples.shape)  # repeated or cut to the same length
+            level = 10 ** (rng.uniform(-MIX_DB, MIX_DB) / 20)
+            samples = samples + other * (level * _loudness(samples) / max(_loudness(other), 1e-6))
+            text = f"{text.rstrip(' .')} and {other_text.rstrip(' .')}"
+        if rng.random() < self.noise:
+            level = 10 ** (-rng.uniform(*NOISE_DB) / 20) * _loudness(samples)
+            samples = samples + level * rng.standard_normal(len(samples), dtype=np.float32)
+        gain = 10 ** (rng.uniform(-self.gain_db, self.gain_db) / 20)
+        return decoder.prepare(torch.from_numpy(samples.astype(np.float32))) * gain, text
+
+    def _turn(self, samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return np.roll(samples, int(rng.integers(len(samples)))) if self.shift else samples
+
+    def collate(self, samples: list[Tensor], decoder: Any) -> dict[str, Tensor]:
+        """As without augmentation."""
+        return decoder.collate(samples)
+
+
+def _loudness(samples: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(samples))))
+
+
+AUGMENTS: dict[str, Any] = {"image": ImageAugment, "audio": AudioAugment}
+"""Options of ``data.augment`` by modality; build one with `onepeace.config.build`."""
+
+
+def make_augments(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The augmentations of a recipe's ``data.augment``, by modality."""
+    if unknown := [modality for modality in options if modality not in AUGMENTS]:
+        raise UserError(f"data.augment has no {unknown[0]!r}; there are {', '.join(AUGMENTS)}")
+    return {m: build(AUGMENTS[m], given, f"data.augment.{m}") for m, given in options.items()}

@@ -1,0 +1,196 @@
+"""Which tokens the denoising passes hide, with the exact counts of the paper's released code.
+
+Every rule here is the same two steps: score the tokens, hide the ``count`` tokens of lowest score. CLS is no token here
+and the end of a text is never hidden. Whole batches are drawn at once. Next file: batches.py.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onepeace.errors import UserError
+
+SPAN = 5
+"""Frames hidden around each centre of the unit "span"."""
+
+
+@dataclass(frozen=True)
+class MaskRates:
+    """Shares of one modality's tokens that are hidden; null = this pass does not exist.
+
+    A together-pass that follows an alone-pass hides other tokens than that one did: text prefers single tokens that
+    were visible, image hides all patches that were visible and some more. Audio draws both independently.
+    """
+
+    unit: str
+    """word or token for text, patch for image, span for audio."""
+    alone: float | None = None
+    """When the modality is encoded alone."""
+    together: float | None = None
+    """When it is encoded together with the other one of its pair."""
+
+    def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise UserError(f"mask unit {self.unit!r} is not known; known: {', '.join(UNITS)}")
+        for name in ("alone", "together"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share < 1:
+                raise UserError(f"mask {name} is {share}, not a share between 0 and 1; null = none")
+
+
+def word_table(pieces: Sequence[str]) -> Tensor:
+    """(V, 2) bool for the pieces of a vocabulary in the order of their ids: begins a word, ends a word.
+
+    Byte-level pieces carry the space in front as "Ġ"; CLIP's carry the end of a word as "</w>". Specials and fillers
+    ("madeupword0000") begin a word, as in the released code.
+    """
+    special = ("<s>", "<pad>", "</s>", "<unk>", "madeupword")
+    begins = [piece.startswith("Ġ") or piece.startswith(special) for piece in pieces]
+    return torch.tensor([begins, [piece.endswith("</w>") for piece in pieces]]).T.contiguous()
+
+
+def word_starts(ids: Tensor, table: Tensor) -> Tensor:
+    """(B, L) bool: the ids (B, L) that begin a word; the first always does."""
+    begins, ends = table[ids].unbind(-1)
+    starts = begins.clone()
+    starts[:, 1:] |= ends[:, :-1]
+    starts[:, 0] = True
+    return starts
+
+
+def lowest(score: Tensor, count: Tensor, lengths: Tensor) -> Tensor:
+    """(B, L) bool: of each row's first ``lengths`` entries the ``count`` of lowest score."""
+    outside = torch.arange(score.shape[1]) >= lengths[:, None]
+    rank = score.masked_fill(outside, torch.inf).argsort(1).argsort(1)
+    return rank < count[:, None]
+
+
+def _share(lengths: Tensor, ratio: float) -> Tensor:
+    # float64, as Python's int(n * ratio): in float32 some counts would differ by one.
+    return (lengths.double() * ratio).floor().long()
+
+
+def hide_tokens(lengths: Tensor, ratio: float, generator: torch.Generator, avoid: Tensor | None = None) -> Tensor:
+    """int(n * ratio) of each row's n tokens, uniformly; those in ``avoid`` (B, L) only when the others are used up."""
+    score = torch.rand(len(lengths), int(lengths.max()), generator=generator)
+    return lowest(score if avoid is None else score + avoid, _share(lengths, ratio), lengths)
+
+
+def hide_words(lengths: Tensor, ratio: float, generator: torch.Generator, starts: Tensor) -> Tensor:
+    """ceil(words * ratio) of each row's words, whole: a token of ``starts`` (B, L) and those up to the next."""
+    starts = starts[:, : int(lengths.max())]
+    inside = torch.arange(starts.shape[1]) < lengths[:, None]
+    words = (starts & inside).sum(1)
+    score = torch.rand(starts.shape, generator=generator)
+    chosen = lowest(score, (words.double() * ratio).ceil().long(), words)  # (B, words)
+    word_id = (starts.cumsum(1) - 1).clamp(min=0)
+    return chosen.gather(1, word_id) & inside
+
+
+def hide_spans(lengths: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
+    """int(n * ratio) of each row's n frames in runs: int(n * (ratio + 0.1) / 5) centres hide 5 frames each.
+
+    Centres may meet; frames are then uncovered or hidden at random until the count is exact.
+    """
+    rows, longest = len(lengths), int(lengths.max())
+    centres = (lengths.double() * (ratio + 0.1) / SPAN).floor().long()
+    draw = torch.rand(rows, max(int(centres.max()), 1), generator=generator)
+    place = (draw * lengths[:, None]).long()
+    around = torch.arange(SPAN) - SPAN // 2
+    last = (lengths[:, None, None] - 1).clamp(min=0)
+    frames = (place[:, :, None] + around).clamp(min=0).minimum(last)  # (B, centres, SPAN)
+    real = torch.arange(draw.shape[1]) < centres[:, None]
+    covered = torch.zeros(rows, longest + 1, dtype=torch.bool)
+    frames = torch.where(real[:, :, None], frames, longest)  # the column too many takes what does not count
+    covered = covered.scatter(1, frames.flatten(1), True)[:, :longest]
+    score = torch.rand(rows, longest, generator=generator) + ~covered
+    return lowest(score, _share(lengths, ratio), lengths)
+
+
+def _words(rates: MaskRates, lengths: Tensor, generator: torch.Generator, starts: Tensor | None) -> dict[str, Tensor]:
+    if starts is None:
+        raise ValueError('the unit "word" needs the word starts of the batch')
+    hidden = {}
+    if rates.alone is not None:
+        hidden["alone"] = hide_words(lengths, rates.alone, generator, starts)
+    if rates.together is not None and rates.alone is not None:
+        hidden["together"] = hide_tokens(lengths, rates.together, generator, hidden["alone"])
+    elif rates.together is not None:
+        hidden["together"] = hide_words(lengths, rates.together, generator, starts)
+    return hidden
+
+
+def _tokens(rates: MaskRates, lengths: Tensor, generator: torch.Generator, starts: Tensor | None) -> dict[str, Tensor]:
+    hidden = {}
+    if rates.alone is not None:
+        hidden["alone"] = hide_tokens(lengths, rates.alone, generator)
+    if rates.together is not None:
+        hidden["together"] = hide_tokens(lengths, rates.together, generator, hidden.get("alone"))
+    return hidden
+
+
+def _spans(rates: MaskRates, lengths: Tensor, generator: torch.Generator, starts: Tensor | None) -> dict[str, Tensor]:
+    passes = {"alone": rates.alone, "together": rates.together}
+    return {name: hide_spans(lengths, rate, generator) for name, rate in passes.items() if rate is not None}
+
+
+UNITS: dict[str, Callable[..., dict[str, Tensor]]] = {
+    "word": _words,
+    "token": _tokens,
+    "patch": _tokens,
+    "span": _spans,
+}
+TEXT_UNITS = ("word", "token")
+"""Units whose last token is the end of the text, and stays."""
+
+
+def visible(masked: Tensor, lengths: Tensor) -> Tensor:
+    """(B, K) int64: the positions that stay, ascending, CLS = 0 first, padded with -1.
+
+    Args:
+        masked: (B, L + 1) bool, True = hidden; the CLS column is False.
+        lengths: (B,) number of real tokens without CLS.
+    """
+    stays = ~masked & (torch.arange(masked.shape[1]) <= lengths[:, None])
+    counts = stays.sum(1)
+    # False sorts before True, and a stable sort leaves the positions in order.
+    order = (~stays).long().argsort(dim=1, stable=True)[:, : int(counts.max())]
+    return order.masked_fill(torch.arange(order.shape[1]) >= counts[:, None], -1)
+
+
+def draw_masks(
+    rates: MaskRates, lengths: Tensor, generator: torch.Generator, starts: Tensor | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """What is hidden in the passes of one modality.
+
+    Args:
+        rates: shares and unit.
+        lengths: (B,) number of tokens without CLS; a text's end counts.
+        generator: all randomness.
+        starts: (B, L) bool, see `word_starts`; for the unit "word" only.
+
+    Returns:
+        {"alone" and "together" as far as they have a rate: (keep (B, K) int64, masked (B, L + 1) bool)}; positions
+        count from CLS = 0. A text too short for its share has nothing hidden, which the losses allow.
+    """
+    hideable = (lengths - 1).clamp(min=0) if rates.unit in TEXT_UNITS else lengths
+    masks = UNITS[rates.unit](rates, hideable, generator, starts)
+    masked = {name: _with_cls(hidden, lengths) for name, hidden in masks.items()}
+    return {name: (visible(hidden, lengths), hidden) for name, hidden in masked.items()}
+
+
+def draw_drop(share: float, lengths: Tensor, generator: torch.Generator, has_end: bool) -> Tensor:
+    """(B, K) int64 positions that stay when int(n * share) of each row's n tokens are left out uniformly.
+
+    With ``has_end`` the last token is the end of a text: it stays and does not count.
+    """
+    hidden = hide_tokens(lengths - 1 if has_end else lengths, share, generator)
+    return visible(_with_cls(hidden, lengths), lengths)
+
+
+def _with_cls(hidden: Tensor, lengths: Tensor) -> Tensor:
+    masked = torch.zeros(len(lengths), int(lengths.max()) + 1, dtype=torch.bool)
+    masked[:, 1 : hidden.shape[1] + 1] = hidden
+    return masked

@@ -1,0 +1,221 @@
+"""All of a run's state in one safetensors file, written so that a crash at any moment leaves a usable one behind.
+
+Tensors (model, optimizer, average, generators) are the file's tensors, everything else is JSON in its header; nothing
+is pickled. A file gets its name only when it is complete on the disk, and safetensors refuses one that was cut off
+later, so `newest` can fall back on the one before.
+"""
+
+import json
+import logging
+import os
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onepeace.errors import UserError
+
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"step-(\d+)\.safetensors")
+FORMAT = "1"
+
+
+@dataclass
+class Checkpoint:
+    """What was saved after ``step`` updates."""
+
+    path: Path
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    """A state_dict of torch.optim."""
+    ema: dict[str, Tensor]
+    """Averaged weights; empty if the run has none."""
+    recipe: str
+    """The resolved recipe, YAML."""
+    extra: dict[str, Any]
+    """Whatever else the loop wanted to keep, as JSON allows."""
+    score: float | None
+    """Of the last validation, larger is better."""
+    generators: dict[str, Any]
+
+    def restore_generators(self) -> None:
+        """Put torch's, numpy's and Python's global generators where they were."""
+        torch.set_rng_state(self.generators["torch"])
+        cuda = self.generators["cuda"]
+        if cuda and len(cuda) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(cuda)
+        elif cuda:
+            log.warning("%s was written with %d CUDA devices: their generators start anew", self.path, len(cuda))
+        name, *rest = self.generators["numpy"]
+        np.random.set_state((name, self.generators["numpy_keys"].numpy().astype(np.uint32), *rest))
+        version, *rest = self.generators["python"]
+        random.setstate((version, tuple(rest[0]), rest[1]))
+
+
+def save(
+    folder: str | Path,
+    step: int,
+    *,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any],
+    recipe: str,
+    ema: Mapping[str, Tensor] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    score: float | None = None,
+    keep: int = 2,
+) -> Path:
+    """Write ``folder/step-N.safetensors`` and the state of the global generators; then remove what is too old.
+
+    Args:
+        folder: the run's; made if missing.
+        step: number of updates done.
+        model, optimizer, ema: state dicts.
+        recipe, extra, score: see `Checkpoint`.
+        keep: the newest so many stay, and the one with the best score.
+
+    Raises:
+        OSError: the disk is full or not writable; the files from before are untouched.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model/{name}": tensor for name, tensor in model.items()}
+    tensors |= {f"ema/{name}": tensor for name, tensor in (ema or {}).items()}
+    scalars: dict[str, dict[str, Any]] = {}
+    for index, state in optimizer["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{name}"] = value
+            else:
+                scalars.setdefault(str(index), {})[name] = value
+    numpy_name, numpy_keys, *numpy_rest = np.random.get_state()
+    tensors["generator/torch"] = torch.get_rng_state()
+    tensors["generator/numpy"] = torch.from_numpy(np.asarray(numpy_keys).astype(np.int64))
+    for i, generator in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
+        tensors[f"generator/cuda/{i}"] = generator
+    header = {
+        "step": step,
+        "recipe": recipe,
+        "extra": dict(extra or {}),
+        "score": score,
+        "optimizer_groups": optimizer["param_groups"],
+        "optimizer_scalars": scalars,
+        "numpy": [numpy_name, *numpy_rest],
+        "python": random.getstate(),
+    }
+    metadata = {"format": FORMAT, "onepeace": json.dumps(header)}
+
+    path = folder / f"step-{step:08d}.safetensors"
+    temporary = path.with_suffix(".tmp")
+    for left_over in folder.glob("step-*.tmp"):
+        left_over.unlink()
+    try:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, temporary, metadata=metadata)
+        _to_disk(temporary)
+        os.replace(temporary, path)
+        _to_disk(folder)
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    _prune(folder, keep)
+    return path
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read one checkpoint file; a `UserError` names a file that is cut off or something else."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["onepeace"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: not a complete checkpoint ({error})") from error
+    state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in header["optimizer_scalars"].items()}
+    for name, tensor in _below(tensors, "optimizer/").items():
+        index, _, field = name.partition("/")
+        state.setdefault(int(index), {})[field] = tensor
+    cuda = _below(tensors, "generator/cuda/")
+    return Checkpoint(
+        path=path,
+        step=header["step"],
+        model=_below(tensors, "model/"),
+        optimizer={"state": state, "param_groups": header["optimizer_groups"]},
+        ema=_below(tensors, "ema/"),
+        recipe=header["recipe"],
+        extra=header["extra"],
+        score=header["score"],
+        generators={
+            "torch": tensors["generator/torch"],
+            "cuda": [cuda[name] for name in sorted(cuda, key=int)],
+            "numpy": header["numpy"],
+            "numpy_keys": tensors["generator/numpy"],
+            "python": header["python"],
+        },
+    )
+
+
+def newest(folder: str | Path) -> Checkpoint | None:
+    """The last checkpoint of a run that can be read, with a warning for each that cannot; None if there is none."""
+    for path in reversed(files(folder)):
+        try:
+            return load(path)
+        except UserError as error:
+            log.warning("%s; going on from the one before", error)
+    return None
+
+
+def best(folder: str | Path) -> Path | None:
+    """The checkpoint of the highest score; the newest, if none has one."""
+    paths = files(folder)
+    scores = {path: score for path in paths if (score := _score(path)) is not None}
+    return max(scores, key=scores.__getitem__) if scores else (paths[-1] if paths else None)
+
+
+def files(folder: str | Path) -> list[Path]:
+    """The checkpoint files of a run, oldest first."""
+    found = [(int(match[1]), path) for path in Path(folder).glob("*") if (match := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def _score(path: Path) -> float | None:
+    """From the header alone: the tensors stay on the disk."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()["onepeace"])["score"]
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError):
+        return None
+
+
+def _prune(folder: Path, keep: int) -> None:
+    stay = {*files(folder)[-keep:], best(folder)}
+    for path in files(folder):
+        if path not in stay:
+            path.unlink()
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,111 @@
+"""What the optimizer is told: which parameters train, which decay, how fast each layer and each step learns.
+
+Every rule goes by parameter name or is a pure function of the step, so a resumed run needs no state but the step.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from onepeace.errors import UserError
+from onepeace.train.recipe import Optim, Schedule
+
+Freeze = Sequence[str] | Mapping[str, Sequence[str]]
+
+
+def freeze(model: nn.Module, patterns: Freeze) -> list[str]:
+    """Switch gradients off by parameter name; the names that stay trainable are returned.
+
+    Args:
+        patterns: shell patterns ("blocks.*.ffn.text.*") of what to freeze, or {"except": patterns} to freeze the rest.
+
+    Raises:
+        UserError: a pattern that matches no parameter, or nothing left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    inverse = isinstance(patterns, Mapping)
+    if isinstance(patterns, Mapping):
+        if unknown := sorted(set(patterns) - {"except"}):
+            raise UserError(f"freeze.{unknown[0]} is not a field; freeze is a list of patterns or {{except: patterns}}")
+        patterns = patterns.get("except") or []
+    matched: set[str] = set()
+    for pattern in patterns:
+        found = [name for name in names if fnmatchcase(name, pattern)]
+        if not found:
+            raise UserError(f"freeze: the pattern {pattern!r} matches none of {len(names)} parameters, as {names[0]}")
+        matched.update(found)
+    trainable = [name for name in names if (name in matched) == inverse]
+    if not trainable:
+        raise UserError(f"freeze: all {len(names)} parameters are frozen; nothing is left to train")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in set(trainable))
+    return trainable
+
+
+def layer_id(name: str, depth: int) -> int:
+    """Place of a parameter in a model of ``depth`` blocks, for layer-wise decay.
+
+    0 for the adapters; i + 1 for block i and for bias table i, which acts there; depth + 1 for what comes after.
+    """
+    if found := re.match(r"(?:blocks|adapters\.[^.]+\.bias_tables)\.(\d+)\.", name + "."):
+        return int(found[1]) + 1
+    return 0 if name.startswith("adapters.") else depth + 1
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
+    """Trainable parameters by (share of the learning rate, weight decay), as torch.optim takes them, with names.
+
+    Not decayed: vectors and scalars, biases, and what ``model.no_weight_decay()`` names (CLS tokens, positions).
+    With ``layer_decay`` d, layer i of L + 1 learns at d^(L + 1 - i) of the rate.
+    """
+    skip = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    names = {name for name, _ in model.named_parameters()}
+    if unknown := sorted(skip - names):
+        raise ValueError(f"no_weight_decay names {', '.join(unknown)}: not parameters of the model")
+    depth = 1 + max((int(found[1]) for name in names if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1)
+    groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decay = 0.0 if parameter.ndim <= 1 or name.endswith(".bias") or name in skip else weight_decay
+        scale = 1.0 if layer_decay is None else layer_decay ** (depth + 1 - layer_id(name, depth))
+        groups.setdefault((scale, decay), []).append((name, parameter))
+    return [{"params": members, "lr_scale": scale, "weight_decay": decay} for (scale, decay), members in groups.items()]
+
+
+def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
+    """AdamW over `parameter_groups`. Set its rate before each step with `set_learning_rate`.
+
+    The released code adds eps to sqrt(v) before the bias correction, torch after it; at eps 1e-8 they agree.
+    """
+    if config.name != "adamw":
+        raise UserError(f"optim.name {config.name!r} is not known; known: adamw")
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
+
+
+def learning_rate(step: int, peak: float, schedule: Schedule) -> float:
+    """Rate of the update after ``step`` updates: a line from min_lr to ``peak``, then half a cosine back to min_lr.
+
+    The first update (step 0) runs at min_lr, as released. From ``schedule.steps`` on it stays at min_lr, where the
+    released code would start another cosine at a tenth.
+    """
+    low, warmup, total = schedule.min_lr, schedule.warmup, schedule.steps
+    if step < warmup:
+        return low + step * (peak - low) / warmup
+    if schedule.name == "constant":
+        return peak
+    if step >= total:
+        return low
+    return low + (peak - low) / 2 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of the rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
