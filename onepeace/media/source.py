@@ -1,0 +1,160 @@
+"""Bytes of a path, an http(s) address or a bytes value, and short names of all inputs for messages. Knows no format."""
+
+import http.client
+import os
+import re
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from onepeace.errors import UserError
+
+MAX_BYTES = 1 << 30
+TIMEOUT = 30.0
+"""Seconds without an answer before a download is given up."""
+MAX_DOWNLOAD_SECONDS = 600.0
+CHUNK = 1 << 20
+
+# "C:\\x" has one letter before the colon and is a path; "note: a dog" has a space behind it and is text.
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://|(data|pipe|file|javascript|mailto):(?=\S)", re.IGNORECASE)
+
+
+def scheme(item: object) -> str | None:
+    """The lower-case URL scheme of a string ("https", "file", "data"), None for anything else."""
+    match = _SCHEME.match(item.lstrip()) if isinstance(item, str) else None
+    return (match[1] or match[2]).lower() if match else None
+
+
+def suffix(item: object) -> str:
+    """The lower-case file ending of a path or address with its dot, "" where there is none."""
+    if isinstance(item, str) and scheme(item):
+        item = urllib.parse.urlsplit(item.strip()).path if scheme(item) != "data" else ""
+    if isinstance(item, (str, os.PathLike)):
+        return os.path.splitext(os.fsdecode(os.fspath(item)))[1].lower()
+    return ""
+
+
+def describe(item: object) -> str:
+    """A short name of any input: the path, the address without its query and password, or what the value is."""
+    if isinstance(item, str) and scheme(item):
+        item = _public(item)
+    if isinstance(item, (str, os.PathLike)):
+        name = os.fsdecode(os.fspath(item))
+        name = "".join(c if c.isprintable() else "?" for c in name)
+        return name if len(name) <= 200 else f"{name[:100]}...{name[-97:]}"
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        return f"bytes ({len(item)})"
+    if isinstance(item, dict):
+        return str(item.get("path") or describe(item.get("array")))
+    if isinstance(item, tuple):
+        return f"({', '.join(describe(part) for part in item)})"
+    if hasattr(item, "shape") and hasattr(item, "dtype"):
+        return f"{type(item).__name__} {tuple(item.shape)} {item.dtype}"
+    if getattr(item, "filename", None):
+        return str(item.filename)
+    if hasattr(item, "mode") and hasattr(item, "size"):
+        return f"{item.mode} picture {item.size}"
+    return str(item) if isinstance(item, (int, float)) else type(item).__name__
+
+
+def local_path(item: "str | os.PathLike[str]") -> Path:
+    """The item as the path of an existing regular file; `UserError` says why it is none."""
+    path, name = Path(item), describe(item)
+    if os.fspath(item) == "":
+        raise UserError("the path is empty")
+    try:
+        if path.is_dir():
+            raise UserError(f"{name}: is a folder, not a file")
+        if path.is_file():
+            return path
+        found = path.exists()
+    except (OSError, ValueError) as error:  # ValueError: a NUL character inside
+        raise UserError(f"{name}: cannot be opened ({_reason(error)})") from error
+    raise UserError(f"{name}: not a regular file" if found else f"{name}: no such file")
+
+
+def read_bytes(item: object, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """All bytes of a path (str, os.PathLike), an http(s) address (str) or a bytes value; at most `max_bytes`."""
+    name = describe(item)
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        return bytes(item)
+    if not isinstance(item, (str, os.PathLike)):
+        raise UserError(f"{name}: expected a path, an http(s) address or bytes")
+    if isinstance(item, str) and scheme(item):
+        refuse_scheme(item)
+        return _download(item.strip(), name, max_bytes)
+    path = local_path(item)
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise UserError(f"{name}: {size} bytes are above the limit of {max_bytes}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({_reason(error)})") from error
+
+
+def refuse_scheme(item: str) -> None:
+    """`UserError` for every address that is not http or https: file:, ftp:, data: and the like open no doors here."""
+    if scheme(item) not in ("http", "https"):
+        raise UserError(
+            f"{describe(item)}: addresses must be http or https, not {scheme(item)}; give a path for a file"
+        )
+
+
+def _download(url: str, name: str, max_bytes: int) -> bytes:
+    # Letters outside ASCII and spaces are common in pasted addresses; what is escaped already stays as it is.
+    request = urllib.request.Request(  # noqa: S310 (scheme checked by the caller)
+        urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": "onepeace"}
+    )
+    deadline = time.monotonic() + MAX_DOWNLOAD_SECONDS
+    data = bytearray()
+    try:
+        with _opener().open(request, timeout=TIMEOUT) as answer:
+            length = int(answer.headers.get("Content-Length") or 0)
+            if length > max_bytes:
+                raise UserError(f"{name}: {length} bytes are above the limit of {max_bytes}")
+            while chunk := answer.read(CHUNK):
+                data += chunk
+                if len(data) > max_bytes:
+                    raise UserError(f"{name}: more than the limit of {max_bytes} bytes")
+                if time.monotonic() > deadline:
+                    raise UserError(f"{name}: not complete after {MAX_DOWNLOAD_SECONDS:.0f} seconds")
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{name}: the server answered {error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UserError(f"{name}: cannot be fetched ({_reason(error)})") from error
+    if length and len(data) < length:
+        raise UserError(f"{name}: the connection ended after {len(data)} of {length} bytes")
+    return bytes(data)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Like urllib's default, without its handlers for ftp:, file: and data:, also when a server redirects there."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+def _public(url: str) -> str:
+    """The address without user name, password, query and fragment: they may be secrets; data: without its data."""
+    parts = urllib.parse.urlsplit(url.strip())
+    if scheme(url) == "data":
+        return f"data:{parts.path[:20]}..."
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _reason(error: Exception) -> str:
+    inner = getattr(error, "reason", None)
+    text = getattr(error, "strerror", None) or (str(inner) if inner else str(error))
+    return " ".join(text.split()) or type(error).__name__
