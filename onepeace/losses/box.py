@@ -1,0 +1,29 @@
+"""The loss of pointing at a region of a picture (visual grounding)."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def box(logits: Tensor, target: Tensor) -> Tensor:
+    """L1 distance of the corners, and generalised IoU (arXiv 1902.09630).
+
+    The IoU term is a mean over those predictions that are boxes at all, left edge before right and top before bottom;
+    the L1 term draws the others into order. With none in order it is absent (released code: NaN).
+
+    Args:
+        logits: (B, 4); their sigmoids are x0, y0, x1, y1 relative to the picture.
+        target: (B, 4) boxes, 0 to 1.
+
+    Returns:
+        Scalar: the L1 distance (summed over corners, mean over items) plus mean (1 - GIoU), float32.
+    """
+    from torchvision.ops import generalized_box_iou_loss
+
+    if logits.shape != target.shape or logits.shape[1:] != (4,):
+        raise ValueError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} should both be (B, 4)")
+    predicted, target = logits.float().sigmoid(), target.float()
+    distance = F.l1_loss(predicted, target, reduction="none").sum(1).mean()
+    ordered = (predicted[:, :2] < predicted[:, 2:]).all(1)
+    if not bool(ordered.any()):
+        return distance
+    return distance + generalized_box_iou_loss(predicted[ordered], target[ordered], reduction="mean")

@@ -1,0 +1,35 @@
+"""Losses over classes: one right answer, or any number of them. Next file: hinge.py."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def classification(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross entropy of one class per item.
+
+    Args:
+        logits: (B, C).
+        target: (B,) int64 class ids.
+        label_smoothing: mass spread evenly over all C classes (torch's form, here the released code's too).
+
+    Returns:
+        Scalar mean over items, float32. The released code sums them and divides the gradient by B: the same step.
+    """
+    if logits.ndim != 2 or target.shape != logits.shape[:1]:
+        raise ValueError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} should be (B, C) and (B,)")
+    return F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
+
+
+def multilabel(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross entropy of each class on its own: several answers, or scores of answers (VQA).
+
+    Args:
+        logits: (B, C).
+        target: (B, C), from 0 to 1.
+
+    Returns:
+        Scalar: summed over classes as in the released code, mean over items, float32.
+    """
+    if logits.ndim != 2 or target.shape != logits.shape:
+        raise ValueError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} should both be (B, C)")
+    return F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none").sum(1).mean()
