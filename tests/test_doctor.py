@@ -21,8 +21,11 @@ def requirements(section: str, option: str) -> set[str]:
 
 
 @pytest.fixture
-def small(monkeypatch):
-    """A doctor of two packages that are cheap to import."""
+def small(monkeypatch, tmp_path):
+    """A doctor of two packages that are cheap to import, who finds the bundled weights."""
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "model.safetensors").write_bytes(bytes(2_500_000))
+    monkeypatch.setattr(doctor, "TINY", tmp_path / "tiny")
     monkeypatch.setattr(doctor, "CORE", {"numpy": "numpy", "tqdm": "tqdm"})
     monkeypatch.setattr(doctor, "EXTRAS", {"parquet": {"pyarrow": "pyarrow"}})
 
@@ -91,3 +94,11 @@ def test_doctor_gives_the_reason_and_two_remedies_for_torchaudio(small, monkeypa
     assert "OSError: libc10_cuda.so: cannot open shared object file\n" in out
     assert "remedy 1: " in out
     assert "remedy 2: " in out
+
+
+def test_doctor_names_missing_weights(small, monkeypatch, capsys, tmp_path):
+    assert doctor.run(None) == 0
+    assert "2.5 MB" in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "TINY", tmp_path / "nowhere")
+    assert doctor.run(None) == 1
+    assert capsys.readouterr().out.endswith("broken: bundled weights\n")

@@ -32,6 +32,7 @@ CORE = {
 EXTRAS = {
     "plot": {"matplotlib": "matplotlib"},
     "parquet": {"pyarrow": "pyarrow"},
+    "codec": {"torchcodec": "torchcodec.decoders"},
     "eval": {"scikit-learn": "sklearn"},
     "teachers": {
         "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",
@@ -40,6 +41,9 @@ EXTRAS = {
     },
 }
 """The same for each optional extra."""
+
+TINY = Path(onepeace.__file__).parent / "weights" / "tiny"
+"""Where the bundled model lies."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,13 +83,12 @@ def run(args: argparse.Namespace) -> int:
         _print_devices()
 
     print("\nweights")
-    tiny = Path(onepeace.__file__).parent / "weights" / "tiny"
-    files = [path for path in tiny.glob("*") if path.is_file()]
+    files = [path for path in TINY.glob("*") if path.is_file()]
     if files:
-        _row("tiny", f"{sum(path.stat().st_size for path in files) / 1e6:.1f} MB", str(tiny))
+        _row("tiny", f"{sum(path.stat().st_size for path in files) / 1e6:.1f} MB", str(TINY))
     else:
         broken.append("bundled weights")
-        _row("tiny", "missing", str(tiny), "remedy: pip install --force-reinstall --no-deps onepeace")
+        _row("tiny", "missing", str(TINY), "remedy: pip install --force-reinstall --no-deps onepeace")
 
     print(f"\nbroken: {', '.join(broken)}" if broken else "\nall that is needed works")
     return 1 if broken else 0

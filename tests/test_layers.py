@@ -1,0 +1,266 @@
+"""What the source of the package may say: who imports whom, and what is written nowhere."""
+
+import ast
+import configparser
+import graphlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from onepeace.commands.doctor import CORE, EXTRAS
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "onepeace"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODALITIES = {"text", "image", "audio"}
+
+ROWS = [
+    {"errors", "torchaudio_guard"},
+    {"config", "device", "walk"},
+    {"model", "media", "losses", "evaluate.metrics"},
+    {"data", "hub", "stream", "assembly"},
+    {"api", "train", "evaluate"},
+    {"compat", "page", "bench"},
+    {"commands"},
+    {"cli"},
+]
+"""Parts of the package, lowest first. A module imports from rows below its own, and from its own part."""
+
+ONLY_TORCH = {"model", "losses"}
+"""Parts that someone can copy into another project: to import them takes torch, `errors` and `config`."""
+
+NO_TORCH = {"__init__", "__main__", "cli", "errors", "config", "torchaudio_guard"}
+"""Modules that are loaded before anything is computed."""
+
+COSTLY = {
+    *("torchvision", "torchaudio", "timm", "webdataset", "transformers", "open_clip", "matplotlib", "soundfile"),
+    *("PIL", "scipy", "sklearn", "pyarrow", "huggingface_hub"),
+}
+"""Imported inside the function that uses them, never at the top of a module."""
+
+
+def name_of(file: Path) -> str:
+    """Dotted name inside the package; "" for its __init__."""
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts if parts[-1] != "__init__" else parts[:-1])
+
+
+@cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"), str(file))
+
+
+def at_top(tree: ast.Module) -> Iterator[ast.AST]:
+    """The nodes that run when a module is imported: functions' bodies and `if TYPE_CHECKING` left out."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            waiting += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+
+
+def imports(file: Path, *, top: bool = False) -> set[str]:
+    """Full names of what a file imports, relative imports resolved; `top`: only what its own import causes."""
+    package = ["onepeace", *file.relative_to(PACKAGE).parts[:-1]]
+    found = set()
+    for node in at_top(tree_of(file)) if top else ast.walk(tree_of(file)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join([*package[: len(package) - node.level + 1]] if node.level else [])
+            base = ".".join(part for part in (base, node.module) if part)
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+MODULES = {name_of(file): file for file in FILES}
+
+
+def own_imports(file: Path, *, top: bool = False) -> set[str]:
+    """Modules of the package that a file imports, by their name inside it."""
+    found = set()
+    for full in imports(file, top=top):
+        if full.partition(".")[0] == "onepeace":
+            name = full.removeprefix("onepeace").removeprefix(".")
+            found.add(name if name in MODULES else name.rpartition(".")[0])
+    return found
+
+
+def part_and_row(name: str) -> tuple[str, int]:
+    """The longest entry of ROWS that `name` is, or lies in, and its row."""
+    entries = {entry: row for row, entries in enumerate(ROWS) for entry in entries}
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        entry = ".".join(parts[:length])
+        if entry in entries:
+            return entry, entries[entry]
+    raise AssertionError(f"onepeace.{name} stands in no row; give it one in ROWS")
+
+
+def docstrings(tree: ast.Module) -> set[ast.Constant]:
+    """Strings that are statements of their own: docstrings, and those that describe a constant or a field."""
+    return {
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+
+
+def strings(file: Path, *, keys: bool = True) -> Iterator[tuple[str, int]]:
+    """String constants of a file with their lines, no docstrings; `keys`: also those that are keys of a dictionary."""
+    tree = tree_of(file)
+    skip: set[ast.AST | None] = {*docstrings(tree)}
+    if not keys:
+        for node in ast.walk(tree):
+            skip |= set(node.keys) if isinstance(node, ast.Dict) else set()
+            skip |= {node.slice} if isinstance(node, ast.Subscript) else set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in skip:
+            yield node.value, node.lineno
+
+
+def place(file: Path, node: ast.AST) -> str:
+    return f"{file.relative_to(ROOT)}:{node.lineno}"
+
+
+def test_imports_go_down():
+    upward = []
+    for name, file in MODULES.items():
+        if name in ("", "__main__"):
+            continue  # the front doors: they name what is above
+        part, row = part_and_row(name)
+        for other in own_imports(file):
+            if other == "":  # `import onepeace` for onepeace.load and __version__
+                fine = part in ("commands", "cli")
+            else:
+                other_part, other_row = part_and_row(other)
+                fine = other_part == part or other_row < row
+            if not fine:
+                upward.append(f"{name} imports {other or 'onepeace'}")
+    assert not upward, upward
+
+
+def test_imports_make_no_cycle():
+    graph = {name: own_imports(file, top=True) - {name} for name, file in MODULES.items() if name}
+    # A package's __init__ runs before its modules: an import of a module is one of the package too, but not inside it.
+    list(graphlib.TopologicalSorter({name: others - {""} for name, others in graph.items()}).static_order())
+
+
+@pytest.mark.parametrize("part", sorted(ONLY_TORCH))
+def test_part_needs_only_torch(part):
+    for name, file in MODULES.items():
+        if name.split(".")[0] == part:
+            outside = {full.partition(".")[0] for full in imports(file, top=True)} - set(sys.stdlib_module_names)
+            assert outside <= {"torch", "onepeace"}, name
+            assert {other.split(".")[0] for other in own_imports(file)} <= {part, "errors", "config"}, name
+
+
+def test_first_modules_import_no_torch():
+    for name in NO_TORCH:
+        file = PACKAGE / f"{name}.py"
+        assert "torch" not in {full.partition(".")[0] for full in imports(file, top=True)}, name
+
+
+def test_costly_packages_are_imported_where_they_are_used():
+    early = [
+        f"{name}: {full}"
+        for name, file in MODULES.items()
+        for full in imports(file, top=True)
+        if full.partition(".")[0] in COSTLY
+    ]
+    assert not early, early
+
+
+def test_modality_names_stay_out_of_the_model():
+    found = [
+        f"{name}:{line}: {value!r}"
+        for name, file in MODULES.items()
+        if name.split(".")[0] == "model" and name != "model.adapters"
+        for value, line in strings(file)
+        if " " not in value and MODALITIES & set(re.split(r"\W", value))
+    ]
+    assert not found, found
+
+
+def test_nothing_runs_or_unpickles_data():
+    found = []
+    for file in FILES:
+        for full in imports(file):
+            if full.partition(".")[0] in {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}:
+                found.append(f"{file.relative_to(ROOT)}: imports {full}")
+        for node in ast.walk(tree_of(file)):
+            if not isinstance(node, ast.Call):
+                continue
+            call = ast.unparse(node.func)
+            options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+            if (
+                call in ("eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "joblib.load")
+                or (call == "torch.load" and options.get("weights_only") != "True")
+                or options.get("allow_pickle", "False") != "False"
+                or options.get("trust_remote_code", "False") != "False"
+                or options.get("shell", "False") != "False"
+            ):
+                found.append(f"{place(file, node)}: {call}")
+    assert not found, found
+
+
+def test_no_device_is_written_into_the_code():
+    chooses = {"device", "commands.doctor"}  # which device there is, is asked and told here
+    found = []
+    for name, file in MODULES.items():
+        if name in chooses or name.split(".")[0] == "bench":
+            continue
+        found += [
+            f"{name}:{line}: {value!r}" for value, line in strings(file, keys=False) if re.match(r"cuda\b", value)
+        ]
+        found += [
+            place(file, node)
+            for node in ast.walk(tree_of(file))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "cuda"
+        ]
+    assert not found, found
+
+
+def test_need_names_an_extra_that_brings_the_package():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = config["options.extras_require"]
+    found = []
+    for file in FILES:
+        for node in ast.walk(tree_of(file)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("need", "errors.need"):
+                module, extra = (ast.literal_eval(argument) for argument in node.args)
+                package = module.partition(".")[0]
+                # Some come with the core whatever the extra, and then the extra must still exist for its other half.
+                brought = {path.partition(".")[0] for path in (*EXTRAS.get(extra, {}).values(), *CORE.values())}
+                if extra not in extras or package not in brought:
+                    found.append(f"{place(file, node)}: need({module!r}, {extra!r})")
+    assert not found, found
+
+
+def tracked_files() -> list[Path]:
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_path_of_a_machine_is_written_anywhere():
+    machine = re.compile(rb"(?<![\w.~-])/(work|farm|root|home/[a-z]+|Users/[a-z]+)/")
+    found = []
+    for file in tracked_files():
+        content = file.read_bytes()
+        if b"\0" not in content[:4096] and file != Path(__file__).resolve():
+            found += [f"{file.relative_to(ROOT)}: {match[0].decode()}" for match in machine.finditer(content)]
+    assert not found, found
+
+
+def test_files_are_named_by_what_they_hold():
+    vague = {"utils", "util", "helpers", "common", "misc", "base_utils"}
+    assert not [name for name in MODULES if vague & set(name.split("."))]
