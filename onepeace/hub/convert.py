@@ -1,0 +1,146 @@
+"""A released checkpoint becomes a model folder (`onepeace convert`); none of its code is run, no tensor left over."""
+
+from collections.abc import Collection
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from onepeace import __version__
+from onepeace.config import Config
+from onepeace.errors import UserError
+from onepeace.hub.folder import TOKENIZER, check_free, new_folder
+from onepeace.hub.original import Original, Piece, read_original
+from onepeace.hub.shards import Entry
+from onepeace.hub.weights import cast, compare, expected, keep_modalities, stored_dtype, write_folder
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["convert", "read_original", "vocabulary"]
+
+
+def convert(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    image_size: int | None = None,
+    modalities: Collection[str] | None = None,
+    dtype: str | torch.dtype | None = None,
+    bpe: str | Path | None = None,
+    replace_existing: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Convert an original checkpoint (.pt, .pth, .pkl) into the model folder `out`.
+
+    Tensors are read, changed and written one at a time: a file of any size takes the memory of its largest tensor.
+
+    Args:
+        image_size: side of pictures in pixels; resamples the table of relative positions (larger or smaller).
+        modalities: keep only these.
+        dtype: "float32", "bfloat16" or "float16"; None keeps the file's.
+        bpe: folder with the vocabulary (encoder.json, vocab.bpe, dict.txt; or vocab.json, merges.txt). None fetches
+            facebook/bart-base's from the Hugging Face Hub if the model reads text.
+        replace_existing: replace `out` if it is a model folder already.
+
+    Raises:
+        UserError: unreadable or hostile file, tensors that are missing, left over or misshapen, no vocabulary.
+    """
+    out = Path(out)
+    target = None if dtype is None else stored_dtype(dtype)
+    check_free(out, replace=replace_existing)
+    original = Original.open(checkpoint)
+    where = str(original.path)
+    compare(where, {name: piece.shape for name, piece in original.pieces.items()}, expected(original.config.model))
+    config = original.config
+    if modalities is not None:
+        model = keep_modalities(config.model, modalities, where)
+        config = replace(config, model=model, media={key: config.media[key] for key in model.adapters})
+    if image_size is not None:
+        config = _with_image_size(config, image_size)
+    tokenizer = (
+        vocabulary(bpe, config.model.adapters["text"]["vocab_size"]) if "text" in config.model.adapters else None
+    )
+    entries = {}
+    for name, shape in expected(config.model).items():
+        piece = original.pieces[name]
+        final = piece.dtype if target is None else target
+        entries[name] = Entry(final, shape, partial(_read, piece, shape, final, f"{where}: {name}"))
+    with new_folder(out, replace=replace_existing) as temporary:
+        if tokenizer is not None:
+            tokenizer.save(str(temporary / TOKENIZER))
+        write_folder(temporary, entries, config, _card(original, config), progress=progress)
+    return out
+
+
+def vocabulary(folder: str | Path | None, size: int | None = None) -> "Tokenizer":
+    """The released vocabulary from `folder`, or from the Hub; UserError when it has not `size` pieces."""
+    from onepeace.media.tokenizer import from_released
+
+    source = Path(folder) if folder is not None else _from_hub()
+    tokenizer = from_released(source)
+    if size is not None and tokenizer.get_vocab_size() != size:
+        raise UserError(
+            f"{source}: has {tokenizer.get_vocab_size()} pieces, the model's table {size}; another vocabulary"
+        )
+    return tokenizer
+
+
+def _from_hub() -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download("facebook/bart-base", allow_patterns=["vocab.json", "merges.txt"]))
+    except Exception as error:  # its errors come from several HTTP packages
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            "the model reads text and its vocabulary (facebook/bart-base of the Hugging Face Hub) could not be fetched "
+            f"({reason}); give a folder with encoder.json, vocab.bpe and dict.txt: --bpe DIR"
+        ) from error
+
+
+def _with_image_size(config: Config, size: int) -> Config:
+    if "image" not in config.model.adapters:
+        raise UserError(f"image size {size}: the model has no images, only {', '.join(config.model.adapters)}")
+    patch = config.model.adapters["image"]["patch_size"]
+    if size < 3 * patch or size % patch:
+        raise UserError(f"image size {size} must be a multiple of the patch size {patch}, at least {3 * patch}")
+    image = {**config.model.adapters["image"], "bias_grid": size // patch}
+    model = replace(config.model, adapters={**config.model.adapters, "image": image})
+    return replace(config, model=model, media={**config.media, "image": {**config.media["image"], "size": size}})
+
+
+def _read(piece: Piece, shape: tuple[int, ...], dtype: torch.dtype, where: str) -> Tensor:
+    tensor = piece.read()
+    if tuple(tensor.shape) != shape:  # compared before: only the tables of another image size differ
+        tensor = _resized(tensor, shape[0], where)
+    return cast(tensor, dtype, where)
+
+
+def _resized(table: Tensor, rows: int, where: str) -> Tensor:
+    from onepeace.model.position import grid_table_rows, resize_bias_table
+
+    side = next(side for side in range(1, rows) if grid_table_rows(side) == rows)
+    try:
+        return resize_bias_table(table, side)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _card(original: Original, config: Config) -> str:
+    model = config.model
+    size = original.path.stat().st_size
+    return f"""# {original.path.stem}
+
+Converted by onepeace {__version__} from `{original.path.name}` ({size:,} bytes; {original.layout}).
+
+- Modalities: {", ".join(model.adapters)}
+- Width {model.dim}, {model.depth} blocks, {model.num_heads} heads, FFN {model.ffn_dim}
+- Projections into the shared space: {", ".join(model.heads) or "none"}
+- Classifier: {f"{model.classifier.num_classes} outputs" if model.classifier else "none"}
+
+Weights by the authors of ONE-PEACE (Wang et al., arXiv 2305.11172; https://github.com/OFA-Sys/ONE-PEACE, Apache-2.0).
+"""

@@ -1,0 +1,63 @@
+"""A model folder comes into being all at once or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from onepeace.errors import UserError
+
+CONFIG = "config.yaml"
+TOKENIZER = "tokenizer.json"
+CARD = "MODEL_CARD.md"
+
+
+def check_free(folder: Path, *, replace: bool) -> None:
+    """UserError when `folder` exists, unless it is empty, or `replace` is set and it is a model folder."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is a file; name a folder")
+    if not replace:
+        raise UserError(f"{folder}: exists; choose another name, or replace it (convert --force)")
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: holds no {CONFIG}, so it is no model folder; it will not be replaced")
+
+
+@contextmanager
+def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """An empty temporary folder that becomes `folder` when the block ends, and is deleted when it fails.
+
+    Writers put config.yaml in last: what a killed process leaves behind then loads nowhere.
+    """
+    check_free(folder, replace=replace)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        _sync(temporary)
+        check_free(folder, replace=replace)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    _sync(folder.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Make the entries of a folder survive a power cut, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

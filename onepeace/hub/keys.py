@@ -1,0 +1,137 @@
+"""Parameter names of the original code and ours: one table, read in both directions.
+
+{i} and {j} stand for numbers, {m} for a modality, {p} for "weight" or "bias". All tensors keep their shapes except
+two: type embeddings are rows of one table (hence "[0]", "[1]"), and the query of the attention pool loses its two
+leading axes of size 1.
+"""
+
+import re
+
+MODALITIES = ("text", "image", "audio")
+
+ATTENTION_BLOCK = [
+    ("gamma_1", "ls1.gain"),
+    ("gamma_2", "ls2.gain"),
+    ("self_attn_layer_norm.{p}", "norm1.{p}"),
+    ("self_attn.q_proj.{p}", "attn.q.{p}"),
+    ("self_attn.k_proj.{p}", "attn.k.{p}"),
+    ("self_attn.v_proj.{p}", "attn.v.{p}"),
+    ("self_attn.ln.{p}", "attn.norm.{p}"),
+    ("self_attn.out_proj.{p}", "attn.proj.{p}"),
+    ("final_layer_norm.{p}", "norm2.{p}"),
+    ("{m}_ffn.0.wi_0.{p}", "ffn.{m}.gate.{p}"),
+    ("{m}_ffn.0.wi_1.{p}", "ffn.{m}.up.{p}"),
+    ("{m}_ffn.2.{p}", "ffn.{m}.norm.{p}"),
+    ("{m}_ffn.3.{p}", "ffn.{m}.down.{p}"),
+]
+TABLE = [
+    ("logit_scale", "logit_scale"),
+    ("{m}_proj.{p}", "heads.{m}.{p}"),
+    # adapters
+    ("encoder_wrapper.{m}_adapter.cls_embedding", "adapters.{m}.cls_token"),
+    ("encoder_wrapper.{m}_adapter.rel_pos_table_list.{i}.weight", "adapters.{m}.bias_tables.{i}"),
+    ("encoder_wrapper.{m}_adapter.type_embedding", "adapters.{m}.type_embed[0]"),
+    ("encoder_wrapper.{m}_adapter.type_embedding_2", "adapters.{m}.type_embed[1]"),
+    ("encoder_wrapper.text_adapter.embed_tokens.weight", "adapters.text.token_embed.weight"),
+    ("encoder_wrapper.text_adapter.embed_positions.weight", "adapters.text.pos_embed.weight"),
+    ("encoder_wrapper.image_adapter.pos_embed", "adapters.image.pos_embed.weight"),
+    ("encoder_wrapper.image_adapter.embed_images.0.{p}", "adapters.image.stem.convs.0.{p}"),
+    ("encoder_wrapper.image_adapter.embed_images.1.layer_norm.{p}", "adapters.image.stem.norms.0.{p}"),
+    ("encoder_wrapper.image_adapter.embed_images.3.{p}", "adapters.image.stem.convs.1.{p}"),
+    ("encoder_wrapper.image_adapter.embed_images.4.layer_norm.{p}", "adapters.image.stem.norms.1.{p}"),
+    ("encoder_wrapper.image_adapter.embed_images.6.{p}", "adapters.image.stem.convs.2.{p}"),
+    ("encoder_wrapper.audio_adapter.cls_pos_embed", "adapters.audio.cls_pos"),
+    ("encoder_wrapper.audio_adapter.embed_audios.0.conv_layers.{j}.0.{p}", "adapters.audio.stem.convs.{j}.{p}"),
+    ("encoder_wrapper.audio_adapter.embed_audios.0.conv_layers.{j}.2.1.{p}", "adapters.audio.stem.norms.{j}.{p}"),
+    ("encoder_wrapper.audio_adapter.embed_audios.2.{p}", "adapters.audio.stem.norm.{p}"),
+    ("encoder_wrapper.audio_adapter.embed_audios.3.{p}", "adapters.audio.stem.proj.{p}"),
+    # The original counts from 1: its entry 0 is a transposition.
+    ("encoder_wrapper.audio_adapter.embed_positions.{j+1}.0.{p}", "adapters.audio.pos_conv.{j}.{p}"),
+    # encoder and decoder
+    *[("encoder_wrapper.fusion_model.layers.{i}." + theirs, "blocks.{i}." + ours) for theirs, ours in ATTENTION_BLOCK],
+    ("encoder_wrapper.fusion_model.{m}_layer_norm.{p}", "norms.{m}.{p}"),
+    *[
+        ("decoder_wrapper.fusion_model.layers.{i}." + theirs, "decoder.blocks.{i}." + ours)
+        for theirs, ours in ATTENTION_BLOCK
+        if not theirs.startswith("gamma")
+    ],
+    ("decoder_wrapper.fusion_model.{m}_layer_norm.{p}", "decoder.norms.{m}.{p}"),
+    ("decoder_wrapper.text_adapter.embed_positions.weight", "decoder.pos_embed.text.weight"),
+    ("decoder_wrapper.image_adapter.pos_embed", "decoder.pos_embed.image.weight"),
+    ("decoder_wrapper.audio_adapter.embed_positions.weight", "decoder.pos_embed.audio.weight"),
+    ("decoder_{m}_embed.{p}", "decoder.into.{m}.{p}"),
+    ("{m}_mask_token", "decoder.mask_token.{m}"),
+    ("{m}_mask_head.{p}", "decoder.out.{m}.{p}"),
+    # classification head
+    ("classify_head.attn_pooling_func.q", "classifier.pool.q"),
+    ("classify_head.attn_pooling_func.k_proj.{p}", "classifier.pool.k.{p}"),
+    ("classify_head.attn_pooling_func.v_proj.{p}", "classifier.pool.v.{p}"),
+    ("classify_head.attn_pooling_func.out_proj.{p}", "classifier.pool.proj.{p}"),
+    ("classify_head.norm.{p}", "classifier.norm.{p}"),
+    ("classify_head.pooler.1.{p}", "classifier.pooler.{p}"),
+    ("classify_head.classifier.0.{p}", "classifier.hidden.{p}"),
+    ("classify_head.classifier.1.{p}", "classifier.hidden_norm.{p}"),
+    ("classify_head.classifier.3.{p}", "classifier.out.{p}"),
+]
+
+# Stored by the original and needed by nothing: computed buffers, format marks, and parameters no pass ever reads.
+DROPPED = re.compile(
+    r".*\.(rp_bucket|position_idx|version|mask_embedding)|decoder_wrapper\.(text|image|audio)_adapter\.cls_embedding"
+)
+
+# Names of older files and of the vision branch (which has no "encoder_wrapper"), in the words of the table above.
+ALIASES = [
+    (r"(.*)\.layer_norms\.0\.(.*)", r"\1.self_attn_layer_norm.\2"),
+    (r"(.*)\.layer_norms\.1\.(.*)", r"\1.final_layer_norm.\2"),
+    (r"encoder\.layers\.(\d+)\.rel_pos_table\.weight", r"image_adapter.rel_pos_table_list.\1.weight"),
+    (r"encoder\.layers\.(\d+)\.rp_bucket", r"image_adapter.rp_bucket"),
+    (r"(.*)\.rel_pos_table\.weight", r"\1.rel_pos_table_list.0.weight"),
+    (r"image_adapter\.(.*)", r"encoder_wrapper.image_adapter.\1"),
+    (r"encoder\.layers\.(.*)", r"encoder_wrapper.fusion_model.layers.\1"),
+    (r"encoder\.(?:image_)?layer_norm\.(.*)", r"encoder_wrapper.fusion_model.image_layer_norm.\1"),
+    (r"fc_norm\.(.*)", r"classify_head.norm.\1"),
+    (r"head\.(.*)", r"classify_head.classifier.3.\1"),
+]
+
+_FIELD = re.compile(r"\{(.+?)\}")
+_VALUES = {
+    "i": r"(?P<i>0|[1-9]\d*)",
+    "j": r"(?P<j>0|[1-9]\d*)",
+    "j+1": r"(?P<after_j>[1-9]\d*)",
+    "m": rf"(?P<m>{'|'.join(MODALITIES)})",
+    "p": r"(?P<p>weight|bias)",
+}
+
+
+def to_ours(name: str) -> str | None:
+    """Our name of an original parameter; None for what is dropped. LookupError for a name the table lacks."""
+    for pattern, replacement in ALIASES:
+        name = re.sub(rf"^(?:{pattern})$", replacement, name)
+    return None if DROPPED.fullmatch(name) else _translate(name, _TO_OURS)
+
+
+def to_original(name: str) -> str:
+    """The released pretraining layout's name of one of our parameters. LookupError for a name the table lacks."""
+    return _translate(name, _TO_ORIGINAL)
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    # Splitting at the fields gives text, field, text, field, ..., text.
+    parts = _FIELD.split(template)
+    return re.compile("".join(_VALUES[part] if at % 2 else re.escape(part) for at, part in enumerate(parts)))
+
+
+def _translate(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str:
+    for pattern, target in rules:
+        if match := pattern.fullmatch(name):
+            values = match.groupdict()
+            if "after_j" in values:
+                values["j"] = str(int(values["after_j"]) - 1)
+            elif "j" in values:
+                values["j+1"] = str(int(values["j"]) + 1)
+            return "".join(values[part] if at % 2 else part for at, part in enumerate(_FIELD.split(target)))
+    raise LookupError(name)
+
+
+_TO_OURS = [(_pattern(theirs), ours) for theirs, ours in TABLE]
+_TO_ORIGINAL = [(_pattern(ours), theirs) for theirs, ours in TABLE]

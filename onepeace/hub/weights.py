@@ -1,0 +1,236 @@
+"""Our model folders: config.yaml, model.safetensors, tokenizer.json, MODEL_CARD.md; written at once, read strictly."""
+
+import json
+import shutil
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onepeace.config import Config, ModelConfig, read_config, write_config
+from onepeace.device import DTYPES
+from onepeace.errors import UserError
+from onepeace.hub.folder import CARD, CONFIG, TOKENIZER, new_folder
+from onepeace.hub.shards import DTYPE_NAMES, INDEX, WEIGHTS, Entry, write_weights
+from onepeace.model import OnePeace
+
+DTYPE_BY_CODE = {code: dtype for dtype, code in DTYPE_NAMES.items()}
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a folder or checkpoint holds, told from its headers alone."""
+
+    path: Path
+    layout: str
+    config: Config
+    tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]
+    """Shape and dtype by our parameter names."""
+
+
+def save(
+    folder: str | Path,
+    weights: nn.Module | Mapping[str, Tensor],
+    config: Config,
+    *,
+    tokenizer: str | Path | None = None,
+    card: str = "",
+    dtype: str | torch.dtype = "float32",
+) -> Path:
+    """Write a model folder, replacing an older one, in one step: a reader sees the old or the new, never a half.
+
+    Args:
+        weights: the module or its state dictionary; it must have exactly the tensors of `config`.
+        tokenizer: the tokenizer.json to copy; needed by models that read text.
+        card: text of MODEL_CARD.md.
+        dtype: "float32", "bfloat16" or "float16".
+    """
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    target = stored_dtype(dtype)
+    compare(f"{folder}", {name: tuple(tensor.shape) for name, tensor in state.items()}, expected(config.model))
+    entries = {
+        name: Entry(target, tuple(tensor.shape), partial(cast, tensor, target, f"{folder}: {name}"))
+        for name, tensor in state.items()
+    }
+    folder = Path(folder)
+    with new_folder(folder, replace=True) as temporary:
+        if tokenizer is not None:
+            shutil.copyfile(tokenizer, temporary / TOKENIZER)
+        write_folder(temporary, entries, config, card)
+    return folder
+
+
+def write_folder(folder: Path, entries: Mapping[str, Entry], config: Config, card: str, progress: bool = False) -> None:
+    """The files every model folder has; config.yaml comes last (see `new_folder`)."""
+    write_weights(folder, entries, progress=progress)
+    (folder / CARD).write_text(card, encoding="utf-8")
+    write_config(config, folder / CONFIG)
+
+
+def load(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    modalities: Collection[str] | None = None,
+) -> OnePeace:
+    """The model of a folder, in evaluation mode.
+
+    The module is built on the meta device and takes the tensors of the mapped file as they are, so nothing is in
+    memory twice; a tensor that changes dtype or device is converted alone.
+
+    Args:
+        dtype: None keeps the file's.
+        modalities: read only these (`keep_modalities`).
+
+    Raises:
+        UserError: missing, unexpected or misshapen tensors, all named in one line; a damaged or cut-off file.
+    """
+    folder = Path(folder)
+    config = read_folder_config(folder).model
+    with ExitStack() as stack:
+        files = _open(folder, stack)
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in files.items()}
+        compare(str(folder), shapes, expected(config))
+        if modalities is not None:
+            config = keep_modalities(config, modalities, str(folder))
+        with torch.device("meta"):
+            model = OnePeace(config)
+        state = {name: files[name].get_tensor(name).to(device=device, dtype=dtype) for name in model.state_dict()}
+    model.load_state_dict(state, strict=True, assign=True)
+    left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
+    if left:
+        raise RuntimeError(f"{left[0]} is not among the weights and was left without a value")
+    return model.eval()
+
+
+def read_state(folder: str | Path) -> dict[str, Tensor]:
+    """All tensors of a folder by name, mapped from its files, unchecked."""
+    with ExitStack() as stack:
+        return {name: file.get_tensor(name) for name, file in _open(Path(folder), stack).items()}
+
+
+def describe(path: str | Path) -> Description:
+    """What a model folder, or a released checkpoint file, holds; no tensor is read."""
+    path = Path(path)
+    if not path.is_dir():
+        from onepeace.hub.original import Original
+
+        original = Original.open(path)
+        tensors = {name: (piece.shape, piece.dtype) for name, piece in original.pieces.items()}
+        return Description(path, original.layout, original.config, tensors)
+    config = read_folder_config(path)
+    with ExitStack() as stack:
+        slices = {name: file.get_slice(name) for name, file in _open(path, stack).items()}
+        tensors = {name: (tuple(s.get_shape()), DTYPE_BY_CODE[s.get_dtype()]) for name, s in slices.items()}
+    return Description(path, "model folder", config, tensors)
+
+
+def read_folder_config(folder: Path) -> Config:
+    """config.yaml of a model folder; UserError says what is there instead."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such model folder")
+    if not (folder / CONFIG).is_file():
+        names = sorted(entry.name for entry in folder.iterdir())
+        found = f"it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
+        raise UserError(f"{folder}: no {CONFIG}, so this is no model folder ({found})")
+    return read_config(folder / CONFIG)
+
+
+def expected(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a model."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in OnePeace(config).state_dict().items()}
+
+
+def keep_modalities(config: ModelConfig, modalities: Collection[str], where: str) -> ModelConfig:
+    """`config` with these modalities only. A classifier stays if all modalities it may see stay."""
+    unknown = [name for name in modalities if name not in config.adapters]
+    if unknown or not modalities:
+        raise UserError(f"{where}: no modality {unknown[0] if unknown else ''!r}; it has {', '.join(config.adapters)}")
+    adapters = {name: options for name, options in config.adapters.items() if name in modalities}
+    decoder = config.decoder
+    if decoder is not None:
+        options = {name: value for name, value in decoder.options.items() if name in adapters}
+        decoder = replace(decoder, options=options)
+    return replace(
+        config,
+        adapters=adapters,
+        heads=tuple(name for name in config.heads if name in adapters),
+        decoder=decoder,
+        classifier=config.classifier if len(adapters) == len(config.adapters) else None,
+    )
+
+
+def compare(where: str, found: Shapes, wanted: Shapes) -> None:
+    """UserError that names every kind of difference between the tensors found and those a model needs."""
+    missing = [name for name in wanted if name not in found]
+    unexpected = [name for name in found if name not in wanted]
+    misshapen = [
+        f"{name} is {found[name]}, not {wanted[name]}"
+        for name in wanted
+        if name in found and tuple(found[name]) != tuple(wanted[name])
+    ]
+    problems = []
+    if missing:
+        there = dict.fromkeys(name.split(".")[1] for name in found if name.startswith("adapters."))
+        problems.append(
+            f"weights lack {len(missing)} of {len(wanted)} tensors ({_some(missing)}); "
+            f"the file has modalities {', '.join(there) or 'none'}"
+        )
+    if unexpected:
+        problems.append(f"{len(unexpected)} tensors have no place in the model ({_some(unexpected)})")
+    if misshapen:
+        problems.append(f"{len(misshapen)} tensors have another shape ({_some(misshapen)})")
+    if problems:
+        raise UserError(f"{where}: {'; '.join(problems)}")
+
+
+def stored_dtype(name: str | torch.dtype) -> torch.dtype:
+    """The dtype of that name; UserError lists the known ones."""
+    dtype = name if isinstance(name, torch.dtype) else DTYPES.get(name)
+    if dtype is None or dtype not in DTYPES.values():
+        raise UserError(f"dtype {name!s} is unknown; known: {', '.join(DTYPES)}")
+    return dtype
+
+
+def cast(tensor: Tensor, dtype: torch.dtype, where: str) -> Tensor:
+    """`tensor` in `dtype`; UserError where finite numbers would become infinite (float16 ends at 65504)."""
+    result = tensor.to(dtype)
+    if dtype == torch.float16 and tensor.dtype != dtype and result.isinf().any() and not tensor.isinf().any():
+        raise UserError(f"{where}: has numbers up to {tensor.abs().max():.3g}, too large for float16; use bfloat16")
+    return result
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """The open safetensors file that holds each tensor, by the tensor's name."""
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            paths = [folder / Path(name).name for name in names]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{index}: not an index of weights ({error})") from error
+    else:
+        paths = [folder / WEIGHTS]
+    files: dict[str, Any] = {}
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path}: missing; the model folder is incomplete, copy or convert it again")
+        try:
+            file = stack.enter_context(safe_open(path, framework="pt"))
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: damaged or cut off ({error}); copy or convert it again") from error
+        files.update(dict.fromkeys(file.keys(), file))
+    return files
