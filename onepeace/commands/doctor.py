@@ -129,7 +129,7 @@ def _torchaudio_native() -> tuple[str, ...]:
     return (
         "does not load",
         f"{type(reason).__name__}: {' '.join(str(reason).split())}",
-        "onepeace does not need it; programs that import torchaudio, transformers or peft before onepeace do",
+        "onepeace works without it; programs that import torchaudio, transformers or peft before onepeace fail",
         "remedy 1: a torch built for the same CUDA as torchaudio, both from one index:",
         "          pip install --force-reinstall torch torchaudio",
         f"remedy 2: without its native files torchaudio does without them: rm {folder}/*.so",
