@@ -1,0 +1,199 @@
+"""Fetches one file over https: resumed after a cut, checked, and in its place only when complete."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from onepeace.errors import UserError
+
+CHUNK = 1 << 20
+TIMEOUT = 30.0
+TRIES = 5
+"""Attempts in a row that bring no byte, before giving up."""
+
+
+class _Changed(Exception):
+    """The server's file is not the one the part on disk belongs to."""
+
+
+class _Answer(NamedTuple):
+    start: int
+    total: int | None
+    validator: str | None
+
+
+def fetch(
+    url: str, path: str | Path, *, size: int | None = None, sha256: str | None = None, progress: bool = False
+) -> Path:
+    """Download `url` to `path` unless it is there already.
+
+    Bytes go to PATH.part; a later call goes on where it stopped, if the server still has the same file (ETag or date).
+    The file gets its name only when its length is what the server stated, and `size` and `sha256` agree where given.
+
+    Raises:
+        UserError: no network, refused address, wrong length or hash, full disk; it says what to do.
+    """
+    path = Path(path)
+    _check_address(url)
+    if path.is_file():
+        if size is not None and path.stat().st_size != size:
+            raise UserError(f"{path}: has {path.stat().st_size} bytes, expected {size}; delete it to download it again")
+        if sha256 is not None and _hash(path) != sha256:
+            raise UserError(f"{path}: has another SHA-256 than expected; delete it to download it again")
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, note = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
+    idle = 0
+    while True:
+        before = _size(part)
+        try:
+            if _transfer(url, part, note, size, progress):
+                break
+            reason: object = "the connection was closed early"
+        except _Changed:
+            _delete(part, note)
+            before, reason = 0, "the file keeps changing on the server"
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code not in (408, 429):
+                raise UserError(f"{url}: the server says {error.code} {error.reason}{_by_hand(path)}") from error
+            reason = f"{error.code} {error.reason}"
+        except (OSError, HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+        idle = 0 if _size(part) > before else idle + 1
+        if idle >= TRIES:
+            raise UserError(f"{url}: not downloaded ({_line(reason)}){_by_hand(path)}")
+        time.sleep(_pause(idle))
+    if sha256 is not None and _hash(part) != sha256:
+        _delete(part, note)
+        raise UserError(f"{url}: the SHA-256 of what arrived is wrong; it was deleted, try again{_by_hand(path)}")
+    os.replace(part, path)
+    _delete(note)
+    return path
+
+
+def _check_address(url: str) -> None:
+    address = urlsplit(url)
+    if address.scheme != "https" and not (address.scheme == "http" and address.hostname in ("127.0.0.1", "localhost")):
+        raise UserError(f"{url}: only https addresses are downloaded")
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
+        _check_address(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _transfer(url: str, part: Path, note: Path, size: int | None, progress: bool) -> bool:
+    """Append what the part lacks; whether it is complete now."""
+    from tqdm import tqdm
+
+    known = _read_note(note, url)
+    have = _size(part) if known else 0
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})  # noqa: S310 (address was checked)
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", known)
+    opener = urllib.request.build_opener(_SafeRedirects)
+    try:
+        response = opener.open(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        # Nothing beyond what is here: it is complete, or not this file.
+        if error.headers.get("Content-Range") == f"bytes */{have}":
+            return True
+        raise _Changed from error
+    with response:
+        answer = _answer(response, have)
+        if answer.start and answer.validator != known:
+            raise _Changed
+        if answer.total is None and size is None:
+            raise UserError(f"{url}: the server does not say how long the file is, so a cut could not be noticed")
+        total = size if answer.total is None else answer.total
+        if size is not None and total != size:
+            raise UserError(
+                f"{url}: the server has {total} bytes, expected {size}; it is not the file that was released"
+            )
+        free = shutil.disk_usage(part.parent).free
+        if total is not None and total - answer.start > free:
+            raise UserError(f"{part.parent}: {free} bytes free, {total - answer.start} needed")
+        note.write_text(json.dumps({"url": url, "validator": answer.validator}), encoding="utf-8")
+        with (
+            open(part, "ab" if answer.start else "wb") as file,
+            tqdm(total=total, initial=answer.start, unit="B", unit_scale=True, desc=part.name.removesuffix(".part"),
+                 disable=None if progress else True) as bar,
+        ):  # fmt: skip
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
+    if _size(part) > (total or 0):
+        _delete(part, note)
+        raise UserError(f"{url}: more bytes arrived than the {total} announced; deleted")
+    return _size(part) == total
+
+
+def _answer(response: HTTPResponse, have: int) -> _Answer:
+    """Where the body starts and how long the whole file is. _Changed when it does not continue what is here."""
+    headers = response.headers
+    length = headers.get("Content-Length")
+    # Only a strong ETag promises the same bytes; the date serves where there is none.
+    etag = headers.get("ETag")
+    validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
+    if response.status != 206:
+        return _Answer(0, int(length) if length and length.isdigit() else None, validator)
+    span, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+    if not span.startswith(f"{have}-") or not total.isdigit():
+        raise _Changed
+    return _Answer(have, int(total), validator)
+
+
+def _read_note(note: Path, url: str) -> str:
+    """The validator of the part on disk; "" when it is of another address or there is none: then it starts over."""
+    try:
+        content: Any = json.loads(note.read_text(encoding="utf-8"))
+        return str(content["validator"] or "") if content["url"] == url else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _delete(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _pause(idle: int) -> float:
+    """Seconds to wait before the next attempt."""
+    return 2.0**idle - 1
+
+
+def _line(reason: object) -> str:
+    return " ".join(str(reason).split()) or type(reason).__name__
+
+
+def _by_hand(path: Path) -> str:
+    return (
+        f"; check the network, or fetch it elsewhere and save it as {path}, "
+        f"or make a model folder of it: onepeace convert {path.name} OUT"
+    )

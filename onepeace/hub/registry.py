@@ -1,0 +1,68 @@
+"""The checkpoints the authors released: names, addresses, and what each is.
+
+The authors publish neither sizes nor hashes, so both are None until someone who holds a file fills them in; transfers
+are then checked against the length the server states.
+"""
+
+from dataclasses import dataclass
+
+_HOST = "https://one-peace-shanghai.oss-accelerate.aliyuncs.com"
+
+
+@dataclass(frozen=True)
+class Released:
+    """One released file. `unsupported` says why a file cannot be converted, if so."""
+
+    file: str
+    modalities: tuple[str, ...]
+    about: str
+    unsupported: str = ""
+    size: int | None = None
+    sha256: str | None = None
+
+    @property
+    def url(self) -> str:
+        folder = "" if self.file == "one-peace.pt" else "/one_peace_checkpoints"
+        return f"{_HOST}{folder}/{self.file.replace('+', '%2B')}"
+
+
+_ALL = ("text", "image", "audio")
+_VL = ("text", "image")
+_AL = ("text", "audio")
+_WINDOWS = "its windowed network and heads are not part of this library"
+
+RELEASED = {
+    "one-peace": Released("one-peace.pt", _ALL, "pretrained: text, image and audio in one space"),
+    "one-peace-vision": Released("one-peace-vision.pkl", ("image",), "vision branch of the pretrained model"),
+    "one-peace-imagenet-384": Released("onepeace_ft_21kto1k_384.pth", ("image",), "ImageNet-1k classes, 384 px"),
+    "one-peace-imagenet-512": Released("onepeace_ft_21kto1k_512.pth", ("image",), "ImageNet-1k classes, 512 px"),
+    "one-peace-coco": Released("finetune_coco.pt", _VL, "image-text retrieval, COCO"),
+    "one-peace-flickr": Released("finetune_flickr.pt", _VL, "image-text retrieval, Flickr30K"),
+    "one-peace-audio-retrieval": Released("finetune_al_retrieval.pt", _AL, "audio-text retrieval, AudioCaps, Clotho"),
+    "one-peace-vqa": Released("finetune_vqa.pt", _VL, "visual question answering, VQAv2"),
+    "one-peace-nlvr2": Released("finetune_nlvr2.pt", _VL, "statements about two pictures, NLVR2"),
+    "one-peace-refcoco": Released("finetune_refcoco.pt", _VL, "grounding, RefCOCO"),
+    "one-peace-refcoco+": Released("finetune_refcoco+.pt", _VL, "grounding, RefCOCO+"),
+    "one-peace-refcocog": Released("finetune_refcocog.pt", _VL, "grounding, RefCOCOg"),
+    "one-peace-avqa": Released("finetune_aqa.pt", _AL, "audio question answering, AVQA"),
+    "one-peace-vggsound": Released("finetune_vggsound.pt", ("audio",), "309 sound classes, VGGSound"),
+    "one-peace-fsd50k": Released("finetune_fsd50k.pt", ("audio",), "200 sound classes, FSD50K"),
+    "one-peace-det-coco": Released("onepeace_det_coco.pth", ("image",), "object detection, COCO", _WINDOWS),
+    "one-peace-seg-ade20k": Released("onepeace_seg_cocostuff2ade20k.pth", ("image",), "segmentation, ADE20K", _WINDOWS),
+    "one-peace-video-k400": Released("onepeace_video_k400.pth", ("image",), "video classes, Kinetics-400",
+                                     "its adapters between frames are not part of this library"),
+}  # fmt: skip
+
+# What the original code and file names call them.
+ALIASES = {"one-peace-grounding": "one-peace-refcocog", "one-peace-aqa": "one-peace-avqa"}
+
+
+def find(name: str) -> str | None:
+    """The key of RELEASED that `name` means (any case, "_" for "-", or the name of the file), or None."""
+    wanted = name.lower().replace("_", "-")
+    wanted = ALIASES.get(wanted, wanted)
+    if wanted in RELEASED:
+        return wanted
+    files = {released.file.lower().replace("_", "-"): key for key, released in RELEASED.items()}
+    stems = {file.rpartition(".")[0]: key for file, key in files.items()}
+    return files.get(wanted) or stems.get(wanted)

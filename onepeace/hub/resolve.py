@@ -1,0 +1,105 @@
+"""From a name to a model folder: the bundled model, a folder, a released checkpoint, a Hugging Face repository."""
+
+import difflib
+import logging
+import os
+import re
+from pathlib import Path
+
+from onepeace.errors import UserError
+from onepeace.hub.download import fetch
+from onepeace.hub.folder import CARD, CONFIG, TOKENIZER
+from onepeace.hub.registry import RELEASED, find
+from onepeace.hub.shards import INDEX
+from onepeace.hub.weights import read_folder_config
+
+BUNDLED = Path(__file__).resolve().parents[1] / "weights"
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+log = logging.getLogger(__name__)
+
+
+def resolve(name: str | os.PathLike[str]) -> Path:
+    """The folder of a model.
+
+    Args:
+        name: "tiny", an existing folder (never touches the network), a released name (`registry.RELEASED`; downloaded
+            and converted the first time), or a Hugging Face repository "owner/name" that holds a model folder.
+
+    Raises:
+        UserError: unknown name (the nearest known ones are listed), an incomplete folder, no network.
+    """
+    text = os.fspath(name)
+    path = Path(text).expanduser()
+    if text == "tiny":
+        return _complete(BUNDLED / text)
+    if path.is_dir():
+        return _complete(path)
+    if path.is_file():
+        raise UserError(f"{text}: is a file; make a model folder of it with: onepeace convert {text} OUT")
+    if released := find(text):
+        return _released(released)
+    if _REPOSITORY.fullmatch(text) and not text.startswith("."):
+        return _complete(_from_hub(text))
+    if os.sep in text or text.startswith((".", "~")):
+        raise UserError(f"{text}: no such folder")
+    names = ["tiny", *RELEASED]
+    near = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+    raise UserError(f"no model {text!r}; {hint} (or a folder, or owner/name of the Hugging Face Hub)")
+
+
+def cache_folder() -> Path:
+    """$ONEPEACE_CACHE, or onepeace in the user's cache folder."""
+    given = os.environ.get("ONEPEACE_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "onepeace"
+
+
+def _complete(folder: Path) -> Path:
+    read_folder_config(folder)
+    return folder
+
+
+def _released(name: str) -> Path:
+    """The converted checkpoint in the cache; downloads and converts it the first time."""
+    from filelock import FileLock
+
+    from onepeace.hub.convert import convert, vocabulary
+
+    released = RELEASED[name]
+    folder = cache_folder() / name
+    if folder.is_dir():
+        return _complete(folder)
+    if released.unsupported:
+        raise UserError(f"{name} ({released.about}) cannot be used: {released.unsupported}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Of two processes that want the same model, the second waits and finds it.
+    with FileLock(folder.with_name(f"{name}.lock")):
+        if folder.is_dir():
+            return _complete(folder)
+        if "text" in released.modalities:
+            vocabulary(None)  # a few MB: better to fail before the gigabytes
+        file = fetch(
+            released.url,
+            cache_folder() / "downloads" / released.file,
+            size=released.size,
+            sha256=released.sha256,
+            progress=True,
+        )
+        convert(file, folder, progress=True)
+        file.unlink()  # as large as the model, and not needed again
+        log.info("%s is in %s", name, folder)
+    return folder
+
+
+def _from_hub(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = [CONFIG, "*.safetensors", INDEX, TOKENIZER, CARD]
+    try:
+        return Path(snapshot_download(repository, allow_patterns=wanted))
+    except Exception as error:  # its errors come from several HTTP packages
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{repository}: no such folder here, and not fetched from the Hugging Face Hub ({reason}); "
+            "check the name and the network, or give the path of a local folder"
+        ) from error
