@@ -1,0 +1,92 @@
+"""`onepeace classify`: which of some labels fits each file best, without training (zero-shot)."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from onepeace.commands import files
+from onepeace.errors import UsageError
+
+TEMPLATES = {"image": "a photo of a {}", "audio": "the sound of a {}", "text": "{}"}
+"""The sentence a label is put into, by kind of file."""
+EXAMPLES = """\
+a label is put into a sentence that suits the kind of file, unless --template gives another.
+
+  onepeace classify pictures --labels dog,cat,bird
+  onepeace classify sounds --labels-file names.txt --template "{}" --top 3 --json
+
+exit code: 0, 1 when files could not be read (listed at the end), 2 for wrong usage"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    files.add_arguments(parser)
+    parser.epilog = EXAMPLES
+    labels = parser.add_mutually_exclusive_group(required=True)
+    labels.add_argument("--labels", metavar="A,B,C", help="names to choose from")
+    labels.add_argument("--labels-file", type=Path, metavar="FILE", help="the same, one name on each line")
+    parser.add_argument("--template", metavar="T", help='sentence with {} for the label, e.g. "a drawing of a {}"')
+    parser.add_argument("--top", type=int, default=1, metavar="K", help="labels shown of each file (default: 1)")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    labels = _labels(args)
+    if args.template is not None and "{}" not in args.template:
+        raise UsageError(f"--template {args.template!r} has no {{}} for the label to go in")
+    if args.top < 1:
+        raise UsageError(f"--top {args.top} is too few; it must be at least 1")
+    found, problems = files.find(args)
+
+    from onepeace.api import load
+
+    model = load(args.model, device=args.device, dtype=args.dtype)
+    found = files.readable(found, model)
+    probabilities = {}
+    for modality in files.KINDS:
+        own = [file for file in found if file.modality == modality]
+        if not own:
+            continue
+        rows, failures = model.classify(
+            [{modality: file.path} for file in own],
+            labels,
+            template=args.template or TEMPLATES[modality],
+            batch_size=args.batch_size,
+            on_error="skip",
+        )
+        own, failed = files.split(own, failures)
+        problems += failed
+        probabilities.update(zip(own, rows, strict=True))
+    answers = []
+    for file in found:
+        if file in probabilities:
+            best = probabilities[file].sort(descending=True, stable=True)
+            answers.append((file, [(labels[i], float(p)) for p, i in zip(*best, strict=True)][: args.top]))
+    if args.json:
+        for file, ranked in answers:
+            scores = [{"label": label, "probability": round(share, 6)} for label, share in ranked]
+            print(json.dumps({"path": os.fspath(file.path), "modality": file.modality, "labels": scores}))
+    elif answers:
+        rows = [
+            (", ".join(f"{label} {share:.2f}" for label, share in ranked), file.modality, files.shown(file.path))
+            for file, ranked in answers
+        ]
+        files.table([("label", "kind", "path"), *rows])
+    return files.exit_code(problems, len(answers))
+
+
+def _labels(args: argparse.Namespace) -> list[str]:
+    if args.labels_file is None:
+        names = args.labels.split(",")
+    else:
+        try:
+            names = args.labels_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{args.labels_file}: cannot be read ({error})") from error
+    labels = [name.strip() for name in names if name.strip()]
+    if not labels:
+        raise UsageError("there are no labels; give at least one name to choose from")
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice:
+        raise UsageError(f"label {twice!r} is given twice")
+    return labels

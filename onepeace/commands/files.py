@@ -1,0 +1,139 @@
+"""What commands over files share: their options, finding the files, telling what failed, writing a result at once."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from onepeace.errors import UsageError
+
+if TYPE_CHECKING:
+    from onepeace.api import Embedder
+
+KINDS = ("image", "audio", "text")
+
+
+class File(NamedTuple):
+    """A file to encode."""
+
+    path: Path
+    modality: str
+
+
+class Problem(NamedTuple):
+    """A file that failed."""
+
+    name: str
+    reason: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """PATHS and the options of the model."""
+    parser.add_argument("paths", nargs="+", metavar="PATHS", help="files, and folders with all that is in them")
+    parser.add_argument("--model", default="tiny", metavar="NAME", help="tiny, a model folder or a released model")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
+    parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="files in one pass (default: 32)")
+    parser.add_argument("--only", choices=KINDS, help="leave out the other kinds of files")
+
+
+def find(args: argparse.Namespace) -> tuple[list[File], list[Problem]]:
+    """The files that `args.paths` and `args.only` mean, and what cannot be read among them.
+
+    Raises:
+        UsageError: a path that does not exist, or nothing found.
+    """
+    from onepeace.api import TEXT_SUFFIXES
+    from onepeace.media import DECODERS
+    from onepeace.walk import walk
+
+    suffixes = {suffix: key for key, decoder in DECODERS.items() for suffix in decoder.suffixes}
+    found, unreadable = walk(args.paths, {**suffixes, **dict.fromkeys(TEXT_SUFFIXES, "text")})
+    files, problems = [], [Problem(shown(path), reason) for path, reason in unreadable]
+    for path, known in found:
+        modality = known or _by_content(path)
+        if modality is None:
+            problems.append(Problem(shown(path), f"not a picture, sound or text (unknown ending {path.suffix!r})"))
+        elif args.only in (None, modality):
+            files.append(File(path, modality))
+    if not files and not problems:
+        what = args.only or "image, audio or text"
+        raise UsageError(f"no {what} files in {', '.join(args.paths)}")
+    return files, problems
+
+
+def readable(files: Iterable[File], model: "Embedder") -> list[File]:
+    """`files` without those of a modality the model lacks, which are counted on stderr."""
+    files = list(files)
+    kept = [file for file in files if file.modality in model.modalities]
+    if len(kept) < len(files):
+        lacking = sorted({file.modality for file in files} - set(model.modalities))
+        say(f"{len(files) - len(kept)} {' and '.join(lacking)} files are left out: this model has "
+            f"{', '.join(model.modalities)}")  # fmt: skip
+    return kept
+
+
+def split(files: Sequence[File], failures: Iterable) -> tuple[list[File], list[Problem]]:
+    """The files that were encoded, and those that were not, by the `failures` of the API."""
+    by_index = {failure.index: Problem(shown(files[failure.index].path), failure.reason) for failure in failures}
+    return [file for index, file in enumerate(files) if index not in by_index], list(by_index.values())
+
+
+def exit_code(problems: Sequence[Problem], num_files: int) -> int:
+    """Lists what failed on stderr; 1 if anything did, else 0."""
+    if problems:
+        say(f"{len(problems)} of {num_files + len(problems)} files failed:")
+    for problem in problems:
+        print(f"  {problem.name}: {problem.reason}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def write(path: Path, content: Callable[[BinaryIO], object]) -> None:
+    """Writes a file at once: under another name first, so that there is the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            content(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_folder_of(path: Path) -> None:
+    """`UsageError` if nothing can be written at `path`; asked before the work, not after it."""
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file")
+
+
+def say(message: str) -> None:
+    print(f"onepeace: {message}", file=sys.stderr)
+
+
+def shown(path: Path) -> str:
+    """A path on one line of a terminal, escapes in place of what would move the cursor or cannot be printed."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(path))
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def table(rows: Sequence[Sequence[str]]) -> None:
+    """Prints rows as columns on stdout, the first row being the heads; the last column is not padded."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join([*map(str.ljust, row[:-1], widths), row[-1]]))
+
+
+def _by_content(path: Path) -> str | None:
+    """The modality of a named file with an unknown ending, by its first bytes."""
+    from onepeace.media import DECODERS
+
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1 << 16)
+    except OSError:
+        return None
+    return next((key for key, decoder in DECODERS.items() if decoder.matches(head)), None)

@@ -1,0 +1,68 @@
+"""Where a model computes and in which precision: names of devices and dtypes, and what "auto" means."""
+
+import torch
+
+from onepeace.errors import UserError
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+SMALL = 100_000_000
+"""Parameters below which a CPU computes in float32: little time is won, and bfloat16 rounds by batch shape."""
+
+
+def available_devices() -> list[str]:
+    """Names this machine computes on, the preferred one first."""
+    names = []
+    if torch.cuda.is_available():
+        names += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return [*names, "cpu"]
+
+
+def choose_device(name: str | torch.device | None = None) -> torch.device:
+    """The device called `name`; None or "auto" is the first of `available_devices`.
+
+    Raises `UserError` with the names that work for any other.
+    """
+    known = available_devices()
+    if name is None or name == "auto":
+        return torch.device(known[0])
+    if str(name) not in known:
+        raise UserError(f"device {str(name)!r} is not available here; available: {', '.join(known)}")
+    return torch.device(name)
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether `device` multiplies matrices in bfloat16 natively (AVX512_BF16 or AMX on a CPU)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
+def choose_dtype(name: str | torch.dtype, device: torch.device, num_parameters: int) -> torch.dtype:
+    """The dtype called `name` (a name of `DTYPES`, "auto", or a torch dtype) for a model on `device`.
+
+    "auto" is bfloat16 where the device is fast at it and the model is not `SMALL` on a CPU, else float32.
+
+    Raises `UserError` for an unknown name, and for float16 on a CPU, which is several times slower there than float32.
+    """
+    if name == "auto":
+        small = device.type == "cpu" and num_parameters < SMALL
+        return torch.bfloat16 if bfloat16_is_fast(device) and not small else torch.float32
+    dtype = name if isinstance(name, torch.dtype) else DTYPES.get(name) if isinstance(name, str) else None
+    if dtype not in DTYPES.values():
+        raise UserError(f"dtype {str(name)!r} is not known; known: auto, {', '.join(DTYPES)}")
+    if dtype == torch.float16 and device.type == "cpu":
+        raise UserError("dtype float16 is not computed on a CPU; use bfloat16 or float32")
+    return dtype

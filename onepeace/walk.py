@@ -1,0 +1,74 @@
+"""Which files a command line means: files as named, folders walked. Knows file endings, opens nothing."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from onepeace.errors import UsageError
+
+
+class Found(NamedTuple):
+    """A file to read."""
+
+    path: Path
+    modality: str | None
+    """By the file's ending; None for a file that was named on purpose and has an ending nobody knows."""
+
+
+class Unreadable(NamedTuple):
+    """Something that was met on the way and cannot be read."""
+
+    path: Path
+    reason: str
+
+
+def walk(paths: Iterable[str | Path], modality_by_suffix: Mapping[str, str]) -> tuple[list[Found], list[Unreadable]]:
+    """Files meant by `paths`, each once, in the order given; a folder's own files by name, then its folders by name.
+
+    Inside folders, hidden names and unknown endings are passed over, links are followed, and no folder is entered
+    twice, so a loop of links ends. A named file is taken whatever its name is.
+
+    Args:
+        modality_by_suffix: modality of each known ending, lower case, with the dot.
+
+    Returns:
+        The files found, and what could not be read: broken links, pipes, folders without permission.
+
+    Raises:
+        UsageError: a path that does not exist.
+    """
+    found: dict[str, Found] = {}
+    unreadable: list[Unreadable] = []
+    entered: set[tuple[int, int]] = set()
+
+    def refuse(error: OSError) -> None:
+        unreadable.append(Unreadable(Path(error.filename), error.strerror or "cannot be read"))
+
+    for given in paths:
+        path = Path(given)
+        if not os.path.lexists(path):
+            raise UsageError(f"{given}: no such file or folder")
+        if not os.path.isdir(path):
+            _take(path, modality_by_suffix.get(path.suffix.lower()), found, unreadable)
+            continue
+        for folder, folders, names in os.walk(path, onerror=refuse, followlinks=True):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in entered:
+                folders.clear()
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                modality = modality_by_suffix.get(Path(name).suffix.lower())
+                if modality is not None and not name.startswith("."):
+                    _take(Path(folder, name), modality, found, unreadable)
+    return list(found.values()), unreadable
+
+
+def _take(path: Path, modality: str | None, found: dict[str, Found], unreadable: list[Unreadable]) -> None:
+    if os.path.isfile(path):
+        found.setdefault(os.path.abspath(path), Found(path, modality))
+    else:
+        # A pipe would be waited for without end.
+        unreadable.append(Unreadable(path, "not a regular file" if os.path.exists(path) else "a link to nothing"))
