@@ -121,8 +121,11 @@ class AudioDecoder(Decoder):
             sound.check_end()
         return samples if seconds is None else samples[: self._samples(seconds)]
 
-    def finish(self, samples: Tensor, name: str = "sound") -> Tensor:
-        """A window of raw samples as the model reads it: normalised, then repeated up to `min_seconds`."""
+    def finish(self, samples: Tensor, name: str | None = None) -> Tensor:
+        """A window of raw samples as the model reads it: normalised, then repeated up to `min_seconds`.
+
+        Digital silence is reported under `name`, not at all without one.
+        """
         return self._fill(_normalized(samples, name))
 
     def windows(self, item: object, window: float, hop: float) -> Iterator[tuple[float, float, Tensor]]:
@@ -203,11 +206,11 @@ def _open(item: object, name: str) -> Iterator[_Sound]:
         raise UserError(f"{name}: samples need their rate; give (samples, rate)")
     if isinstance(item, (str, os.PathLike)) and not source.scheme(item):
         file: str | io.BytesIO = str(source.local_path(item))
-        size = os.path.getsize(file)
+        empty = os.path.getsize(str(file)) == 0
     else:
         file = io.BytesIO(source.read_bytes(item))
-        size = len(file.getbuffer())
-    if size == 0:
+        empty = not file.getbuffer()
+    if empty:
         raise UserError(f"{name}: the file is empty (0 bytes)")
     import soundfile
 
@@ -382,9 +385,11 @@ def _resampler(rate: int, target: int) -> torch.nn.Module:
 def _checked_rate(rate: object, name: str) -> int:
     if isinstance(rate, Tensor) and rate.numel() == 1:
         rate = rate.item()
-    if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 1 <= rate <= MAX_RATE or rate != int(rate):
+    # numpy's numbers are no int or float, and a NaN compares as False.
+    number = float(rate) if isinstance(rate, numbers.Real) and not isinstance(rate, bool) else math.nan
+    if not 1 <= number <= MAX_RATE or number != int(number):
         raise UserError(f"{name}: the sample rate must be a whole number from 1 to {MAX_RATE}, got {rate!r}")
-    return int(rate)
+    return int(number)
 
 
 def _ogg_is_complete(file: str | io.BytesIO) -> bool:

@@ -37,7 +37,8 @@ class Decoder:
     def _own_files(cls, folder: Path | None) -> dict[str, object]:
         return {}
 
-    def matches(self, item: object) -> bool:
+    @classmethod
+    def matches(cls, item: object) -> bool:
         """Whether `item` looks like this modality, by type, file ending or first bytes; nothing is decoded."""
         raise NotImplementedError
 

@@ -5,7 +5,7 @@ import io
 import os
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import IO, TYPE_CHECKING, ClassVar, TypeGuard
 
 import numpy as np
 import torch
@@ -180,7 +180,7 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _has_signature(file: "io.BufferedIOBase") -> bool:
+def _has_signature(file: IO[bytes]) -> bool:
     """Whether the first bytes are a picture's; reads the header only."""
     from PIL import Image
 
@@ -193,7 +193,7 @@ def _has_signature(file: "io.BufferedIOBase") -> bool:
         return False
 
 
-def _is_pil(item: object) -> bool:
+def _is_pil(item: object) -> "TypeGuard[Image.Image]":
     from PIL import Image
 
     return isinstance(item, Image.Image)

@@ -52,8 +52,8 @@ def describe(item: object) -> str:
         return f"({', '.join(describe(part) for part in item)})"
     if hasattr(item, "shape") and hasattr(item, "dtype"):
         return f"{type(item).__name__} {tuple(item.shape)} {item.dtype}"
-    if getattr(item, "filename", None):
-        return str(item.filename)
+    if isinstance(file := getattr(item, "filename", None), (str, os.PathLike)) and file:  # an opened PIL image
+        return describe(file)
     if hasattr(item, "mode") and hasattr(item, "size"):
         return f"{item.mode} picture {item.size}"
     return str(item) if isinstance(item, (int, float)) else type(item).__name__

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onepeace.errors import UserError
 from onepeace.media.decoder import Decoder
+from onepeace.media.source import scheme
 from onepeace.media.tokenizer import EOS, PAD, SPECIALS, read_tokenizer
 
 if TYPE_CHECKING:
@@ -97,10 +98,11 @@ class TextDecoder(Decoder):
     def vocab_size(self) -> int:
         return self.tokenizer.get_vocab_size()
 
-    def matches(self, item: object) -> bool:
-        return isinstance(item, str)
+    @classmethod
+    def matches(cls, item: object) -> bool:
+        return isinstance(item, str) and scheme(item) is None  # an address is nobody's caption
 
-    def prepare(self, text: str) -> str:
+    def prepare(self, text: object) -> str:
         """The text that is cut into pieces: cleaned, without the space in front."""
         if not isinstance(text, str):
             raise UserError(f"text must be a str, got {type(text).__name__}")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onepeace.errors import UserError, need
+from onepeace.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -82,9 +82,10 @@ def from_released(folder: str | Path) -> "Tokenizer":
 
 def from_open_clip() -> "Tokenizer":
     """CLIP's BPE as open_clip ships it (49,406 pieces; its two own specials are replaced by our four)."""
+    from open_clip.tokenizer import SimpleTokenizer
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    clip = need("open_clip.tokenizer", "train").SimpleTokenizer()
+    clip = SimpleTokenizer()
     pieces = sorted((index, piece) for piece, index in clip.encoder.items() if index < clip.sot_token_id)
     vocab = {piece: index for index, piece in enumerate((*SPECIALS, *(piece for _, piece in pieces)))}
     merges = sorted(clip.bpe_ranks, key=clip.bpe_ranks.__getitem__)
