@@ -58,7 +58,7 @@ def test_doctor_names_a_broken_package_with_reason_and_remedy(small, monkeypatch
     assert doctor.run(None) == 1
     out = capsys.readouterr().out
     assert "RuntimeError: wrong build\n" in out
-    assert "remedy: pip install --force-reinstall --no-deps tqdm\n" in out
+    assert 'remedy: pip install --force-reinstall --no-deps "tqdm' in out
     assert out.endswith("broken: tqdm\n")
 
 
@@ -66,8 +66,16 @@ def test_doctor_names_a_missing_package(small, monkeypatch, capsys):
     monkeypatch.setitem(doctor.CORE, "no-such-package", "no_such_package")
     assert doctor.run(None) == 1
     out = capsys.readouterr().out
-    assert "remedy: pip install no-such-package\n" in out
+    assert 'remedy: pip install "no-such-package"\n' in out
     assert out.endswith("broken: no-such-package\n")
+
+
+def test_remedy_asks_for_the_versions_of_setup_cfg(monkeypatch):
+    lines = ["torch<2.15,>=2.11", "torchaudio<2.12,>=2.11", 'pytest>=8; extra == "test"']
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: lines)
+    assert doctor._requirement("torch") == lines[0]
+    assert doctor._requirement("torchaudio") == lines[1]
+    assert doctor._requirement("numpy") == "numpy"
 
 
 def test_doctor_gives_the_pip_line_of_a_missing_extra(small, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import platform
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
             continue
         broken.append(package)
         options = "" if _version(package) is None else "--force-reinstall --no-deps "
-        _row(package, _version(package) or "missing", fault, f"remedy: pip install {options}{package}")
+        remedy = f'remedy: pip install {options}"{_requirement(package)}"'
+        _row(package, _version(package) or "missing", fault, remedy)
     if "torchaudio" not in broken:
         _row("torchaudio native", *_torchaudio_native())
 
@@ -107,6 +109,15 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _requirement(package: str) -> str:
+    """The package with the versions we ask for; without them where onepeace itself is not installed."""
+    try:
+        lines = importlib.metadata.requires("onepeace") or []
+    except importlib.metadata.PackageNotFoundError:
+        lines = []
+    return next((line for line in lines if re.match(rf"{re.escape(package)}\b", line)), package)
 
 
 def _fault(module: str) -> str | None:
