@@ -237,7 +237,9 @@ def _from_tensor(tensor: Tensor, name: str) -> "Image.Image":
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
         raise UserError(f"{name}: a picture as a tensor is (3, H, W), uint8 or floats between 0 and 1")
     tensor = tensor.detach().cpu()
-    if tensor.is_floating_point() and tensor.numel():
+    if tensor.numel() == 0:
+        raise UserError(f"{name}: no pixels")
+    if tensor.is_floating_point():
         low, high = tensor.min().item(), tensor.max().item()
         if not (low >= 0 and high <= 1):  # so written that NaN is refused too
             raise UserError(f"{name}: floats must lie between 0 and 1, these reach from {low:.4g} to {high:.4g}")

@@ -30,7 +30,7 @@ def scheme(item: object) -> str | None:
 def suffix(item: object) -> str:
     """The lower-case file ending of a path or address with its dot, "" where there is none."""
     if isinstance(item, str) and scheme(item):
-        item = urllib.parse.urlsplit(item.strip()).path if scheme(item) != "data" else ""
+        item = _public(item).partition("://")[2].partition("/")[2]
     if isinstance(item, (str, os.PathLike)):
         return os.path.splitext(os.fsdecode(os.fspath(item)))[1].lower()
     return ""
@@ -104,13 +104,13 @@ def refuse_scheme(item: str) -> None:
 
 
 def _download(url: str, name: str, max_bytes: int) -> bytes:
-    # Letters outside ASCII and spaces are common in pasted addresses; what is escaped already stays as it is.
-    request = urllib.request.Request(  # noqa: S310 (scheme checked by the caller)
-        urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": "onepeace"}
-    )
     deadline = time.monotonic() + MAX_DOWNLOAD_SECONDS
     data = bytearray()
     try:
+        # Letters outside ASCII and spaces are common in pasted addresses; what is escaped already stays as it is.
+        request = urllib.request.Request(  # noqa: S310 (scheme checked by the caller)
+            urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": "onepeace"}
+        )
         with _opener().open(request, timeout=TIMEOUT) as answer:
             length = int(answer.headers.get("Content-Length") or 0)
             if length > max_bytes:
@@ -148,10 +148,9 @@ def _opener() -> urllib.request.OpenerDirector:
 
 def _public(url: str) -> str:
     """The address without user name, password, query and fragment: they may be secrets; data: without its data."""
-    parts = urllib.parse.urlsplit(url.strip())
-    if scheme(url) == "data":
-        return f"data:{parts.path[:20]}..."
-    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    # Not urlsplit: it raises on addresses it finds malformed, and these are the ones to be named.
+    url = re.split(r"[?#]", url.strip(), maxsplit=1)[0]
+    return f"{url[:25]}..." if scheme(url) == "data" else re.sub(r"(?<=://)[^/]*@", "", url)
 
 
 def _reason(error: Exception) -> str:
