@@ -392,9 +392,9 @@ class Embedder:
     def _batch(self, modality: str, samples: list[Tensor]) -> dict[str, Tensor]:
         """Samples as the model's input on its device."""
         batch = self.decoders[modality].collate(samples)
-        # Numbers that are ids or lengths stay whole in every precision.
+        # Ids and lengths stay whole in every precision, and a waveform stays float32 up to its spectrogram.
         return {
-            name: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            name: value.to(self.device, self.dtype if name == "pixels" else None)
             for name, value in batch.items()
         }
 

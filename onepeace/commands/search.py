@@ -34,10 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_arguments(parser)
     parser.epilog = EXAMPLES
     parser.set_defaults(query=None)
-    helps = {"text": "search for words", "image": "search for what is like a picture", "audio": "... like a sound"}
-    for modality, text in helps.items():
-        name = "WORDS" if modality == "text" else "FILE"
-        parser.add_argument(f"--{modality}", action=_AddPart, const=modality, dest="query", metavar=name, help=text)
+    for modality, metavar, text in (
+        ("text", "WORDS", "search for words"),
+        ("image", "FILE", "search for what is like a picture"),
+        ("audio", "FILE", "search for what is like a sound"),
+    ):
+        parser.add_argument(f"--{modality}", action=_AddPart, const=modality, dest="query", metavar=metavar, help=text)
     parser.add_argument(
         "--weights", metavar="W", help="of a mix: text=0.7,audio=0.3, or numbers in the order of the parts"
     )
