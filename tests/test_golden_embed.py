@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from golden_cases import FOLDER, HOP, FIELD, TOKENS, UNIT, assert_near, case, golden_model, rows, text_rows
+from golden_cases import FIELD, FOLDER, HOP, TOKENS, UNIT, assert_near, case, golden_model, rows, text_rows
 from safetensors.torch import load_file
 
 
