@@ -35,21 +35,23 @@ STORAGE_DTYPES = {
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }
+_BUILTINS = (
+    *("object", "int", "float", "str", "bool", "bytes", "list", "tuple", "dict", "set", "frozenset"),
+    *("long", "unicode"),  # Python 2's names, which pickle protocol 2 uses
+)
 # Classes whose content is read but which stay inert; a trainer stores its configuration in them.
 INERT = frozenset(
     [
         *STORAGE_DTYPES,
         *(f"torch.{name}" for name in ("Size", "device", "float32", "float16", "bfloat16", "int64")),
-        *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in
-          ("object", "int", "float", "str", "bool", "bytes", "list", "tuple", "dict", "set", "frozenset")),
-        *(f"{module}.{name}" for module in ("numpy.core.multiarray", "numpy._core.multiarray") for name in
-          ("scalar", "_reconstruct")),
-        *("numpy.ndarray", "numpy.dtype"),
-        *("copyreg._reconstructor", "copy_reg._reconstructor", "argparse.Namespace", "collections.defaultdict"),
-        *("typing.Any", "pathlib.PosixPath", "pathlib.PurePosixPath", "datetime.timedelta"),
+        *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _BUILTINS),
+        *(f"numpy.{module}.multiarray.{name}" for module in ("core", "_core") for name in ("scalar", "_reconstruct")),
+        *("numpy.ndarray", "numpy.dtype", "copyreg._reconstructor", "copy_reg._reconstructor"),
+        *("argparse.Namespace", "collections.defaultdict", "typing.Any"),
+        *("pathlib.PosixPath", "pathlib.PurePosixPath", "datetime.timedelta"),
     ]
-)  # fmt: skip
-INERT_PACKAGES = ("omegaconf.", "fairseq.")
+)
+INERT_PACKAGES = ("omegaconf.", "fairseq.", "one_peace.")
 FUNCTIONS = frozenset(
     [
         "collections.OrderedDict",
