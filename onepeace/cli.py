@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed or
 import argparse
 import contextlib
 import difflib
+import logging
 import os
 import select
 import sys
@@ -95,6 +96,9 @@ def _run(arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
     if module is None:
         parser.error("no command given")
+    # The package only writes to its loggers; that they are heard, and other packages' chatter is not, is decided here.
+    logging.basicConfig(format="onepeace: %(message)s", level=logging.WARNING)
+    logging.getLogger("onepeace").setLevel(logging.INFO)
     return module.run(args)
 
 

@@ -111,6 +111,14 @@ def test_end_of_a_run(body, code, message):
     assert (done.returncode, done.stderr, done.stdout) == (code, message, "")
 
 
+def test_log_of_the_package_goes_to_stderr():
+    body = (
+        "import logging; logging.getLogger('onepeace.hub').info('loading'); logging.getLogger('other').info('chatter')"
+    )
+    done = faked(body)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "onepeace: loading\n", "")
+
+
 @pytest.mark.parametrize("arguments", [["search", "--debug"], ["--debug", "search"]])
 @pytest.mark.parametrize(("body", "code"), [("1 / 0", 1), ("raise UserError('x')", 1), ("raise UsageError('x')", 2)])
 def test_debug_shows_the_traceback(arguments, body, code):
