@@ -264,3 +264,8 @@ def test_no_path_of_a_machine_is_written_anywhere():
 def test_files_are_named_by_what_they_hold():
     vague = {"utils", "util", "helpers", "common", "misc", "base_utils"}
     assert not [name for name in MODULES if vague & set(name.split("."))]
+
+
+def test_every_folder_of_code_is_a_package():
+    """Else an installation leaves it out."""
+    assert not [file for file in FILES if not (file.parent / "__init__.py").exists()]
