@@ -39,7 +39,7 @@ class Picture(NamedTuple):
     """A cropped picture on its way into a batch."""
 
     pixels: np.ndarray
-    """(S, S, 3) uint8."""
+    """(H, W, 3) uint8."""
     brightness: float
     contrast: float
     saturation: float
@@ -64,39 +64,39 @@ class ImageAugment:
 
     def load(self, item: Any, decoder: Any) -> Any:
         """The picture as the decoder opens it: upright RGB, in its own size."""
-        return decoder.open(item)
+        return decoder.load(item)
 
     def vary(
         self, picture: Any, text: str, decoder: Any, rng: np.random.Generator, another: Another
     ) -> tuple[Picture, str]:
         """A random crop in the model's size, perhaps mirrored, and the colour factors for `collate`."""
         width, height = picture.size
-        area = width * height * rng.uniform(*self.crop_scale)
-        ratio = math.exp(rng.uniform(*(math.log(r) for r in RATIOS)))
+        area = width * height * rng.uniform(self.crop_scale[0], self.crop_scale[1])
+        ratio = math.exp(rng.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
         w, h = min(math.sqrt(area * ratio), width), min(math.sqrt(area / ratio), height)
         left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
-        crop = picture.resize((decoder.size, decoder.size), BICUBIC, box=(left, top, left + w, top + h))
+        crop = picture.resize((decoder.width, decoder.height), BICUBIC, box=(left, top, left + w, top + h))
         pixels = np.asarray(crop)
         if self.flip and rng.random() < 0.5 and not SPATIAL.search(text):
             pixels = pixels[:, ::-1]
         return Picture(pixels, *(rng.uniform(1 - self.color, 1 + self.color, 3))), text
 
     def collate(self, samples: list[Picture], decoder: Any) -> dict[str, Tensor]:
-        """Colour and normalisation of the whole batch in one affine map per picture: {"pixels": (B, 3, S, S)}."""
-        pixels = torch.from_numpy(np.stack([sample.pixels for sample in samples])).permute(0, 3, 1, 2)
-        x = pixels.float().flatten(2) / 255  # (B, 3, S * S)
-        mean = torch.tensor(decoder.mean)[:, None]
-        std = torch.tensor(decoder.std)[:, None]
-        if self.color:
-            luma = torch.tensor(LUMA)
-            factors = torch.tensor([sample[1:] for sample in samples], dtype=torch.float32)
-            brightness, contrast, saturation = factors[:, :, None, None].unbind(1)
-            grey = (x.mean(2) @ luma)[:, None, None]
-            # Saturation, then contrast, then brightness are all linear in the pixel, so one matrix does them.
-            mix = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * luma)
-            x = torch.baddbmm(brightness * (1 - contrast) * grey, mix, x).clamp_(0, 1)
-        x = (x - mean) / std
-        return {"pixels": x.unflatten(2, pixels.shape[2:])}
+        """Colour and normalisation of the whole batch in one affine map per picture: {"pixels": (B, 3, H, W)}."""
+        stacked = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
+        x = stacked.permute(0, 3, 1, 2).contiguous().float().flatten(2)  # (B, 3, H * W), 0..255
+        mean, std = decoder.mean.view(3, 1), decoder.std.view(3, 1)
+        luma = torch.tensor(LUMA)
+        factors = torch.tensor([sample[1:] for sample in samples], dtype=torch.float32)
+        brightness, contrast, saturation = factors[:, :, None, None].unbind(1)
+        grey = (x.mean(2) @ luma)[:, None, None] / 255
+        # Saturation, contrast, brightness and normalisation are linear in the pixel: one matrix, one offset.
+        mix = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * luma)
+        offset = (brightness * (1 - contrast) * grey - mean) / std
+        x = torch.baddbmm(offset, mix / (255 * std), x)
+        # Three times as fast as clamp_ with tensor bounds.
+        torch.minimum(torch.maximum(x, (0 - mean) / std, out=x), (1 - mean) / std, out=x)
+        return {"pixels": x.unflatten(2, stacked.shape[1:3])}
 
 
 @dataclass(frozen=True)
@@ -117,37 +117,40 @@ class AudioAugment:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)} should be a chance between 0 and 1")
 
-    def load(self, item: Any, decoder: Any) -> np.ndarray:
-        """(N,) float32, mono at the model's sampling rate, as loud as it was."""
-        return np.asarray(decoder.load(item), dtype=np.float32)
+    def load(self, item: Any, decoder: Any) -> Tensor:
+        """(N,) float16, mono at the model's sampling rate, as loud as it was. Half the memory, 66 dB of precision."""
+        return decoder.load(item).half()
 
     def vary(
-        self, samples: np.ndarray, text: str, decoder: Any, rng: np.random.Generator, another: Another
+        self, samples: Tensor, text: str, decoder: Any, rng: np.random.Generator, another: Another
     ) -> tuple[Tensor, str]:
         """The changed clip as `decode` would give it (normalised, not too long), and its caption."""
-        samples = self._turn(samples, rng)
+        samples = self._turn(samples.float(), rng)
         if rng.random() < self.mix:
             other, other_text = another()
-            other = np.resize(self._turn(other, rng), samples.shape)  # repeated or cut to the same length
+            other = self._turn(other.float(), rng)
+            other = other.repeat(math.ceil(len(samples) / len(other)))[: len(samples)]
             level = 10 ** (rng.uniform(-MIX_DB, MIX_DB) / 20)
             samples = samples + other * (level * _loudness(samples) / max(_loudness(other), 1e-6))
             text = f"{text.rstrip(' .')} and {other_text.rstrip(' .')}"
         if rng.random() < self.noise:
             level = 10 ** (-rng.uniform(*NOISE_DB) / 20) * _loudness(samples)
-            samples = samples + level * rng.standard_normal(len(samples), dtype=np.float32)
+            samples = samples + level * torch.from_numpy(rng.standard_normal(len(samples), dtype=np.float32))
+        if decoder.max_seconds is not None:
+            samples = samples[: round(decoder.max_seconds * decoder.sample_rate)]
         gain = 10 ** (rng.uniform(-self.gain_db, self.gain_db) / 20)
-        return decoder.prepare(torch.from_numpy(samples.astype(np.float32))) * gain, text
+        return decoder.finish(samples) * gain, text
 
-    def _turn(self, samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return np.roll(samples, int(rng.integers(len(samples)))) if self.shift else samples
+    def _turn(self, samples: Tensor, rng: np.random.Generator) -> Tensor:
+        return samples.roll(int(rng.integers(len(samples)))) if self.shift else samples
 
     def collate(self, samples: list[Tensor], decoder: Any) -> dict[str, Tensor]:
         """As without augmentation."""
         return decoder.collate(samples)
 
 
-def _loudness(samples: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(samples))))
+def _loudness(samples: Tensor) -> float:
+    return samples.square().mean().sqrt().item()
 
 
 AUGMENTS: dict[str, Any] = {"image": ImageAugment, "audio": AudioAugment}

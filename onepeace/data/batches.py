@@ -107,6 +107,8 @@ class Steps(Dataset[list[Batch]]):
         self.mask = recipe.mask if any(term.startswith("denoising/") for term in recipe.objective) else {}
         self.broken_limit = recipe.data.broken_limit
         self.broken: dict[str, set[str]] = {}
+        self._cache: dict[tuple[str, int], Tensor] = {}
+        self._room = recipe.data.cache_megabytes * 2**20
         self.word_table: Tensor | None = None
         if any(rates.unit == "word" for rates in self.mask.values()):
             vocabulary = decoders["text"].tokenizer.get_vocab()
@@ -172,7 +174,7 @@ class Steps(Dataset[list[Batch]]):
                 media[modality] = decoder.decode(item[modality])
             else:
                 another = partial(self._another, name, modality, rng)
-                loaded = augment.load(item[modality], decoder)
+                loaded = self._load(modality, item)
                 media[modality], text = augment.vary(loaded, text, decoder, rng, another)
         if "text" in self.pairs[name]:
             media["text"] = self.decoders["text"].decode(text)
@@ -183,13 +185,25 @@ class Steps(Dataset[list[Batch]]):
 
     def _another(self, name: str, modality: str, rng: np.random.Generator) -> tuple[Any, str]:
         """A random item of the pair for an augmentation that takes two: what it loads, and a caption."""
-        items, augment = self.items[name], self.augments[modality]
+        items = self.items[name]
         while True:
             item = items[int(rng.integers(len(items)))]
             try:
-                return augment.load(item[modality], self.decoders[modality]), self._caption(name, item, rng)
+                return self._load(modality, item), self._caption(name, item, rng)
             except UserError as error:
                 self._note(name, item, error)
+
+    def _load(self, modality: str, item: Sample) -> Any:
+        """What the augmentation starts from. Tensors (sounds) are kept while there is room: decoding Vorbis takes a
+        third of the time a worker spends; pictures decode faster than that and would need far more room."""
+        cached = self._cache.get((modality, id(item)))
+        if cached is not None:
+            return cached
+        loaded = self.augments[modality].load(item[modality], self.decoders[modality])
+        if isinstance(loaded, Tensor) and loaded.nbytes <= self._room:
+            self._room -= loaded.nbytes
+            self._cache[modality, id(item)] = loaded
+        return loaded
 
     def _caption(self, name: str, item: Sample, rng: np.random.Generator) -> str:
         choices = item["captions"]

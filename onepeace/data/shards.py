@@ -104,13 +104,12 @@ def _sample(raw: dict[str, Any], path: Path, known: Mapping[str, Iterable[str]],
     about: dict[str, Any] = {}
     captions: list[str] = []
     try:
-        if "json" in members:
-            about = dict(json.loads(members["json"]))
-            captions = [caption for caption in about.get("captions", []) if isinstance(caption, str)]
-        if not captions and "txt" in members:
-            captions = [members["txt"].decode("utf-8")]
+        about = dict(json.loads(members.get("json", b"{}")))
+        captions = [caption for caption in about.get("captions", []) if isinstance(caption, str)]
     except (ValueError, TypeError) as error:
-        broken.append(f"{path}: the text of {key} cannot be read ({error})")
+        broken.append(f"{path}: {key}.json cannot be read ({error})")
+    if not captions:
+        captions = [members.get("txt", b"").decode("utf-8", errors="replace")]
     label = about.get("label")
     sample: Sample = {
         "key": key,

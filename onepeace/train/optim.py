@@ -63,7 +63,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float |
     Not decayed: vectors and scalars, biases, and what ``model.no_weight_decay()`` names (CLS tokens, positions).
     With ``layer_decay`` d, layer i of L + 1 learns at d^(L + 1 - i) of the rate.
     """
-    skip = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    listed = getattr(model, "no_weight_decay", None)
+    skip: set[str] = set(listed()) if callable(listed) else set()
     names = {name for name, _ in model.named_parameters()}
     if unknown := sorted(skip - names):
         raise ValueError(f"no_weight_decay names {', '.join(unknown)}: not parameters of the model")

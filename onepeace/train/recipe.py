@@ -54,6 +54,8 @@ class Data:
     """By modality: how training media are varied (onepeace/data/augment.py); left out = taken as they are."""
     drop: dict[str, float] = field(default_factory=dict)
     """By modality: share of the tokens left out in the contrastive pass, for speed (FLIP, arXiv 2212.00794)."""
+    cache_megabytes: int = 512
+    """Memory of each worker for decoded sounds."""
     broken_limit: float = 0.02
     """Share of a pair's items that may fail to decode before the run stops."""
 
@@ -216,6 +218,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         for name in ("objective", "mask", "drop", "augment", "templates"):
             if isinstance(place, dict) and isinstance(place.get(name), dict):
                 place[name] = {key: value for key, value in place[name].items() if value is not None}
+    _check_keys(content, str(path))
     return build(Recipe, content, str(path))
 
 
@@ -227,6 +230,19 @@ def to_yaml(recipe: Recipe) -> str:
 def from_yaml(text: str, where: str) -> Recipe:
     """The inverse of `to_yaml`; ``where`` is the file it was found in, for messages."""
     return build(Recipe, yaml.safe_load(text), where)
+
+
+def _check_keys(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise UserError(
+                    f"{where}: the key {key} is no text; YAML takes on, off, yes and no as true and false: quote it"
+                )
+            _check_keys(item, where)
+    elif isinstance(value, list):
+        for item in value:
+            _check_keys(item, where)
 
 
 def _override(content: Options, override: str) -> None:

@@ -1,0 +1,132 @@
+"""`onepeace plot RUN... -o FILE`: every loss and validation curve of one or several runs, one panel each, as a PNG."""
+
+import argparse
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from onepeace.errors import UserError, need
+from onepeace.train.log import FILE, read_log
+
+BOOKKEEPING = {"step", "epoch", "seconds", "lr", "grad_norm", "items_per_second", "data_wait", "padding", "replaced",
+               "peak_memory", "logit_scale"}  # fmt: skip
+"""Fields of the log that are neither a loss nor a score."""
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+"""Told apart by color-blind readers too (Okabe and Ito)."""
+COLUMNS = 3
+SMOOTHED = 60
+"""A curve of more points than this is drawn as a running mean over its pale self."""
+
+Curve = list[tuple[float, float]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=f"folder of a training run, or its {FILE}")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="picture to write (.png)")
+    parser.add_argument("--from-step", type=int, default=0, metavar="N", help="leave out the steps before N")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the logs, draw, say what was written."""
+    curves = {label: read_curves(path, args.from_step) for label, path in labels(args.runs).items()}
+    draw(curves, Path(args.output))
+    names = {name for run in curves.values() for name in run}
+    print(f"{args.output}: {len(names)} curves of {len(curves)} runs")
+    return 0
+
+
+def labels(runs: list[str]) -> dict[str, Path]:
+    """A short distinct name for each run: the parts of its path in which the runs differ."""
+    paths = [Path(run).absolute() for run in dict.fromkeys(runs)]
+    folders = [path.parent if path.is_file() else path for path in paths]
+    common = Path(os.path.commonpath(folders)) if len(set(folders)) > 1 else folders[0].parent
+    return {str(folder.relative_to(common)): path for folder, path in zip(folders, paths, strict=True)}
+
+
+def read_curves(path: Path, from_step: int = 0) -> dict[str, Curve]:
+    """{name: [(step, value), ...]} of a run's log, nested records under "a/b"."""
+    path = path if path.is_file() else path / FILE
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; a run's folder holds a {FILE}")
+    curves: dict[str, Curve] = {}
+    for record in read_log(path):
+        for name, value in _numbers(record):
+            if record["step"] >= from_step and name not in BOOKKEEPING and math.isfinite(value):
+                curves.setdefault(name, []).append((record["step"], value))
+    if not curves:
+        raise UserError(f"{path}: no loss and no score from step {from_step} on; nothing to draw")
+    return curves
+
+
+def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield prefix + name, float(value)
+
+
+def draw(curves: Mapping[str, Mapping[str, Curve]], output: Path) -> None:
+    """One panel per curve name, one color per run; the last value (of scores: the best) is written in the panel."""
+    need("matplotlib", "plot")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for run in curves.values() for name in run))
+    # Losses first, the total before its terms; scores after.
+    names.sort(key=lambda name: (not is_loss(name), name != "loss"))
+    columns = min(COLUMNS, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(4.6 * columns, 3.1 * rows + 0.7), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    handles: dict[str, Any] = {}
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        ends = []
+        for color, (label, run) in zip(_endless(COLORS), curves.items(), strict=False):
+            if name in run:
+                handles[label] = _draw_curve(axes, run[name], color)
+                ends.append(_summary(name, run[name]))
+        axes.set_title(f"{name}\n{' | '.join(ends)}", fontsize=9)
+        axes.set_xlabel("updates", fontsize=8)
+        axes.set_ylabel("loss" if is_loss(name) else "score", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.25)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside upper center", ncols=min(4, len(handles)), frameon=False
+    )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        canvas.print_png(str(output))
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror or error})") from error
+
+
+def is_loss(name: str) -> bool:
+    """Whether lower is better: the total, or a term of the objective."""
+    return name.startswith(("loss", "contrastive", "denoising", "distillation", "classification")) or "/loss" in name
+
+
+def _draw_curve(axes: Any, curve: Curve, color: str) -> Any:
+    steps, values = zip(*curve, strict=True)
+    if len(values) <= SMOOTHED:
+        return axes.plot(steps, values, color=color, marker="." if len(values) < 20 else None)[0]
+    axes.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
+    width = max(2, len(values) // SMOOTHED)
+    means = [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i - width + 1) : i + 1])]
+    return axes.plot(steps, means, color=color)[0]
+
+
+def _summary(name: str, curve: Curve) -> str:
+    if is_loss(name):
+        return f"last {curve[-1][1]:.4g}"
+    step, value = max(curve, key=lambda point: point[1])
+    return f"best {value:.4g} at {step:.0f}"
+
+
+def _endless(values: tuple[str, ...]) -> Iterator[str]:
+    while True:
+        yield from values

@@ -1,0 +1,191 @@
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from onepeace.errors import UserError
+from onepeace.train import checkpoint
+from onepeace.train.log import Averages, Log, human, read_log
+from onepeace.train.optim import make_optimizer
+from onepeace.train.recipe import Optim
+
+
+class Run:
+    """A small training whose every step uses all of a run's state: weights, moments, average, four generators."""
+
+    def __init__(self):
+        torch.manual_seed(5)
+        np.random.seed(6)
+        random.seed(7)
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.optimizer = make_optimizer(self.model, Optim(lr=1e-2))
+        self.average = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def step(self):
+        x = torch.randn(16, 4) + float(np.random.standard_normal()) + random.gauss(0, 1)
+        loss = (self.model(x) - x.sum(1, keepdim=True)).square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        for name, tensor in self.model.state_dict().items():
+            self.average[name].lerp_(tensor, 0.1)
+        return loss.item()
+
+    def save(self, folder, step, **options):
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": self.average}
+        return checkpoint.save(folder, step, **state, recipe="seed: 1\n", **options)
+
+    def restore(self, saved):
+        self.model.load_state_dict(saved.model)
+        self.optimizer.load_state_dict(saved.optimizer)
+        self.average = saved.ema
+        saved.restore_generators()
+
+
+def test_resume_equals_uninterrupted_run(tmp_path):
+    whole = Run()
+    expected = [whole.step() for _ in range(9)]
+    first = Run()
+    losses = [first.step() for _ in range(4)]
+    first.save(tmp_path, 4, extra={"seen": [1, 2]})
+    random.shuffle([1, 2, 3]), np.random.rand(), torch.rand(3)
+    second = Run()
+    saved = checkpoint.newest(tmp_path)
+    second.restore(saved)
+    losses += [second.step() for _ in range(5)]
+    assert losses == expected
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[name])
+        assert torch.equal(whole.average[name], second.average[name])
+    assert (saved.step, saved.recipe, saved.extra, saved.score) == (4, "seed: 1\n", {"seen": [1, 2]}, None)
+
+
+def test_optimizer_state_comes_back_as_it_was(tmp_path):
+    run = Run()
+    run.step()
+    state = run.optimizer.state_dict()
+    state["state"][0]["note"] = 3  # what is no tensor goes to the header
+    path = checkpoint.save(tmp_path, 1, model={}, optimizer=state, recipe="")
+    loaded = checkpoint.load(path).optimizer
+    assert loaded["state"][0]["note"] == 3
+    assert loaded["state"].keys() == state["state"].keys()
+    assert all(torch.equal(loaded["state"][i]["exp_avg_sq"], state["state"][i]["exp_avg_sq"]) for i in state["state"])
+    assert [group["param_names"] for group in loaded["param_groups"]] == [
+        ["0.weight", "2.weight"],
+        ["0.bias", "2.bias"],
+    ]
+    assert loaded["param_groups"][0]["lr_scale"] == 1.0
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "overwritten"])
+def test_damaged_last_checkpoint_falls_back_on_the_one_before(tmp_path, caplog, damage):
+    run = Run()
+    for step in (1, 2):
+        run.step()
+        path = run.save(tmp_path, step)
+    data = path.read_bytes()
+    path.write_bytes({"cut": data[:-100], "emptied": b"", "overwritten": b"x" * len(data)}[damage])
+    assert checkpoint.newest(tmp_path).step == 1
+    assert "step-00000002" in caplog.text
+    assert "going on from the one before" in caplog.text
+    with pytest.raises(UserError, match=r"step-00000002.*not a complete checkpoint"):
+        checkpoint.load(path)
+
+
+def test_foreign_file_is_not_a_checkpoint(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(2)}, tmp_path / "step-00000003.safetensors")
+    with pytest.raises(UserError, match="not a complete checkpoint"):
+        checkpoint.load(tmp_path / "step-00000003.safetensors")
+
+
+def test_nothing_saved_is_none(tmp_path):
+    assert checkpoint.newest(tmp_path / "no run") is None
+    assert checkpoint.best(tmp_path) is None
+
+
+def test_the_last_ones_and_the_best_stay(tmp_path):
+    run = Run()
+    for step, score in [(1, 0.1), (2, 0.9), (3, 0.4), (4, None), (10, 0.5)]:
+        run.save(tmp_path, step, score=score, keep=2)
+    assert [path.name for path in checkpoint.files(tmp_path)] == [f"step-{step:08d}.safetensors" for step in (2, 4, 10)]
+    assert checkpoint.best(tmp_path).name == "step-00000002.safetensors"
+    assert checkpoint.newest(tmp_path).step == 10
+
+
+def test_order_is_by_number_not_by_name(tmp_path):
+    run = Run()
+    run.save(tmp_path, 99_999_999)
+    run.save(tmp_path, 100_000_000)
+    assert checkpoint.newest(tmp_path).step == 100_000_000
+
+
+def test_interrupted_writing_leaves_what_was_there(tmp_path, monkeypatch):
+    run = Run()
+    run.save(tmp_path, 1)
+    (tmp_path / "step-00000002.tmp").write_bytes(b"half of a checkpoint")
+    assert checkpoint.newest(tmp_path).step == 1
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.save(tmp_path, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.safetensors"]
+
+
+def test_complete_file_is_named_only_after_it_is_on_the_disk(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
+    Run().save(tmp_path, 1)
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_nothing_is_pickled(tmp_path):
+    path = Run().save(tmp_path, 1)
+    assert b"\x80\x02" not in path.read_bytes()[8:200]
+    assert path.read_bytes()[8:9] == b"{"
+
+
+# The log
+
+
+def test_log_lines_after_the_resumed_step_are_cut_away(tmp_path, capsys):
+    log = Log(tmp_path, steps=100)
+    for step in (10, 20, 30):
+        log.write(step, {"loss": step / 7, "valid": {"top1": 0.5}})
+    assert capsys.readouterr().err.splitlines()[0] == "step 10/100  loss 1.429"
+    with log.path.open("a") as file:
+        file.write('{"step": 40, "lo')  # killed while writing
+    log = Log(tmp_path, step=20)
+    log.write(25, {"loss": 1.0})
+    records = read_log(log.path)
+    assert [record["step"] for record in records] == [10, 20, 25]
+    assert records[1] == {"step": 20, "loss": 20 / 7, "valid": {"top1": 0.5}}
+
+
+def test_new_run_begins_a_new_log(tmp_path):
+    Log(tmp_path).write(10, {"loss": 1.0})
+    assert read_log(Log(tmp_path).path) == []
+
+
+def test_line_for_a_person_begins_with_what_matters():
+    values = {"contrastive/image+text": 2.0, "grad_norm": 1.23456, "lr": 6.7e-5, "loss": 5.3, "nested": {"a": 1}}
+    assert human(4, None, values) == "step 4  loss 5.3  lr 6.7e-05  contrastive/image+text 2  grad_norm 1.235"
+
+
+def test_averages_are_means_since_the_last_time():
+    averages = Averages()
+    averages.add({"loss": torch.tensor(1.0, requires_grad=True), "a": 4})
+    averages.add({"loss": 2.0})
+    assert averages.take() == {"loss": 1.5, "a": 4.0}
+    averages.add({"loss": 7.0})
+    assert averages.take() == {"loss": 7.0}
+    assert averages.take() == {}

@@ -1,0 +1,503 @@
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from onepeace import media
+from onepeace.config import build
+from onepeace.data.batches import Order, Steps, groups, loader, whole
+from onepeace.data.shards import read_source, shard_files
+from onepeace.errors import UserError
+from onepeace.media import DECODERS, TextDecoder
+from onepeace.media.tokenizer import train_bpe
+from onepeace.train.recipe import Recipe
+
+SIZE = 24
+
+
+def picture(seed, width=40, height=30):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def sound(seed, seconds=1.25):
+    file = io.BytesIO()
+    noise = np.random.default_rng(seed).standard_normal(int(16000 * seconds))
+    soundfile.write(file, 0.1 * noise, 16000, format="WAV")
+    return file.getvalue()
+
+
+def about(captions, label=None):
+    return json.dumps({"captions": captions, "label": label}).encode()
+
+
+def write_shard(path, members):
+    """A tar of {member name: bytes}, in order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz" if path.name.endswith(".gz") else "w") as tar:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def pictures(count, first=0, label=None):
+    members = {}
+    for i in range(first, first + count):
+        members[f"p{i}.png"] = picture(i)
+        members[f"p{i}.json"] = about([f"picture number {i}", f"a photo of thing {i}"], label)
+    return members
+
+
+def sounds(count):
+    members = {}
+    for i in range(count):
+        members[f"s{i}.wav"] = sound(i)
+        members[f"s{i}.json"] = about([f"sound {i}."], f"class {i % 3}")
+    return members
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    write_shard(folder / "pictures-0.tar", pictures(5))
+    write_shard(folder / "pictures-1.tar.gz", pictures(3, first=5))
+    write_shard(folder / "more.tar", pictures(4, first=100, label="gull"))
+    write_shard(folder / "sounds.tar", sounds(6))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decoders():
+    tokenizer = train_bpe([f"picture number {i} a photo of thing sound gull and class" for i in range(9)], 300)
+    return {
+        "image": DECODERS["image"](size=SIZE),
+        "audio": DECODERS["audio"](max_seconds=2.0),
+        "text": TextDecoder(tokenizer, max_tokens=12),
+    }
+
+
+NUM_TOKENS = {
+    "text": lambda batch: (batch["ids"] != 1).sum(1),
+    "image": lambda batch: torch.full((len(batch["pixels"]),), (SIZE // 8) ** 2),
+    "audio": lambda batch: batch["lengths"] // 1000,
+}
+IMAGES = {"shards": "pictures-*", "pair": ["image", "text"]}
+SOUNDS = {"shards": "sounds.tar", "pair": ["audio", "text"]}
+DENOISING = {
+    "objective": {"contrastive": {}, "denoising/image": {}},
+    "mask": {
+        "text": {"unit": "word", "alone": 0.15, "together": 0.4},
+        "image": {"unit": "patch", "alone": 0.75, "together": 0.6875},
+    },
+}
+
+
+def recipe(root, train=(IMAGES,), data=None, batch_size=4, **fields):
+    content = {
+        "model": {},
+        "data": {"root": str(root), "train": list(train), **(data or {})},
+        "objective": {"contrastive": {}},
+        "schedule": {"steps": 10},
+        "run": {"out": "unused", "batch_size": batch_size},
+        **fields,
+    }
+    return build(Recipe, content, "recipe")
+
+
+def make_steps(decoders, recipe):
+    sources = [read_source(source.shards, source.pair, recipe.data.root) for source in recipe.data.train]
+    return Steps(recipe, sources, decoders, NUM_TOKENS)
+
+
+def keyed(batch):
+    return list(zip(batch["keys"], batch["captions"], strict=True))
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+# Reading shards
+
+
+def test_source_reads_tar_and_tar_gz_in_order(root):
+    source = read_source("pictures-*", ("image", "text"), root)
+    assert [sample["key"] for sample in source.samples] == [f"p{i}" for i in range(8)]
+    assert source.samples[6]["image"] == picture(6)
+    assert source.samples[6]["captions"] == ["picture number 6", "a photo of thing 6"]
+    assert source.samples[6]["source"].endswith("pictures-1.tar.gz")
+    assert source.broken == []
+    assert read_source("more.tar", ("image",), root).samples[0]["label"] == "gull"
+
+
+def test_caption_is_the_text_file_when_the_json_has_none(tmp_path):
+    write_shard(tmp_path / "a.tar", {"x.PNG": picture(0), "x.json": b'{"label": null}', "x.txt": b" a gull \n"})
+    (sample,) = read_source("a.tar", ("image", "text"), tmp_path).samples
+    assert (sample["captions"], sample["label"]) == (["a gull"], None)
+
+
+def test_missing_shards_are_named(root, monkeypatch):
+    with pytest.raises(UserError, match=r"no shard matches .*nothing-\*"):
+        shard_files("nothing-*", root)
+    assert [path.name for path in shard_files("{more,sounds}.tar", root)] == ["more.tar", "sounds.tar"]
+    with pytest.raises(UserError, match=r"no shard matches .*less\.tar"):
+        shard_files("{more,less}.tar", root)
+    monkeypatch.setenv("HERE", str(root))
+    assert len(shard_files("pictures-*", "${HERE}")) == 2
+    with pytest.raises(UserError, match=r"data\.root is \$\{NOWHERE\}.*data\.root=FOLDER"):
+        shard_files("pictures-*", "${NOWHERE}")
+
+
+def test_incomplete_samples_name_file_and_key(tmp_path, caplog):
+    members = pictures(4)
+    del members["p1.png"], members["p2.json"]
+    write_shard(tmp_path / "a.tar", members)
+    source = read_source("a.tar", ("image", "text"), tmp_path)
+    assert [sample["key"] for sample in source.samples] == ["p0", "p3"]
+    assert len(source.broken) == 2
+    assert "a.tar: p1 has no image file" in caplog.text
+    assert "a.tar: p2 has no caption" in caplog.text
+    write_shard(tmp_path / "b.tar", {"x.png": picture(0)})
+    with pytest.raises(UserError, match=r"b\.tar: x has no caption"):
+        read_source("b.tar", ("image", "text"), tmp_path)
+
+
+def test_unreadable_json_is_named_and_the_text_file_used(tmp_path):
+    write_shard(tmp_path / "a.tar", {"x.png": picture(0), "x.json": b"{", "x.txt": b"a gull"})
+    source = read_source("a.tar", ("image", "text"), tmp_path)
+    assert source.samples[0]["captions"] == ["a gull"]
+    assert "x.json cannot be read" in source.broken[0]
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_truncated_shard_gives_what_it_still_holds(tmp_path, name):
+    path = write_shard(tmp_path / name, pictures(6))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    write_shard(tmp_path / "b.tar", pictures(2, first=10))
+    source = read_source("*", ("image", "text"), tmp_path)
+    keys = [sample["key"] for sample in source.samples]
+    assert 0 < len(keys) - 2 < 6
+    assert keys[-2:] == ["p10", "p11"]
+    assert any(name in line for line in source.broken)
+
+
+def test_file_that_is_no_tar_is_named(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"no tar at all")
+    with pytest.raises(UserError, match=r"no usable sample; .*a\.tar"):
+        read_source("a.tar", ("image", "text"), tmp_path)
+
+
+def test_shard_name_is_never_a_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_shard(tmp_path / "pipe:touch ran;.tar", pictures(1))
+    read_source("pipe*", ("image", "text"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_new_modality_needs_a_decoder_only(tmp_path, monkeypatch):
+    class Depth(media.Decoder):
+        key = "depth"
+        suffixes = frozenset({".depth"})
+
+        def decode(self, item):
+            return torch.tensor(list(item), dtype=torch.float32)
+
+        def collate(self, samples):
+            return {"values": torch.stack(samples)}
+
+    monkeypatch.setitem(DECODERS, "depth", Depth)
+    members = {name: data for i in range(3) for name, data in {f"{i}.depth": bytes([i, 7]), f"{i}.txt": b"x"}.items()}
+    write_shard(tmp_path / "a.tar", members)
+    steps = make_steps({"depth": Depth()}, recipe(tmp_path, [{"shards": "a.tar", "pair": ["depth"]}], batch_size=3))
+    (batch,) = steps[0]
+    assert sorted(batch["depth"]["values"].tolist()) == [[0, 7], [1, 7], [2, 7]]
+
+
+# Order
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.floats(0.1, 3.5)), min_size=1, max_size=3),
+    st.integers(0, 99),
+)
+@settings(deadline=None, derandomize=True, max_examples=50)
+def test_an_epoch_has_each_item_as_often_as_its_weight_says(sources, seed):
+    sizes, weights = zip(*sources, strict=True)
+    if not any(round(weight * size) for size, weight in sources):
+        return
+    order = Order(sizes, weights, [seed])
+    for epoch in range(2):
+        epoch_items = [order[epoch * order.epoch_length + i] for i in range(order.epoch_length)]
+        counts = np.bincount(epoch_items, minlength=sum(sizes))
+        first = 0
+        for size, weight in sources:
+            mine = counts[first : first + size]
+            assert set(mine) <= {int(weight), int(weight) + 1}
+            assert mine.sum() == int(weight) * size + round((weight - int(weight)) * size)
+            first += size
+
+
+def test_epochs_and_seeds_are_different_permutations():
+    order = Order([50], [1.0], [1])
+    epochs = [[order[e * 50 + i] for i in range(50)] for e in (0, 1, 0)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(50))
+    assert epochs[0] != epochs[1]
+    assert epochs[0] == epochs[2]
+    assert [Order([50], [1.0], [2])[i] for i in range(50)] != epochs[0]
+
+
+def test_rare_items_change_from_epoch_to_epoch():
+    order = Order([40], [0.25], [1])
+    epochs = [{order[e * 10 + i] for i in range(10)} for e in range(4)]
+    assert all(len(epoch) == 10 for epoch in epochs)
+    assert len(set.union(*epochs)) > 20
+
+
+def test_weights_that_leave_nothing_are_an_error():
+    with pytest.raises(UserError, match="leave none"):
+        Order([3], [0.1], [1])
+
+
+# Steps
+
+
+def test_batch_holds_what_the_model_reads(root, decoders):
+    first, second = make_steps(decoders, recipe(root, [IMAGES, SOUNDS], batch_size={"image+text": 5, "audio+text": 3}))[
+        0
+    ]
+    assert first["pair"] == "image+text"
+    assert first["image"]["pixels"].shape == (5, 3, SIZE, SIZE)
+    assert first["text"]["ids"].shape[0] == 5
+    assert second["audio"]["waveform"].shape == (3, 20000)
+    assert second["audio"]["lengths"].tolist() == [20000] * 3
+    assert "masks" not in first
+    assert "drop" not in first
+    for key, caption, ids in zip(first["keys"], first["captions"], first["text"]["ids"], strict=True):
+        assert caption in (f"picture number {key[1:]}", f"a photo of thing {key[1:]}")
+        assert ids[ids != 1].tolist() == decoders["text"].decode(caption).tolist()
+
+
+def test_unvaried_pictures_equal_the_decoder(root, decoders):
+    (batch,) = make_steps(decoders, recipe(root))[0]
+    for key, pixels in zip(batch["keys"], batch["image"]["pixels"], strict=True):
+        assert torch.equal(pixels, decoders["image"].decode(picture(int(key[1:]))))
+
+
+def test_text_only_batch_has_only_text(root, decoders):
+    (batch,) = make_steps(decoders, recipe(root, [{"shards": "pictures-*", "pair": ["text"]}]))[0]
+    assert not {"image", "audio"} & set(batch)
+    assert len(batch["text"]["ids"]) == 4
+
+
+def test_step_depends_on_nothing_but_seed_and_number(root, decoders):
+    varied = {"augment": {"image": {"crop_scale": [0.3, 1.0], "flip": True, "color": 0.3},
+                          "audio": {"shift": True, "gain_db": 6, "noise": 0.5, "mix": 0.5}},
+              "drop": {"image": 0.5}, "templates": {"audio": ["the sound of {}"]}}  # fmt: skip
+    made = recipe(root, [IMAGES, SOUNDS], varied, **DENOISING)
+    expected = [make_steps(decoders, made)[step] for step in (3, 4, 5)]
+    again = make_steps(decoders, made)
+    again[0]
+    assert same([again[5], again[3]], [expected[2], expected[0]])
+    for workers in (0, 2):
+        assert same(list(loader(make_steps(decoders, made), 3, 6, workers)), expected)
+    assert not same(expected[0], expected[1])
+    other = recipe(root, [IMAGES, SOUNDS], varied, seed=2, **DENOISING)
+    assert not same(make_steps(decoders, other)[3], expected[0])
+
+
+def test_another_pair_leaves_the_first_one_as_it_was(root, decoders):
+    alone = make_steps(decoders, recipe(root, [IMAGES]))[2]
+    both = make_steps(decoders, recipe(root, [SOUNDS, IMAGES]))[2]
+    assert same(alone[0], both[1])
+
+
+def test_steps_run_on_over_the_end_of_an_epoch(root, decoders):
+    steps = make_steps(decoders, recipe(root, batch_size=3))  # 8 items
+    keys = [key for step in range(8) for key in steps[step][0]["keys"]]
+    for epoch in range(3):
+        assert sorted(keys[8 * epoch : 8 * epoch + 8]) == [f"p{i}" for i in range(8)]
+
+
+def test_batch_larger_than_the_set(root, decoders):
+    (batch,) = make_steps(decoders, recipe(root, batch_size=20))[0]
+    assert np.unique(batch["keys"], return_counts=True)[1].tolist().count(2) >= 4
+    same_key = [[a == b for b in batch["keys"]] for a in batch["keys"]]
+    assert (batch["group"][:, None] == batch["group"]).tolist() == same_key
+
+
+def test_masks_and_drop_fit_their_batch(root, decoders):
+    steps = make_steps(decoders, recipe(root, data={"drop": {"image": 0.5}}, **DENOISING))
+    (batch,) = steps[0]
+    assert set(batch["masks"]) == {"text", "image"}
+    assert batch["drop"].keys() == {"image"}
+    assert batch["drop"]["image"].shape == (4, 1 + 9 - 4)
+    keep, masked = batch["masks"]["image"]["alone"]
+    assert masked.shape == (4, 10)
+    assert masked.sum(1).tolist() == [6] * 4
+    assert keep.shape == (4, 4)
+    keep, masked = batch["masks"]["text"]["together"]
+    lengths = NUM_TOKENS["text"](batch["text"])
+    assert masked.shape == (4, batch["text"]["ids"].shape[1] + 1)
+    assert masked.sum(1).tolist() == [int(0.4 * (n - 1)) for n in lengths.tolist()]
+
+
+def test_captions_and_templates_are_all_drawn(root, decoders):
+    train = [{"shards": "more.tar", "pair": ["image", "text"]}, IMAGES]
+    steps = make_steps(decoders, recipe(root, train, {"templates": {"image": ["one {}"], "audio": ["two {}"]}}, 12))
+    drawn = {(key, text) for i in range(12) for key, text in keyed(steps[i][0])}
+    assert {text for key, text in drawn if key == "p100"} == {"picture number 100", "a photo of thing 100", "one gull"}
+    # Without a label there is nothing to put into a template.
+    assert {text for key, text in drawn if key == "p1"} == {"picture number 1", "a photo of thing 1"}
+
+
+def test_mixed_clips_are_positives_of_none(root, decoders):
+    steps = make_steps(decoders, recipe(root, [SOUNDS], {"augment": {"audio": {"mix": 0.5}}}, 6))
+    (batch,) = steps[0]
+    mixed = [" and " in caption for caption in batch["captions"]]
+    assert 0 < sum(mixed) < 6
+    for i, caption in enumerate(batch["captions"]):
+        mates = (batch["group"] == batch["group"][i]).sum()
+        if mixed[i]:
+            assert mates == 1
+            first, second = caption.split(" and ")
+            assert first == f"sound {batch['keys'][i][1:]}"
+            assert not second.endswith(".")
+
+
+# Groups
+
+
+def sample(captions=(), label=None):
+    return {"captions": list(captions), "label": label}
+
+
+def test_equal_labels_or_captions_are_one_group():
+    items = [sample(["a cat"]), sample(["A cat", "tabby"]), sample(label="Cat"), sample(label="cat"), sample(["dog"])]
+    drawn = ["a cat", "tabby", "a cat on a mat", "cat", "dog"]
+    group = groups(items, drawn).tolist()
+    assert group[0] == group[1]  # a caption in common, even if another one was drawn
+    assert group[2] == group[3]
+    assert len(set(group)) == 3
+    # One text in common joins label and captions.
+    assert len(set(groups(items, ["a cat", "tabby", "a cat", "cat", "dog"]).tolist())) == 2
+
+
+def test_items_without_text_are_all_different():
+    assert len(set(groups([sample(), sample()], ["", ""]).tolist())) == 2
+
+
+@given(st.lists(st.tuples(st.sampled_from("aAbcd"), st.sampled_from([None, "x", "y"])), min_size=1, max_size=8))
+@settings(deadline=None, derandomize=True, max_examples=50)
+def test_same_text_always_means_same_group(pairs):
+    group = groups([sample(label=label) for _, label in pairs], [text for text, _ in pairs]).tolist()
+    for i, (text, label) in enumerate(pairs):
+        for j, (other_text, other_label) in enumerate(pairs):
+            if text.lower() == other_text.lower() or (label and label == other_label):
+                assert group[i] == group[j]
+
+
+# What breaks
+
+
+def test_broken_item_is_replaced_by_the_next_and_named_once(tmp_path, decoders, caplog):
+    members = pictures(12)
+    members["p3.png"] = members["p3.png"][:60]
+    write_shard(tmp_path / "a.tar", members)
+    steps = make_steps(decoders, recipe(tmp_path, [{"shards": "a.tar", "pair": ["image", "text"]}], batch_size=12))
+    (batch,) = steps[0]
+    assert len(batch["keys"]) == 12
+    assert "p3" not in batch["keys"]
+    assert batch["replaced"] == ["p3"]
+    assert same(steps[0], [batch])
+    named = [line for line in caplog.messages if "p3 cannot be decoded" in line]
+    assert len(named) == 1
+    assert "a.tar" in named[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rotten_data_stop_the_run_with_one_line(tmp_path, decoders, workers):
+    members = pictures(40)
+    members |= {name: b"rubbish" for name in list(members)[:50] if name.endswith(".png")}
+    write_shard(tmp_path / "a.tar", members)
+    steps = make_steps(decoders, recipe(tmp_path, [{"shards": "a.tar", "pair": ["image", "text"]}]))
+    with pytest.raises(UserError, match=r"^11 of 40 items of image\+text cannot be decoded, .*broken_limit$") as caught:
+        list(loader(steps, 0, 20, workers))
+    assert "\n" not in str(caught.value)
+
+
+def test_set_without_one_good_item_stops_at_once(tmp_path, decoders):
+    write_shard(tmp_path / "a.tar", {"x.png": b"rubbish", "x.txt": b"x"})
+    steps = make_steps(decoders, recipe(tmp_path, [{"shards": "a.tar", "pair": ["image", "text"]}]))
+    with pytest.raises(UserError, match="1 of 1 items"):
+        steps[0]
+
+
+def test_broken_second_clip_is_not_mixed_in(tmp_path, decoders):
+    members = sounds(4)
+    members["s2.wav"] = members["s2.wav"][:40]
+    write_shard(tmp_path / "a.tar", members)
+    train = [{"shards": "a.tar", "pair": ["audio", "text"]}]
+    steps = make_steps(decoders, recipe(tmp_path, train, {"augment": {"audio": {"mix": 1.0}}}))
+    captions = [caption for i in range(5) for caption in steps[i][0]["captions"]]
+    assert not any("sound 2" in caption for caption in captions)
+
+
+# Reading ahead and validation
+
+
+def test_loader_leaves_the_global_generator_alone(root, decoders):
+    state = torch.get_rng_state()
+    list(loader(make_steps(decoders, recipe(root)), 0, 2, workers=1))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_cache_changes_nothing_and_has_a_limit(root, decoders):
+    varied = {"augment": {"audio": {"shift": True}}}
+    cached = make_steps(decoders, recipe(root, [SOUNDS], varied))
+    bare = make_steps(decoders, recipe(root, [SOUNDS], {**varied, "cache_megabytes": 0}))
+    assert same([cached[i] for i in range(4)], [bare[i] for i in range(4)])
+    assert len(cached._cache) == 6
+    assert len(bare._cache) == 0
+
+
+def test_whole_gives_each_item_once_and_unchanged(root, decoders, tmp_path, caplog):
+    members = pictures(7)
+    members["p4.png"] = b"rubbish"
+    write_shard(tmp_path / "a.tar", members)
+    source = read_source("a.tar", ("image", "text"), tmp_path)
+    found = list(whole(source, decoders, batch_size=3))
+    assert [key for batch in found for key in batch["keys"]] == ["p0", "p1", "p2", "p3", "p5", "p6"]
+    assert "p4" in caplog.text
+    assert found[0]["captions"][1] == ["picture number 1", "a photo of thing 1"]
+    assert torch.equal(found[0]["image"]["pixels"][1], decoders["image"].decode(picture(1)))
+    assert "text" not in found[0]
+
+
+def test_real_shards_give_steps(shared, decoders):
+    train = [
+        {"shards": "val/emoji/*.tar.gz", "pair": ["image", "text"]},
+        {"shards": "val/esc50_fold5/*.tar.gz", "pair": ["audio", "text"], "weight": 2.0},
+    ]
+    steps = make_steps(decoders, recipe(shared / "data", train, batch_size=8))
+    assert {name: len(items) for name, items in steps.items.items()} == {"image+text": 821, "audio+text": 400}
+    pictures, sounds = steps[0]
+    assert pictures["image"]["pixels"].isfinite().all()
+    assert sounds["audio"]["waveform"].shape == (8, 32000)
+    assert [item["label"] for item in steps.items["audio+text"]].count("dog") == 8
