@@ -32,7 +32,7 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     path = Path(text).expanduser()
     if text == "tiny":
         return _complete(BUNDLED / text)
-    if path.is_dir():
+    if text and path.is_dir():
         return _complete(path)
     if path.is_file():
         raise UserError(f"{text}: is a file; make a model folder of it with: onepeace convert {text} OUT")

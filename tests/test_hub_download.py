@@ -1,0 +1,347 @@
+"""Downloads over a real, badly behaved server: a file that is cut off, changed or wrong is never used."""
+
+import functools
+import hashlib
+import http.server
+import json
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+
+from onepeace.errors import UserError
+from onepeace.hub import download
+from onepeace.hub.download import fetch
+
+CONTENT = bytes(range(256)) * 5000
+
+
+@dataclass
+class Script:
+    """How the server behaves."""
+
+    content: bytes = CONTENT
+    etag: str | None = '"v1"'
+    date: str | None = None
+    cuts: list[int] = field(default_factory=list)
+    """Bytes of the body to send before hanging up, one entry per request; then no more cuts."""
+    announced: int | None = None
+    """A false Content-Length."""
+    no_length: bool = False
+    ranges: bool = True
+    ignores_if_range: bool = False
+    status: list[int] = field(default_factory=list)
+    """Errors to answer with first."""
+    location: str | None = None
+    changes: list[tuple[bytes, str]] = field(default_factory=list)
+    """New content and ETag after each request."""
+    seen: list[dict[str, str]] = field(default_factory=list)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, script, *args):
+        self.script = script
+        super().__init__(*args)
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        script = self.script
+        script.seen.append({key.lower(): value for key, value in self.headers.items()})
+        self.close_connection = True
+        if script.location:
+            self.send_response(302)
+            self.send_header("Location", script.location)
+            return self.finish_headers(0)
+        if script.status:
+            self.send_response(script.status.pop(0))
+            return self.finish_headers(0)
+        body, total, start = script.content, len(script.content), 0
+        wanted = self.headers.get("Range")
+        current = self.headers.get("If-Range") in (script.etag, script.date) or script.ignores_if_range
+        if wanted and script.ranges and current:
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            if start >= total:
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{total}")
+                return self.finish_headers(0)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+        else:
+            self.send_response(200)
+        body = body[start:]
+        for name, value in (("ETag", script.etag), ("Last-Modified", script.date)):
+            if value:
+                self.send_header(name, value)
+        self.finish_headers(None if script.no_length else script.announced or len(body))
+        cut = script.cuts.pop(0) if script.cuts else len(body)
+        self.wfile.write(body[:cut])
+        if script.changes:
+            script.content, script.etag = script.changes.pop(0)
+
+    def finish_headers(self, length):
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+
+
+@pytest.fixture
+def script():
+    return Script()
+
+
+@pytest.fixture
+def url(script, monkeypatch):
+    monkeypatch.setattr(download, "_pause", lambda idle: 0.0)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, script))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/file.pt"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def only(path) -> bool:
+    """Whether `path` is all there is in its folder."""
+    return [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_file_arrives_whole(url, script, tmp_path):
+    path = tmp_path / "deep" / "file.pt"
+
+    assert fetch(url, path, size=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest()) == path
+
+    assert path.read_bytes() == CONTENT
+    assert only(path)
+    assert fetch(url, path) == path
+    assert len(script.seen) == 1  # the second call asked nobody
+
+
+def test_broken_connections_are_continued_where_they_broke(url, script, tmp_path):
+    script.cuts = [300_000, 1, 0, 500_000]
+
+    fetch(url, tmp_path / "file.pt")
+
+    assert (tmp_path / "file.pt").read_bytes() == CONTENT
+    assert [seen.get("range") for seen in script.seen] == [
+        None, "bytes=300000-", "bytes=300001-", "bytes=300001-", "bytes=800001-"]  # fmt: skip
+
+
+def test_interrupted_file_is_not_used(url, script, tmp_path):
+    path = tmp_path / "file.pt"
+    script.cuts = [400_000, *[0] * 5]
+
+    with pytest.raises(UserError, match=r"not downloaded .*closed early.*or fetch it elsewhere.*onepeace convert"):
+        fetch(url, path)
+    assert not path.exists()
+    assert (tmp_path / "file.pt.part").stat().st_size == 400_000
+
+    fetch(url, path)  # a later call goes on
+    assert path.read_bytes() == CONTENT
+    assert script.seen[-1]["range"] == "bytes=400000-"
+    assert only(path)
+
+
+def test_file_that_changed_in_between_starts_over(url, script, tmp_path):
+    new = CONTENT[::-1] + b"more"
+    script.cuts, script.changes = [300_000], [(new, '"v2"')]
+
+    fetch(url, tmp_path / "file.pt")
+
+    assert (tmp_path / "file.pt").read_bytes() == new
+
+
+@pytest.mark.parametrize("other", [CONTENT[::-1], CONTENT[:-5]])
+def test_server_that_ignores_if_range_is_noticed(url, script, tmp_path, other):
+    script.cuts, script.changes, script.ignores_if_range = [300_000], [(other, '"v2"')], True
+
+    fetch(url, tmp_path / "file.pt")
+
+    assert (tmp_path / "file.pt").read_bytes() == other
+
+
+def test_date_serves_where_there_is_no_strong_etag(url, script, tmp_path):
+    script.etag, script.date, script.cuts = 'W/"weak"', "Mon, 01 May 2023 00:00:00 GMT", [1000]
+
+    fetch(url, tmp_path / "file.pt")
+
+    assert (tmp_path / "file.pt").read_bytes() == CONTENT
+    assert script.seen[1]["if-range"] == script.date
+
+
+@pytest.mark.parametrize("case", ["nothing to tell versions apart", "no ranges"])
+def test_without_safe_resuming_it_starts_over(url, script, tmp_path, case):
+    script.cuts = [300_000]
+    if case == "no ranges":
+        script.ranges = False
+    else:
+        script.etag = None
+
+    fetch(url, tmp_path / "file.pt")
+
+    assert (tmp_path / "file.pt").read_bytes() == CONTENT
+
+
+def test_part_of_another_address_is_not_continued(url, script, tmp_path):
+    (tmp_path / "file.pt.part").write_bytes(b"x" * 1000)
+    (tmp_path / "file.pt.part.json").write_text(json.dumps({"url": "https://example.org/a", "validator": '"v1"'}))
+
+    fetch(url, tmp_path / "file.pt")
+
+    assert (tmp_path / "file.pt").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("note", ["", "[]", "{}", "not json"])
+def test_damaged_note_starts_over(url, tmp_path, note):
+    (tmp_path / "file.pt.part").write_bytes(b"x" * 1000)
+    (tmp_path / "file.pt.part.json").write_text(note)
+
+    fetch(url, tmp_path / "file.pt")
+
+    assert (tmp_path / "file.pt").read_bytes() == CONTENT
+
+
+def test_complete_part_is_only_renamed(url, script, tmp_path):
+    (tmp_path / "file.pt.part").write_bytes(CONTENT)
+    (tmp_path / "file.pt.part.json").write_text(json.dumps({"url": url, "validator": '"v1"'}))
+
+    fetch(url, tmp_path / "file.pt")
+
+    assert (tmp_path / "file.pt").read_bytes() == CONTENT
+    assert len(script.seen) == 1
+
+
+def test_part_longer_than_the_file_starts_over(url, script, tmp_path):
+    (tmp_path / "file.pt.part").write_bytes(CONTENT + b"rest")
+    (tmp_path / "file.pt.part.json").write_text(json.dumps({"url": url, "validator": '"v1"'}))
+
+    fetch(url, tmp_path / "file.pt")
+
+    assert (tmp_path / "file.pt").read_bytes() == CONTENT
+
+
+def test_bad_hash(url, tmp_path):
+    with pytest.raises(UserError, match="SHA-256 of what arrived is wrong"):
+        fetch(url, tmp_path / "file.pt", sha256="0" * 64)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_put_there_by_hand_is_checked(url, tmp_path):
+    path = tmp_path / "file.pt"
+    path.write_bytes(CONTENT[:-1])
+
+    with pytest.raises(UserError, match=r"has 1279999 bytes, expected 1280000; delete it"):
+        fetch(url, path, size=len(CONTENT))
+    with pytest.raises(UserError, match="another SHA-256"):
+        fetch(url, path, sha256=hashlib.sha256(CONTENT).hexdigest())
+    path.write_bytes(CONTENT)
+    assert fetch(url, path, size=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest()) == path
+
+
+def test_wrong_size_is_noticed_before_anything_is_downloaded(url, tmp_path):
+    with pytest.raises(UserError, match="the server has 1280000 bytes, expected 7"):
+        fetch(url, tmp_path / "file.pt", size=7)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lie", [len(CONTENT) + 10, len(CONTENT) * 2])
+def test_server_that_promises_more_than_it_sends(url, script, tmp_path, lie):
+    script.announced, script.ranges = lie, False
+
+    with pytest.raises(UserError, match="not downloaded"):
+        fetch(url, tmp_path / "file.pt")
+    assert not (tmp_path / "file.pt").exists()
+
+
+def test_server_that_sends_more_than_it_promises(url, script, tmp_path):
+    # HTTP ends at the announced length; only a known size or hash can tell that the file is longer.
+    script.announced = 1000
+
+    with pytest.raises(UserError, match="the server has 1000 bytes, expected 1280000"):
+        fetch(url, tmp_path / "file.pt", size=len(CONTENT))
+    with pytest.raises(UserError, match="SHA-256"):
+        fetch(url, tmp_path / "file.pt", sha256=hashlib.sha256(CONTENT).hexdigest())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unstated_length_is_refused_unless_the_size_is_known(url, script, tmp_path):
+    script.no_length = True
+
+    with pytest.raises(UserError, match="does not say how long the file is"):
+        fetch(url, tmp_path / "file.pt")
+    assert fetch(url, tmp_path / "file.pt", size=len(CONTENT)).read_bytes() == CONTENT
+
+
+def test_unstated_length_never_exceeds_the_known_size(url, script, tmp_path):
+    script.no_length = True
+
+    with pytest.raises(UserError, match="more bytes arrived than the 1000 announced"):
+        fetch(url, tmp_path / "file.pt", size=1000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_passing_trouble_of_the_server_is_waited_out(url, script, tmp_path):
+    script.status = [503, 429, 500]
+
+    assert fetch(url, tmp_path / "file.pt").read_bytes() == CONTENT
+
+
+def test_refusal_of_the_server_is_one_line(url, script, tmp_path):
+    script.status = [404]
+
+    with pytest.raises(UserError, match="the server says 404 Not Found"):
+        fetch(url, tmp_path / "file.pt")
+    assert len(script.seen) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_network_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_pause", lambda idle: 0.0)
+    url = "http://127.0.0.1:9/one-peace.pt"  # nobody listens on the discard port
+
+    with pytest.raises(UserError) as error:
+        fetch(url, tmp_path / "one-peace.pt")
+
+    text = str(error.value)
+    assert "\n" not in text
+    for part in (url, "refused", str(tmp_path / "one-peace.pt"), "onepeace convert one-peace.pt OUT"):
+        assert part in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "http://example.org/a.pt",
+        "ftp://example.org/a.pt",
+        "file:///etc/passwd",
+        "/etc/passwd",
+        "http://127.0.0.1.example.org/a.pt",
+    ],
+)
+def test_only_https_is_downloaded(tmp_path, bad):
+    with pytest.raises(UserError, match="only https"):
+        fetch(bad, tmp_path / "x")
+
+
+@pytest.mark.parametrize("target", ["http://example.org/a.pt", "file:///etc/passwd"])
+def test_redirects_leave_https_never(url, script, tmp_path, target):
+    script.location = target
+
+    with pytest.raises(UserError):
+        fetch(url, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_full_disk_is_noticed_first(url, tmp_path, monkeypatch):
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=5000))
+
+    with pytest.raises(UserError, match="5000 bytes free, 1280000 needed"):
+        fetch(url, tmp_path / "file.pt")
