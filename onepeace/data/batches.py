@@ -40,17 +40,20 @@ class Order:
     """The endless row of one pair's items: position -> item, the same on every machine.
 
     An item of a source with weight w comes floor(w) or ceil(w) times in an epoch; which ones come once more is drawn
-    anew each epoch.
+    anew each epoch. With ``run`` above 1, so many items in a row are of one source, as far as that goes: a batch whose
+    negatives are all of one kind is the harder task. What then does not fill the last run of an epoch is left out.
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: Sequence[int]):
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: Sequence[int], run: int = 1):
         self.seed = list(seed)
+        self.run = run
         self.parts = []  # (first item, items, whole times, how many once more)
         first = 0
         for size, weight in zip(sizes, weights, strict=True):
             self.parts.append((first, size, int(weight), round((weight - int(weight)) * size)))
             first += size
         self.epoch_length = sum(size * whole + extra for _, size, whole, extra in self.parts)
+        self.epoch_length -= self.epoch_length % run
         if self.epoch_length == 0:
             raise UserError(f"weights {list(weights)} over {list(sizes)} items leave none; raise a weight")
         self._cache: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
@@ -63,11 +66,18 @@ class Order:
 
     def _draw(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([*self.seed, epoch])
-        items = []
+        parts = []
         for first, size, whole, extra in self.parts:
-            items.append(np.tile(np.arange(first, first + size), whole))
-            items.append(first + rng.permutation(size)[:extra])
-        return rng.permutation(np.concatenate(items))
+            part = [np.tile(np.arange(first, first + size), whole), first + rng.permutation(size)[:extra]]
+            parts.append(rng.permutation(np.concatenate(part)))
+        if self.run == 1:
+            return rng.permutation(np.concatenate(parts))
+        # Full runs of each source, then the rests of all of them, in runs too; the order of the runs is drawn.
+        cut = [len(part) - len(part) % self.run for part in parts]
+        rest = rng.permutation(np.concatenate([part[end:] for part, end in zip(parts, cut, strict=True)]))
+        parts = [part[:end] for part, end in zip(parts, cut, strict=True)]
+        runs = np.concatenate([*parts, rest[: len(rest) - len(rest) % self.run]]).reshape(-1, self.run)
+        return rng.permutation(runs).reshape(-1)
 
 
 class Steps(Dataset[list[Batch]]):
@@ -124,8 +134,10 @@ class Steps(Dataset[list[Batch]]):
         for name, members in weighted.items():
             self.items[name] = [sample for source, _ in members for sample in source.samples]
             sizes = [len(source.samples) for source, _ in members]
-            self.order[name] = Order(sizes, [weight for _, weight in members], [self.seed, _number(name), ORDER])
             self.batch_size[name] = recipe.batch_size(name)
+            run = self.batch_size[name] if recipe.data.batches == "by_source" else 1
+            weights = [weight for _, weight in members]
+            self.order[name] = Order(sizes, weights, [self.seed, _number(name), ORDER], run)
 
     def __getitem__(self, step: int) -> list[Batch]:
         return [self._batch(name, step) for name in self.pairs]

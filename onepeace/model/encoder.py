@@ -32,17 +32,17 @@ def attention_bias(sequence: TokenSequence, block: int = 0) -> Tensor | None:
     hidden it is one broadcast (1, H, L, L) for the whole batch. A stack without tables (the decoder) still masks.
     """
     parts = []
-    for buckets, tables in zip(sequence.buckets, sequence.tables, strict=True):
+    for span, buckets, tables in zip(sequence.spans, sequence.buckets, sequence.tables, strict=True):
         if tables and buckets is not None:
             table = tables[min(block, len(tables) - 1)]
-            parts.append(F.embedding(buckets, table).permute(0, 3, 1, 2))  # (1 or B, H, L_m, L_m)
+            parts.append((span, F.embedding(buckets, table).permute(0, 3, 1, 2)))  # (1 or B, H, L_m, L_m)
     bias = None
     if len(parts) == 1 and len(sequence.spans) == 1:
-        bias = parts[0]
+        bias = parts[0][1]
     elif parts:
-        batch, length = max(len(part) for part in parts), sequence.tokens.shape[1]
-        bias = parts[0].new_zeros(batch, parts[0].shape[1], length, length)
-        for span, part in zip(sequence.spans, parts, strict=True):
+        batch, length = max(len(part) for _, part in parts), sequence.tokens.shape[1]
+        bias = parts[0][1].new_zeros(batch, parts[0][1].shape[1], length, length)
+        for span, part in parts:
             bias[:, :, span.start : span.stop, span.start : span.stop] = part
     if sequence.padding_mask is not None:
         dtype = sequence.tokens.dtype if bias is None else bias.dtype

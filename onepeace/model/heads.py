@@ -5,15 +5,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .encoder import Features
-from .layers import AttentionPool
+from .layers import AttentionPool, at_least_float32
 
 
 class Projection(nn.Linear):
     """CLS features -> a unit vector of the shared space (paper: the CLS token aggregates the global representation)."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, D) -> (B, E), L2 norm 1, float32 in every dtype."""
-        return F.normalize(super().forward(features).float(), dim=-1)
+        """(B, D) -> (B, E), L2 norm 1, float32 also from half features."""
+        x = super().forward(features)
+        return F.normalize(x.to(at_least_float32(x.dtype)), dim=-1)
 
 
 class Classifier(nn.Module):

@@ -5,6 +5,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype for sums and norms of ``dtype`` values: halves are too coarse for them."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 class GEGLU(nn.Module):
     """Gated feed-forward layer with a LayerNorm before the last projection (sub-LN): down(norm(GELU(gate x) * up x))."""
 
@@ -65,7 +70,8 @@ class AttentionPool(nn.Module):
         batch, length, dim = x.shape
         k = self.k(x).view(batch, length, self.num_heads, -1)
         v = self.v(x).view(batch, length, self.num_heads, -1)
-        logits = torch.einsum("hd,blhd->bhl", self.q, k).float()
+        logits = torch.einsum("hd,blhd->bhl", self.q, k)
+        logits = logits.to(at_least_float32(logits.dtype))
         if padding_mask is not None:
             logits = logits.masked_fill(padding_mask[:, None], -torch.inf)
         pooled = torch.einsum("bhl,blhd->bhd", logits.softmax(-1).to(v.dtype), v)

@@ -66,8 +66,9 @@ class OnePeace(nn.Module):
                 trunc_normal(module.weight)
             if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-            # torch's own layers were filled by their constructors; ours say what they want beyond the rule above.
-            if module is not self and type(module).__module__.startswith(__package__) and _has_reset(module):
+            # torch's own layers were filled by their constructors; others say what they want beyond the rule above.
+            own = module is not self and not type(module).__module__.startswith("torch.")
+            if own and not isinstance(module, nn.Linear) and hasattr(module, "reset_parameters"):
                 module.reset_parameters()
         if self.logit_scale is not None:
             nn.init.constant_(self.logit_scale, math.log(1 / 0.07))
@@ -111,9 +112,7 @@ class OnePeace(nn.Module):
         """Token features (B, L_m, D), CLS first, of one joint pass of all given modalities (rows of padding: undefined)."""
         return {key: features.tokens for key, features in self.encode(self.stems(inputs), keep).items()}
 
-    def reconstruct(
-        self, stems: Mapping[str, Stem], keep: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def reconstruct(self, stems: Mapping[str, Stem], keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Encode only the tokens ``keep`` and let the decoder predict the features of all: (B, L_m, D), CLS first."""
         if self.decoder is None:
             raise ValueError("this model has no decoder; give model.decoder in its configuration")
@@ -138,7 +137,3 @@ class OnePeace(nn.Module):
         with torch.no_grad():
             self.logit_scale.clamp_(0, math.log(100))
         return self.logit_scale.exp()
-
-
-def _has_reset(module: nn.Module) -> bool:
-    return callable(getattr(module, "reset_parameters", None)) and not isinstance(module, nn.Linear)

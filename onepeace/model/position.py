@@ -28,10 +28,10 @@ def grid_table_rows(side: int) -> int:
 def _with_cls(buckets: Tensor, rows: int) -> Tensor:
     """Overwrite row and column 0 with the three special rows of a table of ``rows`` rows."""
     buckets[0, :], buckets[:, 0], buckets[0, 0] = rows - 3, rows - 2, rows - 1
-    return buckets.unsqueeze(0)
+    return buckets.unsqueeze(0).int()
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)  # a minute of audio is 36 MB
 @torch.inference_mode(False)  # a cached matrix made while embedding must serve training too
 def sequence_buckets(length: int, num_buckets: int, device: torch.device) -> Tensor:
     """Bucket matrix (1, length, length) of a sequence whose position 0 is CLS.

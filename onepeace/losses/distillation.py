@@ -1,0 +1,28 @@
+"""Drawing our vectors towards an outside teacher's: an optional term for small data, not part of the paper."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def distillation(student: Tensor, teacher: Tensor, scale: float = 10.0) -> Tensor:
+    """Cosine distance, plus the cross entropy of in-batch similarities under the teacher's own.
+
+    The second term asks that our vector be as close to each teacher vector of the batch as the teacher finds them to
+    each other: what it knows of likeness, beyond each single target.
+
+    Args:
+        student: (B, F), our features mapped to the teacher's width.
+        teacher: (B, F), its features of the same items; a target, no gradient flows into it.
+        scale: factor on the cosines of the second term.
+
+    Returns:
+        Scalar mean over the batch, float32.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must be equal")
+    ours = F.normalize(student.float(), dim=-1)
+    theirs = F.normalize(teacher.detach().float(), dim=-1)
+    target = (scale * theirs @ theirs.T).softmax(dim=-1)
+    relation = torch.sum(-target * F.log_softmax(scale * ours @ theirs.T, dim=-1), dim=-1)
+    return (1 - (ours * theirs).sum(-1)).mean() + relation.mean()

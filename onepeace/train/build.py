@@ -1,0 +1,147 @@
+"""From a recipe to what the loop needs: the configuration, the vocabulary, the model and its first weights."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onepeace.config import SIZES, Config, ModelConfig, Options, build, merge, read_config, to_plain
+from onepeace.data.shards import Source
+from onepeace.errors import UserError
+from onepeace.media import DECODERS
+from onepeace.model import OnePeace
+from onepeace.train.recipe import Recipe
+from onepeace.train.teachers import cached_features
+
+log = logging.getLogger(__name__)
+
+# Fields of a recipe's ``model`` that are not ModelConfig's.
+_START = ("size", "from", "modalities", "copy")
+
+
+def model_folder(name: str) -> Path:
+    """A model folder, or the model that the run in a folder has written."""
+    folder = Path(name)
+    return folder / "model" if not (folder / "config.yaml").exists() and (folder / "model").is_dir() else folder
+
+
+def make_config(recipe: Recipe) -> Config:
+    """The model and media a recipe describes: a size or a starting point, with the recipe's fields in their place."""
+    wanted = recipe.model
+    fields = {key: value for key, value in wanted.items() if key not in _START}
+    media: Options = {}
+    if "from" in wanted:
+        started = read_config(model_folder(wanted["from"]) / "config.yaml")
+        base, media = to_plain(started.model), started.media
+    elif wanted.get("size") in SIZES:
+        base = SIZES[wanted["size"]]
+    else:
+        raise UserError(f"model.size {wanted.get('size')!r} is not known; known: {', '.join(SIZES)}, or model.from FOLDER")
+    keys = wanted.get("modalities") or list(merge(base, fields)["adapters"])
+    content = merge(base, fields)
+    unknown = [key for key in keys if key not in content["adapters"]]
+    if unknown:
+        raise UserError(f"model.modalities names {unknown[0]!r}; give its options in model.adapters.{unknown[0]}")
+    content["adapters"] = {key: content["adapters"][key] for key in keys}
+    content["heads"] = [key for key in content["heads"] if key in keys]
+    if not any(term.startswith("denoising") for term in recipe.objective):
+        content["decoder"] = None
+    elif not content.get("decoder"):
+        raise UserError("the objective has denoising terms: give model.decoder {dim, depth, num_heads, ffn_dim}")
+    settings = merge(media, recipe.media)
+    return Config(build(ModelConfig, content, "the recipe's model"), {key: settings.get(key, {}) for key in keys})
+
+
+def make_tokenizer(recipe: Recipe, sources: Sequence[Source], path: Path) -> None:
+    """Write the run's tokenizer.json: the starting model's, a file's, or trained on the captions of the sources."""
+    from onepeace.media import tokenizer
+
+    if path.exists():
+        return
+    wanted = recipe.tokenizer
+    start = model_folder(recipe.model["from"]) / "tokenizer.json" if "from" in recipe.model else None
+    if start is not None and start.exists():
+        made = tokenizer.read_tokenizer(start)
+    elif "file" in wanted:
+        made = tokenizer.read_tokenizer(Path(wanted["file"]))
+    elif wanted.get("name") == "clip":
+        made = tokenizer.from_open_clip()
+    else:
+        captions = sorted({text for source in sources for text in source_captions(recipe, source)})
+        made = tokenizer.train_bpe(captions, wanted.get("vocab_size", 8000))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.save(str(path))
+
+
+def source_captions(recipe: Recipe, source: Source) -> list[str]:
+    """Every caption a source can give, class templates filled in."""
+    templates = [template for group in recipe.data.templates.values() for template in group]
+    texts = [text for sample in source.samples for text in sample["captions"]]
+    labels = {sample["label"] for sample in source.samples if sample["label"]}
+    return texts + [template.format(label) for label in sorted(labels) for template in templates]
+
+
+def make_decoders(config: Config, folder: Path) -> dict[str, Any]:
+    """A decoder of files and values for each modality; ``folder`` holds the tokenizer."""
+    return {key: DECODERS[key].from_config(config.media[key], folder) for key in config.model.adapters}
+
+
+def make_model(recipe: Recipe, config: Config) -> OnePeace:
+    """A model with fresh weights, or those of ``model.from`` where it has them.
+
+    ``model.copy`` {new: old} starts a new modality's FFNs and norms from another's: spectrograms profit from what was
+    learned on pictures. Whatever else is new starts fresh and is logged; a weight of another shape is an error.
+    """
+    torch.manual_seed(recipe.seed)
+    model = OnePeace(config.model)
+    if "from" not in recipe.model:
+        return model
+    from onepeace.hub.weights import read_state
+
+    folder = model_folder(recipe.model["from"])
+    given = read_state(folder)
+    own = model.state_dict()
+    for new, old in recipe.model.get("copy", {}).items():
+        for name in own:
+            # Not the adapters: what they read has nothing in common.
+            if name not in given and f".{new}." in name and not name.startswith("adapters."):
+                twin = name.replace(f".{new}.", f".{old}.")
+                given.update({name: given[twin]} if twin in given else {})
+    wrong = [name for name in own if name in given and own[name].shape != given[name].shape]
+    if wrong:
+        shapes = f"{tuple(given[wrong[0]].shape)} there, {tuple(own[wrong[0]].shape)} here"
+        raise UserError(f"{folder}: {len(wrong)} weights have another shape than the recipe's model ({wrong[0]}: {shapes})")
+    fresh = [name for name in own if name not in given]
+    if fresh:
+        log.warning("%d of %d weights start fresh: not in %s (%s, ...)", len(fresh), len(own), folder, fresh[0])
+    model.load_state_dict({name: given[name] for name in own if name in given}, strict=False)
+    return model
+
+
+def make_teachers(recipe: Recipe, sources: Sequence[Source], decoders: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Features of the outside teachers the objective names; ``cache`` says where they are kept, the run by default."""
+    tables = {}
+    for term, options in recipe.objective.items():
+        if not term.startswith("distillation/"):
+            continue
+        key = term.partition("/")[2]
+        path = Path(os.path.expandvars(options.get("cache", f"{recipe.run.out}/teacher-{key}.safetensors")))
+        if key == "text":
+            names = sorted({text for source in sources for text in source_captions(recipe, source)})
+            items: dict[str, Any] = {name: name for name in names}
+        else:
+            items = {sample["key"]: sample[key] for source in sources for sample in source.samples if key in sample}
+        load = getattr(decoders[key], "load", lambda item: item)
+        tables[term] = cached_features(options["teacher"], list(items), lambda name: load(items[name]), path)  # noqa: B023
+    return tables
+
+
+def average_into(average: dict[str, Tensor], model: OnePeace, decay: float) -> None:
+    """One step of the exponential moving average of the weights."""
+    with torch.no_grad():
+        own = dict(model.named_parameters())
+        torch._foreach_lerp_(list(average.values()), [own[name] for name in average], 1 - decay)
