@@ -318,12 +318,12 @@ class Embedder:
         from tqdm.auto import tqdm
 
         if modality is not None:
-            self._decoder(modality)
+            self._decoder(modality, projected=not head)
         items = _many(items)
 
         def read(item: object) -> list[Part] | Exception:
             try:
-                return self._read(item, modality, cut, weights)
+                return self._read(item, modality, cut, weights, projected=not head)
             except Exception as error:  # whatever a decoder trips over, the item is to be named
                 return error
 
@@ -358,13 +358,18 @@ class Embedder:
         return assembly
 
     def _read(
-        self, item: object, modality: str | None, cut: "_Cut | None", weights: Mapping[str, float] | None
+        self,
+        item: object,
+        modality: str | None,
+        cut: "_Cut | None",
+        weights: Mapping[str, float] | None,
+        projected: bool,
     ) -> list[Part]:
         """The decoded parts of one item."""
         values = self._split(item, weights or {}) if modality is None else [(modality, item, 1.0)]
         parts = []
         for key, value, weight in values:
-            decoder = self._decoder(key)
+            decoder = self._decoder(key, projected)
             if cut is not None and isinstance(decoder, AudioDecoder):
                 windows = decoder.windows(value, *cut.seconds(decoder))
                 # The rest of a long sound is decoded when its turn comes, so that hours of it are never in memory.
@@ -384,9 +389,12 @@ class Embedder:
             raise UserError(f"a composed item has the keys {', '.join(DECODERS)}; not {unknown[0]!r}")
         return [(key, value, float(weights.get(key, 1.0))) for key, value in item.items()]
 
-    def _decoder(self, modality: str) -> Decoder:
+    def _decoder(self, modality: str, projected: bool = False) -> Decoder:
+        """The decoder of a modality; with `projected` the model has to have vectors of it, not only features."""
         if modality not in self.decoders:
             raise UserError(f"this model has no {modality}; it has {', '.join(self.decoders)}")
+        if projected and modality not in self.module.heads:
+            raise UserError(f"this model has no projection for vectors of {modality}; use classify or features")
         return self.decoders[modality]
 
     def _batch(self, modality: str, samples: list[Tensor]) -> dict[str, Tensor]:

@@ -23,7 +23,9 @@ MEDIA = {
 }
 
 
-def save_random_model(folder: Path, modalities: tuple[str, ...] = ("text", "image", "audio"), **changes: object) -> Path:
+def save_random_model(
+    folder: Path, modalities: tuple[str, ...] = ("text", "image", "audio"), **changes: object
+) -> Path:
     """Writes a model of width 32 whose parameters are all random, none of them at a neutral value."""
     options = {
         **{"dim": 32, "embed_dim": 16, "depth": 2, "num_heads": 4, "ffn_dim": 48, "layer_scale": 0.5},
