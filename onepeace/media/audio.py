@@ -32,8 +32,11 @@ logger = logging.getLogger(__name__)
 MAX_CHANNELS = 32
 MAX_RATE = 1_000_000
 EPS = 1e-5
-# A header may be off by a few bytes in files of careless programs; a file that lacks more than this was cut off.
+# Headers of careless programs are off by a few bytes, or MP3 frames; a file that lacks more than this was cut off.
 SLACK_BYTES = 1024
+SLACK_FRAMES = 4608
+UNSURE_SEEK = ("OGG", "MP3")
+"""Formats in which a seek of libsndfile 1.2.2 may land elsewhere or lose the first samples: read up to there."""
 STREAMED = 0x7FFFF000
 """Sizes from here on mean "not known when the header was written", as in sound that was piped."""
 KERNEL_LIMIT = 1 << 21
@@ -255,7 +258,8 @@ class _Array:
     def read(self, start: int, count: int) -> Tensor:
         part = self.samples[start : start + count]
         if part.dtype.kind == "f":
-            scaled = part.astype(np.float32)
+            with np.errstate(over="ignore"):  # becomes infinite, which is refused below
+                scaled = part.astype(np.float32)
         else:
             half = 2.0 ** (8 * part.dtype.itemsize - 1)
             scaled = (part / half - (1.0 if part.dtype.kind == "u" else 0.0)).astype(np.float32)
@@ -273,6 +277,10 @@ class _File:
         self.rate = _checked_rate(sound.samplerate, name)
         self.frames = sound.frames
         self.position = 0
+        # Otherwise soundfile seeks to where it is after every read, which is not harmless: see UNSURE_SEEK.
+        sound.seekable = lambda: False  # type: ignore[method-assign]
+        if self.frames == 0:
+            raise UserError(f"{name}: 0 samples; nothing to embed")
         if sound.channels > MAX_CHANNELS:
             raise UserError(f"{name}: {sound.channels} channels are above the limit of {MAX_CHANNELS}")
         for claimed, present in re.findall(r"(\d+) \(should be (\d+)\)", sound.extra_info):
@@ -282,26 +290,28 @@ class _File:
             raise UserError(f"{name}: the file is cut off (its last Ogg page is missing)")
 
     def read(self, start: int, count: int) -> Tensor:
-        # A second seek in one Vorbis file can land elsewhere (libsndfile 1.2.2), the first one from the start cannot.
-        if self.position == 0 and start > 0:
+        if self.position == 0 and start > 0 and self.sound.format not in UNSURE_SEEK:
             self.position = self._try(self.sound.seek, start)
         while self.position < start:
             self._frames(min(start - self.position, self.rate))
         return _mono(self._frames(count), self.name)
 
     def check_end(self) -> None:
-        if self.position < self.frames:
-            self._try(self.sound.seek, self.frames - 1)
+        near_end = self.frames - SLACK_FRAMES - 1
+        if self.position < near_end and self.sound.format != "OGG":  # its end was looked at when it was opened
+            self.position = self._try(self.sound.seek, near_end)
             self._frames(1)
 
     def _frames(self, count: int) -> np.ndarray:
         data = self._try(self.sound.read, count, dtype="float32", always_2d=True)
         self.position += len(data)
         if len(data) < count:
-            raise UserError(
-                f"{self.name}: the file is cut off (its header says {self.frames} samples, "
-                f"the data ends after {self.position})"
-            )
+            if self.position < self.frames - SLACK_FRAMES:
+                raise UserError(
+                    f"{self.name}: the file is cut off (its header says {self.frames} samples, "
+                    f"the data ends after {self.position})"
+                )
+            self.position = self.frames
         return data
 
     def _try(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -330,6 +340,8 @@ class _Codec:
             raise UserError(f"{name}: not a sound ({reason}; {_one_line(error)})") from error
         self.rate = _checked_rate(about.sample_rate, name)
         self.frames = math.floor((about.duration_seconds or 0) * self.rate)
+        if self.frames == 0:
+            raise UserError(f"{name}: 0 samples; nothing to embed")
 
     def read(self, start: int, count: int) -> Tensor:
         try:

@@ -115,7 +115,7 @@ def _download(url: str, name: str, max_bytes: int) -> bytes:
             length = int(answer.headers.get("Content-Length") or 0)
             if length > max_bytes:
                 raise UserError(f"{name}: {length} bytes are above the limit of {max_bytes}")
-            while chunk := answer.read(CHUNK):
+            while chunk := answer.read1(CHUNK):  # what has come, so that the clock below is looked at
                 data += chunk
                 if len(data) > max_bytes:
                     raise UserError(f"{name}: more than the limit of {max_bytes} bytes")
