@@ -12,7 +12,7 @@ from PIL import Image
 
 from onepeace import media
 from onepeace.config import build
-from onepeace.data.batches import Order, Steps, groups, loader, whole
+from onepeace.data.batches import Order, OrderBySource, Steps, groups, loader, whole
 from onepeace.data.shards import read_source, shard_files
 from onepeace.errors import UserError
 from onepeace.media import DECODERS, TextDecoder
@@ -270,6 +270,26 @@ def test_rare_items_change_from_epoch_to_epoch():
     assert len(set.union(*epochs)) > 20
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.floats(0.1, 3.0)), min_size=1, max_size=4),
+    st.integers(1, 9),
+)
+@settings(deadline=None, derandomize=True, max_examples=50)
+def test_batches_by_source_are_of_one_and_use_all_items_equally(sources, batch):
+    sizes, weights = zip(*sources, strict=True)
+    order = OrderBySource(sizes, weights, [1], batch)
+    source_of = np.repeat(np.arange(len(sizes)), sizes)
+    steps = 3 * order.turns.epoch_length
+    items = np.array([[order[step * batch + i] for i in range(batch)] for step in range(steps)])
+    of = source_of[items]
+    assert (of == of[:, :1]).all()
+    for k, (size, weight) in enumerate(sources):
+        assert (of[:, 0] == k).sum() == 3 * max(1, round(size * weight / batch))
+        # Through each source goes its own row, without a gap.
+        counts = np.bincount(items[of == k], minlength=len(source_of))[source_of == k]
+        assert counts.max() - counts.min() <= 1
+
+
 def test_weights_that_leave_nothing_are_an_error():
     with pytest.raises(UserError, match="leave none"):
         Order([3], [0.1], [1])
@@ -333,6 +353,14 @@ def test_steps_run_on_over_the_end_of_an_epoch(root, decoders):
     keys = [key for step in range(8) for key in steps[step][0]["keys"]]
     for epoch in range(3):
         assert sorted(keys[8 * epoch : 8 * epoch + 8]) == [f"p{i}" for i in range(8)]
+
+
+def test_steps_by_source(root, decoders):
+    train = [IMAGES, {"shards": "more.tar", "pair": ["image", "text"]}]
+    steps = make_steps(decoders, recipe(root, train, {"batches": "by_source"}, 4))
+    kinds = [{len(key) for key in steps[step][0]["keys"]} for step in range(6)]  # p7, p100
+    assert all(len(kind) == 1 for kind in kinds)
+    assert set.union(*kinds) == {2, 4}
 
 
 def test_batch_larger_than_the_set(root, decoders):

@@ -80,6 +80,31 @@ class Order:
         return rng.permutation(runs).reshape(-1)
 
 
+class OrderBySource:
+    """Like `Order`, but each run of ``batch`` positions is of one source, so a batch's negatives are of one kind.
+
+    An epoch has round(size * weight / batch) batches of a source, at least one, in seeded order; each source goes
+    through its own endless row.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: Sequence[int], batch: int):
+        self.batch = batch
+        counts = [max(1, round(size * weight / batch)) for size, weight in zip(sizes, weights, strict=True)]
+        self.turns = Order(counts, [1.0] * len(counts), seed)
+        self.sources = []  # (first turn, turns, first item, row)
+        turn = item = 0
+        for k, (count, size) in enumerate(zip(counts, sizes, strict=True)):
+            self.sources.append((turn, count, item, Order([size], [1.0], [*seed, k])))
+            turn, item = turn + count, item + size
+
+    def __getitem__(self, position: int) -> int:
+        step, place = divmod(position, self.batch)
+        turn = self.turns[step]
+        first, count, item, row = next(source for source in reversed(self.sources) if source[0] <= turn)
+        number = step // self.turns.epoch_length * count + turn - first
+        return item + row[number * self.batch + place]
+
+
 class Steps(Dataset[list[Batch]]):
     """``steps[s]`` is the list of batches of step s, one for each pair of the recipe.
 
@@ -125,7 +150,7 @@ class Steps(Dataset[list[Batch]]):
             self.word_table = word_table(sorted(vocabulary, key=vocabulary.__getitem__))
         self.pairs: dict[str, tuple[str, ...]] = {}
         self.items: dict[str, list[Sample]] = {}
-        self.order: dict[str, Order] = {}
+        self.order: dict[str, Order | OrderBySource] = {}
         self.batch_size: dict[str, int] = {}
         weighted: dict[str, list[tuple[Source, float]]] = {}
         for source, config in zip(sources, recipe.data.train, strict=True):

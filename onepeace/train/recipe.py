@@ -48,6 +48,8 @@ class Data:
     valid: tuple[SourceConfig, ...] = ()
     root: str = "${ONEPEACE_DATA}"
     """Folder of the shards; environment variables are expanded."""
+    batches: str = "mixed"
+    """mixed: a batch has items of all sources of its pair; by_source: of one, so that its negatives are of one kind."""
     templates: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By modality: sentences with {} for the class name, further captions of samples that have a label."""
     augment: dict[str, Options] = field(default_factory=dict)
@@ -66,6 +68,8 @@ class Data:
             raise UserError(f"data.batches {self.batches!r} is not known; known: mixed, by_source")
         if not self.train:
             raise UserError("data.train is empty; name at least one source of shards")
+        if self.batches not in ("mixed", "by_source"):
+            raise UserError(f"data.batches {self.batches!r} is not known; known: mixed, by_source")
         names: dict[frozenset[str], str] = {}
         for source in self.train:
             if names.setdefault(frozenset(source.pair), source.name) != source.name:
