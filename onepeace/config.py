@@ -31,7 +31,7 @@ class DecoderConfig:
     num_heads: int
     ffn_dim: int
     options: dict[str, Options] = field(default_factory=dict)
-    """Keyword options of each modality's decoder positions, e.g. ``{"text": {"num_positions": 514}}``."""
+    """Options of each modality's decoder positions, e.g. ``{"text": {"num_positions": 514}}``."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class ModelConfig:
             raise UserError(f"model.dim {self.dim} is not a multiple of model.num_heads {self.num_heads}")
         if not self.adapters:
             raise UserError("model.adapters is empty: name at least one modality")
-        for name, keys in {"heads": self.heads, "decoder.options": self.decoder.options if self.decoder else ()}.items():
+        options = tuple(self.decoder.options) if self.decoder else ()
+        for name, keys in {"heads": self.heads, "decoder.options": options}.items():
             unknown = [key for key in keys if key not in self.adapters]
             if unknown:
                 raise UserError(f"model.{name} names {unknown[0]!r}; the adapters are {', '.join(self.adapters)}")

@@ -17,10 +17,10 @@ def box(logits: Tensor, target: Tensor) -> Tensor:
     Returns:
         Scalar: the L1 distance (summed over corners, mean over items) plus mean (1 - GIoU), float32.
     """
-    from torchvision.ops import generalized_box_iou_loss
-
     if logits.shape != target.shape or logits.shape[1:] != (4,):
         raise ValueError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} should both be (B, 4)")
+    from torchvision.ops import generalized_box_iou_loss
+
     predicted, target = logits.float().sigmoid(), target.float()
     distance = F.l1_loss(predicted, target, reduction="none").sum(1).mean()
     ordered = (predicted[:, :2] < predicted[:, 2:]).all(1)

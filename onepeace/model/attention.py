@@ -10,8 +10,8 @@ from .layers import at_least_float32
 def use_plain_form(device_type: str, dtype: torch.dtype, length: int) -> bool:
     """Whether matmul, softmax, matmul beats the fused kernel.
 
-    Measured on AVX-512 CPUs: torch's fused CPU kernel costs 1.8-2.5 x the plain form for bf16 up to about 200 tokens and
-    up to 2 x for float32 up to 64, and wins (0.35 x) at 257 and more. On other devices the fused kernels always win.
+    Measured on AVX-512 CPUs: torch's fused CPU kernel costs 1.8-2.5 x the plain form for bf16 up to about 200 tokens
+    and up to 2 x for float32 up to 64, and wins (0.35 x) at 257 and more. Elsewhere the fused kernels always win.
     """
     return device_type == "cpu" and length <= (200 if dtype == torch.bfloat16 else 64)
 

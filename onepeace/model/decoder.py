@@ -1,4 +1,4 @@
-"""The light decoder that predicts the features of hidden tokens, used in pretraining only (paper: masked contrastive)."""
+"""The light decoder that predicts the features of hidden tokens; used in pretraining only."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -55,7 +55,7 @@ class Classifier(nn.Module):
     def forward(self, *passes: Features) -> Tensor:
         """Features of each pass -> logits (B, num_classes)."""
         x = torch.cat([self._pooled(features) for features in passes], dim=-1)
-        if self.hidden is not None:
+        if self.hidden is not None and self.hidden_norm is not None:
             x = F.gelu(self.hidden_norm(self.hidden(x)))
         return self.out(x)
 

@@ -11,7 +11,7 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 class GEGLU(nn.Module):
-    """Gated feed-forward layer with a LayerNorm before the last projection (sub-LN): down(norm(GELU(gate x) * up x))."""
+    """Gated feed-forward layer with a LayerNorm in it (sub-LN): down(norm(GELU(gate x) * up x))."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from onepeace.config import ModelConfig
 
-from .adapters import ADAPTERS
+from .adapters import ADAPTERS, Adapter
 from .block import Block
 from .decoder import Decoder, decoder_positions
 from .encoder import Features, encode
@@ -30,12 +30,16 @@ class OnePeace(nn.Module):
         config: sizes and modalities; on the meta device nothing is allocated.
     """
 
+    # Both are an nn.ModuleDict, typed by what it holds.
+    adapters: Mapping[str, Adapter]
+    heads: Mapping[str, Projection]
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         keys = list(config.adapters)
         tables = config.depth if config.bias_per_block else 1
-        self.adapters = nn.ModuleDict(
+        self.adapters = nn.ModuleDict(  # type: ignore[assignment]
             {
                 key: ADAPTERS[key](key, config.dim, config.num_heads, tables, **options)
                 for key, options in config.adapters.items()
@@ -46,17 +50,17 @@ class OnePeace(nn.Module):
             Block(config.dim, config.num_heads, config.ffn_dim, keys, rate, config.layer_scale) for rate in rates
         )
         self.norms = nn.ModuleDict({key: nn.LayerNorm(config.dim) for key in keys}) if config.final_norm else None
-        self.heads = nn.ModuleDict({key: Projection(config.dim, config.embed_dim) for key in config.heads})
+        heads = {key: Projection(config.dim, config.embed_dim) for key in config.heads}
+        self.heads = nn.ModuleDict(heads)  # type: ignore[assignment]
         self.logit_scale = nn.Parameter(torch.empty(())) if config.logit_scale else None
-        self.decoder = self.classifier = None
-        if config.decoder is not None:
-            c = config.decoder
-            positions = {key: decoder_positions(ADAPTERS[key], c.options.get(key, {})) for key in keys}
-            self.decoder = Decoder(config.dim, c.dim, c.depth, c.num_heads, c.ffn_dim, positions)
-        if config.classifier is not None:
-            c = config.classifier
-            heads = c.num_heads or config.num_heads
-            self.classifier = Classifier(config.dim, heads, c.num_classes, c.pool, c.hidden_ratio, c.pooler, c.inputs)
+        self.decoder, self.classifier = None, None
+        if (d := config.decoder) is not None:
+            positions = {key: decoder_positions(ADAPTERS[key], d.options.get(key, {})) for key in keys}
+            self.decoder = Decoder(config.dim, d.dim, d.depth, d.num_heads, d.ffn_dim, positions)
+        if (c := config.classifier) is not None:
+            num_heads = c.num_heads or config.num_heads
+            parts = (c.num_classes, c.pool, c.hidden_ratio, c.pooler, c.inputs)
+            self.classifier = Classifier(config.dim, num_heads, *parts)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -69,7 +73,7 @@ class OnePeace(nn.Module):
             # torch's own layers were filled by their constructors; others say what they want beyond the rule above.
             own = module is not self and not type(module).__module__.startswith("torch.")
             if own and not isinstance(module, nn.Linear) and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+                module.reset_parameters()  # type: ignore[operator]
         if self.logit_scale is not None:
             nn.init.constant_(self.logit_scale, math.log(1 / 0.07))
 
@@ -109,7 +113,7 @@ class OnePeace(nn.Module):
         return {key: self.embed(key, self.encode({key: stem})[key]) for key, stem in stems.items()}
 
     def features(self, inputs: Inputs, keep: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Token features (B, L_m, D), CLS first, of one joint pass of all given modalities (rows of padding: undefined)."""
+        """Token features (B, L_m, D), CLS first, of one joint pass of all given modalities; padding is undefined."""
         return {key: features.tokens for key, features in self.encode(self.stems(inputs), keep).items()}
 
     def reconstruct(self, stems: Mapping[str, Stem], keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -124,7 +128,7 @@ class OnePeace(nn.Module):
         return self.decoder(self.encode(stems, keep), keep, grids, masks)
 
     def classify(self, *inputs: Inputs) -> Tensor:
-        """Logits (B, num_classes) of the classifier over one joint pass, or one for each of ``config.classifier.inputs``."""
+        """Logits (B, num_classes) over one joint pass, or over one for each of ``config.classifier.inputs``."""
         if self.classifier is None or self.config.classifier is None:
             raise ValueError("this model has no classifier; load a fine-tuned one, or use unit vectors and labels")
         key = self.config.classifier.features

@@ -60,7 +60,7 @@ class TokenSequence:
         for span, buckets in zip(self.spans, self.buckets, strict=True):
             size = span.stop - span.start
             if buckets is not None and (buckets.shape[1:] != (size, size) or buckets.shape[0] not in (1, batch)):
-                raise ValueError(f"buckets {tuple(buckets.shape)} do not fit {size} tokens of {span.key}, batch {batch}")
+                raise ValueError(f"buckets {tuple(buckets.shape)} do not fit {batch} x {size} tokens of {span.key}")
 
     @staticmethod
     def concat(sequences: Iterable["TokenSequence"]) -> "TokenSequence":
@@ -94,7 +94,7 @@ class TokenSequence:
 
 
 def no_padding(mask: Tensor) -> Tensor | None:
-    """``mask``, or None if nothing in it is True: attention is cheaper without a mask, and one bias serves the batch."""
+    """``mask``, or None if nothing in it is True: attention is cheaper without, and one bias serves the batch."""
     return mask if bool(mask.any()) else None
 
 

@@ -40,7 +40,8 @@ def make_config(recipe: Recipe) -> Config:
     elif wanted.get("size") in SIZES:
         base = SIZES[wanted["size"]]
     else:
-        raise UserError(f"model.size {wanted.get('size')!r} is not known; known: {', '.join(SIZES)}, or model.from FOLDER")
+        known = f"{', '.join(SIZES)}, or model.from FOLDER"
+        raise UserError(f"model.size {wanted.get('size')!r} is not known; known: {known}")
     keys = wanted.get("modalities") or list(merge(base, fields)["adapters"])
     content = merge(base, fields)
     unknown = [key for key in keys if key not in content["adapters"]]
@@ -52,6 +53,9 @@ def make_config(recipe: Recipe) -> Config:
         content["decoder"] = None
     elif not content.get("decoder"):
         raise UserError("the objective has denoising terms: give model.decoder {dim, depth, num_heads, ffn_dim}")
+    else:
+        options = content["decoder"].get("options", {})
+        content["decoder"] = {**content["decoder"], "options": {k: v for k, v in options.items() if k in keys}}
     settings = merge(media, recipe.media)
     return Config(build(ModelConfig, content, "the recipe's model"), {key: settings.get(key, {}) for key in keys})
 
@@ -114,7 +118,9 @@ def make_model(recipe: Recipe, config: Config) -> OnePeace:
     wrong = [name for name in own if name in given and own[name].shape != given[name].shape]
     if wrong:
         shapes = f"{tuple(given[wrong[0]].shape)} there, {tuple(own[wrong[0]].shape)} here"
-        raise UserError(f"{folder}: {len(wrong)} weights have another shape than the recipe's model ({wrong[0]}: {shapes})")
+        raise UserError(
+            f"{folder}: {len(wrong)} weights do not have the shape the recipe asks for ({wrong[0]}: {shapes})"
+        )
     fresh = [name for name in own if name not in given]
     if fresh:
         log.warning("%d of %d weights start fresh: not in %s (%s, ...)", len(fresh), len(own), folder, fresh[0])

@@ -37,10 +37,11 @@ def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None 
     Args:
         recipe: what to do.
         evaluate: (model, decoders) -> named scores, called every ``run.eval_every`` steps and at the end.
-        stop_at: end after this step as if interrupted (tests of resuming).
+        stop_at: end after this step as if interrupted: nothing is saved that was not due.
 
     Returns:
-        The folder of the trained model (config.yaml, model.safetensors, tokenizer.json, MODEL_CARD.md).
+        The folder of the trained model (config.yaml, model.safetensors, tokenizer.json, MODEL_CARD.md), or of the run
+        if it was stopped.
 
     Raises:
         UserError: data, recipe or checkpoint that do not fit together; a loss that is not finite.
@@ -58,12 +59,11 @@ def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None 
         freeze(model, recipe.freeze)
     optimizer = make_optimizer(model, recipe.optim)
     if len(objective.teacher_heads):
-        group = {"params": list(objective.teacher_heads.named_parameters()), "lr_scale": 1.0, "weight_decay": 0.0}
-        optimizer.add_param_group(group)
+        heads = list(objective.teacher_heads.named_parameters())
+        optimizer.add_param_group({"params": heads, "lr_scale": 1.0, "weight_decay": 0.0})
     average = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and recipe.run.ema}
     use_bfloat16 = {"float32": False, "bfloat16": True}.get(recipe.run.precision, bfloat16_is_fast(device))
-    counts = {key: adapter.token_lengths for key, adapter in model.adapters.items()}
-    steps = Steps(recipe, sources, decoders, counts)
+    steps = Steps(recipe, sources, decoders, {key: a.token_lengths for key, a in model.adapters.items()})
 
     start = 0
     resolved = to_yaml(recipe)
@@ -119,17 +119,22 @@ def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None 
             journal.write(step, {**averages.take(), "lr": rate, **speed, **scale})
             last_log, waited, items = now, 0.0, 0
         score = None
-        if evaluate and (step == total or recipe.run.eval_every and step % recipe.run.eval_every == 0):
+        every = recipe.run.eval_every
+        if evaluate and (step == total or (every and step % every == 0)):
             scores = _scores(evaluate, model, decoders, average)
             score = sum(scores.values()) / max(len(scores), 1)
             journal.write(step, {f"valid/{name}": value for name, value in scores.items()})
             last_log = time.monotonic()
         due = recipe.run.save_every and step % recipe.run.save_every == 0
-        late = recipe.run.save_minutes and now - last_save > 60 * recipe.run.save_minutes
+        # Between the lines of the log, so that a resumed run writes the same ones.
+        quiet = step % recipe.run.log_every == 0
+        late = quiet and recipe.run.save_minutes and now - last_save > 60 * recipe.run.save_minutes
         if due or late or score is not None or step == total:
             save(step, score)
             last_save = time.monotonic()
 
+    if step < total:
+        return out
     model.load_state_dict(average, strict=False)
     folder = out / "model"
     tokenizer = out / "tokenizer.json"

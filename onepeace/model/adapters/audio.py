@@ -1,8 +1,12 @@
-"""Audio: waveform -> one token per frame. Padding never leaks: it is zeroed before every convolution that could see it."""
+"""Audio: waveform -> one token per frame.
+
+Padding never leaks: it is zeroed before every convolution that could see it.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,13 +44,13 @@ class WaveStem(nn.Module):
 
     def reset_parameters(self) -> None:
         for conv in self.convs:
-            nn.init.kaiming_normal_(conv.weight)
+            nn.init.kaiming_normal_(cast(nn.Conv1d, conv).weight)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """(B, N) -> (B, T, D)."""
         x = waveform.unsqueeze(-1).to(self.proj.weight.dtype)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.gelu(norm(_conv_channels_last(x, conv)))
+            x = F.gelu(norm(_conv_channels_last(x, cast(nn.Conv1d, conv))))
         return self.proj(self.norm(x))
 
     def token_lengths(self, lengths: Tensor) -> Tensor:
@@ -73,7 +77,7 @@ def _mel_filters(num_mels: int, num_bins: int, device: torch.device) -> Tensor:
 
 
 class MelStem(nn.Module):
-    """A log-mel spectrogram and three 3x3 / 2 convolutions over it: needs far fewer recordings than a learned filter bank.
+    """A log-mel spectrogram and three 3x3 / 2 convolutions over it, for few recordings: no filter bank to learn.
 
     Windows of 25 ms every 10 ms, a token per 80 ms. In training, bands of frequency and time are blanked at random
     (SpecAugment), as dropout is: ``mask_mels`` and ``mask_frames`` are the largest widths, two bands of each.
@@ -84,8 +88,7 @@ class MelStem(nn.Module):
     def __init__(self, dim: int, num_mels: int = 64, width: int = 32, mask_mels: int = 0, mask_frames: int = 0):
         super().__init__()
         widths = [1, width, 2 * width, 4 * width]
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, 2, padding=1) for i, o in pairs)
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, 2, padding=1) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(o) for o in widths[1:])
         self.num_mels, self.mask_mels, self.mask_frames = num_mels, mask_mels, mask_frames
         self.norm = nn.LayerNorm(widths[-1] * (num_mels // 8))
@@ -96,7 +99,8 @@ class MelStem(nn.Module):
         """Log-mel spectrogram (B, frames, mels), float32, roughly zero mean and unit deviation for normalised sound."""
         with torch.autocast(waveform.device.type, enabled=False):
             window = torch.hann_window(self.window, device=waveform.device)
-            spectrum = torch.stft(waveform.float(), 512, self.step, self.window, window, center=False, return_complex=True)
+            framing = {"win_length": self.window, "window": window, "center": False, "return_complex": True}
+            spectrum = torch.stft(waveform.float(), 512, self.step, **framing)
             mel = spectrum.abs().square().transpose(1, 2) @ _mel_filters(self.num_mels, 257, waveform.device)
             return ((mel + 1e-5).log() + 4.0) / 4.0
 

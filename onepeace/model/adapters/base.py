@@ -12,8 +12,8 @@ from ..sequence import Span, Stem, TokenSequence, gather_pairs, gather_tokens, n
 class Adapter(nn.Module):
     """Raw input of one modality -> tokens (paper: modality adapters).
 
-    A subclass gives ``stem_tokens`` (raw batch -> Stem; the same whatever is hidden, so one call serves all passes of a step),
-    ``place`` (Stem -> TokenSequence: CLS, positions, buckets; takes out what is hidden), ``token_lengths``, and
+    A subclass gives ``stem_tokens`` (raw batch -> Stem; the same whatever is hidden, so one call serves all passes of a
+    step), ``place`` (Stem -> TokenSequence: CLS, positions, buckets; takes out what is hidden), ``token_lengths``, and
     ``decoder_positions`` (the positions its hidden tokens have in the decoder).
 
     Args:

@@ -1,6 +1,7 @@
 """Image: pixels -> one token per patch. Next file: audio.py."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -49,8 +50,7 @@ class ConvStem(nn.Module):
         if 2**depth != patch_size or depth < 1:
             raise ValueError(f"the conv stem needs a patch that is a power of two, not {patch_size}")
         widths = [3] + [max(dim // 2 ** (depth - i), 8) for i in range(depth)]
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, 2, padding=1) for i, o in pairs)
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, 2, padding=1) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(o) for o in widths[1:])
         self.proj = nn.Linear(widths[-1], dim)
 
@@ -68,8 +68,8 @@ STEMS = {"hmlp": HMLPStem, "conv": ConvStem}
 class ImageAdapter(Adapter):
     """Patches of a picture of any size that is a multiple of the patch, square or not.
 
-    Batch: ``pixels`` (B, 3, H, W) float, normalised. Positions and bias table are learned on square grids of ``grid`` and
-    ``bias_grid`` patches a side and stretched to the picture's own.
+    Batch: ``pixels`` (B, 3, H, W) float, normalised. Positions and bias table are learned on square grids of ``grid``
+    and ``bias_grid`` patches a side and stretched to the picture's own.
 
     Args:
         patch_size: side of a patch in pixels.
@@ -104,7 +104,9 @@ class ImageAdapter(Adapter):
             raise ValueError(f"pixels should be (B, 3, H, W), not {tuple(pixels.shape)}")
         height, width = pixels.shape[2:]
         if height % self.patch_size or width % self.patch_size or not height or not width:
-            raise ValueError(f"a picture of {height} x {width} pixels is not a multiple of the patch of {self.patch_size}")
+            raise ValueError(
+                f"a picture of {height} x {width} pixels is not a multiple of the patch, {self.patch_size}"
+            )
         x = self.stem(pixels)
         return Stem(x.flatten(1, 2), None, (x.shape[1], x.shape[2]), batch.get("kind"))
 

@@ -1,0 +1,280 @@
+"""The loop on small shards of coloured squares and tones: it learns, resumes and says what is wrong."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from onepeace import cli
+from onepeace.api import load
+from onepeace.config import build
+from onepeace.errors import UserError
+from onepeace.train import loop, teachers
+from onepeace.train.log import read_log
+from onepeace.train.recipe import Recipe, read_recipe
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 50, 220), "yellow": (220, 210, 30),
+           "white": (240, 240, 240), "black": (15, 15, 15), "purple": (150, 30, 180), "orange": (240, 140, 20)}  # fmt: skip
+TONES = {"low": 150.0, "deep": 300.0, "middle": 600.0, "high": 1200.0, "shrill": 2400.0, "piercing": 4800.0}
+MODEL = {
+    "size": "tiny", "dim": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "ffn_dim": 64,
+    "adapters": {
+        "text": {"vocab_size": 400, "num_positions": 32, "num_buckets": 8},
+        "image": {"patch_size": 8, "grid": 3, "bias_grid": 3},
+        "audio": {"num_mels": 32, "width": 8, "num_buckets": 8, "pos_groups": 4},
+    },
+    "decoder": {"dim": 16, "depth": 1, "num_heads": 2, "ffn_dim": 32},
+}  # fmt: skip
+
+
+def square(colour, rng):
+    pixels = np.clip(np.array(colour) + rng.normal(0, 25, (24, 24, 3)), 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def tone(frequency, rng):
+    time = np.arange(8000) / 16000
+    wave = np.sin(2 * np.pi * frequency * rng.uniform(0.95, 1.05) * time + rng.uniform(0, 6)) + rng.normal(0, 0.1, 8000)
+    file = io.BytesIO()
+    soundfile.write(file, 0.3 * wave, 16000, format="WAV")
+    return file.getvalue()
+
+
+def write(path, kinds, make, suffix, sentence, each, seed):
+    rng = np.random.default_rng(seed)
+    with tarfile.open(path, "w") as tar:
+        for i in range(each):
+            for name, value in kinds.items():
+                about = {"captions": [sentence.format(name)], "label": name}
+                for end, data in ((suffix, make(value, rng)), ("json", json.dumps(about).encode())):
+                    entry = tarfile.TarInfo(f"{name}{i}.{end}")
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    write(folder / "squares.tar", COLOURS, square, "png", "a {} square", 12, seed=1)
+    write(folder / "tones.tar", TONES, tone, "wav", "a {} tone", 8, seed=2)
+    return folder
+
+
+def recipe(root, out, steps=80, pair="image", **fields):
+    shards = {"image": "squares.tar", "audio": "tones.tar"}[pair]
+    content = {
+        "model": {**MODEL, "modalities": ["text", "image"]},
+        "media": {"image": {"size": 24}, "text": {"max_tokens": 16}, "audio": {"min_seconds": 0.5}},
+        "tokenizer": {"vocab_size": 300},
+        "data": {"root": str(root), "train": [{"shards": shards, "pair": [pair, "text"]}]},
+        "objective": {"contrastive": {"equal_captions": True}},
+        "optim": {"lr": 3e-3},
+        "schedule": {"steps": steps, "warmup_steps": min(10, steps)},
+        "run": {
+            "out": str(out),
+            "batch_size": 24,
+            "workers": 0,
+            "log_every": 4,
+            "save_every": 0,
+            "precision": "float32",
+        },
+        **fields,
+    }
+    return build(Recipe, content, "recipe")
+
+
+DENOISING = {
+    "objective": {
+        "contrastive": {"equal_captions": True},
+        "denoising/text": {"weight": 0.5, "label_smoothing": 0.1},
+        "denoising/image": {"weight": 1.0},
+        "denoising/text+image": {"weight": 0.5},
+    },
+    "mask": {
+        "text": {"alone": 0.15, "together": 0.4, "unit": "word"},
+        "image": {"alone": 0.75, "together": 0.6875, "unit": "patch"},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def stage_one(root, tmp_path_factory):
+    """A model of squares and words, trained with every term of the paper's first stage."""
+    out = tmp_path_factory.mktemp("stage1")
+    return loop.train(recipe(root, out, **DENOISING))
+
+
+def recall(embedder, kinds, make, sentence, modality):
+    rng = np.random.default_rng(99)
+    items = embedder.encode([make(value, rng) for value in kinds.values() for _ in range(3)])
+    texts = embedder.encode_text([sentence.format(name) for name in kinds])
+    nearest = embedder.similarity(items, texts).argmax(1)
+    return (nearest == torch.arange(len(kinds)).repeat_interleave(3)).float().mean().item()
+
+
+def test_stage_one_learns_and_every_loss_falls(stage_one):
+    lines = [line for line in read_log(stage_one.parent / "log.jsonl") if "loss" in line]
+    names = ["contrastive/text+image", "denoising/text", "denoising/image"]
+    names += ["denoising/text+image:text", "denoising/text+image:image"]
+    first, last = lines[0], lines[-1]
+    assert all(last[name] < first[name] for name in names), {name: (first[name], last[name]) for name in names}
+    assert recall(load(stage_one), COLOURS, square, "a {} square", "image") > 0.8
+
+
+def test_stage_two_aligns_audio_to_frozen_text(root, stage_one, tmp_path):
+    before = load_file(stage_one / "model.safetensors")
+    trained = ["adapters.audio.*", "norms.audio.*", "blocks.*.ffn.audio.*", "heads.audio.*", "logit_scale"]
+    model = {
+        "from": str(stage_one), "modalities": ["text", "image", "audio"], "heads": ["text", "image", "audio"],
+        "adapters": {"audio": {"stem": "mel", **MODEL["adapters"]["audio"]}}, "copy": {"audio": "image"},
+    }  # fmt: skip
+    folder = loop.train(recipe(root, tmp_path, pair="audio", model=model, freeze={"except": trained}))
+    after = load_file(folder / "model.safetensors")
+    frozen = [name for name in before if name in after and name != "logit_scale"]
+    assert len(frozen) > 40
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    embedder = load(folder)
+    assert recall(embedder, TONES, tone, "a {} tone", "audio") > 0.8
+    assert recall(embedder, COLOURS, square, "a {} square", "image") > 0.8  # what was there still is
+
+
+def test_copied_ffn_starts_from_the_other_modality(root, stage_one, tmp_path):
+    model = {
+        "from": str(stage_one), "modalities": ["text", "image", "audio"], "heads": ["text", "image"],
+        "adapters": {"audio": {"stem": "mel", **MODEL["adapters"]["audio"]}}, "copy": {"audio": "image"},
+    }  # fmt: skip
+    wanted = recipe(root, tmp_path, model=model)
+    made = loop.build.make_model(wanted, loop.build.make_config(wanted)).state_dict()
+    assert torch.equal(made["blocks.1.ffn.audio.up.weight"], made["blocks.1.ffn.image.up.weight"])
+    assert torch.equal(made["norms.audio.weight"], made["norms.image.weight"])
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_resume_equals_uninterrupted_run(root, tmp_path, ema):
+    def make(name):
+        run = {"out": str(tmp_path / name), "batch_size": 8, "workers": 0, "log_every": 2, "save_every": 3, "ema": ema}
+        augment = {"image": {"crop_scale": [0.5, 1.0], "flip": True, "color": 0.2}}
+        train = [{"shards": "squares.tar", "pair": ["image", "text"]}]
+        data = {"root": str(root), "train": train, "augment": augment, "drop": {"image": 0.3}}
+        model = {**MODEL, "modalities": ["text", "image"], "drop_path": 0.3}
+        return recipe(root, name, steps=8, run=run, data=data, model=model)
+
+    whole = load_file(loop.train(make("whole")) / "model.safetensors")
+    loop.train(make("cut"), stop_at=5)  # saved after 3: steps 4 and 5 are done again
+    rest = load_file(loop.train(make("cut")) / "model.safetensors")
+    assert whole.keys() == rest.keys()
+    assert all(torch.equal(whole[name], rest[name]) for name in whole)
+    timing = ("items_per_second", "data_wait")
+    lines = [
+        [{k: v for k, v in line.items() if k not in timing} for line in read_log(tmp_path / name / "log.jsonl")]
+        for name in ("whole", "cut")
+    ]
+    assert [line["step"] for line in lines[0]] == [2, 4, 6, 8]
+    # The line of step 4 averages steps 3 and 4; the resumed run saw only 4 of them.
+    assert [line for line in lines[0] if line["step"] != 4] == [line for line in lines[1] if line["step"] != 4]
+
+
+def test_averaged_weights_are_kept_and_differ_from_the_last_ones(root, tmp_path):
+    run = {"out": str(tmp_path), "batch_size": 8, "workers": 0, "log_every": 2, "ema": 0.9}
+    folder = loop.train(recipe(root, tmp_path, steps=6, run=run))
+    kept = load_file(folder / "model.safetensors")["blocks.0.attn.q.weight"]
+    last = loop.checkpoint.newest(tmp_path)
+    assert torch.equal(kept, last.ema["blocks.0.attn.q.weight"])
+    assert not torch.equal(kept, last.model["model.blocks.0.attn.q.weight"])
+
+
+def test_a_run_does_not_go_on_under_another_recipe(root, tmp_path):
+    loop.train(recipe(root, tmp_path, steps=2))
+    with pytest.raises(UserError, match="another optim"):
+        loop.train(recipe(root, tmp_path, steps=2, optim={"lr": 1e-4}))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(root, tmp_path):
+    with pytest.raises(UserError, match="gradient of step .* lower optim.lr"):
+        loop.train(recipe(root, tmp_path, steps=30, optim={"lr": 1e30, "grad_clip": None}))
+
+
+def test_outside_teacher_is_asked_once_per_item(root, tmp_path, monkeypatch):
+    asked = []
+
+    def brightness():
+        def encode(pictures):
+            asked.extend(pictures)
+            return torch.tensor([np.asarray(p.convert("RGB")).mean((0, 1)) for p in pictures]) / 255
+
+        return encode
+
+    monkeypatch.setitem(teachers.TEACHERS, "brightness", brightness)
+    terms = {"contrastive": {"equal_captions": True}, "distillation/image": {"weight": 1.0, "teacher": "brightness"}}
+    loop.train(recipe(root, tmp_path / "run", steps=40, objective=terms))
+    assert len(asked) == 12 * len(COLOURS)
+    lines = read_log(tmp_path / "run" / "log.jsonl")
+    assert lines[-1]["distillation/image"] < lines[0]["distillation/image"]
+    cache = tmp_path / "run" / "teacher-image.safetensors"
+    terms["distillation/image"]["cache"] = str(cache)
+    loop.train(recipe(root, tmp_path / "again", steps=1, objective=terms))
+    assert len(asked) == 12 * len(COLOURS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"objective": {"contrastiv": {}}}, "objective.contrastiv is not a term"),
+        ({"objective": {"denoising/video": {}}}, "denoising/video is not a term"),
+        ({"model": {"size": "tinny"}}, "'tinny' is not known; known: tiny"),
+        ({"model": {**MODEL, "modalities": ["text", "smell"]}}, "modalities names 'smell'"),
+        ({"model": {"from": "nowhere"}}, "nowhere"),
+        ({"model": {**MODEL, "modalities": ["text", "image"], "decoder": None}, **DENOISING}, "give model.decoder"),
+        ({"freeze": ["adapters.video.*"]}, "matches none"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(root, tmp_path, fields, message):
+    fields = {**fields}
+    with pytest.raises(UserError, match=message):
+        loop.train(recipe(root, tmp_path, steps=1, **fields))
+
+
+@pytest.mark.parametrize("name", ["tiny_image_text", "tiny_audio_text", "base_image_text", "base_audio_text"])
+def test_shipped_recipes_take_two_steps_when_shrunk(name, root, stage_one, tmp_path, monkeypatch):
+    monkeypatch.setenv("ONEPEACE_DATA", str(root))
+    wanted = read_recipe(f"recipes/pretrain/{name}.yaml")
+    pair = wanted.data.train[0].pair[0]
+    shards = {"image": "squares.tar", "audio": "tones.tar"}[pair]
+    small = [f"data.train=[{{shards: {shards}, pair: [{pair}, text]}}]", "tokenizer={vocab_size: 300}", "evaluate={}",
+             "run.batch_size=6", "run.workers=0", "schedule.steps=2", "schedule.warmup_ratio=null",
+             "schedule.warmup_steps=1", f"run.out={tmp_path}"]  # fmt: skip
+    if "from" in wanted.model:
+        small += [f"model.from={stage_one}", "model.adapters.audio.pos_groups=4"]
+        small += ["model.adapters.audio.convs=[[16, 10, 5], [16, 8, 8]]"] if name.startswith("base") else []
+        small += ["model.decoder={dim: 16, depth: 1, num_heads: 2, ffn_dim: 32}"] if name.startswith("base") else []
+    else:
+        small += [f"model.{key}={MODEL[key]}" for key in ("dim", "embed_dim", "depth", "num_heads", "ffn_dim")]
+        small += [
+            "model.decoder.dim=16",
+            "model.decoder.num_heads=2",
+            "model.decoder.ffn_dim=32",
+            "media.image.size=64",
+        ]
+    if any(term.startswith("distillation") for term in wanted.objective):
+        small += ["objective.distillation/image=null", "objective.distillation/text=null"]
+    shrunk = read_recipe(f"recipes/pretrain/{name}.yaml", small)
+    folder = loop.train(shrunk)
+    assert set(load(folder).modalities) == set(wanted.model["modalities"])
+    assert len(read_log(tmp_path / "log.jsonl")) == 1
+
+
+def test_train_command_prints_the_recipe_and_the_folder(root, tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    loop.write_config(recipe(root, tmp_path / "run", steps=2), path)
+    assert cli.main(["train", str(path), "--print", "optim.lr=0.5"]) == 0
+    assert "lr: 0.5" in capsys.readouterr().out
+    assert cli.main(["train", str(path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "model")
