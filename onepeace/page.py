@@ -128,7 +128,7 @@ def _media(modality: str, value: str | Path, folder: Path, inside: _Sounds) -> s
             return f'<div class="sound">{_waveform(value)}{player}</div>'
         text = read_bytes(value).decode("utf-8", "replace").strip()
         return f"<blockquote>{escape(text[:EXCERPT])}{'...' if len(text) > EXCERPT else ''}</blockquote>"
-    except UserError:  # gone or changed since it was compared
+    except (UserError, OSError):  # gone or changed since it was compared
         return f'<span class="words">{name}</span>'
 
 
@@ -143,12 +143,11 @@ def _thumbnail(value: str | Path) -> tuple[str, int, int]:
 
 def _sound(value: str | Path, folder: Path, inside: _Sounds) -> str:
     """A sound's file as a data URI, or a link to it where that would make the page too large."""
-    if isinstance(value, str) and scheme(value):
-        return escape(value, quote=True)
-    if not inside.take(os.path.getsize(value)):
+    local = not (isinstance(value, str) and scheme(value))
+    if local and not inside.take(os.path.getsize(value)):
         return escape(_link(Path(value), folder), quote=True)
     kind = mimetypes.guess_type(os.path.basename(value))[0] or "audio/wav"
-    return _data(kind, read_bytes(value))
+    return _data(kind, read_bytes(value, max_bytes=SOUND_LIMIT))
 
 
 def _waveform(value: str | Path) -> str:
