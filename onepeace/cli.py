@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from onepeace import __version__
 from onepeace.errors import UsageError, UserError
@@ -33,6 +33,17 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
+    """Takes options between positional arguments too: `search A --text x B`, `train R --print a.b=1`."""
+
+    intermixed = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # parse_known_intermixed_args calls this method again; a parser of sub-commands cannot do it.
+        if self.intermixed or self._subparsers is not None:
+            return super().parse_known_args(args, namespace)
+        self.intermixed = True
+        return self.parse_known_intermixed_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see: {self.prog} --help")
 

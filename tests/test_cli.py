@@ -172,3 +172,15 @@ def test_ctrl_c_ends_quietly_with_130():
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (130, "")
+
+
+def test_options_may_stand_between_positional_arguments(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "model: {size: tiny}\ndata: {train: [{shards: x, pair: [image, text]}]}\nobjective: {contrastive: {}}\n"
+        "schedule: {steps: 5}\nrun: {out: runs/x}\n"
+    )
+    done = onepeace("train", str(recipe), "seed=7", "--print", "run.batch_size=3")
+    assert done.returncode == 0
+    assert "seed: 7" in done.stdout
+    assert "batch_size: 3" in done.stdout

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.errors import UserError, need
-from onepeace.train.log import FILE, read_log
 
 BOOKKEEPING = {"step", "epoch", "seconds", "lr", "grad_norm", "items_per_second", "data_wait", "padding", "replaced",
                "peak_memory", "logit_scale"}  # fmt: skip
@@ -24,7 +23,7 @@ Curve = list[tuple[float, float]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help=f"folder of a training run, or its {FILE}")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=f"folder of a training run, or its log.jsonl")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="picture to write (.png)")
     parser.add_argument("--from-step", type=int, default=0, metavar="N", help="leave out the steps before N")
 
@@ -48,6 +47,8 @@ def labels(runs: list[str]) -> dict[str, Path]:
 
 def read_curves(path: Path, from_step: int = 0) -> dict[str, Curve]:
     """{name: [(step, value), ...]} of a run's log, nested records under "a/b"."""
+    from onepeace.train.log import FILE, read_log
+
     path = path if path.is_file() else path / FILE
     if not path.is_file():
         raise UserError(f"{path}: no such file; a run's folder holds a {FILE}")

@@ -75,6 +75,9 @@ def stretch_grid_table(table: Tensor, side: int, rows: int, columns: int) -> Ten
         return table
     heads = table.shape[1]
     square = table[:-3].float().T.reshape(1, heads, 2 * side - 1, 2 * side - 1)
+    # With one row, interpolation between corners would read the first offset; no offset is in the middle.
+    square = square[:, :, side - 1 : side] if rows == 1 else square
+    square = square[..., side - 1 : side] if columns == 1 else square
     size = (2 * rows - 1, 2 * columns - 1)
     stretched = F.interpolate(square, size=size, mode="bicubic", align_corners=True)
     return torch.cat([stretched.reshape(heads, -1).T.to(table.dtype), table[-3:]])
