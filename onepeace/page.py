@@ -96,7 +96,8 @@ def _part(part: Part, show_weight: bool, folder: Path, inside: _Sounds) -> str:
     if part.modality == "text":
         body = f'<span class="words">{escape(part.value)}</span>'
     else:
-        body = _media(part.modality, part.value, folder, inside)
+        name = escape(_shown(os.path.basename(part.value)))
+        body = f'<figure>{_media(part.modality, part.value, folder, inside)}<figcaption>{name}</figcaption></figure>'
     return f'<div class="part {part.modality}">{body}{weight}</div>'
 
 
@@ -124,7 +125,8 @@ def _media(modality: str, value: str | Path, folder: Path, inside: _Sounds) -> s
             return f'<img src="{data}" alt="{name}" width="{width}" height="{height}" loading="lazy">'
         if modality == "audio":
             address = _sound(value, folder, inside)
-            player = f'<audio controls preload="none" aria-label="{name}" src="{address}"></audio>'
+            load = "metadata" if address.startswith("data:") else "none"
+            player = f'<audio controls preload="{load}" aria-label="{name}" src="{address}"></audio>'
             return f'<div class="sound">{_waveform(value)}{player}</div>'
         text = read_bytes(value).decode("utf-8", "replace").strip()
         return f"<blockquote>{escape(text[:EXCERPT])}{'...' if len(text) > EXCERPT else ''}</blockquote>"
