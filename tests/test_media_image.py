@@ -113,12 +113,19 @@ def test_exif_rotation(orientation, form):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_damaged_exif_is_no_reason_to_refuse():
-    data = encoded(Image.fromarray(noise(9, 9)), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff\x01\x02junk")
-    assert levels(data).shape == (8, 8, 3)
+def test_damaged_exif_is_no_reason_to_refuse(monkeypatch):
+    for damage in (b"II*\0\xff\xff\xff\xff\x01\x02junk", b"no TIFF header"):
+        data = encoded(Image.fromarray(noise(9, 9)), "JPEG", exif=b"Exif\0\0" + damage)
+        assert levels(data).shape == (8, 8, 3)
     exif = Image.Exif()
     exif[0x0112] = 77
     assert levels(encoded(Image.fromarray(noise(9, 9)), "JPEG", exif=exif)).shape == (8, 8, 3)
+
+    def refuse(self):
+        raise SyntaxError("not a TIFF file")  # what Pillow 11 says to some of these
+
+    monkeypatch.setattr(Image.Image, "getexif", refuse)
+    assert levels(noise(9, 9)).shape == levels(encoded(Image.fromarray(noise(9, 9)))).shape
 
 
 def half_transparent() -> Image.Image:
@@ -192,6 +199,11 @@ def test_sixteen_bits_are_scaled_and_not_clipped():
         "floats": Image.fromarray((ramp * 7 - 3).astype(np.float32)),
     }.items():
         assert np.abs(np.asarray(plain().load(item))[..., 1] - expected).max() <= 1, form
+
+
+def test_dark_sixteen_bit_picture_stays_dark():
+    assert levels(encoded(Image.fromarray(np.full((4, 4), 2570, np.uint16)))).max() == 10
+    assert levels(Image.fromarray(np.full((4, 4), 0.2, np.float32))).max() == 51
 
 
 def test_flat_picture_of_large_values_is_not_a_division_by_zero():

@@ -156,9 +156,10 @@ def test_word_starts_are_pieces_with_a_space_and_non_pieces(trained):
         (lambda path: path.write_text("{}"), "not a tokenizer file"),
         (lambda path: Tokenizer(models.BPE({"a": 0, "b": 1}, [])).save(str(path)), "expected \\[0, 1, 2, 3\\]"),
         (lambda path: with_bos().save(str(path)), "must append </s> alone"),
+        (lambda path: without_eos().save(str(path)), "must append </s> alone"),
         (lambda path: with_specials().save(str(path)), "as text"),
     ],
-    ids=["missing", "empty", "other ids", "adds bos", "special <pad>"],
+    ids=["missing", "empty", "other ids", "adds bos", "no eos", "special <pad>"],
 )
 def test_foreign_tokenizer_file_is_refused(tmp_path, make, message):
     make(tmp_path / "tokenizer.json")
@@ -169,6 +170,12 @@ def test_foreign_tokenizer_file_is_refused(tmp_path, make, message):
 def with_bos() -> Tokenizer:
     made = vocabularies.train_bpe(CAPTIONS, 300)
     made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    return made
+
+
+def without_eos() -> Tokenizer:
+    made = vocabularies.train_bpe(CAPTIONS, 300)
+    made.post_processor = processors.ByteLevel()
     return made
 
 
@@ -214,6 +221,12 @@ def test_only_the_start_of_a_huge_text_is_cut_into_pieces(trained, unit):
     few, many = unit * (17_000 // len(unit)), unit * (1_000_000 // len(unit))
     assert decoder.decode(many).tolist() == decoder.decode(few).tolist()
     assert decoder.encode(many).truncated <= 70 * 256 * 4
+
+
+def test_huge_word_behind_a_short_one_fills_the_limit(trained):
+    ids = TextDecoder(trained).decode("dog " + "xq" * 500_000)
+    assert len(ids) == 71
+    assert ids.tolist() == TextDecoder(trained).decode("dog " + "xq" * 8_000).tolist()
 
 
 def test_offsets_point_into_the_text_as_given(released):
