@@ -23,10 +23,12 @@ from onepeace.device import choose_device, choose_dtype
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.hub.resolve import resolve
-from onepeace.media import DECODERS, AudioDecoder, guess
+from onepeace.media import DECODERS, AudioDecoder, TextDecoder, guess
 from onepeace.media.decoder import Decoder
 from onepeace.media.source import describe, read_bytes, suffix
 from onepeace.model import OnePeace
+from onepeace.model.adapters.audio import AudioAdapter
+from onepeace.model.adapters.image import ImageAdapter
 from onepeace.stream import Batcher, Waiting, decode_ahead
 
 WINDOW = 256
@@ -370,6 +372,7 @@ class Embedder:
         parts = []
         for key, value, weight in values:
             decoder = self._decoder(key, projected)
+            pieces: Iterable[tuple[float, float, Tensor]]
             if cut is not None and isinstance(decoder, AudioDecoder):
                 windows = decoder.windows(value, *cut.seconds(decoder))
                 # The rest of a long sound is decoded when its turn comes, so that hours of it are never in memory.
@@ -381,13 +384,14 @@ class Embedder:
 
     def _split(self, item: object, weights: Mapping[str, float]) -> list[tuple[str, object, float]]:
         """(modality, value, weight) of everything an item is made of."""
-        if not _composed(item):
+        values = _values(item)
+        if values is None:
             text_file = isinstance(item, os.PathLike) and suffix(item) in TEXT_SUFFIXES
             return [("text" if text_file else guess(item, self.decoders), item, 1.0)]
-        unknown = [key for key in item if key not in DECODERS]
+        unknown = [key for key in values if key not in DECODERS]
         if unknown:
             raise UserError(f"a composed item has the keys {', '.join(DECODERS)}; not {unknown[0]!r}")
-        return [(key, value, float(weights.get(key, 1.0))) for key, value in item.items()]
+        return [(key, value, float(weights.get(key, 1.0))) for key, value in values.items()]
 
     def _decoder(self, modality: str, projected: bool = False) -> Decoder:
         """The decoder of a modality; with `projected` the model has to have vectors of it, not only features."""
@@ -401,10 +405,7 @@ class Embedder:
         """Samples as the model's input on its device."""
         batch = self.decoders[modality].collate(samples)
         # Ids and lengths stay whole in every precision, and a waveform stays float32 up to its spectrogram.
-        return {
-            name: value.to(self.device, self.dtype if name == "pixels" else None)
-            for name, value in batch.items()
-        }
+        return {name: value.to(self.device, self.dtype if name == "pixels" else None) for name, value in batch.items()}
 
     def _temperature(self) -> float:
         """Factor on cosines that makes them logits; CLIP's start value where the model learned none."""
@@ -435,13 +436,15 @@ class Embedder:
     def _positions(self, modality: str, value: object, batch: dict[str, Tensor]) -> tuple[Tensor, str]:
         """What each token of an item covers, and in which unit; see `Tokens`."""
         adapter, decoder = self.module.adapters[modality], self.decoders[modality]
-        if hasattr(adapter, "patch_size"):
+        if isinstance(adapter, ImageAdapter):
             rows, columns = (side // adapter.patch_size for side in batch["pixels"].shape[-2:])
             return torch.cartesian_prod(torch.arange(rows), torch.arange(columns)), "patch"
-        if hasattr(adapter, "seconds_per_token"):
-            starts = torch.arange(int(adapter.token_lengths(batch)[0])) * adapter.seconds_per_token
-            return torch.stack([starts, starts + adapter.seconds_per_token], dim=1), "second"
-        return torch.tensor(decoder.encode(_value(modality, value)).offsets), "character"
+        if isinstance(adapter, AudioAdapter):
+            seconds = adapter.seconds_per_token * torch.arange(int(adapter.token_lengths(batch)[0]) + 1)
+            return torch.stack([seconds[:-1], seconds[1:]], dim=1), "second"
+        if isinstance(decoder, TextDecoder):
+            return torch.tensor(decoder.encode(str(_value(modality, value))).offsets), "character"
+        raise UserError(f"features of {modality} have no positions yet")
 
 
 class _Cut(NamedTuple):
@@ -494,15 +497,15 @@ def _many(items: object, what: str = "items") -> Iterable:
     return items
 
 
-def _composed(item: object) -> bool:
-    return isinstance(item, Mapping) and any(key in DECODERS for key in item)
+def _values(item: object) -> Mapping[str, object] | None:
+    """A composed item's values by modality; None for any other item."""
+    return item if isinstance(item, Mapping) and any(key in DECODERS for key in item) else None
 
 
 def _name(index: int, item: object) -> str:
     """What an item is called in messages; one that only says its modality is called by its value."""
-    if not _composed(item):
-        return describe(item)
-    return describe(next(iter(item.values()))) if len(item) == 1 else f"item {index}"
+    values = list((_values(item) or {"": item}).values())
+    return describe(values[0]) if len(values) == 1 else f"item {index}"
 
 
 def _value(modality: str, value: object) -> object:

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,8 @@ CANCELLED = 1e-4
 """Norm of a sum of unit vectors below which only rounding is left of it."""
 
 
-class Failure(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Failure:
     """An item that was skipped."""
 
     index: int

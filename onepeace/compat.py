@@ -29,7 +29,11 @@ from onepeace.media import DECODERS
 from onepeace.media.tokenizer import EOS, PAD
 from onepeace.model import OnePeace
 
-WAYS = {"text": {"clean": False}, "image": {"draft": False}, "audio": {"normalize": "file"}}
+WAYS: dict[str, dict[str, object]] = {
+    "text": {"clean": False},
+    "image": {"draft": False},
+    "audio": {"normalize": "file"},
+}
 """Settings in which the original's public functions differ from ours."""
 MODEL_TYPES = ("one_peace_retrieval", "one_peace_classify")
 Sizes: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -79,7 +83,7 @@ def _converted(file: Path, download_root: str | os.PathLike | None, bpe: str | o
     folder = root / f"{file.stem}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
     if not (folder / "config.yaml").is_file():
         root.mkdir(parents=True, exist_ok=True)
-        convert(file, folder, bpe=bpe)
+        convert(file, folder, bpe=None if bpe is None else Path(bpe))
     return folder
 
 
@@ -92,8 +96,9 @@ class OnePeaceHubInterface:
         self.dtype = dtype
         self.device = next(model.parameters()).device
         self.eos, self.pad = EOS, PAD
-        self._decoders = {
-            key: DECODERS[key].from_config({**config.media.get(key, {}), **WAYS[key]}, folder) for key in model.adapters
+        self._decoders: dict[str, Any] = {
+            key: DECODERS[key].from_config({**config.media.get(key, {}), **WAYS[key]}, folder)
+            for key in config.model.adapters
         }
         if "text" in self._decoders:
             self.bpe = self._decoders["text"].tokenizer

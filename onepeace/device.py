@@ -61,7 +61,7 @@ def choose_dtype(name: str | torch.dtype, device: torch.device, num_parameters: 
         small = device.type == "cpu" and num_parameters < SMALL
         return torch.bfloat16 if bfloat16_is_fast(device) and not small else torch.float32
     dtype = name if isinstance(name, torch.dtype) else DTYPES.get(name) if isinstance(name, str) else None
-    if dtype not in DTYPES.values():
+    if dtype is None or dtype not in DTYPES.values():
         raise UserError(f"dtype {str(name)!r} is not known; known: auto, {', '.join(DTYPES)}")
     if dtype == torch.float16 and device.type == "cpu":
         raise UserError("dtype float16 is not computed on a CPU; use bfloat16 or float32")

@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -17,7 +17,7 @@ MAX_WORKERS = 8
 
 def decode_ahead(
     items: Iterable[Item], decode: Callable[[Item], Result], *, ahead: int
-) -> Iterator[tuple[int, Item, Result]]:
+) -> Generator[tuple[int, Item, Result], None, None]:
     """Yields (index, item, decode(item)) in order, while threads decode up to `ahead` items further.
 
     `items` is read lazily, in the caller's thread. What `decode` raises is raised when its item's turn comes.

@@ -4,9 +4,13 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onepeace.commands import files
 from onepeace.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TEMPLATES = {"image": "a photo of a {}", "audio": "the sound of a {}", "text": "{}"}
 """The sentence a label is put into, by kind of file."""
@@ -42,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
     model = load(args.model, device=args.device, dtype=args.dtype)
     found = files.readable(found, model)
-    probabilities = {}
+    probabilities: dict[files.File, Tensor] = {}
     for modality in files.KINDS:
         own = [file for file in found if file.modality == modality]
         if not own:

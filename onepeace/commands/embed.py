@@ -44,10 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     model = load(args.model, device=args.device, dtype=args.dtype)
     found = files.readable(found, model)
-    vectors, failures = model.encode(
-        [{file.modality: file.path} for file in found], batch_size=args.batch_size, on_error="skip"
-    )
-    found, failed = files.split(found, failures)
+    vectors, found, failed = files.encode(model, found, args.batch_size)
     paths, modalities = [os.fspath(file.path) for file in found], [file.modality for file in found]
     files.write(args.output, lambda file: writer(file, vectors, paths, modalities))
     files.say(f"{len(found)} vectors of {model.embed_dim} numbers in {args.output}")

@@ -5,11 +5,13 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from onepeace.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from onepeace.api import Embedder
 
 KINDS = ("image", "audio", "text")
@@ -73,6 +75,13 @@ def readable(files: Iterable[File], model: "Embedder") -> list[File]:
         say(f"{len(files) - len(kept)} {' and '.join(lacking)} files are left out: this model has "
             f"{', '.join(model.modalities)}")  # fmt: skip
     return kept
+
+
+def encode(model: "Embedder", files: Sequence[File], batch_size: int) -> tuple["Tensor", list[File], list[Problem]]:
+    """Vectors (n, E) of those files that can be read, these files, and the others."""
+    items = [{file.modality: file.path} for file in files]
+    vectors, failures = model.encode(items, batch_size=batch_size, on_error="skip")
+    return cast("Tensor", vectors), *split(files, failures)
 
 
 def split(files: Sequence[File], failures: Iterable) -> tuple[list[File], list[Problem]]:

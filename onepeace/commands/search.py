@@ -5,9 +5,13 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from onepeace.commands import files
 from onepeace.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EXAMPLES = """\
 a mix is one query: each part is turned into a vector, and the weighted sum is searched for. A query's own file is
@@ -63,13 +67,10 @@ def run(args: argparse.Namespace) -> int:
     from onepeace.page import Hit, Part, render
 
     model = load(args.model, device=args.device, dtype=args.dtype)
-    query = model.encode([args.query], weights=weights, progress=False)
+    query = cast("Tensor", model.encode([args.query], weights=weights, progress=False))
     found = [file for file in files.readable(found, model) if os.path.realpath(file.path) not in own]
-    vectors, failures = model.encode(
-        [{file.modality: file.path} for file in found], batch_size=args.batch_size, on_error="skip"
-    )
-    found, failed = files.split(found, failures)
-    scores = model.similarity(vectors, query)[:, 0]
+    vectors, found, failed = files.encode(model, found, args.batch_size)
+    scores = cast("Tensor", model.similarity(vectors, query))[:, 0]
     best = scores.argsort(descending=True, stable=True)[: args.top].tolist()
     hits = [
         Hit(rank, float(scores[index]), found[index].modality, found[index].path)
