@@ -333,8 +333,11 @@ class Embedder:
         batcher = Batcher(options.batch_size, max(WINDOW, 4 * options.batch_size))
 
         def compute(key: str, entries: list[Waiting]) -> None:
-            inputs = {key: self._batch(key, [entry.sample for entry in entries])}
-            vectors = self.module.classify(inputs) if head else self.module(inputs)[key]
+            try:
+                inputs = {key: self._batch(key, [entry.sample for entry in entries])}
+                vectors = self.module.classify(inputs) if head else self.module(inputs)[key]
+            except torch.OutOfMemoryError as error:
+                raise UserError(f"no memory for {len(entries)} {key} items at once; lower batch_size") from error
             vectors = vectors.float().cpu()
             for entry, vector in zip(entries, vectors if head else F.normalize(vectors, dim=1), strict=True):
                 assembly.fill(entry.row, entry.name, vector)

@@ -261,6 +261,15 @@ def test_nan_of_the_model_names_the_item(model, monkeypatch):
     assert [failure.index for failure in failures] == [1]
 
 
+def test_too_large_a_batch_says_what_to_do(model, monkeypatch):
+    def overflow(inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model.module, "forward", overflow)
+    with pytest.raises(UserError, match="no memory for 7 text items at once; lower batch_size"):
+        model.encode_text(TEXTS)
+
+
 # Mixes
 
 

@@ -45,12 +45,14 @@ def find(args: argparse.Namespace) -> tuple[list[File], list[Problem]]:
     """The files that `args.paths` and `args.only` mean, and what cannot be read among them.
 
     Raises:
-        UsageError: a path that does not exist, or nothing found.
+        UsageError: a path that does not exist, nothing found, or a batch size below 1.
     """
     from onepeace.api import TEXT_SUFFIXES
     from onepeace.media import DECODERS
     from onepeace.walk import walk
 
+    if args.batch_size < 1:
+        raise UsageError(f"--batch-size {args.batch_size} is too few; it must be at least 1")
     suffixes = {suffix: key for key, decoder in DECODERS.items() for suffix in decoder.suffixes}
     found, unreadable = walk(args.paths, {**suffixes, **dict.fromkeys(TEXT_SUFFIXES, "text")})
     files, problems = [], [Problem(shown(path), reason) for path, reason in unreadable]
