@@ -217,6 +217,7 @@ class _Reader:
         self.offsets = offsets
         self.storages: dict[str, Storage] = {}
         self.tensors: list[StoredTensor] = []
+        self.embedded: dict[int, Any] = {}
 
     def legacy(self, at: int) -> Any:
         """The object of torch.save's older layout at byte `at`: four pickles, the keys, then the numbers."""
@@ -348,7 +349,11 @@ class _Reader:
         if path == "torch.storage._load_from_bytes":
             if not isinstance(args[0], Slice):
                 raise ValueError("tensors inside a pickle of protocol 2 are not supported")
-            return self.legacy(args[0].start)
+            # Once for each place: a hostile file can mention one place a million times.
+            start = args[0].start
+            if start not in self.embedded:
+                self.embedded[start] = self.legacy(start)
+            return self.embedded[start]
         if path == "collections.OrderedDict":
             ordered: dict[Any, Any] = {}
             _add(ordered, [part for pair in (args[0] if args else ()) for part in pair])
