@@ -15,9 +15,12 @@ from math import comb
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from onepeace.errors import need
+
+Values = ArrayLike | torch.Tensor
 
 
 class Figure(NamedTuple):
@@ -30,7 +33,7 @@ class Figure(NamedTuple):
     """Number of queries or items it is a mean over."""
 
 
-def best_ranks(scores: ArrayLike, query_ids: ArrayLike, candidate_ids: ArrayLike) -> NDArray[np.int64]:
+def best_ranks(scores: Values, query_ids: Values, candidate_ids: Values) -> NDArray[np.int64]:
     """Rank of the best correct candidate of each query, (N,) integers from 1.
 
     scores (N, M): row = query; query_ids (N,), candidate_ids (M,): a candidate is correct when the ids are equal.
@@ -42,7 +45,7 @@ def best_ranks(scores: ArrayLike, query_ids: ArrayLike, candidate_ids: ArrayLike
     return np.where(correct.any(axis=1), ranks, scores.shape[1] + 1)
 
 
-def recall_at(ranks: ArrayLike, at: Sequence[int]) -> dict[int, float]:
+def recall_at(ranks: Values, at: Sequence[int]) -> dict[int, float]:
     """Share of queries with a correct candidate among the first k, {k: value in 0..1}; k may exceed the candidates."""
     ranks = as_array(ranks)
     if ranks.size == 0:
@@ -50,7 +53,7 @@ def recall_at(ranks: ArrayLike, at: Sequence[int]) -> dict[int, float]:
     return {k: float((ranks <= k).mean()) for k in at}
 
 
-def accuracy_at(scores: ArrayLike, targets: ArrayLike, at: Sequence[int]) -> dict[int, float]:
+def accuracy_at(scores: Values, targets: Values, at: Sequence[int]) -> dict[int, float]:
     """Top-k accuracy {k: value in 0..1} of scores (N, C) against class numbers targets (N,)."""
     targets, classes = as_array(targets), as_array(scores).shape[1]
     if targets.size and not (0 <= targets.min() and targets.max() < classes):
@@ -58,7 +61,7 @@ def accuracy_at(scores: ArrayLike, targets: ArrayLike, at: Sequence[int]) -> dic
     return recall_at(best_ranks(scores, targets, np.arange(classes)), at)
 
 
-def precision_at(scores: ArrayLike, query_ids: ArrayLike, candidate_ids: ArrayLike, k: int) -> float:
+def precision_at(scores: Values, query_ids: Values, candidate_ids: Values, k: int) -> float:
     """Mean over the queries of the share of correct candidates among the first k (all of them when there are fewer).
 
     Arguments as in best_ranks. Among equal scores the wrong candidates come first.
@@ -69,7 +72,7 @@ def precision_at(scores: ArrayLike, query_ids: ArrayLike, candidate_ids: ArrayLi
     return float(np.take_along_axis(correct, order, axis=1).mean())
 
 
-def mean_average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
+def mean_average_precision(scores: Values, targets: Values) -> float:
     """Unweighted mean over classes of the average precision of scikit-learn; scores and 0/1 targets are (N, C).
 
     Classes without a positive item have no average precision and are left out of the mean.
@@ -84,7 +87,7 @@ def mean_average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
     return float(np.mean([average_precision_score(targets[:, c], scores[:, c]) for c in present]))
 
 
-def box_iou(boxes: ArrayLike, references: ArrayLike) -> NDArray[np.float64]:
+def box_iou(boxes: Values, references: Values) -> NDArray[np.float64]:
     """Intersection over union of N pairs of boxes (x0, y0, x1, y1), (N,); 0 where they do not overlap in both axes."""
     a, b = as_array(boxes).astype(np.float64), as_array(references).astype(np.float64)
     if a.shape != b.shape or a.shape[-1:] != (4,):
@@ -95,12 +98,12 @@ def box_iou(boxes: ArrayLike, references: ArrayLike) -> NDArray[np.float64]:
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0)
 
 
-def box_accuracy(boxes: ArrayLike, references: ArrayLike, threshold: float = 0.5) -> float:
+def box_accuracy(boxes: Values, references: Values, threshold: float = 0.5) -> float:
     """Share of pairs of boxes (N, 4) whose IoU reaches the threshold."""
     return float((box_iou(boxes, references) >= threshold).mean())
 
 
-def chance_recall(query_ids: ArrayLike, candidate_ids: ArrayLike, k: int) -> float:
+def chance_recall(query_ids: Values, candidate_ids: Values, k: int) -> float:
     """Recall at k that a random order of the M candidates has on average: mean over queries of 1 - C(M-c, k)/C(M, k).
 
     c is the query's number of correct candidates; with M classes and c = 1 this is the chance level of top-k accuracy.
@@ -113,18 +116,16 @@ def chance_recall(query_ids: ArrayLike, candidate_ids: ArrayLike, k: int) -> flo
     return 1 - float(np.mean(misses))
 
 
-def as_array(values: ArrayLike) -> NDArray:
+def as_array(values: Values) -> NDArray:
     """Numpy view or copy of an array, a list or a tensor; bfloat16 and float16 become float32."""
-    if hasattr(values, "detach"):
+    if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         values = (values.float() if values.is_floating_point() else values).numpy()
     array = np.asarray(values)
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
-def _scores_and_correct(
-    scores: ArrayLike, query_ids: ArrayLike, candidate_ids: ArrayLike
-) -> tuple[NDArray, NDArray[np.bool_]]:
+def _scores_and_correct(scores: Values, query_ids: Values, candidate_ids: Values) -> tuple[NDArray, NDArray[np.bool_]]:
     scores, query_ids, candidate_ids = as_array(scores), as_array(query_ids), as_array(candidate_ids)
     if scores.shape != (len(query_ids), len(candidate_ids)):
         raise ValueError(f"scores {scores.shape} for {len(query_ids)} queries and {len(candidate_ids)} candidates")

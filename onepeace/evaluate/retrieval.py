@@ -33,10 +33,10 @@ def retrieval(
     """
     item_vectors = encode(embedder, modality, items)
     text_vectors = encode(embedder, "text", texts)
-    text_ids, item_ids = _numbers(text_ids, item_ids)
+    texts_of, items_of = _numbers(text_ids, item_ids)
     return [
-        *_one_way(f"text to {modality}", text_vectors, item_vectors, text_ids, item_ids, at),
-        *_one_way(f"{modality} to text", item_vectors, text_vectors, item_ids, text_ids, at),
+        *_one_way(f"text to {modality}", text_vectors, item_vectors, texts_of, items_of, at),
+        *_one_way(f"{modality} to text", item_vectors, text_vectors, items_of, texts_of, at),
     ]
 
 
