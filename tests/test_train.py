@@ -19,8 +19,10 @@ from onepeace.train import loop, teachers
 from onepeace.train.log import read_log
 from onepeace.train.recipe import Recipe, read_recipe
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 50, 220), "yellow": (220, 210, 30),
-           "white": (240, 240, 240), "black": (15, 15, 15), "purple": (150, 30, 180), "orange": (240, 140, 20)}  # fmt: skip
+COLOURS = {
+    "red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 50, 220), "yellow": (220, 210, 30),
+    "white": (240, 240, 240), "black": (15, 15, 15), "purple": (150, 30, 180), "orange": (240, 140, 20),
+}  # fmt: skip
 TONES = {"low": 150.0, "deep": 300.0, "middle": 600.0, "high": 1200.0, "shrill": 2400.0, "piercing": 4800.0}
 MODEL = {
     "size": "tiny", "dim": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "ffn_dim": 64,
@@ -198,7 +200,7 @@ def test_a_run_does_not_go_on_under_another_recipe(root, tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(root, tmp_path):
-    with pytest.raises(UserError, match="gradient of step .* lower optim.lr"):
+    with pytest.raises(UserError, match=r"gradient of step .* lower optim\.lr"):
         loop.train(recipe(root, tmp_path, steps=30, optim={"lr": 1e30, "grad_clip": None}))
 
 

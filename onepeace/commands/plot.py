@@ -23,7 +23,7 @@ Curve = list[tuple[float, float]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help=f"folder of a training run, or its log.jsonl")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a training run, or its log.jsonl")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="picture to write (.png)")
     parser.add_argument("--from-step", type=int, default=0, metavar="N", help="leave out the steps before N")
 

@@ -58,8 +58,6 @@ class Data:
     """By modality: share of the tokens left out in the contrastive pass, for speed (FLIP, arXiv 2212.00794)."""
     cache_megabytes: int = 512
     """Memory of each worker for decoded sounds."""
-    batches: str = "mixed"
-    """mixed: all sources of a pair in every batch; by_source: a batch is of one source as far as its items go."""
     broken_limit: float = 0.02
     """Share of a pair's items that may fail to decode before the run stops."""
 
@@ -68,8 +66,6 @@ class Data:
             raise UserError(f"data.batches {self.batches!r} is not known; known: mixed, by_source")
         if not self.train:
             raise UserError("data.train is empty; name at least one source of shards")
-        if self.batches not in ("mixed", "by_source"):
-            raise UserError(f"data.batches {self.batches!r} is not known; known: mixed, by_source")
         names: dict[frozenset[str], str] = {}
         for source in self.train:
             if names.setdefault(frozenset(source.pair), source.name) != source.name:

@@ -99,8 +99,8 @@ class MelStem(nn.Module):
         """Log-mel spectrogram (B, frames, mels), float32, roughly zero mean and unit deviation for normalised sound."""
         with torch.autocast(waveform.device.type, enabled=False):
             window = torch.hann_window(self.window, device=waveform.device)
-            framing = {"win_length": self.window, "window": window, "center": False, "return_complex": True}
-            spectrum = torch.stft(waveform.float(), 512, self.step, **framing)
+            sound = waveform.float()
+            spectrum = torch.stft(sound, 512, self.step, self.window, window, center=False, return_complex=True)
             mel = spectrum.abs().square().transpose(1, 2) @ _mel_filters(self.num_mels, 257, waveform.device)
             return ((mel + 1e-5).log() + 4.0) / 4.0
 
