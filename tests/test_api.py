@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 import onepeace
 from onepeace.api import Failure, Windows
+from onepeace.assembly import Assembly, Part
 from onepeace.errors import UserError
 
 RATE = 16000
@@ -386,6 +387,19 @@ def test_sound_that_breaks_off_late_fails_alone(model, sounds, monkeypatch):
     assert_same(given[1].vectors, model.encode_audio([sounds[1]], long="windows", window=0.5)[0].vectors)
     with pytest.raises(UserError, match="cut off after 80 windows"):
         model.encode_audio([long], long="mean", window=0.5)
+
+
+def test_assembly_keeps_order_when_an_item_has_no_row_at_all():
+    def nothing():
+        raise UserError("broken at once")
+        yield
+
+    assembly = Assembly(2, skip=True)
+    for index, pieces in enumerate([[(0, 1, torch.zeros(1)), (1, 2, torch.zeros(1))], nothing()]):
+        for row, _, _ in assembly.add(index, f"item {index}", [Part("audio", 1.0, pieces)]):
+            assembly.fill(row, "", torch.eye(2)[row])
+    assert_same(assembly.sums(), torch.full((1, 2), 0.5**0.5))
+    assert [failure.reason for failure in assembly.failures] == ["broken at once"]
 
 
 # Comparing and classifying
