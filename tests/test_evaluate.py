@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from random_model import save_random_model
 
 import onepeace
 from onepeace.cli import main
@@ -281,6 +282,36 @@ def test_command_measures_the_other_sets_when_one_fails(root, monkeypatch, capsy
     assert set(rows[0]) == {"model", "set", "metric", "value", "chance", "n", "seconds"}
     assert "set photos: " in err
     assert "Traceback" not in err
+
+
+def test_command_measures_a_model_folder_on_real_files(tmp_path, samples, capsys):
+    names = ("dog", "cat", "bus")
+    about = {name: {"captions": [f"a {name}"], "label": name} for name in names}
+    pictures = {name: ((samples / f"images/{name}.jpg").read_bytes(), about[name]) for name in names}
+    sounds = {name: ((samples / f"sounds/{name}.ogg").read_bytes(), about[name]) for name in names[:2]}
+    write_shard(tmp_path / "val/pictures/a.tar.gz", pictures, "jpg")
+    write_shard(tmp_path / "val/sounds/a.tar.gz", sounds, "ogg")
+    recipe = """
+sets:
+  pictures: {task: retrieval, modality: image, shards: "val/pictures/*.tar.gz", at: [1, 3]}
+  sounds: {task: zero_shot, modality: audio, shards: "val/sounds/*.tar.gz", at: [2]}
+"""
+    path, model = write_recipe(tmp_path / "recipe.yaml", recipe), save_random_model(tmp_path / "model")
+    arguments = ["evaluate", str(path), "--data", str(tmp_path), "--model", str(model), "--device", "cpu", "--json"]
+    assert main(arguments) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["metric"], row["n"]) for row in rows] == [
+        *(("text to image R@1", 3), ("text to image R@3", 3), ("image to text R@1", 3), ("image to text R@3", 3)),
+        ("top-2 of 2", 2),
+    ]
+    assert [row["value"] for row in rows[1::2]] == [1.0, 1.0]
+
+    pictures["cat"] = (b"no picture", about["cat"])
+    write_shard(tmp_path / "val/pictures/a.tar.gz", pictures, "jpg")
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["set"] for line in out.splitlines()] == ["sounds"]
+    assert "set pictures: " in err
 
 
 def test_shipped_recipe_covers_the_held_out_sets(shared):
