@@ -502,3 +502,15 @@ def test_conversion_takes_the_memory_of_its_largest_tensors(checkpoint, tmp_path
 
     assert (tmp_path / "out" / "model.safetensors").stat().st_size > 0.99 * size
     assert growth < 6 * biggest < size / 5
+
+
+def test_model_folder_converts_to_another_dtype_and_to_fewer_modalities(checkpoint, tmp_path, bpe):
+    first = convert(checkpoint, tmp_path / "first", bpe=bpe)
+
+    second = convert(first, tmp_path / "second", dtype="float16", modalities=["text"])
+
+    names = weight_files.read_state(second)
+    assert {tensor.dtype for tensor in names.values()} == {torch.float16}
+    assert not [name for name in names if ".image." in name or ".audio." in name]
+    assert (second / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
+    assert_embeds_as_golden(weight_files.load(second, dtype=torch.float32), ["text"], atol=0.02)

@@ -1,4 +1,7 @@
-"""A released checkpoint becomes a model folder (`onepeace convert`); none of its code is run, no tensor left over."""
+"""A released checkpoint becomes a model folder (`onepeace convert`); none of its code is run, no tensor left over.
+
+A model folder may be converted too: to another dtype or picture size, or to fewer modalities.
+"""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -12,10 +15,19 @@ from torch import Tensor
 from onepeace import __version__
 from onepeace.config import Config
 from onepeace.errors import UserError
-from onepeace.hub.folder import TOKENIZER, check_free, new_folder
-from onepeace.hub.original import Original, Piece, read_original
+from onepeace.hub.folder import CARD, TOKENIZER, check_free, new_folder
+from onepeace.hub.original import Original, Source, read_original
 from onepeace.hub.shards import Entry
-from onepeace.hub.weights import cast, compare, expected, keep_modalities, stored_dtype, write_folder
+from onepeace.hub.weights import (
+    cast,
+    compare,
+    expected,
+    keep_modalities,
+    read_folder_config,
+    stored,
+    stored_dtype,
+    write_folder,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,7 +46,7 @@ def convert(
     replace_existing: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Convert an original checkpoint (.pt, .pth, .pkl) into the model folder `out`.
+    """Convert an original checkpoint (.pt, .pth, .pkl), or a model folder, into the model folder `out`.
 
     Tensors are read, changed and written one at a time: a file of any size takes the memory of its largest tensor.
 
@@ -43,7 +55,7 @@ def convert(
         modalities: keep only these.
         dtype: "float32", "bfloat16" or "float16"; None keeps the file's.
         bpe: folder with the vocabulary (encoder.json, vocab.bpe, dict.txt; or vocab.json, merges.txt). None fetches
-            facebook/bart-base's from the Hugging Face Hub if the model reads text.
+            facebook/bart-base's from the Hugging Face Hub if the model reads text. A model folder has its own.
         replace_existing: replace `out` if it is a model folder already.
 
     Raises:
@@ -52,7 +64,8 @@ def convert(
     out = Path(out)
     target = None if dtype is None else stored_dtype(dtype)
     check_free(out, replace=replace_existing)
-    original = Original.open(checkpoint)
+    folder = Path(checkpoint) if Path(checkpoint).is_dir() else None
+    original = Original.open(checkpoint) if folder is None else _model_folder(folder)
     where = str(original.path)
     compare(where, {name: piece.shape for name, piece in original.pieces.items()}, expected(original.config.model))
     config = original.config
@@ -61,9 +74,7 @@ def convert(
         config = replace(config, model=model, media={key: config.media[key] for key in model.adapters})
     if image_size is not None:
         config = _with_image_size(config, image_size)
-    tokenizer = (
-        vocabulary(bpe, config.model.adapters["text"]["vocab_size"]) if "text" in config.model.adapters else None
-    )
+    tokenizer = _tokenizer(folder, bpe, config)
     entries = {}
     for name, shape in expected(config.model).items():
         piece = original.pieces[name]
@@ -72,8 +83,29 @@ def convert(
     with new_folder(out, replace=replace_existing) as temporary:
         if tokenizer is not None:
             tokenizer.save(str(temporary / TOKENIZER))
-        write_folder(temporary, entries, config, _card(original, config), progress=progress)
+        card = _card(original, config) if folder is None else _own_card(folder)
+        write_folder(temporary, entries, config, card, progress=progress)
     return out
+
+
+def _model_folder(folder: Path) -> Original:
+    """A model folder as a source of tensors: their names are ours already."""
+    return Original(folder, "model folder", stored(folder), read_folder_config(folder))
+
+
+def _tokenizer(folder: Path | None, bpe: str | Path | None, config: Config) -> "Tokenizer | None":
+    from onepeace.media.tokenizer import read_tokenizer
+
+    if "text" not in config.model.adapters:
+        return None
+    if folder is not None:
+        return read_tokenizer(folder / TOKENIZER)
+    return vocabulary(bpe, config.model.adapters["text"]["vocab_size"])
+
+
+def _own_card(folder: Path) -> str:
+    card = folder / CARD
+    return card.read_text(encoding="utf-8") if card.is_file() else f"# {folder.name}\n"
 
 
 def vocabulary(folder: str | Path | None, size: int | None = None) -> "Tokenizer":
@@ -113,7 +145,7 @@ def _with_image_size(config: Config, size: int) -> Config:
     return replace(config, model=model, media={**config.media, "image": {**config.media["image"], "size": size}})
 
 
-def _read(piece: Piece, shape: tuple[int, ...], dtype: torch.dtype, where: str) -> Tensor:
+def _read(piece: Source, shape: tuple[int, ...], dtype: torch.dtype, where: str) -> Tensor:
     tensor = piece.read()
     if tuple(tensor.shape) != shape:  # compared before: only the tables of another image size differ
         tensor = _resized(tensor, shape[0], where)

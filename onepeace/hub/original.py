@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,18 @@ FOREIGN = {
     "cls_head": "a video network",
 }
 _ROW = re.compile(r"(.*)\[(\d)\]")
+
+
+class Source(Protocol):
+    """A tensor under our name that is still in a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def read(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class Original:
 
     path: Path
     layout: str
-    pieces: dict[str, Piece]
+    pieces: Mapping[str, Source]
     config: Config
 
     @classmethod

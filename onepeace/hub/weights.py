@@ -115,6 +115,27 @@ def read_state(folder: str | Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name, file in _open(Path(folder), stack).items()}
 
 
+@dataclass(frozen=True)
+class StoredSlice:
+    """A tensor of a model folder, still in its file."""
+
+    folder: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self) -> Tensor:
+        """The tensor in memory."""
+        with ExitStack() as stack:
+            return _open(self.folder, stack)[self.name].get_tensor(self.name)
+
+
+def stored(folder: Path) -> dict[str, StoredSlice]:
+    """Every tensor of a model folder by name, unread."""
+    description = describe(folder)
+    return {name: StoredSlice(folder, name, *about) for name, about in description.tensors.items()}
+
+
 def describe(path: str | Path) -> Description:
     """What a model folder, or a released checkpoint file, holds; no tensor is read."""
     path = Path(path)
