@@ -198,3 +198,20 @@ def test_autocast_runs(model):
     for key in ALL:
         assert rough[key].dtype == torch.float32
         assert (rough[key] * vectors[key]).sum(1).min() > 0.99
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_cuda_gives_the_vectors_of_the_cpu(model, dtype):
+    batch = batch_of(model, ITEMS)
+    vectors = model(batch)
+    tf32, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
+    other = small_model(*ALL).to("cuda", dtype)
+    moved = {key: {name: x.cuda() for name, x in tensors.items()} for key, tensors in batch.items()}
+    moved["image"]["pixels"] = moved["image"]["pixels"].to(dtype)
+    for key, x in other(moved).items():
+        assert x.dtype == torch.float32
+        least = (x.cpu() * vectors[key]).sum(1).min()
+        assert least > (1 - 1e-5 if dtype == torch.float32 else 0.99)
+    torch.backends.cuda.matmul.allow_tf32 = tf32

@@ -142,6 +142,9 @@ def test_stretched_table_fits_any_picture():
         # No offset stays no offset, and rows are not columns.
         middle = found[:-3].view(2 * rows - 1, 2 * columns - 1, 3)[rows - 1, columns - 1]
         assert torch.allclose(middle, table[:-3].view(7, 7, 3)[3, 3], atol=1e-5)
+        if rows > 1 and columns > 1:
+            assert torch.allclose(found[0], table[0], atol=1e-5)
+            assert torch.allclose(found[-4], table[-4], atol=1e-5)
         turned = torch.cat([table[:-3].view(7, 7, 3).transpose(0, 1).reshape(49, 3), table[-3:]])
         other = stretch_grid_table(turned, 4, columns, rows)[:-3].view(2 * columns - 1, 2 * rows - 1, 3)
         assert torch.allclose(other.transpose(0, 1).reshape(-1, 3), found[:-3], atol=1e-5)
