@@ -16,6 +16,7 @@ import onepeace
 from onepeace.api import Failure, Windows
 from onepeace.assembly import Assembly, Part
 from onepeace.errors import UserError
+from onepeace.stream import Batcher, Waiting
 
 RATE = 16000
 
@@ -125,16 +126,35 @@ def test_order_is_kept_over_many_windows(model):
         assert_same(vectors[index : index + 1], model.encode_text([texts[index]]))
 
 
-def test_batches_hold_like_lengths(model, monkeypatch):
-    sizes = []
-    collate = model.decoders["text"].collate
-    monkeypatch.setattr(model.decoders["text"], "collate", lambda s: sizes.append([len(x) for x in s]) or collate(s))
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(1, 13, (600,), generator=generator).tolist()
-    model.encode_text(["x " * n for n in lengths], batch_size=32)
-    padded = sum(len(batch) * max(batch) for batch in sizes)
-    assert sum(map(len, sizes)) == 600
-    assert padded <= 1.1 * sum(map(sum, sizes))
+def batches_of(sizes, batch_size, window):
+    """What a Batcher makes of samples of one modality: batches of (row, size), and how many came before the rest."""
+    batcher = Batcher(batch_size, window)
+    made = [batcher.add("text", Waiting(row, size, torch.empty(0), "")) for row, size in enumerate(sizes)]
+    early = [entries for _, entries in filter(None, made)]
+    return [[entry[:2] for entry in entries] for entries in [*early, *(rest for _, rest in batcher.rest())]], len(early)
+
+
+def test_batches_are_full_and_hold_like_lengths():
+    sizes = torch.randint(1, 1000, (2000,), generator=torch.Generator().manual_seed(0)).tolist()
+    batches, early = batches_of(sizes, 16, 256)
+    assert sorted(entry for batch in batches for entry in batch) == list(enumerate(sizes))
+    assert all(len(batch) == 16 for batch in batches)  # 2000 is a multiple
+    assert early == (2000 - 256) // 16 + 1
+    padded = sum(len(batch) * max(size for _, size in batch) for batch in batches)
+    assert padded < 1.1 * sum(sizes)
+
+
+def test_no_sample_waits_for_ever():
+    sizes = [5000, *range(1, 999)]  # nothing is like the first
+    batches, _ = batches_of(sizes, 8, 64)
+    (when,) = [number for number, batch in enumerate(batches) if (0, 5000) in batch]
+    assert when == 0
+    assert batches[-1][0][1] <= batches[-2][-1][1]  # of the rest the largest come first
+
+
+def test_samples_of_one_size_do_not_wait():
+    batches, early = batches_of([7] * 40, 8, 256)
+    assert early == len(batches) == 5
 
 
 # Streaming
