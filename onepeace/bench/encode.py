@@ -1,0 +1,236 @@
+"""`onepeace bench encode`: items a second, beside what the machine's matrix products allow, and beside open_clip.
+
+The limit is measured in the same rounds: the matrix products of one block, `F.linear` alone, over as many tokens.
+A fraction of 1 means that everything else the model does costs nothing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from onepeace.bench.flops import pass_cost
+from onepeace.bench.items import UNITS, item_batch, picture_size
+from onepeace.bench.timing import Spread, machine, take_turns
+from onepeace.config import SIZES, Config, ModelConfig, build, merge
+from onepeace.errors import UserError, need
+from onepeace.hub import weights as weight_files
+from onepeace.hub.resolve import BUNDLED, resolve
+from onepeace.model import OnePeace
+
+BATCH_TOKENS = 1600
+"""Tokens in a batch by default, at most: enough for matrix products to reach their speed."""
+TEXT_TOKENS = 14
+"""Of a caption, eos included; batches hold texts of equal length, as `encode` makes them of many."""
+AUDIO_SECONDS = 5
+RIVAL = "ViT-B-16"
+RIVAL_PICTURE = 224
+"""Side of the pictures the rival takes; ours of the same size is measured with the same."""
+
+
+class Contestant(NamedTuple):
+    """A model to measure."""
+
+    name: str
+    config: Config
+    module: OnePeace
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure.
+
+    Args:
+        sizes: "tiny" (the bundled model), "base" (random weights), or names of models.
+        modalities: of those the model has; None = all.
+        dtypes: as `onepeace.device.choose_dtype` gave them.
+        seconds: for each row of the table.
+        batch: items in a pass; None = as many as `BATCH_TOKENS` allow.
+        rival: whether to run open_clip beside the base size.
+    """
+
+    sizes: Sequence[str]
+    modalities: Sequence[str] | None
+    dtypes: Sequence[torch.dtype]
+    device: torch.device
+    seconds: float
+    batch: int | None
+    rival: bool
+
+
+def bench_encode(settings: Settings, note: Callable[[str], None]) -> dict[str, Any]:
+    """Measure; returns {"machine": ..., "rows": [...]}, plain values for JSON. `note` hears what is going on."""
+    rows = [row for size in settings.sizes for row in _rows_of(size, settings, note)]
+    return {"machine": machine(settings.device), "seconds_per_row": settings.seconds, "rows": rows}
+
+
+def _rows_of(size: str, settings: Settings, note: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    contestant = make(size)
+    has = list(contestant.module.heads)
+    wanted = settings.modalities or has
+    unknown = [key for key in wanted if key not in has]
+    if unknown:
+        raise UserError(f"{contestant.name} makes no vectors of {unknown[0]!r}, only of {', '.join(has)}")
+    rival = None
+    if settings.rival and size == "base" and "image" in wanted:
+        try:
+            rival = _rival()
+        except UserError as error:
+            note(f"no comparison with open_clip: {error}")
+    for dtype in settings.dtypes:
+        module = contestant.module.to(settings.device, dtype)
+        for key in wanted:
+            other = rival.to(settings.device, dtype) if rival is not None and key == "image" else None
+            note(f"{contestant.name}, {key}, {_name(dtype)} ...")
+            yield _measure(contestant._replace(module=module), key, dtype, settings, other)
+
+
+def make(size: str) -> Contestant:
+    """The model called `size`: weights from its folder, or random ones where only the speed is of interest."""
+    if size == "base" or (size == "tiny" and not (BUNDLED / size).is_dir()):
+        config = random_config(size)
+        return Contestant(f"{size}, random weights", config, OnePeace(config.model).eval())
+    module = weight_files.load(folder := resolve(size))
+    return Contestant(size, weight_files.read_folder_config(folder), module)
+
+
+def random_config(size: str) -> Config:
+    """A named size without what encoding does not use; base for pictures as large as the rival's."""
+    model = build(ModelConfig, SIZES[size], size)
+    pixels = RIVAL_PICTURE if size == "base" else picture_size(Config(model))
+    side = pixels // int(model.adapters["image"].get("patch_size", 16))
+    adapters = merge(model.adapters, {"image": {"grid": side, "bias_grid": side}})
+    return Config(replace(model, adapters=adapters, decoder=None), {"image": {"size": pixels}})
+
+
+def _measure(
+    contestant: Contestant, key: str, dtype: torch.dtype, settings: Settings, rival: torch.nn.Module | None
+) -> dict[str, Any]:
+    config, module = contestant.config, contestant.module
+    size = {"text": TEXT_TOKENS, "image": picture_size(config), "audio": AUDIO_SECONDS}[key]
+    cost = pass_cost(config.model, key, item_batch(config, key, size))
+    count = settings.batch or max(1, 2 ** ((BATCH_TOKENS // cost.tokens).bit_length() - 1))
+    batch = _to(item_batch(config, key, size, count), settings.device, dtype)
+    products, product_flops = _products(config.model, count * cost.tokens, settings.device, dtype)
+    calls: dict[str, Callable[[], object]] = {"limit": products, "ours": lambda: module({key: batch})[key]}
+    if rival is not None:
+        calls["rival"] = lambda: rival(batch["pixels"])
+    with torch.inference_mode():
+        _check(module({key: batch})[key], (count, config.model.embed_dim))
+        if rival is not None:
+            _check(F.normalize(rival(batch["pixels"]).float(), dim=-1), (count, rival.output_dim))
+        times = take_turns(calls, settings.seconds, settings.device)
+    limits = [product_flops / seconds for seconds in times["limit"]]
+    speeds = [count / seconds for seconds in times["ours"]]
+    row = {
+        "model": contestant.name,
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "modality": key,
+        "item": f"{size} {UNITS[key]}",
+        "tokens": cost.tokens,
+        "gflop_per_item": cost.flops / 1e9,
+        "dtype": _name(dtype),
+        "batch": count,
+        "rounds": len(speeds),
+        "items_per_second": _spread(speeds),
+        "limit_gflops": _spread([limit / 1e9 for limit in limits]),
+        "fraction_of_limit": _spread([speed * cost.flops / limit for speed, limit in zip(speeds, limits, strict=True)]),
+        "rival": None,
+    }
+    if rival is not None:
+        ratios = [theirs / ours for ours, theirs in zip(times["ours"], times["rival"], strict=True)]
+        row["rival"] = {
+            "name": f"open_clip {RIVAL} image tower, random weights",
+            "items_per_second": _spread([count / seconds for seconds in times["rival"]]),
+            "ours_over_rival": _spread(ratios),
+        }
+    return row
+
+
+def _products(
+    config: ModelConfig, tokens: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Callable[[], None], int]:
+    """The matrix products of one block over so many tokens, and their FLOPs."""
+    dim, hidden = config.dim, config.ffn_dim
+    shapes = [(dim, dim)] * 4 + [(hidden, dim)] * 2 + [(dim, hidden)]
+    layers = [torch.randn(shape, device=device).to(dtype) for shape in shapes]
+    inputs = {width: torch.randn(tokens, width, device=device).to(dtype) for width in (dim, hidden)}
+
+    def run() -> None:
+        for weight in layers:
+            F.linear(inputs[weight.shape[1]], weight)
+
+    return run, sum(2 * tokens * rows * columns for rows, columns in shapes)
+
+
+def _rival() -> Any:
+    """The image tower of open_clip's model, with random weights."""
+    open_clip = need("open_clip", "test")
+    tower = open_clip.create_model(RIVAL, load_weights=False).visual.eval()
+    if tower.image_size != (RIVAL_PICTURE, RIVAL_PICTURE) or tower.patch_size != (16, 16):
+        raise UserError(f"its {RIVAL} takes pictures of {tower.image_size} in patches of {tower.patch_size}")
+    return tower
+
+
+def _check(vectors: Tensor, shape: tuple[int, int]) -> None:
+    """Nothing is worth timing that does not give one finite unit vector per item."""
+    norms = vectors.float().norm(dim=-1)
+    if vectors.shape != shape or not bool(((norms - 1).abs() < 1e-3).all()):
+        raise RuntimeError(f"vectors of shape {tuple(vectors.shape)} and norms {norms.tolist()[:4]}; expected {shape}")
+
+
+def _to(batch: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in batch.items()}
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return Spread.of(values)._asdict()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The report for people, as Markdown: medians, the quartiles of the speed in brackets."""
+    head = ["model", "item", "dtype", "batch", "items/s", "GFLOP/item", "of the GEMM limit", "against open_clip"]
+    lines = [head]
+    for row in report["rows"]:
+        speed, rival = row["items_per_second"], row["rival"]
+        lines.append([
+            row["model"],
+            f"{row['modality']}, {row['item']}",
+            row["dtype"],
+            str(row["batch"]),
+            f"{_short(speed['median'])} ({_short(speed['low'])}-{_short(speed['high'])})",
+            _short(row["gflop_per_item"]),
+            f"{row['fraction_of_limit']['median']:.2f} of {row['limit_gflops']['median']:.0f} GFLOP/s",
+            "" if rival is None else f"{rival['ours_over_rival']['median']:.2f} x "
+                                     f"{_short(rival['items_per_second']['median'])}/s",
+        ])  # fmt: skip
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    lines.insert(1, ["-" * width for width in widths])
+    rows = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+            for line in lines]  # fmt: skip
+    where = report["machine"]
+    return "\n".join([*rows, "", f"{where['processor']}, {where['threads']} threads, {where['device']}, "
+                                 f"torch {where['torch']}"])  # fmt: skip
+
+
+def _short(value: float) -> str:
+    """Three significant figures, without an exponent."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def write_json(report: Mapping[str, Any], path: str | Path) -> None:
+    """The report as a file."""
+    import json
+
+    try:
+        Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -1,0 +1,167 @@
+"""`onepeace info`: what a model folder or a checkpoint file holds and needs, read from its headers alone."""
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onepeace.errors import UserError
+
+if TYPE_CHECKING:
+    from onepeace.config import Config
+    from onepeace.hub.weights import Description
+
+EPILOG = """example:
+  onepeace info tiny
+  onepeace info one-peace.pt
+
+No tensor is read and no code in the file is ever run. FLOPs are those of matrix products and convolutions of one pass,
+a multiplication with its addition counting two; the memory beside the weights is an estimate for one item at a time.
+"""
+ITEMS = (("text", 16), ("image", None), ("audio", 5), ("audio", 15))
+"""Modality and size of the items that are counted; None is the size the model is fed."""
+MEMORY_DTYPES = {"float32": 4, "bfloat16": 2}
+
+_PARTS = (
+    (r"adapters\.(\w+)\.", "adapter {}"),
+    (r"blocks\.\d+\.attn\.", "attention"),
+    (r"blocks\.\d+\.ffn\.(\w+)\.", "FFN {}"),
+    (r"blocks\.\d+\.(?:norm|ls)|norms\.", "norms and gains"),
+    (r"heads\.(\w+)\.|logit_scale", "projections"),
+    (r"decoder\.", "decoder"),
+    (r"classifier\.", "classifier"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("model", metavar="MODEL|FILE", help="tiny, a model folder, or a .pt, .pth or .pkl file of the "
+                        "original code")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from onepeace.hub.weights import describe
+
+    report = report_on(describe(_path(args.model)))
+    print(json.dumps(report, indent=1) if args.json else text_of(report))
+    return 0
+
+
+def _path(name: str) -> Path:
+    """The file or folder of that name; nothing is downloaded to be described."""
+    from onepeace.hub.registry import RELEASED, find
+    from onepeace.hub.resolve import cache_folder, resolve
+
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    released = find(name)
+    if released and not (cache_folder() / released).is_dir():
+        raise UserError(f"{name} ({RELEASED[released].about}) is not on this machine; onepeace.load({released!r}) "
+                        "downloads it")  # fmt: skip
+    return resolve(name)
+
+
+def report_on(description: "Description") -> dict[str, Any]:
+    """Everything the command tells, as plain values."""
+    parts = parameters_by_part({name: shape for name, (shape, _) in description.tensors.items()})
+    total = sum(parts.values())
+    dtypes = sorted({str(dtype).removeprefix("torch.") for _, dtype in description.tensors.values()})
+    model = description.config.model
+    items = items_of(description.config)
+    peak = max((item["numbers"] for item in items), default=0)
+    return {
+        "path": os.fspath(description.path),
+        "layout": description.layout,
+        "file_bytes": _size(description.path),
+        "dtype": ", ".join(dtypes),
+        "modalities": list(model.adapters),
+        "projections": list(model.heads),
+        "sizes": {
+            "dim": model.dim,
+            "embed_dim": model.embed_dim,
+            "depth": model.depth,
+            "num_heads": model.num_heads,
+            "ffn_dim": model.ffn_dim,
+        },
+        "adapters": model.adapters,
+        "media": description.config.media,
+        "decoder": model.decoder is not None,
+        "classes": model.classifier.num_classes if model.classifier else None,
+        "parameters": {**parts, "total": total},
+        "items": items,
+        "memory_bytes": {name: (total + peak) * size for name, size in MEMORY_DTYPES.items()},
+    }
+
+
+def parameters_by_part(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Number of parameters of each part of a model, by the names of its tensors."""
+    parts: dict[str, int] = {}
+    for name, shape in shapes.items():
+        count = 1
+        for side in shape:
+            count *= side
+        part = _part(name)
+        parts[part] = parts.get(part, 0) + count
+    return parts
+
+
+def _part(name: str) -> str:
+    for pattern, part in _PARTS:
+        if match := re.match(pattern, name):
+            return part.format(*match.groups())
+    return "other"
+
+
+def items_of(config: "Config") -> list[dict[str, Any]]:
+    """Tokens, FLOPs and numbers alive of one pass over one item of each of `ITEMS` the model can take."""
+    from onepeace.bench.flops import pass_cost
+    from onepeace.bench.items import UNITS, item_batch, picture_size
+
+    result = []
+    for key, wanted in ITEMS:
+        if key in config.model.adapters:
+            size = picture_size(config) if wanted is None else wanted
+            cost = pass_cost(config.model, key, item_batch(config, key, size))
+            result.append({"modality": key, "item": f"{size} {UNITS[key]}", **cost._asdict()})
+    return result
+
+
+def _size(path: Path) -> int:
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def text_of(report: Mapping[str, Any]) -> str:
+    """The report for people."""
+    sizes = report["sizes"]
+    lines = [
+        ("path", report["path"]),
+        ("layout", report["layout"]),
+        ("weights", f"{report['file_bytes'] / 1e6:.1f} MB on disk, {report['dtype']}"),
+        ("modalities", ", ".join(report["modalities"])),
+        ("one space for", ", ".join(report["projections"]) or "none (no projections)"),
+        ("size", f"{sizes['depth']} blocks, width {sizes['dim']}, {sizes['num_heads']} heads, FFN {sizes['ffn_dim']}, "
+                 f"vectors of {sizes['embed_dim']}"),
+    ]  # fmt: skip
+    lines += [(f"adapter {key}", _options(options)) for key, options in report["adapters"].items()]
+    if report["classes"]:
+        lines.append(("classes", str(report["classes"])))
+    lines.append(("", ""))
+    lines += [(name, f"{count:>15,} parameters") for name, count in report["parameters"].items()]
+    lines.append(("", ""))
+    lines += [(f"{item['modality']}, {item['item']}", f"{item['flops'] / 1e9:>11.2f} GFLOP, {item['tokens']} tokens")
+              for item in report["items"]]  # fmt: skip
+    lines.append(("", ""))
+    lines += [(f"memory, {name}", f"{count / 1e9:>11.2f} GB to encode one item at a time (estimate)")
+              for name, count in report["memory_bytes"].items()]  # fmt: skip
+    width = max(len(name) for name, _ in lines) + 2
+    return "\n".join(f"{name:<{width}}{value}".rstrip() for name, value in lines)
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in options.items())

@@ -1,0 +1,140 @@
+"""`onepeace bench` measures what it says; how fast that is, is nobody's promise."""
+
+import json
+
+import pytest
+import torch
+from random_model import save_random_model
+from torch import nn
+
+from onepeace.bench import encode
+from onepeace.bench.encode import Settings, bench_encode, random_config
+from onepeace.bench.items import item_batch, picture_size
+from onepeace.bench.timing import MIN_ROUNDS, take_turns
+from onepeace.cli import main
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_random_model(tmp_path_factory.mktemp("bench") / "model")
+
+
+def test_contenders_take_turns_and_all_have_as_many():
+    order = []
+    times = take_turns({name: lambda name=name: order.append(name) for name in "ab"}, 0, CPU)
+    assert {name: len(values) for name, values in times.items()} == {"a": MIN_ROUNDS, "b": MIN_ROUNDS}
+    turns = [name for name, before in zip(order, [None, *order], strict=False) if name != before]
+    assert turns == ["a", "b"] * (MIN_ROUNDS + 1)  # one round of warm-up
+    assert all(value > 0 for values in times.values() for value in values)
+
+
+def test_bench_encode_end_to_end(tmp_path, capsys, folder):
+    out = tmp_path / "report.json"
+    threads = torch.get_num_threads()
+    options = ["--seconds", "0", "--threads", "1", "--batch", "3", "--json", str(out)]
+    assert main(["bench", "encode", "--size", str(folder), *options]) == 0
+    assert torch.get_num_threads() == threads
+    report = json.loads(out.read_text())
+    assert report["machine"]["threads"] == 1
+    rows = report["rows"]
+    assert [(row["modality"], row["dtype"]) for row in rows] == [
+        (key, dtype) for dtype in ("float32", "bfloat16") for key in ("text", "image", "audio")
+    ]
+    assert [row["tokens"] for row in rows] == [15, 5, 64] * 2
+    for row in rows:
+        assert row["batch"] == 3
+        assert row["rounds"] == MIN_ROUNDS
+        assert row["rival"] is None
+        for name in ("items_per_second", "limit_gflops", "fraction_of_limit"):
+            assert 0 < row[name]["low"] <= row[name]["median"] <= row[name]["high"]
+    printed = capsys.readouterr().out.splitlines()
+    assert len([line for line in printed if line.startswith("|")]) == 2 + len(rows)
+    assert "1 threads" in printed[-1]
+
+
+def test_batch_fills_the_tokens_it_may(folder):
+    report = bench_encode(Settings([str(folder)], ["text"], [torch.float32], CPU, 0, None, False), lambda _: None)
+    (row,) = report["rows"]
+    assert row["batch"] == 64
+    assert row["batch"] * row["tokens"] <= encode.BATCH_TOKENS < 2 * row["batch"] * row["tokens"]
+
+
+class Rival(nn.Module):
+    """Stands in for open_clip's tower."""
+
+    output_dim = 7
+
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(3, 7)
+
+    def forward(self, pixels):
+        return self.proj(pixels.mean((2, 3)))
+
+
+def test_rival_runs_beside_the_pictures_of_the_base_size(folder, monkeypatch):
+    make = encode.make
+    monkeypatch.setattr(encode, "make", lambda size: make(str(folder)))
+    monkeypatch.setattr(encode, "_rival", Rival)
+    report = bench_encode(Settings(["base"], None, [torch.bfloat16], CPU, 0, 2, True), lambda _: None)
+    with_rival = {row["modality"]: row["rival"] for row in report["rows"]}
+    assert with_rival["text"] is None
+    assert with_rival["audio"] is None
+    assert with_rival["image"]["items_per_second"]["median"] > 0
+    assert with_rival["image"]["ours_over_rival"]["median"] > 0
+    assert " x " in encode.table(report)
+
+
+def test_missing_rival_is_told_and_nothing_else_is_disturbed(folder, monkeypatch):
+    make = encode.make
+    monkeypatch.setattr(encode, "make", lambda size: make(str(folder)))
+    monkeypatch.setitem(encode._rival.__globals__, "RIVAL", "no such model")
+    monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
+    notes = []
+    report = bench_encode(Settings(["base"], ["image"], [torch.float32], CPU, 0, 1, True), notes.append)
+    assert [row["rival"] for row in report["rows"]] == [None]
+    assert notes[0].startswith("no comparison with open_clip: ")
+
+
+def test_vectors_that_are_no_unit_vectors_are_not_timed(folder, monkeypatch):
+    contestant = encode.make(str(folder))
+    with torch.no_grad():
+        contestant.module.heads["image"].weight[0, 0] = torch.nan
+    monkeypatch.setattr(encode, "make", lambda size: contestant)
+    with pytest.raises(RuntimeError, match="vectors of shape"):
+        bench_encode(Settings(["x"], ["image"], [torch.float32], CPU, 0, 1, False), lambda _: None)
+
+
+def test_base_size_takes_the_pictures_of_the_rival():
+    config = random_config("base")
+    assert picture_size(config) == encode.RIVAL_PICTURE
+    assert (config.model.dim, config.model.depth, config.model.num_heads) == (768, 12, 12)  # those of ViT-B
+    assert config.model.adapters["image"]["grid"] ** 2 == 14**2
+    assert config.model.decoder is None
+
+
+def test_texts_are_real_ones_of_one_length(folder):
+    config = encode.make(str(folder)).config
+    ids = item_batch(config, "text", 9, 4)["ids"]
+    assert ids.shape == (4, 9)
+    assert (ids[:, -1] == 2).all()
+    assert (ids[:, :-1] > 3).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--batch", "0"], 2, "--batch is 0; it must be at least 1"),
+        (["--dtypes", "float23"], 1, "dtype 'float23' is not known"),
+        (["--dtypes", "float16"], 1, "dtype float16 is not computed on a CPU"),
+        (["--device", "gpu"], 1, "device 'gpu' is not available here"),
+        (["--modalities", "smell", "--size", "FOLDER"], 1, "makes no vectors of 'smell', only of text, image, audio"),
+        (["--json", "FOLDER", "--size", "FOLDER", "--seconds", "0", "--modalities", "text"], 1, "cannot be written"),
+    ],
+)
+def test_wrong_options_are_one_line(capsys, folder, arguments, code, message):
+    assert main(["bench", "encode", *(str(folder) if a == "FOLDER" else a for a in arguments)]) == code
+    err = capsys.readouterr().err.splitlines()
+    assert message in err[-1]
