@@ -4,8 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import at_least_float32
-
 
 def use_plain_form(device_type: str, dtype: torch.dtype, length: int) -> bool:
     """Whether matmul, softmax, matmul beats the fused kernel.
@@ -20,13 +18,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Softmax attention of (B, H, L, head_dim); q is already scaled.
 
     ``bias`` (1 or B, H or 1, L, L) is added to the logits, -inf hides a key; every query must see at least one key.
-    The softmax is float32 at least, in every dtype.
+    The softmax sums in float32 at least, in every dtype.
     """
     if use_plain_form(q.device.type, q.dtype, q.shape[2]):
         scores = q @ k.transpose(-2, -1)
         if bias is not None:
-            scores = scores + bias
-        return scores.softmax(dim=-1, dtype=at_least_float32(scores.dtype)).to(v.dtype) @ v
+            scores += bias  # in place: the product's backward does not need its result
+        # The CPU kernel sums in float32 whatever the dtype; asking for a float32 result would only add two passes.
+        return scores.softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
 
 

@@ -38,7 +38,7 @@ def attention_bias(sequence: TokenSequence, block: int = 0) -> Tensor | None:
             parts.append((span, F.embedding(buckets, table).permute(0, 3, 1, 2)))  # (1 or B, H, L_m, L_m)
     bias = None
     if len(parts) == 1 and len(sequence.spans) == 1:
-        bias = parts[0][1]
+        bias = parts[0][1].contiguous()  # every block reads it for every item
     elif parts:
         batch, length = max(len(part) for _, part in parts), sequence.tokens.shape[1]
         bias = parts[0][1].new_zeros(batch, parts[0][1].shape[1], length, length)
