@@ -242,13 +242,27 @@ def test_careless_header_is_not_a_file_that_was_cut_off():
         assert len(AudioDecoder().decode(bytes(data))) == RATE
 
 
-def test_mp3_without_its_last_bytes_is_read(tmp_path):
+def test_mp3_without_its_last_bytes_is_read():
     samples = noise(3 * RATE)
     data = encoded(samples, form="MP3", subtype="MPEG_LAYER_III")[:-20]
     decoder = AudioDecoder(min_seconds=0.02)
     assert 2.9 * RATE < len(decoder.decode(data)) < 3 * RATE
     ends = [end for _, end, _ in decoder.windows(data, 1.0, 0.495)]
     assert len(ends) == 6
+    # A window that begins where the samples are missing does not come, and is no error.
+    decoder = AudioDecoder(min_seconds=0.0005)
+    starts = [start for start, _, _ in decoder.windows(data, 0.5, 2.999 / 4)]
+    assert len(starts) == 4
+    with pytest.raises(UserError, match=r"nothing at second 2\.999"):
+        decoder.load(data, start=2.999)
+
+
+def test_ogg_without_its_last_bytes_is_cut_off():
+    """The header of its last page, marked as the last, is there."""
+    for subtype in ("VORBIS", "OPUS"):
+        data = encoded(noise(5 * RATE), form="OGG", subtype=subtype)
+        with pytest.raises(UserError, match="cut off"):
+            AudioDecoder().decode(data[:-3])
 
 
 def empty_wav() -> bytes:
@@ -428,8 +442,9 @@ def test_wrong_window_is_an_error(window, hop):
 
 def test_part_outside_of_the_sound_is_an_error():
     decoder = AudioDecoder()
-    with pytest.raises(UserError, match=r"1\.00 s long; nothing at second 2"):
-        decoder.load((noise(RATE), RATE), start=2.0)
+    for item in ((noise(RATE), RATE), encoded(noise(RATE)), encoded(noise(RATE), form="OGG", subtype="VORBIS")):
+        with pytest.raises(UserError, match=r"1\.00 s long; nothing at second 2"):
+            decoder.load(item, start=2.0)
     for start, seconds in ((-1, None), (float("nan"), None), (0, 0), (0, -1), (0, float("nan"))):
         with pytest.raises(UserError, match="start must be at least 0"):
             decoder.load((noise(RATE), RATE), start=start, seconds=seconds)

@@ -117,11 +117,12 @@ class AudioDecoder(Decoder):
             raise UserError(f"{name}: start must be at least 0 and seconds above 0, got {start} and {seconds}")
         with _open(item, name) as sound:
             first = round(start * sound.rate)
-            if first >= sound.frames > 0:
-                raise UserError(f"{name}: {sound.frames / sound.rate:.2f} s long; nothing at second {start:g}")
             count = sound.frames if seconds is None else math.ceil(seconds * sound.rate)
-            samples = self._resample(sound.read(first, min(count, sound.frames - first)), sound.rate)
+            samples = sound.read(first, min(count, sound.frames - first)) if first < sound.frames else torch.empty(0)
+            if not len(samples):
+                raise UserError(f"{name}: {sound.frames / sound.rate:.2f} s long; nothing at second {start:g}")
             sound.check_end()
+            samples = self._resample(samples, sound.rate)
         return samples if seconds is None else samples[: self._samples(seconds)]
 
     def finish(self, samples: Tensor, name: str | None = None) -> Tensor:
@@ -153,6 +154,8 @@ class AudioDecoder(Decoder):
                 held = held[first - at :] if first < at + len(held) else held[:0]
                 at = first
                 held = torch.cat([held, sound.read(at + len(held), count - len(held))])
+                if not len(held):
+                    break
                 samples = self._resample(held[:count], rate)[: self._samples(window)]
                 silent = silent or _warn_if_silent(samples, name)
                 yield first / rate, (first + count) / rate, self._fill(_normalized(samples))
@@ -292,7 +295,7 @@ class _File:
     def read(self, start: int, count: int) -> Tensor:
         if self.position == 0 and start > 0 and self.sound.format not in UNSURE_SEEK:
             self.position = self._try(self.sound.seek, start)
-        while self.position < start:
+        while self.position < min(start, self.frames):
             self._frames(min(start - self.position, self.rate))
         return _mono(self._frames(count), self.name)
 
@@ -306,12 +309,12 @@ class _File:
         data = self._try(self.sound.read, count, dtype="float32", always_2d=True)
         self.position += len(data)
         if len(data) < count:
-            if self.position < self.frames - SLACK_FRAMES:
+            if self.position < max(self.frames - SLACK_FRAMES, 1):
                 raise UserError(
                     f"{self.name}: the file is cut off (its header says {self.frames} samples, "
                     f"the data ends after {self.position})"
                 )
-            self.position = self.frames
+            self.frames = self.position  # the end is here, a little earlier than the header says
         return data
 
     def _try(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -356,8 +359,6 @@ class _Codec:
 
 def _mono(samples: np.ndarray, name: str) -> Tensor:
     """(n, channels) -> (n,), checked."""
-    if len(samples) == 0:
-        raise UserError(f"{name}: 0 samples; nothing to embed")
     mono = torch.from_numpy(np.ascontiguousarray(samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)))
     if not torch.isfinite(mono).all():
         bad = int((~torch.isfinite(mono)).sum())
