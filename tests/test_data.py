@@ -198,6 +198,17 @@ def test_truncated_shard_gives_what_it_still_holds(tmp_path, name):
     assert any(name in line for line in source.broken)
 
 
+def test_member_that_comes_twice_is_named_and_the_rest_is_read(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in [("x.png", picture(0)), ("x.png", picture(1)), *pictures(2).items()]:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    source = read_source("a.tar", ("image", "text"), tmp_path)
+    assert [sample["key"] for sample in source.samples] == ["p0", "p1"]
+    assert "a.tar: x.png: duplicate file name" in source.broken[0]
+
+
 def test_file_that_is_no_tar_is_named(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"no tar at all")
     with pytest.raises(UserError, match=r"no usable sample; .*a\.tar"):
@@ -384,6 +395,11 @@ def test_masks_and_drop_fit_their_batch(root, decoders):
     lengths = NUM_TOKENS["text"](batch["text"])
     assert masked.shape == (4, batch["text"]["ids"].shape[1] + 1)
     assert masked.sum(1).tolist() == [int(0.4 * (n - 1)) for n in lengths.tolist()]
+
+
+def test_masks_are_drawn_only_for_denoising_terms(root, decoders):
+    (batch,) = make_steps(decoders, recipe(root, **{**DENOISING, "objective": {"contrastive": {}}}))[0]
+    assert "masks" not in batch
 
 
 def test_captions_and_templates_are_all_drawn(root, decoders):
