@@ -332,9 +332,9 @@ class _Codec:
         try:
             codec = need("torchcodec.decoders", "codec")
         except UserError as error:
-            raise UserError(
-                f"{name}: not a sound that soundfile reads ({reason}); AAC, M4A and video: {error}"
-            ) from error
+            if "not recognised" not in reason:  # soundfile's own format, but damaged: torchcodec is no remedy
+                raise UserError(f"{name}: the sound cannot be opened ({reason})") from error
+            raise UserError(f"{name}: no sound that soundfile knows; AAC, M4A and video: {error}") from error
         self.name = name
         try:
             self.decoder = codec.AudioDecoder(file if isinstance(file, str) else file.getvalue())
