@@ -82,8 +82,8 @@ def test_walk_takes_known_endings_in_order(tree):
 
 
 def test_walk_takes_a_named_file_whatever_it_is_called(tree):
-    files, _ = found([tree / "notes.md", tree / "sub" / ".hidden.ogg"], tree)
-    assert files == [("notes.md", None), ("sub/.hidden.ogg", "audio")]
+    files, _ = found([tree / "notes.md", tree / "sub" / ".hidden.ogg", tree / "b.JPG"], tree)
+    assert files == [("notes.md", None), ("sub/.hidden.ogg", "audio"), ("b.JPG", "image")]
 
 
 def test_walk_gives_each_file_once(tree, monkeypatch):
