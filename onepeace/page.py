@@ -61,7 +61,8 @@ def render(query: Sequence[Part], hits: Sequence[Hit], folder: Path, *, num_file
     """
     inside = _Sounds()
     words = ", ".join(part.value if part.modality == "text" else Path(part.value).name for part in query)
-    parts = "\n<span class=plus>+</span>\n".join(_part(part, len(query) > 1, folder, inside) for part in query)
+    weighted = any(part.weight != 1 for part in query)
+    parts = "\n<span class=plus>+</span>\n".join(_part(part, weighted, folder, inside) for part in query)
     counts = Counter(hit.modality for hit in hits)
     best = max((hit.score for hit in hits), default=0.0)
     boxes = [
@@ -97,7 +98,7 @@ def _part(part: Part, show_weight: bool, folder: Path, inside: _Sounds) -> str:
         body = f'<span class="words">{escape(part.value)}</span>'
     else:
         name = escape(_shown(os.path.basename(part.value)))
-        body = f'<figure>{_media(part.modality, part.value, folder, inside)}<figcaption>{name}</figcaption></figure>'
+        body = f"<figure>{_media(part.modality, part.value, folder, inside)}<figcaption>{name}</figcaption></figure>"
     return f'<div class="part {part.modality}">{body}{weight}</div>'
 
 
