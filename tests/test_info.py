@@ -45,7 +45,7 @@ def test_parts_of_the_released_size_have_the_numbers_of_the_original():
 def test_flops_of_a_pass_are_those_of_the_closed_form(key, size, length):
     """Per token and block 2 (4 D^2 + 3 D F) and 4 L D for attention, then the stem and one projection."""
     config = Config(build(ModelConfig, SIZES["base"], "base"))
-    dim, ffn, depth = 768, 3072, 12
+    dim, ffn, depth = 768, 2048, 12
     blocks = depth * length * (2 * (4 * dim**2 + 3 * dim * ffn) + 4 * length * dim)
     inner = dim // 4
     # A picture of 64 px: 16 x 16 windows of 4 x 4 x 3, then 8 x 8 and 4 x 4 of 2 x 2 x inner.

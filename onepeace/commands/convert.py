@@ -12,7 +12,9 @@ No code in the file is ever run. What came out: onepeace info models/one-peace
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .pt, .pth or .pkl file of the original code, or a model folder")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a .pt, .pth or .pkl file of the original code, or a model folder"
+    )
     parser.add_argument("out", metavar="OUT", help="the folder to make")
     parser.add_argument(
         "--image-size", type=int, metavar="N", help="side of pictures in pixels, a multiple of the patch"
