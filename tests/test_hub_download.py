@@ -328,11 +328,14 @@ def test_only_https_is_downloaded(tmp_path, bad):
         fetch(bad, tmp_path / "x")
 
 
-@pytest.mark.parametrize("target", ["http://example.org/a.pt", "file:///etc/passwd"])
-def test_redirects_leave_https_never(url, script, tmp_path, target):
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("http://example.org/a.pt", "http://example.org/a.pt: only https"), ("file:///etc/passwd", "the server says 302")],
+)
+def test_redirects_leave_https_never(url, script, tmp_path, target, message):
     script.location = target
 
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=message):
         fetch(url, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

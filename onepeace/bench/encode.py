@@ -122,7 +122,7 @@ def _measure(
     with torch.inference_mode():
         _check(module({key: batch})[key], (count, config.model.embed_dim))
         if rival is not None:
-            _check(F.normalize(rival(batch["pixels"]).float(), dim=-1), (count, rival.output_dim))
+            _check(F.normalize(rival(batch["pixels"]).float(), dim=-1), (count, cast(int, rival.output_dim)))
         times = take_turns(calls, settings.seconds, settings.device)
     limits = [product_flops / seconds for seconds in times["limit"]]
     speeds = [count / seconds for seconds in times["ours"]]
