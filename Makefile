@@ -22,7 +22,7 @@ demo: $(READY)  ## search the sample files by words, a picture, a sound and a mi
 	$(BIN)/onepeace search $(SAMPLES) --text "a cat looking at the camera" --top 5
 	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/bus.jpg --top 5
 	$(BIN)/onepeace search $(SAMPLES) --audio $(SAMPLES)/sounds/dog.ogg --only image --top 5
-	$(BIN)/onepeace search $(SAMPLES) --text "a bird" --audio $(SAMPLES)/sounds/sea.ogg --weights 0.5,0.5 --only image --top 5 --html demo.html
+	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/horses.jpg --text "waves on the beach" --top 5 --html demo.html
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -q
