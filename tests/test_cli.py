@@ -167,7 +167,9 @@ def test_full_disk_is_an_error():
 def test_ctrl_c_ends_quietly_with_130():
     body = "print('ready', flush=True); import time; time.sleep(60)"
     command = [sys.executable, "-c", FAKE.format(body=body), "search"]
-    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    # A test run in the background of a shell hands its children an ignored SIGINT.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **heard) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)

@@ -383,7 +383,12 @@ def test_interrupt_ends_quietly(model_folder, tmp_path, samples):
         (tmp_path / f"{index}.jpg").symlink_to(samples / "images" / "dog.jpg")
     target = tmp_path / "vectors.npz"
     # Python starts handling signals when it is up; the model's first warning says that it is.
-    process = start(model_folder, "embed", tmp_path, "-o", target, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    # A test run in the background of a shell hands its children an ignored SIGINT.
+    options = {
+        "env": {**os.environ, "PYTHONUNBUFFERED": "1"},
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    }
+    process = start(model_folder, "embed", tmp_path, "-o", target, **options)
     deadline = time.monotonic() + 120
     while not _has_torch(process.pid) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
