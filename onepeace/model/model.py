@@ -82,7 +82,7 @@ class OnePeace(nn.Module):
         names = {f"adapters.{key}.{name}" for key, a in self.adapters.items() for name in a.no_weight_decay()}
         if self.decoder is not None:
             names |= {f"decoder.{name}" for name in self.decoder.no_weight_decay()}
-        return names & {name for name, _ in self.named_parameters()}
+        return names
 
     def stems(self, inputs: Inputs) -> dict[str, Stem]:
         """Run each modality's stem, the part that does not depend on what is hidden."""

@@ -239,6 +239,9 @@ class AudioAdapter(Adapter):
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
         return self.stem.token_lengths(batch["lengths"])
 
+    def no_weight_decay(self) -> set[str]:
+        return {"cls_token"}  # the positions are convolutions
+
     @staticmethod
     def decoder_positions(dim: int, *, num_positions: int = 1026, **_: Any) -> nn.Module:
         return SequencePositions(dim, num_positions)
