@@ -84,7 +84,8 @@ def test_rival_runs_beside_the_pictures_of_the_base_size(folder, monkeypatch):
     assert with_rival["audio"] is None
     assert with_rival["image"]["items_per_second"]["median"] > 0
     assert with_rival["image"]["ours_over_rival"]["median"] > 0
-    assert " x " in encode.table(report)
+    assert with_rival["image"]["gflop_per_item"] == 2 * 3 * 7 / 1e9
+    assert " x its " in encode.table(report)
 
 
 def test_missing_rival_is_told_and_nothing_else_is_disturbed(folder, monkeypatch):

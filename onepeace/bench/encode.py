@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onepeace.bench.flops import pass_cost
+from onepeace.bench.flops import module_flops, pass_cost
 from onepeace.bench.items import UNITS, item_batch, picture_size
 from onepeace.bench.timing import Spread, machine, take_turns
 from onepeace.config import SIZES, Config, ModelConfig, build, merge
@@ -145,6 +145,7 @@ def _measure(
         ratios = [theirs / ours for ours, theirs in zip(times["ours"], times["rival"], strict=True)]
         row["rival"] = {
             "name": f"open_clip {RIVAL} image tower, random weights",
+            "gflop_per_item": module_flops(rival, batch["pixels"][:1]) / 1e9,
             "items_per_second": _spread([count / seconds for seconds in times["rival"]]),
             "ours_over_rival": _spread(ratios),
         }
@@ -209,8 +210,9 @@ def table(report: Mapping[str, Any]) -> str:
             f"{_short(speed['median'])} ({_short(speed['low'])}-{_short(speed['high'])})",
             _short(row["gflop_per_item"]),
             f"{row['fraction_of_limit']['median']:.2f} of {row['limit_gflops']['median']:.0f} GFLOP/s",
-            "" if rival is None else f"{rival['ours_over_rival']['median']:.2f} x "
-                                     f"{_short(rival['items_per_second']['median'])}/s",
+            "" if rival is None else f"{rival['ours_over_rival']['median']:.2f} x its "
+                                     f"{_short(rival['items_per_second']['median'])}/s of "
+                                     f"{_short(rival['gflop_per_item'])} GFLOP",
         ])  # fmt: skip
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     lines.insert(1, ["-" * width for width in widths])

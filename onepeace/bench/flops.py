@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,6 +45,14 @@ def pass_cost(config: ModelConfig, key: str, batch: Mapping[str, Tensor]) -> Cos
         if key in model.heads:
             model.embed(key, features)
     return Cost(features.tokens.shape[1], counter.get_total_flops(), live.peak)
+
+
+def module_flops(module: nn.Module, *inputs: Tensor) -> int:
+    """FLOPs of one call of any module whose computation does not look at values; it is left as it is."""
+    dry = copy.deepcopy(module).to("meta").requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        dry(*(tensor.to("meta") for tensor in inputs))
+    return counter.get_total_flops()
 
 
 class _LiveNumbers(TorchDispatchMode):
