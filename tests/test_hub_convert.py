@@ -375,9 +375,9 @@ def test_killed_conversion_leaves_nothing_that_loads(checkpoint, tmp_path, bpe):
     # A process that dies cannot clean up: what it wrote so far must not pass for a model.
     program = f"""
 import os
-from onepeace.hub import weights
-weights.write_config = lambda *args: os._exit(9)
 from onepeace.hub.convert import convert
+from onepeace.hub.original import Piece
+Piece.read = lambda self: os._exit(9)
 convert({str(checkpoint)!r}, {str(tmp_path / "out")!r}, bpe={str(bpe)!r})
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
@@ -394,7 +394,7 @@ def test_existing_folders_are_not_overwritten_by_accident(checkpoint, tmp_path):
     other.mkdir()
     (other / "a.jpg").write_text("picture")
     with pytest.raises(UserError, match="exists"):
-        convert(checkpoint, other, modalities=["audio"])
+        convert(tmp_path / "not read yet.pt", other, modalities=["audio"])
     with pytest.raises(UserError, match="no model folder; it will not be replaced"):
         convert(checkpoint, other, modalities=["audio"], replace_existing=True)
     with pytest.raises(UserError, match="is a file"):
