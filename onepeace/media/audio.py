@@ -385,7 +385,7 @@ def _resampler(rate: int, target: int) -> torch.nn.Module:
     """Band-limited resampling of torchaudio, its kernel made once per rate.
 
     The kernel has (rate * target / gcd^2) numbers: odd rates such as 44,101 Hz would need gigabytes, so they are taken
-    for the nearest handier ratio, wrong by less than 1e-5 of the pitch.
+    for the nearest handier ratio, wrong by less than 0.1 % of the pitch.
     """
     from torchaudio.transforms import Resample
 
