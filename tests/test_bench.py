@@ -9,6 +9,7 @@ from torch import nn
 
 from onepeace.bench import encode
 from onepeace.bench.encode import Settings, bench_encode, random_config
+from onepeace.bench.flops import module_flops
 from onepeace.bench.items import item_batch, picture_size
 from onepeace.bench.timing import MIN_ROUNDS, take_turns
 from onepeace.cli import main
@@ -86,6 +87,23 @@ def test_rival_runs_beside_the_pictures_of_the_base_size(folder, monkeypatch):
     assert with_rival["image"]["ours_over_rival"]["median"] > 0
     assert with_rival["image"]["gflop_per_item"] == 2 * 3 * 7 / 1e9
     assert " x its " in encode.table(report)
+
+
+def test_rival_that_gives_no_numbers_is_not_compared(folder, monkeypatch):
+    rival = Rival()
+    torch.nn.init.constant_(rival.proj.bias, torch.nan)
+    make = encode.make
+    monkeypatch.setattr(encode, "make", lambda size: make(str(folder)))
+    monkeypatch.setattr(encode, "_rival", lambda: rival)
+    with pytest.raises(RuntimeError, match="vectors of shape"):
+        bench_encode(Settings(["base"], ["image"], [torch.float32], CPU, 0, 1, True), lambda _: None)
+
+
+def test_flops_of_a_module_leave_it_as_it_is():
+    rival = Rival()
+    assert module_flops(rival, torch.zeros(5, 3, 8, 8)) == 5 * 2 * 3 * 7
+    assert rival.proj.weight.device == CPU
+    assert rival.proj.weight.requires_grad
 
 
 def test_missing_rival_is_told_and_nothing_else_is_disturbed(folder, monkeypatch):
