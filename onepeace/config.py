@@ -184,6 +184,38 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Options:
     return result
 
 
+def apply_override(content: Options, override: str) -> None:
+    """Set a field of a mapping: "a.b=value", the value in YAML; a number in the path counts into a list."""
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise UserError(f"{override!r} is not an override; write it as a.b=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{override!r}: the value is not YAML") from error
+    *parents, last = name.split(".")
+    place: Any = content
+    for parent in parents:
+        if isinstance(place, list):
+            place = place[_index(place, parent, override)]
+        else:
+            if place.get(parent) is None:
+                place[parent] = {}
+            place = place[parent]
+        if not isinstance(place, dict | list):
+            raise UserError(f"{override!r}: {parent} is a value and has no fields")
+    if isinstance(place, list):
+        place[_index(place, last, override)] = value
+    else:
+        place[last] = value
+
+
+def _index(place: list[Any], text: str, override: str) -> int:
+    if not text.isdigit() or int(text) >= len(place):
+        raise UserError(f"{override!r}: {text} is not one of the list's places, 0 to {len(place) - 1}")
+    return int(text)
+
+
 def build(cls: type[T], content: Mapping[str, Any], where: str) -> T:
     """Make a dataclass of a mapping: unknown fields are refused, values coerced to the declared type.
 

@@ -113,7 +113,7 @@ def test_base_is_merged_field_by_field(full):
         ("evaluate={retrieval: {on: valid}}", "the key True is no text.*quote it"),
         ("data.train.7.weight=1", "7 is not one of the list's places, 0 to 1"),
         ("optim.lr.x=1", "lr is a value and has no fields"),
-        ("optim.lr", "is not an override; write it as run.batch_size=64"),
+        ("optim.lr", "is not an override; write it as a.b=value"),
         ("optim.lr=[", "the value is not YAML"),
     ],
 )

@@ -19,9 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from onepeace.config import Options, build, merge, read_yaml
+from onepeace.config import Options, apply_override, build, read_yaml
 from onepeace.data.shards import Sample, read_source
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure
@@ -97,7 +95,7 @@ def read_recipe(path: Path | str, overrides: Sequence[str] = ()) -> BenchmarkRec
     """Read an evaluation recipe; each override is "a.b=value" with the value in YAML, later ones win."""
     content: Options = read_yaml(path)
     for override in overrides:
-        content = merge(content, _nested(override))
+        apply_override(content, override)
     return build(BenchmarkRecipe, content, str(path))
 
 
@@ -153,19 +151,6 @@ def table(results: list[Row]) -> str:
         )
         for line in [head, *lines]
     )
-
-
-def _nested(override: str) -> Options:
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise UserError(f"{override!r} is not an override; write it as sets.flickr8k.at=[1]")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{override!r}: the value is not YAML") from error
-    for part in reversed(name.split(".")):
-        value = {part: value}
-    return value
 
 
 def _zero_shot(embedder: Any, benchmark: BenchmarkSet, root: Path) -> list[Figure]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from onepeace.errors import UserError
 from onepeace.media.decoder import Decoder
 from onepeace.media.source import scheme
-from onepeace.media.tokenizer import EOS, PAD, SPECIALS, read_tokenizer
+from onepeace.media.tokenizer import EOS, PAD, read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -151,16 +151,6 @@ class TextDecoder(Decoder):
             )  # fmt: skip
         encoding.truncate(self.max_tokens)
         return [*encoding.ids, EOS], encoding.offsets, count - self.max_tokens
-
-    def word_starts(self) -> Tensor:
-        """(V,) bool: ids that begin a word, for masking whole words: pieces that start with a space, and all ids that
-        are no pieces. A vocabulary that marks the ends of words (CLIP's) cannot tell: there every id counts."""
-        vocab = self.tokenizer.get_vocab()
-        marks_ends = any(piece.endswith("</w>") for piece in vocab)
-        starts = torch.zeros(self.vocab_size, dtype=torch.bool)
-        for piece, index in vocab.items():
-            starts[index] = marks_ends or piece.startswith(("Ġ", "madeupword")) or piece in SPECIALS
-        return starts
 
     def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
         """{"ids": (B, L) int64}, padded on the right with 1."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from onepeace.config import Options, build, merge, read_yaml, to_plain
+from onepeace.config import Options, apply_override, build, merge, read_yaml, to_plain
 from onepeace.data.augment import make_augments
 from onepeace.data.masking import MaskRates
 from onepeace.errors import UserError
@@ -217,7 +217,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             raise UserError(f"{path}: its base {base} has a base itself; one level is the limit")
         content = merge(below, content)
     for override in overrides:
-        _override(content, override)
+        apply_override(content, override)
     for place in (content, content.get("data")):
         for name in ("objective", "mask", "drop", "augment", "templates"):
             if isinstance(place, dict) and isinstance(place.get(name), dict):
@@ -247,34 +247,3 @@ def _check_keys(value: Any, where: str) -> None:
     elif isinstance(value, list):
         for item in value:
             _check_keys(item, where)
-
-
-def _override(content: Options, override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise UserError(f"{override!r} is not an override; write it as run.batch_size=64")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{override!r}: the value is not YAML") from error
-    *parents, last = name.split(".")
-    place: Any = content
-    for parent in parents:
-        if isinstance(place, list):
-            place = place[_index(place, parent, override)]
-        else:
-            if place.get(parent) is None:
-                place[parent] = {}
-            place = place[parent]
-        if not isinstance(place, dict | list):
-            raise UserError(f"{override!r}: {parent} is a value and has no fields")
-    if isinstance(place, list):
-        place[_index(place, last, override)] = value
-    else:
-        place[last] = value
-
-
-def _index(place: list[Any], text: str, override: str) -> int:
-    if not text.isdigit() or int(text) >= len(place):
-        raise UserError(f"{override!r}: {text} is not one of the list's places, 0 to {len(place) - 1}")
-    return int(text)
