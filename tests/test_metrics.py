@@ -124,6 +124,15 @@ def test_chance_is_what_random_scores_reach():
         assert metrics.chance_recall(query_ids, candidate_ids, k) == pytest.approx(reached, abs=0.01)
 
 
+def test_chance_precision_is_what_random_scores_reach():
+    query_ids, candidate_ids = np.array([0, 0, 1, 9]), np.array([0, 0, 0, 1, 1, 2, 3, 4])
+    assert metrics.chance_precision(query_ids, candidate_ids) == pytest.approx((3 + 3 + 2 + 0) / 8 / 4)
+    scores = np.random.default_rng(0).random((4000, 4, 8))
+    for k in (1, 3, 20):
+        reached = np.mean([metrics.precision_at(s, query_ids, candidate_ids, k) for s in scores])
+        assert metrics.chance_precision(query_ids, candidate_ids) == pytest.approx(reached, abs=0.01)
+
+
 @settings(deadline=None, derandomize=True, max_examples=50)
 @given(
     hnp.arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 7)), elements=st.sampled_from([0.0, 0.5, 1.0])),

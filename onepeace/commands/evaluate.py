@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         if args.json:
             for row in rows:
-                print(json.dumps({"model": args.model, **row._asdict()}), flush=True)
+                print(json.dumps({"model": args.model, **row._asdict(), "ratio": row.ratio}), flush=True)
         results += rows
     if results and not args.json:
         print(benchmarks.table(results))

@@ -116,6 +116,12 @@ def chance_recall(query_ids: Values, candidate_ids: Values, k: int) -> float:
     return 1 - float(np.mean(misses))
 
 
+def chance_precision(query_ids: Values, candidate_ids: Values) -> float:
+    """Precision at any k that a random order has on average: mean over queries of the share of correct candidates."""
+    query_ids, candidate_ids = as_array(query_ids), as_array(candidate_ids)
+    return float((query_ids[:, None] == candidate_ids[None, :]).mean())
+
+
 def as_array(values: Values) -> NDArray:
     """Numpy view or copy of an array, a list or a tensor; bfloat16 and float16 become float32."""
     if isinstance(values, torch.Tensor):
