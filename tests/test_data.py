@@ -13,7 +13,7 @@ from PIL import Image
 from onepeace import media
 from onepeace.config import build
 from onepeace.data.batches import Order, OrderBySource, Steps, groups, loader, whole
-from onepeace.data.shards import read_source, shard_files
+from onepeace.data.shards import expand, read_source
 from onepeace.errors import UserError
 from onepeace.media import DECODERS, TextDecoder
 from onepeace.media.tokenizer import train_bpe
@@ -155,14 +155,14 @@ def test_caption_is_the_text_file_when_the_json_has_none(tmp_path):
 
 def test_missing_shards_are_named(root, monkeypatch):
     with pytest.raises(UserError, match=r"no shard matches .*nothing-\*"):
-        shard_files("nothing-*", root)
-    assert [path.name for path in shard_files("{more,sounds}.tar", root)] == ["more.tar", "sounds.tar"]
+        expand("nothing-*", root)
+    assert expand("{sounds,more,more}.tar", root) == [str(root / "more.tar"), str(root / "sounds.tar")]
     with pytest.raises(UserError, match=r"no shard matches .*less\.tar"):
-        shard_files("{more,less}.tar", root)
+        expand("{more,less}.tar", root)
     monkeypatch.setenv("HERE", str(root))
-    assert len(shard_files("pictures-*", "${HERE}")) == 2
+    assert len(expand("pictures-*", "${HERE}")) == 2
     with pytest.raises(UserError, match=r"data\.root is \$\{NOWHERE\}.*data\.root=FOLDER"):
-        shard_files("pictures-*", "${NOWHERE}")
+        expand("pictures-*", "${NOWHERE}")
 
 
 def test_incomplete_samples_name_file_and_key(tmp_path, caplog):

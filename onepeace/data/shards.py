@@ -1,20 +1,22 @@
-"""webdataset shards into memory, still encoded: a list of samples per source.
+"""webdataset shards, still encoded: which shards a pattern names, the samples of one shard, all of a source in memory.
 
 A shard is a .tar or .tar.gz with the members KEY.jpg (or any other file ending of a decoder), KEY.txt and KEY.json.
-The caption list is "captions" in the json, else the text file; "label" in the json is a class name. Sets that fit in
-memory are read whole, once; a shard that is partly broken gives what it still holds. Next file: batches.py.
+The caption list is "captions" in the json, else the text file; "label" in the json is a class name. A shard that is
+partly broken gives what it still holds. Sets that fit in memory are read whole, once (`read_source`); others are
+streamed (streams.py). Next file: batches.py.
 """
 
 import glob
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from onepeace.errors import UserError
 from onepeace.media import DECODERS
+from onepeace.media.source import describe, scheme
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ NAMED = 3
 """How many broken members are named in a warning; the rest is counted."""
 
 Sample = dict[str, Any]
-"""key, source (the shard's file), one entry of encoded bytes per modality but text, captions (list), label or None."""
+"""key, source (the shard's name), one entry of encoded bytes per modality but text, captions (list), label or None."""
 
 
 class Source(NamedTuple):
@@ -35,46 +37,77 @@ class Source(NamedTuple):
     """One line per member or sample that could not be used: file, key, reason."""
 
 
-def shard_files(pattern: str, root: str | Path | None = None) -> list[Path]:
-    """The files of a pattern ("train/image_text/*.tar.gz", "pairs-{000..031}.tar"), sorted; none is a `UserError`.
+def expand(pattern: str, root: str | Path | None = None, allow_pipe: bool = False) -> list[str]:
+    """The shards of a pattern ("train/image_text/*.tar.gz", "https://host/pairs-{000..031}.tar"), sorted.
 
-    The pattern is relative to ``root``, in which environment variables ($NAME, ${NAME}) are expanded.
+    Args:
+        pattern: a path with *, ? and braces, relative to ``root``; or an address that webdataset opens (http, https,
+            gs, hf and others), with braces only. Environment variables ($NAME, ${NAME}) are expanded.
+        root: folder or address, with environment variables.
+        allow_pipe: also "pipe:COMMAND", whose output is the shard. The command runs in a shell: only for patterns
+            that come from whom you trust.
+
+    Returns:
+        Absolute paths and addresses, for `raw_samples`.
+
+    Raises:
+        UserError: no file matches; a variable is not set; an address that cannot be opened or listed; "pipe:".
     """
     import braceexpand  # comes with webdataset
 
     folder = os.path.expandvars(os.path.expanduser(str(root or "")))
     if "$" in folder:
         raise UserError(f"data.root is {root}, and that variable is not set; set it, or give data.root=FOLDER")
-    files: set[Path] = set()
-    for part in braceexpand.braceexpand(os.path.expandvars(pattern)):
-        found = glob.glob(os.path.join(folder, part))
+    try:
+        parts = list(braceexpand.braceexpand(os.path.expandvars(pattern)))
+    except ValueError as error:
+        raise UserError(f"{describe(pattern)}: a brace is not closed; write {{a,b}} or {{000..031}}") from error
+    shards: set[str] = set()
+    for part in parts:
+        place = part if scheme(part) else os.path.join(folder, part)
+        if scheme(place):
+            _check_address(place, allow_pipe)
+            shards.add(place)
+            continue
+        found = glob.glob(place)
         if not found:
-            raise UserError(f"no shard matches {os.path.join(folder, part)}; check data.root and the pattern")
-        files.update(Path(name) for name in found)
-    return sorted(files)
+            raise UserError(f"no shard matches {place}; check data.root and the pattern")
+        # Absolute, so that a file whose name begins with "pipe:" is never taken for a command.
+        shards.update(os.path.abspath(name) for name in found)
+    return sorted(shards)
+
+
+def _check_address(address: str, allow_pipe: bool) -> None:
+    from webdataset.gopen import gopen_schemes
+
+    kind, name = scheme(address), describe(address)
+    if kind == "pipe":
+        if not allow_pipe:
+            raise UserError(f"{name}: would run a command, and that is not allowed; give a path or an address")
+        return
+    known = sorted({"file", *gopen_schemes} - {"__default__", "pipe"})
+    if kind not in known:
+        raise UserError(f"{name}: webdataset does not open {kind}; it opens {', '.join(known)}")
+    if "*" in address:
+        raise UserError(f"{name}: what lies at an address cannot be listed; write the numbers as {{000..031}}, not *")
 
 
 def read_source(pattern: str, pair: Sequence[str], root: str | Path | None = None) -> Source:
     """Read every shard of a pattern into memory.
 
     Args:
-        pattern, root: see `shard_files`.
-        pair: the modalities each sample must have; "text" are its captions, others a member that their decoder reads.
+        pattern, root: see `expand`.
+        pair: see `usable_sample`.
 
     Raises:
         UserError: no file matches, or not one sample is complete (names a file, a key and what it lacks).
     """
-    known = {m: sorted(suffix.lstrip(".") for suffix in DECODERS[m].suffixes) for m in pair if m != "text"}
     samples: list[Sample] = []
     broken: list[str] = []
-    for path in shard_files(pattern, root):
-        for raw in _raw_samples(path, broken):
-            sample = _sample(raw, path, known, broken)
-            if "text" in pair and not sample["captions"]:
-                broken.append(f"{path}: {sample['key']} has no caption (a .txt, or captions in a .json)")
-            elif lacking := [m for m in known if m not in sample]:
-                broken.append(f"{path}: {sample['key']} has no {' and no '.join(lacking)} file")
-            else:
+    for shard in expand(pattern, root):
+        for raw in raw_samples(shard, broken):
+            sample = usable_sample(raw, shard, pair, broken)
+            if sample is not None:
                 samples.append(sample)
     if broken:
         rest = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
@@ -84,41 +117,87 @@ def read_source(pattern: str, pair: Sequence[str], root: str | Path | None = Non
     return Source(pattern, samples, broken)
 
 
-def _raw_samples(path: Path, broken: list[str]) -> Iterator[dict[str, Any]]:
-    """webdataset's groups of members with one key; what it cannot read is noted and skipped."""
-    import webdataset as wds
+def raw_samples(shard: str, broken: list[str]) -> Iterator[dict[str, Any]]:
+    """webdataset's groups of members with one key, in the shard's order; what it cannot read is noted and skipped.
+
+    Args:
+        shard: an absolute path or an address, from `expand`.
+        broken: gets a line for each member that cannot be read and for a shard that cannot be opened or ends early.
+    """
+    from webdataset.gopen import gopen
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    name = describe(shard)
 
     def note(error: Exception) -> bool:
-        reason = error.args[0] if error.args else type(error).__name__
-        broken.append(f"{path}: {str(reason).split(' @ ')[0] or type(error).__name__}")
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else next(iter(error.args), "")
+        broken.append(f"{name}: {str(reason).split(' @ ')[0] or type(error).__name__}")
         return True
 
-    # An absolute path: webdataset runs a name that begins with "pipe:" in a shell.
-    yield from wds.tariterators.tarfile_samples([{"url": str(path.absolute())}], handler=note)
+    try:
+        stream = gopen(shard)
+    except Exception as error:  # whatever a protocol's library raises: the shard is skipped like a broken one
+        note(error)
+        return
+    # An address is read from the output of a process (curl and others). Its exit code is asked for once, at the end:
+    # webdataset's Pipe asks at every read, and whether the process has ended by then is a matter of luck.
+    process = getattr(stream, "proc", None)
+    body = stream if process is None else stream.stream
+    ended = False
+    try:
+        yield from group_by_keys(tar_file_expander([{"url": shard, "stream": body}], handler=note), handler=note)
+        ended = True
+    finally:
+        body.close()
+        if process is not None:
+            if not ended:
+                process.kill()
+            process.wait()
+    # What follows the end of the tar is not read, so a broken pipe (-13: SIGPIPE) is no error.
+    if process is not None and process.returncode not in {*stream.ignore_status, -13}:
+        command = "the command" if isinstance(process.args, str) else process.args[0]
+        broken.append(f"{name}: not read to its end, {command} gave exit code {process.returncode}")
 
 
-def _sample(raw: dict[str, Any], path: Path, known: Mapping[str, Iterable[str]], broken: list[str]) -> Sample:
-    key = raw["__key__"]
+def usable_sample(raw: dict[str, Any], shard: str, pair: Sequence[str], broken: list[str]) -> Sample | None:
+    """The sample of one group of members; None, and a line in ``broken``, where it lacks something.
+
+    Args:
+        raw, shard: from `raw_samples`.
+        pair: the modalities a sample must have; "text" are its captions, others a member that their decoder reads.
+    """
+    known = {m: sorted(suffix.lstrip(".") for suffix in DECODERS[m].suffixes) for m in pair if m != "text"}
+    name, key = describe(shard), raw["__key__"]
     # "KEY.thumb.jpg": the last ending says what it is.
-    members = {name.rpartition(".")[2]: data for name, data in raw.items() if not name.startswith("__")}
+    members = {member.rpartition(".")[2]: data for member, data in raw.items() if not member.startswith("__")}
     about: dict[str, Any] = {}
+    readable = True
     captions: list[str] = []
     try:
         about = dict(json.loads(members.get("json", b"{}")))
-        captions = [caption for caption in about.get("captions", []) if isinstance(caption, str)]
-    except (ValueError, TypeError) as error:
-        broken.append(f"{path}: {key}.json cannot be read ({error})")
+        found = about.get("captions") or []
+        captions = [caption for caption in ([found] if isinstance(found, str) else found) if isinstance(caption, str)]
+    except (ValueError, TypeError, RecursionError) as error:
+        broken.append(f"{name}: {key}.json cannot be read ({error})")
+        readable = False
     if not captions:
         captions = [members.get("txt", b"").decode("utf-8", errors="replace")]
     label = about.get("label")
     sample: Sample = {
         "key": key,
-        "source": str(path),
+        "source": name,
         "captions": [caption.strip() for caption in captions if caption.strip()],
         "label": label if isinstance(label, str) else None,
     }
     for modality, suffixes in known.items():
-        found = [members[suffix] for suffix in suffixes if members.get(suffix)]
-        if found:
-            sample[modality] = found[0]
-    return sample
+        media = [members[suffix] for suffix in suffixes if members.get(suffix)]
+        if media:
+            sample[modality] = media[0]
+    if "text" in pair and not sample["captions"]:
+        if readable:
+            broken.append(f"{name}: {key} has no caption (a .txt, or captions in a .json)")
+    elif lacking := [m for m in known if m not in sample]:
+        broken.append(f"{name}: {key} has no {' and no '.join(lacking)} file")
+    else:
+        return sample
+    return None

@@ -1,0 +1,309 @@
+"""Sources that do not fit in memory: samples read from webdataset shards as they are needed, still encoded.
+
+A lane is one (process, worker) of the run as it was started; each lane reads its share of a source, epoch after epoch.
+Which samples come in which order is a function of (seed, epoch, lane), and where a lane stands is a few numbers: a
+checkpoint holds them, and the lane goes on with the very next sample. Decoding is done in batches.py.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from onepeace.data.shards import NAMED, Sample, raw_samples, usable_sample
+from onepeace.errors import UserError
+from onepeace.media.source import describe
+
+log = logging.getLogger(__name__)
+
+Position = Mapping[str, Any]
+"""Where a `Lane` or a `Mixture` stands: numbers, and lists and dictionaries of them, so that JSON can hold it."""
+
+UNITS, WINDOWS, PICKS = range(100, 103)
+"""Streams of random numbers that must not be the same, nor one of those in batches.py."""
+BROKEN_FREE = 10
+"""So many broken samples never stop a stream, unless nothing else is there."""
+
+
+class Unit(NamedTuple):
+    """What one lane reads in one go: those samples of a shard whose running number % ``parts`` is ``part``."""
+
+    shard: str
+    part: int
+    parts: int
+
+
+def units(shards: Sequence[str], lanes: int) -> list[Unit]:
+    """Each shard whole where there is at least one per lane, else all cut into as few parts as give each lane one.
+
+    A part costs as much reading as its whole shard; only what it does not take is dropped at once.
+    """
+    parts = -(-lanes // len(shards))
+    return [Unit(shard, part, parts) for shard in shards for part in range(parts)]
+
+
+def lanes_of(rank: int, ranks: int, lanes: int) -> list[int]:
+    """The lanes, in order, that process ``rank`` of ``ranks`` reads when a run that began with ``lanes`` goes on.
+
+    Raises:
+        UserError: the lanes cannot be shared evenly.
+    """
+    if lanes % ranks:
+        fitting = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
+        raise UserError(
+            f"this run was started with {lanes} lanes of data (processes x workers), which {ranks} processes cannot "
+            f"share evenly; set the number of processes to one of {fitting}"
+        )
+    share = lanes // ranks
+    return list(range(rank * share, (rank + 1) * share))
+
+
+def first_samples(
+    shards: Sequence[str], pair: Sequence[str], count: int, broken_limit: float = 0.02
+) -> Iterator[Sample]:
+    """The first ``count`` usable samples in the order of the shards, one at a time; fewer where there are no more.
+
+    Args:
+        shards, pair, broken_limit: as for `Lane`.
+
+    Raises:
+        UserError: too many are broken, or there is not one.
+    """
+    tally = _Tally(shards, broken_limit)
+    for shard in shards:
+        for raw in raw_samples(shard, tally.lines):
+            sample = usable_sample(raw, shard, pair, tally.lines)
+            tally.count(sample)
+            if sample is not None:
+                yield sample
+            if tally.good >= count:
+                return
+        tally.count()
+    if not tally.good:
+        raise UserError(f"{tally.name}: no usable sample; {tally.last}")
+
+
+class _Tally:
+    """Counts what is usable and what is broken, names the first broken ones, and raises when they are too many."""
+
+    def __init__(self, shards: Sequence[str], limit: float, good: int = 0, broken: int = 0):
+        self.name = describe(shards[0]) + (f" (of {len(shards)} shards)" if len(shards) > 1 else "")
+        self.limit, self.good, self.broken = limit, good, broken
+        self.lines: list[str] = []
+        """Broken and not yet counted: file, key, reason."""
+        self.last = "the shards are empty"
+
+    def count(self, sample: Sample | None = None) -> None:
+        """Count a usable sample, where there is one, and the broken ones in ``lines``."""
+        self.good += sample is not None
+        for line in self.lines:
+            self.broken += 1
+            self.last = line
+            if self.broken <= NAMED:
+                log.warning("broken and left out: %s%s", line, " (more are only counted)" * (self.broken == NAMED))
+        self.lines.clear()
+        if self.broken > max(BROKEN_FREE, self.limit * (self.good + self.broken)):
+            raise UserError(
+                f"{self.name}: {self.broken} broken to {self.good} usable samples, the last: {self.last}; "
+                "mend the shards or raise data.broken_limit"
+            )
+
+
+class Lane:
+    """The endless row of one source's samples in one lane; all lanes together have each sample once in an epoch.
+
+    The `units` of the source are permuted anew for each epoch and dealt out. What is dealt to this lane it reads in
+    windows: each is permuted and handed out before the next one is read, and none reaches over the end of an epoch.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[str],
+        pair: Sequence[str],
+        *,
+        seed: int,
+        source: int = 0,
+        lane: int = 0,
+        lanes: int = 1,
+        window: int = 1000,
+        window_megabytes: float = 256,
+        broken_limit: float = 0.02,
+        position: Position | None = None,
+    ):
+        """
+        Args:
+            shards: at least one, as `onepeace.data.shards.expand` gives them.
+            pair: the modalities a sample must have, as for `usable_sample`.
+            seed, source: the run's number, and this source's in the run.
+            lane, lanes: this lane's number, from 0, of how many.
+            window, window_megabytes: so many samples, or so much encoded data, and a window is full. Both are part of
+                what the order is a function of.
+            broken_limit: share of broken samples, of all read so far, above which the stream stops.
+            position: where to go on; a `position` of a lane with the same arguments.
+
+        Raises:
+            UserError: the position is of another lane or of other shards. From `next`: too much is broken; or every
+                unit has been read since the last usable sample.
+        """
+        self.shards, self.pair = list(shards), tuple(pair)
+        self.seed, self.source, self.lane, self.lanes = seed, source, lane, lanes
+        self.max_samples, self.max_bytes = window, window_megabytes * 2**20
+        self.broken_limit = broken_limit
+        self.seek(position or self._position(epoch=0, window=0, unit=0, sample=0, good=0, broken=0, offset=0))
+
+    @property
+    def position(self) -> Position:
+        """The place of the next sample: how far the shards had been read when its window began, and its offset there.
+
+        "window" counts in the epoch, "unit" in what the epoch deals to this lane, "sample" in the unit's shard.
+        """
+        if self._window:
+            return {**self._start, "offset": self._size - len(self._window)}
+        return {**self._here(), "offset": self._skip}
+
+    def seek(self, position: Position) -> None:
+        """Go on at a position of a lane with the same arguments. Nothing is read before the next sample is wanted."""
+        self._tally = _Tally(self.shards, self.broken_limit, position["good"], position["broken"])
+        given, own = ({key: p[key] for key in ("lane", "lanes", "shards")} for p in (position, self._position()))
+        if given != own:
+            raise UserError(
+                f"the checkpoint's place in the data is of lane {given['lane']} of {given['lanes']} over "
+                f"{given['shards']} shards, and this is lane {own['lane']} of {own['lanes']} over {own['shards']} "
+                f"for {self._tally.name}; go on with the shards and the lanes the run was started with"
+            )
+        self._epoch, self._number = position["epoch"], position["window"]
+        self._unit, self._sample = position["unit"], position["sample"]
+        self._skip: int = position["offset"]
+        self._window: list[Sample] = []
+        self._rest: Iterator[Sample] | None = None  # a lane that has read nothing can be sent to another process
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self
+
+    def __next__(self) -> Sample:
+        while not self._window:
+            self._fill()
+            if self._skip:
+                del self._window[-self._skip :]
+                self._skip = 0
+        return self._window.pop()
+
+    def _position(self, **numbers: int) -> dict[str, int]:
+        return {"lane": self.lane, "lanes": self.lanes, "shards": len(self.shards), **numbers}
+
+    def _here(self) -> dict[str, int]:
+        return self._position(
+            epoch=self._epoch,
+            window=self._number,
+            unit=self._unit,
+            sample=self._sample,
+            good=self._tally.good,
+            broken=self._tally.broken,
+        )
+
+    def _fill(self) -> None:
+        """Read the next window that is not empty; its samples leave from the end of the list."""
+        fruitless: set[Unit] = set()
+        samples: list[Sample] = []
+        while not samples:
+            self._start = self._here()
+            held = 0
+            self._rest = self._rest or self._read()
+            for sample in self._rest:
+                samples.append(sample)
+                held += sum(len(value) for value in sample.values() if isinstance(value, bytes))
+                if len(samples) >= self.max_samples or held >= self.max_bytes:
+                    break
+            if not samples:
+                if self._number == 0:
+                    # Not one in the whole epoch. The next one deals other units to this lane, and it must not give
+                    # up, nor go on for ever, as long as one of them may hold something.
+                    fruitless.update(self._dealt())
+                    if len(fruitless) == len(units(self.shards, self.lanes)):
+                        raise UserError(
+                            f"{self._tally.name}: no usable sample for lane {self.lane} of {self.lanes}; "
+                            f"{self._tally.last}"
+                        )
+                self._epoch, self._number, self._unit, self._sample = self._epoch + 1, 0, 0, 0
+                self._rest = None
+        rng = np.random.default_rng([self.seed, self.source, WINDOWS, self.lane, self._epoch, self._number])
+        self._window = [samples[i] for i in rng.permutation(len(samples))]
+        self._size = len(samples)
+        self._number += 1
+
+    def _dealt(self) -> list[Unit]:
+        """What this lane reads in this epoch, in order."""
+        every = units(self.shards, self.lanes)
+        order = np.random.default_rng([self.seed, self.source, UNITS, self._epoch]).permutation(len(every))
+        return [every[i] for i in order[self.lane :: self.lanes]]
+
+    def _read(self) -> Iterator[Sample]:
+        """The usable samples of the rest of the epoch in the order of the shards; moves ``_unit`` and ``_sample``."""
+        lines = self._tally.lines
+        for shard, part, parts in self._dealt()[self._unit :]:
+            raws = raw_samples(shard, lines)
+            deque(islice(raws, self._sample), maxlen=0)
+            lines.clear()  # they were counted when these samples were read for the first time
+            for raw in raws:
+                mine = self._sample % parts == part
+                self._sample += 1
+                sample = usable_sample(raw, shard, self.pair, lines) if mine else None
+                self._tally.count(sample)
+                if sample is not None:
+                    yield sample
+            self._tally.count()
+            self._unit, self._sample = self._unit + 1, 0
+
+
+class Mixture:
+    """The endless row of samples of several sources in one lane, each with its share of the row."""
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        weights: Sequence[float],
+        *,
+        pair: int = 0,
+        run: int = 1,
+        position: Position | None = None,
+    ):
+        """
+        Args:
+            lanes: one `Lane` of each source, of the same number and seed.
+            weights: what of the row is a source's, over the sum of all.
+            pair: a number that tells this mixture from the others of the run.
+            run: so many samples in a row come from one source; the batch size, where a batch is to be of one kind.
+            position: where to go on; a `position` of the same mixture. The lanes are moved with it.
+        """
+        self.sources = list(lanes)
+        self.shares = np.array(weights, float) / sum(weights)
+        self.pair, self.run, self.count = pair, run, 0
+        if len(self.shares) != len(self.sources):
+            raise ValueError(f"{len(self.shares)} weights for {len(self.sources)} sources")
+        if position is not None:
+            if len(position["sources"]) != len(self.sources):
+                raise UserError(
+                    f"the checkpoint's place in the data is of {len(position['sources'])} sources, and the recipe has "
+                    f"{len(self.sources)}; go on with the sources the run was started with"
+                )
+            self.count = position["count"]
+            for source, place in zip(self.sources, position["sources"], strict=True):
+                source.seek(place)
+
+    @property
+    def position(self) -> Position:
+        """How many samples have been handed out, and where each source stands."""
+        return {"count": self.count, "sources": [source.position for source in self.sources]}
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self
+
+    def __next__(self) -> Sample:
+        first = self.sources[0]
+        rng = np.random.default_rng([first.seed, self.pair, PICKS, first.lane, self.count // self.run])
+        sample = next(self.sources[rng.choice(len(self.sources), p=self.shares)])
+        self.count += 1
+        return sample
