@@ -1,0 +1,160 @@
+"""webdataset shards from samples in memory: the writer for what shards.py reads.
+
+The same samples give the same bytes: members and the gzip header carry no time and no owner. A shard has its name only
+when all of them are written; an error, or Ctrl-C, leaves nothing behind, and what was there before as it was.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from onepeace.errors import UserError
+
+SHARD = re.compile(r"-\d{5,}\.tar(\.gz)?")
+"""What follows the prefix in the name of a shard."""
+NAME_BYTES = 100
+"""Of a member; the plain tar format of webdataset has no room for more."""
+
+
+class ShardWriter:
+    """Writes samples to FOLDER/PREFIX-00000.tar, -00001.tar, ... in the order given; a context manager.
+
+    When it ends well, its shards take the place of all older ones of this folder and prefix.
+
+    Args:
+        max_bytes, max_items: a new shard begins before one would hold more bytes of media, or more samples, than this.
+        compress: write .tar.gz. Pictures and most sounds are compressed already; texts and WAV get smaller.
+
+    Raises:
+        UserError: a file or the folder cannot be written (names it, and the system's reason).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        prefix: str,
+        *,
+        max_bytes: int | None = None,
+        max_items: int | None = None,
+        compress: bool = False,
+    ) -> None:
+        self.folder, self.prefix = folder, prefix
+        self.max_bytes, self.max_items, self.compress = max_bytes, max_items, compress
+        self.count = 0
+        """Samples written."""
+        self.paths: list[Path] = []
+        """The shards, under the names they get at the end."""
+        self._keys: set[str] = set()
+        self._open: ExitStack | None = None
+
+    def older(self) -> list[Path]:
+        """Shards of this folder and prefix that are there now."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(
+            path
+            for path in self.folder.iterdir()
+            if path.name.startswith(self.prefix) and SHARD.fullmatch(path.name[len(self.prefix) :])
+        )
+
+    def write(
+        self, key: str, media: Mapping[str, bytes], captions: Sequence[str], *, label: str | None = None, **fields: Any
+    ) -> bool:
+        """Add one sample; False if an earlier one has its key, and this one is left out.
+
+        Args:
+            key: no dot, no slash: webdataset takes what follows the first dot for the kind of a member.
+            media: encoded bytes by file ending, without the dot ("jpg", "ogg").
+            captions: go into KEY.json; one, which depends on the key alone, is KEY.txt. May be empty.
+            label, fields: go into KEY.json.
+        """
+        if "." in key or "/" in key or len(f"{key}.json".encode()) > NAME_BYTES:
+            raise ValueError(f"{key!r}: a key has no dot, no slash and at most {NAME_BYTES - 5} bytes")
+        if key in self._keys:
+            return False
+        self._keys.add(key)
+        size = sum(map(len, media.values()))
+        about = {"captions": list(captions), "label": label, **fields}
+        members: dict[str, Any] = {**media, "json": json.dumps(about, ensure_ascii=False).encode()}
+        if captions:
+            pick = int(hashlib.md5(key.encode(), usedforsecurity=False).hexdigest(), 16) % len(captions)
+            members["txt"] = captions[pick].encode()
+        try:
+            if self._open is None or self._is_full(size):
+                self._close_shard()
+                self._open_shard()
+            self._tar.write({"__key__": key, **members})
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._bytes += size
+        self._items += 1
+        self.count += 1
+        return True
+
+    def __enter__(self) -> "ShardWriter":
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be made ({error.strerror or error})") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            try:
+                self._close_shard()
+            except OSError as failure:
+                if kind is None:
+                    raise self._unwritable(failure) from failure
+            if kind is None:
+                older = set(self.older())
+                for path in self.paths:
+                    os.replace(_part(path), path)
+                for path in older - set(self.paths):
+                    path.unlink()
+        finally:
+            for path in self.paths:
+                _part(path).unlink(missing_ok=True)
+
+    def _is_full(self, size: int) -> bool:
+        too_large = self.max_bytes is not None and self._bytes > 0 and self._bytes + size > self.max_bytes
+        return too_large or (self.max_items is not None and self._items >= self.max_items)
+
+    def _open_shard(self) -> None:
+        from webdataset import TarWriter
+
+        ending = ".tar.gz" if self.compress else ".tar"
+        path = self.folder / f"{self.prefix}-{len(self.paths):05d}{ending}"
+        self.paths.append(path)
+        self._open = ExitStack()
+        file: Any = self._open.enter_context(open(_part(path), "wb"))
+        if self.compress:
+            file = self._open.enter_context(
+                gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=6, mtime=0)
+            )
+        self._tar: Any = self._open.enter_context(
+            TarWriter(file, user="", group="", mtime=0, encoder=False, compress=False)
+        )
+        self._bytes = self._items = 0
+
+    def _close_shard(self) -> None:
+        if self._open is not None:
+            shard, self._open = self._open, None
+            shard.close()
+
+    def _unwritable(self, error: OSError) -> UserError:
+        path = self.paths[-1] if self.paths else self.folder
+        return UserError(f"{path}: cannot be written ({error.strerror or error})")
+
+
+def _part(path: Path) -> Path:
+    """The name of a shard until all are whole; no pattern of shards matches it."""
+    return path.with_name(f"{path.name}.part")

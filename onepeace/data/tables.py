@@ -1,0 +1,95 @@
+"""Rows of a .csv, .tsv or .jsonl file with their lines; a broken row is told apart. Next: pairs.py.
+
+A .csv file is quoted as spreadsheets do it, a row may span lines. A .tsv file has no quoting, as the format says: a
+line is a row and `"` a character like others. Both begin with the names of their columns. A .jsonl file has one JSON
+object per line.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from onepeace.errors import UserError
+
+SUFFIXES = (".csv", ".tsv", ".jsonl")
+
+
+class Row(NamedTuple):
+    """A row that could be read."""
+
+    line: int
+    """Where it begins, from 1."""
+    cells: dict[str, Any]
+    """By column: strings of a .csv or .tsv, any JSON values of a .jsonl."""
+
+
+class BadRow(NamedTuple):
+    """A row that could not be read."""
+
+    line: int
+    reason: str
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row | BadRow]:
+    """The rows of a table in order, empty lines left out, read as they are asked for.
+
+    Args:
+        columns: names of the columns of a .csv or .tsv file that does not begin with them.
+
+    Raises:
+        UserError: an unknown ending, a file that cannot be read or is not UTF-8, or a head that names a column twice.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: unknown ending {path.suffix!r}; a table is {', '.join(SUFFIXES)}")
+    try:
+        # A spreadsheet's UTF-8 begins with a mark; csv does its own line ends.
+        with open(path, encoding="utf-8-sig", newline=None if suffix == ".jsonl" else "") as file:
+            yield from _json_rows(file) if suffix == ".jsonl" else _csv_rows(file, path, suffix == ".tsv", columns)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
+
+
+def _csv_rows(file: TextIO, path: Path, tabs: bool, columns: Sequence[str] | None) -> Iterator[Row | BadRow]:
+    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
+    reader = csv.reader(file, strict=True, **dialect)  # strict: an unended quote is an error, not the rest of the file
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if columns is None:
+                raise UserError(f"{path}: the names of the columns cannot be read ({error})") from error
+            yield BadRow(line, f"cannot be read ({error})")
+            continue
+        if not cells:
+            continue
+        if columns is None:
+            columns = [name.strip() for name in cells]
+            if twice := sorted({name for name in columns if columns.count(name) > 1}):
+                raise UserError(f"{path}: two columns are named {twice[0]!r}")
+        elif len(cells) != len(columns):
+            yield BadRow(line, f"{len(cells)} cells in place of {len(columns)} ({', '.join(columns)})")
+        else:
+            yield Row(line, dict(zip(columns, cells, strict=True)))
+
+
+def _json_rows(file: TextIO) -> Iterator[Row | BadRow]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            cells = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield BadRow(number, f"not JSON ({error})")
+            continue
+        if isinstance(cells, dict):
+            yield Row(number, cells)
+        else:
+            yield BadRow(number, f"a JSON {type(cells).__name__}, not an object")
