@@ -184,12 +184,21 @@ class Lane:
         return self
 
     def __next__(self) -> Sample:
+        self._load()
+        return self._window.pop()
+
+    def another(self, rng: np.random.Generator) -> Sample:
+        """A random one of those that are still to come from the window; it will come nevertheless."""
+        self._load()
+        return self._window[int(rng.integers(len(self._window)))]
+
+    def _load(self) -> None:
+        """Have the next sample in the window."""
         while not self._window:
             self._fill()
             if self._skip:
                 del self._window[-self._skip :]
                 self._skip = 0
-        return self._window.pop()
 
     def _position(self, **numbers: int) -> dict[str, int]:
         return {"lane": self.lane, "lanes": self.lanes, "shards": len(self.shards), **numbers}
@@ -307,3 +316,7 @@ class Mixture:
         sample = next(self.sources[rng.choice(len(self.sources), p=self.shares)])
         self.count += 1
         return sample
+
+    def another(self, rng: np.random.Generator) -> Sample:
+        """A random sample of those that are still to come, by weight; what comes next and the position stay."""
+        return self.sources[rng.choice(len(self.sources), p=self.shares)].another(rng)
