@@ -1,5 +1,7 @@
 """Where a model computes and in which precision: names of devices and dtypes, and what "auto" means."""
 
+import sys
+
 import torch
 
 from onepeace.errors import UserError
@@ -66,3 +68,20 @@ def choose_dtype(name: str | torch.dtype, device: torch.device, num_parameters: 
     if dtype == torch.float16 and device.type == "cpu":
         raise UserError("dtype float16 is not computed on a CPU; use bfloat16 or float32")
     return dtype
+
+
+def join_device(device: torch.device, number: int) -> tuple[torch.device, str]:
+    """The ``number``-th device of the kind of `device` for one of several processes, and the backend they talk by."""
+    if device.type == "cuda":
+        torch.cuda.set_device(number)
+        return torch.device("cuda", number), "nccl"
+    return device, "gloo"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that was allocated on `device`, or, of a CPU, the most this process has had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

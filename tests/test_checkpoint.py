@@ -111,7 +111,8 @@ def test_nothing_saved_is_none(tmp_path):
 def test_the_last_ones_and_the_best_stay(tmp_path):
     run = Run()
     for step, score in [(1, 0.1), (2, 0.9), (3, 0.4), (4, None), (10, 0.5)]:
-        run.save(tmp_path, step, score=score, keep=2)
+        run.save(tmp_path, step, score=score)
+        checkpoint.prune(tmp_path, 2)
     assert [path.name for path in checkpoint.files(tmp_path)] == [f"step-{step:08d}.safetensors" for step in (2, 4, 10)]
     assert checkpoint.best(tmp_path).name == "step-00000002.safetensors"
     assert checkpoint.newest(tmp_path).step == 10

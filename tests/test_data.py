@@ -12,8 +12,9 @@ from PIL import Image
 
 from onepeace import media
 from onepeace.config import build
-from onepeace.data.batches import Order, OrderBySource, Steps, groups, loader, whole
+from onepeace.data.batches import groups, names_of, whole
 from onepeace.data.shards import expand, read_source
+from onepeace.data.steps import Order, Steps, loader
 from onepeace.errors import UserError
 from onepeace.media import DECODERS, TextDecoder
 from onepeace.media.tokenizer import train_bpe
@@ -281,26 +282,6 @@ def test_rare_items_change_from_epoch_to_epoch():
     assert len(set.union(*epochs)) > 20
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 40), st.floats(0.1, 3.0)), min_size=1, max_size=4),
-    st.integers(1, 9),
-)
-@settings(deadline=None, derandomize=True, max_examples=50)
-def test_batches_by_source_are_of_one_and_use_all_items_equally(sources, batch):
-    sizes, weights = zip(*sources, strict=True)
-    order = OrderBySource(sizes, weights, [1], batch)
-    source_of = np.repeat(np.arange(len(sizes)), sizes)
-    steps = 3 * order.turns.epoch_length
-    items = np.array([[order[step * batch + i] for i in range(batch)] for step in range(steps)])
-    of = source_of[items]
-    assert (of == of[:, :1]).all()
-    for k, (size, weight) in enumerate(sources):
-        assert (of[:, 0] == k).sum() == 3 * max(1, round(size * weight / batch))
-        # Through each source goes its own row, without a gap.
-        counts = np.bincount(items[of == k], minlength=len(source_of))[source_of == k]
-        assert counts.max() - counts.min() <= 1
-
-
 def test_weights_that_leave_nothing_are_an_error():
     with pytest.raises(UserError, match="leave none"):
         Order([3], [0.1], [1])
@@ -347,7 +328,7 @@ def test_step_depends_on_nothing_but_seed_and_number(root, decoders):
     again[0]
     assert same([again[5], again[3]], [expected[2], expected[0]])
     for workers in (0, 2):
-        assert same(list(loader(make_steps(decoders, made), 3, 6, workers)), expected)
+        assert same([group for group, _ in loader(make_steps(decoders, made), 3, 6, workers)], expected)
     assert not same(expected[0], expected[1])
     other = recipe(root, [IMAGES, SOUNDS], varied, seed=2, **DENOISING)
     assert not same(make_steps(decoders, other)[3], expected[0])
@@ -378,7 +359,7 @@ def test_batch_larger_than_the_set(root, decoders):
     (batch,) = make_steps(decoders, recipe(root, batch_size=20))[0]
     assert np.unique(batch["keys"], return_counts=True)[1].tolist().count(2) >= 4
     same_key = [[a == b for b in batch["keys"]] for a in batch["keys"]]
-    assert (batch["group"][:, None] == batch["group"]).tolist() == same_key
+    assert (groups(batch["names"])[:, None] == groups(batch["names"])).tolist() == same_key
 
 
 def test_masks_and_drop_fit_their_batch(root, decoders):
@@ -417,7 +398,7 @@ def test_mixed_clips_are_positives_of_none(root, decoders):
     mixed = [" and " in caption for caption in batch["captions"]]
     assert 0 < sum(mixed) < 6
     for i, caption in enumerate(batch["captions"]):
-        mates = (batch["group"] == batch["group"][i]).sum()
+        mates = (groups(batch["names"]) == groups(batch["names"])[i]).sum()
         if mixed[i]:
             assert mates == 1
             first, second = caption.split(" and ")
@@ -432,25 +413,29 @@ def sample(captions=(), label=None):
     return {"captions": list(captions), "label": label}
 
 
+def grouped(items, drawn):
+    return groups([names_of(item, text) for item, text in zip(items, drawn, strict=True)]).tolist()
+
+
 def test_equal_labels_or_captions_are_one_group():
     items = [sample(["a cat"]), sample(["A cat", "tabby"]), sample(label="Cat"), sample(label="cat"), sample(["dog"])]
     drawn = ["a cat", "tabby", "a cat on a mat", "cat", "dog"]
-    group = groups(items, drawn).tolist()
+    group = grouped(items, drawn)
     assert group[0] == group[1]  # a caption in common, even if another one was drawn
     assert group[2] == group[3]
     assert len(set(group)) == 3
     # One text in common joins label and captions.
-    assert len(set(groups(items, ["a cat", "tabby", "a cat", "cat", "dog"]).tolist())) == 2
+    assert len(set(grouped(items, ["a cat", "tabby", "a cat", "cat", "dog"]))) == 2
 
 
 def test_items_without_text_are_all_different():
-    assert len(set(groups([sample(), sample()], ["", ""]).tolist())) == 2
+    assert len(set(grouped([sample(), sample()], ["", ""]))) == 2
 
 
 @given(st.lists(st.tuples(st.sampled_from("aAbcd"), st.sampled_from([None, "x", "y"])), min_size=1, max_size=8))
 @settings(deadline=None, derandomize=True, max_examples=50)
 def test_same_text_always_means_same_group(pairs):
-    group = groups([sample(label=label) for _, label in pairs], [text for text, _ in pairs]).tolist()
+    group = grouped([sample(label=label) for _, label in pairs], [text for text, _ in pairs])
     for i, (text, label) in enumerate(pairs):
         for j, (other_text, other_label) in enumerate(pairs):
             if text.lower() == other_text.lower() or (label and label == other_label):
@@ -517,8 +502,8 @@ def test_cache_changes_nothing_and_has_a_limit(root, decoders):
     cached = make_steps(decoders, recipe(root, [SOUNDS], varied))
     bare = make_steps(decoders, recipe(root, [SOUNDS], {**varied, "cache_megabytes": 0}))
     assert same([cached[i] for i in range(4)], [bare[i] for i in range(4)])
-    assert len(cached._cache) == 6
-    assert len(bare._cache) == 0
+    assert len(cached.maker._cache) == 6
+    assert len(bare.maker._cache) == 0
 
 
 def test_whole_gives_each_item_once_and_unchanged(root, decoders, tmp_path, caplog):

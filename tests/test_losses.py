@@ -5,13 +5,16 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from onepeace.losses.box import box
 from onepeace.losses.classification import classification, multilabel
 from onepeace.losses.contrastive import contrastive
-from onepeace.losses.denoising import denoising
+from onepeace.losses.denoising import denoising as denoising_of_tokens
+from onepeace.losses.denoising import hidden_tokens
 from onepeace.losses.distillation import distillation
 from onepeace.losses.hinge import hinge
+from onepeace.losses.matching import matching
 
 
 def unit(*shape):
@@ -87,7 +90,80 @@ def test_contrastive_names_wrong_shapes(left, right):
         contrastive(torch.zeros(left), torch.zeros(right), 1.0)
 
 
+# tiles
+
+
+def full_logits(queries, keys, scale, targets, groups, smoothing):
+    own = torch.arange(len(keys)) if groups is None else groups
+    same = (own[targets][:, None] == own[None, :]).float()
+    target = same / same.sum(1, keepdim=True)
+    target = target * (1 - smoothing) + (1 - target) * smoothing / (len(keys) - 1)
+    return F.cross_entropy(scale * queries @ keys.T, target, reduction="sum")
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_tiles_give_the_loss_and_every_gradient_of_full_logits(rows, grouped, smoothing):
+    torch.manual_seed(4)
+    values = unit(7, 5).double(), unit(11, 5).double(), torch.tensor(6.0).double()
+    targets = torch.randint(11, (7,))
+    groups = torch.randint(4, (11,)) if grouped else None
+    ours, full = ([value.clone().float().requires_grad_() for value in values] for _ in range(2))
+    loss = matching(*ours, targets, groups, smoothing, tile=rows * 11)
+    expected = full_logits(*full, targets, groups, smoothing)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    (3 * loss).backward()
+    (3 * expected).backward()
+    for a, b in zip(ours, full, strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_are_never_whole():
+    """4,096 x 4,096 logits would be 16.8 million numbers; a tile holds 65,536."""
+    queries, keys = unit(4096, 8).requires_grad_(), unit(4096, 8).requires_grad_()
+    largest = LargestTensor()
+    with largest:
+        matching(queries, keys, 5.0, torch.arange(4096), tile=65536).backward()
+    assert 65536 <= largest.found < 2 * 65536
+
+
+class LargestTensor(TorchDispatchMode):
+    found = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.found = max(self.found, result.numel())
+        return result
+
+
+def test_autocast_does_not_round_cosines():
+    """bfloat16 has 8 bits: cosines of vectors that are nearly equal would all be the same."""
+    base = unit(1, 16)
+    a, b = (F.normalize(base + 0.01 * torch.randn(6, 16), dim=-1) for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert contrastive(a, b, 90.0) == contrastive(a.float(), b.float(), 90.0)
+    expected = contrastive_by_loops(a, b, 90.0, range(6), 0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert contrastive(a, b, 90.0).item() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_give_the_loss_of_the_whole(parts):
+    a, b, groups = unit(8, 6), unit(8, 6), torch.tensor([0, 1, 0, 3, 4, 5, 1, 7])
+    size = 8 // parts
+    each = [
+        contrastive(a[i : i + size], b[i : i + size], 9.0, groups, 0.1, keys=(a, b), first=i) for i in range(0, 8, size)
+    ]
+    assert torch.stack(each).mean().item() == pytest.approx(contrastive(a, b, 9.0, groups, 0.1).item(), abs=1e-5)
+
+
 # denoising
+
+
+def denoising(student, teacher, masked, padding=None, **options):
+    return denoising_of_tokens(*hidden_tokens(student, teacher, masked, padding), **options)
 
 
 def denoising_by_loops(student, teacher, masked, padding, scale, smoothing):

@@ -111,6 +111,7 @@ def test_the_objective_trains_it(config):
         found = objective(batch)
         assert set(found) == {
             "loss",
+            "padding",
             "contrastive/text+motion",
             "denoising/motion",
             "denoising/text+motion:text",

@@ -174,7 +174,7 @@ def test_resume_equals_uninterrupted_run(root, tmp_path, ema):
     rest = load_file(loop.train(make("cut")) / "model.safetensors")
     assert whole.keys() == rest.keys()
     assert all(torch.equal(whole[name], rest[name]) for name in whole)
-    timing = ("items_per_second", "data_wait")
+    timing = ("items_per_second", "data_wait", "peak_gigabytes")
     lines = [
         [{k: v for k, v in line.items() if k not in timing} for line in read_log(tmp_path / name / "log.jsonl")]
         for name in ("whole", "cut")
@@ -200,7 +200,7 @@ def test_a_run_does_not_go_on_under_another_recipe(root, tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(root, tmp_path):
-    with pytest.raises(UserError, match=r"gradient of step .* lower optim\.lr"):
+    with pytest.raises(UserError, match=r"gradient of step .* lower optim\.lr.*samples"):
         loop.train(recipe(root, tmp_path, steps=30, optim={"lr": 1e30, "grad_clip": None}))
 
 

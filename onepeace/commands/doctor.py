@@ -34,6 +34,7 @@ EXTRAS = {
     "plot": {"matplotlib": "matplotlib"},
     "parquet": {"pyarrow": "pyarrow"},
     "codec": {"torchcodec": "torchcodec.decoders"},
+    "track": {"tensorboard": "tensorboard", "wandb": "wandb"},
     "eval": {"scikit-learn": "sklearn"},
     "teachers": {
         "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",

@@ -1,12 +1,9 @@
-"""The batches of every step, each a pure function of (seed, step): to resume is to go on counting.
+"""From samples to a batch: captions drawn, media decoded and varied, tokens hidden. Next file: steps.py.
 
-A pair's items come in epochs, one seeded permutation each; step s takes the items s * B to (s + 1) * B of that endless
-row. All chance in an item comes from its place in the row, so the number of workers changes nothing.
+All chance in an item comes from a generator of its own, so neither workers nor company change it.
 """
 
 import logging
-import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from onepeace.data.augment import make_augments
 from onepeace.data.masking import draw_drop, draw_masks, word_starts, word_table
@@ -26,8 +22,6 @@ log = logging.getLogger(__name__)
 Batch = dict[str, Any]
 Lengths = Callable[[dict[str, Tensor]], Tensor]
 
-ORDER, VARY, HIDE = range(3)
-"""Streams of random numbers that must not be the same."""
 BROKEN_FREE = 10
 """So many broken items never stop a run, unless nothing else is there."""
 
@@ -36,106 +30,28 @@ class RottenDataError(UserError):
     """Too many items cannot be decoded."""
 
 
-class Order:
-    """The endless row of one pair's items: position -> item, the same on every machine.
+class Maker:
+    """Makes batches of samples. A batch holds, for a pair of modalities and B items:
 
-    An item of a source with weight w comes floor(w) or ceil(w) times in an epoch; which ones come once more is drawn
-    anew each epoch. With ``run`` above 1, so many items in a row are of one source, as far as that goes: a batch whose
-    negatives are all of one kind is the harder task. What then does not fill the last run of an epoch is left out.
+    each modality: the model's input, as its decoder's ``collate`` makes it;
+    "pair": its name, as "image+text"; "keys", "captions": B strings each, the captions as drawn and changed;
+    "names": for each item the captions and the label that tell what it is, see `groups`;
+    "replaced": keys of items that could not be decoded and whose place others took;
+    "drop": {modality: keep (B, K) int64} for the contrastive pass, where the recipe drops tokens;
+    "masks": {modality: {"alone" | "together": (keep (B, K) int64, masked (B, L + 1) bool)}}, where the recipe has
+        denoising terms; positions count from CLS = 0 and keep is padded with -1.
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: Sequence[int], run: int = 1):
-        self.seed = list(seed)
-        self.run = run
-        self.parts = []  # (first item, items, whole times, how many once more)
-        first = 0
-        for size, weight in zip(sizes, weights, strict=True):
-            self.parts.append((first, size, int(weight), round((weight - int(weight)) * size)))
-            first += size
-        self.epoch_length = sum(size * whole + extra for _, size, whole, extra in self.parts)
-        self.epoch_length -= self.epoch_length % run
-        if self.epoch_length == 0:
-            raise UserError(f"weights {list(weights)} over {list(sizes)} items leave none; raise a weight")
-        self._cache: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
-
-    def __getitem__(self, position: int) -> int:
-        epoch, place = divmod(position, self.epoch_length)
-        if self._cache[0] != epoch:
-            self._cache = (epoch, self._draw(epoch))
-        return int(self._cache[1][place])
-
-    def _draw(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng([*self.seed, epoch])
-        parts = []
-        for first, size, whole, extra in self.parts:
-            part = [np.tile(np.arange(first, first + size), whole), first + rng.permutation(size)[:extra]]
-            parts.append(rng.permutation(np.concatenate(part)))
-        if self.run == 1:
-            return rng.permutation(np.concatenate(parts))
-        # Full runs of each source, then the rests of all of them, in runs too; the order of the runs is drawn.
-        cut = [len(part) - len(part) % self.run for part in parts]
-        rest = rng.permutation(np.concatenate([part[end:] for part, end in zip(parts, cut, strict=True)]))
-        parts = [part[:end] for part, end in zip(parts, cut, strict=True)]
-        runs = np.concatenate([*parts, rest[: len(rest) - len(rest) % self.run]]).reshape(-1, self.run)
-        return rng.permutation(runs).reshape(-1)
-
-
-class OrderBySource:
-    """Like `Order`, but each run of ``batch`` positions is of one source, so a batch's negatives are of one kind.
-
-    An epoch has round(size * weight / batch) batches of a source, at least one, in seeded order; each source goes
-    through its own endless row.
-    """
-
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: Sequence[int], batch: int):
-        self.batch = batch
-        counts = [max(1, round(size * weight / batch)) for size, weight in zip(sizes, weights, strict=True)]
-        self.turns = Order(counts, [1.0] * len(counts), seed)
-        self.sources = []  # (first turn, turns, first item, row)
-        turn = item = 0
-        for k, (count, size) in enumerate(zip(counts, sizes, strict=True)):
-            self.sources.append((turn, count, item, Order([size], [1.0], [*seed, k])))
-            turn, item = turn + count, item + size
-
-    def __getitem__(self, position: int) -> int:
-        step, place = divmod(position, self.batch)
-        turn = self.turns[step]
-        first, count, item, row = next(source for source in reversed(self.sources) if source[0] <= turn)
-        number = step // self.turns.epoch_length * count + turn - first
-        return item + row[number * self.batch + place]
-
-
-class Steps(Dataset[list[Batch]]):
-    """``steps[s]`` is the list of batches of step s, one for each pair of the recipe.
-
-    A batch holds, for a pair of modalities and B items:
-        each modality: the model's input, as its decoder's ``collate`` makes it;
-        "pair": its name, as "image+text"; "keys", "captions": B strings each, the captions as drawn and changed;
-        "group": (B,) int64, equal for items that are each other's positives (see `groups`);
-        "drop": {modality: keep (B, K) int64} for the contrastive pass, where the recipe drops tokens;
-        "masks": {modality: {"alone" | "together": (keep (B, K) int64, masked (B, L + 1) bool)}}, where the recipe
-            has denoising terms; positions count from CLS = 0 and keep is padded with -1.
-    """
-
-    def __init__(
-        self,
-        recipe: Any,
-        sources: Sequence[Source],
-        decoders: Mapping[str, Any],
-        num_tokens: Mapping[str, Lengths] | None = None,
-    ):
+    def __init__(self, recipe: Any, decoders: Mapping[str, Any], num_tokens: Mapping[str, Lengths] | None = None):
         """
         Args:
             recipe: onepeace.train.recipe.Recipe.
-            sources: what ``recipe.data.train`` names, in its order, as `read_source` gives it.
             decoders: by modality.
             num_tokens: by modality: input -> (B,) number of tokens without CLS. Needed for masks and drop only.
         """
-        if len(sources) != len(recipe.data.train):
-            raise ValueError(f"{len(sources)} sources for {len(recipe.data.train)} of the recipe")
-        self.seed = recipe.seed
         self.decoders = decoders
         self.num_tokens = num_tokens or {}
+        self.pairs: dict[str, tuple[str, ...]] = {source.name: source.pair for source in recipe.data.train}
         self.templates = recipe.data.templates
         self.augments = make_augments(recipe.data.augment)
         self.drop = recipe.data.drop
@@ -148,59 +64,67 @@ class Steps(Dataset[list[Batch]]):
         if any(rates.unit == "word" for rates in self.mask.values()):
             vocabulary = decoders["text"].tokenizer.get_vocab()
             self.word_table = word_table(sorted(vocabulary, key=vocabulary.__getitem__))
-        self.pairs: dict[str, tuple[str, ...]] = {}
-        self.items: dict[str, list[Sample]] = {}
-        self.order: dict[str, Order | OrderBySource] = {}
-        self.batch_size: dict[str, int] = {}
-        weighted: dict[str, list[tuple[Source, float]]] = {}
-        for source, config in zip(sources, recipe.data.train, strict=True):
-            self.pairs[config.name] = config.pair
-            weighted.setdefault(config.name, []).append((source, config.weight))
-        for name, members in weighted.items():
-            self.items[name] = [sample for source, _ in members for sample in source.samples]
-            sizes = [len(source.samples) for source, _ in members]
-            self.batch_size[name] = recipe.batch_size(name)
-            run = self.batch_size[name] if recipe.data.batches == "by_source" else 1
-            weights = [weight for _, weight in members]
-            self.order[name] = Order(sizes, weights, [self.seed, _number(name), ORDER], run)
 
-    def __getitem__(self, step: int) -> list[Batch]:
-        return [self._batch(name, step) for name in self.pairs]
-
-    def _batch(self, name: str, step: int) -> Batch:
-        size = self.batch_size[name]
+    def batch(
+        self,
+        name: str,
+        items: Sequence[tuple[Iterator[Sample], np.random.Generator]],
+        another: Callable[[np.random.Generator], Sample],
+        total: int,
+        seed: int,
+        keep_loaded: bool = True,
+    ) -> Batch:
+        """
+        Args:
+            name: of the pair.
+            items: for each place in the batch the candidates, of which the first that can be decoded is taken, and the
+                generator of all chance in it.
+            another: draws a further sample of the pair, for augmentations that take two.
+            total: number of items that ``broken_limit`` is a share of.
+            seed: of what is hidden.
+            keep_loaded: decoded sounds are kept for the next epoch, as far as there is room.
+        """
         replaced: list[str] = []
-        drawn = [self._item(name, position, replaced) for position in range(step * size, (step + 1) * size)]
+        self._keep = keep_loaded
+        drawn = [self._item(name, candidates, rng, another, total, replaced) for candidates, rng in items]
         captions = [text for _, text, _ in drawn]
         batch: Batch = {
             "pair": name,
             "keys": [item["key"] for item, _, _ in drawn],
             "captions": captions,
-            "group": groups([item for item, _, _ in drawn], captions),
+            "names": [names_of(item, text) for item, text, _ in drawn],
             "replaced": replaced,
         }
         for modality in self.pairs[name]:
             samples = [media[modality] for _, _, media in drawn]
             augment, decoder = self.augments.get(modality), self.decoders[modality]
             batch[modality] = augment.collate(samples, decoder) if augment else decoder.collate(samples)
-        self._hide(batch, self.pairs[name], torch.Generator().manual_seed(_seed(self.seed, _number(name), HIDE, step)))
+        self._hide(batch, self.pairs[name], torch.Generator().manual_seed(seed))
         return batch
 
-    def _item(self, name: str, position: int, replaced: list[str]) -> tuple[Sample, str, dict[str, Any]]:
-        """The sample at a position, its caption and its decoded media; a broken one is replaced by the next."""
-        rng = np.random.default_rng([self.seed, _number(name), VARY, position])
-        while True:
-            item = self.items[name][self.order[name][position]]
+    def _item(
+        self,
+        name: str,
+        candidates: Iterator[Sample],
+        rng: np.random.Generator,
+        another: Callable[[np.random.Generator], Sample],
+        total: int,
+        replaced: list[str],
+    ) -> tuple[Sample, str, dict[str, Any]]:
+        """The first candidate that can be decoded, its caption and its media."""
+        for item in candidates:
             try:
-                return self._decode(name, item, rng)
+                return self._decode(name, item, rng, partial(self._another, name, another, total))
             except RottenDataError:
                 raise
             except UserError as error:
-                self._note(name, item, error)
+                self._note(name, item, error, total)
                 replaced.append(item["key"])
-            position += 1
+        raise RottenDataError(f"{name}: no item is left to take the place of {replaced[-1]}")
 
-    def _decode(self, name: str, item: Sample, rng: np.random.Generator) -> tuple[Sample, str, dict[str, Any]]:
+    def _decode(
+        self, name: str, item: Sample, rng: np.random.Generator, another: Callable[..., tuple[Any, str]]
+    ) -> tuple[Sample, str, dict[str, Any]]:
         caption = text = self._caption(name, item, rng)
         media: dict[str, Any] = {}
         for modality in self.pairs[name]:
@@ -210,9 +134,8 @@ class Steps(Dataset[list[Batch]]):
             if augment is None:
                 media[modality] = decoder.decode(item[modality])
             else:
-                another = partial(self._another, name, modality, rng)
                 loaded = self._load(modality, item)
-                media[modality], text = augment.vary(loaded, text, decoder, rng, another)
+                media[modality], text = augment.vary(loaded, text, decoder, rng, partial(another, modality, rng))
         if "text" in self.pairs[name]:
             media["text"] = self.decoders["text"].decode(text)
         if text != caption:
@@ -220,15 +143,21 @@ class Steps(Dataset[list[Batch]]):
             item = {**item, "label": None, "captions": []}
         return item, text, media
 
-    def _another(self, name: str, modality: str, rng: np.random.Generator) -> tuple[Any, str]:
+    def _another(
+        self,
+        name: str,
+        draw: Callable[[np.random.Generator], Sample],
+        total: int,
+        modality: str,
+        rng: np.random.Generator,
+    ) -> tuple[Any, str]:
         """A random item of the pair for an augmentation that takes two: what it loads, and a caption."""
-        items = self.items[name]
         while True:
-            item = items[int(rng.integers(len(items)))]
+            item = draw(rng)
             try:
                 return self._load(modality, item), self._caption(name, item, rng)
             except UserError as error:
-                self._note(name, item, error)
+                self._note(name, item, error, total)
 
     def _load(self, modality: str, item: Sample) -> Any:
         """What the augmentation starts from. Tensors (sounds) are kept while there is room: decoding Vorbis takes a
@@ -237,7 +166,7 @@ class Steps(Dataset[list[Batch]]):
         if cached is not None:
             return cached
         loaded = self.augments[modality].load(item[modality], self.decoders[modality])
-        if isinstance(loaded, Tensor) and loaded.nbytes <= self._room:
+        if self._keep and isinstance(loaded, Tensor) and loaded.nbytes <= self._room:
             self._room -= loaded.nbytes
             self._cache[modality, id(item)] = loaded
         return loaded
@@ -249,9 +178,9 @@ class Steps(Dataset[list[Batch]]):
             choices = [*choices, *(template.format(item["label"]) for template in templates)]
         return choices[int(rng.integers(len(choices)))] if choices else ""
 
-    def _note(self, name: str, item: Sample, error: UserError) -> None:
+    def _note(self, name: str, item: Sample, error: UserError, total: int) -> None:
         """Name a broken item once; too many stop the run."""
-        broken, total = self.broken.setdefault(name, set()), len(self.items[name])
+        broken = self.broken.setdefault(name, set())
         where = f"{item['source']}: {item['key']}"
         if where in broken:
             return
@@ -280,13 +209,19 @@ class Steps(Dataset[list[Batch]]):
                 batch.setdefault("masks", {})[modality] = draw_masks(rates, lengths, generator, starts)
 
 
-def groups(items: Sequence[Sample], captions: Sequence[str]) -> Tensor:
+def names_of(item: Sample, caption: str) -> list[str]:
+    """What an item is called: its caption as drawn, its other captions, its label; letters in one case."""
+    captions = [f"caption {text.lower()}" for text in (caption, *item["captions"]) if text]
+    return sorted({*captions, *([f"label {item['label'].lower()}"] if item["label"] else [])})
+
+
+def groups(names: Sequence[Sequence[str]]) -> Tensor:
     """(B,) int64: equal numbers for items that describe each other and must not be each other's negatives.
 
-    Two items belong together when they share a label or a caption, drawn or not, in any case of letters, or when both
-    belong with a third. So equal texts always carry equal numbers.
+    Two items belong together when they share a name (`names_of`), or when both belong with a third. So equal texts
+    always carry equal numbers.
     """
-    parent = list(range(len(items)))
+    parent = list(range(len(names)))
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -294,32 +229,45 @@ def groups(items: Sequence[Sample], captions: Sequence[str]) -> Tensor:
             i = parent[i]
         return i
 
-    first: dict[tuple[str, str], int] = {}
-    for i, (item, caption) in enumerate(zip(items, captions, strict=True)):
-        names = {("caption", text.lower()) for text in (caption, *item["captions"]) if text}
-        if item["label"]:
-            names.add(("label", item["label"].lower()))
-        for name in names:
+    first: dict[str, int] = {}
+    for i, own in enumerate(names):
+        for name in own:
             parent[root(i)] = root(first.setdefault(name, i))
-    return torch.tensor([root(i) for i in range(len(items))])
+    return torch.tensor([root(i) for i in range(len(names))])
 
 
-def loader(steps: Steps, start: int, stop: int, workers: int = 1) -> Iterator[list[Batch]]:
-    """The batches of the steps ``start`` to ``stop`` - 1, made ahead in ``workers`` processes (0 = on demand)."""
-    batches = DataLoader(
-        steps,
-        batch_size=None,
-        sampler=range(start, stop),
-        num_workers=workers,
-        # Its own generator: the loader draws a seed for its workers, and would move the run's generator.
-        generator=torch.Generator(),
-        pin_memory=torch.cuda.is_available(),
-    )
-    try:
-        yield from batches
-    except UserError as error:
-        # torch puts a worker's traceback in front of the message, which is its last line.
-        raise UserError(re.sub(r"^[\w.]+Error: ", "", str(error).strip().splitlines()[-1])) from error
+def split(batch: Mapping[str, Any], parts: int, take: Mapping[str, Callable[..., dict[str, Tensor]]]) -> list[Batch]:
+    """A batch in parts of equal size, as far as that goes.
+
+    Args:
+        batch: as `Maker.batch` gives it.
+        parts: how many, at most one per item.
+        take: for each modality present: (input, rows) -> the input of these rows.
+    """
+    count = len(batch["keys"])
+    pieces = []
+    for rows in torch.arange(count).chunk(parts):
+        first, stop = int(rows[0]), int(rows[-1]) + 1
+        piece: Batch = {key: take[key](batch[key], rows.to(_device(batch[key]))) for key in take}
+        piece |= {name: batch[name][first:stop] for name in ("keys", "captions", "names")}
+        if "drop" in batch:
+            piece["drop"] = {key: _cut(keep[first:stop]) for key, keep in batch["drop"].items()}
+        if "masks" in batch:
+            piece["masks"] = {
+                key: {name: (_cut(keep[first:stop]), masked[first:stop]) for name, (keep, masked) in passes.items()}
+                for key, passes in batch["masks"].items()
+            }
+        pieces.append(piece)
+    return pieces
+
+
+def _device(inputs: Mapping[str, Tensor]) -> torch.device:
+    return next(iter(inputs.values())).device
+
+
+def _cut(keep: Tensor) -> Tensor:
+    """Without the columns that are padding in every row."""
+    return keep[:, : int((keep >= 0).sum(1).amax())]
 
 
 def whole(source: Source, decoders: Mapping[str, Any], batch_size: int) -> Iterator[Batch]:
@@ -343,11 +291,3 @@ def whole(source: Source, decoders: Mapping[str, Any], batch_size: int) -> Itera
                 "captions": [item["captions"] for item in items],
                 "labels": [item["label"] for item in items],
             }
-
-
-def _number(name: str) -> int:
-    return zlib.crc32(name.encode())
-
-
-def _seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

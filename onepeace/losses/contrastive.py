@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from .matching import matching
 
 
 def contrastive(
@@ -12,33 +13,32 @@ def contrastive(
     groups: Tensor | None = None,
     label_smoothing: float = 0.0,
     detach_keys: bool = False,
+    keys: tuple[Tensor, Tensor] | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Symmetric InfoNCE: a row of ``a`` must find its pair in ``b`` among all rows of the batch, and the other way.
 
     Args:
         a, b: (B, E) unit vectors, row i of both belongs together.
         scale: factor on the cosines, the model's temperature.
-        groups: (B,) int64; rows of equal group are positives of each other (equal captions, equal class), each with an
-            equal share of the target. None: only the pair itself.
-        label_smoothing: mass spread evenly over the B - 1 other rows (fairseq's form, as released).
+        groups: (N,) int64, one for each row that is searched; rows of equal group are positives of each other (equal
+            captions, equal class), each with an equal share of the target. None: only the pair itself.
+        label_smoothing: mass spread evenly over the N - 1 other rows (fairseq's form, as released).
         detach_keys: no gradient through the side that is searched (released code): half the gradient of the loss.
+        keys: (N, E) each, the ``a`` and ``b`` of all processes where the batch is spread over several; with gradient,
+            unless it is to be detached. None: a and b themselves.
+        first: the row of ``keys`` where this process's own begin.
 
     Returns:
-        Scalar mean over rows and both directions, float32.
+        Scalar mean over the rows of ``a`` and both directions, float32. The mean over processes of equal B is the loss
+        of the whole batch.
     """
     if a.shape != b.shape or a.ndim != 2:
         raise ValueError(f"a {tuple(a.shape)} and b {tuple(b.shape)} must both be (B, E)")
-    a, b = a.float(), b.float()
-    count = len(a)
-    if groups is None:
-        target = torch.eye(count, device=a.device)
-    else:
-        same = (groups[:, None] == groups[None, :]).float()
-        target = same / same.sum(1, keepdim=True)
-    if label_smoothing:
-        # (1 - e) on the target and e / (B - 1) on each of the others, for any number of positives.
-        target = target * (1 - label_smoothing) + (1 - target) * label_smoothing / max(count - 1, 1)
-    key_a, key_b = (a.detach(), b.detach()) if detach_keys else (a, b)
-    forward = F.cross_entropy(scale * a @ key_b.T, target)
-    backward = F.cross_entropy(scale * b @ key_a.T, target)
-    return (forward + backward) / 2
+    key_a, key_b = (a, b) if keys is None else keys
+    if detach_keys:
+        key_a, key_b = key_a.detach(), key_b.detach()
+    targets = torch.arange(first, first + len(a), device=a.device)
+    forward = matching(a, key_b, scale, targets, groups, label_smoothing)
+    backward = matching(b, key_a, scale, targets, groups, label_smoothing)
+    return (forward + backward) / (2 * max(len(a), 1))

@@ -1,40 +1,56 @@
 """Denoising contrastive loss (paper: intra-modal denoising contrastive learning). Next file: train/objective.py."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .matching import matching
 
-def denoising(
-    student: Tensor,
-    teacher: Tensor,
-    masked: Tensor,
-    padding_mask: Tensor | None = None,
-    scale: float = 2.5,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """A hidden token must find its own teacher feature among those of all real tokens of the batch, hidden or not.
+
+def hidden_tokens(
+    student: Tensor, teacher: Tensor, masked: Tensor, padding_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and targets of `denoising`, from one or more items.
 
     Args:
         student, teacher: (B, L, D) without CLS: predictions for every position, and the features of the same input
             seen whole. The teacher is a target: no gradient flows into it.
         masked: (B, L) bool, True where the student did not see the token.
         padding_mask: (B, L) bool, True = padding: neither query nor candidate. None: nothing is.
-        scale, label_smoothing: factor on the cosines; mass spread evenly over the wrong candidates.
 
     Returns:
-        Scalar mean over the hidden tokens; 0, still attached to the graph, if nothing is hidden.
+        (M, D) predictions of the M hidden tokens, (N, D) teacher features of all N real tokens, and (M,) int64, the
+        place of each hidden token among them.
     """
     if student.shape != teacher.shape or masked.shape != student.shape[:2]:
         shapes = f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and masked {tuple(masked.shape)}"
         raise ValueError(f"{shapes} must share (B, L), and the first two D")
-    real = ~padding_mask if padding_mask is not None else masked.new_ones(masked.shape)
-    queries = F.normalize(student[masked & real].float(), dim=-1)  # (M, D)
-    keys = F.normalize(teacher.detach()[real].float(), dim=-1)  # (N, D)
-    if len(queries) == 0:
-        # One-word captions can leave a batch with nothing hidden; a mean over nothing is NaN, and a constant would
-        # leave this process out of a backward pass that others wait in.
-        return student.sum() * 0.0
-    targets = masked[real].nonzero().squeeze(1)
-    # torch smooths over all N candidates, the released code over the N - 1 wrong ones.
-    smoothing = label_smoothing * len(keys) / max(len(keys) - 1, 1)
-    return F.cross_entropy(scale * queries @ keys.T, targets, label_smoothing=smoothing)
+    real = torch.ones_like(masked) if padding_mask is None else ~padding_mask
+    return student[masked & real], teacher.detach()[real], masked[real].nonzero().squeeze(1)
+
+
+def denoising(
+    queries: Tensor,
+    keys: Tensor,
+    targets: Tensor,
+    scale: float = 2.5,
+    label_smoothing: float = 0.0,
+    count: Tensor | float | None = None,
+) -> Tensor:
+    """A hidden token must find its own teacher feature among those of all real tokens of the batch, hidden or not.
+
+    Args:
+        queries, keys, targets: (M, D), (N, D) and (M,) as `hidden_tokens` gives them.
+        scale, label_smoothing: factor on the cosines; mass spread evenly over the wrong candidates.
+        count: what the sum over queries is divided by; None: M.
+
+    Returns:
+        Scalar mean over the hidden tokens, float32; 0, still attached to the graph, if nothing is hidden: one-word
+        captions can leave a batch so, and a constant would leave this process out of a backward pass others wait in.
+    """
+    total = matching(_unit(queries), _unit(keys.detach()), scale, targets, None, label_smoothing)
+    return total / (max(len(queries), 1) if count is None else count)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.float(), dim=-1)

@@ -5,7 +5,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def distillation(student: Tensor, teacher: Tensor, scale: float = 10.0) -> Tensor:
+def distillation(
+    student: Tensor, teacher: Tensor, scale: float = 10.0, keys: Tensor | None = None, count: float | None = None
+) -> Tensor:
     """Cosine distance, plus the cross entropy of in-batch similarities under the teacher's own.
 
     The second term asks that our vector be as close to each teacher vector of the batch as the teacher finds them to
@@ -15,14 +17,19 @@ def distillation(student: Tensor, teacher: Tensor, scale: float = 10.0) -> Tenso
         student: (B, F), our features mapped to the teacher's width.
         teacher: (B, F), its features of the same items; a target, no gradient flows into it.
         scale: factor on the cosines of the second term.
+        keys: (N, F), its features of the whole batch where this is a part of one. None: ``teacher``.
+        count: what the sum over items is divided by. None: B.
 
     Returns:
-        Scalar mean over the batch, float32.
+        Scalar mean over the items, float32; 0, still attached to the graph, of no items.
     """
     if student.shape != teacher.shape:
         raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must be equal")
     ours = F.normalize(student.float(), dim=-1)
     theirs = F.normalize(teacher.detach().float(), dim=-1)
-    target = (scale * theirs @ theirs.T).softmax(dim=-1)
-    relation = torch.sum(-target * F.log_softmax(scale * ours @ theirs.T, dim=-1), dim=-1)
-    return (1 - (ours * theirs).sum(-1)).mean() + relation.mean()
+    all_theirs = theirs if keys is None else F.normalize(keys.detach().float(), dim=-1)
+    with torch.autocast(ours.device.type, enabled=False):
+        target = (scale * theirs @ all_theirs.T).softmax(dim=-1)
+        relation = torch.sum(-target * F.log_softmax(scale * ours @ all_theirs.T, dim=-1), dim=-1)
+        total = (1 - (ours * theirs).sum(-1) + relation).sum()
+    return total / (max(len(ours), 1) if count is None else count)

@@ -28,6 +28,16 @@ class Stem(NamedTuple):
     grid: tuple[int, ...]
     kinds: Tensor | None = None
 
+    def take(self, rows: Tensor) -> "Stem":
+        """These items alone, without the padding that none of them needs."""
+        tokens, mask, grid = self.tokens[rows], None, self.grid
+        if self.padding_mask is not None:
+            # Only sequences are ever padded, and their grid is their length.
+            mask = self.padding_mask[rows]
+            longest = int((~mask).sum(1).amax())
+            tokens, mask, grid = tokens[:, :longest], no_padding(mask[:, :longest]), (longest,)
+        return Stem(tokens, mask, grid, None if self.kinds is None else self.kinds[rows])
+
 
 @dataclass(frozen=True)
 class TokenSequence:

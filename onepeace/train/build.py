@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,21 @@ import torch
 from torch import Tensor
 
 from onepeace.config import SIZES, Config, ModelConfig, Options, build, merge, read_config, to_plain
-from onepeace.data.shards import Source
+from onepeace.data.batches import Lengths
+from onepeace.data.shards import Sample, Source, expand, read_source
+from onepeace.data.steps import Places, Steps, Streams
+from onepeace.data.streams import first_samples
 from onepeace.errors import UserError
 from onepeace.media import DECODERS
 from onepeace.model import OnePeace
+from onepeace.train import parallel
 from onepeace.train.recipe import Recipe
 from onepeace.train.teachers import cached_features
 
 log = logging.getLogger(__name__)
+
+FIRST = 20_000
+"""Samples of each stream whose captions make the vocabulary."""
 
 # Fields of a recipe's ``model`` that are not ModelConfig's.
 _START = ("size", "from", "modalities", "copy")
@@ -60,8 +67,38 @@ def make_config(recipe: Recipe) -> Config:
     return Config(build(ModelConfig, content, "the recipe's model"), {key: settings.get(key, {}) for key in keys})
 
 
-def make_tokenizer(recipe: Recipe, sources: Sequence[Source], path: Path) -> None:
-    """Write the run's tokenizer.json: the starting model's, a file's, or trained on the captions of the sources."""
+class Data:
+    """What a recipe reads: sources in memory, or none of them where it streams."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        config = recipe.data
+        self.sources = [] if config.stream else [read_source(s.shards, s.pair, config.root) for s in config.train]
+
+    def captions(self) -> set[str]:
+        """Every caption the sources can give; of streams, those of the first samples of each."""
+        if not self.recipe.data.stream:
+            return {text for source in self.sources for text in source_captions(self.recipe, source.samples)}
+        found: set[str] = set()
+        for source in self.recipe.data.train:
+            shards = expand(source.shards, self.recipe.data.root, self.recipe.data.allow_pipe)
+            samples = first_samples(shards, source.pair, FIRST, self.recipe.data.broken_limit)
+            found.update(source_captions(self.recipe, list(samples)))
+        return found
+
+    def steps(
+        self, decoders: Mapping[str, Any], lengths: Mapping[str, Lengths], places: Mapping[str, Any] | None, first: int
+    ) -> tuple[Steps | Streams, Places | None]:
+        """This process's batches from step ``first`` on, and where its streams stand: at ``places``, if given."""
+        at = parallel.rank(), parallel.ranks()
+        if not self.recipe.data.stream:
+            return Steps(self.recipe, self.sources, decoders, lengths, *at), None
+        streams = Streams(self.recipe, decoders, lengths, *at, Places.read(places) if places else None, first)
+        return streams, streams.places
+
+
+def make_tokenizer(recipe: Recipe, captions: Callable[[], set[str]], path: Path) -> None:
+    """Write the run's tokenizer.json: the starting model's, a file's, or trained on the captions."""
     from onepeace.media import tokenizer
 
     if path.exists():
@@ -75,17 +112,16 @@ def make_tokenizer(recipe: Recipe, sources: Sequence[Source], path: Path) -> Non
     elif wanted.get("name") == "clip":
         made = tokenizer.from_open_clip()
     else:
-        captions = sorted({text for source in sources for text in source_captions(recipe, source)})
-        made = tokenizer.train_bpe(captions, wanted.get("vocab_size", 8000))
+        made = tokenizer.train_bpe(sorted(captions()), wanted.get("vocab_size", 8000))
     path.parent.mkdir(parents=True, exist_ok=True)
     made.save(str(path))
 
 
-def source_captions(recipe: Recipe, source: Source) -> list[str]:
-    """Every caption a source can give, class templates filled in."""
+def source_captions(recipe: Recipe, samples: Sequence[Sample]) -> list[str]:
+    """Every caption the samples can give, class templates filled in."""
     templates = [template for group in recipe.data.templates.values() for template in group]
-    texts = [text for sample in source.samples for text in sample["captions"]]
-    labels = {sample["label"] for sample in source.samples if sample["label"]}
+    texts = [text for sample in samples for text in sample["captions"]]
+    labels = {sample["label"] for sample in samples if sample["label"]}
     return texts + [template.format(label) for label in sorted(labels) for template in templates]
 
 
@@ -134,10 +170,12 @@ def make_teachers(recipe: Recipe, sources: Sequence[Source], decoders: Mapping[s
     for term, options in recipe.objective.items():
         if not term.startswith("distillation/"):
             continue
+        if recipe.data.stream:
+            raise UserError(f"objective.{term} asks its teacher once, of items in memory; set data.stream=false")
         key = term.partition("/")[2]
         path = Path(os.path.expandvars(options.get("cache", f"{recipe.run.out}/teacher-{key}.safetensors")))
         if key == "text":
-            names = sorted({text for source in sources for text in source_captions(recipe, source)})
+            names = sorted({text for source in sources for text in source_captions(recipe, source.samples)})
             items: dict[str, Any] = {name: name for name in names}
         else:
             items = {sample["key"]: sample[key] for source in sources for sample in source.samples if key in sample}

@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,9 @@ from onepeace.errors import UserError
 
 log = logging.getLogger(__name__)
 
-NAME = re.compile(r"step-(\d+)\.safetensors")
+NAME = re.compile(r"step-(\d+)(\.safetensors)?")
+ABOUT = "state.json"
+"""What is not a tensor, of a checkpoint in shares (state.py)."""
 FORMAT = "1"
 
 
@@ -70,16 +73,14 @@ def save(
     ema: Mapping[str, Tensor] | None = None,
     extra: Mapping[str, Any] | None = None,
     score: float | None = None,
-    keep: int = 2,
 ) -> Path:
-    """Write ``folder/step-N.safetensors`` and the state of the global generators; then remove what is too old.
+    """Write ``folder/step-N.safetensors`` and the state of the global generators.
 
     Args:
         folder: the run's; made if missing.
         step: number of updates done.
         model, optimizer, ema: state dicts.
         recipe, extra, score: see `Checkpoint`.
-        keep: the newest so many stay, and the one with the best score.
 
     Raises:
         OSError: the disk is full or not writable; the files from before are untouched.
@@ -122,14 +123,13 @@ def save(
     try:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, temporary, metadata=metadata)
-        _to_disk(temporary)
+        to_disk(temporary)
         os.replace(temporary, path)
-        _to_disk(folder)
+        to_disk(folder)
     except SafetensorError as error:
         raise OSError(f"{path}: cannot be written ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
-    _prune(folder, keep)
     return path
 
 
@@ -138,6 +138,8 @@ def load(path: str | Path) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
+    if path.is_dir():
+        return _load_about(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["onepeace"])
@@ -168,6 +170,16 @@ def load(path: str | Path) -> Checkpoint:
     )
 
 
+def _load_about(path: Path) -> Checkpoint:
+    """Of a checkpoint in shares all but the tensors, which each process reads for itself."""
+    try:
+        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        fields = {name: about[name] for name in ("step", "recipe", "extra", "score")}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a complete checkpoint ({error})") from error
+    return Checkpoint(path=path, model={}, optimizer={}, ema={}, generators={}, **fields)
+
+
 def newest(folder: str | Path) -> Checkpoint | None:
     """The last checkpoint of a run that can be read, with a warning for each that cannot; None if there is none."""
     for path in reversed(files(folder)):
@@ -196,24 +208,28 @@ def _score(path: Path) -> float | None:
     from safetensors import SafetensorError, safe_open
 
     try:
+        if path.is_dir():
+            return load(path).score
         with safe_open(path, framework="pt") as file:
             return json.loads(file.metadata()["onepeace"])["score"]
-    except (SafetensorError, OSError, TypeError, KeyError, ValueError):
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError, UserError):
         return None
 
 
-def _prune(folder: Path, keep: int) -> None:
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints and the one with the best score."""
     stay = {*files(folder)[-keep:], best(folder)}
     for path in files(folder):
         if path not in stay:
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

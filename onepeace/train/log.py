@@ -1,14 +1,24 @@
 """What a run says: one line per interval for a person on stderr, the same numbers as JSON lines in its folder."""
 
+import contextlib
 import json
 import os
+import platform
+import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from onepeace import __version__
+from onepeace.config import to_plain
+from onepeace.errors import need
+from onepeace.train.parallel import mean, ranks
 
 FILE = "log.jsonl"
 LEADING = ("loss", "lr", "items_per_second")
@@ -27,10 +37,13 @@ class Averages:
             self._values.setdefault(name, []).append(torch.as_tensor(value).detach())
 
     def take(self) -> dict[str, float]:
-        """The mean of each name, and a fresh start."""
-        means = {name: torch.stack(values).double().mean().item() for name, values in self._values.items()}
+        """The mean of each name, over processes too, and a fresh start."""
+        if not self._values:
+            return {}
+        means = mean(torch.stack([torch.stack(values).double().mean() for values in self._values.values()]))
+        names = list(self._values)
         self._values.clear()
-        return means
+        return dict(zip(names, means.tolist(), strict=True))
 
 
 class Log:
@@ -41,10 +54,20 @@ class Log:
         step: where the run begins. Lines after it, from a run that was cut off later than its last checkpoint, are
             removed, and so is a half-written last line.
         steps: length of the run, for the line's "step 400/2000".
+        trackers: names in TRACKERS of what gets the numbers too.
+        recipe: the run's, for the trackers.
     """
 
-    def __init__(self, folder: str | Path, step: int = 0, steps: int | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        step: int = 0,
+        steps: int | None = None,
+        trackers: Sequence[str] = (),
+        recipe: Any = None,
+    ):
         self.path = Path(folder) / FILE
+        self.trackers = [TRACKERS[name](Path(folder), recipe) for name in trackers]
         self.steps = steps
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_log(self.path) if line["step"] <= step] if self.path.exists() and step else []
@@ -56,7 +79,63 @@ class Log:
         """One record, flushed: {"step": ..., **values}. Numbers are printed, nested values only stored."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+        for track in self.trackers:
+            track(step, {name: value for name, value in values.items() if isinstance(value, int | float)})
         print(human(step, self.steps, values), file=sys.stderr, flush=True)
+
+
+def _tensorboard(folder: Path, recipe: Any) -> Callable[[int, dict[str, float]], None]:
+    """Event files in ``folder/tensorboard``."""
+    need("tensorboard", "track")
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def track(step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return track
+
+
+def _wandb(folder: Path, recipe: Any) -> Callable[[int, dict[str, float]], None]:
+    """A run of Weights & Biases named as the folder; WANDB_MODE=offline keeps it in ``folder/wandb``."""
+    wandb = need("wandb", "track")
+    name = folder.resolve().name
+    run = wandb.init(project="onepeace", name=name, id=name, dir=str(folder), resume="allow", config=to_plain(recipe))
+    return lambda step, values: run.log(values, step=step)
+
+
+TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb}
+
+
+def describe_run(folder: Path) -> None:
+    """Add to ``folder/environment.jsonl`` how this start of the run was made: versions, machine, code, command."""
+    here = Path(__file__).resolve().parent
+    git = partial(subprocess.run, cwd=here, capture_output=True, text=True, check=False)
+    commit = changed = None
+    with contextlib.suppress(OSError):
+        # Only of a checkout of this project, not of a repository that an installation happens to lie in.
+        if git(["git", "ls-files", "--error-unmatch", __file__]).returncode == 0:
+            commit = git(["git", "rev-parse", "HEAD"]).stdout.strip()
+            changed = bool(git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip())
+    about = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "onepeace": __version__,
+        "commit": commit,
+        "changed": changed,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.platform(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": ranks(),
+        "command": sys.argv,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "environment.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(about) + "\n")
 
 
 def human(step: int, steps: int | None, values: Mapping[str, Any]) -> str:

@@ -5,8 +5,11 @@ that was killed goes on as if it had not been. Read recipe.py for what can be se
 """
 
 import logging
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +17,18 @@ import torch
 from torch import Tensor
 
 from onepeace.config import write_config
-from onepeace.data.batches import Steps, loader
-from onepeace.data.shards import read_source
-from onepeace.device import bfloat16_is_fast, choose_device
+from onepeace.data.batches import Batch
+from onepeace.data.steps import loader
+from onepeace.device import bfloat16_is_fast, choose_device, peak_memory
 from onepeace.errors import UserError
 from onepeace.hub import weights
 from onepeace.model import OnePeace
-from onepeace.train import build, checkpoint
-from onepeace.train.log import Averages, Log
+from onepeace.train import build, checkpoint, parallel
+from onepeace.train.log import Averages, Log, describe_run
 from onepeace.train.objective import Objective
 from onepeace.train.optim import freeze, learning_rate, make_optimizer, set_learning_rate
 from onepeace.train.recipe import Recipe, to_yaml
+from onepeace.train.state import State
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +36,7 @@ Evaluate = Callable[[OnePeace, dict[str, Any]], dict[str, float]]
 
 
 def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None = None) -> Path:
-    """Run a recipe to its end, from its last checkpoint if there is one.
+    """Run a recipe to its end, from its last checkpoint if there is one; one of the processes if torchrun started it.
 
     Args:
         recipe: what to do.
@@ -41,120 +45,193 @@ def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None 
 
     Returns:
         The folder of the trained model (config.yaml, model.safetensors, tokenizer.json, MODEL_CARD.md), or of the run
-        if it was stopped.
+        if it was stopped. SIGTERM stops it after a checkpoint.
 
     Raises:
-        UserError: data, recipe or checkpoint that do not fit together; a loss that is not finite.
+        UserError: data, recipe or checkpoint that do not fit together; gradients that stay infinite.
     """
-    out = Path(recipe.run.out)
-    sources = [read_source(s.shards, s.pair, recipe.data.root) for s in recipe.data.train]
+    with parallel.group(choose_device()) as device, _sigterm() as asked_to_stop:
+        return _train(recipe, evaluate, stop_at, device, asked_to_stop)
+
+
+def _train(
+    recipe: Recipe,
+    evaluate: Evaluate | None,
+    stop_at: int | None,
+    device: torch.device,
+    asked_to_stop: Callable[[], bool],
+) -> Path:
+    out, run, main = Path(recipe.run.out), recipe.run, parallel.rank() == 0
+    data = build.Data(recipe)
     config = build.make_config(recipe)
-    if "text" in config.model.adapters:
-        build.make_tokenizer(recipe, sources, out / "tokenizer.json")
+    if "text" in config.model.adapters and main:
+        build.make_tokenizer(recipe, data.captions, out / "tokenizer.json")
+    parallel.wait()
     decoders = build.make_decoders(config, out)
-    device = choose_device()
     model = build.make_model(recipe, config)
-    objective = Objective(model, recipe.objective, build.make_teachers(recipe, sources, decoders)).to(device)
+    teachers = build.make_teachers(recipe, data.sources, decoders)
+    objective = Objective(model, recipe.objective, teachers, run.accumulate, run.max_padding).to(device)
     if recipe.freeze:
         freeze(model, recipe.freeze)
+    if run.checkpoint_activations:
+        parallel.checkpoint_activations(model.blocks)
+    if run.compile:
+        for block in model.blocks:
+            block.compile()
+    use_bfloat16 = {"float32": False, "bfloat16": True}.get(run.precision, bfloat16_is_fast(device))
+    spread = parallel.spread(objective, model.blocks, run.parallel)
     optimizer = make_optimizer(model, recipe.optim)
     if len(objective.teacher_heads):
         heads = list(objective.teacher_heads.named_parameters())
         optimizer.add_param_group({"params": heads, "lr_scale": 1.0, "weight_decay": 0.0})
-    average = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and recipe.run.ema}
-    use_bfloat16 = {"float32": False, "bfloat16": True}.get(recipe.run.precision, bfloat16_is_fast(device))
-    steps = Steps(recipe, sources, decoders, {key: a.token_lengths for key, a in model.adapters.items()})
+    average = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and run.ema}
 
-    start = 0
-    resolved = to_yaml(recipe)
+    state = State(objective, optimizer, average, sharded=parallel.ranks() > 1 and run.parallel == "fsdp")
+    resolved, start, places = to_yaml(recipe), 0, None
     if (saved := checkpoint.newest(out)) is not None:
-        _check_same(saved, resolved, out)
-        objective.load_state_dict(saved.model)
-        optimizer.load_state_dict(saved.optimizer)
-        average = {name: tensor.to(device) for name, tensor in saved.ema.items()}
-        saved.restore_generators()
-        start = saved.step
+        _check_same(saved.recipe, resolved, out)
+        state.restore(saved)
+        start, places = saved.step, saved.extra.get("places")
         log.warning("going on from step %d of %s", start, out)
-    else:
-        torch.manual_seed(recipe.seed)
+    elif main:
         out.mkdir(parents=True, exist_ok=True)
         write_config(recipe, out / "recipe.yaml")
+    if main:
+        describe_run(out)
+    parallel.wait()
+    lengths = {key: adapter.token_lengths for key, adapter in model.adapters.items()}
+    steps, places = data.steps(decoders, lengths, places, start)
 
     def save(step: int, score: float | None = None) -> None:
-        state = {"model": objective.state_dict(), "optimizer": optimizer.state_dict(), "ema": average}
-        checkpoint.save(out, step, **state, recipe=resolved, score=score, keep=recipe.run.keep)
+        extra = {"places": places.everywhere(parallel.gather_objects(places.lanes))} if places else {}
+        state.save(out, step, resolved, extra, score, run.keep)
 
     total = recipe.schedule.steps
-    journal, averages = Log(out, start, total), Averages()
+    journal = Log(out, start, total, run.trackers, recipe) if main else None
+    averages, step, skipped = Averages(), start, 0
     objective.train()
     last_log = last_save = time.monotonic()
-    waited, items, step = 0.0, 0, start
-    batches = loader(steps, start, min(total, stop_at or total), recipe.run.workers)
+    waited, items = 0.0, 0
+    workers = places.workers if places and run.workers else run.workers
+    batches = loader(steps, start, min(total, stop_at or total), workers)
     for step in range(start + 1, min(total, stop_at or total) + 1):
         asked = time.monotonic()
-        group = next(batches)
+        group, after = next(batches)
         waited += time.monotonic() - asked
+        # All chance in a step is of the step and the process: nothing else has to be known to go on.
+        torch.manual_seed(recipe.seed + 1_000_003 * step + parallel.rank())
         rate = learning_rate(step - 1, recipe.optim.lr, recipe.schedule)
         set_learning_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)
-        for batch in group:
-            with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
-                found = objective(_to(batch, device))
-            found["loss"].backward()
-            averages.add(found)
-            items += len(batch["keys"])
-        norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), recipe.optim.grad_clip or float("inf"))
-        if not torch.isfinite(norm):
-            raise UserError(f"{out}: the gradient of step {step} is {norm}; lower optim.lr, or run.precision=float32")
-        optimizer.step()
-        if average:
-            build.average_into(average, model, recipe.run.ema or 0.0)
-        averages.add({"grad_norm": norm})
+        losses = []
+        for i, batch in enumerate(group):
+            with parallel.reduced(spread, last=i == len(group) - 1):
+                with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
+                    found = spread(_to(batch, device))
+                found["loss"].backward()
+            losses.append(found)
+            items += len(batch["keys"]) * parallel.ranks()
+        norm = parallel.clip(objective, recipe.optim.grad_clip)
+        if places:
+            places.lanes.update(after)
+        if norm.isfinite():
+            skipped = 0
+            optimizer.step()
+            if average:
+                build.average_into(average, model, run.ema or 0.0)
+            for found in losses:
+                averages.add(found)
+            averages.add({"grad_norm": norm})
+        else:
+            skipped += 1
+            optimizer.zero_grad(set_to_none=True)
+            _name_bad_step(out, step, norm, group, losses, skipped, run.skip)
 
         now = time.monotonic()
-        if step % recipe.run.log_every == 0 or step == total:
+        stopping = parallel.any_of(asked_to_stop())
+        if step % run.log_every == 0 or step == total:
             spent = now - last_log
             speed = {"items_per_second": round(items / spent, 1), "data_wait": round(waited / spent, 3)}
             scale = {} if model.logit_scale is None else {"logit_scale": model.logit_scale.exp().item()}
-            journal.write(step, {**averages.take(), "lr": rate, **speed, **scale})
+            values = {**averages.take(), "lr": rate, **speed, **scale, "peak_gigabytes": peak_memory(device) / 2**30}
+            if journal:
+                journal.write(step, values)
             last_log, waited, items = now, 0.0, 0
         score = None
-        every = recipe.run.eval_every
-        if evaluate and (step == total or (every and step % every == 0)):
-            scores = _scores(evaluate, model, decoders, average)
-            score = sum(scores.values()) / max(len(scores), 1)
-            journal.write(step, {f"valid/{name}": value for name, value in scores.items()})
+        if evaluate and (step == total or (run.eval_every and step % run.eval_every == 0)):
+            full = state.full()
+            scores = _scores(evaluate, config.model, full, decoders) if main else {}
+            score = sum(scores.values()) / max(len(scores), 1) if main else None
+            score = parallel.gather_objects(score)[0]
+            if journal:
+                journal.write(step, {f"valid/{name}": value for name, value in scores.items()})
             last_log = time.monotonic()
-        due = recipe.run.save_every and step % recipe.run.save_every == 0
+        due = run.save_every and step % run.save_every == 0
         # Between the lines of the log, so that a resumed run writes the same ones.
-        quiet = step % recipe.run.log_every == 0
-        late = quiet and recipe.run.save_minutes and now - last_save > 60 * recipe.run.save_minutes
-        if due or late or score is not None or step == total:
+        quiet = step % run.log_every == 0
+        late = quiet and run.save_minutes and now - last_save > 60 * run.save_minutes
+        if due or parallel.any_of(bool(late)) or score is not None or step == total or stopping:
             save(step, score)
             last_save = time.monotonic()
+        if stopping and step < total:
+            log.warning("stopped after step %d; the same command goes on", step)
+            return out
 
     if step < total:
         return out
-    model.load_state_dict(average, strict=False)
-    folder = out / "model"
-    tokenizer = out / "tokenizer.json"
-    card = _card(recipe, step)
-    weights.save(folder, model, config, tokenizer=tokenizer if tokenizer.exists() else None, card=card)
+    full, folder = state.full(), out / "model"
+    if main:
+        tokenizer = out / "tokenizer.json"
+        model = _fresh(config.model, full)
+        card = _card(recipe, step)
+        weights.save(folder, model, config, tokenizer=tokenizer if tokenizer.exists() else None, card=card)
+    parallel.wait()
     return folder
 
 
-def _scores(
-    evaluate: Evaluate, model: OnePeace, decoders: dict[str, Any], average: dict[str, Tensor]
-) -> dict[str, float]:
-    """Scores of the averaged weights, if there are any, else of the model's; the model is as it was after."""
-    own = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if name in average}
-    generator = torch.get_rng_state()
-    model.load_state_dict(average, strict=False)
+@contextmanager
+def _sigterm() -> Iterator[Callable[[], bool]]:
+    """Within the block SIGTERM is only noted; what is yielded tells whether it came."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
     try:
-        return evaluate(model.eval(), decoders)
+        yield came.is_set
     finally:
-        model.load_state_dict(own, strict=False)
-        model.train()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _name_bad_step(
+    out: Path, step: int, norm: Tensor, group: list[Batch], losses: list[dict[str, Tensor]], count: int, limit: int
+) -> None:
+    """Warn of a step that is left out, and stop the run after too many in a row."""
+    bad = [batch for batch, found in zip(group, losses, strict=True) if not found["loss"].isfinite()] or group
+    keys = [key for batch in bad for key in batch["keys"]]
+    named = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+    if count > limit:
+        raise UserError(
+            f"{out}: the gradient of step {step} is {norm.item()}, as of the {limit} steps before; lower optim.lr, or "
+            f"run.precision=float32, or look at the samples {named}"
+        )
+    log.warning("the gradient of step %d is %s: left out; its samples: %s", step, norm.item(), named)
+
+
+def _fresh(config: Any, full: dict[str, Tensor]) -> OnePeace:
+    """A model of these weights for other uses than training."""
+    with torch.device("meta"):
+        model = OnePeace(config)
+    model.load_state_dict(full, assign=True)
+    return model.eval()
+
+
+def _scores(evaluate: Evaluate, config: Any, full: dict[str, Tensor], decoders: dict[str, Any]) -> dict[str, float]:
+    """Scores of these weights; torch's generator is as it was after."""
+    generator = torch.get_rng_state()
+    try:
+        return evaluate(_fresh(config, full), decoders)
+    finally:
         torch.set_rng_state(generator)
 
 
@@ -171,11 +248,11 @@ def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return move(batch)
 
 
-def _check_same(saved: checkpoint.Checkpoint, resolved: str, out: Path) -> None:
+def _check_same(saved: str, resolved: str, out: Path) -> None:
     """A run goes on only under its own recipe; where it lies and how often it speaks may change."""
     import yaml
 
-    old, new = yaml.safe_load(saved.recipe), yaml.safe_load(resolved)
+    old, new = yaml.safe_load(saved), yaml.safe_load(resolved)
     for recipe in (old, new):
         recipe.pop("run")
         recipe["data"].pop("root")

@@ -1,4 +1,4 @@
-"""The objective: a dictionary of named, weighted loss terms over passes that are made once, when a term first asks.
+"""The objective: a dictionary of named, weighted loss terms over the passes of passes.py.
 
 Terms (names in a recipe's ``objective``; after the slash, the modalities concerned):
 
@@ -8,74 +8,29 @@ Terms (names in a recipe's ``objective``; after the slash, the modalities concer
 - ``denoising/image+text``: tokens of all of them hidden, in one joint pass; the teacher is the joint pass seen whole.
 - ``distillation/image``: CLS features drawn towards an outside teacher's (train/teachers.py).
 
-A recipe without denoising terms makes no masked pass and pays for no decoder. Next file: loop.py.
+A term has two halves. The first makes passes over a part of the batch and keeps the few tensors its loss needs; the
+second is the loss over those of the whole batch, of all parts and all processes. So a batch larger than memory has the
+same loss: its parts are computed one after another and once more in the backward pass (gradient caching, as in
+GradCache, arXiv 2101.06983, here by ``torch.utils.checkpoint``). Next file: loop.py.
 """
 
 from collections.abc import Mapping
-from functools import cached_property
 from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from onepeace import losses
+from onepeace.data.batches import groups, split
 from onepeace.errors import UserError
-from onepeace.model import Features, OnePeace, Stem
+from onepeace.model import OnePeace
+from onepeace.train import parallel
+from onepeace.train.passes import Batch, Passes
 
-Batch = Mapping[str, Any]
 TeacherTable = Mapping[str, Any]
-
-
-class Passes:
-    """The passes of one step over one batch, each made at most once.
-
-    Args:
-        model: in training mode.
-        batch: model inputs by modality; ``drop`` and ``masks`` as onepeace/data/batches.py makes them.
-    """
-
-    def __init__(self, model: OnePeace, batch: Batch):
-        self.model, self.batch = model, batch
-        self.keys = [key for key in model.adapters if key in batch]
-        self._alone: dict[str, Features] = {}
-        self._embedding: dict[str, Tensor] = {}
-        self._alone_masked: dict[str, Tensor] = {}
-
-    @cached_property
-    def stems(self) -> dict[str, Stem]:
-        return self.model.stems({key: self.batch[key] for key in self.keys})
-
-    def alone(self, key: str) -> Features:
-        """One modality on its own, seen whole (or what ``drop`` leaves of it)."""
-        if key not in self._alone:
-            keep = {key: self.batch["drop"][key]} if key in self.batch.get("drop", ()) else None
-            self._alone[key] = self.model.encode({key: self.stems[key]}, keep)[key]
-        return self._alone[key]
-
-    def embedding(self, key: str) -> Tensor:
-        """Unit vectors (B, E) of one modality."""
-        if key not in self._embedding:
-            self._embedding[key] = self.model.embed(key, self.alone(key))
-        return self._embedding[key]
-
-    @cached_property
-    def together(self) -> dict[str, Features]:
-        """The joint pass seen whole, a teacher only: no gradient."""
-        with torch.no_grad():
-            return self.model.encode(self.stems)
-
-    def alone_masked(self, key: str) -> Tensor:
-        """Predictions (B, L + 1, D) for one modality on its own with tokens hidden."""
-        if key not in self._alone_masked:
-            keep = {key: self.batch["masks"][key]["alone"][0]}
-            self._alone_masked[key] = self.model.reconstruct({key: self.stems[key]}, keep)[key]
-        return self._alone_masked[key]
-
-    @cached_property
-    def together_masked(self) -> dict[str, Tensor]:
-        """Predictions (B, L_m + 1, D) of the joint pass with tokens of every modality hidden."""
-        return self.model.reconstruct(self.stems, {key: self.batch["masks"][key]["together"][0] for key in self.keys})
+Outputs = dict[str, Tensor]
 
 
 class Objective(nn.Module):
@@ -85,15 +40,25 @@ class Objective(nn.Module):
         model: the model to train.
         terms: name -> {"weight": w, ...options}; see the module's docstring.
         teachers: distillation term -> {"row": {name: row}, "features": (N, F)} as ``cached_features`` gives it.
+        accumulate: number of parts the batch is computed in; activations of one part are held at a time.
+        max_padding: share of padding from which a pass is cut into groups of similar length.
     """
 
-    def __init__(self, model: OnePeace, terms: Mapping[str, Mapping[str, Any]], teachers: Mapping[str, TeacherTable]):
+    def __init__(
+        self,
+        model: OnePeace,
+        terms: Mapping[str, Mapping[str, Any]],
+        teachers: Mapping[str, TeacherTable],
+        accumulate: int = 1,
+        max_padding: float = 0.1,
+    ):
         super().__init__()
         self.model = model
+        self.accumulate, self.max_padding = accumulate, max_padding
         self.kinds = {
-            "contrastive": self._contrastive,
-            "denoising": self._denoising,
-            "distillation": self._distillation,
+            "contrastive": (self._embed, self._contrastive),
+            "denoising": (self._hide, self._denoising),
+            "distillation": (self._imitate, self._distillation),
         }
         self.terms = {name: dict(options) for name, options in terms.items()}
         self.teachers: dict[str, TeacherTable] = {}
@@ -112,67 +77,130 @@ class Objective(nn.Module):
                 self.teacher_heads[name] = nn.Linear(model.config.dim, features.shape[1])
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Every loss of the batch by name, unweighted, and their weighted sum as "loss"."""
-        passes = Passes(self.model, batch)
+        """Every loss of the batch by name, unweighted; their weighted sum as "loss"; "padding", a share of the tokens.
+
+        Over several processes each has its own part of the batch, and the mean over them is the whole batch's loss.
+        """
+        present = [key for key in self.model.adapters if key in batch]
+        terms = {name: options for name, options in self.terms.items() if set(_split(name)[1]) <= set(present)}
+        if not terms:
+            raise UserError(f"no term of the objective ({', '.join(self.terms)}) fits a batch of {present}")
+        if self.accumulate == 1:
+            parts = [self._outputs(terms, batch)]
+        else:
+            pieces = split(batch, self.accumulate, {key: self.model.adapters[key].take for key in present})
+            parts = [checkpoint(self._outputs, terms, piece, use_reentrant=False) for piece in pieces]
+        outputs = _join(parts)
         found: dict[str, Tensor] = {}
-        total = torch.zeros(())
-        for name, options in self.terms.items():
+        total = torch.zeros((), device=outputs["tokens"].device)
+        for name, options in terms.items():
             kind, modalities = _split(name)
-            if not set(modalities) <= set(passes.keys):
-                continue
             options = {**options}
             weight = options.pop("weight", 1.0)
-            for part, loss in self.kinds[kind](name, modalities, passes, options).items():
+            for part, loss in self.kinds[kind][1](name, modalities or present, outputs, batch, options).items():
                 found[part] = loss
-                total = total.to(loss.device) + weight * loss
-        if not found:
-            raise UserError(f"no term of the objective ({', '.join(self.terms)}) fits a batch of {passes.keys}")
-        return {"loss": total, **found}
+                total = total + weight * loss
+        real, computed = outputs["tokens"].view(-1, 2).sum(0)
+        return {"loss": total, **found, "padding": 1 - real / computed}
 
-    def _contrastive(self, name: str, modalities: list[str], passes: Passes, options: dict) -> dict[str, Tensor]:
-        equal_captions = options.pop("equal_captions", False)
-        groups = passes.batch["group"] if equal_captions else None
-        scale = self.model.temperature()
-        return {
-            f"contrastive/{a}+{b}": losses.contrastive(
-                passes.embedding(a), passes.embedding(b), scale, groups=groups, **options
+    def _outputs(self, terms: Mapping[str, Mapping[str, Any]], batch: Batch) -> Outputs:
+        passes = Passes(self.model, batch, self.max_padding)
+        outputs: Outputs = {}
+        for name, options in terms.items():
+            kind, modalities = _split(name)
+            outputs.update(self.kinds[kind][0](name, modalities or passes.keys, passes, options))
+        device = next(iter(outputs.values())).device
+        return {**outputs, "tokens": torch.tensor([passes.real_tokens, passes.all_tokens], device=device)}
+
+    def _embed(self, name: str, modalities: list[str], passes: Passes, options: Mapping[str, Any]) -> Outputs:
+        return {f"embedding/{key}": passes.embedding(key) for key in modalities}
+
+    def _contrastive(
+        self, name: str, modalities: list[str], outputs: Outputs, batch: Batch, options: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        names = None
+        if options.pop("equal_captions", False):
+            everyone = [names for part in parallel.gather_objects(batch["names"]) for names in part]
+            names = groups(everyone).to(outputs["tokens"].device)
+        scale, found = self.model.temperature(), {}
+        for key, other in combinations(modalities, 2):
+            a, b = outputs[f"embedding/{key}"], outputs[f"embedding/{other}"]
+            keys = (parallel.gather(a), parallel.gather(b))
+            first = len(a) * parallel.rank()
+            found[f"contrastive/{key}+{other}"] = losses.contrastive(
+                a, b, scale, names, keys=keys, first=first, **options
             )
-            for a, b in combinations(modalities or passes.keys, 2)
-        }
+        return found
 
-    def _denoising(self, name: str, modalities: list[str], passes: Passes, options: dict) -> dict[str, Tensor]:
+    def _hide(self, name: str, modalities: list[str], passes: Passes, options: Mapping[str, Any]) -> Outputs:
         joint = len(modalities) > 1
-        whole = options.pop("teacher", "together" if joint else "alone")
-        found = {}
+        whole = options.get("teacher", "together" if joint else "alone")
+        outputs: Outputs = {}
         for key in modalities:
             if whole == "alone" and key in passes.batch.get("drop", ()):
                 raise UserError(f"objective.{name} needs {key} seen whole; take data.drop.{key} out")
             teacher = passes.together[key] if whole == "together" else passes.alone(key)
             student = passes.together_masked[key] if joint else passes.alone_masked(key)
             masked = passes.batch["masks"][key]["together" if joint else "alone"][1]
-            padding = teacher.padding_mask
-            found[f"{name}:{key}" if joint else name] = losses.denoising(
-                student[:, 1:],
-                teacher.tokens[:, 1:],
-                masked[:, 1:],
-                None if padding is None else padding[:, 1:],
-                **options,
-            )
+            padding = None if teacher.padding_mask is None else teacher.padding_mask[:, 1:]
+            tokens = losses.hidden_tokens(student[:, 1:], teacher.tokens[:, 1:], masked[:, 1:], padding)
+            part = f"{name}:{key}" if joint else name
+            outputs.update(zip((f"{part} queries", f"{part} keys", f"{part} targets"), tokens, strict=True))
+        return outputs
+
+    def _denoising(
+        self, name: str, modalities: list[str], outputs: Outputs, batch: Batch, options: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        options.pop("teacher", None)
+        everyone = options.pop("keys", "local") == "global"
+        found = {}
+        for part in [f"{name}:{key}" for key in modalities] if len(modalities) > 1 else [name]:
+            queries, keys, targets = (outputs[f"{part} {what}"] for what in ("queries", "keys", "targets"))
+            count = None
+            if everyone:
+                keys, first = parallel.gather_ragged(keys)
+                targets = targets + first
+                count = sum(parallel.gather_objects(len(queries))) / parallel.ranks() or 1
+            found[part] = losses.denoising(queries, keys, targets, count=count, **options)
         return found
 
-    def _distillation(self, name: str, modalities: list[str], passes: Passes, options: dict) -> dict[str, Tensor]:
-        options = {key: value for key, value in options.items() if key not in ("teacher", "by", "cache")}
+    def _imitate(self, name: str, modalities: list[str], passes: Passes, options: Mapping[str, Any]) -> Outputs:
         (key,) = modalities
-        table = self.teachers[name]
-        names = passes.batch[self.terms[name].get("by", "keys")]  # a sample's key, or its caption as drawn
+        row = self.teachers[name]["row"]
         # Items the teacher never saw (two clips mixed, say) take no part.
-        rows = [(i, table["row"][item]) for i, item in enumerate(names) if item in table["row"]]
+        known = [(i, row[item]) for i, item in enumerate(self._names(name, passes.batch)) if item in row]
+        items, rows = torch.tensor(known, dtype=torch.int64).reshape(-1, 2).unbind(1)
         cls = passes.alone(key).cls
-        if not rows:
-            return {name: cls.sum() * 0.0}
-        items, places = (torch.tensor(column) for column in zip(*rows, strict=True))
-        teacher = table["features"][places].to(cls.device)
-        return {name: losses.distillation(self.teacher_heads[name](cls[items.to(cls.device)]), teacher, **options)}
+        return {
+            f"{name} student": self.teacher_heads[name](cls[items.to(cls.device)]),
+            f"{name} teacher": self.teachers[name]["features"][rows].to(cls.device),
+        }
+
+    def _names(self, name: str, batch: Batch) -> list[str]:
+        """What the teacher's table calls the items: a sample's key, or its caption as drawn."""
+        return batch[self.terms[name].get("by", "keys")]
+
+    def _distillation(
+        self, name: str, modalities: list[str], outputs: Outputs, batch: Batch, options: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        student, teacher = outputs[f"{name} student"], outputs[f"{name} teacher"]
+        keys, _ = parallel.gather_ragged(teacher)
+        count = max(len(keys), 1) / parallel.ranks()
+        return {name: losses.distillation(student, teacher, options.get("scale", 10.0), keys, count)}
+
+
+def _join(parts: list[Outputs]) -> Outputs:
+    """Outputs of the parts of a batch, one after another; targets count on through the keys of all parts."""
+    if len(parts) == 1:
+        return parts[0]
+    outputs: Outputs = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        if name.endswith(" targets"):
+            counts = [len(part[name.removesuffix("targets") + "keys"]) for part in parts]
+            values = [value + sum(counts[:i]) for i, value in enumerate(values)]
+        outputs[name] = torch.cat(values)
+    return outputs
 
 
 def _split(name: str) -> tuple[str, list[str]]:

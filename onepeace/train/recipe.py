@@ -26,7 +26,8 @@ class SourceConfig:
     pair: tuple[str, ...]
     """The modalities a sample has, e.g. [image, text]; sources of the same pair are mixed."""
     weight: float = 1.0
-    """How often an item comes in an epoch; 2.5 = two or three times, 0.1 = every tenth item, other ones each epoch."""
+    """How often an item comes in an epoch; 2.5 = two or three times, 0.1 = every tenth item, other ones each epoch.
+    Of streams, whose number of items is not known: the source's share of the items, over the sum of all shares."""
 
     def __post_init__(self) -> None:
         if not self.pair or len(set(self.pair)) != len(self.pair):
@@ -56,6 +57,14 @@ class Data:
     """By modality: how training media are varied (onepeace/data/augment.py); left out = taken as they are."""
     drop: dict[str, float] = field(default_factory=dict)
     """By modality: share of the tokens left out in the contrastive pass, for speed (FLIP, arXiv 2212.00794)."""
+    stream: bool = False
+    """Read the shards as they are needed, from disk or network; else all of them once, into memory."""
+    window: int = 1000
+    """Samples of a source that a worker holds to draw from, of a stream."""
+    window_megabytes: float = 256.0
+    """The same in bytes; the smaller of the two."""
+    allow_pipe: bool = False
+    """Let shards be the output of shell commands, as pipe:COMMAND."""
     cache_megabytes: int = 512
     """Memory of each worker for decoded sounds."""
     broken_limit: float = 0.02
@@ -150,6 +159,20 @@ class Run:
     """How many checkpoints stay, the best one besides."""
     ema: float | None = None
     """Decay of the averaged weights; null = none."""
+    accumulate: int = 1
+    """Parts a process computes its batch in, one after another: less memory for the same loss and gradient."""
+    checkpoint_activations: bool = False
+    """Keep only the input of each block, and compute it again in the backward pass."""
+    max_padding: float = 0.1
+    """Share of padding from which items are computed in groups of similar length; 1 = never."""
+    parallel: str = "ddp"
+    """Over several processes: ddp, each holds the whole model; fsdp, each a share of it."""
+    compile: bool = False
+    """torch.compile each block."""
+    skip: int = 3
+    """So many steps in a row may have a gradient that is not finite; they are left out and named."""
+    trackers: tuple[str, ...] = ()
+    """Where the log goes besides: tensorboard, wandb."""
 
     def __post_init__(self) -> None:
         sizes = self.batch_size.values() if isinstance(self.batch_size, dict) else [self.batch_size]
@@ -157,8 +180,13 @@ class Run:
             raise UserError(f"run.batch_size {bad[0]} should be at least 1")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UserError(f"run.precision {self.precision!r} is not known; known: auto, float32, bfloat16")
-        if self.keep < 1:
-            raise UserError(f"run.keep {self.keep} should be at least 1")
+        for name in ("keep", "accumulate"):
+            if getattr(self, name) < 1:
+                raise UserError(f"run.{name} {getattr(self, name)} should be at least 1")
+        if self.parallel not in ("ddp", "fsdp"):
+            raise UserError(f"run.parallel {self.parallel!r} is not known; known: ddp, fsdp")
+        if unknown := [name for name in self.trackers if name not in ("tensorboard", "wandb")]:
+            raise UserError(f"run.trackers {unknown[0]!r} is not known; known: tensorboard, wandb")
 
 
 @dataclass(frozen=True)

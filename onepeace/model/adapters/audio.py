@@ -223,6 +223,10 @@ class AudioAdapter(Adapter):
         mask = torch.arange(length, device=tokens.device) >= self.token_lengths(batch).unsqueeze(1)
         return Stem(tokens, no_padding(mask), (length,), batch.get("kind"))
 
+    def take(self, batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        taken = super().take(batch, rows)
+        return {**taken, "waveform": taken["waveform"][:, : int(taken["lengths"].amax())]}
+
     def place(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         length = stem.grid[0] + 1
         if keep is not None:

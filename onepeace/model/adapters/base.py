@@ -41,6 +41,10 @@ class Adapter(nn.Module):
     def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
         raise NotImplementedError
 
+    def take(self, batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        """The raw input of these rows; modalities of many lengths also cut what is then only padding."""
+        return {name: value[rows] for name, value in batch.items()}
+
     def place(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         """Tokens with CLS and positions.
 

@@ -55,6 +55,10 @@ class TextAdapter(Adapter):
             raise ValueError(f"{ids.shape[1]} text tokens are more than this model's {limit}; cut the text shorter")
         return Stem(self.token_embed(ids), no_padding(ids == PAD_ID), (ids.shape[1],), batch.get("kind"))
 
+    def take(self, batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        taken = super().take(batch, rows)
+        return {**taken, "ids": taken["ids"][:, : int(self.token_lengths(taken).amax())]}
+
     def place(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         tokens, mask = self.with_cls(stem)
         tokens = tokens + self.pos_embed(stem.grid)

@@ -1,0 +1,156 @@
+"""Several processes that train one model: where this one stands, what it asks of the others, how the model is spread.
+
+`torchrun` starts the processes. In a single one every function here does nothing, and torch.distributed is not touched.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from onepeace.device import join_device
+
+
+def rank() -> int:
+    """Number of this process, 0 to ``ranks() - 1``."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def group(device: torch.device) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, for the time of the block; yields this process's device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield device
+        return
+    device, backend = join_device(device, int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(backend)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def gather(x: Tensor) -> Tensor:
+    """The rows of all processes in their order, with gradient; each has as many."""
+    if ranks() == 1:
+        return x
+    import torch.distributed.nn.functional as with_gradient
+
+    return torch.cat(with_gradient.all_gather(x.contiguous()))
+
+
+def gather_ragged(x: Tensor) -> tuple[Tensor, int]:
+    """The rows of all processes, without gradient, however many each has; and the row where this one's begin."""
+    if ranks() == 1:
+        return x, 0
+    x = x.detach().contiguous()
+    counts = [int(count) for count in gather_objects(len(x))]
+    padded = torch.cat([x, x.new_zeros(max(counts) - len(x), *x.shape[1:])])
+    found = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(found, padded)
+    return torch.cat([part[:count] for part, count in zip(found, counts, strict=True)]), sum(counts[: rank()])
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """One value of each process. Only plain ones: lists, numbers, text."""
+    if ranks() == 1:
+        return [value]
+    found: list[Any] = [None] * ranks()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean over processes, without gradient."""
+    if ranks() == 1:
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x)
+    return x / ranks()
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it is so in any process."""
+    return flag if ranks() == 1 else any(gather_objects(flag))
+
+
+def wait() -> None:
+    """Until every process is here."""
+    if ranks() > 1:
+        dist.barrier()
+
+
+def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
+    """Keep of each block its input only, and compute the rest again in the backward pass."""
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def spread(objective: nn.Module, blocks: Iterable[nn.Module], way: str) -> nn.Module:
+    """The objective, ready to train on all processes.
+
+    Args:
+        objective: holds the model and every other parameter that learns.
+        blocks: what is gathered and freed one at a time under "fsdp".
+        way: "ddp", every process holds everything; "fsdp", each holds its share (``fully_shard`` of torch: FSDP2).
+    """
+    if ranks() == 1:
+        return objective
+    if way == "ddp":
+        # A step may have pairs that do not touch every parameter: those of a third modality, say.
+        return DistributedDataParallel(objective, find_unused_parameters=True)
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    # Weights are gathered in float32 and autocast rounds them where it should, as in a single process.
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    for block in blocks:
+        fully_shard(block, mp_policy=policy)
+    return fully_shard(objective, mp_policy=policy, ignored_params=set(_scalars(objective)))
+
+
+def _scalars(objective: nn.Module) -> list[nn.Parameter]:
+    """The temperature: nothing to shard in it, and fully_shard refuses it."""
+    return [parameter for parameter in objective.parameters() if parameter.ndim == 0]
+
+
+@contextmanager
+def reduced(spread: nn.Module, last: bool) -> Iterator[None]:
+    """Around the passes of one of a step's batches: gradients are exchanged with the last one's."""
+    if isinstance(spread, DistributedDataParallel) and not last:
+        with spread.no_sync():
+            yield
+        return
+    if hasattr(spread, "set_requires_gradient_sync"):
+        spread.set_requires_gradient_sync(last)
+    yield
+
+
+def clip(objective: nn.Module, limit: float | None) -> Tensor:
+    """Scale the gradient to a norm of at most ``limit``; returns the norm before, of the whole model."""
+    parameters = [parameter for parameter in objective.parameters() if parameter.grad is not None]
+    shared = [parameter for parameter in parameters if not isinstance(parameter.grad, DTensor)]
+    sharded = [parameter for parameter in parameters if isinstance(parameter.grad, DTensor)]
+    if not sharded:
+        return nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
+    for parameter in shared:  # what fully_shard leaves alone
+        parameter.grad = mean(parameter.grad)
+    norms = [nn.utils.get_total_norm([p.grad for p in group]) for group in (sharded, shared) if group]
+    norm = torch.stack([n.full_tensor() if isinstance(n, DTensor) else n for n in norms]).norm()
+    if limit and bool(norm > limit):
+        torch._foreach_mul_(
+            [p.grad.to_local() for p in sharded] + [p.grad for p in shared], limit / (norm.item() + 1e-6)
+        )
+    return norm

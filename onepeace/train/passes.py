@@ -1,0 +1,175 @@
+"""The passes of one step over one batch, each made when a term first asks for it and at most once.
+
+Every stem runs once: it does not depend on what is hidden. The unimodal teachers are the passes of the contrastive
+loss. Items are encoded in groups of about equal length, so that little of what is computed is padding; results come
+back in the batch's order and shape, so nothing outside this file knows. Next file: objective.py.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from onepeace.model import Features, OnePeace, Stem
+
+Batch = Mapping[str, Any]
+
+
+class Passes:
+    """
+    Args:
+        model: in training mode.
+        batch: model inputs by modality; ``drop`` and ``masks`` as onepeace/data/batches.py makes them.
+        max_padding: share of padding from which a pass is cut into groups of similar length; 1 = never.
+    """
+
+    def __init__(self, model: OnePeace, batch: Batch, max_padding: float = 1.0):
+        self.model, self.batch, self.max_padding = model, batch, max_padding
+        self.keys = [key for key in model.adapters if key in batch]
+        self.real_tokens = self.all_tokens = 0
+        """Tokens computed in the blocks so far, without and with padding."""
+        self._alone: dict[str, Features] = {}
+        self._embedding: dict[str, Tensor] = {}
+        self._alone_masked: dict[str, Tensor] = {}
+
+    @cached_property
+    def lengths(self) -> dict[str, Tensor]:
+        """(B,) tokens of each item, with CLS, by modality."""
+        return {key: self.model.adapters[key].token_lengths(self.batch[key]) + 1 for key in self.keys}
+
+    @cached_property
+    def stems(self) -> dict[str, Stem]:
+        """Stems of the whole batch, padded to its longest item."""
+        stems = {}
+        for key in self.keys:
+            adapter, inputs = self.model.adapters[key], self.batch[key]
+            groups = length_groups(self.lengths[key], self.max_padding)
+            parts = [adapter.stem_tokens(adapter.take(inputs, rows) if len(groups) > 1 else inputs) for rows in groups]
+            stems[key] = parts[0] if len(parts) == 1 else _join_stems(parts, groups)
+        return stems
+
+    def alone(self, key: str) -> Features:
+        """One modality on its own, seen whole (or what ``drop`` leaves of it)."""
+        if key not in self._alone:
+            keep = {key: self.batch["drop"][key]} if key in self.batch.get("drop", ()) else {}
+            self._alone[key] = self._by_length([key], keep, self.model.encode)[key]
+        return self._alone[key]
+
+    def embedding(self, key: str) -> Tensor:
+        """Unit vectors (B, E) of one modality."""
+        if key not in self._embedding:
+            self._embedding[key] = self.model.embed(key, self.alone(key))
+        return self._embedding[key]
+
+    @cached_property
+    def together(self) -> dict[str, Features]:
+        """The joint pass seen whole, a teacher only: no gradient."""
+        with torch.no_grad():
+            return self._by_length(self.keys, {}, self.model.encode)
+
+    def alone_masked(self, key: str) -> Tensor:
+        """Predictions (B, L + 1, D) for one modality on its own with tokens hidden."""
+        if key not in self._alone_masked:
+            keep = {key: self.batch["masks"][key]["alone"][0]}
+            self._alone_masked[key] = self._by_length([key], keep, self._reconstruct)[key].tokens
+        return self._alone_masked[key]
+
+    @cached_property
+    def together_masked(self) -> dict[str, Tensor]:
+        """Predictions (B, L_m + 1, D) of the joint pass with tokens of every modality hidden."""
+        keep = {key: self.batch["masks"][key]["together"][0] for key in self.keys}
+        return {key: out.tokens for key, out in self._by_length(self.keys, keep, self._reconstruct).items()}
+
+    def _reconstruct(self, stems: Mapping[str, Stem], keep: Mapping[str, Tensor]) -> dict[str, Features]:
+        return {key: Features(tokens, None) for key, tokens in self.model.reconstruct(stems, keep).items()}
+
+    def _by_length(
+        self,
+        keys: Sequence[str],
+        keep: Mapping[str, Tensor],
+        run: Callable[[Mapping[str, Stem], Mapping[str, Tensor]], dict[str, Features]],
+    ) -> dict[str, Features]:
+        """``run`` over groups of similar length; what it gives, in the batch's order and padded to its longest."""
+        stems = {key: self.stems[key] for key in keys}
+        lengths = torch.stack([(keep[key] >= 0).sum(1) if key in keep else self.lengths[key] for key in keys])
+        groups = length_groups(lengths.sum(0), self.max_padding)
+        self.real_tokens += int(lengths.sum())
+        self.all_tokens += sum(len(rows) * int(lengths[:, rows].amax(1).sum()) for rows in groups)
+        if len(groups) == 1:
+            return run(stems, keep)
+        parts = []
+        for rows in groups:
+            seen = {key: _trim(chosen[rows], -1) for key, chosen in keep.items()}
+            parts.append(run({key: stem.take(rows) for key, stem in stems.items()}, seen))
+        order = torch.cat(groups).argsort()
+        return {
+            key: Features(
+                _stack([part[key].tokens for part in parts])[order],
+                _stack_masks([part[key].padding_mask for part in parts], [part[key].tokens for part in parts], order),
+            )
+            for key in keys
+        }
+
+
+def length_groups(lengths: Tensor, max_padding: float) -> list[Tensor]:
+    """Rows in groups of similar length: in each, at most ``max_padding`` of (rows x longest) is padding.
+
+    Args:
+        lengths: (B,) tokens of each item.
+        max_padding: 1 = everything in one group.
+
+    Returns:
+        Row numbers, ascending in each group; together each row once.
+    """
+    everything = [torch.arange(len(lengths), device=lengths.device)]
+    if max_padding >= 1 or len(lengths) < 2 or bool((lengths == lengths[0]).all()):
+        return everything
+    ordered, rows = lengths.sort(descending=True, stable=True)
+    groups, start, total = [], 0, 0
+    values = ordered.tolist()
+    for i, length in enumerate(values):
+        if total + length < (1 - max_padding) * values[start] * (i - start + 1):
+            groups.append(rows[start:i].sort().values)
+            start, total = i, 0
+        total += length
+    return [*groups, rows[start:].sort().values]
+
+
+def _trim(keep: Tensor, fill: int) -> Tensor:
+    return keep[:, : int((keep != fill).sum(1).amax())]
+
+
+def _pad(x: Tensor, length: int, value: float = 0.0) -> Tensor:
+    """(B, L, ...) -> (B, length, ...)."""
+    return F.pad(x, (*[0, 0] * (x.ndim - 2), 0, length - x.shape[1]), value=value)
+
+
+def _stack(parts: Sequence[Tensor]) -> Tensor:
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([_pad(part, longest) for part in parts])
+
+
+def _stack_masks(masks: Sequence[Tensor | None], tokens: Sequence[Tensor], order: Tensor) -> Tensor | None:
+    """Masks of the parts, padded with True; None if nothing is padding."""
+    longest = max(part.shape[1] for part in tokens)
+    full = [
+        _pad(part.new_zeros(part.shape[:2], dtype=torch.bool) if mask is None else mask, longest, True)
+        for mask, part in zip(masks, tokens, strict=True)
+    ]
+    joined = torch.cat(full)
+    return joined[order] if bool(joined.any()) else None
+
+
+def _join_stems(parts: Sequence[Stem], groups: Sequence[Tensor]) -> Stem:
+    order = torch.cat(list(groups)).argsort()
+    tokens = [part.tokens for part in parts]
+    kinds = None if parts[0].kinds is None else torch.cat([part.kinds for part in parts if part.kinds is not None])
+    return Stem(
+        _stack(tokens)[order],
+        _stack_masks([part.padding_mask for part in parts], tokens, order),
+        max(part.grid for part in parts),
+        None if kinds is None else kinds[order],
+    )

@@ -1,0 +1,112 @@
+"""What a run is made of between two steps, and how it goes to a checkpoint and back, whole or in shares.
+
+Whole: one file (checkpoint.py), written by the first process. In shares, under fully_shard: a folder to which each
+process writes its own, by torch.distributed.checkpoint in safetensors files; any number of processes can read it.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from onepeace.errors import UserError
+from onepeace.train import checkpoint, parallel
+
+
+class State:
+    """
+    Args:
+        objective: the model and what else learns, after `parallel.spread`.
+        optimizer: of its parameters.
+        average: averaged weights by parameter name of ``objective.model``; empty if the run has none.
+        sharded: whether each process holds a share.
+    """
+
+    def __init__(
+        self, objective: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], sharded: bool
+    ):
+        self.objective, self.optimizer, self.average, self.sharded = objective, optimizer, average, sharded
+
+    def save(self, out: Path, step: int, recipe: str, extra: Mapping[str, Any], score: float | None, keep: int) -> None:
+        """Write the checkpoint of ``step``; every process calls it, and none goes on before it is complete."""
+        if self.sharded:
+            self._save_shares(out, step, {"step": step, "recipe": recipe, "extra": extra, "score": score})
+        elif parallel.rank() == 0:
+            model, optimizer = self.objective.state_dict(), self.optimizer.state_dict()
+            checkpoint.save(
+                out, step, model=model, optimizer=optimizer, ema=self.average, recipe=recipe, extra=extra, score=score
+            )
+        if parallel.rank() == 0:
+            checkpoint.prune(out, keep)
+        parallel.wait()
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Go back to a checkpoint; a `UserError` if the run is spread another way than then."""
+        if saved.path.is_dir():
+            self._restore_shares(saved.path)
+        elif self.sharded:
+            raise UserError(f"{saved.path} was written under run.parallel=ddp or in one process; go on in that way")
+        else:
+            self.objective.load_state_dict(saved.model)
+            self.optimizer.load_state_dict(saved.optimizer)
+            for name, tensor in self.average.items():
+                tensor.copy_(saved.ema[name])
+            saved.restore_generators()
+
+    def full(self) -> dict[str, Tensor]:
+        """The model's weights, averaged ones where there are any, whole in the memory of every process that asks."""
+        weights = {**self.objective.model.state_dict(), **self.average}  # type: ignore[operator, union-attr]
+        return {
+            name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().clone() for name, t in weights.items()
+        }
+
+    def _tensors(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Model and optimizer as torch.distributed.checkpoint.state_dict gives them, and all tensors under one roof."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+        options = StateDictOptions(flatten_optimizer_state_dict=True)
+        model, optimizer = get_state_dict(self.objective, self.optimizer, options=options)
+        tensors = {f"model/{name}": tensor for name, tensor in model.items()}
+        tensors |= {f"optimizer/{name}": value for name, value in optimizer.items() if isinstance(value, Tensor)}
+        return model, optimizer, tensors | {f"ema/{name}": tensor for name, tensor in self.average.items()}
+
+    def _save_shares(self, out: Path, step: int, about: dict[str, Any]) -> None:
+        import torch.distributed.checkpoint as dcp
+
+        path = out / f"step-{step:08d}"
+        temporary = path.with_suffix(".tmp")
+        if parallel.rank() == 0:
+            for left_over in out.glob("step-*.tmp"):
+                shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
+            temporary.mkdir(parents=True)
+        parallel.wait()
+        writer = dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True, enable_consolidation=False)
+        dcp.save(self._tensors()[2], storage_writer=writer)
+        if parallel.rank() == 0:
+            (temporary / checkpoint.ABOUT).write_text(json.dumps(about), encoding="utf-8")
+            for file in temporary.iterdir():
+                checkpoint.to_disk(file)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+            checkpoint.to_disk(out)
+
+    def _restore_shares(self, path: Path) -> None:
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+        model, optimizer, tensors = self._tensors()
+        # Filled in place: the averages are the run's own tensors, the others copies.
+        dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=parallel.ranks() == 1)
+        model = {name: tensors[f"model/{name}"] for name in model}
+        optimizer = {name: tensors.get(f"optimizer/{name}", value) for name, value in optimizer.items()}
+        options = StateDictOptions(flatten_optimizer_state_dict=True)
+        set_state_dict(
+            self.objective, self.optimizer, model_state_dict=model, optim_state_dict=optimizer, options=options
+        )
