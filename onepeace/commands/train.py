@@ -1,12 +1,27 @@
-"""`onepeace train RECIPE [a.b=value ...]`: run a recipe, or go on with it."""
+"""`onepeace train RECIPE [a.b=value ...]`: run a recipe, or go on with it; `--plan`: say what it takes."""
 
 import argparse
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from onepeace.errors import UsageError
+
 if TYPE_CHECKING:
+    from onepeace.train.plan import Plan
     from onepeace.train.recipe import Recipe
+
+ROWS = {
+    "parameters": "parameters",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "average": "averaged weights",
+    "exchange": "buckets, gathered",
+    "copies": "bfloat16 weights",
+    "activations": "activations",
+    "losses": "kept for losses",
+    "total": "sum",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, see recipes/README.md")
     parser.add_argument("overrides", metavar="a.b=value", nargs="*", help="fields in place of the recipe's")
     parser.add_argument("--print", action="store_true", dest="show", help="print the resolved recipe and stop")
+    parser.add_argument("--plan", action="store_true", help="print parameters, memory on a GPU and FLOPs, and stop")
+    parser.add_argument("--processes", metavar="N", type=int, default=1, help="how many GPUs --plan is for (1)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,12 +41,43 @@ def run(args: argparse.Namespace) -> int:
     if args.show:
         print(to_yaml(recipe), end="")
         return 0
+    if args.plan:
+        from onepeace.train.plan import make_plan
+
+        if args.processes < 1:
+            raise UsageError(f"--processes {args.processes} should be at least 1")
+        print(plan_text(make_plan(recipe, args.processes)))
+        return 0
     from onepeace.train.loop import train
 
     folder = train(recipe, _evaluation(recipe))
     print(folder)
     print(f"try it: onepeace search FOLDER --text 'a dog' --model {folder}", file=sys.stderr)
     return 0
+
+
+def plan_text(plan: "Plan") -> str:
+    """The tables of ``--plan``."""
+    items = ", ".join(f"{count} {pair}" for pair, count in plan.items.items())
+    parts = f", computed in {plan.parts} parts" if plan.parts > 1 else ""
+    precision = str(plan.dtype).removeprefix("torch.")
+    lines = [f"{items} a step on {plan.processes} GPU{'s' * (plan.processes > 1)}{parts}, {precision}", ""]
+    lines.append(f"{'parameters':<20}{'all':>16}{'trained':>16}")
+    lines += [f"{name:<20}{total:>16,}{trained:>16,}" for name, (total, trained) in plan.parameters.items()]
+    total, trained = (sum(column) for column in zip(*plan.parameters.values(), strict=True))
+    lines += [f"{'sum':<20}{total:>16,}{trained:>16,}", ""]
+    names = {column: f"{column[0]}{', checkpointed' * column[1]}{' *' * (column == plan.chosen)}"
+             for column in plan.memory}  # fmt: skip
+    lines.append(f"{'GB on each GPU':<20}" + "".join(f"{name:>22}" for name in names.values()))
+    for field, label in ROWS.items():
+        values = [getattr(plan.memory[column], field) / 1e9 for column in names]
+        lines.append(f"{label:<20}" + "".join(f"{value:>22.2f}" for value in values))
+    lines += ["* what the recipe says; leave a tenth more for work space", ""]
+    lines.append(f"{'checkpoint file':<20}{plan.file / 1e9:>12.2f} GB")
+    lines += [f"{pair:<20}{flops / 1e9:>12,.1f} GFLOP an item" for pair, flops in plan.flops_per_item.items()]
+    lines.append(f"{'step':<20}{plan.flops_per_step / 1e15:>12.3g} PFLOP")
+    lines.append(f"{f'{plan.steps} steps':<20}{plan.flops / 1e18:>12.3g} EFLOP")
+    return "\n".join(lines)
 
 
 def _evaluation(recipe: "Recipe") -> Callable[[Any, Any], dict[str, float]] | None:
