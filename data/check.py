@@ -5,8 +5,9 @@
 
 An error is: equal bytes of a picture or sound, an equal key, or an equal group in training and validation data; a
 sample that lacks its media, caption or licence; a caption in KEY.txt that is not one of KEY.json. A group is what a set
-is split by: the emoji's name, the drawing's title, the recording a sound was cut from. With --near BITS, validation
-photographs that look like a training one are counted too (they need not be errors). Exit code 1 when there is an error.
+is split by: the emoji's name, the drawing's title, the photograph on Flickr, the recording or video a sound was cut
+from. With --near BITS, validation photographs that look like a training one are counted too (they need not be errors).
+Exit code 1 when there is an error.
 """
 
 import argparse
@@ -25,17 +26,31 @@ from shardwriter import difference_hash, open_picture
 from onepeace.errors import UserError
 
 MEDIA = frozenset({"jpg", "jpeg", "png", "webp", "ogg", "wav", "flac", "mp3"})
-PHOTOGRAPHS = ("tin_", "ins_", "f8k_", "coco_")
-
-GROUPS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "emoji": lambda about: about["name"],
-    "oca": lambda about: about["captions"][0],
-    "esc50": lambda about: about["freesound_id"],
-}
-"""By the first part of a key: what its set is split by. Other sets are split by key."""
+PHOTOGRAPHS = ("tin_", "ins_", "f8k_", "f30k_", "coco_", "cc_")
 
 KNOWN = frozenset({("esc50", "209698"), ("esc50", "234879")})
 """Two recordings of which ESC-50 itself has different stretches in fold 5 and in another fold."""
+
+
+def _flickr(sample: "ShardSample") -> tuple[str, str]:
+    return "flickr", sample.key.split("_")[1]
+
+
+def _youtube(sample: "ShardSample") -> tuple[str, str]:
+    return "youtube", sample.about["youtube_id"]
+
+
+GROUPS: dict[str, Callable[["ShardSample"], tuple[str, str]]] = {
+    "emoji": lambda sample: ("emoji", sample.about["name"]),
+    "oca": lambda sample: ("oca", sample.about["captions"][0]),
+    "esc50": lambda sample: ("esc50", sample.about["freesound_id"]),
+    "f8k": _flickr,
+    "f30k": _flickr,
+    "acaps": _youtube,
+    "vgg": _youtube,
+}
+"""By the first part of a key: what its set is split by; sets that were drawn from one place share a group. Others are
+split by key."""
 
 
 class ShardSample(NamedTuple):
@@ -66,6 +81,12 @@ def read_shard(path: Path) -> Iterator[ShardSample]:
                 yield _sample(path, key, members)
     except (OSError, EOFError, tarfile.TarError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def held_out(root: Path, *sets: str) -> set[tuple[str, str]]:
+    """The groups of those of the named validation sets that a folder of shards has."""
+    shards = [shard for name in sets for shard in sorted((root / "val" / name).glob("*.tar.gz"))]
+    return {GROUPS[sample.key.partition("_")[0]](sample) for shard in shards for sample in read_shard(shard)}
 
 
 def check(root: Path, near: int | None = None) -> list[str]:
@@ -117,7 +138,7 @@ def _marks(sample: ShardSample) -> Iterator[tuple[str, Any]]:
     yield "key", sample.key
     family = sample.key.partition("_")[0]
     if family in GROUPS:
-        yield "group", (family, GROUPS[family](sample.about))
+        yield "group", GROUPS[family](sample)
 
 
 def _near(hashes: dict[str, list[int]], bits: int) -> int:

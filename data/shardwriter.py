@@ -1,22 +1,24 @@
-"""What the prepare.py scripts share: a writer of shards, small pictures and sounds, and the frame of a script.
+"""What the prepare.py scripts share: their writer of shards, small pictures and sounds, and the frame of a script.
 
 A shard is a gzip-compressed tar. Each sample is KEY.<media>, KEY.txt (one caption) and KEY.json (captions, label,
-source, license and fields of the set); README.md has the details. The same input gives the same bytes: members and the
-gzip header carry no time, and nothing depends on the order in which a file system lists a folder.
+source, license and fields of the set); README.md has the details. The same input gives the same bytes, as
+onepeace/data/shard_writer.py writes no times, and nothing here depends on the order in which a folder is listed.
 """
 
 import argparse
-import gzip
 import hashlib
 import io
 import json
 import random
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from onepeace.data.shard_writer import ShardWriter
+from onepeace.data.tables import BadRow, read_table
 from onepeace.errors import UserError
 
 T = TypeVar("T")
@@ -24,26 +26,23 @@ T = TypeVar("T")
 SHARD_BYTES = 15_000_000
 """Media bytes after which a new shard begins."""
 
+RATE = 16000
+"""Samples of a second of sound in the shards."""
 
-class ShardWriter:
-    """Writes samples to FOLDER/PREFIX-00000.tar.gz, -00001, ... in the order given.
+SOUNDS = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3"})
+"""Endings of the sound files that are read. No containers of videos: extract their sound first."""
 
-    A context manager. The files get their names, in place of all older ones, when everything is written; after an
-    error the older ones are still there and nothing else.
+
+class SetWriter(ShardWriter):
+    """The package's writer of shards, for samples that say where they come from and what may be done with them.
+
+    Writes FOLDER/PREFIX-00000.tar.gz, -00001, ... and says in the end how much, and which files were left out.
     """
 
     def __init__(self, folder: Path, prefix: str, shard_bytes: int = SHARD_BYTES) -> None:
-        self.folder, self.prefix, self.shard_bytes = folder, prefix, shard_bytes
-        self.count = 0
+        super().__init__(folder, prefix, max_bytes=shard_bytes, compress=True)
         self.skipped: list[str] = []
         """One line per file that was left out: its name and why."""
-        self._files: list[Path] = []
-        self._keys: set[str] = set()
-        self._tar: Any = None
-
-    def __enter__(self) -> "ShardWriter":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return self
 
     def add(
         self,
@@ -58,62 +57,26 @@ class ShardWriter:
         **fields: Any,
     ) -> None:
         """Add one sample; `fields` go into its json. One whose key came before is skipped."""
-        if "." in key or "/" in key or not captions:
-            raise ValueError(f"{key!r}: a key has no dot and no slash, and a sample has captions (got {captions!r})")
-        if key in self._keys:
+        if not captions:
+            raise ValueError(f"{key!r}: a sample of a set has captions")
+        if not self.write(key, {suffix: media}, captions, label=label, source=source, license=license, **fields):
             self.skip(key, "an earlier sample has this key")
-            return
-        self._keys.add(key)
-        if self._tar is None or (self._bytes and self._bytes + len(media) > self.shard_bytes):
-            self._close_shard()
-            self._open_shard()
-        about = {"captions": list(captions), "label": label, "source": source, "license": license, **fields}
-        # The one caption of the .txt depends on the key alone.
-        pick = int(hashlib.md5(key.encode(), usedforsecurity=False).hexdigest(), 16) % len(captions)
-        text = json.dumps(about, ensure_ascii=False)
-        self._tar.write({"__key__": key, suffix: media, "txt": captions[pick].encode(), "json": text.encode()})
-        self._bytes += len(media)
-        self.count += 1
 
     def skip(self, path: Path | str, reason: object) -> None:
         """Note a file that cannot be used; it is counted and named at the end."""
         text = " ".join(str(getattr(reason, "strerror", None) or reason).split())
         self.skipped.append(f"{path}: {text.removeprefix(f'{path}: ')}")
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._close_shard()
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)
         if kind is not None:
-            for path in self._files:
-                path.unlink()
             return
-        for old in self.folder.glob(f"{self.prefix}-[0-9][0-9][0-9][0-9][0-9].tar.gz"):
-            old.unlink()
-        size = 0
-        for path in self._files:
-            size += path.stat().st_size
-            path.rename(path.with_suffix(""))  # drops ".part"
-        print(f"{self.folder}/{self.prefix}: {self.count} samples, {size} bytes in {len(self._files)} shards")
+        size = sum(path.stat().st_size for path in self.paths)
+        print(f"{self.folder}/{self.prefix}: {self.count} samples, {size} bytes in {len(self.paths)} shards")
         for line in self.skipped[:10]:
             print(f"  left out {line}", file=sys.stderr)
         if len(self.skipped) > 10:
             print(f"  left out {len(self.skipped)} files in all", file=sys.stderr)
-
-    def _open_shard(self) -> None:
-        from webdataset import TarWriter
-
-        path = self.folder / f"{self.prefix}-{len(self._files):05d}.tar.gz.part"
-        self._files.append(path)
-        self._raw = path.open("wb")
-        self._gzip = gzip.GzipFile(filename="", fileobj=self._raw, mode="wb", compresslevel=6, mtime=0)
-        self._tar = TarWriter(self._gzip, user="", group="", mtime=0, encoder=False, compress=False)
-        self._bytes = 0
-
-    def _close_shard(self) -> None:
-        if self._tar is not None:
-            self._tar.close()
-            self._gzip.close()
-            self._raw.close()
-            self._tar = None
 
 
 def shuffled(items: Iterable[T]) -> list[T]:
@@ -198,6 +161,61 @@ def ogg(samples: Any, rate: int, level: float) -> bytes:
     return _with_serial_number_one(buffer.getvalue())
 
 
+def load_sound(path: Path, seconds: float) -> Any:
+    """(n,) float32 from -1 to 1: the first `seconds` of a file, mono, at `RATE`; UserError when it cannot be read."""
+    from onepeace.media import AudioDecoder
+
+    return AudioDecoder(sample_rate=RATE).load(path, seconds=seconds).clamp(-1, 1).numpy()
+
+
+class Clip(NamedTuple):
+    """A sound to write."""
+
+    key: str
+    path: Path | None
+    """None where the download lacks it."""
+    captions: Sequence[str]
+    fields: dict[str, Any]
+    """Further ones of the json, `label` among them."""
+
+
+def write_clips(
+    writer: SetWriter, clips: Sequence[Clip], table: Path, args: argparse.Namespace, *, source: str, license: str
+) -> None:
+    """Write the clips of a table that are there, shuffled, as Ogg Vorbis; those that are not are counted.
+
+    Takes `seconds` and `level` of `args` (`sound_arguments`). UserError when not one is there.
+    """
+    lacking = [clip.key for clip in clips if clip.path is None]
+    if len(lacking) == len(clips):
+        raise UserError(
+            f"{args.source}: holds none of the {len(clips)} sounds of {table.name} ({', '.join(sorted(SOUNDS))}; "
+            "videos are not read, extract their sound)"
+        )
+    if lacking:
+        writer.skip(table, f"{len(lacking)} of {len(clips)} sounds are not there ({', '.join(lacking[:3])}, ...)")
+    for clip in shuffled(clips):
+        if clip.path is None:
+            continue
+        try:
+            samples = load_sound(clip.path, args.seconds)
+        except UserError as error:
+            writer.skip(clip.path, error)
+            continue
+        media = ogg(samples, RATE, args.level)
+        writer.add(clip.key, "ogg", media, clip.captions, source=source, license=license, **clip.fields)
+
+
+def sounds_below(folder: Path) -> list[Path]:
+    """The sound files of a folder and of those in it, by name."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SOUNDS)
+
+
+def sentence(text: str) -> str:
+    """A caption with one space between words, none before punctuation, and no final stop."""
+    return re.sub(r"\s+([.,!?;:'])", r"\1", " ".join(text.split())).rstrip(" .")
+
+
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """The non-empty lines of a text file, each with "FILE:LINE" for messages."""
     try:
@@ -207,6 +225,29 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
                     yield f"{path}:{number}", line.rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def read_rows(path: Path, *needed: str, columns: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a .csv file, each with "FILE:LINE" for messages; a broken one is a UserError, an empty cell too.
+
+    Args:
+        needed: columns that must be there and filled.
+        columns: names of the columns of a file that does not begin with them.
+    """
+    for row in read_table(path, columns):
+        where = f"{path}:{row.line}"
+        if isinstance(row, BadRow):
+            raise UserError(f"{where}: {row.reason}")
+        if empty := [name for name in needed if not row.cells.get(name, "").strip()]:
+            raise UserError(f"{where}: no {empty[0]}; expected the columns {', '.join(needed)}")
+        yield where, row.cells
+
+
+def whole_number(text: str, where: str) -> int:
+    """The number that a cell holds; UserError names the place."""
+    if not text.strip().isdecimal():
+        raise UserError(f"{where}: expected a whole number, found {text!r}")
+    return int(text)
 
 
 def read_json(path: Path) -> Any:
@@ -241,6 +282,36 @@ def parser(description: str) -> argparse.ArgumentParser:
     result.add_argument("source", type=Path, metavar="SOURCE", help="folder of the unpacked download")
     result.add_argument("out", type=Path, metavar="ROOT", help="folder that gets train/ and val/ ($ONEPEACE_DATA)")
     return result
+
+
+def picture_arguments(parser: argparse.ArgumentParser, size: int = 144) -> None:
+    """Size and quality of the pictures."""
+    parser.add_argument("--size", type=int, default=size, help=f"short side in pixels (default {size})")
+    parser.add_argument("--quality", type=int, default=78, help="WebP quality (default 78)")
+
+
+def sound_arguments(parser: argparse.ArgumentParser, seconds: float) -> None:
+    """Length and quality of the sounds."""
+    parser.add_argument("--seconds", type=float, default=seconds, help=f"longest sound; default {seconds:g}")
+    parser.add_argument(
+        "--level", type=float, default=0.9, help="Vorbis compression, 0 (best) to 1 (smallest); default 0.9"
+    )
+
+
+def split_arguments(parser: argparse.ArgumentParser, train: str, val: str) -> None:
+    """Which of the official splits are training and validation data."""
+
+    def names(text: str) -> list[str]:
+        return [name for name in text.split(",") if name]
+
+    parser.add_argument("--train", type=names, default=train, help=f"training splits, a,b (default {train})")
+    parser.add_argument("--val", type=names, default=val, help=f'validation splits (default {val}; "" = none)')
+
+
+def refuse_split_in_both(args: argparse.Namespace) -> None:
+    """UserError when a split is both training and validation data."""
+    if both := set(args.train) & set(args.val):
+        raise UserError(f"{sorted(both)[0]} cannot be both training and validation data")
 
 
 def run(

@@ -308,6 +308,22 @@ def test_esc50(source, prepare):
     assert all(name in done.err for name in ("2-55-A-1.wav", "noise.wav", "2-55-A-50.wav"))
 
 
+def test_coco_of_2014_has_other_names_and_the_same_keys(source, prepare):
+    for split, number in {"train2014": 9, "val2014": 42}.items():
+        save(source / f"{split}/COCO_{split}_{number:012d}.jpg", number)
+        rows = [{"image_id": number, "caption": "A dog."}]
+        write(source / f"annotations/captions_{split}.json", json.dumps({"annotations": rows}))
+    done = prepare("coco", "--train", "train2014", "--val", "val2014")
+    assert done.code == 0
+    assert (set(done.train), set(done.val)) == ({"coco_000000000009"}, {"coco_000000000042"})
+
+
+def test_coco_without_photographs_is_an_error(coco, prepare):
+    for path in coco.glob("*/*.jpg"):
+        path.unlink()
+    assert "val2017: no photographs named NUMBER.jpg" in prepare("coco").err
+
+
 @pytest.fixture
 def emoji(source):
     """Five names: dog face (training), B button (validation), and a flag, a family and a man that are left out."""
@@ -448,6 +464,326 @@ def test_tuxpaint(source, prepare):
     assert "soup.png" in done.err
 
 
+@pytest.fixture
+def flickr30k(source):
+    """Three photographs and a row as Kaggle's table has it, with its one broken separator."""
+    for i in (1, 2, 3):
+        save(source / f"flickr30k-images/{i}.jpg", i, (500, 333))
+    rows = [f"{i}.jpg#{j}\tSentence {j} of {i} , here .\n" for i in (1, 2, 3) for j in range(5)]
+    write(source / "results_20130124.token", "".join(rows))
+    return source
+
+
+def test_flickr30k_without_a_list_of_splits_is_training_data(flickr30k, prepare):
+    write(flickr30k / "flickr30k-images/3.jpg", "no picture")
+    done = prepare("flickr30k")
+    assert done.code == 0
+    assert set(done.train) == {"f30k_1", "f30k_2"}
+    assert done.train["f30k_1"].about["captions"] == [f"Sentence {j} of 1, here" for j in range(5)]
+    assert size_of(done.train["f30k_1"]) == (216, 144)
+    assert "/3.jpg: " in done.err
+
+
+def test_flickr30k_by_karpathys_splits(flickr30k, prepare):
+    splits = {"1.jpg": "train", "2.jpg": "val", "3.jpg": "test", "4.jpg": "test"}
+    images = [{"filename": name, "split": split} for name, split in splits.items()]
+    write(flickr30k / "dataset_flickr30k.json", json.dumps({"images": images}))
+    done = prepare("flickr30k")
+    assert done.code == 0
+    assert (set(done.train), set(done.val)) == ({"f30k_1"}, {"f30k_3"})
+    assert size_of(done.val["f30k_3"]) == (240, 160)
+    assert "4.jpg: No such file" in done.err
+    write(flickr30k / "dataset_flickr30k.json", '{"images": [{"filename": "1.jpg"}]}')
+    assert "dataset_flickr30k.json: images[0] has no filename and split" in prepare("flickr30k").err
+
+
+def test_flickr30k_as_kaggle_has_it(flickr30k, prepare):
+    (flickr30k / "results_20130124.token").unlink()
+    (flickr30k / "flickr30k-images").rename(flickr30k / "inner")
+    (flickr30k / "flickr30k_images").mkdir()
+    (flickr30k / "inner").rename(flickr30k / "flickr30k_images/flickr30k_images")
+    table = flickr30k / "flickr30k_images/results.csv"
+    write(
+        table, "image_name| comment_number| comment\n1.jpg| 0| A dog | or so .\n1.jpg| 4   A cat .\n2.jpg| 0| A cow\n"
+    )
+    done = prepare("flickr30k")
+    assert done.code == 0
+    assert done.train["f30k_1"].about["captions"] == ["A dog | or so", "A cat"]
+    assert set(done.train) == {"f30k_1", "f30k_2"}
+    assert "3.jpg: it has no caption" in done.err
+    write(table, "image_name| comment_number| comment\n1.jpg, 0, A dog\n")
+    assert f"{table}:2: expected image_name| comment_number| comment" in prepare("flickr30k").err
+
+
+def test_the_two_flickr_sets_share_no_photograph_between_training_and_validation(
+    tmp_path, flickr30k, flickr8k, prepare
+):
+    """Flickr30k holds Flickr8k's photographs under the first part of their names."""
+    (flickr8k / "Flicker8k_Dataset/test_a.jpg").rename(flickr8k / "Flicker8k_Dataset/1_ab.jpg")
+    (flickr8k / "Flicker8k_Dataset/train_a.jpg").rename(flickr8k / "Flicker8k_Dataset/3_cd.jpg")
+    for name in ("token", "trainImages", "testImages"):
+        path = next((flickr8k / "text").glob(f"*{name}.txt"))
+        write(path, path.read_text().replace("test_a", "1_ab").replace("train_a", "3_cd"))
+    write(flickr30k / "dataset_flickr30k.json", '{"images": [{"filename": "3.jpg", "split": "test"}]}')
+    assert "f8k_3_cd" in prepare("flickr8k").train
+    done = prepare("flickr30k")
+    assert "f30k_2" in done.train
+    assert "f30k_1" not in done.train
+    (error,) = load("check").check(done.root)
+    assert "f30k_3 has the same group" in error
+    done = prepare("flickr8k")
+    assert "f8k_3_cd" not in done.train
+    assert load("check").check(done.root) == []
+
+
+@pytest.fixture
+def conceptual(source):
+    rows = ["a dog on the beach .\thttps://example.org/1.jpg", "a cat\thttps://example.org/2.png?x=1",
+            "a cow\thttps://example.org/3.jpg", "a fly\tftp://example.org/4.jpg"]  # fmt: skip
+    write(source / "Train_GCC-training.tsv", "\n".join(rows) + "\n")
+    save(source / "Train_GCC-training/00000/000000000.jpg", 1, (200, 300))
+    write(source / "Validation_GCC-1.1.0-Validation.tsv", "https://example.org/9.jpg\ta bird\tpictures/nine.png\n")
+    save(source / "pictures/nine.png", 9)
+    return source
+
+
+def test_conceptual_captions_with_pictures_that_are_there(conceptual, prepare):
+    write(conceptual / "Train_GCC-training/00000/000000002.jpg", "no picture")
+    done = prepare("conceptual_captions")
+    assert done.code == 0
+    assert set(done.train) == {"cc_train_gcc_training_000000000"}
+    dog, bird = *done.train.values(), *done.val.values()
+    assert (dog.about["captions"], dog.about["url"]) == (["a dog on the beach"], "https://example.org/1.jpg")
+    assert size_of(dog) == (144, 216)
+    assert bird.about["captions"] == ["a bird"]
+    assert "000000002.jpg: " in done.err
+    assert "Train_GCC-training.tsv: 2 of 4 rows have no picture" in done.err
+
+
+def test_conceptual_captions_are_downloaded_once_and_failures_named(conceptual, prepare, monkeypatch):
+    asked = []
+
+    def download(url, name, max_bytes):
+        asked.append(url)
+        if url.endswith("3.jpg"):
+            raise UserError(f"{name}: the server answered 404 Not Found")
+        buffer = io.BytesIO()
+        picture(5).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    monkeypatch.setattr("onepeace.media.source._download", download)
+    done = prepare("conceptual_captions", "--download")
+    assert done.code == 0
+    assert set(done.train) == {"cc_train_gcc_training_000000000", "cc_train_gcc_training_000000001"}
+    assert sorted(asked) == ["https://example.org/2.png?x=1", "https://example.org/3.jpg"]
+    assert "row 2: https://example.org/3.jpg: the server answered 404" in done.err
+    assert "row 3: ftp://example.org/4.jpg: addresses must be http or https, not ftp" in done.err
+    assert (conceptual / "Train_GCC-training/00000/000000001.png").is_file()
+    prepare("conceptual_captions", "--download")
+    assert asked.count("https://example.org/2.png?x=1") == 1
+
+
+def test_conceptual_captions_without_a_picture_say_what_to_do(conceptual, prepare):
+    (conceptual / "pictures/nine.png").unlink()
+    table = conceptual / "Validation_GCC-1.1.0-Validation.tsv"
+    write(table, "a bird\thttps://example.org/9.jpg\n")
+    assert f"{table}: not one picture of 1 rows" in prepare("conceptual_captions").err
+
+
+@pytest.mark.parametrize("row", ["a dog", "a dog\tdog.jpg", " .\thttps://example.org/1.jpg"])
+def test_conceptual_captions_bad_row_names_file_and_line(conceptual, prepare, row):
+    table = write(conceptual / "Train_GCC-training.tsv", f"caption\turl\na dog\thttps://example.org/1.jpg\n{row}\n")
+    assert f"{table}:3: " in prepare("conceptual_captions").err
+
+
+VIDEOS = [f"{letter}-_bcdefghij"[:11] for letter in "ABCDEFGYZ"]
+
+
+@pytest.fixture
+def audiocaps(source):
+    """Nine training clips of which seven are there, under all kinds of names; one clip each in val and test."""
+    names = ["{}.wav", "Y{}.wav", "{}_30.flac", "{}_30_40.wav", "Y{}_30000_40000.wav", "{}_30.000_40.000.ogg", None,
+             "{}.wav", "{}_99.wav"]  # fmt: skip
+    rows = ["audiocap_id,youtube_id,start_time,caption"]
+    for i, (video, name) in enumerate(zip(VIDEOS, names, strict=True)):
+        if name:
+            save_sound(source / "sounds" / name.format(video), 1 + i / 10, rate=8000)
+        rows.append(f'{91000 + i},{video},30,"Sound {i}, and so on ."')
+    write(source / "dataset/train.csv", "\n".join(rows))
+    for split, video in {"val": "v" * 11, "test": "t" * 11}.items():
+        save_sound(source / f"sounds/{split}/{video}.wav", 12, rate=8000)
+        text = "".join(f"{5 * 91000 + i},{video},0,{split} {i}\n" for i in range(5))
+        write(source / f"dataset/{split}.csv", rows[0] + "\n" + text)
+    return source
+
+
+def test_audiocaps(audiocaps, prepare):
+    import soundfile
+
+    write(audiocaps / "sounds" / f"{VIDEOS[0]}.wav", "no sound")
+    save_sound(audiocaps / "sounds/91006.wav", 1, rate=8000)
+    done = prepare("audiocaps")
+    assert done.code == 0
+    assert set(done.train) == {f"acaps_{video}_30" for video in VIDEOS[1:8]}
+    (test,) = done.val.values()
+    assert test.key == "acaps_ttttttttttt_0"
+    assert test.about["captions"] == [f"test {i}" for i in range(5)]
+    wave, rate = soundfile.read(io.BytesIO(test.media))
+    assert (wave.shape, rate) == ((160000,), 16000)
+    sample = done.train[f"acaps_{VIDEOS[3]}_30"]
+    assert sample.about["captions"] == ["Sound 3, and so on"]
+    assert (sample.about["youtube_id"], sample.about["start"]) == (VIDEOS[3], 30)
+    assert len(soundfile.read(io.BytesIO(sample.media))[0]) == 1.3 * 16000
+    assert "train.csv: 1 of 9 sounds are not there" in done.err
+    assert f"{VIDEOS[0]}.wav: " in done.err
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("1,Abc,30,a dog", "'Abc' is not the id of a video"),
+        ("1,Abcdefghijk,x,a dog", "expected a whole number, found 'x'"),
+        ("1,Abcdefghijk,30, ", "no caption"),
+        ("1,Abcdefghijk,30", "3 cells in place of 4"),
+    ],
+)
+def test_audiocaps_bad_row_names_file_and_line(audiocaps, prepare, row, message):
+    table = write(audiocaps / "dataset/test.csv", f"audiocap_id,youtube_id,start_time,caption\n\n{row}\n")
+    done = prepare("audiocaps")
+    assert done.code == 1
+    assert f"{table}:3: {message}" in done.err
+
+
+def test_sets_of_sounds_take_no_videos(audiocaps, prepare):
+    for path in [*audiocaps.rglob("*.wav"), *audiocaps.rglob("*.flac"), *audiocaps.rglob("*.ogg")]:
+        path.rename(path.with_suffix(".mp4"))
+    done = prepare("audiocaps")
+    assert done.code == 1
+    assert "holds none of the 1 sounds of test.csv (" in done.err
+    assert "videos are not read, extract their sound" in done.err
+
+
+@pytest.fixture
+def clotho(source):
+    for split, names in {
+        "development": ("Rain, 1.wav", "b.wav"),
+        "evaluation": ("c.wav",),
+        "validation": ("d.wav",),
+    }.items():
+        rows = ["file_name,caption_1,caption_2,caption_3,caption_4,caption_5"]
+        for name in names:
+            save_sound(source / split / name, 2, rate=8000)
+            rows.append(f'"{name}",' + ",".join(f"It rains {i}." for i in range(5)))
+        write(source / f"clotho_captions_{split}.csv", "\n".join(rows))
+    return source
+
+
+def test_clotho(clotho, prepare):
+    write(clotho / "development/b.wav", "no sound")
+    done = prepare("clotho")
+    assert done.code == 0
+    assert (set(done.train), set(done.val)) == ({"clotho_development_00000"}, {"clotho_evaluation_00000"})
+    sample = done.train["clotho_development_00000"]
+    assert sample.about["captions"] == [f"It rains {i}" for i in range(5)]
+    assert sample.about["file_name"] == "Rain, 1.wav"
+    assert "b.wav: " in done.err
+
+
+def test_clotho_bad_rows_and_missing_sounds(clotho, prepare):
+    (clotho / "development/b.wav").unlink()
+    assert "clotho_captions_development.csv: 1 of 2 sounds are not there" in prepare("clotho").err
+    table = clotho / "clotho_captions_development.csv"
+    head = table.read_text().splitlines()[0]
+    write(table, f"{head}\na.wav,1,2,3,,5\n")
+    assert f"{table}:2: no caption_4" in prepare("clotho").err
+    write(table, f'{head}\na.wav,1,2,3,4,5\n"a.wav\n')
+    assert f"{table}:3: cannot be read" in prepare("clotho").err
+    write(table, "name,text\na.wav,1\n")
+    assert f"{table}:2: no file_name; expected the columns file_name, caption_1" in prepare("clotho").err
+    assert "train2 cannot be both" in prepare("clotho", "--train", "train2", "--val", "train2").err
+
+
+MACS = """\
+files:
+- filename: airport-lisbon-0-0-a.wav
+  annotations:
+  - {annotator_id: 1, sentence: 'people talk .', tags: [adults talking]}
+  - {annotator_id: 2, sentence: a child laughs, tags: [children voices]}
+- filename: public_square-paris-1-2-a.wav
+  annotations:
+  - {annotator_id: 1, sentence: footsteps, tags: [footsteps]}
+"""
+
+
+def test_macs(source, prepare):
+    table = write(source / "MACS.yaml", MACS)
+    save_sound(source / "TAU/audio/airport-lisbon-0-0-a.wav", 2, rate=48000, channels=2)
+    done = prepare("macs")
+    assert done.code == 0
+    (sample,) = done.train.values()
+    assert sample.key == "macs_airport-lisbon-0-0-a"
+    assert (sample.about["captions"], sample.about["label"]) == (["people talk", "a child laughs"], "airport")
+    assert "MACS.yaml: 1 of 2 sounds are not there (macs_public_square-paris-1-2-a" in done.err
+    for content, message in (
+        (MACS.replace("sentence: footsteps", "text: x"), "files[1] has no filename and annotations with sentences"),
+        (MACS.replace("footsteps, tags", "'.', tags"), "files[1] (public_square-paris-1-2-a.wav) has no sentence"),
+        (MACS + "- ]\n", ":9: not YAML"),
+        ("files: 3\n", "has no list of files"),
+    ):
+        write(table, content)
+        done = prepare("macs")
+        assert done.code == 1
+        assert f"{table}" in done.err
+        assert message in done.err
+
+
+@pytest.fixture
+def vggsound(source):
+    rows = ["---g-f_I2yQ,1,people marching,test", '--0PQM4-hqg,30,"playing violin, fiddle",train',
+            "ttttttttttt,0,people marching,train", "gonegonegon,5,waterfall,train"]  # fmt: skip
+    write(source / "vggsound.csv", "\n".join(rows) + "\n")
+    for name in ("---g-f_I2yQ_000001.wav", "--0PQM4-hqg_000030.flac", "ttttttttttt_000000.wav"):
+        save_sound(source / "clips" / name, 2, rate=8000)
+    write(source / "clips/gonegonegon_000005.mp4", "a video")
+    return source
+
+
+def test_vggsound(vggsound, prepare):
+    done = prepare("vggsound")
+    assert done.code == 0
+    assert set(done.val) == {"vgg_---g-f_I2yQ_000001"}
+    assert set(done.train) == {"vgg_--0PQM4-hqg_000030", "vgg_ttttttttttt_000000"}
+    about = done.train["vgg_--0PQM4-hqg_000030"].about
+    assert about["captions"][:2] == ["playing violin, fiddle", "the sound of playing violin, fiddle"]
+    assert (about["label"], about["target"], about["youtube_id"]) == ("playing violin, fiddle", 1, "--0PQM4-hqg")
+    classes = json.loads((done.root / "val/vggsound/classes.json").read_text())
+    assert classes == ["people marching", "playing violin, fiddle", "waterfall"]
+    assert "vggsound.csv: 1 of 3 sounds are not there (vgg_gonegonegon_000005" in done.err
+
+
+def test_sets_of_youtube_share_no_video_between_training_and_validation(audiocaps, vggsound, prepare):
+    assert prepare("audiocaps").code == 0
+    done = prepare("vggsound")
+    assert "vgg_--0PQM4-hqg_000030" in done.train
+    assert "vgg_ttttttttttt_000000" not in done.train  # its video is in AudioCaps' test split
+    assert load("check").check(done.root) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("---g-f_I2yQ,1,people marching", "3 cells in place of 4"),
+        ("---g-f_I2yQ,one,people marching,test", "expected a whole number, found 'one'"),
+        ("---g-f_I2yQ,1,people marching,val", "the split is 'val', not train or test"),
+        ("---g-f_I2yQ,1,,test", "no label"),
+    ],
+)
+def test_vggsound_bad_row_names_file_and_line(vggsound, prepare, row, message):
+    table = vggsound / "vggsound.csv"
+    write(table, table.read_text() + row + "\n")
+    assert f"{table}:5: {message}" in prepare("vggsound").err
+
+
 # ------------------------------------------------------------------ the writer
 
 
@@ -457,7 +793,7 @@ def add(writer, key, media=b"media", **fields):
 
 
 def test_shards_are_equal_bytes_for_equal_samples(tmp_path):
-    writer = load("shardwriter").ShardWriter
+    writer = load("shardwriter").SetWriter
     for folder in ("a", "b"):
         with writer(tmp_path / folder, "set", shard_bytes=10) as shards:
             for key in ("x", "y", "z"):
@@ -471,14 +807,14 @@ def test_shards_are_equal_bytes_for_equal_samples(tmp_path):
 
 
 def test_shards_are_read_by_the_trainer(tmp_path):
-    with load("shardwriter").ShardWriter(tmp_path / "s", "set") as shards:
+    with load("shardwriter").SetWriter(tmp_path / "s", "set") as shards:
         add(shards, "x", b"picture", label="dog")
     (sample,) = read_source("s/*.tar.gz", ("image", "text"), tmp_path).samples
     assert (sample["image"], sample["captions"], sample["label"]) == (b"picture", ["x one", "x two"], "dog")
 
 
 def test_an_error_leaves_the_older_shards(tmp_path):
-    writer = load("shardwriter").ShardWriter
+    writer = load("shardwriter").SetWriter
     with writer(tmp_path, "set", shard_bytes=1) as shards:
         add(shards, "x")
         add(shards, "y")
@@ -500,7 +836,7 @@ def test_an_error_leaves_the_older_shards(tmp_path):
 
 
 def test_a_second_sample_of_a_key_is_skipped(tmp_path, capsys):
-    with load("shardwriter").ShardWriter(tmp_path, "set") as shards:
+    with load("shardwriter").SetWriter(tmp_path, "set") as shards:
         add(shards, "x", b"first")
         add(shards, "x", b"second")
     assert [s.media for s in load("check").read_shard(tmp_path / "set-00000.tar.gz")] == [b"first"]
@@ -525,7 +861,7 @@ def test_ogg_is_the_same_every_time_and_whole():
 @pytest.fixture
 def clean(tmp_path):
     """A folder without leaks, and a function that writes one shard more."""
-    writer = load("shardwriter").ShardWriter
+    writer = load("shardwriter").SetWriter
 
     def put(where, key, media, **fields):
         with writer(tmp_path / where, f"set_{key}") as shards:

@@ -2,16 +2,32 @@
 """MS-COCO captions: photographs with five sentences each, from cocodataset.org.
 
 SOURCE holds what train2017.zip, val2017.zip and annotations_trainval2017.zip unpack to: a folder of JPEGs per split and
-annotations/captions_SPLIT.json. Pictures that are among the samples of this repository are left out.
+annotations/captions_SPLIT.json. The splits of 2014 (--train train2014 --val val2014) hold the same pictures, parted
+otherwise. Pictures that are among the samples of this repository are left out.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shardwriter import Seen, ShardWriter, find, open_picture, parser, read_json, run, shrink, shuffled, webp
+from shardwriter import (
+    Seen,
+    SetWriter,
+    find,
+    open_picture,
+    parser,
+    picture_arguments,
+    read_json,
+    refuse_split_in_both,
+    run,
+    shrink,
+    shuffled,
+    split_arguments,
+    webp,
+)
 
 from onepeace.errors import UserError
 
@@ -21,15 +37,14 @@ SAMPLES = frozenset({125870, 126107, 165518, 214753, 234748, 252639, 423617, 551
 
 def build(args: argparse.Namespace) -> None:
     """Write one set of shards for the training splits and one for the validation splits."""
-    if both := set(args.train) & set(args.val):
-        raise UserError(f"{sorted(both)[0]} cannot be both training and validation data")
+    refuse_split_in_both(args)
     new = Seen()
     for splits, folder in ((args.val, "val/coco"), (args.train, "train/image_text")):
         if not splits:
             continue
         items = [(split, *item) for split in splits for item in _items(args.source, split)]
-        with ShardWriter(args.out / folder, "coco") as writer:
-            for split, path, captions in shuffled(items):
+        with SetWriter(args.out / folder, "coco") as writer:
+            for split, number, path, captions in shuffled(items):
                 try:
                     data = path.read_bytes()
                     media = webp(shrink(open_picture(data), args.size), args.quality)
@@ -39,10 +54,10 @@ def build(args: argparse.Namespace) -> None:
                 if new(data):
                     source = f"MS-COCO {split}"
                     license = "annotations CC BY 4.0; photographs under their Flickr licences"
-                    writer.add(f"coco_{path.stem}", "webp", media, captions, source=source, license=license)
+                    writer.add(f"coco_{number:012d}", "webp", media, captions, source=source, license=license)
 
 
-def _items(source: Path, split: str) -> list[tuple[Path, list[str]]]:
+def _items(source: Path, split: str) -> list[tuple[int, Path, list[str]]]:
     """The pictures of a split that are there and have captions, in order of their ids."""
     path = find(source, f"captions_{split}.json", what="the captions")
     content = read_json(path)
@@ -57,25 +72,18 @@ def _items(source: Path, split: str) -> list[tuple[Path, list[str]]]:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: annotations[{i}] has no image_id and caption: {row!r}") from error
     folder = find(source, split, what="its photographs")
-    pictures = [(int(picture.stem), picture) for picture in sorted(folder.glob("*.jpg")) if picture.stem.isdigit()]
-    return [(picture, captions[number]) for number, picture in pictures if number in captions and number not in SAMPLES]
-
-
-def _splits(text: str) -> list[str]:
-    return [split for split in text.split(",") if split]
+    # 000000000009.jpg of 2017 is COCO_train2014_000000000009.jpg of 2014
+    pictures = [(int(name[1]), path) for path in folder.glob("*.jpg") if (name := re.search(r"(\d+)$", path.stem))]
+    if not pictures:
+        raise UserError(f"{folder}: no photographs named NUMBER.jpg")
+    return [(i, path, captions[i]) for i, path in sorted(pictures) if i in captions and i not in SAMPLES]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this script."""
     arguments = parser(__doc__)
-    arguments.add_argument(
-        "--train", type=_splits, default="train2017", help="training splits, a,b (default train2017)"
-    )
-    arguments.add_argument(
-        "--val", type=_splits, default="val2017", help='validation splits (default val2017; "" = none)'
-    )
-    arguments.add_argument("--size", type=int, default=144, help="short side in pixels (default 144)")
-    arguments.add_argument("--quality", type=int, default=78, help="WebP quality (default 78)")
+    split_arguments(arguments, "train2017", "val2017")
+    picture_arguments(arguments)
     return run(build, arguments, argv)
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shardwriter import (
     Seen,
-    ShardWriter,
+    SetWriter,
     on_white_square,
     open_picture,
     parser,
@@ -75,7 +75,7 @@ def build(args: argparse.Namespace) -> None:
     new = Seen()
 
     def write(folder: Path, validation: bool) -> None:
-        with ShardWriter(folder, "emoji") as writer:
+        with SetWriter(folder, "emoji") as writer:
             for code, name, license, where, draw in drawings:
                 label, keywords = words[code]
                 # by name too: a later Unicode version may use a name again

@@ -16,12 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shardwriter import ShardWriter, ogg, parser, read_json, run, shuffled, write_classes
+from shardwriter import RATE, SetWriter, load_sound, ogg, parser, read_json, run, shuffled, write_classes
 
 from onepeace.errors import UserError
-from onepeace.media import AudioDecoder
 
-RATE = 16000
 SECONDS = 5
 ESC10 = frozenset({0, 1, 10, 11, 12, 20, 21, 38, 40, 41})
 """Targets of the ten classes that are under CC BY, the ESC-10 part."""
@@ -42,15 +40,14 @@ def build(args: argparse.Namespace) -> None:
     captions = read_json(Path(__file__).with_name("captions.json"))
     names = list(captions)  # in the order of the targets
     clips = shuffled(_clips(args.source))
-    decoder = AudioDecoder(sample_rate=RATE)
 
     def write(folder: Path, prefix: str, validation: bool) -> None:
-        with ShardWriter(folder, prefix) as writer:
+        with SetWriter(folder, prefix) as writer:
             for clip in clips:
                 if (clip.fold == 5) != validation:
                     continue
                 try:
-                    samples = decoder.load(clip.path, seconds=SECONDS).clamp(-1, 1).numpy()
+                    samples = load_sound(clip.path, SECONDS)
                 except UserError as error:
                     writer.skip(clip.path, error)
                     continue

@@ -4,17 +4,30 @@
 SOURCE holds both, unpacked: a folder Flicker8k_Dataset (or Flickr8k_Dataset, Images, images) of JPEGs, and
 Flickr8k.token.txt, Flickr_8k.devImages.txt and Flickr_8k.testImages.txt anywhere below. The official test split is
 validation data. Some pictures of the dev split go nowhere (for choices that must not touch validation data); the rest
-of dev, the official training split, and the pictures that are in no split are training data.
+of dev, the official training split, and the pictures that are in no split are training data, less those that ROOT has
+as validation data of Flickr30k, which holds most of Flickr8k.
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shardwriter import Seen, ShardWriter, find, open_picture, parser, read_lines, run, shrink, shuffled, webp
+from check import held_out
+from shardwriter import (
+    Seen,
+    SetWriter,
+    find,
+    open_picture,
+    parser,
+    read_lines,
+    run,
+    sentence,
+    shrink,
+    shuffled,
+    webp,
+)
 
 from onepeace.errors import UserError
 
@@ -30,10 +43,15 @@ def build(args: argparse.Namespace) -> None:
     )
     folder = find(args.source, "Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images", what="the photographs")
     apart = {*test, *dev[: args.keep_out]}
-    train = sorted(path.name for path in folder.glob("*.jpg") if path.name in captions and path.name not in apart)
+    elsewhere = held_out(args.out, "flickr30k")
+    train = sorted(
+        path.name
+        for path in folder.glob("*.jpg")
+        if path.name in captions and path.name not in apart and ("flickr", path.name.split("_")[0]) not in elsewhere
+    )
     new = Seen()
 
-    def write(writer: ShardWriter, names: Sequence[str], source: str, size: int, quality: int) -> None:
+    def write(writer: SetWriter, names: Sequence[str], source: str, size: int, quality: int) -> None:
         for name in names:
             path = folder / name
             try:
@@ -50,21 +68,20 @@ def build(args: argparse.Namespace) -> None:
                 writer.add(key, "webp", media, captions[name], source=f"Flickr8k {source}", license=LICENSE)
 
     # The validation split first: of two equal pictures the later one is left out.
-    with ShardWriter(args.out / "val/flickr8k", "flickr8k_test") as writer:
+    with SetWriter(args.out / "val/flickr8k", "flickr8k_test") as writer:
         write(writer, test, "test", args.val_size, 85)
-    with ShardWriter(args.out / "train/image_text", "flickr8k") as writer:
+    with SetWriter(args.out / "train/image_text", "flickr8k") as writer:
         write(writer, shuffled(train), "train/dev/other", args.size, 78)
 
 
 def _captions(path: Path) -> dict[str, list[str]]:
-    """Captions by file name, without the space before punctuation and the final stop."""
+    """Captions by file name."""
     captions: dict[str, list[str]] = {}
     for where, line in read_lines(path):
         name, tab, caption = line.partition("\t")
         if not tab or "#" not in name:
             raise UserError(f"{where}: expected NAME.jpg#NUMBER, a tab and a caption; found {line[:60]!r}")
-        caption = re.sub(r"\s+([.,!?;:'])", r"\1", " ".join(caption.split())).rstrip(" .")
-        if len(caption) > 5:
+        if len(caption := sentence(caption)) > 5:
             captions.setdefault(name.partition("#")[0], []).append(caption)
     return captions
 

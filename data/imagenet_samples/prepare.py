@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from check import read_shard
-from shardwriter import ShardWriter, difference_hash, open_picture, parser, run, shrink, shuffled, webp
+from shardwriter import SetWriter, difference_hash, open_picture, parser, run, shrink, shuffled, webp
 
 from onepeace.errors import UserError
 from onepeace.evaluate.zero_shot import with_article
@@ -28,7 +28,7 @@ def build(args: argparse.Namespace) -> None:
     pictures = sorted(args.source.glob("n*_*.JPEG"))
     if not pictures:
         raise UserError(f"{args.source}: no WNID_name.JPEG files")
-    with ShardWriter(args.out / "train/image_text", "imagenet_samples") as writer:
+    with SetWriter(args.out / "train/image_text", "imagenet_samples") as writer:
         for path in shuffled(pictures):
             try:
                 picture = open_picture(path)

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shardwriter import (
     Seen,
-    ShardWriter,
+    SetWriter,
     is_plain,
     on_white_square,
     open_picture,
@@ -53,7 +53,7 @@ def build(args: argparse.Namespace) -> None:
     def write(folder: Path, validation: bool) -> None:
         nonlocal number
         done: set[str] = set()
-        with ShardWriter(folder, "openclipart") as writer:
+        with SetWriter(folder, "openclipart") as writer:
             for title, path in titled:
                 if (title in held_out) != validation or (validation and title in done):
                     continue

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shardwriter import (
     Seen,
-    ShardWriter,
+    SetWriter,
     find,
     open_picture,
     parser,
@@ -46,7 +46,7 @@ def build(args: argparse.Namespace) -> None:
     target = {wnid: i for i, wnid in enumerate(wnids)}
     new = Seen()
 
-    def write(writer: ShardWriter, wnid: str, path: Path, split: str) -> bool:
+    def write(writer: SetWriter, wnid: str, path: Path, split: str) -> bool:
         try:
             data = path.read_bytes()
             open_picture(data)
@@ -67,7 +67,7 @@ def build(args: argparse.Namespace) -> None:
     for path, wnid in held_out:
         by_class[wnid].append(path)
     plan = [(wnid, path) for wnid in wnids for path in by_class[wnid][: args.val_per_class]]
-    with ShardWriter(args.out / "val/tiny_imagenet", "tiny_imagenet") as writer:
+    with SetWriter(args.out / "val/tiny_imagenet", "tiny_imagenet") as writer:
         for wnid, path in shuffled(plan):
             write(writer, wnid, path, "val")
     write_classes(
@@ -79,7 +79,7 @@ def build(args: argparse.Namespace) -> None:
     for wnid in wnids:
         pictures = sorted((folder / "train" / wnid / "images").glob("*.JPEG"))
         plan += [(wnid, path) for path in shuffled(pictures)[: args.per_class]]
-    with ShardWriter(args.out / "train/image_text", "tiny_imagenet") as writer:
+    with SetWriter(args.out / "train/image_text", "tiny_imagenet") as writer:
         for wnid, path in shuffled(plan):
             write(writer, wnid, path, "train")
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shardwriter import Seen, ShardWriter, is_plain, on_white_square, open_picture, parser, run, shuffled, webp
+from shardwriter import Seen, SetWriter, is_plain, on_white_square, open_picture, parser, run, shuffled, webp
 
 from onepeace.errors import UserError
 
@@ -23,7 +23,7 @@ def build(args: argparse.Namespace) -> None:
     if not stamps:
         raise UserError(f"{args.source}: no .png files")
     new = Seen()
-    with ShardWriter(args.out / "train/image_text", "tuxpaint") as writer:
+    with SetWriter(args.out / "train/image_text", "tuxpaint") as writer:
         for path in shuffled(stamps):
             name = path.relative_to(args.source).with_suffix("").as_posix()
             text = path.with_suffix(".txt")
