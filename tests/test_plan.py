@@ -1,7 +1,11 @@
 """What `onepeace train RECIPE --plan` says, against real steps at small sizes: bytes that backward holds, and FLOPs."""
 
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from onepeace.bench.flops import DryRun
 from onepeace.bench.items import item_batch
@@ -9,10 +13,12 @@ from onepeace.cli import main
 from onepeace.config import build
 from onepeace.data.masking import draw_masks
 from onepeace.errors import UserError
+from onepeace.model import OnePeace
 from onepeace.train import plan
 from onepeace.train.build import make_config
 from onepeace.train.objective import Objective
 from onepeace.train.optim import freeze, make_optimizer
+from onepeace.train.parallel import checkpoint_activations
 from onepeace.train.recipe import Recipe, read_recipe
 
 SMALL = {"dim": 64, "embed_dim": 32, "depth": 3, "num_heads": 4, "ffn_dim": 160}
@@ -55,75 +61,100 @@ def recipe(other, size, pixels=160, batch=4, **run):
     return build(Recipe, content, "recipe")
 
 
-class Step:
-    """One real step: what the backward pass holds when it begins, and what training keeps."""
-
-    def __init__(self, wanted, other):
-        config = make_config(wanted)
-        objective = Objective(plan.OnePeace(config.model), wanted.objective, {})
-        model = objective.model
-        if wanted.freeze:
-            freeze(model, wanted.freeze)
-        count = wanted.batch_size(wanted.data.train[0].name)
-        batch = {
-            "text": item_batch(config, "text", 21, count),
-            other: item_batch(config, other, {"image": wanted.media["image"]["size"], "audio": 2}[other], count),
-        }
-        batch["masks"] = {
-            key: draw_masks(rates, model.adapters[key].token_lengths(batch[key]), torch.Generator().manual_seed(0))
-            for key, rates in wanted.mask.items()
-        }
-        optimizer = make_optimizer(model, wanted.optim)
-        weights = {parameter.untyped_storage().data_ptr() for parameter in objective.parameters()}
-        saved = {}
-
-        def pack(tensor):
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                saved[storage.data_ptr()] = (storage, tensor)
-            return tensor
-
-        half = wanted.run.precision == "bfloat16"
-        with DryRun() as counter:
-            with (
-                torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-                torch.autocast("cpu", torch.bfloat16, enabled=half),
-            ):
-                loss = objective(batch)["loss"]
-            self.saved = sum(storage.nbytes() for storage, _ in saved.values())
-            saved.clear()
-            loss.backward()
-        optimizer.step()
-        self.flops = counter.flops
-        self.parameters = sum(p.nbytes for p in model.parameters())
-        self.gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-        self.optimizer = sum(t.nbytes for state in optimizer.state.values() for t in state.values())
+def objective_and_batch(wanted, other):
+    config = make_config(wanted)
+    objective = Objective(OnePeace(config.model), wanted.objective, {}, wanted.run.accumulate)
+    model = objective.model
+    if wanted.freeze:
+        freeze(model, wanted.freeze)
+    count = wanted.batch_size(wanted.data.train[0].name)
+    size = {"image": wanted.media["image"]["size"], "audio": wanted.media["audio"]["max_seconds"]}[other]
+    names = [str(i) for i in range(count)]
+    batch = {"text": item_batch(config, "text", 21, count), other: item_batch(config, other, size, count)}
+    masks = {
+        key: draw_masks(rates, model.adapters[key].token_lengths(batch[key]), torch.Generator().manual_seed(0))
+        for key, rates in wanted.mask.items()
+    }
+    return objective, {
+        **batch, "masks": masks, "keys": names, "captions": names, "names": [[name] for name in names], "pair": "x",
+    }  # fmt: skip
 
 
-SIZES = [("image", SMALL), ("image", LARGER), ("audio", SMALL), ("audio", LARGER)]
+def autocast(wanted):
+    return torch.autocast("cpu", torch.bfloat16, enabled=wanted.run.precision == "bfloat16")
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("other", "size"), SIZES)
+@pytest.mark.parametrize("other", ["image", "audio"])
+@pytest.mark.parametrize(("size", "precision"), [(SMALL, "float32"), (SMALL, "bfloat16"), (LARGER, "bfloat16")])
 def test_plan_is_near_what_a_step_holds(other, size, precision):
     wanted = recipe(other, size, precision=precision)
+    objective, batch = objective_and_batch(wanted, other)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in objective.parameters()}
+    saved = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage
+        return tensor
+
+    optimizer = make_optimizer(objective.model, wanted.optim)
+    with DryRun() as counter:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(wanted):
+            loss = objective(batch)["loss"]
+        held = sum(storage.nbytes() for storage in saved.values())
+        loss.backward()
+    optimizer.step()
+
     found = plan.make_plan(wanted, device="cpu")
-    step = Step(wanted, other)
     memory = found.memory["ddp", False]
-    held = memory.activations + memory.copies + memory.losses
-    ratios = {
-        "parameters": memory.parameters / step.parameters,
-        "gradients": memory.gradients / step.gradients,
-        "optimizer": memory.optimizer / step.optimizer,
-        "saved": held / step.saved,
-        "flops": found.flops_per_step / step.flops,
-    }
-    assert memory.parameters == step.parameters
-    for name in ("gradients", "optimizer"):
-        assert ratios[name] == pytest.approx(1, abs=0.02), ratios
-    assert ratios["saved"] == pytest.approx(1, abs=0.08), ratios
+    parameters = list(objective.parameters())
+    states = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    assert memory.parameters == sum(p.nbytes for p in parameters)
+    assert memory.gradients == pytest.approx(sum(p.grad.nbytes for p in parameters if p.grad is not None), rel=0.01)
+    assert memory.optimizer == pytest.approx(sum(tensor.nbytes for tensor in states), rel=0.01)
+    # Measured: 0.94 and 0.95 of float32, 1.01 to 1.06 of bfloat16.
+    assert memory.activations + memory.copies + memory.losses == pytest.approx(held, rel=0.08)
     if precision == "bfloat16":  # in float32 these lengths take torch's fused CPU kernel, whose FLOPs it does not tell
-        assert ratios["flops"] == pytest.approx(1, abs=0.002), ratios
+        assert found.flops_per_step == pytest.approx(counter.flops, rel=0.002)
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of what operations make, while it is alive."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self.seen:
+                self.seen.add(storage)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.forget, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def forget(self, size):
+        self.now -= size
+
+
+@pytest.mark.parametrize("other", ["image", "audio"])
+@pytest.mark.parametrize("run", [{}, {"checkpoint_activations": True}, {"accumulate": 4}])
+def test_plan_is_near_the_peak_of_a_step(other, run):
+    wanted = recipe(other, {**SMALL, "depth": 6}, batch=16, precision="bfloat16", **run)
+    objective, batch = objective_and_batch(wanted, other)
+    if wanted.run.checkpoint_activations:
+        checkpoint_activations(objective.model.blocks)
+    with Live([*objective.parameters(), *tree_leaves([batch["text"], batch[other]])]) as live:
+        with autocast(wanted):
+            loss = objective(batch)["loss"]
+        loss.backward()
+    memory = plan.make_plan(wanted, device="cpu").memory["ddp", wanted.run.checkpoint_activations]
+    ratio = (memory.activations + memory.copies + memory.losses) / live.peak
+    assert ratio == pytest.approx(1, abs=0.15)
 
 
 def test_memory_by_way_processes_and_parts():
@@ -175,7 +206,7 @@ def test_start_that_is_not_there_needs_a_size(tmp_path):
     wanted = read_recipe("recipes/pretrain/base_audio_text.yaml", ["model.from=" + str(tmp_path)])
     assert plan.planned_config(wanted).model.dim == 768
     del wanted.model["size"]
-    with pytest.raises(UserError, match="is not there yet; add model.size"):
+    with pytest.raises(UserError, match=r"is not there yet; add model\.size"):
         plan.planned_config(wanted)
 
 

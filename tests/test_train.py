@@ -1,15 +1,10 @@
 """The loop on small shards of coloured squares and tones: it learns, resumes and says what is wrong."""
 
-import io
-import json
-import tarfile
-
 import numpy as np
 import pytest
-import soundfile
 import torch
-from PIL import Image
 from safetensors.torch import load_file
+from small_shards import COLOURS, TONES, square, tone, write_shards
 
 from onepeace import cli
 from onepeace.api import load
@@ -17,13 +12,8 @@ from onepeace.config import build
 from onepeace.errors import UserError
 from onepeace.train import loop, teachers
 from onepeace.train.log import read_log
-from onepeace.train.recipe import Recipe, read_recipe
+from onepeace.train.recipe import Recipe
 
-COLOURS = {
-    "red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 50, 220), "yellow": (220, 210, 30),
-    "white": (240, 240, 240), "black": (15, 15, 15), "purple": (150, 30, 180), "orange": (240, 140, 20),
-}  # fmt: skip
-TONES = {"low": 150.0, "deep": 300.0, "middle": 600.0, "high": 1200.0, "shrill": 2400.0, "piercing": 4800.0}
 MODEL = {
     "size": "tiny", "dim": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "ffn_dim": 64,
     "adapters": {
@@ -35,39 +25,9 @@ MODEL = {
 }  # fmt: skip
 
 
-def square(colour, rng):
-    pixels = np.clip(np.array(colour) + rng.normal(0, 25, (24, 24, 3)), 0, 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def tone(frequency, rng):
-    time = np.arange(8000) / 16000
-    wave = np.sin(2 * np.pi * frequency * rng.uniform(0.95, 1.05) * time + rng.uniform(0, 6)) + rng.normal(0, 0.1, 8000)
-    file = io.BytesIO()
-    soundfile.write(file, 0.3 * wave, 16000, format="WAV")
-    return file.getvalue()
-
-
-def write(path, kinds, make, suffix, sentence, each, seed):
-    rng = np.random.default_rng(seed)
-    with tarfile.open(path, "w") as tar:
-        for i in range(each):
-            for name, value in kinds.items():
-                about = {"captions": [sentence.format(name)], "label": name}
-                for end, data in ((suffix, make(value, rng)), ("json", json.dumps(about).encode())):
-                    entry = tarfile.TarInfo(f"{name}{i}.{end}")
-                    entry.size = len(data)
-                    tar.addfile(entry, io.BytesIO(data))
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shards")
-    write(folder / "squares.tar", COLOURS, square, "png", "a {} square", 12, seed=1)
-    write(folder / "tones.tar", TONES, tone, "wav", "a {} tone", 8, seed=2)
-    return folder
+    return write_shards(tmp_path_factory.mktemp("shards"))
 
 
 def recipe(root, out, steps=80, pair="image", **fields):
@@ -174,7 +134,7 @@ def test_resume_equals_uninterrupted_run(root, tmp_path, ema):
     rest = load_file(loop.train(make("cut")) / "model.safetensors")
     assert whole.keys() == rest.keys()
     assert all(torch.equal(whole[name], rest[name]) for name in whole)
-    timing = ("items_per_second", "data_wait", "peak_gigabytes")
+    timing = ("items_per_second", "data_wait", "seconds", "peak_gigabytes")
     lines = [
         [{k: v for k, v in line.items() if k not in timing} for line in read_log(tmp_path / name / "log.jsonl")]
         for name in ("whole", "cut")
@@ -242,35 +202,6 @@ def test_mistakes_in_a_recipe_are_named(root, tmp_path, fields, message):
     fields = {**fields}
     with pytest.raises(UserError, match=message):
         loop.train(recipe(root, tmp_path, steps=1, **fields))
-
-
-@pytest.mark.parametrize("name", ["tiny_image_text", "tiny_audio_text", "base_image_text", "base_audio_text"])
-def test_shipped_recipes_take_two_steps_when_shrunk(name, root, stage_one, tmp_path, monkeypatch):
-    monkeypatch.setenv("ONEPEACE_DATA", str(root))
-    wanted = read_recipe(f"recipes/pretrain/{name}.yaml")
-    pair = wanted.data.train[0].pair[0]
-    shards = {"image": "squares.tar", "audio": "tones.tar"}[pair]
-    small = [f"data.train=[{{shards: {shards}, pair: [{pair}, text]}}]", "tokenizer={vocab_size: 300}", "evaluate={}",
-             "run.batch_size=6", "run.workers=0", "schedule.steps=2", "schedule.warmup_ratio=null",
-             "schedule.warmup_steps=1", f"run.out={tmp_path}"]  # fmt: skip
-    if "from" in wanted.model:
-        small += [f"model.from={stage_one}", "model.adapters.audio.pos_groups=4"]
-        small += ["model.adapters.audio.convs=[[16, 10, 5], [16, 8, 8]]"] if name.startswith("base") else []
-        small += ["model.decoder={dim: 16, depth: 1, num_heads: 2, ffn_dim: 32}"] if name.startswith("base") else []
-    else:
-        small += [f"model.{key}={MODEL[key]}" for key in ("dim", "embed_dim", "depth", "num_heads", "ffn_dim")]
-        small += [
-            "model.decoder.dim=16",
-            "model.decoder.num_heads=2",
-            "model.decoder.ffn_dim=32",
-            "media.image.size=64",
-        ]
-    if any(term.startswith("distillation") for term in wanted.objective):
-        small += ["objective.distillation/image=null", "objective.distillation/text=null"]
-    shrunk = read_recipe(f"recipes/pretrain/{name}.yaml", small)
-    folder = loop.train(shrunk)
-    assert set(load(folder).modalities) == set(wanted.model["modalities"])
-    assert len(read_log(tmp_path / "log.jsonl")) == 1
 
 
 def test_train_command_prints_the_recipe_and_the_folder(root, tmp_path, capsys):

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from onepeace.train.loop import train
 
-    folder = train(recipe, _evaluation(recipe))
+    folder = train(recipe, evaluation(recipe))
     print(folder)
     print(f"try it: onepeace search FOLDER --text 'a dog' --model {folder}", file=sys.stderr)
     return 0
@@ -80,7 +80,7 @@ def plan_text(plan: "Plan") -> str:
     return "\n".join(lines)
 
 
-def _evaluation(recipe: "Recipe") -> Callable[[Any, Any], dict[str, float]] | None:
+def evaluation(recipe: "Recipe") -> Callable[[Any, Any], dict[str, float]] | None:
     """What the recipe's ``evaluate: {recipe: FILE}`` measures, on the same data root."""
     if not recipe.evaluate:
         return None

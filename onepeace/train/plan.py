@@ -16,13 +16,13 @@ size of a computed number (bfloat16 2, float32 4), n of a norm's input (4 under 
              + 3 c (c if c = 4) + c            input of q k v, of the output projection     if attention trains
              + 4 + 2 c (c if c = 4)            input of the FFN's norm; of its two matrices if they train
              + 2 c )                           branches before their gain                   if it trains
-    + B L F x (3 c + n + c)                    gate, its GELU, the other half, the norm's input; input of the last matrix
+    + B L F x (3 c + n + c)                    gate, its GELU, other half, the norm's input; input of the last matrix
     + 4 B H L with a fused kernel, and c b H L^2 if the bias is cast for it (b: 1 or B); else c B H L^2
 
-The decoder's blocks likewise, over all tokens. With ``run.checkpoint_activations`` 4 B L D of each block and pass
-stay, and one block's activations come on top. Stems and what places tokens are run on the meta device and what they
-save is counted. A denoising term keeps of M hidden and N real tokens D x (c M + 8 M + 4 N). With ``run.accumulate``
-only one part's activations are held at a time, but every part's share of the losses.
+The decoder's blocks likewise, over all tokens. With ``run.checkpoint_activations`` 4 B L D of each block of the encoder
+and pass stay, and one block's activations come on top. Stems and what places tokens run on the meta device, and what
+they save is counted. A denoising term keeps of M hidden and N real tokens D x (c M + 8 M + 4 N). With
+``run.accumulate`` only one part's activations are held at a time, but every part's share of the losses.
 
 Not counted: work space of kernels and what the allocator cannot use; leave a tenth or more. Every text is taken as long
 as ``media.text.max_tokens``, every sound as long as ``media.audio.max_seconds``. Outside teachers are not counted.
@@ -329,7 +329,7 @@ def activation_bytes(
     Args:
         whole: tokens of an item that hides nothing, by modality.
         batch: items.
-        checkpointed: of each block its input is kept, and everything of one.
+        checkpointed: of each of the encoder's blocks its input is kept, and everything of one.
     """
     config, decoder = model.config, model.config.decoder
     size, largest = 0, 0
@@ -345,12 +345,15 @@ def activation_bytes(
             stacks.append((full, decoder.dim, decoder.ffn_dim, decoder.num_heads, 1, padded))
             learns.append([Trains(True, False, frozenset(full))] * decoder.depth)
             size += batch * form.compute * (length * config.dim + sum(full.values()) * decoder.dim)
-        for (tokens, dim, ffn, heads, bias_heads, biases), stack in zip(stacks, learns, strict=True):
+        for part, ((tokens, dim, ffn, heads, bias_heads, biases), stack) in enumerate(zip(stacks, learns, strict=True)):
             count = sum(tokens.values())
             bias = biases * bias_heads * count**2
             saved = [block_bytes(tokens, batch, dim, ffn, heads, bias, form, found) for found in stack]
-            size += len(saved) * 4 * batch * count * dim if checkpointed else sum(saved)
-            largest = max([largest, *saved])
+            if checkpointed and part == 0:
+                size += len(saved) * 4 * batch * count * dim
+                largest = max([largest, *saved])
+            else:
+                size += sum(saved)
             if saved:
                 size += 4 * (batch * count * dim + bias)  # input of the final norm; buckets or the bias itself
     return size + (largest if checkpointed else 0)
@@ -431,7 +434,10 @@ def loss_flops(
 
 
 def repeated(cost: TrainingCost, passes: Sequence[Pass], parts: int, checkpointed: bool) -> int:
-    """FLOPs of an item with what is computed again in the backward pass."""
+    """FLOPs of an item with what is computed again in the backward pass: of checkpointed blocks, and of parts all.
+
+    The decoder is not checkpointed but taken along here; it is a few per cent of a pass.
+    """
     again = (cost.stems + sum(cost.forward)) if parts > 1 else 0
     blocks = sum(flops for flops, one in zip(cost.forward, passes, strict=True) if one.learns) if checkpointed else 0
     return cost.total + again + blocks

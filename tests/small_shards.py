@@ -1,0 +1,49 @@
+"""Shards of coloured squares and of tones, each with a sentence and a class name, which a small model soon learns."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+COLOURS = {
+    "red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 50, 220), "yellow": (220, 210, 30),
+    "white": (240, 240, 240), "black": (15, 15, 15), "purple": (150, 30, 180), "orange": (240, 140, 20),
+}  # fmt: skip
+TONES = {"low": 150.0, "deep": 300.0, "middle": 600.0, "high": 1200.0, "shrill": 2400.0, "piercing": 4800.0}
+
+
+def square(colour, rng):
+    pixels = np.clip(np.array(colour) + rng.normal(0, 25, (24, 24, 3)), 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def tone(frequency, rng):
+    time = np.arange(8000) / 16000
+    wave = np.sin(2 * np.pi * frequency * rng.uniform(0.95, 1.05) * time + rng.uniform(0, 6)) + rng.normal(0, 0.1, 8000)
+    file = io.BytesIO()
+    soundfile.write(file, 0.3 * wave, 16000, format="WAV")
+    return file.getvalue()
+
+
+def write(path, kinds, make, suffix, sentence, each, seed):
+    rng = np.random.default_rng(seed)
+    with tarfile.open(path, "w") as tar:
+        for i in range(each):
+            for name, value in kinds.items():
+                about = {"captions": [sentence.format(name)], "label": name}
+                for end, data in ((suffix, make(value, rng)), ("json", json.dumps(about).encode())):
+                    entry = tarfile.TarInfo(f"{name}{i}.{end}")
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+
+
+def write_shards(folder):
+    """squares.tar and tones.tar in ``folder``, which is returned."""
+    write(folder / "squares.tar", COLOURS, square, "png", "a {} square", 12, seed=1)
+    write(folder / "tones.tar", TONES, tone, "wav", "a {} tone", 8, seed=2)
+    return folder
