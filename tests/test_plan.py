@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from onepeace.bench import plan
 from onepeace.bench.flops import DryRun
 from onepeace.bench.items import item_batch
 from onepeace.cli import main
@@ -14,7 +15,6 @@ from onepeace.config import build
 from onepeace.data.masking import draw_masks
 from onepeace.errors import UserError
 from onepeace.model import OnePeace
-from onepeace.train import plan
 from onepeace.train.build import make_config
 from onepeace.train.objective import Objective
 from onepeace.train.optim import freeze, make_optimizer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from onepeace.errors import UsageError
 
 if TYPE_CHECKING:
-    from onepeace.train.plan import Plan
+    from onepeace.bench.plan import Plan
     from onepeace.train.recipe import Recipe
 
 ROWS = {
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         print(to_yaml(recipe), end="")
         return 0
     if args.plan:
-        from onepeace.train.plan import make_plan
+        from onepeace.bench.plan import make_plan
 
         if args.processes < 1:
             raise UsageError(f"--processes {args.processes} should be at least 1")

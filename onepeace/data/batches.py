@@ -261,6 +261,19 @@ def split(batch: Mapping[str, Any], parts: int, take: Mapping[str, Callable[...,
     return pieces
 
 
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Every tensor of a batch, nested ones too, on the device."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device, non_blocking=True)
+        if isinstance(value, dict):
+            return {key: move(item) for key, item in value.items()}
+        return tuple(move(item) for item in value) if isinstance(value, tuple) else value
+
+    return move(batch)
+
+
 def _device(inputs: Mapping[str, Tensor]) -> torch.device:
     return next(iter(inputs.values())).device
 

@@ -189,3 +189,25 @@ def average_into(average: dict[str, Tensor], model: OnePeace, decay: float) -> N
     with torch.no_grad():
         own = dict(model.named_parameters())
         torch._foreach_lerp_(list(average.values()), [own[name] for name in average], 1 - decay)
+
+
+def model_of(config: ModelConfig, full: Mapping[str, Tensor]) -> OnePeace:
+    """A model of these weights for other uses than training."""
+    with torch.device("meta"):
+        model = OnePeace(config)
+    model.load_state_dict(full, assign=True)
+    return model.eval()
+
+
+def scores_of(
+    evaluate: Callable[[OnePeace, dict[str, Any]], dict[str, float]],
+    config: ModelConfig,
+    full: Mapping[str, Tensor],
+    decoders: dict[str, Any],
+) -> dict[str, float]:
+    """Scores of these weights; torch's generator is as it was after."""
+    generator = torch.get_rng_state()
+    try:
+        return evaluate(model_of(config, full), decoders)
+    finally:
+        torch.set_rng_state(generator)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from onepeace.config import write_config
-from onepeace.data.batches import Batch
+from onepeace.data.batches import Batch, to_device
 from onepeace.data.steps import loader
 from onepeace.device import bfloat16_is_fast, choose_device, peak_memory
 from onepeace.errors import UserError
@@ -27,7 +27,7 @@ from onepeace.train import build, checkpoint, parallel
 from onepeace.train.log import Averages, Log, describe_run
 from onepeace.train.objective import Objective
 from onepeace.train.optim import freeze, learning_rate, make_optimizer, set_learning_rate
-from onepeace.train.recipe import Recipe, to_yaml
+from onepeace.train.recipe import Recipe, check_same, to_yaml
 from onepeace.train.state import State
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,8 @@ def _train(
     decoders = build.make_decoders(config, out)
     model = build.make_model(recipe, config)
     teachers = build.make_teachers(recipe, data.sources, decoders)
-    objective = Objective(model, recipe.objective, teachers, run.accumulate, run.max_padding).to(device)
+    sharded = parallel.ranks() > 1 and run.parallel == "fsdp"
+    objective = Objective(model, recipe.objective, teachers, run.accumulate, run.max_padding, sharded).to(device)
     if recipe.freeze:
         freeze(model, recipe.freeze)
     if run.checkpoint_activations:
@@ -86,10 +87,10 @@ def _train(
         optimizer.add_param_group({"params": heads, "lr_scale": 1.0, "weight_decay": 0.0})
     average = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and run.ema}
 
-    state = State(objective, optimizer, average, sharded=parallel.ranks() > 1 and run.parallel == "fsdp")
+    state = State(objective, optimizer, average, sharded)
     resolved, start, places = to_yaml(recipe), 0, None
     if (saved := checkpoint.newest(out)) is not None:
-        _check_same(saved.recipe, resolved, out)
+        check_same(saved.recipe, resolved, out)
         state.restore(saved)
         start, places = saved.step, saved.extra.get("places")
         log.warning("going on from step %d of %s", start, out)
@@ -127,7 +128,7 @@ def _train(
         for i, batch in enumerate(group):
             with parallel.reduced(spread, last=i == len(group) - 1):
                 with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
-                    found = spread(_to(batch, device))
+                    found = spread(to_device(batch, device))
                 found["loss"].backward()
             losses.append(found)
             items += len(batch["keys"]) * parallel.ranks()
@@ -152,6 +153,7 @@ def _train(
         if step % run.log_every == 0 or step == total:
             spent = now - last_log
             speed = {"items_per_second": round(items / spent, 1), "data_wait": round(waited / spent, 3)}
+            speed["seconds"] = round(spent, 2)
             scale = {} if model.logit_scale is None else {"logit_scale": model.logit_scale.exp().item()}
             values = {**averages.take(), "lr": rate, **speed, **scale, "peak_gigabytes": peak_memory(device) / 2**30}
             if journal:
@@ -160,7 +162,7 @@ def _train(
         score = None
         if evaluate and (step == total or (run.eval_every and step % run.eval_every == 0)):
             full = state.full()
-            scores = _scores(evaluate, config.model, full, decoders) if main else {}
+            scores = build.scores_of(evaluate, config.model, full, decoders) if main else {}
             score = sum(scores.values()) / max(len(scores), 1) if main else None
             score = parallel.gather_objects(score)[0]
             if journal:
@@ -182,7 +184,7 @@ def _train(
     full, folder = state.full(), out / "model"
     if main:
         tokenizer = out / "tokenizer.json"
-        model = _fresh(config.model, full)
+        model = build.model_of(config.model, full)
         card = _card(recipe, step)
         weights.save(folder, model, config, tokenizer=tokenizer if tokenizer.exists() else None, card=card)
     parallel.wait()
@@ -216,49 +218,6 @@ def _name_bad_step(
             f"run.precision=float32, or look at the samples {named}"
         )
     log.warning("the gradient of step %d is %s: left out; its samples: %s", step, norm.item(), named)
-
-
-def _fresh(config: Any, full: dict[str, Tensor]) -> OnePeace:
-    """A model of these weights for other uses than training."""
-    with torch.device("meta"):
-        model = OnePeace(config)
-    model.load_state_dict(full, assign=True)
-    return model.eval()
-
-
-def _scores(evaluate: Evaluate, config: Any, full: dict[str, Tensor], decoders: dict[str, Any]) -> dict[str, float]:
-    """Scores of these weights; torch's generator is as it was after."""
-    generator = torch.get_rng_state()
-    try:
-        return evaluate(_fresh(config, full), decoders)
-    finally:
-        torch.set_rng_state(generator)
-
-
-def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Every tensor of a batch, nested ones too, on the device."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(device, non_blocking=True)
-        if isinstance(value, dict):
-            return {key: move(item) for key, item in value.items()}
-        return tuple(move(item) for item in value) if isinstance(value, tuple) else value
-
-    return move(batch)
-
-
-def _check_same(saved: str, resolved: str, out: Path) -> None:
-    """A run goes on only under its own recipe; where it lies and how often it speaks may change."""
-    import yaml
-
-    old, new = yaml.safe_load(saved), yaml.safe_load(resolved)
-    for recipe in (old, new):
-        recipe.pop("run")
-        recipe["data"].pop("root")
-    for name in new:
-        if old.get(name) != new[name]:
-            raise UserError(f"{out} holds a run with another {name}; give run.out another folder, or remove this one")
 
 
 def _card(recipe: Recipe, step: int) -> str:

@@ -42,6 +42,7 @@ class Objective(nn.Module):
         teachers: distillation term -> {"row": {name: row}, "features": (N, F)} as ``cached_features`` gives it.
         accumulate: number of parts the batch is computed in; activations of one part are held at a time.
         max_padding: share of padding from which a pass is cut into groups of similar length.
+        sharded: the model's blocks are gathered from shares of several processes.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class Objective(nn.Module):
         teachers: Mapping[str, TeacherTable],
         accumulate: int = 1,
         max_padding: float = 0.1,
+        sharded: bool = False,
     ):
         super().__init__()
         self.model = model
-        self.accumulate, self.max_padding = accumulate, max_padding
+        self.accumulate, self.max_padding, self.sharded = accumulate, max_padding, sharded
         self.kinds = {
             "contrastive": (self._embed, self._contrastive),
             "denoising": (self._hide, self._denoising),
@@ -104,7 +106,8 @@ class Objective(nn.Module):
         return {"loss": total, **found, "padding": 1 - real / computed}
 
     def _outputs(self, terms: Mapping[str, Mapping[str, Any]], batch: Batch) -> Outputs:
-        passes = Passes(self.model, batch, self.max_padding)
+        agreed = {"agree": parallel.largest} if self.sharded else {}
+        passes = Passes(self.model, batch, self.max_padding, **agreed)
         outputs: Outputs = {}
         for name, options in terms.items():
             kind, modalities = _split(name)
@@ -141,9 +144,10 @@ class Objective(nn.Module):
                 raise UserError(f"objective.{name} needs {key} seen whole; take data.drop.{key} out")
             teacher = passes.together[key] if whole == "together" else passes.alone(key)
             student = passes.together_masked[key] if joint else passes.alone_masked(key)
-            masked = passes.batch["masks"][key]["together" if joint else "alone"][1]
+            # A part of the batch may be shorter than what its masks were drawn for.
+            masked = passes.batch["masks"][key]["together" if joint else "alone"][1][:, 1 : student.shape[1]]
             padding = None if teacher.padding_mask is None else teacher.padding_mask[:, 1:]
-            tokens = losses.hidden_tokens(student[:, 1:], teacher.tokens[:, 1:], masked[:, 1:], padding)
+            tokens = losses.hidden_tokens(student[:, 1:], teacher.tokens[:, 1:], masked, padding)
             part = f"{name}:{key}" if joint else name
             outputs.update(zip((f"{part} queries", f"{part} keys", f"{part} targets"), tokens, strict=True))
         return outputs

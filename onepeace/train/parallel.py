@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -43,13 +44,26 @@ def group(device: torch.device) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
+class _Gather(torch.autograd.Function):
+    # torch.distributed.nn.functional.all_gather does the same, and torch 2.13 deprecates it for a private function.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(ranks())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        # Every process's loss has a gradient for the rows of this one: the sum of them is its own.
+        (grad,) = grads
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad.chunk(ranks())[rank()]
+
+
 def gather(x: Tensor) -> Tensor:
     """The rows of all processes in their order, with gradient; each has as many."""
-    if ranks() == 1:
-        return x
-    import torch.distributed.nn.functional as with_gradient
-
-    return torch.cat(with_gradient.all_gather(x.contiguous()))
+    return x if ranks() == 1 else _Gather.apply(x)
 
 
 def gather_ragged(x: Tensor) -> tuple[Tensor, int]:
@@ -82,6 +96,11 @@ def mean(x: Tensor) -> Tensor:
     return x / ranks()
 
 
+def largest(count: int) -> int:
+    """The largest of the numbers of all processes."""
+    return max(gather_objects(count))
+
+
 def any_of(flag: bool) -> bool:
     """Whether it is so in any process."""
     return flag if ranks() == 1 else any(gather_objects(flag))
@@ -112,13 +131,12 @@ def spread(objective: nn.Module, blocks: Iterable[nn.Module], way: str) -> nn.Mo
     if way == "ddp":
         # A step may have pairs that do not touch every parameter: those of a third modality, say.
         return DistributedDataParallel(objective, find_unused_parameters=True)
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
     # Weights are gathered in float32 and autocast rounds them where it should, as in a single process.
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for block in blocks:
         fully_shard(block, mp_policy=policy)
-    return fully_shard(objective, mp_policy=policy, ignored_params=set(_scalars(objective)))
+    fully_shard(objective, mp_policy=policy, ignored_params=set(_scalars(objective)))
+    return objective
 
 
 def _scalars(objective: nn.Module) -> list[nn.Parameter]:
@@ -133,7 +151,7 @@ def reduced(spread: nn.Module, last: bool) -> Iterator[None]:
         with spread.no_sync():
             yield
         return
-    if hasattr(spread, "set_requires_gradient_sync"):
+    if isinstance(spread, FSDPModule):
         spread.set_requires_gradient_sync(last)
     yield
 
@@ -141,16 +159,17 @@ def reduced(spread: nn.Module, last: bool) -> Iterator[None]:
 def clip(objective: nn.Module, limit: float | None) -> Tensor:
     """Scale the gradient to a norm of at most ``limit``; returns the norm before, of the whole model."""
     parameters = [parameter for parameter in objective.parameters() if parameter.grad is not None]
-    shared = [parameter for parameter in parameters if not isinstance(parameter.grad, DTensor)]
-    sharded = [parameter for parameter in parameters if isinstance(parameter.grad, DTensor)]
-    if not sharded:
+    grads = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+    shares = [grad for _, grad in grads if isinstance(grad, DTensor)]
+    if not shares:
         return nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
-    for parameter in shared:  # what fully_shard leaves alone
-        parameter.grad = mean(parameter.grad)
-    norms = [nn.utils.get_total_norm([p.grad for p in group]) for group in (sharded, shared) if group]
+    rest = []
+    for parameter, grad in grads:
+        if not isinstance(grad, DTensor):  # what fully_shard leaves alone
+            parameter.grad = mean(grad)
+            rest.append(parameter.grad)
+    norms: list[Any] = [nn.utils.get_total_norm(group) for group in (shares, rest) if group]
     norm = torch.stack([n.full_tensor() if isinstance(n, DTensor) else n for n in norms]).norm()
     if limit and bool(norm > limit):
-        torch._foreach_mul_(
-            [p.grad.to_local() for p in sharded] + [p.grad for p in shared], limit / (norm.item() + 1e-6)
-        )
+        torch._foreach_mul_([*(share.to_local() for share in shares), *rest], limit / (norm.item() + 1e-6))
     return norm

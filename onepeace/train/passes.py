@@ -24,10 +24,14 @@ class Passes:
         model: in training mode.
         batch: model inputs by modality; ``drop`` and ``masks`` as onepeace/data/batches.py makes them.
         max_padding: share of padding from which a pass is cut into groups of similar length; 1 = never.
+        agree: this process's number of groups -> the number in all of them. Blocks that are gathered from shares must
+            run as often in each.
     """
 
-    def __init__(self, model: OnePeace, batch: Batch, max_padding: float = 1.0):
-        self.model, self.batch, self.max_padding = model, batch, max_padding
+    def __init__(
+        self, model: OnePeace, batch: Batch, max_padding: float = 1.0, agree: Callable[[int], int] = lambda count: count
+    ):
+        self.model, self.batch, self.max_padding, self.agree = model, batch, max_padding, agree
         self.keys = [key for key in model.adapters if key in batch]
         self.real_tokens = self.all_tokens = 0
         """Tokens computed in the blocks so far, without and with padding."""
@@ -95,7 +99,7 @@ class Passes:
         """``run`` over groups of similar length; what it gives, in the batch's order and padded to its longest."""
         stems = {key: self.stems[key] for key in keys}
         lengths = torch.stack([(keep[key] >= 0).sum(1) if key in keep else self.lengths[key] for key in keys])
-        groups = length_groups(lengths.sum(0), self.max_padding)
+        groups = length_groups(lengths.sum(0), self.max_padding, self.agree)
         self.real_tokens += int(lengths.sum())
         self.all_tokens += sum(len(rows) * int(lengths[:, rows].amax(1).sum()) for rows in groups)
         if len(groups) == 1:
@@ -114,19 +118,21 @@ class Passes:
         }
 
 
-def length_groups(lengths: Tensor, max_padding: float) -> list[Tensor]:
+def length_groups(
+    lengths: Tensor, max_padding: float, agree: Callable[[int], int] = lambda count: count
+) -> list[Tensor]:
     """Rows in groups of similar length: in each, at most ``max_padding`` of (rows x longest) is padding.
 
     Args:
         lengths: (B,) tokens of each item.
         max_padding: 1 = everything in one group.
+        agree: see `Passes`.
 
     Returns:
         Row numbers, ascending in each group; together each row once.
     """
-    everything = [torch.arange(len(lengths), device=lengths.device)]
-    if max_padding >= 1 or len(lengths) < 2 or bool((lengths == lengths[0]).all()):
-        return everything
+    if max_padding >= 1:
+        return [torch.arange(len(lengths), device=lengths.device)]
     ordered, rows = lengths.sort(descending=True, stable=True)
     groups, start, total = [], 0, 0
     values = ordered.tolist()
@@ -135,7 +141,11 @@ def length_groups(lengths: Tensor, max_padding: float) -> list[Tensor]:
             groups.append(rows[start:i].sort().values)
             start, total = i, 0
         total += length
-    return [*groups, rows[start:].sort().values]
+    groups.append(rows[start:].sort().values)
+    count = agree(len(groups))
+    if count != len(groups):
+        groups = [part.sort().values for part in rows.tensor_split(count)]
+    return groups
 
 
 def _trim(keep: Tensor, fill: int) -> Tensor:

@@ -264,6 +264,17 @@ def from_yaml(text: str, where: str) -> Recipe:
     return build(Recipe, yaml.safe_load(text), where)
 
 
+def check_same(saved: str, resolved: str, out: Path) -> None:
+    """A run goes on only under its own recipe; where it lies and how often it speaks may change."""
+    old, new = yaml.safe_load(saved), yaml.safe_load(resolved)
+    for recipe in (old, new):
+        recipe.pop("run")
+        recipe["data"].pop("root")
+    for name in new:
+        if old.get(name) != new[name]:
+            raise UserError(f"{out} holds a run with another {name}; give run.out another folder, or remove this one")
+
+
 def _check_keys(value: Any, where: str) -> None:
     if isinstance(value, dict):
         for key, item in value.items():

@@ -71,7 +71,8 @@ class State:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
         options = StateDictOptions(flatten_optimizer_state_dict=True)
-        model, optimizer = get_state_dict(self.objective, self.optimizer, options=options)
+        found: Any = get_state_dict(self.objective, self.optimizer, options=options)
+        model, optimizer = found
         tensors = {f"model/{name}": tensor for name, tensor in model.items()}
         tensors |= {f"optimizer/{name}": value for name, value in optimizer.items() if isinstance(value, Tensor)}
         return model, optimizer, tensors | {f"ema/{name}": tensor for name, tensor in self.average.items()}
@@ -105,8 +106,8 @@ class State:
         # Filled in place: the averages are the run's own tensors, the others copies.
         dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=parallel.ranks() == 1)
         model = {name: tensors[f"model/{name}"] for name in model}
-        optimizer = {name: tensors.get(f"optimizer/{name}", value) for name, value in optimizer.items()}
+        restored: dict[str, Any] = {name: tensors.get(f"optimizer/{name}", old) for name, old in optimizer.items()}
         options = StateDictOptions(flatten_optimizer_state_dict=True)
         set_state_dict(
-            self.objective, self.optimizer, model_state_dict=model, optim_state_dict=optimizer, options=options
+            self.objective, self.optimizer, model_state_dict=model, optim_state_dict=restored, options=options
         )

@@ -1,0 +1,99 @@
+"""Several processes that train one model give what one gives; parts of a batch give what the whole gives."""
+
+import pytest
+import torch
+from processes import loss_and_gradients, make_objective, spread_step, start, train, whole_batch
+from test_train import DENOISING, recipe, root  # noqa: F401
+
+from onepeace.errors import UserError
+from onepeace.train import checkpoint, loop
+from onepeace.train.log import read_log
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Losses and gradients of the whole batch in one process, computed at once."""
+    return loss_and_gradients(make_objective(max_padding=1.0), whole_batch())
+
+
+def assert_same(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in theirs:
+            assert bool(torch.isfinite(ours[name]).all()), name
+            scale = max(theirs[name].abs().max().item(), 1e-2)
+            assert (ours[name] - theirs[name]).abs().max() <= 1e-5 * scale + 1e-7, name
+
+
+@pytest.mark.parametrize("options", [{"max_padding": 0.1}, {"accumulate": 4}, {"accumulate": 3, "max_padding": 1.0}])
+def test_groups_by_length_and_parts_of_a_batch_change_nothing(alone, options):
+    """Gradient caching and batching by length: the loss and every gradient of the whole batch."""
+    assert len(alone[0]) == 7
+    assert_same(loss_and_gradients(make_objective(**options), whole_batch()), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "accumulate"), [(2, 1), (4, 2)])
+def test_processes_equal_one(alone, ranks, accumulate, tmp_path):
+    start(ranks, spread_step, tmp_path / "found.pt", accumulate)
+    assert_same(torch.load(tmp_path / "found.pt"), alone)
+
+
+def losses(folder):
+    return [
+        {name: value for name, value in line.items() if name.startswith(("loss", "contrastive", "denoising"))}
+        for line in read_log(folder / "log.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def distributed(root, tmp_path_factory):  # noqa: F811
+    """Six steps of every loss term in four processes, with and without sharding, and the recipe they ran."""
+    folder = tmp_path_factory.mktemp("distributed")
+    terms = {name: {**term, "keys": "global"} for name, term in DENOISING["objective"].items() if "/" in name}
+    objective = {**terms, "contrastive": {"equal_captions": True}}
+    run = {"batch_size": 16, "workers": 0, "log_every": 1, "save_every": 3, "precision": "float32", "accumulate": 2}
+    made = recipe(root, folder, steps=6, objective=objective, mask=DENOISING["mask"], run={**run, "out": str(folder)})
+    loop.write_config(made, folder / "recipe.yaml")
+    for way in ("ddp", "fsdp"):
+        start(4, train, folder / "recipe.yaml", [f"run.out={folder / way}", f"run.parallel={way}"])
+    return folder
+
+
+@pytest.mark.slow
+def test_sharded_training_equals_replicated(distributed):
+    replicated, sharded = losses(distributed / "ddp"), losses(distributed / "fsdp")
+    assert len(replicated) == 6
+    for a, b in zip(replicated, sharded, strict=True):
+        assert a == pytest.approx(b, rel=2e-4), (a, b)
+    assert replicated[-1]["loss"] < replicated[0]["loss"]
+
+
+@pytest.mark.slow
+def test_four_processes_go_on_as_two(distributed):
+    """The third step's checkpoint of four; the losses of the next steps are those of the uninterrupted run."""
+    out = ["run.parallel=fsdp", f"run.out={distributed / 'cut'}"]
+    start(4, train, distributed / "recipe.yaml", out, 4)
+    (saved,) = checkpoint.files(distributed / "cut")
+    assert len(list(saved.glob("*.safetensors"))) == 4
+    start(2, train, distributed / "recipe.yaml", out)
+    whole, cut = losses(distributed / "fsdp"), losses(distributed / "cut")
+    assert len(cut) == 6
+    assert cut[:3] == whole[:3]
+    for a, b in zip(whole[3:], cut[3:], strict=True):
+        # Masks are drawn by process, so the denoising losses are of other hidden tokens.
+        assert a["contrastive/text+image"] == pytest.approx(b["contrastive/text+image"], rel=0.02)
+        assert a == pytest.approx(b, rel=0.1)
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_shared_is_an_error_not_a_hang(distributed):
+    with pytest.raises(Exception, match=r"run\.batch_size 15 .* 2 processes; set a multiple"):
+        start(2, train, distributed / "recipe.yaml", ["run.batch_size=15", f"run.out={distributed / 'odd'}"])
+
+
+def test_a_run_goes_on_in_the_way_it_was_spread(tmp_path):
+    state = loop.State(torch.nn.Linear(2, 2), None, {}, sharded=True)
+    saved = checkpoint.Checkpoint(tmp_path / "step-1.safetensors", 1, {}, {}, {}, "", {}, None, {})
+    with pytest.raises(UserError, match=r"run\.parallel=ddp"):
+        state.restore(saved)
