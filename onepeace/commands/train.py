@@ -1,6 +1,7 @@
 """`onepeace train RECIPE [a.b=value ...]`: run a recipe, or go on with it; `--plan`: say what it takes."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,9 @@ from onepeace.errors import UsageError
 if TYPE_CHECKING:
     from onepeace.bench.plan import Plan
     from onepeace.train.recipe import Recipe
+
+SAMPLES = "data/samples"
+"""Of a checkout, to try a new model on."""
 
 ROWS = {
     "parameters": "parameters",
@@ -51,8 +55,12 @@ def run(args: argparse.Namespace) -> int:
     from onepeace.train.loop import train
 
     folder = train(recipe, evaluation(recipe))
+    if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes speaks for all
+        return 0
     print(folder)
-    print(f"try it: onepeace search FOLDER --text 'a dog' --model {folder}", file=sys.stderr)
+    if (folder / "config.yaml").exists():
+        place = SAMPLES if os.path.isdir(SAMPLES) else "FOLDER"
+        print(f"try it: onepeace search {place} --text 'a dog' --model {folder}", file=sys.stderr)
     return 0
 
 
