@@ -1,5 +1,7 @@
 """Several processes that train one model give what one gives; parts of a batch give what the whole gives."""
 
+import math
+
 import pytest
 import torch
 from processes import loss_and_gradients, make_objective, spread_step, start, train, whole_batch
@@ -97,3 +99,26 @@ def test_a_run_goes_on_in_the_way_it_was_spread(tmp_path):
     saved = checkpoint.Checkpoint(tmp_path / "step-1.safetensors", 1, {}, {}, {}, "", {}, None, {})
     with pytest.raises(UserError, match=r"run\.parallel=ddp"):
         state.restore(saved)
+
+
+@pytest.mark.slow
+def test_the_4b_recipes_take_their_first_step_in_two_processes(root, tmp_path):  # noqa: F811
+    """Shrunken in width, with everything else they say: every loss term, fsdp, blocks computed again."""
+    small = ["model.dim=32", "model.embed_dim=32", "model.depth=2", "model.num_heads=2", "model.ffn_dim=64",
+             "model.decoder={dim: 16, depth: 1, num_heads: 2, ffn_dim: 32}", f"data.root={root}", "run.batch_size=8",
+             "tokenizer={vocab_size: 300}", "run.workers=0", "run.log_every=1", "schedule.steps=1",
+             "schedule.warmup_steps=1", "schedule.warmup_ratio=null", "media.image.size=64"]  # fmt: skip
+    squares = "data.train=[{shards: squares.tar, pair: [image, text]}]"
+    tones = "data.train=[{shards: tones.tar, pair: [audio, text]}]"
+    audio = ["model.adapters.audio.pos_groups=4", "model.adapters.audio.convs=[[16, 10, 5], [16, 8, 8]]"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    start(2, train, "recipes/pretrain/image_text_4b.yaml", [*small, squares, f"run.out={first}"])
+    stage2 = [*audio, tones, f"run.out={second}", f"model.from={first}"]
+    start(2, train, "recipes/pretrain/audio_text_4b.yaml", [*small[5:-1], *stage2])
+    terms = [
+        {"contrastive/text+image", "denoising/image", "denoising/text", "denoising/text+image:image"},
+        {"contrastive/text+audio", "denoising/audio", "denoising/text+audio:audio", "denoising/text+audio:text"},
+    ]
+    for folder, names in zip((first, second), terms, strict=True):
+        (line,) = read_log(folder / "log.jsonl")
+        assert all(math.isfinite(line[name]) for name in names)

@@ -9,9 +9,10 @@ import torch
 from small_shards import write_shards
 
 from onepeace.api import load
+from onepeace.bench import plan
 from onepeace.config import SIZES, ModelConfig, build, read_yaml
 from onepeace.model import OnePeace
-from onepeace.train import loop, plan
+from onepeace.train import loop
 from onepeace.train.log import read_log
 from onepeace.train.recipe import from_yaml, read_recipe, to_yaml
 

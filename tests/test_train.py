@@ -1,5 +1,7 @@
 """The loop on small shards of coloured squares and tones: it learns, resumes and says what is wrong."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -117,6 +119,19 @@ def test_copied_ffn_starts_from_the_other_modality(root, stage_one, tmp_path):
     made = loop.build.make_model(wanted, loop.build.make_config(wanted)).state_dict()
     assert torch.equal(made["blocks.1.ffn.audio.up.weight"], made["blocks.1.ffn.image.up.weight"])
     assert torch.equal(made["norms.audio.weight"], made["norms.image.weight"])
+
+
+def test_named_weights_start_fresh(root, stage_one, tmp_path):
+    model = {"from": str(stage_one), "modalities": ["text", "image"], "fresh": ["logit_scale", "heads.text.*"]}
+    wanted = recipe(root, tmp_path, model=model)
+    made = loop.build.make_model(wanted, loop.build.make_config(wanted)).state_dict()
+    before = load_file(stage_one / "model.safetensors")
+    assert made["logit_scale"].item() == pytest.approx(math.log(1 / 0.07))
+    assert not torch.equal(made["heads.text.weight"], before["heads.text.weight"])
+    assert torch.equal(made["heads.image.weight"], before["heads.image.weight"])
+    wanted.model["fresh"] = ["scale"]
+    with pytest.raises(UserError, match="'scale' matches no weight"):
+        loop.build.make_model(wanted, loop.build.make_config(wanted))
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])

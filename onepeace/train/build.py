@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ FIRST = 20_000
 """Samples of each stream whose captions make the vocabulary."""
 
 # Fields of a recipe's ``model`` that are not ModelConfig's.
-_START = ("size", "from", "modalities", "copy")
+_START = ("size", "from", "modalities", "copy", "fresh")
 
 
 def model_folder(name: str) -> Path:
@@ -114,7 +115,9 @@ def make_tokenizer(recipe: Recipe, captions: Callable[[], set[str]], path: Path)
     else:
         made = tokenizer.train_bpe(sorted(captions()), wanted.get("vocab_size", 8000))
     path.parent.mkdir(parents=True, exist_ok=True)
-    made.save(str(path))
+    temporary = path.with_suffix(".tmp")
+    made.save(str(temporary))
+    os.replace(temporary, path)  # half a vocabulary would be taken for the run's
 
 
 def source_captions(recipe: Recipe, samples: Sequence[Sample]) -> list[str]:
@@ -134,7 +137,8 @@ def make_model(recipe: Recipe, config: Config) -> OnePeace:
     """A model with fresh weights, or those of ``model.from`` where it has them.
 
     ``model.copy`` {new: old} starts a new modality's FFNs and norms from another's: spectrograms profit from what was
-    learned on pictures. Whatever else is new starts fresh and is logged; a weight of another shape is an error.
+    learned on pictures. ``model.fresh`` lists patterns of weights that are not taken over. Whatever else is new starts
+    fresh and is logged; a weight of another shape is an error.
     """
     torch.manual_seed(recipe.seed)
     model = OnePeace(config.model)
@@ -144,6 +148,11 @@ def make_model(recipe: Recipe, config: Config) -> OnePeace:
 
     folder = model_folder(recipe.model["from"])
     given = read_state(folder)
+    for pattern in recipe.model.get("fresh", ()):
+        found = [name for name in given if fnmatchcase(name, pattern)]
+        if not found:
+            raise UserError(f"model.fresh: the pattern {pattern!r} matches no weight of {folder}")
+        given = {name: tensor for name, tensor in given.items() if name not in found}
     own = model.state_dict()
     for new, old in recipe.model.get("copy", {}).items():
         for name in own:
