@@ -175,13 +175,30 @@ def test_stems_and_passes_are_made_once_per_step(monkeypatch):
     monkeypatch.setattr(model, "encode", lambda s, k=None: passes.append(("encode", *s, bool(k))) or encode(s, k))
     monkeypatch.setattr(model, "reconstruct", lambda s, k: passes.append(("decode", *s)) or reconstruct(s, k))
     batch = training_batch(model)
-    Objective(model, TERMS, {})(batch)
+    Objective(model, TERMS, {}, max_padding=1.0)(batch)
     assert sorted(stems) == sorted(ALL)
     assert len(passes) == len(set(passes)) == 3 + 1 + 2 * (3 + 1)
     stems.clear(), passes.clear()
-    Objective(model, {"contrastive": {}}, {})(batch)
+    Objective(model, {"contrastive": {}}, {}, max_padding=1.0)(batch)
     assert sorted(stems) == sorted(ALL)
     assert sorted(passes) == [("encode", key, False) for key in sorted(ALL)]
+
+
+def test_stem_takes_each_item_once_in_groups_of_similar_length(monkeypatch):
+    model = small_model(*ALL).train()
+    seen = {key: [] for key in ALL}
+    for key, adapter in model.adapters.items():
+        run = adapter.stem_tokens
+        monkeypatch.setattr(
+            adapter, "stem_tokens", lambda x, key=key, run=run: seen[key].append(len(next(iter(x.values())))) or run(x)
+        )
+    batch = training_batch(model)
+    padding = Objective(model, TERMS, {}, max_padding=0.1)(batch)["padding"]
+    count = len(batch["image"]["pixels"])
+    assert {key: sum(counts) for key, counts in seen.items()} == dict.fromkeys(ALL, count)
+    assert len(seen["image"]) == 1
+    assert len(seen["audio"]) > 1
+    assert padding < 0.1 < Objective(model, TERMS, {}, max_padding=1.0)(batch)["padding"]
 
 
 def test_joint_teachers_cost_no_graph():

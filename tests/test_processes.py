@@ -28,7 +28,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("options", [{"max_padding": 0.1}, {"accumulate": 4}, {"accumulate": 3, "max_padding": 1.0}])
-def test_groups_by_length_and_parts_of_a_batch_change_nothing(alone, options):
+def test_accumulation_equals_big_batch(alone, options):
     """Gradient caching and batching by length: the loss and every gradient of the whole batch."""
     assert len(alone[0]) == 7
     assert_same(loss_and_gradients(make_objective(**options), whole_batch()), alone)
