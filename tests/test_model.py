@@ -228,6 +228,12 @@ def test_initialisation_is_the_released_one():
     assert not model.adapters["text"].token_embed.weight[1].any()
 
 
+def test_spread_of_the_initial_weights_is_an_option():
+    fields = {"adapters": {"text": VARIANTS["text"][1]}, "heads": ("text",)}
+    weight = OnePeace(ModelConfig(32, 24, 2, 4, 48, init_std=0.08, **fields)).blocks[0].ffn["text"].up.weight
+    assert 0.06 < weight.abs().max() <= 0.08
+
+
 def test_meta_device_allocates_nothing():
     with torch.device("meta"):
         model = OnePeace(ModelConfig(depth=2, adapters={key: VARIANTS[key][1] for key in ALL}, heads=ALL))

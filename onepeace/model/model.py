@@ -64,10 +64,10 @@ class OnePeace(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The released initialisation: Linear layers normal(0.02) cut at one deviation, biases and bias tables 0."""
+        """The released initialisation: Linear layers normal, cut at one deviation; biases and bias tables 0."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                trunc_normal(module.weight)
+                trunc_normal(module.weight, self.config.init_std)
             if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
             # torch's own layers were filled by their constructors; others say what they want beyond the rule above.

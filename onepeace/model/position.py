@@ -155,6 +155,6 @@ class GridPositions(nn.Module):
         return torch.cat([self.weight[None, :1], patches], dim=1)
 
 
-def trunc_normal(tensor: Tensor) -> None:
-    """The released initialisation: normal of deviation 0.02, cut at one deviation."""
-    nn.init.trunc_normal_(tensor, std=0.02, a=-0.02, b=0.02)
+def trunc_normal(tensor: Tensor, std: float = 0.02) -> None:
+    """The released initialisation: normal, cut at one deviation."""
+    nn.init.trunc_normal_(tensor, std=std, a=-std, b=std)
