@@ -10,7 +10,7 @@ from typing import Any
 from onepeace.errors import UserError, need
 
 BOOKKEEPING = {"step", "epoch", "seconds", "lr", "grad_norm", "items_per_second", "data_wait", "padding", "replaced",
-               "peak_memory", "logit_scale"}  # fmt: skip
+               "peak_gigabytes", "logit_scale"}  # fmt: skip
 """Fields of the log that are neither a loss nor a score."""
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 """Told apart by color-blind readers too (Okabe and Ito)."""

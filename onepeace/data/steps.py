@@ -7,6 +7,7 @@ batch carries the place after it, which a checkpoint keeps.
 """
 
 import re
+import signal
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice
@@ -237,6 +238,7 @@ def loader(
         num_workers=workers,
         # Its own generator: the loader draws a seed for its workers, and would move the run's generator.
         generator=torch.Generator(),
+        worker_init_fn=_leave_sigterm,
         pin_memory=torch.cuda.is_available(),
     )
     try:
@@ -245,6 +247,11 @@ def loader(
     except UserError as error:
         # torch puts a worker's traceback in front of the message, which is its last line.
         raise UserError(re.sub(r"^[\w.]+Error: ", "", str(error).strip().splitlines()[-1])) from error
+
+
+def _leave_sigterm(worker: int) -> None:
+    """A scheduler sends SIGTERM to every process of a job; the run saves then, and needs its workers until it has."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def number(name: str) -> int:

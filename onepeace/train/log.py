@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,9 @@ from onepeace.train.parallel import mean, ranks
 FILE = "log.jsonl"
 LEADING = ("loss", "lr", "items_per_second")
 """Fields that come first in the line for a person; named terms follow."""
+
+Tracker = tuple[Callable[[int, dict[str, float]], None], Callable[[], None]]
+"""What takes a step's numbers, and what ends it."""
 
 
 class Averages:
@@ -67,9 +71,9 @@ class Log:
         recipe: Any = None,
     ):
         self.path = Path(folder) / FILE
-        self.trackers = [TRACKERS[name](Path(folder), recipe) for name in trackers]
         self.steps = steps
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.trackers = [TRACKERS[name](Path(folder), step, recipe) for name in trackers]
         kept = [line for line in read_log(self.path) if line["step"] <= step] if self.path.exists() and step else []
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -79,32 +83,48 @@ class Log:
         """One record, flushed: {"step": ..., **values}. Numbers are printed, nested values only stored."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        for track in self.trackers:
+        for track, _ in self.trackers:
             track(step, {name: value for name, value in values.items() if isinstance(value, int | float)})
         print(human(step, self.steps, values), file=sys.stderr, flush=True)
 
+    def close(self) -> None:
+        """Tell the trackers that the run has ended."""
+        for _, close in self.trackers:
+            close()
 
-def _tensorboard(folder: Path, recipe: Any) -> Callable[[int, dict[str, float]], None]:
-    """Event files in ``folder/tensorboard``."""
+
+def _tensorboard(folder: Path, step: int, recipe: Any) -> Tracker:
+    """Event files in ``folder/tensorboard``; what an earlier start wrote after ``step`` is not shown."""
     need("tensorboard", "track")
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder / "tensorboard"))
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def track(step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
             writer.add_scalar(name, value, step)
         writer.flush()
 
-    return track
+    return track, writer.close
 
 
-def _wandb(folder: Path, recipe: Any) -> Callable[[int, dict[str, float]], None]:
+def _wandb(folder: Path, step: int, recipe: Any) -> Tracker:
     """A run of Weights & Biases named as the folder; WANDB_MODE=offline keeps it in ``folder/wandb``."""
     wandb = need("wandb", "track")
-    name = folder.resolve().name
-    run = wandb.init(project="onepeace", name=name, id=name, dir=str(folder), resume="allow", config=to_plain(recipe))
-    return lambda step, values: run.log(values, step=step)
+    name, kept = folder.resolve().name, folder / "wandb.id"
+    if step == 0 or not kept.exists():
+        # Not the name: two folders of one name are two runs.
+        kept.write_text(uuid.uuid4().hex, encoding="utf-8")
+    run = wandb.init(
+        project="onepeace",
+        name=name,
+        id=kept.read_text(encoding="utf-8"),
+        dir=str(folder),
+        resume="allow",
+        reinit="create_new",  # a second run of this process is not the first one
+        config=to_plain(recipe),
+    )
+    return lambda step, values: run.log(values, step=step), run.finish
 
 
 TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb}

@@ -142,7 +142,8 @@ def _train(
                 build.average_into(average, model, run.ema or 0.0)
             for found in losses:
                 averages.add(found)
-            averages.add({"grad_norm": norm})
+            replaced = sum(len(batch["replaced"]) for batch in group)
+            averages.add({"grad_norm": norm, "replaced": torch.tensor(float(replaced), device=device)})
         else:
             skipped += 1
             optimizer.zero_grad(set_to_none=True)
@@ -177,8 +178,10 @@ def _train(
             last_save = time.monotonic()
         if stopping and step < total:
             log.warning("stopped after step %d; the same command goes on", step)
-            return out
+            break
 
+    if journal:
+        journal.close()
     if step < total:
         return out
     full, folder = state.full(), out / "model"

@@ -34,7 +34,23 @@ class State:
         self.objective, self.optimizer, self.average, self.sharded = objective, optimizer, average, sharded
 
     def save(self, out: Path, step: int, recipe: str, extra: Mapping[str, Any], score: float | None, keep: int) -> None:
-        """Write the checkpoint of ``step``; every process calls it, and none goes on before it is complete."""
+        """Write the checkpoint of ``step``; every process calls it, and none goes on before it is complete.
+
+        Raises:
+            UserError: the disk is full or not writable; the checkpoints from before are untouched.
+        """
+        try:
+            self._save(out, step, recipe, extra, score, keep)
+        except OSError as error:
+            raise UserError(
+                f"{out}: the checkpoint of step {step} cannot be written ({error}); make room, and the same command "
+                "goes on from the one before"
+            ) from error
+        parallel.wait()
+
+    def _save(
+        self, out: Path, step: int, recipe: str, extra: Mapping[str, Any], score: float | None, keep: int
+    ) -> None:
         if self.sharded:
             self._save_shares(out, step, {"step": step, "recipe": recipe, "extra": extra, "score": score})
         elif parallel.rank() == 0:
@@ -44,7 +60,6 @@ class State:
             )
         if parallel.rank() == 0:
             checkpoint.prune(out, keep)
-        parallel.wait()
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go back to a checkpoint; a `UserError` if the run is spread another way than then."""
