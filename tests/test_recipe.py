@@ -125,10 +125,17 @@ def test_mistakes_are_one_line(full, override, message):
 # onepeace plot
 
 
+BOOKKEEPING = {
+    "grad_norm": 1.5, "replaced": 0.25, "padding": 0.05, "lr": 1e-3, "items_per_second": 10.5, "data_wait": 0.01,
+    "seconds": 0.5, "logit_scale": 20.0, "peak_gigabytes": 1.5,
+}  # fmt: skip
+"""What the loop logs besides losses and scores."""
+
+
 def write_run(folder, steps, offset=0.0):
     folder.mkdir(parents=True)
     lines = [
-        {"step": step, "loss": 5 / step + offset, "denoising/image": 1.0, "lr": 1e-3, "items_per_second": 10}
+        {"step": step, "loss": 5 / step + offset, "denoising/image": 1.0, **BOOKKEEPING}
         for step in range(10, steps + 1, 10)
     ]
     lines.append({"step": steps, "valid/emoji": 0.25 + offset, "valid": {"esc50": {"top1": 0.5}}})

@@ -86,12 +86,13 @@ def draw(curves: Mapping[str, Mapping[str, Curve]], output: Path) -> None:
     handles: dict[str, Any] = {}
     for i, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, i + 1)
-        ends = []
+        ends: dict[str, Any] = {}
         for color, (label, run) in zip(_endless(COLORS), curves.items(), strict=False):
             if name in run:
-                handles[label] = _draw_curve(axes, run[name], color)
-                ends.append(_summary(name, run[name]))
-        axes.set_title(f"{name}\n{' | '.join(ends)}", fontsize=9)
+                handles[label] = ends[label] = _draw_curve(axes, run[name], color)
+        axes.set_title(name, fontsize=9)
+        summaries = [_summary(name, curves[label][name]) for label in ends]
+        axes.legend(ends.values(), summaries, fontsize=7, framealpha=0.6)
         axes.set_xlabel("updates", fontsize=8)
         axes.set_ylabel("loss" if is_loss(name) else "score", fontsize=8)
         axes.tick_params(labelsize=8)
