@@ -2,12 +2,12 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,12 @@ from test_streams import entry
 from test_train import DENOISING, MODEL, recipe
 
 from onepeace import cli
+from onepeace.errors import UserError
 from onepeace.train import checkpoint, loop
 from onepeace.train.log import read_log
+from onepeace.train.state import State
+
+resource = pytest.importorskip("resource", reason="needs the signals and limits of POSIX")
 
 STEPS = 24
 CLOCK = ("items_per_second", "data_wait", "seconds", "peak_gigabytes")
@@ -173,6 +177,17 @@ def test_cut_off_checkpoint_falls_back_on_the_one_before(root, whole, tmp_path, 
     assert_same(tmp_path, expected)
 
 
+@contextmanager
+def no_file_above(size):
+    """What a full disk does to a file that is being written, in the middle of it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 @pytest.mark.parametrize("whole", [False], ids=["memory"], indirect=True)
 def test_full_disk_is_one_line_and_the_run_goes_on_with_more_room(root, whole, tmp_path, capsys):
     path, out = tmp_path / "recipe.yaml", tmp_path / "run"
@@ -180,14 +195,9 @@ def test_full_disk_is_one_line_and_the_run_goes_on_with_more_room(root, whole, t
     loop.train(hard(root, out), stop_at=4)
     kept = checkpoint.files(out)[-1]
     before = kept.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     capsys.readouterr()
-    # No file larger than this: what a full disk does to the first large one. A worker's batches would count too.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
-    try:
-        code = cli.main(["train", str(path), "run.workers=0"])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with no_file_above(len(before) // 2):
+        code = cli.main(["train", str(path), "run.workers=0"])  # what a worker hands over would count as a file
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("onepeace: ")]
     assert code == 1
     assert f"{out}: the checkpoint of step 6 cannot be written" in said[-1]
@@ -197,6 +207,26 @@ def test_full_disk_is_one_line_and_the_run_goes_on_with_more_room(root, whole, t
     assert not list(out.glob("*.tmp"))
     assert cli.main(["train", str(path)]) == 0
     assert_same(out, whole[1])
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_full_disk_is_one_line_where_each_process_writes_its_share(tmp_path):
+    model = torch.nn.Linear(100, 100)
+    state = State(model, torch.optim.AdamW(model.parameters()), {}, sharded=True)
+    state.save(tmp_path, 1, "seed: 1\n", {}, None, keep=2)
+    with no_file_above(10_000), pytest.raises(UserError, match=r"step 2 cannot be written .*File too large"):
+        state.save(tmp_path, 2, "seed: 1\n", {}, None, keep=2)
+    assert checkpoint.newest(tmp_path).step == 1
+
+
+def test_half_a_vocabulary_is_not_taken_for_the_run_s(root, tmp_path, capsys):
+    path, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    loop.write_config(recipe(root, out, steps=1), path)
+    with no_file_above(4000):
+        assert cli.main(["train", str(path)]) == 1
+    assert "too large" in capsys.readouterr().err
+    assert cli.main(["train", str(path)]) == 0
+    assert (out / "tokenizer.json").stat().st_size > 4000
 
 
 def poison(monkeypatch, steps):

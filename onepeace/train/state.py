@@ -103,7 +103,10 @@ class State:
             temporary.mkdir(parents=True)
         parallel.wait()
         writer = dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True, enable_consolidation=False)
-        dcp.save(self._tensors()[2], storage_writer=writer)
+        try:
+            dcp.save(self._tensors()[2], storage_writer=writer)
+        except dcp.CheckpointException as error:  # a BaseException, with what befell each process
+            raise OSError("; ".join(f"process {rank}: {e[0]}" for rank, e in error.failures.items())) from error
         if parallel.rank() == 0:
             (temporary / checkpoint.ABOUT).write_text(json.dumps(about), encoding="utf-8")
             for file in temporary.iterdir():
