@@ -9,7 +9,7 @@ batch carries the place after it, which a checkpoint keeps.
 import re
 import signal
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from itertools import count, islice
 from typing import Any, NamedTuple
 
@@ -227,7 +227,7 @@ def shared(size: int, name: str, ranks: int) -> int:
 
 def loader(
     steps: Steps | Streams, start: int, stop: int, workers: int = 1
-) -> Iterator[tuple[list[Batch], dict[int, Any]]]:
+) -> Generator[tuple[list[Batch], dict[int, Any]], None, None]:
     """The batches of the steps ``start`` to ``stop`` - 1, made ahead in ``workers`` processes (0 = on demand), and the
     places of the streams after each; none where the data is in memory."""
     stream = isinstance(steps, Streams)

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None 
     Raises:
         UserError: data, recipe or checkpoint that do not fit together; gradients that stay infinite.
     """
-    with parallel.group(choose_device()) as device, _sigterm() as asked_to_stop:
-        return _train(recipe, evaluate, stop_at, device, asked_to_stop)
+    with parallel.group(choose_device()) as device, _sigterm() as asked_to_stop, ExitStack() as stack:
+        return _train(recipe, evaluate, stop_at, device, asked_to_stop, stack)
 
 
 def _train(
@@ -60,6 +60,7 @@ def _train(
     stop_at: int | None,
     device: torch.device,
     asked_to_stop: Callable[[], bool],
+    stack: ExitStack,
 ) -> Path:
     out, run, main = Path(recipe.run.out), recipe.run, parallel.rank() == 0
     data = build.Data(recipe)
@@ -114,7 +115,8 @@ def _train(
     last_log = last_save = time.monotonic()
     waited, items = 0.0, 0
     workers = places.workers if places and run.workers else run.workers
-    batches = loader(steps, start, min(total, stop_at or total), workers)
+    # Closed at the end: workers that leave SIGTERM to this process would not end by themselves.
+    batches = stack.enter_context(closing(loader(steps, start, min(total, stop_at or total), workers)))
     for step in range(start + 1, min(total, stop_at or total) + 1):
         asked = time.monotonic()
         group, after = next(batches)
