@@ -7,7 +7,9 @@ Both teachers are Apache-2.0. Next file: objective.py, where the term is.
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +89,16 @@ def cached_features(teacher: str, names: list[str], read: Callable[[str], Any], 
     chunks = [encode([read(name) for name in part]).half() for part in tqdm(list(_parts(names, batch)), desc=teacher)]
     features = torch.cat(chunks)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"features": features}, path)
-    index.write_text(json.dumps(names))
+    # The index last, and each under its name when it is whole: what is there is complete.
+    for file, write in ((path, partial(save_file, {"features": features})), (index, partial(_write_names, names))):
+        temporary = file.with_name(f"{file.name}.tmp")
+        write(temporary)
+        os.replace(temporary, file)
     return {"row": {name: i for i, name in enumerate(names)}, "features": features}
+
+
+def _write_names(names: list[str], path: Path) -> None:
+    path.write_text(json.dumps(names))
 
 
 def _parts(names: Iterable[str], size: int) -> Iterator[list[str]]:
