@@ -7,12 +7,14 @@ import torch
 from random_model import save_random_model
 from torch import nn
 
-from onepeace.bench import encode
+from onepeace.bench import encode, loss, train
 from onepeace.bench.encode import Settings, bench_encode, random_config
 from onepeace.bench.flops import module_flops
-from onepeace.bench.items import item_batch, picture_size
+from onepeace.bench.items import CAPTION_TOKENS, item_batch, picture_size
+from onepeace.bench.live import Live
 from onepeace.bench.timing import MIN_ROUNDS, take_turns
 from onepeace.cli import main
+from onepeace.losses.matching import TILE
 
 CPU = torch.device("cpu")
 
@@ -157,3 +159,91 @@ def test_wrong_options_are_one_line(capsys, folder, arguments, code, message):
     assert main(["bench", "encode", *(str(folder) if a == "FOLDER" else a for a in arguments)]) == code
     err = capsys.readouterr().err.splitlines()
     assert message in err[-1]
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def contest(request):
+    """Both steps of a stage over texts, and sounds, of many lengths."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onepeace.bench.items.CLIP_SECONDS", (0.2, 1.0))
+        return train.Contest(request.param, train.Settings("tiny", [], [], CPU, 5, False, 0))
+
+
+def test_plain_step_has_the_losses_and_gradients_of_ours(contest):
+    lengths = contest.model.adapters["text"].token_lengths(contest.batch["text"])
+    assert len(set(lengths.tolist())) > 1
+    assert set(lengths.tolist()) <= set(CAPTION_TOKENS)
+    (ours, our_gradients), (plain, gradients) = contest.gradients(True), contest.gradients(False)
+    assert ours.keys() == plain.keys()
+    assert len(ours) == {"image": 6, "audio": 5}[contest.other]
+    for name, value in plain.items():
+        assert float(ours[name]) == pytest.approx(float(value), rel=1e-5), name
+    trained = {name for name, parameter in contest.model.named_parameters() if parameter.requires_grad}
+    assert our_gradients.keys() == gradients.keys() <= trained
+    for name, gradient in gradients.items():
+        assert (our_gradients[name] - gradient).norm() <= 5e-4 * gradient.norm() + 1e-7, name
+
+
+def test_steps_that_differ_are_not_timed(contest, monkeypatch):
+    monkeypatch.setattr("onepeace.bench.plain_step.SCALE", 3.0)
+    with pytest.raises(RuntimeError, match="the two steps differ: loss is"):
+        contest.check()
+
+
+def test_bench_train_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("onepeace.bench.items.CLIP_SECONDS", (0.2, 1.0))
+    out = tmp_path / "report.json"
+    options = ["--batch", "4", "--stages", "2", "--dtypes", "bfloat16", "--seconds", "0", "--checkpoint"]
+    assert main(["bench", "train", "--size", "tiny", "--threads", "1", *options, "--json", str(out)]) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert (row["stage"], row["pair"], row["dtype"], row["batch"]) == (2, "audio+text", "bfloat16", 4)
+    assert row["checkpointed"]
+    assert row["rounds"] == MIN_ROUNDS
+    assert 0 < row["plain_over_ours"]["low"] <= row["plain_over_ours"]["median"] <= row["plain_over_ours"]["high"]
+    assert row["memory_ours_over_plain"] < 0.85  # a count, not a time: of stems that run once, and of no padding
+    assert row["padding"]["ours"] < 0.12 < row["padding"]["plain"]
+
+
+def test_bench_loss_end_to_end(tmp_path, capsys):
+    out = tmp_path / "report.json"
+    options = ["--sizes", "64,2048,4096", "--dim", "16", "--seconds", "0", "--threads", "1", "--json", str(out)]
+    assert main(["bench", "loss", *options]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["loss"], row["size"]) for row in rows] == [
+        (kind, size) for kind in ("contrastive", "denoising") for size in (64, 2048, 4096)
+    ]
+    for _, middle, large in (rows[:3], rows[3:]):
+        assert large["peak_bytes"]["full"] > 3.8 * middle["peak_bytes"]["full"]
+        assert large["peak_bytes"]["ours"] < 2.2 * 4 * TILE  # float32: a tile, and what is made of it
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]) == 2 + len(rows)
+
+
+def test_losses_that_differ_are_not_timed(monkeypatch):
+    contest = loss.Contest("contrastive", 8, 4, CPU)
+    contest.ways["full"] = lambda a, b, scale: loss.full_contrastive(a, b, 1.001 * scale)
+    with pytest.raises(RuntimeError, match="in tiles and at once differ"):
+        contest.check()
+
+
+def test_live_counts_what_is_alive_at_once():
+    known = torch.zeros(100)
+    with Live([known]) as live:
+        first = known[:50] + 1.0
+        first = first.sum()
+        second = torch.ones(10, dtype=torch.float64)
+    assert live.peak == 4 * 50 + 4
+    assert (first, len(second)) == (50, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["loss", "--sizes", "1"], 2, "--sizes: '1' is not a whole number from 2 up"),
+        (["loss", "--kinds", "hinge"], 2, "'hinge' is neither contrastive nor denoising"),
+        (["train", "--stages", "3"], 2, "there is no stage 3, only 1 and 2"),
+        (["train", "--size", "huge"], 1, "'huge' is not a named size; train knows tiny, small, base"),
+    ],
+)
+def test_wrong_options_of_the_other_benchmarks(capsys, arguments, code, message):
+    assert main(["bench", *arguments]) == code
+    assert message in capsys.readouterr().err

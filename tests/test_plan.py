@@ -1,15 +1,12 @@
 """What `onepeace train RECIPE --plan` says, against real steps at small sizes: bytes that backward holds, and FLOPs."""
 
-import weakref
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from onepeace.bench import plan
 from onepeace.bench.flops import DryRun
 from onepeace.bench.items import item_batch
+from onepeace.bench.live import Live
 from onepeace.cli import main
 from onepeace.config import build
 from onepeace.data.masking import draw_masks
@@ -119,28 +116,6 @@ def test_plan_is_near_what_a_step_holds(other, size, precision):
         assert found.flops_per_step == pytest.approx(counter.flops, rel=0.002)
 
 
-class Live(TorchDispatchMode):
-    """Counts the bytes of what operations make, while it is alive."""
-
-    def __init__(self, known):
-        super().__init__()
-        self.now = self.peak = 0
-        self.seen = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self.seen:
-                self.seen.add(storage)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self.forget, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def forget(self, size):
-        self.now -= size
-
-
 @pytest.mark.parametrize("other", ["image", "audio"])
 @pytest.mark.parametrize("run", [{}, {"checkpoint_activations": True}, {"accumulate": 4}])
 def test_plan_is_near_the_peak_of_a_step(other, run):
@@ -148,7 +123,7 @@ def test_plan_is_near_the_peak_of_a_step(other, run):
     objective, batch = objective_and_batch(wanted, other)
     if wanted.run.checkpoint_activations:
         checkpoint_activations(objective.model.blocks)
-    with Live([*objective.parameters(), *tree_leaves([batch["text"], batch[other]])]) as live:
+    with Live([*objective.parameters(), batch["text"], batch[other]]) as live:
         with autocast(wanted):
             loss = objective(batch)["loss"]
         loss.backward()

@@ -6,7 +6,6 @@ A fraction of 1 means that everything else the model does costs nothing.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,7 +14,8 @@ from torch.nn import functional as F
 
 from onepeace.bench.flops import module_flops, pass_cost
 from onepeace.bench.items import UNITS, item_batch, picture_size
-from onepeace.bench.timing import Spread, machine, take_turns
+from onepeace.bench.report import dtype_name, lines_of, short, spread
+from onepeace.bench.timing import machine, take_turns
 from onepeace.config import SIZES, Config, ModelConfig, build, merge
 from onepeace.errors import UserError, need
 from onepeace.hub import weights as weight_files
@@ -85,7 +85,7 @@ def _rows_of(size: str, settings: Settings, note: Callable[[str], None]) -> Iter
         module = contestant.module.to(settings.device, dtype)
         for key in wanted:
             other = rival.to(settings.device, dtype) if rival is not None and key == "image" else None
-            note(f"{contestant.name}, {key}, {_name(dtype)} ...")
+            note(f"{contestant.name}, {key}, {dtype_name(dtype)} ...")
             yield _measure(contestant._replace(module=module), key, dtype, settings, other)
 
 
@@ -133,12 +133,12 @@ def _measure(
         "item": f"{size} {UNITS[key]}",
         "tokens": cost.tokens,
         "gflop_per_item": cost.flops / 1e9,
-        "dtype": _name(dtype),
+        "dtype": dtype_name(dtype),
         "batch": count,
         "rounds": len(speeds),
-        "items_per_second": _spread(speeds),
-        "limit_gflops": _spread([limit / 1e9 for limit in limits]),
-        "fraction_of_limit": _spread([speed * cost.flops / limit for speed, limit in zip(speeds, limits, strict=True)]),
+        "items_per_second": spread(speeds),
+        "limit_gflops": spread([limit / 1e9 for limit in limits]),
+        "fraction_of_limit": spread([speed * cost.flops / limit for speed, limit in zip(speeds, limits, strict=True)]),
         "rival": None,
     }
     if rival is not None:
@@ -146,8 +146,8 @@ def _measure(
         row["rival"] = {
             "name": f"open_clip {RIVAL} image tower, random weights",
             "gflop_per_item": module_flops(rival, batch["pixels"][:1]) / 1e9,
-            "items_per_second": _spread([count / seconds for seconds in times["rival"]]),
-            "ours_over_rival": _spread(ratios),
+            "items_per_second": spread([count / seconds for seconds in times["rival"]]),
+            "ours_over_rival": spread(ratios),
         }
     return row
 
@@ -188,51 +188,22 @@ def _to(batch: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -
     return {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in batch.items()}
 
 
-def _spread(values: list[float]) -> dict[str, float]:
-    return Spread.of(values)._asdict()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def table(report: Mapping[str, Any]) -> str:
     """The report for people, as Markdown: medians, the quartiles of the speed in brackets."""
     head = ["model", "item", "dtype", "batch", "items/s", "GFLOP/item", "of the GEMM limit", "against open_clip"]
-    lines = [head]
+    rows = []
     for row in report["rows"]:
         speed, rival = row["items_per_second"], row["rival"]
-        lines.append([
+        rows.append([
             row["model"],
             f"{row['modality']}, {row['item']}",
             row["dtype"],
             str(row["batch"]),
-            f"{_short(speed['median'])} ({_short(speed['low'])}-{_short(speed['high'])})",
-            _short(row["gflop_per_item"]),
+            f"{short(speed['median'])} ({short(speed['low'])}-{short(speed['high'])})",
+            short(row["gflop_per_item"]),
             f"{row['fraction_of_limit']['median']:.2f} of {row['limit_gflops']['median']:.0f} GFLOP/s",
             "" if rival is None else f"{rival['ours_over_rival']['median']:.2f} x its "
-                                     f"{_short(rival['items_per_second']['median'])}/s of "
-                                     f"{_short(rival['gflop_per_item'])} GFLOP",
+                                     f"{short(rival['items_per_second']['median'])}/s of "
+                                     f"{short(rival['gflop_per_item'])} GFLOP",
         ])  # fmt: skip
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    lines.insert(1, ["-" * width for width in widths])
-    rows = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-            for line in lines]  # fmt: skip
-    where = report["machine"]
-    return "\n".join([*rows, "", f"{where['processor']}, {where['threads']} threads, {where['device']}, "
-                                 f"torch {where['torch']}"])  # fmt: skip
-
-
-def _short(value: float) -> str:
-    """Three significant figures, without an exponent."""
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
-def write_json(report: Mapping[str, Any], path: str | Path) -> None:
-    """The report as a file."""
-    import json
-
-    try:
-        Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    return lines_of(head, rows, report["machine"])

@@ -1,8 +1,7 @@
 """What an item takes, in one pass or in a step of training, told from the sizes of a model alone."""
 
 import copy
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from onepeace.bench.live import Live
 from onepeace.config import ModelConfig
 from onepeace.model import OnePeace, Stem
 
@@ -40,7 +40,7 @@ def pass_cost(config: ModelConfig, key: str, batch: Mapping[str, Tensor]) -> Cos
     for parameter in adapter.parameters():
         parameter.zero_()
     weights = [*adapter.parameters(), *model.parameters()]
-    with FlopCounterMode(display=False) as counter, _LiveNumbers(weights) as live:
+    with FlopCounterMode(display=False) as counter, Live(weights, numbers=True) as live:
         stem = adapter.stem_tokens(dict(batch))
         features = model.encode({key: stem._replace(tokens=stem.tokens.to("meta"))})[key]
         if key in model.heads:
@@ -146,31 +146,3 @@ class DryRun(TorchDispatchMode):
         if (count := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=result)
         return result
-
-
-class _LiveNumbers(TorchDispatchMode):
-    """Follows how many numbers are alive among those that operations make; views of `weights` are none."""
-
-    def __init__(self, weights: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.peak = 0
-        self._now = 0
-        self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in weights)
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage not in self._seen:
-                    self._seen.add(storage)
-                    count = storage.nbytes() // tensor.itemsize
-                    self._now += count
-                    weakref.finalize(storage, self._forget, count)
-        self.peak = max(self.peak, self._now)
-        return result
-
-    def _forget(self, count: int) -> None:
-        self._now -= count

@@ -310,12 +310,12 @@ def block_bytes(
     length = sum(tokens.values())
     rows = batch * length
     size = rows * dim * (4 + 4 * c + (n if n > c else 0))
-    size += rows * dim * ((3 * c if form.casts else c) + c) * learns.attention
+    size += rows * dim * 2 * c * learns.attention
     size += rows * dim * (4 + 2 * c * learns.gain)
     for key, count in tokens.items():
         rows = batch * count
         size += rows * ffn * (3 * c + n)
-        size += rows * (dim * (2 * c if form.casts else c) + ffn * c) * (key in learns.ffn)
+        size += rows * (dim * c + ffn * c) * (key in learns.ffn)
     if use_plain_form(form.device, form.dtype, length):
         return size + c * batch * heads * length**2
     return size + 4 * batch * heads * length + (c * bias if form.casts else 0)

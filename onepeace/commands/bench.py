@@ -1,50 +1,91 @@
-"""`onepeace bench encode`: how fast this machine encodes, as a share of what it could, and against open_clip."""
+"""`onepeace bench`: how fast this machine encodes, computes losses and trains, each beside a rival in the same run."""
 
 import argparse
 import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from onepeace.errors import UsageError
+from onepeace.errors import UsageError, UserError
 
-EPILOG = """example:
+EPILOG = """examples:
   onepeace bench encode --size base --modalities image --dtypes bfloat16 --json encode.json
+  onepeace bench loss --sizes 1024,8192
+  onepeace bench train --stages 1 --batch 16 --dtypes bfloat16
 
-Measured is the model alone, on inputs in memory: the bundled model, and one of base size with random weights. Beside
-each stands the limit, the matrix products of one block alone at the same size, and for pictures at base size the image
-tower of open_clip's ViT-B-16; all take turns in the same run. The table on stdout has medians, JSON the quartiles too.
+encode  The model alone, on inputs in memory: the bundled model, and one of base size with random weights. Beside each
+        stands the limit, the matrix products of one block alone at the same size, and for pictures at base size the
+        image tower of open_clip's ViT-B-16.
+loss    The losses in tiles beside the same with all logits at once, forward and backward: time and memory.
+train   A step of pretraining beside a plain one of the same losses, in which each pass stands alone: stage 1 of
+        pictures and text, stage 2 of sound and text. --size base or another named size, with random weights.
+
+All take turns in the same run, and it ends with an error if two that should compute the same do not. The table on
+stdout has medians, JSON the quartiles too.
 """
+SIZES = "1024,2048,4096,8192,16384,32768"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("what", choices=["encode"], help="what to measure")
-    parser.add_argument(
-        "--size", default="tiny,base", metavar="A,B", help="tiny, base or names of models (default: tiny,base)"
+    parser.add_argument("what", choices=list(BENCHMARKS), help="what to measure")
+    common = parser.add_argument_group("all")
+    common.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1, mps")
+    common.add_argument("--threads", type=int, metavar="N", help="threads of the CPU (default: all it may use)")
+    common.add_argument("--seconds", type=float, default=8.0, metavar="N", help="time for each row (default: 8)")
+    common.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
+    models = parser.add_argument_group("encode and train")
+    models.add_argument(
+        "--size",
+        metavar="A,B",
+        help="encode: tiny, base or names of models (default: tiny,base); train: base (default)",
     )
-    parser.add_argument("--modalities", metavar="A,B", help="only these of text, image, audio")
-    parser.add_argument("--dtypes", default="float32,bfloat16", metavar="A,B", help="default: float32,bfloat16")
-    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1, mps")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of the CPU (default: all it may use)")
-    parser.add_argument("--batch", type=int, metavar="N", help="items in a pass (default: about 1600 tokens)")
-    parser.add_argument("--seconds", type=float, default=8.0, metavar="N", help="time for each row (default: 8)")
-    parser.add_argument(
+    models.add_argument("--dtypes", default="float32,bfloat16", metavar="A,B", help="default: float32,bfloat16")
+    models.add_argument(
+        "--batch", type=int, metavar="N", help="items in a pass (default: encode about 1600 tokens, train 8)"
+    )
+    encode = parser.add_argument_group("encode")
+    encode.add_argument("--modalities", metavar="A,B", help="only these of text, image, audio")
+    encode.add_argument(
         "--rival", action=argparse.BooleanOptionalAction, default=True, help="run open_clip beside base"
     )
-    parser.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
+    loss = parser.add_argument_group("loss")
+    loss.add_argument("--kinds", default="contrastive,denoising", metavar="A,B", help="default: both losses")
+    loss.add_argument("--sizes", default=SIZES, metavar="A,B", help=f"pairs, or tokens (default: {SIZES})")
+    loss.add_argument("--dim", type=int, default=256, metavar="N", help="width of the vectors (default: 256)")
+    train = parser.add_argument_group("train")
+    train.add_argument("--stages", default="1,2", metavar="A,B", help="default: 1,2")
+    train.add_argument("--checkpoint", action="store_true", help="both steps compute blocks again in the backward pass")
 
 
 def run(args: argparse.Namespace) -> int:
-    for name in ("threads", "batch"):
+    for name in ("threads", "batch", "dim"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UsageError(f"--{name} is {value}; it must be at least 1")
     import torch
 
-    from onepeace.bench.encode import Settings, bench_encode, table, write_json
+    from onepeace.bench.report import write_json
     from onepeace.bench.timing import usable_cpus
-    from onepeace.device import choose_device, choose_dtype
+    from onepeace.device import choose_device
 
     device = choose_device(args.device)
+    before = torch.get_num_threads()
+    torch.set_num_threads(args.threads or usable_cpus())
+    try:
+        report, text = BENCHMARKS[args.what](args, device)
+    finally:
+        torch.set_num_threads(before)
+    if args.json:
+        write_json(report, args.json)
+    print(text)
+    return 0
+
+
+def _encode(args: argparse.Namespace, device: Any) -> tuple[Mapping[str, Any], str]:
+    from onepeace.bench.encode import Settings, bench_encode, table
+    from onepeace.device import choose_dtype
+
     settings = Settings(
-        sizes=_names(args.size),
+        sizes=_names(args.size or "tiny,base"),
         modalities=_names(args.modalities) if args.modalities else None,
         dtypes=[choose_dtype(name, device, 0) for name in _names(args.dtypes)],
         device=device,
@@ -52,20 +93,52 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
         rival=args.rival,
     )
-    before = torch.get_num_threads()
-    torch.set_num_threads(args.threads or usable_cpus())
-    try:
-        report = bench_encode(settings, _say)
-    finally:
-        torch.set_num_threads(before)
-    if args.json:
-        write_json(report, args.json)
-    print(table(report))
-    return 0
+    report = bench_encode(settings, _say)
+    return report, table(report)
+
+
+def _loss(args: argparse.Namespace, device: Any) -> tuple[Mapping[str, Any], str]:
+    from onepeace.bench.loss import Settings, bench_loss, table
+
+    kinds, sizes = _names(args.kinds), [_number("--sizes", name, 2) for name in _names(args.sizes)]
+    if unknown := [kind for kind in kinds if kind not in ("contrastive", "denoising")]:
+        raise UsageError(f"--kinds: {unknown[0]!r} is neither contrastive nor denoising")
+    report = bench_loss(Settings(kinds, sizes, args.dim, device, args.seconds), _say)
+    return report, table(report)
+
+
+def _train(args: argparse.Namespace, device: Any) -> tuple[Mapping[str, Any], str]:
+    from onepeace.bench.train import STAGES, Settings, bench_train, table
+    from onepeace.config import SIZES
+    from onepeace.device import choose_dtype
+
+    stages = [_number("--stages", name, 1) for name in _names(args.stages)]
+    if unknown := [stage for stage in stages if stage not in STAGES]:
+        raise UsageError(f"--stages: there is no stage {unknown[0]}, only 1 and 2")
+    size = args.size or "base"
+    if size not in SIZES:
+        raise UserError(f"--size {size!r} is not a named size; train knows {', '.join(SIZES)}")
+    dtypes = [choose_dtype(name, device, 0) for name in _names(args.dtypes)]
+    settings = Settings(size, stages, dtypes, device, args.batch or 8, args.checkpoint, args.seconds)
+    report = bench_train(settings, _say)
+    return report, table(report)
+
+
+BENCHMARKS: dict[str, Callable[[argparse.Namespace, Any], tuple[Mapping[str, Any], str]]] = {
+    "encode": _encode,
+    "loss": _loss,
+    "train": _train,
+}
 
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _number(option: str, text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise UsageError(f"{option}: {text!r} is not a whole number from {least} up")
+    return int(text)
 
 
 def _say(text: str) -> None:

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import cast_once
+
 
 def use_plain_form(device_type: str, dtype: torch.dtype, length: int) -> bool:
     """Whether matmul, softmax, matmul beats the fused kernel.
@@ -46,6 +48,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """(B, L, D) -> (B, L, D); ``bias`` as in ``attention``."""
         batch, length, dim = x.shape
+        x = cast_once(x)
 
         def heads(t: Tensor) -> Tensor:
             return t.view(batch, length, self.num_heads, -1).transpose(1, 2)

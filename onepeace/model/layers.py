@@ -10,6 +10,14 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def cast_once(x: Tensor) -> Tensor:
+    """``x`` as autocast would hand it to matrix products, so that several of them share one copy."""
+    kind = x.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
 class GEGLU(nn.Module):
     """Gated feed-forward layer with a LayerNorm in it (sub-LN): down(norm(GELU(gate x) * up x))."""
 
@@ -21,6 +29,7 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
+        x = cast_once(x)
         return self.down(self.norm(F.gelu(self.gate(x)) * self.up(x)))
 
 
