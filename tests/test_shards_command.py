@@ -353,8 +353,10 @@ def test_a_full_disk_leaves_no_shard(tmp_path, size):
 def test_ctrl_c_leaves_no_shard(home):
     """A real process, stopped by its own third read."""
     table = write(home / "t.csv", "image,text\n" + "images/dog.jpg,a\n" * 50)
+    # A test run in the background of a shell hands its children an ignored SIGINT.
     code = f"""
-        import os, signal, sys, time
+        import os, signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         from onepeace.cli import main
         from onepeace.data.shard_writer import ShardWriter
         write = ShardWriter.write
