@@ -79,9 +79,14 @@ def join_device(device: torch.device, number: int) -> tuple[torch.device, str]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that was allocated on `device`, or, of a CPU, the most this process has had resident."""
+    """Bytes: the most that was allocated on `device`, or, of a CPU, the most this process has had resident.
+
+    0 where the system does not tell (Windows).
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
+    try:
+        import resource
+    except ImportError:
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -14,16 +14,13 @@ from torch import Tensor
 
 from onepeace.data.augment import make_augments
 from onepeace.data.masking import draw_drop, draw_masks, word_starts, word_table
-from onepeace.data.shards import Sample, Source
+from onepeace.data.shards import BROKEN_FREE, Sample, Source
 from onepeace.errors import UserError
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 Lengths = Callable[[dict[str, Tensor]], Tensor]
-
-BROKEN_FREE = 10
-"""So many broken items never stop a run, unless nothing else is there."""
 
 
 class RottenDataError(UserError):
@@ -251,10 +248,10 @@ def split(batch: Mapping[str, Any], parts: int, take: Mapping[str, Callable[...,
         piece: Batch = {key: take[key](batch[key], rows.to(_device(batch[key]))) for key in take}
         piece |= {name: batch[name][first:stop] for name in ("keys", "captions", "names")}
         if "drop" in batch:
-            piece["drop"] = {key: _cut(keep[first:stop]) for key, keep in batch["drop"].items()}
+            piece["drop"] = {key: trim(keep[first:stop]) for key, keep in batch["drop"].items()}
         if "masks" in batch:
             piece["masks"] = {
-                key: {name: (_cut(keep[first:stop]), masked[first:stop]) for name, (keep, masked) in passes.items()}
+                key: {name: (trim(keep[first:stop]), masked[first:stop]) for name, (keep, masked) in passes.items()}
                 for key, passes in batch["masks"].items()
             }
         pieces.append(piece)
@@ -278,8 +275,8 @@ def _device(inputs: Mapping[str, Tensor]) -> torch.device:
     return next(iter(inputs.values())).device
 
 
-def _cut(keep: Tensor) -> Tensor:
-    """Without the columns that are padding in every row."""
+def trim(keep: Tensor) -> Tensor:
+    """Visible ids (B, K), padded with -1, without the columns that are padding in every row."""
     return keep[:, : int((keep >= 0).sum(1).amax())]
 
 

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 NAMED = 3
 """How many broken members are named in a warning; the rest is counted."""
 
+BROKEN_FREE = 10
+"""So many broken items never stop a run, unless nothing else is there."""
+
 Sample = dict[str, Any]
 """key, source (the shard's name), one entry of encoded bytes per modality but text, captions (list), label or None."""
 

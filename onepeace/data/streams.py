@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onepeace.data.shards import NAMED, Sample, raw_samples, usable_sample
+from onepeace.data.shards import BROKEN_FREE, NAMED, Sample, raw_samples, usable_sample
 from onepeace.errors import UserError
 from onepeace.media.source import describe
 
@@ -24,8 +24,6 @@ Position = Mapping[str, Any]
 
 UNITS, WINDOWS, PICKS = range(100, 103)
 """Streams of random numbers that must not be the same, nor one of those in batches.py."""
-BROKEN_FREE = 10
-"""So many broken samples never stop a stream, unless nothing else is there."""
 
 
 class Unit(NamedTuple):

@@ -45,7 +45,7 @@ def matching(
         raise ValueError(f"groups {tuple(groups.shape)} should be ({len(keys)},), one for each key")
     scale = torch.as_tensor(scale, dtype=torch.float32, device=queries.device)
     with torch.autocast(queries.device.type, enabled=False):
-        return _Matching.apply(queries.float(), keys.float(), scale.float(), targets, groups, label_smoothing, tile)
+        return _Matching.apply(queries.float(), keys.float(), scale, targets, groups, label_smoothing, tile)
 
 
 class _Matching(torch.autograd.Function):

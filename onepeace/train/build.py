@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ class Data:
         for source in self.recipe.data.train:
             shards = expand(source.shards, self.recipe.data.root, self.recipe.data.allow_pipe)
             samples = first_samples(shards, source.pair, FIRST, self.recipe.data.broken_limit)
-            found.update(source_captions(self.recipe, list(samples)))
+            found.update(source_captions(self.recipe, samples))
         return found
 
     def steps(
@@ -120,11 +120,14 @@ def make_tokenizer(recipe: Recipe, captions: Callable[[], set[str]], path: Path)
     os.replace(temporary, path)  # half a vocabulary would be taken for the run's
 
 
-def source_captions(recipe: Recipe, samples: Sequence[Sample]) -> list[str]:
-    """Every caption the samples can give, class templates filled in."""
+def source_captions(recipe: Recipe, samples: Iterable[Sample]) -> list[str]:
+    """Every caption the samples can give, class templates filled in; they are read once, one at a time."""
     templates = [template for group in recipe.data.templates.values() for template in group]
-    texts = [text for sample in samples for text in sample["captions"]]
-    labels = {sample["label"] for sample in samples if sample["label"]}
+    texts: list[str] = []
+    labels: set[str] = set()
+    for sample in samples:
+        texts += sample["captions"]
+        labels |= {sample["label"]} if sample["label"] else set()
     return texts + [template.format(label) for label in sorted(labels) for template in templates]
 
 

@@ -152,7 +152,10 @@ def _train(
             _name_bad_step(out, step, norm, group, losses, skipped, run.skip)
 
         now = time.monotonic()
-        stopping = parallel.any_of(asked_to_stop())
+        # Between the lines of the log, so that a resumed run writes the same ones.
+        quiet = step % run.log_every == 0
+        late = bool(quiet and run.save_minutes and now - last_save > 60 * run.save_minutes)
+        stopping, late = parallel.any_of(asked_to_stop(), late)
         if step % run.log_every == 0 or step == total:
             spent = now - last_log
             speed = {"items_per_second": round(items / spent, 1), "data_wait": round(waited / spent, 3)}
@@ -172,10 +175,7 @@ def _train(
                 journal.write(step, {f"valid/{name}": value for name, value in scores.items()})
             last_log = time.monotonic()
         due = run.save_every and step % run.save_every == 0
-        # Between the lines of the log, so that a resumed run writes the same ones.
-        quiet = step % run.log_every == 0
-        late = quiet and run.save_minutes and now - last_save > 60 * run.save_minutes
-        if due or parallel.any_of(bool(late)) or score is not None or step == total or stopping:
+        if due or late or score is not None or step == total or stopping:
             save(step, score)
             last_save = time.monotonic()
         if stopping and step < total:

@@ -126,9 +126,10 @@ class Objective(nn.Module):
             everyone = [names for part in parallel.gather_objects(batch["names"]) for names in part]
             names = groups(everyone).to(outputs["tokens"].device)
         scale, found = self.model.temperature(), {}
+        searched = {key: parallel.gather(outputs[f"embedding/{key}"]) for key in modalities}
         for key, other in combinations(modalities, 2):
             a, b = outputs[f"embedding/{key}"], outputs[f"embedding/{other}"]
-            keys = (parallel.gather(a), parallel.gather(b))
+            keys = (searched[key], searched[other])
             first = len(a) * parallel.rank()
             found[f"contrastive/{key}+{other}"] = losses.contrastive(
                 a, b, scale, names, keys=keys, first=first, **options

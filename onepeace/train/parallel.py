@@ -101,9 +101,9 @@ def largest(count: int) -> int:
     return max(gather_objects(count))
 
 
-def any_of(flag: bool) -> bool:
-    """Whether it is so in any process."""
-    return flag if ranks() == 1 else any(gather_objects(flag))
+def any_of(*flags: bool) -> list[bool]:
+    """For each flag whether it is set in any process."""
+    return [any(column) for column in zip(*gather_objects(flags), strict=True)]
 
 
 def wait() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from onepeace.data.batches import trim
 from onepeace.model import Features, OnePeace, Stem
 
 Batch = Mapping[str, Any]
@@ -106,7 +107,7 @@ class Passes:
             return run(stems, keep)
         parts = []
         for rows in groups:
-            seen = {key: _trim(chosen[rows], -1) for key, chosen in keep.items()}
+            seen = {key: trim(chosen[rows]) for key, chosen in keep.items()}
             parts.append(run({key: stem.take(rows) for key, stem in stems.items()}, seen))
         order = torch.cat(groups).argsort()
         return {
@@ -146,10 +147,6 @@ def length_groups(
     if count != len(groups):
         groups = [part.sort().values for part in rows.tensor_split(count)]
     return groups
-
-
-def _trim(keep: Tensor, fill: int) -> Tensor:
-    return keep[:, : int((keep != fill).sum(1).amax())]
 
 
 def _pad(x: Tensor, length: int, value: float = 0.0) -> Tensor:

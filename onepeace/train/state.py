@@ -75,11 +75,14 @@ class State:
             saved.restore_generators()
 
     def full(self) -> dict[str, Tensor]:
-        """The model's weights, averaged ones where there are any, whole in the memory of every process that asks."""
+        """The model's weights, averaged where they are, whole. Every process calls it; only the first gets them."""
         weights = {**self.objective.model.state_dict(), **self.average}  # type: ignore[operator, union-attr]
-        return {
-            name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().clone() for name, t in weights.items()
-        }
+        whole = {}
+        for name, tensor in weights.items():
+            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if parallel.rank() == 0:
+                whole[name] = tensor.detach().clone()
+        return whole
 
     def _tensors(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Model and optimizer as torch.distributed.checkpoint.state_dict gives them, and all tensors under one roof."""
