@@ -124,11 +124,9 @@ class State:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
         model, optimizer, tensors = self._tensors()
-        # Filled in place: the averages are the run's own tensors, the others copies.
+        # All are filled in place, in ``model`` and ``optimizer`` too; the averages are the run's own.
         dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=parallel.ranks() == 1)
-        model = {name: tensors[f"model/{name}"] for name in model}
-        restored: dict[str, Any] = {name: tensors.get(f"optimizer/{name}", old) for name, old in optimizer.items()}
         options = StateDictOptions(flatten_optimizer_state_dict=True)
         set_state_dict(
-            self.objective, self.optimizer, model_state_dict=model, optim_state_dict=restored, options=options
+            self.objective, self.optimizer, model_state_dict=model, optim_state_dict=optimizer, options=options
         )
