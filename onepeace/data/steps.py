@@ -6,6 +6,8 @@ on counting, with any number of workers and processes. Streams (streams.py) are 
 batch carries the place after it, which a checkpoint keeps.
 """
 
+import atexit
+import multiprocessing.util
 import re
 import signal
 import zlib
@@ -252,6 +254,19 @@ def loader(
 def _leave_sigterm(worker: int) -> None:
     """A scheduler sends SIGTERM to every process of a job; the run saves then, and needs its workers until it has."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register  # after multiprocessing's own, which was imported before, so this runs first
+def _end_workers() -> None:
+    """Kill workers that nothing has closed, say because an exception still holds their loader.
+
+    At exit multiprocessing sends them SIGTERM, which ours leave to the run, and would wait for them without end.
+    """
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call their end a failure
+    for worker in workers:
+        worker.kill()
 
 
 def number(name: str) -> int:
