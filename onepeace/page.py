@@ -105,10 +105,11 @@ def _part(part: Part, show_weight: bool, folder: Path, inside: _Sounds) -> str:
 def _tile(hit: Hit, best: float, folder: Path, inside: _Sounds) -> str:
     share = 100 * max(hit.score, 0.0) / best if best > 0 else 0.0
     name, link = escape(_shown(hit.path.name)), escape(_link(hit.path, folder))
+    kind = KINDS.get(hit.modality, hit.modality)
     return f"""<li class="{hit.modality}">
 <div class="well">{_media(hit.modality, hit.path, folder, inside)}</div>
 <div class="what">
-<div class="row"><span class="rank">{hit.rank}</span><span class="badge hue">{KINDS[hit.modality]}</span>
+<div class="row"><span class="rank">{hit.rank}</span><span class="badge hue">{kind}</span>
 <span class="score" title="cosine similarity">{hit.score:.3f}</span></div>
 <div class="track hue" aria-hidden="true"><div style="width: {share:.0f}%"></div></div>
 <div class="name"><a href="{link}">{name}</a></div>
@@ -129,10 +130,12 @@ def _media(modality: str, value: str | Path, folder: Path, inside: _Sounds) -> s
             load = "metadata" if address.startswith("data:") else "none"
             player = f'<audio controls preload="{load}" aria-label="{name}" src="{address}"></audio>'
             return f'<div class="sound">{_waveform(value)}{player}</div>'
-        text = read_bytes(value).decode("utf-8", "replace").strip()
-        return f"<blockquote>{escape(text[:EXCERPT])}{'...' if len(text) > EXCERPT else ''}</blockquote>"
+        if modality == "text":
+            text = read_bytes(value).decode("utf-8", "replace").strip()
+            return f"<blockquote>{escape(text[:EXCERPT])}{'...' if len(text) > EXCERPT else ''}</blockquote>"
     except (UserError, OSError):  # gone or changed since it was compared
-        return f'<span class="words">{name}</span>'
+        pass
+    return f'<span class="words">{name}</span>'
 
 
 def _thumbnail(value: str | Path) -> tuple[str, int, int]:

@@ -88,6 +88,7 @@ def test_kernel_is_chosen_by_device_dtype_and_length():
     assert not use_plain_form("cpu", torch.float32, 257)
     assert use_plain_form("cpu", torch.bfloat16, 200)
     assert not use_plain_form("cpu", torch.bfloat16, 257)
+    assert use_plain_form("cpu", torch.bfloat16, 257, True)
     assert not any(use_plain_form("cuda", dtype, 8) for dtype in (torch.float32, torch.bfloat16, torch.float16))
 
 
@@ -95,8 +96,11 @@ def test_the_choice_is_asked_at_every_call(monkeypatch):
     asked = []
     monkeypatch.setattr(module, "use_plain_form", lambda *what: asked.append(what) or True)
     SelfAttention(8, 2)(torch.randn(1, 3, 8), None)
-    SelfAttention(8, 2).bfloat16()(torch.randn(1, 4, 8).bfloat16(), None)
-    assert asked == [("cpu", torch.float32, 3), ("cpu", torch.bfloat16, 4)]
+    SelfAttention(8, 2).bfloat16()(torch.randn(1, 4, 8).bfloat16(), torch.zeros(1, 2, 4, 4).requires_grad_())
+    with torch.no_grad():
+        SelfAttention(8, 2)(torch.randn(1, 5, 8), torch.zeros(1, 2, 5, 5).requires_grad_())
+    wanted = {("cpu", torch.float32, 3, False), ("cpu", torch.bfloat16, 4, True), ("cpu", torch.float32, 5, False)}
+    assert set(asked) == wanted
 
 
 def test_padding_gets_no_weight_at_all():

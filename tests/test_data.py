@@ -534,10 +534,11 @@ def test_real_shards_give_steps(shared, decoders):
     assert [item["label"] for item in steps.items["audio+text"]].count("dog") == 8
 
 
-
 def test_process_ends_although_something_still_holds_a_loader():
     """As an exception does with its traceback: at exit its workers were waited for without end."""
-    script = "import builtins; from onepeace.data.steps import loader; builtins.kept = loader(range(9), 0, 9, workers=1)"
+    script = (
+        "import builtins; from onepeace.data.steps import loader; builtins.kept = loader(range(9), 0, 9, workers=1)"
+    )
     script += "; print(next(builtins.kept))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "(0, {})\n", "")

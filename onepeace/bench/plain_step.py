@@ -2,9 +2,9 @@
 
 Each pass runs its own stem, also where another has run it before; every item is as long as the batch's longest; the
 bias of a pass is a matrix per item, (B, H, L, L), from which hidden tokens are taken out; losses have all their logits
-at once. So the released code computes them. What that code gets wrong (padding that is attended to, gradients that the
-searched side does not get) is as in our model, and so is the attention kernel: the two steps have the same losses and
-the same gradients. Released stems, one bias table, no drop path.
+at once; attention is a product, a softmax in float32 and a product. So the released code computes them. What that code
+gets wrong (padding that is attended to, gradients that the searched side does not get) is as in our model: both steps
+have the same losses and the same gradients. Released stems, one bias table, no drop path.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 
 from onepeace.model import OnePeace
 from onepeace.model.adapters.text import PAD_ID
-from onepeace.model.attention import attention
 from onepeace.model.position import grid_buckets, sequence_buckets
 
 SCALE, SMOOTHING = 2.5, 0.1
@@ -199,7 +198,8 @@ def block(module: Any, x: Tensor, sizes: Mapping[str, int], bias: Tensor) -> Ten
     h = layer_norm(module.norm1, x)
     q, k, v = linear(attn.q, h) * attn.scale, linear(attn.k, h), linear(attn.v, h)
     q, k, v = (t.view(batch, length, attn.num_heads, -1).transpose(1, 2) for t in (q, k, v))
-    out = attention(q, k, v, bias.to(q.dtype)).transpose(1, 2).reshape(batch, length, dim)
+    weights = (q @ k.transpose(-2, -1) + bias).softmax(dim=-1, dtype=torch.float32)
+    out = (weights.to(v.dtype) @ v).transpose(1, 2).reshape(batch, length, dim)
     x = x + gain(module.ls1, linear(attn.proj, layer_norm(attn.norm, out)))
     parts = []
     for key, h in zip(sizes, layer_norm(module.norm2, x).split(list(sizes.values()), dim=1), strict=True):

@@ -9,19 +9,21 @@ Bytes of one process, P parameters of which T train, N processes, everything flo
     bfloat16  2 per trained weight of a matrix, cast once a step, and per frozen one in each pass that saves it
     file      4 (P + 2 T), and 4 T with an average
 
-Activations of a block in a pass over B items of L tokens, width D, FFN F, H heads, all that backward needs. c is the
-size of a computed number (bfloat16 2, float32 4), n of a norm's input (4 under autocast on a GPU, else c):
+Activations of a block in a pass over B items of L tokens, width D, FFN F, H heads, all that backward needs and does not
+make again (onepeace/model/layers.py, `keeping_inputs`). c is the size of a computed number (bfloat16 2, float32 4):
 
-    B L D x (  4 + 3 c + c + (n if n > c)      input of the norm, q k v, attention, the same for the norm after it
-             + 3 c (c if c = 4) + c            input of q k v, of the output projection     if attention trains
-             + 4 + 2 c (c if c = 4)            input of the FFN's norm; of its two matrices if they train
-             + 2 c )                           branches before their gain                   if it trains
-    + B L F x (3 c + n + c)                    gate, its GELU, other half, the norm's input; input of the last matrix
-    + 4 B H L with a fused kernel, and c b H L^2 if the bias is cast for it (b: 1 or B); else c B H L^2
+    B L D x (  4 + 3 c           input of the norm, q k v
+             + c                 input of q k v                              if attention trains
+             + 4 + c             input of the FFN's norm; of its two matrices if they train
+             + 2 c )             branches before their gain                  if it trains
+    + B L F x 2 c                gate, and what it gates
+    + c B L D + 4 B H L          result of attention         of a fused kernel
+    + 3 c B L F or 2 c B H L^2   of one block, made again    the larger one; the second of a plain form
 
-The decoder's blocks likewise, over all tokens. With ``run.checkpoint_activations`` 4 B L D of each block of the encoder
-and pass stay, and one block's activations come on top. Stems and what places tokens run on the meta device, and what
-they save is counted. A denoising term keeps of M hidden and N real tokens D x (c M + 8 M + 4 N). With
+Of the bias (c H + 4) b L^2 in each pass of the encoder, itself and its buckets (b: 1 or B). The decoder's blocks
+likewise, over all tokens. With ``run.checkpoint_activations`` 4 B L D of each block of the encoder and pass stay, and
+one block's activations come on top. Stems and what places tokens run on the meta device, and what they save is counted.
+A denoising term keeps of M hidden and N real tokens D x (c M + 8 M + 4 N). With
 ``run.accumulate`` only one part's activations are held at a time, but every part's share of the losses.
 
 Not counted: work space of kernels and what the allocator cannot use; leave a tenth or more. Every text is taken as long
@@ -155,7 +157,7 @@ def make_plan(recipe: Recipe, processes: int = 1, device: str = "cuda") -> Plan:
             largest[checkpointed] = max(largest.get(checkpointed, (0, 0, 0)), (kept, losses, copies), key=sum)
         cost = training_cost(model, item, passes)
         lost = loss_flops(recipe, model, item, pair, share, recipe.batch_size(name))
-        flops[name] = repeated(cost, passes, parts, chosen[1]) + lost
+        flops[name] = repeated(model, item, cost, passes, form, parts, chosen[1]) + lost
     held = held_bytes(model, recipe.run.ema is not None, processes)
     memory = {
         (way, checkpointed): Memory(*held[way], copies, kept, losses)
@@ -298,27 +300,29 @@ def trains(model: OnePeace, one: Pass) -> list[Trains | None]:
 
 
 def block_bytes(
-    tokens: Mapping[str, int], batch: int, dim: int, ffn: int, heads: int, bias: int, form: Form, learns: Trains
+    tokens: Mapping[str, int], batch: int, dim: int, ffn: int, heads: int, fused: bool, form: Form, learns: Trains
 ) -> int:
     """What one block saves in one pass.
 
     Args:
         tokens: of an item, by modality.
-        bias: numbers of the attention bias.
+        fused: whether attention is a fused kernel.
     """
-    c, n = form.compute, form.norm
+    c = form.compute
     length = sum(tokens.values())
     rows = batch * length
-    size = rows * dim * (4 + 4 * c + (n if n > c else 0))
-    size += rows * dim * 2 * c * learns.attention
+    size = rows * dim * (4 + 3 * c) + rows * dim * c * learns.attention
     size += rows * dim * (4 + 2 * c * learns.gain)
     for key, count in tokens.items():
-        rows = batch * count
-        size += rows * ffn * (3 * c + n)
-        size += rows * (dim * c + ffn * c) * (key in learns.ffn)
-    if use_plain_form(form.device, form.dtype, length):
-        return size + c * batch * heads * length**2
-    return size + 4 * batch * heads * length + (c * bias if form.casts else 0)
+        size += batch * count * (2 * ffn * c + dim * c * (key in learns.ffn))
+    return size + fused * (rows * dim * c + 4 * batch * heads * length)
+
+
+def takes_plain_form(model: OnePeace | None, tokens: Mapping[str, int], form: Form) -> bool:
+    """What attention chooses in a pass over the encoder, or with None over the decoder, which has no tables."""
+    tables = [table for key in tokens for table in model.adapters[key].bias_tables] if model else []
+    trained = any(table.requires_grad for table in tables)
+    return use_plain_form(form.device, form.dtype, sum(tokens.values()), trained)
 
 
 def activation_bytes(
@@ -332,7 +336,7 @@ def activation_bytes(
         checkpointed: of each of the encoder's blocks its input is kept, and everything of one.
     """
     config, decoder = model.config, model.config.decoder
-    size, largest = 0, 0
+    size, largest, again = 0, 0, 0
     for one in passes:
         length = sum(one.tokens.values())
         # A picture seen whole has one bias for the batch; padding and hidden tokens make it one for each item.
@@ -347,16 +351,21 @@ def activation_bytes(
             size += batch * form.compute * (length * config.dim + sum(full.values()) * decoder.dim)
         for part, ((tokens, dim, ffn, heads, bias_heads, biases), stack) in enumerate(zip(stacks, learns, strict=True)):
             count = sum(tokens.values())
-            bias = biases * bias_heads * count**2
-            saved = [block_bytes(tokens, batch, dim, ffn, heads, bias, form, found) for found in stack]
+            # The encoder's from its tables, read by buckets; the decoder's only hides padding.
+            bias = biases * (bias_heads * form.compute + 4) * count**2 if part == 0 else biases * count * form.compute
+            fused = not takes_plain_form(model if part == 0 else None, tokens, form)
+            saved = [block_bytes(tokens, batch, dim, ffn, heads, fused, form, found) for found in stack]
+            if saved:
+                scores = 0 if fused else 2 * form.compute * batch * heads * count**2
+                again = max(again, scores, 3 * form.compute * batch * count * ffn)
             if checkpointed and part == 0:
                 size += len(saved) * 4 * batch * count * dim
                 largest = max([largest, *saved])
             else:
                 size += sum(saved)
             if saved:
-                size += 4 * (batch * count * dim + bias)  # input of the final norm; buckets or the bias itself
-    return size + (largest if checkpointed else 0)
+                size += 4 * batch * count * dim + bias  # the first is the input of the final norm
+    return size + again + (largest if checkpointed else 0)
 
 
 def input_bytes(model: OnePeace, item: Mapping[str, Mapping[str, Tensor]], passes: Sequence[Pass]) -> int:
@@ -433,11 +442,23 @@ def loss_flops(
     return denoising + 12 * items * model.config.embed_dim * contrastive
 
 
-def repeated(cost: TrainingCost, passes: Sequence[Pass], parts: int, checkpointed: bool) -> int:
-    """FLOPs of an item with what is computed again in the backward pass: of checkpointed blocks, and of parts all.
+def repeated(
+    model: OnePeace, item: Mapping[str, Mapping], cost: TrainingCost, passes: Sequence[Pass], form: Form, parts: int,
+    checkpointed: bool,
+) -> int:  # fmt: skip
+    """FLOPs of an item with what is computed again in the backward pass: of checkpointed blocks, of parts all, of the
+    plain form of attention its two products.
 
     The decoder is not checkpointed but taken along here; it is a few per cent of a pass.
     """
+    whole, decoder, attention = token_counts(model, item), model.config.decoder, 0
+    for one in passes:
+        if one.learns and takes_plain_form(model, one.tokens, form):
+            learning = sum(found is not None for found in trains(model, one))
+            attention += learning * 4 * model.config.dim * sum(one.tokens.values()) ** 2
+        full = {key: whole[key] for key in one.tokens}
+        if one.decodes and decoder is not None and takes_plain_form(None, full, form):
+            attention += decoder.depth * 4 * decoder.dim * sum(full.values()) ** 2
     again = (cost.stems + sum(cost.forward)) if parts > 1 else 0
     blocks = sum(flops for flops, one in zip(cost.forward, passes, strict=True) if one.learns) if checkpointed else 0
-    return cost.total + again + blocks
+    return cost.total + again + blocks + attention

@@ -47,14 +47,12 @@ def run(args: argparse.Namespace) -> int:
     model = load(args.model, device=args.device, dtype=args.dtype)
     found = files.readable(found, model)
     probabilities: dict[files.File, Tensor] = {}
-    for modality in files.KINDS:
+    for modality in sorted({file.modality for file in found}):
         own = [file for file in found if file.modality == modality]
-        if not own:
-            continue
         rows, failures = model.classify(
             [{modality: file.path} for file in own],
             labels,
-            template=args.template or TEMPLATES[modality],
+            template=args.template or TEMPLATES.get(modality, "{}"),
             batch_size=args.batch_size,
             on_error="skip",
         )

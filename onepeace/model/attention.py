@@ -4,16 +4,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import cast_once
+from .layers import cast_once, keeping_inputs
 
 
-def use_plain_form(device_type: str, dtype: torch.dtype, length: int) -> bool:
+def use_plain_form(device_type: str, dtype: torch.dtype, length: int, trained_bias: bool = False) -> bool:
     """Whether matmul, softmax, matmul beats the fused kernel.
 
     Measured on AVX-512 CPUs: torch's fused CPU kernel costs 1.8-2.5 x the plain form for bf16 up to about 200 tokens
-    and up to 2 x for float32 up to 64, and wins (0.35 x) at 257 and more. Elsewhere the fused kernels always win.
+    and up to 2 x for float32 up to 64, and wins (0.35 x) at 257 and more. It gives no gradient to the bias: where that
+    is trained, torch falls back to a plain form of its own, in float32. Elsewhere the fused kernels always win.
     """
-    return device_type == "cpu" and length <= (200 if dtype == torch.bfloat16 else 64)
+    return device_type == "cpu" and (trained_bias or length <= (200 if dtype == torch.bfloat16 else 64))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -22,13 +23,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     ``bias`` (1 or B, H or 1, L, L) is added to the logits, -inf hides a key; every query must see at least one key.
     The softmax sums in float32 at least, in every dtype.
     """
-    if use_plain_form(q.device.type, q.dtype, q.shape[2]):
+    if takes_plain_form(q, bias):
         scores = q @ k.transpose(-2, -1)
         if bias is not None:
             scores += bias  # in place: the product's backward does not need its result
         # The CPU kernel sums in float32 whatever the dtype; asking for a float32 result would only add two passes.
         return scores.softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+
+
+def takes_plain_form(q: Tensor, bias: Tensor | None) -> bool:
+    """The choice for these tensors."""
+    trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    return use_plain_form(q.device.type, q.dtype, q.shape[2], trained)
 
 
 class SelfAttention(nn.Module):
@@ -47,7 +54,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """(B, L, D) -> (B, L, D); ``bias`` as in ``attention``."""
-        batch, length, dim = x.shape
+        batch, length = x.shape[:2]
         x = cast_once(x)
 
         def heads(t: Tensor) -> Tensor:
@@ -55,5 +62,14 @@ class SelfAttention(nn.Module):
 
         q, k, v = heads(self.q(x) * self.scale), heads(self.k(x)), heads(self.v(x))
         # Autocast makes q, k, v half while the tables stay float32; the kernels want one dtype.
-        out = attention(q, k, v, None if bias is None else bias.to(q.dtype))
-        return self.proj(self.norm(out.transpose(1, 2).reshape(batch, length, dim)))
+        bias = None if bias is None else bias.to(q.dtype)
+        if takes_plain_form(q, bias):  # whose (L, L) weights can be larger than all the rest
+            return keeping_inputs(self._attend, q, k, v, bias)
+        return keeping_inputs(self._mix, attention(q, k, v, bias))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        return self._mix(attention(q, k, v, bias))
+
+    def _mix(self, out: Tensor) -> Tensor:
+        """(B, H, L, head_dim) -> (B, L, D)."""
+        return self.proj(self.norm(out.transpose(1, 2).flatten(2)))

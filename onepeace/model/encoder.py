@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import cast_once
 from .sequence import TokenSequence
 
 
@@ -54,11 +55,12 @@ def attention_bias(sequence: TokenSequence, block: int = 0) -> Tensor | None:
 
 def encode(sequence: TokenSequence, blocks: Iterable[nn.Module], norms: nn.ModuleDict | None) -> dict[str, Features]:
     """Run the blocks over all tokens together, then each modality's own final norm."""
-    x, bias = sequence.tokens, attention_bias(sequence)
+    x, bias = sequence.tokens, None
     per_block = any(len(tables) > 1 for tables in sequence.tables)
     for i, block in enumerate(blocks):
-        if per_block and i:
+        if per_block or i == 0:
             bias = attention_bias(sequence, i)
+            bias = None if bias is None else cast_once(bias)
         x = block(x, sequence.spans, bias)
     masks = {} if sequence.padding_mask is None else sequence.split(sequence.padding_mask)
     return {

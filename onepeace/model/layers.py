@@ -1,8 +1,13 @@
 """Small parts of a block. Next file: block.py."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -18,6 +23,22 @@ def cast_once(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind))
 
 
+def keeping_inputs(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """``function(*inputs)``, of which training keeps the inputs only and makes the rest again in the backward pass.
+
+    For cheap operations that end in one matrix product: the product is not repeated, for all it keeps is its input, and
+    with the last thing that is kept torch stops ("early stop"). So half of a block's memory costs next to nothing.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler chooses for itself
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
+
+
+def without_autocast(kind: str) -> AbstractContextManager[Any]:
+    """Within it, dtypes are as written; also on devices that know no autocast, such as meta."""
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
 class GEGLU(nn.Module):
     """Gated feed-forward layer with a LayerNorm in it (sub-LN): down(norm(GELU(gate x) * up x))."""
 
@@ -30,7 +51,10 @@ class GEGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         x = cast_once(x)
-        return self.down(self.norm(F.gelu(self.gate(x)) * self.up(x)))
+        return keeping_inputs(self._narrow, self.gate(x), self.up(x))
+
+    def _narrow(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self.down(self.norm(F.gelu(gate) * up))
 
 
 class LayerScale(nn.Module):

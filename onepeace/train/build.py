@@ -180,15 +180,16 @@ def make_teachers(recipe: Recipe, sources: Sequence[Source], decoders: Mapping[s
     """Features of the outside teachers the objective names; ``cache`` says where they are kept, the run by default."""
     tables = {}
     for term, options in recipe.objective.items():
-        if not term.startswith("distillation/"):
+        if not term.startswith("distillation"):
             continue
         if recipe.data.stream:
             raise UserError(f"objective.{term} asks its teacher once, of items in memory; set data.stream=false")
-        key = term.partition("/")[2]
+        key = "text" if options.get("by") == "captions" else term.partition("/")[2]
         path = Path(os.path.expandvars(options.get("cache", f"{recipe.run.out}/teacher-{key}.safetensors")))
         if key == "text":
-            names = sorted({text for source in sources for text in source_captions(recipe, source.samples)})
-            items: dict[str, Any] = {name: name for name in names}
+            captions = {text for source in sources for text in source_captions(recipe, source.samples)}
+            # Like lengths together: the teacher pads to the longest of a batch.
+            items: dict[str, Any] = {text: text for text in sorted(captions, key=lambda text: (len(text), text))}
         else:
             items = {sample["key"]: sample[key] for source in sources for sample in source.samples if key in sample}
         load = getattr(decoders[key], "load", lambda item: item)

@@ -6,7 +6,10 @@ Terms (names in a recipe's ``objective``; after the slash, the modalities concer
 - ``denoising/image``: tokens hidden, the item alone; the teacher is the same item seen whole, alone or (``teacher:
   together``) in the joint pass.
 - ``denoising/image+text``: tokens of all of them hidden, in one joint pass; the teacher is the joint pass seen whole.
-- ``distillation/image``: CLS features drawn towards an outside teacher's (train/teachers.py).
+- ``distillation/image``: CLS features drawn towards an outside teacher's (train/teachers.py), of the item or, with
+  ``by: captions``, of its caption.
+
+A label tells two terms of one kind and modality apart: ``distillation:captions/image``.
 
 A term has two halves. The first makes passes over a part of the batch and keeps the few tensors its loss needs; the
 second is the loss over those of the whole batch, of all parts and all processes. So a batch larger than memory has the
@@ -209,6 +212,6 @@ def _join(parts: list[Outputs]) -> Outputs:
 
 
 def _split(name: str) -> tuple[str, list[str]]:
-    """ "denoising/image+text" -> ("denoising", ["image", "text"])."""
-    kind, _, modalities = name.partition("/")
-    return kind, [key for key in modalities.split("+") if key]
+    """ "denoising:label/image+text" -> ("denoising", ["image", "text"])."""
+    term, _, modalities = name.partition("/")
+    return term.partition(":")[0], [key for key in modalities.split("+") if key]

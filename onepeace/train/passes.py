@@ -51,7 +51,7 @@ class Passes:
         stems = {}
         for key in self.keys:
             adapter, inputs = self.model.adapters[key], self.batch[key]
-            groups = length_groups(self.lengths[key], self.max_padding)
+            groups = length_groups(self.lengths[key], self.max_padding if adapter.stem_by_length else 1.0)
             parts = [adapter.stem_tokens(adapter.take(inputs, rows) if len(groups) > 1 else inputs) for rows in groups]
             stems[key] = parts[0] if len(parts) == 1 else _join_stems(parts, groups)
         return stems

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from onepeace.device import bfloat16_is_fast
 from onepeace.errors import need
 
 log = logging.getLogger(__name__)
@@ -50,11 +51,12 @@ def minilm_l6(max_tokens: int = 64) -> Callable[[list[str]], Tensor]:
     transformers = need("transformers", "teachers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(torch.device("cpu")))
 
     def encode(texts: list[str]) -> Tensor:
         batch = tokenizer(texts, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
-        with torch.inference_mode():
-            hidden = model(**batch).last_hidden_state
+        with torch.inference_mode(), autocast:
+            hidden = model(**batch).last_hidden_state.float()
         mask = batch["attention_mask"].unsqueeze(-1)
         return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 

@@ -1,6 +1,7 @@
 """Train every variant with several seeds and print a table of means and spreads: python recipes/ablation/run.py
 
-Finished runs are kept and not made again, so it can be stopped and started. --table prints what there is.
+Finished runs are kept and not made again, so it can be stopped and started, and other seeds can be trained at the same
+time by another process. --table prints what there is.
 """
 
 import argparse
@@ -109,13 +110,13 @@ def table(root: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--table", action="store_true")
     parser.add_argument("overrides", nargs="*", help="a.b=value, of the recipe")
     args = parser.parse_args()
     order = ["contrastive", "+ fused denoising", "+ unimodal denoising", "contrastive, separate towers"]
     order.append("contrastive, equal time")
-    for seed in range(1, args.seeds + 1) if not args.table else ():
+    for seed in () if args.table else args.seeds:
         for name in order:
             run(name, seed, args.out, args.overrides)
     table(args.out)

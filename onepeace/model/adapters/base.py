@@ -25,6 +25,9 @@ class Adapter(nn.Module):
             type_embedding, for tasks with two pictures).
     """
 
+    stem_by_length = True
+    """Whether the stem of items of many lengths is cheaper in groups of like length."""
+
     def __init__(self, key: str, dim: int, num_heads: int, num_tables: int, table_rows: int, num_types: int = 0):
         super().__init__()
         self.key = key

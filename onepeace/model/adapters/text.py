@@ -23,6 +23,8 @@ class TextAdapter(Adapter):
         num_buckets: b; the bias table has 2 b - 1 + 3 rows.
     """
 
+    stem_by_length = False  # looking up costs nothing, but each group's gradient would be as large as the whole table
+
     def __init__(
         self,
         key: str,
