@@ -3,6 +3,8 @@ import json
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from onepeace import media
 from onepeace.config import build
 from onepeace.data.batches import groups, names_of, whole
 from onepeace.data.shards import expand, read_source
-from onepeace.data.steps import Order, Steps, loader
+from onepeace.data.steps import Order, Places, Steps, Streams, loader
 from onepeace.errors import UserError
 from onepeace.media import DECODERS, TextDecoder
 from onepeace.media.tokenizer import train_bpe
@@ -334,6 +336,31 @@ def test_step_depends_on_nothing_but_seed_and_number(root, decoders):
     assert not same(expected[0], expected[1])
     other = recipe(root, [IMAGES, SOUNDS], varied, seed=2, **DENOISING)
     assert not same(make_steps(decoders, other)[3], expected[0])
+
+
+def test_pairs_in_turn_are_the_same_batches_one_pair_a_step(root, decoders):
+    together = make_steps(decoders, recipe(root, [IMAGES, SOUNDS]))
+    in_turn = make_steps(decoders, recipe(root, [IMAGES, SOUNDS], {"pairs": "in_turn"}))
+    for step in range(4):
+        assert same(in_turn[step], [together[step // 2][step % 2]])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_streamed_pairs_in_turn_leave_no_lane_unread(root, decoders, workers):
+    """With as many workers as pairs, each worker could come to see but one pair."""
+    wanted = recipe(root, [IMAGES, SOUNDS], {"pairs": "in_turn", "stream": True}, batch_size=2)
+    wanted = replace(wanted, run=replace(wanted.run, workers=workers))
+    made = list(islice(loader(Streams(wanted, decoders, NUM_TOKENS), 0, 12, workers), 12))
+    names = [batch["pair"] for batches, _ in made for batch in batches]
+    assert names == (["image+text"] * workers + ["audio+text"] * workers) * (6 // workers)
+    seen = {key for batches, _ in made for batch in batches for key in batch["keys"]}
+    assert seen == {f"p{i}" for i in range(8)} | {f"s{i}" for i in range(6)}
+    # And on from a place in the middle.
+    places = Places(1, workers, {})
+    for _, after in made[:5]:
+        places.lanes.update(after)
+    rest = Streams(wanted, decoders, NUM_TOKENS, places=Places.read(places.everywhere([places.lanes])), first=5)
+    assert same([batches for batches, _ in loader(rest, 5, 12, workers)], [batches for batches, _ in made[5:]])
 
 
 def test_another_pair_leaves_the_first_one_as_it_was(root, decoders):

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onepeace.data import shards as shards_module
 from onepeace.data.shards import expand, raw_samples
 from onepeace.data.streams import Lane, Mixture, first_samples, lanes_of, units
 from onepeace.errors import UserError
@@ -423,3 +424,13 @@ def test_stalled_download_can_be_left(served):
     next(raws)
     raws.close()  # would wait for the server
     assert left == []
+
+
+def test_stalled_download_is_given_up_and_named(served, monkeypatch):
+    folder, address, _ = served
+    write(folder / "a.tar", ["x", "y", "z"], size=20_000)
+    monkeypatch.setattr(shards_module, "STALLED", 1)
+    broken = []
+    found = [raw["__key__"] for raw in raw_samples(f"{address}/stall/a.tar", broken)]
+    assert found[:2] == ["x", "y"]
+    assert "a.tar: not read to its end, curl gave exit code 28" in broken[-1]

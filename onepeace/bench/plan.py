@@ -122,10 +122,13 @@ class Plan:
     flops_per_item: dict[str, int]
     """By pair, losses and what is computed twice included."""
     steps: int
+    in_turn: bool
+    """Whether a step has items of one pair only."""
 
     @property
     def flops_per_step(self) -> int:
-        return sum(self.items[pair] * flops for pair, flops in self.flops_per_item.items())
+        total = sum(self.items[pair] * flops for pair, flops in self.flops_per_item.items())
+        return total // len(self.items) if self.in_turn else total
 
     @property
     def flops(self) -> int:
@@ -177,6 +180,7 @@ def make_plan(recipe: Recipe, processes: int = 1, device: str = "cuda") -> Plan:
         file=4 * (total + (3 if recipe.run.ema is not None else 2) * trained),
         flops_per_item=flops,
         steps=recipe.schedule.steps,
+        in_turn=recipe.data.pairs == "in_turn",
     )
 
 

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 NAMED = 3
 """How many broken members are named in a warning; the rest is counted."""
 
+STALLED = 60
+"""Seconds without one byte after which a download is given up."""
+
 BROKEN_FREE = 10
 """So many broken items never stop a run, unless nothing else is there."""
 
@@ -127,7 +130,6 @@ def raw_samples(shard: str, broken: list[str]) -> Iterator[dict[str, Any]]:
         shard: an absolute path or an address, from `expand`.
         broken: gets a line for each member that cannot be read and for a shard that cannot be opened or ends early.
     """
-    from webdataset.gopen import gopen
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     name = describe(shard)
@@ -138,7 +140,7 @@ def raw_samples(shard: str, broken: list[str]) -> Iterator[dict[str, Any]]:
         return True
 
     try:
-        stream = gopen(shard)
+        stream = _open(shard)
     except Exception as error:  # whatever a protocol's library raises: the shard is skipped like a broken one
         note(error)
         return
@@ -160,6 +162,18 @@ def raw_samples(shard: str, broken: list[str]) -> Iterator[dict[str, Any]]:
     if process is not None and process.returncode not in {*stream.ignore_status, -13}:
         command = "the command" if isinstance(process.args, str) else process.args[0]
         broken.append(f"{name}: not read to its end, {command} gave exit code {process.returncode}")
+
+
+def _open(shard: str) -> Any:
+    """As webdataset opens it, but that a server which stops sending is not waited for without end."""
+    from webdataset.gopen import Pipe, gopen
+
+    if scheme(shard) not in ("http", "https"):
+        return gopen(shard)
+    patience = ["--connect-timeout", "30", "--speed-limit", "1", "--speed-time", str(STALLED)]
+    # A busy server is asked again, but not after a stall: the second answer would begin in the middle of the first.
+    patience += ["--retry", "3", "--retry-delay", "2", "--retry-max-time", str(max(STALLED // 2, 1))]
+    return Pipe(["curl", *patience, "-f", "-s", "-L", shard], mode="rb", bufsize=8192, ignore_status=[141, 23])
 
 
 def usable_sample(raw: dict[str, Any], shard: str, pair: Sequence[str], broken: list[str]) -> Sample | None:

@@ -73,7 +73,8 @@ class Order:
 
 
 class Steps(Dataset[list[Batch]]):
-    """``steps[s]`` is this process's part of the batches of step s, one for each pair of the recipe; see `Maker`."""
+    """``steps[s]`` is this process's part of the batches of step s, one for each pair of the recipe, or where they come in
+    turn of one; see `Maker`."""
 
     def __init__(
         self,
@@ -99,6 +100,7 @@ class Steps(Dataset[list[Batch]]):
         self.seed, self.rank = recipe.seed, rank
         self.items: dict[str, list[Sample]] = {}
         self.order: dict[str, Order] = {}
+        self.in_turn = recipe.data.pairs == "in_turn"
         self.batch_size = {name: shared(recipe.batch_size(name), name, ranks) for name in self.maker.pairs}
         self.ranks = ranks
         weighted: dict[str, list[tuple[Source, float]]] = {}
@@ -112,7 +114,11 @@ class Steps(Dataset[list[Batch]]):
             self.order[name] = Order(sizes, weights, [self.seed, number(name), ORDER], run)
 
     def __getitem__(self, step: int) -> list[Batch]:
-        return [self._batch(name, step) for name in self.maker.pairs]
+        names = list(self.maker.pairs)
+        if self.in_turn:
+            turn, which = divmod(step, len(names))
+            return [self._batch(names[which], turn)]
+        return [self._batch(name, step) for name in names]
 
     def _batch(self, name: str, step: int) -> Batch:
         size, items, order = self.batch_size[name], self.items[name], self.order[name]
@@ -182,8 +188,11 @@ class Streams(IterableDataset[tuple[list[Batch], dict[int, Any]]]):
         worker = (self.first + (info.id if info else 0)) % self.workers
         lanes = [rank * self.workers + worker for rank in self.mine]
         rows = {lane: self._rows(lane) for lane in lanes}
-        while True:
-            batches = [self._batch(name, [rows[lane][name] for lane in lanes]) for name in self.maker.pairs]
+        names = list(self.maker.pairs)
+        for step in count(self.first + (info.id if info else 0), info.num_workers if info else 1):
+            # In turn, each pair has as many steps in a row as there are workers, so that each worker comes to read all.
+            due = [names[step // self.workers % len(names)]] if self.data.pairs == "in_turn" else names
+            batches = [self._batch(name, [rows[lane][name] for lane in lanes]) for name in due]
             yield batches, {lane: {name: row.position for name, row in rows[lane].items()} for lane in lanes}
 
     def _rows(self, lane: int) -> dict[str, Mixture]:

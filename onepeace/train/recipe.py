@@ -51,6 +51,8 @@ class Data:
     """Folder of the shards; environment variables are expanded."""
     batches: str = "mixed"
     """mixed: a batch has items of all sources of its pair; by_source: of one, so that its negatives are of one kind."""
+    pairs: str = "together"
+    """Of several pairs: together, a batch of each in every step; in_turn, of one, the next step of the next."""
     templates: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By modality: sentences with {} for the class name, further captions of samples that have a label."""
     augment: dict[str, Options] = field(default_factory=dict)
@@ -73,6 +75,8 @@ class Data:
     def __post_init__(self) -> None:
         if self.batches not in ("mixed", "by_source"):
             raise UserError(f"data.batches {self.batches!r} is not known; known: mixed, by_source")
+        if self.pairs not in ("together", "in_turn"):
+            raise UserError(f"data.pairs {self.pairs!r} is not known; known: together, in_turn")
         if not self.train:
             raise UserError("data.train is empty; name at least one source of shards")
         names: dict[frozenset[str], str] = {}
