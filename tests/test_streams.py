@@ -93,7 +93,7 @@ def served(tmp_path, monkeypatch):
             self.wfile.write(data[: 2 * 2 * (512 + 512)])
             if kind == "stall":
                 self.wfile.write(data[2 * 2 * (512 + 512) : -1])
-                over.wait(5)
+                over.wait(20)
                 left.append(name)
 
     over, left = threading.Event(), []
