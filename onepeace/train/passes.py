@@ -100,7 +100,7 @@ class Passes:
         """``run`` over groups of similar length; what it gives, in the batch's order and padded to its longest."""
         stems = {key: self.stems[key] for key in keys}
         lengths = torch.stack([(keep[key] >= 0).sum(1) if key in keep else self.lengths[key] for key in keys])
-        groups = length_groups(lengths.sum(0), self.max_padding, self.agree)
+        groups = length_groups(lengths, self.max_padding, self.agree)
         self.real_tokens += int(lengths.sum())
         self.all_tokens += sum(len(rows) * int(lengths[:, rows].amax(1).sum()) for rows in groups)
         if len(groups) == 1:
@@ -122,31 +122,49 @@ class Passes:
 def length_groups(
     lengths: Tensor, max_padding: float, agree: Callable[[int], int] = lambda count: count
 ) -> list[Tensor]:
-    """Rows in groups of similar length: in each, at most ``max_padding`` of (rows x longest) is padding.
+    """Rows in groups of similar length: in each, at most ``max_padding`` of what is computed is padding.
 
     Args:
-        lengths: (B,) tokens of each item.
+        lengths: (B,) tokens of each item, or (M, B) of M modalities that are computed side by side, each padded to its
+            own longest.
         max_padding: 1 = everything in one group.
         agree: see `Passes`.
 
     Returns:
         Row numbers, ascending in each group; together each row once.
     """
+    lengths = torch.atleast_2d(lengths)
+    rows = lengths.sum(0).argsort(descending=True, stable=True)
     if max_padding >= 1:
-        return [torch.arange(len(lengths), device=lengths.device)]
-    ordered, rows = lengths.sort(descending=True, stable=True)
-    groups, start, total = [], 0, 0
-    values = ordered.tolist()
-    for i, length in enumerate(values):
-        if total + length < (1 - max_padding) * values[start] * (i - start + 1):
-            groups.append(rows[start:i].sort().values)
-            start, total = i, 0
-        total += length
-    groups.append(rows[start:].sort().values)
+        return [rows.sort().values]
+    groups = _greedy(lengths[0], rows, max_padding) if len(lengths) == 1 else _halves(lengths, rows, max_padding)
     count = agree(len(groups))
     if count != len(groups):
-        groups = [part.sort().values for part in rows.tensor_split(count)]
-    return groups
+        groups = list(rows.tensor_split(count))
+    return [part.sort().values for part in groups]
+
+
+def _greedy(lengths: Tensor, rows: Tensor, max_padding: float) -> list[Tensor]:
+    """From the longest on, as many as fit: the fewest groups."""
+    groups, start, total = [], 0, 0
+    values = lengths[rows].tolist()
+    for i, length in enumerate(values):
+        if total + length < (1 - max_padding) * values[start] * (i - start + 1):
+            groups.append(rows[start:i])
+            start, total = i, 0
+        total += length
+    return [*groups, rows[start:]]
+
+
+def _halves(lengths: Tensor, rows: Tensor, max_padding: float) -> list[Tensor]:
+    """Cut in two by the modality that is padded most, until all fit: of several, no one order has like beside like."""
+    part = lengths[:, rows]
+    padding = (part.amax(1, keepdim=True) - part).sum(1)
+    if padding.sum() <= max_padding * part.amax(1).sum() * len(rows):
+        return [rows]
+    ordered = rows[part[padding.argmax()].argsort(stable=True)]
+    middle = len(rows) // 2
+    return _halves(lengths, ordered[:middle], max_padding) + _halves(lengths, ordered[middle:], max_padding)
 
 
 def _pad(x: Tensor, length: int, value: float = 0.0) -> Tensor:
