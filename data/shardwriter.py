@@ -179,22 +179,49 @@ class Clip(NamedTuple):
     """Further ones of the json, `label` among them."""
 
 
-def write_clips(
-    writer: SetWriter, clips: Sequence[Clip], table: Path, args: argparse.Namespace, *, source: str, license: str
-) -> None:
-    """Write the clips of a table that are there, shuffled, as Ogg Vorbis; those that are not are counted.
+class ClipSet(NamedTuple):
+    """The sounds of one split."""
 
-    Takes `seconds` and `level` of `args` (`sound_arguments`). UserError when not one is there.
+    folder: str
+    """Where their shards go below ROOT,"""
+    prefix: str
+    """and how those are named."""
+    clips: Sequence[Clip]
+    table: Path
+    """What lists them."""
+    source: str
+    """What they are called in the samples' json."""
+
+
+def write_clips(sets: Iterable[ClipSet], args: argparse.Namespace, license: str) -> None:
+    """Write the clips that are there, shuffled, as Ogg Vorbis; those that are not are counted.
+
+    Takes `seconds` and `level` of `args` (`sound_arguments`). A split of which no sound is there is passed over and
+    told at the end, since many download one only; UserError when that is so of all.
     """
-    lacking = [clip.key for clip in clips if clip.path is None]
-    if len(lacking) == len(clips):
+    written, empty = False, []
+    for split in sets:
+        if all(clip.path is None for clip in split.clips):
+            empty.append(f"the {len(split.clips)} sounds of {split.source} ({split.table.name})")
+            continue
+        with SetWriter(args.out / split.folder, split.prefix) as writer:
+            _write_clips(writer, split, args, license)
+        written = True
+    if not written:
         raise UserError(
-            f"{args.source}: holds none of the {len(clips)} sounds of {table.name} ({', '.join(sorted(SOUNDS))}; "
-            "videos are not read, extract their sound)"
+            f"{args.source}: holds none of {', nor of '.join(empty)}; {', '.join(sorted(SOUNDS))} are read, "
+            "not videos: extract their sound"
         )
+    for sounds in empty:
+        print(f"{args.source}: holds none of {sounds}; passed over", file=sys.stderr)
+
+
+def _write_clips(writer: SetWriter, split: ClipSet, args: argparse.Namespace, license: str) -> None:
+    lacking = [clip.key for clip in split.clips if clip.path is None]
     if lacking:
-        writer.skip(table, f"{len(lacking)} of {len(clips)} sounds are not there ({', '.join(lacking[:3])}, ...)")
-    for clip in shuffled(clips):
+        found = f"{len(lacking)} of {len(split.clips)} sounds are not there ({', '.join(lacking[:3])}, ...)"
+        writer.skip(split.table, found)
+    for clip in shuffled(split.clips):
         if clip.path is None:
             continue
         try:
@@ -203,7 +230,7 @@ def write_clips(
             writer.skip(clip.path, error)
             continue
         media = ogg(samples, RATE, args.level)
-        writer.add(clip.key, "ogg", media, clip.captions, source=source, license=license, **clip.fields)
+        writer.add(clip.key, "ogg", media, clip.captions, source=split.source, license=license, **clip.fields)
 
 
 def sounds_below(folder: Path) -> list[Path]:

@@ -177,6 +177,12 @@ def test_mixed_clips_are_both_heard_and_both_named():
     assert 1.25 < max(levels) < 1.85
 
 
+@pytest.mark.parametrize(("texts", "caption"), [(("", ""), ""), (("a dog.", ""), "a dog"), (("", "a dog"), "a dog")])
+def test_mixed_clip_has_the_captions_that_are_there(texts, caption):
+    augment = AudioAugment(mix=1.0)
+    assert augment.vary(tone(440), texts[0], AUDIO, rng(), lambda: (tone(2000), texts[1]))[1] == caption
+
+
 def test_silence_can_be_mixed():
     varied, _ = AudioAugment(mix=1.0).vary(tone(440), "", AUDIO, rng(), lambda: (torch.zeros(100), ""))
     assert varied.isfinite().all()

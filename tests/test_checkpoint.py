@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from onepeace import cli
 from onepeace.errors import UserError
 from onepeace.train import checkpoint
 from onepeace.train.log import Averages, Log, human, read_log
@@ -111,11 +112,37 @@ def test_nothing_saved_is_none(tmp_path):
 def test_the_last_ones_and_the_best_stay(tmp_path):
     run = Run()
     for step, score in [(1, 0.1), (2, 0.9), (3, 0.4), (4, None), (10, 0.5)]:
-        run.save(tmp_path, step, score=score)
-        checkpoint.prune(tmp_path, 2)
+        checkpoint.prune(run.save(tmp_path, step), 2)
+        if score is not None:
+            checkpoint.record(tmp_path, step, score)
     assert [path.name for path in checkpoint.files(tmp_path)] == [f"step-{step:08d}.safetensors" for step in (2, 4, 10)]
     assert checkpoint.best(tmp_path).name == "step-00000002.safetensors"
     assert checkpoint.newest(tmp_path).step == 10
+    assert checkpoint.newest(tmp_path).score == 0.5
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("step", [150, 200])
+def test_a_broken_checkpoint_does_not_take_the_place_of_a_good_one(tmp_path, keep, step):
+    run = Run()
+    run.save(tmp_path, 100)
+    broken = run.save(tmp_path, 200)
+    broken.write_bytes(broken.read_bytes()[:-100])
+    if step == 200:
+        broken = broken.rename(tmp_path / "step-200")  # the same step, written another way
+    checkpoint.record(tmp_path, 200, 0.9)
+    assert checkpoint.newest(tmp_path).step == 100
+    written = run.save(tmp_path, step)
+    checkpoint.prune(written, keep)
+    good = [tmp_path / "step-00000100.safetensors", written]
+    assert checkpoint.files(tmp_path) == good[-keep:]
+    assert checkpoint.newest(tmp_path).score is None  # that was of the broken one
+
+
+def test_scores_that_cannot_be_read_do_not_hide_the_checkpoints(tmp_path):
+    Run().save(tmp_path, 1)
+    (tmp_path / checkpoint.SCORES).write_text('{"1": 0.')
+    assert checkpoint.newest(tmp_path).step == 1
 
 
 def test_order_is_by_number_not_by_name(tmp_path):
@@ -129,6 +156,8 @@ def test_interrupted_writing_leaves_what_was_there(tmp_path, monkeypatch):
     run = Run()
     run.save(tmp_path, 1)
     (tmp_path / "step-00000002.tmp").write_bytes(b"half of a checkpoint")
+    (tmp_path / "step-00000003.tmp").mkdir()
+    (tmp_path / "step-00000003.tmp" / "share.safetensors").write_bytes(b"half of one in shares")
     assert checkpoint.newest(tmp_path).step == 1
 
     def full(source, target):
@@ -190,3 +219,43 @@ def test_averages_are_means_since_the_last_time():
     averages.add({"loss": 7.0})
     assert averages.take() == {"loss": 7.0}
     assert averages.take() == {}
+
+
+# onepeace plot, of such a log
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"step": 1, "loss": 2.0}\n5\n', "line 2 is no record of a step"),
+        (b'{"loss": 2.0}\n', "line 1 is no record of a step"),
+        (b"\x89PNG\r\n\x1a\n\xff\x00", "nothing to draw"),
+    ],
+)
+def test_plot_says_in_one_line_which_file_is_no_log(tmp_path, capsys, content, said):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(content)
+    assert cli.main(["plot", str(path), "-o", str(tmp_path / "x.png")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line
+    assert said in line
+
+
+def test_plot_writes_what_the_ending_says(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    Log("run").write(1, {"loss": 2.0})
+    for output, begin in (("x.pdf", b"%PDF"), ("x.svg", b"<?xml"), ("x", b"\x89PNG")):
+        assert cli.main(["plot", "run", "-o", output]) == 0
+        assert (tmp_path / output).read_bytes().startswith(begin)
+    assert cli.main(["plot", "run", "-o", "x.what"]) == 1
+    assert "x.what: Format 'what' is not supported" in capsys.readouterr().err
+
+
+def test_plot_without_a_name_writes_losses_png_here_and_says_so(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    Log("run").write(1, {"loss": 2.0})
+    assert cli.main(["plot", "run"]) == 0
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.startswith("losses.png: ")

@@ -191,6 +191,27 @@ def test_unreadable_json_is_named_and_the_text_file_used(tmp_path):
     assert "x.json cannot be read" in source.broken[0]
 
 
+def test_source_in_memory_of_which_too_much_is_broken_stops_as_a_stream_does(tmp_path):
+    members = pictures(96)
+    for i in range(76):
+        del members[f"p{i}.json"]
+    write_shard(tmp_path / "a.tar", members)
+    with pytest.raises(
+        UserError, match=r"^a\.tar: 76 broken to 20 usable samples, .*p75 has no caption.*broken_limit$"
+    ):
+        read_source("a.tar", ("image", "text"), tmp_path)
+    assert len(read_source("a.tar", ("image", "text"), tmp_path, broken_limit=0.8).samples) == 20
+    write_shard(tmp_path / "b.tar", {name: data for name, data in members.items() if int(name[1:-4].rstrip(".")) > 65})
+    assert len(read_source("b.tar", ("image", "text"), tmp_path, broken_limit=0).broken) == 10  # a few are free
+
+
+def test_source_in_memory_is_a_command_s_output_where_that_is_allowed(tmp_path):
+    path = write_shard(tmp_path / "a.tar", pictures(2))
+    with pytest.raises(UserError, match=r"data\.allow_pipe=true"):
+        read_source(f"pipe:cat {path}", ("image", "text"))
+    assert len(read_source(f"pipe:cat {path}", ("image", "text"), allow_pipe=True).samples) == 2
+
+
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
 def test_truncated_shard_gives_what_it_still_holds(tmp_path, name):
     path = write_shard(tmp_path / name, pictures(6))
@@ -291,6 +312,14 @@ def test_weights_that_leave_nothing_are_an_error():
         Order([3], [0.1], [1])
 
 
+def test_batch_by_source_that_is_too_large_names_the_largest_that_fits():
+    with pytest.raises(
+        UserError, match=r"leave 5 an epoch, too few for a batch of 6 .* run\.batch_size to 5 or raise a w"
+    ):
+        Order([3, 2], [1.0, 1.0], [1], run=6)
+    assert Order([3, 2], [1.0, 1.0], [1], run=5).epoch_length == 5
+
+
 # Steps
 
 
@@ -363,6 +392,41 @@ def test_streamed_pairs_in_turn_leave_no_lane_unread(root, decoders, workers):
     assert same([batches for batches, _ in loader(rest, 5, 12, workers)], [batches for batches, _ in made[5:]])
 
 
+@pytest.mark.parametrize("pairs", ["together", "in_turn"])
+def test_streams_give_the_same_batches_whatever_the_number_of_worker_processes(root, decoders, pairs):
+    wanted = recipe(root, [IMAGES, SOUNDS], {"pairs": pairs, "stream": True}, batch_size=2)
+    wanted = replace(wanted, run=replace(wanted.run, workers=2))
+    made = list(loader(Streams(wanted, decoders, NUM_TOKENS), 0, 12, 2))
+    assert same(list(loader(Streams(wanted, decoders, NUM_TOKENS), 0, 12, 0)), made)
+    # On from the middle without processes, where there were two.
+    places = Places(1, 2, {})
+    for _, after in made[:5]:
+        places.lanes.update(after)
+    alone = replace(wanted, run=replace(wanted.run, workers=0))
+    assert same(list(loader(Streams(alone, decoders, NUM_TOKENS, places=places, first=5), 5, 12, 0)), made[5:])
+
+
+def test_streamed_batches_by_source_are_of_one_source_over_all_processes(tmp_path, decoders, caplog):
+    """Although what one process reads holds a picture that cannot be decoded, and another takes its place."""
+    members = pictures(8)
+    members["p3.png"] = b"rubbish"
+    write_shard(tmp_path / "pictures-0.tar", members)
+    write_shard(tmp_path / "more.tar", pictures(8, first=100))
+    train = [IMAGES, {"shards": "more.tar", "pair": ["image", "text"]}]
+    wanted = recipe(tmp_path, train, {"batches": "by_source", "stream": True}, 4)
+    ranks = [Streams(wanted, decoders, NUM_TOKENS, rank, 2) for rank in range(2)]
+    steps = list(zip(*([batches for batches, _ in loader(rank, 0, 16, 0)] for rank in ranks), strict=True))
+    # A source's substitute may be of the other source; a step without one is not mixed.
+    whole = [
+        [*first["keys"], *second["keys"]] for (first,), (second,) in steps if not first["replaced"] + second["replaced"]
+    ]
+    kinds = [{len(key) for key in step} for step in whole]  # p7, p100
+    assert len(whole) < 16
+    assert all(len(kind) == 1 for kind in kinds)
+    assert set.union(*kinds) == {2, 4}
+    assert "p3 cannot be decoded" in caplog.text
+
+
 def test_another_pair_leaves_the_first_one_as_it_was(root, decoders):
     alone = make_steps(decoders, recipe(root, [IMAGES]))[2]
     both = make_steps(decoders, recipe(root, [SOUNDS, IMAGES]))[2]
@@ -412,6 +476,12 @@ def test_masks_are_drawn_only_for_denoising_terms(root, decoders):
     assert "masks" not in batch
 
 
+def test_masks_are_drawn_for_a_denoising_term_with_a_label_too(root, decoders):
+    labelled = {**DENOISING, "objective": {"contrastive": {}, "denoising:small/image": {}}}
+    (batch,) = make_steps(decoders, recipe(root, **labelled))[0]
+    assert set(batch["masks"]) == {"text", "image"}
+
+
 def test_captions_and_templates_are_all_drawn(root, decoders):
     train = [{"shards": "more.tar", "pair": ["image", "text"]}, IMAGES]
     steps = make_steps(decoders, recipe(root, train, {"templates": {"image": ["one {}"], "audio": ["two {}"]}}, 12))
@@ -433,6 +503,19 @@ def test_mixed_clips_are_positives_of_none(root, decoders):
             first, second = caption.split(" and ")
             assert first == f"sound {batch['keys'][i][1:]}"
             assert not second.endswith(".")
+
+
+def test_mixed_clips_without_a_text_are_positives_of_none(tmp_path, decoders):
+    members = {f"s{i}.wav": sound(i) for i in range(4)}
+    members |= {
+        f"t{i}.{ending}": data for i in range(2) for ending, data in (("wav", sound(i)), ("json", about([], "dog")))
+    }
+    write_shard(tmp_path / "a.tar", members)
+    train = [{"shards": "a.tar", "pair": ["audio"]}]
+    steps = make_steps(decoders, recipe(tmp_path, train, {"augment": {"audio": {"mix": 1.0}}}, 6))
+    (batch,) = steps[0]
+    assert batch["captions"] == [""] * 6
+    assert len(set(groups(batch["names"]).tolist())) == 6
 
 
 # Groups
@@ -459,6 +542,7 @@ def test_equal_labels_or_captions_are_one_group():
 
 def test_items_without_text_are_all_different():
     assert len(set(grouped([sample(), sample()], ["", ""]))) == 2
+    assert len(set(grouped([sample([" "]), sample([" "])], [" ", " "]))) == 2
 
 
 @given(st.lists(st.tuples(st.sampled_from("aAbcd"), st.sampled_from([None, "x", "y"])), min_size=1, max_size=8))
@@ -505,6 +589,31 @@ def test_set_without_one_good_item_stops_at_once(tmp_path, decoders):
     steps = make_steps(decoders, recipe(tmp_path, [{"shards": "a.tar", "pair": ["image", "text"]}]))
     with pytest.raises(UserError, match="1 of 1 items"):
         steps[0]
+
+
+def test_small_stream_without_one_good_item_is_not_read_without_end(tmp_path, decoders):
+    """So few broken ones are below every limit."""
+    write_shard(tmp_path / "a.tar", {f"{i}.{e}": b"rubbish" for i in range(3) for e in ("png", "txt")})
+    train = [{"shards": "a.tar", "pair": ["image", "text"]}]
+    streams = Streams(recipe(tmp_path, train, {"stream": True}, batch_size=5), decoders, NUM_TOKENS)
+    with pytest.raises(UserError, match="no item is left to take the place of"):
+        next(iter(streams))
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("two\nlines"), KeyError("x")])
+def test_error_in_a_worker_process_is_one_line_with_the_traceback_behind_it(error):
+    class Broken:
+        def __getitem__(self, step):
+            raise error
+
+    with pytest.raises(RuntimeError) as caught:
+        list(loader(Broken(), 0, 1, workers=1))
+    line = "KeyError: 'x'" if isinstance(error, KeyError) else "lines"
+    assert str(caught.value) == f"a worker that makes batches failed: {line}"
+    assert "Traceback" in str(caught.value.__cause__)
+    with pytest.raises(type(error)) as caught:  # in this process it is what it is
+        list(loader(Broken(), 0, 1, workers=0))
+    assert caught.value is error
 
 
 def test_broken_second_clip_is_not_mixed_in(tmp_path, decoders):
@@ -567,5 +676,15 @@ def test_process_ends_although_something_still_holds_a_loader():
         "import builtins; from onepeace.data.steps import loader; builtins.kept = loader(range(9), 0, 9, workers=1)"
     )
     script += "; print(next(builtins.kept))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "(0, {})\n", "")
+
+
+def test_process_ends_although_something_still_holds_a_pool_of_processes():
+    """Only the loader's own workers are killed at exit: a pool waits for its killed ones without end."""
+    script = (
+        "import builtins, multiprocessing; import onepeace.data.steps; "
+        "builtins.kept = multiprocessing.get_context('fork').Pool(2); print(builtins.kept.map(abs, [-1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "[1]\n")

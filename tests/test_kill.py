@@ -21,7 +21,7 @@ from test_train import DENOISING, MODEL, recipe
 from onepeace import cli
 from onepeace.errors import UserError
 from onepeace.train import checkpoint, loop
-from onepeace.train.log import read_log
+from onepeace.train.log import Log, read_log
 from onepeace.train.state import State
 
 resource = pytest.importorskip("resource", reason="needs the signals and limits of POSIX")
@@ -213,10 +213,64 @@ def test_full_disk_is_one_line_and_the_run_goes_on_with_more_room(root, whole, t
 def test_full_disk_is_one_line_where_each_process_writes_its_share(tmp_path):
     model = torch.nn.Linear(100, 100)
     state = State(model, torch.optim.AdamW(model.parameters()), {}, sharded=True)
-    state.save(tmp_path, 1, "seed: 1\n", {}, None, keep=2)
+    state.save(tmp_path, 1, "seed: 1\n", {}, keep=2)
     with no_file_above(10_000), pytest.raises(UserError, match=r"step 2 cannot be written .*File too large"):
-        state.save(tmp_path, 2, "seed: 1\n", {}, None, keep=2)
+        state.save(tmp_path, 2, "seed: 1\n", {}, keep=2)
     assert checkpoint.newest(tmp_path).step == 1
+
+
+def test_full_disk_at_a_line_of_the_log_names_the_log(tmp_path):
+    journal = Log(tmp_path)
+    journal.write(1, {"loss": 1.0})
+    with no_file_above(30), pytest.raises(UserError, match=r"log\.jsonl: the line of step 2 cannot be written .*room"):
+        journal.write(2, {"loss": 1.0})
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("damage", ["cut", "gone", "one of two"])
+def test_damaged_shares_fall_back_on_the_checkpoint_before(tmp_path, caplog, damage):
+    model = torch.nn.Linear(10, 10)
+    state = State(model, torch.optim.AdamW(model.parameters()), {}, sharded=True)
+    for step in (1, 2):
+        state.save(tmp_path, step, "seed: 1\n", {}, keep=2)
+    (share,) = checkpoint.files(tmp_path)[1].glob("*.safetensors")
+    if damage == "cut":
+        os.truncate(share, share.stat().st_size - 100)
+    elif damage == "gone":
+        share.unlink()
+    else:
+        about = share.with_name(checkpoint.ABOUT)
+        about.write_text(json.dumps({**json.loads(about.read_text()), "shares": 2}))
+    assert checkpoint.newest(tmp_path).step == 1
+    assert "step-00000002: not a complete checkpoint" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_shares_of_another_model_are_named_in_one_line(tmp_path):
+    first, second = torch.nn.Linear(10, 10), torch.nn.Linear(10, 20)
+    State(first, torch.optim.AdamW(first.parameters()), {}, True).save(tmp_path, 1, "", {}, keep=2)
+    with pytest.raises(UserError, match="step-00000001: not a checkpoint of this run") as caught:
+        State(second, torch.optim.AdamW(second.parameters()), {}, True).restore(checkpoint.newest(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_evaluation_that_fails_loses_nothing_and_is_made_at_the_next_start(root, tmp_path):
+    def fails(model, decoders):
+        raise UserError("no such shards")
+
+    wanted = recipe(root, tmp_path, steps=4, run={**RUN, "out": str(tmp_path), "eval_every": 2})
+    for step in (2, 4):
+        with pytest.raises(UserError, match="no such shards"):
+            loop.train(wanted, fails)
+        saved = checkpoint.newest(tmp_path)
+        assert (saved.step, saved.score) == (step, None)
+        loop.train(wanted, lambda model, decoders: {"a": 0.5, "b": 0.7}, stop_at=3)
+    assert checkpoint.newest(tmp_path).score == pytest.approx(0.6)
+    loop.train(wanted, fails)  # it is not made again
+    lines = read_log(tmp_path / "log.jsonl")
+    assert [line["step"] for line in lines if "valid/a" in line] == [2, 4]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert (tmp_path / "model" / "model.safetensors").exists()
 
 
 def test_half_a_vocabulary_is_not_taken_for_the_run_s(root, tmp_path, capsys):

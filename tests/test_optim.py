@@ -19,7 +19,7 @@ from onepeace.train.optim import (
     parameter_groups,
     set_learning_rate,
 )
-from onepeace.train.recipe import Optim, Schedule
+from onepeace.train.recipe import Optim, OptimGroup, Schedule
 
 GOLDEN = Path(__file__).parent / "golden" / "optim"
 
@@ -148,6 +148,35 @@ def test_each_group_gets_its_share_of_the_rate(small):
     optimizer.param_groups[0]["lr_scale"] = 0.25
     set_learning_rate(optimizer, 1e-3)
     assert optimizer.param_groups[0]["lr"] == 2.5e-4
+
+
+def test_the_first_pattern_that_matches_scales_the_rate_and_sets_the_decay(small):
+    groups = {"a.weight": OptimGroup(lr_scale=0.1), "[ab]*": OptimGroup(lr_scale=0.5, weight_decay=0.2)}
+    found = by_name(make_optimizer_groups(small, Optim(weight_decay=0.05, groups=groups)))
+    assert found["a.weight"] == (0.1, 0.05)
+    assert found["b.c.weight"] == (0.5, 0.2)
+    assert found["a.bias"] == (0.5, 0.0)  # does not decay, whatever the decay is
+
+
+def make_optimizer_groups(model, config):
+    """The optimizer's groups, with the names of their parameters."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    made = make_optimizer(model, config).param_groups
+    return [{**group, "params": [(names[id(parameter)], parameter) for parameter in group["params"]]} for group in made]
+
+
+def test_a_pattern_scales_what_layer_decay_leaves():
+    model = golden_model()
+    plain = by_name(parameter_groups(model, 0.05, 0.9))
+    scaled = by_name(parameter_groups(model, 0.05, 0.9, {"adapters.*": OptimGroup(lr_scale=0.1, weight_decay=0.0)}))
+    for name, (scale, decay) in plain.items():
+        expected = (scale * 0.1, 0.0) if name.startswith("adapters.") else (scale, decay)
+        assert scaled[name] == pytest.approx(expected)
+
+
+def test_a_pattern_of_the_optimizer_that_matches_nothing_is_an_error(small):
+    with pytest.raises(UserError, match=r"optim\.groups: the pattern 'head\.\*' matches none of 6 parameters"):
+        make_optimizer(small, Optim(groups={"head.*": OptimGroup(lr_scale=0.1)}))
 
 
 def test_freeze_lists_and_their_opposite(small):

@@ -3,8 +3,10 @@
 import importlib.util
 import io
 import json
+import re
 import sys
 import types
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +248,17 @@ def test_coco(coco, prepare):
     assert "000000000025.jpg" in done.err
 
 
+def test_recipes_name_the_shards_that_the_scripts_write():
+    """Those of the sets that have a script, and a smaller copy's ("coco_mini") too."""
+    prefixes = {path.parent.name: path.read_text() for path in DATA.glob("*/prepare.py")}
+    recipes = DATA.parent / "recipes"
+    for path in [*recipes.glob("pretrain/*.yaml"), recipes / "ablation/base.yaml"]:
+        for pattern in re.findall(r"train/\w+/([a-z][^\"]*)", path.read_text()):
+            written = [name for name, text in prefixes.items() if fnmatch(f"{name}-00000.tar.gz", pattern)]
+            assert len(written) == 1, f"{path.name}: {pattern}"
+            assert f'"{written[0]}"' in prefixes[written[0]]
+
+
 def test_coco_without_validation(coco, prepare):
     done = prepare("coco", "--train", "train2017,val2017", "--val", "")
     assert set(done.train) == {"coco_000000000009", "coco_000000000025", "coco_000000000139"}
@@ -259,7 +272,7 @@ def test_coco_split_in_both_is_an_error(coco, prepare):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"annotations": [\n{"image_id": 9}]}', "captions_train2017.json: annotations[0] has no"),
+        ('{"annotations": [\n{"image_id": 9}]}', "captions_train2017.json: annotation 1 has no"),
         ('{"annotations": [\n{"image_id": }]}', "captions_train2017.json:2: not JSON"),
         ("[]", "captions_train2017.json: has no list of annotations"),
     ],
@@ -494,7 +507,7 @@ def test_flickr30k_by_karpathys_splits(flickr30k, prepare):
     assert size_of(done.val["f30k_3"]) == (240, 160)
     assert "4.jpg: No such file" in done.err
     write(flickr30k / "dataset_flickr30k.json", '{"images": [{"filename": "1.jpg"}]}')
-    assert "dataset_flickr30k.json: images[0] has no filename and split" in prepare("flickr30k").err
+    assert "dataset_flickr30k.json: image 1 of the list has no filename and split" in prepare("flickr30k").err
 
 
 def test_flickr30k_as_kaggle_has_it(flickr30k, prepare):
@@ -659,8 +672,23 @@ def test_sets_of_sounds_take_no_videos(audiocaps, prepare):
         path.rename(path.with_suffix(".mp4"))
     done = prepare("audiocaps")
     assert done.code == 1
-    assert "holds none of the 1 sounds of test.csv (" in done.err
-    assert "videos are not read, extract their sound" in done.err
+    assert "holds none of the 1 sounds of AudioCaps test (test.csv), nor of the 9 sounds of AudioCaps train" in done.err
+    assert "not videos: extract their sound" in done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "test"), [("audiocaps", "t" * 11), ("clotho", "c"), ("vggsound", "---g-f_I2yQ_000001")]
+)
+def test_split_without_sounds_is_told_and_passed_over(audiocaps, clotho, vggsound, prepare, name, test):
+    for path in audiocaps.rglob(f"{test}*.wav"):
+        path.unlink()
+    if name == "clotho":
+        (clotho / "evaluation").rmdir()
+    done = prepare(name)
+    assert done.code == 0
+    assert done.train
+    assert not done.val
+    assert re.search(r"download: holds none of the 1 sounds of \S+ \S+ \(\S+\.csv\); passed over\n", done.err)
 
 
 @pytest.fixture
@@ -725,8 +753,8 @@ def test_macs(source, prepare):
     assert (sample.about["captions"], sample.about["label"]) == (["people talk", "a child laughs"], "airport")
     assert "MACS.yaml: 1 of 2 sounds are not there (macs_public_square-paris-1-2-a" in done.err
     for content, message in (
-        (MACS.replace("sentence: footsteps", "text: x"), "files[1] has no filename and annotations with sentences"),
-        (MACS.replace("footsteps, tags", "'.', tags"), "files[1] (public_square-paris-1-2-a.wav) has no sentence"),
+        (MACS.replace("sentence: footsteps", "text: x"), "MACS.yaml:6: no filename and annotations with sentences"),
+        (MACS.replace("footsteps, tags", "'.', tags"), "MACS.yaml:6: public_square-paris-1-2-a.wav has no sentence"),
         (MACS + "- ]\n", ":9: not YAML"),
         ("files: 3\n", "has no list of files"),
     ):

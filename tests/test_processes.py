@@ -1,15 +1,17 @@
 """Several processes that train one model give what one gives; parts of a batch give what the whole gives."""
 
 import math
+from datetime import timedelta
 
 import pytest
 import torch
 from processes import loss_and_gradients, make_objective, spread_step, start, train, whole_batch
+from small_shards import COLOURS
 from test_train import DENOISING, recipe, root  # noqa: F401
 
-from onepeace.errors import UserError
-from onepeace.train import checkpoint, loop
+from onepeace.train import checkpoint, loop, parallel, teachers
 from onepeace.train.log import read_log
+from onepeace.train.state import State
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +96,119 @@ def test_a_batch_that_cannot_be_shared_is_an_error_not_a_hang(distributed):
         start(2, train, distributed / "recipe.yaml", ["run.batch_size=15", f"run.out={distributed / 'odd'}"])
 
 
-def test_a_run_goes_on_in_the_way_it_was_spread(tmp_path):
-    state = loop.State(torch.nn.Linear(2, 2), None, {}, sharded=True)
-    saved = checkpoint.Checkpoint(tmp_path / "step-1.safetensors", 1, {}, {}, {}, "", {}, None, {})
-    with pytest.raises(UserError, match=r"run\.parallel=ddp"):
-        state.restore(saved)
+class Small(torch.nn.Module):
+    """As an objective: a model whose rows two processes cannot share evenly, and a temperature that has no shares."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 3))
+        self.scale = torch.nn.Parameter(torch.rand(()))
+
+    def forward(self, x):
+        return self.model(x).sum() * self.scale
+
+
+def small_state(way):
+    """Random weights, spread over the processes."""
+    objective = Small()
+    parallel.spread(objective, objective.model, way)
+    optimizer = torch.optim.AdamW(objective.parameters())
+    average = {name: parameter.detach() + 1 for name, parameter in objective.model.named_parameters()}
+    return State(objective, optimizer, average, way == "fsdp")
+
+
+def go_on_in_shares(folder):
+    """Read the whole file, write it in shares, and read them where each process has everything."""
+    with parallel.group(torch.device("cpu")):
+        state = small_state("fsdp")
+        state.restore(checkpoint.newest(folder))
+        state.save(folder, 2, "", {}, keep=9)
+        again = small_state("ddp")
+        again.restore(checkpoint.newest(folder))
+        ours, theirs = state.full(), again.full()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.slow
+def test_whole_checkpoints_are_read_into_shares_and_back(tmp_path):
+    first = small_state("ddp")
+    first.objective(torch.randn(4, 5)).backward()
+    first.optimizer.step()
+    first.save(tmp_path, 1, "", {}, keep=9)
+    start(2, go_on_in_shares, tmp_path)
+    assert checkpoint.newest(tmp_path).path.name == "step-00000002"
+    last = small_state("ddp")
+    last.restore(checkpoint.newest(tmp_path))
+    for name, tensor in first.objective.state_dict().items():
+        assert torch.equal(tensor, last.objective.state_dict()[name]), name
+    for name, tensor in first.average.items():
+        assert torch.equal(tensor, last.average[name]), name
+    ours, theirs = first.optimizer.state_dict()["state"], last.optimizer.state_dict()["state"]
+    assert ours.keys() == theirs.keys()
+    for i, values in ours.items():
+        assert all(torch.equal(value, theirs[i][name]) for name, value in values.items()), i
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_however_it_is_spread(root, tmp_path):  # noqa: F811
+    """One process, two with a share each, two with all of it: the run of one process that was never stopped."""
+    path, out = tmp_path / "recipe.yaml", tmp_path / "cut"
+    run = {"out": str(out), "batch_size": 16, "workers": 0, "log_every": 1, "save_every": 2, "precision": "float32",
+           "ema": 0.5, "keep": 9}  # fmt: skip
+    loop.write_config(recipe(root, out, steps=6, run=run), path)
+    train(path, [], 2)
+    start(2, train, path, ["run.parallel=fsdp"], 4)
+    start(2, train, path, [])
+    train(path, [f"run.out={tmp_path / 'whole'}"])
+    names = ["step-00000002.safetensors", "step-00000004", "step-00000006.safetensors"]
+    assert [saved.name for saved in checkpoint.files(out)] == names
+    whole, cut = losses(tmp_path / "whole"), losses(out)
+    assert len(whole) == len(cut) == 6
+    for a, b in zip(whole, cut, strict=True):
+        assert a == pytest.approx(b, rel=2e-4), (a, b)
+    ours, theirs = (checkpoint.newest(folder) for folder in (out, tmp_path / "whole"))
+    for name, tensor in theirs.ema.items():
+        assert torch.allclose(ours.ema[name], tensor, atol=1e-4), name
+    moments, expected = ours.optimizer["state"], theirs.optimizer["state"]
+    assert moments.keys() == expected.keys()
+    for i, values in expected.items():
+        assert moments[i]["step"] == values["step"] == 6
+        assert torch.allclose(moments[i]["exp_avg"], values["exp_avg"], rtol=1e-2, atol=1e-5), i
+
+
+def train_with_teacher(path, asked):
+    """A run whose teacher notes in ``asked`` which process had it say something."""
+
+    def brightness():
+        def encode(pictures):
+            with asked.open("a") as file:
+                file.write(f"{parallel.rank()} {len(pictures)}\n")
+            return torch.tensor([[p.convert("L").resize((1, 1)).getpixel((0, 0)) / 255] for p in pictures])
+
+        return encode
+
+    teachers.TEACHERS["brightness"] = brightness
+    train(path, [])
+
+
+@pytest.mark.slow
+def test_the_first_of_several_processes_asks_the_teacher_for_all(root, tmp_path):  # noqa: F811
+    terms = {"contrastive": {}, "distillation/image": {"weight": 1.0, "teacher": "brightness"}}
+    loop.write_config(recipe(root, tmp_path / "run", steps=1, objective=terms), tmp_path / "recipe.yaml")
+    start(2, train_with_teacher, tmp_path / "recipe.yaml", tmp_path / "asked")
+    asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
+    assert {rank for rank, _ in asked} == {"0"}
+    assert sum(int(count) for _, count in asked) == 12 * len(COLOURS)
+
+
+def test_processes_wait_for_hours_for_what_the_first_one_does_alone(monkeypatch):
+    given = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **options: given.update(options))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with parallel.group(torch.device("cpu")):
+        assert given["timeout"] >= timedelta(hours=2)
 
 
 @pytest.mark.slow

@@ -77,6 +77,13 @@ def test_members_are_those_the_readme_names(home):
         assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in tar} == {(0, 0, 0, "", "")}
 
 
+def test_spaces_around_the_cells_of_a_csv_do_not_count(home):
+    table = write(home / "t.csv", "image, text ,label\n images/dog.jpg , a dog, dog \n")
+    assert shards(table, home) == 0
+    (sample,) = read(home)
+    assert (sample["captions"], sample["label"]) == (["a dog"], "dog")
+
+
 def test_jsonl_has_lists_of_captions_and_tsv_has_no_quoting(home):
     rows = [
         {"audio": "sounds/dog.ogg", "captions": ["a dog", "barking  loud"]},
@@ -107,7 +114,8 @@ BAD_ROWS = {
     "https://example.org/a.jpg,a dog,": "is an address",
     ",a dog,": "has no image and no audio",
     "images/dog.jpg,,": "has no caption and no label for its image",
-    "images/dog.jpg, ,": "text has an empty caption",
+    "images/dog.jpg, ,": "has no caption and no label for its image",
+    " ,a dog,": "has no image and no audio",
     "images/dog.jpg,a dog": "2 cells in place of 3 (image, text, label)",
     '"images/dog.jpg"x,a dog,': "cannot be read (",
     "images/empty.jpg,a dog,": "the file is empty",
@@ -160,7 +168,7 @@ def test_a_column_that_an_option_names_must_be_filled(home, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("t.csv", b"image,text\n\xff\xfe,x\n", (), "is not UTF-8"),
+        ("t.csv", b"image,text\n" + 9999 * b"a.jpg,a\n" + b"a.jpg,\xe9\n", (), "line 10001 is not UTF-8"),
         ("t.csv", b"image,text\n", (), "has no rows"),
         ("t.csv", b"", (), "has no rows"),
         ("t.csv", b"image,text,text\na,b,c\n", (), "two columns are named 'text'"),

@@ -130,7 +130,7 @@ def test_messages_do_not_tell_the_secrets_of_an_address():
 @pytest.mark.parametrize("pattern", ["pipe:touch ran", " PIPE:touch ran", "{pipe:touch ran,pipe:touch run}"])
 def test_commands_are_refused_and_not_run(tmp_path, monkeypatch, pattern):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="would run a command, and that is not allowed"):
+    with pytest.raises(UserError, match=r"would run a command, and that is not allowed; .*data\.allow_pipe=true"):
         expand(pattern)
     with pytest.raises(UserError):
         expand("touch ran", "pipe:")
@@ -314,6 +314,18 @@ def test_sources_come_by_weight(two_sources):
     assert {key[0] for key in keys(two_sources((1, 0)), 50)} == {"a"}
 
 
+def test_place_is_one_of_the_row_however_many_samples_it_takes(two_sources):
+    row, plain = two_sources((1, 1), run=5), two_sources((1, 1), run=5)
+    kinds = []
+    for i in range(40):
+        place = row.place()
+        kinds.append(next(place)["key"][0])
+        if i % 7 == 0:
+            keys(place, 3)  # cannot be decoded, say
+    assert kinds == [key[0] for key in keys(plain, 40)]
+    assert row.position["count"] == plain.position["count"] == 40
+
+
 def test_runs_are_of_one_source(two_sources):
     found = keys(two_sources((1, 1), run=5), 200)
     kinds = [{key[0] for key in found[i : i + 5]} for i in range(0, 200, 5)]
@@ -415,6 +427,21 @@ def test_missing_and_cut_downloads_are_named(served, caplog):
     assert "none.tar: not read to its end, curl gave exit code 22" in caplog.text
     assert "cut/000.tar: not read to its end, curl gave exit code 18" in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_missing_curl_is_named(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    broken = []
+    assert list(raw_samples("https://x.org/a.tar", broken)) == []
+    assert broken == ["https://x.org/a.tar: curl is not installed, and addresses are read with it"]
+
+
+def test_brackets_in_an_address_are_no_pattern(served):
+    folder, address, _ = served
+    write(folder / "a[1].tar", ["x"])
+    broken = []
+    assert [raw["__key__"] for raw in raw_samples(f"{address}/a[1].tar", broken)] == ["x"]
+    assert broken == []
 
 
 def test_stalled_download_can_be_left(served):

@@ -10,6 +10,7 @@ from small_shards import COLOURS, TONES, square, tone, write_shards
 
 from onepeace import cli
 from onepeace.api import load
+from onepeace.commands.train import evaluation
 from onepeace.config import build
 from onepeace.errors import UserError
 from onepeace.train import loop, teachers
@@ -199,6 +200,40 @@ def test_outside_teacher_is_asked_once_per_item(root, tmp_path, monkeypatch):
     terms["distillation/image"]["cache"] = str(cache)
     loop.train(recipe(root, tmp_path / "again", steps=1, objective=terms))
     assert len(asked) == 12 * len(COLOURS)
+
+
+def test_logged_loss_of_several_pairs_is_their_sum(root, tmp_path):
+    model = {**MODEL, "modalities": ["text", "image", "audio"], "heads": ["text", "image", "audio"]}
+    train = [{"shards": "squares.tar", "pair": ["image", "text"]}, {"shards": "tones.tar", "pair": ["audio", "text"]}]
+    run = {"out": str(tmp_path), "batch_size": 4, "workers": 0, "log_every": 2, "precision": "float32"}
+    loop.train(recipe(root, tmp_path, steps=2, model=model, data={"root": str(root), "train": train}, run=run))
+    (line,) = read_log(tmp_path / "log.jsonl")
+    assert line["loss"] == pytest.approx(line["contrastive/text+image"] + line["contrastive/text+audio"])
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ({}, "set tones: no shard matches .*none.tar"),
+        ({"sets": ["squares", "tones"]}, "set tones: no shard matches .*none.tar"),
+        ({"sets": ["circles"]}, "evaluate.sets names 'circles'; .* has squares, tones, smells"),
+        ({"sets": ["squares", "smells"]}, None),  # the model has no audio, and that set is left out
+    ],
+)
+def test_shards_of_the_evaluation_are_looked_for_before_the_first_step(root, tmp_path, sets, message):
+    path = tmp_path / "evaluate.yaml"
+    path.write_text(
+        "sets:\n"
+        "  squares: {task: zero_shot, modality: image, shards: squares.tar}\n"
+        "  tones: {task: zero_shot, modality: image, shards: none.tar}\n"
+        "  smells: {task: zero_shot, modality: audio, shards: none.tar}\n"
+    )
+    wanted = recipe(root, tmp_path / "run", evaluate={"recipe": str(path), **sets})
+    if message is None:
+        assert evaluation(wanted)
+    else:
+        with pytest.raises(UserError, match=message):
+            evaluation(wanted)
 
 
 @pytest.mark.parametrize(

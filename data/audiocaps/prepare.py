@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from check import held_out
 from shardwriter import (
     Clip,
-    SetWriter,
+    ClipSet,
     find,
     parser,
     read_rows,
@@ -43,21 +43,21 @@ def build(args: argparse.Namespace) -> None:
     """Write one set of shards for each split."""
     refuse_split_in_both(args)
     sounds = _sounds(args.source)
-    for split in args.val:
-        _write(args, split, "val/audiocaps", sounds, set())
     apart = held_out(args.out, "vggsound")
-    for split in args.train:
-        _write(args, split, "train/audio_text", sounds, apart)
+    sets = [_split(args.source, split, "val/audiocaps", sounds, set()) for split in args.val]
+    sets += [_split(args.source, split, "train/audio_text", sounds, apart) for split in args.train]
+    write_clips(sets, args, LICENSE)
 
 
-def _write(
-    args: argparse.Namespace,
+def _split(
+    source: Path,
     split: str,
     folder: str,
     sounds: Mapping[tuple[str, int | None], Path],
     apart: set[tuple[str, str]],
-) -> None:
-    table = find(args.source, f"{split}.csv", what="the captions")
+) -> ClipSet:
+    """The clips of a split, less those of the videos in ``apart``."""
+    table = find(source, f"{split}.csv", what="the captions")
     captions: dict[tuple[str, int], list[str]] = {}
     numbers: dict[tuple[str, int], list[str]] = {}
     for where, row in read_rows(table, "audiocap_id", "youtube_id", "start_time", "caption"):
@@ -78,8 +78,7 @@ def _write(
         ]
         path = next((sounds[name] for name in names if name in sounds), None)
         clips.append(Clip(f"acaps_{video}_{start}", path, texts, {"youtube_id": video, "start": start}))
-    with SetWriter(args.out / folder, f"audiocaps_{split}") as writer:
-        write_clips(writer, clips, table, args, source=f"AudioCaps {split}", license=LICENSE)
+    return ClipSet(folder, f"audiocaps_{split}", clips, table, f"AudioCaps {split}")
 
 
 def _sounds(source: Path) -> dict[tuple[str, int | None], Path]:

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shardwriter import (
     Clip,
-    SetWriter,
+    ClipSet,
     find,
     parser,
     read_rows,
@@ -33,17 +33,21 @@ CAPTIONS = tuple(f"caption_{i}" for i in range(1, 6))
 def build(args: argparse.Namespace) -> None:
     """Write one set of shards for each split."""
     refuse_split_in_both(args)
-    for splits, folder in ((args.val, "val/clotho"), (args.train, "train/audio_text")):
-        for split in splits:
-            table = find(args.source, f"clotho_captions_{split}.csv", what="the captions")
-            sounds = {path.name: path for path in sounds_below(find(args.source, split, what="its sounds"))}
-            clips = []
-            for i, (_, row) in enumerate(read_rows(table, "file_name", *CAPTIONS)):
-                name = row["file_name"].strip()
-                captions = [sentence(row[column]) for column in CAPTIONS]
-                clips.append(Clip(f"clotho_{split}_{i:05d}", sounds.get(name), captions, {"file_name": name}))
-            with SetWriter(args.out / folder, f"clotho_{split}") as writer:
-                write_clips(writer, clips, table, args, source=f"Clotho {split}", license=LICENSE)
+    sets = [_split(args.source, split, "val/clotho") for split in args.val]
+    sets += [_split(args.source, split, "train/audio_text") for split in args.train]
+    write_clips(sets, args, LICENSE)
+
+
+def _split(source: Path, split: str, folder: str) -> ClipSet:
+    table = find(source, f"clotho_captions_{split}.csv", what="the captions")
+    # A split that was not downloaded has no folder, and so no sound.
+    sounds = {path.name: path for place in sorted(source.rglob(split)) for path in sounds_below(place)}
+    clips = []
+    for i, (_, row) in enumerate(read_rows(table, "file_name", *CAPTIONS)):
+        captions = [sentence(row[column]) for column in CAPTIONS]
+        name = row["file_name"]
+        clips.append(Clip(f"clotho_{split}_{i:05d}", sounds.get(name), captions, {"file_name": name}))
+    return ClipSet(folder, f"clotho_{split}", clips, table, f"Clotho {split}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

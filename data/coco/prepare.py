@@ -66,11 +66,11 @@ def _items(source: Path, split: str) -> list[tuple[int, Path, list[str]]]:
         rows = content["annotations"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: has no list of annotations") from error
-    for i, row in enumerate(rows):
+    for i, row in enumerate(rows, 1):
         try:
             captions.setdefault(int(row["image_id"]), []).append(" ".join(row["caption"].split()).rstrip("."))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{path}: annotations[{i}] has no image_id and caption: {row!r}") from error
+            raise UserError(f"{path}: annotation {i} has no image_id and caption: {row!r:.100}") from error
     folder = find(source, split, what="its photographs")
     # 000000000009.jpg of 2017 is COCO_train2014_000000000009.jpg of 2014
     pictures = [(int(name[1]), path) for path in folder.glob("*.jpg") if (name := re.search(r"(\d+)$", path.stem))]

@@ -106,11 +106,11 @@ def _splits(source: Path) -> dict[str, str]:
     except (KeyError, TypeError) as error:
         raise UserError(f"{found[0]}: has no list of images") from error
     splits = {}
-    for i, row in enumerate(rows):
+    for i, row in enumerate(rows, 1):
         try:
             splits[row["filename"]] = row["split"]
         except (KeyError, TypeError) as error:
-            raise UserError(f"{found[0]}: images[{i}] has no filename and split: {row!r:.100}") from error
+            raise UserError(f"{found[0]}: image {i} of the list has no filename and split: {row!r:.100}") from error
     return splits
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shardwriter import Clip, SetWriter, find, parser, run, sentence, sound_arguments, sounds_below, write_clips
+from shardwriter import Clip, ClipSet, find, parser, run, sentence, sound_arguments, sounds_below, write_clips
 
 from onepeace.errors import UserError
 
@@ -30,27 +30,38 @@ def build(args: argparse.Namespace) -> None:
             name = Path(row["filename"]).name
             captions = [sentence(note["sentence"]) for note in row["annotations"]]
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{table}: files[{i}] has no filename and annotations with sentences: {row!r:.100}"
-            ) from error
+            raise UserError(f"{_place(table, i)}: no filename and annotations with sentences: {row!r:.100}") from error
         captions = [caption for caption in captions if caption]
         if not captions:
-            raise UserError(f"{table}: files[{i}] ({name}) has no sentence")
+            raise UserError(f"{_place(table, i)}: {name} has no sentence")
         label = name.partition("-")[0].replace("_", " ")
         clips.append(Clip(f"macs_{Path(name).stem}", sounds.get(name), captions, {"label": label}))
     if not clips:
         raise UserError(f"{table}: its list of files is empty")
-    with SetWriter(args.out / "train/audio_text", "macs") as writer:
-        write_clips(writer, clips, table, args, source="MACS", license=LICENSE)
+    write_clips([ClipSet("train/audio_text", "macs", clips, table, "MACS")], args, LICENSE)
+
+
+def _loader() -> Any:
+    """As SafeLoader, in C where PyYAML was built with it: seconds in place of half a minute."""
+    import yaml
+
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _place(path: Path, i: int) -> str:
+    """Where an entry of the list of files begins, as "FILE:LINE"; the whole file is parsed for that."""
+    import yaml
+
+    root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_loader())
+    files = next(value for key, value in root.value if key.value == "files")
+    return f"{path}:{files.value[i].start_mark.line + 1}"
 
 
 def _rows(path: Path) -> list[Any]:
     import yaml
 
-    # The same as SafeLoader, in C where PyYAML was built with it: seconds in place of half a minute.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())  # noqa: S506
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""

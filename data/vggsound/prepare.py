@@ -9,14 +9,14 @@ whose video ROOT has as validation data of AudioCaps are left out of training.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from check import held_out
 from shardwriter import (
     Clip,
-    SetWriter,
+    ClipSet,
     find,
     parser,
     read_rows,
@@ -38,7 +38,6 @@ COLUMNS = ("video", "start", "label", "split")
 def build(args: argparse.Namespace) -> None:
     """Write the shards of both splits and the list of classes."""
     table = find(args.source, "vggsound.csv", what="the labels")
-    sounds = {path.stem: path for path in sounds_below(args.source)}
     rows = []
     for where, row in read_rows(table, *COLUMNS, columns=COLUMNS):
         if row["split"] not in ("train", "test"):
@@ -47,6 +46,15 @@ def build(args: argparse.Namespace) -> None:
     if not rows:
         raise UserError(f"{table}: has no rows")
     labels = sorted({label for _, _, label, _ in rows})
+    write_clips(_splits(args, table, rows, labels), args, LICENSE)
+    write_classes(args.out / "val/vggsound/classes.json", labels)
+
+
+def _splits(
+    args: argparse.Namespace, table: Path, rows: Sequence[tuple[str, int, str, str]], labels: Sequence[str]
+) -> Iterator[ClipSet]:
+    """The clips of both splits; rows are (video, start, label, split)."""
+    sounds = {path.stem: path for path in sounds_below(args.source)}
     target = {label: i for i, label in enumerate(labels)}
     for split, folder in (("test", "val/vggsound"), ("train", "train/audio_text")):
         apart = held_out(args.out, "audiocaps") if split == "train" else set()
@@ -58,9 +66,7 @@ def build(args: argparse.Namespace) -> None:
             captions = [template.format(label) for template in TEMPLATES]
             fields = {"label": label, "target": target[label], "youtube_id": video, "start": start}
             clips.append(Clip(f"vgg_{name}", sounds.get(name), captions, fields))
-        with SetWriter(args.out / folder, f"vggsound_{split}") as writer:
-            write_clips(writer, clips, table, args, source=f"VGGSound {split}", license=LICENSE)
-    write_classes(args.out / "val/vggsound/classes.json", labels)
+        yield ClipSet(folder, f"vggsound_{split}", clips, table, f"VGGSound {split}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

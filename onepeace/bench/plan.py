@@ -47,7 +47,7 @@ from onepeace.model import OnePeace
 from onepeace.model.attention import use_plain_form
 from onepeace.train.build import make_config, model_folder
 from onepeace.train.optim import freeze
-from onepeace.train.recipe import Recipe
+from onepeace.train.recipe import Recipe, split_term
 
 WAYS = ("ddp", "fsdp")
 
@@ -239,8 +239,8 @@ def planned_passes(recipe: Recipe, model: OnePeace, item: Mapping[str, Mapping],
 
     found: dict[tuple, Pass] = {}
     for name, options in recipe.objective.items():
-        kind, _, listed = name.partition("/")
-        keys = [key for key in listed.split("+") if key] or list(pair)
+        kind, listed = split_term(name)
+        keys = listed or list(pair)
         if not set(keys) <= set(pair):
             continue
         if kind != "denoising":
@@ -415,8 +415,8 @@ def hidden_counts(
     counts = token_counts(model, item)
     found = []
     for name in recipe.objective:
-        kind, _, listed = name.partition("/")
-        keys = listed.split("+")
+        kind, listed = split_term(name)
+        keys = listed or list(pair)
         if kind == "denoising" and set(keys) <= set(pair):
             for key in keys:
                 rate = getattr(recipe.mask[key], "together" if len(keys) > 1 else "alone") or 0.0
@@ -442,7 +442,7 @@ def loss_flops(
     """
     hidden = hidden_counts(recipe, model, item, pair)
     denoising = sum(4 * count * real * share * model.config.dim for count, real in hidden)
-    contrastive = any(name.startswith("contrastive") for name in recipe.objective)
+    contrastive = any(split_term(name)[0] == "contrastive" for name in recipe.objective)
     return denoising + 12 * items * model.config.embed_dim * contrastive
 
 

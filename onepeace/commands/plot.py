@@ -1,9 +1,9 @@
-"""`onepeace plot RUN... -o FILE`: every loss and validation curve of one or several runs, one panel each, as a PNG."""
+"""`onepeace plot RUN... [-o FILE]`: every loss and validation curve of one or several runs, one panel each."""
 
 import argparse
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ Curve = list[tuple[float, float]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a training run, or its log.jsonl")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="picture to write (.png)")
+    parser.add_argument(
+        "-o", "--output", default="losses.png", metavar="FILE",
+        help="picture to write, as its ending says: .png, .pdf, .svg ... (losses.png)",
+    )  # fmt: skip
     parser.add_argument("--from-step", type=int, default=0, metavar="N", help="leave out the steps before N")
 
 
@@ -71,21 +74,28 @@ def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def draw(curves: Mapping[str, Mapping[str, Curve]], output: Path) -> None:
-    """One panel per curve name, one color per run; the last value (of scores: the best) is written in the panel."""
+    """One panel per curve name, one color per run; the last value (of scores: the best) is written in the panel.
+
+    Scores that no run was measured for more than once are no curves: they stand in one panel of bars below.
+    """
     need("matplotlib", "plot")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for run in curves.values() for name in run))
     # Losses first, the total before its terms; scores after.
     names.sort(key=lambda name: (not is_loss(name), name != "loss"))
-    columns = min(COLUMNS, len(names))
-    rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(4.6 * columns, 3.1 * rows + 0.7), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    bars = [name for name in names if not is_loss(name) and all(len(run.get(name, ())) <= 1 for run in curves.values())]
+    names = [name for name in names if name not in bars]
+    columns = max(min(COLUMNS, len(names)), 2 if bars else 1)
+    heights = [3.1] * math.ceil(len(names) / columns)
+    heights += [0.7 + len(bars) * (0.1 + 0.15 * len(curves))] if bars else []
+    figure = Figure(figsize=(4.6 * columns, sum(heights) + 0.7), layout="constrained")
+    grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
     handles: dict[str, Any] = {}
+    if bars:
+        handles.update(_draw_bars(figure.add_subplot(grid[-1, :]), bars, curves))
     for i, name in enumerate(names):
-        axes = figure.add_subplot(rows, columns, i + 1)
+        axes = figure.add_subplot(grid[divmod(i, columns)])
         ends: dict[str, Any] = {}
         for color, (label, run) in zip(_endless(COLORS), curves.items(), strict=False):
             if name in run:
@@ -102,7 +112,9 @@ def draw(curves: Mapping[str, Mapping[str, Curve]], output: Path) -> None:
     )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        canvas.print_png(str(output))
+        figure.savefig(output, format=output.suffix[1:] or "png")
+    except ValueError as error:  # matplotlib names the endings it knows
+        raise UserError(f"{output}: {error}") from error
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror or error})") from error
 
@@ -110,6 +122,24 @@ def draw(curves: Mapping[str, Mapping[str, Curve]], output: Path) -> None:
 def is_loss(name: str) -> bool:
     """Whether lower is better: the total, or a term of the objective."""
     return name.startswith(("loss", "contrastive", "denoising", "distillation", "classification")) or "/loss" in name
+
+
+def _draw_bars(axes: Any, names: Sequence[str], curves: Mapping[str, Mapping[str, Curve]]) -> dict[str, Any]:
+    """Horizontal bars, the value beside each; what to show in the legend, by run."""
+    handles = {}
+    thickness = 0.8 / len(curves)
+    for number, (color, (label, run)) in enumerate(zip(_endless(COLORS), curves.items(), strict=False)):
+        places = [row + number * thickness for row, name in enumerate(names) if name in run]
+        values = [run[name][0][1] for name in names if name in run]
+        handles[label] = axes.barh(places, values, thickness, color=color)
+        axes.bar_label(handles[label], fmt="%.3g", fontsize=7, padding=2)
+    axes.set_yticks([row + (0.8 - thickness) / 2 for row in range(len(names))], names, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.08, y=0.01)
+    axes.set_xlabel("score, measured once", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25, axis="x")
+    return handles
 
 
 def _draw_curve(axes: Any, curve: Curve, color: str) -> Any:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from onepeace.errors import UsageError
+from onepeace.errors import UsageError, UserError
 
 if TYPE_CHECKING:
     from onepeace.bench.plan import Plan
@@ -92,11 +92,23 @@ def evaluation(recipe: "Recipe") -> Callable[[Any, Any], dict[str, float]] | Non
     """What the recipe's ``evaluate: {recipe: FILE}`` measures, on the same data root."""
     if not recipe.evaluate:
         return None
+    from onepeace.data.shards import expand
     from onepeace.evaluate import benchmarks
+    from onepeace.train.build import make_config
 
     wanted = benchmarks.read_recipe(recipe.evaluate["recipe"], [f"data.root={recipe.data.root}"])
     names = recipe.evaluate.get("sets", list(wanted.sets))
+    if unknown := [name for name in names if name not in wanted.sets]:
+        raise UserError(f"evaluate.sets names {unknown[0]!r}; {recipe.evaluate['recipe']} has {', '.join(wanted.sets)}")
     chosen = benchmarks.BenchmarkRecipe({name: wanted.sets[name] for name in names}, wanted.data)
+    root, modalities = benchmarks.data_root(chosen), make_config(recipe).model.adapters
+    for name, benchmark in chosen.sets.items():
+        if all(modality in modalities for modality, _ in benchmark.sides):  # the others are left out
+            try:
+                for _, shards in benchmark.sides:
+                    expand(shards, root)  # missing ones are noticed now, not after the last step
+            except UserError as error:
+                raise UserError(f"evaluate: set {name}: {error}") from error
 
     def scores(model: Any, decoders: Any) -> dict[str, float]:
         from onepeace.api import Embedder

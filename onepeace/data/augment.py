@@ -132,7 +132,7 @@ class AudioAugment:
             other = other.repeat(math.ceil(len(samples) / len(other)))[: len(samples)]
             level = 10 ** (rng.uniform(-MIX_DB, MIX_DB) / 20)
             samples = samples + other * (level * _loudness(samples) / max(_loudness(other), 1e-6))
-            text = f"{text.rstrip(' .')} and {other_text.rstrip(' .')}"
+            text = " and ".join(part for part in (text.rstrip(" ."), other_text.rstrip(" .")) if part)
         if rng.random() < self.noise:
             level = 10 ** (-rng.uniform(*NOISE_DB) / 20) * _loudness(samples)
             samples = samples + level * torch.from_numpy(rng.standard_normal(len(samples), dtype=np.float32))

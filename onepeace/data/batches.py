@@ -6,6 +6,7 @@ All chance in an item comes from a generator of its own, so neither workers nor 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 Lengths = Callable[[dict[str, Tensor]], Tensor]
+
+TRIES = 100
+"""So many items at least are tried for one place of a batch."""
 
 
 class RottenDataError(UserError):
@@ -52,7 +56,9 @@ class Maker:
         self.templates = recipe.data.templates
         self.augments = make_augments(recipe.data.augment)
         self.drop = recipe.data.drop
-        self.mask = recipe.mask if any(term.startswith("denoising/") for term in recipe.objective) else {}
+        # "denoising/image", or with a label, "denoising:small/image"; the recipe's own reader is above this layer.
+        kinds = {term.partition("/")[0].partition(":")[0] for term in recipe.objective}
+        self.mask = recipe.mask if "denoising" in kinds else {}
         self.broken_limit = recipe.data.broken_limit
         self.broken: dict[str, set[str]] = {}
         self._cache: dict[tuple[str, int], Tensor] = {}
@@ -109,7 +115,8 @@ class Maker:
         replaced: list[str],
     ) -> tuple[Sample, str, dict[str, Any]]:
         """The first candidate that can be decoded, its caption and its media."""
-        for item in candidates:
+        # As many tries at least as there are items: a small stream that is all broken would be read without end.
+        for item in islice(candidates, max(total, TRIES)):
             try:
                 return self._decode(name, item, rng, partial(self._another, name, another, total))
             except RottenDataError:
@@ -122,8 +129,14 @@ class Maker:
     def _decode(
         self, name: str, item: Sample, rng: np.random.Generator, another: Callable[..., tuple[Any, str]]
     ) -> tuple[Sample, str, dict[str, Any]]:
-        caption = text = self._caption(name, item, rng)
+        text = self._caption(name, item, rng)
         media: dict[str, Any] = {}
+        others: list[tuple[Any, str]] = []
+
+        def second(modality: str) -> tuple[Any, str]:
+            others.append(another(modality, rng))
+            return others[-1]
+
         for modality in self.pairs[name]:
             augment, decoder = self.augments.get(modality), self.decoders[modality]
             if modality == "text":
@@ -132,10 +145,10 @@ class Maker:
                 media[modality] = decoder.decode(item[modality])
             else:
                 loaded = self._load(modality, item)
-                media[modality], text = augment.vary(loaded, text, decoder, rng, partial(another, modality, rng))
+                media[modality], text = augment.vary(loaded, text, decoder, rng, partial(second, modality))
         if "text" in self.pairs[name]:
             media["text"] = self.decoders["text"].decode(text)
-        if text != caption:
+        if others:
             # Two clips at once are neither one's class nor its captions.
             item = {**item, "label": None, "captions": []}
         return item, text, media
@@ -208,7 +221,7 @@ class Maker:
 
 def names_of(item: Sample, caption: str) -> list[str]:
     """What an item is called: its caption as drawn, its other captions, its label; letters in one case."""
-    captions = [f"caption {text.lower()}" for text in (caption, *item["captions"]) if text]
+    captions = [f"caption {text.lower()}" for text in (caption, *item["captions"]) if text.strip()]
     return sorted({*captions, *([f"label {item['label'].lower()}"] if item["label"] else [])})
 
 

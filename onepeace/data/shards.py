@@ -10,6 +10,7 @@ import glob
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,7 +90,10 @@ def _check_address(address: str, allow_pipe: bool) -> None:
     kind, name = scheme(address), describe(address)
     if kind == "pipe":
         if not allow_pipe:
-            raise UserError(f"{name}: would run a command, and that is not allowed; give a path or an address")
+            raise UserError(
+                f"{name}: would run a command, and that is not allowed; give a path or an address, "
+                "or data.allow_pipe=true if you trust it"
+            )
         return
     known = sorted({"file", *gopen_schemes} - {"__default__", "pipe"})
     if kind not in known:
@@ -98,19 +102,27 @@ def _check_address(address: str, allow_pipe: bool) -> None:
         raise UserError(f"{name}: what lies at an address cannot be listed; write the numbers as {{000..031}}, not *")
 
 
-def read_source(pattern: str, pair: Sequence[str], root: str | Path | None = None) -> Source:
+def read_source(
+    pattern: str,
+    pair: Sequence[str],
+    root: str | Path | None = None,
+    *,
+    allow_pipe: bool = False,
+    broken_limit: float = 0.02,
+) -> Source:
     """Read every shard of a pattern into memory.
 
     Args:
-        pattern, root: see `expand`.
+        pattern, root, allow_pipe: see `expand`.
         pair: see `usable_sample`.
+        broken_limit: see `refuse_rotten`.
 
     Raises:
-        UserError: no file matches, or not one sample is complete (names a file, a key and what it lacks).
+        UserError: no file matches; not one sample is complete, or too few are (names a file, a key and what it lacks).
     """
     samples: list[Sample] = []
     broken: list[str] = []
-    for shard in expand(pattern, root):
+    for shard in expand(pattern, root, allow_pipe):
         for raw in raw_samples(shard, broken):
             sample = usable_sample(raw, shard, pair, broken)
             if sample is not None:
@@ -120,7 +132,21 @@ def read_source(pattern: str, pair: Sequence[str], root: str | Path | None = Non
         log.warning("%s: %d broken: %s%s", pattern, len(broken), "; ".join(broken[:NAMED]), rest)
     if not samples:
         raise UserError(f"{pattern}: no usable sample; {broken[0] if broken else 'the shards are empty'}")
+    refuse_rotten(pattern, len(samples), len(broken), broken[-1] if broken else "", broken_limit)
     return Source(pattern, samples, broken)
+
+
+def refuse_rotten(name: str, good: int, broken: int, last: str, limit: float) -> None:
+    """UserError when of ``good`` and ``broken`` samples more than the share ``limit`` are broken; a few always may be.
+
+    Args:
+        name, last: what was read, and the last line about a broken one, for the message.
+    """
+    if broken > max(BROKEN_FREE, limit * (good + broken)):
+        raise UserError(
+            f"{name}: {broken} broken to {good} usable samples, the last: {last}; "
+            "mend the shards or raise data.broken_limit"
+        )
 
 
 def raw_samples(shard: str, broken: list[str]) -> Iterator[dict[str, Any]]:
@@ -171,9 +197,12 @@ def _open(shard: str) -> Any:
     if scheme(shard) not in ("http", "https"):
         return gopen(shard)
     patience = ["--connect-timeout", "30", "--speed-limit", "1", "--speed-time", str(STALLED)]
+    if shutil.which("curl") is None:
+        raise OSError("curl is not installed, and addresses are read with it")
     # A busy server is asked again, but not after a stall: the second answer would begin in the middle of the first.
     patience += ["--retry", "3", "--retry-delay", "2", "--retry-max-time", str(max(STALLED // 2, 1))]
-    return Pipe(["curl", *patience, "-f", "-s", "-L", shard], mode="rb", bufsize=8192, ignore_status=[141, 23])
+    # -g: brackets in an address are no pattern.
+    return Pipe(["curl", *patience, "-f", "-s", "-L", "-g", shard], mode="rb", bufsize=8192, ignore_status=[141, 23])
 
 
 def usable_sample(raw: dict[str, Any], shard: str, pair: Sequence[str], broken: list[str]) -> Sample | None:

@@ -10,6 +10,7 @@ import atexit
 import multiprocessing.util
 import re
 import signal
+import weakref
 import zlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from itertools import count, islice
@@ -44,10 +45,16 @@ class Order:
         for size, weight in zip(sizes, weights, strict=True):
             self.parts.append((first, size, int(weight), round((weight - int(weight)) * size)))
             first += size
-        self.epoch_length = sum(size * whole + extra for _, size, whole, extra in self.parts)
-        self.epoch_length -= self.epoch_length % run
+        items = sum(size * whole + extra for _, size, whole, extra in self.parts)
+        self.epoch_length = items - items % run
         if self.epoch_length == 0:
-            raise UserError(f"weights {list(weights)} over {list(sizes)} items leave none; raise a weight")
+            given = f"weights {list(weights)} over {list(sizes)} items leave"
+            if not items:
+                raise UserError(f"{given} none; raise a weight")
+            raise UserError(
+                f"{given} {items} an epoch, too few for a batch of {run} by source; "
+                f"lower run.batch_size to {items} or raise a weight"
+            )
         self._cache: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def __getitem__(self, position: int) -> int:
@@ -73,8 +80,8 @@ class Order:
 
 
 class Steps(Dataset[list[Batch]]):
-    """``steps[s]`` is this process's part of the batches of step s, one for each pair of the recipe, or where they come in
-    turn of one; see `Maker`."""
+    """``steps[s]`` is this process's part of the batches of step s, one for each pair of the recipe, or one where they
+    come in turn; see `Maker`."""
 
     def __init__(
         self,
@@ -151,9 +158,10 @@ class Places(NamedTuple):
 
 
 class Streams(IterableDataset[tuple[list[Batch], dict[int, Any]]]):
-    """Steps over sources that are read as they come, for a `DataLoader` of ``workers`` processes, or none if it is 1.
+    """Steps over sources that are read as they come, for a `DataLoader` of ``workers`` processes, or none.
 
-    Yields a step's batches, and the places after them of the lanes they come from. Worker s % workers makes step s.
+    Yields a step's batches, and the places after them of the lanes they come from. Worker s % workers makes step s;
+    where they have no processes, one plays them all, so that the batches are the same.
     """
 
     def __init__(
@@ -185,14 +193,17 @@ class Streams(IterableDataset[tuple[list[Batch], dict[int, Any]]]):
 
     def __iter__(self) -> Iterator[tuple[list[Batch], dict[int, Any]]]:
         info = get_worker_info()
-        worker = (self.first + (info.id if info else 0)) % self.workers
-        lanes = [rank * self.workers + worker for rank in self.mine]
-        rows = {lane: self._rows(lane) for lane in lanes}
+        rows: dict[int, dict[str, Mixture]] = {}
         names = list(self.maker.pairs)
         for step in count(self.first + (info.id if info else 0), info.num_workers if info else 1):
+            lanes = [rank * self.workers + step % self.workers for rank in self.mine]
+            rows.update({lane: self._rows(lane) for lane in lanes if lane not in rows})
             # In turn, each pair has as many steps in a row as there are workers, so that each worker comes to read all.
             due = [names[step // self.workers % len(names)]] if self.data.pairs == "in_turn" else names
-            batches = [self._batch(name, [rows[lane][name] for lane in lanes]) for name in due]
+            batches = []
+            for name in due:
+                seen = sum(row[name].count for row in rows.values())
+                batches.append(self._batch(name, [rows[lane][name] for lane in lanes], seen))
             yield batches, {lane: {name: row.position for name, row in rows[lane].items()} for lane in lanes}
 
     def _rows(self, lane: int) -> dict[str, Mixture]:
@@ -214,19 +225,27 @@ class Streams(IterableDataset[tuple[list[Batch], dict[int, Any]]]):
                 )
                 for i, source in members
             ]
-            run = self.batch_size[name] if self.data.batches == "by_source" else 1
-            place = self.places.lanes.get(lane, {}).get(name)
-            rows[name] = Mixture(sources, [s.weight for _, s in members], pair=number(name), run=run, position=place)
+            by_source = self.data.batches == "by_source"
+            rows[name] = Mixture(
+                sources,
+                [source.weight for _, source in members],
+                pair=number(name),
+                run=self.batch_size[name] if by_source else 1,
+                # What the processes make of one step is one batch, and of one source.
+                picks=lane % self.workers if by_source else lane,
+                position=self.places.lanes.get(lane, {}).get(name),
+            )
         return rows
 
-    def _batch(self, name: str, rows: Sequence[Mixture]) -> Batch:
+    def _batch(self, name: str, rows: Sequence[Mixture], seen: int) -> Batch:
         numbers = [(row, [self.seed, number(name), VARY, row.sources[0].lane, row.count]) for row in rows]
         hide = seed_of(HIDE, *numbers[0][1])
         places: list[tuple[Iterator[Sample], np.random.Generator]] = [
-            (row, np.random.default_rng([*seed, i])) for row, seed in numbers for i in range(self.batch_size[name])
+            (row.place(), np.random.default_rng([*seed, i]))
+            for row, seed in numbers
+            for i in range(self.batch_size[name])
         ]
-        seen = sum(row.count for row in rows) + len(places)
-        return self.maker.batch(name, places, rows[0].another, seen, hide, keep_loaded=False)
+        return self.maker.batch(name, places, rows[0].another, seen + len(places), hide, keep_loaded=False)
 
 
 def shared(size: int, name: str, ranks: int) -> int:
@@ -252,17 +271,29 @@ def loader(
         worker_init_fn=_leave_sigterm,
         pin_memory=torch.cuda.is_available(),
     )
+    others = multiprocessing.active_children()
+    rest = iter(batches)  # starts the workers
+    _workers.update(set(multiprocessing.active_children()).difference(others))
     try:
-        for made in islice(batches, stop - start):
+        for made in islice(rest, stop - start):
             yield made if stream else (made, {})
-    except UserError as error:
-        # torch puts a worker's traceback in front of the message, which is its last line.
-        raise UserError(re.sub(r"^[\w.]+Error: ", "", str(error).strip().splitlines()[-1])) from error
+    except Exception as error:
+        if not re.match(r"Caught \w+ in \w+ ", str(error)):
+            raise
+        # What torch raises for a worker's error has its whole traceback as message; the last line says what it was.
+        last = str(error).strip().splitlines()[-1]
+        if isinstance(error, UserError):
+            raise UserError(re.sub(r"^[\w.]+Error: ", "", last)) from error
+        raise RuntimeError(f"a worker that makes batches failed: {last}") from error
 
 
 def _leave_sigterm(worker: int) -> None:
     """A scheduler sends SIGTERM to every process of a job; the run saves then, and needs its workers until it has."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+_workers: "weakref.WeakSet[multiprocessing.process.BaseProcess]" = weakref.WeakSet()
+"""Those that a loader has started. No others may be killed: a process pool would wait for them without end."""
 
 
 @atexit.register  # after multiprocessing's own, which was imported before, so this runs first
@@ -271,7 +302,7 @@ def _end_workers() -> None:
 
     At exit multiprocessing sends them SIGTERM, which ours leave to the run, and would wait for them without end.
     """
-    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    workers = [child for child in multiprocessing.active_children() if child in _workers]
     if workers and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call their end a failure
     for worker in workers:

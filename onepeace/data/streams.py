@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onepeace.data.shards import BROKEN_FREE, NAMED, Sample, raw_samples, usable_sample
+from onepeace.data.shards import NAMED, Sample, raw_samples, refuse_rotten, usable_sample
 from onepeace.errors import UserError
 from onepeace.media.source import describe
 
@@ -103,11 +103,7 @@ class _Tally:
             if self.broken <= NAMED:
                 log.warning("broken and left out: %s%s", line, " (more are only counted)" * (self.broken == NAMED))
         self.lines.clear()
-        if self.broken > max(BROKEN_FREE, self.limit * (self.good + self.broken)):
-            raise UserError(
-                f"{self.name}: {self.broken} broken to {self.good} usable samples, the last: {self.last}; "
-                "mend the shards or raise data.broken_limit"
-            )
+        refuse_rotten(self.name, self.good, self.broken, self.last, self.limit)
 
 
 class Lane:
@@ -275,6 +271,7 @@ class Mixture:
         *,
         pair: int = 0,
         run: int = 1,
+        picks: int = 0,
         position: Position | None = None,
     ):
         """
@@ -283,11 +280,12 @@ class Mixture:
             weights: what of the row is a source's, over the sum of all.
             pair: a number that tells this mixture from the others of the run.
             run: so many samples in a row come from one source; the batch size, where a batch is to be of one kind.
+            picks: mixtures of one pair and seed that share this number choose the same sources in turn.
             position: where to go on; a `position` of the same mixture. The lanes are moved with it.
         """
         self.sources = list(lanes)
         self.shares = np.array(weights, float) / sum(weights)
-        self.pair, self.run, self.count = pair, run, 0
+        self.pair, self.run, self.picks, self.count = pair, run, picks, 0
         if len(self.shares) != len(self.sources):
             raise ValueError(f"{len(self.shares)} weights for {len(self.sources)} sources")
         if position is not None:
@@ -302,18 +300,25 @@ class Mixture:
 
     @property
     def position(self) -> Position:
-        """How many samples have been handed out, and where each source stands."""
+        """How many places have been filled, and where each source stands."""
         return {"count": self.count, "sources": [source.position for source in self.sources]}
 
     def __iter__(self) -> Iterator[Sample]:
         return self
 
     def __next__(self) -> Sample:
-        first = self.sources[0]
-        rng = np.random.default_rng([first.seed, self.pair, PICKS, first.lane, self.count // self.run])
-        sample = next(self.sources[rng.choice(len(self.sources), p=self.shares)])
+        return next(self.place())
+
+    def place(self) -> Iterator[Sample]:
+        """The sample of the next place in the row, then others that can take it.
+
+        Those do not count: however many it takes, a run ends where it would have ended, in every process alike.
+        """
+        seed = self.sources[0].seed
+        rng = np.random.default_rng([seed, self.pair, PICKS, self.picks, self.count // self.run])
         self.count += 1
-        return sample
+        while True:
+            yield next(self.sources[rng.choice(len(self.sources), p=self.shares)])
 
     def another(self, rng: np.random.Generator) -> Sample:
         """A random sample of those that are still to come, by weight; what comes next and the position stay."""

@@ -22,7 +22,7 @@ class Row(NamedTuple):
     line: int
     """Where it begins, from 1."""
     cells: dict[str, Any]
-    """By column: strings of a .csv or .tsv, any JSON values of a .jsonl."""
+    """By column: strings of a .csv or .tsv, without the spaces around them; any JSON values of a .jsonl."""
 
 
 class BadRow(NamedTuple):
@@ -51,7 +51,19 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
+        line = _not_utf8(path)
+        raise UserError(f"{path}: line {line} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+
+
+def _not_utf8(path: Path) -> int:
+    """The first line that is not UTF-8. The error of a file read in blocks does not tell it."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 0  # it has been mended meanwhile
 
 
 def _csv_rows(file: TextIO, path: Path, tabs: bool, columns: Sequence[str] | None) -> Iterator[Row | BadRow]:
@@ -77,7 +89,7 @@ def _csv_rows(file: TextIO, path: Path, tabs: bool, columns: Sequence[str] | Non
         elif len(cells) != len(columns):
             yield BadRow(line, f"{len(cells)} cells in place of {len(columns)} ({', '.join(columns)})")
         else:
-            yield Row(line, dict(zip(columns, cells, strict=True)))
+            yield Row(line, dict(zip(columns, map(str.strip, cells), strict=True)))
 
 
 def _json_rows(file: TextIO) -> Iterator[Row | BadRow]:

@@ -216,7 +216,7 @@ def _zero_shot(embedder: Any, benchmark: BenchmarkSet, root: Path) -> list[Figur
 
 
 def _retrieval(embedder: Any, benchmark: BenchmarkSet, root: Path) -> list[Figure]:
-    samples = read_source(benchmark.shards, (benchmark.modality, "text"), root).samples
+    samples = read_source(benchmark.shards, (benchmark.modality, "text"), root, broken_limit=1.0).samples
     if benchmark.texts == "names":
         item_ids: list[Any] = [s["captions"][0] for s in samples]
         texts = text_ids = list(dict.fromkeys(item_ids))
@@ -254,7 +254,7 @@ _TASKS = {"zero_shot": _zero_shot, "retrieval": _retrieval, "same_class": _same_
 
 
 def _labelled(shards: str, modality: str, root: Path) -> list[Sample]:
-    samples = read_source(shards, (modality,), root).samples
+    samples = read_source(shards, (modality,), root, broken_limit=1.0).samples
     if unlabelled := [s for s in samples if s["label"] is None]:
         raise UserError(f"{_where(unlabelled[0])} has no label in its .json, and this task needs one")
     return samples

@@ -18,8 +18,9 @@ from onepeace.data.streams import first_samples
 from onepeace.errors import UserError
 from onepeace.media import DECODERS
 from onepeace.model import OnePeace
-from onepeace.train import parallel
-from onepeace.train.recipe import Recipe
+from onepeace.train import checkpoint, parallel
+from onepeace.train.check import check
+from onepeace.train.recipe import Recipe, split_term
 from onepeace.train.teachers import cached_features
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,10 @@ def model_folder(name: str) -> Path:
 
 
 def make_config(recipe: Recipe) -> Config:
-    """The model and media a recipe describes: a size or a starting point, with the recipe's fields in their place."""
+    """The model and media a recipe describes: a size or a starting point, with the recipe's fields in their place.
+
+    The whole recipe is checked against them (check.py).
+    """
     wanted = recipe.model
     fields = {key: value for key, value in wanted.items() if key not in _START}
     media: Options = {}
@@ -57,7 +61,7 @@ def make_config(recipe: Recipe) -> Config:
         raise UserError(f"model.modalities names {unknown[0]!r}; give its options in model.adapters.{unknown[0]}")
     content["adapters"] = {key: content["adapters"][key] for key in keys}
     content["heads"] = [key for key in content["heads"] if key in keys]
-    if not any(term.startswith("denoising") for term in recipe.objective):
+    if not any(split_term(term)[0] == "denoising" for term in recipe.objective):
         content["decoder"] = None
     elif not content.get("decoder"):
         raise UserError("the objective has denoising terms: give model.decoder {dim, depth, num_heads, ffn_dim}")
@@ -65,7 +69,9 @@ def make_config(recipe: Recipe) -> Config:
         options = content["decoder"].get("options", {})
         content["decoder"] = {**content["decoder"], "options": {k: v for k, v in options.items() if k in keys}}
     settings = merge(media, recipe.media)
-    return Config(build(ModelConfig, content, "the recipe's model"), {key: settings.get(key, {}) for key in keys})
+    config = Config(build(ModelConfig, content, "the recipe's model"), {key: settings.get(key, {}) for key in keys})
+    check(recipe, config)
+    return config
 
 
 class Data:
@@ -74,7 +80,9 @@ class Data:
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         config = recipe.data
-        self.sources = [] if config.stream else [read_source(s.shards, s.pair, config.root) for s in config.train]
+        options: dict[str, Any] = {"allow_pipe": config.allow_pipe, "broken_limit": config.broken_limit}
+        sources = () if config.stream else config.train
+        self.sources = [read_source(source.shards, source.pair, config.root, **options) for source in sources]
 
     def captions(self) -> set[str]:
         """Every caption the sources can give; of streams, those of the first samples of each."""
@@ -99,21 +107,24 @@ class Data:
 
 
 def make_tokenizer(recipe: Recipe, captions: Callable[[], set[str]], path: Path) -> None:
-    """Write the run's tokenizer.json: the starting model's, a file's, or trained on the captions."""
+    """Write the run's tokenizer.json: the starting model's, a file's, or trained on the captions.
+
+    Once there is a checkpoint it stays. Before, it may be of another recipe, and is made again.
+    """
     from onepeace.media import tokenizer
 
-    if path.exists():
+    if path.exists() and checkpoint.files(path.parent):
         return
     wanted = recipe.tokenizer
     start = model_folder(recipe.model["from"]) / "tokenizer.json" if "from" in recipe.model else None
     if start is not None and start.exists():
         made = tokenizer.read_tokenizer(start)
-    elif "file" in wanted:
-        made = tokenizer.read_tokenizer(Path(wanted["file"]))
-    elif wanted.get("name") == "clip":
+    elif wanted.file is not None:
+        made = tokenizer.read_tokenizer(Path(wanted.file))
+    elif wanted.name == "clip":
         made = tokenizer.from_open_clip()
     else:
-        made = tokenizer.train_bpe(sorted(captions()), wanted.get("vocab_size", 8000))
+        made = tokenizer.train_bpe(sorted(captions()), wanted.vocab_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     made.save(str(temporary))
@@ -133,7 +144,17 @@ def source_captions(recipe: Recipe, samples: Iterable[Sample]) -> list[str]:
 
 def make_decoders(config: Config, folder: Path) -> dict[str, Any]:
     """A decoder of files and values for each modality; ``folder`` holds the tokenizer."""
-    return {key: DECODERS[key].from_config(config.media[key], folder) for key in config.model.adapters}
+    decoders: dict[str, Any] = {
+        key: DECODERS[key].from_config(config.media[key], folder) for key in config.model.adapters
+    }
+    if "text" in decoders:
+        size, rows = decoders["text"].vocab_size, config.model.adapters["text"]["vocab_size"]
+        if size > rows:
+            raise UserError(
+                f"{folder / 'tokenizer.json'} has {size} entries, more than model.adapters.text.vocab_size {rows}; "
+                "raise that, or lower tokenizer.vocab_size"
+            )
+    return decoders
 
 
 def make_model(recipe: Recipe, config: Config) -> OnePeace:
@@ -180,11 +201,12 @@ def make_teachers(recipe: Recipe, sources: Sequence[Source], decoders: Mapping[s
     """Features of the outside teachers the objective names; ``cache`` says where they are kept, the run by default."""
     tables = {}
     for term, options in recipe.objective.items():
-        if not term.startswith("distillation"):
+        kind, listed = split_term(term)
+        if kind != "distillation":
             continue
         if recipe.data.stream:
             raise UserError(f"objective.{term} asks its teacher once, of items in memory; set data.stream=false")
-        key = "text" if options.get("by") == "captions" else term.partition("/")[2]
+        key = "text" if options.get("by") == "captions" else listed[0]
         path = Path(os.path.expandvars(options.get("cache", f"{recipe.run.out}/teacher-{key}.safetensors")))
         if key == "text":
             captions = {text for source in sources for text in source_captions(recipe, source.samples)}

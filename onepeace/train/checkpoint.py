@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 NAME = re.compile(r"step-(\d+)(\.safetensors)?")
 ABOUT = "state.json"
 """What is not a tensor, of a checkpoint in shares (state.py)."""
+SCORES = "scores.json"
+"""{step: score}: beside the checkpoints, which are written before they are measured."""
 FORMAT = "1"
 
 
@@ -46,7 +48,7 @@ class Checkpoint:
     extra: dict[str, Any]
     """Whatever else the loop wanted to keep, as JSON allows."""
     score: float | None
-    """Of the last validation, larger is better."""
+    """Of its validation, larger is better; None if there was none, or it broke off."""
     generators: dict[str, Any]
 
     def restore_generators(self) -> None:
@@ -72,7 +74,6 @@ def save(
     recipe: str,
     ema: Mapping[str, Tensor] | None = None,
     extra: Mapping[str, Any] | None = None,
-    score: float | None = None,
 ) -> Path:
     """Write ``folder/step-N.safetensors`` and the state of the global generators.
 
@@ -80,7 +81,7 @@ def save(
         folder: the run's; made if missing.
         step: number of updates done.
         model, optimizer, ema: state dicts.
-        recipe, extra, score: see `Checkpoint`.
+        recipe, extra: see `Checkpoint`.
 
     Raises:
         OSError: the disk is full or not writable; the files from before are untouched.
@@ -108,7 +109,6 @@ def save(
         "step": step,
         "recipe": recipe,
         "extra": dict(extra or {}),
-        "score": score,
         "optimizer_groups": optimizer["param_groups"],
         "optimizer_scalars": scalars,
         "numpy": [numpy_name, *numpy_rest],
@@ -118,8 +118,7 @@ def save(
 
     path = folder / f"step-{step:08d}.safetensors"
     temporary = path.with_suffix(".tmp")
-    for left_over in folder.glob("step-*.tmp"):
-        left_over.unlink()
+    remove(*folder.glob("step-*.tmp"))
     try:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, temporary, metadata=metadata)
@@ -159,7 +158,7 @@ def load(path: str | Path) -> Checkpoint:
         ema=_below(tensors, "ema/"),
         recipe=header["recipe"],
         extra=header["extra"],
-        score=header["score"],
+        score=_scores(path.parent).get(header["step"]),
         generators={
             "torch": tensors["generator/torch"],
             "cuda": [cuda[name] for name in sorted(cuda, key=int)],
@@ -171,13 +170,23 @@ def load(path: str | Path) -> Checkpoint:
 
 
 def _load_about(path: Path) -> Checkpoint:
-    """Of a checkpoint in shares all but the tensors, which each process reads for itself."""
+    """Of a checkpoint in shares all but the tensors, which each process reads for itself; but they are all there."""
+    from safetensors import SafetensorError, safe_open
+
+    shares = sorted(path.glob("*.safetensors"))
     try:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-        fields = {name: about[name] for name in ("step", "recipe", "extra", "score")}
-    except (OSError, ValueError, KeyError) as error:
+        fields = {name: about[name] for name in ("step", "recipe", "extra")}
+        for share in shares:
+            with safe_open(share, framework="pt"):
+                pass  # it compares the size with the header
+        count = about.get("shares", len(shares))  # older ones do not say
+        if not shares or len(shares) != count:
+            raise ValueError(f"{len(shares)} of {count} shares")
+    except (SafetensorError, OSError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a complete checkpoint ({error})") from error
-    return Checkpoint(path=path, model={}, optimizer={}, ema={}, generators={}, **fields)
+    score = _scores(path.parent).get(about["step"])
+    return Checkpoint(path=path, model={}, optimizer={}, ema={}, generators={}, score=score, **fields)
 
 
 def newest(folder: str | Path) -> Checkpoint | None:
@@ -192,36 +201,69 @@ def newest(folder: str | Path) -> Checkpoint | None:
 
 def best(folder: str | Path) -> Path | None:
     """The checkpoint of the highest score; the newest, if none has one."""
-    paths = files(folder)
-    scores = {path: score for path in paths if (score := _score(path)) is not None}
-    return max(scores, key=scores.__getitem__) if scores else (paths[-1] if paths else None)
+    return _best(files(folder), _scores(Path(folder)))
+
+
+def _best(paths: list[Path], scores: Mapping[int, float]) -> Path | None:
+    scored = [path for path in paths if step_of(path) in scores]
+    return max(scored, key=lambda path: scores[step_of(path)]) if scored else (paths[-1] if paths else None)
 
 
 def files(folder: str | Path) -> list[Path]:
     """The checkpoint files of a run, oldest first."""
-    found = [(int(match[1]), path) for path in Path(folder).glob("*") if (match := NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    return sorted((path for path in Path(folder).glob("*") if NAME.fullmatch(path.name)), key=step_of)
 
 
-def _score(path: Path) -> float | None:
-    """From the header alone: the tensors stay on the disk."""
-    from safetensors import SafetensorError, safe_open
+def step_of(path: Path) -> int:
+    """The number in a checkpoint's name."""
+    return int(path.stem.removeprefix("step-"))
 
+
+def record(folder: Path, step: int, score: float) -> None:
+    """Keep the score of the checkpoint of ``step``, which is there already: to measure takes long and may fail."""
+    _write_scores(folder, {**_scores(folder), step: score})
+
+
+def _scores(folder: Path) -> dict[int, float]:
     try:
-        if path.is_dir():
-            return load(path).score
-        with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()["onepeace"])["score"]
-    except (SafetensorError, OSError, TypeError, KeyError, ValueError, UserError):
-        return None
+        return {int(step): score for step, score in json.loads((folder / SCORES).read_text(encoding="utf-8")).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, AttributeError, ValueError) as error:
+        log.warning("%s: cannot be read (%s): no checkpoint has a score", folder / SCORES, error)
+        return {}
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints and the one with the best score."""
-    stay = {*files(folder)[-keep:], best(folder)}
-    for path in files(folder):
-        if path not in stay:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _write_scores(folder: Path, scores: Mapping[int, float]) -> None:
+    temporary = folder / f"{SCORES}.tmp"
+    try:
+        temporary.write_text(json.dumps(scores), encoding="utf-8")
+        to_disk(temporary)
+        os.replace(temporary, folder / SCORES)
+    except OSError as error:
+        raise UserError(f"{folder / SCORES}: cannot be written ({error})") from error
+
+
+def prune(written: Path, keep: int) -> None:
+    """Remove all but ``keep`` checkpoints, the one just written and the newest before it, and that of the best score.
+
+    Others of its step or a later one could not be read when the run went on: else it had gone on from there. They must
+    not take the place of one that can be.
+    """
+    folder, there, step = written.parent, files(written.parent), step_of(written)
+    good = [*(path for path in there if step_of(path) < step), written]
+    known = _scores(folder)
+    scores = {at: score for at, score in known.items() if at < step}
+    stay = {*good[-keep:], _best(good, scores)}
+    remove(*(path for path in there if path not in stay))
+    if scores != known:
+        _write_scores(folder, scores)
+
+
+def remove(*paths: Path) -> None:
+    """Files, and folders with what is in them."""
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

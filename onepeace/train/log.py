@@ -18,7 +18,7 @@ from torch import Tensor
 
 from onepeace import __version__
 from onepeace.config import to_plain
-from onepeace.errors import need
+from onepeace.errors import UserError, need
 from onepeace.train.parallel import mean, ranks
 
 FILE = "log.jsonl"
@@ -81,8 +81,14 @@ class Log:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """One record, flushed: {"step": ..., **values}. Numbers are printed, nested values only stored."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: the line of step {step} cannot be written ({error.strerror or error}); make room, and "
+                "the same command goes on from the last checkpoint"
+            ) from error
         for track, _ in self.trackers:
             track(step, {name: value for name, value in values.items() if isinstance(value, int | float)})
         print(human(step, self.steps, values), file=sys.stderr, flush=True)
@@ -170,11 +176,19 @@ def _short(value: float | str) -> str:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a log file; a last line that was cut off while written is left out."""
+    """The records of a log file; a last line that was cut off while written is left out.
+
+    Raises:
+        UserError: a line is no record of a step.
+    """
     records = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    # What is no text gives a line that is no JSON.
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             break
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise UserError(f'{path}: line {number} is no record of a step, as {{"step": 20, "loss": 5.3}}')
+        records.append(record)
     return records

@@ -63,14 +63,14 @@ def _train(
     stack: ExitStack,
 ) -> Path:
     out, run, main = Path(recipe.run.out), recipe.run, parallel.rank() == 0
-    data = build.Data(recipe)
     config = build.make_config(recipe)
+    data = build.Data(recipe)
     if "text" in config.model.adapters and main:
         build.make_tokenizer(recipe, data.captions, out / "tokenizer.json")
     parallel.wait()
     decoders = build.make_decoders(config, out)
     model = build.make_model(recipe, config)
-    teachers = build.make_teachers(recipe, data.sources, decoders)
+    teachers = parallel.first_alone(lambda: build.make_teachers(recipe, data.sources, decoders))
     sharded = parallel.ranks() > 1 and run.parallel == "fsdp"
     objective = Objective(model, recipe.objective, teachers, run.accumulate, run.max_padding, sharded).to(device)
     if recipe.freeze:
@@ -90,6 +90,7 @@ def _train(
 
     state = State(objective, optimizer, average, sharded)
     resolved, start, places = to_yaml(recipe), 0, None
+    total = recipe.schedule.steps
     if (saved := checkpoint.newest(out)) is not None:
         check_same(saved.recipe, resolved, out)
         state.restore(saved)
@@ -104,12 +105,25 @@ def _train(
     lengths = {key: adapter.token_lengths for key, adapter in model.adapters.items()}
     steps, places = data.steps(decoders, lengths, places, start)
 
-    def save(step: int, score: float | None = None) -> None:
+    def save(step: int) -> None:
         extra = {"places": places.everywhere(parallel.gather_objects(places.lanes))} if places else {}
-        state.save(out, step, resolved, extra, score, run.keep)
+        state.save(out, step, resolved, extra, run.keep)
 
-    total = recipe.schedule.steps
+    def measured(step: int) -> bool:
+        return evaluate is not None and (step == total or bool(run.eval_every and step % run.eval_every == 0))
+
+    def measure(step: int) -> None:
+        """Of the checkpoint of this step, which is on the disk: nothing is lost if this fails."""
+        full = state.full()
+        if journal and evaluate:
+            scores = build.scores_of(evaluate, config.model, full, decoders)
+            journal.write(step, {f"valid/{name}": value for name, value in scores.items()})
+            checkpoint.record(out, step, sum(scores.values()) / max(len(scores), 1))
+        parallel.wait()
+
     journal = Log(out, start, total, run.trackers, recipe) if main else None
+    if saved is not None and saved.score is None and measured(start):
+        measure(start)  # it broke off the last time
     averages, step, skipped = Averages(), start, 0
     objective.train()
     last_log = last_save = time.monotonic()
@@ -142,6 +156,8 @@ def _train(
             optimizer.step()
             if average:
                 build.average_into(average, model, run.ema or 0.0)
+            # The gradient is of the sum over the step's pairs; a term that several of them have is their mean.
+            averages.add({"loss": torch.stack([found.pop("loss").detach() for found in losses]).sum()})
             for found in losses:
                 averages.add(found)
             replaced = sum(len(batch["replaced"]) for batch in group)
@@ -165,19 +181,13 @@ def _train(
             if journal:
                 journal.write(step, values)
             last_log, waited, items = now, 0.0, 0
-        score = None
-        if evaluate and (step == total or (run.eval_every and step % run.eval_every == 0)):
-            full = state.full()
-            scores = build.scores_of(evaluate, config.model, full, decoders) if main else {}
-            score = sum(scores.values()) / max(len(scores), 1) if main else None
-            score = parallel.gather_objects(score)[0]
-            if journal:
-                journal.write(step, {f"valid/{name}": value for name, value in scores.items()})
-            last_log = time.monotonic()
         due = run.save_every and step % run.save_every == 0
-        if due or late or score is not None or step == total or stopping:
-            save(step, score)
+        if due or late or measured(step) or step == total or stopping:
+            save(step)
             last_save = time.monotonic()
+        if measured(step):
+            measure(step)
+            last_log = time.monotonic()
         if stopping and step < total:
             log.warning("stopped after step %d; the same command goes on", step)
             break

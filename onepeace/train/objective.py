@@ -26,11 +26,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from onepeace import losses
+from onepeace.config import to_plain
 from onepeace.data.batches import groups, split
 from onepeace.errors import UserError
 from onepeace.model import OnePeace
 from onepeace.train import parallel
 from onepeace.train.passes import Batch, Passes
+from onepeace.train.recipe import read_term, split_term
 
 TeacherTable = Mapping[str, Any]
 Outputs = dict[str, Tensor]
@@ -41,7 +43,7 @@ class Objective(nn.Module):
 
     Args:
         model: the model to train.
-        terms: name -> {"weight": w, ...options}; see the module's docstring.
+        terms: name -> {"weight": w, ...options}; see the module's docstring, and TERMS of recipe.py.
         teachers: distillation term -> {"row": {name: row}, "features": (N, F)} as ``cached_features`` gives it.
         accumulate: number of parts the batch is computed in; activations of one part are held at a time.
         max_padding: share of padding from which a pass is cut into groups of similar length.
@@ -65,15 +67,16 @@ class Objective(nn.Module):
             "denoising": (self._hide, self._denoising),
             "distillation": (self._imitate, self._distillation),
         }
-        self.terms = {name: dict(options) for name, options in terms.items()}
+        self.terms: dict[str, dict[str, Any]] = {}
         self.teachers: dict[str, TeacherTable] = {}
         self.teacher_heads = nn.ModuleDict()
-        for name in self.terms:
-            kind, modalities = _split(name)
+        for name, options in terms.items():
+            kind, modalities = split_term(name)
             unknown = [key for key in modalities if key not in model.adapters]
             if kind not in self.kinds or unknown:
                 known = f"{', '.join(self.kinds)}, of {', '.join(model.adapters)}"
                 raise UserError(f"objective.{name} is not a term this model has; known: {known}")
+            self.terms[name] = to_plain(read_term(name, options))
             if kind == "distillation":
                 features = teachers[name]["features"].float()
                 # Pooled network features share a large mean; without it cosines tell pictures apart.
@@ -87,7 +90,7 @@ class Objective(nn.Module):
         Over several processes each has its own part of the batch, and the mean over them is the whole batch's loss.
         """
         present = [key for key in self.model.adapters if key in batch]
-        terms = {name: options for name, options in self.terms.items() if set(_split(name)[1]) <= set(present)}
+        terms = {name: options for name, options in self.terms.items() if set(split_term(name)[1]) <= set(present)}
         if not terms:
             raise UserError(f"no term of the objective ({', '.join(self.terms)}) fits a batch of {present}")
         if self.accumulate == 1:
@@ -99,9 +102,9 @@ class Objective(nn.Module):
         found: dict[str, Tensor] = {}
         total = torch.zeros((), device=outputs["tokens"].device)
         for name, options in terms.items():
-            kind, modalities = _split(name)
+            kind, modalities = split_term(name)
             options = {**options}
-            weight = options.pop("weight", 1.0)
+            weight = options.pop("weight")
             for part, loss in self.kinds[kind][1](name, modalities or present, outputs, batch, options).items():
                 found[part] = loss
                 total = total + weight * loss
@@ -113,7 +116,7 @@ class Objective(nn.Module):
         passes = Passes(self.model, batch, self.max_padding, **agreed)
         outputs: Outputs = {}
         for name, options in terms.items():
-            kind, modalities = _split(name)
+            kind, modalities = split_term(name)
             outputs.update(self.kinds[kind][0](name, modalities or passes.keys, passes, options))
         device = next(iter(outputs.values())).device
         return {**outputs, "tokens": torch.tensor([passes.real_tokens, passes.all_tokens], device=device)}
@@ -125,7 +128,7 @@ class Objective(nn.Module):
         self, name: str, modalities: list[str], outputs: Outputs, batch: Batch, options: dict[str, Any]
     ) -> dict[str, Tensor]:
         names = None
-        if options.pop("equal_captions", False):
+        if options.pop("equal_captions"):
             everyone = [names for part in parallel.gather_objects(batch["names"]) for names in part]
             names = groups(everyone).to(outputs["tokens"].device)
         scale, found = self.model.temperature(), {}
@@ -141,7 +144,7 @@ class Objective(nn.Module):
 
     def _hide(self, name: str, modalities: list[str], passes: Passes, options: Mapping[str, Any]) -> Outputs:
         joint = len(modalities) > 1
-        whole = options.get("teacher", "together" if joint else "alone")
+        whole = options["teacher"] or ("together" if joint else "alone")
         outputs: Outputs = {}
         for key in modalities:
             if whole == "alone" and key in passes.batch.get("drop", ()):
@@ -159,8 +162,8 @@ class Objective(nn.Module):
     def _denoising(
         self, name: str, modalities: list[str], outputs: Outputs, batch: Batch, options: dict[str, Any]
     ) -> dict[str, Tensor]:
-        options.pop("teacher", None)
-        everyone = options.pop("keys", "local") == "global"
+        options.pop("teacher")
+        everyone = options.pop("keys") == "global"
         found = {}
         for part in [f"{name}:{key}" for key in modalities] if len(modalities) > 1 else [name]:
             queries, keys, targets = (outputs[f"{part} {what}"] for what in ("queries", "keys", "targets"))
@@ -186,7 +189,7 @@ class Objective(nn.Module):
 
     def _names(self, name: str, batch: Batch) -> list[str]:
         """What the teacher's table calls the items: a sample's key, or its caption as drawn."""
-        return batch[self.terms[name].get("by", "keys")]
+        return batch[self.terms[name]["by"]]
 
     def _distillation(
         self, name: str, modalities: list[str], outputs: Outputs, batch: Batch, options: dict[str, Any]
@@ -194,7 +197,7 @@ class Objective(nn.Module):
         student, teacher = outputs[f"{name} student"], outputs[f"{name} teacher"]
         keys, _ = parallel.gather_ragged(teacher)
         count = max(len(keys), 1) / parallel.ranks()
-        return {name: losses.distillation(student, teacher, options.get("scale", 10.0), keys, count)}
+        return {name: losses.distillation(student, teacher, options["scale"], keys, count)}
 
 
 def _join(parts: list[Outputs]) -> Outputs:
@@ -209,9 +212,3 @@ def _join(parts: list[Outputs]) -> Outputs:
             values = [value + sum(counts[:i]) for i, value in enumerate(values)]
         outputs[name] = torch.cat(values)
     return outputs
-
-
-def _split(name: str) -> tuple[str, list[str]]:
-    """ "denoising:label/image+text" -> ("denoising", ["image", "text"])."""
-    term, _, modalities = name.partition("/")
-    return term.partition(":")[0], [key for key in modalities.split("+") if key]

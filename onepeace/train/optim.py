@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from onepeace.errors import UserError
-from onepeace.train.recipe import Optim, Schedule
+from onepeace.train.recipe import Optim, OptimGroup, Schedule
 
 Freeze = Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -57,24 +57,41 @@ def layer_id(name: str, depth: int) -> int:
     return 0 if name.startswith("adapters.") else depth + 1
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    layer_decay: float | None = None,
+    patterns: Mapping[str, OptimGroup] | None = None,
+) -> list[dict[str, Any]]:
     """Trainable parameters by (share of the learning rate, weight decay), as torch.optim takes them, with names.
 
     Not decayed: vectors and scalars, biases, and what ``model.no_weight_decay()`` names (CLS tokens, positions).
-    With ``layer_decay`` d, layer i of L + 1 learns at d^(L + 1 - i) of the rate.
+    With ``layer_decay`` d, layer i of L + 1 learns at d^(L + 1 - i) of the rate. The first of ``patterns`` that matches
+    a name scales its rate once more, and has a decay of its own for what decays.
+
+    Raises:
+        UserError: a pattern that matches no parameter.
     """
     listed = getattr(model, "no_weight_decay", None)
     skip: set[str] = set(listed()) if callable(listed) else set()
     names = {name for name, _ in model.named_parameters()}
     if unknown := sorted(skip - names):
         raise ValueError(f"no_weight_decay names {', '.join(unknown)}: not parameters of the model")
+    patterns = patterns or {}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"optim.groups: the pattern {pattern!r} matches none of {len(names)} parameters")
     depth = 1 + max((int(found[1]) for name in names if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1)
     groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decay = 0.0 if parameter.ndim <= 1 or name.endswith(".bias") or name in skip else weight_decay
+        own = next((group for pattern, group in patterns.items() if fnmatchcase(name, pattern)), OptimGroup())
+        decay = weight_decay if own.weight_decay is None else own.weight_decay
+        if parameter.ndim <= 1 or name.endswith(".bias") or name in skip:
+            decay = 0.0
         scale = 1.0 if layer_decay is None else layer_decay ** (depth + 1 - layer_id(name, depth))
+        scale *= own.lr_scale
         groups.setdefault((scale, decay), []).append((name, parameter))
     return [{"params": members, "lr_scale": scale, "weight_decay": decay} for (scale, decay), members in groups.items()]
 
@@ -86,7 +103,7 @@ def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
     """
     if config.name != "adamw":
         raise UserError(f"optim.name {config.name!r} is not known; known: adamw")
-    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.groups)
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
 
 

@@ -4,10 +4,11 @@
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from onepeace.device import join_device
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=12)
+"""How long a process waits for the others. The first one evaluates, trains the vocabulary and asks outside teachers
+while they wait, and that may take hours; torch's own 10 minutes (NCCL) would end the run. A process that dies needs no
+limit: torchrun then ends the others."""
 
 
 def rank() -> int:
@@ -37,7 +45,7 @@ def group(device: torch.device) -> Iterator[torch.device]:
         yield device
         return
     device, backend = join_device(device, int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group(backend)
+    dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield device
     finally:
@@ -110,6 +118,16 @@ def wait() -> None:
     """Until every process is here."""
     if ranks() > 1:
         dist.barrier()
+
+
+def first_alone(make: Callable[[], T]) -> T:
+    """What ``make`` gives in each process; the first makes it before the others, who find what it left in files."""
+    if rank() == 0:
+        made = make()
+        wait()
+        return made
+    wait()
+    return make()
 
 
 def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:

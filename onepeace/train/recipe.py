@@ -1,12 +1,15 @@
 """A recipe: one YAML file that says everything about a training run, as typed and frozen dataclasses.
 
 `read_recipe` merges a base file, the file and overrides of the command line, and refuses what it does not know. Paths
-of the base are relative to the recipe; shards are relative to ``data.root``. Next file: objective.py.
+of the base are relative to the recipe; shards are relative to ``data.root``. What a part of it can tell by itself is
+checked here, what the parts ask of each other in check.py. Next file: objective.py.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import yaml
@@ -46,7 +49,6 @@ class Data:
     """What is read."""
 
     train: tuple[SourceConfig, ...]
-    valid: tuple[SourceConfig, ...] = ()
     root: str = "${ONEPEACE_DATA}"
     """Folder of the shards; environment variables are expanded."""
     batches: str = "mixed"
@@ -70,7 +72,8 @@ class Data:
     cache_megabytes: int = 512
     """Memory of each worker for decoded sounds."""
     broken_limit: float = 0.02
-    """Share of a pair's items that may fail to decode before the run stops."""
+    """Share of a source's samples that may be unusable, and of a pair's items that may fail to decode, before the run
+    stops."""
 
     def __post_init__(self) -> None:
         if self.batches not in ("mixed", "by_source"):
@@ -88,8 +91,131 @@ class Data:
             if not 0 <= share < 1:
                 raise UserError(f"data.drop.{modality} is {share}, a share below 1")
         for modality, templates in self.templates.items():
-            if bad := [template for template in templates if "{}" not in template]:
-                raise UserError(f"data.templates.{modality}: {bad[0]!r} has no {{}} for the class name")
+            if bad := [template for template in templates if _placeholders(template) != [""]]:
+                raise UserError(
+                    f"data.templates.{modality}: {bad[0]!r} should have one {{}}, for the class name, alone"
+                )
+
+
+def _placeholders(template: str) -> list[str]:
+    """ "{} and {x}" -> ["", "x"]; none of a sentence whose braces do not close."""
+    try:
+        return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError:
+        return []
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Where the vocabulary is from; with model.from it is that model's."""
+
+    vocab_size: int = 8000
+    """Of one that is trained on the captions of the sources, if neither file nor name is given."""
+    file: str | None = None
+    """A tokenizer.json, as every model folder has one."""
+    name: str | None = None
+    """clip, as open_clip ships it."""
+
+    def __post_init__(self) -> None:
+        if self.name not in (None, "clip"):
+            raise UserError(f"tokenizer.name {self.name!r} is not known; known: clip")
+        if self.file is not None and self.name is not None:
+            raise UserError(f"tokenizer.file {self.file} and tokenizer.name {self.name}: give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """What every term of the objective has."""
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise UserError(f"weight is {self.weight}, not a number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrastive(Term):
+    """See onepeace/losses/contrastive.py."""
+
+    equal_captions: bool = False
+    """Items of equal caption or class are positives of each other."""
+    label_smoothing: float = 0.0
+    detach_keys: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising(Term):
+    """See onepeace/losses/denoising.py."""
+
+    scale: float = 2.5
+    label_smoothing: float = 0.0
+    teacher: str | None = None
+    """Seen alone or together; null = as the student."""
+    keys: str = "local"
+    """Candidates of this process, or global: of all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher not in (None, "alone", "together"):
+            raise UserError(f"teacher {self.teacher!r} is not known; known: alone, together")
+        if self.keys not in ("local", "global"):
+            raise UserError(f"keys {self.keys!r} is not known; known: local, global")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Term):
+    """See onepeace/losses/distillation.py and teachers.py."""
+
+    teacher: str
+    scale: float = 10.0
+    by: str = "keys"
+    """What the teacher says of the item, or of its captions."""
+    cache: str | None = None
+    """File of its features; null = one in the run's folder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.by not in ("keys", "captions"):
+            raise UserError(f"by {self.by!r} is not known; known: keys, captions")
+
+
+TERMS: dict[str, type[Term]] = {"contrastive": Contrastive, "denoising": Denoising, "distillation": Distillation}
+"""Options of each kind of term."""
+
+
+def split_term(name: str) -> tuple[str, list[str]]:
+    """A term's kind and modalities, without its label: "denoising:a/image+text" -> ("denoising", ["image", "text"])."""
+    kind, _, modalities = name.partition("/")
+    return kind.partition(":")[0], [key for key in modalities.split("+") if key]
+
+
+def read_term(name: str, options: Mapping[str, Any]) -> Term:
+    """The options of a term of the objective, checked."""
+    kind, _ = split_term(name)
+    if kind not in TERMS:
+        raise UserError(f"objective.{name} is not a term; known: {', '.join(TERMS)}")
+    return build(TERMS[kind], options, f"objective.{name}")
+
+
+@dataclass(frozen=True)
+class OptimGroup:
+    """What is different for some parameters."""
+
+    lr_scale: float = 1.0
+    """Share of the rate, of a layer's share if there is optim.layer_decay."""
+    weight_decay: float | None = None
+    """In place of optim.weight_decay, for those that decay at all; null = the same."""
+
+    def __post_init__(self) -> None:
+        _not_negative("optim.groups", self, "lr_scale", "weight_decay")
+
+
+def _not_negative(place: str, section: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not value >= 0:
+            raise UserError(f"{place}.{name} {value} should not be negative")
 
 
 @dataclass(frozen=True)
@@ -106,10 +232,13 @@ class Optim:
     """Largest norm of the whole gradient; null = not clipped."""
     layer_decay: float | None = None
     """Each layer's rate over the next one's, for fine-tuning."""
+    groups: dict[str, OptimGroup] = field(default_factory=dict)
+    """By pattern of parameter names, as in freeze: {"heads.*": {lr_scale: 0.1}}; the first that matches counts."""
 
     def __post_init__(self) -> None:
-        if len(self.betas) != 2:
-            raise UserError(f"optim.betas {list(self.betas)} should be two numbers")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optim.betas {list(self.betas)} should be two numbers from 0 to below 1")
+        _not_negative("optim", self, "lr", "eps", "weight_decay", "grad_clip", "layer_decay")
 
 
 @dataclass(frozen=True)
@@ -184,13 +313,26 @@ class Run:
             raise UserError(f"run.batch_size {bad[0]} should be at least 1")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UserError(f"run.precision {self.precision!r} is not known; known: auto, float32, bfloat16")
-        for name in ("keep", "accumulate"):
+        for name in ("keep", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"run.{name} {getattr(self, name)} should be at least 1")
+        _not_negative("run", self, "workers", "eval_every", "save_every", "save_minutes", "skip", "max_padding")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise UserError(f"run.ema {self.ema} should be from 0 to below 1; null = none")
         if self.parallel not in ("ddp", "fsdp"):
             raise UserError(f"run.parallel {self.parallel!r} is not known; known: ddp, fsdp")
         if unknown := [name for name in self.trackers if name not in ("tensorboard", "wandb")]:
             raise UserError(f"run.trackers {unknown[0]!r} is not known; known: tensorboard, wandb")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What the run is measured on."""
+
+    recipe: str
+    """An evaluation recipe, as recipes/evaluate/tiny.yaml."""
+    sets: tuple[str, ...] | None = None
+    """Some of its sets; null = all."""
 
 
 @dataclass(frozen=True)
@@ -202,20 +344,20 @@ class Recipe:
     ModelConfig in its place."""
     data: Data
     objective: dict[str, Options]
-    """Loss terms by name: their weight and options."""
+    """Loss terms by name (objective.py): their weight and options, those of TERMS."""
     schedule: Schedule
     run: Run
     seed: int = 1
     media: Options = field(default_factory=dict)
     """By modality: options of its decoder, in place of the model's."""
-    tokenizer: Options = field(default_factory=lambda: {"vocab_size": 8000})
-    """vocab_size: trained on the captions of the sources; file: a tokenizer.json; name: clip or released."""
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
     mask: dict[str, MaskRates] = field(default_factory=dict)
     """By modality: share of tokens hidden in the denoising passes."""
     freeze: dict[str, tuple[str, ...]] | tuple[str, ...] = ()
     """Patterns of parameters that do not train, or {except: patterns} of those that do."""
     optim: Optim = field(default_factory=Optim)
     evaluate: Options = field(default_factory=dict)
+    """Fields of Evaluate; empty = not measured."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -224,6 +366,12 @@ class Recipe:
             pairs = {source.name for source in self.data.train}
             if missing := sorted(pairs - set(self.run.batch_size)):
                 raise UserError(f"run.batch_size has no {missing[0]}; it has {', '.join(self.run.batch_size)}")
+        if not self.objective:
+            raise UserError(f"objective is empty; give at least one term of {', '.join(TERMS)}")
+        for name, options in self.objective.items():
+            read_term(name, options)
+        if self.evaluate:
+            build(Evaluate, self.evaluate, "evaluate")
 
     def batch_size(self, pair: str) -> int:
         """Items per step of a pair, named as "image+text"."""
@@ -236,7 +384,8 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: YAML. A ``base`` key names a file, relative to this one, whose fields it replaces one by one; null
-            takes out a term of the objective, or a modality of mask, drop, augment or templates.
+            takes out a term of the objective, a modality of mask, drop, augment or templates, or one of optim.groups.
+            A term without options ("contrastive:") that the base does not have takes the defaults.
         overrides: "a.b=value", later ones win; the value is YAML, a number in the path counts into a list.
 
     Raises:
@@ -244,15 +393,16 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     content = read_yaml(path)
     base = content.pop("base", None)
+    below: Options = {}
     if base is not None:
         below = read_yaml(Path(path).parent / str(base))
         if "base" in below:
             raise UserError(f"{path}: its base {base} has a base itself; one level is the limit")
-        content = merge(below, content)
+    content = merge(_filled(below, {}), _filled(content, below))
     for override in overrides:
         apply_override(content, override)
-    for place in (content, content.get("data")):
-        for name in ("objective", "mask", "drop", "augment", "templates"):
+    for place in (content, content.get("data"), content.get("optim")):
+        for name in ("objective", "mask", "drop", "augment", "templates", "groups"):
             if isinstance(place, dict) and isinstance(place.get(name), dict):
                 place[name] = {key: value for key, value in place[name].items() if value is not None}
     _check_keys(content, str(path))
@@ -269,15 +419,45 @@ def from_yaml(text: str, where: str) -> Recipe:
     return build(Recipe, yaml.safe_load(text), where)
 
 
+MAY_CHANGE = frozenset(
+    ["evaluate", "data.root"]
+    + [f"run.{name}" for name in ("out", "log_every", "eval_every", "save_every", "save_minutes", "keep", "workers")]
+    + [f"run.{name}" for name in ("trackers", "parallel", "compile", "checkpoint_activations")]
+)
+"""Fields that do not change what a step computes, but for rounding."""
+
+
 def check_same(saved: str, resolved: str, out: Path) -> None:
-    """A run goes on only under its own recipe; where it lies and how often it speaks may change."""
-    old, new = yaml.safe_load(saved), yaml.safe_load(resolved)
-    for recipe in (old, new):
-        recipe.pop("run")
-        recipe["data"].pop("root")
-    for name in new:
-        if old.get(name) != new[name]:
-            raise UserError(f"{out} holds a run with another {name}; give run.out another folder, or remove this one")
+    """A run goes on only under its own recipe; where it lies, how often it speaks and how it is spread may change."""
+    old, new = (_settings(Recipe, yaml.safe_load(text)) for text in (saved, resolved))
+    for name, value in new.items():
+        if name not in MAY_CHANGE and old[name] != value:
+            raise UserError(
+                f"{out} holds a run with another {name}, {old[name]!r:.60} and not {value!r:.60}; "
+                "give run.out another folder, or remove this one"
+            )
+
+
+def _settings(section: Any, content: Mapping[str, Any], at: str = "") -> Options:
+    """Fields by name, as "optim.lr". A recipe that is older than a field has its default; fields that are gone do not
+    count."""
+    found: Options = {}
+    for one in fields(section):
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        value = content.get(one.name, to_plain(None if default is MISSING else default))
+        if isinstance(one.type, type) and is_dataclass(one.type):
+            found |= _settings(one.type, value, f"{at}{one.name}.")
+        else:
+            found[f"{at}{one.name}"] = value
+    return found
+
+
+def _filled(content: Options, below: Options) -> Options:
+    """Terms of the objective without options get none, if there is nothing below that null would take out."""
+    terms, known = content.get("objective"), below.get("objective") or {}
+    if not isinstance(terms, dict):
+        return content
+    return {**content, "objective": {n: {} if t is None and n not in known else t for n, t in terms.items()}}
 
 
 def _check_keys(value: Any, where: str) -> None:

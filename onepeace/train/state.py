@@ -1,19 +1,18 @@
 """What a run is made of between two steps, and how it goes to a checkpoint and back, whole or in shares.
 
 Whole: one file (checkpoint.py), written by the first process. In shares, under fully_shard: a folder to which each
-process writes its own, by torch.distributed.checkpoint in safetensors files; any number of processes can read it.
+process writes its own, by torch.distributed.checkpoint in safetensors files. Any number of processes can read either.
 """
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from onepeace.errors import UserError
 from onepeace.train import checkpoint, parallel
@@ -33,14 +32,16 @@ class State:
     ):
         self.objective, self.optimizer, self.average, self.sharded = objective, optimizer, average, sharded
 
-    def save(self, out: Path, step: int, recipe: str, extra: Mapping[str, Any], score: float | None, keep: int) -> None:
+    def save(self, out: Path, step: int, recipe: str, extra: Mapping[str, Any], keep: int) -> None:
         """Write the checkpoint of ``step``; every process calls it, and none goes on before it is complete.
 
         Raises:
             UserError: the disk is full or not writable; the checkpoints from before are untouched.
         """
         try:
-            self._save(out, step, recipe, extra, score, keep)
+            path = self._save(out, step, recipe, extra)
+            if parallel.rank() == 0:
+                checkpoint.prune(path, keep)
         except OSError as error:
             raise UserError(
                 f"{out}: the checkpoint of step {step} cannot be written ({error}); make room, and the same command "
@@ -48,31 +49,37 @@ class State:
             ) from error
         parallel.wait()
 
-    def _save(
-        self, out: Path, step: int, recipe: str, extra: Mapping[str, Any], score: float | None, keep: int
-    ) -> None:
+    def _save(self, out: Path, step: int, recipe: str, extra: Mapping[str, Any]) -> Path:
         if self.sharded:
-            self._save_shares(out, step, {"step": step, "recipe": recipe, "extra": extra, "score": score})
-        elif parallel.rank() == 0:
-            model, optimizer = self.objective.state_dict(), self.optimizer.state_dict()
-            checkpoint.save(
-                out, step, model=model, optimizer=optimizer, ema=self.average, recipe=recipe, extra=extra, score=score
-            )
-        if parallel.rank() == 0:
-            checkpoint.prune(out, keep)
+            return self._save_shares(out, step, {"step": step, "recipe": recipe, "extra": extra})
+        if parallel.rank() != 0:
+            return out
+        model, optimizer = self.objective.state_dict(), self.optimizer.state_dict()
+        return checkpoint.save(
+            out, step, model=model, optimizer=optimizer, ema=self.average, recipe=recipe, extra=extra
+        )
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Go back to a checkpoint; a `UserError` if the run is spread another way than then."""
+        """Go back to a checkpoint, however the run was spread then."""
         if saved.path.is_dir():
             self._restore_shares(saved.path)
-        elif self.sharded:
-            raise UserError(f"{saved.path} was written under run.parallel=ddp or in one process; go on in that way")
         else:
-            self.objective.load_state_dict(saved.model)
-            self.optimizer.load_state_dict(saved.optimizer)
-            for name, tensor in self.average.items():
-                tensor.copy_(saved.ema[name])
-            saved.restore_generators()
+            self._restore_whole(saved)
+
+    def _restore_whole(self, saved: checkpoint.Checkpoint) -> None:
+        """Every process has read the file, and takes its share of each tensor where it holds shares."""
+        own = self.objective.state_dict()
+        self.objective.load_state_dict({name: _share(tensor, own.get(name)) for name, tensor in saved.model.items()})
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        # One state for each parameter, by number; a count of steps in it has no shares.
+        state = {
+            i: {name: _share(value, parameters[i]) for name, value in values.items()}
+            for i, values in saved.optimizer["state"].items()
+        }
+        self.optimizer.load_state_dict({**saved.optimizer, "state": state})
+        for name, tensor in self.average.items():
+            tensor.copy_(_share(saved.ema[name], tensor))
+        saved.restore_generators()
 
     def full(self) -> dict[str, Tensor]:
         """The model's weights, averaged where they are, whole. Every process calls it; only the first gets them."""
@@ -95,29 +102,30 @@ class State:
         tensors |= {f"optimizer/{name}": value for name, value in optimizer.items() if isinstance(value, Tensor)}
         return model, optimizer, tensors | {f"ema/{name}": tensor for name, tensor in self.average.items()}
 
-    def _save_shares(self, out: Path, step: int, about: dict[str, Any]) -> None:
+    def _save_shares(self, out: Path, step: int, about: dict[str, Any]) -> Path:
         import torch.distributed.checkpoint as dcp
 
         path = out / f"step-{step:08d}"
         temporary = path.with_suffix(".tmp")
         if parallel.rank() == 0:
-            for left_over in out.glob("step-*.tmp"):
-                shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
+            checkpoint.remove(*out.glob("step-*.tmp"))
             temporary.mkdir(parents=True)
         parallel.wait()
         writer = dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True, enable_consolidation=False)
         try:
             dcp.save(self._tensors()[2], storage_writer=writer)
         except dcp.CheckpointException as error:  # a BaseException, with what befell each process
-            raise OSError("; ".join(f"process {rank}: {e[0]}" for rank, e in error.failures.items())) from error
+            raise OSError(_failures(error)) from error
         if parallel.rank() == 0:
+            about = {**about, "shares": len(list(temporary.glob("*.safetensors")))}
             (temporary / checkpoint.ABOUT).write_text(json.dumps(about), encoding="utf-8")
             for file in temporary.iterdir():
                 checkpoint.to_disk(file)
             if path.exists():
-                shutil.rmtree(path)
+                checkpoint.remove(path)
             os.replace(temporary, path)
             checkpoint.to_disk(out)
+        return path
 
     def _restore_shares(self, path: Path) -> None:
         import torch.distributed.checkpoint as dcp
@@ -125,8 +133,24 @@ class State:
 
         model, optimizer, tensors = self._tensors()
         # All are filled in place, in ``model`` and ``optimizer`` too; the averages are the run's own.
-        dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=parallel.ranks() == 1)
+        try:
+            dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=parallel.ranks() == 1)
+        except dcp.CheckpointException as error:
+            raise UserError(f"{path}: not a checkpoint of this run ({_failures(error)})") from error
         options = StateDictOptions(flatten_optimizer_state_dict=True)
         set_state_dict(
             self.objective, self.optimizer, model_state_dict=model, optim_state_dict=optimizer, options=options
         )
+
+
+def _share(value: Any, like: Any) -> Any:
+    """This process's share of a whole tensor, where ``like`` is one of a tensor of its shape; else the value itself."""
+    if not isinstance(like, DTensor) or getattr(value, "shape", None) != like.shape:
+        return value
+    share = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return share.clone()  # a view would keep the whole tensor in memory
+
+
+def _failures(error: Any) -> str:
+    """A CheckpointException, which is a BaseException, in one line: what befell each process."""
+    return "; ".join(f"process {rank}: {' '.join(str(e[0]).split())}" for rank, e in error.failures.items())
