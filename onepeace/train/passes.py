@@ -24,7 +24,7 @@ class Passes:
     Args:
         model: in training mode.
         batch: model inputs by modality; ``drop`` and ``masks`` as onepeace/data/batches.py makes them.
-        max_padding: share of padding from which a pass is cut into groups of similar length; 1 = never.
+        max_padding: share of padding of all passes from which one is cut into groups of similar length; 1 = never.
         agree: this process's number of groups -> the number in all of them. Blocks that are gathered from shares must
             run as often in each.
     """
@@ -88,6 +88,17 @@ class Passes:
         keep = {key: self.batch["masks"][key]["together"][0] for key in self.keys}
         return {key: out.tokens for key, out in self._by_length(self.keys, keep, self._reconstruct).items()}
 
+    def _allowed(self, lengths: Tensor) -> float:
+        """Share of padding in a pass over items of these lengths: any, as long as the step's stays within the limit.
+
+        Groups are worth their smaller matrix products only where padding weighs in the whole: short texts beside
+        pictures do not.
+        """
+        real, longest = int(lengths.sum()), int(lengths.amax(1).sum())
+        expected = sum(int(own.sum()) for own in self.lengths.values())
+        spare = self.max_padding * max(self.real_tokens + real, expected) - (self.all_tokens - self.real_tokens)
+        return 1.0 if longest * lengths.shape[1] - real <= spare else self.max_padding
+
     def _reconstruct(self, stems: Mapping[str, Stem], keep: Mapping[str, Tensor]) -> dict[str, Features]:
         return {key: Features(tokens, None) for key, tokens in self.model.reconstruct(stems, keep).items()}
 
@@ -100,7 +111,7 @@ class Passes:
         """``run`` over groups of similar length; what it gives, in the batch's order and padded to its longest."""
         stems = {key: self.stems[key] for key in keys}
         lengths = torch.stack([(keep[key] >= 0).sum(1) if key in keep else self.lengths[key] for key in keys])
-        groups = length_groups(lengths, self.max_padding, self.agree)
+        groups = length_groups(lengths, self._allowed(lengths), self.agree)
         self.real_tokens += int(lengths.sum())
         self.all_tokens += sum(len(rows) * int(lengths[:, rows].amax(1).sum()) for rows in groups)
         if len(groups) == 1:
@@ -135,9 +146,9 @@ def length_groups(
     """
     lengths = torch.atleast_2d(lengths)
     rows = lengths.sum(0).argsort(descending=True, stable=True)
-    if max_padding >= 1:
-        return [rows.sort().values]
-    groups = _greedy(lengths[0], rows, max_padding) if len(lengths) == 1 else _halves(lengths, rows, max_padding)
+    groups = [rows]
+    if max_padding < 1:
+        groups = _greedy(lengths[0], rows, max_padding) if len(lengths) == 1 else _halves(lengths, rows, max_padding)
     count = agree(len(groups))
     if count != len(groups):
         groups = list(rows.tensor_split(count))
