@@ -145,6 +145,7 @@ def test_memory_by_way_processes_and_parts():
     assert whole.activations == pytest.approx(4 * ddp.activations, rel=0.02)
     assert parts.memory["ddp", False].activations == ddp.activations
     assert parts.memory["ddp", False].losses == whole.losses  # of all parts
+    # 0.67 here: a block keeps little beside its input since it makes the rest again itself.
     assert alone.memory["ddp", True].activations < 0.7 * whole.activations
     forward_again = parts.flops_per_step / alone.flops_per_step
     assert 1.25 < forward_again < 1.45
