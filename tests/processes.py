@@ -83,7 +83,9 @@ def spread_step(path, accumulate):
         objective = make_objective(accumulate=accumulate)
         take = {key: adapter.take for key, adapter in objective.model.adapters.items()}
         batch = split(whole_batch(), parallel.ranks(), take)[parallel.rank()]
-        losses, gradients = loss_and_gradients(parallel.spread(objective, objective.model.blocks, "ddp"), batch)
+        losses, gradients = loss_and_gradients(
+            parallel.spread(objective, objective.model.blocks, "ddp", torch.device("cpu")), batch
+        )
         losses = {name: parallel.mean(loss) for name, loss in losses.items()}
         if parallel.rank() == 0:
             torch.save((losses, gradients), path)

@@ -9,7 +9,7 @@ from processes import loss_and_gradients, make_objective, spread_step, start, tr
 from small_shards import COLOURS
 from test_train import DENOISING, recipe, root  # noqa: F401
 
-from onepeace.train import checkpoint, loop, parallel, teachers
+from onepeace.train import build, checkpoint, loop, parallel, teachers
 from onepeace.train.log import read_log
 from onepeace.train.state import State
 
@@ -112,7 +112,7 @@ class Small(torch.nn.Module):
 def small_state(way):
     """Random weights, spread over the processes."""
     objective = Small()
-    parallel.spread(objective, objective.model, way)
+    parallel.spread(objective, objective.model, way, torch.device("cpu"))
     optimizer = torch.optim.AdamW(objective.parameters())
     average = {name: parameter.detach() + 1 for name, parameter in objective.model.named_parameters()}
     return State(objective, optimizer, average, way == "fsdp")
@@ -175,6 +175,50 @@ def test_a_run_goes_on_however_it_is_spread(root, tmp_path):  # noqa: F811
     for i, values in expected.items():
         assert moments[i]["step"] == values["step"] == 6
         assert torch.allclose(moments[i]["exp_avg"], values["exp_avg"], rtol=1e-2, atol=1e-5), i
+
+
+def share_out(path):
+    """Weights that the first process alone has, and what every process then holds of them."""
+    with parallel.group(torch.device("cpu")):
+        with torch.device("meta" if parallel.rank() else "cpu"):
+            objective = Small()
+        objective.model[0].requires_grad_(False)
+        given = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
+        parallel.spread(objective, objective.model, "fsdp", torch.device("cpu"))
+        assert [p.requires_grad for p in objective.parameters()] == [True, False, False, True, True]
+        found = {name: getattr(x, "full_tensor", lambda x=x: x)() for name, x in objective.state_dict().items()}
+        torch.save({"given": given, "found": found}, path / str(parallel.rank()))
+
+
+@pytest.mark.slow
+def test_weights_of_the_first_process_are_shared_out(tmp_path):
+    start(2, share_out, tmp_path)
+    first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
+    assert all(tensor.is_meta for tensor in second["given"].values())
+    for name, tensor in first["given"].items():
+        assert torch.equal(first["found"][name], tensor), name
+        assert torch.equal(second["found"][name], tensor), name
+
+
+def train_noting_models(path, noted):
+    """A run whose processes each note whether they made a model with values."""
+    make = build.make_model
+
+    def made(*args, **options):
+        model = make(*args, **options)
+        (noted / str(parallel.rank())).write_text(str({p.device.type for p in model.parameters()}))
+        return model
+
+    build.make_model = made
+    train(path, [])
+
+
+@pytest.mark.slow
+def test_only_the_first_process_makes_the_whole_model_to_be_shared(root, tmp_path):  # noqa: F811
+    run = {"out": str(tmp_path / "run"), "batch_size": 4, "workers": 0, "parallel": "fsdp", "log_every": 1}
+    loop.write_config(recipe(root, tmp_path / "run", steps=1, run=run), tmp_path / "recipe.yaml")
+    start(2, train_noting_models, tmp_path / "recipe.yaml", tmp_path)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["{'cpu'}", "{'meta'}"]
 
 
 def train_with_teacher(path, asked):

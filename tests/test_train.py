@@ -196,10 +196,17 @@ def test_outside_teacher_is_asked_once_per_item(root, tmp_path, monkeypatch):
     assert len(asked) == 12 * len(COLOURS)
     lines = read_log(tmp_path / "run" / "log.jsonl")
     assert lines[-1]["distillation/image"] < lines[0]["distillation/image"]
-    cache = tmp_path / "run" / "teacher-image.safetensors"
+    cache = tmp_path / "run" / "brightness-image.safetensors"
     terms["distillation/image"]["cache"] = str(cache)
     loop.train(recipe(root, tmp_path / "again", steps=1, objective=terms))
     assert len(asked) == 12 * len(COLOURS)
+    monkeypatch.setitem(teachers.TEACHERS, "darkness", brightness)
+    terms["distillation/image"]["teacher"] = "darkness"
+    with pytest.raises(UserError, match=r"brightness-image.* the teacher brightness, the recipe asks for darkness"):
+        loop.train(recipe(root, tmp_path / "other", steps=1, objective=terms))
+    cache.write_bytes(cache.read_bytes()[:50])
+    with pytest.raises(UserError, match=r"brightness-image.* not readable as features"):
+        loop.train(recipe(root, tmp_path / "cut", steps=1, objective=terms))
 
 
 def test_logged_loss_of_several_pairs_is_their_sum(root, tmp_path):

@@ -157,16 +157,17 @@ def make_decoders(config: Config, folder: Path) -> dict[str, Any]:
     return decoders
 
 
-def make_model(recipe: Recipe, config: Config) -> OnePeace:
-    """A model with fresh weights, or those of ``model.from`` where it has them.
+def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
+    """A model with fresh weights, or those of ``model.from`` where it has them; if ``empty``, one without values.
 
     ``model.copy`` {new: old} starts a new modality's FFNs and norms from another's: spectrograms profit from what was
     learned on pictures. ``model.fresh`` lists patterns of weights that are not taken over. Whatever else is new starts
     fresh and is logged; a weight of another shape is an error.
     """
     torch.manual_seed(recipe.seed)
-    model = OnePeace(config.model)
-    if "from" not in recipe.model:
+    with torch.device("meta" if empty else "cpu"):
+        model = OnePeace(config.model)
+    if empty or "from" not in recipe.model:
         return model
     from onepeace.hub.weights import read_state
 
@@ -207,7 +208,8 @@ def make_teachers(recipe: Recipe, sources: Sequence[Source], decoders: Mapping[s
         if recipe.data.stream:
             raise UserError(f"objective.{term} asks its teacher once, of items in memory; set data.stream=false")
         key = "text" if options.get("by") == "captions" else listed[0]
-        path = Path(os.path.expandvars(options.get("cache", f"{recipe.run.out}/teacher-{key}.safetensors")))
+        own = f"{recipe.run.out}/{options['teacher']}-{key}.safetensors"
+        path = Path(os.path.expandvars(options.get("cache") or own))
         if key == "text":
             captions = {text for source in sources for text in source_captions(recipe, source.samples)}
             # Like lengths together: the teacher pads to the longest of a batch.

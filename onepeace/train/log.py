@@ -155,6 +155,7 @@ def describe_run(folder: Path) -> None:
         "torch": torch.__version__,
         "machine": platform.platform(),
         "processors": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
         "processes": ranks(),
         "command": sys.argv,

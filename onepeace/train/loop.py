@@ -69,10 +69,10 @@ def _train(
         build.make_tokenizer(recipe, data.captions, out / "tokenizer.json")
     parallel.wait()
     decoders = build.make_decoders(config, out)
-    model = build.make_model(recipe, config)
-    teachers = parallel.first_alone(lambda: build.make_teachers(recipe, data.sources, decoders))
     sharded = parallel.ranks() > 1 and run.parallel == "fsdp"
-    objective = Objective(model, recipe.objective, teachers, run.accumulate, run.max_padding, sharded).to(device)
+    model = build.make_model(recipe, config, empty=sharded and not main)
+    teachers = parallel.first_alone(lambda: build.make_teachers(recipe, data.sources, decoders))
+    objective = Objective(model, recipe.objective, teachers, run.accumulate, run.max_padding, sharded)
     if recipe.freeze:
         freeze(model, recipe.freeze)
     if run.checkpoint_activations:
@@ -81,7 +81,7 @@ def _train(
         for block in model.blocks:
             block.compile()
     use_bfloat16 = {"float32": False, "bfloat16": True}.get(run.precision, bfloat16_is_fast(device))
-    spread = parallel.spread(objective, model.blocks, run.parallel)
+    spread = parallel.spread(objective, model.blocks, run.parallel, device)
     optimizer = make_optimizer(model, recipe.optim)
     if len(objective.teacher_heads):
         heads = list(objective.teacher_heads.named_parameters())

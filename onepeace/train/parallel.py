@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -136,24 +137,32 @@ def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
-def spread(objective: nn.Module, blocks: Iterable[nn.Module], way: str) -> nn.Module:
+def spread(objective: nn.Module, blocks: Iterable[nn.Module], way: str, device: torch.device) -> nn.Module:
     """The objective, ready to train on all processes.
 
     Args:
-        objective: holds the model and every other parameter that learns.
+        objective: holds the model and every other parameter that learns. Under "fsdp" only the first process's values
+            count, and only there need be any: it may be on the meta device in the others.
         blocks: what is gathered and freed one at a time under "fsdp".
         way: "ddp", every process holds everything; "fsdp", each holds its share (``fully_shard`` of torch: FSDP2).
+        device: this process's.
     """
     if ranks() == 1:
-        return objective
+        return objective.to(device)
     if way == "ddp":
         # A step may have pairs that do not touch every parameter: those of a third modality, say.
-        return DistributedDataParallel(objective, find_unused_parameters=True)
+        return DistributedDataParallel(objective.to(device), find_unused_parameters=True)
+    # No device ever holds the whole model: it is cut while it has no values, then each tensor is sent around by itself.
+    whole = objective.state_dict() if rank() == 0 else {}
+    objective.to("meta")
     # Weights are gathered in float32 and autocast rounds them where it should, as in a single process.
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for block in blocks:
         fully_shard(block, mp_policy=policy)
     fully_shard(objective, mp_policy=policy, ignored_params=set(_scalars(objective)))
+    objective.to_empty(device=device)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(objective, whole, options=options)
     return objective
 
 

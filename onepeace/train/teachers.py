@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from onepeace.device import bfloat16_is_fast
-from onepeace.errors import need
+from onepeace.errors import UserError, need
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +81,13 @@ def cached_features(teacher: str, names: list[str], read: Callable[[str], Any], 
 
     Returns:
         {name: row of the table}, and the table (N, dim) float16, as ``{"row": ..., "features": ...}``.
+
+    Raises:
+        UserError: the file cannot be read, or is of another teacher.
     """
     index = path.with_suffix(".json")
     if path.exists() and index.exists():
+        _check_teacher(path, teacher)
         row = {name: i for i, name in enumerate(json.loads(index.read_text()))}
         if all(name in row for name in names):
             return {"row": row, "features": load_file(path)["features"]}
@@ -92,11 +97,24 @@ def cached_features(teacher: str, names: list[str], read: Callable[[str], Any], 
     features = torch.cat(chunks)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The index last, and each under its name when it is whole: what is there is complete.
-    for file, write in ((path, partial(save_file, {"features": features})), (index, partial(_write_names, names))):
+    save = partial(save_file, {"features": features}, metadata={"teacher": teacher})
+    for file, write in ((path, save), (index, partial(_write_names, names))):
         temporary = file.with_name(f"{file.name}.tmp")
         write(temporary)
         os.replace(temporary, file)
     return {"row": {name: i for i, name in enumerate(names)}, "features": features}
+
+
+def _check_teacher(path: Path, teacher: str) -> None:
+    try:
+        with safe_open(path, "pt") as file:
+            whose = (file.metadata() or {}).get("teacher")
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: not readable as features of a teacher ({error}); remove it, or name another cache"
+        ) from error
+    if whose != teacher:
+        raise UserError(f"{path}: features of the teacher {whose}, the recipe asks for {teacher}; name another cache")
 
 
 def _write_names(names: list[str], path: Path) -> None:
