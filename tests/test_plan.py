@@ -110,8 +110,8 @@ def test_plan_is_near_what_a_step_holds(other, size, precision):
     assert memory.parameters == sum(p.nbytes for p in parameters)
     assert memory.gradients == pytest.approx(sum(p.grad.nbytes for p in parameters if p.grad is not None), rel=0.01)
     assert memory.optimizer == pytest.approx(sum(tensor.nbytes for tensor in states), rel=0.01)
-    # Measured: 0.94 and 0.95 of float32, 1.01 to 1.06 of bfloat16.
-    assert memory.activations + memory.copies + memory.losses == pytest.approx(held, rel=0.08)
+    # Measured: 1.06 to 1.08 of it. What is made again of one block is planned for, and not held yet.
+    assert memory.activations + memory.copies + memory.losses == pytest.approx(held, rel=0.1)
     if precision == "bfloat16":  # in float32 these lengths take torch's fused CPU kernel, whose FLOPs it does not tell
         assert found.flops_per_step == pytest.approx(counter.flops, rel=0.002)
 

@@ -17,8 +17,9 @@ make again (onepeace/model/layers.py, `keeping_inputs`). c is the size of a comp
              + 4 + c             input of the FFN's norm; of its two matrices if they train
              + 2 c )             branches before their gain                  if it trains
     + B L F x 2 c                gate, and what it gates
-    + c B L D + 4 B H L          result of attention         of a fused kernel
-    + 3 c B L F or 2 c B H L^2   of one block, made again    the larger one; the second of a plain form
+    + c B L D                    result of attention
+    + 4 B H L or c B H L^2       sums or weights of it       of a fused kernel, of the plain form
+    + 3 c B L F or 2 c B H L^2   of one block, made again    the larger one; the second of the plain form: gradients
 
 Of the bias (c H + 4) b L^2 in each pass of the encoder, itself and its buckets (b: 1 or B). The decoder's blocks
 likewise, over all tokens. With ``run.checkpoint_activations`` 4 B L D of each block of the encoder and pass stay, and
@@ -160,7 +161,7 @@ def make_plan(recipe: Recipe, processes: int = 1, device: str = "cuda") -> Plan:
             largest[checkpointed] = max(largest.get(checkpointed, (0, 0, 0)), (kept, losses, copies), key=sum)
         cost = training_cost(model, item, passes)
         lost = loss_flops(recipe, model, item, pair, share, recipe.batch_size(name))
-        flops[name] = repeated(model, item, cost, passes, form, parts, chosen[1]) + lost
+        flops[name] = repeated(cost, passes, parts, chosen[1]) + lost
     held = held_bytes(model, recipe.run.ema is not None, processes)
     memory = {
         (way, checkpointed): Memory(*held[way], copies, kept, losses)
@@ -319,7 +320,7 @@ def block_bytes(
     size += rows * dim * (4 + 2 * c * learns.gain)
     for key, count in tokens.items():
         size += batch * count * (2 * ffn * c + dim * c * (key in learns.ffn))
-    return size + fused * (rows * dim * c + 4 * batch * heads * length)
+    return size + rows * dim * c + batch * heads * length * (4 if fused else c * length)
 
 
 def takes_plain_form(model: OnePeace | None, tokens: Mapping[str, int], form: Form) -> bool:
@@ -446,23 +447,11 @@ def loss_flops(
     return denoising + 12 * items * model.config.embed_dim * contrastive
 
 
-def repeated(
-    model: OnePeace, item: Mapping[str, Mapping], cost: TrainingCost, passes: Sequence[Pass], form: Form, parts: int,
-    checkpointed: bool,
-) -> int:  # fmt: skip
-    """FLOPs of an item with what is computed again in the backward pass: of checkpointed blocks, of parts all, of the
-    plain form of attention its two products.
+def repeated(cost: TrainingCost, passes: Sequence[Pass], parts: int, checkpointed: bool) -> int:
+    """FLOPs of an item with what is computed again in the backward pass: of checkpointed blocks, of parts all.
 
     The decoder is not checkpointed but taken along here; it is a few per cent of a pass.
     """
-    whole, decoder, attention = token_counts(model, item), model.config.decoder, 0
-    for one in passes:
-        if one.learns and takes_plain_form(model, one.tokens, form):
-            learning = sum(found is not None for found in trains(model, one))
-            attention += learning * 4 * model.config.dim * sum(one.tokens.values()) ** 2
-        full = {key: whole[key] for key in one.tokens}
-        if one.decodes and decoder is not None and takes_plain_form(None, full, form):
-            attention += decoder.depth * 4 * decoder.dim * sum(full.values()) ** 2
     again = (cost.stems + sum(cost.forward)) if parts > 1 else 0
     blocks = sum(flops for flops, one in zip(cost.forward, passes, strict=True) if one.learns) if checkpointed else 0
-    return cost.total + again + blocks + attention
+    return cost.total + again + blocks

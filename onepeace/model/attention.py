@@ -23,19 +23,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     ``bias`` (1 or B, H or 1, L, L) is added to the logits, -inf hides a key; every query must see at least one key.
     The softmax sums in float32 at least, in every dtype.
     """
-    if takes_plain_form(q, bias):
+    trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    if use_plain_form(q.device.type, q.dtype, q.shape[2], trained):
         scores = q @ k.transpose(-2, -1)
         if bias is not None:
             scores += bias  # in place: the product's backward does not need its result
         # The CPU kernel sums in float32 whatever the dtype; asking for a float32 result would only add two passes.
         return scores.softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
-
-
-def takes_plain_form(q: Tensor, bias: Tensor | None) -> bool:
-    """The choice for these tensors."""
-    trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
-    return use_plain_form(q.device.type, q.dtype, q.shape[2], trained)
 
 
 class SelfAttention(nn.Module):
@@ -63,12 +58,7 @@ class SelfAttention(nn.Module):
         q, k, v = heads(self.q(x) * self.scale), heads(self.k(x)), heads(self.v(x))
         # Autocast makes q, k, v half while the tables stay float32; the kernels want one dtype.
         bias = None if bias is None else bias.to(q.dtype)
-        if takes_plain_form(q, bias):  # whose (L, L) weights can be larger than all the rest
-            return keeping_inputs(self._attend, q, k, v, bias)
         return keeping_inputs(self._mix, attention(q, k, v, bias))
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        return self._mix(attention(q, k, v, bias))
 
     def _mix(self, out: Tensor) -> Tensor:
         """(B, H, L, head_dim) -> (B, L, D)."""
