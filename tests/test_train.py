@@ -12,6 +12,7 @@ from onepeace import cli
 from onepeace.api import load
 from onepeace.commands.train import evaluation
 from onepeace.config import build
+from onepeace.data.shard_writer import ShardWriter
 from onepeace.errors import UserError
 from onepeace.train import loop, teachers
 from onepeace.train.log import read_log
@@ -120,6 +121,43 @@ def test_copied_ffn_starts_from_the_other_modality(root, stage_one, tmp_path):
     made = loop.build.make_model(wanted, loop.build.make_config(wanted)).state_dict()
     assert torch.equal(made["blocks.1.ffn.audio.up.weight"], made["blocks.1.ffn.image.up.weight"])
     assert torch.equal(made["norms.audio.weight"], made["norms.image.weight"])
+
+
+def test_a_run_starts_from_a_model_by_its_name(root, tmp_path):
+    wanted = recipe(root, tmp_path, model={"from": "tiny"})
+    made = loop.build.make_model(wanted, loop.build.make_config(wanted)).state_dict()
+    bundled = load("tiny").model.state_dict()
+    assert made.keys() == bundled.keys()
+    assert all(torch.equal(made[name], bundled[name]) for name in bundled)
+    wanted.model["from"] = "runs/none"
+    with pytest.raises(UserError, match=r"runs/none/config.yaml: cannot be read"):
+        loop.build.make_config(wanted)
+
+
+def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
+    """Words without pictures are a source of their own: a batch of them beside each batch of pairs."""
+    with ShardWriter(tmp_path / "words", "words") as writer:
+        for i in range(40):
+            writer.write(f"w{i}", {}, [f"the {list(COLOURS)[i % len(COLOURS)]} thing"])
+    sources = [
+        {"shards": "squares.tar", "pair": ["image", "text"]},
+        {"shards": str(tmp_path / "words/*.tar"), "pair": ["text"]},
+    ]
+    wanted = recipe(
+        root, tmp_path / "run", steps=4, data={"root": str(root), "train": sources},
+        objective={"contrastive": {"equal_captions": True}, "denoising/text": {}},
+    )  # fmt: skip
+    data = loop.build.Data(wanted)
+    config = loop.build.make_config(wanted)
+    loop.build.make_tokenizer(wanted, data.captions, tmp_path / "run/tokenizer.json")
+    steps, _ = data.steps(loop.build.make_decoders(config, tmp_path / "run"), {}, None, 0)
+    group, _ = steps[0]
+    assert [(batch["pair"], sorted(set(batch) & {"text", "image"})) for batch in group] == [
+        ("image+text", ["image", "text"]), ("text", ["text"]),
+    ]  # fmt: skip
+    loop.train(wanted)
+    (line,) = read_log(tmp_path / "run/log.jsonl")
+    assert {"contrastive/text+image", "denoising/text"} <= set(line)
 
 
 def test_named_weights_start_fresh(root, stage_one, tmp_path):

@@ -340,8 +340,8 @@ class Recipe:
     """Everything about a run. `to_yaml` and `read_recipe` are inverse to each other."""
 
     model: Options
-    """size (a row of SIZES) or from (a model folder or run), with copy and fresh (build.make_model), and any field of
-    ModelConfig in its place."""
+    """size (a row of SIZES) or from (a model folder, a run, "tiny" or a released name), with copy and fresh
+    (build.make_model), and any field of ModelConfig in its place."""
     data: Data
     objective: dict[str, Options]
     """Loss terms by name (objective.py): their weight and options, those of TERMS."""
