@@ -81,7 +81,8 @@ class Tokens(NamedTuple):
     positions: Tensor
     """(L, 2): what each token covers, in `unit`."""
     unit: str
-    """"patch": row and column; "second": start and end; "character": start and end in the text as given."""
+    """"patch": row and column; "second": start and end; "character": start and end in the text as given;
+    "token", of a modality of your own: its number and the next."""
 
 
 def load(
@@ -447,7 +448,8 @@ class Embedder:
             return torch.stack([seconds[:-1], seconds[1:]], dim=1), "second"
         if isinstance(decoder, TextDecoder):
             return torch.tensor(decoder.encode(str(_value(modality, value))).offsets), "character"
-        raise UserError(f"features of {modality} have no positions yet")
+        first = torch.arange(int(adapter.token_lengths(batch)[0]))
+        return torch.stack([first, first + 1], dim=1), "token"
 
 
 class _Cut(NamedTuple):

@@ -364,6 +364,16 @@ def test_a_vector_has_unit_length_and_does_not_depend_on_company(motion, trained
     assert (half * vectors).sum(1).min() > 0.99
 
 
+def test_features_number_its_tokens(motion, trained, files):
+    model = onepeace.load(trained, device="cpu")
+    (path, *_) = files[1]
+    tokens = model.features({"motion": path, "text": "nodding"})["motion"]
+    count = len(MotionDecoder(max_steps=20).decode(path))
+    assert tokens.features.shape == (count, 32)
+    assert tokens.unit == "token"
+    assert tokens.positions.tolist() == [[i, i + 1] for i in range(count)]
+
+
 def test_a_trained_caption_finds_files_of_its_kind_first(motion, trained, files):
     model = onepeace.load(trained, device="cpu")
     paths, kinds = list(files[1]), list(files[1].values())
