@@ -26,8 +26,6 @@ from shardwriter import difference_hash, open_picture
 from onepeace.errors import UserError
 
 MEDIA = frozenset({"jpg", "jpeg", "png", "webp", "ogg", "wav", "flac", "mp3"})
-TEXT_ALONE = "text"
-"""The folder of shards whose samples need no picture or sound."""
 PHOTOGRAPHS = ("tin_", "ins_", "f8k_", "f30k_", "coco_", "cc_")
 
 KNOWN = frozenset({("esc50", "209698"), ("esc50", "234879")})
@@ -130,8 +128,6 @@ def _sample(path: Path, key: str, members: dict[str, bytes]) -> ShardSample:
         text, about = members["txt"].decode(), json.loads(members["json"])
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: {key} has no readable .txt and .json ({error!r})") from error
-    if not media and path.parent.name == TEXT_ALONE:
-        return ShardSample(key, "txt", members["txt"], text, about)
     if len(media) != 1:
         raise UserError(f"{path}: {key} has {len(media)} pictures or sounds, not one")
     return ShardSample(key, media[0], members[media[0]], text, about)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onepeace.data.shard_writer import ShardWriter
 from onepeace.data.shards import read_source
 from onepeace.errors import UserError
 
@@ -171,34 +170,6 @@ def test_tiny_imagenet_bad_row_names_file_and_line(tiny_imagenet, prepare, file,
 def test_tiny_imagenet_class_without_a_name_is_named(tiny_imagenet, prepare):
     save(tiny_imagenet / "train/n09999999/images/n09999999_0.JPEG", 1)
     assert "words.txt: has no line for class n09999999" in prepare("tiny_imagenet").err
-
-
-WORDNET = """\
-  1 This software and database is being provided to you, the LICENSEE, by
-07691650 13 n 02 crescent_roll 0 croissant 0 001 @ 07680932 n 0000 | very rich roll; "a dozen croissants"
-09000001 15 n 01 Paris 0 001 @ 07680932 n 0000 | the capital of France
-07000004 13 n 02 acorn 0 oak_fruit 0 001 @ 07680932 n 0000 | fruit of the oak tree
-07000005 13 n 01 alarm_clock 0 001 @ 07680932 n 0000 | its only name is a validation caption
-05000002 07 n 01 brightness 0 001 @ 07680932 n 0000 | a quality that cannot be photographed
-02000003 05 n 02 spaniel 0 Canis_hispanus 0 001 @ 0 n 0000 | a dog
-"""
-
-
-def test_wordnet_gives_names_without_media(source, prepare):
-    write(source / "dict/data.noun", WORDNET)
-    done = prepare("wordnet")
-    assert done.code == 0, done.err
-    found = read_source("train/text/*.tar.gz", ("text",), str(done.root)).samples
-    captions = {sample["key"]: sample["captions"] for sample in found}
-    assert captions == {
-        "wordnet_n07691650": ["crescent roll", "croissant", "a photo of a crescent roll"],
-        "wordnet_n07000004": ["oak fruit", "a photo of an oak fruit"],
-        "wordnet_n02000003": ["spaniel", "a photo of a spaniel"],
-    }
-    write(source / "dict/data.noun", WORDNET + "no line of it\n")
-    done = prepare("wordnet")
-    assert done.code == 1
-    assert "data.noun:8: not a line of WordNet's data.noun" in done.err
 
 
 def test_imagenet_samples_leave_out_near_copies_of_validation(source, tiny_imagenet, prepare):
@@ -966,14 +937,6 @@ def test_check_knows_the_recordings_that_esc50_itself_splits(clean):
 def test_check_finds_what_a_sample_lacks(clean):
     clean.put("train/more", "x", b"7", license="")
     assert [error.partition(": ")[2] for error in clean.check.check(clean.root)] == ["x has no license and source"]
-
-
-def test_check_lets_texts_stand_alone_in_their_folder_only(clean, capsys):
-    for folder, code in (("train/text", 0), ("train/image_text", 1)):
-        with ShardWriter(clean.root / folder, "words", compress=True) as writer:
-            writer.write("word_1", {}, ["a word"], source="a list", license="none")
-        assert clean.check.main([str(clean.root)]) == code
-    assert "word_1 has 0 pictures or sounds, not one" in capsys.readouterr().err
 
 
 def test_check_names_a_shard_that_is_cut_off(clean, capsys):
