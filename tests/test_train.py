@@ -126,7 +126,7 @@ def test_copied_ffn_starts_from_the_other_modality(root, stage_one, tmp_path):
 def test_a_run_starts_from_a_model_by_its_name(root, tmp_path):
     wanted = recipe(root, tmp_path, model={"from": "tiny"})
     made = loop.build.make_model(wanted, loop.build.make_config(wanted)).state_dict()
-    bundled = load("tiny").model.state_dict()
+    bundled = load("tiny").module.state_dict()
     assert made.keys() == bundled.keys()
     assert all(torch.equal(made[name], bundled[name]) for name in bundled)
     wanted.model["from"] = "runs/none"
@@ -146,12 +146,15 @@ def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
     wanted = recipe(
         root, tmp_path / "run", steps=4, data={"root": str(root), "train": sources},
         objective={"contrastive": {"equal_captions": True}, "denoising/text": {}},
+        mask={"text": {"alone": 0.3, "unit": "token"}},
     )  # fmt: skip
     data = loop.build.Data(wanted)
     config = loop.build.make_config(wanted)
     loop.build.make_tokenizer(wanted, data.captions, tmp_path / "run/tokenizer.json")
-    steps, _ = data.steps(loop.build.make_decoders(config, tmp_path / "run"), {}, None, 0)
-    group, _ = steps[0]
+    adapters = loop.build.make_model(wanted, config).adapters
+    lengths = {key: adapter.token_lengths for key, adapter in adapters.items()}
+    steps, _ = data.steps(loop.build.make_decoders(config, tmp_path / "run"), lengths, None, 0)
+    group = steps[0]
     assert [(batch["pair"], sorted(set(batch) & {"text", "image"})) for batch in group] == [
         ("image+text", ["image", "text"]), ("text", ["text"]),
     ]  # fmt: skip
