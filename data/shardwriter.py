@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from onepeace.data.shard_writer import ShardWriter
-from onepeace.data.tables import BadRow, read_table
+from onepeace.datasets.tables import BadRow, read_table
 from onepeace.errors import UserError
 
 T = TypeVar("T")
@@ -163,9 +163,9 @@ def ogg(samples: Any, rate: int, level: float) -> bytes:
 
 def load_sound(path: Path, seconds: float) -> Any:
     """(n,) float32 from -1 to 1: the first `seconds` of a file, mono, at `RATE`; UserError when it cannot be read."""
-    from onepeace.media import AudioDecoder
+    from onepeace.processors import AudioProcessor
 
-    return AudioDecoder(sample_rate=RATE).load(path, seconds=seconds).clamp(-1, 1).numpy()
+    return AudioProcessor(sample_rate=RATE).load(path, seconds=seconds).clamp(-1, 1).numpy()
 
 
 class Clip(NamedTuple):

@@ -15,8 +15,8 @@ from onepeace import torchaudio_guard
 from onepeace.errors import UserError
 
 if TYPE_CHECKING:
-    from onepeace.api import Embedder, load
     from onepeace.config import ModelConfig
+    from onepeace.embed.embedder import Embedder, load
     from onepeace.model import OnePeace
 
 torchaudio_guard.install()  # before anything can import torchaudio
@@ -25,8 +25,8 @@ __version__ = "0.1.0"
 __all__ = ["Embedder", "ModelConfig", "OnePeace", "UserError", "__version__", "load"]
 
 _MODULE_BY_NAME = {
-    "load": "onepeace.api",
-    "Embedder": "onepeace.api",
+    "load": "onepeace.embed.embedder",
+    "Embedder": "onepeace.embed.embedder",
     "OnePeace": "onepeace.model",
     "ModelConfig": "onepeace.config",
 }

@@ -25,9 +25,9 @@ from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.hub.convert import convert
 from onepeace.hub.resolve import cache_folder, resolve
-from onepeace.media import DECODERS
-from onepeace.media.tokenizer import EOS, PAD
 from onepeace.model import OnePeace
+from onepeace.processors import PROCESSORS
+from onepeace.processors.tokenizer import EOS, PAD
 
 WAYS: dict[str, dict[str, object]] = {
     "text": {"clean": False},
@@ -96,25 +96,25 @@ class OnePeaceHubInterface:
         self.dtype = dtype
         self.device = next(model.parameters()).device
         self.eos, self.pad = EOS, PAD
-        self._decoders: dict[str, Any] = {
-            key: DECODERS[key].from_config({**config.media.get(key, {}), **WAYS[key]}, folder)
+        self._processors: dict[str, Any] = {
+            key: PROCESSORS[key].from_config({**config.processors.get(key, {}), **WAYS[key]}, folder)
             for key in config.model.adapters
         }
-        if "text" in self._decoders:
-            self.bpe = self._decoders["text"].tokenizer
-        if "image" in self._decoders:
-            self.transform = self._decoders["image"].finish
+        if "text" in self._processors:
+            self.bpe = self._processors["text"].tokenizer
+        if "image" in self._processors:
+            self.transform = self._processors["image"].finish
 
     def process_text(self, text_list: Sequence[str]) -> Tensor:
         """(B, L) int64 ids of texts, lower-cased, at most 70 and then eos (2), padded on the right with 1."""
-        decoder = self._need(self._decoders, "text")
-        return decoder.collate([decoder.decode(text) for text in text_list])["ids"].to(self.device)
+        processor = self._need(self._processors, "text")
+        return processor.collate([processor.decode(text) for text in text_list])["ids"].to(self.device)
 
     def process_image(self, image_list: Sequence[object], return_image_sizes: bool = False) -> Tensor | Sizes:
         """(B, 3, S, S) pixels of pictures; with `return_image_sizes` also their widths and heights (B,) int64."""
-        decoder = self._need(self._decoders, "image")
-        images = [decoder.load(image) for image in image_list]
-        pixels = self.cast_data_dtype(decoder.collate([decoder.finish(image) for image in images])["pixels"])
+        processor = self._need(self._processors, "image")
+        images = [processor.load(image) for image in image_list]
+        pixels = self.cast_data_dtype(processor.collate([processor.finish(image) for image in images])["pixels"])
         if not return_image_sizes:
             return pixels.to(self.device)
         widths, heights = (torch.tensor([image.size[side] for image in images]) for side in (0, 1))
@@ -122,8 +122,8 @@ class OnePeaceHubInterface:
 
     def process_audio(self, audio_list: Sequence[object]) -> tuple[Tensor, Tensor]:
         """Waveforms (B, N) of sounds at 16 kHz, padded with 0, and the mask of padded tokens (B, T + 1), CLS first."""
-        decoder = self._need(self._decoders, "audio")
-        batch = decoder.collate([decoder.decode(audio) for audio in audio_list])
+        processor = self._need(self._processors, "audio")
+        batch = processor.collate([processor.decode(audio) for audio in audio_list])
         frames = self.model.adapters["audio"].token_lengths(batch)
         mask = torch.arange(int(frames.max()) + 1) > frames.unsqueeze(1)
         return self.cast_data_dtype(batch["waveform"]).to(self.device), mask.to(self.device)

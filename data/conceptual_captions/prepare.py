@@ -33,7 +33,7 @@ from shardwriter import (
 )
 
 from onepeace.errors import UserError
-from onepeace.media import ImageDecoder, source
+from onepeace.processors import ImageProcessor, source
 
 LICENSE = "captions: Conceptual Captions terms (free use, name Google); pictures belong to their owners"
 MAX_BYTES = 50_000_000
@@ -119,7 +119,7 @@ def _pictures(table: Path) -> dict[int, Path]:
     return {
         int(path.stem): path
         for path in sorted(table.with_suffix("").rglob("*"))
-        if path.stem.isdecimal() and path.suffix.lower() in ImageDecoder.suffixes
+        if path.stem.isdecimal() and path.suffix.lower() in ImageProcessor.suffixes
     }
 
 
@@ -136,7 +136,7 @@ def _download(table: Path, items: Sequence[Item], writer: SetWriter) -> None:
             text = str(error)
             return text if text.startswith(source.describe(item.url)) else f"{source.describe(item.url)}: {text}"
         suffix = source.suffix(item.url)
-        name = f"{item.number:09d}{suffix if suffix in ImageDecoder.suffixes else '.jpg'}"
+        name = f"{item.number:09d}{suffix if suffix in ImageProcessor.suffixes else '.jpg'}"
         path = table.with_suffix("") / f"{item.number // IN_FOLDER:05d}" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{name}.part")

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onepeace.bench.flops import module_flops, pass_cost
 from onepeace.bench.items import UNITS, item_batch, picture_size
 from onepeace.bench.report import dtype_name, lines_of, short, spread
 from onepeace.bench.timing import machine, take_turns
 from onepeace.config import SIZES, Config, ModelConfig, build, merge
+from onepeace.cost.flops import module_flops, pass_cost
 from onepeace.errors import UserError, need
 from onepeace.hub import weights as weight_files
 from onepeace.hub.resolve import BUNDLED, resolve
@@ -29,7 +29,7 @@ TEXT_TOKENS = 14
 AUDIO_SECONDS = 5
 RIVAL = "ViT-B-16"
 RIVAL_PICTURE = 224
-"""Side of the pictures the rival takes; ours of the same size is measured with the same."""
+"""Side of the pictures the baseline takes; ours of the same size is measured with the same."""
 
 
 class Contestant(NamedTuple):
@@ -50,7 +50,7 @@ class Settings:
         dtypes: as `onepeace.device.choose_dtype` gave them.
         seconds: for each row of the table.
         batch: items in a pass; None = as many as `BATCH_TOKENS` allow.
-        rival: whether to run open_clip beside the base size.
+        baseline: whether to run open_clip beside the base size.
     """
 
     sizes: Sequence[str]
@@ -59,7 +59,7 @@ class Settings:
     device: torch.device
     seconds: float
     batch: int | None
-    rival: bool
+    baseline: bool
 
 
 def bench_encode(settings: Settings, note: Callable[[str], None]) -> dict[str, Any]:
@@ -75,16 +75,16 @@ def _rows_of(size: str, settings: Settings, note: Callable[[str], None]) -> Iter
     unknown = [key for key in wanted if key not in has]
     if unknown:
         raise UserError(f"{contestant.name} makes no vectors of {unknown[0]!r}, only of {', '.join(has)}")
-    rival = None
-    if settings.rival and size == "base" and "image" in wanted:
+    baseline = None
+    if settings.baseline and size == "base" and "image" in wanted:
         try:
-            rival = _rival()
+            baseline = _rival()
         except UserError as error:
             note(f"no comparison with open_clip: {error}")
     for dtype in settings.dtypes:
         module = contestant.module.to(settings.device, dtype)
         for key in wanted:
-            other = rival.to(settings.device, dtype) if rival is not None and key == "image" else None
+            other = baseline.to(settings.device, dtype) if baseline is not None and key == "image" else None
             note(f"{contestant.name}, {key}, {dtype_name(dtype)} ...")
             yield _measure(contestant._replace(module=module), key, dtype, settings, other)
 
@@ -99,7 +99,7 @@ def make(size: str) -> Contestant:
 
 
 def random_config(size: str) -> Config:
-    """A named size without what encoding does not use; base for pictures as large as the rival's."""
+    """A named size without what encoding does not use; base for pictures as large as the baseline's."""
     model = build(ModelConfig, SIZES[size], size)
     pixels = RIVAL_PICTURE if size == "base" else picture_size(Config(model))
     side = pixels // int(model.adapters["image"].get("patch_size", 16))
@@ -108,7 +108,7 @@ def random_config(size: str) -> Config:
 
 
 def _measure(
-    contestant: Contestant, key: str, dtype: torch.dtype, settings: Settings, rival: torch.nn.Module | None
+    contestant: Contestant, key: str, dtype: torch.dtype, settings: Settings, baseline: torch.nn.Module | None
 ) -> dict[str, Any]:
     config, module = contestant.config, contestant.module
     size = {"text": TEXT_TOKENS, "image": picture_size(config), "audio": AUDIO_SECONDS}[key]
@@ -117,12 +117,12 @@ def _measure(
     batch = _to(item_batch(config, key, size, count), settings.device, dtype)
     products, product_flops = _products(config.model, count * cost.tokens, settings.device, dtype)
     calls: dict[str, Callable[[], object]] = {"limit": products, "ours": lambda: module({key: batch})[key]}
-    if rival is not None:
-        calls["rival"] = lambda: rival(batch["pixels"])
+    if baseline is not None:
+        calls["baseline"] = lambda: baseline(batch["pixels"])
     with torch.inference_mode():
         _check(module({key: batch})[key], (count, config.model.embed_dim))
-        if rival is not None:
-            _check(F.normalize(rival(batch["pixels"]).float(), dim=-1), (count, cast(int, rival.output_dim)))
+        if baseline is not None:
+            _check(F.normalize(baseline(batch["pixels"]).float(), dim=-1), (count, cast(int, baseline.output_dim)))
         times = take_turns(calls, settings.seconds, settings.device)
     limits = [product_flops / seconds for seconds in times["limit"]]
     speeds = [count / seconds for seconds in times["ours"]]
@@ -139,14 +139,14 @@ def _measure(
         "items_per_second": spread(speeds),
         "limit_gflops": spread([limit / 1e9 for limit in limits]),
         "fraction_of_limit": spread([speed * cost.flops / limit for speed, limit in zip(speeds, limits, strict=True)]),
-        "rival": None,
+        "baseline": None,
     }
-    if rival is not None:
-        ratios = [theirs / ours for ours, theirs in zip(times["ours"], times["rival"], strict=True)]
-        row["rival"] = {
+    if baseline is not None:
+        ratios = [theirs / ours for ours, theirs in zip(times["ours"], times["baseline"], strict=True)]
+        row["baseline"] = {
             "name": f"open_clip {RIVAL} image tower, random weights",
-            "gflop_per_item": module_flops(rival, batch["pixels"][:1]) / 1e9,
-            "items_per_second": spread([count / seconds for seconds in times["rival"]]),
+            "gflop_per_item": module_flops(baseline, batch["pixels"][:1]) / 1e9,
+            "items_per_second": spread([count / seconds for seconds in times["baseline"]]),
             "ours_over_rival": spread(ratios),
         }
     return row
@@ -193,7 +193,7 @@ def table(report: Mapping[str, Any]) -> str:
     head = ["model", "item", "dtype", "batch", "items/s", "GFLOP/item", "of the GEMM limit", "against open_clip"]
     rows = []
     for row in report["rows"]:
-        speed, rival = row["items_per_second"], row["rival"]
+        speed, baseline = row["items_per_second"], row["baseline"]
         rows.append([
             row["model"],
             f"{row['modality']}, {row['item']}",
@@ -202,8 +202,8 @@ def table(report: Mapping[str, Any]) -> str:
             f"{short(speed['median'])} ({short(speed['low'])}-{short(speed['high'])})",
             short(row["gflop_per_item"]),
             f"{row['fraction_of_limit']['median']:.2f} of {row['limit_gflops']['median']:.0f} GFLOP/s",
-            "" if rival is None else f"{rival['ours_over_rival']['median']:.2f} x its "
-                                     f"{short(rival['items_per_second']['median'])}/s of "
-                                     f"{short(rival['gflop_per_item'])} GFLOP",
+            "" if baseline is None else f"{baseline['ours_over_rival']['median']:.2f} x its "
+                                     f"{short(baseline['items_per_second']['median'])}/s of "
+                                     f"{short(baseline['gflop_per_item'])} GFLOP",
         ])  # fmt: skip
     return lines_of(head, rows, report["machine"])

@@ -40,7 +40,7 @@ def item_batch(config: Config, key: str, size: int, count: int = 1) -> dict[str,
 
 def picture_size(config: Config) -> int:
     """Side of the pictures a model is fed, in pixels; of oblong ones the longer."""
-    size = config.media.get("image", {}).get("size")
+    size = config.processors.get("image", {}).get("size")
     if size is None:
         options = config.model.adapters["image"]
         return int(options.get("patch_size", 16)) * int(options.get("bias_grid", 16))

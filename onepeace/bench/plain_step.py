@@ -1,4 +1,4 @@
-"""The rival of `onepeace bench train`: a step of pretraining as one writes it first, with the weights of our model.
+"""The baseline of `onepeace bench train`: a step of pretraining as one writes it first, with the weights of our model.
 
 Each pass runs its own stem, also where another has run it before; every item is as long as the batch's longest; the
 bias of a pass is a matrix per item, (B, H, L, L), from which hidden tokens are taken out; losses have all their logits
@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from onepeace.layers.position import grid_buckets, sequence_buckets
 from onepeace.model import OnePeace
 from onepeace.model.adapters.text import PAD_ID
-from onepeace.model.position import grid_buckets, sequence_buckets
 
 SCALE, SMOOTHING = 2.5, 0.1
 """Of the denoising losses."""
@@ -54,10 +54,10 @@ class PlainStep:
             teachers = self.encode(["text", "image"])
         found = {"contrastive/text+image": self.contrastive(self.embed("text", text), self.embed("image", image))}
         for key, teacher in (("text", text), ("image", image)):
-            found[f"denoising/{key}"] = self.denoising(key, "alone", self.predict([key], "alone")[key], teacher)
-        students = self.predict(["text", "image"], "together")
+            found[f"denoising/{key}"] = self.denoising(key, "unimodal", self.predict([key], "unimodal")[key], teacher)
+        students = self.predict(["text", "image"], "joint")
         for key in students:
-            found[f"denoising/text+image:{key}"] = self.denoising(key, "together", students[key], teachers[key])
+            found[f"denoising/text+image:{key}"] = self.denoising(key, "joint", students[key], teachers[key])
         weights = {"denoising/text": 0.5, "denoising/text+image:text": 0.5, "denoising/text+image:image": 0.5}
         return {"loss": sum_of(found, weights), **found}
 
@@ -69,11 +69,11 @@ class PlainStep:
         with torch.no_grad():
             teachers = self.encode(["text", "audio"])
         found = {"contrastive/text+audio": self.contrastive(self.embed("text", text), self.embed("audio", audio))}
-        student = self.predict(["audio"], "alone")["audio"]
-        found["denoising/audio"] = self.denoising("audio", "alone", student, teachers["audio"])
-        students = self.predict(["text", "audio"], "together")
+        student = self.predict(["audio"], "unimodal")["audio"]
+        found["denoising/audio"] = self.denoising("audio", "unimodal", student, teachers["audio"])
+        students = self.predict(["text", "audio"], "joint")
         for key in students:
-            found[f"denoising/text+audio:{key}"] = self.denoising(key, "together", students[key], teachers[key])
+            found[f"denoising/text+audio:{key}"] = self.denoising(key, "joint", students[key], teachers[key])
         return {
             "loss": sum_of(found, {"denoising/text+audio:text": 0.5, "denoising/text+audio:audio": 0.5}),
             **found,
@@ -81,10 +81,10 @@ class PlainStep:
 
     def encode(self, keys: Sequence[str], keep: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """One pass: features (B, L_m, D)."""
-        placed = {key: self.place(key, None if keep is None else keep[key]) for key in keys}
+        placed = {key: self.embed_positions(key, None if keep is None else keep[key]) for key in keys}
         return self.stack(self.model, placed)
 
-    def place(self, key: str, keep: Tensor | None) -> Tokens:
+    def embed_positions(self, key: str, keep: Tensor | None) -> Tokens:
         """Stem, CLS, positions, bias; what is hidden taken out."""
         adapter: Any = self.model.adapters[key]
         stem, real, grid = STEMS[key](adapter, self.batch[key])
@@ -146,9 +146,7 @@ class PlainStep:
 
     def real(self, key: str) -> Tensor:
         """(B, L) True for CLS and what is no padding."""
-        counts = (
-            self.model.adapters[key].token_lengths(self.batch[key]).to(self.batch["masks"][key]["together"][0].device)
-        )
+        counts = self.model.adapters[key].token_lengths(self.batch[key]).to(self.batch["masks"][key]["joint"][0].device)
         return torch.arange(int(counts.max()) + 1, device=counts.device) <= counts[:, None]
 
     def contrastive(self, a: Tensor, b: Tensor) -> Tensor:

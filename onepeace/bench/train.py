@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onepeace.bench.flops import on_meta, training_cost
 from onepeace.bench.items import training_batch
 from onepeace.bench.live import Live
 from onepeace.bench.plain_step import SCALE, SMOOTHING, PlainStep
-from onepeace.bench.plan import planned_model, planned_passes
 from onepeace.bench.report import dtype_name, lines_of, short, spread
 from onepeace.bench.timing import machine, take_turns
 from onepeace.config import SIZES, build
+from onepeace.cost.flops import on_meta, training_cost
+from onepeace.cost.plan import planned_model, planned_passes
 from onepeace.data.batches import split, to_device
 from onepeace.model import OnePeace
 from onepeace.train.build import make_config
@@ -36,20 +36,20 @@ DENOISING = {"scale": SCALE, "label_smoothing": SMOOTHING}
 STAGES: dict[int, dict[str, Any]] = {
     1: {
         "data": {"train": [{"shards": "none.tar", "pair": ["image", "text"]}]},
-        "mask": {"text": {"alone": 0.15, "together": 0.4, "unit": "word"},
-                 "image": {"alone": 0.75, "together": 0.6875, "unit": "patch"}},
+        "mask": {"text": {"unimodal": 0.15, "joint": 0.4, "unit": "word"},
+                 "image": {"unimodal": 0.75, "joint": 0.6875, "unit": "patch"}},
         "objective": {"contrastive": {"weight": 1.0}, "denoising/text": {"weight": 0.5, **DENOISING},
                       "denoising/image": {"weight": 1.0, **DENOISING},
                       "denoising/text+image": {"weight": 0.5, **DENOISING}},
     },
     2: {
         "data": {"train": [{"shards": "none.tar", "pair": ["audio", "text"]}]},
-        "mask": {"text": {"together": 0.4, "unit": "word"},
-                 "audio": {"alone": 0.55, "together": 0.45, "unit": "span"}},
+        "mask": {"text": {"joint": 0.4, "unit": "word"},
+                 "audio": {"unimodal": 0.55, "joint": 0.45, "unit": "span"}},
         "freeze": {"except": ["adapters.audio.*", "norms.audio.*", "blocks.*.ffn.audio.*", "heads.audio.*",
                               "logit_scale", "decoder.*"]},
         "objective": {"contrastive": {"weight": 1.0},
-                      "denoising/audio": {"weight": 1.0, "teacher": "together", **DENOISING},
+                      "denoising/audio": {"weight": 1.0, "teacher": "joint", **DENOISING},
                       "denoising/text+audio": {"weight": 0.5, **DENOISING}},
     },
 }  # fmt: skip
@@ -174,7 +174,7 @@ def make_recipe(stage: int, size: str, batch: int) -> Recipe:
         "model": {"size": size, "modalities": ["text", other], "drop_path": 0.0,
                   "adapters": {other: SMALL_STEMS[other]} if small else {},
                   "decoder": {"options": {"image": {"grid": grid}} if other == "image" else {}}},
-        "media": {"text": {"max_tokens": 70}, "image": {"size": 16 * grid}, "audio": {"max_seconds": 15.0}},
+        "processors": {"text": {"max_tokens": 70}, "image": {"size": 16 * grid}, "audio": {"max_seconds": 15.0}},
         "schedule": {"steps": 1},
         "run": {"out": "none", "batch_size": batch},
         **STAGES[stage],

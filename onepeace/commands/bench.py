@@ -1,4 +1,4 @@
-"""`onepeace bench`: how fast this machine encodes, computes losses and trains, each beside a rival in the same run."""
+"""`onepeace bench`: how fast this machine encodes, computes losses and trains, each beside a baseline."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ encode  The model alone, on inputs in memory: the bundled model, and one of base
         stands the limit, the matrix products of one block alone at the same size, and for pictures at base size the
         image tower of open_clip's ViT-B-16.
 loss    The losses in tiles beside the same with all logits at once, forward and backward: time and memory.
-train   A step of pretraining beside a plain one of the same losses, in which each pass stands alone: stage 1 of
+train   A step of pretraining beside a plain one of the same losses, in which each pass stands unimodal: stage 1 of
         pictures and text, stage 2 of sound and text. --size base or another named size, with random weights.
 
 All take turns in the same run, and it ends with an error if two that should compute the same do not. The table on
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     encode = parser.add_argument_group("encode")
     encode.add_argument("--modalities", metavar="A,B", help="only these of text, image, audio")
     encode.add_argument(
-        "--rival", action=argparse.BooleanOptionalAction, default=True, help="run open_clip beside base"
+        "--baseline", action=argparse.BooleanOptionalAction, default=True, help="run open_clip beside base"
     )
     loss = parser.add_argument_group("loss")
     loss.add_argument("--kinds", default="contrastive,denoising", metavar="A,B", help="default: both losses")
@@ -91,7 +91,7 @@ def _encode(args: argparse.Namespace, device: Any) -> tuple[Mapping[str, Any], s
         device=device,
         seconds=args.seconds,
         batch=args.batch,
-        rival=args.rival,
+        baseline=args.baseline,
     )
     report = bench_encode(settings, _say)
     return report, table(report)

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--top {args.top} is too few; it must be at least 1")
     found, problems = files.find(args)
 
-    from onepeace.api import load
+    from onepeace.embed.embedder import load
 
     model = load(args.model, device=args.device, dtype=args.dtype)
     found = files.readable(found, model)

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         need("pyarrow", "parquet")
     found, problems = files.find(args)
 
-    from onepeace.api import load
+    from onepeace.embed.embedder import load
 
     model = load(args.model, device=args.device, dtype=args.dtype)
     found = files.readable(found, model)

@@ -12,7 +12,7 @@ from onepeace.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from onepeace.api import Embedder
+    from onepeace.embed.embedder import Embedder
 
 KINDS = ("image", "audio", "text")
 
@@ -47,13 +47,13 @@ def find(args: argparse.Namespace) -> tuple[list[File], list[Problem]]:
     Raises:
         UsageError: a path that does not exist, nothing found, or a batch size below 1.
     """
-    from onepeace.api import TEXT_SUFFIXES
-    from onepeace.media import DECODERS
-    from onepeace.walk import walk
+    from onepeace.embed.embedder import TEXT_SUFFIXES
+    from onepeace.files.walk import walk
+    from onepeace.processors import PROCESSORS
 
     if args.batch_size < 1:
         raise UsageError(f"--batch-size {args.batch_size} is too few; it must be at least 1")
-    suffixes = {suffix: key for key, decoder in DECODERS.items() for suffix in decoder.suffixes}
+    suffixes = {suffix: key for key, processor in PROCESSORS.items() for suffix in processor.suffixes}
     found, unreadable = walk(args.paths, {**suffixes, **dict.fromkeys(TEXT_SUFFIXES, "text")})
     files, problems = [], [Problem(shown(path), reason) for path, reason in unreadable]
     for path, known in found:
@@ -140,11 +140,11 @@ def table(rows: Sequence[Sequence[str]]) -> None:
 
 def _by_content(path: Path) -> str | None:
     """The modality of a named file with an unknown ending, by its first bytes."""
-    from onepeace.media import DECODERS
+    from onepeace.processors import PROCESSORS
 
     try:
         with open(path, "rb") as file:
             head = file.read(1 << 16)
     except OSError:
         return None
-    return next((key for key, decoder in DECODERS.items() if decoder.matches(head)), None)
+    return next((key for key, processor in PROCESSORS.items() if processor.matches(head)), None)

@@ -89,7 +89,7 @@ def report_on(description: "Description") -> dict[str, Any]:
             "ffn_dim": model.ffn_dim,
         },
         "adapters": model.adapters,
-        "media": description.config.media,
+        "media": description.config.processors,
         "decoder": model.decoder is not None,
         "classes": model.classifier.num_classes if model.classifier else None,
         "parameters": {**parts, "total": total},
@@ -119,8 +119,8 @@ def _part(name: str) -> str:
 
 def items_of(config: "Config") -> list[dict[str, Any]]:
     """Tokens, FLOPs and numbers alive of one pass over one item of each of `ITEMS` the model can take."""
-    from onepeace.bench.flops import pass_cost
     from onepeace.bench.items import UNITS, item_batch, picture_size
+    from onepeace.cost.flops import pass_cost
 
     result = []
     for key, wanted in ITEMS:

@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     own = _own_files(args.query)
     found, problems = files.find(args)
 
-    from onepeace.api import load
-    from onepeace.page import Hit, Part, render
+    from onepeace.embed.embedder import load
+    from onepeace.serve.hits import Hit, Part, render
 
     model = load(args.model, device=args.device, dtype=args.dtype)
     query = cast("Tensor", model.encode([args.query], weights=weights, progress=False))
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _own_files(query: dict[str, str]) -> set[str]:
     """Real paths of the query's files, which have to be there."""
-    from onepeace.media.source import scheme
+    from onepeace.files.source import scheme
 
     local = [value for key, value in query.items() if key != "text" and not scheme(value)]
     for value in local:

@@ -11,7 +11,7 @@ from onepeace.commands import files
 from onepeace.errors import UsageError, UserError
 
 if TYPE_CHECKING:
-    from onepeace.data.pairs import Pair, Skipped
+    from onepeace.datasets.pairs import Pair, Skipped
 
 EXAMPLES = """\
 SOURCE is one of
@@ -62,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from onepeace.data.pairs import Skipped
     from onepeace.data.shard_writer import ShardWriter
-    from onepeace.stream import decode_ahead
+    from onepeace.datasets.pairs import Skipped
+    from onepeace.embed.stream import decode_ahead
 
     writer = ShardWriter(folder, prefix, max_bytes=max_bytes, max_items=max_items)
     if not args.force and (older := writer.older()):
@@ -95,7 +95,7 @@ def _pairs(args: argparse.Namespace) -> "Iterator[Pair | Skipped]":
     if not args.source.exists():
         raise UsageError(f"{args.source}: no such file or folder")
 
-    from onepeace.data.pairs import from_folder, from_table
+    from onepeace.datasets.pairs import from_folder, from_table
 
     if not args.source.is_dir():
         if args.labels_from_folders:
@@ -117,9 +117,9 @@ def _shard_size(text: str) -> tuple[int | None, int | None]:
 
 def _read(pair: "Pair | Skipped", check: bool) -> "dict[str, bytes] | Skipped":
     """The files' bytes by ending, or what is wrong with one."""
-    from onepeace.data.pairs import Skipped
-    from onepeace.media import DECODERS
-    from onepeace.media.source import read_bytes
+    from onepeace.datasets.pairs import Skipped
+    from onepeace.files.source import read_bytes
+    from onepeace.processors import PROCESSORS
 
     if isinstance(pair, Skipped):
         return pair
@@ -127,7 +127,7 @@ def _read(pair: "Pair | Skipped", check: bool) -> "dict[str, bytes] | Skipped":
     try:
         for modality, path in pair.files.items():
             if check:
-                DECODERS[modality]().decode(path)
+                PROCESSORS[modality]().decode(path)
             content = read_bytes(path)
             if not content:
                 raise UserError(f"{path}: the file is empty (0 bytes)")

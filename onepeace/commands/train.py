@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from onepeace.errors import UsageError, UserError
 
 if TYPE_CHECKING:
-    from onepeace.bench.plan import Plan
+    from onepeace.cost.plan import Plan
     from onepeace.train.recipe import Recipe
 
 SAMPLES = "data/samples"
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         print(to_yaml(recipe), end="")
         return 0
     if args.plan:
-        from onepeace.bench.plan import make_plan
+        from onepeace.cost.plan import make_plan
 
         if args.processes < 1:
             raise UsageError(f"--processes {args.processes} should be at least 1")
@@ -110,10 +110,10 @@ def evaluation(recipe: "Recipe") -> Callable[[Any, Any], dict[str, float]] | Non
             except UserError as error:
                 raise UserError(f"evaluate: set {name}: {error}") from error
 
-    def scores(model: Any, decoders: Any) -> dict[str, float]:
-        from onepeace.api import Embedder
+    def scores(model: Any, processors: Any) -> dict[str, float]:
+        from onepeace.embed.embedder import Embedder
 
-        rows = benchmarks.run(Embedder(model, decoders), chosen)
+        rows = benchmarks.run(Embedder(model, processors), chosen)
         print(benchmarks.table(rows), file=sys.stderr)
         return {f"{row.set}/{row.metric}": row.value for row in rows}
 

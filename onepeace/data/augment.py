@@ -62,12 +62,12 @@ class ImageAugment:
         if not 0 <= self.color < 1:
             raise UserError(f"color {self.color} should be a share below 1")
 
-    def load(self, item: Any, decoder: Any) -> Any:
-        """The picture as the decoder opens it: upright RGB, in its own size."""
-        return decoder.load(item)
+    def load(self, item: Any, processor: Any) -> Any:
+        """The picture as the processor opens it: upright RGB, in its own size."""
+        return processor.load(item)
 
     def vary(
-        self, picture: Any, text: str, decoder: Any, rng: np.random.Generator, another: Another
+        self, picture: Any, text: str, processor: Any, rng: np.random.Generator, another: Another
     ) -> tuple[Picture, str]:
         """A random crop in the model's size, perhaps mirrored, and the colour factors for `collate`."""
         width, height = picture.size
@@ -75,17 +75,17 @@ class ImageAugment:
         ratio = math.exp(rng.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
         w, h = min(math.sqrt(area * ratio), width), min(math.sqrt(area / ratio), height)
         left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
-        crop = picture.resize((decoder.width, decoder.height), BICUBIC, box=(left, top, left + w, top + h))
+        crop = picture.resize((processor.width, processor.height), BICUBIC, box=(left, top, left + w, top + h))
         pixels = np.asarray(crop)
         if self.flip and rng.random() < 0.5 and not SPATIAL.search(text):
             pixels = pixels[:, ::-1]
         return Picture(pixels, *(rng.uniform(1 - self.color, 1 + self.color, 3))), text
 
-    def collate(self, samples: list[Picture], decoder: Any) -> dict[str, Tensor]:
+    def collate(self, samples: list[Picture], processor: Any) -> dict[str, Tensor]:
         """Colour and normalisation of the whole batch in one affine map per picture: {"pixels": (B, 3, H, W)}."""
         stacked = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
         x = stacked.permute(0, 3, 1, 2).contiguous().float().flatten(2)  # (B, 3, H * W), 0..255
-        mean, std = decoder.mean.view(3, 1), decoder.std.view(3, 1)
+        mean, std = processor.mean.view(3, 1), processor.std.view(3, 1)
         luma = torch.tensor(LUMA)
         factors = torch.tensor([sample[1:] for sample in samples], dtype=torch.float32)
         brightness, contrast, saturation = factors[:, :, None, None].unbind(1)
@@ -117,12 +117,12 @@ class AudioAugment:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)} should be a chance between 0 and 1")
 
-    def load(self, item: Any, decoder: Any) -> Tensor:
+    def load(self, item: Any, processor: Any) -> Tensor:
         """(N,) float16, mono at the model's sampling rate, as loud as it was. Half the memory, 66 dB of precision."""
-        return decoder.load(item).half()
+        return processor.load(item).half()
 
     def vary(
-        self, samples: Tensor, text: str, decoder: Any, rng: np.random.Generator, another: Another
+        self, samples: Tensor, text: str, processor: Any, rng: np.random.Generator, another: Another
     ) -> tuple[Tensor, str]:
         """The changed clip as `decode` would give it (normalised, not too long), and its caption."""
         samples = self._turn(samples.float(), rng)
@@ -136,17 +136,17 @@ class AudioAugment:
         if rng.random() < self.noise:
             level = 10 ** (-rng.uniform(*NOISE_DB) / 20) * _loudness(samples)
             samples = samples + level * torch.from_numpy(rng.standard_normal(len(samples), dtype=np.float32))
-        if decoder.max_seconds is not None:
-            samples = samples[: round(decoder.max_seconds * decoder.sample_rate)]
+        if processor.max_seconds is not None:
+            samples = samples[: round(processor.max_seconds * processor.sample_rate)]
         gain = 10 ** (rng.uniform(-self.gain_db, self.gain_db) / 20)
-        return decoder.finish(samples) * gain, text
+        return processor.finish(samples) * gain, text
 
     def _turn(self, samples: Tensor, rng: np.random.Generator) -> Tensor:
         return samples.roll(int(rng.integers(len(samples)))) if self.shift else samples
 
-    def collate(self, samples: list[Tensor], decoder: Any) -> dict[str, Tensor]:
+    def collate(self, samples: list[Tensor], processor: Any) -> dict[str, Tensor]:
         """As without augmentation."""
-        return decoder.collate(samples)
+        return processor.collate(samples)
 
 
 def _loudness(samples: Tensor) -> float:

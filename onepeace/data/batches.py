@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from onepeace.data.augment import make_augments
-from onepeace.data.masking import draw_drop, draw_masks, word_starts, word_table
+from onepeace.data.masking import draw_masks, draw_token_dropout, word_starts, word_table
 from onepeace.data.shards import BROKEN_FREE, Sample, Source
 from onepeace.errors import UserError
 
@@ -27,35 +27,35 @@ TRIES = 100
 """So many items at least are tried for one place of a batch."""
 
 
-class RottenDataError(UserError):
+class CorruptDataError(UserError):
     """Too many items cannot be decoded."""
 
 
-class Maker:
+class BatchBuilder:
     """Makes batches of samples. A batch holds, for a pair of modalities and B items:
 
-    each modality: the model's input, as its decoder's ``collate`` makes it;
+    each modality: the model's input, as its processor's ``collate`` makes it;
     "pair": its name, as "image+text"; "keys", "captions": B strings each, the captions as drawn and changed;
     "names": for each item the captions and the label that tell what it is, see `groups`;
     "replaced": keys of items that could not be decoded and whose place others took;
-    "drop": {modality: keep (B, K) int64} for the contrastive pass, where the recipe drops tokens;
-    "masks": {modality: {"alone" | "together": (keep (B, K) int64, masked (B, L + 1) bool)}}, where the recipe has
+    "token_dropout": {modality: keep (B, K) int64} for the contrastive pass, where the recipe drops tokens;
+    "masks": {modality: {"unimodal" | "joint": (keep (B, K) int64, masked (B, L + 1) bool)}}, where the recipe has
         denoising terms; positions count from CLS = 0 and keep is padded with -1.
     """
 
-    def __init__(self, recipe: Any, decoders: Mapping[str, Any], num_tokens: Mapping[str, Lengths] | None = None):
+    def __init__(self, recipe: Any, processors: Mapping[str, Any], num_tokens: Mapping[str, Lengths] | None = None):
         """
         Args:
             recipe: onepeace.train.recipe.Recipe.
-            decoders: by modality.
+            processors: by modality.
             num_tokens: by modality: input -> (B,) number of tokens without CLS. Needed for masks and drop only.
         """
-        self.decoders = decoders
+        self.processors = processors
         self.num_tokens = num_tokens or {}
         self.pairs: dict[str, tuple[str, ...]] = {source.name: source.pair for source in recipe.data.train}
         self.templates = recipe.data.templates
         self.augments = make_augments(recipe.data.augment)
-        self.drop = recipe.data.drop
+        self.token_dropout = recipe.data.token_dropout
         # "denoising/image", or with a label, "denoising:small/image"; the recipe's own reader is above this layer.
         kinds = {term.partition("/")[0].partition(":")[0] for term in recipe.objective}
         self.mask = recipe.mask if "denoising" in kinds else {}
@@ -65,7 +65,7 @@ class Maker:
         self._room = recipe.data.cache_megabytes * 2**20
         self.word_table: Tensor | None = None
         if any(rates.unit == "word" for rates in self.mask.values()):
-            vocabulary = decoders["text"].tokenizer.get_vocab()
+            vocabulary = processors["text"].tokenizer.get_vocab()
             self.word_table = word_table(sorted(vocabulary, key=vocabulary.__getitem__))
 
     def batch(
@@ -100,8 +100,8 @@ class Maker:
         }
         for modality in self.pairs[name]:
             samples = [media[modality] for _, _, media in drawn]
-            augment, decoder = self.augments.get(modality), self.decoders[modality]
-            batch[modality] = augment.collate(samples, decoder) if augment else decoder.collate(samples)
+            augment, processor = self.augments.get(modality), self.processors[modality]
+            batch[modality] = augment.collate(samples, processor) if augment else processor.collate(samples)
         self._hide(batch, self.pairs[name], torch.Generator().manual_seed(seed))
         return batch
 
@@ -119,12 +119,12 @@ class Maker:
         for item in islice(candidates, max(total, TRIES)):
             try:
                 return self._decode(name, item, rng, partial(self._another, name, another, total))
-            except RottenDataError:
+            except CorruptDataError:
                 raise
             except UserError as error:
                 self._note(name, item, error, total)
                 replaced.append(item["key"])
-        raise RottenDataError(f"{name}: no item is left to take the place of {replaced[-1]}")
+        raise CorruptDataError(f"{name}: no item is left to take the place of {replaced[-1]}")
 
     def _decode(
         self, name: str, item: Sample, rng: np.random.Generator, another: Callable[..., tuple[Any, str]]
@@ -138,16 +138,16 @@ class Maker:
             return others[-1]
 
         for modality in self.pairs[name]:
-            augment, decoder = self.augments.get(modality), self.decoders[modality]
+            augment, processor = self.augments.get(modality), self.processors[modality]
             if modality == "text":
                 continue
             if augment is None:
-                media[modality] = decoder.decode(item[modality])
+                media[modality] = processor.decode(item[modality])
             else:
                 loaded = self._load(modality, item)
-                media[modality], text = augment.vary(loaded, text, decoder, rng, partial(second, modality))
+                media[modality], text = augment.vary(loaded, text, processor, rng, partial(second, modality))
         if "text" in self.pairs[name]:
-            media["text"] = self.decoders["text"].decode(text)
+            media["text"] = self.processors["text"].decode(text)
         if others:
             # Two clips at once are neither one's class nor its captions.
             item = {**item, "label": None, "captions": []}
@@ -175,7 +175,7 @@ class Maker:
         cached = self._cache.get((modality, id(item)))
         if cached is not None:
             return cached
-        loaded = self.augments[modality].load(item[modality], self.decoders[modality])
+        loaded = self.augments[modality].load(item[modality], self.processors[modality])
         if self._keep and isinstance(loaded, Tensor) and loaded.nbytes <= self._room:
             self._room -= loaded.nbytes
             self._cache[modality, id(item)] = loaded
@@ -197,21 +197,21 @@ class Maker:
         broken.add(where)
         log.warning("%s cannot be decoded, another item takes its place: %s", where, error)
         if len(broken) > self.broken_limit * total and (len(broken) > BROKEN_FREE or len(broken) == total):
-            raise RottenDataError(
+            raise CorruptDataError(
                 f"{len(broken)} of {total} items of {name} cannot be decoded, the last {where}: {error}; "
                 "mend the shards or raise data.broken_limit"
             )
 
     def _hide(self, batch: Batch, pair: Sequence[str], generator: torch.Generator) -> None:
-        """Add "drop" and "masks" as far as the recipe has them."""
+        """Add "token_dropout" and "masks" as far as the recipe has them."""
         for modality in pair:
-            rates, share = self.mask.get(modality), self.drop.get(modality)
+            rates, share = self.mask.get(modality), self.token_dropout.get(modality)
             if rates is None and not share:
                 continue
             lengths = self.num_tokens[modality](batch[modality]).cpu()
             if share:
-                keep = draw_drop(share, lengths, generator, has_end=modality == "text")
-                batch.setdefault("drop", {})[modality] = keep
+                keep = draw_token_dropout(share, lengths, generator, has_end=modality == "text")
+                batch.setdefault("token_dropout", {})[modality] = keep
             if rates is not None:
                 starts = None
                 if self.word_table is not None and rates.unit == "word":
@@ -250,7 +250,7 @@ def split(batch: Mapping[str, Any], parts: int, take: Mapping[str, Callable[...,
     """A batch in parts of equal size, as far as that goes.
 
     Args:
-        batch: as `Maker.batch` gives it.
+        batch: as `BatchBuilder.batch` gives it.
         parts: how many, at most one per item.
         take: for each modality present: (input, rows) -> the input of these rows.
     """
@@ -260,8 +260,8 @@ def split(batch: Mapping[str, Any], parts: int, take: Mapping[str, Callable[...,
         first, stop = int(rows[0]), int(rows[-1]) + 1
         piece: Batch = {key: take[key](batch[key], rows.to(_device(batch[key]))) for key in take}
         piece |= {name: batch[name][first:stop] for name in ("keys", "captions", "names")}
-        if "drop" in batch:
-            piece["drop"] = {key: trim(keep[first:stop]) for key, keep in batch["drop"].items()}
+        if "token_dropout" in batch:
+            piece["token_dropout"] = {key: trim(keep[first:stop]) for key, keep in batch["token_dropout"].items()}
         if "masks" in batch:
             piece["masks"] = {
                 key: {name: (trim(keep[first:stop]), masked[first:stop]) for name, (keep, masked) in passes.items()}
@@ -293,7 +293,7 @@ def trim(keep: Tensor) -> Tensor:
     return keep[:, : int((keep >= 0).sum(1).amax())]
 
 
-def whole(source: Source, decoders: Mapping[str, Any], batch_size: int) -> Iterator[Batch]:
+def whole(source: Source, processors: Mapping[str, Any], batch_size: int) -> Iterator[Batch]:
     """Every sample of a source once, in order and as it is, for validation.
 
     Yields: {modality: the model's input, for all but text; "keys"; "captions": a list per item; "labels"}. An item
@@ -303,13 +303,13 @@ def whole(source: Source, decoders: Mapping[str, Any], batch_size: int) -> Itera
         items, media = [], []
         for item in source.samples[start : start + batch_size]:
             try:
-                media.append({m: decoders[m].decode(item[m]) for m in decoders if m in item})
+                media.append({m: processors[m].decode(item[m]) for m in processors if m in item})
                 items.append(item)
             except UserError as error:
                 log.warning("%s: %s cannot be decoded and is left out: %s", item["source"], item["key"], error)
         if items:
             yield {
-                **{m: decoders[m].collate([sample[m] for sample in media]) for m in media[0]},
+                **{m: processors[m].collate([sample[m] for sample in media]) for m in media[0]},
                 "keys": [item["key"] for item in items],
                 "captions": [item["captions"] for item in items],
                 "labels": [item["label"] for item in items],

@@ -26,15 +26,15 @@ class MaskRates:
 
     unit: str
     """word or token for text, patch for image, span for audio."""
-    alone: float | None = None
+    unimodal: float | None = None
     """When the modality is encoded alone."""
-    together: float | None = None
+    joint: float | None = None
     """When it is encoded together with the other one of its pair."""
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
             raise UserError(f"mask unit {self.unit!r} is not known; known: {', '.join(UNITS)}")
-        for name in ("alone", "together"):
+        for name in ("unimodal", "joint"):
             share = getattr(self, name)
             if share is not None and not 0 < share < 1:
                 raise UserError(f"mask {name} is {share}, not a share between 0 and 1; null = none")
@@ -72,13 +72,13 @@ def _share(lengths: Tensor, ratio: float) -> Tensor:
     return (lengths.double() * ratio).floor().long()
 
 
-def hide_tokens(lengths: Tensor, ratio: float, generator: torch.Generator, avoid: Tensor | None = None) -> Tensor:
+def mask_tokens(lengths: Tensor, ratio: float, generator: torch.Generator, avoid: Tensor | None = None) -> Tensor:
     """int(n * ratio) of each row's n tokens, uniformly; those in ``avoid`` (B, L) only when the others are used up."""
     score = torch.rand(len(lengths), int(lengths.max()), generator=generator)
     return lowest(score if avoid is None else score + avoid, _share(lengths, ratio), lengths)
 
 
-def hide_words(lengths: Tensor, ratio: float, generator: torch.Generator, starts: Tensor) -> Tensor:
+def mask_words(lengths: Tensor, ratio: float, generator: torch.Generator, starts: Tensor) -> Tensor:
     """ceil(words * ratio) of each row's words, whole: a token of ``starts`` (B, L) and those up to the next."""
     starts = starts[:, : int(lengths.max())]
     inside = torch.arange(starts.shape[1]) < lengths[:, None]
@@ -89,7 +89,7 @@ def hide_words(lengths: Tensor, ratio: float, generator: torch.Generator, starts
     return chosen.gather(1, word_id) & inside
 
 
-def hide_spans(lengths: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
+def mask_spans(lengths: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
     """int(n * ratio) of each row's n frames in runs: int(n * (ratio + 0.1) / 5) centres hide 5 frames each.
 
     Centres may meet; frames are then uncovered or hidden at random until the count is exact.
@@ -113,27 +113,27 @@ def _words(rates: MaskRates, lengths: Tensor, generator: torch.Generator, starts
     if starts is None:
         raise ValueError('the unit "word" needs the word starts of the batch')
     hidden = {}
-    if rates.alone is not None:
-        hidden["alone"] = hide_words(lengths, rates.alone, generator, starts)
-    if rates.together is not None and rates.alone is not None:
-        hidden["together"] = hide_tokens(lengths, rates.together, generator, hidden["alone"])
-    elif rates.together is not None:
-        hidden["together"] = hide_words(lengths, rates.together, generator, starts)
+    if rates.unimodal is not None:
+        hidden["unimodal"] = mask_words(lengths, rates.unimodal, generator, starts)
+    if rates.joint is not None and rates.unimodal is not None:
+        hidden["joint"] = mask_tokens(lengths, rates.joint, generator, hidden["unimodal"])
+    elif rates.joint is not None:
+        hidden["joint"] = mask_words(lengths, rates.joint, generator, starts)
     return hidden
 
 
 def _tokens(rates: MaskRates, lengths: Tensor, generator: torch.Generator, starts: Tensor | None) -> dict[str, Tensor]:
     hidden = {}
-    if rates.alone is not None:
-        hidden["alone"] = hide_tokens(lengths, rates.alone, generator)
-    if rates.together is not None:
-        hidden["together"] = hide_tokens(lengths, rates.together, generator, hidden.get("alone"))
+    if rates.unimodal is not None:
+        hidden["unimodal"] = mask_tokens(lengths, rates.unimodal, generator)
+    if rates.joint is not None:
+        hidden["joint"] = mask_tokens(lengths, rates.joint, generator, hidden.get("unimodal"))
     return hidden
 
 
 def _spans(rates: MaskRates, lengths: Tensor, generator: torch.Generator, starts: Tensor | None) -> dict[str, Tensor]:
-    passes = {"alone": rates.alone, "together": rates.together}
-    return {name: hide_spans(lengths, rate, generator) for name, rate in passes.items() if rate is not None}
+    passes = {"unimodal": rates.unimodal, "joint": rates.joint}
+    return {name: mask_spans(lengths, rate, generator) for name, rate in passes.items() if rate is not None}
 
 
 UNITS: dict[str, Callable[..., dict[str, Tensor]]] = {
@@ -172,7 +172,7 @@ def draw_masks(
         starts: (B, L) bool, see `word_starts`; for the unit "word" only.
 
     Returns:
-        {"alone" and "together" as far as they have a rate: (keep (B, K) int64, masked (B, L + 1) bool)}; positions
+        {"unimodal" and "joint" as far as they have a rate: (keep (B, K) int64, masked (B, L + 1) bool)}; positions
         count from CLS = 0. A text too short for its share has nothing hidden, which the losses allow.
     """
     hideable = (lengths - 1).clamp(min=0) if rates.unit in TEXT_UNITS else lengths
@@ -181,12 +181,12 @@ def draw_masks(
     return {name: (visible(hidden, lengths), hidden) for name, hidden in masked.items()}
 
 
-def draw_drop(share: float, lengths: Tensor, generator: torch.Generator, has_end: bool) -> Tensor:
+def draw_token_dropout(share: float, lengths: Tensor, generator: torch.Generator, has_end: bool) -> Tensor:
     """(B, K) int64 positions that stay when int(n * share) of each row's n tokens are left out uniformly.
 
     With ``has_end`` the last token is the end of a text: it stays and does not count.
     """
-    hidden = hide_tokens(lengths - 1 if has_end else lengths, share, generator)
+    hidden = mask_tokens(lengths - 1 if has_end else lengths, share, generator)
     return visible(_with_cls(hidden, lengths), lengths)
 
 

@@ -1,6 +1,6 @@
 """webdataset shards, still encoded: which shards a pattern names, the samples of one shard, all of a source in memory.
 
-A shard is a .tar or .tar.gz with the members KEY.jpg (or any other file ending of a decoder), KEY.txt and KEY.json.
+A shard is a .tar or .tar.gz with the members KEY.jpg (or any other file ending of a processor), KEY.txt and KEY.json.
 The caption list is "captions" in the json, else the text file; "label" in the json is a class name. A shard that is
 partly broken gives what it still holds. Sets that fit in memory are read whole, once (`read_source`); others are
 streamed (streams.py). Next file: batches.py.
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onepeace.errors import UserError
-from onepeace.media import DECODERS
-from onepeace.media.source import describe, scheme
+from onepeace.files.source import describe, scheme
+from onepeace.processors import PROCESSORS
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def read_source(
     Args:
         pattern, root, allow_pipe: see `expand`.
         pair: see `usable_sample`.
-        broken_limit: see `refuse_rotten`.
+        broken_limit: see `refuse_corrupt`.
 
     Raises:
         UserError: no file matches; not one sample is complete, or too few are (names a file, a key and what it lacks).
@@ -132,11 +132,11 @@ def read_source(
         log.warning("%s: %d broken: %s%s", pattern, len(broken), "; ".join(broken[:NAMED]), rest)
     if not samples:
         raise UserError(f"{pattern}: no usable sample; {broken[0] if broken else 'the shards are empty'}")
-    refuse_rotten(pattern, len(samples), len(broken), broken[-1] if broken else "", broken_limit)
+    refuse_corrupt(pattern, len(samples), len(broken), broken[-1] if broken else "", broken_limit)
     return Source(pattern, samples, broken)
 
 
-def refuse_rotten(name: str, good: int, broken: int, last: str, limit: float) -> None:
+def refuse_corrupt(name: str, good: int, broken: int, last: str, limit: float) -> None:
     """UserError when of ``good`` and ``broken`` samples more than the share ``limit`` are broken; a few always may be.
 
     Args:
@@ -210,9 +210,9 @@ def usable_sample(raw: dict[str, Any], shard: str, pair: Sequence[str], broken: 
 
     Args:
         raw, shard: from `raw_samples`.
-        pair: the modalities a sample must have; "text" are its captions, others a member that their decoder reads.
+        pair: the modalities a sample must have; "text" are its captions, others a member that their processor reads.
     """
-    known = {m: sorted(suffix.lstrip(".") for suffix in DECODERS[m].suffixes) for m in pair if m != "text"}
+    known = {m: sorted(suffix.lstrip(".") for suffix in PROCESSORS[m].suffixes) for m in pair if m != "text"}
     name, key = describe(shard), raw["__key__"]
     # "KEY.thumb.jpg": the last ending says what it is.
     members = {member.rpartition(".")[2]: data for member, data in raw.items() if not member.startswith("__")}

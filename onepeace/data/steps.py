@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from onepeace.data.batches import Batch, Lengths, Maker
+from onepeace.data.batches import Batch, BatchBuilder, Lengths
 from onepeace.data.shards import Sample, Source, expand
-from onepeace.data.streams import Lane, Mixture, Position, lanes_of
+from onepeace.data.streams import Mixture, Position, StreamShard, stream_shards_of
 from onepeace.errors import UserError
 
 ORDER, VARY, HIDE = range(3)
 """Streams of random numbers that must not be the same."""
 
 
-class Order:
+class EpochSampler:
     """The endless row of one pair's items: position -> item, the same on every machine.
 
     An item of a source with weight w comes floor(w) or ceil(w) times in an epoch; which ones come once more is drawn
@@ -79,22 +79,22 @@ class Order:
         return rng.permutation(runs).reshape(-1)
 
 
-class Steps(Dataset[list[Batch]]):
+class StepDataset(Dataset[list[Batch]]):
     """``steps[s]`` is this process's part of the batches of step s, one for each pair of the recipe, or one where they
-    come in turn; see `Maker`."""
+    come in turn; see `BatchBuilder`."""
 
     def __init__(
         self,
         recipe: Any,
         sources: Sequence[Source],
-        decoders: Mapping[str, Any],
+        processors: Mapping[str, Any],
         num_tokens: Mapping[str, Lengths] | None = None,
         rank: int = 0,
         ranks: int = 1,
     ):
         """
         Args:
-            recipe, decoders, num_tokens: as for `Maker`.
+            recipe, processors, num_tokens: as for `BatchBuilder`.
             sources: what ``recipe.data.train`` names, in its order, as `read_source` gives it.
             rank, ranks: this process, of how many.
 
@@ -103,12 +103,12 @@ class Steps(Dataset[list[Batch]]):
         """
         if len(sources) != len(recipe.data.train):
             raise ValueError(f"{len(sources)} sources for {len(recipe.data.train)} of the recipe")
-        self.maker = Maker(recipe, decoders, num_tokens)
+        self.builder = BatchBuilder(recipe, processors, num_tokens)
         self.seed, self.rank = recipe.seed, rank
         self.items: dict[str, list[Sample]] = {}
-        self.order: dict[str, Order] = {}
+        self.order: dict[str, EpochSampler] = {}
         self.in_turn = recipe.data.pairs == "in_turn"
-        self.batch_size = {name: shared(recipe.batch_size(name), name, ranks) for name in self.maker.pairs}
+        self.batch_size = {name: shared(recipe.batch_size(name), name, ranks) for name in self.builder.pairs}
         self.ranks = ranks
         weighted: dict[str, list[tuple[Source, float]]] = {}
         for source, config in zip(sources, recipe.data.train, strict=True):
@@ -118,10 +118,10 @@ class Steps(Dataset[list[Batch]]):
             sizes = [len(source.samples) for source, _ in members]
             run = recipe.batch_size(name) if recipe.data.batches == "by_source" else 1
             weights = [weight for _, weight in members]
-            self.order[name] = Order(sizes, weights, [self.seed, number(name), ORDER], run)
+            self.order[name] = EpochSampler(sizes, weights, [self.seed, number(name), ORDER], run)
 
     def __getitem__(self, step: int) -> list[Batch]:
-        names = list(self.maker.pairs)
+        names = list(self.builder.pairs)
         if self.in_turn:
             turn, which = divmod(step, len(names))
             return [self._batch(names[which], turn)]
@@ -135,10 +135,10 @@ class Steps(Dataset[list[Batch]]):
             for place in range(first, first + size)
         ]
         hide = seed_of(self.seed, number(name), HIDE, step, *([self.rank] if self.rank else []))
-        return self.maker.batch(name, places, lambda rng: items[int(rng.integers(len(items)))], len(items), hide)
+        return self.builder.batch(name, places, lambda rng: items[int(rng.integers(len(items)))], len(items), hide)
 
 
-class Places(NamedTuple):
+class DataState(NamedTuple):
     """Where a run stands in its streams: what a checkpoint holds of them, in plain numbers."""
 
     ranks: int
@@ -153,12 +153,12 @@ class Places(NamedTuple):
         return {**self._asdict(), "lanes": {str(lane): place for part in lanes for lane, place in part.items()}}
 
     @classmethod
-    def read(cls, value: Mapping[str, Any]) -> "Places":
+    def read(cls, value: Mapping[str, Any]) -> "DataState":
         return cls(value["ranks"], value["workers"], {int(lane): place for lane, place in value["lanes"].items()})
 
 
 class Streams(IterableDataset[tuple[list[Batch], dict[int, Any]]]):
-    """Steps over sources that are read as they come, for a `DataLoader` of ``workers`` processes, or none.
+    """StepDataset over sources that are read as they come, for a `DataLoader` of ``workers`` processes, or none.
 
     Yields a step's batches, and the places after them of the lanes they come from. Worker s % workers makes step s;
     where they have no processes, one plays them all, so that the batches are the same.
@@ -167,34 +167,34 @@ class Streams(IterableDataset[tuple[list[Batch], dict[int, Any]]]):
     def __init__(
         self,
         recipe: Any,
-        decoders: Mapping[str, Any],
+        processors: Mapping[str, Any],
         num_tokens: Mapping[str, Lengths] | None = None,
         rank: int = 0,
         ranks: int = 1,
-        places: Places | None = None,
+        places: DataState | None = None,
         first: int = 0,
     ):
         """
         Args:
-            recipe, decoders, num_tokens, rank, ranks: as for `Steps`.
+            recipe, processors, num_tokens, rank, ranks: as for `StepDataset`.
             places: where to go on; the number of processes may be another than then, the workers stay as many.
             first: the step to go on with.
 
         Raises:
             UserError: shards that are not there; batches or lanes that cannot be shared evenly.
         """
-        self.maker = Maker(recipe, decoders, num_tokens)
+        self.builder = BatchBuilder(recipe, processors, num_tokens)
         self.seed, self.data, self.first = recipe.seed, recipe.data, first
-        self.places = places or Places(ranks, max(recipe.run.workers, 1), {})
+        self.places = places or DataState(ranks, max(recipe.run.workers, 1), {})
         self.workers = self.places.workers
-        self.mine = lanes_of(rank, ranks, self.places.ranks)
-        self.batch_size = {n: shared(recipe.batch_size(n), n, self.places.ranks) for n in self.maker.pairs}
+        self.mine = stream_shards_of(rank, ranks, self.places.ranks)
+        self.batch_size = {n: shared(recipe.batch_size(n), n, self.places.ranks) for n in self.builder.pairs}
         self.shards = [expand(s.shards, recipe.data.root, recipe.data.allow_pipe) for s in recipe.data.train]
 
     def __iter__(self) -> Iterator[tuple[list[Batch], dict[int, Any]]]:
         info = get_worker_info()
         rows: dict[int, dict[str, Mixture]] = {}
-        names = list(self.maker.pairs)
+        names = list(self.builder.pairs)
         for step in count(self.first + (info.id if info else 0), info.num_workers if info else 1):
             lanes = [rank * self.workers + step % self.workers for rank in self.mine]
             rows.update({lane: self._rows(lane) for lane in lanes if lane not in rows})
@@ -209,18 +209,18 @@ class Streams(IterableDataset[tuple[list[Batch], dict[int, Any]]]):
     def _rows(self, lane: int) -> dict[str, Mixture]:
         """The row of samples of each pair in one lane."""
         rows = {}
-        for name in self.maker.pairs:
+        for name in self.builder.pairs:
             members = [(i, source) for i, source in enumerate(self.data.train) if source.name == name]
             sources = [
-                Lane(
+                StreamShard(
                     self.shards[i],
                     source.pair,
                     seed=self.seed,
                     source=i,
                     lane=lane,
                     lanes=self.places.ranks * self.workers,
-                    window=self.data.window,
-                    window_megabytes=self.data.window_megabytes,
+                    shuffle_buffer=self.data.shuffle_buffer,
+                    shuffle_buffer_megabytes=self.data.shuffle_buffer_megabytes,
                     broken_limit=self.data.broken_limit,
                 )
                 for i, source in members
@@ -245,7 +245,7 @@ class Streams(IterableDataset[tuple[list[Batch], dict[int, Any]]]):
             for row, seed in numbers
             for i in range(self.batch_size[name])
         ]
-        return self.maker.batch(name, places, rows[0].another, seen + len(places), hide, keep_loaded=False)
+        return self.builder.batch(name, places, rows[0].another, seen + len(places), hide, keep_loaded=False)
 
 
 def shared(size: int, name: str, ranks: int) -> int:
@@ -256,7 +256,7 @@ def shared(size: int, name: str, ranks: int) -> int:
 
 
 def loader(
-    steps: Steps | Streams, start: int, stop: int, workers: int = 1
+    steps: StepDataset | Streams, start: int, stop: int, workers: int = 1
 ) -> Generator[tuple[list[Batch], dict[int, Any]], None, None]:
     """The batches of the steps ``start`` to ``stop`` - 1, made ahead in ``workers`` processes (0 = on demand), and the
     places of the streams after each; none where the data is in memory."""

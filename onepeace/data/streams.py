@@ -13,20 +13,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onepeace.data.shards import NAMED, Sample, raw_samples, refuse_rotten, usable_sample
+from onepeace.data.shards import NAMED, Sample, raw_samples, refuse_corrupt, usable_sample
 from onepeace.errors import UserError
-from onepeace.media.source import describe
+from onepeace.files.source import describe
 
 log = logging.getLogger(__name__)
 
 Position = Mapping[str, Any]
-"""Where a `Lane` or a `Mixture` stands: numbers, and lists and dictionaries of them, so that JSON can hold it."""
+"""Where a `StreamShard` or a `Mixture` stands: plain numbers, lists and dictionaries, as JSON holds them."""
 
 UNITS, WINDOWS, PICKS = range(100, 103)
 """Streams of random numbers that must not be the same, nor one of those in batches.py."""
 
 
-class Unit(NamedTuple):
+class WorkUnit(NamedTuple):
     """What one lane reads in one go: those samples of a shard whose running number % ``parts`` is ``part``."""
 
     shard: str
@@ -34,16 +34,16 @@ class Unit(NamedTuple):
     parts: int
 
 
-def units(shards: Sequence[str], lanes: int) -> list[Unit]:
+def work_units(shards: Sequence[str], lanes: int) -> list[WorkUnit]:
     """Each shard whole where there is at least one per lane, else all cut into as few parts as give each lane one.
 
     A part costs as much reading as its whole shard; only what it does not take is dropped at once.
     """
     parts = -(-lanes // len(shards))
-    return [Unit(shard, part, parts) for shard in shards for part in range(parts)]
+    return [WorkUnit(shard, part, parts) for shard in shards for part in range(parts)]
 
 
-def lanes_of(rank: int, ranks: int, lanes: int) -> list[int]:
+def stream_shards_of(rank: int, ranks: int, lanes: int) -> list[int]:
     """The lanes, in order, that process ``rank`` of ``ranks`` reads when a run that began with ``lanes`` goes on.
 
     Raises:
@@ -65,7 +65,7 @@ def first_samples(
     """The first ``count`` usable samples in the order of the shards, one at a time; fewer where there are no more.
 
     Args:
-        shards, pair, broken_limit: as for `Lane`.
+        shards, pair, broken_limit: as for `StreamShard`.
 
     Raises:
         UserError: too many are broken, or there is not one.
@@ -103,10 +103,10 @@ class _Tally:
             if self.broken <= NAMED:
                 log.warning("broken and left out: %s%s", line, " (more are only counted)" * (self.broken == NAMED))
         self.lines.clear()
-        refuse_rotten(self.name, self.good, self.broken, self.last, self.limit)
+        refuse_corrupt(self.name, self.good, self.broken, self.last, self.limit)
 
 
-class Lane:
+class StreamShard:
     """The endless row of one source's samples in one lane; all lanes together have each sample once in an epoch.
 
     The `units` of the source are permuted anew for each epoch and dealt out. What is dealt to this lane it reads in
@@ -122,8 +122,8 @@ class Lane:
         source: int = 0,
         lane: int = 0,
         lanes: int = 1,
-        window: int = 1000,
-        window_megabytes: float = 256,
+        shuffle_buffer: int = 1000,
+        shuffle_buffer_megabytes: float = 256,
         broken_limit: float = 0.02,
         position: Position | None = None,
     ):
@@ -133,8 +133,8 @@ class Lane:
             pair: the modalities a sample must have, as for `usable_sample`.
             seed, source: the run's number, and this source's in the run.
             lane, lanes: this lane's number, from 0, of how many.
-            window, window_megabytes: so many samples, or so much encoded data, and a window is full. Both are part of
-                what the order is a function of.
+            shuffle_buffer, shuffle_buffer_megabytes: so many samples, or so much encoded data, and the buffer is full;
+                the order depends on both.
             broken_limit: share of broken samples, of all read so far, above which the stream stops.
             position: where to go on; a `position` of a lane with the same arguments.
 
@@ -144,9 +144,9 @@ class Lane:
         """
         self.shards, self.pair = list(shards), tuple(pair)
         self.seed, self.source, self.lane, self.lanes = seed, source, lane, lanes
-        self.max_samples, self.max_bytes = window, window_megabytes * 2**20
+        self.max_samples, self.max_bytes = shuffle_buffer, shuffle_buffer_megabytes * 2**20
         self.broken_limit = broken_limit
-        self.seek(position or self._position(epoch=0, window=0, unit=0, sample=0, good=0, broken=0, offset=0))
+        self.seek(position or self._position(epoch=0, buffer=0, unit=0, sample=0, good=0, broken=0, offset=0))
 
     @property
     def position(self) -> Position:
@@ -168,7 +168,7 @@ class Lane:
                 f"{given['shards']} shards, and this is lane {own['lane']} of {own['lanes']} over {own['shards']} "
                 f"for {self._tally.name}; go on with the shards and the lanes the run was started with"
             )
-        self._epoch, self._number = position["epoch"], position["window"]
+        self._epoch, self._number = position["epoch"], position["buffer"]
         self._unit, self._sample = position["unit"], position["sample"]
         self._skip: int = position["offset"]
         self._window: list[Sample] = []
@@ -200,7 +200,7 @@ class Lane:
     def _here(self) -> dict[str, int]:
         return self._position(
             epoch=self._epoch,
-            window=self._number,
+            buffer=self._number,
             unit=self._unit,
             sample=self._sample,
             good=self._tally.good,
@@ -209,7 +209,7 @@ class Lane:
 
     def _fill(self) -> None:
         """Read the next window that is not empty; its samples leave from the end of the list."""
-        fruitless: set[Unit] = set()
+        fruitless: set[WorkUnit] = set()
         samples: list[Sample] = []
         while not samples:
             self._start = self._here()
@@ -225,7 +225,7 @@ class Lane:
                     # Not one in the whole epoch. The next one deals other units to this lane, and it must not give
                     # up, nor go on for ever, as long as one of them may hold something.
                     fruitless.update(self._dealt())
-                    if len(fruitless) == len(units(self.shards, self.lanes)):
+                    if len(fruitless) == len(work_units(self.shards, self.lanes)):
                         raise UserError(
                             f"{self._tally.name}: no usable sample for lane {self.lane} of {self.lanes}; "
                             f"{self._tally.last}"
@@ -237,9 +237,9 @@ class Lane:
         self._size = len(samples)
         self._number += 1
 
-    def _dealt(self) -> list[Unit]:
+    def _dealt(self) -> list[WorkUnit]:
         """What this lane reads in this epoch, in order."""
-        every = units(self.shards, self.lanes)
+        every = work_units(self.shards, self.lanes)
         order = np.random.default_rng([self.seed, self.source, UNITS, self._epoch]).permutation(len(every))
         return [every[i] for i in order[self.lane :: self.lanes]]
 
@@ -266,7 +266,7 @@ class Mixture:
 
     def __init__(
         self,
-        lanes: Sequence[Lane],
+        lanes: Sequence[StreamShard],
         weights: Sequence[float],
         *,
         pair: int = 0,
@@ -276,7 +276,7 @@ class Mixture:
     ):
         """
         Args:
-            lanes: one `Lane` of each source, of the same number and seed.
+            lanes: one `StreamShard` of each source, of the same number and seed.
             weights: what of the row is a source's, over the sum of all.
             pair: a number that tells this mixture from the others of the run.
             run: so many samples in a row come from one source; the batch size, where a batch is to be of one kind.

@@ -140,7 +140,7 @@ def describe(path: str | Path) -> Description:
     """What a model folder, or a released checkpoint file, holds; no tensor is read."""
     path = Path(path)
     if not path.is_dir():
-        from onepeace.hub.original import Original
+        from onepeace.hub.convert.original import Original
 
         original = Original.open(path)
         tensors = {name: (piece.shape, piece.dtype) for name, piece in original.pieces.items()}

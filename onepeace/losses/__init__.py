@@ -3,10 +3,10 @@
 from .box import box
 from .classification import classification, multilabel
 from .contrastive import contrastive
-from .denoising import denoising, hidden_tokens
+from .denoising import denoising, masked_tokens
 from .distillation import distillation
 from .hinge import hinge
-from .matching import matching
+from .tiled_infonce import tiled_infonce
 
 __all__ = [
     "box",
@@ -14,8 +14,8 @@ __all__ = [
     "contrastive",
     "denoising",
     "distillation",
-    "hidden_tokens",
     "hinge",
-    "matching",
+    "masked_tokens",
     "multilabel",
+    "tiled_infonce",
 ]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .matching import matching
+from .tiled_infonce import tiled_infonce
 
 
 def contrastive(
@@ -39,6 +39,6 @@ def contrastive(
     if detach_keys:
         key_a, key_b = key_a.detach(), key_b.detach()
     targets = torch.arange(first, first + len(a), device=a.device)
-    forward = matching(a, key_b, scale, targets, groups, label_smoothing)
-    backward = matching(b, key_a, scale, targets, groups, label_smoothing)
+    forward = tiled_infonce(a, key_b, scale, targets, groups, label_smoothing)
+    backward = tiled_infonce(b, key_a, scale, targets, groups, label_smoothing)
     return (forward + backward) / (2 * max(len(a), 1))

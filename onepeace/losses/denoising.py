@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .matching import matching
+from .tiled_infonce import tiled_infonce
 
 
-def hidden_tokens(
+def masked_tokens(
     student: Tensor, teacher: Tensor, masked: Tensor, padding_mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and targets of `denoising`, from one or more items.
@@ -40,7 +40,7 @@ def denoising(
     """A hidden token must find its own teacher feature among those of all real tokens of the batch, hidden or not.
 
     Args:
-        queries, keys, targets: (M, D), (N, D) and (M,) as `hidden_tokens` gives them.
+        queries, keys, targets: (M, D), (N, D) and (M,) as `masked_tokens` gives them.
         scale, label_smoothing: factor on the cosines; mass spread evenly over the wrong candidates.
         count: what the sum over queries is divided by; None: M.
 
@@ -48,7 +48,7 @@ def denoising(
         Scalar mean over the hidden tokens, float32; 0, still attached to the graph, if nothing is hidden: one-word
         captions can leave a batch so, and a constant would leave this process out of a backward pass others wait in.
     """
-    total = matching(_unit(queries), _unit(keys.detach()), scale, targets, None, label_smoothing)
+    total = tiled_infonce(_unit(queries), _unit(keys.detach()), scale, targets, None, label_smoothing)
     return total / (max(len(queries), 1) if count is None else count)
 
 

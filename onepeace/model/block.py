@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .attention import SelfAttention
-from .layers import GEGLU, DropPath, LayerScale
+from onepeace.layers.attention import SelfAttention
+from onepeace.layers.feedforward import GEGLU
+from onepeace.layers.residual import DropPath, LayerScale
+
 from .sequence import Span
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import cast_once
+from onepeace.layers.precision import cast_once
+
 from .sequence import TokenSequence
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from onepeace.config import ModelConfig
+from onepeace.heads import Classifier, Projection
+from onepeace.layers.position import trunc_normal
 
 from .adapters import ADAPTERS, Adapter
 from .block import Block
-from .decoder import Decoder, decoder_positions
 from .encoder import Features, encode
-from .heads import Classifier, Projection
-from .position import trunc_normal
+from .masked_decoder import MaskedDecoder, decoder_positions
 from .sequence import Stem, TokenSequence
 
 Inputs = Mapping[str, dict[str, Tensor]]
@@ -56,7 +56,7 @@ class OnePeace(nn.Module):
         self.decoder, self.classifier = None, None
         if (d := config.decoder) is not None:
             positions = {key: decoder_positions(ADAPTERS[key], d.options.get(key, {})) for key in keys}
-            self.decoder = Decoder(config.dim, d.dim, d.depth, d.num_heads, d.ffn_dim, positions)
+            self.decoder = MaskedDecoder(config.dim, d.dim, d.depth, d.num_heads, d.ffn_dim, positions)
         if (c := config.classifier) is not None:
             num_heads = c.num_heads or config.num_heads
             parts = (c.num_classes, c.pool, c.hidden_ratio, c.pooler, c.inputs)
@@ -94,7 +94,7 @@ class OnePeace(nn.Module):
     def encode(self, stems: Mapping[str, Stem], keep: Mapping[str, Tensor] | None = None) -> dict[str, Features]:
         """One joint pass over all given modalities; ``keep`` (B, K) by modality: visible token ids, padded with -1."""
         keep = keep or {}
-        placed = [self.adapters[key].place(stem, keep.get(key)) for key, stem in stems.items()]
+        placed = [self.adapters[key].embed_positions(stem, keep.get(key)) for key, stem in stems.items()]
         return encode(TokenSequence.concat(placed), self.blocks, self.norms)
 
     def embed(self, key: str, features: Features) -> Tensor:

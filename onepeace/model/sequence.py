@@ -20,13 +20,13 @@ class Stem(NamedTuple):
     """What an adapter makes of raw input, whatever is hidden from the encoder later.
 
     tokens: (B, L, D), without CLS and positions. padding_mask: (B, L) bool, True = padding, or None when nothing is.
-    grid: the shape of the L positions, (L,) or (rows, columns). kinds: (B,) type ids of the items, or None.
+    grid: the shape of the L positions, (L,) or (rows, columns). type_ids: (B,) type ids of the items, or None.
     """
 
     tokens: Tensor
     padding_mask: Tensor | None
     grid: tuple[int, ...]
-    kinds: Tensor | None = None
+    type_ids: Tensor | None = None
 
     def take(self, rows: Tensor) -> "Stem":
         """These items alone, without the padding that none of them needs."""
@@ -36,7 +36,7 @@ class Stem(NamedTuple):
             mask = self.padding_mask[rows]
             longest = int((~mask).sum(1).amax())
             tokens, mask, grid = tokens[:, :longest], no_padding(mask[:, :longest]), (longest,)
-        return Stem(tokens, mask, grid, None if self.kinds is None else self.kinds[rows])
+        return Stem(tokens, mask, grid, None if self.type_ids is None else self.type_ids[rows])
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from torch import Tensor
 from onepeace.config import SIZES, Config, ModelConfig, Options, build, merge, read_config, to_plain
 from onepeace.data.batches import Lengths
 from onepeace.data.shards import Sample, Source, expand, read_source
-from onepeace.data.steps import Places, Steps, Streams
+from onepeace.data.steps import DataState, StepDataset, Streams
 from onepeace.data.streams import first_samples
 from onepeace.errors import UserError
-from onepeace.media import DECODERS
 from onepeace.model import OnePeace
+from onepeace.processors import PROCESSORS
 from onepeace.train import checkpoint, parallel
 from onepeace.train.check import check
 from onepeace.train.recipe import Recipe, split_term
@@ -51,10 +51,10 @@ def make_config(recipe: Recipe) -> Config:
     """
     wanted = recipe.model
     fields = {key: value for key, value in wanted.items() if key not in _START}
-    media: Options = {}
+    processors: Options = {}
     if "from" in wanted:
         started = read_config(model_folder(wanted["from"]) / "config.yaml")
-        base, media = to_plain(started.model), started.media
+        base, processors = to_plain(started.model), started.processors
     elif wanted.get("size") in SIZES:
         base = SIZES[wanted["size"]]
     else:
@@ -74,7 +74,7 @@ def make_config(recipe: Recipe) -> Config:
     else:
         options = content["decoder"].get("options", {})
         content["decoder"] = {**content["decoder"], "options": {k: v for k, v in options.items() if k in keys}}
-    settings = merge(media, recipe.media)
+    settings = merge(processors, recipe.processors)
     config = Config(build(ModelConfig, content, "the recipe's model"), {key: settings.get(key, {}) for key in keys})
     check(recipe, config)
     return config
@@ -102,13 +102,17 @@ class Data:
         return found
 
     def steps(
-        self, decoders: Mapping[str, Any], lengths: Mapping[str, Lengths], places: Mapping[str, Any] | None, first: int
-    ) -> tuple[Steps | Streams, Places | None]:
+        self,
+        processors: Mapping[str, Any],
+        lengths: Mapping[str, Lengths],
+        places: Mapping[str, Any] | None,
+        first: int,
+    ) -> tuple[StepDataset | Streams, DataState | None]:
         """This process's batches from step ``first`` on, and where its streams stand: at ``places``, if given."""
-        at = parallel.rank(), parallel.ranks()
+        at = parallel.rank(), parallel.world_size()
         if not self.recipe.data.stream:
-            return Steps(self.recipe, self.sources, decoders, lengths, *at), None
-        streams = Streams(self.recipe, decoders, lengths, *at, Places.read(places) if places else None, first)
+            return StepDataset(self.recipe, self.sources, processors, lengths, *at), None
+        streams = Streams(self.recipe, processors, lengths, *at, DataState.read(places) if places else None, first)
         return streams, streams.places
 
 
@@ -117,7 +121,7 @@ def make_tokenizer(recipe: Recipe, captions: Callable[[], set[str]], path: Path)
 
     Once there is a checkpoint it stays. Before, it may be of another recipe, and is made again.
     """
-    from onepeace.media import tokenizer
+    from onepeace.processors import tokenizer
 
     if path.exists() and checkpoint.files(path.parent):
         return
@@ -148,19 +152,19 @@ def source_captions(recipe: Recipe, samples: Iterable[Sample]) -> list[str]:
     return texts + [template.format(label) for label in sorted(labels) for template in templates]
 
 
-def make_decoders(config: Config, folder: Path) -> dict[str, Any]:
+def make_processors(config: Config, folder: Path) -> dict[str, Any]:
     """A decoder of files and values for each modality; ``folder`` holds the tokenizer."""
-    decoders: dict[str, Any] = {
-        key: DECODERS[key].from_config(config.media[key], folder) for key in config.model.adapters
+    processors: dict[str, Any] = {
+        key: PROCESSORS[key].from_config(config.processors[key], folder) for key in config.model.adapters
     }
-    if "text" in decoders:
-        size, rows = decoders["text"].vocab_size, config.model.adapters["text"]["vocab_size"]
+    if "text" in processors:
+        size, rows = processors["text"].vocab_size, config.model.adapters["text"]["vocab_size"]
         if size > rows:
             raise UserError(
                 f"{folder / 'tokenizer.json'} has {size} entries, more than model.adapters.text.vocab_size {rows}; "
                 "raise that, or lower tokenizer.vocab_size"
             )
-    return decoders
+    return processors
 
 
 def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
@@ -204,7 +208,9 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
     return model
 
 
-def make_teachers(recipe: Recipe, sources: Sequence[Source], decoders: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def make_teachers(
+    recipe: Recipe, sources: Sequence[Source], processors: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     """Features of the outside teachers the objective names; ``cache`` says where they are kept, the run by default."""
     tables = {}
     for term, options in recipe.objective.items():
@@ -218,11 +224,11 @@ def make_teachers(recipe: Recipe, sources: Sequence[Source], decoders: Mapping[s
         path = Path(os.path.expandvars(options.get("cache") or own))
         if key == "text":
             captions = {text for source in sources for text in source_captions(recipe, source.samples)}
-            # Like lengths together: the teacher pads to the longest of a batch.
+            # Like lengths joint: the teacher pads to the longest of a batch.
             items: dict[str, Any] = {text: text for text in sorted(captions, key=lambda text: (len(text), text))}
         else:
             items = {sample["key"]: sample[key] for source in sources for sample in source.samples if key in sample}
-        load = getattr(decoders[key], "load", lambda item: item)
+        load = getattr(processors[key], "load", lambda item: item)
         tables[term] = cached_features(options["teacher"], list(items), lambda name: load(items[name]), path)  # noqa: B023
     return tables
 
@@ -246,11 +252,11 @@ def scores_of(
     evaluate: Callable[[OnePeace, dict[str, Any]], dict[str, float]],
     config: ModelConfig,
     full: Mapping[str, Tensor],
-    decoders: dict[str, Any],
+    processors: dict[str, Any],
 ) -> dict[str, float]:
     """Scores of these weights; torch's generator is as it was after."""
     generator = torch.get_rng_state()
     try:
-        return evaluate(model_of(config, full), decoders)
+        return evaluate(model_of(config, full), processors)
     finally:
         torch.set_rng_state(generator)

@@ -21,7 +21,7 @@ def check(recipe: Recipe, config: Config) -> None:
                 f"data.train: the pair {name} has {unknown[0]!r}, the model does not; it has "
                 f"{', '.join(config.model.adapters)}"
             )
-    by_modality = {f"data.{name}": getattr(recipe.data, name) for name in ("drop", "augment", "templates")}
+    by_modality = {f"data.{name}": getattr(recipe.data, name) for name in ("token_dropout", "augment", "templates")}
     for place, options in {"mask": recipe.mask, **by_modality}.items():
         if unused := [key for key in options if not any(key in pair for pair in pairs.values())]:
             raise UserError(f"{place}.{unused[0]}: no pair of data.train has {unused[0]}; there are {', '.join(pairs)}")
@@ -78,7 +78,7 @@ def _check_denoising(recipe: Recipe, fed: dict[str, dict[str, tuple[str, ...]]])
         for pair in fed[name].values():
             keys = listed or list(pair)
             # A joint pass hides tokens of everything in it.
-            rate, hidden = ("together", pair) if len(keys) > 1 else ("alone", tuple(keys))
+            rate, hidden = ("joint", pair) if len(keys) > 1 else ("unimodal", tuple(keys))
             for key in hidden:
                 if getattr(recipe.mask.get(key), rate, None) is None:
                     raise UserError(f"objective.{name} needs mask.{key}.{rate}, the share of the tokens that is hidden")

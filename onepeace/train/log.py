@@ -19,13 +19,13 @@ from torch import Tensor
 from onepeace import __version__
 from onepeace.config import to_plain
 from onepeace.errors import UserError, need
-from onepeace.train.parallel import mean, ranks
+from onepeace.train.parallel import mean, world_size
 
 FILE = "log.jsonl"
 LEADING = ("loss", "lr", "items_per_second")
 """Fields that come first in the line for a person; named terms follow."""
 
-Tracker = tuple[Callable[[int, dict[str, float]], None], Callable[[], None]]
+Logger = tuple[Callable[[int, dict[str, float]], None], Callable[[], None]]
 """What takes a step's numbers, and what ends it."""
 
 
@@ -58,8 +58,8 @@ class Log:
         step: where the run begins. Lines after it, from a run that was cut off later than its last checkpoint, are
             removed, and so is a half-written last line.
         steps: length of the run, for the line's "step 400/2000".
-        trackers: names in TRACKERS of what gets the numbers too.
-        recipe: the run's, for the trackers.
+        loggers: names in LOGGERS of what gets the numbers too.
+        recipe: the run's, for the loggers.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class Log:
         folder: str | Path,
         step: int = 0,
         steps: int | None = None,
-        trackers: Sequence[str] = (),
+        loggers: Sequence[str] = (),
         recipe: Any = None,
     ):
         self.path = Path(folder) / FILE
         self.steps = steps
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.trackers = [TRACKERS[name](Path(folder), step, recipe) for name in trackers]
+        self.loggers = [LOGGERS[name](Path(folder), step, recipe) for name in loggers]
         kept = [line for line in read_log(self.path) if line["step"] <= step] if self.path.exists() and step else []
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -89,17 +89,17 @@ class Log:
                 f"{self.path}: the line of step {step} cannot be written ({error.strerror or error}); make room, and "
                 "the same command goes on from the last checkpoint"
             ) from error
-        for track, _ in self.trackers:
+        for track, _ in self.loggers:
             track(step, {name: value for name, value in values.items() if isinstance(value, int | float)})
         print(human(step, self.steps, values), file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Tell the trackers that the run has ended."""
-        for _, close in self.trackers:
+        """Tell the loggers that the run has ended."""
+        for _, close in self.loggers:
             close()
 
 
-def _tensorboard(folder: Path, step: int, recipe: Any) -> Tracker:
+def _tensorboard(folder: Path, step: int, recipe: Any) -> Logger:
     """Event files in ``folder/tensorboard``; what an earlier start wrote after ``step`` is not shown."""
     need("tensorboard", "track")
     from torch.utils.tensorboard import SummaryWriter
@@ -114,7 +114,7 @@ def _tensorboard(folder: Path, step: int, recipe: Any) -> Tracker:
     return track, writer.close
 
 
-def _wandb(folder: Path, step: int, recipe: Any) -> Tracker:
+def _wandb(folder: Path, step: int, recipe: Any) -> Logger:
     """A run of Weights & Biases named as the folder; WANDB_MODE=offline keeps it in ``folder/wandb``."""
     wandb = need("wandb", "track")
     name, kept = folder.resolve().name, folder / "wandb.id"
@@ -133,7 +133,7 @@ def _wandb(folder: Path, step: int, recipe: Any) -> Tracker:
     return lambda step, values: run.log(values, step=step), run.finish
 
 
-TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb}
+LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb}
 
 
 def describe_run(folder: Path) -> None:
@@ -157,7 +157,7 @@ def describe_run(folder: Path) -> None:
         "processors": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
-        "processes": ranks(),
+        "processes": world_size(),
         "command": sys.argv,
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None 
 
     Args:
         recipe: what to do.
-        evaluate: (model, decoders) -> named scores, called every ``run.eval_every`` steps and at the end.
+        evaluate: (model, processors) -> named scores, called every ``run.eval_every`` steps and at the end.
         stop_at: end after this step as if interrupted: nothing is saved that was not due.
 
     Returns:
@@ -67,12 +67,12 @@ def _train(
     data = build.Data(recipe)
     if "text" in config.model.adapters and main:
         build.make_tokenizer(recipe, data.captions, out / "tokenizer.json")
-    parallel.wait()
-    decoders = build.make_decoders(config, out)
-    sharded = parallel.ranks() > 1 and run.parallel == "fsdp"
+    parallel.barrier()
+    processors = build.make_processors(config, out)
+    sharded = parallel.world_size() > 1 and run.parallel == "fsdp"
     model = build.make_model(recipe, config, empty=sharded and not main)
-    teachers = parallel.first_alone(lambda: build.make_teachers(recipe, data.sources, decoders))
-    objective = Objective(model, recipe.objective, teachers, run.accumulate, run.max_padding, sharded)
+    teachers = parallel.first_alone(lambda: build.make_teachers(recipe, data.sources, processors))
+    objective = Objective(model, recipe.objective, teachers, run.grad_cache_chunks, run.max_padding, sharded)
     if recipe.freeze:
         freeze(model, recipe.freeze)
     if run.checkpoint_activations:
@@ -81,7 +81,7 @@ def _train(
         for block in model.blocks:
             block.compile()
     use_bfloat16 = {"float32": False, "bfloat16": True}.get(run.precision, bfloat16_is_fast(device))
-    spread = parallel.spread(objective, model.blocks, run.parallel, device)
+    spread = parallel.parallelize(objective, model.blocks, run.parallel, device)
     optimizer = make_optimizer(model, recipe.optim)
     if len(objective.teacher_heads):
         heads = list(objective.teacher_heads.named_parameters())
@@ -101,9 +101,9 @@ def _train(
         write_config(recipe, out / "recipe.yaml")
     if main:
         describe_run(out)
-    parallel.wait()
+    parallel.barrier()
     lengths = {key: adapter.token_lengths for key, adapter in model.adapters.items()}
-    steps, places = data.steps(decoders, lengths, places, start)
+    steps, places = data.steps(processors, lengths, places, start)
 
     def save(step: int) -> None:
         extra = {"places": places.everywhere(parallel.gather_objects(places.lanes))} if places else {}
@@ -116,12 +116,12 @@ def _train(
         """Of the checkpoint of this step, which is on the disk: nothing is lost if this fails."""
         full = state.full()
         if journal and evaluate:
-            scores = build.scores_of(evaluate, config.model, full, decoders)
+            scores = build.scores_of(evaluate, config.model, full, processors)
             journal.write(step, {f"valid/{name}": value for name, value in scores.items()})
             checkpoint.record(out, step, sum(scores.values()) / max(len(scores), 1))
-        parallel.wait()
+        parallel.barrier()
 
-    journal = Log(out, start, total, run.trackers, recipe) if main else None
+    journal = Log(out, start, total, run.loggers, recipe) if main else None
     if saved is not None and saved.score is None and measured(start):
         measure(start)  # it broke off the last time
     averages, step, skipped = Averages(), start, 0
@@ -142,12 +142,12 @@ def _train(
         optimizer.zero_grad(set_to_none=True)
         losses = []
         for i, batch in enumerate(group):
-            with parallel.reduced(spread, last=i == len(group) - 1):
+            with parallel.no_sync(spread, last=i == len(group) - 1):
                 with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
                     found = spread(to_device(batch, device))
                 found["loss"].backward()
             losses.append(found)
-            items += len(batch["keys"]) * parallel.ranks()
+            items += len(batch["keys"]) * parallel.world_size()
         norm = parallel.clip(objective, recipe.optim.grad_clip)
         if places:
             places.lanes.update(after)
@@ -165,7 +165,7 @@ def _train(
         else:
             skipped += 1
             optimizer.zero_grad(set_to_none=True)
-            _name_bad_step(out, step, norm, group, losses, skipped, run.skip)
+            _name_bad_step(out, step, norm, group, losses, skipped, run.max_bad_steps)
 
         now = time.monotonic()
         # Between the lines of the log, so that a resumed run writes the same ones.
@@ -202,7 +202,7 @@ def _train(
         model = build.model_of(config.model, full)
         card = _card(recipe, step)
         weights.save(folder, model, config, tokenizer=tokenizer if tokenizer.exists() else None, card=card)
-    parallel.wait()
+    parallel.barrier()
     return folder
 
 

@@ -45,7 +45,7 @@ class Objective(nn.Module):
         model: the model to train.
         terms: name -> {"weight": w, ...options}; see the module's docstring, and TERMS of recipe.py.
         teachers: distillation term -> {"row": {name: row}, "features": (N, F)} as ``cached_features`` gives it.
-        accumulate: number of parts the batch is computed in; activations of one part are held at a time.
+        grad_cache_chunks: number of parts the batch is computed in; activations of one part are held at a time.
         max_padding: share of padding from which a pass is cut into groups of similar length.
         sharded: the model's blocks are gathered from shares of several processes.
     """
@@ -55,13 +55,13 @@ class Objective(nn.Module):
         model: OnePeace,
         terms: Mapping[str, Mapping[str, Any]],
         teachers: Mapping[str, TeacherTable],
-        accumulate: int = 1,
+        grad_cache_chunks: int = 1,
         max_padding: float = 0.1,
         sharded: bool = False,
     ):
         super().__init__()
         self.model = model
-        self.accumulate, self.max_padding, self.sharded = accumulate, max_padding, sharded
+        self.grad_cache_chunks, self.max_padding, self.sharded = grad_cache_chunks, max_padding, sharded
         self.kinds = {
             "contrastive": (self._embed, self._contrastive),
             "denoising": (self._hide, self._denoising),
@@ -93,10 +93,10 @@ class Objective(nn.Module):
         terms = {name: options for name, options in self.terms.items() if set(split_term(name)[1]) <= set(present)}
         if not terms:
             raise UserError(f"no term of the objective ({', '.join(self.terms)}) fits a batch of {present}")
-        if self.accumulate == 1:
+        if self.grad_cache_chunks == 1:
             parts = [self._outputs(terms, batch)]
         else:
-            pieces = split(batch, self.accumulate, {key: self.model.adapters[key].take for key in present})
+            pieces = split(batch, self.grad_cache_chunks, {key: self.model.adapters[key].take for key in present})
             parts = [checkpoint(self._outputs, terms, piece, use_reentrant=False) for piece in pieces]
         outputs = _join(parts)
         found: dict[str, Tensor] = {}
@@ -112,7 +112,7 @@ class Objective(nn.Module):
         return {"loss": total, **found, "padding": 1 - real / computed}
 
     def _outputs(self, terms: Mapping[str, Mapping[str, Any]], batch: Batch) -> Outputs:
-        agreed = {"agree": parallel.largest} if self.sharded else {}
+        agreed = {"agree": parallel.all_reduce_max} if self.sharded else {}
         passes = Passes(self.model, batch, self.max_padding, **agreed)
         outputs: Outputs = {}
         for name, options in terms.items():
@@ -128,7 +128,7 @@ class Objective(nn.Module):
         self, name: str, modalities: list[str], outputs: Outputs, batch: Batch, options: dict[str, Any]
     ) -> dict[str, Tensor]:
         names = None
-        if options.pop("equal_captions"):
+        if options.pop("multi_positive"):
             everyone = [names for part in parallel.gather_objects(batch["names"]) for names in part]
             names = groups(everyone).to(outputs["tokens"].device)
         scale, found = self.model.temperature(), {}
@@ -144,17 +144,17 @@ class Objective(nn.Module):
 
     def _hide(self, name: str, modalities: list[str], passes: Passes, options: Mapping[str, Any]) -> Outputs:
         joint = len(modalities) > 1
-        whole = options["teacher"] or ("together" if joint else "alone")
+        whole = options["teacher"] or ("joint" if joint else "unimodal")
         outputs: Outputs = {}
         for key in modalities:
-            if whole == "alone" and key in passes.batch.get("drop", ()):
-                raise UserError(f"objective.{name} needs {key} seen whole; take data.drop.{key} out")
-            teacher = passes.together[key] if whole == "together" else passes.alone(key)
-            student = passes.together_masked[key] if joint else passes.alone_masked(key)
+            if whole == "unimodal" and key in passes.batch.get("token_dropout", ()):
+                raise UserError(f"objective.{name} needs {key} seen whole; take data.token_dropout.{key} out")
+            teacher = passes.joint[key] if whole == "joint" else passes.unimodal(key)
+            student = passes.joint_masked[key] if joint else passes.unimodal_masked(key)
             # A part of the batch may be shorter than what its masks were drawn for.
-            masked = passes.batch["masks"][key]["together" if joint else "alone"][1][:, 1 : student.shape[1]]
+            masked = passes.batch["masks"][key]["joint" if joint else "unimodal"][1][:, 1 : student.shape[1]]
             padding = None if teacher.padding_mask is None else teacher.padding_mask[:, 1:]
-            tokens = losses.hidden_tokens(student[:, 1:], teacher.tokens[:, 1:], masked, padding)
+            tokens = losses.masked_tokens(student[:, 1:], teacher.tokens[:, 1:], masked, padding)
             part = f"{name}:{key}" if joint else name
             outputs.update(zip((f"{part} queries", f"{part} keys", f"{part} targets"), tokens, strict=True))
         return outputs
@@ -171,7 +171,7 @@ class Objective(nn.Module):
             if everyone:
                 keys, first = parallel.gather_ragged(keys)
                 targets = targets + first
-                count = sum(parallel.gather_objects(len(queries))) / parallel.ranks() or 1
+                count = sum(parallel.gather_objects(len(queries))) / parallel.world_size() or 1
             found[part] = losses.denoising(queries, keys, targets, count=count, **options)
         return found
 
@@ -181,7 +181,7 @@ class Objective(nn.Module):
         # Items the teacher never saw (two clips mixed, say) take no part.
         known = [(i, row[item]) for i, item in enumerate(self._names(name, passes.batch)) if item in row]
         items, rows = torch.tensor(known, dtype=torch.int64).reshape(-1, 2).unbind(1)
-        cls = passes.alone(key).cls
+        cls = passes.unimodal(key).cls
         return {
             f"{name} student": self.teacher_heads[name](cls[items.to(cls.device)]),
             f"{name} teacher": self.teachers[name]["features"][rows].to(cls.device),
@@ -196,7 +196,7 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         student, teacher = outputs[f"{name} student"], outputs[f"{name} teacher"]
         keys, _ = parallel.gather_ragged(teacher)
-        count = max(len(keys), 1) / parallel.ranks()
+        count = max(len(keys), 1) / parallel.world_size()
         return {name: losses.distillation(student, teacher, options["scale"], keys, count)}
 
 

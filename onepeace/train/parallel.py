@@ -30,11 +30,11 @@ limit: torchrun then ends the others."""
 
 
 def rank() -> int:
-    """Number of this process, 0 to ``ranks() - 1``."""
+    """Number of this process, 0 to ``world_size() - 1``."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def ranks() -> int:
+def world_size() -> int:
     """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -57,7 +57,7 @@ class _Gather(torch.autograd.Function):
     # torch.distributed.nn.functional.all_gather does the same, and torch 2.13 deprecates it for a private function.
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(ranks())]
+        parts = [torch.empty_like(x) for _ in range(world_size())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
@@ -67,17 +67,17 @@ class _Gather(torch.autograd.Function):
         (grad,) = grads
         grad = grad.contiguous()
         dist.all_reduce(grad)
-        return grad.chunk(ranks())[rank()]
+        return grad.chunk(world_size())[rank()]
 
 
 def gather(x: Tensor) -> Tensor:
     """The rows of all processes in their order, with gradient; each has as many."""
-    return x if ranks() == 1 else _Gather.apply(x)
+    return x if world_size() == 1 else _Gather.apply(x)
 
 
 def gather_ragged(x: Tensor) -> tuple[Tensor, int]:
     """The rows of all processes, without gradient, however many each has; and the row where this one's begin."""
-    if ranks() == 1:
+    if world_size() == 1:
         return x, 0
     x = x.detach().contiguous()
     counts = [int(count) for count in gather_objects(len(x))]
@@ -89,23 +89,23 @@ def gather_ragged(x: Tensor) -> tuple[Tensor, int]:
 
 def gather_objects(value: Any) -> list[Any]:
     """One value of each process. Only plain ones: lists, numbers, text."""
-    if ranks() == 1:
+    if world_size() == 1:
         return [value]
-    found: list[Any] = [None] * ranks()
+    found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, value)
     return found
 
 
 def mean(x: Tensor) -> Tensor:
     """The mean over processes, without gradient."""
-    if ranks() == 1:
+    if world_size() == 1:
         return x
     x = x.detach().clone()
     dist.all_reduce(x)
-    return x / ranks()
+    return x / world_size()
 
 
-def largest(count: int) -> int:
+def all_reduce_max(count: int) -> int:
     """The largest of the numbers of all processes."""
     return max(gather_objects(count))
 
@@ -115,9 +115,9 @@ def any_of(*flags: bool) -> list[bool]:
     return [any(column) for column in zip(*gather_objects(flags), strict=True)]
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until every process is here."""
-    if ranks() > 1:
+    if world_size() > 1:
         dist.barrier()
 
 
@@ -125,9 +125,9 @@ def first_alone(make: Callable[[], T]) -> T:
     """What ``make`` gives in each process; the first makes it before the others, who find what it left in files."""
     if rank() == 0:
         made = make()
-        wait()
+        barrier()
         return made
-    wait()
+    barrier()
     return make()
 
 
@@ -137,7 +137,7 @@ def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
-def spread(objective: nn.Module, blocks: Iterable[nn.Module], way: str, device: torch.device) -> nn.Module:
+def parallelize(objective: nn.Module, blocks: Iterable[nn.Module], way: str, device: torch.device) -> nn.Module:
     """The objective, ready to train on all processes.
 
     Args:
@@ -147,7 +147,7 @@ def spread(objective: nn.Module, blocks: Iterable[nn.Module], way: str, device: 
         way: "ddp", every process holds everything; "fsdp", each holds its share (``fully_shard`` of torch: FSDP2).
         device: this process's.
     """
-    if ranks() == 1:
+    if world_size() == 1:
         return objective.to(device)
     if way == "ddp":
         # A step may have pairs that do not touch every parameter: those of a third modality, say.
@@ -172,7 +172,7 @@ def _scalars(objective: nn.Module) -> list[nn.Parameter]:
 
 
 @contextmanager
-def reduced(spread: nn.Module, last: bool) -> Iterator[None]:
+def no_sync(spread: nn.Module, last: bool) -> Iterator[None]:
     """Around the passes of one of a step's batches: gradients are exchanged with the last one's."""
     if isinstance(spread, DistributedDataParallel) and not last:
         with spread.no_sync():

@@ -36,9 +36,9 @@ class Passes:
         self.keys = [key for key in model.adapters if key in batch]
         self.real_tokens = self.all_tokens = 0
         """Tokens computed in the blocks so far, without and with padding."""
-        self._alone: dict[str, Features] = {}
+        self._unimodal: dict[str, Features] = {}
         self._embedding: dict[str, Tensor] = {}
-        self._alone_masked: dict[str, Tensor] = {}
+        self._unimodal_masked: dict[str, Tensor] = {}
 
     @cached_property
     def lengths(self) -> dict[str, Tensor]:
@@ -56,36 +56,36 @@ class Passes:
             stems[key] = parts[0] if len(parts) == 1 else _join_stems(parts, groups)
         return stems
 
-    def alone(self, key: str) -> Features:
+    def unimodal(self, key: str) -> Features:
         """One modality on its own, seen whole (or what ``drop`` leaves of it)."""
-        if key not in self._alone:
-            keep = {key: self.batch["drop"][key]} if key in self.batch.get("drop", ()) else {}
-            self._alone[key] = self._by_length([key], keep, self.model.encode)[key]
-        return self._alone[key]
+        if key not in self._unimodal:
+            keep = {key: self.batch["token_dropout"][key]} if key in self.batch.get("token_dropout", ()) else {}
+            self._unimodal[key] = self._by_length([key], keep, self.model.encode)[key]
+        return self._unimodal[key]
 
     def embedding(self, key: str) -> Tensor:
         """Unit vectors (B, E) of one modality."""
         if key not in self._embedding:
-            self._embedding[key] = self.model.embed(key, self.alone(key))
+            self._embedding[key] = self.model.embed(key, self.unimodal(key))
         return self._embedding[key]
 
     @cached_property
-    def together(self) -> dict[str, Features]:
+    def joint(self) -> dict[str, Features]:
         """The joint pass seen whole, a teacher only: no gradient."""
         with torch.no_grad():
             return self._by_length(self.keys, {}, self.model.encode)
 
-    def alone_masked(self, key: str) -> Tensor:
+    def unimodal_masked(self, key: str) -> Tensor:
         """Predictions (B, L + 1, D) for one modality on its own with tokens hidden."""
-        if key not in self._alone_masked:
-            keep = {key: self.batch["masks"][key]["alone"][0]}
-            self._alone_masked[key] = self._by_length([key], keep, self._reconstruct)[key].tokens
-        return self._alone_masked[key]
+        if key not in self._unimodal_masked:
+            keep = {key: self.batch["masks"][key]["unimodal"][0]}
+            self._unimodal_masked[key] = self._by_length([key], keep, self._reconstruct)[key].tokens
+        return self._unimodal_masked[key]
 
     @cached_property
-    def together_masked(self) -> dict[str, Tensor]:
+    def joint_masked(self) -> dict[str, Tensor]:
         """Predictions (B, L_m + 1, D) of the joint pass with tokens of every modality hidden."""
-        keep = {key: self.batch["masks"][key]["together"][0] for key in self.keys}
+        keep = {key: self.batch["masks"][key]["joint"][0] for key in self.keys}
         return {key: out.tokens for key, out in self._by_length(self.keys, keep, self._reconstruct).items()}
 
     def _allowed(self, lengths: Tensor) -> float:
@@ -202,10 +202,12 @@ def _stack_masks(masks: Sequence[Tensor | None], tokens: Sequence[Tensor], order
 def _join_stems(parts: Sequence[Stem], groups: Sequence[Tensor]) -> Stem:
     order = torch.cat(list(groups)).argsort()
     tokens = [part.tokens for part in parts]
-    kinds = None if parts[0].kinds is None else torch.cat([part.kinds for part in parts if part.kinds is not None])
+    type_ids = (
+        None if parts[0].type_ids is None else torch.cat([part.type_ids for part in parts if part.type_ids is not None])
+    )
     return Stem(
         _stack(tokens)[order],
         _stack_masks([part.padding_mask for part in parts], tokens, order),
         max(part.grid for part in parts),
-        None if kinds is None else kinds[order],
+        None if type_ids is None else type_ids[order],
     )

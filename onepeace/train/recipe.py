@@ -59,13 +59,13 @@ class Data:
     """By modality: sentences with {} for the class name, further captions of samples that have a label."""
     augment: dict[str, Options] = field(default_factory=dict)
     """By modality: how training media are varied (onepeace/data/augment.py); left out = taken as they are."""
-    drop: dict[str, float] = field(default_factory=dict)
+    token_dropout: dict[str, float] = field(default_factory=dict)
     """By modality: share of the tokens left out in the contrastive pass, for speed (FLIP, arXiv 2212.00794)."""
     stream: bool = False
     """Read the shards as they are needed, from disk or network; else all of them once, into memory."""
-    window: int = 1000
+    shuffle_buffer: int = 1000
     """Samples of a source that a worker holds to draw from, of a stream."""
-    window_megabytes: float = 256.0
+    shuffle_buffer_megabytes: float = 256.0
     """The same in bytes; the smaller of the two."""
     allow_pipe: bool = False
     """Let shards be the output of shell commands, as pipe:COMMAND."""
@@ -87,9 +87,9 @@ class Data:
             if names.setdefault(frozenset(source.pair), source.name) != source.name:
                 raise UserError(f"data.train has {names[frozenset(source.pair)]} and {source.name}; use one order")
         make_augments(self.augment)
-        for modality, share in self.drop.items():
+        for modality, share in self.token_dropout.items():
             if not 0 <= share < 1:
-                raise UserError(f"data.drop.{modality} is {share}, a share below 1")
+                raise UserError(f"data.token_dropout.{modality} is {share}, a share below 1")
         for modality, templates in self.templates.items():
             if bad := [template for template in templates if _placeholders(template) != [""]]:
                 raise UserError(
@@ -138,7 +138,7 @@ class Term:
 class Contrastive(Term):
     """See onepeace/losses/contrastive.py."""
 
-    equal_captions: bool = False
+    multi_positive: bool = False
     """Items of equal caption or class are positives of each other."""
     label_smoothing: float = 0.0
     detach_keys: bool = False
@@ -151,14 +151,14 @@ class Denoising(Term):
     scale: float = 2.5
     label_smoothing: float = 0.0
     teacher: str | None = None
-    """Seen alone or together; null = as the student."""
+    """Seen unimodal or joint; null = as the student."""
     keys: str = "local"
     """Candidates of this process, or global: of all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.teacher not in (None, "alone", "together"):
-            raise UserError(f"teacher {self.teacher!r} is not known; known: alone, together")
+        if self.teacher not in (None, "unimodal", "joint"):
+            raise UserError(f"teacher {self.teacher!r} is not known; known: unimodal, joint")
         if self.keys not in ("local", "global"):
             raise UserError(f"keys {self.keys!r} is not known; known: local, global")
 
@@ -283,16 +283,16 @@ class Run:
     """Processes that decode; 0 = none, decode between the steps."""
     log_every: int = 20
     eval_every: int = 0
-    """Steps between validations; 0 = at the end only."""
+    """StepDataset between validations; 0 = at the end only."""
     save_every: int = 1000
-    """Steps between checkpoints; 0 = by time only."""
+    """StepDataset between checkpoints; 0 = by time only."""
     save_minutes: float = 5.0
     """Minutes between checkpoints at most; 0 = by steps only."""
     keep: int = 2
     """How many checkpoints stay, the best one besides."""
     ema: float | None = None
     """Decay of the averaged weights; null = none."""
-    accumulate: int = 1
+    grad_cache_chunks: int = 1
     """Parts a process computes its batch in, one after another: less memory for the same loss and gradient."""
     checkpoint_activations: bool = False
     """Keep only the input of each block, and compute it again in the backward pass."""
@@ -302,9 +302,9 @@ class Run:
     """Over several processes: ddp, each holds the whole model; fsdp, each a share of it."""
     compile: bool = False
     """torch.compile each block."""
-    skip: int = 3
+    max_bad_steps: int = 3
     """So many steps in a row may have a gradient that is not finite; they are left out and named."""
-    trackers: tuple[str, ...] = ()
+    loggers: tuple[str, ...] = ()
     """Where the log goes besides: tensorboard, wandb."""
 
     def __post_init__(self) -> None:
@@ -313,16 +313,18 @@ class Run:
             raise UserError(f"run.batch_size {bad[0]} should be at least 1")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UserError(f"run.precision {self.precision!r} is not known; known: auto, float32, bfloat16")
-        for name in ("keep", "accumulate", "log_every"):
+        for name in ("keep", "grad_cache_chunks", "log_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"run.{name} {getattr(self, name)} should be at least 1")
-        _not_negative("run", self, "workers", "eval_every", "save_every", "save_minutes", "skip", "max_padding")
+        _not_negative(
+            "run", self, "workers", "eval_every", "save_every", "save_minutes", "max_bad_steps", "max_padding"
+        )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise UserError(f"run.ema {self.ema} should be from 0 to below 1; null = none")
         if self.parallel not in ("ddp", "fsdp"):
             raise UserError(f"run.parallel {self.parallel!r} is not known; known: ddp, fsdp")
-        if unknown := [name for name in self.trackers if name not in ("tensorboard", "wandb")]:
-            raise UserError(f"run.trackers {unknown[0]!r} is not known; known: tensorboard, wandb")
+        if unknown := [name for name in self.loggers if name not in ("tensorboard", "wandb")]:
+            raise UserError(f"run.loggers {unknown[0]!r} is not known; known: tensorboard, wandb")
 
 
 @dataclass(frozen=True)
@@ -348,7 +350,7 @@ class Recipe:
     schedule: Schedule
     run: Run
     seed: int = 1
-    media: Options = field(default_factory=dict)
+    processors: Options = field(default_factory=dict)
     """By modality: options of its decoder, in place of the model's."""
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     mask: dict[str, MaskRates] = field(default_factory=dict)
@@ -384,7 +386,8 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: YAML. A ``base`` key names a file, relative to this one, whose fields it replaces one by one; null
-            takes out a term of the objective, a modality of mask, drop, augment or templates, or one of optim.groups.
+            takes out a term of the objective, a modality of mask, token_dropout, augment or templates, or one of
+            optim.groups.
             A term without options ("contrastive:") that the base does not have takes the defaults.
         overrides: "a.b=value", later ones win; the value is YAML, a number in the path counts into a list.
 
@@ -402,7 +405,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         apply_override(content, override)
     for place in (content, content.get("data"), content.get("optim")):
-        for name in ("objective", "mask", "drop", "augment", "templates", "groups"):
+        for name in ("objective", "mask", "token_dropout", "augment", "templates", "groups"):
             if isinstance(place, dict) and isinstance(place.get(name), dict):
                 place[name] = {key: value for key, value in place[name].items() if value is not None}
     _check_keys(content, str(path))
@@ -422,7 +425,7 @@ def from_yaml(text: str, where: str) -> Recipe:
 MAY_CHANGE = frozenset(
     ["evaluate", "data.root"]
     + [f"run.{name}" for name in ("out", "log_every", "eval_every", "save_every", "save_minutes", "keep", "workers")]
-    + [f"run.{name}" for name in ("trackers", "parallel", "compile", "checkpoint_activations")]
+    + [f"run.{name}" for name in ("loggers", "parallel", "compile", "checkpoint_activations")]
 )
 """Fields that do not change what a step computes, but for rounding."""
 

@@ -21,7 +21,7 @@ from onepeace.train import checkpoint, parallel
 class State:
     """
     Args:
-        objective: the model and what else learns, after `parallel.spread`.
+        objective: the model and what else learns, after `parallel.parallelize`.
         optimizer: of its parameters.
         average: averaged weights by parameter name of ``objective.model``; empty if the run has none.
         sharded: whether each process holds a share.
@@ -47,7 +47,7 @@ class State:
                 f"{out}: the checkpoint of step {step} cannot be written ({error}); make room, and the same command "
                 "goes on from the one before"
             ) from error
-        parallel.wait()
+        parallel.barrier()
 
     def _save(self, out: Path, step: int, recipe: str, extra: Mapping[str, Any]) -> Path:
         if self.sharded:
@@ -110,7 +110,7 @@ class State:
         if parallel.rank() == 0:
             checkpoint.remove(*out.glob("step-*.tmp"))
             temporary.mkdir(parents=True)
-        parallel.wait()
+        parallel.barrier()
         writer = dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True, enable_consolidation=False)
         try:
             dcp.save(self._tensors()[2], storage_writer=writer)
@@ -134,7 +134,9 @@ class State:
         model, optimizer, tensors = self._tensors()
         # All are filled in place, in ``model`` and ``optimizer`` too; the averages are the run's own.
         try:
-            dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=parallel.ranks() == 1)
+            dcp.load(
+                tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=parallel.world_size() == 1
+            )
         except dcp.CheckpointException as error:
             raise UserError(f"{path}: not a checkpoint of this run ({_failures(error)})") from error
         options = StateDictOptions(flatten_optimizer_state_dict=True)

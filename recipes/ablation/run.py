@@ -51,7 +51,7 @@ class Towers(OnePeace):
 
     def encode(self, stems, keep=None):
         ((key, stem),) = stems.items()
-        return encode(self.adapters[key].place(stem, (keep or {}).get(key)), self.towers[key], self.norms)
+        return encode(self.adapters[key].embed_positions(stem, (keep or {}).get(key)), self.towers[key], self.norms)
 
 
 def minutes(out: Path) -> float:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import without_autocast
-from ..position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
+from onepeace.layers.position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
+from onepeace.layers.precision import without_autocast
+
 from ..sequence import Stem, TokenSequence, gather_tokens, no_padding
 from .base import Adapter
 
@@ -223,24 +224,24 @@ class AudioAdapter(Adapter):
         tokens = self.stem(waveform[:, :longest], lengths)
         length = tokens.shape[1]
         mask = torch.arange(length, device=tokens.device) >= self.token_lengths(batch).unsqueeze(1)
-        return Stem(tokens, no_padding(mask), (length,), batch.get("kind"))
+        return Stem(tokens, no_padding(mask), (length,), batch.get("type_ids"))
 
     def take(self, batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
         taken = super().take(batch, rows)
         return {**taken, "waveform": taken["waveform"][:, : int(taken["lengths"].amax())]}
 
-    def place(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+    def embed_positions(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         length = stem.grid[0] + 1
         if keep is not None:
             # The positional convolutions run over the frames that are left (released code).
             frames = keep[:, 1:]
             kept = gather_tokens(stem.tokens, (frames - 1).clamp_min(0))
-            stem = Stem(kept, no_padding(frames < 0), (frames.shape[1],), stem.kinds)
+            stem = Stem(kept, no_padding(frames < 0), (frames.shape[1],), stem.type_ids)
         tokens, mask = self.with_cls(stem)
         positions = self.pos_conv(stem.tokens, stem.padding_mask)
         tokens = tokens + torch.cat([self.cls_pos.to(positions.dtype).expand(len(positions), -1, -1), positions], dim=1)
         buckets = sequence_buckets(length, self.num_buckets, tokens.device)
-        return self.finish(tokens, mask, stem.kinds, buckets, list(self.bias_tables), keep, gathered=True)
+        return self.assemble(tokens, mask, stem.type_ids, buckets, list(self.bias_tables), keep, gathered=True)
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
         return self.stem.token_lengths(batch["lengths"])

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..position import trunc_normal
+from onepeace.layers.position import trunc_normal
+
 from ..sequence import Span, Stem, TokenSequence, gather_pairs, gather_tokens, no_padding
 
 
@@ -13,8 +14,8 @@ class Adapter(nn.Module):
     """Raw input of one modality -> tokens (paper: modality adapters).
 
     A subclass gives ``stem_tokens`` (raw batch -> Stem; the same whatever is hidden, so one call serves all passes of a
-    step), ``place`` (Stem -> TokenSequence: CLS, positions, buckets; takes out what is hidden), ``token_lengths``, and
-    ``decoder_positions`` (the positions its hidden tokens have in the decoder).
+    step), ``embed_positions`` (Stem -> TokenSequence: CLS, positions, buckets, masked tokens left out),
+    ``token_lengths`` and ``decoder_positions`` (the positions its hidden tokens have in the decoder).
 
     Args:
         key: the modality.
@@ -48,7 +49,7 @@ class Adapter(nn.Module):
         """The raw input of these rows; modalities of many lengths also cut what is then only padding."""
         return {name: value[rows] for name, value in batch.items()}
 
-    def place(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+    def embed_positions(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         """Tokens with CLS and positions.
 
         ``keep`` (B, K) int64: ids of the tokens to leave in, ascending, CLS (0) first, padded with -1. Kept tokens have
@@ -76,11 +77,11 @@ class Adapter(nn.Module):
         mask = stem.padding_mask
         return tokens, None if mask is None else torch.cat([mask.new_zeros(batch, 1), mask], dim=1)
 
-    def finish(
+    def assemble(
         self,
         tokens: Tensor,
         mask: Tensor | None,
-        kinds: Tensor | None,
+        type_ids: Tensor | None,
         buckets: Tensor,
         tables: list[Tensor],
         keep: Tensor | None,
@@ -88,8 +89,8 @@ class Adapter(nn.Module):
     ) -> TokenSequence:
         """Add the types, take out what is hidden (unless ``gathered`` already), zero the padding."""
         if hasattr(self, "type_embed"):
-            kinds = tokens.new_zeros(len(tokens), dtype=torch.long) if kinds is None else kinds
-            tokens = tokens + self.type_embed.cumsum(0)[kinds].unsqueeze(1)
+            type_ids = tokens.new_zeros(len(tokens), dtype=torch.long) if type_ids is None else type_ids
+            tokens = tokens + self.type_embed.cumsum(0)[type_ids].unsqueeze(1)
         if keep is not None:
             tokens = tokens if gathered else gather_tokens(tokens, keep)
             buckets = gather_pairs(buckets, keep)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..position import GridPositions, grid_buckets, grid_table_rows, stretch_grid_table
+from onepeace.layers.position import GridPositions, grid_buckets, grid_table_rows, stretch_grid_table
+
 from ..sequence import Stem, TokenSequence
 from .base import Adapter
 
@@ -108,15 +109,15 @@ class ImageAdapter(Adapter):
                 f"a picture of {height} x {width} pixels is not a multiple of the patch, {self.patch_size}"
             )
         x = self.stem(pixels)
-        return Stem(x.flatten(1, 2), None, (x.shape[1], x.shape[2]), batch.get("kind"))
+        return Stem(x.flatten(1, 2), None, (x.shape[1], x.shape[2]), batch.get("type_ids"))
 
-    def place(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+    def embed_positions(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         tokens, mask = self.with_cls(stem)
         tokens = tokens + self.pos_embed(stem.grid)
         rows, columns = stem.grid
         buckets = grid_buckets(rows, columns, tokens.device)
         tables = [stretch_grid_table(table, self.bias_grid, rows, columns) for table in self.bias_tables]
-        return self.finish(tokens, mask, stem.kinds, buckets, tables, keep)
+        return self.assemble(tokens, mask, stem.type_ids, buckets, tables, keep)
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
         count, _, height, width = batch["pixels"].shape

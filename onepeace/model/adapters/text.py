@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
+from onepeace.layers.position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
+
 from ..sequence import Stem, TokenSequence, no_padding
 from .base import Adapter
 
@@ -55,17 +56,17 @@ class TextAdapter(Adapter):
         limit = len(self.pos_embed.weight) - 1
         if ids.shape[1] > limit:
             raise ValueError(f"{ids.shape[1]} text tokens are more than this model's {limit}; cut the text shorter")
-        return Stem(self.token_embed(ids), no_padding(ids == PAD_ID), (ids.shape[1],), batch.get("kind"))
+        return Stem(self.token_embed(ids), no_padding(ids == PAD_ID), (ids.shape[1],), batch.get("type_ids"))
 
     def take(self, batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
         taken = super().take(batch, rows)
         return {**taken, "ids": taken["ids"][:, : int(self.token_lengths(taken).amax())]}
 
-    def place(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+    def embed_positions(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         tokens, mask = self.with_cls(stem)
         tokens = tokens + self.pos_embed(stem.grid)
         buckets = sequence_buckets(tokens.shape[1], self.num_buckets, tokens.device)
-        return self.finish(tokens, mask, stem.kinds, buckets, list(self.bias_tables), keep)
+        return self.assemble(tokens, mask, stem.type_ids, buckets, list(self.bias_tables), keep)
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
         return (batch["ids"] != PAD_ID).sum(1)

@@ -1,0 +1,165 @@
+"""The one reader that fills frozen dataclasses from YAML, and the overrides of the command line. No torch here."""
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from onepeace.errors import UserError
+
+T = TypeVar("T")
+Options = dict[str, Any]
+
+
+def read_yaml(path: Path | str) -> Options:
+    """The mapping in a YAML file; UserError names the file and line of a mistake."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        raise UserError(f"{path}:{line} not YAML ({getattr(error, 'problem', error)})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
+    return content
+
+
+def write_config(config: Any, path: Path | str) -> None:
+    """Write a dataclass as YAML, atomically."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        yaml.safe_dump(to_plain(config), file, sort_keys=False, allow_unicode=True)
+    os.replace(temporary, path)
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, tuples and mappings as plain YAML values; ``build`` reads them back."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Options:
+    """``base`` with the fields of ``over`` in place of its own, mappings merged field by field."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def apply_override(content: Options, override: str) -> None:
+    """Set a field of a mapping: "a.b=value", the value in YAML; a number in the path counts into a list."""
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise UserError(f"{override!r} is not an override; write it as a.b=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{override!r}: the value is not YAML") from error
+    *parents, last = name.split(".")
+    place: Any = content
+    for parent in parents:
+        if isinstance(place, list):
+            place = place[_index(place, parent, override)]
+        else:
+            if place.get(parent) is None:
+                place[parent] = {}
+            place = place[parent]
+        if not isinstance(place, dict | list):
+            raise UserError(f"{override!r}: {parent} is a value and has no fields")
+    if isinstance(place, list):
+        place[_index(place, last, override)] = value
+    else:
+        place[last] = value
+
+
+def _index(place: list[Any], text: str, override: str) -> int:
+    if not text.isdigit() or int(text) >= len(place):
+        raise UserError(f"{override!r}: {text} is not one of the list's places, 0 to {len(place) - 1}")
+    return int(text)
+
+
+def build(cls: type[T], content: Mapping[str, Any], where: str) -> T:
+    """Make a dataclass of a mapping: unknown fields are refused, values coerced to the declared type.
+
+    Args:
+        cls: a dataclass; nested dataclasses, ``X | None``, lists, tuples and dicts of them are followed.
+        content: as read from YAML.
+        where: the file, for messages.
+    """
+    return _build(cls, content, where, "")
+
+
+def _build(cls: Any, content: Any, where: str, at: str) -> Any:
+    if not isinstance(content, Mapping):
+        raise UserError(f"{where}: {at or 'the file'} should be a mapping of fields, not {content!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = {}
+    for name, value in content.items():
+        path = f"{at}.{name}" if at else str(name)
+        if name not in fields:
+            near = difflib.get_close_matches(str(name), fields, n=1)
+            hint = f"did you mean {at + '.' if at else ''}{near[0]}?" if near else f"known: {', '.join(fields)}"
+            raise UserError(f"{where}: {path} is not a field; {hint}")
+        values[name] = _coerce(hints[name], value, where, path)
+    missing = [
+        name for name, f in fields.items()
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]  # fmt: skip
+    if missing:
+        raise UserError(f"{where}: {at + '.' if at else ''}{missing[0]} is missing")
+    try:
+        return cls(**values)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _coerce(kind: Any, value: Any, where: str, at: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        errors = []
+        for option in (a for a in args if a is not type(None)):
+            try:
+                return _coerce(option, value, where, at)
+            except UserError as error:
+                errors.append(error)
+        raise errors[-1]
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, where, at)
+    if origin in (list, tuple) and isinstance(value, list | tuple):
+        return origin(_coerce(args[0] if args else Any, item, where, f"{at}[{i}]") for i, item in enumerate(value))
+    if origin is dict and isinstance(value, Mapping):
+        return {str(key): _coerce(args[1], item, where, f"{at}.{key}") for key, item in value.items()}
+    if kind is bool and isinstance(value, bool):
+        return value
+    # PyYAML reads "1e-6" (no dot) as text; a float field takes it for what it is.
+    if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            number = float(value)
+            if kind is float or number == int(number):
+                return kind(number)
+        except (ValueError, OverflowError):
+            pass
+    if kind is str and isinstance(value, str):
+        return value
+    name = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+    raise UserError(f"{where}: {at} should be {name}, not {value!r}")

@@ -1,0 +1,206 @@
+"""What a user has, as pairs: the rows of a table or the files of a folder, checked as far as that needs no decoding.
+
+`onepeace shards` (commands/shards.py) makes shards of them.
+"""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from onepeace.datasets.tables import BadRow, read_table
+from onepeace.errors import UserError
+from onepeace.files import source
+from onepeace.files.walk import walk
+from onepeace.processors import PROCESSORS
+
+MEDIA = tuple(key for key in PROCESSORS if key != "text")
+COLUMNS: dict[str, tuple[str, ...]] = {
+    **{key: (key,) for key in MEDIA},
+    "text": ("text", "caption", "captions"),
+    "label": ("label",),
+}
+"""The columns that are looked for when none is named; of a text's, the first that is filled."""
+
+
+class Pair(NamedTuple):
+    """One sample to be."""
+
+    where: str
+    """For messages: "captions.csv line 17", or its first file."""
+    source: str
+    """The same without the folder, so that it does not depend on where the table or the folder lies."""
+    files: dict[str, Path]
+    """By modality; at least one."""
+    captions: list[str]
+    label: str | None
+
+
+class Skipped(NamedTuple):
+    """A row or file that cannot be used."""
+
+    where: str
+    reason: str
+
+
+def from_table(path: Path, columns: Mapping[str, str]) -> Iterator[Pair | Skipped]:
+    """A pair, or the reason why there is none, for each row of a .csv, .tsv or .jsonl file.
+
+    Paths in the table are relative to its folder. A caption column of a .jsonl holds one text or a list.
+
+    Args:
+        columns: names of columns by what they hold: "image", "audio", "text", "label". One that is named must be
+            filled in every row; of the others those of `COLUMNS` are taken where they are filled.
+
+    Raises:
+        UserError: the table cannot be read, has no row, or lacks a column (names the nearest).
+    """
+    checked = path.suffix.lower() == ".jsonl"  # there each row has its own columns
+    empty = True
+    for row in read_table(path):
+        empty = False
+        where = f"{path} line {row.line}"
+        if isinstance(row, BadRow):
+            yield Skipped(where, row.reason)
+            continue
+        if not checked:
+            _check_columns(path, columns, list(row.cells))
+            checked = True
+        result: Pair | Skipped
+        try:
+            result = _pair(row.cells, columns, path.parent, where, f"{path.name} line {row.line}")
+        except UserError as error:
+            result = Skipped(where, str(error))
+        yield result
+    if empty:
+        raise UserError(f"{path}: has no rows")
+
+
+def from_folder(folder: Path, *, labels_from_folders: bool = False) -> Iterator[Pair | Skipped]:
+    """A pair for each stem of pictures and sounds below a folder: a.jpg, a.wav and a.txt in one folder are one sample.
+
+    Each line of the .txt is a caption. With `labels_from_folders` a sample needs no .txt, and the name of the folder
+    that holds it is its label.
+    """
+    found, unreadable = walk([folder], {suffix: key for key in MEDIA for suffix in PROCESSORS[key].suffixes})
+    yield from (Skipped(_shown(path), reason) for path, reason in unreadable)
+    groups: dict[Path, dict[str, Path]] = {}
+    for path, modality in found:
+        group = groups.setdefault(path.with_suffix(""), {})
+        if modality in group:
+            yield Skipped(_shown(path), f"{group[modality].name} beside it is the {modality} of this stem")
+        elif modality is not None:
+            group[modality] = path
+    for stem, files in groups.items():
+        first = next(iter(files.values()))
+        result: Pair | Skipped
+        try:
+            captions = _sidecar(stem.with_name(f"{stem.name}.txt"), needed=not labels_from_folders)
+            label = _folder_label(first, folder) if labels_from_folders else None
+            result = Pair(_shown(first), _shown(first.relative_to(folder)), files, captions, label)
+        except UserError as error:
+            result = Skipped(_shown(first), str(error))
+        yield result
+
+
+def _check_columns(path: Path, columns: Mapping[str, str], known: Sequence[str]) -> None:
+    for key, name in columns.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
+            raise UserError(f"{path}: no column {name!r} for --{key}; {hint}")
+    if not any(key in columns or key in known for key in MEDIA):
+        options = " or ".join(f"--{key} COLUMN" for key in MEDIA)
+        raise UserError(
+            f"{path}: no column {' or '.join(MEDIA)}; it has {', '.join(known)}; say which holds the files: {options}"
+        )
+
+
+def _pair(cells: Mapping[str, Any], columns: Mapping[str, str], folder: Path, where: str, source_name: str) -> Pair:
+    """The pair of a row; `UserError` says what is wrong with it."""
+
+    def cell(key: str) -> tuple[str, Any]:
+        names = (columns[key],) if key in columns else COLUMNS[key]
+        filled = [name for name in names if cells.get(name) not in (None, "", [])]
+        if key in columns and not filled:
+            raise UserError(f"{columns[key]} is empty")
+        return (filled[0], cells[filled[0]]) if filled else ("", None)
+
+    files = {}
+    for key in MEDIA:
+        name, value = cell(key)
+        if value is not None:
+            files[key] = _file(key, name, value, folder)
+    if not files:
+        raise UserError(f"has no {' and no '.join(MEDIA)}")
+    captions = _captions(*cell("text"))
+    label = _label(*cell("label"))
+    if len(files) == 1 and not captions and label is None:
+        raise UserError(f"has no caption and no label for its {next(iter(files))}")
+    return Pair(where, source_name, files, captions, label)
+
+
+def _file(modality: str, column: str, value: Any, folder: Path) -> Path:
+    if not isinstance(value, str):
+        raise UserError(f"{column} is {value!r:.60}, not a path")
+    if source.scheme(value):
+        raise UserError(f"{source.describe(value)}: is an address; download it and give the path")
+    path = source.local_path(folder / value)
+    if path.suffix.lower() not in PROCESSORS[modality].suffixes:
+        raise UserError(f"{path}: unknown ending {path.suffix!r} of an {modality} file")
+    return path
+
+
+def _captions(column: str, value: Any) -> list[str]:
+    texts = [] if value is None else value if isinstance(value, list) else [value]
+    captions = [_text(column, text) for text in texts]
+    if texts and not all(captions):
+        raise UserError(f"{column} has an empty caption")
+    return captions
+
+
+def _label(column: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    # Classes are often numbered.
+    return _text(column, str(value) if isinstance(value, int) and not isinstance(value, bool) else value) or None
+
+
+def _text(column: str, value: Any) -> str:
+    """The words of a text with one space between them."""
+    if not isinstance(value, str):
+        raise UserError(f"{column} is {value!r:.60}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+        raise UserError(f"{column} is not Unicode text ({error.reason})") from error
+    return " ".join(value.split())
+
+
+def _sidecar(path: Path, *, needed: bool) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        if not needed:
+            return []
+        raise UserError(f"has no caption: there is no {path.name} beside it") from error
+    except OSError as error:
+        raise UserError(f"{path.name} cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.name} is not UTF-8 ({error.reason})") from error
+    captions = [caption for line in lines if (caption := _text(path.name, line))]
+    if needed and not captions:
+        raise UserError(f"has no caption: {path.name} is empty")
+    return captions
+
+
+def _folder_label(path: Path, folder: Path) -> str:
+    if path.parent == folder:
+        raise UserError(f"lies in {_shown(folder)} itself, not in a folder that names its label")
+    return _text("the folder's name", path.parent.name)
+
+
+def _shown(path: Path) -> str:
+    """A path as Unicode text; bytes that are not UTF-8 as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,0 +1,203 @@
+"""The configuration of an original checkpoint, read off its tensors.
+
+Sizes come from the shapes; the file's own cfg, where it has one, must agree with them and adds what shapes do not tell
+(strides, limits, which modality a classifier reads).
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onepeace.config import Config, build
+from onepeace.errors import UserError
+from onepeace.hub.convert.keys import MODALITIES, to_original
+
+RELEASED_STRIDES = {10: 5, 3: 2, 2: 2}
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+Cfg = Mapping[str, Any]
+Options = dict[str, Any]
+
+
+def infer_config(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: Cfg) -> Config:
+    """The configuration of a model whose tensors have these shapes, by our names.
+
+    `cfg` is the original trainer's, {} if unknown. UserError when a tensor is missing or the two contradict each other.
+    """
+    return _Shapes(path, shapes).config(cfg)
+
+
+class _Shapes:
+    """Tensor shapes by our names; each method reads one part of the configuration off them."""
+
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.path = path
+        self.shapes = shapes
+
+    def of(self, name: str) -> tuple[int, ...]:
+        if name not in self.shapes:
+            raise UserError(f"{self.path}: incomplete, it lacks {to_original(name)}")
+        return self.shapes[name]
+
+    def count(self, pattern: str) -> int:
+        """1 + the largest number at {} in the names of that pattern; 0 if there is none."""
+        wanted = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)"))
+        return max((int(m[1]) + 1 for name in self.shapes if (m := wanted.fullmatch(name))), default=0)
+
+    def side(self, cells: int, what: str) -> int:
+        side = math.isqrt(cells)
+        if side * side != cells:
+            raise UserError(f"{self.path}: {what} has {cells} cells, which is not a square")
+        return side
+
+    def config(self, cfg: Cfg) -> Config:
+        task, model = _at(cfg, "task"), _at(cfg, "model")
+        keys = [key for key in MODALITIES if f"adapters.{key}.cls_token" in self.shapes]
+        if not keys:
+            raise UserError(f"{self.path}: no adapter among its {len(self.shapes)} tensors; not a ONE-PEACE checkpoint")
+        dim = self.of(f"adapters.{keys[0]}.cls_token")[-1]
+        heads = [key for key in keys if f"heads.{key}.weight" in self.shapes]
+        tables = {key: self.count(f"adapters.{key}.bias_tables.{{}}") for key in keys}
+        if len(set(tables.values())) > 1 or 0 in tables.values():
+            raise UserError(f"{self.path}: modalities differ in their number of bias tables ({tables})")
+        adapters = {key: getattr(self, key)(_at(model, "encoder")) for key in keys}
+        settings: Options = {
+            "dim": dim,
+            "embed_dim": self.of(f"heads.{heads[0]}.weight")[0] if heads else dim,
+            "depth": self.count("blocks.{}.norm1.weight"),
+            "num_heads": self.of(f"adapters.{keys[0]}.bias_tables.0")[1],
+            "ffn_dim": self.of(f"blocks.0.ffn.{keys[0]}.gate.weight")[0],
+            "layer_scale": _at(model, "encoder").get("layer_scale_init_value", 1e-6)
+            if "blocks.0.ls1.gain" in self.shapes
+            else None,
+            "bias_per_block": tables[keys[0]] > 1,
+            "adapters": adapters,
+            "heads": heads,
+            "final_norm": any(name.startswith("norms.") for name in self.shapes),
+            "logit_scale": "logit_scale" in self.shapes,
+            "decoder": self.decoder(_at(model, "decoder"), dim, keys),
+            "classifier": self.classifier(task, model, dim, keys),
+        }
+        self.agree(_at(model, "encoder"), settings)
+        return build(Config, {"model": settings, "processors": self.processors(task, adapters)}, str(self.path))
+
+    def agree(self, encoder: Cfg, settings: Mapping[str, Any]) -> None:
+        """UserError when the file's cfg contradicts its tensors: one of the two belongs to another model."""
+        names = {"embed_dim": "dim", "ffn_embed_dim": "ffn_dim", "layers": "depth", "attention_heads": "num_heads"}
+        for theirs, ours in names.items():
+            said, found = encoder.get(theirs), settings[ours]
+            if said not in (None, found):
+                raise UserError(f"{self.path}: its cfg says {theirs} {said}, its tensors are of a model with {found}")
+
+    def text(self, encoder: Cfg) -> Options:
+        options = {
+            "vocab_size": self.of("adapters.text.token_embed.weight")[0],
+            "num_positions": self.of("adapters.text.pos_embed.weight")[0],
+            "num_buckets": (self.of("adapters.text.bias_tables.0")[0] - 2) // 2,
+        }
+        return options | self.types("text")
+
+    def image(self, encoder: Cfg) -> Options:
+        options = {
+            "stem": "hmlp",
+            "patch_size": math.prod(self.of(f"adapters.image.stem.convs.{i}.weight")[-1] for i in range(3)),
+            "grid": self.side(self.of("adapters.image.pos_embed.weight")[0] - 1, "pos_embed"),
+            "bias_grid": (self.side(self.of("adapters.image.bias_tables.0")[0] - 3, "the image bias table") + 1) // 2,
+        }
+        return options | self.types("image")
+
+    def audio(self, encoder: Cfg) -> Options:
+        kernels = [
+            self.of(f"adapters.audio.stem.convs.{i}.weight")
+            for i in range(self.count("adapters.audio.stem.convs.{}.weight"))
+        ]
+        sizes = [(shape[0], shape[2]) for shape in kernels]
+        convs = _convs(_at(encoder, "audio_adapter").get("feature_encoder_spec"))
+        if [conv[:2] for conv in convs] != sizes:
+            # No cfg, or one of another model: the released kernels tell their strides.
+            if not all(kernel in RELEASED_STRIDES for _, kernel in sizes):
+                raise UserError(f"{self.path}: strides of the audio convolutions {sizes} are not known without its cfg")
+            convs = [(channels, kernel, RELEASED_STRIDES[kernel]) for channels, kernel in sizes]
+        conv = self.of("adapters.audio.pos_conv.0.weight")
+        options = {
+            "stem": "wave",
+            "convs": [list(conv) for conv in convs],
+            "pos_depth": self.count("adapters.audio.pos_conv.{}.weight"),
+            "pos_kernel": conv[2],
+            "pos_groups": conv[0] // conv[1],
+            "num_buckets": (self.of("adapters.audio.bias_tables.0")[0] - 2) // 2,
+        }
+        return options | self.types("audio")
+
+    def types(self, key: str) -> dict[str, int]:
+        name = f"adapters.{key}.type_embed"
+        return {"num_types": self.shapes[name][0]} if name in self.shapes else {}
+
+    def decoder(self, decoder: Cfg, encoder_dim: int, keys: list[str]) -> Options | None:
+        depth = self.count("decoder.blocks.{}.norm1.weight")
+        if not depth:
+            return None
+        dim = self.of("decoder.blocks.0.norm1.weight")[0]
+        head_dim = encoder_dim // self.of(f"adapters.{keys[0]}.bias_tables.0")[1]
+        positions = {key: self.of(f"decoder.pos_embed.{key}.weight")[0] for key in keys}
+        return {
+            "dim": dim,
+            "depth": depth,
+            # The decoder has no tables that would tell; released ones have the encoder's head width.
+            "num_heads": decoder.get("attention_heads") or max(1, dim // head_dim),
+            "ffn_dim": self.of(f"decoder.blocks.0.ffn.{keys[0]}.gate.weight")[0],
+            "options": {
+                key: {"grid": self.side(n - 1, "decoder pos_embed")} if key == "image" else {"num_positions": n}
+                for key, n in positions.items()
+            },
+        }
+
+    def classifier(self, task: Cfg, model: Cfg, dim: int, keys: list[str]) -> Options | None:
+        if "classifier.out.weight" not in self.shapes:
+            return None
+        pools = {"classifier.pool.q": "attention", "classifier.norm.weight": "mean"}
+        hidden = self.shapes.get("classifier.hidden.weight")
+        # The released rule: text features, else image, else audio; grounding may ask for the image's.
+        first = [key for key in keys if not (key == "text" and model.get("use_image_features") and "image" in keys)]
+        return {
+            "num_classes": self.of("classifier.out.weight")[0],
+            "features": first[0],
+            "pool": next((pool for name, pool in pools.items() if name in self.shapes), "cls"),
+            "num_heads": self.shapes.get("classifier.pool.q", (None,))[0],
+            "hidden_ratio": hidden[0] // dim if hidden else 0,
+            "pooler": "classifier.pooler.weight" in self.shapes,
+            "inputs": (hidden or self.of("classifier.out.weight"))[1] // dim,
+        }
+
+    def processors(self, task: Cfg, adapters: Mapping[str, Any]) -> Options:
+        """How the original prepares inputs of this model."""
+        found: Options = {}
+        if "text" in adapters:
+            found["text"] = {"max_tokens": task.get("max_src_length", 70), "lower": True, "prefix_space": True}
+            if task.get("_name") in ("aqa", "avqa"):
+                # Questions and answers were neither lower-cased nor cut in fine-tuning; eos and CLS need two positions.
+                limit = adapters["text"]["num_positions"] - 2
+                found["text"].update(max_tokens=limit, lower=False, clean=False)
+        if "image" in adapters:
+            size = adapters["image"]["patch_size"] * adapters["image"]["bias_grid"]
+            found["image"] = {"size": size, "mean": CLIP_MEAN, "std": CLIP_STD}
+        if "audio" in adapters:
+            seconds = float(task.get("max_duration", 15))
+            found["audio"] = {"sample_rate": 16000, "max_seconds": seconds, "min_seconds": 1.0}
+        return found
+
+
+def _at(cfg: Cfg, key: str) -> Cfg:
+    value = cfg.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _convs(spec: Any) -> list[tuple[int, int, int]]:
+    """fairseq's "[(512, 10, 5)] + [(512, 3, 2)] * 4", which the original hands to eval."""
+    convs: list[tuple[int, int, int]] = []
+    for group, times in re.findall(r"\[([^\]]*)\]\s*(?:\*\s*(\d{1,2}))?", spec if isinstance(spec, str) else ""):
+        triples = re.findall(r"\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\)", group)
+        convs += [(int(channels), int(kernel), int(stride)) for channels, kernel, stride in triples] * int(times or 1)
+    return convs

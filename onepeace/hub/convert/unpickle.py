@@ -1,0 +1,374 @@
+"""Reads PyTorch checkpoints without running anything that is in them.
+
+A pickle is a program, and Python's own unpickler runs it. Here its instructions, listed by the standard library's
+`pickletools` (which executes none), are followed by a small machine that knows plain values, containers and tensors.
+It imports no name it reads: known functions are replaced by ours, known classes by inert `Record`s, and any other
+name is an error. Tensors stay on disk as places in the file until asked for, so a file of 16 GB costs no memory.
+
+Three layouts: the zip archive of torch.save, its older plain form, and a bare pickle whose tensors are embedded.
+`torch.load(weights_only=True)` is not used because it refuses the configuration objects of old trainer files, cannot
+map the two older layouts, and counts every page it maps as used memory.
+"""
+
+import pickletools
+import struct
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from onepeace.errors import UserError
+from onepeace.hub.convert.stored import Storage, StoredTensor
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+STORAGE_DTYPES = {
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.DoubleStorage": torch.float64,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}
+_BUILTINS = (
+    *("object", "int", "float", "str", "bool", "bytes", "list", "tuple", "dict", "set", "frozenset"),
+    *("long", "unicode"),  # Python 2's names, which pickle protocol 2 uses
+)
+# Classes whose content is read but which stay inert; a trainer stores its configuration in them.
+INERT = frozenset(
+    [
+        *STORAGE_DTYPES,
+        *(f"torch.{name}" for name in ("Size", "device", "float32", "float16", "bfloat16", "int64")),
+        *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _BUILTINS),
+        *(f"numpy.{module}.multiarray.{name}" for module in ("core", "_core") for name in ("scalar", "_reconstruct")),
+        *("numpy.ndarray", "numpy.dtype", "copyreg._reconstructor", "copy_reg._reconstructor"),
+        *("argparse.Namespace", "collections.defaultdict", "typing.Any"),
+        *("pathlib.PosixPath", "pathlib.PurePosixPath", "datetime.timedelta"),
+    ]
+)
+INERT_PACKAGES = ("omegaconf.", "fairseq.", "one_peace.")
+FUNCTIONS = frozenset(
+    [
+        "collections.OrderedDict",
+        "torch._utils._rebuild_tensor",
+        "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_parameter",
+        "torch.storage._load_from_bytes",
+        "_codecs.encode",
+    ]
+)
+_LENGTH_BYTES = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8}
+_PUSH = frozenset(
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 "
+    "STRING BINSTRING SHORT_BINSTRING".split()
+)
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+# Sets become lists: nothing here needs one, and hashing their items can take for ever.
+_EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+@dataclass(frozen=True)
+class Name:
+    """A function or class the pickle mentions."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Bytes in the file."""
+
+    start: int
+    size: int
+
+
+@dataclass(eq=False)
+class Record:
+    """An object of an inert class: what it would have been built from."""
+
+    name: str
+    args: tuple[Any, ...] = ()
+    state: Any = None
+    items: list[Any] = field(default_factory=list)
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """The content of a checkpoint file: containers, plain values, `StoredTensor` and inert `Record`.
+
+    UserError in one line, naming the file, for what is no checkpoint, is cut off, or mentions an unknown name.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            return _read(path, file)
+    except (IsADirectoryError, FileNotFoundError, PermissionError) as error:
+        raise UserError(f"{path}: {error.strerror}; expected a checkpoint file (.pt, .pth, .pkl)") from error
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: damaged or cut off ({_line(error)}); download it again") from error
+    except (
+        # What wrong instructions end in: the machine checks few of them beforehand.
+        ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError, MemoryError, OverflowError,
+        struct.error, OSError,
+    ) as error:  # fmt: skip
+        raise UserError(f"{path}: not a readable checkpoint, or cut off ({_line(error)})") from error
+
+
+def plain(value: Any) -> Any:
+    """Dictionaries, lists and values out of the inert records of argparse and omegaconf; None for other records."""
+    return _plain(value, {})
+
+
+def _plain(value: Any, done: dict[int, Any]) -> Any:
+    # Each object is converted once: a small pickle can share one list a million times, or put it inside itself.
+    if id(value) in done:
+        return done[id(value)]
+    done[id(value)] = None
+    if isinstance(value, dict):
+        result: Any = {key: _plain(item, done) for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        result = [_plain(item, done) for item in value]
+    elif isinstance(value, Record):
+        state = value.state if isinstance(value.state, dict) else {}
+        if value.name.startswith("omegaconf."):
+            result = _plain(state.get("_content", state.get("_val")), done)
+        elif value.name == "argparse.Namespace":
+            result = _plain(state, done)
+        else:  # an enumeration or a path: its argument says it
+            result = value.args[0] if len(value.args) == 1 and isinstance(value.args[0], str | int) else None
+    else:
+        result = value
+    done[id(value)] = result
+    return result
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _read(path: Path, file: BinaryIO) -> Any:
+    head = file.read(4)
+    size = file.seek(0, 2)
+    file.seek(0)
+    if not head:
+        raise UserError(f"{path}: the file is empty")
+    if head.startswith(b"PK"):
+        reader = _Reader(path, file, _zip_storages(path, file))
+        content = reader.value()
+    elif head[0] == 0x80:  # the first instruction of a pickle of protocol 2 or later
+        reader = _Reader(path, file, {})
+        content = reader.value()
+        if content == LEGACY_MAGIC:
+            content = reader.legacy(0)
+    else:
+        raise UserError(f"{path}: not a PyTorch checkpoint (it begins with {head!r})")
+    reader.check(size)
+    return content
+
+
+def _zip_storages(path: Path, file: BinaryIO) -> dict[str, int]:
+    """Byte offsets of the storages of an archive; the file is left at the pickle."""
+    with zipfile.ZipFile(file) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        pickles = [name for name in members if name.split("/")[1:] == ["data.pkl"]]
+        if len(pickles) != 1:
+            raise UserError(f"{path}: a zip archive without a data.pkl; not a PyTorch checkpoint")
+        root = pickles[0].removesuffix("data.pkl")
+        if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
+            raise UserError(f"{path}: written on a big-endian machine, which is not supported")
+        offsets = {}
+        for name, info in members.items():
+            if name.startswith(f"{root}data"):
+                if info.compress_type != zipfile.ZIP_STORED:
+                    raise UserError(f"{path}: {name} is compressed; torch.save never does that")
+                file.seek(info.header_offset + 26)
+                name_length, extra_length = struct.unpack("<HH", file.read(4))
+                offsets[name.removeprefix(root)] = info.header_offset + 30 + name_length + extra_length
+    file.seek(offsets["data.pkl"])
+    return {name.removeprefix("data/"): offset for name, offset in offsets.items()}
+
+
+def _add(container: Any, items: list[Any]) -> None:
+    if isinstance(container, dict):
+        keys = items[::2]
+        # Nothing but what hashes in one step: nested tuples can be made to take for ever.
+        if not all(isinstance(key, str | int | float | None) for key in keys):
+            raise ValueError("a dictionary key is no plain value")
+        container.update(zip(keys, items[1::2], strict=True))
+    elif isinstance(container, Record):
+        container.items.extend(items)
+    elif isinstance(container, list):
+        container.extend(items)
+    else:
+        raise ValueError(f"nothing can be added to a {type(container).__name__}")
+
+
+class _Reader:
+    """Follows the pickles of one file. `offsets`: where the archive keeps each storage, empty for other layouts."""
+
+    def __init__(self, path: Path, file: BinaryIO, offsets: dict[str, int]) -> None:
+        self.path = path
+        self.file = file
+        self.offsets = offsets
+        self.storages: dict[str, Storage] = {}
+        self.tensors: list[StoredTensor] = []
+        self.embedded: dict[int, Any] = {}
+
+    def legacy(self, at: int) -> Any:
+        """The object of torch.save's older layout at byte `at`: four pickles, the keys, then the numbers."""
+        back = self.file.tell()
+        self.file.seek(at)
+        outer, self.storages = self.storages, {}
+        if self.value() != LEGACY_MAGIC:
+            raise ValueError("torch.save's mark is missing")
+        self.value()  # version of the layout
+        if self.value().get("little_endian") is not True:
+            raise UserError(f"{self.path}: written on a big-endian machine, which is not supported")
+        content = self.value()
+        for key in self.value():
+            storage = self.storages[key]
+            (size,) = struct.unpack("<q", self.file.read(8))
+            if size != storage.size:
+                raise ValueError(f"a storage has {size} numbers, announced were {storage.size}")
+            storage.offset = self.file.tell()
+            self.file.seek(size * storage.dtype.itemsize, 1)
+        self.storages = outer
+        self.file.seek(back)
+        return content
+
+    def check(self, file_size: int) -> None:
+        for tensor in self.tensors:
+            tensor.check(file_size)
+
+    def value(self) -> Any:
+        """Follow one pickle from where the file stands to its end."""
+        stack: list[Any] = []
+        marks: list[int] = []
+        memo: dict[int, Any] = {}
+
+        def pop(count: int) -> list[Any]:
+            if len(stack) < count:
+                raise ValueError("an instruction lacks its operands")
+            items = stack[len(stack) - count :]
+            del stack[len(stack) - count :]
+            return items
+
+        def pop_to_mark() -> list[Any]:
+            return pop(len(stack) - marks.pop())
+
+        argument: Any
+        position: Any
+        for opcode, argument, position in pickletools.genops(self.file):
+            name = opcode.name
+            if name in _PUSH:
+                stack.append(argument)
+            elif name in _LENGTH_BYTES:
+                stack.append(Slice(position + 1 + _LENGTH_BYTES[name], len(argument)))
+            elif name in _CONSTANTS:
+                stack.append(_CONSTANTS[name])
+            elif name in _EMPTY:
+                stack.append(_EMPTY[name]())
+            elif name in _TUPLES:
+                stack.append(tuple(pop(_TUPLES[name])))
+            elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+                memo[argument] = stack[-1]
+            elif name == "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            elif name in ("GET", "BINGET", "LONG_BINGET"):
+                stack.append(memo[argument])
+            elif name == "MARK":
+                marks.append(len(stack))
+            elif name == "TUPLE":
+                stack.append(tuple(pop_to_mark()))
+            elif name in ("LIST", "FROZENSET"):
+                stack.append(pop_to_mark())
+            elif name == "DICT":
+                items = pop_to_mark()
+                stack.append({})
+                _add(stack[-1], items)
+            elif name in ("SETITEMS", "APPENDS", "ADDITEMS"):
+                items = pop_to_mark()
+                _add(stack[-1], items)
+            elif name == "SETITEM":
+                items = pop(2)
+                _add(stack[-1], items)
+            elif name == "APPEND":
+                items = pop(1)
+                _add(stack[-1], items)
+            elif name == "GLOBAL":
+                stack.append(self.name(*argument.split(" ", 1)))
+            elif name == "STACK_GLOBAL":
+                stack.append(self.name(*pop(2)))
+            elif name in ("REDUCE", "NEWOBJ"):
+                stack.append(self.call(*pop(2)))
+            elif name == "NEWOBJ_EX":
+                function, args, _ = pop(3)
+                stack.append(self.call(function, args))
+            elif name == "BUILD":
+                (state,) = pop(1)
+                if isinstance(stack[-1], Record):  # others are dictionaries and tensors with attributes nobody needs
+                    stack[-1].state = state
+            elif name == "BINPERSID":
+                stack.append(self.stored(*pop(1)))
+            elif name == "POP":
+                pop(1)
+            elif name == "STOP":
+                (result,) = pop(1)
+                return result
+            elif name not in ("PROTO", "FRAME"):
+                raise ValueError(f"instruction {name} is not for checkpoints")
+        raise ValueError("no end mark")
+
+    def name(self, module: Any, attribute: Any) -> Name:
+        path = f"{module}.{attribute}"
+        if path not in INERT and path not in FUNCTIONS and not path.startswith(INERT_PACKAGES):
+            raise UserError(
+                f"{self.path}: holds {path[:100]!r}, which is neither tensor nor plain value; nothing was run"
+            )
+        return Name(path)
+
+    def stored(self, key: Any) -> Storage:
+        kind, dtype, name, _, size = key[:5]
+        if kind != "storage" or not isinstance(dtype, Name) or not isinstance(size, int) or size < 0:
+            raise ValueError(f"unknown kind of data {kind!r}")
+        storage = Storage(STORAGE_DTYPES[dtype.path], size, self.offsets[name] if self.offsets else -1)
+        return self.storages.setdefault(name, storage)
+
+    def call(self, function: Name, args: tuple[Any, ...]) -> Any:
+        path = function.path
+        if path in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
+            storage, start, shape, stride = args[:4]
+            return self.tensor(storage, start, shape, stride)
+        if path == "torch._utils._rebuild_parameter":
+            return args[0]
+        if path == "torch.storage._load_from_bytes":
+            if not isinstance(args[0], Slice):
+                raise ValueError("tensors inside a pickle of protocol 2 are not supported")
+            # Once for each place: a hostile file can mention one place a million times.
+            start = args[0].start
+            if start not in self.embedded:
+                self.embedded[start] = self.legacy(start)
+            return self.embedded[start]
+        if path == "collections.OrderedDict":
+            ordered: dict[Any, Any] = {}
+            _add(ordered, [part for pair in (args[0] if args else ()) for part in pair])
+            return ordered
+        if path == "_codecs.encode":  # how protocol 2 spells bytes
+            text, encoding = args
+            return text.encode({"latin1": "latin-1"}[encoding])
+        if path.endswith("._reconstructor"):
+            return Record(args[0].path)
+        return Record(path, args)
+
+    def tensor(self, storage: Storage, start: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> StoredTensor:
+        numbers = (start, *shape, *stride)
+        if not isinstance(storage, Storage) or not all(type(number) is int for number in numbers):
+            raise ValueError("a tensor is described wrongly")
+        tensor = StoredTensor(self.path, storage, start, tuple(shape), tuple(stride))
+        self.tensors.append(tensor)
+        return tensor

@@ -1,0 +1,91 @@
+"""Self-attention, and the one place that chooses its kernel. Next file: block.py."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .checkpoint import keeping_inputs
+from .precision import at_least_float32, cast_once
+
+
+def use_math_attention(device_type: str, dtype: torch.dtype, length: int, trained_bias: bool = False) -> bool:
+    """Whether matmul, softmax, matmul beats the fused kernel.
+
+    Measured on AVX-512 CPUs: torch's fused CPU kernel costs 1.8-2.5 x the plain form for bf16 up to about 200 tokens
+    and up to 2 x for float32 up to 64, and wins (0.35 x) at 257 and more. It gives no gradient to the bias: where that
+    is trained, torch falls back to a plain form of its own, in float32. Elsewhere the fused kernels always win.
+    """
+    return device_type == "cpu" and (trained_bias or length <= (200 if dtype == torch.bfloat16 else 64))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Softmax attention of (B, H, L, head_dim); q is already scaled.
+
+    ``bias`` (1 or B, H or 1, L, L) is added to the logits, -inf hides a key; every query must see at least one key.
+    The softmax sums in float32 at least, in every dtype.
+    """
+    trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    if use_math_attention(q.device.type, q.dtype, q.shape[2], trained):
+        scores = q @ k.transpose(-2, -1)
+        if bias is not None:
+            scores += bias  # in place: the product's backward does not need its result
+        # The CPU kernel sums in float32 whatever the dtype; asking for a float32 result would only add two passes.
+        return scores.softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with a LayerNorm before the output projection (sub-LN, as in Magneto).
+
+    Keys have no bias (released code): it would add the same number to all logits of a query.
+    """
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        self.q, self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """(B, L, D) -> (B, L, D); ``bias`` as in ``attention``."""
+        batch, length = x.shape[:2]
+        x = cast_once(x)
+
+        def heads(t: Tensor) -> Tensor:
+            return t.view(batch, length, self.num_heads, -1).transpose(1, 2)
+
+        q, k, v = heads(self.q(x) * self.scale), heads(self.k(x)), heads(self.v(x))
+        # Autocast makes q, k, v half while the tables stay float32; the kernels want one dtype.
+        bias = None if bias is None else bias.to(q.dtype)
+        return keeping_inputs(self._mix, attention(q, k, v, bias))
+
+    def _mix(self, out: Tensor) -> Tensor:
+        """(B, H, L, head_dim) -> (B, L, D)."""
+        return self.proj(self.norm(out.transpose(1, 2).flatten(2)))
+
+
+class AttentionPool(nn.Module):
+    """One learned query per head over the tokens (released code: attn_pooling_func; its logits are not scaled)."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Parameter(torch.empty(num_heads, dim // num_heads))
+        self.k, self.v, self.proj = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim), nn.Linear(dim, dim)
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.q, std=0.02, a=-0.02, b=0.02)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """(B, L, D) and a mask (B, L) -> (B, D)."""
+        batch, length, dim = x.shape
+        k = self.k(x).view(batch, length, self.num_heads, -1)
+        v = self.v(x).view(batch, length, self.num_heads, -1)
+        logits = torch.einsum("hd,blhd->bhl", self.q, k)
+        logits = logits.to(at_least_float32(logits.dtype))
+        if padding_mask is not None:
+            logits = logits.masked_fill(padding_mask[:, None], -torch.inf)
+        pooled = torch.einsum("bhl,blhd->bhd", logits.softmax(-1).to(v.dtype), v)
+        return self.proj(pooled.reshape(batch, dim))

@@ -1,0 +1,25 @@
+"""The gated feed-forward layer."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .checkpoint import keeping_inputs
+from .precision import cast_once
+
+
+class GEGLU(nn.Module):
+    """Gated feed-forward layer with a LayerNorm in it (sub-LN): down(norm(GELU(gate x) * up x))."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.gate, self.up = nn.Linear(dim, hidden, bias=False), nn.Linear(dim, hidden, bias=False)
+        self.norm = nn.LayerNorm(hidden)
+        self.down = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        x = cast_once(x)
+        return keeping_inputs(self._narrow, self.gate(x), self.up(x))
+
+    def _narrow(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self.down(self.norm(F.gelu(gate) * up))

@@ -1,0 +1,25 @@
+"""Dtypes under autocast."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype for sums and norms of ``dtype`` values: halves are too coarse for them."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def cast_once(x: Tensor) -> Tensor:
+    """``x`` as autocast would hand it to matrix products, so that several of them share one copy."""
+    kind = x.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
+def without_autocast(kind: str) -> AbstractContextManager[Any]:
+    """Within it, dtypes are as written; also on devices that know no autocast, such as meta."""
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

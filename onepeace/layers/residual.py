@@ -1,0 +1,33 @@
+"""What a residual branch passes before it is added."""
+
+import torch
+from torch import Tensor, nn
+
+
+class LayerScale(nn.Module):
+    """A learned gain per channel."""
+
+    def __init__(self, dim: int, initial: float):
+        super().__init__()
+        self.initial = initial
+        self.gain = nn.Parameter(torch.empty(dim))
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.gain, self.initial)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training a sample's whole branch is dropped with chance ``rate``, the rest scaled up."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * (kept / (1 - self.rate)).to(x.dtype)

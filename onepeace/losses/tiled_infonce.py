@@ -1,0 +1,118 @@
+"""Cross entropy of cosines, a tile of rows at a time: what both contrastive losses are made of. Next: contrastive.py.
+
+The whole matrix of logits is never there. A tile of its rows gives their loss and their share of every gradient at
+once, so memory grows with the batch and not with its square, and no tile is computed twice.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+TILE = 2**22
+"""Logits held at a time, in numbers: 16 MB of float32."""
+
+
+def tiled_infonce(
+    queries: Tensor,
+    keys: Tensor,
+    scale: Tensor | float,
+    targets: Tensor,
+    groups: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    tile: int = TILE,
+) -> Tensor:
+    """Each query must find its key among all keys.
+
+    Args:
+        queries: (M, E) unit vectors.
+        keys: (N, E) unit vectors; detached, they get no gradient.
+        scale: factor on the cosines.
+        targets: (M,) int64, the row of each query's own key.
+        groups: (N,) int64; keys of the same group as a query's own are positives too, with equal shares of the target.
+        label_smoothing: mass spread evenly over the N - 1 others (fairseq's form, as released).
+        tile: numbers of the logits held at a time; the result does not depend on it but for rounding.
+
+    Returns:
+        Scalar, the sum over queries, float32; in any autocast it is computed in float32, as softmax and cosines near 1
+        ask for.
+    """
+    if queries.ndim != 2 or keys.shape[1:] != queries.shape[1:] or targets.shape != queries.shape[:1]:
+        shapes = f"queries {tuple(queries.shape)}, keys {tuple(keys.shape)} and targets {tuple(targets.shape)}"
+        raise ValueError(f"{shapes} should be (M, E), (N, E) and (M,)")
+    if groups is not None and groups.shape != keys.shape[:1]:
+        raise ValueError(f"groups {tuple(groups.shape)} should be ({len(keys)},), one for each key")
+    scale = torch.as_tensor(scale, dtype=torch.float32, device=queries.device)
+    with torch.autocast(queries.device.type, enabled=False):
+        return _Matching.apply(queries.float(), keys.float(), scale, targets, groups, label_smoothing, tile)
+
+
+class _Matching(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        keys: Tensor,
+        scale: Tensor,
+        targets: Tensor,
+        groups: Tensor | None,
+        smoothing: float,
+        tile: int,
+    ) -> Tensor:
+        wants_queries, wants_keys, wants_scale = ctx.needs_input_grad[:3]
+        wants_rows = wants_queries or wants_scale
+        by_query = torch.empty_like(queries) if wants_rows else None
+        by_key = torch.zeros_like(keys) if wants_keys else None
+        by_scale = torch.zeros_like(scale)
+        total = queries.new_zeros(())
+        smoothing = smoothing if len(keys) > 1 else 0.0
+        low = smoothing / max(len(keys) - 1, 1)  # target of a key that is no positive
+        rows = max(tile // max(len(keys), 1), 1)
+        for start in range(0, len(queries), rows):
+            part, own = queries[start : start + rows], targets[start : start + rows, None]
+            logits = part @ keys.T  # (rows, N)
+            logits *= scale
+            log_sum = logits.logsumexp(1, keepdim=True)
+            total += log_sum.sum()
+            if smoothing:
+                total -= low * logits.sum()
+            if groups is None:
+                total -= (1 - smoothing - low) * logits.gather(1, own).sum()
+            else:
+                positive = groups[own] == groups  # (rows, N)
+                share = positive / positive.sum(1, keepdim=True)
+                # (1 - e) of the target on the positives' shares, e / (N - 1) of what each share leaves.
+                share = share * (1 - smoothing) - share * low
+                total -= (share * logits).sum()
+            if not (wants_rows or wants_keys):
+                continue
+            # d loss / d logits: softmax less target.
+            gradient = logits.sub_(log_sum).exp_()
+            if smoothing:
+                gradient -= low
+            if groups is None:
+                gradient.scatter_add_(1, own, own.new_full(own.shape, -(1 - smoothing - low), dtype=gradient.dtype))
+            else:
+                gradient -= share
+            if by_query is not None:
+                rows_gradient = torch.mm(gradient, keys, out=by_query[start : start + rows])
+                by_scale += (rows_gradient * part).sum()
+            if by_key is not None:
+                by_key.addmm_(gradient.T, part)
+        ctx.save_for_backward(by_query, by_key, by_scale, scale)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        by_query, by_key, by_scale, scale = ctx.saved_tensors
+        (grad,) = grads
+        wanted = ctx.needs_input_grad
+        factor = grad * scale
+        return (
+            by_query * factor if wanted[0] else None,
+            by_key * factor if wanted[1] else None,
+            by_scale * grad if wanted[2] else None,
+            *[None] * 4,
+        )

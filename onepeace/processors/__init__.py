@@ -1,0 +1,32 @@
+"""Files and values to checked tensors, one processor per modality; no model here. Next: processor.py, text.py."""
+
+from collections.abc import Mapping
+
+from onepeace.errors import UserError
+from onepeace.files.source import describe
+from onepeace.processors.audio import AudioProcessor
+from onepeace.processors.image import ImageProcessor
+from onepeace.processors.processor import Processor
+from onepeace.processors.text import TextProcessor
+
+# The order is the order of guessing: any string can be a text, so text comes last.
+PROCESSORS: dict[str, type[Processor]] = {"image": ImageProcessor, "audio": AudioProcessor, "text": TextProcessor}
+
+__all__ = ["PROCESSORS", "AudioProcessor", "ImageProcessor", "Processor", "TextProcessor", "guess"]
+
+
+def guess(item: object, processors: Mapping[str, object]) -> str:
+    """The modality of a path or value, one of the keys of `processors`, by type, file ending or first bytes.
+
+    A string is a picture or a sound when it has such a file ending, else a text; an address without a known ending
+    and a value that fits nothing are a `UserError`, and so is a picture for a model that has no pictures.
+    """
+    key = next((key for key, cls in PROCESSORS.items() if cls.matches(item)), None)
+    if key is None:
+        raise UserError(
+            f"{describe(item)}: cannot tell whether this is {' or '.join(PROCESSORS)}; "
+            "say so by calling the function of that modality"
+        )
+    if key not in processors:
+        raise UserError(f"{describe(item)}: looks like {key}; this model reads {', '.join(processors)} only")
+    return key

@@ -1,0 +1,424 @@
+"""Sounds of any format, rate and number of channels to (N,) float32, mono, normalised; long files in windows.
+
+What is not asked for is not read: of an hour of sound `decode` reads the first 15 seconds, and `windows` holds one
+window at a time. Every window is normalised on its own, so it depends on nothing outside it.
+"""
+
+import io
+import logging
+import math
+import numbers
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onepeace.errors import UserError, need
+from onepeace.files import source
+from onepeace.processors.processor import Processor
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+
+logger = logging.getLogger(__name__)
+
+MAX_CHANNELS = 32
+MAX_RATE = 1_000_000
+EPS = 1e-5
+# Headers of careless programs are off by a few bytes, or MP3 frames; a file that lacks more than this was cut off.
+SLACK_BYTES = 1024
+SLACK_FRAMES = 4608
+UNSURE_SEEK = ("OGG", "MP3")
+"""Formats in which a seek of libsndfile 1.2.2 may land elsewhere or lose the first samples: read up to there."""
+STREAMED = 0x7FFFF000
+"""Sizes from here on mean "not known when the header was written", as in sound that was piped."""
+KERNEL_LIMIT = 1 << 21
+# First bytes of what soundfile reads, and of the containers that need torchcodec (MP4, Matroska and WebM, ASF).
+SIGNATURE = re.compile(
+    rb"RIFF....WAVE|RF64|riff\x2e\x91\xcf\x11|fLaC|OggS|ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]|FORM....AIF[FC]|caff"
+    rb"|\.snd|....ftyp(?:M4A|mp4|isom|iso2|dash|qt)|\x1aE\xdf\xa3|\x30\x26\xb2\x75",
+    re.DOTALL,
+)
+
+
+class AudioProcessor(Processor):
+    """Paths, http(s) addresses, bytes, (samples, rate) and {"array": samples, "sampling_rate": rate} to waveforms.
+
+    Samples are arrays or tensors of shape (n,), (channels, n) or (n, channels), the shorter side being the channels;
+    floats, or integers scaled by the range of their type. max_seconds: the part `decode` reads (None: all).
+    min_seconds: shorter clips are repeated and cut to exactly this length. normalize: "window" cuts first and
+    normalises what is left, "file" does it in the order of the original (whole file first), whose first 15 seconds
+    depend on minute ten.
+    """
+
+    key: ClassVar[str] = "audio"
+    suffixes: ClassVar[frozenset[str]] = frozenset(
+        ".wav .wave .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .w64 .rf64 .au .snd .m4a .aac .mp4 .m4b .mka .mkv "
+        ".webm .mov .wma .amr".split()
+    )
+
+    def __init__(
+        self,
+        *,
+        sample_rate: int = 16000,
+        max_seconds: float | None = 15.0,
+        min_seconds: float = 1.0,
+        normalize: str = "window",
+    ) -> None:
+        if sample_rate < 1:
+            raise UserError(f"processors.audio.sample_rate is {sample_rate}; it must be positive")
+        if min_seconds < 0 or (max_seconds is not None and not max_seconds >= min_seconds > 0):
+            raise UserError(
+                f"processors.audio.min_seconds {min_seconds} and max_seconds {max_seconds} must be above 0 and in order"
+            )
+        if normalize not in ("window", "file"):
+            raise UserError(f"processors.audio.normalize is {normalize!r}; known: 'window', 'file'")
+        self.sample_rate = sample_rate
+        self.max_seconds = max_seconds
+        self.min_seconds = min_seconds
+        self.normalize = normalize
+
+    @classmethod
+    def matches(cls, item: object) -> bool:
+        if source.suffix(item) in cls.suffixes:
+            return True
+        if isinstance(item, (bytes, bytearray, memoryview)):
+            return SIGNATURE.match(item) is not None
+        if isinstance(item, os.PathLike):
+            try:
+                with open(source.local_path(item), "rb") as file:
+                    return SIGNATURE.match(file.read(16)) is not None
+            except (OSError, UserError):
+                return False
+        return isinstance(item, tuple) or (isinstance(item, dict) and "array" in item)
+
+    def decode(self, item: object) -> Tensor:
+        """(N,) float32 of the first `max_seconds`, normalised, at least `min_seconds` long."""
+        name = source.describe(item)
+        if self.normalize == "window":
+            return self.finish(self.load(item, seconds=self.max_seconds), name)
+        whole = _normalized(self.load(item), name)
+        return self._fill(whole if self.max_seconds is None else whole[: self._samples(self.max_seconds)])
+
+    def load(self, item: object, start: float = 0.0, seconds: float | None = None) -> Tensor:
+        """(N,) float32: `seconds` of sound from second `start`, mono, resampled, not normalised; less at the end.
+
+        Only this part is read; `UserError` if it is empty, broken, or holds NaN or infinite samples.
+        """
+        name = source.describe(item)
+        if not (0 <= start < math.inf) or not (seconds is None or 0 < seconds < math.inf):
+            raise UserError(f"{name}: start must be at least 0 and seconds above 0, got {start} and {seconds}")
+        with _open(item, name) as sound:
+            first = round(start * sound.rate)
+            count = sound.frames if seconds is None else math.ceil(seconds * sound.rate)
+            samples = sound.read(first, min(count, sound.frames - first)) if first < sound.frames else torch.empty(0)
+            if not len(samples):
+                raise UserError(f"{name}: {sound.frames / sound.rate:.2f} s long; nothing at second {start:g}")
+            sound.check_end()
+            samples = self._resample(samples, sound.rate)
+        return samples if seconds is None else samples[: self._samples(seconds)]
+
+    def finish(self, samples: Tensor, name: str | None = None) -> Tensor:
+        """A window of raw samples as the model reads it: normalised, then repeated up to `min_seconds`.
+
+        Digital silence is reported under `name`, not at all without one.
+        """
+        return self._fill(_normalized(samples, name))
+
+    def windows(self, item: object, window: float, hop: float) -> Iterator[tuple[float, float, Tensor]]:
+        """(start second, end second, samples as from `finish`) of windows that begin every `hop` seconds.
+
+        The file is read once, from front to back, one window in memory at a time. The last window is the first that
+        reaches the end of the sound; where it is shorter than `window` it is kept if it has at least `min_seconds`
+        or is the only one, so that less than `min_seconds` of a tail can go unread. Silence is reported once.
+        """
+        name = source.describe(item)
+        if not (0 < window < math.inf and 0 < hop < math.inf):
+            raise UserError(f"{name}: window and hop must be positive seconds, got {window} and {hop}")
+        with _open(item, name) as sound:
+            length, rate = math.ceil(window * sound.rate), sound.rate
+            silent = False
+            held, at = torch.empty(0), 0  # samples read and still needed, and the frame of the first
+            for k in range(math.ceil(sound.frames / rate / hop)):
+                first = round(k * hop * rate)
+                count = min(length, sound.frames - first)
+                if count <= 0 or (k > 0 and count < min(length, self.min_seconds * rate)):
+                    break
+                held = held[first - at :] if first < at + len(held) else held[:0]
+                at = first
+                held = torch.cat([held, sound.read(at + len(held), count - len(held))])
+                if not len(held):
+                    break
+                samples = self._resample(held[:count], rate)[: self._samples(window)]
+                silent = silent or _warn_if_silent(samples, name)
+                yield first / rate, (first + count) / rate, self._fill(_normalized(samples))
+                if first + count >= sound.frames:
+                    break
+            sound.check_end()
+
+    def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
+        """{"waveform": (B, N) padded with 0 on the right, "lengths": (B,) int64 samples of each}."""
+        return {
+            "waveform": torch.nn.utils.rnn.pad_sequence(samples, batch_first=True),
+            "lengths": torch.tensor([len(sample) for sample in samples]),
+        }
+
+    def size(self, sample: Tensor) -> int:
+        return len(sample)
+
+    def _samples(self, seconds: float) -> int:
+        return round(seconds * self.sample_rate)
+
+    def _fill(self, samples: Tensor) -> Tensor:
+        least = self._samples(self.min_seconds)
+        return samples if len(samples) >= least else samples.repeat(math.ceil(least / len(samples)))[:least]
+
+    def _resample(self, samples: Tensor, rate: int) -> Tensor:
+        return samples if rate == self.sample_rate else _resampler(rate, self.sample_rate)(samples)
+
+
+class _Sound(Protocol):
+    """An open source of mono samples."""
+
+    rate: int
+    frames: int
+
+    def read(self, start: int, count: int) -> Tensor:
+        """(count,) float32 from frame `start`, which never lies before the end of the last read."""
+
+    def check_end(self) -> None:
+        """`UserError` if the end that the header promises is not there; to be called last."""
+
+
+@contextmanager
+def _open(item: object, name: str) -> Iterator[_Sound]:
+    if isinstance(item, dict):
+        if not {"array", "sampling_rate"} <= item.keys():
+            raise UserError(f"{name}: a sound as a dict has the keys 'array' and 'sampling_rate', got {list(item)}")
+        item = (item["array"], item["sampling_rate"])
+    if isinstance(item, tuple):
+        if len(item) != 2 or isinstance(item[0], numbers.Number):
+            raise UserError(f"{name}: a sound as a tuple is (samples, rate)")
+        yield _Array(item[0], item[1], name)
+        return
+    if isinstance(item, (np.ndarray, Tensor)):
+        raise UserError(f"{name}: samples need their rate; give (samples, rate)")
+    if isinstance(item, (str, os.PathLike)) and not source.scheme(item):
+        file: str | io.BytesIO = str(source.local_path(item))
+        empty = os.path.getsize(str(file)) == 0
+    else:
+        file = io.BytesIO(source.read_bytes(item))
+        empty = not file.getbuffer()
+    if empty:
+        raise UserError(f"{name}: the file is empty (0 bytes)")
+    import soundfile
+
+    try:
+        sound = soundfile.SoundFile(file)
+    except (soundfile.SoundFileError, TypeError, OSError) as error:  # TypeError: it takes "x.raw" for headerless
+        reason = getattr(error, "error_string", "format not recognised").rstrip(".")
+    else:
+        with sound:
+            yield _File(sound, file, name)
+        return
+    yield _Codec(file, name, "damaged MP3" if "not a regular file" in reason else reason)
+
+
+class _Array:
+    """Samples in memory. Only what is read is converted."""
+
+    def __init__(self, samples: object, rate: object, name: str) -> None:
+        self.rate = _checked_rate(rate, name)
+        self.name = name
+        if isinstance(samples, Tensor):
+            samples = samples.detach().cpu()
+            samples = (samples.float() if samples.dtype == torch.bfloat16 else samples).numpy()
+        try:
+            array = np.asarray(samples)
+        except ValueError as error:
+            raise UserError(f"{name}: samples must form one array ({error})") from error
+        if array.dtype.kind not in "fiu" or (array.dtype.kind != "f" and array.dtype.itemsize > 4):
+            raise UserError(f"{name}: samples must be floats or integers of up to 32 bits, got {array.dtype}")
+        if array.size == 0:
+            raise UserError(f"{name}: 0 samples; nothing to embed")
+        if array.ndim == 1:
+            array = array[:, None]
+        if array.ndim != 2 or (array.shape[0] == array.shape[1] > 1) or min(array.shape) > MAX_CHANNELS:
+            raise UserError(
+                f"{name}: samples must be (n,), (channels, n) or (n, channels) with at most {MAX_CHANNELS} channels "
+                f"and fewer channels than samples, got {array.shape}"
+            )
+        self.samples = array if array.shape[0] >= array.shape[1] else array.T
+        self.frames = len(self.samples)
+
+    def read(self, start: int, count: int) -> Tensor:
+        part = self.samples[start : start + count]
+        if part.dtype.kind == "f":
+            with np.errstate(over="ignore"):  # becomes infinite, which is refused below
+                scaled = part.astype(np.float32)
+        else:
+            half = 2.0 ** (8 * part.dtype.itemsize - 1)
+            scaled = (part / half - (1.0 if part.dtype.kind == "u" else 0.0)).astype(np.float32)
+        return _mono(scaled, self.name)
+
+    def check_end(self) -> None:
+        pass
+
+
+class _File:
+    """A file that soundfile reads."""
+
+    def __init__(self, sound: "SoundFile", file: str | io.BytesIO, name: str) -> None:
+        self.sound, self.name = sound, name
+        self.rate = _checked_rate(sound.samplerate, name)
+        self.frames = sound.frames
+        self.position = 0
+        # Otherwise soundfile seeks to where it is after every read, which is not harmless: see UNSURE_SEEK.
+        sound.seekable = lambda: False  # type: ignore[method-assign]
+        if self.frames == 0:
+            raise UserError(f"{name}: 0 samples; nothing to embed")
+        if sound.channels > MAX_CHANNELS:
+            raise UserError(f"{name}: {sound.channels} channels are above the limit of {MAX_CHANNELS}")
+        for claimed, present in re.findall(r"(\d+) \(should be (\d+)\)", sound.extra_info):
+            if SLACK_BYTES < int(claimed) - int(present) and int(claimed) < STREAMED:
+                raise UserError(f"{name}: the file is cut off (its header says {claimed} bytes, {present} are there)")
+        if sound.format == "OGG" and not _ogg_is_complete(file):
+            raise UserError(f"{name}: the file is cut off (its last Ogg page is missing)")
+
+    def read(self, start: int, count: int) -> Tensor:
+        if self.position == 0 and start > 0 and self.sound.format not in UNSURE_SEEK:
+            self.position = self._try(self.sound.seek, start)
+        while self.position < min(start, self.frames):
+            self._frames(min(start - self.position, self.rate))
+        return _mono(self._frames(count), self.name)
+
+    def check_end(self) -> None:
+        near_end = self.frames - SLACK_FRAMES - 1
+        if self.position < near_end and self.sound.format != "OGG":  # its end was looked at when it was opened
+            self.position = self._try(self.sound.seek, near_end)
+            self._frames(1)
+
+    def _frames(self, count: int) -> np.ndarray:
+        data = self._try(self.sound.read, count, dtype="float32", always_2d=True)
+        self.position += len(data)
+        if len(data) < count:
+            if self.position < max(self.frames - SLACK_FRAMES, 1):
+                raise UserError(
+                    f"{self.name}: the file is cut off (its header says {self.frames} samples, "
+                    f"the data ends after {self.position})"
+                )
+            self.frames = self.position  # the end is here, a little earlier than the header says
+        return data
+
+    def _try(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (RuntimeError, OSError) as error:
+            reason = getattr(error, "error_string", str(error))
+            raise UserError(f"{self.name}: the sound cannot be decoded ({reason.rstrip('.')})") from error
+
+
+class _Codec:
+    """A file that soundfile does not know, by torchcodec (AAC, M4A, the sound of videos)."""
+
+    def __init__(self, file: str | io.BytesIO, name: str, reason: str) -> None:
+        try:
+            codec = need("torchcodec.processors", "codec")
+        except UserError as error:
+            if "not recognised" not in reason:  # soundfile's own format, but damaged: torchcodec is no remedy
+                raise UserError(f"{name}: the sound cannot be opened ({reason})") from error
+            raise UserError(f"{name}: no sound that soundfile knows; AAC, M4A and video: {error}") from error
+        self.name = name
+        try:
+            self.decoder = codec.AudioProcessor(file if isinstance(file, str) else file.getvalue())
+            about = self.decoder.metadata
+        except Exception as error:  # ffmpeg's errors come as several types
+            raise UserError(f"{name}: not a sound ({reason}; {_one_line(error)})") from error
+        self.rate = _checked_rate(about.sample_rate, name)
+        self.frames = math.floor((about.duration_seconds or 0) * self.rate)
+        if self.frames == 0:
+            raise UserError(f"{name}: 0 samples; nothing to embed")
+
+    def read(self, start: int, count: int) -> Tensor:
+        try:
+            part = self.decoder.get_samples_played_in_range(start / self.rate, (start + count) / self.rate)
+        except Exception as error:
+            raise UserError(f"{self.name}: the sound cannot be decoded ({_one_line(error)})") from error
+        return _mono(part.data.T.numpy()[:count], self.name)
+
+    def check_end(self) -> None:
+        pass
+
+
+def _mono(samples: np.ndarray, name: str) -> Tensor:
+    """(n, channels) -> (n,), checked."""
+    mono = torch.from_numpy(np.ascontiguousarray(samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)))
+    if not torch.isfinite(mono).all():
+        bad = int((~torch.isfinite(mono)).sum())
+        raise UserError(f"{name}: {bad} of {len(mono)} samples are NaN or infinite")
+    return mono
+
+
+def _normalized(samples: Tensor, name: str | None = None) -> Tensor:
+    """(x - mean) / sqrt(variance + 1e-5) over the whole, biased; with a name, silence is reported."""
+    if name is not None:
+        _warn_if_silent(samples, name)
+    return torch.nn.functional.layer_norm(samples, samples.shape, eps=EPS)
+
+
+def _warn_if_silent(samples: Tensor, name: str) -> bool:
+    silent = bool(samples.min() == samples.max())
+    if silent:
+        logger.warning("%s: digital silence; its vector says nothing about a sound", name)
+    return silent
+
+
+@lru_cache(maxsize=16)
+def _resampler(rate: int, target: int) -> torch.nn.Module:
+    """Band-limited resampling of torchaudio, its kernel made once per rate.
+
+    The kernel has (rate * target / gcd^2) numbers: odd rates such as 44,101 Hz would need gigabytes, so they are taken
+    for the nearest handier ratio, wrong by less than 0.1 % of the pitch.
+    """
+    from torchaudio.transforms import Resample
+
+    ratio = Fraction(rate, target)
+    if ratio.numerator * ratio.denominator > KERNEL_LIMIT:
+        ratio = ratio.limit_denominator(math.isqrt(KERNEL_LIMIT * target // rate))
+    return Resample(ratio.numerator, ratio.denominator)
+
+
+def _checked_rate(rate: object, name: str) -> int:
+    if isinstance(rate, Tensor) and rate.numel() == 1:
+        rate = rate.item()
+    # numpy's numbers are no int or float, and a NaN compares as False.
+    number = float(rate) if isinstance(rate, numbers.Real) and not isinstance(rate, bool) else math.nan
+    if not 1 <= number <= MAX_RATE or number != int(number):
+        raise UserError(f"{name}: the sample rate must be a whole number from 1 to {MAX_RATE}, got {rate!r}")
+    return int(number)
+
+
+def _ogg_is_complete(file: str | io.BytesIO) -> bool:
+    """Whether the last page is all there and marked as the last (RFC 3533, section 6)."""
+    if isinstance(file, io.BytesIO):
+        tail = bytes(file.getbuffer()[-65536:])
+    else:
+        with open(file, "rb") as handle:
+            handle.seek(max(os.path.getsize(file) - 65536, 0))
+            tail = handle.read()
+    page = tail[max(tail.rfind(b"OggS"), 0) :]
+    if len(page) < 27 or not page[5] & 4:
+        return False
+    sizes = page[27 : 27 + page[26]]
+    return len(page) >= 27 + len(sizes) + sum(sizes)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,55 @@
+"""What every modality's processor can do; `onepeace.processors.PROCESSORS` lists them. Next: text.py, the shortest."""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from onepeace.errors import UserError
+
+
+class Processor:
+    """Turns what a user has (a path, a value) into one checked tensor, and tensors into a batch of the model.
+
+    A subclass takes its settings as keyword arguments, is safe to call from several threads, and raises `UserError`
+    that names the file for anything it cannot decode.
+    """
+
+    key: ClassVar[str]
+    suffixes: ClassVar[frozenset[str]] = frozenset()
+    """File endings of this modality, lower case, with the dot."""
+
+    @classmethod
+    def from_config(cls, settings: Mapping[str, object], folder: Path | None = None) -> "Processor":
+        """Processor with the `processors` settings of a model; `folder` is the model's, for files that belong to it."""
+        known = [name for name in inspect.signature(cls).parameters if name != "tokenizer"]
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+                raise UserError(f"processors.{cls.key}.{name} is not a setting; {hint}")
+        return cls(**cls._own_files(folder), **settings)
+
+    @classmethod
+    def _own_files(cls, folder: Path | None) -> dict[str, object]:
+        return {}
+
+    @classmethod
+    def matches(cls, item: object) -> bool:
+        """Whether `item` looks like this modality, by type, file ending or first bytes; nothing is decoded."""
+        raise NotImplementedError
+
+    def decode(self, item: object) -> Tensor:
+        """One item as the tensor the model reads, without a batch dimension."""
+        raise NotImplementedError
+
+    def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
+        """Decoded items as one batch: the model's input of this modality."""
+        raise NotImplementedError
+
+    def size(self, sample: Tensor) -> int:
+        """Length of a decoded item, to batch like with like; 0 where all items are equally large."""
+        raise NotImplementedError

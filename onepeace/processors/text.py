@@ -1,0 +1,160 @@
+"""Text to token ids: one cleaning rule for training and use, one place that cuts, and says so. Next: tokenizer.py."""
+
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from onepeace.errors import UserError
+from onepeace.files.source import scheme
+from onepeace.processors.processor import Processor
+from onepeace.processors.tokenizer import EOS, PAD, read_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+LEADING = ",.!?*#:;~"
+SPACES = re.compile(r"\s{2,}|\t")
+# Only the first of a huge text is cut into pieces; no piece of a known vocabulary is half as long.
+MAX_CHARS_PER_TOKEN = 256
+# Halves of a pair that stand unimodal: Python strings may hold them, UTF-8 may not.
+SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def clean_text(text: str, lower: bool = True) -> str:
+    """The original's data-set rule: lower case, no punctuation in front, runs of white space as one space."""
+    text = text.lower() if lower else text
+    return SPACES.sub(" ", text.lstrip(LEADING)).rstrip("\n").strip(" ")
+
+
+def source_positions(text: str, lower: bool = True) -> list[int]:
+    """For every character of `clean_text(text, lower)` the index in `text` that it came from."""
+    lowered = text.lower() if lower else text
+    # Lower case can be longer: a capital I with a dot becomes two characters.
+    origin = range(len(text)) if len(lowered) == len(text) else [i for i, c in enumerate(text) for _ in c.lower()]
+    start = len(lowered) - len(lowered.lstrip(LEADING))
+    squeezed = SPACES.sub(" ", lowered[start:])
+    kept: list[int] = []
+    for run in SPACES.finditer(lowered, start):
+        kept.extend(range(start, run.start() + 1))
+        start = run.end()
+    kept.extend(range(start, len(lowered)))
+    front = len(squeezed) - len(squeezed.lstrip(" "))
+    return [origin[i] for i in kept[front : front + len(clean_text(text, lower))]]
+
+
+class Encoded(NamedTuple):
+    """A text as the model reads it."""
+
+    ids: Tensor
+    """(L,) int64, eos last."""
+    offsets: list[tuple[int, int]]
+    """For every id the characters [start, end) of the text as it was given; eos is empty and sits at its end."""
+    truncated: int
+    """How many pieces were cut off behind `max_tokens`; 0 where the whole text was read. Of a huge text (over 256
+    characters per allowed token) the pieces of its first part are counted."""
+
+
+class TextProcessor(Processor):
+    """Strings to (L,) int64 ids with eos last.
+
+    max_tokens: ids kept before eos (None: all). lower, clean: see `clean_text`; the original's hub only lower-cases
+    (clean=False), its data sets and this library clean. prefix_space: a space in front, so that the first word is the
+    same piece as in the middle of a sentence; the released vocabulary then reads "" as that space.
+    """
+
+    key: ClassVar[str] = "text"
+
+    def __init__(
+        self,
+        tokenizer: "Tokenizer",
+        *,
+        max_tokens: int | None = 70,
+        lower: bool = True,
+        prefix_space: bool = True,
+        clean: bool = True,
+    ) -> None:
+        if max_tokens is not None and max_tokens < 1:
+            raise UserError(f"processors.text.max_tokens is {max_tokens}; it must be at least 1")
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.lower = lower
+        self.prefix_space = prefix_space
+        self.clean = clean
+        self._warned = False
+
+    @classmethod
+    def _own_files(cls, folder: Path | None) -> dict[str, object]:
+        if folder is None:
+            raise UserError("a text processor needs the folder of its model: tokenizer.json is there")
+        return {"tokenizer": read_tokenizer(Path(folder) / "tokenizer.json")}
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    @classmethod
+    def matches(cls, item: object) -> bool:
+        return isinstance(item, str) and scheme(item) is None  # an address is nobody's caption
+
+    def prepare(self, text: object) -> str:
+        """The text that is cut into pieces: cleaned, without the space in front."""
+        if not isinstance(text, str):
+            raise UserError(f"text must be a str, got {type(text).__name__}")
+        text = SURROGATES.sub("\ufffd", text)
+        if self.clean:
+            return clean_text(text, self.lower)
+        return text.lower() if self.lower else text
+
+    def decode(self, item: object) -> Tensor:
+        """(L,) int64 ids of one text; a text that is cut is reported once per processor."""
+        return torch.tensor(self._pieces(self.prepare(item))[0], dtype=torch.int64)
+
+    def encode(self, text: str) -> Encoded:
+        """Like `decode`, with the place of every id in `text` and the number of pieces cut off."""
+        prepared = self.prepare(text)
+        ids, spans, truncated = self._pieces(prepared)
+        positions = source_positions(text, self.lower) if self.clean else self._plain_positions(text)
+        shift = int(self.prefix_space)
+        offsets = []
+        for start, end in spans:
+            start, end = max(start - shift, 0), max(end - shift, 0)
+            # A piece owns its word, not the space before it, unless it is nothing but space.
+            while end - start > 1 and prepared[start].isspace():
+                start += 1
+            offsets.append((positions[start], positions[end - 1] + 1) if end > start else (0, 0))
+        return Encoded(torch.tensor(ids, dtype=torch.int64), [*offsets, (len(text), len(text))], truncated)
+
+    def _plain_positions(self, text: str) -> list[int]:
+        return [i for i, char in enumerate(text) for _ in (char.lower() if self.lower else char)]
+
+    def _pieces(self, prepared: str) -> tuple[list[int], list[tuple[int, int]], int]:
+        """Ids with eos, the spans of all but eos in what was cut, and how many ids were dropped."""
+        limit = len(prepared) if self.max_tokens is None else self.max_tokens * MAX_CHARS_PER_TOKEN
+        if len(prepared) > limit:
+            space = prepared.rfind(" ", limit // 2, limit)
+            prepared = prepared[: space if space > 0 else limit]
+        encoding = self.tokenizer.encode(" " + prepared if self.prefix_space else prepared)
+        count = len(encoding) - 1  # without eos
+        if self.max_tokens is None or count <= self.max_tokens:
+            return encoding.ids, encoding.offsets[:-1], 0
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "a text of %d tokens was cut to its first %d (said once): %s...",
+                count, self.max_tokens, prepared[:40],
+            )  # fmt: skip
+        encoding.truncate(self.max_tokens)
+        return [*encoding.ids, EOS], encoding.offsets, count - self.max_tokens
+
+    def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
+        """{"ids": (B, L) int64}, padded on the right with 1."""
+        return {"ids": torch.nn.utils.rnn.pad_sequence(samples, batch_first=True, padding_value=PAD)}
+
+    def size(self, sample: Tensor) -> int:
+        return len(sample)

@@ -1,0 +1,161 @@
+"""Text vocabularies: three ways to make one, one format to store it.
+
+Every model folder holds a `tokenizer.json` of the `tokenizers` package. Whatever it was made from, its ids are
+`<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, then the pieces; it appends `</s>` and never puts anything in front. The four
+names are entries of the vocabulary but not special tokens of the tokenizer, so the letters "<s>" in a caption are
+cut like any other letters. Lower-casing, the space in front and the length limit belong to `text.TextProcessor`.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onepeace.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+BOS, PAD, EOS, UNK = range(4)
+# CLIP's rule: no space in front of a word, every digit alone. White space itself is dropped.
+CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def train_bpe(captions: Iterable[str], vocab_size: int) -> "Tokenizer":
+    """Byte-level BPE learned from captions, cleaned as the processor cleans them (lower case, a space in front).
+
+    The result depends on how often words occur, not on the order of the captions. `vocab_size` counts the 4 specials
+    and the 256 bytes too; fewer entries come out when the captions have nothing left to merge.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    from onepeace.processors.text import clean_text
+
+    smallest = len(SPECIALS) + 256
+    if vocab_size < smallest:
+        raise UserError(f"vocab_size {vocab_size} is too small: {len(SPECIALS)} specials and 256 bytes need {smallest}")
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator((f" {clean_text(caption)}" for caption in captions), trainer)
+    model = json.loads(trained.to_str())["model"]
+    return _byte_level(model["vocab"], [tuple(pair) for pair in model["merges"]])
+
+
+def from_released(folder: str | Path) -> "Tokenizer":
+    """The vocabulary of the released models (50,264 ids), from one of two sets of files:
+
+    `encoder.json`, `vocab.bpe`, `dict.txt` of the original repository, where id = 4 + line number in dict.txt, or
+    `vocab.json`, `merges.txt` of facebook/bart-base, whose ids are already in that order (its extra `<mask>` goes).
+    """
+    folder = Path(folder)
+    if all((folder / name).is_file() for name in ("encoder.json", "vocab.bpe", "dict.txt")):
+        piece_of = {str(number): piece for piece, number in _read_json(folder / "encoder.json").items()}
+        rows = [line.split()[0] for line in (folder / "dict.txt").read_text(encoding="utf-8").splitlines() if line]
+        # The last rows of dict.txt ("madeupword0000") are no BPE pieces: they only round the table up.
+        vocab = {piece: index for index, piece in enumerate((*SPECIALS, *(piece_of.get(row, row) for row in rows)))}
+        merges = _read_merges(folder / "vocab.bpe")
+    elif all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+        vocab = {piece: index for piece, index in _read_json(folder / "vocab.json").items() if piece != "<mask>"}
+        merges = _read_merges(folder / "merges.txt")
+    else:
+        raise UserError(
+            f"{folder}: no vocabulary found; it needs encoder.json, vocab.bpe and dict.txt (original repository) "
+            "or vocab.json and merges.txt (facebook/bart-base)"
+        )
+    if sorted(vocab.values()) != list(range(len(vocab))) or [vocab.get(s) for s in SPECIALS] != [BOS, PAD, EOS, UNK]:
+        raise UserError(
+            f"{folder}: ids must be 0..{len(vocab) - 1} without gaps and begin with {' '.join(SPECIALS)}; "
+            "these are files of another model"
+        )
+    missing = [pair for pair in merges if "".join(pair) not in vocab]
+    if missing:
+        raise UserError(f"{folder}: {len(missing)} of {len(merges)} merges make no known piece; files do not match")
+    return _byte_level(vocab, merges)
+
+
+def from_open_clip() -> "Tokenizer":
+    """CLIP's BPE as open_clip ships it (49,406 pieces; its two own specials are replaced by our four)."""
+    from open_clip.tokenizer import SimpleTokenizer
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    clip = SimpleTokenizer()
+    pieces = sorted((index, piece) for piece, index in clip.encoder.items() if index < clip.sot_token_id)
+    vocab = {piece: index for index, piece in enumerate((*SPECIALS, *(piece for _, piece in pieces)))}
+    merges = sorted(clip.bpe_ranks, key=clip.bpe_ranks.__getitem__)
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token=SPECIALS[UNK], end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_PATTERN), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.BPEDecoder()
+    return _append_eos(tokenizer)
+
+
+def read_tokenizer(path: str | Path) -> "Tokenizer":
+    """Open a `tokenizer.json` and check the contract of this module; a `UserError` names the file."""
+    from tokenizers import Tokenizer
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; a model that reads text has a tokenizer.json in its folder")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"{path}: not a tokenizer file ({error})") from error
+    ids = [tokenizer.token_to_id(special) for special in SPECIALS]
+    if ids != [BOS, PAD, EOS, UNK]:
+        raise UserError(f"{path}: {', '.join(SPECIALS)} have the ids {ids}, expected [0, 1, 2, 3]")
+    # One probe for two promises: nothing in front and one eos behind; literal specials are ordinary text.
+    probe = tokenizer.encode("<pad>").ids
+    if probe[-1:] != [EOS] or len(probe) < 2 or min(probe[:-1]) <= UNK:
+        raise UserError(f"{path}: must append </s> alone and read a literal '<pad>' as text, but gives the ids {probe}")
+    return tokenizer
+
+
+def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]]) -> "Tokenizer":
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token=SPECIALS[UNK]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return _append_eos(tokenizer)
+
+
+def _append_eos(tokenizer: "Tokenizer") -> "Tokenizer":
+    from tokenizers import processors
+
+    eos = SPECIALS[EOS]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {eos}", special_tokens=[(eos, EOS)])
+    return tokenizer
+
+
+def _read_json(path: Path) -> dict[str, int]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON file ({error})") from error
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    """Lines of two pieces, best first, after a "#version" line."""
+    return list(_merge_lines(path))
+
+
+def _merge_lines(path: Path) -> Iterator[tuple[str, str]]:
+    # split("\n"), not splitlines(): pieces may hold characters that Python takes for line ends.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        parts = line.split(" ")
+        if len(parts) != 2:
+            raise UserError(f"{path}:{number}: a merge has two pieces, this line has {len(parts)}")
+        yield parts[0], parts[1]

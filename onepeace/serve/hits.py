@@ -1,0 +1,189 @@
+"""The hits of a search as one HTML file that needs nothing else: pictures and sounds are inside, no script, no network.
+
+The look is in hits.html; here is what fills it. Everything that comes from a file or a user is escaped.
+"""
+
+import base64
+import io
+import mimetypes
+import os
+from collections import Counter
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import NamedTuple
+from urllib.parse import quote
+
+from onepeace.errors import UserError
+from onepeace.files.source import read_bytes, scheme
+from onepeace.processors import AudioProcessor, ImageProcessor
+
+KINDS = {"image": "picture", "audio": "sound", "text": "text"}
+THUMBNAIL = 480
+"""Longest side of a picture in the page, in pixels."""
+SOUND_LIMIT, SOUNDS_LIMIT = 4 << 20, 24 << 20
+"""Bytes of one sound, and of all together, that are put into the page; the others are linked."""
+BARS = 96
+"""Bars of a sound's picture."""
+EXCERPT = 280
+"""Characters shown of a text."""
+
+
+class Part(NamedTuple):
+    """One part of the query."""
+
+    modality: str
+    value: str
+    """The text itself, or the path or address of a picture or sound."""
+    weight: float
+
+
+class Hit(NamedTuple):
+    """One file that was found."""
+
+    rank: int
+    score: float
+    modality: str
+    path: Path
+
+
+def render(query: Sequence[Part], hits: Sequence[Hit], folder: Path, *, num_files: int, model: str) -> str:
+    """The page as a string.
+
+    Args:
+        query: what was searched for; a mix has several parts.
+        hits: best first.
+        folder: where the page will lie; links lead from there.
+        num_files: how many files were compared.
+        model: name of the model, for the summary.
+    """
+    inside = _Sounds()
+    words = ", ".join(part.value if part.modality == "text" else Path(part.value).name for part in query)
+    weighted = any(part.weight != 1 for part in query)
+    parts = "\n<span class=plus>+</span>\n".join(_part(part, weighted, folder, inside) for part in query)
+    counts = Counter(hit.modality for hit in hits)
+    best = max((hit.score for hit in hits), default=0.0)
+    boxes = [
+        f'<label><input type="checkbox" id="show-{kind}" autocomplete="off" checked> {name}s ({counts[kind]})</label>'
+        for kind, name in KINDS.items()
+        if counts[kind]
+    ]
+    template = Template(files("onepeace.serve").joinpath("hits.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=escape(f"{words} - onepeace search"),
+        query=parts,
+        summary=escape(f"{len(hits)} best of {num_files} files, found by the model {model}"),
+        filters="\n".join(boxes),
+        hits="\n".join(_tile(hit, best, folder, inside) for hit in hits),
+    )
+
+
+class _Sounds:
+    """Bytes of sounds that may still be put into the page; a query's own file counts once more if it is also a hit."""
+
+    def __init__(self) -> None:
+        self.left = SOUNDS_LIMIT
+
+    def take(self, size: int) -> bool:
+        fits = size <= min(SOUND_LIMIT, self.left)
+        self.left -= size if fits else 0
+        return fits
+
+
+def _part(part: Part, show_weight: bool, folder: Path, inside: _Sounds) -> str:
+    weight = f'<span class="weight">&times; {part.weight:g}</span>' if show_weight else ""
+    if part.modality == "text":
+        body = f'<span class="words">{escape(part.value)}</span>'
+    else:
+        name = escape(_shown(os.path.basename(part.value)))
+        body = f"<figure>{_media(part.modality, part.value, folder, inside)}<figcaption>{name}</figcaption></figure>"
+    return f'<div class="part {part.modality}">{body}{weight}</div>'
+
+
+def _tile(hit: Hit, best: float, folder: Path, inside: _Sounds) -> str:
+    share = 100 * max(hit.score, 0.0) / best if best > 0 else 0.0
+    name, link = escape(_shown(hit.path.name)), escape(_link(hit.path, folder))
+    kind = KINDS.get(hit.modality, hit.modality)
+    return f"""<li class="{hit.modality}">
+<div class="well">{_media(hit.modality, hit.path, folder, inside)}</div>
+<div class="what">
+<div class="row"><span class="rank">{hit.rank}</span><span class="badge hue">{kind}</span>
+<span class="score" title="cosine similarity">{hit.score:.3f}</span></div>
+<div class="track hue" aria-hidden="true"><div style="width: {share:.0f}%"></div></div>
+<div class="name"><a href="{link}">{name}</a></div>
+<div class="folder">{escape(_shown(hit.path.parent))}</div>
+</div>
+</li>"""
+
+
+def _media(modality: str, value: str | Path, folder: Path, inside: _Sounds) -> str:
+    """The picture, player or words of a file; of one that cannot be shown its name."""
+    name = escape(_shown(os.path.basename(value)), quote=True)
+    try:
+        if modality == "image":
+            data, width, height = _thumbnail(value)
+            return f'<img src="{data}" alt="{name}" width="{width}" height="{height}" loading="lazy">'
+        if modality == "audio":
+            address = _sound(value, folder, inside)
+            load = "metadata" if address.startswith("data:") else "none"
+            player = f'<audio controls preload="{load}" aria-label="{name}" src="{address}"></audio>'
+            return f'<div class="sound">{_waveform(value)}{player}</div>'
+        if modality == "text":
+            text = read_bytes(value).decode("utf-8", "replace").strip()
+            return f"<blockquote>{escape(text[:EXCERPT])}{'...' if len(text) > EXCERPT else ''}</blockquote>"
+    except (UserError, OSError):  # gone or changed since it was compared
+        pass
+    return f'<span class="words">{name}</span>'
+
+
+def _thumbnail(value: str | Path) -> tuple[str, int, int]:
+    """A small copy of a picture as a data URI, its width and height."""
+    image = ImageProcessor(size=THUMBNAIL).load(value)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=80)
+    return _data("image/webp", buffer.getvalue()), image.width, image.height
+
+
+def _sound(value: str | Path, folder: Path, inside: _Sounds) -> str:
+    """A sound's file as a data URI, or a link to it where that would make the page too large."""
+    local = not (isinstance(value, str) and scheme(value))
+    if local and not inside.take(os.path.getsize(value)):
+        return escape(_link(Path(value), folder), quote=True)
+    kind = mimetypes.guess_type(os.path.basename(value))[0] or "audio/wav"
+    return _data(kind, read_bytes(value, max_bytes=SOUND_LIMIT))
+
+
+def _waveform(value: str | Path) -> str:
+    """The loudness of a sound's first minute, drawn."""
+    samples = AudioProcessor().load(value, seconds=60.0).abs()
+    length = max(1, len(samples) // BARS)
+    peaks = [float(chunk.max()) for chunk in samples[: length * BARS].split(length)]
+    loudest = max(peaks) or 1.0
+    heights = [round(96 * peak / loudest) + 2 for peak in peaks]
+    bars = "".join(
+        f'<rect x="{4 * index}" y="{50 - height / 2:g}" width="3" height="{height}" rx="1"/>'
+        for index, height in enumerate(heights)
+    )
+    return f'<svg viewBox="0 0 {4 * len(peaks)} 100" preserveAspectRatio="none" aria-hidden="true">{bars}</svg>'
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _link(path: Path, folder: Path) -> str:
+    """A relative address of `path` for a page in `folder`."""
+    try:
+        relative = Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # another drive of Windows
+        return path.resolve().as_uri()
+    # "./" keeps a name with a colon from being read as an address.
+    return quote(f"./{relative}".encode(errors="surrogateescape"))
+
+
+def _shown(path: str | Path) -> str:
+    """A path to be read by people: without what cannot be printed."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in os.fspath(path))

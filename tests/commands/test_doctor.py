@@ -1,0 +1,112 @@
+"""`onepeace doctor`: knows the requirements of setup.cfg, and says of each what is wrong and what to do."""
+
+import configparser
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onepeace.commands import doctor
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def requirements(section: str, option: str) -> set[str]:
+    """Names of the distributions that a list of setup.cfg asks for."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = config[section][option].split("\n")
+    return {line.split(">")[0].split("[")[0].strip() for line in lines if line}
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A doctor of two packages that are cheap to import, who finds the bundled weights."""
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "model.safetensors").write_bytes(bytes(2_500_000))
+    monkeypatch.setattr(doctor, "TINY", tmp_path / "tiny")
+    monkeypatch.setattr(doctor, "CORE", {"numpy": "numpy", "tqdm": "tqdm"})
+    monkeypatch.setattr(doctor, "EXTRAS", {"parquet": {"pyarrow": "pyarrow"}})
+
+
+def test_doctor_knows_the_requirements_of_setup_cfg():
+    assert set(doctor.CORE) == requirements("options", "install_requires")
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert set(doctor.EXTRAS) == set(config["options.extras_require"]) - {"test"}
+    for extra, modules in doctor.EXTRAS.items():
+        assert set(modules) == requirements("options.extras_require", extra)
+
+
+@pytest.mark.slow
+def test_doctor_finds_this_installation_sound():
+    done = subprocess.run([sys.executable, "-m", "onepeace", "doctor"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("all that is needed works\n")
+    rows = {line[:20].strip(): line[20:] for line in done.stdout.splitlines()}
+    assert rows["torchaudio native"].startswith(("loaded", "does not load"))
+    assert "threads" in rows["cpu"]
+    for package in doctor.CORE:
+        assert rows[package].strip()[0].isdigit()
+
+
+def test_doctor_names_a_broken_package_with_reason_and_remedy(small, monkeypatch, capsys, tmp_path):
+    (tmp_path / "broken_one.py").write_text("raise RuntimeError('wrong\\n  build')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(doctor.CORE, "tqdm", "broken_one")
+    assert doctor.run(None) == 1
+    out = capsys.readouterr().out
+    assert "RuntimeError: wrong build\n" in out
+    assert 'remedy: pip install --force-reinstall --no-deps "tqdm' in out
+    assert out.endswith("broken: tqdm\n")
+
+
+def test_doctor_names_a_missing_package(small, monkeypatch, capsys):
+    monkeypatch.setitem(doctor.CORE, "no-such-package", "no_such_package")
+    assert doctor.run(None) == 1
+    out = capsys.readouterr().out
+    assert 'remedy: pip install "no-such-package"\n' in out
+    assert out.endswith("broken: no-such-package\n")
+
+
+def test_remedy_asks_for_the_versions_of_setup_cfg(monkeypatch):
+    lines = ["torch<2.15,>=2.11", "torchaudio<2.12,>=2.11", 'pytest>=8; extra == "test"']
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: lines)
+    assert doctor._requirement("torch") == lines[0]
+    assert doctor._requirement("torchaudio") == lines[1]
+    assert doctor._requirement("numpy") == "numpy"
+
+
+def test_doctor_gives_the_pip_line_of_a_missing_extra(small, monkeypatch, capsys):
+    monkeypatch.setitem(doctor.EXTRAS, "parquet", {"no-such-package": "no_such_package"})
+    assert doctor.run(None) == 0
+    assert 'for it: pip install "onepeace[parquet]"\n' in capsys.readouterr().out
+
+
+def test_doctor_gives_the_reason_of_a_broken_extra(small, monkeypatch, capsys, tmp_path):
+    (tmp_path / "broken_two.py").write_text("import no_such_library")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(doctor.EXTRAS, "parquet", {"tqdm": "broken_two"})
+    assert doctor.run(None) == 0
+    out = capsys.readouterr().out
+    assert "ModuleNotFoundError: No module named 'no_such_library'" in out
+
+
+def test_doctor_gives_the_reason_and_two_remedies_for_torchaudio(small, monkeypatch, capsys):
+    failure = OSError("Could not load this library")
+    failure.__cause__ = OSError("libc10_cuda.so: cannot open shared object file")
+    monkeypatch.setattr("onepeace.torchaudio_guard._failure", failure)
+    assert doctor.run(None) == 0
+    out = capsys.readouterr().out
+    assert "OSError: libc10_cuda.so: cannot open shared object file\n" in out
+    assert "remedy 1: " in out
+    assert "remedy 2: " in out
+
+
+def test_doctor_names_missing_weights(small, monkeypatch, capsys, tmp_path):
+    assert doctor.run(None) == 0
+    assert "2.5 MB" in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "TINY", tmp_path / "nowhere")
+    assert doctor.run(None) == 1
+    assert capsys.readouterr().out.endswith("broken: bundled weights\n")

@@ -1,0 +1,163 @@
+"""What `onepeace info` tells is what the model is."""
+
+import json
+
+import pytest
+import torch
+from support.hub_layouts import cfg, released, state, vision_branch, wrapper
+from support.random_model import save_random_model
+
+from onepeace.bench.items import item_batch
+from onepeace.cli import main
+from onepeace.commands.info import parameters_by_part
+from onepeace.config import SIZES, Config, ModelConfig, build, read_config
+from onepeace.cost.flops import pass_cost
+from onepeace.hub import weights
+
+
+def info(capsys, path) -> dict:
+    assert main(["info", str(path), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_random_model(tmp_path_factory.mktemp("info") / "model")
+
+
+def test_parts_of_the_released_size_have_the_numbers_of_the_original():
+    """Counted on the original's modules; of audio less an embedding of 1536 that nothing used."""
+    parts = parameters_by_part(weights.expected(build(ModelConfig, SIZES["4b"], "4b")))
+    assert parts["adapter text"] == 78_008_880
+    assert parts["adapter image"] == 3_390_816
+    assert parts["adapter audio"] == 19_040_816 - 1536
+    assert parts["attention"] == 377_794_560
+    assert [parts[f"FFN {key}"] for key in ("text", "image", "audio")] == [1_133_015_040] * 3
+    assert parts["norms and gains"] == 368_640 + 9_216
+    assert parts["projections"] == 3 * 2_360_832 + 1
+    assert set(parts) == {"adapter text", "adapter image", "adapter audio", "attention", "FFN text", "FFN image",
+                          "FFN audio", "norms and gains", "projections", "decoder"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "size", "length"), [("text", 16, 17), ("image", 64, 17)])
+def test_flops_of_a_pass_are_those_of_the_closed_form(key, size, length):
+    """Per token and block 2 (4 D^2 + 3 D F) and 4 L D for attention, then the stem and one projection."""
+    config = Config(build(ModelConfig, SIZES["base"], "base"))
+    dim, ffn, depth = 768, 2048, 12
+    blocks = depth * length * (2 * (4 * dim**2 + 3 * dim * ffn) + 4 * length * dim)
+    inner = dim // 4
+    # A picture of 64 px: 16 x 16 windows of 4 x 4 x 3, then 8 x 8 and 4 x 4 of 2 x 2 x inner.
+    stem = 0 if key == "text" else 2 * inner * (256 * 48 + 64 * 4 * inner + 16 * 4 * dim)
+    cost = pass_cost(config.model, key, item_batch(config, key, size))
+    assert cost.tokens == length
+    assert cost.flops == blocks + stem + 2 * dim * 768
+
+
+def test_flops_of_sound_are_those_of_the_closed_form():
+    convs = [[8, 10, 5], [8, 3, 2]]
+    audio = {"stem": "wave", "convs": convs, "num_buckets": 8, "pos_depth": 2, "pos_kernel": 5, "pos_groups": 4}
+    config = Config(ModelConfig(32, 16, 2, 4, 48, adapters={"audio": audio}, heads=("audio",)))
+    frames = [3199, 1599]  # of a second
+    stem = 2 * 8 * (frames[0] * 10 + frames[1] * 3 * 8) + 2 * frames[1] * 8 * 32
+    positions = 2 * frames[1] * 2 * 5 * 32 * 32 // 4
+    length = frames[1] + 1
+    blocks = 2 * length * (2 * (4 * 32**2 + 3 * 32 * 48) + 4 * length * 32)
+    cost = pass_cost(config.model, "audio", item_batch(config, "audio", 1))
+    assert cost.tokens == length
+    assert cost.flops == stem + positions + blocks + 2 * 32 * 16
+
+
+def test_flops_grow_with_the_batch_and_weights_are_no_live_numbers():
+    config = Config(build(ModelConfig, SIZES["tiny"], "tiny"))
+    one, four = (pass_cost(config.model, "text", item_batch(config, "text", 16, count)) for count in (1, 4))
+    assert four.flops == 4 * one.flops
+    # Of one text: at least gate, up and their product, at most a few dozen arrays of tokens.
+    assert 3 * 17 * 768 <= one.numbers < 40 * 17 * 768
+    assert 2 * one.numbers < four.numbers <= 4 * one.numbers
+
+
+def test_info_of_a_folder(capsys, folder):
+    report = info(capsys, folder)
+    module = weights.load(folder)
+    assert report["parameters"]["total"] == sum(p.numel() for p in module.parameters())
+    assert report["parameters"]["attention"] == sum(p.numel() for b in module.blocks for p in b.attn.parameters())
+    assert report["file_bytes"] == (folder / "model.safetensors").stat().st_size
+    assert report["dtype"] == "float32"
+    assert report["modalities"] == ["text", "image", "audio"]
+    items = {(item["modality"], item["item"]): item["tokens"] for item in report["items"]}
+    assert items == {("text", "16 tokens"): 17, ("image", "32 px"): 5, ("audio", "5 s"): 64, ("audio", "15 s"): 189}
+    assert report["memory_bytes"]["float32"] == 2 * report["memory_bytes"]["bfloat16"]
+    assert report["memory_bytes"]["float32"] > 4 * report["parameters"]["total"]
+
+
+def test_info_for_people_names_what_matters(capsys, folder):
+    assert main(["info", str(folder)]) == 0
+    out = capsys.readouterr().out
+    total = sum(parameter.numel() for parameter in weights.load(folder).parameters())
+    for text in ("model folder", "float32", "2 blocks, width 32, 4 heads, FFN 48, vectors of 16", "adapter audio",
+                 "FFN text", "GFLOP, 17 tokens", "(estimate)", f"{total:,} parameters"):  # fmt: skip
+        assert text in out
+
+
+@pytest.mark.parametrize(
+    ("content", "layout", "modalities"),
+    [
+        (lambda: wrapper(released(), cfg()), "encoder with projections", ["text", "image", "audio"]),
+        (lambda: wrapper(state("text", "image", heads=True, decoder=True), cfg()), "with decoder", ["text", "image"]),
+        (lambda: {"model": vision_branch()}, "without cfg", ["image"]),
+    ],
+)
+def test_info_of_an_original_checkpoint_counts_its_tensors(tmp_path, capsys, content, layout, modalities):
+    path = tmp_path / "released.pt"
+    torch.save(content(), path)
+    report = info(capsys, path)
+    assert layout in report["layout"]
+    assert report["modalities"] == modalities
+    stored = {k: v for k, v in content()["model"].items() if "rp_bucket" not in k and "version" not in k}
+    dropped = sum(t.numel() for k, t in stored.items()) - report["parameters"]["total"]
+    assert 0 <= dropped < 0.02 * report["parameters"]["total"]  # what the original stores and never uses
+    assert report["file_bytes"] == path.stat().st_size
+
+
+def test_info_runs_no_code_of_a_file(tmp_path, capsys):
+    import pickle
+
+    class Hostile:
+        def __reduce__(self):
+            return (exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",))
+
+    path = tmp_path / "bad.pkl"
+    path.write_bytes(pickle.dumps({"model": Hostile()}))
+    assert main(["info", str(path)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+def test_info_of_a_bad_file_is_one_line_that_names_it(tmp_path, capsys, content):
+    path = tmp_path / "bad.pt"
+    path.write_bytes(content)
+    assert main(["info", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert str(path) in err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("one-peace", "is not on this machine"), ("one-paece", "did you mean one-peace")]
+)
+def test_info_of_a_name_that_is_not_here_downloads_nothing(tmp_path, monkeypatch, capsys, name, message):
+    monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path))
+    assert main(["info", name]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_info_of_a_folder_without_weights_says_so(tmp_path, capsys, folder):
+    (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
+    assert read_config(tmp_path / "config.yaml").model.dim == 32
+    assert main(["info", str(tmp_path)]) == 1
+    assert "model.safetensors: missing" in capsys.readouterr().err

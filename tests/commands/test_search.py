@@ -1,0 +1,421 @@
+"""Walking folders, and the commands search, embed and classify on real files with broken ones among them."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.broken_files import write_broken, write_good
+from support.random_model import save_random_model
+
+import onepeace
+from onepeace.cli import main
+from onepeace.errors import UsageError
+from onepeace.files.walk import walk
+
+SUFFIXES = {".jpg": "image", ".ogg": "audio", ".txt": "text"}
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return save_random_model(tmp_path_factory.mktemp("search") / "model")
+
+
+@pytest.fixture(scope="module")
+def model(model_folder):
+    return onepeace.load(model_folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, samples):
+    """A folder of 40 real files under awkward names and 21 broken ones; the paths of the good, names of the broken."""
+    folder = tmp_path_factory.mktemp("mixed")
+    good = write_good(folder / "real", samples, 40)
+    return folder, good, write_broken(folder / "broken", samples)
+
+
+@pytest.fixture
+def onepeace_command(model_folder, capsys):
+    """Runs a command in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        code = main([str(argument) for argument in (*arguments, "--model", model_folder, "--device", "cpu")])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def json_lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# Walking
+
+
+def found(paths, folder):
+    files, unreadable = walk(paths, SUFFIXES)
+    return [(str(path.relative_to(folder)), kind) for path, kind in files], [
+        (str(path.relative_to(folder)), reason) for path, reason in unreadable
+    ]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("b.JPG", "a.txt", "sub/c.ogg", "sub/.hidden.ogg", ".git/d.jpg", "notes.md", "a/deep/e.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return tmp_path
+
+
+def test_walk_takes_known_endings_in_order(tree):
+    files, unreadable = found([tree], tree)
+    assert files == [("a.txt", "text"), ("b.JPG", "image"), ("a/deep/e.jpg", "image"), ("sub/c.ogg", "audio")]
+    assert unreadable == []
+
+
+def test_walk_takes_a_named_file_whatever_it_is_called(tree):
+    files, _ = found([tree / "notes.md", tree / "sub" / ".hidden.ogg", tree / "b.JPG"], tree)
+    assert files == [("notes.md", None), ("sub/.hidden.ogg", "audio"), ("b.JPG", "image")]
+
+
+def test_walk_gives_each_file_once(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    files, _ = walk(["sub", "a.txt", tree / "a.txt", ".", "sub/c.ogg"], SUFFIXES)
+    assert [str(path) for path, _ in files] == ["sub/c.ogg", "a.txt", "b.JPG", "a/deep/e.jpg"]
+
+
+def test_walk_survives_loops_and_links(tree):
+    (tree / "sub" / "loop").symlink_to(tree)
+    (tree / "sub" / "broken.jpg").symlink_to(tree / "nothing")
+    (tree / "sub" / "link.jpg").symlink_to(tree / "b.JPG")
+    os.mkfifo(tree / "pipe.jpg")
+    files, unreadable = found([tree], tree)
+    assert ("sub/link.jpg", "image") in files
+    assert len(files) == 5
+    assert unreadable == [("pipe.jpg", "not a regular file"), ("sub/broken.jpg", "a link to nothing")]
+
+
+def test_walk_reports_a_folder_it_may_not_read(tree, monkeypatch):
+    scandir = os.scandir
+
+    def guarded(path):
+        if os.fspath(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)  # root may read anything
+    files, unreadable = found([tree], tree)
+    assert len(files) == 3
+    assert unreadable == [("sub", "Permission denied")]
+
+
+def test_walk_names_a_path_that_is_not_there(tree):
+    with pytest.raises(UsageError, match="nothing: no such file or folder"):
+        walk([tree, tree / "nothing"], SUFFIXES)
+
+
+# Search
+
+
+def test_search_ranks_by_cosine(onepeace_command, model, mixed):
+    folder, good, _ = mixed
+    code, out, err = onepeace_command("search", folder / "real", "--text", "a dog", "--top", "40", "--json")
+    assert (code, err) == (0, "")
+    hits = json_lines(out)
+    assert sorted(hit["path"] for hit in hits) == sorted(map(str, good))
+    expected = model.similarity(model.encode([Path(hits[0]["path"])]), model.encode_text(["a dog"]))
+    assert [hit["rank"] for hit in hits] == list(range(1, 41))
+    assert hits[0]["score"] == pytest.approx(expected.item(), abs=2e-5)
+    assert all(a["score"] >= b["score"] for a, b in itertools.pairwise(hits))
+    assert {hit["modality"] for hit in hits} == {"image", "audio", "text"}
+
+
+def test_search_by_a_mix_is_the_composed_vector(onepeace_command, model, samples):
+    dog, bark = samples / "images" / "dog.jpg", samples / "sounds" / "dog.ogg"
+    query = ["--image", dog, "--audio", bark, "--text", "at night"]
+    folder = samples / "images"
+    expected = model.encode(
+        [{"image": dog, "audio": bark, "text": "at night"}], weights={"image": 0.2, "audio": -1, "text": 0.5}
+    )
+    for weights in ("0.2,-1,0.5", "text=0.5, audio=-1,image=0.2"):
+        code, out, _ = onepeace_command("search", folder, *query, f"--weights={weights}", "--json", "--top", "3")
+        assert code == 0
+        for hit in json_lines(out):
+            score = model.similarity(model.encode_image([hit["path"]]), expected).item()
+            assert hit["score"] == pytest.approx(score, abs=2e-5)
+
+
+def test_search_leaves_the_querys_own_file_out(onepeace_command, samples, tmp_path):
+    shutil.copyfile(samples / "images" / "dog.jpg", tmp_path / "copy.jpg")
+    paths = [samples / "images", tmp_path]
+    _, out, _ = onepeace_command("search", *paths, "--image", samples / "images" / "dog.jpg", "--json", "--top", "99")
+    hits = [hit["path"] for hit in json_lines(out)]
+    assert hits[0] == str(tmp_path / "copy.jpg")
+    assert str(samples / "images" / "dog.jpg") not in hits
+
+
+def test_search_only_one_kind(onepeace_command, samples):
+    code, out, _ = onepeace_command("search", samples, "--text", "a dog", "--only", "audio", "--json", "--top", "99")
+    assert code == 0
+    assert {hit["modality"] for hit in json_lines(out)} == {"audio"}
+
+
+def test_table_is_for_people(onepeace_command, mixed):
+    folder = mixed[0]
+    code, out, _ = onepeace_command("search", folder / "real", "--text", "a dog", "--top", "40")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].split() == ["rank", "score", "kind", "path"]
+    assert len(lines) == 41  # a line break in a name does not break the table
+    assert any("写真" in line for line in lines)
+    assert any(r"line\nbreak" in line for line in lines)
+
+
+def test_broken_files_are_listed_and_nothing_else_is_disturbed(onepeace_command, mixed):
+    folder, _, broken = mixed
+    clean = onepeace_command("search", folder / "real", "--text", "a dog", "--top", "99", "--json")[1]
+    code, out, err = onepeace_command("search", folder, "--text", "a dog", "--top", "99", "--json")
+    assert code == 1
+    assert [(h["path"], round(h["score"], 4)) for h in json_lines(out)] == [
+        (h["path"], round(h["score"], 4)) for h in json_lines(clean)
+    ]
+    head, *lines = err.strip().splitlines()
+    assert head == f"onepeace: {len(broken)} of {len(broken) + 40} files failed:"
+    assert len(lines) == len(broken)
+    for name, reason in broken.items():
+        shown = str(folder / "broken" / name).replace("\n", "\\n")
+        (line,) = [line for line in lines if f"  {shown}: " in line]
+        assert reason in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["PATH"], "nothing to search for"),
+        (["PATH", "--text", "a", "--text", "b"], "--text is given twice"),
+        (["PATH/nothing", "--text", "a"], "no such file or folder"),
+        (["PATH", "--image", "nothing.jpg"], "nothing.jpg: no such file"),
+        (["PATH", "--text", "a", "--top", "0"], "--top 0"),
+        (["PATH", "--text", "a", "--batch-size", "0"], "--batch-size 0"),
+        (["PATH", "--text", "a", "--only", "video"], "invalid choice: 'video'"),
+        (["PATH", "--text", "a", "--weights", "1,2"], "the query has the parts text"),
+        (["PATH", "--text", "a", "--weights", "image=1"], "the query has the parts text"),
+        (["PATH", "--text", "a", "--weights", "much"], "weights are numbers"),
+        (["PATH", "--text", "a", "--weights", "0"], "not all 0"),
+        (["PATH", "--text", "a", "--weights", "text=nan"], "finite"),
+        (["PATH", "--text", "a", "--html", "PATH/no/page.html"], "no folder"),
+        (["PATH", "--text", "a", "--html", "PATH"], "is a folder"),
+        (["EMPTY", "--text", "a"], "no image, audio or text files"),
+        (["PATH", "--text", "a", "--only", "text"], "no text files"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(onepeace_command, samples, tmp_path, arguments, message):
+    places = {"PATH": str(samples), "EMPTY": str(tmp_path)}
+    for name, place in places.items():
+        arguments = [argument.replace(name, place) for argument in arguments]
+    code, out, err = onepeace_command("search", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_broken_query_is_an_error(onepeace_command, samples, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"nothing")
+    code, out, err = onepeace_command("search", samples, "--image", tmp_path / "broken.jpg")
+    assert (code, out) == (1, "")
+    assert "broken.jpg: not a picture" in err
+
+
+def test_named_file_is_known_by_its_content(onepeace_command, samples, tmp_path):
+    shutil.copyfile(samples / "images" / "dog.jpg", tmp_path / "dog.backup")
+    (tmp_path / "notes.md").write_text("# notes")
+    code, out, err = onepeace_command("search", tmp_path / "dog.backup", tmp_path / "notes.md", "--text", "a", "--json")
+    assert code == 1
+    assert [hit["modality"] for hit in json_lines(out)] == ["image"]
+    assert "notes.md: not a picture, sound or text (unknown ending '.md')" in err
+
+
+def test_files_the_model_has_no_modality_for_are_left_out(tmp_path, samples, capsys):
+    folder = save_random_model(tmp_path / "model", ("text", "image"))
+    code = main(["search", str(samples), "--text", "a", "--model", str(folder), "--json", "--top", "99"])
+    out, err = capsys.readouterr()
+    assert code == 0
+    assert {hit["modality"] for hit in json_lines(out)} == {"image"}
+    assert err == "onepeace: 20 audio files are left out: this model has text, image\n"
+
+
+# Embed
+
+
+def read_npz(path):
+    with np.load(path) as data:
+        return data["vectors"], data["paths"].tolist(), data["modalities"].tolist()
+
+
+def read_safetensors(path):
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+        return file.get_tensor("vectors"), json.loads(metadata["paths"]), json.loads(metadata["modalities"])
+
+
+def read_parquet(path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(path).to_pydict()
+    return np.array(table["vector"], np.float32), table["path"], table["modality"]
+
+
+@pytest.mark.parametrize("read", [read_npz, read_safetensors, read_parquet])
+def test_embed_writes_vectors_with_their_paths(onepeace_command, model, mixed, tmp_path, read):
+    folder, good, broken = mixed
+    target = tmp_path / f"out.{read.__name__.removeprefix('read_')}"
+    code, out, err = onepeace_command("embed", folder, "-o", target)
+    assert (code, out) == (1, "")
+    assert f"{len(broken)} of {len(broken) + 40} files failed" in err
+    vectors, paths, modalities = read(target)
+    assert sorted(paths) == sorted(map(str, good))
+    assert vectors.dtype == np.float32
+    expected = model.encode([{m: Path(p)} for p, m in zip(paths, modalities, strict=True)])
+    np.testing.assert_allclose(vectors, expected.numpy(), atol=1e-5)
+    assert os.listdir(tmp_path) == [target.name]  # nothing temporary is left
+
+
+def test_embed_of_sound_files_only_ends_with_0(onepeace_command, samples, tmp_path):
+    code, _, err = onepeace_command("embed", samples / "sounds", "-o", tmp_path / "v.npz")
+    assert code == 0
+    assert err == f"onepeace: 20 vectors of 16 numbers in {tmp_path / 'v.npz'}\n"
+
+
+def test_embed_refuses_before_the_work(onepeace_command, samples, tmp_path):
+    for target, message in [("v.txt", "unknown ending '.txt'; known: .npz"), ("no/v.npz", "no folder")]:
+        code, _, err = onepeace_command("embed", samples, "-o", tmp_path / target)
+        assert code == 2
+        assert message in err
+
+
+def test_failed_write_keeps_the_old_file(tmp_path):
+    from onepeace.commands.files import write
+
+    target = tmp_path / "v.npz"
+    target.write_bytes(b"old")
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write(target, fail)
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["v.npz"]
+
+
+# Classify
+
+
+def test_classify_shows_the_best_labels(onepeace_command, model, samples):
+    code, out, _ = onepeace_command("classify", samples, "--labels", "dog, cat,sea", "--top", "2", "--json")
+    assert code == 0
+    answers = json_lines(out)
+    assert len(answers) == 37
+    for answer, template in [(answers[0], "a photo of a {}"), (answers[-1], "the sound of a {}")]:
+        (expected,) = model.classify([answer["path"]], ["dog", "cat", "sea"], template=template)
+        assert answer["labels"][0]["label"] == ["dog", "cat", "sea"][int(expected.argmax())]
+        assert answer["labels"][0]["probability"] == pytest.approx(expected.max().item(), abs=2e-5)
+        assert len(answer["labels"]) == 2
+
+
+def test_classify_reads_labels_from_a_file_and_lists_what_failed(onepeace_command, mixed, tmp_path):
+    folder, _, broken = mixed
+    (tmp_path / "labels.txt").write_text("dog\n\ncat\n")
+    code, out, err = onepeace_command("classify", folder, "--labels-file", tmp_path / "labels.txt")
+    assert code == 1
+    assert out.splitlines()[0].split() == ["label", "kind", "path"]
+    assert len(out.splitlines()) == 41
+    assert f"{len(broken)} of {len(broken) + 40} files failed" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required"),
+        (["--labels", " , "], "no labels"),
+        (["--labels", "a,b,a"], "'a' is given twice"),
+        (["--labels", "a", "--template", "a photo"], "no {} for the label"),
+        (["--labels-file", "nothing.txt"], "nothing.txt: cannot be read"),
+        (["--labels", "a", "--labels-file", "x"], "not allowed with"),
+    ],
+)
+def test_classify_usage(onepeace_command, samples, arguments, message):
+    code, out, err = onepeace_command("classify", samples, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+# As another process sees it
+
+
+def start(model_folder, *arguments, **options):
+    command = [sys.executable, "-m", "onepeace", *map(str, arguments), "--model", str(model_folder), "--device", "cpu"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_closed_pipe_is_no_error(model_folder, samples):
+    process = start(model_folder, "search", samples, "--text", "a", "--top", "40")
+    process.stdout.close()  # before anything is written, as `head -0` would
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == 141
+
+
+def test_interrupt_ends_quietly(model_folder, tmp_path, samples):
+    """Ctrl-C while files are being computed: no traceback, no half output, no temporary file."""
+    for index in range(3000):
+        (tmp_path / f"{index}.jpg").symlink_to(samples / "images" / "dog.jpg")
+    target = tmp_path / "vectors.npz"
+    # Python starts handling signals when it is up; the model's first warning says that it is.
+    # A test run in the background of a shell hands its children an ignored SIGINT.
+    options = {
+        "env": {**os.environ, "PYTHONUNBUFFERED": "1"},
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    }
+    process = start(model_folder, "embed", tmp_path, "-o", target, **options)
+    deadline = time.monotonic() + 120
+    while not _has_torch(process.pid) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130
+    assert (out, err) == ("", "")
+    assert not [name for name in os.listdir(tmp_path) if not name.endswith(".jpg")]
+
+
+def _has_torch(pid):
+    with open(f"/proc/{pid}/maps") as maps:
+        return "libtorch_python" in maps.read()
+
+
+def test_search_in_a_plain_terminal_loads_no_training_package(model_folder, samples, tmp_path):
+    shutil.copyfile(samples / "images" / "dog.jpg", tmp_path / "写真.jpg")
+    shutil.copyfile(samples / "images" / "cat.jpg", os.fsencode(tmp_path) + b"/\xff.jpg")  # no UTF-8
+    code = (
+        "import sys; from onepeace.cli import main; code = main(sys.argv[1:]); "
+        "heavy = ('transformers', 'timm', 'open_clip', 'webdataset', 'torchvision'); "
+        "print(code, [module for module in heavy if module in sys.modules])"
+    )
+    arguments = ["search", str(tmp_path), "--text", "a", "--model", str(model_folder), "--device", "cpu"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+    assert done.stderr == ""
+    assert r"\u5199\u771f.jpg" in done.stdout
+    assert r"\udcff.jpg" in done.stdout

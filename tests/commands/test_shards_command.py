@@ -1,0 +1,390 @@
+"""`onepeace shards`: from a table or folder to shards that the trainer reads back, and what is refused on the way."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from onepeace.cli import main
+from onepeace.data.shard_writer import ShardWriter
+from onepeace.data.shards import read_source
+from onepeace.datasets.tables import BadRow, Row, read_table
+from onepeace.errors import UserError
+
+
+@pytest.fixture
+def home(tmp_path, samples):
+    """A folder with three pictures and two sounds; `out` beside it takes the shards."""
+    for name in ("images/dog.jpg", "images/cat.jpg", "images/sea.jpg", "sounds/dog.ogg", "sounds/cat.ogg"):
+        path = tmp_path / "home" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(samples / name, path)
+    return tmp_path / "home"
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def shards(source, home, *options, prefix="set"):
+    return main(["shards", str(source), "-o", str(home.parent / "out" / prefix), *options])
+
+
+def read(home, pair=("image", "text"), pattern="set-*.tar"):
+    return read_source(pattern, pair, home.parent / "out").samples
+
+
+def out(home):
+    return sorted(path.name for path in (home.parent / "out").iterdir())
+
+
+# ------------------------------------------------------------------ tables
+
+
+def test_csv_comes_back_from_the_reader(home, capsys):
+    table = write(
+        home / "captions.csv", 'image,text,label\nimages/dog.jpg,"a dog,\n brown",dog\nimages/cat.jpg,a cat,\n'
+    )
+    assert shards(table, home) == 0
+    dog, cat = read(home)
+    assert (dog["image"], dog["captions"], dog["label"]) == (
+        (home / "images/dog.jpg").read_bytes(), ["a dog, brown"], "dog",
+    )  # fmt: skip
+    assert (cat["captions"], cat["label"]) == (["a cat"], None)
+    assert (dog["key"], cat["key"]) == ("set_00000000", "set_00000001")
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{home.parent}/out/set-*.tar: 2 samples, ")
+    assert captured.err == ""
+
+
+def test_members_are_those_the_readme_names(home):
+    table = write(home / "t.csv", "image,text\nimages/dog.jpg,a dog\n")
+    assert shards(table, home) == 0
+    with tarfile.open(home.parent / "out/set-00000.tar") as tar:
+        names = ["set_00000000.jpg", "set_00000000.json", "set_00000000.txt"]
+        assert tar.getnames() == names
+        assert json.load(tar.extractfile(names[1])) == {"captions": ["a dog"], "label": None, "source": "t.csv line 2"}
+        assert tar.extractfile(names[2]).read() == b"a dog"
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in tar} == {(0, 0, 0, "", "")}
+
+
+def test_spaces_around_the_cells_of_a_csv_do_not_count(home):
+    table = write(home / "t.csv", "image, text ,label\n images/dog.jpg , a dog, dog \n")
+    assert shards(table, home) == 0
+    (sample,) = read(home)
+    assert (sample["captions"], sample["label"]) == (["a dog"], "dog")
+
+
+def test_jsonl_has_lists_of_captions_and_tsv_has_no_quoting(home):
+    rows = [
+        {"audio": "sounds/dog.ogg", "captions": ["a dog", "barking  loud"]},
+        {"audio": "sounds/cat.ogg", "label": 3},
+    ]
+    assert shards(write(home / "t.jsonl", "\n\n".join(map(json.dumps, rows))), home) == 0
+    dog, cat = read(home, ("audio",))
+    assert (dog["captions"], cat["captions"], cat["label"]) == (["a dog", "barking loud"], [], "3")
+    table = write(home / "t.tsv", '\ufeffimage\taudio\tcaption\nimages/dog.jpg\tsounds/dog.ogg\t"a dog\n')
+    assert shards(table, home, prefix="tab") == 0
+    (both,) = read(home, ("image", "audio", "text"), "tab-*.tar")
+    assert both["captions"] == ['"a dog']
+    assert both["audio"] == (home / "sounds/dog.ogg").read_bytes()
+
+
+def test_columns_are_chosen_by_name(home):
+    table = write(home / "t.csv", "file,wav,says,kind\nimages/dog.jpg,sounds/dog.ogg,a dog,dog\n")
+    options = ("--image", "file", "--audio", "wav", "--text", "says", "--label", "kind")
+    assert shards(table, home, *options) == 0
+    (sample,) = read(home, ("image", "audio", "text"))
+    assert (sample["captions"], sample["label"]) == (["a dog"], "dog")
+
+
+BAD_ROWS = {
+    "images/none.jpg,a dog,": "none.jpg: no such file",
+    "images,a dog,": "images: is a folder",
+    "captions.csv,a dog,": "unknown ending '.csv'",
+    "https://example.org/a.jpg,a dog,": "is an address",
+    ",a dog,": "has no image and no audio",
+    "images/dog.jpg,,": "has no caption and no label for its image",
+    "images/dog.jpg, ,": "has no caption and no label for its image",
+    " ,a dog,": "has no image and no audio",
+    "images/dog.jpg,a dog": "2 cells in place of 3 (image, text, label)",
+    '"images/dog.jpg"x,a dog,': "cannot be read (",
+    "images/empty.jpg,a dog,": "the file is empty",
+}
+
+
+def test_bad_rows_are_named_with_their_line_and_the_others_written(home, capsys):
+    write(home / "images/empty.jpg", "")
+    lines = ["image,text,label", "images/cat.jpg,a cat,", *BAD_ROWS, 'images/sea.jpg,"the\nsea",', "images/gone.jpg,x,"]
+    table = write(home / "captions.csv", "\n".join(lines) + "\n")
+    assert shards(table, home) == 1
+    assert [sample["captions"] for sample in read(home)] == [["a cat"], ["the sea"]]
+    first, *named = capsys.readouterr().err.splitlines()
+    assert first == f"onepeace: {len(BAD_ROWS) + 1} of {len(BAD_ROWS) + 3} left out:"
+    for number, (line, reason) in enumerate(zip(named, BAD_ROWS.values(), strict=False), 3):
+        assert line.startswith(f"  {table} line {number}: ")
+        assert reason in line
+    # the row before spans two lines
+    assert named[-1].startswith(f"  {table} line {3 + len(BAD_ROWS) + 2}: ")
+
+
+def test_bad_rows_of_a_jsonl(home, capsys):
+    rows = ["{", "[1]", '{"image": 3, "text": "x"}', '{"image": "images/dog.jpg", "text": ["a", 1]}',
+            '{"image": "images/dog.jpg", "text": "\\ud800"}', '{"image": "images/dog.jpg", "text": NaN}',
+            '{"image": "images/dog.jpg", "text": "a dog"}']  # fmt: skip
+    assert shards(write(home / "t.jsonl", "\n".join(rows)), home) == 1
+    assert [sample["captions"] for sample in read(home)] == [["a dog"]]
+    err = capsys.readouterr().err
+    for number, reason in enumerate(
+        (
+            "not JSON",
+            "a JSON list",
+            "image is 3, not a path",
+            "text is 1, not",
+            "text is not Unicode text",
+            "text is nan",
+        ),
+        1,
+    ):
+        assert f"t.jsonl line {number}: {reason}" in err
+
+
+def test_a_column_that_an_option_names_must_be_filled(home, capsys):
+    table = write(home / "t.csv", "image,text,label\nimages/dog.jpg,a dog,\nimages/cat.jpg,a cat,cat\n")
+    assert shards(table, home, "--label", "label") == 1
+    assert [sample["label"] for sample in read(home)] == ["cat"]
+    assert "line 2: label is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("t.csv", b"image,text\n" + 9999 * b"a.jpg,a\n" + b"a.jpg,\xe9\n", (), "line 10001 is not UTF-8"),
+        ("t.csv", b"image,text\n", (), "has no rows"),
+        ("t.csv", b"", (), "has no rows"),
+        ("t.csv", b"image,text,text\na,b,c\n", (), "two columns are named 'text'"),
+        ("t.csv", b'"image,text\n', (), "the names of the columns cannot be read"),
+        (
+            "t.csv",
+            b"images/dog.jpg,a dog\nimages/cat.jpg,a cat\n",
+            (),
+            "no column image or audio; it has images/dog.jpg",
+        ),
+        ("t.csv", b"image,text\na.jpg,x\n", ("--text", "txet"), "no column 'txet' for --text; did you mean text?"),
+        ("t.xlsx", b"PK", (), "unknown ending '.xlsx'"),
+        ("t.csv", b"image,text\nnone.jpg,x\n", (), "nothing in it can be used; nothing is written"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_one_line(home, capsys, name, content, options, message):
+    (home / name).write_bytes(content)
+    assert shards(home / name, home, *options) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"onepeace: {home / name}: {message}")
+    assert out(home) == []
+
+
+def test_read_table_goes_on_after_a_bad_row_and_takes_names_of_columns(tmp_path):
+    table = write(tmp_path / "t.csv", 'a,b\n\n"a"x,b\nc\nd,"e\nf"\ng,h\n')
+    rows = list(read_table(table, columns=("x", "y")))
+    assert [row.line for row in rows] == [1, 3, 4, 5, 7]
+    assert [type(row) for row in rows] == [Row, BadRow, BadRow, Row, Row]
+    assert rows[3].cells == {"x": "d", "y": "e\nf"}
+
+
+def test_a_quote_that_does_not_end_is_a_bad_row_where_it_begins(tmp_path):
+    rows = list(read_table(write(tmp_path / "t.csv", 'x\na\n"b\nc\n')))
+    assert [(row.line, type(row)) for row in rows] == [(2, Row), (3, BadRow)]
+
+
+# ------------------------------------------------------------------ folders
+
+
+def test_folder_with_captions_beside_the_files(home, capsys):
+    for name in ("dog.jpg", "dog.ogg", "cat.jpg", "sea.jpg"):
+        (home / ("sounds" if name.endswith("ogg") else "images") / name).rename(home / name)
+    shutil.copy(home / "dog.jpg", home / "dog.png")
+    write(home / "dog.txt", "a dog\n\n it barks \n")
+    write(home / "cat.txt", " \n")
+    assert shards(home, home) == 1
+    (dog,) = read(home, ("image", "audio", "text"))
+    assert dog["captions"] == ["a dog", "it barks"]
+    err = capsys.readouterr().err
+    assert f"{home}/cat.jpg: has no caption: cat.txt is empty" in err
+    assert f"{home}/sea.jpg: has no caption: there is no sea.txt beside it" in err
+    assert f"{home}/dog.png: dog.jpg beside it is the image of this stem" in err
+
+
+def test_folder_names_as_labels(home, capsys):
+    shutil.copy(home / "images/dog.jpg", home / "stray.jpg")
+    write(home / "images/dog.txt", "a dog")
+    assert shards(home, home, "--labels-from-folders") == 1
+    samples = read(home, ("image",))
+    assert [(sample["label"], sample["captions"]) for sample in samples] == [
+        ("images", []), ("images", ["a dog"]), ("images", []),
+    ]  # fmt: skip
+    assert {sample["label"] for sample in read(home, ("audio",))} == {"sounds"}
+    assert "stray.jpg: lies in " in capsys.readouterr().err
+
+
+def test_file_names_that_are_not_unicode(home):
+    name = os.fsdecode(b"\xff.jpg")
+    try:
+        (home / "images/dog.jpg").rename(home / "images" / name)
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    assert shards(home / "images", home, "--labels-from-folders") == 1  # they lie in the folder itself
+    assert shards(home, home, "--labels-from-folders") == 0
+    assert len(read(home, ("image",))) == 3
+
+
+# ------------------------------------------------------------------ options
+
+
+def test_check_drops_what_does_not_decode(home, capsys):
+    write(home / "images/cat.jpg", "no picture")
+    (home / "sounds/cat.ogg").write_bytes((home / "sounds/cat.ogg").read_bytes()[:-500])
+    rows = ["image,audio,text", "images/cat.jpg,,a", ",sounds/cat.ogg,b", "images/dog.jpg,sounds/dog.ogg,c"]
+    table = write(home / "t.csv", "\n".join(rows))
+    assert shards(table, home) == 0
+    assert shards(table, home, "--check", "--force") == 1
+    assert [sample["captions"] for sample in read(home)] == [["c"]]
+    err = capsys.readouterr().err
+    assert "t.csv line 2: " in err
+    assert "cat.jpg: not a picture" in err
+    assert "t.csv line 3: " in err
+    assert "cat.ogg: the file is cut off" in err
+
+
+def test_shards_hold_as_much_as_was_asked_for(home):
+    table = write(home / "t.csv", "image,text\n" + "images/dog.jpg,a\nimages/cat.jpg,b\nimages/sea.jpg,c\n" * 3)
+    assert shards(table, home, "--shard-size", "4") == 0
+    assert out(home) == ["set-00000.tar", "set-00001.tar", "set-00002.tar"]
+    assert len(read(home)) == 9
+    assert shards(table, home, "--shard-size", "1MB", "--limit", "2", "--force") == 0
+    # the older ones are gone
+    assert out(home) == ["set-00000.tar"]
+    assert [sample["captions"] for sample in read(home)] == [["a"], ["b"]]
+
+
+def test_a_shard_ends_before_it_is_too_large(tmp_path):
+    with ShardWriter(tmp_path, "x", max_bytes=10) as writer:
+        for i, size in enumerate((6, 4, 1, 30, 1)):
+            writer.write(f"k{i}", {"jpg": bytes(size)}, ["c"])
+    counts = []
+    for path in writer.paths:
+        with tarfile.open(path) as tar:
+            counts.append(len(tar.getnames()) // 3)
+    assert counts == [2, 1, 1, 1]
+
+
+def test_equal_input_gives_equal_bytes(home, tmp_path):
+    table = write(home / "t.csv", "image,text\nimages/dog.jpg,a\nimages/cat.jpg,b\n")
+    assert shards(table, home) == 0
+    home.rename(tmp_path / "elsewhere")
+    before = (tmp_path / "out/set-00000.tar").read_bytes()
+    assert main(["shards", str(tmp_path / "elsewhere/t.csv"), "-o", str(tmp_path / "out2/set")]) == 0
+    assert (tmp_path / "out2/set-00000.tar").read_bytes() == before
+
+
+def test_older_shards_are_replaced_only_by_force(home, capsys):
+    table = write(home / "t.csv", "image,text\nimages/dog.jpg,a\n")
+    older = write(home.parent / "out/set-00003.tar.gz", "older")
+    other = write(home.parent / "out/set-other-00000.tar", "another set")
+    assert shards(table, home) == 2
+    assert f"{older} exists; choose another name, or replace it with --force" in capsys.readouterr().err
+    assert older.read_text() == "older"
+    assert shards(table, home, "--force") == 0
+    assert out(home) == ["set-00000.tar", other.name]
+    # nothing usable: the older ones stay
+    assert shards(write(home / "u.csv", "image,text\nnone.jpg,a\n"), home, "--force") == 1
+    assert out(home) == ["set-00000.tar", other.name]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--shard-size", "0"), "--shard-size 0 is neither"),
+        (("--shard-size", "1GB"), "--shard-size 1GB is neither"),
+        (("--limit", "0"), "--limit 0 is too few"),
+        (("--labels-from-folders",), "--labels-from-folders is for a folder"),
+        (("-o", "out/a b"), "prefix 'a b' must be"),
+        (("-o", "."), ".: is a folder; add the shards' prefix"),
+    ],
+)
+def test_wrong_usage(home, capsys, options, message):
+    assert shards(write(home / "t.csv", "image,text\n"), home, *options) == 2
+    assert capsys.readouterr().err.startswith(f"onepeace: {message}")
+
+
+def test_wrong_usage_of_a_folder(home, capsys):
+    assert shards(home, home, "--text", "x") == 2
+    assert shards(home / "none", home) == 2
+    err = capsys.readouterr().err
+    assert "--text names a column of a table" in err
+    assert "none: no such file or folder" in err
+
+
+# ------------------------------------------------------------------ an end before the end
+
+
+def test_an_output_that_cannot_be_written_is_one_line(home, capsys):
+    table = write(home / "t.csv", "image,text\nimages/dog.jpg,a\n")
+    assert main(["shards", str(table), "-o", str(home / "t.csv/set")]) == 1
+    assert f"{home}/t.csv: cannot be made (" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("size", [1, 1 << 20], ids=["noticed at the end", "noticed while writing"])
+def test_a_full_disk_leaves_no_shard(tmp_path, size):
+    def write_all():
+        with ShardWriter(tmp_path, "x", max_items=1) as writer:
+            writer.write("a", {"jpg": b"1"}, ["c"])
+            writer.write("b", {"jpg": bytes(size)}, ["c"])
+
+    write(tmp_path / "x-00000.tar", "older")
+    (tmp_path / "x-00001.tar.part").symlink_to("/dev/full")  # where the second shard is written
+    with pytest.raises(UserError, match=r"x-00001\.tar: cannot be written \(No space left on device\)"):
+        write_all()
+    assert [path.name for path in tmp_path.iterdir()] == ["x-00000.tar"]
+    assert (tmp_path / "x-00000.tar").read_text() == "older"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_leaves_no_shard(home):
+    """A real process, stopped by its own third read."""
+    table = write(home / "t.csv", "image,text\n" + "images/dog.jpg,a\n" * 50)
+    # A test run in the background of a shell hands its children an ignored SIGINT.
+    code = f"""
+        import os, signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        from onepeace.cli import main
+        from onepeace.data.shard_writer import ShardWriter
+        write = ShardWriter.write
+        def count(self, *arguments, **fields):
+            if self.count == 2:
+                os.kill(os.getpid(), {int(signal.SIGINT)})
+            return write(self, *arguments, **fields)
+        ShardWriter.write = count
+        sys.exit(main(["shards", {str(table)!r}, "-o", {str(home.parent / "out/set")!r}, "--shard-size", "1"]))
+        """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    assert out(home) == []
+
+
+def test_keys_the_reader_would_take_apart_are_refused(tmp_path):
+    with ShardWriter(tmp_path, "x") as writer:
+        for key in ("a.b", "a/b", "k" * 96):
+            with pytest.raises(ValueError, match="a key has no dot"):
+                writer.write(key, {"jpg": b"1"}, ["c"])
+        assert writer.write("a", {"jpg": b"1"}, ["c"])
+        assert not writer.write("a", {"jpg": b"2"}, ["c"])
+    assert Path(writer.paths[0]).name == "x-00000.tar"

@@ -1,0 +1,466 @@
+import copy
+import functools
+import http.server
+import io
+import json
+import pickle
+import shutil
+import tarfile
+import tempfile
+import threading
+import tracemalloc
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onepeace.data import shards as shards_module
+from onepeace.data.shards import expand, raw_samples
+from onepeace.data.streams import Mixture, StreamShard, first_samples, stream_shards_of, work_units
+from onepeace.errors import UserError
+
+PAIR = ("image", "text")
+
+
+def entry(tar, name, data):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def write(path, keys, size=8, without=()):
+    """A shard of samples whose picture is `size` bytes; those in `without` have no caption."""
+    with tarfile.open(path, "w:gz" if path.name.endswith(".gz") else "w") as tar:
+        for key in keys:
+            entry(tar, f"{key}.jpg", np.random.default_rng(list(key.encode())).bytes(size))
+            entry(tar, f"{key}.json", b"{" if key in without else json.dumps({"captions": [f"it is {key}"]}).encode())
+    return str(path)
+
+
+def write_shards(folder, sizes, **kw):
+    shards = []
+    for s, size in enumerate(sizes):
+        name = f"{s:03}.tar.gz" if s == 1 else f"{s:03}.tar"
+        shards.append(write(folder / name, [f"{s}-{i}" for i in range(size)], **kw))
+    return shards
+
+
+def keys(samples, count=None):
+    return [sample["key"] for sample in islice(samples, count)]
+
+
+def all_keys(sizes):
+    return sorted(f"{s}-{i}" for s, size in enumerate(sizes) for i in range(size))
+
+
+def epoch_of(lane):
+    """The epoch of the sample that comes next."""
+    peek = copy.copy(lane)
+    peek.seek(lane.position)
+    next(peek)
+    return peek.position["epoch"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("streams"), [5, 4, 7, 3])
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder, its address over HTTP, and what has been left. Below /cut/ a file ends after two samples; below
+    /stall/ its last byte does not come."""
+    if shutil.which("curl") is None:
+        pytest.skip("webdataset reads addresses with curl")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def do_GET(self):
+            kind, _, name = self.path[1:].partition("/")
+            if kind not in ("cut", "stall"):
+                return super().do_GET()
+            data = (tmp_path / name).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            # A header and a block of data for each of two members.
+            self.wfile.write(data[: 2 * 2 * (512 + 512)])
+            if kind == "stall":
+                self.wfile.write(data[2 * 2 * (512 + 512) : -1])
+                over.wait(20)
+                left.append(name)
+
+    over, left = threading.Event(), []
+    handler = functools.partial(Handler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield tmp_path, f"http://127.0.0.1:{server.server_port}", left
+        over.set()
+        server.shutdown()
+        thread.join()
+
+
+# Which shards
+
+
+def test_addresses_are_expanded_and_nothing_is_opened():
+    assert expand("https://x.org/a-{01..03}.tar") == [f"https://x.org/a-0{i}.tar" for i in (1, 2, 3)]
+    assert expand("b/{y,x}.tar?k=1", "gs://bucket/data/") == [f"gs://bucket/data/b/{k}.tar?k=1" for k in "xy"]
+    with pytest.raises(UserError, match=r"^s3://b/x\.tar: webdataset does not open s3; it opens .*https"):
+        expand("s3://b/x.tar")
+    with pytest.raises(UserError, match=r"cannot be listed; write the numbers as \{000\.\.031\}, not \*"):
+        expand("https://x.org/*.tar")
+    with pytest.raises(UserError, match="brace is not closed"):
+        expand("a-{1..3.tar")
+
+
+def test_messages_do_not_tell_the_secrets_of_an_address():
+    with pytest.raises(UserError) as caught:
+        expand("s3://me:secret@b/x.tar?token=secret")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pattern", ["pipe:touch ran", " PIPE:touch ran", "{pipe:touch ran,pipe:touch run}"])
+def test_commands_are_refused_and_not_run(tmp_path, monkeypatch, pattern):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"would run a command, and that is not allowed; .*data\.allow_pipe=true"):
+        expand(pattern)
+    with pytest.raises(UserError):
+        expand("touch ran", "pipe:")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_run_where_they_are_allowed(tmp_path, shards):
+    (command,) = expand(f"pipe:cat {shards[0]}", allow_pipe=True)
+    assert keys(first_samples([command], PAIR, 9)) == [f"0-{i}" for i in range(5)]
+    broken = []
+    assert list(raw_samples("pipe:exit 3", broken)) == []
+    assert any("the command gave exit code 3" in line for line in broken)
+
+
+# Which lane reads what
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 7), st.integers(1, 6), st.integers(0, 9))
+@settings(deadline=None, derandomize=True, max_examples=25)
+def test_the_lanes_together_have_each_sample_once_per_epoch(sizes, lanes, window, seed):
+    with tempfile.TemporaryDirectory() as folder:
+        shards = write_shards(Path(folder), sizes)
+        assert len(work_units(shards, lanes)) >= lanes
+        for epoch in (0, 3):
+            found = []
+            for lane in range(lanes):
+                row = StreamShard(shards, PAIR, seed=seed, lane=lane, lanes=lanes, shuffle_buffer=window)
+                row.seek({**row.position, "epoch": epoch})
+                while epoch_of(row) == epoch:
+                    found.append(next(row)["key"])
+            assert sorted(found) == all_keys(sizes)
+
+
+def test_order_is_a_function_of_seed_source_lane_and_epoch(shards):
+    def row(**kw):
+        return keys(StreamShard(shards, PAIR, **{"seed": 1, "shuffle_buffer": 6, **kw}), 38)
+
+    first = row()
+    assert row() == first
+    assert sorted(first[:19]) == sorted(first[19:]) == all_keys([5, 4, 7, 3])
+    assert first[:19] != first[19:]
+    assert row(seed=2) != first
+    assert row(source=1) != first
+    assert row(lane=0, lanes=2) != row(lane=1, lanes=2)
+
+
+def test_shards_are_mixed_within_a_window(tmp_path):
+    shards = write_shards(tmp_path, [20] * 4)
+    found = keys(StreamShard(shards, PAIR, seed=1, shuffle_buffer=80), 80)
+    assert found != sorted(found)
+    assert all(len({key[0] for key in found[i : i + 20]}) >= 3 for i in (0, 20, 40, 60))
+    # A window of one is the order of the shards, each from its beginning to its end.
+    plain = keys(StreamShard(shards, PAIR, seed=1, shuffle_buffer=1), 80)
+    assert [plain[i : i + 20] for i in range(0, 80, 20)] == [
+        [f"{s}-{i}" for i in range(20)] for s in dict.fromkeys(int(key[0]) for key in plain)
+    ]
+
+
+def test_lanes_are_shared_by_fewer_or_more_processes():
+    assert [stream_shards_of(rank, 2, 8) for rank in range(2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert stream_shards_of(3, 4, 4) == [3]
+    with pytest.raises(UserError, match=r"with 6 lanes .* 4 processes cannot .* set the number of processes to one of"):
+        stream_shards_of(0, 4, 6)
+
+
+# Going on
+
+
+@pytest.mark.parametrize(("lane", "lanes"), [(0, 1), (1, 3), (4, 6)])
+def test_lane_goes_on_at_every_position(shards, lane, lanes):
+    def make(position=None):
+        return StreamShard(shards, PAIR, seed=3, lane=lane, lanes=lanes, shuffle_buffer=4, position=position)
+
+    row, places, whole = make(), [], []
+    for _ in range(45):
+        places.append(json.loads(json.dumps(row.position)))
+        whole.append(next(row))
+    assert places[-1]["epoch"] >= 2
+    for i, place in enumerate(places):
+        again = make(place)
+        assert again.position == place
+        assert list(islice(again, len(whole) - i)) == whole[i:]
+        assert again.position == row.position
+
+
+def test_position_counts_what_is_broken_once(tmp_path):
+    shards = [write(tmp_path / f"{s}.tar", [f"{s}-{i}" for i in range(9)], without={f"{s}-3"}) for s in range(3)]
+    whole = Path(shards[2]).read_bytes()
+    Path(shards[2]).write_bytes(whole[: 512 * 4 * 6 + 700])  # in a member of 2-6
+    with tarfile.open(shards[0], "a") as tar:
+        for name in ("twice.jpg", "twice.jpg", "end.jpg"):  # not samples: no captions
+            entry(tar, name, b"1")
+    with tarfile.open(tmp_path / "3.tar", "w") as tar:
+        for name, data in {"3-0.jpg": b"1", "3-0.txt": b"gull", "3-1.jpg": b"1", "3-1.txt": b"gull"}.items():
+            entry(tar, name, data)
+            entry(tar, name, data)
+    shards.append(str(tmp_path / "3.tar"))
+
+    def make(position=None):
+        return StreamShard(shards, PAIR, seed=1, shuffle_buffer=4, broken_limit=1, position=position)
+
+    row, places, found = make(), [], []
+    for _ in range(60):
+        places.append(row.position)
+        found.append(next(row)["key"])
+    assert "2-5" in found
+    assert not {"0-3", "1-3", "2-3"} & set(found)
+    for i, place in enumerate(places):
+        again = make(place)
+        assert keys(again, len(found) - i) == found[i:]
+        assert again.position == row.position
+    # In an epoch: 8 + 8 + 5 + 2 usable ones; three broken json without another caption, half a sample and the shard
+    # that ends there, two samples of a picture only, and five members that come twice.
+    ends = [place for place in places if place["unit"] == place["sample"] == place["offset"] == 0]
+    assert [(place["epoch"], place["good"], place["broken"]) for place in ends] == [(0, 0, 0)]
+    epochs = [next(place for place in places if place["epoch"] == epoch) for epoch in (1, 2)]
+    assert [(place["good"], place["broken"]) for place in epochs] == [(23, 12), (46, 24)]
+
+
+def test_lane_that_has_read_nothing_can_be_sent_to_a_worker(shards):
+    row = StreamShard(shards, PAIR, seed=1)
+    assert keys(pickle.loads(pickle.dumps(row)), 30) == keys(row, 30)  # noqa: S301
+
+
+def test_position_of_another_layout_is_refused(shards):
+    row = StreamShard(shards, PAIR, seed=1, lane=1, lanes=2)
+    with pytest.raises(UserError, match=r"lane 1 of 2 over 4 shards, and this is lane 1 of 3 over 4"):
+        StreamShard(shards, PAIR, seed=1, lane=1, lanes=3, position=row.position)
+    with pytest.raises(UserError, match=r"over 4 shards, and this is lane 1 of 2 over 3"):
+        StreamShard(shards[:3], PAIR, seed=1, lane=1, lanes=2, position=row.position)
+    with pytest.raises(UserError, match="of 1 sources, and the recipe has 2"):
+        Mixture([row, row], [1, 1], position=Mixture([row], [1]).position)
+
+
+# Memory
+
+
+def test_memory_holds_one_window(tmp_path):
+    size, window = 20_000, 10
+    shards = write_shards(tmp_path, [60] * 3, size=size)
+
+    def peak(**kw):
+        row = StreamShard(shards, PAIR, seed=1, **kw)
+        next(row)
+        tracemalloc.start()
+        for _ in range(200):
+            next(row)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(shuffle_buffer=window) < 2 * window * size
+    assert peak(shuffle_buffer=1000, shuffle_buffer_megabytes=window * size / 2**20) < 2 * window * size
+    assert peak(shuffle_buffer=1000) > 100 * size
+
+
+# Mixing
+
+
+@pytest.fixture
+def two_sources(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for s, size in enumerate([30, 20]):
+            write(tmp_path / name / f"{s}.tar", [f"{name}{s}-{i}" for i in range(size)])
+
+    def make(weights=(3, 1), **kw):
+        lanes = [
+            StreamShard(expand(f"{name}/*.tar", tmp_path), PAIR, seed=1, source=i, shuffle_buffer=7)
+            for i, name in enumerate("ab")
+        ]
+        return Mixture(lanes, weights, **kw)
+
+    return make
+
+
+def test_sources_come_by_weight(two_sources):
+    found = keys(two_sources(), 400)
+    assert 270 < sum(key[0] == "a" for key in found) < 330
+    assert keys(two_sources(), 400) == found
+    assert keys(two_sources(pair=1), 400) != found
+    assert {key[0] for key in keys(two_sources((1, 0)), 50)} == {"a"}
+
+
+def test_place_is_one_of_the_row_however_many_samples_it_takes(two_sources):
+    row, plain = two_sources((1, 1), run=5), two_sources((1, 1), run=5)
+    kinds = []
+    for i in range(40):
+        place = row.place()
+        kinds.append(next(place)["key"][0])
+        if i % 7 == 0:
+            keys(place, 3)  # cannot be decoded, say
+    assert kinds == [key[0] for key in keys(plain, 40)]
+    assert row.position["count"] == plain.position["count"] == 40
+
+
+def test_runs_are_of_one_source(two_sources):
+    found = keys(two_sources((1, 1), run=5), 200)
+    kinds = [{key[0] for key in found[i : i + 5]} for i in range(0, 200, 5)]
+    assert all(len(kind) == 1 for kind in kinds)
+    assert 10 < sum(kind == {"a"} for kind in kinds) < 30
+
+
+def test_mixture_goes_on_at_every_position(two_sources):
+    row, places, whole = two_sources(), [], []
+    for _ in range(60):
+        places.append(json.dumps(row.position))
+        whole.append(next(row)["key"])
+    for i, place in enumerate(places):
+        assert keys(two_sources(position=json.loads(place)), len(whole) - i) == whole[i:]
+
+
+def test_another_sample_moves_nothing_and_is_the_same_after_a_restart(two_sources):
+    row, plain = two_sources(), two_sources()
+    drawn = set()
+    for i in range(60):
+        place = json.loads(json.dumps(row.position))
+        other = row.another(np.random.default_rng(i))
+        assert two_sources(position=place).another(np.random.default_rng(i)) == other
+        assert row.position == place
+        assert next(row) == next(plain)
+        drawn.add(other["key"])
+    assert len(drawn) > 20
+    assert {key[0] for key in drawn} == {"a", "b"}
+
+
+# What breaks
+
+
+def test_rotten_source_stops_with_one_line(tmp_path):
+    names = [f"k{i}" for i in range(300)]
+    shard = write(tmp_path / "a.tar", names, without=set(names[100:]))
+    with pytest.raises(UserError, match=r"a\.tar: 11 broken to 100 usable .*data\.broken_limit$") as caught:
+        next(StreamShard([shard], PAIR, seed=1, broken_limit=0.05))
+    assert "\n" not in str(caught.value)
+    assert len(keys(StreamShard([shard], PAIR, seed=1, broken_limit=1), 250)) == 250
+
+
+def test_few_broken_are_named_and_left_out(tmp_path, caplog):
+    shard = write(tmp_path / "a.tar", [f"k{i}" for i in range(8)], without={"k2", "k5"})
+    assert sorted(set(keys(StreamShard([shard], PAIR, seed=1, broken_limit=0), 12))) == [
+        f"k{i}" for i in (0, 1, 3, 4, 6, 7)
+    ]
+    assert "a.tar: k2.json cannot be read" in caplog.text
+    assert caplog.text.count("broken and left out") == 3  # of the two in each epoch
+
+
+def test_json_nested_too_deeply_is_only_broken(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in {"x.jpg": b"1", "x.json": b"[" * 100_000, "x.txt": b"a gull"}.items():
+            entry(tar, name, data)
+        for name, data in {"y.jpg": b"1", "y.json": b'{"captions": "a sheep"}'}.items():
+            entry(tar, name, data)
+    found = first_samples([str(tmp_path / "a.tar")], PAIR, 2)
+    assert [sample["captions"] for sample in found] == [["a gull"], ["a sheep"]]
+
+
+def test_lane_over_shards_without_usable_samples_stops(tmp_path):
+    shards = [write(tmp_path / f"{i}.tar", ["x", "y"], without={"x", "y"}) for i in range(2)]
+    with pytest.raises(UserError, match=r"0\.tar \(of 2 shards\): no usable sample for lane 2 of 4; .*[01]\.tar: y"):
+        next(StreamShard(shards, PAIR, seed=1, lane=2, lanes=4, broken_limit=1))
+    empty = write(tmp_path / "empty.tar", [])
+    with pytest.raises(UserError, match=r"empty\.tar: no usable sample for lane 0 of 1; the shards are empty"):
+        next(StreamShard([empty], PAIR, seed=1))
+    with pytest.raises(UserError, match=r"0\.tar.*: no usable sample; .*1\.tar: y"):
+        next(first_samples(shards, PAIR, 3))
+
+
+def test_dead_shard_or_more_lanes_than_samples_stop_no_lane(tmp_path):
+    shards = [write(tmp_path / "a.tar", ["x", "y"]), write(tmp_path / "b.tar", [])]
+    for lanes in (2, 7):
+        for lane in range(lanes):
+            assert set(keys(StreamShard(shards, PAIR, seed=1, lane=lane, lanes=lanes), 12)) == {"x", "y"}
+
+
+# Over HTTP
+
+
+def test_stream_over_http_equals_the_files(served):
+    folder, address, _ = served
+    write_shards(folder, [30, 20, 40])
+    local = StreamShard(expand("*.tar*", folder), PAIR, seed=1, shuffle_buffer=7)
+    remote = StreamShard(expand("{000.tar,001.tar.gz,002.tar}", address), PAIR, seed=1, shuffle_buffer=7)
+    found = keys(remote, 50)
+    assert found == keys(local, 50)
+    again = StreamShard(remote.shards, PAIR, seed=1, shuffle_buffer=7, position=json.loads(json.dumps(remote.position)))
+    assert keys(again, 100) == keys(local, 100)
+
+
+def test_missing_and_cut_downloads_are_named(served, caplog):
+    folder, address, _ = served
+    write_shards(folder, [6, 6])
+    shards = [f"{address}/none.tar?key=secret", f"{address}/cut/000.tar", f"{address}/001.tar.gz?key=secret"]
+    found = list(first_samples(shards, PAIR, 20))
+    assert keys(found) == ["0-0", "0-1", *(f"1-{i}" for i in range(6))]
+    assert found[-1]["source"] == f"{address}/001.tar.gz"
+    assert "none.tar: not read to its end, curl gave exit code 22" in caplog.text
+    assert "cut/000.tar: not read to its end, curl gave exit code 18" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_missing_curl_is_named(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    broken = []
+    assert list(raw_samples("https://x.org/a.tar", broken)) == []
+    assert broken == ["https://x.org/a.tar: curl is not installed, and addresses are read with it"]
+
+
+def test_brackets_in_an_address_are_no_pattern(served):
+    folder, address, _ = served
+    write(folder / "a[1].tar", ["x"])
+    broken = []
+    assert [raw["__key__"] for raw in raw_samples(f"{address}/a[1].tar", broken)] == ["x"]
+    assert broken == []
+
+
+def test_stalled_download_can_be_left(served):
+    folder, address, left = served
+    write(folder / "a.tar", ["x", "y", "z"], size=20_000)
+    raws = raw_samples(f"{address}/stall/a.tar", [])
+    next(raws)
+    raws.close()  # would wait for the server
+    assert left == []
+
+
+def test_stalled_download_is_given_up_and_named(served, monkeypatch):
+    folder, address, _ = served
+    write(folder / "a.tar", ["x", "y", "z"], size=20_000)
+    monkeypatch.setattr(shards_module, "STALLED", 1)
+    broken = []
+    found = [raw["__key__"] for raw in raw_samples(f"{address}/stall/a.tar", broken)]
+    assert found[:2] == ["x", "y"]
+    assert "a.tar: not read to its end, curl gave exit code 28" in broken[-1]

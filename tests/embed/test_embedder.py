@@ -1,0 +1,577 @@
+"""Vectors: their form and order, and that nothing but the item decides about them."""
+
+import itertools
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.random_model import save_random_model
+from torch.testing import assert_close
+
+import onepeace
+from onepeace.embed.assembly import Assembly, Part
+from onepeace.embed.embedder import Failure, Windows
+from onepeace.embed.stream import Batcher, Waiting
+from onepeace.errors import UserError
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_random_model(tmp_path_factory.mktemp("api") / "model")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return onepeace.load(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 256, (20 + 3 * i, 40, 3), dtype=np.uint8) for i in range(5)]
+
+
+@pytest.fixture(scope="module")
+def sounds():
+    """Sounds of 0.6 to 1.8 seconds, no two of the same length."""
+    generator = np.random.default_rng(0)
+    return [(generator.normal(0, 0.1, 9600 + 2000 * i).astype(np.float32), RATE) for i in range(9)]
+
+
+TEXTS = ["a dog", "rain", "a very long sentence about a dog in the rain at night", "", "sea waves", "the cat", "x"]
+
+
+def assert_same(actual, expected):
+    assert_close(torch.as_tensor(actual), torch.as_tensor(expected), atol=1e-5, rtol=0)
+
+
+# Form
+
+
+def test_every_encode_returns_unit_rows(model, pictures, sounds):
+    for vectors, count in [
+        (model.encode_text(TEXTS), len(TEXTS)),
+        (model.encode_image(pictures), len(pictures)),
+        (model.encode_audio(sounds), len(sounds)),
+        (model.encode([*pictures, *sounds, *TEXTS]), len(pictures) + len(sounds) + len(TEXTS)),
+    ]:
+        assert vectors.shape == (count, model.embed_dim)
+        assert vectors.dtype == torch.float32
+        assert vectors.device.type == "cpu"
+        assert_close(vectors.norm(dim=1), torch.ones(count), atol=1e-6, rtol=0)
+
+
+def test_items_differ(model, pictures, sounds):
+    vectors = model.encode([*pictures, *sounds, *TEXTS])
+    assert (model.similarity(vectors, vectors) - 2 * torch.eye(len(vectors))).max() < 0.99999
+
+
+def test_encode_empty_list_returns_zero_rows(model):
+    for encode in (model.encode, model.encode_text, model.encode_image, model.encode_audio):
+        assert encode([]).shape == (0, model.embed_dim)
+        vectors, failures = encode(iter(()), on_error="skip", output="numpy")
+        assert vectors.shape == (0, model.embed_dim)
+        assert failures == []
+    assert model.encode_audio([], long="windows") == []
+    assert model.classify([], ["a", "b"]).shape == (0, 2)
+
+
+def test_numpy_output_equals_torch_output(model, sounds):
+    array = model.encode_text(TEXTS, output="numpy")
+    assert isinstance(array, np.ndarray)
+    assert array.dtype == np.float32
+    assert (array == model.encode_text(TEXTS).numpy()).all()
+    (windows,) = model.encode_audio(sounds[:1], long="windows", output="numpy")
+    assert isinstance(windows.vectors, np.ndarray)
+
+
+def test_vectors_can_be_trained_on(model):
+    weight = torch.ones(model.embed_dim, requires_grad=True)
+    (model.encode_text(["a"] * 300) * weight).sum().backward()  # more rows than the first block has
+    assert weight.grad.isfinite().all()
+
+
+def test_repeated_calls_are_equal_to_the_bit(model, pictures, sounds):
+    items = [*pictures, *sounds, *TEXTS]
+    assert torch.equal(model.encode(items), model.encode(items))
+
+
+# What shares the batch
+
+
+def test_vector_ignores_batch_mates(model, pictures, sounds):
+    for encode, items in [(model.encode_text, TEXTS), (model.encode_image, pictures), (model.encode_audio, sounds)]:
+        alone = torch.cat([encode([item]) for item in items])
+        assert_same(encode(items), alone)
+        assert_same(encode(items[::-1], batch_size=3), alone.flip(0))
+
+
+@settings(deadline=None, derandomize=True, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(max_size=20), max_size=12), st.integers(1, 7))
+def test_encode_any_batch_size(model, texts, batch_size):
+    assert_same(model.encode_text(texts, batch_size=batch_size), model.encode_text(texts, batch_size=len(texts) or 1))
+
+
+def test_order_is_kept_over_many_windows(model):
+    """More items than may wait for company, of all lengths: every row has to find back to its place."""
+    texts = [f"{'word ' * (i * 7 % 13)}{i}" for i in range(560)]
+    vectors = model.encode_text(iter(texts))
+    for index in (0, 13, 255, 256, 257, 511, 559):
+        assert_same(vectors[index : index + 1], model.encode_text([texts[index]]))
+
+
+def batches_of(sizes, batch_size, window):
+    """What a Batcher makes of samples of one modality: batches of (row, size), and how many came before the rest."""
+    batcher = Batcher(batch_size, window)
+    made = [batcher.add("text", Waiting(row, size, torch.empty(0), "")) for row, size in enumerate(sizes)]
+    early = [entries for _, entries in filter(None, made)]
+    return [[entry[:2] for entry in entries] for entries in [*early, *(rest for _, rest in batcher.rest())]], len(early)
+
+
+def test_batches_are_full_and_hold_like_lengths():
+    sizes = torch.randint(1, 1000, (2000,), generator=torch.Generator().manual_seed(0)).tolist()
+    batches, early = batches_of(sizes, 16, 256)
+    assert sorted(entry for batch in batches for entry in batch) == list(enumerate(sizes))
+    assert all(len(batch) == 16 for batch in batches)  # 2000 is a multiple
+    assert early == (2000 - 256) // 16 + 1
+    padded = sum(len(batch) * max(size for _, size in batch) for batch in batches)
+    assert padded < 1.1 * sum(sizes)
+
+
+def test_no_sample_waits_for_ever():
+    sizes = [5000, *range(1, 999)]  # nothing is like the first
+    batches, _ = batches_of(sizes, 8, 64)
+    (when,) = [number for number, batch in enumerate(batches) if (0, 5000) in batch]
+    assert when == 0
+    assert batches[-1][0][1] <= batches[-2][-1][1]  # of the rest the largest come first
+
+
+def test_samples_of_one_size_do_not_wait():
+    batches, early = batches_of([7] * 40, 8, 256)
+    assert early == len(batches) == 5
+
+
+# Streaming
+
+
+def test_generator_is_read_no_further_than_needed(model, monkeypatch):
+    computed, lead = 0, []
+    forward = model.module.forward
+
+    def count(inputs):
+        nonlocal computed
+        computed += len(inputs["text"]["ids"])
+        return forward(inputs)
+
+    monkeypatch.setattr(model.module, "forward", count)
+
+    def texts():
+        for index in range(600):
+            lead.append(index - computed)
+            yield "word " * (index % 11)
+
+    assert model.encode_text(texts(), batch_size=16).shape[0] == 600
+    assert max(lead) <= 256 + 3 * 16
+
+
+def test_memory_is_bounded_for_large_items(model):
+    """60 pictures of 1.5 MB each, made as they are asked for: never more than a few batches of them at once."""
+    pictures = (np.full((500, 1000, 3), index, np.uint8) for index in range(60))
+    tracemalloc.start()
+    model.encode_image(pictures, batch_size=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6
+
+
+def test_decoding_runs_in_threads(model, pictures, monkeypatch):
+    threads = set()
+    decode = model.processors["image"].decode
+    monkeypatch.setattr(
+        model.processors["image"], "decode", lambda item: threads.add(threading.current_thread()) or decode(item)
+    )
+    before = threading.active_count()
+    model.encode_image(pictures)
+    assert threading.main_thread() not in threads
+    assert threading.active_count() == before
+
+
+def test_error_in_the_callers_generator_is_his_own(model):
+    def texts():
+        yield "a"
+        raise KeyError("mine")
+
+    before = threading.active_count()
+    with pytest.raises(KeyError, match="mine"):
+        model.encode_text(texts())
+    assert threading.active_count() == before
+
+
+def test_progress_bar_goes_to_stderr_when_asked_for(model, capsys):
+    model.encode_text(TEXTS)
+    assert capsys.readouterr() == ("", "")
+    model.encode_text(TEXTS, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "7/7" in err
+
+
+# Failures
+
+
+@pytest.fixture
+def mixed(tmp_path, samples):
+    """Files of which the second and the fifth are broken."""
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "noise.ogg").write_bytes(b"no sound")
+    images, sounds = samples / "images", samples / "sounds"
+    return [images / "dog.jpg", tmp_path / "empty.jpg", sounds / "dog.ogg", "a dog", tmp_path / "noise.ogg"]
+
+
+def test_raise_names_the_first_item_that_fails(model, mixed):
+    with pytest.raises(UserError, match=r"empty\.jpg: .*empty"):
+        model.encode(mixed)
+
+
+def test_skip_returns_the_others_and_says_which_failed(model, mixed):
+    vectors, failures = model.encode(mixed, on_error="skip", batch_size=2)
+    assert_same(vectors, model.encode([mixed[0], mixed[2], mixed[3]]))
+    assert [(f.index, f.name) for f in failures] == [(1, str(mixed[1])), (4, str(mixed[4]))]
+    for failure in failures:
+        assert isinstance(failure, Failure)
+        assert failure.reason
+        assert failure.name not in failure.reason
+        assert "\n" not in failure.reason
+
+
+def test_skip_without_failures_returns_an_empty_list(model):
+    vectors, failures = model.encode_text(TEXTS, on_error="skip")
+    assert_same(vectors, model.encode_text(TEXTS))
+    assert failures == []
+
+
+def test_unforeseen_error_of_a_decoder_names_the_item(model, monkeypatch):
+    def stumble(item):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(model.processors["image"], "decode", stumble)
+    with pytest.raises(UserError, match=r"a\.jpg: ZeroDivisionError: division by zero"):
+        model.encode_image(["a.jpg"])
+
+
+def test_nan_of_the_model_names_the_item(model, monkeypatch):
+    forward = model.module.forward
+
+    def break_longest(inputs):
+        vectors = forward(inputs)["text"].clone()
+        vectors[(inputs["text"]["ids"] != 1).sum(dim=1).argmax()] = torch.nan
+        return {"text": vectors}
+
+    expected = model.encode_text(["a", "b"])
+    monkeypatch.setattr(model.module, "forward", break_longest)
+    with pytest.raises(UserError, match="the longest text: the model gives NaN"):
+        model.encode_text(["a", "the longest text", "b"])
+    vectors, failures = model.encode_text(["a", "the longest text", "b"], on_error="skip")
+    assert_same(vectors, expected)
+    assert [failure.index for failure in failures] == [1]
+
+
+def test_too_large_a_batch_says_what_to_do(model, monkeypatch):
+    def overflow(inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model.module, "forward", overflow)
+    with pytest.raises(UserError, match="no memory for 7 text items at once; lower batch_size"):
+        model.encode_text(TEXTS)
+
+
+# Mixes
+
+
+def test_composed_item_is_the_renormalised_sum(model, pictures, sounds):
+    parts = {"image": pictures[0], "audio": sounds[0], "text": "a dog"}
+    image, audio, text = model.encode(list(parts.values()))
+    plain, weighted = model.encode([parts]), model.encode([parts], weights={"audio": 0.5, "text": -2})
+    assert_same(plain[0], torch.nn.functional.normalize(image + audio + text, dim=0))
+    assert_same(weighted[0], torch.nn.functional.normalize(image + 0.5 * audio - 2 * text, dim=0))
+
+
+def test_composed_and_plain_items_mix(model, pictures, sounds):
+    composed = {"image": pictures[1], "audio": sounds[3]}
+    items = ["a", composed, pictures[1], composed, sounds[3], {"text": "photo.jpg"}]
+    together = model.encode(items, weights={"audio": 0.3})
+    assert_same(together, torch.cat([model.encode([item], weights={"audio": 0.3}) for item in items]))
+    assert_same(together[5:], model.encode_text(["photo.jpg"]))
+    assert_same(together[:1], model.encode_text(["a"]))
+
+
+def test_parts_that_cancel_are_an_error(model):
+    item = {"text": "a"}
+    with pytest.raises(UserError, match="item 1: its weighted parts cancel out"):
+        model.encode(["b", item], weights={"text": 0})
+    vectors, failures = model.encode(["b", item, "c"], weights={"text": 0}, on_error="skip")
+    assert_same(vectors, model.encode_text(["b", "c"]))
+    assert [failure.index for failure in failures] == [1]
+
+
+@pytest.mark.parametrize(
+    ("item", "weights", "message"),
+    [
+        ({"text": "a", "smell": "b"}, None, "not 'smell'"),
+        ({"text": "a"}, {"smell": 1}, "not 'smell'"),
+        ({"text": "a"}, {"text": float("nan")}, "finite"),
+        ({}, None, "cannot tell"),
+        ({"image": "nothing.jpg", "text": "a"}, None, r"item 0: nothing\.jpg: no such file"),
+    ],
+)
+def test_wrong_composed_items_are_errors(model, item, weights, message):
+    with pytest.raises(UserError, match=message):
+        model.encode([item], weights=weights)
+
+
+# Long sounds
+
+
+@pytest.fixture(scope="module")
+def long_sound():
+    return np.random.default_rng(1).normal(0, 0.1, 5 * RATE).astype(np.float32), RATE
+
+
+def piece(sound, start, end):
+    return sound[0][round(start * RATE) : round(end * RATE)], RATE
+
+
+def test_truncate_hears_the_beginning_only(model, long_sound):
+    assert_same(model.encode_audio([long_sound]), model.encode_audio([piece(long_sound, 0, 2)]))
+
+
+def test_windows_say_where_they_are(model, long_sound, sounds):
+    long, short = model.encode_audio([long_sound, sounds[0]], long="windows", window=2, hop=1.5)
+    assert isinstance(long, Windows)
+    assert (long.starts, long.ends) == ([0, 1.5, 3], [2, 3.5, 5])
+    assert (short.starts, short.ends) == ([0], [0.6])
+    for row, start, end in zip(long.vectors, long.starts, long.ends, strict=True):
+        assert_same(row[None], model.encode_audio([piece(long_sound, start, end)]))
+
+
+def test_windows_are_the_models_length_by_default(model, long_sound):
+    (windows,) = model.encode_audio([long_sound], long="windows")
+    assert (windows.starts, windows.ends) == ([0, 2, 4], [2, 4, 5])
+
+
+def test_mean_is_the_renormalised_mean_of_windows(model, long_sound, sounds):
+    means = model.encode_audio([sounds[0], long_sound, sounds[1]], long="mean", window=1, hop=0.5)
+    windows = model.encode_audio([sounds[0], long_sound, sounds[1]], long="windows", window=1, hop=0.5)
+    for mean, each in zip(means, windows, strict=True):
+        assert_same(mean, torch.nn.functional.normalize(each.vectors.mean(dim=0), dim=0))
+    assert_same(model.encode(["a", long_sound], long="mean", window=1, hop=0.5)[1], means[1])
+
+
+def test_failed_sound_leaves_the_windows_of_others_alone(model, long_sound, sounds, tmp_path):
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF")
+    items = [sounds[0], broken, long_sound]
+    windows, failures = model.encode_audio(items, long="windows", window=1, on_error="skip")
+    assert [len(each.starts) for each in windows] == [1, 5]
+    assert_same(windows[1].vectors, model.encode_audio([long_sound], long="windows", window=1)[0].vectors)
+    means, again = model.encode_audio(items, long="mean", window=1, on_error="skip")
+    assert_same(means, model.encode_audio([sounds[0], long_sound], long="mean", window=1))
+    assert [failure.index for failure in failures] == [failure.index for failure in again] == [1]
+
+
+def test_sound_that_breaks_off_late_fails_alone(model, sounds, monkeypatch):
+    """The end of a long sound is decoded after its first windows were computed."""
+    windows = model.processors["audio"].windows
+
+    def break_off(item, window, hop):
+        every = windows(item, window, hop)
+        yield from itertools.islice(every, 80)
+        if len(item[0]) > 50 * RATE:
+            raise UserError("cut off after 80 windows")
+        yield from every
+
+    long = (np.random.default_rng(2).normal(0, 0.1, 60 * RATE).astype(np.float32), RATE)
+    monkeypatch.setattr(model.processors["audio"], "windows", break_off)
+    for kind in ("mean", "windows"):
+        given, failures = model.encode_audio(
+            [sounds[0], long, sounds[1]], long=kind, window=0.5, batch_size=4, on_error="skip"
+        )
+        assert len(given) == 2
+        assert [(f.index, f.reason) for f in failures] == [(1, "cut off after 80 windows")]
+    assert_same(given[1].vectors, model.encode_audio([sounds[1]], long="windows", window=0.5)[0].vectors)
+    with pytest.raises(UserError, match="cut off after 80 windows"):
+        model.encode_audio([long], long="mean", window=0.5)
+
+
+def test_assembly_keeps_order_when_an_item_has_no_row_at_all():
+    def nothing():
+        raise UserError("broken at once")
+        yield
+
+    assembly = Assembly(2, skip=True)
+    for index, pieces in enumerate([[(0, 1, torch.zeros(1)), (1, 2, torch.zeros(1))], nothing()]):
+        for row, _, _ in assembly.add(index, f"item {index}", [Part("audio", 1.0, pieces)]):
+            assembly.fill(row, "", torch.eye(2)[row])
+    assert_same(assembly.sums(), torch.full((1, 2), 0.5**0.5))
+    assert [failure.reason for failure in assembly.failures] == ["broken at once"]
+
+
+# Comparing and classifying
+
+
+def test_similarity_is_the_cosine(model):
+    a, b = torch.randn(3, 16), torch.randn(2, 16)
+    expected = [[torch.nn.functional.cosine_similarity(x, y, dim=0).item() for y in b] for x in a]
+    assert_same(model.similarity(a, b), torch.tensor(expected))
+    assert isinstance(model.similarity(a.numpy(), b.numpy()), np.ndarray)
+    assert isinstance(model.similarity(a.numpy(), b), torch.Tensor)
+    assert model.similarity(a[0], b).shape == (1, 2)
+    assert model.similarity(a[:0], b).shape == (0, 2)
+    with pytest.raises(UserError, match=r"\(3, 16\) and \(2, 8\)"):
+        model.similarity(a, b[:, :8])
+
+
+def test_classify_gives_probabilities_of_the_nearest_label(model, pictures):
+    labels = ["dog", "cat {}", "sea"]
+    probabilities = model.classify(pictures, labels, template=["a photo of a {}", "{}"])
+    prototypes = torch.stack([model.encode_text([f"a photo of a {label}", label]).mean(dim=0) for label in labels])
+    logits = model.similarity(model.encode_image(pictures), prototypes) * model.module.logit_scale.exp()
+    assert_same(probabilities, logits.softmax(dim=1).detach())
+    assert_same(probabilities.sum(dim=1), torch.ones(len(pictures)))
+
+
+def test_classify_uses_the_models_own_classifier_without_labels(tmp_path, sounds):
+    classifier = onepeace.config.ClassifierConfig(num_classes=3, features="audio", num_heads=4)
+    folder = save_random_model(tmp_path / "head", ("audio",), heads=(), classifier=classifier)
+    own = onepeace.load(folder, device="cpu")
+    probabilities = own.classify(sounds)
+    assert probabilities.shape == (len(sounds), 3)
+    batch = own.processors["audio"].collate([own.processors["audio"].decode(sounds[2])])
+    assert_same(probabilities[2:3], own.module.classify({"audio": batch}).softmax(dim=1).detach())
+    with pytest.raises(UserError, match="no projection"):
+        own.encode_audio(sounds)
+
+
+def test_classify_refuses_what_makes_no_sense(model, pictures):
+    for labels, template, message in [
+        ([], "{}", "at least one label"),
+        (["a"], [], "one template"),
+        (["a"], "a photo", "no {}"),
+        ("dog", "{}", "labels should be a list"),
+        (None, "{}", "no classifier of its own"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            model.classify(pictures, labels, template=template)
+
+
+# Token features
+
+
+def test_features_are_those_of_one_joint_pass(model, pictures, sounds):
+    item = {"image": pictures[0], "text": "A dog,  barking", "audio": sounds[0]}
+    features = model.features(item)
+    inputs = {key: model.processors[key].collate([model.processors[key].decode(value)]) for key, value in item.items()}
+    for key, tokens in model.module.features(inputs).items():
+        assert_same(torch.cat([features[key].cls[None], features[key].features]), tokens[0].detach())
+    alone = model.features({"image": pictures[0]})["image"]
+    assert (alone.features - features["image"].features).abs().max() > 1e-3
+
+
+def test_features_say_what_each_token_covers(model, pictures, sounds):
+    text = "A dog,  barking"
+    features = model.features({"image": pictures[0], "text": text, "audio": sounds[0]})
+    assert features["image"].positions.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert features["image"].unit == "patch"
+    spans = features["text"].positions.tolist()
+    assert features["text"].unit == "character"
+    assert "".join(text[start:end] for start, end in spans).replace(" ", "") == text.replace(" ", "")
+    assert spans[-1] == [len(text), len(text)]
+    starts, ends = features["audio"].positions.T
+    assert features["audio"].unit == "second"
+    assert starts[0] == 0
+    assert_close(starts[1:], ends[:-1])
+    assert 0.6 - 0.08 < ends[-1] < 0.6 + 0.08
+    for tokens in features.values():
+        assert len(tokens.positions) == len(tokens.features)
+
+
+def test_features_refuse_what_is_no_dictionary(model):
+    for item in ("a", {}, {"smell": 1}):
+        with pytest.raises(UserError):
+            model.features(item)
+
+
+# Loading
+
+
+def test_load_keeps_only_the_modalities_asked_for(folder, model, sounds):
+    audio = onepeace.load(folder, device="cpu", modalities=["audio"])
+    assert audio.modalities == ("audio",)
+    assert sum(p.numel() for p in audio.module.parameters()) < sum(p.numel() for p in model.module.parameters())
+    assert_same(audio.encode_audio(sounds), model.encode_audio(sounds))
+    with pytest.raises(UserError, match="no text; it has audio"):
+        audio.encode_text(["a"])
+    with pytest.raises(UserError, match=r"picture\.jpg: looks like image; this model reads audio only"):
+        audio.encode(["picture.jpg"])
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "bf16", torch.bfloat16])
+def test_bfloat16_is_near_float32(folder, model, pictures, sounds, name):
+    half = onepeace.load(folder, device="cpu", dtype=name)
+    assert half.dtype == torch.bfloat16
+    items = [*pictures, *sounds, *TEXTS]
+    vectors = half.encode(items)
+    assert vectors.dtype == torch.float32
+    assert_close(vectors.norm(dim=1), torch.ones(len(items)), atol=1e-6, rtol=0)
+    assert (vectors * model.encode(items)).sum(dim=1).min() > 0.98
+
+
+def test_ids_stay_long_in_every_dtype(folder, monkeypatch):
+    half = onepeace.load(folder, device="cpu", dtype="bfloat16")
+    seen = []
+    forward = half.module.forward
+    monkeypatch.setattr(half.module, "forward", lambda inputs: seen.append(inputs["text"]["ids"]) or forward(inputs))
+    half.encode_text(["a dog"])
+    assert seen[0].dtype == torch.int64
+
+
+def test_unknown_dtype_is_an_error(folder):
+    for name in ("float61", "half precision", torch.int8, 16):
+        with pytest.raises(UserError, match="known: auto, float32, bfloat16, float16"):
+            onepeace.load(folder, device="cpu", dtype=name)
+    with pytest.raises(UserError, match="not computed on a CPU; use bfloat16 or float32"):
+        onepeace.load(folder, device="cpu", dtype="float16")
+
+
+def test_unknown_device_is_an_error(folder):
+    for name in ("cuda:99", "gpu", "meta"):
+        with pytest.raises(UserError, match=r"available: .*cpu"):
+            onepeace.load(folder, device=name)
+
+
+def test_auto_dtype_follows_device_and_size(monkeypatch):
+    from onepeace import device
+
+    monkeypatch.setattr(device, "bfloat16_is_fast", lambda _: True)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert device.choose_dtype("auto", cpu, 10_000_000) == torch.float32
+    assert device.choose_dtype("auto", cpu, 4_000_000_000) == torch.bfloat16
+    assert device.choose_dtype("auto", cuda, 10_000_000) == torch.bfloat16
+    monkeypatch.setattr(device, "bfloat16_is_fast", lambda _: False)
+    assert device.choose_dtype("auto", cpu, 4_000_000_000) == torch.float32
+    assert device.choose_dtype("fp16", cuda, 1) == torch.float16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_cuda_agrees_with_the_cpu(folder, model, pictures, sounds, dtype):
+    items = [*pictures, *sounds, *TEXTS]
+    vectors = onepeace.load(folder, device="cuda", dtype=dtype).encode(items)
+    assert vectors.device.type == "cpu"
+    assert (vectors * model.encode(items)).sum(dim=1).min() > (0.9999 if dtype == "float32" else 0.98)

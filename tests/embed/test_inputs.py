@@ -1,0 +1,213 @@
+"""What may be given to the API, in which forms, and what is said about the rest."""
+
+import io
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from support.broken_files import write_broken
+from support.random_model import save_random_model
+from torch.testing import assert_close
+
+import onepeace
+from onepeace.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return onepeace.load(save_random_model(tmp_path_factory.mktemp("inputs") / "model"), device="cpu")
+
+
+def assert_same(actual, expected):
+    assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_one_picture_in_every_form_gives_one_vector(model, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    path = tmp_path / "a.png"
+    image.save(path)
+    forms = [path, str(path), path.read_bytes(), image, pixels, torch.from_numpy(pixels).permute(2, 0, 1)]
+    expected = model.encode_image([path]).expand(len(forms), -1)
+    assert_same(model.encode_image(forms), expected)
+    assert_same(model.encode(forms), expected)
+    assert_same(model.encode([{"image": form} for form in forms]), expected)
+
+
+def test_one_sound_in_every_form_gives_one_vector(model, tmp_path):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 12000).astype(np.float32)
+    path = tmp_path / "a.wav"
+    soundfile.write(path, samples, 16000, subtype="FLOAT")
+    stereo = np.stack([samples, samples])
+    forms = [
+        *(path, str(path), path.read_bytes(), (samples, 16000), (torch.from_numpy(samples), 16000), (stereo, 16000)),
+        {"array": samples, "sampling_rate": 16000},
+        {"path": "x", "array": samples.astype(np.float64), "sampling_rate": 16000},
+    ]
+    expected = model.encode_audio([path]).expand(len(forms), -1)
+    assert_same(model.encode_audio(forms), expected)
+    assert_same(model.encode(forms), expected)
+    assert_same(model.encode([{"audio": form} for form in forms]), expected)
+
+
+def test_texts_come_as_strings_or_text_files(model, tmp_path):
+    (tmp_path / "a.txt").write_text("a dog\n", encoding="utf-8-sig")
+    forms = ["a dog", tmp_path / "a.txt", np.array(["a dog"])[0]]
+    expected = model.encode_text(["a dog"]).expand(3, -1)
+    assert_same(model.encode_text(forms), expected)
+    assert_same(model.encode(forms), expected)
+    assert_same(model.encode_text(np.array(["a dog", "a dog", "a dog"])), expected)
+
+
+def test_a_string_is_a_path_by_its_ending_only(model, samples, monkeypatch):
+    monkeypatch.chdir(samples / "images")
+    dog = model.encode([Path("dog.jpg")])
+    assert_same(model.encode(["dog.jpg"]), dog)
+    assert_same(model.encode(["dog"]), model.encode_text(["dog"]))
+    assert_same(model.encode([{"text": "dog.jpg"}]), model.encode_text(["dog.jpg"]))
+
+
+def test_a_batch_of_pictures_as_one_array_is_a_list(model):
+    batch = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert_same(model.encode_image(batch), model.encode_image(list(batch)))
+    assert_same(model.encode_image(batch.permute(0, 2, 3, 1).numpy()), model.encode_image(list(batch)))
+
+
+@pytest.mark.parametrize(
+    ("method", "item"),
+    [
+        ("encode_text", "a dog"),
+        ("encode_image", "dog.jpg"),
+        ("encode_image", Path("dog.jpg")),
+        ("encode_image", b"\xff\xd8"),
+        ("encode_image", Image.new("RGB", (9, 9))),
+        ("encode_image", np.zeros((9, 9, 3), np.uint8)),
+        ("encode_image", torch.zeros(3, 9, 9)),
+        ("encode_audio", (np.zeros(16000, np.float32), 16000)),
+        ("encode_audio", {"array": np.zeros(16000, np.float32), "sampling_rate": 16000}),
+        ("encode", {"text": "a"}),
+        ("encode", None),
+        ("encode", 7),
+    ],
+)
+def test_one_item_in_place_of_a_list_is_an_error(model, method, item):
+    with pytest.raises(UserError, match=r"items should be a list, not one \w+; put it in brackets"):
+        getattr(model, method)(item)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 2.5}, r"batch_size is 2\.5"),
+        ({"output": "list"}, "it can be 'torch', 'numpy'"),
+        ({"on_error": "ignore"}, "it can be 'raise', 'skip'"),
+        ({"long": "windows"}, "it can be 'truncate', 'mean'"),
+        ({"window": 2.0}, "window and hop need long='mean'"),
+        ({"long": "mean", "window": 0}, "window is 0"),
+        ({"long": "mean", "hop": float("nan")}, "hop is nan"),
+    ],
+)
+def test_wrong_options_are_errors_before_anything_is_read(model, options, message):
+    def items():
+        pytest.fail("an item was read")
+        yield
+
+    with pytest.raises(UserError, match=message):
+        model.encode(items(), **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "item", "message"),
+    [
+        ("encode_text", None, "str"),
+        ("encode_text", 7, "str"),
+        ("encode_image", "nothing.jpg", r"nothing\.jpg: no such file"),
+        ("encode_image", "", "path is empty"),
+        ("encode_image", ".", "is a folder"),
+        ("encode_image", "file:///etc/passwd", "http or https"),
+        ("encode_image", "ftp://host/a.jpg", "http or https"),
+        ("encode_image", "data:image/png;base64,AAAA", "http or https"),
+        ("encode_audio", "gopher://host/a.wav", "http or https"),
+        ("encode_image", np.full((4, 4, 3), np.nan), "uint8"),
+        ("encode_image", torch.full((3, 4, 4), torch.nan), "between 0 and 1"),
+        ("encode_image", np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        ("encode_audio", (np.array([0.1, np.nan] * 5000), 16000), "NaN"),
+        ("encode_audio", (np.zeros(0), 16000), "0 samples"),
+        ("encode_audio", (np.zeros(16000), 0), "rate"),
+        ("encode_audio", (np.zeros(16000), float("nan")), "rate"),
+        ("encode_audio", {"array": np.zeros(16000)}, "sampling_rate"),
+        ("encode", 3.5, "cannot tell"),
+        ("encode", None, "cannot tell"),
+        ("encode", b"neither this nor that", "cannot tell"),
+        ("encode", "https://example.org/no-ending", "cannot tell"),
+    ],
+)
+def test_wrong_values_are_errors_of_one_line(model, method, item, message):
+    with pytest.raises(UserError, match=message) as caught:
+        getattr(model, method)([item])
+    assert "\n" not in str(caught.value)
+
+
+def test_every_broken_file_is_named_with_its_reason(model, tmp_path, samples):
+    broken = write_broken(tmp_path, samples)
+    assert len(broken) >= 20
+    items = [tmp_path / name for name in broken]
+    good = [samples / "images" / "dog.jpg", samples / "sounds" / "dog.ogg", "a dog"]
+    vectors, failures = model.encode([good[0], *items, *good[1:]], on_error="skip", batch_size=4)
+    assert_same(vectors, model.encode(good))
+    assert [failure.index for failure in failures] == list(range(1, len(items) + 1))
+    reasons = {"gone.jpg": "no such file"}
+    for failure, (name, reason) in zip(failures, broken.items(), strict=True):
+        assert failure.name == str(tmp_path / name).replace("\n", "?")
+        assert reasons.get(name, reason) in failure.reason
+
+
+def test_silence_is_embedded_and_warned_about(model, caplog):
+    with caplog.at_level(logging.WARNING, logger="onepeace"):
+        vectors = model.encode_audio([(np.zeros(16000, np.float32), 16000)])
+    assert vectors.isfinite().all()
+    assert_close(vectors.norm(dim=1), torch.ones(1), atol=1e-6, rtol=0)
+    assert "silence" in caplog.text
+
+
+def test_cut_text_is_warned_about(tmp_path, caplog):
+    model = onepeace.load(save_random_model(tmp_path / "model", ("text",)), device="cpu")
+    with caplog.at_level(logging.WARNING, logger="onepeace"):
+        vectors = model.encode_text(["word " * 50, "word " * 60])
+        assert_same(vectors[0], vectors[1])
+        assert "a dog" not in caplog.text
+    assert "cut to its first 16" in caplog.text
+
+
+def test_awkward_pictures_are_upright_and_whole(model):
+    """The forms that people's pictures have; equal content has to give nearly equal vectors."""
+    generator = np.random.default_rng(0)
+    pixels = np.asarray(Image.fromarray(generator.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((60, 48)))
+    plain = Image.fromarray(pixels)
+
+    def stored(image, **options):
+        buffer = io.BytesIO()
+        image.save(buffer, **options)
+        return buffer.getvalue()
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    grey = plain.convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    transparent = plain.copy()
+    transparent.putalpha(255)
+    pairs = [
+        (stored(plain.transpose(Image.Transpose.ROTATE_90), format="PNG", exif=exif), plain),
+        (stored(transparent, format="PNG"), plain),
+        (stored(grey, format="PNG"), grey.convert("RGB")),
+        (stored(deep, format="PNG"), grey.convert("RGB")),
+        (stored(plain.quantize(256), format="PNG"), plain.quantize(256).convert("RGB")),
+        (stored(plain.convert("CMYK"), format="TIFF"), plain),
+    ]
+    for given, meant in pairs:
+        assert (model.encode_image([given]) @ model.encode_image([meant]).T).item() > 0.9999

@@ -1,0 +1,113 @@
+"""What is too long, too short or of the wrong kind is named at the door; what has no limit works."""
+
+import pytest
+import torch
+from support.small_models import ALL, WAVE, item, small_model
+
+from onepeace.config import MaskedDecoderConfig
+from onepeace.layers.position import sequence_buckets
+
+MINUTE = 60 * 16000
+
+
+def test_too_long_names_limit():
+    model = small_model("text")
+    model({"text": {"ids": torch.full((1, 39), 5)}})
+    with pytest.raises(ValueError, match="40 text tokens are more than this model's 39; cut the text shorter"):
+        model({"text": {"ids": torch.full((1, 40), 5)}})
+
+
+def test_more_tokens_than_the_decoder_has_positions_names_both():
+    model = small_model("audio", decoder=MaskedDecoderConfig(16, 1, 2, 24, {"audio": {"num_positions": 20}}))
+    batch = {"audio": item("audio", 0)}
+    keep = {"audio": torch.tensor([[0, 1, 2]])}
+    with pytest.raises(ValueError, match=r"43 tokens \(CLS included\) are more than the 20 positions there are"):
+        model.reconstruct(model.stems(batch), keep)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["audio", "audio with mel stem"])
+def test_a_minute_of_sound(name):
+    """Longer than any stored table: 3,000 frames of the wave stem at its released hop."""
+    convs = [[4, 10, 5], *[[4, 3, 2]] * 4, *[[4, 2, 2]] * 2]
+    wave = {"adapters": {"audio": {**WAVE, "convs": convs, "pos_depth": 1, "pos_groups": 4}}}
+    other = {} if "mel" in name else wave
+    model = small_model(name, dim=16, num_heads=2, depth=1, ffn_dim=16, decoder=None, **other)
+    waveform = torch.randn(1, MINUTE)
+    vector = model({"audio": {"waveform": waveform, "lengths": torch.tensor([MINUTE])}})["audio"]
+    assert torch.allclose(vector.norm(), torch.ones(()))
+    tokens = model.adapters["audio"].token_lengths({"lengths": torch.tensor([MINUTE])})
+    assert int(tokens) == (750 if "mel" in name else 2999)
+    assert model.adapters["audio"].seconds_per_token * int(tokens) == pytest.approx(60, abs=0.1)
+    sequence_buckets.cache_clear()  # 3,000 x 3,000 numbers
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["audio", "audio with mel stem"])
+def test_shortest_sound(name):
+    model = small_model(name)
+    shortest = model.adapters["audio"].stem.receptive_field
+    batch = {"waveform": torch.randn(1, shortest), "lengths": torch.tensor([shortest])}
+    assert model.features({"audio": batch})["audio"].shape[1] == 2
+    with pytest.raises(
+        ValueError, match=f"lengths of {shortest - 1} to {shortest - 1} samples; .* at least {shortest}"
+    ):
+        model({"audio": {"waveform": batch["waveform"], "lengths": torch.tensor([shortest - 1])}})
+
+
+def test_lengths_beyond_the_waveform_are_named():
+    model = small_model("audio")
+    with pytest.raises(ValueError, match=r"3000 samples; .* at most the waveform's 2000"):
+        model({"audio": {"waveform": torch.zeros(2, 2000), "lengths": torch.tensor([900, 3000])}})
+
+
+@pytest.mark.parametrize(
+    ("wave", "lengths"), [((2000,), (1,)), ((2, 1, 2000), (2,)), ((2, 2000), (3,)), ((2, 2000), (2, 1))]
+)
+def test_wrong_shapes_of_sound_are_named(wave, lengths):
+    model = small_model("audio")
+    with pytest.raises(ValueError, match=r"\(B, N\) and \(B,\), not"):
+        model({"audio": {"waveform": torch.zeros(wave), "lengths": torch.full(lengths, 2000)}})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_ids_must_be_integers(dtype):
+    """Cast to halves with the rest of a batch, ids above 256 would silently be other words."""
+    model = small_model("text")
+    with pytest.raises(ValueError, match=r"ids should be \(B, L\) int64, not \(1, 4\) torch.(float|bfloat)"):
+        model({"text": {"ids": item("text", 0)["ids"].to(dtype)}})
+
+
+@torch.no_grad()
+def test_int32_ids_are_the_same_ids():
+    model = small_model("text")
+    ids = item("text", 1)["ids"]
+    assert torch.equal(model({"text": {"ids": ids.int()}})["text"], model({"text": {"ids": ids}})["text"])
+
+
+def test_unknown_modality_names_the_known_ones():
+    model = small_model("text", "image")
+    for call in (model, model.features):
+        with pytest.raises(ValueError, match="no modality 'sound'; the model has text, image"):
+            call({"text": item("text", 0), "sound": item("audio", 0)})
+        with pytest.raises(ValueError, match="the model has text, image"):
+            call({})
+
+
+def test_missing_parts_are_named():
+    model = small_model(*ALL, decoder=None, heads=("text",), logit_scale=False)
+    with pytest.raises(ValueError, match="image has no projection into the shared space; those that have: text"):
+        model({"image": item("image", 0)})
+    with pytest.raises(ValueError, match="no decoder"):
+        model.reconstruct(model.stems({"text": item("text", 0)}), {"text": torch.tensor([[0]])})
+    with pytest.raises(ValueError, match="no classifier"):
+        model.classify({"text": item("text", 0)})
+    with pytest.raises(ValueError, match="no logit_scale"):
+        model.temperature()
+
+
+def test_options_that_do_not_exist_are_named():
+    with pytest.raises(ValueError, match="no stem 'wavelet'; known: wave, mel"):
+        small_model("audio", adapters={"audio": {"stem": "wavelet"}})
+    with pytest.raises(TypeError, match="vocabulary"):
+        small_model("text", adapters={"text": {"vocabulary": 9, "vocab_size": 9}})

@@ -1,0 +1,148 @@
+"""Figures from scores: ties against the model, few candidates, odd numbers, and agreement with the stored cases."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from safetensors.numpy import load_file
+
+from onepeace.evaluate import metrics
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
+WANT = json.loads((GOLDEN / "results.json").read_text())
+
+
+def test_recall_matches_golden():
+    case, want = load_file(GOLDEN / "recall.safetensors"), WANT["recall"]
+    scores = case["text"] @ case["image"].T
+    to_image = metrics.recall_at(metrics.best_ranks(scores, case["text_ids"], case["image_ids"]), (1, 5, 10))
+    to_text = metrics.recall_at(metrics.best_ranks(scores.T, case["image_ids"], case["text_ids"]), (1, 5, 10))
+    assert to_image == pytest.approx({k: want[f"img_r{k}"] / 100 for k in (1, 5, 10)}, abs=1e-9)
+    assert to_text == pytest.approx({k: want[f"txt_r{k}"] / 100 for k in (1, 5, 10)}, abs=1e-9)
+    mean = np.mean([*to_image.values(), *to_text.values()])
+    assert mean == pytest.approx(want["r_mean"] / 100, abs=1e-9)
+
+
+def test_map_matches_golden():
+    case = load_file(GOLDEN / "map.safetensors")
+    assert metrics.mean_average_precision(case["logits"], case["targets"]) == pytest.approx(WANT["map"], abs=1e-9)
+
+
+def test_iou_accuracy_matches_golden():
+    case, want = load_file(GOLDEN / "iou.safetensors"), WANT["iou"]
+    assert metrics.box_accuracy(case["hyps"], case["refs"]) == pytest.approx(want["iou_acc"], abs=1e-9)
+    assert (metrics.box_iou(case["hyps"], case["refs"]) >= 0.5).sum() == want["score_sum"]
+
+
+def test_any_correct_item_in_the_top_is_a_hit():
+    scores = [[0.9, 0.1, 0.8, 0.7]]
+    assert metrics.best_ranks(scores, [7], [1, 7, 7, 2]).tolist() == [2]
+    assert metrics.best_ranks(scores, [1], [1, 7, 7, 2]).tolist() == [1]
+    assert metrics.best_ranks(scores, ["cat"], ["dog", "cat", "cow", "cat"]).tolist() == [3]
+
+
+def test_ties_count_against_the_model():
+    same = np.zeros((3, 4))
+    assert metrics.best_ranks(same, [0, 1, 9], [0, 1, 2, 1]).tolist() == [4, 3, 5]
+    assert metrics.accuracy_at(same, [0, 1, 3], (1, 3, 4)) == {1: 0.0, 3: 0.0, 4: 1.0}
+    assert metrics.precision_at(same, [0, 1, 2], [0, 1, 2, 1], 2) == 0.0
+    assert metrics.precision_at(same, [0, 1, 2], [0, 1, 2, 1], 3) == pytest.approx(1 / 9)
+
+
+def test_nan_counts_against_the_model():
+    nan = np.nan
+    assert metrics.best_ranks([[nan, 0.2], [0.3, nan], [nan, nan]], [0, 0, 0], [0, 1]).tolist() == [2, 2, 2]
+    assert metrics.best_ranks([[nan, 0.5, 0.1]], [0], [0, 0, 1]).tolist() == [1]
+    assert metrics.precision_at([[nan, 0.2], [0.3, nan]], [0, 0], [0, 1], 1) == 0.0
+
+
+def test_fewer_than_k():
+    scores = np.eye(3)
+    ranks = metrics.best_ranks(scores, [0, 1, 5], [0, 1, 2])
+    assert ranks.tolist() == [1, 1, 4]
+    assert metrics.recall_at(ranks, (1, 10)) == {1: pytest.approx(2 / 3), 10: 1.0}
+    assert metrics.precision_at(scores, [0, 1, 2], [0, 1, 2], 10) == pytest.approx(1 / 3)
+    assert metrics.chance_recall([0, 1], [0, 1, 2], 10) == 1.0
+
+
+def test_query_without_a_correct_candidate_is_a_miss_even_below_k():
+    assert metrics.recall_at(metrics.best_ranks(np.zeros((1, 3)), [8], [0, 1, 2]), (3,)) == {3: 0.0}
+
+
+def test_no_query_is_an_error():
+    with pytest.raises(ValueError, match="at least one query"):
+        metrics.recall_at([], (1,))
+
+
+def test_accuracy_counts_targets():
+    scores = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0.1, 0.2, 0.7]])
+    assert metrics.accuracy_at(scores, [1, 2, 0], (1, 2)) == {1: pytest.approx(1 / 3), 2: pytest.approx(2 / 3)}
+
+
+def test_accuracy_target_outside_the_classes_is_an_error():
+    with pytest.raises(ValueError, match=r"1 to 3.*3 classes"):
+        metrics.accuracy_at(np.zeros((2, 3)), [1, 3], (1,))
+
+
+def test_shapes_that_disagree_are_an_error():
+    with pytest.raises(ValueError, match="2 queries and 4 candidates"):
+        metrics.best_ranks(np.zeros((2, 3)), [0, 1], [0, 1, 2, 3])
+    with pytest.raises(ValueError, match="differ in shape"):
+        metrics.mean_average_precision(np.zeros((2, 3)), np.zeros((3, 2)))
+
+
+def test_map_leaves_out_a_class_without_positives():
+    scores, targets = [[0.9, 0.3], [0.2, 0.4]], [[1, 0], [0, 0]]
+    assert metrics.mean_average_precision(scores, targets) == 1.0
+    with pytest.raises(ValueError, match="no class"):
+        metrics.mean_average_precision(scores, np.zeros((2, 2)))
+
+
+def test_iou_by_hand():
+    boxes = [[0, 0, 2, 2], [0, 0, 1, 1], [2, 2, 3, 3], [0, 0, 0, 0]]
+    references = [[1, 1, 3, 3], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]]
+    assert metrics.box_iou(boxes, references).tolist() == pytest.approx([1 / 7, 1, 0, 0])
+    assert metrics.box_accuracy(boxes, references) == 0.25
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_of_any_float_type(dtype):
+    scores = torch.tensor([[0.5, 0.25], [0.25, 0.5]], dtype=dtype, requires_grad=True)
+    assert metrics.accuracy_at(scores, torch.tensor([0, 1]), (1,)) == {1: 1.0}
+
+
+def test_chance_is_what_random_scores_reach():
+    query_ids, candidate_ids = np.arange(5), np.array([0, 0, 0, 1, 1, 2, 3, 4])
+    scores = np.random.default_rng(0).random((4000, 5, 8))
+    for k in (1, 3):
+        reached = np.mean([metrics.recall_at(metrics.best_ranks(s, query_ids, candidate_ids), (k,))[k] for s in scores])
+        assert metrics.chance_recall(query_ids, candidate_ids, k) == pytest.approx(reached, abs=0.01)
+
+
+def test_chance_precision_is_what_random_scores_reach():
+    query_ids, candidate_ids = np.array([0, 0, 1, 9]), np.array([0, 0, 0, 1, 1, 2, 3, 4])
+    assert metrics.chance_precision(query_ids, candidate_ids) == pytest.approx((3 + 3 + 2 + 0) / 8 / 4)
+    scores = np.random.default_rng(0).random((4000, 4, 8))
+    for k in (1, 3, 20):
+        reached = np.mean([metrics.precision_at(s, query_ids, candidate_ids, k) for s in scores])
+        assert metrics.chance_precision(query_ids, candidate_ids) == pytest.approx(reached, abs=0.01)
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(
+    hnp.arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 7)), elements=st.sampled_from([0.0, 0.5, 1.0])),
+    st.randoms(use_true_random=False),
+)
+def test_ranks_equal_a_plain_loop(scores, random):
+    query_ids = [random.randrange(3) for _ in scores]
+    candidate_ids = [random.randrange(3) for _ in scores[0]]
+    for row, query, rank in zip(scores, query_ids, metrics.best_ranks(scores, query_ids, candidate_ids), strict=True):
+        # worst order among equals: the wrong ones first
+        order = sorted(range(len(row)), key=lambda j: (-row[j], candidate_ids[j] == query))
+        hits = [place for place, j in enumerate(order, 1) if candidate_ids[j] == query]
+        assert rank == (hits[0] if hits else len(row) + 1)

@@ -1,0 +1,231 @@
+"""From a name to a model folder; a local folder never touches the network."""
+
+import os
+import re
+import socket
+
+import huggingface_hub
+import pytest
+import torch
+from support.hub_layouts import cfg, released, small_vocabulary, state, wrapper
+
+from onepeace.errors import UserError
+from onepeace.hub import convert as convert_module
+from onepeace.hub import resolve as resolve_module
+from onepeace.hub import weights
+from onepeace.hub.registry import ALIASES, RELEASED, find
+from onepeace.hub.resolve import cache_folder, resolve
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of our own, and no network: whoever tries fails the test."""
+    monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / "cache"))
+
+    def refused(*args, **options):
+        pytest.fail("the network was asked")
+
+    monkeypatch.setattr(socket, "create_connection", refused)
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    monkeypatch.setattr(resolve_module, "fetch", refused)
+    return tmp_path / "cache"
+
+
+def model_folder(path):
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text("format: 1\nmodel: {adapters: {text: {}}}\n")
+    return path
+
+
+@pytest.mark.parametrize("kind", [str, lambda path: path, lambda path: os.path.relpath(path)])
+def test_local_folder_never_touches_the_network(tmp_path, kind):
+    folder = model_folder(tmp_path / "here" / "model")
+
+    assert resolve(kind(folder)).resolve() == folder
+
+
+def test_local_folder_wins_over_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one-peace", "owner/name"):
+        folder = model_folder(tmp_path / name)
+        assert resolve(name).resolve() == folder
+
+
+def test_folder_without_config_says_what_is_there(tmp_path):
+    (tmp_path / "a.jpg").write_text("")
+
+    with pytest.raises(UserError, match=r"no config\.yaml, so this is no model folder \(it has a\.jpg\)"):
+        resolve(tmp_path)
+
+
+def test_checkpoint_file_is_told_apart(tmp_path):
+    (tmp_path / "x.pt").write_bytes(b"")
+
+    with pytest.raises(UserError, match=r"is a file; make a model folder of it with: onepeace convert .*x\.pt OUT"):
+        resolve(tmp_path / "x.pt")
+
+
+def test_tiny_is_the_bundled_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(resolve_module, "BUNDLED", tmp_path)
+    model_folder(tmp_path / "tiny")
+
+    assert resolve("tiny") == tmp_path / "tiny"
+
+
+@pytest.mark.parametrize("name", ["./absent", "~/absent-model", "a/b/c", "/absent"])
+def test_path_that_does_not_exist(name):
+    with pytest.raises(UserError, match="no such folder"):
+        resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("one-peace-cocco", "one-peace-coco"),
+        ("tinny", "tiny"),
+        ("one-piece", "one-peace"),
+        ("ONE-PEACE-VGG", "one-peace-vggsound"),
+    ],
+)
+def test_unknown_name_lists_the_nearest(name, near):
+    with pytest.raises(UserError, match=rf"no model '{name}'; did you mean .*{near}"):
+        resolve(name)
+
+
+def test_hopeless_name_lists_all():
+    with pytest.raises(UserError, match="known: tiny, one-peace, ") as error:
+        resolve("zzzzzz")
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="no model ''"):
+        resolve("")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("ONE-PEACE", "one-peace"),
+        ("ONE-PEACE_Grounding", "one-peace-refcocog"),
+        ("ONE-PEACE_VGGSound", "one-peace-vggsound"),
+        ("One_Peace_COCO", "one-peace-coco"),
+        ("finetune_refcoco+", "one-peace-refcoco+"),
+        ("finetune_aqa.pt", "one-peace-avqa"),
+        ("one-peace-vision.pkl", "one-peace-vision"),
+        ("onepeace_ft_21kto1k_384", "one-peace-imagenet-384"),
+        ("tiny", None),
+    ],
+)
+def test_released_names_of_any_spelling(name, key):
+    assert find(name) == key
+
+
+def test_registry_is_consistent():
+    assert len(RELEASED) == 18
+    assert len({entry.url for entry in RELEASED.values()}) == 18
+    for name, entry in RELEASED.items():
+        assert re.fullmatch(r"https://[\w.-]+/[\w./%-]+", entry.url)
+        assert name == name.lower()
+        assert find(entry.file) == name
+    assert set(ALIASES.values()) <= set(RELEASED)
+
+
+@pytest.fixture
+def network(monkeypatch, tmp_path):
+    """A pretended network: which files it has, and what was asked of it."""
+    asked = []
+
+    def fetched(url, path, *, size, sha256, progress):
+        asked.append(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        audio = url.endswith("finetune_vggsound.pt")
+        torch.save(wrapper(state("audio") if audio else released(), cfg()), path)
+        return path
+
+    def vocabulary(repository, allow_patterns):
+        asked.append(repository)
+        folder = tmp_path / "vocabulary"
+        return folder if folder.is_dir() else small_vocabulary(folder)
+
+    monkeypatch.setattr(resolve_module, "fetch", fetched)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", vocabulary)
+    return asked
+
+
+def test_released_model_is_downloaded_and_converted_once(cache, network):
+    folder = resolve("ONE-PEACE")
+
+    assert folder == cache / "one-peace"
+    assert list(weights.load(folder).config.adapters) == ["text", "image", "audio"]
+    assert network[0] == "facebook/bart-base"  # the small file first: it may fail
+    assert RELEASED["one-peace"].url in network
+    assert not (cache / "downloads" / "one-peace.pt").exists()
+    network.clear()
+    assert resolve("one-peace") == folder
+    assert network == []
+
+
+def test_model_without_text_needs_no_vocabulary(cache, network):
+    assert resolve("one-peace-vggsound") == cache / "one-peace-vggsound"
+    assert network == [RELEASED["one-peace-vggsound"].url]
+
+
+def test_failed_conversion_leaves_no_model_and_keeps_the_download(cache, network, monkeypatch):
+    def fails(*args, **options):
+        raise UserError("left over")
+
+    monkeypatch.setattr(convert_module, "convert", fails)
+    with pytest.raises(UserError, match="left over"):
+        resolve("one-peace-vggsound")
+
+    assert not (cache / "one-peace-vggsound").exists()
+    assert (cache / "downloads" / "finetune_vggsound.pt").exists()
+
+
+@pytest.mark.parametrize("name", [name for name, entry in RELEASED.items() if entry.unsupported])
+def test_unsupported_networks_are_not_downloaded(name):
+    with pytest.raises(UserError, match="cannot be used: its"):
+        resolve(name)
+
+
+def test_hub_repository_is_fetched(tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot(repository, allow_patterns):
+        asked.append((repository, allow_patterns))
+        return str(model_folder(tmp_path / "snapshot"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+
+    assert resolve("owner/my-model.v2") == tmp_path / "snapshot"
+    ((repository, patterns),) = asked
+    assert repository == "owner/my-model.v2"
+    assert not [pattern for pattern in patterns if "pt" in pattern or "pkl" in pattern or pattern == "*"]
+
+
+def test_hub_repository_of_something_else_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "snapshot").mkdir()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(tmp_path / "snapshot"))
+
+    with pytest.raises(UserError, match="no config"):
+        resolve("owner/name")
+
+
+def test_no_hub_is_one_line(monkeypatch):
+    def offline(*args, **options):
+        raise OSError("cannot reach\nhuggingface.co")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(UserError) as error:
+        resolve("owner/name")
+
+    text = str(error.value)
+    assert "\n" not in text
+    assert "owner/name" in text
+    assert "check the name and the network" in text
+
+
+def test_cache_is_in_the_home_folder_unless_told(monkeypatch, cache, tmp_path):
+    assert cache_folder() == cache
+    monkeypatch.delenv("ONEPEACE_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "onepeace"

@@ -1,0 +1,334 @@
+"""Model folders: written at once, read strictly, without a second copy in memory."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from onepeace.config import ClassifierConfig, Config, MaskedDecoderConfig, ModelConfig, write_config
+from onepeace.errors import UserError
+from onepeace.hub import weights
+from onepeace.hub.convert.unpickle import read_checkpoint
+from onepeace.model import OnePeace
+
+ADAPTERS = {
+    "text": {"vocab_size": 40, "num_positions": 12, "num_buckets": 4},
+    "image": {"patch_size": 16, "grid": 2, "bias_grid": 2},
+    "audio": {"stem": "mel", "num_mels": 16, "width": 4, "num_buckets": 4, "pos_depth": 1, "pos_groups": 4},
+}
+
+
+def settings(**changes) -> Config:
+    decoder = MaskedDecoderConfig(16, 1, 2, 24, {"text": {"num_positions": 12}, "image": {"grid": 2}})
+    options = {
+        **{"dim": 32, "embed_dim": 16, "depth": 2, "num_heads": 4, "ffn_dim": 48, "adapters": ADAPTERS},
+        **{"heads": ("text", "image", "audio"), "decoder": decoder, **changes},
+    }
+    return Config(ModelConfig(**options), {"image": {"size": 32}})
+
+
+def random_model(config: Config) -> OnePeace:
+    module = OnePeace(config.model)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path):
+    config = settings()
+    return weights.save(tmp_path / "model", random_model(config), config, card="a card\n")
+
+
+def edit(folder, change) -> None:
+    """Rewrite the tensors of a folder."""
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_saved_model_loads_bit_equal(tmp_path):
+    config = settings(classifier=ClassifierConfig(5, "image"))
+    module = random_model(config)
+    tokenizer = tmp_path / "t.json"
+    tokenizer.write_text("{}")
+
+    folder = weights.save(tmp_path / "deep" / "model", module, config, tokenizer=tokenizer, card="# Card\n")
+    loaded = weights.load(folder)
+
+    assert loaded.config == config.model
+    assert not loaded.training
+    state = module.state_dict()
+    assert list(loaded.state_dict()) == list(state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
+    assert (folder / "MODEL_CARD.md").read_text() == "# Card\n"
+    assert (folder / "tokenizer.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", torch.bfloat16])
+def test_file_has_the_dtype_asked_for(tmp_path, dtype):
+    config = settings()
+    folder = weights.save(tmp_path / "model", random_model(config), config, dtype=dtype)
+
+    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {wanted}
+    assert {tensor.dtype for tensor in weights.load(folder).state_dict().values()} == {wanted}
+    assert {p.dtype for p in weights.load(folder, dtype=torch.float32).parameters()} == {torch.float32}
+
+
+def test_file_is_plain_safetensors(folder):
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        names = set(file.keys())
+    assert names == set(weights.expected(settings().model))
+
+
+def test_tensors_of_mixed_dtypes_are_aligned(tmp_path):
+    from onepeace.hub.shards import Entry, write_weights
+
+    tensors = {
+        "a": torch.rand(3).bfloat16(),
+        "b": torch.rand(3, 5),
+        "c": torch.rand(()).double(),
+        "d": torch.zeros(0, 2),
+    }
+    write_weights(tmp_path, {k: Entry(t.dtype, tuple(t.shape), t.clone) for k, t in tensors.items()})
+
+    found = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    raw = (tmp_path / "model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    for entry in (value for key, value in json.loads(raw[8:start]).items() if key != "__metadata__"):
+        width = {"F64": 8, "F32": 4, "BF16": 2}[entry["dtype"]]
+        assert (start + entry["data_offsets"][0]) % width == 0
+
+
+def test_missing_key_raises_with_names(folder):
+    def change(tensors):
+        for name in [name for name in tensors if ".ffn.audio." in name and name.startswith("blocks.1")]:
+            del tensors[name]
+
+    edit(folder, change)
+    total = len(weights.expected(settings().model))
+
+    with pytest.raises(UserError) as error:
+        weights.load(folder)
+
+    text = str(error.value)
+    assert f"weights lack 6 of {total} tensors (blocks.1.ffn.audio." in text
+    assert "the file has modalities" in text
+    assert str(folder) in text
+    assert "\n" not in text
+
+
+def test_unexpected_and_misshapen_tensors_are_named_too(folder):
+    def change(tensors):
+        tensors["extra.weight"] = torch.zeros(2)
+        tensors["heads.text.bias"] = torch.zeros(17)
+        del tensors["logit_scale"]
+
+    edit(folder, change)
+
+    with pytest.raises(UserError) as error:
+        weights.load(folder)
+
+    for part in ("lack 1 of", "(logit_scale)", "1 tensors have no place in the model (extra.weight)",
+                 "heads.text.bias is (17,), not (16,)"):  # fmt: skip
+        assert part in str(error.value)
+
+
+def test_only_the_requested_modalities_are_read(folder, monkeypatch):
+    read = []
+
+    class Spy:
+        def __init__(self, file):
+            self.file = file
+
+        def get_slice(self, name):
+            return self.file.get_slice(name)
+
+        def get_tensor(self, name):
+            read.append(name)
+            return self.file.get_tensor(name)
+
+    opened = weights._open
+    monkeypatch.setattr(weights, "_open", lambda *args: {name: Spy(file) for name, file in opened(*args).items()})
+
+    module = weights.load(folder, modalities=["image"])
+
+    assert read
+    assert not [name for name in read if ".text." in name or ".audio." in name]
+    assert set(read) == set(module.state_dict())
+    assert (list(module.config.adapters), module.config.heads) == (["image"], ("image",))
+    assert list(module.config.decoder.options) == ["image"]
+
+
+def test_kept_modality_embeds_as_before(folder):
+    pixels = {"image": {"pixels": torch.rand(2, 3, 32, 32)}}
+
+    alone = weights.load(folder, modalities=["image"])(pixels)["image"]
+
+    assert torch.equal(alone, weights.load(folder)(pixels)["image"])
+
+
+def test_classifier_stays_only_with_all_it_was_trained_on(tmp_path):
+    config = settings(classifier=ClassifierConfig(5, "image"))
+    folder = weights.save(tmp_path / "model", random_model(config), config)
+
+    assert weights.load(folder, modalities=["audio", "image", "text"]).classifier is not None
+    assert weights.load(folder, modalities=["text", "image"]).classifier is None
+
+
+@pytest.mark.parametrize("modalities", [["video"], [], ["image", "smell"]])
+def test_unknown_modality_lists_the_known(folder, modalities):
+    with pytest.raises(UserError, match="it has text, image, audio"):
+        weights.load(folder, modalities=modalities)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+def test_loaded_weights_are_the_mapped_file(folder):
+    module = weights.load(folder)
+
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    spans = [line.split()[0].split("-") for line in lines if str(folder / "model.safetensors") in line]
+    places = [(int(start, 16), int(end, 16)) for start, end in spans]
+    outside = [
+        name
+        for name, parameter in module.named_parameters()
+        if not any(start <= parameter.data_ptr() < end for start, end in places)
+    ]
+    assert outside == []
+
+
+def test_loading_does_not_change_the_file(folder):
+    before = (folder / "model.safetensors").read_bytes()
+    module = weights.load(folder)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1)
+
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_saving_again_replaces_the_whole_folder(folder):
+    (folder / "tokenizer.json").write_text("old")
+    config = settings(heads=("image",), adapters={"image": ADAPTERS["image"]}, decoder=None)
+
+    weights.save(folder, random_model(config), config)
+
+    assert weights.load(folder).config == config.model
+    assert not (folder / "tokenizer.json").exists()
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["model"]
+
+
+def test_saving_over_the_file_one_has_loaded_is_safe(folder):
+    module = weights.load(folder)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+    weights.save(folder, module, settings())
+
+    again = weights.load(folder).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in before.items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def test_interrupted_saving_keeps_the_old_folder(folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights, "write_config", interrupted)
+    config = settings(decoder=None)
+    with pytest.raises(KeyboardInterrupt):
+        weights.save(folder, random_model(config), config)
+
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_saving_the_wrong_tensors_is_refused(tmp_path):
+    config = settings()
+    state = random_model(config).state_dict()
+    state.pop("logit_scale")
+
+    with pytest.raises(UserError, match="weights lack 1"):
+        weights.save(tmp_path / "model", state, config)
+    with pytest.raises(UserError, match="dtype int8 is unknown; known: float32"):
+        weights.save(tmp_path / "model", random_model(config), config, dtype="int8")
+    assert not (tmp_path / "model").exists()
+
+
+def test_incomplete_and_damaged_folders_are_one_line(folder, tmp_path):
+    with pytest.raises(UserError, match="no such model folder"):
+        weights.load(tmp_path / "absent")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="it is empty"):
+        weights.load(tmp_path / "other")
+    (tmp_path / "other" / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"no config\.yaml, so this is no model folder \(it has notes\.txt\)"):
+        weights.load(tmp_path / "other")
+
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    for length in (0, 5, 8, 200, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="damaged or cut off"):
+            weights.load(folder)
+    file.write_bytes(b"<html>" * 1000)
+    with pytest.raises(UserError, match="damaged or cut off"):
+        weights.load(folder)
+    file.unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors: missing"):
+        weights.load(folder)
+    (folder / "model.safetensors.index.json").write_text("[1")
+    with pytest.raises(UserError, match="not an index"):
+        weights.load(folder)
+
+
+def test_index_cannot_point_outside_its_folder(folder, tmp_path):
+    (tmp_path / "elsewhere.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    index = '{"weight_map": {"logit_scale": "../elsewhere.safetensors"}}'
+    (folder / "model.safetensors.index.json").write_text(index)
+
+    with pytest.raises(UserError, match=r"model/elsewhere\.safetensors: missing"):
+        weights.load(folder)
+
+
+def test_config_of_another_size_is_refused(folder):
+    config = settings()
+    write_config(
+        dataclasses.replace(config, model=dataclasses.replace(config.model, embed_dim=24)), folder / "config.yaml"
+    )
+
+    with pytest.raises(
+        UserError, match=r"6 tensors have another shape \(heads\.text\.weight is \(16, 32\), not \(24, 32\)"
+    ):
+        weights.load(folder)
+
+
+def test_description_needs_no_tensor(folder, tmp_path, monkeypatch):
+    found = weights.describe(folder)
+    assert (found.layout, found.config) == ("model folder", settings())
+    assert found.tensors["logit_scale"] == ((), torch.float32)
+    assert sum(math.prod(shape) for shape, _ in found.tensors.values()) == sum(
+        parameter.numel() for parameter in weights.load(folder).parameters()
+    )
+
+    from hub_layouts import cfg, released, wrapper
+
+    from onepeace.hub.convert.stored import StoredTensor
+
+    torch.save(wrapper(released(), cfg()), tmp_path / "one-peace.pt")
+    monkeypatch.setattr(StoredTensor, "read", lambda self: pytest.fail("a tensor was read"))
+    found = weights.describe(tmp_path / "one-peace.pt")
+    assert found.layout == "encoder with projections, original layout"
+    assert found.tensors["adapters.text.token_embed.weight"] == ((160, 32), torch.float32)
+    assert list(found.config.model.adapters) == ["text", "image", "audio"]
+    assert len(read_checkpoint(tmp_path / "one-peace.pt")["model"]) > len(found.tensors)

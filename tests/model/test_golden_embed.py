@@ -1,0 +1,130 @@
+"""Vectors and token features equal the original's, given the original's weights."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.golden_cases import FIELD, FOLDER, HOP, TOKENS, UNIT, assert_near, case, golden_model, rows, text_rows
+
+
+@pytest.fixture(scope="module")
+def model():
+    return golden_model("text image audio", decoder=True, heads=True).eval()
+
+
+@pytest.fixture(scope="module")
+def embed():
+    return case("embed")
+
+
+@torch.no_grad()
+def test_text_matches_golden(model, embed):
+    ids = embed.inputs["text"]
+    tokens = model.features({"text": {"ids": ids}})["text"]
+    assert_near(tokens, embed.outputs["text_tokens"], TOKENS, text_rows(ids))
+    assert_near(model({"text": {"ids": ids}})["text"], embed.outputs["text_embed"], UNIT)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("item", range(4))
+def test_text_alone_matches_golden(model, embed, item):
+    ids = embed.inputs["text"][item : item + 1]
+    batch = {"text": {"ids": ids[:, : int((ids != 1).sum())]}}
+    assert_near(model.features(batch)["text"], embed.outputs[f"text_alone_{item}_tokens"], TOKENS)
+    assert_near(model(batch)["text"], embed.outputs[f"text_alone_{item}_embed"], UNIT)
+
+
+@torch.no_grad()
+def test_image_matches_golden(model, embed):
+    batch = {"image": {"pixels": embed.inputs["image"].float()}}
+    assert_near(model.features(batch)["image"], embed.outputs["image_tokens"], TOKENS)
+    assert_near(model(batch)["image"], embed.outputs["image_embed"], UNIT)
+
+
+@torch.no_grad()
+def test_audio_matches_golden(model, embed):
+    batch = {"audio": {"waveform": embed.inputs["audio_equal"], "lengths": torch.tensor([1600, 1600])}}
+    assert_near(model.features(batch)["audio"], embed.outputs["audio_tokens"], TOKENS)
+    assert_near(model(batch)["audio"], embed.outputs["audio_embed"], UNIT)
+
+
+@torch.no_grad()
+def test_audio_in_a_padded_batch_matches_the_original_alone(model, embed):
+    lengths = embed.inputs["audio_lengths"]
+    batch = {"audio": {"waveform": embed.inputs["audio_padded"], "lengths": lengths}}
+    tokens, vectors = model.features(batch)["audio"], model(batch)["audio"]
+    for item in range(3):
+        expected = embed.outputs[f"audio_alone_{item}_tokens"]
+        assert expected.shape[1] == 2 + (int(lengths[item]) - FIELD) // HOP
+        assert_near(tokens[item : item + 1, : expected.shape[1]], expected, TOKENS)
+        assert_near(vectors[item : item + 1], embed.outputs[f"audio_alone_{item}_embed"], UNIT)
+
+
+@torch.no_grad()
+def test_joint_image_text_matches_golden(model, embed):
+    ids, pixels = embed.inputs["joint_text"], embed.inputs["joint_image"].float()
+    tokens = model.features({"text": {"ids": ids}, "image": {"pixels": pixels}})
+    assert_near(tokens["text"], embed.outputs["vl_text_tokens"], TOKENS, text_rows(ids))
+    assert_near(tokens["image"], embed.outputs["vl_image_tokens"], TOKENS)
+
+
+@torch.no_grad()
+def test_joint_audio_text_matches_golden(model, embed):
+    ids, waveform = embed.inputs["joint_audio_text"], embed.inputs["audio_equal"]
+    audio = {"waveform": waveform, "lengths": torch.tensor([1600, 1600])}
+    tokens = model.features({"audio": audio, "text": {"ids": ids}})
+    assert_near(tokens["text"], embed.outputs["al_text_tokens"], TOKENS, text_rows(ids))
+    assert_near(tokens["audio"], embed.outputs["al_audio_tokens"], TOKENS)
+
+
+@torch.no_grad()
+def test_adapters_match_golden(model, embed):
+    """The parts in front of the blocks, to tell where a difference comes from."""
+    ids = embed.inputs["text"]
+    inputs = {
+        "text": {"ids": ids},
+        "image": {"pixels": embed.inputs["image"].float()},
+        "audio": {"waveform": embed.inputs["audio_equal"], "lengths": torch.tensor([1600, 1600])},
+    }
+    stems = model.stems(inputs)
+    assert_near(stems["audio"].tokens, embed.outputs["audio_projected"], TOKENS)
+    for key, stem in stems.items():
+        placed = model.adapters[key].embed_positions(stem)
+        where = text_rows(ids) if key == "text" else rows(torch.tensor([99]), placed.tokens.shape[1])
+        where = where.expand(len(placed.tokens), -1)
+        assert_near(placed.tokens, embed.outputs[f"{key}_adapter_x"], TOKENS, where)
+        bias = placed.tables[0][0][placed.buckets[0][0]].permute(2, 0, 1)
+        expected = embed.outputs[f"{key}_adapter_bias"]
+        seen = torch.isfinite(expected)  # the original's has the padding in it
+        assert_near(bias[seen], expected[seen], 0.0)
+
+
+@torch.no_grad()
+def test_enlarged_picture_matches_golden():
+    """A model of 64 pixels read for 96: bias table resampled at load, positions on the fly."""
+    resized = case("resized")
+    batch = {"image": {"pixels": resized.inputs["image"].float()}}
+    model = golden_model("image", heads=True, options={"image": {"bias_grid": 6}}).eval()
+    assert_near(model.adapters["image"].bias_tables[0], resized.outputs["rel_pos_table_4_to_6"], 1e-6)
+    assert_near(model.adapters["image"].pos_embed((6, 6))[0], resized.outputs["pos_embed_4_to_6_on_the_fly"], 1e-6)
+    assert_near(model.features(batch)["image"], resized.outputs["image_tokens"], TOKENS)
+    assert_near(model(batch)["image"], resized.outputs["image_embed"], UNIT)
+    assert_near(model(batch)["image"], resized.outputs["image_embed_resized_at_load"], UNIT)
+
+
+@pytest.mark.parametrize(("stored", "used", "after"), [(5.2, 100.0, 4.605170249938965), (-0.3, 1.0, 0.0)])
+def test_temperature_clamps_the_stored_parameter(stored, used, after):
+    model = golden_model("text", heads=True)
+    with torch.no_grad():
+        model.logit_scale.fill_(stored)
+    scale = model.temperature()
+    assert scale.requires_grad
+    assert scale.item() == pytest.approx(used, rel=1e-6)
+    assert model.logit_scale.item() == pytest.approx(after, rel=1e-6)
+
+
+def test_golden_files_are_finite():
+    files = sorted(FOLDER.rglob("*.safetensors"))
+    assert len(files) > 30
+    for file in files:
+        for name, tensor in load_file(file).items():
+            assert "_adapter_bias" in name or bool(torch.isfinite(tensor).all()), f"{file.parent.name}: {name}"

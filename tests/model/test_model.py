@@ -1,0 +1,283 @@
+"""The whole model: against the plain one, what a pass costs, what a file of it holds, how it starts."""
+
+import math
+
+import pytest
+import torch
+from support.reference import Reference
+from support.small_models import ALL, VARIANTS, WAVE, batch_of, item, small_model
+
+from onepeace.config import ClassifierConfig, MaskedDecoderConfig, ModelConfig
+from onepeace.hub.convert.keys import to_original
+from onepeace.model import OnePeace, encoder
+from onepeace.train.objective import Objective, Passes
+
+RAW = {"text": "ids", "image": "pixels", "audio": "waveform"}
+SIZES = {
+    "one table": {"dim": 24, "num_heads": 3, "depth": 2, "ffn_dim": 40, "embed_dim": 10},
+    "table per block": {"dim": 32, "num_heads": 2, "depth": 3, "ffn_dim": 16, "embed_dim": 32, "bias_per_block": True},
+    "no layer scale": {"dim": 16, "num_heads": 4, "depth": 1, "ffn_dim": 20, "embed_dim": 5, "layer_scale": None},
+}
+
+
+def plain(model):
+    """The reference with the same weights; sizes no shape tells are those of small_models."""
+    weights = {to_original(name): tensor for name, tensor in model.state_dict().items() if name != "logit_scale"}
+    heads = model.config.num_heads, model.config.decoder.num_heads
+    return Reference(weights, *heads, strides=[stride for _, _, stride in WAVE["convs"]], groups=4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", SIZES)
+def test_equals_the_reference(name, dtype):
+    """Vectors, joint features, hidden tokens and predictions of items in a padded batch."""
+    atol = 1e-5 if dtype == torch.float32 else 1e-10
+    model = small_model(*ALL, decoder=MaskedDecoderConfig(12, 2, 2, 18, {"image": {"grid": 3}}), **SIZES[name]).to(
+        dtype
+    )
+    batch = batch_of(model, range(3))
+    batch["image"]["pixels"] = batch["image"]["pixels"].to(dtype)
+    batch["audio"]["waveform"] = batch["audio"]["waveform"].to(dtype)
+    keep = every_other(model, batch)
+    vectors, joint, hidden = model(batch), model.features(batch), model.features(batch, keep)
+    predicted = model.reconstruct(model.stems(batch), keep)
+    reference = plain(model)
+    for i in (0, 2):
+        raw = {key: item(key, i)[RAW[key]][0] for key in ALL}
+        stems = {key: reference.stem(key, x if key == "text" else x.to(dtype)) for key, x in raw.items()}
+        for key, stem in stems.items():
+            alone = reference.embed(key, reference.encode([reference.place(key, stem)])[key])
+            assert torch.allclose(vectors[key][i], alone, atol=atol, rtol=0)
+        whole = reference.encode([reference.place(key, stem) for key, stem in stems.items()])
+        places = {key: ids[i][ids[i] >= 0].tolist() for key, ids in keep.items()}
+        items = [reference.place(key, stem, places[key]) for key, stem in stems.items()]
+        seen = reference.encode(items)
+        lengths = {key: len(stem) + 1 for key, stem in stems.items()}
+        filled = reference.decode(items, seen, lengths, lengths)
+        for key in ALL:
+            for found, expected in ((joint, whole), (hidden, seen), (predicted, filled)):
+                assert torch.allclose(found[key][i, : len(expected[key])], expected[key], atol=atol, rtol=0)
+
+
+def every_other(model, batch):
+    """By modality (B, K): CLS and every other token of each item."""
+    keep = {}
+    for key, adapter in model.adapters.items():
+        rows = [[0, *range(1 + i % 2, int(n) + 1, 2)] for i, n in enumerate(adapter.token_lengths(batch[key]))]
+        longest = max(map(len, rows))
+        keep[key] = torch.tensor([row + [-1] * (longest - len(row)) for row in rows])
+    return keep
+
+
+def training_batch(model, count=3):
+    """A batch of every modality, with every other token hidden in every pass."""
+    batch, masks = batch_of(model, range(count)), {}
+    keep = every_other(model, batch)
+    for key, adapter in model.adapters.items():
+        lengths = adapter.token_lengths(batch[key])
+        masked = torch.ones(count, int(lengths.max()) + 1, dtype=torch.bool)
+        for i, ids in enumerate(keep[key]):
+            masked[i, ids[ids >= 0]] = False
+            masked[i, int(lengths[i]) + 1 :] = False
+        masks[key] = {"unimodal": (keep[key], masked), "joint": (keep[key], masked)}
+    return {**batch, "masks": masks}
+
+
+TERMS = {name: {} for name in ("contrastive", *(f"denoising/{key}" for key in ALL), "denoising/text+image+audio")}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", [ALL, ALL[::-1]])
+def test_all_modalities_together(order):
+    """Each modality gets its own features back, whatever the order they were given in."""
+    model = small_model(*ALL)
+    batch = batch_of(model, range(4))
+    found = model.features({key: batch[key] for key in order})
+    expected = model.features(batch)
+    assert set(found) == set(ALL)
+    for key, adapter in model.adapters.items():
+        assert found[key].shape == (4, 1 + int(adapter.token_lengths(batch[key]).max()), 32)
+        assert torch.equal(found[key], expected[key])
+        # Attention is shared: what the others are changes the features.
+        assert (model.features({key: batch[key]})[key] - found[key])[:, 0].abs().max() > 1e-3
+    vectors = model({key: batch[key] for key in order})
+    assert all(torch.allclose(vectors[key].norm(dim=1), torch.ones(4)) for key in ALL)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("keys", [["audio"], ["image", "text"], ["text", "audio"], ["image", "audio"]])
+def test_any_subset_of_modalities(keys):
+    model = small_model(*ALL)
+    batch = batch_of(model, range(2))
+    some = {key: batch[key] for key in keys}
+    assert set(model(some)) == set(model.features(some)) == set(keys)
+    # A model that was built without the others gives the same.
+    part = small_model(*[key for key in ALL if key in keys])
+    part.load_state_dict({name: model.state_dict()[name] for name in part.state_dict()})
+    for key, tokens in part.features(some).items():
+        assert torch.equal(tokens, model.features(some)[key])
+
+
+def test_every_parameter_gets_a_gradient():
+    for changes in ({}, {"bias_per_block": True}):
+        model = small_model(*ALL, **changes).train()
+        losses = Objective(model, TERMS, {})(training_batch(model))
+        losses["loss"].backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, f"{name} is used by nothing"
+            assert bool(torch.isfinite(parameter.grad).all()), name
+            assert bool(parameter.grad.any()), f"the gradient of {name} is zero"
+
+
+@pytest.mark.parametrize("pool", ["attention", "mean", "cls"])
+def test_every_parameter_of_a_classifier_gets_a_gradient(pool):
+    head = ClassifierConfig(5, "audio", pool=pool, pooler=True)
+    model = small_model("audio", heads=(), logit_scale=False, decoder=None, classifier=head)
+    batch = batch_of(model, range(6))
+    logits = model.classify(batch)
+    alone = model.classify({"audio": item("audio", 2)})
+    assert torch.allclose(logits[2:3], alone, atol=1e-5)
+    logits.square().sum().backward()
+    # Pooling leaves out CLS: only its last norm and FFN rows can lack a gradient, and those are shared with tokens.
+    lacking = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert lacking == []
+
+
+def test_state_dict_holds_parameters_only():
+    for variant in VARIANTS:
+        model = small_model(variant)
+        batch = batch_of(model, range(3))
+        model(batch)
+        assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
+        assert not list(model.buffers())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("per_block", "calls"), [(False, 1), (True, 2)])
+def test_bias_built_once_per_pass(monkeypatch, per_block, calls):
+    model = small_model(*ALL, bias_per_block=per_block)
+    batch, built = batch_of(model, range(3)), []
+    original = encoder.attention_bias
+    monkeypatch.setattr(encoder, "attention_bias", lambda *args: built.append(args) or original(*args))
+    model.features(batch)
+    assert len(built) == calls
+    built.clear()
+    model({key: batch[key] for key in ("text", "image")})
+    assert len(built) == 2 * calls
+
+
+def test_stems_and_passes_are_made_once_per_step(monkeypatch):
+    model = small_model(*ALL).train()
+    stems, passes = [], []
+    for key, adapter in model.adapters.items():
+        run = adapter.stem_tokens
+        monkeypatch.setattr(adapter, "stem_tokens", lambda x, key=key, run=run: stems.append(key) or run(x))
+    encode, reconstruct = model.encode, model.reconstruct
+    monkeypatch.setattr(model, "encode", lambda s, k=None: passes.append(("encode", *s, bool(k))) or encode(s, k))
+    monkeypatch.setattr(model, "reconstruct", lambda s, k: passes.append(("decode", *s)) or reconstruct(s, k))
+    batch = training_batch(model)
+    Objective(model, TERMS, {}, max_padding=1.0)(batch)
+    assert sorted(stems) == sorted(ALL)
+    assert len(passes) == len(set(passes)) == 3 + 1 + 2 * (3 + 1)
+    stems.clear(), passes.clear()
+    Objective(model, {"contrastive": {}}, {}, max_padding=1.0)(batch)
+    assert sorted(stems) == sorted(ALL)
+    assert sorted(passes) == [("encode", key, False) for key in sorted(ALL)]
+
+
+def test_stem_takes_each_item_once_in_groups_of_similar_length(monkeypatch):
+    model = small_model(*ALL).train()
+    seen = {key: [] for key in ALL}
+    for key, adapter in model.adapters.items():
+        run = adapter.stem_tokens
+        monkeypatch.setattr(
+            adapter, "stem_tokens", lambda x, key=key, run=run: seen[key].append(len(next(iter(x.values())))) or run(x)
+        )
+    batch = training_batch(model)
+    padding = Objective(model, TERMS, {}, max_padding=0.1)(batch)["padding"]
+    count = len(batch["image"]["pixels"])
+    assert {key: sum(counts) for key, counts in seen.items()} == dict.fromkeys(ALL, count)
+    assert len(seen["image"]) == 1
+    assert len(seen["audio"]) > 1
+    assert padding < 0.1 < Objective(model, TERMS, {}, max_padding=1.0)(batch)["padding"]
+
+
+def test_joint_teachers_cost_no_graph():
+    model = small_model(*ALL).train()
+    assert not any(x.tokens.requires_grad for x in Passes(model, training_batch(model)).joint.values())
+
+
+def test_initialisation_is_the_released_one():
+    fields = dict(VARIANTS[key] for key in ALL)
+    decoder = MaskedDecoderConfig(16, 1, 2, 24)
+    model = OnePeace(ModelConfig(32, 24, 2, 4, 48, layer_scale=1e-2, adapters=fields, heads=ALL, decoder=decoder))
+    for name, parameter in model.named_parameters():
+        x = parameter.detach()
+        if name == "logit_scale":
+            assert x == pytest.approx(math.log(1 / 0.07))
+        elif "bias_tables" in name or (name.endswith("bias") and "pos_conv" not in name):
+            assert not x.any(), name
+        elif name.endswith("gain"):
+            assert bool((x == 0.01).all()), name
+        elif "norm" in name:
+            assert bool((x == 1).all()), name
+        elif "conv" not in name:
+            assert x.abs().max() <= 0.02, name
+            assert 0.005 < x[x != 0].std() < 0.015, name
+        else:
+            assert x.std() > 0.02, name
+    assert not model.adapters["text"].token_embed.weight[1].any()
+
+
+def test_spread_of_the_initial_weights_is_an_option():
+    fields = {"adapters": {"text": VARIANTS["text"][1]}, "heads": ("text",)}
+    weight = OnePeace(ModelConfig(32, 24, 2, 4, 48, init_std=0.08, **fields)).blocks[0].ffn["text"].up.weight
+    assert 0.06 < weight.abs().max() <= 0.08
+
+
+def test_meta_device_allocates_nothing():
+    with torch.device("meta"):
+        model = OnePeace(ModelConfig(depth=2, adapters={key: VARIANTS[key][1] for key in ALL}, heads=ALL))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert sum(parameter.numel() for parameter in model.parameters()) > 1e8
+
+
+@torch.no_grad()
+def test_drop_path_drops_whole_samples_in_training_only():
+    model = small_model("image", drop_path=0.6, depth=2)
+    batch = batch_of(model, [0] * 64)
+    assert torch.equal(model(batch)["image"], small_model("image", depth=2)(batch)["image"])
+    model.train()
+    rates = [block.drop_path.rate for block in model.blocks]
+    assert rates == pytest.approx([0.0, 0.6])
+    branch = torch.ones(4000, 2, 3)
+    dropped = model.blocks[1].drop_path(branch)
+    assert dropped.unique().tolist() == pytest.approx([0.0, 2.5])
+    assert bool((dropped.amax((1, 2)) == dropped.amin((1, 2))).all())
+    assert dropped.mean().item() == pytest.approx(1.0, abs=0.1)
+    # Equal items, 2 x 2 outcomes of the last block: no more than four different vectors.
+    assert 2 <= len(model(batch)["image"].mul(1e4).round().unique(dim=0)) <= 4
+
+
+@torch.no_grad()
+def test_second_of_two_pictures_differs_by_its_kind():
+    adapters = {"image": {**VARIANTS["image"][1], "num_types": 2}}
+    model = small_model("image", adapters=adapters)
+    pixels = torch.cat([item("image", 0)["pixels"]] * 2)
+    type_ids = torch.tensor([0, 1])
+    tokens = model.features({"image": {"pixels": pixels, "type_ids": type_ids}})["image"]
+    first = model.features({"image": {"pixels": pixels}})["image"]
+    assert torch.equal(tokens[0], first[0])
+    assert (tokens[1] - first[1]).abs().max() > 1e-3
+    model.adapters["image"].type_embed[1] = 0.0
+    tokens = model.features({"image": {"pixels": pixels, "type_ids": type_ids}})["image"]
+    assert torch.allclose(tokens[1], first[1], atol=1e-6)
+
+
+@torch.no_grad()
+def test_same_call_gives_the_same_numbers():
+    model = small_model(*ALL)
+    batch = batch_of(model, range(6))
+    once, again = model(batch), model(batch)
+    assert all(torch.equal(once[key], again[key]) for key in ALL)

@@ -1,0 +1,582 @@
+"""The sound processor: formats, rates, channels, number types, windows, and what cannot be read."""
+
+import io
+import logging
+import os
+import struct
+import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from onepeace.errors import UserError
+from onepeace.processors import AudioProcessor, guess
+
+GOLDEN = load_file(str(Path(__file__).parents[1] / "golden" / "media_preprocess.safetensors"))
+RATE = 16000
+FORMATS = [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"),
+           ("AIFF", "PCM_16"), ("W64", "PCM_16"), ("AU", "PCM_16"), ("CAF", "PCM_16")]  # fmt: skip
+
+
+def tone(seconds: float, rate: int = RATE, hertz: float = 440.0) -> np.ndarray:
+    """(n,) float32: a tone that grows, so that no two places are alike."""
+    t = np.arange(round(seconds * rate)) / rate
+    return (0.5 * np.sin(2 * np.pi * hertz * t) * (0.2 + 0.8 * t / max(seconds, 1e-9))).astype(np.float32)
+
+
+def noise(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, count).astype(np.float32)
+
+
+def encoded(samples: np.ndarray, rate: int = RATE, form: str = "WAV", subtype: str | None = "PCM_16") -> bytes:
+    file = io.BytesIO()
+    channels = 1 if samples.ndim == 1 else samples.shape[1]
+    with soundfile.SoundFile(file, "w", rate, channels, format=form, subtype=subtype) as sound:
+        for start in range(0, len(samples), rate):  # libsndfile's Vorbis writer overflows its stack on long blocks
+            sound.write(samples[start : start + rate])
+    return file.getvalue()
+
+
+def test_waveforms_match_golden():
+    """Bit-equal to the original, in its own order of steps: the whole file is normalised, then cut."""
+    long, short = GOLDEN["audio_long_in"], GOLDEN["audio_short_in"]
+    original = AudioProcessor(normalize="file", max_seconds=1.0)
+    assert torch.equal(original.decode((long, RATE)), GOLDEN["audio_long_out_max1s"])
+    stereo = torch.stack([long, 0.5 * long.flip(0)], dim=1)
+    assert torch.equal(original.decode((stereo, RATE)), GOLDEN["audio_stereo_out_max1s"])
+    # Shorter than a second: repeated, and cut to exactly one; the file holds the first turn.
+    for order in ("file", "window"):
+        out = AudioProcessor(normalize=order).decode((short, RATE))
+        assert torch.equal(out, GOLDEN["audio_short_out"].repeat(4)[:RATE])
+
+
+def test_prefix_vector_ignores_the_rest(tmp_path):
+    processor = AudioProcessor(max_seconds=2.0)
+    loud, quiet = 0.9 * noise(5 * RATE, 2), 0.01 * noise(7 * RATE, 3)
+    for rate in (RATE, 44100):
+        start = noise(2 * rate, 1)
+        alone = processor.decode((start, rate))
+        outputs = []
+        for i, rest in enumerate((loud, quiet)):
+            samples = np.concatenate([start, rest])
+            path = tmp_path / f"{rate}-{i}.wav"
+            path.write_bytes(encoded(samples, rate, subtype="FLOAT"))
+            outputs += [processor.decode((samples, rate)), processor.decode(path)]
+        for out in outputs:
+            assert torch.equal(out, alone)
+    whole_first = AudioProcessor(max_seconds=2.0, normalize="file")
+    outputs = [whole_first.decode((np.concatenate([start, rest]), 44100)) for rest in (loud, quiet)]
+    assert not torch.allclose(*outputs, atol=0.01), "the order of the original"
+
+
+def test_only_what_is_asked_for_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "long.flac"
+    path.write_bytes(encoded(noise(60 * RATE), form="FLAC"))
+    read = []
+    original = soundfile.SoundFile.read
+
+    def counting(self, frames=-1, *args, **kwargs):
+        read.append(frames)
+        return original(self, frames, *args, **kwargs)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counting)
+    processor = AudioProcessor(max_seconds=5.0)
+    assert len(processor.decode(path)) == 5 * RATE
+    assert sum(read) == 5 * RATE + 1, "the window, and one sample to see that the end is there"
+    read.clear()
+    assert len(list(processor.windows(path, 4, 2))) == 29
+    assert sum(read) == 60 * RATE, "overlapping windows are not read twice"
+    assert max(read) == 4 * RATE
+
+
+def test_same_file_same_tensor_in_training_and_api(tmp_path):
+    """One processor serves both, and the form of the item does not matter."""
+    samples = np.round(noise(RATE * 2) * 32767).astype(np.int16)
+    path = tmp_path / "a.wav"
+    path.write_bytes(encoded(samples))
+    floats = samples / np.float32(32768)
+    processor = AudioProcessor()
+    expected = processor.decode(path)
+    for form, item in {
+        "str": str(path),
+        "bytes": path.read_bytes(),
+        "bytearray": bytearray(path.read_bytes()),
+        "memoryview": memoryview(path.read_bytes()),
+        "int16": (samples, RATE),
+        "int16 tensor": (torch.from_numpy(samples), RATE),
+        "float32": (floats, RATE),
+        "float64": (floats.astype(np.float64), np.int64(RATE)),
+        "list": (floats.tolist(), float(RATE)),
+        "big endian": (samples.astype(">i2"), RATE),
+        "reversed view": (samples[::-1].copy()[::-1], torch.tensor(RATE)),
+        "tensor with gradient": (torch.from_numpy(floats).requires_grad_(), RATE),
+        "dict": {"array": floats, "sampling_rate": RATE, "path": None},
+        "row": (floats[None], RATE),
+        "column": (floats[:, None], RATE),
+        "FLAC": encoded(samples, form="FLAC"),
+    }.items():
+        assert torch.equal(processor.decode(item), expected), form
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.float16])
+def test_samples_are_scaled_by_the_range_of_their_type(dtype):
+    wanted = noise(RATE)
+    if np.dtype(dtype).kind == "f":
+        given_samples = wanted.astype(dtype)
+    else:
+        half = 2.0 ** (8 * np.dtype(dtype).itemsize - 1)
+        given_samples = (np.round(wanted * (half - 1)) + (half if np.dtype(dtype).kind == "u" else 0)).astype(dtype)
+    loaded = AudioProcessor().load((given_samples, RATE))
+    assert loaded.dtype == torch.float32
+    assert np.abs(loaded.numpy() - wanted).max() < (0.01 if np.dtype(dtype).itemsize == 1 else 3e-4)
+
+
+def test_bfloat16_tensor():
+    loaded = AudioProcessor().load((torch.from_numpy(noise(RATE)).bfloat16(), RATE))
+    assert (loaded - torch.from_numpy(noise(RATE))).abs().max() < 2e-3
+
+
+def test_channels_are_averaged_in_every_layout(tmp_path):
+    left, right = noise(RATE, 1), noise(RATE, 2)
+    both, mean = np.stack([left, right], 1), (left + right) / 2
+    processor = AudioProcessor()
+    for form, item in {
+        "(n, 2)": (both, RATE),
+        "(2, n)": (both.T, RATE),
+        "tensor (2, n)": (torch.from_numpy(both.T.copy()), RATE),
+        "file": encoded(both, subtype="FLOAT"),
+        "int32": (np.round(both * 2.0**31).astype(np.int32).T, RATE),
+    }.items():
+        assert np.abs(processor.load(item).numpy() - mean).max() < 1e-6, form
+    six = encoded(np.stack([left] * 6, 1), subtype="FLOAT")
+    assert np.abs(processor.load(six).numpy() - left).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 2), r"got \(2, 2\)"),
+        ((33, 50), r"at most 32 channels .* got \(33, 50\)"),
+        ((2, 3, 4), r"got \(2, 3, 4\)"),
+        ((), r"got \(\)"),
+        ((0,), "0 samples"),
+        ((2, 0), "0 samples"),
+    ],
+)
+def test_shape_that_is_no_sound_is_an_error(shape, message):
+    with pytest.raises(UserError, match=message):
+        AudioProcessor().decode((np.zeros(shape, np.float32), RATE))
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 32000, 44100, 44101, 48000, 96000, 192000])
+def test_any_rate_keeps_pitch_and_length(rate):
+    processor = AudioProcessor()
+    loaded = processor.load((tone(1.5, rate), rate))
+    assert abs(len(loaded) - 1.5 * RATE) <= 1
+    wanted = torch.from_numpy(tone(1.5))[: len(loaded)]
+    assert (loaded[:-100] - wanted[: len(loaded) - 100])[100:].abs().max() < 0.01
+    assert len(processor.decode((tone(20, rate), rate))) == 15 * RATE, "exactly, whatever the rate"
+    assert len(processor.decode((tone(0.3, rate), rate))) == RATE
+
+
+@pytest.mark.parametrize("rate", [1, 7, 7919, 15_991, 44_101, 999_983, 1_000_000])
+def test_strange_rates_need_no_strange_memory(rate):
+    from onepeace.processors.audio import _resampler
+
+    resampler = _resampler(rate, RATE)
+    assert resampler.kernel.numel() < 16_000_000
+    assert resampler.orig_freq / resampler.new_freq == pytest.approx(rate / RATE, rel=1e-3)
+    assert len(AudioProcessor(min_seconds=0.01).load((noise(2 * rate), rate), seconds=0.01)) == RATE // 100
+
+
+@pytest.mark.parametrize("rate", [0, -16000, 1_000_001, 16000.5, float("nan"), float("inf"), "16000", None, True])
+def test_wrong_rate_is_an_error(rate):
+    with pytest.raises(UserError, match="sample rate must be a whole number from 1 to 1000000, got"):
+        AudioProcessor().decode((noise(100), rate))
+
+
+@pytest.mark.parametrize(("form", "subtype"), FORMATS)
+def test_every_format_is_read(form, subtype, tmp_path):
+    samples = tone(2.5)
+    data = encoded(samples, form=form, subtype=subtype)
+    path = tmp_path / "sound.bin"
+    path.write_bytes(data)
+    processor = AudioProcessor()
+    loaded = processor.load(path)
+    assert len(loaded) == len(samples)
+    assert np.corrcoef(loaded.numpy(), samples)[0, 1] > 0.99
+    assert torch.equal(processor.load(data), loaded)
+    part = processor.load(path, start=0.75, seconds=0.5)
+    assert torch.allclose(part, loaded[12000:20000], atol=1e-7)
+
+
+@pytest.mark.parametrize(("form", "subtype"), FORMATS)
+@pytest.mark.parametrize("keep", [0.5, 0.9])
+def test_file_that_was_cut_off_is_an_error(form, subtype, keep, tmp_path):
+    data = encoded(noise(12 * RATE), form=form, subtype=subtype)
+    path = tmp_path / "cut.bin"
+    path.write_bytes(data[: int(len(data) * keep)])
+    for decode in (AudioProcessor().decode, AudioProcessor(max_seconds=2.0).decode, lambda x: list(windows(x))):
+        with pytest.raises(UserError, match=r"cut\.bin: .*(cut off|cannot be decoded|malformed)") as caught:
+            decode(path)
+        assert "\n" not in str(caught.value)
+
+
+def windows(item):
+    return AudioProcessor().windows(item, 2, 2)
+
+
+def test_careless_header_is_not_a_file_that_was_cut_off():
+    """Some programs write sizes that are off by a few bytes, and piped sound has none at all."""
+    data = bytearray(encoded(noise(RATE)))
+    at = data.index(b"data") + 4
+    for size in (2 * RATE + 44, 0xFFFFFFFF, 0x7FFFFFFF):
+        data[at : at + 4] = struct.pack("<I", size)
+        assert len(AudioProcessor().decode(bytes(data))) == RATE
+
+
+def test_mp3_without_its_last_bytes_is_read():
+    samples = noise(3 * RATE)
+    data = encoded(samples, form="MP3", subtype="MPEG_LAYER_III")[:-20]
+    processor = AudioProcessor(min_seconds=0.02)
+    assert 2.9 * RATE < len(processor.decode(data)) < 3 * RATE
+    ends = [end for _, end, _ in processor.windows(data, 1.0, 0.495)]
+    assert len(ends) == 6
+    # A window that begins where the samples are missing does not come, and is no error.
+    processor = AudioProcessor(min_seconds=0.0005)
+    starts = [start for start, _, _ in processor.windows(data, 0.5, 2.999 / 4)]
+    assert len(starts) == 4
+    with pytest.raises(UserError, match=r"nothing at second 2\.999"):
+        processor.load(data, start=2.999)
+
+
+def test_ogg_without_its_last_bytes_is_cut_off():
+    """The header of its last page, marked as the last, is there."""
+    for subtype in ("VORBIS", "OPUS"):
+        data = encoded(noise(5 * RATE), form="OGG", subtype=subtype)
+        with pytest.raises(UserError, match="cut off"):
+            AudioProcessor().decode(data[:-3])
+
+
+def empty_wav() -> bytes:
+    return encoded(np.zeros(0, np.float32))
+
+
+NOT_A_SOUND = "no sound that soundfile knows"
+BROKEN = {
+    "missing": (lambda path: None, "no such file"),
+    "a folder": (Path.mkdir, "is a folder"),
+    "a pipe": (os.mkfifo, "not a regular file"),
+    "empty": (b"", r"empty \(0 bytes\)"),
+    "no samples": (empty_wav(), "0 samples"),
+    "text": (b"hello " * 100, NOT_A_SOUND),
+    "picture": (b"\xff\xd8\xff\xe0" + bytes(100), NOT_A_SOUND),
+    "zeros": (bytes(5000), NOT_A_SOUND),
+    "m4a": (b"\0\0\0\x20ftypM4A " + bytes(100), NOT_A_SOUND),
+    "damaged mp3": (b"\xff\xfb\x90\x00" + b"junk" * 100, r"cannot be opened \(damaged MP3\)$"),
+    "head of a wav": (encoded(noise(RATE))[:20], "cannot be opened"),
+    "nan": (encoded(np.array([0.1, np.nan, 0.2], np.float32), subtype="FLOAT"), "1 of 3 samples are NaN or infinite"),
+    "infinite": (encoded(np.array([0.1, np.inf], np.float32), subtype="FLOAT"), "1 of 2 samples are NaN or infinite"),
+    "33 channels": (encoded(np.zeros((50, 33), np.float32)), "33 channels are above the limit of 32"),
+}
+
+
+@pytest.mark.parametrize("ending", ["wav", "raw"])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_file_is_named_with_its_reason(kind, ending, tmp_path):
+    content, message = BROKEN[kind]
+    path = tmp_path / f"sound.{ending}"  # .raw: soundfile believes the ending and wants a rate
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content(path)
+    if ending == "raw" and kind in ("no samples", "nan", "infinite", "33 channels", "damaged mp3", "head of a wav"):
+        message = NOT_A_SOUND
+    with pytest.raises(UserError, match=rf"sound\.{ending}: .*{message}") as caught:
+        AudioProcessor().decode(path)
+    assert "\n" not in str(caught.value)
+    assert "object at 0x" not in str(caught.value)
+
+
+def test_empty_file_is_an_error(tmp_path):
+    """The original divides by zero."""
+    path = tmp_path / "empty.wav"
+    path.write_bytes(empty_wav())
+    for read in (AudioProcessor().decode, AudioProcessor(normalize="file").decode, lambda item: list(windows(item))):
+        with pytest.raises(UserError, match=r"empty\.wav: 0 samples"):
+            read(path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinite_samples_are_an_error(bad):
+    samples = np.stack([noise(RATE)] * 2)
+    samples[1, 77] = bad
+    with pytest.raises(UserError, match="1 of 16000 samples are NaN or infinite"):
+        AudioProcessor().decode((samples, RATE))
+    with pytest.raises(UserError, match="NaN or infinite"):
+        AudioProcessor().decode((np.full(RATE, 1e300), RATE))
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (noise(100), r"samples need their rate; give \(samples, rate\)"),
+        (torch.zeros(100), "samples need their rate"),
+        ((RATE, noise(100)), r"a tuple is \(samples, rate\)"),
+        ((noise(100),), r"a tuple is \(samples, rate\)"),
+        ({"array": noise(100)}, "'array' and 'sampling_rate'"),
+        ((np.zeros(100, np.int64), RATE), "integers of up to 32 bits, got int64"),
+        ((np.zeros(100, bool), RATE), "got bool"),
+        ((np.zeros(100, complex), RATE), "got complex128"),
+        ((["a", "b"], RATE), "got <U1"),
+        (([[1.0], [1.0, 2.0]], RATE), "must form one array"),
+        ((None, RATE), "got object"),
+        (None, "expected a path"),
+        (3, "expected a path"),
+        ("", "path is empty"),
+        ("file:///etc/passwd", "must be http or https, not file"),
+        ("https://user:secret@127.0.0.1:1/a.wav", r"https://127\.0\.0\.1:1/a\.wav: cannot be fetched"),
+    ],
+)
+def test_value_that_is_no_sound_is_an_error(item, message):
+    with pytest.raises(UserError, match=message):
+        AudioProcessor().decode(item)
+
+
+def test_silence_is_embedded_and_reported_by_name(tmp_path, caplog):
+    path = tmp_path / "silence.wav"
+    path.write_bytes(encoded(np.zeros(5 * RATE, np.float32)))
+    processor = AudioProcessor()
+    assert torch.equal(processor.decode(path), torch.zeros(5 * RATE))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"{path}: digital silence" in caplog.text
+    caplog.clear()
+    assert len(list(processor.windows(path, 1, 1))) == 5
+    assert len(caplog.records) == 1, "once per file"
+    caplog.clear()
+    assert torch.equal(processor.decode((np.full(RATE, 0.25), RATE)), torch.zeros(RATE)), "a constant is silence too"
+    assert len(caplog.records) == 1
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG):
+        processor.decode((0.001 * noise(RATE), RATE))
+    assert not caplog.records
+
+
+def test_window_is_normalised():
+    out = AudioProcessor().decode((0.2 + 0.3 * noise(RATE * 3), RATE))
+    assert abs(out.mean()) < 1e-6
+    assert out.var(correction=0) == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "window", "hop", "expected"),
+    [
+        (10, 4, 4, [(0, 4), (4, 8), (8, 10)]),
+        (8, 4, 4, [(0, 4), (4, 8)]),
+        (8.5, 4, 4, [(0, 4), (4, 8)]),  # half a second is less than min_seconds
+        (9, 4, 4, [(0, 4), (4, 8), (8, 9)]),
+        (0.5, 4, 4, [(0, 0.5)]),  # the only one is kept
+        (3, 4, 1, [(0, 3)]),
+        (10, 4, 2, [(0, 4), (2, 6), (4, 8), (6, 10)]),  # nothing new after the first that reaches the end
+        (9, 4, 2, [(0, 4), (2, 6), (4, 8), (6, 9)]),
+        (10, 2, 5, [(0, 2), (5, 7)]),
+        (2, 0.5, 0.5, [(0, 0.5), (0.5, 1), (1, 1.5), (1.5, 2)]),
+    ],
+)
+def test_windows_cover_the_sound(seconds, window, hop, expected):
+    found = list(AudioProcessor().windows((tone(seconds), RATE), window, hop))
+    assert [(start, end) for start, end, _ in found] == expected
+    for start, end, samples in found:
+        assert len(samples) == max(round((end - start) * RATE), RATE)
+
+
+@pytest.mark.parametrize(("form", "subtype"), FORMATS)
+@pytest.mark.parametrize(("window", "hop"), [(2.0, 0.7), (1.0, 1.3)])
+def test_windows_equal_what_load_gives(form, subtype, window, hop, tmp_path):
+    """They are cut out of one reading pass; seeking to and fro in a Vorbis file would land elsewhere."""
+    rate = 48000 if subtype == "OPUS" else 32000
+    path = tmp_path / "sound.bin"
+    path.write_bytes(encoded(noise(5 * rate + 1234), rate, form, subtype))
+    processor = AudioProcessor()
+    found = list(processor.windows(path, window, hop))
+    assert len(found) >= 4
+    for k, (start, end, samples) in enumerate(found):
+        assert start == pytest.approx(k * hop, abs=1e-4)
+        alone = processor.finish(processor.load(path, start=k * hop, seconds=window))
+        assert len(samples) == len(alone)
+        assert torch.equal(samples, alone)
+        assert end - start <= window + 1e-4
+
+
+@pytest.mark.parametrize("rate", [11025, 44100, 44101])
+def test_windows_have_their_exact_length_at_any_rate(rate):
+    processor = AudioProcessor(min_seconds=0.1)
+    item = (noise(3 * rate), rate)
+    lengths = [len(samples) for _, _, samples in processor.windows(item, 0.7, 0.5)]
+    assert lengths[:-1] == [11200] * 5
+    assert len(processor.load(item, start=0.3, seconds=0.7)) == 11200
+
+
+def test_first_window_equals_decode(tmp_path):
+    path = tmp_path / "sound.wav"
+    path.write_bytes(encoded(noise(44100 * 40), 44100))
+    _, end, samples = next(iter(AudioProcessor().windows(path, 15, 15)))
+    assert end == 15
+    assert torch.equal(samples, AudioProcessor().decode(path))
+
+
+def test_broken_sample_of_a_later_window_is_found_there():
+    samples = noise(10 * RATE)
+    samples[9 * RATE] = np.nan
+    found = AudioProcessor().windows((samples, RATE), 4, 4)
+    assert next(found)[0] == 0
+    assert next(found)[0] == 4
+    with pytest.raises(UserError, match="NaN"):
+        next(found)
+    assert len(AudioProcessor(max_seconds=5).decode((samples, RATE))) == 5 * RATE
+
+
+@pytest.mark.parametrize(("window", "hop"), [(0, 1), (1, 0), (-1, 1), (float("nan"), 1), (1, float("inf"))])
+def test_wrong_window_is_an_error(window, hop):
+    with pytest.raises(UserError, match="window and hop must be positive"):
+        next(AudioProcessor().windows((noise(RATE), RATE), window, hop))
+
+
+def test_part_outside_of_the_sound_is_an_error():
+    processor = AudioProcessor()
+    for item in ((noise(RATE), RATE), encoded(noise(RATE)), encoded(noise(RATE), form="OGG", subtype="VORBIS")):
+        with pytest.raises(UserError, match=r"1\.00 s long; nothing at second 2"):
+            processor.load(item, start=2.0)
+    for start, seconds in ((-1, None), (float("nan"), None), (0, 0), (0, -1), (0, float("nan"))):
+        with pytest.raises(UserError, match="start must be at least 0"):
+            processor.load((noise(RATE), RATE), start=start, seconds=seconds)
+    assert len(processor.load((noise(RATE), RATE), start=0.75, seconds=9)) == RATE // 4
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    st.integers(1, 40_000),
+    st.integers(1, 4),
+    st.sampled_from([8000, 16000, 22050, 48000]),
+    st.booleans(),
+    st.floats(0.05, 1.5),
+)
+def test_any_clip_has_its_length(count, channels, rate, turned, least):
+    samples = np.random.default_rng(0).normal(size=(count, channels)).astype(np.float32)
+    processor = AudioProcessor(min_seconds=least, max_seconds=2.0)
+    if count <= channels and channels > 1:
+        return
+    out = processor.decode((samples.T if turned else samples, rate))
+    natural = min(-(-count * RATE // rate), 2 * RATE)
+    assert len(out) == max(natural, round(least * RATE))
+    assert torch.isfinite(out).all()
+
+
+def fake_torchcodec(monkeypatch, samples: np.ndarray, rate: int) -> None:
+    class Processor:
+        def __init__(self, file):
+            self.metadata = types.SimpleNamespace(sample_rate=rate, duration_seconds=len(samples) / rate)
+
+        def get_samples_played_in_range(self, start, stop):
+            part = samples[round(start * rate) : round(stop * rate)]
+            return types.SimpleNamespace(data=torch.from_numpy(part.T.copy()))
+
+    module = types.ModuleType("torchcodec.processors")
+    module.AudioProcessor = Processor
+    monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec.processors", module)
+
+
+def test_format_that_soundfile_does_not_know_goes_to_torchcodec(tmp_path, monkeypatch):
+    path = tmp_path / "a.m4a"
+    path.write_bytes(BROKEN["m4a"][0])
+    stereo = np.stack([noise(44100 * 3, 1), noise(44100 * 3, 2)], 1)
+    fake_torchcodec(monkeypatch, stereo, 44100)
+    processor = AudioProcessor(max_seconds=2.0)
+    assert torch.equal(processor.decode(path), processor.decode((stereo, 44100)))
+    ours = [samples for _, _, samples in processor.windows(path, 1, 0.5)]
+    for a, (_, _, b) in zip(ours, processor.windows((stereo, 44100), 1, 0.5), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_missing_torchcodec_is_named_with_its_extra(tmp_path, monkeypatch):
+    path = tmp_path / "a.m4a"
+    path.write_bytes(BROKEN["m4a"][0])
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    monkeypatch.setitem(sys.modules, "torchcodec.processors", None)
+    with pytest.raises(UserError, match=r"a\.m4a: no sound .* AAC, M4A and video: .*torchcodec"):
+        AudioProcessor().decode(path)
+
+
+def test_threads_get_the_same_samples():
+    items = [encoded(noise(30_000, i), rate) for i in range(3) for rate in (16000, 44100, 48000)]
+    processor = AudioProcessor()
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(processor.decode, items * 3))
+    for item, samples in zip(items * 3, together, strict=True):
+        assert torch.equal(samples, processor.decode(item))
+
+
+def test_collate_pads_with_zeros_on_the_right():
+    processor = AudioProcessor()
+    samples = [processor.decode((noise(n), RATE)) for n in (RATE, 2 * RATE)]
+    batch = processor.collate(samples)
+    assert batch["waveform"].shape == (2, 2 * RATE)
+    assert batch["lengths"].tolist() == [RATE, 2 * RATE] == [processor.size(sample) for sample in samples]
+    assert (batch["waveform"][0, RATE:] == 0).all()
+    assert torch.equal(batch["waveform"][0, :RATE], samples[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sample_rate": 0}, "sample_rate is 0"),
+        ({"min_seconds": 3.0, "max_seconds": 2.0}, "in order"),
+        ({"min_seconds": -1.0}, "above 0"),
+        ({"normalize": "clip"}, "known: 'window', 'file'"),
+        ({"rate": 16000}, r"processors\.audio\.rate is not a setting; "),
+        ({"max_second": 3}, "did you mean max_seconds"),
+    ],
+)
+def test_wrong_setting_is_an_error(options, message):
+    with pytest.raises(UserError, match=message):
+        AudioProcessor.from_config(options)
+
+
+def test_samples_of_the_repository_are_read(samples):
+    sounds = sorted((samples / "sounds").iterdir())
+    assert sounds
+    for path in sounds:
+        out = AudioProcessor().decode(path)
+        assert RATE <= len(out) <= 15 * RATE
+        assert out.std() > 0.5
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "a/b/DOG.WAV",
+        Path("cat.mp3"),
+        "https://example.org/a%20cat.ogg?size=3",
+        *(encoded(noise(RATE), form=form, subtype=subtype) for form, subtype in FORMATS),
+        (noise(100), RATE),
+        {"array": noise(100), "sampling_rate": RATE},
+        BROKEN["m4a"][0],
+    ],
+)
+def test_guess_sound(item):
+    assert guess(item, {"text": None, "image": None, "audio": None}) == "audio"
+
+
+def test_guess_looks_into_a_file_without_ending(tmp_path):
+    path = tmp_path / "sound"
+    path.write_bytes(encoded(noise(RATE), form="OGG", subtype="VORBIS"))
+    assert guess(path, {"audio": None}) == "audio"

@@ -1,0 +1,437 @@
+"""The picture processor: every kind of picture a user has, and every kind that is none."""
+
+import io
+import os
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+
+from onepeace.errors import UserError
+from onepeace.processors import ImageProcessor, guess
+from onepeace.processors.image import ORIENTATION
+
+GOLDEN = load_file(str(Path(__file__).parents[1] / "golden" / "media_preprocess.safetensors"))
+PICTURES = ["rgb_130x90", "rgb_45x61"]
+
+
+def plain(**options) -> ImageProcessor:
+    """Grey levels come out as they are, so that tests can name them."""
+    return ImageProcessor(mean=[0, 0, 0], std=[1 / 255] * 3, **options)
+
+
+def levels(item, size=8, **options) -> np.ndarray:
+    """(H, W, 3) grey levels of a decoded picture."""
+    return plain(size=size, **options).decode(item).permute(1, 2, 0).numpy().round(2)
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """A picture without sharp edges, for lossy formats."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([255 * y / height, 255 * x / width, 127 + 120 * np.sin(x / 9)], -1).astype(np.uint8)
+
+
+def forms_of(array: np.ndarray, folder: Path) -> dict[str, object]:
+    """The same picture in every form a user may hand in."""
+    path = folder / "picture.png"
+    Image.fromarray(array).save(path)
+    data = path.read_bytes()
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    return {
+        "path": path,
+        "str": str(path),
+        "bytes": data,
+        "bytearray": bytearray(data),
+        "PIL": Image.fromarray(array),
+        "lazy PIL": Image.open(path),
+        "array": array,
+        "reversed array": array[::-1].copy()[::-1],
+        "tensor": tensor,
+        "float tensor": tensor / 255,
+        "double tensor": tensor.double() / 255,
+    }
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pixels_match_golden(name, tmp_path):
+    """Bit-equal to the original's transform, whatever form the picture has."""
+    for form, item in forms_of(GOLDEN[f"{name}_uint8"].numpy(), tmp_path).items():
+        assert torch.equal(ImageProcessor(size=64).decode(item), GOLDEN[f"{name}_hub"]), form
+
+
+def test_size_may_be_height_and_width():
+    pixels = ImageProcessor(size=[16, 48]).decode(noise(20, 30))
+    assert pixels.shape == (3, 16, 48)
+    assert pixels.is_contiguous()
+    assert pixels.dtype == torch.float32
+
+
+def test_squash_keeps_everything_and_crop_keeps_the_shape():
+    wide = np.zeros((40, 120, 3), np.uint8)
+    wide[:, 40:80] = 255  # the middle third is white
+    assert levels(wide, resize="squash")[4].mean() == pytest.approx(85, abs=3)
+    tall = wide.transpose(1, 0, 2)
+    for picture in (wide, tall):  # the filter looks a little over the edge of the cut
+        assert levels(picture, resize="crop").min() > 230
+        assert levels(picture, resize="squash").min() == 0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_exif_rotation(orientation, form):
+    upright = smooth(48, 64)
+    stored = Image.fromarray(upright)
+    if orientation in ORIENTATION:
+        # What a camera does that is held so: the opposite of what undoes it.
+        back = {"ROTATE_90": "ROTATE_270", "ROTATE_270": "ROTATE_90"}.get(ORIENTATION[orientation])
+        stored = stored.transpose(Image.Transpose[back or ORIENTATION[orientation]])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"lossless": True} if form == "WEBP" else {}
+    data = encoded(stored, form, exif=exif, quality=98, **lossless)
+    image = plain().load(data)
+    assert image.size == (64, 48)
+    assert np.abs(np.asarray(image).astype(int) - upright).max() <= (0 if form != "JPEG" else 12)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_is_no_reason_to_refuse(monkeypatch):
+    for damage in (b"II*\0\xff\xff\xff\xff\x01\x02junk", b"no TIFF header"):
+        data = encoded(Image.fromarray(noise(9, 9)), "JPEG", exif=b"Exif\0\0" + damage)
+        assert levels(data).shape == (8, 8, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 77
+    assert levels(encoded(Image.fromarray(noise(9, 9)), "JPEG", exif=exif)).shape == (8, 8, 3)
+
+    def refuse(self):
+        raise SyntaxError("not a TIFF file")  # what Pillow 11 says to some of these
+
+    monkeypatch.setattr(Image.Image, "getexif", refuse)
+    assert levels(noise(9, 9)).shape == levels(encoded(Image.fromarray(noise(9, 9)))).shape
+
+
+def half_transparent() -> Image.Image:
+    """Left: red and opaque. Right: blue, but fully transparent."""
+    array = np.zeros((8, 8, 4), np.uint8)
+    array[:, :4] = (255, 0, 0, 255)
+    array[:, 4:] = (0, 0, 255, 0)
+    return Image.fromarray(array)
+
+
+def test_alpha_is_on_white():
+    rgba = half_transparent()
+    expected = np.full((8, 8, 3), 255)
+    expected[:, :4] = (255, 0, 0)
+    grey = Image.merge("LA", [Image.new("L", (8, 8), 90), rgba.getchannel("A")])
+    palette = rgba.quantize(8, method=Image.Quantize.FASTOCTREE)
+    assert palette.mode == "P"
+    for form, item in {
+        "RGBA": rgba,
+        "array": np.asarray(rgba),
+        "tensor": torch.from_numpy(np.array(rgba)).permute(2, 0, 1),
+        "RGBA PNG": encoded(rgba),
+        "RGBA WebP": encoded(rgba, "WEBP", lossless=True),
+        "premultiplied": rgba.convert("RGBa"),
+        "palette PNG": encoded(palette),
+        "GIF": encoded(rgba, "GIF"),
+    }.items():
+        assert np.abs(np.asarray(plain().load(item)).astype(int) - expected).max() <= 1, form
+    assert np.asarray(plain().load(encoded(grey)))[0, :, 0].tolist() == [90] * 4 + [255] * 4
+
+
+def test_single_transparent_colour_is_white():
+    data = encoded(Image.fromarray(np.full((4, 4, 3), 7, np.uint8)), transparency=(7, 7, 7))
+    assert Image.open(io.BytesIO(data)).mode == "RGB"
+    assert levels(data).min() == 255
+
+
+def test_half_opaque_is_mixed_with_white():
+    assert levels(Image.new("RGBA", (8, 8), (0, 0, 0, 51)))[0, 0, 0] == pytest.approx(204, abs=1)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "RGBX"])
+def test_every_colour_mode_shows_the_same_white_and_black(mode):
+    drawing = Image.new("RGB", (8, 8), "white")
+    drawing.paste("black", (0, 0, 4, 8))
+    out = levels(drawing.convert(mode))
+    assert (out[:, :4] == 0).all()
+    assert (out[:, 4:] == 255).all()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "TIFF"])
+def test_cmyk_file(form):
+    data = encoded(Image.new("RGB", (16, 16), (200, 30, 60)).convert("CMYK"), form)
+    assert Image.open(io.BytesIO(data)).mode == "CMYK"
+    assert levels(data)[0, 0] == pytest.approx((200, 30, 60), abs=4)
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped():
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8)
+    expected = np.round(ramp / 257)
+    wide = ramp.astype(np.uint16)
+    for form, item in {
+        "PNG": encoded(Image.fromarray(wide)),
+        "TIFF": encoded(Image.fromarray(wide), "TIFF"),
+        "PIL I;16": Image.fromarray(wide),
+        "PIL I": Image.fromarray(wide.astype(np.int32)),
+        "PGM": b"P5 8 8 65535 " + wide.astype(">u2").tobytes(),
+        "PIL F": Image.fromarray((ramp / 65535).astype(np.float32)),
+        "32-bit": Image.fromarray((ramp * 30000).astype(np.int32)),
+        "negative": Image.fromarray((ramp - 70000).astype(np.int32)),
+        "floats": Image.fromarray((ramp * 7 - 3).astype(np.float32)),
+    }.items():
+        assert np.abs(np.asarray(plain().load(item))[..., 1] - expected).max() <= 1, form
+
+
+def test_dark_sixteen_bit_picture_stays_dark():
+    assert levels(encoded(Image.fromarray(np.full((4, 4), 2570, np.uint16)))).max() == 10
+    assert levels(Image.fromarray(np.full((4, 4), 0.2, np.float32))).max() == 51
+
+
+def test_flat_picture_of_large_values_is_not_a_division_by_zero():
+    assert levels(Image.fromarray(np.full((4, 4), 70000, np.int32))).std() == 0
+
+
+def test_nan_picture_is_an_error():
+    with pytest.raises(UserError, match="NaN"):
+        plain().load(Image.fromarray(np.array([[0.5, np.nan]], np.float32)))
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_animation_shows_its_first_frame(form):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    options = {"lossless": True} if form == "WEBP" else {}
+    data = encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
+    assert Image.open(io.BytesIO(data)).n_frames == 3
+    assert levels(data)[3, 3] == pytest.approx((255, 0, 0), abs=2)
+
+
+def test_grey_arrays_and_single_channels():
+    grey = noise(8, 8, 1)
+    expected = levels(np.repeat(grey, 3, axis=2))
+    for item in (grey, grey[..., 0], torch.from_numpy(grey).permute(2, 0, 1), Image.fromarray(grey[..., 0])):
+        assert (levels(item) == expected).all()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that only claims its size."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head)) + b"\0\0\0\0IDAT"
+
+
+def test_picture_bomb_is_refused_before_it_is_decoded(tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_header(20000, 20000))
+    with pytest.raises(UserError, match=r"bomb\.png: 400000000 pixels .* 178956970"):
+        ImageProcessor().decode(path)
+    path.write_bytes(png_header(300, 200))
+    with pytest.raises(UserError, match=r"bomb\.png: 300 x 200 pixels .* 50000"):
+        ImageProcessor(max_pixels=50000).decode(path)
+    with pytest.raises(UserError, match="cannot be decoded"):  # what is left is a broken picture
+        ImageProcessor(max_pixels=60000).decode(path)
+
+
+def test_small_file_of_a_large_picture_counts_by_its_pixels():
+    data = encoded(Image.new("1", (3000, 3000)))
+    assert len(data) < 5000
+    with pytest.raises(UserError, match=r"3000 x 3000 pixels .* 8000000"):
+        ImageProcessor(max_pixels=8_000_000).decode(data)
+
+
+def half(form: str) -> bytes:
+    data = encoded(Image.fromarray(smooth(200, 200)), form)
+    return data[: len(data) // 2]
+
+
+UNKNOWN = "not a picture of a known format"
+# Contents of a file, or how to make what is no file, and what the message says besides the name.
+BROKEN = {
+    "missing": (lambda path: None, "no such file"),
+    "a folder": (Path.mkdir, "is a folder"),
+    "a pipe": (os.mkfifo, "not a regular file"),
+    **{f"half a {form}": (half(form), "cannot be (decoded|opened)") for form in ("JPEG", "PNG", "WEBP", "GIF", "TIFF")},
+    "half a BMP": (half("BMP"), "cannot be decoded"),
+    "empty": (b"", r"empty \(0 bytes\)"),
+    "text": (b"not a picture at all", UNKNOWN),
+    "html": (b"<!doctype html><html>", UNKNOWN),
+    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', UNKNOWN),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", UNKNOWN),
+    "zeros": (bytes(5000), UNKNOWN),
+    "head": (b"\x89PNG\r\n\x1a\n", f"{UNKNOWN}|cannot be opened"),
+    "sound": (b"RIFF\x24\0\0\0WAVEfmt ", UNKNOWN),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_file_is_named_with_its_reason(kind, tmp_path):
+    content, message = BROKEN[kind]
+    path = tmp_path / "picture.png"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content(path)
+    with pytest.raises(UserError, match=rf"picture\.png: .*({message})") as caught:
+        ImageProcessor().decode(path)
+    assert "\n" not in str(caught.value)
+    assert "object at 0x" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(
+    st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"]),
+    st.data(),
+)
+def test_damaged_bytes_give_a_picture_or_a_user_error(form, data):
+    content = bytearray(encoded(Image.fromarray(smooth(24, 24)), form))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        pixels = ImageProcessor(size=8, max_pixels=10_000_000).decode(bytes(content))
+    except UserError:
+        return
+    assert pixels.shape == (3, 8, 8)
+    assert torch.isfinite(pixels).all()
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), r"float32: a picture as an array is uint8 and \(H, W, 3\)"),
+        (np.zeros((3, 4, 5), np.uint8), r"\(3, 4, 5\) uint8: a picture as an array is"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        (np.zeros(9, np.uint8), "a picture as an array is"),
+        (torch.zeros(5, 4, 3), r"a picture as a tensor is \(3, H, W\)"),
+        (torch.zeros(3, 0, 3), "no pixels"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), "uint8 or floats between 0 and 1"),
+        (torch.full((3, 4, 4), 255.0), r"must lie between 0 and 1, these reach from 255 to 255"),
+        (torch.full((3, 4, 4), -0.5), "must lie between 0 and 1"),
+        (torch.full((3, 4, 4), torch.nan), "must lie between 0 and 1"),
+        (3, "expected a path"),
+        (None, "expected a path"),
+        ("", "path is empty"),
+        ("a\0b.jpg", r"a\?b\.jpg: (cannot be opened|no such file)"),
+        ("x" * 5000 + ".jpg", r"xxx\.\.\.xx.*: (cannot be opened|no such file)"),
+    ],
+)
+def test_value_that_is_no_picture_is_an_error(item, message):
+    with pytest.raises(UserError, match=message) as caught:
+        ImageProcessor().decode(item)
+    assert len(str(caught.value)) < 400
+
+
+def test_float_tensor_of_a_model_input_is_not_needed_on_the_cpu_or_without_gradient():
+    tensor = torch.rand(3, 8, 8, requires_grad=True)
+    assert not ImageProcessor(size=8).decode(tensor).requires_grad
+
+
+def test_large_jpeg_is_shrunk_while_decoding_but_never_below_twice_the_target():
+    data = encoded(Image.fromarray(smooth(640, 1000)), "JPEG", quality=95)
+    drafted, full = plain(size=64), plain(size=64, draft=False)
+    assert full.load(data).size == (1000, 640)
+    width, height = drafted.load(data).size
+    assert (width, height) == (250, 160), "a quarter; an eighth would be 80 high, less than 128"
+    difference = (drafted.decode(data) - full.decode(data)).abs()
+    assert difference.mean() < 1
+    assert difference.max() < 6
+    assert plain(size=400).load(data).size == (1000, 640)
+
+
+def test_threads_get_the_same_pixels():
+    items = [encoded(Image.fromarray(noise(40, 50, seed=i)), form) for i in range(6) for form in ("PNG", "JPEG")]
+    processor = ImageProcessor(size=32)
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(processor.decode, items * 3))
+    for item, pixels in zip(items * 3, together, strict=True):
+        assert torch.equal(pixels, processor.decode(item))
+
+
+def test_collate_stacks():
+    processor = ImageProcessor(size=[8, 16])
+    samples = [processor.decode(noise(9, 9, seed=i)) for i in range(3)]
+    batch = processor.collate(samples)
+    assert batch["pixels"].shape == (3, 3, 8, 16)
+    assert torch.equal(batch["pixels"][1], samples[1])
+    assert processor.size(samples[0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "size is 0"),
+        ({"size": [8, 8, 8]}, "size is"),
+        ({"resize": "fit"}, "known: 'squash', 'crop'"),
+        ({"std": [1, 1, 0]}, "std above 0"),
+        ({"mean": [1]}, "three numbers"),
+        ({"Size": 3}, r"processors\.image\.Size is not a setting; did you mean size"),
+        ({"zoom": 3}, r"processors\.image\.zoom is not a setting; known: size"),
+    ],
+)
+def test_wrong_setting_is_an_error(options, message):
+    with pytest.raises(UserError, match=message):
+        ImageProcessor.from_config(options)
+
+
+def test_samples_of_the_repository_are_read(samples):
+    pictures = sorted((samples / "images").iterdir())
+    assert pictures
+    for path in pictures:
+        pixels = ImageProcessor().decode(path)
+        assert pixels.shape == (3, 256, 256)
+        assert pixels.std() > 0.1
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "a/b/DOG.JPG",
+        Path("cat.webp"),
+        "https://example.org/a%20cat.jpeg?size=3",
+        encoded(Image.new("L", (2, 2))),
+        png_header(60000, 60000),
+        np.zeros((4, 4, 3), np.uint8),
+        np.zeros((4, 4), np.uint8),
+        torch.zeros(3, 4, 4),
+        Image.new("L", (2, 2)),
+    ],
+)
+def test_guess_picture(item):
+    assert guess(item, {"text": None, "image": None, "audio": None}) == "image"
+
+
+def test_guess_looks_into_a_file_without_ending(tmp_path):
+    path = tmp_path / "picture"
+    Image.new("L", (2, 2)).save(path, "PNG")
+    assert guess(path, {"image": None}) == "image"
+    path.write_text("hello")
+    with pytest.raises(UserError, match="picture: cannot tell whether this is image or audio or text"):
+        guess(path, {"image": None})
+
+
+def test_guess_text_and_what_is_nothing():
+    every = {"image": None, "audio": None, "text": None}
+    for text in ("a dog", "", "dog.", "note: a dog", "a picture of e.g. dogs", "data: none"):
+        assert guess(text, every) == "text"
+    for item in (3, None, b"hello", "https://example.org/page", "data:image/png;base64,AAAA", np.zeros(9)):
+        with pytest.raises(UserError, match="cannot tell"):
+            guess(item, every)
+    with pytest.raises(UserError, match=r"dog\.jpg: looks like image; this model reads text, audio only"):
+        guess("dog.jpg", {"text": None, "audio": None})

@@ -1,0 +1,284 @@
+"""Vocabularies and the text processor."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, processors
+
+from onepeace.errors import UserError
+from onepeace.processors import tokenizer as vocabularies
+from onepeace.processors.text import TextProcessor, clean_text, source_positions
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "media_text.json").read_text())
+CAPTIONS = [
+    "A dog barks at the mailman",
+    "two dogs run on the beach",
+    "it's raining, isn't it?",
+    "the quick brown fox jumps over the lazy dog",
+    "a photo of <s> and <pad>",
+]
+# How the released models read text: by the public functions, by the data sets, and with nothing done to it.
+WAYS = {
+    "api": {"clean": False},
+    "data": {},
+    "raw": {"clean": False, "lower": False, "prefix_space": False, "max_tokens": None},
+}
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> Tokenizer:
+    """The part of the released vocabulary that the stored texts need, at its own ids, read from files."""
+    folder = tmp_path_factory.mktemp("bpe")
+    (folder / "encoder.json").write_text(json.dumps({p: i for p, i in GOLDEN["vocab"].items() if i > 3}))
+    used = {str(i) for i in GOLDEN["vocab"].values()}
+    rows = (str(i) if str(i) in used else f"madeupword{i}" for i in range(4, 50264))
+    (folder / "dict.txt").write_text("".join(f"{row} 0\n" for row in rows))
+    (folder / "vocab.bpe").write_text("#version: 0.2\n" + "\n".join(GOLDEN["merges"]) + "\n", encoding="utf-8")
+    return vocabularies.from_released(folder)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Tokenizer:
+    return vocabularies.train_bpe(CAPTIONS, 330)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_stored_texts_give_the_ids_of_the_original(released, way):
+    processor = TextProcessor(released, **WAYS[way])
+    assert len(GOLDEN["cases"]) == 73
+    for case in GOLDEN["cases"]:
+        assert processor.decode(case["text"]).tolist() == case[way], case["text"]
+        assert processor.encode(case["text"]).ids.tolist() == case[way], case["text"]
+
+
+def test_clean_up_equals_the_originals_data_sets():
+    assert [clean_text(case["text"]) for case in GOLDEN["cases"]] == [case["cleaned"] for case in GOLDEN["cases"]]
+
+
+def test_full_released_vocabulary(shared, tmp_path):
+    made = vocabularies.from_released(shared / "official_bpe")
+    made.save(str(tmp_path / "tokenizer.json"))
+    processor = TextProcessor.from_config({}, tmp_path)
+    cases = json.loads((shared / "golden" / "text_cases.json").read_text())["cases"]
+    assert [processor.decode(case["text"]).tolist() for case in cases] == [case["dataset_ids"] for case in cases]
+    assert processor.vocab_size == 50264
+
+
+def test_bart_files_give_the_same_vocabulary(released, tmp_path):
+    """facebook/bart-base: the same ids, one more for <mask>."""
+    ids = {**released.get_vocab(), "<mask>": 50264}
+    (tmp_path / "vocab.json").write_text(json.dumps(ids))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(GOLDEN["merges"]), encoding="utf-8")
+    made = vocabularies.from_released(tmp_path)
+    assert made.get_vocab() == released.get_vocab()
+    processor = TextProcessor(made)
+    for case in GOLDEN["cases"]:
+        assert processor.decode(case["text"]).tolist() == case["data"]
+
+
+def test_released_folder_without_files_says_what_it_needs(tmp_path):
+    with pytest.raises(UserError, match=r"dict\.txt.*merges\.txt"):
+        vocabularies.from_released(tmp_path)
+
+
+def test_released_files_of_another_model_are_refused(tmp_path):
+    (tmp_path / "vocab.json").write_text(json.dumps({"<s>": 0, "</s>": 1, "<pad>": 2, "<unk>": 3, "a": 4}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(UserError, match="another model"):
+        vocabularies.from_released(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "b": 5}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    with pytest.raises(UserError, match="1 of 1 merges"):
+        vocabularies.from_released(tmp_path)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na\n")
+    with pytest.raises(UserError, match=r"merges\.txt:2"):
+        vocabularies.from_released(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["<s>", "<pad>", "</s>", "<unk>", "a <pad> b </s>"])
+def test_names_of_specials_in_a_text_are_ordinary_letters(released, trained, name):
+    for vocabulary in (released, trained):
+        ids = TextProcessor(vocabulary).decode(name).tolist()
+        assert ids[-1] == 2
+        assert min(ids[:-1]) > 3
+
+
+def test_trained_bpe_does_not_depend_on_the_order_of_captions(trained):
+    again = vocabularies.train_bpe(reversed(CAPTIONS), 330)
+    assert again.to_str() == trained.to_str()
+    assert trained.get_vocab_size() == 330
+    assert [trained.token_to_id(name) for name in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
+
+
+def test_trained_bpe_learns_cleaned_words(trained):
+    processor = TextProcessor(trained)
+    assert len(processor.decode("...Dog")) == 2, "one piece for a frequent word, and eos"
+    assert trained.decode(processor.decode("Naïve 日本 \x00").tolist()[:-1]) == " naïve 日本 \x00"
+
+
+def test_trained_bpe_needs_room_for_all_bytes():
+    with pytest.raises(UserError, match=r"259 is too small.*260"):
+        vocabularies.train_bpe(CAPTIONS, 259)
+
+
+@pytest.mark.slow
+def test_clip_vocabulary_cuts_like_open_clip(tmp_path):
+    from open_clip.tokenizer import SimpleTokenizer
+
+    vocabularies.from_open_clip().save(str(tmp_path / "tokenizer.json"))
+    processor, clip = TextProcessor.from_config({}, tmp_path), SimpleTokenizer()
+    assert processor.vocab_size == clip.vocab_size - 2 + 4
+    for text in [*CAPTIONS, "naïve café 日本語 😀😃", "1234 bees", "they'll (surely)...", "x" * 90, ""]:
+        assert [i - 4 for i in processor.decode(text).tolist()[:-1]] == clip.encode(clean_text(text))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no such file"),
+        (lambda path: path.write_text("{}"), "not a tokenizer file"),
+        (lambda path: Tokenizer(models.BPE({"a": 0, "b": 1}, [])).save(str(path)), "expected \\[0, 1, 2, 3\\]"),
+        (lambda path: with_bos().save(str(path)), "must append </s> alone"),
+        (lambda path: without_eos().save(str(path)), "must append </s> alone"),
+        (lambda path: with_specials().save(str(path)), "as text"),
+    ],
+    ids=["missing", "empty", "other ids", "adds bos", "no eos", "special <pad>"],
+)
+def test_foreign_tokenizer_file_is_refused(tmp_path, make, message):
+    make(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match=rf"tokenizer\.json.*{message}"):
+        TextProcessor.from_config({}, tmp_path)
+
+
+def with_bos() -> Tokenizer:
+    made = vocabularies.train_bpe(CAPTIONS, 300)
+    made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    return made
+
+
+def without_eos() -> Tokenizer:
+    made = vocabularies.train_bpe(CAPTIONS, 300)
+    made.post_processor = processors.ByteLevel()
+    return made
+
+
+def with_specials() -> Tokenizer:
+    made = vocabularies.train_bpe(CAPTIONS, 300)
+    made.add_special_tokens(["<pad>"])
+    return made
+
+
+def test_one_cleaning_function(trained):
+    """Training (`decode`), positions (`encode`) and the learning of the vocabulary clean a text alike."""
+    processor = TextProcessor(trained)
+    messy, clean = "...A  DOG \t barks\n", "a dog barks"
+    assert processor.decode(messy).tolist() == processor.decode(clean).tolist() == processor.encode(messy).ids.tolist()
+    assert vocabularies.train_bpe([messy] * 9, 290).to_str() == vocabularies.train_bpe([clean] * 9, 290).to_str()
+    assert TextProcessor(trained, clean=False).decode(messy).tolist() != processor.decode(clean).tolist()
+
+
+def test_truncation_is_reported(trained, caplog):
+    processor = TextProcessor(trained, max_tokens=5)
+    whole = TextProcessor(trained, max_tokens=None).decode("the quick brown fox jumps")
+    encoded = processor.encode("the quick brown fox jumps")
+    assert encoded.ids.tolist() == [*whole[:5].tolist(), 2]
+    assert encoded.truncated == len(whole) - 1 - 5
+    assert processor.encode("the").truncated == 0
+    assert len(encoded.offsets) == 6
+    processor.decode("the quick brown fox jumps over")
+    assert len(caplog.records) == 1, "said once per processor"
+    assert f"{len(whole) - 1} tokens was cut to its first 5" in caplog.text
+
+
+def test_text_that_just_fits_is_not_reported(trained, caplog):
+    whole = TextProcessor(trained, max_tokens=None).decode("the quick brown fox")
+    encoded = TextProcessor(trained, max_tokens=len(whole) - 1).encode("the quick brown fox")
+    assert encoded.ids.tolist() == whole.tolist()
+    assert encoded.truncated == 0
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("unit", ["x", "dog ", "\ud800\x00", " ", "日", "a1"])
+def test_only_the_start_of_a_huge_text_is_cut_into_pieces(trained, unit):
+    processor = TextProcessor(trained)
+    few, many = unit * (17_000 // len(unit)), unit * (1_000_000 // len(unit))
+    assert processor.decode(many).tolist() == processor.decode(few).tolist()
+    assert processor.encode(many).truncated <= 70 * 256 * 4
+
+
+def test_huge_word_behind_a_short_one_fills_the_limit(trained):
+    ids = TextProcessor(trained).decode("dog " + "xq" * 500_000)
+    assert len(ids) == 71
+    assert ids.tolist() == TextProcessor(trained).decode("dog " + "xq" * 8_000).tolist()
+
+
+def test_offsets_point_into_the_text_as_given(released):
+    text = "..Hello   SENTENCE İstanbul, \t dog"
+    encoded = TextProcessor(released).encode(text)
+    pieces = [text[a:b] for a, b in encoded.offsets]
+    assert pieces[:2] == ["Hello", "SENTENCE"]
+    assert pieces[-3:] == [",", "dog", ""]
+    assert encoded.offsets[-1] == (len(text), len(text))
+
+
+def test_empty_text_is_a_space_where_the_released_models_have_one(released):
+    assert TextProcessor(released).encode("").ids.tolist() == [1437, 2]
+    assert TextProcessor(released).encode("").offsets == [(0, 0), (0, 0)]
+    assert TextProcessor(released, prefix_space=False).decode("").tolist() == [2]
+
+
+any_text = st.text(st.characters(codec=None) | st.sampled_from(" \t\n.#Aİß'<"), max_size=60)
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(any_text, st.booleans())
+def test_every_cleaned_character_comes_from_its_source(text, lower):
+    cleaned, positions = clean_text(text, lower), source_positions(text, lower)
+    assert len(positions) == len(cleaned)
+    assert positions == sorted(positions)
+    for char, position in zip(cleaned, positions, strict=True):
+        source = text[position]
+        # Capital sigma at the end of a word is the one letter whose lower case depends on its place.
+        lowered = source.lower() + "ς" if lower else source
+        assert char in lowered or (char == " " and source.isspace())
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(any_text, st.booleans(), st.booleans(), st.booleans())
+def test_any_text_is_read(trained, text, clean, lower, prefix_space):
+    processor = TextProcessor(trained, clean=clean, lower=lower, prefix_space=prefix_space, max_tokens=20)
+    encoded = processor.encode(text)
+    assert encoded.ids.tolist() == processor.decode(text).tolist()
+    assert encoded.ids.dtype == torch.int64
+    assert encoded.ids[-1] == 2
+    assert (encoded.ids[:-1] > 3).all()
+    assert len(encoded.offsets) == len(encoded.ids) <= 21
+    assert all(0 <= a <= b <= len(text) for a, b in encoded.offsets)
+
+
+@pytest.mark.parametrize("item", [None, 3, b"dog", ["dog"]])
+def test_what_is_no_str_is_an_error(trained, item):
+    with pytest.raises(UserError, match=f"must be a str, got {type(item).__name__}"):
+        TextProcessor(trained).decode(item)
+
+
+def test_collate_pads_on_the_right_with_1(trained):
+    processor = TextProcessor(trained)
+    samples = [processor.decode(text) for text in ("a", "the quick brown fox")]
+    ids = processor.collate(samples)["ids"]
+    assert ids.shape == (2, processor.size(samples[1]))
+    assert ids[0].tolist() == [*samples[0].tolist(), *[1] * (len(samples[1]) - len(samples[0]))]
+    assert ids[1].tolist() == samples[1].tolist()
+
+
+def test_unknown_setting_names_the_nearest(tmp_path, trained):
+    trained.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"processors\.text\.max_token .*did you mean max_tokens"):
+        TextProcessor.from_config({"max_token": 3}, tmp_path)
+    with pytest.raises(UserError, match="max_tokens is 0"):
+        TextProcessor.from_config({"max_tokens": 0}, tmp_path)
+    assert TextProcessor.from_config({"max_tokens": 3}, tmp_path).max_tokens == 3

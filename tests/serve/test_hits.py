@@ -1,0 +1,185 @@
+"""The page of hits: complete in one file, escaped, and usable without eyes or a mouse."""
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import soundfile
+
+from onepeace.cli import main
+from onepeace.serve import hits as page
+from onepeace.serve.hits import Hit, Part, render
+
+EVIL = """<script>alert("1")</script>' onerror=x &amp; b"""
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, and the text outside the style."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.words, self.open = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "img", "input", "rect"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("page")
+
+
+@pytest.fixture(scope="module")
+def hits(samples, folder):
+    text = folder / "note.txt"
+    text.write_text(f"a note {EVIL}", encoding="utf-8")
+    evil = folder / "a&b \"c\" <i>'d'.jpg"
+    shutil.copyfile(samples / "images" / "cat.jpg", evil)
+    return [
+        Hit(1, 0.51, "image", samples / "images" / "dog.jpg"),
+        Hit(2, 0.4, "audio", samples / "sounds" / "dog.ogg"),
+        Hit(3, 0.3, "text", text),
+        Hit(4, -0.1, "image", evil),
+    ]
+
+
+@pytest.fixture(scope="module")
+def made(hits, samples, folder):
+    query = [
+        Part("text", EVIL, 0.7),
+        Part("image", str(samples / "images" / "owl.jpg"), 0.2),
+        Part("audio", str(samples / "sounds" / "cat.ogg"), 0.1),
+    ]
+    return render(query, hits, folder, num_files=38, model="tiny")
+
+
+def test_page_needs_nothing_outside(made):
+    elements = Elements(made)
+    assert elements.open == []
+    sources = [attributes["src"] for attributes in elements.all("img") + elements.all("audio")]
+    assert len(sources) == 5
+    assert all(source.startswith(("data:image/", "data:audio/")) for source in sources)
+    assert not elements.all("script")
+    assert not elements.all("link")
+    assert not re.search(r"url\(|@import|https?:", made)
+
+
+def test_page_escapes_names_and_texts(made):
+    elements = Elements(made)
+    assert not elements.all("i")
+    assert "".join(elements.words).count(EVIL) == 3  # title, query, and the text file
+    handlers = [name for _, attributes in elements.tags for name in attributes if name.startswith("on")]
+    assert not handlers
+    names = [attributes["alt"] for attributes in elements.all("img")]
+    assert names == ["owl.jpg", "dog.jpg", "a&b \"c\" <i>'d'.jpg"]
+
+
+def test_page_shows_rank_score_kind_and_weights(made):
+    words = " ".join(" ".join(Elements(made).words).split())
+    for part in ("4 best of 38 files", "1 picture 0.510 dog.jpg", "2 sound 0.400 dog.ogg", "3 text 0.300", "-0.100"):
+        assert part in words
+    assert [f"\xd7 {weight}" in words for weight in (0.7, 0.2, 0.1)] == [True] * 3
+
+
+def test_page_is_usable_without_eyes_or_mouse(made):
+    elements = Elements(made)
+    assert elements.all("html")[0]["lang"] == "en"
+    assert all(image["alt"] for image in elements.all("img"))
+    assert all(player["aria-label"] and "controls" in player for player in elements.all("audio"))
+    boxes = elements.all("input")
+    assert [box["id"] for box in boxes] == ["show-image", "show-audio", "show-text"]
+    assert made.count("<label><input") == len(boxes)
+    for box in boxes:  # what hides a kind of hit, without a script
+        assert f"body:has(#{box['id']}:not(:checked)) li.{box['id'].removeprefix('show-')}" in made
+    assert elements.all("meta")[1]["name"] == "viewport"
+    assert "prefers-color-scheme: dark" in made
+
+
+def test_page_links_to_the_files(made, hits, folder):
+    links = [attributes["href"] for attributes in Elements(made).all("a")]
+    assert [(folder / unquote(link)).resolve() for link in links] == [hit.path.resolve() for hit in hits]
+
+
+def test_large_sounds_are_linked_instead(samples, tmp_path, monkeypatch):
+    path = samples / "sounds" / "dog.ogg"
+    size = path.stat().st_size
+    sounds = [Hit(rank, 0.1, "audio", path) for rank in (1, 2, 3)]
+    monkeypatch.setattr(page, "SOUNDS_LIMIT", 2 * size)
+
+    def sources():
+        made = render([Part("text", "a", 1.0)], sounds, tmp_path, num_files=3, model="tiny")
+        return [player["src"] for player in Elements(made).all("audio")]
+
+    assert [source.startswith("data:audio/ogg;base64,") for source in sources()] == [True, True, False]
+    assert (tmp_path / unquote(sources()[2])).resolve() == path.resolve()
+    monkeypatch.setattr(page, "SOUND_LIMIT", size - 1)
+    assert not any(source.startswith("data:") for source in sources())
+
+
+def test_file_that_went_away_is_only_named(tmp_path):
+    gone = [Hit(1, 0.1, kind, tmp_path / f"gone <b>.{ending}") for kind, ending in
+            (("image", "jpg"), ("audio", "ogg"), ("text", "txt"))]  # fmt: skip
+    made = render([Part("text", "a", 1.0)], gone, tmp_path, num_files=3, model="tiny")
+    assert made.count("gone &lt;b&gt;.") >= 6
+    assert not Elements(made).all("b")
+
+
+def test_shape_of_a_sound_is_drawn(tmp_path):
+    samples = np.zeros(16000, np.float32)
+    samples[8000:] = 0.5 * np.sin(np.arange(8000))
+    soundfile.write(tmp_path / "late.wav", samples, 16000)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16000, np.float32), 16000)
+    made = render(
+        [Part("text", "a", 1.0)],
+        [Hit(1, 0.2, "audio", tmp_path / "late.wav"), Hit(2, 0.1, "audio", tmp_path / "silent.wav")],
+        tmp_path, num_files=2, model="tiny",
+    )  # fmt: skip
+    heights = [int(bar["height"]) for bar in Elements(made).all("rect")]
+    assert len(heights) == 2 * page.BARS
+    assert max(heights[:47]) == 2
+    assert min(heights[50:96]) > 80
+    assert set(heights[96:]) == {2}
+
+
+def test_search_writes_the_page(tmp_path, samples):
+    from support.random_model import save_random_model
+
+    model = save_random_model(tmp_path / "model")
+    target = tmp_path / "out" / "hits.html"
+    target.parent.mkdir()
+    code = main(
+        ["search", str(samples), "--text", "a <dog>", "--top", "5", "--html", str(target), "--model", str(model)]
+    )
+    assert code == 0
+    elements = Elements(target.read_text(encoding="utf-8"))
+    assert len(elements.all("li")) == 5
+    assert "a <dog>" in elements.words
+    assert f"5 best of 37 files, found by the model {model}" in elements.words
+    assert [path.name for path in target.parent.iterdir()] == ["hits.html"]
+
+
+def test_page_of_no_hits(tmp_path):
+    made = render([Part("text", "a", 1.0)], [], Path(tmp_path), num_files=0, model="tiny")
+    assert "0 best of 0 files" in made
+    assert not Elements(made).all("li")

@@ -1,0 +1,96 @@
+"""Run a function in several processes that train together, as torchrun starts them."""
+
+import os
+import socket
+
+import torch
+import torch.multiprocessing as mp
+from support.small_models import batch_of, small_model
+
+from onepeace.data.batches import names_of, split
+from onepeace.train import loop, parallel
+from onepeace.train.objective import Objective
+from onepeace.train.recipe import read_recipe
+
+CAPTIONS = ["a dog", "a cat", "a dog", "rain", "wind", "a cat", "sea", "bees"]
+TERMS = {
+    "contrastive": {"weight": 1.0, "multi_positive": True, "label_smoothing": 0.1},
+    "denoising/text": {"weight": 0.5, "keys": "global", "label_smoothing": 0.1},
+    "denoising/audio": {"weight": 1.0, "keys": "global", "teacher": "joint"},
+    "denoising/text+audio": {"weight": 0.5, "keys": "global"},
+    "distillation/audio": {"weight": 0.3, "teacher": "none"},
+}
+LENGTHS = [0, 1, 2, 3, 4, 5, 1, 3]
+
+
+def start(ranks, function, *args):
+    """``function(*args)`` in each of ``ranks`` processes; what breaks in one is raised here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_begin, (ranks, port, function, args), nprocs=ranks)
+
+
+def _begin(rank, ranks, port, function, args):
+    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in here.items()})
+    torch.set_num_threads(1)
+    function(*args)
+
+
+def whole_batch():
+    """Eight items of two modalities and many lengths, with masks, as the data gives them."""
+    model = small_model("text", "audio")
+    batch = batch_of(model, [i % 6 for i in LENGTHS])
+    generator = torch.Generator().manual_seed(0)
+    masks = {}
+    for key, adapter in model.adapters.items():
+        lengths = adapter.token_lengths(batch[key])
+        places = torch.arange(int(lengths.max()) + 1).expand(len(lengths), -1)
+        masks[key] = {}
+        for name in ("unimodal", "joint"):
+            masked = (torch.rand(places.shape, generator=generator) < 0.5) & (places > 0) & (places < lengths[:, None])
+            keep = places.masked_fill(masked | (places > lengths[:, None]), 999).sort(1).values
+            keep = keep[:, : int((keep < 999).sum(1).max())]
+            masks[key][name] = (keep.masked_fill(keep == 999, -1), masked)
+    names = [names_of({"captions": [], "label": None}, caption) for caption in CAPTIONS]
+    keys = [f"item{i}" for i in range(8)]
+    return {**batch, "masks": masks, "keys": keys, "captions": CAPTIONS, "names": names}
+
+
+def make_objective(**options):
+    """Of a model whose weights are the same in every process. The teacher does not know item 2."""
+    model = small_model("text", "audio").train()
+    torch.manual_seed(0)
+    table = {"row": {f"item{i}": i for i in range(8) if i != 2}, "features": torch.randn(8, 10)}
+    return Objective(model, TERMS, {"distillation/audio": table}, **options)
+
+
+def loss_and_gradients(objective, batch):
+    """Losses by name, gradients by parameter."""
+    found = objective(batch)
+    found["loss"].backward()
+    inner = getattr(objective, "module", objective)
+    return (
+        {name: loss.detach() for name, loss in found.items() if name != "padding"},
+        {name: p.grad for name, p in inner.named_parameters() if p.grad is not None},
+    )
+
+
+def spread_step(path, grad_cache_chunks):
+    """This process's share of the batch; the first one writes losses and gradients to ``path``."""
+    with parallel.group(torch.device("cpu")):
+        objective = make_objective(grad_cache_chunks=grad_cache_chunks)
+        take = {key: adapter.take for key, adapter in objective.model.adapters.items()}
+        batch = split(whole_batch(), parallel.world_size(), take)[parallel.rank()]
+        losses, gradients = loss_and_gradients(
+            parallel.parallelize(objective, objective.model.blocks, "ddp", torch.device("cpu")), batch
+        )
+        losses = {name: parallel.mean(loss) for name, loss in losses.items()}
+        if parallel.rank() == 0:
+            torch.save((losses, gradients), path)
+
+
+def train(path, overrides, stop_at=None):
+    """A run of the recipe at ``path``."""
+    loop.train(read_recipe(path, overrides), stop_at=stop_at)

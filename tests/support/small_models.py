@@ -1,0 +1,83 @@
+"""Small models whose every weight is random, and inputs of many lengths for them."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from onepeace.config import MaskedDecoderConfig, ModelConfig
+from onepeace.model import OnePeace
+
+WAVE = {"stem": "wave", "convs": [[16, 10, 5], [16, 3, 2], [16, 3, 2], [16, 2, 2]], "num_buckets": 6}
+CONVS = {"pos_depth": 3, "pos_kernel": 5, "pos_groups": 4}
+VARIANTS = {
+    "text": ("text", {"vocab_size": 90, "num_positions": 40, "num_buckets": 4}),
+    "image": ("image", {"grid": 3, "bias_grid": 3}),
+    "image with conv stem": ("image", {"grid": 3, "bias_grid": 3, "patch_size": 8, "stem": "conv"}),
+    "audio": ("audio", {**WAVE, **CONVS}),
+    "audio with even kernel": ("audio", {**WAVE, **CONVS, "pos_kernel": 4}),
+    "audio with mel stem": ("audio", {"stem": "mel", "num_mels": 16, "width": 4, "num_buckets": 6, **CONVS}),
+}
+ALL = ("text", "image", "audio")
+LENGTHS = {"text": [3, 12, 1, 30, 7, 12], "audio": [1700, 3300, 500, 6000, 2111, 2100]}
+
+
+DECODER = MaskedDecoderConfig(16, 2, 2, 24)
+
+
+def small_model(*variants: str, decoder: MaskedDecoderConfig | None = DECODER, **config) -> OnePeace:
+    """A model of width 32 and two blocks of some VARIANTS, in eval mode."""
+    adapters = dict(VARIANTS[variant] for variant in variants)
+    fields = {"dim": 32, "embed_dim": 24, "depth": 2, "num_heads": 4, "ffn_dim": 48, "heads": tuple(adapters)}
+    fields |= {"adapters": adapters, "decoder": decoder, **config}
+    model = OnePeace(ModelConfig(**fields))
+    return randomise(model).eval()
+
+
+@torch.no_grad()
+def randomise(model: OnePeace) -> OnePeace:
+    """Give every parameter numbers of ordinary size: a missing or misplaced term then shows."""
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim == 0:
+            continue
+        if parameter.ndim >= 2 and not name.endswith(("cls_token", "cls_pos")) and "embed" not in name:
+            parameter.copy_(noise * (1.0 if "bias_tables" in name else parameter[0].numel() ** -0.5))
+        else:
+            gain = ".norm" in name and name.endswith("weight")
+            parameter.copy_(noise * 0.3 + (1.0 if gain else 0.0))
+    return model
+
+
+def item(key: str, index: int) -> dict[str, Tensor]:
+    """A batch of one; its length varies with ``index``."""
+    generator = torch.Generator().manual_seed(index)
+    if key == "text":
+        ids = torch.randint(4, 90, (1, LENGTHS[key][index]), generator=generator)
+        return {"ids": torch.cat([ids, torch.tensor([[2]])], dim=1)}
+    if key == "audio":
+        waveform = torch.randn(1, LENGTHS[key][index], generator=generator)
+        return {"waveform": waveform, "lengths": torch.tensor([waveform.shape[1]])}
+    return {"pixels": torch.randn(1, 3, 48, 48, generator=generator)}
+
+
+def together(items: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Items of one modality as a batch, padded to the longest."""
+    items = list(items)
+    batch = {}
+    for name in items[0]:
+        tensors = [one[name] for one in items]
+        if name in ("ids", "waveform"):
+            longest = max(tensor.shape[1] for tensor in tensors)
+            fill = 1 if name == "ids" else 0
+            tensors = [F.pad(tensor, (0, longest - tensor.shape[1]), value=fill) for tensor in tensors]
+        batch[name] = torch.cat(tensors)
+    return batch
+
+
+def batch_of(model: OnePeace, indices: Iterable[int]) -> dict[str, dict[str, Tensor]]:
+    """A batch of these items in every modality of the model."""
+    indices = list(indices)
+    return {key: together(item(key, index) for index in indices) for key in model.adapters}

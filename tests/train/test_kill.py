@@ -1,0 +1,449 @@
+"""A run that is killed, stopped, cut off or fed with nonsense goes on as if nothing had been, or says what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.small_shards import COLOURS, square, write_shards
+from test_streams import entry
+from test_train import DENOISING, MODEL, recipe
+
+from onepeace import cli
+from onepeace.errors import UserError
+from onepeace.train import checkpoint, loop
+from onepeace.train.log import Log, read_log
+from onepeace.train.state import State
+
+resource = pytest.importorskip("resource", reason="needs the signals and limits of POSIX")
+
+STEPS = 24
+CLOCK = ("items_per_second", "data_wait", "seconds", "peak_gigabytes")
+"""Fields of a log that are not the same in two runs."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As in the processes started here: how a sum is split over threads shows in its last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def hard(root, out, stream=False):
+    """A recipe that uses all the chance there is: drop path, augmentation, masks; and averaged weights, a worker."""
+    return recipe(
+        root,
+        out,
+        steps=STEPS,
+        **DENOISING,
+        model={**MODEL, "modalities": ["text", "image"], "drop_path": 0.3},
+        data={
+            "root": str(root),
+            "train": [{"shards": "squares.tar", "pair": ["image", "text"]}],
+            "augment": {"image": {"crop_scale": [0.5, 1.0], "flip": True, "color": 0.2}},
+            "stream": stream,
+            "shuffle_buffer": 30,
+        },
+        run={
+            "out": str(out),
+            "batch_size": 8,
+            "workers": 1,
+            "log_every": 1,
+            "save_every": 3,
+            "precision": "float32",
+            "ema": 0.9,
+        },
+    )
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["memory", "stream"])
+def whole(request, root, tmp_path_factory):
+    """(stream or not, folder of a run that nothing interrupted)."""
+    out = tmp_path_factory.mktemp("whole")
+    torch.set_num_threads(1)
+    loop.train(hard(root, out, request.param))
+    return request.param, out
+
+
+def assert_same(out, whole):
+    lines = [
+        [{name: value for name, value in line.items() if name not in CLOCK} for line in read_log(folder / "log.jsonl")]
+        for folder in (out, whole)
+    ]
+    assert [line["step"] for line in lines[0]] == list(range(1, STEPS + 1))
+    assert lines[0] == lines[1]
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (out, whole)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def start(path, *overrides):
+    """`onepeace train` in a process group of its own."""
+    package = str(Path(loop.__file__).parents[2])
+    return subprocess.Popen(
+        [sys.executable, "-m", "onepeace", "train", str(path), *overrides],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package},
+    )
+
+
+def read_until(process, lines):
+    """What the process says up to its ``lines``-th line of a step, or to its end if there are fewer."""
+    said, seen = [], 0
+    while seen < lines and (line := process.stderr.readline()):
+        said.append(line)
+        seen += line.startswith("step ")
+    return "".join(said), seen
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_same_command_gives_the_same_run(root, whole, tmp_path):
+    stream, expected = whole
+    path, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    loop.write_config(hard(root, out, stream), path)
+    rng = np.random.default_rng(7 + stream)
+    went_on = []
+    for lines in rng.integers(4, 8, 3 if stream else 2):
+        process = start(path)
+        said, seen = read_until(process, lines)
+        assert seen == lines, said
+        time.sleep(rng.uniform(0, 0.04))  # anywhere in the step: a step takes so long
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        process.stderr.close()
+        went_on.append("going on from step" in said)
+    process = start(path)
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
+    assert went_on[-1], "killed after a checkpoint and before the end"
+    assert "going on from step" in said
+    assert_same(out, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [True], ids=["stream"], indirect=True)
+def test_sigterm_to_the_whole_group_saves_and_ends_well(root, whole, tmp_path):
+    """As a scheduler sends it: to the workers too."""
+    stream, expected = whole
+    path, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    loop.write_config(hard(root, out, stream), path)
+    process = start(path, "run.save_every=0")
+    read_until(process, 5)
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
+    (saved,) = checkpoint.files(out)
+    step = checkpoint.load(saved).step
+    assert 5 <= step < STEPS
+    assert f"onepeace: stopped after step {step}; the same command goes on" in said
+    assert "Traceback" not in said
+    assert "try it" not in said  # there is no model yet
+    process = start(path, "run.save_every=0")
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
+    assert f"going on from step {step}" in said
+    assert_same(out, expected)
+
+
+def test_cut_off_checkpoint_falls_back_on_the_one_before(root, whole, tmp_path, caplog):
+    stream, expected = whole
+    wanted = hard(root, tmp_path, stream)
+    loop.train(wanted, stop_at=10)
+    newest = checkpoint.files(tmp_path)[-1]
+    os.truncate(newest, newest.stat().st_size // 2)
+    loop.train(wanted)
+    assert newest.name == "step-00000009.safetensors"
+    assert f"{newest}: not a complete checkpoint" in caplog.text
+    assert "going on from step 6" in caplog.text
+    assert_same(tmp_path, expected)
+
+
+@contextmanager
+def no_file_above(size):
+    """What a full disk does to a file that is being written, in the middle of it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("whole", [False], ids=["memory"], indirect=True)
+def test_full_disk_is_one_line_and_the_run_goes_on_with_more_room(root, whole, tmp_path, capsys):
+    path, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    loop.write_config(hard(root, out), path)
+    loop.train(hard(root, out), stop_at=4)
+    kept = checkpoint.files(out)[-1]
+    before = kept.read_bytes()
+    capsys.readouterr()
+    with no_file_above(len(before) // 2):
+        code = cli.main(["train", str(path), "run.workers=0"])  # what a worker hands over would count as a file
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("onepeace: ")]
+    assert code == 1
+    assert f"{out}: the checkpoint of step 6 cannot be written" in said[-1]
+    assert "make room, and the same command goes on" in said[-1]
+    assert checkpoint.files(out) == [kept]
+    assert kept.read_bytes() == before
+    assert not list(out.glob("*.tmp"))
+    assert cli.main(["train", str(path)]) == 0
+    assert_same(out, whole[1])
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_full_disk_is_one_line_where_each_process_writes_its_share(tmp_path):
+    model = torch.nn.Linear(100, 100)
+    state = State(model, torch.optim.AdamW(model.parameters()), {}, sharded=True)
+    state.save(tmp_path, 1, "seed: 1\n", {}, keep=2)
+    with no_file_above(10_000), pytest.raises(UserError, match=r"step 2 cannot be written .*File too large"):
+        state.save(tmp_path, 2, "seed: 1\n", {}, keep=2)
+    assert checkpoint.newest(tmp_path).step == 1
+
+
+def test_full_disk_at_a_line_of_the_log_names_the_log(tmp_path):
+    journal = Log(tmp_path)
+    journal.write(1, {"loss": 1.0})
+    with no_file_above(30), pytest.raises(UserError, match=r"log\.jsonl: the line of step 2 cannot be written .*room"):
+        journal.write(2, {"loss": 1.0})
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("damage", ["cut", "gone", "one of two"])
+def test_damaged_shares_fall_back_on_the_checkpoint_before(tmp_path, caplog, damage):
+    model = torch.nn.Linear(10, 10)
+    state = State(model, torch.optim.AdamW(model.parameters()), {}, sharded=True)
+    for step in (1, 2):
+        state.save(tmp_path, step, "seed: 1\n", {}, keep=2)
+    (share,) = checkpoint.files(tmp_path)[1].glob("*.safetensors")
+    if damage == "cut":
+        os.truncate(share, share.stat().st_size - 100)
+    elif damage == "gone":
+        share.unlink()
+    else:
+        about = share.with_name(checkpoint.ABOUT)
+        about.write_text(json.dumps({**json.loads(about.read_text()), "shares": 2}))
+    assert checkpoint.newest(tmp_path).step == 1
+    assert "step-00000002: not a complete checkpoint" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_shares_of_another_model_are_named_in_one_line(tmp_path):
+    first, second = torch.nn.Linear(10, 10), torch.nn.Linear(10, 20)
+    State(first, torch.optim.AdamW(first.parameters()), {}, True).save(tmp_path, 1, "", {}, keep=2)
+    with pytest.raises(UserError, match="step-00000001: not a checkpoint of this run") as caught:
+        State(second, torch.optim.AdamW(second.parameters()), {}, True).restore(checkpoint.newest(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_evaluation_that_fails_loses_nothing_and_is_made_at_the_next_start(root, tmp_path):
+    def fails(model, processors):
+        raise UserError("no such shards")
+
+    wanted = recipe(root, tmp_path, steps=4, run={**RUN, "out": str(tmp_path), "eval_every": 2})
+    for step in (2, 4):
+        with pytest.raises(UserError, match="no such shards"):
+            loop.train(wanted, fails)
+        saved = checkpoint.newest(tmp_path)
+        assert (saved.step, saved.score) == (step, None)
+        loop.train(wanted, lambda model, processors: {"a": 0.5, "b": 0.7}, stop_at=3)
+    assert checkpoint.newest(tmp_path).score == pytest.approx(0.6)
+    loop.train(wanted, fails)  # it is not made again
+    lines = read_log(tmp_path / "log.jsonl")
+    assert [line["step"] for line in lines if "valid/a" in line] == [2, 4]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+def test_half_a_vocabulary_is_not_taken_for_the_run_s(root, tmp_path, capsys):
+    path, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    loop.write_config(recipe(root, out, steps=1), path)
+    with no_file_above(4000):
+        assert cli.main(["train", str(path)]) == 1
+    assert "too large" in capsys.readouterr().err
+    assert cli.main(["train", str(path)]) == 0
+    assert (out / "tokenizer.json").stat().st_size > 4000
+
+
+def poison(monkeypatch, steps):
+    """One picture of the batch is not a number in these steps; returns the keys of each step's samples."""
+    to_device, keys = loop.to_device, []
+
+    def move(batch, device):
+        keys.append(batch["keys"])
+        if len(keys) in steps:
+            batch["image"]["pixels"][1] = torch.nan
+        return to_device(batch, device)
+
+    monkeypatch.setattr(loop, "to_device", move)
+    return keys
+
+
+RUN = {"batch_size": 4, "workers": 0, "log_every": 1, "save_every": 0, "precision": "float32"}
+
+
+def test_step_with_a_gradient_that_is_no_number_is_left_out_and_named(root, tmp_path, monkeypatch, caplog):
+    keys = poison(monkeypatch, {3, 5})
+    loop.train(recipe(root, tmp_path, steps=7, run={**RUN, "out": str(tmp_path), "ema": 0.9, "skip": 1}))
+    warnings = [record.message for record in caplog.records if "left out" in record.message]
+    assert warnings == [
+        f"the gradient of step {step} is nan: left out; its samples: {', '.join(keys[step - 1])}" for step in (3, 5)
+    ]
+    lines = {line["step"]: line for line in read_log(tmp_path / "log.jsonl")}
+    assert [step for step, line in lines.items() if "loss" in line] == [1, 2, 4, 6, 7]
+    saved = checkpoint.newest(tmp_path)
+    assert {int(state["step"]) for state in saved.optimizer["state"].values()} == {5}
+    assert all(tensor.isfinite().all() for tensor in [*saved.model.values(), *saved.ema.values()])
+
+
+def test_too_many_such_steps_in_a_row_stop_the_run(root, tmp_path, monkeypatch, capsys):
+    keys = poison(monkeypatch, {2, 4, 5, 6})
+    path, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    loop.write_config(recipe(root, out, steps=9, run={**RUN, "out": str(out), "save_every": 3, "skip": 2}), path)
+    assert cli.main(["train", str(path)]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"onepeace: {out}: the gradient of step 6 is nan, as of the 2 steps before; lower optim.lr")
+    assert all(key in last for key in keys[5])
+    assert checkpoint.newest(out).step == 3
+
+
+def test_tensorboard_gets_the_losses_and_only_once(root, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = {**RUN, "out": str(tmp_path), "save_every": 2, "trackers": ["tensorboard"]}
+    loop.train(recipe(root, tmp_path, steps=5, run=run), stop_at=3)
+    loop.train(recipe(root, tmp_path, steps=5, run=run))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    lines = read_log(tmp_path / "log.jsonl")
+    for name in ("loss", "contrastive/text+image"):
+        found = [(event.step, pytest.approx(event.value)) for event in events.Scalars(name)]
+        assert found == [(line["step"], line[name]) for line in lines]
+
+
+@pytest.mark.slow
+def test_wandb_offline_keeps_each_run_in_its_folder(root, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for out in (tmp_path / "a" / "run", tmp_path / "b" / "run"):
+        loop.train(recipe(root, out, steps=2, run={**RUN, "out": str(out), "trackers": ["wandb"]}))
+    ids = [(tmp_path / name / "run" / "wandb.id").read_text() for name in "ab"]
+    for name, own, other in zip("ab", ids, reversed(ids), strict=True):
+        (file,) = (tmp_path / name / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+        data = file.read_bytes()
+        assert own.encode() in data
+        assert other.encode() not in data
+        assert data.count(b"contrastive/text+image") >= 2  # one record a step
+
+
+def sentences(folder, broken=()):
+    """A shard of squares whose captions have 1 to 30 words; the pictures in ``broken`` are none."""
+    rng = np.random.default_rng(5)
+    words = [*COLOURS, "a", "very", "square", "of", "light"]
+    with tarfile.open(folder / "sentences.tar", "w") as tar:
+        for i in range(64):
+            picture = square(COLOURS[words[i % len(COLOURS)]], rng)
+            caption = " ".join(rng.choice(words, int(rng.integers(1, 31))))
+            entry(tar, f"s{i}.png", b"nothing" if i in broken else picture)
+            entry(tar, f"s{i}.json", json.dumps({"captions": [caption]}).encode())
+    return folder
+
+
+def streamed(root, out, **run):
+    return recipe(
+        root,
+        out,
+        steps=6,
+        processors={"image": {"size": 24}, "text": {"max_tokens": 30}},
+        data={
+            "root": str(root),
+            "train": [{"shards": "sentences.tar", "pair": ["image", "text"]}],
+            "stream": True,
+            "shuffle_buffer": 20,
+        },
+        run={**RUN, "out": str(out), "batch_size": 16, **run},
+    )
+
+
+def test_padding_of_texts_of_many_lengths_stays_below_a_tenth(root, tmp_path):
+    sentences(tmp_path)
+    padding = {}
+    for most in (0.1, 1.0):
+        out = tmp_path / f"padding {most}"
+        loop.train(streamed(tmp_path, out, max_padding=most))
+        padding[most] = [line["padding"] for line in read_log(out / "log.jsonl")]
+    assert max(padding[0.1]) < 0.1
+    assert min(padding[1.0]) > 0.1  # there was something to gain
+
+
+def test_broken_sample_of_a_stream_is_counted_and_named(tmp_path, caplog):
+    sentences(tmp_path, broken={11})
+    loop.train(streamed(tmp_path, tmp_path / "run"))  # 6 steps of 16 items: one epoch and a half
+    lines = read_log(tmp_path / "run" / "log.jsonl")
+    assert 1 <= sum(line["replaced"] for line in lines) <= 2
+    named = [record.message for record in caplog.records if "cannot be decoded" in record.message]
+    assert len(named) == 1
+    assert "sentences.tar: s11 cannot be decoded, another item takes its place" in named[0]
+
+
+def test_run_folder_says_how_it_was_made_and_how_it_went(root, tmp_path):
+    for _ in range(2):
+        loop.train(recipe(root, tmp_path, steps=2, run={**RUN, "out": str(tmp_path)}))
+    for line in read_log(tmp_path / "log.jsonl"):
+        assert 0 <= line["data_wait"] <= 1
+        assert 0 <= line["padding"] < 1
+        assert line["peak_gigabytes"] > 0.01
+        assert line["seconds"] > 0
+        assert line["items_per_second"] > 0
+        assert line["replaced"] == 0
+        assert {"loss", "contrastive/text+image", "lr", "grad_norm", "logit_scale"} <= line.keys()
+    starts = [json.loads(line) for line in (tmp_path / "environment.jsonl").read_text().splitlines()]
+    assert len(starts) == 2
+    assert starts[0]["torch"] == torch.__version__
+    assert starts[0]["command"] == sys.argv
+    assert {"onepeace", "python", "commit", "machine", "processors", "threads"} <= starts[0].keys()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["memory", "stream"])
+def test_two_pairs_train_together(root, tmp_path, stream):
+    wanted = recipe(
+        root,
+        tmp_path,
+        steps=30,
+        model={**MODEL, "modalities": ["text", "image", "audio"], "heads": ["text", "image", "audio"]},
+        optim={"lr": 1e-3},
+        data={
+            "root": str(root),
+            "train": [
+                {"shards": "squares.tar", "pair": ["image", "text"]},
+                {"shards": "tones.tar", "pair": ["audio", "text"]},
+            ],
+            "stream": stream,
+        },
+        run={**RUN, "out": str(tmp_path), "batch_size": {"image+text": 24, "audio+text": 16}},
+    )
+    loop.train(wanted)
+    lines = read_log(tmp_path / "log.jsonl")
+    for name in ("contrastive/text+image", "contrastive/text+audio"):
+        assert all(name in line for line in lines)
+        assert lines[-1][name] < 0.8 * lines[0][name], name

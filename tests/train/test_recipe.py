@@ -1,0 +1,286 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from onepeace.cli import main
+from onepeace.commands import plot
+from onepeace.errors import UserError
+from onepeace.train.recipe import check_same, from_yaml, read_recipe, read_term, split_term, to_yaml
+
+FULL = """
+seed: 3
+model: {size: tiny, drop_path: 0.1}
+processors: {image: {size: 96}}
+tokenizer: {vocab_size: 4000}
+data:
+  root: ${ONEPEACE_DATA}
+  train:
+    - {shards: "image/*.tar", pair: [image, text], weight: 0.5}
+    - {shards: "audio/*.tar", pair: [audio, text]}
+  templates: {image: ["a photo of a {}"]}
+  augment: {image: {crop_scale: [0.5, 1.0], flip: true}, audio: {gain_db: 6}}
+  drop: {image: 0.5}
+mask: {text: {unimodal: 0.15, joint: 0.4, unit: word}, audio: {joint: 0.45, unit: span}}
+objective: {contrastive: {weight: 1.0}, denoising/text: {weight: 0.5, scale: 2.5}}
+freeze: {except: ["adapters.audio.*"]}
+optim: {lr: 1e-3, grad_clip: null}
+schedule: {steps: 2e4, warmup_ratio: 0.1}
+run: {out: runs/x, batch_size: {image+text: 256, audio+text: 64}}
+evaluate: {recipe: evaluate.yaml}
+"""
+
+
+@pytest.fixture
+def full(tmp_path):
+    path = tmp_path / "full.yaml"
+    path.write_text(FULL)
+    return path
+
+
+def test_fields_are_typed(full):
+    recipe = read_recipe(full)
+    assert recipe.optim.lr == 1e-3  # YAML reads 1e-3 as text
+    assert recipe.optim.grad_clip is None
+    assert (recipe.schedule.steps, recipe.schedule.warmup) == (20000, 2000)
+    assert recipe.data.train[0].pair == ("image", "text")
+    assert recipe.mask["audio"].unimodal is None
+    assert (recipe.batch_size("image+text"), recipe.batch_size("audio+text")) == (256, 64)
+    assert recipe.freeze == {"except": ("adapters.audio.*",)}
+    with pytest.raises(AttributeError):
+        recipe.seed = 4
+
+
+def test_recipe_to_yaml_and_back(full):
+    recipe = read_recipe(full)
+    assert from_yaml(to_yaml(recipe), "again") == recipe
+    assert to_yaml(from_yaml(to_yaml(recipe), "again")) == to_yaml(recipe)
+
+
+def test_overrides_replace_fields(full):
+    overrides = ["run.batch_size=8", "optim.lr=2e-4", "data.train.1.weight=3", "data.root=/x", "seed=8", "seed=9",
+                 "objective.denoising/text.weight=0.1", "model.new.deep=[1, 2]"]  # fmt: skip
+    recipe = read_recipe(full, overrides)
+    assert recipe.batch_size("audio+text") == 8
+    assert recipe.optim.lr == 2e-4
+    assert recipe.data.train[1].weight == 3
+    assert recipe.data.root == "/x"
+    assert recipe.objective["denoising/text"] == {"weight": 0.1, "scale": 2.5}
+    assert recipe.model["new"] == {"deep": [1, 2]}
+    assert recipe.seed == 9
+
+
+def test_base_is_merged_field_by_field(full):
+    child = full.parent / "child.yaml"
+    child.write_text(
+        "base: full.yaml\noptim: {lr: 7.0e-4}\nobjective: {denoising/text: null, denoising/image: {weight: 2}}\n"
+        "mask: {audio: null}\ndata: {drop: {image: null}, train: [{shards: a.tar, pair: [image, text]}]}\n"
+    )
+    recipe = read_recipe(child)
+    assert recipe.optim.lr == 7e-4
+    assert recipe.optim.grad_clip is None  # of the base
+    assert recipe.objective == {"contrastive": {"weight": 1.0}, "denoising/image": {"weight": 2}}
+    assert set(recipe.mask) == {"text"}
+    assert recipe.data.token_dropout == {}
+    assert len(recipe.data.train) == 1
+    grandchild = full.parent / "grandchild.yaml"
+    grandchild.write_text("base: child.yaml\n")
+    with pytest.raises(UserError, match=r"child\.yaml has a base itself"):
+        read_recipe(grandchild)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", r"full\.yaml: optim\.lrr is not a field; did you mean optim\.lr\?"),
+        ("data.train.0.wieght=1", r"data\.train\[0\]\.wieght is not a field; did you mean data\.train\[0\]\.weight\?"),
+        ("mask.text.unit=words", "unit 'words' is not known; known: word, token, patch, span"),
+        ("run.batch_size={image+text: 4}", r"run\.batch_size has no audio\+text"),
+        ("run.batch_size=0", r"run\.batch_size 0 should be at least 1"),
+        ("run.precision=float64", "'float64' is not known; known: auto, float32, bfloat16"),
+        ("schedule.name=linear", "'linear' is not known; known: cosine, constant"),
+        ("data.train.1.pair=[text, image]", r"image\+text and text\+image; use one order"),
+        ("data.train.0.pair=[image, image]", "should be different modalities"),
+        ("data.train.0.weight=0", "should be above 0"),
+        ("data.batches=by_sauce", "'by_sauce' is not known; known: mixed, by_source"),
+        ("data.train=[]", r"data\.train is empty"),
+        ("data.augment.image.zoom=2", r"zoom is not a field"),
+        ("data.templates.image=[a photo]", r"'a photo' should have one \{\}"),
+        ("data.templates.image=['{} and {x}']", r"'\{\} and \{x\}' should have one \{\}, for the class name, alone"),
+        ("data.templates.image=['{} and {}']", r"should have one \{\}"),
+        ("data.templates.image=['{} and {']", r"should have one \{\}"),
+        ("data.valid=[]", r"data\.valid is not a field"),
+        ("data.token_dropout.image=1.5", r"data\.drop\.image is 1\.5"),
+        ("optim.betas=[0.9]", "should be two numbers"),
+        ("optim.betas=[0.9, 1.5]", r"\[0\.9, 1\.5\] should be two numbers from 0 to below 1"),
+        ("optim.lr=-1e-3", r"optim\.lr -0\.001 should not be negative"),
+        ("optim.groups={heads.*: {lr: 1}}", r"heads\.\*\.lr is not a field; known: lr_scale, weight_decay"),
+        ("optim.groups={heads.*: {lr_scale: -1}}", "lr_scale -1.0 should not be negative"),
+        ("run.log_every=0", r"run\.log_every 0 should be at least 1"),
+        ("run.workers=-1", r"run\.workers -1 should not be negative"),
+        ("run.ema=1", r"run\.ema 1\.0 should be from 0 to below 1"),
+        ("tokenizer={name: released}", r"tokenizer\.name 'released' is not known; known: clip"),
+        ("tokenizer={vocabsize: 300}", r"tokenizer\.vocabsize is not a field; did you mean tokenizer\.vocab_size"),
+        ("tokenizer={name: clip, file: x.json}", r"file x\.json and tokenizer\.name clip: give one"),
+        ("objective={}", "objective is empty; give at least one term of contrastive, denoising, distillation"),
+        ("objective.contrastiv={}", r"objective\.contrastiv is not a term; known: contrastive, denoising"),
+        ("objective.contrastive.weigth=1", r"objective\.contrastive: weigth is not a field; did you mean weight\?"),
+        ("objective.contrastive.equal_caption=true", "equal_caption is not a field; did you mean multi_positive"),
+        ("objective.contrastive.weight=much", r"objective\.contrastive: weight should be float, not 'much'"),
+        ("objective.contrastive.weight=.nan", "weight is nan, not a number"),
+        ("objective.denoising/text.teacher=me", "teacher 'me' is not known; known: alone, together"),
+        ("objective.denoising/text.keys=all", "keys 'all' is not known; known: local, global"),
+        ("objective={distillation/image: {}}", r"objective\.distillation/image: teacher is missing"),
+        ("objective={distillation/image: {teacher: x, by: names}}", "by 'names' is not known; known: keys, captions"),
+        ("evaluate={sets: [flickr8k]}", "evaluate: recipe is missing"),
+        ("evaluate={recipe: x.yaml, set: [a]}", "evaluate: set is not a field; did you mean sets"),
+        ("seed=-1", "should not be negative"),
+        ("evaluate={retrieval: {on: valid}}", "the key True is no text.*quote it"),
+        ("data.train.7.weight=1", "7 is not one of the list's places, 0 to 1"),
+        ("optim.lr.x=1", "lr is a value and has no fields"),
+        ("optim.lr", "is not an override; write it as a.b=value"),
+        ("optim.lr=[", "the value is not YAML"),
+    ],
+)
+def test_mistakes_are_one_line(full, override, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_recipe(full, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("weight", ["1e-3", "0.001"])
+def test_a_weight_may_be_written_as_any_number(full, weight):
+    (term, *_) = read_recipe(full, [f"objective.contrastive.weight={weight}"]).objective.items()
+    assert read_term(*term).weight == 0.001
+
+
+def test_a_term_without_options_takes_the_defaults_and_null_takes_out_one_of_the_base(tmp_path):
+    plain = "model: {size: tiny}\ndata: {train: [{shards: a.tar, pair: [image, text]}]}\nschedule: {steps: 1}\n"
+    (tmp_path / "base.yaml").write_text(f"{plain}run: {{out: x}}\nobjective:\n  contrastive:\n")
+    (tmp_path / "child.yaml").write_text("base: base.yaml\nobjective:\n  contrastive:\n  denoising/image:\n")
+    assert read_recipe(tmp_path / "base.yaml").objective == {"contrastive": {}}
+    assert read_recipe(tmp_path / "child.yaml").objective == {"denoising/image": {}}
+    assert read_recipe(tmp_path / "child.yaml", ["objective.denoising/text={}", "objective.denoising/image=null"]
+                       ).objective == {"denoising/text": {}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("contrastive", ("contrastive", [])),
+        ("denoising/image", ("denoising", ["image"])),
+        ("denoising:a/image+text", ("denoising", ["image", "text"])),
+        ("distillation:captions/image", ("distillation", ["image"])),
+    ],
+)
+def test_a_label_is_no_part_of_kind_or_modalities(name, parts):
+    assert split_term(name) == parts
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["run.batch_size=8", "run.grad_cache_chunks=2", "run.precision=bfloat16", "run.ema=0.9", "run.max_padding=0.5",
+     "run.max_bad_steps=9", "optim.lr=2e-4", "seed=4", "tokenizer.vocab_size=300", "data.token_dropout.image=0.25",
+     "objective.contrastive.weight=2"],
+)  # fmt: skip
+def test_a_run_does_not_go_on_under_a_recipe_that_trains_otherwise(full, override):
+    saved = to_yaml(read_recipe(full))
+    name = "objective" if override.startswith("objective") else override.partition("=")[0].removesuffix(".image")
+    with pytest.raises(UserError, match=f"holds a run with another {name}, .* and not .*; give run.out") as caught:
+        check_same(saved, to_yaml(read_recipe(full, [override])), Path("runs/x"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["run.out=y", "run.log_every=3", "run.eval_every=3", "run.save_every=3", "run.save_minutes=3", "run.keep=3",
+     "run.workers=3", "run.loggers=[wandb]", "run.parallel=fsdp", "run.compile=true",
+     "run.checkpoint_activations=true", "data.root=/y", "evaluate={}", "evaluate.recipe=other.yaml"],
+)  # fmt: skip
+def test_a_run_goes_on_although_what_does_not_train_is_another(full, override):
+    check_same(to_yaml(read_recipe(full)), to_yaml(read_recipe(full, [override])), Path("runs/x"))
+
+
+def test_a_run_of_an_older_version_goes_on_if_its_fields_say_the_same(full):
+    plain = ["optim.groups={}", "run.max_bad_steps=3"]
+    old = yaml.safe_load(to_yaml(read_recipe(full, plain)))
+    old["data"]["valid"] = []  # a field that is gone
+    old["tokenizer"] = {"vocab_size": 4000}
+    del old["optim"]["groups"], old["run"]["skip"]
+    check_same(yaml.safe_dump(old), to_yaml(read_recipe(full, plain)), Path("runs/x"))
+    new = to_yaml(read_recipe(full, ["optim.groups={heads.*: {lr_scale: 0.1}}"]))
+    with pytest.raises(UserError, match=r"another optim\.groups"):
+        check_same(yaml.safe_dump(old), new, Path("runs/x"))
+
+
+# onepeace plot
+
+
+BOOKKEEPING = {
+    "grad_norm": 1.5, "replaced": 0.25, "padding": 0.05, "lr": 1e-3, "items_per_second": 10.5, "data_wait": 0.01,
+    "seconds": 0.5, "logit_scale": 20.0, "peak_gigabytes": 1.5,
+}  # fmt: skip
+"""What the loop logs besides losses and scores."""
+
+
+def write_run(folder, steps, offset=0.0):
+    folder.mkdir(parents=True)
+    lines = [
+        {"step": step, "loss": 5 / step + offset, "denoising/image": 1.0, **BOOKKEEPING}
+        for step in range(10, steps + 1, 10)
+    ]
+    lines.append({"step": steps, "valid/emoji": 0.25 + offset, "valid": {"esc50": {"top1": 0.5}}})
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(folder)
+
+
+def test_plot_draws_every_loss_and_score_of_all_runs(tmp_path, capsys, monkeypatch):
+    drawn = {}
+    draw = plot.draw
+    monkeypatch.setattr(plot, "draw", lambda curves, output: (drawn.update(curves), draw(curves, output)))
+    runs = [write_run(tmp_path / "runs" / name, steps) for name, steps in (("a", 40), ("b", 2000))]
+    assert main(["plot", *runs, "-o", str(tmp_path / "new" / "plot.png")]) == 0
+    assert {name: set(curves) for name, curves in drawn.items()} == {
+        name: {"loss", "denoising/image", "valid/emoji", "valid/esc50/top1"} for name in ("a", "b")
+    }
+    assert drawn["a"]["loss"] == [(step, 5 / step) for step in (10, 20, 30, 40)]
+    assert "4 curves of 2 runs" in capsys.readouterr().out
+    from PIL import Image
+
+    with Image.open(tmp_path / "new" / "plot.png") as picture:
+        assert picture.width > 600
+        colors = {color for _, color in picture.convert("RGB").getcolors(1 << 24)}
+    assert {tuple(bytes.fromhex(color[1:])) for color in plot.COLORS[:2]} <= colors
+
+
+def test_plot_draws_scores_measured_once_as_bars_in_one_panel(tmp_path):
+    """Twenty of them, as every recipe measures at its end, were twenty panels with a dot each."""
+    from PIL import Image
+
+    folder = Path(write_run(tmp_path / "run", 40))
+    with open(folder / "log.jsonl", "a") as log:
+        log.write(json.dumps({"step": 40, **{f"valid/set{i}/top-1": i / 20 for i in range(20)}}) + "\n")
+    assert main(["plot", str(folder), "-o", str(tmp_path / "plot.png")]) == 0
+    with Image.open(tmp_path / "plot.png") as picture:
+        assert picture.height < 1.5 * picture.width
+
+
+def test_plot_names_a_run_by_what_distinguishes_it(tmp_path):
+    runs = [write_run(tmp_path / "x" / "seed1", 20), write_run(tmp_path / "y" / "seed1", 20)]
+    assert list(plot.labels(runs)) == ["x/seed1", "y/seed1"]
+    assert list(plot.labels([f"{runs[0]}/log.jsonl"])) == ["seed1"]
+
+
+def test_plot_of_nothing_is_an_error(tmp_path, capsys):
+    assert main(["plot", str(tmp_path), "-o", str(tmp_path / "x.png")]) == 1
+    assert "log.jsonl: no such file" in capsys.readouterr().err
+    run = write_run(tmp_path / "a", 20)
+    assert main(["plot", run, "-o", str(tmp_path / "x.png"), "--from-step", "30"]) == 1
+    assert "nothing to draw" in capsys.readouterr().err
+
+
+def test_plot_tells_losses_from_scores():
+    assert [plot.is_loss(name) for name in ("loss", "denoising/text", "contrastive/audio+text", "valid/emoji")] == [
+        True, True, True, False,
+    ]  # fmt: skip

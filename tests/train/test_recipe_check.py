@@ -1,0 +1,131 @@
+"""Recipes whose parts do not fit together are one line, before any data is read; those that fit make a vocabulary."""
+
+import pytest
+
+from onepeace.config import build
+from onepeace.cost import plan
+from onepeace.errors import UserError
+from onepeace.processors.tokenizer import read_tokenizer
+from onepeace.train.build import make_config, make_processors, make_tokenizer
+from onepeace.train.recipe import Recipe
+
+SMALL = {"size": "tiny", "dim": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "ffn_dim": 64}
+MASK = {
+    "image": {"unit": "patch", "unimodal": 0.75, "joint": 0.7},
+    "text": {"unit": "word", "unimodal": 0.15, "joint": 0.4},
+}
+IMAGES = {"shards": "images.tar", "pair": ["image", "text"]}
+SOUNDS = {"shards": "sounds.tar", "pair": ["audio", "text"]}
+
+
+def recipe(model=None, train=(IMAGES,), data=None, **fields):
+    content = {
+        "model": {**SMALL, **(model or {})},
+        "data": {"train": list(train), **(data or {})},
+        "objective": {"contrastive": {}},
+        "schedule": {"steps": 1},
+        "run": {"out": "unused"},
+        **fields,
+    }
+    return build(Recipe, content, "recipe")
+
+
+def objective(*names, **options):
+    return {"objective": dict.fromkeys(names, options)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train": [{"shards": "x.tar", "pair": ["image", "txt"]}]},
+         r"the pair image\+txt has 'txt', the model does not; it has text, image, audio"),
+        ({"train": [IMAGES, SOUNDS], "model": {"modalities": ["text", "image"]}}, "has 'audio', the model does not"),
+        (objective("contrastive/audio+text"),
+         r"objective\.contrastive/audio\+text is not a term that a pair .* can feed; there are image\+text"),
+        ({"train": [{"shards": "x.tar", "pair": ["image"]}]}, r"objective\.contrastive is not a term that a pair"),
+        (objective("contrastive/image"), "compares modalities and has one"),
+        (objective("contrastive", "contrastive/image+text"),
+         r"objective has contrastive and contrastive/image\+text, both of image\+text; take one"),
+        (objective("contrastive/image+text", "contrastive:b/text+image"), "both of text.image"),
+        ({"model": {"heads": ["text"]}}, r"objective\.contrastive needs a projection of image; add it to model\.heads"),
+        ({"train": [IMAGES, SOUNDS], **objective("contrastive/image+text")},
+         r"no term of the objective is of the pair audio\+text"),
+        (objective("denoising/image"), r"objective\.denoising/image needs mask\.image\.unimodal"),
+        ({**objective("denoising/image"), "mask": {"image": {"unit": "patch", "joint": 0.7}}},
+         r"objective\.denoising/image needs mask\.image\.unimodal"),
+        ({**objective("denoising:a/image+text"), "mask": {"image": MASK["image"]}},
+         r"denoising:a/image\+text needs mask\.text\.joint"),
+        ({**objective("denoising/image+text"), "mask": {**MASK, "text": {"unit": "word", "unimodal": 0.15}}},
+         r"needs mask\.text\.joint"),
+        ({"mask": {"image": {"unit": "word", "unimodal": 0.5}}},
+         r"mask\.image\.unit 'word' is not for image; known: patch, span"),
+        ({"mask": {"text": {"unit": "patch", "unimodal": 0.5}}},
+         r"mask\.text\.unit 'patch' is not for text; known: word, token"),
+        ({"mask": {"audio": {"unit": "span", "unimodal": 0.5}}},
+         r"mask\.audio: no pair of data\.train has audio; there are image"),
+        ({"data": {"token_dropout": {"audio": 0.5}}}, r"data\.drop\.audio: no pair"),
+        ({"data": {"templates": {"audio": ["{}"]}}}, r"data\.templates\.audio: no pair"),
+        ({"data": {"augment": {"audio": {}}}}, r"data\.augment\.audio: no pair"),
+        (objective("distillation/image", teacher="me"),
+         r"objective\.distillation/image: teacher 'me' is not known; known: efficientnet-lite0, minilm-l6-v2"),
+        (objective("distillation", teacher="minilm-l6-v2"), "has 0 modalities; give it one"),
+        (objective("distillation/image+text", teacher="minilm-l6-v2"), "has 2 modalities; give it one"),
+        (objective("distillation/text", teacher="minilm-l6-v2"), "a teacher of text reads captions; set by: captions"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit_together_are_one_line(fields, message):
+    with pytest.raises(UserError, match=message) as caught:
+        make_config(recipe(**fields))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"train": [IMAGES, SOUNDS], "data": {"token_dropout": {"image": 0.5}, "templates": {"audio": ["a {}"]}}},
+        {**objective("denoising", "denoising/image", "denoising:b/image+text"), "mask": MASK},
+        {"train": [IMAGES, SOUNDS], **objective("contrastive/image+text", "contrastive/audio+text")},
+        {"train": [{"shards": "x.tar", "pair": ["image"]}], **objective("denoising/image"),
+         "mask": {"image": MASK["image"]}},
+    ],
+)  # fmt: skip
+def test_parts_that_fit_together_pass(fields):
+    make_config(recipe(**fields))
+
+
+def test_a_label_does_not_change_what_a_run_takes():
+    def passes(*terms):
+        wanted = recipe(mask=MASK, **objective(*terms))
+        config = make_config(wanted)
+        model, item = plan.planned_model(wanted, config), plan.planned_item(config, IMAGES["pair"])
+        return [find(wanted, model, item, IMAGES["pair"]) for find in (plan.planned_passes, plan.hidden_counts)]
+
+    assert passes("denoising:a/text+image", "denoising:a/image") == passes("denoising/text+image", "denoising/image")
+
+
+# The vocabulary
+
+CAPTIONS = {f"the {kind} number {i} of many" for kind in ("first", "second", "third") for i in range(40)}
+
+
+def test_a_vocabulary_of_a_run_that_has_no_checkpoint_is_made_as_its_recipe_says_now(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    for size in (300, 290):
+        make_tokenizer(recipe(tokenizer={"vocab_size": size}), lambda: CAPTIONS, path)
+        assert read_tokenizer(path).get_vocab_size() == size
+
+
+def test_a_vocabulary_of_a_run_that_has_a_checkpoint_is_not_made_again(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    make_tokenizer(recipe(tokenizer={"vocab_size": 300}), lambda: CAPTIONS, path)
+    (tmp_path / "step-00000001.safetensors").touch()
+    before = path.read_bytes()
+    make_tokenizer(recipe(tokenizer={"vocab_size": 290}), pytest.fail, path)
+    assert path.read_bytes() == before
+
+
+def test_a_vocabulary_larger_than_the_models_is_one_line(tmp_path):
+    wanted = recipe({"adapters": {"text": {"vocab_size": 280}}}, tokenizer={"vocab_size": 300})
+    make_tokenizer(wanted, lambda: CAPTIONS, tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match=r"300 entries, more than model\.adapters\.text\.vocab_size 280; raise that"):
+        make_processors(make_config(wanted), tmp_path)

@@ -1,0 +1,149 @@
+"""Every training recipe there is: it loads, its model has the size it should, and it takes two steps shrunken."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from support.small_shards import write_shards
+
+from onepeace.config import SIZES, ModelConfig, build, read_yaml
+from onepeace.cost import plan
+from onepeace.embed.embedder import load
+from onepeace.model import OnePeace
+from onepeace.train import loop
+from onepeace.train.log import read_log
+from onepeace.train.recipe import from_yaml, read_recipe, to_yaml
+
+ROOT = Path(__file__).resolve().parents[2] / "recipes"
+
+
+def trains(path):
+    content = read_yaml(path)
+    base = read_yaml(path.parent / content["base"]) if "base" in content else {}
+    return "objective" in {**base, **content}
+
+
+RECIPES = {
+    path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.yaml")) if trains(path)
+}
+MILLIONS = {"small": 84, "base": 195, "large": 580, "4b": 2767}
+"""Parameters of two modalities, decoder included; image and audio differ by less than 6 %."""
+SHARDS = {"image": "squares.tar", "audio": "tones.tar"}
+SMALL = {"dim": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "ffn_dim": 64}
+DECODER = {"dim": 16, "depth": 1, "num_heads": 2, "ffn_dim": 32}
+
+
+def test_recipes_are_found():
+    assert {"pretrain/tiny_image_text", "pretrain/audio_text_4b"} <= set(RECIPES)
+    assert not any(name.startswith("evaluate/") for name in RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_reads_and_writes_itself(name):
+    recipe = read_recipe(RECIPES[name])
+    assert from_yaml(to_yaml(recipe), name) == recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_full_model_is_built_and_frozen_without_memory(name):
+    recipe = read_recipe(RECIPES[name])
+    if "from" in recipe.model and "size" not in recipe.model:
+        recipe.model["size"] = "tiny"
+    model = plan.planned_model(recipe, plan.planned_config(recipe))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert (trained < total) == bool(recipe.freeze)
+    if recipe.model["size"] in MILLIONS:
+        assert total / 1e6 == pytest.approx(MILLIONS[recipe.model["size"]], rel=0.09)
+
+
+def test_three_modalities_of_the_largest_size_are_four_billion():
+    with torch.device("meta"):
+        model = OnePeace(build(ModelConfig, SIZES["4b"], "SIZES"))
+    # The paper's 4 B. A bucket matrix and the like, which the released code also stores, are no parameters.
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(3_926_288_577, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", ["small", "base", "large"])
+def test_paths_of_a_size_are_as_it_says(size):
+    with torch.device("meta"):
+        model = OnePeace(build(ModelConfig, SIZES[size], "SIZES"))
+    own = {"small": 28.8, "base": 86.6, "large": 306.6}[size]  # of ViT-S to L: 22, 86, 304
+    path = sum(
+        parameter.numel() for name, parameter in model.named_parameters()
+        if not name.startswith("decoder") and not re.search(r"\b(text|audio)\b", name)
+    )  # fmt: skip
+    assert path / 1e6 == pytest.approx(own, abs=0.1)
+
+
+COST = re.compile(r"# Cost: ([\d.]+) TFLOP a pair, ([\d.,]+) EFLOP for the schedule \(--plan --processes (\d+)\)\.")
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if re.search("pretrain/(small|base|large|.*4b)", name)])
+def test_recipe_states_its_cost(name):
+    stated = COST.search(RECIPES[name].read_text())
+    assert stated, f"{name} has no line of its cost"
+    if "small" not in name:
+        return  # counting through 12 to 40 blocks takes 5 to 10 s each
+    found = plan.make_plan(read_recipe(RECIPES[name]), int(stated[3]))
+    (flops,) = found.flops_per_item.values()
+    assert flops / 1e12 == pytest.approx(float(stated[1]), rel=0.01)
+    assert found.flops / 1e18 == pytest.approx(float(stated[2].replace(",", "")), rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def shrunken(tmp_path_factory):
+    """Runs a recipe shrunken, after the one it starts from; each once."""
+    root = write_shards(tmp_path_factory.mktemp("shards"))
+    runs = tmp_path_factory.mktemp("runs")
+
+    def run(name):
+        out = runs / Path(name).name
+        if (out / "model").exists():
+            return out
+        wanted = read_recipe(RECIPES[name])
+        pairs = sorted({source.pair for source in wanted.data.train})
+        sources = [
+            f"{{shards: {SHARDS[next(key for key in pair if key in SHARDS)]}, pair: [{', '.join(pair)}]}}"
+            for pair in pairs
+        ]
+        small = [f"data.root={root}", f"data.train=[{', '.join(sources)}]", "tokenizer={vocab_size: 300}",
+                 "evaluate={}", "run.batch_size=4", "run.workers=0", "schedule.steps=2", "schedule.warmup_ratio=null",
+                 "schedule.warmup_steps=1", f"run.out={out}"]  # fmt: skip
+        if any(term.startswith("denoising") for term in wanted.objective):
+            small += [f"model.decoder={DECODER}"]
+        if "from" in wanted.model:
+            # Its start is named by the folder of its run.
+            start = f"{Path(name).parent}/{Path(wanted.model['from']).name}"
+            small += [f"model.from={run(start)}"]
+        else:
+            small += [f"model.{key}={value}" for key, value in SMALL.items()]
+        if "image" in wanted.model["modalities"] and "from" not in wanted.model:
+            small += ["processors.image.size=64"]
+        audio = wanted.model.get("adapters", {}).get("audio")
+        if "audio" in wanted.model["modalities"] and audio:
+            small += ["model.adapters.audio.pos_groups=4"]
+            if audio["stem"] == "wave":
+                small += ["model.adapters.audio.convs=[[16, 10, 5], [16, 8, 8]]"]
+        small += [f"objective.{term}=null" for term in wanted.objective if term.startswith("distillation")]
+        loop.train(read_recipe(RECIPES[name], small))
+        return out
+
+    return run
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_takes_two_steps_when_shrunken(name, shrunken):
+    wanted = read_recipe(RECIPES[name])
+    out = shrunken(name)
+    lines = read_log(out / "log.jsonl")
+    assert lines[-1]["step"] == 2
+    for term in wanted.objective:
+        if not term.startswith("distillation"):
+            losses = [value for key, value in lines[-1].items() if key.startswith(term)]
+            assert losses, term
+            assert all(math.isfinite(loss) for loss in losses)
+    assert set(load(out / "model").modalities) == set(wanted.model["modalities"])

@@ -1,0 +1,311 @@
+"""The loop on small shards of coloured squares and tones: it learns, resumes and says what is wrong."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.small_shards import COLOURS, TONES, square, tone, write_shards
+
+from onepeace import cli
+from onepeace.commands.train import evaluation
+from onepeace.config import build
+from onepeace.data.shard_writer import ShardWriter
+from onepeace.embed.embedder import load
+from onepeace.errors import UserError
+from onepeace.train import loop, teachers
+from onepeace.train.log import read_log
+from onepeace.train.recipe import Recipe
+
+MODEL = {
+    "size": "tiny", "dim": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "ffn_dim": 64,
+    "adapters": {
+        "text": {"vocab_size": 400, "num_positions": 32, "num_buckets": 8},
+        "image": {"patch_size": 8, "grid": 3, "bias_grid": 3},
+        "audio": {"num_mels": 32, "width": 8, "num_buckets": 8, "pos_groups": 4},
+    },
+    "decoder": {"dim": 16, "depth": 1, "num_heads": 2, "ffn_dim": 32},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("shards"))
+
+
+def recipe(root, out, steps=80, pair="image", **fields):
+    shards = {"image": "squares.tar", "audio": "tones.tar"}[pair]
+    content = {
+        "model": {**MODEL, "modalities": ["text", "image"]},
+        "processors": {"image": {"size": 24}, "text": {"max_tokens": 16}, "audio": {"min_seconds": 0.5}},
+        "tokenizer": {"vocab_size": 300},
+        "data": {"root": str(root), "train": [{"shards": shards, "pair": [pair, "text"]}]},
+        "objective": {"contrastive": {"multi_positive": True}},
+        "optim": {"lr": 3e-3},
+        "schedule": {"steps": steps, "warmup_steps": min(10, steps)},
+        "run": {
+            "out": str(out),
+            "batch_size": 24,
+            "workers": 0,
+            "log_every": 4,
+            "save_every": 0,
+            "precision": "float32",
+        },
+        **fields,
+    }
+    return build(Recipe, content, "recipe")
+
+
+DENOISING = {
+    "objective": {
+        "contrastive": {"multi_positive": True},
+        "denoising/text": {"weight": 0.5, "label_smoothing": 0.1},
+        "denoising/image": {"weight": 1.0},
+        "denoising/text+image": {"weight": 0.5},
+    },
+    "mask": {
+        "text": {"unimodal": 0.15, "joint": 0.4, "unit": "word"},
+        "image": {"unimodal": 0.75, "joint": 0.6875, "unit": "patch"},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def stage_one(root, tmp_path_factory):
+    """A model of squares and words, trained with every term of the paper's first stage."""
+    out = tmp_path_factory.mktemp("stage1")
+    return loop.train(recipe(root, out, **DENOISING))
+
+
+def recall(embedder, type_ids, make, sentence, modality):
+    rng = np.random.default_rng(99)
+    items = embedder.encode([make(value, rng) for value in type_ids.values() for _ in range(3)])
+    texts = embedder.encode_text([sentence.format(name) for name in type_ids])
+    nearest = embedder.similarity(items, texts).argmax(1)
+    return (nearest == torch.arange(len(type_ids)).repeat_interleave(3)).float().mean().item()
+
+
+def test_stage_one_learns_and_every_loss_falls(stage_one):
+    lines = [line for line in read_log(stage_one.parent / "log.jsonl") if "loss" in line]
+    names = ["contrastive/text+image", "denoising/text", "denoising/image"]
+    names += ["denoising/text+image:text", "denoising/text+image:image"]
+    first, last = lines[0], lines[-1]
+    assert all(last[name] < first[name] for name in names), {name: (first[name], last[name]) for name in names}
+    assert recall(load(stage_one), COLOURS, square, "a {} square", "image") > 0.8
+
+
+def test_stage_two_aligns_audio_to_frozen_text(root, stage_one, tmp_path):
+    before = load_file(stage_one / "model.safetensors")
+    trained = ["adapters.audio.*", "norms.audio.*", "blocks.*.ffn.audio.*", "heads.audio.*", "logit_scale"]
+    model = {
+        "from": str(stage_one), "modalities": ["text", "image", "audio"], "heads": ["text", "image", "audio"],
+        "adapters": {"audio": {"stem": "mel", **MODEL["adapters"]["audio"]}}, "copy": {"audio": "image"},
+    }  # fmt: skip
+    folder = loop.train(recipe(root, tmp_path, pair="audio", model=model, freeze={"except": trained}))
+    after = load_file(folder / "model.safetensors")
+    frozen = [name for name in before if name in after and name != "logit_scale"]
+    assert len(frozen) > 40
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    embedder = load(folder)
+    assert recall(embedder, TONES, tone, "a {} tone", "audio") > 0.8
+    assert recall(embedder, COLOURS, square, "a {} square", "image") > 0.8  # what was there still is
+
+
+def test_copied_ffn_starts_from_the_other_modality(root, stage_one, tmp_path):
+    model = {
+        "from": str(stage_one), "modalities": ["text", "image", "audio"], "heads": ["text", "image"],
+        "adapters": {"audio": {"stem": "mel", **MODEL["adapters"]["audio"]}}, "copy": {"audio": "image"},
+    }  # fmt: skip
+    wanted = recipe(root, tmp_path, model=model)
+    made = loop.build.make_model(wanted, loop.build.make_config(wanted)).state_dict()
+    assert torch.equal(made["blocks.1.ffn.audio.up.weight"], made["blocks.1.ffn.image.up.weight"])
+    assert torch.equal(made["norms.audio.weight"], made["norms.image.weight"])
+
+
+def test_a_run_starts_from_a_model_by_its_name(root, tmp_path):
+    wanted = recipe(root, tmp_path, model={"from": "tiny"})
+    made = loop.build.make_model(wanted, loop.build.make_config(wanted)).state_dict()
+    bundled = load("tiny").module.state_dict()
+    assert made.keys() == bundled.keys()
+    assert all(torch.equal(made[name], bundled[name]) for name in bundled)
+    wanted.model["from"] = "runs/none"
+    with pytest.raises(UserError, match=r"runs/none/config.yaml: cannot be read"):
+        loop.build.make_config(wanted)
+
+
+def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
+    """Words without pictures are a source of their own: a batch of them beside each batch of pairs."""
+    with ShardWriter(tmp_path / "words", "words") as writer:
+        for i in range(40):
+            writer.write(f"w{i}", {}, [f"the {list(COLOURS)[i % len(COLOURS)]} thing"])
+    sources = [
+        {"shards": "squares.tar", "pair": ["image", "text"]},
+        {"shards": str(tmp_path / "words/*.tar"), "pair": ["text"]},
+    ]
+    wanted = recipe(
+        root, tmp_path / "run", steps=4, data={"root": str(root), "train": sources},
+        objective={"contrastive": {"multi_positive": True}, "denoising/text": {}},
+        mask={"text": {"unimodal": 0.3, "unit": "token"}},
+    )  # fmt: skip
+    data = loop.build.Data(wanted)
+    config = loop.build.make_config(wanted)
+    loop.build.make_tokenizer(wanted, data.captions, tmp_path / "run/tokenizer.json")
+    adapters = loop.build.make_model(wanted, config).adapters
+    lengths = {key: adapter.token_lengths for key, adapter in adapters.items()}
+    steps, _ = data.steps(loop.build.make_processors(config, tmp_path / "run"), lengths, None, 0)
+    group = steps[0]
+    assert [(batch["pair"], sorted(set(batch) & {"text", "image"})) for batch in group] == [
+        ("image+text", ["image", "text"]), ("text", ["text"]),
+    ]  # fmt: skip
+    loop.train(wanted)
+    (line,) = read_log(tmp_path / "run/log.jsonl")
+    assert {"contrastive/text+image", "denoising/text"} <= set(line)
+
+
+def test_named_weights_start_fresh(root, stage_one, tmp_path):
+    model = {"from": str(stage_one), "modalities": ["text", "image"], "fresh": ["logit_scale", "heads.text.*"]}
+    wanted = recipe(root, tmp_path, model=model)
+    made = loop.build.make_model(wanted, loop.build.make_config(wanted)).state_dict()
+    before = load_file(stage_one / "model.safetensors")
+    assert made["logit_scale"].item() == pytest.approx(math.log(1 / 0.07))
+    assert not torch.equal(made["heads.text.weight"], before["heads.text.weight"])
+    assert torch.equal(made["heads.image.weight"], before["heads.image.weight"])
+    wanted.model["fresh"] = ["scale"]
+    with pytest.raises(UserError, match="'scale' matches no weight"):
+        loop.build.make_model(wanted, loop.build.make_config(wanted))
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_resume_equals_uninterrupted_run(root, tmp_path, ema):
+    def make(name):
+        run = {"out": str(tmp_path / name), "batch_size": 8, "workers": 0, "log_every": 2, "save_every": 3, "ema": ema}
+        augment = {"image": {"crop_scale": [0.5, 1.0], "flip": True, "color": 0.2}}
+        train = [{"shards": "squares.tar", "pair": ["image", "text"]}]
+        data = {"root": str(root), "train": train, "augment": augment, "token_dropout": {"image": 0.3}}
+        model = {**MODEL, "modalities": ["text", "image"], "drop_path": 0.3}
+        return recipe(root, name, steps=8, run=run, data=data, model=model)
+
+    whole = load_file(loop.train(make("whole")) / "model.safetensors")
+    loop.train(make("cut"), stop_at=5)  # saved after 3: steps 4 and 5 are done again
+    rest = load_file(loop.train(make("cut")) / "model.safetensors")
+    assert whole.keys() == rest.keys()
+    assert all(torch.equal(whole[name], rest[name]) for name in whole)
+    timing = ("items_per_second", "data_wait", "seconds", "peak_gigabytes")
+    lines = [
+        [{k: v for k, v in line.items() if k not in timing} for line in read_log(tmp_path / name / "log.jsonl")]
+        for name in ("whole", "cut")
+    ]
+    assert [line["step"] for line in lines[0]] == [2, 4, 6, 8]
+    # The line of step 4 averages steps 3 and 4; the resumed run saw only 4 of them.
+    assert [line for line in lines[0] if line["step"] != 4] == [line for line in lines[1] if line["step"] != 4]
+
+
+def test_averaged_weights_are_kept_and_differ_from_the_last_ones(root, tmp_path):
+    run = {"out": str(tmp_path), "batch_size": 8, "workers": 0, "log_every": 2, "ema": 0.9}
+    folder = loop.train(recipe(root, tmp_path, steps=6, run=run))
+    kept = load_file(folder / "model.safetensors")["blocks.0.attn.q.weight"]
+    last = loop.checkpoint.newest(tmp_path)
+    assert torch.equal(kept, last.ema["blocks.0.attn.q.weight"])
+    assert not torch.equal(kept, last.model["model.blocks.0.attn.q.weight"])
+
+
+def test_a_run_does_not_go_on_under_another_recipe(root, tmp_path):
+    loop.train(recipe(root, tmp_path, steps=2))
+    with pytest.raises(UserError, match="another optim"):
+        loop.train(recipe(root, tmp_path, steps=2, optim={"lr": 1e-4}))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(root, tmp_path):
+    with pytest.raises(UserError, match=r"gradient of step .* lower optim\.lr.*samples"):
+        loop.train(recipe(root, tmp_path, steps=30, optim={"lr": 1e30, "grad_clip": None}))
+
+
+def test_outside_teacher_is_asked_once_per_item(root, tmp_path, monkeypatch):
+    asked = []
+
+    def brightness():
+        def encode(pictures):
+            asked.extend(pictures)
+            return torch.tensor([np.asarray(p.convert("RGB")).mean((0, 1)) for p in pictures]) / 255
+
+        return encode
+
+    monkeypatch.setitem(teachers.TEACHERS, "brightness", brightness)
+    terms = {"contrastive": {"multi_positive": True}, "distillation/image": {"weight": 1.0, "teacher": "brightness"}}
+    loop.train(recipe(root, tmp_path / "run", steps=40, objective=terms))
+    assert len(asked) == 12 * len(COLOURS)
+    lines = read_log(tmp_path / "run" / "log.jsonl")
+    assert lines[-1]["distillation/image"] < lines[0]["distillation/image"]
+    cache = tmp_path / "run" / "brightness-image.safetensors"
+    terms["distillation/image"]["cache"] = str(cache)
+    loop.train(recipe(root, tmp_path / "again", steps=1, objective=terms))
+    assert len(asked) == 12 * len(COLOURS)
+    monkeypatch.setitem(teachers.TEACHERS, "darkness", brightness)
+    terms["distillation/image"]["teacher"] = "darkness"
+    with pytest.raises(UserError, match=r"brightness-image.* the teacher brightness, the recipe asks for darkness"):
+        loop.train(recipe(root, tmp_path / "other", steps=1, objective=terms))
+    cache.write_bytes(cache.read_bytes()[:50])
+    with pytest.raises(UserError, match=r"brightness-image.* not readable as features"):
+        loop.train(recipe(root, tmp_path / "cut", steps=1, objective=terms))
+
+
+def test_logged_loss_of_several_pairs_is_their_sum(root, tmp_path):
+    model = {**MODEL, "modalities": ["text", "image", "audio"], "heads": ["text", "image", "audio"]}
+    train = [{"shards": "squares.tar", "pair": ["image", "text"]}, {"shards": "tones.tar", "pair": ["audio", "text"]}]
+    run = {"out": str(tmp_path), "batch_size": 4, "workers": 0, "log_every": 2, "precision": "float32"}
+    loop.train(recipe(root, tmp_path, steps=2, model=model, data={"root": str(root), "train": train}, run=run))
+    (line,) = read_log(tmp_path / "log.jsonl")
+    assert line["loss"] == pytest.approx(line["contrastive/text+image"] + line["contrastive/text+audio"])
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ({}, "set tones: no shard matches .*none.tar"),
+        ({"sets": ["squares", "tones"]}, "set tones: no shard matches .*none.tar"),
+        ({"sets": ["circles"]}, "evaluate.sets names 'circles'; .* has squares, tones, smells"),
+        ({"sets": ["squares", "smells"]}, None),  # the model has no audio, and that set is left out
+    ],
+)
+def test_shards_of_the_evaluation_are_looked_for_before_the_first_step(root, tmp_path, sets, message):
+    path = tmp_path / "evaluate.yaml"
+    path.write_text(
+        "sets:\n"
+        "  squares: {task: zero_shot, modality: image, shards: squares.tar}\n"
+        "  tones: {task: zero_shot, modality: image, shards: none.tar}\n"
+        "  smells: {task: zero_shot, modality: audio, shards: none.tar}\n"
+    )
+    wanted = recipe(root, tmp_path / "run", evaluate={"recipe": str(path), **sets})
+    if message is None:
+        assert evaluation(wanted)
+    else:
+        with pytest.raises(UserError, match=message):
+            evaluation(wanted)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"objective": {"contrastiv": {}}}, "objective.contrastiv is not a term"),
+        ({"objective": {"denoising/video": {}}}, "denoising/video is not a term"),
+        ({"model": {"size": "tinny"}}, "'tinny' is not known; known: tiny"),
+        ({"model": {**MODEL, "modalities": ["text", "smell"]}}, "modalities names 'smell'"),
+        ({"model": {"from": "nowhere"}}, "nowhere"),
+        ({"model": {**MODEL, "modalities": ["text", "image"], "decoder": None}, **DENOISING}, "give model.decoder"),
+        ({"freeze": ["adapters.video.*"]}, "matches none"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(root, tmp_path, fields, message):
+    fields = {**fields}
+    with pytest.raises(UserError, match=message):
+        loop.train(recipe(root, tmp_path, steps=1, **fields))
+
+
+def test_train_command_prints_the_recipe_and_the_folder(root, tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    loop.write_config(recipe(root, tmp_path / "run", steps=2), path)
+    assert cli.main(["train", str(path), "--print", "optim.lr=0.5"]) == 0
+    assert "lr: 0.5" in capsys.readouterr().out
+    assert cli.main(["train", str(path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "model")
