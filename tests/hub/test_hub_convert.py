@@ -156,7 +156,7 @@ def test_classifier_gives_the_originals_logits(tmp_path, bpe, name):
     passes = [batch]
     if name == "nlvr2":
         passes.append(
-            batch | {"image": {"pixels": golden.inputs["src_images_2"].float(), "kind": torch.ones(3, dtype=int)}}
+            batch | {"image": {"pixels": golden.inputs["src_images_2"].float(), "type_ids": torch.ones(3, dtype=int)}}
         )
     if name == "avqa":
         batch["audio"] = {key: value.repeat_interleave(4, 0) for key, value in batch["audio"].items()}
