@@ -23,7 +23,7 @@ ROWS = [
     {"errors", "torchaudio_guard"},
     {"config", "device", "files"},
     {"layers"},
-    {"model", "heads", "processors", "losses", "evaluate.metrics"},
+    {"model", "heads", "processors", "losses", "evaluate.metrics", "embed.zero_shot"},
     {"data", "datasets", "hub"},
     {"embed", "train", "evaluate"},
     {"api", "compat", "serve", "cost", "bench"},

@@ -15,7 +15,7 @@ from check import read_shard
 from shardwriter import SetWriter, difference_hash, open_picture, parser, run, shrink, shuffled, webp
 
 from onepeace.errors import UserError
-from onepeace.evaluate.zero_shot import with_article
+from onepeace.embed.zero_shot import with_article
 
 TEMPLATES = ("a photo of {}", "a picture of {}", "{}")
 NEAR = 4

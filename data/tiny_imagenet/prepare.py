@@ -26,7 +26,7 @@ from shardwriter import (
 )
 
 from onepeace.errors import UserError
-from onepeace.evaluate.zero_shot import with_article
+from onepeace.embed.zero_shot import with_article
 
 TEMPLATES = ("a photo of {}", "a picture of {}", "{}", "a small photo of {}")
 LICENSE = "ImageNet terms (research use); no licence stated"

@@ -12,8 +12,6 @@ from onepeace.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-TEMPLATES = {"image": "a photo of a {}", "audio": "the sound of a {}", "text": "{}"}
-"""The sentence a label is put into, by kind of file."""
 EXAMPLES = """\
 a label is put into a sentence that suits the kind of file, unless --template gives another.
 
@@ -43,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     found, problems = files.find(args)
 
     from onepeace.embed.embedder import load
+    from onepeace.embed.zero_shot import TEMPLATE
 
     model = load(args.model, device=args.device, dtype=args.dtype)
     found = files.readable(found, model)
@@ -52,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         rows, failures = model.classify(
             [{modality: file.path} for file in own],
             labels,
-            template=args.template or TEMPLATES.get(modality, "{}"),
+            template=args.template or TEMPLATE.get(modality, "{}"),
             batch_size=args.batch_size,
             on_error="skip",
         )

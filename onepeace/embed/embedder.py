@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -21,6 +22,7 @@ from onepeace.config import read_config
 from onepeace.device import choose_device, choose_dtype
 from onepeace.embed.assembly import Assembly, Failure, Part
 from onepeace.embed.stream import Batcher, Waiting, decode_ahead
+from onepeace.embed.zero_shot import TEMPLATE, prototypes
 from onepeace.errors import UserError
 from onepeace.files.source import describe, read_bytes, suffix
 from onepeace.hub import weights as weight_files
@@ -268,7 +270,7 @@ class Embedder:
         items: Iterable[object],
         labels: Sequence[str] | None = None,
         *,
-        template: str | Sequence[str] = "a photo of a {}",
+        template: str | Sequence[str] = TEMPLATE["image"],
         batch_size: int = 32,
         output: Output = "torch",
         progress: bool | None = None,
@@ -278,17 +280,18 @@ class Embedder:
 
         Args:
             labels: names to choose from. None asks the model's own classifier, if it was trained with one.
-            template: sentence the name is put into, at "{}"; of several the mean vector is taken. "{}" alone takes the
-                labels as they are.
+            template: sentence with "{}" for the label, or "{a}" for the label with its article; of several sentences
+                the mean vector is taken. "{}" alone takes the labels as they are.
             batch_size, output, progress, on_error: see `Embedder`.
         """
         options = _Options(batch_size, output, progress, on_error)
         if labels is None:
             assembly = self._encode(items, None, options, head=True)
             return _result(assembly.sums().softmax(dim=1), assembly, options)
-        prototypes = self._prototypes(labels, template, batch_size)
+        encode_text = partial(self.encode_text, batch_size=batch_size, progress=False)
+        classes = prototypes(encode_text, _many(labels, "labels"), template)
         assembly = self._encode(items, None, options)
-        logits = self._temperature() * assembly.sums() @ prototypes.T
+        logits = self._temperature() * assembly.sums() @ classes.T
         return _result(logits.softmax(dim=1), assembly, options)
 
     def features(self, item: Mapping[str, object]) -> dict[str, Tokens]:
@@ -425,19 +428,6 @@ class Embedder:
         if len(self.processors) > 1 or classifier.inputs > 1:
             raise UserError("this model's classifier reads several inputs together; call model.module.classify")
         return classifier.num_classes
-
-    def _prototypes(self, labels: Iterable[str], template: str | Iterable[str], batch_size: int) -> Tensor:
-        """(number of labels, E) unit vectors: of each label the mean over the templates."""
-        names = list(_many(labels, "labels"))
-        templates = [template] if isinstance(template, str) else list(template)
-        if not names or not templates:
-            raise UserError("classify needs at least one label and one template")
-        for text in templates:
-            if "{}" not in text:
-                raise UserError(f"template {text!r} has no {{}} for the label to go in")
-        sentences = [text.replace("{}", str(name)) for name in names for text in templates]
-        vectors = self._encode(sentences, "text", _Options(batch_size, "torch", False, "raise")).sums()
-        return F.normalize(vectors.view(len(names), len(templates), -1).mean(dim=1), dim=-1)
 
     def _positions(self, modality: str, value: object, batch: dict[str, Tensor]) -> tuple[Tensor, str]:
         """What each token of an item covers, and in which unit; see `Tokens`."""

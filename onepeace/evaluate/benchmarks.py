@@ -23,12 +23,13 @@ from typing import Any, NamedTuple
 
 from onepeace.config import Options, apply_override, build, read_yaml
 from onepeace.data.shards import Sample, read_source
+from onepeace.embed.zero_shot import TEMPLATES
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.rerank import RERANKERS
 from onepeace.evaluate.retrieval import retrieval
 from onepeace.evaluate.same_class import Labelled, same_class
-from onepeace.evaluate.zero_shot import TEMPLATES, zero_shot
+from onepeace.evaluate.zero_shot import zero_shot
 
 log = logging.getLogger(__name__)
 

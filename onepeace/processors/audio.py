@@ -330,14 +330,14 @@ class _Codec:
 
     def __init__(self, file: str | io.BytesIO, name: str, reason: str) -> None:
         try:
-            codec = need("torchcodec.processors", "codec")
+            codec = need("torchcodec.decoders", "codec")
         except UserError as error:
             if "not recognised" not in reason:  # soundfile's own format, but damaged: torchcodec is no remedy
                 raise UserError(f"{name}: the sound cannot be opened ({reason})") from error
             raise UserError(f"{name}: no sound that soundfile knows; AAC, M4A and video: {error}") from error
         self.name = name
         try:
-            self.decoder = codec.AudioProcessor(file if isinstance(file, str) else file.getvalue())
+            self.decoder = codec.AudioDecoder(file if isinstance(file, str) else file.getvalue())
             about = self.decoder.metadata
         except Exception as error:  # ffmpeg's errors come as several types
             raise UserError(f"{name}: not a sound ({reason}; {_one_line(error)})") from error

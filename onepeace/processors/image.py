@@ -36,7 +36,7 @@ class ImageProcessor(Processor):
 
     size: side, or [height, width]. resize: "squash" scales both sides on their own as the released models expect,
     "crop" keeps the shape and cuts the middle out; both with Pillow's antialiased bicubic. max_pixels: larger files
-    are refused before they are decoded. draft: lets the JPEG processor shrink files that stay at least twice the target
+    are refused before they are decoded. draft: lets the JPEG decoder shrink files that stay at least twice the target
     on both sides; two to four times faster, pixels differ by about a grey level from the full decode.
     """
 
@@ -153,7 +153,7 @@ class ImageProcessor(Processor):
             return image.transpose(Image.Transpose[orientation]) if orientation else image
         except UserError:
             raise
-        except Exception as error:  # Pillow's processors raise whatever a broken file leads them to
+        except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
             raise UserError(f"{name}: the picture cannot be decoded ({_one_line(error)})") from error
 
 

@@ -22,7 +22,7 @@ LEADING = ",.!?*#:;~"
 SPACES = re.compile(r"\s{2,}|\t")
 # Only the first of a huge text is cut into pieces; no piece of a known vocabulary is half as long.
 MAX_CHARS_PER_TOKEN = 256
-# Halves of a pair that stand unimodal: Python strings may hold them, UTF-8 may not.
+# Halves of a surrogate pair that stand alone: Python strings may hold them, UTF-8 may not.
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 

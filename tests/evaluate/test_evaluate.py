@@ -13,12 +13,13 @@ from support.random_model import save_random_model
 
 import onepeace
 from onepeace.cli import main
+from onepeace.embed.zero_shot import TEMPLATES, fill, prototypes, with_article
 from onepeace.errors import UserError
 from onepeace.evaluate import benchmarks
 from onepeace.evaluate.rerank import dual_softmax
 from onepeace.evaluate.retrieval import retrieval
 from onepeace.evaluate.same_class import Labelled, same_class
-from onepeace.evaluate.zero_shot import TEMPLATES, class_vectors, fill, with_article, zero_shot
+from onepeace.evaluate.zero_shot import zero_shot
 
 WORDS = ("dog", "cat", "acorn", "rain")
 
@@ -259,16 +260,15 @@ def test_same_class_equals_a_plain_loop():
     assert [figure[1:3] for figure in got] == [pytest.approx(figure[1:3]) for figure in want]
 
 
-def test_class_vector_is_the_normalised_mean_over_templates():
-    class Counting:
-        def encode_text(self, items):
-            angle = torch.tensor([len(item) / 10.0 for item in items])
-            return torch.stack([angle.cos(), angle.sin()], dim=1)
+def test_prototype_is_the_normalised_mean_over_templates():
+    def encode_text(items):
+        angle = torch.tensor([len(item) / 10.0 for item in items])
+        return torch.stack([angle.cos(), angle.sin()], dim=1)
 
-    got = class_vectors(Counting(), ["ox", "goat"], ["{}", "one {}"])
+    got = prototypes(encode_text, ["ox", "goat"], ["{}", "one {}"])
     for row, lengths in zip(got, ((2, 6), (4, 8)), strict=True):
         mean = np.mean([[np.cos(n / 10), np.sin(n / 10)] for n in lengths], axis=0)
-        assert row == pytest.approx(mean / np.linalg.norm(mean))
+        assert row.numpy() == pytest.approx(mean / np.linalg.norm(mean))
 
 
 @pytest.mark.parametrize("modality", sorted(TEMPLATES))

@@ -481,7 +481,7 @@ def test_any_clip_has_its_length(count, channels, rate, turned, least):
 
 
 def fake_torchcodec(monkeypatch, samples: np.ndarray, rate: int) -> None:
-    class Processor:
+    class Decoder:
         def __init__(self, file):
             self.metadata = types.SimpleNamespace(sample_rate=rate, duration_seconds=len(samples) / rate)
 
@@ -489,10 +489,10 @@ def fake_torchcodec(monkeypatch, samples: np.ndarray, rate: int) -> None:
             part = samples[round(start * rate) : round(stop * rate)]
             return types.SimpleNamespace(data=torch.from_numpy(part.T.copy()))
 
-    module = types.ModuleType("torchcodec.processors")
-    module.AudioProcessor = Processor
+    module = types.ModuleType("torchcodec.decoders")
+    module.AudioDecoder = Decoder
     monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
-    monkeypatch.setitem(sys.modules, "torchcodec.processors", module)
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", module)
 
 
 def test_format_that_soundfile_does_not_know_goes_to_torchcodec(tmp_path, monkeypatch):
@@ -511,7 +511,7 @@ def test_missing_torchcodec_is_named_with_its_extra(tmp_path, monkeypatch):
     path = tmp_path / "a.m4a"
     path.write_bytes(BROKEN["m4a"][0])
     monkeypatch.setitem(sys.modules, "torchcodec", None)
-    monkeypatch.setitem(sys.modules, "torchcodec.processors", None)
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     with pytest.raises(UserError, match=r"a\.m4a: no sound .* AAC, M4A and video: .*torchcodec"):
         AudioProcessor().decode(path)
 

@@ -1,0 +1,58 @@
+"""Zero-shot classification: every class is represented by the vector of its name in one or several sentences.
+
+The recipe is that of CLIP (arXiv 2103.00020, section 3.1.4): the prototype of a class is the mean of the unit vectors
+of its sentences, made unit again; an item belongs to the class whose prototype has the largest dot product with it.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onepeace.errors import UserError
+
+TEMPLATE = {"image": "a photo of a {}", "audio": "the sound of a {}", "text": "{}"}
+"""One sentence by modality, for labels that a person types in."""
+TEMPLATES = {
+    "image": ("{a}", "a photo of {a}", "a picture of {a}", "a small photo of {a}", "a photo of the {}"),
+    "audio": ("{}", "the sound of {}", "a recording of {}", "this is a sound of {}"),
+}
+"""Sentences by modality whose vectors are averaged, for the class names of a benchmark."""
+
+
+def prototypes(
+    encode_text: Callable[[list[str]], Any], labels: Iterable[object], templates: str | Sequence[str]
+) -> Tensor:
+    """(number of labels, E) unit vectors, one prototype for each label.
+
+    Args:
+        encode_text: takes sentences, returns their unit vectors (n, E) in the same order, as a tensor or an array.
+        templates: sentences with {} for the label, or {a} for the label with its article.
+
+    Raises:
+        UserError: no label, no template, or a template without a place for the label.
+    """
+    names = [str(label) for label in labels]
+    templates = [templates] if isinstance(templates, str) else list(templates)
+    if not names or not templates:
+        raise UserError("classification needs at least one label and one template")
+    for template in templates:
+        if "{}" not in template and "{a}" not in template:
+            raise UserError(f"template {template!r} has no {{}} for the label to go in")
+    vectors = torch.as_tensor(encode_text([fill(template, name) for name in names for template in templates]))
+    return F.normalize(vectors.float().view(len(names), len(templates), -1).mean(dim=1), dim=-1)
+
+
+def fill(template: str, label: str) -> str:
+    """The template with the label in place of {}, and the label with its article in place of {a}."""
+    return re.sub(r"\{(a?)\}", lambda place: with_article(label) if place[1] else label, template)
+
+
+def with_article(label: str) -> str:
+    """The label after "a" or "an", or alone when it looks like a plural."""
+    if label.endswith("s") and not label.endswith(("ss", "us", "is")):
+        return label
+    return f"{'an' if label[:1].lower() in 'aeiou' else 'a'} {label}"
