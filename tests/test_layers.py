@@ -159,7 +159,13 @@ def test_part_needs_only_torch(part):
         if name.split(".")[0] == part:
             outside = {full.partition(".")[0] for full in imports(file, top=True)} - set(sys.stdlib_module_names)
             assert outside <= {"torch", "onepeace"}, name
-            assert {other.split(".")[0] for other in own_imports(file)} <= {part, "errors", "config", "layers", "heads"}, name
+            assert {other.split(".")[0] for other in own_imports(file)} <= {
+                part,
+                "errors",
+                "config",
+                "layers",
+                "heads",
+            }, name
 
 
 def test_first_modules_import_no_torch():

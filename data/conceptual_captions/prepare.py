@@ -33,7 +33,8 @@ from shardwriter import (
 )
 
 from onepeace.errors import UserError
-from onepeace.processors import ImageProcessor, source
+from onepeace.files import source
+from onepeace.processors import ImageProcessor
 
 LICENSE = "captions: Conceptual Captions terms (free use, name Google); pictures belong to their owners"
 MAX_BYTES = 50_000_000

@@ -5,6 +5,7 @@ All chance in an item comes from a generator of its own, so neither workers nor 
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from onepeace.data.augment import make_augments
 from onepeace.data.masking import draw_masks, draw_token_dropout, word_starts, word_table
-from onepeace.data.shards import BROKEN_FREE, Sample, Source
+from onepeace.data.sample import Sample
+from onepeace.data.shards import BROKEN_FREE
 from onepeace.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ class BatchBuilder:
         captions = [text for _, text, _ in drawn]
         batch: Batch = {
             "pair": name,
-            "keys": [item["key"] for item, _, _ in drawn],
+            "keys": [item.key for item, _, _ in drawn],
             "captions": captions,
             "names": [names_of(item, text) for item, text, _ in drawn],
             "replaced": replaced,
@@ -123,7 +125,7 @@ class BatchBuilder:
                 raise
             except UserError as error:
                 self._note(name, item, error, total)
-                replaced.append(item["key"])
+                replaced.append(item.key)
         raise CorruptDataError(f"{name}: no item is left to take the place of {replaced[-1]}")
 
     def _decode(
@@ -142,7 +144,7 @@ class BatchBuilder:
             if modality == "text":
                 continue
             if augment is None:
-                media[modality] = processor.decode(item[modality])
+                media[modality] = processor.decode(item.inputs[modality])
             else:
                 loaded = self._load(modality, item)
                 media[modality], text = augment.vary(loaded, text, processor, rng, partial(second, modality))
@@ -150,7 +152,7 @@ class BatchBuilder:
             media["text"] = self.processors["text"].decode(text)
         if others:
             # Two clips at once are neither one's class nor its captions.
-            item = {**item, "label": None, "captions": []}
+            item = replace(item, inputs={}, targets={})
         return item, text, media
 
     def _another(
@@ -175,23 +177,23 @@ class BatchBuilder:
         cached = self._cache.get((modality, id(item)))
         if cached is not None:
             return cached
-        loaded = self.augments[modality].load(item[modality], self.processors[modality])
+        loaded = self.augments[modality].load(item.inputs[modality], self.processors[modality])
         if self._keep and isinstance(loaded, Tensor) and loaded.nbytes <= self._room:
             self._room -= loaded.nbytes
             self._cache[modality, id(item)] = loaded
         return loaded
 
     def _caption(self, name: str, item: Sample, rng: np.random.Generator) -> str:
-        choices = item["captions"]
-        if item["label"]:
+        choices = list(item.captions)
+        if item.label:
             templates = [t for modality in self.pairs[name] for t in self.templates.get(modality, ())]
-            choices = [*choices, *(template.format(item["label"]) for template in templates)]
+            choices += [template.format(item.label) for template in templates]
         return choices[int(rng.integers(len(choices)))] if choices else ""
 
     def _note(self, name: str, item: Sample, error: UserError, total: int) -> None:
         """Name a broken item once; too many stop the run."""
         broken = self.broken.setdefault(name, set())
-        where = f"{item['source']}: {item['key']}"
+        where = f"{item.source}: {item.key}"
         if where in broken:
             return
         broken.add(where)
@@ -221,8 +223,8 @@ class BatchBuilder:
 
 def names_of(item: Sample, caption: str) -> list[str]:
     """What an item is called: its caption as drawn, its other captions, its label; letters in one case."""
-    captions = [f"caption {text.lower()}" for text in (caption, *item["captions"]) if text.strip()]
-    return sorted({*captions, *([f"label {item['label'].lower()}"] if item["label"] else [])})
+    captions = [f"caption {text.lower()}" for text in (caption, *item.captions) if text.strip()]
+    return sorted({*captions, *([f"label {item.label.lower()}"] if item.label else [])})
 
 
 def groups(names: Sequence[Sequence[str]]) -> Tensor:
@@ -291,26 +293,3 @@ def _device(inputs: Mapping[str, Tensor]) -> torch.device:
 def trim(keep: Tensor) -> Tensor:
     """Visible ids (B, K), padded with -1, without the columns that are padding in every row."""
     return keep[:, : int((keep >= 0).sum(1).amax())]
-
-
-def whole(source: Source, processors: Mapping[str, Any], batch_size: int) -> Iterator[Batch]:
-    """Every sample of a source once, in order and as it is, for validation.
-
-    Yields: {modality: the model's input, for all but text; "keys"; "captions": a list per item; "labels"}. An item
-    that cannot be decoded is left out with a warning.
-    """
-    for start in range(0, len(source.samples), batch_size):
-        items, media = [], []
-        for item in source.samples[start : start + batch_size]:
-            try:
-                media.append({m: processors[m].decode(item[m]) for m in processors if m in item})
-                items.append(item)
-            except UserError as error:
-                log.warning("%s: %s cannot be decoded and is left out: %s", item["source"], item["key"], error)
-        if items:
-            yield {
-                **{m: processors[m].collate([sample[m] for sample in media]) for m in media[0]},
-                "keys": [item["key"] for item in items],
-                "captions": [item["captions"] for item in items],
-                "labels": [item["label"] for item in items],
-            }

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.files.source import describe, scheme
 from onepeace.processors import PROCESSORS
@@ -29,9 +30,6 @@ STALLED = 60
 
 BROKEN_FREE = 10
 """So many broken items never stop a run, unless nothing else is there."""
-
-Sample = dict[str, Any]
-"""key, source (the shard's name), one entry of encoded bytes per modality but text, captions (list), label or None."""
 
 
 class Source(NamedTuple):
@@ -228,22 +226,19 @@ def usable_sample(raw: dict[str, Any], shard: str, pair: Sequence[str], broken: 
         readable = False
     if not captions:
         captions = [members.get("txt", b"").decode("utf-8", errors="replace")]
-    label = about.get("label")
-    sample: Sample = {
-        "key": key,
-        "source": name,
-        "captions": [caption.strip() for caption in captions if caption.strip()],
-        "label": label if isinstance(label, str) else None,
-    }
+    inputs: dict[str, Any] = {"text": [caption.strip() for caption in captions if caption.strip()]}
     for modality, suffixes in known.items():
         media = [members[suffix] for suffix in suffixes if members.get(suffix)]
         if media:
-            sample[modality] = media[0]
-    if "text" in pair and not sample["captions"]:
+            inputs[modality] = media[0]
+    targets = dict(about["targets"]) if isinstance(about.get("targets"), dict) else {}
+    if isinstance(about.get("label"), str):
+        targets["label"] = about["label"]
+    if "text" in pair and not inputs["text"]:
         if readable:
             broken.append(f"{name}: {key} has no caption (a .txt, or captions in a .json)")
-    elif lacking := [m for m in known if m not in sample]:
+    elif lacking := [m for m in known if m not in inputs]:
         broken.append(f"{name}: {key} has no {' and no '.join(lacking)} file")
     else:
-        return sample
+        return Sample(key, name, inputs, targets)
     return None

@@ -21,7 +21,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from onepeace.data.batches import Batch, BatchBuilder, Lengths
-from onepeace.data.shards import Sample, Source, expand
+from onepeace.data.sample import Sample
+from onepeace.data.shards import Source, expand
 from onepeace.data.streams import Mixture, Position, StreamShard, stream_shards_of
 from onepeace.errors import UserError
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onepeace.data.shards import NAMED, Sample, raw_samples, refuse_corrupt, usable_sample
+from onepeace.data.sample import Sample
+from onepeace.data.shards import NAMED, raw_samples, refuse_corrupt, usable_sample
 from onepeace.errors import UserError
 from onepeace.files.source import describe
 
@@ -217,7 +218,7 @@ class StreamShard:
             self._rest = self._rest or self._read()
             for sample in self._rest:
                 samples.append(sample)
-                held += sum(len(value) for value in sample.values() if isinstance(value, bytes))
+                held += sum(len(value) for value in sample.inputs.values() if isinstance(value, bytes))
                 if len(samples) >= self.max_samples or held >= self.max_bytes:
                     break
             if not samples:

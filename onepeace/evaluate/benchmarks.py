@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onepeace.config import Options, apply_override, build, read_yaml
-from onepeace.data.shards import Sample, read_source
+from onepeace.data.sample import Sample
+from onepeace.data.shards import read_source
 from onepeace.embed.zero_shot import TEMPLATES
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure
@@ -200,14 +201,14 @@ def table(results: list[Row]) -> str:
 
 def _zero_shot(embedder: Any, benchmark: BenchmarkSet, root: Path) -> list[Figure]:
     samples = _labelled(benchmark.shards, benchmark.modality, root)
-    labels = [s["label"] for s in samples]
+    labels = [s.label for s in samples]
     names = _class_names(root / benchmark.classes) if benchmark.classes else sorted(set(labels))
     number = {name: i for i, name in enumerate(names)}
-    if strange := [s for s in samples if s["label"] not in number]:
-        raise UserError(f"{_where(strange[0])}: label {strange[0]['label']!r} is not in {benchmark.classes}")
+    if strange := [s for s in samples if s.label not in number]:
+        raise UserError(f"{_where(strange[0])}: label {strange[0].label!r} is not in {benchmark.classes}")
     return zero_shot(
         embedder,
-        [s[benchmark.modality] for s in samples],
+        [s.inputs[benchmark.modality] for s in samples],
         [number[label] for label in labels],
         names,
         templates=benchmark.templates,
@@ -219,15 +220,15 @@ def _zero_shot(embedder: Any, benchmark: BenchmarkSet, root: Path) -> list[Figur
 def _retrieval(embedder: Any, benchmark: BenchmarkSet, root: Path) -> list[Figure]:
     samples = read_source(benchmark.shards, (benchmark.modality, "text"), root, broken_limit=1.0).samples
     if benchmark.texts == "names":
-        item_ids: list[Any] = [s["captions"][0] for s in samples]
+        item_ids: list[Any] = [s.captions[0] for s in samples]
         texts = text_ids = list(dict.fromkeys(item_ids))
     else:
         item_ids = list(range(len(samples)))
-        texts = [caption for s in samples for caption in s["captions"]]
-        text_ids = [i for i, s in enumerate(samples) for _ in s["captions"]]
+        texts = [caption for s in samples for caption in s.captions]
+        text_ids = [i for i, s in enumerate(samples) for _ in s.captions]
     return retrieval(
         embedder,
-        [s[benchmark.modality] for s in samples],
+        [s.inputs[benchmark.modality] for s in samples],
         texts,
         item_ids=item_ids,
         text_ids=text_ids,
@@ -243,10 +244,10 @@ def _same_class(embedder: Any, benchmark: BenchmarkSet, root: Path) -> list[Figu
     partners = [partner for match in benchmark.matches.values() for partner in match]
     for (modality, shards), wanted in zip(benchmark.sides, (benchmark.matches, partners), strict=True):
         samples = _labelled(shards, modality, root)
-        labels = [s["label"] for s in samples]
+        labels = [s.label for s in samples]
         if strange := [label for label in wanted if label not in labels]:
             raise UserError(f"matches names {strange[0]!r}, which is no label in {shards}")
-        sides.append(Labelled(modality, [s[modality] for s in samples], labels))
+        sides.append(Labelled(modality, [s.inputs[modality] for s in samples], labels))
     first, second = sides
     return same_class(embedder, first, second, benchmark.matches, at=benchmark.at or (10,))
 
@@ -256,13 +257,13 @@ _TASKS = {"zero_shot": _zero_shot, "retrieval": _retrieval, "same_class": _same_
 
 def _labelled(shards: str, modality: str, root: Path) -> list[Sample]:
     samples = read_source(shards, (modality,), root, broken_limit=1.0).samples
-    if unlabelled := [s for s in samples if s["label"] is None]:
+    if unlabelled := [s for s in samples if s.label is None]:
         raise UserError(f"{_where(unlabelled[0])} has no label in its .json, and this task needs one")
     return samples
 
 
 def _where(sample: Sample) -> str:
-    return f"{sample['source']}: {sample['key']}"
+    return f"{sample.source}: {sample.key}"
 
 
 def _class_names(path: Path) -> list[str]:

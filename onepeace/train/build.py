@@ -12,7 +12,8 @@ from torch import Tensor
 
 from onepeace.config import SIZES, Config, ModelConfig, Options, build, merge, read_config, to_plain
 from onepeace.data.batches import Lengths
-from onepeace.data.shards import Sample, Source, expand, read_source
+from onepeace.data.sample import Sample
+from onepeace.data.shards import Source, expand, read_source
 from onepeace.data.steps import DataState, StepDataset, Streams
 from onepeace.data.streams import first_samples
 from onepeace.errors import UserError
@@ -147,8 +148,8 @@ def source_captions(recipe: Recipe, samples: Iterable[Sample]) -> list[str]:
     texts: list[str] = []
     labels: set[str] = set()
     for sample in samples:
-        texts += sample["captions"]
-        labels |= {sample["label"]} if sample["label"] else set()
+        texts += sample.captions
+        labels |= {sample.label} if sample.label else set()
     return texts + [template.format(label) for label in sorted(labels) for template in templates]
 
 
@@ -227,7 +228,7 @@ def make_teachers(
             # Like lengths joint: the teacher pads to the longest of a batch.
             items: dict[str, Any] = {text: text for text in sorted(captions, key=lambda text: (len(text), text))}
         else:
-            items = {sample["key"]: sample[key] for source in sources for sample in source.samples if key in sample}
+            items = {s.key: s.inputs[key] for source in sources for s in source.samples if key in s.inputs}
         load = getattr(processors[key], "load", lambda item: item)
         tables[term] = cached_features(options["teacher"], list(items), lambda name: load(items[name]), path)  # noqa: B023
     return tables

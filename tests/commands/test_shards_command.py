@@ -56,11 +56,11 @@ def test_csv_comes_back_from_the_reader(home, capsys):
     )
     assert shards(table, home) == 0
     dog, cat = read(home)
-    assert (dog["image"], dog["captions"], dog["label"]) == (
+    assert (dog.inputs["image"], dog.captions, dog.label) == (
         (home / "images/dog.jpg").read_bytes(), ["a dog, brown"], "dog",
     )  # fmt: skip
-    assert (cat["captions"], cat["label"]) == (["a cat"], None)
-    assert (dog["key"], cat["key"]) == ("set_00000000", "set_00000001")
+    assert (cat.captions, cat.label) == (["a cat"], None)
+    assert (dog.key, cat.key) == ("set_00000000", "set_00000001")
     captured = capsys.readouterr()
     assert captured.out.startswith(f"{home.parent}/out/set-*.tar: 2 samples, ")
     assert captured.err == ""
@@ -81,7 +81,7 @@ def test_spaces_around_the_cells_of_a_csv_do_not_count(home):
     table = write(home / "t.csv", "image, text ,label\n images/dog.jpg , a dog, dog \n")
     assert shards(table, home) == 0
     (sample,) = read(home)
-    assert (sample["captions"], sample["label"]) == (["a dog"], "dog")
+    assert (sample.captions, sample.label) == (["a dog"], "dog")
 
 
 def test_jsonl_has_lists_of_captions_and_tsv_has_no_quoting(home):
@@ -91,12 +91,12 @@ def test_jsonl_has_lists_of_captions_and_tsv_has_no_quoting(home):
     ]
     assert shards(write(home / "t.jsonl", "\n\n".join(map(json.dumps, rows))), home) == 0
     dog, cat = read(home, ("audio",))
-    assert (dog["captions"], cat["captions"], cat["label"]) == (["a dog", "barking loud"], [], "3")
+    assert (dog.captions, cat.captions, cat.label) == (["a dog", "barking loud"], [], "3")
     table = write(home / "t.tsv", '\ufeffimage\taudio\tcaption\nimages/dog.jpg\tsounds/dog.ogg\t"a dog\n')
     assert shards(table, home, prefix="tab") == 0
     (both,) = read(home, ("image", "audio", "text"), "tab-*.tar")
-    assert both["captions"] == ['"a dog']
-    assert both["audio"] == (home / "sounds/dog.ogg").read_bytes()
+    assert both.captions == ['"a dog']
+    assert both.inputs["audio"] == (home / "sounds/dog.ogg").read_bytes()
 
 
 def test_columns_are_chosen_by_name(home):
@@ -104,7 +104,7 @@ def test_columns_are_chosen_by_name(home):
     options = ("--image", "file", "--audio", "wav", "--text", "says", "--label", "kind")
     assert shards(table, home, *options) == 0
     (sample,) = read(home, ("image", "audio", "text"))
-    assert (sample["captions"], sample["label"]) == (["a dog"], "dog")
+    assert (sample.captions, sample.label) == (["a dog"], "dog")
 
 
 BAD_ROWS = {
@@ -127,7 +127,7 @@ def test_bad_rows_are_named_with_their_line_and_the_others_written(home, capsys)
     lines = ["image,text,label", "images/cat.jpg,a cat,", *BAD_ROWS, 'images/sea.jpg,"the\nsea",', "images/gone.jpg,x,"]
     table = write(home / "captions.csv", "\n".join(lines) + "\n")
     assert shards(table, home) == 1
-    assert [sample["captions"] for sample in read(home)] == [["a cat"], ["the sea"]]
+    assert [sample.captions for sample in read(home)] == [["a cat"], ["the sea"]]
     first, *named = capsys.readouterr().err.splitlines()
     assert first == f"onepeace: {len(BAD_ROWS) + 1} of {len(BAD_ROWS) + 3} left out:"
     for number, (line, reason) in enumerate(zip(named, BAD_ROWS.values(), strict=False), 3):
@@ -142,7 +142,7 @@ def test_bad_rows_of_a_jsonl(home, capsys):
             '{"image": "images/dog.jpg", "text": "\\ud800"}', '{"image": "images/dog.jpg", "text": NaN}',
             '{"image": "images/dog.jpg", "text": "a dog"}']  # fmt: skip
     assert shards(write(home / "t.jsonl", "\n".join(rows)), home) == 1
-    assert [sample["captions"] for sample in read(home)] == [["a dog"]]
+    assert [sample.captions for sample in read(home)] == [["a dog"]]
     err = capsys.readouterr().err
     for number, reason in enumerate(
         (
@@ -161,7 +161,7 @@ def test_bad_rows_of_a_jsonl(home, capsys):
 def test_a_column_that_an_option_names_must_be_filled(home, capsys):
     table = write(home / "t.csv", "image,text,label\nimages/dog.jpg,a dog,\nimages/cat.jpg,a cat,cat\n")
     assert shards(table, home, "--label", "label") == 1
-    assert [sample["label"] for sample in read(home)] == ["cat"]
+    assert [sample.label for sample in read(home)] == ["cat"]
     assert "line 2: label is empty" in capsys.readouterr().err
 
 
@@ -215,7 +215,7 @@ def test_folder_with_captions_beside_the_files(home, capsys):
     write(home / "cat.txt", " \n")
     assert shards(home, home) == 1
     (dog,) = read(home, ("image", "audio", "text"))
-    assert dog["captions"] == ["a dog", "it barks"]
+    assert dog.captions == ["a dog", "it barks"]
     err = capsys.readouterr().err
     assert f"{home}/cat.jpg: has no caption: cat.txt is empty" in err
     assert f"{home}/sea.jpg: has no caption: there is no sea.txt beside it" in err
@@ -227,10 +227,10 @@ def test_folder_names_as_labels(home, capsys):
     write(home / "images/dog.txt", "a dog")
     assert shards(home, home, "--labels-from-folders") == 1
     samples = read(home, ("image",))
-    assert [(sample["label"], sample["captions"]) for sample in samples] == [
+    assert [(sample.label, sample.captions) for sample in samples] == [
         ("images", []), ("images", ["a dog"]), ("images", []),
     ]  # fmt: skip
-    assert {sample["label"] for sample in read(home, ("audio",))} == {"sounds"}
+    assert {sample.label for sample in read(home, ("audio",))} == {"sounds"}
     assert "stray.jpg: lies in " in capsys.readouterr().err
 
 
@@ -255,7 +255,7 @@ def test_check_drops_what_does_not_decode(home, capsys):
     table = write(home / "t.csv", "\n".join(rows))
     assert shards(table, home) == 0
     assert shards(table, home, "--check", "--force") == 1
-    assert [sample["captions"] for sample in read(home)] == [["c"]]
+    assert [sample.captions for sample in read(home)] == [["c"]]
     err = capsys.readouterr().err
     assert "t.csv line 2: " in err
     assert "cat.jpg: not a picture" in err
@@ -271,7 +271,7 @@ def test_shards_hold_as_much_as_was_asked_for(home):
     assert shards(table, home, "--shard-size", "1MB", "--limit", "2", "--force") == 0
     # the older ones are gone
     assert out(home) == ["set-00000.tar"]
-    assert [sample["captions"] for sample in read(home)] == [["a"], ["b"]]
+    assert [sample.captions for sample in read(home)] == [["a"], ["b"]]
 
 
 def test_a_shard_ends_before_it_is_too_large(tmp_path):

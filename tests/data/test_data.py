@@ -16,7 +16,8 @@ from PIL import Image
 
 from onepeace import processors as modalities
 from onepeace.config import build
-from onepeace.data.batches import groups, names_of, whole
+from onepeace.data.batches import groups, names_of
+from onepeace.data.sample import Sample
 from onepeace.data.shards import expand, read_source
 from onepeace.data.steps import DataState, EpochSampler, StepDataset, Streams, loader
 from onepeace.errors import UserError
@@ -144,18 +145,18 @@ def same(a, b):
 
 def test_source_reads_tar_and_tar_gz_in_order(root):
     source = read_source("pictures-*", ("image", "text"), root)
-    assert [sample["key"] for sample in source.samples] == [f"p{i}" for i in range(8)]
-    assert source.samples[6]["image"] == picture(6)
-    assert source.samples[6]["captions"] == ["picture number 6", "a photo of thing 6"]
-    assert source.samples[6]["source"].endswith("pictures-1.tar.gz")
+    assert [sample.key for sample in source.samples] == [f"p{i}" for i in range(8)]
+    assert source.samples[6].inputs["image"] == picture(6)
+    assert source.samples[6].captions == ["picture number 6", "a photo of thing 6"]
+    assert source.samples[6].source.endswith("pictures-1.tar.gz")
     assert source.broken == []
-    assert read_source("more.tar", ("image",), root).samples[0]["label"] == "gull"
+    assert read_source("more.tar", ("image",), root).samples[0].label == "gull"
 
 
 def test_caption_is_the_text_file_when_the_json_has_none(tmp_path):
     write_shard(tmp_path / "a.tar", {"x.PNG": picture(0), "x.json": b'{"label": null}', "x.txt": b" a gull \n"})
     (sample,) = read_source("a.tar", ("image", "text"), tmp_path).samples
-    assert (sample["captions"], sample["label"]) == (["a gull"], None)
+    assert (sample.captions, sample.label) == (["a gull"], None)
 
 
 def test_missing_shards_are_named(root, monkeypatch):
@@ -175,7 +176,7 @@ def test_incomplete_samples_name_file_and_key(tmp_path, caplog):
     del members["p1.png"], members["p2.json"]
     write_shard(tmp_path / "a.tar", members)
     source = read_source("a.tar", ("image", "text"), tmp_path)
-    assert [sample["key"] for sample in source.samples] == ["p0", "p3"]
+    assert [sample.key for sample in source.samples] == ["p0", "p3"]
     assert len(source.broken) == 2
     assert "a.tar: p1 has no image file" in caplog.text
     assert "a.tar: p2 has no caption" in caplog.text
@@ -187,7 +188,7 @@ def test_incomplete_samples_name_file_and_key(tmp_path, caplog):
 def test_unreadable_json_is_named_and_the_text_file_used(tmp_path):
     write_shard(tmp_path / "a.tar", {"x.png": picture(0), "x.json": b"{", "x.txt": b"a gull"})
     source = read_source("a.tar", ("image", "text"), tmp_path)
-    assert source.samples[0]["captions"] == ["a gull"]
+    assert source.samples[0].captions == ["a gull"]
     assert "x.json cannot be read" in source.broken[0]
 
 
@@ -218,7 +219,7 @@ def test_truncated_shard_gives_what_it_still_holds(tmp_path, name):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     write_shard(tmp_path / "b.tar", pictures(2, first=10))
     source = read_source("*", ("image", "text"), tmp_path)
-    keys = [sample["key"] for sample in source.samples]
+    keys = [sample.key for sample in source.samples]
     assert 0 < len(keys) - 2 < 6
     assert keys[-2:] == ["p10", "p11"]
     assert any(name in line for line in source.broken)
@@ -231,7 +232,7 @@ def test_member_that_comes_twice_is_named_and_the_rest_is_read(tmp_path):
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
     source = read_source("a.tar", ("image", "text"), tmp_path)
-    assert [sample["key"] for sample in source.samples] == ["p0", "p1"]
+    assert [sample.key for sample in source.samples] == ["p0", "p1"]
     assert "a.tar: x.png: duplicate file name" in source.broken[0]
 
 
@@ -392,7 +393,7 @@ def test_streamed_pairs_in_turn_leave_no_lane_unread(root, processors, workers):
     assert same([batches for batches, _ in loader(rest, 5, 12, workers)], [batches for batches, _ in made[5:]])
 
 
-@pytest.mark.parametrize("pairs", ["joint", "in_turn"])
+@pytest.mark.parametrize("pairs", ["together", "in_turn"])
 def test_streams_give_the_same_batches_whatever_the_number_of_worker_processes(root, processors, pairs):
     wanted = recipe(root, [IMAGES, SOUNDS], {"pairs": pairs, "stream": True}, batch_size=2)
     wanted = replace(wanted, run=replace(wanted.run, workers=2))
@@ -522,7 +523,7 @@ def test_mixed_clips_without_a_text_are_positives_of_none(tmp_path, processors):
 
 
 def sample(captions=(), label=None):
-    return {"captions": list(captions), "label": label}
+    return Sample("", "", {"text": list(captions)}, {} if label is None else {"label": label})
 
 
 def grouped(items, drawn):
@@ -644,19 +645,6 @@ def test_cache_changes_nothing_and_has_a_limit(root, processors):
     assert len(bare.builder._cache) == 0
 
 
-def test_whole_gives_each_item_once_and_unchanged(root, processors, tmp_path, caplog):
-    members = pictures(7)
-    members["p4.png"] = b"rubbish"
-    write_shard(tmp_path / "a.tar", members)
-    source = read_source("a.tar", ("image", "text"), tmp_path)
-    found = list(whole(source, processors, batch_size=3))
-    assert [key for batch in found for key in batch["keys"]] == ["p0", "p1", "p2", "p3", "p5", "p6"]
-    assert "p4" in caplog.text
-    assert found[0]["captions"][1] == ["picture number 1", "a photo of thing 1"]
-    assert torch.equal(found[0]["image"]["pixels"][1], processors["image"].decode(picture(1)))
-    assert "text" not in found[0]
-
-
 def test_real_shards_give_steps(shared, processors):
     train = [
         {"shards": "val/emoji/*.tar.gz", "pair": ["image", "text"]},
@@ -667,7 +655,7 @@ def test_real_shards_give_steps(shared, processors):
     pictures, sounds = steps[0]
     assert pictures["image"]["pixels"].isfinite().all()
     assert sounds["audio"]["waveform"].shape == (8, 32000)
-    assert [item["label"] for item in steps.items["audio+text"]].count("dog") == 8
+    assert [item.label for item in steps.items["audio+text"]].count("dog") == 8
 
 
 def test_process_ends_although_something_still_holds_a_loader():

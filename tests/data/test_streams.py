@@ -49,7 +49,7 @@ def write_shards(folder, sizes, **kw):
 
 
 def keys(samples, count=None):
-    return [sample["key"] for sample in islice(samples, count)]
+    return [sample.key for sample in islice(samples, count)]
 
 
 def all_keys(sizes):
@@ -160,7 +160,7 @@ def test_the_lanes_together_have_each_sample_once_per_epoch(sizes, lanes, window
                 row = StreamShard(shards, PAIR, seed=seed, lane=lane, lanes=lanes, shuffle_buffer=window)
                 row.seek({**row.position, "epoch": epoch})
                 while epoch_of(row) == epoch:
-                    found.append(next(row)["key"])
+                    found.append(next(row).key)
             assert sorted(found) == all_keys(sizes)
 
 
@@ -235,7 +235,7 @@ def test_position_counts_what_is_broken_once(tmp_path):
     row, places, found = make(), [], []
     for _ in range(60):
         places.append(row.position)
-        found.append(next(row)["key"])
+        found.append(next(row).key)
     assert "2-5" in found
     assert not {"0-3", "1-3", "2-3"} & set(found)
     for i, place in enumerate(places):
@@ -320,7 +320,7 @@ def test_place_is_one_of_the_row_however_many_samples_it_takes(two_sources):
     kinds = []
     for i in range(40):
         place = row.place()
-        kinds.append(next(place)["key"][0])
+        kinds.append(next(place).key[0])
         if i % 7 == 0:
             keys(place, 3)  # cannot be decoded, say
     assert kinds == [key[0] for key in keys(plain, 40)]
@@ -338,7 +338,7 @@ def test_mixture_goes_on_at_every_position(two_sources):
     row, places, whole = two_sources(), [], []
     for _ in range(60):
         places.append(json.dumps(row.position))
-        whole.append(next(row)["key"])
+        whole.append(next(row).key)
     for i, place in enumerate(places):
         assert keys(two_sources(position=json.loads(place)), len(whole) - i) == whole[i:]
 
@@ -352,7 +352,7 @@ def test_another_sample_moves_nothing_and_is_the_same_after_a_restart(two_source
         assert two_sources(position=place).another(np.random.default_rng(i)) == other
         assert row.position == place
         assert next(row) == next(plain)
-        drawn.add(other["key"])
+        drawn.add(other.key)
     assert len(drawn) > 20
     assert {key[0] for key in drawn} == {"a", "b"}
 
@@ -385,7 +385,7 @@ def test_json_nested_too_deeply_is_only_broken(tmp_path):
         for name, data in {"y.jpg": b"1", "y.json": b'{"captions": "a sheep"}'}.items():
             entry(tar, name, data)
     found = first_samples([str(tmp_path / "a.tar")], PAIR, 2)
-    assert [sample["captions"] for sample in found] == [["a gull"], ["a sheep"]]
+    assert [sample.captions for sample in found] == [["a gull"], ["a sheep"]]
 
 
 def test_lane_over_shards_without_usable_samples_stops(tmp_path):
@@ -426,7 +426,7 @@ def test_missing_and_cut_downloads_are_named(served, caplog):
     shards = [f"{address}/none.tar?key=secret", f"{address}/cut/000.tar", f"{address}/001.tar.gz?key=secret"]
     found = list(first_samples(shards, PAIR, 20))
     assert keys(found) == ["0-0", "0-1", *(f"1-{i}" for i in range(6))]
-    assert found[-1]["source"] == f"{address}/001.tar.gz"
+    assert found[-1].source == f"{address}/001.tar.gz"
     assert "none.tar: not read to its end, curl gave exit code 22" in caplog.text
     assert "cut/000.tar: not read to its end, curl gave exit code 18" in caplog.text
     assert "secret" not in caplog.text

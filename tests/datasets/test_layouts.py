@@ -838,7 +838,7 @@ def test_shards_are_read_by_the_trainer(tmp_path):
     with load("shardwriter").SetWriter(tmp_path / "s", "set") as shards:
         add(shards, "x", b"picture", label="dog")
     (sample,) = read_source("s/*.tar.gz", ("image", "text"), tmp_path).samples
-    assert (sample["image"], sample["captions"], sample["label"]) == (b"picture", ["x one", "x two"], "dog")
+    assert (sample.inputs["image"], sample.captions, sample.label) == (b"picture", ["x one", "x two"], "dog")
 
 
 def test_an_error_leaves_the_older_shards(tmp_path):

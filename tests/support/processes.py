@@ -8,6 +8,7 @@ import torch.multiprocessing as mp
 from support.small_models import batch_of, small_model
 
 from onepeace.data.batches import names_of, split
+from onepeace.data.sample import Sample
 from onepeace.train import loop, parallel
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import read_recipe
@@ -53,7 +54,7 @@ def whole_batch():
             keep = places.masked_fill(masked | (places > lengths[:, None]), 999).sort(1).values
             keep = keep[:, : int((keep < 999).sum(1).max())]
             masks[key][name] = (keep.masked_fill(keep == 999, -1), masked)
-    names = [names_of({"captions": [], "label": None}, caption) for caption in CAPTIONS]
+    names = [names_of(Sample("", "", {}, {}), caption) for caption in CAPTIONS]
     keys = [f"item{i}" for i in range(8)]
     return {**batch, "masks": masks, "keys": keys, "captions": CAPTIONS, "names": names}
 
