@@ -19,11 +19,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from onepeace.config import Config, read_config
+from onepeace.config import Config
 from onepeace.device import choose_device, choose_dtype
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.hub.convert import convert
+from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import cache_folder, resolve
 from onepeace.model import OnePeace
 from onepeace.processors import PROCESSORS
@@ -66,7 +67,7 @@ def from_pretrained(
     place = choose_device(device)
     path = Path(model_name_or_path)
     folder = _converted(path, download_root, bpe) if path.is_file() else resolve(model_name_or_path)
-    config = read_config(folder / "config.yaml")
+    config = read_config(folder)
     if model_type == "one_peace_classify" and config.model.classifier is None:
         raise UserError(f"{model_name_or_path}: has no classifier; use model_type='one_peace_retrieval'")
     if model_type == "one_peace_retrieval" and not config.model.heads:

@@ -19,6 +19,8 @@ from onepeace.config import SIZES, Config, ModelConfig, build, merge
 from onepeace.cost.flops import module_flops, pass_cost
 from onepeace.errors import UserError, need
 from onepeace.hub import weights as weight_files
+from onepeace.hub.architectures import build_module
+from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import BUNDLED, resolve
 from onepeace.model import OnePeace
 
@@ -93,9 +95,9 @@ def make(size: str) -> Contestant:
     """The model called `size`: weights from its folder, or random ones where only the speed is of interest."""
     if size == "base" or (size == "tiny" and not (BUNDLED / size).is_dir()):
         config = random_config(size)
-        return Contestant(f"{size}, random weights", config, OnePeace(config.model).eval())
+        return Contestant(f"{size}, random weights", config, build_module(config).eval())
     module = weight_files.load(folder := resolve(size))
-    return Contestant(size, weight_files.read_folder_config(folder), module)
+    return Contestant(size, read_config(folder), module)
 
 
 def random_config(size: str) -> Config:
@@ -112,7 +114,7 @@ def _measure(
 ) -> dict[str, Any]:
     config, module = contestant.config, contestant.module
     size = {"text": TEXT_TOKENS, "image": picture_size(config), "audio": AUDIO_SECONDS}[key]
-    cost = pass_cost(config.model, key, item_batch(config, key, size))
+    cost = pass_cost(config, key, item_batch(config, key, size))
     count = settings.batch or max(1, 2 ** ((BATCH_TOKENS // cost.tokens).bit_length() - 1))
     batch = _to(item_batch(config, key, size, count), settings.device, dtype)
     products, product_flops = _products(config.model, count * cost.tokens, settings.device, dtype)

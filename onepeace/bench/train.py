@@ -21,7 +21,7 @@ from onepeace.config import SIZES, build
 from onepeace.cost.flops import on_meta, training_cost
 from onepeace.cost.plan import planned_model, planned_passes
 from onepeace.data.batches import split, to_device
-from onepeace.model import OnePeace
+from onepeace.hub.architectures import build_module
 from onepeace.train.build import make_config
 from onepeace.train.objective import Objective
 from onepeace.train.optim import freeze
@@ -93,7 +93,7 @@ class Contest:
         self.recipe = make_recipe(stage, settings.size, settings.batch)
         config = make_config(self.recipe)
         torch.manual_seed(0)
-        self.model = OnePeace(config.model).train()
+        self.model = build_module(config).train()
         with torch.no_grad():  # nothing may stay where a mistake would not show: gains, biases, tables
             for parameter in self.model.parameters():
                 if parameter.ndim > 0:

@@ -126,7 +126,7 @@ def items_of(config: "Config") -> list[dict[str, Any]]:
     for key, wanted in ITEMS:
         if key in config.model.adapters:
             size = picture_size(config) if wanted is None else wanted
-            cost = pass_cost(config.model, key, item_batch(config, key, size))
+            cost = pass_cost(config, key, item_batch(config, key, size))
             result.append({"modality": key, "item": f"{size} {UNITS[key]}", **cost._asdict()})
     return result
 

@@ -87,6 +87,9 @@ class Config:
     """The content of a model folder's config.yaml."""
 
     model: ModelConfig
+    """Of the class that `architecture` names. Typed as ONE-PEACE's; what others need: hub/architectures.py."""
     processors: dict[str, Options] = field(default_factory=dict)
-    """Keyword options of each modality's decoder of files and values (onepeace/processors)."""
+    """Keyword options of each modality's processor of files and values (onepeace/processors)."""
+    architecture: str = "onepeace"
+    """A key of ARCHITECTURES (onepeace/hub/architectures.py)."""
     format: int = 1

@@ -93,15 +93,15 @@ def _index(place: list[Any], text: str, override: str) -> int:
     return int(text)
 
 
-def build(cls: type[T], content: Mapping[str, Any], where: str) -> T:
+def build(cls: type[T], content: Mapping[str, Any], where: str, at: str = "") -> T:
     """Make a dataclass of a mapping: unknown fields are refused, values coerced to the declared type.
 
     Args:
         cls: a dataclass; nested dataclasses, ``X | None``, lists, tuples and dicts of them are followed.
-        content: as read from YAML.
-        where: the file, for messages.
+        content: as read from YAML; a value that is a dataclass already is taken as it is.
+        where, at: the file, and the field in it that `content` is of, for messages.
     """
-    return _build(cls, content, where, "")
+    return _build(cls, content, where, at)
 
 
 def _build(cls: Any, content: Any, where: str, at: str) -> Any:
@@ -131,7 +131,7 @@ def _build(cls: Any, content: Any, where: str, at: str) -> Any:
 
 def _coerce(kind: Any, value: Any, where: str, at: str) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
+    if kind is Any or dataclasses.is_dataclass(value):
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:

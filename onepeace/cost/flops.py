@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from onepeace.bench.live import Live
-from onepeace.config import ModelConfig
+from onepeace.config import Config
+from onepeace.hub.architectures import build_module
 from onepeace.model import OnePeace, Stem
 
 
@@ -28,14 +29,14 @@ class Cost(NamedTuple):
     than their plain form."""
 
 
-def pass_cost(config: ModelConfig, key: str, batch: Mapping[str, Tensor]) -> Cost:
+def pass_cost(config: Config, key: str, batch: Mapping[str, Tensor]) -> Cost:
     """Cost of encoding `batch` of modality `key`; its values do not matter, only their sizes.
 
     The blocks run on the meta device. A stem looks at its input's values (lengths, padding), so it runs for real, on
     weights of zero; it is a small part of any model.
     """
     with torch.device("meta"):
-        model = OnePeace(config).eval().requires_grad_(False)
+        model = build_module(config).eval().requires_grad_(False)
     adapter = copy.deepcopy(model.adapters[key]).to_empty(device="cpu")
     for parameter in adapter.parameters():
         parameter.zero_()

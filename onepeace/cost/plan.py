@@ -44,6 +44,7 @@ from onepeace.config import Config
 from onepeace.cost.flops import DryRun, Pass, TrainingCost, kept_ids, on_meta, training_cost
 from onepeace.data.masking import TEXT_UNITS
 from onepeace.errors import UserError
+from onepeace.hub.architectures import build_module
 from onepeace.layers.attention import use_math_attention
 from onepeace.model import OnePeace
 from onepeace.train.build import make_config, model_folder
@@ -198,7 +199,7 @@ def planned_config(recipe: Recipe) -> Config:
 def planned_model(recipe: Recipe, config: Config) -> OnePeace:
     """The model on the meta device, frozen as the recipe says."""
     with torch.device("meta"):
-        model = OnePeace(config.model)
+        model = build_module(config)
     if recipe.freeze:
         freeze(model, recipe.freeze)
     return model

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onepeace.config import read_config
 from onepeace.device import choose_device, choose_dtype
 from onepeace.embed.assembly import Assembly, Failure, Part
 from onepeace.embed.stream import Batcher, Waiting, decode_ahead
@@ -26,6 +25,8 @@ from onepeace.embed.zero_shot import TEMPLATE, prototypes
 from onepeace.errors import UserError
 from onepeace.files.source import describe, read_bytes, suffix
 from onepeace.hub import weights as weight_files
+from onepeace.hub.architectures import build_module
+from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import resolve
 from onepeace.model import OnePeace
 from onepeace.model.adapters.audio import AudioAdapter
@@ -109,9 +110,9 @@ def load(
     """
     place = choose_device(device)
     folder = resolve(str(name))
-    config = read_config(folder / "config.yaml")
+    config = read_config(folder)
     with torch.device("meta"):
-        num_parameters = sum(parameter.numel() for parameter in OnePeace(config.model).parameters())
+        num_parameters = sum(parameter.numel() for parameter in build_module(config).parameters())
     precision = choose_dtype(dtype, place, num_parameters)
     if isinstance(modalities, str):
         modalities = [modalities]

@@ -6,11 +6,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from onepeace.config import Config, build, read_yaml
 from onepeace.errors import UserError
+from onepeace.hub.architectures import architecture
 
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.json"
 CARD = "MODEL_CARD.md"
+
+
+def read_config(folder: str | Path) -> Config:
+    """The configuration of a model folder; UserError for one without, or of an architecture that is not known."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such model folder")
+    path = folder / CONFIG
+    if not path.is_file():
+        names = sorted(entry.name for entry in folder.iterdir())
+        found = f"it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
+        raise UserError(f"{folder}: no {CONFIG}, so this is no model folder ({found})")
+    content = read_yaml(path)
+    if content.get("format", 1) != 1:
+        raise UserError(f"{path}: format {content['format']} is newer than this onepeace reads (1); upgrade onepeace")
+    if "model" in content:
+        kind = architecture(str(content.get("architecture", Config.architecture)), str(path)).config
+        content["model"] = build(kind, content["model"], str(path), "model")
+    return build(Config, content, str(path))
 
 
 def check_free(folder: Path, *, replace: bool) -> None:

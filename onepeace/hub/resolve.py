@@ -8,10 +8,9 @@ from pathlib import Path
 
 from onepeace.errors import UserError
 from onepeace.hub.download import fetch
-from onepeace.hub.folder import CARD, CONFIG, TOKENIZER
+from onepeace.hub.folder import CARD, CONFIG, TOKENIZER, read_config
 from onepeace.hub.registry import RELEASED, find
 from onepeace.hub.shards import INDEX
-from onepeace.hub.weights import read_folder_config
 
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -55,7 +54,7 @@ def cache_folder() -> Path:
 
 
 def _complete(folder: Path) -> Path:
-    read_folder_config(folder)
+    read_config(folder)
     return folder
 
 

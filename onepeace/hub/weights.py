@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onepeace.config import Config, ModelConfig, read_config, write_config
+from onepeace.config import Config, write_config
 from onepeace.device import DTYPES
 from onepeace.errors import UserError
-from onepeace.hub.folder import CARD, CONFIG, TOKENIZER, new_folder
+from onepeace.hub.architectures import build_module, keep_modalities
+from onepeace.hub.folder import CARD, CONFIG, TOKENIZER, new_folder, read_config
 from onepeace.hub.shards import DTYPE_NAMES, INDEX, WEIGHTS, Entry, write_weights
 from onepeace.model import OnePeace
 
@@ -53,7 +54,7 @@ def save(
     """
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     target = stored_dtype(dtype)
-    compare(f"{folder}", {name: tuple(tensor.shape) for name, tensor in state.items()}, expected(config.model))
+    compare(f"{folder}", {name: tuple(tensor.shape) for name, tensor in state.items()}, expected(config))
     entries = {
         name: Entry(target, tuple(tensor.shape), partial(cast, tensor, target, f"{folder}: {name}"))
         for name, tensor in state.items()
@@ -92,7 +93,7 @@ def load(
         UserError: missing, unexpected or misshapen tensors, all named in one line; a damaged or cut-off file.
     """
     folder = Path(folder)
-    config = read_folder_config(folder).model
+    config = read_config(folder)
     with ExitStack() as stack:
         files = _open(folder, stack)
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in files.items()}
@@ -100,7 +101,7 @@ def load(
         if modalities is not None:
             config = keep_modalities(config, modalities, str(folder))
         with torch.device("meta"):
-            model = OnePeace(config)
+            model = build_module(config)
         state = {name: files[name].get_tensor(name).to(device=device, dtype=dtype) for name in model.state_dict()}
     model.load_state_dict(state, strict=True, assign=True)
     left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
@@ -145,47 +146,17 @@ def describe(path: str | Path) -> Description:
         original = Original.open(path)
         tensors = {name: (piece.shape, piece.dtype) for name, piece in original.pieces.items()}
         return Description(path, original.layout, original.config, tensors)
-    config = read_folder_config(path)
+    config = read_config(path)
     with ExitStack() as stack:
         slices = {name: file.get_slice(name) for name, file in _open(path, stack).items()}
         tensors = {name: (tuple(s.get_shape()), DTYPE_BY_CODE[s.get_dtype()]) for name, s in slices.items()}
     return Description(path, "model folder", config, tensors)
 
 
-def read_folder_config(folder: Path) -> Config:
-    """config.yaml of a model folder; UserError says what is there instead."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such model folder")
-    if not (folder / CONFIG).is_file():
-        names = sorted(entry.name for entry in folder.iterdir())
-        found = f"it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
-        raise UserError(f"{folder}: no {CONFIG}, so this is no model folder ({found})")
-    return read_config(folder / CONFIG)
-
-
-def expected(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def expected(config: Config) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a model."""
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in OnePeace(config).state_dict().items()}
-
-
-def keep_modalities(config: ModelConfig, modalities: Collection[str], where: str) -> ModelConfig:
-    """`config` with these modalities only. A classifier stays if all modalities it may see stay."""
-    unknown = [name for name in modalities if name not in config.adapters]
-    if unknown or not modalities:
-        raise UserError(f"{where}: no modality {unknown[0] if unknown else ''!r}; it has {', '.join(config.adapters)}")
-    adapters = {name: options for name, options in config.adapters.items() if name in modalities}
-    decoder = config.decoder
-    if decoder is not None:
-        options = {name: value for name, value in decoder.options.items() if name in adapters}
-        decoder = replace(decoder, options=options)
-    return replace(
-        config,
-        adapters=adapters,
-        heads=tuple(name for name in config.heads if name in adapters),
-        decoder=decoder,
-        classifier=config.classifier if len(adapters) == len(config.adapters) else None,
-    )
+        return {name: tuple(tensor.shape) for name, tensor in build_module(config).state_dict().items()}
 
 
 def compare(where: str, found: Shapes, wanted: Shapes) -> None:

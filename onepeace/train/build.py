@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onepeace.config import SIZES, Config, ModelConfig, Options, build, merge, read_config, to_plain
+from onepeace.config import SIZES, Config, ModelConfig, Options, build, merge, to_plain
 from onepeace.data.batches import Lengths
 from onepeace.data.sample import Sample
 from onepeace.data.shards import Source, expand, read_source
 from onepeace.data.steps import DataState, StepDataset, Streams
 from onepeace.data.streams import first_samples
 from onepeace.errors import UserError
+from onepeace.hub.architectures import build_module
+from onepeace.hub.folder import read_config
 from onepeace.model import OnePeace
 from onepeace.processors import PROCESSORS
 from onepeace.train import checkpoint, parallel
@@ -54,7 +56,7 @@ def make_config(recipe: Recipe) -> Config:
     fields = {key: value for key, value in wanted.items() if key not in _START}
     processors: Options = {}
     if "from" in wanted:
-        started = read_config(model_folder(wanted["from"]) / "config.yaml")
+        started = read_config(model_folder(wanted["from"]))
         base, processors = to_plain(started.model), started.processors
     elif wanted.get("size") in SIZES:
         base = SIZES[wanted["size"]]
@@ -177,7 +179,7 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
     """
     torch.manual_seed(recipe.seed)
     with torch.device("meta" if empty else "cpu"):
-        model = OnePeace(config.model)
+        model = build_module(config)
     if empty or "from" not in recipe.model:
         return model
     from onepeace.hub.weights import read_state
@@ -241,17 +243,17 @@ def average_into(average: dict[str, Tensor], model: OnePeace, decay: float) -> N
         torch._foreach_lerp_(list(average.values()), [own[name] for name in average], 1 - decay)
 
 
-def model_of(config: ModelConfig, full: Mapping[str, Tensor]) -> OnePeace:
+def model_of(config: Config, full: Mapping[str, Tensor]) -> OnePeace:
     """A model of these weights for other uses than training."""
     with torch.device("meta"):
-        model = OnePeace(config)
+        model = build_module(config)
     model.load_state_dict(full, assign=True)
     return model.eval()
 
 
 def scores_of(
     evaluate: Callable[[OnePeace, dict[str, Any]], dict[str, float]],
-    config: ModelConfig,
+    config: Config,
     full: Mapping[str, Tensor],
     processors: dict[str, Any],
 ) -> dict[str, float]:

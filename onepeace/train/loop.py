@@ -116,7 +116,7 @@ def _train(
         """Of the checkpoint of this step, which is on the disk: nothing is lost if this fails."""
         full = state.full()
         if journal and evaluate:
-            scores = build.scores_of(evaluate, config.model, full, processors)
+            scores = build.scores_of(evaluate, config, full, processors)
             journal.write(step, {f"valid/{name}": value for name, value in scores.items()})
             checkpoint.record(out, step, sum(scores.values()) / max(len(scores), 1))
         parallel.barrier()
@@ -199,7 +199,7 @@ def _train(
     full, folder = state.full(), out / "model"
     if main:
         tokenizer = out / "tokenizer.json"
-        model = build.model_of(config.model, full)
+        model = build.model_of(config, full)
         card = _card(recipe, step)
         weights.save(folder, model, config, tokenizer=tokenizer if tokenizer.exists() else None, card=card)
     parallel.barrier()

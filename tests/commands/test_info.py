@@ -10,9 +10,10 @@ from support.random_model import save_random_model
 from onepeace.bench.items import item_batch
 from onepeace.cli import main
 from onepeace.commands.info import parameters_by_part
-from onepeace.config import SIZES, Config, ModelConfig, build, read_config
+from onepeace.config import SIZES, Config, ModelConfig, build
 from onepeace.cost.flops import pass_cost
 from onepeace.hub import weights
+from onepeace.hub.folder import read_config
 
 
 def info(capsys, path) -> dict:
@@ -29,7 +30,7 @@ def folder(tmp_path_factory):
 
 def test_parts_of_the_released_size_have_the_numbers_of_the_original():
     """Counted on the original's modules; of audio less an embedding of 1536 that nothing used."""
-    parts = parameters_by_part(weights.expected(build(ModelConfig, SIZES["4b"], "4b")))
+    parts = parameters_by_part(weights.expected(Config(build(ModelConfig, SIZES["4b"], "4b"))))
     assert parts["adapter text"] == 78_008_880
     assert parts["adapter image"] == 3_390_816
     assert parts["adapter audio"] == 19_040_816 - 1536
@@ -50,7 +51,7 @@ def test_flops_of_a_pass_are_those_of_the_closed_form(key, size, length):
     inner = dim // 4
     # A picture of 64 px: 16 x 16 windows of 4 x 4 x 3, then 8 x 8 and 4 x 4 of 2 x 2 x inner.
     stem = 0 if key == "text" else 2 * inner * (256 * 48 + 64 * 4 * inner + 16 * 4 * dim)
-    cost = pass_cost(config.model, key, item_batch(config, key, size))
+    cost = pass_cost(config, key, item_batch(config, key, size))
     assert cost.tokens == length
     assert cost.flops == blocks + stem + 2 * dim * 768
 
@@ -64,14 +65,14 @@ def test_flops_of_sound_are_those_of_the_closed_form():
     positions = 2 * frames[1] * 2 * 5 * 32 * 32 // 4
     length = frames[1] + 1
     blocks = 2 * length * (2 * (4 * 32**2 + 3 * 32 * 48) + 4 * length * 32)
-    cost = pass_cost(config.model, "audio", item_batch(config, "audio", 1))
+    cost = pass_cost(config, "audio", item_batch(config, "audio", 1))
     assert cost.tokens == length
     assert cost.flops == stem + positions + blocks + 2 * 32 * 16
 
 
 def test_flops_grow_with_the_batch_and_weights_are_no_live_numbers():
     config = Config(build(ModelConfig, SIZES["tiny"], "tiny"))
-    one, four = (pass_cost(config.model, "text", item_batch(config, "text", 16, count)) for count in (1, 4))
+    one, four = (pass_cost(config, "text", item_batch(config, "text", 16, count)) for count in (1, 4))
     assert four.flops == 4 * one.flops
     # Of one text: at least gate, up and their product, at most a few dozen arrays of tokens.
     assert 3 * 17 * 768 <= one.numbers < 40 * 17 * 768
@@ -158,6 +159,6 @@ def test_info_of_a_name_that_is_not_here_downloads_nothing(tmp_path, monkeypatch
 
 def test_info_of_a_folder_without_weights_says_so(tmp_path, capsys, folder):
     (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
-    assert read_config(tmp_path / "config.yaml").model.dim == 32
+    assert read_config(tmp_path).model.dim == 32
     assert main(["info", str(tmp_path)]) == 1
     assert "model.safetensors: missing" in capsys.readouterr().err

@@ -23,13 +23,13 @@ from support.hub_layouts import (
 )
 
 from onepeace.cli import main
-from onepeace.config import read_config
 from onepeace.errors import UserError
 from onepeace.hub import convert as convert_module
 from onepeace.hub import shards
 from onepeace.hub import weights as weight_files
 from onepeace.hub.convert import convert
 from onepeace.hub.convert.original import Piece
+from onepeace.hub.folder import read_config
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def same_tensors(folder: Path, model: torch.nn.Module) -> None:
 def test_released_layout_embeds_as_the_original(checkpoint, tmp_path, bpe):
     folder = convert(checkpoint, tmp_path / "out", bpe=bpe)
 
-    config = read_config(folder / "config.yaml")
+    config = read_config(folder)
     assert config.model.adapters["audio"]["convs"] == [[24, 10, 5], [24, 3, 2], [24, 3, 2], [24, 2, 2]]
     assert config.processors["audio"] == {"sample_rate": 16000, "max_seconds": 15.0, "min_seconds": 1.0}
     assert config.processors["image"]["size"] == 64
@@ -91,14 +91,14 @@ def test_released_layout_embeds_as_the_original(checkpoint, tmp_path, bpe):
 
 @pytest.mark.parametrize("old", [True, False])
 def test_sizes_come_from_the_tensors_when_there_is_no_cfg(tmp_path, checkpoint, bpe, old):
-    with_cfg = read_config(convert(checkpoint, tmp_path / "with", bpe=bpe) / "config.yaml")
+    with_cfg = read_config(convert(checkpoint, tmp_path / "with", bpe=bpe))
     path = tmp_path / "bare.pt"
     if old:
         old_trainer_file(path, released())
     else:
         torch.save({"model": released()}, path)
 
-    assert read_config(convert(path, tmp_path / "without", bpe=bpe) / "config.yaml") == with_cfg
+    assert read_config(convert(path, tmp_path / "without", bpe=bpe)) == with_cfg
 
 
 @pytest.mark.parametrize(("modalities", "name"), [("text image", "vl"), ("text audio", "al")])
@@ -115,7 +115,7 @@ def test_retrieval_model_has_a_table_per_block_and_a_temperature(tmp_path, bpe, 
     assert_embeds_as_golden(model, keys)
     assert model.logit_scale == weights()["logit_scale"]
     if name == "al":
-        assert read_config(folder / "config.yaml").processors["audio"]["max_seconds"] == 20.0
+        assert read_config(folder).processors["audio"]["max_seconds"] == 20.0
 
 
 @pytest.mark.parametrize("modalities", ["text image", "text audio"])
@@ -162,7 +162,7 @@ def test_classifier_gives_the_originals_logits(tmp_path, bpe, name):
         batch["audio"] = {key: value.repeat_interleave(4, 0) for key, value in batch["audio"].items()}
     assert_near(model.classify(*passes), golden.outputs["logits"], TOKENS)
     assert not model.heads
-    text = read_config(folder / "config.yaml").processors.get("text", {})
+    text = read_config(folder).processors.get("text", {})
     assert text.get("lower") == {"avqa": False}.get(name, True if "text" in modalities else None)
 
 
@@ -199,7 +199,7 @@ def test_larger_pictures_embed_as_after_the_originals_loader(checkpoint, tmp_pat
     folder = convert(checkpoint, tmp_path / "out", bpe=bpe, image_size=96)
 
     golden = case("resized")
-    config = read_config(folder / "config.yaml")
+    config = read_config(folder)
     assert (config.processors["image"]["size"], config.model.adapters["image"]["bias_grid"]) == (96, 6)
     table = weight_files.read_state(folder)["adapters.image.bias_tables.0"]
     assert torch.equal(table, golden.outputs["rel_pos_table_4_to_6"])
@@ -221,7 +221,7 @@ def test_dropped_modalities_leave_the_others_as_they_were(checkpoint, tmp_path):
 
     names = set(weight_files.read_state(folder))
     assert not [name for name in names if ".text." in name or ".image." in name]
-    config = read_config(folder / "config.yaml")
+    config = read_config(folder)
     assert (list(config.model.adapters), config.model.heads, list(config.processors)) == (
         ["audio"],
         ("audio",),
@@ -407,7 +407,7 @@ def test_existing_folders_are_not_overwritten_by_accident(checkpoint, tmp_path):
 
     out = convert(checkpoint, tmp_path / "out", modalities=["audio"])
     convert(checkpoint, out, modalities=["image"], replace_existing=True)
-    assert list(read_config(out / "config.yaml").model.adapters) == ["image"]
+    assert list(read_config(out).model.adapters) == ["image"]
 
 
 def test_large_models_are_written_in_shards(checkpoint, tmp_path, bpe, monkeypatch):
@@ -439,7 +439,7 @@ def test_command_converts_and_reports(checkpoint, tmp_path, bpe, capsys):
     assert main([*arguments, "--modalities", "text, image"]) == 0
     output = capsys.readouterr()
     assert output.out == f"{out}\n"
-    assert list(read_config(out / "config.yaml").model.adapters) == ["text", "image"]
+    assert list(read_config(out).model.adapters) == ["text", "image"]
 
     assert main(arguments) == 1
     assert main([*arguments, "--force"]) == 0

@@ -10,10 +10,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from onepeace.config import ClassifierConfig, Config, MaskedDecoderConfig, ModelConfig, write_config
+from onepeace.config import ClassifierConfig, Config, MaskedDecoderConfig, ModelConfig, read_yaml, write_config
 from onepeace.errors import UserError
 from onepeace.hub import weights
 from onepeace.hub.convert.unpickle import read_checkpoint
+from onepeace.hub.folder import read_config
 from onepeace.model import OnePeace
 
 ADAPTERS = {
@@ -86,7 +87,7 @@ def test_file_is_plain_safetensors(folder):
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
         names = set(file.keys())
-    assert names == set(weights.expected(settings().model))
+    assert names == set(weights.expected(settings()))
 
 
 def test_tensors_of_mixed_dtypes_are_aligned(tmp_path):
@@ -115,7 +116,7 @@ def test_missing_key_raises_with_names(folder):
             del tensors[name]
 
     edit(folder, change)
-    total = len(weights.expected(settings().model))
+    total = len(weights.expected(settings()))
 
     with pytest.raises(UserError) as error:
         weights.load(folder)
@@ -321,7 +322,7 @@ def test_description_needs_no_tensor(folder, tmp_path, monkeypatch):
         parameter.numel() for parameter in weights.load(folder).parameters()
     )
 
-    from hub_layouts import cfg, released, wrapper
+    from support.hub_layouts import cfg, released, wrapper
 
     from onepeace.hub.convert.stored import StoredTensor
 
@@ -332,3 +333,30 @@ def test_description_needs_no_tensor(folder, tmp_path, monkeypatch):
     assert found.tensors["adapters.text.token_embed.weight"] == ((160, 32), torch.float32)
     assert list(found.config.model.adapters) == ["text", "image", "audio"]
     assert len(read_checkpoint(tmp_path / "one-peace.pt")["model"]) > len(found.tensors)
+
+
+@pytest.mark.parametrize("name", ["twopeace", ["onepeace"], 3])
+def test_unknown_architecture_lists_the_known(folder, name):
+    content = read_yaml(folder / "config.yaml")
+    assert content["architecture"] == "onepeace"
+    (folder / "config.yaml").write_text(json.dumps(content | {"architecture": name}))
+
+    with pytest.raises(UserError, match=r"config\.yaml: architecture .* is not known; known: onepeace"):
+        weights.load(folder)
+
+
+def test_folder_without_architecture_is_of_onepeace(folder):
+    content = read_yaml(folder / "config.yaml")
+    del content["architecture"]
+    (folder / "config.yaml").write_text(json.dumps(content))
+
+    assert read_config(folder) == settings()
+
+
+def test_wrong_field_of_the_model_is_named(folder):
+    content = read_yaml(folder / "config.yaml")
+    content["model"]["dept"] = 3
+    (folder / "config.yaml").write_text(json.dumps(content))
+
+    with pytest.raises(UserError, match=r"config\.yaml: model\.dept is not a field; did you mean model\.depth"):
+        read_config(folder)

@@ -17,9 +17,10 @@ from torch import nn
 
 import onepeace
 from onepeace import cli
-from onepeace.config import MaskedDecoderConfig, ModelConfig, read_config
+from onepeace.config import MaskedDecoderConfig, ModelConfig
 from onepeace.errors import UserError
 from onepeace.files import source
+from onepeace.hub.folder import read_config
 from onepeace.layers.position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
 from onepeace.model import ADAPTERS, Adapter, OnePeace, Stem
 from onepeace.model.sequence import no_padding
@@ -344,7 +345,7 @@ def test_the_loop_trains_it_from_shards(trained):
     for name in ("contrastive/text+motion", "denoising/motion"):
         assert lines[-1][name] < lines[0][name] - 0.5
     assert sum(line["replaced"] for line in lines) > 0  # the broken one, whose place another took
-    assert read_config(trained / "config.yaml").processors["motion"] == {"max_steps": 20}
+    assert read_config(trained).processors["motion"] == {"max_steps": 20}
 
 
 def test_a_vector_has_unit_length_and_does_not_depend_on_company(motion, trained, files):

@@ -130,7 +130,7 @@ def test_a_run_starts_from_a_model_by_its_name(root, tmp_path):
     assert made.keys() == bundled.keys()
     assert all(torch.equal(made[name], bundled[name]) for name in bundled)
     wanted.model["from"] = "runs/none"
-    with pytest.raises(UserError, match=r"runs/none/config.yaml: cannot be read"):
+    with pytest.raises(UserError, match=r"runs/none: no such model folder"):
         loop.build.make_config(wanted)
 
 

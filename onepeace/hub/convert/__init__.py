@@ -15,15 +15,14 @@ from torch import Tensor
 from onepeace import __version__
 from onepeace.config import Config
 from onepeace.errors import UserError
+from onepeace.hub.architectures import keep_modalities
 from onepeace.hub.convert.original import Original, Source, read_original
-from onepeace.hub.folder import CARD, TOKENIZER, check_free, new_folder
+from onepeace.hub.folder import CARD, TOKENIZER, check_free, new_folder, read_config
 from onepeace.hub.shards import Entry
 from onepeace.hub.weights import (
     cast,
     compare,
     expected,
-    keep_modalities,
-    read_folder_config,
     stored,
     stored_dtype,
     write_folder,
@@ -67,16 +66,15 @@ def convert(
     folder = Path(checkpoint) if Path(checkpoint).is_dir() else None
     original = Original.open(checkpoint) if folder is None else _model_folder(folder)
     where = str(original.path)
-    compare(where, {name: piece.shape for name, piece in original.pieces.items()}, expected(original.config.model))
+    compare(where, {name: piece.shape for name, piece in original.pieces.items()}, expected(original.config))
     config = original.config
     if modalities is not None:
-        model = keep_modalities(config.model, modalities, where)
-        config = replace(config, model=model, processors={key: config.processors[key] for key in model.adapters})
+        config = keep_modalities(config, modalities, where)
     if image_size is not None:
         config = _with_image_size(config, image_size)
     tokenizer = _tokenizer(folder, bpe, config)
     entries = {}
-    for name, shape in expected(config.model).items():
+    for name, shape in expected(config).items():
         piece = original.pieces[name]
         final = piece.dtype if target is None else target
         entries[name] = Entry(final, shape, partial(_read, piece, shape, final, f"{where}: {name}"))
@@ -90,7 +88,7 @@ def convert(
 
 def _model_folder(folder: Path) -> Original:
     """A model folder as a source of tensors: their names are ours already."""
-    return Original(folder, "model folder", stored(folder), read_folder_config(folder))
+    return Original(folder, "model folder", stored(folder), read_config(folder))
 
 
 def _tokenizer(folder: Path | None, bpe: str | Path | None, config: Config) -> "Tokenizer | None":
