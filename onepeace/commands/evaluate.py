@@ -22,25 +22,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the figures; 0 when no set failed, 1 when one did (named on stderr, the others are measured)."""
     import onepeace
-    from onepeace.evaluate import benchmarks
+    from onepeace.evaluate.report import as_json, as_table
+    from onepeace.evaluate.run import read_recipe
+    from onepeace.evaluate.run import run as measure
 
     overrides = [*args.override, *([f"data.root={json.dumps(args.data)}"] if args.data else [])]
-    recipe = benchmarks.read_recipe(args.recipe, overrides)
-    root = benchmarks.data_root(recipe)
+    recipe = read_recipe(args.recipe, overrides)
+    root = recipe.data.folder()
     model = onepeace.load(args.model, device=args.device)
-    results: list[benchmarks.Row] = []
-    failed = 0
-    for name, benchmark in recipe.sets.items():
-        try:
-            rows = benchmarks.measure(model, name, benchmark, root)
-        except UserError as error:
-            print(error, file=sys.stderr)
-            failed = 1
-            continue
+    failures: list[UserError] = []
+
+    def failed(error: UserError) -> None:
+        print(error, file=sys.stderr)
+        failures.append(error)
+
+    rows = []
+    for row in measure(model, recipe.sets, root, failed):
+        rows.append(row)
         if args.json:
-            for row in rows:
-                print(json.dumps({"model": args.model, **row._asdict(), "ratio": row.ratio}), flush=True)
-        results += rows
-    if results and not args.json:
-        print(benchmarks.table(results))
-    return failed
+            print(as_json(row, args.model), flush=True)
+    if rows and not args.json:
+        print(as_table(rows))
+    return 1 if failures else 0

@@ -3,14 +3,12 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from onepeace.errors import UsageError, UserError
+from onepeace.errors import UsageError
 
 if TYPE_CHECKING:
     from onepeace.cost.plan import Plan
-    from onepeace.train.recipe import Recipe
 
 SAMPLES = "data/samples"
 """Of a checkout, to try a new model on."""
@@ -52,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"--processes {args.processes} should be at least 1")
         print(plan_text(make_plan(recipe, args.processes)))
         return 0
+    from onepeace.train.evaluation import evaluation
     from onepeace.train.loop import train
 
     folder = train(recipe, evaluation(recipe))
@@ -86,35 +85,3 @@ def plan_text(plan: "Plan") -> str:
     lines.append(f"{'step':<20}{plan.flops_per_step / 1e15:>12.3g} PFLOP")
     lines.append(f"{f'{plan.steps} steps':<20}{plan.flops / 1e18:>12.3g} EFLOP")
     return "\n".join(lines)
-
-
-def evaluation(recipe: "Recipe") -> Callable[[Any, Any], dict[str, float]] | None:
-    """What the recipe's ``evaluate: {recipe: FILE}`` measures, on the same data root."""
-    if not recipe.evaluate:
-        return None
-    from onepeace.data.shards import expand
-    from onepeace.evaluate import benchmarks
-    from onepeace.train.build import make_config
-
-    wanted = benchmarks.read_recipe(recipe.evaluate["recipe"], [f"data.root={recipe.data.root}"])
-    names = recipe.evaluate.get("sets", list(wanted.sets))
-    if unknown := [name for name in names if name not in wanted.sets]:
-        raise UserError(f"evaluate.sets names {unknown[0]!r}; {recipe.evaluate['recipe']} has {', '.join(wanted.sets)}")
-    chosen = benchmarks.BenchmarkRecipe({name: wanted.sets[name] for name in names}, wanted.data)
-    root, modalities = benchmarks.data_root(chosen), make_config(recipe).model.adapters
-    for name, benchmark in chosen.sets.items():
-        if all(modality in modalities for modality, _ in benchmark.sides):  # the others are left out
-            try:
-                for _, shards in benchmark.sides:
-                    expand(shards, root)  # missing ones are noticed now, not after the last step
-            except UserError as error:
-                raise UserError(f"evaluate: set {name}: {error}") from error
-
-    def scores(model: Any, processors: Any) -> dict[str, float]:
-        from onepeace.embed.embedder import Embedder
-
-        rows = benchmarks.run(Embedder(model, processors), chosen)
-        print(benchmarks.table(rows), file=sys.stderr)
-        return {f"{row.set}/{row.metric}": row.value for row in rows}
-
-    return scores

@@ -1,8 +1,7 @@
-"""The model: torch and its configuration only."""
-
-from onepeace.layers.features import Features
+"""The model: torch and its configuration only. Read model.py first."""
 
 from .adapters import ADAPTERS, Adapter
+from .encoder import Features
 from .model import OnePeace
 from .sequence import Span, Stem, TokenSequence
 

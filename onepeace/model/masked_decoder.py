@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onepeace.layers.features import Features
 from onepeace.layers.position import trunc_normal
 
 from .block import Block
-from .encoder import encode
+from .encoder import Features, encode
 from .sequence import Span, TokenSequence
 
 

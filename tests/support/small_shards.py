@@ -30,16 +30,22 @@ def tone(frequency, rng):
     return file.getvalue()
 
 
+def write_shard(path, samples, suffix="png"):
+    """A shard of {key: (encoded file, what the .json says)}, compressed when its name ends with .gz."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+        for key, (media, about) in samples.items():
+            for end, data in ((suffix, media), ("json", json.dumps(about).encode())):
+                entry = tarfile.TarInfo(f"{key}.{end}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+
+
 def write(path, kinds, make, suffix, sentence, each, seed):
     rng = np.random.default_rng(seed)
-    with tarfile.open(path, "w") as tar:
-        for i in range(each):
-            for name, value in kinds.items():
-                about = {"captions": [sentence.format(name)], "label": name}
-                for end, data in ((suffix, make(value, rng)), ("json", json.dumps(about).encode())):
-                    entry = tarfile.TarInfo(f"{name}{i}.{end}")
-                    entry.size = len(data)
-                    tar.addfile(entry, io.BytesIO(data))
+    about = {name: {"captions": [sentence.format(name)], "label": name} for name in kinds}
+    samples = {f"{name}{i}": (make(kinds[name], rng), about[name]) for i in range(each) for name in kinds}
+    write_shard(path, samples, suffix)
 
 
 def write_shards(folder):

@@ -1,0 +1,16 @@
+"""The evaluation protocols: one file each, with the options of a recipe, their checks and the measurement.
+
+A set of a recipe says ``protocol: KEY``; its other fields are the options of that class. Another protocol is a subclass
+of `EvaluationProtocol` under a key of its own: ``PROTOCOLS["mine"] = Mine``.
+"""
+
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol
+from onepeace.evaluate.protocols.retrieval import Retrieval
+from onepeace.evaluate.protocols.same_class import SameClass
+from onepeace.evaluate.protocols.zero_shot import ZeroShot
+
+PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
+    "zero_shot": ZeroShot,
+    "retrieval": Retrieval,
+    "same_class": SameClass,
+}

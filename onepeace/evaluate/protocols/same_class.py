@@ -1,0 +1,89 @@
+"""Search between two modalities whose items were never paired: what belongs to the same class is right.
+
+The classes of the two sides have different names; which belong together is given ("dog": all breeds of dogs). Queries
+are the items of those classes only, candidates are all items of the other side.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onepeace.errors import UserError
+from onepeace.evaluate.metrics import Figure, chance_precision, precision_at
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, check_at, encode
+
+
+class Labelled(NamedTuple):
+    """The embedded items of one side."""
+
+    vectors: NDArray
+    """(n, E)."""
+    labels: NDArray
+    """(n,) class names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameClass(EvaluationProtocol):
+    """Precision at k in both directions: the mean share of right items among the first k."""
+
+    other: Items
+    """The second modality and its shards."""
+    matches: dict[str, tuple[str, ...]]
+    """Label of an item -> labels of the other side that are the same thing."""
+    at: tuple[int, ...] = (10,)
+    """The k of the precisions."""
+
+    def __post_init__(self) -> None:
+        check_at(self.at)
+        if not self.matches or not all(self.matches.values()):
+            raise UserError("matches is empty or has an empty list; give {label: [labels of the other side]}")
+
+    @property
+    def sides(self) -> tuple[Items, ...]:
+        return self, self.other
+
+    def run(self, embedder: Any, root: Path) -> list[Figure]:
+        back: dict[str, list[str]] = {}
+        for label, partners in self.matches.items():
+            for partner in partners:
+                back.setdefault(partner, []).append(label)
+        samples = [side.read_labelled(root) for side in self.sides]
+        for side, found, wanted in zip(self.sides, samples, ([*self.matches], [*back]), strict=True):
+            labels = {sample.label for sample in found}
+            if strange := [label for label in wanted if label not in labels]:
+                raise UserError(f"matches names {strange[0]!r}, which is no label in {side.shards}")
+        first, second = (
+            Labelled(encode(embedder, side.modality, [sample.inputs[side.modality] for sample in found]),
+                     np.array([sample.label for sample in found]))
+            for side, found in zip(self.sides, samples, strict=True)
+        )  # fmt: skip
+        return [
+            *precisions(f"{self.modality} to {self.other.modality}", first, second, self.matches, self.at),
+            *precisions(f"{self.other.modality} to {self.modality}", second, first, back, self.at),
+        ]
+
+
+def precisions(
+    name: str, queries: Labelled, candidates: Labelled, matches: Mapping[str, Sequence[str]], at: Sequence[int]
+) -> list[Figure]:
+    """The precision of one direction for each k of ``at``.
+
+    Args:
+        matches: class of the queries -> classes of the candidates that are right; each has at least one item.
+    """
+    counts, chances, values = [], [], []
+    for label, partners in matches.items():  # class by class: few scores at a time, and one set of right candidates
+        scores = queries.vectors[queries.labels == label] @ candidates.vectors.T
+        right, wanted = np.isin(candidates.labels, partners), np.ones(len(scores), dtype=bool)
+        counts.append(len(scores))
+        chances.append(chance_precision(wanted, right))
+        values.append([precision_at(scores, wanted, right, k) for k in at])
+    chance = float(np.average(chances, weights=counts))
+    means = np.average(values, axis=0, weights=counts)
+    return [
+        Figure(f"{name} precision@{k}", float(value), chance, sum(counts)) for k, value in zip(at, means, strict=True)
+    ]

@@ -1,0 +1,152 @@
+"""Evaluation recipes and the one runner: for `onepeace evaluate`, and for the scores of a training run.
+
+A recipe is a mapping of named sets, each with its protocol and the options of that, and the folder their shards lie
+below (recipes/evaluate/tiny.yaml).
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onepeace.config import Options, apply_override, build, read_yaml
+from onepeace.data.shards import expand
+from onepeace.errors import UserError
+from onepeace.evaluate.protocols import PROTOCOLS, EvaluationProtocol
+from onepeace.evaluate.report import Row, as_table
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DataRoot:
+    """Where the sets lie."""
+
+    root: str = "${ONEPEACE_DATA}"
+    """Folder the paths of the sets start from; environment variables are expanded."""
+
+    def folder(self) -> Path:
+        """The folder, its variables expanded; UserError when one of them is not set or the folder is missing."""
+        folder = os.path.expandvars(os.path.expanduser(self.root))
+        if "$" in folder:
+            raise UserError(
+                f"data.root is {self.root}, and that variable is not set; "
+                "set it to the folder of shards, or give --data FOLDER"
+            )
+        if not Path(folder).is_dir():
+            raise UserError(f"data.root {folder} is not a folder; data/README.md says how its shards are made")
+        return Path(folder)
+
+
+@dataclass(frozen=True)
+class _Content:
+    """An evaluation recipe as it is written."""
+
+    sets: dict[str, dict[str, Any]]
+    data: DataRoot = field(default_factory=DataRoot)
+
+
+@dataclass(frozen=True)
+class EvaluationRecipe:
+    """The sets to measure a model on."""
+
+    sets: dict[str, EvaluationProtocol]
+    data: DataRoot
+
+
+def read_recipe(path: Path | str, overrides: Sequence[str] = ()) -> EvaluationRecipe:
+    """Read an evaluation recipe; each override is "a.b=value" with the value in YAML, later ones win."""
+    content: Options = read_yaml(path)
+    for override in overrides:
+        apply_override(content, override)
+    written = build(_Content, content, str(path))
+    sets = {name: _protocol(options, f"{path}: sets.{name}") for name, options in written.sets.items()}
+    return EvaluationRecipe(sets, written.data)
+
+
+def _protocol(options: Options, where: str) -> EvaluationProtocol:
+    key, own = options.get("protocol"), {name: value for name, value in options.items() if name != "protocol"}
+    if not isinstance(key, str) or key not in PROTOCOLS:
+        raise UserError(f"{where}: protocol is {key!r}; known: {', '.join(PROTOCOLS)}")
+    return build(PROTOCOLS[key], own, where)
+
+
+def run(
+    embedder: Any,
+    sets: Mapping[str, EvaluationProtocol],
+    root: Path,
+    failed: Callable[[UserError], object] | None = None,
+) -> Iterator[Row]:
+    """Measure an embedder on sets, one after another; gives the rows of each set once it is measured.
+
+    Args:
+        embedder: as `EvaluationProtocol.run` takes it. When it has ``modalities``, a set of another modality is left
+            out with a warning.
+        sets: by name, as in `EvaluationRecipe`.
+        root: the folder their shards lie below.
+        failed: called with the error of a set that cannot be measured, before the next set; by default it is raised.
+
+    Raises:
+        UserError: what a protocol raises, with the name of the set.
+    """
+    for name, protocol in sets.items():
+        if lacking := _lacking(protocol, getattr(embedder, "modalities", None)):
+            log.warning("%s: left out, the model has no %s", name, " and no ".join(lacking))
+            continue
+        start = time.perf_counter()
+        try:
+            figures = protocol.run(embedder, root)
+        except UserError as error:
+            named = UserError(f"set {name}: {error}")
+            if failed is None:
+                raise named from error
+            failed(named)
+            continue
+        seconds = time.perf_counter() - start
+        yield from (Row(name, *figure, seconds) for figure in figures)
+
+
+def _lacking(protocol: EvaluationProtocol, modalities: Container[str] | None) -> list[str]:
+    """The modalities of a set that are not among those of a model; none when the model does not say."""
+    return [side.modality for side in protocol.sides if modalities is not None and side.modality not in modalities]
+
+
+def training_scores(
+    path: Path | str, names: Sequence[str] | None, root: str, modalities: Container[str]
+) -> Callable[[Any, Any], dict[str, float]]:
+    """The scores of a training run: a function (model, processors) -> {"set/metric": value} that prints their table.
+
+    Args:
+        path: an evaluation recipe.
+        names: the sets of it that are measured; None = all.
+        root: the folder of the training run's data, in place of the recipe's.
+        modalities: those of the model. The shards of its sets are looked for now, not after the last step.
+
+    Raises:
+        UserError: a name that the recipe does not have; a set without shards.
+    """
+    recipe = read_recipe(path, [f"data.root={root}"])
+    names = list(recipe.sets) if names is None else names
+    if unknown := [name for name in names if name not in recipe.sets]:
+        raise UserError(f"evaluate.sets names {unknown[0]!r}; {path} has {', '.join(recipe.sets)}")
+    sets, folder = {name: recipe.sets[name] for name in names}, recipe.data.folder()
+    for name, protocol in sets.items():
+        if not _lacking(protocol, modalities):
+            try:
+                for side in protocol.sides:
+                    expand(side.shards, folder)
+            except UserError as error:
+                raise UserError(f"evaluate: set {name}: {error}") from error
+
+    def scores(model: Any, processors: Any) -> dict[str, float]:
+        from onepeace.embed.embedder import Embedder
+
+        rows = list(run(Embedder(model, processors), sets, folder))
+        print(as_table(rows), file=sys.stderr)
+        return {f"{row.set}/{row.metric}": row.value for row in rows}
+
+    return scores

@@ -1,0 +1,213 @@
+"""Recipes, the runner and `onepeace evaluate`, with embedders whose vectors are known: right, wrong and equal."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.evaluation import (
+    RECIPE,
+    SAME_CLASS,
+    EqualEmbedder,
+    KnownEmbedder,
+    measure,
+    recipe_of,
+    values,
+    write_recipe,
+)
+from support.random_model import save_random_model
+from support.small_shards import write_shard
+
+import onepeace
+from onepeace.cli import main
+from onepeace.errors import UserError
+from onepeace.evaluate.run import read_recipe, run
+
+SHIPPED = Path(__file__).parents[2] / "recipes" / "evaluate" / "tiny.yaml"
+
+
+def test_a_perfect_embedder_is_right_everywhere(recipe):
+    assert set(values(measure(KnownEmbedder(), recipe)).values()) == {1.0}
+
+
+def test_an_embedder_that_mistakes_everything_scores_worse(recipe):
+    right, wrong = (values(measure(KnownEmbedder(shift), recipe)) for shift in (0, 1))
+    # only where k reaches all candidates is a wrong order as good
+    assert {name for name in right if wrong[name] == right[name]} == {
+        ("drawings", "text to image R@10"),
+        ("drawings", "image to text R@10"),
+    }
+    assert wrong["photos", "text to image R@1"] == wrong["sounds", "top-1 of 4"] == 0
+
+
+def test_an_embedder_that_finds_everything_equal_hits_nothing(recipe):
+    got = values(measure(EqualEmbedder(), recipe))
+    assert all(value == 0 for (_, metric), value in got.items() if not metric.endswith("@10"))
+
+
+def test_rows_carry_chance_and_counts(recipe):
+    rows = {(row.set, row.metric): (row.chance, row.n) for row in measure(KnownEmbedder(), recipe)}
+    assert rows["photos", "text to image R@1"] == (pytest.approx(1 / 2), 4)
+    assert rows["photos", "image to text R@1"] == (pytest.approx(1 / 2), 2)
+    # dog has two of four drawings, the others one
+    assert rows["drawings", "text to image R@1"] == (pytest.approx((2 + 1 + 1) / 12), 3)
+    assert rows["drawings", "image to text R@1"] == (pytest.approx(1 / 3), 4)
+    assert rows["sounds", "top-1 of 4"] == (pytest.approx(1 / 4), 4)
+    assert rows["sounds", "top-3 of 4"] == (pytest.approx(3 / 4), 4)
+
+
+def test_sets_of_a_modality_the_model_lacks_are_left_out(recipe, caplog):
+    rows = measure(KnownEmbedder(modalities=("text", "image")), recipe)
+    assert {row.set for row in rows} == {"photos", "drawings"}
+    assert "sounds: left out, the model has no audio" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("protocol=captioning", "protocol is 'captioning'; known: zero_shot, retrieval, same_class"),
+        ("protocol=null", "protocol is None; known: "),
+        ("protocol=[retrieval]", "protocol is ['retrieval']; known: "),
+        ("shard=x", "shard is not a field; did you mean shards"),
+        ("at=[0]", "at is [0]; give at least one k, each at least 1"),
+        ("at=[]", "at is []; give at least one k, each at least 1"),
+        ("texts=titles", "texts is 'titles'; known: captions, names"),
+        ("rerank=[softmax]", "rerank has 'softmax'; known: dual_softmax"),
+        ("rerank_scale=0", "rerank_scale is 0.0; it should be above 0"),
+        ("rerank_scale=.nan", "rerank_scale is nan; it should be above 0"),
+        ("matches={dog: [pug]}", "matches is not a field; known: modality, shards, at, texts"),
+    ],
+)
+def test_a_mistake_in_a_set_is_named(root, override, message):
+    with pytest.raises(UserError) as error:
+        recipe_of(root, RECIPE, f"sets.photos.{override}")
+    assert f"recipe.yaml: sets.photos: {message}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sets.photos", "is not an override"),
+        ("sets.photos=[", "not YAML"),
+        ("sets.photos=3", "sets.photos should be dict"),
+        ("set={}", "set is not a field; did you mean sets"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_named(root, override, message):
+    with pytest.raises(UserError) as error:
+        recipe_of(root, RECIPE, override)
+    assert message in str(error.value)
+
+
+def test_an_unset_data_variable_says_what_to_do(root, monkeypatch):
+    recipe = read_recipe(write_recipe(root, RECIPE))
+    monkeypatch.delenv("ONEPEACE_DATA", raising=False)
+    with pytest.raises(UserError, match=r"ONEPEACE_DATA.*not set.*--data FOLDER"):
+        recipe.data.folder()
+    monkeypatch.setenv("ONEPEACE_DATA", str(root / "nowhere"))
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        recipe.data.folder()
+    monkeypatch.setenv("ONEPEACE_DATA", str(root))
+    assert measure(KnownEmbedder(), recipe)
+
+
+def test_a_set_that_fails_is_named_and_stops_the_others_unless_asked_not_to(root, recipe):
+    (root / "val/photos/a.tar.gz").unlink()
+    with pytest.raises(UserError, match=r"set photos: no shard matches"):
+        measure(KnownEmbedder(), recipe)
+    failures = []
+    rows = list(run(KnownEmbedder(), recipe.sets, root, failures.append))
+    assert {row.set for row in rows} == {"drawings", "sounds"}
+    assert [str(error)[:12] for error in failures] == ["set photos: "]
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """Every model the command loads is the known embedder."""
+    monkeypatch.setitem(vars(onepeace), "load", lambda name, device=None: KnownEmbedder())
+
+
+def test_command_prints_a_table(root, known, capsys):
+    overrides = ["sets.photos.at=[1, 2]", "sets.photos.rerank=[dual_softmax]"]
+    assert main(["evaluate", str(write_recipe(root, RECIPE)), *overrides, "--data", str(root)]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["set", "metric", "value", "chance", "ratio", "n", "seconds"]
+    assert lines[0].split()[:9] == ["photos", "text", "to", "image", "R@1", "100.0%", "50.0%", "2.0", "4"]
+    assert lines[2].split()[:8] == ["photos", "text", "to", "image", "R@1", "(dual", "softmax)", "100.0%"]
+    assert len(lines) == 8 + 4 + 2
+
+
+def test_command_prints_same_class_as_json(root, pictures, known, capsys):
+    assert main(["evaluate", str(write_recipe(root, SAME_CLASS)), "--data", str(root), "--json"]) == 0
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (first["metric"], first["value"], first["ratio"]) == ("audio to image precision@2", 0.75, 2.0)
+    assert (second["metric"], second["n"]) == ("image to audio precision@2", 3)
+
+
+def test_command_measures_the_other_sets_when_one_fails(root, known, capsys):
+    (root / "val/photos/a.tar.gz").unlink()
+    assert main(["evaluate", str(write_recipe(root, RECIPE)), "--data", str(root), "--json", "--model", "some"]) == 1
+    out, err = capsys.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert {row["set"] for row in rows} == {"drawings", "sounds"}
+    assert set(rows[0]) == {"model", "set", "metric", "value", "chance", "ratio", "n", "seconds"}
+    assert "set photos: " in err
+    assert "Traceback" not in err
+
+
+def test_command_measures_a_model_folder_on_real_files(tmp_path, samples, capsys):
+    names = ("dog", "cat", "bus")
+    about = {name: {"captions": [f"a {name}"], "label": name} for name in names}
+    pictures = {name: ((samples / f"images/{name}.jpg").read_bytes(), about[name]) for name in names}
+    sounds = {name: ((samples / f"sounds/{name}.ogg").read_bytes(), about[name]) for name in names[:2]}
+    write_shard(tmp_path / "val/pictures/a.tar.gz", pictures, "jpg")
+    write_shard(tmp_path / "val/sounds/a.tar.gz", sounds, "ogg")
+    recipe = """
+sets:
+  pictures: {protocol: retrieval, modality: image, shards: "val/pictures/*.tar.gz", at: [1, 3]}
+  sounds: {protocol: zero_shot, modality: audio, shards: "val/sounds/*.tar.gz", at: [2]}
+"""
+    path, model = write_recipe(tmp_path, recipe), save_random_model(tmp_path / "model")
+    arguments = ["evaluate", str(path), "--data", str(tmp_path), "--model", str(model), "--device", "cpu", "--json"]
+    assert main(arguments) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["metric"], row["n"]) for row in rows] == [
+        *(("text to image R@1", 3), ("text to image R@3", 3), ("image to text R@1", 3), ("image to text R@3", 3)),
+        ("top-2 of 2", 2),
+    ]
+    assert [row["value"] for row in rows[1::2]] == [1.0, 1.0]
+
+    pictures["cat"] = (b"no picture", about["cat"])
+    write_shard(tmp_path / "val/pictures/a.tar.gz", pictures, "jpg")
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["set"] for line in out.splitlines()] == ["sounds"]
+    assert "set pictures: " in err
+
+
+def test_shipped_matches_name_classes_of_esc50_and_distinct_pictures():
+    matches = read_recipe(SHIPPED).sets["esc50_tiny_imagenet"].matches
+    sounds = json.loads((SHIPPED.parents[2] / "data" / "esc50" / "captions.json").read_text(encoding="utf-8"))
+    assert set(matches) <= set(sounds)
+    assert all(len(set(partners)) == len(partners) for partners in matches.values())
+
+
+def test_shipped_recipe_covers_the_held_out_sets(shared):
+    rows = measure(EqualEmbedder(), read_recipe(SHIPPED, [f"data.root={shared / 'data'}"]))
+    counts = {(row.set, row.metric.rpartition(" R@")[0] or row.metric): row.n for row in rows}
+    assert counts == {
+        ("tiny_imagenet", "top-1 of 202"): 2424,
+        ("tiny_imagenet", "top-5 of 202"): 2424,
+        ("flickr8k", "text to image"): 5000,
+        ("flickr8k", "image to text"): 1000,
+        ("emoji", "text to image"): 275,
+        ("emoji", "image to text"): 821,
+        ("openclipart", "text to image"): 187,
+        ("openclipart", "image to text"): 187,
+        ("esc50_fold5", "top-1 of 50"): 400,
+        ("esc50_fold5", "top-5 of 50"): 400,
+        ("esc50_tiny_imagenet", "audio to image precision@10"): 15 * 8,
+        ("esc50_tiny_imagenet", "image to audio precision@10"): 31 * 12,
+    }
+    reranked = [row for row in rows if row.metric.endswith("(dual softmax)")]
+    assert {row.set for row in reranked} == {"flickr8k", "emoji", "openclipart"}
+    assert len(reranked) == 3 * 2 * 3

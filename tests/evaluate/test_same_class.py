@@ -1,0 +1,105 @@
+"""Search between modalities that were never paired: the figures, ties, and matches that do not fit."""
+
+import numpy as np
+import pytest
+from support.evaluation import SAME_CLASS, EqualEmbedder, KnownEmbedder, measure, recipe_of
+from support.small_shards import write_shard
+
+from onepeace.errors import UserError
+from onepeace.evaluate.protocols.same_class import Labelled, precisions
+
+
+def test_precisions_equal_a_plain_loop():
+    sounds = Labelled(
+        np.random.default_rng(1).normal(size=(9, 3)).round(1),
+        np.array(["dog", "horn", "motor", "rain", "dog", "horn", "motor", "motor", "dog"]),
+    )
+    pictures = Labelled(
+        np.random.default_rng(2).normal(size=(11, 3)).round(1),
+        np.array(["pug", "car", "tree", "bus", "car", "terrier", *["tree"] * 3, "pug", "bus"]),
+    )
+    forth = {"dog": ("pug", "terrier"), "horn": ("car",), "motor": ("car", "bus")}
+    back = {"pug": ["dog"], "terrier": ["dog"], "car": ["horn", "motor"], "bus": ["motor"]}
+    for queries, candidates, matches in ((sounds, pictures, forth), (pictures, sounds, back)):
+        want = []
+        for k in (1, 4):
+            shares, chances = [], []
+            for vector, query in zip(*queries, strict=True):
+                row = candidates.vectors @ vector
+                hits = [candidate in matches.get(query, ()) for candidate in candidates.labels]
+                if any(hits):
+                    first = sorted(range(len(row)), key=lambda j, row=row, hits=hits: (-row[j], hits[j]))[:k]
+                    shares.append(sum(hits[j] for j in first) / k)
+                    chances.append(sum(hits) / len(hits))
+            assert 0 < sum(shares) < len(shares)
+            want.append((f"there precision@{k}", pytest.approx(np.mean(shares)), np.mean(chances), len(shares)))
+        got = precisions("there", queries, candidates, matches, at=[1, 4])
+        assert [figure._replace(chance=pytest.approx(figure.chance)) for figure in got] == want
+
+
+def test_matched_items_are_searched_among_all(root, pictures):
+    rows = measure(KnownEmbedder(), recipe_of(root, SAME_CLASS))
+    assert [row[:2] for row in rows] == [("both", "audio to image precision@2"), ("both", "image to audio precision@2")]
+    # the dog's sound finds two dogs, the cat's one cat; each picture has one sound among four
+    assert [row.value for row in rows] == [pytest.approx((1 + 1 / 2) / 2), pytest.approx(1 / 2)]
+    assert [row.chance for row in rows] == [pytest.approx((2 / 4 + 1 / 4) / 2), pytest.approx(1 / 4)]
+    assert [row.n for row in rows] == [2, 3]
+    assert [row.ratio for row in rows] == [pytest.approx(2), pytest.approx(2)]
+
+
+def test_ties_count_against_the_model(root, pictures):
+    equal, best = (measure(e, recipe_of(root, SAME_CLASS)) for e in (EqualEmbedder(), KnownEmbedder()))
+    assert [row.value for row in equal] == [0, 0]
+    assert all(row.value > 0 for row in best)
+
+
+def test_k_defaults_to_ten(root, pictures):
+    rows = measure(KnownEmbedder(), recipe_of(root, SAME_CLASS.replace("    at: [2]\n", "")))
+    assert [row.metric for row in rows] == ["audio to image precision@10", "image to audio precision@10"]
+
+
+@pytest.mark.parametrize("lacks", ["image", "audio"])
+def test_both_modalities_are_needed(root, pictures, caplog, lacks):
+    embedder = KnownEmbedder(modalities={"text", "image", "audio"} - {lacks})
+    assert measure(embedder, recipe_of(root, SAME_CLASS)) == []
+    assert f"both: left out, the model has no {lacks}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("matches.bird=[pug]", r"set both: matches names 'bird', which is no label in val/sounds"),
+        ("matches.cat=[tiger]", r"set both: matches names 'tiger', which is no label in val/pictures"),
+    ],
+)
+def test_a_match_of_no_item_is_named(root, pictures, override, message):
+    with pytest.raises(UserError, match=message):
+        measure(KnownEmbedder(), recipe_of(root, SAME_CLASS, f"sets.both.{override}"))
+
+
+def test_a_picture_without_label_is_named(root, pictures):
+    write_shard(root / "val/pictures/a.tar.gz", {**pictures, "7": (b"dog", {"captions": ["a dog"]})})
+    with pytest.raises(UserError, match=r"set both: .*a\.tar\.gz: 7 has no label"):
+        measure(KnownEmbedder(), recipe_of(root, SAME_CLASS))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("other=null", "sets.both: other should be a mapping of fields"),
+        ("other={modality: image}", "sets.both: other.shards is missing"),
+        ("matches={}", "sets.both: matches is empty or has an empty list"),
+        ("matches.cat=[]", "sets.both: matches is empty or has an empty list"),
+    ],
+)
+def test_a_mistake_in_the_options_is_named(root, override, message):
+    with pytest.raises(UserError, match=message):
+        recipe_of(root, SAME_CLASS, f"sets.both.{override}")
+
+
+def test_other_and_matches_are_required(root):
+    text = SAME_CLASS[: SAME_CLASS.index("    other")]
+    with pytest.raises(UserError, match=r"sets\.both: other is missing"):
+        recipe_of(root, text)
+    with pytest.raises(UserError, match=r"sets\.both: matches is missing"):
+        recipe_of(root, text, "sets.both.other={modality: image, shards: x}")
