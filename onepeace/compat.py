@@ -68,9 +68,9 @@ def from_pretrained(
     path = Path(model_name_or_path)
     folder = _converted(path, download_root, bpe) if path.is_file() else resolve(model_name_or_path)
     config = read_config(folder)
-    if model_type == "one_peace_classify" and config.model.classifier is None:
+    if model_type == "one_peace_classify" and not config.model.heads:
         raise UserError(f"{model_name_or_path}: has no classifier; use model_type='one_peace_retrieval'")
-    if model_type == "one_peace_retrieval" and not config.model.heads:
+    if model_type == "one_peace_retrieval" and not config.model.projections:
         raise UserError(f"{model_name_or_path}: is a classifier; use model_type='one_peace_classify'")
     precision = choose_dtype(dtype, place, 0)
     return OnePeaceHubInterface(weight_files.load(folder, place, precision), config, folder, model_type, dtype)
@@ -169,7 +169,7 @@ class OnePeaceHubInterface:
         for modality in inputs:
             self._need(self.model.adapters, modality)
         if self.model_type == "one_peace_classify":
-            return self.model.classify(inputs)
+            return self.model.predict(inputs)
         (modality,) = inputs
         return self.model(inputs)[modality]
 

@@ -72,7 +72,7 @@ def bench_encode(settings: Settings, note: Callable[[str], None]) -> dict[str, A
 
 def _rows_of(size: str, settings: Settings, note: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     contestant = make(size)
-    has = list(contestant.module.heads)
+    has = list(contestant.module.config.projections)
     wanted = settings.modalities or has
     unknown = [key for key in wanted if key not in has]
     if unknown:

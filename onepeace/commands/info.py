@@ -30,9 +30,9 @@ _PARTS = (
     (r"blocks\.\d+\.attn\.", "attention"),
     (r"blocks\.\d+\.ffn\.(\w+)\.", "FFN {}"),
     (r"blocks\.\d+\.(?:norm|ls)|norms\.", "norms and gains"),
-    (r"heads\.(\w+)\.|logit_scale", "projections"),
+    (r"heads\.\w+\.(?:weight|bias)$|logit_scale", "projections"),
+    (r"heads\.(\w+)\.", "head {}"),
     (r"decoder\.", "decoder"),
-    (r"classifier\.", "classifier"),
 )
 
 
@@ -80,7 +80,7 @@ def report_on(description: "Description") -> dict[str, Any]:
         "file_bytes": _size(description.path),
         "dtype": ", ".join(dtypes),
         "modalities": list(model.adapters),
-        "projections": list(model.heads),
+        "projections": list(model.projections),
         "sizes": {
             "dim": model.dim,
             "embed_dim": model.embed_dim,
@@ -91,7 +91,7 @@ def report_on(description: "Description") -> dict[str, Any]:
         "adapters": model.adapters,
         "media": description.config.processors,
         "decoder": model.decoder is not None,
-        "classes": model.classifier.num_classes if model.classifier else None,
+        "heads": model.heads,
         "parameters": {**parts, "total": total},
         "items": items,
         "memory_bytes": {name: (total + peak) * size for name, size in MEMORY_DTYPES.items()},
@@ -149,8 +149,7 @@ def text_of(report: Mapping[str, Any]) -> str:
                  f"vectors of {sizes['embed_dim']}"),
     ]  # fmt: skip
     lines += [(f"adapter {key}", _options(options)) for key, options in report["adapters"].items()]
-    if report["classes"]:
-        lines.append(("classes", str(report["classes"])))
+    lines += [(f"head {name}", _options(options)) for name, options in report["heads"].items()]
     lines.append(("", ""))
     lines += [(name, f"{count:>15,} parameters") for name, count in report["parameters"].items()]
     lines.append(("", ""))

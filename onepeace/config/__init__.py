@@ -4,13 +4,12 @@
 ``config.yaml`` of a model folder. Recipes (onepeace/train/recipe.py) are read by the same ``build``.
 """
 
-from onepeace.config.model import ClassifierConfig, Config, MaskedDecoderConfig, ModelConfig
+from onepeace.config.model import Config, MaskedDecoderConfig, ModelConfig
 from onepeace.config.reader import Options, apply_override, build, merge, read_yaml, to_plain, write_config
 from onepeace.config.sizes import SIZES
 
 __all__ = [
     "SIZES",
-    "ClassifierConfig",
     "Config",
     "MaskedDecoderConfig",
     "ModelConfig",

@@ -19,17 +19,17 @@ _MODALITIES = ("text", "image", "audio")
 # a ViT-L (within 1 %: 2,752 is a multiple of 64). What one modality goes through in "small" is 30 M parameters.
 SIZES: dict[str, Options] = {
     "tiny": {"dim": 256, "embed_dim": 256, "depth": 6, "num_heads": 4, "ffn_dim": 768, "layer_scale": 0.1,
-             "adapters": TINY_ADAPTERS, "heads": _MODALITIES,
+             "adapters": TINY_ADAPTERS, "projections": _MODALITIES,
              "decoder": {"dim": 128, "depth": 2, "num_heads": 4, "ffn_dim": 384}},
     "small": {"dim": 512, "embed_dim": 512, "depth": 9, "num_heads": 8, "ffn_dim": 1344,
-              "adapters": RELEASED_ADAPTERS, "heads": _MODALITIES,
+              "adapters": RELEASED_ADAPTERS, "projections": _MODALITIES,
               "decoder": {"dim": 256, "depth": 2, "num_heads": 4, "ffn_dim": 704}},
     "base": {"dim": 768, "embed_dim": 768, "depth": 12, "num_heads": 12, "ffn_dim": 2048,
-             "adapters": RELEASED_ADAPTERS, "heads": _MODALITIES,
+             "adapters": RELEASED_ADAPTERS, "projections": _MODALITIES,
              "decoder": {"dim": 384, "depth": 2, "num_heads": 6, "ffn_dim": 1024}},
     "large": {"dim": 1024, "embed_dim": 1024, "depth": 24, "num_heads": 16, "ffn_dim": 2752,
-              "adapters": RELEASED_ADAPTERS, "heads": _MODALITIES,
+              "adapters": RELEASED_ADAPTERS, "projections": _MODALITIES,
               "decoder": {"dim": 512, "depth": 2, "num_heads": 8, "ffn_dim": 1344}},
-    "4b": {"adapters": RELEASED_ADAPTERS, "heads": _MODALITIES,
+    "4b": {"adapters": RELEASED_ADAPTERS, "projections": _MODALITIES,
            "decoder": {"dim": 768, "depth": 2, "num_heads": 12, "ffn_dim": 2048}},
 }  # fmt: skip

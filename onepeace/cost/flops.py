@@ -44,7 +44,7 @@ def pass_cost(config: Config, key: str, batch: Mapping[str, Tensor]) -> Cost:
     with FlopCounterMode(display=False) as counter, Live(weights, numbers=True) as live:
         stem = adapter.stem_tokens(dict(batch))
         features = model.encode({key: stem._replace(tokens=stem.tokens.to("meta"))})[key]
-        if key in model.heads:
+        if key in model.config.projections:
             model.embed(key, features)
     return Cost(features.tokens.shape[1], counter.get_total_flops(), live.peak)
 
@@ -103,7 +103,10 @@ def training_cost(model: OnePeace, item: Mapping[str, Mapping[str, Tensor]], pas
                 else:
                     features = model.encode(shown, keep)
                     alone = len(features) == 1
-                    found = [model.embed(k, f) if alone and k in model.heads else f.tokens for k, f in features.items()]
+                    found = [
+                        model.embed(k, f) if alone and k in model.config.projections else f.tokens
+                        for k, f in features.items()
+                    ]
             ends += [tensor for tensor in found if tensor.requires_grad]
             counts.append(run.flops)
         if ends:

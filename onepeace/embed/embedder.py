@@ -342,7 +342,7 @@ class Embedder:
         def compute(key: str, entries: list[Waiting]) -> None:
             try:
                 inputs = {key: self._batch(key, [entry.sample for entry in entries])}
-                vectors = self.module.classify(inputs) if head else self.module(inputs)[key]
+                vectors = self.module.predict(inputs) if head else self.module(inputs)[key]
             except torch.OutOfMemoryError as error:
                 raise UserError(f"no memory for {len(entries)} {key} items at once; lower batch_size") from error
             vectors = vectors.float().cpu()
@@ -407,7 +407,7 @@ class Embedder:
         """The processor of a modality; with `projected` the model has to have vectors of it, not only features."""
         if modality not in self.processors:
             raise UserError(f"this model has no {modality}; it has {', '.join(self.processors)}")
-        if projected and modality not in self.module.heads:
+        if projected and modality not in self.module.config.projections:
             raise UserError(f"this model has no projection for vectors of {modality}; use classify or features")
         return self.processors[modality]
 
@@ -423,12 +423,12 @@ class Embedder:
 
     def _num_classes(self) -> int:
         """Outputs of the model's own classifier, which has to be about single items."""
-        classifier = self.module.config.classifier
+        classifier = self.module.config.heads.get("classifier")
         if classifier is None:
             raise UserError("this model has no classifier of its own; give labels to choose from")
-        if len(self.processors) > 1 or classifier.inputs > 1:
-            raise UserError("this model's classifier reads several inputs together; call model.module.classify")
-        return classifier.num_classes
+        if len(self.processors) > 1 or classifier.get("inputs", 1) > 1:
+            raise UserError("this model's classifier reads several inputs together; call model.module.predict")
+        return classifier["num_classes"]
 
     def _positions(self, modality: str, value: object, batch: dict[str, Tensor]) -> tuple[Tensor, str]:
         """What each token of an item covers, and in which unit; see `Tokens`."""

@@ -1,6 +1,22 @@
-"""What stands on top of token features. Next: losses/."""
+"""Heads on token features. A new kind is a class here and an entry of HEADS."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from onepeace.errors import UserError
 
 from .classifier import Classifier
+from .head import Head
 from .projection import Projection
 
-__all__ = ["Classifier", "Projection"]
+HEADS: dict[str, type[Head]] = {"classifier": Classifier}
+
+__all__ = ["HEADS", "Classifier", "Head", "Projection", "make_head"]
+
+
+def make_head(name: str, config: Mapping[str, Any], dim: int, num_heads: int) -> Head:
+    """The head that an entry of ``ModelConfig.heads`` describes."""
+    options = {key: value for key, value in config.items() if key not in ("kind", "on")}
+    if config["kind"] not in HEADS:
+        raise UserError(f"model.heads.{name}: no kind {config['kind']!r}; known: {', '.join(HEADS)}")
+    return HEADS[config["kind"]].from_options(dim, num_heads, options, f"model.heads.{name}")

@@ -1,62 +1,77 @@
 """From the token features of one or more passes to logits."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onepeace.config import build
+from onepeace.errors import UserError
 from onepeace.layers.attention import AttentionPool
+from onepeace.layers.features import Features
 
-if TYPE_CHECKING:
-    from onepeace.model.encoder import Features
+from .head import Head
+
+POOLS = ("attention", "mean", "cls")
 
 
-class Classifier(nn.Module):
-    """Pool the tokens of one or more passes, then classify (released code: classify_head).
+@dataclass(frozen=True)
+class ClassifierOptions:
+    """Options of a ``classifier`` in ``ModelConfig.heads``."""
 
-    Args:
-        dim, num_heads: width of the features, heads of the attention pool.
-        num_classes: outputs.
-        pool: "attention" (over the tokens without CLS, then LayerNorm), "mean" (the same tokens, then LayerNorm) or
-            "cls" (the CLS token, no norm).
-        hidden_ratio: hidden width over the pooled width; 0 = one linear layer.
-        pooler: a tanh layer between pool and classifier.
-        inputs: passes pooled and concatenated.
-    """
+    num_classes: int
+    pool: str = "attention"
+    """"attention": a learned query over the tokens without CLS; "mean": their mean; "cls": the CLS token, no norm."""
+    num_heads: int | None = None
+    """Heads of the attention pool; the encoder's by default."""
+    hidden_ratio: int = 2
+    """Width of the hidden layer over the width of the features; 0 = one linear layer."""
+    pooler: bool = False
+    """A tanh layer between pool and classifier (VQA)."""
+    inputs: int = 1
+    """How many passes are pooled and concatenated (NLVR2: 2)."""
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        num_classes: int,
-        pool: str = "attention",
-        hidden_ratio: int = 2,
-        pooler: bool = False,
-        inputs: int = 1,
-    ):
+    def __post_init__(self) -> None:
+        if self.pool not in POOLS:
+            raise UserError(f"no pool {self.pool!r}; known: {', '.join(POOLS)}")
+
+
+class Classifier(Head):
+    """Pool the tokens of one or more passes, then classify (released code: classify_head)."""
+
+    def __init__(self, dim: int, num_heads: int, options: ClassifierOptions):
         super().__init__()
-        if pool not in ("attention", "mean", "cls"):
-            raise ValueError(f"no pool {pool!r}; known: attention, mean, cls")
-        self.pool_by_cls = pool == "cls"
-        self.pool = AttentionPool(dim, num_heads) if pool == "attention" else None
-        self.norm = nn.Identity() if self.pool_by_cls else nn.LayerNorm(dim)
-        self.pooler = nn.Linear(dim, dim) if pooler else None
-        width, hidden = dim * inputs, dim * hidden_ratio
+        self.options = options
+        self.pool = AttentionPool(dim, options.num_heads or num_heads) if options.pool == "attention" else None
+        self.norm = nn.Identity() if options.pool == "cls" else nn.LayerNorm(dim)
+        self.pooler = nn.Linear(dim, dim) if options.pooler else None
+        width, hidden = dim * options.inputs, dim * options.hidden_ratio
         self.hidden = nn.Linear(width, hidden) if hidden else None
         self.hidden_norm = nn.LayerNorm(hidden) if hidden else None
-        self.out = nn.Linear(hidden or width, num_classes)
+        self.out = nn.Linear(hidden or width, options.num_classes)
 
-    def forward(self, *passes: "Features") -> Tensor:
+    @classmethod
+    def from_options(cls, dim: int, num_heads: int, options: Mapping[str, Any], where: str) -> "Classifier":
+        return cls(dim, num_heads, build(ClassifierOptions, options, where))
+
+    def reset_output(self, num_classes: int) -> nn.Linear:
+        weight = self.out.weight
+        self.out = nn.Linear(self.out.in_features, num_classes, device=weight.device, dtype=weight.dtype)
+        return self.out
+
+    def forward(self, *passes: Features) -> Tensor:
         """Features of each pass -> logits (B, num_classes)."""
         x = torch.cat([self._pooled(features) for features in passes], dim=-1)
         if self.hidden is not None and self.hidden_norm is not None:
             x = F.gelu(self.hidden_norm(self.hidden(x)))
         return self.out(x)
 
-    def _pooled(self, features: "Features") -> Tensor:
+    def _pooled(self, features: Features) -> Tensor:
         mask = None if features.padding_mask is None else features.padding_mask[:, 1:]
-        if self.pool_by_cls:
+        if self.options.pool == "cls":
             x = features.cls
         elif self.pool is not None:
             x = self.pool(features.tokens[:, 1:], mask)

@@ -20,13 +20,14 @@ class Architecture:
 
     The module offers what the rest of the package uses, by the names it has in `onepeace.model.OnePeace`:
 
-    - `config`, with `adapters` (options by modality), `heads` (the modalities with a vector) and `embed_dim`;
+    - `config`, with `adapters` (options by modality), `projections` (the modalities with a vector), `heads` and
+      `embed_dim`;
     - `adapters[key]`, with `stem_tokens` and `token_lengths`; `heads`; `logit_scale`, a parameter or None;
     - `stems(inputs)`, `encode(stems, keep)` -> features by modality, `embed(key, features)` -> unit vectors (B, E);
       calling it gives the unit vectors of each input;
     - `no_weight_decay()` for training, `blocks` for its layer decay and activation checkpoints, `reconstruct` and
-      `decoder` for the denoising loss, `classify` and `classifier` for `onepeace classify` of fine-tuned models: what a
-      network lacks is refused where a recipe or a call asks for it.
+      `decoder` for the denoising loss, `predict` for `onepeace classify` of fine-tuned models: what a network lacks is
+      refused where a recipe or a call asks for it.
 
     Building it on the meta device allocates nothing, and every tensor of it is in its state_dict.
     """
@@ -48,7 +49,7 @@ def _onepeace(config: ModelConfig) -> "OnePeace":
 
 
 def _keep_modalities(config: ModelConfig, modalities: Collection[str]) -> ModelConfig:
-    """A classifier stays if all modalities it may see stay."""
+    """Task heads stay if all modalities they may see stay."""
     adapters = {key: options for key, options in config.adapters.items() if key in modalities}
     decoder = config.decoder
     if decoder is not None:
@@ -56,9 +57,9 @@ def _keep_modalities(config: ModelConfig, modalities: Collection[str]) -> ModelC
     return replace(
         config,
         adapters=adapters,
-        heads=tuple(key for key in config.heads if key in adapters),
+        projections=tuple(key for key in config.projections if key in adapters),
         decoder=decoder,
-        classifier=config.classifier if len(adapters) == len(config.adapters) else None,
+        heads=config.heads if len(adapters) == len(config.adapters) else {},
     )
 
 

@@ -1,7 +1,8 @@
-"""The model: torch and its configuration only. Read model.py first."""
+"""The model: torch and its configuration only."""
+
+from onepeace.layers.features import Features
 
 from .adapters import ADAPTERS, Adapter
-from .encoder import Features
 from .model import OnePeace
 from .sequence import Span, Stem, TokenSequence
 

@@ -1,30 +1,15 @@
 """Blocks and final norms over a token sequence. The decoder runs through the same function. Next file: model.py."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onepeace.layers.features import Features
 from onepeace.layers.precision import cast_once
 
 from .sequence import TokenSequence
-
-
-class Features(NamedTuple):
-    """Token features of one modality in one pass.
-
-    tokens: (B, L, D), CLS first; rows of padding are unspecified. padding_mask: (B, L), True = padding, or None.
-    """
-
-    tokens: Tensor
-    padding_mask: Tensor | None
-
-    @property
-    def cls(self) -> Tensor:
-        """(B, D)."""
-        return self.tokens[:, 0]
 
 
 def attention_bias(sequence: TokenSequence, block: int = 0) -> Tensor | None:

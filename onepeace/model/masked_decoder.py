@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onepeace.layers.features import Features
 from onepeace.layers.position import trunc_normal
 
 from .block import Block
-from .encoder import Features, encode
+from .encoder import encode
 from .sequence import Span, TokenSequence
 
 

@@ -6,17 +6,20 @@ The flow (paper: Figure 1): raw batch -> adapter -> TokenSequence -> blocks -> f
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from onepeace.config import ModelConfig
-from onepeace.heads import Classifier, Projection
+from onepeace.config import ModelConfig, Options
+from onepeace.heads import Head, Projection, make_head
+from onepeace.layers.features import Features
 from onepeace.layers.position import trunc_normal
 
 from .adapters import ADAPTERS, Adapter
 from .block import Block
-from .encoder import Features, encode
+from .encoder import encode
 from .masked_decoder import MaskedDecoder, decoder_positions
 from .sequence import Stem, TokenSequence
 
@@ -32,7 +35,7 @@ class OnePeace(nn.Module):
 
     # Both are an nn.ModuleDict, typed by what it holds.
     adapters: Mapping[str, Adapter]
-    heads: Mapping[str, Projection]
+    heads: Mapping[str, nn.Module]
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -50,25 +53,22 @@ class OnePeace(nn.Module):
             Block(config.dim, config.num_heads, config.ffn_dim, keys, rate, config.layer_scale) for rate in rates
         )
         self.norms = nn.ModuleDict({key: nn.LayerNorm(config.dim) for key in keys}) if config.final_norm else None
-        heads = {key: Projection(config.dim, config.embed_dim) for key in config.heads}
-        self.heads = nn.ModuleDict(heads)  # type: ignore[assignment]
+        projections = {key: Projection(config.dim, config.embed_dim) for key in config.projections}
+        heads = {name: make_head(name, head, config.dim, config.num_heads) for name, head in config.heads.items()}
+        self.heads = nn.ModuleDict({**projections, **heads})  # type: ignore[assignment]
         self.logit_scale = nn.Parameter(torch.empty(())) if config.logit_scale else None
-        self.decoder, self.classifier = None, None
+        self.decoder = None
         if (d := config.decoder) is not None:
             positions = {key: decoder_positions(ADAPTERS[key], d.options.get(key, {})) for key in keys}
             self.decoder = MaskedDecoder(config.dim, d.dim, d.depth, d.num_heads, d.ffn_dim, positions)
-        if (c := config.classifier) is not None:
-            num_heads = c.num_heads or config.num_heads
-            parts = (c.num_classes, c.pool, c.hidden_ratio, c.pooler, c.inputs)
-            self.classifier = Classifier(config.dim, num_heads, *parts)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """The released initialisation: Linear layers normal, cut at one deviation; biases and bias tables 0."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                trunc_normal(module.weight, self.config.init_std)
-            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+                self._reset_linear(module)
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
             # torch's own layers were filled by their constructors; others say what they want beyond the rule above.
             own = module is not self and not type(module).__module__.startswith("torch.")
@@ -76,6 +76,11 @@ class OnePeace(nn.Module):
                 module.reset_parameters()  # type: ignore[operator]
         if self.logit_scale is not None:
             nn.init.constant_(self.logit_scale, math.log(1 / 0.07))
+
+    def _reset_linear(self, linear: nn.Linear) -> None:
+        trunc_normal(linear.weight, self.config.init_std)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the positions and CLS tokens, which are not decayed (released code)."""
@@ -99,8 +104,9 @@ class OnePeace(nn.Module):
 
     def embed(self, key: str, features: Features) -> Tensor:
         """Features of one modality -> unit vectors (B, E)."""
-        if key not in self.heads:
-            raise ValueError(f"{key} has no projection into the shared space; those that have: {', '.join(self.heads)}")
+        if key not in self.config.projections:
+            known = ", ".join(self.config.projections)
+            raise ValueError(f"{key} has no projection into the shared space; those that have: {known}")
         return self.heads[key](features.cls)
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
@@ -127,12 +133,23 @@ class OnePeace(nn.Module):
         grids = {key: stem.grid for key, stem in stems.items()}
         return self.decoder(self.encode(stems, keep), keep, grids, masks)
 
-    def classify(self, *inputs: Inputs) -> Tensor:
-        """Logits (B, num_classes) over one joint pass, or over one for each of ``config.classifier.inputs``."""
-        if self.classifier is None or self.config.classifier is None:
-            raise ValueError("this model has no classifier; load a fine-tuned one, or use unit vectors and labels")
-        key = self.config.classifier.features
-        return self.classifier(*(self.encode(self.stems(one))[key] for one in inputs))
+    def predict(self, *inputs: Inputs, head: str = "classifier") -> Tensor:
+        """What a named head makes of one joint pass, or of several: logits (B, num_classes) of a classifier."""
+        key = self._head_config(head)["on"]
+        return self.heads[head](*(self.encode(self.stems(one))[key] for one in inputs))
+
+    def reset_head(self, name: str, num_classes: int) -> None:
+        """Give a named head a fresh output layer of ``num_classes`` (timm: reset_classifier)."""
+        config = self._head_config(name)
+        self._reset_linear(cast(Head, self.heads[name]).reset_output(num_classes))
+        heads = {**self.config.heads, name: {**config, "num_classes": num_classes}}
+        self.config = replace(self.config, heads=heads)
+
+    def _head_config(self, name: str) -> Options:
+        if name not in self.config.heads:
+            known = ", ".join(self.config.heads) or "none"
+            raise ValueError(f"this model has no head {name!r}; its heads: {known}")
+        return self.config.heads[name]
 
     def temperature(self) -> Tensor:
         """exp(logit_scale), the stored parameter clamped in place to [0, ln 100] first (released code)."""

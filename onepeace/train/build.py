@@ -69,7 +69,7 @@ def make_config(recipe: Recipe) -> Config:
     if unknown:
         raise UserError(f"model.modalities names {unknown[0]!r}; give its options in model.adapters.{unknown[0]}")
     content["adapters"] = {key: content["adapters"][key] for key in keys}
-    content["heads"] = [key for key in content["heads"] if key in keys]
+    content["projections"] = [key for key in content["projections"] if key in keys]
     if not any(split_term(term)[0] == "denoising" for term in recipe.objective):
         content["decoder"] = None
     elif not content.get("decoder"):

@@ -62,8 +62,8 @@ def _check_contrastive(recipe: Recipe, config: Config, fed: dict[str, dict[str, 
         if kind != "contrastive":
             continue
         for pair in fed[name].values():
-            if bare := [key for key in listed or pair if key not in config.model.heads]:
-                raise UserError(f"objective.{name} needs a projection of {bare[0]}; add it to model.heads")
+            if bare := [key for key in listed or pair if key not in config.model.projections]:
+                raise UserError(f"objective.{name} needs a projection of {bare[0]}; add it to model.projections")
             for two in combinations(listed or pair, 2):
                 other = first.setdefault(frozenset(two), name)
                 if other != name:  # both would be logged by the same name

@@ -59,7 +59,7 @@ def test_flops_of_a_pass_are_those_of_the_closed_form(key, size, length):
 def test_flops_of_sound_are_those_of_the_closed_form():
     convs = [[8, 10, 5], [8, 3, 2]]
     audio = {"stem": "wave", "convs": convs, "num_buckets": 8, "pos_depth": 2, "pos_kernel": 5, "pos_groups": 4}
-    config = Config(ModelConfig(32, 16, 2, 4, 48, adapters={"audio": audio}, heads=("audio",)))
+    config = Config(ModelConfig(32, 16, 2, 4, 48, adapters={"audio": audio}, projections=("audio",)))
     frames = [3199, 1599]  # of a second
     stem = 2 * 8 * (frames[0] * 10 + frames[1] * 3 * 8) + 2 * frames[1] * 8 * 32
     positions = 2 * frames[1] * 2 * 5 * 32 * 32 // 4

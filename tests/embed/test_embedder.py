@@ -447,13 +447,13 @@ def test_classify_gives_probabilities_of_the_nearest_label(model, pictures):
 
 
 def test_classify_uses_the_models_own_classifier_without_labels(tmp_path, sounds):
-    classifier = onepeace.config.ClassifierConfig(num_classes=3, features="audio", num_heads=4)
-    folder = save_random_model(tmp_path / "head", ("audio",), heads=(), classifier=classifier)
+    classifier = {"kind": "classifier", "on": "audio", "num_classes": 3}
+    folder = save_random_model(tmp_path / "head", ("audio",), projections=(), heads={"classifier": classifier})
     own = onepeace.load(folder, device="cpu")
     probabilities = own.classify(sounds)
     assert probabilities.shape == (len(sounds), 3)
     batch = own.processors["audio"].collate([own.processors["audio"].decode(sounds[2])])
-    assert_same(probabilities[2:3], own.module.classify({"audio": batch}).softmax(dim=1).detach())
+    assert_same(probabilities[2:3], own.module.predict({"audio": batch}).softmax(dim=1).detach())
     with pytest.raises(UserError, match="no projection"):
         own.encode_audio(sounds)
 

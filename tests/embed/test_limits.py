@@ -95,13 +95,13 @@ def test_unknown_modality_names_the_known_ones():
 
 
 def test_missing_parts_are_named():
-    model = small_model(*ALL, decoder=None, heads=("text",), logit_scale=False)
+    model = small_model(*ALL, decoder=None, projections=("text",), logit_scale=False)
     with pytest.raises(ValueError, match="image has no projection into the shared space; those that have: text"):
         model({"image": item("image", 0)})
     with pytest.raises(ValueError, match="no decoder"):
         model.reconstruct(model.stems({"text": item("text", 0)}), {"text": torch.tensor([[0]])})
-    with pytest.raises(ValueError, match="no classifier"):
-        model.classify({"text": item("text", 0)})
+    with pytest.raises(ValueError, match="no head"):
+        model.predict({"text": item("text", 0)})
     with pytest.raises(ValueError, match="no logit_scale"):
         model.temperature()
 

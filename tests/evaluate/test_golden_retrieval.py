@@ -9,7 +9,7 @@ from onepeace.train.objective import Objective
 
 def backward(name, label_smoothing):
     batch = case(name).batch()
-    model = golden_model(" ".join(batch), heads=True, bias_per_block=True)
+    model = golden_model(" ".join(batch), projections=True, bias_per_block=True)
     term = {"weight": 1.0, "detach_keys": True, "label_smoothing": label_smoothing}
     loss = Objective(model, {"contrastive": term}, {})(batch)["loss"]
     loss.backward()

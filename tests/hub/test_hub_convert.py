@@ -110,7 +110,7 @@ def test_retrieval_model_has_a_table_per_block_and_a_temperature(tmp_path, bpe, 
 
     folder = convert(path, tmp_path / "out", bpe=bpe)
 
-    same_tensors(folder, golden_model(modalities, heads=True, bias_per_block=True))
+    same_tensors(folder, golden_model(modalities, projections=True, bias_per_block=True))
     model = weight_files.load(folder)
     assert_embeds_as_golden(model, keys)
     assert model.logit_scale == weights()["logit_scale"]
@@ -126,7 +126,7 @@ def test_trainer_file_keeps_its_decoder(tmp_path, bpe, modalities):
 
     folder = convert(path, tmp_path / "out", bpe=bpe)
 
-    same_tensors(folder, golden_model(modalities, heads=True, decoder=True))
+    same_tensors(folder, golden_model(modalities, projections=True, decoder=True))
     assert weight_files.load(folder).decoder is not None
 
 
@@ -160,8 +160,8 @@ def test_classifier_gives_the_originals_logits(tmp_path, bpe, name):
         )
     if name == "avqa":
         batch["audio"] = {key: value.repeat_interleave(4, 0) for key, value in batch["audio"].items()}
-    assert_near(model.classify(*passes), golden.outputs["logits"], TOKENS)
-    assert not model.heads
+    assert_near(model.predict(*passes), golden.outputs["logits"], TOKENS)
+    assert not model.config.projections
     text = read_config(folder).processors.get("text", {})
     assert text.get("lower") == {"avqa": False}.get(name, True if "text" in modalities else None)
 
@@ -192,7 +192,7 @@ def test_imagenet_model_gives_the_originals_logits(tmp_path, per_block):
     golden = case("vision_classify")
     assert model.config.bias_per_block == per_block
     pixels = golden.inputs["image_64"].float()
-    assert_near(model.classify({"image": {"pixels": pixels}}), golden.outputs["logits_64"], TOKENS)
+    assert_near(model.predict({"image": {"pixels": pixels}}), golden.outputs["logits_64"], TOKENS)
 
 
 def test_larger_pictures_embed_as_after_the_originals_loader(checkpoint, tmp_path, bpe):
@@ -222,7 +222,7 @@ def test_dropped_modalities_leave_the_others_as_they_were(checkpoint, tmp_path):
     names = set(weight_files.read_state(folder))
     assert not [name for name in names if ".text." in name or ".image." in name]
     config = read_config(folder)
-    assert (list(config.model.adapters), config.model.heads, list(config.processors)) == (
+    assert (list(config.model.adapters), config.model.projections, list(config.processors)) == (
         ["audio"],
         ("audio",),
         ["audio"],
@@ -282,7 +282,7 @@ def broken(change: str) -> dict[str, torch.Tensor]:
         ("misshapen", r"heads\.text\.weight is \(32, 31\), not \(32, 32\)"),
         ("missing block", r"lack \d+ of \d+ tensors \(blocks\.1\."),
         ("tables", r"differ in their number of bias tables"),
-        ("twice", r"are both classifier\.out\.weight"),
+        ("twice", r"are both heads\.classifier\.out\.weight"),
     ],
 )
 def test_every_tensor_is_placed_or_named(tmp_path, bpe, change, message):
@@ -465,7 +465,7 @@ def test_golden_checkpoints_embed_as_the_original(shared, tmp_path, bpe):
     assert stage_one.decoder is not None
     sounds = weight_files.load(folders["finetune_vggsound_layout"])
     golden = case("classify_audio")
-    assert_near(sounds.classify(golden.batch()), golden.outputs["logits"], TOKENS)
+    assert_near(sounds.predict(golden.batch()), golden.outputs["logits"], TOKENS)
     assert_sees_as_golden(weight_files.load(folders["vision_branch"]))
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from onepeace.config import ClassifierConfig, Config, MaskedDecoderConfig, ModelConfig, read_yaml, write_config
+from onepeace.config import Config, MaskedDecoderConfig, ModelConfig, read_yaml, write_config
 from onepeace.errors import UserError
 from onepeace.hub import weights
 from onepeace.hub.convert.unpickle import read_checkpoint
@@ -28,7 +28,7 @@ def settings(**changes) -> Config:
     decoder = MaskedDecoderConfig(16, 1, 2, 24, {"text": {"num_positions": 12}, "image": {"grid": 2}})
     options = {
         **{"dim": 32, "embed_dim": 16, "depth": 2, "num_heads": 4, "ffn_dim": 48, "adapters": ADAPTERS},
-        **{"heads": ("text", "image", "audio"), "decoder": decoder, **changes},
+        **{"projections": ("text", "image", "audio"), "decoder": decoder, **changes},
     }
     return Config(ModelConfig(**options), {"image": {"size": 32}})
 
@@ -55,7 +55,7 @@ def edit(folder, change) -> None:
 
 
 def test_saved_model_loads_bit_equal(tmp_path):
-    config = settings(classifier=ClassifierConfig(5, "image"))
+    config = settings(heads={"classifier": {"kind": "classifier", "on": "image", "num_classes": 5}})
     module = random_model(config)
     tokenizer = tmp_path / "t.json"
     tokenizer.write_text("{}")
@@ -166,7 +166,7 @@ def test_only_the_requested_modalities_are_read(folder, monkeypatch):
     assert read
     assert not [name for name in read if ".text." in name or ".audio." in name]
     assert set(read) == set(module.state_dict())
-    assert (list(module.config.adapters), module.config.heads) == (["image"], ("image",))
+    assert (list(module.config.adapters), module.config.projections) == (["image"], ("image",))
     assert list(module.config.decoder.options) == ["image"]
 
 
@@ -179,11 +179,11 @@ def test_kept_modality_embeds_as_before(folder):
 
 
 def test_classifier_stays_only_with_all_it_was_trained_on(tmp_path):
-    config = settings(classifier=ClassifierConfig(5, "image"))
+    config = settings(heads={"classifier": {"kind": "classifier", "on": "image", "num_classes": 5}})
     folder = weights.save(tmp_path / "model", random_model(config), config)
 
-    assert weights.load(folder, modalities=["audio", "image", "text"]).classifier is not None
-    assert weights.load(folder, modalities=["text", "image"]).classifier is None
+    assert weights.load(folder, modalities=["audio", "image", "text"]).config.heads
+    assert weights.load(folder, modalities=["text", "image"]).config.heads == {}
 
 
 @pytest.mark.parametrize("modalities", [["video"], [], ["image", "smell"]])
@@ -219,7 +219,7 @@ def test_loading_does_not_change_the_file(folder):
 
 def test_saving_again_replaces_the_whole_folder(folder):
     (folder / "tokenizer.json").write_text("old")
-    config = settings(heads=("image",), adapters={"image": ADAPTERS["image"]}, decoder=None)
+    config = settings(projections=("image",), adapters={"image": ADAPTERS["image"]}, decoder=None)
 
     weights.save(folder, random_model(config), config)
 

@@ -8,7 +8,7 @@ from support.golden_cases import FIELD, FOLDER, HOP, TOKENS, UNIT, assert_near, 
 
 @pytest.fixture(scope="module")
 def model():
-    return golden_model("text image audio", decoder=True, heads=True).eval()
+    return golden_model("text image audio", decoder=True, projections=True).eval()
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_enlarged_picture_matches_golden():
     """A model of 64 pixels read for 96: bias table resampled at load, positions on the fly."""
     resized = case("resized")
     batch = {"image": {"pixels": resized.inputs["image"].float()}}
-    model = golden_model("image", heads=True, options={"image": {"bias_grid": 6}}).eval()
+    model = golden_model("image", projections=True, options={"image": {"bias_grid": 6}}).eval()
     assert_near(model.adapters["image"].bias_tables[0], resized.outputs["rel_pos_table_4_to_6"], 1e-6)
     assert_near(model.adapters["image"].pos_embed((6, 6))[0], resized.outputs["pos_embed_4_to_6_on_the_fly"], 1e-6)
     assert_near(model.features(batch)["image"], resized.outputs["image_tokens"], TOKENS)
@@ -113,7 +113,7 @@ def test_enlarged_picture_matches_golden():
 
 @pytest.mark.parametrize(("stored", "used", "after"), [(5.2, 100.0, 4.605170249938965), (-0.3, 1.0, 0.0)])
 def test_temperature_clamps_the_stored_parameter(stored, used, after):
-    model = golden_model("text", heads=True)
+    model = golden_model("text", projections=True)
     with torch.no_grad():
         model.logit_scale.fill_(stored)
     scale = model.temperature()

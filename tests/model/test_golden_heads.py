@@ -4,7 +4,6 @@ import pytest
 import torch
 from support.golden_cases import LOSS, TOKENS, assert_gradients_match, assert_near, case, golden_model
 
-from onepeace.config import ClassifierConfig
 from onepeace.losses.box import box
 from onepeace.losses.classification import classification, multilabel
 from onepeace.losses.hinge import hinge
@@ -21,14 +20,14 @@ def choice(logits, target):
 
 
 TASKS = {
-    "classify_audio": ({"num_classes": 7, "features": "audio"}, summed(classification)),
-    "classify_audio_multilabel": ({"num_classes": 7, "features": "audio"}, summed(multilabel)),
-    "classify_image": ({"num_classes": 7, "features": "image"}, summed(classification, label_smoothing=0.1)),
-    "vqa": ({"num_classes": 11, "features": "text", "pooler": True}, summed(multilabel)),
-    "nlvr2": ({"num_classes": 2, "features": "text", "inputs": 2}, summed(classification)),
-    "grounding": ({"num_classes": 4, "features": "image"}, box),
-    "grounding_text_features": ({"num_classes": 4, "features": "text"}, box),
-    "avqa": ({"num_classes": 1, "features": "text"}, choice),
+    "classify_audio": ({"num_classes": 7, "on": "audio"}, summed(classification)),
+    "classify_audio_multilabel": ({"num_classes": 7, "on": "audio"}, summed(multilabel)),
+    "classify_image": ({"num_classes": 7, "on": "image"}, summed(classification, label_smoothing=0.1)),
+    "vqa": ({"num_classes": 11, "on": "text", "pooler": True}, summed(multilabel)),
+    "nlvr2": ({"num_classes": 2, "on": "text", "inputs": 2}, summed(classification)),
+    "grounding": ({"num_classes": 4, "on": "image"}, box),
+    "grounding_text_features": ({"num_classes": 4, "on": "text"}, box),
+    "avqa": ({"num_classes": 1, "on": "text"}, choice),
 }
 
 
@@ -39,7 +38,7 @@ def run(task):
     types = {"text": {"num_types": 1}, "image": {"num_types": 2}} if "src_images_2" in found.inputs else {}
     model = golden_model(
         " ".join(batch), bias_per_block=True, logit_scale=False, options=types, extra=found.weights,
-        classifier=ClassifierConfig(**head),
+        heads={"classifier": {"kind": "classifier", **head}},
     )  # fmt: skip
     if task == "avqa":
         batch["audio"] = {name: tensor.repeat_interleave(4, dim=0) for name, tensor in batch["audio"].items()}
@@ -47,7 +46,7 @@ def run(task):
     if types:
         second = {"pixels": found.inputs["src_images_2"].float(), "type_ids": torch.ones(3, dtype=torch.long)}
         passes.append({**batch, "image": second})
-    logits = model.classify(*passes)
+    logits = model.predict(*passes)
     loss = loss_of(logits, found.inputs["target"])
     loss.backward()
     return model, logits.detach(), loss
@@ -75,10 +74,10 @@ def test_vision_branch_matches_golden(size):
     """Mean of the patches, no final norm of the encoder; the bias table grows with the picture."""
     folder = case("vision_classify")
     found, pixels = folder.outputs, folder.inputs[f"image_{size}"].float()
-    head = ClassifierConfig(9, "image", pool="mean", hidden_ratio=0)
+    head = {"kind": "classifier", "on": "image", "num_classes": 9, "pool": "mean", "hidden_ratio": 0}
     options = {"image": {"bias_grid": size // 16}}
     model = golden_model(
-        "image", final_norm=False, logit_scale=False, classifier=head, options=options, extra=folder.weights
+        "image", final_norm=False, logit_scale=False, heads={"classifier": head}, options=options, extra=folder.weights
     ).eval()
     assert_near(model.features({"image": {"pixels": pixels}})["image"], found[f"features_{size}"], TOKENS)
-    assert_near(model.classify({"image": {"pixels": pixels}}), found[f"logits_{size}"], TOKENS)
+    assert_near(model.predict({"image": {"pixels": pixels}}), found[f"logits_{size}"], TOKENS)

@@ -7,7 +7,7 @@ import torch
 from support.reference import Reference
 from support.small_models import ALL, VARIANTS, WAVE, batch_of, item, small_model
 
-from onepeace.config import ClassifierConfig, MaskedDecoderConfig, ModelConfig
+from onepeace.config import MaskedDecoderConfig, ModelConfig
 from onepeace.hub.convert.keys import to_original
 from onepeace.model import OnePeace, encoder
 from onepeace.train.objective import Objective, Passes
@@ -132,11 +132,11 @@ def test_every_parameter_gets_a_gradient():
 
 @pytest.mark.parametrize("pool", ["attention", "mean", "cls"])
 def test_every_parameter_of_a_classifier_gets_a_gradient(pool):
-    head = ClassifierConfig(5, "audio", pool=pool, pooler=True)
-    model = small_model("audio", heads=(), logit_scale=False, decoder=None, classifier=head)
+    head = {"kind": "classifier", "on": "audio", "num_classes": 5, "pool": pool, "pooler": True}
+    model = small_model("audio", projections=(), logit_scale=False, decoder=None, heads={"classifier": head})
     batch = batch_of(model, range(6))
-    logits = model.classify(batch)
-    alone = model.classify({"audio": item("audio", 2)})
+    logits = model.predict(batch)
+    alone = model.predict({"audio": item("audio", 2)})
     assert torch.allclose(logits[2:3], alone, atol=1e-5)
     logits.square().sum().backward()
     # Pooling leaves out CLS: only its last norm and FFN rows can lack a gradient, and those are shared with tokens.
@@ -211,7 +211,7 @@ def test_joint_teachers_cost_no_graph():
 def test_initialisation_is_the_released_one():
     fields = dict(VARIANTS[key] for key in ALL)
     decoder = MaskedDecoderConfig(16, 1, 2, 24)
-    model = OnePeace(ModelConfig(32, 24, 2, 4, 48, layer_scale=1e-2, adapters=fields, heads=ALL, decoder=decoder))
+    model = OnePeace(ModelConfig(32, 24, 2, 4, 48, layer_scale=1e-2, adapters=fields, projections=ALL, decoder=decoder))
     for name, parameter in model.named_parameters():
         x = parameter.detach()
         if name == "logit_scale":
@@ -231,14 +231,14 @@ def test_initialisation_is_the_released_one():
 
 
 def test_spread_of_the_initial_weights_is_an_option():
-    fields = {"adapters": {"text": VARIANTS["text"][1]}, "heads": ("text",)}
+    fields = {"adapters": {"text": VARIANTS["text"][1]}, "projections": ("text",)}
     weight = OnePeace(ModelConfig(32, 24, 2, 4, 48, init_std=0.08, **fields)).blocks[0].ffn["text"].up.weight
     assert 0.06 < weight.abs().max() <= 0.08
 
 
 def test_meta_device_allocates_nothing():
     with torch.device("meta"):
-        model = OnePeace(ModelConfig(depth=2, adapters={key: VARIANTS[key][1] for key in ALL}, heads=ALL))
+        model = OnePeace(ModelConfig(depth=2, adapters={key: VARIANTS[key][1] for key in ALL}, projections=ALL))
     assert all(parameter.is_meta for parameter in model.parameters())
     assert sum(parameter.numel() for parameter in model.parameters()) > 1e8
 

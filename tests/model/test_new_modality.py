@@ -124,7 +124,7 @@ def motion(monkeypatch):
 def config(motion):
     adapters = {"text": VARIANTS["text"][1], "motion": {"num_positions": 25}}
     decoder = MaskedDecoderConfig(16, 2, 2, 24, {"motion": {"num_positions": 25}})
-    return ModelConfig(32, 24, 2, 4, 48, adapters=adapters, heads=tuple(adapters), decoder=decoder)
+    return ModelConfig(32, 24, 2, 4, 48, adapters=adapters, projections=tuple(adapters), decoder=decoder)
 
 
 def motions(steps):
@@ -269,7 +269,7 @@ model:
   ffn_dim: 64
   init_std: 0.1
   modalities: [text, motion]
-  heads: [text, motion]
+  projections: [text, motion]
   adapters:
     text: {vocab_size: 400, num_positions: 32, num_buckets: 8}
     motion: {num_positions: 30, num_buckets: 8}

@@ -73,7 +73,7 @@ def golden_model(
     modalities: str,
     *,
     decoder: bool = False,
-    heads: bool = False,
+    projections: bool = False,
     extra: dict | None = None,
     options: dict | None = None,
     **config,
@@ -88,7 +88,7 @@ def golden_model(
         ModelConfig(
             dim=32, embed_dim=32, depth=3, num_heads=4, ffn_dim=64,
             adapters={key: {**ADAPTERS[key], **(options or {}).get(key, {})} for key in keys},
-            heads=tuple(keys) if heads else (),
+            projections=tuple(keys) if projections else (),
             decoder=MaskedDecoderConfig(24, 2, 3, 48, {key: DECODER[key] for key in keys}) if decoder else None,
             **config,
         )

@@ -29,7 +29,7 @@ def save_random_model(
     """Writes a model of width 32 whose parameters are all random, none of them at a neutral value."""
     options = {
         **{"dim": 32, "embed_dim": 16, "depth": 2, "num_heads": 4, "ffn_dim": 48, "layer_scale": 0.5},
-        **{"adapters": {key: ADAPTERS[key] for key in modalities}, "heads": modalities},
+        **{"adapters": {key: ADAPTERS[key] for key in modalities}, "projections": modalities},
         **changes,
     }
     config = Config(ModelConfig(**options), {key: MEDIA[key] for key in modalities})

@@ -29,7 +29,7 @@ DECODER = MaskedDecoderConfig(16, 2, 2, 24)
 def small_model(*variants: str, decoder: MaskedDecoderConfig | None = DECODER, **config) -> OnePeace:
     """A model of width 32 and two blocks of some VARIANTS, in eval mode."""
     adapters = dict(VARIANTS[variant] for variant in variants)
-    fields = {"dim": 32, "embed_dim": 24, "depth": 2, "num_heads": 4, "ffn_dim": 48, "heads": tuple(adapters)}
+    fields = {"dim": 32, "embed_dim": 24, "depth": 2, "num_heads": 4, "ffn_dim": 48, "projections": tuple(adapters)}
     fields |= {"adapters": adapters, "decoder": decoder, **config}
     model = OnePeace(ModelConfig(**fields))
     return randomise(model).eval()

@@ -56,10 +56,10 @@ def step(stage, padded=False):
     """The model, the batch with its masks, and the case of one stage."""
     found = case(f"pretrain_{stage}" + ("_padded" if padded else ""))
     batch = found.batch()
-    model = golden_model(" ".join(batch), decoder=True, heads=True)
+    model = golden_model(" ".join(batch), decoder=True, projections=True)
     masks = {key: {} for key in batch}
     for key in batch:
-        for ours, theirs in {"unimodal": key, "joint": f"{STAGES[stage]['together']}_{key}"}.items():
+        for ours, theirs in {"unimodal": key, "joint": f"{STAGES[stage]['joint']}_{key}"}.items():
             if f"{theirs}_preserve_ids" in found.inputs:
                 masks[key][ours] = (found.inputs[f"{theirs}_preserve_ids"], found.inputs[f"{theirs}_mask_indices"])
     return model, {**batch, "masks": masks}, found

@@ -430,7 +430,7 @@ def test_two_pairs_train_together(root, tmp_path, stream):
         root,
         tmp_path,
         steps=30,
-        model={**MODEL, "modalities": ["text", "image", "audio"], "heads": ["text", "image", "audio"]},
+        model={**MODEL, "modalities": ["text", "image", "audio"], "projections": ["text", "image", "audio"]},
         optim={"lr": 1e-3},
         data={
             "root": str(root),

@@ -35,7 +35,7 @@ def golden_model(bias_per_block=False, decoder=True):
     """The modules the numbers of the original were computed with, without memory."""
     config = ModelConfig(
         dim=32, embed_dim=32, depth=3, num_heads=4, ffn_dim=64, bias_per_block=bias_per_block, adapters=ADAPTERS,
-        heads=("text", "image", "audio"),
+        projections=("text", "image", "audio"),
         decoder=MaskedDecoderConfig(24, 2, 3, 48, {"audio": {"num_positions": 1026}}) if decoder else None,
     )  # fmt: skip
     with torch.device("meta"):

@@ -99,7 +99,7 @@ def test_stage_two_aligns_audio_to_frozen_text(root, stage_one, tmp_path):
     before = load_file(stage_one / "model.safetensors")
     trained = ["adapters.audio.*", "norms.audio.*", "blocks.*.ffn.audio.*", "heads.audio.*", "logit_scale"]
     model = {
-        "from": str(stage_one), "modalities": ["text", "image", "audio"], "heads": ["text", "image", "audio"],
+        "from": str(stage_one), "modalities": ["text", "image", "audio"], "projections": ["text", "image", "audio"],
         "adapters": {"audio": {"stem": "mel", **MODEL["adapters"]["audio"]}}, "copy": {"audio": "image"},
     }  # fmt: skip
     folder = loop.train(recipe(root, tmp_path, pair="audio", model=model, freeze={"except": trained}))
@@ -114,7 +114,7 @@ def test_stage_two_aligns_audio_to_frozen_text(root, stage_one, tmp_path):
 
 def test_copied_ffn_starts_from_the_other_modality(root, stage_one, tmp_path):
     model = {
-        "from": str(stage_one), "modalities": ["text", "image", "audio"], "heads": ["text", "image"],
+        "from": str(stage_one), "modalities": ["text", "image", "audio"], "projections": ["text", "image"],
         "adapters": {"audio": {"stem": "mel", **MODEL["adapters"]["audio"]}}, "copy": {"audio": "image"},
     }  # fmt: skip
     wanted = recipe(root, tmp_path, model=model)
@@ -251,7 +251,7 @@ def test_outside_teacher_is_asked_once_per_item(root, tmp_path, monkeypatch):
 
 
 def test_logged_loss_of_several_pairs_is_their_sum(root, tmp_path):
-    model = {**MODEL, "modalities": ["text", "image", "audio"], "heads": ["text", "image", "audio"]}
+    model = {**MODEL, "modalities": ["text", "image", "audio"], "projections": ["text", "image", "audio"]}
     train = [{"shards": "squares.tar", "pair": ["image", "text"]}, {"shards": "tones.tar", "pair": ["audio", "text"]}]
     run = {"out": str(tmp_path), "batch_size": 4, "workers": 0, "log_every": 2, "precision": "float32"}
     loop.train(recipe(root, tmp_path, steps=2, model=model, data={"root": str(root), "train": train}, run=run))

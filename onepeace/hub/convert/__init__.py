@@ -171,8 +171,8 @@ Converted by onepeace {__version__} from `{original.path.name}` ({size:,} bytes;
 
 - Modalities: {", ".join(model.adapters)}
 - Width {model.dim}, {model.depth} blocks, {model.num_heads} heads, FFN {model.ffn_dim}
-- Projections into the shared space: {", ".join(model.heads) or "none"}
-- Classifier: {f"{model.classifier.num_classes} outputs" if model.classifier else "none"}
+- Projections into the shared space: {", ".join(model.projections) or "none"}
+- Heads: {", ".join(f"{name} ({head['num_classes']} outputs)" for name, head in model.heads.items()) or "none"}
 
 Weights by the authors of ONE-PEACE (Wang et al., arXiv 2305.11172; https://github.com/OFA-Sys/ONE-PEACE, Apache-2.0).
 """

@@ -58,14 +58,14 @@ class _Shapes:
         if not keys:
             raise UserError(f"{self.path}: no adapter among its {len(self.shapes)} tensors; not a ONE-PEACE checkpoint")
         dim = self.of(f"adapters.{keys[0]}.cls_token")[-1]
-        heads = [key for key in keys if f"heads.{key}.weight" in self.shapes]
+        projections = [key for key in keys if f"heads.{key}.weight" in self.shapes]
         tables = {key: self.count(f"adapters.{key}.bias_tables.{{}}") for key in keys}
         if len(set(tables.values())) > 1 or 0 in tables.values():
             raise UserError(f"{self.path}: modalities differ in their number of bias tables ({tables})")
         adapters = {key: getattr(self, key)(_at(model, "encoder")) for key in keys}
         settings: Options = {
             "dim": dim,
-            "embed_dim": self.of(f"heads.{heads[0]}.weight")[0] if heads else dim,
+            "embed_dim": self.of(f"heads.{projections[0]}.weight")[0] if projections else dim,
             "depth": self.count("blocks.{}.norm1.weight"),
             "num_heads": self.of(f"adapters.{keys[0]}.bias_tables.0")[1],
             "ffn_dim": self.of(f"blocks.0.ffn.{keys[0]}.gate.weight")[0],
@@ -74,11 +74,11 @@ class _Shapes:
             else None,
             "bias_per_block": tables[keys[0]] > 1,
             "adapters": adapters,
-            "heads": heads,
+            "projections": projections,
             "final_norm": any(name.startswith("norms.") for name in self.shapes),
             "logit_scale": "logit_scale" in self.shapes,
             "decoder": self.decoder(_at(model, "decoder"), dim, keys),
-            "classifier": self.classifier(task, model, dim, keys),
+            "heads": self.heads(model, dim, keys),
         }
         self.agree(_at(model, "encoder"), settings)
         return build(Config, {"model": settings, "processors": self.processors(task, adapters)}, str(self.path))
@@ -154,22 +154,25 @@ class _Shapes:
             },
         }
 
-    def classifier(self, task: Cfg, model: Cfg, dim: int, keys: list[str]) -> Options | None:
-        if "classifier.out.weight" not in self.shapes:
-            return None
-        pools = {"classifier.pool.q": "attention", "classifier.norm.weight": "mean"}
-        hidden = self.shapes.get("classifier.hidden.weight")
+    def heads(self, model: Cfg, dim: int, keys: list[str]) -> Options:
+        """The released classification head, under the name "classifier"."""
+        if "heads.classifier.out.weight" not in self.shapes:
+            return {}
+        pools = {"heads.classifier.pool.q": "attention", "heads.classifier.norm.weight": "mean"}
+        hidden = self.shapes.get("heads.classifier.hidden.weight")
         # The released rule: text features, else image, else audio; grounding may ask for the image's.
         first = [key for key in keys if not (key == "text" and model.get("use_image_features") and "image" in keys)]
-        return {
-            "num_classes": self.of("classifier.out.weight")[0],
-            "features": first[0],
+        classifier = {
+            "kind": "classifier",
+            "on": first[0],
+            "num_classes": self.of("heads.classifier.out.weight")[0],
             "pool": next((pool for name, pool in pools.items() if name in self.shapes), "cls"),
-            "num_heads": self.shapes.get("classifier.pool.q", (None,))[0],
+            "num_heads": self.shapes.get("heads.classifier.pool.q", (None,))[0],
             "hidden_ratio": hidden[0] // dim if hidden else 0,
-            "pooler": "classifier.pooler.weight" in self.shapes,
-            "inputs": (hidden or self.of("classifier.out.weight"))[1] // dim,
+            "pooler": "heads.classifier.pooler.weight" in self.shapes,
+            "inputs": (hidden or self.of("heads.classifier.out.weight"))[1] // dim,
         }
+        return {"classifier": classifier}
 
     def processors(self, task: Cfg, adapters: Mapping[str, Any]) -> Options:
         """How the original prepares inputs of this model."""

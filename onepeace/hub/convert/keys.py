@@ -63,15 +63,15 @@ TABLE = [
     ("{m}_mask_token", "decoder.mask_token.{m}"),
     ("{m}_mask_head.{p}", "decoder.out.{m}.{p}"),
     # classification head
-    ("classify_head.attn_pooling_func.q", "classifier.pool.q"),
-    ("classify_head.attn_pooling_func.k_proj.{p}", "classifier.pool.k.{p}"),
-    ("classify_head.attn_pooling_func.v_proj.{p}", "classifier.pool.v.{p}"),
-    ("classify_head.attn_pooling_func.out_proj.{p}", "classifier.pool.proj.{p}"),
-    ("classify_head.norm.{p}", "classifier.norm.{p}"),
-    ("classify_head.pooler.1.{p}", "classifier.pooler.{p}"),
-    ("classify_head.classifier.0.{p}", "classifier.hidden.{p}"),
-    ("classify_head.classifier.1.{p}", "classifier.hidden_norm.{p}"),
-    ("classify_head.classifier.3.{p}", "classifier.out.{p}"),
+    ("classify_head.attn_pooling_func.q", "heads.classifier.pool.q"),
+    ("classify_head.attn_pooling_func.k_proj.{p}", "heads.classifier.pool.k.{p}"),
+    ("classify_head.attn_pooling_func.v_proj.{p}", "heads.classifier.pool.v.{p}"),
+    ("classify_head.attn_pooling_func.out_proj.{p}", "heads.classifier.pool.proj.{p}"),
+    ("classify_head.norm.{p}", "heads.classifier.norm.{p}"),
+    ("classify_head.pooler.1.{p}", "heads.classifier.pooler.{p}"),
+    ("classify_head.classifier.0.{p}", "heads.classifier.hidden.{p}"),
+    ("classify_head.classifier.1.{p}", "heads.classifier.hidden_norm.{p}"),
+    ("classify_head.classifier.3.{p}", "heads.classifier.out.{p}"),
 ]
 
 # Stored by the original and needed by nothing: computed buffers, format marks, and parameters no pass ever reads.

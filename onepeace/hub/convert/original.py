@@ -128,7 +128,7 @@ def _piece(name: str, rows: Mapping[int, StoredTensor]) -> Piece:
     shape = tensors[0].shape
     if name.endswith(".type_embed"):
         shape = (len(tensors), shape[-1])
-    elif name == "classifier.pool.q":
+    elif name == "heads.classifier.pool.q":
         shape = shape[-2:]
     return Piece(tensors, shape)
 
@@ -137,8 +137,8 @@ def _layout(cfg: dict[str, Any] | None, config: Config) -> str:
     model = config.model
     if model.decoder:
         kind = "pretraining checkpoint with decoder"
-    elif model.classifier:
+    elif model.heads:
         kind = "fine-tuned classifier"
     else:
-        kind = "encoder with projections" if model.heads else "encoder"
+        kind = "encoder with projections" if model.projections else "encoder"
     return f"{kind}, original layout{'' if cfg else ' without cfg'}"

@@ -1,0 +1,24 @@
+"""What every kind of head can do."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from onepeace.layers.features import Features
+
+
+class Head(nn.Module):
+    """Features of one or more passes -> a task's output. A subclass gives the methods below."""
+
+    @classmethod
+    def from_options(cls, dim: int, num_heads: int, options: Mapping[str, Any], where: str) -> "Head":
+        """The head for features of width ``dim``; UserError, beginning with ``where``, for a wrong option."""
+        raise NotImplementedError
+
+    def forward(self, *passes: Features) -> Tensor:
+        raise NotImplementedError
+
+    def reset_output(self, num_classes: int) -> nn.Linear:
+        """Replace the output layer by one of ``num_classes`` and return it; the model initialises it."""
+        raise NotImplementedError

@@ -1,0 +1,29 @@
+"""Token features: what an encoder gives and heads read."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Features(NamedTuple):
+    """Token features of one modality in one pass.
+
+    tokens: (B, L, D), CLS first; rows of padding are unspecified.
+    padding_mask: (B, L), True = padding, or None when nothing is.
+    grid: the shape of the L - 1 positions after CLS, (L - 1,) or (rows, columns); None where ``keep`` left some out.
+    """
+
+    tokens: Tensor
+    padding_mask: Tensor | None
+    grid: tuple[int, ...] | None = None
+
+    @property
+    def cls(self) -> Tensor:
+        """(B, D)."""
+        return self.tokens[:, 0]
+
+    def feature_map(self) -> Tensor:
+        """The tokens without CLS on their grid, channels first: (B, D, rows, columns), or (B, D, L - 1)."""
+        if self.grid is None:
+            raise ValueError("these features have no grid: only some of the tokens were encoded")
+        return self.tokens[:, 1:].transpose(1, 2).unflatten(2, self.grid)
