@@ -23,7 +23,7 @@ from onepeace.config import Config
 from onepeace.device import choose_device, choose_dtype
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
-from onepeace.hub.convert import convert
+from onepeace.hub.convert.convert import convert
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import cache_folder, resolve
 from onepeace.model import OnePeace

@@ -21,7 +21,8 @@ MODALITIES = {"text", "image", "audio"}
 
 ROWS = [
     {"errors", "torchaudio_guard"},
-    {"config", "device", "files"},
+    {"files"},
+    {"config", "device"},
     {"layers"},
     {"heads"},
     {"model", "processors", "losses", "evaluate.metrics", "embed.zero_shot"},

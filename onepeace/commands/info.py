@@ -68,9 +68,9 @@ def _path(name: str) -> Path:
 
 def report_on(description: "Description") -> dict[str, Any]:
     """Everything the command tells, as plain values."""
-    parts = parameters_by_part({name: shape for name, (shape, _) in description.tensors.items()})
+    parts = parameters_by_part(description.shapes)
     total = sum(parts.values())
-    dtypes = sorted({str(dtype).removeprefix("torch.") for _, dtype in description.tensors.values()})
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in description.tensors.values()})
     model = description.config.model
     items = items_of(description.config)
     peak = max((item["numbers"] for item in items), default=0)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import os
 import types
 import typing
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from onepeace.errors import UserError
+from onepeace.files.atomic import write_text_atomic
 
 T = TypeVar("T")
 Options = dict[str, Any]
@@ -35,10 +35,7 @@ def read_yaml(path: Path | str) -> Options:
 
 def write_config(config: Any, path: Path | str) -> None:
     """Write a dataclass as YAML, atomically."""
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        yaml.safe_dump(to_plain(config), file, sort_keys=False, allow_unicode=True)
-    os.replace(temporary, path)
+    write_text_atomic(path, yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
 
 
 def to_plain(value: Any) -> Any:

@@ -5,29 +5,56 @@ A new one is an entry of `ARCHITECTURES`; no other file names the class of a mod
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.config import SIZES, Config, ModelConfig, Options
 from onepeace.errors import UserError
+from onepeace.hub import one_peace
+from onepeace.hub.convert.infer import infer_config, kind_of
+from onepeace.hub.convert.keys import FOREIGN, KEPT_AXES, to_ours
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from onepeace.model import OnePeace
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How checkpoints of an architecture's original code become model folders (onepeace/hub/convert)."""
+
+    to_ours: Callable[[str], str | None]
+    """Our name of an original parameter; None for what is dropped; LookupError for an unknown name. A name that ends in
+    "[n]" makes the tensor row n of one of ours."""
+    infer_config: Callable[[Path, Mapping[str, Shape], Mapping[str, Any]], Config]
+    """The configuration, from the shapes of our tensors and the trainer's cfg ({} if the file has none)."""
+    kind_of: Callable[[Any], str] = lambda model: "checkpoint"
+    """What a person calls a model of this configuration, e.g. "fine-tuned classifier"."""
+    credit: str = ""
+    """Last line of MODEL_CARD.md: whose weights these are, and under which licence."""
+    kept_axes: Mapping[str, int] = field(default_factory=dict)
+    """How many axes are kept of tensors whose leading axes of size 1 are dropped, by our name."""
+    foreign: Mapping[str, str] = field(default_factory=dict)
+    """Parts of names that give another network away, and what that network is, for the error message."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A kind of network: how it is configured, built and made smaller.
+    """A kind of network: how it is configured, built, changed and converted.
 
     The module offers what the rest of the package uses, by the names it has in `onepeace.model.OnePeace`:
 
-    - `config`, with `adapters` (options by modality), `projections` (the modalities with a vector), `heads` and
-      `embed_dim`;
+    - `config`, with `adapters` (options by modality), `projections` (the modalities with a vector), `heads` (task heads
+      by name) and `embed_dim`;
     - `adapters[key]`, with `stem_tokens` and `token_lengths`; `heads`; `logit_scale`, a parameter or None;
     - `stems(inputs)`, `encode(stems, keep)` -> features by modality, `embed(key, features)` -> unit vectors (B, E);
       calling it gives the unit vectors of each input;
     - `no_weight_decay()` for training, `blocks` for its layer decay and activation checkpoints, `reconstruct` and
-      `decoder` for the denoising loss, `predict` for `onepeace classify` of fine-tuned models: what a network lacks is
-      refused where a recipe or a call asks for it.
+      `decoder` for the denoising loss, `predict` for task heads: what a network lacks is refused where a recipe or a
+      call asks for it.
 
     Building it on the meta device allocates nothing, and every tensor of it is in its state_dict.
     """
@@ -35,36 +62,29 @@ class Architecture:
     config: type
     """The frozen dataclass that `model:` in config.yaml is read into."""
     module: Callable[[Any], "OnePeace"]
-    """Makes the module of such a configuration. Typed as the one whose members the interface is."""
+    """Makes the module of such a configuration. Typed as the one whose members are the interface."""
     sizes: Mapping[str, Options] = field(default_factory=dict)
     """Fields of `config` by the name of a size, for recipes that start from one."""
     keep_modalities: Callable[[Any, Collection[str]], Any] | None = None
-    """The configuration without the other modalities; None if the network cannot do without any."""
-
-
-def _onepeace(config: ModelConfig) -> "OnePeace":
-    from onepeace.model import OnePeace
-
-    return OnePeace(config)
-
-
-def _keep_modalities(config: ModelConfig, modalities: Collection[str]) -> ModelConfig:
-    """Task heads stay if all modalities they may see stay."""
-    adapters = {key: options for key, options in config.adapters.items() if key in modalities}
-    decoder = config.decoder
-    if decoder is not None:
-        decoder = replace(decoder, options={key: value for key, value in decoder.options.items() if key in adapters})
-    return replace(
-        config,
-        adapters=adapters,
-        projections=tuple(key for key in config.projections if key in adapters),
-        decoder=decoder,
-        heads=config.heads if len(adapters) == len(config.adapters) else {},
-    )
+    """The configuration without the other modalities; None if the network needs all."""
+    with_image_size: Callable[[Config, int], Config] | None = None
+    """The configuration for pictures of that side in pixels; None if their size is fixed."""
+    resize: Callable[["Tensor", Shape], "Tensor"] | None = None
+    """Makes a tensor fit the shape that `with_image_size` gave it. ValueError if it cannot."""
+    conversion: Conversion | None = None
+    """None if there are no checkpoints of other code."""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "onepeace": Architecture(ModelConfig, _onepeace, SIZES, _keep_modalities),
+    "onepeace": Architecture(
+        ModelConfig,
+        one_peace.module,
+        SIZES,
+        one_peace.keep_modalities,
+        one_peace.with_image_size,
+        one_peace.resize,
+        Conversion(to_ours, infer_config, kind_of, one_peace.CREDIT, KEPT_AXES, FOREIGN),
+    ),
 }
 
 
@@ -89,6 +109,7 @@ def keep_modalities(config: Config, modalities: Collection[str], where: str) -> 
         raise UserError(f"{where}: no modality {unknown[0] if unknown else ''!r}; it has {there}")
     keep = architecture(config.architecture).keep_modalities
     if keep is None:
-        raise UserError(f"{where}: a model of architecture {config.architecture} cannot leave a modality out")
+        raise UserError(f"{where}: models of architecture {config.architecture} cannot leave a modality out")
     model = keep(config.model, modalities)
-    return replace(config, model=model, processors={key: config.processors.get(key, {}) for key in model.adapters})
+    processors = {key: options for key, options in config.processors.items() if key in model.adapters}
+    return replace(config, model=model, processors=processors)

@@ -79,6 +79,19 @@ def fetch(
     return path
 
 
+def from_hub(repository: str, patterns: list[str], what: str, remedy: str) -> Path:
+    """The local copy of a Hugging Face repository's files; UserError says `what` is not there, why, and the remedy."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except Exception as error:  # its errors come from several HTTP packages
+        reason = _line(error)[:200]
+        raise UserError(
+            f"{what} ({repository} of the Hugging Face Hub) could not be fetched ({reason}); {remedy}"
+        ) from error
+
+
 def _check_address(url: str) -> None:
     address = urlsplit(url)
     if address.scheme != "https" and not (address.scheme == "http" and address.hostname in ("127.0.0.1", "localhost")):

@@ -1,4 +1,4 @@
-"""A model folder comes into being all at once or not at all."""
+"""A model folder: its configuration, and how a new one comes into being all at once or not at all."""
 
 import os
 import shutil
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from onepeace.config import Config, build, read_yaml
 from onepeace.errors import UserError
+from onepeace.files.atomic import sync
 from onepeace.hub.architectures import architecture
 
 CONFIG = "config.yaml"
@@ -60,7 +61,7 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         check_free(folder, replace=replace)
         if folder.exists():
             folder.rename(old)
@@ -71,14 +72,4 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
-    _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Make the entries of a folder survive a power cut, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync(folder.parent)

@@ -7,13 +7,14 @@ import re
 from pathlib import Path
 
 from onepeace.errors import UserError
-from onepeace.hub.download import fetch
+from onepeace.hub.download import fetch, from_hub
 from onepeace.hub.folder import CARD, CONFIG, TOKENIZER, read_config
 from onepeace.hub.registry import RELEASED, find
 from onepeace.hub.shards import INDEX
 
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = [CONFIG, "*.safetensors", INDEX, TOKENIZER, CARD]
 log = logging.getLogger(__name__)
 
 
@@ -38,7 +39,7 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     if released := find(text):
         return _released(released)
     if _REPOSITORY.fullmatch(text) and not text.startswith("."):
-        return _complete(_from_hub(text))
+        return _complete(from_hub(text, _HUB_FILES, text, "check the name and the network, or give a local folder"))
     if os.sep in text or text.startswith((".", "~")):
         raise UserError(f"{text}: no such folder")
     names = ["tiny", *RELEASED]
@@ -62,7 +63,7 @@ def _released(name: str) -> Path:
     """The converted checkpoint in the cache; downloads and converts it the first time."""
     from filelock import FileLock
 
-    from onepeace.hub.convert import convert, vocabulary
+    from onepeace.hub.convert.convert import convert, vocabulary
 
     released = RELEASED[name]
     folder = cache_folder() / name
@@ -88,17 +89,3 @@ def _released(name: str) -> Path:
         file.unlink()  # as large as the model, and not needed again
         log.info("%s is in %s", name, folder)
     return folder
-
-
-def _from_hub(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    wanted = [CONFIG, "*.safetensors", INDEX, TOKENIZER, CARD]
-    try:
-        return Path(snapshot_download(repository, allow_patterns=wanted))
-    except Exception as error:  # its errors come from several HTTP packages
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{repository}: no such folder here, and not fetched from the Hugging Face Hub ({reason}); "
-            "check the name and the network, or give the path of a local folder"
-        ) from error

@@ -7,7 +7,6 @@ bytes with the length of a JSON header, the header, the numbers (https://github.
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,25 +14,28 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from onepeace.files.atomic import sync
+
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 2 << 30
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
-class Entry(NamedTuple):
-    """A tensor to be written; `read` is called once, when its turn comes."""
+class LazyTensor(NamedTuple):
+    """A tensor that is not in memory yet: still in a file, or to be computed."""
 
-    dtype: torch.dtype
     shape: tuple[int, ...]
+    dtype: torch.dtype
     read: Callable[[], Tensor]
+    """Called once, when its turn to be written comes."""
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_weights(folder: Path, entries: Mapping[str, Entry], *, progress: bool = False) -> None:
+def write_weights(folder: Path, entries: Mapping[str, LazyTensor], *, progress: bool = False) -> None:
     """Write model.safetensors, or its shards and their index, into `folder`."""
     from tqdm import tqdm
 
@@ -53,8 +55,8 @@ def write_weights(folder: Path, entries: Mapping[str, Entry], *, progress: bool 
     (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-def _split(entries: Mapping[str, Entry]) -> list[dict[str, Entry]]:
-    shards: list[dict[str, Entry]] = [{}]
+def _split(entries: Mapping[str, LazyTensor]) -> list[dict[str, LazyTensor]]:
+    shards: list[dict[str, LazyTensor]] = [{}]
     size = 0
     for name, entry in entries.items():
         if size and size + entry.nbytes > SHARD_BYTES:
@@ -65,7 +67,7 @@ def _split(entries: Mapping[str, Entry]) -> list[dict[str, Entry]]:
     return shards
 
 
-def _write(path: Path, entries: Mapping[str, Entry], bar: Any) -> None:
+def _write(path: Path, entries: Mapping[str, LazyTensor], bar: Any) -> None:
     # Wide numbers first: then each tensor begins at a multiple of its own item size.
     ordered = sorted(entries.items(), key=lambda item: -item[1].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -85,5 +87,4 @@ def _write(path: Path, entries: Mapping[str, Entry], bar: Any) -> None:
                 raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, announced was {announced}")
             file.write(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
             bar.update(entry.nbytes)
-        file.flush()
-        os.fsync(file.fileno())
+    sync(path)

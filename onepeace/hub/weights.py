@@ -17,7 +17,7 @@ from onepeace.device import DTYPES
 from onepeace.errors import UserError
 from onepeace.hub.architectures import build_module, keep_modalities
 from onepeace.hub.folder import CARD, CONFIG, TOKENIZER, new_folder, read_config
-from onepeace.hub.shards import DTYPE_NAMES, INDEX, WEIGHTS, Entry, write_weights
+from onepeace.hub.shards import DTYPE_NAMES, INDEX, WEIGHTS, LazyTensor, write_weights
 from onepeace.model import OnePeace
 
 DTYPE_BY_CODE = {code: dtype for dtype, code in DTYPE_NAMES.items()}
@@ -31,8 +31,12 @@ class Description:
     path: Path
     layout: str
     config: Config
-    tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]
-    """Shape and dtype by our parameter names."""
+    tensors: dict[str, LazyTensor]
+    """By our parameter names, unread."""
+
+    @property
+    def shapes(self) -> Shapes:
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
 
 
 def save(
@@ -56,7 +60,7 @@ def save(
     target = stored_dtype(dtype)
     compare(f"{folder}", {name: tuple(tensor.shape) for name, tensor in state.items()}, expected(config))
     entries = {
-        name: Entry(target, tuple(tensor.shape), partial(cast, tensor, target, f"{folder}: {name}"))
+        name: LazyTensor(tuple(tensor.shape), target, partial(cast, tensor, target, f"{folder}: {name}"))
         for name, tensor in state.items()
     }
     folder = Path(folder)
@@ -67,7 +71,9 @@ def save(
     return folder
 
 
-def write_folder(folder: Path, entries: Mapping[str, Entry], config: Config, card: str, progress: bool = False) -> None:
+def write_folder(
+    folder: Path, entries: Mapping[str, LazyTensor], config: Config, card: str, progress: bool = False
+) -> None:
     """The files every model folder has; config.yaml comes last (see `new_folder`)."""
     write_weights(folder, entries, progress=progress)
     (folder / CARD).write_text(card, encoding="utf-8")
@@ -116,40 +122,20 @@ def read_state(folder: str | Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name, file in _open(Path(folder), stack).items()}
 
 
-@dataclass(frozen=True)
-class StoredSlice:
-    """A tensor of a model folder, still in its file."""
-
-    folder: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def read(self) -> Tensor:
-        """The tensor in memory."""
-        with ExitStack() as stack:
-            return _open(self.folder, stack)[self.name].get_tensor(self.name)
-
-
-def stored(folder: Path) -> dict[str, StoredSlice]:
-    """Every tensor of a model folder by name, unread."""
-    description = describe(folder)
-    return {name: StoredSlice(folder, name, *about) for name, about in description.tensors.items()}
-
-
 def describe(path: str | Path) -> Description:
     """What a model folder, or a released checkpoint file, holds; no tensor is read."""
     path = Path(path)
     if not path.is_dir():
-        from onepeace.hub.convert.original import Original
+        from onepeace.hub.convert.original import describe_original
 
-        original = Original.open(path)
-        tensors = {name: (piece.shape, piece.dtype) for name, piece in original.pieces.items()}
-        return Description(path, original.layout, original.config, tensors)
+        return describe_original(path)
     config = read_config(path)
     with ExitStack() as stack:
         slices = {name: file.get_slice(name) for name, file in _open(path, stack).items()}
-        tensors = {name: (tuple(s.get_shape()), DTYPE_BY_CODE[s.get_dtype()]) for name, s in slices.items()}
+        tensors = {
+            name: LazyTensor(tuple(s.get_shape()), DTYPE_BY_CODE[s.get_dtype()], partial(_read, path, name))
+            for name, s in slices.items()
+        }
     return Description(path, "model folder", config, tensors)
 
 
@@ -201,6 +187,11 @@ def cast(tensor: Tensor, dtype: torch.dtype, where: str) -> Tensor:
 
 def _some(names: list[str]) -> str:
     return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+def _read(folder: Path, name: str) -> Tensor:
+    with ExitStack() as stack:
+        return _open(folder, stack)[name].get_tensor(name)
 
 
 def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:

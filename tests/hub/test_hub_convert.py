@@ -24,11 +24,11 @@ from support.hub_layouts import (
 
 from onepeace.cli import main
 from onepeace.errors import UserError
-from onepeace.hub import convert as convert_module
+from onepeace.hub.convert import convert as convert_module
 from onepeace.hub import shards
 from onepeace.hub import weights as weight_files
-from onepeace.hub.convert import convert
-from onepeace.hub.convert.original import Piece
+from onepeace.hub.convert.convert import convert
+from onepeace.hub.convert.stored import StoredTensor
 from onepeace.hub.folder import read_config
 
 
@@ -361,14 +361,14 @@ def test_interrupted_conversion_leaves_nothing_that_loads(checkpoint, tmp_path, 
     if replacing:
         convert(checkpoint, out, modalities=["audio"])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    read, count = Piece.read, iter(range(10**6))
+    read, count = StoredTensor.read, iter(range(10**6))
 
     def fails_later(self):
         if next(count) == 40:
             raise error
         return read(self)
 
-    monkeypatch.setattr(Piece, "read", fails_later)
+    monkeypatch.setattr(StoredTensor, "read", fails_later)
     with pytest.raises(type(error) if isinstance(error, Exception) else error):
         convert(checkpoint, out, bpe=bpe, replace_existing=True)
 
@@ -379,9 +379,9 @@ def test_killed_conversion_leaves_nothing_that_loads(checkpoint, tmp_path, bpe):
     # A process that dies cannot clean up: what it wrote so far must not pass for a model.
     program = f"""
 import os
-from onepeace.hub.convert import convert
-from onepeace.hub.convert.original import Piece
-Piece.read = lambda self: os._exit(9)
+from onepeace.hub.convert.convert import convert
+from onepeace.hub.convert.stored import StoredTensor
+StoredTensor.read = lambda self: os._exit(9)
 convert({str(checkpoint)!r}, {str(tmp_path / "out")!r}, bpe={str(bpe)!r})
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
@@ -472,7 +472,7 @@ def test_golden_checkpoints_embed_as_the_original(shared, tmp_path, bpe):
 MEASURE = """
 import resource, sys
 import torch
-from onepeace.hub.convert import convert
+from onepeace.hub.convert.convert import convert
 from onepeace.hub.weights import expected
 convert(sys.argv[1], sys.argv[2], modalities=["image"])  # once small: imports and warm-up are not counted
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -10,7 +10,7 @@ import torch
 from support.hub_layouts import cfg, released, small_vocabulary, state, wrapper
 
 from onepeace.errors import UserError
-from onepeace.hub import convert as convert_module
+from onepeace.hub.convert import convert as convert_module
 from onepeace.hub import resolve as resolve_module
 from onepeace.hub import weights
 from onepeace.hub.registry import ALIASES, RELEASED, find

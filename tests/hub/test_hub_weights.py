@@ -91,7 +91,7 @@ def test_file_is_plain_safetensors(folder):
 
 
 def test_tensors_of_mixed_dtypes_are_aligned(tmp_path):
-    from onepeace.hub.shards import Entry, write_weights
+    from onepeace.hub.shards import LazyTensor, write_weights
 
     tensors = {
         "a": torch.rand(3).bfloat16(),
@@ -99,7 +99,7 @@ def test_tensors_of_mixed_dtypes_are_aligned(tmp_path):
         "c": torch.rand(()).double(),
         "d": torch.zeros(0, 2),
     }
-    write_weights(tmp_path, {k: Entry(t.dtype, tuple(t.shape), t.clone) for k, t in tensors.items()})
+    write_weights(tmp_path, {k: LazyTensor(tuple(t.shape), t.dtype, t.clone) for k, t in tensors.items()})
 
     found = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
@@ -317,8 +317,8 @@ def test_config_of_another_size_is_refused(folder):
 def test_description_needs_no_tensor(folder, tmp_path, monkeypatch):
     found = weights.describe(folder)
     assert (found.layout, found.config) == ("model folder", settings())
-    assert found.tensors["logit_scale"] == ((), torch.float32)
-    assert sum(math.prod(shape) for shape, _ in found.tensors.values()) == sum(
+    assert found.tensors["logit_scale"] [:2] == ((), torch.float32)
+    assert sum(math.prod(shape) for shape in found.shapes.values()) == sum(
         parameter.numel() for parameter in weights.load(folder).parameters()
     )
 
@@ -330,7 +330,7 @@ def test_description_needs_no_tensor(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(StoredTensor, "read", lambda self: pytest.fail("a tensor was read"))
     found = weights.describe(tmp_path / "one-peace.pt")
     assert found.layout == "encoder with projections, original layout"
-    assert found.tensors["adapters.text.token_embed.weight"] == ((160, 32), torch.float32)
+    assert found.tensors["adapters.text.token_embed.weight"] [:2] == ((160, 32), torch.float32)
     assert list(found.config.model.adapters) == ["text", "image", "audio"]
     assert len(read_checkpoint(tmp_path / "one-peace.pt")["model"]) > len(found.tensors)
 

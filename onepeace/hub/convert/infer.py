@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onepeace.config import Config, build
+from onepeace.config import Config, ModelConfig, build
 from onepeace.errors import UserError
 from onepeace.hub.convert.keys import MODALITIES, to_original
 
@@ -19,6 +19,15 @@ CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 Cfg = Mapping[str, Any]
 Options = dict[str, Any]
+
+
+def kind_of(model: ModelConfig) -> str:
+    """What a person calls a checkpoint of this configuration."""
+    if model.decoder:
+        return "pretraining checkpoint with decoder"
+    if model.heads:
+        return "fine-tuned classifier"
+    return "encoder with projections" if model.projections else "encoder"
 
 
 def infer_config(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: Cfg) -> Config:

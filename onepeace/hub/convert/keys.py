@@ -79,6 +79,19 @@ DROPPED = re.compile(
     r".*\.(rp_bucket|position_idx|version|mask_embedding)|decoder_wrapper\.(text|image|audio)_adapter\.cls_embedding"
 )
 
+# Original shapes (1, 1, H, D) of which only the last axes are kept.
+KEPT_AXES = {"heads.classifier.pool.q": 2}
+
+# Marks in names of networks whose backbone is entangled with parts this library does not have.
+FOREIGN = {
+    "decode_head": "a segmentation network",
+    "backbone.net": "a detection network",
+    "roi_heads": "a detection network",
+    "T_Adapter": "a video network",
+    "temporal_embedding": "a video network",
+    "cls_head": "a video network",
+}
+
 # Names of older files and of the vision branch (which has no "encoder_wrapper"), in the words of the table above.
 ALIASES = [
     (r"(.*)\.layer_norms\.0\.(.*)", r"\1.self_attn_layer_norm.\2"),

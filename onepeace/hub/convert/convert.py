@@ -1,0 +1,132 @@
+"""Checkpoints of the original code, and model folders, as new model folders: `onepeace convert`."""
+
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from onepeace import __version__
+from onepeace.config import Config
+from onepeace.errors import UserError
+from onepeace.hub.architectures import architecture, keep_modalities
+from onepeace.hub.download import from_hub
+from onepeace.hub.folder import CARD, TOKENIZER, check_free, new_folder
+from onepeace.hub.shards import LazyTensor
+from onepeace.hub.weights import Description, cast, compare, describe, expected, stored_dtype, write_folder
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def convert(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    image_size: int | None = None,
+    modalities: Collection[str] | None = None,
+    dtype: str | torch.dtype | None = None,
+    bpe: str | Path | None = None,
+    replace_existing: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Convert an original checkpoint (.pt, .pth, .pkl), or a model folder, into the model folder `out`.
+
+    Tensors are read, changed and written one at a time: a file of any size takes the memory of its largest tensor.
+
+    Args:
+        image_size: side of pictures in pixels; resamples the table of relative positions (larger or smaller).
+        modalities: keep only these.
+        dtype: "float32", "bfloat16" or "float16"; None keeps the file's.
+        bpe: folder with the vocabulary (encoder.json, vocab.bpe, dict.txt; or vocab.json, merges.txt). None fetches
+            facebook/bart-base's from the Hugging Face Hub if the model reads text. A model folder has its own.
+        replace_existing: replace `out` if it is a model folder already.
+
+    Raises:
+        UserError: unreadable or hostile file, tensors that are missing, left over or misshapen, no vocabulary.
+    """
+    out = Path(out)
+    target = None if dtype is None else stored_dtype(dtype)
+    check_free(out, replace=replace_existing)
+    source = describe(checkpoint)
+    where, config = str(source.path), source.config
+    compare(where, source.shapes, expected(config))
+    if modalities is not None:
+        config = keep_modalities(config, modalities, where)
+    if image_size is not None:
+        config = _with_image_size(config, image_size)
+    tokenizer = _tokenizer(source.path, bpe, config)
+    entries = {}
+    for name, shape in expected(config).items():
+        tensor = source.tensors[name]
+        final = tensor.dtype if target is None else target
+        read = partial(_read, tensor, shape, final, config.architecture, f"{where}: {name}")
+        entries[name] = LazyTensor(shape, final, read)
+    with new_folder(out, replace=replace_existing) as temporary:
+        if tokenizer is not None:
+            tokenizer.save(str(temporary / TOKENIZER))
+        write_folder(temporary, entries, config, _card(source, config), progress=progress)
+    return out
+
+
+def vocabulary(folder: str | Path | None, size: int | None = None) -> "Tokenizer":
+    """The released vocabulary from `folder`, or from the Hub; UserError when it has not `size` pieces."""
+    from onepeace.processors.tokenizer import from_released
+
+    if folder is None:
+        remedy = "give a folder with encoder.json, vocab.bpe and dict.txt: --bpe DIR"
+        folder = from_hub("facebook/bart-base", ["vocab.json", "merges.txt"], "the vocabulary of its texts", remedy)
+    tokenizer = from_released(folder)
+    if size is not None and tokenizer.get_vocab_size() != size:
+        raise UserError(
+            f"{folder}: has {tokenizer.get_vocab_size()} pieces, the model's table {size}; another vocabulary"
+        )
+    return tokenizer
+
+
+def _tokenizer(source: Path, bpe: str | Path | None, config: Config) -> "Tokenizer | None":
+    from onepeace.processors.tokenizer import read_tokenizer
+
+    if "text" not in config.model.adapters:
+        return None
+    if source.is_dir():
+        return read_tokenizer(source / TOKENIZER)
+    return vocabulary(bpe, config.model.adapters["text"]["vocab_size"])
+
+
+def _with_image_size(config: Config, size: int) -> Config:
+    resized = architecture(config.architecture).with_image_size
+    if resized is None:
+        raise UserError(f"image size {size}: models of architecture {config.architecture} have a fixed size")
+    return resized(config, size)
+
+
+def _read(tensor: LazyTensor, shape: tuple[int, ...], dtype: torch.dtype, kind: str, where: str) -> Tensor:
+    result = tensor.read()
+    resize = architecture(kind).resize
+    if tuple(result.shape) != shape and resize is not None:  # compared before: only another image size changes shapes
+        try:
+            result = resize(result, shape)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from error
+    return cast(result, dtype, where)
+
+
+def _card(source: Description, config: Config) -> str:
+    """Text of MODEL_CARD.md; a model folder keeps its own."""
+    if source.path.is_dir():
+        card = source.path / CARD
+        return card.read_text(encoding="utf-8") if card.is_file() else f"# {source.path.name}\n"
+    conversion = architecture(config.architecture).conversion
+    lines = [
+        f"# {source.path.stem}\n",
+        f"Converted by onepeace {__version__} from `{source.path.name}` "
+        f"({source.path.stat().st_size:,} bytes; {source.layout}).\n",
+        f"- Modalities: {', '.join(config.model.adapters)}",
+        f"- Projections into the shared space: {', '.join(config.model.projections) or 'none'}",
+        f"- Heads: {', '.join(config.model.heads) or 'none'}\n",
+        conversion.credit if conversion else "",
+    ]
+    return "\n".join(lines).rstrip() + "\n"

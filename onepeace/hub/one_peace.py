@@ -1,0 +1,60 @@
+"""ONE-PEACE as an architecture: how a configuration of it is built and changed. No torch until it is built."""
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from onepeace.config import Config, ModelConfig
+from onepeace.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from onepeace.model import OnePeace
+
+CREDIT = (
+    "Weights by the authors of ONE-PEACE (Wang et al., arXiv 2305.11172; https://github.com/OFA-Sys/ONE-PEACE, "
+    "Apache-2.0)."
+)
+
+
+def module(config: ModelConfig) -> "OnePeace":
+    from onepeace.model import OnePeace
+
+    return OnePeace(config)
+
+
+def keep_modalities(config: ModelConfig, modalities: Collection[str]) -> ModelConfig:
+    """Task heads stay if all modalities they may see stay."""
+    adapters = {key: options for key, options in config.adapters.items() if key in modalities}
+    decoder = config.decoder
+    if decoder is not None:
+        decoder = replace(decoder, options={key: value for key, value in decoder.options.items() if key in adapters})
+    return replace(
+        config,
+        adapters=adapters,
+        projections=tuple(key for key in config.projections if key in adapters),
+        decoder=decoder,
+        heads=config.heads if len(adapters) == len(config.adapters) else {},
+    )
+
+
+def with_image_size(config: Config, size: int) -> Config:
+    """UserError for a size that is no multiple of the patch size."""
+    adapters, processors = config.model.adapters, config.processors
+    if "image" not in adapters:
+        raise UserError(f"image size {size}: the model has no images, only {', '.join(adapters)}")
+    patch = adapters["image"]["patch_size"]
+    if size < 3 * patch or size % patch:
+        raise UserError(f"image size {size} must be a multiple of the patch size {patch}, at least {3 * patch}")
+    adapters = {**adapters, "image": {**adapters["image"], "bias_grid": size // patch}}
+    processors = {**processors, "image": {**processors.get("image", {}), "size": size}}
+    return replace(config, model=replace(config.model, adapters=adapters), processors=processors)
+
+
+def resize(table: "Tensor", shape: tuple[int, ...]) -> "Tensor":
+    """A table of relative-position biases resampled to that many rows; nothing else depends on the size of pictures."""
+    from onepeace.layers.position import grid_table_rows, resize_bias_table
+
+    side = next(side for side in range(1, shape[0]) if grid_table_rows(side) == shape[0])
+    return resize_bias_table(table, side)
