@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onepeace.config import SIZES, Config, ModelConfig, Options, build, merge, to_plain
+from onepeace.config import Config, Options, build, merge, to_plain
 from onepeace.data.batches import Lengths
 from onepeace.data.sample import Sample
 from onepeace.data.shards import Source, expand, read_source
 from onepeace.data.steps import DataState, StepDataset, Streams
 from onepeace.data.streams import first_samples
 from onepeace.errors import UserError
-from onepeace.hub.architectures import build_module
+from onepeace.hub.architectures import architecture, build_module
 from onepeace.hub.folder import read_config
 from onepeace.model import OnePeace
 from onepeace.processors import PROCESSORS
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 FIRST = 20_000
 """Samples of each stream whose captions make the vocabulary."""
 
-# Fields of a recipe's ``model`` that are not ModelConfig's.
-_START = ("size", "from", "modalities", "copy", "fresh")
+# Fields of a recipe's ``model`` that are not the network's.
+_START = ("architecture", "size", "from", "modalities", "copy", "fresh")
 
 
 def model_folder(name: str) -> Path:
@@ -55,13 +55,15 @@ def make_config(recipe: Recipe) -> Config:
     wanted = recipe.model
     fields = {key: value for key, value in wanted.items() if key not in _START}
     processors: Options = {}
-    if "from" in wanted:
-        started = read_config(model_folder(wanted["from"]))
+    started = read_config(model_folder(wanted["from"])) if "from" in wanted else None
+    name = wanted.get("architecture", started.architecture if started else "onepeace")
+    network = architecture(name, "the recipe's model")
+    if started is not None:
         base, processors = to_plain(started.model), started.processors
-    elif wanted.get("size") in SIZES:
-        base = SIZES[wanted["size"]]
+    elif wanted.get("size") in network.sizes:
+        base = {**network.sizes[wanted["size"]]}
     else:
-        known = f"{', '.join(SIZES)}, or model.from FOLDER"
+        known = f"{', '.join(network.sizes)}, or model.from FOLDER"
         raise UserError(f"model.size {wanted.get('size')!r} is not known; known: {known}")
     keys = wanted.get("modalities") or list(merge(base, fields)["adapters"])
     content = merge(base, fields)
@@ -78,7 +80,8 @@ def make_config(recipe: Recipe) -> Config:
         options = content["decoder"].get("options", {})
         content["decoder"] = {**content["decoder"], "options": {k: v for k, v in options.items() if k in keys}}
     settings = merge(processors, recipe.processors)
-    config = Config(build(ModelConfig, content, "the recipe's model"), {key: settings.get(key, {}) for key in keys})
+    model: Any = build(network.config, content, "the recipe's model")
+    config = Config(model, {key: settings.get(key, {}) for key in keys}, name)
     check(recipe, config)
     return config
 

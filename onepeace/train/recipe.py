@@ -342,8 +342,9 @@ class Recipe:
     """Everything about a run. `to_yaml` and `read_recipe` are inverse to each other."""
 
     model: Options
-    """size (a row of SIZES) or from (a model folder, a run, "tiny" or a released name), with copy and fresh
-    (build.make_model), and any field of ModelConfig in its place."""
+    """architecture (a key of ARCHITECTURES; by default that of the start, or "onepeace"); size (one of its sizes) or
+    from (a model folder, a run, "tiny" or a released name), with copy and fresh (build.make_model); and any field of
+    the network's configuration."""
     data: Data
     objective: dict[str, Options]
     """Loss terms by name (objective.py): their weight and options, those of TERMS."""
