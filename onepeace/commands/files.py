@@ -47,14 +47,13 @@ def find(args: argparse.Namespace) -> tuple[list[File], list[Problem]]:
     Raises:
         UsageError: a path that does not exist, nothing found, or a batch size below 1.
     """
-    from onepeace.embed.embedder import TEXT_SUFFIXES
     from onepeace.files.walk import walk
     from onepeace.processors import PROCESSORS
 
     if args.batch_size < 1:
         raise UsageError(f"--batch-size {args.batch_size} is too few; it must be at least 1")
     suffixes = {suffix: key for key, processor in PROCESSORS.items() for suffix in processor.suffixes}
-    found, unreadable = walk(args.paths, {**suffixes, **dict.fromkeys(TEXT_SUFFIXES, "text")})
+    found, unreadable = walk(args.paths, suffixes)
     files, problems = [], [Problem(shown(path), reason) for path, reason in unreadable]
     for path, known in found:
         modality = known or _by_content(path)

@@ -1,12 +1,13 @@
 """What users call: `load` a model, turn pictures, sounds and words into vectors of one space, compare and classify.
 
-Every `encode` goes: items -> decoded in threads (media/, stream.py) -> batches of like size -> model -> rows -> items
-again (assembly.py). Next: model/model.py, for what a vector is made of.
+Every result comes from `Embedder.stream`: items are decoded in threads (stream.py), taken apart into samples, batched
+with others of like size, computed, and put together again (assembly.py), in order and in bounded memory.
 """
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,59 +20,64 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onepeace.device import choose_device, choose_dtype
-from onepeace.embed.assembly import Assembly, Failure, Part
+from onepeace.embed.assembly import Assembly, Embedded, Failure, Part, Vectors, Windows
+from onepeace.embed.items import check_many, name_of, parts_of
 from onepeace.embed.stream import Batcher, Waiting, decode_ahead
 from onepeace.embed.zero_shot import TEMPLATE, prototypes
 from onepeace.errors import UserError
-from onepeace.files.source import describe, read_bytes, suffix
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import build_module
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import resolve
 from onepeace.model import OnePeace
-from onepeace.model.adapters.audio import AudioAdapter
-from onepeace.model.adapters.image import ImageAdapter
-from onepeace.processors import PROCESSORS, AudioProcessor, TextProcessor, guess
+from onepeace.processors import PROCESSORS
 from onepeace.processors.processor import Processor
 
 WINDOW = 256
-"""Decoded samples that may wait for others of their length."""
+"""Decoded samples that may wait for others of their size."""
 WINDOWS_AHEAD = 64
 """Windows of one sound that are decoded before they are asked for."""
-TEXT_SUFFIXES = frozenset({".txt"})
-"""Endings of files that are read as one text."""
-TEXT_FILE_LIMIT = 1 << 20
-"""Bytes; a model reads some dozens of words."""
+BLOCK = 1024
+"""Vectors that are collected one by one before they become rows of one tensor."""
 
-Vectors: TypeAlias = Tensor | np.ndarray
 Output: TypeAlias = Literal["torch", "numpy"]
 OnError: TypeAlias = Literal["raise", "skip"]
+Long: TypeAlias = Literal["truncate", "mean", "windows"]
 
 
 @dataclass(frozen=True)
-class _Options:
-    """The options that every `encode` has; see `Embedder`."""
+class Options:
+    """How items are encoded; `Embedder` and its methods say what each option means."""
 
-    batch_size: int
-    output: str
-    progress: bool | None
-    on_error: str
+    modality: str | None = None
+    """The modality of all items; None: each item's own."""
+    weights: Mapping[str, float] | None = None
+    long: Long = "truncate"
+    window: float | None = None
+    hop: float | None = None
+    batch_size: int = 32
+    output: Output = "torch"
+    progress: bool | None = None
+    on_error: OnError = "raise"
+    head: bool = False
+    """Logits of the model's own classifier in place of vectors."""
 
     def __post_init__(self) -> None:
         _choice("output", self.output, ("torch", "numpy"))
         _choice("on_error", self.on_error, ("raise", "skip"))
+        _choice("long", self.long, ("truncate", "mean", "windows"))
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise UserError(f"batch_size is {self.batch_size!r}; it must be a whole number from 1")
-
-
-class Windows(NamedTuple):
-    """The vectors of one sound, window by window."""
-
-    vectors: Vectors
-    """(W, E) float32, unit rows."""
-    starts: list[float]
-    ends: list[float]
-    """Seconds from the beginning of the sound at which each window starts and ends."""
+        if self.long == "truncate" and (self.window, self.hop) != (None, None):
+            raise UserError("window and hop need long='mean' or 'windows'; long is 'truncate'")
+        for name, value in {"window": self.window, "hop": self.hop}.items():
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name} is {value}; it must be a number of seconds above 0")
+        for key, value in (self.weights or {}).items():
+            if key not in PROCESSORS:
+                raise UserError(f"weights has the keys {', '.join(PROCESSORS)}; not {key!r}")
+            if not math.isfinite(value):
+                raise UserError(f"the weight of {key} is {value}; it must be a finite number")
 
 
 class Tokens(NamedTuple):
@@ -108,15 +114,15 @@ def load(
     Raises:
         UserError: nothing of that name, unreadable or mismatching files, an unknown device, dtype or modality.
     """
-    place = choose_device(device)
+    chosen = choose_device(device)
     folder = resolve(str(name))
     config = read_config(folder)
     with torch.device("meta"):
         num_parameters = sum(parameter.numel() for parameter in build_module(config).parameters())
-    precision = choose_dtype(dtype, place, num_parameters)
+    precision = choose_dtype(dtype, chosen, num_parameters)
     if isinstance(modalities, str):
         modalities = [modalities]
-    module = weight_files.load(folder, place, precision, modalities=None if modalities is None else list(modalities))
+    module = weight_files.load(folder, chosen, precision, modalities=None if modalities is None else list(modalities))
     processors = {
         key: PROCESSORS[key].from_config(config.processors.get(key, {}), folder) for key in module.config.adapters
     }
@@ -126,8 +132,8 @@ def load(
 class Embedder:
     """A model with the processors of its modalities.
 
-    Every `encode` takes any iterable (a generator is read as it is needed, and memory stays bounded but for the
-    result), keeps the order, and shares these options:
+    `stream` gives results one by one; every `encode` collects them. All take any iterable (a generator is read as it
+    is needed, and memory stays bounded but for what is collected), keep the order, and share these options:
 
         batch_size: items in one pass; changes speed and memory, not the vectors.
         output: "torch" for a CPU tensor, "numpy" for an array; both float32 with unit rows, (0, E) of no items.
@@ -149,7 +155,7 @@ class Embedder:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What this model reads: some of "text", "image", "audio"."""
+        """The modalities this model reads: some of "text", "image", "audio"."""
         return tuple(self.processors)
 
     @property
@@ -165,6 +171,40 @@ class Embedder:
     def dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
 
+    @property
+    def logit_scale(self) -> float:
+        """Factor that makes logits of cosines; CLIP's initial value where the model has learned none."""
+        return 1 / 0.07 if self.module.logit_scale is None else float(self.module.logit_scale.detach().float().exp())
+
+    def stream(
+        self,
+        items: Iterable[object],
+        *,
+        modality: str | None = None,
+        weights: Mapping[str, float] | None = None,
+        long: Long = "truncate",
+        window: float | None = None,
+        hop: float | None = None,
+        batch_size: int = 32,
+    ) -> Generator[Embedded, None, None]:
+        """The result of every item, in order, as soon as it and those before it are computed; failures are results.
+
+        However many items there are, memory is bounded: `items` is read only a little ahead of the results, and an
+        item whose size is rare waits for at most four times as many others as samples wait for a batch (256, or four
+        batches). One that takes long to decode is waited for. Of a long sound only the vectors are kept. Close the
+        generator, or use it up, to end the threads that decode.
+
+        Args:
+            items: see `encode`.
+            modality: of all items; by default every item's own, as in `encode`.
+            weights, long, window, hop: see `encode` and `encode_audio`.
+            batch_size: see `Embedder`.
+
+        Raises:
+            UserError: wrong options, or no memory for a batch. What an item does wrong is in its result.
+        """
+        return self._stream(items, Options(modality, weights, long, window, hop, batch_size))
+
     def encode_text(
         self,
         texts: Iterable[str | os.PathLike],
@@ -175,9 +215,8 @@ class Embedder:
         on_error: OnError = "raise",
     ) -> Vectors | tuple[Vectors, list[Failure]]:
         """(n, E) unit vectors of texts: strings, or `pathlib.Path`s of text files. Options: see `Embedder`."""
-        options = _Options(batch_size, output, progress, on_error)
-        assembly = self._encode(texts, "text", options)
-        return _result(assembly.sums(), assembly, options)
+        options = Options("text", batch_size=batch_size, output=output, progress=progress, on_error=on_error)
+        return _result(*self._collect(texts, options), options)
 
     def encode_image(
         self,
@@ -190,15 +229,14 @@ class Embedder:
     ) -> Vectors | tuple[Vectors, list[Failure]]:
         """(n, E) unit vectors of pictures: paths, http(s) URLs, bytes, PIL images, uint8 arrays (H, W, 3), tensors
         (3, H, W). Options: see `Embedder`."""
-        options = _Options(batch_size, output, progress, on_error)
-        assembly = self._encode(images, "image", options)
-        return _result(assembly.sums(), assembly, options)
+        options = Options("image", batch_size=batch_size, output=output, progress=progress, on_error=on_error)
+        return _result(*self._collect(images, options), options)
 
     def encode_audio(
         self,
         sounds: Iterable[object],
         *,
-        long: Literal["truncate", "mean", "windows"] = "truncate",
+        long: Long = "truncate",
         window: float | None = None,
         hop: float | None = None,
         batch_size: int = 32,
@@ -218,13 +256,14 @@ class Embedder:
         Returns:
             (n, E) vectors, or a list of `Windows` for long="windows".
         """
-        options = _Options(batch_size, output, progress, on_error)
-        cut = _cut(long, ("truncate", "mean", "windows"), window, hop)
-        assembly = self._encode(sounds, "audio", options, cut=cut)
+        options = Options("audio", None, long, window, hop, batch_size, output, progress, on_error)
         if long != "windows":
-            return _result(assembly.sums(), assembly, options)
-        windows = [Windows(_output(rows, output), starts, ends) for rows, starts, ends in assembly.rows()]
-        return (windows, assembly.failures) if on_error == "skip" else windows
+            return _result(*self._collect(sounds, options), options)
+        failures: list[Failure] = []
+        cut = [result.windows for result in self._succeeded(sounds, options, failures) if result.windows is not None]
+        if output == "numpy":
+            cut = [each._replace(vectors=np.asarray(each.vectors)) for each in cut]
+        return (cut, failures) if on_error == "skip" else cut
 
     def encode(
         self,
@@ -251,10 +290,9 @@ class Embedder:
             long, window, hop: see `encode_audio`; its "windows" are not offered here.
             batch_size, output, progress, on_error: see `Embedder`.
         """
-        options = _Options(batch_size, output, progress, on_error)
-        cut = _cut(long, ("truncate", "mean"), window, hop)
-        assembly = self._encode(items, None, options, cut=cut, weights=_weights(weights))
-        return _result(assembly.sums(), assembly, options)
+        _choice("long", long, ("truncate", "mean"))
+        options = Options(None, weights, long, window, hop, batch_size, output, progress, on_error)
+        return _result(*self._collect(items, options), options)
 
     def similarity(self, a: Vectors, b: Vectors) -> Vectors:
         """(n, m) cosines of vectors `a` (n, E) and `b` (m, E); an array if both are arrays, else a tensor."""
@@ -285,15 +323,17 @@ class Embedder:
                 the mean vector is taken. "{}" alone takes the labels as they are.
             batch_size, output, progress, on_error: see `Embedder`.
         """
-        options = _Options(batch_size, output, progress, on_error)
+        options = Options(
+            batch_size=batch_size, output=output, progress=progress, on_error=on_error, head=labels is None
+        )
         if labels is None:
-            assembly = self._encode(items, None, options, head=True)
-            return _result(assembly.sums().softmax(dim=1), assembly, options)
-        encode_text = partial(self.encode_text, batch_size=batch_size, progress=False)
-        classes = prototypes(encode_text, _many(labels, "labels"), template)
-        assembly = self._encode(items, None, options)
-        logits = self._temperature() * assembly.sums() @ classes.T
-        return _result(logits.softmax(dim=1), assembly, options)
+            logits, failures = self._collect(items, options)
+        else:
+            encode_text = partial(self.encode_text, batch_size=batch_size, progress=False)
+            classes = prototypes(encode_text, check_many(labels, "labels"), template)
+            vectors, failures = self._collect(items, options)
+            logits = self.logit_scale * vectors @ classes.T
+        return _result(logits.softmax(dim=1), failures, options)
 
     def features(self, item: Mapping[str, object]) -> dict[str, Tokens]:
         """Token features of one item, its modalities seen together in one pass.
@@ -303,105 +343,112 @@ class Embedder:
         """
         if not isinstance(item, Mapping) or not item:
             raise UserError(f'features takes a dictionary by modality: {{"{self.modalities[0]}": ...}}')
-        samples = {key: self._processor(key).decode(_value(key, value)) for key, value in item.items()}
-        inputs = {key: self._batch(key, [sample]) for key, sample in samples.items()}
+        inputs = {key: self._batch(key, [self._processor(key).decode(value)]) for key, value in item.items()}
         with torch.no_grad():
-            features = {key: value[0].float().cpu() for key, value in self.module.features(inputs).items()}
-        return {
-            key: Tokens(features[key][0], features[key][1:], *self._positions(key, value, inputs[key]))
-            for key, value in item.items()
-        }
+            features = {key: tokens[0].float().cpu() for key, tokens in self.module.features(inputs).items()}
+        tokens_by_key = {}
+        for key, value in item.items():
+            covered = self.processors[key].token_positions(value)
+            positions, unit = covered or self.module.adapters[key].token_positions(inputs[key])
+            tokens_by_key[key] = Tokens(features[key][0], features[key][1:], positions, unit)
+        return tokens_by_key
 
-    def _encode(
-        self,
-        items: Iterable[object],
-        modality: str | None,
-        options: _Options,
-        *,
-        cut: "_Cut | None" = None,
-        weights: Mapping[str, float] | None = None,
-        head: bool = False,
-    ) -> Assembly:
-        """Rows of all items; those of `modality` None are guessed, sounds are cut into windows by `cut`. With `head`
-        rows are logits of the model's own classifier."""
+    def _collect(self, items: Iterable[object], options: Options) -> tuple[Tensor, list[Failure]]:
+        """(n, E) vectors of the items that succeed, or their logits (n, number of classes), and the failures."""
+        failures: list[Failure] = []
+        width = self._num_classes() if options.head else self.embed_dim
+        vectors = (result.vector for result in self._succeeded(items, options, failures) if result.vector is not None)
+        blocks = [torch.empty(0, width)]
+        while block := list(islice(vectors, BLOCK)):
+            blocks.append(torch.stack(block))
+        return torch.cat(blocks), failures
+
+    def _succeeded(self, items: Iterable[object], options: Options, failures: list[Failure]) -> Iterator[Embedded]:
+        """The results of `items` without the failures, which are raised or noted in `failures`."""
         from tqdm.auto import tqdm
 
-        if modality is not None:
-            self._processor(modality, projected=not head)
-        items = _many(items)
-
-        def read(item: object) -> list[Part] | Exception:
-            try:
-                return self._read(item, modality, cut, weights, projected=not head)
-            except Exception as error:  # whatever a processor trips over, the item is to be named
-                return error
-
-        assembly = Assembly(self._num_classes() if head else self.embed_dim, skip=options.on_error == "skip")
-        batcher = Batcher(options.batch_size, max(WINDOW, 4 * options.batch_size))
-
-        def compute(key: str, entries: list[Waiting]) -> None:
-            try:
-                inputs = {key: self._batch(key, [entry.sample for entry in entries])}
-                vectors = self.module.predict(inputs) if head else self.module(inputs)[key]
-            except torch.OutOfMemoryError as error:
-                raise UserError(f"no memory for {len(entries)} {key} items at once; lower batch_size") from error
-            vectors = vectors.float().cpu()
-            for entry, vector in zip(entries, vectors if head else F.normalize(vectors, dim=1), strict=True):
-                assembly.fill(entry.row, entry.name, vector)
-
-        # A sound that is cut holds up to WINDOWS_AHEAD windows, so only few of them wait.
-        ahead = 2 * options.batch_size if cut is None else 2
         total = len(items) if isinstance(items, Sized) else None
         off, delay = (None, 1) if options.progress is None else (not options.progress, 0)
-        bar = tqdm(total=total, disable=off, delay=delay, unit="item")
-        with torch.inference_mode(), bar, closing(decode_ahead(items, read, ahead=ahead)) as decoded:
+        with closing(self._stream(items, options)) as results:
+            for result in tqdm(results, total=total, disable=off, delay=delay, unit="item"):
+                if result.error is None:
+                    yield result
+                elif options.on_error == "raise":
+                    raise UserError(f"{result.name}: {result.reason}") from result.error
+                else:
+                    failures.append(Failure(result.index, result.name, str(result.reason)))
+
+    def _stream(self, items: Iterable[object], options: Options) -> Generator[Embedded, None, None]:
+        if options.head:
+            self._num_classes()
+        if options.modality is not None:
+            self._processor(options.modality, projected=not options.head)
+        return self._results(check_many(items), options)
+
+    def _results(self, items: Iterable[object], options: Options) -> Generator[Embedded, None, None]:
+        # A sound that is cut holds up to WINDOWS_AHEAD windows, so only few of them are decoded ahead.
+        ahead = 2 * options.batch_size if options.long == "truncate" else 2
+        batcher = Batcher(options.batch_size, max(WINDOW, 4 * options.batch_size))
+        line: deque[Assembly] = deque()
+        """The items whose results have not been given out yet, in order."""
+
+        def finished() -> Iterator[Embedded]:
+            while line and line[0].done:
+                yield line.popleft().result(windows=options.long == "windows")
+
+        with closing(decode_ahead(items, partial(self._read, options=options), ahead=ahead)) as decoded:
             for index, item, parts in decoded:
-                bar.update()
-                name = _name(index, item)
-                if isinstance(parts, Exception):
-                    assembly.fail(index, name, parts)
-                    continue
-                for row, key, sample in assembly.add(index, name, parts):
-                    batch = batcher.add(key, Waiting(row, self.processors[key].size(sample), sample, name))
-                    if batch:
-                        compute(*batch)
+                assembly = Assembly(index, name_of(index, item))
+                line.append(assembly)
+                for modality, sample, row in assembly.samples(parts):
+                    size = self.processors[modality].size(sample)
+                    if batch := batcher.add(Waiting(modality, size, sample, assembly, row)):
+                        self._compute(batch, options)
+                        yield from finished()
+                # The first in line has a sample that waits for others of its size, and these are rare.
+                while len(line) > 4 * batcher.window and not line[0].done:
+                    self._compute(batcher.around_oldest(), options)
+                yield from finished()
             for batch in batcher.rest():
-                compute(*batch)
-        return assembly
+                self._compute(batch, options)
+                yield from finished()
 
-    def _read(
-        self,
-        item: object,
-        modality: str | None,
-        cut: "_Cut | None",
-        weights: Mapping[str, float] | None,
-        projected: bool,
-    ) -> list[Part]:
-        """The decoded parts of one item."""
-        values = self._split(item, weights or {}) if modality is None else [(modality, item, 1.0)]
-        parts = []
-        for key, value, weight in values:
-            processor = self._processor(key, projected)
-            pieces: Iterable[tuple[float, float, Tensor]]
-            if cut is not None and isinstance(processor, AudioProcessor):
-                windows = processor.windows(value, *cut.seconds(processor))
-                # The rest of a long sound is decoded when its turn comes, so that hours of it are never in memory.
-                pieces = chain(list(islice(windows, WINDOWS_AHEAD)), windows)
+    def _read(self, item: object, options: Options) -> list[Part] | Exception:
+        """The decoded parts of one item, or the reason why it has none."""
+        try:
+            if options.modality is None:
+                parts = parts_of(item, self.processors, options.weights or {})
             else:
-                pieces = [(0.0, 0.0, processor.decode(_value(key, value)))]
-            parts.append(Part(key, weight, pieces))
-        return parts
+                parts = [(options.modality, item, 1.0)]
+            return [Part(key, weight, self._pieces(key, value, options)) for key, value, weight in parts]
+        except Exception as error:  # whatever a processor trips over, the item is to be named
+            return error
 
-    def _split(self, item: object, weights: Mapping[str, float]) -> list[tuple[str, object, float]]:
-        """(modality, value, weight) of everything an item is made of."""
-        values = _values(item)
-        if values is None:
-            text_file = isinstance(item, os.PathLike) and suffix(item) in TEXT_SUFFIXES
-            return [("text" if text_file else guess(item, self.processors), item, 1.0)]
-        unknown = [key for key in values if key not in PROCESSORS]
-        if unknown:
-            raise UserError(f"a composed item has the keys {', '.join(PROCESSORS)}; not {unknown[0]!r}")
-        return [(key, value, float(weights.get(key, 1.0))) for key, value in values.items()]
+    def _pieces(self, modality: str, value: object, options: Options) -> Iterable[tuple[float, float, Tensor]]:
+        """(start, end, sample) of one part of an item, in seconds."""
+        processor = self._processor(modality, projected=not options.head)
+        if options.long == "truncate":
+            return [(0.0, 0.0, processor.decode(value))]
+        windows = processor.windows(value, options.window, options.hop)
+        # The rest of a long sound is decoded when its turn comes, so that hours of it are never in memory.
+        return chain(list(islice(windows, WINDOWS_AHEAD)), windows)
+
+    def _compute(self, batch: list[Waiting], options: Options) -> None:
+        """Fills in the vectors of a batch, or its logits."""
+        modality = batch[0].modality
+        try:
+            with torch.inference_mode():
+                inputs = {modality: self._batch(modality, [entry.sample for entry in batch])}
+                vectors = self.module.predict(inputs) if options.head else self.module(inputs)[modality]
+                vectors = vectors.float().cpu()
+                vectors = vectors if options.head else F.normalize(vectors, dim=1)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"no memory for {len(batch)} {modality} items at once; lower batch_size") from error
+        vectors = vectors.clone()  # outside of inference mode: what comes out must be usable in training
+        for entry, vector, is_finite in zip(batch, vectors, vectors.isfinite().all(dim=1).tolist(), strict=True):
+            entry.assembly.fill(entry.row, vector)
+            if not is_finite:
+                entry.assembly.error = UserError("the model gives NaN for it; try dtype float32")
 
     def _processor(self, modality: str, projected: bool = False) -> Processor:
         """The processor of a modality; with `projected` the model has to have vectors of it, not only features."""
@@ -413,13 +460,11 @@ class Embedder:
 
     def _batch(self, modality: str, samples: list[Tensor]) -> dict[str, Tensor]:
         """Samples as the model's input on its device."""
-        batch = self.processors[modality].collate(samples)
-        # Ids and lengths stay whole in every precision, and a waveform stays float32 up to its spectrogram.
-        return {name: value.to(self.device, self.dtype if name == "pixels" else None) for name, value in batch.items()}
-
-    def _temperature(self) -> float:
-        """Factor on cosines that makes them logits; CLIP's start value where the model learned none."""
-        return 1 / 0.07 if self.module.logit_scale is None else float(self.module.logit_scale.detach().float().exp())
+        processor = self.processors[modality]
+        return {
+            name: value.to(self.device, self.dtype if name in processor.cast_inputs else None)
+            for name, value in processor.collate(samples).items()
+        }
 
     def _num_classes(self) -> int:
         """Outputs of the model's own classifier, which has to be about single items."""
@@ -430,102 +475,13 @@ class Embedder:
             raise UserError("this model's classifier reads several inputs together; call model.module.predict")
         return classifier["num_classes"]
 
-    def _positions(self, modality: str, value: object, batch: dict[str, Tensor]) -> tuple[Tensor, str]:
-        """What each token of an item covers, and in which unit; see `Tokens`."""
-        adapter, processor = self.module.adapters[modality], self.processors[modality]
-        if isinstance(adapter, ImageAdapter):
-            rows, columns = (side // adapter.patch_size for side in batch["pixels"].shape[-2:])
-            return torch.cartesian_prod(torch.arange(rows), torch.arange(columns)), "patch"
-        if isinstance(adapter, AudioAdapter):
-            seconds = adapter.seconds_per_token * torch.arange(int(adapter.token_lengths(batch)[0]) + 1)
-            return torch.stack([seconds[:-1], seconds[1:]], dim=1), "second"
-        if isinstance(processor, TextProcessor):
-            return torch.tensor(processor.encode(str(_value(modality, value))).offsets), "character"
-        first = torch.arange(int(adapter.token_lengths(batch)[0]))
-        return torch.stack([first, first + 1], dim=1), "token"
-
-
-class _Cut(NamedTuple):
-    """How sounds are cut: window and hop in seconds, None for the model's length."""
-
-    window: float | None
-    hop: float | None
-
-    def seconds(self, processor: AudioProcessor) -> tuple[float, float]:
-        window = self.window or processor.max_seconds
-        if window is None:
-            raise UserError("this model has no length of its own for sounds; give window= in seconds")
-        return window, self.hop or window
-
-
-def _cut(long: str, known: Sequence[str], window: float | None, hop: float | None) -> _Cut | None:
-    _choice("long", long, known)
-    if long == "truncate" and (window, hop) != (None, None):
-        raise UserError(f'window and hop need long={" or ".join(map(repr, known[1:]))}; long is "truncate"')
-    for name, value in {"window": window, "hop": hop}.items():
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{name} is {value}; it must be a number of seconds above 0")
-    return None if long == "truncate" else _Cut(window, hop)
-
-
-def _weights(weights: Mapping[str, float] | None) -> dict[str, float]:
-    """Checked factors of the parts of composed items."""
-    for key, value in (weights or {}).items():
-        if key not in PROCESSORS:
-            raise UserError(f"weights has the keys {', '.join(PROCESSORS)}; not {key!r}")
-        if not math.isfinite(value):
-            raise UserError(f"the weight of {key} is {value}; it must be a finite number")
-    return dict(weights or {})
-
 
 def _choice(name: str, value: object, known: Sequence[str]) -> None:
     if value not in known:
         raise UserError(f"{name} is {value!r}; it can be {', '.join(map(repr, known))}")
 
 
-def _many(items: object, what: str = "items") -> Iterable:
-    """`items`, unless it is a single item, which would be taken apart into letters, bytes, rows or keys."""
-    single = isinstance(items, str | bytes | bytearray | memoryview | os.PathLike | Mapping)
-    if isinstance(items, tuple) and len(items) == 2:  # samples and their rate
-        single = isinstance(items[1], int | float)
-    if isinstance(items, Tensor) or (isinstance(items, np.ndarray) and items.dtype.kind not in "OUS"):
-        single = items.ndim < 4
-    if single or not isinstance(items, Iterable):
-        raise UserError(f"{what} should be a list, not one {type(items).__name__}; put it in brackets: [...]")
-    return items
-
-
-def _values(item: object) -> Mapping[str, object] | None:
-    """A composed item's values by modality; None for any other item."""
-    return item if isinstance(item, Mapping) and any(key in PROCESSORS for key in item) else None
-
-
-def _name(index: int, item: object) -> str:
-    """What an item is called in messages; one that only says its modality is called by its value."""
-    values = list((_values(item) or {"": item}).values())
-    return describe(values[0]) if len(values) == 1 else f"item {index}"
-
-
-def _value(modality: str, value: object) -> object:
-    """What a processor takes: of a text file its text."""
-    return _text_in(value) if modality == "text" and isinstance(value, os.PathLike) else value
-
-
-def _text_in(path: os.PathLike) -> str:
-    """What a text file says; `UserError` if it is no text, or more than anyone could mean as one."""
-    try:
-        text = read_bytes(path, max_bytes=TEXT_FILE_LIMIT).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{describe(path)}: not UTF-8 text (byte {error.start})") from error
-    if "\0" in text or not text.strip():
-        raise UserError(f"{describe(path)}: {'not text (it holds NUL bytes)' if text.strip() else 'holds no text'}")
-    return text
-
-
-def _output(vectors: Tensor, output: str) -> Vectors:
-    return vectors.numpy() if output == "numpy" else vectors
-
-
-def _result(vectors: Tensor, assembly: Assembly, options: _Options) -> Vectors | tuple[Vectors, list[Failure]]:
-    result = _output(vectors, options.output)
-    return (result, assembly.failures) if options.on_error == "skip" else result
+def _result(vectors: Tensor, failures: list[Failure], options: Options) -> Vectors | tuple[Vectors, list[Failure]]:
+    """What an `encode` returns."""
+    result = vectors.numpy() if options.output == "numpy" else vectors
+    return (result, failures) if options.on_error == "skip" else result

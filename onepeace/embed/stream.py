@@ -1,18 +1,23 @@
-"""Any number of items in bounded memory: decoded ahead in threads, batched by length. Next: assembly.py."""
+"""Two stages before the model: items are decoded ahead in threads, samples are batched with others of like size.
+
+Both keep a bounded number of items in memory, however many there are.
+"""
 
 import os
-from collections import defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
+from onepeace.embed.assembly import Assembly
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_WORKERS = 8
-"""Decoding threads; PIL and soundfile let go of the interpreter's lock, but not all of the time."""
+"""Decoding threads; PIL and soundfile release the interpreter's lock, but not all of the time."""
 
 
 def decode_ahead(
@@ -42,63 +47,65 @@ def _result(index: int, item: Item, future: Future[Result]) -> tuple[int, Item, 
 class Waiting(NamedTuple):
     """A decoded sample that waits for its batch."""
 
-    row: int
-    """Where its vector goes; rows are handed out in rising order."""
+    modality: str
     size: int
     sample: Tensor
-    name: str
+    assembly: Assembly
+    row: int
+    """Where its vector goes in the assembly."""
 
 
 class Batcher:
-    """Groups samples of one modality and like size, so that little is padded; what it hands out depends on its input
+    """Groups samples of one modality and like size, so that little is padded. What it hands out depends on its input
     alone, never on timing.
 
     Args:
         batch_size: samples in a batch.
-        window: how many samples may wait for company of their size.
+        window: how many samples may wait for others of their size.
     """
 
     def __init__(self, batch_size: int, window: int) -> None:
         self.batch_size = batch_size
         self.window = max(window, batch_size)
-        self._waiting: dict[str, dict[int, list[Waiting]]] = defaultdict(lambda: defaultdict(list))
+        self._waiting: dict[int, Waiting] = {}  # by rising number
+        self._alike: Counter[tuple[str, int]] = Counter()
         self._count = 0
 
-    def add(self, modality: str, entry: Waiting) -> tuple[str, list[Waiting]] | None:
+    def add(self, entry: Waiting) -> list[Waiting] | None:
         """Takes a sample in; returns a batch when one is full, or when too many samples wait."""
-        equal = self._waiting[modality][entry.size]
-        equal.append(entry)
+        self._waiting[self._count] = entry
         self._count += 1
-        if len(equal) == self.batch_size:
-            return modality, self._take(modality, equal)
-        if self._count < self.window:
-            return None
-        # Around the one that has waited longest, not the longest ones: else short samples would wait for ever.
-        modality, oldest = min(
-            ((key, group[0]) for key, groups in self._waiting.items() for group in groups.values()),
-            key=lambda pair: pair[1].row,
-        )
-        line = self._by_size(modality)
-        place = next(index for index, entry in enumerate(line) if entry is oldest)
-        start = max(0, min(place - self.batch_size // 2, len(line) - self.batch_size))
-        return modality, self._take(modality, line[start : start + self.batch_size])
+        alike = entry[:2]
+        self._alike[alike] += 1
+        if self._alike[alike] == self.batch_size:
+            return self._take([number for number, each in self._waiting.items() if each[:2] == alike])
+        return self.around_oldest() if len(self._waiting) >= self.window else None
 
-    def rest(self) -> Iterator[tuple[str, list[Waiting]]]:
+    def around_oldest(self) -> list[Waiting]:
+        """The sample that has waited longest, with those nearest to it in size.
+
+        Batches of the largest samples would be padded as little, but let short ones wait for ever.
+        """
+        oldest = next(iter(self._waiting))
+        line = self._by_size(self._waiting[oldest].modality)
+        start = max(0, min(line.index(oldest) - self.batch_size // 2, len(line) - self.batch_size))
+        return self._take(line[start : start + self.batch_size])
+
+    def rest(self) -> Iterator[list[Waiting]]:
         """Everything that still waits, the largest samples first, so that a batch too large for memory fails early."""
-        for modality in list(self._waiting):
+        for modality in dict.fromkeys(entry.modality for entry in self._waiting.values()):
             line = self._by_size(modality)[::-1]
             for start in range(0, len(line), self.batch_size):
-                yield modality, self._take(modality, line[start : start + self.batch_size])
+                yield self._take(line[start : start + self.batch_size])
 
-    def _by_size(self, modality: str) -> list[Waiting]:
-        return [entry for _, group in sorted(self._waiting[modality].items()) for entry in group]
+    def _by_size(self, modality: str) -> list[int]:
+        numbers = [number for number, entry in self._waiting.items() if entry.modality == modality]
+        return sorted(numbers, key=lambda number: self._waiting[number].size)
 
-    def _take(self, modality: str, entries: list[Waiting]) -> list[Waiting]:
-        groups = self._waiting[modality]
-        rows = {entry.row for entry in entries}
-        for size in {entry.size for entry in entries}:
-            groups[size] = [entry for entry in groups[size] if entry.row not in rows]
-            if not groups[size]:
-                del groups[size]
-        self._count -= len(rows)
-        return list(entries)
+    def _take(self, numbers: list[int]) -> list[Waiting]:
+        entries = [self._waiting.pop(number) for number in numbers]
+        for alike in (entry[:2] for entry in entries):
+            self._alike[alike] -= 1
+            if not self._alike[alike]:
+                del self._alike[alike]
+        return entries

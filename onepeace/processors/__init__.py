@@ -1,6 +1,6 @@
-"""Files and values to checked tensors, one processor per modality; no model here. Next: processor.py, text.py."""
+"""Files and values to checked tensors, one processor per modality; no model here."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 
 from onepeace.errors import UserError
 from onepeace.files.source import describe
@@ -15,8 +15,8 @@ PROCESSORS: dict[str, type[Processor]] = {"image": ImageProcessor, "audio": Audi
 __all__ = ["PROCESSORS", "AudioProcessor", "ImageProcessor", "Processor", "TextProcessor", "guess"]
 
 
-def guess(item: object, processors: Mapping[str, object]) -> str:
-    """The modality of a path or value, one of the keys of `processors`, by type, file ending or first bytes.
+def guess(item: object, known: Collection[str]) -> str:
+    """The modality of a path or value, one of `known`, by type, file ending or first bytes.
 
     A string is a picture or a sound when it has such a file ending, else a text; an address without a known ending
     and a value that fits nothing are a `UserError`, and so is a picture for a model that has no pictures.
@@ -27,6 +27,6 @@ def guess(item: object, processors: Mapping[str, object]) -> str:
             f"{describe(item)}: cannot tell whether this is {' or '.join(PROCESSORS)}; "
             "say so by calling the function of that modality"
         )
-    if key not in processors:
-        raise UserError(f"{describe(item)}: looks like {key}; this model reads {', '.join(processors)} only")
+    if key not in known:
+        raise UserError(f"{describe(item)}: looks like {key}; this model reads {', '.join(known)} only")
     return key

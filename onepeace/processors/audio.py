@@ -132,14 +132,21 @@ class AudioProcessor(Processor):
         """
         return self._fill(_normalized(samples, name))
 
-    def windows(self, item: object, window: float, hop: float) -> Iterator[tuple[float, float, Tensor]]:
+    def windows(
+        self, item: object, window: float | None = None, hop: float | None = None
+    ) -> Iterator[tuple[float, float, Tensor]]:
         """(start second, end second, samples as from `finish`) of windows that begin every `hop` seconds.
 
-        The file is read once, from front to back, one window in memory at a time. The last window is the first that
-        reaches the end of the sound; where it is shorter than `window` it is kept if it has at least `min_seconds`
-        or is the only one, so that less than `min_seconds` of a tail can go unread. Silence is reported once.
+        `window` is `max_seconds` by default, and `hop` is `window`. The file is read once, from front to back, one
+        window in memory at a time. The last window is the first that reaches the end of the sound; where it is shorter
+        than `window` it is kept if it has at least `min_seconds` or is the only one, so that less than `min_seconds`
+        of a tail can go unread. Silence is reported once.
         """
         name = source.describe(item)
+        window = self.max_seconds if window is None else window
+        if window is None:
+            raise UserError("this model has no length of its own for sounds; give window= in seconds")
+        hop = window if hop is None else hop
         if not (0 < window < math.inf and 0 < hop < math.inf):
             raise UserError(f"{name}: window and hop must be positive seconds, got {window} and {hop}")
         with _open(item, name) as sound:

@@ -46,6 +46,8 @@ class ImageProcessor(Processor):
         ".pnm .ico .qoi .pcx .sgi .dds".split()
     )
 
+    cast_inputs: ClassVar[frozenset[str]] = frozenset({"pixels"})
+
     def __init__(
         self,
         *,

@@ -1,8 +1,8 @@
-"""What every modality's processor can do; `onepeace.processors.PROCESSORS` lists them. Next: text.py, the shortest."""
+"""What a processor of any modality can do; `onepeace.processors.PROCESSORS` lists them."""
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +21,9 @@ class Processor:
     key: ClassVar[str]
     suffixes: ClassVar[frozenset[str]] = frozenset()
     """File endings of this modality, lower case, with the dot."""
+    cast_inputs: ClassVar[frozenset[str]] = frozenset()
+    """Inputs of the model, by their name in a batch, that are cast to the model's precision. Ids and lengths stay
+    integers, and a waveform stays float32 up to its spectrogram."""
 
     @classmethod
     def from_config(cls, settings: Mapping[str, object], folder: Path | None = None) -> "Processor":
@@ -45,6 +48,19 @@ class Processor:
     def decode(self, item: object) -> Tensor:
         """One item as the tensor the model reads, without a batch dimension."""
         raise NotImplementedError
+
+    def windows(
+        self, item: object, window: float | None = None, hop: float | None = None
+    ) -> Iterator[tuple[float, float, Tensor]]:
+        """(start, end, sample) of the windows of `window` seconds that begin every `hop` seconds of one item.
+
+        None is a length of the processor's own. What has no duration is one window from 0 to 0.
+        """
+        yield 0.0, 0.0, self.decode(item)
+
+    def token_positions(self, item: object) -> tuple[Tensor, str] | None:
+        """What each token of an item covers (L, 2), and its unit; None where that is known to the model's adapter."""
+        return None
 
     def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
         """Decoded items as one batch: the model's input of this modality."""

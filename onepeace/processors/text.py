@@ -1,6 +1,7 @@
-"""Text to token ids: one cleaning rule for training and use, one place that cuts, and says so. Next: tokenizer.py."""
+"""Text to token ids: one rule of cleaning and one limit of length, in training and in use."""
 
 import logging
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from onepeace.errors import UserError
-from onepeace.files.source import scheme
+from onepeace.files.source import describe, read_bytes, scheme, suffix
 from onepeace.processors.processor import Processor
 from onepeace.processors.tokenizer import EOS, PAD, read_tokenizer
 
@@ -22,6 +23,7 @@ LEADING = ",.!?*#:;~"
 SPACES = re.compile(r"\s{2,}|\t")
 # Only the first of a huge text is cut into pieces; no piece of a known vocabulary is half as long.
 MAX_CHARS_PER_TOKEN = 256
+MAX_FILE_BYTES = 1 << 20
 # Halves of a surrogate pair that stand alone: Python strings may hold them, UTF-8 may not.
 SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -61,7 +63,7 @@ class Encoded(NamedTuple):
 
 
 class TextProcessor(Processor):
-    """Strings to (L,) int64 ids with eos last.
+    """Strings, and `pathlib.Path`s of text files, to (L,) int64 ids with eos last.
 
     max_tokens: ids kept before eos (None: all). lower, clean: see `clean_text`; the original's hub only lower-cases
     (clean=False), its data sets and this library clean. prefix_space: a space in front, so that the first word is the
@@ -69,6 +71,7 @@ class TextProcessor(Processor):
     """
 
     key: ClassVar[str] = "text"
+    suffixes: ClassVar[frozenset[str]] = frozenset({".txt"})
 
     def __init__(
         self,
@@ -100,12 +103,20 @@ class TextProcessor(Processor):
 
     @classmethod
     def matches(cls, item: object) -> bool:
+        if isinstance(item, os.PathLike):
+            return suffix(item) in cls.suffixes
         return isinstance(item, str) and scheme(item) is None  # an address is nobody's caption
 
-    def prepare(self, text: object) -> str:
+    def load(self, item: object) -> str:
+        """The text of a file, or a string as it is."""
+        if isinstance(item, os.PathLike):
+            return _text_in(item)
+        if not isinstance(item, str):
+            raise UserError(f"text must be a str, got {type(item).__name__}")
+        return item
+
+    def prepare(self, text: str) -> str:
         """The text that is cut into pieces: cleaned, without the space in front."""
-        if not isinstance(text, str):
-            raise UserError(f"text must be a str, got {type(text).__name__}")
         text = SURROGATES.sub("\ufffd", text)
         if self.clean:
             return clean_text(text, self.lower)
@@ -113,7 +124,7 @@ class TextProcessor(Processor):
 
     def decode(self, item: object) -> Tensor:
         """(L,) int64 ids of one text; a text that is cut is reported once per processor."""
-        return torch.tensor(self._pieces(self.prepare(item))[0], dtype=torch.int64)
+        return torch.tensor(self._pieces(self.prepare(self.load(item)))[0], dtype=torch.int64)
 
     def encode(self, text: str) -> Encoded:
         """Like `decode`, with the place of every id in `text` and the number of pieces cut off."""
@@ -129,6 +140,10 @@ class TextProcessor(Processor):
                 start += 1
             offsets.append((positions[start], positions[end - 1] + 1) if end > start else (0, 0))
         return Encoded(torch.tensor(ids, dtype=torch.int64), [*offsets, (len(text), len(text))], truncated)
+
+    def token_positions(self, item: object) -> tuple[Tensor, str]:
+        """(L, 2) characters [start, end) of the text as it was given."""
+        return torch.tensor(self.encode(self.load(item)).offsets), "character"
 
     def _plain_positions(self, text: str) -> list[int]:
         return [i for i, char in enumerate(text) for _ in (char.lower() if self.lower else char)]
@@ -158,3 +173,14 @@ class TextProcessor(Processor):
 
     def size(self, sample: Tensor) -> int:
         return len(sample)
+
+
+def _text_in(path: os.PathLike) -> str:
+    """The content of a text file; `UserError` if it is no text, or more than anyone could mean as one."""
+    try:
+        text = read_bytes(path, max_bytes=MAX_FILE_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{describe(path)}: not UTF-8 text (byte {error.start})") from error
+    if "\0" in text or not text.strip():
+        raise UserError(f"{describe(path)}: {'not text (it holds NUL bytes)' if text.strip() else 'holds no text'}")
+    return text

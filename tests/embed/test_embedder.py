@@ -3,6 +3,8 @@
 import itertools
 import threading
 import tracemalloc
+import weakref
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ from support.random_model import save_random_model
 from torch.testing import assert_close
 
 import onepeace
+from onepeace.api import Failure, Windows
 from onepeace.embed.assembly import Assembly, Part
-from onepeace.embed.embedder import Failure, Windows
 from onepeace.embed.stream import Batcher, Waiting
 from onepeace.errors import UserError
 
@@ -129,9 +131,9 @@ def test_order_is_kept_over_many_windows(model):
 def batches_of(sizes, batch_size, window):
     """What a Batcher makes of samples of one modality: batches of (row, size), and how many came before the rest."""
     batcher = Batcher(batch_size, window)
-    made = [batcher.add("text", Waiting(row, size, torch.empty(0), "")) for row, size in enumerate(sizes)]
-    early = [entries for _, entries in filter(None, made)]
-    return [[entry[:2] for entry in entries] for entries in [*early, *(rest for _, rest in batcher.rest())]], len(early)
+    nothing = torch.empty(0), Assembly(0, "")
+    early = [*filter(None, [batcher.add(Waiting("text", size, *nothing, row)) for row, size in enumerate(sizes)])]
+    return [[(entry.row, entry.size) for entry in entries] for entries in [*early, *batcher.rest()]], len(early)
 
 
 def test_batches_are_full_and_hold_like_lengths():
@@ -158,6 +160,87 @@ def test_samples_of_one_size_do_not_wait():
 
 
 # Streaming
+
+
+def texts_with_one_of_its_kind(count):
+    """Texts of one size behind one of another, which no full batch comes for."""
+    yield "a text that is longer than all of the others"
+    yield from itertools.repeat("a dog", count - 1)
+
+
+def test_stream_gives_results_in_order_while_the_input_goes_on(model):
+    taken = 0
+
+    def texts():
+        nonlocal taken
+        for taken in range(3000):
+            yield f"{'word ' * (taken * 7 % 5)}{taken}" if taken % 10 else 7  # every tenth is no text
+
+    lead = []
+    for index, result in enumerate(model.stream(texts(), modality="text", batch_size=8)):
+        assert result.index == index
+        assert (result.vector is None) == (index % 10 == 0) == (result.reason is not None)
+        lead.append(taken - index)
+    assert len(lead) == 3000
+    assert max(lead) <= 4 * 256 + 3 * 8
+    with pytest.raises(UserError, match="batch_size is 0"):
+        model.stream(texts(), batch_size=0)  # before the first result is asked for
+
+
+@pytest.mark.parametrize("items", ["alike", "one of its kind", "failures"])
+def test_stream_holds_a_bounded_number_of_items(model, items):
+    class Text(str):
+        """A text that can be referred to weakly."""
+
+    alive = weakref.WeakSet()
+
+    def texts():
+        for index, text in enumerate(texts_with_one_of_its_kind(4000)):
+            text = Text(text if index or items != "alike" else "a dog")
+            alive.add(text)
+            yield {"smell": text, "text": text} if items == "failures" and index else {"text": text}
+
+    most = 0
+    for result in model.stream(texts(), batch_size=64):
+        most = max(most, len(alive) + (result.index == 0) * len(alive))
+        assert (result.reason is None) == (result.index == 0 or items != "failures")
+    assert result.index == 3999
+    assert most <= 2 * (4 * 256 + 3 * 64)
+
+
+def test_an_item_of_a_rare_size_does_not_hold_up_the_others(model):
+    taken = 0
+
+    def texts():
+        nonlocal taken
+        for text in texts_with_one_of_its_kind(4000):
+            taken += 1
+            yield text
+
+    with closing(model.stream(texts(), batch_size=16)) as results:
+        assert next(results).index == 0
+        assert taken <= 4 * 256 + 3 * 16
+        assert [result.index for result in itertools.islice(results, 1000)] == list(range(1, 1001))
+
+
+def test_stream_gives_windows_with_their_seconds(model, sounds, long_sound):
+    given = list(model.stream([sounds[0], "a", long_sound], long="windows", window=1, hop=0.5))
+    expected = model.encode_audio([sounds[0], long_sound], long="windows", window=1, hop=0.5)
+    for result, windows in zip([given[0], given[2]], expected, strict=True):
+        assert torch.equal(result.windows.vectors, windows.vectors)
+        assert (result.windows.starts, result.windows.ends) == (windows.starts, windows.ends)
+    assert (given[1].windows.starts, given[1].windows.ends) == ([0], [0])
+    assert torch.equal(given[1].vector, given[1].windows.vectors[0])
+    assert torch.equal(given[2].vector, model.encode_audio([long_sound], long="mean", window=1, hop=0.5)[0])
+
+
+def test_a_stream_that_is_given_up_ends_its_threads(model):
+    before = threading.active_count()
+    with closing(model.stream(itertools.repeat("a dog"), batch_size=4)) as results:
+        assert next(results).name == "a dog"
+        assert threading.active_count() > before
+        assert not torch.is_inference_mode_enabled()
+    assert threading.active_count() == before
 
 
 def test_generator_is_read_no_further_than_needed(model, monkeypatch):
@@ -313,7 +396,7 @@ def test_composed_and_plain_items_mix(model, pictures, sounds):
 
 def test_parts_that_cancel_are_an_error(model):
     item = {"text": "a"}
-    with pytest.raises(UserError, match="item 1: its weighted parts cancel out"):
+    with pytest.raises(UserError, match="a: its weighted parts cancel out"):
         model.encode(["b", item], weights={"text": 0})
     vectors, failures = model.encode(["b", item, "c"], weights={"text": 0}, on_error="skip")
     assert_same(vectors, model.encode_text(["b", "c"]))
@@ -409,17 +492,30 @@ def test_sound_that_breaks_off_late_fails_alone(model, sounds, monkeypatch):
         model.encode_audio([long], long="mean", window=0.5)
 
 
-def test_assembly_keeps_order_when_an_item_has_no_row_at_all():
+def test_assembly_is_done_when_all_its_rows_are_filled():
+    assembly = Assembly(0, "a")
+    pieces = [(start, start + 1, torch.zeros(1)) for start in range(2)]
+    rows = [row for _, _, row in assembly.samples([Part("audio", 1.0, pieces)])]
+    for row in reversed(rows):
+        assert not assembly.done
+        assembly.fill(row, torch.eye(2)[row])
+    assert assembly.done
+    result = assembly.result(windows=True)
+    assert_same(result.vector, torch.full((2,), 0.5**0.5))
+    assert_same(result.windows.vectors, torch.eye(2))
+    assert (result.windows.starts, result.windows.ends, result.reason) == ([0, 1], [1, 2], None)
+
+
+def test_item_without_anything_to_compute_fails():
     def nothing():
         raise UserError("broken at once")
         yield
 
-    assembly = Assembly(2, skip=True)
-    for index, pieces in enumerate([[(0, 1, torch.zeros(1)), (1, 2, torch.zeros(1))], nothing()]):
-        for row, _, _ in assembly.add(index, f"item {index}", [Part("audio", 1.0, pieces)]):
-            assembly.fill(row, "", torch.eye(2)[row])
-    assert_same(assembly.sums(), torch.full((1, 2), 0.5**0.5))
-    assert [failure.reason for failure in assembly.failures] == ["broken at once"]
+    for pieces, reason in [(nothing(), "broken at once"), ([], "nothing in it to embed")]:
+        assembly = Assembly(0, "a")
+        assert list(assembly.samples([Part("audio", 1.0, pieces)])) == []
+        assert assembly.done
+        assert reason in assembly.result().reason
 
 
 # Comparing and classifying

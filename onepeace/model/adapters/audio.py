@@ -246,6 +246,11 @@ class AudioAdapter(Adapter):
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
         return self.stem.token_lengths(batch["lengths"])
 
+    def token_positions(self, batch: dict[str, Tensor]) -> tuple[Tensor, str]:
+        """(L, 2) second at which each token starts and ends."""
+        seconds = self.seconds_per_token * torch.arange(int(self.token_lengths(batch)[0]) + 1)
+        return torch.stack([seconds[:-1], seconds[1:]], dim=1), "second"
+
     def no_weight_decay(self) -> set[str]:
         return {"cls_token"}  # the positions are convolutions
 

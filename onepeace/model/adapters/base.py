@@ -61,6 +61,11 @@ class Adapter(nn.Module):
         """Number of tokens of each item (B,), without CLS and padding."""
         raise NotImplementedError
 
+    def token_positions(self, batch: dict[str, Tensor]) -> tuple[Tensor, str]:
+        """What each token of a single item covers, (L, 2), and the unit: here the token's number and the next one."""
+        first = torch.arange(int(self.token_lengths(batch)[0]))
+        return torch.stack([first, first + 1], dim=1), "token"
+
     @staticmethod
     def decoder_positions(dim: int, **options: Any) -> nn.Module:
         """A module that maps a grid to positions (1, L + 1, dim)."""

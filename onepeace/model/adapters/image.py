@@ -123,6 +123,11 @@ class ImageAdapter(Adapter):
         count, _, height, width = batch["pixels"].shape
         return torch.full((count,), (height // self.patch_size) * (width // self.patch_size))
 
+    def token_positions(self, batch: dict[str, Tensor]) -> tuple[Tensor, str]:
+        """(L, 2) row and column of each patch."""
+        rows, columns = (side // self.patch_size for side in batch["pixels"].shape[-2:])
+        return torch.cartesian_prod(torch.arange(rows), torch.arange(columns)), "patch"
+
     @staticmethod
     def decoder_positions(dim: int, *, grid: int = 16, **_: Any) -> nn.Module:
         return GridPositions(dim, grid)

@@ -1,0 +1,45 @@
+"""What the embedder takes for an item: a path, a value, or a dictionary of several of them by modality."""
+
+import os
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
+from torch import Tensor
+
+from onepeace.errors import UserError
+from onepeace.files.source import describe
+from onepeace.processors import PROCESSORS, guess
+
+
+def check_many(items: object, what: str = "items") -> Iterable:
+    """`items`, unless it is a single item, which would be taken apart into letters, bytes, rows or keys."""
+    single = isinstance(items, str | bytes | bytearray | memoryview | os.PathLike | Mapping)
+    if isinstance(items, tuple) and len(items) == 2:  # samples and their rate
+        single = isinstance(items[1], int | float)
+    if isinstance(items, Tensor) or (isinstance(items, np.ndarray) and items.dtype.kind not in "OUS"):
+        single = items.ndim < 4
+    if single or not isinstance(items, Iterable):
+        raise UserError(f"{what} should be a list, not one {type(items).__name__}; put it in brackets: [...]")
+    return items
+
+
+def parts_of(item: object, known: Collection[str], weights: Mapping[str, float]) -> list[tuple[str, object, float]]:
+    """(modality, value, weight) of all that an item is composed of; the modality of a plain item is guessed."""
+    values = _composed(item)
+    if values is None:
+        return [(guess(item, known), item, 1.0)]
+    unknown = [key for key in values if key not in PROCESSORS]
+    if unknown:
+        raise UserError(f"a composed item has the keys {', '.join(PROCESSORS)}; not {unknown[0]!r}")
+    return [(key, value, float(weights.get(key, 1.0))) for key, value in values.items()]
+
+
+def name_of(index: int, item: object) -> str:
+    """The name of an item in messages: a dictionary with one value is named after the value."""
+    values = list((_composed(item) or {"": item}).values())
+    return describe(values[0]) if len(values) == 1 else f"item {index}"
+
+
+def _composed(item: object) -> Mapping[str, object] | None:
+    """An item that is a dictionary by modality, else None: {"array": ..., "sampling_rate": ...} is a sound."""
+    return item if isinstance(item, Mapping) and any(key in PROCESSORS for key in item) else None
