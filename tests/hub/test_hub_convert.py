@@ -24,9 +24,9 @@ from support.hub_layouts import (
 
 from onepeace.cli import main
 from onepeace.errors import UserError
-from onepeace.hub.convert import convert as convert_module
 from onepeace.hub import shards
 from onepeace.hub import weights as weight_files
+from onepeace.hub.convert import convert as convert_module
 from onepeace.hub.convert.convert import convert
 from onepeace.hub.convert.stored import StoredTensor
 from onepeace.hub.folder import read_config

@@ -317,7 +317,7 @@ def test_config_of_another_size_is_refused(folder):
 def test_description_needs_no_tensor(folder, tmp_path, monkeypatch):
     found = weights.describe(folder)
     assert (found.layout, found.config) == ("model folder", settings())
-    assert found.tensors["logit_scale"] [:2] == ((), torch.float32)
+    assert found.tensors["logit_scale"][:2] == ((), torch.float32)
     assert sum(math.prod(shape) for shape in found.shapes.values()) == sum(
         parameter.numel() for parameter in weights.load(folder).parameters()
     )
@@ -330,7 +330,7 @@ def test_description_needs_no_tensor(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(StoredTensor, "read", lambda self: pytest.fail("a tensor was read"))
     found = weights.describe(tmp_path / "one-peace.pt")
     assert found.layout == "encoder with projections, original layout"
-    assert found.tensors["adapters.text.token_embed.weight"] [:2] == ((160, 32), torch.float32)
+    assert found.tensors["adapters.text.token_embed.weight"][:2] == ((160, 32), torch.float32)
     assert list(found.config.model.adapters) == ["text", "image", "audio"]
     assert len(read_checkpoint(tmp_path / "one-peace.pt")["model"]) > len(found.tensors)
 
