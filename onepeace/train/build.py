@@ -73,7 +73,7 @@ def make_config(recipe: Recipe) -> Config:
     content["adapters"] = {key: content["adapters"][key] for key in keys}
     content["projections"] = [key for key in content["projections"] if key in keys]
     if not any(split_term(term)[0] == "denoising" for term in recipe.objective):
-        content["decoder"] = None
+        content.pop("decoder", None)
     elif not content.get("decoder"):
         raise UserError("the objective has denoising terms: give model.decoder {dim, depth, num_heads, ffn_dim}")
     else:

@@ -88,6 +88,9 @@ class Toy(nn.Module):
     def no_weight_decay(self):
         return set()
 
+    def temperature(self):
+        return self.logit_scale.exp()
+
     def clamp_logit_scale(self):
         self.logit_scale.data.clamp_(0, 4.6)
 
@@ -132,7 +135,11 @@ def infer_config(path, shapes, cfg):
     return Config(ToyConfig(width, adapters), PROCESSORS, "toy")
 
 
-SMALL = {"width": 16, "adapters": {"text": {"vocab_size": 260}, "image": {"patch_size": PATCH}}}
+SMALL = {
+    "width": 16,
+    "projections": ("text", "image"),
+    "adapters": {"text": {"vocab_size": 260}, "image": {"patch_size": PATCH}},
+}
 TOY = Architecture(
     ToyConfig, Toy, {"small": SMALL}, conversion=Conversion(ORIGINAL_NAMES.__getitem__, infer_config, credit="Ours.")
 )
@@ -262,7 +269,6 @@ def write_shard(path):
                 tar.addfile(entry, io.BytesIO(data))
 
 
-@pytest.mark.xfail(reason="recipes know no architecture yet")
 def test_training_loop_trains_it(tmp_path):
     write_shard(tmp_path / "pairs.tar")
     (tmp_path / "recipe.yaml").write_text(RECIPE)
