@@ -25,7 +25,6 @@ from onepeace.hub.architectures import build_module
 from onepeace.train.build import make_config
 from onepeace.train.objective import Objective
 from onepeace.train.optim import freeze
-from onepeace.train.parallel import checkpoint_activations
 from onepeace.train.recipe import Recipe
 
 CLOSE = 1e-5
@@ -107,7 +106,7 @@ class Contest:
         self.plain = PlainStep(self.model, self.batch, settings.checkpointed)
         if settings.checkpointed:
             # The plain step calls no block, it only reads its weights.
-            checkpoint_activations(self.model.blocks)  # type: ignore[arg-type]
+            self.model.set_grad_checkpointing()
         self.device = settings.device
 
     def losses(self, ours: bool) -> dict[str, Tensor]:

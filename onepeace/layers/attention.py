@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoint import keeping_inputs
+from .checkpoint import checkpoint
 from .precision import at_least_float32, cast_once
 
 
@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
         q, k, v = heads(self.q(x) * self.scale), heads(self.k(x)), heads(self.v(x))
         # Autocast makes q, k, v half while the tables stay float32; the kernels want one dtype.
         bias = None if bias is None else bias.to(q.dtype)
-        return keeping_inputs(self._mix, attention(q, k, v, bias))
+        return checkpoint(self._mix, attention(q, k, v, bias))
 
     def _mix(self, out: Tensor) -> Tensor:
         """(B, H, L, head_dim) -> (B, L, D)."""

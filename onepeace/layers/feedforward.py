@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoint import keeping_inputs
+from .checkpoint import checkpoint
 from .precision import cast_once
 
 
@@ -19,7 +19,7 @@ class GEGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         x = cast_once(x)
-        return keeping_inputs(self._narrow, self.gate(x), self.up(x))
+        return checkpoint(self._narrow, self.gate(x), self.up(x))
 
     def _narrow(self, gate: Tensor, up: Tensor) -> Tensor:
         return self.down(self.norm(F.gelu(gate) * up))

@@ -1,9 +1,10 @@
-"""The Transformer block: what is shared and what is not. Next file: encoder.py."""
+"""The Transformer block: attention shared by all modalities, an FFN for each."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from onepeace.layers.attention import SelfAttention
 from onepeace.layers.feedforward import GEGLU
@@ -20,7 +21,7 @@ class Block(nn.Module):
     Args:
         dim, num_heads, ffn_dim: token width D, heads H (must divide D), hidden width of each FFN.
         modalities: the keys this block can route.
-        drop_path: chance that a sample skips a residual branch, in training only.
+        drop_path: probability that a sample skips a residual branch, in training only.
         layer_scale: initial per-channel gain of both branches; None = no gain.
     """
 
@@ -40,6 +41,8 @@ class Block(nn.Module):
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
+        self.grad_checkpointing = False
+        """Keep only the block's input for the backward pass, and compute the rest again."""
 
     def forward(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:
         """Map tokens (B, L, D) to tokens (B, L, D).
@@ -47,6 +50,11 @@ class Block(nn.Module):
         ``bias`` (1 or B, H or 1, L, L) is added to the attention logits and is -inf in padding's columns; CLS is never
         padding, so no row is all -inf.
         """
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, spans, bias, use_reentrant=False)
+        return self._forward(x, spans, bias)
+
+    def _forward(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), bias)))
         h = self.norm2(x)
         parts = [self.ffn[key](h[:, start:stop]) for key, start, stop in spans]

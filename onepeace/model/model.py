@@ -89,6 +89,11 @@ class OnePeace(nn.Module):
             names |= {f"decoder.{name}" for name in self.decoder.no_weight_decay()}
         return names
 
+    def set_grad_checkpointing(self, enabled: bool = True) -> None:
+        """Keep each block's input only and compute the rest again in the backward pass (timm's name)."""
+        for block in self.blocks:
+            block.grad_checkpointing = enabled  # type: ignore[assignment]
+
     def stems(self, inputs: Inputs) -> dict[str, Stem]:
         """Run each modality's stem, the part that does not depend on what is hidden."""
         unknown = [key for key in inputs if key not in self.adapters]

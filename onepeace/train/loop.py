@@ -76,7 +76,7 @@ def _train(
     if recipe.freeze:
         freeze(model, recipe.freeze)
     if run.checkpoint_activations:
-        parallel.checkpoint_activations(model.blocks)
+        model.set_grad_checkpointing()
     if run.compile:
         for block in model.blocks:
             block.compile()

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +16,6 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
 from onepeace.device import join_device
 
@@ -129,12 +127,6 @@ def first_alone(make: Callable[[], T]) -> T:
         return made
     barrier()
     return make()
-
-
-def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
-    """Keep of each block its input only, and compute the rest again in the backward pass."""
-    for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def parallelize(objective: nn.Module, blocks: Iterable[nn.Module], way: str, device: torch.device) -> nn.Module:

@@ -15,7 +15,6 @@ from onepeace.model import OnePeace
 from onepeace.train.build import make_config
 from onepeace.train.objective import Objective
 from onepeace.train.optim import freeze, make_optimizer
-from onepeace.train.parallel import checkpoint_activations
 from onepeace.train.recipe import Recipe, read_recipe
 
 SMALL = {"dim": 64, "embed_dim": 32, "depth": 3, "num_heads": 4, "ffn_dim": 160}
@@ -122,7 +121,7 @@ def test_plan_is_near_the_peak_of_a_step(other, run):
     wanted = recipe(other, {**SMALL, "depth": 6}, batch=16, precision="bfloat16", **run)
     objective, batch = objective_and_batch(wanted, other)
     if wanted.run.checkpoint_activations:
-        checkpoint_activations(objective.model.blocks)
+        objective.model.set_grad_checkpointing()
     with Live([*objective.parameters(), batch["text"], batch[other]]) as live:
         with autocast(wanted):
             loss = objective(batch)["loss"]

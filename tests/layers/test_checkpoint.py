@@ -1,0 +1,44 @@
+"""What is computed again in the backward pass has the gradients of what is kept."""
+
+import pytest
+import torch
+from support.small_models import ALL, batch_of, small_model
+from torch import nn
+
+from onepeace.layers import attention, feedforward
+
+
+class LoRA(nn.Module):
+    """A linear layer with a low-rank branch behind dropout."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.dropout = base, nn.Dropout(0.5)
+        self.a, self.b = nn.Linear(base.in_features, 4, bias=False), nn.Linear(4, base.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.b(self.a(self.dropout(x)))
+
+
+def gradients(grad_checkpointing=False):
+    torch.manual_seed(0)
+    model = small_model(*ALL, decoder=None, drop_path=0.3).train()
+    for block in model.blocks:
+        block.attn.proj = LoRA(block.attn.proj)
+        for ffn in block.ffn.values():
+            ffn.down = LoRA(ffn.down)
+    model.set_grad_checkpointing(grad_checkpointing)
+    sum(vector[:, 0].sum() for vector in model(batch_of(model, range(4))).values()).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("grad_checkpointing", [False, True])
+def test_dropout_anywhere_draws_the_same_mask_in_the_backward_pass(monkeypatch, grad_checkpointing):
+    found = gradients(grad_checkpointing)
+    for module in (attention, feedforward):
+        monkeypatch.setattr(module, "checkpoint", lambda function, *inputs: function(*inputs))
+    expected = gradients()
+    assert {"blocks.0.attn.proj.b.weight", "blocks.1.ffn.audio.down.a.weight"} <= set(found)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert torch.equal(gradient, expected[name]), name
