@@ -1,4 +1,4 @@
-"""Evaluation figures from plain arrays: no model, no files. Next: retrieval.py.
+"""Evaluation figures from plain arrays: no model, no files.
 
 Every function takes numpy arrays or tensors (on any device, in any float type) and returns numpy arrays or floats.
 

@@ -8,15 +8,13 @@ from onepeace.files.table import format_table
 
 
 class Row(NamedTuple):
-    """One figure of one set."""
+    """One `Figure` of one set."""
 
     set: str
     metric: str
     value: float
     chance: float
-    """What guessing would reach."""
     n: int
-    """Number of queries or items the value is a mean over."""
     seconds: float
     """Time of the whole set, reading included."""
 

@@ -91,7 +91,7 @@ def run(
         failed: called with the error of a set that cannot be measured, before the next set; by default it is raised.
 
     Raises:
-        UserError: what a protocol raises, with the name of the set.
+        UserError: that of a protocol, with the name of the set.
     """
     for name, protocol in sets.items():
         if lacking := _lacking(protocol, getattr(embedder, "modalities", None)):
@@ -101,13 +101,12 @@ def run(
         try:
             figures = protocol.run(embedder, root)
         except UserError as error:
-            named = UserError(f"set {name}: {error}")
             if failed is None:
-                raise named from error
-            failed(named)
-            continue
-        seconds = time.perf_counter() - start
-        yield from (Row(name, *figure, seconds) for figure in figures)
+                raise UserError(f"set {name}: {error}") from error
+            failed(UserError(f"set {name}: {error}"))
+        else:
+            seconds = time.perf_counter() - start
+            yield from (Row(name, *figure, seconds) for figure in figures)
 
 
 def _lacking(protocol: EvaluationProtocol, modalities: Container[str] | None) -> list[str]:
@@ -121,19 +120,18 @@ def training_scores(
     """The scores of a training run: a function (model, processors) -> {"set/metric": value} that prints their table.
 
     Args:
-        path: an evaluation recipe.
-        names: the sets of it that are measured; None = all.
+        path, names: an evaluation recipe, and the sets of it that are measured; None = all.
         root: the folder of the training run's data, in place of the recipe's.
-        modalities: those of the model. The shards of its sets are looked for now, not after the last step.
+        modalities: those of the model.
 
     Raises:
-        UserError: a name that the recipe does not have; a set without shards.
+        UserError: a set that the recipe does not have, or without shards: now, and not after the last step.
     """
-    recipe = read_recipe(path, [f"data.root={root}"])
-    names = list(recipe.sets) if names is None else names
-    if unknown := [name for name in names if name not in recipe.sets]:
+    recipe = read_recipe(path)
+    if unknown := [name for name in names or () if name not in recipe.sets]:
         raise UserError(f"evaluate.sets names {unknown[0]!r}; {path} has {', '.join(recipe.sets)}")
-    sets, folder = {name: recipe.sets[name] for name in names}, recipe.data.folder()
+    sets = recipe.sets if names is None else {name: recipe.sets[name] for name in names}
+    folder = DataRoot(root).folder()
     for name, protocol in sets.items():
         if not _lacking(protocol, modalities):
             try:

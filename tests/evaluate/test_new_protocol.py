@@ -32,7 +32,7 @@ class Alignment(EvaluationProtocol):
 
     def run(self, embedder, root):
         samples = self.read(root, "text")
-        items = encode(embedder, self.modality, [sample.inputs[self.modality] for sample in samples])
+        items = self.encode(embedder, samples)
         texts = encode(embedder, "text", [sample.captions[0] for sample in samples])
         hits = (items * texts).sum(axis=1) > self.above
         return [Figure(f"aligned above {self.above}", float(np.mean(hits)), (1 - self.above) / 2, len(hits))]

@@ -29,9 +29,14 @@ class Items:
     def read_labelled(self, root: Path) -> list[Sample]:
         """The samples; UserError when one of them has no label."""
         samples = self.read(root)
-        if unlabelled := [sample for sample in samples if sample.label is None]:
-            raise UserError(f"{sample_name(unlabelled[0])} has no label in its .json, and this protocol needs one")
+        for sample in samples:
+            if sample.label is None:
+                raise UserError(f"{sample.source}: {sample.key} has no label, and this protocol needs one")
         return samples
+
+    def encode(self, embedder: Any, samples: Sequence[Sample]) -> NDArray:
+        """The vectors (n, E) of the samples' items."""
+        return encode(embedder, self.modality, [sample.inputs[self.modality] for sample in samples])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +73,3 @@ def check_at(at: Sequence[int]) -> None:
     """UserError unless ``at`` lists one k or more, each at least 1."""
     if not at or min(at) < 1:
         raise UserError(f"at is {list(at)}; give at least one k, each at least 1")
-
-
-def sample_name(sample: Sample) -> str:
-    """Shard and key, for messages."""
-    return f"{sample.source}: {sample.key}"

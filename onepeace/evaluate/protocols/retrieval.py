@@ -15,8 +15,6 @@ from onepeace.evaluate.protocols.protocol import EvaluationProtocol, check_at, e
 BLOCK = 1024
 """Queries scored at once: bounds the memory of a large test set."""
 
-TEXTS = ("captions", "names")
-
 Rescore = Callable[[NDArray], NDArray]
 """Scores (n, M) of any n of the queries against all candidates -> the scores to rank by, same shape."""
 
@@ -38,8 +36,8 @@ class Retrieval(EvaluationProtocol):
 
     def __post_init__(self) -> None:
         check_at(self.at)
-        if self.texts not in TEXTS:
-            raise UserError(f"texts is {self.texts!r}; known: {', '.join(TEXTS)}")
+        if self.texts not in ("captions", "names"):
+            raise UserError(f"texts is {self.texts!r}; known: captions, names")
         if unknown := [method for method in self.rerank if method not in RERANKERS]:
             raise UserError(f"rerank has {unknown[0]!r}; known: {', '.join(RERANKERS)}")
         if not self.rerank_scale > 0:
@@ -57,7 +55,7 @@ class Retrieval(EvaluationProtocol):
             texts = [caption for sample in samples for caption in sample.captions]
             text_ids = [i for i, sample in enumerate(samples) for _ in sample.captions]
             item_ids = list(range(len(samples)))
-        items = encode(embedder, self.modality, [sample.inputs[self.modality] for sample in samples])
+        items = self.encode(embedder, samples)
         captions = encode(embedder, "text", texts)
         return [
             *self.recalls(f"text to {self.modality}", captions, items, text_ids, item_ids),
@@ -76,8 +74,7 @@ class Retrieval(EvaluationProtocol):
         query_ids, candidate_ids = np.asarray(query_ids), np.asarray(candidate_ids)
         rescores: dict[str, Rescore] = {"": lambda scores: scores}
         for method in self.rerank:
-            rescore = RERANKERS[method](queries, candidates, self.rerank_scale)
-            rescores[f" ({method.replace('_', ' ')})"] = rescore
+            rescores[f" ({method.replace('_', ' ')})"] = RERANKERS[method](queries, candidates, self.rerank_scale)
         figures = []
         for suffix, rescore in rescores.items():
             blocks = [slice(i, i + BLOCK) for i in range(0, len(queries), BLOCK)]
@@ -101,14 +98,10 @@ def dual_softmax(queries: NDArray, candidates: NDArray, scale: float) -> Rescore
         queries, candidates: vectors (N, E) and (M, E).
         scale: factor on the similarities in the softmax, the inverse of a temperature.
     """
+    double = np.float64  # in float32 the small weights would be 0, and equal
     blocks = [candidates[i : i + BLOCK] for i in range(0, len(candidates), BLOCK)]
-    log_sums = np.concatenate([np.logaddexp.reduce(scale * _double(queries @ b.T), axis=0) for b in blocks])
-    return lambda scores: scores * np.exp(scale * _double(scores) - log_sums)
-
-
-def _double(scores: NDArray) -> NDArray[np.float64]:
-    """In float32 the small weights would be 0, and equal."""
-    return scores.astype(np.float64)
+    sums = np.concatenate([np.logaddexp.reduce(scale * (queries @ b.T).astype(double), axis=0) for b in blocks])
+    return lambda scores: scores * np.exp(scale * scores.astype(double) - sums)
 
 
 RERANKERS: dict[str, Callable[[NDArray, NDArray, float], Rescore]] = {"dual_softmax": dual_softmax}

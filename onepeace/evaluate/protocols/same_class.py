@@ -14,16 +14,14 @@ from numpy.typing import NDArray
 
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure, chance_precision, precision_at
-from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, check_at, encode
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, check_at
 
 
 class Labelled(NamedTuple):
-    """The embedded items of one side."""
+    """The items of one side: vectors (n, E) and class names (n,)."""
 
     vectors: NDArray
-    """(n, E)."""
     labels: NDArray
-    """(n,) class names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +55,9 @@ class SameClass(EvaluationProtocol):
             if strange := [label for label in wanted if label not in labels]:
                 raise UserError(f"matches names {strange[0]!r}, which is no label in {side.shards}")
         first, second = (
-            Labelled(encode(embedder, side.modality, [sample.inputs[side.modality] for sample in found]),
-                     np.array([sample.label for sample in found]))
+            Labelled(side.encode(embedder, found), np.array([sample.label for sample in found]))
             for side, found in zip(self.sides, samples, strict=True)
-        )  # fmt: skip
+        )
         return [
             *precisions(f"{self.modality} to {self.other.modality}", first, second, self.matches, self.at),
             *precisions(f"{self.other.modality} to {self.modality}", second, first, back, self.at),

@@ -10,7 +10,7 @@ import numpy as np
 from onepeace.embed.zero_shot import TEMPLATES, prototypes
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure, accuracy_at, chance_recall
-from onepeace.evaluate.protocols.protocol import EvaluationProtocol, check_at, encode, sample_name
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol, check_at, encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +33,15 @@ class ZeroShot(EvaluationProtocol):
 
     def run(self, embedder: Any, root: Path) -> list[Figure]:
         samples = self.read_labelled(root)
-        labels = [sample.label for sample in samples]
-        names = _class_names(root / self.classes) if self.classes else sorted(set(labels))
+        names = _class_names(root / self.classes) if self.classes else sorted({sample.label for sample in samples})
         numbers = {name: i for i, name in enumerate(names)}
-        if strange := [sample for sample in samples if sample.label not in numbers]:
-            raise UserError(f"{sample_name(strange[0])}: label {strange[0].label!r} is not in {self.classes}")
-        targets = [numbers[label] for label in labels]
+        for sample in samples:
+            if sample.label not in numbers:
+                raise UserError(f"{sample.source}: {sample.key}: label {sample.label!r} is not in {self.classes}")
+        targets = [numbers[sample.label] for sample in samples]
         templates = self.templates or TEMPLATES[self.modality]
         classes = prototypes(lambda texts: encode(embedder, "text", texts), names, templates).numpy()
-        scores = encode(embedder, self.modality, [sample.inputs[self.modality] for sample in samples]) @ classes.T
+        scores = self.encode(embedder, samples) @ classes.T
         return [
             Figure(f"top-{k} of {len(names)}", value, chance_recall(targets, np.arange(len(names)), k), len(samples))
             for k, value in accuracy_at(scores, targets, self.at).items()
