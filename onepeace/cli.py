@@ -11,7 +11,7 @@ import os
 import select
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -31,6 +31,8 @@ COMMANDS = {
     "doctor": "show what is installed, what works, and what to do about the rest",
     "bench": "measure speed on this machine",
 }
+DECODING = {"search", "embed", "classify"}
+"""Commands that decode files, which may be broken, and report what is wrong with them themselves."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -108,10 +110,40 @@ def _run(arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
     if module is None:
         parser.error("no command given")
-    # The package only writes to its loggers; that they are heard, and other packages' chatter is not, is decided here.
-    logging.basicConfig(format="onepeace: %(message)s", level=logging.WARNING)
-    logging.getLogger("onepeace").setLevel(logging.INFO)
-    return module.run(args)
+    quiet = command in DECODING and "--debug" not in arguments
+    with _only_python_writes_stderr() if quiet else contextlib.nullcontext():
+        # The package only writes to its loggers; here it is decided that they are heard, and other packages' are not.
+        logging.basicConfig(format="onepeace: %(message)s", level=logging.WARNING)
+        logging.getLogger("onepeace").setLevel(logging.INFO)
+        return module.run(args)
+
+
+@contextlib.contextmanager
+def _only_python_writes_stderr() -> Iterator[None]:
+    """Drops what C code prints to file descriptor 2, by giving Python's stderr a descriptor of its own.
+
+    libmpg123 inside soundfile prints notes about damaged MP3 files, and its switch for quiet cannot be reached. The
+    descriptor is changed once, before any thread decodes, so nothing that Python writes is lost.
+    """
+    stderr = sys.stderr
+    try:
+        shared = stderr.fileno() == 2
+    except (AttributeError, OSError):  # there is no stderr, or it is no file
+        shared = False
+    if not shared:
+        yield
+        return
+    own, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+    # Not closed at the end: logging keeps it.
+    sys.stderr = open(own, "w", buffering=1, encoding=stderr.encoding, errors=stderr.errors)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        sys.stderr = stderr
+        os.dup2(own, 2)
 
 
 def _flush() -> OSError | None:

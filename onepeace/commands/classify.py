@@ -4,13 +4,10 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from onepeace.commands import files
 from onepeace.errors import UsageError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from onepeace.files.table import format_table
 
 EXAMPLES = """\
 a label is put into a sentence that suits the kind of file, unless --template gives another.
@@ -36,44 +33,33 @@ def run(args: argparse.Namespace) -> int:
     labels = _labels(args)
     if args.template is not None and "{}" not in args.template:
         raise UsageError(f"--template {args.template!r} has no {{}} for the label to go in")
-    if args.top < 1:
-        raise UsageError(f"--top {args.top} is too few; it must be at least 1")
+    files.check_top(args)
     found, problems = files.find(args)
 
-    from onepeace.embed.embedder import load
-    from onepeace.embed.zero_shot import TEMPLATE
+    from onepeace.embed.zero_shot import TEMPLATE, prototypes
 
-    model = load(args.model, device=args.device, dtype=args.dtype)
-    found = files.readable(found, model)
-    probabilities: dict[files.File, Tensor] = {}
+    model = files.load(args)
+    vectors, found, failed = files.encode(model, found, args.batch_size)
+    answers: dict[files.File, list[tuple[str, float]]] = {file: [] for file in found}
     for modality in sorted({file.modality for file in found}):
-        own = [file for file in found if file.modality == modality]
-        rows, failures = model.classify(
-            [{modality: file.path} for file in own],
-            labels,
-            template=args.template or TEMPLATE.get(modality, "{}"),
-            batch_size=args.batch_size,
-            on_error="skip",
-        )
-        own, failed = files.split(own, failures)
-        problems += failed
-        probabilities.update(zip(own, rows, strict=True))
-    answers = []
-    for file in found:
-        if file in probabilities:
-            best = probabilities[file].sort(descending=True, stable=True)
-            answers.append((file, [(labels[i], float(p)) for p, i in zip(*best, strict=True)][: args.top]))
+        rows = [index for index, file in enumerate(found) if file.modality == modality]
+        classes = prototypes(model.encode_text, labels, args.template or TEMPLATE.get(modality, "{}"))
+        probabilities = (model.logit_scale * vectors[rows] @ classes.T).softmax(dim=1)
+        best = probabilities.sort(dim=1, descending=True, stable=True)
+        for row, values, numbers in zip(rows, best.values.tolist(), best.indices.tolist(), strict=True):
+            ranked = [(labels[number], value) for number, value in zip(numbers, values, strict=True)]
+            answers[found[row]] = ranked[: args.top]
     if args.json:
-        for file, ranked in answers:
+        for file, ranked in answers.items():
             scores = [{"label": label, "probability": round(share, 6)} for label, share in ranked]
             print(json.dumps({"path": os.fspath(file.path), "modality": file.modality, "labels": scores}))
     elif answers:
-        rows = [
+        lines = [
             (", ".join(f"{label} {share:.2f}" for label, share in ranked), file.modality, files.shown(file.path))
-            for file, ranked in answers
+            for file, ranked in answers.items()
         ]
-        files.table([("label", "kind", "path"), *rows])
-    return files.exit_code(problems, len(answers))
+        print(format_table(("label", "kind", "path"), lines))
+    return files.exit_code([*problems, *failed], len(answers))
 
 
 def _labels(args: argparse.Namespace) -> list[str]:

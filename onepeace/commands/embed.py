@@ -4,10 +4,11 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from onepeace.commands import files
 from onepeace.errors import UsageError, need
+from onepeace.files.atomic import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,32 +41,31 @@ def run(args: argparse.Namespace) -> int:
         need("pyarrow", "parquet")
     found, problems = files.find(args)
 
-    from onepeace.embed.embedder import load
-
-    model = load(args.model, device=args.device, dtype=args.dtype)
-    found = files.readable(found, model)
+    model = files.load(args)
     vectors, found, failed = files.encode(model, found, args.batch_size)
     paths, modalities = [os.fspath(file.path) for file in found], [file.modality for file in found]
-    files.write(args.output, lambda file: writer(file, vectors, paths, modalities))
+    with write_atomic(args.output) as temporary:
+        writer(temporary, vectors, paths, modalities)
     files.say(f"{len(found)} vectors of {model.embed_dim} numbers in {args.output}")
     return files.exit_code([*problems, *failed], len(found))
 
 
-def _write_npz(file: BinaryIO, vectors: "Tensor", paths: list[str], modalities: list[str]) -> None:
+def _write_npz(file: Path, vectors: "Tensor", paths: list[str], modalities: list[str]) -> None:
     import numpy as np
 
-    # Text arrays of a fixed width: they are read back without running pickled code.
-    np.savez(file, vectors=vectors.numpy(), paths=np.array(paths, "U"), modalities=np.array(modalities, "U"))
+    with open(file, "wb") as stream:  # of a path savez changes the ending
+        # Text arrays of a fixed width: they are read back without running pickled code.
+        np.savez(stream, vectors=vectors.numpy(), paths=np.array(paths, "U"), modalities=np.array(modalities, "U"))
 
 
-def _write_safetensors(file: BinaryIO, vectors: "Tensor", paths: list[str], modalities: list[str]) -> None:
-    from safetensors.torch import save
+def _write_safetensors(file: Path, vectors: "Tensor", paths: list[str], modalities: list[str]) -> None:
+    from safetensors.torch import save_file
 
     metadata = {"paths": json.dumps(paths), "modalities": json.dumps(modalities)}
-    file.write(save({"vectors": vectors.contiguous()}, metadata))
+    save_file({"vectors": vectors}, file, metadata)
 
 
-def _write_parquet(file: BinaryIO, vectors: "Tensor", paths: list[str], modalities: list[str]) -> None:
+def _write_parquet(file: Path, vectors: "Tensor", paths: list[str], modalities: list[str]) -> None:
     pyarrow = need("pyarrow", "parquet")
     parquet = need("pyarrow.parquet", "parquet")
     flat = pyarrow.array(vectors.flatten().numpy())

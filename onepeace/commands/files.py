@@ -1,11 +1,11 @@
-"""What commands over files share: their options, finding the files, telling what failed, writing a result at once."""
+"""What the commands over files share: their options, the files they are about, and how failures are reported."""
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from onepeace.errors import UsageError
 
@@ -67,28 +67,29 @@ def find(args: argparse.Namespace) -> tuple[list[File], list[Problem]]:
     return files, problems
 
 
-def readable(files: Iterable[File], model: "Embedder") -> list[File]:
-    """`files` without those of a modality the model lacks, which are counted on stderr."""
+def load(args: argparse.Namespace) -> "Embedder":
+    """The model that `args` names."""
+    from onepeace.embed.embedder import load
+
+    return load(args.model, device=args.device, dtype=args.dtype)
+
+
+def encode(model: "Embedder", files: Iterable[File], batch_size: int) -> tuple["Tensor", list[File], list[Problem]]:
+    """Vectors (n, E) of those files that can be read, these files, and the others.
+
+    Files of a modality that the model lacks are in neither list; they are counted on stderr.
+    """
     files = list(files)
-    kept = [file for file in files if file.modality in model.modalities]
-    if len(kept) < len(files):
-        lacking = sorted({file.modality for file in files} - set(model.modalities))
-        say(f"{len(files) - len(kept)} {' and '.join(lacking)} files are left out: this model has "
-            f"{', '.join(model.modalities)}")  # fmt: skip
-    return kept
-
-
-def encode(model: "Embedder", files: Sequence[File], batch_size: int) -> tuple["Tensor", list[File], list[Problem]]:
-    """Vectors (n, E) of those files that can be read, these files, and the others."""
-    items = [{file.modality: file.path} for file in files]
+    known = [file for file in files if file.modality in model.modalities]
+    if len(known) < len(files):
+        lacking = " and ".join(sorted({file.modality for file in files} - set(model.modalities)))
+        say(f"{len(files) - len(known)} {lacking} files are left out: this model has {', '.join(model.modalities)}")
+    items = [{file.modality: file.path} for file in known]
     vectors, failures = model.encode(items, batch_size=batch_size, on_error="skip")
-    return cast("Tensor", vectors), *split(files, failures)
-
-
-def split(files: Sequence[File], failures: Iterable) -> tuple[list[File], list[Problem]]:
-    """The files that were encoded, and those that were not, by the `failures` of the API."""
-    by_index = {failure.index: Problem(shown(files[failure.index].path), failure.reason) for failure in failures}
-    return [file for index, file in enumerate(files) if index not in by_index], list(by_index.values())
+    reasons = {failure.index: failure.reason for failure in failures}
+    encoded = [file for index, file in enumerate(known) if index not in reasons]
+    failed = [Problem(shown(known[index].path), reason) for index, reason in reasons.items()]
+    return cast("Tensor", vectors), encoded, failed
 
 
 def exit_code(problems: Sequence[Problem], num_files: int) -> int:
@@ -100,23 +101,17 @@ def exit_code(problems: Sequence[Problem], num_files: int) -> int:
     return 1 if problems else 0
 
 
-def write(path: Path, content: Callable[[BinaryIO], object]) -> None:
-    """Writes a file at once: under another name first, so that there is the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            content(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def check_folder_of(path: Path) -> None:
     """`UsageError` if nothing can be written at `path`; asked before the work, not after it."""
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}")
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name a file")
+
+
+def check_top(args: argparse.Namespace) -> None:
+    if args.top < 1:
+        raise UsageError(f"--top {args.top} is too few; it must be at least 1")
 
 
 def say(message: str) -> None:
@@ -128,13 +123,6 @@ def shown(path: Path) -> str:
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(path))
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def table(rows: Sequence[Sequence[str]]) -> None:
-    """Prints rows as columns on stdout, the first row being the heads; the last column is not padded."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join([*map(str.ljust, row[:-1], widths), row[-1]]))
 
 
 def _by_content(path: Path) -> str | None:

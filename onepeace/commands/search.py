@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, cast
 
 from onepeace.commands import files
 from onepeace.errors import UsageError
+from onepeace.files.atomic import write_text_atomic
+from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,20 +57,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if not args.query:
         raise UsageError("nothing to search for; give --text, --image, --audio or several of them")
-    if args.top < 1:
-        raise UsageError(f"--top {args.top} is too few; it must be at least 1")
+    files.check_top(args)
     weights = _weights(args.weights, list(args.query))
     if args.html:
         files.check_folder_of(args.html)
     own = _own_files(args.query)
     found, problems = files.find(args)
 
-    from onepeace.embed.embedder import load
-    from onepeace.serve.hits import Hit, Part, render
+    from onepeace.serve.hits import Hit, QueryPart, render
 
-    model = load(args.model, device=args.device, dtype=args.dtype)
+    model = files.load(args)
     query = cast("Tensor", model.encode([args.query], weights=weights, progress=False))
-    found = [file for file in files.readable(found, model) if os.path.realpath(file.path) not in own]
+    found = [file for file in found if os.path.realpath(file.path) not in own]
     vectors, found, failed = files.encode(model, found, args.batch_size)
     scores = cast("Tensor", model.similarity(vectors, query))[:, 0]
     best = scores.argsort(descending=True, stable=True)[: args.top].tolist()
@@ -81,11 +81,11 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps({**hit._asdict(), "score": round(hit.score, 6), "path": os.fspath(hit.path)}))
     elif hits:
         rows = [(str(hit.rank), f"{hit.score:.3f}", hit.modality, files.shown(hit.path)) for hit in hits]
-        files.table([("rank", "score", "kind", "path"), *rows])
+        print(format_table(("rank", "score", "kind", "path"), rows))
     if args.html:
-        parts = [Part(key, value, weights.get(key, 1.0)) for key, value in args.query.items()]
+        parts = [QueryPart(key, value, weights.get(key, 1.0)) for key, value in args.query.items()]
         page = render(parts, hits, args.html.parent, num_files=len(found), model=args.model)
-        files.write(args.html, lambda file: file.write(page.encode("utf-8", "replace")))
+        write_text_atomic(args.html, page)
     return files.exit_code([*problems, *failed], len(found))
 
 

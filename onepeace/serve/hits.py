@@ -1,6 +1,6 @@
-"""The hits of a search as one HTML file that needs nothing else: pictures and sounds are inside, no script, no network.
+"""The hits of a search as one HTML file that needs nothing else: pictures and sounds are in it, no script, no network.
 
-The look is in hits.html; here is what fills it. Everything that comes from a file or a user is escaped.
+hits.html holds the layout, and this module fills it in. Everything that comes from a file or a user is escaped.
 """
 
 import base64
@@ -26,12 +26,12 @@ THUMBNAIL = 480
 SOUND_LIMIT, SOUNDS_LIMIT = 4 << 20, 24 << 20
 """Bytes of one sound, and of all together, that are put into the page; the others are linked."""
 BARS = 96
-"""Bars of a sound's picture."""
+"""Bars in the drawing of a sound."""
 EXCERPT = 280
 """Characters shown of a text."""
 
 
-class Part(NamedTuple):
+class QueryPart(NamedTuple):
     """One part of the query."""
 
     modality: str
@@ -49,7 +49,7 @@ class Hit(NamedTuple):
     path: Path
 
 
-def render(query: Sequence[Part], hits: Sequence[Hit], folder: Path, *, num_files: int, model: str) -> str:
+def render(query: Sequence[QueryPart], hits: Sequence[Hit], folder: Path, *, num_files: int, model: str) -> str:
     """The page as a string.
 
     Args:
@@ -59,29 +59,30 @@ def render(query: Sequence[Part], hits: Sequence[Hit], folder: Path, *, num_file
         num_files: how many files were compared.
         model: name of the model, for the summary.
     """
-    inside = _Sounds()
-    words = ", ".join(part.value if part.modality == "text" else Path(part.value).name for part in query)
-    weighted = any(part.weight != 1 for part in query)
-    parts = "\n<span class=plus>+</span>\n".join(_part(part, weighted, folder, inside) for part in query)
+    budget = _SoundBudget()
+    title = ", ".join(part.value if part.modality == "text" else Path(part.value).name for part in query)
+    show_weights = any(part.weight != 1 for part in query)
+    parts = "\n<span class=plus>+</span>\n".join(_query_part(part, show_weights, folder, budget) for part in query)
     counts = Counter(hit.modality for hit in hits)
     best = max((hit.score for hit in hits), default=0.0)
-    boxes = [
+    filters = [
         f'<label><input type="checkbox" id="show-{kind}" autocomplete="off" checked> {name}s ({counts[kind]})</label>'
         for kind, name in KINDS.items()
         if counts[kind]
     ]
     template = Template(files("onepeace.serve").joinpath("hits.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        title=escape(f"{words} - onepeace search"),
+    page = template.substitute(
+        title=escape(f"{title} - onepeace search"),
         query=parts,
         summary=escape(f"{len(hits)} best of {num_files} files, found by the model {model}"),
-        filters="\n".join(boxes),
-        hits="\n".join(_tile(hit, best, folder, inside) for hit in hits),
+        filters="\n".join(filters),
+        hits="\n".join(_tile(hit, best, folder, budget) for hit in hits),
     )
+    return page.encode("utf-8", "replace").decode()  # a path may hold bytes that are no text
 
 
-class _Sounds:
-    """Bytes of sounds that may still be put into the page; a query's own file counts once more if it is also a hit."""
+class _SoundBudget:
+    """Bytes of sounds that may still be put into the page."""
 
     def __init__(self) -> None:
         self.left = SOUNDS_LIMIT
@@ -92,22 +93,22 @@ class _Sounds:
         return fits
 
 
-def _part(part: Part, show_weight: bool, folder: Path, inside: _Sounds) -> str:
+def _query_part(part: QueryPart, show_weight: bool, folder: Path, budget: _SoundBudget) -> str:
     weight = f'<span class="weight">&times; {part.weight:g}</span>' if show_weight else ""
     if part.modality == "text":
         body = f'<span class="words">{escape(part.value)}</span>'
     else:
         name = escape(_shown(os.path.basename(part.value)))
-        body = f"<figure>{_media(part.modality, part.value, folder, inside)}<figcaption>{name}</figcaption></figure>"
+        body = f"<figure>{_media(part.modality, part.value, folder, budget)}<figcaption>{name}</figcaption></figure>"
     return f'<div class="part {part.modality}">{body}{weight}</div>'
 
 
-def _tile(hit: Hit, best: float, folder: Path, inside: _Sounds) -> str:
+def _tile(hit: Hit, best: float, folder: Path, budget: _SoundBudget) -> str:
     share = 100 * max(hit.score, 0.0) / best if best > 0 else 0.0
     name, link = escape(_shown(hit.path.name)), escape(_link(hit.path, folder))
     kind = KINDS.get(hit.modality, hit.modality)
     return f"""<li class="{hit.modality}">
-<div class="well">{_media(hit.modality, hit.path, folder, inside)}</div>
+<div class="well">{_media(hit.modality, hit.path, folder, budget)}</div>
 <div class="what">
 <div class="row"><span class="rank">{hit.rank}</span><span class="badge hue">{kind}</span>
 <span class="score" title="cosine similarity">{hit.score:.3f}</span></div>
@@ -118,7 +119,7 @@ def _tile(hit: Hit, best: float, folder: Path, inside: _Sounds) -> str:
 </li>"""
 
 
-def _media(modality: str, value: str | Path, folder: Path, inside: _Sounds) -> str:
+def _media(modality: str, value: str | Path, folder: Path, budget: _SoundBudget) -> str:
     """The picture, player or words of a file; of one that cannot be shown its name."""
     name = escape(_shown(os.path.basename(value)), quote=True)
     try:
@@ -126,7 +127,7 @@ def _media(modality: str, value: str | Path, folder: Path, inside: _Sounds) -> s
             data, width, height = _thumbnail(value)
             return f'<img src="{data}" alt="{name}" width="{width}" height="{height}" loading="lazy">'
         if modality == "audio":
-            address = _sound(value, folder, inside)
+            address = _sound(value, folder, budget)
             load = "metadata" if address.startswith("data:") else "none"
             player = f'<audio controls preload="{load}" aria-label="{name}" src="{address}"></audio>'
             return f'<div class="sound">{_waveform(value)}{player}</div>'
@@ -147,10 +148,10 @@ def _thumbnail(value: str | Path) -> tuple[str, int, int]:
     return _data("image/webp", buffer.getvalue()), image.width, image.height
 
 
-def _sound(value: str | Path, folder: Path, inside: _Sounds) -> str:
+def _sound(value: str | Path, folder: Path, budget: _SoundBudget) -> str:
     """A sound's file as a data URI, or a link to it where that would make the page too large."""
     local = not (isinstance(value, str) and scheme(value))
-    if local and not inside.take(os.path.getsize(value)):
+    if local and not budget.take(os.path.getsize(value)):
         return escape(_link(Path(value), folder), quote=True)
     kind = mimetypes.guess_type(os.path.basename(value))[0] or "audio/wav"
     return _data(kind, read_bytes(value, max_bytes=SOUND_LIMIT))

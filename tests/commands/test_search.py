@@ -1,5 +1,6 @@
 """Walking folders, and the commands search, embed and classify on real files with broken ones among them."""
 
+import io
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from support.broken_files import write_broken, write_good
 from support.random_model import save_random_model
 
@@ -302,22 +304,6 @@ def test_embed_refuses_before_the_work(onepeace_command, samples, tmp_path):
         assert message in err
 
 
-def test_failed_write_keeps_the_old_file(tmp_path):
-    from onepeace.commands.files import write
-
-    target = tmp_path / "v.npz"
-    target.write_bytes(b"old")
-
-    def fail(file):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write(target, fail)
-    assert target.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["v.npz"]
-
-
 # Classify
 
 
@@ -375,6 +361,30 @@ def test_closed_pipe_is_no_error(model_folder, samples):
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait() == 141
+
+
+def damaged_mp3():
+    """An MP3 with a hole, about which libmpg123 prints notes of its own."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.random.default_rng(0).normal(0, 0.1, 32000), 16000, format="MP3")
+    sound = buffer.getvalue()
+    return sound[:2000] + bytes(1500) + sound[3500:]
+
+
+def test_nothing_but_our_own_lines_reaches_stderr(model_folder, tmp_path):
+    """Sounds are decoded in threads, some damaged, and some silent, about which there is a warning."""
+    for index in range(12):
+        (tmp_path / f"{index:02}.mp3").write_bytes(damaged_mp3())
+        soundfile.write(tmp_path / f"{index:02}.wav", np.zeros(16000), 16000)
+    process = start(model_folder, "embed", tmp_path, "-o", tmp_path / "v.npz")
+    lines = process.communicate()[1].splitlines()
+    for index in range(12):
+        assert f"onepeace: {tmp_path}/{index:02}.wav: digital silence; its vector says nothing about a sound" in lines
+        assert f"  {tmp_path}/{index:02}.mp3: the sound cannot be decoded (Unspecified internal error)" in lines
+    assert "onepeace: 12 of 24 files failed:" in lines
+    assert len(lines) == 26  # and how many vectors are written
+    noisy = start(model_folder, "embed", tmp_path, "-o", tmp_path / "v.npz", "--debug").communicate()[1]
+    assert "libmpg123" in noisy  # else there is nothing to be kept out, and this may go
 
 
 def test_interrupt_ends_quietly(model_folder, tmp_path, samples):

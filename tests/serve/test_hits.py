@@ -12,7 +12,7 @@ import soundfile
 
 from onepeace.cli import main
 from onepeace.serve import hits as page
-from onepeace.serve.hits import Hit, Part, render
+from onepeace.serve.hits import Hit, QueryPart, render
 
 EVIL = """<script>alert("1")</script>' onerror=x &amp; b"""
 
@@ -67,9 +67,9 @@ def hits(samples, folder):
 @pytest.fixture(scope="module")
 def made(hits, samples, folder):
     query = [
-        Part("text", EVIL, 0.7),
-        Part("image", str(samples / "images" / "owl.jpg"), 0.2),
-        Part("audio", str(samples / "sounds" / "cat.ogg"), 0.1),
+        QueryPart("text", EVIL, 0.7),
+        QueryPart("image", str(samples / "images" / "owl.jpg"), 0.2),
+        QueryPart("audio", str(samples / "sounds" / "cat.ogg"), 0.1),
     ]
     return render(query, hits, folder, num_files=38, model="tiny")
 
@@ -128,7 +128,7 @@ def test_large_sounds_are_linked_instead(samples, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "SOUNDS_LIMIT", 2 * size)
 
     def sources():
-        made = render([Part("text", "a", 1.0)], sounds, tmp_path, num_files=3, model="tiny")
+        made = render([QueryPart("text", "a", 1.0)], sounds, tmp_path, num_files=3, model="tiny")
         return [player["src"] for player in Elements(made).all("audio")]
 
     assert [source.startswith("data:audio/ogg;base64,") for source in sources()] == [True, True, False]
@@ -140,7 +140,7 @@ def test_large_sounds_are_linked_instead(samples, tmp_path, monkeypatch):
 def test_file_that_went_away_is_only_named(tmp_path):
     gone = [Hit(1, 0.1, kind, tmp_path / f"gone <b>.{ending}") for kind, ending in
             (("image", "jpg"), ("audio", "ogg"), ("text", "txt"))]  # fmt: skip
-    made = render([Part("text", "a", 1.0)], gone, tmp_path, num_files=3, model="tiny")
+    made = render([QueryPart("text", "a", 1.0)], gone, tmp_path, num_files=3, model="tiny")
     assert made.count("gone &lt;b&gt;.") >= 6
     assert not Elements(made).all("b")
 
@@ -151,7 +151,7 @@ def test_shape_of_a_sound_is_drawn(tmp_path):
     soundfile.write(tmp_path / "late.wav", samples, 16000)
     soundfile.write(tmp_path / "silent.wav", np.zeros(16000, np.float32), 16000)
     made = render(
-        [Part("text", "a", 1.0)],
+        [QueryPart("text", "a", 1.0)],
         [Hit(1, 0.2, "audio", tmp_path / "late.wav"), Hit(2, 0.1, "audio", tmp_path / "silent.wav")],
         tmp_path, num_files=2, model="tiny",
     )  # fmt: skip
@@ -180,6 +180,6 @@ def test_search_writes_the_page(tmp_path, samples):
 
 
 def test_page_of_no_hits(tmp_path):
-    made = render([Part("text", "a", 1.0)], [], Path(tmp_path), num_files=0, model="tiny")
+    made = render([QueryPart("text", "a", 1.0)], [], Path(tmp_path), num_files=0, model="tiny")
     assert "0 best of 0 files" in made
     assert not Elements(made).all("li")

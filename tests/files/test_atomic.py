@@ -1,0 +1,31 @@
+"""Writing a file all at once."""
+
+import os
+
+import pytest
+
+from onepeace.files.atomic import write_atomic, write_text_atomic
+
+
+def test_failed_write_keeps_the_old_file(tmp_path):
+    target = tmp_path / "v.npz"
+    write_text_atomic(target, "old")
+
+    def fail():
+        with write_atomic(target) as temporary:
+            temporary.write_bytes(b"half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["v.npz"]
+
+
+def test_new_content_appears_at_the_end_of_the_block(tmp_path):
+    target = tmp_path / "v.npz"
+    with write_atomic(target) as temporary:
+        temporary.write_bytes(b"new")
+        assert not target.exists()
+    assert target.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["v.npz"]
