@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,17 +97,14 @@ def load(
     Raises:
         UserError: missing, unexpected or misshapen tensors, all named in one line; a damaged or cut-off file.
     """
-    folder = Path(folder)
-    config = read_config(folder)
-    with ExitStack() as stack:
-        files = _open(folder, stack)
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in files.items()}
-        compare(str(folder), shapes, expected(config))
-        if modalities is not None:
-            config = keep_modalities(config, modalities, str(folder))
-        with torch.device("meta"):
-            model = build_module(config)
-        state = {name: files[name].get_tensor(name).to(device=device, dtype=dtype) for name in model.state_dict()}
+    found = _describe_folder(Path(folder))
+    config = found.config
+    compare(str(folder), found.shapes, expected(config))
+    if modalities is not None:
+        config = keep_modalities(config, modalities, str(folder))
+    with torch.device("meta"):
+        model = build_module(config)
+    state = {name: found.tensors[name].read().to(device=device, dtype=dtype) for name in model.state_dict()}
     model.load_state_dict(state, strict=True, assign=True)
     left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
     if left:
@@ -118,25 +114,27 @@ def load(
 
 def read_state(folder: str | Path) -> dict[str, Tensor]:
     """All tensors of a folder by name, mapped from its files, unchecked."""
-    with ExitStack() as stack:
-        return {name: file.get_tensor(name) for name, file in _open(Path(folder), stack).items()}
+    return {name: file.get_tensor(name) for name, file in _open(Path(folder)).items()}
 
 
 def describe(path: str | Path) -> Description:
     """What a model folder, or a released checkpoint file, holds; no tensor is read."""
     path = Path(path)
-    if not path.is_dir():
-        from onepeace.hub.convert.original import describe_original
+    if path.is_dir():
+        return _describe_folder(path)
+    from onepeace.hub.convert.original import describe_original
 
-        return describe_original(path)
-    config = read_config(path)
-    with ExitStack() as stack:
-        slices = {name: file.get_slice(name) for name, file in _open(path, stack).items()}
-        tensors = {
-            name: LazyTensor(tuple(s.get_shape()), DTYPE_BY_CODE[s.get_dtype()], partial(_read, path, name))
-            for name, s in slices.items()
-        }
-    return Description(path, "model folder", config, tensors)
+    return describe_original(path)
+
+
+def _describe_folder(folder: Path) -> Description:
+    config = read_config(folder)
+    tensors = {}
+    for name, file in _open(folder).items():
+        header = file.get_slice(name)
+        dtype = DTYPE_BY_CODE[header.get_dtype()]
+        tensors[name] = LazyTensor(tuple(header.get_shape()), dtype, partial(file.get_tensor, name))
+    return Description(folder, "model folder", config, tensors)
 
 
 def expected(config: Config) -> dict[str, tuple[int, ...]]:
@@ -189,13 +187,8 @@ def _some(names: list[str]) -> str:
     return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
-def _read(folder: Path, name: str) -> Tensor:
-    with ExitStack() as stack:
-        return _open(folder, stack)[name].get_tensor(name)
-
-
-def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """The open safetensors file that holds each tensor, by the tensor's name."""
+def _open(folder: Path) -> dict[str, Any]:
+    """The safetensors file that holds each tensor, by the tensor's name; open as long as something uses it."""
     from safetensors import SafetensorError, safe_open
 
     index = folder / INDEX
@@ -212,7 +205,7 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
         if not path.is_file():
             raise UserError(f"{path}: missing; the model folder is incomplete, copy or convert it again")
         try:
-            file = stack.enter_context(safe_open(path, framework="pt"))
+            file = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: damaged or cut off ({error}); copy or convert it again") from error
         files.update(dict.fromkeys(file.keys(), file))
