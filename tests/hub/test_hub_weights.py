@@ -1,6 +1,5 @@
 """Model folders: written at once, read strictly, without a second copy in memory."""
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -9,42 +8,37 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.small_models import small_model
 
-from onepeace.config import Config, MaskedDecoderConfig, ModelConfig, read_yaml, write_config
+from onepeace.config import Config, MaskedDecoderConfig, read_yaml
 from onepeace.errors import UserError
 from onepeace.hub import weights
 from onepeace.hub.convert.unpickle import read_checkpoint
 from onepeace.hub.folder import read_config
 from onepeace.model import OnePeace
 
-ADAPTERS = {
-    "text": {"vocab_size": 40, "num_positions": 12, "num_buckets": 4},
-    "image": {"patch_size": 16, "grid": 2, "bias_grid": 2},
-    "audio": {"stem": "mel", "num_mels": 16, "width": 4, "num_buckets": 4, "pos_depth": 1, "pos_groups": 4},
-}
+KEYS = ("text", "image", "audio")
+CLASSIFIER = {"classifier": {"kind": "classifier", "on": "image", "num_classes": 5}}
 
 
-def settings(**changes) -> Config:
+def random_model(*keys: str, **changes) -> tuple[OnePeace, Config]:
+    """A model of these modalities, all by default, and its configuration."""
     decoder = MaskedDecoderConfig(16, 1, 2, 24, {"text": {"num_positions": 12}, "image": {"grid": 2}})
-    options = {
-        **{"dim": 32, "embed_dim": 16, "depth": 2, "num_heads": 4, "ffn_dim": 48, "adapters": ADAPTERS},
-        **{"projections": ("text", "image", "audio"), "decoder": decoder, **changes},
-    }
-    return Config(ModelConfig(**options), {"image": {"size": 32}})
-
-
-def random_model(config: Config) -> OnePeace:
-    module = OnePeace(config.model)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return module
+    variants = [{"audio": "audio with mel stem"}.get(key, key) for key in keys or KEYS]
+    module = small_model(*variants, **{"decoder": None if keys else decoder, **changes})
+    return module, Config(module.config, {"image": {"size": 48}})
 
 
 @pytest.fixture
 def folder(tmp_path):
-    config = settings()
-    return weights.save(tmp_path / "model", random_model(config), config, card="a card\n")
+    return weights.save(tmp_path / "model", *random_model(), card="a card\n")
+
+
+def rewrite(folder, change) -> None:
+    """Change the content of a folder's config.yaml."""
+    content = read_yaml(folder / "config.yaml")
+    change(content)
+    (folder / "config.yaml").write_text(json.dumps(content))
 
 
 def edit(folder, change) -> None:
@@ -55,8 +49,7 @@ def edit(folder, change) -> None:
 
 
 def test_saved_model_loads_bit_equal(tmp_path):
-    config = settings(heads={"classifier": {"kind": "classifier", "on": "image", "num_classes": 5}})
-    module = random_model(config)
+    module, config = random_model(heads=CLASSIFIER)
     tokenizer = tmp_path / "t.json"
     tokenizer.write_text("{}")
 
@@ -74,8 +67,7 @@ def test_saved_model_loads_bit_equal(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", torch.bfloat16])
 def test_file_has_the_dtype_asked_for(tmp_path, dtype):
-    config = settings()
-    folder = weights.save(tmp_path / "model", random_model(config), config, dtype=dtype)
+    folder = weights.save(tmp_path / "model", *random_model(), dtype=dtype)
 
     wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {wanted}
@@ -87,7 +79,7 @@ def test_file_is_plain_safetensors(folder):
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
         names = set(file.keys())
-    assert names == set(weights.expected(settings()))
+    assert names == set(weights.expected(read_config(folder)))
 
 
 def test_tensors_of_mixed_dtypes_are_aligned(tmp_path):
@@ -116,7 +108,7 @@ def test_missing_key_raises_with_names(folder):
             del tensors[name]
 
     edit(folder, change)
-    total = len(weights.expected(settings()))
+    total = len(weights.expected(read_config(folder)))
 
     with pytest.raises(UserError) as error:
         weights.load(folder)
@@ -140,7 +132,7 @@ def test_unexpected_and_misshapen_tensors_are_named_too(folder):
         weights.load(folder)
 
     for part in ("lack 1 of", "(logit_scale)", "1 tensors have no place in the model (extra.weight)",
-                 "heads.text.bias is (17,), not (16,)"):  # fmt: skip
+                 "heads.text.bias is (17,), not (24,)"):  # fmt: skip
         assert part in str(error.value)
 
 
@@ -171,7 +163,7 @@ def test_only_the_requested_modalities_are_read(folder, monkeypatch):
 
 
 def test_kept_modality_embeds_as_before(folder):
-    pixels = {"image": {"pixels": torch.rand(2, 3, 32, 32)}}
+    pixels = {"image": {"pixels": torch.rand(2, 3, 48, 48)}}
 
     alone = weights.load(folder, modalities=["image"])(pixels)["image"]
 
@@ -179,8 +171,7 @@ def test_kept_modality_embeds_as_before(folder):
 
 
 def test_classifier_stays_only_with_all_it_was_trained_on(tmp_path):
-    config = settings(heads={"classifier": {"kind": "classifier", "on": "image", "num_classes": 5}})
-    folder = weights.save(tmp_path / "model", random_model(config), config)
+    folder = weights.save(tmp_path / "model", *random_model(heads=CLASSIFIER))
 
     assert weights.load(folder, modalities=["audio", "image", "text"]).config.heads
     assert weights.load(folder, modalities=["text", "image"]).config.heads == {}
@@ -219,9 +210,9 @@ def test_loading_does_not_change_the_file(folder):
 
 def test_saving_again_replaces_the_whole_folder(folder):
     (folder / "tokenizer.json").write_text("old")
-    config = settings(projections=("image",), adapters={"image": ADAPTERS["image"]}, decoder=None)
+    module, config = random_model("image")
 
-    weights.save(folder, random_model(config), config)
+    weights.save(folder, module, config)
 
     assert weights.load(folder).config == config.model
     assert not (folder / "tokenizer.json").exists()
@@ -232,7 +223,7 @@ def test_saving_over_the_file_one_has_loaded_is_safe(folder):
     module = weights.load(folder)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
-    weights.save(folder, module, settings())
+    weights.save(folder, module, read_config(folder))
 
     again = weights.load(folder).state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in before.items())
@@ -246,23 +237,22 @@ def test_interrupted_saving_keeps_the_old_folder(folder, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(weights, "write_config", interrupted)
-    config = settings(decoder=None)
     with pytest.raises(KeyboardInterrupt):
-        weights.save(folder, random_model(config), config)
+        weights.save(folder, *random_model("image"))
 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
 def test_saving_the_wrong_tensors_is_refused(tmp_path):
-    config = settings()
-    state = random_model(config).state_dict()
+    module, config = random_model()
+    state = module.state_dict()
     state.pop("logit_scale")
 
     with pytest.raises(UserError, match="weights lack 1"):
         weights.save(tmp_path / "model", state, config)
     with pytest.raises(UserError, match="dtype int8 is unknown; known: float32"):
-        weights.save(tmp_path / "model", random_model(config), config, dtype="int8")
+        weights.save(tmp_path / "model", module, config, dtype="int8")
     assert not (tmp_path / "model").exists()
 
 
@@ -303,20 +293,16 @@ def test_index_cannot_point_outside_its_folder(folder, tmp_path):
 
 
 def test_config_of_another_size_is_refused(folder):
-    config = settings()
-    write_config(
-        dataclasses.replace(config, model=dataclasses.replace(config.model, embed_dim=24)), folder / "config.yaml"
-    )
+    rewrite(folder, lambda content: content["model"].update(embed_dim=20))
 
-    with pytest.raises(
-        UserError, match=r"6 tensors have another shape \(heads\.text\.weight is \(16, 32\), not \(24, 32\)"
-    ):
+    message = r"6 tensors have another shape \(heads\.text\.weight is \(24, 32\), not \(20, 32\)"
+    with pytest.raises(UserError, match=message):
         weights.load(folder)
 
 
 def test_description_needs_no_tensor(folder, tmp_path, monkeypatch):
     found = weights.describe(folder)
-    assert (found.layout, found.config) == ("model folder", settings())
+    assert (found.layout, found.config) == ("model folder", read_config(folder))
     assert found.tensors["logit_scale"][:2] == ((), torch.float32)
     assert sum(math.prod(shape) for shape in found.shapes.values()) == sum(
         parameter.numel() for parameter in weights.load(folder).parameters()
@@ -337,26 +323,21 @@ def test_description_needs_no_tensor(folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["twopeace", ["onepeace"], 3])
 def test_unknown_architecture_lists_the_known(folder, name):
-    content = read_yaml(folder / "config.yaml")
-    assert content["architecture"] == "onepeace"
-    (folder / "config.yaml").write_text(json.dumps(content | {"architecture": name}))
+    rewrite(folder, lambda content: content.update(architecture=name))
 
     with pytest.raises(UserError, match=r"config\.yaml: architecture .* is not known; known: onepeace"):
         weights.load(folder)
 
 
 def test_folder_without_architecture_is_of_onepeace(folder):
-    content = read_yaml(folder / "config.yaml")
-    del content["architecture"]
-    (folder / "config.yaml").write_text(json.dumps(content))
+    before = read_config(folder)
+    rewrite(folder, lambda content: content.pop("architecture"))
 
-    assert read_config(folder) == settings()
+    assert read_config(folder) == before
 
 
 def test_wrong_field_of_the_model_is_named(folder):
-    content = read_yaml(folder / "config.yaml")
-    content["model"]["dept"] = 3
-    (folder / "config.yaml").write_text(json.dumps(content))
+    rewrite(folder, lambda content: content["model"].update(dept=3))
 
     with pytest.raises(UserError, match=r"config\.yaml: model\.dept is not a field; did you mean model\.depth"):
         read_config(folder)
