@@ -4,8 +4,7 @@
     model = onepeace.load("tiny")
     model.encode_text(["a dog barking"])
 
-Importing the package imports no torch: the names below are resolved on first use. Read next: `onepeace/api.py` for use,
-`onepeace/model/model.py` for the model.
+Importing the package imports no torch: the names below are resolved on first use.
 """
 
 from importlib import import_module

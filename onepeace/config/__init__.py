@@ -1,7 +1,7 @@
 """Configuration: frozen dataclasses, and the one reader that fills them from YAML. No torch here.
 
-``ModelConfig`` says what OnePeace is built of, ``Config`` adds the processors' settings: together they are the
-``config.yaml`` of a model folder. Recipes (onepeace/train/recipe.py) are read by the same ``build``.
+``ModelConfig`` holds the sizes and parts of OnePeace; ``Config``, the ``config.yaml`` of a model folder, holds the
+model's configuration and the processors' settings. Recipes (onepeace/train/recipe.py) are read by the same ``build``.
 """
 
 from onepeace.config.model import Config, MaskedDecoderConfig, ModelConfig

@@ -1,4 +1,4 @@
-"""The one reader that fills frozen dataclasses from YAML, and the overrides of the command line. No torch here."""
+"""Reads frozen dataclasses from YAML and applies the overrides of the command line. No torch here."""
 
 import dataclasses
 import difflib
@@ -59,7 +59,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Options:
 
 
 def apply_override(content: Options, override: str) -> None:
-    """Set a field of a mapping: "a.b=value", the value in YAML; a number in the path counts into a list."""
+    """Set a field of a mapping: "a.b=value", the value in YAML; in a list, the field is an index."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise UserError(f"{override!r} is not an override; write it as a.b=value")
@@ -91,12 +91,16 @@ def _index(place: list[Any], text: str, override: str) -> int:
 
 
 def build(cls: type[T], content: Mapping[str, Any], where: str, at: str = "") -> T:
-    """Make a dataclass of a mapping: unknown fields are refused, values coerced to the declared type.
+    """A dataclass made from a mapping; values are coerced to the declared types.
 
     Args:
         cls: a dataclass; nested dataclasses, ``X | None``, lists, tuples and dicts of them are followed.
         content: as read from YAML; a value that is a dataclass already is taken as it is.
-        where, at: the file, and the field in it that `content` is of, for messages.
+        where: the file, for messages.
+        at: path of `content` in that file, for messages.
+
+    Raises:
+        UserError: an unknown field (the nearest known one is named), a missing one, or a value of another type.
     """
     return _build(cls, content, where, at)
 

@@ -1,4 +1,1 @@
-"""Weights on disk: our model folders, the released checkpoints, and where they are downloaded from.
-
-Read `keys` (names) first, then `weights` (our format), `unpickle` and `convert` (theirs), `resolve` (from a name).
-"""
+"""Models on disk: their architectures, our model folders, and the released checkpoints, downloaded and converted."""

@@ -1,4 +1,4 @@
-"""Fetches one file over https: resumed after a cut, checked, and in its place only when complete."""
+"""Downloads one file over https: resumed after a cut, verified, and given its name only when complete."""
 
 import hashlib
 import json
@@ -17,11 +17,11 @@ from onepeace.errors import UserError
 CHUNK = 1 << 20
 TIMEOUT = 30.0
 TRIES = 5
-"""Attempts in a row that bring no byte, before giving up."""
+"""Attempts in a row without a new byte before giving up."""
 
 
 class _Changed(Exception):
-    """The server's file is not the one the part on disk belongs to."""
+    """The server's file is not the one that the partial download belongs to."""
 
 
 class _Answer(NamedTuple):
@@ -35,8 +35,8 @@ def fetch(
 ) -> Path:
     """Download `url` to `path` unless it is there already.
 
-    Bytes go to PATH.part; a later call goes on where it stopped, if the server still has the same file (ETag or date).
-    The file gets its name only when its length is what the server stated, and `size` and `sha256` agree where given.
+    Bytes go to PATH.part, which a later call resumes if the server still has the same file (by its ETag or date).
+    The file gets its name only when it has the length that the server stated, and the `size` and `sha256` if given.
 
     Raises:
         UserError: no network, refused address, wrong length or hash, full disk; it says what to do.
@@ -105,7 +105,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _transfer(url: str, part: Path, note: Path, size: int | None, progress: bool) -> bool:
-    """Append what the part lacks; whether it is complete now."""
+    """Append what the partial download lacks; return whether it is complete."""
     from tqdm import tqdm
 
     known = _read_note(note, url)
@@ -120,7 +120,7 @@ def _transfer(url: str, part: Path, note: Path, size: int | None, progress: bool
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        # Nothing beyond what is here: it is complete, or not this file.
+        # The server has no more bytes: the partial download is complete, or of another file.
         if error.headers.get("Content-Range") == f"bytes */{have}":
             return True
         raise _Changed from error
@@ -156,10 +156,10 @@ def _transfer(url: str, part: Path, note: Path, size: int | None, progress: bool
 
 
 def _answer(response: HTTPResponse, have: int) -> _Answer:
-    """Where the body starts and how long the whole file is. _Changed when it does not continue what is here."""
+    """Where the body starts and how long the file is. Raises `_Changed` when it does not continue the `have` bytes."""
     headers = response.headers
     length = headers.get("Content-Length")
-    # Only a strong ETag promises the same bytes; the date serves where there is none.
+    # Only a strong ETag promises the same bytes; without one, the date is used.
     etag = headers.get("ETag")
     validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
     if response.status != 206:
@@ -171,7 +171,7 @@ def _answer(response: HTTPResponse, have: int) -> _Answer:
 
 
 def _read_note(note: Path, url: str) -> str:
-    """The validator of the part on disk; "" when it is of another address or there is none: then it starts over."""
+    """The validator of the partial download; "" if it is of another address or has none: then the download restarts."""
     try:
         content: Any = json.loads(note.read_text(encoding="utf-8"))
         return str(content["validator"] or "") if content["url"] == url else ""

@@ -1,4 +1,4 @@
-"""The checkpoints the authors released: names, addresses, and what each is.
+"""The checkpoints the authors released: names, addresses and descriptions.
 
 The authors publish neither sizes nor hashes, so both are None until someone who holds a file fills them in; transfers
 are then checked against the length the server states.

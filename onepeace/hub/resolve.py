@@ -1,4 +1,4 @@
-"""From a name to a model folder: the bundled model, a folder, a released checkpoint, a Hugging Face repository."""
+"""Finds the model folder of a name: bundled, a local folder, a released checkpoint, a Hugging Face repository."""
 
 import difflib
 import logging

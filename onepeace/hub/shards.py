@@ -1,4 +1,4 @@
-"""Writes safetensors files tensor by tensor, so that saving needs the memory of one tensor.
+"""Writes safetensors files tensor by tensor, so that saving takes the memory of one tensor.
 
 The safetensors package wants all tensors of a file in memory at once. The format is simple enough to stream: eight
 bytes with the length of a JSON header, the header, the numbers (https://github.com/huggingface/safetensors). Above

@@ -1,4 +1,4 @@
-"""Our model folders: config.yaml, model.safetensors, tokenizer.json, MODEL_CARD.md; written at once, read strictly."""
+"""Model folders (config.yaml, model.safetensors, tokenizer.json, MODEL_CARD.md): written atomically, read strictly."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Description:
-    """What a folder or checkpoint holds, told from its headers alone."""
+    """What a model folder or a checkpoint holds, read from its headers alone."""
 
     path: Path
     layout: str
@@ -47,7 +47,7 @@ def save(
     card: str = "",
     dtype: str | torch.dtype = "float32",
 ) -> Path:
-    """Write a model folder, replacing an older one, in one step: a reader sees the old or the new, never a half.
+    """Write a model folder, replacing an older one, atomically: a reader finds the old one or the new one.
 
     Args:
         weights: the module or its state dictionary; it must have exactly the tensors of `config`.
@@ -87,8 +87,8 @@ def load(
 ) -> OnePeace:
     """The model of a folder, in evaluation mode.
 
-    The module is built on the meta device and takes the tensors of the mapped file as they are, so nothing is in
-    memory twice; a tensor that changes dtype or device is converted alone.
+    The module is built on the meta device and uses the tensors of the memory-mapped file, so nothing is in memory
+    twice; tensors that change dtype or device are converted one by one.
 
     Args:
         dtype: None keeps the file's.

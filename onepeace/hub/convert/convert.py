@@ -62,7 +62,7 @@ def convert(
     for name, shape in expected(config).items():
         tensor = source.tensors[name]
         final = tensor.dtype if target is None else target
-        read = partial(_read, tensor, shape, final, config.architecture, f"{where}: {name}")
+        read = partial(_read, tensor, shape, final, config, f"{where}: {name}")
         entries[name] = LazyTensor(shape, final, read)
     with new_folder(out, replace=replace_existing) as temporary:
         if tokenizer is not None:
@@ -103,10 +103,10 @@ def _with_image_size(config: Config, size: int) -> Config:
     return resized(config, size)
 
 
-def _read(tensor: LazyTensor, shape: tuple[int, ...], dtype: torch.dtype, kind: str, where: str) -> Tensor:
+def _read(tensor: LazyTensor, shape: tuple[int, ...], dtype: torch.dtype, config: Config, where: str) -> Tensor:
     result = tensor.read()
-    resize = architecture(kind).resize
-    if tuple(result.shape) != shape and resize is not None:  # compared before: only another image size changes shapes
+    resize = architecture(config.architecture).resize
+    if resize is not None and tensor.shape != shape:  # shapes were compared before `with_image_size` changed some
         try:
             result = resize(result, shape)
         except ValueError as error:

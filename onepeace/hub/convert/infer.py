@@ -1,7 +1,7 @@
-"""The configuration of an original checkpoint, read off its tensors.
+"""Infers the configuration of an original ONE-PEACE checkpoint from its tensors.
 
-Sizes come from the shapes; the file's own cfg, where it has one, must agree with them and adds what shapes do not tell
-(strides, limits, which modality a classifier reads).
+Sizes come from the shapes. The file's own cfg, if it has one, must agree with them, and adds what shapes do not tell:
+strides, limits, the modality that a classifier reads.
 """
 
 import math
@@ -39,7 +39,7 @@ def infer_config(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: Cfg) ->
 
 
 class _Shapes:
-    """Tensor shapes by our names; each method reads one part of the configuration off them."""
+    """Tensor shapes by our names; each method infers one part of the configuration."""
 
     def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.path = path
@@ -184,7 +184,7 @@ class _Shapes:
         return {"classifier": classifier}
 
     def processors(self, task: Cfg, adapters: Mapping[str, Any]) -> Options:
-        """How the original prepares inputs of this model."""
+        """Settings with which the original prepares this model's inputs."""
         found: Options = {}
         if "text" in adapters:
             found["text"] = {"max_tokens": task.get("max_src_length", 70), "lower": True, "prefix_space": True}

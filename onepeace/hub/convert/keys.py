@@ -1,4 +1,4 @@
-"""Parameter names of the original code and ours: one table, read in both directions.
+"""The key map of ONE-PEACE: parameter names of the original code and ours, one table read in both directions.
 
 {i} and {j} stand for numbers, {m} for a modality, {p} for "weight" or "bias". All tensors keep their shapes except
 two: type embeddings are rows of one table (hence "[0]", "[1]"), and the query of the attention pool loses its two

@@ -1,4 +1,4 @@
-"""A tensor that is still in its file: what `unpickle` finds and `convert` reads, one at a time."""
+"""A tensor that is still in a checkpoint file: `unpickle` finds it, `convert` reads it when its turn comes."""
 
 import math
 from dataclasses import dataclass
