@@ -1,55 +1,161 @@
-"""`onepeace shards`: webdataset shards for training, from a table or a folder of files."""
+"""`onepeace shards`: webdataset shards for training, from a public data set, a table or a folder of files."""
 
 import argparse
+import difflib
+import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onepeace.commands import files
 from onepeace.errors import UsageError, UserError
+from onepeace.files.atomic import write_text_atomic
 
 if TYPE_CHECKING:
-    from onepeace.datasets.pairs import Pair, Skipped
+    from onepeace.data.shard_writer import ShardWriter
+    from onepeace.datasets.layout import Encoded, Record, Skipped
 
 EXAMPLES = """\
 SOURCE is one of
   a .csv, .tsv or .jsonl   paths in it are relative to its folder; a caption of a .jsonl may be a list of captions.
                            Columns that no option names: image, audio, text (or caption, captions), label, where filled
   a folder                 a.jpg, or a.wav, or both, with a.txt beside it, one caption a line
+  a public data set        with --layout NAME; -o is the folder that gets train/ and val/. Older shards are replaced
 
   onepeace shards captions.csv -o shards/pairs
   onepeace shards clips.tsv -o shards/clips --audio file --text sentence --check
   onepeace shards pictures -o shards/animals --labels-from-folders
+  onepeace shards --layouts
+  onepeace shards --layout coco --help
+  onepeace shards --layout coco ~/downloads/coco -o $ONEPEACE_DATA size=160
+  onepeace shards --check-leaks $ONEPEACE_DATA
 
-exit code: 0, 1 when a row or file was left out (listed at the end; the others are written), 2 for wrong usage"""
+exit code: 0, 1 when a row or file of your own was left out (listed at the end; the others are written) or a leak was
+found, 2 for wrong usage"""
 
-SHARD_SIZE = "100MB"
+SHARD_SIZE, LAYOUT_SHARD_SIZE = "100MB", "15MB"
 PREFIX_LENGTH = 60
 AHEAD = 32
 """Files that are read, or checked, ahead of the one that is written."""
+LISTED = 10
+"""Files of a public data set that are named when they are left out; videos and web pages vanish by the thousand."""
+
+
+class _Layout(argparse.Action):
+    """Keeps a layout with its name; a --help that follows is about the layout."""
+
+    def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
+        from onepeace.datasets import LAYOUTS
+
+        if values not in LAYOUTS:
+            near = difflib.get_close_matches(values, LAYOUTS, n=1)
+            raise UsageError(f"no layout {values!r}; {f'did you mean {near[0]}?' if near else 'see --layouts'}")
+        namespace.layout = values
+        parser.epilog = LAYOUTS[values].help()
+
+
+class _ListLayouts(argparse.Action):
+    """Prints the layouts and stops."""
+
+    def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
+        from onepeace.datasets import LAYOUTS
+        from onepeace.files.table import format_table
+
+        print(format_table(("layout", "what it reads"), [(name, layout.summary()) for name, layout in LAYOUTS.items()]))
+        parser.exit()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from onepeace.processors import PROCESSORS
+
     parser.epilog = EXAMPLES
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="table or folder")
+    parser.add_argument("source", type=Path, nargs="?", metavar="SOURCE", help="table or folder")
+    parser.add_argument("overrides", nargs="*", metavar="option=value", help="options of the layout")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FOLDER/PREFIX", help="writes FOLDER/PREFIX-00000.tar, ..."
+        "-o", "--output", type=Path, metavar="FOLDER/PREFIX", help="writes FOLDER/PREFIX-00000.tar, ...; see below"
     )
-    for key in ("image", "audio", "text", "label"):
+    parser.add_argument("--layout", action=_Layout, metavar="NAME", help="SOURCE is a public data set as downloaded")
+    parser.add_argument("--layouts", action=_ListLayouts, nargs=0, help="list the public data sets and stop")
+    parser.add_argument("--check-leaks", type=Path, metavar="ROOT", help="look for what ROOT/train and ROOT/val share")
+    parser.add_argument("--near", type=int, metavar="BITS", help="with it: count look-alikes by a 64-bit hash (try 2)")
+    for key in (*PROCESSORS, "label"):
         parser.add_argument(f"--{key}", metavar="COL", help=f"column of the {key}; then every row must have one")
     parser.add_argument("--labels-from-folders", action="store_true", help="the name of a file's folder is its label")
     parser.add_argument(
-        "--shard-size", default=SHARD_SIZE, metavar="N", help=f"samples, or megabytes (50MB); default {SHARD_SIZE}"
-    )
+        "--shard-size", metavar="N",
+        help=f"samples, or megabytes (50MB); default {SHARD_SIZE}, of a layout {LAYOUT_SHARD_SIZE}",
+    )  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="stop after N samples")
     parser.add_argument("--check", action="store_true", help="decode every file, leave out what fails")
     parser.add_argument("--force", action="store_true", help="replace older shards of the same name")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the shards, list what was left out."""
+    """Write the shards, or look for leaks; what was left out goes to stderr."""
+    if args.check_leaks is not None:
+        return _check_leaks(args.check_leaks, args.near)
+    if args.source is None or args.output is None:
+        raise UsageError(f"say what to {'read: SOURCE' if args.source is None else 'write: -o FOLDER/PREFIX'}")
+    if not args.source.exists():
+        raise UsageError(f"{args.source}: no such file or folder")
+    if args.overrides and args.layout is None:
+        raise UsageError(f"{args.overrides[0]}: one SOURCE at a time; option=value needs --layout NAME")
+    return _write_own(args) if args.layout is None else _write_layout(args)
+
+
+def _check_leaks(root: Path, near: int | None) -> int:
+    from onepeace.data.leaks import check_leaks
+
+    counts, errors, alike = check_leaks(root, near)
+    for name, count in sorted(counts.items()):
+        print(f"{name}: {count} samples")
+    if alike is not None:
+        print(f"photographs of val within {near} of 64 bits of one of train: {alike[0]} of {alike[1]}")
+    for error in errors:
+        print(error, file=sys.stderr)
+    print(f"{len(errors)} errors")
+    return 1 if errors else 0
+
+
+def _write_layout(args: argparse.Namespace) -> int:
+    from onepeace.data.leaks import held_out
+    from onepeace.data.shard_writer import ShardWriter
+    from onepeace.datasets import LAYOUTS
+    from onepeace.datasets.pictures import Seen
+
+    own = [*_columns(args), *(name for name in ("labels_from_folders", "limit", "check") if getattr(args, name))]
+    if own:
+        raise UsageError(f"--{own[0].replace('_', '-')} is for a table or folder of your own, not for a layout")
+    if not args.source.is_dir():
+        raise UsageError(f"{args.source}: is not the folder of a download")
+    layout = LAYOUTS[args.layout].with_options(args.overrides, f"layout {args.layout}")
+    max_items, max_bytes = _shard_size(args.shard_size or LAYOUT_SHARD_SIZE)
+    seen = Seen()  # over all splits: what is validation data is not written as training data
+    nothing_written = True
+    for split in layout.splits(args.source, partial(held_out, args.output)):
+        folder, prefix = (args.output / split.shards).parent, Path(split.shards).name
+        with ShardWriter(folder, prefix, max_bytes=max_bytes, max_items=max_items, compress=True) as writer:
+            left_out = _write(writer, split.records, split.encode, seen)
+        if split.classes is not None:
+            text = json.dumps(split.classes, indent=1, ensure_ascii=False) + "\n"
+            write_text_atomic(folder / "classes.json", text)
+        _list(left_out, writer.count, LISTED)
+        if writer.count:
+            print(writer)
+            nothing_written = False
+        else:
+            files.say(f"{folder / prefix}: nothing to write; passed over")
+    if nothing_written:
+        raise UserError(f"{args.source}: nothing in it can be used; nothing is written")
+    return 0
+
+
+def _write_own(args: argparse.Namespace) -> int:
+    from onepeace.data.shard_writer import ShardWriter
+
     folder, prefix = args.output.parent, args.output.name
     if args.output.is_dir():
         raise UsageError(f"{args.output}: is a folder; add the shards' prefix: {args.output / 'pairs'}")
@@ -57,46 +163,31 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"prefix {prefix!r} must be letters, digits, '_', '-' and '.', at most {PREFIX_LENGTH} bytes")
     if args.limit is not None and args.limit < 1:
         raise UsageError(f"--limit {args.limit} is too few; it must be at least 1")
-    max_items, max_bytes = _shard_size(args.shard_size)
-    pairs = _pairs(args)
-
-    from tqdm import tqdm
-
-    from onepeace.data.shard_writer import ShardWriter
-    from onepeace.datasets.pairs import Skipped
-    from onepeace.embed.stream import decode_ahead
-
+    max_items, max_bytes = _shard_size(args.shard_size or SHARD_SIZE)
+    records = _own_records(args)
     writer = ShardWriter(folder, prefix, max_bytes=max_bytes, max_items=max_items)
     if not args.force and (older := writer.older()):
         raise UsageError(f"{older[0]} exists; choose another name, or replace it with --force")
-    family = re.sub(r"[^\w-]", "_", prefix)
-    skipped: list[Skipped] = []
     with writer:
-        content = decode_ahead(pairs, lambda pair: _read(pair, args.check), ahead=AHEAD)
-        for _, pair, media in tqdm(content, unit=" rows", disable=None):
-            if isinstance(pair, Skipped) or isinstance(media, Skipped):
-                skipped.append(media if isinstance(media, Skipped) else pair)
-                continue
-            key = f"{family}_{writer.count:08d}"
-            writer.write(key, media, pair.captions, label=pair.label, source=pair.source)
-            if writer.count == args.limit:
-                break
-        if not writer.count:
-            # Inside the block, so that older shards stay.
-            _list(skipped, 0)
-            raise UserError(f"{args.source}: nothing in it can be used; nothing is written")
-    size = sum(path.stat().st_size for path in writer.paths)
-    print(f"{folder / prefix}-*.tar: {writer.count} samples, {size} bytes in {len(writer.paths)} shards")
-    return _list(skipped, writer.count)
+        left_out = _write(writer, records, partial(_read_files, check=args.check), limit=args.limit)
+    _list(left_out, writer.count)
+    if not writer.count:
+        raise UserError(f"{args.source}: nothing in it can be used; nothing is written")
+    print(writer)
+    return 1 if left_out else 0
 
 
-def _pairs(args: argparse.Namespace) -> "Iterator[Pair | Skipped]":
-    columns = {key: name for key in ("image", "audio", "text", "label") if (name := getattr(args, key)) is not None}
-    if not args.source.exists():
-        raise UsageError(f"{args.source}: no such file or folder")
+def _columns(args: argparse.Namespace) -> dict[str, str]:
+    """The names of columns that were given, by what they hold."""
+    from onepeace.processors import PROCESSORS
 
+    return {key: name for key in (*PROCESSORS, "label") if (name := getattr(args, key)) is not None}
+
+
+def _own_records(args: argparse.Namespace) -> "Iterator[Record | Skipped]":
     from onepeace.datasets.pairs import from_folder, from_table
 
+    columns = _columns(args)
     if not args.source.is_dir():
         if args.labels_from_folders:
             raise UsageError(f"--labels-from-folders is for a folder, and {args.source} is a file")
@@ -115,32 +206,69 @@ def _shard_size(text: str) -> tuple[int | None, int | None]:
     return (None, number * 1_000_000) if match[2] else (number, None)
 
 
-def _read(pair: "Pair | Skipped", check: bool) -> "dict[str, bytes] | Skipped":
-    """The files' bytes by ending, or what is wrong with one."""
-    from onepeace.datasets.pairs import Skipped
+def _read_files(record: "Record", check: bool) -> "Encoded":
+    """The files of a record as they are; with `check` they are decoded first."""
+    from onepeace.datasets.layout import Encoded
     from onepeace.files.source import read_bytes
     from onepeace.processors import PROCESSORS
 
-    if isinstance(pair, Skipped):
-        return pair
-    media = {}
-    try:
-        for modality, path in pair.files.items():
-            if check:
-                PROCESSORS[modality]().decode(path)
-            content = read_bytes(path)
-            if not content:
-                raise UserError(f"{path}: the file is empty (0 bytes)")
-            media[path.suffix.lower().removeprefix(".")] = content
-    except UserError as error:
-        return Skipped(pair.where, str(error).removeprefix(f"{pair.where}: "))
-    return media
+    found = {}
+    for modality, path in record.inputs.items():
+        if modality == "text":
+            continue
+        if check:
+            PROCESSORS[modality]().decode(path)
+        content = read_bytes(path)
+        if not content:
+            raise UserError(f"{path}: the file is empty (0 bytes)")
+        found[path.suffix.lower().removeprefix(".")] = content
+    return Encoded(found)
 
 
-def _list(skipped: "list[Skipped]", num_written: int) -> int:
-    """Lists on stderr what was left out; 1 if there is any, else 0."""
-    if skipped:
-        files.say(f"{len(skipped)} of {len(skipped) + num_written} left out:")
-    for where, reason in skipped:
+def _write(
+    writer: "ShardWriter",
+    records: "Iterable[Record | Skipped]",
+    encode: "Callable[[Record], Encoded]",
+    seen: "Callable[[bytes], bool] | None" = None,
+    limit: int | None = None,
+) -> "list[Skipped]":
+    """Write the records that can be used; the others come back, with what is wrong with them.
+
+    Args:
+        seen: tells contents that came before, and are left out without a word.
+    """
+    from tqdm import tqdm
+
+    from onepeace.datasets.layout import Skipped, skipped
+    from onepeace.embed.stream import decode_ahead
+
+    def read(record: "Record | Skipped") -> "Encoded | Skipped":
+        if isinstance(record, Skipped):
+            return record
+        try:
+            return encode(record)
+        except (OSError, UserError) as error:
+            return skipped(record.name, error)
+
+    family = re.sub(r"[^\w-]", "_", writer.prefix)
+    left_out: list[Skipped] = []
+    for _, record, result in tqdm(decode_ahead(records, read, ahead=AHEAD), unit=" rows", disable=None):
+        if isinstance(result, Skipped) or isinstance(record, Skipped):
+            left_out.append(result)
+        elif seen is None or result.original is None or not seen(result.original):
+            key, about = record.key or f"{family}_{writer.count:08d}", {"source": record.source, **record.about}
+            if not writer.write(key, result.files, record.captions, targets=record.targets, about=about):
+                left_out.append(Skipped(key, "an earlier sample has this key"))
+            if writer.count == limit:
+                break
+    return left_out
+
+
+def _list(left_out: "list[Skipped]", num_written: int, at_most: int | None = None) -> None:
+    """Lists on stderr what was left out."""
+    if left_out:
+        files.say(f"{len(left_out)} left out, {num_written} written:")
+    for where, reason in left_out[:at_most]:
         print(f"  {where}: {reason}", file=sys.stderr)
-    return 1 if skipped else 0
+    if at_most is not None and len(left_out) > at_most:
+        print(f"  and {len(left_out) - at_most} more", file=sys.stderr)

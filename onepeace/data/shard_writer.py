@@ -26,7 +26,8 @@ NAME_BYTES = 100
 class ShardWriter:
     """Writes samples to FOLDER/PREFIX-00000.tar, -00001.tar, ... in the order given; a context manager.
 
-    When it ends well, its shards take the place of all older ones of this folder and prefix.
+    When it ends well, its shards take the place of all older ones of this folder and prefix. If no sample was written,
+    these stay.
 
     Args:
         max_bytes, max_items: a new shard begins before one would hold more bytes of media, or more samples, than this.
@@ -47,12 +48,19 @@ class ShardWriter:
     ) -> None:
         self.folder, self.prefix = folder, prefix
         self.max_bytes, self.max_items, self.compress = max_bytes, max_items, compress
+        self.ending = ".tar.gz" if compress else ".tar"
         self.count = 0
         """Samples written."""
         self.paths: list[Path] = []
         """The shards, under the names they get at the end."""
         self._keys: set[str] = set()
         self._open: ExitStack | None = None
+
+    def __str__(self) -> str:
+        """What has been written, when it ended well."""
+        size = sum(path.stat().st_size for path in self.paths)
+        name = f"{self.folder / self.prefix}-*{self.ending}"
+        return f"{name}: {self.count} samples, {size} bytes in {len(self.paths)} shards"
 
     def older(self) -> list[Path]:
         """Shards of this folder and prefix that are there now."""
@@ -65,7 +73,13 @@ class ShardWriter:
         )
 
     def write(
-        self, key: str, media: Mapping[str, bytes], captions: Sequence[str], *, label: str | None = None, **fields: Any
+        self,
+        key: str,
+        media: Mapping[str, bytes],
+        captions: Sequence[str],
+        *,
+        targets: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> bool:
         """Add one sample; False if an earlier one has its key, and this one is left out.
 
@@ -73,7 +87,8 @@ class ShardWriter:
             key: no dot, no slash: webdataset takes what follows the first dot for the kind of a member.
             media: encoded bytes by file ending, without the dot ("jpg", "ogg").
             captions: go into KEY.json; one, which depends on the key alone, is KEY.txt. May be empty.
-            label, fields: go into KEY.json.
+            targets: go into KEY.json: "label" as a field of its own, others as the field "targets".
+            about: further fields of KEY.json.
         """
         if "." in key or "/" in key or len(f"{key}.json".encode()) > NAME_BYTES:
             raise ValueError(f"{key!r}: a key has no dot, no slash and at most {NAME_BYTES - 5} bytes")
@@ -81,8 +96,11 @@ class ShardWriter:
             return False
         self._keys.add(key)
         size = sum(map(len, media.values()))
-        about = {"captions": list(captions), "label": label, **fields}
-        members: dict[str, Any] = {**media, "json": json.dumps(about, ensure_ascii=False).encode()}
+        others = dict(targets or {})
+        fields = {"captions": list(captions), "label": others.pop("label", None), **(about or {})}
+        if others:
+            fields["targets"] = others
+        members: dict[str, Any] = {**media, "json": json.dumps(fields, ensure_ascii=False).encode()}
         if captions:
             pick = int(hashlib.md5(key.encode(), usedforsecurity=False).hexdigest(), 16) % len(captions)
             members["txt"] = captions[pick].encode()
@@ -114,7 +132,7 @@ class ShardWriter:
             except OSError as failure:
                 if kind is None:
                     raise self._unwritable(failure) from failure
-            if kind is None:
+            if kind is None and self.paths:
                 older = set(self.older())
                 for path in self.paths:
                     os.replace(_part(path), path)
@@ -131,8 +149,7 @@ class ShardWriter:
     def _open_shard(self) -> None:
         from webdataset import TarWriter
 
-        ending = ".tar.gz" if self.compress else ".tar"
-        path = self.folder / f"{self.prefix}-{len(self.paths):05d}{ending}"
+        path = self.folder / f"{self.prefix}-{len(self.paths):05d}{self.ending}"
         self.paths.append(path)
         self._open = ExitStack()
         file: Any = self._open.enter_context(open(_part(path), "wb"))

@@ -1,0 +1,35 @@
+"""Public data sets as they are downloaded, one file for each layout, and tables and folders of one's own (pairs.py)."""
+
+from onepeace.datasets.audiocaps import AudioCaps
+from onepeace.datasets.clotho import Clotho
+from onepeace.datasets.coco import Coco
+from onepeace.datasets.conceptual_captions import ConceptualCaptions
+from onepeace.datasets.emoji import Emoji
+from onepeace.datasets.esc50 import ESC50
+from onepeace.datasets.flickr8k import Flickr8k
+from onepeace.datasets.flickr30k import Flickr30k
+from onepeace.datasets.imagenet_samples import ImageNetSamples
+from onepeace.datasets.layout import Layout
+from onepeace.datasets.macs import Macs
+from onepeace.datasets.openclipart import OpenClipart
+from onepeace.datasets.tiny_imagenet import TinyImageNet
+from onepeace.datasets.tuxpaint import TuxPaint
+from onepeace.datasets.vggsound import VGGSound
+
+LAYOUTS: dict[str, Layout] = {
+    "tiny_imagenet": TinyImageNet(),
+    "imagenet_samples": ImageNetSamples(),
+    "flickr8k": Flickr8k(),
+    "flickr30k": Flickr30k(),
+    "coco": Coco(),
+    "conceptual_captions": ConceptualCaptions(),
+    "emoji": Emoji(),
+    "openclipart": OpenClipart(),
+    "tuxpaint": TuxPaint(),
+    "esc50": ESC50(),
+    "audiocaps": AudioCaps(),
+    "clotho": Clotho(),
+    "macs": Macs(),
+    "vggsound": VGGSound(),
+}
+"""By name, as `onepeace shards --layout NAME` takes them; `LAYOUTS["mine"] = Mine()` adds one."""

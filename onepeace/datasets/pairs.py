@@ -1,57 +1,36 @@
-"""What a user has, as pairs: the rows of a table or the files of a folder, checked as far as that needs no decoding.
-
-`onepeace shards` (commands/shards.py) makes shards of them.
-"""
+"""What a user has, as samples: the rows of a table or the files of a folder, checked without decoding a file."""
 
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from onepeace.datasets.layout import Record, Skipped
 from onepeace.datasets.tables import BadRow, read_table
 from onepeace.errors import UserError
 from onepeace.files import source
 from onepeace.files.walk import walk
 from onepeace.processors import PROCESSORS
 
-MEDIA = tuple(key for key in PROCESSORS if key != "text")
-COLUMNS: dict[str, tuple[str, ...]] = {
-    **{key: (key,) for key in MEDIA},
-    "text": ("text", "caption", "captions"),
-    "label": ("label",),
-}
-"""The columns that are looked for when none is named; of a text's, the first that is filled."""
+COLUMNS = {"text": ("text", "caption", "captions")}
+"""Columns that are looked for when none is named, where they are not called as what they hold; the first that is filled
+is taken."""
 
 
-class Pair(NamedTuple):
-    """One sample to be."""
-
-    where: str
-    """For messages: "captions.csv line 17", or its first file."""
-    source: str
-    """The same without the folder, so that it does not depend on where the table or the folder lies."""
-    files: dict[str, Path]
-    """By modality; at least one."""
-    captions: list[str]
-    label: str | None
+def media() -> list[str]:
+    """The modalities whose columns hold files."""
+    return [key for key in PROCESSORS if key != "text"]
 
 
-class Skipped(NamedTuple):
-    """A row or file that cannot be used."""
-
-    where: str
-    reason: str
-
-
-def from_table(path: Path, columns: Mapping[str, str]) -> Iterator[Pair | Skipped]:
-    """A pair, or the reason why there is none, for each row of a .csv, .tsv or .jsonl file.
+def from_table(path: Path, columns: Mapping[str, str]) -> Iterator[Record | Skipped]:
+    """A sample, or the reason why there is none, for each row of a .csv, .tsv or .jsonl file.
 
     Paths in the table are relative to its folder. A caption column of a .jsonl holds one text or a list.
 
     Args:
-        columns: names of columns by what they hold: "image", "audio", "text", "label". One that is named must be
-            filled in every row; of the others those of `COLUMNS` are taken where they are filled.
+        columns: names of columns by what they hold: a modality or "label". One that is named must be filled in every
+            row; the others are looked for under their own name, or that of `COLUMNS`, and taken where they are filled.
 
     Raises:
         UserError: the table cannot be read, has no row, or lacks a column (names the nearest).
@@ -67,9 +46,9 @@ def from_table(path: Path, columns: Mapping[str, str]) -> Iterator[Pair | Skippe
         if not checked:
             _check_columns(path, columns, list(row.cells))
             checked = True
-        result: Pair | Skipped
+        result: Record | Skipped
         try:
-            result = _pair(row.cells, columns, path.parent, where, f"{path.name} line {row.line}")
+            result = _record(row.cells, columns, path.parent, where, f"{path.name} line {row.line}")
         except UserError as error:
             result = Skipped(where, str(error))
         yield result
@@ -77,13 +56,13 @@ def from_table(path: Path, columns: Mapping[str, str]) -> Iterator[Pair | Skippe
         raise UserError(f"{path}: has no rows")
 
 
-def from_folder(folder: Path, *, labels_from_folders: bool = False) -> Iterator[Pair | Skipped]:
-    """A pair for each stem of pictures and sounds below a folder: a.jpg, a.wav and a.txt in one folder are one sample.
+def from_folder(folder: Path, *, labels_from_folders: bool = False) -> Iterator[Record | Skipped]:
+    """A sample for each stem of files below a folder: a.jpg, a.wav and a.txt in one folder are one sample.
 
     Each line of the .txt is a caption. With `labels_from_folders` a sample needs no .txt, and the name of the folder
     that holds it is its label.
     """
-    found, unreadable = walk([folder], {suffix: key for key in MEDIA for suffix in PROCESSORS[key].suffixes})
+    found, unreadable = walk([folder], {suffix: key for key in media() for suffix in PROCESSORS[key].suffixes})
     yield from (Skipped(_shown(path), reason) for path, reason in unreadable)
     groups: dict[Path, dict[str, Path]] = {}
     for path, modality in found:
@@ -94,11 +73,12 @@ def from_folder(folder: Path, *, labels_from_folders: bool = False) -> Iterator[
             group[modality] = path
     for stem, files in groups.items():
         first = next(iter(files.values()))
-        result: Pair | Skipped
+        result: Record | Skipped
         try:
             captions = _sidecar(stem.with_name(f"{stem.name}.txt"), needed=not labels_from_folders)
-            label = _folder_label(first, folder) if labels_from_folders else None
-            result = Pair(_shown(first), _shown(first.relative_to(folder)), files, captions, label)
+            targets = {"label": _folder_label(first, folder)} if labels_from_folders else {}
+            inputs = {**files, "text": captions}
+            result = Record("", _shown(first.relative_to(folder)), inputs, targets, where=_shown(first))
         except UserError as error:
             result = Skipped(_shown(first), str(error))
         yield result
@@ -110,35 +90,36 @@ def _check_columns(path: Path, columns: Mapping[str, str], known: Sequence[str])
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
             raise UserError(f"{path}: no column {name!r} for --{key}; {hint}")
-    if not any(key in columns or key in known for key in MEDIA):
-        options = " or ".join(f"--{key} COLUMN" for key in MEDIA)
+    if not any(key in columns or key in known for key in media()):
+        options = " or ".join(f"--{key} COLUMN" for key in media())
         raise UserError(
-            f"{path}: no column {' or '.join(MEDIA)}; it has {', '.join(known)}; say which holds the files: {options}"
+            f"{path}: no column {' or '.join(media())}; it has {', '.join(known)}; say which holds the files: {options}"
         )
 
 
-def _pair(cells: Mapping[str, Any], columns: Mapping[str, str], folder: Path, where: str, source_name: str) -> Pair:
-    """The pair of a row; `UserError` says what is wrong with it."""
+def _record(cells: Mapping[str, Any], columns: Mapping[str, str], folder: Path, where: str, source_name: str) -> Record:
+    """The sample of a row; `UserError` says what is wrong with it."""
 
     def cell(key: str) -> tuple[str, Any]:
-        names = (columns[key],) if key in columns else COLUMNS[key]
+        names = (columns[key],) if key in columns else COLUMNS.get(key, (key,))
         filled = [name for name in names if cells.get(name) not in (None, "", [])]
         if key in columns and not filled:
             raise UserError(f"{columns[key]} is empty")
         return (filled[0], cells[filled[0]]) if filled else ("", None)
 
     files = {}
-    for key in MEDIA:
+    for key in media():
         name, value = cell(key)
         if value is not None:
             files[key] = _file(key, name, value, folder)
     if not files:
-        raise UserError(f"has no {' and no '.join(MEDIA)}")
+        raise UserError(f"has no {' and no '.join(media())}")
     captions = _captions(*cell("text"))
     label = _label(*cell("label"))
     if len(files) == 1 and not captions and label is None:
         raise UserError(f"has no caption and no label for its {next(iter(files))}")
-    return Pair(where, source_name, files, captions, label)
+    targets = {} if label is None else {"label": label}
+    return Record("", source_name, {**files, "text": captions}, targets, where=where)
 
 
 def _file(modality: str, column: str, value: Any, folder: Path) -> Path:
@@ -148,7 +129,7 @@ def _file(modality: str, column: str, value: Any, folder: Path) -> Path:
         raise UserError(f"{source.describe(value)}: is an address; download it and give the path")
     path = source.local_path(folder / value)
     if path.suffix.lower() not in PROCESSORS[modality].suffixes:
-        raise UserError(f"{path}: unknown ending {path.suffix!r} of an {modality} file")
+        raise UserError(f"{path}: unknown ending {path.suffix!r} for {modality}")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Rows of a .csv, .tsv or .jsonl file with their lines; a broken row is told apart. Next: pairs.py.
+"""Rows of a .csv, .tsv or .jsonl file with their lines; a broken row is one of the results.
 
 A .csv file is quoted as spreadsheets do it, a row may span lines. A .tsv file has no quoting, as the format says: a
 line is a row and `"` a character like others. Both begin with the names of their columns. A .jsonl file has one JSON

@@ -1,0 +1,84 @@
+"""ESC-50 (K. J. Piczak, ACM Multimedia 2015)."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from onepeace.datasets.layout import (
+    Encoded,
+    HeldOut,
+    Layout,
+    Record,
+    Skipped,
+    Split,
+    option,
+    shuffled,
+)
+from onepeace.datasets.reading import read_json
+from onepeace.datasets.sounds import RATE, load_sound, ogg
+from onepeace.errors import UserError
+
+SECONDS = 5
+ESC10 = frozenset({0, 1, 10, 11, 12, 20, 21, 38, 40, 41})
+"""Targets of the ten classes that are under CC BY, the ESC-10 part."""
+
+IN_TWO_FOLDS = frozenset({"209698", "234879"})
+"""Recordings of which ESC-50 itself has different stretches in fold 5 and in another fold."""
+
+
+@dataclass(frozen=True)
+class ESC50(Layout):
+    """ESC-50: 2,000 five-second sounds of 50 classes, from github.com/karolpiczak/ESC-50.
+
+    SOURCE is the checkout: audio/FOLD-CLIP-TAKE-TARGET.wav. (Its first layout, "NNN - Class/FOLD-CLIP-TAKE.ogg", is
+    read too.) The sounds become 16 kHz mono Ogg Vorbis of exactly five seconds. Fold 5 is validation data, folds 1 to 4
+    are training data. Captions are three sentences per class (onepeace/datasets/esc50_captions.json).
+    """
+
+    family = "esc50"
+    level: float = option(0.9, "compression of Vorbis, 0 (best) to 1 (smallest)")
+
+    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
+        captions = read_json(Path(__file__).with_name("esc50_captions.json"))  # in the order of the targets
+        clips = list(_clips(folder, captions))
+        bad = [clip for clip in clips if isinstance(clip, Skipped)]
+        good = shuffled(clip for clip in clips if isinstance(clip, Record))
+        if not good:
+            raise UserError(f"{folder}: no sounds named FOLD-CLIP-TAKE-TARGET.wav, such as audio/1-100032-A-0.wav")
+        val = [clip for clip in good if clip.about["fold"] == 5]
+        train = [clip for clip in good if clip.about["fold"] != 5]
+        yield Split("val/esc50_fold5/esc50_fold5", [*bad, *val], self.encode, classes=list(captions))
+        yield Split("train/audio_text/esc50", train, self.encode)
+
+    def encode(self, record: Record) -> Encoded:
+        """Exactly five seconds of the sound of a record."""
+        samples = load_sound(record.inputs["audio"], SECONDS)
+        return Encoded({"ogg": ogg(np.pad(samples, (0, RATE * SECONDS - len(samples))), RATE, self.level)})
+
+    def group(self, record: Record) -> tuple[str, str] | None:
+        recording = record.about["freesound_id"]
+        return None if recording in IN_TWO_FOLDS else ("esc50", recording)
+
+
+def _clips(folder: Path, captions: dict[str, list[str]]) -> Iterator[Record | Skipped]:
+    """The clips by what the names of their files say."""
+    names = list(captions)
+    for path in sorted([*folder.rglob("*.wav"), *folder.rglob("*.ogg")]):
+        if name := re.fullmatch(r"([1-5])-(\d+)-([A-Z])-(\d+)", path.stem):
+            target = int(name[4])
+        else:
+            name = re.fullmatch(r"([1-5])-(\d+)-([A-Z])", path.stem)
+            place = re.match(r"([1-5])(\d\d) - ", path.parent.name)  # 101 to 110, 201 to 210, ...
+            target = (int(place[1]) - 1) * 10 + int(place[2]) - 1 if place else -1
+        if name is None or not 0 <= target < len(names):
+            yield Skipped(str(path), "not named FOLD-CLIP-TAKE-TARGET with a target of 0 to 49")
+            continue
+        fold, recording, take = name.group(1, 2, 3)
+        license = "CC BY 3.0" if target in ESC10 else "CC BY-NC 3.0"
+        about = {"license": license, "target": target, "fold": int(fold), "freesound_id": recording}
+        label = names[target]
+        inputs = {"audio": path, "text": captions[label]}
+        yield Record(f"esc50_{fold}-{recording}-{take}-{target}", "ESC-50", inputs, {"label": label}, about)

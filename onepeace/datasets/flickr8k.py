@@ -1,0 +1,72 @@
+"""Flickr8k (Hodosh, Young, Hockenmaier, JAIR 2013)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from onepeace.datasets.layout import HeldOut, Record, Skipped, Split, option, shuffled, skipped
+from onepeace.datasets.pictures import Photographs, photograph
+from onepeace.datasets.reading import find, read_lines, sentence
+from onepeace.errors import UserError
+
+LICENSE = "Flickr photographs; research and educational use (Flickr8k terms)"
+
+
+@dataclass(frozen=True)
+class Flickr8k(Photographs):
+    """Flickr8k: 8,091 photographs with five sentences each, from Flickr8k_Dataset.zip and Flickr8k_text.zip.
+
+    SOURCE holds both, unpacked: a folder Flicker8k_Dataset (or Flickr8k_Dataset, Images, images) of JPEGs, and
+    Flickr8k.token.txt, Flickr_8k.devImages.txt and Flickr_8k.testImages.txt anywhere below. The official test split is
+    validation data. Some pictures of the dev split go nowhere (for choices that must not touch validation data); the
+    rest of dev, the official training split, and the pictures that are in no split are training data, less those that
+    are validation data of Flickr30k below the same root: Flickr30k holds most of Flickr8k.
+    """
+
+    family = "f8k"
+    val_size: int = option(160, "short side of the validation pictures")
+    keep_out: int = option(200, "pictures of the dev split that go into no shard")
+
+    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
+        captions = _captions(find(folder, "Flickr8k.token.txt", what="the captions"))
+        dev, test = (
+            shuffled(sorted(line.strip() for _, line in read_lines(find(folder, name, what="a split"))))
+            for name in ("Flickr_8k.devImages.txt", "Flickr_8k.testImages.txt")
+        )
+        place = find(folder, "Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images", what="the photographs")
+
+        def records(names: Sequence[str], part: str) -> Iterator[Record | Skipped]:
+            for name in names:
+                if name in captions:
+                    inputs = {"image": place / name, "text": captions[name]}
+                    key = f"f8k_{name.partition('.')[0]}"
+                    yield Record(key, f"Flickr8k {part}", inputs, {}, {"license": LICENSE})
+                else:
+                    yield skipped(place / name, "it has no caption")
+
+        encode = partial(photograph, size=self.val_size, quality=85)
+        yield Split("val/flickr8k/flickr8k_test", records(test, "test"), encode)
+        apart = {*test, *dev[: self.keep_out]}
+        elsewhere = {record.key.split("_")[1] for record in held_out("flickr30k")}
+        train = sorted(
+            path.name
+            for path in place.glob("*.jpg")
+            if path.name in captions and path.name not in apart and path.name.split("_")[0] not in elsewhere
+        )
+        yield Split("train/image_text/flickr8k", records(shuffled(train), "train/dev/other"), self.encode)
+
+    def group(self, record: Record) -> tuple[str, str]:
+        return "flickr", record.key.split("_")[1]
+
+
+def _captions(path: Path) -> dict[str, list[str]]:
+    """Captions by file name."""
+    captions: dict[str, list[str]] = {}
+    for where, line in read_lines(path):
+        name, tab, caption = line.partition("\t")
+        if not tab or "#" not in name:
+            raise UserError(f"{where}: expected NAME.jpg#NUMBER, a tab and a caption; found {line[:60]!r}")
+        if len(caption := sentence(caption)) > 5:
+            captions.setdefault(name.partition("#")[0], []).append(caption)
+    return captions

@@ -1,0 +1,167 @@
+"""What a layout is: it reads a public data set, in the form in which it is downloaded, as samples.
+
+Each layout has a file beside this one, and an entry in `onepeace.datasets.LAYOUTS`.
+"""
+
+import dataclasses
+import inspect
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+
+from onepeace.config.reader import apply_override, build, to_plain
+from onepeace.data.sample import Sample
+from onepeace.errors import UserError
+
+T = TypeVar("T")
+
+
+class Skipped(NamedTuple):
+    """A row or file that cannot be used."""
+
+    where: str
+    reason: str
+
+
+def skipped(where: Path | str, reason: object) -> Skipped:
+    """What is wrong with a row or file, on one line; `reason` may be the error that it caused."""
+    text = " ".join(str(getattr(reason, "strerror", None) or reason).split())
+    return Skipped(str(where), text.removeprefix(f"{where}: "))
+
+
+@dataclass(frozen=True)
+class Record(Sample):
+    """A sample before it is written into a shard: its pictures and sounds are paths, or bytes where no file has them.
+
+    An empty key is replaced by the number of the sample.
+    """
+
+    about: dict[str, Any] = field(default_factory=dict)
+    """Further fields of KEY.json: the license, and what the set says about the sample."""
+    where: str = ""
+    """For messages; the path of its file if empty."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        paths = (str(value) for value in self.inputs.values() if isinstance(value, Path))
+        return self.where or next(paths, self.key)
+
+
+class Encoded(NamedTuple):
+    """The files of a sample as they go into a shard."""
+
+    files: dict[str, bytes]
+    """By file ending, without the dot."""
+    original: bytes | None = None
+    """What they were made from; of samples with equal originals only the first is written. None: always written."""
+
+
+class Split(NamedTuple):
+    """One set of shards, and the samples that go into it."""
+
+    shards: str
+    """Where below the root: "val/coco/coco" for val/coco/coco-00000.tar.gz. The first part is train or val."""
+    records: Iterable[Record | Skipped]
+    """Can be iterated once."""
+    encode: Callable[[Record], Encoded]
+    """Called from several threads; an OSError or UserError says why the record cannot be used."""
+    classes: Sequence[Any] | None = None
+    """Written to classes.json beside the shards."""
+
+
+class HeldOut(Protocol):
+    """Gives the samples that the shards of another set have as validation data."""
+
+    def __call__(self, name: str, needed: bool = False) -> Iterable[Record]:
+        """Those in the folder val/`name`; UserError where they are needed and not there."""
+
+
+def option(default: Any, text: str) -> Any:
+    """A field of a layout that `onepeace shards --layout NAME ... field=value` sets."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A public data set. A subclass is a frozen dataclass whose fields are its `option`s; its docstring is its help."""
+
+    family: ClassVar[str] = ""
+    """The part of its keys before the first "_"; no other layout has it."""
+    photographs: ClassVar[bool] = False
+    """Whether look-alikes in training and validation data can be told by `difference_hash`."""
+
+    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
+        """The splits of the data set in `folder`, those of validation data first.
+
+        Use up the records of one before the next: of equal pictures only the first is kept.
+
+        Raises:
+            UserError: `folder` does not hold the data set, or a table in it is broken (names file and line).
+        """
+        raise NotImplementedError
+
+    def group(self, record: Record) -> tuple[str, str] | None:
+        """What must not be in both training and validation data (a photograph, a video); None: nothing but the key."""
+        return None
+
+    def read(self, folder: Path, name: str) -> Iterator[Record | Skipped]:
+        """The samples of "train" or "val"."""
+        for split in self.splits(folder, lambda name, needed=False: ()):
+            wanted = split.shards.startswith(f"{name}/")
+            if name == "val" and not wanted:
+                return
+            yield from (record for record in split.records if wanted)
+
+    def summary(self) -> str:
+        """What it is, on one line."""
+        return " ".join((self.__doc__ or "").partition("\n\n")[0].split())
+
+    def with_options(self, overrides: Sequence[str], where: str) -> "Layout":
+        """A copy with options set, each as "size=160"; UserError names `where` and an unknown or wrong one."""
+        content = to_plain(self)
+        for override in overrides:
+            apply_override(content, override)
+        return build(type(self), content, where)
+
+    def help(self) -> str:
+        """What it reads, and its options with their defaults."""
+        lines = [inspect.cleandoc(self.__doc__ or ""), ""]
+        for option in dataclasses.fields(self):
+            value = getattr(self, option.name)
+            text = f"[{','.join(value)}]" if isinstance(value, tuple) else str(value)
+            lines.append(f"  {f'{option.name}={text}':<20} {option.metadata['help']}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class OfficialSplits(Layout):
+    """A layout whose training and validation data are chosen among the splits that the set comes with."""
+
+    train: tuple[str, ...] = option((), "official splits that are training data")
+    val: tuple[str, ...] = option((), "official splits that are validation data")
+
+    def __post_init__(self) -> None:
+        if both := sorted({*self.train} & {*self.val}):
+            raise UserError(f"{both[0]} cannot be both training and validation data")
+
+
+def shuffled(items: Iterable[T]) -> list[T]:
+    """The items in a random order that is always the same."""
+    result = list(items)
+    random.Random(0).shuffle(result)  # noqa: S311
+    return result
+
+
+def present(records: Sequence[Record], modality: str, table: Path, hint: str) -> Iterator[Record | Skipped]:
+    """The records whose file is there, shuffled; how many of those in `table` are not comes first."""
+    lacking = [record.key for record in records if record.inputs[modality] is None]
+    if len(lacking) == len(records):
+        yield skipped(table, f"not one of its {len(records)} {modality} files is there; {hint}")
+        return
+    if lacking:
+        named = ", ".join(lacking[:3])
+        yield skipped(table, f"{len(lacking)} of {len(records)} {modality} files are not there ({named}, ...)")
+    yield from (record for record in shuffled(records) if record.inputs[modality] is not None)

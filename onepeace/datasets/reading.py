@@ -1,0 +1,76 @@
+"""Reading the tables and lists of a download: whatever is broken is a `UserError` that names file and line."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from onepeace.datasets.tables import BadRow, read_table
+from onepeace.errors import UserError
+
+
+def find(folder: Path, *names: str, what: str) -> Path:
+    """The first file or folder below `folder` that has one of these names; `what` it holds is for the message."""
+    for name in names:
+        if found := sorted(folder.rglob(name)):
+            return found[0]
+    raise UserError(f"{folder}: holds no {' or '.join(names)} ({what})")
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The non-empty lines of a text file, each with "FILE:LINE" for messages."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield f"{path}:{number}", line.rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def read_rows(path: Path, *needed: str, columns: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a .csv file, each with "FILE:LINE" for messages.
+
+    Args:
+        needed: columns that must be there and filled.
+        columns: names of the columns of a file that does not begin with them.
+    """
+    for row in read_table(path, columns):
+        where = f"{path}:{row.line}"
+        if isinstance(row, BadRow):
+            raise UserError(f"{where}: {row.reason}")
+        if empty := [name for name in needed if not row.cells.get(name, "").strip()]:
+            raise UserError(f"{where}: no {empty[0]}; expected the columns {', '.join(needed)}")
+        yield where, row.cells
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def json_list(path: Path, name: str) -> list[Any]:
+    """The list that a JSON file holds as its field `name`."""
+    content = read_json(path)
+    rows = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: has no list of {name}")
+    return rows
+
+
+def whole_number(text: str, where: str) -> int:
+    """The number that a cell holds; `where` is for the message."""
+    if not text.strip().isdecimal():
+        raise UserError(f"{where}: expected a whole number, found {text!r}")
+    return int(text)
+
+
+def sentence(text: str) -> str:
+    """A caption with one space between words, none before punctuation, and no full stop at the end."""
+    return re.sub(r"\s+([.,!?;:'])", r"\1", " ".join(text.split())).rstrip(" .")

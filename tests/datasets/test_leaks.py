@@ -1,0 +1,110 @@
+"""`onepeace shards --check-leaks`: what training and validation shards must not share."""
+
+import types
+
+import pytest
+from support.downloads import picture
+
+from onepeace.cli import main
+from onepeace.data.leaks import check_leaks, read_shard
+from onepeace.data.shard_writer import ShardWriter
+from onepeace.datasets.pictures import webp
+from onepeace.errors import UserError
+
+
+@pytest.fixture
+def clean(tmp_path, capsys):
+    """A folder without leaks, a function that writes one shard more, and the command."""
+
+    def put(where, key, media, captions=("a dog",), **about):
+        with ShardWriter(tmp_path / where, f"set_{key}", compress=True) as shards:
+            shards.write(key, {"png": media}, captions, about={"source": "made up", "license": "CC0", **about})
+
+    def check(*options):
+        code = main(["shards", "--check-leaks", str(tmp_path), *options])
+        return types.SimpleNamespace(code=code, **capsys.readouterr()._asdict())
+
+    put("train/image_text", "tin_a", b"1")
+    put("train/image_text", "emoji_noto_1", b"2", name="dog face")
+    put("val/tiny_imagenet", "tin_b", b"3")
+    put("val/emoji", "emoji_noto_2", b"4", name="cat face")
+    return types.SimpleNamespace(root=tmp_path, put=put, check=check)
+
+
+def test_check_passes_a_clean_folder(clean):
+    done = clean.check()
+    assert (done.code, done.err) == (0, "")
+    assert "val/emoji/set_emoji_noto_2: 1 samples" in done.out
+    assert done.out.endswith("0 errors\n")
+
+
+@pytest.mark.parametrize(
+    ("what", "key", "media", "about"),
+    [
+        ("media", "tin_c", b"1", {}),
+        ("key", "tin_a", b"5", {}),
+        ("group", "emoji_noto_3", b"5", {"name": "dog face"}),
+    ],
+)
+def test_check_finds_a_leak(clean, what, key, media, about):
+    clean.put("val/more", key, media, **about)
+    done = clean.check()
+    assert done.code == 1
+    assert f"{key} has the same {what} as train/image_text/" in done.err
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("esc50_4-1-A-0", {"freesound_id": "1"}), ("esc50_5-1-B-0", {"freesound_id": "1"})),
+        (("oca_1", {"captions": ["pear", "a drawing"]}), ("oca_2", {"captions": ["pear"]})),
+        (("f8k_3_cd", {}), ("f30k_3", {})),
+        (("vgg_x_0", {"youtube_id": "x"}), ("acaps_x_1", {"youtube_id": "x"})),
+    ],
+)
+def test_groups_of_the_layouts(clean, first, second):
+    for where, (key, about), media in (("train/t", first, b"6"), ("val/v", second, b"7")):
+        clean.put(where, key, media, **{"captions": ["pear"], **about})
+    assert f"{second[0]} has the same group as train/t/" in clean.check().err
+
+
+def test_check_knows_the_recordings_that_esc50_itself_splits(clean):
+    for fold, where in ((4, "train/audio_text"), (5, "val/esc50_fold5")):
+        clean.put(where, f"esc50_{fold}-209698", bytes(fold), freesound_id="209698")
+    assert clean.check().code == 0
+
+
+def test_check_finds_what_a_sample_lacks(clean):
+    clean.put("train/more", "x", b"7", license="")
+    assert [error.partition(": ")[2] for error in check_leaks(clean.root).errors] == ["x has no license and source"]
+
+
+def test_check_names_a_shard_that_is_cut_off(clean):
+    path = clean.root / "val/emoji/set_emoji_noto_2-00000.tar.gz"
+    path.write_bytes(path.read_bytes()[:40])
+    done = clean.check()
+    assert done.code == 1
+    assert str(path) in done.err
+
+
+def test_check_needs_shards_of_both(tmp_path, capsys):
+    assert main(["shards", "--check-leaks", str(tmp_path)]) == 1
+    assert f"{tmp_path / 'train'}: no shards (*.tar.gz)" in capsys.readouterr().err
+
+
+def test_check_counts_photographs_that_look_alike(clean):
+    clean.put("train/photos", "f8k_a", webp(picture(1, (200, 150)), 90))
+    clean.put("val/photos", "f8k_b", webp(picture(1, (100, 75)), 80))
+    clean.put("val/photos", "f8k_c", webp(picture(2, (100, 75)), 80))
+    for folder, key in (("train/image_text", "tin_a"), ("val/tiny_imagenet", "tin_b")):  # not pictures
+        (clean.root / folder / f"set_{key}-00000.tar.gz").unlink()
+    done = clean.check("--near", "2")
+    assert done.code == 0
+    assert "within 2 of 64 bits of one of train: 1 of 2" in done.out
+
+
+def test_bad_shard_is_a_user_error(tmp_path):
+    (tmp_path / "x.tar.gz").write_text("nothing")
+    with pytest.raises(UserError, match=r"x\.tar\.gz"):
+        list(read_shard(tmp_path / "x.tar.gz"))

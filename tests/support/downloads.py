@@ -1,0 +1,196 @@
+"""Public data sets as they are downloaded, with a handful of made-up files each."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+
+def picture(seed, size=(60, 48), mode="RGB"):
+    """A picture of coarse random blocks: nothing like another seed's."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, len(mode)), dtype=np.uint8)
+    if mode == "RGBA":
+        blocks[..., 3] = 255
+    return Image.fromarray(blocks, mode).resize(size, Image.Resampling.NEAREST)
+
+
+def sound(path, seconds, rate=8000, channels=1):
+    """A file of noise."""
+    import soundfile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wave = np.random.default_rng(len(path.name)).normal(size=(int(seconds * rate), channels)) * 0.1
+    soundfile.write(path, wave, rate)
+
+
+def fill(folder, files):
+    """Write files by their path below a folder: text, JSON (lists, dicts), a picture, or so many seconds of sound."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            path.write_text(content, encoding="utf-8")
+        elif isinstance(content, dict | list):
+            path.write_text(json.dumps(content), encoding="utf-8")
+        elif isinstance(content, Image.Image):
+            content.save(path, "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG")
+        else:
+            sound(path, content)
+
+
+def lines(*rows):
+    return "".join(f"{row}\n" for row in rows)
+
+
+def tiny_imagenet():
+    wnids, rows = ("n01443537", "n02509815"), ("n01443537", "n02509815", "n02509815")
+    folder = "tiny-imagenet-200"
+    words = ("n01443537\tgoldfish, Carassius auratus", "n02509815\tlesser panda, red panda, bear cat")
+    return {
+        f"{folder}/words.txt": lines(*words),
+        **{
+            f"{folder}/train/{wnid}/images/{wnid}_{j}.JPEG": picture(10 * i + j, (64, 64))
+            for i, wnid in enumerate(wnids)
+            for j in range(3)
+        },
+        **{f"{folder}/val/images/val_{i}.JPEG": picture(100 + i, (64, 64)) for i in range(3)},
+        f"{folder}/val/val_annotations.txt": lines(*(f"val_{i}.JPEG\t{row}\t0\t0\t9\t9" for i, row in enumerate(rows))),
+    }
+
+
+def flickr8k():
+    names = ("train_a", "dev_a", "dev_b", "test_a", "other_a")
+    return {
+        **{f"Flicker8k_Dataset/{name}.jpg": picture(i, (500, 333)) for i, name in enumerate(names)},
+        "text/Flickr8k.token.txt": lines(*(f"{n}.jpg#{i}\t Sentence {i} of  {n} ." for n in names for i in range(5))),
+        "text/Flickr_8k.trainImages.txt": "train_a.jpg\n",
+        "text/Flickr_8k.devImages.txt": "dev_a.jpg\ndev_b.jpg\n",
+        "text/Flickr_8k.testImages.txt": "test_a.jpg\n",
+    }
+
+
+def flickr30k():
+    return {
+        **{f"flickr30k-images/{i}.jpg": picture(i, (500, 333)) for i in (1, 2, 3)},
+        "results_20130124.token": lines(
+            *(f"{i}.jpg#{j}\tSentence {j} of {i} , here ." for i in (1, 2, 3, 4) for j in range(5))
+        ),
+    }
+
+
+def coco():
+    files = {}
+    for split, numbers in {"train2017": (9, 25, 234748), "val2017": (139,)}.items():
+        files |= {f"{split}/{number:012d}.jpg": picture(number, (640, 480)) for number in numbers}
+        rows = [{"image_id": n, "caption": f"Caption {i} \n of {n}."} for n in numbers for i in range(5)]
+        files[f"annotations/captions_{split}.json"] = {"annotations": rows}
+    return files
+
+
+def conceptual_captions():
+    return {
+        "Train_GCC-training.tsv": lines(
+            "a dog on the beach .\thttps://example.org/1.jpg", "a cat\thttps://example.org/2.png?x=1",
+            "a cow\thttps://example.org/3.jpg", "a fly\tftp://example.org/4.jpg",
+        ),
+        "Train_GCC-training/00000/000000000.jpg": picture(1, (200, 300)),
+        "Validation_GCC-1.1.0-Validation.tsv": "https://example.org/9.jpg\ta bird\tpictures/nine.png\n",
+        "pictures/nine.png": picture(9),
+    }  # fmt: skip
+
+
+def emoji():
+    """Five names: dog face (training), B button (validation), and a flag, a family and a man that are left out."""
+    left_out = ("1f3f4_200d_2620_fe0f", "1f468_200d_1f466", "26f9_fe0f_200d_2642_fe0f")
+    names = [
+        {"hexcode": "1F436", "label": "dog face", "tags": ["dog", "face", "pet", "puppy"], "group": 3},
+        {"hexcode": "1F171", "label": "B button (blood type)", "tags": ["blood"], "group": 8},
+        {"hexcode": "1F3F4-200D-2620-FE0F", "label": "pirate flag", "tags": [], "group": 9},
+        {"hexcode": "1F468-200D-1F466", "label": "family: man, boy", "tags": [], "group": 1},
+        {"hexcode": "26F9-FE0F-200D-2642-FE0F", "label": "man bouncing ball", "tags": [], "group": 1},
+    ]
+    codes = {
+        "noto": ("emoji_u1f436", "emoji_u1f171", *(f"emoji_u{c}" for c in left_out)), "openmoji": ("1F436", "1F171")
+    }  # fmt: skip
+    drawings = {
+        f"{name}-png/{code}.png": picture(len(name + code), (128, 128), "RGBA")
+        for name in codes
+        for code in codes[name]
+    }
+    return {"emojibase-data/en/data.json": names, **drawings}
+
+
+def iconify(folder, prefix, icons, chars, **more):
+    """A drawing set as an npm package."""
+    bodies = {name: {"body": f"<g>{name}</g>"} for name in icons}
+    return {
+        f"{folder}/icons.json": {"prefix": prefix, "icons": bodies, "width": 32, "height": 32, **more},
+        f"{folder}/info.json": {"prefix": prefix, "license": {"title": f"licence of {prefix}"}},
+        **({f"{folder}/chars.json": chars} if chars else {}),
+    }
+
+
+VIDEOS = [f"{letter}-_bcdefghij"[:11] for letter in "ABCDEFGYZ"]
+
+
+def audiocaps():
+    """Nine training clips of which seven are there, under all kinds of names; one clip each in val and test."""
+    names = ["{}.wav", "Y{}.wav", "{}_30.flac", "{}_30_40.wav", "Y{}_30000_40000.wav", "{}_30.000_40.000.ogg", None,
+             "{}.wav", "{}_99.wav"]  # fmt: skip
+    head = "audiocap_id,youtube_id,start_time,caption"
+    files = {
+        f"sounds/{name.format(video)}": 1 + i / 10
+        for i, (video, name) in enumerate(zip(VIDEOS, names, strict=True))
+        if name
+    }
+    rows = (f'{91000 + i},{video},30,"Sound {i}, and so on ."' for i, video in enumerate(VIDEOS))
+    files["dataset/train.csv"] = lines(head, *rows)
+    for split, video in {"val": "v" * 11, "test": "t" * 11}.items():
+        files[f"sounds/{split}/{video}.wav"] = 12.0
+        files[f"dataset/{split}.csv"] = lines(head, *(f"{455000 + i},{video},0,{split} {i}" for i in range(5)))
+    return files
+
+
+def clotho():
+    files = {}
+    for split, names in {"development": ("Rain, 1.wav", "b.wav"), "evaluation": ("c.wav",), "validation": ()}.items():
+        files |= {f"{split}/{name}": 2.0 for name in names}
+        rows = [f'"{name}",' + ",".join(f"It rains {i}." for i in range(5)) for name in names]
+        head = "file_name,caption_1,caption_2,caption_3,caption_4,caption_5"
+        files[f"clotho_captions_{split}.csv"] = lines(head, *rows)
+    return files
+
+
+MACS = """\
+files:
+- filename: airport-lisbon-0-0-a.wav
+  annotations:
+  - {annotator_id: 1, sentence: 'people talk .', tags: [adults talking]}
+  - {annotator_id: 2, sentence: a child laughs, tags: [children voices]}
+- filename: public_square-paris-1-2-a.wav
+  annotations:
+  - {annotator_id: 1, sentence: footsteps, tags: [footsteps]}
+"""
+
+
+def macs():
+    return {"MACS.yaml": MACS, "TAU/audio/airport-lisbon-0-0-a.wav": 2.0}
+
+
+def vggsound():
+    rows = ("---g-f_I2yQ,1,people marching,test", '--0PQM4-hqg,30,"playing violin, fiddle",train',
+            "ttttttttttt,0,people marching,train", "gonegonegon,5,waterfall,train")  # fmt: skip
+    sounds = ("---g-f_I2yQ_000001.wav", "--0PQM4-hqg_000030.flac", "ttttttttttt_000000.wav")
+    return {
+        "vggsound.csv": lines(*rows),
+        **{f"clips/{name}": 2.0 for name in sounds},
+        "clips/gonegonegon_000005.mp4": "a video",
+    }
+
+
+DOWNLOADS = {
+    make.__name__: make
+    for make in (
+        tiny_imagenet, flickr8k, flickr30k, coco, conceptual_captions, emoji, audiocaps, clotho, macs, vggsound
+    )
+}  # fmt: skip
