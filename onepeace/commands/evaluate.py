@@ -8,11 +8,9 @@ from onepeace.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what `onepeace evaluate` takes."""
+    """Declare the command's arguments."""
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/evaluate/tiny.yaml")
-    parser.add_argument(
-        "override", nargs="*", metavar="a.b=value", help="a field of the recipe to set, value as in YAML"
-    )
+    parser.add_argument("override", nargs="*", metavar="a.b=value", help="fields in place of the recipe's")
     parser.add_argument("--model", default="tiny", metavar="NAME", help="a model name or folder (default: tiny)")
     parser.add_argument("--data", metavar="FOLDER", help="where the sets lie (default: $ONEPEACE_DATA)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: the best there is)")
@@ -20,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the figures; 0 when no set failed, 1 when one did (named on stderr, the others are measured)."""
+    """Print the figures. A set that fails is named on stderr, the others are measured, and the result is 1."""
     import onepeace
     from onepeace.evaluate.report import as_json, as_table
     from onepeace.evaluate.run import read_recipe

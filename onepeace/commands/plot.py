@@ -1,9 +1,10 @@
-"""`onepeace plot RUN... [-o FILE]`: every loss and validation curve of one or several runs, one panel each."""
+"""`onepeace plot RUN... [-o FILE]`: the losses and scores of one or several runs, one panel each."""
 
 import argparse
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ BOOKKEEPING = {"step", "epoch", "seconds", "lr", "grad_norm", "items_per_second"
                "peak_gigabytes", "logit_scale"}  # fmt: skip
 """Fields of the log that are neither a loss nor a score."""
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
-"""Told apart by color-blind readers too (Okabe and Ito)."""
+"""Color-blind readers can tell them apart (Okabe and Ito)."""
 COLUMNS = 3
 SMOOTHED = 60
-"""A curve of more points than this is drawn as a running mean over its pale self."""
+"""Above this number of points, a running mean is drawn, and the curve itself in a pale color."""
 
 Curve = list[tuple[float, float]]
 
@@ -74,9 +75,9 @@ def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def draw(curves: Mapping[str, Mapping[str, Curve]], output: Path) -> None:
-    """One panel per curve name, one color per run; the last value (of scores: the best) is written in the panel.
+    """One panel for each curve, one color for each run; the legend gives the last value, or the best of a score.
 
-    Scores that no run was measured for more than once are no curves: they stand in one panel of bars below.
+    Scores that every run has at most once make no curve: they are drawn as bars, in one panel below.
     """
     need("matplotlib", "plot")
     from matplotlib.figure import Figure
@@ -97,7 +98,7 @@ def draw(curves: Mapping[str, Mapping[str, Curve]], output: Path) -> None:
     for i, name in enumerate(names):
         axes = figure.add_subplot(grid[divmod(i, columns)])
         ends: dict[str, Any] = {}
-        for color, (label, run) in zip(_endless(COLORS), curves.items(), strict=False):
+        for color, (label, run) in zip(cycle(COLORS), curves.items(), strict=False):
             if name in run:
                 handles[label] = ends[label] = _draw_curve(axes, run[name], color)
         axes.set_title(name, fontsize=9)
@@ -120,15 +121,15 @@ def draw(curves: Mapping[str, Mapping[str, Curve]], output: Path) -> None:
 
 
 def is_loss(name: str) -> bool:
-    """Whether lower is better: the total, or a term of the objective."""
-    return name.startswith(("loss", "contrastive", "denoising", "distillation", "classification")) or "/loss" in name
+    """Whether lower is better: all but the scores of an evaluation."""
+    return not name.startswith("valid/")
 
 
 def _draw_bars(axes: Any, names: Sequence[str], curves: Mapping[str, Mapping[str, Curve]]) -> dict[str, Any]:
-    """Horizontal bars, the value beside each; what to show in the legend, by run."""
+    """Draw horizontal bars, the value beside each; returns what the legend shows for each run."""
     handles = {}
     thickness = 0.8 / len(curves)
-    for number, (color, (label, run)) in enumerate(zip(_endless(COLORS), curves.items(), strict=False)):
+    for number, (color, (label, run)) in enumerate(zip(cycle(COLORS), curves.items(), strict=False)):
         places = [row + number * thickness for row, name in enumerate(names) if name in run]
         values = [run[name][0][1] for name in names if name in run]
         handles[label] = axes.barh(places, values, thickness, color=color)
@@ -157,8 +158,3 @@ def _summary(name: str, curve: Curve) -> str:
         return f"last {curve[-1][1]:.4g}"
     step, value = max(curve, key=lambda point: point[1])
     return f"best {value:.4g} at {step:.0f}"
-
-
-def _endless(values: tuple[str, ...]) -> Iterator[str]:
-    while True:
-        yield from values

@@ -281,6 +281,6 @@ def test_plot_of_nothing_is_an_error(tmp_path, capsys):
 
 
 def test_plot_tells_losses_from_scores():
-    assert [plot.is_loss(name) for name in ("loss", "denoising/text", "contrastive/audio+text", "valid/emoji")] == [
+    assert [plot.is_loss(name) for name in ("loss", "denoising/text", "own_term/image", "valid/emoji")] == [
         True, True, True, False,
     ]  # fmt: skip
