@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from support.evaluation import (
     RECIPE,
-    SAME_CLASS,
     EqualEmbedder,
     KnownEmbedder,
     measure,
@@ -19,18 +18,16 @@ from support.small_shards import write_shard
 
 import onepeace
 from onepeace.cli import main
+from onepeace.datasets import esc50
 from onepeace.errors import UserError
-from onepeace.evaluate.run import read_recipe, run
+from onepeace.evaluate.run import read_recipe
 
 SHIPPED = Path(__file__).parents[2] / "recipes" / "evaluate" / "tiny.yaml"
 
 
-def test_a_perfect_embedder_is_right_everywhere(recipe):
-    assert set(values(measure(KnownEmbedder(), recipe)).values()) == {1.0}
-
-
-def test_an_embedder_that_mistakes_everything_scores_worse(recipe):
+def test_a_perfect_embedder_is_right_everywhere_and_one_that_mistakes_everything_is_not(recipe):
     right, wrong = (values(measure(KnownEmbedder(shift), recipe)) for shift in (0, 1))
+    assert set(right.values()) == {1.0}
     # only where k reaches all candidates is a wrong order as good
     assert {name for name in right if wrong[name] == right[name]} == {
         ("drawings", "text to image R@10"),
@@ -64,38 +61,26 @@ def test_sets_of_a_modality_the_model_lacks_are_left_out(recipe, caplog):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("protocol=captioning", "protocol is 'captioning'; known: zero_shot, retrieval, same_class"),
-        ("protocol=null", "protocol is None; known: "),
-        ("protocol=[retrieval]", "protocol is ['retrieval']; known: "),
-        ("shard=x", "shard is not a field; did you mean shards"),
-        ("at=[0]", "at is [0]; give at least one k, each at least 1"),
-        ("at=[]", "at is []; give at least one k, each at least 1"),
-        ("texts=titles", "texts is 'titles'; known: captions, names"),
-        ("rerank=[softmax]", "rerank has 'softmax'; known: dual_softmax"),
-        ("rerank_scale=0", "rerank_scale is 0.0; it should be above 0"),
-        ("rerank_scale=.nan", "rerank_scale is nan; it should be above 0"),
-        ("matches={dog: [pug]}", "matches is not a field; known: modality, shards, at, texts"),
+        (".protocol=captioning", "protocol is 'captioning'; known: zero_shot, retrieval, same_class"),
+        (".protocol=[retrieval]", "protocol is ['retrieval']; known: "),
+        (".shard=x", "shard is not a field; did you mean shards"),
+        (".at=[0]", "at is [0]; give at least one k, each at least 1"),
+        (".at=[]", "at is []; give at least one k, each at least 1"),
+        (".texts=titles", "texts is 'titles'; known: captions, names"),
+        (".rerank=[softmax]", "rerank has 'softmax'; known: dual_softmax"),
+        (".rerank_scale=0", "rerank_scale is 0.0; it should be above 0"),
+        (".rerank_scale=.nan", "rerank_scale is nan; it should be above 0"),
+        (".matches={dog: [pug]}", "matches is not a field; known: modality, shards, at, texts"),
+        ("", "'sets.photos' is not an override"),
+        ("=[", "the value is not YAML"),
+        ("=3", "sets.photos should be dict"),
     ],
 )
 def test_a_mistake_in_a_set_is_named(root, override, message):
     with pytest.raises(UserError) as error:
-        recipe_of(root, RECIPE, f"sets.photos.{override}")
-    assert f"recipe.yaml: sets.photos: {message}" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("sets.photos", "is not an override"),
-        ("sets.photos=[", "not YAML"),
-        ("sets.photos=3", "sets.photos should be dict"),
-        ("set={}", "set is not a field; did you mean sets"),
-    ],
-)
-def test_a_mistake_in_a_recipe_is_named(root, override, message):
-    with pytest.raises(UserError) as error:
-        recipe_of(root, RECIPE, override)
+        recipe_of(root, RECIPE, f"sets.photos{override}")
     assert message in str(error.value)
+    assert "sets.photos" in str(error.value)
 
 
 def test_an_unset_data_variable_says_what_to_do(root, monkeypatch):
@@ -108,16 +93,6 @@ def test_an_unset_data_variable_says_what_to_do(root, monkeypatch):
         recipe.data.folder()
     monkeypatch.setenv("ONEPEACE_DATA", str(root))
     assert measure(KnownEmbedder(), recipe)
-
-
-def test_a_set_that_fails_is_named_and_stops_the_others_unless_asked_not_to(root, recipe):
-    (root / "val/photos/a.tar.gz").unlink()
-    with pytest.raises(UserError, match=r"set photos: no shard matches"):
-        measure(KnownEmbedder(), recipe)
-    failures = []
-    rows = list(run(KnownEmbedder(), recipe.sets, root, failures.append))
-    assert {row.set for row in rows} == {"drawings", "sounds"}
-    assert [str(error)[:12] for error in failures] == ["set photos: "]
 
 
 @pytest.fixture
@@ -134,13 +109,6 @@ def test_command_prints_a_table(root, known, capsys):
     assert lines[0].split()[:9] == ["photos", "text", "to", "image", "R@1", "100.0%", "50.0%", "2.0", "4"]
     assert lines[2].split()[:8] == ["photos", "text", "to", "image", "R@1", "(dual", "softmax)", "100.0%"]
     assert len(lines) == 8 + 4 + 2
-
-
-def test_command_prints_same_class_as_json(root, pictures, known, capsys):
-    assert main(["evaluate", str(write_recipe(root, SAME_CLASS)), "--data", str(root), "--json"]) == 0
-    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
-    assert (first["metric"], first["value"], first["ratio"]) == ("audio to image precision@2", 0.75, 2.0)
-    assert (second["metric"], second["n"]) == ("image to audio precision@2", 3)
 
 
 def test_command_measures_the_other_sets_when_one_fails(root, known, capsys):
@@ -186,7 +154,7 @@ sets:
 
 def test_shipped_matches_name_classes_of_esc50_and_distinct_pictures():
     matches = read_recipe(SHIPPED).sets["esc50_tiny_imagenet"].matches
-    sounds = json.loads((SHIPPED.parents[2] / "data" / "esc50" / "captions.json").read_text(encoding="utf-8"))
+    sounds = json.loads(Path(esc50.__file__).with_name("esc50_captions.json").read_text(encoding="utf-8"))
     assert set(matches) <= set(sounds)
     assert all(len(set(partners)) == len(partners) for partners in matches.values())
 
