@@ -1,7 +1,6 @@
 """`onepeace shards`: webdataset shards for training, from a public data set, a table or a folder of files."""
 
 import argparse
-import difflib
 import json
 import re
 import sys
@@ -28,7 +27,6 @@ SOURCE is one of
   onepeace shards captions.csv -o shards/pairs
   onepeace shards clips.tsv -o shards/clips --audio file --text sentence --check
   onepeace shards pictures -o shards/animals --labels-from-folders
-  onepeace shards --layouts
   onepeace shards --layout coco --help
   onepeace shards --layout coco ~/downloads/coco -o $ONEPEACE_DATA size=160
   onepeace shards --check-leaks $ONEPEACE_DATA
@@ -45,30 +43,17 @@ LISTED = 10
 
 
 class _Layout(argparse.Action):
-    """Keeps a layout with its name; a --help that follows is about the layout."""
+    """Keeps the name of a layout; a --help that follows is about that layout."""
 
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
         from onepeace.datasets import LAYOUTS
 
-        if values not in LAYOUTS:
-            near = difflib.get_close_matches(values, LAYOUTS, n=1)
-            raise UsageError(f"no layout {values!r}; {f'did you mean {near[0]}?' if near else 'see --layouts'}")
         namespace.layout = values
         parser.epilog = LAYOUTS[values].help()
 
 
-class _ListLayouts(argparse.Action):
-    """Prints the layouts and stops."""
-
-    def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
-        from onepeace.datasets import LAYOUTS
-        from onepeace.files.table import format_table
-
-        print(format_table(("layout", "what it reads"), [(name, layout.summary()) for name, layout in LAYOUTS.items()]))
-        parser.exit()
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from onepeace.datasets import LAYOUTS
     from onepeace.processors import PROCESSORS
 
     parser.epilog = EXAMPLES
@@ -77,8 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FOLDER/PREFIX", help="writes FOLDER/PREFIX-00000.tar, ...; see below"
     )
-    parser.add_argument("--layout", action=_Layout, metavar="NAME", help="SOURCE is a public data set as downloaded")
-    parser.add_argument("--layouts", action=_ListLayouts, nargs=0, help="list the public data sets and stop")
+    parser.add_argument(
+        "--layout", action=_Layout, choices=LAYOUTS, metavar="NAME",
+        help=f"SOURCE is the download of a public data set: {', '.join(LAYOUTS)}",
+    )  # fmt: skip
     parser.add_argument("--check-leaks", type=Path, metavar="ROOT", help="look for what ROOT/train and ROOT/val share")
     parser.add_argument("--near", type=int, metavar="BITS", help="with it: count look-alikes by a 64-bit hash (try 2)")
     for key in (*PROCESSORS, "label"):
@@ -134,21 +121,21 @@ def _write_layout(args: argparse.Namespace) -> int:
     layout = LAYOUTS[args.layout].with_options(args.overrides, f"layout {args.layout}")
     max_items, max_bytes = _shard_size(args.shard_size or LAYOUT_SHARD_SIZE)
     seen = Seen()  # over all splits: what is validation data is not written as training data
-    nothing_written = True
+    written = 0
     for split in layout.splits(args.source, partial(held_out, args.output)):
         folder, prefix = (args.output / split.shards).parent, Path(split.shards).name
         with ShardWriter(folder, prefix, max_bytes=max_bytes, max_items=max_items, compress=True) as writer:
             left_out = _write(writer, split.records, split.encode, seen)
         if split.classes is not None:
-            text = json.dumps(split.classes, indent=1, ensure_ascii=False) + "\n"
-            write_text_atomic(folder / "classes.json", text)
+            classes = json.dumps(split.classes, indent=1, ensure_ascii=False)
+            write_text_atomic(folder / "classes.json", f"{classes}\n")
         _list(left_out, writer.count, LISTED)
+        written += writer.count
         if writer.count:
             print(writer)
-            nothing_written = False
         else:
             files.say(f"{folder / prefix}: nothing to write; passed over")
-    if nothing_written:
+    if not written:
         raise UserError(f"{args.source}: nothing in it can be used; nothing is written")
     return 0
 

@@ -33,23 +33,19 @@ class AudioCaps(Sounds, OfficialSplits):
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         sounds = _sounds(folder)
-
-        def split(name: str, shards: str, apart: set[str]) -> Split:
-            table = find(folder, f"{name}.csv", what="the captions")
-            records = _records(table, f"AudioCaps {name}", sounds, apart)
-            return Split(f"{shards}/audiocaps_{name}", present(records, "audio", table, HINT), self.encode)
-
         apart = {record.about["youtube_id"] for record in held_out("vggsound")}
-        # Read all tables before the first shard is written.
-        yield from [split(name, "val/audiocaps", set()) for name in self.val] + [
-            split(name, "train/audio_text", apart) for name in self.train
-        ]
+        splits = []
+        for name, shards in self.chosen("val/audiocaps", "train/audio_text"):
+            table = find(folder, f"{name}.csv", what="the captions")
+            records = _records(table, name, sounds, apart if name in self.train else set())
+            splits.append(Split(f"{shards}/audiocaps_{name}", present(records, "audio", table, HINT), self.encode))
+        yield from splits  # all tables are read before the first shard is written
 
     def group(self, record: Record) -> tuple[str, str]:
         return "youtube", record.about["youtube_id"]
 
 
-def _records(table: Path, source: str, sounds: Mapping[tuple[str, int | None], Path], apart: set[str]) -> list[Record]:
+def _records(table: Path, split: str, sounds: Mapping[tuple[str, int | None], Path], apart: set[str]) -> list[Record]:
     """The clips of a split, less those of the videos in `apart`."""
     captions: dict[tuple[str, int], list[str]] = {}
     numbers: dict[tuple[str, int], list[str]] = {}
@@ -65,7 +61,8 @@ def _records(table: Path, source: str, sounds: Mapping[tuple[str, int | None], P
         path = next((sounds[name] for name in names if name in sounds), None)
         about = {"license": LICENSE, "youtube_id": video, "start": start}
         if video not in apart:
-            records.append(Record(f"acaps_{video}_{start}", source, {"audio": path, "text": texts}, {}, about))
+            inputs = {"audio": path, "text": texts}
+            records.append(Record(f"acaps_{video}_{start}", f"AudioCaps {split}", inputs, {}, about))
     return records
 
 

@@ -26,15 +26,12 @@ class Clotho(Sounds, OfficialSplits):
     val: tuple[str, ...] = option(("evaluation",), "official splits that are validation data")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
-        def split(name: str, shards: str) -> Split:
+        splits = []
+        for name, shards in self.chosen("val/clotho", "train/audio_text"):
             table = find(folder, f"clotho_captions_{name}.csv", what="the captions")
             records = present(_records(folder, table, name), "audio", table, HINT)
-            return Split(f"{shards}/clotho_{name}", records, self.encode)
-
-        # Read all tables before the first shard is written.
-        yield from [split(name, "val/clotho") for name in self.val] + [
-            split(name, "train/audio_text") for name in self.train
-        ]
+            splits.append(Split(f"{shards}/clotho_{name}", records, self.encode))
+        yield from splits  # all tables are read before the first shard is written
 
 
 def _records(folder: Path, table: Path, split: str) -> list[Record]:

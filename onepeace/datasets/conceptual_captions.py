@@ -1,11 +1,10 @@
 """Conceptual Captions (Sharma et al., ACL 2018) and sets like it, with their download."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from onepeace.datasets.layout import HeldOut, Record, Skipped, Split, option, present, skipped
 from onepeace.datasets.pictures import Photographs, open_picture
@@ -25,15 +24,8 @@ CHUNK = 8 * AT_ONCE
 IN_FOLDER = 10_000
 """Pictures of one folder of downloads, as img2dataset has them."""
 
-
-class Row(NamedTuple):
-    """A row of a table."""
-
-    number: int
-    caption: str
-    url: str
-    file: Path | None
-    """Of the third column."""
+Row = tuple[str, str, Path | None]
+"""Caption, address, and the file that the third column names."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +55,13 @@ class ConceptualCaptions(Photographs):
     def _records(self, table: Path, name: str, rows: Sequence[Row]) -> Iterator[Record | Skipped]:
         paths = _pictures(table)
         if self.download:
-            yield from _download(table, [row for row in rows if row.file is None and row.number not in paths])
+            yield from _download(table, {i: row[1] for i, row in enumerate(rows) if row[2] is None and i not in paths})
             paths = _pictures(table)
-        records = [
-            Record(
-                f"cc_{name}_{row.number:09d}",
-                f"Conceptual Captions {name}",
-                {"image": row.file or paths.get(row.number), "text": [row.caption]},
-                {},
-                {"license": LICENSE, "url": row.url},
-            )
-            for row in rows
-        ]
+        records = []
+        for i, (caption, url, file) in enumerate(rows):
+            inputs = {"image": file or paths.get(i), "text": [caption]}
+            about = {"license": LICENSE, "url": url}
+            records.append(Record(f"cc_{name}_{i:09d}", f"Conceptual Captions {name}", inputs, {}, about))
         yield from present(records, "image", table, f"they belong into {table.with_suffix('')}, or give download=true")
 
 
@@ -90,7 +77,7 @@ def _rows(table: Path) -> list[Row]:
         if not (caption := sentence(caption)):
             raise UserError(f"{where}: the caption is empty")
         file = table.parent / cells[2].strip() if len(cells) > 2 and cells[2].strip() else None
-        rows.append(Row(len(rows), caption, url.strip(), file))
+        rows.append((caption, url.strip(), file))
     return rows
 
 
@@ -103,31 +90,33 @@ def _pictures(table: Path) -> dict[int, Path]:
     }
 
 
-def _download(table: Path, rows: Sequence[Row]) -> Iterator[Skipped]:
-    """Fetch pictures into the table's folder; what fails comes back with its row."""
+def _download(table: Path, urls: Mapping[int, str]) -> Iterator[Skipped]:
+    """Fetch the pictures of rows into the table's folder; those that fail come back."""
 
-    def fetch(row: Row) -> str | None:
+    def fetch(number: int) -> str | None:
+        url = urls[number]
+        name = source.describe(url)
         try:
-            if not source.scheme(row.url):
+            if not source.scheme(url):
                 raise UserError("not an address")
-            data = source.read_bytes(row.url, max_bytes=MAX_BYTES)
+            data = source.read_bytes(url, max_bytes=MAX_BYTES)
             open_picture(data)
         except (UserError, OSError) as error:
-            name = source.describe(row.url)
             return f"{name}: {str(error).removeprefix(f'{name}: ')}"
-        ending = suffix if (suffix := source.suffix(row.url)) in ImageProcessor.suffixes else ".jpg"
-        folder = table.with_suffix("") / f"{row.number // IN_FOLDER:05d}"
+        ending = suffix if (suffix := source.suffix(url)) in ImageProcessor.suffixes else ".jpg"
+        folder = table.with_suffix("") / f"{number // IN_FOLDER:05d}"
         folder.mkdir(parents=True, exist_ok=True)
-        with write_atomic(folder / f"{row.number:09d}{ending}") as path:
+        with write_atomic(folder / f"{number:09d}{ending}") as path:
             path.write_bytes(data)
         return None
 
+    numbers = list(urls)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for start in range(0, len(rows), CHUNK):
-            chunk = rows[start : start + CHUNK]
-            for row, failure in zip(chunk, pool.map(fetch, chunk), strict=True):
+        for start in range(0, len(numbers), CHUNK):
+            chunk = numbers[start : start + CHUNK]
+            for number, failure in zip(chunk, pool.map(fetch, chunk), strict=True):
                 if failure is not None:
-                    yield skipped(f"{table}: row {row.number}", failure)
+                    yield skipped(f"{table}: row {number}", failure)
 
 
 def _is_validation(table: Path) -> bool:

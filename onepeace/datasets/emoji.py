@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from onepeace.datasets.layout import (
     HeldOut,
@@ -35,17 +35,8 @@ LICENSES = {
 VAL_SETS = ("noto", "twemoji", "fluent-emoji")
 
 
-class Drawing(NamedTuple):
-    """One drawing of a set."""
-
-    code: str
-    """Code points as in `_code`."""
-    set: str
-    license: str
-    where: str
-    """For messages."""
-    draw: Callable[[], Any]
-    """Gives the RGBA picture."""
+Drawing = tuple[str, str, str, str, Callable[[], Any]]
+"""Code points as in `_code`, drawing set, licence, place for messages, and what gives the RGBA picture."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +62,7 @@ class Emoji(Layout):
         apart = dict(line.split("\t") for _, line in read_lines(Path(__file__).with_name("emoji_val.txt")))
         apart_names = {*apart.values()}
         drawings = [*_iconify(folder), *(drawing for text in self.png for drawing in _png(text))]
-        drawings = [drawing for drawing in drawings if drawing.code in words]
+        drawings = [drawing for drawing in drawings if drawing[0] in words]
         if not drawings:
             raise UserError(f"{folder}: no drawing set (icons.json beside info.json), and no png=[NAME=FOLDER]")
         drawings = shuffled(sorted(drawings, key=lambda drawing: drawing[:2]))
@@ -138,7 +129,7 @@ def _iconify(folder: Path) -> list[Drawing]:
     for _, _, chars in sets.values():
         for code, name in chars.items():
             named.setdefault(name, _code(code))
-    drawings = []
+    drawings: list[Drawing] = []
     for prefix, (path, icons, chars) in sets.items():
         info = path.with_name("info.json")
         license = read_json(info)["license"]["title"] if info.exists() else LICENSES[prefix]
@@ -147,25 +138,22 @@ def _iconify(folder: Path) -> list[Drawing]:
             icon = icons["icons"].get(icons.get("aliases", {}).get(name, {}).get("parent", name))
             if icon is not None:
                 size = [icon.get(side, icons.get(side, 16)) for side in ("width", "height")]
-                draw = _drawer(icon["body"], *size)
-                drawings.append(Drawing(code, prefix, license, f"{path}: {name}", draw))
+                draw = partial(_draw_svg, icon["body"], *size)
+                drawings.append((code, prefix, license, f"{path}: {name}", draw))
     return drawings
 
 
-def _drawer(body: str, width: float, height: float) -> Callable[[], Any]:
-    def draw() -> Any:
-        try:
-            import resvg_py
-        except ImportError as error:
-            raise UserError("drawing SVG needs resvg-py: pip install resvg-py (or give png=[NAME=FOLDER])") from error
+def _draw_svg(body: str, width: float, height: float) -> Any:
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise UserError("drawing SVG needs resvg-py: pip install resvg-py (or give png=[NAME=FOLDER])") from error
 
-        svg = (
-            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="0 0 {width} {height}">{body}</svg>'
-        )
-        return open_picture(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE)), "RGBA")
-
-    return draw
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="0 0 {width} {height}">{body}</svg>'
+    )
+    return open_picture(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE)), "RGBA")
 
 
 def _png(text: str) -> list[Drawing]:
@@ -173,6 +161,6 @@ def _png(text: str) -> list[Drawing]:
     if name not in LICENSES or not Path(folder).is_dir():
         raise UserError(f"png {text}: expected NAME=FOLDER, with NAME one of {', '.join(LICENSES)}")
     return [
-        Drawing(_code(path.stem), name, LICENSES[name], str(path), partial(open_picture, path, "RGBA"))
+        (_code(path.stem), name, LICENSES[name], str(path), partial(open_picture, path, "RGBA"))
         for path in sorted(Path(folder).glob("*.png"))
     ]

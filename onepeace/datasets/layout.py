@@ -115,10 +115,6 @@ class Layout:
                 return
             yield from (record for record in split.records if wanted)
 
-    def summary(self) -> str:
-        """What it is, on one line."""
-        return " ".join((self.__doc__ or "").partition("\n\n")[0].split())
-
     def with_options(self, overrides: Sequence[str], where: str) -> "Layout":
         """A copy with options set, each as "size=160"; UserError names `where` and an unknown or wrong one."""
         content = to_plain(self)
@@ -146,6 +142,10 @@ class OfficialSplits(Layout):
     def __post_init__(self) -> None:
         if both := sorted({*self.train} & {*self.val}):
             raise UserError(f"{both[0]} cannot be both training and validation data")
+
+    def chosen(self, val: str, train: str) -> list[tuple[str, str]]:
+        """The official splits in use, each with `val` or `train`, the validation data first."""
+        return [(name, val) for name in self.val] + [(name, train) for name in self.train]
 
 
 def shuffled(items: Iterable[T]) -> list[T]:
