@@ -23,7 +23,7 @@ COMMANDS = {
     "embed": "write the vectors of files to one file",
     "classify": "choose the best of given labels for each file",
     "convert": "turn a released checkpoint into a model folder",
-    "shards": "make training shards of a table or a folder of files",
+    "shards": "make training shards of a public data set, a table or a folder of files",
     "train": "train a model by a recipe",
     "evaluate": "measure a model on a data set",
     "plot": "draw the curves of a training run",

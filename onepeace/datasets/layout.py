@@ -108,7 +108,7 @@ class Layout:
         return None
 
     def read(self, folder: Path, name: str) -> Iterator[Record | Skipped]:
-        """The samples of "train" or "val"."""
+        """The samples of "train" or "val", files by path; copies that shards leave out are among them."""
         for split in self.splits(folder, lambda name, needed=False: ()):
             wanted = split.shards.startswith(f"{name}/")
             if name == "val" and not wanted:
