@@ -48,14 +48,23 @@ class _Layout(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
         from onepeace.datasets import LAYOUTS
 
+        if values not in LAYOUTS:
+            raise UsageError(f"no layout {values!r}; there are {', '.join(LAYOUTS)}")
         namespace.layout = values
         parser.epilog = LAYOUTS[values].help()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from onepeace.datasets import LAYOUTS
-    from onepeace.processors import PROCESSORS
+class _Column(argparse.Action):
+    """Keeps the name of a column by what it holds: --column image=COL, or --image COL."""
 
+    def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
+        key, equals, name = (self.const, "=", values) if self.const else values.partition("=")
+        if not equals:
+            parser.error(f"--column {values} should be KEY=COL")
+        namespace.columns = {**namespace.columns, key: name}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("source", type=Path, nargs="?", metavar="SOURCE", help="table or folder")
     parser.add_argument("overrides", nargs="*", metavar="option=value", help="options of the layout")
@@ -63,13 +72,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, metavar="FOLDER/PREFIX", help="writes FOLDER/PREFIX-00000.tar, ...; see below"
     )
     parser.add_argument(
-        "--layout", action=_Layout, choices=LAYOUTS, metavar="NAME",
-        help=f"SOURCE is the download of a public data set: {', '.join(LAYOUTS)}",
-    )  # fmt: skip
+        "--layout", action=_Layout, metavar="NAME", help="SOURCE is the download of a public data set (data/README.md)"
+    )
     parser.add_argument("--check-leaks", type=Path, metavar="ROOT", help="look for what ROOT/train and ROOT/val share")
     parser.add_argument("--near", type=int, metavar="BITS", help="with it: count look-alikes by a 64-bit hash (try 2)")
-    for key in (*PROCESSORS, "label"):
-        parser.add_argument(f"--{key}", metavar="COL", help=f"column of the {key}; then every row must have one")
+    parser.set_defaults(columns={})
+    parser.add_argument(
+        "--column", action=_Column, metavar="KEY=COL",
+        help="column of a modality or of the label (image=file); then every row must have one",
+    )  # fmt: skip
+    for key in (*files.KINDS, "label"):
+        parser.add_argument(
+            f"--{key}", action=_Column, const=key, metavar="COL", help=f"the same as --column {key}=COL"
+        )
     parser.add_argument("--labels-from-folders", action="store_true", help="the name of a file's folder is its label")
     parser.add_argument(
         "--shard-size", metavar="N",
@@ -113,7 +128,10 @@ def _write_layout(args: argparse.Namespace) -> int:
     from onepeace.datasets import LAYOUTS
     from onepeace.datasets.pictures import Seen
 
-    own = [*_columns(args), *(name for name in ("labels_from_folders", "limit", "check") if getattr(args, name))]
+    own = [
+        *("column" for _ in args.columns),
+        *(name for name in ("labels_from_folders", "limit", "check") if getattr(args, name)),
+    ]
     if own:
         raise UsageError(f"--{own[0].replace('_', '-')} is for a table or folder of your own, not for a layout")
     if not args.source.is_dir():
@@ -164,23 +182,18 @@ def _write_own(args: argparse.Namespace) -> int:
     return 1 if left_out else 0
 
 
-def _columns(args: argparse.Namespace) -> dict[str, str]:
-    """The names of columns that were given, by what they hold."""
-    from onepeace.processors import PROCESSORS
-
-    return {key: name for key in (*PROCESSORS, "label") if (name := getattr(args, key)) is not None}
-
-
 def _own_records(args: argparse.Namespace) -> "Iterator[Record | Skipped]":
     from onepeace.datasets.pairs import from_folder, from_table
+    from onepeace.processors import PROCESSORS
 
-    columns = _columns(args)
+    if unknown := set(args.columns) - {*PROCESSORS, "label"}:
+        raise UsageError(f"--column {min(unknown)}=...: a column holds {', '.join(PROCESSORS)} or label")
     if not args.source.is_dir():
         if args.labels_from_folders:
             raise UsageError(f"--labels-from-folders is for a folder, and {args.source} is a file")
-        return from_table(args.source, columns)
-    if columns:
-        raise UsageError(f"--{next(iter(columns))} names a column of a table, and {args.source} is a folder")
+        return from_table(args.source, args.columns)
+    if args.columns:
+        raise UsageError(f"--column {next(iter(args.columns))}: names a column, and {args.source} is a folder")
     return from_folder(args.source, labels_from_folders=args.labels_from_folders)
 
 

@@ -89,9 +89,9 @@ def _check_columns(path: Path, columns: Mapping[str, str], known: Sequence[str])
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
-            raise UserError(f"{path}: no column {name!r} for --{key}; {hint}")
+            raise UserError(f"{path}: no column {name!r} (--column {key}={name}); {hint}")
     if not any(key in columns or key in known for key in media()):
-        options = " or ".join(f"--{key} COLUMN" for key in media())
+        options = " or ".join(f"--column {key}=COL" for key in media())
         raise UserError(
             f"{path}: no column {' or '.join(media())}; it has {', '.join(known)}; say which holds the files: {options}"
         )

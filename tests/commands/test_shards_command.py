@@ -122,7 +122,9 @@ class Scents(Processor):
 def test_a_modality_from_outside_has_its_column_and_its_files(home, shards, monkeypatch, capsys):
     monkeypatch.setitem(PROCESSORS, "scent", Scents)
     write(home / "rose.scent", "rose")
-    assert shards("t.csv", "nose,text,image\nrose.scent,a rose,images/dog.jpg\n", "--scent", "nose", "--check") == 0
+    assert (
+        shards("t.csv", "nose,text,image\nrose.scent,a rose,images/dog.jpg\n", "--column", "scent=nose", "--check") == 0
+    )
     (rose,) = read(home, "scent", "image", "text")
     assert (rose.inputs["scent"], rose.captions) == (b"rose", ["a rose"])
     assert shards("u.csv", "scent,text\nrose.scent,a rose\n", prefix="u") == 0
@@ -196,7 +198,12 @@ def test_a_column_that_an_option_names_must_be_filled(home, shards, capsys):
         ("t.csv", b"image,text,text\na,b,c\n", (), "two columns are named 'text'"),
         ("t.csv", b'"image,text\n', (), "the names of the columns cannot be read"),
         ("t.csv", b"images/dog.jpg,a dog\nb.jpg,a cat\n", (), "no column image or audio; it has images/dog.jpg"),
-        ("t.csv", b"image,text\na.jpg,x\n", ("--text", "txet"), "no column 'txet' for --text; did you mean text?"),
+        (
+            "t.csv",
+            b"image,text\na.jpg,x\n",
+            ("--text", "txet"),
+            "no column 'txet' (--column text=txet); did you mean text?",
+        ),
         ("t.xlsx", b"PK", (), "unknown ending '.xlsx'"),
         ("t.csv", b"image,text\nnone.jpg,x\n", (), "nothing in it can be used; nothing is written"),
     ],
@@ -315,8 +322,10 @@ def test_older_shards_are_replaced_only_by_force(home, shards, capsys):
         ("t.csv", ("--labels-from-folders",), "--labels-from-folders is for a folder"),
         ("t.csv", ("-o", "out/a b"), "prefix 'a b' must be"),
         ("t.csv", ("-o", "."), ".: is a folder; add the shards' prefix"),
+        ("t.csv", ("--column", "text"), "--column text should be KEY=COL"),
+        ("t.csv", ("--column", "smell=x"), "--column smell=...: a column holds image, audio, text or label"),
         ("t.csv", ("b.csv",), "b.csv: one SOURCE at a time"),
-        ("", ("--text", "x"), "--text names a column of a table"),
+        ("", ("--text", "x"), "--column text: names a column"),
     ],
 )
 def test_wrong_usage(home, shards, capsys, source, options, message):
