@@ -37,34 +37,23 @@ class LazyTensor(NamedTuple):
 
 def write_weights(folder: Path, entries: Mapping[str, LazyTensor], *, progress: bool = False) -> None:
     """Write model.safetensors, or its shards and their index, into `folder`."""
+    from huggingface_hub import split_state_dict_into_shards_factory
     from tqdm import tqdm
 
-    shards = _split(entries)
-    total = sum(entry.nbytes for entry in entries.values())
+    split = split_state_dict_into_shards_factory(
+        dict(entries),
+        get_storage_size=lambda entry: entry.nbytes,
+        filename_pattern=WEIGHTS.replace(".", "{suffix}.", 1),
+        max_shard_size=SHARD_BYTES,
+    )
+    total = split.metadata["total_size"]
     # disable=None: no bar unless stderr is a terminal.
     with tqdm(total=total, unit="B", unit_scale=True, desc="weights", disable=None if progress else True) as bar:
-        if len(shards) == 1:
-            _write(folder / WEIGHTS, shards[0], bar)
-            return
-        files = {}
-        for number, shard in enumerate(shards, start=1):
-            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            _write(folder / name, shard, bar)
-            files.update(dict.fromkeys(shard, name))
-    index = {"metadata": {"total_size": total}, "weight_map": files}
-    (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
-
-
-def _split(entries: Mapping[str, LazyTensor]) -> list[dict[str, LazyTensor]]:
-    shards: list[dict[str, LazyTensor]] = [{}]
-    size = 0
-    for name, entry in entries.items():
-        if size and size + entry.nbytes > SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = entry
-        size += entry.nbytes
-    return shards
+        for file, names in split.filename_to_tensors.items():
+            _write(folder / file, {name: entries[name] for name in names}, bar)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
 def _write(path: Path, entries: Mapping[str, LazyTensor], bar: Any) -> None:
