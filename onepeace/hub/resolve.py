@@ -10,7 +10,7 @@ from onepeace.errors import UserError
 from onepeace.hub.download import fetch, from_hub
 from onepeace.hub.folder import CARD, CONFIG, TOKENIZER, read_config
 from onepeace.hub.registry import RELEASED, find
-from onepeace.hub.shards import INDEX
+from onepeace.hub.tensors import INDEX
 
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")

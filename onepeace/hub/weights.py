@@ -1,12 +1,10 @@
 """Model folders (config.yaml, model.safetensors, tokenizer.json, MODEL_CARD.md): written atomically, read strictly."""
 
-import json
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +14,9 @@ from onepeace.device import DTYPES
 from onepeace.errors import UserError
 from onepeace.hub.architectures import build_module, keep_modalities
 from onepeace.hub.folder import CARD, CONFIG, TOKENIZER, new_folder, read_config
-from onepeace.hub.shards import DTYPE_NAMES, INDEX, WEIGHTS, LazyTensor, write_weights
+from onepeace.hub.tensors import LazyTensor, open_weights, write_weights
 from onepeace.model import OnePeace
 
-DTYPE_BY_CODE = {code: dtype for dtype, code in DTYPE_NAMES.items()}
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -114,7 +111,7 @@ def load(
 
 def read_state(folder: str | Path) -> dict[str, Tensor]:
     """All tensors of a folder by name, mapped from its files, unchecked."""
-    return {name: file.get_tensor(name) for name, file in _open(Path(folder)).items()}
+    return {name: tensor.read() for name, tensor in open_weights(Path(folder)).items()}
 
 
 def describe(path: str | Path) -> Description:
@@ -129,12 +126,7 @@ def describe(path: str | Path) -> Description:
 
 def _describe_folder(folder: Path) -> Description:
     config = read_config(folder)
-    tensors = {}
-    for name, file in _open(folder).items():
-        header = file.get_slice(name)
-        dtype = DTYPE_BY_CODE[header.get_dtype()]
-        tensors[name] = LazyTensor(tuple(header.get_shape()), dtype, partial(file.get_tensor, name))
-    return Description(folder, "model folder", config, tensors)
+    return Description(folder, "model folder", config, open_weights(folder))
 
 
 def expected(config: Config) -> dict[str, tuple[int, ...]]:
@@ -185,28 +177,3 @@ def cast(tensor: Tensor, dtype: torch.dtype, where: str) -> Tensor:
 
 def _some(names: list[str]) -> str:
     return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-
-
-def _open(folder: Path) -> dict[str, Any]:
-    """The safetensors file that holds each tensor, by the tensor's name; open as long as something uses it."""
-    from safetensors import SafetensorError, safe_open
-
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            paths = [folder / Path(name).name for name in names]
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{index}: not an index of weights ({error})") from error
-    else:
-        paths = [folder / WEIGHTS]
-    files: dict[str, Any] = {}
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path}: missing; the model folder is incomplete, copy or convert it again")
-        try:
-            file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: damaged or cut off ({error}); copy or convert it again") from error
-        files.update(dict.fromkeys(file.keys(), file))
-    return files

@@ -24,7 +24,7 @@ from support.hub_layouts import (
 
 from onepeace.cli import main
 from onepeace.errors import UserError
-from onepeace.hub import shards
+from onepeace.hub import tensors
 from onepeace.hub import weights as weight_files
 from onepeace.hub.convert import convert as convert_module
 from onepeace.hub.convert.convert import convert
@@ -411,7 +411,7 @@ def test_existing_folders_are_not_overwritten_by_accident(checkpoint, tmp_path):
 
 
 def test_large_models_are_written_in_shards(checkpoint, tmp_path, bpe, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(tensors, "SHARD_BYTES", 100_000)
     folder = convert(checkpoint, tmp_path / "out", bpe=bpe)
 
     index = json.loads((folder / "model.safetensors.index.json").read_text())

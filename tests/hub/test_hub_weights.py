@@ -15,6 +15,7 @@ from onepeace.errors import UserError
 from onepeace.hub import weights
 from onepeace.hub.convert.unpickle import read_checkpoint
 from onepeace.hub.folder import read_config
+from onepeace.hub.tensors import open_weights
 from onepeace.model import OnePeace
 
 KEYS = ("text", "image", "audio")
@@ -83,7 +84,7 @@ def test_file_is_plain_safetensors(folder):
 
 
 def test_tensors_of_mixed_dtypes_are_aligned(tmp_path):
-    from onepeace.hub.shards import LazyTensor, write_weights
+    from onepeace.hub.tensors import LazyTensor, write_weights
 
     tensors = {
         "a": torch.rand(3).bfloat16(),
@@ -136,22 +137,23 @@ def test_unexpected_and_misshapen_tensors_are_named_too(folder):
         assert part in str(error.value)
 
 
+def test_tensor_that_is_no_weight_is_named(folder):
+    edit(folder, lambda tensors: tensors.update(step=torch.tensor(3)))
+
+    with pytest.raises(UserError, match=r"model\.safetensors: step is of I64; weights are of F64, F32"):
+        weights.load(folder)
+
+
 def test_only_the_requested_modalities_are_read(folder, monkeypatch):
     read = []
 
-    class Spy:
-        def __init__(self, file):
-            self.file = file
+    def spied(folder):
+        def spy(name, tensor):
+            return tensor._replace(read=lambda: read.append(name) or tensor.read())
 
-        def get_slice(self, name):
-            return self.file.get_slice(name)
+        return {name: spy(name, tensor) for name, tensor in open_weights(folder).items()}
 
-        def get_tensor(self, name):
-            read.append(name)
-            return self.file.get_tensor(name)
-
-    opened = weights._open
-    monkeypatch.setattr(weights, "_open", lambda *args: {name: Spy(file) for name, file in opened(*args).items()})
+    monkeypatch.setattr(weights, "open_weights", spied)
 
     module = weights.load(folder, modalities=["image"])
 

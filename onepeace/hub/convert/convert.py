@@ -14,7 +14,7 @@ from onepeace.errors import UserError
 from onepeace.hub.architectures import architecture, keep_modalities
 from onepeace.hub.download import from_hub
 from onepeace.hub.folder import CARD, TOKENIZER, check_free, new_folder
-from onepeace.hub.shards import LazyTensor
+from onepeace.hub.tensors import LazyTensor
 from onepeace.hub.weights import Description, cast, compare, describe, expected, stored_dtype, write_folder
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from onepeace.errors import UserError
 from onepeace.hub.architectures import ARCHITECTURES, Conversion
 from onepeace.hub.convert.stored import StoredTensor
 from onepeace.hub.convert.unpickle import Record, plain, read_checkpoint
-from onepeace.hub.shards import LazyTensor
+from onepeace.hub.tensors import LazyTensor
 from onepeace.hub.weights import Description
 
 _ROW = re.compile(r"(.*)\[(\d+)\]")

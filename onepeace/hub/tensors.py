@@ -1,4 +1,4 @@
-"""Writes safetensors files tensor by tensor, so that saving takes the memory of one tensor.
+"""The weights of a model folder: safetensors files, read and written tensor by tensor.
 
 The safetensors package wants all tensors of a file in memory at once. The format is simple enough to stream: eight
 bytes with the length of a JSON header, the header, the numbers (https://github.com/huggingface/safetensors). Above
@@ -8,31 +8,63 @@ bytes with the length of a JSON header, the header, the numbers (https://github.
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from onepeace.errors import UserError
 from onepeace.files.atomic import sync
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 2 << 30
-DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 class LazyTensor(NamedTuple):
-    """A tensor that is not in memory yet: still in a file, or to be computed."""
+    """A tensor that is not in memory yet, but still in a file or to be computed."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
-    """Called once, when its turn to be written comes."""
+    """Called when the tensor is needed, e.g. when its turn to be written comes."""
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def open_weights(folder: Path) -> dict[str, LazyTensor]:
+    """The tensors of a model folder by name, in memory-mapped files. UserError for missing or damaged files."""
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            paths = [folder / Path(name).name for name in names]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{index}: not an index of weights ({error})") from error
+    else:
+        paths = [folder / WEIGHTS]
+    tensors = {}
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path}: missing; the model folder is incomplete, copy or convert it again")
+        try:
+            file = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: damaged or cut off ({error}); copy or convert it again") from error
+        for name in file.keys():
+            header = file.get_slice(name)
+            if (dtype := DTYPES.get(header.get_dtype())) is None:
+                raise UserError(f"{path}: {name} is of {header.get_dtype()}; weights are of {', '.join(DTYPES)}")
+            tensors[name] = LazyTensor(tuple(header.get_shape()), dtype, partial(file.get_tensor, name))
+    return tensors
 
 
 def write_weights(folder: Path, entries: Mapping[str, LazyTensor], *, progress: bool = False) -> None:
@@ -63,8 +95,7 @@ def _write(path: Path, entries: Mapping[str, LazyTensor], bar: Any) -> None:
     end = 0
     for name, entry in ordered:
         start, end = end, end + entry.nbytes
-        dtype = DTYPE_NAMES[entry.dtype]
-        header[name] = {"dtype": dtype, "shape": list(entry.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": _CODES[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
