@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from onepeace.errors import UserError
+from onepeace.files.atomic import sync
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0
@@ -75,6 +76,7 @@ def fetch(
         _delete(part, note)
         raise UserError(f"{url}: the SHA-256 of what arrived is wrong; it was deleted, try again{_by_hand(path)}")
     os.replace(part, path)
+    sync(path.parent)
     _delete(note)
     return path
 
@@ -147,8 +149,7 @@ def _transfer(url: str, part: Path, note: Path, size: int | None, progress: bool
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
-            file.flush()
-            os.fsync(file.fileno())
+    sync(part)
     if _size(part) > (total or 0):
         _delete(part, note)
         raise UserError(f"{url}: more bytes arrived than the {total} announced; deleted")
