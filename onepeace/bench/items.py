@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from math import ceil
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from onepeace.config import Config
+from onepeace.data.batch import Batch
 from onepeace.data.masking import MaskRates, draw_masks
 from onepeace.model import OnePeace
 from onepeace.model.adapters.text import PAD_ID
@@ -47,9 +47,7 @@ def picture_size(config: Config) -> int:
     return max(size) if isinstance(size, list) else int(size)
 
 
-def training_batch(
-    config: Config, model: OnePeace, other: str, rates: Mapping[str, MaskRates], count: int
-) -> dict[str, Any]:
+def training_batch(config: Config, model: OnePeace, other: str, rates: Mapping[str, MaskRates], count: int) -> Batch:
     """`count` pairs of a text and an item of modality `other`, of many lengths, as the objective takes them.
 
     Texts are as long as real captions (`CAPTION_TOKENS`), sounds evenly from `CLIP_SECONDS`; what is hidden is drawn
@@ -73,5 +71,4 @@ def training_batch(
     counts = {key: model.adapters[key].token_lengths(item) for key, item in items.items()}
     masks = {key: draw_masks(rates[key], counts[key], generator, words) for key in items}
     names = [str(i) for i in range(count)]
-    return {**items, "masks": masks, "keys": names, "captions": names, "names": [[name] for name in names],
-            "pair": f"{other}+text"}  # fmt: skip
+    return Batch(items, names, names, [[name] for name in names], pair=f"{other}+text", masks=masks)

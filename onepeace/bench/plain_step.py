@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from onepeace.data.batch import Batch
 from onepeace.layers.position import grid_buckets, sequence_buckets
 from onepeace.model import OnePeace
 from onepeace.model.adapters.text import PAD_ID
@@ -39,7 +40,7 @@ class PlainStep:
         checkpointed: keep of each block of the encoder its input only.
     """
 
-    def __init__(self, model: OnePeace, batch: Mapping[str, Any], checkpointed: bool = False):
+    def __init__(self, model: OnePeace, batch: Batch, checkpointed: bool = False):
         self.model, self.batch, self.checkpointed = model, batch, checkpointed
 
     def losses(self, other: str) -> dict[str, Tensor]:
@@ -87,7 +88,7 @@ class PlainStep:
     def embed_positions(self, key: str, keep: Tensor | None) -> Tokens:
         """Stem, CLS, positions, bias; what is hidden taken out."""
         adapter: Any = self.model.adapters[key]
-        stem, real, grid = STEMS[key](adapter, self.batch[key])
+        stem, real, grid = STEMS[key](adapter, self.batch.inputs[key])
         count = len(stem)
         real = torch.cat([real.new_ones(count, 1), real], dim=1)
         if key == "image":
@@ -130,7 +131,7 @@ class PlainStep:
     def predict(self, keys: Sequence[str], name: str) -> dict[str, Tensor]:
         """Predictions (B, L_m, D) of a pass that hides tokens."""
         decoder: Any = self.model.decoder
-        keep = {key: self.batch["masks"][key][name][0] for key in keys}
+        keep = {key: self.batch.masks[key][name][0] for key in keys}
         visible = self.encode(keys, keep)
         full = {}
         for key, x in visible.items():
@@ -146,15 +147,16 @@ class PlainStep:
 
     def real(self, key: str) -> Tensor:
         """(B, L) True for CLS and what is no padding."""
-        counts = self.model.adapters[key].token_lengths(self.batch[key]).to(self.batch["masks"][key]["joint"][0].device)
+        counts = self.model.adapters[key].token_lengths(self.batch.inputs[key])
+        counts = counts.to(self.batch.masks[key]["joint"].keep.device)
         return torch.arange(int(counts.max()) + 1, device=counts.device) <= counts[:, None]
 
     def contrastive(self, a: Tensor, b: Tensor) -> Tensor:
-        return full_contrastive(a, b, self.model.temperature())
+        return full_contrastive(a, b, self.model.logit_scale.exp())
 
     def denoising(self, key: str, name: str, student: Tensor, teacher: Tensor) -> Tensor:
         real = self.real(key)[:, 1:]
-        masked = self.batch["masks"][key][name][1][:, 1:]
+        masked = self.batch.masks[key][name][1][:, 1:]
         keys, targets = teacher[:, 1:].detach()[real], masked[real].nonzero()[:, 0]
         queries = F.normalize(student[:, 1:][masked & real].float(), dim=-1)
         return full_denoising(queries, F.normalize(keys.float(), dim=-1), targets, SCALE, SMOOTHING)

@@ -20,12 +20,11 @@ from onepeace.bench.timing import machine, take_turns
 from onepeace.config import SIZES, build
 from onepeace.cost.flops import on_meta, training_cost
 from onepeace.cost.plan import planned_model, planned_passes
-from onepeace.data.batches import split, to_device
 from onepeace.hub.architectures import build_module
-from onepeace.train.build import make_config
 from onepeace.train.objective import Objective
 from onepeace.train.optim import freeze
 from onepeace.train.recipe import Recipe
+from onepeace.train.start import make_config
 
 CLOSE = 1e-5
 """Relative, between the losses of both in float32."""
@@ -100,7 +99,7 @@ class Contest:
         if self.recipe.freeze:
             freeze(self.model, self.recipe.freeze)
         batch = training_batch(config, self.model, self.other, self.recipe.mask, settings.batch)
-        self.batch = to_device(batch, settings.device)
+        self.batch = batch.to(settings.device)
         self.model.to(settings.device)
         self.objective = Objective(self.model, self.recipe.objective, {})
         self.plain = PlainStep(self.model, self.batch, settings.checkpointed)
@@ -153,8 +152,8 @@ class Contest:
         planned = planned_model(self.recipe, make_config(self.recipe))
         take = {key: self.model.adapters[key].take for key in ("text", self.other)}
         total = 0
-        for part in split(to_device(self.batch, torch.device("cpu")), len(self.batch["keys"]), take):
-            item = {key: on_meta(part[key]) for key in take}
+        for part in self.batch.to(torch.device("cpu")).split(len(self.batch.keys), take):
+            item = {key: on_meta(part.inputs[key]) for key in take}
             passes = planned_passes(self.recipe, planned, item, ["text", self.other])
             total += training_cost(planned, item, passes).total
         return total

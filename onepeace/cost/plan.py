@@ -47,9 +47,10 @@ from onepeace.errors import UserError
 from onepeace.hub.architectures import build_module
 from onepeace.layers.attention import use_math_attention
 from onepeace.model import OnePeace
-from onepeace.train.build import make_config, model_folder
 from onepeace.train.optim import freeze
-from onepeace.train.recipe import Recipe, split_term
+from onepeace.train.recipe import Recipe
+from onepeace.train.start import make_config, model_folder
+from onepeace.train.terms import TermName
 
 WAYS = ("ddp", "fsdp")
 
@@ -241,7 +242,7 @@ def planned_passes(recipe: Recipe, model: OnePeace, item: Mapping[str, Mapping],
 
     found: dict[tuple, Pass] = {}
     for name, options in recipe.objective.items():
-        kind, listed = split_term(name)
+        _, kind, _, listed = TermName.parse(name)
         keys = listed or list(pair)
         if not set(keys) <= set(pair):
             continue
@@ -417,7 +418,7 @@ def hidden_counts(
     counts = token_counts(model, item)
     found = []
     for name in recipe.objective:
-        kind, listed = split_term(name)
+        _, kind, _, listed = TermName.parse(name)
         keys = listed or list(pair)
         if kind == "denoising" and set(keys) <= set(pair):
             for key in keys:
@@ -444,7 +445,7 @@ def loss_flops(
     """
     hidden = hidden_counts(recipe, model, item, pair)
     denoising = sum(4 * count * real * share * model.config.dim for count, real in hidden)
-    contrastive = any(split_term(name)[0] == "contrastive" for name in recipe.objective)
+    contrastive = any(TermName.parse(name).kind == "contrastive" for name in recipe.objective)
     return denoising + 12 * items * model.config.embed_dim * contrastive
 
 

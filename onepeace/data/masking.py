@@ -1,7 +1,7 @@
-"""Which tokens the denoising passes hide, with the exact counts of the paper's released code.
+"""Which tokens the masked passes mask, with the exact counts of the paper's released code.
 
-Every rule here is the same two steps: score the tokens, hide the ``count`` tokens of lowest score. CLS is no token here
-and the end of a text is never hidden. Whole batches are drawn at once. Next file: batches.py.
+Every rule is the same two steps: score the tokens, mask the ``count`` tokens of lowest score. CLS does not count, and
+the end of a text is never masked. Whole batches are drawn at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,18 +10,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from onepeace.data.batch import Mask
 from onepeace.errors import UserError
 
 SPAN = 5
-"""Frames hidden around each centre of the unit "span"."""
+"""Frames masked around each centre of the unit "span"."""
 
 
 @dataclass(frozen=True)
 class MaskRates:
-    """Shares of one modality's tokens that are hidden; null = this pass does not exist.
+    """Shares of one modality's tokens that are masked; null = this pass does not exist.
 
-    A together-pass that follows an alone-pass hides other tokens than that one did: text prefers single tokens that
-    were visible, image hides all patches that were visible and some more. Audio draws both independently.
+    A joint pass after a unimodal one masks other tokens: text prefers single tokens that were visible, image masks all
+    patches that were visible and some more. Audio draws both independently.
     """
 
     unit: str
@@ -29,7 +30,7 @@ class MaskRates:
     unimodal: float | None = None
     """When the modality is encoded alone."""
     joint: float | None = None
-    """When it is encoded together with the other one of its pair."""
+    """When it is encoded jointly with the other one of its pair."""
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
@@ -90,9 +91,9 @@ def mask_words(lengths: Tensor, ratio: float, generator: torch.Generator, starts
 
 
 def mask_spans(lengths: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
-    """int(n * ratio) of each row's n frames in runs: int(n * (ratio + 0.1) / 5) centres hide 5 frames each.
+    """int(n * ratio) of each row's n frames in runs: int(n * (ratio + 0.1) / 5) centres mask 5 frames each.
 
-    Centres may meet; frames are then uncovered or hidden at random until the count is exact.
+    Centres may meet; frames are then unmasked or masked at random until the count is exact.
     """
     rows, longest = len(lengths), int(lengths.max())
     centres = (lengths.double() * (ratio + 0.1) / SPAN).floor().long()
@@ -112,23 +113,23 @@ def mask_spans(lengths: Tensor, ratio: float, generator: torch.Generator) -> Ten
 def _words(rates: MaskRates, lengths: Tensor, generator: torch.Generator, starts: Tensor | None) -> dict[str, Tensor]:
     if starts is None:
         raise ValueError('the unit "word" needs the word starts of the batch')
-    hidden = {}
+    masked = {}
     if rates.unimodal is not None:
-        hidden["unimodal"] = mask_words(lengths, rates.unimodal, generator, starts)
+        masked["unimodal"] = mask_words(lengths, rates.unimodal, generator, starts)
     if rates.joint is not None and rates.unimodal is not None:
-        hidden["joint"] = mask_tokens(lengths, rates.joint, generator, hidden["unimodal"])
+        masked["joint"] = mask_tokens(lengths, rates.joint, generator, masked["unimodal"])
     elif rates.joint is not None:
-        hidden["joint"] = mask_words(lengths, rates.joint, generator, starts)
-    return hidden
+        masked["joint"] = mask_words(lengths, rates.joint, generator, starts)
+    return masked
 
 
 def _tokens(rates: MaskRates, lengths: Tensor, generator: torch.Generator, starts: Tensor | None) -> dict[str, Tensor]:
-    hidden = {}
+    masked = {}
     if rates.unimodal is not None:
-        hidden["unimodal"] = mask_tokens(lengths, rates.unimodal, generator)
+        masked["unimodal"] = mask_tokens(lengths, rates.unimodal, generator)
     if rates.joint is not None:
-        hidden["joint"] = mask_tokens(lengths, rates.joint, generator, hidden.get("unimodal"))
-    return hidden
+        masked["joint"] = mask_tokens(lengths, rates.joint, generator, masked.get("unimodal"))
+    return masked
 
 
 def _spans(rates: MaskRates, lengths: Tensor, generator: torch.Generator, starts: Tensor | None) -> dict[str, Tensor]:
@@ -147,10 +148,10 @@ TEXT_UNITS = ("word", "token")
 
 
 def visible(masked: Tensor, lengths: Tensor) -> Tensor:
-    """(B, K) int64: the positions that stay, ascending, CLS = 0 first, padded with -1.
+    """(B, K) int64: the visible positions, ascending, CLS = 0 first, padded with -1.
 
     Args:
-        masked: (B, L + 1) bool, True = hidden; the CLS column is False.
+        masked: (B, L + 1) bool, True = masked; the CLS column is False.
         lengths: (B,) number of real tokens without CLS.
     """
     stays = ~masked & (torch.arange(masked.shape[1]) <= lengths[:, None])
@@ -162,35 +163,35 @@ def visible(masked: Tensor, lengths: Tensor) -> Tensor:
 
 def draw_masks(
     rates: MaskRates, lengths: Tensor, generator: torch.Generator, starts: Tensor | None = None
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """What is hidden in the passes of one modality.
+) -> dict[str, Mask]:
+    """The masks of one modality's passes.
 
     Args:
         rates: shares and unit.
         lengths: (B,) number of tokens without CLS; a text's end counts.
-        generator: all randomness.
+        generator: of all random numbers.
         starts: (B, L) bool, see `word_starts`; for the unit "word" only.
 
     Returns:
-        {"unimodal" and "joint" as far as they have a rate: (keep (B, K) int64, masked (B, L + 1) bool)}; positions
-        count from CLS = 0. A text too short for its share has nothing hidden, which the losses allow.
+        A mask for each of "unimodal" and "joint" that has a rate. A text too short for its share has no masked token,
+        which the losses allow.
     """
-    hideable = (lengths - 1).clamp(min=0) if rates.unit in TEXT_UNITS else lengths
-    masks = UNITS[rates.unit](rates, hideable, generator, starts)
-    masked = {name: _with_cls(hidden, lengths) for name, hidden in masks.items()}
-    return {name: (visible(hidden, lengths), hidden) for name, hidden in masked.items()}
+    maskable = (lengths - 1).clamp(min=0) if rates.unit in TEXT_UNITS else lengths
+    drawn = UNITS[rates.unit](rates, maskable, generator, starts)
+    masked = {name: _with_cls(tokens, lengths) for name, tokens in drawn.items()}
+    return {name: Mask(visible(tokens, lengths), tokens) for name, tokens in masked.items()}
 
 
 def draw_token_dropout(share: float, lengths: Tensor, generator: torch.Generator, has_end: bool) -> Tensor:
-    """(B, K) int64 positions that stay when int(n * share) of each row's n tokens are left out uniformly.
+    """(B, K) int64 positions that stay when int(n * share) of each row's n tokens are dropped uniformly.
 
     With ``has_end`` the last token is the end of a text: it stays and does not count.
     """
-    hidden = mask_tokens(lengths - 1 if has_end else lengths, share, generator)
-    return visible(_with_cls(hidden, lengths), lengths)
+    dropped = mask_tokens(lengths - 1 if has_end else lengths, share, generator)
+    return visible(_with_cls(dropped, lengths), lengths)
 
 
-def _with_cls(hidden: Tensor, lengths: Tensor) -> Tensor:
+def _with_cls(tokens: Tensor, lengths: Tensor) -> Tensor:
     masked = torch.zeros(len(lengths), int(lengths.max()) + 1, dtype=torch.bool)
-    masked[:, 1 : hidden.shape[1] + 1] = hidden
+    masked[:, 1 : tokens.shape[1] + 1] = tokens
     return masked

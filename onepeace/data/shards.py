@@ -105,6 +105,7 @@ def read_source(
     pair: Sequence[str],
     root: str | Path | None = None,
     *,
+    targets: Sequence[str] = (),
     allow_pipe: bool = False,
     broken_limit: float = 0.02,
 ) -> Source:
@@ -112,7 +113,7 @@ def read_source(
 
     Args:
         pattern, root, allow_pipe: see `expand`.
-        pair: see `usable_sample`.
+        pair, targets: see `usable_sample`.
         broken_limit: see `refuse_corrupt`.
 
     Raises:
@@ -122,7 +123,7 @@ def read_source(
     broken: list[str] = []
     for shard in expand(pattern, root, allow_pipe):
         for raw in raw_samples(shard, broken):
-            sample = usable_sample(raw, shard, pair, broken)
+            sample = usable_sample(raw, shard, pair, broken, targets)
             if sample is not None:
                 samples.append(sample)
     if broken:
@@ -203,12 +204,15 @@ def _open(shard: str) -> Any:
     return Pipe(["curl", *patience, "-f", "-s", "-L", "-g", shard], mode="rb", bufsize=8192, ignore_status=[141, 23])
 
 
-def usable_sample(raw: dict[str, Any], shard: str, pair: Sequence[str], broken: list[str]) -> Sample | None:
+def usable_sample(
+    raw: dict[str, Any], shard: str, pair: Sequence[str], broken: list[str], targets: Sequence[str] = ()
+) -> Sample | None:
     """The sample of one group of members; None, and a line in ``broken``, where it lacks something.
 
     Args:
         raw, shard: from `raw_samples`.
         pair: the modalities a sample must have; "text" are its captions, others a member that their processor reads.
+        targets: what else it must have; "label" and the entries of "targets" in the .json.
     """
     known = {m: sorted(suffix.lstrip(".") for suffix in PROCESSORS[m].suffixes) for m in pair if m != "text"}
     name, key = describe(shard), raw["__key__"]
@@ -231,14 +235,16 @@ def usable_sample(raw: dict[str, Any], shard: str, pair: Sequence[str], broken: 
         media = [members[suffix] for suffix in suffixes if members.get(suffix)]
         if media:
             inputs[modality] = media[0]
-    targets = dict(about["targets"]) if isinstance(about.get("targets"), dict) else {}
+    known_targets = dict(about["targets"]) if isinstance(about.get("targets"), dict) else {}
     if isinstance(about.get("label"), str):
-        targets["label"] = about["label"]
+        known_targets["label"] = about["label"]
     if "text" in pair and not inputs["text"]:
         if readable:
             broken.append(f"{name}: {key} has no caption (a .txt, or captions in a .json)")
     elif lacking := [m for m in known if m not in inputs]:
         broken.append(f"{name}: {key} has no {' and no '.join(lacking)} file")
+    elif lacking := [target for target in targets if target not in known_targets]:
+        broken.append(f"{name}: {key} has no {' and no '.join(lacking)} in its .json")
     else:
-        return Sample(key, name, inputs, targets)
+        return Sample(key, name, inputs, known_targets)
     return None

@@ -1,9 +1,9 @@
 """The batches of every step, and the processes that make them ahead. Nothing here knows the model.
 
 Sets in memory: a pair's items come in epochs, one seeded permutation each; step s takes the items s * B to (s + 1) * B
-of that endless row, process r of R its share of them. So a step is a pure function of (seed, step): to resume is to go
-on counting, with any number of workers and processes. Streams (streams.py) are read once in a row by each lane; a
-batch carries the place after it, which a checkpoint keeps.
+of that endless sequence, process r of R its share of them. So a step is a pure function of (seed, step): to resume is
+to go on counting, with any number of workers and processes. Streams (streams.py) are read in order by each worker; a
+batch carries the position after it, which a checkpoint keeps.
 """
 
 import atexit
@@ -20,18 +20,39 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from onepeace.data.batches import Batch, BatchBuilder, Lengths
+from onepeace.data.batch import Batch
+from onepeace.data.builder import BatchBuilder
 from onepeace.data.sample import Sample
 from onepeace.data.shards import Source, expand
-from onepeace.data.streams import Mixture, Position, StreamShard, stream_shards_of
+from onepeace.data.streams import Mixture, Position, StreamShard, workers_of
 from onepeace.errors import UserError
 
-ORDER, VARY, HIDE = range(3)
-"""Streams of random numbers that must not be the same."""
+ORDER, VARY, MASK = range(3)
+"""Random streams that must differ."""
+
+
+class Share(NamedTuple):
+    """What of every step is this process's."""
+
+    seed: int
+    """The run's."""
+    batch_size: Mapping[str, int]
+    """Items of a step by pair, over all processes."""
+    rank: int = 0
+    world_size: int = 1
+
+    def own(self, pair: str, world_size: int | None = None) -> int:
+        """Items of one process; UserError when they cannot be shared evenly."""
+        size, processes = self.batch_size[pair], world_size or self.world_size
+        if size % processes:
+            raise UserError(
+                f"run.batch_size {size} of {pair} cannot be shared evenly by {processes} processes; set a multiple"
+            )
+        return size // processes
 
 
 class EpochSampler:
-    """The endless row of one pair's items: position -> item, the same on every machine.
+    """The endless sequence of one pair's items: position -> item, the same on every machine.
 
     An item of a source with weight w comes floor(w) or ceil(w) times in an epoch; which ones come once more is drawn
     anew each epoch. With ``run`` above 1, so many items in a row are of one source, as far as that goes: a batch whose
@@ -81,45 +102,34 @@ class EpochSampler:
 
 
 class StepDataset(Dataset[list[Batch]]):
-    """``steps[s]`` is this process's part of the batches of step s, one for each pair of the recipe, or one where they
-    come in turn; see `BatchBuilder`."""
+    """``dataset[s]`` is this process's part of the batches of step s: one of each pair, or of one where they come in
+    turn; see `BatchBuilder`.
 
-    def __init__(
-        self,
-        recipe: Any,
-        sources: Sequence[Source],
-        processors: Mapping[str, Any],
-        num_tokens: Mapping[str, Lengths] | None = None,
-        rank: int = 0,
-        ranks: int = 1,
-    ):
-        """
-        Args:
-            recipe, processors, num_tokens: as for `BatchBuilder`.
-            sources: what ``recipe.data.train`` names, in its order, as `read_source` gives it.
-            rank, ranks: this process, of how many.
+    Args:
+        builder: makes the batches; its config lists the sources.
+        sources: what the config's sources hold, in their order, as `read_source` gives it.
+        share: this process's part.
 
-        Raises:
-            UserError: a batch cannot be shared evenly by the processes.
-        """
-        if len(sources) != len(recipe.data.train):
-            raise ValueError(f"{len(sources)} sources for {len(recipe.data.train)} of the recipe")
-        self.builder = BatchBuilder(recipe, processors, num_tokens)
-        self.seed, self.rank = recipe.seed, rank
+    Raises:
+        UserError: a batch cannot be shared evenly by the processes.
+    """
+
+    def __init__(self, builder: BatchBuilder, sources: Sequence[Source], share: Share):
+        config = builder.config
+        if len(sources) != len(config.train):
+            raise ValueError(f"{len(sources)} sources for {len(config.train)} of the recipe")
+        self.builder, self.share = builder, share
+        self.in_turn = config.pairs == "in_turn"
         self.items: dict[str, list[Sample]] = {}
         self.order: dict[str, EpochSampler] = {}
-        self.in_turn = recipe.data.pairs == "in_turn"
-        self.batch_size = {name: shared(recipe.batch_size(name), name, ranks) for name in self.builder.pairs}
-        self.ranks = ranks
-        weighted: dict[str, list[tuple[Source, float]]] = {}
-        for source, config in zip(sources, recipe.data.train, strict=True):
-            weighted.setdefault(config.name, []).append((source, config.weight))
-        for name, members in weighted.items():
+        self.batch_size = {name: share.own(name) for name in builder.pairs}
+        for name in builder.pairs:
+            members = [(s, c.weight) for s, c in zip(sources, config.train, strict=True) if c.name == name]
             self.items[name] = [sample for source, _ in members for sample in source.samples]
             sizes = [len(source.samples) for source, _ in members]
-            run = recipe.batch_size(name) if recipe.data.batches == "by_source" else 1
+            run = share.batch_size[name] if config.batches == "by_source" else 1
             weights = [weight for _, weight in members]
-            self.order[name] = EpochSampler(sizes, weights, [self.seed, number(name), ORDER], run)
+            self.order[name] = EpochSampler(sizes, weights, [share.seed, number(name), ORDER], run)
 
     def __getitem__(self, step: int) -> list[Batch]:
         names = list(self.builder.pairs)
@@ -130,85 +140,80 @@ class StepDataset(Dataset[list[Batch]]):
 
     def _batch(self, name: str, step: int) -> Batch:
         size, items, order = self.batch_size[name], self.items[name], self.order[name]
-        first = (step * self.ranks + self.rank) * size
+        seed, rank = self.share.seed, self.share.rank
+        first = (step * self.share.world_size + rank) * size
         places = [
-            ((items[order[at]] for at in count(place)), np.random.default_rng([self.seed, number(name), VARY, place]))
+            ((items[order[at]] for at in count(place)), np.random.default_rng([seed, number(name), VARY, place]))
             for place in range(first, first + size)
         ]
-        hide = seed_of(self.seed, number(name), HIDE, step, *([self.rank] if self.rank else []))
-        return self.builder.batch(name, places, lambda rng: items[int(rng.integers(len(items)))], len(items), hide)
+        mask_seed = seed_of(seed, number(name), MASK, step, *([rank] if rank else []))
+        return self.builder.batch(name, places, lambda rng: items[int(rng.integers(len(items)))], len(items), mask_seed)
 
 
 class DataState(NamedTuple):
     """Where a run stands in its streams: what a checkpoint holds of them, in plain numbers."""
 
-    ranks: int
+    world_size: int
     """Processes the run was started with,"""
-    workers: int
-    """and workers of each: lane r * workers + w belongs to worker w of process r."""
-    lanes: dict[int, dict[str, Position]]
-    """By lane and pair; a lane that is not here has not begun."""
+    num_workers: int
+    """and workers of each: worker w of process r has the number r * num_workers + w."""
+    positions: dict[int, dict[str, Position]]
+    """By worker and pair; a worker that is not here has not begun."""
 
-    def everywhere(self, lanes: Sequence[Mapping[int, dict[str, Position]]]) -> dict[str, Any]:
-        """As JSON holds it, of the lanes of all processes; `read` is the inverse."""
-        return {**self._asdict(), "lanes": {str(lane): place for part in lanes for lane, place in part.items()}}
+    def gathered(self, positions: Sequence[Mapping[int, dict[str, Position]]]) -> dict[str, Any]:
+        """As JSON holds it, with the positions of all processes; `read` is the inverse."""
+        every = {str(worker): position for part in positions for worker, position in part.items()}
+        return {**self._asdict(), "positions": every}
 
     @classmethod
     def read(cls, value: Mapping[str, Any]) -> "DataState":
-        return cls(value["ranks"], value["workers"], {int(lane): place for lane, place in value["lanes"].items()})
+        positions = {int(worker): position for worker, position in value["positions"].items()}
+        return cls(value["world_size"], value["num_workers"], positions)
 
 
 class Streams(IterableDataset[tuple[list[Batch], dict[int, Any]]]):
-    """StepDataset over sources that are read as they come, for a `DataLoader` of ``workers`` processes, or none.
+    """Steps over sources that are read as they come, for a `DataLoader` of ``num_workers`` processes, or none.
 
-    Yields a step's batches, and the places after them of the lanes they come from. Worker s % workers makes step s;
-    where they have no processes, one plays them all, so that the batches are the same.
+    Yields a step's batches, and the positions after them of the workers they come from. Worker s % num_workers makes
+    step s; where they have no processes, one plays them all, so that the batches are the same.
+
+    Args:
+        builder, share: as for `StepDataset`.
+        num_workers: of each process.
+        state: where to go on; the number of processes may be another than then, the workers stay as many.
+        first: the step to go on with.
+
+    Raises:
+        UserError: shards that are not there; batches or workers that cannot be shared evenly.
     """
 
     def __init__(
-        self,
-        recipe: Any,
-        processors: Mapping[str, Any],
-        num_tokens: Mapping[str, Lengths] | None = None,
-        rank: int = 0,
-        ranks: int = 1,
-        places: DataState | None = None,
-        first: int = 0,
+        self, builder: BatchBuilder, share: Share, num_workers: int = 1, state: DataState | None = None, first: int = 0
     ):
-        """
-        Args:
-            recipe, processors, num_tokens, rank, ranks: as for `StepDataset`.
-            places: where to go on; the number of processes may be another than then, the workers stay as many.
-            first: the step to go on with.
-
-        Raises:
-            UserError: shards that are not there; batches or lanes that cannot be shared evenly.
-        """
-        self.builder = BatchBuilder(recipe, processors, num_tokens)
-        self.seed, self.data, self.first = recipe.seed, recipe.data, first
-        self.places = places or DataState(ranks, max(recipe.run.workers, 1), {})
-        self.workers = self.places.workers
-        self.mine = stream_shards_of(rank, ranks, self.places.ranks)
-        self.batch_size = {n: shared(recipe.batch_size(n), n, self.places.ranks) for n in self.builder.pairs}
-        self.shards = [expand(s.shards, recipe.data.root, recipe.data.allow_pipe) for s in recipe.data.train]
+        self.builder, self.share, self.data, self.first = builder, share, builder.config, first
+        self.state = state or DataState(share.world_size, max(num_workers, 1), {})
+        self.num_workers = self.state.num_workers
+        self.mine = workers_of(share.rank, share.world_size, self.state.world_size)
+        self.batch_size = {name: share.own(name, self.state.world_size) for name in builder.pairs}
+        self.shards = [expand(s.shards, self.data.root, self.data.allow_pipe) for s in self.data.train]
 
     def __iter__(self) -> Iterator[tuple[list[Batch], dict[int, Any]]]:
         info = get_worker_info()
         rows: dict[int, dict[str, Mixture]] = {}
         names = list(self.builder.pairs)
         for step in count(self.first + (info.id if info else 0), info.num_workers if info else 1):
-            lanes = [rank * self.workers + step % self.workers for rank in self.mine]
-            rows.update({lane: self._rows(lane) for lane in lanes if lane not in rows})
+            workers = [process * self.num_workers + step % self.num_workers for process in self.mine]
+            rows.update({worker: self._rows(worker) for worker in workers if worker not in rows})
             # In turn, each pair has as many steps in a row as there are workers, so that each worker comes to read all.
-            due = [names[step // self.workers % len(names)]] if self.data.pairs == "in_turn" else names
+            due = [names[step // self.num_workers % len(names)]] if self.data.pairs == "in_turn" else names
             batches = []
             for name in due:
                 seen = sum(row[name].count for row in rows.values())
-                batches.append(self._batch(name, [rows[lane][name] for lane in lanes], seen))
-            yield batches, {lane: {name: row.position for name, row in rows[lane].items()} for lane in lanes}
+                batches.append(self._batch(name, [rows[worker][name] for worker in workers], seen))
+            yield batches, {w: {name: row.position for name, row in rows[w].items()} for w in workers}
 
-    def _rows(self, lane: int) -> dict[str, Mixture]:
-        """The row of samples of each pair in one lane."""
+    def _rows(self, worker: int) -> dict[str, Mixture]:
+        """The samples of each pair for one worker."""
         rows = {}
         for name in self.builder.pairs:
             members = [(i, source) for i, source in enumerate(self.data.train) if source.name == name]
@@ -216,13 +221,14 @@ class Streams(IterableDataset[tuple[list[Batch], dict[int, Any]]]):
                 StreamShard(
                     self.shards[i],
                     source.pair,
-                    seed=self.seed,
+                    seed=self.share.seed,
                     source=i,
-                    lane=lane,
-                    lanes=self.places.ranks * self.workers,
+                    worker=worker,
+                    num_workers=self.state.world_size * self.num_workers,
                     shuffle_buffer=self.data.shuffle_buffer,
                     shuffle_buffer_megabytes=self.data.shuffle_buffer_megabytes,
                     broken_limit=self.data.broken_limit,
+                    targets=source.targets,
                 )
                 for i, source in members
             ]
@@ -233,34 +239,27 @@ class Streams(IterableDataset[tuple[list[Batch], dict[int, Any]]]):
                 pair=number(name),
                 run=self.batch_size[name] if by_source else 1,
                 # What the processes make of one step is one batch, and of one source.
-                picks=lane % self.workers if by_source else lane,
-                position=self.places.lanes.get(lane, {}).get(name),
+                picks=worker % self.num_workers if by_source else worker,
+                position=self.state.positions.get(worker, {}).get(name),
             )
         return rows
 
     def _batch(self, name: str, rows: Sequence[Mixture], seen: int) -> Batch:
-        numbers = [(row, [self.seed, number(name), VARY, row.sources[0].lane, row.count]) for row in rows]
-        hide = seed_of(HIDE, *numbers[0][1])
+        numbers = [(row, [self.share.seed, number(name), VARY, row.sources[0].worker, row.count]) for row in rows]
+        mask_seed = seed_of(MASK, *numbers[0][1])
         places: list[tuple[Iterator[Sample], np.random.Generator]] = [
             (row.place(), np.random.default_rng([*seed, i]))
             for row, seed in numbers
             for i in range(self.batch_size[name])
         ]
-        return self.builder.batch(name, places, rows[0].another, seen + len(places), hide, keep_loaded=False)
-
-
-def shared(size: int, name: str, ranks: int) -> int:
-    """Items of one process."""
-    if size % ranks:
-        raise UserError(f"run.batch_size {size} of {name} cannot be shared evenly by {ranks} processes; set a multiple")
-    return size // ranks
+        return self.builder.batch(name, places, rows[0].another, seen + len(places), mask_seed, keep_loaded=False)
 
 
 def loader(
     steps: StepDataset | Streams, start: int, stop: int, workers: int = 1
 ) -> Generator[tuple[list[Batch], dict[int, Any]], None, None]:
     """The batches of the steps ``start`` to ``stop`` - 1, made ahead in ``workers`` processes (0 = on demand), and the
-    places of the streams after each; none where the data is in memory."""
+    positions of the streams after each; none where the data is in memory."""
     stream = isinstance(steps, Streams)
     batches = DataLoader(
         steps,

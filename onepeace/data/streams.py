@@ -1,8 +1,8 @@
 """Sources that do not fit in memory: samples read from webdataset shards as they are needed, still encoded.
 
-A lane is one (process, worker) of the run as it was started; each lane reads its share of a source, epoch after epoch.
-Which samples come in which order is a function of (seed, epoch, lane), and where a lane stands is a few numbers: a
-checkpoint holds them, and the lane goes on with the very next sample. Decoding is done in batches.py.
+Every worker of every process, numbered as the run was started, reads its own part of a source, epoch after epoch: its
+stream shard. The order of its samples is a function of (seed, epoch, worker), and its position is a few numbers: a
+checkpoint holds them, and the worker goes on with the very next sample.
 """
 
 import logging
@@ -23,40 +23,40 @@ log = logging.getLogger(__name__)
 Position = Mapping[str, Any]
 """Where a `StreamShard` or a `Mixture` stands: plain numbers, lists and dictionaries, as JSON holds them."""
 
-UNITS, WINDOWS, PICKS = range(100, 103)
+UNITS, BUFFERS, PICKS = range(100, 103)
 """Streams of random numbers that must not be the same, nor one of those in batches.py."""
 
 
 class WorkUnit(NamedTuple):
-    """What one lane reads in one go: those samples of a shard whose running number % ``parts`` is ``part``."""
+    """What one worker reads at a time: those samples of a shard whose running number % ``parts`` is ``part``."""
 
     shard: str
     part: int
     parts: int
 
 
-def work_units(shards: Sequence[str], lanes: int) -> list[WorkUnit]:
-    """Each shard whole where there is at least one per lane, else all cut into as few parts as give each lane one.
+def work_units(shards: Sequence[str], num_workers: int) -> list[WorkUnit]:
+    """Each shard whole where there is at least one per worker, else all cut into as few parts as give each worker one.
 
     A part costs as much reading as its whole shard; only what it does not take is dropped at once.
     """
-    parts = -(-lanes // len(shards))
+    parts = -(-num_workers // len(shards))
     return [WorkUnit(shard, part, parts) for shard in shards for part in range(parts)]
 
 
-def stream_shards_of(rank: int, ranks: int, lanes: int) -> list[int]:
-    """The lanes, in order, that process ``rank`` of ``ranks`` reads when a run that began with ``lanes`` goes on.
+def workers_of(rank: int, world_size: int, num_workers: int) -> list[int]:
+    """The workers, in order, whose part process ``rank`` of ``world_size`` reads; the run began with ``num_workers``.
 
     Raises:
-        UserError: the lanes cannot be shared evenly.
+        UserError: they cannot be shared evenly.
     """
-    if lanes % ranks:
-        fitting = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
+    if num_workers % world_size:
+        fitting = ", ".join(str(n) for n in range(1, num_workers + 1) if num_workers % n == 0)
         raise UserError(
-            f"this run was started with {lanes} lanes of data (processes x workers), which {ranks} processes cannot "
-            f"share evenly; set the number of processes to one of {fitting}"
+            f"this run was started with {num_workers} workers (processes x workers of each), which {world_size} "
+            f"processes cannot share evenly; set the number of processes to one of {fitting}"
         )
-    share = lanes // ranks
+    share = num_workers // world_size
     return list(range(rank * share, (rank + 1) * share))
 
 
@@ -108,10 +108,10 @@ class _Tally:
 
 
 class StreamShard:
-    """The endless row of one source's samples in one lane; all lanes together have each sample once in an epoch.
+    """The endless row of one source's samples for one worker; all workers have each sample once in an epoch.
 
-    The `units` of the source are permuted anew for each epoch and dealt out. What is dealt to this lane it reads in
-    windows: each is permuted and handed out before the next one is read, and none reaches over the end of an epoch.
+    The `work_units` of the source are permuted anew for each epoch and dealt to the workers. A worker reads its units
+    into a shuffle buffer, which is permuted and emptied before it is filled again, and never holds two epochs.
     """
 
     def __init__(
@@ -121,82 +121,85 @@ class StreamShard:
         *,
         seed: int,
         source: int = 0,
-        lane: int = 0,
-        lanes: int = 1,
+        worker: int = 0,
+        num_workers: int = 1,
         shuffle_buffer: int = 1000,
         shuffle_buffer_megabytes: float = 256,
         broken_limit: float = 0.02,
+        targets: Sequence[str] = (),
         position: Position | None = None,
     ):
         """
         Args:
             shards: at least one, as `onepeace.data.shards.expand` gives them.
-            pair: the modalities a sample must have, as for `usable_sample`.
+            pair, targets: what a sample must have, as for `usable_sample`.
             seed, source: the run's number, and this source's in the run.
-            lane, lanes: this lane's number, from 0, of how many.
+            worker, num_workers: this worker's number, from 0, of how many in all processes.
             shuffle_buffer, shuffle_buffer_megabytes: so many samples, or so much encoded data, and the buffer is full;
                 the order depends on both.
             broken_limit: share of broken samples, of all read so far, above which the stream stops.
-            position: where to go on; a `position` of a lane with the same arguments.
+            position: where to go on; a `position` of one with the same arguments.
 
         Raises:
-            UserError: the position is of another lane or of other shards. From `next`: too much is broken; or every
+            UserError: the position is of another worker or of other shards. From `next`: too much is broken; or every
                 unit has been read since the last usable sample.
         """
         self.shards, self.pair = list(shards), tuple(pair)
-        self.seed, self.source, self.lane, self.lanes = seed, source, lane, lanes
+        self.seed, self.source, self.worker, self.num_workers = seed, source, worker, num_workers
         self.max_samples, self.max_bytes = shuffle_buffer, shuffle_buffer_megabytes * 2**20
-        self.broken_limit = broken_limit
+        self.broken_limit, self.targets = broken_limit, tuple(targets)
         self.seek(position or self._position(epoch=0, buffer=0, unit=0, sample=0, good=0, broken=0, offset=0))
 
     @property
     def position(self) -> Position:
-        """The place of the next sample: how far the shards had been read when its window began, and its offset there.
+        """The place of the next sample: how far the shards had been read when its buffer was filled, and its offset.
 
-        "window" counts in the epoch, "unit" in what the epoch deals to this lane, "sample" in the unit's shard.
+        "buffer" counts in the epoch, "unit" in what the epoch deals to this worker, "sample" in the unit's shard.
         """
-        if self._window:
-            return {**self._start, "offset": self._size - len(self._window)}
+        if self._buffer:
+            return {**self._start, "offset": self._size - len(self._buffer)}
         return {**self._here(), "offset": self._skip}
 
     def seek(self, position: Position) -> None:
-        """Go on at a position of a lane with the same arguments. Nothing is read before the next sample is wanted."""
+        """Go on at a position of one with the same arguments. Nothing is read before the next sample is wanted."""
         self._tally = _Tally(self.shards, self.broken_limit, position["good"], position["broken"])
-        given, own = ({key: p[key] for key in ("lane", "lanes", "shards")} for p in (position, self._position()))
+        given, own = (
+            {key: p[key] for key in ("worker", "num_workers", "shards")} for p in (position, self._position())
+        )
         if given != own:
             raise UserError(
-                f"the checkpoint's place in the data is of lane {given['lane']} of {given['lanes']} over "
-                f"{given['shards']} shards, and this is lane {own['lane']} of {own['lanes']} over {own['shards']} "
-                f"for {self._tally.name}; go on with the shards and the lanes the run was started with"
+                f"the checkpoint's place in the data is of worker {given['worker']} of {given['num_workers']} over "
+                f"{given['shards']} shards, and this is worker {own['worker']} of {own['num_workers']} over "
+                f"{own['shards']} for {self._tally.name}; go on with the shards and workers the run was started with"
             )
         self._epoch, self._number = position["epoch"], position["buffer"]
         self._unit, self._sample = position["unit"], position["sample"]
         self._skip: int = position["offset"]
-        self._window: list[Sample] = []
-        self._rest: Iterator[Sample] | None = None  # a lane that has read nothing can be sent to another process
+        self._buffer: list[Sample] = []
+        self._rest: Iterator[Sample] | None = None  # one that has read nothing can be sent to another process
 
     def __iter__(self) -> Iterator[Sample]:
         return self
 
     def __next__(self) -> Sample:
         self._load()
-        return self._window.pop()
+        return self._buffer.pop()
 
     def another(self, rng: np.random.Generator) -> Sample:
-        """A random one of those that are still to come from the window; it will come nevertheless."""
+        """A random one of those that are still to come from the buffer; it will come nevertheless."""
         self._load()
-        return self._window[int(rng.integers(len(self._window)))]
+        return self._buffer[int(rng.integers(len(self._buffer)))]
 
     def _load(self) -> None:
-        """Have the next sample in the window."""
-        while not self._window:
+        """Have the next sample in the buffer."""
+        while not self._buffer:
             self._fill()
             if self._skip:
-                del self._window[-self._skip :]
+                del self._buffer[-self._skip :]
                 self._skip = 0
 
     def _position(self, **numbers: int) -> dict[str, int]:
-        return {"lane": self.lane, "lanes": self.lanes, "shards": len(self.shards), **numbers}
+        return {"worker": self.worker, "num_workers": self.num_workers, "shards": len(self.shards), **numbers}
 
     def _here(self) -> dict[str, int]:
         return self._position(
@@ -209,7 +212,7 @@ class StreamShard:
         )
 
     def _fill(self) -> None:
-        """Read the next window that is not empty; its samples leave from the end of the list."""
+        """Fill the buffer, unless an epoch ends; its samples leave from the end of the list."""
         fruitless: set[WorkUnit] = set()
         samples: list[Sample] = []
         while not samples:
@@ -223,26 +226,26 @@ class StreamShard:
                     break
             if not samples:
                 if self._number == 0:
-                    # Not one in the whole epoch. The next one deals other units to this lane, and it must not give
+                    # Not one in the whole epoch. The next one deals other units to this worker, and it must not give
                     # up, nor go on for ever, as long as one of them may hold something.
                     fruitless.update(self._dealt())
-                    if len(fruitless) == len(work_units(self.shards, self.lanes)):
+                    if len(fruitless) == len(work_units(self.shards, self.num_workers)):
                         raise UserError(
-                            f"{self._tally.name}: no usable sample for lane {self.lane} of {self.lanes}; "
+                            f"{self._tally.name}: no usable sample for worker {self.worker} of {self.num_workers}; "
                             f"{self._tally.last}"
                         )
                 self._epoch, self._number, self._unit, self._sample = self._epoch + 1, 0, 0, 0
                 self._rest = None
-        rng = np.random.default_rng([self.seed, self.source, WINDOWS, self.lane, self._epoch, self._number])
-        self._window = [samples[i] for i in rng.permutation(len(samples))]
+        rng = np.random.default_rng([self.seed, self.source, BUFFERS, self.worker, self._epoch, self._number])
+        self._buffer = [samples[i] for i in rng.permutation(len(samples))]
         self._size = len(samples)
         self._number += 1
 
     def _dealt(self) -> list[WorkUnit]:
-        """What this lane reads in this epoch, in order."""
-        every = work_units(self.shards, self.lanes)
+        """What this worker reads in this epoch, in order."""
+        every = work_units(self.shards, self.num_workers)
         order = np.random.default_rng([self.seed, self.source, UNITS, self._epoch]).permutation(len(every))
-        return [every[i] for i in order[self.lane :: self.lanes]]
+        return [every[i] for i in order[self.worker :: self.num_workers]]
 
     def _read(self) -> Iterator[Sample]:
         """The usable samples of the rest of the epoch in the order of the shards; moves ``_unit`` and ``_sample``."""
@@ -254,7 +257,7 @@ class StreamShard:
             for raw in raws:
                 mine = self._sample % parts == part
                 self._sample += 1
-                sample = usable_sample(raw, shard, self.pair, lines) if mine else None
+                sample = usable_sample(raw, shard, self.pair, lines, self.targets) if mine else None
                 self._tally.count(sample)
                 if sample is not None:
                     yield sample
@@ -263,11 +266,11 @@ class StreamShard:
 
 
 class Mixture:
-    """The endless row of samples of several sources in one lane, each with its share of the row."""
+    """The endless row of samples of several sources for one worker, each with its share of the row."""
 
     def __init__(
         self,
-        lanes: Sequence[StreamShard],
+        sources: Sequence[StreamShard],
         weights: Sequence[float],
         *,
         pair: int = 0,
@@ -277,14 +280,14 @@ class Mixture:
     ):
         """
         Args:
-            lanes: one `StreamShard` of each source, of the same number and seed.
+            sources: one `StreamShard` of each source, of the same worker and seed.
             weights: what of the row is a source's, over the sum of all.
             pair: a number that tells this mixture from the others of the run.
             run: so many samples in a row come from one source; the batch size, where a batch is to be of one kind.
             picks: mixtures of one pair and seed that share this number choose the same sources in turn.
-            position: where to go on; a `position` of the same mixture. The lanes are moved with it.
+            position: where to go on; a `position` of the same mixture. The sources are moved with it.
         """
-        self.sources = list(lanes)
+        self.sources = list(sources)
         self.shares = np.array(weights, float) / sum(weights)
         self.pair, self.run, self.picks, self.count = pair, run, picks, 0
         if len(self.shares) != len(self.sources):

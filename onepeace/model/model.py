@@ -156,10 +156,8 @@ class OnePeace(nn.Module):
             raise ValueError(f"this model has no head {name!r}; its heads: {known}")
         return self.config.heads[name]
 
-    def temperature(self) -> Tensor:
-        """exp(logit_scale), the stored parameter clamped in place to [0, ln 100] first (released code)."""
-        if self.logit_scale is None:
-            raise ValueError("this model has no logit_scale")
-        with torch.no_grad():
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep logit_scale within [0, ln 100], as the released code does; training calls it after each step."""
+        if self.logit_scale is not None:
             self.logit_scale.clamp_(0, math.log(100))
-        return self.logit_scale.exp()

@@ -5,8 +5,8 @@ from typing import Any
 
 from onepeace.config import build
 from onepeace.evaluate.run import training_scores
-from onepeace.train.build import make_config
-from onepeace.train.recipe import Evaluate, Recipe
+from onepeace.train.recipe import EvaluateConfig, Recipe
+from onepeace.train.start import make_config
 
 
 def evaluation(recipe: Recipe) -> Callable[[Any, Any], dict[str, float]] | None:
@@ -17,5 +17,5 @@ def evaluation(recipe: Recipe) -> Callable[[Any, Any], dict[str, float]] | None:
     """
     if not recipe.evaluate:
         return None
-    wanted = build(Evaluate, recipe.evaluate, "evaluate")
+    wanted = build(EvaluateConfig, recipe.evaluate, "evaluate")
     return training_scores(wanted.recipe, wanted.sets, recipe.data.root, make_config(recipe).model.adapters)

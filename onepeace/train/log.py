@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from onepeace import __version__
 from onepeace.config import to_plain
 from onepeace.errors import UserError, need
+from onepeace.files.atomic import write_text_atomic
 from onepeace.train.parallel import mean, world_size
 
 FILE = "log.jsonl"
@@ -40,6 +42,14 @@ class Averages:
         for name, value in values.items():
             self._values.setdefault(name, []).append(torch.as_tensor(value).detach())
 
+    def add_step(self, losses: Sequence[Mapping[str, Tensor]], **values: Tensor) -> None:
+        """One step's losses, by batch, and other numbers. The gradient is that of the sum over the step's batches, so
+        "loss" is their sum; a term that several of them have is averaged."""
+        self.add({"loss": torch.stack([found["loss"].detach() for found in losses]).sum()})
+        for found in losses:
+            self.add({name: value for name, value in found.items() if name != "loss"})
+        self.add(values)
+
     def take(self) -> dict[str, float]:
         """The mean of each name, over processes too, and a fresh start."""
         if not self._values:
@@ -48,6 +58,33 @@ class Averages:
         names = list(self._values)
         self._values.clear()
         return dict(zip(names, means.tolist(), strict=True))
+
+
+class Meter:
+    """Speed since the last call of `take`."""
+
+    def __init__(self) -> None:
+        self.items = 0
+        """Items trained on."""
+        self._waited, self._since = 0.0, time.monotonic()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within the block the loop waits for data."""
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    def take(self) -> dict[str, float]:
+        """Items per second, the share of the time spent waiting for data, the seconds; and a fresh start."""
+        now = time.monotonic()
+        spent, items, waited = now - self._since, self.items, self._waited
+        self.items, self._waited, self._since = 0, 0.0, now
+        return {
+            "items_per_second": round(items / spent, 1),
+            "data_wait": round(waited / spent, 3),
+            "seconds": round(spent, 2),
+        }
 
 
 class Log:
@@ -75,9 +112,7 @@ class Log:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.loggers = [LOGGERS[name](Path(folder), step, recipe) for name in loggers]
         kept = [line for line in read_log(self.path) if line["step"] <= step] if self.path.exists() and step else []
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_text_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """One record, flushed: {"step": ..., **values}. Numbers are printed, nested values only stored."""

@@ -10,10 +10,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from onepeace.errors import UserError
-from onepeace.train.recipe import Optim, OptimGroup, Schedule
+from onepeace.train.recipe import OptimConfig, OptimGroup, ScheduleConfig
 
 Freeze = Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -96,7 +96,7 @@ def parameter_groups(
     return [{"params": members, "lr_scale": scale, "weight_decay": decay} for (scale, decay), members in groups.items()]
 
 
-def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW over `parameter_groups`. Set its rate before each step with `set_learning_rate`.
 
     The released code adds eps to sqrt(v) before the bias correction, torch after it; at eps 1e-8 they agree.
@@ -107,7 +107,7 @@ def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
 
 
-def learning_rate(step: int, peak: float, schedule: Schedule) -> float:
+def learning_rate(step: int, peak: float, schedule: ScheduleConfig) -> float:
     """Rate of the update after ``step`` updates: a line from min_lr to ``peak``, then half a cosine back to min_lr.
 
     The first update (step 0) runs at min_lr, as released. From ``schedule.steps`` on it stays at min_lr, where the
@@ -127,3 +127,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group its share of the rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
+
+
+def update_average(average: Mapping[str, Tensor], model: nn.Module, decay: float) -> None:
+    """One step of the exponential moving average of the weights; nothing if there is none."""
+    if average:
+        own = dict(model.named_parameters())
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.values()), [own[name] for name in average], 1 - decay)

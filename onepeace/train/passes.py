@@ -1,22 +1,19 @@
 """The passes of one step over one batch, each made when a term first asks for it and at most once.
 
-Every stem runs once: it does not depend on what is hidden. The unimodal teachers are the passes of the contrastive
-loss. Items are encoded in groups of about equal length, so that little of what is computed is padding; results come
-back in the batch's order and shape, so nothing outside this file knows. Next file: objective.py.
+Every stem runs once: it does not depend on the masks. The unimodal teachers are the passes of the contrastive loss.
+Items are encoded in groups of similar length, so that little of what is computed is padding; results come back in the
+batch's order and shape, so nothing outside this file knows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onepeace.data.batches import trim
+from onepeace.data.batch import Batch, trim
 from onepeace.model import Features, OnePeace, Stem
-
-Batch = Mapping[str, Any]
 
 
 class Passes:
@@ -33,7 +30,7 @@ class Passes:
         self, model: OnePeace, batch: Batch, max_padding: float = 1.0, agree: Callable[[int], int] = lambda count: count
     ):
         self.model, self.batch, self.max_padding, self.agree = model, batch, max_padding, agree
-        self.keys = [key for key in model.adapters if key in batch]
+        self.keys = [key for key in model.adapters if key in batch.inputs]
         self.real_tokens = self.all_tokens = 0
         """Tokens computed in the blocks so far, without and with padding."""
         self._unimodal: dict[str, Features] = {}
@@ -43,23 +40,24 @@ class Passes:
     @cached_property
     def lengths(self) -> dict[str, Tensor]:
         """(B,) tokens of each item, with CLS, by modality."""
-        return {key: self.model.adapters[key].token_lengths(self.batch[key]) + 1 for key in self.keys}
+        return {key: self.model.adapters[key].token_lengths(self.batch.inputs[key]) + 1 for key in self.keys}
 
     @cached_property
     def stems(self) -> dict[str, Stem]:
         """Stems of the whole batch, padded to its longest item."""
         stems = {}
         for key in self.keys:
-            adapter, inputs = self.model.adapters[key], self.batch[key]
+            adapter, inputs = self.model.adapters[key], self.batch.inputs[key]
             groups = length_groups(self.lengths[key], self.max_padding if adapter.stem_by_length else 1.0)
             parts = [adapter.stem_tokens(adapter.take(inputs, rows) if len(groups) > 1 else inputs) for rows in groups]
             stems[key] = parts[0] if len(parts) == 1 else _join_stems(parts, groups)
         return stems
 
     def unimodal(self, key: str) -> Features:
-        """One modality on its own, seen whole (or what ``drop`` leaves of it)."""
+        """One modality encoded alone and whole (or what token dropout leaves of it)."""
         if key not in self._unimodal:
-            keep = {key: self.batch["token_dropout"][key]} if key in self.batch.get("token_dropout", ()) else {}
+            dropped = self.batch.token_dropout
+            keep = {key: dropped[key]} if key in dropped else {}
             self._unimodal[key] = self._by_length([key], keep, self.model.encode)[key]
         return self._unimodal[key]
 
@@ -76,16 +74,16 @@ class Passes:
             return self._by_length(self.keys, {}, self.model.encode)
 
     def unimodal_masked(self, key: str) -> Tensor:
-        """Predictions (B, L + 1, D) for one modality on its own with tokens hidden."""
+        """Predictions (B, L + 1, D) for one modality encoded alone with tokens masked."""
         if key not in self._unimodal_masked:
-            keep = {key: self.batch["masks"][key]["unimodal"][0]}
+            keep = {key: self.batch.masks[key]["unimodal"].keep}
             self._unimodal_masked[key] = self._by_length([key], keep, self._reconstruct)[key].tokens
         return self._unimodal_masked[key]
 
     @cached_property
     def joint_masked(self) -> dict[str, Tensor]:
-        """Predictions (B, L_m + 1, D) of the joint pass with tokens of every modality hidden."""
-        keep = {key: self.batch["masks"][key]["joint"][0] for key in self.keys}
+        """Predictions (B, L_m + 1, D) of the joint pass with tokens of every modality masked."""
+        keep = {key: self.batch.masks[key]["joint"].keep for key in self.keys}
         return {key: out.tokens for key, out in self._by_length(self.keys, keep, self._reconstruct).items()}
 
     def _allowed(self, lengths: Tensor) -> float:

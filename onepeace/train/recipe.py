@@ -5,108 +5,40 @@ of the base are relative to the recipe; shards are relative to ``data.root``. Wh
 checked here, what the parts ask of each other in check.py. Next file: objective.py.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 import yaml
 
 from onepeace.config import Options, apply_override, build, merge, read_yaml, to_plain
-from onepeace.data.augment import make_augments
+from onepeace.data.config import DataConfig
 from onepeace.data.masking import MaskRates
 from onepeace.errors import UserError
+from onepeace.train.terms import TERMS, read_term
 
 
 @dataclass(frozen=True)
-class SourceConfig:
-    """Shards of one kind, and what a sample of them gives."""
+class StartConfig:
+    """The fields of a recipe's ``model`` that say where it starts; all others are the configuration's."""
 
-    shards: str
-    """Pattern below data.root, with *, ? and {a,b} or {000..031}."""
-    pair: tuple[str, ...]
-    """The modalities a sample has, e.g. [image, text]; sources of the same pair are mixed."""
-    weight: float = 1.0
-    """How often an item comes in an epoch; 2.5 = two or three times, 0.1 = every tenth item, other ones each epoch.
-    Of streams, whose number of items is not known: the source's share of the items, over the sum of all shares."""
-
-    def __post_init__(self) -> None:
-        if not self.pair or len(set(self.pair)) != len(self.pair):
-            raise UserError(f"pair {list(self.pair)} of {self.shards} should be different modalities, as [image, text]")
-        if not self.weight > 0:
-            raise UserError(f"weight {self.weight} of {self.shards} should be above 0; leave the source out instead")
-
-    @property
-    def name(self) -> str:
-        """The pair's name, as "image+text"."""
-        return "+".join(self.pair)
+    architecture: str | None = None
+    """A key of ARCHITECTURES; that of ``from``, or onepeace."""
+    size: str | None = None
+    """A named size of the architecture."""
+    source: str | None = None
+    """``from`` in YAML: a model folder, a run, "tiny" or a released name."""
+    modalities: tuple[str, ...] = ()
+    """Those of the model; empty = all it has."""
+    copy: dict[str, str] = field(default_factory=dict)
+    """{new: old}: FFNs and norms of a new modality start from those of another."""
+    fresh: tuple[str, ...] = ()
+    """Patterns of weights that are not taken over."""
 
 
 @dataclass(frozen=True)
-class Data:
-    """What is read."""
-
-    train: tuple[SourceConfig, ...]
-    root: str = "${ONEPEACE_DATA}"
-    """Folder of the shards; environment variables are expanded."""
-    batches: str = "mixed"
-    """mixed: a batch has items of all sources of its pair; by_source: of one, so that its negatives are of one kind."""
-    pairs: str = "together"
-    """Of several pairs: together, a batch of each in every step; in_turn, of one, the next step of the next."""
-    templates: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By modality: sentences with {} for the class name, further captions of samples that have a label."""
-    augment: dict[str, Options] = field(default_factory=dict)
-    """By modality: how training media are varied (onepeace/data/augment.py); left out = taken as they are."""
-    token_dropout: dict[str, float] = field(default_factory=dict)
-    """By modality: share of the tokens left out in the contrastive pass, for speed (FLIP, arXiv 2212.00794)."""
-    stream: bool = False
-    """Read the shards as they are needed, from disk or network; else all of them once, into memory."""
-    shuffle_buffer: int = 1000
-    """Samples of a source that a worker holds to draw from, of a stream."""
-    shuffle_buffer_megabytes: float = 256.0
-    """The same in bytes; the smaller of the two."""
-    allow_pipe: bool = False
-    """Let shards be the output of shell commands, as pipe:COMMAND."""
-    cache_megabytes: int = 512
-    """Memory of each worker for decoded sounds."""
-    broken_limit: float = 0.02
-    """Share of a source's samples that may be unusable, and of a pair's items that may fail to decode, before the run
-    stops."""
-
-    def __post_init__(self) -> None:
-        if self.batches not in ("mixed", "by_source"):
-            raise UserError(f"data.batches {self.batches!r} is not known; known: mixed, by_source")
-        if self.pairs not in ("together", "in_turn"):
-            raise UserError(f"data.pairs {self.pairs!r} is not known; known: together, in_turn")
-        if not self.train:
-            raise UserError("data.train is empty; name at least one source of shards")
-        names: dict[frozenset[str], str] = {}
-        for source in self.train:
-            if names.setdefault(frozenset(source.pair), source.name) != source.name:
-                raise UserError(f"data.train has {names[frozenset(source.pair)]} and {source.name}; use one order")
-        make_augments(self.augment)
-        for modality, share in self.token_dropout.items():
-            if not 0 <= share < 1:
-                raise UserError(f"data.token_dropout.{modality} is {share}, a share below 1")
-        for modality, templates in self.templates.items():
-            if bad := [template for template in templates if _placeholders(template) != [""]]:
-                raise UserError(
-                    f"data.templates.{modality}: {bad[0]!r} should have one {{}}, for the class name, alone"
-                )
-
-
-def _placeholders(template: str) -> list[str]:
-    """ "{} and {x}" -> ["", "x"]; none of a sentence whose braces do not close."""
-    try:
-        return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
-    except ValueError:
-        return []
-
-
-@dataclass(frozen=True)
-class Tokenizer:
+class TokenizerConfig:
     """Where the vocabulary is from; with model.from it is that model's."""
 
     vocab_size: int = 8000
@@ -121,81 +53,6 @@ class Tokenizer:
             raise UserError(f"tokenizer.name {self.name!r} is not known; known: clip")
         if self.file is not None and self.name is not None:
             raise UserError(f"tokenizer.file {self.file} and tokenizer.name {self.name}: give one of them")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Term:
-    """What every term of the objective has."""
-
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.weight):
-            raise UserError(f"weight is {self.weight}, not a number")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contrastive(Term):
-    """See onepeace/losses/contrastive.py."""
-
-    multi_positive: bool = False
-    """Items of equal caption or class are positives of each other."""
-    label_smoothing: float = 0.0
-    detach_keys: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Denoising(Term):
-    """See onepeace/losses/denoising.py."""
-
-    scale: float = 2.5
-    label_smoothing: float = 0.0
-    teacher: str | None = None
-    """Seen unimodal or joint; null = as the student."""
-    keys: str = "local"
-    """Candidates of this process, or global: of all."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.teacher not in (None, "unimodal", "joint"):
-            raise UserError(f"teacher {self.teacher!r} is not known; known: unimodal, joint")
-        if self.keys not in ("local", "global"):
-            raise UserError(f"keys {self.keys!r} is not known; known: local, global")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Distillation(Term):
-    """See onepeace/losses/distillation.py and teachers.py."""
-
-    teacher: str
-    scale: float = 10.0
-    by: str = "keys"
-    """What the teacher says of the item, or of its captions."""
-    cache: str | None = None
-    """File of its features; null = one in the run's folder."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.by not in ("keys", "captions"):
-            raise UserError(f"by {self.by!r} is not known; known: keys, captions")
-
-
-TERMS: dict[str, type[Term]] = {"contrastive": Contrastive, "denoising": Denoising, "distillation": Distillation}
-"""Options of each kind of term."""
-
-
-def split_term(name: str) -> tuple[str, list[str]]:
-    """A term's kind and modalities, without its label: "denoising:a/image+text" -> ("denoising", ["image", "text"])."""
-    kind, _, modalities = name.partition("/")
-    return kind.partition(":")[0], [key for key in modalities.split("+") if key]
-
-
-def read_term(name: str, options: Mapping[str, Any]) -> Term:
-    """The options of a term of the objective, checked."""
-    kind, _ = split_term(name)
-    if kind not in TERMS:
-        raise UserError(f"objective.{name} is not a term; known: {', '.join(TERMS)}")
-    return build(TERMS[kind], options, f"objective.{name}")
 
 
 @dataclass(frozen=True)
@@ -219,7 +76,7 @@ def _not_negative(place: str, section: Any, *names: str) -> None:
 
 
 @dataclass(frozen=True)
-class Optim:
+class OptimConfig:
     """AdamW and its limits; the defaults are the released pretraining's."""
 
     name: str = "adamw"
@@ -242,7 +99,7 @@ class Optim:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class ScheduleConfig:
     """Learning rate over the steps."""
 
     steps: int
@@ -270,7 +127,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunConfig:
     """How the loop goes."""
 
     out: str
@@ -328,7 +185,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class EvaluateConfig:
     """What the run is measured on."""
 
     recipe: str
@@ -342,25 +199,23 @@ class Recipe:
     """Everything about a run. `to_yaml` and `read_recipe` are inverse to each other."""
 
     model: Options
-    """architecture (a key of ARCHITECTURES; by default that of the start, or "onepeace"); size (one of its sizes) or
-    from (a model folder, a run, "tiny" or a released name), with copy and fresh (build.make_model); and any field of
-    the network's configuration."""
-    data: Data
+    """The fields of StartConfig, and any field of the model's configuration."""
+    data: DataConfig
     objective: dict[str, Options]
-    """Loss terms by name (objective.py): their weight and options, those of TERMS."""
-    schedule: Schedule
-    run: Run
+    """Loss terms by name (terms/): their weight and options."""
+    schedule: ScheduleConfig
+    run: RunConfig
     seed: int = 1
     processors: Options = field(default_factory=dict)
     """By modality: options of its decoder, in place of the model's."""
-    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     mask: dict[str, MaskRates] = field(default_factory=dict)
     """By modality: share of tokens hidden in the denoising passes."""
     freeze: dict[str, tuple[str, ...]] | tuple[str, ...] = ()
     """Patterns of parameters that do not train, or {except: patterns} of those that do."""
-    optim: Optim = field(default_factory=Optim)
+    optim: OptimConfig = field(default_factory=OptimConfig)
     evaluate: Options = field(default_factory=dict)
-    """Fields of Evaluate; empty = not measured."""
+    """Fields of EvaluateConfig; empty = not measured."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -371,10 +226,24 @@ class Recipe:
                 raise UserError(f"run.batch_size has no {missing[0]}; it has {', '.join(self.run.batch_size)}")
         if not self.objective:
             raise UserError(f"objective is empty; give at least one term of {', '.join(TERMS)}")
-        for name, options in self.objective.items():
-            read_term(name, options)
+        for text, options in self.objective.items():
+            read_term(text, options)
+        self.start  # noqa: B018 (its types are checked)
         if self.evaluate:
-            build(Evaluate, self.evaluate, "evaluate")
+            build(EvaluateConfig, self.evaluate, "evaluate")
+
+    @property
+    def start(self) -> StartConfig:
+        """Where the model starts."""
+        renamed = {"source" if key == "from" else key: value for key, value in self.model.items()}
+        known = {one.name for one in fields(StartConfig)}
+        return build(StartConfig, {key: value for key, value in renamed.items() if key in known}, "model")
+
+    @property
+    def model_fields(self) -> Options:
+        """The fields of the model's configuration that the recipe sets."""
+        start = {"from", *(one.name for one in fields(StartConfig))} - {"source"}
+        return {key: value for key, value in self.model.items() if key not in start}
 
     def batch_size(self, pair: str) -> int:
         """Items per step of a pair, named as "image+text"."""

@@ -1,17 +1,14 @@
-"""Outside teachers whose weights ship inside a Python package, and the cache of what they say of a training set.
+"""Outside teachers whose weights ship inside a Python package, and the cache of their features of a training set.
 
-A teacher is optional: one more term of the objective (``distillation``) draws our CLS features towards its vectors. The
-cost is paid once: the features of every picture and caption are computed before training and read from a file after.
-Both teachers are Apache-2.0. Next file: objective.py, where the term is.
+The term ``distillation`` draws our CLS features towards them. The cost is paid once: the features of every picture and
+caption are computed before training and read from a file afterwards. Both teachers are Apache-2.0.
 """
 
 import json
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +18,7 @@ from tqdm import tqdm
 
 from onepeace.device import bfloat16_is_fast
 from onepeace.errors import UserError, need
+from onepeace.files.atomic import write_atomic, write_text_atomic
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +68,18 @@ TEACHERS: dict[str, Callable[[], Callable[[list[Any]], Tensor]]] = {
 }
 
 
-def cached_features(teacher: str, names: list[str], read: Callable[[str], Any], path: Path, batch: int = 64) -> dict:
+class TeacherTable(NamedTuple):
+    """A teacher's features of a training set."""
+
+    row: dict[str, int]
+    """Row of the table by name of the item: a sample's key, or a caption."""
+    features: Tensor
+    """(N, F) float16."""
+
+
+def cached_features(
+    teacher: str, names: list[str], read: Callable[[str], Any], path: Path, batch: int = 64
+) -> TeacherTable:
     """Features of every name, computed once and kept at ``path``.
 
     Args:
@@ -78,9 +87,6 @@ def cached_features(teacher: str, names: list[str], read: Callable[[str], Any], 
         names: unique names of the items (sample keys, or the captions themselves).
         read: gives the item of a name, as the teacher wants it.
         path: a .safetensors file; its names are stored beside it as .json. Written again if a name is missing.
-
-    Returns:
-        {name: row of the table}, and the table (N, dim) float16, as ``{"row": ..., "features": ...}``.
 
     Raises:
         UserError: the file cannot be read, or is of another teacher.
@@ -90,19 +96,16 @@ def cached_features(teacher: str, names: list[str], read: Callable[[str], Any], 
         _check_teacher(path, teacher)
         row = {name: i for i, name in enumerate(json.loads(index.read_text()))}
         if all(name in row for name in names):
-            return {"row": row, "features": load_file(path)["features"]}
+            return TeacherTable(row, load_file(path)["features"])
         log.warning("%s lacks some of the %d items: computing it again", path, len(names))
     encode = TEACHERS[teacher]()
-    chunks = [encode([read(name) for name in part]).half() for part in tqdm(list(_parts(names, batch)), desc=teacher)]
-    features = torch.cat(chunks)
+    starts = tqdm(range(0, len(names), batch), desc=teacher)
+    features = torch.cat([encode([read(name) for name in names[i : i + batch]]).half() for i in starts])
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The index last, and each under its name when it is whole: what is there is complete.
-    save = partial(save_file, {"features": features}, metadata={"teacher": teacher})
-    for file, write in ((path, save), (index, partial(_write_names, names))):
-        temporary = file.with_name(f"{file.name}.tmp")
-        write(temporary)
-        os.replace(temporary, file)
-    return {"row": {name: i for i, name in enumerate(names)}, "features": features}
+    with write_atomic(path) as temporary:
+        save_file({"features": features}, temporary, metadata={"teacher": teacher})
+    write_text_atomic(index, json.dumps(names))  # last: where it is, the features are complete
+    return TeacherTable({name: i for i, name in enumerate(names)}, features)
 
 
 def _check_teacher(path: Path, teacher: str) -> None:
@@ -115,13 +118,3 @@ def _check_teacher(path: Path, teacher: str) -> None:
         ) from error
     if whose != teacher:
         raise UserError(f"{path}: features of the teacher {whose}, the recipe asks for {teacher}; name another cache")
-
-
-def _write_names(names: list[str], path: Path) -> None:
-    path.write_text(json.dumps(names))
-
-
-def _parts(names: Iterable[str], size: int) -> Iterator[list[str]]:
-    names = list(names)
-    for start in range(0, len(names), size):
-        yield names[start : start + size]

@@ -16,10 +16,11 @@ from PIL import Image
 
 from onepeace import processors as modalities
 from onepeace.config import build
-from onepeace.data.batches import groups, names_of
+from onepeace.data.batch import Batch
+from onepeace.data.builder import BatchBuilder, multi_positive_ids, names_of
 from onepeace.data.sample import Sample
 from onepeace.data.shards import expand, read_source
-from onepeace.data.steps import DataState, EpochSampler, StepDataset, Streams, loader
+from onepeace.data.steps import DataState, EpochSampler, Share, StepDataset, Streams, loader
 from onepeace.errors import UserError
 from onepeace.processors import PROCESSORS, TextProcessor
 from onepeace.processors.tokenizer import train_bpe
@@ -123,16 +124,32 @@ def recipe(root, train=(IMAGES,), data=None, batch_size=4, **fields):
 
 def make_steps(processors, recipe):
     sources = [read_source(source.shards, source.pair, recipe.data.root) for source in recipe.data.train]
-    return StepDataset(recipe, sources, processors, NUM_TOKENS)
+    return StepDataset(builder(processors, recipe), sources, share(recipe))
+
+
+def streams(processors, recipe, rank=0, world_size=1, **options):
+    own = share(recipe, rank, world_size)
+    return Streams(builder(processors, recipe), own, recipe.run.workers, **options)
+
+
+def builder(processors, recipe):
+    masks = recipe.mask if any(term.startswith("denoising") for term in recipe.objective) else {}
+    return BatchBuilder(recipe.data, processors, NUM_TOKENS, masks)
+
+
+def share(recipe, rank=0, world_size=1):
+    return Share(recipe.seed, {name: recipe.batch_size(name) for name in recipe.data.modalities}, rank, world_size)
 
 
 def keyed(batch):
-    return list(zip(batch["keys"], batch["captions"], strict=True))
+    return list(zip(batch.keys, batch.captions, strict=True))
 
 
 def same(a, b):
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, Batch):
+        return same(vars(a), vars(b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
@@ -265,7 +282,7 @@ def test_new_modality_needs_a_decoder_only(tmp_path, monkeypatch):
     write_shard(tmp_path / "a.tar", members)
     steps = make_steps({"depth": Depth()}, recipe(tmp_path, [{"shards": "a.tar", "pair": ["depth"]}], batch_size=3))
     (batch,) = steps[0]
-    assert sorted(batch["depth"]["values"].tolist()) == [[0, 7], [1, 7], [2, 7]]
+    assert sorted(batch.inputs["depth"]["values"].tolist()) == [[0, 7], [1, 7], [2, 7]]
 
 
 # EpochSampler
@@ -328,28 +345,28 @@ def test_batch_holds_what_the_model_reads(root, processors):
     first, second = make_steps(
         processors, recipe(root, [IMAGES, SOUNDS], batch_size={"image+text": 5, "audio+text": 3})
     )[0]
-    assert first["pair"] == "image+text"
-    assert first["image"]["pixels"].shape == (5, 3, SIZE, SIZE)
-    assert first["text"]["ids"].shape[0] == 5
-    assert second["audio"]["waveform"].shape == (3, 20000)
-    assert second["audio"]["lengths"].tolist() == [20000] * 3
-    assert "masks" not in first
-    assert "token_dropout" not in first
-    for key, caption, ids in zip(first["keys"], first["captions"], first["text"]["ids"], strict=True):
+    assert first.pair == "image+text"
+    assert first.inputs["image"]["pixels"].shape == (5, 3, SIZE, SIZE)
+    assert first.inputs["text"]["ids"].shape[0] == 5
+    assert second.inputs["audio"]["waveform"].shape == (3, 20000)
+    assert second.inputs["audio"]["lengths"].tolist() == [20000] * 3
+    assert not first.masks
+    assert not first.token_dropout
+    for key, caption, ids in zip(first.keys, first.captions, first.inputs["text"]["ids"], strict=True):
         assert caption in (f"picture number {key[1:]}", f"a photo of thing {key[1:]}")
         assert ids[ids != 1].tolist() == processors["text"].decode(caption).tolist()
 
 
 def test_unvaried_pictures_equal_the_decoder(root, processors):
     (batch,) = make_steps(processors, recipe(root))[0]
-    for key, pixels in zip(batch["keys"], batch["image"]["pixels"], strict=True):
+    for key, pixels in zip(batch.keys, batch.inputs["image"]["pixels"], strict=True):
         assert torch.equal(pixels, processors["image"].decode(picture(int(key[1:]))))
 
 
 def test_text_only_batch_has_only_text(root, processors):
     (batch,) = make_steps(processors, recipe(root, [{"shards": "pictures-*", "pair": ["text"]}]))[0]
-    assert not {"image", "audio"} & set(batch)
-    assert len(batch["text"]["ids"]) == 4
+    assert set(batch.inputs) == {"text"}
+    assert len(batch.inputs["text"]["ids"]) == 4
 
 
 def test_step_depends_on_nothing_but_seed_and_number(root, processors):
@@ -380,16 +397,16 @@ def test_streamed_pairs_in_turn_leave_no_lane_unread(root, processors, workers):
     """With as many workers as pairs, each worker could come to see but one pair."""
     wanted = recipe(root, [IMAGES, SOUNDS], {"pairs": "in_turn", "stream": True}, batch_size=2)
     wanted = replace(wanted, run=replace(wanted.run, workers=workers))
-    made = list(islice(loader(Streams(wanted, processors, NUM_TOKENS), 0, 12, workers), 12))
-    names = [batch["pair"] for batches, _ in made for batch in batches]
+    made = list(islice(loader(streams(processors, wanted), 0, 12, workers), 12))
+    names = [batch.pair for batches, _ in made for batch in batches]
     assert names == (["image+text"] * workers + ["audio+text"] * workers) * (6 // workers)
-    seen = {key for batches, _ in made for batch in batches for key in batch["keys"]}
+    seen = {key for batches, _ in made for batch in batches for key in batch.keys}
     assert seen == {f"p{i}" for i in range(8)} | {f"s{i}" for i in range(6)}
     # And on from a place in the middle.
-    places = DataState(1, workers, {})
+    state = DataState(1, workers, {})
     for _, after in made[:5]:
-        places.lanes.update(after)
-    rest = Streams(wanted, processors, NUM_TOKENS, places=DataState.read(places.everywhere([places.lanes])), first=5)
+        state.positions.update(after)
+    rest = streams(processors, wanted, state=DataState.read(state.gathered([state.positions])), first=5)
     assert same([batches for batches, _ in loader(rest, 5, 12, workers)], [batches for batches, _ in made[5:]])
 
 
@@ -397,14 +414,14 @@ def test_streamed_pairs_in_turn_leave_no_lane_unread(root, processors, workers):
 def test_streams_give_the_same_batches_whatever_the_number_of_worker_processes(root, processors, pairs):
     wanted = recipe(root, [IMAGES, SOUNDS], {"pairs": pairs, "stream": True}, batch_size=2)
     wanted = replace(wanted, run=replace(wanted.run, workers=2))
-    made = list(loader(Streams(wanted, processors, NUM_TOKENS), 0, 12, 2))
-    assert same(list(loader(Streams(wanted, processors, NUM_TOKENS), 0, 12, 0)), made)
+    made = list(loader(streams(processors, wanted), 0, 12, 2))
+    assert same(list(loader(streams(processors, wanted), 0, 12, 0)), made)
     # On from the middle without processes, where there were two.
-    places = DataState(1, 2, {})
+    state = DataState(1, 2, {})
     for _, after in made[:5]:
-        places.lanes.update(after)
+        state.positions.update(after)
     alone = replace(wanted, run=replace(wanted.run, workers=0))
-    assert same(list(loader(Streams(alone, processors, NUM_TOKENS, places=places, first=5), 5, 12, 0)), made[5:])
+    assert same(list(loader(streams(processors, alone, state=state, first=5), 5, 12, 0)), made[5:])
 
 
 def test_streamed_batches_by_source_are_of_one_source_over_all_processes(tmp_path, processors, caplog):
@@ -415,12 +432,10 @@ def test_streamed_batches_by_source_are_of_one_source_over_all_processes(tmp_pat
     write_shard(tmp_path / "more.tar", pictures(8, first=100))
     train = [IMAGES, {"shards": "more.tar", "pair": ["image", "text"]}]
     wanted = recipe(tmp_path, train, {"batches": "by_source", "stream": True}, 4)
-    ranks = [Streams(wanted, processors, NUM_TOKENS, rank, 2) for rank in range(2)]
+    ranks = [streams(processors, wanted, rank, 2) for rank in range(2)]
     steps = list(zip(*([batches for batches, _ in loader(rank, 0, 16, 0)] for rank in ranks), strict=True))
     # A source's substitute may be of the other source; a step without one is not mixed.
-    whole = [
-        [*first["keys"], *second["keys"]] for (first,), (second,) in steps if not first["replaced"] + second["replaced"]
-    ]
+    whole = [[*first.keys, *second.keys] for (first,), (second,) in steps if not first.replaced + second.replaced]
     kinds = [{len(key) for key in step} for step in whole]  # p7, p100
     assert len(whole) < 16
     assert all(len(kind) == 1 for kind in kinds)
@@ -436,7 +451,7 @@ def test_another_pair_leaves_the_first_one_as_it_was(root, processors):
 
 def test_steps_run_on_over_the_end_of_an_epoch(root, processors):
     steps = make_steps(processors, recipe(root, batch_size=3))  # 8 items
-    keys = [key for step in range(8) for key in steps[step][0]["keys"]]
+    keys = [key for step in range(8) for key in steps[step][0].keys]
     for epoch in range(3):
         assert sorted(keys[8 * epoch : 8 * epoch + 8]) == [f"p{i}" for i in range(8)]
 
@@ -444,43 +459,43 @@ def test_steps_run_on_over_the_end_of_an_epoch(root, processors):
 def test_steps_by_source(root, processors):
     train = [IMAGES, {"shards": "more.tar", "pair": ["image", "text"]}]
     steps = make_steps(processors, recipe(root, train, {"batches": "by_source"}, 4))
-    kinds = [{len(key) for key in steps[step][0]["keys"]} for step in range(6)]  # p7, p100
+    kinds = [{len(key) for key in steps[step][0].keys} for step in range(6)]  # p7, p100
     assert all(len(kind) == 1 for kind in kinds)
     assert set.union(*kinds) == {2, 4}
 
 
 def test_batch_larger_than_the_set(root, processors):
     (batch,) = make_steps(processors, recipe(root, batch_size=20))[0]
-    assert np.unique(batch["keys"], return_counts=True)[1].tolist().count(2) >= 4
-    same_key = [[a == b for b in batch["keys"]] for a in batch["keys"]]
-    assert (groups(batch["names"])[:, None] == groups(batch["names"])).tolist() == same_key
+    assert np.unique(batch.keys, return_counts=True)[1].tolist().count(2) >= 4
+    same_key = [[a == b for b in batch.keys] for a in batch.keys]
+    assert (multi_positive_ids(batch.names)[:, None] == multi_positive_ids(batch.names)).tolist() == same_key
 
 
 def test_masks_and_drop_fit_their_batch(root, processors):
     steps = make_steps(processors, recipe(root, data={"token_dropout": {"image": 0.5}}, **DENOISING))
     (batch,) = steps[0]
-    assert set(batch["masks"]) == {"text", "image"}
-    assert batch["token_dropout"].keys() == {"image"}
-    assert batch["token_dropout"]["image"].shape == (4, 1 + 9 - 4)
-    keep, masked = batch["masks"]["image"]["unimodal"]
+    assert set(batch.masks) == {"text", "image"}
+    assert batch.token_dropout.keys() == {"image"}
+    assert batch.token_dropout["image"].shape == (4, 1 + 9 - 4)
+    keep, masked = batch.masks["image"]["unimodal"]
     assert masked.shape == (4, 10)
     assert masked.sum(1).tolist() == [6] * 4
     assert keep.shape == (4, 4)
-    keep, masked = batch["masks"]["text"]["joint"]
-    lengths = NUM_TOKENS["text"](batch["text"])
-    assert masked.shape == (4, batch["text"]["ids"].shape[1] + 1)
+    keep, masked = batch.masks["text"]["joint"]
+    lengths = NUM_TOKENS["text"](batch.inputs["text"])
+    assert masked.shape == (4, batch.inputs["text"]["ids"].shape[1] + 1)
     assert masked.sum(1).tolist() == [int(0.4 * (n - 1)) for n in lengths.tolist()]
 
 
 def test_masks_are_drawn_only_for_denoising_terms(root, processors):
     (batch,) = make_steps(processors, recipe(root, **{**DENOISING, "objective": {"contrastive": {}}}))[0]
-    assert "masks" not in batch
+    assert not batch.masks
 
 
 def test_masks_are_drawn_for_a_denoising_term_with_a_label_too(root, processors):
     labelled = {**DENOISING, "objective": {"contrastive": {}, "denoising:small/image": {}}}
     (batch,) = make_steps(processors, recipe(root, **labelled))[0]
-    assert set(batch["masks"]) == {"text", "image"}
+    assert set(batch.masks) == {"text", "image"}
 
 
 def test_captions_and_templates_are_all_drawn(root, processors):
@@ -495,14 +510,14 @@ def test_captions_and_templates_are_all_drawn(root, processors):
 def test_mixed_clips_are_positives_of_none(root, processors):
     steps = make_steps(processors, recipe(root, [SOUNDS], {"augment": {"audio": {"mix": 0.5}}}, 6))
     (batch,) = steps[0]
-    mixed = [" and " in caption for caption in batch["captions"]]
+    mixed = [" and " in caption for caption in batch.captions]
     assert 0 < sum(mixed) < 6
-    for i, caption in enumerate(batch["captions"]):
-        mates = (groups(batch["names"]) == groups(batch["names"])[i]).sum()
+    for i, caption in enumerate(batch.captions):
+        mates = (multi_positive_ids(batch.names) == multi_positive_ids(batch.names)[i]).sum()
         if mixed[i]:
             assert mates == 1
             first, second = caption.split(" and ")
-            assert first == f"sound {batch['keys'][i][1:]}"
+            assert first == f"sound {batch.keys[i][1:]}"
             assert not second.endswith(".")
 
 
@@ -515,8 +530,8 @@ def test_mixed_clips_without_a_text_are_positives_of_none(tmp_path, processors):
     train = [{"shards": "a.tar", "pair": ["audio"]}]
     steps = make_steps(processors, recipe(tmp_path, train, {"augment": {"audio": {"mix": 1.0}}}, 6))
     (batch,) = steps[0]
-    assert batch["captions"] == [""] * 6
-    assert len(set(groups(batch["names"]).tolist())) == 6
+    assert batch.captions == [""] * 6
+    assert len(set(multi_positive_ids(batch.names).tolist())) == 6
 
 
 # Groups
@@ -527,7 +542,7 @@ def sample(captions=(), label=None):
 
 
 def grouped(items, drawn):
-    return groups([names_of(item, text) for item, text in zip(items, drawn, strict=True)]).tolist()
+    return multi_positive_ids([names_of(item, text) for item, text in zip(items, drawn, strict=True)]).tolist()
 
 
 def test_equal_labels_or_captions_are_one_group():
@@ -565,9 +580,9 @@ def test_broken_item_is_replaced_by_the_next_and_named_once(tmp_path, processors
     write_shard(tmp_path / "a.tar", members)
     steps = make_steps(processors, recipe(tmp_path, [{"shards": "a.tar", "pair": ["image", "text"]}], batch_size=12))
     (batch,) = steps[0]
-    assert len(batch["keys"]) == 12
-    assert "p3" not in batch["keys"]
-    assert batch["replaced"] == ["p3"]
+    assert len(batch.keys) == 12
+    assert "p3" not in batch.keys
+    assert batch.replaced == ["p3"]
     assert same(steps[0], [batch])
     named = [line for line in caplog.messages if "p3 cannot be decoded" in line]
     assert len(named) == 1
@@ -596,9 +611,9 @@ def test_small_stream_without_one_good_item_is_not_read_without_end(tmp_path, pr
     """So few broken ones are below every limit."""
     write_shard(tmp_path / "a.tar", {f"{i}.{e}": b"rubbish" for i in range(3) for e in ("png", "txt")})
     train = [{"shards": "a.tar", "pair": ["image", "text"]}]
-    streams = Streams(recipe(tmp_path, train, {"stream": True}, batch_size=5), processors, NUM_TOKENS)
+    made = streams(processors, recipe(tmp_path, train, {"stream": True}, batch_size=5))
     with pytest.raises(UserError, match="no item is left to take the place of"):
-        next(iter(streams))
+        next(iter(made))
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("two\nlines"), KeyError("x")])
@@ -623,7 +638,7 @@ def test_broken_second_clip_is_not_mixed_in(tmp_path, processors):
     write_shard(tmp_path / "a.tar", members)
     train = [{"shards": "a.tar", "pair": ["audio", "text"]}]
     steps = make_steps(processors, recipe(tmp_path, train, {"augment": {"audio": {"mix": 1.0}}}))
-    captions = [caption for i in range(5) for caption in steps[i][0]["captions"]]
+    captions = [caption for i in range(5) for caption in steps[i][0].captions]
     assert not any("sound 2" in caption for caption in captions)
 
 
@@ -653,8 +668,8 @@ def test_real_shards_give_steps(shared, processors):
     steps = make_steps(processors, recipe(shared / "data", train, batch_size=8))
     assert {name: len(items) for name, items in steps.items.items()} == {"image+text": 821, "audio+text": 400}
     pictures, sounds = steps[0]
-    assert pictures["image"]["pixels"].isfinite().all()
-    assert sounds["audio"]["waveform"].shape == (8, 32000)
+    assert pictures.inputs["image"]["pixels"].isfinite().all()
+    assert sounds.inputs["audio"]["waveform"].shape == (8, 32000)
     assert [item.label for item in steps.items["audio+text"]].count("dog") == 8
 
 

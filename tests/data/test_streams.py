@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from onepeace.data import shards as shards_module
 from onepeace.data.shards import expand, raw_samples
-from onepeace.data.streams import Mixture, StreamShard, first_samples, stream_shards_of, work_units
+from onepeace.data.streams import Mixture, StreamShard, first_samples, work_units, workers_of
 from onepeace.errors import UserError
 
 PAIR = ("image", "text")
@@ -56,10 +56,10 @@ def all_keys(sizes):
     return sorted(f"{s}-{i}" for s, size in enumerate(sizes) for i in range(size))
 
 
-def epoch_of(lane):
+def epoch_of(row):
     """The epoch of the sample that comes next."""
-    peek = copy.copy(lane)
-    peek.seek(lane.position)
+    peek = copy.copy(row)
+    peek.seek(row.position)
     next(peek)
     return peek.position["epoch"]
 
@@ -145,19 +145,19 @@ def test_commands_run_where_they_are_allowed(tmp_path, shards):
     assert any("the command gave exit code 3" in line for line in broken)
 
 
-# Which lane reads what
+# Which worker reads what
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 7), st.integers(1, 6), st.integers(0, 9))
 @settings(deadline=None, derandomize=True, max_examples=25)
-def test_the_lanes_together_have_each_sample_once_per_epoch(sizes, lanes, window, seed):
+def test_the_workers_together_have_each_sample_once_per_epoch(sizes, workers, window, seed):
     with tempfile.TemporaryDirectory() as folder:
         shards = write_shards(Path(folder), sizes)
-        assert len(work_units(shards, lanes)) >= lanes
+        assert len(work_units(shards, workers)) >= workers
         for epoch in (0, 3):
             found = []
-            for lane in range(lanes):
-                row = StreamShard(shards, PAIR, seed=seed, lane=lane, lanes=lanes, shuffle_buffer=window)
+            for worker in range(workers):
+                row = StreamShard(shards, PAIR, seed=seed, worker=worker, num_workers=workers, shuffle_buffer=window)
                 row.seek({**row.position, "epoch": epoch})
                 while epoch_of(row) == epoch:
                     found.append(next(row).key)
@@ -174,35 +174,37 @@ def test_order_is_a_function_of_seed_source_lane_and_epoch(shards):
     assert first[:19] != first[19:]
     assert row(seed=2) != first
     assert row(source=1) != first
-    assert row(lane=0, lanes=2) != row(lane=1, lanes=2)
+    assert row(worker=0, num_workers=2) != row(worker=1, num_workers=2)
 
 
-def test_shards_are_mixed_within_a_window(tmp_path):
+def test_shards_are_mixed_within_a_buffer(tmp_path):
     shards = write_shards(tmp_path, [20] * 4)
     found = keys(StreamShard(shards, PAIR, seed=1, shuffle_buffer=80), 80)
     assert found != sorted(found)
     assert all(len({key[0] for key in found[i : i + 20]}) >= 3 for i in (0, 20, 40, 60))
-    # A window of one is the order of the shards, each from its beginning to its end.
+    # A buffer of one is the order of the shards, each from its beginning to its end.
     plain = keys(StreamShard(shards, PAIR, seed=1, shuffle_buffer=1), 80)
     assert [plain[i : i + 20] for i in range(0, 80, 20)] == [
         [f"{s}-{i}" for i in range(20)] for s in dict.fromkeys(int(key[0]) for key in plain)
     ]
 
 
-def test_lanes_are_shared_by_fewer_or_more_processes():
-    assert [stream_shards_of(rank, 2, 8) for rank in range(2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert stream_shards_of(3, 4, 4) == [3]
-    with pytest.raises(UserError, match=r"with 6 lanes .* 4 processes cannot .* set the number of processes to one of"):
-        stream_shards_of(0, 4, 6)
+def test_workers_are_shared_by_fewer_or_more_processes():
+    assert [workers_of(rank, 2, 8) for rank in range(2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert workers_of(3, 4, 4) == [3]
+    with pytest.raises(UserError, match=r"6 workers .* 4 processes cannot .* set the number of processes to one of"):
+        workers_of(0, 4, 6)
 
 
 # Going on
 
 
-@pytest.mark.parametrize(("lane", "lanes"), [(0, 1), (1, 3), (4, 6)])
-def test_lane_goes_on_at_every_position(shards, lane, lanes):
+@pytest.mark.parametrize(("worker", "workers"), [(0, 1), (1, 3), (4, 6)])
+def test_worker_goes_on_at_every_position(shards, worker, workers):
     def make(position=None):
-        return StreamShard(shards, PAIR, seed=3, lane=lane, lanes=lanes, shuffle_buffer=4, position=position)
+        return StreamShard(
+            shards, PAIR, seed=3, worker=worker, num_workers=workers, shuffle_buffer=4, position=position
+        )
 
     row, places, whole = make(), [], []
     for _ in range(45):
@@ -250,17 +252,17 @@ def test_position_counts_what_is_broken_once(tmp_path):
     assert [(place["good"], place["broken"]) for place in epochs] == [(23, 12), (46, 24)]
 
 
-def test_lane_that_has_read_nothing_can_be_sent_to_a_worker(shards):
+def test_worker_that_has_read_nothing_can_be_sent_to_a_worker(shards):
     row = StreamShard(shards, PAIR, seed=1)
     assert keys(pickle.loads(pickle.dumps(row)), 30) == keys(row, 30)  # noqa: S301
 
 
 def test_position_of_another_layout_is_refused(shards):
-    row = StreamShard(shards, PAIR, seed=1, lane=1, lanes=2)
-    with pytest.raises(UserError, match=r"lane 1 of 2 over 4 shards, and this is lane 1 of 3 over 4"):
-        StreamShard(shards, PAIR, seed=1, lane=1, lanes=3, position=row.position)
-    with pytest.raises(UserError, match=r"over 4 shards, and this is lane 1 of 2 over 3"):
-        StreamShard(shards[:3], PAIR, seed=1, lane=1, lanes=2, position=row.position)
+    row = StreamShard(shards, PAIR, seed=1, worker=1, num_workers=2)
+    with pytest.raises(UserError, match=r"worker 1 of 2 over 4 shards, and this is worker 1 of 3 over 4"):
+        StreamShard(shards, PAIR, seed=1, worker=1, num_workers=3, position=row.position)
+    with pytest.raises(UserError, match=r"over 4 shards, and this is worker 1 of 2 over 3"):
+        StreamShard(shards[:3], PAIR, seed=1, worker=1, num_workers=2, position=row.position)
     with pytest.raises(UserError, match="of 1 sources, and the recipe has 2"):
         Mixture([row, row], [1, 1], position=Mixture([row], [1]).position)
 
@@ -268,7 +270,7 @@ def test_position_of_another_layout_is_refused(shards):
 # Memory
 
 
-def test_memory_holds_one_window(tmp_path):
+def test_memory_holds_one_buffer(tmp_path):
     size, window = 20_000, 10
     shards = write_shards(tmp_path, [60] * 3, size=size)
 
@@ -298,11 +300,11 @@ def two_sources(tmp_path):
             write(tmp_path / name / f"{s}.tar", [f"{name}{s}-{i}" for i in range(size)])
 
     def make(weights=(3, 1), **kw):
-        lanes = [
+        sources = [
             StreamShard(expand(f"{name}/*.tar", tmp_path), PAIR, seed=1, source=i, shuffle_buffer=7)
             for i, name in enumerate("ab")
         ]
-        return Mixture(lanes, weights, **kw)
+        return Mixture(sources, weights, **kw)
 
     return make
 
@@ -388,22 +390,22 @@ def test_json_nested_too_deeply_is_only_broken(tmp_path):
     assert [sample.captions for sample in found] == [["a gull"], ["a sheep"]]
 
 
-def test_lane_over_shards_without_usable_samples_stops(tmp_path):
+def test_worker_over_shards_without_usable_samples_stops(tmp_path):
     shards = [write(tmp_path / f"{i}.tar", ["x", "y"], without={"x", "y"}) for i in range(2)]
-    with pytest.raises(UserError, match=r"0\.tar \(of 2 shards\): no usable sample for lane 2 of 4; .*[01]\.tar: y"):
-        next(StreamShard(shards, PAIR, seed=1, lane=2, lanes=4, broken_limit=1))
+    with pytest.raises(UserError, match=r"0\.tar \(of 2 shards\): no usable sample for worker 2 of 4; .*[01]\.tar: y"):
+        next(StreamShard(shards, PAIR, seed=1, worker=2, num_workers=4, broken_limit=1))
     empty = write(tmp_path / "empty.tar", [])
-    with pytest.raises(UserError, match=r"empty\.tar: no usable sample for lane 0 of 1; the shards are empty"):
+    with pytest.raises(UserError, match=r"empty\.tar: no usable sample for worker 0 of 1; the shards are empty"):
         next(StreamShard([empty], PAIR, seed=1))
     with pytest.raises(UserError, match=r"0\.tar.*: no usable sample; .*1\.tar: y"):
         next(first_samples(shards, PAIR, 3))
 
 
-def test_dead_shard_or_more_lanes_than_samples_stop_no_lane(tmp_path):
+def test_dead_shard_or_more_workers_than_samples_stop_no_lane(tmp_path):
     shards = [write(tmp_path / "a.tar", ["x", "y"]), write(tmp_path / "b.tar", [])]
-    for lanes in (2, 7):
-        for lane in range(lanes):
-            assert set(keys(StreamShard(shards, PAIR, seed=1, lane=lane, lanes=lanes), 12)) == {"x", "y"}
+    for workers in (2, 7):
+        for worker in range(workers):
+            assert set(keys(StreamShard(shards, PAIR, seed=1, worker=worker, num_workers=workers), 12)) == {"x", "y"}
 
 
 # Over HTTP

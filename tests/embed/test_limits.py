@@ -102,8 +102,8 @@ def test_missing_parts_are_named():
         model.reconstruct(model.stems({"text": item("text", 0)}), {"text": torch.tensor([[0]])})
     with pytest.raises(ValueError, match="no head"):
         model.predict({"text": item("text", 0)})
-    with pytest.raises(ValueError, match="no logit_scale"):
-        model.temperature()
+    assert model.logit_scale is None
+    model.clamp_logit_scale()
 
 
 def test_options_that_do_not_exist_are_named():

@@ -112,11 +112,12 @@ def test_enlarged_picture_matches_golden():
 
 
 @pytest.mark.parametrize(("stored", "used", "after"), [(5.2, 100.0, 4.605170249938965), (-0.3, 1.0, 0.0)])
-def test_temperature_clamps_the_stored_parameter(stored, used, after):
+def test_logit_scale_is_clamped(stored, used, after):
     model = golden_model("text", projections=True)
     with torch.no_grad():
         model.logit_scale.fill_(stored)
-    scale = model.temperature()
+    model.clamp_logit_scale()
+    scale = model.logit_scale.exp()
     assert scale.requires_grad
     assert scale.item() == pytest.approx(used, rel=1e-6)
     assert model.logit_scale.item() == pytest.approx(after, rel=1e-6)

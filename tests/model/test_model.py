@@ -8,6 +8,7 @@ from support.reference import Reference
 from support.small_models import ALL, VARIANTS, WAVE, batch_of, item, small_model
 
 from onepeace.config import MaskedDecoderConfig, ModelConfig
+from onepeace.data.batch import Batch, Mask
 from onepeace.hub.convert.keys import to_original
 from onepeace.model import OnePeace, encoder
 from onepeace.train.objective import Objective, Passes
@@ -80,8 +81,8 @@ def training_batch(model, count=3):
         for i, ids in enumerate(keep[key]):
             masked[i, ids[ids >= 0]] = False
             masked[i, int(lengths[i]) + 1 :] = False
-        masks[key] = {"unimodal": (keep[key], masked), "joint": (keep[key], masked)}
-    return {**batch, "masks": masks}
+        masks[key] = dict.fromkeys(("unimodal", "joint"), Mask(keep[key], masked))
+    return Batch(batch, masks=masks)
 
 
 TERMS = {name: {} for name in ("contrastive", *(f"denoising/{key}" for key in ALL), "denoising/text+image+audio")}
@@ -196,7 +197,7 @@ def test_stem_takes_each_item_once_in_groups_of_similar_length(monkeypatch):
         )
     batch = training_batch(model)
     padding = Objective(model, TERMS, {}, max_padding=0.1)(batch)["padding"]
-    count = len(batch["image"]["pixels"])
+    count = len(batch.inputs["image"]["pixels"])
     assert {key: sum(counts) for key, counts in seen.items()} == dict.fromkeys(ALL, count)
     assert len(seen["image"]) == 1
     assert len(seen["audio"]) > 1

@@ -18,6 +18,7 @@ from torch import nn
 import onepeace
 from onepeace import cli
 from onepeace.config import MaskedDecoderConfig, ModelConfig
+from onepeace.data.batch import Batch, Mask
 from onepeace.errors import UserError
 from onepeace.files import source
 from onepeace.hub.folder import read_config
@@ -176,8 +177,8 @@ def test_the_objective_trains_it(config):
         masked &= torch.arange(masked.shape[1]) <= lengths[:, None]
         places = torch.arange(masked.shape[1]).expand(3, -1)
         keep = places.masked_fill(masked | (places > lengths[:, None]), 999).sort(1).values
-        masks[key] = {name: (keep.masked_fill(keep == 999, -1), masked) for name in ("unimodal", "joint")}
-    batch = {"text": text, "motion": motion, "masks": masks}
+        masks[key] = {name: Mask(keep.masked_fill(keep == 999, -1), masked) for name in ("unimodal", "joint")}
+    batch = Batch({"text": text, "motion": motion}, masks=masks)
     objective = Objective(model, {"contrastive": {}, "denoising/motion": {}, "denoising/text+motion": {}}, {})
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
     losses = []

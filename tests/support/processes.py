@@ -7,11 +7,13 @@ import torch
 import torch.multiprocessing as mp
 from support.small_models import batch_of, small_model
 
-from onepeace.data.batches import names_of, split
+from onepeace.data.batch import Batch, Mask
+from onepeace.data.builder import names_of
 from onepeace.data.sample import Sample
 from onepeace.train import loop, parallel
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import read_recipe
+from onepeace.train.teachers import TeacherTable
 
 CAPTIONS = ["a dog", "a cat", "a dog", "rain", "wind", "a cat", "sea", "bees"]
 TERMS = {
@@ -53,17 +55,17 @@ def whole_batch():
             masked = (torch.rand(places.shape, generator=generator) < 0.5) & (places > 0) & (places < lengths[:, None])
             keep = places.masked_fill(masked | (places > lengths[:, None]), 999).sort(1).values
             keep = keep[:, : int((keep < 999).sum(1).max())]
-            masks[key][name] = (keep.masked_fill(keep == 999, -1), masked)
+            masks[key][name] = Mask(keep.masked_fill(keep == 999, -1), masked)
     names = [names_of(Sample("", "", {}, {}), caption) for caption in CAPTIONS]
     keys = [f"item{i}" for i in range(8)]
-    return {**batch, "masks": masks, "keys": keys, "captions": CAPTIONS, "names": names}
+    return Batch(batch, keys, CAPTIONS, names, masks=masks)
 
 
 def make_objective(**options):
     """Of a model whose weights are the same in every process. The teacher does not know item 2."""
     model = small_model("text", "audio").train()
     torch.manual_seed(0)
-    table = {"row": {f"item{i}": i for i in range(8) if i != 2}, "features": torch.randn(8, 10)}
+    table = TeacherTable({f"item{i}": i for i in range(8) if i != 2}, torch.randn(8, 10))
     return Objective(model, TERMS, {"distillation/audio": table}, **options)
 
 
@@ -83,7 +85,7 @@ def spread_step(path, grad_cache_chunks):
     with parallel.group(torch.device("cpu")):
         objective = make_objective(grad_cache_chunks=grad_cache_chunks)
         take = {key: adapter.take for key, adapter in objective.model.adapters.items()}
-        batch = split(whole_batch(), parallel.world_size(), take)[parallel.rank()]
+        batch = whole_batch().split(parallel.world_size(), take)[parallel.rank()]
         losses, gradients = loss_and_gradients(
             parallel.parallelize(objective, objective.model.blocks, "ddp", torch.device("cpu")), batch
         )

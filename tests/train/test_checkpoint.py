@@ -11,7 +11,7 @@ from onepeace.errors import UserError
 from onepeace.train import checkpoint
 from onepeace.train.log import Averages, Log, human, read_log
 from onepeace.train.optim import make_optimizer
-from onepeace.train.recipe import Optim
+from onepeace.train.recipe import OptimConfig
 
 
 class Run:
@@ -22,7 +22,7 @@ class Run:
         np.random.seed(6)
         random.seed(7)
         self.model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
-        self.optimizer = make_optimizer(self.model, Optim(lr=1e-2))
+        self.optimizer = make_optimizer(self.model, OptimConfig(lr=1e-2))
         self.average = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
     def step(self):

@@ -14,6 +14,7 @@ from support.golden_cases import (
     rows,
 )
 
+from onepeace.data.batch import Batch, Mask
 from onepeace.train.objective import Objective, Passes
 
 DENOISING = {"scale": 2.5, "label_smoothing": 0.1}
@@ -62,13 +63,14 @@ def step(stage, padded=False):
         for ours, theirs in {"unimodal": key, "joint": f"{STAGES[stage]['joint']}_{key}"}.items():
             if f"{theirs}_preserve_ids" in found.inputs:
                 masks[key][ours] = (found.inputs[f"{theirs}_preserve_ids"], found.inputs[f"{theirs}_mask_indices"])
-    return model, {**batch, "masks": masks}, found
+    masks = {key: {name: Mask(*mask) for name, mask in passes.items()} for key, passes in masks.items()}
+    return model, Batch(batch, masks=masks), found
 
 
 def students(model, batch, stage):
     """Predictions by the original's names."""
     passes, together = Passes(model, batch), STAGES[stage]["joint"]
-    found = {f"student_{key}": passes.unimodal_masked(key) for key in passes.keys if "unimodal" in batch["masks"][key]}
+    found = {f"student_{key}": passes.unimodal_masked(key) for key in passes.keys if "unimodal" in batch.masks[key]}
     return found | {f"student_{together}_{key}": tokens for key, tokens in passes.joint_masked.items()}
 
 
@@ -83,7 +85,7 @@ def test_pretrain_loss_and_grads_match_golden(stage):
     assert set(terms) == {*names.values(), "padding"}
     for theirs, ours in names.items():
         assert_near(terms[ours].reshape(1), found.outputs[theirs], LOSS)
-    assert_near(model.temperature().detach().reshape(1), found.outputs["logit_scale_exp"], 1e-5)
+    assert_near(model.logit_scale.exp().detach().reshape(1), found.outputs["logit_scale_exp"], 1e-5)
     terms["loss"].backward()
     assert_gradients_match(model, found.grads, found.info["grad_norm"])
     with_grad = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -106,7 +108,7 @@ def test_pretrain_predictions_match_golden(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_retrieved_pairs_match_golden(stage):
     model, batch, found = step(stage)
-    text, other = model({key: batch[key] for key in model.adapters}).values()
+    text, other = model(batch.inputs).values()
     similarity, own, letter = other @ text.T, torch.arange(len(text)), stage[0]
     assert int((similarity.argmax(1) == own).sum()) == found.outputs[f"{letter}2t_ncorrect"]
     assert int((similarity.argmax(0) == own).sum()) == found.outputs[f"t2{letter}_ncorrect"]
@@ -122,9 +124,9 @@ def test_padded_pretrain_matches_the_original_on_each_item_alone(stage):
         # The text and picture vectors of the padded batch are those of the items alone, in the original too.
         assert_near(terms[ours].reshape(1), alone.get(theirs, found.outputs[theirs]), LOSS)
     predictions = students(model, batch, stage)
-    lengths = {key: adapter.token_lengths(batch[key]) + 1 for key, adapter in model.adapters.items()}
+    lengths = {key: adapter.token_lengths(batch.inputs[key]) + 1 for key, adapter in model.adapters.items()}
     for name, tokens in predictions.items():
         expected = alone.get(name, found.outputs[name])
         assert_near(tokens, expected, TOKENS, rows(lengths[name.rpartition("_")[2]], tokens.shape[1]))
     if "audio_embed" in alone:
-        assert_near(model({"audio": batch["audio"]})["audio"], alone["audio_embed"], UNIT)
+        assert_near(model({"audio": batch.inputs["audio"]})["audio"], alone["audio_embed"], UNIT)

@@ -50,7 +50,7 @@ def pretrain(model: Reference, found, stage: str):
         joint = model.encode(list(whole.values()))
         for key in batch:
             embeddings[key].append(model.embed(key, alone[key]))
-        for name, keys in {**{key: [key] for key in batch}, joint: list(batch)}.items():
+        for name, keys in {**{key: [key] for key in batch}, together: list(batch)}.items():
             prefix = {key: key if len(keys) == 1 else f"{together}_{key}" for key in keys}
             if f"{prefix[keys[0]]}_preserve_ids" not in found.inputs:
                 continue

@@ -19,6 +19,7 @@ from test_streams import entry
 from test_train import DENOISING, MODEL, recipe
 
 from onepeace import cli
+from onepeace.config import write_config
 from onepeace.errors import UserError
 from onepeace.train import checkpoint, loop
 from onepeace.train.log import Log, read_log
@@ -119,7 +120,7 @@ def read_until(process, lines):
 def test_killed_at_any_moment_the_same_command_gives_the_same_run(root, whole, tmp_path):
     stream, expected = whole
     path, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    loop.write_config(hard(root, out, stream), path)
+    write_config(hard(root, out, stream), path)
     rng = np.random.default_rng(7 + stream)
     went_on = []
     for lines in rng.integers(4, 8, 3 if stream else 2):
@@ -145,7 +146,7 @@ def test_sigterm_to_the_whole_group_saves_and_ends_well(root, whole, tmp_path):
     """As a scheduler sends it: to the workers too."""
     stream, expected = whole
     path, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    loop.write_config(hard(root, out, stream), path)
+    write_config(hard(root, out, stream), path)
     process = start(path, "run.save_every=0")
     read_until(process, 5)
     os.killpg(process.pid, signal.SIGTERM)
@@ -191,7 +192,7 @@ def no_file_above(size):
 @pytest.mark.parametrize("whole", [False], ids=["memory"], indirect=True)
 def test_full_disk_is_one_line_and_the_run_goes_on_with_more_room(root, whole, tmp_path, capsys):
     path, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    loop.write_config(hard(root, out), path)
+    write_config(hard(root, out), path)
     loop.train(hard(root, out), stop_at=4)
     kept = checkpoint.files(out)[-1]
     before = kept.read_bytes()
@@ -275,7 +276,7 @@ def test_an_evaluation_that_fails_loses_nothing_and_is_made_at_the_next_start(ro
 
 def test_half_a_vocabulary_is_not_taken_for_the_run_s(root, tmp_path, capsys):
     path, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    loop.write_config(recipe(root, out, steps=1), path)
+    write_config(recipe(root, out, steps=1), path)
     with no_file_above(4000):
         assert cli.main(["train", str(path)]) == 1
     assert "too large" in capsys.readouterr().err
@@ -302,7 +303,7 @@ RUN = {"batch_size": 4, "workers": 0, "log_every": 1, "save_every": 0, "precisio
 
 def test_step_with_a_gradient_that_is_no_number_is_left_out_and_named(root, tmp_path, monkeypatch, caplog):
     keys = poison(monkeypatch, {3, 5})
-    loop.train(recipe(root, tmp_path, steps=7, run={**RUN, "out": str(tmp_path), "ema": 0.9, "skip": 1}))
+    loop.train(recipe(root, tmp_path, steps=7, run={**RUN, "out": str(tmp_path), "ema": 0.9, "max_bad_steps": 1}))
     warnings = [record.message for record in caplog.records if "left out" in record.message]
     assert warnings == [
         f"the gradient of step {step} is nan: left out; its samples: {', '.join(keys[step - 1])}" for step in (3, 5)
@@ -317,7 +318,7 @@ def test_step_with_a_gradient_that_is_no_number_is_left_out_and_named(root, tmp_
 def test_too_many_such_steps_in_a_row_stop_the_run(root, tmp_path, monkeypatch, capsys):
     keys = poison(monkeypatch, {2, 4, 5, 6})
     path, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    loop.write_config(recipe(root, out, steps=9, run={**RUN, "out": str(out), "save_every": 3, "skip": 2}), path)
+    write_config(recipe(root, out, steps=9, run={**RUN, "out": str(out), "save_every": 3, "max_bad_steps": 2}), path)
     assert cli.main(["train", str(path)]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"onepeace: {out}: the gradient of step 6 is nan, as of the 2 steps before; lower optim.lr")
@@ -329,7 +330,7 @@ def test_tensorboard_gets_the_losses_and_only_once(root, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = {**RUN, "out": str(tmp_path), "save_every": 2, "trackers": ["tensorboard"]}
+    run = {**RUN, "out": str(tmp_path), "save_every": 2, "loggers": ["tensorboard"]}
     loop.train(recipe(root, tmp_path, steps=5, run=run), stop_at=3)
     loop.train(recipe(root, tmp_path, steps=5, run=run))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -346,7 +347,7 @@ def test_wandb_offline_keeps_each_run_in_its_folder(root, tmp_path, monkeypatch)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     for out in (tmp_path / "a" / "run", tmp_path / "b" / "run"):
-        loop.train(recipe(root, out, steps=2, run={**RUN, "out": str(out), "trackers": ["wandb"]}))
+        loop.train(recipe(root, out, steps=2, run={**RUN, "out": str(out), "loggers": ["wandb"]}))
     ids = [(tmp_path / name / "run" / "wandb.id").read_text() for name in "ab"]
     for name, own, other in zip("ab", ids, reversed(ids), strict=True):
         (file,) = (tmp_path / name / "run" / "wandb").glob("offline-run-*/run-*.wandb")

@@ -19,7 +19,7 @@ from onepeace.train.optim import (
     parameter_groups,
     set_learning_rate,
 )
-from onepeace.train.recipe import Optim, OptimGroup, Schedule
+from onepeace.train.recipe import OptimConfig, OptimGroup, ScheduleConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "optim"
 
@@ -101,8 +101,10 @@ def test_adamw_is_the_originals_but_for_where_eps_is_added():
     golden = load_file(GOLDEN / "adam.safetensors")
     eps, betas = 1e-3, (0.9, 0.98)
     model = nn.ParameterDict({"p": nn.Parameter(golden["param0"].clone())})
-    optimizer = make_optimizer(model, Optim(lr=1e-2, betas=betas, eps=eps, weight_decay=0.05))
-    plain = make_optimizer(nn.ParameterDict({"p": nn.Parameter(golden["param0"].clone())}), Optim(lr=1e-2, eps=1e-3))
+    optimizer = make_optimizer(model, OptimConfig(lr=1e-2, betas=betas, eps=eps, weight_decay=0.05))
+    plain = make_optimizer(
+        nn.ParameterDict({"p": nn.Parameter(golden["param0"].clone())}), OptimConfig(lr=1e-2, eps=1e-3)
+    )
     for step in range(1, 4):
         optimizer.param_groups[0]["eps"] = eps / math.sqrt(1 - betas[1] ** step)
         for one in (optimizer, plain):
@@ -116,8 +118,8 @@ def test_adamw_is_the_originals_but_for_where_eps_is_added():
 @pytest.mark.parametrize(
     ("case", "schedule", "peak"),
     [
-        ("warmup_updates=30,max_update=200,lr=5e-4,min=1e-6", Schedule(steps=200, warmup_steps=30), 5e-4),
-        ("warmup_ratio=0.1,total=120,lr=1e-4,min=1e-6", Schedule(steps=120, warmup_ratio=0.1), 1e-4),
+        ("warmup_updates=30,max_update=200,lr=5e-4,min=1e-6", ScheduleConfig(steps=200, warmup_steps=30), 5e-4),
+        ("warmup_ratio=0.1,total=120,lr=1e-4,min=1e-6", ScheduleConfig(steps=120, warmup_ratio=0.1), 1e-4),
     ],
 )
 def test_learning_rate_equals_the_original(case, schedule, peak):
@@ -130,19 +132,19 @@ def test_learning_rate_equals_the_original(case, schedule, peak):
 
 
 def test_schedule_without_warmup_and_constant():
-    assert learning_rate(0, 1.0, Schedule(steps=10)) == 1.0
-    constant = Schedule(steps=10, name="constant", warmup_steps=4, min_lr=0.0)
+    assert learning_rate(0, 1.0, ScheduleConfig(steps=10)) == 1.0
+    constant = ScheduleConfig(steps=10, name="constant", warmup_steps=4, min_lr=0.0)
     assert [learning_rate(step, 1.0, constant) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
-    only_warmup = Schedule(steps=4, warmup_steps=4, min_lr=0.0)
+    only_warmup = ScheduleConfig(steps=4, warmup_steps=4, min_lr=0.0)
     assert learning_rate(4, 1.0, only_warmup) == 0.0
     for wrong in ({"steps": 0}, {"steps": 5, "warmup_steps": 6}, {"steps": 5, "name": "cosin"},
                   {"steps": 5, "warmup_steps": 1, "warmup_ratio": 0.1}):  # fmt: skip
         with pytest.raises(UserError, match=r"schedule\."):
-            Schedule(**wrong)
+            ScheduleConfig(**wrong)
 
 
 def test_each_group_gets_its_share_of_the_rate(small):
-    optimizer = make_optimizer(small, Optim(layer_decay=0.5))
+    optimizer = make_optimizer(small, OptimConfig(layer_decay=0.5))
     set_learning_rate(optimizer, 1e-3)
     assert {group["lr"] for group in optimizer.param_groups} == {1e-3}  # no blocks: all after them
     optimizer.param_groups[0]["lr_scale"] = 0.25
@@ -152,7 +154,7 @@ def test_each_group_gets_its_share_of_the_rate(small):
 
 def test_the_first_pattern_that_matches_scales_the_rate_and_sets_the_decay(small):
     groups = {"a.weight": OptimGroup(lr_scale=0.1), "[ab]*": OptimGroup(lr_scale=0.5, weight_decay=0.2)}
-    found = by_name(make_optimizer_groups(small, Optim(weight_decay=0.05, groups=groups)))
+    found = by_name(make_optimizer_groups(small, OptimConfig(weight_decay=0.05, groups=groups)))
     assert found["a.weight"] == (0.1, 0.05)
     assert found["b.c.weight"] == (0.5, 0.2)
     assert found["a.bias"] == (0.5, 0.0)  # does not decay, whatever the decay is
@@ -176,7 +178,7 @@ def test_a_pattern_scales_what_layer_decay_leaves():
 
 def test_a_pattern_of_the_optimizer_that_matches_nothing_is_an_error(small):
     with pytest.raises(UserError, match=r"optim\.groups: the pattern 'head\.\*' matches none of 6 parameters"):
-        make_optimizer(small, Optim(groups={"head.*": OptimGroup(lr_scale=0.1)}))
+        make_optimizer(small, OptimConfig(groups={"head.*": OptimGroup(lr_scale=0.1)}))
 
 
 def test_freeze_lists_and_their_opposite(small):
@@ -217,4 +219,4 @@ def test_freeze_mistakes_are_errors(small):
 
 def test_unknown_optimizer_is_an_error(small):
     with pytest.raises(UserError, match="'lion' is not known; known: adamw"):
-        make_optimizer(small, Optim(name="lion"))
+        make_optimizer(small, OptimConfig(name="lion"))

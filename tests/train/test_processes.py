@@ -9,7 +9,8 @@ from support.processes import loss_and_gradients, make_objective, spread_step, s
 from support.small_shards import COLOURS
 from test_train import DENOISING, recipe, root  # noqa: F401
 
-from onepeace.train import build, checkpoint, loop, parallel, teachers
+from onepeace.config import write_config
+from onepeace.train import checkpoint, parallel, setup, teachers
 from onepeace.train.log import read_log
 from onepeace.train.state import State
 
@@ -68,7 +69,7 @@ def distributed(root, tmp_path_factory):  # noqa: F811
         "grad_cache_chunks": 2,
     }
     made = recipe(root, folder, steps=6, objective=objective, mask=DENOISING["mask"], run={**run, "out": str(folder)})
-    loop.write_config(made, folder / "recipe.yaml")
+    write_config(made, folder / "recipe.yaml")
     for way in ("ddp", "fsdp"):
         start(4, train, folder / "recipe.yaml", [f"run.out={folder / way}", f"run.parallel={way}"])
     return folder
@@ -165,7 +166,7 @@ def test_a_run_goes_on_however_it_is_spread(root, tmp_path):  # noqa: F811
     path, out = tmp_path / "recipe.yaml", tmp_path / "cut"
     run = {"out": str(out), "batch_size": 16, "workers": 0, "log_every": 1, "save_every": 2, "precision": "float32",
            "ema": 0.5, "keep": 9}  # fmt: skip
-    loop.write_config(recipe(root, out, steps=6, run=run), path)
+    write_config(recipe(root, out, steps=6, run=run), path)
     train(path, [], 2)
     start(2, train, path, ["run.parallel=fsdp"], 4)
     start(2, train, path, [])
@@ -211,21 +212,21 @@ def test_weights_of_the_first_process_are_shared_out(tmp_path):
 
 def train_noting_models(path, noted):
     """A run whose processes each note whether they made a model with values."""
-    make = build.make_model
+    make = setup.make_model
 
     def made(*args, **options):
         model = make(*args, **options)
         (noted / str(parallel.rank())).write_text(str({p.device.type for p in model.parameters()}))
         return model
 
-    build.make_model = made
+    setup.make_model = made
     train(path, [])
 
 
 @pytest.mark.slow
 def test_only_the_first_process_makes_the_whole_model_to_be_shared(root, tmp_path):  # noqa: F811
     run = {"out": str(tmp_path / "run"), "batch_size": 4, "workers": 0, "parallel": "fsdp", "log_every": 1}
-    loop.write_config(recipe(root, tmp_path / "run", steps=1, run=run), tmp_path / "recipe.yaml")
+    write_config(recipe(root, tmp_path / "run", steps=1, run=run), tmp_path / "recipe.yaml")
     start(2, train_noting_models, tmp_path / "recipe.yaml", tmp_path)
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["{'cpu'}", "{'meta'}"]
 
@@ -248,7 +249,7 @@ def train_with_teacher(path, asked):
 @pytest.mark.slow
 def test_the_first_of_several_processes_asks_the_teacher_for_all(root, tmp_path):  # noqa: F811
     terms = {"contrastive": {}, "distillation/image": {"weight": 1.0, "teacher": "brightness"}}
-    loop.write_config(recipe(root, tmp_path / "run", steps=1, objective=terms), tmp_path / "recipe.yaml")
+    write_config(recipe(root, tmp_path / "run", steps=1, objective=terms), tmp_path / "recipe.yaml")
     start(2, train_with_teacher, tmp_path / "recipe.yaml", tmp_path / "asked")
     asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
     assert {rank for rank, _ in asked} == {"0"}

@@ -7,7 +7,8 @@ import yaml
 from onepeace.cli import main
 from onepeace.commands import plot
 from onepeace.errors import UserError
-from onepeace.train.recipe import check_same, from_yaml, read_recipe, read_term, split_term, to_yaml
+from onepeace.train.recipe import check_same, from_yaml, read_recipe, to_yaml
+from onepeace.train.terms import TermName, read_term
 
 FULL = """
 seed: 3
@@ -152,7 +153,7 @@ def test_mistakes_are_one_line(full, override, message):
 @pytest.mark.parametrize("weight", ["1e-3", "0.001"])
 def test_a_weight_may_be_written_as_any_number(full, weight):
     (term, *_) = read_recipe(full, [f"objective.contrastive.weight={weight}"]).objective.items()
-    assert read_term(*term).weight == 0.001
+    assert read_term(*term)[1].weight == 0.001
 
 
 def test_a_term_without_options_takes_the_defaults_and_null_takes_out_one_of_the_base(tmp_path):
@@ -175,7 +176,8 @@ def test_a_term_without_options_takes_the_defaults_and_null_takes_out_one_of_the
     ],
 )
 def test_a_label_is_no_part_of_kind_or_modalities(name, parts):
-    assert split_term(name) == parts
+    _, kind, _, modalities = TermName.parse(name)
+    assert (kind, list(modalities)) == parts
 
 
 @pytest.mark.parametrize(

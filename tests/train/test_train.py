@@ -9,14 +9,15 @@ from safetensors.torch import load_file
 from support.small_shards import COLOURS, TONES, square, tone, write_shards
 
 from onepeace import cli
-from onepeace.config import build
+from onepeace.config import build, write_config
 from onepeace.data.shard_writer import ShardWriter
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
-from onepeace.train import loop, teachers
+from onepeace.train import checkpoint, loop, setup, teachers
 from onepeace.train.evaluation import evaluation
 from onepeace.train.log import read_log
 from onepeace.train.recipe import Recipe
+from onepeace.train.start import make_config, make_model
 
 MODEL = {
     "size": "tiny", "dim": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "ffn_dim": 64,
@@ -118,20 +119,20 @@ def test_copied_ffn_starts_from_the_other_modality(root, stage_one, tmp_path):
         "adapters": {"audio": {"stem": "mel", **MODEL["adapters"]["audio"]}}, "copy": {"audio": "image"},
     }  # fmt: skip
     wanted = recipe(root, tmp_path, model=model)
-    made = loop.build.make_model(wanted, loop.build.make_config(wanted)).state_dict()
+    made = make_model(wanted, make_config(wanted)).state_dict()
     assert torch.equal(made["blocks.1.ffn.audio.up.weight"], made["blocks.1.ffn.image.up.weight"])
     assert torch.equal(made["norms.audio.weight"], made["norms.image.weight"])
 
 
 def test_a_run_starts_from_a_model_by_its_name(root, tmp_path):
     wanted = recipe(root, tmp_path, model={"from": "tiny"})
-    made = loop.build.make_model(wanted, loop.build.make_config(wanted)).state_dict()
+    made = make_model(wanted, make_config(wanted)).state_dict()
     bundled = load("tiny").module.state_dict()
     assert made.keys() == bundled.keys()
     assert all(torch.equal(made[name], bundled[name]) for name in bundled)
     wanted.model["from"] = "runs/none"
     with pytest.raises(UserError, match=r"runs/none: no such model folder"):
-        loop.build.make_config(wanted)
+        make_config(wanted)
 
 
 def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
@@ -148,14 +149,13 @@ def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
         objective={"contrastive": {"multi_positive": True}, "denoising/text": {}},
         mask={"text": {"unimodal": 0.3, "unit": "token"}},
     )  # fmt: skip
-    data = loop.build.Data(wanted)
-    config = loop.build.make_config(wanted)
-    loop.build.make_tokenizer(wanted, data.captions, tmp_path / "run/tokenizer.json")
-    adapters = loop.build.make_model(wanted, config).adapters
-    lengths = {key: adapter.token_lengths for key, adapter in adapters.items()}
-    steps, _ = data.steps(loop.build.make_processors(config, tmp_path / "run"), lengths, None, 0)
+    config = make_config(wanted)
+    sources = setup.read_sources(wanted)
+    setup.make_tokenizer(wanted, lambda: setup.every_caption(wanted, sources), tmp_path / "run/tokenizer.json")
+    processors = setup.make_processors(config, tmp_path / "run")
+    steps = setup.make_steps(wanted, sources, processors, make_model(wanted, config), None, 0)
     group = steps[0]
-    assert [(batch["pair"], sorted(set(batch) & {"text", "image"})) for batch in group] == [
+    assert [(batch.pair, sorted(batch.inputs)) for batch in group] == [
         ("image+text", ["image", "text"]), ("text", ["text"]),
     ]  # fmt: skip
     loop.train(wanted)
@@ -166,14 +166,14 @@ def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
 def test_named_weights_start_fresh(root, stage_one, tmp_path):
     model = {"from": str(stage_one), "modalities": ["text", "image"], "fresh": ["logit_scale", "heads.text.*"]}
     wanted = recipe(root, tmp_path, model=model)
-    made = loop.build.make_model(wanted, loop.build.make_config(wanted)).state_dict()
+    made = make_model(wanted, make_config(wanted)).state_dict()
     before = load_file(stage_one / "model.safetensors")
     assert made["logit_scale"].item() == pytest.approx(math.log(1 / 0.07))
     assert not torch.equal(made["heads.text.weight"], before["heads.text.weight"])
     assert torch.equal(made["heads.image.weight"], before["heads.image.weight"])
     wanted.model["fresh"] = ["scale"]
     with pytest.raises(UserError, match="'scale' matches no weight"):
-        loop.build.make_model(wanted, loop.build.make_config(wanted))
+        make_model(wanted, make_config(wanted))
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
@@ -205,7 +205,7 @@ def test_averaged_weights_are_kept_and_differ_from_the_last_ones(root, tmp_path)
     run = {"out": str(tmp_path), "batch_size": 8, "workers": 0, "log_every": 2, "ema": 0.9}
     folder = loop.train(recipe(root, tmp_path, steps=6, run=run))
     kept = load_file(folder / "model.safetensors")["blocks.0.attn.q.weight"]
-    last = loop.checkpoint.newest(tmp_path)
+    last = checkpoint.newest(tmp_path)
     assert torch.equal(kept, last.ema["blocks.0.attn.q.weight"])
     assert not torch.equal(kept, last.model["model.blocks.0.attn.q.weight"])
 
@@ -304,7 +304,7 @@ def test_mistakes_in_a_recipe_are_named(root, tmp_path, fields, message):
 
 def test_train_command_prints_the_recipe_and_the_folder(root, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
-    loop.write_config(recipe(root, tmp_path / "run", steps=2), path)
+    write_config(recipe(root, tmp_path / "run", steps=2), path)
     assert cli.main(["train", str(path), "--print", "optim.lr=0.5"]) == 0
     assert "lr: 0.5" in capsys.readouterr().out
     assert cli.main(["train", str(path)]) == 0

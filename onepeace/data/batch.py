@@ -1,0 +1,98 @@
+"""A batch: what the model reads of some samples, what it should say, and which of its tokens are masked."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Inputs = dict[str, Tensor]
+"""The model's input of one modality, as its processor's ``collate`` makes it."""
+
+
+class Mask(NamedTuple):
+    """The masked tokens of one modality in one pass; positions count from CLS = 0."""
+
+    keep: Tensor
+    """(B, K) int64: the visible positions, ascending, CLS first, padded with -1."""
+    masked: Tensor
+    """(B, L + 1) bool: True = masked."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B items of one pair of modalities."""
+
+    inputs: Mapping[str, Inputs]
+    """By modality."""
+    keys: list[str] = field(default_factory=list)
+    """The samples' keys."""
+    captions: list[str] = field(default_factory=list)
+    """The captions as drawn and changed by augmentation."""
+    names: list[list[str]] = field(default_factory=list)
+    """For each item the captions and the label that say what it is; see ``multi_positive_ids``."""
+    targets: Mapping[str, list[Any]] = field(default_factory=dict)
+    """By name, a value for each item."""
+    pair: str = ""
+    """The pair's name, as "image+text"."""
+    token_dropout: Mapping[str, Tensor] = field(default_factory=dict)
+    """By modality: positions (B, K) that stay in the contrastive pass, padded with -1, where tokens are dropped."""
+    masks: Mapping[str, Mapping[str, Mask]] = field(default_factory=dict)
+    """By modality and pass ("unimodal", "joint"), where there are masked passes."""
+    replaced: list[str] = field(default_factory=list)
+    """Keys of items that could not be decoded and whose place others took."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with ``function`` applied to each of its tensors."""
+        return replace(
+            self,
+            inputs={key: {name: function(x) for name, x in inputs.items()} for key, inputs in self.inputs.items()},
+            token_dropout={key: function(keep) for key, keep in self.token_dropout.items()},
+            masks={
+                key: {name: Mask(*map(function, mask)) for name, mask in passes.items()}
+                for key, passes in self.masks.items()
+            },
+        )
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        return self.map(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory; torch's DataLoader calls it."""
+        return self.map(Tensor.pin_memory)
+
+    def split(self, parts: int, take: Mapping[str, Callable[..., Inputs]]) -> list["Batch"]:
+        """Parts of equal size, as far as that goes, and at most one per item.
+
+        Args:
+            take: for each modality present: (inputs, rows) -> the inputs of these rows.
+        """
+        pieces = []
+        for rows in torch.arange(len(self.keys)).chunk(parts):
+            own = slice(int(rows[0]), int(rows[-1]) + 1)
+            pieces.append(
+                replace(
+                    self,
+                    inputs={
+                        key: take[key](inputs, rows.to(next(iter(inputs.values())).device))
+                        for key, inputs in self.inputs.items()
+                    },
+                    keys=self.keys[own],
+                    captions=self.captions[own],
+                    names=self.names[own],
+                    targets={name: values[own] for name, values in self.targets.items()},
+                    token_dropout={key: trim(keep[own]) for key, keep in self.token_dropout.items()},
+                    masks={
+                        key: {name: Mask(trim(mask.keep[own]), mask.masked[own]) for name, mask in passes.items()}
+                        for key, passes in self.masks.items()
+                    },
+                )
+            )
+        return pieces
+
+
+def trim(keep: Tensor) -> Tensor:
+    """Visible positions (B, K), padded with -1, without the columns that are padding in every row."""
+    return keep[:, : int((keep >= 0).sum(1).amax())]

@@ -1,0 +1,250 @@
+"""From samples to a batch: captions are drawn, items decoded and augmented, tokens masked.
+
+Each item has a random generator of its own, so neither the workers nor its batch mates change it.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onepeace.data.augment import make_augments
+from onepeace.data.batch import Batch, Mask
+from onepeace.data.config import DataConfig
+from onepeace.data.masking import MaskRates, draw_masks, draw_token_dropout, word_starts, word_table
+from onepeace.data.sample import Sample
+from onepeace.data.shards import BROKEN_FREE
+from onepeace.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Lengths = Callable[[dict[str, Tensor]], Tensor]
+"""A modality's input -> (B,) number of tokens without CLS."""
+
+TRIES = 100
+"""So many samples at least are tried for one place of a batch."""
+
+
+class CorruptDataError(UserError):
+    """Too many items cannot be decoded."""
+
+
+class BatchBuilder:
+    """Makes batches of samples.
+
+    Args:
+        config: the recipe's data section.
+        processors: by modality.
+        num_tokens: by modality; needed for masks and token dropout only.
+        masks: by modality: rates of the masked passes.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        processors: Mapping[str, Any],
+        num_tokens: Mapping[str, Lengths] | None = None,
+        masks: Mapping[str, MaskRates] | None = None,
+    ):
+        self.config, self.processors = config, processors
+        self.num_tokens, self.masks = num_tokens or {}, masks or {}
+        self.pairs = config.modalities
+        self.targets = {source.name: source.targets for source in config.train}
+        self.augments = make_augments(config.augment)
+        self.broken: dict[str, set[str]] = {}
+        self._cache: dict[tuple[str, int], Tensor] = {}
+        self._room = config.cache_megabytes * 2**20
+        self.word_table: Tensor | None = None
+        if any(rates.unit == "word" for rates in self.masks.values()):
+            vocabulary = processors["text"].tokenizer.get_vocab()
+            self.word_table = word_table(sorted(vocabulary, key=vocabulary.__getitem__))
+
+    def batch(
+        self,
+        name: str,
+        items: Sequence[tuple[Iterator[Sample], np.random.Generator]],
+        another: Callable[[np.random.Generator], Sample],
+        total: int,
+        seed: int,
+        keep_loaded: bool = True,
+    ) -> Batch:
+        """A batch of a pair.
+
+        Args:
+            name: of the pair.
+            items: for each place in the batch the candidates, of which the first that can be decoded is taken, and the
+                random generator of the item.
+            another: draws a further sample of the pair, for augmentations that take two.
+            total: number of items that ``broken_limit`` is a share of.
+            seed: of the masks.
+            keep_loaded: decoded sounds are kept for the next epoch, as far as there is room.
+        """
+        replaced: list[str] = []
+        self._keep = keep_loaded
+        drawn = [self._item(name, candidates, rng, another, total, replaced) for candidates, rng in items]
+        inputs = {}
+        for modality in self.pairs[name]:
+            decoded = [media[modality] for _, _, media in drawn]
+            augment, processor = self.augments.get(modality), self.processors[modality]
+            inputs[modality] = augment.collate(decoded, processor) if augment else processor.collate(decoded)
+        token_dropout, masks = self._masks(inputs, torch.Generator().manual_seed(seed))
+        return Batch(
+            inputs=inputs,
+            keys=[sample.key for sample, _, _ in drawn],
+            captions=[text for _, text, _ in drawn],
+            names=[names_of(sample, text) for sample, text, _ in drawn],
+            targets={target: [s.targets.get(target) for s, _, _ in drawn] for target in self.targets[name]},
+            pair=name,
+            token_dropout=token_dropout,
+            masks=masks,
+            replaced=replaced,
+        )
+
+    def _item(
+        self,
+        name: str,
+        candidates: Iterator[Sample],
+        rng: np.random.Generator,
+        another: Callable[[np.random.Generator], Sample],
+        total: int,
+        replaced: list[str],
+    ) -> tuple[Sample, str, dict[str, Any]]:
+        """The first candidate that can be decoded, its caption and its decoded inputs."""
+        # As many tries at least as there are items: a small stream that is all broken would be read without end.
+        for sample in islice(candidates, max(total, TRIES)):
+            try:
+                return self._decode(name, sample, rng, partial(self._another, name, another, total))
+            except CorruptDataError:
+                raise
+            except UserError as error:
+                self._note(name, sample, error, total)
+                replaced.append(sample.key)
+        raise CorruptDataError(f"{name}: no item is left to take the place of {replaced[-1]}")
+
+    def _decode(
+        self, name: str, sample: Sample, rng: np.random.Generator, another: Callable[..., tuple[Any, str]]
+    ) -> tuple[Sample, str, dict[str, Any]]:
+        text = self._caption(name, sample, rng)
+        decoded: dict[str, Any] = {}
+        others: list[tuple[Any, str]] = []
+
+        def second(modality: str) -> tuple[Any, str]:
+            others.append(another(modality, rng))
+            return others[-1]
+
+        for modality in self.pairs[name]:
+            augment, processor = self.augments.get(modality), self.processors[modality]
+            if modality == "text":
+                continue
+            if augment is None:
+                decoded[modality] = processor.decode(sample.inputs[modality])
+            else:
+                loaded = self._load(modality, sample)
+                decoded[modality], text = augment.vary(loaded, text, processor, rng, partial(second, modality))
+        if "text" in self.pairs[name]:
+            decoded["text"] = self.processors["text"].decode(text)
+        if others:
+            # Two clips at once are neither one's class nor its captions.
+            sample = replace(sample, inputs={}, targets={})
+        return sample, text, decoded
+
+    def _another(
+        self,
+        name: str,
+        draw: Callable[[np.random.Generator], Sample],
+        total: int,
+        modality: str,
+        rng: np.random.Generator,
+    ) -> tuple[Any, str]:
+        """A random sample of the pair for an augmentation that takes two: what it loads, and a caption."""
+        while True:
+            sample = draw(rng)
+            try:
+                return self._load(modality, sample), self._caption(name, sample, rng)
+            except UserError as error:
+                self._note(name, sample, error, total)
+
+    def _load(self, modality: str, sample: Sample) -> Any:
+        """What the augmentation starts from. Tensors (sounds) are kept while there is room: decoding Vorbis takes a
+        third of the time a worker spends; pictures decode faster than that and would need far more room."""
+        cached = self._cache.get((modality, id(sample)))
+        if cached is not None:
+            return cached
+        loaded = self.augments[modality].load(sample.inputs[modality], self.processors[modality])
+        if self._keep and isinstance(loaded, Tensor) and loaded.nbytes <= self._room:
+            self._room -= loaded.nbytes
+            self._cache[modality, id(sample)] = loaded
+        return loaded
+
+    def _caption(self, name: str, sample: Sample, rng: np.random.Generator) -> str:
+        choices = list(sample.captions)
+        if sample.label:
+            templates = [t for modality in self.pairs[name] for t in self.config.templates.get(modality, ())]
+            choices += [template.format(sample.label) for template in templates]
+        return choices[int(rng.integers(len(choices)))] if choices else ""
+
+    def _note(self, name: str, sample: Sample, error: UserError, total: int) -> None:
+        """Name a broken item once; too many stop the run."""
+        broken = self.broken.setdefault(name, set())
+        where = f"{sample.source}: {sample.key}"
+        if where in broken:
+            return
+        broken.add(where)
+        log.warning("%s cannot be decoded, another item takes its place: %s", where, error)
+        if len(broken) > self.config.broken_limit * total and (len(broken) > BROKEN_FREE or len(broken) == total):
+            raise CorruptDataError(
+                f"{len(broken)} of {total} items of {name} cannot be decoded, the last {where}: {error}; "
+                "mend the shards or raise data.broken_limit"
+            )
+
+    def _masks(
+        self, inputs: Mapping[str, dict[str, Tensor]], generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], dict[str, dict[str, Mask]]]:
+        """Token dropout and masks of a batch, as far as the recipe has them."""
+        token_dropout, masks = {}, {}
+        for modality, own in inputs.items():
+            rates, share = self.masks.get(modality), self.config.token_dropout.get(modality)
+            if rates is None and not share:
+                continue
+            lengths = self.num_tokens[modality](own).cpu()
+            if share:
+                token_dropout[modality] = draw_token_dropout(share, lengths, generator, has_end=modality == "text")
+            if rates is not None:
+                starts = None
+                if self.word_table is not None and rates.unit == "word":
+                    starts = word_starts(own["ids"], self.word_table)
+                masks[modality] = draw_masks(rates, lengths, generator, starts)
+        return token_dropout, masks
+
+
+def names_of(sample: Sample, caption: str) -> list[str]:
+    """What a sample is called: its caption as drawn, its other captions, its label; in lower case."""
+    captions = [f"caption {text.lower()}" for text in (caption, *sample.captions) if text.strip()]
+    return sorted({*captions, *([f"label {sample.label.lower()}"] if sample.label else [])})
+
+
+def multi_positive_ids(names: Sequence[Sequence[str]]) -> Tensor:
+    """(B,) int64: equal numbers for items that describe each other and must not be each other's negatives.
+
+    Two items belong together when they share a name (`names_of`), or when both belong with a third. So equal texts
+    always carry equal numbers.
+    """
+    parent = list(range(len(names)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first: dict[str, int] = {}
+    for i, own in enumerate(names):
+        for name in own:
+            parent[root(i)] = root(first.setdefault(name, i))
+    return torch.tensor([root(i) for i in range(len(names))])

@@ -1,0 +1,100 @@
+"""What a recipe says of its data: the sources, and how batches are made of them."""
+
+from dataclasses import dataclass, field
+from string import Formatter
+
+from onepeace.config import Options
+from onepeace.data.augment import make_augments
+from onepeace.errors import UserError
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Shards of one kind, and what is taken from a sample of them."""
+
+    shards: str
+    """Pattern below data.root, with *, ? and {a,b} or {000..031}."""
+    pair: tuple[str, ...]
+    """The modalities of a sample, e.g. [image, text]; sources of the same pair are mixed."""
+    targets: tuple[str, ...] = ()
+    """Targets that every sample must have, e.g. [label]."""
+    weight: float = 1.0
+    """How often an item comes in an epoch; 2.5 = two or three times, 0.1 = every tenth item, other ones each epoch.
+    Of streams, whose number of items is not known: the source's share of the items, over the sum of all shares."""
+
+    def __post_init__(self) -> None:
+        if not self.pair or len(set(self.pair)) != len(self.pair):
+            raise UserError(f"pair {list(self.pair)} of {self.shards} should be different modalities, as [image, text]")
+        if not self.weight > 0:
+            raise UserError(f"weight {self.weight} of {self.shards} should be above 0; leave the source out instead")
+
+    @property
+    def name(self) -> str:
+        """The pair's name, as "image+text"."""
+        return "+".join(self.pair)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The ``data`` section of a recipe."""
+
+    train: tuple[SourceConfig, ...]
+    root: str = "${ONEPEACE_DATA}"
+    """Folder of the shards; environment variables are expanded."""
+    batches: str = "mixed"
+    """mixed: a batch has items of all sources of its pair; by_source: of one, so that its negatives are of one kind."""
+    pairs: str = "together"
+    """Of several pairs: together, every step has a batch of each; in_turn, of one, the next step of the next."""
+    templates: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By modality: sentences with {} for the class name, further captions of samples that have a label."""
+    augment: dict[str, Options] = field(default_factory=dict)
+    """By modality: augmentation of training items (onepeace/data/augment.py); none where it is left out."""
+    token_dropout: dict[str, float] = field(default_factory=dict)
+    """By modality: share of the tokens dropped in the contrastive pass, for speed (FLIP, arXiv 2212.00794)."""
+    stream: bool = False
+    """Read the shards as they are needed, from disk or network; else all of them once, into memory."""
+    shuffle_buffer: int = 1000
+    """Samples of a source that a worker holds and draws from, of a stream."""
+    shuffle_buffer_megabytes: float = 256.0
+    """The same in bytes; the smaller of the two."""
+    allow_pipe: bool = False
+    """Let shards be the output of shell commands, as pipe:COMMAND."""
+    cache_megabytes: int = 512
+    """Memory of each worker for decoded sounds."""
+    broken_limit: float = 0.02
+    """Share of a source's samples that may be unusable, and of a pair's items that may fail to decode, before the run
+    stops."""
+
+    def __post_init__(self) -> None:
+        if self.batches not in ("mixed", "by_source"):
+            raise UserError(f"data.batches {self.batches!r} is not known; known: mixed, by_source")
+        if self.pairs not in ("together", "in_turn"):
+            raise UserError(f"data.pairs {self.pairs!r} is not known; known: together, in_turn")
+        if not self.train:
+            raise UserError("data.train is empty; name at least one source of shards")
+        names: dict[frozenset[str], str] = {}
+        for source in self.train:
+            if names.setdefault(frozenset(source.pair), source.name) != source.name:
+                raise UserError(f"data.train has {names[frozenset(source.pair)]} and {source.name}; use one order")
+        make_augments(self.augment)
+        for modality, share in self.token_dropout.items():
+            if not 0 <= share < 1:
+                raise UserError(f"data.token_dropout.{modality} is {share}, a share below 1")
+        for modality, templates in self.templates.items():
+            if bad := [template for template in templates if _placeholders(template) != [""]]:
+                raise UserError(
+                    f"data.templates.{modality}: {bad[0]!r} should have one {{}}, for the class name, alone"
+                )
+
+    @property
+    def modalities(self) -> dict[str, tuple[str, ...]]:
+        """The modalities of each pair, by its name."""
+        return {source.name: source.pair for source in self.train}
+
+
+def _placeholders(template: str) -> list[str]:
+    """ "{} and {x}" -> ["", "x"]; none of a sentence whose braces do not close."""
+    try:
+        return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError:
+        return []

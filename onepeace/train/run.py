@@ -1,0 +1,128 @@
+"""A run between two steps: what the loop does with it."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onepeace.config import Config
+from onepeace.data.batch import Batch
+from onepeace.data.steps import DataState, StepDataset, Streams
+from onepeace.device import peak_memory
+from onepeace.errors import UserError
+from onepeace.hub import weights
+from onepeace.model import OnePeace
+from onepeace.processors.processor import Processor
+from onepeace.train import checkpoint, parallel
+from onepeace.train.log import Log
+from onepeace.train.objective import Objective
+from onepeace.train.recipe import Recipe
+from onepeace.train.start import module_with
+from onepeace.train.state import State
+
+log = logging.getLogger(__name__)
+
+Evaluate = Callable[[OnePeace, dict[str, Any]], dict[str, float]]
+"""(model, processors) -> named scores."""
+
+
+@dataclass
+class Run:
+    """Everything that belongs to a run; setup.py makes it."""
+
+    recipe: Recipe
+    resolved: str
+    """The recipe with every default filled in, YAML."""
+    config: Config
+    device: torch.device
+    processors: dict[str, Processor]
+    model: OnePeace
+    objective: Objective
+    """Holds the model and the terms' own parameters."""
+    parallelized: nn.Module
+    """The objective, wrapped for all processes."""
+    optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor]
+    """Moving average of the weights by parameter name; empty without run.ema."""
+    state: State
+    steps: StepDataset | Streams
+    data_state: DataState | None
+    """Where the streams stand; None where the data is in memory."""
+    start: int
+    """Steps done before."""
+    unmeasured: bool
+    """Whether the checkpoint it goes on from has no score yet: its evaluation broke off."""
+    use_bfloat16: bool
+
+    @property
+    def out(self) -> Path:
+        return Path(self.recipe.run.out)
+
+    def forward_backward(self, group: list[Batch]) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """Losses of each batch of a step, and the norm of their gradient before it was clipped."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for i, batch in enumerate(group):
+            with parallel.no_sync(self.parallelized, last=i == len(group) - 1):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16):
+                    found = self.parallelized(batch.to(self.device))
+                found["loss"].backward()
+            losses.append(found)
+        return losses, parallel.clip(self.objective, self.recipe.optim.grad_clip)
+
+    def figures(self) -> dict[str, float]:
+        """What the log tells of the run beside losses and speed."""
+        scale = self.model.logit_scale
+        known = {} if scale is None else {"logit_scale": scale.exp().item()}
+        return {**known, "peak_gigabytes": peak_memory(self.device) / 2**30}
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint of a step."""
+        state = self.data_state
+        extra = {"data": state.gathered(parallel.gather_objects(state.positions))} if state else {}
+        self.state.save(self.out, step, self.resolved, extra, self.recipe.run.keep)
+
+    def evaluate(self, evaluate: Evaluate | None, journal: Log | None, step: int) -> None:
+        """Log and keep the scores of this step's checkpoint, which is on the disk: nothing is lost if this fails."""
+        full = self.state.full()
+        if journal and evaluate:
+            generator = torch.get_rng_state()
+            try:
+                scores = evaluate(module_with(self.config, full), self.processors)
+            finally:
+                torch.set_rng_state(generator)
+            journal.write(step, {f"valid/{name}": value for name, value in scores.items()})
+            checkpoint.record(self.out, step, sum(scores.values()) / max(len(scores), 1))
+        parallel.barrier()
+
+    def name_bad_step(
+        self, step: int, norm: Tensor, group: list[Batch], losses: list[dict[str, Tensor]], count: int
+    ) -> None:
+        """Warn of a step whose gradient is not finite, and stop the run after too many in a row."""
+        limit = self.recipe.run.max_bad_steps
+        bad = [batch for batch, found in zip(group, losses, strict=True) if not found["loss"].isfinite()] or group
+        keys = [key for batch in bad for key in batch.keys]
+        named = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+        if count > limit:
+            raise UserError(
+                f"{self.out}: the gradient of step {step} is {norm.item()}, as of the {limit} steps before; lower "
+                f"optim.lr, or run.precision=float32, or look at the samples {named}"
+            )
+        log.warning("the gradient of step %d is %s: left out; its samples: %s", step, norm.item(), named)
+
+    def write_model(self) -> Path:
+        """The trained model's folder."""
+        full, folder = self.state.full(), self.out / "model"
+        if parallel.rank() == 0:
+            tokenizer = self.out / "tokenizer.json"
+            steps = self.recipe.schedule.steps
+            head = f"# {self.out.name}\n\nTrained with onepeace for {steps} steps. The recipe:"
+            card = f"{head}\n\n```yaml\n{self.resolved}```\n"
+            module = module_with(self.config, full)
+            weights.save(folder, module, self.config, tokenizer=tokenizer if tokenizer.exists() else None, card=card)
+        parallel.barrier()
+        return folder

@@ -1,0 +1,194 @@
+"""From a recipe to a run at its first step, or at its last checkpoint."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onepeace.config import Config, write_config
+from onepeace.data.builder import BatchBuilder
+from onepeace.data.shards import Source, expand, read_source
+from onepeace.data.steps import DataState, Share, StepDataset, Streams
+from onepeace.data.streams import first_samples
+from onepeace.device import bfloat16_is_fast
+from onepeace.errors import UserError
+from onepeace.files.atomic import write_atomic
+from onepeace.model import OnePeace
+from onepeace.processors import PROCESSORS, TextProcessor
+from onepeace.processors.processor import Processor
+from onepeace.train import checkpoint, parallel
+from onepeace.train.captions import captions_of
+from onepeace.train.log import describe_run
+from onepeace.train.objective import Objective
+from onepeace.train.optim import freeze, make_optimizer
+from onepeace.train.recipe import Recipe, check_same, to_yaml
+from onepeace.train.run import Run
+from onepeace.train.start import make_config, make_model, model_folder
+from onepeace.train.state import State
+from onepeace.train.terms import TERMS, TermName, read_term
+
+log = logging.getLogger(__name__)
+
+FIRST = 20_000
+"""Samples of each stream whose captions make the vocabulary."""
+
+
+def build_run(recipe: Recipe, device: torch.device) -> Run:
+    """The run of a recipe, at its last checkpoint if there is one.
+
+    Raises:
+        UserError: data, recipe or checkpoint that do not fit together.
+    """
+    out, main = Path(recipe.run.out), parallel.rank() == 0
+    config = make_config(recipe)
+    sources = read_sources(recipe)
+    if "text" in config.model.adapters and main:
+        make_tokenizer(recipe, lambda: every_caption(recipe, sources), out / "tokenizer.json")
+    parallel.barrier()
+    processors = make_processors(config, out)
+
+    sharded = parallel.world_size() > 1 and recipe.run.parallel == "fsdp"
+    model = make_model(recipe, config, empty=sharded and not main)
+    prepared = parallel.first_alone(lambda: prepare_terms(recipe, sources, processors))
+    chunks, max_padding = recipe.run.grad_cache_chunks, recipe.run.max_padding
+    objective = Objective(model, recipe.objective, prepared, chunks, max_padding, sharded)
+    if recipe.freeze:
+        freeze(model, recipe.freeze)
+    if recipe.run.checkpoint_activations:
+        model.set_grad_checkpointing()
+    if recipe.run.compile:
+        for block in model.blocks:
+            block.compile()
+    parallelized = parallel.parallelize(objective, model.blocks, recipe.run.parallel, device)
+    optimizer = make_optimizer(model, recipe.optim)
+    if own := list(objective.own_parameters()):
+        optimizer.add_param_group({"params": own, "lr_scale": 1.0, "weight_decay": 0.0})
+    average = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad and recipe.run.ema}
+
+    state = State(objective, optimizer, average, sharded)
+    resolved, start, streamed = to_yaml(recipe), 0, None
+    if (saved := checkpoint.newest(out)) is not None:
+        check_same(saved.recipe, resolved, out)
+        state.restore(saved)
+        start, streamed = saved.step, saved.extra.get("data")
+        log.warning("going on from step %d of %s", start, out)
+    elif main:
+        out.mkdir(parents=True, exist_ok=True)
+        write_config(recipe, out / "recipe.yaml")
+    if main:
+        describe_run(out)
+    parallel.barrier()
+    steps = make_steps(recipe, sources, processors, model, streamed, start)
+    return Run(
+        recipe=recipe,
+        resolved=resolved,
+        config=config,
+        device=device,
+        processors=processors,
+        model=model,
+        objective=objective,
+        parallelized=parallelized,
+        optimizer=optimizer,
+        average=average,
+        state=state,
+        steps=steps,
+        data_state=steps.state if isinstance(steps, Streams) else None,
+        start=start,
+        unmeasured=saved is not None and saved.score is None,
+        use_bfloat16={"float32": False, "bfloat16": True}.get(recipe.run.precision, bfloat16_is_fast(device)),
+    )
+
+
+def read_sources(recipe: Recipe) -> list[Source]:
+    """The sources of the recipe's data in memory; none where it streams."""
+    data = recipe.data
+    return [
+        read_source(
+            source.shards,
+            source.pair,
+            data.root,
+            targets=source.targets,
+            allow_pipe=data.allow_pipe,
+            broken_limit=data.broken_limit,
+        )
+        for source in (() if data.stream else data.train)
+    ]
+
+
+def every_caption(recipe: Recipe, sources: list[Source]) -> set[str]:
+    """Every caption the sources can give; of streams, those of the first samples of each."""
+    data = recipe.data
+    if not data.stream:
+        return {text for source in sources for text in captions_of(data, source.samples)}
+    found: set[str] = set()
+    for source in data.train:
+        shards = expand(source.shards, data.root, data.allow_pipe)
+        found.update(captions_of(data, first_samples(shards, source.pair, FIRST, data.broken_limit)))
+    return found
+
+
+def make_tokenizer(recipe: Recipe, captions: Callable[[], Iterable[str]], path: Path) -> None:
+    """Write the run's tokenizer.json: the starting model's, a file's, or one trained on the captions.
+
+    Once there is a checkpoint it stays. Before, it may be of another recipe, and is made again.
+    """
+    from onepeace.processors import tokenizer
+
+    if path.exists() and checkpoint.files(path.parent):
+        return
+    wanted, source = recipe.tokenizer, recipe.start.source
+    start = model_folder(source) / "tokenizer.json" if source is not None else None
+    if start is not None and start.exists():
+        made = tokenizer.read_tokenizer(start)
+    elif wanted.file is not None:
+        made = tokenizer.read_tokenizer(Path(wanted.file))
+    elif wanted.name == "clip":
+        made = tokenizer.from_open_clip()
+    else:
+        made = tokenizer.train_bpe(sorted(captions()), wanted.vocab_size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomic(path) as temporary:  # half a vocabulary would be taken for the run's
+        made.save(str(temporary))
+
+
+def make_processors(config: Config, folder: Path) -> dict[str, Processor]:
+    """A processor for each modality; ``folder`` holds the tokenizer."""
+    processors = {key: PROCESSORS[key].from_config(config.processors[key], folder) for key in config.model.adapters}
+    if isinstance(text := processors.get("text"), TextProcessor):
+        size, rows = text.vocab_size, config.model.adapters["text"].get("vocab_size")
+        if rows is not None and size > rows:
+            raise UserError(
+                f"{folder / 'tokenizer.json'} has {size} entries, more than model.adapters.text.vocab_size {rows}; "
+                "raise that, or lower tokenizer.vocab_size"
+            )
+    return processors
+
+
+def prepare_terms(recipe: Recipe, sources: list[Source], processors: Mapping[str, Any]) -> dict[str, Any]:
+    """What the terms of the objective make of the data once, by their names."""
+    prepared = {}
+    for text, given in recipe.objective.items():
+        name, options, term = read_term(text, given)
+        prepared[text] = term.prepare(name, options, recipe, sources, processors)
+    return prepared
+
+
+def make_steps(
+    recipe: Recipe,
+    sources: list[Source],
+    processors: Mapping[str, Any],
+    model: OnePeace,
+    streamed: Mapping[str, Any] | None,
+    first: int,
+) -> StepDataset | Streams:
+    """This process's batches; of streams from step ``first`` on, at the state ``streamed`` if there is one."""
+    uses_masks = any(TERMS[TermName.parse(text).kind].uses_masks for text in recipe.objective)
+    num_tokens = {key: adapter.token_lengths for key, adapter in model.adapters.items()}
+    builder = BatchBuilder(recipe.data, processors, num_tokens, recipe.mask if uses_masks else {})
+    sizes = {name: recipe.batch_size(name) for name in recipe.data.modalities}
+    share = Share(recipe.seed, sizes, parallel.rank(), parallel.world_size())
+    if not recipe.data.stream:
+        return StepDataset(builder, sources, share)
+    return Streams(builder, share, recipe.run.workers, DataState.read(streamed) if streamed else None, first)

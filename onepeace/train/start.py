@@ -1,0 +1,129 @@
+"""Where a run starts: the configuration of the model a recipe describes, and its first weights."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onepeace.config import Config, Options, build, merge, to_plain
+from onepeace.errors import UserError
+from onepeace.hub.architectures import architecture, build_module
+from onepeace.hub.folder import read_config
+from onepeace.model import OnePeace
+from onepeace.train.check import check
+from onepeace.train.recipe import Recipe
+from onepeace.train.terms import TERMS, TermName
+
+log = logging.getLogger(__name__)
+
+
+def model_folder(name: str) -> Path:
+    """A model folder, the model that the run in a folder has written, or that of a name: "tiny" or a released one."""
+    folder = Path(name)
+    if not folder.is_dir():
+        from onepeace.hub import registry
+        from onepeace.hub.resolve import resolve
+
+        if name == "tiny" or registry.find(name):
+            return resolve(name)
+    return folder / "model" if not (folder / "config.yaml").exists() and (folder / "model").is_dir() else folder
+
+
+def make_config(recipe: Recipe) -> Config:
+    """The model and processors a recipe describes: a size or a starting point, and the recipe's fields over it.
+
+    The whole recipe is checked against them (check.py).
+    """
+    start = recipe.start
+    processors: Options = {}
+    if start.source is not None:
+        started = read_config(model_folder(start.source))
+        name, base, processors = started.architecture, to_plain(started.model), started.processors
+        if start.architecture not in (None, name):
+            raise UserError(f"model.architecture is {start.architecture}, and {start.source} is a model of {name}")
+    else:
+        name = start.architecture or "onepeace"
+        sizes = architecture(name, "the recipe").sizes
+        if start.size not in sizes and (start.size is not None or sizes):
+            raise UserError(f"model.size {start.size!r} is not known; known: {', '.join(sizes)}, or model.from FOLDER")
+        base = sizes[start.size] if start.size is not None else {}
+    kind = architecture(name).config
+    content = merge(base, recipe.model_fields)
+    keys = start.modalities or list(content.get("adapters", {}))
+    if unknown := [key for key in keys if key not in content.get("adapters", {})]:
+        raise UserError(f"model.modalities names {unknown[0]!r}; give its options in model.adapters.{unknown[0]}")
+    content["adapters"] = {key: content["adapters"][key] for key in keys}
+    if "projections" in content:
+        content["projections"] = [key for key in content["projections"] if key in keys]
+    if any(field.name == "decoder" for field in fields(kind)):
+        content["decoder"] = _masked_decoder(recipe, content.get("decoder"), keys)
+    settings = merge(processors, recipe.processors)
+    model: Any = build(kind, content, "the recipe's model")
+    config = Config(model, {key: settings.get(key, {}) for key in keys}, name)
+    check(recipe, config)
+    return config
+
+
+def _masked_decoder(recipe: Recipe, decoder: Options | None, keys: Any) -> Options | None:
+    """The options of the masked decoder, if a term of the objective has a use for one."""
+    if not any(TERMS[TermName.parse(term).kind].uses_masks for term in recipe.objective):
+        return None
+    if not decoder:
+        raise UserError("the objective has denoising terms: give model.decoder {dim, depth, num_heads, ffn_dim}")
+    options = decoder.get("options", {})
+    return {**decoder, "options": {key: value for key, value in options.items() if key in keys}}
+
+
+def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
+    """A model with fresh weights, or those of ``model.from`` where it has them; on the meta device if ``empty``.
+
+    ``model.copy`` {new: old} starts a new modality's FFNs and norms from another's: spectrograms profit from what was
+    learned on pictures. ``model.fresh`` lists patterns of weights that are not taken over. Whatever else is new starts
+    fresh and is logged; a weight of another shape is an error.
+    """
+    torch.manual_seed(recipe.seed)
+    with torch.device("meta" if empty else "cpu"):
+        model = build_module(config)
+    start = recipe.start
+    if empty or start.source is None:
+        return model
+    from onepeace.hub.weights import read_state
+
+    folder = model_folder(start.source)
+    given = read_state(folder)
+    for pattern in start.fresh:
+        found = [name for name in given if fnmatchcase(name, pattern)]
+        if not found:
+            raise UserError(f"model.fresh: the pattern {pattern!r} matches no weight of {folder}")
+        given = {name: tensor for name, tensor in given.items() if name not in found}
+    own = model.state_dict()
+    for new, old in start.copy.items():
+        for name in own:
+            # Not the adapters: what they read has nothing in common.
+            if name not in given and f".{new}." in name and not name.startswith("adapters."):
+                twin = name.replace(f".{new}.", f".{old}.")
+                given.update({name: given[twin]} if twin in given else {})
+    wrong = [name for name in own if name in given and own[name].shape != given[name].shape]
+    if wrong:
+        shapes = f"{tuple(given[wrong[0]].shape)} there, {tuple(own[wrong[0]].shape)} here"
+        raise UserError(
+            f"{folder}: {len(wrong)} weights do not have the shape the recipe asks for ({wrong[0]}: {shapes})"
+        )
+    fresh = [name for name in own if name not in given]
+    if fresh:
+        log.warning("%d of %d weights start fresh: not in %s (%s, ...)", len(fresh), len(own), folder, fresh[0])
+    model.load_state_dict({name: given[name] for name in own if name in given}, strict=False)
+    return model
+
+
+def module_with(config: Config, weights: Mapping[str, Tensor]) -> OnePeace:
+    """A module of these weights, in evaluation mode."""
+    with torch.device("meta"):
+        model = build_module(config)
+    model.load_state_dict(weights, assign=True)
+    return model.eval()

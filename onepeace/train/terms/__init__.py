@@ -1,0 +1,33 @@
+"""The terms of an objective, one file each. ``TERMS["mine"] = Mine`` adds one from outside.
+
+Names in a recipe's ``objective`` are ``kind/modalities``, as "denoising/image+text"; a label tells two terms of one
+kind and modality apart: "distillation:captions/image".
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from onepeace.config import build
+from onepeace.errors import UserError
+from onepeace.train.terms.contrastive import Contrastive
+from onepeace.train.terms.denoising import Denoising
+from onepeace.train.terms.distillation import Distillation
+from onepeace.train.terms.term import Term, TermName, TermOptions
+
+TERMS: dict[str, type[Term]] = {
+    "contrastive": Contrastive,
+    "denoising": Denoising,
+    "distillation": Distillation,
+}
+
+
+def read_term(text: str, options: Mapping[str, Any]) -> tuple[TermName, TermOptions, type[Term]]:
+    """The name, the options and the class of a term; UserError for one that does not exist or wrong options."""
+    name = TermName.parse(text)
+    if name.kind not in TERMS:
+        raise UserError(f"objective.{text} is not a term; known: {', '.join(TERMS)}")
+    term = TERMS[name.kind]
+    return name, build(term.Options, options, f"objective.{text}"), term
+
+
+__all__ = ["TERMS", "Term", "TermName", "TermOptions", "read_term"]

@@ -1,0 +1,103 @@
+"""Distillation: CLS features are drawn towards an outside teacher's features of the item, or of its caption."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from onepeace import losses
+from onepeace.data.batch import Batch
+from onepeace.errors import UserError
+from onepeace.model import OnePeace
+from onepeace.train import parallel
+from onepeace.train.captions import captions_of
+from onepeace.train.passes import Passes
+from onepeace.train.teachers import TEACHERS, TeacherTable, cached_features
+from onepeace.train.terms.term import Term, TermName, TermOptions
+
+
+class Features(NamedTuple):
+    """Of the items that the teacher knows."""
+
+    student: Tensor
+    """(n, F)."""
+    teacher: Tensor
+    """(n, F)."""
+
+
+class Distillation(Term):
+    """``distillation/image``; see onepeace/losses/distillation.py and onepeace/train/teachers.py.
+
+    ``prepared`` is the teacher's table of features; its path is ``cache``, or in the run's folder the names of teacher
+    and modality, so that terms which ask one teacher of the same items share it.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(TermOptions):
+        teacher: str
+        scale: float = 10.0
+        by: str = "keys"
+        """What the teacher reads: keys, the item; captions, its caption."""
+        cache: str | None = None
+        """File of the teacher's features; null = one in the run's folder."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.by not in ("keys", "captions"):
+                raise UserError(f"by {self.by!r} is not known; known: keys, captions")
+
+    options: Options
+
+    def __init__(self, name: TermName, options: Any, model: OnePeace, prepared: Any = None):
+        super().__init__(name, options, model)
+        table: TeacherTable = prepared
+        features = table.features.float()
+        # Pooled network features share a large mean; without it cosines tell pictures apart.
+        self.features = (features - features.mean(0)) / (features.std(0) + 1e-6)
+        self.row = table.row
+        self.head = nn.Linear(model.config.dim, features.shape[1])
+
+    @classmethod
+    def check(cls, name, options, recipe, config) -> None:
+        if len(name.modalities) != 1:
+            number = len(name.modalities)
+            raise UserError(f"objective.{name.text} has {number} modalities; give it one, as distillation/image")
+        cls.pairs(name, recipe)
+        if options.teacher not in TEACHERS:
+            known = ", ".join(TEACHERS)
+            raise UserError(f"objective.{name.text}: teacher {options.teacher!r} is not known; known: {known}")
+        if name.modalities == ("text",) and options.by != "captions":
+            raise UserError(f"objective.{name.text}: a teacher of text reads captions; set by: captions")
+        if recipe.data.stream:
+            raise UserError(f"objective.{name.text} asks its teacher once, of items in memory; set data.stream=false")
+
+    @classmethod
+    def prepare(cls, name, options, recipe, sources, processors) -> TeacherTable:
+        key = "text" if options.by == "captions" else name.modalities[0]
+        own = f"{recipe.run.out}/{options.teacher}-{key}.safetensors"
+        path = Path(os.path.expandvars(options.cache or own))
+        if key == "text":
+            captions = {text for source in sources for text in captions_of(recipe.data, source.samples)}
+            # Like lengths together: the teacher pads to the longest of a batch.
+            items: dict[str, Any] = {text: text for text in sorted(captions, key=lambda text: (len(text), text))}
+        else:
+            items = {s.key: s.inputs[key] for source in sources for s in source.samples if key in s.inputs}
+        load = getattr(processors[key], "load", lambda item: item)
+        return cached_features(options.teacher, list(items), lambda name: load(items[name]), path)
+
+    def outputs(self, passes: Passes) -> Features:
+        (key,) = self.name.modalities
+        names = passes.batch.captions if self.options.by == "captions" else passes.batch.keys
+        # Items the teacher never saw (two clips mixed, say) take no part.
+        known = [(i, self.row[name]) for i, name in enumerate(names) if name in self.row]
+        items, rows = torch.tensor(known, dtype=torch.int64).reshape(-1, 2).unbind(1)
+        cls = passes.unimodal(key).cls
+        return Features(self.head(cls[items.to(cls.device)]), self.features[rows].to(cls.device))
+
+    def loss(self, outputs: Features, batch: Batch, model: OnePeace) -> dict[str, Tensor]:
+        keys, _ = parallel.gather_ragged(outputs.teacher)
+        count = max(len(keys), 1) / parallel.world_size()
+        return {self.name.text: losses.distillation(*outputs, self.options.scale, keys, count)}
