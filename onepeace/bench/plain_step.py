@@ -152,7 +152,9 @@ class PlainStep:
         return torch.arange(int(counts.max()) + 1, device=counts.device) <= counts[:, None]
 
     def contrastive(self, a: Tensor, b: Tensor) -> Tensor:
-        return full_contrastive(a, b, self.model.logit_scale.exp())
+        scale = self.model.logit_scale
+        assert scale is not None  # noqa: S101
+        return full_contrastive(a, b, scale.exp())
 
     def denoising(self, key: str, name: str, student: Tensor, teacher: Tensor) -> Tensor:
         real = self.real(key)[:, 1:]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from onepeace.train.start import make_config
 
 from onepeace.bench.items import item_batch
 from onepeace.bench.live import Live
@@ -12,7 +13,6 @@ from onepeace.cost.flops import DryRun
 from onepeace.data.masking import draw_masks
 from onepeace.errors import UserError
 from onepeace.model import OnePeace
-from onepeace.train.build import make_config
 from onepeace.train.objective import Objective
 from onepeace.train.optim import freeze, make_optimizer
 from onepeace.train.recipe import Recipe, read_recipe

@@ -65,7 +65,7 @@ def objective(*names, **options):
          r"mask\.text\.unit 'patch' is not for text; known: word, token"),
         ({"mask": {"audio": {"unit": "span", "unimodal": 0.5}}},
          r"mask\.audio: no pair of data\.train has audio; there are image"),
-        ({"data": {"token_dropout": {"audio": 0.5}}}, r"data\.drop\.audio: no pair"),
+        ({"data": {"token_dropout": {"audio": 0.5}}}, r"data\.token_dropout\.audio: no pair"),
         ({"data": {"templates": {"audio": ["{}"]}}}, r"data\.templates\.audio: no pair"),
         ({"data": {"augment": {"audio": {}}}}, r"data\.augment\.audio: no pair"),
         (objective("distillation/image", teacher="me"),

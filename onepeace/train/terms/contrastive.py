@@ -42,7 +42,7 @@ class Contrastive(Term):
             for other in map(TermName.parse, takewhile(lambda text: text != name.text, recipe.objective)):
                 both = set(name.modalities or keys) & set(other.modalities or keys)
                 if other.kind == name.kind and cls.fits(other, keys) and len(both) > 1:  # logged by the same name
-                    pair = "+".join([key for key in keys if key in both][:2])
+                    pair = "+".join([key for key in name.modalities or keys if key in both][:2])
                     raise UserError(f"objective has {other.text} and {name.text}, both of {pair}; take one of them out")
 
     def outputs(self, passes: Passes) -> dict[str, Tensor]:
