@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from onepeace.train.start import make_config
 
 from onepeace.bench.items import item_batch
 from onepeace.bench.live import Live
@@ -16,6 +15,7 @@ from onepeace.model import OnePeace
 from onepeace.train.objective import Objective
 from onepeace.train.optim import freeze, make_optimizer
 from onepeace.train.recipe import Recipe, read_recipe
+from onepeace.train.start import make_config
 
 SMALL = {"dim": 64, "embed_dim": 32, "depth": 3, "num_heads": 4, "ffn_dim": 160}
 LARGER = {"dim": 128, "embed_dim": 64, "depth": 5, "num_heads": 4, "ffn_dim": 352}

@@ -1,7 +1,6 @@
 import copy
 import functools
 import http.server
-import io
 import json
 import pickle
 import shutil
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.small_shards import entry
 
 from onepeace.data import shards as shards_module
 from onepeace.data.shards import expand, raw_samples
@@ -23,12 +23,6 @@ from onepeace.data.streams import Mixture, StreamShard, first_samples, work_unit
 from onepeace.errors import UserError
 
 PAIR = ("image", "text")
-
-
-def entry(tar, name, data):
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
 
 
 def write(path, keys, size=8, without=()):

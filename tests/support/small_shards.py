@@ -41,6 +41,13 @@ def write_shard(path, samples, suffix="png"):
                 tar.addfile(entry, io.BytesIO(data))
 
 
+def entry(tar, name, data):
+    """Add a member to a tar."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
 def write(path, kinds, make, suffix, sentence, each, seed):
     rng = np.random.default_rng(seed)
     about = {name: {"captions": [sentence.format(name)], "label": name} for name in kinds}

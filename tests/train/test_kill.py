@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.small_shards import COLOURS, square, write_shards
-from test_streams import entry
-from test_train import DENOISING, MODEL, recipe
+from support.small_shards import COLOURS, entry, square, write_shards
+from support.training import DENOISING, MODEL, recipe
 
 from onepeace import cli
 from onepeace.config import write_config

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.processes import loss_and_gradients, make_objective, spread_step, start, train, whole_batch
 from support.small_shards import COLOURS
-from test_train import DENOISING, recipe, root  # noqa: F401
+from support.training import DENOISING, recipe
 
 from onepeace.config import write_config
 from onepeace.train import checkpoint, parallel, setup, teachers
@@ -55,7 +55,7 @@ def losses(folder):
 
 
 @pytest.fixture(scope="module")
-def distributed(root, tmp_path_factory):  # noqa: F811
+def distributed(root, tmp_path_factory):
     """Six steps of every loss term in four processes, with and without sharding, and the recipe they ran."""
     folder = tmp_path_factory.mktemp("distributed")
     terms = {name: {**term, "keys": "global"} for name, term in DENOISING["objective"].items() if "/" in name}
@@ -161,7 +161,7 @@ def test_whole_checkpoints_are_read_into_shares_and_back(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_however_it_is_spread(root, tmp_path):  # noqa: F811
+def test_a_run_goes_on_however_it_is_spread(root, tmp_path):
     """One process, two with a share each, two with all of it: the run of one process that was never stopped."""
     path, out = tmp_path / "recipe.yaml", tmp_path / "cut"
     run = {"out": str(out), "batch_size": 16, "workers": 0, "log_every": 1, "save_every": 2, "precision": "float32",
@@ -224,7 +224,7 @@ def train_noting_models(path, noted):
 
 
 @pytest.mark.slow
-def test_only_the_first_process_makes_the_whole_model_to_be_shared(root, tmp_path):  # noqa: F811
+def test_only_the_first_process_makes_the_whole_model_to_be_shared(root, tmp_path):
     run = {"out": str(tmp_path / "run"), "batch_size": 4, "workers": 0, "parallel": "fsdp", "log_every": 1}
     write_config(recipe(root, tmp_path / "run", steps=1, run=run), tmp_path / "recipe.yaml")
     start(2, train_noting_models, tmp_path / "recipe.yaml", tmp_path)
@@ -247,7 +247,7 @@ def train_with_teacher(path, asked):
 
 
 @pytest.mark.slow
-def test_the_first_of_several_processes_asks_the_teacher_for_all(root, tmp_path):  # noqa: F811
+def test_the_first_of_several_processes_asks_the_teacher_for_all(root, tmp_path):
     terms = {"contrastive": {}, "distillation/image": {"weight": 1.0, "teacher": "brightness"}}
     write_config(recipe(root, tmp_path / "run", steps=1, objective=terms), tmp_path / "recipe.yaml")
     start(2, train_with_teacher, tmp_path / "recipe.yaml", tmp_path / "asked")
@@ -267,7 +267,7 @@ def test_processes_wait_for_hours_for_what_the_first_one_does_alone(monkeypatch)
 
 
 @pytest.mark.slow
-def test_the_4b_recipes_take_their_first_step_in_two_processes(root, tmp_path):  # noqa: F811
+def test_the_4b_recipes_take_their_first_step_in_two_processes(root, tmp_path):
     """Shrunken in width, with everything else they say: every loss term, fsdp, blocks computed again."""
     small = ["model.dim=32", "model.embed_dim=32", "model.depth=2", "model.num_heads=2", "model.ffn_dim=64",
              "model.decoder={dim: 16, depth: 1, num_heads: 2, ffn_dim: 32}", f"data.root={root}", "run.batch_size=8",
