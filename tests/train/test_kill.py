@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.small_shards import COLOURS, entry, square, write_shards
+from support.small_shards import COLOURS, entry, square
 from support.training import DENOISING, MODEL, recipe
 
 from onepeace import cli
 from onepeace.config import write_config
+from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.train import checkpoint, loop
 from onepeace.train.log import Log, read_log
@@ -29,11 +30,6 @@ resource = pytest.importorskip("resource", reason="needs the signals and limits 
 STEPS = 24
 CLOCK = ("items_per_second", "data_wait", "seconds", "peak_gigabytes")
 """Fields of a log that are not the same in two runs."""
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_shards(tmp_path_factory.mktemp("shards"))
 
 
 @pytest.fixture(autouse=True)
@@ -285,15 +281,15 @@ def test_half_a_vocabulary_is_not_taken_for_the_run_s(root, tmp_path, capsys):
 
 def poison(monkeypatch, steps):
     """One picture of the batch is not a number in these steps; returns the keys of each step's samples."""
-    to_device, keys = loop.to_device, []
+    to, keys = Batch.to, []
 
     def move(batch, device):
-        keys.append(batch["keys"])
+        keys.append(batch.keys)
         if len(keys) in steps:
-            batch["image"]["pixels"][1] = torch.nan
-        return to_device(batch, device)
+            batch.inputs["image"]["pixels"][1] = torch.nan
+        return to(batch, device)
 
-    monkeypatch.setattr(loop, "to_device", move)
+    monkeypatch.setattr(Batch, "to", move)
     return keys
 
 
