@@ -1,4 +1,4 @@
-"""The errors that are meant for a person, and the one way to ask for an optional package."""
+"""The errors that are meant for a person, and the way to ask for an optional package."""
 
 from importlib import import_module
 from types import ModuleType
@@ -15,6 +15,11 @@ class UsageError(UserError):
     """A wrong command line; like `UserError`, but the exit code is 2."""
 
 
+def one_line(error: Exception) -> str:
+    """The message of an error without line breaks, or its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def need(module: str, extra: str) -> ModuleType:
     """Imports and returns `module`, which the optional extra `extra` of this package installs.
 
@@ -26,5 +31,5 @@ def need(module: str, extra: str) -> ModuleType:
         package = module.partition(".")[0]
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == package:
             raise UserError(f'needs {package}: pip install "onepeace[{extra}]"') from error
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{package} is installed but does not import ({reason}); see: onepeace doctor") from error

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onepeace.errors import UserError, need
+from onepeace.errors import UserError, need, one_line
 from onepeace.files import source
 from onepeace.processors.processor import Processor
 
@@ -191,7 +191,7 @@ class AudioProcessor(Processor):
         return samples if rate == self.sample_rate else _resampler(rate, self.sample_rate)(samples)
 
 
-class _Sound(Protocol):
+class _Sound:
     """An open source of mono samples."""
 
     rate: int
@@ -199,6 +199,7 @@ class _Sound(Protocol):
 
     def read(self, start: int, count: int) -> Tensor:
         """(count,) float32 from frame `start`, which never lies before the end of the last read."""
+        raise NotImplementedError
 
     def check_end(self) -> None:
         """`UserError` if the end that the header promises is not there; to be called last."""
@@ -238,7 +239,7 @@ def _open(item: object, name: str) -> Iterator[_Sound]:
     yield _Codec(file, name, "damaged MP3" if "not a regular file" in reason else reason)
 
 
-class _Array:
+class _Array(_Sound):
     """Samples in memory. Only what is read is converted."""
 
     def __init__(self, samples: object, rate: object, name: str) -> None:
@@ -275,11 +276,8 @@ class _Array:
             scaled = (part / half - (1.0 if part.dtype.kind == "u" else 0.0)).astype(np.float32)
         return _mono(scaled, self.name)
 
-    def check_end(self) -> None:
-        pass
 
-
-class _File:
+class _File(_Sound):
     """A file that soundfile reads."""
 
     def __init__(self, sound: "SoundFile", file: str | io.BytesIO, name: str) -> None:
@@ -332,7 +330,7 @@ class _File:
             raise UserError(f"{self.name}: the sound cannot be decoded ({reason.rstrip('.')})") from error
 
 
-class _Codec:
+class _Codec(_Sound):
     """A file that soundfile does not know, by torchcodec (AAC, M4A, the sound of videos)."""
 
     def __init__(self, file: str | io.BytesIO, name: str, reason: str) -> None:
@@ -347,7 +345,7 @@ class _Codec:
             self.decoder = codec.AudioDecoder(file if isinstance(file, str) else file.getvalue())
             about = self.decoder.metadata
         except Exception as error:  # ffmpeg's errors come as several types
-            raise UserError(f"{name}: not a sound ({reason}; {_one_line(error)})") from error
+            raise UserError(f"{name}: not a sound ({reason}; {one_line(error)})") from error
         self.rate = _checked_rate(about.sample_rate, name)
         self.frames = math.floor((about.duration_seconds or 0) * self.rate)
         if self.frames == 0:
@@ -357,11 +355,8 @@ class _Codec:
         try:
             part = self.decoder.get_samples_played_in_range(start / self.rate, (start + count) / self.rate)
         except Exception as error:
-            raise UserError(f"{self.name}: the sound cannot be decoded ({_one_line(error)})") from error
+            raise UserError(f"{self.name}: the sound cannot be decoded ({one_line(error)})") from error
         return _mono(part.data.T.numpy()[:count], self.name)
-
-    def check_end(self) -> None:
-        pass
 
 
 def _mono(samples: np.ndarray, name: str) -> Tensor:
@@ -425,7 +420,3 @@ def _ogg_is_complete(file: str | io.BytesIO) -> bool:
         return False
     sizes = page[27 : 27 + page[26]]
     return len(page) >= 27 + len(sizes) + sum(sizes)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

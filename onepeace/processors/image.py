@@ -1,5 +1,7 @@
-"""Pictures of any kind to (3, H, W) float32, normalised. Opening (`load`) and scaling (`finish`) are two steps, so that
-training can crop and flip in between."""
+"""Pictures of any format to (3, H, W) float32, normalised.
+
+Opening (`load`) and scaling (`finish`) are two steps, so that training can crop and flip in between.
+"""
 
 import io
 import os
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onepeace.errors import UserError
+from onepeace.errors import UserError, one_line
 from onepeace.files import source
 from onepeace.processors.processor import Processor
 
@@ -23,12 +25,6 @@ FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "MPO", "PPM", "ICO", "DIB", "QOI", "PCX",
     "SGI", "DDS",
 )  # fmt: skip
-# From the EXIF orientation to the operation that undoes it (name in PIL.Image.Transpose).
-ORIENTATION = {
-    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
-    8: "ROTATE_90",
-}  # fmt: skip
-EXIF_ORIENTATION = 0x0112
 
 
 class ImageProcessor(Processor):
@@ -145,18 +141,17 @@ class ImageProcessor(Processor):
 
         try:
             image.load()
-            orientation = ORIENTATION.get(_orientation(image))
+            image = _upright(image)
             if image.mode.startswith("I") or image.mode == "F":
                 image = Image.fromarray(_to_eight_bits(np.asarray(image), name))
             elif image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("RGB")
-            return image.transpose(Image.Transpose[orientation]) if orientation else image
+            return image.convert("RGB")
         except UserError:
             raise
         except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
-            raise UserError(f"{name}: the picture cannot be decoded ({_one_line(error)})") from error
+            raise UserError(f"{name}: the picture cannot be decoded ({one_line(error)})") from error
 
 
 def _open(file: io.BytesIO, name: str) -> "Image.Image":
@@ -171,7 +166,7 @@ def _open(file: io.BytesIO, name: str) -> "Image.Image":
         pixels, limit = re.findall(r"\d+", str(error))[:2]
         raise UserError(f"{name}: {pixels} pixels are above the limit of {limit}; shrink the picture") from error
     except Exception as error:
-        raise UserError(f"{name}: the picture cannot be opened ({_one_line(error)})") from error
+        raise UserError(f"{name}: the picture cannot be opened ({one_line(error)})") from error
 
 
 def _formats() -> list[str]:
@@ -201,11 +196,13 @@ def _is_pil(item: object) -> "TypeGuard[Image.Image]":
     return isinstance(item, Image.Image)
 
 
-def _orientation(image: "Image.Image") -> int:
+def _upright(image: "Image.Image") -> "Image.Image":
+    from PIL import ImageOps
+
     try:
-        return image.getexif().get(EXIF_ORIENTATION, 1)
+        return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF data; the pixels are fine
-        return 1
+        return image
 
 
 def _to_eight_bits(values: np.ndarray, name: str) -> np.ndarray:
@@ -249,7 +246,3 @@ def _from_tensor(tensor: Tensor, name: str) -> "Image.Image":
     if tensor.dtype != torch.uint8:
         raise UserError(f"{name}: a picture as a tensor is uint8 or floats between 0 and 1")
     return _from_array(tensor.permute(1, 2, 0).numpy(), name)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -7,7 +7,7 @@ cut like any other letters. Lower-casing, the space in front and the length limi
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,10 +147,7 @@ def _read_json(path: Path) -> dict[str, int]:
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     """Lines of two pieces, best first, after a "#version" line."""
-    return list(_merge_lines(path))
-
-
-def _merge_lines(path: Path) -> Iterator[tuple[str, str]]:
+    merges = []
     # split("\n"), not splitlines(): pieces may hold characters that Python takes for line ends.
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line or (number == 1 and line.startswith("#version")):
@@ -158,4 +155,5 @@ def _merge_lines(path: Path) -> Iterator[tuple[str, str]]:
         parts = line.split(" ")
         if len(parts) != 2:
             raise UserError(f"{path}:{number}: a merge has two pieces, this line has {len(parts)}")
-        yield parts[0], parts[1]
+        merges.append((parts[0], parts[1]))
+    return merges

@@ -17,10 +17,15 @@ from safetensors.torch import load_file
 
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor, guess
-from onepeace.processors.image import ORIENTATION
 
 GOLDEN = load_file(str(Path(__file__).parents[1] / "golden" / "media_preprocess.safetensors"))
 PICTURES = ["rgb_130x90", "rgb_45x61"]
+TURN = Image.Transpose
+# How a camera that is held so stores its picture: the opposite of what makes it upright (EXIF 2.3, section 4.6.4).
+STORED = {
+    2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE, 6: TURN.ROTATE_90,
+    7: TURN.TRANSVERSE, 8: TURN.ROTATE_270,
+}  # fmt: skip
 
 
 def plain(**options) -> ImageProcessor:
@@ -99,10 +104,8 @@ def test_squash_keeps_everything_and_crop_keeps_the_shape():
 def test_exif_rotation(orientation, form):
     upright = smooth(48, 64)
     stored = Image.fromarray(upright)
-    if orientation in ORIENTATION:
-        # What a camera does that is held so: the opposite of what undoes it.
-        back = {"ROTATE_90": "ROTATE_270", "ROTATE_270": "ROTATE_90"}.get(ORIENTATION[orientation])
-        stored = stored.transpose(Image.Transpose[back or ORIENTATION[orientation]])
+    if orientation in STORED:
+        stored = stored.transpose(STORED[orientation])
     exif = Image.Exif()
     exif[0x0112] = orientation
     lossless = {"lossless": True} if form == "WEBP" else {}
