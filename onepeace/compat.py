@@ -5,9 +5,9 @@
     tokens = model.process_text(["cow", "dog"])
     features = model.extract_text_features(tokens)
 
-Inputs are prepared in the original's way: texts are lower-cased but not cleaned, sounds are normalised whole and then
-cut to 15 s. What it did wrong is not repeated: padding changes no vector, ids stay integers in every dtype, pictures
-stand upright, an unknown dtype or model type is an error. New programs use `onepeace.load`.
+Inputs are prepared as in the original: texts are lower-cased but not cleaned, sounds are normalised whole and then cut
+to 15 s. Its mistakes are not repeated: padding changes no vector, ids stay integers in every dtype, pictures are
+turned upright, an unknown dtype or model type is an error. New programs use `onepeace.load`.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ from onepeace.model import OnePeace
 from onepeace.processors import PROCESSORS
 from onepeace.processors.tokenizer import EOS, PAD
 
-WAYS: dict[str, dict[str, object]] = {
+ORIGINAL_SETTINGS: dict[str, dict[str, object]] = {
     "text": {"clean": False},
     "image": {"draft": False},
     "audio": {"normalize": "file"},
 }
-"""Settings in which the original's public functions differ from ours."""
+"""Settings of the processors in which the original's public functions differ from ours."""
 MODEL_TYPES = ("one_peace_retrieval", "one_peace_classify")
 Sizes: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
@@ -56,7 +56,7 @@ def from_pretrained(
         model_type: "one_peace_retrieval" gives unit vectors, "one_peace_classify" the logits of a fine-tuned head.
         device: the best there is by default.
         dtype: "float32", "bf16" or "fp16" (not on a CPU), or what `onepeace.load` knows.
-        download_root: folder for checkpoint files as converted; default: the cache.
+        download_root: folder for converted checkpoint files; the cache by default.
         bpe: folder with the vocabulary for a checkpoint file that reads text (`onepeace convert --bpe`).
 
     Raises:
@@ -64,7 +64,7 @@ def from_pretrained(
     """
     if model_type not in MODEL_TYPES:
         raise UserError(f"model_type {model_type!r} is not known; known: {', '.join(MODEL_TYPES)}")
-    place = choose_device(device)
+    chosen = choose_device(device)
     path = Path(model_name_or_path)
     folder = _converted(path, download_root, bpe) if path.is_file() else resolve(model_name_or_path)
     config = read_config(folder)
@@ -72,8 +72,8 @@ def from_pretrained(
         raise UserError(f"{model_name_or_path}: has no classifier; use model_type='one_peace_retrieval'")
     if model_type == "one_peace_retrieval" and not config.model.projections:
         raise UserError(f"{model_name_or_path}: is a classifier; use model_type='one_peace_classify'")
-    precision = choose_dtype(dtype, place, 0)
-    return OnePeaceHubInterface(weight_files.load(folder, place, precision), config, folder, model_type, dtype)
+    module = weight_files.load(folder, chosen, choose_dtype(dtype, chosen, 0))
+    return OnePeaceHubInterface(module, config, folder, model_type, dtype)
 
 
 def _converted(file: Path, download_root: str | os.PathLike | None, bpe: str | os.PathLike | None) -> Path:
@@ -98,7 +98,7 @@ class OnePeaceHubInterface:
         self.device = next(model.parameters()).device
         self.eos, self.pad = EOS, PAD
         self._processors: dict[str, Any] = {
-            key: PROCESSORS[key].from_config({**config.processors.get(key, {}), **WAYS[key]}, folder)
+            key: PROCESSORS[key].from_config({**config.processors.get(key, {}), **ORIGINAL_SETTINGS[key]}, folder)
             for key in config.model.adapters
         }
         if "text" in self._processors:

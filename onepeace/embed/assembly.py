@@ -79,14 +79,12 @@ class Assembly:
         self._parts: list[tuple[float, slice]] = []
         self._missing = 1  # one for the end of the item, which has not been seen yet
 
-    def samples(self, parts: Sequence[Part] | Exception) -> Iterator[tuple[str, Tensor, int]]:
-        """(modality, sample, row) of everything that is to be computed; nothing of an item that could not be decoded.
+    def samples(self, parts: Sequence[Part]) -> Iterator[tuple[str, Tensor, int]]:
+        """(modality, sample, row) of everything that is to be computed.
 
         Pieces may be decoded as they are taken; an error then fails the item.
         """
         try:
-            if isinstance(parts, Exception):
-                raise parts
             for part in parts:
                 first = len(self._rows)
                 for start, end, sample in part.pieces:
@@ -98,7 +96,8 @@ class Assembly:
                     raise UserError("there is nothing in it to embed")
                 self._parts.append((part.weight, slice(first, len(self._rows))))
         except Exception as error:
-            self.error = error
+            # Without this frame, which refers to the assembly: such a circle is freed late.
+            self.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
         self._missing -= 1
 
     def fill(self, row: int, vector: Tensor) -> None:

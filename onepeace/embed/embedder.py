@@ -400,6 +400,8 @@ class Embedder:
             for index, item, parts in decoded:
                 assembly = Assembly(index, name_of(index, item))
                 line.append(assembly)
+                if isinstance(parts, Exception):
+                    assembly.error, parts = parts, []
                 for modality, sample, row in assembly.samples(parts):
                     size = self.processors[modality].size(sample)
                     if batch := batcher.add(Waiting(modality, size, sample, assembly, row)):

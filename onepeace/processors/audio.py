@@ -1,7 +1,7 @@
 """Sounds of any format, rate and number of channels to (N,) float32, mono, normalised; long files in windows.
 
-What is not asked for is not read: of an hour of sound `decode` reads the first 15 seconds, and `windows` holds one
-window at a time. Every window is normalised on its own, so it depends on nothing outside it.
+Only what is asked for is read: `decode` reads the first 15 seconds of an hour, and `windows` holds one window at a
+time. Every window is normalised on its own, so it depends on nothing outside it.
 """
 
 import io
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 MAX_CHANNELS = 32
 MAX_RATE = 1_000_000
 EPS = 1e-5
-# Headers of careless programs are off by a few bytes, or MP3 frames; a file that lacks more than this was cut off.
+# Many headers are off by a few bytes or MP3 frames; a file that lacks more than this was cut off.
 SLACK_BYTES = 1024
 SLACK_FRAMES = 4608
 UNSURE_SEEK = ("OGG", "MP3")
@@ -52,9 +52,9 @@ class AudioProcessor(Processor):
     """Paths, http(s) addresses, bytes, (samples, rate) and {"array": samples, "sampling_rate": rate} to waveforms.
 
     Samples are arrays or tensors of shape (n,), (channels, n) or (n, channels), the shorter side being the channels;
-    floats, or integers scaled by the range of their type. max_seconds: the part `decode` reads (None: all).
-    min_seconds: shorter clips are repeated and cut to exactly this length. normalize: "window" cuts first and
-    normalises what is left, "file" does it in the order of the original (whole file first), whose first 15 seconds
+    floats, or integers scaled by the range of their type. max_seconds: the part that `decode` reads (None: all).
+    min_seconds: shorter clips are repeated and cut to exactly this length. normalize: "window" cuts and then
+    normalises; "file" normalises the whole file and then cuts, as the original does, so that the first 15 seconds
     depend on minute ten.
     """
 
@@ -360,7 +360,7 @@ class _Codec(_Sound):
 
 
 def _mono(samples: np.ndarray, name: str) -> Tensor:
-    """(n, channels) -> (n,), checked."""
+    """The mean of the channels, (n, channels) -> (n,); `UserError` if it is not finite."""
     mono = torch.from_numpy(np.ascontiguousarray(samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)))
     if not torch.isfinite(mono).all():
         bad = int((~torch.isfinite(mono)).sum())
@@ -386,8 +386,8 @@ def _warn_if_silent(samples: Tensor, name: str) -> bool:
 def _resampler(rate: int, target: int) -> torch.nn.Module:
     """Band-limited resampling of torchaudio, its kernel made once per rate.
 
-    The kernel has (rate * target / gcd^2) numbers: odd rates such as 44,101 Hz would need gigabytes, so they are taken
-    for the nearest handier ratio, wrong by less than 0.1 % of the pitch.
+    The kernel has (rate * target / gcd^2) numbers. Odd rates such as 44,101 Hz would need gigabytes; they are replaced
+    by a ratio of smaller numbers, which changes the pitch by less than 0.1 %.
     """
     from torchaudio.transforms import Resample
 

@@ -30,10 +30,10 @@ FORMATS = (
 class ImageProcessor(Processor):
     """Paths, http(s) addresses, bytes, PIL images, uint8 arrays (H, W, 3) and tensors (3, H, W) to model pixels.
 
-    size: side, or [height, width]. resize: "squash" scales both sides on their own as the released models expect,
-    "crop" keeps the shape and cuts the middle out; both with Pillow's antialiased bicubic. max_pixels: larger files
-    are refused before they are decoded. draft: lets the JPEG decoder shrink files that stay at least twice the target
-    on both sides; two to four times faster, pixels differ by about a grey level from the full decode.
+    size: side, or [height, width]. resize: "squash" scales both sides independently, as the released models expect,
+    "crop" keeps the aspect ratio and cuts out the middle; both with Pillow's antialiased bicubic filter. max_pixels:
+    larger files are refused before they are decoded. draft: lets the JPEG decoder shrink pictures to at least twice
+    the target size; two to four times faster, and pixels differ by about one grey level from the full decode.
     """
 
     key: ClassVar[str] = "image"
@@ -206,8 +206,10 @@ def _upright(image: "Image.Image") -> "Image.Image":
 
 
 def _to_eight_bits(values: np.ndarray, name: str) -> np.ndarray:
-    """(H, W) uint8 from 16-bit or 32-bit grey, or floats: 0..65535, or 0..1, is the full range; whatever leaves that
-    range is stretched between its own least and greatest value."""
+    """(H, W) uint8 from 16-bit or 32-bit grey, or floats.
+
+    The full range is 0..65535, or 0..1 for floats; values outside of it are scaled from their minimum and maximum.
+    """
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
         raise UserError(f"{name}: the picture holds NaN or infinite values")

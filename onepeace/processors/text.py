@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 LEADING = ",.!?*#:;~"
 SPACES = re.compile(r"\s{2,}|\t")
-# Only the first of a huge text is cut into pieces; no piece of a known vocabulary is half as long.
+# Only the beginning of a huge text is tokenised; no token of a known vocabulary is half as long.
 MAX_CHARS_PER_TOKEN = 256
 MAX_FILE_BYTES = 1 << 20
 # Halves of a surrogate pair that stand alone: Python strings may hold them, UTF-8 may not.
@@ -48,18 +48,6 @@ def source_positions(text: str, lower: bool = True) -> list[int]:
     kept.extend(range(start, len(lowered)))
     front = len(squeezed) - len(squeezed.lstrip(" "))
     return [origin[i] for i in kept[front : front + len(clean_text(text, lower))]]
-
-
-class Encoded(NamedTuple):
-    """A text as the model reads it."""
-
-    ids: Tensor
-    """(L,) int64, eos last."""
-    offsets: list[tuple[int, int]]
-    """For every id the characters [start, end) of the text as it was given; eos is empty and sits at its end."""
-    truncated: int
-    """How many pieces were cut off behind `max_tokens`; 0 where the whole text was read. Of a huge text (over 256
-    characters per allowed token) the pieces of its first part are counted."""
 
 
 class TextProcessor(Processor):
@@ -126,30 +114,26 @@ class TextProcessor(Processor):
         """(L,) int64 ids of one text; a text that is cut is reported once per processor."""
         return torch.tensor(self._pieces(self.prepare(self.load(item)))[0], dtype=torch.int64)
 
-    def encode(self, text: str) -> Encoded:
-        """Like `decode`, with the place of every id in `text` and the number of pieces cut off."""
+    def token_positions(self, item: object) -> tuple[Tensor, str]:
+        """(L, 2) characters [start, end) of the text, as it was given, behind every id; eos is empty, at the end."""
+        text = self.load(item)
         prepared = self.prepare(text)
-        ids, spans, truncated = self._pieces(prepared)
-        positions = source_positions(text, self.lower) if self.clean else self._plain_positions(text)
+        if self.clean:
+            positions = source_positions(text, self.lower)
+        else:
+            positions = [i for i, char in enumerate(text) for _ in (char.lower() if self.lower else char)]
         shift = int(self.prefix_space)
         offsets = []
-        for start, end in spans:
+        for start, end in self._pieces(prepared)[1]:
             start, end = max(start - shift, 0), max(end - shift, 0)
             # A piece owns its word, not the space before it, unless it is nothing but space.
             while end - start > 1 and prepared[start].isspace():
                 start += 1
             offsets.append((positions[start], positions[end - 1] + 1) if end > start else (0, 0))
-        return Encoded(torch.tensor(ids, dtype=torch.int64), [*offsets, (len(text), len(text))], truncated)
+        return torch.tensor([*offsets, (len(text), len(text))]), "character"
 
-    def token_positions(self, item: object) -> tuple[Tensor, str]:
-        """(L, 2) characters [start, end) of the text as it was given."""
-        return torch.tensor(self.encode(self.load(item)).offsets), "character"
-
-    def _plain_positions(self, text: str) -> list[int]:
-        return [i for i, char in enumerate(text) for _ in (char.lower() if self.lower else char)]
-
-    def _pieces(self, prepared: str) -> tuple[list[int], list[tuple[int, int]], int]:
-        """Ids with eos, the spans of all but eos in what was cut, and how many ids were dropped."""
+    def _pieces(self, prepared: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids, eos last, and the place in `prepared` of all but eos."""
         limit = len(prepared) if self.max_tokens is None else self.max_tokens * MAX_CHARS_PER_TOKEN
         if len(prepared) > limit:
             space = prepared.rfind(" ", limit // 2, limit)
@@ -157,7 +141,7 @@ class TextProcessor(Processor):
         encoding = self.tokenizer.encode(" " + prepared if self.prefix_space else prepared)
         count = len(encoding) - 1  # without eos
         if self.max_tokens is None or count <= self.max_tokens:
-            return encoding.ids, encoding.offsets[:-1], 0
+            return encoding.ids, encoding.offsets[:-1]
         if not self._warned:
             self._warned = True
             logger.warning(
@@ -165,7 +149,7 @@ class TextProcessor(Processor):
                 count, self.max_tokens, prepared[:40],
             )  # fmt: skip
         encoding.truncate(self.max_tokens)
-        return [*encoding.ids, EOS], encoding.offsets, count - self.max_tokens
+        return [*encoding.ids, EOS], encoding.offsets
 
     def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
         """{"ids": (B, L) int64}, padded on the right with 1."""

@@ -52,7 +52,6 @@ def test_stored_texts_give_the_ids_of_the_original(released, way):
     assert len(GOLDEN["cases"]) == 73
     for case in GOLDEN["cases"]:
         assert processor.decode(case["text"]).tolist() == case[way], case["text"]
-        assert processor.encode(case["text"]).ids.tolist() == case[way], case["text"]
 
 
 def test_clean_up_equals_the_originals_data_sets():
@@ -176,19 +175,22 @@ def test_one_cleaning_function(trained):
     """Training (`decode`), positions (`encode`) and the learning of the vocabulary clean a text alike."""
     processor = TextProcessor(trained)
     messy, clean = "...A  DOG \t barks\n", "a dog barks"
-    assert processor.decode(messy).tolist() == processor.decode(clean).tolist() == processor.encode(messy).ids.tolist()
+    assert processor.decode(messy).tolist() == processor.decode(clean).tolist()
     assert vocabularies.train_bpe([messy] * 9, 290).to_str() == vocabularies.train_bpe([clean] * 9, 290).to_str()
     assert TextProcessor(trained, clean=False).decode(messy).tolist() != processor.decode(clean).tolist()
+
+
+def positions_of(processor, text):
+    positions, unit = processor.token_positions(text)
+    assert unit == "character"
+    return positions.tolist()
 
 
 def test_truncation_is_reported(trained, caplog):
     processor = TextProcessor(trained, max_tokens=5)
     whole = TextProcessor(trained, max_tokens=None).decode("the quick brown fox jumps")
-    encoded = processor.encode("the quick brown fox jumps")
-    assert encoded.ids.tolist() == [*whole[:5].tolist(), 2]
-    assert encoded.truncated == len(whole) - 1 - 5
-    assert processor.encode("the").truncated == 0
-    assert len(encoded.offsets) == 6
+    assert processor.decode("the quick brown fox jumps").tolist() == [*whole[:5].tolist(), 2]
+    assert len(positions_of(processor, "the quick brown fox jumps")) == 6
     processor.decode("the quick brown fox jumps over")
     assert len(caplog.records) == 1, "said once per processor"
     assert f"{len(whole) - 1} tokens was cut to its first 5" in caplog.text
@@ -196,18 +198,17 @@ def test_truncation_is_reported(trained, caplog):
 
 def test_text_that_just_fits_is_not_reported(trained, caplog):
     whole = TextProcessor(trained, max_tokens=None).decode("the quick brown fox")
-    encoded = TextProcessor(trained, max_tokens=len(whole) - 1).encode("the quick brown fox")
-    assert encoded.ids.tolist() == whole.tolist()
-    assert encoded.truncated == 0
+    just = TextProcessor(trained, max_tokens=len(whole) - 1)
+    assert just.decode("the quick brown fox").tolist() == whole.tolist()
     assert not caplog.records
 
 
 @pytest.mark.parametrize("unit", ["x", "dog ", "\ud800\x00", " ", "日", "a1"])
-def test_only_the_start_of_a_huge_text_is_cut_into_pieces(trained, unit):
+def test_only_the_start_of_a_huge_text_is_cut_into_pieces(trained, unit, caplog):
     processor = TextProcessor(trained)
     few, many = unit * (17_000 // len(unit)), unit * (1_000_000 // len(unit))
     assert processor.decode(many).tolist() == processor.decode(few).tolist()
-    assert processor.encode(many).truncated <= 70 * 256 * 4
+    assert max((record.args[0] for record in caplog.records), default=0) <= 70 * 256 * 4
 
 
 def test_huge_word_behind_a_short_one_fills_the_limit(trained):
@@ -218,16 +219,16 @@ def test_huge_word_behind_a_short_one_fills_the_limit(trained):
 
 def test_offsets_point_into_the_text_as_given(released):
     text = "..Hello   SENTENCE İstanbul, \t dog"
-    encoded = TextProcessor(released).encode(text)
-    pieces = [text[a:b] for a, b in encoded.offsets]
+    positions = positions_of(TextProcessor(released), text)
+    pieces = [text[a:b] for a, b in positions]
     assert pieces[:2] == ["Hello", "SENTENCE"]
     assert pieces[-3:] == [",", "dog", ""]
-    assert encoded.offsets[-1] == (len(text), len(text))
+    assert positions[-1] == [len(text), len(text)]
 
 
 def test_empty_text_is_a_space_where_the_released_models_have_one(released):
-    assert TextProcessor(released).encode("").ids.tolist() == [1437, 2]
-    assert TextProcessor(released).encode("").offsets == [(0, 0), (0, 0)]
+    assert TextProcessor(released).decode("").tolist() == [1437, 2]
+    assert positions_of(TextProcessor(released), "") == [[0, 0], [0, 0]]
     assert TextProcessor(released, prefix_space=False).decode("").tolist() == [2]
 
 
@@ -251,13 +252,12 @@ def test_every_cleaned_character_comes_from_its_source(text, lower):
 @given(any_text, st.booleans(), st.booleans(), st.booleans())
 def test_any_text_is_read(trained, text, clean, lower, prefix_space):
     processor = TextProcessor(trained, clean=clean, lower=lower, prefix_space=prefix_space, max_tokens=20)
-    encoded = processor.encode(text)
-    assert encoded.ids.tolist() == processor.decode(text).tolist()
-    assert encoded.ids.dtype == torch.int64
-    assert encoded.ids[-1] == 2
-    assert (encoded.ids[:-1] > 3).all()
-    assert len(encoded.offsets) == len(encoded.ids) <= 21
-    assert all(0 <= a <= b <= len(text) for a, b in encoded.offsets)
+    ids, positions = processor.decode(text), positions_of(processor, text)
+    assert ids.dtype == torch.int64
+    assert ids[-1] == 2
+    assert (ids[:-1] > 3).all()
+    assert len(positions) == len(ids) <= 21
+    assert all(0 <= a <= b <= len(text) for a, b in positions)
 
 
 @pytest.mark.parametrize("item", [None, 3, b"dog", ["dog"]])
