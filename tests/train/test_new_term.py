@@ -1,0 +1,95 @@
+"""A loss term is one class and one entry of TERMS, both of them in this file; it reads targets and learns a layer."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from safetensors import safe_open
+from support.small_shards import COLOURS
+from support.training import recipe
+from torch import nn
+
+from onepeace.errors import UserError
+from onepeace.losses import classification
+from onepeace.train import checkpoint, loop
+from onepeace.train.log import read_log
+from onepeace.train.terms import TERMS, Term, TermOptions
+
+
+class Labels(Term):
+    """``labels/image``: cross entropy of a linear layer on CLS features."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(TermOptions):
+        classes: tuple[str, ...]
+
+    def __init__(self, name, options, model, prepared=None):
+        super().__init__(name, options, model)
+        self.head = nn.Linear(model.config.dim, len(options.classes))
+
+    @classmethod
+    def check(cls, name, options, recipe, config):
+        if len(options.classes) < 2:
+            raise UserError(f"objective.{name.text} has {len(options.classes)} classes; it needs two or more")
+
+    def outputs(self, passes):
+        return self.head(passes.unimodal(self.name.modalities[0]).cls)
+
+    def loss(self, outputs, batch, model):
+        ids = torch.tensor([self.options.classes.index(label) for label in batch.targets["label"]])
+        return {self.name.text: classification(outputs, ids)}
+
+
+@pytest.fixture(autouse=True)
+def _labels(monkeypatch):
+    monkeypatch.setitem(TERMS, "labels", Labels)
+
+
+def labelled(root, out, **fields):
+    source = {"shards": "squares.tar", "pair": ["image", "text"], "targets": ["label"]}
+    fields = {"data": {"root": str(root), "train": [source]}, **fields}
+    objective = {"contrastive": {"multi_positive": True}, "labels/image": {"weight": 0.5, "classes": list(COLOURS)}}
+    return recipe(root, out, **{"objective": objective, **fields})
+
+
+def test_it_learns_beside_the_others_and_its_layer_is_saved(root, tmp_path):
+    folder = loop.train(labelled(root, tmp_path, steps=40))
+    first, *_, last = read_log(tmp_path / "log.jsonl")
+    assert last["labels/image"] < 0.7 * first["labels/image"]
+    assert last["loss"] == pytest.approx(last["contrastive/text+image"] + 0.5 * last["labels/image"], rel=1e-4)
+    saved = checkpoint.newest(tmp_path).model
+    assert saved["terms.labels/image.head.weight"].shape == (len(COLOURS), 32)
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if "labels" in name]  # the model is the encoder alone
+
+
+def test_a_cached_gradient_is_the_same(root, tmp_path):
+    lines = []
+    for chunks in (1, 3):
+        run = {"out": str(tmp_path / str(chunks)), "batch_size": 12, "workers": 0, "log_every": 1,
+               "precision": "float32", "grad_cache_chunks": chunks}  # fmt: skip
+        loop.train(labelled(root, tmp_path, steps=2, run=run))
+        lines.append(read_log(tmp_path / str(chunks) / "log.jsonl"))
+    for one, other in zip(*lines, strict=True):
+        assert one["labels/image"] == pytest.approx(other["labels/image"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": ["red"]}, "objective.labels/image has 1 classes; it needs two or more"),
+        ({}, "objective.labels/image: classes is missing"),
+        ({"clases": ["red", "blue"]}, "clases is not a field; did you mean classes?"),
+    ],
+)
+def test_its_mistakes_are_one_line(root, tmp_path, options, message):
+    with pytest.raises(UserError) as caught:
+        loop.train(labelled(root, tmp_path, steps=1, objective={"labels/image": options}))
+    assert message in str(caught.value)
+
+
+def test_samples_without_the_target_are_named(root, tmp_path):
+    source = {"shards": "squares.tar", "pair": ["image", "text"], "targets": ["answer"]}
+    with pytest.raises(UserError, match=r"squares.tar: no usable sample; .* has no answer in its .json"):
+        loop.train(labelled(root, tmp_path, steps=1, data={"root": str(root), "train": [source]}))
