@@ -3,10 +3,11 @@
 A shard is a .tar or .tar.gz with the members KEY.jpg (or any other file ending of a processor), KEY.txt and KEY.json.
 The caption list is "captions" in the json, else the text file; "label" in the json is a class name. A shard that is
 partly broken gives what it still holds. Sets that fit in memory are read whole, once (`read_source`); others are
-streamed (streams.py). Next file: batches.py.
+streamed (streams.py).
 """
 
 import glob
+import io
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from onepeace.data.process_output import ProcessOutput
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.files.source import describe, scheme
@@ -24,9 +26,6 @@ log = logging.getLogger(__name__)
 
 NAMED = 3
 """How many broken members are named in a warning; the rest is counted."""
-
-STALLED = 60
-"""Seconds without one byte after which a download is given up."""
 
 BROKEN_FREE = 10
 """So many broken items never stop a run, unless nothing else is there."""
@@ -171,35 +170,31 @@ def raw_samples(shard: str, broken: list[str]) -> Iterator[dict[str, Any]]:
         return
     # An address is read from the output of a process (curl and others). Its exit code is asked for once, at the end:
     # webdataset's Pipe asks at every read, and whether the process has ended by then is a matter of luck.
+    # What follows the end of the tar is not read, so a broken pipe (-13: SIGPIPE) is no error.
     process = getattr(stream, "proc", None)
-    body = stream if process is None else stream.stream
+    output = None if process is None else ProcessOutput(process, {*stream.ignore_status, -13})
     ended = False
     try:
-        yield from group_by_keys(tar_file_expander([{"url": shard, "stream": body}], handler=note), handler=note)
+        with stream if output is None else io.BufferedReader(output) as body:
+            yield from group_by_keys(tar_file_expander([{"url": shard, "stream": body}], handler=note), handler=note)
         ended = True
     finally:
-        body.close()
-        if process is not None:
+        if output is not None:
             if not ended:
-                process.kill()
-            process.wait()
-    # What follows the end of the tar is not read, so a broken pipe (-13: SIGPIPE) is no error.
-    if process is not None and process.returncode not in {*stream.ignore_status, -13}:
-        command = "the command" if isinstance(process.args, str) else process.args[0]
-        broken.append(f"{name}: not read to its end, {command} gave exit code {process.returncode}")
+                output.process.kill()
+            if (reason := output.finish()) and ended:
+                broken.append(f"{name}: not read to its end, {reason}")
 
 
 def _open(shard: str) -> Any:
-    """As webdataset opens it, but that a server which stops sending is not waited for without end."""
+    """As webdataset opens it, but with a short limit on how often a busy server is asked again."""
     from webdataset.gopen import Pipe, gopen
 
     if scheme(shard) not in ("http", "https"):
         return gopen(shard)
-    patience = ["--connect-timeout", "30", "--speed-limit", "1", "--speed-time", str(STALLED)]
     if shutil.which("curl") is None:
         raise OSError("curl is not installed, and addresses are read with it")
-    # A busy server is asked again, but not after a stall: the second answer would begin in the middle of the first.
-    patience += ["--retry", "3", "--retry-delay", "2", "--retry-max-time", str(max(STALLED // 2, 1))]
+    patience = ["--connect-timeout", "30", "--retry", "3", "--retry-delay", "2"]
     # -g: brackets in an address are no pattern.
     return Pipe(["curl", *patience, "-f", "-s", "-L", "-g", shard], mode="rb", bufsize=8192, ignore_status=[141, 23])
 

@@ -2,11 +2,13 @@ import copy
 import functools
 import http.server
 import json
+import os
 import pickle
 import shutil
 import tarfile
 import tempfile
 import threading
+import time
 import tracemalloc
 from itertools import islice
 from pathlib import Path
@@ -17,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.small_shards import entry
 
-from onepeace.data import shards as shards_module
+from onepeace.data import process_output
 from onepeace.data.shards import expand, raw_samples
 from onepeace.data.streams import Mixture, StreamShard, first_samples, work_units, workers_of
 from onepeace.errors import UserError
@@ -452,11 +454,37 @@ def test_stalled_download_can_be_left(served):
     assert left == []
 
 
+def rest_after_a_stall(raws, monkeypatch):
+    """Keys of all samples. The limit is set when the first one is there: how fast a process starts does not matter."""
+    first = next(raws)["__key__"]
+    monkeypatch.setattr(process_output, "STALLED", 0.5)
+    return [first, *(raw["__key__"] for raw in raws)]
+
+
 def test_stalled_download_is_given_up_and_named(served, monkeypatch):
     folder, address, _ = served
     write(folder / "a.tar", ["x", "y", "z"], size=20_000)
-    monkeypatch.setattr(shards_module, "STALLED", 1)
     broken = []
-    found = [raw["__key__"] for raw in raw_samples(f"{address}/stall/a.tar", broken)]
+    assert rest_after_a_stall(raw_samples(f"{address}/stall/a.tar", broken), monkeypatch)[:2] == ["x", "y"]
+    assert broken[-1] == f"{address}/stall/a.tar: not read to its end, no byte came for 0.5 seconds"
+
+
+@pytest.mark.parametrize("cut", [10_000, 0], ids=["in the last sample", "after the end"])
+def test_stalled_command_is_given_up_and_named(tmp_path, monkeypatch, cut):
+    shard = Path(write(tmp_path / "a.tar", "xyz", size=20_000))
+    os.truncate(shard, shard.stat().st_size - cut)
+    broken = []
+    found = rest_after_a_stall(raw_samples(f"pipe:cat {shard}; exec sleep 90", broken), monkeypatch)
     assert found[:2] == ["x", "y"]
-    assert "a.tar: not read to its end, curl gave exit code 28" in broken[-1]
+    assert "not read to its end, no byte came for 0.5 seconds" in broken[-1]
+
+
+def test_a_reader_that_pauses_is_no_stall(tmp_path, monkeypatch):
+    shard = write(tmp_path / "a.tar", "xyz", size=100_000)  # more than a pipe holds
+    broken = []
+    raws = raw_samples(f"pipe:cat {shard}", broken)
+    found = [next(raws)["__key__"]]
+    monkeypatch.setattr(process_output, "STALLED", 0.2)
+    time.sleep(0.5)
+    assert [*found, *(raw["__key__"] for raw in raws)] == ["x", "y", "z"]
+    assert broken == []
