@@ -207,21 +207,6 @@ def test_stream_holds_a_bounded_number_of_items(model, monkeypatch, kind):
     assert Counted.most <= (64 if kind == "alike" else 4 * 256) + 2
 
 
-def test_an_item_of_a_rare_size_does_not_hold_up_the_others(model):
-    taken = 0
-
-    def texts():
-        nonlocal taken
-        for text in texts_with_one_of_its_kind(4000):
-            taken += 1
-            yield text
-
-    with closing(model.stream(texts(), batch_size=16)) as results:
-        assert next(results).index == 0
-        assert taken <= 4 * 256 + 3 * 16
-        assert [result.index for result in itertools.islice(results, 1000)] == list(range(1, 1001))
-
-
 def test_stream_gives_windows_with_their_seconds(model, sounds, long_sound):
     given = list(model.stream([sounds[0], "a", long_sound], long="windows", window=1, hop=0.5))
     expected = model.encode_audio([sounds[0], long_sound], long="windows", window=1, hop=0.5)
