@@ -45,7 +45,7 @@ NO_TORCH = {"__init__", "__main__", "cli", "errors", "config", "torchaudio_guard
 
 COSTLY = {
     *("torchvision", "torchaudio", "timm", "webdataset", "transformers", "open_clip", "matplotlib", "soundfile"),
-    *("PIL", "scipy", "sklearn", "pyarrow", "huggingface_hub"),
+    *("PIL", "sklearn", "pyarrow", "huggingface_hub"),
 }
 """Imported inside the function that uses them, never at the top of a module."""
 

@@ -57,7 +57,7 @@ def test_embedding_call_loads_no_training_package(call, samples):
     code = f"import onepeace; onepeace.load('tiny').{call.format(samples=samples)}"
     loaded = loaded_by(code)
     assert "torch" in loaded
-    assert not loaded & {"transformers", "timm", "open_clip", "webdataset", "matplotlib", "sklearn", "scipy"}
+    assert not loaded & {"transformers", "timm", "open_clip", "webdataset", "matplotlib", "sklearn"}
 
 
 def test_lazy_names_resolve_and_are_listed():

@@ -26,7 +26,6 @@ CORE = {
     "pyyaml": "yaml",
     "tqdm": "tqdm",
     "huggingface_hub": "huggingface_hub",
-    "scipy": "scipy",
 }
 """Module to import by distribution, for every requirement (install_requires of setup.cfg)."""
 

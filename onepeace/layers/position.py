@@ -2,15 +2,16 @@
 
 A bucket matrix holds, for each pair (query i, key j), a row of a table (rows, heads) of attention biases. The last
 three rows of every table serve the CLS token: as query, as key, with itself (released code). Matrices are computed
-for the length at hand, never stored. Next file: attention.py.
+for the length at hand, never stored.
 """
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .cache import cached
 
 _MAX_DISTANCE = 1024  # where the logarithmic buckets end; further tokens share the last one
 
@@ -31,8 +32,7 @@ def _with_cls(buckets: Tensor, rows: int) -> Tensor:
     return buckets.unsqueeze(0).int()
 
 
-@lru_cache(maxsize=4)  # a minute of audio is 36 MB
-@torch.inference_mode(False)  # a cached matrix made while embedding must serve training too
+@cached(4)  # a minute of audio is 36 MB
 def sequence_buckets(length: int, num_buckets: int, device: torch.device) -> Tensor:
     """Bucket matrix (1, length, length) of a sequence whose position 0 is CLS.
 
@@ -50,8 +50,7 @@ def sequence_buckets(length: int, num_buckets: int, device: torch.device) -> Ten
     return _with_cls(bucket, sequence_table_rows(num_buckets)).to(device)
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)  # a cached matrix made while embedding must serve training too
+@cached(16)
 def grid_buckets(rows: int, columns: int, device: torch.device) -> Tensor:
     """Bucket matrix (1, 1 + rows * columns, same) of a grid of patches after CLS, row-major.
 
@@ -89,9 +88,6 @@ def resize_bias_table(table: Tensor, side: int) -> Tensor:
     The method of BEiT and the released loader: source offsets are placed at geometrically growing distances, so that
     near neighbours keep their fine resolution, and a cubic spline is read at the new whole-number offsets. float32 out.
     """
-    import numpy as np
-    from scipy.interpolate import RectBivariateSpline
-
     old = math.isqrt(table.shape[0] - 3)
     new = 2 * side - 1
     if old == new:
@@ -106,14 +102,33 @@ def resize_bias_table(table: Tensor, side: int) -> Tensor:
             high = ratio
         else:
             low = ratio
-    distances = np.cumsum([ratio**i for i in range(half)])
-    source = np.concatenate([-distances[::-1], [0.0], distances])
-    target = np.clip(np.arange(-target_half, target_half + 1, dtype=np.float64), source[0], source[-1])
-    columns = []
-    for head in table[:-3].double().cpu().numpy().T:
-        spline = RectBivariateSpline(source, source, head.reshape(old, old), kx=3, ky=3, s=0)
-        columns.append(torch.from_numpy(spline(target, target)).float().reshape(-1))
-    return torch.cat([torch.stack(columns, dim=1), table[-3:].float().cpu()]).to(table.device)
+    distances = torch.tensor([ratio**i for i in range(half)], dtype=torch.float64).cumsum(0)
+    source = torch.cat([-distances.flip(0), torch.zeros(1, dtype=torch.float64), distances])
+    target = torch.arange(-target_half, target_half + 1, dtype=torch.float64).clamp(source[0], source[-1])
+    resample = spline_matrix(source, target)
+    heads = table[:-3].double().cpu().T.reshape(-1, old, old)
+    resized = (resample @ heads @ resample.T).flatten(1).T.float()
+    return torch.cat([resized, table[-3:].float().cpu()]).to(table.device)
+
+
+def spline_matrix(source: Tensor, target: Tensor) -> Tensor:
+    """(T, S) matrix from values at ``source`` to their interpolating cubic spline at ``target``, both float64.
+
+    B-splines by the recursion of Cox and de Boor; "not-a-knot" ends, as scipy.interpolate.RectBivariateSpline has.
+    """
+    knots = torch.cat([source[:1].expand(4), source[2:-2], source[-1:].expand(4)])
+
+    def basis(x: Tensor) -> Tensor:
+        x = x.unsqueeze(1).clamp_max(torch.nextafter(source[-1], source[0]))  # the last interval is closed
+        b = ((knots[:-1] <= x) & (x < knots[1:])).double()
+        for degree in (1, 2, 3):
+            # Intervals between equal knots are empty: their share is 0.
+            rise = (x - knots[: -degree - 1]) / (knots[degree:-1] - knots[: -degree - 1])
+            fall = (knots[degree + 1 :] - x) / (knots[degree + 1 :] - knots[1:-degree])
+            b = (rise * b[:, :-1]).nan_to_num(0, 0, 0) + (fall * b[:, 1:]).nan_to_num(0, 0, 0)
+        return b
+
+    return torch.linalg.solve(basis(source), basis(target), left=False)
 
 
 class SequencePositions(nn.Module):
@@ -156,5 +171,5 @@ class GridPositions(nn.Module):
 
 
 def trunc_normal(tensor: Tensor, std: float = 0.02) -> None:
-    """The released initialisation: normal, cut at one deviation."""
+    """The released initialisation: normal, truncated at one standard deviation."""
     nn.init.trunc_normal_(tensor, std=std, a=-std, b=std)

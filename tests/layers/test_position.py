@@ -15,6 +15,7 @@ from onepeace.layers.position import (
     resize_bias_table,
     sequence_buckets,
     sequence_table_rows,
+    spline_matrix,
     stretch_grid_table,
 )
 
@@ -89,6 +90,19 @@ def test_interpolation_matches_golden():
         positions = GridPositions(6, 16)
         positions.weight.data = found["pos_16"]
         assert_near(positions((side, side))[0], found[f"pos_16_to_{side}"], 1e-6)
+
+
+def test_spline_is_exact_for_cubics_and_equal_to_scipy():
+    source, target = (
+        torch.tensor([-5.0, -3, -1, 0, 2, 3, 7]).double(),
+        torch.tensor([-5, -4.2, 0, 0.5, 6.9, 7]).double(),
+    )
+    matrix = spline_matrix(source, target)
+    assert torch.allclose(matrix @ (source**3 - 2 * source), target**3 - 2 * target, rtol=0, atol=1e-11)
+    # From scipy.interpolate.RectBivariateSpline(source, source, ..., kx=3, ky=3, s=0) of 52 rows of sines.
+    table = resize_bias_table(torch.sin(torch.arange(104.0).view(52, 2)), 6)
+    expected = [0.0, 0.303018, -0.768255, 0.574081, 0.983588, 0.994827]
+    assert table[[0, 7, 60, 100, 120, 123], 0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_every_interpolation_matches_golden(shared):

@@ -1,0 +1,27 @@
+"""Small tensors that depend on sizes alone, kept between calls."""
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def cached(maxsize: int) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """``lru_cache`` for a function that makes a tensor.
+
+    Nothing is kept while a graph is traced, where sizes are symbols. Tensors made in inference mode serve training too.
+    """
+
+    def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        kept = lru_cache(maxsize)(torch.inference_mode(False)(function))
+
+        @wraps(function)
+        def call(*args: Any) -> Tensor:
+            return function(*args) if torch.compiler.is_compiling() else kept(*args)
+
+        call.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
+        return call
+
+    return decorate
