@@ -35,7 +35,7 @@ def item_batch(config: Config, key: str, size: int, count: int = 1) -> dict[str,
         return {"pixels": torch.randn(count, 3, size, size, generator=generator)}
     samples = size * SAMPLE_RATE
     waveform = torch.randn(count, samples, generator=generator)
-    return {"waveform": waveform, "lengths": torch.full((count,), samples)}
+    return {"waveform": waveform}
 
 
 def picture_size(config: Config) -> int:
@@ -66,7 +66,7 @@ def training_batch(config: Config, model: OnePeace, other: str, rates: Mapping[s
         batch["lengths"] = (seconds * SAMPLE_RATE).long()
         samples = torch.arange(int(batch["lengths"].max()))
         batch["waveform"] = batch["waveform"][:, : len(samples)] * (samples < batch["lengths"][:, None])
-    items = {"text": {"ids": ids}, other: batch}
+    items = {"text": {"ids": ids, "lengths": tokens}, other: batch}
     words = torch.ones_like(ids, dtype=torch.bool)
     counts = {key: model.adapters[key].token_lengths(item) for key, item in items.items()}
     masks = {key: draw_masks(rates[key], counts[key], generator, words) for key in items}

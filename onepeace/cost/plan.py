@@ -221,12 +221,11 @@ def planned_item(config: Config, pair: Sequence[str]) -> dict[str, dict[str, Ten
 
 def token_counts(model: OnePeace, item: Mapping[str, Mapping[str, Tensor]]) -> dict[str, int]:
     """Tokens of an item by modality, CLS included."""
-    return {key: int(model.adapters[key].token_lengths(_lengths(batch))) + 1 for key, batch in item.items()}
-
-
-def _lengths(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # Text counts its ids, whose values the meta device does not have: any word will do.
-    return {name: torch.full(t.shape, 2) if name == "ids" else t for name, t in batch.items()}
+    return {
+        # The sizes alone count, and the meta device has no values to return.
+        key: int(model.adapters[key].token_lengths({name: torch.empty(t.shape) for name, t in batch.items()})) + 1
+        for key, batch in item.items()
+    }
 
 
 def planned_passes(recipe: Recipe, model: OnePeace, item: Mapping[str, Mapping], pair: Sequence[str]) -> list[Pass]:

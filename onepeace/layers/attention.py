@@ -1,4 +1,4 @@
-"""Self-attention, and the one place that chooses its kernel. Next file: block.py."""
+"""Self-attention, and the one place that chooses its kernel."""
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,14 @@ from .precision import at_least_float32, cast_once
 
 
 def use_math_attention(device_type: str, dtype: torch.dtype, length: int, trained_bias: bool = False) -> bool:
-    """Whether matmul, softmax, matmul beats the fused kernel.
+    """Whether plain matmul, softmax, matmul is faster than the fused kernel.
 
     Measured on AVX-512 CPUs: torch's fused CPU kernel costs 1.8-2.5 x the plain form for bf16 up to about 200 tokens
     and up to 2 x for float32 up to 64, and wins (0.35 x) at 257 and more. It gives no gradient to the bias: where that
     is trained, torch falls back to a plain form of its own, in float32. Elsewhere the fused kernels always win.
     """
+    if torch.compiler.is_exporting():  # the length is a symbol
+        return False
     return device_type == "cpu" and (trained_bias or length <= (200 if dtype == torch.bfloat16 else 64))
 
 

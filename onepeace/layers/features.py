@@ -10,12 +10,14 @@ class Features(NamedTuple):
 
     tokens: (B, L, D), CLS first; rows of padding are unspecified.
     padding_mask: (B, L), True = padding, or None when nothing is.
-    grid: the shape of the L - 1 positions after CLS, (L - 1,) or (rows, columns); None where ``keep`` left some out.
+    grid: the shape of the L - 1 positions after CLS, (L - 1,) or (rows, columns); None where tokens were left out.
+    intermediates: the same after the blocks that ``out_indices`` asked for, before the final norm.
     """
 
     tokens: Tensor
     padding_mask: Tensor | None
     grid: tuple[int, ...] | None = None
+    intermediates: tuple["Features", ...] = ()
 
     @property
     def cls(self) -> Tensor:

@@ -57,6 +57,6 @@ class Block(nn.Module):
     def _forward(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), bias)))
         h = self.norm2(x)
-        parts = [self.ffn[key](h[:, start:stop]) for key, start, stop in spans]
+        parts = [self.ffn[span.key](h[:, span.start : span.stop]) for span in spans]
         h = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return x + self.drop_path(self.ls2(h))

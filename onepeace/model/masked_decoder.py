@@ -1,4 +1,4 @@
-"""The light decoder that predicts the features of hidden tokens; used in pretraining only."""
+"""The light decoder that predicts the features of masked tokens; used in pretraining only."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from .sequence import Span, TokenSequence
 
 
 class MaskedDecoder(nn.Module):
-    """Encoder outputs of the visible tokens at their places, a mask token elsewhere -> predictions for every position.
+    """Encoder outputs at the visible positions, a mask token elsewhere -> predictions for every position.
 
     Blocks like the encoder's, narrower, without bias tables and layer scale (released code).
 
@@ -69,7 +69,7 @@ class MaskedDecoder(nn.Module):
         sequences = []
         for key, features in visible.items():
             tokens = self._fill(key, features.tokens, keep[key], grids[key])
-            spans = (Span(key, 0, tokens.shape[1]),)
+            spans = (Span(key, 0, tokens.shape[1], grids[key]),)
             sequences.append(TokenSequence(tokens, padding_masks[key], spans, (None,), ([],)))
         decoded = encode(TokenSequence.concat(sequences), self.blocks, self.norms)
         return {key: self.out[key](features.tokens) for key, features in decoded.items()}
@@ -77,7 +77,7 @@ class MaskedDecoder(nn.Module):
     def _fill(self, key: str, tokens: Tensor, keep: Tensor, grid: tuple[int, ...]) -> Tensor:
         positions = self.pos_embed[key](grid)
         x = self.into[key](tokens)
-        batch, length, dim = len(x), positions.shape[1], positions.shape[2]
+        batch, length, dim = x.shape[0], positions.shape[1], positions.shape[2]
         # One row too many takes what the padding of ``keep`` would write.
         full = self.mask_token[key].to(x.dtype).expand(batch, length + 1, dim)
         slots = torch.where(keep < 0, length, keep).unsqueeze(-1).expand(-1, -1, dim)

@@ -1,11 +1,11 @@
-"""OnePeace: adapters, shared blocks with an FFN per modality, projections. Start reading here, then sequence.py.
+"""OnePeace: adapters, shared blocks with an FFN per modality, heads.
 
 The flow (paper: Figure 1): raw batch -> adapter -> TokenSequence -> blocks -> features by modality -> CLS -> projection
 -> unit vector. A modality is a key of the input dictionary; nothing below knows which keys there are.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -64,13 +64,13 @@ class OnePeace(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The released initialisation: Linear layers normal, cut at one deviation; biases and bias tables 0."""
+        """The released initialisation: Linear weights normal, truncated at one deviation; biases and bias tables 0."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 self._reset_linear(module)
             if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-            # torch's own layers were filled by their constructors; others say what they want beyond the rule above.
+            # torch's own layers are filled by their constructors; others add to the rule above.
             own = module is not self and not type(module).__module__.startswith("torch.")
             if own and not isinstance(module, nn.Linear) and hasattr(module, "reset_parameters"):
                 module.reset_parameters()  # type: ignore[operator]
@@ -95,17 +95,27 @@ class OnePeace(nn.Module):
             block.grad_checkpointing = enabled  # type: ignore[assignment]
 
     def stems(self, inputs: Inputs) -> dict[str, Stem]:
-        """Run each modality's stem, the part that does not depend on what is hidden."""
+        """Run each modality's stem, the part that does not depend on what is masked."""
         unknown = [key for key in inputs if key not in self.adapters]
         if unknown or not inputs:
             raise ValueError(f"no modality {unknown[0] if unknown else ''!r}; the model has {', '.join(self.adapters)}")
         return {key: self.adapters[key].stem_tokens(inputs[key]) for key in self.adapters if key in inputs}
 
-    def encode(self, stems: Mapping[str, Stem], keep: Mapping[str, Tensor] | None = None) -> dict[str, Features]:
-        """One joint pass over all given modalities; ``keep`` (B, K) by modality: visible token ids, padded with -1."""
-        keep = keep or {}
+    def encode(
+        self, stems: Mapping[str, Stem], keep: Mapping[str, Tensor] | None = None, out_indices: Sequence[int] = ()
+    ) -> dict[str, Features]:
+        """Token features by modality of one joint pass over all of them.
+
+        Args:
+            keep: (B, K) by modality: ids of the visible tokens, padded with -1.
+            out_indices: blocks whose outputs come as ``intermediates`` (timm: forward_intermediates); -1 is the last.
+        """
+        depth, keep = len(self.blocks), keep or {}
+        if wrong := [i for i in out_indices if not -depth <= i < depth]:
+            raise ValueError(f"out_indices has {wrong[0]}; this model has {depth} blocks: {-depth} to {depth - 1}")
         placed = [self.adapters[key].embed_positions(stem, keep.get(key)) for key, stem in stems.items()]
-        return encode(TokenSequence.concat(placed), self.blocks, self.norms)
+        sequence = TokenSequence.concat(placed)
+        return encode(sequence, self.blocks, self.norms, [i % depth for i in out_indices])
 
     def embed(self, key: str, features: Features) -> Tensor:
         """Features of one modality -> unit vectors (B, E)."""
@@ -134,7 +144,7 @@ class OnePeace(nn.Module):
         masks = {}
         for key, stem in stems.items():
             mask = stem.padding_mask
-            masks[key] = None if mask is None else torch.cat([mask.new_zeros(len(mask), 1), mask], dim=1)
+            masks[key] = None if mask is None else torch.cat([mask.new_zeros(mask.shape[0], 1), mask], dim=1)
         grids = {key: stem.grid for key, stem in stems.items()}
         return self.decoder(self.encode(stems, keep), keep, grids, masks)
 

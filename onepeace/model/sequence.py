@@ -1,4 +1,4 @@
-"""The one type that crosses from adapters to blocks. Next file: block.py."""
+"""The one type that crosses from adapters to blocks."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,15 +9,16 @@ from torch import Tensor
 
 
 class Span(NamedTuple):
-    """Tokens ``start:stop`` of a sequence belong to modality ``key``."""
+    """Tokens ``start:stop`` of a sequence belong to modality ``key``; ``grid`` as in `Features`."""
 
     key: str
     start: int
     stop: int
+    grid: tuple[int, ...] | None = None
 
 
 class Stem(NamedTuple):
-    """What an adapter makes of raw input, whatever is hidden from the encoder later.
+    """What an adapter makes of raw input, whatever is masked later.
 
     tokens: (B, L, D), without CLS and positions. padding_mask: (B, L) bool, True = padding, or None when nothing is.
     grid: the shape of the L positions, (L,) or (rows, columns). type_ids: (B,) type ids of the items, or None.
@@ -35,7 +36,8 @@ class Stem(NamedTuple):
             # Only sequences are ever padded, and their grid is their length.
             mask = self.padding_mask[rows]
             longest = int((~mask).sum(1).amax())
-            tokens, mask, grid = tokens[:, :longest], no_padding(mask[:, :longest]), (longest,)
+            tokens, grid = tokens[:, :longest], (longest,)
+            mask = mask[:, :longest] if bool(mask[:, :longest].any()) else None
         return Stem(tokens, mask, grid, None if self.type_ids is None else self.type_ids[rows])
 
 
@@ -81,7 +83,7 @@ class TokenSequence:
         masks, spans, offset = [], [], 0
         for sequence in sequences:
             masks.append(sequence.dense_mask())
-            spans += [Span(span.key, span.start + offset, span.stop + offset) for span in sequence.spans]
+            spans += [span._replace(start=span.start + offset, stop=span.stop + offset) for span in sequence.spans]
             offset += sequence.tokens.shape[1]
         padded = any(sequence.padding_mask is not None for sequence in sequences)
         return TokenSequence(
@@ -103,15 +105,15 @@ class TokenSequence:
         return {span.key: x[:, span.start : span.stop] for span in self.spans}
 
 
-def no_padding(mask: Tensor) -> Tensor | None:
-    """``mask``, or None if nothing in it is True: attention is cheaper without, and one bias serves the batch."""
-    return mask if bool(mask.any()) else None
+def padding(lengths: Tensor, longest: int) -> Tensor:
+    """The padding mask (B, longest) of items of these lengths."""
+    return torch.arange(longest, device=lengths.device) >= lengths.unsqueeze(1)
 
 
 def gather_tokens(x: Tensor, keep: Tensor) -> Tensor:
     """Rows ``keep`` (B, K) of x (1 or B, L, D); ids of -1 (padding) give row 0."""
     index = keep.clamp_min(0).unsqueeze(-1).expand(-1, -1, x.shape[-1])
-    return x.expand(len(keep), -1, -1).gather(1, index)
+    return x.expand(keep.shape[0], -1, -1).gather(1, index)
 
 
 def gather_pairs(buckets: Tensor, keep: Tensor) -> Tensor:

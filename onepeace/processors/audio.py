@@ -22,7 +22,7 @@ from torch import Tensor
 
 from onepeace.errors import UserError, need, one_line
 from onepeace.files import source
-from onepeace.processors.processor import Processor
+from onepeace.processors.processor import Processor, lengths_if_padded
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -171,11 +171,9 @@ class AudioProcessor(Processor):
             sound.check_end()
 
     def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
-        """{"waveform": (B, N) padded with 0 on the right, "lengths": (B,) int64 samples of each}."""
-        return {
-            "waveform": torch.nn.utils.rnn.pad_sequence(samples, batch_first=True),
-            "lengths": torch.tensor([len(sample) for sample in samples]),
-        }
+        """{"waveform": (B, N)}, padded with 0 on the right; then also "lengths": (B,) int64 samples of each."""
+        batch = {"waveform": torch.nn.utils.rnn.pad_sequence(samples, batch_first=True)}
+        return batch | lengths_if_padded(samples)
 
     def size(self, sample: Tensor) -> int:
         return len(sample)

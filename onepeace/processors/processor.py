@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from onepeace.errors import UserError
@@ -69,3 +70,9 @@ class Processor:
     def size(self, sample: Tensor) -> int:
         """Length of a decoded item, to batch like with like; 0 where all items are equally large."""
         raise NotImplementedError
+
+
+def lengths_if_padded(samples: list[Tensor]) -> dict[str, Tensor]:
+    """{"lengths": (B,) int64} if the samples are not all equally long: a batch without it is computed without masks."""
+    lengths = [len(sample) for sample in samples]
+    return {"lengths": torch.tensor(lengths)} if len(set(lengths)) > 1 else {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onepeace.errors import UserError
 from onepeace.files.source import describe, read_bytes, scheme, suffix
-from onepeace.processors.processor import Processor
+from onepeace.processors.processor import Processor, lengths_if_padded
 from onepeace.processors.tokenizer import EOS, PAD, read_tokenizer
 
 if TYPE_CHECKING:
@@ -152,8 +152,9 @@ class TextProcessor(Processor):
         return [*encoding.ids, EOS], encoding.offsets
 
     def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
-        """{"ids": (B, L) int64}, padded on the right with 1."""
-        return {"ids": torch.nn.utils.rnn.pad_sequence(samples, batch_first=True, padding_value=PAD)}
+        """{"ids": (B, L) int64}, padded on the right with 1; then also "lengths": (B,) tokens of each."""
+        batch = {"ids": torch.nn.utils.rnn.pad_sequence(samples, batch_first=True, padding_value=PAD)}
+        return batch | lengths_if_padded(samples)
 
     def size(self, sample: Tensor) -> int:
         return len(sample)

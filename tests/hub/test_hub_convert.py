@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from support.golden_cases import TOKENS, UNIT, assert_near, case, golden_model, weights
+from support.golden_cases import TOKENS, UNIT, assert_near, case, golden_model, text_batch, weights
 from support.hub_layouts import (
     bare_pickle,
     cfg,
@@ -54,7 +54,7 @@ def _no_gradients():
 def assert_embeds_as_golden(model, modalities, atol=UNIT):
     inputs, outputs = case("embed").inputs, case("embed").outputs
     batch = {
-        "text": {"ids": inputs["text"]},
+        "text": text_batch(inputs["text"]),
         "image": {"pixels": inputs["image"].float()},
         "audio": {"waveform": inputs["audio_equal"], "lengths": torch.full((2,), 1600)},
     }

@@ -24,7 +24,6 @@ from onepeace.hub.convert.convert import convert
 from onepeace.hub.folder import read_config
 from onepeace.layers.features import Features
 from onepeace.model import Stem
-from onepeace.model.sequence import no_padding
 from onepeace.train import loop
 from onepeace.train.log import read_log
 from onepeace.train.recipe import read_recipe
@@ -54,7 +53,7 @@ class Words(nn.Module):
 
     def stem_tokens(self, inputs):
         ids = inputs["ids"]
-        return Stem(self.embed(ids), no_padding(ids == 1), (ids.shape[1],))
+        return Stem(self.embed(ids), ids == 1, (ids.shape[1],))
 
     def token_lengths(self, inputs):
         return (inputs["ids"] != 1).sum(1)

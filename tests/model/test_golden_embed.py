@@ -3,7 +3,19 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.golden_cases import FIELD, FOLDER, HOP, TOKENS, UNIT, assert_near, case, golden_model, rows, text_rows
+from support.golden_cases import (
+    FIELD,
+    FOLDER,
+    HOP,
+    TOKENS,
+    UNIT,
+    assert_near,
+    case,
+    golden_model,
+    rows,
+    text_batch,
+    text_rows,
+)
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +31,9 @@ def embed():
 @torch.no_grad()
 def test_text_matches_golden(model, embed):
     ids = embed.inputs["text"]
-    tokens = model.features({"text": {"ids": ids}})["text"]
+    tokens = model.features({"text": text_batch(ids)})["text"]
     assert_near(tokens, embed.outputs["text_tokens"], TOKENS, text_rows(ids))
-    assert_near(model({"text": {"ids": ids}})["text"], embed.outputs["text_embed"], UNIT)
+    assert_near(model({"text": text_batch(ids)})["text"], embed.outputs["text_embed"], UNIT)
 
 
 @torch.no_grad()
@@ -62,7 +74,7 @@ def test_audio_in_a_padded_batch_matches_the_original_alone(model, embed):
 @torch.no_grad()
 def test_joint_image_text_matches_golden(model, embed):
     ids, pixels = embed.inputs["joint_text"], embed.inputs["joint_image"].float()
-    tokens = model.features({"text": {"ids": ids}, "image": {"pixels": pixels}})
+    tokens = model.features({"text": text_batch(ids), "image": {"pixels": pixels}})
     assert_near(tokens["text"], embed.outputs["vl_text_tokens"], TOKENS, text_rows(ids))
     assert_near(tokens["image"], embed.outputs["vl_image_tokens"], TOKENS)
 
@@ -71,7 +83,7 @@ def test_joint_image_text_matches_golden(model, embed):
 def test_joint_audio_text_matches_golden(model, embed):
     ids, waveform = embed.inputs["joint_audio_text"], embed.inputs["audio_equal"]
     audio = {"waveform": waveform, "lengths": torch.tensor([1600, 1600])}
-    tokens = model.features({"audio": audio, "text": {"ids": ids}})
+    tokens = model.features({"audio": audio, "text": text_batch(ids)})
     assert_near(tokens["text"], embed.outputs["al_text_tokens"], TOKENS, text_rows(ids))
     assert_near(tokens["audio"], embed.outputs["al_audio_tokens"], TOKENS)
 
@@ -81,7 +93,7 @@ def test_adapters_match_golden(model, embed):
     """The parts in front of the blocks, to tell where a difference comes from."""
     ids = embed.inputs["text"]
     inputs = {
-        "text": {"ids": ids},
+        "text": text_batch(ids),
         "image": {"pixels": embed.inputs["image"].float()},
         "audio": {"waveform": embed.inputs["audio_equal"], "lengths": torch.tensor([1600, 1600])},
     }

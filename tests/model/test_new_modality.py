@@ -24,7 +24,7 @@ from onepeace.files import source
 from onepeace.hub.folder import read_config
 from onepeace.layers.position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
 from onepeace.model import ADAPTERS, Adapter, OnePeace, Stem
-from onepeace.model.sequence import no_padding
+from onepeace.model.sequence import padding
 from onepeace.processors import PROCESSORS, Processor, guess
 from onepeace.train import loop
 from onepeace.train.log import read_log
@@ -50,16 +50,15 @@ class MotionAdapter(Adapter):
 
     def stem_tokens(self, batch):
         steps, readings = batch["steps"], batch["readings"]
-        mask = torch.arange(readings.shape[1], device=steps.device) >= steps[:, None]
         # Readings come as float32 whatever the model computes in.
         tokens = self.proj(readings.to(self.proj.weight.dtype)) + self.gravity
-        return Stem(tokens, no_padding(mask), (tokens.shape[1],))
+        return Stem(tokens, padding(steps, readings.shape[1]), (tokens.shape[1],))
 
     def embed_positions(self, stem, keep=None):
         tokens, mask = self.with_cls(stem)
         tokens = tokens + self.pos_embed(stem.grid)
         buckets = sequence_buckets(tokens.shape[1], self.num_buckets, tokens.device)
-        return self.assemble(tokens, mask, stem.type_ids, buckets, list(self.bias_tables), keep)
+        return self.assemble(tokens, mask, stem, buckets, list(self.bias_tables), keep)
 
     def token_lengths(self, batch):
         return batch["steps"]

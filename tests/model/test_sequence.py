@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from onepeace.model import Span, TokenSequence
+from onepeace.model import Span, Stem, TokenSequence
 from onepeace.model.encoder import attention_bias
-from onepeace.model.sequence import gather_pairs, gather_tokens, no_padding
+from onepeace.model.sequence import gather_pairs, gather_tokens, padding
 
 
 def sequence(key, length, batch=2, padded=0, heads=3, own=1):
@@ -35,9 +35,10 @@ def test_concat_then_split_is_the_identity():
 
 def test_nothing_padded_stays_without_a_mask():
     assert TokenSequence.concat([sequence("a", 3), sequence("b", 2)]).padding_mask is None
-    mask = torch.tensor([[False, False], [False, True]])
-    assert no_padding(mask) is mask
-    assert no_padding(mask[:1]) is None
+    stem = Stem(torch.zeros(3, 4, 2), padding(torch.tensor([2, 4, 2]), 4), (4,))
+    assert stem.padding_mask.sum(1).tolist() == [2, 0, 2]
+    alone = stem.take(torch.tensor([0, 2]))
+    assert (alone.padding_mask, alone.grid, alone.tokens.shape) == (None, (2,), (2, 2, 2))
 
 
 def test_shapes_are_checked():

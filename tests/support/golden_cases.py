@@ -44,7 +44,7 @@ class Case(NamedTuple):
         """The model's input of what the case has."""
         batch = {}
         if text in self.inputs:
-            batch["text"] = {"ids": self.inputs[text]}
+            batch["text"] = text_batch(self.inputs[text])
         if image in self.inputs:
             batch["image"] = {"pixels": self.inputs[image].float()}
         if audio in self.inputs:
@@ -157,6 +157,11 @@ def assert_gradients_match(model: torch.nn.Module, grads: dict[str, Tensor], tot
         assert worst <= GRADIENT, f"{ours}: {worst:.2e}"
         compared += 1
     assert compared
+
+
+def text_batch(ids: Tensor) -> dict[str, Tensor]:
+    """The model's input of ids padded with 1."""
+    return {"ids": ids, "lengths": (ids != 1).sum(1)}
 
 
 def rows(lengths: Tensor, count: int) -> Tensor:

@@ -58,8 +58,7 @@ def item(key: str, index: int) -> dict[str, Tensor]:
         ids = torch.randint(4, 90, (1, LENGTHS[key][index]), generator=generator)
         return {"ids": torch.cat([ids, torch.tensor([[2]])], dim=1)}
     if key == "audio":
-        waveform = torch.randn(1, LENGTHS[key][index], generator=generator)
-        return {"waveform": waveform, "lengths": torch.tensor([waveform.shape[1]])}
+        return {"waveform": torch.randn(1, LENGTHS[key][index], generator=generator)}
     return {"pixels": torch.randn(1, 3, 48, 48, generator=generator)}
 
 
@@ -70,9 +69,11 @@ def together(items: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     for name in items[0]:
         tensors = [one[name] for one in items]
         if name in ("ids", "waveform"):
-            longest = max(tensor.shape[1] for tensor in tensors)
+            lengths = [tensor.shape[1] for tensor in tensors]
             fill = 1 if name == "ids" else 0
-            tensors = [F.pad(tensor, (0, longest - tensor.shape[1]), value=fill) for tensor in tensors]
+            tensors = [F.pad(tensor, (0, max(lengths) - tensor.shape[1]), value=fill) for tensor in tensors]
+            if len(set(lengths)) > 1:
+                batch["lengths"] = torch.tensor(lengths)
         batch[name] = torch.cat(tensors)
     return batch
 

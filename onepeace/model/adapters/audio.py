@@ -3,21 +3,23 @@
 Padding never leaks: it is zeroed before every convolution that could see it.
 """
 
+import math
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onepeace.layers.cache import cached
 from onepeace.layers.position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
 from onepeace.layers.precision import without_autocast
 
-from ..sequence import Stem, TokenSequence, gather_tokens, no_padding
-from .base import Adapter
+from ..sequence import Stem, TokenSequence, gather_tokens, padding
+from .base import Adapter, values_are_known
 
+Count = TypeVar("Count", int, Tensor)
 SAMPLE_RATE = 16000
 RELEASED_CONVS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
 
@@ -48,15 +50,15 @@ class WaveStem(nn.Module):
         for conv in self.convs:
             nn.init.kaiming_normal_(cast(nn.Conv1d, conv).weight)
 
-    def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
         """(B, N) -> (B, T, D)."""
         x = waveform.unsqueeze(-1).to(self.proj.weight.dtype)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.gelu(norm(_conv_channels_last(x, cast(nn.Conv1d, conv))))
         return self.proj(self.norm(x))
 
-    def token_lengths(self, lengths: Tensor) -> Tensor:
-        return (lengths - self.receptive_field) // self.hop + 1
+    def token_lengths(self, samples: Count) -> Count:
+        return (samples - self.receptive_field) // self.hop + 1
 
 
 def _conv_channels_last(x: Tensor, conv: nn.Conv1d) -> Tensor:
@@ -65,17 +67,26 @@ def _conv_channels_last(x: Tensor, conv: nn.Conv1d) -> Tensor:
     The layer norms between the convolutions want channels last; a matrix product keeps them there, where conv1d would
     transpose twice per layer. A window of k frames is contiguous in memory.
     """
+    if torch.compiler.is_exporting():  # whether linear may fold these windows depends on their number
+        return conv(x.transpose(1, 2)).transpose(1, 2)
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     windows = x.unfold(1, kernel, stride).transpose(2, 3).flatten(2)  # (B, T, k C)
     return F.linear(windows, conv.weight.transpose(1, 2).flatten(1))
 
 
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)
-def _mel_filters(num_mels: int, num_bins: int, device: torch.device) -> Tensor:
-    from torchaudio.functional import melscale_fbanks
+@cached(8)
+def mel_filters(num_mels: int, num_bins: int, low: float, device: torch.device) -> Tensor:
+    """Triangular filters (num_bins, num_mels) from ``low`` Hz to half the sample rate, each of the area 1 (Slaney).
 
-    return melscale_fbanks(num_bins, 50.0, SAMPLE_RATE / 2, num_mels, SAMPLE_RATE, norm="slaney").to(device)
+    torchaudio's melscale_fbanks(norm="slaney") to the bit, without its warning, which looks at values.
+    """
+    frequencies = torch.linspace(0, SAMPLE_RATE // 2, num_bins)
+    lowest, highest = (2595.0 * math.log10(1.0 + hertz / 700.0) for hertz in (low, SAMPLE_RATE / 2))
+    points = 700.0 * (10.0 ** (torch.linspace(lowest, highest, num_mels + 2) / 2595.0) - 1.0)
+    slopes = points.unsqueeze(0) - frequencies.unsqueeze(1)
+    widths = points.diff()
+    filters = torch.minimum(-slopes[:, :-2] / widths[:-1], slopes[:, 2:] / widths[1:]).clamp_min(0.0)
+    return (filters * (2.0 / (points[2:] - points[:-2]))).to(device)
 
 
 class MelStem(nn.Module):
@@ -104,26 +115,31 @@ class MelStem(nn.Module):
             sound = waveform.float()
             spectrum = torch.stft(sound, 512, self.step, self.window, window, center=False, return_complex=True)
             power = torch.view_as_real(spectrum).square().sum(-1)  # abs() of complex numbers is many times slower
-            mel = power.transpose(1, 2) @ _mel_filters(self.num_mels, 257, waveform.device)
+            mel = power.transpose(1, 2) @ mel_filters(self.num_mels, 257, 50.0, waveform.device)
             return ((mel + 1e-5).log() + 4.0) / 4.0
 
-    def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        """(B, N) and (B,) -> (B, T, D)."""
+    def forward(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
+        """(B, N), (B,) samples of each unless all are N, and the fewest of them -> (B, T, D)."""
         # torch.stft centres the window of 400 in frames of 512: pad by what its zeros multiply.
         mel = self.spectrogram(F.pad(waveform, (56, 56)))
         if self.training:
             mel = _blank(_blank(mel, 2, self.mask_mels), 1, self.mask_frames)
-        frames = (lengths - self.window) // self.step + 1
+        frames = None if lengths is None else self._frames(lengths)
+        fewest = self._frames(shortest)
         x = mel.unsqueeze(1).to(self.proj.weight.dtype)  # (B, 1, frames, mels)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = conv(_zero_after(x, frames, dim=2))
-            x = F.gelu(norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-            frames = (frames + 1) // 2
+            if frames is not None:  # what follows an item is zero, as if it were alone
+                if fewest < x.shape[2]:
+                    x = x.masked_fill(padding(frames, x.shape[2])[:, None, :, None], 0.0)
+                frames, fewest = (frames + 1) // 2, (fewest + 1) // 2
+            x = F.gelu(norm(conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         return self.proj(self.norm(x.permute(0, 2, 3, 1).flatten(2)))
 
-    def token_lengths(self, lengths: Tensor) -> Tensor:
-        frames = (lengths - self.window) // self.step + 1
-        return (frames + 7) // 8
+    def _frames(self, samples: Count) -> Count:
+        return (samples - self.window) // self.step + 1
+
+    def token_lengths(self, samples: Count) -> Count:
+        return (self._frames(samples) + 7) // 8
 
 
 def _blank(x: Tensor, dim: int, widest: int, bands: int = 2) -> Tensor:
@@ -137,14 +153,6 @@ def _blank(x: Tensor, dim: int, widest: int, bands: int = 2) -> Tensor:
         start = (torch.rand(shape, device=x.device) * (x.shape[dim] - width).clamp_min(1)).long()
         x = x.masked_fill((position >= start) & (position < start + width), 0.0)
     return x
-
-
-def _zero_after(x: Tensor, lengths: Tensor, dim: int) -> Tensor:
-    """Zero everything past each item's length along ``dim``: what the item alone would be padded with."""
-    if bool((lengths >= x.shape[dim]).all()):
-        return x
-    position = torch.arange(x.shape[dim], device=x.device).view([-1 if d == dim else 1 for d in range(x.ndim)])
-    return x.masked_fill(position >= lengths.view(-1, *[1] * (x.ndim - 1)), 0.0)
 
 
 STEMS = {"wave": WaveStem, "mel": MelStem}
@@ -170,13 +178,16 @@ class PositionalConvs(nn.ModuleList):
 class AudioAdapter(Adapter):
     """Frames of a waveform of any length from the receptive field up.
 
-    Batch: ``waveform`` (B, N) float at 16 kHz, normalised, right-padded; ``lengths`` (B,) int64 samples.
+    Batch: ``waveform`` (B, N) float at 16 kHz, normalised, right-padded; ``lengths`` (B,) int64 samples of each, if any
+    is padded.
 
     Args:
         num_buckets: b; the bias table has 2 b - 1 + 3 rows.
         pos_depth, pos_kernel, pos_groups: the positional convolutions.
         stem: a key of STEMS; further options go to it.
     """
+
+    padded_input = "waveform"
 
     def __init__(
         self,
@@ -211,24 +222,33 @@ class AudioAdapter(Adapter):
         return self.stem.hop / SAMPLE_RATE
 
     def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
-        waveform, lengths = batch["waveform"], batch["lengths"]
-        if waveform.ndim != 2 or lengths.shape != waveform.shape[:1]:
-            shapes = f"{tuple(waveform.shape)} and {tuple(lengths.shape)}"
+        waveform, lengths = batch["waveform"], batch.get("lengths")
+        if waveform.ndim != 2 or (lengths is not None and lengths.shape != waveform.shape[:1]):
+            shapes = f"{tuple(waveform.shape)} and {None if lengths is None else tuple(lengths.shape)}"
             raise ValueError(f"waveform and lengths should be (B, N) and (B,), not {shapes}")
-        shortest, longest = int(lengths.min()), int(lengths.max())
-        if shortest < self.stem.receptive_field or longest > waveform.shape[1]:
+        shortest = self._shortest(waveform, lengths)
+        tokens = self.stem(waveform, lengths, shortest)
+        length = tokens.shape[1]
+        # Clips that differ by less than a token need no mask.
+        padded = lengths is not None and self.stem.token_lengths(shortest) < length
+        mask = padding(self.stem.token_lengths(lengths), length) if padded and lengths is not None else None
+        return Stem(tokens, mask, (length,), batch.get("type_ids"))
+
+    def _shortest(self, waveform: Tensor, lengths: Tensor | None) -> int:
+        """Samples of the shortest item, 0 if values are not known; ValueError for lengths that do not fit."""
+        samples = waveform.shape[1]
+        if lengths is None:
+            shortest = longest = samples
+        elif values_are_known(lengths):
+            shortest, longest = int(lengths.min()), int(lengths.max())
+        else:
+            return 0
+        if shortest < self.stem.receptive_field or longest > samples:
             raise ValueError(
                 f"lengths of {shortest} to {longest} samples; they must be at least {self.stem.receptive_field} "
-                f"and at most the waveform's {waveform.shape[1]}"
+                f"and at most the waveform's {samples}"
             )
-        tokens = self.stem(waveform[:, :longest], lengths)
-        length = tokens.shape[1]
-        mask = torch.arange(length, device=tokens.device) >= self.token_lengths(batch).unsqueeze(1)
-        return Stem(tokens, no_padding(mask), (length,), batch.get("type_ids"))
-
-    def take(self, batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-        taken = super().take(batch, rows)
-        return {**taken, "waveform": taken["waveform"][:, : int(taken["lengths"].amax())]}
+        return shortest
 
     def embed_positions(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         length = stem.grid[0] + 1
@@ -236,15 +256,20 @@ class AudioAdapter(Adapter):
             # The positional convolutions run over the frames that are left (released code).
             frames = keep[:, 1:]
             kept = gather_tokens(stem.tokens, (frames - 1).clamp_min(0))
-            stem = Stem(kept, no_padding(frames < 0), (frames.shape[1],), stem.type_ids)
+            stem = Stem(kept, frames < 0, (frames.shape[1],), stem.type_ids)
         tokens, mask = self.with_cls(stem)
         positions = self.pos_conv(stem.tokens, stem.padding_mask)
-        tokens = tokens + torch.cat([self.cls_pos.to(positions.dtype).expand(len(positions), -1, -1), positions], dim=1)
+        tokens = tokens + torch.cat(
+            [self.cls_pos.to(positions.dtype).expand(positions.shape[0], -1, -1), positions], dim=1
+        )
         buckets = sequence_buckets(length, self.num_buckets, tokens.device)
-        return self.assemble(tokens, mask, stem.type_ids, buckets, list(self.bias_tables), keep, gathered=True)
+        return self.assemble(tokens, mask, stem, buckets, list(self.bias_tables), keep, gathered=True)
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.stem.token_lengths(batch["lengths"])
+        if "lengths" in batch:
+            return self.stem.token_lengths(batch["lengths"])
+        waveform = batch["waveform"]
+        return self.stem.token_lengths(torch.full(waveform.shape[:1], waveform.shape[1], device=waveform.device))
 
     def token_positions(self, batch: dict[str, Tensor]) -> tuple[Tensor, str]:
         """(L, 2) second at which each token starts and ends."""

@@ -1,4 +1,4 @@
-"""What adapters share: CLS, types, hiding and the bias tables. Next file: text.py."""
+"""What adapters share: CLS, type embeddings, leaving tokens out, bias tables."""
 
 from typing import Any
 
@@ -7,27 +7,33 @@ from torch import Tensor, nn
 
 from onepeace.layers.position import trunc_normal
 
-from ..sequence import Span, Stem, TokenSequence, gather_pairs, gather_tokens, no_padding
+from ..sequence import Span, Stem, TokenSequence, gather_pairs, gather_tokens
 
 
 class Adapter(nn.Module):
     """Raw input of one modality -> tokens (paper: modality adapters).
 
-    A subclass gives ``stem_tokens`` (raw batch -> Stem; the same whatever is hidden, so one call serves all passes of a
-    step), ``embed_positions`` (Stem -> TokenSequence: CLS, positions, buckets, masked tokens left out),
-    ``token_lengths`` and ``decoder_positions`` (the positions its hidden tokens have in the decoder).
+    A subclass gives ``stem_tokens`` (raw batch -> Stem; it does not depend on what is masked, so one call serves all
+    passes of a step), ``embed_positions`` (Stem -> TokenSequence: CLS, positions, buckets, masked tokens left out),
+    ``token_lengths`` and ``decoder_positions`` (the positions of its masked tokens in the decoder).
+
+    A batch has padding if, and only if, it has ``lengths`` (B,): whoever makes a batch of unequal items adds them. So
+    no forward looks at values to decide anything, and unpadded batches do without masks, which is faster.
 
     Args:
         key: the modality.
         dim, num_heads: width D of the tokens, heads H of the bias tables.
         num_tables: 1 table of relative-position biases for all blocks, or one per block.
         table_rows: rows of a table.
-        num_types: learned vectors added to all tokens by the item's kind: kind k adds the first k + 1 (released code:
+        num_types: learned vectors added to all tokens by the item's type id: k adds the first k + 1 (released code:
             type_embedding, for tasks with two pictures).
     """
 
+    padded_input: str | None = None
+    """The input that ``lengths`` are about and whose end may be padding."""
+
     stem_by_length = True
-    """Whether the stem of items of many lengths is cheaper in groups of like length."""
+    """Whether the stem of items of many lengths is cheaper in groups of similar length."""
 
     def __init__(self, key: str, dim: int, num_heads: int, num_tables: int, table_rows: int, num_types: int = 0):
         super().__init__()
@@ -46,8 +52,14 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
     def take(self, batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-        """The raw input of these rows; modalities of many lengths also cut what is then only padding."""
-        return {name: value[rows] for name, value in batch.items()}
+        """The raw input of these rows, without the padding that none of them needs."""
+        taken = {name: value[rows] for name, value in batch.items()}
+        if self.padded_input is not None and "lengths" in taken:
+            longest = int(taken["lengths"].amax())
+            taken[self.padded_input] = taken[self.padded_input][:, :longest]
+            if int(taken["lengths"].amin()) == longest:
+                del taken["lengths"]
+        return taken
 
     def embed_positions(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         """Tokens with CLS and positions.
@@ -77,7 +89,7 @@ class Adapter(nn.Module):
 
     def with_cls(self, stem: Stem) -> tuple[Tensor, Tensor | None]:
         """Put CLS in front: tokens (B, L + 1, D) and the mask that goes with them."""
-        batch = len(stem.tokens)
+        batch = stem.tokens.shape[0]  # not len(), which would fix the size of an exported graph
         tokens = torch.cat([self.cls_token.to(stem.tokens.dtype).expand(batch, -1, -1), stem.tokens], dim=1)
         mask = stem.padding_mask
         return tokens, None if mask is None else torch.cat([mask.new_zeros(batch, 1), mask], dim=1)
@@ -86,21 +98,26 @@ class Adapter(nn.Module):
         self,
         tokens: Tensor,
         mask: Tensor | None,
-        type_ids: Tensor | None,
+        stem: Stem,
         buckets: Tensor,
         tables: list[Tensor],
         keep: Tensor | None,
         gathered: bool = False,
     ) -> TokenSequence:
-        """Add the types, take out what is hidden (unless ``gathered`` already), zero the padding."""
+        """Add the type embedding, leave out masked tokens (unless ``gathered`` already), zero the padding."""
         if hasattr(self, "type_embed"):
-            type_ids = tokens.new_zeros(len(tokens), dtype=torch.long) if type_ids is None else type_ids
+            type_ids = tokens.new_zeros(tokens.shape[0], dtype=torch.long) if stem.type_ids is None else stem.type_ids
             tokens = tokens + self.type_embed.cumsum(0)[type_ids].unsqueeze(1)
         if keep is not None:
             tokens = tokens if gathered else gather_tokens(tokens, keep)
             buckets = gather_pairs(buckets, keep)
-            mask = no_padding(keep < 0)
+            mask = keep < 0
         if mask is not None:
             tokens = tokens.masked_fill(mask.unsqueeze(-1), 0.0)
-        span = Span(self.key, 0, tokens.shape[1])
+        span = Span(self.key, 0, tokens.shape[1], stem.grid if keep is None else None)
         return TokenSequence(tokens, mask, (span,), (buckets,), (tables,))
+
+
+def values_are_known(x: Tensor) -> bool:
+    """Whether input can be checked by its values: not while a graph is traced, nor on the meta device."""
+    return not (torch.compiler.is_compiling() or x.is_meta)

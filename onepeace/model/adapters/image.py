@@ -117,7 +117,7 @@ class ImageAdapter(Adapter):
         rows, columns = stem.grid
         buckets = grid_buckets(rows, columns, tokens.device)
         tables = [stretch_grid_table(table, self.bias_grid, rows, columns) for table in self.bias_tables]
-        return self.assemble(tokens, mask, stem.type_ids, buckets, tables, keep)
+        return self.assemble(tokens, mask, stem, buckets, tables, keep)
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
         count, _, height, width = batch["pixels"].shape

@@ -1,4 +1,4 @@
-"""Text: token ids -> tokens. The shortest adapter; next files: image.py, audio.py."""
+"""Text: token ids -> tokens. The shortest adapter."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from onepeace.layers.position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
 
-from ..sequence import Stem, TokenSequence, no_padding
-from .base import Adapter
+from ..sequence import Stem, TokenSequence, padding
+from .base import Adapter, values_are_known
 
 PAD_ID = 1
 
@@ -16,7 +16,8 @@ PAD_ID = 1
 class TextAdapter(Adapter):
     """Token embedding, learned positions (CLS is position 0), logarithmic buckets of relative distance.
 
-    Batch: ``ids`` (B, L) int64, right-padded with 1, each row ending with eos.
+    Batch: ``ids`` (B, L) int64, right-padded with 1, each row ending with eos; ``lengths`` (B,) int64, the number of
+    tokens of each, if any is padded.
 
     Args:
         vocab_size: rows of the token embedding.
@@ -24,6 +25,7 @@ class TextAdapter(Adapter):
         num_buckets: b; the bias table has 2 b - 1 + 3 rows.
     """
 
+    padded_input = "ids"
     stem_by_length = False  # looking up costs nothing, but each group's gradient would be as large as the whole table
 
     def __init__(
@@ -56,20 +58,20 @@ class TextAdapter(Adapter):
         limit = len(self.pos_embed.weight) - 1
         if ids.shape[1] > limit:
             raise ValueError(f"{ids.shape[1]} text tokens are more than this model's {limit}; cut the text shorter")
-        return Stem(self.token_embed(ids), no_padding(ids == PAD_ID), (ids.shape[1],), batch.get("type_ids"))
-
-    def take(self, batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-        taken = super().take(batch, rows)
-        return {**taken, "ids": taken["ids"][:, : int(self.token_lengths(taken).amax())]}
+        lengths = batch.get("lengths")
+        if lengths is None and values_are_known(ids) and bool((ids[:, -1:] == PAD_ID).any()):
+            raise ValueError(f"ids end with padding ({PAD_ID}): give lengths (B,) too, the number of tokens of each")
+        mask = None if lengths is None else padding(lengths, ids.shape[1])
+        return Stem(self.token_embed(ids), mask, (ids.shape[1],), batch.get("type_ids"))
 
     def embed_positions(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         tokens, mask = self.with_cls(stem)
         tokens = tokens + self.pos_embed(stem.grid)
         buckets = sequence_buckets(tokens.shape[1], self.num_buckets, tokens.device)
-        return self.assemble(tokens, mask, stem.type_ids, buckets, list(self.bias_tables), keep)
+        return self.assemble(tokens, mask, stem, buckets, list(self.bias_tables), keep)
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
-        return (batch["ids"] != PAD_ID).sum(1)
+        return batch["lengths"] if "lengths" in batch else torch.full_like(batch["ids"][:, 0], batch["ids"].shape[1])
 
     @staticmethod
     def decoder_positions(dim: int, *, num_positions: int = 514, **_: Any) -> nn.Module:
