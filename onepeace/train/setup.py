@@ -51,7 +51,9 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
 
     sharded = parallel.world_size() > 1 and recipe.run.parallel == "fsdp"
     model = make_model(recipe, config, empty=sharded and not main)
-    prepared = parallel.first_alone(lambda: prepare_terms(recipe, sources, processors))
+    # A teacher that is built draws random numbers, one that was asked before does not: the terms' layers must not differ.
+    with torch.random.fork_rng(devices=[]):
+        prepared = parallel.first_alone(lambda: prepare_terms(recipe, sources, processors))
     chunks, max_padding = recipe.run.grad_cache_chunks, recipe.run.max_padding
     objective = Objective(model, recipe.objective, prepared, chunks, max_padding, sharded)
     if recipe.freeze:
