@@ -15,7 +15,7 @@ from onepeace.data.streams import first_samples
 from onepeace.device import bfloat16_is_fast
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic
-from onepeace.model import OnePeace
+from onepeace.hub.architectures import build_module
 from onepeace.processors import PROCESSORS, TextProcessor
 from onepeace.processors.processor import Processor
 from onepeace.train import checkpoint, parallel
@@ -51,7 +51,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
 
     sharded = parallel.world_size() > 1 and recipe.run.parallel == "fsdp"
     model = make_model(recipe, config, empty=sharded and not main)
-    # A teacher that is built draws random numbers, one that was asked before does not: the terms' layers must not differ.
+    # Building a teacher draws random numbers, reading its cached features does not: the terms' layers must be the same.
     with torch.random.fork_rng(devices=[]):
         prepared = parallel.first_alone(lambda: prepare_terms(recipe, sources, processors))
     chunks, max_padding = recipe.run.grad_cache_chunks, recipe.run.max_padding
@@ -82,7 +82,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
     if main:
         describe_run(out)
     parallel.barrier()
-    steps = make_steps(recipe, sources, processors, model, streamed, start)
+    steps = make_steps(recipe, sources, processors, config, streamed, start)
     return Run(
         recipe=recipe,
         resolved=resolved,
@@ -181,13 +181,15 @@ def make_steps(
     recipe: Recipe,
     sources: list[Source],
     processors: Mapping[str, Any],
-    model: OnePeace,
+    config: Config,
     streamed: Mapping[str, Any] | None,
     first: int,
 ) -> StepDataset | Streams:
     """This process's batches; of streams from step ``first`` on, at the state ``streamed`` if there is one."""
     uses_masks = any(TERMS[TermName.parse(text).kind].uses_masks for text in recipe.objective)
-    num_tokens = {key: adapter.token_lengths for key, adapter in model.adapters.items()}
+    # Of a model without values: workers that are spawned get these functions pickled, and no embedding table with them.
+    with torch.device("meta"):
+        num_tokens = {key: adapter.token_lengths for key, adapter in build_module(config).adapters.items()}
     builder = BatchBuilder(recipe.data, processors, num_tokens, recipe.mask if uses_masks else {})
     sizes = {name: recipe.batch_size(name) for name in recipe.data.modalities}
     share = Share(recipe.seed, sizes, parallel.rank(), parallel.world_size())

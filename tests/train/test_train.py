@@ -101,7 +101,7 @@ def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
     sources = setup.read_sources(wanted)
     setup.make_tokenizer(wanted, lambda: setup.every_caption(wanted, sources), tmp_path / "run/tokenizer.json")
     processors = setup.make_processors(config, tmp_path / "run")
-    steps = setup.make_steps(wanted, sources, processors, make_model(wanted, config), None, 0)
+    steps = setup.make_steps(wanted, sources, processors, config, None, 0)
     group = steps[0]
     assert [(batch.pair, sorted(batch.inputs)) for batch in group] == [
         ("image+text", ["image", "text"]), ("text", ["text"]),

@@ -17,7 +17,7 @@ class TextAdapter(Adapter):
     """Token embedding, learned positions (CLS is position 0), logarithmic buckets of relative distance.
 
     Batch: ``ids`` (B, L) int64, right-padded with 1, each row ending with eos; ``lengths`` (B,) int64, the number of
-    tokens of each, if any is padded.
+    tokens of each, if any is padded (counted where they are left out, but not in an exported graph).
 
     Args:
         vocab_size: rows of the token embedding.
@@ -60,7 +60,7 @@ class TextAdapter(Adapter):
             raise ValueError(f"{ids.shape[1]} text tokens are more than this model's {limit}; cut the text shorter")
         lengths = batch.get("lengths")
         if lengths is None and values_are_known(ids) and bool((ids[:, -1:] == PAD_ID).any()):
-            raise ValueError(f"ids end with padding ({PAD_ID}): give lengths (B,) too, the number of tokens of each")
+            lengths = self.token_lengths(batch)
         mask = None if lengths is None else padding(lengths, ids.shape[1])
         return Stem(self.token_embed(ids), mask, (ids.shape[1],), batch.get("type_ids"))
 
@@ -71,7 +71,7 @@ class TextAdapter(Adapter):
         return self.assemble(tokens, mask, stem, buckets, list(self.bias_tables), keep)
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
-        return batch["lengths"] if "lengths" in batch else torch.full_like(batch["ids"][:, 0], batch["ids"].shape[1])
+        return batch["lengths"] if "lengths" in batch else (batch["ids"] != PAD_ID).sum(1)
 
     @staticmethod
     def decoder_positions(dim: int, *, num_positions: int = 514, **_: Any) -> nn.Module:
