@@ -31,7 +31,8 @@ ROWS = [
     {"embed"},
     {"evaluate"},
     {"train"},
-    {"api", "compat", "serve", "cost", "bench"},
+    {"api", "compat", "serve", "cost"},
+    {"bench"},
     {"commands"},
     {"cli"},
 ]

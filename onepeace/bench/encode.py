@@ -4,19 +4,21 @@ The limit is measured in the same rounds: the matrix products of one block, `F.l
 A fraction of 1 means that everything else the model does costs nothing.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from onepeace.bench.items import UNITS, item_batch, picture_size
-from onepeace.bench.report import dtype_name, lines_of, short, spread
-from onepeace.bench.timing import machine, take_turns
+from onepeace.bench.report import dtype_name, markdown_report, short
+from onepeace.bench.timing import machine, ratios, spread, take_turns
 from onepeace.config import SIZES, Config, ModelConfig, build, merge
-from onepeace.cost.flops import module_flops, pass_cost
+from onepeace.cost.dry_run import pass_cost
+from onepeace.cost.items import UNITS, item_batch, picture_size
 from onepeace.errors import UserError, need
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import build_module
@@ -29,12 +31,12 @@ BATCH_TOKENS = 1600
 TEXT_TOKENS = 14
 """Of a caption, eos included; batches hold texts of equal length, as `encode` makes them of many."""
 AUDIO_SECONDS = 5
-RIVAL = "ViT-B-16"
-RIVAL_PICTURE = 224
+BASELINE = "ViT-B-16"
+BASELINE_SIZE = 224
 """Side of the pictures the baseline takes; ours of the same size is measured with the same."""
 
 
-class Contestant(NamedTuple):
+class Candidate(NamedTuple):
     """A model to measure."""
 
     name: str
@@ -71,48 +73,48 @@ def bench_encode(settings: Settings, note: Callable[[str], None]) -> dict[str, A
 
 
 def _rows_of(size: str, settings: Settings, note: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    contestant = make(size)
-    has = list(contestant.module.config.projections)
+    candidate = make(size)
+    has = list(candidate.module.config.projections)
     wanted = settings.modalities or has
     unknown = [key for key in wanted if key not in has]
     if unknown:
-        raise UserError(f"{contestant.name} makes no vectors of {unknown[0]!r}, only of {', '.join(has)}")
+        raise UserError(f"{candidate.name} makes no vectors of {unknown[0]!r}, only of {', '.join(has)}")
     baseline = None
     if settings.baseline and size == "base" and "image" in wanted:
         try:
-            baseline = _rival()
+            baseline = _baseline()
         except UserError as error:
             note(f"no comparison with open_clip: {error}")
     for dtype in settings.dtypes:
-        module = contestant.module.to(settings.device, dtype)
+        module = candidate.module.to(settings.device, dtype)
         for key in wanted:
             other = baseline.to(settings.device, dtype) if baseline is not None and key == "image" else None
-            note(f"{contestant.name}, {key}, {dtype_name(dtype)} ...")
-            yield _measure(contestant._replace(module=module), key, dtype, settings, other)
+            note(f"{candidate.name}, {key}, {dtype_name(dtype)} ...")
+            yield _measure(candidate._replace(module=module), key, dtype, settings, other)
 
 
-def make(size: str) -> Contestant:
+def make(size: str) -> Candidate:
     """The model called `size`: weights from its folder, or random ones where only the speed is of interest."""
     if size == "base" or (size == "tiny" and not (BUNDLED / size).is_dir()):
         config = random_config(size)
-        return Contestant(f"{size}, random weights", config, build_module(config).eval())
+        return Candidate(f"{size}, random weights", config, build_module(config).eval())
     module = weight_files.load(folder := resolve(size))
-    return Contestant(size, read_config(folder), module)
+    return Candidate(size, read_config(folder), module)
 
 
 def random_config(size: str) -> Config:
     """A named size without what encoding does not use; base for pictures as large as the baseline's."""
     model = build(ModelConfig, SIZES[size], size)
-    pixels = RIVAL_PICTURE if size == "base" else picture_size(Config(model))
+    pixels = BASELINE_SIZE if size == "base" else picture_size(Config(model))
     side = pixels // int(model.adapters["image"].get("patch_size", 16))
     adapters = merge(model.adapters, {"image": {"grid": side, "bias_grid": side}})
     return Config(replace(model, adapters=adapters, decoder=None), {"image": {"size": pixels}})
 
 
 def _measure(
-    contestant: Contestant, key: str, dtype: torch.dtype, settings: Settings, baseline: torch.nn.Module | None
+    candidate: Candidate, key: str, dtype: torch.dtype, settings: Settings, baseline: torch.nn.Module | None
 ) -> dict[str, Any]:
-    config, module = contestant.config, contestant.module
+    config, module = candidate.config, candidate.module
     size = {"text": TEXT_TOKENS, "image": picture_size(config), "audio": AUDIO_SECONDS}[key]
     cost = pass_cost(config, key, item_batch(config, key, size))
     count = settings.batch or max(1, 2 ** ((BATCH_TOKENS // cost.tokens).bit_length() - 1))
@@ -129,7 +131,7 @@ def _measure(
     limits = [product_flops / seconds for seconds in times["limit"]]
     speeds = [count / seconds for seconds in times["ours"]]
     row = {
-        "model": contestant.name,
+        "model": candidate.name,
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "modality": key,
         "item": f"{size} {UNITS[key]}",
@@ -144,12 +146,11 @@ def _measure(
         "baseline": None,
     }
     if baseline is not None:
-        ratios = [theirs / ours for ours, theirs in zip(times["ours"], times["baseline"], strict=True)]
         row["baseline"] = {
-            "name": f"open_clip {RIVAL} image tower, random weights",
+            "name": f"open_clip {BASELINE} image tower, random weights",
             "gflop_per_item": module_flops(baseline, batch["pixels"][:1]) / 1e9,
             "items_per_second": spread([count / seconds for seconds in times["baseline"]]),
-            "ours_over_rival": spread(ratios),
+            "ours_over_baseline": ratios(times, "baseline", "ours"),
         }
     return row
 
@@ -170,12 +171,20 @@ def _products(
     return run, sum(2 * tokens * rows * columns for rows, columns in shapes)
 
 
-def _rival() -> Any:
+def module_flops(module: nn.Module, *inputs: Tensor) -> int:
+    """FLOPs of one call of any module whose computation does not look at values; it is left as it is."""
+    dry = copy.deepcopy(module).to("meta").requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        dry(*(tensor.to("meta") for tensor in inputs))
+    return counter.get_total_flops()
+
+
+def _baseline() -> Any:
     """The image tower of open_clip's model, with random weights."""
     open_clip = need("open_clip", "test")
-    tower = open_clip.create_model(RIVAL, load_weights=False).visual.eval()
-    if tower.image_size != (RIVAL_PICTURE, RIVAL_PICTURE) or tower.patch_size != (16, 16):
-        raise UserError(f"its {RIVAL} takes pictures of {tower.image_size} in patches of {tower.patch_size}")
+    tower = open_clip.create_model(BASELINE, load_weights=False).visual.eval()
+    if tower.image_size != (BASELINE_SIZE, BASELINE_SIZE) or tower.patch_size != (16, 16):
+        raise UserError(f"its {BASELINE} takes pictures of {tower.image_size} in patches of {tower.patch_size}")
     return tower
 
 
@@ -204,8 +213,8 @@ def table(report: Mapping[str, Any]) -> str:
             f"{short(speed['median'])} ({short(speed['low'])}-{short(speed['high'])})",
             short(row["gflop_per_item"]),
             f"{row['fraction_of_limit']['median']:.2f} of {row['limit_gflops']['median']:.0f} GFLOP/s",
-            "" if baseline is None else f"{baseline['ours_over_rival']['median']:.2f} x its "
+            "" if baseline is None else f"{baseline['ours_over_baseline']['median']:.2f} x its "
                                      f"{short(baseline['items_per_second']['median'])}/s of "
                                      f"{short(baseline['gflop_per_item'])} GFLOP",
         ])  # fmt: skip
-    return lines_of(head, rows, report["machine"])
+    return markdown_report(head, rows, report["machine"])

@@ -1,7 +1,7 @@
 """`onepeace bench loss`: the losses in tiles against all their logits at once, forward and backward.
 
 Losses and gradients of both are compared before anything is measured. Memory is what is alive beside the inputs at the
-peak, counted by live.py: the gradients, and all there is on the way to them.
+peak: the gradients, and all there is on the way to them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onepeace.bench.live import Live
-from onepeace.bench.plain_step import SCALE, SMOOTHING, full_contrastive, full_denoising
-from onepeace.bench.report import lines_of, short, spread
-from onepeace.bench.timing import machine, take_turns
+from onepeace.bench.report import around, check_equal, markdown_report, short
+from onepeace.bench.timing import machine, ratios, spread, take_turns
+from onepeace.cost.live import Live
 from onepeace.losses import contrastive, denoising
 
 CLOSE = 1e-5
 """Relative, between losses and between gradients of both, as norms."""
-TEMPERATURE = 14.0
-HIDDEN = 0.5
+LOGIT_SCALE = 14.0
+SCALE, SMOOTHING = 2.5, 0.1
+"""Of the denoising loss, as in the recipes."""
+MASKED = 0.5
 """Of the tokens, in the denoising loss."""
 
 
@@ -44,7 +45,7 @@ class Settings:
     seconds: float
 
 
-class Contest:
+class Comparison:
     """One loss of one size, computed both ways; "ours" and "full" give the loss and the gradients of `inputs`."""
 
     def __init__(self, kind: str, size: int, dim: int, device: torch.device):
@@ -52,11 +53,11 @@ class Contest:
         a, b = (torch.randn(size, dim, generator=generator).to(device) for _ in range(2))
         if kind == "contrastive":
             # Pairs that are hard to find: of easy ones the loss is close to 0, and nothing to compare by.
-            scale = torch.tensor(TEMPERATURE, device=device)
+            scale = torch.tensor(LOGIT_SCALE, device=device)
             self.known = self.inputs = [F.normalize(a, dim=1), F.normalize(a + 4 * b, dim=1), scale]
             self.ways: dict[str, Callable[..., Tensor]] = {"ours": contrastive, "full": full_contrastive}
         else:
-            targets = torch.arange(0, size, round(1 / HIDDEN), device=device)
+            targets = torch.arange(0, size, round(1 / MASKED), device=device)
             self.inputs = [a[targets] + b[targets]]
             self.known = [*self.inputs, b, targets]
             self.ways = {
@@ -73,16 +74,31 @@ class Contest:
 
     def check(self) -> None:
         """RuntimeError unless both ways give the same."""
-        for ours, full in zip(self.run("ours"), self.run("full"), strict=True):
-            apart, size = float((ours - full).norm()), float(full.norm())
-            if not apart <= CLOSE * size:
-                raise RuntimeError(f"the losses in tiles and at once differ: {apart} apart, of {size}")
+        ours, full = ({str(i): t for i, t in enumerate(self.run(way))} for way in ("ours", "full"))
+        check_equal(ours, full, CLOSE, "of the loss and its gradients, number")
 
     def peak(self, way: str) -> int:
         """Bytes alive at once beside the inputs."""
         with Live(self.known) as live:
             self.run(way)
         return live.peak
+
+
+def full_contrastive(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    """Both directions over one whole matrix of logits."""
+    with torch.autocast(a.device.type, enabled=False):
+        logits = scale * a @ b.T
+    targets = torch.arange(len(a), device=a.device)
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+
+
+def full_denoising(queries: Tensor, keys: Tensor, targets: Tensor, scale: float, smoothing: float) -> Tensor:
+    """Smoothed as released: the mass of the wrong ones is shared by the others."""
+    with torch.autocast(queries.device.type, enabled=False):
+        logp = (scale * queries @ keys.T).log_softmax(1)
+    each = smoothing / (len(keys) - 1)
+    own = logp.gather(1, targets[:, None])[:, 0]
+    return (-(1 - smoothing - each) * own - each * logp.sum(1)).mean()
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -95,19 +111,19 @@ def bench_loss(settings: Settings, note: Callable[[str], None]) -> dict[str, Any
     for kind in settings.kinds:
         for size in settings.sizes:
             note(f"{kind}, {size} ...")
-            contest = Contest(kind, size, settings.dim, settings.device)
-            contest.check()
+            comparison = Comparison(kind, size, settings.dim, settings.device)
+            comparison.check()
             times = take_turns(
-                {way: partial(contest.run, way) for way in contest.ways}, settings.seconds, settings.device
+                {way: partial(comparison.run, way) for way in comparison.ways}, settings.seconds, settings.device
             )
-            peaks = {way: contest.peak(way) for way in contest.ways}
+            peaks = {way: comparison.peak(way) for way in comparison.ways}
             rows.append({
                 "loss": kind,
                 "size": size,
                 "dim": settings.dim,
                 "rounds": len(times["ours"]),
                 "seconds": {way: spread(values) for way, values in times.items()},
-                "ours_over_full": spread([a / b for a, b in zip(times["ours"], times["full"], strict=True)]),
+                "ours_over_full": ratios(times, "ours", "full"),
                 "peak_bytes": peaks,
                 "memory_ours_over_full": peaks["ours"] / peaks["full"],
             })  # fmt: skip
@@ -123,10 +139,10 @@ def table(report: Mapping[str, Any]) -> str:
         size = str(row["size"])
         rows.append([
             f"{row['loss']}, dim {row['dim']}",
-            f"{size} pairs" if row["loss"] == "contrastive" else f"{size} tokens, {HIDDEN:.0%} hidden",
+            f"{size} pairs" if row["loss"] == "contrastive" else f"{size} tokens, {MASKED:.0%} masked",
             f"{short(seconds['ours']['median'])}, full {short(seconds['full']['median'])}",
-            f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})",
+            around(ratio),
             f"{short(peaks['ours'] / 1e6)}, full {short(peaks['full'] / 1e6)}",
             f"{row['memory_ours_over_full']:.3f}",
         ])  # fmt: skip
-    return lines_of(head, rows, report["machine"])
+    return markdown_report(head, rows, report["machine"])

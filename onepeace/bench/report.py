@@ -1,18 +1,23 @@
-"""Measurements as text and as files. Next: timing.py."""
+"""Measurements as text, and the check that what is compared computes the same."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from onepeace.bench.timing import Spread
-from onepeace.errors import UserError
+from onepeace.files.table import markdown_table
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    return Spread.of(values)._asdict()
+def check_equal(ours: Mapping[str, Tensor], baseline: Mapping[str, Tensor], tolerance: float, what: str) -> None:
+    """RuntimeError unless both have the same tensors, each at most this far apart by norms."""
+    if ours.keys() != baseline.keys():
+        names = ", ".join(sorted(ours.keys() ^ baseline.keys()))
+        raise RuntimeError(f"the two ways do not compute the same: only one of them has {what} {names}")
+    for name, value in baseline.items():
+        apart, size = float((ours[name] - value).norm()), float(value.norm())
+        if not apart <= tolerance * size:
+            raise RuntimeError(f"the two ways differ: {what} {name} is {apart} apart, of {size}")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -25,20 +30,12 @@ def short(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
-def lines_of(head: Sequence[str], rows: Sequence[Sequence[str]], where: Mapping[str, Any]) -> str:
+def around(ratio: Mapping[str, float]) -> str:
+    """A median, and its quartiles in brackets."""
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+
+
+def markdown_report(head: Sequence[str], rows: Sequence[Sequence[str]], where: Mapping[str, Any]) -> str:
     """A Markdown table, and the machine (`timing.machine`) below it."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *rows]
-    text = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
-    return "\n".join([*text, "", f"{where['processor']}, {where['threads']} threads, {where['device']}, "
-                                 f"torch {where['torch']}"])  # fmt: skip
-
-
-def write_json(report: Mapping[str, Any], path: str | Path) -> None:
-    """The report as a file."""
-    import json
-
-    try:
-        Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    on = f"{where['processor']}, {where['threads']} threads, {where['device']}, torch {where['torch']}"
+    return f"{markdown_table(head, rows)}\n\n{on}"

@@ -1,4 +1,4 @@
-"""Timing that compares: contenders take turns, so that what slows the machine down slows all of them."""
+"""Timing that compares: candidates take turns, so that what slows the machine down slows all of them."""
 
 import math
 import os
@@ -6,44 +6,42 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import quantiles
+from typing import Any
 
 import torch
 
 SHORTEST = 0.05
-"""Seconds a contender's turn lasts at least; shorter calls are repeated."""
+"""Seconds a candidate's turn lasts at least; shorter calls are repeated."""
 MIN_ROUNDS = 3
 
 
-class Spread(NamedTuple):
+def spread(values: list[float]) -> dict[str, float]:
     """A median with the quartiles around it."""
+    return dict(zip(("low", "median", "high"), quantiles(values, method="inclusive"), strict=True))
 
-    low: float
-    median: float
-    high: float
 
-    @classmethod
-    def of(cls, values: list[float]) -> "Spread":
-        numbers = torch.tensor(values, dtype=torch.float64)
-        return cls(*torch.quantile(numbers, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist())
+def ratios(times: Mapping[str, list[float]], over: str, under: str) -> dict[str, float]:
+    """Spread of a time over another of the same round."""
+    return spread([a / b for a, b in zip(times[over], times[under], strict=True)])
 
 
 def take_turns(
-    contenders: Mapping[str, Callable[[], object]], seconds: float, device: torch.device
+    candidates: Mapping[str, Callable[[], object]], seconds: float, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds per call of each contender, once per round: A B A B ..., after a warm-up call of each.
+    """Seconds per call of each candidate, once per round: A B A B ..., after a warm-up call of each.
 
     Args:
         seconds: rounds are started until this time is over, `MIN_ROUNDS` at least.
     """
     repeats = {}
-    for name, call in contenders.items():
+    for name, call in candidates.items():
         call()
         repeats[name] = math.ceil(SHORTEST / max(_seconds_of(call, 1, device), 1e-9))
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[str, list[float]] = {name: [] for name in candidates}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < MIN_ROUNDS:
-        for name, call in contenders.items():
+        for name, call in candidates.items():
             times[name].append(_seconds_of(call, repeats[name], device))
     return times
 

@@ -1,8 +1,10 @@
 """`onepeace bench`: how fast this machine encodes, computes losses and trains, each beside a baseline."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from onepeace.errors import UsageError, UserError
@@ -10,17 +12,17 @@ from onepeace.errors import UsageError, UserError
 EPILOG = """examples:
   onepeace bench encode --size base --modalities image --dtypes bfloat16 --json encode.json
   onepeace bench loss --sizes 1024,8192
-  onepeace bench train --stages 1 --batch 16 --dtypes bfloat16
+  onepeace bench train recipes/pretrain/base_image_text.yaml run.batch_size=8 --dtypes bfloat16
 
 encode  The model alone, on inputs in memory: the bundled model, and one of base size with random weights. Beside each
         stands the limit, the matrix products of one block alone at the same size, and for pictures at base size the
         image tower of open_clip's ViT-B-16.
-loss    The losses in tiles beside the same with all logits at once, forward and backward: time and memory.
-train   A step of pretraining beside a plain one of the same losses, in which each pass stands unimodal: stage 1 of
-        pictures and text, stage 2 of sound and text. --size base or another named size, with random weights.
+loss    The losses in tiles beside the same losses with all logits at once, forward and backward: time and memory.
+train   Steps of a recipe beside the same steps with every item padded to the longest of its batch. Weights are random,
+        items made up: captions of 4 to 13 tokens, clips of 1 to 15 seconds.
 
-All take turns in the same run, and it ends with an error if two that should compute the same do not. The table on
-stdout has medians, JSON the quartiles too.
+What is compared takes turns in the same run; if two that should compute the same do not, the run ends with an error.
+The table on stdout has medians, the JSON file has quartiles too.
 """
 SIZES = "1024,2048,4096,8192,16384,32768"
 
@@ -28,22 +30,19 @@ SIZES = "1024,2048,4096,8192,16384,32768"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("what", choices=list(BENCHMARKS), help="what to measure")
+    parser.add_argument(
+        "recipe", nargs="*", metavar="RECIPE a.b=value", help="train: a recipe, and fields in its place"
+    )
     common = parser.add_argument_group("all")
     common.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1, mps")
     common.add_argument("--threads", type=int, metavar="N", help="threads of the CPU (default: all it may use)")
     common.add_argument("--seconds", type=float, default=8.0, metavar="N", help="time for each row (default: 8)")
     common.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
     models = parser.add_argument_group("encode and train")
-    models.add_argument(
-        "--size",
-        metavar="A,B",
-        help="encode: tiny, base or names of models (default: tiny,base); train: base (default)",
-    )
     models.add_argument("--dtypes", default="float32,bfloat16", metavar="A,B", help="default: float32,bfloat16")
-    models.add_argument(
-        "--batch", type=int, metavar="N", help="items in a pass (default: encode about 1600 tokens, train 8)"
-    )
     encode = parser.add_argument_group("encode")
+    encode.add_argument("--size", default="tiny,base", metavar="A,B", help="tiny, base or names of models (tiny,base)")
+    encode.add_argument("--batch", type=int, metavar="N", help="items in a pass (default: about 1600 tokens)")
     encode.add_argument("--modalities", metavar="A,B", help="only these of text, image, audio")
     encode.add_argument(
         "--baseline", action=argparse.BooleanOptionalAction, default=True, help="run open_clip beside base"
@@ -52,18 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     loss.add_argument("--kinds", default="contrastive,denoising", metavar="A,B", help="default: both losses")
     loss.add_argument("--sizes", default=SIZES, metavar="A,B", help=f"pairs, or tokens (default: {SIZES})")
     loss.add_argument("--dim", type=int, default=256, metavar="N", help="width of the vectors (default: 256)")
-    train = parser.add_argument_group("train")
-    train.add_argument("--stages", default="1,2", metavar="A,B", help="default: 1,2")
-    train.add_argument("--checkpoint", action="store_true", help="both steps compute blocks again in the backward pass")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.recipe and args.what != "train":
+        raise UsageError(f"bench {args.what} takes no recipe")
     for name in ("threads", "batch", "dim"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UsageError(f"--{name} is {value}; it must be at least 1")
     import torch
 
-    from onepeace.bench.report import write_json
     from onepeace.bench.timing import usable_cpus
     from onepeace.device import choose_device
 
@@ -75,7 +72,10 @@ def run(args: argparse.Namespace) -> int:
     finally:
         torch.set_num_threads(before)
     if args.json:
-        write_json(report, args.json)
+        try:
+            Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{args.json}: cannot be written ({error.strerror or error})") from error
     print(text)
     return 0
 
@@ -85,7 +85,7 @@ def _encode(args: argparse.Namespace, device: Any) -> tuple[Mapping[str, Any], s
     from onepeace.device import choose_dtype
 
     settings = Settings(
-        sizes=_names(args.size or "tiny,base"),
+        sizes=_names(args.size),
         modalities=_names(args.modalities) if args.modalities else None,
         dtypes=[choose_dtype(name, device, 0) for name in _names(args.dtypes)],
         device=device,
@@ -108,18 +108,15 @@ def _loss(args: argparse.Namespace, device: Any) -> tuple[Mapping[str, Any], str
 
 
 def _train(args: argparse.Namespace, device: Any) -> tuple[Mapping[str, Any], str]:
-    from onepeace.bench.train import STAGES, Settings, bench_train, table
-    from onepeace.config import SIZES
+    from onepeace.bench.train import Settings, bench_train, table
     from onepeace.device import choose_dtype
+    from onepeace.train.recipe import read_recipe
 
-    stages = [_number("--stages", name, 1) for name in _names(args.stages)]
-    if unknown := [stage for stage in stages if stage not in STAGES]:
-        raise UsageError(f"--stages: there is no stage {unknown[0]}, only 1 and 2")
-    size = args.size or "base"
-    if size not in SIZES:
-        raise UserError(f"--size {size!r} is not a named size; train knows {', '.join(SIZES)}")
+    if not args.recipe:
+        raise UsageError("bench train needs a recipe, as in: onepeace bench train recipes/pretrain/quick.yaml")
+    path, *overrides = args.recipe
     dtypes = [choose_dtype(name, device, 0) for name in _names(args.dtypes)]
-    settings = Settings(size, stages, dtypes, device, args.batch or 8, args.checkpoint, args.seconds)
+    settings = Settings(read_recipe(path, overrides), Path(path).parent, dtypes, device, args.seconds)
     report = bench_train(settings, _say)
     return report, table(report)
 

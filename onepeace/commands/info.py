@@ -3,8 +3,8 @@
 import argparse
 import json
 import os
-import re
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +23,6 @@ a multiplication with its addition counting two; the memory beside the weights i
 """
 ITEMS = (("text", 16), ("image", None), ("audio", 5), ("audio", 15))
 """Modality and size of the items that are counted; None is the size the model is fed."""
-MEMORY_DTYPES = {"float32": 4, "bfloat16": 2}
-
-_PARTS = (
-    (r"adapters\.(\w+)\.", "adapter {}"),
-    (r"blocks\.\d+\.attn\.", "attention"),
-    (r"blocks\.\d+\.ffn\.(\w+)\.", "FFN {}"),
-    (r"blocks\.\d+\.(?:norm|ls)|norms\.", "norms and gains"),
-    (r"heads\.\w+\.(?:weight|bias)$|logit_scale", "projections"),
-    (r"heads\.(\w+)\.", "head {}"),
-    (r"decoder\.", "decoder"),
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +62,7 @@ def report_on(description: "Description") -> dict[str, Any]:
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in description.tensors.values()})
     model = description.config.model
     items = items_of(description.config)
-    peak = max((item["numbers"] for item in items), default=0)
+    peak = max((item["peak_bytes"] for item in items), default=0)
     return {
         "path": os.fspath(description.path),
         "layout": description.layout,
@@ -81,46 +70,31 @@ def report_on(description: "Description") -> dict[str, Any]:
         "dtype": ", ".join(dtypes),
         "modalities": list(model.adapters),
         "projections": list(model.projections),
-        "sizes": {
-            "dim": model.dim,
-            "embed_dim": model.embed_dim,
-            "depth": model.depth,
-            "num_heads": model.num_heads,
-            "ffn_dim": model.ffn_dim,
-        },
+        "sizes": {name: value for name, value in vars(model).items() if type(value) is int},
         "adapters": model.adapters,
         "media": description.config.processors,
-        "decoder": model.decoder is not None,
         "heads": model.heads,
         "parameters": {**parts, "total": total},
         "items": items,
-        "memory_bytes": {name: (total + peak) * size for name, size in MEMORY_DTYPES.items()},
+        "memory_bytes": {"float32": 4 * total + peak, "bfloat16": (4 * total + peak) // 2},
     }
 
 
 def parameters_by_part(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Number of parameters of each part of a model, by the names of its tensors."""
+    from onepeace.cost.parts import part_of
+
     parts: dict[str, int] = {}
     for name, shape in shapes.items():
-        count = 1
-        for side in shape:
-            count *= side
-        part = _part(name)
-        parts[part] = parts.get(part, 0) + count
+        part = part_of(name)
+        parts[part] = parts.get(part, 0) + prod(shape)
     return parts
 
 
-def _part(name: str) -> str:
-    for pattern, part in _PARTS:
-        if match := re.match(pattern, name):
-            return part.format(*match.groups())
-    return "other"
-
-
 def items_of(config: "Config") -> list[dict[str, Any]]:
-    """Tokens, FLOPs and numbers alive of one pass over one item of each of `ITEMS` the model can take."""
-    from onepeace.bench.items import UNITS, item_batch, picture_size
-    from onepeace.cost.flops import pass_cost
+    """Tokens, FLOPs and bytes alive of one pass over one item of each of `ITEMS` that the model can take."""
+    from onepeace.cost.dry_run import pass_cost
+    from onepeace.cost.items import UNITS, item_batch, picture_size
 
     result = []
     for key, wanted in ITEMS:
@@ -138,15 +112,13 @@ def _size(path: Path) -> int:
 
 def text_of(report: Mapping[str, Any]) -> str:
     """The report for people."""
-    sizes = report["sizes"]
     lines = [
         ("path", report["path"]),
         ("layout", report["layout"]),
         ("weights", f"{report['file_bytes'] / 1e6:.1f} MB on disk, {report['dtype']}"),
         ("modalities", ", ".join(report["modalities"])),
         ("one space for", ", ".join(report["projections"]) or "none (no projections)"),
-        ("size", f"{sizes['depth']} blocks, width {sizes['dim']}, {sizes['num_heads']} heads, FFN {sizes['ffn_dim']}, "
-                 f"vectors of {sizes['embed_dim']}"),
+        ("size", _options(report["sizes"])),
     ]  # fmt: skip
     lines += [(f"adapter {key}", _options(options)) for key, options in report["adapters"].items()]
     lines += [(f"head {name}", _options(options)) for name, options in report["heads"].items()]

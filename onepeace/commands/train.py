@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onepeace.errors import UsageError
@@ -19,9 +20,7 @@ ROWS = {
     "optimizer": "optimizer",
     "average": "averaged weights",
     "exchange": "buckets, gathered",
-    "copies": "bfloat16 weights",
     "activations": "activations",
-    "losses": "kept for losses",
     "total": "sum",
 }
 
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
         if args.processes < 1:
             raise UsageError(f"--processes {args.processes} should be at least 1")
-        print(plan_text(make_plan(recipe, args.processes)))
+        print(plan_text(make_plan(recipe, args.processes, Path(args.recipe).parent)))
         return 0
     from onepeace.train.evaluation import evaluation
     from onepeace.train.loop import train
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 def plan_text(plan: "Plan") -> str:
     """The tables of ``--plan``."""
     items = ", ".join(f"{count} {pair}" for pair, count in plan.items.items())
-    parts = f", computed in {plan.parts} parts" if plan.parts > 1 else ""
+    parts = f", computed in {plan.chunks} parts" if plan.chunks > 1 else ""
     precision = str(plan.dtype).removeprefix("torch.")
     lines = [f"{items} a step on {plan.processes} GPU{'s' * (plan.processes > 1)}{parts}, {precision}", ""]
     lines.append(f"{'parameters':<20}{'all':>16}{'trained':>16}")

@@ -1,0 +1,1 @@
+"""What encoding and training take, FLOPs and bytes, measured on shapes alone."""

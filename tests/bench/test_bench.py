@@ -4,17 +4,18 @@ import json
 
 import pytest
 import torch
+from support import plain_step
 from support.random_model import save_random_model
 from torch import nn
 
 from onepeace.bench import encode, loss, train
 from onepeace.bench.encode import Settings, bench_encode, random_config
-from onepeace.bench.items import CAPTION_TOKENS, item_batch, picture_size
-from onepeace.bench.live import Live
 from onepeace.bench.timing import MIN_ROUNDS, take_turns
 from onepeace.cli import main
-from onepeace.cost.flops import module_flops
+from onepeace.cost.items import CAPTION_TOKENS, item_batch, picture_size
+from onepeace.cost.live import Live
 from onepeace.losses.tiled_infonce import TILE
+from onepeace.train.recipe import to_yaml
 
 CPU = torch.device("cpu")
 
@@ -24,7 +25,7 @@ def folder(tmp_path_factory):
     return save_random_model(tmp_path_factory.mktemp("bench") / "model")
 
 
-def test_contenders_take_turns_and_all_have_as_many():
+def test_candidates_take_turns_and_all_have_as_many():
     order = []
     times = take_turns({name: lambda name=name: order.append(name) for name in "ab"}, 0, CPU)
     assert {name: len(values) for name, values in times.items()} == {"a": MIN_ROUNDS, "b": MIN_ROUNDS}
@@ -64,7 +65,7 @@ def test_batch_fills_the_tokens_it_may(folder):
     assert row["batch"] * row["tokens"] <= encode.BATCH_TOKENS < 2 * row["batch"] * row["tokens"]
 
 
-class Rival(nn.Module):
+class Tower(nn.Module):
     """Stands in for open_clip's tower."""
 
     output_dim = 7
@@ -77,41 +78,41 @@ class Rival(nn.Module):
         return self.proj(pixels.mean((2, 3)))
 
 
-def test_rival_runs_beside_the_pictures_of_the_base_size(folder, monkeypatch):
+def test_baseline_runs_beside_the_pictures_of_the_base_size(folder, monkeypatch):
     make = encode.make
     monkeypatch.setattr(encode, "make", lambda size: make(str(folder)))
-    monkeypatch.setattr(encode, "_rival", Rival)
+    monkeypatch.setattr(encode, "_baseline", Tower)
     report = bench_encode(Settings(["base"], None, [torch.bfloat16], CPU, 0, 2, True), lambda _: None)
-    with_rival = {row["modality"]: row["baseline"] for row in report["rows"]}
-    assert with_rival["text"] is None
-    assert with_rival["audio"] is None
-    assert with_rival["image"]["items_per_second"]["median"] > 0
-    assert with_rival["image"]["ours_over_rival"]["median"] > 0
-    assert with_rival["image"]["gflop_per_item"] == 2 * 3 * 7 / 1e9
+    with_baseline = {row["modality"]: row["baseline"] for row in report["rows"]}
+    assert with_baseline["text"] is None
+    assert with_baseline["audio"] is None
+    assert with_baseline["image"]["items_per_second"]["median"] > 0
+    assert with_baseline["image"]["ours_over_baseline"]["median"] > 0
+    assert with_baseline["image"]["gflop_per_item"] == 2 * 3 * 7 / 1e9
     assert " x its " in encode.table(report)
 
 
-def test_rival_that_gives_no_numbers_is_not_compared(folder, monkeypatch):
-    baseline = Rival()
+def test_baseline_that_gives_no_numbers_is_not_compared(folder, monkeypatch):
+    baseline = Tower()
     torch.nn.init.constant_(baseline.proj.bias, torch.nan)
     make = encode.make
     monkeypatch.setattr(encode, "make", lambda size: make(str(folder)))
-    monkeypatch.setattr(encode, "_rival", lambda: baseline)
+    monkeypatch.setattr(encode, "_baseline", lambda: baseline)
     with pytest.raises(RuntimeError, match="vectors of shape"):
         bench_encode(Settings(["base"], ["image"], [torch.float32], CPU, 0, 1, True), lambda _: None)
 
 
 def test_flops_of_a_module_leave_it_as_it_is():
-    baseline = Rival()
-    assert module_flops(baseline, torch.zeros(5, 3, 8, 8)) == 5 * 2 * 3 * 7
+    baseline = Tower()
+    assert encode.module_flops(baseline, torch.zeros(5, 3, 8, 8)) == 5 * 2 * 3 * 7
     assert baseline.proj.weight.device == CPU
     assert baseline.proj.weight.requires_grad
 
 
-def test_missing_rival_is_told_and_nothing_else_is_disturbed(folder, monkeypatch):
+def test_missing_baseline_is_told_and_nothing_else_is_disturbed(folder, monkeypatch):
     make = encode.make
     monkeypatch.setattr(encode, "make", lambda size: make(str(folder)))
-    monkeypatch.setitem(encode._rival.__globals__, "RIVAL", "no such model")
+    monkeypatch.setitem(encode._baseline.__globals__, "BASELINE", "no such model")
     monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
     notes = []
     report = bench_encode(Settings(["base"], ["image"], [torch.float32], CPU, 0, 1, True), notes.append)
@@ -120,17 +121,17 @@ def test_missing_rival_is_told_and_nothing_else_is_disturbed(folder, monkeypatch
 
 
 def test_vectors_that_are_no_unit_vectors_are_not_timed(folder, monkeypatch):
-    contestant = encode.make(str(folder))
+    candidate = encode.make(str(folder))
     with torch.no_grad():
-        contestant.module.heads["image"].weight[0, 0] = torch.nan
-    monkeypatch.setattr(encode, "make", lambda size: contestant)
+        candidate.module.heads["image"].weight[0, 0] = torch.nan
+    monkeypatch.setattr(encode, "make", lambda size: candidate)
     with pytest.raises(RuntimeError, match="vectors of shape"):
         bench_encode(Settings(["x"], ["image"], [torch.float32], CPU, 0, 1, False), lambda _: None)
 
 
-def test_base_size_takes_the_pictures_of_the_rival():
+def test_base_size_takes_the_pictures_of_the_baseline():
     config = random_config("base")
-    assert picture_size(config) == encode.RIVAL_PICTURE
+    assert picture_size(config) == encode.BASELINE_SIZE
     assert (config.model.dim, config.model.depth, config.model.num_heads) == (768, 12, 12)  # those of ViT-B
     assert config.model.adapters["image"]["grid"] ** 2 == 14**2
     assert config.model.decoder is None
@@ -162,46 +163,60 @@ def test_wrong_options_are_one_line(capsys, folder, arguments, code, message):
 
 
 @pytest.fixture(scope="module", params=[1, 2])
-def contest(request):
-    """Both steps of a stage over texts, and sounds, of many lengths."""
+def comparison(request):
+    """Our step and the plain one of a stage over texts, and sounds, of many lengths."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("onepeace.bench.items.CLIP_SECONDS", (0.2, 1.0))
-        return train.Contest(request.param, train.Settings("tiny", [], [], CPU, 5, False, 0))
+        patch.setattr("onepeace.cost.items.CLIP_SECONDS", (0.2, 1.0))
+        recipe = plain_step.make_recipe(request.param, "tiny", 5, {"depth": 2})
+        settings = train.Settings(recipe, None, [], CPU, 0)
+        return train.Comparison(recipe.data.train[0].name, settings, plain_step.make_plain_step)
 
 
-def test_plain_step_has_the_losses_and_gradients_of_ours(contest):
-    lengths = contest.model.adapters["text"].token_lengths(contest.batch["text"])
+def test_plain_step_has_the_losses_and_gradients_of_ours(comparison):
+    lengths = comparison.model.adapters["text"].token_lengths(comparison.batch.inputs["text"])
     assert len(set(lengths.tolist())) > 1
     assert set(lengths.tolist()) <= set(CAPTION_TOKENS)
-    (ours, our_gradients), (plain, gradients) = contest.gradients(True), contest.gradients(False)
+    (ours, our_gradients), (plain, gradients) = comparison.gradients("ours"), comparison.gradients("baseline")
     assert ours.keys() == plain.keys()
-    assert len(ours) == {"image": 6, "audio": 5}[contest.other]
+    assert len(ours) == (6 if "image" in comparison.batch.inputs else 5)
     for name, value in plain.items():
         assert float(ours[name]) == pytest.approx(float(value), rel=1e-5), name
-    trained = {name for name, parameter in contest.model.named_parameters() if parameter.requires_grad}
+    trained = {name for name, parameter in comparison.model.named_parameters() if parameter.requires_grad}
     assert our_gradients.keys() == gradients.keys() <= trained
     for name, gradient in gradients.items():
         assert (our_gradients[name] - gradient).norm() <= 5e-4 * gradient.norm() + 1e-7, name
 
 
-def test_steps_that_differ_are_not_timed(contest, monkeypatch):
-    monkeypatch.setattr("onepeace.bench.plain_step.SCALE", 3.0)
-    with pytest.raises(RuntimeError, match="the two steps differ: loss is"):
-        contest.check()
+def test_step_shares_stems_and_padding_where_the_plain_one_does_not(comparison):
+    share = comparison.peak("ours", torch.bfloat16) / comparison.peak("baseline", torch.bfloat16)
+    assert share < 0.85  # a count, not a time
+    padding = comparison.padding()
+    assert padding["ours"] <= padding["baseline"]
+    if "audio" in comparison.batch.inputs:
+        assert padding["ours"] < 0.12 < padding["baseline"]
+
+
+def test_steps_that_differ_are_not_timed(comparison, monkeypatch):
+    monkeypatch.setattr(plain_step, "SCALE", 3.0)
+    with pytest.raises(RuntimeError, match="the two ways differ: the loss loss is"):
+        comparison.check()
 
 
 def test_bench_train_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("onepeace.bench.items.CLIP_SECONDS", (0.2, 1.0))
+    monkeypatch.setattr("onepeace.cost.items.CLIP_SECONDS", (0.2, 1.0))
+    recipe = plain_step.make_recipe(2, "tiny", 4, checkpoint_activations=True)
+    (tmp_path / "stage2.yaml").write_text(to_yaml(recipe))
     out = tmp_path / "report.json"
-    options = ["--batch", "4", "--stages", "2", "--dtypes", "bfloat16", "--seconds", "0", "--checkpoint"]
-    assert main(["bench", "train", "--size", "tiny", "--threads", "1", *options, "--json", str(out)]) == 0
+    options = ["model.depth=2", "--dtypes", "bfloat16", "--seconds", "0", "--threads", "1", "--json", str(out)]
+    assert main(["bench", "train", str(tmp_path / "stage2.yaml"), *options]) == 0
     (row,) = json.loads(out.read_text())["rows"]
-    assert (row["stage"], row["pair"], row["dtype"], row["batch"]) == (2, "audio+text", "bfloat16", 4)
+    assert (row["pair"], row["dtype"], row["batch"]) == ("audio+text", "bfloat16", 4)
     assert row["checkpointed"]
     assert row["rounds"] == MIN_ROUNDS
-    assert 0 < row["plain_over_ours"]["low"] <= row["plain_over_ours"]["median"] <= row["plain_over_ours"]["high"]
-    assert row["memory_ours_over_plain"] < 0.85  # a count, not a time: of stems that run once, and of no padding
-    assert row["padding"]["ours"] < 0.12 < row["padding"]["plain"]
+    assert 0 < row["baseline_over_ours"]["low"] <= row["baseline_over_ours"]["median"]
+    assert row["memory_ours_over_baseline"] < 1
+    assert row["padding"]["ours"] < 0.12 < row["padding"]["baseline"]
+    assert row["teraflops"]["median"] > 0
 
 
 def test_bench_loss_end_to_end(tmp_path, capsys):
@@ -219,10 +234,10 @@ def test_bench_loss_end_to_end(tmp_path, capsys):
 
 
 def test_losses_that_differ_are_not_timed(monkeypatch):
-    contest = loss.Contest("contrastive", 8, 4, CPU)
-    contest.ways["full"] = lambda a, b, scale: loss.full_contrastive(a, b, 1.001 * scale)
-    with pytest.raises(RuntimeError, match="in tiles and at once differ"):
-        contest.check()
+    comparison = loss.Comparison("contrastive", 8, 4, CPU)
+    comparison.ways["full"] = lambda a, b, scale: loss.full_contrastive(a, b, 1.001 * scale)
+    with pytest.raises(RuntimeError, match="the two ways differ: of the loss and its gradients"):
+        comparison.check()
 
 
 def test_live_counts_what_is_alive_at_once():
@@ -240,8 +255,8 @@ def test_live_counts_what_is_alive_at_once():
     [
         (["loss", "--sizes", "1"], 2, "--sizes: '1' is not a whole number from 2 up"),
         (["loss", "--kinds", "hinge"], 2, "'hinge' is neither contrastive nor denoising"),
-        (["train", "--stages", "3"], 2, "there is no stage 3, only 1 and 2"),
-        (["train", "--size", "huge"], 1, "'huge' is not a named size; train knows tiny, small, base"),
+        (["train"], 2, "bench train needs a recipe"),
+        (["loss", "x.yaml"], 2, "bench loss takes no recipe"),
     ],
 )
 def test_wrong_options_of_the_other_benchmarks(capsys, arguments, code, message):

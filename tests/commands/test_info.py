@@ -7,11 +7,11 @@ import torch
 from support.hub_layouts import cfg, released, state, vision_branch, wrapper
 from support.random_model import save_random_model
 
-from onepeace.bench.items import item_batch
 from onepeace.cli import main
 from onepeace.commands.info import parameters_by_part
 from onepeace.config import SIZES, Config, ModelConfig, build
-from onepeace.cost.flops import pass_cost
+from onepeace.cost.dry_run import pass_cost
+from onepeace.cost.items import item_batch
 from onepeace.hub import weights
 from onepeace.hub.folder import read_config
 
@@ -70,13 +70,13 @@ def test_flops_of_sound_are_those_of_the_closed_form():
     assert cost.flops == stem + positions + blocks + 2 * 32 * 16
 
 
-def test_flops_grow_with_the_batch_and_weights_are_no_live_numbers():
+def test_flops_grow_with_the_batch_and_weights_do_not_count_as_alive():
     config = Config(build(ModelConfig, SIZES["tiny"], "tiny"))
     one, four = (pass_cost(config, "text", item_batch(config, "text", 16, count)) for count in (1, 4))
     assert four.flops == 4 * one.flops
     # Of one text: at least gate, up and their product, at most a few dozen arrays of tokens.
-    assert 3 * 17 * 768 <= one.numbers < 40 * 17 * 768
-    assert 2 * one.numbers < four.numbers <= 4 * one.numbers
+    assert 3 * 17 * 768 <= one.peak_bytes / 4 < 40 * 17 * 768
+    assert 2 * one.peak_bytes < four.peak_bytes <= 4 * one.peak_bytes
 
 
 def test_info_of_a_folder(capsys, folder):
@@ -97,7 +97,7 @@ def test_info_for_people_names_what_matters(capsys, folder):
     assert main(["info", str(folder)]) == 0
     out = capsys.readouterr().out
     total = sum(parameter.numel() for parameter in weights.load(folder).parameters())
-    for text in ("model folder", "float32", "2 blocks, width 32, 4 heads, FFN 48, vectors of 16", "adapter audio",
+    for text in ("model folder", "float32", "dim 32, embed_dim 16, depth 2, num_heads 4, ffn_dim 48", "adapter audio",
                  "FFN text", "GFLOP, 17 tokens", "(estimate)", f"{total:,} parameters"):  # fmt: skip
         assert text in out
 

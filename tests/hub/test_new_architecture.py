@@ -237,11 +237,13 @@ def test_folder_is_unknown_without_the_entry(folder, monkeypatch):
         onepeace.load(folder)
 
 
-@pytest.mark.xfail(reason="info reads the sizes of ONE-PEACE")
 def test_info_shows_it(folder, original, capsys):
     for path in (folder, original[0]):
         assert main(["info", str(path)]) == 0
-        assert "text, image" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "text, image" in out
+        assert "width 16, embed_dim 8" in out
+        assert "GFLOP, 5 tokens" in out
 
 
 RECIPE = """

@@ -3,7 +3,6 @@
 import pytest
 
 from onepeace.config import build
-from onepeace.cost import plan
 from onepeace.errors import UserError
 from onepeace.processors.tokenizer import read_tokenizer
 from onepeace.train.recipe import Recipe
@@ -93,16 +92,6 @@ def test_parts_that_do_not_fit_together_are_one_line(fields, message):
 )  # fmt: skip
 def test_parts_that_fit_together_pass(fields):
     make_config(recipe(**fields))
-
-
-def test_a_label_does_not_change_what_a_run_takes():
-    def passes(*terms):
-        wanted = recipe(mask=MASK, **objective(*terms))
-        config = make_config(wanted)
-        model, item = plan.planned_model(wanted, config), plan.planned_item(config, IMAGES["pair"])
-        return [find(wanted, model, item, IMAGES["pair"]) for find in (plan.planned_passes, plan.hidden_counts)]
-
-    assert passes("denoising:a/text+image", "denoising:a/image") == passes("denoising/text+image", "denoising/image")
 
 
 # The vocabulary

@@ -1,13 +1,18 @@
-"""The baseline of `onepeace bench train`: a step of pretraining as one writes it first, with the weights of our model.
+"""A step of pretraining as one writes it first, with the weights of our model: the reference for losses and gradients.
 
 Each pass runs its own stem, also where another has run it before; every item is as long as the batch's longest; the
-bias of a pass is a matrix per item, (B, H, L, L), from which hidden tokens are taken out; losses have all their logits
+bias of a pass is a matrix per item, (B, H, L, L), from which masked tokens are taken out; losses have all their logits
 at once; attention is a product, a softmax in float32 and a product. So the released code computes them. What that code
 gets wrong (padding that is attended to, gradients that the searched side does not get) is as in our model: both steps
 have the same losses and the same gradients. Released stems, one bias table, no drop path.
+
+`python tests/support/plain_step.py --stage 2 --batch 4` times it beside our step, as `onepeace bench train` does with
+its own baseline.
 """
 
-from collections.abc import Mapping, Sequence
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,13 +20,42 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from onepeace.bench.loss import SCALE, SMOOTHING, full_contrastive, full_denoising
+from onepeace.bench.train import Settings, bench_train, table
+from onepeace.config import SIZES, build
 from onepeace.data.batch import Batch
 from onepeace.layers.position import grid_buckets, sequence_buckets
 from onepeace.model import OnePeace
 from onepeace.model.adapters.text import PAD_ID
+from onepeace.train.recipe import Recipe
 
-SCALE, SMOOTHING = 2.5, 0.1
-"""Of the denoising losses."""
+DENOISING = {"scale": SCALE, "label_smoothing": SMOOTHING}
+STAGES: dict[int, dict[str, Any]] = {
+    1: {
+        "data": {"train": [{"shards": "none.tar", "pair": ["image", "text"]}]},
+        "mask": {"text": {"unimodal": 0.15, "joint": 0.4, "unit": "word"},
+                 "image": {"unimodal": 0.75, "joint": 0.6875, "unit": "patch"}},
+        "objective": {"contrastive": {"weight": 1.0}, "denoising/text": {"weight": 0.5, **DENOISING},
+                      "denoising/image": {"weight": 1.0, **DENOISING},
+                      "denoising/text+image": {"weight": 0.5, **DENOISING}},
+    },
+    2: {
+        "data": {"train": [{"shards": "none.tar", "pair": ["audio", "text"]}]},
+        "mask": {"text": {"joint": 0.4, "unit": "word"},
+                 "audio": {"unimodal": 0.55, "joint": 0.45, "unit": "span"}},
+        "freeze": {"except": ["adapters.audio.*", "norms.audio.*", "blocks.*.ffn.audio.*", "heads.audio.*",
+                              "logit_scale", "decoder.*"]},
+        "objective": {"contrastive": {"weight": 1.0},
+                      "denoising/audio": {"weight": 1.0, "teacher": "joint", **DENOISING},
+                      "denoising/text+audio": {"weight": 0.5, **DENOISING}},
+    },
+}  # fmt: skip
+"""As in the recipes base_image_text.yaml and base_audio_text.yaml."""
+SMALL_STEMS: dict[str, Any] = {
+    "image": {"stem": "hmlp"},
+    "audio": {"stem": "wave", "convs": [[32, 10, 5], *[[32, 3, 2]] * 4, *[[32, 2, 2]] * 2]},
+}
+"""The released stems, where the named size has others or would take longer in them than in its blocks."""
 
 
 class Tokens(NamedTuple):
@@ -86,7 +120,7 @@ class PlainStep:
         return self.stack(self.model, placed)
 
     def embed_positions(self, key: str, keep: Tensor | None) -> Tokens:
-        """Stem, CLS, positions, bias; what is hidden taken out."""
+        """Stem, CLS, positions, bias; what is masked taken out."""
         adapter: Any = self.model.adapters[key]
         stem, real, grid = STEMS[key](adapter, self.batch.inputs[key])
         count = len(stem)
@@ -129,7 +163,7 @@ class PlainStep:
         return F.normalize(linear(self.model.heads[key], features[:, 0]).float(), dim=-1)
 
     def predict(self, keys: Sequence[str], name: str) -> dict[str, Tensor]:
-        """Predictions (B, L_m, D) of a pass that hides tokens."""
+        """Predictions (B, L_m, D) of a pass that masks tokens."""
         decoder: Any = self.model.decoder
         keep = {key: self.batch.masks[key][name][0] for key in keys}
         visible = self.encode(keys, keep)
@@ -153,7 +187,7 @@ class PlainStep:
 
     def contrastive(self, a: Tensor, b: Tensor) -> Tensor:
         scale = self.model.logit_scale
-        assert scale is not None  # noqa: S101
+        assert scale is not None
         return full_contrastive(a, b, scale.exp())
 
     def denoising(self, key: str, name: str, student: Tensor, teacher: Tensor) -> Tensor:
@@ -162,23 +196,6 @@ class PlainStep:
         keys, targets = teacher[:, 1:].detach()[real], masked[real].nonzero()[:, 0]
         queries = F.normalize(student[:, 1:][masked & real].float(), dim=-1)
         return full_denoising(queries, F.normalize(keys.float(), dim=-1), targets, SCALE, SMOOTHING)
-
-
-def full_contrastive(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """Both directions over one whole matrix of logits."""
-    with torch.autocast(a.device.type, enabled=False):
-        logits = scale * a @ b.T
-    targets = torch.arange(len(a), device=a.device)
-    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
-
-
-def full_denoising(queries: Tensor, keys: Tensor, targets: Tensor, scale: float, smoothing: float) -> Tensor:
-    """Smoothed as released: the mass of the wrong ones is shared by the others."""
-    with torch.autocast(queries.device.type, enabled=False):
-        logp = (scale * queries @ keys.T).log_softmax(1)
-    each = smoothing / (len(keys) - 1)
-    own = logp.gather(1, targets[:, None])[:, 0]
-    return (-(1 - smoothing - each) * own - each * logp.sum(1)).mean()
 
 
 def sum_of(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
@@ -265,3 +282,43 @@ def sound_positions(adapter: Any, x: Tensor, real: Tensor) -> Tensor:
         x = F.conv1d(x, conv.weight, conv.bias, padding=conv.padding, groups=conv.groups).transpose(1, 2)
         x = F.gelu(F.layer_norm(x[:, : real.shape[1]], x.shape[-1:]))
     return torch.cat([adapter.cls_pos.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+
+
+def make_recipe(stage: int, size: str, batch: int, fields: Mapping[str, Any] | None = None, **run: Any) -> Recipe:
+    """The stage's recipe, without drop path, which the two ways would draw differently."""
+    other = STAGES[stage]["data"]["train"][0]["pair"][0]
+    small = size == "tiny"
+    grid = SIZES[size]["adapters"]["image"]["grid"]
+    content = {
+        "model": {"size": size, "modalities": ["text", other], "drop_path": 0.0,
+                  "adapters": {other: SMALL_STEMS[other]} if small else {},
+                  "decoder": {"options": {"image": {"grid": grid}} if other == "image" else {}}, **(fields or {})},
+        "processors": {"text": {"max_tokens": 70}, "image": {"size": 16 * grid}, "audio": {"max_seconds": 15}},
+        "schedule": {"steps": 1},
+        "run": {"out": "none", "batch_size": batch, **run},
+        **STAGES[stage],
+    }  # fmt: skip
+    return build(Recipe, content, "recipe")
+
+
+def make_plain_step(model: OnePeace, batch: Batch, checkpointed: bool) -> Callable[[], Mapping[str, Tensor]]:
+    """The baseline as `bench_train` wants it."""
+    step = PlainStep(model, batch, checkpointed)
+    return lambda: step.losses(next(key for key in batch.inputs if key != "text"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", default="base")
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--checkpoint", action="store_true")
+    args = parser.parse_args()
+    recipe = make_recipe(args.stage, args.size, args.batch, checkpoint_activations=args.checkpoint)
+    settings = Settings(recipe, None, [torch.bfloat16], torch.device("cpu"), args.seconds)
+    print(table(bench_train(settings, lambda text: print(text, file=sys.stderr), make_plain_step)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Inputs of a stated size for measurements: no files, no decoding."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from onepeace.config import Config
+from onepeace.data.batch import Batch
+from onepeace.data.masking import draw_masks, draw_token_dropout
+from onepeace.errors import UserError
+from onepeace.model import OnePeace
+from onepeace.model.adapters.text import PAD_ID
+from onepeace.train.recipe import Recipe
+from onepeace.train.teachers import TeacherTable
+from onepeace.train.terms import Distillation, read_term
+
+SAMPLE_RATE = 16000
+EOS_ID = 2
+FIRST_WORD_ID = 4
+UNITS = {"text": "tokens", "image": "px", "audio": "s"}
+"""What the size of an item of each modality counts: text tokens with eos, the side of a picture, seconds of sound."""
+CAPTION_TOKENS = {4: 2, 5: 5, 6: 8, 7: 6, 8: 5, 10: 3, 11: 3, 12: 2, 13: 3}
+"""How many of the captions in data/samples/captions.csv have so many tokens, the end included."""
+TEACHER_DIM = 1024
+"""Width of an outside teacher's features."""
+CLIP_SECONDS = (1.0, 15.0)
+"""Shortest and longest of the sounds in a batch of many lengths."""
+
+
+def item_batch(config: Config, key: str, size: int, count: int = 1) -> dict[str, Tensor]:
+    """`count` random items of modality `key`, all of one `size` (see `UNITS`), as the model takes them."""
+    generator = torch.Generator().manual_seed(0)
+    if key == "text":
+        words = int(config.model.adapters[key].get("vocab_size", 256))
+        ids = torch.randint(FIRST_WORD_ID, words, (count, size), generator=generator)
+        ids[:, -1] = EOS_ID
+        return {"ids": ids}
+    if key == "image":
+        return {"pixels": torch.randn(count, 3, size, size, generator=generator)}
+    samples = size * SAMPLE_RATE
+    waveform = torch.randn(count, samples, generator=generator)
+    return {"waveform": waveform}
+
+
+def picture_size(config: Config) -> int:
+    """Side of the pictures a model is fed, in pixels; of oblong ones the longer."""
+    size = config.processors.get("image", {}).get("size")
+    if size is None:
+        options = config.model.adapters["image"]
+        return int(options.get("patch_size", 16)) * int(options.get("bias_grid", 16))
+    return max(size) if isinstance(size, list) else int(size)
+
+
+def largest_items(config: Config, pair: Sequence[str], count: int) -> dict[str, dict[str, Tensor]]:
+    """`count` items of a pair, each as large as the processors let it be."""
+    processors = config.processors
+    sizes = {
+        "text": lambda: (processors.get("text", {}).get("max_tokens") or 70) + 1,
+        "image": lambda: picture_size(config),
+        "audio": lambda: processors.get("audio", {}).get("max_seconds") or 15,
+    }
+    if unknown := [key for key in pair if key not in sizes]:
+        raise UserError(f"how large an item of {unknown[0]} is, is not known; a plan knows {', '.join(sizes)}")
+    return {key: item_batch(config, key, ceil(sizes[key]()), count) for key in pair}
+
+
+def pair_batch(
+    recipe: Recipe, model: OnePeace, inputs: Mapping[str, dict[str, Tensor]], generator: torch.Generator
+) -> Batch:
+    """A batch of these inputs; what is masked or dropped is drawn as the recipe says, each text token as a word."""
+    count = len(next(iter(next(iter(inputs.values())).values())))
+    names = [str(i) for i in range(count)]
+    masks, dropout = {}, {}
+    for key, item in inputs.items():
+        lengths = model.adapters[key].token_lengths(item)
+        if (rates := recipe.mask.get(key)) is not None:
+            words = torch.ones(count, int(lengths.max()), dtype=torch.bool)
+            masks[key] = draw_masks(rates, lengths, generator, words)
+        if share := recipe.data.token_dropout.get(key):
+            dropout[key] = draw_token_dropout(share, lengths, generator, has_end=key == "text")
+    pair = "+".join(inputs)
+    return Batch(inputs, names, names, [[name] for name in names], pair=pair, token_dropout=dropout, masks=masks)
+
+
+def inputs_of_many_lengths(
+    config: Config, pair: Sequence[str], count: int, generator: torch.Generator
+) -> dict[str, dict[str, Tensor]]:
+    """`count` items of a pair: texts as long as captions (`CAPTION_TOKENS`), sounds evenly from `CLIP_SECONDS`."""
+    inputs = largest_items(config, pair, count)
+    for batch in inputs.values():
+        if "ids" in batch:
+            lengths = torch.tensor([tokens for tokens, times in CAPTION_TOKENS.items() for _ in range(times)])
+            tokens = lengths[torch.randint(len(lengths), (count,), generator=generator)]
+            ids = batch["ids"][:, : int(tokens.max())]
+            places = torch.arange(ids.shape[1])
+            ids = ids.masked_fill(places == tokens[:, None] - 1, EOS_ID)
+            batch["ids"], batch["lengths"] = ids.masked_fill(places >= tokens[:, None], PAD_ID), tokens
+        if "waveform" in batch:
+            shortest, longest = CLIP_SECONDS[0], min(CLIP_SECONDS[1], batch["waveform"].shape[1] / SAMPLE_RATE)
+            seconds = shortest + (longest - shortest) * torch.rand(count, generator=generator)
+            batch["lengths"] = (seconds * SAMPLE_RATE).long()
+            samples = torch.arange(int(batch["lengths"].max()))
+            batch["waveform"] = batch["waveform"][:, : len(samples)] * (samples < batch["lengths"][:, None])
+    return inputs
+
+
+def made_up_teachers(recipe: Recipe, batch: Batch) -> dict[str, TeacherTable]:
+    """For each term with an outside teacher, features of the batch's items."""
+    features = torch.zeros(len(batch.keys), TEACHER_DIM, device="cpu")
+    table = TeacherTable({name: row for row, name in enumerate(batch.keys)}, features)
+    terms = recipe.objective.items()
+    return {name: table for name, options in terms if issubclass(read_term(name, options)[2], Distillation)}
