@@ -6,7 +6,7 @@ RUFF := $(BIN)/ruff
 SAMPLES := data/samples
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types bench clean
+.PHONY: help install demo test lint format types bench readme clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 10
@@ -19,10 +19,10 @@ $(READY): setup.cfg pyproject.toml
 	touch $@
 
 demo: $(READY)  ## search the sample files by words, a picture, a sound and a mix; the last also as demo.html
-	$(BIN)/onepeace search $(SAMPLES) --text "a cat looking at the camera" --top 5
-	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/bus.jpg --top 5
-	$(BIN)/onepeace search $(SAMPLES) --audio $(SAMPLES)/sounds/dog.ogg --only image --top 5
-	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/horses.jpg --text "waves on the beach" --top 5 --html demo.html
+	$(BIN)/onepeace search $(SAMPLES) --text "a cat looking at the camera" --top 3
+	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/bus.jpg --top 3
+	$(BIN)/onepeace search $(SAMPLES) --audio $(SAMPLES)/sounds/dog.ogg --only image --top 3
+	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/horses.jpg --text "waves on the beach" --top 3 --html demo.html
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -q
@@ -40,6 +40,9 @@ types: $(READY)  ## check the types
 
 bench: $(READY)  ## measure the encoders on this machine
 	$(BIN)/onepeace bench encode
+
+readme: $(READY)  ## write what README.md's commands print into it, and draw its picture (needs chromium)
+	PYTHONPATH=tests $(BIN)/python -m support.readme
 
 clean:  ## remove .venv and everything that can be made again
 	rm -rf .venv build dist demo.html *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -136,14 +136,14 @@ def _only_python_writes_stderr() -> Iterator[None]:
     own, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     os.close(null)
-    # Not closed at the end: logging keeps it.
+    # Not closed at the end: logging may keep it.
     sys.stderr = open(own, "w", buffering=1, encoding=stderr.encoding, errors=stderr.errors)
     try:
         yield
     finally:
         sys.stderr.flush()
+        os.dup2(own, 2)  # first, as nothing may hold the stream from here on, and then it is closed
         sys.stderr = stderr
-        os.dup2(own, 2)
 
 
 def _flush() -> OSError | None:

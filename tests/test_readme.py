@@ -1,75 +1,23 @@
-"""The code in every README.md runs: ```python blocks of a file in one namespace, ```bash and ```console in a shell.
+"""The code in every README.md runs, and README.md shows what it prints (support/readme.py; `make readme` writes it).
 
-They run in file order, in a folder that looks like the checkout and takes what they write. `<!-- not run: reason -->`
-before a block leaves it out; such blocks are listed as skipped tests.
+The python blocks of a file run in one namespace, bash and console blocks in a shell, in file order, in a folder that
+looks like the checkout and takes what they write. Blocks that are left out are listed as skipped tests.
 """
 
-import os
 import re
-import shlex
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from PIL import Image
+from support.readme import PICTURE, ROOT, SHELLS, Block, blocks_of, demonstration, like_checkout, run_blocks, update
 
-ROOT = Path(__file__).resolve().parents[1]
+from onepeace import __version__
+
 FILES = sorted(
-    [path for path in [ROOT / "README.md"] if path.exists()]
+    [ROOT / "README.md"]
     + [path for folder in ("data", "onepeace", "recipes", "tests") for path in (ROOT / folder).rglob("README.md")]
 )
-SHELLS = {"bash", "sh", "shell", "console"}
-
-
-class Block(NamedTuple):
-    """A fenced block of Markdown."""
-
-    line: int
-    """Of its first line of code, from 1."""
-    language: str
-    code: str
-    left_out: str | None
-    """Why it is not run."""
-
-
-def blocks_of(text: str) -> list[Block]:
-    """The python and shell blocks of a Markdown text; of a console block only what follows the prompts."""
-    blocks = []
-    lines = iter(enumerate(text.splitlines(), 1))
-    left_out = None
-    for number, line in lines:
-        comment = re.fullmatch(r"\s*<!--\s*not run:\s*(.+?)\s*-->\s*", line)
-        fence = re.fullmatch(r"(\s*)(`{3,}|~{3,})\s*(\w*).*", line)
-        if fence:
-            indent, ticks, language = fence.groups()
-            code = []
-            for _, inner in lines:
-                if inner.strip() == ticks:
-                    break
-                code.append(inner.removeprefix(indent))
-            else:
-                raise ValueError(f"the block at line {number} does not end")
-            if language == "console":
-                code = commands_of(code)
-            if language == "python" or language in SHELLS:
-                blocks.append(Block(number + 1, language, "\n".join(code) + "\n", left_out))
-        if line.strip():
-            left_out = comment[1] if comment else None
-    return blocks
-
-
-def commands_of(lines: list[str]) -> list[str]:
-    """What a user typed in a console: lines after `$ `, with those that continue them."""
-    typed = []
-    goes_on = False
-    for line in lines:
-        if goes_on or line.startswith("$ "):
-            typed.append(line.removeprefix("> ") if goes_on else line.removeprefix("$ "))
-            goes_on = line.endswith("\\")
-    return typed
-
-
 BLOCKS = {path.relative_to(ROOT).as_posix(): blocks_of(path.read_text(encoding="utf-8")) for path in FILES}
 RUN = {name: [block for block in blocks if block.left_out is None] for name, blocks in BLOCKS.items()}
 LEFT_OUT = [
@@ -80,44 +28,35 @@ LEFT_OUT = [
     for block in blocks
     if block.left_out is not None
 ]
+DECIMAL = re.compile(r"\d+\.\d+")
 
 
 @pytest.fixture
-def like_checkout(tmp_path, monkeypatch) -> Path:
-    """The working folder for a README: links to the checkout's files, `onepeace` and `python` of this interpreter."""
-    folder, bin_folder = tmp_path / "onepeace", tmp_path / "bin"
-    folder.mkdir()
-    bin_folder.mkdir()
-    for entry in ROOT.iterdir():
-        if not entry.name.startswith(".") and entry.suffix != ".egg-info":
-            (folder / entry.name).symlink_to(entry)
-    for name, arguments in {"onepeace": "-m onepeace", "python": ""}.items():
-        script = bin_folder / name
-        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments} "$@"\n')
-        script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.chdir(folder)
-    return folder
+def checkout(tmp_path) -> Iterator[Path]:
+    with like_checkout(tmp_path) as folder:
+        yield folder
 
 
-def run_blocks(name: str, blocks: list[Block]) -> None:
-    namespace: dict[str, object] = {"__name__": "__main__"}
-    for block in blocks:
-        where = f"{name}:{block.line}"
-        if block.language == "python":
-            exec(compile("\n" * (block.line - 1) + block.code, name, "exec"), namespace)  # noqa: S102
-            continue
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block.code], stdin=subprocess.DEVNULL, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{where}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+def assert_shown(shown: str, printed: str) -> None:
+    """Equal but for spaces, times, and 0.011 of a decimal: machines round differently."""
+    shown, printed = (_without_times(text) for text in (shown, printed))
+    assert DECIMAL.sub("#", " ".join(shown.split())) == DECIMAL.sub("#", " ".join(printed.split()))
+    there, here = ([float(number) for number in DECIMAL.findall(text)] for text in (shown, printed))
+    assert there == pytest.approx(here, rel=0, abs=0.011)
+
+
+def _without_times(text: str) -> str:
+    """Without what stands in a last column of seconds."""
+    head, seconds, rows = text.partition(" seconds\n")
+    return head + seconds + re.sub(r" \S+$", "", rows, flags=re.MULTILINE)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, blocks in RUN.items() if blocks])
-def test_readme_code_runs(name, like_checkout):
-    run_blocks(name, RUN[name])
+def test_readme_code_runs_and_prints_what_is_shown(name, checkout):
+    for block, printed in zip(RUN[name], run_blocks(name, RUN[name]), strict=True):
+        if block.shown is not None:
+            assert_shown(block.shown, printed)
 
 
 @pytest.mark.parametrize("block", LEFT_OUT)
@@ -126,9 +65,18 @@ def test_readme_block_is_left_out(block):
 
 
 def test_top_readme_shows_the_library_and_the_command_line():
-    languages = {block.language for block in RUN.get("README.md", [])}
+    languages = {block.language for block in RUN["README.md"]}
     assert "python" in languages
     assert languages & SHELLS
+
+
+def test_demonstration_is_what_make_demo_runs_and_what_the_picture_was_drawn_from():
+    block = demonstration(RUN["README.md"])
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)[1]
+    assert block.code == recipe.replace("\t$(BIN)/", "").replace("$(SAMPLES)", "data/samples")
+    with Image.open(PICTURE) as picture:
+        assert_shown(picture.info["printed"], block.shown)
 
 
 # --- the reading of Markdown above ---
@@ -154,19 +102,35 @@ text
 ````sh
 echo '```'
 ````
-```yaml
-a: 1
+```python
+print(2)
+```
+```text
+2
+```
+```text
+1
 ```
 """
 
 
 def test_blocks_are_found_with_line_language_and_reason():
     assert blocks_of(MARKDOWN) == [
-        Block(3, "python", "x = 1\n", None),
+        Block(3, "python", "x = 1\n"),
         Block(8, "bash", "onepeace convert big.pt out\n", "downloads 16 GB"),
-        Block(12, "console", "onepeace search data \\\n    --text dog\nls\n", None),
-        Block(20, "sh", "echo '```'\n", None),
+        Block(12, "console", "onepeace search data \\\n    --text dog\nls\n"),
+        Block(20, "sh", "echo '```'\n"),
+        Block(23, "python", "print(2)\n", shown="2\n", shown_line=26),
     ]
+
+
+def test_what_a_block_prints_replaces_what_the_file_says(checkout, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    console = "```console\n$ echo a \\\n>   b\n{}$ onepeace --version\n{}```\n"
+    text = f"{console}\n```python\nprint(1)\n```\n\n```text\n{{}}```\nend\n"
+    (checkout / "X.md").write_text(text.format("old\n", "", "old\nold\n"))
+    update(checkout / "X.md")
+    assert (checkout / "X.md").read_text() == text.format("a b\n", f"onepeace {__version__}\n", "1\n")
 
 
 def test_unended_block_is_an_error():
@@ -174,7 +138,7 @@ def test_unended_block_is_an_error():
         blocks_of("```python\nx = 1\n")
 
 
-def test_blocks_of_a_file_share_names_and_folder(like_checkout):
+def test_blocks_of_a_file_share_names_and_folder(checkout):
     python = "```python\nx = 'made'\n```\n```python\nopen(x, 'w').close()\n```\n"
     shell = "```bash\ntest -f made\npython -V\nonepeace --version\n```\n"
     run_blocks("X.md", blocks_of(python + shell))
@@ -182,6 +146,6 @@ def test_blocks_of_a_file_share_names_and_folder(like_checkout):
 
 
 @pytest.mark.parametrize("text", ["```bash\nfalse | cat\necho\n```", "```python\n1 / 0\n```"])
-def test_failing_block_fails(text, like_checkout):
+def test_failing_block_fails(text, checkout):
     with pytest.raises((AssertionError, ZeroDivisionError)):
         run_blocks("X.md", blocks_of(text))

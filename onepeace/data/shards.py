@@ -127,7 +127,7 @@ def read_source(
                 samples.append(sample)
     if broken:
         rest = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-        log.warning("%s: %d broken: %s%s", pattern, len(broken), "; ".join(broken[:NAMED]), rest)
+        log.warning("%s: %d samples left out: %s%s", pattern, len(broken), "; ".join(broken[:NAMED]), rest)
     if not samples:
         raise UserError(f"{pattern}: no usable sample; {broken[0] if broken else 'the shards are empty'}")
     refuse_corrupt(pattern, len(samples), len(broken), broken[-1] if broken else "", broken_limit)

@@ -111,6 +111,22 @@ def test_end_of_a_run(body, code, message):
     assert (done.returncode, done.stderr, done.stdout) == (code, message, "")
 
 
+QUIET = """
+import os, sys
+from onepeace.cli import _only_python_writes_stderr
+for _ in range(2):
+    with _only_python_writes_stderr():
+        print("in", file=sys.stderr)
+        os.write(2, b"printed by C")
+    print("out", file=sys.stderr)
+"""
+
+
+def test_stderr_comes_back_after_each_run_in_one_process():
+    done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "in\nout\n" * 2)
+
+
 def test_log_of_the_package_goes_to_stderr():
     body = (
         "import logging; logging.getLogger('onepeace.hub').info('loading'); logging.getLogger('other').info('chatter')"

@@ -1,0 +1,193 @@
+"""The code in Markdown files: finding it, running it, and writing what it prints back into the file.
+
+`make readme` brings README.md up to date, and draws the page that the last command of its demonstration wrote, so that
+the picture and the printed scores are of one run. A console block holds commands, after "$ ", and what they print. A
+text block right after a python block holds what that prints. `<!-- not run: reason -->` before a block leaves it out.
+"""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+from PIL import Image, PngImagePlugin
+
+from onepeace.cli import main as onepeace
+
+ROOT = Path(__file__).resolve().parents[2]
+README, PICTURE, PAGE = ROOT / "README.md", ROOT / ".github" / "page.png", "demo.html"
+SHELLS = {"bash", "sh", "shell", "console"}
+WINDOW = "960,650"
+
+
+class Block(NamedTuple):
+    """A fenced block of Markdown."""
+
+    line: int
+    """Of its first line of code, from 1."""
+    language: str
+    code: str
+    """Of a console block only the commands."""
+    left_out: str | None = None
+    """Why it is not run."""
+    shown: str | None = None
+    """What it prints, as the file says: all lines of a console block (unless indented), or the text block after it."""
+    shown_line: int = 0
+    """The first line of ``shown``, from 1."""
+
+
+def blocks_of(text: str) -> list[Block]:
+    """The python and shell blocks of a Markdown text."""
+    blocks: list[Block] = []
+    lines = iter(enumerate(text.splitlines(), 1))
+    left_out, follows_python = None, False
+    for number, line in lines:
+        comment = re.fullmatch(r"\s*<!--\s*not run:\s*(.+?)\s*-->\s*", line)
+        fence = re.fullmatch(r"(\s*)(`{3,}|~{3,})\s*(\w*).*", line)
+        if fence:
+            indent, ticks, language = fence.groups()
+            inside = []
+            for _, inner in lines:
+                if inner.strip() == ticks:
+                    break
+                inside.append(inner.removeprefix(indent))
+            else:
+                raise ValueError(f"the block at line {number} does not end")
+            code = "".join(f"{inner}\n" for inner in inside)
+            if language == "console":
+                commands = "".join(f"{command}\n" for command in commands_of(inside))
+                whole = (code, number + 1) if not indent else (None, 0)
+                blocks.append(Block(number + 1, language, commands, left_out, *whole))
+            elif language == "python" or language in SHELLS:
+                blocks.append(Block(number + 1, language, code, left_out))
+            elif language == "text" and follows_python:
+                blocks[-1] = blocks[-1]._replace(shown=code, shown_line=number + 1)
+            follows_python = language == "python"
+        if line.strip():
+            left_out = comment[1] if comment else None
+            follows_python = follows_python and fence is not None
+    return blocks
+
+
+def commands_of(lines: Sequence[str]) -> list[str]:
+    """What a user typed in a console: the lines after "$ ", each with those that continue it after "> "."""
+    typed: list[str] = []
+    for line in lines:
+        if typed and typed[-1].endswith("\\"):
+            typed[-1] += "\n" + line.removeprefix("> ")
+        elif line.startswith("$ "):
+            typed.append(line.removeprefix("$ "))
+    return typed
+
+
+@contextlib.contextmanager
+def like_checkout(parent: Path) -> Iterator[Path]:
+    """A working folder below ``parent`` with links to the checkout's files: what is written there does not reach it.
+
+    `onepeace` and `python` are those of this interpreter.
+    """
+    folder, programs, before = parent / "onepeace", parent / "bin", Path.cwd()
+    folder.mkdir()
+    programs.mkdir()
+    for entry in ROOT.iterdir():
+        if not entry.name.startswith(".") and entry.suffix != ".egg-info":
+            (folder / entry.name).symlink_to(entry)
+    for name, arguments in {"onepeace": "-m onepeace", "python": ""}.items():
+        script = programs / name
+        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments} "$@"\n')
+        script.chmod(0o755)
+    first = {"PATH": programs, "PYTHONPATH": ROOT}
+    paths = {name: f"{path}{os.pathsep}{os.environ.get(name, '')}" for name, path in first.items()}
+    with mock.patch.dict(os.environ, paths):
+        os.chdir(folder)
+        try:
+            yield folder
+        finally:
+            os.chdir(before)
+
+
+def run_block(name: str, block: Block, namespace: dict[str, Any]) -> str:
+    """Run a block in the working folder, and return what it prints; of a console block with the commands.
+
+    AssertionError when a command fails. `onepeace` in a console runs in this process, as torch takes long to load.
+    """
+    where = f"{name}:{block.line}"
+    if block.language == "python":
+        with contextlib.redirect_stdout(io.StringIO()) as stdout:
+            exec(compile("\n" * (block.line - 1) + block.code, name, "exec"), namespace)  # noqa: S102
+        return stdout.getvalue()
+    if block.language == "console":
+        commands = re.split(r"(?<!\\)\n", block.code.rstrip("\n"))
+        return "".join(f"$ {command}\n".replace("\\\n", "\\\n> ") + _run(where, command) for command in commands)
+    return _run_shell(where, block.code)
+
+
+def _run(where: str, command: str) -> str:
+    words = shlex.split(command)
+    if words[0] != "onepeace" or {"|", ">", "&&"} & set(words):
+        return _run_shell(where, command)
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        code = onepeace(words[1:])
+    assert code == 0, f"{where}: exit code {code} of {command}"
+    return stdout.getvalue()
+
+
+def _run_shell(where: str, code: str) -> str:
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{where}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def run_blocks(name: str, blocks: Sequence[Block]) -> list[str]:
+    """What each block prints. They share the names of python, and the folder."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    return [run_block(name, block, namespace) for block in blocks]
+
+
+def demonstration(blocks: Sequence[Block]) -> Block:
+    """The block whose last command writes the page."""
+    return next(block for block in blocks if PAGE in block.code)
+
+
+def update(readme: Path = README, picture: Path = PICTURE) -> None:
+    """Replace what the blocks print, and the picture of the page if there is Chromium to draw it."""
+    lines = readme.read_text(encoding="utf-8").splitlines(keepends=True)
+    blocks = [block for block in blocks_of("".join(lines)) if block.left_out is None]
+    printed = dict(zip(blocks, run_blocks(readme.name, blocks), strict=True))
+    for block in reversed(blocks):  # from the end, so that line numbers stay right
+        if block.shown is not None:
+            start = block.shown_line - 1
+            lines[start : start + len(block.shown.splitlines())] = printed[block].splitlines(keepends=True)
+    readme.write_text("".join(lines), encoding="utf-8")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        print(f"no chromium: {picture} stays as it is", file=sys.stderr)
+        return
+    draw_page(chromium, Path(PAGE), picture, printed[demonstration(blocks)])
+
+
+def draw_page(chromium: str, page: Path, picture: Path, printed: str) -> None:
+    """The page as a PNG of 256 colours that holds, as a text named "printed", what the commands printed."""
+    shot = page.with_suffix(".png").resolve()
+    options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={WINDOW}", f"--screenshot={shot}"]
+    subprocess.run([chromium, *options, page.resolve().as_uri()], check=True, capture_output=True)
+    about = PngImagePlugin.PngInfo()
+    about.add_text("printed", printed)
+    with Image.open(shot) as image:
+        image.convert("RGB").quantize(256).save(picture, optimize=True, pnginfo=about)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary, like_checkout(Path(temporary)):
+        update()
