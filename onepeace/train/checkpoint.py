@@ -7,7 +7,6 @@ later, so `newest` can fall back on the one before.
 
 import json
 import logging
-import os
 import random
 import re
 import shutil
@@ -21,10 +20,13 @@ import torch
 from torch import Tensor
 
 from onepeace.errors import UserError
+from onepeace.files.atomic import write_atomic, write_text_atomic
 
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"step-(\d+)(\.safetensors)?")
+UNFINISHED = "*step-*.tmp"
+"""Files and folders that a killed process left behind."""
 ABOUT = "state.json"
 """What is not a tensor, of a checkpoint in shares (state.py)."""
 SCORES = "scores.json"
@@ -117,18 +119,13 @@ def save(
     metadata = {"format": FORMAT, "onepeace": json.dumps(header)}
 
     path = folder / f"step-{step:08d}.safetensors"
-    temporary = path.with_suffix(".tmp")
-    remove(*folder.glob("step-*.tmp"))
+    remove(*folder.glob(UNFINISHED))
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, temporary, metadata=metadata)
-        to_disk(temporary)
-        os.replace(temporary, path)
-        to_disk(folder)
+        with write_atomic(path) as temporary:
+            save_file(plain, temporary, metadata=metadata)
     except SafetensorError as error:
         raise OSError(f"{path}: cannot be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -235,11 +232,8 @@ def _scores(folder: Path) -> dict[int, float]:
 
 
 def _write_scores(folder: Path, scores: Mapping[int, float]) -> None:
-    temporary = folder / f"{SCORES}.tmp"
     try:
-        temporary.write_text(json.dumps(scores), encoding="utf-8")
-        to_disk(temporary)
-        os.replace(temporary, folder / SCORES)
+        write_text_atomic(folder / SCORES, json.dumps(scores))
     except OSError as error:
         raise UserError(f"{folder / SCORES}: cannot be written ({error})") from error
 
@@ -268,12 +262,3 @@ def remove(*paths: Path) -> None:
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

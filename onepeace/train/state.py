@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from onepeace.errors import UserError
+from onepeace.files.atomic import sync
 from onepeace.train import checkpoint, parallel
 
 
@@ -108,7 +109,7 @@ class State:
         path = out / f"step-{step:08d}"
         temporary = path.with_suffix(".tmp")
         if parallel.rank() == 0:
-            checkpoint.remove(*out.glob("step-*.tmp"))
+            checkpoint.remove(*out.glob(checkpoint.UNFINISHED))
             temporary.mkdir(parents=True)
         parallel.barrier()
         writer = dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True, enable_consolidation=False)
@@ -119,12 +120,12 @@ class State:
         if parallel.rank() == 0:
             about = {**about, "shares": len(list(temporary.glob("*.safetensors")))}
             (temporary / checkpoint.ABOUT).write_text(json.dumps(about), encoding="utf-8")
-            for file in temporary.iterdir():
-                checkpoint.to_disk(file)
+            for written in (*temporary.iterdir(), temporary):
+                sync(written)
             if path.exists():
                 checkpoint.remove(path)
             os.replace(temporary, path)
-            checkpoint.to_disk(out)
+            sync(out)
         return path
 
     def _restore_shares(self, path: Path) -> None:

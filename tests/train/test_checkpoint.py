@@ -155,7 +155,7 @@ def test_order_is_by_number_not_by_name(tmp_path):
 def test_interrupted_writing_leaves_what_was_there(tmp_path, monkeypatch):
     run = Run()
     run.save(tmp_path, 1)
-    (tmp_path / "step-00000002.tmp").write_bytes(b"half of a checkpoint")
+    (tmp_path / ".step-00000002.safetensors.7.tmp").write_bytes(b"half of a checkpoint")
     (tmp_path / "step-00000003.tmp").mkdir()
     (tmp_path / "step-00000003.tmp" / "share.safetensors").write_bytes(b"half of one in shares")
     assert checkpoint.newest(tmp_path).step == 1
