@@ -1,7 +1,12 @@
+import os
+
+# Also of the processes that tests start. The models here are small, and two threads that wait for each other at every
+# operation make a test ten times slower where another process takes a core.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # onepeace comes before torch and everything that may reach torchaudio: its guard has to be in place by then.
 import onepeace  # isort: skip
 
-import os
 import random
 from pathlib import Path
 
@@ -11,7 +16,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):

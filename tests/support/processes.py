@@ -1,5 +1,6 @@
 """Run a function in several processes that train together, as torchrun starts them."""
 
+import multiprocessing
 import os
 import socket
 
@@ -31,7 +32,9 @@ def start(ranks, function, *args):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_begin, (ranks, port, function, args), nprocs=ranks)
+    # Each is a fork of one process that has imported torch and done nothing: an import costs more than most tests.
+    multiprocessing.set_forkserver_preload(["onepeace.train.loop", "torch._dynamo", "pytest"])
+    mp.start_processes(_begin, (ranks, port, function, args), nprocs=ranks, start_method="forkserver")
 
 
 def _begin(rank, ranks, port, function, args):
