@@ -188,7 +188,7 @@ def test_plain_step_has_the_losses_and_gradients_of_ours(comparison):
 
 
 def test_step_shares_stems_and_padding_where_the_plain_one_does_not(comparison):
-    share = comparison.peak("ours", torch.bfloat16) / comparison.peak("baseline", torch.bfloat16)
+    share = comparison.peak("ours", torch.float32) / comparison.peak("baseline", torch.float32)
     assert share < 0.85  # a count, not a time
     padding = comparison.padding()
     assert padding["ours"] <= padding["baseline"]
