@@ -1,4 +1,4 @@
-"""What a residual branch passes before it is added."""
+"""Layers on a residual branch, before it is added."""
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training a sample's whole branch is dropped with chance ``rate``, the rest scaled up."""
+    """Stochastic depth: in training a sample's whole branch is dropped with probability ``rate``, others are scaled up."""
 
     def __init__(self, rate: float):
         super().__init__()

@@ -94,6 +94,13 @@ def test_unknown_modality_names_the_known_ones():
             call({})
 
 
+def test_padded_ids_without_lengths_are_refused():
+    """Padding would be attended to as if it were words."""
+    model = small_model("text")
+    with pytest.raises(ValueError, match=r"ids end with padding \(1\): give lengths \(B,\) too"):
+        model({"text": {"ids": torch.tensor([[5, 2], [2, 1]])}})
+
+
 def test_missing_parts_are_named():
     model = small_model(*ALL, decoder=None, projections=("text",), logit_scale=False)
     with pytest.raises(ValueError, match="image has no projection into the shared space; those that have: text"):

@@ -1,4 +1,4 @@
-"""Image: pixels -> one token per patch. Next file: audio.py."""
+"""Image: pixels -> one token per patch."""
 
 import math
 from itertools import pairwise
