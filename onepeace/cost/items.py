@@ -108,7 +108,8 @@ def inputs_of_many_lengths(
 
 def made_up_teachers(recipe: Recipe, batch: Batch) -> dict[str, TeacherTable]:
     """For each term with an outside teacher, features of the batch's items."""
-    features = torch.zeros(len(batch.keys), TEACHER_DIM, device="cpu")
+    # One row more, as a single one has no standard deviation.
+    features = torch.zeros(len(batch.keys) + 1, TEACHER_DIM, device="cpu")
     table = TeacherTable({name: row for row, name in enumerate(batch.keys)}, features)
     terms = recipe.objective.items()
     return {name: table for name, options in terms if issubclass(read_term(name, options)[2], Distillation)}
