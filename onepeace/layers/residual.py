@@ -20,7 +20,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training a sample's whole branch is dropped with probability ``rate``, others are scaled up."""
+    """Stochastic depth: in training a sample's branch is dropped with probability ``rate``, and others scaled up."""
 
     def __init__(self, rate: float):
         super().__init__()

@@ -94,11 +94,12 @@ def test_unknown_modality_names_the_known_ones():
             call({})
 
 
-def test_padded_ids_without_lengths_are_refused():
+@torch.no_grad()
+def test_lengths_of_padded_ids_are_counted_where_left_out():
     """Padding would be attended to as if it were words."""
-    model = small_model("text")
-    with pytest.raises(ValueError, match=r"ids end with padding \(1\): give lengths \(B,\) too"):
-        model({"text": {"ids": torch.tensor([[5, 2], [2, 1]])}})
+    model, ids = small_model("text"), torch.tensor([[5, 7, 2], [6, 2, 1]])
+    given = model({"text": {"ids": ids, "lengths": torch.tensor([3, 2])}})["text"]
+    assert torch.equal(model({"text": {"ids": ids}})["text"], given)
 
 
 def test_missing_parts_are_named():
