@@ -6,10 +6,10 @@ RUFF := $(BIN)/ruff
 SAMPLES := data/samples
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types bench readme clean
+.PHONY: help install demo test test-all lint format types bench readme clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 10
 
 install: $(READY)  ## make .venv with the package (editable) and what its tests need
 
@@ -26,6 +26,9 @@ demo: $(READY)  ## search the sample files by words, a picture, a sound and a mi
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -q
+
+test-all: $(READY)  ## run the slow tests too
+	$(BIN)/python -m pytest -q -m ""
 
 lint: $(READY)  ## check style and formatting
 	$(RUFF) check --config .ci/ruff.toml .
