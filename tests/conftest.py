@@ -16,8 +16,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
-torch.set_num_threads(1)
-
 
 def pytest_collection_modifyitems(items):
     for item in items:
@@ -32,6 +30,7 @@ def _same_start_for_every_test():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     dtype = torch.get_default_dtype()
     yield
     torch.set_default_dtype(dtype)

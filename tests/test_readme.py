@@ -51,7 +51,6 @@ def _without_times(text: str) -> str:
     return head + seconds + re.sub(r" \S+$", "", rows, flags=re.MULTILINE)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, blocks in RUN.items() if blocks])
 def test_readme_code_runs_and_prints_what_is_shown(name, checkout):
     for block, printed in zip(RUN[name], run_blocks(name, RUN[name]), strict=True):

@@ -39,7 +39,6 @@ def test_doctor_knows_the_requirements_of_setup_cfg():
         assert set(modules) == requirements("options.extras_require", extra)
 
 
-@pytest.mark.slow
 def test_doctor_finds_this_installation_sound():
     done = subprocess.run([sys.executable, "-m", "onepeace", "doctor"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -124,7 +124,6 @@ def test_trained_bpe_needs_room_for_all_bytes():
         vocabularies.train_bpe(CAPTIONS, 259)
 
 
-@pytest.mark.slow
 def test_clip_vocabulary_cuts_like_open_clip(tmp_path):
     from open_clip.tokenizer import SimpleTokenizer
 

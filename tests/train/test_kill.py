@@ -323,7 +323,6 @@ def test_tensorboard_gets_the_losses_and_only_once(root, tmp_path):
         assert found == [(line["step"], line[name]) for line in lines]
 
 
-@pytest.mark.slow
 def test_wandb_offline_keeps_each_run_in_its_folder(root, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -40,7 +40,6 @@ def test_accumulation_equals_big_batch(alone, options):
     assert_same(loss_and_gradients(make_objective(**options), whole_batch()), alone)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "grad_cache_chunks"), [(2, 1), (4, 2)])
 def test_processes_equal_one(alone, ranks, grad_cache_chunks, tmp_path):
     start(ranks, spread_step, tmp_path / "found.pt", grad_cache_chunks)
@@ -75,7 +74,6 @@ def distributed(root, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_sharded_training_equals_replicated(distributed):
     replicated, sharded = losses(distributed / "ddp"), losses(distributed / "fsdp")
     assert len(replicated) == 6
@@ -84,7 +82,6 @@ def test_sharded_training_equals_replicated(distributed):
     assert replicated[-1]["loss"] < replicated[0]["loss"]
 
 
-@pytest.mark.slow
 def test_four_processes_go_on_as_two(distributed):
     """From the third step's checkpoint of four; the losses are those of one process that was never stopped."""
     # Masks are drawn by process; without them all is the same.
@@ -101,7 +98,6 @@ def test_four_processes_go_on_as_two(distributed):
         assert a == pytest.approx(b, rel=2e-4), (a, b)
 
 
-@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_an_error_not_a_hang(distributed):
     with pytest.raises(Exception, match=r"run\.batch_size 15 .* 2 processes; set a multiple"):
         start(2, train, distributed / "recipe.yaml", ["run.batch_size=15", f"run.out={distributed / 'odd'}"])
@@ -140,7 +136,6 @@ def go_on_in_shares(folder):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.slow
 def test_whole_checkpoints_are_read_into_shares_and_back(tmp_path):
     first = small_state("ddp")
     first.objective(torch.randn(4, 5)).backward()
@@ -160,7 +155,6 @@ def test_whole_checkpoints_are_read_into_shares_and_back(tmp_path):
         assert all(torch.equal(value, theirs[i][name]) for name, value in values.items()), i
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_however_it_is_spread(root, tmp_path):
     """One process, two with a share each, two with all of it: the run of one process that was never stopped."""
     path, out = tmp_path / "recipe.yaml", tmp_path / "cut"
@@ -200,7 +194,6 @@ def share_out(path):
         torch.save({"given": given, "found": found}, path / str(parallel.rank()))
 
 
-@pytest.mark.slow
 def test_weights_of_the_first_process_are_shared_out(tmp_path):
     start(2, share_out, tmp_path)
     first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
@@ -223,7 +216,6 @@ def train_noting_models(path, noted):
     train(path, [])
 
 
-@pytest.mark.slow
 def test_only_the_first_process_makes_the_whole_model_to_be_shared(root, tmp_path):
     run = {"out": str(tmp_path / "run"), "batch_size": 4, "workers": 0, "parallel": "fsdp", "log_every": 1}
     write_config(recipe(root, tmp_path / "run", steps=1, run=run), tmp_path / "recipe.yaml")
@@ -246,7 +238,6 @@ def train_with_teacher(path, asked):
     train(path, [])
 
 
-@pytest.mark.slow
 def test_the_first_of_several_processes_asks_the_teacher_for_all(root, tmp_path):
     terms = {"contrastive": {}, "distillation/image": {"weight": 1.0, "teacher": "brightness"}}
     write_config(recipe(root, tmp_path / "run", steps=1, objective=terms), tmp_path / "recipe.yaml")
@@ -266,7 +257,6 @@ def test_processes_wait_for_hours_for_what_the_first_one_does_alone(monkeypatch)
         assert given["timeout"] >= timedelta(hours=2)
 
 
-@pytest.mark.slow
 def test_the_4b_recipes_take_their_first_step_in_two_processes(root, tmp_path):
     """Shrunken in width, with everything else they say: every loss term, fsdp, blocks computed again."""
     small = ["model.dim=32", "model.embed_dim=32", "model.depth=2", "model.num_heads=2", "model.ffn_dim=64",
