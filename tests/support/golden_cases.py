@@ -54,6 +54,7 @@ class Case(NamedTuple):
 
 
 @cache
+@torch.inference_mode(False)  # the first test that asks may be in that mode, and others compute gradients
 def case(name: str, folder: Path = FOLDER) -> Case:
     """Read a case; ``folder`` may be one with more gradients."""
     kinds = ("inputs", "outputs", "grads", "weights_extra")
@@ -64,6 +65,7 @@ def case(name: str, folder: Path = FOLDER) -> Case:
 
 
 @cache
+@torch.inference_mode(False)
 def weights() -> dict[str, Tensor]:
     """The weights all cases share, by the original's names."""
     return load_file(FOLDER / "weights_full.safetensors")
