@@ -8,9 +8,9 @@ Bytes of one process, P parameters of which T train, N processes, all float32:
               blocks one computes while the next one arrives
     file      4 (P + 2 T), and 4 T with an average
 
-Activations and FLOPs are measured: the objective runs forward and backward on fake tensors (dry_run.py), over one and
-over two items of the largest size (``processors.text.max_tokens``, ``processors.audio.max_seconds``). Bytes grow
-linearly with the items, FLOPs with their square, as the losses compare them. Weights cast to bfloat16 and what losses
+Activations and FLOPs are measured: the objective runs forward and backward on fake tensors (dry_run.py), over items of
+the largest size (``processors.text.max_tokens``, ``processors.audio.max_seconds``). Beyond a few items, bytes grow
+linearly and FLOPs with the square of their number, as the losses compare them. Weights cast to bfloat16 and what losses
 keep are part of the activations; the contrastive loss finds its negatives in this process only, which is less than
 1 % of the FLOPs.
 
@@ -19,6 +19,7 @@ Not counted: work space of kernels and what the allocator cannot use (leave a te
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,6 +41,8 @@ from onepeace.train.recipe import Recipe, read_recipe
 from onepeace.train.start import make_config, model_folder
 
 WAYS = ("ddp", "fsdp")
+MEASURED = 8
+"""Items of a dry step, at most twice as many: so many that activations, not gradients, make the peak."""
 
 
 class Memory(NamedTuple):
@@ -112,10 +115,10 @@ def make_plan(recipe: Recipe, processes: int = 1, folder: Path | None = None, on
         items[name] = recipe.batch_size(name)
         share = ceil(items[name] / processes)
         for checkpointed in activations:
-            trial = Trial(recipe, config, pair, checkpointed, on_gpu)
-            activations[checkpointed] = max(activations[checkpointed], trial.peak(share))
+            trial = Trial(recipe, config, pair, share, checkpointed, on_gpu)
+            activations[checkpointed] = max(activations[checkpointed], trial.peak())
             if checkpointed == chosen[1]:
-                flops[name] = trial.flops_per_item(share)
+                flops[name] = trial.flops_per_item()
     held = held_bytes(model, recipe.run.ema is not None, processes)
     counts = parameter_counts(model)
     total, trained = (sum(column) for column in zip(*counts.values(), strict=True))
@@ -165,15 +168,22 @@ def planned_model(recipe: Recipe, config: Config) -> OnePeace:
 
 
 class Trial:
-    """Dry steps of a recipe over few items of a pair, and what follows for many."""
+    """Dry steps of a recipe over a share of a pair's items, or over fewer of them and what follows for the share."""
 
-    def __init__(self, recipe: Recipe, config: Config, pair: tuple[str, ...], checkpointed: bool, on_gpu: bool):
+    def __init__(
+        self, recipe: Recipe, config: Config, pair: tuple[str, ...], share: int, checkpointed: bool, on_gpu: bool
+    ):
         self.recipe, self.config, self.pair, self.on_gpu = recipe, config, pair, on_gpu
         self.checkpointed = checkpointed
         self.chunks = recipe.run.grad_cache_chunks
-        # Two chunks show what any number of them takes.
-        self.few = min(self.chunks, 2)
-        self.one, self.two = self.step(1, self.few), self.step(2, self.few)
+        self.chunk = ceil(share / self.chunks)
+        self.few, self.few_chunks = min(self.chunk, MEASURED), min(self.chunks, 2)
+        self.small = self.step(self.few, self.few_chunks)
+
+    @cached_property
+    def large(self) -> DryRun:
+        """The step with twice the items in each chunk."""
+        return self.step(2 * self.few, self.few_chunks)
 
     def step(self, chunk: int, chunks: int) -> DryRun:
         """A step of so many chunks, each of so many items."""
@@ -191,21 +201,23 @@ class Trial:
         with as_on_a_gpu() if self.on_gpu else nullcontext():
             return step_cost(fake_module(objective.train(), fakes), batch, fakes, recipe.run.precision != "float32")
 
-    def peak(self, share: int) -> int:
-        """Bytes of `share` items."""
-        chunk = ceil(share / self.chunks)
-        each = self.two.peak - self.one.peak
-        if self.chunks == 1:
-            return self.one.peak + (chunk - 1) * each
-        # Of the items of other chunks only what the losses need is kept.
-        kept = self.step(1, 3).peak - self.one.peak
-        return self.one.peak + (chunk - 1) * (each - 2 * kept) + (chunk * self.chunks - 2) * kept
+    def peak(self) -> int:
+        """Bytes at the peak."""
+        peak, kept = self.small.peak, 0.0
+        if self.chunks > 2:  # of the items of other chunks only what the losses need is kept
+            kept = (self.step(self.few, 3).peak - peak) / self.few
+            peak += round((self.chunks - 2) * self.chunk * kept)
+        if self.chunk > self.few:
+            peak += round((self.chunk - self.few) * (self.large.peak - self.small.peak) / self.few)
+        return peak
 
-    def flops_per_item(self, share: int) -> int:
-        """FLOPs of each of `share` items: a part of its own, and one that grows with the number of the others."""
-        one, two = self.one.flops / self.few, self.two.flops / (2 * self.few)
-        grows = (two - one) / self.few
-        return round(one + (share - self.few) * grows)
+    def flops_per_item(self) -> int:
+        """FLOPs of each item: a part of its own, and one that grows with the number of the others."""
+        measured, share = self.few * self.few_chunks, self.chunk * self.chunks
+        flops = self.small.flops / measured
+        if share > measured:
+            flops += (share - measured) * (self.large.flops / (2 * measured) - flops) / measured
+        return round(flops)
 
 
 def parameter_counts(model: OnePeace) -> dict[str, tuple[int, int]]:

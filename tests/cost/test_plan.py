@@ -74,7 +74,7 @@ def plan_of(other="image", processes=1, on_gpu=False, **run):
         ("image", {"precision": "float32"}),
         ("audio", {}),
         ("audio", {"checkpoint_activations": True}),
-        ("audio", {"grad_cache_chunks": 2}),
+        ("audio", {"grad_cache_chunks": 4}),
     ],
 )
 def test_plan_is_what_a_real_step_takes(other, run):
@@ -105,7 +105,7 @@ def test_plan_is_what_a_real_step_takes(other, run):
     assert memory.parameters == sum(p.nbytes for p in objective.parameters())
     assert memory.gradients == sum(gradient.nbytes for gradient in gradients)
     assert memory.optimizer == pytest.approx(sum(tensor.nbytes for tensor in states), rel=0.01)
-    assert memory.activations == pytest.approx(real.peak, rel=0.05)
+    assert memory.activations == pytest.approx(real.peak, rel=0.02)
     assert found.flops_per_step == pytest.approx(real.flops, rel=1e-3)
 
 
@@ -146,6 +146,15 @@ def test_norms_of_a_gpu_are_float32_under_autocast():
     assert F.layer_norm is plain
 
 
+def test_many_items_follow_from_few(monkeypatch):
+    few = plan_of("audio", batch=24)
+    monkeypatch.setattr(plan, "MEASURED", 24)
+    all_of_them = plan.make_plan(recipe("audio", batch=24), on_gpu=False)
+    assert few.flops_per_step == pytest.approx(all_of_them.flops_per_step, rel=1e-4)
+    for column, memory in all_of_them.memory.items():
+        assert few.memory[column].activations == pytest.approx(memory.activations, rel=0.05)  # losses: not linear
+
+
 def test_memory_by_way_and_processes():
     alone, four = plan_of("audio"), plan_of("audio", processes=4, batch=16, ema=0.99)
     ddp, fsdp, whole = four.memory["ddp", False], four.memory["fsdp", False], alone.memory["ddp", False]
@@ -164,7 +173,7 @@ def test_memory_by_way_and_processes():
 
 def test_what_saves_memory_computes_more():
     plain, again = plan_of("audio"), plan_of("audio", checkpoint_activations=True)
-    chunks = plan_of("audio", grad_cache_chunks=2)
+    chunks = plan_of("audio", grad_cache_chunks=4)
     assert (plain.chosen, again.chosen) == (("ddp", False), ("ddp", True))
     assert plain.memory == again.memory
     assert again.memory["ddp", True].activations < 0.85 * plain.memory["ddp", False].activations
