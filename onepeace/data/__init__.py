@@ -1,4 +1,4 @@
-"""From shards to the batches of a training step: shards.py reads, batches.py orders and assembles.
+"""From shards to the batches of a training step: shards.py and streams.py read, steps.py orders, builder.py assembles.
 
-masking.py draws what is hidden, augment.py varies the media. Nothing here knows the model.
+masking.py draws the masks, augment.py varies the media. Nothing here knows the model.
 """

@@ -1,4 +1,4 @@
-"""How training media are varied. All chance comes from the generator handed in: one per item, see batches.py.
+"""How training media are varied. Every random number is drawn from the generator handed in: one per item (steps.py).
 
 An entry of AUGMENTS has three steps: ``load`` decodes, ``vary`` changes one item, ``collate`` makes the model's input.
 What can be done to a whole batch at once (colour, normalisation) waits for ``collate``: two cores are few.
@@ -108,14 +108,14 @@ class AudioAugment:
     gain_db: float = 0.0
     """The normalised clip becomes louder or softer by at most this."""
     noise: float = 0.0
-    """Chance of white noise, 10 to 40 dB below the clip."""
+    """Probability of white noise, 10 to 40 dB below the clip."""
     mix: float = 0.0
-    """Chance that a second clip sounds at the same time; the caption becomes "A and B"."""
+    """Probability that a second clip sounds at the same time; the caption becomes "A and B"."""
 
     def __post_init__(self) -> None:
         for name in ("noise", "mix"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} {getattr(self, name)} should be a chance between 0 and 1")
+                raise UserError(f"{name} {getattr(self, name)} should be a probability, between 0 and 1")
 
     def load(self, item: Any, processor: Any) -> Tensor:
         """(N,) float16, mono at the model's sampling rate, as loud as it was. Half the memory, 66 dB of precision."""

@@ -24,7 +24,7 @@ Position = Mapping[str, Any]
 """Where a `StreamShard` or a `Mixture` stands: plain numbers, lists and dictionaries, as JSON holds them."""
 
 UNITS, BUFFERS, PICKS = range(100, 103)
-"""Streams of random numbers that must not be the same, nor one of those in batches.py."""
+"""Streams of random numbers that must not be the same, nor one of those in steps.py."""
 
 
 class WorkUnit(NamedTuple):

@@ -23,7 +23,7 @@ def use_math_attention(device_type: str, dtype: torch.dtype, length: int, traine
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Softmax attention of (B, H, L, head_dim); q is already scaled.
 
-    ``bias`` (1 or B, H or 1, L, L) is added to the logits, -inf hides a key; every query must see at least one key.
+    ``bias`` (1 or B, H or 1, L, L) is added to the logits, -inf masks a key; every query must see at least one key.
     The softmax sums in float32 at least, in every dtype.
     """
     trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()

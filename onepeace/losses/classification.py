@@ -1,4 +1,4 @@
-"""Losses over classes: one right answer, or any number of them. Next file: hinge.py."""
+"""Losses over classes: one right answer, or any number of them."""
 
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,4 +1,4 @@
-"""Cross-modal contrastive loss (paper: cross-modal contrastive learning). Next file: denoising.py."""
+"""Cross-modal contrastive loss (paper: cross-modal contrastive learning)."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def contrastive(
     """Symmetric InfoNCE: a row of ``a`` must find its pair in ``b`` among all rows of the batch, and the other way.
 
     Args:
-        a, b: (B, E) unit vectors, row i of both belongs together.
+        a, b: (B, E) unit vectors, row i of one is the positive of row i of the other.
         scale: factor on the cosines, the model's temperature.
         groups: (N,) int64, one for each row that is searched; rows of equal group are positives of each other (equal
             captions, equal class), each with an equal share of the target. None: only the pair itself.

@@ -1,4 +1,4 @@
-"""Denoising contrastive loss (paper: intra-modal denoising contrastive learning). Next file: train/objective.py."""
+"""Denoising contrastive loss (paper: intra-modal denoising contrastive learning)."""
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ def masked_tokens(
         padding_mask: (B, L) bool, True = padding: neither query nor candidate. None: nothing is.
 
     Returns:
-        (M, D) predictions of the M hidden tokens, (N, D) teacher features of all N real tokens, and (M,) int64, the
-        place of each hidden token among them.
+        (M, D) predictions of the M masked tokens, (N, D) teacher features of all N real tokens, and (M,) int64, the
+        index of each masked token among them.
     """
     if student.shape != teacher.shape or masked.shape != student.shape[:2]:
         shapes = f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)} and masked {tuple(masked.shape)}"
@@ -37,7 +37,7 @@ def denoising(
     label_smoothing: float = 0.0,
     count: Tensor | float | None = None,
 ) -> Tensor:
-    """A hidden token must find its own teacher feature among those of all real tokens of the batch, hidden or not.
+    """A masked token must find its own teacher feature among those of all real tokens of the batch, masked or not.
 
     Args:
         queries, keys, targets: (M, D), (N, D) and (M,) as `masked_tokens` gives them.
@@ -45,7 +45,7 @@ def denoising(
         count: what the sum over queries is divided by; None: M.
 
     Returns:
-        Scalar mean over the hidden tokens, float32; 0, still attached to the graph, if nothing is hidden: one-word
+        Scalar mean over the masked tokens, float32; 0, still attached to the graph, if nothing is masked: one-word
         captions can leave a batch so, and a constant would leave this process out of a backward pass others wait in.
     """
     total = tiled_infonce(_unit(queries), _unit(keys.detach()), scale, targets, None, label_smoothing)

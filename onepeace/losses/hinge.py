@@ -1,4 +1,4 @@
-"""The loss of choosing one of several answers by a score (AVQA). Next file: box.py."""
+"""The loss of choosing one of several answers by a score (AVQA)."""
 
 from torch import Tensor
 

@@ -20,7 +20,7 @@ class Passes:
     """
     Args:
         model: in training mode.
-        batch: model inputs by modality; ``drop`` and ``masks`` as onepeace/data/batches.py makes them.
+        batch: model inputs by modality; ``drop`` and ``masks`` as onepeace/data/builder.py makes them.
         max_padding: share of padding of all passes from which one is cut into groups of similar length; 1 = never.
         agree: this process's number of groups -> the number in all of them. Blocks that are gathered from shares must
             run as often in each.

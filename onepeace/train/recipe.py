@@ -1,8 +1,8 @@
 """A recipe: one YAML file that says everything about a training run, as typed and frozen dataclasses.
 
 `read_recipe` merges a base file, the file and overrides of the command line, and refuses what it does not know. Paths
-of the base are relative to the recipe; shards are relative to ``data.root``. What a part of it can tell by itself is
-checked here, what the parts ask of each other in check.py. Next file: objective.py.
+of the base are relative to the recipe; shards are relative to ``data.root``. A field is validated here,
+fields against each other in check.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -210,7 +210,7 @@ class Recipe:
     """By modality: options of its decoder, in place of the model's."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     mask: dict[str, MaskRates] = field(default_factory=dict)
-    """By modality: share of tokens hidden in the denoising passes."""
+    """By modality: share of tokens masked in the denoising passes."""
     freeze: dict[str, tuple[str, ...]] | tuple[str, ...] = ()
     """Patterns of parameters that do not train, or {except: patterns} of those that do."""
     optim: OptimConfig = field(default_factory=OptimConfig)

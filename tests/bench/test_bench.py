@@ -153,7 +153,11 @@ def test_texts_are_real_ones_of_one_length(folder):
         (["--dtypes", "float16"], 1, "dtype float16 is not computed on a CPU"),
         (["--device", "gpu"], 1, "device 'gpu' is not available here"),
         (["--modalities", "smell", "--size", "FOLDER"], 1, "makes no vectors of 'smell', only of text, image, audio"),
-        (["--json", "FOLDER", "--size", "FOLDER", "--seconds", "0", "--modalities", "text"], 1, "cannot be written"),
+        (
+            ["--json", "FOLDER", "--size", "FOLDER", "--seconds", "0", "--modalities", "text", "--threads", "1"],
+            1,
+            "cannot be written",
+        ),
     ],
 )
 def test_wrong_options_are_one_line(capsys, folder, arguments, code, message):

@@ -195,7 +195,7 @@ def test_wrong_options_are_errors():
         make_augments({"smell": {}})
     with pytest.raises(UserError, match="two shares"):
         make_augments({"image": {"crop_scale": [1.0, 0.5]}})
-    with pytest.raises(UserError, match=r"mix 2\.0 should be a chance"):
+    with pytest.raises(UserError, match=r"mix 2\.0 should be a probability"):
         make_augments({"audio": {"mix": 2.0}})
     with pytest.raises(UserError, match=r"color 1\.0 should be a share"):
         make_augments({"image": {"color": 1.0}})
