@@ -25,6 +25,12 @@ FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "MPO", "PPM", "ICO", "DIB", "QOI", "PCX",
     "SGI", "DDS",
 )  # fmt: skip
+# From the EXIF orientation to the operation that undoes it (name in PIL.Image.Transpose).
+ORIENTATION = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
+    8: "ROTATE_90",
+}  # fmt: skip
+EXIF_ORIENTATION = 0x0112
 
 
 class ImageProcessor(Processor):
@@ -141,13 +147,14 @@ class ImageProcessor(Processor):
 
         try:
             image.load()
-            image = _upright(image)
+            orientation = ORIENTATION.get(_orientation(image))
             if image.mode.startswith("I") or image.mode == "F":
                 image = Image.fromarray(_to_eight_bits(np.asarray(image), name))
             elif image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
+            image = image.convert("RGB")
+            return image.transpose(Image.Transpose[orientation]) if orientation else image
         except UserError:
             raise
         except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
@@ -196,13 +203,12 @@ def _is_pil(item: object) -> "TypeGuard[Image.Image]":
     return isinstance(item, Image.Image)
 
 
-def _upright(image: "Image.Image") -> "Image.Image":
-    from PIL import ImageOps
-
+def _orientation(image: "Image.Image") -> int:
+    # Not ImageOps.exif_transpose: it writes the EXIF data anew, and fails where another of its fields is damaged.
     try:
-        return ImageOps.exif_transpose(image)
+        return image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:  # damaged EXIF data; the pixels are fine
-        return image
+        return 1
 
 
 def _to_eight_bits(values: np.ndarray, name: str) -> np.ndarray:

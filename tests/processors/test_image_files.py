@@ -120,6 +120,8 @@ def test_damaged_exif_is_no_reason_to_refuse(monkeypatch):
     for damage in (b"II*\0\xff\xff\xff\xff\x01\x02junk", b"no TIFF header"):
         data = encoded(Image.fromarray(noise(9, 9)), "JPEG", exif=b"Exif\0\0" + damage)
         assert levels(data).shape == (8, 8, 3)
+    width_as_text = b"II*\0\x08\0\0\0\x02\0" b"\0\x01\x02\0\x04\0\0\0abc\0" b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0" b"\0\0\0\0"
+    assert plain().load(encoded(Image.fromarray(noise(9, 5)), "JPEG", exif=b"Exif\0\0" + width_as_text)).size == (9, 5)
     exif = Image.Exif()
     exif[0x0112] = 77
     assert levels(encoded(Image.fromarray(noise(9, 9)), "JPEG", exif=exif)).shape == (8, 8, 3)
