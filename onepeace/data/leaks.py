@@ -88,11 +88,11 @@ def read_shard(path: Path) -> Iterator[Record]:
     Raises:
         UserError: a sample that is not whole (names the shard and the key).
     """
-    modality = {suffix[1:]: key for key, processor in PROCESSORS.items() for suffix in processor.suffixes}
+    media = {suffix[1:]: key for key, cls in PROCESSORS.items() if key != "text" for suffix in cls.suffixes}
     broken: list[str] = []
     for raw in raw_samples(str(path.absolute()), broken):
         key = raw["__key__"]
-        inputs = {modality[suffix]: data for suffix, data in raw.items() if suffix in modality}
+        inputs = {media[suffix]: data for suffix, data in raw.items() if suffix in media}
         try:
             text, about = raw["txt"].decode(), json.loads(raw["json"])
         except (KeyError, ValueError) as error:

@@ -104,6 +104,13 @@ def test_check_counts_photographs_that_look_alike(clean):
     assert "within 2 of 64 bits of one of train: 1 of 2" in done.out
 
 
+def test_sample_without_media_is_a_user_error(tmp_path):
+    with ShardWriter(tmp_path, "set", compress=True) as shards:
+        shards.write("a", {}, ["a dog"])
+    with pytest.raises(UserError, match=r"set-00000\.tar\.gz: a has no picture or sound"):
+        list(read_shard(tmp_path / "set-00000.tar.gz"))
+
+
 def test_bad_shard_is_a_user_error(tmp_path):
     (tmp_path / "x.tar.gz").write_text("nothing")
     with pytest.raises(UserError, match=r"x\.tar\.gz"):
