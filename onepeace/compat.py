@@ -138,7 +138,7 @@ class OnePeaceHubInterface:
 
     def extract_text_features(self, src_tokens: Tensor) -> Tensor:
         """(B, E) unit vectors, or (B, number of classes) logits of a classifier."""
-        return self._extract({"text": self._text(src_tokens)})
+        return self._extract({"text": {"ids": src_tokens}})
 
     def extract_image_features(self, src_images: Tensor) -> Tensor:
         """(B, E) unit vectors, or (B, number of classes) logits of a classifier."""
@@ -158,10 +158,7 @@ class OnePeaceHubInterface:
             raise UserError(
                 "a retrieval model embeds pictures and texts alone; model_type='one_peace_classify' joins them"
             )
-        return self._extract({"text": self._text(src_tokens), "image": {"pixels": src_images}})
-
-    def _text(self, src_tokens: Tensor) -> dict[str, Tensor]:
-        return {"ids": src_tokens, "lengths": (src_tokens != self.pad).sum(dim=1)}
+        return self._extract({"text": {"ids": src_tokens}, "image": {"pixels": src_images}})
 
     def cast_data_dtype(self, t: Tensor) -> Tensor:
         """Floating-point `t` in the model's dtype; ids stay as they are."""
