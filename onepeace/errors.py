@@ -15,8 +15,8 @@ class UsageError(UserError):
     """A wrong command line; like `UserError`, but the exit code is 2."""
 
 
-def one_line(error: Exception) -> str:
-    """The message of an error without line breaks, or its type if it has none."""
+def one_line(error: object) -> str:
+    """The message of an error, or another reason, without line breaks, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -72,7 +72,7 @@ def report_on(description: "Description") -> dict[str, Any]:
         "projections": list(model.projections),
         "sizes": {name: value for name, value in vars(model).items() if type(value) is int},
         "adapters": model.adapters,
-        "media": description.config.processors,
+        "processors": description.config.processors,
         "heads": model.heads,
         "parameters": {**parts, "total": total},
         "items": items,

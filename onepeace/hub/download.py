@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from onepeace.errors import UserError
+from onepeace.errors import UserError, one_line
 from onepeace.files.atomic import sync
 
 CHUNK = 1 << 20
@@ -70,7 +70,7 @@ def fetch(
             reason = getattr(error, "reason", None) or error
         idle = 0 if _size(part) > before else idle + 1
         if idle >= TRIES:
-            raise UserError(f"{url}: not downloaded ({_line(reason)}){_by_hand(path)}")
+            raise UserError(f"{url}: not downloaded ({one_line(reason)}){_by_hand(path)}")
         time.sleep(_pause(idle))
     if sha256 is not None and _hash(part) != sha256:
         _delete(part, note)
@@ -88,7 +88,7 @@ def from_hub(repository: str, patterns: list[str], what: str, remedy: str) -> Pa
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except Exception as error:  # its errors come from several HTTP packages
-        reason = _line(error)[:200]
+        reason = one_line(error)[:200]
         raise UserError(
             f"{what} ({repository} of the Hugging Face Hub) could not be fetched ({reason}); {remedy}"
         ) from error
@@ -200,10 +200,6 @@ def _hash(path: Path) -> str:
 def _pause(idle: int) -> float:
     """Seconds to wait before the next attempt."""
     return 2.0**idle - 1
-
-
-def _line(reason: object) -> str:
-    return " ".join(str(reason).split()) or type(reason).__name__
 
 
 def _by_hand(path: Path) -> str:

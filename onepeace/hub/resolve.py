@@ -39,7 +39,8 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     if released := find(text):
         return _released(released)
     if _REPOSITORY.fullmatch(text) and not text.startswith("."):
-        return _complete(from_hub(text, _HUB_FILES, text, "check the name and the network, or give a local folder"))
+        what, remedy = f"{text}: no such folder here, and the model", "check the name and the network, or give a folder"
+        return _complete(from_hub(text, _HUB_FILES, what, remedy))
     if os.sep in text or text.startswith((".", "~")):
         raise UserError(f"{text}: no such folder")
     names = ["tiny", *RELEASED]

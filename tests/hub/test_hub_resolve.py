@@ -220,7 +220,7 @@ def test_no_hub_is_one_line(monkeypatch):
 
     text = str(error.value)
     assert "\n" not in text
-    assert "owner/name" in text
+    assert text.startswith("owner/name: no such folder here, and the model (owner/name of the Hugging Face Hub)")
     assert "check the name and the network" in text
 
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from onepeace.errors import UserError
+from onepeace.errors import UserError, one_line
 from onepeace.hub.convert.stored import Storage, StoredTensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -110,13 +110,13 @@ def read_checkpoint(path: str | Path) -> Any:
     except (IsADirectoryError, FileNotFoundError, PermissionError) as error:
         raise UserError(f"{path}: {error.strerror}; expected a checkpoint file (.pt, .pth, .pkl)") from error
     except zipfile.BadZipFile as error:
-        raise UserError(f"{path}: damaged or cut off ({_line(error)}); download it again") from error
+        raise UserError(f"{path}: damaged or cut off ({one_line(error)[:200]}); download it again") from error
     except (
         # What wrong instructions end in: the machine checks few of them beforehand.
         ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError, MemoryError, OverflowError,
         struct.error, OSError,
     ) as error:  # fmt: skip
-        raise UserError(f"{path}: not a readable checkpoint, or cut off ({_line(error)})") from error
+        raise UserError(f"{path}: not a readable checkpoint, or cut off ({one_line(error)[:200]})") from error
 
 
 def plain(value: Any) -> Any:
@@ -145,10 +145,6 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
         result = value
     done[id(value)] = result
     return result
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _read(path: Path, file: BinaryIO) -> Any:
