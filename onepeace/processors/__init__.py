@@ -1,9 +1,10 @@
 """Files and values to checked tensors, one processor per modality; no model here."""
 
+import os
 from collections.abc import Collection
 
 from onepeace.errors import UserError
-from onepeace.files.source import describe
+from onepeace.files.source import describe, suffix
 from onepeace.processors.audio import AudioProcessor
 from onepeace.processors.image import ImageProcessor
 from onepeace.processors.processor import Processor
@@ -21,7 +22,10 @@ def guess(item: object, known: Collection[str]) -> str:
     A string is a picture or a sound when it has such a file ending, else a text; an address without a known ending
     and a value that fits nothing are a `UserError`, and so is a picture for a model that has no pictures.
     """
-    key = next((key for key, cls in PROCESSORS.items() if cls.matches(item)), None)
+    # The ending of a file decides before its bytes do: a text may begin with "ID3".
+    ending = suffix(item) if isinstance(item, os.PathLike) else None
+    key = next((key for key, cls in PROCESSORS.items() if ending in cls.suffixes), None)
+    key = key or next((key for key, cls in PROCESSORS.items() if cls.matches(item)), None)
     if key is None:
         raise UserError(
             f"{describe(item)}: cannot tell whether this is {' or '.join(PROCESSORS)}; "

@@ -120,7 +120,8 @@ def test_damaged_exif_is_no_reason_to_refuse(monkeypatch):
     for damage in (b"II*\0\xff\xff\xff\xff\x01\x02junk", b"no TIFF header"):
         data = encoded(Image.fromarray(noise(9, 9)), "JPEG", exif=b"Exif\0\0" + damage)
         assert levels(data).shape == (8, 8, 3)
-    width_as_text = b"II*\0\x08\0\0\0\x02\0" b"\0\x01\x02\0\x04\0\0\0abc\0" b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0" b"\0\0\0\0"
+    width_as_text = b"\0\x01\x02\0\x04\0\0\0abc\0"
+    width_as_text = b"II*\0\x08\0\0\0\x02\0" + width_as_text + b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
     assert plain().load(encoded(Image.fromarray(noise(9, 5)), "JPEG", exif=b"Exif\0\0" + width_as_text)).size == (9, 5)
     exif = Image.Exif()
     exif[0x0112] = 77
@@ -429,6 +430,12 @@ def test_guess_looks_into_a_file_without_ending(tmp_path):
     path.write_text("hello")
     with pytest.raises(UserError, match="picture: cannot tell whether this is image or audio or text"):
         guess(path, {"image": None})
+
+
+def test_guess_takes_the_ending_of_a_file_before_its_bytes(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("ID3 is how an MP3 file begins")
+    assert guess(path, {"text": None, "audio": None}) == "text"
 
 
 def test_guess_text_and_what_is_nothing():
