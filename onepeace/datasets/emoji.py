@@ -7,16 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onepeace.datasets.layout import (
-    HeldOut,
-    Layout,
-    Record,
-    Skipped,
-    Split,
-    option,
-    shuffled,
-    skipped,
-)
+from onepeace.datasets.layout import HeldOut, Layout, Record, Skipped, Split, option, shuffled, skipped
 from onepeace.datasets.pictures import Seen, drawing, on_white_square, open_picture, webp
 from onepeace.datasets.reading import read_json, read_lines
 from onepeace.errors import UserError

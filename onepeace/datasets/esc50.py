@@ -7,16 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onepeace.datasets.layout import (
-    Encoded,
-    HeldOut,
-    Layout,
-    Record,
-    Skipped,
-    Split,
-    option,
-    shuffled,
-)
+from onepeace.datasets.layout import Encoded, HeldOut, Layout, Record, Skipped, Split, option, shuffled
 from onepeace.datasets.reading import read_json
 from onepeace.datasets.sounds import RATE, load_sound, ogg
 from onepeace.errors import UserError

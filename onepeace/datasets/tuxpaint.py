@@ -5,16 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from onepeace.datasets.layout import (
-    HeldOut,
-    Layout,
-    Record,
-    Skipped,
-    Split,
-    option,
-    shuffled,
-    skipped,
-)
+from onepeace.datasets.layout import HeldOut, Layout, Record, Skipped, Split, option, shuffled, skipped
 from onepeace.datasets.pictures import Seen, drawing, is_plain, on_white_square, open_picture, webp
 from onepeace.errors import UserError
 

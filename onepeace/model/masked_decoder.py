@@ -1,7 +1,6 @@
 """The light decoder that predicts the features of masked tokens; used in pretraining only."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,8 +81,3 @@ class MaskedDecoder(nn.Module):
         full = self.mask_token[key].to(x.dtype).expand(batch, length + 1, dim)
         slots = torch.where(keep < 0, length, keep).unsqueeze(-1).expand(-1, -1, dim)
         return full.scatter(1, slots, x)[:, :length] + positions
-
-
-def decoder_positions(adapter: Any, options: Mapping[str, Any]) -> Callable[[int], nn.Module]:
-    """The function ``MaskedDecoder`` wants for a modality, from its adapter class and options."""
-    return lambda dim: adapter.decoder_positions(dim, **options)

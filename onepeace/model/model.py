@@ -7,6 +7,7 @@ The flow (paper: Figure 1): raw batch -> adapter -> TokenSequence -> blocks -> f
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -20,7 +21,7 @@ from onepeace.layers.position import trunc_normal
 from .adapters import ADAPTERS, Adapter
 from .block import Block
 from .encoder import encode
-from .masked_decoder import MaskedDecoder, decoder_positions
+from .masked_decoder import MaskedDecoder
 from .sequence import Stem, TokenSequence
 
 Inputs = Mapping[str, dict[str, Tensor]]
@@ -59,7 +60,7 @@ class OnePeace(nn.Module):
         self.logit_scale = nn.Parameter(torch.empty(())) if config.logit_scale else None
         self.decoder = None
         if (d := config.decoder) is not None:
-            positions = {key: decoder_positions(ADAPTERS[key], d.options.get(key, {})) for key in keys}
+            positions = {key: partial(ADAPTERS[key].decoder_positions, **d.options.get(key, {})) for key in keys}
             self.decoder = MaskedDecoder(config.dim, d.dim, d.depth, d.num_heads, d.ffn_dim, positions)
         self.reset_parameters()
 
