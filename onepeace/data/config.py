@@ -72,10 +72,14 @@ class DataConfig:
             raise UserError(f"data.pairs {self.pairs!r} is not known; known: together, in_turn")
         if not self.train:
             raise UserError("data.train is empty; name at least one source of shards")
-        names: dict[frozenset[str], str] = {}
+        pairs: dict[frozenset[str], SourceConfig] = {}
         for source in self.train:
-            if names.setdefault(frozenset(source.pair), source.name) != source.name:
-                raise UserError(f"data.train has {names[frozenset(source.pair)]} and {source.name}; use one order")
+            first = pairs.setdefault(frozenset(source.pair), source)
+            if first.name != source.name:
+                raise UserError(f"data.train has {first.name} and {source.name}; use one order")
+            if first.targets != source.targets:
+                lists = f"{list(first.targets)} and {list(source.targets)}"
+                raise UserError(f"data.train: sources of {source.name} have targets {lists}; give all the same")
         make_augments(self.augment)
         for modality, share in self.token_dropout.items():
             if not 0 <= share < 1:

@@ -102,6 +102,10 @@ def test_base_is_merged_field_by_field(full):
         ("run.precision=float64", "'float64' is not known; known: auto, float32, bfloat16"),
         ("schedule.name=linear", "'linear' is not known; known: cosine, constant"),
         ("data.train.1.pair=[text, image]", r"image\+text and text\+image; use one order"),
+        (
+            "data.train=[{shards: a, pair: [image, text], targets: [label]}, {shards: b, pair: [image, text]}]",
+            r"sources of image\+text have targets \['label'\] and \[\]",
+        ),
         ("data.train.0.pair=[image, image]", "should be different modalities"),
         ("data.train.0.weight=0", "should be above 0"),
         ("data.batches=by_sauce", "'by_sauce' is not known; known: mixed, by_source"),
