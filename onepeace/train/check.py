@@ -8,7 +8,6 @@ from onepeace.config import Config
 from onepeace.data.masking import TEXT_UNITS, UNITS
 from onepeace.errors import UserError
 from onepeace.train.recipe import Recipe
-from onepeace.train.terms import read_term
 
 
 def check(recipe: Recipe, config: Config) -> None:
@@ -29,11 +28,10 @@ def check(recipe: Recipe, config: Config) -> None:
         fitting = [unit for unit in UNITS if (unit in TEXT_UNITS) == (key == "text")]
         if rates.unit not in fitting:
             raise UserError(f"mask.{key}.unit {rates.unit!r} is not for {key}; known: {', '.join(fitting)}")
-    terms = [read_term(text, options) for text, options in recipe.objective.items()]
-    fed = {pair for name, _, term in terms for pair in term.pairs(name, recipe)}
+    fed = {pair for name, _, term in recipe.terms for pair in term.pairs(name, recipe)}
     if idle := [name for name in pairs if name not in fed]:
         raise UserError(
             f"data.train: no term of the objective is of the pair {idle[0]}; add one, or take its sources out"
         )
-    for term_name, options, term in terms:
+    for term_name, options, term in recipe.terms:
         term.check(term_name, options, recipe, config)

@@ -16,7 +16,7 @@ from onepeace.config import Options, apply_override, build, merge, read_yaml, to
 from onepeace.data.config import DataConfig
 from onepeace.data.masking import MaskRates
 from onepeace.errors import UserError
-from onepeace.train.terms import TERMS, read_term
+from onepeace.train.terms import TERMS, Term, TermName, TermOptions, read_term
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,9 @@ class RunConfig:
     """Processes that decode; 0 = none, decode between the steps."""
     log_every: int = 20
     eval_every: int = 0
-    """StepDataset between validations; 0 = at the end only."""
+    """Steps between validations; 0 = at the end only."""
     save_every: int = 1000
-    """StepDataset between checkpoints; 0 = by time only."""
+    """Steps between checkpoints; 0 = by time only."""
     save_minutes: float = 5.0
     """Minutes between checkpoints at most; 0 = by steps only."""
     keep: int = 2
@@ -207,7 +207,7 @@ class Recipe:
     run: RunConfig
     seed: int = 1
     processors: Options = field(default_factory=dict)
-    """By modality: options of its decoder, in place of the model's."""
+    """By modality: options of its processor, over those of the model it starts from."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     mask: dict[str, MaskRates] = field(default_factory=dict)
     """By modality: share of tokens masked in the denoising passes."""
@@ -226,11 +226,19 @@ class Recipe:
                 raise UserError(f"run.batch_size has no {missing[0]}; it has {', '.join(self.run.batch_size)}")
         if not self.objective:
             raise UserError(f"objective is empty; give at least one term of {', '.join(TERMS)}")
-        for text, options in self.objective.items():
-            read_term(text, options)
-        self.start  # noqa: B018 (its types are checked)
+        self.terms, self.start  # noqa: B018 (their types are checked)
         if self.evaluate:
             build(EvaluateConfig, self.evaluate, "evaluate")
+
+    @property
+    def terms(self) -> list[tuple[TermName, TermOptions, type[Term]]]:
+        """Name, options and class of each loss term."""
+        return [read_term(text, options) for text, options in self.objective.items()]
+
+    @property
+    def uses_masks(self) -> bool:
+        """Whether a loss term needs masked passes."""
+        return any(term.uses_masks for _, _, term in self.terms)
 
     @property
     def start(self) -> StartConfig:
@@ -301,7 +309,7 @@ MAY_CHANGE = frozenset(
 
 
 def check_same(saved: str, resolved: str, out: Path) -> None:
-    """A run goes on only under its own recipe; where it lies, how often it speaks and how it is spread may change."""
+    """UserError if a run would go on under another recipe than its own, but for the fields in MAY_CHANGE."""
     old, new = (_settings(Recipe, yaml.safe_load(text)) for text in (saved, resolved))
     for name, value in new.items():
         if name not in MAY_CHANGE and old[name] != value:

@@ -27,7 +27,6 @@ from onepeace.train.recipe import Recipe, check_same, to_yaml
 from onepeace.train.run import Run
 from onepeace.train.start import make_config, make_model, model_folder
 from onepeace.train.state import State
-from onepeace.train.terms import TERMS, TermName, read_term
 
 log = logging.getLogger(__name__)
 
@@ -170,11 +169,7 @@ def make_processors(config: Config, folder: Path) -> dict[str, Processor]:
 
 def prepare_terms(recipe: Recipe, sources: list[Source], processors: Mapping[str, Any]) -> dict[str, Any]:
     """What the terms of the objective make of the data once, by their names."""
-    prepared = {}
-    for text, given in recipe.objective.items():
-        name, options, term = read_term(text, given)
-        prepared[text] = term.prepare(name, options, recipe, sources, processors)
-    return prepared
+    return {name.text: term.prepare(name, options, recipe, sources, processors) for name, options, term in recipe.terms}
 
 
 def make_steps(
@@ -186,11 +181,10 @@ def make_steps(
     first: int,
 ) -> StepDataset | Streams:
     """This process's batches; of streams from step ``first`` on, at the state ``streamed`` if there is one."""
-    uses_masks = any(TERMS[TermName.parse(text).kind].uses_masks for text in recipe.objective)
     # Of a model without values: workers that are spawned get these functions pickled, and no embedding table with them.
     with torch.device("meta"):
         num_tokens = {key: adapter.token_lengths for key, adapter in build_module(config).adapters.items()}
-    builder = BatchBuilder(recipe.data, processors, num_tokens, recipe.mask if uses_masks else {})
+    builder = BatchBuilder(recipe.data, processors, num_tokens, recipe.mask if recipe.uses_masks else {})
     sizes = {name: recipe.batch_size(name) for name in recipe.data.modalities}
     share = Share(recipe.seed, sizes, parallel.rank(), parallel.world_size())
     if not recipe.data.stream:

@@ -17,7 +17,6 @@ from onepeace.hub.folder import read_config
 from onepeace.model import OnePeace
 from onepeace.train.check import check
 from onepeace.train.recipe import Recipe
-from onepeace.train.terms import TERMS, TermName
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +61,8 @@ def make_config(recipe: Recipe) -> Config:
         content["projections"] = [key for key in content["projections"] if key in keys]
     if any(field.name == "decoder" for field in fields(kind)):
         content["decoder"] = _masked_decoder(recipe, content.get("decoder"), keys)
+    elif recipe.uses_masks:
+        raise UserError(f"the objective has masked passes, and models of architecture {name} have no masked decoder")
     settings = merge(processors, recipe.processors)
     model: Any = build(kind, content, "the recipe's model")
     config = Config(model, {key: settings.get(key, {}) for key in keys}, name)
@@ -70,11 +71,11 @@ def make_config(recipe: Recipe) -> Config:
 
 
 def _masked_decoder(recipe: Recipe, decoder: Options | None, keys: Any) -> Options | None:
-    """The options of the masked decoder, if a term of the objective has a use for one."""
-    if not any(TERMS[TermName.parse(term).kind].uses_masks for term in recipe.objective):
+    """The options of the masked decoder, if a term of the objective needs one."""
+    if not recipe.uses_masks:
         return None
     if not decoder:
-        raise UserError("the objective has denoising terms: give model.decoder {dim, depth, num_heads, ffn_dim}")
+        raise UserError("the objective has masked passes: give model.decoder {dim, depth, num_heads, ffn_dim}")
     options = decoder.get("options", {})
     return {**decoder, "options": {key: value for key, value in options.items() if key in keys}}
 

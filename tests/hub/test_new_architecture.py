@@ -27,6 +27,7 @@ from onepeace.model import Stem
 from onepeace.train import loop
 from onepeace.train.log import read_log
 from onepeace.train.recipe import read_recipe
+from onepeace.train.start import make_config
 
 SIDE, PATCH = 32, 16
 PROCESSORS = {"text": {"max_tokens": 12}, "image": {"size": SIDE}}
@@ -281,3 +282,10 @@ def test_training_loop_trains_it(tmp_path):
     first, last = [line["loss"] for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
     assert last < first
     assert onepeace.load(folder).encode_text(["all red"]).shape == (1, 8)
+
+
+def test_masked_passes_are_refused_where_it_has_no_masked_decoder(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    recipe = read_recipe(tmp_path / "recipe.yaml", [f"run.out={tmp_path}", "objective.denoising/image={}"])
+    with pytest.raises(UserError, match="models of architecture toy have no masked decoder"):
+        make_config(recipe)
