@@ -61,7 +61,7 @@ class Objective(nn.Module):
         """
         present = [key for key in self.model.adapters if key in batch.inputs]
         every: dict[str, Any] = dict(self.terms.items())
-        terms = {text: term for text, term in every.items() if set(term.name.modalities) <= set(present)}
+        terms = {text: term for text, term in every.items() if term.fits(term.name, present)}
         if not terms:
             raise UserError(f"no term of the objective ({', '.join(self.terms)}) fits a batch of {present}")
         if self.grad_cache_chunks == 1:

@@ -81,10 +81,10 @@ class Distillation(Term):
         path = Path(os.path.expandvars(options.cache or own))
         if key == "text":
             captions = {text for source in sources for text in captions_of(recipe.data, source.samples)}
-            # Like lengths together: the teacher pads to the longest of a batch.
-            items: dict[str, Any] = {text: text for text in sorted(captions, key=lambda text: (len(text), text))}
-        else:
-            items = {s.key: s.inputs[key] for source in sources for s in source.samples if key in s.inputs}
+            # By length: the teacher pads to the longest of a batch.
+            names = sorted(captions, key=lambda text: (len(text), text))
+            return cached_features(options.teacher, names, lambda text: text, path)
+        items = {s.key: s.inputs[key] for source in sources for s in source.samples if key in s.inputs}
         load = getattr(processors[key], "load", lambda item: item)
         return cached_features(options.teacher, list(items), lambda name: load(items[name]), path)
 
