@@ -24,7 +24,7 @@ from onepeace.data.batch import Batch
 from onepeace.data.builder import BatchBuilder
 from onepeace.data.sample import Sample
 from onepeace.data.shards import Source, expand
-from onepeace.data.streams import Mixture, Position, StreamShard, workers_of
+from onepeace.data.streams import Mixture, Position, StreamShard, processes_of
 from onepeace.errors import UserError
 
 ORDER, VARY, MASK = range(3)
@@ -193,7 +193,7 @@ class Streams(IterableDataset[tuple[list[Batch], dict[int, Any]]]):
         self.builder, self.share, self.data, self.first = builder, share, builder.config, first
         self.state = state or DataState(share.world_size, max(num_workers, 1), {})
         self.num_workers = self.state.num_workers
-        self.mine = workers_of(share.rank, share.world_size, self.state.world_size)
+        self.mine = processes_of(share.rank, share.world_size, self.state.world_size)
         self.batch_size = {name: share.own(name, self.state.world_size) for name in builder.pairs}
         self.shards = [expand(s.shards, self.data.root, self.data.allow_pipe) for s in self.data.train]
 

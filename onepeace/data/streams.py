@@ -44,19 +44,19 @@ def work_units(shards: Sequence[str], num_workers: int) -> list[WorkUnit]:
     return [WorkUnit(shard, part, parts) for shard in shards for part in range(parts)]
 
 
-def workers_of(rank: int, world_size: int, num_workers: int) -> list[int]:
-    """The workers, in order, whose part process ``rank`` of ``world_size`` reads; the run began with ``num_workers``.
+def processes_of(rank: int, world_size: int, first_world_size: int) -> list[int]:
+    """Those of the ``first_world_size`` processes a run began with whose data process ``rank`` of ``world_size`` reads.
 
     Raises:
         UserError: they cannot be shared evenly.
     """
-    if num_workers % world_size:
-        fitting = ", ".join(str(n) for n in range(1, num_workers + 1) if num_workers % n == 0)
+    if first_world_size % world_size:
+        fitting = ", ".join(str(n) for n in range(1, first_world_size + 1) if first_world_size % n == 0)
         raise UserError(
-            f"this run was started with {num_workers} workers (processes x workers of each), which {world_size} "
-            f"processes cannot share evenly; set the number of processes to one of {fitting}"
+            f"this run was started with {first_world_size} processes, whose data {world_size} cannot share evenly; set "
+            f"the number of processes to one of {fitting}"
         )
-    share = num_workers // world_size
+    share = first_world_size // world_size
     return list(range(rank * share, (rank + 1) * share))
 
 

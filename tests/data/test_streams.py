@@ -21,7 +21,7 @@ from support.small_shards import entry
 
 from onepeace.data import process_output
 from onepeace.data.shards import expand, raw_samples
-from onepeace.data.streams import Mixture, StreamShard, first_samples, work_units, workers_of
+from onepeace.data.streams import Mixture, StreamShard, first_samples, processes_of, work_units
 from onepeace.errors import UserError
 
 PAIR = ("image", "text")
@@ -185,11 +185,11 @@ def test_shards_are_mixed_within_a_buffer(tmp_path):
     ]
 
 
-def test_workers_are_shared_by_fewer_or_more_processes():
-    assert [workers_of(rank, 2, 8) for rank in range(2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert workers_of(3, 4, 4) == [3]
-    with pytest.raises(UserError, match=r"6 workers .* 4 processes cannot .* set the number of processes to one of"):
-        workers_of(0, 4, 6)
+def test_parts_of_processes_are_read_by_fewer_processes():
+    assert [processes_of(rank, 2, 8) for rank in range(2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert processes_of(3, 4, 4) == [3]
+    with pytest.raises(UserError, match=r"with 6 processes, whose data 4 cannot .* to one of 1, 2, 3, 6"):
+        processes_of(0, 4, 6)
 
 
 # Going on
