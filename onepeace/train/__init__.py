@@ -1,1 +1,1 @@
-"""Training: recipe.py says what, objective.py what is computed, loop.py in which order, checkpoint.py what survives."""
+"""Training: recipe.py (options), setup.py (from a recipe to a run), loop.py (its steps), objective.py (its losses)."""

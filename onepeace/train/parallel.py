@@ -1,4 +1,4 @@
-"""Several processes that train one model: where this one stands, what it asks of the others, how the model is spread.
+"""Several processes that train one model: their number, what they exchange, how the model is split.
 
 `torchrun` starts the processes. In a single one every function here does nothing, and torch.distributed is not touched.
 """
@@ -164,14 +164,14 @@ def _scalars(objective: nn.Module) -> list[nn.Parameter]:
 
 
 @contextmanager
-def no_sync(spread: nn.Module, last: bool) -> Iterator[None]:
+def no_sync(parallelized: nn.Module, last: bool) -> Iterator[None]:
     """Around the passes of one of a step's batches: gradients are exchanged with the last one's."""
-    if isinstance(spread, DistributedDataParallel) and not last:
-        with spread.no_sync():
+    if isinstance(parallelized, DistributedDataParallel) and not last:
+        with parallelized.no_sync():
             yield
         return
-    if isinstance(spread, FSDPModule):
-        spread.set_requires_gradient_sync(last)
+    if isinstance(parallelized, FSDPModule):
+        parallelized.set_requires_gradient_sync(last)
     yield
 
 

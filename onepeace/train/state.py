@@ -61,7 +61,7 @@ class State:
         )
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Go back to a checkpoint, however the run was spread then."""
+        """Go back to a checkpoint, written by however many processes."""
         if saved.path.is_dir():
             self._restore_shares(saved.path)
         else:
