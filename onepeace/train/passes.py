@@ -54,7 +54,7 @@ class Passes:
         return stems
 
     def unimodal(self, key: str) -> Features:
-        """One modality encoded alone and whole (or what token dropout leaves of it)."""
+        """One modality encoded alone, without masks (but after token dropout, where the recipe has it)."""
         if key not in self._unimodal:
             dropped = self.batch.token_dropout
             keep = {key: dropped[key]} if key in dropped else {}
@@ -69,7 +69,7 @@ class Passes:
 
     @cached_property
     def joint(self) -> dict[str, Features]:
-        """The joint pass seen whole, a teacher only: no gradient."""
+        """The joint pass without masks, without gradient: a teacher only."""
         with torch.no_grad():
             return self._by_length(self.keys, {}, self.model.encode)
 
@@ -200,12 +200,10 @@ def _stack_masks(masks: Sequence[Tensor | None], tokens: Sequence[Tensor], order
 def _join_stems(parts: Sequence[Stem], groups: Sequence[Tensor]) -> Stem:
     order = torch.cat(list(groups)).argsort()
     tokens = [part.tokens for part in parts]
-    type_ids = (
-        None if parts[0].type_ids is None else torch.cat([part.type_ids for part in parts if part.type_ids is not None])
-    )
+    type_ids = [part.type_ids for part in parts if part.type_ids is not None]
     return Stem(
         _stack(tokens)[order],
         _stack_masks([part.padding_mask for part in parts], tokens, order),
         max(part.grid for part in parts),
-        None if type_ids is None else type_ids[order],
+        torch.cat(type_ids)[order] if type_ids else None,
     )

@@ -58,6 +58,8 @@ def objective(*names, **options):
          r"denoising:a/image\+text needs mask\.text\.joint"),
         ({**objective("denoising/image+text"), "mask": {**MASK, "text": {"unit": "word", "unimodal": 0.15}}},
          r"needs mask\.text\.joint"),
+        ({**objective("denoising/image"), "mask": MASK, "data": {"token_dropout": {"image": 0.5}}},
+         r"objective\.denoising/image needs all tokens of image; take data\.token_dropout\.image out"),
         ({"mask": {"image": {"unit": "word", "unimodal": 0.5}}},
          r"mask\.image\.unit 'word' is not for image; known: patch, span"),
         ({"mask": {"text": {"unit": "patch", "unimodal": 0.5}}},

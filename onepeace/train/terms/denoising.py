@@ -1,4 +1,4 @@
-"""Intra-modal denoising contrast: a masked token must find its own feature among those of the item seen whole."""
+"""Intra-modal denoising contrast: what is predicted for a masked token must match its feature in the unmasked item."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,9 +27,9 @@ class MaskedTokens(NamedTuple):
 
 
 class Denoising(Term):
-    """``denoising/image``: tokens masked, the item encoded alone; the teacher is the same item seen whole, alone or
-    (``teacher: joint``) in the joint pass. ``denoising/image+text``: tokens of all of them masked in one joint pass;
-    the teacher is the joint pass seen whole.
+    """``denoising/image``: the item is encoded alone, with tokens masked; the teacher is the unmasked item, encoded
+    alone or (``teacher: joint``) jointly. ``denoising/image+text``: a joint pass with tokens of all of them masked; the
+    teacher is the unmasked joint pass.
     """
 
     uses_masks = True
@@ -39,7 +39,7 @@ class Denoising(Term):
         scale: float = 2.5
         label_smoothing: float = 0.0
         teacher: str | None = None
-        """The pass seen whole, unimodal or joint; null = as the student's."""
+        """The unmasked pass, unimodal or joint; null = as the student's."""
         keys: str = "local"
         """Candidates: local, of this process, or global, of all."""
 
@@ -61,22 +61,21 @@ class Denoising(Term):
             for key in masked:
                 if getattr(recipe.mask.get(key), rate, None) is None:
                     raise UserError(f"objective.{name.text} needs mask.{key}.{rate}, the share of the masked tokens")
+            dropped = [key for key in keys if recipe.data.token_dropout.get(key)]
+            if dropped and (options.teacher or rate) == "unimodal":
+                place = f"data.token_dropout.{dropped[0]}"
+                raise UserError(f"objective.{name.text} needs all tokens of {dropped[0]}; take {place} out")
 
     def outputs(self, passes: Passes) -> dict[str, MaskedTokens]:
         """Masked tokens by modality."""
         modalities = self.name.modalities or passes.keys
-        joint = len(modalities) > 1
+        own = "joint" if len(modalities) > 1 else "unimodal"
         found = {}
         for key in modalities:
-            if (self.options.teacher or ("joint" if joint else "unimodal")) == "joint":
-                teacher = passes.joint[key]
-            elif key in passes.batch.token_dropout:
-                raise UserError(f"objective.{self.name.text} needs {key} seen whole; take data.token_dropout.{key} out")
-            else:
-                teacher = passes.unimodal(key)
-            student = passes.joint_masked[key] if joint else passes.unimodal_masked(key)
+            teacher = passes.joint[key] if (self.options.teacher or own) == "joint" else passes.unimodal(key)
+            student = passes.joint_masked[key] if own == "joint" else passes.unimodal_masked(key)
             # A part of the batch may be shorter than what its masks were drawn for.
-            masked = passes.batch.masks[key]["joint" if joint else "unimodal"].masked[:, 1 : student.shape[1]]
+            masked = passes.batch.masks[key][own].masked[:, 1 : student.shape[1]]
             padding = None if teacher.padding_mask is None else teacher.padding_mask[:, 1:]
             queries, keys, targets = losses.masked_tokens(student[:, 1:], teacher.tokens[:, 1:], masked, padding)
             is_target = torch.zeros(len(keys), dtype=torch.bool, device=keys.device).index_fill(0, targets, True)
