@@ -154,9 +154,9 @@ class DataState(NamedTuple):
     """Where a run stands in its streams: what a checkpoint holds of them, in plain numbers."""
 
     world_size: int
-    """Processes the run was started with,"""
+    """Number of processes the run was started with."""
     num_workers: int
-    """and workers of each: worker w of process r has the number r * num_workers + w."""
+    """Number of workers of each process. Worker w of process r has the number r * num_workers + w."""
     positions: dict[int, dict[str, Position]]
     """By worker and pair; a worker that is not here has not begun."""
 
@@ -175,12 +175,12 @@ class Streams(IterableDataset[tuple[list[Batch], dict[int, Any]]]):
     """Steps over sources that are read as they come, for a `DataLoader` of ``num_workers`` processes, or none.
 
     Yields a step's batches, and the positions after them of the workers they come from. Worker s % num_workers makes
-    step s; where they have no processes, one plays them all, so that the batches are the same.
+    step s; without worker processes, one process makes the batches of all workers: they are the same.
 
     Args:
         builder, share: as for `StepDataset`.
         num_workers: of each process.
-        state: where to go on; the number of processes may be another than then, the workers stay as many.
+        state: where to go on. The number of processes may have changed; that of workers stays.
         first: the step to go on with.
 
     Raises:

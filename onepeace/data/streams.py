@@ -108,7 +108,7 @@ class _Tally:
 
 
 class StreamShard:
-    """The endless row of one source's samples for one worker; all workers have each sample once in an epoch.
+    """The endless sequence of one source's samples for one worker; all workers have each sample once in an epoch.
 
     The `work_units` of the source are permuted anew for each epoch and dealt to the workers. A worker reads its units
     into a shuffle buffer, which is permuted and emptied before it is filled again, and never holds two epochs.
@@ -152,7 +152,7 @@ class StreamShard:
 
     @property
     def position(self) -> Position:
-        """The place of the next sample: how far the shards had been read when its buffer was filled, and its offset.
+        """The position of the next sample: how far the shards had been read when its buffer was filled, and its offset.
 
         "buffer" counts in the epoch, "unit" in what the epoch deals to this worker, "sample" in the unit's shard.
         """
@@ -168,7 +168,7 @@ class StreamShard:
         )
         if given != own:
             raise UserError(
-                f"the checkpoint's place in the data is of worker {given['worker']} of {given['num_workers']} over "
+                f"the checkpoint's position in the data is of worker {given['worker']} of {given['num_workers']} over "
                 f"{given['shards']} shards, and this is worker {own['worker']} of {own['num_workers']} over "
                 f"{own['shards']} for {self._tally.name}; go on with the shards and workers the run was started with"
             )
@@ -266,7 +266,7 @@ class StreamShard:
 
 
 class Mixture:
-    """The endless row of samples of several sources for one worker, each with its share of the row."""
+    """The endless sequence of samples of several sources for one worker, mixed by their weights."""
 
     def __init__(
         self,
@@ -281,7 +281,7 @@ class Mixture:
         """
         Args:
             sources: one `StreamShard` of each source, of the same worker and seed.
-            weights: what of the row is a source's, over the sum of all.
+            weights: each source's share of the samples, over the sum of all.
             pair: a number that tells this mixture from the others of the run.
             run: so many samples in a row come from one source; the batch size, where a batch is to be of one kind.
             picks: mixtures of one pair and seed that share this number choose the same sources in turn.
@@ -295,8 +295,8 @@ class Mixture:
         if position is not None:
             if len(position["sources"]) != len(self.sources):
                 raise UserError(
-                    f"the checkpoint's place in the data is of {len(position['sources'])} sources, and the recipe has "
-                    f"{len(self.sources)}; go on with the sources the run was started with"
+                    f"the checkpoint's position in the data is of {len(position['sources'])} sources, and the recipe "
+                    f"has {len(self.sources)}; go on with the sources the run was started with"
                 )
             self.count = position["count"]
             for source, place in zip(self.sources, position["sources"], strict=True):
@@ -314,7 +314,7 @@ class Mixture:
         return next(self.place())
 
     def place(self) -> Iterator[Sample]:
-        """The sample of the next place in the row, then others that can take it.
+        """The next sample, then others that can take its place.
 
         Those do not count: however many it takes, a run ends where it would have ended, in every process alike.
         """

@@ -60,7 +60,7 @@ class OptimGroup:
     """What is different for some parameters."""
 
     lr_scale: float = 1.0
-    """Share of the rate, of a layer's share if there is optim.layer_decay."""
+    """Factor of the learning rate, beside that of optim.layer_decay."""
     weight_decay: float | None = None
     """In place of optim.weight_decay, for those that decay at all; null = the same."""
 
@@ -162,7 +162,7 @@ class RunConfig:
     max_bad_steps: int = 3
     """So many steps in a row may have a gradient that is not finite; they are left out and named."""
     loggers: tuple[str, ...] = ()
-    """Where the log goes besides: tensorboard, wandb."""
+    """Where the log goes as well: tensorboard, wandb."""
 
     def __post_init__(self) -> None:
         sizes = self.batch_size.values() if isinstance(self.batch_size, dict) else [self.batch_size]
