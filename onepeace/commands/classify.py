@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     labels = _labels(args)
-    if args.template is not None and "{}" not in args.template:
+    if args.template is not None and "{}" not in args.template and "{a}" not in args.template:
         raise UsageError(f"--template {args.template!r} has no {{}} for the label to go in")
     files.check_top(args)
     found, problems = files.find(args)

@@ -1,1 +1,1 @@
-"""Parts of Transformer blocks, shared by all architectures: torch only. Read attention.py, then feedforward.py."""
+"""Parts of Transformer blocks, shared by all architectures: torch only."""

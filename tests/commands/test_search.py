@@ -322,7 +322,8 @@ def test_classify_shows_the_best_labels(onepeace_command, model, samples):
 def test_classify_reads_labels_from_a_file_and_lists_what_failed(onepeace_command, mixed, tmp_path):
     folder, _, broken = mixed
     (tmp_path / "labels.txt").write_text("dog\n\ncat\n")
-    code, out, err = onepeace_command("classify", folder, "--labels-file", tmp_path / "labels.txt")
+    labels = ["--labels-file", tmp_path / "labels.txt", "--template", "this is {a}"]
+    code, out, err = onepeace_command("classify", folder, *labels)
     assert code == 1
     assert out.splitlines()[0].split() == ["label", "kind", "path"]
     assert len(out.splitlines()) == 41

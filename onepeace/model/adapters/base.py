@@ -18,7 +18,7 @@ class Adapter(nn.Module):
     ``token_lengths`` and ``decoder_positions`` (the positions of its masked tokens in the decoder).
 
     A batch has padding if, and only if, it has ``lengths`` (B,): whoever makes a batch of unequal items adds them. So
-    no forward looks at values to decide anything, and unpadded batches do without masks, which is faster.
+    an exported graph does not depend on values, and unpadded batches do without masks, which is faster.
 
     Args:
         key: the modality.
