@@ -1,4 +1,4 @@
-"""Cross entropy of cosines, a tile of rows at a time: what both contrastive losses are made of. Next: contrastive.py.
+"""Cross entropy of cosines, a tile of rows at a time: what both contrastive losses are made of.
 
 The whole matrix of logits is never there. A tile of its rows gives their loss and their share of every gradient at
 once, so memory grows with the batch and not with its square, and no tile is computed twice.
