@@ -1,4 +1,4 @@
-"""How training media are varied. Every random number is drawn from the generator handed in: one per item (steps.py).
+"""Augmentation of training items. Every random number is drawn from the generator handed in: one per item (steps.py).
 
 An entry of AUGMENTS has three steps: ``load`` decodes, ``vary`` changes one item, ``collate`` makes the model's input.
 What can be done to a whole batch at once (colour, normalisation) waits for ``collate``: two cores are few.

@@ -177,9 +177,8 @@ def _load_about(path: Path) -> Checkpoint:
         for share in shares:
             with safe_open(share, framework="pt"):
                 pass  # it compares the size with the header
-        count = about.get("shares", len(shares))  # older ones do not say
-        if not shares or len(shares) != count:
-            raise ValueError(f"{len(shares)} of {count} shares")
+        if len(shares) != about["shares"]:
+            raise ValueError(f"{len(shares)} of {about['shares']} shares")
     except (SafetensorError, OSError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a complete checkpoint ({error})") from error
     score = _scores(path.parent).get(about["step"])

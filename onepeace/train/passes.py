@@ -54,7 +54,7 @@ class Passes:
         return stems
 
     def unimodal(self, key: str) -> Features:
-        """One modality encoded alone, without masks (but after token dropout, where the recipe has it)."""
+        """One modality encoded alone, without masks, after token dropout where the recipe has it."""
         if key not in self._unimodal:
             dropped = self.batch.token_dropout
             keep = {key: dropped[key]} if key in dropped else {}

@@ -221,8 +221,7 @@ class Recipe:
         if self.seed < 0:
             raise UserError(f"seed {self.seed} should not be negative")
         if isinstance(self.run.batch_size, dict):
-            pairs = {source.name for source in self.data.train}
-            if missing := sorted(pairs - set(self.run.batch_size)):
+            if missing := sorted(set(self.data.modalities) - set(self.run.batch_size)):
                 raise UserError(f"run.batch_size has no {missing[0]}; it has {', '.join(self.run.batch_size)}")
         if not self.objective:
             raise UserError(f"objective is empty; give at least one term of {', '.join(TERMS)}")
