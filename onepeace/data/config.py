@@ -81,6 +81,12 @@ class DataConfig:
                 lists = f"{list(first.targets)} and {list(source.targets)}"
                 raise UserError(f"data.train: sources of {source.name} have targets {lists}; give all the same")
         make_augments(self.augment)
+        for source in self.train:
+            if source.targets and any(self.augment.get(modality, {}).get("mix") for modality in source.pair):
+                raise UserError(
+                    f"data.augment mixes two items of {source.name}, and a mixed item has no {source.targets[0]}; set "
+                    "mix to 0, or take the targets out"
+                )
         for modality, share in self.token_dropout.items():
             if not 0 <= share < 1:
                 raise UserError(f"data.token_dropout.{modality} is {share}, a share below 1")

@@ -4,7 +4,7 @@ Every rule is the same two steps: score the tokens, mask the ``count`` tokens of
 the end of a text is never masked. Whole batches are drawn at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -110,39 +110,8 @@ def mask_spans(lengths: Tensor, ratio: float, generator: torch.Generator) -> Ten
     return lowest(score, _share(lengths, ratio), lengths)
 
 
-def _words(rates: MaskRates, lengths: Tensor, generator: torch.Generator, starts: Tensor | None) -> dict[str, Tensor]:
-    if starts is None:
-        raise ValueError('the unit "word" needs the word starts of the batch')
-    masked = {}
-    if rates.unimodal is not None:
-        masked["unimodal"] = mask_words(lengths, rates.unimodal, generator, starts)
-    if rates.joint is not None and rates.unimodal is not None:
-        masked["joint"] = mask_tokens(lengths, rates.joint, generator, masked["unimodal"])
-    elif rates.joint is not None:
-        masked["joint"] = mask_words(lengths, rates.joint, generator, starts)
-    return masked
-
-
-def _tokens(rates: MaskRates, lengths: Tensor, generator: torch.Generator, starts: Tensor | None) -> dict[str, Tensor]:
-    masked = {}
-    if rates.unimodal is not None:
-        masked["unimodal"] = mask_tokens(lengths, rates.unimodal, generator)
-    if rates.joint is not None:
-        masked["joint"] = mask_tokens(lengths, rates.joint, generator, masked.get("unimodal"))
-    return masked
-
-
-def _spans(rates: MaskRates, lengths: Tensor, generator: torch.Generator, starts: Tensor | None) -> dict[str, Tensor]:
-    passes = {"unimodal": rates.unimodal, "joint": rates.joint}
-    return {name: mask_spans(lengths, rate, generator) for name, rate in passes.items() if rate is not None}
-
-
-UNITS: dict[str, Callable[..., dict[str, Tensor]]] = {
-    "word": _words,
-    "token": _tokens,
-    "patch": _tokens,
-    "span": _spans,
-}
+UNITS = ("word", "token", "patch", "span")
+"""What is masked at once: word or token for text, patch for image, span for audio."""
 TEXT_UNITS = ("word", "token")
 """Units whose last token is the end of the text, and stays."""
 
@@ -177,7 +146,18 @@ def draw_masks(
         which the losses allow.
     """
     maskable = (lengths - 1).clamp(min=0) if rates.unit in TEXT_UNITS else lengths
-    drawn = UNITS[rates.unit](rates, maskable, generator, starts)
+    drawn: dict[str, Tensor] = {}
+    for name, rate in {"unimodal": rates.unimodal, "joint": rates.joint}.items():
+        if rate is None:
+            continue
+        if rates.unit == "span":
+            drawn[name] = mask_spans(maskable, rate, generator)
+        elif rates.unit != "word" or drawn:  # beside a unimodal pass, the joint one masks single tokens of a text
+            drawn[name] = mask_tokens(maskable, rate, generator, drawn.get("unimodal"))
+        elif starts is not None:
+            drawn[name] = mask_words(maskable, rate, generator, starts)
+        else:
+            raise ValueError('the unit "word" needs the word starts of the batch')
     masked = {name: _with_cls(tokens, lengths) for name, tokens in drawn.items()}
     return {name: Mask(visible(tokens, lengths), tokens) for name, tokens in masked.items()}
 

@@ -21,7 +21,7 @@ data:
     - {shards: "image/*.tar", pair: [image, text], weight: 0.5}
     - {shards: "audio/*.tar", pair: [audio, text]}
   templates: {image: ["a photo of a {}"]}
-  augment: {image: {crop_scale: [0.5, 1.0], flip: true}, audio: {gain_db: 6}}
+  augment: {image: {crop_scale: [0.5, 1.0], flip: true}, audio: {gain_db: 6, mix: 0.1}}
   token_dropout: {image: 0.5}
 mask: {text: {unimodal: 0.15, joint: 0.4, unit: word}, audio: {joint: 0.45, unit: span}}
 objective: {contrastive: {weight: 1.0}, denoising/text: {weight: 0.5, scale: 2.5}}
@@ -110,6 +110,10 @@ def test_base_is_merged_field_by_field(full):
         ("data.train.0.weight=0", "should be above 0"),
         ("data.batches=by_sauce", "'by_sauce' is not known; known: mixed, by_source"),
         ("data.train=[]", r"data\.train is empty"),
+        (
+            'data.train=[{shards: "a/*.tar", pair: [audio, text], targets: [label]}]',
+            r"data\.augment mixes two items of audio\+text, and a mixed item has no label",
+        ),
         ("data.augment.image.zoom=2", r"zoom is not a field"),
         ("data.templates.image=[a photo]", r"'a photo' should have one \{\}"),
         ("data.templates.image=['{} and {x}']", r"'\{\} and \{x\}' should have one \{\}, for the class name, alone"),
