@@ -19,19 +19,18 @@ if TYPE_CHECKING:
 
 
 class TermName(NamedTuple):
-    """ "distillation:captions/image" is of the kind distillation, labelled captions, over image."""
+    """ "distillation:captions/image" is of the kind distillation, over image; "captions" tells it from others."""
 
     text: str
     kind: str
-    label: str
     modalities: tuple[str, ...]
     """As listed in the name; empty = all of the batch."""
 
     @classmethod
     def parse(cls, text: str) -> "TermName":
         head, _, listed = text.partition("/")
-        kind, _, label = head.partition(":")
-        return cls(text, kind, label, tuple(key for key in listed.split("+") if key))
+        kind = head.partition(":")[0]
+        return cls(text, kind, tuple(key for key in listed.split("+") if key))
 
 
 @dataclass(frozen=True, kw_only=True)
