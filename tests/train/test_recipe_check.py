@@ -49,7 +49,6 @@ def objective(*names, **options):
         (objective("contrastive/image+text", "contrastive:b/text+image"), "both of text.image"),
         ({"model": {"projections": ["text"]}},
          r"objective\.contrastive needs a projection of image; add it to model\.projections"),
-        ({"model": {"logit_scale": False}}, r"objective\.contrastive needs a learned temperature; set model\.logit_scale"),
         ({"train": [IMAGES, SOUNDS], **objective("contrastive/image+text")},
          r"no term of the objective is of the pair audio\+text"),
         (objective("denoising/image"), r"objective\.denoising/image needs mask\.image\.unimodal"),

@@ -36,8 +36,6 @@ class Contrastive(Term):
             raise UserError(
                 f"objective.{name.text} compares modalities and has one; write it as contrastive/{one}+OTHER"
             )
-        if not config.model.logit_scale:
-            raise UserError(f"objective.{name.text} needs a learned temperature; set model.logit_scale: true")
         for keys in cls.pairs(name, recipe).values():
             if bare := [key for key in name.modalities or keys if key not in config.model.projections]:
                 raise UserError(f"objective.{name.text} needs a projection of {bare[0]}; add it to model.projections")
@@ -52,6 +50,8 @@ class Contrastive(Term):
         return {key: passes.embedding(key) for key in self.name.modalities or passes.keys}
 
     def loss(self, outputs: dict[str, Tensor], batch: Batch, model: OnePeace) -> dict[str, Tensor]:
+        if model.logit_scale is None:
+            raise UserError(f"objective.{self.name.text} needs a learned temperature; set model.logit_scale: true")
         positives, scale = None, model.logit_scale.exp()
         if self.options.multi_positive:
             names = [own for part in parallel.gather_objects(batch.names) for own in part]
