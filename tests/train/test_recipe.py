@@ -184,7 +184,7 @@ def test_a_term_without_options_takes_the_defaults_and_null_takes_out_one_of_the
     ],
 )
 def test_a_label_is_no_part_of_kind_or_modalities(name, parts):
-    _, kind, _, modalities = TermName.parse(name)
+    _, kind, modalities = TermName.parse(name)
     assert (kind, list(modalities)) == parts
 
 
