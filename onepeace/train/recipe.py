@@ -294,11 +294,6 @@ def to_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True, width=120)
 
 
-def from_yaml(text: str, where: str) -> Recipe:
-    """The inverse of `to_yaml`; ``where`` is the file it was found in, for messages."""
-    return build(Recipe, yaml.safe_load(text), where)
-
-
 MAY_CHANGE = frozenset(
     ["evaluate", "data.root"]
     + [f"run.{name}" for name in ("out", "log_every", "eval_every", "save_every", "save_minutes", "keep", "workers")]
