@@ -26,6 +26,10 @@ PATIENCE = timedelta(hours=12)
 while they wait, and that may take hours; torch's own 10 minutes (NCCL) would end the run. A process that dies needs no
 limit: torchrun then ends the others."""
 
+_left: list[dist.ProcessGroup | None] = []
+"""Groups this process has left, kept as long as it lives. If a model under DDP held the last reference to one, its end
+would wait, with Python's lock, for a thread of gloo that may be waiting for that lock."""
+
 
 def rank() -> int:
     """Number of this process, 0 to ``world_size() - 1``."""
@@ -48,6 +52,7 @@ def group(device: torch.device) -> Iterator[torch.device]:
     try:
         yield device
     finally:
+        _left.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 

@@ -1,5 +1,6 @@
 """Run a function in several processes that train together, as torchrun starts them."""
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -41,7 +42,9 @@ def _begin(rank, ranks, port, function, args):
     here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in here.items()})
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(300, exit=True)  # a process that hangs says where, and its test fails
     function(*args)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def whole_batch():

@@ -8,6 +8,7 @@ import torch
 from support.processes import loss_and_gradients, make_objective, spread_step, start, train, whole_batch
 from support.small_shards import COLOURS
 from support.training import DENOISING, recipe
+from torch.nn.parallel import DistributedDataParallel
 
 from onepeace.config import write_config
 from onepeace.train import checkpoint, parallel, setup, teachers
@@ -101,6 +102,18 @@ def test_four_processes_go_on_as_two(distributed):
 def test_a_batch_that_cannot_be_shared_is_an_error_not_a_hang(distributed):
     with pytest.raises(Exception, match=r"run\.batch_size 15 .* 2 processes; set a multiple"):
         start(2, train, distributed / "recipe.yaml", ["run.batch_size=15", f"run.out={distributed / 'odd'}"])
+
+
+def leave_while_gloo_tidies_up():
+    """Its thread drops the tensors of the last exchange one by one, and needs Python's lock for each."""
+    with parallel.group(torch.device("cpu")):
+        model = DistributedDataParallel(torch.nn.Linear(2, 2))
+        torch.distributed.all_reduce_coalesced([torch.zeros(1) for _ in range(20_000)])
+    del model
+
+
+def test_a_run_ends_while_gloo_still_tidies_up():
+    start(4, leave_while_gloo_tidies_up)
 
 
 class Small(torch.nn.Module):
