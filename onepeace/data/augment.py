@@ -28,6 +28,9 @@ MIX_DB = 5.0
 NOISE_DB = (10.0, 40.0)
 """Background noise lies this far below the clip."""
 
+SILENCE = 1e-3
+"""Below this share of a clip's peak (-60 dB) its end counts as silent."""
+
 BICUBIC = 3
 """PIL.Image.Resampling.BICUBIC, without importing PIL."""
 
@@ -111,9 +114,11 @@ class AudioAugment:
     """Probability of white noise, 10 to 40 dB below the clip."""
     mix: float = 0.0
     """Probability that a second clip sounds at the same time; the caption becomes "A and B"."""
+    trim: float = 0.0
+    """Probability that the silence at a clip's end is cut off: some data sets fill all clips up to one length."""
 
     def __post_init__(self) -> None:
-        for name in ("noise", "mix"):
+        for name in ("noise", "mix", "trim"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)} should be a probability, between 0 and 1")
 
@@ -125,14 +130,14 @@ class AudioAugment:
         self, samples: Tensor, text: str, processor: Any, rng: np.random.Generator, another: Another
     ) -> tuple[Tensor, str]:
         """The changed clip as `decode` would give it (normalised, not too long), and its caption."""
-        samples = self._turn(samples.float(), rng)
+        samples = self._turn(self._cut(samples.float(), rng), rng)
         if rng.random() < self.mix:
             other, other_text = another()
-            other = self._turn(other.float(), rng)
+            other = self._turn(self._cut(other.float(), rng), rng)
             other = other.repeat(math.ceil(len(samples) / len(other)))[: len(samples)]
             level = 10 ** (rng.uniform(-MIX_DB, MIX_DB) / 20)
             samples = samples + other * (level * _loudness(samples) / max(_loudness(other), 1e-6))
-            text = " and ".join(part for part in (text.rstrip(" ."), other_text.rstrip(" .")) if part)
+            text = join_captions(text, other_text)
         if rng.random() < self.noise:
             level = 10 ** (-rng.uniform(*NOISE_DB) / 20) * _loudness(samples)
             samples = samples + level * torch.from_numpy(rng.standard_normal(len(samples), dtype=np.float32))
@@ -141,12 +146,23 @@ class AudioAugment:
         gain = 10 ** (rng.uniform(-self.gain_db, self.gain_db) / 20)
         return processor.finish(samples) * gain, text
 
+    def _cut(self, samples: Tensor, rng: np.random.Generator) -> Tensor:
+        if not self.trim or rng.random() >= self.trim:  # without it no number is drawn: older runs go on as they were
+            return samples
+        heard = (samples.abs() > SILENCE * samples.abs().max()).nonzero()
+        return samples[: int(heard[-1]) + 1] if len(heard) else samples
+
     def _turn(self, samples: Tensor, rng: np.random.Generator) -> Tensor:
         return samples.roll(int(rng.integers(len(samples)))) if self.shift else samples
 
     def collate(self, samples: list[Tensor], processor: Any) -> dict[str, Tensor]:
         """As without augmentation."""
         return processor.collate(samples)
+
+
+def join_captions(one: str, other: str) -> str:
+    """The caption of two sounds at the same time."""
+    return " and ".join(part for part in (one.rstrip(" ."), other.rstrip(" .")) if part)
 
 
 def _loudness(samples: Tensor) -> float:

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onepeace.data.augment import make_augments
+from onepeace.data.augment import join_captions, make_augments
 from onepeace.data.batch import Batch, Mask
 from onepeace.data.config import DataConfig
+from onepeace.data.features import StemFeatures, collate
 from onepeace.data.masking import MaskRates, draw_masks, draw_token_dropout, word_starts, word_table
 from onepeace.data.sample import Sample
 from onepeace.data.shards import BROKEN_FREE
@@ -43,6 +44,7 @@ class BatchBuilder:
         processors: by modality.
         num_tokens: by modality; needed for masks and token dropout only.
         masks: by modality: rates of the masked passes.
+        features: by modality: what the model reads in place of the items, computed before.
     """
 
     def __init__(
@@ -51,9 +53,10 @@ class BatchBuilder:
         processors: Mapping[str, Any],
         num_tokens: Mapping[str, Lengths] | None = None,
         masks: Mapping[str, MaskRates] | None = None,
+        features: Mapping[str, StemFeatures] | None = None,
     ):
         self.config, self.processors = config, processors
-        self.num_tokens, self.masks = num_tokens or {}, masks or {}
+        self.num_tokens, self.masks, self.features = num_tokens or {}, masks or {}, features or {}
         self.pairs = config.modalities
         self.targets = {source.name: source.targets for source in config.train}
         self.augments = make_augments(config.augment)
@@ -92,6 +95,9 @@ class BatchBuilder:
         for modality in self.pairs[name]:
             decoded = [media[modality] for _, _, media in drawn]
             augment, processor = self.augments.get(modality), self.processors[modality]
+            if modality in self.features:
+                inputs[modality] = collate(decoded)
+                continue
             inputs[modality] = augment.collate(decoded, processor) if augment else processor.collate(decoded)
         token_dropout, masks = self._masks(inputs, torch.Generator().manual_seed(seed))
         return Batch(
@@ -132,7 +138,7 @@ class BatchBuilder:
     ) -> tuple[Sample, str, dict[str, Any]]:
         text = self._caption(name, sample, rng)
         decoded: dict[str, Any] = {}
-        others: list[tuple[Any, str]] = []
+        others: list[Any] = []
 
         def second(modality: str) -> tuple[Any, str]:
             others.append(another(modality, rng))
@@ -142,7 +148,12 @@ class BatchBuilder:
             augment, processor = self.augments.get(modality), self.processors[modality]
             if modality == "text":
                 continue
-            if augment is None:
+            if modality in self.features:
+                decoded[modality], partner = self.features[modality].draw(sample, rng)
+                if partner is not None:
+                    others.append(partner)
+                    text = join_captions(text, self._caption(name, partner, rng))
+            elif augment is None:
                 decoded[modality] = processor.decode(sample.inputs[modality])
             else:
                 loaded = self._load(modality, sample)

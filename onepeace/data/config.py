@@ -49,6 +49,11 @@ class DataConfig:
     """By modality: sentences with {} for the class name, further captions of samples that have a label."""
     augment: dict[str, Options] = field(default_factory=dict)
     """By modality: augmentation of training items (onepeace/data/augment.py); none where it is left out."""
+    stem_views: dict[str, int] = field(default_factory=dict)
+    """By modality with a frozen pretrained stem: augmented views of each item whose features are computed once, before
+    the first step, and kept on disk; without it the stem runs in every step."""
+    stem_folder: str | None = None
+    """Where those features are kept; null = in the run's folder. Runs that agree on stem and views share them."""
     token_dropout: dict[str, float] = field(default_factory=dict)
     """By modality: share of the tokens dropped in the contrastive pass, for speed (FLIP, arXiv 2212.00794)."""
     stream: bool = False
@@ -87,6 +92,11 @@ class DataConfig:
                     f"data.augment mixes two items of {source.name}, and a mixed item has no {source.targets[0]}; set "
                     "mix to 0, or take the targets out"
                 )
+        for modality, views in self.stem_views.items():
+            if views < 1:
+                raise UserError(f"data.stem_views.{modality} is {views}; give at least 1, or leave it out")
+            if self.stream:
+                raise UserError("data.stem_views keeps features of items in memory; set data.stream=false")
         for modality, share in self.token_dropout.items():
             if not 0 <= share < 1:
                 raise UserError(f"data.token_dropout.{modality} is {share}, a share below 1")

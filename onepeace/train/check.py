@@ -19,7 +19,7 @@ def check(recipe: Recipe, config: Config) -> None:
                 f"data.train: the pair {name} has {unknown[0]!r}, the model does not; it has "
                 f"{', '.join(config.model.adapters)}"
             )
-    sections = ("token_dropout", "augment", "templates")
+    sections = ("token_dropout", "augment", "templates", "stem_views")
     by_modality = {"mask": recipe.mask, **{f"data.{name}": getattr(recipe.data, name) for name in sections}}
     for place, options in by_modality.items():
         if unused := [key for key in options if not any(key in pair for pair in pairs.values())]:

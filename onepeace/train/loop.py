@@ -40,9 +40,10 @@ def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None 
     Raises:
         UserError: data, recipe or checkpoint that do not fit together; gradients that stay infinite.
     """
-    with parallel.group(choose_device()) as device, noticed_sigterm() as stop_requested:
+    with parallel.group(choose_device()) as device:
         run = build_run(recipe, device)
-        step = train_steps(run, evaluate, stop_at, stop_requested)
+        with noticed_sigterm() as stop_requested:  # not before: until then there is nothing to save
+            step = train_steps(run, evaluate, stop_at, stop_requested)
         return run.write_model() if step == recipe.schedule.steps else run.out
 
 

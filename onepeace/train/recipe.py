@@ -35,6 +35,8 @@ class StartConfig:
     """{new: old}: FFNs and norms of a new modality start from those of another."""
     fresh: tuple[str, ...] = ()
     """Patterns of weights that are not taken over."""
+    pretrained: bool = True
+    """Whether a stem that names a network starts from its published weights."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +297,7 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 MAY_CHANGE = frozenset(
-    ["evaluate", "data.root"]
+    ["evaluate", "data.root", "data.stem_folder"]
     + [f"run.{name}" for name in ("out", "log_every", "eval_every", "save_every", "save_minutes", "keep", "workers")]
     + [f"run.{name}" for name in ("loggers", "parallel", "compile", "checkpoint_activations")]
 )

@@ -1,6 +1,7 @@
 """From a recipe to a run at its first step, or at its last checkpoint."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 from onepeace.config import Config, write_config
 from onepeace.data.builder import BatchBuilder
+from onepeace.data.features import StemFeatures
 from onepeace.data.shards import Source, expand, read_source
 from onepeace.data.steps import DataState, Share, StepDataset, Streams
 from onepeace.data.streams import first_samples
@@ -27,6 +29,7 @@ from onepeace.train.recipe import Recipe, check_same, to_yaml
 from onepeace.train.run import Run
 from onepeace.train.start import make_config, make_model, model_folder
 from onepeace.train.state import State
+from onepeace.train.stem_features import compute_stem_features
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
     objective = Objective(model, recipe.objective, prepared, chunks, max_padding, sharded)
     if recipe.freeze:
         freeze(model, recipe.freeze)
+    features = make_stem_features(recipe, sources, processors, model, device)
     if recipe.run.checkpoint_activations:
         model.set_grad_checkpointing()
     if recipe.run.compile:
@@ -81,7 +85,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
     if main:
         describe_run(out)
     parallel.barrier()
-    steps = make_steps(recipe, sources, processors, config, streamed, start)
+    steps = make_steps(recipe, sources, processors, config, streamed, start, features)
     return Run(
         recipe=recipe,
         resolved=resolved,
@@ -98,7 +102,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
         data_state=steps.state if isinstance(steps, Streams) else None,
         start=start,
         unmeasured=saved is not None and saved.score is None,
-        use_bfloat16={"float32": False, "bfloat16": True}.get(recipe.run.precision, bfloat16_is_fast(device)),
+        use_bfloat16=use_bfloat16_of(recipe, device),
     )
 
 
@@ -172,6 +176,28 @@ def prepare_terms(recipe: Recipe, sources: list[Source], processors: Mapping[str
     return {name.text: term.prepare(name, options, recipe, sources, processors) for name, options, term in recipe.terms}
 
 
+def make_stem_features(
+    recipe: Recipe, sources: list[Source], processors: Mapping[str, Processor], model: Any, device: torch.device
+) -> dict[str, StemFeatures]:
+    """What the frozen stems of data.stem_views give of the sources' items, by modality; the first process makes it."""
+    folder = Path(os.path.expandvars(recipe.data.stem_folder or f"{recipe.run.out}/stems"))
+    use_bfloat16 = use_bfloat16_of(recipe, device)
+    found = {}
+    for key, views in recipe.data.stem_views.items():
+        samples = [sample for source in sources for sample in source.samples if key in sample.inputs]
+        augment, made = recipe.data.augment.get(key, {}), ""
+        if parallel.rank() == 0:
+            arguments = (key, model.adapters[key], processors[key], augment, samples, views, folder)
+            made = str(compute_stem_features(*arguments, device, use_bfloat16))
+        found[key] = StemFeatures(Path(parallel.gather_objects(made)[0]), samples)
+    return found
+
+
+def use_bfloat16_of(recipe: Recipe, device: torch.device) -> bool:
+    """Whether passes run under autocast to bfloat16."""
+    return {"float32": False, "bfloat16": True}.get(recipe.run.precision, bfloat16_is_fast(device))
+
+
 def make_steps(
     recipe: Recipe,
     sources: list[Source],
@@ -179,12 +205,13 @@ def make_steps(
     config: Config,
     streamed: Mapping[str, Any] | None,
     first: int,
+    features: Mapping[str, StemFeatures] | None = None,
 ) -> StepDataset | Streams:
     """This process's batches; of streams from step ``first`` on, at the state ``streamed`` if there is one."""
     # Of a model without values: workers that are spawned get these functions pickled, and no embedding table with them.
     with torch.device("meta"):
         num_tokens = {key: adapter.token_lengths for key, adapter in build_module(config).adapters.items()}
-    builder = BatchBuilder(recipe.data, processors, num_tokens, recipe.mask if recipe.uses_masks else {})
+    builder = BatchBuilder(recipe.data, processors, num_tokens, recipe.mask if recipe.uses_masks else {}, features)
     sizes = {name: recipe.batch_size(name) for name in recipe.data.modalities}
     share = Share(recipe.seed, sizes, parallel.rank(), parallel.world_size())
     if not recipe.data.stream:

@@ -1,7 +1,7 @@
 """Where a run starts: the configuration of the model a recipe describes, and its first weights."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,6 +15,7 @@ from onepeace.errors import UserError
 from onepeace.hub.architectures import architecture, build_module
 from onepeace.hub.folder import read_config
 from onepeace.model import OnePeace
+from onepeace.model.stems import PretrainedStem
 from onepeace.train.check import check
 from onepeace.train.recipe import Recipe
 
@@ -91,7 +92,10 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
     with torch.device("meta" if empty else "cpu"):
         model = build_module(config)
     start = recipe.start
-    if empty or start.source is None:
+    if empty:
+        return model
+    if start.source is None:
+        load_pretrained(model, list(model.adapters) if start.pretrained else [])
         return model
     from onepeace.hub.weights import read_state
 
@@ -119,7 +123,17 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
     if fresh:
         log.warning("%d of %d weights start fresh: not in %s (%s, ...)", len(fresh), len(own), folder, fresh[0])
     model.load_state_dict({name: given[name] for name in own if name in given}, strict=False)
+    if start.pretrained:
+        load_pretrained(model, [key for key in model.adapters if any(f"adapters.{key}.stem." in n for n in fresh)])
     return model
+
+
+def load_pretrained(model: OnePeace, modalities: Iterable[str]) -> None:
+    """Fetch the published weights of these modalities' stems, as far as they are networks that have some."""
+    for key in modalities:
+        stem = getattr(model.adapters[key], "stem", None)
+        if isinstance(stem, PretrainedStem):
+            stem.load_pretrained()
 
 
 def module_with(config: Config, weights: Mapping[str, Tensor]) -> OnePeace:

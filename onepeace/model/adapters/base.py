@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from onepeace.layers.position import trunc_normal
 
 from ..sequence import Span, Stem, TokenSequence, gather_pairs, gather_tokens
+from ..stems import PretrainedStem
 
 
 class Adapter(nn.Module):
@@ -16,6 +17,9 @@ class Adapter(nn.Module):
     A subclass gives ``stem_tokens`` (raw batch -> Stem; it does not depend on what is masked, so one call serves all
     passes of a step), ``embed_positions`` (Stem -> TokenSequence: CLS, positions, buckets, masked tokens left out),
     ``token_lengths`` and ``decoder_positions`` (the positions of its masked tokens in the decoder).
+
+    With a stem whose network was trained elsewhere, a batch may hold ``features``, what ``stem_features`` gives, in
+    place of its raw input; ``lengths`` then counts tokens.
 
     A batch has padding if, and only if, it has ``lengths`` (B,): whoever makes a batch of unequal items adds them. So
     an exported graph does not depend on values, and unpadded batches do without masks, which is faster.
@@ -51,12 +55,24 @@ class Adapter(nn.Module):
     def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
         raise NotImplementedError
 
+    def stem_features(self, batch: dict[str, Tensor]) -> Tensor:
+        """The feature map (B, ..., channels) of a pretrained stem, before its projection."""
+        raise NotImplementedError
+
+    def pretrained_stem(self) -> Any:
+        """The stem, if it is a network that was trained elsewhere; else ValueError."""
+        stem = getattr(self, "stem", None)
+        if not isinstance(stem, PretrainedStem):
+            raise ValueError(f"the stem of {self.key} has no features of its own: it is trained with the model")
+        return stem
+
     def take(self, batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
         """The raw input of these rows, without the padding that none of them needs."""
         taken = {name: value[rows] for name, value in batch.items()}
-        if self.padded_input is not None and "lengths" in taken:
+        padded = "features" if "features" in taken else self.padded_input
+        if padded is not None and "lengths" in taken:
             longest = int(taken["lengths"].amax())
-            taken[self.padded_input] = taken[self.padded_input][:, :longest]
+            taken[padded] = taken[padded][:, :longest]
             if int(taken["lengths"].amin()) == longest:
                 del taken["lengths"]
         return taken

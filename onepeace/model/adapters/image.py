@@ -1,69 +1,15 @@
 """Image: pixels -> one token per patch."""
 
-import math
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from onepeace.layers.position import GridPositions, grid_buckets, grid_table_rows, stretch_grid_table
 
 from ..sequence import Stem, TokenSequence
+from ..stems import IMAGE_STEMS
 from .base import Adapter
-
-
-class HMLPStem(nn.Module):
-    """The released stem: patches see nothing of their neighbours (hierarchical MLP of "Three things about ViT").
-
-    Convolutions 4x4 / 4, 2x2 / 2 and 2x2 / 2 with D/4, D/4 and D channels, LayerNorm and GELU between: stride 16.
-    """
-
-    def __init__(self, dim: int, patch_size: int):
-        super().__init__()
-        if patch_size != 16:
-            raise ValueError(f"the hmlp stem has patches of 16, not {patch_size}; stem: conv takes other powers of two")
-        inner = dim // 4
-        self.convs = nn.ModuleList(
-            [nn.Conv2d(3, inner, 4, 4), nn.Conv2d(inner, inner, 2, 2), nn.Conv2d(inner, dim, 2, 2)]
-        )
-        self.norms = nn.ModuleList([nn.LayerNorm(inner), nn.LayerNorm(inner)])
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, H / 16, W / 16, D)."""
-        # Channels-last memory makes both layouts views of each other: the norms want channels in the last dimension.
-        x = pixels.contiguous(memory_format=torch.channels_last)
-        for conv, norm in zip(self.convs, self.norms, strict=False):
-            x = F.gelu(norm(conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-        return self.convs[-1](x).permute(0, 2, 3, 1)
-
-
-class ConvStem(nn.Module):
-    """Overlapping 3x3 / 2 convolutions ("Early convolutions help Transformers see better"): learns from fewer pictures.
-
-    log2(patch_size) of them, channels doubling up to D / 2, then a linear layer to D.
-    """
-
-    def __init__(self, dim: int, patch_size: int):
-        super().__init__()
-        depth = int(math.log2(patch_size))
-        if 2**depth != patch_size or depth < 1:
-            raise ValueError(f"the conv stem needs a patch that is a power of two, not {patch_size}")
-        widths = [3] + [max(dim // 2 ** (depth - i), 8) for i in range(depth)]
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, 2, padding=1) for i, o in pairwise(widths))
-        self.norms = nn.ModuleList(nn.LayerNorm(o) for o in widths[1:])
-        self.proj = nn.Linear(widths[-1], dim)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, H / patch, W / patch, D)."""
-        x = pixels.contiguous(memory_format=torch.channels_last)
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.gelu(norm(conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-        return self.proj(x.permute(0, 2, 3, 1))
-
-
-STEMS = {"hmlp": HMLPStem, "conv": ConvStem}
 
 
 class ImageAdapter(Adapter):
@@ -76,7 +22,7 @@ class ImageAdapter(Adapter):
         patch_size: side of a patch in pixels.
         grid: side of the grid of learned positions.
         bias_grid: r, side of the grid of the bias table; it has (2 r - 1)^2 + 3 rows.
-        stem: a key of STEMS.
+        stem: a key of IMAGE_STEMS; timm:NAME for a network of timm.
     """
 
     def __init__(
@@ -93,13 +39,22 @@ class ImageAdapter(Adapter):
         num_types: int = 0,
     ):
         super().__init__(key, dim, num_heads, num_tables, grid_table_rows(bias_grid), num_types)
-        if stem not in STEMS:
-            raise ValueError(f"no stem {stem!r}; known: {', '.join(STEMS)}")
+        kind, *name = stem.split(":", 1)
+        if kind not in IMAGE_STEMS or (kind == "timm") != bool(name):
+            raise ValueError(f"no stem {stem!r}; known: {', '.join(IMAGE_STEMS)}:NAME")
         self.patch_size, self.bias_grid = patch_size, bias_grid
-        self.stem = STEMS[stem](dim, patch_size)
+        self.stem = IMAGE_STEMS[kind](dim, patch_size, *name)
         self.pos_embed = GridPositions(dim, grid)
 
     def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
+        x = self.pretrained_stem().project(batch["features"]) if "features" in batch else self.stem(self._pixels(batch))
+        return Stem(x.flatten(1, 2), None, (x.shape[1], x.shape[2]), batch.get("type_ids"))
+
+    def stem_features(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, rows, columns, channels)."""
+        return self.pretrained_stem().features(self._pixels(batch))
+
+    def _pixels(self, batch: dict[str, Tensor]) -> Tensor:
         pixels = batch["pixels"]
         if pixels.ndim != 4 or pixels.shape[1] != 3:
             raise ValueError(f"pixels should be (B, 3, H, W), not {tuple(pixels.shape)}")
@@ -108,8 +63,7 @@ class ImageAdapter(Adapter):
             raise ValueError(
                 f"a picture of {height} x {width} pixels is not a multiple of the patch, {self.patch_size}"
             )
-        x = self.stem(pixels)
-        return Stem(x.flatten(1, 2), None, (x.shape[1], x.shape[2]), batch.get("type_ids"))
+        return pixels
 
     def embed_positions(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         tokens, mask = self.with_cls(stem)
@@ -120,6 +74,9 @@ class ImageAdapter(Adapter):
         return self.assemble(tokens, mask, stem, buckets, tables, keep)
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
+        if "features" in batch:
+            count, rows, columns, _ = batch["features"].shape
+            return torch.full((count,), rows * columns)
         count, _, height, width = batch["pixels"].shape
         return torch.full((count,), (height // self.patch_size) * (width // self.patch_size))
 

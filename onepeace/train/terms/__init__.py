@@ -12,12 +12,14 @@ from onepeace.errors import UserError
 from onepeace.train.terms.contrastive import Contrastive
 from onepeace.train.terms.denoising import Denoising
 from onepeace.train.terms.distillation import Distillation
+from onepeace.train.terms.names import Names
 from onepeace.train.terms.term import Term, TermName, TermOptions
 
 TERMS: dict[str, type[Term]] = {
     "contrastive": Contrastive,
     "denoising": Denoising,
     "distillation": Distillation,
+    "names": Names,
 }
 
 

@@ -15,7 +15,7 @@ from onepeace.model import OnePeace
 from onepeace.train import parallel
 from onepeace.train.captions import captions_of
 from onepeace.train.passes import Passes
-from onepeace.train.teachers import TEACHERS, TeacherTable, cached_features
+from onepeace.train.teachers import TeacherTable, cached_features, check_teacher, file_name
 from onepeace.train.terms.term import Term, TermName, TermOptions
 
 
@@ -66,9 +66,7 @@ class Distillation(Term):
             number = len(name.modalities)
             raise UserError(f"objective.{name.text} has {number} modalities; give it one, as distillation/image")
         cls.pairs(name, recipe)
-        if options.teacher not in TEACHERS:
-            known = ", ".join(TEACHERS)
-            raise UserError(f"objective.{name.text}: teacher {options.teacher!r} is not known; known: {known}")
+        check_teacher(options.teacher, f"objective.{name.text}")
         if name.modalities == ("text",) and options.by != "captions":
             raise UserError(f"objective.{name.text}: a teacher of text reads captions; set by: captions")
         if recipe.data.stream:
@@ -77,7 +75,7 @@ class Distillation(Term):
     @classmethod
     def prepare(cls, name, options, recipe, sources, processors) -> TeacherTable:
         key = "text" if options.by == "captions" else name.modalities[0]
-        own = f"{recipe.run.out}/{options.teacher}-{key}.safetensors"
+        own = f"{recipe.run.out}/{file_name(options.teacher)}-{key}.safetensors"
         path = Path(os.path.expandvars(options.cache or own))
         if key == "text":
             captions = {text for source in sources for text in captions_of(recipe.data, source.samples)}

@@ -1,0 +1,27 @@
+"""Cross entropy of similarities to a set of texts under another classifier's probabilities; not part of the paper."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def soft_targets(
+    items: Tensor, texts: Tensor, targets: Tensor, scale: Tensor | float, count: float | None = None
+) -> Tensor:
+    """
+    Args:
+        items: (B, E) unit vectors.
+        texts: (K, E) unit vectors.
+        targets: (B, K) probabilities; rows may sum to less than 1, and count for so much less.
+        scale: factor on the cosines.
+        count: what the sum over items is divided by. None: B.
+
+    Returns:
+        Scalar mean over the items, float32; 0, still attached to the graph, of no items.
+    """
+    if targets.shape != (len(items), len(texts)):
+        raise ValueError(f"targets {tuple(targets.shape)} should be {(len(items), len(texts))}")
+    with torch.autocast(items.device.type, enabled=False):
+        logits = scale * items.float() @ texts.float().T
+        total = torch.sum(-targets.float() * F.log_softmax(logits, dim=-1))
+    return total / (max(len(items), 1) if count is None else count)

@@ -1,0 +1,118 @@
+"""An audio stem trained on libraries of sound effects (Ma and Lerch, "Representation learning for the automatic
+indexing of sound effects libraries", ISMIR 2022; the package aisfx, CC BY 4.0): a waveform -> one token per 375 ms.
+
+Padding never leaks: it is zeroed before every convolution that could see it.
+"""
+
+import math
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onepeace.errors import UserError
+from onepeace.layers.cache import cached
+from onepeace.layers.precision import without_autocast
+
+from ..sequence import padding
+from .pretrained import PretrainedStem
+from .wave import SAMPLE_RATE, Count
+
+PUBLISHED_RATE, PUBLISHED_WINDOW, PUBLISHED_MELS = 44100, 2048, 96
+"""Of the published front end: samples per second, samples of a window, bands up to half the rate."""
+
+
+@cached(4)
+def sfx_filters(num_mels: int, window: int, device: torch.device) -> Tensor:
+    """Triangles (window // 2 + 1, num_mels) of the HTK mel scale, of which 96 would reach up to 22.05 kHz, each of the
+    sum 1. Filters narrower than a bin keep the height 1 (as Essentia).
+    """
+    bins = torch.linspace(0, SAMPLE_RATE / 2, window // 2 + 1, dtype=torch.float64).unsqueeze(1)
+    step = 2595 * math.log10(1 + PUBLISHED_RATE / 2 / 700) / (PUBLISHED_MELS + 1)
+    mels = step * torch.arange(num_mels + 2, dtype=torch.float64)
+    points = 700 * (10 ** (mels / 2595) - 1)
+    low, middle, high = points[:-2], points[1:-1], points[2:]
+    triangles = torch.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clamp_min(0)
+    sums = (high - low) / 2 / (SAMPLE_RATE / window)
+    return (triangles / sums.clamp_min(1)).float().to(device)
+
+
+class AisfxStem(PretrainedStem):
+    """A log-mel spectrogram and four pairs of 3x3 convolutions, pooled in time and frequency after the first three.
+
+    The published front end has windows of 2048 samples every 1024 at 44.1 kHz, and 96 bands. At 16 kHz a window of 750
+    has the same bins within 1 %, and the upper 24 bands would hear nothing. With a step of a whole window instead of
+    half of one the network costs half; a linear probe on ESC-50 loses half a point.
+
+    Args:
+        dim: width of the tokens.
+        width: channels of the first pair; each further pair has twice as many.
+        num_mels: bands of the spectrogram.
+        step: samples from one window to the next.
+        loudness: root mean square that sounds are brought to (they come with 1).
+    """
+
+    window = 750
+
+    def __init__(self, dim: int, width: int = 64, num_mels: int = 72, step: int = 750, loudness: float = 0.03):
+        super().__init__(dim, 8 * width)
+        widths = [1, *(width * 2**i for i in range(4) for _ in range(2))]
+        self.network = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths))
+        self.num_mels, self.step, self.loudness = num_mels, step, loudness
+        self.hop, self.receptive_field = 8 * self.step, self.window + 7 * self.step
+
+    def spectrogram(self, waveform: Tensor) -> Tensor:
+        """(B, N) of unit deviation -> (B, frames, mels), float32, mostly between 0 and 1."""
+        with without_autocast(waveform.device.type):
+            window = torch.hann_window(self.window, device=waveform.device)
+            sound = self.loudness * waveform.float()
+            spectrum = torch.stft(sound, self.window, self.step, window=window, center=False, return_complex=True)
+            power = torch.view_as_real(spectrum).square().sum(-1) * (PUBLISHED_WINDOW / self.window) ** 2
+            mel = power.transpose(1, 2) @ sfx_filters(self.num_mels, self.window, waveform.device)
+            return (1e4 * mel + 1).log10() / 9.4578
+
+    def forward(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
+        """(B, N), (B,) samples of each unless all are N, and the fewest of them -> (B, T, D)."""
+        return self.project(self.features(waveform, lengths, shortest))
+
+    def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
+        """As ``forward`` -> (B, T, channels)."""
+        x = self.spectrogram(waveform).unsqueeze(1).to(self.network[0].weight.dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        frames = None if lengths is None else self._frames(lengths)
+        fewest = self._frames(shortest)
+        for i, conv in enumerate(self.network):
+            if frames is not None and fewest < x.shape[2]:
+                x = x.masked_fill(padding(frames, x.shape[2])[:, None, :, None], 0.0)
+            x = F.relu(conv(x))
+            if i in (1, 3, 5):
+                x = F.max_pool2d(x, 2)
+                frames, fewest = None if frames is None else frames // 2, fewest // 2
+        return x.mean(3).transpose(1, 2)
+
+    def _frames(self, samples: Count) -> Count:
+        return (samples - self.window) // self.step + 1
+
+    def token_lengths(self, samples: Count) -> Count:
+        return self._frames(samples) // 8
+
+    def load_pretrained(self) -> None:
+        found = find_spec("aisfx")  # not imported: only its file of weights is wanted
+        if found is None or found.origin is None:
+            raise UserError("the stem aisfx needs that package's weights: pip install --no-deps aisfx")
+        path = Path(found.origin).parent / "models" / "checkpoint.pth"
+        # The file also counts its data sets' classes in numbers of numpy, under the name they had in numpy 1.
+        scalar = (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar")
+        with torch.serialization.safe_globals([scalar, np.dtype, np.dtypes.Int64DType, np.dtypes.Float64DType]):
+            weights, _ = torch.load(path, map_location="cpu", weights_only=True)
+        for i, conv in enumerate(self.network):
+            layer = f"embedding_net.conv_block{i // 2 + 1}.{{}}{i % 2 + 1}"
+            kernel, norm = weights[layer.format("conv") + ".weight"], layer.format("bn")
+            gain = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + 1e-5).sqrt()
+            with torch.no_grad():  # batch norms folded into the convolutions
+                conv.weight.copy_(kernel * gain[:, None, None, None])
+                conv.bias.copy_(weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * gain)

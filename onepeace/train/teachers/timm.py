@@ -1,0 +1,27 @@
+"""Networks of timm as teachers of pictures."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onepeace.device import bfloat16_is_fast
+from onepeace.errors import need
+from onepeace.model.stems.timm import create_network
+
+
+def timm_teacher(name: str, output: str = "features") -> Callable[[list[Any]], Tensor]:
+    """A network with its own preprocessing: PIL pictures -> pooled features (n, C), or class scores (n, K)."""
+    model = create_network(name, pretrained=True).to(memory_format=torch.channels_last)
+    data = need("timm.data", "teachers")
+    transform = data.create_transform(**data.resolve_model_data_config(model), is_training=False)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(torch.device("cpu")))
+
+    def encode(pictures: list[Any]) -> Tensor:
+        pixels = torch.stack([transform(picture.convert("RGB")) for picture in pictures])
+        with torch.inference_mode(), autocast:
+            features = model.forward_features(pixels.contiguous(memory_format=torch.channels_last))
+            return model.forward_head(features, pre_logits=output == "features").float()
+
+    return encode
