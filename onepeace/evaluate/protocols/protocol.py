@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,16 @@ class Items:
     modality: str
     shards: str
     """Pattern of shard files, below the root."""
+    keys: str = "*"
+    """Pattern of the samples' keys: a part of the shards."""
 
     def read(self, root: Path, *others: str) -> list[Sample]:
         """The samples that have this modality and the others; incomplete ones are left out with a warning."""
-        return read_source(self.shards, (self.modality, *others), root, broken_limit=1.0).samples
+        samples = read_source(self.shards, (self.modality, *others), root, broken_limit=1.0).samples
+        chosen = [sample for sample in samples if fnmatchcase(sample.key, self.keys)]
+        if not chosen:
+            raise UserError(f"{self.shards}: no key of its {len(samples)} samples fits the pattern {self.keys!r}")
+        return chosen
 
     def read_labelled(self, root: Path) -> list[Sample]:
         """The samples; UserError when one of them has no label."""
