@@ -22,7 +22,7 @@ class ImageAdapter(Adapter):
         patch_size: side of a patch in pixels.
         grid: side of the grid of learned positions.
         bias_grid: r, side of the grid of the bias table; it has (2 r - 1)^2 + 3 rows.
-        stem: a key of IMAGE_STEMS; timm:NAME for a network of timm.
+        stem: a key of IMAGE_STEMS; lite:lite0 or timm:NAME for a network that was trained elsewhere.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class ImageAdapter(Adapter):
     ):
         super().__init__(key, dim, num_heads, num_tables, grid_table_rows(bias_grid), num_types)
         kind, *name = stem.split(":", 1)
-        if kind not in IMAGE_STEMS or (kind == "timm") != bool(name):
-            raise ValueError(f"no stem {stem!r}; known: {', '.join(IMAGE_STEMS)}:NAME")
+        if kind not in IMAGE_STEMS or (kind in ("lite", "timm")) != bool(name):
+            raise ValueError(f"no stem {stem!r}; known: hmlp, conv, lite:NAME, timm:NAME")
         self.patch_size, self.bias_grid = patch_size, bias_grid
         self.stem = IMAGE_STEMS[kind](dim, patch_size, *name)
         self.pos_embed = GridPositions(dim, grid)

@@ -1,13 +1,14 @@
 """Stems: the part of an adapter that turns raw input into a feature map, whatever is masked later."""
 
 from .aisfx import AisfxStem
+from .lite import LiteStem
 from .mel import MelStem
 from .patches import ConvStem, HMLPStem
 from .pretrained import PretrainedStem
 from .timm import TimmStem
 from .wave import SAMPLE_RATE, WaveStem
 
-IMAGE_STEMS = {"hmlp": HMLPStem, "conv": ConvStem, "timm": TimmStem}
+IMAGE_STEMS = {"hmlp": HMLPStem, "conv": ConvStem, "lite": LiteStem, "timm": TimmStem}
 """``(dim, patch_size)``, and what follows a colon in the stem's name; (B, 3, H, W) -> (B, rows, columns, dim)."""
 AUDIO_STEMS = {"wave": WaveStem, "mel": MelStem, "aisfx": AisfxStem}
 """``(dim, **options)``; (B, N) samples -> (B, T, dim), with ``hop``, ``receptive_field`` and ``token_lengths``."""

@@ -1,0 +1,105 @@
+"""EfficientNet-Lite as an image stem (Tan and Le, arXiv 1905.11946; the variant without squeeze-and-excitation, with
+ReLU6): pixels -> one token per 32 x 32 pixels. timm has it too; a model of ours loads without importing timm."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .pretrained import PretrainedStem, fold_batch_norms
+from .timm import HEADLESS, create_network
+
+STAGES = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3), (6, 5, 1, 112, 3), (6, 5, 2, 192, 4),
+          (6, 3, 1, 320, 1))  # fmt: skip
+"""Expansion, kernel, stride of the first block, channels, blocks of each stage of Lite0."""
+SCALES = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}
+"""Factors of channels and of blocks; the first and the last layer are never scaled."""
+
+
+class SameConv(nn.Conv2d):
+    """A convolution padded as TensorFlow does: the output has ceil(size / stride) places, and what cannot be shared by
+    both sides is added after the last row and column."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        if stride == 1:
+            return F.conv2d(x, self.weight, self.bias, 1, kernel // 2, 1, self.groups)
+        rows, columns = (max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
+        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        return F.conv2d(x, self.weight, self.bias, stride, 0, 1, self.groups)
+
+
+class InvertedResidual(nn.Module):
+    """Expansion, depthwise convolution, projection; added to the input where the shapes allow (MobileNetV2)."""
+
+    def __init__(self, expansion: int, kernel: int, stride: int, before: int, after: int):
+        super().__init__()
+        inner = expansion * before
+        self.expand = nn.Conv2d(before, inner, 1) if expansion > 1 else None
+        self.depthwise = SameConv(inner, inner, kernel, stride, groups=inner)
+        self.project = nn.Conv2d(inner, after, 1)
+        self.is_residual = stride == 1 and before == after
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else F.relu6(self.expand(x))
+        y = self.project(F.relu6(self.depthwise(y)))
+        return x + y if self.is_residual else y
+
+
+class LiteNetwork(nn.Module):
+    """Batch norms are part of the convolutions. (B, 3, H, W) -> (B, 1280, ceil(H / 32), ceil(W / 32))."""
+
+    def __init__(self, width: float, depth: float):
+        super().__init__()
+        self.first = SameConv(3, 32, 3, 2)
+        blocks, before = [], 32
+        for i, (expansion, kernel, stride, channels, repeats) in enumerate(STAGES):
+            after = _multiple_of_8(width * channels)
+            count = repeats if i in (0, len(STAGES) - 1) else math.ceil(depth * repeats)
+            for j in range(count):
+                blocks.append(InvertedResidual(expansion, kernel, stride if j == 0 else 1, before, after))
+                before = after
+        self.blocks = nn.ModuleList(blocks)
+        self.last = nn.Conv2d(before, 1280, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.first(x))
+        for block in self.blocks:
+            x = block(x)
+        return F.relu6(self.last(x))
+
+
+def _multiple_of_8(channels: float) -> int:
+    """The nearest one, not below nine tenths (the released rule)."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+class LiteStem(PretrainedStem):
+    """The feature map of EfficientNet-Lite, trained on ImageNet-1k with labels (Apache-2.0). Pixels from -1 to 1.
+
+    Args:
+        name: lite0, lite1 or lite2.
+    """
+
+    def __init__(self, dim: int, patch_size: int, name: str = "lite0"):
+        if patch_size != 32 or name not in SCALES:
+            raise ValueError(f"the stem {name!r} has patches of 32, not {patch_size}; known: {', '.join(SCALES)}")
+        super().__init__(dim, 1280)
+        self.name = name
+        self.network = LiteNetwork(*SCALES[name]).to(memory_format=torch.channels_last)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, H / 32, W / 32, D)."""
+        return self.project(self.features(pixels))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, H / 32, W / 32, 1280)."""
+        return self.network(pixels.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+
+    def load_pretrained(self) -> None:
+        network: Any = create_network(f"tf_efficientnet_{self.name}", pretrained=True, **HEADLESS)
+        given = fold_batch_norms(network).state_dict().values()  # the same layers in the same order
+        self.network.load_state_dict(dict(zip(self.network.state_dict(), given, strict=True)))

