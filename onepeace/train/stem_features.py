@@ -56,7 +56,7 @@ def compute_stem_features(
     Raises:
         UserError: the stem trains, or has no network.
     """
-    network = getattr(adapter.stem, "network", None)
+    network = getattr(getattr(adapter, "stem", None), "network", None)
     if network is None or any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError(
             f"data.stem_views.{key}: features can be kept of a frozen network only; "

@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 from onepeace.errors import UserError
 from onepeace.model.stems.aisfx import AisfxStem, sfx_filters
+from onepeace.model.stems.lite import LiteStem
 from onepeace.model.stems.timm import TimmStem, create_network
 
 
 @pytest.mark.parametrize(
     ("name", "patch_size", "side"),
     [
-        ("tf_efficientnet_lite0", 32, 96),
+        ("test_efficientnet", 32, 96),
         ("resnet18", 32, 96),
         ("vit_tiny_patch16_224", 16, 64),
         ("swin_tiny_patch4_window7_224", 32, 224),
@@ -56,7 +57,7 @@ picture below, and some channels of its first place."""
 
 
 def test_weights_of_the_package_give_what_its_own_network_gives():
-    stem = TimmStem(8, 32, "tf_efficientnet_lite0").eval()
+    stem = LiteStem(8, 32, "lite0").eval()
     stem.load_pretrained()
     ramp = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
     with torch.inference_mode():
@@ -64,6 +65,21 @@ def test_weights_of_the_package_give_what_its_own_network_gives():
     assert found.shape == (1, 2, 2, 1280)
     assert found.mean().item() == pytest.approx(MEAN, rel=1e-4)
     torch.testing.assert_close(found[0, 0, 0, PLACES], torch.tensor(VALUES), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lite0", "lite2"])
+def test_our_lite_network_is_timms(name, monkeypatch):
+    torch.manual_seed(0)
+    network = create_network(f"tf_efficientnet_{name}", pretrained=False, num_classes=0, global_pool="")
+    monkeypatch.setattr("onepeace.model.stems.lite.create_network", lambda *args, **options: network)
+    stem, pixels = LiteStem(24, 32, name).eval(), torch.randn(1, 3, 96, 64)
+    with torch.inference_mode():
+        expected = network.forward_features(pixels)
+        stem.load_pretrained()
+        found = stem.features(pixels)
+        assert stem(pixels).shape == (1, 3, 2, 24)
+    assert found.std() > 0
+    torch.testing.assert_close(found.permute(0, 3, 1, 2), expected, rtol=1e-4, atol=1e-5)
 
 
 def reference_net(spectrogram, weights):
@@ -127,7 +143,8 @@ def test_padding_never_changes_a_sound(sfx):
             alone = stem.features(waveform[row : row + 1, :length], None, length)
             assert alone.shape[1] == stem.token_lengths(length) > 0
             torch.testing.assert_close(together[row, : alone.shape[1]], alone[0], rtol=1e-5, atol=1e-6)
-    assert stem.token_lengths(stem.receptive_field) == 1 and stem.token_lengths(stem.receptive_field - 1) == 0
+    assert stem.token_lengths(stem.receptive_field) == 1
+    assert stem.token_lengths(stem.receptive_field - 1) == 0
 
 
 def test_spectrogram_is_that_of_the_published_front_end():
@@ -149,7 +166,8 @@ def test_spectrogram_is_that_of_the_published_front_end():
     found = stem.spectrogram(2**0.5 * (2 * torch.pi * 1000 * ours).sin().unsqueeze(0))[0].mean(0)
     assert found.shape == (72,)
     band = int(expected.argmax())
-    assert int(found.argmax()) == band and found[band].item() == pytest.approx(expected[band].item(), abs=0.02)
+    assert int(found.argmax()) == band
+    assert found[band].item() == pytest.approx(expected[band].item(), abs=0.02)
     assert sfx_filters(72, 750, torch.device("cpu")).shape == (376, 72)
 
 

@@ -1,0 +1,77 @@
+"""The term names: a classifier's scores reach pictures and words by the names of its classes."""
+
+import pytest
+import torch
+from support.small_shards import COLOURS
+from support.training import recipe
+
+from onepeace import losses
+from onepeace.errors import UserError
+from onepeace.train import loop, teachers
+from onepeace.train.log import read_log
+
+NAMES = [*COLOURS, "violet", "brown"]
+
+
+@pytest.fixture(autouse=True)
+def _classifier(monkeypatch):
+    """It knows the squares' colours, and calls two more classes by names that no caption has."""
+
+    def classifier(name, output):
+        assert (name, output) == ("colours", "scores")
+
+        def encode(pictures):
+            means = torch.tensor([picture.convert("RGB").resize((1, 1)).getpixel((0, 0)) for picture in pictures])
+            known = torch.tensor([*COLOURS.values(), (140, 40, 170), (120, 70, 20)])
+            return -(means[:, None] - known).float().square().sum(-1) / 500
+
+        return encode
+
+    monkeypatch.setitem(teachers.LIBRARIES, "test", classifier)
+    monkeypatch.setattr("open_clip.IMAGENET_CLASSNAMES", NAMES)
+
+
+def names_recipe(root, out, term="names/image", steps=60, **options):
+    objective = {"contrastive": {"multi_positive": True}, term: {"teacher": "test:colours", **options}}
+    return recipe(root, out, steps=steps, objective=objective)
+
+
+@pytest.mark.parametrize("names", [10, 4])
+def test_it_learns(root, tmp_path, names):
+    loop.train(names_recipe(root, tmp_path, names=names, templates=["{}", "a {} square"]))
+    first, *_, last = read_log(tmp_path / "log.jsonl")
+    assert last["names/image"] < 0.6 * first["names/image"]
+    assert (tmp_path / "test-colours-image-scores.safetensors").exists()
+
+
+def test_soft_targets_are_a_cross_entropy():
+    torch.manual_seed(0)
+    items, texts = (torch.nn.functional.normalize(torch.randn(n, 6), dim=-1) for n in (5, 3))
+    targets = torch.rand(5, 3).softmax(-1)
+    expected = torch.nn.functional.cross_entropy(9 * items @ texts.T, targets)
+    torch.testing.assert_close(losses.soft_targets(items, texts, targets, 9.0), expected)
+    torch.testing.assert_close(losses.soft_targets(items, texts, targets / 2, 9.0), expected / 2)
+    torch.testing.assert_close(losses.soft_targets(items, texts, targets, 9.0, count=10), expected / 2)
+    assert losses.soft_targets(items[:0], texts, targets[:0], 9.0) == 0
+    with pytest.raises(ValueError, match=r"targets \(3, 5\) should be \(5, 3\)"):
+        losses.soft_targets(items, texts, targets.T, 9.0)
+
+
+@pytest.mark.parametrize(
+    ("term", "options", "message"),
+    [
+        ("names/text", {}, "is of one modality beside text"),
+        ("names", {}, "is of one modality beside text"),
+        ("names/image", {"teacher": "nobody:x"}, "teacher 'nobody:x' is not known; known: .*timm:NAME"),
+        ("names/image", {"teacher": "minilm-l6-v2"}, "the teacher minilm-l6-v2 has no scores"),
+    ],
+)
+def test_mistakes_are_one_line(root, tmp_path, term, options, message):
+    with pytest.raises(UserError, match=message):
+        loop.train(names_recipe(root, tmp_path, term, steps=1, **options))
+
+
+def test_a_classifier_of_other_classes_is_refused(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("open_clip.IMAGENET_CLASSNAMES", NAMES[:-1])
+    with pytest.raises(UserError, match="test:colours has 10 classes, and 9 names are known"):
+        loop.train(names_recipe(root, tmp_path, steps=1))

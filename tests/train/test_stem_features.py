@@ -1,0 +1,107 @@
+"""Features of frozen stems, computed once: a run reads them in place of its items."""
+
+import numpy as np
+import pytest
+import torch
+from support.training import MODEL, recipe
+
+from onepeace.data.features import StemFeatures, collate
+from onepeace.errors import UserError
+from onepeace.processors import ImageProcessor
+from onepeace.train import loop, setup
+from onepeace.train.log import read_log
+
+ADAPTERS = {
+    "text": {"vocab_size": 400, "num_positions": 32, "num_buckets": 8},
+    "image": {"stem": "timm:test_efficientnet", "patch_size": 32, "grid": 2, "bias_grid": 2},
+    "audio": {"stem": "aisfx", "width": 2, "num_buckets": 8, "pos_depth": 1, "pos_groups": 4},
+}
+SOURCES = [{"shards": "squares.tar", "pair": ["image", "text"]}, {"shards": "tones.tar", "pair": ["audio", "text"]}]
+
+
+def stem_recipe(root, out, views, **fields):
+    model = {**MODEL, "adapters": ADAPTERS, "modalities": [*ADAPTERS], "projections": [*ADAPTERS], "pretrained": False}
+    data = {"root": str(root), "train": SOURCES, "stem_views": views, **fields.pop("data", {})}
+    run = {"batch_size": 8, "workers": 0, "log_every": 1, "save_every": 0, "precision": "float32", "out": str(out)}
+    processors = {"image": {"size": 64}, "text": {"max_tokens": 16}, "audio": {"min_seconds": 0.5}}
+    freeze = fields.pop("freeze", ["adapters.*.stem.network.*"])
+    return recipe(root, out, steps=2, model=model, data=data, run=run, processors=processors, freeze=freeze, **fields)
+
+
+def losses(out):
+    return [line["loss"] for line in read_log(out / "log.jsonl")]
+
+
+def test_without_augmentation_the_losses_are_those_of_the_items(root, tmp_path):
+    for name, views in (("live", {}), ("kept", {"image": 1, "audio": 1})):
+        loop.train(stem_recipe(root, tmp_path / name, views))
+    assert losses(tmp_path / "kept") == pytest.approx(losses(tmp_path / "live"), rel=2e-4)  # kept as float16
+
+
+def test_what_is_there_is_not_computed_again(root, tmp_path, monkeypatch):
+    folder = tmp_path / "stems"
+    data = {"stem_folder": str(folder), "augment": {"image": {"crop_scale": [0.5, 1.0]}}}
+    loop.train(stem_recipe(root, tmp_path / "first", {"image": 2}, data=data))
+    files = {path: path.stat().st_mtime_ns for path in folder.rglob("part-*")}
+    decoded = []
+    load = ImageProcessor.load
+    monkeypatch.setattr(ImageProcessor, "load", lambda self, item: decoded.append(item) or load(self, item))
+    loop.train(stem_recipe(root, tmp_path / "second", {"image": 2}, data=data))
+    assert not decoded
+    assert losses(tmp_path / "second") == losses(tmp_path / "first")
+    # A part that was not finished is made again; views of another kind have a folder of their own.
+    (own,) = folder.iterdir()
+    next(own.glob("*.json")).unlink()
+    loop.train(stem_recipe(root, tmp_path / "third", {"image": 2}, data=data))
+    assert len(decoded) == 96
+    assert {path.name for path in own.iterdir()} == {path.name for path in files}
+    loop.train(stem_recipe(root, tmp_path / "fourth", {"image": 3}, data=data))
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_views_differ_and_a_mixed_one_has_both_captions(root, tmp_path):
+    augment = {"audio": {"mix": 1.0, "shift": True}}
+    built = stem_recipe(root, tmp_path, {"audio": 3}, data={"augment": augment})
+    run = setup.build_run(built, torch.device("cpu"))
+    builder = run.steps.builder
+    features = builder.features["audio"]
+    assert all(len(views) == 3 and all(view.partner for view in views) for views in features.views.values())
+    sample = next(iter(features.samples.values()))
+    drawn = [features.draw(sample, np.random.default_rng(i)) for i in range(20)]
+    assert len({one.tobytes() for one, _ in drawn}) == 3
+    batches = run.steps[0]
+    sounds = next(batch for batch in batches if "audio" in batch.inputs)
+    assert sounds.inputs["audio"]["features"].shape[2] == 16
+    assert all(" and " in caption for caption in sounds.captions)
+
+
+def test_items_of_other_lengths_are_padded_and_counted():
+    batch = collate([np.ones((3, 2), np.float16), np.ones((5, 2), np.float16)])
+    assert batch["features"].shape == (2, 5, 2)
+    assert batch["lengths"].tolist() == [3, 5]
+    assert batch["features"][0, 3:].sum() == 0
+    assert set(collate([np.ones((2, 2, 4), np.float16)] * 3)) == {"features"}
+
+
+def test_an_item_that_cannot_be_decoded_is_named(root, tmp_path):
+    run = setup.build_run(stem_recipe(root, tmp_path, {"image": 1}), torch.device("cpu"))
+    features: StemFeatures = run.steps.builder.features["image"]
+    sample = next(iter(features.samples.values()))
+    features.views.clear()
+    with pytest.raises(UserError, match="no features of it; it could not be decoded"):
+        features.draw(sample, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("views", "fields", "message"),
+    [
+        ({"image": 1}, {"freeze": []}, r"data.stem_views.image: .* frozen network only; add adapters.image.stem"),
+        ({"text": 1}, {}, r"data.stem_views.text: .* frozen network only"),
+        ({"image": 0}, {}, r"data.stem_views.image is 0; give at least 1"),
+        ({"smell": 1}, {}, r"data.stem_views.smell: no pair of data.train has smell"),
+        ({"image": 1}, {"data": {"stream": True}}, r"set data.stream=false"),
+    ],
+)
+def test_mistakes_are_one_line(root, tmp_path, views, fields, message):
+    with pytest.raises(UserError, match=message):
+        loop.train(stem_recipe(root, tmp_path, views, **fields))
