@@ -40,7 +40,8 @@ def test_any_network_of_timm_gives_its_last_feature_map(name, patch_size, side):
             stem.load_pretrained()
         found = stem.features(pixels)
         rows = side // patch_size
-        assert found.shape[:3] == (2, rows, rows) and stem(pixels).shape == (2, rows, rows, 24)
+        assert found.shape[:3] == (2, rows, rows)
+        assert stem(pixels).shape == (2, rows, rows, 24)
         if expected.ndim == 3:
             expected = expected[:, network.num_prefix_tokens :]
         elif expected.shape[1] == found.shape[3]:
@@ -130,7 +131,8 @@ def test_sound_effects_network_is_the_published_one(sfx):
         found = stem.features(waveform, None, 40000)
         expected = reference_net(stem.spectrogram(waveform), weights)
         assert stem(waveform, None, 40000).shape == (2, stem.token_lengths(40000), 24)
-    assert found.shape == (2, stem.token_lengths(40000), 64) and found.std() > 0
+    assert found.shape == (2, stem.token_lengths(40000), 64)
+    assert found.std() > 0
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
