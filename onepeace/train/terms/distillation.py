@@ -29,7 +29,7 @@ class Features(NamedTuple):
 
 
 class Distillation(Term):
-    """``distillation/image``; see onepeace/losses/distillation.py and onepeace/train/teachers.py.
+    """``distillation/image``; see onepeace/losses/distillation.py and onepeace/train/teachers.
 
     ``prepared`` is the teacher's table of features; its path is ``cache``, or in the run's folder the names of teacher
     and modality, so that terms which ask one teacher of the same items share it.
