@@ -90,11 +90,7 @@ class Run:
         """Log and keep the scores of this step's checkpoint, which is on the disk: nothing is lost if this fails."""
         full = self.state.full()
         if journal and evaluate:
-            generator = torch.get_rng_state()
-            try:
-                scores = evaluate(module_with(self.config, full), self.processors)
-            finally:
-                torch.set_rng_state(generator)
+            scores = evaluate(module_with(self.config, full), self.processors)
             journal.write(step, {f"valid/{name}": value for name, value in scores.items()})
             checkpoint.record(self.out, step, sum(scores.values()) / max(len(scores), 1))
         parallel.barrier()
