@@ -302,9 +302,9 @@ MAY_CHANGE = frozenset(
 """Fields that do not change what a step computes, but for rounding."""
 
 
-def check_same(saved: str, resolved: str, out: Path) -> None:
+def check_same(saved: str, recipe: Recipe, out: Path) -> None:
     """UserError if a run would go on under another recipe than its own, but for the fields in MAY_CHANGE."""
-    old, new = (_settings(Recipe, yaml.safe_load(text)) for text in (saved, resolved))
+    old, new = (_settings(Recipe, content) for content in (yaml.safe_load(saved), to_plain(recipe)))
     for name, value in new.items():
         if name not in MAY_CHANGE and old[name] != value:
             raise UserError(
