@@ -6,7 +6,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -94,7 +94,8 @@ def build(cls: type[T], content: Mapping[str, Any], where: str, at: str = "") ->
     """A dataclass made from a mapping; values are coerced to the declared types.
 
     Args:
-        cls: a dataclass; nested dataclasses, ``X | None``, lists, tuples and dicts of them are followed.
+        cls: a dataclass; nested dataclasses, ``X | None``, lists, tuples and dicts of them are followed; a
+            ``Literal`` lists the texts that a field can be.
         content: as read from YAML; a value that is a dataclass already is taken as it is.
         where: the file, for messages.
         at: path of `content` in that file, for messages.
@@ -144,6 +145,10 @@ def _coerce(kind: Any, value: Any, where: str, at: str) -> Any:
             except UserError as error:
                 errors.append(error)
         raise errors[-1]
+    if origin is Literal:
+        if value in args:
+            return value
+        raise UserError(f"{where}: {at} {value!r} is not known; known: {', '.join(args)}")
     if dataclasses.is_dataclass(kind):
         return _build(kind, value, where, at)
     if origin in (list, tuple) and isinstance(value, list | tuple):

@@ -100,6 +100,8 @@ def test_base_is_merged_field_by_field(full):
         ("run.batch_size={image+text: 4}", r"run\.batch_size has no audio\+text"),
         ("run.batch_size=0", r"run\.batch_size 0 should be at least 1"),
         ("run.precision=float64", "'float64' is not known; known: auto, float32, bfloat16"),
+        ("optim.name=lion", r"optim\.name 'lion' is not known; known: adamw"),
+        ("run.loggers=[wandbee]", r"run\.loggers\[0\] 'wandbee' is not known; known: tensorboard, wandb"),
         ("schedule.name=linear", "'linear' is not known; known: cosine, constant"),
         ("data.train.1.pair=[text, image]", r"image\+text and text\+image; use one order"),
         (
