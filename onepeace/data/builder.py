@@ -72,7 +72,6 @@ class BatchBuilder:
         another: Callable[[np.random.Generator], Sample],
         total: int,
         seed: int,
-        keep_loaded: bool = True,
     ) -> Batch:
         """A batch of a pair.
 
@@ -83,10 +82,8 @@ class BatchBuilder:
             another: draws a further sample of the pair, for augmentations that take two.
             total: number of items that ``broken_limit`` is a share of.
             seed: of the masks.
-            keep_loaded: decoded sounds are kept for the next epoch, as far as there is room.
         """
         replaced: list[str] = []
-        self._keep = keep_loaded
         drawn = [self._item(name, candidates, rng, another, total, replaced) for candidates, rng in items]
         inputs = {}
         for modality in self.pairs[name]:
@@ -100,7 +97,6 @@ class BatchBuilder:
             captions=[text for _, text, _ in drawn],
             names=[names_of(sample, text) for sample, text, _ in drawn],
             targets={target: [s.targets.get(target) for s, _, _ in drawn] for target in self.targets[name]},
-            pair=name,
             token_dropout=token_dropout,
             masks=masks,
             replaced=replaced,
@@ -171,13 +167,14 @@ class BatchBuilder:
                 self._note(name, sample, error, total)
 
     def _load(self, modality: str, sample: Sample) -> Any:
-        """What the augmentation starts from. Tensors (sounds) are kept while there is room: decoding Vorbis takes a
-        third of the time a worker spends; pictures decode faster than that and would need far more room."""
+        """What the augmentation starts from. Tensors (sounds) of samples in memory are kept for the next epoch while
+        there is room: decoding Vorbis takes a third of the time a worker spends; pictures decode faster than that and
+        would need far more room."""
         cached = self._cache.get((modality, id(sample)))
         if cached is not None:
             return cached
         loaded = self.augments[modality].load(sample.inputs[modality], self.processors[modality])
-        if self._keep and isinstance(loaded, Tensor) and loaded.nbytes <= self._room:
+        if not self.config.stream and isinstance(loaded, Tensor) and loaded.nbytes <= self._room:
             self._room -= loaded.nbytes
             self._cache[modality, id(sample)] = loaded
         return loaded

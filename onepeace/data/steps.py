@@ -252,7 +252,7 @@ class Streams(IterableDataset[tuple[list[Batch], dict[int, Any]]]):
             for row, seed in numbers
             for i in range(self.batch_size[name])
         ]
-        return self.builder.batch(name, places, rows[0].another, seen + len(places), mask_seed, keep_loaded=False)
+        return self.builder.batch(name, places, rows[0].another, seen + len(places), mask_seed)
 
 
 def loader(
