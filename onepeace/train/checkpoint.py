@@ -163,16 +163,6 @@ def newest(folder: str | Path) -> Checkpoint | None:
     return None
 
 
-def best(folder: str | Path) -> Path | None:
-    """The checkpoint of the highest score; the newest, if none has one."""
-    return _best(files(folder), _scores(Path(folder)))
-
-
-def _best(paths: list[Path], scores: Mapping[int, float]) -> Path | None:
-    scored = [path for path in paths if step_of(path) in scores]
-    return max(scored, key=lambda path: scores[step_of(path)]) if scored else (paths[-1] if paths else None)
-
-
 def files(folder: str | Path) -> list[Path]:
     """The checkpoint files of a run, oldest first."""
     return sorted((path for path in Path(folder).glob("*") if NAME.fullmatch(path.name)), key=step_of)
@@ -215,8 +205,9 @@ def prune(written: Path, keep: int) -> None:
     good = [*(path for path in there if step_of(path) < step), written]
     known = _scores(folder)
     scores = {at: score for at, score in known.items() if at < step}
-    stay = {*good[-keep:], _best(good, scores)}
-    remove(*(path for path in there if path not in stay))
+    scored = [path for path in good if step_of(path) in scores]
+    best = max(scored, key=lambda path: scores[step_of(path)], default=written)
+    remove(*(path for path in there if path not in (*good[-keep:], best)))
     if scores != known:
         _write_scores(folder, scores)
 

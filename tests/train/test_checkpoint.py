@@ -101,7 +101,6 @@ def test_foreign_file_is_not_a_checkpoint(tmp_path):
 
 def test_nothing_saved_is_none(tmp_path):
     assert checkpoint.newest(tmp_path / "no run") is None
-    assert checkpoint.best(tmp_path) is None
 
 
 def test_the_last_ones_and_the_best_stay(tmp_path):
@@ -111,7 +110,6 @@ def test_the_last_ones_and_the_best_stay(tmp_path):
         if score is not None:
             checkpoint.record(tmp_path, step, score)
     assert [path.name for path in checkpoint.files(tmp_path)] == [f"step-{step:08d}.safetensors" for step in (2, 4, 10)]
-    assert checkpoint.best(tmp_path).name == "step-00000002.safetensors"
     assert checkpoint.newest(tmp_path).step == 10
     assert checkpoint.newest(tmp_path).score == 0.5
 
