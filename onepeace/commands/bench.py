@@ -2,12 +2,11 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from onepeace.commands.files import positive
+from onepeace.commands.files import positive, say
 from onepeace.errors import UsageError, UserError
 
 EPILOG = """examples:
@@ -91,7 +90,7 @@ def _encode(args: argparse.Namespace, device: Any) -> tuple[Mapping[str, Any], s
         batch=args.batch,
         baseline=args.baseline,
     )
-    report = bench_encode(settings, _say)
+    report = bench_encode(settings, say)
     return report, table(report)
 
 
@@ -101,7 +100,7 @@ def _loss(args: argparse.Namespace, device: Any) -> tuple[Mapping[str, Any], str
     kinds, sizes = _names(args.kinds), [_number("--sizes", name, 2) for name in _names(args.sizes)]
     if unknown := [kind for kind in kinds if kind not in ("contrastive", "denoising")]:
         raise UsageError(f"--kinds: {unknown[0]!r} is neither contrastive nor denoising")
-    report = bench_loss(Settings(kinds, sizes, args.dim, device, args.seconds), _say)
+    report = bench_loss(Settings(kinds, sizes, args.dim, device, args.seconds), say)
     return report, table(report)
 
 
@@ -115,7 +114,7 @@ def _train(args: argparse.Namespace, device: Any) -> tuple[Mapping[str, Any], st
     path, *overrides = args.recipe
     dtypes = [choose_dtype(name, device, 0) for name in _names(args.dtypes)]
     settings = Settings(read_recipe(path, overrides), Path(path).parent, dtypes, device, args.seconds)
-    report = bench_train(settings, _say)
+    report = bench_train(settings, say)
     return report, table(report)
 
 
@@ -134,7 +133,3 @@ def _number(option: str, text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise UsageError(f"{option}: {text!r} is not a whole number from {least} up")
     return int(text)
-
-
-def _say(text: str) -> None:
-    print("onepeace:", text, file=sys.stderr)

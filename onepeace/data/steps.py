@@ -116,8 +116,6 @@ class StepDataset(Dataset[list[Batch]]):
 
     def __init__(self, builder: BatchBuilder, sources: Sequence[Source], share: Share):
         config = builder.config
-        if len(sources) != len(config.train):
-            raise ValueError(f"{len(sources)} sources for {len(config.train)} of the recipe")
         self.builder, self.share = builder, share
         self.in_turn = config.pairs == "in_turn"
         self.items: dict[str, list[Sample]] = {}

@@ -291,8 +291,6 @@ class Mixture:
         self.sources = list(sources)
         self.shares = np.array(weights, float) / sum(weights)
         self.pair, self.run, self.picks, self.count = pair, run, picks, 0
-        if len(self.shares) != len(self.sources):
-            raise ValueError(f"{len(self.shares)} weights for {len(self.sources)} sources")
         if position is not None:
             if len(position["sources"]) != len(self.sources):
                 raise UserError(
