@@ -70,21 +70,18 @@ def apply_override(content: Options, override: str) -> None:
     *parents, last = name.split(".")
     place: Any = content
     for parent in parents:
-        if isinstance(place, list):
-            place = place[_index(place, parent, override)]
-        else:
-            if place.get(parent) is None:
-                place[parent] = {}
-            place = place[parent]
+        key = _key(place, parent, override)
+        if isinstance(place, dict) and place.get(key) is None:
+            place[key] = {}
+        place = place[key]
         if not isinstance(place, dict | list):
             raise UserError(f"{override!r}: {parent} is a value and has no fields")
-    if isinstance(place, list):
-        place[_index(place, last, override)] = value
-    else:
-        place[last] = value
+    place[_key(place, last, override)] = value
 
 
-def _index(place: list[Any], text: str, override: str) -> int:
+def _key(place: Options | list[Any], text: str, override: str) -> str | int:
+    if isinstance(place, dict):
+        return text
     if not text.isdigit() or int(text) >= len(place):
         raise UserError(f"{override!r}: {text} is not one of the list's places, 0 to {len(place) - 1}")
     return int(text)
