@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from onepeace.commands.files import positive, say
 from onepeace.errors import UsageError, UserError
 
 EPILOG = """examples:
@@ -35,14 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     common = parser.add_argument_group("all")
     common.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1, mps")
-    common.add_argument("--threads", type=int, metavar="N", help="threads of the CPU (default: all it may use)")
+    common.add_argument("--threads", type=positive, metavar="N", help="threads of the CPU (default: all it may use)")
     common.add_argument("--seconds", type=float, default=8.0, metavar="N", help="time for each row (default: 8)")
     common.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
     models = parser.add_argument_group("encode and train")
     models.add_argument("--dtypes", default="float32,bfloat16", metavar="A,B", help="default: float32,bfloat16")
     encode = parser.add_argument_group("encode")
     encode.add_argument("--size", default="tiny,base", metavar="A,B", help="tiny, base or names of models (tiny,base)")
-    encode.add_argument("--batch", type=int, metavar="N", help="items in a pass (default: about 1600 tokens)")
+    encode.add_argument("--batch", type=positive, metavar="N", help="items in a pass (default: about 1600 tokens)")
     encode.add_argument("--modalities", metavar="A,B", help="only these of text, image, audio")
     encode.add_argument(
         "--baseline", action=argparse.BooleanOptionalAction, default=True, help="run open_clip beside base"
@@ -50,15 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     loss = parser.add_argument_group("loss")
     loss.add_argument("--kinds", default="contrastive,denoising", metavar="A,B", help="default: both losses")
     loss.add_argument("--sizes", default=SIZES, metavar="A,B", help=f"pairs, or tokens (default: {SIZES})")
-    loss.add_argument("--dim", type=int, default=256, metavar="N", help="width of the vectors (default: 256)")
+    loss.add_argument("--dim", type=positive, default=256, metavar="N", help="width of the vectors (default: 256)")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.recipe and args.what != "train":
         raise UsageError(f"bench {args.what} takes no recipe")
-    for name in ("threads", "batch", "dim"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise UsageError(f"--{name} is {value}; it must be at least 1")
     import torch
 
     from onepeace.bench.timing import usable_cpus
@@ -93,7 +90,7 @@ def _encode(args: argparse.Namespace, device: Any) -> tuple[Mapping[str, Any], s
         batch=args.batch,
         baseline=args.baseline,
     )
-    report = bench_encode(settings, _say)
+    report = bench_encode(settings, say)
     return report, table(report)
 
 
@@ -103,7 +100,7 @@ def _loss(args: argparse.Namespace, device: Any) -> tuple[Mapping[str, Any], str
     kinds, sizes = _names(args.kinds), [_number("--sizes", name, 2) for name in _names(args.sizes)]
     if unknown := [kind for kind in kinds if kind not in ("contrastive", "denoising")]:
         raise UsageError(f"--kinds: {unknown[0]!r} is neither contrastive nor denoising")
-    report = bench_loss(Settings(kinds, sizes, args.dim, device, args.seconds), _say)
+    report = bench_loss(Settings(kinds, sizes, args.dim, device, args.seconds), say)
     return report, table(report)
 
 
@@ -117,7 +114,7 @@ def _train(args: argparse.Namespace, device: Any) -> tuple[Mapping[str, Any], st
     path, *overrides = args.recipe
     dtypes = [choose_dtype(name, device, 0) for name in _names(args.dtypes)]
     settings = Settings(read_recipe(path, overrides), Path(path).parent, dtypes, device, args.seconds)
-    report = bench_train(settings, _say)
+    report = bench_train(settings, say)
     return report, table(report)
 
 
@@ -136,7 +133,3 @@ def _number(option: str, text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise UsageError(f"{option}: {text!r} is not a whole number from {least} up")
     return int(text)
-
-
-def _say(text: str) -> None:
-    print("onepeace:", text, file=sys.stderr)

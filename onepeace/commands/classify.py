@@ -8,6 +8,7 @@ from pathlib import Path
 from onepeace.commands import files
 from onepeace.errors import UsageError
 from onepeace.files.table import format_table
+from onepeace.files.walk import Found
 
 EXAMPLES = """\
 a label is put into a sentence that suits the kind of file, unless --template gives another.
@@ -25,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labels.add_argument("--labels", metavar="A,B,C", help="names to choose from")
     labels.add_argument("--labels-file", type=Path, metavar="FILE", help="the same, one name on each line")
     parser.add_argument("--template", metavar="T", help='sentence with {} for the label, e.g. "a drawing of a {}"')
-    parser.add_argument("--top", type=int, default=1, metavar="K", help="labels shown of each file (default: 1)")
+    parser.add_argument(
+        "--top", type=files.positive, default=1, metavar="K", help="labels shown of each file (default: 1)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
 
 
@@ -33,14 +36,13 @@ def run(args: argparse.Namespace) -> int:
     labels = _labels(args)
     if args.template is not None and "{}" not in args.template and "{a}" not in args.template:
         raise UsageError(f"--template {args.template!r} has no {{}} for the label to go in")
-    files.check_top(args)
     found, problems = files.find(args)
 
     from onepeace.embed.zero_shot import TEMPLATE, prototypes
 
     model = files.load(args)
     vectors, found, failed = files.encode(model, found, args.batch_size)
-    answers: dict[files.File, list[tuple[str, float]]] = {file: [] for file in found}
+    answers: dict[Found, list[tuple[str, float]]] = {file: [] for file in found}
     for modality in sorted({file.modality for file in found}):
         rows = [index for index, file in enumerate(found) if file.modality == modality]
         classes = prototypes(model.encode_text, labels, args.template or TEMPLATE.get(modality, "{}"))

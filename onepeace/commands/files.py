@@ -3,11 +3,12 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 from onepeace.errors import UsageError
+from onepeace.files.walk import Found, Unreadable, walk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,18 +18,11 @@ if TYPE_CHECKING:
 KINDS = ("image", "audio", "text")
 
 
-class File(NamedTuple):
-    """A file to encode."""
-
-    path: Path
-    modality: str
-
-
-class Problem(NamedTuple):
-    """A file that failed."""
-
-    name: str
-    reason: str
+def positive(text: str) -> int:
+    """The value of an option that counts something, as argparse's `type`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,30 +31,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny", metavar="NAME", help="tiny, a model folder or a released model")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="files in one pass (default: 32)")
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="files in one pass (default: 32)")
     parser.add_argument("--only", choices=KINDS, help="leave out the other kinds of files")
 
 
-def find(args: argparse.Namespace) -> tuple[list[File], list[Problem]]:
+def find(args: argparse.Namespace) -> tuple[list[Found], list[Unreadable]]:
     """The files that `args.paths` and `args.only` mean, and what cannot be read among them.
 
     Raises:
-        UsageError: a path that does not exist, nothing found, or a batch size below 1.
+        UsageError: a path that does not exist, or nothing found.
     """
-    from onepeace.files.walk import walk
     from onepeace.processors import PROCESSORS
 
-    if args.batch_size < 1:
-        raise UsageError(f"--batch-size {args.batch_size} is too few; it must be at least 1")
     suffixes = {suffix: key for key, processor in PROCESSORS.items() for suffix in processor.suffixes}
-    found, unreadable = walk(args.paths, suffixes)
-    files, problems = [], [Problem(shown(path), reason) for path, reason in unreadable]
+    found, problems = walk(args.paths, suffixes)
+    files = []
     for path, known in found:
         modality = known or _by_content(path)
         if modality is None:
-            problems.append(Problem(shown(path), f"not a picture, sound or text (unknown ending {path.suffix!r})"))
+            problems.append(Unreadable(path, f"not a picture, sound or text (unknown ending {path.suffix!r})"))
         elif args.only in (None, modality):
-            files.append(File(path, modality))
+            files.append(Found(path, modality))
     if not files and not problems:
         what = args.only or "image, audio or text"
         raise UsageError(f"no {what} files in {', '.join(args.paths)}")
@@ -74,12 +65,13 @@ def load(args: argparse.Namespace) -> "Embedder":
     return load(args.model, device=args.device, dtype=args.dtype)
 
 
-def encode(model: "Embedder", files: Iterable[File], batch_size: int) -> tuple["Tensor", list[File], list[Problem]]:
+def encode(
+    model: "Embedder", files: Sequence[Found], batch_size: int
+) -> tuple["Tensor", list[Found], list[Unreadable]]:
     """Vectors (n, E) of those files that can be read, these files, and the others.
 
     Files of a modality that the model lacks are in neither list; they are counted on stderr.
     """
-    files = list(files)
     known = [file for file in files if file.modality in model.modalities]
     if len(known) < len(files):
         lacking = " and ".join(sorted({file.modality for file in files} - set(model.modalities)))
@@ -88,16 +80,16 @@ def encode(model: "Embedder", files: Iterable[File], batch_size: int) -> tuple["
     vectors, failures = model.encode(items, batch_size=batch_size, on_error="skip")
     reasons = {failure.index: failure.reason for failure in failures}
     encoded = [file for index, file in enumerate(known) if index not in reasons]
-    failed = [Problem(shown(known[index].path), reason) for index, reason in reasons.items()]
+    failed = [Unreadable(known[index].path, reason) for index, reason in reasons.items()]
     return cast("Tensor", vectors), encoded, failed
 
 
-def exit_code(problems: Sequence[Problem], num_files: int) -> int:
+def exit_code(problems: Sequence[Unreadable], num_files: int) -> int:
     """Lists what failed on stderr; 1 if anything did, else 0."""
     if problems:
         say(f"{len(problems)} of {num_files + len(problems)} files failed:")
     for problem in problems:
-        print(f"  {problem.name}: {problem.reason}", file=sys.stderr)
+        print(f"  {shown(problem.path)}: {problem.reason}", file=sys.stderr)
     return 1 if problems else 0
 
 
@@ -107,11 +99,6 @@ def check_folder_of(path: Path) -> None:
         raise UsageError(f"{path}: there is no folder {path.parent}")
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name a file")
-
-
-def check_top(args: argparse.Namespace) -> None:
-    if args.top < 1:
-        raise UsageError(f"--top {args.top} is too few; it must be at least 1")
 
 
 def say(message: str) -> None:

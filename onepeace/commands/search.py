@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="W", help="of a mix: text=0.7,audio=0.3, or numbers in the order of the parts"
     )
-    parser.add_argument("--top", type=int, default=10, metavar="K", help="how many hits (default: 10)")
+    parser.add_argument("--top", type=files.positive, default=10, metavar="K", help="how many hits (default: 10)")
     parser.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write the hits as a page to look at")
 
@@ -57,7 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if not args.query:
         raise UsageError("nothing to search for; give --text, --image, --audio or several of them")
-    files.check_top(args)
     weights = _weights(args.weights, list(args.query))
     if args.html:
         files.check_folder_of(args.html)

@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shard-size", metavar="N",
         help=f"samples, or megabytes (50MB); default {SHARD_SIZE}, of a layout {LAYOUT_SHARD_SIZE}",
     )  # fmt: skip
-    parser.add_argument("--limit", type=int, metavar="N", help="stop after N samples")
+    parser.add_argument("--limit", type=files.positive, metavar="N", help="stop after N samples")
     parser.add_argument("--check", action="store_true", help="decode every file, leave out what fails")
     parser.add_argument("--force", action="store_true", help="replace older shards of the same name")
 
@@ -166,8 +166,6 @@ def _write_own(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.output}: is a folder; add the shards' prefix: {args.output / 'pairs'}")
     if not re.fullmatch(r"\w[\w.-]*", prefix) or len(prefix.encode()) > PREFIX_LENGTH:
         raise UsageError(f"prefix {prefix!r} must be letters, digits, '_', '-' and '.', at most {PREFIX_LENGTH} bytes")
-    if args.limit is not None and args.limit < 1:
-        raise UsageError(f"--limit {args.limit} is too few; it must be at least 1")
     max_items, max_bytes = _shard_size(args.shard_size or SHARD_SIZE)
     records = _own_records(args)
     writer = ShardWriter(folder, prefix, max_bytes=max_bytes, max_items=max_items)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onepeace.errors import UsageError
+from onepeace.commands.files import positive
 
 if TYPE_CHECKING:
     from onepeace.cost.plan import Plan
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="a.b=value", nargs="*", help="fields in place of the recipe's")
     parser.add_argument("--print", action="store_true", dest="show", help="print the resolved recipe and stop")
     parser.add_argument("--plan", action="store_true", help="print parameters, memory on a GPU and FLOPs, and stop")
-    parser.add_argument("--processes", metavar="N", type=int, default=1, help="how many GPUs --plan is for (1)")
+    parser.add_argument("--processes", metavar="N", type=positive, default=1, help="how many GPUs --plan is for (1)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,8 +45,6 @@ def run(args: argparse.Namespace) -> int:
     if args.plan:
         from onepeace.cost.plan import make_plan
 
-        if args.processes < 1:
-            raise UsageError(f"--processes {args.processes} should be at least 1")
         print(plan_text(make_plan(recipe, args.processes, Path(args.recipe).parent)))
         return 0
     from onepeace.train.evaluation import evaluation

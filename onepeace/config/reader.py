@@ -6,7 +6,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -70,21 +70,18 @@ def apply_override(content: Options, override: str) -> None:
     *parents, last = name.split(".")
     place: Any = content
     for parent in parents:
-        if isinstance(place, list):
-            place = place[_index(place, parent, override)]
-        else:
-            if place.get(parent) is None:
-                place[parent] = {}
-            place = place[parent]
+        key = _key(place, parent, override)
+        if isinstance(place, dict) and place.get(key) is None:
+            place[key] = {}
+        place = place[key]
         if not isinstance(place, dict | list):
             raise UserError(f"{override!r}: {parent} is a value and has no fields")
-    if isinstance(place, list):
-        place[_index(place, last, override)] = value
-    else:
-        place[last] = value
+    place[_key(place, last, override)] = value
 
 
-def _index(place: list[Any], text: str, override: str) -> int:
+def _key(place: Options | list[Any], text: str, override: str) -> str | int:
+    if isinstance(place, dict):
+        return text
     if not text.isdigit() or int(text) >= len(place):
         raise UserError(f"{override!r}: {text} is not one of the list's places, 0 to {len(place) - 1}")
     return int(text)
@@ -94,7 +91,8 @@ def build(cls: type[T], content: Mapping[str, Any], where: str, at: str = "") ->
     """A dataclass made from a mapping; values are coerced to the declared types.
 
     Args:
-        cls: a dataclass; nested dataclasses, ``X | None``, lists, tuples and dicts of them are followed.
+        cls: a dataclass; nested dataclasses, ``X | None``, lists, tuples and dicts of them are followed; a
+            ``Literal`` lists the texts that a field can be.
         content: as read from YAML; a value that is a dataclass already is taken as it is.
         where: the file, for messages.
         at: path of `content` in that file, for messages.
@@ -144,6 +142,10 @@ def _coerce(kind: Any, value: Any, where: str, at: str) -> Any:
             except UserError as error:
                 errors.append(error)
         raise errors[-1]
+    if origin is Literal:
+        if value in args:
+            return value
+        raise UserError(f"{where}: {at} {value!r} is not known; known: {', '.join(args)}")
     if dataclasses.is_dataclass(kind):
         return _build(kind, value, where, at)
     if origin in (list, tuple) and isinstance(value, list | tuple):

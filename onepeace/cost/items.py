@@ -80,8 +80,7 @@ def pair_batch(
             masks[key] = draw_masks(rates, lengths, generator, words)
         if share := recipe.data.token_dropout.get(key):
             dropout[key] = draw_token_dropout(share, lengths, generator, has_end=key == "text")
-    pair = "+".join(inputs)
-    return Batch(inputs, names, names, [[name] for name in names], pair=pair, token_dropout=dropout, masks=masks)
+    return Batch(inputs, names, names, [[name] for name in names], token_dropout=dropout, masks=masks)
 
 
 def inputs_of_many_lengths(

@@ -34,8 +34,6 @@ class Batch:
     """For each item the captions and the label that say what it is; see ``multi_positive_ids``."""
     targets: Mapping[str, list[Any]] = field(default_factory=dict)
     """By name, a value for each item."""
-    pair: str = ""
-    """The pair's name, as "image+text"."""
     token_dropout: Mapping[str, Tensor] = field(default_factory=dict)
     """By modality: positions (B, K) that stay in the contrastive pass, padded with -1, where tokens are dropped."""
     masks: Mapping[str, Mapping[str, Mask]] = field(default_factory=dict)

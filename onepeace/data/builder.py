@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,16 @@ TRIES = 100
 
 class CorruptDataError(UserError):
     """Too many items cannot be decoded."""
+
+
+class _Pair(NamedTuple):
+    """What the items of a batch are drawn from."""
+
+    name: str
+    total: int
+    """Number of items that ``broken_limit`` is a share of."""
+    another: Callable[[np.random.Generator], Sample]
+    """Draws a further sample."""
 
 
 class BatchBuilder:
@@ -75,7 +85,6 @@ class BatchBuilder:
         another: Callable[[np.random.Generator], Sample],
         total: int,
         seed: int,
-        keep_loaded: bool = True,
     ) -> Batch:
         """A batch of a pair.
 
@@ -86,11 +95,10 @@ class BatchBuilder:
             another: draws a further sample of the pair, for augmentations that take two.
             total: number of items that ``broken_limit`` is a share of.
             seed: of the masks.
-            keep_loaded: decoded sounds are kept for the next epoch, as far as there is room.
         """
         replaced: list[str] = []
-        self._keep = keep_loaded
-        drawn = [self._item(name, candidates, rng, another, total, replaced) for candidates, rng in items]
+        pair = _Pair(name, total, another)
+        drawn = [self._item(pair, candidates, rng, replaced) for candidates, rng in items]
         inputs = {}
         for modality in self.pairs[name]:
             decoded = [media[modality] for _, _, media in drawn]
@@ -106,45 +114,36 @@ class BatchBuilder:
             captions=[text for _, text, _ in drawn],
             names=[names_of(sample, text) for sample, text, _ in drawn],
             targets={target: [s.targets.get(target) for s, _, _ in drawn] for target in self.targets[name]},
-            pair=name,
             token_dropout=token_dropout,
             masks=masks,
             replaced=replaced,
         )
 
     def _item(
-        self,
-        name: str,
-        candidates: Iterator[Sample],
-        rng: np.random.Generator,
-        another: Callable[[np.random.Generator], Sample],
-        total: int,
-        replaced: list[str],
+        self, pair: _Pair, candidates: Iterator[Sample], rng: np.random.Generator, replaced: list[str]
     ) -> tuple[Sample, str, dict[str, Any]]:
         """The first candidate that can be decoded, its caption and its decoded inputs."""
         # As many tries at least as there are items: a small stream that is all broken would be read without end.
-        for sample in islice(candidates, max(total, TRIES)):
+        for sample in islice(candidates, max(pair.total, TRIES)):
             try:
-                return self._decode(name, sample, rng, partial(self._another, name, another, total))
+                return self._decode(pair, sample, rng)
             except CorruptDataError:
                 raise
             except UserError as error:
-                self._note(name, sample, error, total)
+                self._note(pair, sample, error)
                 replaced.append(sample.key)
-        raise CorruptDataError(f"{name}: no item is left to take the place of {replaced[-1]}")
+        raise CorruptDataError(f"{pair.name}: no item is left to take the place of {replaced[-1]}")
 
-    def _decode(
-        self, name: str, sample: Sample, rng: np.random.Generator, another: Callable[..., tuple[Any, str]]
-    ) -> tuple[Sample, str, dict[str, Any]]:
-        text = self._caption(name, sample, rng)
+    def _decode(self, pair: _Pair, sample: Sample, rng: np.random.Generator) -> tuple[Sample, str, dict[str, Any]]:
+        text = self._caption(pair, sample, rng)
         decoded: dict[str, Any] = {}
         others: list[Any] = []
 
         def second(modality: str) -> tuple[Any, str]:
-            others.append(another(modality, rng))
+            others.append(self._another(pair, modality, rng))
             return others[-1]
 
-        for modality in self.pairs[name]:
+        for modality in self.pairs[pair.name]:
             augment, processor = self.augments.get(modality), self.processors[modality]
             if modality == "text":
                 continue
@@ -158,59 +157,54 @@ class BatchBuilder:
             else:
                 loaded = self._load(modality, sample)
                 decoded[modality], text = augment.vary(loaded, text, processor, rng, partial(second, modality))
-        if "text" in self.pairs[name]:
+        if "text" in self.pairs[pair.name]:
             decoded["text"] = self.processors["text"].decode(text)
         if others:
             # Two clips at once are neither one's class nor its captions.
             sample = replace(sample, inputs={}, targets={})
         return sample, text, decoded
 
-    def _another(
-        self,
-        name: str,
-        draw: Callable[[np.random.Generator], Sample],
-        total: int,
-        modality: str,
-        rng: np.random.Generator,
-    ) -> tuple[Any, str]:
+    def _another(self, pair: _Pair, modality: str, rng: np.random.Generator) -> tuple[Any, str]:
         """A random sample of the pair for an augmentation that takes two: what it loads, and a caption."""
         while True:
-            sample = draw(rng)
+            sample = pair.another(rng)
             try:
-                return self._load(modality, sample), self._caption(name, sample, rng)
+                return self._load(modality, sample), self._caption(pair, sample, rng)
             except UserError as error:
-                self._note(name, sample, error, total)
+                self._note(pair, sample, error)
 
     def _load(self, modality: str, sample: Sample) -> Any:
-        """What the augmentation starts from. Tensors (sounds) are kept while there is room: decoding Vorbis takes a
-        third of the time a worker spends; pictures decode faster than that and would need far more room."""
+        """What the augmentation starts from. Tensors (sounds) of samples in memory are kept for the next epoch while
+        there is room: decoding Vorbis takes a third of the time a worker spends; pictures decode faster than that and
+        would need far more room."""
         cached = self._cache.get((modality, id(sample)))
         if cached is not None:
             return cached
         loaded = self.augments[modality].load(sample.inputs[modality], self.processors[modality])
-        if self._keep and isinstance(loaded, Tensor) and loaded.nbytes <= self._room:
+        if not self.config.stream and isinstance(loaded, Tensor) and loaded.nbytes <= self._room:
             self._room -= loaded.nbytes
             self._cache[modality, id(sample)] = loaded
         return loaded
 
-    def _caption(self, name: str, sample: Sample, rng: np.random.Generator) -> str:
+    def _caption(self, pair: _Pair, sample: Sample, rng: np.random.Generator) -> str:
         choices = list(sample.captions)
         if sample.label:
-            templates = [t for modality in self.pairs[name] for t in self.config.templates.get(modality, ())]
+            templates = [t for modality in self.pairs[pair.name] for t in self.config.templates.get(modality, ())]
             choices += [template.format(sample.label) for template in templates]
         return choices[int(rng.integers(len(choices)))] if choices else ""
 
-    def _note(self, name: str, sample: Sample, error: UserError, total: int) -> None:
+    def _note(self, pair: _Pair, sample: Sample, error: UserError) -> None:
         """Name a broken item once; too many stop the run."""
-        broken = self.broken.setdefault(name, set())
+        broken = self.broken.setdefault(pair.name, set())
         where = f"{sample.source}: {sample.key}"
         if where in broken:
             return
         broken.add(where)
         log.warning("%s cannot be decoded, another item takes its place: %s", where, error)
-        if len(broken) > self.config.broken_limit * total and (len(broken) > BROKEN_FREE or len(broken) == total):
+        count, total = len(broken), pair.total
+        if count > self.config.broken_limit * total and (count > BROKEN_FREE or count == total):
             raise CorruptDataError(
-                f"{len(broken)} of {total} items of {name} cannot be decoded, the last {where}: {error}; "
+                f"{count} of {total} items of {pair.name} cannot be decoded, the last {where}: {error}; "
                 "mend the shards or raise data.broken_limit"
             )
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from string import Formatter
+from typing import Literal
 
 from onepeace.config import Options
 from onepeace.data.augment import make_augments
@@ -41,9 +42,9 @@ class DataConfig:
     train: tuple[SourceConfig, ...]
     root: str = "${ONEPEACE_DATA}"
     """Folder of the shards; environment variables are expanded."""
-    batches: str = "mixed"
+    batches: Literal["mixed", "by_source"] = "mixed"
     """mixed: a batch has items of all sources of its pair; by_source: of one, so that its negatives are of one kind."""
-    pairs: str = "together"
+    pairs: Literal["together", "in_turn"] = "together"
     """Of several pairs: together, every step has a batch of each; in_turn, of one, the next step of the next."""
     templates: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By modality: sentences with {} for the class name, further captions of samples that have a label."""
@@ -71,10 +72,6 @@ class DataConfig:
     stops."""
 
     def __post_init__(self) -> None:
-        if self.batches not in ("mixed", "by_source"):
-            raise UserError(f"data.batches {self.batches!r} is not known; known: mixed, by_source")
-        if self.pairs not in ("together", "in_turn"):
-            raise UserError(f"data.pairs {self.pairs!r} is not known; known: together, in_turn")
         if not self.train:
             raise UserError("data.train is empty; name at least one source of shards")
         pairs: dict[frozenset[str], SourceConfig] = {}

@@ -6,6 +6,7 @@ the end of a text is never masked. Whole batches are drawn at once.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,10 @@ from torch import Tensor
 from onepeace.data.batch import Mask
 from onepeace.errors import UserError
 
+Unit = Literal["word", "token", "patch", "span"]
+"""What is masked at once: word or token for text, patch for image, span for audio."""
+TEXT_UNITS = ("word", "token")
+"""Units whose last token is the end of the text, and stays."""
 SPAN = 5
 """Frames masked around each centre of the unit "span"."""
 
@@ -25,16 +30,13 @@ class MaskRates:
     patches that were visible and some more. Audio draws both independently.
     """
 
-    unit: str
-    """word or token for text, patch for image, span for audio."""
+    unit: Unit
     unimodal: float | None = None
     """When the modality is encoded alone."""
     joint: float | None = None
     """When it is encoded jointly with the other one of its pair."""
 
     def __post_init__(self) -> None:
-        if self.unit not in UNITS:
-            raise UserError(f"mask unit {self.unit!r} is not known; known: {', '.join(UNITS)}")
         for name in ("unimodal", "joint"):
             share = getattr(self, name)
             if share is not None and not 0 < share < 1:
@@ -108,12 +110,6 @@ def mask_spans(lengths: Tensor, ratio: float, generator: torch.Generator) -> Ten
     covered = covered.scatter(1, frames.flatten(1), True)[:, :longest]
     score = torch.rand(rows, longest, generator=generator) + ~covered
     return lowest(score, _share(lengths, ratio), lengths)
-
-
-UNITS = ("word", "token", "patch", "span")
-"""What is masked at once: word or token for text, patch for image, span for audio."""
-TEXT_UNITS = ("word", "token")
-"""Units whose last token is the end of the text, and stays."""
 
 
 def visible(masked: Tensor, lengths: Tensor) -> Tensor:

@@ -34,8 +34,6 @@ BROKEN_FREE = 10
 class Source(NamedTuple):
     """What one shard pattern held."""
 
-    name: str
-    """The pattern, for messages."""
     samples: list[Sample]
     broken: list[str]
     """One line per member or sample that could not be used: file, key, reason."""
@@ -131,7 +129,7 @@ def read_source(
     if not samples:
         raise UserError(f"{pattern}: no usable sample; {broken[0] if broken else 'the shards are empty'}")
     refuse_corrupt(pattern, len(samples), len(broken), broken[-1] if broken else "", broken_limit)
-    return Source(pattern, samples, broken)
+    return Source(samples, broken)
 
 
 def refuse_corrupt(name: str, good: int, broken: int, last: str, limit: float) -> None:

@@ -116,8 +116,6 @@ class StepDataset(Dataset[list[Batch]]):
 
     def __init__(self, builder: BatchBuilder, sources: Sequence[Source], share: Share):
         config = builder.config
-        if len(sources) != len(config.train):
-            raise ValueError(f"{len(sources)} sources for {len(config.train)} of the recipe")
         self.builder, self.share = builder, share
         self.in_turn = config.pairs == "in_turn"
         self.items: dict[str, list[Sample]] = {}
@@ -252,7 +250,7 @@ class Streams(IterableDataset[tuple[list[Batch], dict[int, Any]]]):
             for row, seed in numbers
             for i in range(self.batch_size[name])
         ]
-        return self.builder.batch(name, places, rows[0].another, seen + len(places), mask_seed, keep_loaded=False)
+        return self.builder.batch(name, places, rows[0].another, seen + len(places), mask_seed)
 
 
 def loader(

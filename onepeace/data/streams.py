@@ -127,7 +127,6 @@ class StreamShard:
         shuffle_buffer_megabytes: float = 256,
         broken_limit: float = 0.02,
         targets: Sequence[str] = (),
-        position: Position | None = None,
     ):
         """
         Args:
@@ -138,17 +137,15 @@ class StreamShard:
             shuffle_buffer, shuffle_buffer_megabytes: so many samples, or so much encoded data, and the buffer is full;
                 the order depends on both.
             broken_limit: share of broken samples, of all read so far, above which the stream stops.
-            position: where to go on; a `position` of one with the same arguments.
 
         Raises:
-            UserError: the position is of another worker or of other shards. From `next`: too much is broken; or every
-                unit has been read since the last usable sample.
+            UserError: from `next`: too much is broken; or every unit has been read since the last usable sample.
         """
         self.shards, self.pair = list(shards), tuple(pair)
         self.seed, self.source, self.worker, self.num_workers = seed, source, worker, num_workers
         self.max_samples, self.max_bytes = shuffle_buffer, shuffle_buffer_megabytes * 2**20
         self.broken_limit, self.targets = broken_limit, tuple(targets)
-        self.seek(position or self._position(epoch=0, buffer=0, unit=0, sample=0, good=0, broken=0, offset=0))
+        self.seek(self._position(epoch=0, buffer=0, unit=0, sample=0, good=0, broken=0, offset=0))
 
     @property
     def position(self) -> Position:
@@ -161,7 +158,11 @@ class StreamShard:
         return {**self._here(), "offset": self._skip}
 
     def seek(self, position: Position) -> None:
-        """Go on at a position of one with the same arguments. Nothing is read before the next sample is wanted."""
+        """Go on at a position of one with the same arguments. Nothing is read before the next sample is wanted.
+
+        Raises:
+            UserError: the position is of another worker or of other shards.
+        """
         self._tally = _Tally(self.shards, self.broken_limit, position["good"], position["broken"])
         given, own = (
             {key: p[key] for key in ("worker", "num_workers", "shards")} for p in (position, self._position())
@@ -290,8 +291,6 @@ class Mixture:
         self.sources = list(sources)
         self.shares = np.array(weights, float) / sum(weights)
         self.pair, self.run, self.picks, self.count = pair, run, picks, 0
-        if len(self.shares) != len(self.sources):
-            raise ValueError(f"{len(self.shares)} weights for {len(self.sources)} sources")
         if position is not None:
             if len(position["sources"]) != len(self.sources):
                 raise UserError(
@@ -306,12 +305,6 @@ class Mixture:
     def position(self) -> Position:
         """How many places have been filled, and where each source stands."""
         return {"count": self.count, "sources": [source.position for source in self.sources]}
-
-    def __iter__(self) -> Iterator[Sample]:
-        return self
-
-    def __next__(self) -> Sample:
-        return next(self.place())
 
     def place(self) -> Iterator[Sample]:
         """The next sample, then others that can take its place.

@@ -47,7 +47,7 @@ class ESC50(Layout):
     def encode(self, record: Record) -> Encoded:
         """Exactly five seconds of the sound of a record."""
         samples = load_sound(record.inputs["audio"], SECONDS)
-        return Encoded({"ogg": ogg(np.pad(samples, (0, RATE * SECONDS - len(samples))), RATE, self.level)})
+        return Encoded({"ogg": ogg(np.pad(samples, (0, RATE * SECONDS - len(samples))), self.level)})
 
     def group(self, record: Record) -> tuple[str, str] | None:
         recording = record.about["freesound_id"]

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from onepeace.config import read_yaml
 from onepeace.datasets.layout import HeldOut, Record, Split, present
 from onepeace.datasets.reading import find, sentence
 from onepeace.datasets.sounds import HINT, Sounds, sounds_below
@@ -28,42 +28,20 @@ class Macs(Sounds):
         table = find(folder, "MACS.yaml", what="the captions")
         sounds = {path.name: path for path in sounds_below(folder)}
         records = []
-        for where, row in _rows(table):
+        rows = read_yaml(table).get("files")
+        if not isinstance(rows, list) or not rows:
+            raise UserError(f"{table}: has no list of files, or an empty one")
+        for i, row in enumerate(rows, 1):
+            where = f"{table}: file {i} of the list"
             try:
                 name = Path(row["filename"]).name
                 captions = [sentence(note["sentence"]) for note in row["annotations"]]
             except (KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{where}: no filename and annotations with sentences: {row!r:.100}") from error
+                raise UserError(f"{where} has no filename and annotations with sentences: {row!r:.100}") from error
             inputs = {"audio": sounds.get(name), "text": [caption for caption in captions if caption]}
             if not inputs["text"]:
-                raise UserError(f"{where}: {name} has no sentence")
+                raise UserError(f"{where}, {name}, has no sentence")
             label = name.partition("-")[0].replace("_", " ")
             key = f"macs_{Path(name).stem}"
             records.append(Record(key, "MACS", inputs, {"label": label}, {"license": LICENSE}))
-        if not records:
-            raise UserError(f"{table}: its list of files is empty")
         yield Split("train/audio_text/macs", present(records, "audio", table, HINT), self.encode)
-
-
-def _rows(path: Path) -> list[tuple[str, Any]]:
-    """The entries of the list of files, each with "FILE:LINE" for messages."""
-    import yaml
-
-    try:
-        # As SafeLoader, in C where PyYAML was built with it: seconds in place of half a minute.
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(path.read_text(encoding="utf-8"))
-        root = loader.get_single_node()
-        content = loader.construct_document(root) if root else None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(
-            f"{path}{line}: not YAML ({getattr(error, 'problem', None) or type(error).__name__})"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    rows = content.get("files") if isinstance(content, dict) else None
-    if root is None or not isinstance(rows, list):
-        raise UserError(f"{path}: has no list of files")
-    nodes = next(value for key, value in root.value if key.value == "files").value
-    return [(f"{path}:{node.start_mark.line + 1}", row) for node, row in zip(nodes, rows, strict=True)]

@@ -69,7 +69,7 @@ def from_folder(folder: Path, *, labels_from_folders: bool = False) -> Iterator[
         group = groups.setdefault(path.with_suffix(""), {})
         if modality in group:
             yield Skipped(_shown(path), f"{group[modality].name} beside it is the {modality} of this stem")
-        elif modality is not None:
+        else:
             group[modality] = path
     for stem, files in groups.items():
         first = next(iter(files.values()))

@@ -27,7 +27,7 @@ class Sounds(Layout):
 
     def encode(self, record: Record) -> Encoded:
         """The first `seconds` of the sound of a record."""
-        return Encoded({"ogg": ogg(load_sound(record.inputs["audio"], self.seconds), RATE, self.level)})
+        return Encoded({"ogg": ogg(load_sound(record.inputs["audio"], self.seconds), self.level)})
 
 
 def sounds_below(folder: Path) -> list[Path]:
@@ -42,12 +42,12 @@ def load_sound(path: Path, seconds: float) -> Any:
     return AudioProcessor(sample_rate=RATE).load(path, seconds=seconds).clamp(-1, 1).numpy()
 
 
-def ogg(samples: Any, rate: int, level: float) -> bytes:
-    """Mono float samples as Ogg Vorbis; level is libsndfile's, 0 (best) to 1 (smallest)."""
+def ogg(samples: Any, level: float) -> bytes:
+    """Mono float samples at `RATE` as Ogg Vorbis; level is libsndfile's, 0 (best) to 1 (smallest)."""
     import soundfile
 
     buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format="OGG", subtype="VORBIS", compression_level=level)
+    soundfile.write(buffer, samples, RATE, format="OGG", subtype="VORBIS", compression_level=level)
     return _with_serial_number_one(buffer.getvalue())
 
 

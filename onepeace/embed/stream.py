@@ -104,8 +104,5 @@ class Batcher:
 
     def _take(self, numbers: list[int]) -> list[Waiting]:
         entries = [self._waiting.pop(number) for number in numbers]
-        for alike in (entry[:2] for entry in entries):
-            self._alike[alike] -= 1
-            if not self._alike[alike]:
-                del self._alike[alike]
+        self._alike -= Counter(entry[:2] for entry in entries)  # a count of 0 is dropped
         return entries

@@ -6,7 +6,6 @@ below (recipes/evaluate/tiny.yaml).
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.config import Options, apply_override, build, read_yaml
-from onepeace.data.shards import expand
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols import PROTOCOLS, EvaluationProtocol
-from onepeace.evaluate.report import Row, as_table
+from onepeace.evaluate.report import Row
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +92,7 @@ def run(
         UserError: that of a protocol, with the name of the set.
     """
     for name, protocol in sets.items():
-        if lacking := _lacking(protocol, getattr(embedder, "modalities", None)):
+        if lacking := lacking_modalities(protocol, getattr(embedder, "modalities", None)):
             log.warning("%s: left out, the model has no %s", name, " and no ".join(lacking))
             continue
         start = time.perf_counter()
@@ -109,42 +107,6 @@ def run(
             yield from (Row(name, *figure, seconds) for figure in figures)
 
 
-def _lacking(protocol: EvaluationProtocol, modalities: Container[str] | None) -> list[str]:
+def lacking_modalities(protocol: EvaluationProtocol, modalities: Container[str] | None) -> list[str]:
     """The modalities of a set that are not among those of a model; none when the model does not say."""
     return [side.modality for side in protocol.sides if modalities is not None and side.modality not in modalities]
-
-
-def training_scores(
-    path: Path | str, names: Sequence[str] | None, root: str, modalities: Container[str]
-) -> Callable[[Any, Any], dict[str, float]]:
-    """The scores of a training run: a function (model, processors) -> {"set/metric": value} that prints their table.
-
-    Args:
-        path, names: an evaluation recipe, and the sets of it that are measured; None = all.
-        root: the folder of the training run's data, in place of the recipe's.
-        modalities: those of the model.
-
-    Raises:
-        UserError: a set that the recipe does not have, or without shards: now, and not after the last step.
-    """
-    recipe = read_recipe(path)
-    if unknown := [name for name in names or () if name not in recipe.sets]:
-        raise UserError(f"evaluate.sets names {unknown[0]!r}; {path} has {', '.join(recipe.sets)}")
-    sets = recipe.sets if names is None else {name: recipe.sets[name] for name in names}
-    folder = DataRoot(root).folder()
-    for name, protocol in sets.items():
-        if not _lacking(protocol, modalities):
-            try:
-                for side in protocol.sides:
-                    expand(side.shards, folder)
-            except UserError as error:
-                raise UserError(f"evaluate: set {name}: {error}") from error
-
-    def scores(model: Any, processors: Any) -> dict[str, float]:
-        from onepeace.embed.embedder import Embedder
-
-        rows = list(run(Embedder(model, processors), sets, folder))
-        print(as_table(rows), file=sys.stderr)
-        return {f"{row.set}/{row.metric}": row.value for row in rows}
-
-    return scores

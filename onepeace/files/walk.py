@@ -12,8 +12,8 @@ class Found(NamedTuple):
     """A file to read."""
 
     path: Path
-    modality: str | None
-    """By the file's ending; None for a file that was named on purpose and has an ending nobody knows."""
+    modality: str
+    """By the file's ending; "" for a file that was named on purpose and has an ending nobody knows."""
 
 
 class Unreadable(NamedTuple):
@@ -50,7 +50,7 @@ def walk(paths: Iterable[str | Path], modality_by_suffix: Mapping[str, str]) -> 
         if not os.path.lexists(path):
             raise UsageError(f"{given}: no such file or folder")
         if not os.path.isdir(path):
-            _take(path, modality_by_suffix.get(path.suffix.lower()), found, unreadable)
+            _take(path, modality_by_suffix.get(path.suffix.lower(), ""), found, unreadable)
             continue
         for folder, folders, names in os.walk(path, onerror=refuse, followlinks=True):
             status = os.stat(folder)
@@ -66,7 +66,7 @@ def walk(paths: Iterable[str | Path], modality_by_suffix: Mapping[str, str]) -> 
     return list(found.values()), unreadable
 
 
-def _take(path: Path, modality: str | None, found: dict[str, Found], unreadable: list[Unreadable]) -> None:
+def _take(path: Path, modality: str, found: dict[str, Found], unreadable: list[Unreadable]) -> None:
     if os.path.isfile(path):
         found.setdefault(os.path.abspath(path), Found(path, modality))
     else:

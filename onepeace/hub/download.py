@@ -1,6 +1,5 @@
-"""Downloads one file over https: resumed after a cut, verified, and given its name only when complete."""
+"""Downloads one file over https: resumed after a cut, and given its name only when complete."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -31,24 +30,17 @@ class _Answer(NamedTuple):
     validator: str | None
 
 
-def fetch(
-    url: str, path: str | Path, *, size: int | None = None, sha256: str | None = None, progress: bool = False
-) -> Path:
-    """Download `url` to `path` unless it is there already.
+def fetch(url: str, path: Path) -> Path:
+    """Download `url` to `path` unless it is there already; a bar shows how far it is if stderr is a terminal.
 
     Bytes go to PATH.part, which a later call resumes if the server still has the same file (by its ETag or date).
-    The file gets its name only when it has the length that the server stated, and the `size` and `sha256` if given.
+    The file gets its name only when it has the length that the server stated.
 
     Raises:
-        UserError: no network, refused address, wrong length or hash, full disk; it says what to do.
+        UserError: no network, refused address, wrong length, full disk; it says what to do.
     """
-    path = Path(path)
     _check_address(url)
     if path.is_file():
-        if size is not None and path.stat().st_size != size:
-            raise UserError(f"{path}: has {path.stat().st_size} bytes, expected {size}; delete it to download it again")
-        if sha256 is not None and _hash(path) != sha256:
-            raise UserError(f"{path}: has another SHA-256 than expected; delete it to download it again")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part, note = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
@@ -56,7 +48,7 @@ def fetch(
     while True:
         before = _size(part)
         try:
-            if _transfer(url, part, note, size, progress):
+            if _transfer(url, part, note):
                 break
             reason: object = "the connection was closed early"
         except _Changed:
@@ -72,9 +64,6 @@ def fetch(
         if idle >= TRIES:
             raise UserError(f"{url}: not downloaded ({one_line(reason)}){_by_hand(path)}")
         time.sleep(_pause(idle))
-    if sha256 is not None and _hash(part) != sha256:
-        _delete(part, note)
-        raise UserError(f"{url}: the SHA-256 of what arrived is wrong; it was deleted, try again{_by_hand(path)}")
     os.replace(part, path)
     sync(path.parent)
     _delete(note)
@@ -106,7 +95,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _transfer(url: str, part: Path, note: Path, size: int | None, progress: bool) -> bool:
+def _transfer(url: str, part: Path, note: Path) -> bool:
     """Append what the partial download lacks; return whether it is complete."""
     from tqdm import tqdm
 
@@ -130,30 +119,25 @@ def _transfer(url: str, part: Path, note: Path, size: int | None, progress: bool
         answer = _answer(response, have)
         if answer.start and answer.validator != known:
             raise _Changed
-        if answer.total is None and size is None:
+        if answer.total is None:
             raise UserError(f"{url}: the server does not say how long the file is, so a cut could not be noticed")
-        total = size if answer.total is None else answer.total
-        if size is not None and total != size:
-            raise UserError(
-                f"{url}: the server has {total} bytes, expected {size}; it is not the file that was released"
-            )
-        free = shutil.disk_usage(part.parent).free
-        if total is not None and total - answer.start > free:
-            raise UserError(f"{part.parent}: {free} bytes free, {total - answer.start} needed")
+        lacking, free = answer.total - answer.start, shutil.disk_usage(part.parent).free
+        if lacking > free:
+            raise UserError(f"{part.parent}: {free} bytes free, {lacking} needed")
         note.write_text(json.dumps({"url": url, "validator": answer.validator}), encoding="utf-8")
         with (
             open(part, "ab" if answer.start else "wb") as file,
-            tqdm(total=total, initial=answer.start, unit="B", unit_scale=True, desc=part.name.removesuffix(".part"),
-                 disable=None if progress else True) as bar,
+            tqdm(total=answer.total, initial=answer.start, unit="B", unit_scale=True,
+                 desc=part.name.removesuffix(".part"), disable=None) as bar,
         ):  # fmt: skip
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
     sync(part)
-    if _size(part) > (total or 0):
+    if _size(part) > answer.total:
         _delete(part, note)
-        raise UserError(f"{url}: more bytes arrived than the {total} announced; deleted")
-    return _size(part) == total
+        raise UserError(f"{url}: more bytes arrived than the {answer.total} announced; deleted")
+    return _size(part) == answer.total
 
 
 def _answer(response: HTTPResponse, have: int) -> _Answer:
@@ -187,14 +171,6 @@ def _size(path: Path) -> int:
 def _delete(*paths: Path) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _pause(idle: int) -> float:

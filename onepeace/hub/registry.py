@@ -1,7 +1,6 @@
 """The checkpoints the authors released: names, addresses and descriptions.
 
-The authors publish neither sizes nor hashes, so both are None until someone who holds a file fills them in; transfers
-are then checked against the length the server states.
+The authors publish neither sizes nor hashes; transfers are checked against the length the server states.
 """
 
 from dataclasses import dataclass
@@ -17,8 +16,6 @@ class Released:
     modalities: tuple[str, ...]
     about: str
     unsupported: str = ""
-    size: int | None = None
-    sha256: str | None = None
 
     @property
     def url(self) -> str:

@@ -79,13 +79,7 @@ def _released(name: str) -> Path:
             return _complete(folder)
         if "text" in released.modalities:
             vocabulary(None)  # a few MB: better to fail before the gigabytes
-        file = fetch(
-            released.url,
-            cache_folder() / "downloads" / released.file,
-            size=released.size,
-            sha256=released.sha256,
-            progress=True,
-        )
+        file = fetch(released.url, cache_folder() / "downloads" / released.file)
         convert(file, folder, progress=True)
         file.unlink()  # as large as the model, and not needed again
         log.info("%s is in %s", name, folder)

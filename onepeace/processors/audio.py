@@ -175,9 +175,6 @@ class AudioProcessor(Processor):
         batch = {"waveform": torch.nn.utils.rnn.pad_sequence(samples, batch_first=True)}
         return batch | lengths_if_padded(samples)
 
-    def size(self, sample: Tensor) -> int:
-        return len(sample)
-
     def _samples(self, seconds: float) -> int:
         return round(seconds * self.sample_rate)
 

@@ -156,9 +156,6 @@ class TextProcessor(Processor):
         batch = {"ids": torch.nn.utils.rnn.pad_sequence(samples, batch_first=True, padding_value=PAD)}
         return batch | lengths_if_padded(samples)
 
-    def size(self, sample: Tensor) -> int:
-        return len(sample)
-
 
 def _text_in(path: os.PathLike) -> str:
     """The content of a text file; `UserError` if it is no text, or more than anyone could mean as one."""

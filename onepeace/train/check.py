@@ -4,8 +4,10 @@
 a term of the objective needs in its own file.
 """
 
+from typing import get_args
+
 from onepeace.config import Config
-from onepeace.data.masking import TEXT_UNITS, UNITS
+from onepeace.data.masking import TEXT_UNITS, Unit
 from onepeace.errors import UserError
 from onepeace.train.recipe import Recipe
 
@@ -25,7 +27,7 @@ def check(recipe: Recipe, config: Config) -> None:
         if unused := [key for key in options if not any(key in pair for pair in pairs.values())]:
             raise UserError(f"{place}.{unused[0]}: no pair of data.train has {unused[0]}; there are {', '.join(pairs)}")
     for key, rates in recipe.mask.items():
-        fitting = [unit for unit in UNITS if (unit in TEXT_UNITS) == (key == "text")]
+        fitting = [unit for unit in get_args(Unit) if (unit in TEXT_UNITS) == (key == "text")]
         if rates.unit not in fitting:
             raise UserError(f"mask.{key}.unit {rates.unit!r} is not for {key}; known: {', '.join(fitting)}")
     fed = {pair for name, _, term in recipe.terms for pair in term.pairs(name, recipe)}

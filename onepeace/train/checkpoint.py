@@ -1,13 +1,12 @@
 """All of a run's state in one safetensors file, written so that a crash at any moment leaves a usable one behind.
 
-Tensors (model, optimizer, average, generators) are the file's tensors, everything else is JSON in its header; nothing
-is pickled. A file gets its name only when it is complete on the disk, and safetensors refuses one that was cut off
-later, so `newest` can fall back on the one before.
+Tensors (model, optimizer, average) are the file's tensors, everything else is JSON in its header; nothing is pickled. A
+file gets its name only when it is complete on the disk, and safetensors refuses one that was cut off later, so `newest`
+can fall back on the one before. No generator is saved: the loop seeds each step by its number.
 """
 
 import json
 import logging
-import random
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from onepeace.errors import UserError
@@ -51,20 +48,6 @@ class Checkpoint:
     """Whatever else the loop wanted to keep, as JSON allows."""
     score: float | None
     """Of its validation, larger is better; None if there was none, or it broke off."""
-    generators: dict[str, Any]
-
-    def restore_generators(self) -> None:
-        """Put torch's, numpy's and Python's global generators where they were."""
-        torch.set_rng_state(self.generators["torch"])
-        cuda = self.generators["cuda"]
-        if cuda and len(cuda) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(cuda)
-        elif cuda:
-            log.warning("%s was written with %d CUDA devices: their generators start anew", self.path, len(cuda))
-        name, *rest = self.generators["numpy"]
-        np.random.set_state((name, self.generators["numpy_keys"].numpy().astype(np.uint32), *rest))
-        version, *rest = self.generators["python"]
-        random.setstate((version, tuple(rest[0]), rest[1]))
 
 
 def save(
@@ -77,7 +60,7 @@ def save(
     ema: Mapping[str, Tensor] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write ``folder/step-N.safetensors`` and the state of the global generators.
+    """Write ``folder/step-N.safetensors``.
 
     Args:
         folder: the run's; made if missing.
@@ -102,19 +85,12 @@ def save(
                 tensors[f"optimizer/{index}/{name}"] = value
             else:
                 scalars.setdefault(str(index), {})[name] = value
-    numpy_name, numpy_keys, *numpy_rest = np.random.get_state()
-    tensors["generator/torch"] = torch.get_rng_state()
-    tensors["generator/numpy"] = torch.from_numpy(np.asarray(numpy_keys).astype(np.int64))
-    for i, generator in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
-        tensors[f"generator/cuda/{i}"] = generator
     header = {
         "step": step,
         "recipe": recipe,
         "extra": dict(extra or {}),
         "optimizer_groups": optimizer["param_groups"],
         "optimizer_scalars": scalars,
-        "numpy": [numpy_name, *numpy_rest],
-        "python": random.getstate(),
     }
     metadata = {"format": FORMAT, "onepeace": json.dumps(header)}
 
@@ -146,7 +122,6 @@ def load(path: str | Path) -> Checkpoint:
     for name, tensor in _below(tensors, "optimizer/").items():
         index, _, field = name.partition("/")
         state.setdefault(int(index), {})[field] = tensor
-    cuda = _below(tensors, "generator/cuda/")
     return Checkpoint(
         path=path,
         step=header["step"],
@@ -156,13 +131,6 @@ def load(path: str | Path) -> Checkpoint:
         recipe=header["recipe"],
         extra=header["extra"],
         score=_scores(path.parent).get(header["step"]),
-        generators={
-            "torch": tensors["generator/torch"],
-            "cuda": [cuda[name] for name in sorted(cuda, key=int)],
-            "numpy": header["numpy"],
-            "numpy_keys": tensors["generator/numpy"],
-            "python": header["python"],
-        },
     )
 
 
@@ -182,7 +150,7 @@ def _load_about(path: Path) -> Checkpoint:
     except (SafetensorError, OSError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a complete checkpoint ({error})") from error
     score = _scores(path.parent).get(about["step"])
-    return Checkpoint(path=path, model={}, optimizer={}, ema={}, generators={}, score=score, **fields)
+    return Checkpoint(path=path, model={}, optimizer={}, ema={}, score=score, **fields)
 
 
 def newest(folder: str | Path) -> Checkpoint | None:
@@ -193,16 +161,6 @@ def newest(folder: str | Path) -> Checkpoint | None:
         except UserError as error:
             log.warning("%s; going on from the one before", error)
     return None
-
-
-def best(folder: str | Path) -> Path | None:
-    """The checkpoint of the highest score; the newest, if none has one."""
-    return _best(files(folder), _scores(Path(folder)))
-
-
-def _best(paths: list[Path], scores: Mapping[int, float]) -> Path | None:
-    scored = [path for path in paths if step_of(path) in scores]
-    return max(scored, key=lambda path: scores[step_of(path)]) if scored else (paths[-1] if paths else None)
 
 
 def files(folder: str | Path) -> list[Path]:
@@ -247,8 +205,9 @@ def prune(written: Path, keep: int) -> None:
     good = [*(path for path in there if step_of(path) < step), written]
     known = _scores(folder)
     scores = {at: score for at, score in known.items() if at < step}
-    stay = {*good[-keep:], _best(good, scores)}
-    remove(*(path for path in there if path not in stay))
+    scored = [path for path in good if step_of(path) in scores]
+    best = max(scored, key=lambda path: scores[step_of(path)], default=written)
+    remove(*(path for path in there if path not in (*good[-keep:], best)))
     if scores != known:
         _write_scores(folder, scores)
 

@@ -63,7 +63,7 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
     averages, meter, bad_steps, step = Averages(), Meter(), 0, run.start
     last_save, last = time.monotonic(), min(total, stop_at or total)
     num_workers = run.data_state.num_workers if run.data_state and options.workers else options.workers
-    run.objective.train()
+    run.state.objective.train()
     # Closed at the end: workers that leave SIGTERM to this process would not end by themselves.
     with closing(loader(run.steps, run.start, last, num_workers)) as batches:
         for step in range(run.start + 1, last + 1):
@@ -72,21 +72,21 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
             # The random generator is seeded per step and rank, so nothing else has to be saved to go on.
             torch.manual_seed(recipe.seed + 1_000_003 * step + parallel.rank())
             rate = learning_rate(step - 1, recipe.optim.lr, recipe.schedule)
-            set_learning_rate(run.optimizer, rate)
+            set_learning_rate(run.state.optimizer, rate)
             losses, norm = run.forward_backward(group)
             meter.items += sum(len(batch.keys) for batch in group) * parallel.world_size()
             if run.data_state:
                 run.data_state.positions.update(positions)
             if norm.isfinite():
                 bad_steps = 0
-                run.optimizer.step()
+                run.state.optimizer.step()
                 run.model.clamp_logit_scale()
-                update_average(run.average, run.model, options.ema or 0.0)
+                update_average(run.state.average, run.model, options.ema or 0.0)
                 replaced = sum(len(batch.replaced) for batch in group)
                 averages.add_step(losses, grad_norm=norm, replaced=torch.tensor(float(replaced), device=run.device))
             else:
                 bad_steps += 1
-                run.optimizer.zero_grad(set_to_none=True)
+                run.state.optimizer.zero_grad(set_to_none=True)
                 run.name_bad_step(step, norm, group, losses, bad_steps)
 
             # By time only between two lines of the log, so that a resumed run writes the same ones.

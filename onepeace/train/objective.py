@@ -1,6 +1,6 @@
 """The objective: named, weighted loss terms (terms/) over the passes of one step (passes.py)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,10 +49,6 @@ class Objective(nn.Module):
                 known = ", ".join(model.adapters)
                 raise UserError(f"objective.{text} is not a term this model has: no {unknown[0]}; it has {known}")
             self.terms[text] = term(name, options, model, (prepared or {}).get(text))
-
-    def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The terms' own parameters by name."""
-        return self.terms.named_parameters()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Every loss of the batch by name, unweighted; their weighted sum as "loss"; "padding", a share of the tokens.

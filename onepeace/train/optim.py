@@ -101,8 +101,6 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 
     The released code adds eps to sqrt(v) before the bias correction, torch after it; at eps 1e-8 they agree.
     """
-    if config.name != "adamw":
-        raise UserError(f"optim.name {config.name!r} is not known; known: adamw")
     groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.groups)
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
 

@@ -156,16 +156,13 @@ def parallelize(objective: nn.Module, blocks: Iterable[nn.Module], way: str, dev
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for block in blocks:
         fully_shard(block, mp_policy=policy)
-    fully_shard(objective, mp_policy=policy, ignored_params=set(_scalars(objective)))
+    # The temperature: nothing to shard in it, and fully_shard refuses it.
+    scalars = {parameter for parameter in objective.parameters() if parameter.ndim == 0}
+    fully_shard(objective, mp_policy=policy, ignored_params=scalars)
     objective.to_empty(device=device)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(objective, whole, options=options)
     return objective
-
-
-def _scalars(objective: nn.Module) -> list[nn.Parameter]:
-    """The temperature: nothing to shard in it, and fully_shard refuses it."""
-    return [parameter for parameter in objective.parameters() if parameter.ndim == 0]
 
 
 @contextmanager

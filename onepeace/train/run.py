@@ -19,8 +19,7 @@ from onepeace.model import OnePeace
 from onepeace.processors.processor import Processor
 from onepeace.train import checkpoint, parallel
 from onepeace.train.log import Log
-from onepeace.train.objective import Objective
-from onepeace.train.recipe import Recipe
+from onepeace.train.recipe import Recipe, to_yaml
 from onepeace.train.start import module_with
 from onepeace.train.state import State
 
@@ -35,20 +34,14 @@ class Run:
     """Everything that belongs to a run; setup.py makes it."""
 
     recipe: Recipe
-    resolved: str
-    """The recipe with every default filled in, YAML."""
     config: Config
     device: torch.device
     processors: dict[str, Processor]
     model: OnePeace
-    objective: Objective
-    """Holds the model and the terms' own parameters."""
     parallelized: nn.Module
     """The objective, wrapped for all processes."""
-    optimizer: torch.optim.Optimizer
-    average: dict[str, Tensor]
-    """Moving average of the weights by parameter name; empty without run.ema."""
     state: State
+    """Objective, optimizer and averaged weights."""
     steps: StepDataset | Streams
     data_state: DataState | None
     """Where the streams stand; None where the data is in memory."""
@@ -64,7 +57,7 @@ class Run:
 
     def forward_backward(self, group: list[Batch]) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Losses of each batch of a step, and the norm of their gradient before it was clipped."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.state.optimizer.zero_grad(set_to_none=True)
         losses = []
         for i, batch in enumerate(group):
             with parallel.no_sync(self.parallelized, last=i == len(group) - 1):
@@ -72,7 +65,7 @@ class Run:
                     found = self.parallelized(batch.to(self.device))
                 found["loss"].backward()
             losses.append(found)
-        return losses, parallel.clip(self.objective, self.recipe.optim.grad_clip)
+        return losses, parallel.clip(self.state.objective, self.recipe.optim.grad_clip)
 
     def figures(self) -> dict[str, float]:
         """What the log tells of the run beside losses and speed."""
@@ -84,17 +77,13 @@ class Run:
         """Write the checkpoint of a step."""
         state = self.data_state
         extra = {"data": state.gathered(parallel.gather_objects(state.positions))} if state else {}
-        self.state.save(self.out, step, self.resolved, extra, self.recipe.run.keep)
+        self.state.save(self.out, step, to_yaml(self.recipe), extra, self.recipe.run.keep)
 
     def evaluate(self, evaluate: Evaluate | None, journal: Log | None, step: int) -> None:
         """Log and keep the scores of this step's checkpoint, which is on the disk: nothing is lost if this fails."""
         full = self.state.full()
         if journal and evaluate:
-            generator = torch.get_rng_state()
-            try:
-                scores = evaluate(module_with(self.config, full), self.processors)
-            finally:
-                torch.set_rng_state(generator)
+            scores = evaluate(module_with(self.config, full), self.processors)
             journal.write(step, {f"valid/{name}": value for name, value in scores.items()})
             checkpoint.record(self.out, step, sum(scores.values()) / max(len(scores), 1))
         parallel.barrier()
@@ -121,7 +110,7 @@ class Run:
             tokenizer = self.out / "tokenizer.json"
             steps = self.recipe.schedule.steps
             head = f"# {self.out.name}\n\nTrained with onepeace for {steps} steps. The recipe:"
-            card = f"{head}\n\n```yaml\n{self.resolved}```\n"
+            card = f"{head}\n\n```yaml\n{to_yaml(self.recipe)}```\n"
             module = module_with(self.config, full)
             weights.save(folder, module, self.config, tokenizer=tokenizer if tokenizer.exists() else None, card=card)
         parallel.barrier()

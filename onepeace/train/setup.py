@@ -25,7 +25,7 @@ from onepeace.train.captions import captions_of
 from onepeace.train.log import describe_run
 from onepeace.train.objective import Objective
 from onepeace.train.optim import freeze, make_optimizer
-from onepeace.train.recipe import Recipe, check_same, to_yaml
+from onepeace.train.recipe import Recipe, check_same
 from onepeace.train.run import Run
 from onepeace.train.start import make_config, make_model, model_folder
 from onepeace.train.state import State
@@ -68,14 +68,14 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
             block.compile()
     parallelized = parallel.parallelize(objective, model.blocks, recipe.run.parallel, device)
     optimizer = make_optimizer(model, recipe.optim)
-    if own := list(objective.own_parameters()):
+    if own := list(objective.terms.named_parameters()):
         optimizer.add_param_group({"params": own, "lr_scale": 1.0, "weight_decay": 0.0})
     average = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad and recipe.run.ema}
 
     state = State(objective, optimizer, average, sharded)
-    resolved, start, streamed = to_yaml(recipe), 0, None
+    start, streamed = 0, None
     if (saved := checkpoint.newest(out)) is not None:
-        check_same(saved.recipe, resolved, out)
+        check_same(saved.recipe, recipe, out)
         state.restore(saved)
         start, streamed = saved.step, saved.extra.get("data")
         log.warning("going on from step %d of %s", start, out)
@@ -88,15 +88,11 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
     steps = make_steps(recipe, sources, processors, config, streamed, start, features)
     return Run(
         recipe=recipe,
-        resolved=resolved,
         config=config,
         device=device,
         processors=processors,
         model=model,
-        objective=objective,
         parallelized=parallelized,
-        optimizer=optimizer,
-        average=average,
         state=state,
         steps=steps,
         data_state=steps.state if isinstance(steps, Streams) else None,

@@ -80,7 +80,6 @@ class State:
         self.optimizer.load_state_dict({**saved.optimizer, "state": state})
         for name, tensor in self.average.items():
             tensor.copy_(_share(saved.ema[name], tensor))
-        saved.restore_generators()
 
     def full(self) -> dict[str, Tensor]:
         """The model's weights, averaged where they are, whole. Every process calls it; only the first gets them."""

@@ -318,7 +318,7 @@ def test_older_shards_are_replaced_only_by_force(home, shards, capsys):
     [
         ("t.csv", ("--shard-size", "0"), "--shard-size 0 is neither"),
         ("t.csv", ("--shard-size", "1GB"), "--shard-size 1GB is neither"),
-        ("t.csv", ("--limit", "0"), "--limit 0 is too few"),
+        ("t.csv", ("--limit", "0"), "argument --limit: '0' is not a whole number"),
         ("t.csv", ("--labels-from-folders",), "--labels-from-folders is for a folder"),
         ("t.csv", ("-o", "out/a b"), "prefix 'a b' must be"),
         ("t.csv", ("-o", "."), ".: is a folder; add the shards' prefix"),

@@ -51,7 +51,7 @@ def test_heads_that_do_not_exist_are_named():
         ("pets", {"on": "image"}, "it needs kind"),
         ("pets", {**PETS, "kind": "oracle"}, "model.heads.pets: no kind 'oracle'; known: classifier"),
         ("pets", {**PETS, "pools": "cls"}, "model.heads.pets: pools is not a field; did you mean pool?"),
-        ("pets", {**PETS, "pool": "max"}, "no pool 'max'; known: attention, mean, cls"),
+        ("pets", {**PETS, "pool": "max"}, "pool 'max' is not known; known: attention, mean, cls"),
     ],
 )
 def test_wrong_head_is_one_line(name, head, message):

@@ -100,6 +100,8 @@ def test_base_is_merged_field_by_field(full):
         ("run.batch_size={image+text: 4}", r"run\.batch_size has no audio\+text"),
         ("run.batch_size=0", r"run\.batch_size 0 should be at least 1"),
         ("run.precision=float64", "'float64' is not known; known: auto, float32, bfloat16"),
+        ("optim.name=lion", r"optim\.name 'lion' is not known; known: adamw"),
+        ("run.loggers=[wandbee]", r"run\.loggers\[0\] 'wandbee' is not known; known: tensorboard, wandb"),
         ("schedule.name=linear", "'linear' is not known; known: cosine, constant"),
         ("data.train.1.pair=[text, image]", r"image\+text and text\+image; use one order"),
         (
@@ -198,7 +200,7 @@ def test_a_run_does_not_go_on_under_a_recipe_that_trains_otherwise(full, overrid
     saved = to_yaml(read_recipe(full))
     name = "objective" if override.startswith("objective") else override.partition("=")[0].removesuffix(".image")
     with pytest.raises(UserError, match=f"holds a run with another {name}, .* and not .*; give run.out") as caught:
-        check_same(saved, to_yaml(read_recipe(full, [override])), Path("runs/x"))
+        check_same(saved, read_recipe(full, [override]), Path("runs/x"))
     assert "\n" not in str(caught.value)
 
 
@@ -209,7 +211,7 @@ def test_a_run_does_not_go_on_under_a_recipe_that_trains_otherwise(full, overrid
      "run.checkpoint_activations=true", "data.root=/y", "evaluate={}", "evaluate.recipe=other.yaml"],
 )  # fmt: skip
 def test_a_run_goes_on_although_what_does_not_train_is_another(full, override):
-    check_same(to_yaml(read_recipe(full)), to_yaml(read_recipe(full, [override])), Path("runs/x"))
+    check_same(to_yaml(read_recipe(full)), read_recipe(full, [override]), Path("runs/x"))
 
 
 def test_a_run_of_an_older_version_goes_on_if_its_fields_say_the_same(full):
@@ -218,8 +220,8 @@ def test_a_run_of_an_older_version_goes_on_if_its_fields_say_the_same(full):
     old["data"]["valid"] = []  # a field that is gone
     old["tokenizer"] = {"vocab_size": 4000}
     del old["optim"]["groups"], old["run"]["max_bad_steps"]
-    check_same(yaml.safe_dump(old), to_yaml(read_recipe(full, plain)), Path("runs/x"))
-    new = to_yaml(read_recipe(full, ["optim.groups={heads.*: {lr_scale: 0.1}}"]))
+    check_same(yaml.safe_dump(old), read_recipe(full, plain), Path("runs/x"))
+    new = read_recipe(full, ["optim.groups={heads.*: {lr_scale: 0.1}}"])
     with pytest.raises(UserError, match=r"another optim\.groups"):
         check_same(yaml.safe_dump(old), new, Path("runs/x"))
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,7 +25,7 @@ class Retrieval(EvaluationProtocol):
 
     at: tuple[int, ...] = (1, 5, 10)
     """The k of the recalls."""
-    texts: str = "captions"
+    texts: Literal["captions", "names"] = "captions"
     """What a text is. "captions": each caption is a query of its own and belongs to its item alone, even when another
     item has the same caption (Flickr8k, COCO). "names": the first caption of an item is its name; each distinct name is
     one query, and every item of that name is right (emoji: one name, several drawings)."""
@@ -36,8 +36,6 @@ class Retrieval(EvaluationProtocol):
 
     def __post_init__(self) -> None:
         check_at(self.at)
-        if self.texts not in ("captions", "names"):
-            raise UserError(f"texts is {self.texts!r}; known: captions, names")
         if unknown := [method for method in self.rerank if method not in RERANKERS]:
             raise UserError(f"rerank has {unknown[0]!r}; known: {', '.join(RERANKERS)}")
         if not self.rerank_scale > 0:

@@ -71,6 +71,7 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 # Sets become lists: nothing here needs one, and hashing their items can take for ever.
 _EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_ADDED = {"SETITEM": 2, "APPEND": 1}
 
 
 @dataclass(frozen=True)
@@ -290,11 +291,8 @@ class _Reader:
             elif name in ("SETITEMS", "APPENDS", "ADDITEMS"):
                 items = pop_to_mark()
                 _add(stack[-1], items)
-            elif name == "SETITEM":
-                items = pop(2)
-                _add(stack[-1], items)
-            elif name == "APPEND":
-                items = pop(1)
+            elif name in _ADDED:
+                items = pop(_ADDED[name])
                 _add(stack[-1], items)
             elif name == "GLOBAL":
                 stack.append(self.name(*argument.split(" ", 1)))
