@@ -151,7 +151,7 @@ class BatchBuilder:
                 decoded[modality], partner = self.features[modality].draw(sample, rng)
                 if partner is not None:
                     others.append(partner)
-                    text = join_captions(text, self._caption(name, partner, rng))
+                    text = join_captions(text, self._caption(pair, partner, rng))
             elif augment is None:
                 decoded[modality] = processor.decode(sample.inputs[modality])
             else:

@@ -5,9 +5,11 @@ Padding never leaks: it is zeroed before every convolution that could see it.
 """
 
 import math
+from collections.abc import Iterable
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -81,7 +83,7 @@ class AisfxStem(PretrainedStem):
 
     def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
         """As ``forward`` -> (B, T, channels)."""
-        x = self.spectrogram(waveform).unsqueeze(1).to(self.network[0].weight.dtype)
+        x = self.spectrogram(waveform).unsqueeze(1).to(self.proj.weight.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         frames = None if lengths is None else self._frames(lengths)
         fewest = self._frames(shortest)
@@ -106,13 +108,13 @@ class AisfxStem(PretrainedStem):
             raise UserError("the stem aisfx needs that package's weights: pip install --no-deps aisfx")
         path = Path(found.origin).parent / "models" / "checkpoint.pth"
         # The file also counts its data sets' classes in numbers of numpy, under the name they had in numpy 1.
-        scalar = (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar")
+        scalar: Any = (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar")
         with torch.serialization.safe_globals([scalar, np.dtype, np.dtypes.Int64DType, np.dtypes.Float64DType]):
             weights, _ = torch.load(path, map_location="cpu", weights_only=True)
-        for i, conv in enumerate(self.network):
+        for i, conv in enumerate(cast(Iterable[nn.Conv2d], self.network)):
             layer = f"embedding_net.conv_block{i // 2 + 1}.{{}}{i % 2 + 1}"
             kernel, norm = weights[layer.format("conv") + ".weight"], layer.format("bn")
             gain = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + 1e-5).sqrt()
             with torch.no_grad():  # batch norms folded into the convolutions
                 conv.weight.copy_(kernel * gain[:, None, None, None])
-                conv.bias.copy_(weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * gain)
+                cast(Tensor, conv.bias).copy_(weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * gain)

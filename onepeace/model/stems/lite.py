@@ -89,7 +89,7 @@ class LiteStem(PretrainedStem):
             raise ValueError(f"the stem {name!r} has patches of 32, not {patch_size}; known: {', '.join(SCALES)}")
         super().__init__(dim, 1280)
         self.name = name
-        self.network = LiteNetwork(*SCALES[name]).to(memory_format=torch.channels_last)
+        self.network = LiteNetwork(*SCALES[name])
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, H / 32, W / 32, D)."""

@@ -1,5 +1,7 @@
 """What stems that were trained elsewhere share."""
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -44,9 +46,9 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
     before: tuple[str, nn.Module] | None = None
     for name, child in list(network.named_children()):
         conv = before[1] if before is not None else None
-        own = isinstance(child, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d)
-        if before is not None and own and conv.out_channels == child.num_features:
-            setattr(network, before[0], torch.nn.utils.fuse_conv_bn_eval(conv, child))
+        follows = isinstance(child, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d)
+        if before is not None and follows and cast(nn.Conv2d, conv).out_channels == child.num_features:
+            setattr(network, before[0], torch.nn.utils.fuse_conv_bn_eval(cast(nn.Conv2d, conv), cast(Any, child)))
             setattr(network, name, getattr(child, "act", nn.Identity()))  # timm's batch norms hold the activation
         else:
             fold_batch_norms(child)

@@ -39,7 +39,7 @@ class TimmStem(PretrainedStem):
             raise ValueError(f"the stem timm:{name} has patches of {stride}, not {patch_size}; set patch_size")
         super().__init__(dim, network.num_features)
         self.name = name
-        self.network = fold_batch_norms(network).to(memory_format=torch.channels_last)
+        self.network = fold_batch_norms(network)
 
     def train(self, mode: bool = True) -> "TimmStem":
         """Dropout and stochastic depth of the network stay off."""
