@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,6 +102,8 @@ class AisfxStem(PretrainedStem):
         return self._frames(samples) // 8
 
     def load_pretrained(self) -> None:
+        import numpy as np
+
         found = find_spec("aisfx")  # not imported: only its file of weights is wanted
         if found is None or found.origin is None:
             raise UserError("the stem aisfx needs that package's weights: pip install --no-deps aisfx")
