@@ -15,6 +15,7 @@ from onepeace.datasets.openclipart import OpenClipart
 from onepeace.datasets.tiny_imagenet import TinyImageNet
 from onepeace.datasets.tuxpaint import TuxPaint
 from onepeace.datasets.vggsound import VGGSound
+from onepeace.datasets.words import Words
 
 LAYOUTS: dict[str, Layout] = {
     "tiny_imagenet": TinyImageNet(),
@@ -31,5 +32,6 @@ LAYOUTS: dict[str, Layout] = {
     "clotho": Clotho(),
     "macs": Macs(),
     "vggsound": VGGSound(),
+    "words": Words(),
 }
 """By name, as `onepeace shards --layout NAME` takes them; `LAYOUTS["mine"] = Mine()` adds one."""
