@@ -5,6 +5,7 @@ from .classification import classification, multilabel
 from .contrastive import contrastive
 from .denoising import denoising, masked_tokens
 from .distillation import distillation
+from .feature_regression import feature_regression
 from .hinge import hinge
 from .soft_targets import soft_targets
 from .tiled_infonce import tiled_infonce
@@ -15,6 +16,7 @@ __all__ = [
     "contrastive",
     "denoising",
     "distillation",
+    "feature_regression",
     "hinge",
     "masked_tokens",
     "multilabel",

@@ -42,6 +42,8 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.grad_cache_chunks, self.max_padding, self.sharded = grad_cache_chunks, max_padding, sharded
+        self.average: Mapping[str, Tensor] = {}
+        """The run's averaged weights, for terms whose teacher they are; whoever makes them sets it."""
         self.terms = nn.ModuleDict()
         for text, given in terms.items():
             name, options, term = read_term(text, given)
@@ -78,7 +80,7 @@ class Objective(nn.Module):
     def _outputs(self, terms: Mapping[str, Term], batch: Batch) -> tuple[dict[str, Any], Tensor]:
         """The terms' outputs for a part of the batch, and its tokens: real ones, and all that are computed."""
         agreed = {"agree": parallel.all_reduce_max} if self.sharded else {}
-        passes = Passes(self.model, batch, self.max_padding, **agreed)
+        passes = Passes(self.model, batch, self.max_padding, average=self.average, **agreed)
         outputs = {text: term.outputs(passes) for text, term in terms.items()}
         device = next(iter(next(iter(batch.inputs.values())).values())).device
         return outputs, torch.tensor([passes.real_tokens, passes.all_tokens], device=device)

@@ -72,6 +72,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
         optimizer.add_param_group({"params": own, "lr_scale": 1.0, "weight_decay": 0.0})
     average = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad and recipe.run.ema}
 
+    objective.average = average
     state = State(objective, optimizer, average, sharded)
     start, streamed = 0, None
     if (saved := checkpoint.newest(out)) is not None:

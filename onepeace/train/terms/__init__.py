@@ -13,6 +13,7 @@ from onepeace.train.terms.contrastive import Contrastive
 from onepeace.train.terms.denoising import Denoising
 from onepeace.train.terms.distillation import Distillation
 from onepeace.train.terms.names import Names
+from onepeace.train.terms.regression import Regression
 from onepeace.train.terms.term import Term, TermName, TermOptions
 
 TERMS: dict[str, type[Term]] = {
@@ -20,6 +21,7 @@ TERMS: dict[str, type[Term]] = {
     "denoising": Denoising,
     "distillation": Distillation,
     "names": Names,
+    "regression": Regression,
 }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from onepeace import losses
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
-from onepeace.model import OnePeace
+from onepeace.model import Features, OnePeace
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
 from onepeace.train.terms.term import Term, TermOptions
@@ -40,6 +40,8 @@ class Denoising(Term):
         label_smoothing: float = 0.0
         teacher: str | None = None
         """The unmasked pass, unimodal or joint; null = as the student's."""
+        average: bool = False
+        """Whether the teacher has the run's averaged weights (run.ema), as in data2vec, in place of the student's."""
         keys: str = "local"
         """Candidates: local, of this process, or global, of all."""
 
@@ -61,8 +63,10 @@ class Denoising(Term):
             for key in masked:
                 if getattr(recipe.mask.get(key), rate, None) is None:
                     raise UserError(f"objective.{name.text} needs mask.{key}.{rate}, the share of the masked tokens")
+            if options.average and (recipe.run.ema is None or recipe.run.parallel != "ddp"):
+                raise UserError(f"objective.{name.text}.average needs run.ema, and run.parallel: ddp")
             dropped = [key for key in keys if recipe.data.token_dropout.get(key)]
-            if dropped and (options.teacher or rate) == "unimodal":
+            if dropped and (options.teacher or rate) == "unimodal" and not options.average:
                 place = f"data.token_dropout.{dropped[0]}"
                 raise UserError(f"objective.{name.text} needs all tokens of {dropped[0]}; take {place} out")
 
@@ -72,7 +76,7 @@ class Denoising(Term):
         own = "joint" if len(modalities) > 1 else "unimodal"
         found = {}
         for key in modalities:
-            teacher = passes.joint[key] if (self.options.teacher or own) == "joint" else passes.unimodal(key)
+            teacher = self._teacher(passes, key, self.options.teacher or own)
             student = passes.joint_masked[key] if own == "joint" else passes.unimodal_masked(key)
             # A part of the batch may be shorter than what its masks were drawn for.
             masked = passes.batch.masks[key][own].masked[:, 1 : student.shape[1]]
@@ -81,6 +85,11 @@ class Denoising(Term):
             is_target = torch.zeros(len(keys), dtype=torch.bool, device=keys.device).index_fill(0, targets, True)
             found[key] = MaskedTokens(queries, keys, is_target)
         return found
+
+    def _teacher(self, passes: Passes, key: str, kind: str) -> Features:
+        if self.options.average:
+            return passes.averaged(tuple(passes.keys) if kind == "joint" else (key,))[key]
+        return passes.joint[key] if kind == "joint" else passes.unimodal(key)
 
     def loss(self, outputs: dict[str, MaskedTokens], batch: Batch, model: OnePeace) -> dict[str, Tensor]:
         return {
