@@ -1,100 +1,130 @@
-"""Train every variant with several seeds and print a table of means and spreads: python recipes/ablation/run.py
+"""Train every variant of a study with several seeds and print a table of means and spreads:
+python recipes/ablation/run.py recipes/ablation/shared.yaml
 
-Finished runs are kept and not trained again, so this can be stopped and started, and another process can train other
-seeds at the same time. --table prints what there is.
+A study names a base recipe, the figures to tell and the variants, each by what it overrides. Finished runs are kept and
+not trained again, so this can be stopped and started, and another process can train other seeds at the same time.
+--table prints what there is.
 """
 
 import argparse
 import math
 import statistics
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import towers  # noqa: F401  beside this file; registers the architecture
 
+from onepeace.config import build, read_yaml
 from onepeace.files.table import markdown_table
 from onepeace.train.evaluation import evaluation
 from onepeace.train.log import read_log
 from onepeace.train.loop import train
 from onepeace.train.recipe import read_recipe
 
-BASE = Path(__file__).with_name("base.yaml")
-NO_FUSED = ["objective.denoising/text+image=null"]
-NO_DENOISING = [*NO_FUSED, "objective.denoising/text=null", "objective.denoising/image=null"]
-VARIANTS = {
-    "contrastive": NO_DENOISING,
-    "contrastive, equal time": NO_DENOISING,
-    "+ unimodal denoising": NO_FUSED,
-    "+ fused denoising": [],
-    "contrastive, separate towers": [*NO_DENOISING, "model.architecture=towers"],
-}
-FIGURES = {
-    "tiny-ImageNet top-5": "valid/tiny_imagenet/top-5 of 202",
-    "Flickr8k t2i R@10": "valid/flickr8k/text to image R@10",
-    "Flickr8k i2t R@10": "valid/flickr8k/image to text R@10",
-}
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train."""
+
+    overrides: tuple[str, ...] = ()
+    """Fields of the base recipe, as "a.b=value"."""
+    time_of: str | None = None
+    """Another variant, whose time this one gets: it takes so many more or fewer steps."""
+    steps_of: str | None = None
+    """Where ``time_of`` is given: the variant with these overrides, whose speed is known."""
 
 
-def minutes(out: Path) -> float:
+@dataclass(frozen=True)
+class Study:
+    """A table's rows and columns."""
+
+    base: str
+    """The recipe, beside the study's file."""
+    figures: dict[str, str]
+    """Column -> name of a score in the log, as "valid/flickr8k/text to image R@10"."""
+    variants: dict[str, Variant]
+    select: str | None = None
+    """A score on data apart: figures are those of the step where it is best (early stopping); null = the last step."""
+    overrides: tuple[str, ...] = field(default=())
+    """Of all variants."""
+
+
+class Runs:
+    """The runs of a study in a folder."""
+
+    def __init__(self, path: Path, root: Path, overrides: list[str]):
+        content: Any = read_yaml(path)
+        self.study = build(Study, content, str(path))
+        self.base, self.root, self.overrides = path.parent / self.study.base, root, overrides
+
+    def folder(self, name: str, seed: int) -> Path:
+        kept = "".join(letter if letter.isalnum() else "-" for letter in f"{name} {seed}")
+        return self.root / "-".join(part for part in kept.split("-") if part)
+
+    def log(self, name: str, seed: int) -> list[dict[str, Any]] | None:
+        """The log of a run that was trained and measured to its end; None if it was not."""
+        folder = self.folder(name, seed)
+        return read_log(folder / "log.jsonl") if (folder / "model" / "config.yaml").exists() else None
+
+    def train(self, name: str, seed: int) -> None:
+        """Train and measure a variant, unless that is done."""
+        if self.log(name, seed) is not None:
+            return
+        variant = self.study.variants[name]
+        own = [f"seed={seed}", *self.study.overrides, *self.overrides, *variant.overrides]
+        own.append(f"run.out={self.folder(name, seed)}")
+        if variant.time_of is not None:
+            like = variant.steps_of or name
+            steps = read_recipe(self.base, own).schedule.steps
+            ratio = minutes(self.log(variant.time_of, seed)) / minutes(self.log(like, seed))
+            own.append(f"schedule.steps={round(steps * ratio)}")
+        recipe = read_recipe(self.base, own)
+        train(recipe, evaluation(recipe))
+
+    def table(self) -> str:
+        """The variants that there are runs of: mean and standard deviation of each figure over seeds, in percent."""
+        rows = []
+        for name in self.study.variants:
+            logs = [log for seed in range(1, 99) if (log := self.log(name, seed)) is not None]
+            if not logs:
+                continue
+            chosen = [self._chosen(log) for log in logs]
+            cells = []
+            for key in self.study.figures.values():
+                values = [100 * line[key] for line in chosen]
+                spread = statistics.stdev(values) if len(values) > 1 else math.nan
+                cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
+            steps = round(statistics.mean(line["step"] for line in chosen))
+            spent = statistics.mean(minutes(log) for log in logs)
+            rows.append([f"{name} ({len(logs)} seeds)", f"{steps}", f"{spent:.1f}", *cells])
+        return markdown_table(["variant", "steps", "minutes", *self.study.figures], rows)
+
+    def _chosen(self, log: list[dict[str, Any]]) -> dict[str, Any]:
+        """The scores of the step that counts."""
+        measured = [line for line in log if all(key in line for key in self.study.figures.values())]
+        return max(measured, key=lambda line: line[self.study.select]) if self.study.select else measured[-1]
+
+
+def minutes(log: list[dict[str, Any]] | None) -> float:
     """Time of the training itself, from the speeds in the log."""
-    lines = [line for line in read_log(out / "log.jsonl") if "seconds" in line]
-    return sum(line["seconds"] for line in lines) / 60
-
-
-def finished(out: Path) -> bool:
-    """Whether the run was trained and measured to its end."""
-    log = read_log(out / "log.jsonl") if (out / "log.jsonl").exists() else []
-    return any(key in line for line in log for key in FIGURES.values())
-
-
-def run(name: str, seed: int, root: Path, overrides: list[str]) -> None:
-    """Train and measure a variant, unless that is done."""
-    out = folder(root, name, seed)
-    if finished(out):
-        return
-    steps = []
-    if name == "contrastive, equal time":
-        base = read_recipe(BASE, overrides).schedule.steps
-        times = [minutes(folder(root, variant, seed)) for variant in ("contrastive", "+ fused denoising")]
-        steps = [f"schedule.steps={round(base * times[1] / times[0])}"]
-    recipe = read_recipe(BASE, [f"seed={seed}", f"run.out={out}", *overrides, *VARIANTS[name], *steps])
-    train(recipe, evaluation(recipe))
-
-
-def folder(root: Path, name: str, seed: int) -> Path:
-    return root / f"{name} {seed}".replace("+ ", "plus ").replace(",", "").replace(" ", "-")
-
-
-def table(root: Path) -> str:
-    """The variants that there are runs of, with the mean and the standard deviation of each figure over the seeds."""
-    rows = []
-    for name in VARIANTS:
-        runs = [out for seed in range(1, 99) if finished(out := folder(root, name, seed))]
-        logs = [read_log(out / "log.jsonl") for out in runs]
-        if not runs:
-            continue
-        cells = []
-        for key in FIGURES.values():
-            values = [100 * next(line[key] for line in reversed(log) if key in line) for log in logs]
-            spread = statistics.stdev(values) if len(values) > 1 else math.nan
-            cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
-        steps = round(statistics.mean(log[-1]["step"] for log in logs))
-        spent = statistics.mean(minutes(out) for out in runs)
-        rows.append([f"{name} ({len(runs)} seeds)", f"{steps}", f"{spent:.1f}", *cells])
-    return markdown_table(["objective", "steps", "minutes", *FIGURES], rows)
+    return sum(line["seconds"] for line in log or () if "seconds" in line) / 60
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--out", type=Path, help="folder of the runs (runs/NAME OF THE STUDY)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--table", action="store_true")
     parser.add_argument("overrides", nargs="*", help="a.b=value, of the recipe")
     args = parser.parse_args()
-    order = sorted(VARIANTS, key=lambda name: "equal time" in name)  # its steps come from the times of others
+    runs = Runs(args.study, args.out or Path("runs") / args.study.stem, args.overrides)
     for seed in () if args.table else args.seeds:
-        for name in order:
-            run(name, seed, args.out, args.overrides)
-    print(table(args.out))
+        # Those whose steps come from the times of others come last.
+        for name in sorted(runs.study.variants, key=lambda name: runs.study.variants[name].time_of is not None):
+            runs.train(name, seed)
+    print(runs.table())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The separate towers of the ablation: an architecture in a file of its own, trained, measured, saved and loaded."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -9,12 +10,15 @@ import torch
 from support.small_shards import write_shards
 
 import onepeace
+from onepeace.config import read_yaml
 from onepeace.hub.architectures import ARCHITECTURES
 from onepeace.hub.folder import read_config
 from onepeace.train.log import read_log
+from onepeace.train.recipe import read_recipe
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "ablation"
-NAME = "contrastive, separate towers"
+NAME = "separate towers"
+NO_DENOISING = [f"objective.denoising/{key}=null" for key in ("text", "image", "text+image")]
 
 
 @pytest.fixture
@@ -29,8 +33,15 @@ def ablation(monkeypatch):
 def test_towers_are_trained_measured_saved_and_loaded(ablation, tmp_path, monkeypatch):
     root, evaluation = write_shards(tmp_path / "shards"), tmp_path / "evaluate.yaml"
     evaluation.write_text("sets: {squares: {protocol: zero_shot, modality: image, shards: squares.tar, at: [5]}}")
-    ablation["FIGURES"].clear()
-    ablation["FIGURES"]["squares top-5"] = "valid/squares/top-5 of 8"
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        f"base: {FOLDER / 'base.yaml'}\n"
+        "figures: {squares top-5: valid/squares/top-5 of 8}\n"
+        f"overrides: {NO_DENOISING}\n"
+        "variants:\n"
+        f"  {NAME}: {{overrides: [model.architecture=towers]}}\n"
+        f"  as long: {{time_of: {NAME}, steps_of: {NAME}}}\n"
+    )
     overrides = [
         *(f"data.root={root}", "data.train=[{shards: squares.tar, pair: [image, text]}]", "run.batch_size=8"),
         *("run.workers=0", "schedule.steps=2", "schedule.warmup_ratio=0.5", "model.dim=32", "model.ffn_dim=64"),
@@ -41,8 +52,9 @@ def test_towers_are_trained_measured_saved_and_loaded(ablation, tmp_path, monkey
             f"evaluate={{recipe: {evaluation}}}",
         ),
     ]
-    ablation["run"](NAME, 1, tmp_path, overrides)
-    folder = ablation["folder"](tmp_path, NAME, 1)
+    runs = ablation["Runs"](study, tmp_path, overrides)
+    runs.train(NAME, 1)
+    folder = runs.folder(NAME, 1)
     log = read_log(folder / "log.jsonl")
     assert log[-1]["step"] == 2
 
@@ -58,8 +70,42 @@ def test_towers_are_trained_measured_saved_and_loaded(ablation, tmp_path, monkey
     with pytest.raises(ValueError, match="one modality at a time, not text with image"):
         model.module.encode({"text": None, "image": None})
 
-    ablation["run"](NAME, 1, tmp_path, overrides)  # it is there already
+    runs.train(NAME, 1)  # it is there already
     assert read_log(folder / "log.jsonl") == log
-    head, _, row = ablation["table"](tmp_path).splitlines()
-    assert [cell.strip() for cell in head.split("|")[1:-1]] == ["objective", "steps", "minutes", "squares top-5"]
+    runs.train("as long", 1)
+    assert read_log(runs.folder("as long", 1) / "log.jsonl")[-1]["step"] == 2
+    head, _, row, other = runs.table().splitlines()
+    assert [cell.strip() for cell in head.split("|")[1:-1]] == ["variant", "steps", "minutes", "squares top-5"]
     assert [cell.strip() for cell in row.split("|")[1:3]] == [f"{NAME} (1 seeds)", "2"]
+    assert "as long (1 seeds)" in other
+
+
+def test_with_early_stopping_the_best_step_on_other_data_counts(ablation, tmp_path):
+    study = tmp_path / "study.yaml"
+    study.write_text(f"base: x.yaml\nfigures: {{R: valid/test}}\nselect: valid/dev\nvariants: {{{NAME}: {{}}}}\n")
+    runs = ablation["Runs"](study, tmp_path, [])
+    for seed, (best, other) in enumerate(((0.3, 0.9), (0.5, 0.1)), start=1):
+        folder = runs.folder(NAME, seed)
+        (folder / "model").mkdir(parents=True)
+        (folder / "model" / "config.yaml").touch()
+        steps = [
+            {"step": 10, "seconds": 60.0},
+            {"step": 10, "valid/dev": 0.2, "valid/test": best},
+            {"step": 20, "valid/dev": 0.1, "valid/test": other},
+        ]
+        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
+    *_, row = runs.table().splitlines()
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [f"{NAME} (2 seeds)", "10", "1.0", "40.0 ± 14.1"]
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_can_be_read(ablation, path, tmp_path):
+    content = read_yaml(path)
+    if "variants" not in content:
+        return
+    runs = ablation["Runs"](path, tmp_path, [])
+    for name, variant in runs.study.variants.items():
+        recipe = read_recipe(runs.base, [*runs.study.overrides, *variant.overrides])
+        assert recipe.terms, name
+        for other in filter(None, (variant.time_of, variant.steps_of)):
+            assert other in runs.study.variants
