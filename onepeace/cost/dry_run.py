@@ -1,4 +1,4 @@
-"""Bytes alive and FLOPs of what runs: the real code, also on fake tensors, which have a shape and dtype but no values."""
+"""Bytes alive and FLOPs of what runs: of real code, on fake tensors too, which have a shape and dtype but no values."""
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
