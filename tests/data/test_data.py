@@ -1,5 +1,6 @@
 import io
 import json
+import multiprocessing
 import subprocess
 import sys
 import tarfile
@@ -629,6 +630,7 @@ def test_error_in_a_worker_process_is_one_line_with_the_traceback_behind_it(erro
     line = "KeyError: 'x'" if isinstance(error, KeyError) else "lines"
     assert str(caught.value) == f"a worker that makes batches failed: {line}"
     assert "Traceback" in str(caught.value.__cause__)
+    assert not multiprocessing.active_children()  # although the error is still there
     with pytest.raises(type(error)) as caught:  # in this process it is what it is
         list(loader(Broken(), 0, 1, workers=0))
     assert caught.value is error
