@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.random_model import save_random_model
 from torch import nn
 
 from onepeace.bench import encode, loss
@@ -27,11 +26,6 @@ SHRUNKEN = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_random_model(tmp_path_factory.mktemp("bench") / "model")
-
-
 def measured(size, modalities=None, dtype=torch.float32, batch=1, baseline=False):
     return list(bench_encode([str(size)], modalities, [dtype], CPU, 0, batch, baseline))
 
@@ -45,11 +39,11 @@ def test_candidates_take_turns_and_all_have_as_many():
     assert all(value > 0 for values in times.values() for value in values)
 
 
-def test_bench_encode_end_to_end(tmp_path, capsys, folder):
+def test_bench_encode_end_to_end(tmp_path, capsys, random_folder):
     out = tmp_path / "report.json"
     torch.set_num_threads(2)
     options = ["--seconds", "0", "--threads", "1", "--batch", "3", "--json", str(out)]
-    assert main(["bench", "encode", "--size", str(folder), *options]) == 0
+    assert main(["bench", "encode", "--size", str(random_folder), *options]) == 0
     assert torch.get_num_threads() == 2
     report = json.loads(out.read_text())
     assert report["machine"]["threads"] == 1
@@ -69,8 +63,8 @@ def test_bench_encode_end_to_end(tmp_path, capsys, folder):
     assert "1 threads" in printed[-1]
 
 
-def test_batch_fills_the_tokens_it_may(folder):
-    (row,) = measured(folder, ["text"], batch=None)
+def test_batch_fills_the_tokens_it_may(random_folder):
+    (row,) = measured(random_folder, ["text"], batch=None)
     assert row["batch"] == 64
     assert row["batch"] * row["tokens"] <= encode.BATCH_TOKENS < 2 * row["batch"] * row["tokens"]
 
@@ -89,9 +83,9 @@ class Tower(nn.Module):
 
 
 @pytest.fixture
-def base(folder, monkeypatch):
+def base(random_folder, monkeypatch):
     """The name of a size that is small, whose baseline is a `Tower`, which is returned."""
-    made, tower = encode.make(str(folder)), Tower()
+    made, tower = encode.make(str(random_folder)), Tower()
     monkeypatch.setattr(encode, "make", lambda size: made)
     monkeypatch.setattr(encode, "_baseline", lambda: tower)
     return tower
@@ -121,8 +115,8 @@ def test_vectors_that_are_no_unit_vectors_are_not_timed(base):
         measured("base", ["image"])
 
 
-def test_missing_baseline_is_told_and_nothing_else_is_disturbed(folder, monkeypatch, caplog):
-    made = encode.make(str(folder))
+def test_missing_baseline_is_told_and_nothing_else_is_disturbed(random_folder, monkeypatch, caplog):
+    made = encode.make(str(random_folder))
     monkeypatch.setattr(encode, "make", lambda size: made)
     monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
     with caplog.at_level(logging.INFO):
@@ -145,8 +139,8 @@ def test_base_size_takes_the_pictures_of_the_baseline():
     assert config.model.decoder is None
 
 
-def test_texts_are_real_ones_of_one_length(folder):
-    ids = item_batch(encode.make(str(folder))[1], "text", 9, 4)["ids"]
+def test_texts_are_real_ones_of_one_length(random_folder):
+    ids = item_batch(encode.make(str(random_folder))[1], "text", 9, 4)["ids"]
     assert ids.shape == (4, 9)
     assert (ids[:, -1] == 2).all()
     assert (ids[:, :-1] > 3).all()
@@ -167,8 +161,8 @@ def test_texts_are_real_ones_of_one_length(folder):
         (["loss", "x.yaml"], 2, "bench loss takes no recipe"),
     ],
 )
-def test_wrong_options_are_one_line(capsys, folder, arguments, code, message):
-    assert main(["bench", *(str(folder) if a == "FOLDER" else a for a in arguments)]) == code
+def test_wrong_options_are_one_line(capsys, random_folder, arguments, code, message):
+    assert main(["bench", *(str(random_folder) if a == "FOLDER" else a for a in arguments)]) == code
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 

@@ -3,7 +3,6 @@ import json
 import multiprocessing
 import subprocess
 import sys
-import tarfile
 from dataclasses import replace
 from itertools import islice
 
@@ -14,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.small_shards import write_tar
 
 from onepeace import processors as modalities
 from onepeace.config import build
@@ -48,17 +48,6 @@ def about(captions, label=None):
     return json.dumps({"captions": captions, "label": label}).encode()
 
 
-def write_shard(path, members):
-    """A tar of {member name: bytes}, in order."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz" if path.name.endswith(".gz") else "w") as tar:
-        for name, data in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return path
-
-
 def pictures(count, first=0, label=None):
     members = {}
     for i in range(first, first + count):
@@ -78,10 +67,10 @@ def sounds(count):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
-    write_shard(folder / "pictures-0.tar", pictures(5))
-    write_shard(folder / "pictures-1.tar.gz", pictures(3, first=5))
-    write_shard(folder / "more.tar", pictures(4, first=100, label="gull"))
-    write_shard(folder / "sounds.tar", sounds(6))
+    write_tar(folder / "pictures-0.tar", pictures(5))
+    write_tar(folder / "pictures-1.tar.gz", pictures(3, first=5))
+    write_tar(folder / "more.tar", pictures(4, first=100, label="gull"))
+    write_tar(folder / "sounds.tar", sounds(6))
     return folder
 
 
@@ -174,7 +163,7 @@ def test_source_reads_tar_and_tar_gz_in_order(root):
 
 
 def test_caption_is_the_text_file_when_the_json_has_none(tmp_path):
-    write_shard(tmp_path / "a.tar", {"x.PNG": picture(0), "x.json": b'{"label": null}', "x.txt": b" a gull \n"})
+    write_tar(tmp_path / "a.tar", {"x.PNG": picture(0), "x.json": b'{"label": null}', "x.txt": b" a gull \n"})
     (sample,) = read_source("a.tar", ("image", "text"), tmp_path).samples
     assert (sample.captions, sample.label) == (["a gull"], None)
 
@@ -194,19 +183,19 @@ def test_missing_shards_are_named(root, monkeypatch):
 def test_incomplete_samples_name_file_and_key(tmp_path, caplog):
     members = pictures(4)
     del members["p1.png"], members["p2.json"]
-    write_shard(tmp_path / "a.tar", members)
+    write_tar(tmp_path / "a.tar", members)
     source = read_source("a.tar", ("image", "text"), tmp_path)
     assert [sample.key for sample in source.samples] == ["p0", "p3"]
     assert len(source.broken) == 2
     assert "a.tar: p1 has no image file" in caplog.text
     assert "a.tar: p2 has no caption" in caplog.text
-    write_shard(tmp_path / "b.tar", {"x.png": picture(0)})
+    write_tar(tmp_path / "b.tar", {"x.png": picture(0)})
     with pytest.raises(UserError, match=r"b\.tar: x has no caption"):
         read_source("b.tar", ("image", "text"), tmp_path)
 
 
 def test_unreadable_json_is_named_and_the_text_file_used(tmp_path):
-    write_shard(tmp_path / "a.tar", {"x.png": picture(0), "x.json": b"{", "x.txt": b"a gull"})
+    write_tar(tmp_path / "a.tar", {"x.png": picture(0), "x.json": b"{", "x.txt": b"a gull"})
     source = read_source("a.tar", ("image", "text"), tmp_path)
     assert source.samples[0].captions == ["a gull"]
     assert "x.json cannot be read" in source.broken[0]
@@ -216,18 +205,18 @@ def test_source_in_memory_of_which_too_much_is_broken_stops_as_a_stream_does(tmp
     members = pictures(96)
     for i in range(76):
         del members[f"p{i}.json"]
-    write_shard(tmp_path / "a.tar", members)
+    write_tar(tmp_path / "a.tar", members)
     with pytest.raises(
         UserError, match=r"^a\.tar: 76 broken to 20 usable samples, .*p75 has no caption.*broken_limit$"
     ):
         read_source("a.tar", ("image", "text"), tmp_path)
     assert len(read_source("a.tar", ("image", "text"), tmp_path, broken_limit=0.8).samples) == 20
-    write_shard(tmp_path / "b.tar", {name: data for name, data in members.items() if int(name[1:-4].rstrip(".")) > 65})
+    write_tar(tmp_path / "b.tar", {name: data for name, data in members.items() if int(name[1:-4].rstrip(".")) > 65})
     assert len(read_source("b.tar", ("image", "text"), tmp_path, broken_limit=0).broken) == 10  # a few are free
 
 
 def test_source_in_memory_is_a_command_s_output_where_that_is_allowed(tmp_path):
-    path = write_shard(tmp_path / "a.tar", pictures(2))
+    path = write_tar(tmp_path / "a.tar", pictures(2))
     with pytest.raises(UserError, match=r"data\.allow_pipe=true"):
         read_source(f"pipe:cat {path}", ("image", "text"))
     assert len(read_source(f"pipe:cat {path}", ("image", "text"), allow_pipe=True).samples) == 2
@@ -235,9 +224,9 @@ def test_source_in_memory_is_a_command_s_output_where_that_is_allowed(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
 def test_truncated_shard_gives_what_it_still_holds(tmp_path, name):
-    path = write_shard(tmp_path / name, pictures(6))
+    path = write_tar(tmp_path / name, pictures(6))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    write_shard(tmp_path / "b.tar", pictures(2, first=10))
+    write_tar(tmp_path / "b.tar", pictures(2, first=10))
     source = read_source("*", ("image", "text"), tmp_path)
     keys = [sample.key for sample in source.samples]
     assert 0 < len(keys) - 2 < 6
@@ -246,11 +235,7 @@ def test_truncated_shard_gives_what_it_still_holds(tmp_path, name):
 
 
 def test_member_that_comes_twice_is_named_and_the_rest_is_read(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, data in [("x.png", picture(0)), ("x.png", picture(1)), *pictures(2).items()]:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
+    write_tar(tmp_path / "a.tar", [("x.png", picture(0)), ("x.png", picture(1)), *pictures(2).items()])
     source = read_source("a.tar", ("image", "text"), tmp_path)
     assert [sample.key for sample in source.samples] == ["p0", "p1"]
     assert "a.tar: x.png: duplicate file name" in source.broken[0]
@@ -264,7 +249,7 @@ def test_file_that_is_no_tar_is_named(tmp_path):
 
 def test_shard_name_is_never_a_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_shard(tmp_path / "pipe:touch ran;.tar", pictures(1))
+    write_tar(tmp_path / "pipe:touch ran;.tar", pictures(1))
     read_source("pipe*", ("image", "text"))
     assert not (tmp_path / "ran").exists()
 
@@ -282,7 +267,7 @@ def test_new_modality_needs_a_decoder_only(tmp_path, monkeypatch):
 
     monkeypatch.setitem(PROCESSORS, "depth", Depth)
     members = {name: data for i in range(3) for name, data in {f"{i}.depth": bytes([i, 7]), f"{i}.txt": b"x"}.items()}
-    write_shard(tmp_path / "a.tar", members)
+    write_tar(tmp_path / "a.tar", members)
     steps = make_steps({"depth": Depth()}, recipe(tmp_path, [{"shards": "a.tar", "pair": ["depth"]}], batch_size=3))
     (batch,) = steps[0]
     assert sorted(batch.inputs["depth"]["values"].tolist()) == [[0, 7], [1, 7], [2, 7]]
@@ -431,8 +416,8 @@ def test_streamed_batches_by_source_are_of_one_source_over_all_processes(tmp_pat
     """Although what one process reads holds a picture that cannot be decoded, and another takes its place."""
     members = pictures(8)
     members["p3.png"] = b"rubbish"
-    write_shard(tmp_path / "pictures-0.tar", members)
-    write_shard(tmp_path / "more.tar", pictures(8, first=100))
+    write_tar(tmp_path / "pictures-0.tar", members)
+    write_tar(tmp_path / "more.tar", pictures(8, first=100))
     train = [IMAGES, {"shards": "more.tar", "pair": ["image", "text"]}]
     wanted = recipe(tmp_path, train, {"batches": "by_source", "stream": True}, 4)
     ranks = [streams(processors, wanted, rank, 2) for rank in range(2)]
@@ -529,7 +514,7 @@ def test_mixed_clips_without_a_text_are_positives_of_none(tmp_path, processors):
     members |= {
         f"t{i}.{ending}": data for i in range(2) for ending, data in (("wav", sound(i)), ("json", about([], "dog")))
     }
-    write_shard(tmp_path / "a.tar", members)
+    write_tar(tmp_path / "a.tar", members)
     train = [{"shards": "a.tar", "pair": ["audio"]}]
     steps = make_steps(processors, recipe(tmp_path, train, {"augment": {"audio": {"mix": 1.0}}}, 6))
     (batch,) = steps[0]
@@ -580,7 +565,7 @@ def test_same_text_always_means_same_group(pairs):
 def test_broken_item_is_replaced_by_the_next_and_named_once(tmp_path, processors, caplog):
     members = pictures(12)
     members["p3.png"] = members["p3.png"][:60]
-    write_shard(tmp_path / "a.tar", members)
+    write_tar(tmp_path / "a.tar", members)
     steps = make_steps(processors, recipe(tmp_path, [{"shards": "a.tar", "pair": ["image", "text"]}], batch_size=12))
     (batch,) = steps[0]
     assert len(batch.keys) == 12
@@ -596,7 +581,7 @@ def test_broken_item_is_replaced_by_the_next_and_named_once(tmp_path, processors
 def test_rotten_data_stop_the_run_with_one_line(tmp_path, processors, workers):
     members = pictures(40)
     members |= {name: b"rubbish" for name in list(members)[:50] if name.endswith(".png")}
-    write_shard(tmp_path / "a.tar", members)
+    write_tar(tmp_path / "a.tar", members)
     steps = make_steps(processors, recipe(tmp_path, [{"shards": "a.tar", "pair": ["image", "text"]}]))
     with pytest.raises(UserError, match=r"^11 of 40 items of image\+text cannot be decoded, .*broken_limit$") as caught:
         list(loader(steps, 0, 20, workers))
@@ -604,7 +589,7 @@ def test_rotten_data_stop_the_run_with_one_line(tmp_path, processors, workers):
 
 
 def test_set_without_one_good_item_stops_at_once(tmp_path, processors):
-    write_shard(tmp_path / "a.tar", {"x.png": b"rubbish", "x.txt": b"x"})
+    write_tar(tmp_path / "a.tar", {"x.png": b"rubbish", "x.txt": b"x"})
     steps = make_steps(processors, recipe(tmp_path, [{"shards": "a.tar", "pair": ["image", "text"]}]))
     with pytest.raises(UserError, match="1 of 1 items"):
         steps[0]
@@ -612,7 +597,7 @@ def test_set_without_one_good_item_stops_at_once(tmp_path, processors):
 
 def test_small_stream_without_one_good_item_is_not_read_without_end(tmp_path, processors):
     """So few broken ones are below every limit."""
-    write_shard(tmp_path / "a.tar", {f"{i}.{e}": b"rubbish" for i in range(3) for e in ("png", "txt")})
+    write_tar(tmp_path / "a.tar", {f"{i}.{e}": b"rubbish" for i in range(3) for e in ("png", "txt")})
     train = [{"shards": "a.tar", "pair": ["image", "text"]}]
     made = streams(processors, recipe(tmp_path, train, {"stream": True}, batch_size=5))
     with pytest.raises(UserError, match="no item is left to take the place of"):
@@ -639,7 +624,7 @@ def test_error_in_a_worker_process_is_one_line_with_the_traceback_behind_it(erro
 def test_broken_second_clip_is_not_mixed_in(tmp_path, processors):
     members = sounds(4)
     members["s2.wav"] = members["s2.wav"][:40]
-    write_shard(tmp_path / "a.tar", members)
+    write_tar(tmp_path / "a.tar", members)
     train = [{"shards": "a.tar", "pair": ["audio", "text"]}]
     steps = make_steps(processors, recipe(tmp_path, train, {"augment": {"audio": {"mix": 1.0}}}))
     captions = [caption for i in range(5) for caption in steps[i][0].captions]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.small_shards import entry
+from support.small_shards import write_tar
 
 from onepeace.data import process_output
 from onepeace.data.shards import expand, raw_samples
@@ -29,11 +29,11 @@ PAIR = ("image", "text")
 
 def write(path, keys, size=8, without=()):
     """A shard of samples whose picture is `size` bytes; those in `without` have no caption."""
-    with tarfile.open(path, "w:gz" if path.name.endswith(".gz") else "w") as tar:
-        for key in keys:
-            entry(tar, f"{key}.jpg", np.random.default_rng(list(key.encode())).bytes(size))
-            entry(tar, f"{key}.json", b"{" if key in without else json.dumps({"captions": [f"it is {key}"]}).encode())
-    return str(path)
+    members = {}
+    for key in keys:
+        members[f"{key}.jpg"] = np.random.default_rng(list(key.encode())).bytes(size)
+        members[f"{key}.json"] = b"{" if key in without else json.dumps({"captions": [f"it is {key}"]}).encode()
+    return str(write_tar(path, members))
 
 
 def write_shards(folder, sizes, **kw):
@@ -218,14 +218,11 @@ def test_position_counts_what_is_broken_once(tmp_path):
     shards = [write(tmp_path / f"{s}.tar", [f"{s}-{i}" for i in range(9)], without={f"{s}-3"}) for s in range(3)]
     whole = Path(shards[2]).read_bytes()
     Path(shards[2]).write_bytes(whole[: 512 * 4 * 6 + 700])  # in a member of 2-6
-    with tarfile.open(shards[0], "a") as tar:
-        for name in ("twice.jpg", "twice.jpg", "end.jpg"):  # not samples: no captions
-            entry(tar, name, b"1")
-    with tarfile.open(tmp_path / "3.tar", "w") as tar:
-        for name, data in {"3-0.jpg": b"1", "3-0.txt": b"gull", "3-1.jpg": b"1", "3-1.txt": b"gull"}.items():
-            entry(tar, name, data)
-            entry(tar, name, data)
-    shards.append(str(tmp_path / "3.tar"))
+    with tarfile.open(shards[0]) as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]
+    write_tar(Path(shards[0]), [*members, *((f"{key}.jpg", b"1") for key in ("twice", "twice", "end"))])  # no captions
+    twice = [(f"3-{i}.{end}", data) for i in range(2) for end, data in (("jpg", b"1"), ("txt", b"gull")) for _ in "ab"]
+    shards.append(str(write_tar(tmp_path / "3.tar", twice)))
 
     def make(position=None):
         return StreamShard(shards, PAIR, seed=1, shuffle_buffer=4, broken_limit=1, position=position)
@@ -377,12 +374,9 @@ def test_few_broken_are_named_and_left_out(tmp_path, caplog):
 
 
 def test_json_nested_too_deeply_is_only_broken(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, data in {"x.jpg": b"1", "x.json": b"[" * 100_000, "x.txt": b"a gull"}.items():
-            entry(tar, name, data)
-        for name, data in {"y.jpg": b"1", "y.json": b'{"captions": "a sheep"}'}.items():
-            entry(tar, name, data)
-    found = first_samples([str(tmp_path / "a.tar")], PAIR, 2)
+    deep = {"x.jpg": b"1", "x.json": b"[" * 100_000, "x.txt": b"a gull"}
+    shard = write_tar(tmp_path / "a.tar", {**deep, "y.jpg": b"1", "y.json": b'{"captions": "a sheep"}'})
+    found = first_samples([str(shard)], PAIR, 2)
     assert [sample.captions for sample in found] == [["a gull"], ["a sheep"]]
 
 

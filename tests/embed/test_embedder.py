@@ -23,16 +23,6 @@ RATE = 16000
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_random_model(tmp_path_factory.mktemp("api") / "model")
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return onepeace.load(folder, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def pictures():
     generator = np.random.default_rng(0)
     return [generator.integers(0, 256, (20 + 3 * i, 40, 3), dtype=np.uint8) for i in range(5)]
@@ -590,8 +580,8 @@ def test_features_refuse_what_is_no_dictionary(model):
 # Loading
 
 
-def test_load_keeps_only_the_modalities_asked_for(folder, model, sounds):
-    audio = onepeace.load(folder, device="cpu", modalities=["audio"])
+def test_load_keeps_only_the_modalities_asked_for(random_folder, model, sounds):
+    audio = onepeace.load(random_folder, device="cpu", modalities=["audio"])
     assert audio.modalities == ("audio",)
     assert sum(p.numel() for p in audio.module.parameters()) < sum(p.numel() for p in model.module.parameters())
     assert_same(audio.encode_audio(sounds), model.encode_audio(sounds))
@@ -602,8 +592,8 @@ def test_load_keeps_only_the_modalities_asked_for(folder, model, sounds):
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "bf16", torch.bfloat16])
-def test_bfloat16_is_near_float32(folder, model, pictures, sounds, name):
-    half = onepeace.load(folder, device="cpu", dtype=name)
+def test_bfloat16_is_near_float32(random_folder, model, pictures, sounds, name):
+    half = onepeace.load(random_folder, device="cpu", dtype=name)
     assert half.dtype == torch.bfloat16
     items = [*pictures, *sounds, *TEXTS]
     vectors = half.encode(items)
@@ -612,8 +602,8 @@ def test_bfloat16_is_near_float32(folder, model, pictures, sounds, name):
     assert (vectors * model.encode(items)).sum(dim=1).min() > 0.98
 
 
-def test_ids_stay_long_in_every_dtype(folder, monkeypatch):
-    half = onepeace.load(folder, device="cpu", dtype="bfloat16")
+def test_ids_stay_long_in_every_dtype(random_folder, monkeypatch):
+    half = onepeace.load(random_folder, device="cpu", dtype="bfloat16")
     seen = []
     forward = half.module.forward
     monkeypatch.setattr(half.module, "forward", lambda inputs: seen.append(inputs["text"]["ids"]) or forward(inputs))
@@ -621,18 +611,18 @@ def test_ids_stay_long_in_every_dtype(folder, monkeypatch):
     assert seen[0].dtype == torch.int64
 
 
-def test_unknown_dtype_is_an_error(folder):
+def test_unknown_dtype_is_an_error(random_folder):
     for name in ("float61", "half precision", torch.int8, 16):
         with pytest.raises(UserError, match="known: auto, float32, bfloat16, float16"):
-            onepeace.load(folder, device="cpu", dtype=name)
+            onepeace.load(random_folder, device="cpu", dtype=name)
     with pytest.raises(UserError, match="not computed on a CPU; use bfloat16 or float32"):
-        onepeace.load(folder, device="cpu", dtype="float16")
+        onepeace.load(random_folder, device="cpu", dtype="float16")
 
 
-def test_unknown_device_is_an_error(folder):
+def test_unknown_device_is_an_error(random_folder):
     for name in ("cuda:99", "gpu", "meta"):
         with pytest.raises(UserError, match=r"available: .*cpu"):
-            onepeace.load(folder, device=name)
+            onepeace.load(random_folder, device=name)
 
 
 def test_auto_dtype_follows_device_and_size(monkeypatch):
@@ -650,8 +640,8 @@ def test_auto_dtype_follows_device_and_size(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_cuda_agrees_with_the_cpu(folder, model, pictures, sounds, dtype):
+def test_cuda_agrees_with_the_cpu(random_folder, model, pictures, sounds, dtype):
     items = [*pictures, *sounds, *TEXTS]
-    vectors = onepeace.load(folder, device="cuda", dtype=dtype).encode(items)
+    vectors = onepeace.load(random_folder, device="cuda", dtype=dtype).encode(items)
     assert vectors.device.type == "cpu"
     assert (vectors * model.encode(items)).sum(dim=1).min() > (0.9999 if dtype == "float32" else 0.98)

@@ -17,11 +17,6 @@ import onepeace
 from onepeace.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return onepeace.load(save_random_model(tmp_path_factory.mktemp("inputs") / "model"), device="cpu")
-
-
 def assert_same(actual, expected):
     assert_close(actual, expected, atol=1e-5, rtol=0)
 

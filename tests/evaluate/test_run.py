@@ -13,7 +13,6 @@ from support.evaluation import (
     values,
     write_recipe,
 )
-from support.random_model import save_random_model
 from support.small_shards import write_shard
 
 import onepeace
@@ -122,7 +121,7 @@ def test_command_measures_the_other_sets_when_one_fails(root, known, capsys):
     assert "Traceback" not in err
 
 
-def test_command_measures_a_model_folder_on_real_files(tmp_path, samples, capsys):
+def test_command_measures_a_model_folder_on_real_files(command, tmp_path, samples):
     names = ("dog", "cat", "bus")
     about = {name: {"captions": [f"a {name}"], "label": name} for name in names}
     pictures = {name: ((samples / f"images/{name}.jpg").read_bytes(), about[name]) for name in names}
@@ -134,10 +133,10 @@ sets:
   pictures: {protocol: retrieval, modality: image, shards: "val/pictures/*.tar.gz", at: [1, 3]}
   sounds: {protocol: zero_shot, modality: audio, shards: "val/sounds/*.tar.gz", at: [2]}
 """
-    path, model = write_recipe(tmp_path, recipe), save_random_model(tmp_path / "model")
-    arguments = ["evaluate", str(path), "--data", str(tmp_path), "--model", str(model), "--device", "cpu", "--json"]
-    assert main(arguments) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    arguments = ["evaluate", write_recipe(tmp_path, recipe), "--data", tmp_path, "--json"]
+    code, out, _ = command(*arguments)
+    assert code == 0
+    rows = [json.loads(line) for line in out.splitlines()]
     assert [(row["metric"], row["n"]) for row in rows] == [
         *(("text to image R@1", 3), ("text to image R@3", 3), ("image to text R@1", 3), ("image to text R@3", 3)),
         ("top-2 of 2", 2),
@@ -146,8 +145,8 @@ sets:
 
     pictures["cat"] = (b"no picture", about["cat"])
     write_shard(tmp_path / "val/pictures/a.tar.gz", pictures, "jpg")
-    assert main(arguments) == 1
-    out, err = capsys.readouterr()
+    code, out, err = command(*arguments)
+    assert code == 1
     assert [json.loads(line)["set"] for line in out.splitlines()] == ["sounds"]
     assert "set pictures: " in err
 

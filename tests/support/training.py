@@ -5,6 +5,7 @@ from onepeace.train.recipe import Recipe
 
 MODEL = {
     "size": "tiny", "dim": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "ffn_dim": 64,
+    "modalities": ["text", "image"],
     "adapters": {
         "text": {"vocab_size": 400, "num_positions": 32, "num_buckets": 8},
         "image": {"patch_size": 8, "grid": 3, "bias_grid": 3},
@@ -26,24 +27,28 @@ DENOISING = {
 }
 
 
-def recipe(root, out, steps=80, pair="image", **fields):
-    shards = {"image": "squares.tar", "audio": "tones.tar"}[pair]
+ALL = ["text", "image", "audio"]
+EVERY = {"modalities": ALL, "projections": ALL}
+"""Fields of a model of three modalities."""
+
+
+def source(pair="image", **fields):
+    """The squares, or the tones."""
+    return {"shards": {"image": "squares.tar", "audio": "tones.tar"}[pair], "pair": [pair, "text"], **fields}
+
+
+def recipe(root, out, steps=80, pair="image", model=None, data=(), run=(), **fields):
+    """Of a small model on one set; `data` and `run` hold what is other than here, `model` all of it."""
+    run = {"batch_size": 24, "workers": 0, "log_every": 4, "save_every": 0, "precision": "float32", **dict(run)}
     content = {
-        "model": {**MODEL, "modalities": ["text", "image"]},
+        "model": model or MODEL,
         "processors": {"image": {"size": 24}, "text": {"max_tokens": 16}, "audio": {"min_seconds": 0.5}},
         "tokenizer": {"vocab_size": 300},
-        "data": {"root": str(root), "train": [{"shards": shards, "pair": [pair, "text"]}]},
+        "data": {"root": str(root), "train": [source(pair)], **dict(data)},
         "objective": {"contrastive": {"multi_positive": True}},
         "optim": {"lr": 3e-3},
         "schedule": {"steps": steps, "warmup_steps": min(10, steps)},
-        "run": {
-            "out": str(out),
-            "batch_size": 24,
-            "workers": 0,
-            "log_every": 4,
-            "save_every": 0,
-            "precision": "float32",
-        },
+        "run": {"out": str(out), **run},
         **fields,
     }
     return build(Recipe, content, "recipe")

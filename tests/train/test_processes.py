@@ -56,19 +56,12 @@ def losses(folder):
 
 @pytest.fixture(scope="module")
 def distributed(root, tmp_path_factory):
-    """Four steps of every loss term in four processes, with and without sharding, and the recipe they ran."""
+    """Six steps of every loss term in four processes, with and without sharding, and the recipe they ran."""
     folder = tmp_path_factory.mktemp("distributed")
     terms = {name: {**term, "keys": "global"} for name, term in DENOISING["objective"].items() if "/" in name}
     objective = {**terms, "contrastive": {"multi_positive": True}}
-    run = {
-        "batch_size": 16,
-        "workers": 0,
-        "log_every": 1,
-        "save_every": 2,
-        "precision": "float32",
-        "grad_cache_chunks": 2,
-    }
-    made = recipe(root, folder, steps=4, objective=objective, mask=DENOISING["mask"], run={**run, "out": str(folder)})
+    run = {"batch_size": 16, "log_every": 1, "save_every": 3, "grad_cache_chunks": 2}
+    made = recipe(root, folder, steps=6, objective=objective, mask=DENOISING["mask"], run=run)
     write_config(made, folder / "recipe.yaml")
     for way in ("ddp", "fsdp"):
         start(4, train, folder / "recipe.yaml", [f"run.out={folder / way}", f"run.parallel={way}"])
@@ -77,24 +70,24 @@ def distributed(root, tmp_path_factory):
 
 def test_sharded_training_equals_replicated(distributed):
     replicated, sharded = losses(distributed / "ddp"), losses(distributed / "fsdp")
-    assert len(replicated) == 4
+    assert len(replicated) == 6
     for a, b in zip(replicated, sharded, strict=True):
         assert a == pytest.approx(b, rel=2e-4), (a, b)
     assert replicated[-1]["loss"] < replicated[0]["loss"]
 
 
 def test_four_processes_go_on_as_two(distributed):
-    """From the second step's checkpoint of four; the losses are those of one process that was never stopped."""
+    """From the third step's checkpoint of four; the losses are those of one process that was never stopped."""
     # Masks are drawn by process; without them all is the same.
     path, out = distributed / "recipe.yaml", distributed / "cut"
     plain = ["objective={contrastive: {multi_positive: true}}", "mask={}", "run.parallel=fsdp"]
-    start(4, train, path, [*plain, f"run.out={out}"], 3)
+    start(4, train, path, [*plain, f"run.out={out}"], 4)
     (saved,) = checkpoint.files(out)
     assert len(list(saved.glob("*.safetensors"))) == 4
     start(2, train, path, [*plain, f"run.out={out}"])
     train(path, [*plain, f"run.out={distributed / 'whole'}"])
     whole, cut = losses(distributed / "whole"), losses(out)
-    assert len(whole) == len(cut) == 4
+    assert len(whole) == len(cut) == 6
     for a, b in zip(whole, cut, strict=True):
         assert a == pytest.approx(b, rel=2e-4), (a, b)
 
@@ -171,8 +164,7 @@ def test_whole_checkpoints_are_read_into_shares_and_back(tmp_path):
 def test_a_run_goes_on_however_it_is_spread(root, tmp_path):
     """One process, two with a share each, two with all of it: the run of one process that was never stopped."""
     path, out = tmp_path / "recipe.yaml", tmp_path / "cut"
-    run = {"out": str(out), "batch_size": 16, "workers": 0, "log_every": 1, "save_every": 2, "precision": "float32",
-           "ema": 0.5, "keep": 9}  # fmt: skip
+    run = {"batch_size": 16, "log_every": 1, "save_every": 2, "ema": 0.5, "keep": 9}
     write_config(recipe(root, out, steps=6, run=run), path)
     train(path, [], 2)
     start(2, train, path, ["run.parallel=fsdp"], 4)
@@ -230,7 +222,7 @@ def train_noting_models(path, noted):
 
 
 def test_only_the_first_process_makes_the_whole_model_to_be_shared(root, tmp_path):
-    run = {"out": str(tmp_path / "run"), "batch_size": 4, "workers": 0, "parallel": "fsdp", "log_every": 1}
+    run = {"batch_size": 4, "parallel": "fsdp", "log_every": 1}
     write_config(recipe(root, tmp_path / "run", steps=1, run=run), tmp_path / "recipe.yaml")
     start(2, train_noting_models, tmp_path / "recipe.yaml", tmp_path)
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["{'cpu'}", "{'meta'}"]
