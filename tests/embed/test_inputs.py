@@ -10,15 +10,12 @@ import soundfile
 import torch
 from PIL import Image
 from support.broken_files import write_broken
+from support.embedding import assert_same
 from support.random_model import save_random_model
 from torch.testing import assert_close
 
 import onepeace
 from onepeace.errors import UserError
-
-
-def assert_same(actual, expected):
-    assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
 def test_one_picture_in_every_form_gives_one_vector(model, tmp_path):

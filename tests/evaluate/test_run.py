@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support.evaluation import (
     RECIPE,
+    SAME_CLASS,
     EqualEmbedder,
     KnownEmbedder,
     measure,
@@ -58,28 +59,35 @@ def test_sets_of_a_modality_the_model_lacks_are_left_out(recipe, caplog):
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("name", "override", "message"),
     [
-        (".protocol=captioning", "protocol is 'captioning'; known: zero_shot, retrieval, same_class"),
-        (".protocol=[retrieval]", "protocol is ['retrieval']; known: "),
-        (".shard=x", "shard is not a field; did you mean shards"),
-        (".at=[0]", "at is [0]; give at least one k, each at least 1"),
-        (".at=[]", "at is []; give at least one k, each at least 1"),
-        (".texts=titles", "texts is 'titles'; known: captions, names"),
-        (".rerank=[softmax]", "rerank has 'softmax'; known: dual_softmax"),
-        (".rerank_scale=0", "rerank_scale is 0.0; it should be above 0"),
-        (".rerank_scale=.nan", "rerank_scale is nan; it should be above 0"),
-        (".matches={dog: [pug]}", "matches is not a field; known: modality, shards, at, texts"),
-        ("", "'sets.photos' is not an override"),
-        ("=[", "the value is not YAML"),
-        ("=3", "sets.photos should be dict"),
+        ("photos", ".protocol=captioning", "protocol is 'captioning'; known: zero_shot, retrieval, same_class"),
+        ("photos", ".protocol=[retrieval]", "protocol is ['retrieval']; known: "),
+        ("photos", ".shard=x", "shard is not a field; did you mean shards"),
+        ("photos", ".at=[0]", "at is [0]; give at least one k, each at least 1"),
+        ("photos", ".at=[]", "at is []; give at least one k, each at least 1"),
+        ("photos", ".texts=titles", "texts is 'titles'; known: captions, names"),
+        ("photos", ".rerank=[softmax]", "rerank has 'softmax'; known: dual_softmax"),
+        ("photos", ".rerank_scale=0", "rerank_scale is 0.0; it should be above 0"),
+        ("photos", ".rerank_scale=.nan", "rerank_scale is nan; it should be above 0"),
+        ("photos", ".matches={dog: [pug]}", "matches is not a field; known: modality, shards, at, texts"),
+        ("photos", "", "'sets.photos' is not an override"),
+        ("photos", "=[", "the value is not YAML"),
+        ("photos", "=3", "sets.photos should be dict"),
+        ("sounds", ".templates=[the sound]", "'the sound' has no {}"),
+        ("sounds", ".modality=depth", "no default templates for depth; give templates (known: image, audio)"),
+        ("sounds", ".rerank=[dual_softmax]", "rerank is not a field; known: modality, shards, at, classes, templates"),
+        ("both", ".other=null", "sets.both: other should be a mapping of fields"),
+        ("both", ".other={modality: image}", "sets.both: other.shards is missing"),
+        ("both", ".matches={}", "sets.both: matches is empty or has an empty list"),
+        ("both", ".matches.cat=[]", "sets.both: matches is empty or has an empty list"),
     ],
 )
-def test_a_mistake_in_a_set_is_named(root, override, message):
+def test_a_mistake_in_a_set_is_named(root, name, override, message):
     with pytest.raises(UserError) as error:
-        recipe_of(root, RECIPE, f"sets.photos{override}")
+        recipe_of(root, SAME_CLASS if name == "both" else RECIPE, f"sets.{name}{override}")
     assert message in str(error.value)
-    assert "sets.photos" in str(error.value)
+    assert f"sets.{name}" in str(error.value)
 
 
 def test_an_unset_data_variable_says_what_to_do(root, monkeypatch):
