@@ -1,12 +1,11 @@
 """`onepeace doctor`: knows the requirements of setup.cfg, and says of each what is wrong and what to do."""
 
 import configparser
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from onepeace.cli import main
 from onepeace.commands import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,11 +38,11 @@ def test_doctor_knows_the_requirements_of_setup_cfg():
         assert set(modules) == requirements("options.extras_require", extra)
 
 
-def test_doctor_finds_this_installation_sound():
-    done = subprocess.run([sys.executable, "-m", "onepeace", "doctor"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("all that is needed works\n")
-    rows = {line[:20].strip(): line[20:] for line in done.stdout.splitlines()}
+def test_doctor_finds_this_installation_sound(capsys):
+    code, (out, err) = main(["doctor"]), capsys.readouterr()
+    assert code == 0, out + err
+    assert out.endswith("all that is needed works\n")
+    rows = {line[:20].strip(): line[20:] for line in out.splitlines()}
     assert rows["torchaudio native"].startswith(("loaded", "does not load"))
     assert "threads" in rows["cpu"]
     for package in doctor.CORE:

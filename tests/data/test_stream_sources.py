@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.server import serving
 from support.streams import PAIR, keys, write, write_shards
 
 from onepeace.data import process_output
@@ -47,13 +48,9 @@ def served(tmp_path, monkeypatch):
 
     over, left = threading.Event(), []
     handler = functools.partial(Handler, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        yield tmp_path, f"http://127.0.0.1:{server.server_port}", left
+    with serving(handler) as address:
+        yield tmp_path, address, left
         over.set()
-        server.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize("pattern", ["pipe:touch ran", " PIPE:touch ran", "{pipe:touch ran,pipe:touch run}"])

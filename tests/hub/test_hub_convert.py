@@ -1,6 +1,5 @@
 """Every layout of the original becomes a model folder whose numbers are the original's."""
 
-import lzma
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from support.golden_cases import (
 from support.hub_layouts import (
     bare_pickle,
     cfg,
+    golden_checkpoints,
     old_trainer_file,
     released,
     small_vocabulary,
@@ -315,9 +315,7 @@ def test_released_vocabulary_is_accepted(shared):
 
 def test_golden_checkpoints_embed_as_the_original(shared, tmp_path, bpe):
     folders = {}
-    for packed in (shared / "golden" / "checkpoints").iterdir():
-        path = tmp_path / packed.name.removesuffix(".xz")
-        path.write_bytes(lzma.decompress(packed.read_bytes()) if packed.suffix == ".xz" else packed.read_bytes())
+    for path in golden_checkpoints(shared, tmp_path):
         folders[path.stem] = convert(path, tmp_path / path.stem, bpe=bpe)
 
     three = ["text", "image", "audio"]

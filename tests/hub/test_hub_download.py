@@ -4,10 +4,10 @@ import copy
 import functools
 import hashlib
 import http.server
-import threading
 from dataclasses import dataclass, field
 
 import pytest
+from support.server import serving
 
 from onepeace.errors import UserError
 from onepeace.hub import download
@@ -96,13 +96,8 @@ def script():
 @pytest.fixture
 def url(script, monkeypatch):
     monkeypatch.setattr(download, "_pause", lambda idle: 0.0)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, script))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/file.pt"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(functools.partial(Handler, script)) as address:
+        yield f"{address}/file.pt"
 
 
 def only(path) -> bool:

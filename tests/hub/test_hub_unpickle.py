@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.hub_layouts import bare_pickle, old_trainer_file, released, saved, vision_branch, wrapper
+from support.hub_layouts import (
+    bare_pickle,
+    golden_checkpoints,
+    old_trainer_file,
+    released,
+    saved,
+    vision_branch,
+    wrapper,
+)
 
 from onepeace.errors import UserError
 from onepeace.hub.convert import unpickle
@@ -311,11 +319,7 @@ def test_files_without_weights_say_what_they_hold(tmp_path, content):
 
 
 def test_golden_checkpoints_are_what_torch_reads(shared, tmp_path):
-    import lzma
-
-    for packed in (shared / "golden" / "checkpoints").glob("*.pt*"):
-        path = tmp_path / packed.name.removesuffix(".xz")
-        path.write_bytes(lzma.decompress(packed.read_bytes()) if packed.suffix == ".xz" else packed.read_bytes())
+    for path in golden_checkpoints(shared, tmp_path, "*.pt*"):
         theirs = torch.load(path, weights_only=True)
 
         cfg, found = read_original(path)

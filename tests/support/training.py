@@ -1,6 +1,10 @@
 """Recipes of small models on the shards of small_shards.py."""
 
+import torch
+from safetensors.torch import load_file
+
 from onepeace.config import build
+from onepeace.train.log import read_log
 from onepeace.train.recipe import Recipe
 
 MODEL = {
@@ -52,3 +56,19 @@ def recipe(root, out, steps=80, pair="image", model=None, data=(), run=(), **fie
         **fields,
     }
     return build(Recipe, content, "recipe")
+
+
+CLOCK = ("items_per_second", "data_wait", "seconds", "peak_gigabytes")
+"""Fields of a log that are not the same in two runs."""
+
+
+def logged(folder):
+    """Lines of a run's log, without its times."""
+    return [{k: v for k, v in line.items() if k not in CLOCK} for line in read_log(folder / "log.jsonl")]
+
+
+def assert_same_weights(folder, other):
+    """Equal to the bit."""
+    ours, theirs = (load_file(path / "model.safetensors") for path in (folder, other))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from support.small_shards import COLOURS, square, write_shard
-from support.training import DENOISING, EVERY, MODEL, recipe, source
+from support.training import DENOISING, EVERY, MODEL, assert_same_weights, logged, recipe, source
 
 from onepeace import cli
 from onepeace.config import write_config
@@ -27,8 +26,6 @@ from onepeace.train.state import State
 resource = pytest.importorskip("resource", reason="needs the signals and limits of POSIX")
 
 STEPS = 24
-CLOCK = ("items_per_second", "data_wait", "seconds", "peak_gigabytes")
-"""Fields of a log that are not the same in two runs."""
 
 
 def hard(root, out, stream=False):
@@ -48,15 +45,10 @@ def whole(request, root, tmp_path_factory):
 
 
 def assert_same(out, whole):
-    lines = [
-        [{name: value for name, value in line.items() if name not in CLOCK} for line in read_log(folder / "log.jsonl")]
-        for folder in (out, whole)
-    ]
-    assert [line["step"] for line in lines[0]] == list(range(1, STEPS + 1))
-    assert lines[0] == lines[1]
-    weights = [load_file(folder / "model" / "model.safetensors") for folder in (out, whole)]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    lines = logged(out)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert lines == logged(whole)
+    assert_same_weights(out / "model", whole / "model")
 
 
 def start(path, *overrides):

@@ -54,6 +54,14 @@ def losses(folder):
     ]
 
 
+def assert_same_losses(folder, other):
+    """Of six steps, but for the order of sums."""
+    ours, theirs = losses(folder), losses(other)
+    assert len(ours) == len(theirs) == 6
+    for a, b in zip(ours, theirs, strict=True):
+        assert a == pytest.approx(b, rel=2e-4), (a, b)
+
+
 @pytest.fixture(scope="module")
 def distributed(root, tmp_path_factory):
     """Six steps of every loss term in four processes, with and without sharding, and the recipe they ran."""
@@ -69,10 +77,8 @@ def distributed(root, tmp_path_factory):
 
 
 def test_sharded_training_equals_replicated(distributed):
-    replicated, sharded = losses(distributed / "ddp"), losses(distributed / "fsdp")
-    assert len(replicated) == 6
-    for a, b in zip(replicated, sharded, strict=True):
-        assert a == pytest.approx(b, rel=2e-4), (a, b)
+    assert_same_losses(distributed / "ddp", distributed / "fsdp")
+    replicated = losses(distributed / "ddp")
     assert replicated[-1]["loss"] < replicated[0]["loss"]
 
 
@@ -86,10 +92,7 @@ def test_four_processes_go_on_as_two(distributed):
     assert len(list(saved.glob("*.safetensors"))) == 4
     start(2, train, path, [*plain, f"run.out={out}"])
     train(path, [*plain, f"run.out={distributed / 'whole'}"])
-    whole, cut = losses(distributed / "whole"), losses(out)
-    assert len(whole) == len(cut) == 6
-    for a, b in zip(whole, cut, strict=True):
-        assert a == pytest.approx(b, rel=2e-4), (a, b)
+    assert_same_losses(distributed / "whole", out)
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error_not_a_hang(distributed):
@@ -172,10 +175,7 @@ def test_a_run_goes_on_however_it_is_spread(root, tmp_path):
     train(path, [f"run.out={tmp_path / 'whole'}"])
     names = ["step-00000002.safetensors", "step-00000004", "step-00000006.safetensors"]
     assert [saved.name for saved in checkpoint.files(out)] == names
-    whole, cut = losses(tmp_path / "whole"), losses(out)
-    assert len(whole) == len(cut) == 6
-    for a, b in zip(whole, cut, strict=True):
-        assert a == pytest.approx(b, rel=2e-4), (a, b)
+    assert_same_losses(tmp_path / "whole", out)
     ours, theirs = (checkpoint.newest(folder) for folder in (out, tmp_path / "whole"))
     for name, tensor in theirs.ema.items():
         assert torch.allclose(ours.ema[name], tensor, atol=1e-4), name
