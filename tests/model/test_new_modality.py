@@ -380,10 +380,7 @@ def test_a_broken_file_is_listed_and_the_others_are_found(onepeace_command, file
 
 def test_the_command_line_writes_its_vectors(onepeace_command, trained, files, tmp_path):
     folder, type_ids = files
-    (tmp_path / "cut.imu").write_bytes(BROKEN["cut"][0])
-    code, _, err = onepeace_command("embed", folder, tmp_path, "-o", tmp_path / "vectors.npz")
-    assert code == 1
-    assert "cut.imu: 71 bytes of readings" in err
+    assert onepeace_command("embed", folder, "-o", tmp_path / "vectors.npz")[0] == 0
     written = np.load(tmp_path / "vectors.npz")
     assert written["paths"].tolist() == [str(path) for path in type_ids]
     assert set(written["modalities"].tolist()) == {"motion"}
