@@ -18,7 +18,6 @@ from support.hub_layouts import (
     old_trainer_file,
     released,
     saved,
-    vision_branch,
     wrapper,
 )
 
@@ -296,16 +295,6 @@ def test_trainer_configuration_of_any_kind_becomes_plain(tmp_path, monkeypatch):
 
     assert read_original(tmp_path / "a.pt")[0] == {"layers": 40, "betas": [0.9, 0.98], "lr": None}
     assert read_original(tmp_path / "b.pt")[0] == {"arch": "one_peace", "task": "x"}
-
-
-def test_vision_pickle_holds_its_tensors_and_no_configuration(tmp_path):
-    tensors = vision_branch()
-    path = bare_pickle(tmp_path / "v.pkl", {"model": tensors, "__author__": "ofa", "matching_heuristics": True})
-
-    cfg, found = read_original(path)
-
-    assert cfg is None
-    assert {name: tensor.shape for name, tensor in found.items()} == {n: tuple(t.shape) for n, t in tensors.items()}
 
 
 @pytest.mark.parametrize(
