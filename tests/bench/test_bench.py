@@ -21,7 +21,7 @@ from onepeace.train.recipe import read_recipe
 CPU = torch.device("cpu")
 STAGE_TWO = Path(__file__).parents[2] / "recipes" / "pretrain" / "base_audio_text.yaml"
 SHRUNKEN = [
-    "model={size: tiny, depth: 1, drop_path: 0.0, modalities: [text, audio]}",
+    "model={size: tiny, depth: 2, drop_path: 0.0, modalities: [text, audio]}",
     "model.adapters={audio: {stem: wave, convs: [[32, 10, 5], [32, 8, 8], [32, 8, 8]]}}",
 ]
 

@@ -213,13 +213,11 @@ def test_shards_of_the_evaluation_are_looked_for_before_the_first_step(root, tmp
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"objective": {"contrastiv": {}}}, "objective.contrastiv is not a term"),
         ({"objective": {"denoising/video": {}}}, "denoising/video is not a term"),
         ({"model": {"size": "tinny"}}, "'tinny' is not known; known: tiny"),
         ({"model": {**MODEL, "modalities": ["text", "smell"]}}, "modalities names 'smell'"),
         ({"model": {"from": "nowhere"}}, "nowhere"),
         ({"model": {**MODEL, "decoder": None}, **DENOISING}, "give model.decoder"),
-        ({"freeze": ["adapters.video.*"]}, "matches none"),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(root, tmp_path, fields, message):
