@@ -100,26 +100,20 @@ def mixed(tmp_path, samples):
     return [images / "dog.jpg", tmp_path / "empty.jpg", sounds / "dog.ogg", "a dog", tmp_path / "noise.ogg"]
 
 
-def test_raise_names_the_first_item_that_fails(model, mixed):
+def test_raise_names_the_first_that_fails_and_skip_returns_the_others(model, mixed):
     with pytest.raises(UserError, match=r"empty\.jpg: .*empty"):
         model.encode(mixed)
-
-
-def test_skip_returns_the_others_and_says_which_failed(model, mixed):
+    good = [mixed[0], mixed[2], mixed[3]]
     vectors, failures = model.encode(mixed, on_error="skip", batch_size=2)
-    assert_same(vectors, model.encode([mixed[0], mixed[2], mixed[3]]))
+    whole, none = model.encode(good, on_error="skip")
+    assert_same(vectors, whole)
+    assert none == []
     assert [(f.index, f.name) for f in failures] == [(1, str(mixed[1])), (4, str(mixed[4]))]
     for failure in failures:
         assert isinstance(failure, Failure)
         assert failure.reason
         assert failure.name not in failure.reason
         assert "\n" not in failure.reason
-
-
-def test_skip_without_failures_returns_an_empty_list(model):
-    vectors, failures = model.encode_text(TEXTS, on_error="skip")
-    assert_same(vectors, model.encode_text(TEXTS))
-    assert failures == []
 
 
 def test_unforeseen_error_of_a_decoder_names_the_item(model, monkeypatch):
