@@ -179,29 +179,35 @@ def test_broken_files_are_listed_and_nothing_else_is_disturbed(command, mixed):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["PATH"], "nothing to search for"),
-        (["PATH", "--text", "a", "--text", "b"], "--text is given twice"),
-        (["PATH/nothing", "--text", "a"], "no such file or folder"),
-        (["PATH", "--image", "nothing.jpg"], "nothing.jpg: no such file"),
-        (["PATH", "--text", "a", "--top", "0"], "--top 0"),
-        (["PATH", "--text", "a", "--batch-size", "0"], "--batch-size 0"),
-        (["PATH", "--text", "a", "--only", "video"], "invalid choice: 'video'"),
-        (["PATH", "--text", "a", "--weights", "1,2"], "the query has the parts text"),
-        (["PATH", "--text", "a", "--weights", "image=1"], "the query has the parts text"),
-        (["PATH", "--text", "a", "--weights", "much"], "weights are numbers"),
-        (["PATH", "--text", "a", "--weights", "0"], "not all 0"),
-        (["PATH", "--text", "a", "--weights", "text=nan"], "finite"),
-        (["PATH", "--text", "a", "--html", "PATH/no/page.html"], "no folder"),
-        (["PATH", "--text", "a", "--html", "PATH"], "is a folder"),
-        (["EMPTY", "--text", "a"], "no image, audio or text files"),
-        (["PATH", "--text", "a", "--only", "text"], "no text files"),
+        (["search", "PATH"], "nothing to search for"),
+        (["search", "PATH", "--text", "a", "--text", "b"], "--text is given twice"),
+        (["search", "PATH/nothing", "--text", "a"], "no such file or folder"),
+        (["search", "PATH", "--image", "nothing.jpg"], "nothing.jpg: no such file"),
+        (["search", "PATH", "--text", "a", "--top", "0"], "--top 0"),
+        (["search", "PATH", "--text", "a", "--batch-size", "0"], "--batch-size 0"),
+        (["search", "PATH", "--text", "a", "--only", "video"], "invalid choice: 'video'"),
+        (["search", "PATH", "--text", "a", "--weights", "1,2"], "the query has the parts text"),
+        (["search", "PATH", "--text", "a", "--weights", "image=1"], "the query has the parts text"),
+        (["search", "PATH", "--text", "a", "--weights", "much"], "weights are numbers"),
+        (["search", "PATH", "--text", "a", "--weights", "0"], "not all 0"),
+        (["search", "PATH", "--text", "a", "--weights", "text=nan"], "finite"),
+        (["search", "PATH", "--text", "a", "--html", "PATH/no/page.html"], "no folder"),
+        (["search", "PATH", "--text", "a", "--html", "PATH"], "is a folder"),
+        (["search", "EMPTY", "--text", "a"], "no image, audio or text files"),
+        (["search", "PATH", "--text", "a", "--only", "text"], "no text files"),
+        (["classify", "PATH"], "required"),
+        (["classify", "PATH", "--labels", " , "], "no labels"),
+        (["classify", "PATH", "--labels", "a,b,a"], "'a' is given twice"),
+        (["classify", "PATH", "--labels", "a", "--template", "a photo"], "no {} for the label"),
+        (["classify", "PATH", "--labels-file", "nothing.txt"], "nothing.txt: cannot be read"),
+        (["classify", "PATH", "--labels", "a", "--labels-file", "x"], "not allowed with"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(command, samples, tmp_path, arguments, message):
     places = {"PATH": str(samples), "EMPTY": str(tmp_path)}
     for name, place in places.items():
         arguments = [argument.replace(name, place) for argument in arguments]
-    code, out, err = command("search", *arguments)
+    code, out, err = command(*arguments)
     assert (code, out) == (2, "")
     assert message in err
     assert len(err.splitlines()) == 1
@@ -306,24 +312,6 @@ def test_classify_reads_labels_from_a_file_and_lists_what_failed(command, mixed,
     assert out.splitlines()[0].split() == ["label", "kind", "path"]
     assert len(out.splitlines()) == 41
     assert f"{len(broken)} of {len(broken) + 40} files failed" in err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "required"),
-        (["--labels", " , "], "no labels"),
-        (["--labels", "a,b,a"], "'a' is given twice"),
-        (["--labels", "a", "--template", "a photo"], "no {} for the label"),
-        (["--labels-file", "nothing.txt"], "nothing.txt: cannot be read"),
-        (["--labels", "a", "--labels-file", "x"], "not allowed with"),
-    ],
-)
-def test_classify_usage(command, samples, arguments, message):
-    code, out, err = command("classify", samples, *arguments)
-    assert (code, out) == (2, "")
-    assert message in err
-    assert len(err.splitlines()) == 1
 
 
 # As another process sees it

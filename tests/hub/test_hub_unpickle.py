@@ -115,34 +115,6 @@ def test_code_inside_an_embedded_tensor_never_runs(tmp_path):
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x02tR.",  # a tensor of numbers
-        b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R.",
-        b"\x80\x04\x82\x01.",  # the extension registry
-        b"\x80\x02cargparse\nNamespace\n(K\x01i__main__\nA\n.",
-        b"\x80\x02K\x01K\x02\x86}K\x03s.",
-        b"\x80\x02}(K\x01\x85K\x02u.",  # a tuple as a key
-        b"\x80\x02R.",
-        b"\x80\x02.",
-        b"\x80\x02h\x07.",
-        b"\x80\x02t.",
-        b"\x80\x02K\x01K\x02s.",
-        b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b"x.",  # bytes longer than any memory
-        b"\x80\x02K\x01Q.",
-    ],
-)
-def test_nonsense_programs_are_one_line(tmp_path, program):
-    path = tmp_path / "x.pkl"
-    path.write_bytes(program)
-
-    with pytest.raises(UserError) as error:
-        read_checkpoint(path)
-
-    one_line(error, path)
-
-
 def test_sharing_and_cycles_take_no_time(tmp_path):
     doubled: list = [1]
     for _ in range(200):
@@ -177,10 +149,28 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("kind", FOREIGN)
-def test_foreign_files_are_one_line(tmp_path, kind):
+NONSENSE = [
+    b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x02tR.",  # a tensor of numbers
+    b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R.",
+    b"\x80\x04\x82\x01.",  # the extension registry
+    b"\x80\x02cargparse\nNamespace\n(K\x01i__main__\nA\n.",
+    b"\x80\x02K\x01K\x02\x86}K\x03s.",
+    b"\x80\x02}(K\x01\x85K\x02u.",  # a tuple as a key
+    b"\x80\x02R.",
+    b"\x80\x02.",
+    b"\x80\x02h\x07.",
+    b"\x80\x02t.",
+    b"\x80\x02K\x01K\x02s.",
+    b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b"x.",  # bytes longer than any memory
+    b"\x80\x02K\x01Q.",
+]
+"""Programs that a pickle may not be."""
+
+
+@pytest.mark.parametrize("content", [*FOREIGN.values(), *NONSENSE], ids=[*FOREIGN, *map(str, range(len(NONSENSE)))])
+def test_foreign_files_are_one_line(tmp_path, content):
     path = tmp_path / "x.pt"
-    path.write_bytes(FOREIGN[kind])
+    path.write_bytes(content)
 
     with pytest.raises(UserError) as error:
         read_original(path)

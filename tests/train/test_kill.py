@@ -164,10 +164,14 @@ def test_full_disk_is_one_line_and_the_run_goes_on_with_more_room(root, whole, t
     assert_same(out, whole[1])
 
 
+def sharded(model):
+    """The state of a run in which each process writes its share; here there is one."""
+    return State(model, torch.optim.AdamW(model.parameters()), {}, sharded=True)
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_full_disk_is_one_line_where_each_process_writes_its_share(tmp_path):
-    model = torch.nn.Linear(100, 100)
-    state = State(model, torch.optim.AdamW(model.parameters()), {}, sharded=True)
+    state = sharded(torch.nn.Linear(100, 100))
     state.save(tmp_path, 1, "seed: 1\n", {}, keep=2)
     with no_file_above(10_000), pytest.raises(UserError, match=r"step 2 cannot be written .*File too large"):
         state.save(tmp_path, 2, "seed: 1\n", {}, keep=2)
@@ -184,8 +188,7 @@ def test_full_disk_at_a_line_of_the_log_names_the_log(tmp_path):
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("damage", ["cut", "gone", "one of two"])
 def test_damaged_shares_fall_back_on_the_checkpoint_before(tmp_path, caplog, damage):
-    model = torch.nn.Linear(10, 10)
-    state = State(model, torch.optim.AdamW(model.parameters()), {}, sharded=True)
+    state = sharded(torch.nn.Linear(10, 10))
     for step in (1, 2):
         state.save(tmp_path, step, "seed: 1\n", {}, keep=2)
     (share,) = checkpoint.files(tmp_path)[1].glob("*.safetensors")
@@ -202,10 +205,9 @@ def test_damaged_shares_fall_back_on_the_checkpoint_before(tmp_path, caplog, dam
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_shares_of_another_model_are_named_in_one_line(tmp_path):
-    first, second = torch.nn.Linear(10, 10), torch.nn.Linear(10, 20)
-    State(first, torch.optim.AdamW(first.parameters()), {}, True).save(tmp_path, 1, "", {}, keep=2)
+    sharded(torch.nn.Linear(10, 10)).save(tmp_path, 1, "", {}, keep=2)
     with pytest.raises(UserError, match="step-00000001: not a checkpoint of this run") as caught:
-        State(second, torch.optim.AdamW(second.parameters()), {}, True).restore(checkpoint.newest(tmp_path))
+        sharded(torch.nn.Linear(10, 20)).restore(checkpoint.newest(tmp_path))
     assert "\n" not in str(caught.value)
 
 

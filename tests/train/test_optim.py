@@ -170,9 +170,19 @@ def test_a_pattern_scales_what_layer_decay_leaves():
         assert scaled[name] == pytest.approx(expected)
 
 
-def test_a_pattern_of_the_optimizer_that_matches_nothing_is_an_error(small):
-    with pytest.raises(UserError, match=r"optim\.groups: the pattern 'head\.\*' matches none of 6 parameters"):
-        make_optimizer(small, OptimConfig(groups={"head.*": OptimGroup(lr_scale=0.1)}))
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"groups": {"head.*": OptimGroup(lr_scale=0.1)}},
+            r"groups: the pattern 'head\.\*' matches none of 6 param",
+        ),
+        ({"name": "lion"}, "'lion' is not known; known: adamw"),
+    ],
+)
+def test_optimizer_mistakes_are_errors(small, config, message):
+    with pytest.raises(UserError, match=message):
+        make_optimizer(small, OptimConfig(**config))
 
 
 def test_freeze_lists_and_their_opposite(small):
@@ -209,8 +219,3 @@ def test_freeze_mistakes_are_errors(small):
         freeze(small, ["*"])
     with pytest.raises(UserError, match=r"freeze\.but is not a field"):
         freeze(small, {"but": ["a.*"]})
-
-
-def test_unknown_optimizer_is_an_error(small):
-    with pytest.raises(UserError, match="'lion' is not known; known: adamw"):
-        make_optimizer(small, OptimConfig(name="lion"))
