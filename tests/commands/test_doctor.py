@@ -90,6 +90,9 @@ def test_doctor_gives_the_reason_and_two_remedies_for_torchaudio(small, monkeypa
     assert "OSError: libc10_cuda.so: cannot open shared object file\n" in out
     assert "remedy 1: " in out
     assert "remedy 2: " in out
+    monkeypatch.setattr("onepeace.torchaudio_guard._failure", None)
+    assert doctor.run(None) == 0
+    assert "torchaudio native   loaded" in capsys.readouterr().out
 
 
 def test_doctor_names_missing_weights(small, monkeypatch, capsys, tmp_path):
