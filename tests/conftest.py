@@ -13,6 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.random_model import save_random_model
+
+from onepeace.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,3 +61,26 @@ def shared() -> Path:
 def tiny():
     """The bundled model."""
     return onepeace.load("tiny")
+
+
+@pytest.fixture(scope="session")
+def random_folder(tmp_path_factory) -> Path:
+    """The folder of a very small model whose weights are random."""
+    return save_random_model(tmp_path_factory.mktemp("random") / "model")
+
+
+@pytest.fixture(scope="session")
+def model(random_folder):
+    """That model. Who changes it puts it back."""
+    return onepeace.load(random_folder, device="cpu")
+
+
+@pytest.fixture
+def command(random_folder, capsys):
+    """Runs a command in this process, with that model unless told another: (exit code, stdout, stderr)."""
+
+    def run(*arguments, model=random_folder):
+        code = main([str(argument) for argument in (*arguments, "--model", model, "--device", "cpu")])
+        return code, *capsys.readouterr()
+
+    return run

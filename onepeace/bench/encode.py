@@ -5,17 +5,17 @@ A fraction of 1 means that everything else the model does costs nothing.
 """
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from onepeace.bench.report import dtype_name, markdown_report, short
-from onepeace.bench.timing import machine, ratios, spread, take_turns
+from onepeace.bench.comparison import ratios, short, spread, take_turns
 from onepeace.config import SIZES, Config, ModelConfig, build, merge
 from onepeace.cost.dry_run import pass_cost
 from onepeace.cost.items import UNITS, item_batch, picture_size
@@ -25,6 +25,8 @@ from onepeace.hub.architectures import build_module
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import BUNDLED, resolve
 from onepeace.model import OnePeace
+
+log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 1600
 """Tokens in a batch by default, at most: enough for matrix products to reach their speed."""
@@ -36,70 +38,47 @@ BASELINE_SIZE = 224
 """Side of the pictures the baseline takes; ours of the same size is measured with the same."""
 
 
-class Candidate(NamedTuple):
-    """A model to measure."""
+def bench_encode(
+    sizes: Sequence[str],
+    modalities: Sequence[str] | None,
+    dtypes: Sequence[torch.dtype],
+    device: torch.device,
+    seconds: float,
+    batch: int | None,
+    baseline: bool,
+) -> Iterator[dict[str, Any]]:
+    """Rows, each measured for so many seconds.
 
-    name: str
-    config: Config
-    module: OnePeace
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to measure.
-
-    Args:
-        sizes: "tiny" (the bundled model), "base" (random weights), or names of models.
-        modalities: of those the model has; None = all.
-        dtypes: as `onepeace.device.choose_dtype` gave them.
-        seconds: for each row of the table.
-        batch: items in a pass; None = as many as `BATCH_TOKENS` allow.
-        baseline: whether to run open_clip beside the base size.
+    `sizes` are "tiny" (the bundled model), "base" (random weights) or names of models; `modalities` None: those of the
+    model; `batch` None: as many items as `BATCH_TOKENS` allow; `baseline`: with open_clip beside the base size.
     """
-
-    sizes: Sequence[str]
-    modalities: Sequence[str] | None
-    dtypes: Sequence[torch.dtype]
-    device: torch.device
-    seconds: float
-    batch: int | None
-    baseline: bool
-
-
-def bench_encode(settings: Settings, note: Callable[[str], None]) -> dict[str, Any]:
-    """Measure; returns {"machine": ..., "rows": [...]}, plain values for JSON. `note` hears what is going on."""
-    rows = [row for size in settings.sizes for row in _rows_of(size, settings, note)]
-    return {"machine": machine(settings.device), "seconds_per_row": settings.seconds, "rows": rows}
-
-
-def _rows_of(size: str, settings: Settings, note: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    candidate = make(size)
-    has = list(candidate.module.config.projections)
-    wanted = settings.modalities or has
-    unknown = [key for key in wanted if key not in has]
-    if unknown:
-        raise UserError(f"{candidate.name} makes no vectors of {unknown[0]!r}, only of {', '.join(has)}")
-    baseline = None
-    if settings.baseline and size == "base" and "image" in wanted:
-        try:
-            baseline = _baseline()
-        except UserError as error:
-            note(f"no comparison with open_clip: {error}")
-    for dtype in settings.dtypes:
-        module = candidate.module.to(settings.device, dtype)
-        for key in wanted:
-            other = baseline.to(settings.device, dtype) if baseline is not None and key == "image" else None
-            note(f"{candidate.name}, {key}, {dtype_name(dtype)} ...")
-            yield _measure(candidate._replace(module=module), key, dtype, settings, other)
+    for size in sizes:
+        name, config, module = make(size)
+        has = list(module.config.projections)
+        wanted = modalities or has
+        if unknown := [key for key in wanted if key not in has]:
+            raise UserError(f"{name} makes no vectors of {unknown[0]!r}, only of {', '.join(has)}")
+        tower = None
+        if baseline and size == "base" and "image" in wanted:
+            try:
+                tower = _baseline()
+            except UserError as error:
+                log.info("no comparison with open_clip: %s", error)
+        for dtype in dtypes:
+            module.to(device, dtype)
+            for key in wanted:
+                other = tower.to(device, dtype) if tower is not None and key == "image" else None
+                log.info("%s, %s, %s ...", name, key, dtype)
+                yield {"model": name, **_measure(config, module, key, dtype, device, seconds, batch, other)}
 
 
-def make(size: str) -> Candidate:
+def make(size: str) -> tuple[str, Config, OnePeace]:
     """The model called `size`: weights from its folder, or random ones where only the speed is of interest."""
     if size == "base" or (size == "tiny" and not (BUNDLED / size).is_dir()):
         config = random_config(size)
-        return Candidate(f"{size}, random weights", config, build_module(config).eval())
+        return f"{size}, random weights", config, build_module(config).eval()
     module = weight_files.load(folder := resolve(size))
-    return Candidate(size, read_config(folder), module)
+    return size, read_config(folder), module
 
 
 def random_config(size: str) -> Config:
@@ -112,32 +91,37 @@ def random_config(size: str) -> Config:
 
 
 def _measure(
-    candidate: Candidate, key: str, dtype: torch.dtype, settings: Settings, baseline: torch.nn.Module | None
+    config: Config,
+    module: OnePeace,
+    key: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    seconds: float,
+    wanted: int | None,
+    baseline: Any,
 ) -> dict[str, Any]:
-    config, module = candidate.config, candidate.module
     size = {"text": TEXT_TOKENS, "image": picture_size(config), "audio": AUDIO_SECONDS}[key]
     cost = pass_cost(config, key, item_batch(config, key, size))
-    count = settings.batch or max(1, 2 ** ((BATCH_TOKENS // cost.tokens).bit_length() - 1))
-    batch = _to(item_batch(config, key, size, count), settings.device, dtype)
-    products, product_flops = _products(config.model, count * cost.tokens, settings.device, dtype)
+    count = wanted or max(1, 2 ** ((BATCH_TOKENS // cost.tokens).bit_length() - 1))
+    made = item_batch(config, key, size, count)
+    batch = {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in made.items()}
+    products, product_flops = _products(config.model, count * cost.tokens, device, dtype)
     calls: dict[str, Callable[[], object]] = {"limit": products, "ours": lambda: module({key: batch})[key]}
-    if baseline is not None:
-        calls["baseline"] = lambda: baseline(batch["pixels"])
     with torch.inference_mode():
         _check(module({key: batch})[key], (count, config.model.embed_dim))
         if baseline is not None:
-            _check(F.normalize(baseline(batch["pixels"]).float(), dim=-1), (count, cast(int, baseline.output_dim)))
-        times = take_turns(calls, settings.seconds, settings.device)
+            calls["baseline"] = lambda: baseline(batch["pixels"])
+            _check(F.normalize(baseline(batch["pixels"]).float(), dim=-1), (count, baseline.output_dim))
+        times = take_turns(calls, seconds, device)
     limits = [product_flops / seconds for seconds in times["limit"]]
     speeds = [count / seconds for seconds in times["ours"]]
     row = {
-        "model": candidate.name,
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "modality": key,
         "item": f"{size} {UNITS[key]}",
         "tokens": cost.tokens,
         "gflop_per_item": cost.flops / 1e9,
-        "dtype": dtype_name(dtype),
+        "dtype": str(dtype).removeprefix("torch."),
         "batch": count,
         "rounds": len(speeds),
         "items_per_second": spread(speeds),
@@ -195,26 +179,19 @@ def _check(vectors: Tensor, shape: tuple[int, int]) -> None:
         raise RuntimeError(f"vectors of shape {tuple(vectors.shape)} and norms {norms.tolist()[:4]}; expected {shape}")
 
 
-def _to(batch: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    return {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in batch.items()}
-
-
-def table(report: Mapping[str, Any]) -> str:
-    """The report for people, as Markdown: medians, the quartiles of the speed in brackets."""
-    head = ["model", "item", "dtype", "batch", "items/s", "GFLOP/item", "of the GEMM limit", "against open_clip"]
-    rows = []
-    for row in report["rows"]:
-        speed, baseline = row["items_per_second"], row["baseline"]
-        rows.append([
-            row["model"],
-            f"{row['modality']}, {row['item']}",
-            row["dtype"],
-            str(row["batch"]),
-            f"{short(speed['median'])} ({short(speed['low'])}-{short(speed['high'])})",
-            short(row["gflop_per_item"]),
-            f"{row['fraction_of_limit']['median']:.2f} of {row['limit_gflops']['median']:.0f} GFLOP/s",
-            "" if baseline is None else f"{baseline['ours_over_baseline']['median']:.2f} x its "
-                                     f"{short(baseline['items_per_second']['median'])}/s of "
-                                     f"{short(baseline['gflop_per_item'])} GFLOP",
-        ])  # fmt: skip
-    return markdown_report(head, rows, report["machine"])
+def columns(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row for people: medians, the quartiles of the speed in brackets."""
+    speed, baseline, beside = row["items_per_second"], row["baseline"], ""
+    if baseline is not None:
+        beside = f"{baseline['ours_over_baseline']['median']:.2f} x its "
+        beside += f"{short(baseline['items_per_second']['median'])}/s of {short(baseline['gflop_per_item'])} GFLOP"
+    return {
+        "model": row["model"],
+        "item": f"{row['modality']}, {row['item']}",
+        "dtype": row["dtype"],
+        "batch": str(row["batch"]),
+        "items/s": f"{short(speed['median'])} ({short(speed['low'])}-{short(speed['high'])})",
+        "GFLOP/item": short(row["gflop_per_item"]),
+        "of the GEMM limit": f"{row['fraction_of_limit']['median']:.2f} of {row['limit_gflops']['median']:.0f} GFLOP/s",
+        "against open_clip": beside,
+    }

@@ -4,8 +4,8 @@ Losses and gradients of both are compared before anything is measured. Memory is
 peak: the gradients, and all there is on the way to them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onepeace.bench.report import around, check_equal, markdown_report, short
-from onepeace.bench.timing import machine, ratios, spread, take_turns
-from onepeace.cost.live import Live
+from onepeace.bench.comparison import check_equal, compare, compared
 from onepeace.losses import contrastive, denoising
+
+log = logging.getLogger(__name__)
 
 CLOSE = 1e-5
 """Relative, between losses and between gradients of both, as norms."""
@@ -27,122 +27,61 @@ MASKED = 0.5
 """Of the tokens, in the denoising loss."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What to measure.
+def both_ways(
+    kind: str, size: int, dim: int, device: torch.device
+) -> tuple[dict[str, Callable[[], Any]], list[Tensor]]:
+    """One loss of one size: functions that give the loss and its gradients by name, and the tensors they have."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(size, dim, generator=generator).to(device) for _ in range(2))
+    if kind == "contrastive":
+        # Pairs that are hard to find: of easy ones the loss is close to 0, and nothing to compare by.
+        scale = torch.tensor(LOGIT_SCALE, device=device)
+        inputs, targets = [F.normalize(a, dim=1), F.normalize(a + 4 * b, dim=1), scale], []
+        losses: list[Callable[..., Tensor]] = [contrastive, full_contrastive]
+    else:
+        places = torch.arange(0, size, round(1 / MASKED), device=device)
+        inputs, targets = [a[places] + b[places]], [b, places]
+        smoothed: dict[str, Any] = {"scale": SCALE, "label_smoothing": SMOOTHING}
+        losses = [partial(denoising, **smoothed), partial(full_denoising, **smoothed)]
+    for tensor in inputs:
+        tensor.requires_grad_()
 
-    Args:
-        kinds: "contrastive" and "denoising".
-        sizes: pairs of the contrastive loss, and tokens of the denoising loss.
-        dim: width of the vectors.
-        seconds: for each row of the table.
-    """
+    def run(loss_of: Callable[..., Tensor]) -> dict[str, Tensor]:
+        loss = loss_of(*inputs, *targets)
+        gradients = torch.autograd.grad(loss, inputs)
+        return {"itself": loss.detach(), **{f"by {i}": gradient for i, gradient in enumerate(gradients)}}
 
-    kinds: Sequence[str]
-    sizes: Sequence[int]
-    dim: int
-    device: torch.device
-    seconds: float
-
-
-class Comparison:
-    """One loss of one size, computed both ways; "ours" and "full" give the loss and the gradients of `inputs`."""
-
-    def __init__(self, kind: str, size: int, dim: int, device: torch.device):
-        generator = torch.Generator().manual_seed(0)
-        a, b = (torch.randn(size, dim, generator=generator).to(device) for _ in range(2))
-        if kind == "contrastive":
-            # Pairs that are hard to find: of easy ones the loss is close to 0, and nothing to compare by.
-            scale = torch.tensor(LOGIT_SCALE, device=device)
-            self.known = self.inputs = [F.normalize(a, dim=1), F.normalize(a + 4 * b, dim=1), scale]
-            self.ways: dict[str, Callable[..., Tensor]] = {"ours": contrastive, "full": full_contrastive}
-        else:
-            targets = torch.arange(0, size, round(1 / MASKED), device=device)
-            self.inputs = [a[targets] + b[targets]]
-            self.known = [*self.inputs, b, targets]
-            self.ways = {
-                "ours": lambda queries: denoising(queries, b, targets, SCALE, SMOOTHING),
-                "full": lambda queries: full_denoising(_unit(queries), _unit(b), targets, SCALE, SMOOTHING),
-            }
-        for tensor in self.inputs:
-            tensor.requires_grad_()
-
-    def run(self, way: str) -> tuple[Tensor, ...]:
-        """The loss, and its gradients."""
-        loss = self.ways[way](*self.inputs)
-        return loss.detach(), *torch.autograd.grad(loss, self.inputs)
-
-    def check(self) -> None:
-        """RuntimeError unless both ways give the same."""
-        ours, full = ({str(i): t for i, t in enumerate(self.run(way))} for way in ("ours", "full"))
-        check_equal(ours, full, CLOSE, "of the loss and its gradients, number")
-
-    def peak(self, way: str) -> int:
-        """Bytes alive at once beside the inputs."""
-        with Live(self.known) as live:
-            self.run(way)
-        return live.peak
+    return dict(zip(("ours", "baseline"), (partial(run, loss) for loss in losses), strict=True)), [*inputs, *targets]
 
 
 def full_contrastive(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     """Both directions over one whole matrix of logits."""
-    with torch.autocast(a.device.type, enabled=False):
-        logits = scale * a @ b.T
+    logits = scale * a @ b.T
     targets = torch.arange(len(a), device=a.device)
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
-def full_denoising(queries: Tensor, keys: Tensor, targets: Tensor, scale: float, smoothing: float) -> Tensor:
+def full_denoising(queries: Tensor, keys: Tensor, targets: Tensor, scale: float, label_smoothing: float) -> Tensor:
     """Smoothed as released: the mass of the wrong ones is shared by the others."""
-    with torch.autocast(queries.device.type, enabled=False):
-        logp = (scale * queries @ keys.T).log_softmax(1)
-    each = smoothing / (len(keys) - 1)
+    logp = (scale * F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T).log_softmax(1)
+    each = label_smoothing / (len(keys) - 1)
     own = logp.gather(1, targets[:, None])[:, 0]
-    return (-(1 - smoothing - each) * own - each * logp.sum(1)).mean()
+    return (-(1 - label_smoothing - each) * own - each * logp.sum(1)).mean()
 
 
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x.float(), dim=-1)
+def bench_loss(
+    kinds: Sequence[str], sizes: Sequence[int], dim: int, device: torch.device, seconds: float
+) -> Iterator[dict[str, Any]]:
+    """A row for "contrastive" or "denoising" and each number of pairs or tokens, measured for so many seconds."""
+    for kind in kinds:
+        for size in sizes:
+            log.info("%s, %d ...", kind, size)
+            ways, known = both_ways(kind, size, dim, device)
+            check_equal(ways["ours"](), ways["baseline"](), CLOSE, "the loss or its gradient,")
+            yield {"loss": kind, "size": size, "dim": dim, **compare(ways, known, seconds, device)}
 
 
-def bench_loss(settings: Settings, note: Callable[[str], None]) -> dict[str, Any]:
-    """Measure; returns {"machine": ..., "rows": [...]}, plain values for JSON. `note` hears what is going on."""
-    rows = []
-    for kind in settings.kinds:
-        for size in settings.sizes:
-            note(f"{kind}, {size} ...")
-            comparison = Comparison(kind, size, settings.dim, settings.device)
-            comparison.check()
-            times = take_turns(
-                {way: partial(comparison.run, way) for way in comparison.ways}, settings.seconds, settings.device
-            )
-            peaks = {way: comparison.peak(way) for way in comparison.ways}
-            rows.append({
-                "loss": kind,
-                "size": size,
-                "dim": settings.dim,
-                "rounds": len(times["ours"]),
-                "seconds": {way: spread(values) for way, values in times.items()},
-                "ours_over_full": ratios(times, "ours", "full"),
-                "peak_bytes": peaks,
-                "memory_ours_over_full": peaks["ours"] / peaks["full"],
-            })  # fmt: skip
-    return {"machine": machine(settings.device), "seconds_per_row": settings.seconds, "rows": rows}
-
-
-def table(report: Mapping[str, Any]) -> str:
-    """The report for people, as Markdown: medians, quartiles in brackets."""
-    head = ["loss", "size", "seconds", "ours / full, time", "MB", "ours / full, memory"]
-    rows = []
-    for row in report["rows"]:
-        ratio, seconds, peaks = row["ours_over_full"], row["seconds"], row["peak_bytes"]
-        size = str(row["size"])
-        rows.append([
-            f"{row['loss']}, dim {row['dim']}",
-            f"{size} pairs" if row["loss"] == "contrastive" else f"{size} tokens, {MASKED:.0%} masked",
-            f"{short(seconds['ours']['median'])}, full {short(seconds['full']['median'])}",
-            around(ratio),
-            f"{short(peaks['ours'] / 1e6)}, full {short(peaks['full'] / 1e6)}",
-            f"{row['memory_ours_over_full']:.3f}",
-        ])  # fmt: skip
-    return markdown_report(head, rows, report["machine"])
+def columns(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row for people; the baseline has all logits at once."""
+    items = "pairs" if row["loss"] == "contrastive" else f"tokens, {MASKED:.0%} masked"
+    return {"loss": f"{row['loss']}, dim {row['dim']}", "size": f"{row['size']} {items}", **compared(row)}

@@ -2,11 +2,11 @@
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from onepeace.commands.files import positive, say
 from onepeace.errors import UsageError, UserError
 
 EPILOG = """examples:
@@ -24,6 +24,8 @@ train   Steps of a recipe beside the same steps with every item padded to the lo
 What is compared takes turns in the same run; if two that should compute the same do not, the run ends with an error.
 The table on stdout has medians, the JSON file has quartiles too.
 """
+Benchmark = tuple[Iterable[dict[str, Any]], Callable[[Mapping[str, Any]], dict[str, str]]]
+"""Rows, measured as they are asked for, and the columns of one in a table."""
 SIZES = "1024,2048,4096,8192,16384,32768"
 
 
@@ -35,14 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     common = parser.add_argument_group("all")
     common.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1, mps")
-    common.add_argument("--threads", type=positive, metavar="N", help="threads of the CPU (default: all it may use)")
+    common.add_argument("--threads", type=int, metavar="N", help="threads of the CPU (default: all it may use)")
     common.add_argument("--seconds", type=float, default=8.0, metavar="N", help="time for each row (default: 8)")
     common.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
     models = parser.add_argument_group("encode and train")
     models.add_argument("--dtypes", default="float32,bfloat16", metavar="A,B", help="default: float32,bfloat16")
     encode = parser.add_argument_group("encode")
     encode.add_argument("--size", default="tiny,base", metavar="A,B", help="tiny, base or names of models (tiny,base)")
-    encode.add_argument("--batch", type=positive, metavar="N", help="items in a pass (default: about 1600 tokens)")
+    encode.add_argument("--batch", type=int, metavar="N", help="items in a pass (default: about 1600 tokens)")
     encode.add_argument("--modalities", metavar="A,B", help="only these of text, image, audio")
     encode.add_argument(
         "--baseline", action=argparse.BooleanOptionalAction, default=True, help="run open_clip beside base"
@@ -50,22 +52,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     loss = parser.add_argument_group("loss")
     loss.add_argument("--kinds", default="contrastive,denoising", metavar="A,B", help="default: both losses")
     loss.add_argument("--sizes", default=SIZES, metavar="A,B", help=f"pairs, or tokens (default: {SIZES})")
-    loss.add_argument("--dim", type=positive, default=256, metavar="N", help="width of the vectors (default: 256)")
+    loss.add_argument("--dim", type=int, default=256, metavar="N", help="width of the vectors (default: 256)")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.recipe and args.what != "train":
         raise UsageError(f"bench {args.what} takes no recipe")
+    for name in ("threads", "batch", "dim"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise UsageError(f"--{name} is {value}; it must be at least 1")
     import torch
 
-    from onepeace.bench.timing import usable_cpus
+    from onepeace.bench.comparison import machine, markdown_report
     from onepeace.device import choose_device
 
     device = choose_device(args.device)
     before = torch.get_num_threads()
-    torch.set_num_threads(args.threads or usable_cpus())
+    torch.set_num_threads(args.threads or _usable_cpus())
     try:
-        report, text = BENCHMARKS[args.what](args, device)
+        measured, columns = BENCHMARKS[args.what](args, device)
+        rows = list(measured)
+        report = {"machine": machine(device), "seconds_per_row": args.seconds, "rows": rows}
     finally:
         torch.set_num_threads(before)
     if args.json:
@@ -73,56 +80,50 @@ def run(args: argparse.Namespace) -> int:
             Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"{args.json}: cannot be written ({error.strerror or error})") from error
-    print(text)
+    print(markdown_report([columns(row) for row in rows], report["machine"]))
     return 0
 
 
-def _encode(args: argparse.Namespace, device: Any) -> tuple[Mapping[str, Any], str]:
-    from onepeace.bench.encode import Settings, bench_encode, table
-    from onepeace.device import choose_dtype
+def _encode(args: argparse.Namespace, device: Any) -> Benchmark:
+    from onepeace.bench.encode import bench_encode, columns
 
-    settings = Settings(
-        sizes=_names(args.size),
-        modalities=_names(args.modalities) if args.modalities else None,
-        dtypes=[choose_dtype(name, device, 0) for name in _names(args.dtypes)],
-        device=device,
-        seconds=args.seconds,
-        batch=args.batch,
-        baseline=args.baseline,
-    )
-    report = bench_encode(settings, say)
-    return report, table(report)
+    modalities = _names(args.modalities) if args.modalities else None
+    dtypes = _dtypes(args, device)
+    rows = bench_encode(_names(args.size), modalities, dtypes, device, args.seconds, args.batch, args.baseline)
+    return rows, columns
 
 
-def _loss(args: argparse.Namespace, device: Any) -> tuple[Mapping[str, Any], str]:
-    from onepeace.bench.loss import Settings, bench_loss, table
+def _loss(args: argparse.Namespace, device: Any) -> Benchmark:
+    from onepeace.bench.loss import bench_loss, columns
 
     kinds, sizes = _names(args.kinds), [_number("--sizes", name, 2) for name in _names(args.sizes)]
     if unknown := [kind for kind in kinds if kind not in ("contrastive", "denoising")]:
         raise UsageError(f"--kinds: {unknown[0]!r} is neither contrastive nor denoising")
-    report = bench_loss(Settings(kinds, sizes, args.dim, device, args.seconds), say)
-    return report, table(report)
+    return bench_loss(kinds, sizes, args.dim, device, args.seconds), columns
 
 
-def _train(args: argparse.Namespace, device: Any) -> tuple[Mapping[str, Any], str]:
-    from onepeace.bench.train import Settings, bench_train, table
-    from onepeace.device import choose_dtype
+def _train(args: argparse.Namespace, device: Any) -> Benchmark:
+    from onepeace.bench.train import bench_train, columns
     from onepeace.train.recipe import read_recipe
 
     if not args.recipe:
         raise UsageError("bench train needs a recipe, as in: onepeace bench train recipes/pretrain/quick.yaml")
     path, *overrides = args.recipe
-    dtypes = [choose_dtype(name, device, 0) for name in _names(args.dtypes)]
-    settings = Settings(read_recipe(path, overrides), Path(path).parent, dtypes, device, args.seconds)
-    report = bench_train(settings, say)
-    return report, table(report)
+    rows = bench_train(read_recipe(path, overrides), Path(path).parent, _dtypes(args, device), device, args.seconds)
+    return rows, columns
 
 
-BENCHMARKS: dict[str, Callable[[argparse.Namespace, Any], tuple[Mapping[str, Any], str]]] = {
+BENCHMARKS: dict[str, Callable[[argparse.Namespace, Any], Benchmark]] = {
     "encode": _encode,
     "loss": _loss,
     "train": _train,
 }
+
+
+def _dtypes(args: argparse.Namespace, device: Any) -> list[Any]:
+    from onepeace.device import choose_dtype
+
+    return [choose_dtype(name, device, 0) for name in _names(args.dtypes)]
 
 
 def _names(text: str) -> list[str]:
@@ -133,3 +134,8 @@ def _number(option: str, text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise UsageError(f"{option}: {text!r} is not a whole number from {least} up")
     return int(text)
+
+
+def _usable_cpus() -> int:
+    """CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,5 +1,6 @@
-"""Runs of a model on fake tensors, which have a shape and a dtype but no values: FLOPs and bytes of the real code."""
+"""Bytes alive and FLOPs of what runs: of real code, on fake tensors too, which have a shape and dtype but no values."""
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from onepeace.config import Config
-from onepeace.cost.live import Live
 from onepeace.data.batch import Batch
 from onepeace.hub.architectures import build_module
 
@@ -55,6 +57,42 @@ def fake_inputs(batch: Mapping[str, Tensor], fakes: FakeTensorMode) -> dict[str,
     return {name: fakes.from_tensor(t) if t.is_floating_point() else t for name, t in batch.items()}
 
 
+class Live(TorchDispatchMode):
+    """Follows the storages that operations make until they are freed; `peak` is the most bytes alive at once.
+
+    Work space inside a kernel is not seen.
+
+    Args:
+        known: tensors that do not count, such as weights and inputs. Nor do their views.
+    """
+
+    def __init__(self, known: Iterable[Any]) -> None:
+        super().__init__()
+        self.peak = 0
+        self._now = 0
+        tensors = (leaf for leaf in tree_leaves(list(known)) if isinstance(leaf, Tensor))
+        self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in tensors)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = self.call(func, args, kwargs or {})
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
+                self._seen.add(storage)
+                self._now += storage.nbytes()
+                weakref.finalize(storage, self._forget, storage.nbytes())
+        self.peak = max(self.peak, self._now)
+        return result
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """One operation."""
+        return func(*args, **kwargs)
+
+    def _forget(self, size: int) -> None:
+        self._now -= size
+
+
 class DryRun(Live):
     """Within it code runs on fake tensors, backward too, and its FLOPs are counted.
 
@@ -93,9 +131,9 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
     return 4 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * q.shape[3]
 
 
-def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+def _attention_backward(grad: Tensor, *inputs: Any, **_: Any) -> int:
     """Four products; the scores, which the kernel computes again, are not counted."""
-    return 2 * _attention(q, k, v)
+    return 2 * _attention(*inputs)
 
 
 FLOPS = {

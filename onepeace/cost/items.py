@@ -39,9 +39,7 @@ def item_batch(config: Config, key: str, size: int, count: int = 1) -> dict[str,
         return {"ids": ids}
     if key == "image":
         return {"pixels": torch.randn(count, 3, size, size, generator=generator)}
-    samples = size * SAMPLE_RATE
-    waveform = torch.randn(count, samples, generator=generator)
-    return {"waveform": waveform}
+    return {"waveform": torch.randn(count, size * SAMPLE_RATE, generator=generator)}
 
 
 def picture_size(config: Config) -> int:

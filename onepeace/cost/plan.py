@@ -19,7 +19,6 @@ Not counted: work space of kernels and what the allocator cannot use (leave a te
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -115,10 +114,10 @@ def make_plan(recipe: Recipe, processes: int = 1, folder: Path | None = None, on
         items[name] = recipe.batch_size(name)
         share = ceil(items[name] / processes)
         for checkpointed in activations:
-            trial = Trial(recipe, config, pair, share, checkpointed, on_gpu)
-            activations[checkpointed] = max(activations[checkpointed], trial.peak())
+            peak, each = dry_steps(recipe, config, pair, share, checkpointed, on_gpu)
+            activations[checkpointed] = max(activations[checkpointed], peak)
             if checkpointed == chosen[1]:
-                flops[name] = trial.flops_per_item()
+                flops[name] = each
     held = held_bytes(model, recipe.run.ema is not None, processes)
     counts = parameter_counts(model)
     total, trained = (sum(column) for column in zip(*counts.values(), strict=True))
@@ -167,57 +166,39 @@ def planned_model(recipe: Recipe, config: Config) -> OnePeace:
     return model
 
 
-class Trial:
-    """Dry steps of a recipe over a share of a pair's items, or over fewer of them and what follows for the share."""
+def dry_steps(
+    recipe: Recipe, config: Config, pair: tuple[str, ...], share: int, checkpointed: bool, on_gpu: bool
+) -> tuple[int, int]:
+    """Bytes at the peak and FLOPs of each item, of a share of a pair's items: from dry steps over few of them."""
+    chunks = recipe.run.grad_cache_chunks
+    chunk = ceil(share / chunks)
+    few, few_chunks = min(chunk, MEASURED), min(chunks, 2)
+    measured, share = few * few_chunks, chunk * chunks
 
-    def __init__(
-        self, recipe: Recipe, config: Config, pair: tuple[str, ...], share: int, checkpointed: bool, on_gpu: bool
-    ):
-        self.recipe, self.config, self.pair, self.on_gpu = recipe, config, pair, on_gpu
-        self.checkpointed = checkpointed
-        self.chunks = recipe.run.grad_cache_chunks
-        self.chunk = ceil(share / self.chunks)
-        self.few, self.few_chunks = min(self.chunk, MEASURED), min(self.chunks, 2)
-        self.small = self.step(self.few, self.few_chunks)
-
-    @cached_property
-    def large(self) -> DryRun:
-        """The step with twice the items in each chunk."""
-        return self.step(2 * self.few, self.few_chunks)
-
-    def step(self, chunk: int, chunks: int) -> DryRun:
+    def step(chunk: int, chunks: int) -> DryRun:
         """A step of so many chunks, each of so many items."""
-        recipe, fakes = self.recipe, FakeTensorMode(allow_non_fake_inputs=True)
-        model = planned_model(recipe, self.config)
-        if self.checkpointed:
+        fakes = FakeTensorMode(allow_non_fake_inputs=True)
+        model = planned_model(recipe, config)
+        if checkpointed:
             model.set_grad_checkpointing()
-        batch = pair_batch(
-            recipe, model, largest_items(self.config, self.pair, chunk * chunks), torch.Generator().manual_seed(0)
-        )
+        items = largest_items(config, pair, chunk * chunks)
+        batch = pair_batch(recipe, model, items, torch.Generator().manual_seed(0))
+        teachers = made_up_teachers(recipe, batch)
         with torch.device("meta"):
-            objective = Objective(
-                model, recipe.objective, made_up_teachers(recipe, batch), chunks, recipe.run.max_padding
-            )
-        with as_on_a_gpu() if self.on_gpu else nullcontext():
+            objective = Objective(model, recipe.objective, teachers, chunks, recipe.run.max_padding)
+        with as_on_a_gpu() if on_gpu else nullcontext():
             return step_cost(fake_module(objective.train(), fakes), batch, fakes, recipe.run.precision != "float32")
 
-    def peak(self) -> int:
-        """Bytes at the peak."""
-        peak, kept = self.small.peak, 0.0
-        if self.chunks > 2:  # of the items of other chunks only what the losses need is kept
-            kept = (self.step(self.few, 3).peak - peak) / self.few
-            peak += round((self.chunks - 2) * self.chunk * kept)
-        if self.chunk > self.few:
-            peak += round((self.chunk - self.few) * (self.large.peak - self.small.peak) / self.few)
-        return peak
-
-    def flops_per_item(self) -> int:
-        """FLOPs of each item: a part of its own, and one that grows with the number of the others."""
-        measured, share = self.few * self.few_chunks, self.chunk * self.chunks
-        flops = self.small.flops / measured
-        if share > measured:
-            flops += (share - measured) * (self.large.flops / (2 * measured) - flops) / measured
-        return round(flops)
+    small = step(few, few_chunks)
+    peak, flops = small.peak, small.flops / measured
+    if chunks > 2:  # of the items of other chunks only what the losses need is kept
+        peak += round((chunks - 2) * chunk * (step(few, 3).peak - small.peak) / few)
+    # FLOPs are asked for of what the recipe chose; an item has some of its own, and some for each of the others.
+    if chunk > few or (share > measured and checkpointed == recipe.run.checkpoint_activations):
+        large = step(2 * few, few_chunks)
+        flops += (share - measured) * (large.flops / (2 * measured) - flops) / measured
+        peak += round((chunk - few) * (large.peak - small.peak) / few)
+    return peak, round(flops)
 
 
 def parameter_counts(model: OnePeace) -> dict[str, tuple[int, int]]:

@@ -10,6 +10,7 @@ import atexit
 import multiprocessing.util
 import re
 import signal
+import traceback
 import weakref
 import zlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -278,6 +279,10 @@ def loader(
     except Exception as error:
         if not re.match(r"Caught \w+ in \w+ ", str(error)):
             raise
+        # Close the workers now. Torch's error is in a cycle with its own frames, that hold the iterator. Of a cycle the
+        # collector ends the queues first, and workers that are never told to stop are waited for in vain, 10 seconds.
+        traceback.clear_frames(error.__traceback__)
+        del rest
         # What torch raises for a worker's error has its whole traceback as message; the last line says what it was.
         last = str(error).strip().splitlines()[-1]
         if isinstance(error, UserError):

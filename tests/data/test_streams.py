@@ -1,14 +1,8 @@
 import copy
-import functools
-import http.server
 import json
-import os
 import pickle
-import shutil
 import tarfile
 import tempfile
-import threading
-import time
 import tracemalloc
 from itertools import islice
 from pathlib import Path
@@ -17,45 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.small_shards import entry
+from support.small_shards import write_tar
+from support.streams import PAIR, keys, write, write_shards
 
-from onepeace.data import process_output
-from onepeace.data.shards import expand, raw_samples
+from onepeace.data.shards import expand
 from onepeace.data.streams import Mixture, StreamShard, first_samples, processes_of, work_units
 from onepeace.errors import UserError
-
-PAIR = ("image", "text")
-
-
-def write(path, keys, size=8, without=()):
-    """A shard of samples whose picture is `size` bytes; those in `without` have no caption."""
-    with tarfile.open(path, "w:gz" if path.name.endswith(".gz") else "w") as tar:
-        for key in keys:
-            entry(tar, f"{key}.jpg", np.random.default_rng(list(key.encode())).bytes(size))
-            entry(tar, f"{key}.json", b"{" if key in without else json.dumps({"captions": [f"it is {key}"]}).encode())
-    return str(path)
-
-
-def write_shards(folder, sizes, **kw):
-    shards = []
-    for s, size in enumerate(sizes):
-        name = f"{s:03}.tar.gz" if s == 1 else f"{s:03}.tar"
-        shards.append(write(folder / name, [f"{s}-{i}" for i in range(size)], **kw))
-    return shards
-
-
-def keys(samples, count=None):
-    return [sample.key for sample in islice(samples, count)]
-
-
-def at(row, position):
-    row.seek(position)
-    return row
-
-
-def places_of(row):
-    while True:
-        yield next(row.place())
 
 
 def all_keys(sizes):
@@ -73,44 +34,6 @@ def epoch_of(row):
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     return write_shards(tmp_path_factory.mktemp("streams"), [5, 4, 7, 3])
-
-
-@pytest.fixture
-def served(tmp_path, monkeypatch):
-    """A folder, its address over HTTP, and what has been left. Below /cut/ a file ends after two samples; below
-    /stall/ its last byte does not come."""
-    if shutil.which("curl") is None:
-        pytest.skip("webdataset reads addresses with curl")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-        def do_GET(self):
-            kind, _, name = self.path[1:].partition("/")
-            if kind not in ("cut", "stall"):
-                return super().do_GET()
-            data = (tmp_path / name).read_bytes()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            # A header and a block of data for each of two members.
-            self.wfile.write(data[: 2 * 2 * (512 + 512)])
-            if kind == "stall":
-                self.wfile.write(data[2 * 2 * (512 + 512) : -1])
-                over.wait(20)
-                left.append(name)
-
-    over, left = threading.Event(), []
-    handler = functools.partial(Handler, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        yield tmp_path, f"http://127.0.0.1:{server.server_port}", left
-        over.set()
-        server.shutdown()
-        thread.join()
 
 
 # Which shards
@@ -131,24 +54,6 @@ def test_messages_do_not_tell_the_secrets_of_an_address():
     with pytest.raises(UserError) as caught:
         expand("s3://me:secret@b/x.tar?token=secret")
     assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize("pattern", ["pipe:touch ran", " PIPE:touch ran", "{pipe:touch ran,pipe:touch run}"])
-def test_commands_are_refused_and_not_run(tmp_path, monkeypatch, pattern):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"would run a command, and that is not allowed; .*data\.allow_pipe=true"):
-        expand(pattern)
-    with pytest.raises(UserError):
-        expand("touch ran", "pipe:")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_commands_run_where_they_are_allowed(tmp_path, shards):
-    (command,) = expand(f"pipe:cat {shards[0]}", allow_pipe=True)
-    assert keys(first_samples([command], PAIR, 9)) == [f"0-{i}" for i in range(5)]
-    broken = []
-    assert list(raw_samples("pipe:exit 3", broken)) == []
-    assert any("the command gave exit code 3" in line for line in broken)
 
 
 # Which worker reads what
@@ -207,8 +112,10 @@ def test_parts_of_processes_are_read_by_fewer_processes():
 
 @pytest.mark.parametrize(("worker", "workers"), [(0, 1), (1, 3), (4, 6)])
 def test_worker_goes_on_at_every_position(shards, worker, workers):
-    def make():
-        return StreamShard(shards, PAIR, seed=3, worker=worker, num_workers=workers, shuffle_buffer=4)
+    def make(position=None):
+        return StreamShard(
+            shards, PAIR, seed=3, worker=worker, num_workers=workers, shuffle_buffer=4, position=position
+        )
 
     row, places, whole = make(), [], []
     for _ in range(45):
@@ -216,7 +123,7 @@ def test_worker_goes_on_at_every_position(shards, worker, workers):
         whole.append(next(row))
     assert places[-1]["epoch"] >= 2
     for i, place in enumerate(places):
-        again = at(make(), place)
+        again = make(place)
         assert again.position == place
         assert list(islice(again, len(whole) - i)) == whole[i:]
         assert again.position == row.position
@@ -226,17 +133,14 @@ def test_position_counts_what_is_broken_once(tmp_path):
     shards = [write(tmp_path / f"{s}.tar", [f"{s}-{i}" for i in range(9)], without={f"{s}-3"}) for s in range(3)]
     whole = Path(shards[2]).read_bytes()
     Path(shards[2]).write_bytes(whole[: 512 * 4 * 6 + 700])  # in a member of 2-6
-    with tarfile.open(shards[0], "a") as tar:
-        for name in ("twice.jpg", "twice.jpg", "end.jpg"):  # not samples: no captions
-            entry(tar, name, b"1")
-    with tarfile.open(tmp_path / "3.tar", "w") as tar:
-        for name, data in {"3-0.jpg": b"1", "3-0.txt": b"gull", "3-1.jpg": b"1", "3-1.txt": b"gull"}.items():
-            entry(tar, name, data)
-            entry(tar, name, data)
-    shards.append(str(tmp_path / "3.tar"))
+    with tarfile.open(shards[0]) as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]
+    write_tar(Path(shards[0]), [*members, *((f"{key}.jpg", b"1") for key in ("twice", "twice", "end"))])  # no captions
+    twice = [(f"3-{i}.{end}", data) for i in range(2) for end, data in (("jpg", b"1"), ("txt", b"gull")) for _ in "ab"]
+    shards.append(str(write_tar(tmp_path / "3.tar", twice)))
 
-    def make():
-        return StreamShard(shards, PAIR, seed=1, shuffle_buffer=4, broken_limit=1)
+    def make(position=None):
+        return StreamShard(shards, PAIR, seed=1, shuffle_buffer=4, broken_limit=1, position=position)
 
     row, places, found = make(), [], []
     for _ in range(60):
@@ -245,7 +149,7 @@ def test_position_counts_what_is_broken_once(tmp_path):
     assert "2-5" in found
     assert not {"0-3", "1-3", "2-3"} & set(found)
     for i, place in enumerate(places):
-        again = at(make(), place)
+        again = make(place)
         assert keys(again, len(found) - i) == found[i:]
         assert again.position == row.position
     # In an epoch: 8 + 8 + 5 + 2 usable ones; three broken json without another caption, half a sample and the shard
@@ -264,9 +168,9 @@ def test_worker_that_has_read_nothing_can_be_sent_to_a_worker(shards):
 def test_position_of_another_layout_is_refused(shards):
     row = StreamShard(shards, PAIR, seed=1, worker=1, num_workers=2)
     with pytest.raises(UserError, match=r"worker 1 of 2 over 4 shards, and this is worker 1 of 3 over 4"):
-        at(StreamShard(shards, PAIR, seed=1, worker=1, num_workers=3), row.position)
+        StreamShard(shards, PAIR, seed=1, worker=1, num_workers=3, position=row.position)
     with pytest.raises(UserError, match=r"over 4 shards, and this is worker 1 of 2 over 3"):
-        at(StreamShard(shards[:3], PAIR, seed=1, worker=1, num_workers=2), row.position)
+        StreamShard(shards[:3], PAIR, seed=1, worker=1, num_workers=2, position=row.position)
     with pytest.raises(UserError, match="of 1 sources, and the recipe has 2"):
         Mixture([row, row], [1, 1], position=Mixture([row], [1]).position)
 
@@ -314,11 +218,11 @@ def two_sources(tmp_path):
 
 
 def test_sources_come_by_weight(two_sources):
-    found = keys(places_of(two_sources()), 400)
+    found = keys(two_sources(), 400)
     assert 270 < sum(key[0] == "a" for key in found) < 330
-    assert keys(places_of(two_sources()), 400) == found
-    assert keys(places_of(two_sources(pair=1)), 400) != found
-    assert {key[0] for key in keys(places_of(two_sources((1, 0))), 50)} == {"a"}
+    assert keys(two_sources(), 400) == found
+    assert keys(two_sources(pair=1), 400) != found
+    assert {key[0] for key in keys(two_sources((1, 0)), 50)} == {"a"}
 
 
 def test_place_is_one_of_the_row_however_many_samples_it_takes(two_sources):
@@ -329,12 +233,12 @@ def test_place_is_one_of_the_row_however_many_samples_it_takes(two_sources):
         kinds.append(next(place).key[0])
         if i % 7 == 0:
             keys(place, 3)  # cannot be decoded, say
-    assert kinds == [key[0] for key in keys(places_of(plain), 40)]
+    assert kinds == [key[0] for key in keys(plain, 40)]
     assert row.position["count"] == plain.position["count"] == 40
 
 
 def test_runs_are_of_one_source(two_sources):
-    found = keys(places_of(two_sources((1, 1), run=5)), 200)
+    found = keys(two_sources((1, 1), run=5), 200)
     kinds = [{key[0] for key in found[i : i + 5]} for i in range(0, 200, 5)]
     assert all(len(kind) == 1 for kind in kinds)
     assert 10 < sum(kind == {"a"} for kind in kinds) < 30
@@ -344,9 +248,9 @@ def test_mixture_goes_on_at_every_position(two_sources):
     row, places, whole = two_sources(), [], []
     for _ in range(60):
         places.append(json.dumps(row.position))
-        whole.append(next(row.place()).key)
+        whole.append(next(row).key)
     for i, place in enumerate(places):
-        assert keys(places_of(two_sources(position=json.loads(place))), len(whole) - i) == whole[i:]
+        assert keys(two_sources(position=json.loads(place)), len(whole) - i) == whole[i:]
 
 
 def test_another_sample_moves_nothing_and_is_the_same_after_a_restart(two_sources):
@@ -357,7 +261,7 @@ def test_another_sample_moves_nothing_and_is_the_same_after_a_restart(two_source
         other = row.another(np.random.default_rng(i))
         assert two_sources(position=place).another(np.random.default_rng(i)) == other
         assert row.position == place
-        assert next(row.place()) == next(plain.place())
+        assert next(row) == next(plain)
         drawn.add(other.key)
     assert len(drawn) > 20
     assert {key[0] for key in drawn} == {"a", "b"}
@@ -385,12 +289,9 @@ def test_few_broken_are_named_and_left_out(tmp_path, caplog):
 
 
 def test_json_nested_too_deeply_is_only_broken(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, data in {"x.jpg": b"1", "x.json": b"[" * 100_000, "x.txt": b"a gull"}.items():
-            entry(tar, name, data)
-        for name, data in {"y.jpg": b"1", "y.json": b'{"captions": "a sheep"}'}.items():
-            entry(tar, name, data)
-    found = first_samples([str(tmp_path / "a.tar")], PAIR, 2)
+    deep = {"x.jpg": b"1", "x.json": b"[" * 100_000, "x.txt": b"a gull"}
+    shard = write_tar(tmp_path / "a.tar", {**deep, "y.jpg": b"1", "y.json": b'{"captions": "a sheep"}'})
+    found = first_samples([str(shard)], PAIR, 2)
     assert [sample.captions for sample in found] == [["a gull"], ["a sheep"]]
 
 
@@ -413,86 +314,3 @@ def test_dead_shard_or_more_workers_than_samples_stop_no_lane(tmp_path):
 
 
 # Over HTTP
-
-
-def test_stream_over_http_equals_the_files(served):
-    folder, address, _ = served
-    write_shards(folder, [30, 20, 40])
-    local = StreamShard(expand("*.tar*", folder), PAIR, seed=1, shuffle_buffer=7)
-    remote = StreamShard(expand("{000.tar,001.tar.gz,002.tar}", address), PAIR, seed=1, shuffle_buffer=7)
-    found = keys(remote, 50)
-    assert found == keys(local, 50)
-    again = at(StreamShard(remote.shards, PAIR, seed=1, shuffle_buffer=7), json.loads(json.dumps(remote.position)))
-    assert keys(again, 100) == keys(local, 100)
-
-
-def test_missing_and_cut_downloads_are_named(served, caplog):
-    folder, address, _ = served
-    write_shards(folder, [6, 6])
-    shards = [f"{address}/none.tar?key=secret", f"{address}/cut/000.tar", f"{address}/001.tar.gz?key=secret"]
-    found = list(first_samples(shards, PAIR, 20))
-    assert keys(found) == ["0-0", "0-1", *(f"1-{i}" for i in range(6))]
-    assert found[-1].source == f"{address}/001.tar.gz"
-    assert "none.tar: not read to its end, curl gave exit code 22" in caplog.text
-    assert "cut/000.tar: not read to its end, curl gave exit code 18" in caplog.text
-    assert "secret" not in caplog.text
-
-
-def test_missing_curl_is_named(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    broken = []
-    assert list(raw_samples("https://x.org/a.tar", broken)) == []
-    assert broken == ["https://x.org/a.tar: curl is not installed, and addresses are read with it"]
-
-
-def test_brackets_in_an_address_are_no_pattern(served):
-    folder, address, _ = served
-    write(folder / "a[1].tar", ["x"])
-    broken = []
-    assert [raw["__key__"] for raw in raw_samples(f"{address}/a[1].tar", broken)] == ["x"]
-    assert broken == []
-
-
-def test_stalled_download_can_be_left(served):
-    folder, address, left = served
-    write(folder / "a.tar", ["x", "y", "z"], size=20_000)
-    raws = raw_samples(f"{address}/stall/a.tar", [])
-    next(raws)
-    raws.close()  # would wait for the server
-    assert left == []
-
-
-def rest_after_a_stall(raws, monkeypatch):
-    """Keys of all samples. The limit is set when the first one is there: how fast a process starts does not matter."""
-    first = next(raws)["__key__"]
-    monkeypatch.setattr(process_output, "STALLED", 0.5)
-    return [first, *(raw["__key__"] for raw in raws)]
-
-
-def test_stalled_download_is_given_up_and_named(served, monkeypatch):
-    folder, address, _ = served
-    write(folder / "a.tar", ["x", "y", "z"], size=20_000)
-    broken = []
-    assert rest_after_a_stall(raw_samples(f"{address}/stall/a.tar", broken), monkeypatch)[:2] == ["x", "y"]
-    assert broken[-1] == f"{address}/stall/a.tar: not read to its end, no byte came for 0.5 seconds"
-
-
-@pytest.mark.parametrize("cut", [10_000, 0], ids=["in the last sample", "after the end"])
-def test_stalled_command_is_given_up_and_named(tmp_path, monkeypatch, cut):
-    shard = Path(write(tmp_path / "a.tar", "xyz", size=20_000))
-    os.truncate(shard, shard.stat().st_size - cut)
-    broken = []
-    found = rest_after_a_stall(raw_samples(f"pipe:cat {shard}; exec sleep 90", broken), monkeypatch)
-    assert found[:2] == ["x", "y"]
-    assert "not read to its end, no byte came for 0.5 seconds" in broken[-1]
-
-
-def test_a_reader_that_pauses_is_no_stall(tmp_path, monkeypatch):
-    shard = write(tmp_path / "a.tar", "xyz", size=100_000)  # more than a pipe holds
-    broken = []
-    raws = raw_samples(f"pipe:cat {shard}", broken)
-    found = [next(raws)["__key__"]]
-    monkeypatch.setattr(process_output, "STALLED", 0.2)
-    time.sleep(0.5)
-    assert [*found, *(raw["__key__"] for raw in raws)] == ["x", "y", "z"]
-    assert broken == []

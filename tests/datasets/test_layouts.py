@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.downloads import DOWNLOADS, MACS, VIDEOS, fill, iconify, picture, sound
+from support.downloads import DOWNLOADS, MACS, fill, iconify, picture, sound
+from support.layouts import captions, media, size_of, wave_of
 
 from onepeace.cli import main
 from onepeace.data.leaks import check_leaks, read_shard
@@ -20,61 +21,6 @@ from onepeace.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "onepeace/datasets"
-
-
-@pytest.fixture
-def source(tmp_path):
-    folder = tmp_path / "download"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def prepare(tmp_path, source, capsys):
-    """Makes the shards of a layout; gives the samples that were written by key, for train and val, and the messages.
-
-    `files` are written to its made-up download (DOWNLOADS) in place of those there, None takes one away.
-    """
-    filled = set()
-
-    def run(name, *options, files=(), code=0):
-        download = DOWNLOADS[name]() if name in DOWNLOADS and name not in filled else {}
-        filled.add(name)
-        fill(source, {key: content for key, content in {**download, **dict(files)}.items() if content is not None})
-        for key, content in dict(files).items():
-            if content is None:
-                (source / key).unlink(missing_ok=True)
-        root = tmp_path / "root"
-        assert main(["shards", "--layout", name, str(source), "-o", str(root), *options]) == code
-        result = {
-            split: {s.key: s for shard in sorted((root / split).rglob("*.tar.gz")) for s in read_shard(shard)}
-            for split in ("train", "val")
-        }
-        return types.SimpleNamespace(root=root, **result, **capsys.readouterr()._asdict())
-
-    return run
-
-
-def captions(sample):
-    return sample.about["captions"]
-
-
-def media(sample):
-    return next(data for modality, data in sample.inputs.items() if modality != "text")
-
-
-def size_of(sample):
-    return Image.open(io.BytesIO(media(sample))).size
-
-
-def wave_of(sample):
-    import soundfile
-
-    return soundfile.read(io.BytesIO(media(sample)))
-
-
-FIELDS = {"size": size_of, "samples": lambda sample: len(wave_of(sample)[0])}
-"""What a sample's media say; other fields are those of its json."""
 
 
 # ------------------------------------------------------------------ every layout
@@ -169,11 +115,10 @@ BAD = {
         )
     ],
     "macs": [
-        ("MACS.yaml", MACS.replace("sentence: footsteps", "text: x"), ": file 2 of the list has no filename"),
-        ("MACS.yaml", MACS.replace("footsteps, tags", "'.', tags"), ": file 2 of the list, public_square-paris-1"),
-        ("MACS.yaml", MACS + "- ]\n", ": line 9: not YAML"), ("MACS.yaml", "files: 3\n", ": has no list of files"),
-        ("MACS.yaml", "files: []\n", ": has no list of files, or an empty one"),
-        ("MACS.yaml", "", ": expected a mapping"),
+        ("MACS.yaml", MACS.replace("sentence: footsteps", "text: x"), ":6: no filename and annotations with sentences"),
+        ("MACS.yaml", MACS.replace("footsteps, tags", "'.', tags"), ":6: public_square-paris-1-2-a.wav has no sent"),
+        ("MACS.yaml", MACS + "- ]\n", ":9: not YAML"), ("MACS.yaml", "files: 3\n", ": has no list of files"),
+        ("MACS.yaml", "files: []\n", ": its list of files is empty"), ("MACS.yaml", "", ": has no list of files"),
     ],
     "vggsound": [
         ("vggsound.csv", f"---g-f_I2yQ,1,people marching,test\n{row}\n", f":2: {message}")
@@ -216,149 +161,6 @@ def test_wrong_options_are_named(prepare, options, code, message):
 
 
 # ------------------------------------------------------------------ what is written of a download
-
-
-def photographs_of_2014():
-    files = {}
-    for split, number in {"train2014": 9, "val2014": 42}.items():
-        files[f"{split}/COCO_{split}_{number:012d}.jpg"] = picture(number)
-        rows = [{"image_id": number, "caption": "A dog."}]
-        files[f"annotations/captions_{split}.json"] = {"annotations": rows}
-    return files
-
-
-def stamps():
-    names = ("animals/frog", "animals/cat", "symbols/letter", "food/fig_mirror", "food/pear", "food/dot")
-    sizes = {"food/dot": (30, 30)}
-    files = {f"{n}.png": picture(i, sizes.get(n, (200, 100)), "RGBA") for i, n in enumerate(names)}
-    files |= {f"{n}.txt": f"A {n.split('/')[1]}.\nde.utf8=Ein Ding.\n" for n in names if n != "food/pear"}
-    return {**files, "food/soup.png": "no picture", "food/soup.txt": "A soup"}
-
-
-KARPATHY = {"1.jpg": "train", "2.jpg": "val", "3.jpg": "test", "4.jpg": "test"}
-CASES = {
-    "flickr8k": (
-        ["keep_out=1"], {},
-        {"f8k_train_a": {"size": (216, 144)}, "f8k_other_a": {}, "f8k_dev_b": {}},
-        {"f8k_test_a": {"captions": [f"Sentence {i} of test_a" for i in range(5)], "size": (240, 160)}}, [],
-    ),
-    "flickr8k with broken and missing pictures": (
-        [], {"Flicker8k_Dataset/train_a.jpg": "", "Flicker8k_Dataset/test_a.jpg": None},
-        {"f8k_other_a": {}}, {},
-        [r"/train_a\.jpg: ", r"/test_a\.jpg: No such file", "val/flickr8k/flickr8k_test: nothing to write"],
-    ),
-    "flickr30k without a list of splits": (
-        [], {"flickr30k-images/3.jpg": "no picture"},
-        {"f30k_1": {"captions": [f"Sentence {i} of 1, here" for i in range(5)], "size": (216, 144)}, "f30k_2": {}}, {},
-        [r"/3\.jpg: "],
-    ),
-    "flickr30k by Karpathy's splits": (
-        [], {"dataset_flickr30k.json": {"images": [{"filename": n, "split": s} for n, s in KARPATHY.items()]}},
-        {"f30k_1": {}}, {"f30k_3": {"size": (240, 160)}}, [r"4\.jpg: No such file"],
-    ),
-    # 234748 is a picture of data/samples
-    "coco": (
-        [], {"train2017/000000000025.jpg": "no picture"},
-        {"coco_000000000009": {"size": (192, 144)}},
-        {"coco_000000000139": {"captions": [f"Caption {i} of 139" for i in range(5)]}}, [r"000000000025\.jpg"],
-    ),
-    "coco without validation data": (
-        ["train=[train2017,val2017]", "val=[]", "size=72"], {},
-        {"coco_000000000009": {"size": (96, 72)}, "coco_000000000025": {}, "coco_000000000139": {}}, {}, [],
-    ),
-    "coco of 2014, with other names and the same keys": (
-        ["train=[train2014]", "val=[val2014]"], photographs_of_2014(),
-        {"coco_000000000009": {}}, {"coco_000000000042": {}}, [],
-    ),
-    "conceptual_captions with pictures that are there": (
-        [], {"Train_GCC-training/00000/000000002.jpg": "no picture"},
-        {"cc_train_gcc_training_000000000": {
-            "captions": ["a dog on the beach"], "url": "https://example.org/1.jpg", "size": (144, 216),
-        }},
-        {"cc_validation_gcc_1_1_0_validation_000000000": {"captions": ["a bird"]}},
-        [r"000000002\.jpg: ", r"Train_GCC-training\.tsv: 2 of 4 image files are not there"],
-    ),
-    "conceptual_captions, some rows": (["rows=1"], {}, {"cc_train_gcc_training_000000000": {}}, None, []),
-    "conceptual_captions without a picture": (
-        [], {"Validation_GCC-1.1.0-Validation.tsv": "a bird\thttps://example.org/9.jpg\n"},
-        {"cc_train_gcc_training_000000000": {}}, {},
-        [r"Validation\.tsv: not one of its 1 image files is there; .*give download=true"],
-    ),
-    # validation has drawings of some sets only, and no other set's drawing of its names goes to training
-    "emoji from folders of PNG": (
-        ["png=[noto={}/noto-png,openmoji={}/openmoji-png]"], {"noto-png/emoji_u1f436.png": "no picture"},
-        {"emoji_openmoji_1f436": {
-            "captions": ["dog face", "a drawing of dog face", "dog face, an emoji", "dog face: pet, puppy"],
-            "license": "CC BY-SA 4.0", "name": "dog face", "size": (96, 96),
-        }},
-        {"emoji_noto_1f171": {"captions": ["B button (blood type)"]}},
-        [r"emoji_u1f436\.png"],
-    ),
-    "tuxpaint": (
-        ["exclude=[animals/frog,animals/toad]"], stamps(),
-        {"tux_animals_cat": {
-            "captions": ["A cat"], "license": "GPL-2 (package); see its own copyright notes", "size": (112, 112),
-        }},
-        {}, [r"soup\.png"],
-    ),
-    "audiocaps": (
-        [], {f"sounds/{VIDEOS[0]}.wav": "no sound", "sounds/91006.wav": 1.0},
-        {f"acaps_{video}_30": {"youtube_id": video, "start": 30} for video in VIDEOS[1:8]}
-        | {f"acaps_{VIDEOS[3]}_30": {"captions": ["Sound 3, and so on"], "samples": 1.3 * 16000}},
-        {"acaps_ttttttttttt_0": {"captions": [f"test {i}" for i in range(5)], "samples": 160000}},
-        [r"train\.csv: 1 of 9 audio files are not there", rf"{VIDEOS[0]}\.wav: "],
-    ),
-    "clotho": (
-        [], {"development/b.wav": "no sound"},
-        {"clotho_development_00000": {"captions": [f"It rains {i}" for i in range(5)], "file_name": "Rain, 1.wav"}},
-        {"clotho_evaluation_00000": {}}, [r"b\.wav: "],
-    ),
-    "clotho with a missing sound": (
-        [], {"development/b.wav": None}, {"clotho_development_00000": {}}, {"clotho_evaluation_00000": {}},
-        [r"clotho_captions_development\.csv: 1 of 2 audio files are not there"],
-    ),
-    "macs": (
-        [], {},
-        {"macs_airport-lisbon-0-0-a": {"captions": ["people talk", "a child laughs"], "label": "airport"}}, {},
-        [r"MACS\.yaml: 1 of 2 audio files are not there \(macs_public_square-paris-1-2-a"],
-    ),
-    "vggsound": (
-        [], {},
-        {"vgg_ttttttttttt_000000": {}, "vgg_--0PQM4-hqg_000030": {
-            "captions": [f"{start}playing violin, fiddle" for start in ("", "the sound of ", "a recording of ")],
-            "label": "playing violin, fiddle", "target": 1, "youtube_id": "--0PQM4-hqg",
-        }},
-        {"vgg_---g-f_I2yQ_000001": {}}, [r"vggsound\.csv: 1 of 3 audio files are not there \(vgg_gonegonegon_000005"],
-    ),
-    **{
-        f"{name} without sounds of a split": (
-            [], {file: None}, None, {},
-            [r"\.csv: not one of its 1 audio files is there; .* are read, not videos",
-             f"val/{name}/{name}_{split}: nothing to write; passed over"],
-        )
-        for name, split, file in (
-            ("audiocaps", "test", "sounds/test/ttttttttttt.wav"), ("clotho", "evaluation", "evaluation/c.wav"),
-            ("vggsound", "test", "clips/---g-f_I2yQ_000001.wav"),
-        )
-    },
-}  # fmt: skip
-"""By the name of the layout and what is special: options, files in the download, the fields of the samples that are
-written for train and val (None: some are), and what is told."""
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_what_is_written_of_a_download(source, prepare, case):
-    options, files, train, val, told = CASES[case]
-    done = prepare(re.match(r"\w+", case)[0], *(text.replace("{}", str(source)) for text in options), files=files)
-    for samples, expected in ((done.train, train), (done.val, val)):
-        if expected is None:
-            assert samples
-            continue
-        assert set(samples) == set(expected)
-        for key, fields in expected.items():
-            for name, value in fields.items():
-                assert FIELDS.get(name, lambda sample, name=name: sample.about[name])(samples[key]) == value
-    assert not [text for text in told if not re.search(text, done.err)], done.err
 
 
 # ------------------------------------------------------------------ photographs
@@ -577,34 +379,6 @@ def test_sets_of_youtube_share_no_video_between_training_and_validation(prepare)
 
 
 # ------------------------------------------------------------------ what is written
-
-
-def test_equal_downloads_give_equal_bytes(prepare, tmp_path):
-    """Not the time, nor where the shards lie; a sound too, whose stream number libsndfile takes from the clock."""
-    import numpy as np
-    import soundfile
-
-    from onepeace.datasets.sounds import ogg
-
-    first = prepare("coco").root
-    written = {path.relative_to(first): path.read_bytes() for path in first.rglob("*.gz")}
-    first.rename(tmp_path / "other")
-    again = prepare("coco", "--shard-size", "15MB").root
-    assert {path.relative_to(again): path.read_bytes() for path in again.rglob("*.gz")} == written
-    assert all(content[4:8] == bytes(4) for content in written.values())
-    wave = np.sin(np.arange(16000) / 20).astype(np.float32) * 0.5
-    sound = ogg(wave, 0.9)
-    assert sound == ogg(wave, 0.9)
-    assert sound[14:18] == bytes([1, 0, 0, 0])
-    decoded, _ = soundfile.read(io.BytesIO(sound))  # refuses pages whose checksum is wrong
-    assert np.corrcoef(decoded, wave)[0, 1] > 0.99
-
-
-def test_a_key_that_comes_twice_is_told(prepare):
-    same = {"food/pear.png": picture(1, (99, 99), "RGBA"), "food-pear.png": picture(2, (99, 99), "RGBA")}
-    done = prepare("tuxpaint", files={**same, "food/pear.txt": "A pear", "food-pear.txt": "A pear"})
-    assert set(done.train) == {"tux_food_pear"}
-    assert "tux_food_pear: an earlier sample has this key" in done.err
 
 
 # ------------------------------------------------------------------ the files that come with the repository

@@ -1,56 +1,19 @@
 """Vectors: their form and order, and that nothing but the item decides about them."""
 
 import itertools
-import threading
-import tracemalloc
-from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.embedding import RATE, TEXTS, assert_same
 from support.random_model import save_random_model
 from torch.testing import assert_close
 
 import onepeace
 from onepeace.api import Failure, Windows
-from onepeace.embed.assembly import Assembly, Part
-from onepeace.embed.stream import Batcher, Waiting
 from onepeace.errors import UserError
-
-RATE = 16000
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_random_model(tmp_path_factory.mktemp("api") / "model")
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return onepeace.load(folder, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    generator = np.random.default_rng(0)
-    return [generator.integers(0, 256, (20 + 3 * i, 40, 3), dtype=np.uint8) for i in range(5)]
-
-
-@pytest.fixture(scope="module")
-def sounds():
-    """Sounds of 0.6 to 1.8 seconds, no two of the same length."""
-    generator = np.random.default_rng(0)
-    return [(generator.normal(0, 0.1, 9600 + 2000 * i).astype(np.float32), RATE) for i in range(9)]
-
-
-TEXTS = ["a dog", "rain", "a very long sentence about a dog in the rain at night", "", "sea waves", "the cat", "x"]
-
-
-def assert_same(actual, expected):
-    assert_close(torch.as_tensor(actual), torch.as_tensor(expected), atol=1e-5, rtol=0)
-
 
 # Form
 
@@ -66,11 +29,6 @@ def test_every_encode_returns_unit_rows(model, pictures, sounds):
         assert vectors.dtype == torch.float32
         assert vectors.device.type == "cpu"
         assert_close(vectors.norm(dim=1), torch.ones(count), atol=1e-6, rtol=0)
-
-
-def test_items_differ(model, pictures, sounds):
-    vectors = model.encode([*pictures, *sounds, *TEXTS])
-    assert (model.similarity(vectors, vectors) - 2 * torch.eye(len(vectors))).max() < 0.99999
 
 
 def test_encode_empty_list_returns_zero_rows(model):
@@ -127,166 +85,7 @@ def test_order_is_kept_over_many_windows(model):
         assert_same(vectors[index : index + 1], model.encode_text([texts[index]]))
 
 
-def batches_of(sizes, batch_size, window):
-    """What a Batcher makes of samples of one modality: batches of (row, size), and how many came before the rest."""
-    batcher = Batcher(batch_size, window)
-    nothing = torch.empty(0), Assembly(0, "")
-    early = [*filter(None, [batcher.add(Waiting("text", size, *nothing, row)) for row, size in enumerate(sizes)])]
-    return [[(entry.row, entry.size) for entry in entries] for entries in [*early, *batcher.rest()]], len(early)
-
-
-def test_batches_are_full_and_hold_like_lengths():
-    sizes = torch.randint(1, 1000, (2000,), generator=torch.Generator().manual_seed(0)).tolist()
-    batches, early = batches_of(sizes, 16, 256)
-    assert sorted(entry for batch in batches for entry in batch) == list(enumerate(sizes))
-    assert all(len(batch) == 16 for batch in batches)  # 2000 is a multiple
-    assert early == (2000 - 256) // 16 + 1
-    padded = sum(len(batch) * max(size for _, size in batch) for batch in batches)
-    assert padded < 1.1 * sum(sizes)
-
-
-def test_no_sample_waits_for_ever():
-    sizes = [5000, *range(1, 999)]  # nothing is like the first
-    batches, _ = batches_of(sizes, 8, 64)
-    (when,) = [number for number, batch in enumerate(batches) if (0, 5000) in batch]
-    assert when == 0
-    assert batches[-1][0][1] <= batches[-2][-1][1]  # of the rest the largest come first
-
-
-def test_samples_of_one_size_do_not_wait():
-    batches, early = batches_of([7] * 40, 8, 256)
-    assert early == len(batches) == 5
-
-
 # Streaming
-
-
-def texts_with_one_of_its_kind(count):
-    """Texts of one size behind one of another, which no full batch comes for."""
-    yield "a text that is longer than all of the others"
-    yield from itertools.repeat("a dog", count - 1)
-
-
-def test_stream_gives_results_in_order_while_the_input_goes_on(model):
-    taken = 0
-
-    def texts():
-        nonlocal taken
-        for taken in range(3000):
-            yield f"{'word ' * (taken * 7 % 5)}{taken}" if taken % 10 else 7  # every tenth is no text
-
-    lead = []
-    for index, result in enumerate(model.stream(texts(), modality="text", batch_size=8)):
-        assert result.index == index
-        assert (result.vector is None) == (index % 10 == 0) == (result.reason is not None)
-        lead.append(taken - index)
-    assert len(lead) == 3000
-    assert max(lead) <= 4 * 256 + 3 * 8
-    with pytest.raises(UserError, match="batch_size is 0"):
-        model.stream(texts(), batch_size=0)  # before the first result is asked for
-
-
-@pytest.mark.parametrize("kind", ["alike", "one of its kind", "failures"])
-def test_stream_holds_a_bounded_number_of_items(model, monkeypatch, kind):
-    class Counted(Assembly):
-        alive = most = 0
-
-        def __init__(self, *args):
-            super().__init__(*args)
-            Counted.alive += 1
-            Counted.most = max(Counted.most, Counted.alive)
-
-        def __del__(self):
-            Counted.alive -= 1
-
-    monkeypatch.setattr("onepeace.embed.embedder.Assembly", Counted)
-    texts = enumerate(texts_with_one_of_its_kind(4000))
-    items = ({"text": text, **({"smell": 1} if kind == "failures" and index else {})} for index, text in texts)
-    results = model.stream(itertools.islice(items, kind == "alike", None), batch_size=64)
-    assert sum(result.reason is None for result in results) == {"alike": 3999, "failures": 1}.get(kind, 4000)
-    assert Counted.most <= (64 if kind == "alike" else 4 * 256) + 2
-
-
-def test_stream_gives_windows_with_their_seconds(model, sounds, long_sound):
-    given = list(model.stream([sounds[0], "a", long_sound], long="windows", window=1, hop=0.5))
-    expected = model.encode_audio([sounds[0], long_sound], long="windows", window=1, hop=0.5)
-    for result, windows in zip([given[0], given[2]], expected, strict=True):
-        assert torch.equal(result.windows.vectors, windows.vectors)
-        assert (result.windows.starts, result.windows.ends) == (windows.starts, windows.ends)
-    assert (given[1].windows.starts, given[1].windows.ends) == ([0], [0])
-    assert torch.equal(given[1].vector, given[1].windows.vectors[0])
-    assert torch.equal(given[2].vector, model.encode_audio([long_sound], long="mean", window=1, hop=0.5)[0])
-
-
-def test_a_stream_that_is_given_up_ends_its_threads(model):
-    before = threading.active_count()
-    with closing(model.stream(itertools.repeat("a dog"), batch_size=4)) as results:
-        assert next(results).name == "a dog"
-        assert threading.active_count() > before
-        assert not torch.is_inference_mode_enabled()
-    assert threading.active_count() == before
-
-
-def test_generator_is_read_no_further_than_needed(model, monkeypatch):
-    computed, lead = 0, []
-    forward = model.module.forward
-
-    def count(inputs):
-        nonlocal computed
-        computed += len(inputs["text"]["ids"])
-        return forward(inputs)
-
-    monkeypatch.setattr(model.module, "forward", count)
-
-    def texts():
-        for index in range(600):
-            lead.append(index - computed)
-            yield "word " * (index % 11)
-
-    assert model.encode_text(texts(), batch_size=16).shape[0] == 600
-    assert max(lead) <= 256 + 3 * 16
-
-
-def test_memory_is_bounded_for_large_items(model):
-    """60 pictures of 1.5 MB each, made as they are asked for: never more than a few batches of them at once."""
-    pictures = (np.full((500, 1000, 3), index, np.uint8) for index in range(60))
-    tracemalloc.start()
-    model.encode_image(pictures, batch_size=2)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 30e6
-
-
-def test_decoding_runs_in_threads(model, pictures, monkeypatch):
-    threads = set()
-    decode = model.processors["image"].decode
-    monkeypatch.setattr(
-        model.processors["image"], "decode", lambda item: threads.add(threading.current_thread()) or decode(item)
-    )
-    before = threading.active_count()
-    model.encode_image(pictures)
-    assert threading.main_thread() not in threads
-    assert threading.active_count() == before
-
-
-def test_error_in_the_callers_generator_is_his_own(model):
-    def texts():
-        yield "a"
-        raise KeyError("mine")
-
-    before = threading.active_count()
-    with pytest.raises(KeyError, match="mine"):
-        model.encode_text(texts())
-    assert threading.active_count() == before
-
-
-def test_progress_bar_goes_to_stderr_when_asked_for(model, capsys):
-    model.encode_text(TEXTS)
-    assert capsys.readouterr() == ("", "")
-    model.encode_text(TEXTS, progress=True)
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "7/7" in err
 
 
 # Failures
@@ -301,26 +100,20 @@ def mixed(tmp_path, samples):
     return [images / "dog.jpg", tmp_path / "empty.jpg", sounds / "dog.ogg", "a dog", tmp_path / "noise.ogg"]
 
 
-def test_raise_names_the_first_item_that_fails(model, mixed):
+def test_raise_names_the_first_that_fails_and_skip_returns_the_others(model, mixed):
     with pytest.raises(UserError, match=r"empty\.jpg: .*empty"):
         model.encode(mixed)
-
-
-def test_skip_returns_the_others_and_says_which_failed(model, mixed):
+    good = [mixed[0], mixed[2], mixed[3]]
     vectors, failures = model.encode(mixed, on_error="skip", batch_size=2)
-    assert_same(vectors, model.encode([mixed[0], mixed[2], mixed[3]]))
+    whole, none = model.encode(good, on_error="skip")
+    assert_same(vectors, whole)
+    assert none == []
     assert [(f.index, f.name) for f in failures] == [(1, str(mixed[1])), (4, str(mixed[4]))]
     for failure in failures:
         assert isinstance(failure, Failure)
         assert failure.reason
         assert failure.name not in failure.reason
         assert "\n" not in failure.reason
-
-
-def test_skip_without_failures_returns_an_empty_list(model):
-    vectors, failures = model.encode_text(TEXTS, on_error="skip")
-    assert_same(vectors, model.encode_text(TEXTS))
-    assert failures == []
 
 
 def test_unforeseen_error_of_a_decoder_names_the_item(model, monkeypatch):
@@ -405,11 +198,6 @@ def test_wrong_composed_items_are_errors(model, item, weights, message):
 # Long sounds
 
 
-@pytest.fixture(scope="module")
-def long_sound():
-    return np.random.default_rng(1).normal(0, 0.1, 5 * RATE).astype(np.float32), RATE
-
-
 def piece(sound, start, end):
     return sound[0][round(start * RATE) : round(end * RATE)], RATE
 
@@ -474,32 +262,6 @@ def test_sound_that_breaks_off_late_fails_alone(model, sounds, monkeypatch):
     assert_same(given[1].vectors, model.encode_audio([sounds[1]], long="windows", window=0.5)[0].vectors)
     with pytest.raises(UserError, match="cut off after 80 windows"):
         model.encode_audio([long], long="mean", window=0.5)
-
-
-def test_assembly_is_done_when_all_its_rows_are_filled():
-    assembly = Assembly(0, "a")
-    pieces = [(start, start + 1, torch.zeros(1)) for start in range(2)]
-    rows = [row for _, _, row in assembly.samples([Part("audio", 1.0, pieces)])]
-    for row in reversed(rows):
-        assert not assembly.done
-        assembly.fill(row, torch.eye(2)[row])
-    assert assembly.done
-    result = assembly.result(windows=True)
-    assert_same(result.vector, torch.full((2,), 0.5**0.5))
-    assert_same(result.windows.vectors, torch.eye(2))
-    assert (result.windows.starts, result.windows.ends, result.reason) == ([0, 1], [1, 2], None)
-
-
-def test_item_without_anything_to_compute_fails():
-    def nothing():
-        raise UserError("broken at once")
-        yield
-
-    for pieces, reason in [(nothing(), "broken at once"), ([], "nothing in it to embed")]:
-        assembly = Assembly(0, "a")
-        assert list(assembly.samples([Part("audio", 1.0, pieces)])) == []
-        assert assembly.done
-        assert reason in assembly.result().reason
 
 
 # Comparing and classifying
@@ -588,70 +350,3 @@ def test_features_refuse_what_is_no_dictionary(model):
 
 
 # Loading
-
-
-def test_load_keeps_only_the_modalities_asked_for(folder, model, sounds):
-    audio = onepeace.load(folder, device="cpu", modalities=["audio"])
-    assert audio.modalities == ("audio",)
-    assert sum(p.numel() for p in audio.module.parameters()) < sum(p.numel() for p in model.module.parameters())
-    assert_same(audio.encode_audio(sounds), model.encode_audio(sounds))
-    with pytest.raises(UserError, match="no text; it has audio"):
-        audio.encode_text(["a"])
-    with pytest.raises(UserError, match=r"picture\.jpg: looks like image; this model reads audio only"):
-        audio.encode(["picture.jpg"])
-
-
-@pytest.mark.parametrize("name", ["bfloat16", "bf16", torch.bfloat16])
-def test_bfloat16_is_near_float32(folder, model, pictures, sounds, name):
-    half = onepeace.load(folder, device="cpu", dtype=name)
-    assert half.dtype == torch.bfloat16
-    items = [*pictures, *sounds, *TEXTS]
-    vectors = half.encode(items)
-    assert vectors.dtype == torch.float32
-    assert_close(vectors.norm(dim=1), torch.ones(len(items)), atol=1e-6, rtol=0)
-    assert (vectors * model.encode(items)).sum(dim=1).min() > 0.98
-
-
-def test_ids_stay_long_in_every_dtype(folder, monkeypatch):
-    half = onepeace.load(folder, device="cpu", dtype="bfloat16")
-    seen = []
-    forward = half.module.forward
-    monkeypatch.setattr(half.module, "forward", lambda inputs: seen.append(inputs["text"]["ids"]) or forward(inputs))
-    half.encode_text(["a dog"])
-    assert seen[0].dtype == torch.int64
-
-
-def test_unknown_dtype_is_an_error(folder):
-    for name in ("float61", "half precision", torch.int8, 16):
-        with pytest.raises(UserError, match="known: auto, float32, bfloat16, float16"):
-            onepeace.load(folder, device="cpu", dtype=name)
-    with pytest.raises(UserError, match="not computed on a CPU; use bfloat16 or float32"):
-        onepeace.load(folder, device="cpu", dtype="float16")
-
-
-def test_unknown_device_is_an_error(folder):
-    for name in ("cuda:99", "gpu", "meta"):
-        with pytest.raises(UserError, match=r"available: .*cpu"):
-            onepeace.load(folder, device=name)
-
-
-def test_auto_dtype_follows_device_and_size(monkeypatch):
-    from onepeace import device
-
-    monkeypatch.setattr(device, "bfloat16_is_fast", lambda _: True)
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert device.choose_dtype("auto", cpu, 10_000_000) == torch.float32
-    assert device.choose_dtype("auto", cpu, 4_000_000_000) == torch.bfloat16
-    assert device.choose_dtype("auto", cuda, 10_000_000) == torch.bfloat16
-    monkeypatch.setattr(device, "bfloat16_is_fast", lambda _: False)
-    assert device.choose_dtype("auto", cpu, 4_000_000_000) == torch.float32
-    assert device.choose_dtype("fp16", cuda, 1) == torch.float16
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_cuda_agrees_with_the_cpu(folder, model, pictures, sounds, dtype):
-    items = [*pictures, *sounds, *TEXTS]
-    vectors = onepeace.load(folder, device="cuda", dtype=dtype).encode(items)
-    assert vectors.device.type == "cpu"
-    assert (vectors * model.encode(items)).sum(dim=1).min() > (0.9999 if dtype == "float32" else 0.98)

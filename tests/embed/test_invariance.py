@@ -120,34 +120,6 @@ def hide(lengths, width):
 
 
 @torch.no_grad()
-def test_hidden_tokens_ignore_batch_mates(model):
-    batch = batch_of(model, ITEMS)
-    keep = {key: hide(model.adapters[key].token_lengths(batch[key]), 500) for key in ALL}
-    keep = {key: ids[:, : int((ids >= 0).sum(1).max())] for key, ids in keep.items()}
-    tokens = model.features(batch, keep)
-    for i in ITEMS:
-        own = {key: ids[i : i + 1][ids[i : i + 1] >= 0][None] for key, ids in keep.items()}
-        alone = model.features({key: item(key, i) for key in ALL}, own)
-        for key, expected in alone.items():
-            assert expected.shape[1] == own[key].shape[1]
-            assert worst(tokens[key][i : i + 1, : expected.shape[1]], expected) <= TOKENS
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("keys", [["text"], ["audio"], ["text", "image"], ["text", "image", "audio"]])
-def test_decoder_ignores_padding(model, keys):
-    batch = {key: together(item(key, i) for i in ITEMS) for key in keys}
-    keep = {key: hide(model.adapters[key].token_lengths(batch[key]), 500) for key in keys}
-    keep = {key: ids[:, : int((ids >= 0).sum(1).max())] for key, ids in keep.items()}
-    predicted = model.reconstruct(model.stems(batch), keep)
-    for i in ITEMS:
-        own = {key: ids[i : i + 1][ids[i : i + 1] >= 0][None] for key, ids in keep.items()}
-        alone = model.reconstruct(model.stems({key: item(key, i) for key in keys}), own)
-        for key, expected in alone.items():
-            assert worst(predicted[key][i : i + 1, : expected.shape[1]], expected) <= TOKENS
-
-
-@torch.no_grad()
 def test_keeping_every_token_is_the_identity(variant):
     key, model = variant
     batch = together(item(key, i) for i in ITEMS)

@@ -55,27 +55,25 @@ def test_shortest_sound(name):
         model({"audio": {"waveform": batch["waveform"], "lengths": torch.tensor([shortest - 1])}})
 
 
-def test_lengths_beyond_the_waveform_are_named():
-    model = small_model("audio")
-    with pytest.raises(ValueError, match=r"3000 samples; .* at most the waveform's 2000"):
-        model({"audio": {"waveform": torch.zeros(2, 2000), "lengths": torch.tensor([900, 3000])}})
+WAVE_OF_TWO = {"waveform": torch.zeros(2, 2000), "lengths": torch.tensor([900, 3000])}
+REFUSED = [
+    ("audio", WAVE_OF_TWO, r"3000 samples; .* at most the waveform's 2000"),
+    *(
+        ("audio", {"waveform": torch.zeros(wave), "lengths": torch.full(lengths, 2000)}, r"\(B, N\) and \(B,\), not")
+        for wave, lengths in [((2000,), (1,)), ((2, 1, 2000), (2,)), ((2, 2000), (3,)), ((2, 2000), (2, 1))]
+    ),
+    # Cast to halves with the rest of a batch, ids above 256 would silently be other words.
+    *(
+        ("text", {"ids": item("text", 0)["ids"].to(dtype)}, r"ids should be \(B, L\) int64, not \(1, 4\) torch.(fl|bf)")
+        for dtype in (torch.float16, torch.bfloat16, torch.float32)
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("wave", "lengths"), [((2000,), (1,)), ((2, 1, 2000), (2,)), ((2, 2000), (3,)), ((2, 2000), (2, 1))]
-)
-def test_wrong_shapes_of_sound_are_named(wave, lengths):
-    model = small_model("audio")
-    with pytest.raises(ValueError, match=r"\(B, N\) and \(B,\), not"):
-        model({"audio": {"waveform": torch.zeros(wave), "lengths": torch.full(lengths, 2000)}})
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_ids_must_be_integers(dtype):
-    """Cast to halves with the rest of a batch, ids above 256 would silently be other words."""
-    model = small_model("text")
-    with pytest.raises(ValueError, match=r"ids should be \(B, L\) int64, not \(1, 4\) torch.(float|bfloat)"):
-        model({"text": {"ids": item("text", 0)["ids"].to(dtype)}})
+@pytest.mark.parametrize(("key", "batch", "message"), REFUSED)
+def test_wrong_inputs_are_named(key, batch, message):
+    with pytest.raises(ValueError, match=message):
+        small_model(key)({key: batch})
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support.evaluation import (
     RECIPE,
+    SAME_CLASS,
     EqualEmbedder,
     KnownEmbedder,
     measure,
@@ -13,7 +14,6 @@ from support.evaluation import (
     values,
     write_recipe,
 )
-from support.random_model import save_random_model
 from support.small_shards import write_shard
 
 import onepeace
@@ -59,28 +59,35 @@ def test_sets_of_a_modality_the_model_lacks_are_left_out(recipe, caplog):
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("name", "override", "message"),
     [
-        (".protocol=captioning", "protocol is 'captioning'; known: zero_shot, retrieval, same_class"),
-        (".protocol=[retrieval]", "protocol is ['retrieval']; known: "),
-        (".shard=x", "shard is not a field; did you mean shards"),
-        (".at=[0]", "at is [0]; give at least one k, each at least 1"),
-        (".at=[]", "at is []; give at least one k, each at least 1"),
-        (".texts=titles", "texts 'titles' is not known; known: captions, names"),
-        (".rerank=[softmax]", "rerank has 'softmax'; known: dual_softmax"),
-        (".rerank_scale=0", "rerank_scale is 0.0; it should be above 0"),
-        (".rerank_scale=.nan", "rerank_scale is nan; it should be above 0"),
-        (".matches={dog: [pug]}", "matches is not a field; known: modality, shards, at, texts"),
-        ("", "'sets.photos' is not an override"),
-        ("=[", "the value is not YAML"),
-        ("=3", "sets.photos should be dict"),
+        ("photos", ".protocol=captioning", "protocol is 'captioning'; known: zero_shot, retrieval, same_class"),
+        ("photos", ".protocol=[retrieval]", "protocol is ['retrieval']; known: "),
+        ("photos", ".shard=x", "shard is not a field; did you mean shards"),
+        ("photos", ".at=[0]", "at is [0]; give at least one k, each at least 1"),
+        ("photos", ".at=[]", "at is []; give at least one k, each at least 1"),
+        ("photos", ".texts=titles", "texts is 'titles'; known: captions, names"),
+        ("photos", ".rerank=[softmax]", "rerank has 'softmax'; known: dual_softmax"),
+        ("photos", ".rerank_scale=0", "rerank_scale is 0.0; it should be above 0"),
+        ("photos", ".rerank_scale=.nan", "rerank_scale is nan; it should be above 0"),
+        ("photos", ".matches={dog: [pug]}", "matches is not a field; known: modality, shards, at, texts"),
+        ("photos", "", "'sets.photos' is not an override"),
+        ("photos", "=[", "the value is not YAML"),
+        ("photos", "=3", "sets.photos should be dict"),
+        ("sounds", ".templates=[the sound]", "'the sound' has no {}"),
+        ("sounds", ".modality=depth", "no default templates for depth; give templates (known: image, audio)"),
+        ("sounds", ".rerank=[dual_softmax]", "rerank is not a field; known: modality, shards, at, classes, templates"),
+        ("both", ".other=null", "sets.both: other should be a mapping of fields"),
+        ("both", ".other={modality: image}", "sets.both: other.shards is missing"),
+        ("both", ".matches={}", "sets.both: matches is empty or has an empty list"),
+        ("both", ".matches.cat=[]", "sets.both: matches is empty or has an empty list"),
     ],
 )
-def test_a_mistake_in_a_set_is_named(root, override, message):
+def test_a_mistake_in_a_set_is_named(root, name, override, message):
     with pytest.raises(UserError) as error:
-        recipe_of(root, RECIPE, f"sets.photos{override}")
+        recipe_of(root, SAME_CLASS if name == "both" else RECIPE, f"sets.{name}{override}")
     assert message in str(error.value)
-    assert "sets.photos" in str(error.value)
+    assert f"sets.{name}" in str(error.value)
 
 
 def test_an_unset_data_variable_says_what_to_do(root, monkeypatch):
@@ -122,7 +129,7 @@ def test_command_measures_the_other_sets_when_one_fails(root, known, capsys):
     assert "Traceback" not in err
 
 
-def test_command_measures_a_model_folder_on_real_files(tmp_path, samples, capsys):
+def test_command_measures_a_model_folder_on_real_files(command, tmp_path, samples):
     names = ("dog", "cat", "bus")
     about = {name: {"captions": [f"a {name}"], "label": name} for name in names}
     pictures = {name: ((samples / f"images/{name}.jpg").read_bytes(), about[name]) for name in names}
@@ -134,10 +141,10 @@ sets:
   pictures: {protocol: retrieval, modality: image, shards: "val/pictures/*.tar.gz", at: [1, 3]}
   sounds: {protocol: zero_shot, modality: audio, shards: "val/sounds/*.tar.gz", at: [2]}
 """
-    path, model = write_recipe(tmp_path, recipe), save_random_model(tmp_path / "model")
-    arguments = ["evaluate", str(path), "--data", str(tmp_path), "--model", str(model), "--device", "cpu", "--json"]
-    assert main(arguments) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    arguments = ["evaluate", write_recipe(tmp_path, recipe), "--data", tmp_path, "--json"]
+    code, out, _ = command(*arguments)
+    assert code == 0
+    rows = [json.loads(line) for line in out.splitlines()]
     assert [(row["metric"], row["n"]) for row in rows] == [
         *(("text to image R@1", 3), ("text to image R@3", 3), ("image to text R@1", 3), ("image to text R@3", 3)),
         ("top-2 of 2", 2),
@@ -146,8 +153,8 @@ sets:
 
     pictures["cat"] = (b"no picture", about["cat"])
     write_shard(tmp_path / "val/pictures/a.tar.gz", pictures, "jpg")
-    assert main(arguments) == 1
-    out, err = capsys.readouterr()
+    code, out, err = command(*arguments)
+    assert code == 1
     assert [json.loads(line)["set"] for line in out.splitlines()] == ["sounds"]
     assert "set pictures: " in err
 

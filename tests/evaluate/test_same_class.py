@@ -77,17 +77,3 @@ def test_a_picture_without_label_is_named(root, pictures):
     write_shard(root / "val/pictures/a.tar.gz", {**pictures, "7": (b"dog", {"captions": ["a dog"]})})
     with pytest.raises(UserError, match=r"set both: .*a\.tar\.gz: 7 has no label"):
         measure(KnownEmbedder(), recipe_of(root, SAME_CLASS))
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("other=null", "sets.both: other should be a mapping of fields"),
-        ("other={modality: image}", "sets.both: other.shards is missing"),
-        ("matches={}", "sets.both: matches is empty or has an empty list"),
-        ("matches.cat=[]", "sets.both: matches is empty or has an empty list"),
-    ],
-)
-def test_a_mistake_in_the_options_is_named(root, override, message):
-    with pytest.raises(UserError, match=message):
-        recipe_of(root, SAME_CLASS, f"sets.both.{override}")

@@ -22,20 +22,6 @@ def test_templates_default_to_those_of_the_modality(root, modality, suffix):
     assert own.seen == ["hear a dog", "hear a cat", "hear an acorn", "hear a rain"]
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("templates=[the sound]", "'the sound' has no {}"),
-        ("modality=depth", "no default templates for depth; give templates (known: image, audio)"),
-        ("rerank=[dual_softmax]", "rerank is not a field; known: modality, shards, at, classes, templates"),
-    ],
-)
-def test_a_mistake_in_the_options_is_named(root, override, message):
-    with pytest.raises(UserError) as error:
-        recipe_of(root, RECIPE, f"sets.sounds.{override}")
-    assert message in str(error.value)
-
-
 def test_classes_default_to_the_labels_of_the_shards(root):
     recipe = recipe_of(root, RECIPE, "sets.sounds.classes=null")
     assert values(measure(KnownEmbedder(), recipe))["sounds", "top-1 of 4"] == 1

@@ -1,46 +1,36 @@
 """Where bytes come from: paths, addresses (of a server on this machine), values; and what is refused."""
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.server import serving
 
 from onepeace.errors import UserError
 from onepeace.files import source
 from onepeace.processors import ImageProcessor
 
+LOCATIONS = {"file": "file:///etc/passwd", "ftp": "ftp://localhost/a", "here": "/ok"}
+ANSWERS = {
+    **{f"/to/{name}": (302, {"Location": target}, b"") for name, target in LOCATIONS.items()},
+    "/missing": (404, {}, b""),
+    "/short": (200, {"Content-Length": "100"}, b"x" * 10),
+    "/endless": (200, {}, b"x" * 5000),  # no length given
+    "/claims": (200, {"Content-Length": "5000"}, b""),
+}
+"""Status, headers and body by path; other pages hold their own path."""
+
 
 class Site(BaseHTTPRequestHandler):
     def do_GET(self):
-        path = self.path.partition("?")[0]
-        if path.startswith("/to/"):
-            self.send_response(302)
-            self.send_header(
-                "Location", {"file": "file:///etc/passwd", "ftp": "ftp://localhost/a", "here": "/ok"}[path[4:]]
-            )
-            self.end_headers()
-        elif path == "/missing":
-            self.send_error(404)
-        elif path == "/short":
-            self.send_response(200)
-            self.send_header("Content-Length", "100")
-            self.end_headers()
-            self.wfile.write(b"x" * 10)
-        elif path == "/endless":  # no length given
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"x" * 5000)
-        elif path == "/claims":
-            self.send_response(200)
-            self.send_header("Content-Length", "5000")
-            self.end_headers()
-        else:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(f"{self.path}".encode())
+        status, headers, body = ANSWERS.get(self.path.partition("?")[0], (200, {}, self.path.encode()))
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, *args):
         pass
@@ -48,12 +38,8 @@ class Site(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(Site) as address:
+        yield address
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """The names of the original code, over its own numbers."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from support.golden_cases import case, weights
-from support.hub_layouts import cfg, released, small_vocabulary, state, wrapper
+from support.hub_layouts import cfg, golden_vocabulary, released, small_vocabulary, state, wrapper
 from torch.testing import assert_close
 
 from onepeace.compat import from_pretrained
@@ -106,13 +105,8 @@ def test_process_audio_masks_padding(model, tmp_path):
 
 
 def test_process_text_gives_the_ids_of_the_original(model, tmp_path, monkeypatch):
-    golden = json.loads((GOLDEN / "media_text.json").read_text())
-    (tmp_path / "encoder.json").write_text(json.dumps({p: i for p, i in golden["vocab"].items() if i > 3}))
-    used = {str(i) for i in golden["vocab"].values()}
-    rows = (str(i) if str(i) in used else f"madeupword{i}" for i in range(4, 50264))
-    (tmp_path / "dict.txt").write_text("".join(f"{row} 0\n" for row in rows))
-    (tmp_path / "vocab.bpe").write_text("#version: 0.2\n" + "\n".join(golden["merges"]) + "\n", encoding="utf-8")
-    monkeypatch.setattr(model._processors["text"], "tokenizer", from_released(tmp_path))
+    files, golden = golden_vocabulary(tmp_path)
+    monkeypatch.setattr(model._processors["text"], "tokenizer", from_released(files))
     tokens = model.process_text([case["text"] for case in golden["cases"]])
     assert tokens.dtype == torch.int64
     for row, stored in zip(tokens.tolist(), golden["cases"], strict=True):

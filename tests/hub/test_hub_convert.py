@@ -1,19 +1,23 @@
 """Every layout of the original becomes a model folder whose numbers are the original's."""
 
-import json
-import lzma
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from support.golden_cases import TOKENS, UNIT, assert_near, case, golden_model, text_batch, weights
+from support.golden_cases import (
+    TOKENS,
+    UNIT,
+    assert_embeds_as_golden,
+    assert_near,
+    case,
+    golden_model,
+    head_passes,
+    weights,
+)
 from support.hub_layouts import (
     bare_pickle,
     cfg,
+    golden_checkpoints,
     old_trainer_file,
     released,
     small_vocabulary,
@@ -22,46 +26,17 @@ from support.hub_layouts import (
     wrapper,
 )
 
-from onepeace.cli import main
 from onepeace.errors import UserError
-from onepeace.hub import tensors
 from onepeace.hub import weights as weight_files
 from onepeace.hub.convert import convert as convert_module
 from onepeace.hub.convert.convert import convert
-from onepeace.hub.convert.stored import StoredTensor
 from onepeace.hub.folder import read_config
-
-
-@pytest.fixture(scope="module")
-def bpe(tmp_path_factory) -> Path:
-    return small_vocabulary(tmp_path_factory.mktemp("bpe") / "files")
-
-
-@pytest.fixture
-def checkpoint(tmp_path) -> Path:
-    """The released pretraining layout."""
-    path = tmp_path / "one-peace.pt"
-    torch.save(wrapper(released(), cfg()), path)
-    return path
 
 
 @pytest.fixture(autouse=True)
 def _no_gradients():
     with torch.inference_mode():
         yield
-
-
-def assert_embeds_as_golden(model, modalities, atol=UNIT):
-    inputs, outputs = case("embed").inputs, case("embed").outputs
-    batch = {
-        "text": text_batch(inputs["text"]),
-        "image": {"pixels": inputs["image"].float()},
-        "audio": {"waveform": inputs["audio_equal"], "lengths": torch.full((2,), 1600)},
-    }
-    vectors = model({key: batch[key] for key in modalities})
-    assert set(vectors) == set(modalities)
-    for key in modalities:
-        assert_near(vectors[key], outputs[f"{key}_embed"], atol)
 
 
 def assert_sees_as_golden(model):
@@ -146,21 +121,12 @@ def test_classifier_gives_the_originals_logits(tmp_path, bpe, name):
     modalities, task, model_settings = HEADS[name]
     golden = case(name)
     path = tmp_path / "finetune.pt"
-    head = case("grounding_text_features" if name == "grounding_text_features" else name).weights
-    torch.save(wrapper(state(*modalities.split(), tables=3) | head, cfg(task, **model_settings)), path)
+    torch.save(wrapper(state(*modalities.split(), tables=3) | golden.weights, cfg(task, **model_settings)), path)
 
     folder = convert(path, tmp_path / "out", bpe=bpe)
     model = weight_files.load(folder)
 
-    batch = case("grounding" if name.startswith("grounding") else name).batch()
-    passes = [batch]
-    if name == "nlvr2":
-        passes.append(
-            batch | {"image": {"pixels": golden.inputs["src_images_2"].float(), "type_ids": torch.ones(3, dtype=int)}}
-        )
-    if name == "avqa":
-        batch["audio"] = {key: value.repeat_interleave(4, 0) for key, value in batch["audio"].items()}
-    assert_near(model.predict(*passes), golden.outputs["logits"], TOKENS)
+    assert_near(model.predict(*head_passes(name)), golden.outputs["logits"], TOKENS)
     assert not model.config.projections
     text = read_config(folder).processors.get("text", {})
     assert text.get("lower") == {"avqa": False}.get(name, True if "text" in modalities else None)
@@ -248,45 +214,38 @@ def test_numbers_too_large_for_float16_are_refused(tmp_path, bpe):
     assert not (tmp_path / "out").exists()
 
 
-def broken(change: str) -> dict[str, torch.Tensor]:
-    tensors = released()
-    if change == "left over":
-        tensors["video_proj.weight"] = torch.zeros(2)
-    elif change == "video":
-        tensors["encoder.layers.0.T_Adapter.D_fc1.weight"] = torch.zeros(2)
-    elif change == "missing":
-        del tensors["encoder_wrapper.fusion_model.layers.1.audio_ffn.2.bias"]
-    elif change == "missing adapter":
-        del tensors["encoder_wrapper.text_adapter.embed_tokens.weight"]
-    elif change == "misshapen":
-        tensors["text_proj.weight"] = torch.zeros(32, 31)
-    elif change == "missing block":
-        tensors = {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
-    elif change == "tables":
-        tensors["encoder_wrapper.text_adapter.rel_pos_table_list.1.weight"] = torch.zeros(18, 4)
-    elif change == "twice":
-        tensors["head.weight"] = tensors["classify_head.classifier.3.weight"] = torch.zeros(2, 32)
-    return tensors
+ZEROS = torch.zeros(2)
+LAYERS = "encoder_wrapper.fusion_model.layers"
+BROKEN = [
+    # Name (or part of it) -> what is in its place, None: nothing.
+    ({"video_proj.weight": ZEROS}, r"1 of \d+ tensors have no place here \(video_proj\.weight\)"),
+    ({"encoder.layers.0.T_Adapter.D_fc1.weight": ZEROS}, r"T_Adapter.*video network, which is not supported"),
+    (
+        {f"{LAYERS}.1.audio_ffn.2.bias": None},
+        r"lack 1 of \d+ tensors \(blocks\.1\.ffn\.audio\.norm\.bias\); the file has modalities audio, image, text",
+    ),
+    (
+        {"encoder_wrapper.text_adapter.embed_tokens.weight": None},
+        r"lacks encoder_wrapper\.text_adapter\.embed_tokens\.weight",
+    ),
+    ({"text_proj.weight": torch.zeros(32, 31)}, r"heads\.text\.weight is \(32, 31\), not \(32, 32\)"),
+    ({f"{LAYERS}.1.": None}, r"lack \d+ of \d+ tensors \(blocks\.1\."),
+    (
+        {"encoder_wrapper.text_adapter.rel_pos_table_list.1.weight": torch.zeros(18, 4)},
+        "differ in their number of bias tables",
+    ),
+    (
+        {"head.weight": torch.zeros(2, 32), "classify_head.classifier.3.weight": torch.zeros(2, 32)},
+        r"are both heads\.classifier\.out\.weight",
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("left over", r"1 of \d+ tensors have no place here \(video_proj\.weight\)"),
-        ("video", r"T_Adapter.*video network, which is not supported"),
-        (
-            "missing",
-            r"lack 1 of \d+ tensors \(blocks\.1\.ffn\.audio\.norm\.bias\); the file has modalities audio, image, text",
-        ),
-        ("missing adapter", r"lacks encoder_wrapper\.text_adapter\.embed_tokens\.weight"),
-        ("misshapen", r"heads\.text\.weight is \(32, 31\), not \(32, 32\)"),
-        ("missing block", r"lack \d+ of \d+ tensors \(blocks\.1\."),
-        ("tables", r"differ in their number of bias tables"),
-        ("twice", r"are both heads\.classifier\.out\.weight"),
-    ],
-)
-def test_every_tensor_is_placed_or_named(tmp_path, bpe, change, message):
-    torch.save({"model": broken(change)}, tmp_path / "x.pt")
+@pytest.mark.parametrize(("changes", "message"), BROKEN)
+def test_every_tensor_is_placed_or_named(tmp_path, bpe, changes, message):
+    tensors = {name: tensor for name, tensor in released().items() if not any(part in name for part in changes)}
+    tensors |= {name: tensor for name, tensor in changes.items() if tensor is not None}
+    torch.save({"model": tensors}, tmp_path / "x.pt")
 
     with pytest.raises(UserError, match=message) as error:
         convert(tmp_path / "x.pt", tmp_path / "out", bpe=bpe)
@@ -354,106 +313,9 @@ def test_released_vocabulary_is_accepted(shared):
     assert convert_module.vocabulary(shared / "official_bpe", 50264).get_vocab_size() == 50264
 
 
-@pytest.mark.parametrize("replacing", [False, True])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
-def test_interrupted_conversion_leaves_nothing_that_loads(checkpoint, tmp_path, bpe, monkeypatch, error, replacing):
-    out = tmp_path / "out"
-    if replacing:
-        convert(checkpoint, out, modalities=["audio"])
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    read, count = StoredTensor.read, iter(range(10**6))
-
-    def fails_later(self):
-        if next(count) == 40:
-            raise error
-        return read(self)
-
-    monkeypatch.setattr(StoredTensor, "read", fails_later)
-    with pytest.raises(type(error) if isinstance(error, Exception) else error):
-        convert(checkpoint, out, bpe=bpe, replace_existing=True)
-
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-def test_killed_conversion_leaves_nothing_that_loads(checkpoint, tmp_path, bpe):
-    # A process that dies cannot clean up: what it wrote so far must not pass for a model.
-    program = f"""
-import os
-from onepeace.hub.convert.convert import convert
-from onepeace.hub.convert.stored import StoredTensor
-StoredTensor.read = lambda self: os._exit(9)
-convert({str(checkpoint)!r}, {str(tmp_path / "out")!r}, bpe={str(bpe)!r})
-"""
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
-
-    assert not (tmp_path / "out").exists()
-    (rest,) = [path for path in tmp_path.iterdir() if path.is_dir()]
-    with pytest.raises(UserError, match="no config"):
-        weight_files.load(rest)
-    assert convert(checkpoint, tmp_path / "out", bpe=bpe).is_dir()
-
-
-def test_existing_folders_are_not_overwritten_by_accident(checkpoint, tmp_path):
-    other = tmp_path / "holiday"
-    other.mkdir()
-    (other / "a.jpg").write_text("picture")
-    with pytest.raises(UserError, match="exists"):
-        convert(tmp_path / "not read yet.pt", other, modalities=["audio"])
-    with pytest.raises(UserError, match="no model folder; it will not be replaced"):
-        convert(checkpoint, other, modalities=["audio"], replace_existing=True)
-    with pytest.raises(UserError, match="is a file"):
-        convert(checkpoint, checkpoint, modalities=["audio"], replace_existing=True)
-    assert [path.name for path in other.iterdir()] == ["a.jpg"]
-
-    out = convert(checkpoint, tmp_path / "out", modalities=["audio"])
-    convert(checkpoint, out, modalities=["image"], replace_existing=True)
-    assert list(read_config(out).model.adapters) == ["image"]
-
-
-def test_large_models_are_written_in_shards(checkpoint, tmp_path, bpe, monkeypatch):
-    monkeypatch.setattr(tensors, "SHARD_BYTES", 100_000)
-    folder = convert(checkpoint, tmp_path / "out", bpe=bpe)
-
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
-    files = sorted(set(index["weight_map"].values()))
-    assert len(files) > 3
-    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
-    total = 0
-    for name in files:
-        with safe_open(folder / name, framework="pt") as file:
-            sizes = [file.get_tensor(key).nbytes for key in file.keys()]
-            assert all(index["weight_map"][key] == name for key in file.keys())
-        assert sum(sizes) <= 100_000
-        total += sum(sizes)
-    assert index["metadata"]["total_size"] == total
-    assert_embeds_as_golden(weight_files.load(folder), ["text", "image", "audio"])
-
-    (folder / files[1]).unlink()
-    with pytest.raises(UserError, match=f"{files[1]}: missing"):
-        weight_files.load(folder)
-
-
-def test_command_converts_and_reports(checkpoint, tmp_path, bpe, capsys):
-    out = tmp_path / "out"
-    arguments = ["convert", str(checkpoint), str(out), "--bpe", str(bpe), "--image-size", "96", "--dtype", "bfloat16"]
-    assert main([*arguments, "--modalities", "text, image"]) == 0
-    output = capsys.readouterr()
-    assert output.out == f"{out}\n"
-    assert list(read_config(out).model.adapters) == ["text", "image"]
-
-    assert main(arguments) == 1
-    assert main([*arguments, "--force"]) == 0
-    assert main(["convert", str(tmp_path / "absent.pt"), str(tmp_path / "x")]) == 1
-    assert main(["convert"]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert all(line.startswith("onepeace:") for line in lines)
-
-
 def test_golden_checkpoints_embed_as_the_original(shared, tmp_path, bpe):
     folders = {}
-    for packed in (shared / "golden" / "checkpoints").iterdir():
-        path = tmp_path / packed.name.removesuffix(".xz")
-        path.write_bytes(lzma.decompress(packed.read_bytes()) if packed.suffix == ".xz" else packed.read_bytes())
+    for path in golden_checkpoints(shared, tmp_path):
         folders[path.stem] = convert(path, tmp_path / path.stem, bpe=bpe)
 
     three = ["text", "image", "audio"]
@@ -467,44 +329,6 @@ def test_golden_checkpoints_embed_as_the_original(shared, tmp_path, bpe):
     golden = case("classify_audio")
     assert_near(sounds.predict(golden.batch()), golden.outputs["logits"], TOKENS)
     assert_sees_as_golden(weight_files.load(folders["vision_branch"]))
-
-
-MEASURE = """
-import resource, sys
-import torch
-from onepeace.hub.convert.convert import convert
-from onepeace.hub.weights import expected
-convert(sys.argv[1], sys.argv[2], modalities=["image"])  # once small: imports and warm-up are not counted
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-convert(sys.argv[3], sys.argv[4])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
-@pytest.mark.skipif(not hasattr(resource, "RUSAGE_SELF"), reason="peak memory is not measured here")
-def test_conversion_takes_the_memory_of_its_largest_tensors(checkpoint, tmp_path):
-    width, ffn, depth = 512, 2048, 13
-    large = {}
-    for name, tensor in vision_branch().items():
-        if tensor.dtype == torch.int64:
-            continue
-        shape = [{32: width, 64: ffn, 8: width // 4}.get(size, size) for size in tensor.shape]
-        numbers = [*range(depth)] if ".layers.0." in name else [0] if ".layers." not in name else []
-        for i in numbers:
-            large[name.replace(".layers.0.", f".layers.{i}.")] = torch.zeros(shape)
-    path = tmp_path / "large.pt"
-    torch.save({"model": large}, path)
-    biggest = max(tensor.nbytes for tensor in large.values())
-    size = path.stat().st_size
-    assert size > 36 * biggest > 140_000_000
-    del large
-
-    arguments = [checkpoint, tmp_path / "small", path, tmp_path / "out"]
-    command = [sys.executable, "-c", MEASURE, *map(str, arguments)]
-    growth = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * 1024
-
-    assert (tmp_path / "out" / "model.safetensors").stat().st_size > 0.99 * size
-    assert growth < 6 * biggest < size / 5
 
 
 def test_model_folder_converts_to_another_dtype_and_to_fewer_modalities(checkpoint, tmp_path, bpe):

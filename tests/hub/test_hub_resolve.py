@@ -52,20 +52,6 @@ def test_local_folder_wins_over_names(tmp_path, monkeypatch):
         assert resolve(name).resolve() == folder
 
 
-def test_folder_without_config_says_what_is_there(tmp_path):
-    (tmp_path / "a.jpg").write_text("")
-
-    with pytest.raises(UserError, match=r"no config\.yaml, so this is no model folder \(it has a\.jpg\)"):
-        resolve(tmp_path)
-
-
-def test_checkpoint_file_is_told_apart(tmp_path):
-    (tmp_path / "x.pt").write_bytes(b"")
-
-    with pytest.raises(UserError, match=r"is a file; make a model folder of it with: onepeace convert .*x\.pt OUT"):
-        resolve(tmp_path / "x.pt")
-
-
 def test_tiny_is_the_bundled_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(resolve_module, "BUNDLED", tmp_path)
     model_folder(tmp_path / "tiny")
@@ -73,32 +59,29 @@ def test_tiny_is_the_bundled_folder(tmp_path, monkeypatch):
     assert resolve("tiny") == tmp_path / "tiny"
 
 
-@pytest.mark.parametrize("name", ["./absent", "~/absent-model", "a/b/c", "/absent"])
-def test_path_that_does_not_exist(name):
-    with pytest.raises(UserError, match="no such folder"):
-        resolve(name)
+NEAREST = {
+    "one-peace-cocco": "one-peace-coco", "tinny": "tiny", "one-piece": "one-peace",
+    "ONE-PEACE-VGG": "one-peace-vggsound",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "near"),
+    ("name", "message"),
     [
-        ("one-peace-cocco", "one-peace-coco"),
-        ("tinny", "tiny"),
-        ("one-piece", "one-peace"),
-        ("ONE-PEACE-VGG", "one-peace-vggsound"),
+        (".", r"no config\.yaml, so this is no model folder \(it has x\.pt\)"),
+        ("x.pt", r"is a file; make a model folder of it with: onepeace convert .*x\.pt OUT"),
+        *((name, "no such folder") for name in ("./absent", "~/absent-model", "a/b/c", "/absent")),
+        *((name, rf"no model '{name}'; did you mean .*{near}") for name, near in NEAREST.items()),
+        ("zzzzzz", "known: tiny, one-peace, "),
+        ("", "no model ''"),
     ],
 )
-def test_unknown_name_lists_the_nearest(name, near):
-    with pytest.raises(UserError, match=rf"no model '{name}'; did you mean .*{near}"):
+def test_a_name_of_no_model_is_one_line(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=message) as error:
         resolve(name)
-
-
-def test_hopeless_name_lists_all():
-    with pytest.raises(UserError, match="known: tiny, one-peace, ") as error:
-        resolve("zzzzzz")
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="no model ''"):
-        resolve("")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.hub_layouts import bare_pickle, old_trainer_file, released, saved, vision_branch, wrapper
+from support.hub_layouts import (
+    bare_pickle,
+    golden_checkpoints,
+    old_trainer_file,
+    released,
+    saved,
+    wrapper,
+)
 
 from onepeace.errors import UserError
 from onepeace.hub.convert import unpickle
@@ -108,34 +115,6 @@ def test_code_inside_an_embedded_tensor_never_runs(tmp_path):
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x02tR.",  # a tensor of numbers
-        b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R.",
-        b"\x80\x04\x82\x01.",  # the extension registry
-        b"\x80\x02cargparse\nNamespace\n(K\x01i__main__\nA\n.",
-        b"\x80\x02K\x01K\x02\x86}K\x03s.",
-        b"\x80\x02}(K\x01\x85K\x02u.",  # a tuple as a key
-        b"\x80\x02R.",
-        b"\x80\x02.",
-        b"\x80\x02h\x07.",
-        b"\x80\x02t.",
-        b"\x80\x02K\x01K\x02s.",
-        b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b"x.",  # bytes longer than any memory
-        b"\x80\x02K\x01Q.",
-    ],
-)
-def test_nonsense_programs_are_one_line(tmp_path, program):
-    path = tmp_path / "x.pkl"
-    path.write_bytes(program)
-
-    with pytest.raises(UserError) as error:
-        read_checkpoint(path)
-
-    one_line(error, path)
-
-
 def test_sharing_and_cycles_take_no_time(tmp_path):
     doubled: list = [1]
     for _ in range(200):
@@ -170,10 +149,28 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("kind", FOREIGN)
-def test_foreign_files_are_one_line(tmp_path, kind):
+NONSENSE = [
+    b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x02tR.",  # a tensor of numbers
+    b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R.",
+    b"\x80\x04\x82\x01.",  # the extension registry
+    b"\x80\x02cargparse\nNamespace\n(K\x01i__main__\nA\n.",
+    b"\x80\x02K\x01K\x02\x86}K\x03s.",
+    b"\x80\x02}(K\x01\x85K\x02u.",  # a tuple as a key
+    b"\x80\x02R.",
+    b"\x80\x02.",
+    b"\x80\x02h\x07.",
+    b"\x80\x02t.",
+    b"\x80\x02K\x01K\x02s.",
+    b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b"x.",  # bytes longer than any memory
+    b"\x80\x02K\x01Q.",
+]
+"""Programs that a pickle may not be."""
+
+
+@pytest.mark.parametrize("content", [*FOREIGN.values(), *NONSENSE], ids=[*FOREIGN, *map(str, range(len(NONSENSE)))])
+def test_foreign_files_are_one_line(tmp_path, content):
     path = tmp_path / "x.pt"
-    path.write_bytes(FOREIGN[kind])
+    path.write_bytes(content)
 
     with pytest.raises(UserError) as error:
         read_original(path)
@@ -290,16 +287,6 @@ def test_trainer_configuration_of_any_kind_becomes_plain(tmp_path, monkeypatch):
     assert read_original(tmp_path / "b.pt")[0] == {"arch": "one_peace", "task": "x"}
 
 
-def test_vision_pickle_holds_its_tensors_and_no_configuration(tmp_path):
-    tensors = vision_branch()
-    path = bare_pickle(tmp_path / "v.pkl", {"model": tensors, "__author__": "ofa", "matching_heuristics": True})
-
-    cfg, found = read_original(path)
-
-    assert cfg is None
-    assert {name: tensor.shape for name, tensor in found.items()} == {n: tuple(t.shape) for n, t in tensors.items()}
-
-
 @pytest.mark.parametrize(
     "content", [[1, 2], {"a": 1}, {"model": {"w": 1}}, {"model": {"w": torch.ones(1), "x": "y"}}, 7]
 )
@@ -311,11 +298,7 @@ def test_files_without_weights_say_what_they_hold(tmp_path, content):
 
 
 def test_golden_checkpoints_are_what_torch_reads(shared, tmp_path):
-    import lzma
-
-    for packed in (shared / "golden" / "checkpoints").glob("*.pt*"):
-        path = tmp_path / packed.name.removesuffix(".xz")
-        path.write_bytes(lzma.decompress(packed.read_bytes()) if packed.suffix == ".xz" else packed.read_bytes())
+    for path in golden_checkpoints(shared, tmp_path, "*.pt*"):
         theirs = torch.load(path, weights_only=True)
 
         cfg, found = read_original(path)

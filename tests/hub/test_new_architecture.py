@@ -3,14 +3,13 @@
 It is a bag of words and a bag of patches: each modality's tokens are embedded and averaged.
 """
 
-import io
-import tarfile
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support.hub_layouts import released, small_vocabulary
+from support.small_shards import COLOURS, square, write_shard
 from torch import nn
 from torch.nn import functional as F
 
@@ -260,19 +259,9 @@ run: {batch_size: 4, workers: 0, log_every: 1, save_every: 0, precision: float32
 """
 
 
-def write_shard(path):
-    with tarfile.open(path, "w") as tar:
-        for number, colour in enumerate(["red", "green", "blue", "white"]):
-            picture = io.BytesIO()
-            Image.new("RGB", (SIDE, SIDE), colour).save(picture, "PNG")
-            for ending, data in (("png", picture.getvalue()), ("txt", f"all {colour}".encode())):
-                entry = tarfile.TarInfo(f"{number}.{ending}")
-                entry.size = len(data)
-                tar.addfile(entry, io.BytesIO(data))
-
-
 def test_training_loop_trains_it(tmp_path):
-    write_shard(tmp_path / "pairs.tar")
+    colours, rng = ("red", "green", "blue", "white"), np.random.default_rng(0)
+    write_shard(tmp_path / "pairs.tar", {c: (square(COLOURS[c], rng), {"captions": [f"all {c}"]}) for c in colours})
     (tmp_path / "recipe.yaml").write_text(RECIPE)
 
     recipe = read_recipe(tmp_path / "recipe.yaml", [f"data.root={tmp_path}", f"run.out={tmp_path / 'run'}"])

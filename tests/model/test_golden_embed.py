@@ -28,12 +28,21 @@ def embed():
     return case("embed")
 
 
+@pytest.fixture(scope="module")
+def batch(embed):
+    return {
+        "text": text_batch(embed.inputs["text"]),
+        "image": {"pixels": embed.inputs["image"].float()},
+        "audio": {"waveform": embed.inputs["audio_equal"], "lengths": torch.tensor([1600, 1600])},
+    }
+
+
 @torch.no_grad()
-def test_text_matches_golden(model, embed):
-    ids = embed.inputs["text"]
-    tokens = model.features({"text": text_batch(ids)})["text"]
-    assert_near(tokens, embed.outputs["text_tokens"], TOKENS, text_rows(ids))
-    assert_near(model({"text": text_batch(ids)})["text"], embed.outputs["text_embed"], UNIT)
+@pytest.mark.parametrize("key", ["text", "image", "audio"])
+def test_each_modality_matches_golden(model, embed, batch, key):
+    where = text_rows(embed.inputs["text"]) if key == "text" else None
+    assert_near(model.features({key: batch[key]})[key], embed.outputs[f"{key}_tokens"], TOKENS, where)
+    assert_near(model({key: batch[key]})[key], embed.outputs[f"{key}_embed"], UNIT)
 
 
 @torch.no_grad()
@@ -43,20 +52,6 @@ def test_text_alone_matches_golden(model, embed, item):
     batch = {"text": {"ids": ids[:, : int((ids != 1).sum())]}}
     assert_near(model.features(batch)["text"], embed.outputs[f"text_alone_{item}_tokens"], TOKENS)
     assert_near(model(batch)["text"], embed.outputs[f"text_alone_{item}_embed"], UNIT)
-
-
-@torch.no_grad()
-def test_image_matches_golden(model, embed):
-    batch = {"image": {"pixels": embed.inputs["image"].float()}}
-    assert_near(model.features(batch)["image"], embed.outputs["image_tokens"], TOKENS)
-    assert_near(model(batch)["image"], embed.outputs["image_embed"], UNIT)
-
-
-@torch.no_grad()
-def test_audio_matches_golden(model, embed):
-    batch = {"audio": {"waveform": embed.inputs["audio_equal"], "lengths": torch.tensor([1600, 1600])}}
-    assert_near(model.features(batch)["audio"], embed.outputs["audio_tokens"], TOKENS)
-    assert_near(model(batch)["audio"], embed.outputs["audio_embed"], UNIT)
 
 
 @torch.no_grad()
@@ -72,32 +67,22 @@ def test_audio_in_a_padded_batch_matches_the_original_alone(model, embed):
 
 
 @torch.no_grad()
-def test_joint_image_text_matches_golden(model, embed):
-    ids, pixels = embed.inputs["joint_text"], embed.inputs["joint_image"].float()
-    tokens = model.features({"text": text_batch(ids), "image": {"pixels": pixels}})
-    assert_near(tokens["text"], embed.outputs["vl_text_tokens"], TOKENS, text_rows(ids))
-    assert_near(tokens["image"], embed.outputs["vl_image_tokens"], TOKENS)
+@pytest.mark.parametrize(
+    ("name", "text", "other"), [("vl", "joint_text", "image"), ("al", "joint_audio_text", "audio")]
+)
+def test_joint_pass_matches_golden(model, embed, batch, name, text, other):
+    ids = embed.inputs[text]
+    inputs = {"pixels": embed.inputs["joint_image"].float()} if other == "image" else batch[other]
+    tokens = model.features({other: inputs, "text": text_batch(ids)})
+    assert_near(tokens["text"], embed.outputs[f"{name}_text_tokens"], TOKENS, text_rows(ids))
+    assert_near(tokens[other], embed.outputs[f"{name}_{other}_tokens"], TOKENS)
 
 
 @torch.no_grad()
-def test_joint_audio_text_matches_golden(model, embed):
-    ids, waveform = embed.inputs["joint_audio_text"], embed.inputs["audio_equal"]
-    audio = {"waveform": waveform, "lengths": torch.tensor([1600, 1600])}
-    tokens = model.features({"audio": audio, "text": text_batch(ids)})
-    assert_near(tokens["text"], embed.outputs["al_text_tokens"], TOKENS, text_rows(ids))
-    assert_near(tokens["audio"], embed.outputs["al_audio_tokens"], TOKENS)
-
-
-@torch.no_grad()
-def test_adapters_match_golden(model, embed):
+def test_adapters_match_golden(model, embed, batch):
     """The parts in front of the blocks, to tell where a difference comes from."""
     ids = embed.inputs["text"]
-    inputs = {
-        "text": text_batch(ids),
-        "image": {"pixels": embed.inputs["image"].float()},
-        "audio": {"waveform": embed.inputs["audio_equal"], "lengths": torch.tensor([1600, 1600])},
-    }
-    stems = model.stems(inputs)
+    stems = model.stems(batch)
     assert_near(stems["audio"].tokens, embed.outputs["audio_projected"], TOKENS)
     for key, stem in stems.items():
         placed = model.adapters[key].embed_positions(stem)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.golden_cases import LOSS, TOKENS, assert_gradients_match, assert_near, case, golden_model
+from support.golden_cases import LOSS, TOKENS, assert_gradients_match, assert_near, case, golden_model, head_passes
 
 from onepeace.losses.box import box
 from onepeace.losses.classification import classification, multilabel
@@ -34,18 +34,12 @@ TASKS = {
 def run(task):
     """The model, its logits and its loss, backward done."""
     found = case(task)
-    batch, head, loss_of = found.batch(), *TASKS[task]
-    types = {"text": {"num_types": 1}, "image": {"num_types": 2}} if "src_images_2" in found.inputs else {}
+    passes, (head, loss_of) = head_passes(task), TASKS[task]
+    types = {"text": {"num_types": 1}, "image": {"num_types": 2}} if len(passes) > 1 else {}
     model = golden_model(
-        " ".join(batch), bias_per_block=True, logit_scale=False, options=types, extra=found.weights,
+        " ".join(passes[0]), bias_per_block=True, logit_scale=False, options=types, extra=found.weights,
         heads={"classifier": {"kind": "classifier", **head}},
     )  # fmt: skip
-    if task == "avqa":
-        batch["audio"] = {name: tensor.repeat_interleave(4, dim=0) for name, tensor in batch["audio"].items()}
-    passes = [batch]
-    if types:
-        second = {"pixels": found.inputs["src_images_2"].float(), "type_ids": torch.ones(3, dtype=torch.long)}
-        passes.append({**batch, "image": second})
     logits = model.predict(*passes)
     loss = loss_of(logits, found.inputs["target"])
     loss.backward()

@@ -4,9 +4,6 @@ import io
 import logging
 import os
 import struct
-import sys
-import types
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from onepeace.errors import UserError
-from onepeace.processors import AudioProcessor, guess
+from onepeace.processors import AudioProcessor
 
 GOLDEN = load_file(str(Path(__file__).parents[1] / "golden" / "media_preprocess.safetensors"))
 RATE = 16000
@@ -376,91 +373,6 @@ def test_window_is_normalised():
     assert out.var(correction=0) == pytest.approx(1, abs=1e-2)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "window", "hop", "expected"),
-    [
-        (10, 4, 4, [(0, 4), (4, 8), (8, 10)]),
-        (8, 4, 4, [(0, 4), (4, 8)]),
-        (8.5, 4, 4, [(0, 4), (4, 8)]),  # half a second is less than min_seconds
-        (9, 4, 4, [(0, 4), (4, 8), (8, 9)]),
-        (0.5, 4, 4, [(0, 0.5)]),  # the only one is kept
-        (3, 4, 1, [(0, 3)]),
-        (10, 4, 2, [(0, 4), (2, 6), (4, 8), (6, 10)]),  # nothing new after the first that reaches the end
-        (9, 4, 2, [(0, 4), (2, 6), (4, 8), (6, 9)]),
-        (10, 2, 5, [(0, 2), (5, 7)]),
-        (2, 0.5, 0.5, [(0, 0.5), (0.5, 1), (1, 1.5), (1.5, 2)]),
-    ],
-)
-def test_windows_cover_the_sound(seconds, window, hop, expected):
-    found = list(AudioProcessor().windows((tone(seconds), RATE), window, hop))
-    assert [(start, end) for start, end, _ in found] == expected
-    for start, end, samples in found:
-        assert len(samples) == max(round((end - start) * RATE), RATE)
-
-
-@pytest.mark.parametrize(("form", "subtype"), FORMATS)
-@pytest.mark.parametrize(("window", "hop"), [(2.0, 0.7), (1.0, 1.3)])
-def test_windows_equal_what_load_gives(form, subtype, window, hop, tmp_path):
-    """They are cut out of one reading pass; seeking to and fro in a Vorbis file would land elsewhere."""
-    rate = 48000 if subtype == "OPUS" else 32000
-    path = tmp_path / "sound.bin"
-    path.write_bytes(encoded(noise(5 * rate + 1234), rate, form, subtype))
-    processor = AudioProcessor()
-    found = list(processor.windows(path, window, hop))
-    assert len(found) >= 4
-    for k, (start, end, samples) in enumerate(found):
-        assert start == pytest.approx(k * hop, abs=1e-4)
-        alone = processor.finish(processor.load(path, start=k * hop, seconds=window))
-        assert len(samples) == len(alone)
-        assert torch.equal(samples, alone)
-        assert end - start <= window + 1e-4
-
-
-@pytest.mark.parametrize("rate", [11025, 44100, 44101])
-def test_windows_have_their_exact_length_at_any_rate(rate):
-    processor = AudioProcessor(min_seconds=0.1)
-    item = (noise(3 * rate), rate)
-    lengths = [len(samples) for _, _, samples in processor.windows(item, 0.7, 0.5)]
-    assert lengths[:-1] == [11200] * 5
-    assert len(processor.load(item, start=0.3, seconds=0.7)) == 11200
-
-
-def test_first_window_equals_decode(tmp_path):
-    path = tmp_path / "sound.wav"
-    path.write_bytes(encoded(noise(44100 * 40), 44100))
-    _, end, samples = next(iter(AudioProcessor().windows(path, 15, 15)))
-    assert end == 15
-    assert torch.equal(samples, AudioProcessor().decode(path))
-
-
-def test_broken_sample_of_a_later_window_is_found_there():
-    samples = noise(10 * RATE)
-    samples[9 * RATE] = np.nan
-    found = AudioProcessor().windows((samples, RATE), 4, 4)
-    assert next(found)[0] == 0
-    assert next(found)[0] == 4
-    with pytest.raises(UserError, match="NaN"):
-        next(found)
-    assert len(AudioProcessor(max_seconds=5).decode((samples, RATE))) == 5 * RATE
-
-
-@pytest.mark.parametrize(("window", "hop"), [(0, 1), (1, 0), (-1, 1), (float("nan"), 1), (1, float("inf"))])
-def test_wrong_window_is_an_error(window, hop):
-    with pytest.raises(UserError, match="window and hop must be positive"):
-        next(AudioProcessor().windows((noise(RATE), RATE), window, hop))
-
-
-def test_part_outside_of_the_sound_is_an_error():
-    processor = AudioProcessor()
-    for item in ((noise(RATE), RATE), encoded(noise(RATE)), encoded(noise(RATE), form="OGG", subtype="VORBIS")):
-        with pytest.raises(UserError, match=r"1\.00 s long; nothing at second 2"):
-            processor.load(item, start=2.0)
-    for start, seconds in ((-1, None), (float("nan"), None), (0, 0), (0, -1), (0, float("nan"))):
-        with pytest.raises(UserError, match="start must be at least 0"):
-            processor.load((noise(RATE), RATE), start=start, seconds=seconds)
-    assert len(processor.load((noise(RATE), RATE), start=0.75, seconds=9)) == RATE // 4
-
-
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(
     st.integers(1, 40_000),
@@ -478,51 +390,6 @@ def test_any_clip_has_its_length(count, channels, rate, turned, least):
     natural = min(-(-count * RATE // rate), 2 * RATE)
     assert len(out) == max(natural, round(least * RATE))
     assert torch.isfinite(out).all()
-
-
-def fake_torchcodec(monkeypatch, samples: np.ndarray, rate: int) -> None:
-    class Decoder:
-        def __init__(self, file):
-            self.metadata = types.SimpleNamespace(sample_rate=rate, duration_seconds=len(samples) / rate)
-
-        def get_samples_played_in_range(self, start, stop):
-            part = samples[round(start * rate) : round(stop * rate)]
-            return types.SimpleNamespace(data=torch.from_numpy(part.T.copy()))
-
-    module = types.ModuleType("torchcodec.decoders")
-    module.AudioDecoder = Decoder
-    monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", module)
-
-
-def test_format_that_soundfile_does_not_know_goes_to_torchcodec(tmp_path, monkeypatch):
-    path = tmp_path / "a.m4a"
-    path.write_bytes(BROKEN["m4a"][0])
-    stereo = np.stack([noise(44100 * 3, 1), noise(44100 * 3, 2)], 1)
-    fake_torchcodec(monkeypatch, stereo, 44100)
-    processor = AudioProcessor(max_seconds=2.0)
-    assert torch.equal(processor.decode(path), processor.decode((stereo, 44100)))
-    ours = [samples for _, _, samples in processor.windows(path, 1, 0.5)]
-    for a, (_, _, b) in zip(ours, processor.windows((stereo, 44100), 1, 0.5), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_missing_torchcodec_is_named_with_its_extra(tmp_path, monkeypatch):
-    path = tmp_path / "a.m4a"
-    path.write_bytes(BROKEN["m4a"][0])
-    monkeypatch.setitem(sys.modules, "torchcodec", None)
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
-    with pytest.raises(UserError, match=r"a\.m4a: no sound .* AAC, M4A and video: .*torchcodec"):
-        AudioProcessor().decode(path)
-
-
-def test_threads_get_the_same_samples():
-    items = [encoded(noise(30_000, i), rate) for i in range(3) for rate in (16000, 44100, 48000)]
-    processor = AudioProcessor()
-    with ThreadPoolExecutor(6) as pool:
-        together = list(pool.map(processor.decode, items * 3))
-    for item, samples in zip(items * 3, together, strict=True):
-        assert torch.equal(samples, processor.decode(item))
 
 
 def test_collate_pads_with_zeros_on_the_right():
@@ -549,34 +416,3 @@ def test_collate_pads_with_zeros_on_the_right():
 def test_wrong_setting_is_an_error(options, message):
     with pytest.raises(UserError, match=message):
         AudioProcessor.from_config(options)
-
-
-def test_samples_of_the_repository_are_read(samples):
-    sounds = sorted((samples / "sounds").iterdir())
-    assert sounds
-    for path in sounds:
-        out = AudioProcessor().decode(path)
-        assert RATE <= len(out) <= 15 * RATE
-        assert out.std() > 0.5
-
-
-@pytest.mark.parametrize(
-    "item",
-    [
-        "a/b/DOG.WAV",
-        Path("cat.mp3"),
-        "https://example.org/a%20cat.ogg?size=3",
-        *(encoded(noise(RATE), form=form, subtype=subtype) for form, subtype in FORMATS),
-        (noise(100), RATE),
-        {"array": noise(100), "sampling_rate": RATE},
-        BROKEN["m4a"][0],
-    ],
-)
-def test_guess_sound(item):
-    assert guess(item, {"text": None, "image": None, "audio": None}) == "audio"
-
-
-def test_guess_looks_into_a_file_without_ending(tmp_path):
-    path = tmp_path / "sound"
-    path.write_bytes(encoded(noise(RATE), form="OGG", subtype="VORBIS"))
-    assert guess(path, {"audio": None}) == "audio"

@@ -4,7 +4,6 @@ import io
 import os
 import struct
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from onepeace.errors import UserError
-from onepeace.processors import ImageProcessor, guess
+from onepeace.processors import ImageProcessor
 
 GOLDEN = load_file(str(Path(__file__).parents[1] / "golden" / "media_preprocess.safetensors"))
 PICTURES = ["rgb_130x90", "rgb_45x61"]
@@ -255,13 +254,6 @@ def test_picture_bomb_is_refused_before_it_is_decoded(tmp_path):
         ImageProcessor(max_pixels=60000).decode(path)
 
 
-def test_small_file_of_a_large_picture_counts_by_its_pixels():
-    data = encoded(Image.new("1", (3000, 3000)))
-    assert len(data) < 5000
-    with pytest.raises(UserError, match=r"3000 x 3000 pixels .* 8000000"):
-        ImageProcessor(max_pixels=8_000_000).decode(data)
-
-
 def half(form: str) -> bytes:
     data = encoded(Image.fromarray(smooth(200, 200)), form)
     return data[: len(data) // 2]
@@ -361,15 +353,6 @@ def test_large_jpeg_is_shrunk_while_decoding_but_never_below_twice_the_target():
     assert plain(size=400).load(data).size == (1000, 640)
 
 
-def test_threads_get_the_same_pixels():
-    items = [encoded(Image.fromarray(noise(40, 50, seed=i)), form) for i in range(6) for form in ("PNG", "JPEG")]
-    processor = ImageProcessor(size=32)
-    with ThreadPoolExecutor(6) as pool:
-        together = list(pool.map(processor.decode, items * 3))
-    for item, pixels in zip(items * 3, together, strict=True):
-        assert torch.equal(pixels, processor.decode(item))
-
-
 def test_collate_stacks():
     processor = ImageProcessor(size=[8, 16])
     samples = [processor.decode(noise(9, 9, seed=i)) for i in range(3)]
@@ -394,56 +377,3 @@ def test_collate_stacks():
 def test_wrong_setting_is_an_error(options, message):
     with pytest.raises(UserError, match=message):
         ImageProcessor.from_config(options)
-
-
-def test_samples_of_the_repository_are_read(samples):
-    pictures = sorted((samples / "images").iterdir())
-    assert pictures
-    for path in pictures:
-        pixels = ImageProcessor().decode(path)
-        assert pixels.shape == (3, 256, 256)
-        assert pixels.std() > 0.1
-
-
-@pytest.mark.parametrize(
-    "item",
-    [
-        "a/b/DOG.JPG",
-        Path("cat.webp"),
-        "https://example.org/a%20cat.jpeg?size=3",
-        encoded(Image.new("L", (2, 2))),
-        png_header(60000, 60000),
-        np.zeros((4, 4, 3), np.uint8),
-        np.zeros((4, 4), np.uint8),
-        torch.zeros(3, 4, 4),
-        Image.new("L", (2, 2)),
-    ],
-)
-def test_guess_picture(item):
-    assert guess(item, {"text": None, "image": None, "audio": None}) == "image"
-
-
-def test_guess_looks_into_a_file_without_ending(tmp_path):
-    path = tmp_path / "picture"
-    Image.new("L", (2, 2)).save(path, "PNG")
-    assert guess(path, {"image": None}) == "image"
-    path.write_text("hello")
-    with pytest.raises(UserError, match="picture: cannot tell whether this is image or audio or text"):
-        guess(path, {"image": None})
-
-
-def test_guess_takes_the_ending_of_a_file_before_its_bytes(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("ID3 is how an MP3 file begins")
-    assert guess(path, {"text": None, "audio": None}) == "text"
-
-
-def test_guess_text_and_what_is_nothing():
-    every = {"image": None, "audio": None, "text": None}
-    for text in ("a dog", "", "dog.", "note: a dog", "a picture of e.g. dogs", "data: none"):
-        assert guess(text, every) == "text"
-    for item in (3, None, b"hello", "https://example.org/page", "data:image/png;base64,AAAA", np.zeros(9)):
-        with pytest.raises(UserError, match="cannot tell"):
-            guess(item, every)
-    with pytest.raises(UserError, match=r"dog\.jpg: looks like image; this model reads text, audio only"):
-        guess("dog.jpg", {"text": None, "audio": None})

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.hub_layouts import golden_vocabulary
 from tokenizers import Tokenizer, models, processors
 
 from onepeace.errors import UserError
@@ -32,13 +33,7 @@ WAYS = {
 @pytest.fixture(scope="module")
 def released(tmp_path_factory) -> Tokenizer:
     """The part of the released vocabulary that the stored texts need, at its own ids, read from files."""
-    folder = tmp_path_factory.mktemp("bpe")
-    (folder / "encoder.json").write_text(json.dumps({p: i for p, i in GOLDEN["vocab"].items() if i > 3}))
-    used = {str(i) for i in GOLDEN["vocab"].values()}
-    rows = (str(i) if str(i) in used else f"madeupword{i}" for i in range(4, 50264))
-    (folder / "dict.txt").write_text("".join(f"{row} 0\n" for row in rows))
-    (folder / "vocab.bpe").write_text("#version: 0.2\n" + "\n".join(GOLDEN["merges"]) + "\n", encoding="utf-8")
-    return vocabularies.from_released(folder)
+    return vocabularies.from_released(golden_vocabulary(tmp_path_factory.mktemp("bpe"))[0])
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from onepeace.cli import main
 from onepeace.serve import hits as page
 from onepeace.serve.hits import Hit, QueryPart, render
 
@@ -162,20 +161,13 @@ def test_shape_of_a_sound_is_drawn(tmp_path):
     assert set(heights[96:]) == {2}
 
 
-def test_search_writes_the_page(tmp_path, samples):
-    from support.random_model import save_random_model
-
-    model = save_random_model(tmp_path / "model")
-    target = tmp_path / "out" / "hits.html"
-    target.parent.mkdir()
-    code = main(
-        ["search", str(samples), "--text", "a <dog>", "--top", "5", "--html", str(target), "--model", str(model)]
-    )
-    assert code == 0
+def test_search_writes_the_page(command, random_folder, tmp_path, samples):
+    target = tmp_path / "hits.html"
+    assert command("search", samples, "--text", "a <dog>", "--top", "5", "--html", target)[0] == 0
     elements = Elements(target.read_text(encoding="utf-8"))
     assert len(elements.all("li")) == 5
     assert "a <dog>" in elements.words
-    assert f"5 best of 37 files, found by the model {model}" in elements.words
+    assert f"5 best of 37 files, found by the model {random_folder}" in elements.words
     assert [path.name for path in target.parent.iterdir()] == ["hits.html"]
 
 

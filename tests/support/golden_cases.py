@@ -53,6 +53,18 @@ class Case(NamedTuple):
         return batch
 
 
+def head_passes(task: str) -> list[dict]:
+    """What a model with a head takes: a batch, of two pictures another one; four questions of each sound."""
+    found = case("grounding" if task.startswith("grounding") else task)
+    batch = found.batch()
+    if task == "avqa":
+        batch["audio"] = {name: tensor.repeat_interleave(4, dim=0) for name, tensor in batch["audio"].items()}
+    if "src_images_2" not in found.inputs:
+        return [batch]
+    second = {"pixels": found.inputs["src_images_2"].float(), "type_ids": torch.ones(3, dtype=torch.long)}
+    return [batch, {**batch, "image": second}]
+
+
 @cache
 @torch.inference_mode(False)  # the first test that asks may be in that mode, and others compute gradients
 def case(name: str, folder: Path = FOLDER) -> Case:
@@ -174,3 +186,16 @@ def rows(lengths: Tensor, count: int) -> Tensor:
 def text_rows(ids: Tensor) -> Tensor:
     """(B, L + 1) bool: True at CLS and real tokens."""
     return rows(1 + (ids != 1).sum(1), ids.shape[1] + 1)
+
+
+def assert_embeds_as_golden(model, modalities, atol=UNIT):
+    inputs, outputs = case("embed").inputs, case("embed").outputs
+    batch = {
+        "text": text_batch(inputs["text"]),
+        "image": {"pixels": inputs["image"].float()},
+        "audio": {"waveform": inputs["audio_equal"], "lengths": torch.full((2,), 1600)},
+    }
+    vectors = model({key: batch[key] for key in modalities})
+    assert set(vectors) == set(modalities)
+    for key in modalities:
+        assert_near(vectors[key], outputs[f"{key}_embed"], atol)

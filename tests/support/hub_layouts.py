@@ -3,7 +3,9 @@
 import argparse
 import io
 import json
+import lzma
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from support.golden_cases import weights
 from torch import Tensor
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 DEPTH = 3
 SPEC = "[(24, 10, 5)] + [(24, 3, 2)] * 2 + [(24,2,2)]"
 ENCODER = {
@@ -95,6 +98,25 @@ def small_vocabulary(folder: Path, size: int = 160) -> Path:
     (folder / "vocab.json").write_text(json.dumps({piece: number for number, piece in enumerate(pieces)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return folder
+
+
+def golden_vocabulary(folder: Path) -> tuple[Path, dict]:
+    """The part of the released vocabulary that the stored texts need, at its own ids, in its files; and these texts."""
+    golden = json.loads((GOLDEN / "media_text.json").read_text())
+    (folder / "encoder.json").write_text(json.dumps({p: i for p, i in golden["vocab"].items() if i > 3}))
+    used = {str(i) for i in golden["vocab"].values()}
+    rows = (str(i) if str(i) in used else f"madeupword{i}" for i in range(4, 50264))
+    (folder / "dict.txt").write_text("".join(f"{row} 0\n" for row in rows))
+    (folder / "vocab.bpe").write_text("#version: 0.2\n" + "\n".join(golden["merges"]) + "\n", encoding="utf-8")
+    return folder, golden
+
+
+def golden_checkpoints(shared: Path, folder: Path, pattern: str = "*") -> Iterator[Path]:
+    """The checkpoints of the original's layouts, unpacked."""
+    for packed in (shared / "golden" / "checkpoints").glob(pattern):
+        path = folder / packed.name.removesuffix(".xz")
+        path.write_bytes(lzma.decompress(packed.read_bytes()) if packed.suffix == ".xz" else packed.read_bytes())
+        yield path
 
 
 def saved(content: Any, **options: Any) -> bytes:

@@ -118,33 +118,35 @@ def like_checkout(parent: Path) -> Iterator[Path]:
 def run_block(name: str, block: Block, namespace: dict[str, Any]) -> str:
     """Run a block in the working folder, and return what it prints; of a console block with the commands.
 
-    AssertionError when a command fails. `onepeace` in a console runs in this process, as torch takes long to load.
+    AssertionError when a command fails. `onepeace` in a console, or where a block runs nothing else, runs in this
+    process, as torch takes long to load.
     """
     where = f"{name}:{block.line}"
     if block.language == "python":
         with contextlib.redirect_stdout(io.StringIO()) as stdout:
             exec(compile("\n" * (block.line - 1) + block.code, name, "exec"), namespace)  # noqa: S102
         return stdout.getvalue()
+    commands = re.split(r"(?<!\\)\n", block.code.rstrip("\n"))
     if block.language == "console":
-        commands = re.split(r"(?<!\\)\n", block.code.rstrip("\n"))
         return "".join(f"$ {command}\n".replace("\\\n", "\\\n> ") + _run(where, command) for command in commands)
+    if all(command.startswith("onepeace ") for command in commands):
+        return "".join(_run(where, command) for command in commands)
     return _run_shell(where, block.code)
 
 
 def _run(where: str, command: str) -> str:
-    words = shlex.split(command)
-    if words[0] != "onepeace" or {"|", ">", "&&"} & set(words):
+    first, _, rest = command.partition(" | ")
+    words = shlex.split(first, comments=True)
+    if words[0] != "onepeace" or {">", "&&"} & set(words):
         return _run_shell(where, command)
     with contextlib.redirect_stdout(io.StringIO()) as stdout:
         code = onepeace(words[1:])
     assert code == 0, f"{where}: exit code {code} of {command}"
-    return stdout.getvalue()
+    return _run_shell(where, rest, stdout.getvalue()) if rest else stdout.getvalue()
 
 
-def _run_shell(where: str, code: str) -> str:
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+def _run_shell(where: str, code: str, given: str = "") -> str:
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], input=given, capture_output=True, text=True)
     assert done.returncode == 0, f"{where}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
     return done.stdout
 

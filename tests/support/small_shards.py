@@ -30,22 +30,23 @@ def tone(frequency, rng):
     return file.getvalue()
 
 
-def write_shard(path, samples, suffix="png"):
-    """A shard of {key: (encoded file, what the .json says)}, compressed when its name ends with .gz."""
+def write_tar(path, members):
+    """A tar of {member name: bytes} or such pairs, in order, compressed when its name ends with .gz."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
-        for key, (media, about) in samples.items():
-            for end, data in ((suffix, media), ("json", json.dumps(about).encode())):
-                entry = tarfile.TarInfo(f"{key}.{end}")
-                entry.size = len(data)
-                tar.addfile(entry, io.BytesIO(data))
+        for name, data in members.items() if isinstance(members, dict) else members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return path
 
 
-def entry(tar, name, data):
-    """Add a member to a tar."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
+def write_shard(path, samples, suffix="png"):
+    """A shard of {key: (encoded file, what the .json says)}."""
+    members = {}
+    for key, (media, about) in samples.items():
+        members |= {f"{key}.{suffix}": media, f"{key}.json": json.dumps(about).encode()}
+    return write_tar(path, members)
 
 
 def write(path, kinds, make, suffix, sentence, each, seed):

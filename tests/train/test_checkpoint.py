@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from onepeace import cli
 from onepeace.errors import UserError
 from onepeace.train import checkpoint
 from onepeace.train.log import Averages, Log, human, read_log
@@ -212,43 +211,3 @@ def test_averages_are_means_since_the_last_time():
     averages.add({"loss": 7.0})
     assert averages.take() == {"loss": 7.0}
     assert averages.take() == {}
-
-
-# onepeace plot, of such a log
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b'{"step": 1, "loss": 2.0}\n5\n', "line 2 is no record of a step"),
-        (b'{"loss": 2.0}\n', "line 1 is no record of a step"),
-        (b"\x89PNG\r\n\x1a\n\xff\x00", "nothing to draw"),
-    ],
-)
-def test_plot_says_in_one_line_which_file_is_no_log(tmp_path, capsys, content, said):
-    path = tmp_path / "log.jsonl"
-    path.write_bytes(content)
-    assert cli.main(["plot", str(path), "-o", str(tmp_path / "x.png")]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert str(path) in line
-    assert said in line
-
-
-def test_plot_writes_what_the_ending_says(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("matplotlib")
-    monkeypatch.chdir(tmp_path)
-    Log("run").write(1, {"loss": 2.0})
-    for output, begin in (("x.pdf", b"%PDF"), ("x.svg", b"<?xml"), ("x", b"\x89PNG")):
-        assert cli.main(["plot", "run", "-o", output]) == 0
-        assert (tmp_path / output).read_bytes().startswith(begin)
-    assert cli.main(["plot", "run", "-o", "x.what"]) == 1
-    assert "x.what: Format 'what' is not supported" in capsys.readouterr().err
-
-
-def test_plot_without_a_name_writes_losses_png_here_and_says_so(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("matplotlib")
-    monkeypatch.chdir(tmp_path)
-    Log("run").write(1, {"loss": 2.0})
-    assert cli.main(["plot", "run"]) == 0
-    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
-    assert capsys.readouterr().out.startswith("losses.png: ")

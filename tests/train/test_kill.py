@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from support.small_shards import COLOURS, entry, square
-from support.training import DENOISING, MODEL, recipe
+from support.small_shards import COLOURS, square, write_shard
+from support.training import DENOISING, EVERY, MODEL, assert_same_weights, logged, recipe, source
 
 from onepeace import cli
 from onepeace.config import write_config
@@ -28,35 +26,14 @@ from onepeace.train.state import State
 resource = pytest.importorskip("resource", reason="needs the signals and limits of POSIX")
 
 STEPS = 24
-CLOCK = ("items_per_second", "data_wait", "seconds", "peak_gigabytes")
-"""Fields of a log that are not the same in two runs."""
 
 
 def hard(root, out, stream=False):
     """A recipe that uses all the chance there is: drop path, augmentation, masks; and averaged weights, a worker."""
-    return recipe(
-        root,
-        out,
-        steps=STEPS,
-        **DENOISING,
-        model={**MODEL, "modalities": ["text", "image"], "drop_path": 0.3},
-        data={
-            "root": str(root),
-            "train": [{"shards": "squares.tar", "pair": ["image", "text"]}],
-            "augment": {"image": {"crop_scale": [0.5, 1.0], "flip": True, "color": 0.2}},
-            "stream": stream,
-            "shuffle_buffer": 30,
-        },
-        run={
-            "out": str(out),
-            "batch_size": 8,
-            "workers": 1,
-            "log_every": 1,
-            "save_every": 3,
-            "precision": "float32",
-            "ema": 0.9,
-        },
-    )
+    augment = {"image": {"crop_scale": [0.5, 1.0], "flip": True, "color": 0.2}}
+    data = {"augment": augment, "stream": stream, "shuffle_buffer": 30}
+    run = {"batch_size": 8, "workers": 1, "log_every": 1, "save_every": 3, "ema": 0.9}
+    return recipe(root, out, STEPS, model={**MODEL, "drop_path": 0.3}, data=data, run=run, **DENOISING)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["memory", "stream"])
@@ -68,15 +45,10 @@ def whole(request, root, tmp_path_factory):
 
 
 def assert_same(out, whole):
-    lines = [
-        [{name: value for name, value in line.items() if name not in CLOCK} for line in read_log(folder / "log.jsonl")]
-        for folder in (out, whole)
-    ]
-    assert [line["step"] for line in lines[0]] == list(range(1, STEPS + 1))
-    assert lines[0] == lines[1]
-    weights = [load_file(folder / "model" / "model.safetensors") for folder in (out, whole)]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    lines = logged(out)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert lines == logged(whole)
+    assert_same_weights(out / "model", whole / "model")
 
 
 def start(path, *overrides):
@@ -192,10 +164,14 @@ def test_full_disk_is_one_line_and_the_run_goes_on_with_more_room(root, whole, t
     assert_same(out, whole[1])
 
 
+def sharded(model):
+    """The state of a run in which each process writes its share; here there is one."""
+    return State(model, torch.optim.AdamW(model.parameters()), {}, sharded=True)
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_full_disk_is_one_line_where_each_process_writes_its_share(tmp_path):
-    model = torch.nn.Linear(100, 100)
-    state = State(model, torch.optim.AdamW(model.parameters()), {}, sharded=True)
+    state = sharded(torch.nn.Linear(100, 100))
     state.save(tmp_path, 1, "seed: 1\n", {}, keep=2)
     with no_file_above(10_000), pytest.raises(UserError, match=r"step 2 cannot be written .*File too large"):
         state.save(tmp_path, 2, "seed: 1\n", {}, keep=2)
@@ -212,8 +188,7 @@ def test_full_disk_at_a_line_of_the_log_names_the_log(tmp_path):
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("damage", ["cut", "gone", "one of two"])
 def test_damaged_shares_fall_back_on_the_checkpoint_before(tmp_path, caplog, damage):
-    model = torch.nn.Linear(10, 10)
-    state = State(model, torch.optim.AdamW(model.parameters()), {}, sharded=True)
+    state = sharded(torch.nn.Linear(10, 10))
     for step in (1, 2):
         state.save(tmp_path, step, "seed: 1\n", {}, keep=2)
     (share,) = checkpoint.files(tmp_path)[1].glob("*.safetensors")
@@ -230,10 +205,9 @@ def test_damaged_shares_fall_back_on_the_checkpoint_before(tmp_path, caplog, dam
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_shares_of_another_model_are_named_in_one_line(tmp_path):
-    first, second = torch.nn.Linear(10, 10), torch.nn.Linear(10, 20)
-    State(first, torch.optim.AdamW(first.parameters()), {}, True).save(tmp_path, 1, "", {}, keep=2)
+    sharded(torch.nn.Linear(10, 10)).save(tmp_path, 1, "", {}, keep=2)
     with pytest.raises(UserError, match="step-00000001: not a checkpoint of this run") as caught:
-        State(second, torch.optim.AdamW(second.parameters()), {}, True).restore(checkpoint.newest(tmp_path))
+        sharded(torch.nn.Linear(10, 20)).restore(checkpoint.newest(tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -241,7 +215,7 @@ def test_an_evaluation_that_fails_loses_nothing_and_is_made_at_the_next_start(ro
     def fails(model, processors):
         raise UserError("no such shards")
 
-    wanted = recipe(root, tmp_path, steps=4, run={**RUN, "out": str(tmp_path), "eval_every": 2})
+    wanted = recipe(root, tmp_path, steps=4, run={**RUN, "eval_every": 2})
     for step in (2, 4):
         with pytest.raises(UserError, match="no such shards"):
             loop.train(wanted, fails)
@@ -280,12 +254,12 @@ def poison(monkeypatch, steps):
     return keys
 
 
-RUN = {"batch_size": 4, "workers": 0, "log_every": 1, "save_every": 0, "precision": "float32"}
+RUN = {"batch_size": 4, "log_every": 1}
 
 
 def test_step_with_a_gradient_that_is_no_number_is_left_out_and_named(root, tmp_path, monkeypatch, caplog):
     keys = poison(monkeypatch, {3, 5})
-    loop.train(recipe(root, tmp_path, steps=7, run={**RUN, "out": str(tmp_path), "ema": 0.9, "max_bad_steps": 1}))
+    loop.train(recipe(root, tmp_path, steps=7, run={**RUN, "ema": 0.9, "max_bad_steps": 1}))
     warnings = [record.message for record in caplog.records if "left out" in record.message]
     assert warnings == [
         f"the gradient of step {step} is nan: left out; its samples: {', '.join(keys[step - 1])}" for step in (3, 5)
@@ -300,7 +274,7 @@ def test_step_with_a_gradient_that_is_no_number_is_left_out_and_named(root, tmp_
 def test_too_many_such_steps_in_a_row_stop_the_run(root, tmp_path, monkeypatch, capsys):
     keys = poison(monkeypatch, {2, 4, 5, 6})
     path, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    write_config(recipe(root, out, steps=9, run={**RUN, "out": str(out), "save_every": 3, "max_bad_steps": 2}), path)
+    write_config(recipe(root, out, steps=9, run={**RUN, "save_every": 3, "max_bad_steps": 2}), path)
     assert cli.main(["train", str(path)]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"onepeace: {out}: the gradient of step 6 is nan, as of the 2 steps before; lower optim.lr")
@@ -312,7 +286,7 @@ def test_tensorboard_gets_the_losses_and_only_once(root, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = {**RUN, "out": str(tmp_path), "save_every": 2, "loggers": ["tensorboard"]}
+    run = {**RUN, "save_every": 2, "loggers": ["tensorboard"]}
     loop.train(recipe(root, tmp_path, steps=5, run=run), stop_at=3)
     loop.train(recipe(root, tmp_path, steps=5, run=run))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -328,7 +302,7 @@ def test_wandb_offline_keeps_each_run_in_its_folder(root, tmp_path, monkeypatch)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     for out in (tmp_path / "a" / "run", tmp_path / "b" / "run"):
-        loop.train(recipe(root, out, steps=2, run={**RUN, "out": str(out), "loggers": ["wandb"]}))
+        loop.train(recipe(root, out, steps=2, run={**RUN, "loggers": ["wandb"]}))
     ids = [(tmp_path / name / "run" / "wandb.id").read_text() for name in "ab"]
     for name, own, other in zip("ab", ids, reversed(ids), strict=True):
         (file,) = (tmp_path / name / "run" / "wandb").glob("offline-run-*/run-*.wandb")
@@ -342,29 +316,19 @@ def sentences(folder, broken=()):
     """A shard of squares whose captions have 1 to 30 words; the pictures in ``broken`` are none."""
     rng = np.random.default_rng(5)
     words = [*COLOURS, "a", "very", "square", "of", "light"]
-    with tarfile.open(folder / "sentences.tar", "w") as tar:
-        for i in range(64):
-            picture = square(COLOURS[words[i % len(COLOURS)]], rng)
-            caption = " ".join(rng.choice(words, int(rng.integers(1, 31))))
-            entry(tar, f"s{i}.png", b"nothing" if i in broken else picture)
-            entry(tar, f"s{i}.json", json.dumps({"captions": [caption]}).encode())
-    return folder
+    samples = {}
+    for i in range(64):
+        picture = square(COLOURS[words[i % len(COLOURS)]], rng)
+        caption = " ".join(rng.choice(words, int(rng.integers(1, 31))))
+        samples[f"s{i}"] = (b"nothing" if i in broken else picture, {"captions": [caption]})
+    write_shard(folder / "sentences.tar", samples)
 
 
-def streamed(root, out, **run):
-    return recipe(
-        root,
-        out,
-        steps=6,
-        processors={"image": {"size": 24}, "text": {"max_tokens": 30}},
-        data={
-            "root": str(root),
-            "train": [{"shards": "sentences.tar", "pair": ["image", "text"]}],
-            "stream": True,
-            "shuffle_buffer": 20,
-        },
-        run={**RUN, "out": str(out), "batch_size": 16, **run},
-    )
+def streamed(folder, out, **run):
+    """Steps over the sentences in a folder."""
+    data = {"train": [source(shards="sentences.tar")], "stream": True, "shuffle_buffer": 20}
+    processors = {"image": {"size": 24}, "text": {"max_tokens": 30}}
+    return recipe(folder, out, 6, processors=processors, data=data, run={**RUN, "batch_size": 16, **run})
 
 
 def test_padding_of_texts_of_many_lengths_stays_below_a_tenth(root, tmp_path):
@@ -390,7 +354,7 @@ def test_broken_sample_of_a_stream_is_counted_and_named(tmp_path, caplog):
 
 def test_run_folder_says_how_it_was_made_and_how_it_went(root, tmp_path):
     for _ in range(2):
-        loop.train(recipe(root, tmp_path, steps=2, run={**RUN, "out": str(tmp_path)}))
+        loop.train(recipe(root, tmp_path, steps=2, run=RUN))
     for line in read_log(tmp_path / "log.jsonl"):
         assert 0 <= line["data_wait"] <= 1
         assert 0 <= line["padding"] < 1
@@ -408,24 +372,13 @@ def test_run_folder_says_how_it_was_made_and_how_it_went(root, tmp_path):
 
 @pytest.mark.parametrize("stream", [False, True], ids=["memory", "stream"])
 def test_two_pairs_train_together(root, tmp_path, stream):
-    wanted = recipe(
-        root,
-        tmp_path,
-        steps=30,
-        model={**MODEL, "modalities": ["text", "image", "audio"], "projections": ["text", "image", "audio"]},
-        optim={"lr": 1e-3},
-        data={
-            "root": str(root),
-            "train": [
-                {"shards": "squares.tar", "pair": ["image", "text"]},
-                {"shards": "tones.tar", "pair": ["audio", "text"]},
-            ],
-            "stream": stream,
-        },
-        run={**RUN, "out": str(tmp_path), "batch_size": {"image+text": 24, "audio+text": 16}},
-    )
+    data = {"train": [source("image"), source("audio")], "stream": stream}
+    run = {**RUN, "batch_size": {"image+text": 24, "audio+text": 16}}
+    wanted = recipe(root, tmp_path, 30, model={**MODEL, **EVERY}, optim={"lr": 1e-3}, data=data, run=run)
     loop.train(wanted)
     lines = read_log(tmp_path / "log.jsonl")
     for name in ("contrastive/text+image", "contrastive/text+audio"):
         assert all(name in line for line in lines)
         assert lines[-1][name] < 0.8 * lines[0][name], name
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["contrastive/text+image"] + line["contrastive/text+audio"])

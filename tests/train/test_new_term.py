@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from support.small_shards import COLOURS
-from support.training import recipe
+from support.training import recipe, source
 from torch import nn
 
 from onepeace.errors import UserError
@@ -46,8 +46,7 @@ def _labels(monkeypatch):
 
 
 def labelled(root, out, **fields):
-    source = {"shards": "squares.tar", "pair": ["image", "text"], "targets": ["label"]}
-    fields = {"data": {"root": str(root), "train": [source]}, **fields}
+    fields = {"data": {"train": [source(targets=["label"])]}, **fields}
     objective = {"contrastive": {"multi_positive": True}, "labels/image": {"weight": 0.5, "classes": list(COLOURS)}}
     return recipe(root, out, **{"objective": objective, **fields})
 
@@ -66,9 +65,8 @@ def test_it_learns_beside_the_others_and_its_layer_is_saved(root, tmp_path):
 def test_a_cached_gradient_is_the_same(root, tmp_path):
     lines = []
     for chunks in (1, 3):
-        run = {"out": str(tmp_path / str(chunks)), "batch_size": 12, "workers": 0, "log_every": 1,
-               "precision": "float32", "grad_cache_chunks": chunks}  # fmt: skip
-        loop.train(labelled(root, tmp_path, steps=2, run=run))
+        run = {"batch_size": 12, "log_every": 1, "grad_cache_chunks": chunks}
+        loop.train(labelled(root, tmp_path / str(chunks), steps=2, run=run))
         lines.append(read_log(tmp_path / str(chunks) / "log.jsonl"))
     for one, other in zip(*lines, strict=True):
         assert one["labels/image"] == pytest.approx(other["labels/image"], rel=1e-5)
@@ -90,6 +88,5 @@ def test_its_mistakes_are_one_line(root, tmp_path, options, message):
 
 
 def test_samples_without_the_target_are_named(root, tmp_path):
-    source = {"shards": "squares.tar", "pair": ["image", "text"], "targets": ["answer"]}
     with pytest.raises(UserError, match=r"squares.tar: no usable sample; .* has no answer in its .json"):
-        loop.train(labelled(root, tmp_path, steps=1, data={"root": str(root), "train": [source]}))
+        loop.train(labelled(root, tmp_path, steps=1, data={"train": [source(targets=["answer"])]}))

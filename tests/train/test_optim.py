@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.golden_cases import ADAPTERS
 from torch import nn
 
 from onepeace.config import MaskedDecoderConfig, ModelConfig
@@ -22,13 +23,6 @@ from onepeace.train.optim import (
 from onepeace.train.recipe import OptimConfig, OptimGroup, ScheduleConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "optim"
-
-ADAPTERS = {
-    "text": {"vocab_size": 160, "num_positions": 514, "num_buckets": 8},
-    "image": {"patch_size": 16, "grid": 4, "bias_grid": 4},
-    "audio": {"stem": "wave", "convs": [[24, 10, 5], [24, 3, 2], [24, 3, 2], [24, 2, 2]],
-              "num_buckets": 12, "pos_depth": 3, "pos_kernel": 5, "pos_groups": 4},
-}  # fmt: skip
 
 
 def golden_model(bias_per_block=False, decoder=True):
@@ -175,9 +169,19 @@ def test_a_pattern_scales_what_layer_decay_leaves():
         assert scaled[name] == pytest.approx(expected)
 
 
-def test_a_pattern_of_the_optimizer_that_matches_nothing_is_an_error(small):
-    with pytest.raises(UserError, match=r"optim\.groups: the pattern 'head\.\*' matches none of 6 parameters"):
-        make_optimizer(small, OptimConfig(groups={"head.*": OptimGroup(lr_scale=0.1)}))
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"groups": {"head.*": OptimGroup(lr_scale=0.1)}},
+            r"groups: the pattern 'head\.\*' matches none of 6 param",
+        ),
+        ({"name": "lion"}, "'lion' is not known; known: adamw"),
+    ],
+)
+def test_optimizer_mistakes_are_errors(small, config, message):
+    with pytest.raises(UserError, match=message):
+        make_optimizer(small, OptimConfig(**config))
 
 
 def test_freeze_lists_and_their_opposite(small):

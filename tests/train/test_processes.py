@@ -54,21 +54,22 @@ def losses(folder):
     ]
 
 
+def assert_same_losses(folder, other):
+    """Of six steps, but for the order of sums."""
+    ours, theirs = losses(folder), losses(other)
+    assert len(ours) == len(theirs) == 6
+    for a, b in zip(ours, theirs, strict=True):
+        assert a == pytest.approx(b, rel=2e-4), (a, b)
+
+
 @pytest.fixture(scope="module")
 def distributed(root, tmp_path_factory):
     """Six steps of every loss term in four processes, with and without sharding, and the recipe they ran."""
     folder = tmp_path_factory.mktemp("distributed")
     terms = {name: {**term, "keys": "global"} for name, term in DENOISING["objective"].items() if "/" in name}
     objective = {**terms, "contrastive": {"multi_positive": True}}
-    run = {
-        "batch_size": 16,
-        "workers": 0,
-        "log_every": 1,
-        "save_every": 3,
-        "precision": "float32",
-        "grad_cache_chunks": 2,
-    }
-    made = recipe(root, folder, steps=6, objective=objective, mask=DENOISING["mask"], run={**run, "out": str(folder)})
+    run = {"batch_size": 16, "log_every": 1, "save_every": 3, "grad_cache_chunks": 2}
+    made = recipe(root, folder, steps=6, objective=objective, mask=DENOISING["mask"], run=run)
     write_config(made, folder / "recipe.yaml")
     for way in ("ddp", "fsdp"):
         start(4, train, folder / "recipe.yaml", [f"run.out={folder / way}", f"run.parallel={way}"])
@@ -76,10 +77,8 @@ def distributed(root, tmp_path_factory):
 
 
 def test_sharded_training_equals_replicated(distributed):
-    replicated, sharded = losses(distributed / "ddp"), losses(distributed / "fsdp")
-    assert len(replicated) == 6
-    for a, b in zip(replicated, sharded, strict=True):
-        assert a == pytest.approx(b, rel=2e-4), (a, b)
+    assert_same_losses(distributed / "ddp", distributed / "fsdp")
+    replicated = losses(distributed / "ddp")
     assert replicated[-1]["loss"] < replicated[0]["loss"]
 
 
@@ -93,10 +92,7 @@ def test_four_processes_go_on_as_two(distributed):
     assert len(list(saved.glob("*.safetensors"))) == 4
     start(2, train, path, [*plain, f"run.out={out}"])
     train(path, [*plain, f"run.out={distributed / 'whole'}"])
-    whole, cut = losses(distributed / "whole"), losses(out)
-    assert len(whole) == len(cut) == 6
-    for a, b in zip(whole, cut, strict=True):
-        assert a == pytest.approx(b, rel=2e-4), (a, b)
+    assert_same_losses(distributed / "whole", out)
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error_not_a_hang(distributed):
@@ -171,8 +167,7 @@ def test_whole_checkpoints_are_read_into_shares_and_back(tmp_path):
 def test_a_run_goes_on_however_it_is_spread(root, tmp_path):
     """One process, two with a share each, two with all of it: the run of one process that was never stopped."""
     path, out = tmp_path / "recipe.yaml", tmp_path / "cut"
-    run = {"out": str(out), "batch_size": 16, "workers": 0, "log_every": 1, "save_every": 2, "precision": "float32",
-           "ema": 0.5, "keep": 9}  # fmt: skip
+    run = {"batch_size": 16, "log_every": 1, "save_every": 2, "ema": 0.5, "keep": 9}
     write_config(recipe(root, out, steps=6, run=run), path)
     train(path, [], 2)
     start(2, train, path, ["run.parallel=fsdp"], 4)
@@ -180,10 +175,7 @@ def test_a_run_goes_on_however_it_is_spread(root, tmp_path):
     train(path, [f"run.out={tmp_path / 'whole'}"])
     names = ["step-00000002.safetensors", "step-00000004", "step-00000006.safetensors"]
     assert [saved.name for saved in checkpoint.files(out)] == names
-    whole, cut = losses(tmp_path / "whole"), losses(out)
-    assert len(whole) == len(cut) == 6
-    for a, b in zip(whole, cut, strict=True):
-        assert a == pytest.approx(b, rel=2e-4), (a, b)
+    assert_same_losses(tmp_path / "whole", out)
     ours, theirs = (checkpoint.newest(folder) for folder in (out, tmp_path / "whole"))
     for name, tensor in theirs.ema.items():
         assert torch.allclose(ours.ema[name], tensor, atol=1e-4), name
@@ -230,7 +222,7 @@ def train_noting_models(path, noted):
 
 
 def test_only_the_first_process_makes_the_whole_model_to_be_shared(root, tmp_path):
-    run = {"out": str(tmp_path / "run"), "batch_size": 4, "workers": 0, "parallel": "fsdp", "log_every": 1}
+    run = {"batch_size": 4, "parallel": "fsdp", "log_every": 1}
     write_config(recipe(root, tmp_path / "run", steps=1, run=run), tmp_path / "recipe.yaml")
     start(2, train_noting_models, tmp_path / "recipe.yaml", tmp_path)
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["{'cpu'}", "{'meta'}"]

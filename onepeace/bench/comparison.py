@@ -1,0 +1,139 @@
+"""Candidates beside each other: that they compute the same, then how long each takes and what it keeps alive.
+
+They take turns, so that what slows the machine down slows all of them.
+"""
+
+import math
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onepeace.cost.dry_run import Live
+from onepeace.files.table import markdown_table
+
+SHORTEST = 0.05
+"""Seconds a candidate's turn lasts at least; shorter calls are repeated."""
+MIN_ROUNDS = 3
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """A median with the quartiles around it."""
+    return dict(zip(("low", "median", "high"), quantiles(values, method="inclusive"), strict=True))
+
+
+def take_turns(
+    candidates: Mapping[str, Callable[[], object]], seconds: float, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds per call of each candidate, once per round: A B A B ..., after a warm-up call of each.
+
+    Args:
+        seconds: rounds are started until this time is over, `MIN_ROUNDS` at least.
+    """
+    repeats = {}
+    for name, call in candidates.items():
+        call()
+        repeats[name] = math.ceil(SHORTEST / max(_seconds_of(call, 1, device), 1e-9))
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(times.values()))) < MIN_ROUNDS:
+        for name, call in candidates.items():
+            times[name].append(_seconds_of(call, repeats[name], device))
+    return times
+
+
+def _seconds_of(call: Callable[[], object], repeats: int, device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    _wait(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def _wait(device: torch.device) -> None:
+    """Accelerators return before they are done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Where the times were taken."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line[:10] == "model name"]
+        processor = names[0] if names else processor
+    return {
+        "processor": processor,
+        "capabilities": [name for name, has in torch.cpu.get_capabilities().items() if has is True],
+        "threads": torch.get_num_threads(),
+        "device": str(device) if device.type == "cpu" else f"{device} ({torch.accelerator.current_accelerator()})",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def check_equal(ours: Mapping[str, Tensor], baseline: Mapping[str, Tensor], tolerance: float, what: str) -> None:
+    """RuntimeError unless both have the same tensors, each at most this far apart by norms."""
+    if ours.keys() != baseline.keys():
+        names = ", ".join(sorted(ours.keys() ^ baseline.keys()))
+        raise RuntimeError(f"the two ways do not compute the same: only one of them has {what} {names}")
+    for name, value in baseline.items():
+        apart, size = float((ours[name] - value).norm()), float(value.norm())
+        if not apart <= tolerance * size:
+            raise RuntimeError(f"the two ways differ: {what} {name} is {apart} apart, of {size}")
+
+
+def compare(
+    ways: Mapping[str, Callable[[], object]], known: Iterable[Any], seconds: float, device: torch.device
+) -> dict[str, Any]:
+    """The fields of a row: seconds of "ours" and "baseline", bytes alive at once beside what is `known`, and ratios."""
+    peaks, known = {}, list(known)
+    for way, run in ways.items():
+        with Live(known) as live:
+            run()
+        peaks[way] = live.peak
+    times = take_turns(ways, seconds, device)
+    return {
+        "rounds": len(times["ours"]),
+        "seconds": {way: spread(values) for way, values in times.items()},
+        "time_ours_over_baseline": ratios(times, "ours", "baseline"),
+        "peak_bytes": peaks,
+        "memory_ours_over_baseline": peaks["ours"] / peaks["baseline"],
+    }
+
+
+def ratios(times: Mapping[str, list[float]], over: str, under: str) -> dict[str, float]:
+    """Spread of a time over another of the same round."""
+    return spread([a / b for a, b in zip(times[over], times[under], strict=True)])
+
+
+def short(value: float) -> str:
+    """Three significant figures, without an exponent."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def compared(row: Mapping[str, Any]) -> dict[str, str]:
+    """What `compare` found, as columns of a table: medians, quartiles in brackets."""
+    ratio = row["time_ours_over_baseline"]
+    seconds = [short(row["seconds"][way]["median"]) for way in ("ours", "baseline")]
+    megabytes = [short(row["peak_bytes"][way] / 1e6) for way in ("ours", "baseline")]
+    return {
+        "seconds": ", baseline ".join(seconds),
+        "ours / baseline, time": f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})",
+        "MB": ", baseline ".join(megabytes),
+        "ours / baseline, memory": f"{row['memory_ours_over_baseline']:.3f}",
+    }
+
+
+def markdown_report(rows: Sequence[Mapping[str, str]], where: Mapping[str, Any]) -> str:
+    """A Markdown table of rows by column, and the `machine` below it."""
+    on = f"{where['processor']}, {where['threads']} threads, {where['device']}, torch {where['torch']}"
+    return f"{markdown_table(list(rows[0] if rows else {}), [list(row.values()) for row in rows])}\n\n{on}"

@@ -1,0 +1,155 @@
+"""What a conversion leaves on the disk: whole folders or none, shards, and how much memory it takes."""
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from support.golden_cases import assert_embeds_as_golden
+from support.hub_layouts import (
+    vision_branch,
+)
+
+from onepeace.cli import main
+from onepeace.errors import UserError
+from onepeace.hub import tensors
+from onepeace.hub import weights as weight_files
+from onepeace.hub.convert.convert import convert
+from onepeace.hub.convert.stored import StoredTensor
+from onepeace.hub.folder import read_config
+
+
+@pytest.mark.parametrize("replacing", [False, True])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
+def test_interrupted_conversion_leaves_nothing_that_loads(checkpoint, tmp_path, bpe, monkeypatch, error, replacing):
+    out = tmp_path / "out"
+    if replacing:
+        convert(checkpoint, out, modalities=["audio"])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    read, count = StoredTensor.read, iter(range(10**6))
+
+    def fails_later(self):
+        if next(count) == 40:
+            raise error
+        return read(self)
+
+    monkeypatch.setattr(StoredTensor, "read", fails_later)
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        convert(checkpoint, out, bpe=bpe, replace_existing=True)
+
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_killed_conversion_leaves_nothing_that_loads(checkpoint, tmp_path, bpe):
+    # A process that dies cannot clean up: what it wrote so far must not pass for a model.
+    program = f"""
+import os
+from onepeace.hub.convert.convert import convert
+from onepeace.hub.convert.stored import StoredTensor
+StoredTensor.read = lambda self: os._exit(9)
+convert({str(checkpoint)!r}, {str(tmp_path / "out")!r}, bpe={str(bpe)!r})
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
+
+    assert not (tmp_path / "out").exists()
+    (rest,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    with pytest.raises(UserError, match="no config"):
+        weight_files.load(rest)
+    assert convert(checkpoint, tmp_path / "out", bpe=bpe).is_dir()
+
+
+def test_existing_folders_are_not_overwritten_by_accident(checkpoint, tmp_path):
+    other = tmp_path / "holiday"
+    other.mkdir()
+    (other / "a.jpg").write_text("picture")
+    with pytest.raises(UserError, match="exists"):
+        convert(tmp_path / "not read yet.pt", other, modalities=["audio"])
+    with pytest.raises(UserError, match="no model folder; it will not be replaced"):
+        convert(checkpoint, other, modalities=["audio"], replace_existing=True)
+    with pytest.raises(UserError, match="is a file"):
+        convert(checkpoint, checkpoint, modalities=["audio"], replace_existing=True)
+    assert [path.name for path in other.iterdir()] == ["a.jpg"]
+
+    out = convert(checkpoint, tmp_path / "out", modalities=["audio"])
+    convert(checkpoint, out, modalities=["image"], replace_existing=True)
+    assert list(read_config(out).model.adapters) == ["image"]
+
+
+def test_large_models_are_written_in_shards(checkpoint, tmp_path, bpe, monkeypatch):
+    monkeypatch.setattr(tensors, "SHARD_BYTES", 100_000)
+    folder = convert(checkpoint, tmp_path / "out", bpe=bpe)
+
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    assert len(files) > 3
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    total = 0
+    for name in files:
+        with safe_open(folder / name, framework="pt") as file:
+            sizes = [file.get_tensor(key).nbytes for key in file.keys()]
+            assert all(index["weight_map"][key] == name for key in file.keys())
+        assert sum(sizes) <= 100_000
+        total += sum(sizes)
+    assert index["metadata"]["total_size"] == total
+    assert_embeds_as_golden(weight_files.load(folder), ["text", "image", "audio"])
+
+    (folder / files[1]).unlink()
+    with pytest.raises(UserError, match=f"{files[1]}: missing"):
+        weight_files.load(folder)
+
+
+def test_command_converts_and_reports(checkpoint, tmp_path, bpe, capsys):
+    out = tmp_path / "out"
+    arguments = ["convert", str(checkpoint), str(out), "--bpe", str(bpe), "--image-size", "96", "--dtype", "bfloat16"]
+    assert main([*arguments, "--modalities", "text, image"]) == 0
+    output = capsys.readouterr()
+    assert output.out == f"{out}\n"
+    assert list(read_config(out).model.adapters) == ["text", "image"]
+
+    assert main(arguments) == 1
+    assert main([*arguments, "--force"]) == 0
+    assert main(["convert", str(tmp_path / "absent.pt"), str(tmp_path / "x")]) == 1
+    assert main(["convert"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("onepeace:") for line in lines)
+
+
+MEASURE = """
+import resource, sys
+import torch
+from onepeace.hub.convert.convert import convert
+from onepeace.hub.weights import expected
+convert(sys.argv[1], sys.argv[2], modalities=["image"])  # once small: imports and warm-up are not counted
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+convert(sys.argv[3], sys.argv[4])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, "RUSAGE_SELF"), reason="peak memory is not measured here")
+def test_conversion_takes_the_memory_of_its_largest_tensors(checkpoint, tmp_path):
+    width, ffn, depth = 512, 2048, 13
+    large = {}
+    for name, tensor in vision_branch().items():
+        if tensor.dtype == torch.int64:
+            continue
+        shape = [{32: width, 64: ffn, 8: width // 4}.get(size, size) for size in tensor.shape]
+        numbers = [*range(depth)] if ".layers.0." in name else [0] if ".layers." not in name else []
+        for i in numbers:
+            large[name.replace(".layers.0.", f".layers.{i}.")] = torch.zeros(shape)
+    path = tmp_path / "large.pt"
+    torch.save({"model": large}, path)
+    biggest = max(tensor.nbytes for tensor in large.values())
+    size = path.stat().st_size
+    assert size > 36 * biggest > 140_000_000
+    del large
+
+    arguments = [checkpoint, tmp_path / "small", path, tmp_path / "out"]
+    command = [sys.executable, "-c", MEASURE, *map(str, arguments)]
+    growth = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * 1024
+
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size > 0.99 * size
+    assert growth < 6 * biggest < size / 5

@@ -1,0 +1,123 @@
+"""Small shards of pictures and sounds, and the steps and streams that are made of them."""
+
+import io
+import json
+
+import numpy as np
+import soundfile
+import torch
+from PIL import Image
+
+from onepeace.config import build
+from onepeace.data.batch import Batch
+from onepeace.data.builder import BatchBuilder
+from onepeace.data.shards import read_source
+from onepeace.data.steps import Share, StepDataset, Streams
+from onepeace.train.recipe import Recipe
+
+SIZE = 24
+
+
+def picture(seed, width=40, height=30):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def sound(seed, seconds=1.25):
+    file = io.BytesIO()
+    noise = np.random.default_rng(seed).standard_normal(int(16000 * seconds))
+    soundfile.write(file, 0.1 * noise, 16000, format="WAV")
+    return file.getvalue()
+
+
+def about(captions, label=None):
+    return json.dumps({"captions": captions, "label": label}).encode()
+
+
+def pictures(count, first=0, label=None):
+    members = {}
+    for i in range(first, first + count):
+        members[f"p{i}.png"] = picture(i)
+        members[f"p{i}.json"] = about([f"picture number {i}", f"a photo of thing {i}"], label)
+    return members
+
+
+def sounds(count):
+    members = {}
+    for i in range(count):
+        members[f"s{i}.wav"] = sound(i)
+        members[f"s{i}.json"] = about([f"sound {i}."], f"class {i % 3}")
+    return members
+
+
+NUM_TOKENS = {
+    "text": lambda batch: (batch["ids"] != 1).sum(1),
+    "image": lambda batch: torch.full((len(batch["pixels"]),), (SIZE // 8) ** 2),
+    "audio": lambda batch: (
+        batch.get("lengths", torch.full((len(batch["waveform"]),), batch["waveform"].shape[1])) // 1000
+    ),
+}
+
+
+IMAGES = {"shards": "pictures-*", "pair": ["image", "text"]}
+
+
+SOUNDS = {"shards": "sounds.tar", "pair": ["audio", "text"]}
+
+
+DENOISING = {
+    "objective": {"contrastive": {}, "denoising/image": {}},
+    "mask": {
+        "text": {"unit": "word", "unimodal": 0.15, "joint": 0.4},
+        "image": {"unit": "patch", "unimodal": 0.75, "joint": 0.6875},
+    },
+}
+
+
+def recipe(root, train=(IMAGES,), data=None, batch_size=4, **fields):
+    content = {
+        "model": {},
+        "data": {"root": str(root), "train": list(train), **(data or {})},
+        "objective": {"contrastive": {}},
+        "schedule": {"steps": 10},
+        "run": {"out": "unused", "batch_size": batch_size},
+        **fields,
+    }
+    return build(Recipe, content, "recipe")
+
+
+def make_steps(processors, recipe):
+    sources = [read_source(source.shards, source.pair, recipe.data.root) for source in recipe.data.train]
+    return StepDataset(builder(processors, recipe), sources, share(recipe))
+
+
+def streams(processors, recipe, rank=0, world_size=1, **options):
+    own = share(recipe, rank, world_size)
+    return Streams(builder(processors, recipe), own, recipe.run.workers, **options)
+
+
+def builder(processors, recipe):
+    masks = recipe.mask if any(term.startswith("denoising") for term in recipe.objective) else {}
+    return BatchBuilder(recipe.data, processors, NUM_TOKENS, masks)
+
+
+def share(recipe, rank=0, world_size=1):
+    return Share(recipe.seed, {name: recipe.batch_size(name) for name in recipe.data.modalities}, rank, world_size)
+
+
+def keyed(batch):
+    return list(zip(batch.keys, batch.captions, strict=True))
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, Batch):
+        return same(vars(a), vars(b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
