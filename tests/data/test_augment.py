@@ -143,6 +143,18 @@ def test_long_clips_are_cut_after_the_shift():
     assert heard == {True, False}
 
 
+def test_silence_at_the_end_is_cut_off_as_often_as_asked():
+    sound = tone(440)
+    clip = torch.cat([sound, 1e-4 * torch.randn(8000), torch.zeros(4000)])
+    augment = AudioAugment(trim=0.5)
+    lengths = [len(augment.vary(clip, "", AUDIO, rng(seed), never)[0]) for seed in range(60)]
+    kept = 16000  # of 20,000: one second
+    assert {abs(length - len(sound)) < 20 or length == kept for length in lengths} == {True}
+    assert 15 < sum(length == kept for length in lengths) < 45
+    silent, _ = AudioAugment(trim=1.0).vary(torch.zeros(9000), "", AUDIO, rng(), never)
+    assert len(silent) == len(AUDIO.finish(torch.zeros(9000)))
+
+
 def test_gain_stays_within_its_decibels():
     loudness = []
     for seed in range(100):

@@ -27,6 +27,16 @@ def test_classes_default_to_the_labels_of_the_shards(root):
     assert values(measure(KnownEmbedder(), recipe))["sounds", "top-1 of 4"] == 1
 
 
+def test_a_part_of_the_shards_is_chosen_by_key(root):
+    rows = measure(KnownEmbedder(), recipe_of(root, RECIPE, "sets.sounds.keys='[01]'"))
+    whole = measure(KnownEmbedder(), recipe_of(root, RECIPE))
+    counts, full = ([row.n for row in found if row.set == "sounds"] for found in (rows, whole))
+    assert 0 < counts[0] < full[0]
+    assert [row.chance for row in rows] == [row.chance for row in whole]  # among all classes
+    with pytest.raises(UserError, match=r"no key of its \d+ samples fits the pattern 'x\*'"):
+        measure(KnownEmbedder(), recipe_of(root, RECIPE, "sets.sounds.keys='x*'"))
+
+
 def test_a_label_outside_the_classes_names_shard_and_key(root, recipe):
     (root / "val/sounds/classes.json").write_text(json.dumps([{"name": "dog"}, {"name": "cat"}, {"name": "acorn"}]))
     with pytest.raises(UserError, match=r"set sounds: .*a\.tar\.gz: 3: label 'rain' is not in val/sounds/classes"):
