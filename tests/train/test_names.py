@@ -17,8 +17,8 @@ NAMES = [*COLOURS, "violet", "brown"]
 def _classifier(monkeypatch):
     """It knows the squares' colours, and calls two more classes by names that no caption has."""
 
-    def classifier(name, output):
-        assert (name, output) == ("colours", "scores")
+    def classifier(name, modality, output):
+        assert (name, modality, output) == ("colours", "image", "scores")
 
         def encode(pictures):
             means = torch.tensor([picture.convert("RGB").resize((1, 1)).getpixel((0, 0)) for picture in pictures])
@@ -63,7 +63,8 @@ def test_soft_targets_are_a_cross_entropy():
         ("names/text", {}, "is of one modality beside text"),
         ("names", {}, "is of one modality beside text"),
         ("names/image", {"teacher": "nobody:x"}, "teacher 'nobody:x' is not known; known: .*timm:NAME"),
-        ("names/image", {"teacher": "minilm-l6-v2"}, "the teacher minilm-l6-v2 has no scores"),
+        ("names/image", {"teacher": "minilm-l6-v2"}, r"objective\.names/image: the teacher minilm-l6-v2 has no scores"),
+        ("names/image", {"teacher": "open_clip:a/b"}, "the teacher open_clip:a/b has no scores"),
     ],
 )
 def test_mistakes_are_one_line(root, tmp_path, term, options, message):

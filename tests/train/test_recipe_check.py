@@ -74,6 +74,21 @@ def objective(*names, **options):
         (objective("distillation", teacher="minilm-l6-v2"), "has 0 modalities; give it one"),
         (objective("distillation/image+text", teacher="minilm-l6-v2"), "has 2 modalities; give it one"),
         (objective("distillation/text", teacher="minilm-l6-v2"), "a teacher of text reads captions; set by: captions"),
+        (objective("distillation/text", teacher="open_clip:a/b"), "a teacher of text reads captions; set by: captions"),
+        (objective("distillation/image", teacher="open_clip:"),
+         "teacher 'open_clip:' is not known; known: .*open_clip:NAME"),
+        (objective("distillation/image", teacher="minilm-l6-v2"),
+         r"objective\.distillation/image: the teacher minilm-l6-v2 reads text, not image"),
+        (objective("distillation/image", teacher="timm:resnet18", by="captions"),
+         "timm:resnet18 reads image, not text"),
+        ({"train": [SOUNDS], **objective("distillation/audio", teacher="timm:resnet18")},
+         r"objective\.distillation/audio: the teacher timm:resnet18 reads image, not audio"),
+        ({"train": [SOUNDS], **objective("distillation/audio", teacher="open_clip:local-dir:x")},
+         "the teacher open_clip:local-dir:x reads text and image, not audio"),
+        (objective("names/image", teacher="transformers:x"),
+         r"objective\.names/image: the teacher transformers:x has no scores"),
+        ({"train": [SOUNDS], **objective("names/audio", teacher="timm:resnet18")},
+         "timm:resnet18 reads image, not audio"),
     ],
 )  # fmt: skip
 def test_parts_that_do_not_fit_together_are_one_line(fields, message):
@@ -90,6 +105,9 @@ def test_parts_that_do_not_fit_together_are_one_line(fields, message):
         {"train": [IMAGES, SOUNDS], **objective("contrastive/image+text", "contrastive/audio+text")},
         {"train": [{"shards": "x.tar", "pair": ["image"]}], **objective("denoising/image"),
          "mask": {"image": MASK["image"]}},
+        {"train": [IMAGES, SOUNDS], **objective("distillation/image", "distillation/audio", teacher="transformers:x")},
+        {"train": [IMAGES, SOUNDS],
+         **objective("distillation/text", "distillation/audio", teacher="open_clip:x/y", by="captions")},
     ],
 )  # fmt: skip
 def test_parts_that_fit_together_pass(fields):

@@ -34,6 +34,7 @@ def cached_features(
     names: list[str],
     read: Callable[[str], Any],
     path: Path,
+    modality: str,
     batch: int = 64,
     output: str = "features",
 ) -> TeacherTable:
@@ -43,25 +44,28 @@ def cached_features(
         teacher: as `make_teacher` takes it.
         names: unique names of the items (sample keys, or the captions themselves).
         read: gives the item of a name, as the teacher wants it.
-        output: features or scores.
         path: a .safetensors file; its names are stored beside it as .json. Written again if a name is missing.
+        modality: of the items.
+        output: features or scores.
 
     Raises:
-        UserError: the file cannot be read, or is of another teacher.
+        UserError: the file cannot be read, or is of another teacher; or there is no item.
     """
+    if not names:
+        raise UserError(f"no item of the data has {modality} for the teacher {teacher} to read; see data.train")
     index = path.with_suffix(".json")
     if path.exists() and index.exists():
-        _check_teacher(path, teacher)
+        _check_teacher(path, teacher, modality)
         row = {name: i for i, name in enumerate(json.loads(index.read_text()))}
         if all(name in row for name in names):
             return TeacherTable(row, load_file(path)["features"])
         log.warning("%s lacks some of the %d items: computing it again", path, len(names))
-    encode = make_teacher(teacher, output)
+    encode = make_teacher(teacher, modality, output)
     starts = tqdm(range(0, len(names), batch), desc=teacher)
     features = torch.cat([encode([read(name) for name in names[i : i + batch]]).half() for i in starts])
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomic(path) as temporary:
-        save_file({"features": features}, temporary, metadata={"teacher": teacher})
+        save_file({"features": features}, temporary, metadata={"teacher": teacher, "modality": modality})
     write_text_atomic(index, json.dumps(names))  # last: where it is, the features are complete
     return TeacherTable({name: i for i, name in enumerate(names)}, features)
 
@@ -71,13 +75,16 @@ def file_name(teacher: str) -> str:
     return re.sub(r"[^\w.-]+", "-", teacher)
 
 
-def _check_teacher(path: Path, teacher: str) -> None:
+def _check_teacher(path: Path, teacher: str, modality: str) -> None:
     try:
         with safe_open(path, "pt") as file:
-            whose = (file.metadata() or {}).get("teacher")
+            about = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path}: not readable as features of a teacher ({error}); remove it, or name another cache"
         ) from error
+    whose, of = about.get("teacher"), about.get("modality", modality)  # older files do not say of what
     if whose != teacher:
         raise UserError(f"{path}: features of the teacher {whose}, the recipe asks for {teacher}; name another cache")
+    if of != modality:
+        raise UserError(f"{path}: the teacher's features of {of}, the recipe asks for {modality}; name another cache")

@@ -1,6 +1,5 @@
 """Networks of timm as teachers of pictures."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,9 +8,10 @@ from torch import Tensor
 from onepeace.device import bfloat16_is_fast
 from onepeace.errors import need
 from onepeace.model.stems.timm import create_network
+from onepeace.train.teachers.items import Teacher
 
 
-def timm_teacher(name: str, output: str = "features") -> Callable[[list[Any]], Tensor]:
+def timm_teacher(name: str, modality: str = "image", output: str = "features") -> Teacher:
     """A network with its own preprocessing: PIL pictures -> pooled features (n, C), or class scores (n, K)."""
     model = create_network(name, pretrained=True).to(memory_format=torch.channels_last)
     data = need("timm.data", "teachers")

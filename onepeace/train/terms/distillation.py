@@ -15,7 +15,7 @@ from onepeace.model import OnePeace
 from onepeace.train import parallel
 from onepeace.train.captions import captions_of
 from onepeace.train.passes import Passes
-from onepeace.train.teachers import TeacherTable, cached_features, check_teacher, file_name
+from onepeace.train.teachers import TeacherTable, cached_features, check_teacher, file_name, item_reader
 from onepeace.train.terms.term import Term, TermName, TermOptions
 
 
@@ -38,6 +38,7 @@ class Distillation(Term):
     @dataclass(frozen=True, kw_only=True)
     class Options(TermOptions):
         teacher: str
+        """By name, or as timm:NAME, transformers:NAME or open_clip:NAME/PRETRAINED (recipes/README.md)."""
         scale: float = 10.0
         by: str = "keys"
         """What the teacher reads: keys, the item; captions, its caption."""
@@ -66,25 +67,30 @@ class Distillation(Term):
             number = len(name.modalities)
             raise UserError(f"objective.{name.text} has {number} modalities; give it one, as distillation/image")
         cls.pairs(name, recipe)
-        check_teacher(options.teacher, f"objective.{name.text}")
         if name.modalities == ("text",) and options.by != "captions":
             raise UserError(f"objective.{name.text}: a teacher of text reads captions; set by: captions")
+        check_teacher(options.teacher, f"objective.{name.text}", cls.read_modality(name, options))
         if recipe.data.stream:
             raise UserError(f"objective.{name.text} asks its teacher once, of items in memory; set data.stream=false")
 
+    @staticmethod
+    def read_modality(name: TermName, options: "Distillation.Options") -> str:
+        """What the teacher reads: text, or the term's modality."""
+        return "text" if options.by == "captions" else name.modalities[0]
+
     @classmethod
     def prepare(cls, name, options, recipe, sources, processors) -> TeacherTable:
-        key = "text" if options.by == "captions" else name.modalities[0]
+        key = cls.read_modality(name, options)
         own = f"{recipe.run.out}/{file_name(options.teacher)}-{key}.safetensors"
         path = Path(os.path.expandvars(options.cache or own))
         if key == "text":
             captions = {text for source in sources for text in captions_of(recipe.data, source.samples)}
             # By length: the teacher pads to the longest of a batch.
             names = sorted(captions, key=lambda text: (len(text), text))
-            return cached_features(options.teacher, names, lambda text: text, path)
+            return cached_features(options.teacher, names, lambda text: text, path, key)
         items = {s.key: s.inputs[key] for source in sources for s in source.samples if key in s.inputs}
-        load = getattr(processors[key], "load", lambda item: item)
-        return cached_features(options.teacher, list(items), lambda name: load(items[name]), path)
+        read = item_reader(key, processors[key])
+        return cached_features(options.teacher, list(items), lambda name: read(items[name]), path, key)
 
     def outputs(self, passes: Passes) -> Features:
         (key,) = self.name.modalities

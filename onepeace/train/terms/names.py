@@ -14,7 +14,7 @@ from onepeace.errors import UserError, need
 from onepeace.model import OnePeace
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
-from onepeace.train.teachers import TeacherTable, cached_features, check_teacher, file_name
+from onepeace.train.teachers import TeacherTable, cached_features, check_teacher, file_name, item_reader
 from onepeace.train.terms.term import Term, TermName, TermOptions
 
 
@@ -66,7 +66,7 @@ class Names(Term):
         if len(name.modalities) != 1 or name.modalities == ("text",):
             raise UserError(f"objective.{name.text} is of one modality beside text; write it as names/image")
         cls.pairs(name, recipe)
-        check_teacher(options.teacher, f"objective.{name.text}")
+        check_teacher(options.teacher, f"objective.{name.text}", name.modalities[0], "scores")
         if bare := [key for key in (*name.modalities, "text") if key not in config.model.projections]:
             raise UserError(f"objective.{name.text} needs a projection of {bare[0]}; add it to model.projections")
         if recipe.data.stream:
@@ -78,8 +78,8 @@ class Names(Term):
         own = f"{recipe.run.out}/{file_name(options.teacher)}-{key}-scores.safetensors"
         path = Path(os.path.expandvars(options.cache or own))
         items = {s.key: s.inputs[key] for source in sources for s in source.samples if key in s.inputs}
-        load = processors[key].load
-        scores = cached_features(options.teacher, list(items), lambda item: load(items[item]), path, output="scores")
+        read = item_reader(key, processors[key])
+        scores = cached_features(options.teacher, list(items), lambda n: read(items[n]), path, key, output="scores")
         classes = need("open_clip", "teachers").IMAGENET_CLASSNAMES
         if scores.features.shape[1] != len(classes):
             found = f"{scores.features.shape[1]} classes"
