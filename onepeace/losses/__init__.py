@@ -7,6 +7,7 @@ from .denoising import denoising, masked_tokens
 from .distillation import distillation
 from .feature_regression import feature_regression
 from .hinge import hinge
+from .relations import relations
 from .soft_targets import soft_targets
 from .tiled_infonce import tiled_infonce
 
@@ -20,6 +21,7 @@ __all__ = [
     "hinge",
     "masked_tokens",
     "multilabel",
+    "relations",
     "soft_targets",
     "tiled_infonce",
 ]

@@ -14,6 +14,7 @@ from onepeace.train.terms.denoising import Denoising
 from onepeace.train.terms.distillation import Distillation
 from onepeace.train.terms.names import Names
 from onepeace.train.terms.regression import Regression
+from onepeace.train.terms.relations import Relations
 from onepeace.train.terms.term import Term, TermName, TermOptions
 
 TERMS: dict[str, type[Term]] = {
@@ -22,6 +23,7 @@ TERMS: dict[str, type[Term]] = {
     "distillation": Distillation,
     "names": Names,
     "regression": Regression,
+    "relations": Relations,
 }
 
 

@@ -98,8 +98,12 @@ class Distillation(Term):
         # Items the teacher never saw (two clips mixed, say) take no part.
         known = [(i, self.row[name]) for i, name in enumerate(names) if name in self.row]
         items, rows = torch.tensor(known, dtype=torch.int64).reshape(-1, 2).unbind(1)
-        cls = passes.unimodal(key).cls
-        return Features(self.head(cls[items.to(cls.device)]), self.features[rows].to(cls.device))
+        vectors = self.student(passes, key)
+        return Features(self.head(vectors[items.to(vectors.device)]), self.features[rows].to(vectors.device))
+
+    def student(self, passes: Passes, key: str) -> Tensor:
+        """What of an item is drawn towards the teacher's features, (B, D)."""
+        return passes.unimodal(key).cls
 
     def loss(self, outputs: Features, batch: Batch, model: OnePeace) -> dict[str, Tensor]:
         keys, _ = parallel.gather_ragged(outputs.teacher)
