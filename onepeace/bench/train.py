@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onepeace.bench.comparison import check_equal, compare, compared, short
 from onepeace.cost.dry_run import as_on_a_gpu, fake_module, step_cost
-from onepeace.cost.items import inputs_of_many_lengths, made_up_teachers, pair_batch
+from onepeace.cost.items import inputs_of_many_lengths, pair_batch
 from onepeace.cost.plan import planned_config, planned_model
 from onepeace.hub.architectures import build_module
 from onepeace.train.objective import Objective
@@ -55,9 +55,10 @@ class Steps:
         self.ways = {way: self._objective(self.model, most).to(device) for way, most in padding.items()}
 
     def _objective(self, model: Any, max_padding: float) -> Objective:
-        teachers, chunks = made_up_teachers(self.recipe, self.batch), self.recipe.run.grad_cache_chunks
+        terms, chunks = self.recipe.terms, self.recipe.run.grad_cache_chunks
+        prepared = {name.text: term.placeholder(options, self.batch.keys) for name, options, term in terms}
         torch.manual_seed(0)  # of the terms' own parameters
-        return Objective(model, self.recipe.objective, teachers, chunks, max_padding)
+        return Objective(model, self.recipe.objective, prepared, chunks, max_padding)
 
     def run(self, way: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Forward and backward into gradients that are zero; the losses."""

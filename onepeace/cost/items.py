@@ -13,8 +13,6 @@ from onepeace.errors import UserError
 from onepeace.model import OnePeace
 from onepeace.model.adapters.text import PAD_ID
 from onepeace.train.recipe import Recipe
-from onepeace.train.teachers import TeacherTable
-from onepeace.train.terms import Distillation, read_term
 
 SAMPLE_RATE = 16000
 EOS_ID = 2
@@ -23,8 +21,6 @@ UNITS = {"text": "tokens", "image": "px", "audio": "s"}
 """What the size of an item of each modality counts: text tokens with eos, the side of a picture, seconds of sound."""
 CAPTION_TOKENS = {4: 2, 5: 5, 6: 8, 7: 6, 8: 5, 10: 3, 11: 3, 12: 2, 13: 3}
 """How many of the captions in data/samples/captions.csv have so many tokens, the end included."""
-TEACHER_DIM = 1024
-"""Width of an outside teacher's features."""
 CLIP_SECONDS = (1.0, 15.0)
 """Shortest and longest of the sounds in a batch of many lengths."""
 
@@ -101,12 +97,3 @@ def inputs_of_many_lengths(
             samples = torch.arange(int(batch["lengths"].max()))
             batch["waveform"] = batch["waveform"][:, : len(samples)] * (samples < batch["lengths"][:, None])
     return inputs
-
-
-def made_up_teachers(recipe: Recipe, batch: Batch) -> dict[str, TeacherTable]:
-    """For each term with an outside teacher, features of the batch's items."""
-    # One row more, as a single one has no standard deviation.
-    features = torch.zeros(len(batch.keys) + 1, TEACHER_DIM, device="cpu")
-    table = TeacherTable({name: row for row, name in enumerate(batch.keys)}, features)
-    terms = recipe.objective.items()
-    return {name: table for name, options in terms if issubclass(read_term(name, options)[2], Distillation)}

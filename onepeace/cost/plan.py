@@ -24,12 +24,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onepeace.config import Config, read_yaml, write_config
 from onepeace.cost.dry_run import DryRun, as_on_a_gpu, fake_module, step_cost
-from onepeace.cost.items import largest_items, made_up_teachers, pair_batch
+from onepeace.cost.items import largest_items, pair_batch
 from onepeace.cost.parts import part_of
 from onepeace.errors import UserError
 from onepeace.hub.architectures import build_module
@@ -183,9 +184,9 @@ def dry_steps(
             model.set_grad_checkpointing()
         items = largest_items(config, pair, chunk * chunks)
         batch = pair_batch(recipe, model, items, torch.Generator().manual_seed(0))
-        teachers = made_up_teachers(recipe, batch)
+        prepared = {name.text: term.placeholder(options, batch.keys) for name, options, term in recipe.terms}
         with torch.device("meta"):
-            objective = Objective(model, recipe.objective, teachers, chunks, recipe.run.max_padding)
+            objective = Objective(model, recipe.objective, prepared, chunks, recipe.run.max_padding)
         with as_on_a_gpu() if on_gpu else nullcontext():
             return step_cost(fake_module(objective.train(), fakes), batch, fakes, recipe.run.precision != "float32")
 
@@ -196,7 +197,11 @@ def dry_steps(
     # FLOPs are asked for of what the recipe chose; an item has some of its own, and some for each of the others.
     if chunk > few or (share > measured and checkpointed == recipe.run.checkpoint_activations):
         large = step(2 * few, few_chunks)
-        flops += (share - measured) * (large.flops / (2 * measured) - flops) / measured
+        # What each item and each pair of items costs, and the step itself where a term does more than look at items.
+        third = step(3 * few, few_chunks).flops if any(term.costs_a_step for _, _, term in recipe.terms) else 0
+        counts = [measured, 2 * measured, 3 * measured if third else 0]
+        polynomial = np.polyfit(np.array(counts) / measured, [small.flops, large.flops, third], 2)
+        flops = float(np.polyval(polynomial, share / measured)) / share
         peak += round((chunk - few) * (large.peak - small.peak) / few)
     return peak, round(flops)
 

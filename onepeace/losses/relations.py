@@ -18,7 +18,7 @@ def relations(
     """Cross entropy of our similarities between items under the teacher's, an item's own left out.
 
     Args:
-        student, teacher: (B, E) and (B, F) vectors of the same items, of any length; no gradient flows into the teacher.
+        student, teacher: (B, E) and (B, F) vectors of the same items, of any length; the teacher gets no gradient.
         student_keys, teacher_keys: (N, E) and (N, F), of the whole batch, targets too.
         first: the row of the keys where these items begin.
         student_scale, teacher_scale: factors on the cosines.

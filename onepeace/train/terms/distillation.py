@@ -59,7 +59,7 @@ class Distillation(Term):
         # Pooled network features share a large mean; without it cosines tell pictures apart.
         self.features = (features - features.mean(0)) / (features.std(0) + 1e-6)
         self.row = table.row
-        self.head = nn.Linear(model.config.dim, features.shape[1])
+        self.head: nn.Module = nn.Linear(model.config.dim, features.shape[1])
 
     @classmethod
     def check(cls, name, options, recipe, config) -> None:
@@ -91,6 +91,11 @@ class Distillation(Term):
         items = {s.key: s.inputs[key] for source in sources for s in source.samples if key in s.inputs}
         read = item_reader(key, processors[key])
         return cached_features(options.teacher, list(items), lambda name: read(items[name]), path, key)
+
+    @classmethod
+    def placeholder(cls, options, keys) -> TeacherTable:
+        # One row more, as a single one has no standard deviation.
+        return TeacherTable({key: row for row, key in enumerate(keys)}, torch.zeros(len(keys) + 1, 1024, device="cpu"))
 
     def outputs(self, passes: Passes) -> Features:
         (key,) = self.name.modalities

@@ -41,6 +41,8 @@ class Names(Term):
     In each step the classes it finds likeliest in the batch take part, written in one of the templates.
     """
 
+    costs_a_step = True
+
     @dataclass(frozen=True, kw_only=True)
     class Options(TermOptions):
         teacher: str
@@ -89,6 +91,12 @@ class Names(Term):
             scores,
             [text.collate([text.decode(template.format(one)) for one in classes]) for template in options.templates],
         )
+
+    @classmethod
+    def placeholder(cls, options, keys) -> Prepared:
+        scores = TeacherTable({key: row for row, key in enumerate(keys)}, torch.zeros(len(keys), 1000, device="cpu"))
+        ids = torch.full((1000, 8), 4, device="cpu")
+        return Prepared(scores, [{"ids": ids} for _ in options.templates])
 
     def outputs(self, passes: Passes) -> Outputs:
         (key,) = self.name.modalities

@@ -61,6 +61,8 @@ class Term(nn.Module):
     uses_masks: ClassVar[bool] = False
     """Whether it needs masked passes, and with them the model's masked decoder."""
     min_modalities: ClassVar[int] = 1
+    costs_a_step: ClassVar[bool] = False
+    """Whether a step costs it something however few the items are, as texts of its own."""
 
     def __init__(self, name: TermName, options: Any, model: OnePeace, prepared: Any = None):
         super().__init__()
@@ -75,6 +77,11 @@ class Term(nn.Module):
         cls, name: TermName, options: Any, recipe: "Recipe", sources: "Sequence[Source]", processors: Mapping[str, Any]
     ) -> Any:
         """What is made of the data once, before training; the first process makes it before the others."""
+        return None
+
+    @classmethod
+    def placeholder(cls, options: Any, keys: Sequence[str]) -> Any:
+        """In place of what `prepare` gives for items of these keys and captions, where only sizes matter (a plan)."""
         return None
 
     @classmethod
