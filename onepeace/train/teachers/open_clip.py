@@ -45,7 +45,7 @@ def open_clip_teacher(name: str, modality: str, output: str = "features") -> Tea
     def read(items: list[Any]) -> Tensor:
         if tokenizer is not None:
             return tokenizer(items)
-        return torch.stack([transform(picture.convert("RGB")) for picture in items])
+        return torch.stack([transform(picture) for picture in items])
 
     def encode(items: list[Any]) -> Tensor:
         inputs = read(items).to(device)
