@@ -115,10 +115,11 @@ BAD = {
         )
     ],
     "macs": [
-        ("MACS.yaml", MACS.replace("sentence: footsteps", "text: x"), ":6: no filename and annotations with sentences"),
-        ("MACS.yaml", MACS.replace("footsteps, tags", "'.', tags"), ":6: public_square-paris-1-2-a.wav has no sent"),
-        ("MACS.yaml", MACS + "- ]\n", ":9: not YAML"), ("MACS.yaml", "files: 3\n", ": has no list of files"),
-        ("MACS.yaml", "files: []\n", ": its list of files is empty"), ("MACS.yaml", "", ": has no list of files"),
+        ("MACS.yaml", MACS.replace("sentence: footsteps", "text: x"), ": file 2 of the list has no filename"),
+        ("MACS.yaml", MACS.replace("footsteps, tags", "'.', tags"), ": file 2 of the list, public_square-paris-1"),
+        ("MACS.yaml", MACS + "- ]\n", ": line 9: not YAML"), ("MACS.yaml", "files: 3\n", ": has no list of files"),
+        ("MACS.yaml", "files: []\n", ": has no list of files, or an empty one"),
+        ("MACS.yaml", "", ": expected a mapping"),
     ],
     "vggsound": [
         ("vggsound.csv", f"---g-f_I2yQ,1,people marching,test\n{row}\n", f":2: {message}")
