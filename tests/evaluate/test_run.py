@@ -66,7 +66,7 @@ def test_sets_of_a_modality_the_model_lacks_are_left_out(recipe, caplog):
         ("photos", ".shard=x", "shard is not a field; did you mean shards"),
         ("photos", ".at=[0]", "at is [0]; give at least one k, each at least 1"),
         ("photos", ".at=[]", "at is []; give at least one k, each at least 1"),
-        ("photos", ".texts=titles", "texts is 'titles'; known: captions, names"),
+        ("photos", ".texts=titles", "texts 'titles' is not known; known: captions, names"),
         ("photos", ".rerank=[softmax]", "rerank has 'softmax'; known: dual_softmax"),
         ("photos", ".rerank_scale=0", "rerank_scale is 0.0; it should be above 0"),
         ("photos", ".rerank_scale=.nan", "rerank_scale is nan; it should be above 0"),
