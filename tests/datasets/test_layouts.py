@@ -21,6 +21,8 @@ from onepeace.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "onepeace/datasets"
+NO_LAYOUT = {f"{name}-*.tar*" for name in ("caltech101", "labelled_mix", "fashion", "sounds")}
+"""Shards of recipes that no layout writes."""
 
 
 # ------------------------------------------------------------------ every layout
@@ -60,7 +62,7 @@ def test_recipes_name_the_shards_that_the_layouts_write():
     for path in [*ROOT.glob("recipes/pretrain/*.yaml"), ROOT / "recipes/ablation/base.yaml"]:
         for pattern in re.findall(r"train/\w+/([a-z][^\"]*)", path.read_text()):
             found = [name for name in written if fnmatch(f"{name}-00000.tar.gz", pattern)]
-            assert len(found) == 1, f"{path.name}: {pattern}"
+            assert len(found) == (0 if pattern in NO_LAYOUT else 1), f"{path.name}: {pattern}"
 
 
 def test_a_layout_is_read_without_shards(source):
