@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from onepeace.commands.files import positive
 from onepeace.errors import UsageError, UserError
 
 EPILOG = """examples:
@@ -37,14 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     common = parser.add_argument_group("all")
     common.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1, mps")
-    common.add_argument("--threads", type=int, metavar="N", help="threads of the CPU (default: all it may use)")
+    common.add_argument("--threads", type=positive, metavar="N", help="threads of the CPU (default: all it may use)")
     common.add_argument("--seconds", type=float, default=8.0, metavar="N", help="time for each row (default: 8)")
     common.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
     models = parser.add_argument_group("encode and train")
     models.add_argument("--dtypes", default="float32,bfloat16", metavar="A,B", help="default: float32,bfloat16")
     encode = parser.add_argument_group("encode")
     encode.add_argument("--size", default="tiny,base", metavar="A,B", help="tiny, base or names of models (tiny,base)")
-    encode.add_argument("--batch", type=int, metavar="N", help="items in a pass (default: about 1600 tokens)")
+    encode.add_argument("--batch", type=positive, metavar="N", help="items in a pass (default: about 1600 tokens)")
     encode.add_argument("--modalities", metavar="A,B", help="only these of text, image, audio")
     encode.add_argument(
         "--baseline", action=argparse.BooleanOptionalAction, default=True, help="run open_clip beside base"
@@ -52,15 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     loss = parser.add_argument_group("loss")
     loss.add_argument("--kinds", default="contrastive,denoising", metavar="A,B", help="default: both losses")
     loss.add_argument("--sizes", default=SIZES, metavar="A,B", help=f"pairs, or tokens (default: {SIZES})")
-    loss.add_argument("--dim", type=int, default=256, metavar="N", help="width of the vectors (default: 256)")
+    loss.add_argument("--dim", type=positive, default=256, metavar="N", help="width of the vectors (default: 256)")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.recipe and args.what != "train":
         raise UsageError(f"bench {args.what} takes no recipe")
-    for name in ("threads", "batch", "dim"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise UsageError(f"--{name} is {value}; it must be at least 1")
     import torch
 
     from onepeace.bench.comparison import machine, markdown_report

@@ -149,7 +149,7 @@ def test_texts_are_real_ones_of_one_length(random_folder):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["encode", "--batch", "0"], 2, "--batch is 0; it must be at least 1"),
+        (["encode", "--batch", "0"], 2, "--batch: '0' is not a whole number from 1 up"),
         (["encode", "--dtypes", "float23"], 1, "dtype 'float23' is not known"),
         (["encode", "--dtypes", "float16"], 1, "dtype float16 is not computed on a CPU"),
         (["encode", "--device", "gpu"], 1, "device 'gpu' is not available here"),

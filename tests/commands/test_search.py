@@ -63,7 +63,7 @@ def test_walk_takes_known_endings_in_order(tree):
 
 def test_walk_takes_a_named_file_whatever_it_is_called(tree):
     files, _ = found([tree / "notes.md", tree / "sub" / ".hidden.ogg", tree / "b.JPG"], tree)
-    assert files == [("notes.md", None), ("sub/.hidden.ogg", "audio"), ("b.JPG", "image")]
+    assert files == [("notes.md", ""), ("sub/.hidden.ogg", "audio"), ("b.JPG", "image")]
 
 
 def test_walk_gives_each_file_once(tree, monkeypatch):
@@ -183,8 +183,8 @@ def test_broken_files_are_listed_and_nothing_else_is_disturbed(command, mixed):
         (["search", "PATH", "--text", "a", "--text", "b"], "--text is given twice"),
         (["search", "PATH/nothing", "--text", "a"], "no such file or folder"),
         (["search", "PATH", "--image", "nothing.jpg"], "nothing.jpg: no such file"),
-        (["search", "PATH", "--text", "a", "--top", "0"], "--top 0"),
-        (["search", "PATH", "--text", "a", "--batch-size", "0"], "--batch-size 0"),
+        (["search", "PATH", "--text", "a", "--top", "0"], "--top: '0' is not a whole number from 1 up"),
+        (["search", "PATH", "--text", "a", "--batch-size", "0"], "--batch-size: '0' is not a whole"),
         (["search", "PATH", "--text", "a", "--only", "video"], "invalid choice: 'video'"),
         (["search", "PATH", "--text", "a", "--weights", "1,2"], "the query has the parts text"),
         (["search", "PATH", "--text", "a", "--weights", "image=1"], "the query has the parts text"),

@@ -58,7 +58,7 @@ def test_batch_holds_what_the_model_reads(root, processors):
     first, second = make_steps(
         processors, recipe(root, [IMAGES, SOUNDS], batch_size={"image+text": 5, "audio+text": 3})
     )[0]
-    assert first.pair == "image+text"
+    assert list(first.inputs) == ["image", "text"]
     assert first.inputs["image"]["pixels"].shape == (5, 3, SIZE, SIZE)
     assert first.inputs["text"]["ids"].shape[0] == 5
     assert second.inputs["audio"]["waveform"].shape == (3, 20000)
@@ -107,7 +107,7 @@ def test_streamed_pairs_in_turn_leave_no_lane_unread(root, processors, workers):
     wanted = recipe(root, [IMAGES, SOUNDS], {"pairs": "in_turn", "stream": True}, batch_size=2)
     wanted = replace(wanted, run=replace(wanted.run, workers=workers))
     made = list(islice(loader(streams(processors, wanted), 0, 12, workers), 12))
-    names = [batch.pair for batches, _ in made for batch in batches]
+    names = ["+".join(batch.inputs) for batches, _ in made for batch in batches]
     assert names == (["image+text"] * workers + ["audio+text"] * workers) * (6 // workers)
     seen = {key for batches, _ in made for batch in batches for key in batch.keys}
     assert seen == {f"p{i}" for i in range(8)} | {f"s{i}" for i in range(6)}

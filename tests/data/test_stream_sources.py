@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.server import serving
-from support.streams import PAIR, keys, write, write_shards
+from support.streams import PAIR, at, keys, write, write_shards
 
 from onepeace.data import process_output
 from onepeace.data.shards import expand, raw_samples
@@ -78,7 +78,7 @@ def test_stream_over_http_equals_the_files(served):
     remote = StreamShard(expand("{000.tar,001.tar.gz,002.tar}", address), PAIR, seed=1, shuffle_buffer=7)
     found = keys(remote, 50)
     assert found == keys(local, 50)
-    again = StreamShard(remote.shards, PAIR, seed=1, shuffle_buffer=7, position=json.loads(json.dumps(remote.position)))
+    again = at(StreamShard(remote.shards, PAIR, seed=1, shuffle_buffer=7), json.loads(json.dumps(remote.position)))
     assert keys(again, 100) == keys(local, 100)
 
 

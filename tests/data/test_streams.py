@@ -12,11 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.small_shards import write_tar
-from support.streams import PAIR, keys, write, write_shards
+from support.streams import PAIR, at, keys, write, write_shards
 
 from onepeace.data.shards import expand
 from onepeace.data.streams import Mixture, StreamShard, first_samples, processes_of, work_units
 from onepeace.errors import UserError
+
+
+def places_of(row):
+    while True:
+        yield next(row.place())
 
 
 def all_keys(sizes):
@@ -112,10 +117,8 @@ def test_parts_of_processes_are_read_by_fewer_processes():
 
 @pytest.mark.parametrize(("worker", "workers"), [(0, 1), (1, 3), (4, 6)])
 def test_worker_goes_on_at_every_position(shards, worker, workers):
-    def make(position=None):
-        return StreamShard(
-            shards, PAIR, seed=3, worker=worker, num_workers=workers, shuffle_buffer=4, position=position
-        )
+    def make():
+        return StreamShard(shards, PAIR, seed=3, worker=worker, num_workers=workers, shuffle_buffer=4)
 
     row, places, whole = make(), [], []
     for _ in range(45):
@@ -123,7 +126,7 @@ def test_worker_goes_on_at_every_position(shards, worker, workers):
         whole.append(next(row))
     assert places[-1]["epoch"] >= 2
     for i, place in enumerate(places):
-        again = make(place)
+        again = at(make(), place)
         assert again.position == place
         assert list(islice(again, len(whole) - i)) == whole[i:]
         assert again.position == row.position
@@ -139,8 +142,8 @@ def test_position_counts_what_is_broken_once(tmp_path):
     twice = [(f"3-{i}.{end}", data) for i in range(2) for end, data in (("jpg", b"1"), ("txt", b"gull")) for _ in "ab"]
     shards.append(str(write_tar(tmp_path / "3.tar", twice)))
 
-    def make(position=None):
-        return StreamShard(shards, PAIR, seed=1, shuffle_buffer=4, broken_limit=1, position=position)
+    def make():
+        return StreamShard(shards, PAIR, seed=1, shuffle_buffer=4, broken_limit=1)
 
     row, places, found = make(), [], []
     for _ in range(60):
@@ -149,7 +152,7 @@ def test_position_counts_what_is_broken_once(tmp_path):
     assert "2-5" in found
     assert not {"0-3", "1-3", "2-3"} & set(found)
     for i, place in enumerate(places):
-        again = make(place)
+        again = at(make(), place)
         assert keys(again, len(found) - i) == found[i:]
         assert again.position == row.position
     # In an epoch: 8 + 8 + 5 + 2 usable ones; three broken json without another caption, half a sample and the shard
@@ -168,9 +171,9 @@ def test_worker_that_has_read_nothing_can_be_sent_to_a_worker(shards):
 def test_position_of_another_layout_is_refused(shards):
     row = StreamShard(shards, PAIR, seed=1, worker=1, num_workers=2)
     with pytest.raises(UserError, match=r"worker 1 of 2 over 4 shards, and this is worker 1 of 3 over 4"):
-        StreamShard(shards, PAIR, seed=1, worker=1, num_workers=3, position=row.position)
+        at(StreamShard(shards, PAIR, seed=1, worker=1, num_workers=3), row.position)
     with pytest.raises(UserError, match=r"over 4 shards, and this is worker 1 of 2 over 3"):
-        StreamShard(shards[:3], PAIR, seed=1, worker=1, num_workers=2, position=row.position)
+        at(StreamShard(shards[:3], PAIR, seed=1, worker=1, num_workers=2), row.position)
     with pytest.raises(UserError, match="of 1 sources, and the recipe has 2"):
         Mixture([row, row], [1, 1], position=Mixture([row], [1]).position)
 
@@ -218,11 +221,11 @@ def two_sources(tmp_path):
 
 
 def test_sources_come_by_weight(two_sources):
-    found = keys(two_sources(), 400)
+    found = keys(places_of(two_sources()), 400)
     assert 270 < sum(key[0] == "a" for key in found) < 330
-    assert keys(two_sources(), 400) == found
-    assert keys(two_sources(pair=1), 400) != found
-    assert {key[0] for key in keys(two_sources((1, 0)), 50)} == {"a"}
+    assert keys(places_of(two_sources()), 400) == found
+    assert keys(places_of(two_sources(pair=1)), 400) != found
+    assert {key[0] for key in keys(places_of(two_sources((1, 0))), 50)} == {"a"}
 
 
 def test_place_is_one_of_the_row_however_many_samples_it_takes(two_sources):
@@ -233,12 +236,12 @@ def test_place_is_one_of_the_row_however_many_samples_it_takes(two_sources):
         kinds.append(next(place).key[0])
         if i % 7 == 0:
             keys(place, 3)  # cannot be decoded, say
-    assert kinds == [key[0] for key in keys(plain, 40)]
+    assert kinds == [key[0] for key in keys(places_of(plain), 40)]
     assert row.position["count"] == plain.position["count"] == 40
 
 
 def test_runs_are_of_one_source(two_sources):
-    found = keys(two_sources((1, 1), run=5), 200)
+    found = keys(places_of(two_sources((1, 1), run=5)), 200)
     kinds = [{key[0] for key in found[i : i + 5]} for i in range(0, 200, 5)]
     assert all(len(kind) == 1 for kind in kinds)
     assert 10 < sum(kind == {"a"} for kind in kinds) < 30
@@ -248,9 +251,9 @@ def test_mixture_goes_on_at_every_position(two_sources):
     row, places, whole = two_sources(), [], []
     for _ in range(60):
         places.append(json.dumps(row.position))
-        whole.append(next(row).key)
+        whole.append(next(row.place()).key)
     for i, place in enumerate(places):
-        assert keys(two_sources(position=json.loads(place)), len(whole) - i) == whole[i:]
+        assert keys(places_of(two_sources(position=json.loads(place))), len(whole) - i) == whole[i:]
 
 
 def test_another_sample_moves_nothing_and_is_the_same_after_a_restart(two_sources):
@@ -261,7 +264,7 @@ def test_another_sample_moves_nothing_and_is_the_same_after_a_restart(two_source
         other = row.another(np.random.default_rng(i))
         assert two_sources(position=place).another(np.random.default_rng(i)) == other
         assert row.position == place
-        assert next(row) == next(plain)
+        assert next(row.place()) == next(plain.place())
         drawn.add(other.key)
     assert len(drawn) > 20
     assert {key[0] for key in drawn} == {"a", "b"}
@@ -311,6 +314,3 @@ def test_dead_shard_or_more_workers_than_samples_stop_no_lane(tmp_path):
     for workers in (2, 7):
         for worker in range(workers):
             assert set(keys(StreamShard(shards, PAIR, seed=1, worker=worker, num_workers=workers), 12)) == {"x", "y"}
-
-
-# Over HTTP

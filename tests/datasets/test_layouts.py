@@ -21,6 +21,8 @@ from onepeace.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "onepeace/datasets"
+NO_LAYOUT = {f"{name}-*.tar*" for name in ("caltech101", "labelled_mix", "fashion", "sounds")}
+"""Shards of recipes that no layout writes."""
 
 
 # ------------------------------------------------------------------ every layout
@@ -60,7 +62,7 @@ def test_recipes_name_the_shards_that_the_layouts_write():
     for path in [*ROOT.glob("recipes/pretrain/*.yaml"), ROOT / "recipes/ablation/base.yaml"]:
         for pattern in re.findall(r"train/\w+/([a-z][^\"]*)", path.read_text()):
             found = [name for name in written if fnmatch(f"{name}-00000.tar.gz", pattern)]
-            assert len(found) == 1, f"{path.name}: {pattern}"
+            assert len(found) == (0 if pattern in NO_LAYOUT else 1), f"{path.name}: {pattern}"
 
 
 def test_a_layout_is_read_without_shards(source):
@@ -115,10 +117,11 @@ BAD = {
         )
     ],
     "macs": [
-        ("MACS.yaml", MACS.replace("sentence: footsteps", "text: x"), ":6: no filename and annotations with sentences"),
-        ("MACS.yaml", MACS.replace("footsteps, tags", "'.', tags"), ":6: public_square-paris-1-2-a.wav has no sent"),
-        ("MACS.yaml", MACS + "- ]\n", ":9: not YAML"), ("MACS.yaml", "files: 3\n", ": has no list of files"),
-        ("MACS.yaml", "files: []\n", ": its list of files is empty"), ("MACS.yaml", "", ": has no list of files"),
+        ("MACS.yaml", MACS.replace("sentence: footsteps", "text: x"), ": file 2 of the list has no filename"),
+        ("MACS.yaml", MACS.replace("footsteps, tags", "'.', tags"), ": file 2 of the list, public_square-paris-1"),
+        ("MACS.yaml", MACS + "- ]\n", ": line 9: not YAML"), ("MACS.yaml", "files: 3\n", ": has no list of files"),
+        ("MACS.yaml", "files: []\n", ": has no list of files, or an empty one"),
+        ("MACS.yaml", "", ": expected a mapping"),
     ],
     "vggsound": [
         ("vggsound.csv", f"---g-f_I2yQ,1,people marching,test\n{row}\n", f":2: {message}")

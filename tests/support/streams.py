@@ -28,3 +28,8 @@ def write_shards(folder, sizes, **kw):
 
 def keys(samples, count=None):
     return [sample.key for sample in islice(samples, count)]
+
+
+def at(row, position):
+    row.seek(position)
+    return row

@@ -169,19 +169,9 @@ def test_a_pattern_scales_what_layer_decay_leaves():
         assert scaled[name] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (
-            {"groups": {"head.*": OptimGroup(lr_scale=0.1)}},
-            r"groups: the pattern 'head\.\*' matches none of 6 param",
-        ),
-        ({"name": "lion"}, "'lion' is not known; known: adamw"),
-    ],
-)
-def test_optimizer_mistakes_are_errors(small, config, message):
-    with pytest.raises(UserError, match=message):
-        make_optimizer(small, OptimConfig(**config))
+def test_pattern_that_matches_no_parameter_is_an_error(small):
+    with pytest.raises(UserError, match=r"groups: the pattern 'head\.\*' matches none of 6 param"):
+        make_optimizer(small, OptimConfig(groups={"head.*": OptimGroup(lr_scale=0.1)}))
 
 
 def test_freeze_lists_and_their_opposite(small):
