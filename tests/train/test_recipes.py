@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2] / "recipes"
 def trains(path):
     content = read_yaml(path)
     base = read_yaml(path.parent / content["base"]) if "base" in content else {}
-    return "objective" in {**base, **content}
+    return "objective" in {**base, **content} and "variants" not in content  # those are studies
 
 
 RECIPES = {
