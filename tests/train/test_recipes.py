@@ -126,7 +126,8 @@ def shrunken(tmp_path_factory):
             for pair in pairs
         ]
         small = [f"data.root={root}", f"data.train=[{', '.join(sources)}]", "tokenizer={vocab_size: 300}",
-                 "model.pretrained=false", "evaluate={}", "run.batch_size=4", "run.workers=0", "schedule.steps=2", "schedule.warmup_ratio=null",
+                 "model.pretrained=false", "evaluate={}", "run.batch_size=4", "run.workers=0",
+                 "schedule.steps=2", "schedule.warmup_ratio=null",
                  "schedule.warmup_steps=1", f"run.out={out}"]  # fmt: skip
         if any(term.startswith("denoising") for term in wanted.objective):
             small += [f"model.decoder={DECODER}"]
