@@ -183,6 +183,10 @@ def dry_steps(
         if checkpointed:
             model.set_grad_checkpointing()
         items = largest_items(config, pair, chunk * chunks)
+        for key in set(pair) & set(recipe.data.stem_views):  # computed once, before the steps
+            raw = {name: tensor.to("meta") for name, tensor in items[key].items()}
+            with torch.no_grad():
+                items[key] = {"features": torch.zeros(model.adapters[key].stem_features(raw).shape)}
         batch = pair_batch(recipe, model, items, torch.Generator().manual_seed(0))
         prepared = {name.text: term.placeholder(options, batch.keys) for name, options, term in recipe.terms}
         with torch.device("meta"):
