@@ -37,6 +37,8 @@ def item_name(sample: Sample) -> str:
 class StemFeatures:
     """The features in a folder, and the samples they are of.
 
+    Runs over other data may share the folder: views of other samples, or with other ones mixed in, do not count.
+
     Args:
         folder: of the parts.
         samples: all of the modality, to find the captions of those that were mixed into another.
@@ -50,7 +52,8 @@ class StemFeatures:
         for path in sorted(folder.glob("part-*.json")):
             part = int(path.stem.removeprefix("part-"))
             for name, start, grid, partner in json.loads(path.read_text()):
-                self.views.setdefault(name, []).append(View(part, start, tuple(grid), partner))
+                if name in self.samples and (partner is None or partner in self.samples):
+                    self.views.setdefault(name, []).append(View(part, start, tuple(grid), partner))
 
     def draw(self, sample: Sample, rng: np.random.Generator) -> tuple[np.ndarray, Sample | None]:
         """A random view of an item (*grid, channels), and the sample that was mixed into it."""

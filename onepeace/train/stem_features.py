@@ -23,11 +23,12 @@ from onepeace.files.atomic import write_atomic, write_text_atomic
 
 log = logging.getLogger(__name__)
 
-PART = 512
-"""Items of a part: what is lost at most when the run is killed meanwhile."""
+PART = 128
+"""Items of a part: what is lost at most when the run is killed meanwhile, and what is decoded ahead."""
+TRIES = 100
+"""So many second items at most are tried for a mix."""
 BATCH = 64
 """Views computed at once."""
-
 
 T = TypeVar("T")
 
@@ -153,10 +154,15 @@ class _Maker:
         partners: list[str] = []
 
         def another() -> tuple[Any, str]:
-            other = self.samples[int(rng.integers(len(self.samples)))]
-            media = self.vary.load(other.inputs[self.key], self.processor)
-            partners.append(item_name(other))
-            return media, ""
+            for _ in range(TRIES):
+                other = self.samples[int(rng.integers(len(self.samples)))]
+                try:
+                    media = self.vary.load(other.inputs[self.key], self.processor)
+                except UserError:  # said where it is the item itself
+                    continue
+                partners.append(item_name(other))
+                return media, ""
+            raise UserError(f"no other item of {self.key} can be decoded, to be mixed in")
 
         # Whatever caption is drawn later must fit the view.
         media, _ = self.vary.vary(loaded, " ".join(sample.captions), self.processor, rng, another)

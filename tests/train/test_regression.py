@@ -92,15 +92,12 @@ def test_a_teacher_of_averaged_weights_is_that_model():
             torch.testing.assert_close(found[key].tokens[real], expected[key].tokens[real].detach())
             assert not found[key].tokens.requires_grad
     assert not model.training
-    objective.average = dict(model.named_parameters())
-    own = {name: loss.detach() for name, loss in objective(batch).items()}
     terms = {"denoising/audio": {"keys": "global"}}
     averaged = Objective(model, {"denoising/audio": {"keys": "global", "average": True}})
     averaged.average = dict(model.named_parameters())
     torch.testing.assert_close(averaged(batch)["denoising/audio"], Objective(model, terms)(batch)["denoising/audio"])
     averaged.average = average
     assert abs(averaged(batch)["denoising/audio"] - Objective(model, terms)(batch)["denoising/audio"]) > 1e-3
-    assert own["loss"].isfinite()
 
 
 def denoising_recipe(root, out, **run):

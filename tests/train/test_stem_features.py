@@ -75,6 +75,18 @@ def test_views_differ_and_a_mixed_one_has_both_captions(root, tmp_path):
     assert all(" and " in caption for caption in sounds.captions)
 
 
+def test_a_run_over_less_data_shares_the_folder(root, tmp_path):
+    """Views with items mixed in that it does not have are left to the other run."""
+    data = {"augment": {"audio": {"mix": 1.0}}, "stem_folder": str(tmp_path / "stems")}
+    run = setup.build_run(stem_recipe(root, tmp_path / "whole", {"audio": 3}, data=data), torch.device("cpu"))
+    whole = run.steps.builder.features["audio"]
+    few = StemFeatures(whole.folder, list(whole.samples.values())[:20])
+    assert 0 < sum(map(len, few.views.values())) < 60
+    for views in few.views.values():
+        assert {view.partner for view in views} <= few.samples.keys()
+    assert set(few.views) <= few.samples.keys()
+
+
 def test_items_of_other_lengths_are_padded_and_counted():
     batch = collate([np.ones((3, 2), np.float16), np.ones((5, 2), np.float16)])
     assert batch["features"].shape == (2, 5, 2)

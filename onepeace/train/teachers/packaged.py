@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onepeace.device import bfloat16_is_fast
 from onepeace.errors import need
+from onepeace.train.teachers.items import autocast
 
 
 def efficientnet_lite0(size: int = 192) -> Callable[[list[Any]], Tensor]:
@@ -37,11 +37,10 @@ def minilm_l6(max_tokens: int = 64) -> Callable[[list[str]], Tensor]:
     transformers = need("transformers", "teachers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(torch.device("cpu")))
 
     def encode(texts: list[str]) -> Tensor:
         batch = tokenizer(texts, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), autocast(torch.device("cpu")):
             hidden = model(**batch).last_hidden_state.float()
         mask = batch["attention_mask"].unsqueeze(-1)
         return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)

@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onepeace.device import bfloat16_is_fast
 from onepeace.errors import need
 from onepeace.model.stems.timm import create_network
-from onepeace.train.teachers.items import Teacher
+from onepeace.train.teachers.items import Teacher, autocast
 
 
 def timm_teacher(name: str, modality: str = "image", output: str = "features") -> Teacher:
@@ -16,11 +15,10 @@ def timm_teacher(name: str, modality: str = "image", output: str = "features") -
     model = create_network(name, pretrained=True).to(memory_format=torch.channels_last)
     data = need("timm.data", "teachers")
     transform = data.create_transform(**data.resolve_model_data_config(model), is_training=False)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(torch.device("cpu")))
 
     def encode(pictures: list[Any]) -> Tensor:
         pixels = torch.stack([transform(picture.convert("RGB")) for picture in pictures])
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), autocast(torch.device("cpu")):
             features = model.forward_features(pixels.contiguous(memory_format=torch.channels_last))
             return model.forward_head(features, pre_logits=output == "features").float()
 
