@@ -1,11 +1,13 @@
-"""Words and class names as texts without pictures or sounds: more language than captions have."""
+"""Words, names and sentences without pictures or sounds: more language than captions have."""
 
 import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
+from onepeace.data.shards import read_source
 from onepeace.datasets.layout import Encoded, HeldOut, Layout, Record, Split, option, shuffled
 from onepeace.errors import UserError, need
 
@@ -14,6 +16,10 @@ SENTENCES = (
     "people and a {}",
 )  # fmt: skip
 """Each word comes by itself and in one of them."""
+REPLACED = 3
+"""Words of a caption that another word takes the place of, at most."""
+TEXTS = 5
+"""Texts of a sample: few texts a sample, and each comes as often as another."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,9 @@ class Words(Layout):
 
     family = "word"
     shortest: int = option(3, "letters of the shortest word that is taken")
+    definitions: bool = option(False, "also the 21,800 names of ImageNet-21k in timm, with their definitions (WordNet)")
+    captions: str = option("", "shards whose captions come too, with words of theirs replaced by others (a pattern)")
+    variants: int = option(3, "such variants of each caption")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         path = folder / "vocab.txt"
@@ -36,13 +45,53 @@ class Words(Layout):
         if not words:
             lines = f"not one of its {len(pieces)} lines"
             raise UserError(f"{path}: {lines} is a word of {self.shortest} letters or more")
-        yield Split("train/text/words", self._records(path, words), lambda record: Encoded({}))
+        yield Split("train/text/words", self._words(path, words), _no_files)
+        if self.definitions:
+            yield Split("train/text/definitions", self._definitions(), _no_files)
+        if self.captions:
+            yield Split("train/text/variants", self._variants(words), _no_files)
 
-    def _records(self, path: Path, words: list[str]) -> Iterator[Record]:
+    def _words(self, path: Path, words: list[str]) -> Iterator[Record]:
         names = need("open_clip", "teachers").IMAGENET_CLASSNAMES
         rng = random.Random(0)  # noqa: S311
         for i, word in enumerate(shuffled(dict.fromkeys([*words, *names]))):
             texts = [word, rng.choice(SENTENCES).format(word)]
-            yield Record(
-                f"word_{i:05d}", "vocabulary", {"text": texts}, {}, {"license": "Apache-2.0"}, f"{path} {word}"
-            )
+            yield _record(f"word_{i:05d}", "vocabulary", texts, "Apache-2.0", f"{path} {word}")
+
+    def _definitions(self) -> Iterator[Record]:
+        folder = resources.files("timm") / "data" / "_info"
+        names, meanings = (
+            dict(line.split("\t") for line in (folder / f"imagenet_synset_to_{kind}.txt").read_text().splitlines())
+            for kind in ("lemma", "definition")
+        )
+        rng = random.Random(0)  # noqa: S311
+        for synset in shuffled(names):
+            synonyms = names[synset].split(", ")[: TEXTS - 2]
+            sentence = rng.choice(SENTENCES).format(synonyms[0])
+            texts = [*synonyms, sentence, f"{synonyms[0]}, {meanings[synset]}"]
+            yield _record(f"word_{synset}", "definition", texts, "WordNet 3.0", f"timm {synset}")
+
+    def _variants(self, words: list[str]) -> Iterator[Record]:
+        samples = read_source(self.captions, ("text",), Path()).samples
+        captions = dict.fromkeys(caption for sample in samples for caption in sample.captions)
+        rng = random.Random(0)  # noqa: S311
+        for i, caption in enumerate(shuffled(captions)):
+            parts = caption.split()
+            long = [j for j, part in enumerate(parts) if len(part) > 3]
+            if not long:
+                continue
+            texts = []
+            for _ in range(self.variants):
+                changed = list(parts)
+                for j in rng.sample(long, min(len(long), rng.randint(1, REPLACED))):
+                    changed[j] = rng.choice(words)
+                texts.append(" ".join(changed))
+            yield _record(f"word_v{i:06d}", "caption", texts, "of the captions", f"a variant of {caption!r}")
+
+
+def _record(key: str, source: str, texts: list[str], license_: str, where: str) -> Record:
+    return Record(key, source, {"text": texts}, {}, {"license": license_}, where)
+
+
+def _no_files(record: Record) -> Encoded:
+    return Encoded({})

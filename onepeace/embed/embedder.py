@@ -6,8 +6,10 @@ with others of like size, computed, and put together again (assembly.py), in ord
 
 import math
 import os
+import threading
+import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +42,8 @@ WINDOWS_AHEAD = 64
 BLOCK = 1024
 """Vectors that are collected one by one before they become rows of one tensor."""
 
+_COUNTING = threading.Lock()
+
 Output: TypeAlias = Literal["torch", "numpy"]
 OnError: TypeAlias = Literal["raise", "skip"]
 Long: TypeAlias = Literal["truncate", "mean", "windows"]
@@ -61,6 +65,7 @@ class Options:
     on_error: OnError = "raise"
     head: bool = False
     """Logits of the model's own classifier in place of vectors."""
+    timings: MutableMapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         _choice("output", self.output, ("torch", "numpy"))
@@ -186,6 +191,7 @@ class Embedder:
         window: float | None = None,
         hop: float | None = None,
         batch_size: int = 32,
+        timings: MutableMapping[str, float] | None = None,
     ) -> Generator[Embedded, None, None]:
         """The result of every item, in order, as soon as it and those before it are computed; failures are results.
 
@@ -199,11 +205,12 @@ class Embedder:
             modality: of all items; by default every item's own, as in `encode`.
             weights, long, window, hop: see `encode` and `encode_audio`.
             batch_size: see `Embedder`.
+            timings: its "decode" and "model" grow by the seconds that the stages are busy, over all threads.
 
         Raises:
             UserError: wrong options, or no memory for a batch. What an item does wrong is in its result.
         """
-        return self._stream(items, Options(modality, weights, long, window, hop, batch_size))
+        return self._stream(items, Options(modality, weights, long, window, hop, batch_size, timings=timings))
 
     def encode_text(
         self,
@@ -417,6 +424,7 @@ class Embedder:
 
     def _read(self, item: object, options: Options) -> list[Part] | Exception:
         """The decoded parts of one item, or the reason why it has none."""
+        start = time.perf_counter()
         try:
             if options.modality is None:
                 parts = parts_of(item, self.processors, options.weights or {})
@@ -425,6 +433,8 @@ class Embedder:
             return [Part(key, weight, self._pieces(key, value, options)) for key, value, weight in parts]
         except Exception as error:  # whatever a processor trips over, the item is to be named
             return error
+        finally:
+            _count(options.timings, "decode", start)
 
     def _pieces(self, modality: str, value: object, options: Options) -> Iterable[tuple[float, float, Tensor]]:
         """(start, end, sample) of one part of an item, in seconds."""
@@ -437,7 +447,7 @@ class Embedder:
 
     def _compute(self, batch: list[Waiting], options: Options) -> None:
         """Fills in the vectors of a batch, or its logits."""
-        modality = batch[0].modality
+        modality, start = batch[0].modality, time.perf_counter()
         try:
             with torch.inference_mode():
                 inputs = {modality: self._batch(modality, [entry.sample for entry in batch])}
@@ -446,6 +456,7 @@ class Embedder:
                 vectors = vectors if options.head else F.normalize(vectors, dim=1)
         except torch.OutOfMemoryError as error:
             raise UserError(f"no memory for {len(batch)} {modality} items at once; lower batch_size") from error
+        _count(options.timings, "model", start)
         vectors = vectors.clone()  # outside of inference mode: what comes out must be usable in training
         for entry, vector, is_finite in zip(batch, vectors, vectors.isfinite().all(dim=1).tolist(), strict=True):
             entry.assembly.fill(entry.row, vector)
@@ -476,6 +487,12 @@ class Embedder:
         if len(self.processors) > 1 or classifier.get("inputs", 1) > 1:
             raise UserError("this model's classifier reads several inputs together; call model.module.predict")
         return classifier["num_classes"]
+
+
+def _count(timings: MutableMapping[str, float] | None, stage: str, start: float) -> None:
+    if timings is not None:
+        with _COUNTING:
+            timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - start
 
 
 def _choice(name: str, value: object, known: Sequence[str]) -> None:

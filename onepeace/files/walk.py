@@ -1,7 +1,7 @@
 """Which files a command line means: files as named, folders walked. Knows file endings, opens nothing."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,11 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-def walk(paths: Iterable[str | Path], modality_by_suffix: Mapping[str, str]) -> tuple[list[Found], list[Unreadable]]:
+def walk(
+    paths: Iterable[str | Path],
+    modality_by_suffix: Mapping[str, str],
+    skip: Callable[[Path, bool], bool] | None = None,
+) -> tuple[list[Found], list[Unreadable]]:
     """Files meant by `paths`, each once, in the order given; a folder's own files by name, then its folders by name.
 
     Inside folders, hidden names and unknown endings are passed over, links are followed, and no folder is entered
@@ -31,6 +35,7 @@ def walk(paths: Iterable[str | Path], modality_by_suffix: Mapping[str, str]) -> 
 
     Args:
         modality_by_suffix: modality of each known ending, lower case, with the dot.
+        skip: says of a path inside a folder, and whether that is a folder itself, that it is passed over.
 
     Returns:
         The files found, and what could not be read: broken links, pipes, folders without permission.
@@ -58,11 +63,14 @@ def walk(paths: Iterable[str | Path], modality_by_suffix: Mapping[str, str]) -> 
                 folders.clear()
                 continue
             entered.add((status.st_dev, status.st_ino))
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            folders[:] = sorted(
+                name for name in folders if not name.startswith(".") and not (skip and skip(Path(folder, name), True))
+            )
             for name in sorted(names):
                 modality = modality_by_suffix.get(Path(name).suffix.lower())
-                if modality is not None and not name.startswith("."):
-                    _take(Path(folder, name), modality, found, unreadable)
+                if modality is None or name.startswith(".") or (skip and skip(Path(folder, name), False)):
+                    continue
+                _take(Path(folder, name), modality, found, unreadable)
     return list(found.values()), unreadable
 
 

@@ -13,7 +13,10 @@ from onepeace.processors.text import TextProcessor
 # The order is the order of guessing: any string can be a text, so text comes last.
 PROCESSORS: dict[str, type[Processor]] = {"image": ImageProcessor, "audio": AudioProcessor, "text": TextProcessor}
 
-__all__ = ["PROCESSORS", "AudioProcessor", "ImageProcessor", "Processor", "TextProcessor", "guess"]
+VERSION = "1"
+"""Of what the processors make of a file; raised with every change that moves vectors, so that an index notices."""
+
+__all__ = ["PROCESSORS", "VERSION", "AudioProcessor", "ImageProcessor", "Processor", "TextProcessor", "guess"]
 
 
 def guess(item: object, known: Collection[str]) -> str:
