@@ -30,6 +30,7 @@ ROWS = [
     {"data"},
     {"embed"},
     {"evaluate"},
+    {"index"},
     {"train"},
     {"api", "compat", "serve", "cost"},
     {"bench"},

@@ -3,7 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -41,13 +42,13 @@ def find(args: argparse.Namespace) -> tuple[list[Found], list[Unreadable]]:
     Raises:
         UsageError: a path that does not exist, or nothing found.
     """
-    from onepeace.processors import PROCESSORS
+    from onepeace.processors import PROCESSORS, sniff
 
     suffixes = {suffix: key for key, processor in PROCESSORS.items() for suffix in processor.suffixes}
     found, problems = walk(args.paths, suffixes)
     files = []
     for path, known in found:
-        modality = known or _by_content(path)
+        modality = known or sniff(path)
         if modality is None:
             problems.append(Unreadable(path, f"not a picture, sound or text (unknown ending {path.suffix!r})"))
         elif args.only in (None, modality):
@@ -73,9 +74,7 @@ def encode(
     Files of a modality that the model lacks are in neither list; they are counted on stderr.
     """
     known = [file for file in files if file.modality in model.modalities]
-    if len(known) < len(files):
-        lacking = " and ".join(sorted({file.modality for file in files} - set(model.modalities)))
-        say(f"{len(files) - len(known)} {lacking} files are left out: this model has {', '.join(model.modalities)}")
+    say_left_out(Counter(file.modality for file in files if file.modality not in model.modalities))
     items = [{file.modality: file.path} for file in known]
     vectors, failures = model.encode(items, batch_size=batch_size, on_error="skip")
     reasons = {failure.index: failure.reason for failure in failures}
@@ -105,20 +104,16 @@ def say(message: str) -> None:
     print(f"onepeace: {message}", file=sys.stderr)
 
 
+def say_left_out(count: Mapping[str, int]) -> None:
+    """How many files there are of modalities that the model lacks."""
+    if count:
+        say(
+            f"{sum(count.values())} {' and '.join(sorted(count))} files are left out: this model has no {' or '.join(sorted(count))}"
+        )
+
+
 def shown(path: Path) -> str:
     """A path on one line of a terminal, escapes in place of what would move the cursor or cannot be printed."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(path))
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def _by_content(path: Path) -> str | None:
-    """The modality of a named file with an unknown ending, by its first bytes."""
-    from onepeace.processors import PROCESSORS
-
-    try:
-        with open(path, "rb") as file:
-            head = file.read(1 << 16)
-    except OSError:
-        return None
-    return next((key for key, processor in PROCESSORS.items() if processor.matches(head)), None)

@@ -41,8 +41,12 @@ def _embedding_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
     parser.add_argument("--batch-size", type=files.positive, default=32, metavar="N", help="files in one pass (32)")
-    parser.add_argument("--window", type=_seconds, default=10.0, metavar="S", help="a long sound has a vector for every S seconds (10)")
-    parser.add_argument("--hop", type=_seconds, default=5.0, metavar="S", help="seconds from the start of one to the next (5)")
+    parser.add_argument(
+        "--window", type=_seconds, default=10.0, metavar="S", help="a long sound has a vector for every S seconds (10)"
+    )
+    parser.add_argument(
+        "--hop", type=_seconds, default=5.0, metavar="S", help="seconds from the start of one to the next (5)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
 
 
@@ -112,7 +116,7 @@ def _stats(args: argparse.Namespace) -> int:
     with Index.open(args.index) as index:
         kinds = Counter(item.modality for item in index.items())
         problems, odd = index.problems(), [item for item in index.items() if item.note]
-        vectors = len(index.rows().row)
+        vectors = len(index.rows.row)
         rows = [(kind, str(count)) for kind, count in sorted(kinds.items())]
         rows += [("files", str(len(index))), ("vectors", f"{vectors} x {index.embed_dim}")]
         rows += [("problems", str(len(problems))), ("model", index.model), ("made", index.store.meta["created"])]
@@ -154,9 +158,12 @@ def _repair(args: argparse.Namespace) -> int:
 
 def _tell(args: argparse.Namespace, report: "Report") -> int:
     """The summary on stderr, and what failed."""
+    files.say_left_out(report.left_out)
     if not args.quiet:
         seconds = report.seconds
-        counts = {name: getattr(report, name) for name in ("added", "changed", "copied", "moved", "removed", "unchanged")}
+        counts = {
+            name: getattr(report, name) for name in ("added", "changed", "copied", "moved", "removed", "unchanged")
+        }
         said = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing to do"
         rate = f", {report.embedded / seconds['total']:.1f} files a second" if report.embedded else ""
         files.say(f"{said}; {report.vectors} vectors in {seconds['total']:.1f} s{rate}")

@@ -1,27 +1,43 @@
-"""`onepeace search`: the files of a folder that are nearest to words, a picture, a sound, or a mix of them."""
+"""`onepeace search`: the files of an index, or of folders, that are nearest to words, a picture, a sound, or a mix."""
 
 import argparse
 import json
 import math
 import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files
-from onepeace.errors import UsageError
+from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
+from onepeace.files.source import scheme
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from onepeace.index.index import Index
+    from onepeace.index.query import Part
+    from onepeace.index.search import Hit, Results
 
+AWAY = -0.5
+"""Weight of the words of --without."""
+MANY = 500
+"""Plain files from which on an index is suggested."""
 EXAMPLES = """\
-a mix is one query: each part is turned into a vector, and the weighted sum is searched for. A query's own file is
-not among its hits. Scores are cosine similarities.
+PATHS are one index (made by: onepeace index build), or files and folders, which are embedded each time.
 
-  onepeace search pictures sounds --text "a dog barking"
-  onepeace search pictures --audio bark.ogg --text "in the snow" --weights audio=0.7,text=0.3
-  onepeace search . --image dog.jpg --only audio --top 5 --html hits.html
+a mix is one query: each part is turned into a vector, and the weighted sum is searched for. A query's own file is
+not among its hits. "match" is the probability that a hit is relevant; without a calibration of the model the
+cosine similarity is shown.
+
+  onepeace search my.index --text "a dog barking"
+  onepeace search my.index --image dog.jpg --without "people" --only image --after 2024-05
+  onepeace search my.index --audio bark.ogg --text "in the snow" --weights audio=0.7,text=0.3
+  onepeace search my.index --like Pictures/dog.jpg --where "width >= 1000" --sort date --html hits.html
+  onepeace search pictures sounds --text "a dog barking" --top 5 --json
 
 exit code: 0, 1 when files could not be read (listed at the end), 2 for wrong usage"""
 
@@ -30,90 +46,205 @@ class _AddPart(argparse.Action):
     """Keeps the parts of the query in the order they were given."""
 
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
-        parts = dict(namespace.query or {})
-        if self.const in parts:
-            parser.error(f"{option_string} is given twice")
-        namespace.query = {**parts, self.const: values}
+        namespace.query = [*(namespace.query or []), (self.const, values)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_arguments(parser)
     parser.epilog = EXAMPLES
-    parser.set_defaults(query=None)
-    for modality, metavar, text in (
+    parser.set_defaults(query=None, model=None)
+    query = parser.add_argument_group("the query; every option may be given several times")
+    for kind, metavar, text in (
         ("text", "WORDS", "search for words"),
         ("image", "FILE", "search for what is like a picture"),
         ("audio", "FILE", "search for what is like a sound"),
+        ("like", "PATH", "search for what is like a file of the index, without reading it"),
+        ("without", "WORDS", f"away from words (weight {AWAY})"),
     ):
-        parser.add_argument(f"--{modality}", action=_AddPart, const=modality, dest="query", metavar=metavar, help=text)
-    parser.add_argument(
+        query.add_argument(f"--{kind}", action=_AddPart, const=kind, dest="query", metavar=metavar, help=text)
+    query.add_argument(
         "--weights", metavar="W", help="of a mix: text=0.7,audio=0.3, or numbers in the order of the parts"
     )
-    parser.add_argument("--top", type=files.positive, default=10, metavar="K", help="how many hits (default: 10)")
-    parser.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write the hits as a page to look at")
+    parser.add_argument("--queries", type=Path, metavar="FILE", help="a query of words in each line; a table of each")
+    chosen = parser.add_argument_group("which files may be found")
+    chosen.add_argument("--path-glob", metavar="GLOB", help='as "holidays/**/*.jpg"')
+    chosen.add_argument("--after", metavar="DATE", help="2024, 2024-05 or 2024-05-01: from its start on")
+    chosen.add_argument("--before", metavar="DATE", help="before the start of it")
+    chosen.add_argument("--where", metavar="CONDITION", help="as \"duration < 5 or width >= 1000 and caption ~ 'dog'\"")
+    shown = parser.add_argument_group("which hits, and how")
+    shown.add_argument("--top", type=files.positive, default=10, metavar="K", help="how many hits (default: 10)")
+    shown.add_argument("--offset", type=int, default=0, metavar="N", help="leave out the first N")
+    shown.add_argument("--sort", choices=("match", "date", "path"), default="match", help="default: match")
+    shown.add_argument("--rank", default="znorm", metavar="NAME", help="znorm (default), raw, centred or per-modality")
+    shown.add_argument(
+        "--min-match", type=float, default=0.5, metavar="P", help="below it a hit counts as not relevant (0.5)"
+    )
+    shown.add_argument(
+        "--duplicates", choices=("collapse", "show"), default="collapse", help="near copies: one hit, or each"
+    )
+    shown.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
+    shown.add_argument("--html", type=Path, metavar="FILE", help="also write the hits as a page to look at")
 
 
 def run(args: argparse.Namespace) -> int:
-    if not args.query:
-        raise UsageError("nothing to search for; give --text, --image, --audio or several of them")
-    weights = _weights(args.weights, list(args.query))
+    from onepeace.index.query import Part
+
+    queries = _queries(args)
     if args.html:
+        if len(queries) > 1:
+            raise UsageError("--html is of one query; leave out --queries")
         files.check_folder_of(args.html)
-    own = _own_files(args.query)
-    found, problems = files.find(args)
-
-    from onepeace.serve.hits import Hit, QueryPart, render
-
-    model = files.load(args)
-    query = cast("Tensor", model.encode([args.query], weights=weights, progress=False))
-    found = [file for file in found if os.path.realpath(file.path) not in own]
-    vectors, found, failed = files.encode(model, found, args.batch_size)
-    scores = cast("Tensor", model.similarity(vectors, query))[:, 0]
-    best = scores.argsort(descending=True, stable=True)[: args.top].tolist()
-    hits = [
-        Hit(rank, float(scores[index]), found[index].modality, found[index].path)
-        for rank, index in enumerate(best, start=1)
-    ]
-    if args.json:
-        for hit in hits:
-            print(json.dumps({**hit._asdict(), "score": round(hit.score, 6), "path": os.fspath(hit.path)}))
-    elif hits:
-        rows = [(str(hit.rank), f"{hit.score:.3f}", hit.modality, files.shown(hit.path)) for hit in hits]
-        print(format_table(("rank", "score", "kind", "path"), rows))
-    if args.html:
-        parts = [QueryPart(key, value, weights.get(key, 1.0)) for key, value in args.query.items()]
-        page = render(parts, hits, args.html.parent, num_files=len(found), model=args.model)
-        write_text_atomic(args.html, page)
-    return files.exit_code([*problems, *failed], len(found))
+    with _opened(args) as (index, problems):
+        for name, query in queries:
+            parts = [Part("text" if kind == "without" else kind, value, weight) for kind, value, weight in query]
+            results = index.search(
+                parts,
+                top=args.top,
+                offset=args.offset,
+                only=() if args.only is None else (args.only,),
+                path_glob=args.path_glob,
+                after=args.after,
+                before=args.before,
+                where=args.where,
+                sort=args.sort,
+                rank=args.rank,
+                min_match=args.min_match,
+                duplicates=args.duplicates,
+            )
+            if name is not None and not args.json:
+                print(f"{name}:")
+            _print(results, name, args)
+            if args.html:
+                page = _page(index, parts, results, args.html.parent)
+                write_text_atomic(args.html, page)
+        return files.exit_code(problems, len(index))
 
 
-def _own_files(query: dict[str, str]) -> set[str]:
-    """Real paths of the query's files, which have to be there."""
-    from onepeace.files.source import scheme
+@contextmanager
+def _opened(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Unreadable]]]":
+    """The index that is named, or one that is made of the files named and lives as long; what could not be read."""
+    from onepeace.index.index import Index, build, is_index
 
-    local = [value for key, value in query.items() if key != "text" and not scheme(value)]
-    for value in local:
-        if not os.path.exists(value):
+    options = {"device": args.device, "dtype": args.dtype}
+    indexes = [path for path in args.paths if is_index(path)]
+    if indexes:
+        if len(args.paths) > 1:
+            raise UsageError(f"{indexes[0]} is an index; search one index, or plain files, at a time")
+        with Index.open(indexes[0], model=args.model, **options) as index:
+            yield index, []
+        return
+    with tempfile.TemporaryDirectory(prefix="onepeace-") as folder:
+        found = build(folder, args.paths, args.model, batch_size=args.batch_size, only=args.only, **options)
+        files.say_left_out(found.left_out)
+        if not found.embedded + found.copied + len(found.problems):
+            raise UsageError(f"no {args.only or 'image, audio or text'} files in {', '.join(args.paths)}")
+        if found.embedded >= MANY:
+            files.say(f"{found.embedded} files were embedded for this query; an index answers at once: onepeace index")
+        with Index.open(folder, model=args.model, **options) as index:
+            yield index, found.problems
+
+
+def _queries(args: argparse.Namespace) -> list[tuple[str | None, list[tuple[str, Any, float]]]]:
+    """Name, and (kind, value, weight) of each part, of every query."""
+    given = list(args.query or [])
+    for kind, value in given:
+        if kind in ("image", "audio") and not scheme(value) and not os.path.exists(value):
             raise UsageError(f"{value}: no such file")
-    return {os.path.realpath(value) for value in local}
+    if args.queries is None:
+        if not given:
+            raise UsageError("nothing to search for; give --text, --image, --audio, --like or several of them")
+        return [(None, _weighted(args.weights, given))]
+    try:
+        lines = [line.strip() for line in args.queries.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{args.queries}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not lines:
+        raise UsageError(f"{args.queries}: no query in it")
+    return [(line, _weighted(args.weights, [("text", line), *given])) for line in lines]
 
 
-def _weights(text: str | None, modalities: list[str]) -> dict[str, float]:
-    """Weights of the query's parts, as given by name or in their order."""
+def _weighted(text: str | None, parts: Sequence[tuple[str, Any]]) -> list[tuple[str, Any, float]]:
+    """The parts with their weights, as given by name or in their order."""
+    kinds = [kind for kind, _ in parts]
     if text is None:
-        return {}
+        weights = [AWAY if kind == "without" else 1.0 for kind in kinds]
+        return [(*part, weight) for part, weight in zip(parts, weights, strict=True)]
     fields = [field.strip() for field in text.split(",")]
     named = ["=" in field for field in fields]
     if any(named) != all(named):
         raise UsageError(f"--weights {text}: give a name to all weights or to none")
-    pairs = [field.split("=", 1) for field in fields] if all(named) else list(zip(modalities, fields, strict=False))
-    if len(fields) != len(modalities) or {name.strip() for name, _ in pairs} != set(modalities):
-        raise UsageError(f"--weights {text}: the query has the parts {', '.join(modalities)}; give one weight for each")
+    pairs = [field.split("=", 1) for field in fields] if all(named) else list(zip(kinds, fields, strict=False))
+    by_name = {name.strip(): value for name, value in pairs} if all(named) else {}
+    if all(named) and len({*kinds}) < len(kinds):
+        raise UsageError(
+            f"--weights {text}: a kind of part is given twice; write the weights in the order of the parts"
+        )
+    if len(fields) != len(kinds) or (by_name and by_name.keys() != {*kinds}):
+        raise UsageError(f"--weights {text}: the query has the parts {', '.join(kinds)}; give one weight for each")
     try:
-        weights = {name.strip(): float(value) for name, value in pairs}
+        weights = [float(by_name[kind] if by_name else value) for kind, (_, value) in zip(kinds, pairs, strict=True)]
     except ValueError:
         raise UsageError(f"--weights {text}: weights are numbers, as in text=0.7,audio=0.3") from None
-    if not all(map(math.isfinite, weights.values())) or not any(weights.values()):
+    if not all(map(math.isfinite, weights)) or not any(weights):
         raise UsageError(f"--weights {text}: weights must be finite, and not all 0")
-    return weights
+    return [(*part, weight) for part, weight in zip(parts, weights, strict=True)]
+
+
+def _print(results: "Results", name: str | None, args: argparse.Namespace) -> None:
+    if args.json:
+        for hit in results.hits:
+            about = {"query": name} if name is not None else {}
+            print(json.dumps({**about, **_plain(hit)}))
+        return
+    if results.relevant is False and results.hits:
+        print("nothing relevant found; the nearest are:")
+    if not results.hits:
+        print("nothing found" + ("" if results.compared else ": the filters leave no file"))
+        return
+    times = any(hit.start is not None for hit in results.hits)
+    scale = "score" if results.hits[0].match is None else "match"
+    head = ("rank", scale, "kind", *(("at",) if times else ()), "path")
+    rows = []
+    for hit in results.hits:
+        at = () if not times else ("" if hit.start is None else _clock(hit.start),)
+        value = hit.score if hit.match is None else hit.match
+        more = f" (+{len(hit.copies)} alike)" if hit.copies else ""
+        rows.append((str(hit.rank), f"{value:.3f}", hit.item.modality, *at, files.shown(_near(hit.item.path)) + more))
+    print(format_table(head, rows))
+
+
+def _plain(hit: "Hit") -> dict[str, Any]:
+    """A hit as JSON writes it."""
+    item = hit.item
+    about = {"rank": hit.rank, "score": round(hit.score, 6), "z": round(hit.z, 6), "match": hit.match}
+    about |= {"modality": item.modality, "path": os.fspath(_near(item.path)), "start": hit.start, "end": hit.end}
+    about |= {name: getattr(item, name) for name in ("date", "width", "height", "duration", "caption")}
+    return {key: value for key, value in about.items() if value is not None} | (
+        {"copies": list(hit.copies)} if hit.copies else {}
+    )
+
+
+def _near(path: str) -> Path:
+    """A path as one types it: below the working folder without that; others, and addresses, as they are."""
+    here = os.getcwd() + os.sep
+    return Path(path.removeprefix(here))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def _page(index: "Index", parts: "Sequence[Part]", results: "Results", folder: Path) -> str:
+    from onepeace.index.content import content
+    from onepeace.serve.hits import QueryPart, Shown, render
+
+    query = [QueryPart(part.kind, part.value, part.weight) for part in parts]
+    hits = []
+    for hit in results.hits:
+        try:
+            value = content(hit.item)
+        except UserError:  # gone since it was embedded
+            value = hit.item.path
+        hits.append(Shown(hit, value))
+    return render(query, hits, folder, num_files=results.compared, model=index.model)

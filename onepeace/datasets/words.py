@@ -1,13 +1,15 @@
 """Words, names and sentences without pictures or sounds: more language than captions have."""
 
+import glob
+import json
 import random
 import re
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from onepeace.data.shards import read_source
 from onepeace.datasets.layout import Encoded, HeldOut, Layout, Record, Split, option, shuffled
 from onepeace.errors import UserError, need
 
@@ -33,7 +35,7 @@ class Words(Layout):
     family = "word"
     shortest: int = option(3, "letters of the shortest word that is taken")
     definitions: bool = option(False, "also the 21,800 names of ImageNet-21k in timm, with their definitions (WordNet)")
-    captions: str = option("", "shards whose captions come too, with words of theirs replaced by others (a pattern)")
+    captions: tuple[str, ...] = option((), "shards (patterns) whose captions come too, some of their words replaced")
     variants: int = option(3, "such variants of each caption")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
@@ -72,8 +74,7 @@ class Words(Layout):
             yield _record(f"word_{synset}", "definition", texts, "WordNet 3.0", f"timm {synset}")
 
     def _variants(self, words: list[str]) -> Iterator[Record]:
-        samples = read_source(self.captions, ("text",), Path()).samples
-        captions = dict.fromkeys(caption for sample in samples for caption in sample.captions)
+        captions = dict.fromkeys(caption for pattern in self.captions for caption in _captions(pattern))
         rng = random.Random(0)  # noqa: S311
         for i, caption in enumerate(shuffled(captions)):
             parts = caption.split()
@@ -87,6 +88,18 @@ class Words(Layout):
                     changed[j] = rng.choice(words)
                 texts.append(" ".join(changed))
             yield _record(f"word_v{i:06d}", "caption", texts, "of the captions", f"a variant of {caption!r}")
+
+
+def _captions(pattern: str) -> Iterator[str]:
+    """Those in the .json files of shards."""
+    shards = sorted(glob.glob(pattern))
+    if not shards:
+        raise UserError(f"no shard matches {pattern}")
+    for shard in shards:
+        with tarfile.open(shard, "r|*") as members:
+            for member in members:
+                if member.name.endswith(".json") and (file := members.extractfile(member)):
+                    yield from json.load(file).get("captions", [])
 
 
 def _record(key: str, source: str, texts: list[str], license_: str, where: str) -> Record:

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -49,6 +49,8 @@ class Report:
     unchanged: int = 0
     removed: int = 0
     vectors: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Files of modalities that the model does not have."""
     problems: list[Unreadable] = field(default_factory=list)
     """Files that could not be embedded, with the reasons."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -171,7 +173,7 @@ class Builder:
                     self.report.problems.append(Unreadable(Path(known.path), known.problem))
                 return False
         if item.modality not in self.embedder.modalities:
-            self.report.problems.append(Unreadable(Path(item.path), f"this model has no {item.modality}"))
+            self.report.left_out[item.modality] += 1
             return False
         return True
 

@@ -4,11 +4,16 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from onepeace.errors import UserError
 from onepeace.files.walk import Unreadable
+from onepeace.index.query import Part, encode
+from onepeace.index.search import Duplicates, Filter, Results, Sort, allowed_rows, hits_of, scorer
 from onepeace.index.sources import Scan, is_shards, scan
 from onepeace.index.store import DATABASE, Item, Rows, Store
 
@@ -26,18 +31,38 @@ class Index:
     another process may write meanwhile.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, load: "Callable[[], Embedder]") -> None:
         self.store = store
-        self._rows: Rows | None = None
+        self._load = load
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> "Index":
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        model: str | None = None,
+        device: str | None = None,
+        dtype: str = "auto",
+    ) -> "Index":
         """An index that is there.
+
+        Args:
+            model: for queries, where the model it was made with has another name here.
+            device, dtype: see `onepeace.load`; the model is loaded with the first query that needs it.
 
         Raises:
             UserError: no index, a damaged one, or one of another format.
         """
-        return cls(Store(Path(folder)))
+        store = Store(Path(folder))
+
+        def load_model() -> "Embedder":
+            from onepeace.embed.embedder import load
+
+            name = model or store.meta["model"]
+            check_model(store, identity(name))
+            return load(name, device=device, dtype=dtype)
+
+        return cls(store, load_model)
 
     def __enter__(self) -> "Index":
         return self
@@ -72,11 +97,62 @@ class Index:
         """The files that have none, with the reasons."""
         return [Unreadable(Path(item.path), item.problem or "") for item in self.store.items("problem IS NOT NULL")]
 
+    @cached_property
     def rows(self) -> Rows:
-        """All vectors, and what they belong to; read once."""
-        if self._rows is None:
-            self._rows = self.store.rows()
-        return self._rows
+        """All vectors, and what they belong to."""
+        return self.store.rows()
+
+    @cached_property
+    def embedder(self) -> "Embedder":
+        """The model that made the vectors."""
+        return self._load()
+
+    def search(
+        self,
+        parts: Sequence[Part],
+        *,
+        top: int = 10,
+        offset: int = 0,
+        only: Sequence[str] = (),
+        path_glob: str | None = None,
+        after: str | None = None,
+        before: str | None = None,
+        where: str | None = None,
+        sort: Sort = "match",
+        rank: str = "znorm",
+        min_match: float | None = None,
+        duplicates: Duplicates = "collapse",
+    ) -> Results:
+        """The files nearest to a query, best first.
+
+        Args:
+            parts: what is searched for; several are one query, their weighted sum.
+            top, offset: so many hits, after leaving out so many.
+            only: kinds of files: some of image, audio, text, video.
+            path_glob, after, before, where: which files may be found (where.py).
+            sort: match; date (newest first) or path, of the hits that reach ``min_match``.
+            rank: a key of RANKINGS (ranking.py).
+            min_match: probability below which a hit counts as not relevant.
+            duplicates: near copies as one hit, or each.
+
+        Raises:
+            UserError: a query that cannot be encoded, a filter that cannot be read.
+        """
+        if top < 1 or offset < 0:
+            raise UserError(f"top is {top} and offset {offset}; give at least 1, and 0")
+        query = encode(parts, self.store, lambda: self.embedder)
+        own = {os.path.realpath(part.value) for part in parts if isinstance(part.value, (str, os.PathLike))}
+        own |= {os.path.abspath(path) for path in own}
+        chosen = Filter(tuple(only), exclude=frozenset(own))
+        rows = self.rows
+        allowed = allowed_rows(self.store, rows, chosen)
+        best = scorer(rows, query, allowed, rank)
+        options: dict[str, Any] = {"top": top, "offset": offset, "sort": sort, "duplicates": duplicates}
+        hits = tuple(hits_of(self.store, rows, best, min_match=min_match, **options))
+        known = [hit.match for hit in hits if hit.match is not None]
+        relevant = None if min_match is None or not known else max(known) >= min_match
+        files = rows.file if allowed is None else rows.file[allowed]
+        return Results(hits, len(np.unique(files)), relevant)
 
 
 def build(
@@ -85,6 +161,7 @@ def build(
     model: str | None = None,
     *,
     exclude: Sequence[str] = (),
+    only: str | None = None,
     **options: Any,
 ) -> "Report":
     """Make an index of files, or add files to one.
@@ -94,12 +171,14 @@ def build(
         paths: folders, files, tables (.csv, .tsv, .jsonl) and webdataset shards (.tar, .tar.gz; patterns with braces).
         model: a name as `onepeace.load` takes it; None = the model of the index, or "tiny" for a new one.
         exclude: patterns as in a .gitignore file.
+        only: image, audio or text: leave out the other kinds of files.
         options: ``device`` and ``dtype`` as for `onepeace.load`, and those of `Builder`.
 
     Raises:
         UserError: nothing found, another process is writing, the index belongs to another model, the disk is full.
     """
     found = scan([path for path in paths if not is_shards(path)], exclude)
+    found.entries = [entry for entry in found.entries if only in (None, entry.item.modality)]
     shards = [path for path in paths if is_shards(path)]
     return _fill(folder, model, found, shards, {root: list(exclude) for root in found.folders}, False, **options)
 
@@ -181,6 +260,11 @@ def remove(folder: str | os.PathLike[str], paths: Sequence[str]) -> int:
             store.close()
 
 
+def is_index(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is the folder of an index."""
+    return (Path(path) / DATABASE).is_file()
+
+
 @contextmanager
 def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """The folder of an index while no other process writes to it; made if it is not there.
@@ -203,9 +287,7 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
 
 
-def _open(
-    folder: Path, model: str | None, device: str | None, dtype: str
-) -> tuple[Store, "Callable[[], Embedder]"]:
+def _open(folder: Path, model: str | None, device: str | None, dtype: str) -> tuple[Store, "Callable[[], Embedder]"]:
     """The store of a folder, new if there is none, and what loads the model it belongs to."""
     from onepeace import __version__
     from onepeace.embed.embedder import load

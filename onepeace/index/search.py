@@ -1,28 +1,20 @@
 """What a query finds in an index: filters, the nearest vectors, one hit for each file, alike files together."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from onepeace.errors import UserError
+from onepeace.index.query import QueryVector
 from onepeace.index.store import MODALITIES, Item, Rows, Store
 
 ALIKE = 0.98
 """Cosine of two files of one kind from which on they count as copies of one another."""
+POOL = 200
+"""Best files that are sorted by date or path."""
 CANDIDATES = 4
 """Vectors looked at for each hit that is wanted; several may be of one file."""
-
-
-@dataclass(frozen=True)
-class QueryVector:
-    """A query as the index compares it."""
-
-    vector: np.ndarray
-    """(E,) float32, unit length: the weighted sum of the parts, renormalised."""
-    parts: tuple[tuple[str, float], ...]
-    """Modality and weight of each part, the weights divided by the length of the sum."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +65,115 @@ class Results:
 
 
 Sort = Literal["match", "date", "path"]
+Duplicates = Literal["collapse", "show"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of every vector of an index, or of some."""
+
+    rows: np.ndarray
+    """(m,) places in `Rows`, the best first."""
+    cosine: np.ndarray
+    """(m,) float32."""
+    z: np.ndarray
+    """(m,) float32: what they are ordered by."""
+    match: np.ndarray | None
+    """(m,) probabilities; None without a calibration."""
+
+
+def hits_of(
+    store: Store,
+    rows: Rows,
+    best: Callable[[int], Scores],
+    *,
+    top: int,
+    offset: int = 0,
+    sort: Sort = "match",
+    duplicates: Duplicates = "collapse",
+    min_match: float | None = None,
+) -> Iterator[Hit]:
+    """The hits from rank ``offset`` + 1 on: of each file its nearest vector, near copies together.
+
+    Args:
+        best: gives so many best vectors; asked for more until there are enough files.
+        sort: date (newest first) and path order the hits that reach ``min_match``, or without a calibration the best
+            POOL, anew.
+        min_match: leaves hits below it out when they are sorted anew; sorted by match they only come last.
+    """
+    wanted = top + offset if sort == "match" else POOL
+    count = CANDIDATES * wanted
+    while True:
+        scores = best(count)
+        groups = _grouped(rows, scores, duplicates == "collapse")
+        if len(groups) >= wanted or len(scores.rows) < count:
+            break
+        count *= 4
+    hits = []
+    items = {
+        item.id: item for item in _items(store, [int(rows.file[row]) for group in groups[:wanted] for row in group])
+    }
+    place = {int(row): i for i, row in enumerate(scores.rows)}
+    for group in groups[:wanted]:
+        row = group[0]
+        i, item = place[row], items.get(int(rows.file[row]))
+        if item is None:  # removed since the vectors were read
+            continue
+        copies = tuple(items[int(rows.file[other])].path for other in group[1:] if int(rows.file[other]) in items)
+        start, end = (None if np.isnan(value) else float(value) for value in (rows.start[row], rows.end[row]))
+        match = None if scores.match is None else float(scores.match[i])
+        modality = MODALITIES[rows.modality[row]]
+        hits.append(Hit(0, item, modality, float(scores.cosine[i]), float(scores.z[i]), match, start, end, copies))
+    if sort != "match":
+        if min_match is not None and scores.match is not None:
+            hits = [hit for hit in hits if hit.match is not None and hit.match >= min_match]
+        hits.sort(key=lambda hit: hit.item.path)
+        if sort == "date":
+            hits.sort(key=lambda hit: -(hit.item.date or 0.0))
+    for rank, hit in enumerate(hits[offset : offset + top], offset + 1):
+        yield replace(hit, rank=rank)
+
+
+def scorer(rows: Rows, query: QueryVector, allowed: np.ndarray | None, rank: str) -> Callable[[int], Scores]:
+    """What gives the so many best vectors of the allowed ones."""
+    cosine = (rows.vectors @ query.vector)[rows.row]
+    z = cosine if allowed is None else np.where(allowed, cosine, -np.inf)
+    count = len(z) if allowed is None else int(allowed.sum())
+
+    def best(wanted: int) -> Scores:
+        wanted = min(wanted, count)
+        some = np.argpartition(-z, wanted - 1)[:wanted] if 0 < wanted < len(z) else np.arange(len(z))
+        order = some[np.lexsort((some, -z[some]))][:wanted]
+        return Scores(order, cosine[order], z[order], None)
+
+    return best
+
+
+def _grouped(rows: Rows, scores: Scores, collapse: bool) -> list[list[int]]:
+    """Rows of one file, or of near copies, as one group each, the best row of each file first and the best group first."""
+    first: dict[int, int] = {}
+    for row in scores.rows:
+        first.setdefault(int(rows.file[row]), int(row))
+    if not collapse:
+        return [[row] for row in first.values()]
+    groups: list[list[int]] = []
+    heads = np.empty((0, rows.vectors.shape[1]), np.float32)
+    for row in first.values():
+        vector = rows.vectors[rows.row[row]]
+        alike = np.flatnonzero(heads @ vector >= ALIKE) if len(heads) else []
+        same = [i for i in alike if rows.modality[groups[i][0]] == rows.modality[row]]
+        if same:
+            groups[same[0]].append(row)
+        else:
+            groups.append([row])
+            heads = np.concatenate([heads, vector[None]])
+    return groups
+
+
+def _items(store: Store, ids: list[int]) -> Iterator[Item]:
+    for first in range(0, len(ids), 500):  # SQLite takes a bounded number of parameters
+        some = ids[first : first + 500]
+        yield from store.items(f"id IN ({', '.join('?' * len(some))})", some)
 
 
 def allowed_rows(store: Store, rows: Rows, chosen: Filter) -> np.ndarray | None:

@@ -94,7 +94,9 @@ def read_shards(pattern: str, problems: list[Unreadable]) -> Iterator[Entry]:
         mtime_ns = 0 if scheme(shard) else os.stat(shard).st_mtime_ns
         for raw in raw_samples(shard, broken):
             media = {
-                name: data for name, data in raw.items() if known.get(f".{name.rpartition('.')[2]}") in ("image", "audio")
+                name: data
+                for name, data in raw.items()
+                if known.get(f".{name.rpartition('.')[2]}") in ("image", "audio")
             }
             sample = usable_sample(raw, shard, (), broken)
             about: dict[str, Any] = {} if sample is None or sample.label is None else {"label": sample.label}
@@ -117,7 +119,14 @@ def _suffixes() -> dict[str, str]:
     return {suffix: key for key, processor in PROCESSORS.items() for suffix in processor.suffixes}
 
 
+def _sniff(path: Path) -> str:
+    from onepeace.processors import sniff
+
+    return sniff(path) or ""
+
+
 def _file(path: Path, modality: str, problems: list[Unreadable]) -> Entry | None:
+    modality = modality or _sniff(path)
     if not modality:
         problems.append(Unreadable(path, f"not a picture, sound or text (unknown ending {path.suffix!r})"))
         return None
@@ -158,7 +167,9 @@ def _rows(table: Path, problems: list[Unreadable]) -> Iterator[Entry]:
             elif entry := _file(table.parent / value, key, problems):
                 yield Entry(_captioned(replace(entry.item, metadata=cells), captions), entry.value)
         if not media:
-            item = Item(f"{os.path.abspath(table)}::{row.line}", "text", len(captions[0].encode()), mtime_ns, metadata=cells)
+            item = Item(
+                f"{os.path.abspath(table)}::{row.line}", "text", len(captions[0].encode()), mtime_ns, metadata=cells
+            )
             yield Entry(_captioned(item, captions), captions[0])
     if not usable and not problems:
         raise UserError(f"{table}: no rows; columns are {', '.join([*modalities, CAPTIONS[0]])} and any others")

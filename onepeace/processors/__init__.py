@@ -16,7 +16,7 @@ PROCESSORS: dict[str, type[Processor]] = {"image": ImageProcessor, "audio": Audi
 VERSION = "1"
 """Of what the processors make of a file; raised with every change that moves vectors, so that an index notices."""
 
-__all__ = ["PROCESSORS", "VERSION", "AudioProcessor", "ImageProcessor", "Processor", "TextProcessor", "guess"]
+__all__ = ["PROCESSORS", "VERSION", "AudioProcessor", "ImageProcessor", "Processor", "TextProcessor", "guess", "sniff"]
 
 
 def guess(item: object, known: Collection[str]) -> str:
@@ -37,3 +37,13 @@ def guess(item: object, known: Collection[str]) -> str:
     if key not in known:
         raise UserError(f"{describe(item)}: looks like {key}; this model reads {', '.join(known)} only")
     return key
+
+
+def sniff(path: os.PathLike[str]) -> str | None:
+    """The modality of a file by its first bytes, whatever its ending; None if it looks like none."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1 << 16)
+    except OSError:
+        return None
+    return next((key for key, processor in PROCESSORS.items() if processor.matches(head)), None)

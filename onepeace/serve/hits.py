@@ -13,11 +13,12 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from onepeace.errors import UserError
 from onepeace.files.source import read_bytes, scheme
+from onepeace.index.search import Hit
 from onepeace.processors import AudioProcessor, ImageProcessor
 
 KINDS = {"image": "picture", "audio": "sound", "text": "text"}
@@ -40,16 +41,14 @@ class QueryPart(NamedTuple):
     weight: float
 
 
-class Hit(NamedTuple):
-    """One file that was found."""
+class Shown(NamedTuple):
+    """A hit and what its picture, player or words are made of."""
 
-    rank: int
-    score: float
-    modality: str
-    path: Path
+    hit: Hit
+    content: Path | bytes | str
 
 
-def render(query: Sequence[QueryPart], hits: Sequence[Hit], folder: Path, *, num_files: int, model: str) -> str:
+def render(query: Sequence[QueryPart], hits: Sequence[Shown], folder: Path, *, num_files: int, model: str) -> str:
     """The page as a string.
 
     Args:
@@ -63,8 +62,8 @@ def render(query: Sequence[QueryPart], hits: Sequence[Hit], folder: Path, *, num
     title = ", ".join(part.value if part.modality == "text" else Path(part.value).name for part in query)
     show_weights = any(part.weight != 1 for part in query)
     parts = "\n<span class=plus>+</span>\n".join(_query_part(part, show_weights, folder, budget) for part in query)
-    counts = Counter(hit.modality for hit in hits)
-    best = max((hit.score for hit in hits), default=0.0)
+    counts = Counter(shown.hit.modality for shown in hits)
+    best = max((_value(shown.hit) for shown in hits), default=0.0)
     filters = [
         f'<label><input type="checkbox" id="show-{kind}" autocomplete="off" checked> {name}s ({counts[kind]})</label>'
         for kind, name in KINDS.items()
@@ -76,7 +75,7 @@ def render(query: Sequence[QueryPart], hits: Sequence[Hit], folder: Path, *, num
         query=parts,
         summary=escape(f"{len(hits)} best of {num_files} files, found by the model {model}"),
         filters="\n".join(filters),
-        hits="\n".join(_tile(hit, best, folder, budget) for hit in hits),
+        hits="\n".join(_tile(shown, best, folder, budget) for shown in hits),
     )
     return page.encode("utf-8", "replace").decode()  # a path may hold bytes that are no text
 
@@ -98,48 +97,60 @@ def _query_part(part: QueryPart, show_weight: bool, folder: Path, budget: _Sound
     if part.modality == "text":
         body = f'<span class="words">{escape(part.value)}</span>'
     else:
-        name = escape(_shown(os.path.basename(part.value)))
-        body = f"<figure>{_media(part.modality, part.value, folder, budget)}<figcaption>{name}</figcaption></figure>"
+        name = os.path.basename(part.value)
+        media = _media(part.modality, part.value, name, folder, budget)
+        body = f"<figure>{media}<figcaption>{escape(_shown(name))}</figcaption></figure>"
     return f'<div class="part {part.modality}">{body}{weight}</div>'
 
 
-def _tile(hit: Hit, best: float, folder: Path, budget: _SoundBudget) -> str:
-    share = 100 * max(hit.score, 0.0) / best if best > 0 else 0.0
-    name, link = escape(_shown(hit.path.name)), escape(_link(hit.path, folder))
+def _value(hit: Hit) -> float:
+    return hit.score if hit.match is None else hit.match
+
+
+def _tile(shown: Shown, best: float, folder: Path, budget: _SoundBudget) -> str:
+    hit, path = shown.hit, Path(shown.hit.item.path)
+    share = 100 * max(_value(hit), 0.0) / best if best > 0 else 0.0
+    link = escape(hit.item.path if scheme(hit.item.path) else _link(path, folder))
     kind = KINDS.get(hit.modality, hit.modality)
+    scale = "cosine similarity" if hit.match is None else "probability that it is relevant"
+    at = "" if hit.start is None else f'<span class="at">from {hit.start:.0f} s</span>'
+    copies = f'<div class="folder">and {len(hit.copies)} nearly the same</div>' if hit.copies else ""
     return f"""<li class="{hit.modality}">
-<div class="well">{_media(hit.modality, hit.path, folder, budget)}</div>
+<div class="well">{_media(hit.modality, shown.content, path.name, folder, budget, hit.start)}</div>
 <div class="what">
-<div class="row"><span class="rank">{hit.rank}</span><span class="badge hue">{kind}</span>
-<span class="score" title="cosine similarity">{hit.score:.3f}</span></div>
+<div class="row"><span class="rank">{hit.rank}</span><span class="badge hue">{kind}</span>{at}
+<span class="score" title="{scale}">{_value(hit):.3f}</span></div>
 <div class="track hue" aria-hidden="true"><div style="width: {share:.0f}%"></div></div>
-<div class="name"><a href="{link}">{name}</a></div>
-<div class="folder">{escape(_shown(hit.path.parent))}</div>
+<div class="name"><a href="{link}">{escape(_shown(path.name))}</a></div>
+<div class="folder">{escape(_shown(path.parent))}</div>{copies}
 </div>
 </li>"""
 
 
-def _media(modality: str, value: str | Path, folder: Path, budget: _SoundBudget) -> str:
+def _media(modality: str, value: Any, name: str, folder: Path, budget: _SoundBudget, start: float | None = None) -> str:
     """The picture, player or words of a file; of one that cannot be shown its name."""
-    name = escape(_shown(os.path.basename(value)), quote=True)
+    name = escape(_shown(name), quote=True)
     try:
         if modality == "image":
             data, width, height = _thumbnail(value)
             return f'<img src="{data}" alt="{name}" width="{width}" height="{height}" loading="lazy">'
         if modality == "audio":
-            address = _sound(value, folder, budget)
+            address = _sound(value, folder, budget) + (f"#t={start:g}" if start else "")
             load = "metadata" if address.startswith("data:") else "none"
             player = f'<audio controls preload="{load}" aria-label="{name}" src="{address}"></audio>'
             return f'<div class="sound">{_waveform(value)}{player}</div>'
         if modality == "text":
-            text = read_bytes(value).decode("utf-8", "replace").strip()
+            given = (
+                value if isinstance(value, str) and not scheme(value) else read_bytes(value).decode("utf-8", "replace")
+            )
+            text = given.strip()
             return f"<blockquote>{escape(text[:EXCERPT])}{'...' if len(text) > EXCERPT else ''}</blockquote>"
     except (UserError, OSError):  # gone or changed since it was compared
         pass
     return f'<span class="words">{name}</span>'
 
 
-def _thumbnail(value: str | Path) -> tuple[str, int, int]:
+def _thumbnail(value: Any) -> tuple[str, int, int]:
     """A small copy of a picture as a data URI, its width and height."""
     image = ImageProcessor(size=THUMBNAIL).load(value)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -148,8 +159,11 @@ def _thumbnail(value: str | Path) -> tuple[str, int, int]:
     return _data("image/webp", buffer.getvalue()), image.width, image.height
 
 
-def _sound(value: str | Path, folder: Path, budget: _SoundBudget) -> str:
+def _sound(value: Any, folder: Path, budget: _SoundBudget) -> str:
     """A sound's file as a data URI, or a link to it where that would make the page too large."""
+    if isinstance(value, bytes):
+        budget.take(len(value))
+        return _data("audio/ogg", value)
     local = not (isinstance(value, str) and scheme(value))
     if local and not budget.take(os.path.getsize(value)):
         return escape(_link(Path(value), folder), quote=True)
@@ -157,7 +171,7 @@ def _sound(value: str | Path, folder: Path, budget: _SoundBudget) -> str:
     return _data(kind, read_bytes(value, max_bytes=SOUND_LIMIT))
 
 
-def _waveform(value: str | Path) -> str:
+def _waveform(value: Any) -> str:
     """The loudness of a sound's first minute, drawn."""
     samples = AudioProcessor().load(value, seconds=60.0).abs()
     length = max(1, len(samples) // BARS)

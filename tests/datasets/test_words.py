@@ -1,13 +1,17 @@
 """The layout words: texts alone, from a vocabulary and class names."""
 
+import io
+import json
+import tarfile
+
 from open_clip import IMAGENET_CLASSNAMES
 
 from onepeace.cli import main
 from onepeace.data.shards import read_source
 
 
-def shards(folder, root):
-    code = main(["shards", "--layout", "words", str(folder), "-o", str(root)])
+def shards(folder, root, *options):
+    code = main(["shards", "--layout", "words", str(folder), "-o", str(root), *options])
     samples = read_source("train/text/*.tar.gz", ("text",), root).samples if code == 0 else []
     return code, [(sample.key, *sample.captions) for sample in samples]
 
@@ -30,3 +34,30 @@ def test_a_folder_without_a_vocabulary_is_named(tmp_path, capsys):
     (tmp_path / "vocab.txt").write_text("##a\n")
     assert shards(tmp_path, tmp_path / "root")[0] == 1
     assert "not one of its 2 lines is a word of 3 letters or more" in capsys.readouterr().err
+
+
+def test_definitions_and_variants_of_captions_widen_the_words(tmp_path):
+    (tmp_path / "vocab.txt").write_text("dog\nkite\nsnow\n")
+    captions = ["a man rides a brown horse", "it is on"]
+    content = json.dumps({"captions": captions}).encode()
+    with tarfile.open(tmp_path / "pairs-00000.tar.gz", "w:gz") as shard:
+        member = tarfile.TarInfo("a.json")
+        member.size = len(content)
+        shard.addfile(member, io.BytesIO(content))
+    code, samples = shards(
+        tmp_path, tmp_path / "root", "definitions=true", f"captions=[{tmp_path}/pairs-*]", "variants=4"
+    )
+    assert code == 0
+    texts = {key: list(texts) for key, *texts in samples}
+    cab = texts["word_n02930766"]  # its names in order, one of them in a sentence, what it means
+    assert cab[:3] == ["cab", "hack", "taxi"]
+    assert "cab" in cab[3] and len(cab[3]) > len("cab")
+    assert cab[4].startswith("cab, a car driven by a person")
+    assert sum(key.startswith("word_n") for key in texts) > 21_000
+    (variants,) = [values for key, values in texts.items() if key.startswith("word_v")]  # no word of the other is long
+    assert len(variants) == 4
+    for variant in variants:
+        pairs = list(zip(variant.split(), captions[0].split(), strict=True))
+        changed = [(new, old) for new, old in pairs if new != old]
+        assert 1 <= len(changed) <= 3
+        assert all(new in ("dog", "kite", "snow") and len(old) > 3 for new, old in changed)

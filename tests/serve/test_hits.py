@@ -1,5 +1,6 @@
 """The page of hits: complete in one file, escaped, and usable without eyes or a mouse."""
 
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -11,9 +12,16 @@ import pytest
 import soundfile
 
 from onepeace.serve import hits as page
-from onepeace.serve.hits import Hit, QueryPart, render
+from onepeace.index.search import Hit
+from onepeace.index.store import Item
+from onepeace.serve.hits import QueryPart, Shown, render
 
 EVIL = """<script>alert("1")</script>' onerror=x &amp; b"""
+
+
+def shown(rank, score, modality, path, **options):
+    item = Item(os.path.abspath(path), modality)
+    return Shown(Hit(rank, item, modality, score, score, None, **options), Path(path))
 
 
 class Elements(HTMLParser):
@@ -56,10 +64,10 @@ def hits(samples, folder):
     evil = folder / "a&b \"c\" <i>'d'.jpg"
     shutil.copyfile(samples / "images" / "cat.jpg", evil)
     return [
-        Hit(1, 0.51, "image", samples / "images" / "dog.jpg"),
-        Hit(2, 0.4, "audio", samples / "sounds" / "dog.ogg"),
-        Hit(3, 0.3, "text", text),
-        Hit(4, -0.1, "image", evil),
+        shown(1, 0.51, "image", samples / "images" / "dog.jpg"),
+        shown(2, 0.4, "audio", samples / "sounds" / "dog.ogg"),
+        shown(3, 0.3, "text", text),
+        shown(4, -0.1, "image", evil),
     ]
 
 
@@ -117,13 +125,13 @@ def test_page_is_usable_without_eyes_or_mouse(made):
 
 def test_page_links_to_the_files(made, hits, folder):
     links = [attributes["href"] for attributes in Elements(made).all("a")]
-    assert [(folder / unquote(link)).resolve() for link in links] == [hit.path.resolve() for hit in hits]
+    assert [(folder / unquote(link)).resolve() for link in links] == [hit.content.resolve() for hit in hits]
 
 
 def test_large_sounds_are_linked_instead(samples, tmp_path, monkeypatch):
     path = samples / "sounds" / "dog.ogg"
     size = path.stat().st_size
-    sounds = [Hit(rank, 0.1, "audio", path) for rank in (1, 2, 3)]
+    sounds = [shown(rank, 0.1, "audio", path) for rank in (1, 2, 3)]
     monkeypatch.setattr(page, "SOUNDS_LIMIT", 2 * size)
 
     def sources():
@@ -137,7 +145,7 @@ def test_large_sounds_are_linked_instead(samples, tmp_path, monkeypatch):
 
 
 def test_file_that_went_away_is_only_named(tmp_path):
-    gone = [Hit(1, 0.1, kind, tmp_path / f"gone <b>.{ending}") for kind, ending in
+    gone = [shown(1, 0.1, kind, tmp_path / f"gone <b>.{ending}") for kind, ending in
             (("image", "jpg"), ("audio", "ogg"), ("text", "txt"))]  # fmt: skip
     made = render([QueryPart("text", "a", 1.0)], gone, tmp_path, num_files=3, model="tiny")
     assert made.count("gone &lt;b&gt;.") >= 6
@@ -151,7 +159,7 @@ def test_shape_of_a_sound_is_drawn(tmp_path):
     soundfile.write(tmp_path / "silent.wav", np.zeros(16000, np.float32), 16000)
     made = render(
         [QueryPart("text", "a", 1.0)],
-        [Hit(1, 0.2, "audio", tmp_path / "late.wav"), Hit(2, 0.1, "audio", tmp_path / "silent.wav")],
+        [shown(1, 0.2, "audio", tmp_path / "late.wav"), shown(2, 0.1, "audio", tmp_path / "silent.wav")],
         tmp_path, num_files=2, model="tiny",
     )  # fmt: skip
     heights = [int(bar["height"]) for bar in Elements(made).all("rect")]

@@ -1,0 +1,30 @@
+"""What an item of an index is made of, read again: to show it, or to embed it anew."""
+
+from pathlib import Path
+
+from onepeace.errors import UserError
+from onepeace.files.source import scheme
+from onepeace.index.sources import is_shards, read_shards
+from onepeace.index.store import Item
+
+
+def content(item: Item) -> Path | bytes | str:
+    """The path of a file, the address of one, the bytes of a sample of a shard, or the words of a row of a table.
+
+    Raises:
+        UserError: it is not there any more.
+    """
+    if scheme(item.path):
+        return item.path
+    container, separator, _ = item.path.partition("::")
+    if not separator:
+        path = Path(item.path)
+        if not path.is_file():
+            raise UserError(f"{item.path}: no such file now; run onepeace index update")
+        return path
+    if not is_shards(container):
+        return (item.caption or "").partition("\n")[0]
+    for entry in read_shards(container, []):
+        if entry.item.path == item.path:
+            return entry.value
+    raise UserError(f"{item.path}: no such sample now; run onepeace index build {container}")

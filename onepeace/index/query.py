@@ -1,0 +1,109 @@
+"""What is searched for: words, pictures, sounds and files of the index, each with a weight, as one vector."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onepeace.errors import UserError
+from onepeace.index.store import Store
+
+if TYPE_CHECKING:
+    from onepeace.embed.embedder import Embedder
+
+CANCELLED = 1e-4
+"""Length of a sum of unit vectors below which nothing but rounding is left of it."""
+LIKE, VECTOR = "like", "vector"
+"""Kinds of parts beside the modalities: a file of the index, and a vector that is given."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a query."""
+
+    kind: str
+    """text, image, audio; "like": a path in the index; "vector": an array (E,)."""
+    value: Any
+    """Words, or a path, bytes, a picture, samples with their rate, as `Embedder.encode` takes them."""
+    weight: float = 1.0
+    """Negative: away from it."""
+
+
+@dataclass(frozen=True)
+class QueryVector:
+    """A query as it is compared with the vectors of an index."""
+
+    vector: np.ndarray
+    """(E,) float32, unit length: the weighted sum of the parts, renormalised."""
+    parts: tuple[tuple[str, float], ...]
+    """Modality and weight of each part, weights divided by the length of the sum."""
+
+
+def encode(parts: Sequence[Part], store: Store, load: "Callable[[], Embedder]") -> QueryVector:
+    """The vector of a query.
+
+    Args:
+        parts: one or more.
+        store: of the index, for the parts that are like a file of it.
+        load: gives the model of the index; called where a part needs it.
+
+    Raises:
+        UserError: nothing to search for, a part that cannot be read, parts that cancel out.
+    """
+    if not parts:
+        raise UserError("nothing to search for; give words, a picture, a sound or a file of the index")
+    vectors: list[np.ndarray] = []
+    modalities: list[str] = []
+    for part, given in zip(parts, _of_values(parts, store, load), strict=True):
+        modality, vector = given if given is not None else _of_index(part, store)
+        modalities.append(modality)
+        vectors.append(vector)
+    total = np.sum([part.weight * vector for part, vector in zip(parts, vectors, strict=True)], axis=0)
+    length = float(np.linalg.norm(total))
+    if not length > CANCELLED:
+        raise UserError("the parts of the query cancel out; choose other weights")
+    weights = [part.weight / length for part in parts]
+    return QueryVector((total / length).astype(np.float32), tuple(zip(modalities, weights, strict=True)))
+
+
+def _of_values(
+    parts: Sequence[Part], store: Store, load: "Callable[[], Embedder]"
+) -> list[tuple[str, np.ndarray] | None]:
+    """Modality and vector of the parts that the model has to read, None of the others; one call for all of them."""
+    own = [i for i, part in enumerate(parts) if part.kind not in (LIKE, VECTOR)]
+    found: list[tuple[str, np.ndarray] | None] = [None] * len(parts)
+    if own:
+        items = [{parts[i].kind: parts[i].value} for i in own]
+        vectors = np.asarray(load().encode(items, progress=False, output="numpy"))
+        for i, vector in zip(own, vectors, strict=True):
+            found[i] = (parts[i].kind, vector)
+    return found
+
+
+def _of_index(part: Part, store: Store) -> tuple[str, np.ndarray]:
+    """Modality and vector of a file in the index, the mean of its vectors; or of a vector that is given, as text."""
+    if part.kind == VECTOR:
+        vector = np.asarray(part.value, np.float32)
+        if (
+            vector.shape != (store.embed_dim,)
+            or not np.isfinite(vector).all()
+            or not np.linalg.norm(vector) > CANCELLED
+        ):
+            raise UserError(
+                f"a vector to search for has {store.embed_dim} finite numbers, not all 0; got {vector.shape}"
+            )
+        return "text", vector / np.linalg.norm(vector)
+    path = os.fspath(part.value)
+    names = [os.fsencode(name) for name in dict.fromkeys([path, os.path.abspath(path)])]
+    marks = ", ".join("?" * len(names))
+    item = next(store.items(f"path IN ({marks}) AND problem IS NULL", names), None)
+    if item is None or item.id is None:
+        raise UserError(f"{path}: not in the index {store.folder}; give it as a picture or sound, or add it first")
+    spans = store.spans(item.id)
+    vectors = store.vector_file.read(store.next_row())[[row for row, _ in spans]]
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    if not np.linalg.norm(mean) > CANCELLED:
+        raise UserError(f"{path}: its vectors cancel out; search for a part of it")
+    return spans[0][1].modality, (mean / np.linalg.norm(mean)).astype(np.float32)
