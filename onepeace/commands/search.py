@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 

@@ -12,7 +12,6 @@ import numpy as np
 from onepeace.errors import UserError
 from onepeace.files.atomic import sync, write_atomic
 from onepeace.index.store import BACKUP, COLUMNS, DATABASE, FORMAT, SCHEMA, Store, checksum, damaged
-from onepeace.index.vectors import VectorFile
 
 DERIVED = "derived"
 

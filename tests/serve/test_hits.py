@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from onepeace.serve import hits as page
 from onepeace.index.search import Hit
 from onepeace.index.store import Item
+from onepeace.serve import hits as page
 from onepeace.serve.hits import QueryPart, Shown, render
 
 EVIL = """<script>alert("1")</script>' onerror=x &amp; b"""
