@@ -107,9 +107,9 @@ def say(message: str) -> None:
 def say_left_out(count: Mapping[str, int]) -> None:
     """How many files there are of modalities that the model lacks."""
     if count:
-        say(
-            f"{sum(count.values())} {' and '.join(sorted(count))} files are left out: this model has no {' or '.join(sorted(count))}"
-        )
+        kinds = sorted(count)
+        number = f"{sum(count.values())} {' and '.join(kinds)} files"
+        say(f"{number} are left out: this model has no {' or '.join(kinds)}")
 
 
 def shown(path: Path) -> str:

@@ -3,7 +3,7 @@
 import argparse
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files
 from onepeace.errors import UsageError
@@ -98,7 +98,7 @@ def _update(args: argparse.Namespace) -> int:
     return _tell(args, update(args.index, **_options(args)))
 
 
-def _options(args: argparse.Namespace) -> dict[str, object]:
+def _options(args: argparse.Namespace) -> dict[str, Any]:
     names = ("device", "dtype", "batch_size", "window", "hop")
     return {**{name: getattr(args, name) for name in names}, "progress": False if args.quiet else None}
 

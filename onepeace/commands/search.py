@@ -215,7 +215,7 @@ def _print(results: "Results", name: str | None, args: argparse.Namespace) -> No
 def _plain(hit: "Hit") -> dict[str, Any]:
     """A hit as JSON writes it."""
     item = hit.item
-    about = {"rank": hit.rank, "score": round(hit.score, 6), "z": round(hit.z, 6), "match": hit.match}
+    about: dict[str, Any] = {"rank": hit.rank, "score": round(hit.score, 6), "z": round(hit.z, 6), "match": hit.match}
     about |= {"modality": item.modality, "path": os.fspath(_near(item.path)), "start": hit.start, "end": hit.end}
     about |= {name: getattr(item, name) for name in ("date", "width", "height", "duration", "caption")}
     return {key: value for key, value in about.items() if value is not None} | (

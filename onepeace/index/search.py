@@ -150,7 +150,7 @@ def scorer(rows: Rows, query: QueryVector, allowed: np.ndarray | None, rank: str
 
 
 def _grouped(rows: Rows, scores: Scores, collapse: bool) -> list[list[int]]:
-    """Rows of one file, or of near copies, as one group each, the best row of each file first and the best group first."""
+    """The best row of each file, best first; those of near copies as one group."""
     first: dict[int, int] = {}
     for row in scores.rows:
         first.setdefault(int(rows.file[row]), int(row))
@@ -160,7 +160,7 @@ def _grouped(rows: Rows, scores: Scores, collapse: bool) -> list[list[int]]:
     heads = np.empty((0, rows.vectors.shape[1]), np.float32)
     for row in first.values():
         vector = rows.vectors[rows.row[row]]
-        alike = np.flatnonzero(heads @ vector >= ALIKE) if len(heads) else []
+        alike = np.flatnonzero(heads @ vector >= ALIKE)
         same = [i for i in alike if rows.modality[groups[i][0]] == rows.modality[row]]
         if same:
             groups[same[0]].append(row)

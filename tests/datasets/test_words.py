@@ -51,7 +51,8 @@ def test_definitions_and_variants_of_captions_widen_the_words(tmp_path):
     texts = {key: list(texts) for key, *texts in samples}
     cab = texts["word_n02930766"]  # its names in order, one of them in a sentence, what it means
     assert cab[:3] == ["cab", "hack", "taxi"]
-    assert "cab" in cab[3] and len(cab[3]) > len("cab")
+    assert "cab" in cab[3]
+    assert len(cab[3]) > len("cab")
     assert cab[4].startswith("cab, a car driven by a person")
     assert sum(key.startswith("word_n") for key in texts) > 21_000
     (variants,) = [values for key, values in texts.items() if key.startswith("word_v")]  # no word of the other is long
