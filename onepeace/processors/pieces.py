@@ -2,7 +2,7 @@
 
 import logging
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onepeace.errors import UserError
 from onepeace.processors.tokenizer import EOS
@@ -68,6 +68,11 @@ class TextPieces:
         self.clean = clean
         self.report_cut = True
         """Whether the next text that is cut is reported; only the first is."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments that make another one like it."""
+        return {name: getattr(self, name) for name in ("max_tokens", "lower", "prefix_space", "clean")}
 
     def prepare(self, text: str) -> str:
         """The text that is cut into pieces: cleaned, without the space in front."""
