@@ -1,49 +1,37 @@
-"""Files and values to checked tensors, one processor per modality; no model here."""
+"""Files and values to checked tensors, one processor per modality; no model here.
 
-import os
-from collections.abc import Collection
+Importing the package imports no torch, as `tokenizer` and `pieces` need none; the names below load it on first use.
+"""
 
-from onepeace.errors import UserError
-from onepeace.files.source import describe, suffix
-from onepeace.processors.audio import AudioProcessor
-from onepeace.processors.image import ImageProcessor
-from onepeace.processors.processor import Processor
-from onepeace.processors.text import TextProcessor
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-# The order is the order of guessing: any string can be a text, so text comes last.
-PROCESSORS: dict[str, type[Processor]] = {"image": ImageProcessor, "audio": AudioProcessor, "text": TextProcessor}
+if TYPE_CHECKING:
+    from onepeace.processors.audio import AudioProcessor
+    from onepeace.processors.image import ImageProcessor
+    from onepeace.processors.known import PROCESSORS, guess, sniff
+    from onepeace.processors.processor import Processor
+    from onepeace.processors.text import TextProcessor
 
 VERSION = "1"
 """Of what the processors make of a file; raised with every change that moves vectors, so that an index notices."""
 
 __all__ = ["PROCESSORS", "VERSION", "AudioProcessor", "ImageProcessor", "Processor", "TextProcessor", "guess", "sniff"]
 
-
-def guess(item: object, known: Collection[str]) -> str:
-    """The modality of a path or value, one of `known`, by type, file ending or first bytes.
-
-    A string is a picture or a sound when it has such a file ending, else a text; an address without a known ending
-    and a value that fits nothing are a `UserError`, and so is a picture for a model that has no pictures.
-    """
-    # The ending of a file decides before its bytes do: a text may begin with "ID3".
-    ending = suffix(item) if isinstance(item, os.PathLike) else None
-    key = next((key for key, cls in PROCESSORS.items() if ending in cls.suffixes), None)
-    key = key or next((key for key, cls in PROCESSORS.items() if cls.matches(item)), None)
-    if key is None:
-        raise UserError(
-            f"{describe(item)}: cannot tell whether this is {' or '.join(PROCESSORS)}; "
-            "say so by calling the function of that modality"
-        )
-    if key not in known:
-        raise UserError(f"{describe(item)}: looks like {key}; this model reads {', '.join(known)} only")
-    return key
+_MODULE_BY_NAME = {
+    "PROCESSORS": "known",
+    "guess": "known",
+    "sniff": "known",
+    "AudioProcessor": "audio",
+    "ImageProcessor": "image",
+    "Processor": "processor",
+    "TextProcessor": "text",
+}
 
 
-def sniff(path: os.PathLike[str]) -> str | None:
-    """The modality of a file by its first bytes, whatever its ending; None if it looks like none."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(1 << 16)
-    except OSError:
-        return None
-    return next((key for key, processor in PROCESSORS.items() if processor.matches(head)), None)
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_BY_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_BY_NAME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -3,7 +3,7 @@
 Every model folder holds a `tokenizer.json` of the `tokenizers` package. Whatever it was made from, its ids are
 `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, then the pieces; it appends `</s>` and never puts anything in front. The four
 names are entries of the vocabulary but not special tokens of the tokenizer, so the letters "<s>" in a caption are
-cut like any other letters. Lower-casing, the space in front and the length limit belong to `text.TextProcessor`.
+cut like any other letters. Lower-casing, the space in front and the length limit belong to `pieces.TextPieces`.
 """
 
 import json
@@ -30,7 +30,7 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> "Tokenizer":
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    from onepeace.processors.text import clean_text
+    from onepeace.processors.pieces import clean_text
 
     smallest = len(SPECIALS) + 256
     if vocab_size < smallest:

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, models, processors
 
 from onepeace.errors import UserError
 from onepeace.processors import tokenizer as vocabularies
-from onepeace.processors.text import TextProcessor, clean_text, source_positions
+from onepeace.processors.pieces import clean_text, source_positions
+from onepeace.processors.text import TextProcessor
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "media_text.json").read_text())
 CAPTIONS = [

@@ -1,0 +1,101 @@
+"""Text to token ids without torch: one rule of cleaning and one limit of length, wherever a text is read."""
+
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+from onepeace.errors import UserError
+from onepeace.processors.tokenizer import EOS
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+LEADING = ",.!?*#:;~"
+SPACES = re.compile(r"\s{2,}|\t")
+# Only the beginning of a huge text is tokenised; no token of a known vocabulary is half as long.
+MAX_CHARS_PER_TOKEN = 256
+# Halves of a surrogate pair that stand alone: Python strings may hold them, UTF-8 may not.
+SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def clean_text(text: str, lower: bool = True) -> str:
+    """The original's data-set rule: lower case, no punctuation in front, runs of white space as one space."""
+    text = text.lower() if lower else text
+    return SPACES.sub(" ", text.lstrip(LEADING)).rstrip("\n").strip(" ")
+
+
+def source_positions(text: str, lower: bool = True) -> list[int]:
+    """For every character of `clean_text(text, lower)` the index in `text` that it came from."""
+    lowered = text.lower() if lower else text
+    # Lower case can be longer: a capital I with a dot becomes two characters.
+    origin = range(len(text)) if len(lowered) == len(text) else [i for i, c in enumerate(text) for _ in c.lower()]
+    start = len(lowered) - len(lowered.lstrip(LEADING))
+    squeezed = SPACES.sub(" ", lowered[start:])
+    kept: list[int] = []
+    for run in SPACES.finditer(lowered, start):
+        kept.extend(range(start, run.start() + 1))
+        start = run.end()
+    kept.extend(range(start, len(lowered)))
+    front = len(squeezed) - len(squeezed.lstrip(" "))
+    return [origin[i] for i in kept[front : front + len(clean_text(text, lower))]]
+
+
+class TextPieces:
+    """Cuts strings into the pieces of a vocabulary, eos last.
+
+    max_tokens: ids kept before eos (None: all). lower, clean: see `clean_text`; the original's hub only lower-cases
+    (clean=False), its data sets and this library clean. prefix_space: a space in front, so that the first word is the
+    same piece as in the middle of a sentence; the released vocabulary then reads "" as that space.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "Tokenizer",
+        *,
+        max_tokens: int | None = 70,
+        lower: bool = True,
+        prefix_space: bool = True,
+        clean: bool = True,
+    ) -> None:
+        if max_tokens is not None and max_tokens < 1:
+            raise UserError(f"processors.text.max_tokens is {max_tokens}; it must be at least 1")
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.lower = lower
+        self.prefix_space = prefix_space
+        self.clean = clean
+        self.report_cut = True
+        """Whether the next text that is cut is reported; only the first is."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments that make another one like it."""
+        return {name: getattr(self, name) for name in ("max_tokens", "lower", "prefix_space", "clean")}
+
+    def prepare(self, text: str) -> str:
+        """The text that is cut into pieces: cleaned, without the space in front."""
+        text = SURROGATES.sub("\ufffd", text)
+        if self.clean:
+            return clean_text(text, self.lower)
+        return text.lower() if self.lower else text
+
+    def cut(self, prepared: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids, eos last, and the place in `prepared` of all but eos."""
+        limit = len(prepared) if self.max_tokens is None else self.max_tokens * MAX_CHARS_PER_TOKEN
+        if len(prepared) > limit:
+            space = prepared.rfind(" ", limit // 2, limit)
+            prepared = prepared[: space if space > 0 else limit]
+        encoding = self.tokenizer.encode(" " + prepared if self.prefix_space else prepared)
+        count = len(encoding) - 1  # without eos
+        if self.max_tokens is None or count <= self.max_tokens:
+            return encoding.ids, encoding.offsets[:-1]
+        if self.report_cut:
+            self.report_cut = False
+            logger.warning(
+                "a text of %d tokens was cut to its first %d (said once): %s...",
+                count, self.max_tokens, prepared[:40],
+            )  # fmt: skip
+        encoding.truncate(self.max_tokens)
+        return [*encoding.ids, EOS], encoding.offsets
