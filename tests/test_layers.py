@@ -31,7 +31,7 @@ ROWS = [
     {"embed"},
     {"evaluate"},
     {"train"},
-    {"api", "compat", "serve", "cost"},
+    {"api", "compat", "serve", "cost", "plugins"},
     {"bench"},
     {"commands"},
     {"cli"},
@@ -46,7 +46,7 @@ NO_TORCH = {"__init__", "__main__", "cli", "errors", "config", "torchaudio_guard
 
 COSTLY = {
     *("torchvision", "torchaudio", "timm", "webdataset", "transformers", "open_clip", "matplotlib", "soundfile"),
-    *("PIL", "sklearn", "pyarrow", "huggingface_hub"),
+    *("PIL", "sklearn", "pyarrow", "huggingface_hub", "mteb", "clip_benchmark"),
 }
 """Imported inside the function that uses them, never at the top of a module."""
 

