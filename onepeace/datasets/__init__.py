@@ -1,6 +1,7 @@
 """Public data sets as they are downloaded, one file for each layout, and tables and folders of one's own (pairs.py)."""
 
 from onepeace.datasets.audiocaps import AudioCaps
+from onepeace.datasets.cifar import Cifar10, Cifar100
 from onepeace.datasets.clotho import Clotho
 from onepeace.datasets.coco import Coco
 from onepeace.datasets.conceptual_captions import ConceptualCaptions
@@ -8,18 +9,24 @@ from onepeace.datasets.emoji import Emoji
 from onepeace.datasets.esc50 import ESC50
 from onepeace.datasets.flickr8k import Flickr8k
 from onepeace.datasets.flickr30k import Flickr30k
+from onepeace.datasets.fsd50k import FSD50K
+from onepeace.datasets.imagenet import ImageNet
 from onepeace.datasets.imagenet_samples import ImageNetSamples
 from onepeace.datasets.layout import Layout
 from onepeace.datasets.macs import Macs
 from onepeace.datasets.openclipart import OpenClipart
 from onepeace.datasets.tiny_imagenet import TinyImageNet
 from onepeace.datasets.tuxpaint import TuxPaint
+from onepeace.datasets.urbansound8k import UrbanSound8K
 from onepeace.datasets.vggsound import VGGSound
 from onepeace.datasets.words import Words
 
 LAYOUTS: dict[str, Layout] = {
     "tiny_imagenet": TinyImageNet(),
     "imagenet_samples": ImageNetSamples(),
+    "imagenet": ImageNet(),
+    "cifar10": Cifar10(),
+    "cifar100": Cifar100(),
     "flickr8k": Flickr8k(),
     "flickr30k": Flickr30k(),
     "coco": Coco(),
@@ -32,6 +39,8 @@ LAYOUTS: dict[str, Layout] = {
     "clotho": Clotho(),
     "macs": Macs(),
     "vggsound": VGGSound(),
+    "urbansound8k": UrbanSound8K(),
+    "fsd50k": FSD50K(),
     "words": Words(),
 }
 """By name, as `onepeace shards --layout NAME` takes them; `LAYOUTS["mine"] = Mine()` adds one."""

@@ -12,7 +12,7 @@ counts as the highest, one of a correct candidate as the lowest.
 
 from collections.abc import Sequence
 from math import comb
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,14 @@ class Figure(NamedTuple):
     chance: float
     n: int
     """Number of queries or items it is a mean over."""
+    per_query: tuple[float, ...] = ()
+    """The n values it is the mean (or median) of; empty when it is no such thing, and then it has no interval unless
+    one is given."""
+    statistic: Literal["mean", "median"] = "mean"
+    interval: tuple[float, float] | None = None
+    """Its confidence interval, where resampling `per_query` does not give it."""
+    note: str = ""
+    """What else was chosen on the way: the regularisation of a probe."""
 
 
 def best_ranks(scores: Values, query_ids: Values, candidate_ids: Values) -> NDArray[np.int64]:
@@ -53,23 +61,51 @@ def recall_at(ranks: Values, at: Sequence[int]) -> dict[int, float]:
     return {k: float((ranks <= k).mean()) for k in at}
 
 
-def accuracy_at(scores: Values, targets: Values, at: Sequence[int]) -> dict[int, float]:
-    """Top-k accuracy {k: value in 0..1} of scores (N, C) against class numbers targets (N,)."""
+def hits(ranks: Values, k: int) -> tuple[int, ...]:
+    """1 for each query that is a hit at k, else 0: the `per_query` of a recall."""
+    return tuple((as_array(ranks) <= k).astype(int).tolist())
+
+
+def class_ranks(scores: Values, targets: Values) -> NDArray[np.int64]:
+    """Rank of the right class of each item, (N,) integers from 1: scores (N, C), class numbers targets (N,).
+
+    The share of ranks up to k, `recall_at`, is top-k accuracy.
+    """
     targets, classes = as_array(targets), as_array(scores).shape[1]
     if targets.size and not (0 <= targets.min() and targets.max() < classes):
         raise ValueError(f"targets run from {targets.min()} to {targets.max()}, the scores have {classes} classes")
-    return recall_at(best_ranks(scores, targets, np.arange(classes)), at)
+    return best_ranks(scores, targets, np.arange(classes))
 
 
-def precision_at(scores: Values, query_ids: Values, candidate_ids: Values, k: int) -> float:
-    """Mean over the queries of the share of correct candidates among the first k (all of them when there are fewer).
+def precisions_at(scores: Values, query_ids: Values, candidate_ids: Values, k: int) -> NDArray[np.float64]:
+    """Share of correct candidates among the first k of each query (all of them when there are fewer), (N,).
 
     Arguments as in best_ranks. Among equal scores the wrong candidates come first.
     """
     scores, correct = _scores_and_correct(scores, query_ids, candidate_ids)
-    scores = np.where(np.isnan(scores), np.where(correct, -np.inf, np.inf), scores)
-    order = np.lexsort((correct, -scores), axis=1)[:, :k]
-    return float(np.take_along_axis(correct, order, axis=1).mean())
+    order = np.lexsort((correct, -_without_nan(scores, correct)), axis=1)[:, :k]
+    return np.take_along_axis(correct, order, axis=1).mean(axis=1)
+
+
+def average_precisions(scores: Values, correct: Values, k: int | None = None) -> NDArray[np.float64]:
+    """Average precision of each query, (N,): the sum of the precisions at the ranks of its correct candidates, over
+    their number; scores and 0/1 `correct` are (N, M).
+
+    With k only ranks up to k count, and the divisor stays: trec_eval's map_cut, which mteb reports. Among equal scores
+    the wrong candidates come first. A query without a correct candidate gets 0.
+    """
+    scores, correct = as_array(scores), as_array(correct) > 0
+    if scores.shape != correct.shape:
+        raise ValueError(f"scores {scores.shape} and correct {correct.shape} differ in shape")
+    result = np.zeros(len(scores))
+    for i, (row, right) in enumerate(zip(_without_nan(scores, correct), correct, strict=True)):
+        found = np.sort(row[right])[::-1]
+        if found.size:
+            wrong = np.sort(row[~right & (row >= found[-1])])
+            places = np.arange(1, found.size + 1)
+            ranks = places + wrong.size - np.searchsorted(wrong, found)  # those that are not below
+            result[i] = (places / ranks)[: np.searchsorted(ranks, k, "right") if k else None].sum() / found.size
+    return result
 
 
 def mean_average_precision(scores: Values, targets: Values) -> float:
@@ -108,18 +144,51 @@ def chance_recall(query_ids: Values, candidate_ids: Values, k: int) -> float:
 
     c is the query's number of correct candidates; with M classes and c = 1 this is the chance level of top-k accuracy.
     """
-    ids, counts = np.unique(as_array(candidate_ids), return_counts=True)
-    correct = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-    total = int(counts.sum())
+    correct, total = numbers_correct(query_ids, candidate_ids)
     k = min(k, total)
-    misses = [comb(total - correct.get(query, 0), k) / comb(total, k) for query in as_array(query_ids).tolist()]
-    return 1 - float(np.mean(misses))
+    numbers, queries = np.unique(correct, return_counts=True)
+    misses = [comb(total - number, k) / comb(total, k) for number in numbers.tolist()]
+    return 1 - float(np.average(misses, weights=queries))
+
+
+def chance_rank(query_ids: Values, candidate_ids: Values) -> float:
+    """Median rank that a random order has: the first k at which half of all queries are expected to be hits.
+
+    A query without a correct candidate is never one; inf when these are half of all.
+    """
+    correct, total = numbers_correct(query_ids, candidate_ids)
+    misses = np.zeros(total)
+    for number, queries in zip(*np.unique(correct, return_counts=True), strict=True):
+        miss = np.ones(total)  # at k = 1, 2, ...
+        for i in range(number):
+            miss *= np.maximum(total - np.arange(1, total + 1) - i, 0) / (total - i)
+        misses += miss * queries / len(correct)
+    return float(np.argmax(misses <= 0.5) + 1) if (misses <= 0.5).any() else float("inf")
+
+
+def chance_average_precision(numbers: Values, total: int, k: int | None = None) -> float:
+    """Mean of `average_precisions` that a random order of `total` candidates has, with numbers (N,) of correct ones.
+
+    For c of M it is (1/M) sum over r <= k of (1 + (r-1)(c-1)/(M-1)) / r.
+    """
+    numbers = as_array(numbers)
+    ranks = np.arange(1, min(k or total, total) + 1)
+    found = numbers[numbers > 0]
+    others = (found - 1).mean() / max(total - 1, 1) if found.size else 0.0
+    return float(found.size / numbers.size * ((1 + (ranks - 1) * others) / ranks).sum() / total)
 
 
 def chance_precision(query_ids: Values, candidate_ids: Values) -> float:
     """Precision at any k that a random order has on average: mean over queries of the share of correct candidates."""
     query_ids, candidate_ids = as_array(query_ids), as_array(candidate_ids)
     return float((query_ids[:, None] == candidate_ids[None, :]).mean())
+
+
+def numbers_correct(query_ids: Values, candidate_ids: Values) -> tuple[NDArray[np.int64], int]:
+    """How many candidates are correct for each query, (N,), and how many there are."""
+    ids, counts = np.unique(as_array(candidate_ids), return_counts=True)
+    correct = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    return np.array([correct.get(query, 0) for query in as_array(query_ids).tolist()]), int(counts.sum())
 
 
 def as_array(values: Values) -> NDArray:
@@ -129,6 +198,11 @@ def as_array(values: Values) -> NDArray:
         values = (values.float() if values.is_floating_point() else values).numpy()
     array = np.asarray(values)
     return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def _without_nan(scores: NDArray, correct: NDArray[np.bool_]) -> NDArray:
+    """NaN as the lowest score of a correct candidate and as the highest of a wrong one."""
+    return np.where(np.isnan(scores), np.where(correct, -np.inf, np.inf), scores)
 
 
 def _scores_and_correct(scores: Values, query_ids: Values, candidate_ids: Values) -> tuple[NDArray, NDArray[np.bool_]]:

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onepeace.config import Options, apply_override, build, read_yaml
+from onepeace.config import Options, apply_override, build, read_yaml, to_plain
 from onepeace.errors import UserError
+from onepeace.evaluate.intervals import interval
+from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols import PROTOCOLS, EvaluationProtocol
+from onepeace.evaluate.protocols.protocol import hashing
 from onepeace.evaluate.report import Row
 
 log = logging.getLogger(__name__)
@@ -58,11 +61,15 @@ class EvaluationRecipe:
 
 def read_recipe(path: Path | str, overrides: Sequence[str] = ()) -> EvaluationRecipe:
     """Read an evaluation recipe; each override is "a.b=value" with the value in YAML, later ones win."""
-    content: Options = read_yaml(path)
+    return recipe_from(read_yaml(path), overrides, str(path))
+
+
+def recipe_from(content: Options, overrides: Sequence[str], where: str) -> EvaluationRecipe:
+    """The recipe with this content and these overrides; `where` it is from is for messages."""
     for override in overrides:
         apply_override(content, override)
-    written = build(_Content, content, str(path))
-    sets = {name: _protocol(options, f"{path}: sets.{name}") for name, options in written.sets.items()}
+    written = build(_Content, content, where)
+    sets = {name: _protocol(options, f"{where}: sets.{name}") for name, options in written.sets.items()}
     return EvaluationRecipe(sets, written.data)
 
 
@@ -97,16 +104,35 @@ def run(
             continue
         start = time.perf_counter()
         try:
-            figures = protocol.run(embedder, root)
+            with hashing() as digest:
+                figures = protocol.run(embedder, root)
+            about = {**_options(protocol), "prompts": list(protocol.prompts(root)), "data_hash": digest.hexdigest()}
         except UserError as error:
             if failed is None:
                 raise UserError(f"set {name}: {error}") from error
             failed(UserError(f"set {name}: {error}"))
         else:
             seconds = time.perf_counter() - start
-            yield from (Row(name, *figure, seconds) for figure in figures)
+            yield from (_row(name, figure, seconds, about) for figure in figures)
+
+
+def _options(protocol: EvaluationProtocol) -> Options:
+    """The key of a protocol, and its options as a recipe gives them."""
+    keys = {kind: key for key, kind in PROTOCOLS.items()}
+    return {"protocol": keys.get(type(protocol), type(protocol).__name__), "options": to_plain(protocol)}
+
+
+def _row(name: str, figure: Figure, seconds: float, about: Options) -> Row:
+    spread = figure.interval
+    if spread is None and figure.per_query:
+        spread = interval(figure.per_query, figure.statistic)
+    return Row(
+        name, figure.metric, figure.value, figure.chance, figure.n, seconds, spread,
+        figure.per_query, figure.statistic, {**about, "note": figure.note},
+    )  # fmt: skip
 
 
 def lacking_modalities(protocol: EvaluationProtocol, modalities: Container[str] | None) -> list[str]:
     """The modalities of a set that are not among those of a model; none when the model does not say."""
-    return [side.modality for side in protocol.sides if modalities is not None and side.modality not in modalities]
+    wanted = dict.fromkeys(side.modality for side in protocol.sides)
+    return [modality for modality in wanted if modalities is not None and modality not in modalities]

@@ -1,6 +1,7 @@
 """Each public layout on a few made-up files of its download, by the command that makes shards of it."""
 
 import dataclasses
+import inspect
 import io
 import json
 import re
@@ -21,6 +22,7 @@ from onepeace.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "onepeace/datasets"
+IMAGENET = ("n01440764", "n03773504", "n04008634")
 NO_LAYOUT = {f"{name}-*.tar*" for name in ("caltech101", "labelled_mix", "fashion", "sounds")}
 """Shards of recipes that no layout writes."""
 
@@ -56,7 +58,8 @@ def test_every_layout_is_listed_and_in_the_readme(capsys):
 
 def test_recipes_name_the_shards_that_the_layouts_write():
     """Those of the sets that have a layout, and a smaller copy's ("coco_mini") too."""
-    code = "".join((PACKAGE / f"{name}.py").read_text() for name in LAYOUTS)
+    files = {inspect.getfile(type(layout)) for layout in LAYOUTS.values()}
+    code = "".join(Path(file).read_text() for file in files)
     written = re.findall(r'"train/\w+/(\w+)"', code)
     assert len(written) >= 7
     for path in [*ROOT.glob("recipes/pretrain/*.yaml"), ROOT / "recipes/ablation/base.yaml"]:
@@ -122,6 +125,21 @@ BAD = {
         ("MACS.yaml", MACS + "- ]\n", ": line 9: not YAML"), ("MACS.yaml", "files: 3\n", ": has no list of files"),
         ("MACS.yaml", "files: []\n", ": has no list of files, or an empty one"),
         ("MACS.yaml", "", ": expected a mapping"),
+    ],
+    "cifar10": [("cifar-10-batches-bin/test_batch.bin", "short", ": 5 bytes are no whole number of records of 3073")],
+    "urbansound8k": [
+        (
+            "UrbanSound8K/metadata/UrbanSound8K.csv",
+            f"slice_file_name,fsID,start,end,salience,fold,classID,class\n{row}\n",
+            message,
+        )
+        for row, message in (
+            ("1-0-0-0.wav,1,0,4,1,one,0,siren", ":2: expected a whole number, found 'one'"),
+            ("1-0-0-0.wav,1,0,4,1,1,3,siren", ": has the classes [3], not all from 0"),
+        )
+    ],
+    "fsd50k": [
+        ("FSD50K.ground_truth/eval.csv", "fname,labels\n37199,Cat\n", ":2: label 'Cat' is not in vocabulary.csv"),
     ],
     "vggsound": [
         ("vggsound.csv", f"---g-f_I2yQ,1,people marching,test\n{row}\n", f":2: {message}")
@@ -246,6 +264,26 @@ def test_the_two_flickr_sets_share_no_photograph_between_training_and_validation
 def test_coco_without_photographs_is_an_error(prepare):
     done = prepare("coco", files={"val2017/000000000139.jpg": None, "val2017/dog.jpg": "x"}, code=1)
     assert "val2017: no photographs named NUMBER.jpg" in done.err
+
+
+def test_imagenet_without_folders_says_how_to_make_them(prepare, source):
+    files = {f"val/{wnid}/ILSVRC2012_val_0000000{i}.JPEG": None for i, wnid in enumerate(IMAGENET)}
+    done = prepare("imagenet", files={**files, "val/ILSVRC2012_val_00000000.JPEG": picture(1)}, code=1)
+    assert f"{source / 'val'}: no pictures val/WNID/*.JPEG (it has pictures outside of such folders); " in done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("cifar10", "cifar-10-batches-py/data_batch_1"), ("cifar100", "cifar-100-python/train")]
+)
+def test_pickled_cifar_is_refused(name, file, source, capsys, tmp_path):
+    fill(source, {file: b"\x80\x02}q\x00."})
+    assert main(["shards", "--layout", name, str(source), "-o", str(tmp_path / "root")]) == 1
+    assert "is pickled, which may run code; download the binary version" in capsys.readouterr().err
+
+
+def test_a_class_of_cifar_without_a_name_is_an_error(prepare):
+    done = prepare("cifar10", files={"cifar-10-batches-bin/batches.meta.txt": "airplane\n"}, code=1)
+    assert "test_batch.bin: record 0 has class 3 of 1" in done.err
 
 
 def test_conceptual_captions_are_downloaded_once_and_failures_named(source, prepare, monkeypatch):

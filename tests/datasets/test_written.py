@@ -125,6 +125,44 @@ CASES = {
         }},
         {"vgg_---g-f_I2yQ_000001": {}}, [r"vggsound\.csv: 1 of 3 audio files are not there \(vgg_gonegonegon_000005"],
     ),
+    # Two classes share the name missile.
+    "imagenet": (
+        ["size=100"], {"train/n01440764/n01440764_9.JPEG": "no picture"},
+        {"in1k_n01440764_0": {"size": (100, 133), "label": "tench", "target": 0, "captions": [
+            "a photo of a tench", "a picture of a tench", "a tench",
+        ]}, "in1k_n03773504_1": {}, "in1k_n04008634_2": {"label": "missile", "target": 744}},
+        {"in1k_ILSVRC2012_val_00000001": {"label": "missile", "target": 657, "size": (60, 48)},
+         "in1k_ILSVRC2012_val_00000000": {}, "in1k_ILSVRC2012_val_00000002": {}},
+        [r"n01440764_9\.JPEG: "],
+    ),
+    "cifar10": (
+        [], {}, {f"c10_data_batch_{i}_0000{j}": {} for i in range(1, 6) for j in (0, 1)},
+        {"c10_test_batch_00000": {"label": "cat", "target": 3, "size": (32, 32)}, "c10_test_batch_00001": {}}, [],
+    ),
+    "cifar100": (
+        [], {}, {"c100_train_00000": {"label": "apple"}, "c100_train_00001": {
+            "label": "aquarium fish", "captions": [
+                "a photo of an aquarium fish", "a picture of an aquarium fish", "an aquarium fish",
+            ],
+        }, "c100_train_00002": {}}, {"c100_test_00000": {"label": "baby", "target": 2}}, [],
+    ),
+    "urbansound8k": (
+        [], {},
+        {"us8k_101-0-0-1": {"label": "air conditioner", "fold": 1, "freesound_id": "101", "samples": 3200}}
+        | {f"us8k_{name}": {} for name in (
+            "101-1-0-0", "101-1-0-1", "102-0-0-0", "102-0-0-1", "102-1-0-0", "102-1-0-1",
+        )},
+        {f"us8k_110-{target}-0-{i}": {"target": target} for target in (0, 1) for i in (0, 1)},
+        [r"UrbanSound8K\.csv: 1 of 8 audio files are not there \(us8k_101-0-0-0"],
+    ),
+    "fsd50k": (
+        [], {},
+        {"fsd50k_64760": {
+            "targets": {"labels": ["Bark", "Dog"]}, "label": None,
+            "captions": ["the sound of Bark", "the sound of Dog"],
+        }},
+        {"fsd50k_37199": {"targets": {"labels": ["Car horn"]}}}, [r"eval\.csv: 1 of 2 audio files are not there"],
+    ),
     **{
         f"{name} without sounds of a split": (
             [], {file: None}, None, {},

@@ -49,16 +49,20 @@ def test_any_correct_item_in_the_top_is_a_hit():
 def test_ties_count_against_the_model():
     same = np.zeros((3, 4))
     assert metrics.best_ranks(same, [0, 1, 9], [0, 1, 2, 1]).tolist() == [4, 3, 5]
-    assert metrics.accuracy_at(same, [0, 1, 3], (1, 3, 4)) == {1: 0.0, 3: 0.0, 4: 1.0}
-    assert metrics.precision_at(same, [0, 1, 2], [0, 1, 2, 1], 2) == 0.0
-    assert metrics.precision_at(same, [0, 1, 2], [0, 1, 2, 1], 3) == pytest.approx(1 / 9)
+    assert metrics.class_ranks(same, [0, 1, 3]).tolist() == [4, 4, 4]
+    assert metrics.precisions_at(same, [0, 1, 2], [0, 1, 2, 1], 2).tolist() == [0, 0, 0]
+    assert metrics.precisions_at(same, [0, 1, 2], [0, 1, 2, 1], 3).tolist() == pytest.approx([0, 1 / 3, 0])
+    # places 3 and 4 for the two right ones of the second query
+    precisions = metrics.average_precisions(same, np.array([0, 1, 2])[:, None] == [0, 1, 2, 1])
+    assert precisions.tolist() == pytest.approx([1 / 4, (1 / 3 + 2 / 4) / 2, 1 / 4])
 
 
 def test_nan_counts_against_the_model():
     nan = np.nan
     assert metrics.best_ranks([[nan, 0.2], [0.3, nan], [nan, nan]], [0, 0, 0], [0, 1]).tolist() == [2, 2, 2]
     assert metrics.best_ranks([[nan, 0.5, 0.1]], [0], [0, 0, 1]).tolist() == [1]
-    assert metrics.precision_at([[nan, 0.2], [0.3, nan]], [0, 0], [0, 1], 1) == 0.0
+    assert metrics.precisions_at([[nan, 0.2], [0.3, nan]], [0, 0], [0, 1], 1).tolist() == [0, 0]
+    assert metrics.average_precisions([[nan, 0.2], [0.3, nan]], [[1, 0], [1, 0]]).tolist() == [0.5, 0.5]
 
 
 def test_fewer_than_k():
@@ -66,7 +70,7 @@ def test_fewer_than_k():
     ranks = metrics.best_ranks(scores, [0, 1, 5], [0, 1, 2])
     assert ranks.tolist() == [1, 1, 4]
     assert metrics.recall_at(ranks, (1, 10)) == {1: pytest.approx(2 / 3), 10: 1.0}
-    assert metrics.precision_at(scores, [0, 1, 2], [0, 1, 2], 10) == pytest.approx(1 / 3)
+    assert metrics.precisions_at(scores, [0, 1, 2], [0, 1, 2], 10).tolist() == pytest.approx([1 / 3] * 3)
     assert metrics.chance_recall([0, 1], [0, 1, 2], 10) == 1.0
 
 
@@ -79,14 +83,30 @@ def test_no_query_is_an_error():
         metrics.recall_at([], (1,))
 
 
-def test_accuracy_counts_targets():
+def test_ranks_of_classes_count_targets():
     scores = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0.1, 0.2, 0.7]])
-    assert metrics.accuracy_at(scores, [1, 2, 0], (1, 2)) == {1: pytest.approx(1 / 3), 2: pytest.approx(2 / 3)}
+    assert metrics.class_ranks(scores, [1, 2, 0]).tolist() == [1, 2, 3]
 
 
-def test_accuracy_target_outside_the_classes_is_an_error():
+def test_a_target_outside_the_classes_is_an_error():
     with pytest.raises(ValueError, match=r"1 to 3.*3 classes"):
-        metrics.accuracy_at(np.zeros((2, 3)), [1, 3], (1,))
+        metrics.class_ranks(np.zeros((2, 3)), [1, 3])
+
+
+def test_average_precision_by_hand():
+    scores, correct = [[4, 3, 2, 1]], [[0, 1, 0, 1]]
+    assert metrics.average_precisions(scores, correct).tolist() == [(1 / 2 + 2 / 4) / 2]
+    # the divisor is the number of correct ones, wherever they are
+    assert metrics.average_precisions(scores, correct, 2).tolist() == [1 / 2 / 2]
+    assert metrics.average_precisions(scores, correct, 1).tolist() == [0]
+    assert metrics.average_precisions(scores, [[0, 0, 0, 0]]).tolist() == [0]
+
+
+def test_average_precision_equals_scikit_learn_without_ties():
+    random = np.random.default_rng(0)
+    scores, correct = random.random((20, 30)), random.random((20, 30)) < 0.3
+    mean = metrics.average_precisions(scores.T, correct.T).mean()
+    assert metrics.mean_average_precision(scores, correct) == pytest.approx(mean, abs=1e-12)
 
 
 def test_shapes_that_disagree_are_an_error():
@@ -94,6 +114,8 @@ def test_shapes_that_disagree_are_an_error():
         metrics.best_ranks(np.zeros((2, 3)), [0, 1], [0, 1, 2, 3])
     with pytest.raises(ValueError, match="differ in shape"):
         metrics.mean_average_precision(np.zeros((2, 3)), np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="differ in shape"):
+        metrics.average_precisions(np.zeros((2, 3)), np.zeros((3, 2)))
 
 
 def test_map_leaves_out_a_class_without_positives():
@@ -113,7 +135,7 @@ def test_iou_by_hand():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_tensors_of_any_float_type(dtype):
     scores = torch.tensor([[0.5, 0.25], [0.25, 0.5]], dtype=dtype, requires_grad=True)
-    assert metrics.accuracy_at(scores, torch.tensor([0, 1]), (1,)) == {1: 1.0}
+    assert metrics.class_ranks(scores, torch.tensor([0, 1])).tolist() == [1, 1]
 
 
 def test_chance_is_what_random_scores_reach():
@@ -129,8 +151,23 @@ def test_chance_precision_is_what_random_scores_reach():
     assert metrics.chance_precision(query_ids, candidate_ids) == pytest.approx((3 + 3 + 2 + 0) / 8 / 4)
     scores = np.random.default_rng(0).random((4000, 4, 8))
     for k in (1, 3, 20):
-        reached = np.mean([metrics.precision_at(s, query_ids, candidate_ids, k) for s in scores])
+        reached = np.mean([metrics.precisions_at(s, query_ids, candidate_ids, k) for s in scores])
         assert metrics.chance_precision(query_ids, candidate_ids) == pytest.approx(reached, abs=0.01)
+
+
+def test_chance_average_precision_and_rank_are_what_random_scores_reach():
+    query_ids, candidate_ids = np.array([0, 0, 1, 2, 9]), np.array([0, 0, 0, 1, 1, 2, 3, 4])
+    scores = np.random.default_rng(0).random((1500, 5, 8))
+    numbers, total = metrics.numbers_correct(query_ids, candidate_ids)
+    assert (numbers.tolist(), total) == ([3, 3, 2, 1, 0], 8)
+    for k in (1, 3, None):
+        correct = query_ids[:, None] == candidate_ids
+        reached = np.mean([metrics.average_precisions(s, correct, k) for s in scores])
+        assert metrics.chance_average_precision(numbers, total, k) == pytest.approx(reached, abs=0.02)
+    ranks = np.concatenate([metrics.best_ranks(s, query_ids, candidate_ids) for s in scores])
+    assert metrics.chance_rank(query_ids, candidate_ids) == np.median(ranks) == 3
+    assert metrics.chance_rank(np.arange(100), np.arange(100)) == 50
+    assert metrics.chance_rank([8, 9], [0, 1]) == np.inf
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)

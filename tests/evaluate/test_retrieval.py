@@ -20,18 +20,21 @@ def test_a_caption_belongs_to_its_own_item_but_a_name_to_every_item(root, rule, 
     assert [(row.value, row.n) for row in rows if row[:2] == ("photos", "text to image R@1")] == [want]
 
 
-def test_recalls_in_blocks_as_in_one(monkeypatch):
+def test_figures_in_blocks_as_in_one(monkeypatch):
     random = np.random.default_rng(0)
     texts, items = random.normal(size=(10, 3)), random.normal(size=(5, 3))
-    protocol = Retrieval(modality="audio", shards="", at=(1, 2), rerank=("dual_softmax",))
+    protocol = Retrieval(
+        modality="audio", shards="", at=(1, 2), map_at=(3,), median_rank=True, rerank=("dual_softmax",)
+    )
 
     def figures():
-        return protocol.recalls("text to audio", texts, items, [i // 2 for i in range(10)], range(5))
+        return protocol.figures("text to audio", texts, items, [i // 2 for i in range(10)], range(5))
 
     whole = figures()
     monkeypatch.setattr(retrieval, "BLOCK", 3)
     assert figures() == whole
-    assert 0 < sum(figure.value for figure in whole) < len(whole)
+    assert len(whole) == 2 * 4
+    assert 0 < sum(figure.value < 1 for figure in whole)
 
 
 @pytest.mark.parametrize("block", [1, 3, 100])

@@ -70,7 +70,7 @@ def test_sets_of_a_modality_the_model_lacks_are_left_out(recipe, caplog):
         ("photos", ".rerank=[softmax]", "rerank has 'softmax'; known: dual_softmax"),
         ("photos", ".rerank_scale=0", "rerank_scale is 0.0; it should be above 0"),
         ("photos", ".rerank_scale=.nan", "rerank_scale is nan; it should be above 0"),
-        ("photos", ".matches={dog: [pug]}", "matches is not a field; known: modality, shards, keys, at, texts"),
+        ("photos", ".matches={dog: [pug]}", "matches is not a field; known: modality, shards, keys, at, map_at"),
         ("photos", "", "'sets.photos' is not an override"),
         ("photos", "=[", "the value is not YAML"),
         ("photos", "=3", "sets.photos should be dict"),
@@ -79,7 +79,7 @@ def test_sets_of_a_modality_the_model_lacks_are_left_out(recipe, caplog):
         (
             "sounds",
             ".rerank=[dual_softmax]",
-            "rerank is not a field; known: modality, shards, keys, at, classes, templates",
+            "rerank is not a field; known: modality, shards, keys, classes, templates, at",
         ),
         ("both", ".other=null", "sets.both: other should be a mapping of fields"),
         ("both", ".other={modality: image}", "sets.both: other.shards is missing"),
@@ -116,19 +116,23 @@ def test_command_prints_a_table(root, known, capsys):
     overrides = ["sets.photos.at=[1, 2]", "sets.photos.rerank=[dual_softmax]"]
     assert main(["evaluate", str(write_recipe(root, RECIPE)), *overrides, "--data", str(root)]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head.split() == ["set", "metric", "value", "chance", "ratio", "n", "seconds"]
-    assert lines[0].split()[:9] == ["photos", "text", "to", "image", "R@1", "100.0%", "50.0%", "2.0", "4"]
+    assert head.split() == ["set", "metric", "value", "95%", "chance", "ratio", "n", "seconds"]
+    want = ["photos", "text", "to", "image", "R@1", "100.0%", "100.0%..100.0%", "50.0%", "2.0", "4"]
+    assert lines[0].split()[:10] == want
     assert lines[2].split()[:8] == ["photos", "text", "to", "image", "R@1", "(dual", "softmax)", "100.0%"]
     assert len(lines) == 8 + 4 + 2
 
 
 def test_command_measures_the_other_sets_when_one_fails(root, known, capsys):
     (root / "val/photos/a.tar.gz").unlink()
-    assert main(["evaluate", str(write_recipe(root, RECIPE)), "--data", str(root), "--json", "--model", "some"]) == 1
+    assert main(["evaluate", str(write_recipe(root, RECIPE)), "--data", str(root), "--json"]) == 1
     out, err = capsys.readouterr()
     rows = [json.loads(line) for line in out.splitlines()]
     assert {row["set"] for row in rows} == {"drawings", "sounds"}
-    assert set(rows[0]) == {"model", "set", "metric", "value", "chance", "ratio", "n", "seconds"}
+    assert set(rows[0]) == {
+        *("model", "model_hash", "dtype", "version", "set", "metric", "value", "interval", "chance", "ratio", "n"),
+        *("seconds", "statistic", "protocol", "options", "prompts", "data_hash", "note"),
+    }
     assert "set photos: " in err
     assert "Traceback" not in err
 

@@ -34,7 +34,8 @@ def test_precisions_equal_a_plain_loop():
             assert 0 < sum(shares) < len(shares)
             want.append((f"there precision@{k}", pytest.approx(np.mean(shares)), np.mean(chances), len(shares)))
         got = precisions("there", queries, candidates, matches, at=[1, 4])
-        assert [figure._replace(chance=pytest.approx(figure.chance)) for figure in got] == want
+        assert [figure._replace(chance=pytest.approx(figure.chance))[:4] for figure in got] == want
+    assert all(np.mean(figure.per_query) == pytest.approx(figure.value) for figure in got)
 
 
 def test_matched_items_are_searched_among_all(root, pictures):

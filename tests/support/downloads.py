@@ -24,12 +24,14 @@ def sound(path, seconds, rate=8000, channels=1):
 
 
 def fill(folder, files):
-    """Write files by their path below a folder: text, JSON (lists, dicts), a picture, or so many seconds of sound."""
+    """Write files by their path below a folder: text, bytes, JSON (lists, dicts), a picture, or seconds of sound."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, str):
             path.write_text(content, encoding="utf-8")
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
         elif isinstance(content, dict | list):
             path.write_text(json.dumps(content), encoding="utf-8")
         elif isinstance(content, Image.Image):
@@ -188,9 +190,64 @@ def vggsound():
     }
 
 
+def imagenet():
+    """Three of the 1,000 classes: tench (0), and the two of one name, missile (657, 744)."""
+    wnids = ("n01440764", "n03773504", "n04008634")
+    train = {f"train/{wnid}/{wnid}_{i}.JPEG": picture(10 + i, (300, 400)) for i, wnid in enumerate(wnids)}
+    return train | {f"val/{wnid}/ILSVRC2012_val_0000000{i}.JPEG": picture(i, (60, 48)) for i, wnid in enumerate(wnids)}
+
+
+def cifar_records(labels, seed, before=0):
+    """The binary version: labels, then 32 x 32 red, green and blue values, all of a record one colour."""
+    colours = np.random.default_rng(seed).integers(0, 256, (len(labels), 3), dtype=np.uint8)
+    pixels = [np.repeat(colour, 1024).tobytes() for colour in colours]
+    return b"".join(bytes([7] * before + [label]) + content for label, content in zip(labels, pixels, strict=True))
+
+
+def cifar10():
+    files = {f"cifar-10-batches-bin/data_batch_{i}.bin": cifar_records([i, 0], i) for i in range(1, 6)}
+    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    return {
+        **files,
+        "cifar-10-batches-bin/test_batch.bin": cifar_records([3, 8], 9),
+        "cifar-10-batches-bin/batches.meta.txt": lines(*names, ""),
+    }
+
+
+def cifar100():
+    return {
+        "cifar-100-binary/train.bin": cifar_records([0, 1, 2], 1, before=1),
+        "cifar-100-binary/test.bin": cifar_records([2], 2, before=1),
+        "cifar-100-binary/fine_label_names.txt": lines("apple", "aquarium_fish", "baby"),
+    }
+
+
+def urbansound8k():
+    """Three folds of two classes; one file is missing."""
+    head = "slice_file_name,fsID,start,end,salience,fold,classID,class"
+    rows = []
+    for fold in (1, 2, 10):
+        rows += [(f"{100 + fold}-{target}-0-{i}.wav", fold, target) for target in (0, 1) for i in (0, 1)]
+    names = ("air_conditioner", "car_horn")
+    table = [f"{name},{100 + fold},0.0,4.0,1,{fold},{target},{names[target]}" for name, fold, target in rows]
+    sounds = {f"UrbanSound8K/audio/fold{fold}/{name}": 0.2 for name, fold, _ in rows[1:]}
+    return {"UrbanSound8K/metadata/UrbanSound8K.csv": lines(head, *table), **sounds}
+
+
+def fsd50k():
+    return {
+        "FSD50K.ground_truth/vocabulary.csv": lines("0,Bark,/m/05tny_", "1,Dog,/m/0bt9lr", "2,Car_horn,/m/0912c9"),
+        "FSD50K.ground_truth/dev.csv": lines("fname,labels,mids,split", '64760,"Bark,Dog","/m/05tny_,/m/0bt9lr",train'),
+        "FSD50K.ground_truth/eval.csv": lines("fname,labels,mids", "37199,Car_horn,/m/0912c9", "37200,Dog,/m/0bt9lr"),
+        "FSD50K.dev_audio/64760.wav": 1.0,
+        "FSD50K.eval_audio/37199.wav": 1.0,
+    }
+
+
 DOWNLOADS = {
     make.__name__: make
     for make in (
-        tiny_imagenet, flickr8k, flickr30k, coco, conceptual_captions, emoji, audiocaps, clotho, macs, vggsound
+        tiny_imagenet, flickr8k, flickr30k, coco, conceptual_captions, emoji, audiocaps, clotho, macs, vggsound,
+        imagenet, cifar10, cifar100, urbansound8k, fsd50k,
     )
 }  # fmt: skip

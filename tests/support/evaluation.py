@@ -30,7 +30,7 @@ class KnownEmbedder:
     """A text or the bytes of a file mean the words that occur in them; `shift` makes it mistake each for the next."""
 
     def __init__(self, shift=0, modalities=("text", "image", "audio")):
-        self.shift, self.modalities, self.seen = shift, modalities, []
+        self.shift, self.modalities, self.seen, self.dtype = shift, modalities, [], torch.float32
 
     def encode_text(self, items):
         self.seen += items

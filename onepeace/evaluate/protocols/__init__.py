@@ -4,6 +4,8 @@ A set of a recipe says ``protocol: KEY``; its other fields are the options of th
 of `EvaluationProtocol` under a key of its own: ``PROTOCOLS["mine"] = Mine``.
 """
 
+from onepeace.evaluate.protocols.multi_label import MultiLabel
+from onepeace.evaluate.protocols.probe import Probe
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol
 from onepeace.evaluate.protocols.retrieval import Retrieval
 from onepeace.evaluate.protocols.same_class import SameClass
@@ -13,4 +15,6 @@ PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
     "zero_shot": ZeroShot,
     "retrieval": Retrieval,
     "same_class": SameClass,
+    "multi_label": MultiLabel,
+    "probe": Probe,
 }

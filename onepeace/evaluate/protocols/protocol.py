@@ -1,36 +1,74 @@
-"""What every protocol has: a set of shards, and a way to measure an embedder on it."""
+"""What every protocol has: a set of items, and a way to measure an embedder on it."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.data.sample import Sample
 from onepeace.data.shards import read_source
 from onepeace.errors import UserError
-from onepeace.evaluate.metrics import Figure, as_array
+from onepeace.evaluate import layouts
+from onepeace.evaluate.metrics import Figure, as_array, class_ranks
+from onepeace.files.source import read_bytes
+
+BLOCK = 1024
+"""Queries scored at once: bounds the memory of a large test set."""
+
+_reading: ContextVar[Any] = ContextVar("the hash that everything read goes into", default=None)
+
+
+@contextmanager
+def hashing() -> Iterator[Any]:
+    """A hashlib object that covers, by the end of the block, all samples that `Items.read` gave inside of it.
+
+    Keys, captions, targets and the content of files count, in their order; where the files lie does not.
+    """
+    token = _reading.set(hashlib.sha256())
+    try:
+        yield _reading.get()
+    finally:
+        _reading.reset(token)
 
 
 @dataclass(frozen=True)
 class Items:
-    """The items of one modality in a set of shards."""
+    """The items of one modality in a set."""
 
     modality: str
     shards: str
-    """Pattern of shard files, below the root."""
+    """Pattern of shard files, below the root. "layout:esc50/val": the root itself is the download of a data set, and
+    this part of it is read as it is; the layouts are those of `onepeace shards` and of evaluate/layouts.py."""
     keys: str = "*"
     """Pattern of the samples' keys: a part of the shards."""
 
+    @property
+    def layout(self) -> str | None:
+        """ "esc50/val" of "layout:esc50/val"; None for shards."""
+        return self.shards.removeprefix(layouts.PREFIX) if self.shards.startswith(layouts.PREFIX) else None
+
     def read(self, root: Path, *others: str) -> list[Sample]:
         """The samples that have this modality and the others; incomplete ones are left out with a warning."""
-        samples = read_source(self.shards, (self.modality, *others), root, broken_limit=1.0).samples
+        needed = (self.modality, *others)
+        if self.layout is not None:
+            samples = layouts.read(root, self.layout, needed)
+        else:
+            samples = read_source(self.shards, needed, root, broken_limit=1.0).samples
         chosen = [sample for sample in samples if fnmatchcase(sample.key, self.keys)]
         if not chosen:
             raise UserError(f"{self.shards}: no key of its {len(samples)} samples fits the pattern {self.keys!r}")
+        if (digest := _reading.get()) is not None:
+            for sample in chosen:
+                _add(digest, sample, needed)
         return chosen
 
     def read_labelled(self, root: Path) -> list[Sample]:
@@ -55,13 +93,17 @@ class EvaluationProtocol(Items, ABC):
         """The items of each modality that the model must have besides text."""
         return (self,)
 
+    def prompts(self, root: Path) -> tuple[str, ...]:
+        """The sentences that class names are put into, for the record; none where there are no class names."""
+        return ()
+
     @abstractmethod
     def run(self, embedder: Any, root: Path) -> list[Figure]:
         """Measure an embedder on the shards below ``root``.
 
         Args:
             embedder: has encode_text and encode_<modality>, each a function of a list (of texts; of encoded file
-                bytes) that returns (n, E) unit vectors in its order.
+                bytes, or paths in a layout) that returns (n, E) unit vectors in its order.
 
         Raises:
             UserError: no shards, a sample that lacks something, a file that cannot be decoded.
@@ -69,8 +111,8 @@ class EvaluationProtocol(Items, ABC):
 
 
 def encode(embedder: Any, modality: str, items: Sequence[Any]) -> NDArray:
-    """The embedder's vectors (n, E) of one modality as a numpy array; an output of another shape is a ValueError."""
-    vectors = as_array(getattr(embedder, f"encode_{modality}")(list(items)))
+    """The embedder's vectors (n, E) of one modality in float32; an output of another shape is a ValueError."""
+    vectors = as_array(getattr(embedder, f"encode_{modality}")(list(items))).astype(np.float32, copy=False)
     if vectors.ndim != 2 or len(vectors) != len(items):
         raise ValueError(f"encode_{modality} returned {vectors.shape} for {len(items)} items; expected (items, width)")
     return vectors
@@ -80,3 +122,18 @@ def check_at(at: Sequence[int]) -> None:
     """UserError unless ``at`` lists one k or more, each at least 1."""
     if not at or min(at) < 1:
         raise UserError(f"at is {list(at)}; give at least one k, each at least 1")
+
+
+def ranks_of_classes(vectors: NDArray, classes: NDArray, targets: Sequence[int]) -> NDArray[np.int64]:
+    """Rank of the right class of each item, (N,), block by block: vectors (N, E), classes (C, E), numbers (N,)."""
+    blocks = [slice(i, i + BLOCK) for i in range(0, len(vectors), BLOCK)]
+    return np.concatenate([class_ranks(vectors[b] @ classes.T, targets[b]) for b in blocks])
+
+
+def _add(digest: Any, sample: Sample, modalities: Sequence[str]) -> None:
+    """Put a sample into a hash, each part with its length in front."""
+    about = json.dumps([sample.key, sample.targets, sample.captions], sort_keys=True)
+    media = [read_bytes(sample.inputs[modality]) for modality in modalities if modality != "text"]
+    for part in (about.encode(), *media):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)

@@ -9,11 +9,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from onepeace.errors import UserError
-from onepeace.evaluate.metrics import Figure, best_ranks, chance_recall, recall_at
-from onepeace.evaluate.protocols.protocol import EvaluationProtocol, check_at, encode
-
-BLOCK = 1024
-"""Queries scored at once: bounds the memory of a large test set."""
+from onepeace.evaluate.metrics import (
+    Figure,
+    average_precisions,
+    best_ranks,
+    chance_average_precision,
+    chance_rank,
+    chance_recall,
+    hits,
+    numbers_correct,
+    recall_at,
+)
+from onepeace.evaluate.protocols.protocol import BLOCK, EvaluationProtocol, check_at, encode
 
 Rescore = Callable[[NDArray], NDArray]
 """Scores (n, M) of any n of the queries against all candidates -> the scores to rank by, same shape."""
@@ -21,21 +28,31 @@ Rescore = Callable[[NDArray], NDArray]
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval(EvaluationProtocol):
-    """Recall at k in both directions: a query is a hit when one of its candidates is among the first k."""
+    """Recall at k in both directions: a query is a hit when one of its candidates is among the first k.
+
+    That is the recall of CLIP_benchmark and the hit rate of mteb, but for equal scores, which here count against the
+    model.
+    """
 
     at: tuple[int, ...] = (1, 5, 10)
     """The k of the recalls."""
+    map_at: tuple[int, ...] = ()
+    """The k of mean average precisions (mAP@10 is usual for sounds), as trec_eval and mteb have them."""
+    median_rank: bool = False
+    """Also the median rank of the best right candidate, 1 at best."""
     texts: Literal["captions", "names"] = "captions"
     """What a text is. "captions": each caption is a query of its own and belongs to its item alone, even when another
     item has the same caption (Flickr8k, COCO). "names": the first caption of an item is its name; each distinct name is
     one query, and every item of that name is right (emoji: one name, several drawings)."""
+    one_caption: bool = False
+    """Only the first caption of each item takes part: as many texts as items, and one right answer each."""
     rerank: tuple[str, ...] = ()
     """Methods of RERANKERS, each with figures of its own beside the plain ones."""
     rerank_scale: float = 100.0
     """Factor on the similarities in a re-ranking's softmax; to be fixed, not tuned on the set."""
 
     def __post_init__(self) -> None:
-        check_at(self.at)
+        check_at((*self.at, *self.map_at))
         if unknown := [method for method in self.rerank if method not in RERANKERS]:
             raise UserError(f"rerank has {unknown[0]!r}; known: {', '.join(RERANKERS)}")
         if not self.rerank_scale > 0:
@@ -50,20 +67,21 @@ class Retrieval(EvaluationProtocol):
             numbers = dict(zip(texts, text_ids, strict=True))
             item_ids = [numbers[name] for name in names]
         else:
-            texts = [caption for sample in samples for caption in sample.captions]
-            text_ids = [i for i, sample in enumerate(samples) for _ in sample.captions]
+            chosen = [sample.captions[:1] if self.one_caption else sample.captions for sample in samples]
+            texts = [caption for captions in chosen for caption in captions]
+            text_ids = [i for i, captions in enumerate(chosen) for _ in captions]
             item_ids = list(range(len(samples)))
         items = self.encode(embedder, samples)
-        captions = encode(embedder, "text", texts)
+        vectors = encode(embedder, "text", texts)
         return [
-            *self.recalls(f"text to {self.modality}", captions, items, text_ids, item_ids),
-            *self.recalls(f"{self.modality} to text", items, captions, item_ids, text_ids),
+            *self.figures(f"text to {self.modality}", vectors, items, text_ids, item_ids),
+            *self.figures(f"{self.modality} to text", items, vectors, item_ids, text_ids),
         ]
 
-    def recalls(
+    def figures(
         self, name: str, queries: NDArray, candidates: NDArray, query_ids: ArrayLike, candidate_ids: ArrayLike
     ) -> list[Figure]:
-        """The recalls of one direction, plain and by each re-ranking.
+        """The figures of one direction, plain and by each re-ranking.
 
         Args:
             queries, candidates: vectors (N, E) and (M, E).
@@ -73,15 +91,33 @@ class Retrieval(EvaluationProtocol):
         rescores: dict[str, Rescore] = {"": lambda scores: scores}
         for method in self.rerank:
             rescores[f" ({method.replace('_', ' ')})"] = RERANKERS[method](queries, candidates, self.rerank_scale)
-        figures = []
+        figures, n = [], len(queries)
         for suffix, rescore in rescores.items():
-            blocks = [slice(i, i + BLOCK) for i in range(0, len(queries), BLOCK)]
-            ranks = [best_ranks(rescore(queries[b] @ candidates.T), query_ids[b], candidate_ids) for b in blocks]
-            figures += [
-                Figure(f"{name} R@{k}{suffix}", value, chance_recall(query_ids, candidate_ids, k), len(queries))
-                for k, value in recall_at(np.concatenate(ranks), self.at).items()
-            ]
+            ranks, precisions = self._blocks(rescore, queries, candidates, query_ids, candidate_ids)
+            for k, value in recall_at(ranks, self.at).items():
+                chance = chance_recall(query_ids, candidate_ids, k)
+                figures.append(Figure(f"{name} R@{k}{suffix}", value, chance, n, hits(ranks, k)))
+            for k, values in precisions.items():
+                chance = chance_average_precision(*numbers_correct(query_ids, candidate_ids), k)
+                figures.append(Figure(f"{name} mAP@{k}{suffix}", float(values.mean()), chance, n, tuple(values)))
+            if self.median_rank:
+                value, chance = float(np.median(ranks)), chance_rank(query_ids, candidate_ids)
+                figures.append(Figure(f"{name} median rank{suffix}", value, chance, n, tuple(ranks), "median"))
         return figures
+
+    def _blocks(
+        self, rescore: Rescore, queries: NDArray, candidates: NDArray, query_ids: NDArray, candidate_ids: NDArray
+    ) -> tuple[NDArray, dict[int, NDArray]]:
+        """The ranks (N,), and for each k of `map_at` the average precisions (N,), scored block by block."""
+        ranks: list[NDArray] = []
+        precisions: dict[int, list[NDArray]] = {k: [] for k in self.map_at}
+        for start in range(0, len(queries), BLOCK):
+            ids = query_ids[start : start + BLOCK]
+            scores = rescore(queries[start : start + BLOCK] @ candidates.T)
+            ranks.append(best_ranks(scores, ids, candidate_ids))
+            for k, found in precisions.items():
+                found.append(average_precisions(scores, ids[:, None] == candidate_ids, k))
+        return np.concatenate(ranks), {k: np.concatenate(found) for k, found in precisions.items()}
 
 
 def dual_softmax(queries: NDArray, candidates: NDArray, scale: float) -> Rescore:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.errors import UserError
-from onepeace.evaluate.metrics import Figure, chance_precision, precision_at
+from onepeace.evaluate.metrics import Figure, chance_precision, precisions_at
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, check_at
 
 
@@ -72,15 +72,15 @@ def precisions(
     Args:
         matches: class of the queries -> classes of the candidates that are right; each has at least one item.
     """
-    counts, chances, values = [], [], []
+    chances, values = [], []
     for label, partners in matches.items():  # class by class: few scores at a time, and one set of right candidates
         scores = queries.vectors[queries.labels == label] @ candidates.vectors.T
         right, wanted = np.isin(candidates.labels, partners), np.ones(len(scores), dtype=bool)
-        counts.append(len(scores))
-        chances.append(chance_precision(wanted, right))
-        values.append([precision_at(scores, wanted, right, k) for k in at])
-    chance = float(np.average(chances, weights=counts))
-    means = np.average(values, axis=0, weights=counts)
+        chances.append(np.full(len(scores), chance_precision(wanted, right)))
+        values.append([precisions_at(scores, wanted, right, k) for k in at])
+    chance = float(np.concatenate(chances).mean())
+    each = np.concatenate(values, axis=1)  # (number of k, queries)
     return [
-        Figure(f"{name} precision@{k}", float(value), chance, sum(counts)) for k, value in zip(at, means, strict=True)
+        Figure(f"{name} precision@{k}", float(row.mean()), chance, len(row), tuple(row.tolist()))
+        for k, row in zip(at, each, strict=True)
     ]

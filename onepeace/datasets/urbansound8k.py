@@ -1,0 +1,50 @@
+"""UrbanSound8K (Salamon, Jacoby, Bello, ACM Multimedia 2014)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from onepeace.datasets.layout import HeldOut, Record, Split, option, present
+from onepeace.datasets.reading import find, read_rows, whole_number
+from onepeace.datasets.sounds import HINT, Sounds, sounds_below
+from onepeace.errors import UserError
+
+LICENSE = "CC BY-NC 3.0; sounds under their Freesound licences"
+TEMPLATES = ("{}", "the sound of {}", "a recording of {}")
+
+
+@dataclass(frozen=True)
+class UrbanSound8K(Sounds):
+    """UrbanSound8K: 8,732 sounds of up to four seconds in 10 classes and 10 folds, from zenodo.org/records/1203745.
+
+    SOURCE holds metadata/UrbanSound8K.csv and audio/foldN/*.wav. One fold is validation data, the others are training
+    data; slices of one recording share a fold. Captions are sentences around the class name.
+    """
+
+    family = "us8k"
+    seconds: float = option(4.0, "longest sound; more is cut off")
+    val_fold: int = option(10, "fold that is validation data")
+
+    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
+        table = find(folder, "UrbanSound8K.csv", what="the labels")
+        sounds = {path.name: path for path in sounds_below(folder)}
+        records, names = [], {}
+        for where, row in read_rows(table, "slice_file_name", "fsID", "fold", "classID", "class"):
+            target, label = whole_number(row["classID"], where), row["class"].strip().replace("_", " ")
+            names[target] = label
+            about = {"license": LICENSE, "target": target, "fold": whole_number(row["fold"], where)}
+            about |= {"freesound_id": row["fsID"]}
+            name = row["slice_file_name"].strip()
+            inputs = {"audio": sounds.get(name), "text": [template.format(label) for template in TEMPLATES]}
+            records.append(Record(f"us8k_{Path(name).stem}", "UrbanSound8K", inputs, {"label": label}, about))
+        if sorted(names) != list(range(len(names))) or not names:
+            raise UserError(f"{table}: has the classes {sorted(names)}, not all from 0")
+        val = [record for record in records if record.about["fold"] == self.val_fold]
+        train = [record for record in records if record.about["fold"] != self.val_fold]
+        classes = [names[target] for target in sorted(names)]
+        shards = f"val/urbansound8k/urbansound8k_fold{self.val_fold}"
+        yield Split(shards, present(val, "audio", table, HINT), self.encode, classes=classes)
+        yield Split("train/audio_text/urbansound8k", present(train, "audio", table, HINT), self.encode)
+
+    def group(self, record: Record) -> tuple[str, str]:
+        return "freesound", record.about["freesound_id"]

@@ -1,0 +1,165 @@
+"""Data sets as they are downloaded, as the items of an evaluation: "layout:NAME/SPLIT" in place of shards.
+
+NAME is a layout of `onepeace shards` (SPLIT is val, train or all of it), "karpathy_coco" and the like (SPLIT is one of
+Karpathy's: test, val, train), or "clip_benchmark", a folder of webdataset shards as CLIP_benchmark's
+`clip_benchmark_export_wds` writes it:
+
+    test/nshards.txt, test/0.tar, ...   KEY.webp (or any other picture or sound) with KEY.cls, a class number, or
+                                        KEY.txt, a caption a line, or KEY.npy, one 0 or 1 for each class
+    classnames.txt                      in the order of the class numbers
+    zeroshot_classification_templates.txt   with {c} for the class name
+"""
+
+import io
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onepeace.data.sample import Sample
+from onepeace.data.shards import NAMED, raw_samples
+from onepeace.datasets import LAYOUTS
+from onepeace.datasets.karpathy import NAMES, karpathy
+from onepeace.datasets.layout import Record, Skipped, skipped
+from onepeace.errors import UserError
+from onepeace.processors import PROCESSORS
+
+log = logging.getLogger(__name__)
+
+PREFIX = "layout:"
+CLIP_BENCHMARK = "clip_benchmark"
+SPLITS = ("val", "train", "all")
+"""Of a layout of `onepeace shards`."""
+
+
+def read(root: Path, layout: str, needed: Sequence[str]) -> list[Sample]:
+    """The samples of "NAME/SPLIT" below a folder that have all of these modalities; the others are named in a warning.
+
+    Raises:
+        UserError: there is no such layout or split, or nothing of it can be used.
+    """
+    samples: list[Sample] = []
+    left_out: list[str] = []
+    for record in _records(root, layout):
+        if isinstance(record, Skipped):
+            left_out.append(f"{record.where}: {record.reason}")
+        elif lacking := [modality for modality in needed if not record.inputs.get(modality)]:
+            left_out.append(f"{record.name}: has no {' and no '.join(lacking)}")
+        else:
+            samples.append(record)
+    if not samples:
+        raise UserError(f"{root}: nothing of {layout} can be used; {left_out[0] if left_out else 'it is empty'}")
+    if left_out:
+        rest = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
+        log.warning("%s: %d left out: %s%s", layout, len(left_out), "; ".join(left_out[:NAMED]), rest)
+    return samples
+
+
+def class_names(root: Path, layout: str) -> list[str] | None:
+    """The names of all classes of a set, in the order of their numbers; None where it has none."""
+    name, _ = _parts(layout)
+    if name == CLIP_BENCHMARK:
+        return _lines(root / "classnames.txt") or None
+    if name not in LAYOUTS:
+        return None
+    # The first split is that of validation data, which has them.
+    classes = next(LAYOUTS[name].splits(root, lambda name, needed=False: ())).classes
+    return [entry["name"] if isinstance(entry, dict) else entry for entry in classes] if classes else None
+
+
+def templates(root: Path, layout: str) -> tuple[str, ...]:
+    """The sentences for class names that a folder in CLIP_benchmark's layout brings, with {} for the name; or none."""
+    if _parts(layout)[0] != CLIP_BENCHMARK:
+        return ()
+    return tuple(line.replace("{c}", "{}") for line in _lines(root / "zeroshot_classification_templates.txt") if line)
+
+
+def target(sample: Sample) -> int:
+    """The class number of a sample of a layout."""
+    return _about(sample, "target")
+
+
+def fold(sample: Sample) -> int:
+    """The fold that a sample of a layout belongs to; UserError when the set has none."""
+    return _about(sample, "fold")
+
+
+def _about(sample: Sample, field: str) -> Any:
+    about: Mapping[str, Any] = sample.about if isinstance(sample, Record) else {}
+    if field not in about:
+        raise UserError(f"{sample.source}: {sample.key} has no {field}; it has {', '.join(about) or 'nothing else'}")
+    return about[field]
+
+
+def _parts(layout: str) -> tuple[str, str]:
+    name, _, split = layout.partition("/")
+    if name not in LAYOUTS and name not in READERS:
+        raise UserError(f"no layout {name!r}; there are {', '.join([*LAYOUTS, *READERS])}")
+    if name in LAYOUTS and split not in SPLITS:
+        raise UserError(f"layout {name} has no split {split!r}; there are {', '.join(SPLITS)}")
+    return name, split
+
+
+def _records(root: Path, layout: str) -> Iterable[Record | Skipped]:
+    name, split = _parts(layout)
+    if name in READERS:
+        return READERS[name](root, split)
+    wanted = ("val", "train") if split == "all" else (split,)
+    return (record for part in wanted for record in LAYOUTS[name].read(root, part))
+
+
+def clip_benchmark(root: Path, split: str) -> Iterator[Record | Skipped]:
+    """The samples of one split of a folder in CLIP_benchmark's layout, held in memory one shard at a time."""
+    number = _lines(root / split / "nshards.txt")
+    if not number or not number[0].isdecimal():
+        raise UserError(f"{root / split / 'nshards.txt'}: not there, or not a number of shards")
+    names = _lines(root / "classnames.txt")
+    endings = {suffix[1:]: key for key, cls in PROCESSORS.items() if key != "text" for suffix in cls.suffixes}
+    broken: list[str] = []
+    for i in range(int(number[0])):
+        shard = root / split / f"{i}.tar"
+        for raw in raw_samples(str(shard.absolute()), broken):
+            inputs: dict[str, Any] = {key: raw[ending] for ending, key in endings.items() if ending in raw}
+            where = f"{shard}: {raw['__key__']}"
+            try:
+                inputs["text"] = [line.strip() for line in raw.get("txt", b"").decode().splitlines() if line.strip()]
+                targets, about = _classes(raw, names)
+            except ValueError as error:
+                yield skipped(where, error)
+                continue
+            yield Record(raw["__key__"], shard.name, inputs, targets, about, where)
+        yield from (Skipped(str(shard), reason) for reason in broken)
+        broken.clear()
+
+
+def _classes(raw: Mapping[str, bytes], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The targets of a sample, and its class number; ValueError for a number without a name."""
+    if "cls" in raw:
+        number = int(raw["cls"])
+        if not 0 <= number < len(names):
+            raise ValueError(f"class {number} is not one of the {len(names)} in classnames.txt")
+        return {"label": names[number]}, {"target": number}
+    if "npy" in raw:
+        flags = np.load(io.BytesIO(raw["npy"]), allow_pickle=False)
+        if flags.shape != (len(names),):
+            raise ValueError(f"its .npy has shape {flags.shape}, classnames.txt has {len(names)} names")
+        return {"labels": [name for name, flag in zip(names, flags, strict=True) if flag]}, {}
+    return {}, {}
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file; none of one that is not there."""
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+
+
+READERS: dict[str, Callable[[Path, str], Iterator[Record | Skipped]]] = {
+    **{f"karpathy_{name}": partial(karpathy, name) for name in NAMES},
+    CLIP_BENCHMARK: clip_benchmark,
+}
+"""Layouts that only an evaluation reads; "mine/SPLIT" calls READERS["mine"](root, "SPLIT")."""

@@ -1,0 +1,100 @@
+"""Public test sets by name, as `onepeace evaluate NAME` measures them: protocol, split, prompts.
+
+The folder holds the data set as it is downloaded, or is in CLIP_benchmark's layout (layouts.py), which is told by
+test/nshards.txt. Sentences for class names are the 80 of OpenAI for ImageNet and the 18 of CLIP for CIFAR,
+both with OpenAI's names; for sounds those of `TEMPLATES`. A folder in CLIP_benchmark's layout brings its own.
+
+Retrieval takes the test split of Karpathy (COCO: the first five captions of each picture), AudioCaps' and Clotho's
+(evaluation), with every caption a query. An empty caption is no query: Clotho's tables have none, so that its 1,045
+sounds have 5,225 queries. mteb's Clotho cuts captions at full stops and has 5,585, of which 905 are empty; its figures
+are not comparable.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from onepeace.config import Options
+from onepeace.errors import UserError, need
+from onepeace.evaluate.layouts import CLIP_BENCHMARK, PREFIX, templates
+
+LOOKS = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
+CIFAR_TEMPLATES = tuple(
+    template
+    for article in ("a", "the")
+    for template in (
+        *(f"a {look}photo of {article} {{}}." for look in LOOKS),
+        *(f"a photo of {article} {size} {{}}." for size in ("small", "big")),
+    )
+)
+"""github.com/openai/CLIP/blob/main/data/prompts.md, CIFAR10 and CIFAR100."""
+
+
+def _openai_templates() -> tuple[str, ...]:
+    return tuple(template("{}") for template in need("open_clip", "teachers").OPENAI_IMAGENET_TEMPLATES)
+
+
+class Named(NamedTuple):
+    """How a public set is measured."""
+
+    protocol: str
+    modality: str
+    test: str
+    """The layout of its test data, as after "layout:"."""
+    train: str | None = None
+    """That of what probes learn from; FOLDS for the other folds of the test data; None where there are no probes."""
+    sentences: Callable[[], Sequence[str]] = tuple
+    """Gives the sentences for class names; none for the default ones."""
+
+
+FOLDS = "folds"
+
+SETS = {
+    "coco": Named("retrieval", "image", "karpathy_coco/test"),
+    "flickr8k": Named("retrieval", "image", "karpathy_flickr8k/test"),
+    "flickr30k": Named("retrieval", "image", "karpathy_flickr30k/test"),
+    "imagenet": Named("zero_shot", "image", "imagenet/val", "imagenet/train", _openai_templates),
+    "cifar10": Named("zero_shot", "image", "cifar10/val", "cifar10/train", lambda: CIFAR_TEMPLATES),
+    "cifar100": Named("zero_shot", "image", "cifar100/val", "cifar100/train", lambda: CIFAR_TEMPLATES),
+    "audiocaps": Named("retrieval", "audio", "audiocaps/val"),
+    "clotho": Named("retrieval", "audio", "clotho/val"),
+    "esc50": Named("zero_shot", "audio", "esc50/all", FOLDS),
+    "urbansound8k": Named("zero_shot", "audio", "urbansound8k/all", FOLDS),
+    "vggsound": Named("zero_shot", "audio", "vggsound/val", "vggsound/train"),
+    "fsd50k": Named("multi_label", "audio", "fsd50k/val"),
+}
+"""By the name on the command line; `SETS["mine"] = Named(...)` adds one."""
+
+OPTIONS: dict[str, Options] = {"retrieval": {"at": [1, 5, 10], "map_at": [10], "median_rank": True}}
+"""What is measured beyond a protocol's defaults."""
+
+
+def named_sets(name: str, root: Path, *, probe: bool = False, one_caption: bool = False) -> dict[str, Options]:
+    """The sets of an evaluation recipe that measure the public set `name` in the folder `root`.
+
+    Args:
+        probe: also a linear probe and kNN on frozen vectors.
+        one_caption: as in `Retrieval`.
+
+    Raises:
+        UserError: the set has no such option.
+    """
+    known = SETS[name]
+    exported = (root / "test" / "nshards.txt").is_file()
+    test, train = (f"{CLIP_BENCHMARK}/test", f"{CLIP_BENCHMARK}/train") if exported else (known.test, known.train)
+    options: Options = {"protocol": known.protocol, "modality": known.modality, "shards": f"{PREFIX}{test}"}
+    options |= OPTIONS.get(known.protocol, {})
+    if one_caption:
+        if known.protocol != "retrieval":
+            raise UserError(f"{name} has no captions to choose from; --one-caption is for retrieval")
+        options["one_caption"] = True
+    if (sentences := known.sentences()) and not templates(root, test):
+        options["templates"] = [*sentences]
+    sets = {name: options}
+    if probe:
+        if known.train is None:
+            raise UserError(f"{name} has no probe; it is a set for {known.protocol.replace('_', ' ')}")
+        items = {"modality": known.modality, "shards": f"{PREFIX}{test}"}
+        learned = {} if train == FOLDS else {"train": {"modality": known.modality, "shards": f"{PREFIX}{train}"}}
+        sets[f"{name} probe"] = {"protocol": "probe", **items, **learned}
+    return sets

@@ -1,0 +1,58 @@
+"""Sets whose items belong to named classes, and what a model makes of the names: a vector for each class."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from onepeace.embed.zero_shot import TEMPLATES, prototypes
+from onepeace.errors import UserError
+from onepeace.evaluate import layouts
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol, encode
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassNames(EvaluationProtocol):
+    """The options of a protocol that puts class names into sentences."""
+
+    classes: str | None = None
+    """File below the root: a JSON list of class names, or of objects with a "name". Default: those that the layout
+    lists, else the shards' labels."""
+    templates: tuple[str, ...] = ()
+    """Sentences with {} for the name or {a} for the name with its article; by default those of a folder in
+    CLIP_benchmark's layout, else the modality's TEMPLATES."""
+
+    def __post_init__(self) -> None:
+        if not self.templates and self.modality not in TEMPLATES:
+            raise UserError(f"no default templates for {self.modality}; give templates (known: {', '.join(TEMPLATES)})")
+        if lacking := [t for t in self.templates if "{}" not in t and "{a}" not in t]:
+            raise UserError(f"template {lacking[0]!r} has no {{}} for the class name")
+
+    def prompts(self, root: Path) -> tuple[str, ...]:
+        own = layouts.templates(root, self.layout) if self.layout is not None else ()
+        return self.templates or own or TEMPLATES[self.modality]
+
+    def listed_names(self, root: Path) -> list[str] | None:
+        """The class names that the set itself lists, in the order of their numbers; None when it does not."""
+        if self.classes:
+            return _read_names(root / self.classes)
+        return layouts.class_names(root, self.layout) if self.layout is not None else None
+
+    def class_vectors(self, embedder: Any, names: Sequence[str], root: Path) -> NDArray:
+        """The prototypes of the classes, (C, E)."""
+        return prototypes(lambda texts: encode(embedder, "text", texts), names, self.prompts(root)).numpy()
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        names = [entry["name"] if isinstance(entry, dict) else entry for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a JSON list of class names ({error!r})") from error
+    strange = [name for name in names if not isinstance(name, str) or names.count(name) > 1]
+    if strange or not names:
+        raise UserError(f"{path}: class names must be distinct texts; found {strange[0] if strange else 'none'!r}")
+    return names

@@ -1,0 +1,54 @@
+"""Zero-shot tagging: items with several labels each against all class names of the set, in sentences."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onepeace.errors import UserError
+from onepeace.evaluate.intervals import draws, middle
+from onepeace.evaluate.metrics import Figure, average_precisions, chance_average_precision
+from onepeace.evaluate.protocols.classes import ClassNames
+
+DRAWS = 200
+"""Draws of the interval; each one ranks all items anew for every class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabel(ClassNames):
+    """Mean average precision: every class ranks all items, the mean is over the classes that have one (FSD50K, VOC).
+
+    A sample says its classes in the target "labels" (`targets: {labels: [...]}` in its .json). The interval draws
+    items.
+    """
+
+    def run(self, embedder: Any, root: Path) -> list[Figure]:
+        samples = self.read(root)
+        for sample in samples:
+            if not isinstance(sample.targets.get("labels"), list):
+                raise UserError(f"{sample.source}: {sample.key} has no list of labels in its targets")
+        labels = [set(sample.targets["labels"]) for sample in samples]
+        known = set().union(*labels)
+        names = self.listed_names(root) or sorted(known)
+        correct = np.array([[name in found for found in labels] for name in names])
+        if strange := known - set(names):
+            raise UserError(f"{self.shards}: label {min(strange)!r} is not among the {len(names)} classes")
+        present = correct.any(axis=1)
+        if not present.any():
+            raise UserError(f"{self.shards}: not one of {len(samples)} samples has a label")
+        vectors = self.encode(embedder, samples)
+        scores = (self.class_vectors(embedder, names, root) @ vectors.T)[present]
+        correct = correct[present]
+        value = float(average_precisions(scores, correct).mean())
+        chance = chance_average_precision(correct.sum(axis=1), len(samples))
+        spread = middle([_drawn(scores, correct, draw) for draw in draws(len(samples), DRAWS)])
+        return [Figure(f"mAP of {len(correct)} classes", value, chance, len(samples), interval=spread)]
+
+
+def _drawn(scores: NDArray, correct: NDArray[np.bool_], draw: NDArray[np.int64]) -> float:
+    """The mean over classes for items drawn with replacement: scores and correct (C, N), numbers of items (N,)."""
+    correct = correct[:, draw]
+    present = correct.any(axis=1)
+    return float(average_precisions(scores[present][:, draw], correct[present]).mean())

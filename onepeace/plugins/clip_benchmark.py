@@ -1,0 +1,93 @@
+"""Models for CLIP_benchmark (pip install "onepeace[eval]"), whose pictures and texts it measures.
+
+Its command line knows no plug-ins; this module registers the model type "onepeace" and runs it:
+
+    python -m onepeace.plugins.clip_benchmark eval --model_type onepeace --model tiny --pretrained - \\
+        --dataset wds/cifar10 --dataset_root cifar10 --no_amp
+
+--model is what `onepeace.load` takes; --pretrained has no meaning here and names the output file. From Python, call
+`register()` before clip_benchmark.cli parses its arguments, or give `load` the arguments of a CLIP_benchmark loader.
+--no_amp computes in float32, as `onepeace evaluate` does on a CPU.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onepeace.embed.embedder import Embedder
+from onepeace.embed.embedder import load as load_embedder
+from onepeace.errors import need
+from onepeace.processors.tokenizer import PAD
+
+MODEL_TYPE = "onepeace"
+
+
+class ClipModel(nn.Module):
+    """The two towers under the names that CLIP_benchmark calls; it normalises the vectors itself."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.module = embedder.module
+        self.cast = embedder.dtype
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """(B, E) vectors of (B, 3, H, W) pixels from `Picture`."""
+        return self.module({"image": {"pixels": pixels.to(self.cast)}})["image"]
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """(B, E) vectors of (B, L) ids from `Tokens`, padded on the right."""
+        lengths = (ids != PAD).sum(dim=1)
+        padding = {"lengths": lengths} if (lengths < ids.shape[1]).any() else {}
+        return self.module({"text": {"ids": ids, **padding}})["text"]
+
+
+class Picture:
+    """A PIL picture to (3, H, W); a class and no function inside one, so that worker processes can be given it."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.processor = embedder.processors["image"]
+
+    def __call__(self, picture: Any) -> Tensor:
+        return self.processor.decode(picture)
+
+
+class Tokens:
+    """A list of texts to (B, L) ids."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.processor = embedder.processors["text"]
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        return self.processor.collate([self.processor.decode(text) for text in texts])["ids"]
+
+
+def load(
+    model_name: str = "tiny", pretrained: str = "", cache_dir: str | None = None, device: str | torch.device = "cpu"
+) -> tuple[ClipModel, Picture, Tokens]:
+    """A model as CLIP_benchmark's loaders return it: (model, transform, tokenizer)."""
+    embedder = load_embedder(model_name, device=device, modalities=("text", "image"))
+    return ClipModel(embedder).eval(), Picture(embedder), Tokens(embedder)
+
+
+def register() -> None:
+    """Make "onepeace" one of CLIP_benchmark's model types."""
+    models = need("clip_benchmark.models", "eval")
+    models.TYPE2FUNC[MODEL_TYPE] = load
+    if MODEL_TYPE not in models.MODEL_TYPES:
+        models.MODEL_TYPES.append(MODEL_TYPE)
+    # Version 1.6.2 makes a number of an array with one element, and numpy 2.4 refuses that.
+    metrics: Any = need("clip_benchmark.metrics.zeroshot_classification", "eval")
+    metrics.accuracy = _accuracy
+
+
+def _accuracy(output: Tensor, target: Tensor, topk: Sequence[int] = (1,)) -> list[float]:
+    """CLIP_benchmark's function: top-k accuracies of logits (N, C) and class numbers (N,)."""
+    correct = output.topk(max(topk), 1).indices == target.view(-1, 1)
+    return [correct[:, :k].any(dim=1).double().mean().item() for k in topk]
+
+
+if __name__ == "__main__":
+    register()
+    need("clip_benchmark.cli", "eval").main()

@@ -1,0 +1,102 @@
+"""Models for mteb (pip install "onepeace[eval]"): its benchmarks of texts, pictures (MIEB) and sounds (MAEB).
+
+    import mteb
+    from onepeace.plugins.mteb import MtebEncoder
+
+    model = MtebEncoder("tiny")                      # what onepeace.load takes
+    mteb.evaluate(model, mteb.get_tasks(tasks=["BeijingOpera"]))
+    mteb.mock_run(model)                             # made-up tasks of every kind; downloads nothing
+
+Items of several modalities get one vector, the renormalised sum. Sounds are cut at the model's own length.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onepeace.embed.embedder import load
+from onepeace.errors import need
+
+LANGUAGES = ["eng-Latn"]
+
+
+class MtebEncoder:
+    """A model in the form of mteb's `EncoderProtocol`."""
+
+    def __init__(self, model_name: str = "tiny", revision: str | None = None, *, device: str | None = None, **_: Any):
+        self.model_name, self.revision = model_name, revision
+        self.model = load(model_name, device=device)
+
+    @cached_property
+    def mteb_model_meta(self) -> Any:
+        """What mteb writes beside the results. Where a model was trained is not known to its folder."""
+        parameters = sum(parameter.numel() for parameter in self.model.module.parameters())
+        size = sum(parameter.nbytes for parameter in self.model.module.parameters())
+        text: Any = self.model.processors.get("text")
+        return need("mteb.models.model_meta", "eval").ModelMeta(
+            loader=type(self),
+            name=self.model_name if self.model_name.count("/") == 1 else f"onepeace/{_last(self.model_name)}",
+            revision=self.revision or "local",
+            release_date=None,
+            languages=LANGUAGES,
+            n_parameters=parameters,
+            memory_usage_mb=size / 2**20,
+            max_tokens=text.max_tokens if text else None,
+            embed_dim=self.model.embed_dim,
+            license=None,
+            open_weights=None,
+            public_training_code=None,
+            public_training_data=None,
+            framework=["PyTorch"],
+            similarity_fn_name="cosine",
+            use_instructions=False,
+            training_datasets=None,
+            modalities=list(self.model.modalities),
+        )
+
+    def encode(
+        self,
+        inputs: Any,
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: Any = None,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        **_: Any,
+    ) -> NDArray[np.float32]:
+        """(n, E) unit vectors of the rows of a DataLoader, whose batches are dictionaries of lists by modality."""
+        vectors = self.model.encode(
+            self._items(inputs), batch_size=batch_size, output="numpy", progress=show_progress_bar
+        )
+        return np.asarray(vectors)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """(n, m) cosines."""
+        return need("mteb.similarity_functions", "eval").cos_sim(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """(n,) cosines of equal rows."""
+        return need("mteb.similarity_functions", "eval").pairwise_cos_sim(embeddings1, embeddings2)
+
+    def _items(self, inputs: Any) -> Iterator[Mapping[str, object]]:
+        for batch in inputs:
+            columns = {key: batch[key] for key in self.model.modalities if key in batch}
+            for row in zip(*columns.values(), strict=True):
+                # In a mixed set a row may lack a column.
+                yield {key: _value(value) for key, value in zip(columns, row, strict=True) if value is not None}
+
+
+def _value(value: Any) -> object:
+    """A text or a picture as it is; a sound, which may be a torchcodec decoder, by what it holds."""
+    if isinstance(value, str) or not hasattr(value, "__getitem__"):
+        return value
+    return {"array": np.asarray(value["array"]), "sampling_rate": int(value["sampling_rate"])}
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2]
