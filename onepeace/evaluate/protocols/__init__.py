@@ -4,6 +4,7 @@ A set of a recipe says ``protocol: KEY``; its other fields are the options of th
 of `EvaluationProtocol` under a key of its own: ``PROTOCOLS["mine"] = Mine``.
 """
 
+from onepeace.evaluate.protocols.mixed import Mixed
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol
 from onepeace.evaluate.protocols.retrieval import Retrieval
 from onepeace.evaluate.protocols.same_class import SameClass
@@ -13,4 +14,5 @@ PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
     "zero_shot": ZeroShot,
     "retrieval": Retrieval,
     "same_class": SameClass,
+    "mixed": Mixed,
 }
