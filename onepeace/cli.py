@@ -27,12 +27,14 @@ COMMANDS = {
     "shards": "make training shards of a public data set, a table or a folder of files",
     "train": "train a model by a recipe",
     "evaluate": "measure a model on a data set",
+    "calibrate": "make one scale of a model's scores, and match probabilities",
     "plot": "draw the curves of a training run",
     "info": "show what a model or checkpoint file holds and needs",
     "doctor": "show what is installed, what works, and what to do about the rest",
     "bench": "measure speed on this machine",
 }
 DECODING = {"search", "index", "embed", "classify"}
+DECODING = {"search", "embed", "classify", "calibrate"}
 """Commands that decode files, which may be broken, and report what is wrong with them themselves."""
 
 

@@ -6,6 +6,7 @@ of `EvaluationProtocol` under a key of its own: ``PROTOCOLS["mine"] = Mine``.
 
 from onepeace.evaluate.protocols.multi_label import MultiLabel
 from onepeace.evaluate.protocols.probe import Probe
+from onepeace.evaluate.protocols.mixed import Mixed
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol
 from onepeace.evaluate.protocols.retrieval import Retrieval
 from onepeace.evaluate.protocols.same_class import SameClass
@@ -17,4 +18,5 @@ PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
     "same_class": SameClass,
     "multi_label": MultiLabel,
     "probe": Probe,
+    "mixed": Mixed,
 }
