@@ -33,8 +33,7 @@ COMMANDS = {
     "doctor": "show what is installed, what works, and what to do about the rest",
     "bench": "measure speed on this machine",
 }
-DECODING = {"search", "index", "embed", "classify"}
-DECODING = {"search", "embed", "classify", "calibrate"}
+DECODING = {"search", "index", "embed", "classify", "calibrate"}
 """Commands that decode files, which may be broken, and report what is wrong with them themselves."""
 
 

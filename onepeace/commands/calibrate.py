@@ -54,8 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from onepeace.embed.embedder import load
     from onepeace.evaluate.reliability import draw
+    from onepeace.hub.fingerprint import fingerprint
     from onepeace.hub.resolve import resolve
-    from onepeace.index.calibration import FILE, model_hash
+    from onepeace.index.calibration import FILE
     from onepeace.index.fitting import fit
     from onepeace.index.sampling import draw_samples, embed, read
 
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         "prior": args.prior,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
-    calibration, checks = fit(found, prior=args.prior, model=model_hash(folder), about=about)
+    calibration, checks = fit(found, prior=args.prior, model=fingerprint(folder), about=about)
     try:
         calibration.save(output)
     except OSError as error:

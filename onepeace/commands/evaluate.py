@@ -53,15 +53,15 @@ def run(args: argparse.Namespace) -> int:
     if args.save:
         files.check_folder_of(args.save)
     import onepeace
-    from onepeace.evaluate.provenance import model_hash
     from onepeace.evaluate.report import as_json, as_table
     from onepeace.evaluate.run import run as measure
+    from onepeace.hub.fingerprint import fingerprint
     from onepeace.hub.resolve import resolve
 
     recipe = _recipe(args)
     root = recipe.data.folder()
     model = onepeace.load(args.model, device=args.device)
-    about: dict[str, Any] = {"model": args.model, "model_hash": model_hash(resolve(args.model))}
+    about: dict[str, Any] = {"model": args.model, "model_hash": fingerprint(resolve(args.model))}
     about |= {"dtype": str(model.dtype).removeprefix("torch."), "version": onepeace.__version__}
     failures: list[UserError] = []
 

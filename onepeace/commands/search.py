@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--top", type=files.positive, default=10, metavar="K", help="how many hits (default: 10)")
     shown.add_argument("--offset", type=int, default=0, metavar="N", help="leave out the first N")
     shown.add_argument("--sort", choices=("match", "date", "path"), default="match", help="default: match")
-    shown.add_argument("--rank", default="znorm", metavar="NAME", help="znorm (default), raw, centred or per-modality")
+    shown.add_argument("--rank", metavar="NAME", help="znorm (default), raw, centred or per-modality")
     shown.add_argument(
         "--min-match", type=float, default=0.5, metavar="P", help="below it a hit counts as not relevant (0.5)"
     )

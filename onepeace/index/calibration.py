@@ -10,7 +10,6 @@ support vector machines", 1999).
 `fitting.py` makes a calibration of vectors, `ranking.py` ranks with it. It ships in the model folder.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -164,7 +163,7 @@ class Calibration:
     1 is Z-norm as published, which also pulls down items that are near to everything; where the bank is not quite like
     the queries it costs more than it gives. At 0 the order inside one modality is that of the cosines."""
     model: str = ""
-    """`model_hash` of the model; any name for vectors of elsewhere."""
+    """`fingerprint` of the model (onepeace/hub/fingerprint.py); any name for vectors of elsewhere."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """For people, as JSON: how the banks were made, of what, when."""
 
@@ -263,18 +262,6 @@ class Calibration:
         if model is not None and result.model != model:
             raise UserError(f"{path}: is of the model {result.model}, not of {model}; {again}")
         return result
-
-
-def model_hash(folder: Path) -> str:
-    """32 hexadecimal digits of all that decides about a model's vectors: configuration, weights, vocabulary."""
-    digest = hashlib.blake2b(digest_size=16)
-    names = {"config.yaml", "tokenizer.json", *(path.name for path in folder.glob("model*.safetensors"))}
-    for path in sorted(folder / name for name in names if (folder / name).is_file()):
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:

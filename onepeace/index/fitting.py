@@ -16,7 +16,7 @@ from onepeace.errors import UserError
 from onepeace.evaluate.ranked import ndcg
 from onepeace.evaluate.reliability import Reliability
 from onepeace.index.calibration import MODALITIES, OWN, Bank, Calibration, Platt
-from onepeace.index.ranking import Part, Pool, QueryVector, scores
+from onepeace.index.ranking import PartVector, Pool, QueryVector, scores
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def _searches(found: Mapping[str, Vectors], parts: Mapping[str, NDArray[np.int64
     matches = (queries.groups[drawn][:, None] == items.groups[inside]) & others
     good = np.flatnonzero(matches.any(axis=1) & (others & ~matches).any(axis=1))[:MAX_QUERIES]
     return _Searches(
-        [QueryVector.of([Part(pair[0], vector)]) for vector in queries.vectors[drawn[good]]],
+        [QueryVector.of([PartVector(pair[0], vector)]) for vector in queries.vectors[drawn[good]]],
         items.vectors[inside],
         np.full(len(inside), MODALITIES.index(pair[1])),
         others[good],

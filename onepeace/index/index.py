@@ -2,8 +2,10 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +13,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onepeace.errors import UserError
+from onepeace.files.atomic import write_atomic
 from onepeace.files.walk import Unreadable
+from onepeace.index.calibration import FILE as CALIBRATION
+from onepeace.index.calibration import MODALITIES, Calibration
+from onepeace.index.path_glob import path_glob as path_condition
+from onepeace.index.path_glob import register
 from onepeace.index.query import Part, encode
+from onepeace.index.ranking import RANKINGS, Pool, QueryVector, statistics
 from onepeace.index.search import Duplicates, Filter, Results, Sort, allowed_rows, hits_of, scorer
 from onepeace.index.sources import Scan, is_shards, scan
 from onepeace.index.store import DATABASE, Item, Rows, Store
+from onepeace.index.where import after as after_date
+from onepeace.index.where import before as before_date
+from onepeace.index.where import parse
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
     from onepeace.index.build import Report
+    from onepeace.index.text_encoder import OnnxTextEncoder
 
 LOCK = "lock"
+TEXT_ENCODER = "model"
+"""Folder of what reads words without torch."""
+EXPORT_FROM = 1000
+"""Files from which on it is made."""
 
 
 class Index:
@@ -34,6 +50,7 @@ class Index:
     def __init__(self, store: Store, load: "Callable[[], Embedder]") -> None:
         self.store = store
         self._load = load
+        self._statistics: dict[str, np.ndarray] = {}
 
     @classmethod
     def open(
@@ -107,6 +124,34 @@ class Index:
         """The model that made the vectors."""
         return self._load()
 
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What makes one scale of the scores; None where the model has none."""
+        path = self.store.folder / CALIBRATION
+        if not path.is_file():
+            return None
+        return Calibration.load(path, embed_dim=self.embed_dim, model=self.store.meta["model_hash"])
+
+    def _pool(self, query: QueryVector, rank: str) -> Pool:
+        """What rankings know of the vectors beside themselves."""
+        rows, calibration = self.rows, self.calibration
+        if calibration is None:
+            return Pool(rows.modality)
+        needed = {modality for modality, _ in query.weights} if rank != "centred" else set(calibration.banks)
+        for modality in needed & calibration.banks.keys() - self._statistics.keys():
+            some = replace(calibration, banks={modality: calibration.banks[modality]})
+            self._statistics[modality] = statistics(rows.vectors[rows.row], rows.modality, some)
+        known = np.full((len(rows.row), len(MODALITIES), 2), np.nan, np.float32)
+        for modality, values in self._statistics.items():
+            code = MODALITIES.index(modality)
+            known[:, code] = values[:, code]
+        return Pool(rows.modality, calibration, known)
+
+    def _text_encoder(self) -> "OnnxTextEncoder | None":
+        from onepeace.index.text_encoder import OnnxTextEncoder
+
+        return OnnxTextEncoder.open(self.store.folder / TEXT_ENCODER, self.store.meta["model_hash"])
+
     def search(
         self,
         parts: Sequence[Part],
@@ -119,7 +164,7 @@ class Index:
         before: str | None = None,
         where: str | None = None,
         sort: Sort = "match",
-        rank: str = "znorm",
+        rank: str | None = None,
         min_match: float | None = None,
         duplicates: Duplicates = "collapse",
     ) -> Results:
@@ -131,7 +176,7 @@ class Index:
             only: kinds of files: some of image, audio, text, video.
             path_glob, after, before, where: which files may be found (where.py).
             sort: match; date (newest first) or path, of the hits that reach ``min_match``.
-            rank: a key of RANKINGS (ranking.py).
+            rank: a key of RANKINGS (ranking.py); None = znorm, or raw where there is no calibration.
             min_match: probability below which a hit counts as not relevant.
             duplicates: near copies as one hit, or each.
 
@@ -140,13 +185,23 @@ class Index:
         """
         if top < 1 or offset < 0:
             raise UserError(f"top is {top} and offset {offset}; give at least 1, and 0")
-        query = encode(parts, self.store, lambda: self.embedder)
+        if rank is not None and rank not in RANKINGS:
+            raise UserError(f"rank is {rank!r}; it can be {', '.join(RANKINGS)}")
+        conditions = []
+        if where is not None:
+            conditions.append(parse(where))
+        conditions += [read(date) for read, date in ((after_date, after), (before_date, before)) if date is not None]
+        if path_glob is not None:
+            register(self.store.connection)
+            folders = [path for (path,) in self.store.connection.execute("SELECT path FROM roots")]
+            conditions.append(path_condition(path_glob, folders))
+        query = encode(parts, self.store, lambda: self.embedder, self._text_encoder)
         own = {os.path.realpath(part.value) for part in parts if isinstance(part.value, (str, os.PathLike))}
-        own |= {os.path.abspath(path) for path in own}
-        chosen = Filter(tuple(only), exclude=frozenset(own))
+        own |= {os.path.abspath(part.value) for part in parts if isinstance(part.value, (str, os.PathLike))}
         rows = self.rows
-        allowed = allowed_rows(self.store, rows, chosen)
-        best = scorer(rows, query, allowed, rank)
+        allowed = allowed_rows(self.store, rows, Filter(tuple(only), tuple(conditions), frozenset(own)))
+        rank = rank or ("raw" if self.calibration is None else "znorm")
+        best = scorer(rows, query, self._pool(query, rank), allowed, rank)
         options: dict[str, Any] = {"top": top, "offset": offset, "sort": sort, "duplicates": duplicates}
         hits = tuple(hits_of(self.store, rows, best, min_match=min_match, **options))
         known = [hit.match for hit in hits if hit.match is not None]
@@ -233,9 +288,37 @@ def _fill(
             if remove_missing:
                 builder.remove_missing(list(roots), [entry.item.path for entry in found.entries])
             store.backup()
+            _provide(store, builder.report)
         finally:
             store.close()
     return builder.report
+
+
+def _provide(store: Store, report: "Report") -> None:
+    """For queries without the model's folder: its calibration, and from EXPORT_FROM files on its text branch."""
+    from onepeace.errors import need
+    from onepeace.hub.resolve import resolve
+    from onepeace.index.text_encoder import OnnxTextEncoder, export_text_encoder
+
+    calibration = resolve(store.meta["model"]) / CALIBRATION
+    if calibration.is_file():
+        with write_atomic(store.folder / CALIBRATION) as temporary:
+            temporary.write_bytes(calibration.read_bytes())
+    (count,) = store.connection.execute("SELECT count(*) FROM files WHERE problem IS NULL").fetchone()
+    folder, model_hash = store.folder / TEXT_ENCODER, store.meta["model_hash"]
+    if count < EXPORT_FROM or OnnxTextEncoder.open(folder, model_hash) is not None:
+        return
+    try:
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            need(package, "onnx")
+    except UserError:
+        return
+    from onepeace.embed.embedder import load
+
+    start = time.perf_counter()
+    embedder = load(store.meta["model"], device="cpu", dtype="float32", modalities=["text"])
+    export_text_encoder(embedder, folder, model_hash=model_hash)
+    report.seconds["export"] += time.perf_counter() - start
 
 
 def remove(folder: str | os.PathLike[str], paths: Sequence[str]) -> int:

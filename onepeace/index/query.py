@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onepeace.errors import UserError
+from onepeace.index.ranking import CANCELLED, PartVector, QueryVector
 from onepeace.index.store import Store
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
+    from onepeace.index.text_encoder import OnnxTextEncoder
 
-CANCELLED = 1e-4
-"""Length of a sum of unit vectors below which nothing but rounding is left of it."""
 LIKE, VECTOR = "like", "vector"
 """Kinds of parts beside the modalities: a file of the index, and a vector that is given."""
 
@@ -31,54 +31,49 @@ class Part:
     """Negative: away from it."""
 
 
-@dataclass(frozen=True)
-class QueryVector:
-    """A query as it is compared with the vectors of an index."""
-
-    vector: np.ndarray
-    """(E,) float32, unit length: the weighted sum of the parts, renormalised."""
-    parts: tuple[tuple[str, float], ...]
-    """Modality and weight of each part, weights divided by the length of the sum."""
-
-
-def encode(parts: Sequence[Part], store: Store, load: "Callable[[], Embedder]") -> QueryVector:
+def encode(
+    parts: Sequence[Part],
+    store: Store,
+    load: "Callable[[], Embedder]",
+    texts: "Callable[[], OnnxTextEncoder | None]" = lambda: None,
+) -> QueryVector:
     """The vector of a query.
 
     Args:
         parts: one or more.
         store: of the index, for the parts that are like a file of it.
         load: gives the model of the index; called where a part needs it.
+        texts: gives what reads words without the model, if there is something; asked first where words are all.
 
     Raises:
         UserError: nothing to search for, a part that cannot be read, parts that cancel out.
     """
     if not parts:
         raise UserError("nothing to search for; give words, a picture, a sound or a file of the index")
-    vectors: list[np.ndarray] = []
-    modalities: list[str] = []
-    for part, given in zip(parts, _of_values(parts, store, load), strict=True):
-        modality, vector = given if given is not None else _of_index(part, store)
-        modalities.append(modality)
-        vectors.append(vector)
-    total = np.sum([part.weight * vector for part, vector in zip(parts, vectors, strict=True)], axis=0)
-    length = float(np.linalg.norm(total))
-    if not length > CANCELLED:
-        raise UserError("the parts of the query cancel out; choose other weights")
-    weights = [part.weight / length for part in parts]
-    return QueryVector((total / length).astype(np.float32), tuple(zip(modalities, weights, strict=True)))
+    found = [
+        given if given is not None else _of_index(part, store)
+        for part, given in zip(parts, _of_values(parts, texts, load), strict=True)
+    ]
+    return QueryVector.of([PartVector(*one, part.weight) for one, part in zip(found, parts, strict=True)])
 
 
 def _of_values(
-    parts: Sequence[Part], store: Store, load: "Callable[[], Embedder]"
+    parts: Sequence[Part], texts: "Callable[[], OnnxTextEncoder | None]", load: "Callable[[], Embedder]"
 ) -> list[tuple[str, np.ndarray] | None]:
     """Modality and vector of the parts that the model has to read, None of the others; one call for all of them."""
     own = [i for i, part in enumerate(parts) if part.kind not in (LIKE, VECTOR)]
     found: list[tuple[str, np.ndarray] | None] = [None] * len(parts)
-    if own:
+    if not own:
+        return found
+    only_words = all(parts[i].kind == "text" and isinstance(parts[i].value, str) for i in own)
+    encoder = texts() if only_words else None
+    if encoder is not None:
+        vectors = encoder.encode([parts[i].value for i in own])
+    else:
         items = [{parts[i].kind: parts[i].value} for i in own]
         vectors = np.asarray(load().encode(items, progress=False, output="numpy"))
-        for i, vector in zip(own, vectors, strict=True):
-            found[i] = (parts[i].kind, vector)
+    for i, vector in zip(own, vectors, strict=True):
+        found[i] = (parts[i].kind, vector)
     return found
 
 

@@ -29,7 +29,7 @@ CANCELLED = 1e-4
 """Norm of a sum of unit vectors below which nothing but rounding is left of it."""
 
 
-class Part(NamedTuple):
+class PartVector(NamedTuple):
     """A text, picture or sound of a query."""
 
     modality: str
@@ -51,7 +51,7 @@ class QueryVector:
     """Modality and weight of each part."""
 
     @classmethod
-    def of(cls, parts: Sequence[Part]) -> "QueryVector":
+    def of(cls, parts: Sequence[PartVector]) -> "QueryVector":
         """The query of one part or more; UserError when they cancel out."""
         total = np.sum([part.weight * np.asarray(part.vector, dtype=np.float64) for part in parts], axis=0)
         norm = float(np.linalg.norm(total))

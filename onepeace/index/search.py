@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from onepeace.index.query import QueryVector
-from onepeace.index.store import MODALITIES, Item, Rows, Store
+from onepeace.index.calibration import MODALITIES
+from onepeace.index.ranking import RANKINGS, Pool, QueryVector, match, znorm
+from onepeace.index.store import Item, Rows, Store
+from onepeace.index.where import Condition, joined
 
 ALIKE = 0.98
 """Cosine of two files of one kind from which on they count as copies of one another."""
@@ -23,11 +25,8 @@ class Filter:
 
     only: tuple[str, ...] = ()
     """Modalities of the vectors; a video is found by its pictures and its sound."""
-    where: str = "1"
-    """An SQL condition over the files, with "?" for the parameters."""
-    parameters: tuple[Any, ...] = ()
-    accepts: Callable[[str], bool] | None = None
-    """Says of a path whether it may be found."""
+    conditions: tuple[Condition, ...] = ()
+    """Over the fields of the files, from where.py and path_glob.py."""
     exclude: frozenset[str] = frozenset()
     """Paths that are not found: those of the query's own files."""
 
@@ -121,9 +120,11 @@ def hits_of(
             continue
         copies = tuple(items[int(rows.file[other])].path for other in group[1:] if int(rows.file[other]) in items)
         start, end = (None if np.isnan(value) else float(value) for value in (rows.start[row], rows.end[row]))
-        match = None if scores.match is None else float(scores.match[i])
+        known = scores.match is not None and np.isfinite(scores.match[i])
+        probability = float(scores.match[i]) if scores.match is not None and known else None
         modality = MODALITIES[rows.modality[row]]
-        hits.append(Hit(0, item, modality, float(scores.cosine[i]), float(scores.z[i]), match, start, end, copies))
+        score, z = float(scores.cosine[i]), float(scores.z[i])
+        hits.append(Hit(0, item, modality, score, z, probability, start, end, copies))
     if sort != "match":
         if min_match is not None and scores.match is not None:
             hits = [hit for hit in hits if hit.match is not None and hit.match >= min_match]
@@ -134,19 +135,32 @@ def hits_of(
         yield replace(hit, rank=rank)
 
 
-def scorer(rows: Rows, query: QueryVector, allowed: np.ndarray | None, rank: str) -> Callable[[int], Scores]:
-    """What gives the so many best vectors of the allowed ones."""
+def scorer(
+    rows: Rows, query: QueryVector, pool: Pool, allowed: np.ndarray | None, rank: str
+) -> Callable[[int], Scores]:
+    """What gives the so many best vectors of the allowed ones.
+
+    Args:
+        pool: modality of each of ``rows``, and what a calibration says of them.
+        allowed: (n,) bool; None = all.
+        rank: a key of RANKINGS.
+    """
     cosine = (rows.vectors @ query.vector)[rows.row]
-    z = cosine if allowed is None else np.where(allowed, cosine, -np.inf)
+    z = RANKINGS[rank](query, cosine, pool)
+    z = z if allowed is None else np.where(allowed, z, -np.inf)
     count = len(z) if allowed is None else int(allowed.sum())
 
     def best(wanted: int) -> Scores:
         wanted = min(wanted, count)
         some = np.argpartition(-z, wanted - 1)[:wanted] if 0 < wanted < len(z) else np.arange(len(z))
         order = some[np.lexsort((some, -z[some]))][:wanted]
-        return Scores(order, cosine[order], z[order], None)
+        return Scores(order, cosine[order], z[order], _match(query, cosine[order], pool.take(order)))
 
     return best
+
+
+def _match(query: QueryVector, cosine: np.ndarray, pool: Pool) -> np.ndarray | None:
+    return None if pool.statistics is None else match(query, znorm(query, cosine, pool), pool)
 
 
 def _grouped(rows: Rows, scores: Scores, collapse: bool) -> list[list[int]]:
@@ -181,11 +195,9 @@ def allowed_rows(store: Store, rows: Rows, chosen: Filter) -> np.ndarray | None:
     masks = []
     if chosen.only:
         masks.append(np.isin(rows.modality, [MODALITIES.index(key) for key in chosen.only]))
-    if chosen.where != "1":
-        masks.append(np.isin(rows.file, store.ids(chosen.where, chosen.parameters)))
-    if chosen.accepts is not None:
-        named = [item.id for item in store.items("problem IS NULL") if chosen.accepts(item.path)]
-        masks.append(np.isin(rows.file, np.array(named, np.int64)))
+    if chosen.conditions:
+        condition = joined("AND", chosen.conditions)
+        masks.append(np.isin(rows.file, store.ids(condition.sql, condition.params)))
     if chosen.exclude:
         paths = [path.encode("utf-8", "surrogateescape") for path in chosen.exclude]
         marks = ", ".join("?" * len(paths))

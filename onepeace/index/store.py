@@ -15,13 +15,12 @@ import numpy as np
 
 from onepeace.errors import UserError
 from onepeace.files.atomic import sync, write_atomic
+from onepeace.index.calibration import MODALITIES
 from onepeace.index.vectors import Block, VectorFile
 
 DATABASE, BACKUP = "index.sqlite", "index.backup.sqlite"
 FORMAT = 1
 """Version of what is on the disk; an index of another one is refused by name."""
-MODALITIES = ("image", "audio", "text")
-"""Of vectors; a row's code is the place in this tuple."""
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;

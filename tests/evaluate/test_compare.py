@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from onepeace.evaluate.provenance import model_hash
 from support.evaluation import RECIPE, KnownEmbedder, write_recipe
 
 import onepeace
@@ -11,7 +12,6 @@ from onepeace.cli import main
 from onepeace.errors import UserError
 from onepeace.evaluate.compare import Difference, compare, read_results
 from onepeace.evaluate.intervals import interval
-from onepeace.evaluate.provenance import model_hash
 
 
 def row(values, *, metric="R@1", data="x", statistic="mean", per_query=True):

@@ -4,9 +4,9 @@ A set of a recipe says ``protocol: KEY``; its other fields are the options of th
 of `EvaluationProtocol` under a key of its own: ``PROTOCOLS["mine"] = Mine``.
 """
 
+from onepeace.evaluate.protocols.mixed import Mixed
 from onepeace.evaluate.protocols.multi_label import MultiLabel
 from onepeace.evaluate.protocols.probe import Probe
-from onepeace.evaluate.protocols.mixed import Mixed
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol
 from onepeace.evaluate.protocols.retrieval import Retrieval
 from onepeace.evaluate.protocols.same_class import SameClass

@@ -25,7 +25,7 @@ from onepeace.evaluate.ranked import chance_ndcg, chance_recall, ndcg, ordered, 
 from onepeace.evaluate.reliability import Reliability, draw
 from onepeace.hub.resolve import resolve
 from onepeace.index.calibration import FILE, MODALITIES, Calibration
-from onepeace.index.ranking import RANKINGS, Part, Pool, QueryVector, match, scores, znorm
+from onepeace.index.ranking import RANKINGS, PartVector, Pool, QueryVector, match, scores, znorm
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class Mixed(EvaluationProtocol):
             relevant = np.zeros((len(texts), 2 * count), dtype=bool)
             relevant[:, number * count : (number + 1) * count] = meant
             for vector, row in zip(encode(embedder, "text", texts), relevant, strict=True):
-                asked.append(Asked(side.modality, QueryVector.of([Part("text", vector)]), row))
+                asked.append(Asked(side.modality, QueryVector.of([PartVector("text", vector)]), row))
         vectors = np.concatenate(items)
         if calibration.embed_dim != vectors.shape[1]:
             raise UserError(

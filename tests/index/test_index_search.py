@@ -100,7 +100,9 @@ def test_kinds_and_own_files_are_left_out(fill):
 
 
 def test_dates_and_paths_order_the_best(fill):
-    index = fill(picture("b.jpg", 9, 1, date=10.0), picture("c.jpg", 3, 1, date=30.0), picture("a.jpg", 1, 1, date=20.0))
+    index = fill(
+        picture("b.jpg", 9, 1, date=10.0), picture("c.jpg", 3, 1, date=30.0), picture("a.jpg", 1, 1, date=20.0)
+    )
     assert names(index.search([QUERY])) == ["b.jpg", "c.jpg", "a.jpg"]
     assert names(index.search([QUERY], sort="date")) == ["c.jpg", "a.jpg", "b.jpg"]
     assert names(index.search([QUERY], sort="path")) == ["a.jpg", "b.jpg", "c.jpg"]
