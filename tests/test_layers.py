@@ -28,7 +28,7 @@ ROWS = [
     {"model", "processors", "losses", "evaluate.metrics", "embed.zero_shot", "data.sample"},
     {"datasets", "hub"},
     {"data"},
-    {"embed"},
+    {"embed", "index.calibration", "index.ranking"},
     {"evaluate"},
     {"index"},
     {"train"},

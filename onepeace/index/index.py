@@ -309,8 +309,8 @@ def _provide(store: Store, report: "Report") -> None:
     if count < EXPORT_FROM or OnnxTextEncoder.open(folder, model_hash) is not None:
         return
     try:
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            need(package, "onnx")
+        need("onnxruntime", "onnx")
+        need("onnxscript", "onnx")
     except UserError:
         return
     from onepeace.embed.embedder import load
