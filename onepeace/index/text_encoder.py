@@ -125,8 +125,8 @@ def export_text_encoder(embedder: "Embedder", folder: str | os.PathLike[str], *,
             installed; vectors that differ by more than `TOLERANCE`.
         OSError: the disk is full or not writable.
     """
-    for module in ("onnx", "onnxscript"):
-        need(module, "onnx")
+    need("onnx", "onnx")
+    need("onnxscript", "onnx")
     folder = Path(folder)
     pieces = embedder.processors.get("text")
     if not isinstance(pieces, TextPieces) or "text" not in embedder.module.config.projections:
