@@ -32,7 +32,7 @@ CORE = {
 EXTRAS = {
     "plot": {"matplotlib": "matplotlib"},
     "parquet": {"pyarrow": "pyarrow"},
-    "codec": {"torchcodec": "torchcodec.decoders"},
+    "media": {"av": "av", "pillow-heif": "pillow_heif", "rawpy": "rawpy"},
     "track": {"tensorboard": "tensorboard", "wandb": "wandb"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
     "eval": {"scikit-learn": "sklearn", "mteb": "mteb", "clip-benchmark": "clip_benchmark"},

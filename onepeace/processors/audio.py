@@ -11,7 +11,7 @@ import numbers
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onepeace.errors import UserError, need, one_line
+from onepeace.errors import UserError, need
 from onepeace.files import source
+from onepeace.files.sound_stream import MAX_CHANNELS, SoundStream
+from onepeace.files.video import VIDEO_SUFFIXES
 from onepeace.processors.processor import Processor, lengths_if_padded
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_CHANNELS = 32
 MAX_RATE = 1_000_000
 EPS = 1e-5
 # Many headers are off by a few bytes or MP3 frames; a file that lacks more than this was cut off.
@@ -40,10 +41,12 @@ UNSURE_SEEK = ("OGG", "MP3")
 STREAMED = 0x7FFFF000
 """Sizes from here on mean "not known when the header was written", as in sound that was piped."""
 KERNEL_LIMIT = 1 << 21
-# First bytes of what soundfile reads, and of the containers that need torchcodec (MP4, Matroska and WebM, ASF).
+# First bytes of what soundfile reads; then of what PyAV does: MP4, Matroska and WebM, ASF, AVI, FLV, MPEG, AAC, AC-3,
+# AMR, WavPack.
 SIGNATURE = re.compile(
     rb"RIFF....WAVE|RF64|riff\x2e\x91\xcf\x11|fLaC|OggS|ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]|FORM....AIF[FC]|caff"
-    rb"|\.snd|....ftyp(?:M4A|mp4|isom|iso2|dash|qt)|\x1aE\xdf\xa3|\x30\x26\xb2\x75",
+    rb"|\.snd|....ftyp(?:M4|mp4|iso|avc1|dash|qt|3g|MSNV|f4)|\x1aE\xdf\xa3|\x30\x26\xb2\x75|RIFF....AVI |FLV\x01"
+    rb"|\0\0\x01[\xb3\xba]|\xff[\xf0\xf1\xf8\xf9]|\x0bw|#!AMR|wvpk",
     re.DOTALL,
 )
 
@@ -59,9 +62,9 @@ class AudioProcessor(Processor):
     """
 
     key: ClassVar[str] = "audio"
-    suffixes: ClassVar[frozenset[str]] = frozenset(
-        ".wav .wave .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .caf .w64 .rf64 .au .snd .m4a .aac .mp4 .m4b .mka .mkv "
-        ".webm .mov .wma .amr".split()
+    suffixes: ClassVar[frozenset[str]] = VIDEO_SUFFIXES.union(
+        ".wav .wave .flac .ogg .oga .opus .mp3 .mp2 .aif .aiff .aifc .caf .w64 .rf64 .au .snd .m4a .m4b .m4r .aac .mka "
+        ".weba .wma .ac3 .amr .wv".split()
     )
 
     def __init__(
@@ -231,7 +234,15 @@ def _open(item: object, name: str) -> Iterator[_Sound]:
         with sound:
             yield _File(sound, file, name)
         return
-    yield _Codec(file, name, "damaged MP3" if "not a regular file" in reason else reason)
+    if "not recognised" not in reason:  # a format of its own, but damaged
+        reason = "damaged MP3" if "not a regular file" in reason else reason
+        raise UserError(f"{name}: the sound cannot be opened ({reason})")
+    try:
+        need("av", "media")
+    except UserError as error:
+        raise UserError(f"{name}: no sound that soundfile knows; AAC, M4A, WMA and video: {error}") from error
+    with ExitStack() as resources:
+        yield _Stream(SoundStream(file, name, resources))
 
 
 class _Array(_Sound):
@@ -325,33 +336,19 @@ class _File(_Sound):
             raise UserError(f"{self.name}: the sound cannot be decoded ({reason.rstrip('.')})") from error
 
 
-class _Codec(_Sound):
-    """A file that soundfile does not know, by torchcodec (AAC, M4A, the sound of videos)."""
+class _Stream(_Sound):
+    """The sound of a container that soundfile does not know (AAC, M4A, WMA, the sound of videos)."""
 
-    def __init__(self, file: str | io.BytesIO, name: str, reason: str) -> None:
-        try:
-            codec = need("torchcodec.decoders", "codec")
-        except UserError as error:
-            if "not recognised" not in reason:  # soundfile's own format, but damaged: torchcodec is no remedy
-                raise UserError(f"{name}: the sound cannot be opened ({reason})") from error
-            raise UserError(f"{name}: no sound that soundfile knows; AAC, M4A and video: {error}") from error
-        self.name = name
-        try:
-            self.decoder = codec.AudioDecoder(file if isinstance(file, str) else file.getvalue())
-            about = self.decoder.metadata
-        except Exception as error:  # ffmpeg's errors come as several types
-            raise UserError(f"{name}: not a sound ({reason}; {one_line(error)})") from error
-        self.rate = _checked_rate(about.sample_rate, name)
-        self.frames = math.floor((about.duration_seconds or 0) * self.rate)
-        if self.frames == 0:
-            raise UserError(f"{name}: 0 samples; nothing to embed")
+    def __init__(self, sound: SoundStream) -> None:
+        self.sound = sound
+        self.rate = _checked_rate(sound.rate, sound.name)
+
+    @property
+    def frames(self) -> int:  # type: ignore[override]
+        return self.sound.frames
 
     def read(self, start: int, count: int) -> Tensor:
-        try:
-            part = self.decoder.get_samples_played_in_range(start / self.rate, (start + count) / self.rate)
-        except Exception as error:
-            raise UserError(f"{self.name}: the sound cannot be decoded ({one_line(error)})") from error
-        return _mono(part.data.T.numpy()[:count], self.name)
+        return _mono(self.sound.read(start, count)[:, None], self.sound.name)
 
 
 def _mono(samples: np.ndarray, name: str) -> Tensor:

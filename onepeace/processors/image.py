@@ -5,9 +5,8 @@ Opening (`load`) and scaling (`finish`) are two steps, so that training can crop
 
 import io
 import os
-import re
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, ClassVar, TypeGuard
+from typing import TYPE_CHECKING, ClassVar, TypeGuard
 
 import numpy as np
 import torch
@@ -15,22 +14,17 @@ from torch import Tensor
 
 from onepeace.errors import UserError, one_line
 from onepeace.files import source
+from onepeace.files.picture import PICTURE_SUFFIXES, RAW_SUFFIXES, looks_like_picture, open_picture, orientation
 from onepeace.processors.processor import Processor
 
 if TYPE_CHECKING:
     from PIL import Image
 
-# Formats that Pillow reads by itself. Left out: EPS, which starts Ghostscript, and formats without a signature.
-FORMATS = (
-    "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "MPO", "PPM", "ICO", "DIB", "QOI", "PCX",
-    "SGI", "DDS",
-)  # fmt: skip
 # From the EXIF orientation to the operation that undoes it (name in PIL.Image.Transpose).
 ORIENTATION = {
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
     8: "ROTATE_90",
 }  # fmt: skip
-EXIF_ORIENTATION = 0x0112
 
 
 class ImageProcessor(Processor):
@@ -43,11 +37,7 @@ class ImageProcessor(Processor):
     """
 
     key: ClassVar[str] = "image"
-    suffixes: ClassVar[frozenset[str]] = frozenset(
-        ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .heic .heif .jp2 .j2k .ppm .pgm .pbm "
-        ".pnm .ico .qoi .pcx .sgi .dds".split()
-    )
-
+    suffixes: ClassVar[frozenset[str]] = PICTURE_SUFFIXES | RAW_SUFFIXES
     cast_inputs: ClassVar[frozenset[str]] = frozenset({"pixels"})
 
     def __init__(
@@ -79,11 +69,11 @@ class ImageProcessor(Processor):
         if isinstance(item, (str, os.PathLike)) and source.suffix(item):
             return source.suffix(item) in cls.suffixes
         if isinstance(item, (bytes, bytearray, memoryview)):
-            return _has_signature(io.BytesIO(item))
+            return looks_like_picture(io.BytesIO(item))
         if isinstance(item, os.PathLike):
             try:
                 with open(source.local_path(item), "rb") as file:
-                    return _has_signature(file)
+                    return looks_like_picture(file)
             except (OSError, UserError):
                 return False
         if isinstance(item, Tensor):
@@ -108,7 +98,7 @@ class ImageProcessor(Processor):
         data = source.read_bytes(item)
         if not data:
             raise UserError(f"{name}: the file is empty (0 bytes)")
-        with _open(io.BytesIO(data), name) as image:
+        with open_picture(io.BytesIO(data), name, source.suffix(item)) as image:
             self._check_pixels(image.size, name)
             if self.draft and image.format in ("JPEG", "MPO"):
                 # A square, since the orientation is not known yet; Pillow never goes below what is asked for.
@@ -147,68 +137,24 @@ class ImageProcessor(Processor):
 
         try:
             image.load()
-            orientation = ORIENTATION.get(_orientation(image))
+            turn = ORIENTATION.get(orientation(image))
             if image.mode.startswith("I") or image.mode == "F":
                 image = Image.fromarray(_to_eight_bits(np.asarray(image), name))
             elif image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("RGB")
-            return image.transpose(Image.Transpose[orientation]) if orientation else image
+            return image.transpose(Image.Transpose[turn]) if turn else image
         except UserError:
             raise
         except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to
             raise UserError(f"{name}: the picture cannot be decoded ({one_line(error)})") from error
 
 
-def _open(file: io.BytesIO, name: str) -> "Image.Image":
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        return Image.open(file, formats=_formats())
-    except UnidentifiedImageError as error:
-        start = file.getvalue()[:8]
-        raise UserError(f"{name}: not a picture of a known format (it begins with {start!r})") from error
-    except Image.DecompressionBombError as error:
-        pixels, limit = re.findall(r"\d+", str(error))[:2]
-        raise UserError(f"{name}: {pixels} pixels are above the limit of {limit}; shrink the picture") from error
-    except Exception as error:
-        raise UserError(f"{name}: the picture cannot be opened ({one_line(error)})") from error
-
-
-def _formats() -> list[str]:
-    """What of FORMATS this Pillow has (HEIF comes with pillow-heif, AVIF depends on the build)."""
-    from PIL import Image
-
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
-def _has_signature(file: IO[bytes]) -> bool:
-    """Whether the first bytes are a picture's; reads the header only."""
-    from PIL import Image
-
-    try:
-        with Image.open(file, formats=_formats()):
-            return True
-    except Image.DecompressionBombError:
-        return True
-    except Exception:
-        return False
-
-
 def _is_pil(item: object) -> "TypeGuard[Image.Image]":
     from PIL import Image
 
     return isinstance(item, Image.Image)
-
-
-def _orientation(image: "Image.Image") -> int:
-    # Not ImageOps.exif_transpose: it writes the EXIF data anew, and fails where another of its fields is damaged.
-    try:
-        return image.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception:  # damaged EXIF data; the pixels are fine
-        return 1
 
 
 def _to_eight_bits(values: np.ndarray, name: str) -> np.ndarray:

@@ -267,7 +267,8 @@ def empty_wav() -> bytes:
     return encoded(np.zeros(0, np.float32))
 
 
-NOT_A_SOUND = "no sound that soundfile knows"
+NOT_A_SOUND = "(no sound that soundfile knows|not a sound or video of a known format)"
+"""Without and with PyAV."""
 BROKEN = {
     "missing": (lambda path: None, "no such file"),
     "a folder": (Path.mkdir, "is a folder"),

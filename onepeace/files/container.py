@@ -1,0 +1,181 @@
+"""Containers of sounds and videos (MP4, Matroska, ASF, AVI, ...), opened by PyAV, which brings its own ffmpeg.
+
+Only formats that hold their streams themselves are let in: ffmpeg also reads lists of other files and of addresses
+("ffconcat version 1.0", HLS), and it goes by their content, whatever the file is called.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from fractions import Fraction
+from typing import IO, TYPE_CHECKING, Literal, overload
+
+from onepeace.errors import UserError, need, one_line
+
+if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+FORMATS = "mov,matroska,asf,avi,flv,mpeg,mpegts,mpegvideo,aac,ac3,eac3,amr,wv"
+"""What may be opened, in ffmpeg's words. What soundfile reads (WAV, FLAC, Ogg, MP3, ...) is left to it."""
+GENERIC_INDEX = 0x0100
+"""ffmpeg's flag of formats without a header for the whole: their durations are guesses from the bit rate."""
+MAX_PIXELS = 178_956_970
+"""Of one picture of a video, the limit that Pillow has for others."""
+LIMITS = {"max_pixels": str(MAX_PIXELS)}
+SLACK_BYTES = 1024
+"""Many headers are off by a few bytes; a file that lacks more than this was cut off."""
+STREAMED = 0x7FFFF000
+"""32-bit sizes from here on mean "not known when the header was written"."""
+BOXES = frozenset(b"ftyp styp moov moof mfra mdat meta free skip wide uuid udta sidx ssix prft emsg pnot PICT".split())
+"""Boxes of the outermost level."""
+MAX_BOXES = 100_000
+ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+MATROSKA_SEGMENT = b"\x18\x53\x80\x67"
+
+
+@contextmanager
+def open_container(file: str | os.PathLike[str] | io.BytesIO, name: str) -> "Iterator[InputContainer]":
+    """The container in a file or in memory, which is called `name` in messages.
+
+    Raises:
+        UserError: PyAV is missing, the file is empty, was cut off, or is nothing that may be opened.
+    """
+    try:
+        av = need("av", "media")
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    try:
+        # ffmpeg gets no path: to it, a path may be an address, or a pattern for many files.
+        opened = nullcontext(file) if isinstance(file, io.BytesIO) else open(file, "rb")
+    except OSError as error:
+        raise UserError(f"{name}: cannot be opened ({reason(error)})") from error
+    with opened as handle:
+        if handle.seek(0, os.SEEK_END) == 0:
+            raise UserError(f"{name}: the file is empty (0 bytes)")
+        if missing := cut_off(handle):
+            raise UserError(f"{name}: the file is cut off ({missing})")
+        try:
+            container = av.open(handle, "r", metadata_errors="replace", container_options={"format_whitelist": FORMATS})
+        except (av.error.InvalidDataError, av.error.ArgumentError) as error:  # the latter: a format not let in
+            raise UserError(f"{name}: not a sound or video of a known format, or damaged") from error
+        except Exception as error:  # damaged headers also ask for memory that is not there
+            raise UserError(f"{name}: the sound or video cannot be opened ({reason(error)})") from error
+        with container:
+            yield container
+
+
+@overload
+def choose(container: "InputContainer", kind: Literal["audio"]) -> "AudioStream | None": ...
+
+
+@overload
+def choose(container: "InputContainer", kind: Literal["video"]) -> "VideoStream | None": ...
+
+
+def choose(container: "InputContainer", kind: Literal["audio", "video"]) -> "AudioStream | VideoStream | None":
+    """The stream of `kind` ("audio" or "video") that a player would take; what belongs to others is passed over.
+
+    None where there is none that can be decoded. The picture of an album's cover is no video.
+    """
+    from av.stream import Discard, Disposition
+
+    usable = (
+        stream
+        for stream in (container.streams.best(kind), *getattr(container.streams, kind))
+        if stream is not None and stream.codec_context and not stream.disposition & Disposition.attached_pic
+    )
+    chosen: AudioStream | VideoStream | None = next(usable, None)
+    if chosen is not None:
+        chosen.codec_context.options = LIMITS
+        for other in container.streams:
+            if other.index != chosen.index:
+                other.discard = Discard.all
+    return chosen
+
+
+def declared_duration(container: "InputContainer", stream: "AudioStream | VideoStream | None" = None) -> float | None:
+    """Seconds from the start of the container to the end of a stream, or of the whole, by the header.
+
+    None if it says nothing, or nothing to be relied on.
+    """
+    if container.format.flags & GENERIC_INDEX:
+        return None
+    if stream is not None and stream.duration:
+        return float(((stream.start_time or 0) + stream.duration) * tick(stream)) - start_of(container)
+    return container.duration / 1e6 if container.duration else None
+
+
+def counted_duration(container: "InputContainer", stream: "AudioStream | VideoStream") -> float:
+    """Seconds from the start of the container to the end of a stream's last packet; reads the whole file."""
+    end = 0.0
+    for packet in container.demux(stream):
+        if packet.pts is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * tick(stream)))
+    return max(end - start_of(container), 0.0)
+
+
+def tick(stream: "AudioStream | VideoStream") -> Fraction:
+    """Seconds of one step of a stream's time stamps."""
+    return stream.time_base or Fraction(0)
+
+
+def start_of(container: "InputContainer") -> float:
+    """The second on the clock of the streams at which the container begins; 0 in most."""
+    return (container.start_time or 0) / 1e6
+
+
+def reason(error: Exception) -> str:
+    """What ffmpeg says of an error, without the name and number that PyAV adds."""
+    return one_line(getattr(error, "strerror", None) or error)
+
+
+def cut_off(file: IO[bytes]) -> str | None:
+    """How many bytes the header says and how many are there; None if none are missing or the format does not tell.
+
+    Known are MP4 and its kin (MOV, M4A, HEIC, AVIF, CR3) by the sizes of their boxes, Matroska and WebM by that of
+    the segment, AVI and ASF by that of the file. The file is at its start afterwards.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(65536)
+    claimed = 0
+    if head[4:8] in BOXES:
+        claimed = _end_of_boxes(file, size)
+    elif head[:4] == b"\x1a\x45\xdf\xa3" and (at := head.find(MATROSKA_SEGMENT)) > 0:
+        claimed = _end_of_segment(head, at + 4)
+    elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        length = int.from_bytes(head[4:8], "little")
+        claimed = 8 + length if length < STREAMED else 0
+    elif (at := head.find(ASF_FILE_PROPERTIES)) > 0:
+        claimed = int.from_bytes(head[at + 40 : at + 48], "little")
+    file.seek(0)
+    return f"its header says {claimed} bytes, {size} are there" if claimed > size + SLACK_BYTES else None
+
+
+def _end_of_boxes(file: IO[bytes], size: int) -> int:
+    """Where the last box that begins inside of the file ends (ISO/IEC 14496-12, section 4.2)."""
+    at = 0
+    for _ in range(MAX_BOXES):
+        file.seek(at)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        # 0: to the end of the file. Other names: whatever some cameras put behind the last box.
+        if at >= size or length < 8 or head[4:8] not in BOXES:
+            break
+        at += length
+    return at
+
+
+def _end_of_segment(head: bytes, at: int) -> int:
+    """Where the Matroska segment whose size is written at `at` ends; 0 if it was not known (RFC 8794, section 4)."""
+    first = head[at] if at < len(head) else 0
+    width = 9 - first.bit_length()
+    data = head[at : at + width]
+    length = int.from_bytes(data, "big") & ((1 << 7 * width) - 1)
+    unknown = len(data) < width or width > 8 or length == (1 << 7 * width) - 1
+    return 0 if unknown else at + width + length

@@ -1,0 +1,130 @@
+"""Size, length and date of a picture, sound or video, from its headers alone."""
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from onepeace.errors import need
+from onepeace.files.container import choose, counted_duration, declared_duration, open_container
+from onepeace.files.picture import is_raw, open_picture, orientation
+from onepeace.files.source import suffix
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from PIL import Image
+
+EXIF_IFD = 0x8769
+EXIF_DATES = ((0x9003, 0x9011), (0x9004, 0x9012), (0x0132, 0x9010))
+"""When a picture was taken, scanned, last changed, and the time zone of each (EXIF 2.31, sections 4.6.4 and 4.6.5)."""
+MAX_SECONDS = 1e8
+"""Three years; more is a header that was written before the end was known."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a file; None where it does not say, or is damaged."""
+
+    width: int | None = None
+    height: int | None = None
+    """Pixels of a picture or video, as it is shown upright."""
+    duration: float | None = None
+    """Seconds of a sound or video, above 0."""
+    date: float | None = None
+    """When it was taken or recorded, in seconds since 1970. Many cameras give no time zone: theirs is taken for that
+    of this computer."""
+
+
+def describe_media(path: str | os.PathLike[str], modality: str) -> Description:
+    """What the headers of a local file say, whose modality is "image", "audio", "video" or "text".
+
+    Nothing is decoded, except a video's first picture for its orientation; a file whose header does not say how long
+    it is (AAC without a container, what browsers record) is read to its end. It never raises: a file that is gone,
+    damaged or needs a package that is missing has an empty description.
+    """
+    reader = {"image": _picture, "audio": _sound, "video": _video}.get(modality)
+    try:
+        return Description() if reader is None else reader(path)
+    except Exception:  # whatever a damaged file leads the readers to; its embedding will say what is wrong with it
+        return Description()
+
+
+def _picture(path: str | os.PathLike[str]) -> Description:
+    with open(path, "rb") as file:
+        head = file.read(64)
+        file.seek(0)
+        if is_raw(file, head, suffix(path)):
+            with need("rawpy", "media").imread(file) as raw:
+                size = raw.sizes.iwidth, raw.sizes.iheight
+                width, height = size[::-1] if raw.sizes.flip in (5, 6) else size
+                taken = raw.other.timestamp.timestamp()
+                return Description(width, height, date=taken if taken > 0 else None)
+        with open_picture(file, os.fspath(path), suffix(path)) as image:
+            width, height = image.size[::-1] if orientation(image) >= 5 else image.size
+            return Description(width, height, date=_exif_date(image))
+
+
+def _exif_date(image: "Image.Image") -> float | None:
+    try:
+        exif = image.getexif()
+        tags = {**exif, **exif.get_ifd(EXIF_IFD)}
+    except Exception:  # damaged EXIF data; the picture is fine
+        return None
+    for key, zone in EXIF_DATES:
+        date, offset = (str(tags.get(tag, "")).strip("\0 ") for tag in (key, zone))
+        for text, form in ((f"{date[:19]} {offset}", "%Y:%m:%d %H:%M:%S %z"), (date[:19], "%Y:%m:%d %H:%M:%S")):
+            if (seconds := _seconds(text, form)) is not None:
+                return seconds
+    return None
+
+
+def _sound(path: str | os.PathLike[str]) -> Description:
+    import soundfile
+
+    try:
+        return Description(duration=_plausible(soundfile.info(os.fspath(path)).duration))
+    except Exception:  # what soundfile does not know, PyAV may
+        with open_container(path, os.fspath(path)) as container:
+            stream = choose(container, "audio")
+            if stream is None:
+                return Description()
+            seconds = declared_duration(container, stream) or counted_duration(container, stream)
+            return Description(duration=_plausible(seconds), date=_recorded(container))
+
+
+def _video(path: str | os.PathLike[str]) -> Description:
+    with open_container(path, os.fspath(path)) as container:
+        stream = choose(container, "video")
+        if stream is None:
+            return Description()
+        size = stream.width, stream.height
+        try:
+            turned = round(next(container.decode(stream)).rotation / 90) % 2
+        except Exception:  # no picture can be decoded
+            return Description()
+        width, height = size[::-1] if turned else size
+        seconds = declared_duration(container) or counted_duration(container, stream)
+        return Description(width, height, _plausible(seconds), _recorded(container))
+
+
+def _recorded(container: "InputContainer") -> float | None:
+    """When a video or sound was recorded, by the word of the camera or program."""
+    for key in ("com.apple.quicktime.creationdate", "creation_time"):  # the first with the camera's time zone
+        text = re.sub(r"\.\d+", "", container.metadata.get(key, ""))
+        seconds = _seconds(text, "%Y-%m-%dT%H:%M:%S%z")
+        if seconds is not None and seconds > 0:  # a clock that was never set stands at 1904 or 1970
+            return seconds
+    return None
+
+
+def _seconds(text: str, form: str) -> float | None:
+    """A date as seconds since 1970, without a time zone in that of this computer; None if it is none."""
+    try:
+        return datetime.strptime(text, form).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _plausible(seconds: float) -> float | None:
+    return seconds if 0 < seconds < MAX_SECONDS else None

@@ -1,0 +1,171 @@
+"""Opens pictures of every format: by Pillow, HEIC through pillow-heif, raw files of cameras by the preview inside."""
+
+import io
+import re
+from typing import IO, TYPE_CHECKING
+
+from onepeace.errors import UserError, need, one_line
+from onepeace.files.container import cut_off
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from rawpy import RawPy
+
+# Formats that Pillow reads by itself. Left out: EPS, which starts Ghostscript, and formats without a signature.
+FORMATS = (
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "MPO", "PPM", "ICO", "DIB", "QOI", "PCX",
+    "SGI", "DDS",
+)  # fmt: skip
+PICTURE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .heic .heif .hif .jp2 .j2k .ppm .pgm .pbm "
+    ".pnm .ico .qoi .pcx .sgi .dds".split()
+)
+RAW_SUFFIXES = frozenset(".cr2 .cr3 .nef .arw .dng .raf .orf .rw2 .pef".split())
+"""Canon, Nikon, Sony, Adobe and phones, Fujifilm, Olympus, Panasonic, Pentax."""
+HEIF = re.compile(rb"....ftyp(?:hei[cxms]|hev[cxms]|mif[12]|msf1|avi[fs])", re.DOTALL)
+RAW = re.compile(rb"II\*\0....CR|II(?:RO|RS|U\0)|MMOR|FUJIFILMCCD-RAW|....ftypcrx ", re.DOTALL)
+"""Raw files that are not just TIFF by their first bytes: CR2, ORF, RW2, RAF, CR3."""
+TIFF = re.compile(rb"II\*\0|MM\0\*")
+DNG_VERSION, ORIENTATION = 50706, 0x0112
+EXIF_BY_FLIP = {3: 3, 5: 8, 6: 6}
+"""The EXIF orientation that says the same as LibRaw's `flip`."""
+MAX_PIXELS = 178_956_970
+"""Of a raw picture without a preview; Pillow's limit for the others."""
+MIN_PREVIEW = 256
+"""Pixels of the shorter side of a preview that is worth being used."""
+
+
+def open_picture(file: IO[bytes], name: str, suffix: str = "") -> "Image.Image":
+    """A picture whose pixels are not read yet, where its format allows that, with its orientation in the EXIF data.
+
+    Args:
+        file: a file, or bytes in memory, at the start.
+        name: what it is called in messages.
+        suffix: its ending, lower case; most raw files look like TIFF otherwise.
+
+    Raises:
+        UserError: not a picture, damaged in its head, too large to be decoded safely, or a package is missing.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    head = file.read(64)
+    file.seek(0)
+    if head[4:8] == b"ftyp" and (missing := cut_off(file)):
+        raise UserError(f"{name}: the file is cut off ({missing})")
+    if is_raw(file, head, suffix):
+        return _open_raw(file, name)
+    if HEIF.match(head):
+        _prepare_heif(head, name)
+    try:
+        return Image.open(file, formats=_formats())
+    except UnidentifiedImageError as error:
+        if HEIF.match(head):
+            raise UserError(f"{name}: the picture cannot be opened (damaged HEIC or AVIF)") from error
+        raise UserError(f"{name}: not a picture of a known format (it begins with {head[:8]!r})") from error
+    except Image.DecompressionBombError as error:
+        pixels, limit = re.findall(r"\d+", str(error))[:2]
+        raise UserError(f"{name}: {pixels} pixels are above the limit of {limit}; shrink the picture") from error
+    except Exception as error:
+        raise UserError(f"{name}: the picture cannot be opened ({one_line(error)})") from error
+
+
+def looks_like_picture(file: IO[bytes]) -> bool:
+    """Whether the first bytes are a picture's; reads the header only, and needs no optional package."""
+    from PIL import Image
+
+    head = file.read(64)
+    file.seek(0)
+    if HEIF.match(head) or is_raw(file, head):
+        return True
+    try:
+        with Image.open(file, formats=_formats()):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:
+        return False
+
+
+def is_raw(file: IO[bytes], head: bytes, suffix: str = "") -> bool:
+    """Whether a file that begins with `head` is a camera's raw file; a TIFF is one by its ending or as a DNG."""
+    if RAW.match(head):
+        return True
+    if not TIFF.match(head) or suffix in RAW_SUFFIXES:
+        return TIFF.match(head) is not None
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    try:
+        tags = ImageFileDirectory_v2(file.read(8))
+        file.seek(tags.next)
+        tags.load(file)
+        return DNG_VERSION in tags
+    except Exception:  # a damaged TIFF; Pillow will say what is wrong with it
+        return False
+    finally:
+        file.seek(0)
+
+
+def orientation(image: "Image.Image") -> int:
+    """The EXIF orientation, from 1 (upright) to 8."""
+    # Not ImageOps.exif_transpose: it writes the EXIF data anew, and fails where another of its fields is damaged.
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF data; the pixels are fine
+        return 1
+
+
+def _formats() -> list[str]:
+    """What of FORMATS this Pillow has (HEIF comes with pillow-heif, AVIF depends on the build)."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _prepare_heif(head: bytes, name: str) -> None:
+    """Teaches Pillow HEIC; AVIF it knows by itself or not at all."""
+    if b"avi" in head[8 : int.from_bytes(head[:4], "big")]:  # the brands
+        if "AVIF" not in _formats():
+            raise UserError(f"{name}: this Pillow cannot read AVIF: pip install --upgrade pillow")
+        return
+    try:
+        need("pillow_heif", "media").register_heif_opener()
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def _open_raw(file: IO[bytes], name: str) -> "Image.Image":
+    """The preview in a raw file, or without one the raw picture at half its size."""
+    from PIL import Image
+
+    try:
+        rawpy = need("rawpy", "media")
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    try:
+        with rawpy.imread(file) as raw:
+            if preview := _preview(raw):
+                return preview
+            width, height = raw.sizes.raw_width, raw.sizes.raw_height
+            if width * height <= MAX_PIXELS:
+                return Image.fromarray(raw.postprocess(half_size=True, use_camera_wb=True).squeeze())
+    except Exception as error:  # LibRaw's errors, whose texts are bytes, and numpy's about damaged sizes
+        said = error.args[0] if error.args else ""
+        said = said.decode("ascii", "replace") if isinstance(said, bytes) else error
+        raise UserError(f"{name}: the raw picture cannot be opened ({one_line(said)})") from error
+    raise UserError(f"{name}: {width} x {height} pixels are above the limit of {MAX_PIXELS}; shrink the picture")
+
+
+def _preview(raw: "RawPy") -> "Image.Image | None":
+    """The largest picture that the camera put beside the raw one; None without one that is large enough."""
+    from PIL import Image
+
+    try:
+        found = raw.extract_thumb().data
+        image = Image.open(io.BytesIO(found), formats=["JPEG"]) if isinstance(found, bytes) else Image.fromarray(found)
+    except Exception:  # none, of an unknown kind, or damaged
+        return None
+    exif = image.getexif()
+    if ORIENTATION not in exif:
+        exif[ORIENTATION] = EXIF_BY_FLIP.get(raw.sizes.flip, 1)
+    return image if min(image.size) >= MIN_PREVIEW else None

@@ -1,0 +1,197 @@
+"""The sound of a container (AAC, WMA, Opus, the sound track of a video), decoded from front to back.
+
+Time is that of the container: a track that begins two seconds after the pictures begins with two seconds of silence,
+so that second 10 of the sound belongs to the picture of second 10.
+"""
+
+import ctypes
+import io
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onepeace.errors import UserError
+from onepeace.files.container import (
+    choose,
+    counted_duration,
+    declared_duration,
+    open_container,
+    reason,
+    start_of,
+    tick,
+)
+
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+
+MAX_CHANNELS = 32
+MAX_PLANES = 8
+"""Channels that lie apart: PyAV 18 looks for the end of a longer list of them behind its end."""
+KINDS = {
+    "u8": (np.uint8, 128.0, 128.0),
+    "s16": (np.int16, 0.0, 2.0**15),
+    "s32": (np.int32, 0.0, 2.0**31),
+    "flt": (np.float32, 0.0, 1.0),
+    "dbl": (np.float64, 0.0, 1.0),
+}
+"""ffmpeg's forms of samples: type, the value of silence, and of full scale above it."""
+GAPS = (0.5, 600.0)
+"""Seconds of silence that are put in where time stamps leave a gap, from a single one's least to the most of all
+together. Less is the rounding of clocks and what decoders drop at the start, more is a clock that jumped."""
+SEEK_FROM, LEAD = 10.0, 1.0
+"""A part that begins later than this is sought, a little before it, since decoders need a start; seconds."""
+
+
+class SoundStream:
+    """Samples of the mean of all channels, one block of them in memory at a time.
+
+    rate: samples per second. frames: how many there are, by the header until the end has been reached. `resources`
+    closes the file. `UserError` if there is no sound, or it cannot be decoded.
+    """
+
+    def __init__(self, file: str | os.PathLike[str] | io.BytesIO, name: str, resources: ExitStack) -> None:
+        self.file, self.name = file, name
+        self._resources = resources
+        self.rate = 0
+        self._begin()
+        seconds = declared_duration(self._container, self._stream)
+        if seconds is None:
+            seconds = self._count()
+            self._begin()
+        self.frames = round(seconds * self.rate)
+        if self.frames < 1 or not len(self._held):
+            raise UserError(f"{name}: 0 samples; nothing to embed")
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """(count,) float32 from sample `start`, which never lies before the end of the last read; less at the end."""
+        if self.position == 0 and start > SEEK_FROM * self.rate:
+            self._seek(start)
+        while self.position < start and self._take(start - self.position) is not None:
+            pass
+        parts = []
+        while count > 0 and (part := self._take(count)) is not None:
+            parts.append(part)
+            count -= len(part)
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    def _begin(self) -> None:
+        self._resources.close()
+        self._container: InputContainer = self._resources.enter_context(open_container(self.file, self.name))
+        stream = choose(self._container, "audio")
+        if stream is None:
+            raise UserError(f"{self.name}: there is no sound in it that can be decoded")
+        self._stream: AudioStream = stream
+        self._play(self._frames(), 0)
+
+    def _play(self, frames: "Iterator[AudioFrame]", position: int) -> None:
+        self.position = position
+        self._blocks = self._fill_gaps(frames, position)
+        self._held = next(self._blocks, np.zeros(0, np.float32))
+
+    def _seek(self, start: int) -> None:
+        """Goes to a place before sample `start`, or stays at the beginning where that cannot be done.
+
+        The place is right to the sample in MP4, and to the container's rounding (1 to 5 ms) in others.
+        """
+        second = start / self.rate - LEAD + start_of(self._container)
+        frames = self._frames()
+        try:
+            self._container.seek(int(second / tick(self._stream)), stream=self._stream)
+            first = next(frames, None)
+        except Exception:  # a format that cannot, a damaged index, or half a packet at that place
+            return self._begin()
+        due = None if first is None else self._due(first)
+        if first is None or due is None or not 0 <= due <= start:
+            return self._begin()
+        self._play(chain([first], frames), due)
+
+    def _take(self, most: int) -> np.ndarray | None:
+        """The next samples, at most `most`; None at the end, which `frames` then says."""
+        if not len(self._held):
+            block = next(self._blocks, None)
+            if block is None:
+                self.frames = self.position
+                return None
+            self._held = block
+        part, self._held = self._held[:most], self._held[most:]
+        self.position += len(part)
+        return part
+
+    def _fill_gaps(self, frames: "Iterator[AudioFrame]", position: int) -> Iterator[np.ndarray]:
+        """Blocks of samples, none of them empty, from sample `position` on."""
+        filled = 0
+        for frame in frames:
+            block = _mono(frame, self.name)
+            due = self._due(frame)
+            missing = 0 if due is None else due - position
+            if missing > GAPS[0] * self.rate and filled + missing < GAPS[1] * self.rate:
+                for start in range(0, missing, self.rate):
+                    yield np.zeros(min(self.rate, missing - start), np.float32)
+                filled += missing
+                position += missing
+            position += len(block)
+            if len(block):
+                yield block
+
+    def _due(self, frame: "AudioFrame") -> int | None:
+        """The sample at which a frame begins by its time stamp."""
+        if frame.pts is None:
+            return None
+        return round((frame.pts * tick(self._stream) - start_of(self._container)) * self.rate)
+
+    def _frames(self) -> "Iterator[AudioFrame]":
+        try:
+            for packet in self._container.demux(self._stream):
+                frames = packet.decode()
+                for frame in frames:
+                    _keep_layout(frame)
+                for frame in frames:
+                    self.rate = self.rate or frame.rate
+                    if frame.rate != self.rate or frame.rate < 1:
+                        raise UserError(f"{self.name}: its sample rate changes from {self.rate} to {frame.rate}")
+                    yield frame
+        except UserError:
+            raise
+        except Exception as error:  # ffmpeg's errors come as several types
+            raise UserError(f"{self.name}: the sound cannot be decoded ({reason(error)})") from error
+
+    def _count(self) -> float:
+        try:
+            return counted_duration(self._container, self._stream)
+        except Exception as error:
+            raise UserError(f"{self.name}: the sound cannot be read ({reason(error)})") from error
+
+
+def _keep_layout(frame: "AudioFrame") -> None:
+    """Keeps PyAV up to 18.1 from freeing a list of channels twice, which ends the process.
+
+    A layout that is no standard one ("2 channels (FR+FL)") owns memory that the frame frees too. So the layout, some
+    40 bytes, is never freed.
+    """
+    if "(" in frame.layout.name or "+" in frame.layout.name:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(frame.layout))
+
+
+def _mono(frame: "AudioFrame", name: str) -> np.ndarray:
+    """(n,) float32, the mean of the channels of a frame."""
+    kind, planar, channels = frame.format.name.removesuffix("p"), frame.format.is_planar, frame.layout.nb_channels
+    limit = MAX_PLANES if planar else MAX_CHANNELS
+    if not 1 <= channels <= limit:
+        raise UserError(f"{name}: {channels} channels are above the limit of {limit}")
+    if kind not in KINDS:
+        raise UserError(f"{name}: samples in the form {kind!r} are not known")
+    dtype, zero, full = KINDS[kind]
+    # Not frame.to_ndarray(): of 8 channels that lie apart it reads a ninth, which ends the process.
+    if planar:
+        planes = frame.planes[:channels]
+        samples = np.stack([np.frombuffer(bytes(plane), dtype, count=frame.samples) for plane in planes])
+    else:
+        samples = np.frombuffer(bytes(frame.planes[0]), dtype, count=frame.samples * channels).reshape(-1, channels).T
+    mean = samples.mean(axis=0, dtype=np.float32 if kind == "flt" else np.float64)
+    return ((mean - zero) / full).astype(np.float32)
