@@ -53,6 +53,14 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see: {self.prog} --help")
 
 
+class _Listing(argparse.HelpFormatter):
+    """Leaves room for the names of the commands, which argparse indents once more than it counts."""
+
+    def format_help(self) -> str:
+        self._action_max_length += self._indent_increment
+        return super().format_help()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `onepeace ARGV...` (default: of this process) and returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -95,6 +103,7 @@ def _run(arguments: Sequence[str]) -> int:
         parents=[common],
         allow_abbrev=False,
         description="One vector space for pictures, sounds and words.",
+        formatter_class=_Listing,
     )
     parser.add_argument("--version", action="version", version=f"onepeace {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")

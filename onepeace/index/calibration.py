@@ -205,7 +205,7 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write the file, all at once; OSError when it cannot be written."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         # safetensors writes an array as it lies in memory, and reads the bytes of a transposed one in the wrong order.
         tensors = {f"mean.{key}": np.ascontiguousarray(bank.mean) for key, bank in self.banks.items()}
@@ -219,7 +219,7 @@ class Calibration:
             "about": dict(self.about),
         }
         with write_atomic(path) as temporary:
-            save_file(tensors, temporary, {"calibration": json.dumps(header)})
+            temporary.write_bytes(save(tensors, {"calibration": json.dumps(header)}))
 
     @classmethod
     def load(cls, path: Path, *, embed_dim: int | None = None, model: str | None = None) -> "Calibration":

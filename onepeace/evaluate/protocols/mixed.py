@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from onepeace.data.sample import Sample
 from onepeace.embed.zero_shot import fill
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure
@@ -49,11 +50,11 @@ class Side(Items):
     """Sentence with {} or {a} for the label: one query for each label, which means all items of it. None: the first
     caption of each item is a query, which means that item alone."""
 
-    def read_some(self, root: Path, count: int) -> list[Any]:
+    def read_some(self, root: Path, count: int) -> list[Sample]:
         """The first samples, at most that many."""
         return (self.read(root, "text") if self.template is None else self.read_labelled(root))[:count]
 
-    def queries(self, samples: Sequence[Any]) -> tuple[list[str], NDArray[np.bool_]]:
+    def queries(self, samples: Sequence[Sample]) -> tuple[list[str], NDArray[np.bool_]]:
         """Texts (q), and which of n samples each means, (q, n)."""
         if self.template is None:
             return [sample.captions[0] for sample in samples], np.eye(len(samples), dtype=bool)
