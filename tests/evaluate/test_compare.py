@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from onepeace.evaluate.provenance import model_hash
 from support.evaluation import RECIPE, KnownEmbedder, write_recipe
 
 import onepeace
@@ -99,13 +98,3 @@ def test_the_command_compares_what_it_has_saved(root, monkeypatch, capsys):
     (root / "b").write_text("".join(f"{json.dumps(each)}\n" for each in rows))
     assert main(["evaluate", "--compare", str(root / "a"), str(root / "b")]) == 0
     assert f"; {len(rows)} not query by query" in capsys.readouterr().out
-
-
-def test_the_model_hash_is_of_what_it_computes_with(tmp_path):
-    for name, content in {"config.yaml": "a", "model.safetensors": "b", "MODEL_CARD.md": "c"}.items():
-        (tmp_path / name).write_text(content)
-    first = model_hash(tmp_path)
-    (tmp_path / "MODEL_CARD.md").write_text("other")
-    assert model_hash(tmp_path) == first
-    (tmp_path / "model.safetensors").write_text("c")
-    assert model_hash(tmp_path) != first

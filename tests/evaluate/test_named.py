@@ -287,7 +287,7 @@ def test_the_command_measures_a_name(known, tmp_path, capsys):
     assert rows[0]["options"]["shards"] == "layout:esc50/all"
     assert (rows[0]["interval"], rows[0]["n"], rows[0]["dtype"]) == ([1.0, 1.0], 10, "float32")
     assert rows[0]["version"] == onepeace.__version__
-    assert len(rows[0]["model_hash"]) == len(rows[0]["data_hash"]) == 64
+    assert (len(rows[0]["model_hash"]), len(rows[0]["data_hash"])) == (16, 64)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 from support.two_towers import unit
 
 from onepeace.errors import UserError
-from onepeace.index.calibration import FILE, TOLERANCE, Bank, Calibration, Platt, model_hash
+from onepeace.index.calibration import FILE, TOLERANCE, Bank, Calibration, Platt
 
 
 @pytest.fixture
@@ -150,16 +150,3 @@ def test_a_strange_file_is_refused_in_one_line(calibration, tmp_path, change, me
     with pytest.raises(UserError, match=message) as error:
         Calibration.load(path)
     assert "\n" not in str(error.value)
-
-
-def test_hash_of_a_model_changes_with_what_its_vectors_depend_on(tmp_path):
-    for name in ("config.yaml", "model.safetensors", "tokenizer.json", "MODEL_CARD.md"):
-        (tmp_path / name).write_bytes(b"a")
-    first = model_hash(tmp_path)
-    (tmp_path / "MODEL_CARD.md").write_bytes(b"b")
-    (tmp_path / FILE).write_bytes(b"b")
-    assert model_hash(tmp_path) == first
-    for name in ("config.yaml", "model.safetensors", "tokenizer.json"):
-        (tmp_path / name).write_bytes(b"b")
-        assert model_hash(tmp_path) != first
-        (tmp_path / name).write_bytes(b"a")

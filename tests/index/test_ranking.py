@@ -11,7 +11,17 @@ from onepeace.evaluate.reliability import Reliability
 from onepeace.index import ranking
 from onepeace.index.calibration import MODALITIES, Bank, Calibration
 from onepeace.index.fitting import fit
-from onepeace.index.ranking import RANKINGS, Part, Pool, QueryVector, fold_items, fold_query, match, scores, statistics
+from onepeace.index.ranking import (
+    RANKINGS,
+    PartVector,
+    Pool,
+    QueryVector,
+    fold_items,
+    fold_query,
+    match,
+    scores,
+    statistics,
+)
 
 IMAGE, AUDIO, TEXT = range(3)
 
@@ -36,7 +46,9 @@ def pool(calibration, items):
 def a_query(*parts, seed=0):
     """One of random unit vectors: (modality, weight)."""
     vectors = unit(np.random.default_rng(seed).normal(size=(len(parts), WIDTH)))
-    return QueryVector.of([Part(key, vector, weight) for (key, weight), vector in zip(parts, vectors, strict=True)])
+    return QueryVector.of(
+        [PartVector(key, vector, weight) for (key, weight), vector in zip(parts, vectors, strict=True)]
+    )
 
 
 def test_znorm_and_centred_are_their_formulas(calibration, items, pool):
@@ -106,7 +118,12 @@ def test_znorm_of_a_mix_is_standard_over_draws_of_its_parts(items, weights, seco
     partners = draws[second][rng.permutation(4000)]
     found = np.array(
         [
-            scores("znorm", QueryVector.of([Part("text", a, weights[0]), Part(second, b, weights[1])]), items[0], pool)
+            scores(
+                "znorm",
+                QueryVector.of([PartVector("text", a, weights[0]), PartVector(second, b, weights[1])]),
+                items[0],
+                pool,
+            )
             for a, b in zip(draws["text"], partners, strict=True)
         ]
     )
@@ -129,7 +146,7 @@ def test_fair_where_modalities_have_a_gap(items, pool):
     vectors, _, _, sound_texts = items
     hits = {"raw": [], "znorm": [], "centred": []}
     for number, text in enumerate(sound_texts):
-        query = QueryVector.of([Part("text", text)])
+        query = QueryVector.of([PartVector("text", text)])
         for name in hits:
             hits[name].append(np.argmax(scores(name, query, vectors, pool)) == 100 + number)
     assert np.mean(hits["raw"]) < 0.1
@@ -142,7 +159,7 @@ def test_match_is_low_where_there_is_no_answer_and_right_where_there_is(items, p
     said, true, without = [], [], []
     for place, side in enumerate(texts):
         for number, text in enumerate(side):
-            query = QueryVector.of([Part("text", text)])
+            query = QueryVector.of([PartVector("text", text)])
             found = match(query, scores("znorm", query, vectors, pool), pool, prior=1 / len(vectors))
             assert np.isfinite(found).all()
             own = np.arange(200) == 100 * place + number
@@ -175,7 +192,7 @@ def test_match_of_a_mix_lies_between_its_parts_and_is_unknown_without_pairs(cali
 def test_what_lacks_is_named(calibration, items):
     vectors, codes, *_ = items
     with pytest.raises(UserError, match="cancel out"):
-        QueryVector.of([Part("text", vectors[0]), Part("text", vectors[0], -1.0)])
+        QueryVector.of([PartVector("text", vectors[0]), PartVector("text", vectors[0], -1.0)])
     query = a_query(("audio", 1.0))
     for name in ("znorm", "centred"):
         with pytest.raises(UserError, match="needs a calibration"):
