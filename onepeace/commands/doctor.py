@@ -33,6 +33,7 @@ EXTRAS = {
     "plot": {"matplotlib": "matplotlib"},
     "parquet": {"pyarrow": "pyarrow"},
     "codec": {"torchcodec": "torchcodec.decoders"},
+    "web": {"gradio": "gradio"},
     "track": {"tensorboard": "tensorboard", "wandb": "wandb"},
     "eval": {"scikit-learn": "sklearn"},
     "teachers": {
