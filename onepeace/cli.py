@@ -21,6 +21,7 @@ from onepeace.errors import UsageError, UserError
 COMMANDS = {
     "search": "find pictures, sounds and texts by words, a picture, a sound or a mix of them",
     "index": "make an index of files, and keep it up to date",
+    "serve": "open a page and a JSON API over an index",
     "embed": "write the vectors of files to one file",
     "classify": "choose the best of given labels for each file",
     "convert": "turn a released checkpoint into a model folder",
@@ -33,7 +34,7 @@ COMMANDS = {
     "doctor": "show what is installed, what works, and what to do about the rest",
     "bench": "measure speed on this machine",
 }
-DECODING = {"search", "index", "embed", "classify", "calibrate"}
+DECODING = {"search", "index", "serve", "embed", "classify", "calibrate"}
 """Commands that decode files, which may be broken, and report what is wrong with them themselves."""
 
 

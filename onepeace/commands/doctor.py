@@ -33,6 +33,7 @@ EXTRAS = {
     "plot": {"matplotlib": "matplotlib"},
     "parquet": {"pyarrow": "pyarrow"},
     "media": {"av": "av", "pillow-heif": "pillow_heif", "rawpy": "rawpy"},
+    "web": {"gradio": "gradio"},
     "track": {"tensorboard": "tensorboard", "wandb": "wandb"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
     "eval": {"scikit-learn": "sklearn", "mteb": "mteb", "clip-benchmark": "clip_benchmark"},

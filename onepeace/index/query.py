@@ -29,6 +29,8 @@ class Part:
     """Words, or a path, bytes, a picture, samples with their rate, as `Embedder.encode` takes them."""
     weight: float = 1.0
     """Negative: away from it."""
+    modality: str = "text"
+    """Of a vector: what it was made of, for a ranking that treats modalities differently."""
 
 
 def encode(
@@ -78,7 +80,7 @@ def _of_values(
 
 
 def _of_index(part: Part, store: Store) -> tuple[str, np.ndarray]:
-    """Modality and vector of a file in the index, the mean of its vectors; or of a vector that is given, as text."""
+    """Modality and vector of a file in the index, the mean of its vectors; or of a vector that is given."""
     if part.kind == VECTOR:
         vector = np.asarray(part.value, np.float32)
         if (
@@ -89,7 +91,7 @@ def _of_index(part: Part, store: Store) -> tuple[str, np.ndarray]:
             raise UserError(
                 f"a vector to search for has {store.embed_dim} finite numbers, not all 0; got {vector.shape}"
             )
-        return "text", vector / np.linalg.norm(vector)
+        return part.modality, vector / np.linalg.norm(vector)
     path = os.fspath(part.value)
     names = [os.fsencode(name) for name in dict.fromkeys([path, os.path.abspath(path)])]
     marks = ", ".join("?" * len(names))

@@ -99,7 +99,7 @@ def _query_part(part: QueryPart, show_weight: bool, folder: Path, budget: _Sound
     else:
         name = os.path.basename(part.value)
         media = _media(part.modality, part.value, name, folder, budget)
-        body = f"<figure>{media}<figcaption>{escape(_shown(name))}</figcaption></figure>"
+        body = f"<figure>{media}<figcaption>{escape(readable(name))}</figcaption></figure>"
     return f'<div class="part {part.modality}">{body}{weight}</div>'
 
 
@@ -121,15 +121,15 @@ def _tile(shown: Shown, best: float, folder: Path, budget: _SoundBudget) -> str:
 <div class="row"><span class="rank">{hit.rank}</span><span class="badge hue">{kind}</span>{at}
 <span class="score" title="{scale}">{_value(hit):.3f}</span></div>
 <div class="track hue" aria-hidden="true"><div style="width: {share:.0f}%"></div></div>
-<div class="name"><a href="{link}">{escape(_shown(path.name))}</a></div>
-<div class="folder">{escape(_shown(path.parent))}</div>{copies}
+<div class="name"><a href="{link}">{escape(readable(path.name))}</a></div>
+<div class="folder">{escape(readable(path.parent))}</div>{copies}
 </div>
 </li>"""
 
 
 def _media(modality: str, value: Any, name: str, folder: Path, budget: _SoundBudget, start: float | None = None) -> str:
     """The picture, player or words of a file; of one that cannot be shown its name."""
-    name = escape(_shown(name), quote=True)
+    name = escape(readable(name), quote=True)
     try:
         if modality == "image":
             data, width, height = _thumbnail(value)
@@ -138,7 +138,7 @@ def _media(modality: str, value: Any, name: str, folder: Path, budget: _SoundBud
             address = _sound(value, folder, budget) + (f"#t={start:g}" if start else "")
             load = "metadata" if address.startswith("data:") else "none"
             player = f'<audio controls preload="{load}" aria-label="{name}" src="{address}"></audio>'
-            return f'<div class="sound">{_waveform(value)}{player}</div>'
+            return f'<div class="sound">{waveform(value)}{player}</div>'
         if modality == "text":
             given = (
                 value if isinstance(value, str) and not scheme(value) else read_bytes(value).decode("utf-8", "replace")
@@ -171,7 +171,7 @@ def _sound(value: Any, folder: Path, budget: _SoundBudget) -> str:
     return _data(kind, read_bytes(value, max_bytes=SOUND_LIMIT))
 
 
-def _waveform(value: Any) -> str:
+def waveform(value: Any) -> str:
     """The loudness of a sound's first minute, drawn."""
     samples = AudioProcessor().load(value, seconds=60.0).abs()
     length = max(1, len(samples) // BARS)
@@ -199,6 +199,6 @@ def _link(path: Path, folder: Path) -> str:
     return quote(f"./{relative}".encode(errors="surrogateescape"))
 
 
-def _shown(path: str | Path) -> str:
+def readable(path: str | Path) -> str:
     """A path to be read by people: without what cannot be printed."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in os.fspath(path))
