@@ -80,7 +80,7 @@ def test_a_file_that_is_none_is_named(content, message, tmp_path):
 
 
 def test_the_command_compares_what_it_has_saved(root, monkeypatch, capsys):
-    recipe = str(write_recipe(root, RECIPE))
+    recipe = str(write_recipe(root, RECIPE.replace("at: [1]}", "at: [1], map_at: [10], median_rank: true}", 1)))
     for name, shift in (("a", 0), ("b", 1)):
         monkeypatch.setitem(vars(onepeace), "load", lambda name, device=None, shift=shift: KnownEmbedder(shift))
         assert main(["evaluate", recipe, "--data", str(root), "--save", str(root / name)]) == 0
@@ -90,6 +90,7 @@ def test_the_command_compares_what_it_has_saved(root, monkeypatch, capsys):
     assert (first, second) == (f"A: {root / 'a'}", f"B: {root / 'b'}")
     assert head.split() == ["set", "metric", "A", "B", "B", "-", "A", "95%", "by", "better"]
     assert lines[0].split()[5:] == ["100.0%", "0.0%", "-100.0%", "-100.0%..-100.0%", "paired", "A"]
+    assert lines[2].split()[4:] == ["median", "rank", "1", "2", "+1", "1..1", "paired", "A"]
     assert lines[-1].endswith("differences stand out; of those that are chance, 1 in 20 would")
 
     rows = [json.loads(line) for line in (root / "b").read_text().splitlines()]

@@ -99,10 +99,12 @@ class Retrieval(EvaluationProtocol):
                 figures.append(Figure(f"{name} R@{k}{suffix}", value, chance, n, hits(ranks, k)))
             for k, values in precisions.items():
                 chance = chance_average_precision(*numbers_correct(query_ids, candidate_ids), k)
-                figures.append(Figure(f"{name} mAP@{k}{suffix}", float(values.mean()), chance, n, tuple(values)))
+                figures.append(
+                    Figure(f"{name} mAP@{k}{suffix}", float(values.mean()), chance, n, tuple(values.tolist()))
+                )
             if self.median_rank:
                 value, chance = float(np.median(ranks)), chance_rank(query_ids, candidate_ids)
-                figures.append(Figure(f"{name} median rank{suffix}", value, chance, n, tuple(ranks), "median"))
+                figures.append(Figure(f"{name} median rank{suffix}", value, chance, n, tuple(ranks.tolist()), "median"))
         return figures
 
     def _blocks(
