@@ -23,6 +23,7 @@ demo: $(READY)  ## search the sample files by words, a picture, a sound and a mi
 	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/bus.jpg --top 3
 	$(BIN)/onepeace search $(SAMPLES) --audio $(SAMPLES)/sounds/dog.ogg --only image --top 3
 	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/horses.jpg --text "waves on the beach" --top 3 --html demo.html
+	@echo "The page: $(BIN)/onepeace serve, then open http://127.0.0.1:7860 in a browser"
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -q
@@ -44,8 +45,9 @@ types: $(READY)  ## check the types
 bench: $(READY)  ## measure the encoders on this machine
 	$(BIN)/onepeace bench encode
 
-readme: $(READY)  ## write what README.md's commands print into it, and draw its picture (needs chromium)
+readme: $(READY)  ## write what README.md's commands print into it, and draw its pictures (needs chromium)
 	PYTHONPATH=tests $(BIN)/python -m support.readme
+	PYTHONPATH=tests $(BIN)/python -m support.screenshots
 
 clean:  ## remove .venv and everything that can be made again
 	rm -rf .venv build dist demo.html *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -54,8 +54,10 @@ def run(args: argparse.Namespace) -> int:
     paths = args.paths or ([str(SAMPLES)] if SAMPLES.is_dir() else [])
     if not paths:
         raise UsageError("name an index; make one with: onepeace index build FOLDER --index my.index")
-    need("gradio", "web")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so that own files are removed
     with _listening(args.host, args.port) as listener, tempfile.TemporaryDirectory(prefix="onepeace-") as own:
+        folder = _index(paths, Path(own, "index"), args)
+        need("gradio", "web")
         # Of Gradio: uploads lie in a folder of this user and this run, and nothing is reported to anybody.
         uploads = Path(own, "uploads")
         os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
@@ -68,7 +70,6 @@ def run(args: argparse.Namespace) -> int:
         from onepeace.serve.service import Service
 
         limits = Limits(upload=args.max_upload << 20)
-        folder = _index(paths, Path(own, "index"), args)
         service = Service(folder, model=args.model, device=args.device, dtype=args.dtype, limits=limits)
         try:
             hosts = LOOPBACK | {args.host.lower()} if _is_loopback(args.host) else None
@@ -86,7 +87,6 @@ def run(args: argparse.Namespace) -> int:
             print(f"onepeace at http://{name}:{listener.getsockname()[1]} (API: /docs); stop with Ctrl-C", flush=True)
             if password is not None and args.password is None and not os.environ.get(PASSWORD):
                 print(f"password (any user name): {password}", flush=True)
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: own files are removed
             with contextlib.suppress(KeyboardInterrupt):
                 uvicorn.Server(config).run(sockets=[listener])
         finally:
@@ -124,6 +124,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()  # now, so that two servers that start at once cannot both have the port
     except OSError as error:
         raise UsageError(f"cannot listen at {host}, port {port} ({error.strerror or error}); choose others") from error
     with listener:

@@ -6,7 +6,7 @@ A vector depends on its own item alone (to 1e-5 in float32, see `Embedder`), so 
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -92,15 +92,23 @@ class Batching:
             self._answer(batch)
 
     def _answer(self, batch: Sequence[_Request]) -> None:
-        items = [{item.modality: item.value} for request in batch for item in request.items]
         try:
-            vectors, failures = self._embedder.encode(
-                items, batch_size=self._size, on_error="skip", output="numpy", progress=False
-            )
-        except Exception as error:  # whatever it is, those who wait have to hear of it
+            for request, answer in zip(batch, self._encode(batch), strict=True):
+                if isinstance(answer, UserError):
+                    request.vectors.set_exception(answer)
+                else:
+                    request.vectors.set_result(answer)
+        except Exception as error:  # whatever it is, those who wait have to hear of it, and the thread goes on
             for request in batch:
-                request.vectors.set_exception(error)
-            return
+                if not request.vectors.done():
+                    request.vectors.set_exception(error)
+
+    def _encode(self, batch: Sequence[_Request]) -> Iterator[np.ndarray | UserError]:
+        """For each request its vectors, or what is wrong with one of its items."""
+        items = [{item.modality: item.value} for request in batch for item in request.items]
+        vectors, failures = self._embedder.encode(
+            items, batch_size=self._size, on_error="skip", output="numpy", progress=False
+        )
         reasons = {failure.index: failure.reason for failure in failures}
         rows = iter(np.asarray(vectors))
         place = 0
@@ -109,7 +117,4 @@ class Batching:
             place += len(request.items)
             found = [next(rows) for index in own if index not in reasons]
             failed = [f"{item.name}: {reasons[i]}" for i, item in zip(own, request.items, strict=True) if i in reasons]
-            if failed:
-                request.vectors.set_exception(UserError(failed[0]))
-            else:
-                request.vectors.set_result(np.stack(found))
+            yield UserError(failed[0]) if failed else np.stack(found)

@@ -1,7 +1,6 @@
 """The page in a real browser: what a visitor does, what is shown, and that nothing comes from another host."""
 
 import json
-import shutil
 from urllib.parse import urlsplit
 
 import pytest
@@ -9,96 +8,27 @@ import pytest
 pytest.importorskip("gradio", reason="the page needs gradio")
 pytest.importorskip("selenium", reason="drives the browser")
 
-from selenium import webdriver
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
+from support.browser import CHROMIUM, DRIVER, Page, chromium
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
-
-FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--window-size=1280,1000"),
-)
-PATIENCE = 300
-"""Seconds until something that does not come is given up."""
 
 
 @pytest.fixture(scope="module")
 def driver(server, tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    with webdriver.Chrome(options, webdriver.ChromeService(DRIVER)) as made:
-        made.set_page_load_timeout(PATIENCE)
+    with chromium(tmp_path_factory.mktemp("chromium")) as made:
         yield made
-
-
-class Page:
-    """What a visitor sees and does."""
-
-    def __init__(self, driver):
-        self.driver = driver
-
-    def all(self, selector):
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def one(self, selector):
-        return self.wait(lambda: self.all(selector))[0]
-
-    def wait(self, condition):
-        return WebDriverWait(self.driver, PATIENCE, 0.1).until(lambda _: condition())
-
-    def answer_to(self, action):
-        """What is said above the hits after an action; waits until it is new."""
-        self.driver.execute_script("document.querySelector('#hits [role]').dataset.old = 1")
-        action()
-        return self.one("#hits [role]:not([data-old])").text
-
-    def search(self, words):
-        field = self.one("textarea")
-        field.clear()
-        return self.answer_to(lambda: field.send_keys(words + Keys.ENTER))
-
-    def upload(self, where, path):
-        return self.answer_to(lambda: self.one(f"{where} input[type=file]").send_keys(str(path)))
-
-    def click(self, words):
-        named = [each for each in self.all("button") if each.text.partition("\n")[0] == words]
-        button = next(each for each in named if each.is_displayed())
-        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
-        button.click()
-
-    def hits(self):
-        """(name, score) of every card."""
-        cards = self.driver.execute_script(
-            "return [...document.querySelectorAll('#hits .op-card')].map("
-            "card => [card.querySelector('.op-name').innerText, card.querySelector('.op-score')?.innerText])"
-        )
-        return [tuple(card) for card in cards]
 
 
 @pytest.fixture
 def page(driver, server):
-    driver.get(server)
-    page = Page(driver)
-    page.one(".op-card")
-    return page
+    return Page(driver, server)
 
 
 def test_page_shows_files_before_anything_is_asked(page, ids):
     assert sorted(name for name, _ in page.hits()) == sorted(ids)
     assert page.one(".op-said").text == "Some of the 9 files"
     assert "4 pictures, 4 sounds, 1 text" in page.one(".op-title").text
-    everything_loads = (
-        "return [...document.querySelectorAll('.op-card img')].every(i => i.complete && i.naturalWidth > 0)"
-    )
-    page.driver.execute_script("for (const i of document.querySelectorAll('.op-card img')) i.loading = 'eager'")
-    assert page.wait(lambda: page.driver.execute_script(everything_loads))
+    assert page.pictures_are_there()
 
 
 def test_words_find_files_and_players_play_them(page):

@@ -1,0 +1,62 @@
+"""Draws the pictures of the page in README.md: a picture with words, and a sound with words (`make readme`)."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from support.browser import CHROMIUM, DRIVER, Page, chromium
+from support.readme import ROOT, like_checkout
+
+PICTURES = ROOT / ".github"
+WIDTH, HEIGHT = 1280, 1060
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """The address of the page over the samples of the working folder."""
+    command = [sys.executable, "-m", "onepeace", "serve", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process.stdout.readline().split()[2]  # type: ignore[union-attr]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def draw(page: Page, name: str) -> None:
+    """The window as a PNG of 256 colours."""
+    page.pictures_are_there()
+    page.driver.execute_script("document.activeElement.blur(); scrollTo(0, 0)")
+    shot = PICTURES / name
+    page.driver.save_screenshot(str(shot))
+    with Image.open(shot) as image:
+        image.convert("RGB").quantize(256).save(shot, optimize=True)
+
+
+def mixed(driver: Any, address: str, folder: Path, where: str, file: str, words: str) -> Page:
+    page = Page(driver, address)
+    page.upload(where, folder / file)
+    page.search(words)
+    return page
+
+
+def main() -> None:
+    if not (CHROMIUM and DRIVER):
+        print("no chromium and chromedriver: the pictures of the page stay as they are", file=sys.stderr)
+        return
+    samples = ROOT / "data" / "samples"
+    with tempfile.TemporaryDirectory() as temporary, like_checkout(Path(temporary)), served() as address:
+        with chromium(Path(temporary, "profile"), WIDTH, HEIGHT) as driver:
+            page = mixed(driver, address, samples, "#picture", "images/horses.jpg", "waves on the beach")
+            draw(page, "serve.png")
+            page = mixed(driver, address, samples, "#sound", "sounds/dog.ogg", "in the woods")
+            draw(page, "serve-sound.png")
+
+
+if __name__ == "__main__":
+    main()
