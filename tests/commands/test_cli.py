@@ -66,7 +66,7 @@ def test_command_has_help_and_imports_no_torch_for_it(name):
     ("arguments", "message"),
     [
         (["serach", "x"], "no command 'serach'; did you mean search?"),
-        (["frobnicate"], "no command 'frobnicate'; there are search, embed, classify"),
+        (["frobnicate"], "no command 'frobnicate'; there are search, index, serve, embed"),
         ([], "no command given; see: onepeace --help"),
         (["--frobnicate"], "unrecognized arguments: --frobnicate; see: onepeace --help"),
         (["doctor", "--frobnicate"], "unrecognized arguments: --frobnicate; see: onepeace --help"),
