@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.errors import UserError
+from onepeace.files.atomic import make_folder
 from onepeace.files.walk import Unreadable
 from onepeace.index.sources import Scan, is_shards, scan
 from onepeace.index.store import DATABASE, Item, Rows, Store
@@ -50,7 +51,7 @@ class Index:
 
     def __len__(self) -> int:
         """Files that have vectors."""
-        return self.store.connection.execute("SELECT count(*) FROM files WHERE problem IS NULL").fetchone()[0]
+        return self.store.count("problem IS NULL")
 
     def __repr__(self) -> str:
         return f"Index({str(self.store.folder)!r}, {len(self)} files, model {self.model!r})"
@@ -114,8 +115,7 @@ def update(folder: str | os.PathLike[str], **options: Any) -> "Report":
         UserError: as for `build`; a folder that is not there (a disk may not be mounted, so nothing is forgotten).
     """
     with Index.open(folder) as index:
-        table = index.store.connection.execute("SELECT path, options FROM roots ORDER BY path").fetchall()
-    roots = {Path(os.fsdecode(path)): json.loads(about)["exclude"] for path, about in table}
+        roots = {Path(path): options["exclude"] for path, options in index.store.roots().items()}
     if not roots:
         raise UserError(f"{folder}: made of no folder; name the files: onepeace index add FILES --index {folder}")
     if gone := [root for root in roots if not root.is_dir()]:
@@ -149,7 +149,8 @@ def _fill(
             with store.transaction() as connection:
                 for root, exclude in roots.items():  # for `update`
                     row = (os.fsencode(root), json.dumps({"exclude": list(exclude)}))
-                    connection.execute("INSERT OR REPLACE INTO roots VALUES (?, ?)", row)
+                    sql = "INSERT INTO roots VALUES (?, ?) ON CONFLICT DO UPDATE SET options = excluded.options"
+                    connection.execute(f"{sql} WHERE options != excluded.options", row)
             builder.add(found.entries, shards)
             if remove_missing:
                 builder.remove_missing(list(roots), [entry.item.path for entry in found.entries])
@@ -176,6 +177,7 @@ def remove(folder: str | os.PathLike[str], paths: Sequence[str]) -> int:
                 roots = [(os.fsencode(os.path.abspath(given)),) for given in paths]
                 connection.executemany("DELETE FROM roots WHERE path = ?", roots)
             store.remove(sorted(ids))
+            store.backup()
             return len(ids)
         finally:
             store.close()
@@ -194,7 +196,7 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
     if target.is_dir() and any(target.iterdir()) and not (target / DATABASE).exists() and not (target / LOCK).exists():
         raise UserError(f"{target}: a folder with other files in it, and no index; name a new folder")
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        make_folder(target)
         with FileLock(target / LOCK, timeout=0):
             yield target
     except Timeout:
