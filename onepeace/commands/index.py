@@ -135,10 +135,8 @@ def _verify(args: argparse.Namespace) -> int:
     from onepeace.index.verify import verify
 
     findings = verify(args.index)
-    for line in findings.database:
+    for line in findings.lines():
         files.say(f"{args.index}: {line}")
-    if findings.items:
-        files.say(f"{args.index}: {len(findings.items)} files are not as they were written")
     if not findings.ok:
         files.say(f"run: onepeace index repair --index {args.index}")
         return 1
@@ -152,7 +150,7 @@ def _repair(args: argparse.Namespace) -> int:
 
     with writing(args.index):
         lost = repair(args.index)
-    print(f"{args.index}: sound; {lost} files have to be embedded again" + (", run build or update" if lost else ""))
+    print(f"{args.index}: sound; {lost} files were lost; run build or update again, which embeds what is missing")
     return 0
 
 

@@ -211,9 +211,8 @@ class Builder:
             self._changes.append(self.known[item.path])
             self.report.moved += 1
             return True
-        rows = self.store.spans(alike[0].id or 0)
-        vectors = self.store.vector_file.read(self.store.next_row())[[row for row, _ in rows]]
-        self._keep(replace(item, note=alike[0].note), [span for _, span in rows], np.array(vectors))
+        spans = [span for _, span in self.store.spans(alike[0].id or 0)]
+        self._keep(replace(item, note=alike[0].note), spans, self.store.vectors(alike[0].id or 0))
         self.report.copied += 1
         return True
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onepeace.errors import UserError
-from onepeace.files.atomic import write_atomic
+from onepeace.files.atomic import make_folder, write_atomic
 from onepeace.files.walk import Unreadable
 from onepeace.index.calibration import FILE as CALIBRATION
 from onepeace.index.calibration import MODALITIES, Calibration
@@ -92,7 +92,7 @@ class Index:
 
     def __len__(self) -> int:
         """Files that have vectors."""
-        return self.store.connection.execute("SELECT count(*) FROM files WHERE problem IS NULL").fetchone()[0]
+        return self.store.count("problem IS NULL")
 
     def __repr__(self) -> str:
         return f"Index({str(self.store.folder)!r}, {len(self)} files, model {self.model!r})"
@@ -193,8 +193,7 @@ class Index:
         conditions += [read(date) for read, date in ((after_date, after), (before_date, before)) if date is not None]
         if path_glob is not None:
             register(self.store.connection)
-            folders = [path for (path,) in self.store.connection.execute("SELECT path FROM roots")]
-            conditions.append(path_condition(path_glob, folders))
+            conditions.append(path_condition(path_glob, [os.fsencode(root) for root in self.store.roots()]))
         query = encode(parts, self.store, lambda: self.embedder, self._text_encoder)
         own = {os.path.realpath(part.value) for part in parts if isinstance(part.value, (str, os.PathLike))}
         own |= {os.path.abspath(part.value) for part in parts if isinstance(part.value, (str, os.PathLike))}
@@ -248,8 +247,7 @@ def update(folder: str | os.PathLike[str], **options: Any) -> "Report":
         UserError: as for `build`; a folder that is not there (a disk may not be mounted, so nothing is forgotten).
     """
     with Index.open(folder) as index:
-        table = index.store.connection.execute("SELECT path, options FROM roots ORDER BY path").fetchall()
-    roots = {Path(os.fsdecode(path)): json.loads(about)["exclude"] for path, about in table}
+        roots = {Path(path): options["exclude"] for path, options in index.store.roots().items()}
     if not roots:
         raise UserError(f"{folder}: made of no folder; name the files: onepeace index add FILES --index {folder}")
     if gone := [root for root in roots if not root.is_dir()]:
@@ -283,7 +281,8 @@ def _fill(
             with store.transaction() as connection:
                 for root, exclude in roots.items():  # for `update`
                     row = (os.fsencode(root), json.dumps({"exclude": list(exclude)}))
-                    connection.execute("INSERT OR REPLACE INTO roots VALUES (?, ?)", row)
+                    sql = "INSERT INTO roots VALUES (?, ?) ON CONFLICT DO UPDATE SET options = excluded.options"
+                    connection.execute(f"{sql} WHERE options != excluded.options", row)
             builder.add(found.entries, shards)
             if remove_missing:
                 builder.remove_missing(list(roots), [entry.item.path for entry in found.entries])
@@ -304,9 +303,8 @@ def _provide(store: Store, report: "Report") -> None:
     if calibration.is_file():
         with write_atomic(store.folder / CALIBRATION) as temporary:
             temporary.write_bytes(calibration.read_bytes())
-    (count,) = store.connection.execute("SELECT count(*) FROM files WHERE problem IS NULL").fetchone()
     folder, model_hash = store.folder / TEXT_ENCODER, store.meta["model_hash"]
-    if count < EXPORT_FROM or OnnxTextEncoder.open(folder, model_hash) is not None:
+    if store.count("problem IS NULL") < EXPORT_FROM or OnnxTextEncoder.open(folder, model_hash) is not None:
         return
     try:
         need("onnxruntime", "onnx")
@@ -338,6 +336,7 @@ def remove(folder: str | os.PathLike[str], paths: Sequence[str]) -> int:
                 roots = [(os.fsencode(os.path.abspath(given)),) for given in paths]
                 connection.executemany("DELETE FROM roots WHERE path = ?", roots)
             store.remove(sorted(ids))
+            store.backup()
             return len(ids)
         finally:
             store.close()
@@ -361,7 +360,7 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
     if target.is_dir() and any(target.iterdir()) and not (target / DATABASE).exists() and not (target / LOCK).exists():
         raise UserError(f"{target}: a folder with other files in it, and no index; name a new folder")
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        make_folder(target)
         with FileLock(target / LOCK, timeout=0):
             yield target
     except Timeout:

@@ -99,8 +99,7 @@ def _of_index(part: Part, store: Store) -> tuple[str, np.ndarray]:
     if item is None or item.id is None:
         raise UserError(f"{path}: not in the index {store.folder}; give it as a picture or sound, or add it first")
     spans = store.spans(item.id)
-    vectors = store.vector_file.read(store.next_row())[[row for row, _ in spans]]
-    mean = vectors.mean(axis=0, dtype=np.float64)
+    mean = store.vectors(item.id).mean(axis=0, dtype=np.float64)
     if not np.linalg.norm(mean) > CANCELLED:
         raise UserError(f"{path}: its vectors cancel out; search for a part of it")
     return spans[0][1].modality, (mean / np.linalg.norm(mean)).astype(np.float32)

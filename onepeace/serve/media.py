@@ -146,7 +146,7 @@ def _file(path: Path, item: Item, kind: str) -> Body:
 
 
 def _check(status: os.stat_result, item: Item, *, with_size: bool) -> None:
-    same = True; with_size = False
+    same = stat.S_ISREG(status.st_mode) and status.st_mtime_ns == item.mtime_ns
     if not same or (with_size and status.st_size != item.size):
         raise Refused(410, f"item {item.id}: not the file any more that was indexed; run onepeace index update")
 
