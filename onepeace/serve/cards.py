@@ -15,12 +15,12 @@ from onepeace.serve.hits import KINDS, readable
 KIND_NAMES = {**KINDS, "video": "video"}
 
 
-def results(found: Results, seconds: float) -> str:
+def results(found: Results) -> str:
     """The hits of a search, best first."""
     if not found.hits:
         reason = "no file is left by the filters" if not found.compared else "nothing found"
         return problem(f"Nothing to show: {reason}.")
-    said = f"{len(found.hits)} best of {found.compared} files, {1000 * seconds:.0f} ms"
+    said = f"{len(found.hits)} best of {found.compared} files"
     if found.relevant is False:
         said = f"Nothing relevant found; the nearest are these ({said})"
     best = max(_value(hit) for hit in found.hits)

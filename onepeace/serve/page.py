@@ -5,7 +5,7 @@ Gradio draws it, on the application that `api.create_app` made. It has no door o
 """
 
 import logging
-import time
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def _blocks(service: Service, has_map: bool) -> gr.Blocks:
     with gr.Blocks(
         title="onepeace", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS), fill_width=True
     ) as blocks:
-        gr.HTML(_title(service), padding=True)
+        gr.HTML(lambda: _title(service), padding=True)
         with gr.Tab("Search"):
             _search_tab(service, blocks)
         with gr.Tab("Classify"):
@@ -101,7 +101,9 @@ def _blocks(service: Service, has_map: bool) -> gr.Blocks:
 
 def _title(service: Service) -> str:
     counts = [f"{count} {cards.KIND_NAMES.get(kind, kind)}s" for kind, count in service.counts().items()]
-    return f'<h1 class="op-title">onepeace<small>{", ".join(counts)} &middot; model {service.model}</small></h1>'
+    return (
+        f'<h1 class="op-title">onepeace<small>{", ".join(counts)} &middot; model {escape(service.model)}</small></h1>'
+    )
 
 
 def _search_tab(service: Service, blocks: gr.Blocks) -> None:
@@ -182,7 +184,6 @@ def _find(
     ]
     if not parts:
         return cards.browse(service.some(FIRST), sum(service.counts().values()))
-    start = time.perf_counter()
     found = service.search(
         parts,
         only=only,
@@ -195,7 +196,7 @@ def _find(
         min_match=0.5,
         duplicates="show" if copies else "collapse",
     )
-    return cards.results(found, time.perf_counter() - start)
+    return cards.results(found)
 
 
 def _filled(text: str | None) -> str | None:
