@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     paths = args.paths or ([str(SAMPLES)] if SAMPLES.is_dir() else [])
     if not paths:
         raise UsageError("name an index; make one with: onepeace index build FOLDER --index my.index")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so that own files are removed
-    with _listening(args.host, args.port) as listener, tempfile.TemporaryDirectory(prefix="onepeace-") as own:
+    temporary = tempfile.TemporaryDirectory(prefix="onepeace-")
+    with _ended_like_ctrl_c(), _listening(args.host, args.port) as listener, temporary as own:
         folder = _index(paths, Path(own, "index"), args)
         need("gradio", "web")
         # Of Gradio: uploads lie in a folder of this user and this run, and nothing is reported to anybody.
@@ -129,6 +129,16 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         raise UsageError(f"cannot listen at {host}, port {port} ({error.strerror or error}); choose others") from error
     with listener:
         yield listener
+
+
+@contextlib.contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM ends the block like Ctrl-C, so that own files are removed."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _index(paths: list[str], own: Path, args: argparse.Namespace) -> Path:

@@ -181,6 +181,11 @@ class Store:
         with failing(self.folder, "read"):
             return checksums.read_meta(self.connection)
 
+    def is_current(self) -> bool:
+        """Whether nothing was written since this reader was opened."""
+        with failing(self.folder, "read"), closing(reader(self.folder / DATABASE)) as connection:
+            return checksums.read_meta(connection)["generation"] == self.meta["generation"]
+
     @property
     def vector_file(self) -> VectorFile:
         return self._held or VectorFile(self.folder / self.meta["vectors"], self.embed_dim)

@@ -134,8 +134,7 @@ class Service:
     def _current(self) -> Index:
         """The index as it is on the disk now."""
         index = self._index
-        sql = "SELECT value FROM meta WHERE key = 'generation'"
-        if index.store.connection.execute(sql).fetchone()[0] != index.store.meta["generation"]:
+        if not index.store.is_current():
             new = Index.open(self.folder, model=index.model)
             if new.store.meta["model_hash"] != index.store.meta["model_hash"]:
                 new.close()

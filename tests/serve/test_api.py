@@ -44,18 +44,18 @@ def service(index_folder):
 
 @pytest.fixture(scope="module")
 def client(service):
-    return client_of(create_app(service, hosts=HOSTS, map_page=lambda: "<p>the map</p>"))
+    return client_of(create_app(service, hosts=HOSTS))
 
 
 @pytest.fixture(scope="module")
 def with_page(service, tmp_path_factory):
-    """The whole application with a password, and with the page."""
+    """The whole application with a password, and with the page and the map."""
     uploads = tmp_path_factory.mktemp("uploads")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(uploads))
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-        app = create_app(service, password="correct horse", uploads=uploads)  # noqa: S106
-        return client_of(page.mount(app, service))
+        options = {"password": "correct horse", "uploads": uploads, "map_page": lambda: "<p>the map</p>"}
+        return client_of(page.mount(create_app(service, **options), service, has_map=True))
 
 
 def encoded(path):
@@ -437,8 +437,9 @@ def test_everything_that_is_sent_forbids_the_browser_to_load_from_elsewhere(clie
     for answer in (client.get("/docs"), client.get("/nothing"), with_page.get("/"), with_page.get("/theme.css")):
         assert answer.headers["content-security-policy"].startswith("default-src 'self' data: blob:;")
         assert answer.headers["cross-origin-resource-policy"] == "same-origin"
-    assert client.get("/map").text == "<p>the map</p>"
-    assert with_page.get("/map").status_code == 404
+    assert with_page.get("/map").text == "<p>the map</p>"
+    assert 'src=\\"map\\"' in with_page.get("/config").text
+    assert client.get("/map").status_code == 404
 
 
 def test_documentation_names_every_route_and_field_and_loads_nothing(client):
