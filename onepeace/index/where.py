@@ -315,7 +315,7 @@ def _contains(text: str) -> tuple[str, str]:
 
 
 def _either_case(letter: str) -> str:
-    forms = {letter, letter.lower(), letter.upper(), letter.casefold(), letter.lower().upper(), letter.upper().lower()}
+    forms = {letter, letter.lower(), letter.upper(), letter.casefold()}
     single = sorted(form for form in forms if len(form) == 1)
     return f"[{''.join(single)}]" if len(single) > 1 or letter in "*?[" else letter
 

@@ -91,7 +91,7 @@ def expected(names, patterns):
     return bool(names) and fnmatch.fnmatchcase(names[0], patterns[0]) and expected(names[1:], patterns[1:])
 
 
-@settings(deadline=None, derandomize=True, max_examples=1000)
+@settings(deadline=None, derandomize=True, max_examples=400)
 @given(st.lists(names, min_size=1, max_size=5), patterns)
 def test_fits_as_the_definition_says(connection, names, patterns):
     # What is below a folder is not the folder itself.
@@ -104,7 +104,7 @@ def test_many_stars_take_no_time(connection, pattern):
     assert not fits(connection, b"/" + b"a" * 255 + b"/a" * 1500, pattern)
 
 
-@settings(deadline=None, derandomize=True, max_examples=500)
+@settings(deadline=None, derandomize=True, max_examples=300)
 @given(st.text(st.characters(codec=None)) | st.text("[]!^-a&~|\\*?/"))
 def test_any_text_is_a_pattern_or_an_error_of_one_line(connection, text):
     message = ""
