@@ -93,6 +93,13 @@ def test_sound_of_pyav(name, arguments, date):
     assert (found.width, found.height, found.date) == (None, None, date)
 
 
+def test_length_is_counted_where_it_could_only_be_guessed():
+    """From two loud seconds and eight silent ones, which take a tenth of the bytes."""
+    pytest.importorskip("av")
+    path = media("uneven.aac", "-f", "lavfi", "-i", "anoisesrc=d=2[a];anullsrc=d=8[b];[a][b]concat=n=2:v=0:a=1")
+    assert describe_media(path, "audio").duration == pytest.approx(10, abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "date"),
     [
