@@ -26,6 +26,8 @@ CORE = {
     "pyyaml": "yaml",
     "tqdm": "tqdm",
     "huggingface_hub": "huggingface_hub",
+    "filelock": "filelock",
+    "pathspec": "pathspec",
 }
 """Module to import by distribution, for every requirement (install_requires of setup.cfg)."""
 
