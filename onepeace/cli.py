@@ -11,6 +11,7 @@ import os
 import select
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
@@ -123,7 +124,9 @@ def _run(arguments: Sequence[str]) -> int:
     if module is None:
         parser.error("no command given")
     quiet = command in DECODING and "--debug" not in arguments
-    with _only_python_writes_stderr() if quiet else contextlib.nullcontext():
+    with warnings.catch_warnings(), _only_python_writes_stderr() if quiet else contextlib.nullcontext():
+        if quiet:  # of large and damaged pictures, which name none
+            warnings.filterwarnings("ignore", module="PIL")
         # The package only writes to its loggers; here it is decided that they are heard, and other packages' are not.
         logging.basicConfig(format="onepeace: %(message)s", level=logging.WARNING)
         logging.getLogger("onepeace").setLevel(logging.INFO)

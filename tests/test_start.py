@@ -30,6 +30,13 @@ def loaded_by(code: str) -> set[str]:
 # --- imports ---
 
 
+def test_index_is_opened_without_torch():
+    """A query of words may be answered without it."""
+    modules = [f"onepeace.index.{file.stem}" for file in (ROOT / "onepeace" / "index").glob("[!_]*.py")]
+    assert {"onepeace.index.index", "onepeace.index.search", "onepeace.index.store"} <= {*modules}
+    assert "torch" not in loaded_by(f"import {', '.join(modules)}")
+
+
 @pytest.mark.parametrize(
     "code",
     [

@@ -112,7 +112,12 @@ def say_left_out(count: Mapping[str, int]) -> None:
         say(f"{number} are left out: this model has no {' or '.join(kinds)}")
 
 
-def shown(path: Path) -> str:
+def counted(count: int, thing: str) -> str:
+    """ "1 file", "2 files"."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def shown(path: Path | str) -> str:
     """A path on one line of a terminal, escapes in place of what would move the cursor or cannot be printed."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(path))
     encoding = sys.stdout.encoding or "utf-8"

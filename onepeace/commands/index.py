@@ -1,6 +1,7 @@
 """`onepeace index`: an index of files on disk, made once and kept up to date, that `onepeace search` answers from."""
 
 import argparse
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ EXAMPLES = """\
 
 A folder may hold a file .onepeaceignore with patterns as in .gitignore. A stopped run goes on with the same command.
 
-exit code: 0, 1 when files could not be read (listed at the end) or something is damaged, 2 for wrong usage"""
+exit code: 0, 1 when files could not be embedded (listed at the end; those that are known from before are only counted)
+or something is damaged, 2 for wrong usage"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,22 +40,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _embedding_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="NAME", help="tiny (default), a model folder or a released model")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
     parser.add_argument("--batch-size", type=files.positive, default=32, metavar="N", help="files in one pass (32)")
-    parser.add_argument(
-        "--window", type=_seconds, default=10.0, metavar="S", help="a long sound has a vector for every S seconds (10)"
-    )
-    parser.add_argument(
-        "--hop", type=_seconds, default=5.0, metavar="S", help="seconds from the start of one to the next (5)"
-    )
+    window = "a long sound has a vector for every S seconds; of a new index (10)"
+    parser.add_argument("--window", type=_seconds, metavar="S", help=window)
+    hop = "seconds from the start of one to that of the next; of a new index (5)"
+    parser.add_argument("--hop", type=_seconds, metavar="S", help=hop)
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
 
 
 def _build_arguments(parser: argparse.ArgumentParser) -> None:
     help_text = "folders, files, tables (.csv, .tsv, .jsonl) or webdataset shards (.tar, .tar.gz)"
     parser.add_argument("paths", nargs="+", metavar="PATHS", help=help_text)
-    parser.add_argument("--model", metavar="NAME", help="tiny (default), a model folder or a released model")
     parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="leave out, as in .gitignore")
     _embedding_arguments(parser)
 
@@ -83,7 +83,7 @@ def _seconds(text: str) -> float:
 def _build(args: argparse.Namespace) -> int:
     from onepeace.index.index import build
 
-    return _tell(args, build(args.index, args.paths, args.model, exclude=args.exclude, **_options(args)))
+    return _tell(args, build(args.index, args.paths, exclude=args.exclude, **_options(args)))
 
 
 def _add(args: argparse.Namespace) -> int:
@@ -99,14 +99,14 @@ def _update(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("device", "dtype", "batch_size", "window", "hop")
+    names = ("model", "device", "dtype", "batch_size", "window", "hop")
     return {**{name: getattr(args, name) for name in names}, "progress": False if args.quiet else None}
 
 
 def _remove(args: argparse.Namespace) -> int:
     from onepeace.index.index import remove
 
-    files.say(f"{remove(args.index, args.paths)} files left the index")
+    files.say(f"{files.counted(remove(args.index, args.paths), 'file')} left the index")
     return 0
 
 
@@ -116,18 +116,22 @@ def _stats(args: argparse.Namespace) -> int:
     with Index.open(args.index) as index:
         kinds = Counter(item.modality for item in index.items())
         problems, odd = index.problems(), [item for item in index.items() if item.note]
-        vectors = len(index.rows.row)
-        rows = [(kind, str(count)) for kind, count in sorted(kinds.items())]
-        rows += [("files", str(len(index))), ("vectors", f"{vectors} x {index.embed_dim}")]
-        rows += [("problems", str(len(problems))), ("model", index.model), ("made", index.store.meta["created"])]
-        size = sum(path.stat().st_size for path in Path(args.index).rglob("*") if path.is_file())
-        rows += [("on disk", f"{size / 1e6:.1f} MB")]
-    print(format_table(("what", ""), rows))
+        by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        size = sum(path.stat().st_size for path in args.index.rglob("*") if path.is_file())
+        rows = [
+            ("files", f"{len(index)} ({by_kind})" if kinds else "0"),
+            ("vectors", f"{len(index.rows.row)} of {index.embed_dim} numbers"),
+            ("problems", str(len(problems)) + (" (--problems lists them)" if problems and not args.problems else "")),
+            ("model", index.model),
+            ("made", index.store.meta["created"]),
+            ("on disk", f"{size / 1e6:.1f} MB"),
+        ]
+    print(format_table(rows[0], rows[1:]))
     if args.problems:
         for problem in problems:
             print(f"{files.shown(problem.path)}: {problem.reason}")
         for item in odd:
-            print(f"{files.shown(Path(item.path))}: {item.note} (in the index)")
+            print(f"{files.shown(item.path)}: {item.note} (in the index)")
     return 0
 
 
@@ -156,18 +160,28 @@ def _repair(args: argparse.Namespace) -> int:
 
 def _tell(args: argparse.Namespace, report: "Report") -> int:
     """The summary on stderr, and what failed."""
-    files.say_left_out(report.left_out)
+    known = report.unchanged + report.known_problems
+    done = report.embedded + report.copied + report.moved + known
     if not args.quiet:
+        for modality, count in report.left_out.items():
+            files.say(f"{files.counted(count, f'{modality} file')} left out: the model of the index has no {modality}")
         seconds = report.seconds
-        counts = {
-            name: getattr(report, name) for name in ("added", "changed", "copied", "moved", "removed", "unchanged")
-        }
-        said = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing to do"
-        rate = f", {report.embedded / seconds['total']:.1f} files a second" if report.embedded else ""
-        files.say(f"{said}; {report.vectors} vectors in {seconds['total']:.1f} s{rate}")
-        stages = ", ".join(f"{name} {seconds[name]:.1f}" for name in ("read", "decode", "model", "write"))
-        files.say(f"seconds of the stages, over all threads: {stages}")
-    done = report.embedded + report.copied + report.moved + report.unchanged
+        names = ("added", "changed", "copied", "moved", "removed")
+        news = [f"{getattr(report, name)} {name}" for name in names if getattr(report, name)]
+        if news or report.problems:
+            rate = f", {report.embedded / seconds['total']:.1f} files a second" if report.embedded else ""
+            about = [*news, f"{known} unchanged"] if known else news
+            files.say(
+                f"{', '.join(about) or 'nothing new'}; {report.vectors} vectors in {seconds['total']:.1f} s{rate}"
+            )
+        else:
+            files.say(f"nothing to do: {files.counted(known, 'file')} unchanged")
+        if report.embedded:
+            stages = ", ".join(f"{name} {seconds[name]:.1f}" for name in ("read", "decode", "model", "write"))
+            files.say(f"seconds of the stages, over all threads: {stages}")
+        if report.known_problems:
+            where = f"onepeace index stats --problems --index {shlex.quote(str(args.index))}"
+            files.say(f"{files.counted(report.known_problems, 'file')} of them cannot be embedded, as before: {where}")
     return files.exit_code(report.problems, done)
 
 

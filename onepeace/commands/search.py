@@ -135,8 +135,6 @@ def _opened(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Unrea
     with tempfile.TemporaryDirectory(prefix="onepeace-") as folder:
         found = build(folder, args.paths, args.model, batch_size=args.batch_size, only=args.only, **options)
         files.say_left_out(found.left_out)
-        if not found.embedded + found.copied + len(found.problems):
-            raise UsageError(f"no {args.only or 'image, audio or text'} files in {', '.join(args.paths)}")
         if found.embedded >= MANY:
             files.say(f"{found.embedded} files were embedded for this query; an index answers at once: onepeace index")
         with Index.open(folder, model=args.model, **options) as index:

@@ -73,7 +73,8 @@ def expand(pattern: str, root: str | Path | None = None, allow_pipe: bool = Fals
             continue
         found = glob.glob(place)
         if not found:
-            raise UserError(f"no shard matches {place}; check data.root and the pattern")
+            what = "data.root and the pattern" if folder else "the pattern"
+            raise UserError(f"no shard matches {place}; check {what}")
         # Absolute, so that a file whose name begins with "pipe:" is never taken for a command.
         shards.update(os.path.abspath(name) for name in found)
     return sorted(shards)

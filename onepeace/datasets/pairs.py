@@ -182,6 +182,6 @@ def _folder_label(path: Path, folder: Path) -> str:
     return _text("the folder's name", path.parent.name)
 
 
-def _shown(path: Path) -> str:
+def _shown(path: Path | str) -> str:
     """A path as Unicode text; bytes that are not UTF-8 as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

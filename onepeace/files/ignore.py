@@ -1,5 +1,6 @@
 """Which files of a folder are left out: globs of the command line, and .onepeaceignore files (as .gitignore)."""
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,9 @@ NAME = ".onepeaceignore"
 class Ignore:
     """Call it with a path below ``root``, and whether that is a folder: True = leave it out.
 
+    The last pattern that fits decides, as in git: those of a deeper folder come after those above it, and the given
+    ones after all.
+
     Args:
         root: the folder that is walked.
         patterns: as lines of a .gitignore file in ``root``.
@@ -30,28 +34,31 @@ class Ignore:
         self._of_folder = lru_cache(maxsize=None)(self._read)
 
     def __call__(self, path: Path, is_folder: bool) -> bool:
-        if self.given and self._matches(self.given, path, self.root, is_folder):
-            return True
+        verdict = self._verdict(self.given, self.root, path, is_folder) if self.given else None
         for folder in path.parents:
-            spec = self._of_folder(folder)
-            if spec and self._matches(spec, path, folder, is_folder):
-                return True
+            if verdict is not None:
+                break
+            if spec := self._of_folder(folder):
+                verdict = self._verdict(spec, folder, path, is_folder)
             if folder == self.root:
                 break
-        return False
+        return bool(verdict)
 
     @staticmethod
-    def _matches(spec: "GitIgnoreSpec", path: Path, folder: Path, is_folder: bool) -> bool:
-        return spec.match_file(path.relative_to(folder).as_posix() + ("/" if is_folder else ""))
+    def _verdict(spec: "GitIgnoreSpec", folder: Path, path: Path, is_folder: bool) -> bool | None:
+        """True = leave out, False = take in (a pattern with "!"), None = nothing is said."""
+        return spec.check_file(path.relative_to(folder).as_posix() + ("/" if is_folder else "")).include
 
     @staticmethod
     def _read(folder: Path) -> "GitIgnoreSpec | None":
         path = folder / NAME
         try:
-            lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
         except FileNotFoundError:
             return None
         except OSError as error:
+            if not os.access(folder, os.X_OK):  # nothing in it can be read
+                return None
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
         return _parse(lines, str(path))
 

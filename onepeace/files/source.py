@@ -21,6 +21,17 @@ CHUNK = 1 << 20
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://|(data|pipe|file|javascript|mailto):(?=\S)", re.IGNORECASE)
 
 
+class NamedBytes(bytes):
+    """The content of a file that lies inside another one, which messages call by its name."""
+
+    name: str
+
+    def __new__(cls, content: bytes, name: str) -> "NamedBytes":
+        named = super().__new__(cls, content)
+        named.name = name
+        return named
+
+
 def scheme(item: object) -> str | None:
     """The lower-case URL scheme of a string ("https", "file", "data"), None for anything else."""
     match = _SCHEME.match(item.lstrip()) if isinstance(item, str) else None
@@ -40,6 +51,8 @@ def describe(item: object) -> str:
     """A short name of any input: the path, the address without its query and password, or what the value is."""
     if isinstance(item, str) and scheme(item):
         item = _public(item)
+    if isinstance(item, NamedBytes):
+        item = item.name
     if isinstance(item, (str, os.PathLike)):
         name = os.fsdecode(os.fspath(item))
         name = "".join(c if c.isprintable() else "?" for c in name)

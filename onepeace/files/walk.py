@@ -19,7 +19,8 @@ class Found(NamedTuple):
 class Unreadable(NamedTuple):
     """Something that was met on the way and cannot be read."""
 
-    path: Path
+    path: Path | str
+    """A string is an address."""
     reason: str
 
 
@@ -78,5 +79,15 @@ def _take(path: Path, modality: str, found: dict[str, Found], unreadable: list[U
     if os.path.isfile(path):
         found.setdefault(os.path.abspath(path), Found(path, modality))
     else:
-        # A pipe would be waited for without end.
-        unreadable.append(Unreadable(path, "not a regular file" if os.path.exists(path) else "a link to nothing"))
+        unreadable.append(Unreadable(path, _why_not(path)))
+
+
+def _why_not(path: Path) -> str:
+    """Why a path is no file to read."""
+    try:
+        os.stat(path)
+    except PermissionError as error:
+        return error.strerror
+    except OSError:
+        return "a link to nothing"
+    return "not a regular file"  # a pipe would be waited for without end

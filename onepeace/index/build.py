@@ -4,21 +4,36 @@ and the same command goes on where it was stopped."""
 import hashlib
 import logging
 import os
+import re
+import sys
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onepeace.files import source
 from onepeace.files.source import scheme
 from onepeace.files.walk import Unreadable
-from onepeace.index.sources import Entry, read_shards
+from onepeace.index.sources import (
+    Entry,
+    Root,
+    Scan,
+    is_below,
+    read_shard,
+    state_of,
+    unreadable,
+    wholes,
+    without_surrogates,
+)
 from onepeace.index.store import Item, Span, Store
 
 if TYPE_CHECKING:
@@ -31,6 +46,10 @@ BATCH_SECONDS, BATCH_VECTORS = 2.0, 512
 AHEAD = 64
 """Files that are read and hashed before the decoders ask for them."""
 CHUNK = 1 << 20
+NAMED = 3
+"""Troubles of a shard that are named; the rest is counted."""
+_MISSING = re.compile(r"needs (\w+): pip install")
+"""As `onepeace.errors.need` says it."""
 WINDOW, HOP = 10.0, 5.0
 """Seconds of a long sound that have a vector of their own, and from the start of one to the next."""
 
@@ -49,10 +68,12 @@ class Report:
     unchanged: int = 0
     removed: int = 0
     vectors: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-    """Files of modalities that the model does not have."""
     problems: list[Unreadable] = field(default_factory=list)
-    """Files that could not be embedded, with the reasons."""
+    """Files that could not be embedded this time, with the reasons."""
+    known_problems: int = 0
+    """Files that could not be embedded before, and are as they were."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Files of kinds that the model does not read, by modality."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Of each stage, over all its threads: read (and hash), decode, model, write; and total."""
 
@@ -77,6 +98,7 @@ class Builder:
     Args:
         store: of the index.
         load: gives the model that the index belongs to; called when there is something to embed.
+        modalities: those the model has vectors of; None asks the model.
         window, hop: of sounds longer than the model reads at once, in seconds.
         batch_size: samples in a pass of the model.
         progress: True or False; None = on a terminal.
@@ -87,17 +109,22 @@ class Builder:
         store: Store,
         load: "Callable[[], Embedder]",
         *,
+        modalities: Sequence[str] | None = None,
         window: float = WINDOW,
         hop: float = HOP,
         batch_size: int = 32,
         progress: bool | None = None,
     ) -> None:
-        self.store, self._load = store, load
+        self.store, self._load, self._modalities = store, load, modalities
         self.window, self.hop, self.batch_size, self.progress = window, hop, batch_size, progress
         self.report = Report()
         self.known = {item.path: item for item in store.items()}
+        self._in_shards: set[str] = set()
+        """Paths of items that are in a shard which was read, or need not be."""
         self._claimed: set[int] = set()
         """Ids of files that were found under another name."""
+        self._twins: dict[tuple[bytes | None, str], list[Item]] = {}
+        """Files with the content of one that is on its way through the model, by hash and modality."""
         self._results: list[tuple[Item, list[Span]]] = []
         self._vectors: list[np.ndarray] = []
         self._changes: list[Item] = []
@@ -109,73 +136,129 @@ class Builder:
     def embedder(self) -> "Embedder":
         return self._load()
 
-    def add(self, entries: Sequence[Entry], shards: Sequence[str] = ()) -> None:
+    @property
+    def modalities(self) -> Sequence[str]:
+        return self.embedder.modalities if self._modalities is None else self._modalities
+
+    def add(self, entries: Iterable[Entry], shards: Iterable[Root] = ()) -> None:
         """Embed what is new or has changed. What is done stays in the index, whatever ends the call.
 
         Args:
             entries: files and rows, from `scan`.
-            shards: patterns of webdataset shards, read as a stream.
+            shards: read as a stream, if they are not as they were when they were last read.
         """
         start = time.perf_counter()
         groups: dict[bool, list[Entry]] = {False: [], True: []}
-        for entry in entries:
-            groups[entry.item.modality == "audio"].append(entry)
         try:
+            for entry in entries:
+                if self._is_stale(entry):
+                    groups[entry.item.modality == "audio"].append(entry)
             for is_audio, some in groups.items():
-                stale = [entry for entry in some if self._is_stale(entry)]
-                if stale:
-                    self._embed(self._news(stale), len(stale), is_audio)
-            for pattern in shards:
-                for is_audio in groups:
-                    some = self._of_shards(pattern, is_audio)
-                    self._embed(self._news(filter(self._is_stale, some)), None, is_audio)
+                self._embed(self._news(some), len(some), is_audio)
+            for shard in shards:
+                self._add_shard(shard)
         finally:
             self._flush()
             self.report.seconds["total"] += time.perf_counter() - start
 
-    def remove_missing(self, folders: Sequence[Path], found: Iterable[str]) -> None:
-        """Forget the files of ``folders`` that are not among the ``found``."""
-        present = set(found)
-        roots = [str(folder) + os.sep for folder in folders]
+    def remove_missing(self, found: Scan) -> None:
+        """Forget the files that were not found, unless they are in a folder or shard that could not be read."""
+        unread = {str(problem.path) for problem in found.problems}
         gone = [
             item.id
             for item in self.store.items()
-            if item.id is not None and item.path not in present and any(item.path.startswith(root) for root in roots)
+            if item.id is not None
+            and item.path not in found.entries
+            and item.path not in self._in_shards
+            and not is_below(item.path, unread)
         ]
         if gone:
             self.store.remove(gone)
         self.report.removed += len(gone)
 
-    def _of_shards(self, pattern: str, is_audio: bool) -> Iterator[Entry]:
-        problems: list[Unreadable] = []
-        for entry in read_shards(pattern, problems):
-            if (entry.item.modality == "audio") == is_audio:
-                yield entry
-        if not is_audio:  # a shard is read once for each kind, and its problems are told once
-            self.report.problems += problems
+    @cached_property
+    def _by_whole(self) -> dict[str, list[Item]]:
+        """The items that are a part of something, by the path of that."""
+        found = defaultdict(list)
+        for item in self.known.values():
+            for whole in wholes(item.path):
+                found[whole].append(item)
+        return found
 
-    def _news(self, entries: Iterable[Entry]) -> Iterator[_Read]:
+    def _add_shard(self, shard: Root) -> None:
+        known = [*self._by_whole.get(shard.path, [])]
+        if shard.path in self.known:  # what was wrong with it
+            known.append(self.known[shard.path])
+        try:
+            state = state_of(shard.path)
+        except OSError as error:
+            self.report.problems.append(Unreadable(Path(shard.path), error.strerror or "cannot be read"))
+            self._in_shards.update(item.path for item in known)
+            return
+        if shard.state == state:
+            self._in_shards.update(item.path for item in known)
+            for item in known:
+                self._count_known(item)
+            return
+        problems: list[str] = []
+        has_audio = False
+
+        def entries(is_audio: bool, problems: list[str]) -> Iterator[Entry]:
+            nonlocal has_audio
+            for entry in read_shard(shard.path, problems):
+                has_audio |= entry.item.modality == "audio"
+                if (entry.item.modality == "audio") == is_audio:
+                    self._in_shards.add(entry.item.path)
+                    if self._is_stale(entry):
+                        yield entry
+
+        self._embed(self._news(entries(False, problems)), None, False)
+        if has_audio:  # read again: sounds are decoded in another way, and there may be too many to be kept
+            self._embed(self._news(entries(True, [])), None, True)
+        self._flush()
+        if problems:  # what is known of its samples may be behind the place where it is broken
+            lines = list(dict.fromkeys(line.removeprefix(f"{source.describe(shard.path)}: ") for line in problems))
+            rest = f"; and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
+            self._note_problem(Item(shard.path, "text", *state), "; ".join(lines[:NAMED]) + rest)
+            self._flush()
+            self._in_shards.update((shard.path, *(item.path for item in known)))
+            if scheme(shard.path):  # it may answer better next time
+                return
+        elif shard.path in self.known:
+            self.store.remove([id_ for id_ in [self.known.pop(shard.path).id] if id_ is not None])
+        with self.store.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO roots VALUES (?, ?)", replace(shard, state=state).to_row())
+
+    def _news(self, entries: Iterable[Entry]) -> Generator[_Read, None, None]:
         """Those whose content is new, read ahead in threads; what is known already is settled on the way."""
         with ThreadPoolExecutor(2, "onepeace-read") as pool, closing(_ahead(pool, self._timed_read, entries)) as read:
             for one in read:
                 if self._settle(one):
                     self._settled += 1
+                    self._flush_if_due()
                 else:
                     yield one
 
     def _is_stale(self, entry: Entry) -> bool:
         """Whether an entry has to be read: it is new, or its size or time have changed."""
         item, known = entry.item, self.known.get(entry.item.path)
-        if known is not None and (known.size, known.mtime_ns) == (item.size, item.mtime_ns):
-            if known.problem is None or not scheme(item.path):  # an address may answer today
-                self.report.unchanged += known.problem is None
-                if known.problem:
-                    self.report.problems.append(Unreadable(Path(known.path), known.problem))
-                return False
-        if item.modality not in self.embedder.modalities:
+        if item.problem is not None:
+            self._note_problem(item, item.problem)
+            return False
+        if item.modality not in self.modalities:
             self.report.left_out[item.modality] += 1
             return False
-        return True
+        if known is None or _state(known) != _state(item) or (known.problem and _may_work_now(known)):
+            return True
+        self._count_known(known)
+        described = (item.caption or known.caption, item.metadata or known.metadata)
+        if described != (known.caption, known.metadata):
+            self._change(replace(known, caption=described[0], metadata=described[1]))
+        return False
+
+    def _count_known(self, known: Item) -> None:
+        self.report.unchanged += known.problem is None
+        self.report.known_problems += known.problem is not None
 
     def _timed_read(self, entry: Entry) -> _Read:
         start = time.perf_counter()
@@ -193,66 +276,86 @@ class Builder:
         if item.hash is None:
             return False
         old = self.known.get(item.path)
-        if old is not None and old.hash == item.hash:  # touched
-            if old.problem:
-                self.report.problems.append(Unreadable(Path(old.path), old.problem))
-            self.report.unchanged += old.problem is None
-            self._changes.append(replace(item, id=old.id, problem=old.problem, note=old.note))
+        if old is not None and (old.hash, old.modality) == (item.hash, item.modality):  # touched
+            if old.problem and _may_work_now(old):
+                return False
+            self._count_known(old)
+            self._change(replace(_described(item, old), problem=old.problem, note=old.note))
             return True
-        same = "hash = ? AND modality = ? AND problem IS NULL"
-        alike = [one for one in self.store.items(same, (item.hash, item.modality)) if one.id not in self._claimed]
+        same = self.store.items("hash = ? AND modality = ?", (item.hash, item.modality))
+        alike = [one for one in same if one.id not in self._claimed and not (one.problem and _may_work_now(one))]
         if not alike:
-            return False
+            return self._waits_for_a_twin(item)
         gone = next((one for one in alike if not _is_there(one.path)), None)
         if gone is not None and gone.id is not None:
             self._claimed.add(gone.id)
             self.known.pop(gone.path, None)
-            self.known[item.path] = replace(item, id=gone.id, note=gone.note)
-            self._changes.append(self.known[item.path])
+            self._change(replace(_described(item, gone), problem=gone.problem, note=gone.note))
             self.report.moved += 1
+            return True
+        if reason := alike[0].problem:
+            self._note_problem(item, reason)
             return True
         spans = [span for _, span in self.store.spans(alike[0].id or 0)]
         self._keep(replace(item, note=alike[0].note), spans, self.store.vectors(alike[0].id or 0))
         self.report.copied += 1
         return True
 
-    def _embed(self, reads: Iterator[_Read], total: int | None, is_audio: bool) -> None:
+    def _waits_for_a_twin(self, item: Item) -> bool:
+        """Whether a file of the same content is on its way through the model; if not, this one is from now on."""
+        content = (item.hash, item.modality)
+        if content in self._twins:
+            self._twins[content].append(item)
+            return True
+        self._twins[content] = []
+        return False
+
+    def _embed(self, reads: Generator[_Read, None, None], total: int | None, is_audio: bool) -> None:
         """Everything in ``reads`` through the model, into the store."""
         from tqdm.auto import tqdm
 
-        waiting: deque[_Read] = deque()
+        with closing(reads):
+            first = next(reads, None)
+            if first is None:  # before the model is loaded
+                return
+            waiting: deque[_Read] = deque()
 
-        def values() -> Iterator[object]:
-            for read in reads:
-                waiting.append(read)
-                yield {read.item.modality: read.entry.value}
+            def values(first: _Read) -> Iterator[object]:
+                for read in chain([first], reads):
+                    waiting.append(read)
+                    yield {read.item.modality: read.entry.value}
 
-        options: dict[str, Any] = {"batch_size": self.batch_size, "timings": self.report.seconds}
-        if is_audio:
-            options |= {"long": "windows", **self._window()}
-        bar = tqdm(total=total, disable=None if self.progress is None else not self.progress, unit="file", delay=1)
-        with closing(self.embedder.stream(values(), **options)) as results, closing(reads), bar, _silence() as silent:
-            for result in results:
-                read = waiting.popleft()
-                note = "digital silence" if result.name in silent else None
-                self._take(replace(read.item, note=note), result)
-                bar.update(self._settled + 1)
-                self._settled = 0
-                if len(self._vectors) >= BATCH_VECTORS or time.monotonic() - self._written > BATCH_SECONDS:
-                    self._flush()
+            options: dict[str, Any] = {"batch_size": self.batch_size, "timings": self.report.seconds}
+            if is_audio:
+                options |= {"long": "windows", **self._window()}
+            off = None if self.progress is None and sys.stderr else not self.progress
+            bar = tqdm(total=total, disable=off, unit="file", delay=1)
+            with closing(self.embedder.stream(values(first), **options)) as results, bar, _silence() as silent:
+                for result in results:
+                    read = waiting.popleft()
+                    note = "digital silence" if result.name in silent else None
+                    twins = self._twins.pop((read.item.hash, read.item.modality), [])
+                    for item in (read.item, *twins):
+                        self._take(replace(item, note=note), result, is_copy=item is not read.item)
+                    bar.update(self._settled + 1)
+                    self._settled = 0
+                    self._flush_if_due()
+            self._settled = 0
 
     def _window(self) -> dict[str, float]:
         longest = getattr(self.embedder.processors.get("audio"), "max_seconds", None)
         return {"window": min(self.window, longest or self.window), "hop": min(self.hop, longest or self.hop)}
 
-    def _take(self, item: Item, result: "Embedded") -> None:
-        """The result of one entry."""
+    def _take(self, item: Item, result: "Embedded", is_copy: bool) -> None:
+        """The result of one entry, or of another one with its content."""
         if result.error is not None or result.vector is None:
             self._note_problem(item, str(result.reason))
             return
         known = self.known.get(item.path)
-        self.report.added += known is None or known.problem is not None
-        self.report.changed += known is not None and known.problem is None
+        is_new = known is None or known.problem is not None
+        self.report.copied += is_copy
+        self.report.added += is_new and not is_copy
+        self.report.changed += not is_new and not is_copy
         windows = result.windows
         if windows is None or len(windows.starts) == 1:
             self._keep(item, [Span(item.modality)], result.vector.numpy()[None])
@@ -261,14 +364,31 @@ class Builder:
             self._keep(item, spans, np.asarray(windows.vectors))
 
     def _keep(self, item: Item, spans: list[Span], vectors: np.ndarray) -> None:
-        self._results.append((item, spans))
+        known = self.known.get(item.path)
+        self.known[item.path] = item if known is None else replace(_described(item, known), id=None)
+        self._results.append((self.known[item.path], spans))
         self._vectors += list(vectors)
         self.report.vectors += len(vectors)
+
+    def _change(self, item: Item) -> None:
+        """New fields of a file that is there; its vectors stay."""
         self.known[item.path] = item
+        self._changes.append(item)
 
     def _note_problem(self, item: Item, reason: str) -> None:
-        self.report.problems.append(Unreadable(Path(item.path), reason))
-        self._results.append((replace(item, problem=reason), []))
+        item = replace(item, problem=without_surrogates(reason))
+        known = self.known.get(item.path)
+        if known is not None and _trouble(known) == _trouble(item):
+            self.report.known_problems += 1
+            return
+        self.report.problems.append(unreadable(item.path, reason))
+        self.known[item.path] = item if known is None else replace(_described(item, known), id=None)
+        self._results.append((self.known[item.path], []))
+
+    def _flush_if_due(self) -> None:
+        waiting = max(len(self._vectors), len(self._results), len(self._changes))
+        if waiting >= BATCH_VECTORS or (waiting and time.monotonic() - self._written > BATCH_SECONDS):
+            self._flush()
 
     def _flush(self) -> None:
         """Write what is waiting."""
@@ -310,10 +430,32 @@ def describe(value: Path | bytes, item: Item) -> dict[str, Any]:
 
 def _is_there(path: str) -> bool:
     """Whether a file, or the shard or table it is part of, exists; an address counts as there."""
-    return bool(scheme(path)) or os.path.exists(path.partition("::")[0])
+    return bool(scheme(path)) or any(os.path.isfile(place) for place in (path, *wholes(path)))
 
 
-def _ahead(pool: ThreadPoolExecutor, function: Any, entries: Iterable[Entry]) -> Iterator[_Read]:
+def _state(item: Item) -> tuple[Any, ...]:
+    """What tells, without reading it, that a file is as it was."""
+    return item.size, item.mtime_ns, item.modality
+
+
+def _trouble(item: Item) -> tuple[Any, ...]:
+    """What is the same of a file that cannot be embedded now as before."""
+    return item.problem, item.hash, *_state(item)
+
+
+def _described(item: Item, old: Item) -> Item:
+    """The item in the place of an older state of it: what a table once said of it stays, unless there is news."""
+    return replace(item, id=old.id, caption=item.caption or old.caption, metadata=item.metadata or old.metadata)
+
+
+def _may_work_now(item: Item) -> bool:
+    """Whether a file with a problem is worth another try, though it is as it was: it could not be read at all (an
+    address may answer today, a permission be given), or the package that was missing is there."""
+    missing = _MISSING.search(item.problem or "")
+    return item.hash is None or (missing is not None and find_spec(missing[1]) is not None)
+
+
+def _ahead(pool: ThreadPoolExecutor, function: Any, entries: Iterable[Entry]) -> Generator[_Read, None, None]:
     """function(entry) of each, in order, AHEAD of them at once in work."""
     waiting: deque[Future[_Read]] = deque()
     try:

@@ -1,10 +1,10 @@
 """`Index`: an index folder as users see it. Importing this takes no torch; a query of words alone may need none."""
 
-import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onepeace.errors import UserError
+from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import make_folder, write_atomic
+from onepeace.files.source import scheme
 from onepeace.files.walk import Unreadable
 from onepeace.index.calibration import FILE as CALIBRATION
 from onepeace.index.calibration import MODALITIES, Calibration
@@ -22,8 +23,8 @@ from onepeace.index.path_glob import register
 from onepeace.index.query import Part, encode
 from onepeace.index.ranking import RANKINGS, Pool, QueryVector, statistics
 from onepeace.index.search import Duplicates, Filter, Results, Sort, allowed_rows, hits_of, scorer
-from onepeace.index.sources import Scan, is_shards, scan
-from onepeace.index.store import DATABASE, Item, Rows, Store
+from onepeace.index.sources import Root, Scan, is_below, roots_of, scan, unreadable
+from onepeace.index.store import BACKUP, DATABASE, Item, Rows, Store
 from onepeace.index.where import after as after_date
 from onepeace.index.where import before as before_date
 from onepeace.index.where import parse
@@ -112,7 +113,7 @@ class Index:
 
     def problems(self) -> list[Unreadable]:
         """The files that have none, with the reasons."""
-        return [Unreadable(Path(item.path), item.problem or "") for item in self.store.items("problem IS NOT NULL")]
+        return [unreadable(item.path, item.problem or "") for item in self.store.items("problem IS NOT NULL")]
 
     @cached_property
     def rows(self) -> Rows:
@@ -208,10 +209,20 @@ class Index:
         files = rows.file if allowed is None else rows.file[allowed]
         return Results(hits, len(np.unique(files)), relevant)
 
+    def add(self, paths: Sequence[str | os.PathLike[str]], **options: Any) -> "Report":
+        """Embed files into the index, which shows them then; see `build`."""
+        report = build(self.store.folder, paths, **options)
+        self.close()
+        self.store = Store(self.store.folder)
+        for name in ("rows", "calibration"):
+            self.__dict__.pop(name, None)
+        self._statistics = {}
+        return report
+
 
 def build(
     folder: str | os.PathLike[str],
-    paths: Sequence[str],
+    paths: Sequence[str | os.PathLike[str]],
     model: str | None = None,
     *,
     exclude: Sequence[str] = (),
@@ -226,70 +237,125 @@ def build(
         model: a name as `onepeace.load` takes it; None = the model of the index, or "tiny" for a new one.
         exclude: patterns as in a .gitignore file.
         only: image, audio or text: leave out the other kinds of files.
-        options: ``device`` and ``dtype`` as for `onepeace.load`, and those of `Builder`.
+        options: ``device`` and ``dtype`` as for `onepeace.load`, and those of `Builder`. An index keeps the ``window``
+            and ``hop`` it was made with.
 
     Raises:
         UserError: nothing found, another process is writing, the index belongs to another model, the disk is full.
     """
-    found = scan([path for path in paths if not is_shards(path)], exclude)
-    found.entries = [entry for entry in found.entries if only in (None, entry.item.modality)]
-    shards = [path for path in paths if is_shards(path)]
-    return _fill(folder, model, found, shards, {root: list(exclude) for root in found.folders}, False, **options)
+    given = roots_of(paths, exclude)
+    with writing(folder) as target:
+        known = _roots(target)
+        found = scan(given, [root.path for root in known if root.kind == "removed"])
+        found.entries = {path: one for path, one in found.entries.items() if only in (None, one.item.modality)}
+        shards = _with_states([root for root in given if root.kind == "shard"], known)
+        is_empty = not shards and all(entry.item.problem for entry in found.entries.values())
+        if is_empty and not (target / DATABASE).exists():
+            places = ", ".join(os.fspath(path) for path in paths)
+            items = [entry.item for entry in found.entries.values()]
+            problems = [*found.problems, *(unreadable(item.path, item.problem or "") for item in items)]
+            first = f"; {len(problems)} cannot be read, as {problems[0].path}: {problems[0].reason}" if problems else ""
+            raise UsageError(f"no {only or 'image, audio or text'} files in {places}{first}")
+        return _fill(target, model, found, shards, given, **options)
 
 
-def update(folder: str | os.PathLike[str], **options: Any) -> "Report":
-    """Bring an index up to date with the folders it was made of: new, changed, moved and missing files.
+def update(folder: str | os.PathLike[str], model: str | None = None, **options: Any) -> "Report":
+    """Bring an index up to date with the paths it was made of: new, changed, moved and missing files.
 
     Args:
-        options: as for `build`.
+        model, options: as for `build`.
 
     Raises:
-        UserError: as for `build`; a folder that is not there (a disk may not be mounted, so nothing is forgotten).
+        UserError: as for `build`; a folder that is not there, or holds nothing any more: a disk may not be mounted, so
+            nothing is forgotten.
     """
+    with writing(folder) as target:
+        Index.open(target).close()  # says so if there is none
+        known = _roots(target)
+        roots = [root for root in known if root.kind != "removed"]
+        if not roots:
+            raise UserError(f"{folder}: made of no files; name some: onepeace index add FILES --index {folder}")
+        gone = [root for root in roots if not scheme(root.path) and not os.path.lexists(root.path)]
+        for root in gone:
+            if root.kind == "folder" or not os.path.isdir(os.path.dirname(root.path)):
+                raise UserError(f"{root.path}: not there now; {_remedy(folder, root)}")
+        present = [root for root in roots if root not in gone]
+        found = scan(present, [root.path for root in known if root.kind == "removed"])
+        _refuse_emptied(folder, present, found)
+        shards = [root for root in present if root.kind == "shard"]
+        return _fill(target, model, found, shards, (), gone, remove_missing=True, **options)
+
+
+def _remedy(folder: str | os.PathLike[str], root: Root) -> str:
+    return f"if it is gone for good: onepeace index remove {shlex.quote(root.path)} --index {folder}"
+
+
+def _refuse_emptied(folder: str | os.PathLike[str], roots: Sequence[Root], found: Scan) -> None:
+    """UserError for a folder without any file of which the index has some: where a disk is mounted, if it is."""
     with Index.open(folder) as index:
-        roots = {Path(path): options["exclude"] for path, options in index.store.roots().items()}
-    if not roots:
-        raise UserError(f"{folder}: made of no folder; name the files: onepeace index add FILES --index {folder}")
-    if gone := [root for root in roots if not root.is_dir()]:
-        remedy = f"if it is gone for good: onepeace index remove {gone[0]} --index {folder}"
-        raise UserError(f"{gone[0]}: no such folder now; {remedy}")
-    found = Scan()
-    for root, exclude in roots.items():
-        found.extend(scan([str(root)], exclude))
-    return _fill(folder, None, found, [], roots, True, **options)
+        for root in roots:
+            below = (root.path.rstrip(os.sep) + os.sep,)
+            if root.kind != "folder" or any(path.startswith(below) for path in found.entries):
+                continue
+            count = sum(item.path.startswith(below) for item in index.items())
+            if count:
+                raise UserError(f"{root.path}: empty now, and {count} files of it are known; {_remedy(folder, root)}")
+
+
+def _with_states(shards: Sequence[Root], known: Sequence[Root]) -> list[Root]:
+    """Shards that were given, with the state in which the index has them."""
+    by_path = {root.path: root for root in known if root.kind == "shard"}
+    return [by_path.get(shard.path, shard) for shard in shards]
+
+
+def _roots(folder: Path) -> list[Root]:
+    """What an index was made of; of a new one nothing."""
+    if not (folder / DATABASE).exists():
+        return []
+    with Index.open(folder) as index:
+        rows = index.store.connection.execute("SELECT path, options FROM roots ORDER BY path")
+        return [Root.from_row(*row) for row in rows]
 
 
 def _fill(
-    folder: str | os.PathLike[str],
+    folder: Path,
     model: str | None,
     found: Scan,
-    shards: Sequence[str],
-    roots: Mapping[Path, Sequence[str]],
-    remove_missing: bool,
+    shards: Sequence[Root],
+    new_roots: Sequence[Root],
+    gone: Sequence[Root] = (),
     *,
+    remove_missing: bool = False,
     device: str | None = None,
     dtype: str = "auto",
+    window: float | None = None,
+    hop: float | None = None,
     **options: Any,
 ) -> "Report":
+    """Embed what was found; ``folder`` is held for writing."""
     from onepeace.index.build import Builder
 
-    with writing(folder) as target:
-        store, load = _open(target, model, device, dtype)
-        try:
-            builder = Builder(store, load, **options)
-            builder.report.problems += found.problems
-            with store.transaction() as connection:
-                for root, exclude in roots.items():  # for `update`
-                    row = (os.fsencode(root), json.dumps({"exclude": list(exclude)}))
-                    sql = "INSERT INTO roots VALUES (?, ?) ON CONFLICT DO UPDATE SET options = excluded.options"
-                    connection.execute(f"{sql} WHERE options != excluded.options", row)
-            builder.add(found.entries, shards)
-            if remove_missing:
-                builder.remove_missing(list(roots), [entry.item.path for entry in found.entries])
+    store, load = _open(folder, model, device, dtype, {"window": window, "hop": hop})
+    try:
+        before = store.meta["generation"]
+        options |= {name: float(store.meta[name]) for name in ("window", "hop")}
+        builder = Builder(store, load, modalities=store.meta["modalities"].split(), **options)
+        builder.report.problems += found.problems
+        known = {root.path: root for root in _roots(folder)}
+        states = _with_states(new_roots, list(known.values()))
+        if news := [root.to_row() for root in states if root != known.get(root.path)]:
+            with store.transaction() as connection:  # first, so that `update` goes on with what a stop leaves open
+                connection.executemany("INSERT OR REPLACE INTO roots VALUES (?, ?)", news)
+        builder.add(found.entries.values(), shards)
+        if remove_missing:
+            builder.remove_missing(found)
+            if gone:
+                _forget(store, gone)
+        if store.meta["generation"] != before or not (folder / BACKUP).exists():
             store.backup()
-            _provide(store, builder.report)
-        finally:
-            store.close()
+        _provide(store, builder.report)
+    finally:
+        store.close()
     return builder.report
 
 
@@ -319,22 +385,30 @@ def _provide(store: Store, report: "Report") -> None:
     report.seconds["export"] += time.perf_counter() - start
 
 
-def remove(folder: str | os.PathLike[str], paths: Sequence[str]) -> int:
-    """Forget files, and all files of folders; gives how many. The files themselves are not touched."""
+def _forget(store: Store, roots: Sequence[Root]) -> None:
+    with store.transaction() as connection:
+        connection.executemany("DELETE FROM roots WHERE path = ?", [(os.fsencode(root.path),) for root in roots])
+
+
+def remove(folder: str | os.PathLike[str], paths: Sequence[str | os.PathLike[str]]) -> int:
+    """Forget files, and all files of folders; gives how many. The files themselves are not touched, and `update` leaves
+    them out from now on; `build` with their own path takes them in again."""
     with writing(folder) as target:
         store = Store(target, write=True)
         try:
+            known = {root.path for root in _roots(target)}
             ids: set[int] = set()
-            for given in paths:
-                path = os.path.abspath(given)
-                below = (path + os.sep, path + "::")
-                found = {i.id for i in store.items() if i.path in (given, path) or i.path.startswith(below)}
-                if not found:
+            roots = []
+            for each in paths:
+                given = os.fspath(each)
+                path = given if scheme(given) else os.path.abspath(given)
+                found = {item.id for item in store.items() if item.id is not None and is_below(item.path, {path})}
+                if not found and path not in known:
                     raise UserError(f"{given}: not in the index {folder}")
-                ids |= {id_ for id_ in found if id_ is not None}
+                ids |= found
+                roots.append(Root(path, "removed").to_row())
             with store.transaction() as connection:
-                roots = [(os.fsencode(os.path.abspath(given)),) for given in paths]
-                connection.executemany("DELETE FROM roots WHERE path = ?", roots)
+                connection.executemany("INSERT OR REPLACE INTO roots VALUES (?, ?)", roots)
             store.remove(sorted(ids))
             store.backup()
             return len(ids)
@@ -357,36 +431,81 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
     from filelock import FileLock, Timeout
 
     target = Path(folder)
-    if target.is_dir() and any(target.iterdir()) and not (target / DATABASE).exists() and not (target / LOCK).exists():
-        raise UserError(f"{target}: a folder with other files in it, and no index; name a new folder")
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target}: is a file; name a folder")
+    lock = FileLock(target / LOCK, timeout=0)
     try:
+        is_new = not target.exists()
+        if not is_new and not _is_index(target) and any(target.iterdir()):
+            raise UserError(f"{target}: a folder with other files in it, and no index; name a new folder")
         make_folder(target)
-        with FileLock(target / LOCK, timeout=0):
-            yield target
+        lock.acquire()
     except Timeout:
         raise UserError(f"{target}: another process is writing to this index; wait until it has ended") from None
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+    try:
+        yield target
+    finally:
+        lock.release()
+        if is_new and not (target / DATABASE).exists():  # nothing has come of it
+            with suppress(OSError):
+                (target / LOCK).unlink(missing_ok=True)
+                target.rmdir()
 
 
-def _open(folder: Path, model: str | None, device: str | None, dtype: str) -> tuple[Store, "Callable[[], Embedder]"]:
-    """The store of a folder, new if there is none, and what loads the model it belongs to."""
+def _is_index(folder: Path) -> bool:
+    return (folder / DATABASE).exists() or (folder / LOCK).exists()
+
+
+def _open(
+    folder: Path, model: str | None, device: str | None, dtype: str, cut: Mapping[str, float | None]
+) -> tuple[Store, "Callable[[], Embedder]"]:
+    """The store of a folder, new if there is none, and what loads the model it belongs to.
+
+    Args:
+        cut: window and hop of long sounds, where they are given.
+    """
     from onepeace import __version__
-    from onepeace.embed.embedder import load
+    from onepeace.index.build import HOP, WINDOW
+
+    def load(name: str) -> "Embedder":
+        from onepeace.embed.embedder import load
+
+        return load(name, device=device, dtype=dtype)
 
     if not (folder / DATABASE).exists():
         name = model or "tiny"
-        embedder = load(name, device=device, dtype=dtype)
+        embedder = load(name)
+        projected = embedder.module.config.projections
         about = {**identity(name), "made_by": f"onepeace {__version__}"}
+        about |= {"modalities": " ".join(key for key in embedder.modalities if key in projected)}
+        about |= {"window": str(cut["window"] or WINDOW), "hop": str(cut["hop"] or HOP)}
         return Store.create(folder, embedder.embed_dim, about), lambda: embedder
     store = Store(folder, write=True)
     try:
         name = model or store.meta["model"]
-        check_model(store, identity(name))
+        about = _identity(store, name)
+        check_model(store, about)
+        if model is not None and about["model"] != store.meta["model"]:  # it lies elsewhere now
+            with store.transaction() as connection:
+                connection.execute("UPDATE meta SET value = ? WHERE key = 'model'", (about["model"],))
+            store.meta["model"] = about["model"]
+        for key, value in cut.items():
+            if value is not None and value != float(store.meta[key]):
+                raise UserError(f"{folder}: made with a {key} of {float(store.meta[key]):g} s, not {value:g} s")
     except BaseException:
         store.close()
         raise
-    return store, lambda: load(name, device=device, dtype=dtype)
+    return store, lambda: load(name)
+
+
+def _identity(store: Store, name: str) -> dict[str, str]:
+    try:
+        return identity(name)
+    except UserError as error:
+        made = f"the index {store.folder} was made with {store.meta['model']}"
+        raise UserError(f"{error}; {made}, see --model") from error
 
 
 def identity(model: str) -> dict[str, str]:
@@ -396,17 +515,21 @@ def identity(model: str) -> dict[str, str]:
     from onepeace.processors import VERSION
 
     folder = resolve(model)
-    name = str(folder) if Path(model).expanduser().is_dir() else model
+    name = os.path.abspath(folder) if Path(model).expanduser().is_dir() else model
     return {"model": name, "model_hash": fingerprint(folder), "preprocessing": VERSION}
 
 
 def check_model(store: Store, about: dict[str, str]) -> None:
     """UserError if an index was made by another model, or by another version of the preprocessing."""
     theirs = store.meta
-    for key, what in (("model_hash", "model"), ("preprocessing", "preprocessing")):
+    remedies = {
+        "model_hash": ("model", "leave out --model, or build a new index"),
+        "preprocessing": ("preprocessing", f"build a new index, or use {theirs.get('made_by')}"),
+    }
+    for key, (what, remedy) in remedies.items():
         if theirs[key] != about[key]:
             own, other = (f"{meta['model']} ({meta[key]})" for meta in (about, theirs))
             raise UserError(
-                f"{store.folder}: made with another {what}, {other}, not {own}; vectors of both cannot be compared. "
-                "Name the model it was made with, or build a new index"
+                f"{store.folder}: made with another {what}, {other}, not {own}; vectors of both cannot be compared, so "
+                f"{remedy}"
             )

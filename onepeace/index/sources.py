@@ -1,21 +1,51 @@
-"""What goes into an index: the files of folders, the rows of a table, the samples of shards."""
+"""What goes into an index: the files of folders, the rows of tables, the samples of shards."""
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from onepeace.errors import UsageError, UserError
 from onepeace.files.ignore import Ignore
-from onepeace.files.source import scheme
+from onepeace.files.source import NamedBytes, describe, scheme, suffix
 from onepeace.files.walk import Unreadable, walk
-from onepeace.index.store import MODALITIES, Item
+from onepeace.index.store import DATABASE, MODALITIES, Item
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
 TABLES = (".csv", ".tsv", ".jsonl")
 CAPTIONS = ("text", "caption", "captions")
 """Columns of a table that describe its picture or sound."""
+PLACES = ("path", "file", "file_name", "filename", "url")
+"""Columns of a table with a picture or sound whose ending says which."""
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Root:
+    """A path that an index was made of, or that was taken out of it; `update` goes over them."""
+
+    path: str
+    """Absolute, or the address of a shard."""
+    kind: Literal["folder", "file", "table", "shard", "removed"]
+    exclude: tuple[str, ...] = ()
+    """Of a folder: patterns as in a .gitignore file."""
+    state: tuple[int, int] | None = None
+    """Of a shard that was read to its end: size and mtime_ns of then."""
+
+    def to_row(self) -> tuple[bytes, str]:
+        """Of the table roots."""
+        options = {"kind": self.kind, "exclude": list(self.exclude), "state": self.state}
+        return os.fsencode(self.path), json.dumps(options)
+
+    @classmethod
+    def from_row(cls, path: bytes, options: str) -> "Root":
+        known = json.loads(options)
+        state = known["state"] and tuple(known["state"])
+        return cls(os.fsdecode(path), known["kind"], tuple(known["exclude"]), state)
 
 
 @dataclass(frozen=True)
@@ -23,156 +53,224 @@ class Entry:
     """Something that is to be in the index."""
 
     item: Item
-    """As far as it is known before it is read."""
-    value: Any
+    """As far as it is known before it is read; one with a problem cannot be read."""
+    value: Any = None
     """What the embedder takes: a path, bytes, an address, or for a text the string itself."""
+
+    @property
+    def is_described(self) -> bool:
+        """Whether its table or shard says anything about it."""
+        return bool(self.item.caption or self.item.metadata)
 
 
 @dataclass
 class Scan:
-    """What was found, and what could not be read on the way."""
+    """What was found, by path, and what could not be read on the way."""
 
-    entries: list[Entry] = field(default_factory=list)
+    entries: dict[str, Entry] = field(default_factory=dict)
     problems: list[Unreadable] = field(default_factory=list)
-    folders: list[Path] = field(default_factory=list)
-    """Absolute."""
+    """Of what is no file: folders without permission, or a named file of a kind that is not known."""
 
-    def extend(self, other: "Scan") -> None:
-        """Take in what another scan found; folders may lie in one another."""
-        present = {entry.item.path for entry in self.entries}
-        self.entries += [entry for entry in other.entries if entry.item.path not in present]
-        self.problems += other.problems
-        self.folders += other.folders
+    def take(self, entry: Entry) -> None:
+        """Keep an entry; of two with one path, the one that is described."""
+        if entry.is_described or entry.item.path not in self.entries:
+            self.entries[entry.item.path] = entry
 
 
-def is_shards(path: str) -> bool:
-    return path.endswith(SHARDS)
-
-
-def is_table(path: str) -> bool:
-    return path.endswith(TABLES)
-
-
-def scan(paths: Sequence[str], exclude: Sequence[str] = (), suffixes: dict[str, str] | None = None) -> Scan:
-    """Everything that the paths mean, each once; samples of shards are not among them, they come from `read_shards`.
+def roots_of(paths: Iterable[str | os.PathLike[str]], exclude: Sequence[str] = ()) -> list[Root]:
+    """What was given on a command line.
 
     Args:
-        paths: files and folders, tables (.csv, .tsv, .jsonl).
+        paths: folders, files, tables (.csv, .tsv, .jsonl), webdataset shards (.tar, .tar.gz; patterns with braces and
+            stars, or addresses).
         exclude: patterns as in a .gitignore file, from each folder.
-        suffixes: modality by file ending; by default those of the processors.
 
     Raises:
-        UsageError: a path that does not exist; UserError: a table or .onepeaceignore file that cannot be read.
+        UsageError: a path that does not exist; UserError: a pattern without a shard.
+    """
+    roots = []
+    for each in paths:
+        given = os.fspath(each)
+        path = os.path.abspath(given)
+        if os.path.isdir(path):
+            roots.append(Root(path, "folder", tuple(exclude)))
+        elif given.lower().endswith(SHARDS):
+            roots += [Root(shard, "shard") for shard in _shards(given)]
+        elif not os.path.lexists(path):
+            raise UsageError(f"{given}: no such file or folder")
+        else:
+            roots.append(Root(path, "table" if given.lower().endswith(TABLES) else "file"))
+    return roots
+
+
+def _shards(given: str) -> list[str]:
+    from onepeace.data.shards import expand
+
+    if os.path.isfile(given):  # whatever brackets are in its name
+        return [os.path.abspath(given)]
+    if not scheme(given) and not re.search(r"[*?{\[$]", given):
+        raise UsageError(f"{given}: no such file or folder")
+    return expand(given)
+
+
+def scan(roots: Iterable[Root], removed: Collection[str] = ()) -> Scan:
+    """Everything in folders, files and tables, each once; the samples of shards come from `read_shard`.
+
+    Args:
+        removed: paths that are left out, with all that is below them, unless they are a root or lie above it.
+
+    Raises:
+        UserError: a table or .onepeaceignore file that cannot be read.
     """
     found = Scan()
-    seen: set[str] = set()
-    known = suffixes if suffixes is not None else _suffixes()
-    for given in paths:
-        if is_table(given):
-            entries: Iterator[Entry] = _rows(Path(given), found.problems)
-        else:
-            files, problems = walk([given], known, Ignore(Path(given), exclude) if os.path.isdir(given) else None)
-            found.problems += problems
-            if os.path.isdir(given):
-                found.folders.append(Path(os.path.abspath(given)))
-            entries = (entry for path, modality in files if (entry := _file(path, modality, found.problems)))
-        for entry in entries:
-            if entry.item.path not in seen:
-                seen.add(entry.item.path)
-                found.entries.append(entry)
+    from onepeace.processors import sniff
+
+    modalities = _modalities()
+    for root in roots:
+        left_out = {path for path in removed if path not in (root.path, *map(str, Path(root.path).parents))}
+        if root.kind == "table":
+            for entry in _rows(Path(root.path), modalities):
+                if not is_below(entry.item.path, left_out):
+                    found.take(entry)
+        elif root.kind != "shard":
+            skip = _skip(root, left_out) if root.kind == "folder" else None
+            files, problems = walk([root.path], modalities, skip)
+            for path, modality in files:
+                if kind := modality or sniff(path):
+                    found.take(_file(str(path), kind))
+                else:
+                    reason = f"not a picture, sound or text (unknown ending {path.suffix!r})"
+                    found.problems.append(Unreadable(path, reason))
+            for problem in problems:  # a link to nothing and a pipe are kept with the reason, as broken files are
+                kind = modalities.get(suffix(problem.path))
+                if kind and not os.path.isdir(problem.path):
+                    found.take(Entry(Item(str(problem.path), kind, problem=problem.reason)))
+                else:
+                    found.problems.append(problem)
     return found
 
 
-def read_shards(pattern: str, problems: list[Unreadable]) -> Iterator[Entry]:
-    """The pictures, sounds and texts of webdataset shards, "SHARD::KEY.ENDING"; a text is a member of its own only
-    where the sample has neither picture nor sound."""
-    from onepeace.data.shards import expand, raw_samples, usable_sample
+def _skip(root: Root, left_out: Collection[str]) -> Callable[[Path, bool], bool]:
+    ignored = Ignore(Path(root.path), root.exclude)
 
-    known = _suffixes()
-    for shard in expand(pattern):
-        broken: list[str] = []
-        mtime_ns = 0 if scheme(shard) else os.stat(shard).st_mtime_ns
-        for raw in raw_samples(shard, broken):
-            media = {
-                name: data
-                for name, data in raw.items()
-                if known.get(f".{name.rpartition('.')[2]}") in ("image", "audio")
-            }
-            sample = usable_sample(raw, shard, (), broken)
-            about: dict[str, Any] = {} if sample is None or sample.label is None else {"label": sample.label}
-            captions = [] if sample is None else sample.captions
-            key = raw["__key__"]
-            for name, data in media.items():
-                modality = known[f".{name.rpartition('.')[2]}"]
-                item = Item(f"{shard}::{key}.{name}", modality, len(data), mtime_ns, metadata=about)
-                yield Entry(_captioned(item, captions), data)
-            if not media and captions:
-                text = captions[0]
-                item = Item(f"{shard}::{key}.txt", "text", len(text.encode()), mtime_ns, metadata=about)
-                yield Entry(_captioned(item, captions), text)
-        problems += [Unreadable(Path(shard), line) for line in broken]
+    def skip(path: Path, is_folder: bool) -> bool:
+        is_index = is_folder and os.path.isfile(path / DATABASE)  # unlike Path.is_file, of a closed folder too
+        return is_index or str(path) in left_out or ignored(path, is_folder)
+
+    return skip
 
 
-def _suffixes() -> dict[str, str]:
+def is_below(path: str, above: Collection[str]) -> bool:
+    """Whether an item's path, a folder on the way to it, or the shard or table it is part of is among ``above``."""
+    if path in above:
+        return True
+    return any(str(place) in above for place in (*Path(path).parents, *wholes(path)))
+
+
+def wholes(path: str) -> list[str]:
+    """Paths of the shard or table that an item may be a part of: "::" may be in a file's own name too."""
+    return [path[: match.start()] for match in re.finditer("::", path)]
+
+
+def _modalities() -> dict[str, str]:
+    """By file ending."""
     from onepeace.processors import PROCESSORS
 
     return {suffix: key for key, processor in PROCESSORS.items() for suffix in processor.suffixes}
 
 
-def _sniff(path: Path) -> str:
-    from onepeace.processors import sniff
-
-    return sniff(path) or ""
-
-
-def _file(path: Path, modality: str, problems: list[Unreadable]) -> Entry | None:
-    modality = modality or _sniff(path)
-    if not modality:
-        problems.append(Unreadable(path, f"not a picture, sound or text (unknown ending {path.suffix!r})"))
-        return None
-    absolute = os.path.abspath(path)
+def _file(path: str, modality: str) -> Entry:
     try:
-        status = os.stat(absolute)
+        status = os.stat(path)
     except OSError as error:
-        problems.append(Unreadable(path, error.strerror or "cannot be read"))
-        return None
-    return Entry(Item(absolute, modality, status.st_size, status.st_mtime_ns), Path(absolute))
+        return Entry(Item(path, modality, problem=error.strerror or "cannot be read"))
+    return Entry(Item(path, modality, status.st_size, status.st_mtime_ns), Path(path))
 
 
-def _rows(table: Path, problems: list[Unreadable]) -> Iterator[Entry]:
+def state_of(shard: str) -> tuple[int, int]:
+    """Size and mtime_ns of a shard; zeros for an address, which is taken to stay as it is."""
+    if scheme(shard):
+        return 0, 0
+    status = os.stat(shard)
+    return status.st_size, status.st_mtime_ns
+
+
+def read_shard(shard: str, problems: list[str]) -> Iterator[Entry]:
+    """The pictures, sounds and texts of a webdataset shard, "SHARD::KEY.ENDING"; a text is a member of its own only
+    where the sample has neither picture nor sound. What cannot be read is said in ``problems``."""
+    from onepeace.data.shards import raw_samples, usable_sample
+
+    modalities = _modalities()
+    _, mtime_ns = state_of(shard)
+    for raw in raw_samples(shard, problems):
+        kinds = {name: modalities.get(f".{name.rpartition('.')[2]}") for name in raw}
+        sample = usable_sample(raw, shard, (), problems)
+        captions, about = ([], {}) if sample is None else (sample.captions, sample.targets)
+        place = f"{shard}::{raw['__key__']}"
+        media = {name: kind for name, kind in kinds.items() if kind in ("image", "audio")}
+        for name, modality in media.items():
+            path = f"{place}.{name}"
+            item = Item(path, modality, len(raw[name]), mtime_ns)
+            yield Entry(_described(item, captions, about), NamedBytes(raw[name], path))
+        if not media and captions:
+            item = Item(f"{place}.txt", "text", len(captions[0].encode()), mtime_ns)
+            yield Entry(_described(item, captions, about), captions[0])
+
+
+def _rows(table: Path, modalities: Mapping[str, str]) -> Iterator[Entry]:
     """The picture and the sound of each row, described by its captions and its other columns; of a row that has
-    neither, the text."""
+    neither, the text. Rows that are wrong have a problem, and the path "TABLE::LINE"."""
     from onepeace.datasets.tables import BadRow, read_table
 
-    if not table.is_file():
-        raise UsageError(f"{table}: no such file")
-    modalities = [key for key in MODALITIES if key != "text"]
     mtime_ns = table.stat().st_mtime_ns
     usable = False
     for row in read_table(table):
-        where = Path(f"{table}:{row.line}")
+        usable = True
+        here = Item(f"{table}::{row.line}", "text", 0, mtime_ns)
         if isinstance(row, BadRow):
-            problems.append(Unreadable(where, row.reason))
+            yield Entry(replace(here, problem=row.reason))
             continue
         cells = {name: value for name, value in row.cells.items() if value not in (None, "")}
         captions = [text for name in CAPTIONS for text in _texts(cells.pop(name, []))]
-        media = {key: str(cells.pop(key)) for key in modalities if key in cells}
-        if not media and not captions:
-            problems.append(Unreadable(where, f"no {', '.join([*modalities, CAPTIONS[0]])} in this row"))
+        media, reason = _media(cells, modalities)
+        about = {name: value for name, value in cells.items() if name not in media}
+        if reason or not (media or captions):
+            known = ", ".join((*_MEDIA, CAPTIONS[0]))
+            yield Entry(replace(here, problem=reason or f"no {known} in this row; it has {', '.join(row.cells)}"))
             continue
-        usable = True
-        for key, value in media.items():
+        for key, value in media.values():
             if scheme(value):
-                yield Entry(_captioned(Item(value, key, 0, 0, metadata=cells), captions), value)
-            elif entry := _file(table.parent / value, key, problems):
-                yield Entry(_captioned(replace(entry.item, metadata=cells), captions), entry.value)
+                yield Entry(_described(Item(value, key), captions, about), value)
+                continue
+            entry = _file(os.path.abspath(table.parent / value), key)
+            if entry.item.problem:  # the row is wrong, rather than the file
+                yield Entry(replace(here, problem=f"{value}: {entry.item.problem}"))
+            else:
+                yield Entry(_described(entry.item, captions, about), entry.value)
         if not media:
-            item = Item(
-                f"{os.path.abspath(table)}::{row.line}", "text", len(captions[0].encode()), mtime_ns, metadata=cells
-            )
-            yield Entry(_captioned(item, captions), captions[0])
-    if not usable and not problems:
-        raise UserError(f"{table}: no rows; columns are {', '.join([*modalities, CAPTIONS[0]])} and any others")
+            item = replace(here, size=len(captions[0].encode("utf-8", "surrogatepass")))
+            yield Entry(_described(item, captions, about), captions[0])
+    if not usable:
+        raise UserError(f"{table}: no rows; columns are {', '.join((*_MEDIA, CAPTIONS[0]))} and any others")
+
+
+_MEDIA = tuple(key for key in MODALITIES if key != "text")
+
+
+def _media(cells: Mapping[str, Any], modalities: Mapping[str, str]) -> tuple[dict[str, tuple[str, str]], str]:
+    """The columns with pictures and sounds: (modality, path or address) of each; and what is wrong with them."""
+    named = {key: (key, str(cells[key])) for key in _MEDIA if key in cells}
+    if named:
+        return named, ""
+    column = next((name for name in PLACES if name in cells), None)
+    if column is None:
+        return {}, ""
+    value = str(cells[column])
+    modality = modalities.get(suffix(value))
+    if modality is None:
+        named_columns = " or ".join(_MEDIA)
+        return {}, f"{value}: its ending says no kind of file; name the column {named_columns} in place of {column}"
+    return {column: (modality, value)}, ""
 
 
 def _texts(value: Any) -> list[str]:
@@ -180,5 +278,16 @@ def _texts(value: Any) -> list[str]:
     return [text.strip() for text in values if isinstance(text, str) and text.strip()]
 
 
-def _captioned(item: Item, captions: Sequence[str]) -> Item:
-    return replace(item, caption="\n".join(captions) or None)
+def _described(item: Item, captions: Sequence[str], about: Mapping[str, Any]) -> Item:
+    metadata = json.loads(without_surrogates(json.dumps(about, ensure_ascii=False)))
+    return replace(item, caption=without_surrogates("\n".join(captions)) or None, metadata=metadata)
+
+
+def without_surrogates(text: str) -> str:
+    """A text as UTF-8 can hold it: JSON and file names may bring halves of pairs."""
+    return _SURROGATES.sub("\ufffd", text)
+
+
+def unreadable(path: str, reason: str) -> Unreadable:
+    """An item's path and what is wrong with it; of an address what may be shown."""
+    return Unreadable(describe(path) if scheme(path) else Path(path), reason)

@@ -143,7 +143,7 @@ class AudioProcessor(Processor):
         `window` is `max_seconds` by default, and `hop` is `window`. The file is read once, from front to back, one
         window in memory at a time. The last window is the first that reaches the end of the sound; where it is shorter
         than `window` it is kept if it has at least `min_seconds` or is the only one, so that less than `min_seconds`
-        of a tail can go unread. Silence is reported once.
+        of a tail can go unread. A sound that is silent in all its windows is reported, at its end.
         """
         name = source.describe(item)
         window = self.max_seconds if window is None else window
@@ -154,7 +154,7 @@ class AudioProcessor(Processor):
             raise UserError(f"{name}: window and hop must be positive seconds, got {window} and {hop}")
         with _open(item, name) as sound:
             length, rate = math.ceil(window * sound.rate), sound.rate
-            silent = False
+            silent = True
             held, at = torch.empty(0), 0  # samples read and still needed, and the frame of the first
             for k in range(math.ceil(sound.frames / rate / hop)):
                 first = round(k * hop * rate)
@@ -167,10 +167,12 @@ class AudioProcessor(Processor):
                 if not len(held):
                     break
                 samples = self._resample(held[:count], rate)[: self._samples(window)]
-                silent = silent or _warn_if_silent(samples, name)
+                silent = silent and _is_silent(samples)
                 yield first / rate, (first + count) / rate, self._fill(_normalized(samples))
                 if first + count >= sound.frames:
                     break
+            if silent:
+                _warn_of_silence(name)
             sound.check_end()
 
     def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
@@ -227,7 +229,8 @@ def _open(item: object, name: str) -> Iterator[_Sound]:
     import soundfile
 
     try:
-        sound = soundfile.SoundFile(file)
+        # soundfile writes a str as UTF-8, and a name may hold bytes that are none.
+        sound = soundfile.SoundFile(os.fsencode(file) if isinstance(file, str) and os.name == "posix" else file)
     except (soundfile.SoundFileError, TypeError, OSError) as error:  # TypeError: it takes "x.raw" for headerless
         reason = getattr(error, "error_string", "format not recognised").rstrip(".")
     else:
@@ -362,16 +365,17 @@ def _mono(samples: np.ndarray, name: str) -> Tensor:
 
 def _normalized(samples: Tensor, name: str | None = None) -> Tensor:
     """(x - mean) / sqrt(variance + 1e-5) over the whole, biased; with a name, silence is reported."""
-    if name is not None:
-        _warn_if_silent(samples, name)
+    if name is not None and _is_silent(samples):
+        _warn_of_silence(name)
     return torch.nn.functional.layer_norm(samples, samples.shape, eps=EPS)
 
 
-def _warn_if_silent(samples: Tensor, name: str) -> bool:
-    silent = bool(samples.min() == samples.max())
-    if silent:
-        logger.warning("%s: digital silence; its vector says nothing about a sound", name)
-    return silent
+def _is_silent(samples: Tensor) -> bool:
+    return bool(samples.min() == samples.max())
+
+
+def _warn_of_silence(name: str) -> None:
+    logger.warning("%s: digital silence; its vector says nothing about a sound", name)
 
 
 @lru_cache(maxsize=16)

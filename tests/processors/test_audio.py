@@ -360,6 +360,9 @@ def test_silence_is_embedded_and_reported_by_name(tmp_path, caplog):
     assert len(list(processor.windows(path, 1, 1))) == 5
     assert len(caplog.records) == 1, "once per file"
     caplog.clear()
+    path.write_bytes(encoded(np.concatenate([noise(RATE), np.zeros(RATE, np.float32)])))
+    assert len(list(processor.windows(path, 1, 1))) == 2
+    assert not caplog.records, "a pause is none"
     assert torch.equal(processor.decode((np.full(RATE, 0.25), RATE)), torch.zeros(RATE)), "a constant is silence too"
     assert len(caplog.records) == 1
     caplog.clear()

@@ -1,5 +1,6 @@
 """What holds for pictures and sounds alike, and how items are told apart."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +24,15 @@ def sound(index=0, rate=RATE, form="WAV", subtype="PCM_16"):
 
 def picture(index=0, form="PNG"):
     return test_image_files.encoded(Image.fromarray(test_image_files.noise(40, 50, seed=index)), form)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX systems only")
+@pytest.mark.parametrize(("key", "content"), [("image", picture()), ("audio", sound())])
+def test_name_that_is_not_utf8_is_read(tmp_path, key, content):
+    path = os.fsencode(tmp_path) + b"/caf\xe9"
+    with open(path, "wb") as file:
+        file.write(content)
+    assert torch.equal(PROCESSORS[key]().decode(Path(os.fsdecode(path))), PROCESSORS[key]().decode(content))
 
 
 FILES = {
