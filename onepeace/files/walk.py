@@ -87,7 +87,7 @@ def _why_not(path: Path) -> str:
     try:
         os.stat(path)
     except PermissionError as error:
-        return error.strerror
+        return error.strerror or "cannot be read"
     except OSError:
         return "a link to nothing"
     return "not a regular file"  # a pipe would be waited for without end

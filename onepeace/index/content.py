@@ -4,7 +4,7 @@ from pathlib import Path
 
 from onepeace.errors import UserError
 from onepeace.files.source import scheme
-from onepeace.index.sources import is_shards, read_shards
+from onepeace.index.sources import is_shard, read_shard, wholes
 from onepeace.index.store import Item
 
 
@@ -16,15 +16,15 @@ def content(item: Item) -> Path | bytes | str:
     """
     if scheme(item.path):
         return item.path
-    container, separator, _ = item.path.partition("::")
-    if not separator:
-        path = Path(item.path)
-        if not path.is_file():
-            raise UserError(f"{item.path}: no such file now; run onepeace index update")
+    path = Path(item.path)
+    if path.is_file():
         return path
-    if not is_shards(container):
+    whole = next((place for place in wholes(item.path) if Path(place).is_file()), None)
+    if whole is None:
+        raise UserError(f"{item.path}: no such file now; run onepeace index update")
+    if not is_shard(whole):
         return (item.caption or "").partition("\n")[0]
-    for entry in read_shards(container, []):
+    for entry in read_shard(whole, []):
         if entry.item.path == item.path:
             return entry.value
-    raise UserError(f"{item.path}: no such sample now; run onepeace index build {container}")
+    raise UserError(f"{item.path}: no such sample now; run onepeace index update")

@@ -94,13 +94,17 @@ def roots_of(paths: Iterable[str | os.PathLike[str]], exclude: Sequence[str] = (
         path = os.path.abspath(given)
         if os.path.isdir(path):
             roots.append(Root(path, "folder", tuple(exclude)))
-        elif given.lower().endswith(SHARDS):
+        elif is_shard(given):
             roots += [Root(shard, "shard") for shard in _shards(given)]
         elif not os.path.lexists(path):
             raise UsageError(f"{given}: no such file or folder")
         else:
             roots.append(Root(path, "table" if given.lower().endswith(TABLES) else "file"))
     return roots
+
+
+def is_shard(path: str) -> bool:
+    return path.lower().endswith(SHARDS)
 
 
 def _shards(given: str) -> list[str]:

@@ -181,6 +181,7 @@ def _write_graph(embedder: "Embedder", path: Path) -> None:
             output_names=["vectors"],
             dynamic_shapes={"ids": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, "lengths": {0: Dim.DYNAMIC}},
         )
+    assert program is not None  # noqa: S101 (only without dynamo)
     # Weights in a file of their own can be mapped into memory, and may be larger than the 2 GB of a protobuf message.
     program.save(path, external_data=True)
 
@@ -194,7 +195,7 @@ def _compare(embedder: "Embedder", pieces: TextPieces, encoder: OnnxTextEncoder)
     texts = [*SENTENCES, *(" ".join(islice(cycle(words), 2**power)) for power in range(1, 13))]
     processor = TextProcessor(pieces.tokenizer, **pieces.settings)
     processor.report_cut = encoder.pieces.report_cut = False
-    wanted = Embedder(embedder.module, {"text": processor}).encode_text(texts, output="numpy", progress=False)
+    wanted = np.asarray(Embedder(embedder.module, {"text": processor}).encode_text(texts, progress=False))
     distances = np.linalg.norm(encoder.encode(texts) - wanted, axis=1)
     worst = int(distances.argmax())  # NaN is the largest
     if not distances[worst] <= TOLERANCE:

@@ -18,7 +18,7 @@ from typing import BinaryIO
 from onepeace.errors import UserError
 from onepeace.files.source import scheme, suffix
 from onepeace.index.content import content
-from onepeace.index.sources import is_shards
+from onepeace.index.sources import is_shard
 from onepeace.index.store import Item
 from onepeace.processors import AudioProcessor, ImageProcessor
 from onepeace.serve.hits import EXCERPT, THUMBNAIL, waveform
@@ -113,7 +113,7 @@ def _checked(item: Item) -> Path | bytes | str:
     """What an item is made of, as `content` gives it, if it still is what was indexed."""
     container, separator, _ = item.path.partition("::")
     try:
-        if is_shards(container) and separator:
+        if is_shard(container) and separator:
             _check(os.stat(container), item, with_size=False)
         value = content(item)
         if isinstance(value, Path):

@@ -62,7 +62,7 @@ def mount(app: FastAPI, service: Service, *, has_map: bool = False) -> FastAPI:
     )
 
 
-def _theme() -> gr.themes.Default:
+def _theme() -> gr.themes.Base:
     """Fonts that every system has, none from the web; darker colours than the default ones, to be read easily."""
     theme = gr.themes.Default(
         primary_hue="teal",
