@@ -77,21 +77,13 @@ def templates(root: Path, layout: str) -> tuple[str, ...]:
     return tuple(line.replace("{c}", "{}") for line in _lines(root / "zeroshot_classification_templates.txt") if line)
 
 
-def target(sample: Sample) -> int:
-    """The class number of a sample of a layout."""
-    return _about(sample, "target")
-
-
 def fold(sample: Sample) -> int:
     """The fold that a sample of a layout belongs to; UserError when the set has none."""
-    return _about(sample, "fold")
-
-
-def _about(sample: Sample, field: str) -> Any:
-    about: Mapping[str, Any] = sample.about if isinstance(sample, Record) else {}
-    if field not in about:
-        raise UserError(f"{sample.source}: {sample.key} has no {field}; it has {', '.join(about) or 'nothing else'}")
-    return about[field]
+    if not isinstance(sample, Record) or "fold" not in sample.about:
+        raise UserError(
+            f"{sample.source}: {sample.key} has no fold; say what to learn from: train={{modality, shards}}"
+        )
+    return sample.about["fold"]
 
 
 def _parts(layout: str) -> tuple[str, str]:
@@ -112,7 +104,7 @@ def _records(root: Path, layout: str) -> Iterable[Record | Skipped]:
 
 
 def clip_benchmark(root: Path, split: str) -> Iterator[Record | Skipped]:
-    """The samples of one split of a folder in CLIP_benchmark's layout, held in memory one shard at a time."""
+    """The samples of one split of a folder in CLIP_benchmark's layout."""
     number = _lines(root / split / "nshards.txt")
     if not number or not number[0].isdecimal():
         raise UserError(f"{root / split / 'nshards.txt'}: not there, or not a number of shards")
@@ -126,28 +118,28 @@ def clip_benchmark(root: Path, split: str) -> Iterator[Record | Skipped]:
             where = f"{shard}: {raw['__key__']}"
             try:
                 inputs["text"] = [line.strip() for line in raw.get("txt", b"").decode().splitlines() if line.strip()]
-                targets, about = _classes(raw, names)
+                targets = _classes(raw, names)
             except ValueError as error:
                 yield skipped(where, error)
                 continue
-            yield Record(raw["__key__"], shard.name, inputs, targets, about, where)
+            yield Record(raw["__key__"], shard.name, inputs, targets, {}, where)
         yield from (Skipped(str(shard), reason) for reason in broken)
         broken.clear()
 
 
-def _classes(raw: Mapping[str, bytes], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The targets of a sample, and its class number; ValueError for a number without a name."""
+def _classes(raw: Mapping[str, bytes], names: Sequence[str]) -> dict[str, Any]:
+    """The targets of a sample; ValueError for a class without a name."""
     if "cls" in raw:
         number = int(raw["cls"])
         if not 0 <= number < len(names):
             raise ValueError(f"class {number} is not one of the {len(names)} in classnames.txt")
-        return {"label": names[number]}, {"target": number}
+        return {"label": names[number]}
     if "npy" in raw:
         flags = np.load(io.BytesIO(raw["npy"]), allow_pickle=False)
         if flags.shape != (len(names),):
             raise ValueError(f"its .npy has shape {flags.shape}, classnames.txt has {len(names)} names")
-        return {"labels": [name for name, flag in zip(names, flags, strict=True) if flag]}, {}
-    return {}, {}
+        return {"labels": [name for name, flag in zip(names, flags, strict=True) if flag]}
+    return {}
 
 
 def _lines(path: Path) -> list[str]:

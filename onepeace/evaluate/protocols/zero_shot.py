@@ -9,7 +9,6 @@ import numpy as np
 
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
-from onepeace.evaluate.layouts import target
 from onepeace.evaluate.metrics import Figure, chance_recall, hits, recall_at
 from onepeace.evaluate.protocols.classes import ClassNames
 from onepeace.evaluate.protocols.protocol import check_at, ranks_of_classes
@@ -19,7 +18,7 @@ from onepeace.evaluate.protocols.protocol import check_at, ranks_of_classes
 class ZeroShot(ClassNames):
     """Top-k accuracy: an item gets the class whose prototype is the most similar to it.
 
-    Two classes of one name (ImageNet has two pairs) have equal scores, so neither is ever the first.
+    Two classes of one name (ImageNet has two pairs) have equal scores, so that neither is ever the first.
     """
 
     at: tuple[int, ...] = (1, 5)
@@ -47,10 +46,9 @@ class ZeroShot(ClassNames):
         ]
 
     def _targets(self, samples: Sequence[Sample], names: Sequence[str]) -> list[int]:
-        if self.layout is not None and self.classes is None:
-            return [target(sample) for sample in samples]
         numbers = {name: i for i, name in enumerate(names)}
         for sample in samples:
             if sample.label not in numbers:
-                raise UserError(f"{sample.source}: {sample.key}: label {sample.label!r} is not in {self.classes}")
+                where = self.classes or f"the classes of {self.shards}"
+                raise UserError(f"{sample.source}: {sample.key}: label {sample.label!r} is not in {where}")
         return [numbers[sample.label] for sample in samples]
