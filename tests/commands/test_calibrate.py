@@ -11,7 +11,8 @@ from safetensors.numpy import load_file
 from support.small_shards import COLOURS, square, write_shard
 
 from onepeace.cli import main
-from onepeace.index.calibration import FILE, Calibration, model_hash
+from onepeace.hub.fingerprint import fingerprint
+from onepeace.index.calibration import FILE, Calibration
 from onepeace.index.sampling import draw_samples, read
 
 COUNT = 130
@@ -43,7 +44,7 @@ def test_a_table_gives_banks_and_goes_into_the_model_folder(table, random_folder
     out, err = capsys.readouterr()
     counts = re.search(rf"banks of (\d+) image, (\d+) audio, 130 text in {re.escape(str(first))}", err)
     assert int(counts[1]) + int(counts[2]) == 130
-    own = Calibration.load(first, embed_dim=16, model=model_hash(random_folder))
+    own = Calibration.load(first, embed_dim=16, model=fingerprint(random_folder))
     assert own.about["sources"] == ["captions.csv"]
     assert own.about["samples"] == 2 * COUNT
     assert all(fit.prior == pytest.approx(0.02) for fit in own.platt.values())
