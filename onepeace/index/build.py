@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onepeace.files import source
+from onepeace.files.metadata import describe_media
 from onepeace.files.source import scheme
 from onepeace.files.walk import Unreadable
 from onepeace.index.sources import (
@@ -425,7 +426,12 @@ def _read(entry: Entry) -> _Read:
 
 
 def describe(value: Path | bytes, item: Item) -> dict[str, Any]:
-    return {"date": item.mtime_ns / 1e9 or None}
+    """What the headers of a file say; of what lies inside another file, only when that was changed."""
+    changed = item.mtime_ns / 1e9 or None
+    if not isinstance(value, Path):
+        return {"date": changed}
+    known = describe_media(value, item.modality)
+    return {**vars(known), "date": changed if known.date is None else known.date}
 
 
 def _is_there(path: str) -> bool:
