@@ -11,9 +11,10 @@ from safetensors.numpy import load_file
 from support.small_shards import COLOURS, square, write_shard
 
 from onepeace.cli import main
+from onepeace.data.sample import Sample
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.index.calibration import FILE, Calibration
-from onepeace.index.sampling import draw_samples, read
+from onepeace.index.sampling import draw_samples, embed, read
 
 COUNT = 130
 
@@ -121,3 +122,23 @@ def test_mistakes_are_one_line(table, random_folder, tmp_path, capsys, arguments
     assert message in err
     assert len(err.strip().splitlines()) == 1
     assert not (random_folder / FILE).exists()
+
+
+def test_texts_about_pictures_and_about_sounds_weigh_the_same_and_equal_ones_are_one(model):
+    rng = np.random.default_rng(0)
+    wave = (rng.normal(0, 0.1, 8000).astype(np.float32), 16000)
+    pictures = [Sample("", "", {"image": square((9, 9, 9), rng), "text": [f"a {i}", f"b {i}"]}, {}) for i in range(2)]
+    sounds = [
+        Sample("", "", {"audio": wave, "text": ["rain", f"rain {i}", f"the rain {i}"]}, {"label": "rain"})
+        for i in range(5)
+    ]
+    found = embed(model, [*pictures, *sounds], 8, [])
+    texts = found["text"]
+    about_sounds = texts.samples >= 2
+    assert texts.weights[about_sounds].sum() == pytest.approx(1)
+    assert texts.weights[~about_sounds].tolist() == pytest.approx([0.25] * 4)
+    assert texts.weights[about_sounds].max() >= 0.2  # "rain", of several sounds
+    assert len(np.unique(texts.vectors, axis=0)) == len(texts.vectors)
+    assert len(set(texts.groups[about_sounds]) | set(found["audio"].groups)) == 1
+    assert found["image"].groups.tolist() == texts.groups[~about_sounds][::2].tolist()
+    assert len(set(found["image"].groups)) == 2

@@ -12,8 +12,9 @@ from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols import mixed
 from onepeace.evaluate.run import read_recipe
-from onepeace.index.calibration import FILE
+from onepeace.index.calibration import FILE, Calibration
 from onepeace.index.fitting import ALONE, fit
+from onepeace.index.ranking import Part, Pool, QueryVector, scores
 
 COUNT = 60
 RECIPE = """
@@ -109,6 +110,11 @@ def test_pool_has_equal_parts(pool, calibration):
     assert next(row.chance for row in rows if row.metric == "audio: recall@5 mixed (raw)") == pytest.approx(5 / 40)
     assert next(row.chance for row in rows if row.metric == "audio: share of audio in first 5 (raw)") == 0.5
 
+    # the side with fewer items decides
+    rows = figures(pool, calibration, "sets.both.other.keys=c1*", "sets.both.rankings=[raw]")
+    assert {row.n for row in rows if row.metric.startswith(("image", "audio"))} == {11}
+    assert next(row.chance for row in rows if row.metric == "image: recall@10 within (raw)") == pytest.approx(10 / 11)
+
 
 def test_class_queries_mean_all_items_of_their_class():
     side = mixed.Side(modality="audio", shards="x", template="the sound of {}")
@@ -158,3 +164,29 @@ def test_the_shipped_recipe_reads():
     protocol = read_recipe(Path(__file__).parents[2] / "recipes" / "evaluate" / "mixed.yaml").sets["mixed"]
     assert [side.modality for side in protocol.sides] == ["image", "audio"]
     assert protocol.count == 400
+
+
+def test_what_is_said_of_pairs_and_of_first_hits(calibration):
+    own = Calibration.load(calibration)
+    texts, images = pairs("image", 40, 11)
+    pool = Pool.of(images, np.zeros(40, dtype=int), own)
+    asked = [
+        mixed.Asked("image", QueryVector.of([Part("text", text)]), np.eye(40, dtype=bool)[i])
+        for i, text in enumerate(texts)
+    ]
+    said = mixed.pairs(asked, images, pool)
+    z = np.concatenate([scores("znorm", one.query, images, pool) for one in asked])
+    assert said.probabilities == pytest.approx(own.probability(z, "text", "image", prior=0.5))
+    assert np.average(said.truths, weights=said.weights) == pytest.approx(0.5)
+    hits = mixed.first_hits("raw", asked, images, pool)
+    with_answer, without = hits["first hit with an answer (raw)"], hits["first hit without an answer (raw)"]
+    assert with_answer.truths.mean() > 0.9
+    assert not without.truths.any()
+    assert len(without.truths) == 40
+    best = [np.max(np.delete(scores("raw", one.query, images, pool), i)) for i, one in enumerate(asked)]
+    rows = [
+        np.flatnonzero(scores("raw", one.query, images, pool) == value)[0]
+        for one, value in zip(asked, best, strict=True)
+    ]
+    z = [scores("znorm", one.query, images, pool)[row] for one, row in zip(asked, rows, strict=True)]
+    assert without.probabilities == pytest.approx(own.probability(z, "text", "image", prior=1 / 39), rel=1e-3)

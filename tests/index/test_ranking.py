@@ -137,7 +137,14 @@ def test_statistics_are_computed_in_chunks_and_per_item(calibration, items, pool
     vectors, codes, *_ = items
     assert statistics(vectors, codes, calibration) == pytest.approx(pool.statistics, rel=1e-5)
     rows = np.array([3, 150, 20])
-    assert statistics(vectors[rows], codes[rows], calibration) == pytest.approx(pool.statistics[rows], rel=1e-5)
+    few = replace(calibration, banks={key: calibration.banks[key] for key in ("image", "text")})
+    want = statistics(vectors, codes, few)[rows]
+    assert np.isnan(want[:, AUDIO]).all()
+    assert statistics(vectors[rows], codes[rows], few) == pytest.approx(want, rel=1e-5, nan_ok=True)
+    assert want[0, TEXT] == pytest.approx(pool.statistics[3, TEXT], rel=1e-5)
+    assert want[1, TEXT, 1] != pytest.approx(
+        pool.statistics[150, TEXT, 1], rel=1e-3
+    )  # nothing typical is known of sounds
     assert pool.take(rows).statistics.tolist() == pool.statistics[rows].tolist()
 
 
@@ -181,6 +188,8 @@ def test_match_of_a_mix_lies_between_its_parts_and_is_unknown_without_pairs(cali
     assert single[:100] == pytest.approx(text.probability(z[:100]), abs=1e-9)
     assert single[100:] == pytest.approx(image.probability(z[100:]), abs=1e-9)
     assert match(a_query(("text", 3.0), ("text", -1.0)), z, pool) == pytest.approx(single, abs=1e-9)
+    common = match(a_query(("text", 3.0)), z, pool, prior=0.3)
+    assert common[:100] == pytest.approx(calibration.probability(z[:100], "text", "image", 0.3), abs=1e-9)
     fits = {("text", "image"): text, ("audio", "image"): image}
     mixed = Pool(pool.codes, replace(calibration, platt=fits), pool.statistics)
     found = match(a_query(("text", 3.0), ("audio", -1.0)), z, mixed)
