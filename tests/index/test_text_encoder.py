@@ -213,3 +213,13 @@ def test_model_that_cannot_be_exported_is_named(model, tmp_path, change, message
     with pytest.raises(UserError, match=message):
         export_text_encoder(change(model), tmp_path / "model", model_hash="hash")
     assert not (tmp_path / "model").exists()
+
+
+def test_network_that_torch_cannot_export_is_an_error_of_one_line(model, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise torch.onnx.errors.OnnxExporterError("step 2\nof 3") from ValueError("no\nsuch operator")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(UserError, match=r"^torch cannot export this model: no such operator$"):
+        export_text_encoder(model, tmp_path / "model", model_hash="hash")
+    assert not list((tmp_path / "model").iterdir())
