@@ -125,14 +125,9 @@ def export_text_encoder(embedder: "Embedder", folder: str | os.PathLike[str], *,
             installed; a network that torch cannot export; vectors that differ by more than `TOLERANCE`.
         OSError: the disk is full or not writable.
     """
-<<<<<<< HEAD
+    _onnxruntime()
     need("onnx", "onnx")
     need("onnxscript", "onnx")
-=======
-    _onnxruntime()
-    for module in ("onnx", "onnxscript"):
-        need(module, "onnx")
->>>>>>> 02cc0655b219d241a5ea179d8cbb098413addcbe
     folder = Path(folder)
     pieces = embedder.processors.get("text")
     if not isinstance(pieces, TextPieces) or "text" not in embedder.module.config.projections:
@@ -178,20 +173,6 @@ def _write_graph(embedder: "Embedder", path: Path) -> None:
     # The layout that torch's fused attention gives on a CPU is not that of its stand-in while a graph is translated.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about its own inside
-<<<<<<< HEAD
-        program = torch.onnx.export(
-            TextBranch().eval(),
-            example,
-            dynamo=True,
-            verbose=False,
-            input_names=["ids", "lengths"],
-            output_names=["vectors"],
-            dynamic_shapes={"ids": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, "lengths": {0: Dim.DYNAMIC}},
-        )
-    assert program is not None  # noqa: S101 (only without dynamo)
-    # Weights in a file of their own can be mapped into memory, and may be larger than the 2 GB of a protobuf message.
-    program.save(path, external_data=True)
-=======
         try:
             torch.onnx.export(
                 TextBranch().eval(),
@@ -207,7 +188,6 @@ def _write_graph(embedder: "Embedder", path: Path) -> None:
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise UserError(f"torch cannot export this model: {one_line(error.__cause__ or error)[:200]}") from error
->>>>>>> 02cc0655b219d241a5ea179d8cbb098413addcbe
 
 
 def _compare(embedder: "Embedder", pieces: TextPieces, encoder: OnnxTextEncoder) -> None:
@@ -219,13 +199,8 @@ def _compare(embedder: "Embedder", pieces: TextPieces, encoder: OnnxTextEncoder)
     texts = [*SENTENCES, *(" ".join(islice(cycle(words), 2**power)) for power in range(1, 13))]
     processor = TextProcessor(pieces.tokenizer, **pieces.settings)
     processor.report_cut = encoder.pieces.report_cut = False
-<<<<<<< HEAD
-    wanted = np.asarray(Embedder(embedder.module, {"text": processor}).encode_text(texts, progress=False))
-    distances = np.linalg.norm(encoder.encode(texts) - wanted, axis=1)
-=======
     wanted = Embedder(embedder.module, {"text": processor}).encode_text(texts, output="numpy", progress=False)
     distances = np.linalg.norm(encoder.encode(texts) - np.asarray(wanted), axis=1)
->>>>>>> 02cc0655b219d241a5ea179d8cbb098413addcbe
     worst = int(distances.argmax())  # NaN is the largest
     if not distances[worst] <= TOLERANCE:
         raise UserError(
