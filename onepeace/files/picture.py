@@ -165,7 +165,7 @@ def _preview(raw: "RawPy") -> "Image.Image | None":
         image = Image.open(io.BytesIO(found), formats=["JPEG"]) if isinstance(found, bytes) else Image.fromarray(found)
     except Exception:  # none, of an unknown kind, or damaged
         return None
-    exif = image.getexif()
+    exif = image.getexif()  # of a JPEG, LibRaw wrote it itself
     if ORIENTATION not in exif:
         exif[ORIENTATION] = EXIF_BY_FLIP.get(raw.sizes.flip, 1)
     return image if min(image.size) >= MIN_PREVIEW else None

@@ -111,7 +111,7 @@ def test_length_is_counted_where_it_could_only_be_guessed():
              "-metadata", "com.apple.quicktime.creationdate=2021-05-06T07:08:09+0200"),
             TWO_HOURS_EAST,
         ),
-        ("unset.mp4", ("-metadata", "creation_time=1970-01-01T00:00:00Z"), None),
+        ("unset.mkv", ("-metadata", "creation_time=1970-01-01T00:00:00Z"), None),
         ("recorded.mkv", ("-live", "1"), None),
     ],
 )  # fmt: skip

@@ -114,6 +114,17 @@ def test_only_what_is_asked_for_is_decoded():
     assert list(found) == []
 
 
+def test_where_every_picture_is_a_key_frame_few_are_decoded(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(
+        video,
+        "_choose_packets",
+        lambda *args, original=video._choose_packets: chosen.extend(packets := list(original(*args))) or packets,
+    )
+    assert times(media("a.avi", *SCENES, "-c:v", "mjpeg", "-g", "5")) == [0, 2, 4]
+    assert len([packet for packet in chosen if packet]) == 6
+
+
 def test_has_sound():
     assert has_sound(media("sound.mp4", *SCENES, *SOUND, *H264))
     assert not has_sound(media("a.mp4", *SCENES, *H264, "-g", "5"))
@@ -157,6 +168,16 @@ def test_damaged_pictures_are_an_error_after_those_before(tmp_path):
     assert next(found).time == 0
     with pytest.raises(UserError, match=r"half\.mp4: the pictures cannot be decoded"):
         list(found)
+
+
+def test_pictures_that_all_are_damaged_are_an_error(tmp_path):
+    whole = bytearray(media("front264.mp4", *SCENES, *H264, "-movflags", "+faststart").read_bytes())
+    start = whole.index(b"mdat") + 4
+    whole[start:] = bytes(len(whole) - start)
+    path = tmp_path / "zeros.mp4"
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=r"zeros\.mp4: (no picture in it can|the pictures cannot) be decoded"):
+        times(path)
 
 
 def test_huge_picture_is_refused_before_it_is_decoded(monkeypatch):

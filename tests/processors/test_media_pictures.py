@@ -93,10 +93,11 @@ def preview(width: int = 640, height: int = 480) -> Image.Image:
 
 
 @pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (1, 1)), (6, (1, 0)), (8, (0, 1))])
-def test_raw_file_shows_its_preview_upright(orientation, corner, tmp_path):
+@pytest.mark.parametrize("jpeg", [True, False])
+def test_raw_file_shows_its_preview_upright(jpeg, orientation, corner, tmp_path):
     pytest.importorskip("rawpy")
     path = tmp_path / "photo.DNG"
-    path.write_bytes(dng(RAW, preview(), orientation=orientation))
+    path.write_bytes(dng(RAW, preview(), jpeg=jpeg, orientation=orientation))
     assert guess(path, IMAGE) == guess(path.read_bytes(), IMAGE) == "image"
     turned = orientation in (6, 8)
     for item in (path, path.read_bytes()):
@@ -142,6 +143,14 @@ def test_broken_raw_file_is_named_with_its_reason(tmp_path):
         with pytest.raises(UserError, match=rf"{name}: {message}$") as caught:
             ImageProcessor().decode(path)
         assert "b'" not in str(caught.value)
+
+
+def test_huge_raw_file_is_refused_before_it_is_developed(monkeypatch):
+    pytest.importorskip("rawpy")
+    monkeypatch.setattr("onepeace.files.picture.MAX_PIXELS", 600 * 800 - 1)
+    with pytest.raises(UserError, match="800 x 600 pixels are above the limit of 479999; shrink the picture"):
+        plain().load(dng(RAW))
+    assert plain().load(dng(RAW, preview())).size == (640, 480)
 
 
 def test_missing_packages_are_named_with_their_extra(tmp_path, monkeypatch):

@@ -62,6 +62,7 @@ def test_every_kind_is_read(name):
     assert len(loaded) / RATE == pytest.approx(SECONDS, abs=0.1)
     late, match = shift(loaded, sound().mean(axis=1))
     assert match > 0.98
+    assert np.abs(loaded).max() == pytest.approx(sound().mean(axis=1).max(), rel=0.15)
     # Decoders of WMA drop their first two blocks, and not every format can say that its first block is a lead.
     exact = name.endswith((".m4a", ".mp4", ".mov", ".mka", ".mkv", ".webm")) and name != "pieces.mp4"
     assert abs(late) < RATE * (0.01 if exact else 0.1)

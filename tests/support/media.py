@@ -49,14 +49,23 @@ def ffmpeg(*arguments: object) -> bytes:
     return subprocess.run([*fixed, *map(str, arguments)], check=True, stdout=subprocess.PIPE).stdout
 
 
-def dng(pixels: np.ndarray, preview: Image.Image | None = None, *, orientation: int = 1, date: str = "") -> bytes:
+def dng(
+    pixels: np.ndarray,
+    preview: Image.Image | None = None,
+    *,
+    jpeg: bool = True,
+    orientation: int = 1,
+    date: str = "",
+) -> bytes:
     """A raw picture as phones write it (Adobe's DNG specification 1.4): (H, W) uint16 behind red, green, green, blue
-    filters, and perhaps a JPEG preview."""
+    filters, and perhaps a preview as JPEG or uncompressed."""
     height, width = pixels.shape
     samples = pixels.astype("<u2").tobytes()
-    jpeg = io.BytesIO()
-    if preview is not None:
-        preview.save(jpeg, "JPEG", quality=95)
+    beside = io.BytesIO()
+    if preview is not None and jpeg:
+        preview.save(beside, "JPEG", quality=95)
+    elif preview is not None:
+        beside.write(preview.tobytes())
     # tag: (type, values); types 1 byte, 2 text, 3 short, 4 long, 5 rational, 10 signed rational
     raw = {254: (4, [0]), 256: (4, [width]), 257: (4, [height]), 258: (3, [16]), 259: (3, [1]), 262: (3, [32803]),
            271: (2, b"Maker\0"), 272: (2, b"Model\0"), 273: (4, [0]), 274: (3, [orientation]), 277: (3, [1]),
@@ -69,8 +78,8 @@ def dng(pixels: np.ndarray, preview: Image.Image | None = None, *, orientation: 
         del raw[330]
     else:
         small = {254: (4, [1]), 256: (4, [preview.width]), 257: (4, [preview.height]), 258: (3, [8, 8, 8]),
-                 259: (3, [7]), 262: (3, [6]), 273: (4, [0]), 277: (3, [3]), 278: (4, [preview.height]),
-                 279: (4, [jpeg.getbuffer().nbytes])}  # fmt: skip
+                 259: (3, [7 if jpeg else 1]), 262: (3, [6 if jpeg else 2]), 273: (4, [0]), 277: (3, [3]),
+                 278: (4, [preview.height]), 279: (4, [beside.getbuffer().nbytes])}  # fmt: skip
     second = 8 + len(_directory(raw, 8))
     behind = second + len(_directory(small, second)) if small else second
     raw[273] = (4, [behind])
@@ -78,7 +87,7 @@ def dng(pixels: np.ndarray, preview: Image.Image | None = None, *, orientation: 
         raw[330] = (4, [second])
         small[273] = (4, [behind + len(samples)])
     directories = _directory(raw, 8) + (_directory(small, second) if small else b"")
-    return b"II*\0" + struct.pack("<I", 8) + directories + samples + jpeg.getvalue()
+    return b"II*\0" + struct.pack("<I", 8) + directories + samples + beside.getvalue()
 
 
 def _directory(tags: dict[int, tuple[int, object]], at: int) -> bytes:
