@@ -14,7 +14,7 @@ from onepeace.evaluate.protocols import mixed
 from onepeace.evaluate.run import read_recipe
 from onepeace.index.calibration import FILE, Calibration
 from onepeace.index.fitting import ALONE, fit
-from onepeace.index.ranking import Part, Pool, QueryVector, scores
+from onepeace.index.ranking import PartVector, Pool, QueryVector, scores
 
 COUNT = 60
 RECIPE = """
@@ -171,7 +171,7 @@ def test_what_is_said_of_pairs_and_of_first_hits(calibration):
     texts, images = pairs("image", 40, 11)
     pool = Pool.of(images, np.zeros(40, dtype=int), own)
     asked = [
-        mixed.Asked("image", QueryVector.of([Part("text", text)]), np.eye(40, dtype=bool)[i])
+        mixed.Asked("image", QueryVector.of([PartVector("text", text)]), np.eye(40, dtype=bool)[i])
         for i, text in enumerate(texts)
     ]
     said = mixed.pairs(asked, images, pool)
