@@ -123,7 +123,8 @@ def test_video(name, arguments, date):
     assert found.duration == pytest.approx(6.0, abs=0.1)
     turned = media(f"turned-{name}", "-display_rotation", "90", "-i", str(path), "-c", "copy")
     assert describe_media(turned, "video").width == 120
-    assert describe_media(path, "audio").duration == pytest.approx(SECONDS, abs=0.1)
+    whole = name == "unset.mkv"  # Matroska may only say how long the whole is
+    assert describe_media(path, "audio").duration == pytest.approx(6.0 if whole else SECONDS, abs=0.1)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
