@@ -24,7 +24,7 @@ from onepeace.index.query import Part, encode
 from onepeace.index.ranking import RANKINGS, Pool, QueryVector, statistics
 from onepeace.index.search import Duplicates, Filter, Results, Sort, allowed_rows, hits_of, scorer
 from onepeace.index.sources import Root, Scan, is_below, roots_of, scan, unreadable
-from onepeace.index.store import BACKUP, DATABASE, Item, Rows, Store
+from onepeace.index.store import DATABASE, Item, Rows, Store
 from onepeace.index.where import after as after_date
 from onepeace.index.where import before as before_date
 from onepeace.index.where import parse
@@ -129,7 +129,7 @@ class Index:
     def calibration(self) -> Calibration | None:
         """What makes one scale of the scores; None where the model has none."""
         path = self.store.folder / CALIBRATION
-        if not path.is_file():
+        if not path.is_file() or len(self.store.kinds) > len(MODALITIES):
             return None
         return Calibration.load(path, embed_dim=self.embed_dim, model=self.store.meta["model_hash"])
 
@@ -337,7 +337,6 @@ def _fill(
 
     store, load = _open(folder, model, device, dtype, {"window": window, "hop": hop})
     try:
-        before = store.meta["generation"]
         options |= {name: float(store.meta[name]) for name in ("window", "hop")}
         builder = Builder(store, load, modalities=store.meta["modalities"].split(), **options)
         builder.report.problems += found.problems
@@ -351,8 +350,7 @@ def _fill(
             builder.remove_missing(found)
             if gone:
                 _forget(store, gone)
-        if store.meta["generation"] != before or not (folder / BACKUP).exists():
-            store.backup()
+        store.backup()
         _provide(store, builder.report)
     finally:
         store.close()

@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 
-from onepeace.index.calibration import MODALITIES
 from onepeace.index.ranking import RANKINGS, Pool, QueryVector, match, znorm
 from onepeace.index.store import Item, Rows, Store
 from onepeace.index.where import Condition, joined
@@ -122,7 +121,7 @@ def hits_of(
         start, end = (None if np.isnan(value) else float(value) for value in (rows.start[row], rows.end[row]))
         known = scores.match is not None and np.isfinite(scores.match[i])
         probability = float(scores.match[i]) if scores.match is not None and known else None
-        modality = MODALITIES[rows.modality[row]]
+        modality = store.kinds[rows.modality[row]]
         score, z = float(scores.cosine[i]), float(scores.z[i])
         hits.append(Hit(0, item, modality, score, z, probability, start, end, copies))
     if sort != "match":
@@ -194,7 +193,7 @@ def allowed_rows(store: Store, rows: Rows, chosen: Filter) -> np.ndarray | None:
     """(n,) bool over ``rows``: what a filter allows; None = all."""
     masks = []
     if chosen.only:
-        masks.append(np.isin(rows.modality, [MODALITIES.index(key) for key in chosen.only]))
+        masks.append(np.isin(rows.modality, [code for code, key in enumerate(store.kinds) if key in chosen.only]))
     if chosen.conditions:
         condition = joined("AND", chosen.conditions)
         masks.append(np.isin(rows.file, store.ids(condition.sql, condition.params)))

@@ -111,7 +111,7 @@ class Rows:
     file: np.ndarray
     """(n,) int64: the id of the file."""
     modality: np.ndarray
-    """(n,) int8: place in MODALITIES."""
+    """(n,) int8: place in `Store.kinds`."""
     start: np.ndarray
     """(n,) float64 seconds; NaN for the whole file."""
     end: np.ndarray
@@ -223,7 +223,7 @@ class Store:
         Raises:
             UserError: the disk is full or not writable; Damaged.
         """
-        places = [(MODALITIES.index(span.modality), _real(span.start), _real(span.end)) for _, s in items for span in s]
+        places = [(self.kinds.index(span.modality), _real(span.start), _real(span.end)) for _, s in items for span in s]
         if vectors.shape != (len(places), self.embed_dim) or not np.isfinite(vectors).all():
             raise ValueError(f"vectors of shape {vectors.shape} for {len(places)} x {self.embed_dim}, or not finite")
         vectors = np.ascontiguousarray(vectors, ROW_TYPE)
@@ -300,7 +300,7 @@ class Store:
         """(row, what it stands for) of a file's vectors."""
         found = self._select('SELECT row, modality, "start", "end" FROM vectors WHERE file = ? ORDER BY row', (id_,))
         try:
-            return [(row, Span(MODALITIES[code], start, end)) for row, code, start, end in found]
+            return [(row, Span(self.kinds[code], start, end)) for row, code, start, end in found]
         except (IndexError, TypeError) as error:
             raise Damaged(self.folder, f"vectors of file {id_}") from error
 
@@ -389,6 +389,8 @@ class Store:
                     self.connection.execute("BEGIN")  # all that is read from here on is of one state
                 meta = self._checked_meta()
                 self.embed_dim = int(meta["embed_dim"])
+                more = [key for key in meta.get("modalities", "").split() if key not in MODALITIES]
+                self.kinds = (*MODALITIES, *more)
                 if write:
                     return None
                 self._held = VectorFile(self.folder / meta["vectors"], self.embed_dim)

@@ -85,7 +85,7 @@ class SearchRequest(BaseModel):
     before: str | None = Field(None, max_length=100)
     where: str | None = Field(None, max_length=1000, description="duration < 5 or width >= 1000 and caption ~ 'dog'")
     sort: Literal["match", "date", "path"] = "match"
-    rank: str = Field("znorm", max_length=100)
+    rank: str | None = Field(None, max_length=100)
     min_match: FiniteFloat | None = Field(0.5, ge=0, le=1)
     duplicates: Literal["collapse", "show"] = "collapse"
 

@@ -355,7 +355,9 @@ def onepeace_command(motion, trained, command):
 def test_the_command_line_finds_it_by_words(onepeace_command, files):
     folder, type_ids = files
     for kind in KINDS:
-        code, out, err = onepeace_command("search", folder, "--text", CAPTION.format(kind), "--top", "3", "--json")
+        code, out, err = onepeace_command(
+            "search", folder, "--text", CAPTION.format(kind), "--top", "3", "--json", "--duplicates", "show"
+        )
         assert (code, err) == (0, "")
         hits = [json.loads(line) for line in out.splitlines()]
         assert {hit["modality"] for hit in hits} == {"motion"}
@@ -367,8 +369,8 @@ def test_a_broken_file_is_listed_and_the_others_are_found(onepeace_command, file
     for name, (data, _) in BROKEN.items():
         (tmp_path / f"{name}.imu").write_bytes(data)
     query = ("--text", CAPTION.format("nodding"), "--top", "99")
-    whole = onepeace_command("search", folder, *query)
-    code, out, err = onepeace_command("search", folder, tmp_path, *query)
+    whole = onepeace_command("search", folder, *query, "--duplicates", "show")
+    code, out, err = onepeace_command("search", folder, tmp_path, *query, "--duplicates", "show")
     assert (code, out) == (1, whole[1])
     assert [line.split()[2] for line in out.splitlines()] == ["kind"] + ["motion"] * len(type_ids)
     head, *lines = err.splitlines()
@@ -396,7 +398,9 @@ def test_the_command_line_classifies_and_draws_its_files(onepeace_command, train
     answers = [json.loads(line) for line in out.splitlines()]
     assert (code, [answer["path"] for answer in answers]) == (0, [str(path) for path in type_ids])
     assert {answer["modality"] for answer in answers} == {"motion"}
-    code, _, _ = onepeace_command("search", folder, "--text", labels[0], "--html", tmp_path / "hits.html")
+    code, _, _ = onepeace_command(
+        "search", folder, "--text", labels[0], "--html", tmp_path / "hits.html", "--duplicates", "show"
+    )
     page = (tmp_path / "hits.html").read_text()
     assert code == 0
     assert page.count('<span class="badge hue">motion</span>') == 10

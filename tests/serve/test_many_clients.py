@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+pytest.importorskip("gradio", reason="the page needs gradio")
 httpx = pytest.importorskip("httpx", reason="comes with gradio")
 
 CLIENTS = 64

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,12 +23,13 @@ import numpy as np
 from onepeace.errors import UserError
 from onepeace.index import build as building
 from onepeace.index import index as indexes
-from onepeace.index.sources import scan
+from onepeace.index import sources
 from onepeace.index.store import DATABASE, Store
 from onepeace.index.verify import repair, verify
 
 DIM = 16
 ABOUT = {"model": "none", "model_hash": "0", "preprocessing": "0", "made_by": "a test"}
+ABOUT |= {"modalities": "text", "window": "10.0", "hop": "5.0"}
 HOW = ("never", "once", "full", "short", "sync", "read only")
 """Ways to fail, as disk.c numbers them."""
 State = dict[str, tuple[Any, ...]]
@@ -74,7 +74,8 @@ def _open(folder: Path, *_: Any) -> tuple[Store, type[Embedder]]:
 @contextmanager
 def without_model(batch: int = 3) -> Iterator[None]:
     """The commands of an index embed by `vectors_of`, and write this many vectors at once."""
-    changes = [(indexes, "_open", _open), (indexes, "scan", partial(scan, suffixes={".txt": "text"}))]
+    changes = [(indexes, "_open", _open), (sources, "_modalities", lambda: {".txt": "text"})]
+    changes += [(indexes, "_provide", lambda *_: None)]
     changes += [(building, "BATCH_VECTORS", batch), (building, "BATCH_SECONDS", float("inf"))]
     before = [(module, name, getattr(module, name)) for module, name, _ in changes]
     for module, name, value in changes:
