@@ -1,4 +1,4 @@
-"""`onepeace bench`: how fast this machine encodes, computes losses and trains, each beside a baseline."""
+"""`onepeace bench`: how fast this machine encodes, computes losses, trains and searches, each beside a baseline."""
 
 import argparse
 import json
@@ -14,6 +14,7 @@ EPILOG = """examples:
   onepeace bench encode --size base --modalities image --dtypes bfloat16 --json encode.json
   onepeace bench loss --sizes 1024,8192
   onepeace bench train recipes/pretrain/base_image_text.yaml run.batch_size=8 --dtypes bfloat16
+  onepeace bench search --rows 100000 --structures exact,faiss-ivf
 
 encode  The model alone, on inputs in memory: the bundled model, and one of base size with random weights. Beside each
         stands the limit, the matrix products of one block alone at the same size, and for pictures at base size the
@@ -21,6 +22,8 @@ encode  The model alone, on inputs in memory: the bundled model, and one of base
 loss    The losses in tiles beside the same losses with all logits at once, forward and backward: time and memory.
 train   Steps of a recipe beside the same steps with every item padded to the longest of its batch. Weights are random,
         items made up: captions of 4 to 13 tokens, clips of 1 to 15 seconds.
+search  The structures of an index, and FAISS and usearch alone, beside a matrix product with numpy: latency, recall and
+        time to build, over vectors that are made up but cluster. numpy's threads are those of OMP_NUM_THREADS.
 
 What is compared takes turns in the same run; if two that should compute the same do not, the run ends with an error.
 The table on stdout has medians, the JSON file has quartiles too.
@@ -28,6 +31,7 @@ The table on stdout has medians, the JSON file has quartiles too.
 Benchmark = tuple[Iterable[dict[str, Any]], Callable[[Mapping[str, Any]], dict[str, str]]]
 """Rows, measured as they are asked for, and the columns of one in a table."""
 SIZES = "1024,2048,4096,8192,16384,32768"
+ROWS = "10000,100000"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     loss = parser.add_argument_group("loss")
     loss.add_argument("--kinds", default="contrastive,denoising", metavar="A,B", help="default: both losses")
     loss.add_argument("--sizes", default=SIZES, metavar="A,B", help=f"pairs, or tokens (default: {SIZES})")
-    loss.add_argument("--dim", type=positive, default=256, metavar="N", help="width of the vectors (default: 256)")
+    widths = parser.add_argument_group("loss and search")
+    widths.add_argument("--dim", type=positive, default=256, metavar="N", help="width of the vectors (default: 256)")
+    search = parser.add_argument_group("search")
+    search.add_argument("--rows", default=ROWS, metavar="A,B", help=f"numbers of vectors (default: {ROWS})")
+    search.add_argument("--structures", metavar="A,B", help="only these; numpy is always there (default: all)")
+    search.add_argument("--allowed", default="1,0.5,0.01", metavar="A,B", help="shares of allowed vectors (1,0.5,0.01)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,10 +120,26 @@ def _train(args: argparse.Namespace, device: Any) -> Benchmark:
     return rows, columns
 
 
+def _search(args: argparse.Namespace, device: Any) -> Benchmark:
+    from onepeace.bench.search import ALONE, bench_search, columns
+    from onepeace.index.nearest import NEAREST
+
+    if device.type != "cpu":
+        raise UsageError(f"bench search runs on the cpu, not on {device}")
+    known = [*NEAREST, *ALONE]
+    names = _names(args.structures) if args.structures else known
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"--structures: {unknown[0]!r} is none of {', '.join(known)}")
+    sizes = [_number("--rows", name, 100) for name in _names(args.rows)]
+    shares = [_share("--allowed", name) for name in _names(args.allowed)]
+    return bench_search(sizes, args.dim, names, shares, args.seconds), columns
+
+
 BENCHMARKS: dict[str, Callable[[argparse.Namespace, Any], Benchmark]] = {
     "encode": _encode,
     "loss": _loss,
     "train": _train,
+    "search": _search,
 }
 
 
@@ -132,6 +157,16 @@ def _number(option: str, text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise UsageError(f"{option}: {text!r} is not a whole number from {least} up")
     return int(text)
+
+
+def _share(option: str, text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise UsageError(f"{option}: {text!r} is not a number above 0 and up to 1")
+    return share
 
 
 def _usable_cpus() -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files
-from onepeace.errors import UsageError
+from onepeace.errors import UsageError, need
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
@@ -68,6 +68,21 @@ def _stats_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _nothing(parser: argparse.ArgumentParser) -> None:
     pass
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    help_text = "to write: .npz, .safetensors or .parquet, or a folder (no ending): vectors.npy and manifest.jsonl"
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=help_text)
+
+
+def _import_arguments(parser: argparse.ArgumentParser) -> None:
+    help_text = (
+        "vectors with paths: .npz, .safetensors, .parquet or a folder, as export and `onepeace embed` write them"
+    )
+    parser.add_argument("source", type=Path, metavar="FILE", help=help_text)
+    parser.add_argument("--name", required=True, metavar="MODEL", help="the model that made them, as siglip2")
+    here = "folder of relative paths (default: the current one)"
+    parser.add_argument("--root", type=Path, default=Path(), metavar="FOLDER", help=here)
 
 
 def _seconds(text: str) -> float:
@@ -158,6 +173,28 @@ def _repair(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    from onepeace.index.exchange import export
+    from onepeace.index.index import Index
+
+    if args.output.suffix.lower() == ".parquet":
+        need("pyarrow", "parquet")
+    if not args.output.parent.is_dir():
+        raise UsageError(f"{args.output}: there is no folder {args.output.parent}")
+    with Index.open(args.index) as index:
+        count = export(index, args.output)
+        files.say(f"{count} vectors of {index.embed_dim} numbers in {args.output}")
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from onepeace.index.exchange import import_vectors
+
+    num_files, num_vectors = import_vectors(args.index, args.source, args.name, args.root)
+    files.say(f"{files.counted(num_files, 'file')} with {num_vectors} vectors of {args.name} in {args.index}")
+    return 0
+
+
 def _tell(args: argparse.Namespace, report: "Report") -> int:
     """The summary on stderr, and what failed."""
     known = report.unchanged + report.known_problems
@@ -193,4 +230,6 @@ VERBS = {
     "stats": (_stats, "count what an index holds", _stats_arguments),
     "verify": (_verify, "check that an index is what was written", _nothing),
     "repair": (_repair, "make a damaged index sound again", _nothing),
+    "export": (_export, "write the vectors, with what is known of their files, for other programs", _export_arguments),
+    "import": (_import, "put vectors of another model into an index of their own", _import_arguments),
 }

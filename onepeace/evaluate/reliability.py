@@ -61,6 +61,7 @@ def draw(curves: Mapping[str, Reliability], output: Path, title: str = "") -> No
     above.set_title(title, fontsize=10)
     above.legend(fontsize=8)
     below.set_yscale("log")
+    below.tick_params(axis="y", which="minor", labelleft=False)
     below.set_ylabel("how often")
     below.set_xlabel("match probability")
     for axes in (above, below):

@@ -284,10 +284,10 @@ class Builder:
             self._change(replace(_described(item, old), problem=old.problem, note=old.note))
             return True
         same = self.store.items("hash = ? AND modality = ?", (item.hash, item.modality))
-        alike = [one for one in same if one.id not in self._claimed and not (one.problem and _may_work_now(one))]
+        alike = [one for one in same if not (one.problem and _may_work_now(one))]
         if not alike:
             return self._waits_for_a_twin(item)
-        gone = next((one for one in alike if not _is_there(one.path)), None)
+        gone = next((one for one in alike if one.id not in self._claimed and not _is_there(one.path)), None)
         if gone is not None and gone.id is not None:
             self._claimed.add(gone.id)
             self.known.pop(gone.path, None)

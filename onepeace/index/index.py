@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from onepeace.index.text_encoder import OnnxTextEncoder
 
 LOCK = "lock"
+IMPORTED = "imported"
+"""In place of the hash of a model that is known by its name only."""
 TEXT_ENCODER = "model"
 """Folder of what reads words without torch."""
 EXPORT_FROM = 1000
@@ -76,6 +78,7 @@ class Index:
         def load_model() -> "Embedder":
             from onepeace.embed.embedder import load
 
+            refuse_imported(store)
             name = model or store.meta["model"]
             check_model(store, identity(name))
             return load(name, device=device, dtype=dtype)
@@ -270,7 +273,8 @@ def update(folder: str | os.PathLike[str], model: str | None = None, **options: 
             nothing is forgotten.
     """
     with writing(folder) as target:
-        Index.open(target).close()  # says so if there is none
+        with Index.open(target) as index:  # says so if there is none
+            refuse_imported(index.store)
         known = _roots(target)
         roots = [root for root in known if root.kind != "removed"]
         if not roots:
@@ -482,6 +486,7 @@ def _open(
         return Store.create(folder, embedder.embed_dim, about), lambda: embedder
     store = Store(folder, write=True)
     try:
+        refuse_imported(store)
         name = model or store.meta["model"]
         about = _identity(store, name)
         check_model(store, about)
@@ -515,6 +520,15 @@ def identity(model: str) -> dict[str, str]:
     folder = resolve(model)
     name = os.path.abspath(folder) if Path(model).expanduser().is_dir() else model
     return {"model": name, "model_hash": fingerprint(folder), "preprocessing": VERSION}
+
+
+def refuse_imported(store: Store) -> None:
+    """UserError for an index of vectors that were imported: there is no model here to make others like them."""
+    if store.meta["model_hash"] == IMPORTED:
+        raise UserError(
+            f"{store.folder}: holds vectors of {store.meta['model']} that were imported, and onepeace cannot run that "
+            "model; search with --like FILE of the index, or with a vector; add to it with: onepeace index import"
+        )
 
 
 def check_model(store: Store, about: dict[str, str]) -> None:

@@ -56,7 +56,7 @@ def _test(question: str) -> Callable[[bytes], bool]:
     pattern, *folders = (_slashes(text) for text in json.loads(question))
     below = "|".join(re.escape(folder.rstrip("/") + "/") for folder in folders)
     ignore_case = re.IGNORECASE if os.path.normcase("A") == "a" else 0
-    match = re.compile(f"(?:{below}|){_translated(pattern)}", re.DOTALL | ignore_case).fullmatch
+    match = re.compile(f"(?:{below}|){_translated(pattern)}", ignore_case).fullmatch
     return lambda path: match(_slashes(os.fsdecode(path))) is not None
 
 
@@ -80,7 +80,7 @@ def _translated(pattern: str) -> str:
         return "/".join(first)
     *middle, last = rest
     start = "".join(f"{name}/" for name in first)
-    places = [_first_fit("[^/]*/", "".join(f"{name}/" for name in run), groups) for run in middle if run]
+    places = [_first_fit("[^/]*/", "".join(f"{name}/" for name in run), groups) for run in middle]
     return "".join([start, *places, "(?:[^/]*/)*", "/".join(last)])
 
 

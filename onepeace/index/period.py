@@ -37,5 +37,5 @@ def period(text: str) -> tuple[float, float]:
         else:
             after = datetime(year + 1, 1, 1)
         return first.timestamp(), after.timestamp()
-    except (ValueError, OverflowError, OSError) as error:
+    except (ValueError, OverflowError, OSError) as error:  # systems differ in how they say so
         raise ValueError(f"{text!r} is not a date ({one_line(error)})") from error

@@ -126,10 +126,10 @@ def scan(roots: Iterable[Root], removed: Collection[str] = ()) -> Scan:
     Raises:
         UserError: a table or .onepeaceignore file that cannot be read.
     """
-    found = Scan()
     from onepeace.processors import sniff
 
-    modalities = _modalities()
+    found = Scan()
+    modalities = modalities_by_suffix()
     for root in roots:
         left_out = {path for path in removed if path not in (root.path, *map(str, Path(root.path).parents))}
         if root.kind == "table":
@@ -176,8 +176,8 @@ def wholes(path: str) -> list[str]:
     return [path[: match.start()] for match in re.finditer("::", path)]
 
 
-def _modalities() -> dict[str, str]:
-    """By file ending."""
+def modalities_by_suffix() -> dict[str, str]:
+    """The kind of file that each ending names, lower case, with the dot."""
     from onepeace.processors import PROCESSORS
 
     return {suffix: key for key, processor in PROCESSORS.items() for suffix in processor.suffixes}
@@ -204,7 +204,7 @@ def read_shard(shard: str, problems: list[str]) -> Iterator[Entry]:
     where the sample has neither picture nor sound. What cannot be read is said in ``problems``."""
     from onepeace.data.shards import raw_samples, usable_sample
 
-    modalities = _modalities()
+    modalities = modalities_by_suffix()
     _, mtime_ns = state_of(shard)
     for raw in raw_samples(shard, problems):
         kinds = {name: modalities.get(f".{name.rpartition('.')[2]}") for name in raw}

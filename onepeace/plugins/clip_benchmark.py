@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from onepeace.embed.embedder import Embedder
 from onepeace.embed.embedder import load as load_embedder
 from onepeace.errors import need
-from onepeace.processors.tokenizer import PAD
 
 MODEL_TYPE = "onepeace"
 
@@ -37,10 +36,8 @@ class ClipModel(nn.Module):
         return self.module({"image": {"pixels": pixels.to(self.cast)}})["image"]
 
     def encode_text(self, ids: Tensor) -> Tensor:
-        """(B, E) vectors of (B, L) ids from `Tokens`, padded on the right."""
-        lengths = (ids != PAD).sum(dim=1)
-        padding = {"lengths": lengths} if (lengths < ids.shape[1]).any() else {}
-        return self.module({"text": {"ids": ids, **padding}})["text"]
+        """(B, E) vectors of (B, L) ids from `Tokens`, padded on the right; the model counts the lengths."""
+        return self.module({"text": {"ids": ids}})["text"]
 
 
 class Picture:

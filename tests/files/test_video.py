@@ -71,7 +71,7 @@ def test_between_distant_key_frames_everything_is_decoded(monkeypatch):
         video, "_colours", lambda frame, original=video._colours: looked.append(frame.time) or original(frame)
     )
     assert times(far) == pytest.approx([0, 9, 19, 29], abs=0.41)
-    assert len(looked) >= 25
+    assert 25 <= len(looked) <= 31
     looked.clear()
     assert times(near) == [0, 9, 21]
     assert looked == list(range(0, 30, 3))
@@ -139,12 +139,14 @@ def test_file_without_pictures_is_an_error(tmp_path):
         with pytest.raises(UserError, match=r"\.m4a: there are no pictures in it that can be decoded"):
             times(path)
     whole = media("a.mp4", *SCENES, *H264, "-g", "5").read_bytes()
+    pieces = media("pieces.mp4", *SCENES, *H264, "-movflags", "frag_keyframe+empty_moov").read_bytes()
     path = tmp_path / "broken.mp4"
     for content, message in (
         (b"", r"the file is empty \(0 bytes\)"),
         (b"hello " * 100, "not a sound or video of a known format, or damaged$"),
         (b"ffconcat version 1.0\nfile cover.png\n", "not a sound or video of a known format, or damaged$"),
         (whole[: len(whole) // 2], r"the file is cut off \(its header says \d+ bytes, \d+ are there\)"),
+        (pieces[: pieces.index(b"moof") - 4], "no picture in it can be decoded"),
         (whole.replace(b"moov", b"none"), "not a sound or video of a known format, or damaged$"),
     ):
         path.write_bytes(content)
@@ -168,16 +170,6 @@ def test_damaged_pictures_are_an_error_after_those_before(tmp_path):
     assert next(found).time == 0
     with pytest.raises(UserError, match=r"half\.mp4: the pictures cannot be decoded"):
         list(found)
-
-
-def test_pictures_that_all_are_damaged_are_an_error(tmp_path):
-    whole = bytearray(media("front264.mp4", *SCENES, *H264, "-movflags", "+faststart").read_bytes())
-    start = whole.index(b"mdat") + 4
-    whole[start:] = bytes(len(whole) - start)
-    path = tmp_path / "zeros.mp4"
-    path.write_bytes(whole)
-    with pytest.raises(UserError, match=r"zeros\.mp4: (no picture in it can|the pictures cannot) be decoded"):
-        times(path)
 
 
 def test_huge_picture_is_refused_before_it_is_decoded(monkeypatch):

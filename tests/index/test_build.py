@@ -1,140 +1,391 @@
-"""Making an index and keeping it up to date: what is embedded, what is not embedded again, what leaves."""
+"""Filling an index: what is embedded, what is recognised, what is kept of files that fail, and what is forgotten."""
 
-import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-from support.random_model import save_random_model
+from support.broken_files import write_broken, write_good
+from support.indexes import check_same, content
+from support.small_shards import square, tone, write_tar
 
-from onepeace.errors import UserError
-from onepeace.index import build as building
-from onepeace.index.index import Index, build, remove, update, writing
+from onepeace.errors import UsageError, UserError
+from onepeace.index import build as build_module
+from onepeace.index import index as index_module
+from onepeace.index.index import Index, remove, writing
+
+
+def counts(report):
+    names = ("added", "changed", "copied", "moved", "removed", "unchanged", "known_problems")
+    return {name: getattr(report, name) for name in names if getattr(report, name)}
+
+
+def problems(index):
+    with Index.open(index) as opened:
+        return {os.path.basename(problem.path): problem.reason for problem in opened.problems()}
 
 
 @pytest.fixture
-def photos(tmp_path):
-    """A folder with pictures, a long sound, a text, and files that cannot be embedded."""
-    folder = tmp_path / "photos"
-    (folder / "trip").mkdir(parents=True)
+def folder(tmp_path, samples):
+    """Thirty files that are good, under awkward names, and broken ones."""
+    write_good(tmp_path / "files", samples, 30)
+    write_broken(tmp_path / "files" / "broken", samples)
+    return tmp_path / "files"
+
+
+@pytest.fixture
+def words(tmp_path):
+    """Six small texts."""
+    (tmp_path / "words").mkdir()
+    for i in range(6):
+        (tmp_path / "words" / f"{i}.txt").write_text(f"words number {i}")
+    return tmp_path / "words"
+
+
+def test_update_gives_what_a_new_index_gives(build, update, no_model, folder, tmp_path, samples):
+    first = build(tmp_path / "index", folder)
+    assert counts(first) == {"added": 30}
+    assert len(first.problems) == len(write_broken(tmp_path / "elsewhere", samples))
+
+    (folder / "part 0").rename(folder / "another part")
+    (folder / "broken").rename(folder / "still broken")
+    for path in (folder / "part 1").iterdir():
+        os.utime(path, (1e9, 1e9))
+    moved = update(tmp_path / "index")
+    # 10 good files; of the broken ones all but a link to nothing, which has no content to be known by.
+    assert counts(moved) == {"moved": 10 + len(first.problems) - 1, "unchanged": 20, "removed": 1}
+    assert [problem.reason for problem in moved.problems] == ["a link to nothing"]
+
+    pictures, texts = sorted((folder / "part 1").glob("*.jpg")), sorted((folder / "part 1").glob("*.txt"))
+    shutil.copyfile(pictures[0], folder / "a copy.jpg")
+    one, two = (path.read_bytes() for path in pictures[1:3])
+    pictures[1].write_bytes(two)
+    pictures[2].write_bytes(one)
+    texts[0].write_text("now other words")
+    pictures[3].unlink()
+    pictures[3].mkdir()
+    shutil.copyfile(samples / "images" / "owl.jpg", pictures[3] / "inside.jpg")
+    (folder / "still broken" / "empty.txt").write_text("no longer empty")
+    changed = update(tmp_path / "index")
+    assert counts(changed) == {
+        **{"copied": 3, "changed": 1, "added": 2, "removed": 1},
+        **{"unchanged": 30 - 4, "known_problems": len(first.problems) - 1},
+    }
+    build(tmp_path / "fresh", folder)
+    check_same(tmp_path / "index", tmp_path / "fresh")
+
+
+def test_without_news_nothing_is_loaded_read_or_written(build, update, no_model, folder, tmp_path, monkeypatch):
+    first = build(tmp_path / "index", folder)
+    generation = Index.open(tmp_path / "index").store.meta["generation"]
+    no_model()
+    monkeypatch.setattr(build_module, "_read", None)
+    for again in (build(tmp_path / "index", folder), update(tmp_path / "index")):
+        assert counts(again) == {"unchanged": 30, "known_problems": len(first.problems)}
+        assert again.problems == []
+    assert Index.open(tmp_path / "index").store.meta["generation"] == generation
+
+
+def test_what_is_only_renamed_touched_or_copied_needs_no_model(build, update, no_model, words, tmp_path):
+    build(tmp_path / "index", words)
+    no_model()
+    (words / "0.txt").rename(words / "new.txt")
+    os.utime(words / "1.txt", (1e9, 1e9))
+    shutil.copyfile(words / "2.txt", words / "copy.txt")
+    (words / "3.txt").rename(words / "other.txt")
+    shutil.copyfile(words / "other.txt", words / "second.txt")
+    assert counts(update(tmp_path / "index")) == {"moved": 2, "copied": 2, "unchanged": 4}
+    build(tmp_path / "index", words)
+    assert len(content(tmp_path / "index")) == 8
+
+
+def test_a_chain_of_renames_loses_nothing(build, update, words, tmp_path):
+    build(tmp_path / "index", words)
+    (words / "1.txt").rename(words / "2.txt.old")
+    (words / "0.txt").rename(words / "1.txt")
+    (words / "2.txt.old").rename(words / "last.txt")
+    # A file beside the place that its name seems to point into is no part of it.
+    (words / "3.txt").rename(words / "gone::3.txt")
+    update(tmp_path / "index")
+    shutil.copyfile(words / "gone::3.txt", words / "copy.txt")
+    assert counts(update(tmp_path / "index")) == {"copied": 1, "unchanged": 6}
+    build(tmp_path / "fresh", words)
+    check_same(tmp_path / "index", tmp_path / "fresh")
+
+
+def test_copies_in_one_run_are_embedded_once(build, tmp_path, samples):
+    (tmp_path / "files").mkdir()
+    for i in range(9):
+        shutil.copyfile(samples / "images" / "dog.jpg", tmp_path / "files" / f"{i}.jpg")
+        (tmp_path / "files" / f"broken {i}.jpg").write_bytes(b"nothing")
+    report = build(tmp_path / "index", tmp_path / "files")
+    assert counts(report) == {"added": 1, "copied": 8}
+    assert len(report.problems) == 9
+    vectors = np.concatenate([vectors for _, vectors in content(tmp_path / "index").values()])
+    assert vectors.shape == (9, 16)
+    assert (vectors == vectors[0]).all()
+
+
+def test_long_sounds_have_a_vector_for_every_window(build, model, tmp_path):
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 16000 * 5), 16000)
+    build(tmp_path / "index", path, window=1.5, hop=1.0)
+    (expected,) = model.encode_audio([path], long="windows", window=1.5, hop=1.0)
+    ((_, vectors),) = content(tmp_path / "index").values()
+    np.testing.assert_allclose(vectors, expected.vectors.numpy(), atol=1e-5)
+    with Index.open(tmp_path / "index") as index:
+        rows = index.rows
+        assert rows.start.tolist() == expected.starts
+        assert rows.end.tolist() == expected.ends
+
+
+def test_what_the_headers_say_is_kept(build, tmp_path, samples):
+    soundfile.write(tmp_path / "sound.wav", np.zeros(16000), 8000)
+    build(tmp_path / "index", tmp_path / "sound.wav", samples / "images" / "dog.jpg")
+    with Index.open(tmp_path / "index") as index:
+        picture, sound = index.items()
+    with Image.open(samples / "images" / "dog.jpg") as image:
+        assert (picture.width, picture.height) == image.size
+    assert (sound.duration, sound.date) == (2.0, os.stat(tmp_path / "sound.wav").st_mtime)
+
+
+def test_windows_stay_as_they_were(build, words, tmp_path):
+    build(tmp_path / "index", words, window=1.5)
+    build(tmp_path / "index", words)
+    with pytest.raises(UserError, match=r"made with a window of 1.5 s, not 3 s"):
+        build(tmp_path / "index", words, window=3.0)
+
+
+def test_silence_is_noted_of_the_sound_that_is_silent(build, tmp_path):
+    """Of five of the same length in a shard, in which no file has a path."""
     rng = np.random.default_rng(0)
-    for i, name in enumerate(("a.png", "b.png", "trip/c.png")):
-        Image.fromarray(rng.integers(0, 256, (30, 40 + i, 3), np.uint8)).save(folder / name)
-    soundfile.write(folder / "long.wav", rng.normal(0, 0.1, 16000 * 12).astype(np.float32), 16000)
-    (folder / "note.txt").write_text("a note about a dog")
-    (folder / "broken.jpg").write_bytes(b"no picture")
-    (folder / "empty.wav").touch()
-    return folder
+    sounds = {f"{i}.wav": tone(500.0, rng) for i in range(5)}
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8000), 16000)
+    silent = (tmp_path / "silent.wav").read_bytes()
+    assert {len(sound) for sound in sounds.values()} == {len(silent)}
+    shard = write_tar(tmp_path / "sounds.tar", {**sounds, "3.wav": silent})
+    build(tmp_path / "index", shard)
+    with Index.open(tmp_path / "index") as index:
+        notes = {item.path.rpartition("::")[2]: item.note for item in index.items()}
+    assert notes == {**dict.fromkeys(sounds), "3.wav": "digital silence"}
 
 
-@pytest.fixture
-def index_of(random_folder, tmp_path):
-    """Builds or updates the index, and gives the report and what is in it then."""
-
-    def run(*paths, **options):
-        folder = tmp_path / "i"
-        if paths:
-            report = build(folder, [str(path) for path in paths], str(random_folder), **options)
-        else:
-            report = update(folder, **options)
-        return report, contents(folder)
-
-    return run
+def test_broken_files_are_kept_with_their_reasons(build, update, folder, tmp_path, samples):
+    expected = write_broken(tmp_path / "elsewhere", samples)
+    build(tmp_path / "index", folder)
+    reasons = problems(tmp_path / "index")
+    assert reasons.keys() == expected.keys()
+    for name, reason in expected.items():
+        assert reason in reasons[name]
+    shutil.copyfile(samples / "images" / "dog.jpg", folder / "broken" / "cut.jpg")
+    report = update(tmp_path / "index")
+    assert report.copied + report.added == 1
+    assert "cut.jpg" not in problems(tmp_path / "index")
 
 
-def contents(folder):
-    with Index.open(folder) as index:
-        return {os.path.basename(i.path): (i, index.store.vectors(i.id)) for i in index.items()}
+def test_file_that_could_not_be_read_is_tried_again(build, words, tmp_path, monkeypatch):
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as context:
+        context.setattr(build_module, "open", refuse, raising=False)
+        report = build(tmp_path / "index", words)
+        assert {problem.reason for problem in report.problems} == {"Permission denied"}
+        assert counts(build(tmp_path / "index", words)) == {"known_problems": 6}
+    assert counts(build(tmp_path / "index", words)) == {"added": 6}  # though neither size nor time have changed
 
 
-def test_files_are_embedded_and_described(photos, index_of, model, tmp_path):
-    report, found = index_of(photos)
-    assert sorted(found) == ["a.png", "b.png", "c.png", "long.wav", "note.txt"]
-    assert report.added == 5
-    assert {problem.path.name for problem in report.problems} == {"broken.jpg", "empty.wav"}
-    picture, vectors = found["c.png"]
-    assert (picture.width, picture.height, picture.modality) == (42, 30, "image")
-    assert picture.date == pytest.approx((photos / "trip" / "c.png").stat().st_mtime)
-    np.testing.assert_allclose(vectors, model.encode_image([photos / "trip" / "c.png"], output="numpy"), atol=1e-5)
-    sound, windows = found["long.wav"]
-    assert sound.duration == pytest.approx(12.0)
-    with Index.open(tmp_path / "i") as index:
-        spans = [span for _, span in index.store.spans(sound.id)]
-    assert len(windows) == len(spans) > 1
-    (cut,) = model.encode_audio(
-        [photos / "long.wav"], long="windows", window=spans[0].end, hop=spans[1].start, output="numpy"
-    )
-    np.testing.assert_allclose(windows, cut.vectors, atol=1e-5)
-    assert [(span.start, span.end) for span in spans] == list(zip(cut.starts, cut.ends, strict=True))
+def test_file_that_lacked_a_package_is_tried_when_it_is_there(build, words, tmp_path):
+    build(tmp_path / "index", words)
+    store = index_module.Store(tmp_path / "index", write=True)
+    lacking = 'it is: needs {}: pip install "onepeace[media]"'
+    for item, module in zip(store.items(), ("json", "no_such_package"), strict=False):
+        store.add([(build_module.replace(item, problem=lacking.format(module)), [])], np.empty((0, 16), np.float32))
+    store.close()
+    assert counts(build(tmp_path / "index", words)) == {"added": 1, "unchanged": 4, "known_problems": 1}
 
 
-def test_nothing_is_embedded_twice(photos, index_of, monkeypatch):
-    _, before = index_of(photos)
+def test_interrupt_keeps_what_is_done(build, folder, tmp_path, monkeypatch):
+    take, taken = build_module.Builder._take, []
 
-    def no_model(self):
-        raise AssertionError("the model is not needed")
+    def interrupted(self, item, *args, **options):
+        taken.append(item.path)
+        if len(taken) > 8:
+            raise KeyboardInterrupt
+        take(self, item, *args, **options)
 
-    monkeypatch.setattr(building.Builder, "embedder", property(no_model))
-    report, after = index_of()
-    assert (report.unchanged, report.embedded, report.known_problems) == (5, 0, 2)
-    (photos / "a.png").rename(photos / "trip" / "renamed.png")
-    shutil.copyfile(photos / "b.png", photos / "copy.png")
-    os.utime(photos / "note.txt", (1, 1))
-    report, after = index_of()
-    assert (report.moved, report.copied, report.embedded, report.removed) == (1, 1, 0, 0)
-    for new, old in (("renamed.png", "a.png"), ("copy.png", "b.png"), ("note.txt", "note.txt")):
-        assert np.array_equal(after[new][1], before[old][1])
-    assert "a.png" not in after
-
-
-def test_update_takes_in_what_changed_and_forgets_what_is_gone(photos, index_of, model):
-    index_of(photos)
-    shutil.copyfile(photos / "trip" / "c.png", photos / "a.png")
-    Image.new("RGB", (20, 20), (200, 10, 10)).save(photos / "b.png")
-    Image.new("RGB", (20, 20), (10, 200, 10)).save(photos / "new.png")
-    Image.new("RGB", (20, 20), (10, 10, 200)).save(photos / "broken.jpg")
-    (photos / "note.txt").unlink()
-    report, after = index_of()
-    assert sorted(after) == ["a.png", "b.png", "broken.jpg", "c.png", "long.wav", "new.png"]
-    assert (report.added, report.changed, report.copied, report.removed) == (2, 1, 1, 1)
-    for name in ("b.png", "new.png", "broken.jpg"):
-        np.testing.assert_allclose(after[name][1], model.encode_image([photos / name], output="numpy"), atol=1e-5)
-    assert np.array_equal(after["a.png"][1], after["c.png"][1])
+    with monkeypatch.context() as context:
+        context.setattr(build_module.Builder, "_take", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "index", folder, batch_size=4)
+    kept = content(tmp_path / "index")
+    assert {*taken[:8]} <= kept.keys()  # and a link to nothing, which nobody takes
+    assert taken[8] not in kept
+    build(tmp_path / "index", folder)
+    build(tmp_path / "fresh", folder)
+    check_same(tmp_path / "index", tmp_path / "fresh")
 
 
-def test_patterns_leave_files_out_of_an_index(photos, index_of):
-    (photos / ".onepeaceignore").write_text("trip/\n")
-    _, found = index_of(photos, exclude=["*.wav"])
-    assert sorted(found) == ["a.png", "b.png", "note.txt"]
+def test_process_without_stderr_builds(random_folder, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert index_module.build(tmp_path / "index", [words], str(random_folder), device="cpu").added == 6
 
 
-def test_removed_files_stay_out_and_missing_folders_are_not_forgotten(photos, index_of, tmp_path):
-    index_of(photos)
-    assert remove(tmp_path / "i", [str(photos / "trip")]) == 1
-    assert "c.png" not in index_of()[1]
-    photos.rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="not there now"):
-        index_of()
-    assert len(contents(tmp_path / "i")) == 4
+def test_folder_that_cannot_be_read_costs_nothing(build, update, words, tmp_path, monkeypatch):
+    (words / "sub").mkdir()
+    (words / "sub" / "deep.txt").write_text("deep words")
+    build(tmp_path / "index", words)
+    scandir = os.scandir
+
+    def closed(path):
+        if os.path.basename(path) == "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    (words / "0.txt").unlink()
+    monkeypatch.setattr(os, "scandir", closed)
+    report = update(tmp_path / "index")
+    assert counts(report) == {"removed": 1, "unchanged": 5}
+    assert [(problem.path, problem.reason) for problem in report.problems] == [(words / "sub", "Permission denied")]
+    assert str(words / "sub" / "deep.txt") in content(tmp_path / "index")
 
 
-def test_rows_of_a_table_bring_captions_and_fields(photos, index_of, tmp_path):
-    rows = [{"image": "a.png", "caption": "a dog", "place": "Rome"}, {"text": "words alone"}, {"image": "none.png"}]
-    (photos / "table.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    report, found = index_of(photos / "table.jsonl")
-    assert (found["a.png"][0].caption, found["a.png"][0].metadata) == ("a dog", {"place": "Rome"})
-    assert found["table.jsonl::2"][0].modality == "text"
-    assert [problem.path.name for problem in report.problems] == ["table.jsonl::3"]
+def test_disk_that_is_not_mounted_costs_nothing(build, update, words, tmp_path):
+    build(tmp_path / "index", words)
+    words.rename(tmp_path / "away")
+    with pytest.raises(UserError, match=r"words: not there now; if it is gone for good: onepeace index remove"):
+        update(tmp_path / "index")
+    words.mkdir()
+    with pytest.raises(UserError, match=r"words: empty now, and 6 files of it are known"):
+        update(tmp_path / "index")
+    assert len(content(tmp_path / "index")) == 6
+    assert remove(tmp_path / "index", [words]) == 6
 
 
-def test_a_second_writer_and_another_model_are_refused_by_name(photos, index_of, tmp_path):
-    index_of(photos)
-    with writing(tmp_path / "i"), pytest.raises(UserError, match="another process is writing"):
-        index_of(photos)
-    other = save_random_model(tmp_path / "other", ("text", "image"))
-    with pytest.raises(UserError, match=r"made with another model, .*model.*, not .*other"):
-        build(tmp_path / "i", [str(photos)], str(other))
-    assert len(contents(tmp_path / "i")) == 5
+def test_named_files_and_rows_leave_too(build, update, words, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("image,text\n,first words\n,second words\n")
+    build(tmp_path / "index", words / "0.txt", words / "1.txt", table)
+    (words / "0.txt").unlink()
+    table.write_text("image,text\n,second words\n")
+    update(tmp_path / "index")
+    assert sorted(content(tmp_path / "index")) == sorted([str(words / "1.txt"), f"{table}::2"])
+    update(tmp_path / "index")
+
+
+def test_what_was_removed_stays_out_until_it_is_named_again(build, update, words, tmp_path):
+    (words / "private").mkdir()
+    (words / "private" / "secret.txt").write_text("a secret")
+    build(tmp_path / "index", words)
+    assert remove(tmp_path / "index", [words / "private", words / "0.txt"]) == 2
+    update(tmp_path / "index")
+    build(tmp_path / "index", words)
+    assert sorted(content(tmp_path / "index")) == [str(words / f"{i}.txt") for i in range(1, 6)]
+    build(tmp_path / "index", words / "private")
+    update(tmp_path / "index")
+    assert str(words / "private" / "secret.txt") in content(tmp_path / "index")
+    with pytest.raises(UserError, match="nothing: not in the index"):
+        remove(tmp_path / "index", ["nothing"])
+
+
+def test_new_caption_needs_no_model_and_a_touch_keeps_it(build, update, no_model, tmp_path, samples):
+    shutil.copyfile(samples / "images" / "dog.jpg", tmp_path / "dog.jpg")
+    table = tmp_path / "table.csv"
+    table.write_text("image,caption,year\ndog.jpg,a dog,2001\n")
+    build(tmp_path / "index", table, tmp_path / "dog.jpg")
+    no_model()
+    table.write_text("image,caption,year\ndog.jpg,a running dog,2002\n")
+    os.utime(tmp_path / "dog.jpg", (1e9, 1e9))
+    build(tmp_path / "index", tmp_path / "dog.jpg")
+    with Index.open(tmp_path / "index") as index:
+        assert [(item.caption, item.metadata) for item in index.items()] == [("a dog", {"year": "2001"})]
+    update(tmp_path / "index")
+    with Index.open(tmp_path / "index") as index:
+        assert [(item.caption, item.metadata) for item in index.items()] == [("a running dog", {"year": "2002"})]
+
+
+def test_shard_is_read_when_it_has_changed(build, update, no_model, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    pictures = {f"{i}.png": square((200, 30, 10 * i), rng) for i in range(4)}
+    shard = write_tar(tmp_path / "a.tar", {**pictures, "broken.json": b"{"})
+    first = build(tmp_path / "index", tmp_path / "*.tar")
+    assert counts(first) == {"added": 4}
+    assert [problem.reason[:18] for problem in first.problems] == ["broken.json cannot"]
+    with monkeypatch.context() as context:
+        context.setattr(build_module, "read_shard", None)
+        assert counts(update(tmp_path / "index")) == {"unchanged": 4, "known_problems": 1}
+
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:4000])  # inside of the second picture
+    report = update(tmp_path / "index")
+    assert report.removed == 0, "what lies behind the break may come back"
+    assert [problem.reason for problem in report.problems] == ["unexpected end of data"]
+    no_model()
+    shard.rename(tmp_path / "b.tar")
+    (tmp_path / "b.tar").write_bytes(whole)
+    assert build(tmp_path / "index", tmp_path / "b.tar").moved == 4
+    update(tmp_path / "index")
+    assert sorted(content(tmp_path / "index")) == [
+        f"{tmp_path}/b.tar",
+        *(f"{tmp_path}/b.tar::{i}.png" for i in range(4)),
+    ]
+    write_tar(tmp_path / "b.tar", pictures)
+    update(tmp_path / "index")
+    assert problems(tmp_path / "index") == {}
+
+
+def test_kinds_the_model_does_not_read_are_counted(build, tmp_path, samples):
+    from support.random_model import save_random_model
+
+    model = save_random_model(tmp_path / "model", ("text", "image"))
+    for _ in range(2):
+        report = build(tmp_path / "index", samples, model=model)
+        assert report.left_out == {"audio": 20}
+        assert report.problems == []
+    assert counts(report) == {"unchanged": 17}
+
+
+def test_index_of_another_model_is_refused(build, update, words, tmp_path, random_folder):
+    from support.random_model import save_random_model
+
+    build(tmp_path / "index", words)
+    other = save_random_model(tmp_path / "other", depth=1)
+    with pytest.raises(UserError, match=rf"made with another model, {random_folder} \(\w+\), not {other} \(\w+\)"):
+        build(tmp_path / "index", words, model=other)
+    moved = shutil.copytree(random_folder, tmp_path / "moved")
+    build(tmp_path / "index", words, model=moved)
+    assert Index.open(tmp_path / "index").model == str(moved)
+    shutil.rmtree(moved)
+    with pytest.raises(UserError, match=r"no such folder; the index .* was made with .*moved, see --model"):
+        update(tmp_path / "index")
+
+
+def test_index_of_another_preprocessing_is_refused(build, words, tmp_path, monkeypatch):
+    build(tmp_path / "index", words)
+    monkeypatch.setattr("onepeace.processors.VERSION", "next")
+    with pytest.raises(UserError, match=r"another preprocessing, .* \(1\), not .* \(next\).* or use onepeace \d"):
+        build(tmp_path / "index", words)
+
+
+def test_second_writer_is_told(build, words, tmp_path):
+    build(tmp_path / "index", words)
+    with writing(tmp_path / "index"), pytest.raises(UserError, match="another process is writing to this index"):
+        build(tmp_path / "index", words)
+
+
+def test_nothing_is_made_where_nothing_comes_of_it(build, words, tmp_path, random_folder):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    for path, reason in {"empty": "$", "table.csv": r"; 1 cannot be read, as .*table.csv::2: no image"}.items():
+        with pytest.raises(UsageError, match=f"no image, audio or text files in {tmp_path}/{path}{reason}"):
+            build(tmp_path / "index", tmp_path / path)
+    with pytest.raises(UserError, match="no model 'tinny'"):
+        build(tmp_path / "index", words, model="tinny")
+    assert not (tmp_path / "index").exists()
+    with pytest.raises(UserError, match="a folder with other files in it, and no index"):
+        build(words, words)
+    with pytest.raises(UsageError, match="is a file; name a folder"):
+        build(words / "0.txt", words)

@@ -103,21 +103,21 @@ def test_readers_while_others_write(place, worker):
 
 
 def test_folder_that_cannot_be_written(place, worker):
-    wanted = crash.truth(place.files)
+    before = crash.summary({path: said[0] for path, said in crash.truth(place.files).items()})
 
     def read():
         ended = worker.run("read", place.index, place.files, how="read only")
         return ended.marks[0] if ended.code == 0 else ended.said
 
-    assert read() == {path: said[0] for path, said in wanted.items()}
+    assert read() == before
     for path in (f"{place.index / DATABASE}-shm", f"{place.index / DATABASE}-wal"):
         Path(path).unlink(missing_ok=True)  # as on a disk that was written elsewhere
-    assert read() == {path: said[0] for path, said in wanted.items()}
+    assert read() == before
     assert not list(place.index.glob("*-shm"))
 
     crash.change_texts(place.files)
     assert worker.run("update", place.index, place.files, dies=True).code == -signal.SIGKILL
-    after = {path: said[0] for path, said in crash.truth(place.files).items()}
+    after = crash.summary({path: said[0] for path, said in crash.truth(place.files).items()})
     assert read() == after  # the file that is shared with a writer is there, and so is its log
     os.remove(f"{place.index / DATABASE}-shm")
     assert "its last writer was stopped" in read()

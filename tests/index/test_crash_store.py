@@ -1,5 +1,6 @@
 """What the crash model of an index stands on: checksums, what they cover, and what happens where they are wrong."""
 
+import os
 import shutil
 import sqlite3
 from contextlib import closing, suppress
@@ -16,6 +17,7 @@ from onepeace.index import store as stores
 from onepeace.index.checksums import checksum, seal
 from onepeace.index.database import Damaged, write_database
 from onepeace.index.store import BACKUP, DATABASE, Item, Span, Store
+from onepeace.index.vectors import VectorFile
 from onepeace.index.verify import verify
 
 
@@ -104,14 +106,18 @@ def test_damage_is_not_sealed(place, change):
     assert same_as_files(place)
 
 
-@pytest.mark.parametrize("column", ["model", "excluded", "modality"])
+@pytest.mark.parametrize("column", ["model", "excluded", "modality", "problem"])
 def test_damage_that_sqlite_does_not_see(place, column):
     if column == "modality":
         with closing(sqlite3.connect(place.index / DATABASE)) as connection:
             connection.execute("UPDATE vectors SET modality = 0 WHERE row = 3")
             connection.commit()
     else:
-        old, new = {"model": (b"modelnone", b"modelnond"), "excluded": (b'"exclude"', b'"excludd"')}[column]
+        old, new = {
+            "model": (b"modelnone", b"modelnond"),
+            "excluded": (b'"exclude"', b'"excludd"'),
+            "problem": (b"a bad file", b"a bed file"),
+        }[column]
         flip(place, old, new)
     assert not verify(place.index).ok
     crash.run("repair", place.index, place.files)
@@ -180,6 +186,12 @@ def test_fault_of_the_machine_is_no_damage(place, monkeypatch):
     def broken(*_):
         raise sqlite3.OperationalError("disk I/O error")
 
+    def forbidden(_):
+        raise PermissionError(13, "Permission denied")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
     before = {path.name: path.read_bytes() for path in place.index.iterdir()}
     with monkeypatch.context() as patch:
         patch.setattr(stores, "reader", broken)
@@ -187,6 +199,17 @@ def test_fault_of_the_machine_is_no_damage(place, monkeypatch):
             crash.run("repair", place.index, place.files)
     assert not isinstance(caught.value, Damaged)
     assert {path.name: path.read_bytes() for path in place.index.iterdir()} == before
+    with monkeypatch.context() as patch:
+        patch.setattr(VectorFile, "hold", forbidden)
+        with pytest.raises(UserError, match=rf"^{place.index}: cannot be read \(Permission denied\)$"):
+            Store(place.index)
+    with closing(Store(place.index, write=True)) as store, monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(
+            UserError, match=rf"^{store.vector_file.path}: cannot be written \(No space left on device\)$"
+        ):
+            store.add([(Item("/a", "text"), [Span("text")])], crash.vectors_of(b"a"))
+    assert same_as_files(place)
 
 
 def test_damaged_database_does_not_take_the_place_of_its_backup(place):
@@ -235,12 +258,15 @@ def test_rescue_beyond_pages_that_cannot_be_read(tmp_path):
     place = Place(tmp_path)
     crash.write_texts(place.files, 300)
     crash.run("build", place.index, place.files, batch=100)
-    shutil.copy(place.index / BACKUP, tmp_path / "backup")
     (place.index / BACKUP).unlink()
+    with closing(Store(place.index, write=True)) as store:
+        store.change(list(store.items("id < 3")))
+        shutil.copy(f"{place.index / DATABASE}-wal", tmp_path / "log")
     content = bytearray((place.index / DATABASE).read_bytes())
     start = content.index(f"{place.files}/150.txt".encode()) // 4096 * 4096
     content[start : start + 4096] = bytes(4096)
     (place.index / DATABASE).write_bytes(content)
+    shutil.copy(tmp_path / "log", f"{place.index / DATABASE}-wal")  # which would change pages of the new database
     crash.run("repair", place.index, place.files)
     now = crash.state(place.index)
     assert now.items() <= crash.truth(place.files).items()
@@ -275,6 +301,25 @@ def test_short_file_of_vectors_is_not_written_to(place):
     crash.run("repair", place.index, place.files)
     crash.run("update", place.index, place.files)
     assert same_as_files(place)
+
+
+def test_compaction_that_fails_leaves_nothing(place, monkeypatch):
+    append = VectorFile.append
+
+    def half(file, vectors, first):
+        append(file, vectors[:2], first)
+        raise UserError("no space")
+
+    with closing(Store(place.index, write=True)) as store:
+        store.remove([1])
+        with monkeypatch.context() as patch:
+            patch.setattr(VectorFile, "append", half)
+            with pytest.raises(UserError, match="no space"):
+                store.compact()
+        assert [path.name for path in place.index.glob("vectors-*")] == ["vectors-000001.f32"]
+        assert store.compact() == 1
+    crash.check(place.index)
+    assert [path.name for path in place.index.glob("vectors-*")] == ["vectors-000002.f32"]
 
 
 def test_names_of_new_folders_are_safe(tmp_path, monkeypatch):

@@ -164,6 +164,18 @@ def test_a_whole_file_that_does_not_open_is_made_again(folder, caplog):
     assert "does not open (Index type 0x00 not recognized)" in caplog.text
 
 
+def test_leftovers_make_room_before_anything_is_written(folder):
+    left = folder / f".{NAME}-0123abcd.bin.77.tmp"
+    left.write_bytes(b"what a killed process wrote")
+
+    def save(path):
+        assert not left.exists()
+        path.write_bytes(b"new")
+
+    derived.write(folder, NAME, ORIGIN, Made(None, {}, save))
+    assert derived.read(folder, NAME, ORIGIN, load) == b"new"
+
+
 def test_full_disk_keeps_the_old_file_and_gives_the_new_one(folder, caplog):
     def half(path):
         path.write_bytes(b"half")

@@ -74,7 +74,7 @@ def _open(folder: Path, *_: Any) -> tuple[Store, type[Embedder]]:
 @contextmanager
 def without_model(batch: int = 3) -> Iterator[None]:
     """The commands of an index embed by `vectors_of`, and write this many vectors at once."""
-    changes = [(indexes, "_open", _open), (sources, "_modalities", lambda: {".txt": "text"})]
+    changes = [(indexes, "_open", _open), (sources, "modalities_by_suffix", lambda: {".txt": "text"})]
     changes += [(indexes, "_provide", lambda *_: None)]
     changes += [(building, "BATCH_VECTORS", batch), (building, "BATCH_SECONDS", float("inf"))]
     before = [(module, name, getattr(module, name)) for module, name, _ in changes]
@@ -116,6 +116,11 @@ def state_of(store: Store) -> State:
         found[item.path] = (item.hash and item.hash.hex(), item.problem, str(vectors))
     assert len(rows.row) == sum(one[2].count("(") for one in found.values())
     return found
+
+
+def summary(hashes: Mapping[str, str]) -> dict[str, str]:
+    """The hashes of files by path, so short that a pipe takes them at once: a process may be killed meanwhile."""
+    return {Path(path).name: hash_[:8] for path, hash_ in hashes.items()}
 
 
 def truth(files: Path) -> State:
@@ -168,7 +173,7 @@ class Ended:
     said: str
     """The error; empty if there was none."""
     marks: list[dict[str, str]]
-    """After each transaction, hash or problem of each file by path."""
+    """What `summary` says after each transaction."""
     writes: int
     """How often it wrote."""
     syncs: int
@@ -247,14 +252,13 @@ def _serve(
     shim = ctypes.CDLL(None)
     if log or how != "never":
         shim.disk_watch(os.fsencode(Path(index).parent), log and os.fsencode(log), HOW.index(how), ctypes.c_long(at))
-    transaction = Store.transaction
+    transaction, sql = Store.transaction, "SELECT path, hash FROM files"
 
     @contextmanager
     def marked(store: Store) -> Iterator[Any]:
         with transaction(store) as connection:
             yield connection
-        found = connection.execute("SELECT path, hash, problem FROM files")
-        mark = {os.fsdecode(path): hash_.hex() if hash_ else problem for path, hash_, problem in found}
+        mark = summary({os.fsdecode(path): hash_.hex() for path, hash_ in connection.execute(sql)})
         _say({"mark": mark})
         if log:
             shim.disk_mark(json.dumps(mark).encode())
@@ -265,7 +269,7 @@ def _serve(
     said = ""
     try:
         if command == "read":
-            _say({"mark": {path: one[0] for path, one in state(Path(index)).items()}})
+            _say({"mark": summary({path: one[0] for path, one in state(Path(index)).items()})})
         else:
             run(command, Path(index), Path(files), batch)
     except UserError as error:

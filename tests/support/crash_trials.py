@@ -77,12 +77,12 @@ class Place:
             shutil.copytree(self.kept / folder.name, folder)
 
 
-def built_index(base: Path) -> Place:
-    """An index of twelve texts, kept."""
+def built_index(base: Path, count: int = 12) -> Place:
+    """An index of some texts, kept."""
     place = Place(base)
-    crash.write_texts(place.files)
+    crash.write_texts(place.files, count)
     place.root.mkdir()
-    crash.run("build", place.index, place.files)
+    crash.run("build", place.index, place.files, batch=max(3, count // 4))
     place.keep()
     return place
 
@@ -106,12 +106,14 @@ def damage_database(place: Place) -> None:
 
 
 def damage_killed(place: Place, worker: Worker) -> None:
-    """What is newest is in the log of a writer that was killed; then the database is damaged."""
-    crash.change_texts(place.files)
+    """What is newest is in the log of a writer that was killed; then the database is damaged, so that all of it can be
+    read with that log, and nothing is known of the index without."""
+    (place.files / "000.txt").write_text("short text that was edited")
     worker.run("update", place.index, place.files, dies=True)
-    with open(place.index / DATABASE, "r+b") as file:
-        file.seek(18)
-        file.write(b"\3")  # the version for writing: all can still be read
+    path = place.index / DATABASE
+    content = bytearray(path.read_bytes().replace(b"preprocessing0", b"preprocessing1"))
+    content[18] = 3  # the version for writing
+    path.write_bytes(content)
 
 
 SCENES: dict[str, tuple[str, Callable[[Place, Worker], None]]] = {
@@ -132,13 +134,13 @@ class Stage:
     known: Mapping[str, tuple]
     """By hash what an index may say of a content."""
     marks: Sequence[Mapping[str, str]]
-    """Hash of each file by path, at first and after each transaction of the undisturbed command."""
+    """`crash.summary` of the index, at first and after each transaction of the undisturbed command."""
 
     def survive(self, safe: Mapping[str, str], in_flight: Mapping[str, str] | None = None) -> Outcome:
         """Open the index after a fault, and let the command go on.
 
         Args:
-            safe: hash of each file by path, of the last transaction that was reported as done.
+            safe: summary of the last transaction that was reported as done.
             in_flight: of the one after it, if that is known.
         """
         place, start = self.place, time.perf_counter()
@@ -148,31 +150,31 @@ class Stage:
         if is_there:
             Store(place.index).close()
         seconds = time.perf_counter() - start
-        now = hashes(place.index, self.known) if is_there else {}
-        wanted = {path: said[0] for path, said in crash.truth(place.files).items()}
-        lost = [path for path, hash_ in safe.items() if wanted.get(path) == hash_ != now.get(path)]
+        now = summary(place.index, self.known) if is_there else {}
+        wanted = crash.summary({path: said[0] for path, said in crash.truth(place.files).items()})
+        lost = [name for name, hash_ in safe.items() if wanted.get(name) == hash_ != now.get(name)]
         assert lost or in_flight is None or now in (safe, in_flight), "an index is in a state in which it never was"
         crash.run("update" if self.command == "repair" else self.command, place.index, place.files, batch=5)
-        hashes(place.index, self.known)
+        crash.check(place.index)
         assert crash.state(place.index) == crash.truth(place.files)
         left = {path.name for path in place.index.iterdir()} - {f"{DATABASE}-wal", f"{DATABASE}-shm"}
         assert len(left) == 4, f"more than lock, database, backup and vectors: {left}"
         return Outcome(1, len(lost), [seconds])
 
 
-def hashes(index: Path, known: Mapping[str, tuple]) -> dict[str, str]:
-    """Of each file of an index, which is sound, and says of it only what is true."""
+def summary(index: Path, known: Mapping[str, tuple]) -> dict[str, str]:
+    """Of an index that is sound, and says of its files only what is true."""
     crash.check(index)
     now = crash.state(index)
     assert all(said == known[said[0]] for said in now.values()), "vectors of another content"
-    return {path: said[0] for path, said in now.items()}
+    return crash.summary({path: said[0] for path, said in now.items()})
 
 
 def stage(base: Path, scene: str, worker: Worker, log: Path | None = None) -> Stage:
     """The scene, and the undisturbed command in it, whose writes are recorded in ``log``; the place is as before it."""
-    place = built_index(base / scene)
+    place = built_index(base / scene, 90 if scene == "rescue" else 12)
     known = {one[0]: one for one in crash.truth(place.files).values()}
-    first = hashes(place.index, known)
+    first = summary(place.index, known)
     command, happen = SCENES[scene]
     happen(place, worker)
     place.keep()
@@ -181,7 +183,7 @@ def stage(base: Path, scene: str, worker: Worker, log: Path | None = None) -> St
     assert ended.code == 0, ended.said
     marks = [{} if scene == "build" else first, *ended.marks]
     if command == "repair":
-        marks = [hashes(place.index, known)]
+        marks = [summary(place.index, known)]
     place.put_back()
     return Stage(place, command, known, marks)
 
@@ -348,12 +350,12 @@ def damages(base: Path, how: str, worker: Worker, trials: int, seed: int = 0) ->
             crash.run("repair", place.index, place.files)
             Store(place.index).close()
             seconds = time.perf_counter() - start
-            now = hashes(place.index, at.known)
+            now = summary(place.index, at.known).items()
             crash.run("update", place.index, place.files)
             crash.check(place.index)
             assert crash.state(place.index) == wanted, complaint
-            lost = sum(now.get(path) != said[0] for path, said in wanted.items())
-            outcome += Outcome(1, lost, [seconds])
+            lost = crash.summary({path: said[0] for path, said in wanted.items()}).items() - now
+            outcome += Outcome(1, len(lost), [seconds])
     return outcome
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from onepeace.data.sample import Sample
 from onepeace.embed.zero_shot import fill
-from onepeace.errors import UserError
+from onepeace.errors import UserError, need
 from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, check_at, encode
 from onepeace.evaluate.ranked import chance_ndcg, chance_recall, ndcg, ordered, recall
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 COIN = 0.5
 """Calibration error, and accuracy, of who calls everything certain or impossible by the toss of a coin."""
 
-DRAWN = ("pairs", "first hit with an answer (znorm)", "first hit without an answer (znorm)")
-"""What the reliability diagram shows."""
+ANSWERS = {"with an answer": True, "without an answer": False}
+"""How each query is asked; False: what it means is taken out of the pool."""
 MEASURES: dict[str, tuple[Callable[..., float], Callable[..., float]]] = {
     "NDCG": (ndcg, chance_ndcg),
     "recall": (recall, chance_recall),
@@ -75,8 +75,8 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Mixed(EvaluationProtocol):
-    """NDCG and recall of the mixed list and of each side alone, how much of it is of the right side, and the accuracy
-    and calibration error of the match probability."""
+    """NDCG and recall of the mixed list and of each side alone, how much of the first hits is of the right side (as is
+    all that a query means), and the accuracy and calibration error of the match probability."""
 
     template: str | None = None
     """As that of the other side."""
@@ -113,6 +113,8 @@ class Mixed(EvaluationProtocol):
         return own, self.other
 
     def run(self, embedder: Any, root: Path) -> list[Figure]:
+        if self.plot is not None:
+            need("matplotlib", "plot")
         calibration = _calibration(self.calibration)
         samples = [side.read_some(root, self.count) for side in self.sides]
         count = min(map(len, samples))
@@ -140,7 +142,10 @@ class Mixed(EvaluationProtocol):
         for ranking in self.rankings:
             said |= first_hits(ranking, asked, vectors, pool)
         if self.plot is not None:
-            draw({name: one.reliability for name, one in said.items() if name in DRAWN}, Path(self.plot))
+            first = [said[f"first hit {answer} ({self.rankings[0]})"] for answer in ANSWERS]
+            hits = first[0].joined(first[1])
+            curves = {"pairs, half of them matches": said["pairs"], "first hits, half of them without an answer": hits}
+            draw({name: one.reliability for name, one in curves.items()}, Path(self.plot))
         return [*figures, *(figure for name, one in said.items() for figure in one.figures(name))]
 
     def order(self, ranking: str, asked: Sequence[Asked], items: NDArray, pool: Pool) -> list[Figure]:
@@ -172,6 +177,15 @@ class Said(NamedTuple):
     weights: NDArray[np.float64]
     """(n,) how much each counts."""
     queries: int
+
+    def joined(self, other: "Said") -> "Said":
+        """Both together."""
+        return Said(
+            np.concatenate([self.probabilities, other.probabilities]),
+            np.concatenate([self.truths, other.truths]),
+            np.concatenate([self.weights, other.weights]),
+            self.queries + other.queries,
+        )
 
     @property
     def reliability(self) -> Reliability:
@@ -208,10 +222,10 @@ def first_hits(ranking: str, asked: Sequence[Asked], items: NDArray, pool: Pool)
         side: np.mean([one.relevant.sum() for one in asked if one.side == side]) for side in {a.side for a in asked}
     }
     answers = {}
-    for name, without in (("with an answer", False), ("without an answer", True)):
+    for name, there in ANSWERS.items():
         found, truths = [], []
         for one in asked:
-            rows = ~one.relevant if without else np.ones_like(one.relevant)
+            rows = np.ones_like(one.relevant) if there else ~one.relevant
             inside, some, relevant = items[rows], pool.take(rows), one.relevant[rows]
             first = ordered(scores(ranking, one.query, inside, some), relevant)[:1]
             z = znorm(one.query, inside[first] @ one.query.vector, some.take(first))

@@ -1,0 +1,141 @@
+"""What folders, tables and shards mean."""
+
+import json
+import os
+
+import pytest
+from support.small_shards import write_tar
+
+from onepeace.errors import UsageError, UserError
+from onepeace.index.sources import Root, read_shard, roots_of, scan
+
+
+def found(*paths, removed=(), exclude=()):
+    """{path or its end after the folder: entry}, and the problems."""
+    result = scan(roots_of(paths, exclude), removed)
+    return result.entries, result.problems
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("a.jpg", "sub/b.txt", "sub/.hidden.jpg", "sub/c.md", "sub/deep/d.ogg", "my.index/e.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "my.index" / "index.sqlite").touch()
+    return tmp_path
+
+
+def names(entries, folder):
+    return [os.path.relpath(path, folder) for path in entries]
+
+
+def test_folder_gives_its_files_but_no_index_and_nothing_removed(tree):
+    (tree / "sub" / "gone.jpg").symlink_to("nothing")
+    entries, problems = found(tree)
+    assert names(entries, tree) == ["a.jpg", "sub/b.txt", "sub/deep/d.ogg", "sub/gone.jpg"]
+    assert problems == []
+    assert {entry.item.problem for entry in entries.values()} == {None, "a link to nothing"}
+    removed = [str(tree / "sub" / "deep"), str(tree / "a.jpg"), str(tree.parent)]  # the last lies above
+    assert names(found(tree, removed=removed)[0], tree) == ["sub/b.txt", "sub/gone.jpg"]
+    assert names(found(tree, exclude=["sub/*", "!sub/b.txt"])[0], tree) == ["a.jpg", "sub/b.txt"]
+
+
+def test_named_file_is_known_by_its_content(tree, samples):
+    (tree / "photo.bak").write_bytes((samples / "images" / "dog.jpg").read_bytes())
+    entries, problems = found(tree / "photo.bak", tree / "sub" / "c.md", tree / "sub" / ".hidden.jpg")
+    assert [(os.path.basename(path), entry.item.modality) for path, entry in entries.items()] == [
+        ("photo.bak", "image"),
+        (".hidden.jpg", "image"),
+    ]
+    assert [problem.reason for problem in problems] == ["not a picture, sound or text (unknown ending '.md')"]
+
+
+def test_rows_of_a_table(tree):
+    rows = [
+        {"image": "a.jpg", "audio": "sub/deep/d.ogg", "captions": ["one", " two ", 3], "year": 2001, "none": None},
+        {"text": "only \ud800 words", "tags": ["\udfff"]},
+        {"path": "sub/b.txt", "caption": "a text in a file"},
+        {"url": "https://example.org/x.ogg?token=1"},
+        {"file_name": "sub/c.md"},
+        {"image": "nothing.jpg", "caption": "gone"},
+        {"year": 2001},
+    ]
+    table = tree / "sub" / ".." / "table.jsonl"
+    table.write_text("\n".join([*map(json.dumps, rows), "[1]", "{"]))
+    entries, problems = found(table)
+    assert problems == []
+    items = {os.path.relpath(path, tree) if path[0] == "/" else path: entry.item for path, entry in entries.items()}
+    image = items["a.jpg"]
+    assert (image.modality, image.size, image.caption, image.metadata) == ("image", 1, "one\ntwo", {"year": 2001})
+    assert items["sub/deep/d.ogg"].caption == "one\ntwo"
+    text = items["table.jsonl::2"]
+    assert (text.modality, text.caption, text.metadata) == ("text", "only \ufffd words", {"tags": ["\ufffd"]})
+    assert entries[text.path].value == "only \ud800 words"  # as it is; the model's own rule is for that
+    assert (items["sub/b.txt"].modality, items["sub/b.txt"].caption) == ("text", "a text in a file")
+    assert items["https://example.org/x.ogg?token=1"].modality == "audio"
+    reasons = {path: item.problem for path, item in items.items() if item.problem}
+    assert reasons == {
+        "table.jsonl::5": "sub/c.md: its ending says no kind of file; name the column image or audio in place of "
+        "file_name",
+        "table.jsonl::6": "nothing.jpg: No such file or directory",
+        "table.jsonl::7": "no image, audio, text in this row; it has year",
+        "table.jsonl::8": "a JSON list, not an object",
+        "table.jsonl::9": "not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
+    }
+
+
+def test_what_a_table_says_of_a_file_wins(tree):
+    (tree / "table.csv").write_text("image,caption\na.jpg,described\n")
+    for paths in ([tree, tree / "table.csv"], [tree / "table.csv", tree]):
+        entries, _ = found(*paths)
+        assert entries[str(tree / "a.jpg")].item.caption == "described"
+        assert len(entries) == 3
+
+
+def test_table_without_rows_or_in_another_encoding_is_an_error(tmp_path):
+    (tmp_path / "t.CSV").write_text("image\n")
+    with pytest.raises(UserError, match=r"t.CSV: no rows; columns are image, audio, text"):
+        found(tmp_path / "t.CSV")
+    (tmp_path / "t.csv").write_bytes(b"text\n\xff\n")
+    with pytest.raises(UserError, match="line 2 is not UTF-8"):
+        found(tmp_path / "t.csv")
+
+
+def test_samples_of_a_shard(tmp_path):
+    members = {
+        "p/1.jpg": b"picture", "p/1.thumb.ogg": b"sound", "p/1.txt": b"words",
+        "2.txt": b"only words", "2.json": b'{"label": "x", "captions": ["a", "b"]}', "3.md": b"none",
+    }  # fmt: skip
+    shard = write_tar(tmp_path / "s.tar.gz", members)
+    broken: list[str] = []
+    entries = {entry.item.path.removeprefix(f"{shard}::"): entry for entry in read_shard(str(shard), broken)}
+    assert broken == []
+    kinds = {path: (entry.item.modality, entry.value, entry.item.caption) for path, entry in entries.items()}
+    assert kinds == {
+        "p/1.jpg": ("image", b"picture", "words"),
+        "p/1.thumb.ogg": ("audio", b"sound", "words"),
+        "2.txt": ("text", "a", "a\nb"),
+    }
+    assert entries["2.txt"].item.metadata == {"label": "x"}
+    assert entries["p/1.jpg"].value.name == f"{shard}::p/1.jpg"
+
+
+def test_roots_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a[1].tar", "b-0.tgz", "b-1.tgz", "t.TSV", "x.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.tar").mkdir()
+    given = roots_of(["a[1].tar", "b-{0..1}.tgz", "t.TSV", "x.jpg", "folder.tar"], ["*.bmp"])
+    kinds = [(os.path.basename(root.path), root.kind, root.exclude) for root in given]
+    assert kinds == [
+        *(("a[1].tar", "shard", ()), ("b-0.tgz", "shard", ()), ("b-1.tgz", "shard", ()), ("t.TSV", "table", ())),
+        *(("x.jpg", "file", ()), ("folder.tar", "folder", ("*.bmp",))),
+    ]
+    assert all(os.path.isabs(root.path) for root in given)
+    odd = Root(os.fsdecode(b"/caf\xe9"), "shard", ("\udce9",), (3, 5))
+    assert Root.from_row(*odd.to_row()) == odd
+    for path in ("nothing.tar", "nothing.csv", "nothing"):
+        with pytest.raises(UsageError, match=f"^{path}: no such file or folder$"):
+            roots_of([path])
+    with pytest.raises(UserError, match=r"no shard matches c-0.tar; check the pattern$"):
+        roots_of(["c-{0..1}.tar"])

@@ -1,0 +1,32 @@
+"""What an index says, to be compared with another one."""
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from onepeace.index.store import Store
+
+
+def content(folder: Path) -> dict:
+    """All that an index says, by path, without what depends on the order in which it was said; vectors apart."""
+    with closing(Store(folder)) as store:
+        rows = store.rows()
+        found = {}
+        for item in store.items():
+            own = rows.file == item.id
+            spans = list(zip(rows.modality[own], rows.start[own], rows.end[own], strict=True))
+            about = (item.modality, item.size, item.mtime_ns, item.hash, item.date, item.caption, item.metadata)
+            about = (*about, item.problem, item.note, repr(spans), item.width, item.height, item.duration)
+            found[item.path] = about, np.array(rows.vectors[rows.row[own]])
+        return found
+
+
+def check_same(folder: Path, other: Path) -> None:
+    """Two indexes say the same of the same files, whatever way led there."""
+    one, two = content(folder), content(other)
+    assert {path: about for path, (about, _) in one.items()} == {path: about for path, (about, _) in two.items()}
+    for path, (_, vectors) in one.items():
+        assert vectors.shape == two[path][1].shape
+        assert np.isfinite(vectors).all()
+        np.testing.assert_allclose(vectors, two[path][1], atol=1e-4, err_msg=path)
