@@ -3,6 +3,7 @@
 import argparse
 import shlex
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
     from onepeace.index.build import Report
+    from onepeace.index.index import Index
 
 EXAMPLES = """\
   onepeace index build Pictures Music --index my.index --exclude "*/thumbnails/"
@@ -48,6 +50,8 @@ def _embedding_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=_seconds, metavar="S", help=window)
     hop = "seconds from the start of one to that of the next; of a new index (5)"
     parser.add_argument("--hop", type=_seconds, metavar="S", help=hop)
+    kept = "search structure: exact, faiss-ivf, usearch or faiss-hnsw; default: one where there are many vectors"
+    parser.add_argument("--nearest", default="auto", metavar="NAME", help=kept)
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
 
 
@@ -64,6 +68,8 @@ def _paths_argument(parser: argparse.ArgumentParser) -> None:
 
 def _stats_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--problems", action="store_true", help="list the files that could not be embedded")
+    recall = "measure how many of the ten nearest vectors the search structures find, for queries made up"
+    parser.add_argument("--recall", action="store_true", help=recall)
 
 
 def _nothing(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +120,7 @@ def _update(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("model", "device", "dtype", "batch_size", "window", "hop")
+    names = ("model", "device", "dtype", "batch_size", "window", "hop", "nearest")
     return {**{name: getattr(args, name) for name in names}, "progress": False if args.quiet else None}
 
 
@@ -140,6 +146,7 @@ def _stats(args: argparse.Namespace) -> int:
             ("model", index.model),
             ("made", index.store.meta["created"]),
             ("on disk", f"{size / 1e6:.1f} MB"),
+            *(_recalls(index) if args.recall else ()),
         ]
     print(format_table(rows[0], rows[1:]))
     if args.problems:
@@ -148,6 +155,20 @@ def _stats(args: argparse.Namespace) -> int:
         for item in odd:
             print(f"{files.shown(item.path)}: {item.note} (in the index)")
     return 0
+
+
+def _recalls(index: "Index") -> Iterator[tuple[str, str]]:
+    """A row for each search structure."""
+    from onepeace.index.nearest import measure_recall
+
+    for key in index.candidates.keys if len(index) else ():
+        structure = index.candidates.nearest(key)
+        if structure.name == "exact":
+            value = "1 (exact: all vectors are compared)"
+        else:
+            found = measure_recall(structure, index.candidates.samples(key, seed=1))
+            value = f"{found:.3f} ({structure.name})"
+        yield f"recall@10, {'cosines' if key == 'raw' else f'{key} queries'}", value
 
 
 def _verify(args: argparse.Namespace) -> int:

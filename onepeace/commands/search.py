@@ -81,6 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument(
         "--duplicates", choices=("collapse", "show"), default="collapse", help="near copies: one hit, or each"
     )
+    nearest = "search structure of the index: exact, faiss-ivf, usearch or faiss-hnsw; default: the one that is there"
+    shown.add_argument("--nearest", default="auto", metavar="NAME", help=nearest)
     shown.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
     shown.add_argument("--html", type=Path, metavar="FILE", help="also write the hits as a page to look at")
 
@@ -109,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
                 rank=args.rank,
                 min_match=args.min_match,
                 duplicates=args.duplicates,
+                nearest=args.nearest,
             )
             if name is not None and not args.json:
                 print(f"{name}:")

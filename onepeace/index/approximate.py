@@ -153,11 +153,11 @@ def recall(found: Neighbours, truth: Neighbours) -> float:
     return float(np.minimum(hits, exact.sum(axis=1)).sum() / exact.sum())
 
 
-def sums_of_rows(scored: Scored) -> NDArray[np.float32]:
-    """(SAMPLES, E): unit sums of two rows that are alive, drawn by chance, the same ones every time."""
+def sums_of_rows(scored: Scored, seed: int = 0) -> NDArray[np.float32]:
+    """(SAMPLES, E): unit sums of two rows that are alive, drawn by chance, the same ones for a seed."""
     rows = np.arange(scored.rows) if scored.alive is None else np.flatnonzero(scored.alive)
     if not rows.size:
         return np.empty((0, scored.vectors.shape[1]), np.float32)
-    chosen = np.random.default_rng(0).choice(rows, (2, SAMPLES))
+    chosen = np.random.default_rng(seed).choice(rows, (2, SAMPLES))
     sums = scored.vectors[chosen[0]] + scored.vectors[chosen[1]]
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-6)

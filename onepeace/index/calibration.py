@@ -88,6 +88,13 @@ class Bank:
         """Mean and variance (n,) of the cosines that unit vectors `items` (n, E) have with queries like the bank's."""
         return items @ self.mean, np.square(items @ self.factor.T).sum(axis=1) + self.rest
 
+    def draw(self, count: int, random: np.random.Generator) -> NDArray[np.float32]:
+        """(count, E): unit vectors like those of the bank, by its mean and covariance."""
+        around = random.standard_normal((count, len(self.factor))) @ self.factor
+        around += math.sqrt(self.rest) * random.standard_normal((count, len(self.mean)))
+        vectors = self.mean + around
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
     def typical(self, items: "Bank") -> tuple[float, float]:
         """The mean of both `statistics` over items like those of another bank."""
         factor, other, mean = (part.astype(np.float64) for part in (self.factor, items.factor, items.mean))

@@ -5,12 +5,9 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import make_folder, write_atomic
@@ -18,11 +15,12 @@ from onepeace.files.source import scheme
 from onepeace.files.walk import Unreadable
 from onepeace.index.calibration import FILE as CALIBRATION
 from onepeace.index.calibration import MODALITIES, Calibration
+from onepeace.index.candidates import Candidates
 from onepeace.index.path_glob import path_glob as path_condition
 from onepeace.index.path_glob import register
 from onepeace.index.query import Part, encode
-from onepeace.index.ranking import RANKINGS, Pool, QueryVector, statistics
-from onepeace.index.search import Duplicates, Filter, Results, Sort, allowed_rows, hits_of, scorer
+from onepeace.index.ranking import RANKINGS
+from onepeace.index.search import Duplicates, Filter, Filters, Results, Sort, hits_of
 from onepeace.index.sources import Root, Scan, is_below, roots_of, scan, unreadable
 from onepeace.index.store import DATABASE, Item, Rows, Store
 from onepeace.index.where import after as after_date
@@ -53,7 +51,6 @@ class Index:
     def __init__(self, store: Store, load: "Callable[[], Embedder]") -> None:
         self.store = store
         self._load = load
-        self._statistics: dict[str, np.ndarray] = {}
 
     @classmethod
     def open(
@@ -136,20 +133,14 @@ class Index:
             return None
         return Calibration.load(path, embed_dim=self.embed_dim, model=self.store.meta["model_hash"])
 
-    def _pool(self, query: QueryVector, rank: str) -> Pool:
-        """What rankings know of the vectors beside themselves."""
-        rows, calibration = self.rows, self.calibration
-        if calibration is None:
-            return Pool(rows.modality)
-        needed = {modality for modality, _ in query.weights} if rank != "centred" else set(calibration.banks)
-        for modality in needed & calibration.banks.keys() - self._statistics.keys():
-            some = replace(calibration, banks={modality: calibration.banks[modality]})
-            self._statistics[modality] = statistics(rows.vectors[rows.row], rows.modality, some)
-        known = np.full((len(rows.row), len(MODALITIES), 2), np.nan, np.float32)
-        for modality, values in self._statistics.items():
-            code = MODALITIES.index(modality)
-            known[:, code] = values[:, code]
-        return Pool(rows.modality, calibration, known)
+    @cached_property
+    def candidates(self) -> Candidates:
+        """The vectors, to be ranked."""
+        return Candidates(self.store.folder, self.store.meta, self.rows, self.calibration)
+
+    @cached_property
+    def _filters(self) -> Filters:
+        return Filters(self.store, self.rows)
 
     def _text_encoder(self) -> "OnnxTextEncoder | None":
         from onepeace.index.text_encoder import OnnxTextEncoder
@@ -171,6 +162,7 @@ class Index:
         rank: str | None = None,
         min_match: float | None = None,
         duplicates: Duplicates = "collapse",
+        nearest: str = "auto",
     ) -> Results:
         """The files nearest to a query, best first.
 
@@ -183,6 +175,8 @@ class Index:
             rank: a key of RANKINGS (ranking.py); None = znorm, or raw where there is no calibration.
             min_match: probability below which a hit counts as not relevant.
             duplicates: near copies as one hit, or each.
+            nearest: search structure, a key of NEAREST (nearest.py), where it is kept and the ranking allows it; "auto"
+                takes the one that is there.
 
         Raises:
             UserError: a query that cannot be encoded, a filter that cannot be read.
@@ -202,24 +196,22 @@ class Index:
         own = {os.path.realpath(part.value) for part in parts if isinstance(part.value, (str, os.PathLike))}
         own |= {os.path.abspath(part.value) for part in parts if isinstance(part.value, (str, os.PathLike))}
         rows = self.rows
-        allowed = allowed_rows(self.store, rows, Filter(tuple(only), tuple(conditions), frozenset(own)))
+        allowed = self._filters.allowed(Filter(tuple(only), tuple(conditions), frozenset(own)))
         rank = rank or ("raw" if self.calibration is None else "znorm")
-        best = scorer(rows, query, self._pool(query, rank), allowed, rank)
+        best = self.candidates.best(query, rank, allowed, nearest)
         options: dict[str, Any] = {"top": top, "offset": offset, "sort": sort, "duplicates": duplicates}
         hits = tuple(hits_of(self.store, rows, best, min_match=min_match, **options))
         known = [hit.match for hit in hits if hit.match is not None]
         relevant = None if min_match is None or not known else max(known) >= min_match
-        files = rows.file if allowed is None else rows.file[allowed]
-        return Results(hits, len(np.unique(files)), relevant)
+        return Results(hits, self._filters.count(allowed), relevant)
 
     def add(self, paths: Sequence[str | os.PathLike[str]], **options: Any) -> "Report":
         """Embed files into the index, which shows them then; see `build`."""
         report = build(self.store.folder, paths, **options)
         self.close()
         self.store = Store(self.store.folder)
-        for name in ("rows", "calibration"):
+        for name in ("rows", "calibration", "candidates", "_filters"):
             self.__dict__.pop(name, None)
-        self._statistics = {}
         return report
 
 
@@ -240,8 +232,8 @@ def build(
         model: a name as `onepeace.load` takes it; None = the model of the index, or "tiny" for a new one.
         exclude: patterns as in a .gitignore file.
         only: image, audio or text: leave out the other kinds of files.
-        options: ``device`` and ``dtype`` as for `onepeace.load`, and those of `Builder`. An index keeps the ``window``
-            and ``hop`` it was made with.
+        options: ``device`` and ``dtype`` as for `onepeace.load`; ``nearest``, the search structure (nearest.py, "auto":
+            none for few vectors); and those of `Builder`. An index keeps the ``window`` and ``hop`` it was made with.
 
     Raises:
         UserError: nothing found, another process is writing, the index belongs to another model, the disk is full.
@@ -334,6 +326,7 @@ def _fill(
     dtype: str = "auto",
     window: float | None = None,
     hop: float | None = None,
+    nearest: str = "auto",
     **options: Any,
 ) -> "Report":
     """Embed what was found; ``folder`` is held for writing."""
@@ -355,14 +348,14 @@ def _fill(
             if gone:
                 _forget(store, gone)
         store.backup()
-        _provide(store, builder.report)
+        _provide(store, builder.report, nearest)
     finally:
         store.close()
     return builder.report
 
 
-def _provide(store: Store, report: "Report") -> None:
-    """For queries without the model's folder: its calibration, and from EXPORT_FROM files on its text branch."""
+def _provide(store: Store, report: "Report", nearest: str) -> None:
+    """For queries: the model's calibration, the search structures, and from EXPORT_FROM files on its text branch."""
     from onepeace.errors import need
     from onepeace.hub.resolve import resolve
     from onepeace.index.text_encoder import OnnxTextEncoder, export_text_encoder
@@ -371,6 +364,10 @@ def _provide(store: Store, report: "Report") -> None:
     if calibration.is_file():
         with write_atomic(store.folder / CALIBRATION) as temporary:
             temporary.write_bytes(calibration.read_bytes())
+    start = time.perf_counter()
+    with Index.open(store.folder) as index:
+        index.candidates.keep(nearest)
+    report.seconds["structure"] += time.perf_counter() - start
     folder, model_hash = store.folder / TEXT_ENCODER, store.meta["model_hash"]
     if store.count("problem IS NULL") < EXPORT_FROM or OnnxTextEncoder.open(folder, model_hash) is not None:
         return

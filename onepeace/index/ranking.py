@@ -91,28 +91,34 @@ Ranking = Callable[[QueryVector, NDArray, Pool], NDArray]
 
 
 def statistics(items: NDArray, codes: NDArray[np.integer], calibration: Calibration) -> NDArray[np.float32]:
-    """(n, M, 2): m.x and 1 / sigma of each item for the bank of queries of each of `MODALITIES`.
+    """(n, M, 2): `statistics_of` each of `MODALITIES` as that of the queries; NaN for those without a bank."""
+    result = np.full((len(items), len(MODALITIES), 2), np.nan, dtype=np.float32)
+    for query in calibration.banks:
+        result[:, MODALITIES.index(query)] = statistics_of(query, items, codes, calibration)
+    return result
+
+
+def statistics_of(
+    query: str, items: NDArray, codes: NDArray[np.integer], calibration: Calibration
+) -> NDArray[np.float32]:
+    """(n, 2): m.x and 1 / sigma of each item for the bank of queries of one modality.
 
     Sigma^2 is the share `Calibration.own` of the item's own x'Cx, and what is typical of its modality for the rest.
 
     Args:
-        items: (n, E) unit rows, such as a memory map; read in chunks.
+        items: (n, E) unit rows, such as a memory map; read in chunks. A result depends on its own item alone.
         codes: (n,) their modalities.
-
-    Returns:
-        NaN for modalities without a bank. A row depends on its own item alone.
     """
-    result = np.full((len(items), len(MODALITIES), 2), np.nan, dtype=np.float32)
-    for query, bank in calibration.banks.items():
-        column = MODALITIES.index(query)
-        share, _, typical = _typical(calibration, query)
-        for start in range(0, len(items), CHUNK):
-            rows = slice(start, start + CHUNK)
-            mean, variance = bank.statistics(np.asarray(items[rows]))
-            kept = share[codes[rows]]
-            variance = kept * variance + (1 - kept) * typical[codes[rows]]
-            result[rows, column, 0] = mean
-            result[rows, column, 1] = 1 / np.sqrt(np.maximum(variance, SMALLEST))
+    result = np.empty((len(items), 2), dtype=np.float32)
+    bank = calibration.bank(query)
+    share, _, typical = _typical(calibration, query)
+    for start in range(0, len(items), CHUNK):
+        rows = slice(start, start + CHUNK)
+        mean, variance = bank.statistics(np.asarray(items[rows]))
+        kept = share[codes[rows]]
+        variance = kept * variance + (1 - kept) * typical[codes[rows]]
+        result[rows, 0] = mean
+        result[rows, 1] = 1 / np.sqrt(np.maximum(variance, SMALLEST))
     return result
 
 
@@ -129,8 +135,8 @@ def _typical(calibration: Calibration, query: str) -> tuple[NDArray, NDArray, ND
     return share, mean, variance
 
 
-def _means(query: str, pool: Pool) -> NDArray:
-    """(n,) what is taken from the items' cosines with a query of this modality."""
+def means(query: str, pool: Pool) -> NDArray:
+    """(n,) what the Z-norm takes from the items' cosines with a query of this modality."""
     calibration, known = pool.known()
     calibration.bank(query)
     share, typical, _ = _typical(calibration, query)
@@ -152,7 +158,7 @@ def znorm(query: QueryVector, cosines: NDArray, pool: Pool) -> NDArray:
     _, known = pool.known()
     mean, variance = np.zeros(len(cosines)), np.zeros(len(cosines))
     for modality, weight in query.weights:
-        mean += weight * _means(modality, pool)
+        mean += weight * means(modality, pool)
         variance += np.square(weight / known[:, MODALITIES.index(modality), 1])
     return (query.norm * cosines - mean) / np.sqrt(variance)
 
@@ -217,23 +223,9 @@ def match(query: QueryVector, z: NDArray, pool: Pool, prior: float | None = None
     return result
 
 
-def fold_items(items: NDArray, pool: Pool, query: str) -> NDArray[np.float32]:
-    """(n, E + 1): items whose inner product with `fold_query` is their Z-norm score, [x / sigma, mu / sigma].
+def fold(query: QueryVector) -> NDArray[np.float32]:
+    """(E,): what the Z-norm of a query whose parts are of one modality is a multiple of, (x . fold - m.x) / sigma.
 
-    Args:
-        items: (n, E) unit rows.
-        query: modality of the queries.
+    The sum of the weights must be above 0.
     """
-    mean, inverse = _means(query, pool), pool.known()[1][:, MODALITIES.index(query), 1]
-    return np.concatenate([items * inverse[:, None], (mean * inverse)[:, None]], axis=1, dtype=np.float32)
-
-
-def fold_query(query: QueryVector) -> NDArray[np.float32]:
-    """(E + 1,): [s, -sum w_p] / sqrt(sum w_p^2), which is [q, -1] for a query of one part.
-
-    The products with `fold_items` are exact when all parts are of its modality. For a mix of modalities they only give
-    candidates, best with the items folded for the part of the largest weight; `znorm` then scores these.
-    """
-    weights = np.array([weight for _, weight in query.weights])
-    whole = np.append(query.norm * query.vector.astype(np.float64), -weights.sum())
-    return (whole / np.linalg.norm(weights)).astype(np.float32)
+    return (query.norm / sum(weight for _, weight in query.weights) * query.vector).astype(np.float32)

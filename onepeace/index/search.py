@@ -1,12 +1,13 @@
 """What a query finds in an index: filters, the nearest vectors, one hit for each file, alike files together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 
-from onepeace.index.ranking import RANKINGS, Pool, QueryVector, match, znorm
+from onepeace.index.candidates import Best, Scores
 from onepeace.index.store import Item, Rows, Store
 from onepeace.index.where import Condition, joined
 
@@ -14,6 +15,8 @@ ALIKE = 0.98
 """Cosine of two files of one kind from which on they count as copies of one another."""
 POOL = 200
 """Best files that are sorted by date or path."""
+REMEMBERED = 16
+"""Filters whose results are kept in memory."""
 CANDIDATES = 4
 """Vectors looked at for each hit that is wanted; several may be of one file."""
 
@@ -66,24 +69,10 @@ Sort = Literal["match", "date", "path"]
 Duplicates = Literal["collapse", "show"]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Of every vector of an index, or of some."""
-
-    rows: np.ndarray
-    """(m,) places in `Rows`, the best first."""
-    cosine: np.ndarray
-    """(m,) float32."""
-    z: np.ndarray
-    """(m,) float32: what they are ordered by."""
-    match: np.ndarray | None
-    """(m,) probabilities; None without a calibration."""
-
-
 def hits_of(
     store: Store,
     rows: Rows,
-    best: Callable[[int], Scores],
+    best: Best,
     *,
     top: int,
     offset: int = 0,
@@ -104,14 +93,14 @@ def hits_of(
     while True:
         scores = best(count)
         groups = _grouped(rows, scores, duplicates == "collapse")
-        if len(groups) >= wanted or len(scores.rows) < count:
+        if len(groups) >= wanted or len(scores.places) < count:
             break
         count *= 4
     hits = []
     items = {
         item.id: item for item in _items(store, [int(rows.file[row]) for group in groups[:wanted] for row in group])
     }
-    place = {int(row): i for i, row in enumerate(scores.rows)}
+    place = {int(row): i for i, row in enumerate(scores.places)}
     for group in groups[:wanted]:
         row = group[0]
         i, item = place[row], items.get(int(rows.file[row]))
@@ -134,38 +123,10 @@ def hits_of(
         yield replace(hit, rank=rank)
 
 
-def scorer(
-    rows: Rows, query: QueryVector, pool: Pool, allowed: np.ndarray | None, rank: str
-) -> Callable[[int], Scores]:
-    """What gives the so many best vectors of the allowed ones.
-
-    Args:
-        pool: modality of each of ``rows``, and what a calibration says of them.
-        allowed: (n,) bool; None = all.
-        rank: a key of RANKINGS.
-    """
-    cosine = (rows.vectors @ query.vector)[rows.row]
-    z = RANKINGS[rank](query, cosine, pool)
-    z = z if allowed is None else np.where(allowed, z, -np.inf)
-    count = len(z) if allowed is None else int(allowed.sum())
-
-    def best(wanted: int) -> Scores:
-        wanted = min(wanted, count)
-        some = np.argpartition(-z, wanted - 1)[:wanted] if 0 < wanted < len(z) else np.arange(len(z))
-        order = some[np.lexsort((some, -z[some]))][:wanted]
-        return Scores(order, cosine[order], z[order], _match(query, cosine[order], pool.take(order)))
-
-    return best
-
-
-def _match(query: QueryVector, cosine: np.ndarray, pool: Pool) -> np.ndarray | None:
-    return None if pool.statistics is None else match(query, znorm(query, cosine, pool), pool)
-
-
 def _grouped(rows: Rows, scores: Scores, collapse: bool) -> list[list[int]]:
     """The best row of each file, best first; those of near copies as one group."""
     first: dict[int, int] = {}
-    for row in scores.rows:
+    for row in scores.places:
         first.setdefault(int(rows.file[row]), int(row))
     if not collapse:
         return [[row] for row in first.values()]
@@ -189,16 +150,47 @@ def _items(store: Store, ids: list[int]) -> Iterator[Item]:
         yield from store.items(f"id IN ({', '.join('?' * len(some))})", some)
 
 
-def allowed_rows(store: Store, rows: Rows, chosen: Filter) -> np.ndarray | None:
-    """(n,) bool over ``rows``: what a filter allows; None = all."""
-    masks = []
-    if chosen.only:
-        masks.append(np.isin(rows.modality, [code for code, key in enumerate(store.kinds) if key in chosen.only]))
-    if chosen.conditions:
-        condition = joined("AND", chosen.conditions)
-        masks.append(np.isin(rows.file, store.ids(condition.sql, condition.params)))
-    if chosen.exclude:
+class Filters:
+    """Which vectors of an index the filters of queries allow; what was asked last is remembered."""
+
+    def __init__(self, store: Store, rows: Rows) -> None:
+        self.store, self.rows = store, rows
+        self.ids, self._file = np.unique(rows.file, return_inverse=True)
+        """(files,) ids, rising; and of each vector the place of its file's."""
+        self._mask = lru_cache(REMEMBERED)(self._computed)
+
+    def allowed(self, chosen: Filter) -> np.ndarray | None:
+        """(n,) bool over the rows; None = all."""
+        mask = self._mask(chosen.only, chosen.conditions)
+        if not chosen.exclude:
+            return mask
         paths = [path.encode("utf-8", "surrogateescape") for path in chosen.exclude]
-        marks = ", ".join("?" * len(paths))
-        masks.append(~np.isin(rows.file, store.ids(f"path IN ({marks})", paths)))
-    return np.logical_and.reduce(masks) if masks else None
+        own = self._files(f"path IN ({', '.join('?' * len(paths))})", paths)
+        if not own.any():
+            return mask
+        return ~own[self._file] if mask is None else mask & ~own[self._file]
+
+    def count(self, allowed: np.ndarray | None) -> int:
+        """Files that have an allowed vector."""
+        if allowed is None:
+            return len(self.ids)
+        return int(np.count_nonzero(np.bincount(self._file[allowed], minlength=len(self.ids))))
+
+    def _computed(self, only: tuple[str, ...], conditions: tuple[Condition, ...]) -> np.ndarray | None:
+        masks = []
+        if only:
+            codes = [code for code, key in enumerate(self.store.kinds) if key in only]
+            masks.append(np.isin(self.rows.modality, codes))
+        if conditions:
+            condition = joined("AND", conditions)
+            masks.append(self._files(condition.sql, condition.params)[self._file])
+        return np.logical_and.reduce(masks) if masks else None
+
+    def _files(self, sql: str, parameters: Sequence[Any]) -> np.ndarray:
+        """(files,) bool: those that a condition selects."""
+        mask = np.zeros(len(self.ids), np.bool_)
+        found = self.store.ids(sql, parameters)
+        places = np.searchsorted(self.ids, found)
+        known = places < len(self.ids)
+        mask[places[known][self.ids[places[known]] == found[known]]] = True
+        return mask

@@ -15,11 +15,11 @@ import numpy as np
 from onepeace.errors import UserError
 from onepeace.files.atomic import sync
 from onepeace.index import checksums
+from onepeace.index.candidates import DERIVED
 from onepeace.index.database import ELSEWHERE, Damaged, failing, reader, write_database
 from onepeace.index.store import BACKUP, COLUMNS, DATABASE, FORMAT, SCHEMA, Store, database_faults
 from onepeace.index.vectors import VectorFile
 
-DERIVED = "derived"
 MAX_KEY = (1 << 63) - 1
 
 
