@@ -447,9 +447,9 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
         yield target
     finally:
         lock.release()
-        if is_new and not (target / DATABASE).exists():  # nothing has come of it
+        if is_new and {path.name for path in target.iterdir()} == {LOCK}:  # nothing has come of it
             with suppress(OSError):
-                (target / LOCK).unlink(missing_ok=True)
+                (target / LOCK).unlink()
                 target.rmdir()
 
 

@@ -389,3 +389,17 @@ def test_nothing_is_made_where_nothing_comes_of_it(build, words, tmp_path, rando
         build(words, words)
     with pytest.raises(UsageError, match="is a file; name a folder"):
         build(words / "0.txt", words)
+
+
+def test_build_that_failed_at_its_first_write_can_be_repeated(build, tmp_path, words, monkeypatch):
+    """What it leaves does not make the folder somebody else's."""
+
+    def full(*_):
+        raise UserError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("onepeace.index.store.write_database", full)
+        with pytest.raises(UserError, match="the disk is full"):
+            build(tmp_path / "index", words)
+    assert (tmp_path / "index").exists()
+    assert counts(build(tmp_path / "index", words)) == {"added": 6}
