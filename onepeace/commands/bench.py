@@ -1,4 +1,4 @@
-"""`onepeace bench`: how fast this machine encodes, computes losses, trains and searches, each beside a baseline."""
+"""`onepeace bench`: how fast this machine encodes, computes losses, trains, indexes and searches, each beside a baseline."""
 
 import argparse
 import json
@@ -14,6 +14,7 @@ EPILOG = """examples:
   onepeace bench encode --size base --modalities image --dtypes bfloat16 --json encode.json
   onepeace bench loss --sizes 1024,8192
   onepeace bench train recipes/pretrain/base_image_text.yaml run.batch_size=8 --dtypes bfloat16
+  onepeace bench index Pictures Music
   onepeace bench search --rows 100000 --structures exact,faiss-ivf
 
 encode  The model alone, on inputs in memory: the bundled model, and one of base size with random weights. Beside each
@@ -22,6 +23,7 @@ encode  The model alone, on inputs in memory: the bundled model, and one of base
 loss    The losses in tiles beside the same losses with all logits at once, forward and backward: time and memory.
 train   Steps of a recipe beside the same steps with every item padded to the longest of its batch. Weights are random,
         items made up: captions of 4 to 13 tokens, clips of 1 to 15 seconds.
+index   An index made of files beside the same files decoded alone and computed alone, with the bundled model or MODEL.
 search  The structures of an index, and FAISS and usearch alone, beside a matrix product with numpy: latency, recall and
         time to build, over vectors that are made up but cluster. numpy's threads are those of OMP_NUM_THREADS.
 
@@ -37,9 +39,8 @@ ROWS = "10000,100000"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("what", choices=list(BENCHMARKS), help="what to measure")
-    parser.add_argument(
-        "recipe", nargs="*", metavar="RECIPE a.b=value", help="train: a recipe, and fields in its place"
-    )
+    of_what = "train: a recipe, and fields in its place; index: folders or files"
+    parser.add_argument("given", nargs="*", metavar="RECIPE a.b=value, or PATHS", help=of_what)
     common = parser.add_argument_group("all")
     common.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1, mps")
     common.add_argument("--threads", type=positive, metavar="N", help="threads of the CPU (default: all it may use)")
@@ -54,6 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     encode.add_argument(
         "--baseline", action=argparse.BooleanOptionalAction, default=True, help="run open_clip beside base"
     )
+    index = parser.add_argument_group("index")
+    index.add_argument(
+        "--model", default="tiny", metavar="NAME", help="tiny (default), a model folder or a released one"
+    )
     loss = parser.add_argument_group("loss")
     loss.add_argument("--kinds", default="contrastive,denoising", metavar="A,B", help="default: both losses")
     loss.add_argument("--sizes", default=SIZES, metavar="A,B", help=f"pairs, or tokens (default: {SIZES})")
@@ -66,8 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.recipe and args.what != "train":
-        raise UsageError(f"bench {args.what} takes no recipe")
+    if args.given and args.what not in ("train", "index"):
+        raise UsageError(f"bench {args.what} takes no recipe and no files")
     import torch
 
     from onepeace.bench.comparison import machine, markdown_report
@@ -113,11 +118,19 @@ def _train(args: argparse.Namespace, device: Any) -> Benchmark:
     from onepeace.bench.train import bench_train, columns
     from onepeace.train.recipe import read_recipe
 
-    if not args.recipe:
+    if not args.given:
         raise UsageError("bench train needs a recipe, as in: onepeace bench train recipes/pretrain/quick.yaml")
-    path, *overrides = args.recipe
+    path, *overrides = args.given
     rows = bench_train(read_recipe(path, overrides), Path(path).parent, _dtypes(args, device), device, args.seconds)
     return rows, columns
+
+
+def _index(args: argparse.Namespace, device: Any) -> Benchmark:
+    from onepeace.bench.index import bench_index, columns
+
+    if not args.given:
+        raise UsageError("bench index needs folders or files, as in: onepeace bench index Pictures")
+    return bench_index(args.given, args.model, device, args.seconds), columns
 
 
 def _search(args: argparse.Namespace, device: Any) -> Benchmark:
@@ -139,6 +152,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, Any], Benchmark]] = {
     "encode": _encode,
     "loss": _loss,
     "train": _train,
+    "index": _index,
     "search": _search,
 }
 
