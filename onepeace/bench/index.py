@@ -1,9 +1,9 @@
 """`onepeace bench index`: filling an index beside its limits, the decoding alone and the model alone.
 
-All three go through the same files with the same threads and batches: the first fills in made-up vectors, the second has
-the batches in memory, the third is `onepeace index build` into a folder that is then removed. Where the model has a
-device of its own, filling takes at least as long as the slower of the two; where it computes on the CPU that decodes,
-both share its cores, and their sum is what little can be saved from.
+All three go through the same files with the same threads and batches: the first fills in made-up vectors, the second
+has the batches in memory, the third is `onepeace index build` into a folder that is then removed. Where the model has
+a device of its own, filling takes at least as long as the slower of the two; where it computes on the CPU that
+decodes, both share its cores, and the sum is the limit.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""`onepeace bench`: how fast this machine encodes, computes losses, trains, indexes and searches, each beside a baseline."""
+"""`onepeace bench`: how fast this machine encodes, computes losses, trains, indexes and searches, beside baselines."""
 
 import argparse
 import json
