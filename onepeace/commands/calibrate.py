@@ -3,11 +3,15 @@
 import argparse
 import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onepeace.commands import files
 from onepeace.errors import UserError, need
 from onepeace.files.table import format_table
 from onepeace.files.walk import Unreadable
+
+if TYPE_CHECKING:
+    from onepeace.index.calibration import Calibration
 
 EXAMPLES = """\
 SOURCE is one or more of
@@ -40,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="samples drawn of each SOURCE, always the same (default: 2000)",
     )  # fmt: skip
     parser.add_argument(
-        "--prior", type=_share, default=0.01, metavar="P",
+        "--prior", type=share, default=0.01, metavar="P",
         help="share of matches among all items that the probabilities are fitted for (default: 0.01)",
     )  # fmt: skip
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw how reliable the match probabilities are")
@@ -87,24 +91,34 @@ def run(args: argparse.Namespace) -> int:
         calibration.save(output)
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror or error})") from error
+    print_fits(calibration)
+    if checks and args.plot:
+        draw({" to ".join(pair): check for pair, check in checks.items()}, args.plot, f"prior {args.prior}")
+    elif args.plot:
+        files.say(f"{args.plot}: not drawn; there are too few pairs to check match probabilities on")
+    say_banks(calibration, output)
+    return files.exit_code(problems, sum(len(own.samples) for own in found.values()))
+
+
+def print_fits(calibration: "Calibration") -> None:
+    """The match probabilities of a calibration as a table."""
     rows = [
         (" to ".join(pair), f"{own.queries:,}", f"{own.a:.3f}", f"{own.b:.3f}", f"{own.error:.3f}")
         for pair, own in calibration.platt.items()
     ]
     if rows:
         print(format_table(("match", "queries", "a", "b", "error"), rows, right=range(1, 5)))
-    if checks and args.plot:
-        draw({" to ".join(pair): check for pair, check in checks.items()}, args.plot, f"prior {args.prior}")
-    elif args.plot:
-        files.say(f"{args.plot}: not drawn; there are too few pairs to check match probabilities on")
+
+
+def say_banks(calibration: "Calibration", output: Path) -> None:
+    """What a calibration has, on stderr."""
     if not calibration.platt:
         files.say("there are too few pairs for match probabilities")
     counts = ", ".join(f"{bank.count:,} {key}" for key, bank in calibration.banks.items())
     files.say(f"banks of {counts} in {output}")
-    return files.exit_code(problems, sum(len(own.samples) for own in found.values()))
 
 
-def _share(text: str) -> float:
+def share(text: str) -> float:
     try:
         value = float(text)
     except ValueError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files
+from onepeace.commands.calibrate import print_fits, say_banks, share
 from onepeace.errors import UsageError, need
 from onepeace.files.table import format_table
 
@@ -89,6 +90,13 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", required=True, metavar="MODEL", help="the model that made them, as siglip2")
     here = "folder of relative paths (default: the current one)"
     parser.add_argument("--root", type=Path, default=Path(), metavar="FOLDER", help=here)
+
+
+def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    help_text = "vectors of pairs, as for import; what belongs together has the same caption, or label in its metadata"
+    parser.add_argument("source", type=Path, metavar="FILE", help=help_text)
+    prior = "share of matches among all items that the probabilities are fitted for (default: 0.01)"
+    parser.add_argument("--prior", type=share, default=0.01, metavar="P", help=prior)
 
 
 def _seconds(text: str) -> float:
@@ -216,6 +224,16 @@ def _import(args: argparse.Namespace) -> int:
     return 0
 
 
+def _calibrate(args: argparse.Namespace) -> int:
+    from onepeace.index.calibration import FILE
+    from onepeace.index.exchange import calibrate
+
+    calibration = calibrate(args.index, args.source, args.prior)
+    print_fits(calibration)
+    say_banks(calibration, args.index / FILE)
+    return 0
+
+
 def _tell(args: argparse.Namespace, report: "Report") -> int:
     """The summary on stderr, and what failed."""
     known = report.unchanged + report.known_problems
@@ -253,4 +271,5 @@ VERBS = {
     "repair": (_repair, "make a damaged index sound again", _nothing),
     "export": (_export, "write the vectors, with what is known of their files, for other programs", _export_arguments),
     "import": (_import, "put vectors of another model into an index of their own", _import_arguments),
+    "calibrate": (_calibrate, "make one scale of the scores of imported vectors, from pairs", _calibrate_arguments),
 }

@@ -1,30 +1,35 @@
 """`onepeace search`: the files of an index, or of folders, that are nearest to words, a picture, a sound, or a mix."""
 
 import argparse
-import json
 import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onepeace.commands import files
+from onepeace.commands import files, hits
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.source import scheme
-from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from onepeace.index.index import Index
     from onepeace.index.query import Part
-    from onepeace.index.search import Hit, Results
+    from onepeace.index.search import Results
 
 AWAY = -0.5
 """Weight of the words of --without."""
 MANY = 500
 """Plain files from which on an index is suggested."""
+OPTIONS = (
+    "top", "offset", "path_glob", "after", "before", "where", "sort", "rank", "min_match", "duplicates", "nearest",
+)  # fmt: skip
+"""That are handed on to the index."""
 EXAMPLES = """\
 PATHS are one index (made by: onepeace index build), or files and folders, which are embedded each time.
 
@@ -37,6 +42,7 @@ cosine similarity is shown.
   onepeace search my.index --audio bark.ogg --text "in the snow" --weights audio=0.7,text=0.3
   onepeace search my.index --like Pictures/dog.jpg --where "width >= 1000" --sort date --html hits.html
   onepeace search pictures sounds --text "a dog barking" --top 5 --json
+  onepeace search my.index --compare clip.index --like Pictures/dog.jpg
 
 exit code: 0, 1 when files could not be read (listed at the end), 2 for wrong usage"""
 
@@ -64,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     query.add_argument(
         "--weights", metavar="W", help="of a mix: text=0.7,audio=0.3, or numbers in the order of the parts"
     )
+    parser.add_argument(
+        "--vectors", type=Path, metavar="FILE",
+        help="for an index of imported vectors: those of the words of the query, as for `onepeace index import`, the "
+        "words in place of paths",
+    )  # fmt: skip
     parser.add_argument("--queries", type=Path, metavar="FILE", help="a query of words in each line; a table of each")
     chosen = parser.add_argument_group("which files may be found")
     chosen.add_argument("--path-glob", metavar="GLOB", help='as "holidays/**/*.jpg"')
@@ -83,43 +94,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     nearest = "search structure of the index: exact, faiss-ivf, usearch or faiss-hnsw; default: the one that is there"
     shown.add_argument("--nearest", default="auto", metavar="NAME", help=nearest)
+    shown.add_argument(
+        "--compare", type=Path, metavar="INDEX", help="the hits of another index, as of another model, beside"
+    )
     shown.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
     shown.add_argument("--html", type=Path, metavar="FILE", help="also write the hits as a page to look at")
 
 
 def run(args: argparse.Namespace) -> int:
-    from onepeace.index.query import Part
+    from onepeace.index.index import Index
 
     queries = _queries(args)
     if args.html:
-        if len(queries) > 1:
-            raise UsageError("--html is of one query; leave out --queries")
+        if len(queries) > 1 or args.compare:
+            raise UsageError("--html is of one query in one index; leave out --queries and --compare")
         files.check_folder_of(args.html)
-    with _opened(args) as (index, problems):
-        for name, query in queries:
-            parts = [Part("text" if kind == "without" else kind, value, weight) for kind, value, weight in query]
-            results = index.search(
-                parts,
-                top=args.top,
-                offset=args.offset,
-                only=() if args.only is None else (args.only,),
-                path_glob=args.path_glob,
-                after=args.after,
-                before=args.before,
-                where=args.where,
-                sort=args.sort,
-                rank=args.rank,
-                min_match=args.min_match,
-                duplicates=args.duplicates,
-                nearest=args.nearest,
-            )
-            if name is not None and not args.json:
-                print(f"{name}:")
-            _print(results, name, args)
+    with ExitStack() as stack:
+        index, problems = stack.enter_context(_opened(args))
+        indexes = {index.model: index}
+        if args.compare:
+            other = stack.enter_context(Index.open(args.compare, device=args.device, dtype=args.dtype))
+            names = (index.model, other.model)
+            if names[0] == names[1]:  # the same model, over other files
+                names = (str(args.paths[0]), str(args.compare))
+            indexes = dict(zip(names, (index, other), strict=True))
+        for words, query in queries:
+            parts = {name: _parts(query, each, args.vectors) for name, each in indexes.items()}
+            found = {name: _search(each, parts[name], args) for name, each in indexes.items()}
+            about = {} if words is None else {"query": words}
+            if args.json:
+                for name, results in found.items():
+                    hits.print_json(results, **about, **({"index": name} if args.compare else {}))
+            else:
+                if words is not None:
+                    print(f"{words}:")
+                hits.print_both(found) if args.compare else hits.print_table(found[index.model])
             if args.html:
-                page = _page(index, parts, results, args.html.parent)
+                page = _page(index, parts[index.model], found[index.model], args.html.parent)
                 write_text_atomic(args.html, page)
         return files.exit_code(problems, len(index))
+
+
+def _parts(query: Sequence[tuple[str, Any, float]], index: "Index", vectors: Path | None) -> "list[Part]":
+    """What an index is asked. One of imported vectors has no model: its own files are asked for by name, and words by
+    the vectors that are given for them."""
+    from onepeace.index.query import Part
+
+    parts = [Part("text" if kind == "without" else kind, value, weight) for kind, value, weight in query]
+    if not index.is_imported:
+        return parts
+    known = {} if vectors is None else _vectors_of_words(vectors)
+    return [
+        replace(part, kind="like") if part.kind in ("image", "audio")
+        else replace(part, kind="vector", value=known[part.value]) if part.kind == "text" and part.value in known
+        else part
+        for part in parts
+    ]  # fmt: skip
+
+
+def _search(index: "Index", parts: "Sequence[Part]", args: argparse.Namespace) -> "Results":
+    options = {name: getattr(args, name) for name in OPTIONS}
+    return index.search(parts, only=() if args.only is None else (args.only,), **options)
 
 
 @contextmanager
@@ -190,49 +225,11 @@ def _weighted(text: str | None, parts: Sequence[tuple[str, Any]]) -> list[tuple[
     return [(*part, weight) for part, weight in zip(parts, weights, strict=True)]
 
 
-def _print(results: "Results", name: str | None, args: argparse.Namespace) -> None:
-    if args.json:
-        for hit in results.hits:
-            about = {"query": name} if name is not None else {}
-            print(json.dumps({**about, **_plain(hit)}))
-        return
-    if results.relevant is False and results.hits:
-        print("nothing relevant found; the nearest are:")
-    if not results.hits:
-        print("nothing found" + ("" if results.compared else ": the filters leave no file"))
-        return
-    times = any(hit.start is not None for hit in results.hits)
-    scale = "score" if results.hits[0].match is None else "match"
-    head = ("rank", scale, "kind", *(("at",) if times else ()), "path")
-    rows = []
-    for hit in results.hits:
-        at = () if not times else ("" if hit.start is None else _clock(hit.start),)
-        value = hit.score if hit.match is None else hit.match
-        more = f" (+{len(hit.copies)} alike)" if hit.copies else ""
-        rows.append((str(hit.rank), f"{value:.3f}", hit.item.modality, *at, files.shown(_near(hit.item.path)) + more))
-    print(format_table(head, rows))
+def _vectors_of_words(file: Path) -> "dict[str, np.ndarray]":
+    from onepeace.files.embeddings import read_embeddings
 
-
-def _plain(hit: "Hit") -> dict[str, Any]:
-    """A hit as JSON writes it."""
-    item = hit.item
-    about: dict[str, Any] = {"rank": hit.rank, "score": round(hit.score, 6), "z": round(hit.z, 6), "match": hit.match}
-    about |= {"modality": item.modality, "path": os.fspath(_near(item.path)), "start": hit.start, "end": hit.end}
-    about |= {name: getattr(item, name) for name in ("date", "width", "height", "duration", "caption")}
-    return {key: value for key, value in about.items() if value is not None} | (
-        {"copies": list(hit.copies)} if hit.copies else {}
-    )
-
-
-def _near(path: str) -> Path:
-    """A path as one types it: below the working folder without that; others, and addresses, as they are."""
-    here = os.getcwd() + os.sep
-    return Path(path.removeprefix(here))
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    embeddings = read_embeddings(file)
+    return dict(zip(embeddings.paths, embeddings.vectors, strict=True))
 
 
 def _page(index: "Index", parts: "Sequence[Part]", results: "Results", folder: Path) -> str:
@@ -240,11 +237,11 @@ def _page(index: "Index", parts: "Sequence[Part]", results: "Results", folder: P
     from onepeace.serve.hits import QueryPart, Shown, render
 
     query = [QueryPart(part.kind, part.value, part.weight) for part in parts]
-    hits = []
+    shown = []
     for hit in results.hits:
         try:
             value = content(hit.item)
         except UserError:  # gone since it was embedded
             value = hit.item.path
-        hits.append(Shown(hit, value))
-    return render(query, hits, folder, num_files=results.compared, model=index.model)
+        shown.append(Shown(hit, value))
+    return render(query, shown, folder, num_files=results.compared, model=index.model)

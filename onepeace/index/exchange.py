@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ import numpy as np
 from onepeace.errors import UsageError, UserError
 from onepeace.files.embeddings import WRITERS, Embeddings, read_embeddings, write_file, write_folder
 from onepeace.files.source import scheme, suffix
+from onepeace.index.calibration import FILE as CALIBRATION
+from onepeace.index.calibration import Calibration
+from onepeace.index.fitting import fit
 from onepeace.index.index import IMPORTED, Index, writing
+from onepeace.index.sampling import of_embeddings
 from onepeace.index.sources import modalities_by_suffix, without_surrogates
 from onepeace.index.store import DATABASE, MODALITIES, Item, Span, Store
 
@@ -100,7 +105,38 @@ def import_vectors(folder: str | os.PathLike[str], source: Path, name: str, root
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             store.add([(item, [_span(embeddings, modalities, row) for row in rows]) for item, rows in batch], vectors)
         store.backup()
+        with Index.open(target) as index:
+            index.candidates.keep()
         return len(files), len(embeddings.vectors)
+
+
+def calibrate(folder: str | os.PathLike[str], source: Path, prior: float) -> Calibration:
+    """Make the calibration of an index of imported vectors, from vectors of the same model; see `of_embeddings`.
+
+    Args:
+        source: as for `import_vectors`: pictures and sounds, and texts that go with them.
+        prior: see `onepeace.index.fitting.fit`.
+
+    Raises:
+        UserError: not such a file, or too few vectors; the index is of a model that onepeace runs.
+    """
+    embeddings = read_embeddings(source)
+    _check(source, embeddings)
+    embeddings = replace(embeddings, modalities=_modalities(source, embeddings))
+    with writing(folder) as target:
+        with Index.open(target) as index:
+            name, width, given = index.model, index.embed_dim, embeddings.vectors.shape[1]
+            if not index.is_imported:
+                raise UsageError(f"{folder}: is of {name}; calibrate that: onepeace calibrate {name} SOURCE")
+            if width != given:
+                raise UserError(f"{source}: vectors of {given} numbers, those of {folder} have {width}")
+            model = index.store.meta["model_hash"]
+        about = {"sources": [source.name], "prior": prior}
+        calibration = fit(of_embeddings(embeddings), prior=prior, model=model, about=about).calibration
+        calibration.save(target / CALIBRATION)
+        with Index.open(target) as index:
+            index.candidates.keep()
+    return calibration
 
 
 def _open(folder: Path, name: str, embeddings: Embeddings, modalities: list[str]) -> Store:

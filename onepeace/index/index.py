@@ -104,6 +104,11 @@ class Index:
         return self.store.meta["model"]
 
     @property
+    def is_imported(self) -> bool:
+        """Whether its vectors came from elsewhere, and there is no model here to make others like them."""
+        return self.store.meta["model_hash"] == IMPORTED
+
+    @property
     def embed_dim(self) -> int:
         return self.store.embed_dim
 
@@ -524,7 +529,7 @@ def refuse_imported(store: Store) -> None:
     if store.meta["model_hash"] == IMPORTED:
         raise UserError(
             f"{store.folder}: holds vectors of {store.meta['model']} that were imported, and onepeace cannot run that "
-            "model; search with --like FILE of the index, or with a vector; add to it with: onepeace index import"
+            "model; search with --like FILE of the index, or with --vectors of words; add with: onepeace index import"
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from onepeace.data.sample import Sample
 from onepeace.errors import UsageError, one_line
+from onepeace.files.embeddings import Embeddings
 from onepeace.files.walk import Unreadable, walk
 from onepeace.index.fitting import ALONE, Vectors
 
@@ -162,4 +163,29 @@ def embed(
             np.array([item.group for _, item in pairs]),
             np.array([item.times / whole[item.about] for _, item in pairs]),
         )
+    return found
+
+
+def of_embeddings(embeddings: Embeddings) -> dict[str, Vectors]:
+    """Vectors that were made elsewhere, by modality.
+
+    Rows belong together when the `label` of their metadata, or without one their caption, is the same; of a text
+    without either its path is its words. A caption's rows are one sample; those of a label are many.
+    """
+    groups: dict[str, int] = {}
+    samples: dict[str, int] = {}
+    rows: dict[str, list[tuple[int, int, int]]] = {}
+    about = embeddings.about or [{}] * len(embeddings.paths)
+    for row, (path, modality, more) in enumerate(zip(embeddings.paths, embeddings.modalities, about, strict=True)):
+        metadata = more.get("metadata")
+        label = metadata.get("label") if isinstance(metadata, dict) else None
+        name = label or more.get("caption") or (path if modality == "text" else None)
+        group = ALONE if name is None else groups.setdefault(str(name).casefold(), len(groups))
+        sample = samples.setdefault(path if label or name is None else str(name).casefold(), len(samples))
+        rows.setdefault(modality, []).append((row, sample, group))
+    found = {}
+    for modality, own in rows.items():
+        chosen, numbers, belonging = np.array(own).T
+        vectors = np.array(embeddings.vectors[chosen], np.float32)
+        found[modality] = Vectors(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), numbers, belonging)
     return found

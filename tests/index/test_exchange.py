@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import soundfile
 from support.indexes import content
+from support.two_towers import labelled, pairs
 
+from onepeace.cli import main
 from onepeace.errors import UsageError, UserError
-from onepeace.index.exchange import export, import_vectors
+from onepeace.files.embeddings import read_embeddings
+from onepeace.index.exchange import calibrate, export, import_vectors
+from onepeace.index.fitting import fit
 from onepeace.index.index import Index
 from onepeace.index.query import Part
 
@@ -118,3 +122,70 @@ def test_imported_vectors_are_searched_by_their_likes_and_by_vectors(tmp_path):
         for part in (Part("text", "words"), Part("image", tmp_path / "x.jpg")):
             with pytest.raises(UserError, match="holds vectors of clap that were imported, and onepeace cannot run"):
                 index.search([part])
+
+
+def two_towers(folder, calibrated=True):
+    """An index of imported pictures and sounds; the file of the texts that mean them, and their own paths."""
+    pictures, sounds = pairs("image", 60, 7), pairs("audio", 60, 8)
+    paths = [f"/a/{i}.jpg" for i in range(60)] + [f"/a/{i}.ogg" for i in range(60)]
+    import_vectors(folder / "towers", save(folder / "v.npz", [*pictures[1], *sounds[1]], paths), "towers")
+    words = [f"picture {i}" for i in range(60)] + [f"sound {i}" for i in range(60)]
+    texts = save(folder / "words.npz", [*pictures[0], *sounds[0]], words, modalities=np.array(["text"] * 120))
+    if calibrated:
+        found = labelled()
+        about, rows, names = [], [], []
+        for modality, own in found.items():
+            for vector, group in zip(own.vectors, own.groups.tolist(), strict=True):
+                names.append(f"caption {group}" if modality == "text" else f"/b/{modality} {group}")
+                rows.append(vector)
+                about.append({"path": names[-1], "modality": modality, "caption": f"Caption {group}"})
+        manifest = np.frombuffer("\n".join(map(json.dumps, about)).encode(), np.uint8)
+        kinds = np.array([one["modality"] for one in about])
+        save(folder / "pairs.npz", rows, names, modalities=kinds, manifest=manifest)
+    return folder / "towers", texts, paths
+
+
+def test_imported_vectors_are_calibrated_like_ours(tmp_path):
+    index, texts, paths = two_towers(tmp_path)
+    found = calibrate(index, tmp_path / "pairs.npz", prior=0.01)
+    expected = fit(labelled(), prior=0.01, model="imported", about={}).calibration
+    assert found.platt.keys() == expected.platt.keys() >= {("text", "image"), ("text", "audio")}
+    words = read_embeddings(texts)
+    with Index.open(index) as opened:
+        right = []
+        for row in range(0, 120, 10):
+            hits = opened.search([Part("vector", words.vectors[row])]).hits
+            right.append(hits[0].item.path == paths[row])
+            assert 0 < hits[0].match < 1
+    assert sum(right) >= 10
+    with pytest.raises(UserError, match=r"vectors of 2 numbers, those of .* have 32"):
+        calibrate(index, save(tmp_path / "narrow.npz", [[1, 0]], ["a.jpg"]), prior=0.01)
+
+
+def test_models_that_run_here_are_calibrated_themselves(index, tmp_path):
+    with pytest.raises(UsageError, match=r"is of .*; calibrate that: onepeace calibrate .* SOURCE"):
+        calibrate(index, save(tmp_path / "v.npz", [[1, 0]], ["a.jpg"]), prior=0.01)
+    assert not (index / "calibration.safetensors").exists()
+
+
+def test_two_models_are_compared_on_the_same_files(index, tmp_path, capsys):
+    """One that runs here, and one whose vectors were imported: `search --compare`."""
+    towers, texts, _ = two_towers(tmp_path, calibrated=False)
+    dog, cat = (str(tmp_path / "files" / f"{name}.jpg") for name in ("dog", "cat"))
+    vectors = np.zeros((3, 32), np.float32)
+    vectors[:, 0], vectors[2, 1] = 1, 0.3
+    import_vectors(towers, save(tmp_path / "more.npz", vectors, [dog, "/a/like a dog.jpg", cat]), "towers")
+    options = [str(index), "--compare", str(towers), "--top", "2"]
+    assert main(["search", *options, "--image", dog, "--only", "image"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == "1 of 2 hits in both"
+    assert "towers" in out.splitlines()[1]
+    assert "like a dog.jpg" in out
+    options += ["--only", "audio"]
+    assert main(["search", *options, "--text", "sound 5", "--vectors", str(texts), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    theirs = [line["path"] for line in lines if line["index"] == "towers"]
+    assert len(theirs) == 2 < len(lines)
+    assert theirs[0] == "/a/5.ogg"
+    assert main(["search", *options, "--text", "a sound"]) == 1
+    assert "with --vectors of words" in capsys.readouterr().err
