@@ -20,7 +20,18 @@ from onepeace.index.calibration import FILE as CALIBRATION
 from onepeace.index.calibration import MODALITIES, Calibration
 from onepeace.index.derived import Made, Origin
 from onepeace.index.exact import Scored
-from onepeace.index.ranking import CHUNK, RANKINGS, Pool, QueryVector, fold, match, means, statistics_of, znorm
+from onepeace.index.ranking import (
+    CHUNK,
+    RANKINGS,
+    Pool,
+    QueryVector,
+    fold,
+    match,
+    means,
+    prior_of,
+    statistics_of,
+    znorm,
+)
 from onepeace.index.store import Rows
 
 DERIVED = "derived"
@@ -152,7 +163,8 @@ class Candidates:
         if self.calibration is None:
             return Scores(places, cosine, z, None)
         pool = self._pool(query, "znorm", places)
-        return Scores(places, cosine, z, match(query, znorm(query, cosine, pool), pool))
+        prior = prior_of(len(self.rows.row))
+        return Scores(places, cosine, z, match(query, znorm(query, cosine, pool), pool, prior))
 
     def _pool(self, query: QueryVector, rank: str, places: NDArray[np.int64]) -> Pool:
         """What rankings know of some vectors beside themselves."""

@@ -200,6 +200,19 @@ RANKINGS: dict[str, Ranking] = {"znorm": znorm, "raw": raw, "centred": centred, 
 """The first is the default."""
 
 
+MEANT = 2
+"""Files of a collection that a query is taken to mean, where nobody knows better: a caption means one, the name of a
+kind of thing many."""
+PRIORS = 1e-4, 0.05
+"""Bounds of the share of a collection that a query is taken to mean."""
+
+
+def prior_of(count: int) -> float:
+    """The share of so many items that a query is taken to mean. The more there are, the better the best of those it
+    does not mean: of a hundred thousand the first has a z above 4 by chance."""
+    return float(np.clip(MEANT / max(count, 1), *PRIORS))
+
+
 def match(query: QueryVector, z: NDArray, pool: Pool, prior: float | None = None) -> NDArray[np.float64]:
     """(n,) how likely each item is what the query means, 0..1; NaN where nothing is known of these modalities.
 

@@ -14,7 +14,7 @@ from onepeace.evaluate.protocols import mixed
 from onepeace.evaluate.run import read_recipe
 from onepeace.index.calibration import FILE, Calibration
 from onepeace.index.fitting import ALONE, fit
-from onepeace.index.ranking import PartVector, Pool, QueryVector, scores
+from onepeace.index.ranking import PartVector, Pool, QueryVector, prior_of, scores
 
 COUNT = 60
 RECIPE = """
@@ -189,4 +189,4 @@ def test_what_is_said_of_pairs_and_of_first_hits(calibration):
         for one, value in zip(asked, best, strict=True)
     ]
     z = [scores("znorm", one.query, images, pool)[row] for one, row in zip(asked, rows, strict=True)]
-    assert without.probabilities == pytest.approx(own.probability(z, "text", "image", prior=1 / 39), rel=1e-3)
+    assert without.probabilities == pytest.approx(own.probability(z, "text", "image", prior=prior_of(39)), rel=1e-3)

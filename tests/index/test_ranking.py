@@ -19,6 +19,7 @@ from onepeace.index.ranking import (
     fold,
     match,
     means,
+    prior_of,
     scores,
     statistics,
 )
@@ -212,3 +213,9 @@ def test_a_bank_of_texts_alone_serves_texts(calibration, items):
     query = a_query(("text", 1.0))
     want = scores("znorm", query, vectors, Pool.of(vectors, codes, replace(calibration, own=1.0)))
     assert scores("znorm", query, vectors, Pool.of(vectors, codes, few)) == pytest.approx(want, abs=1e-5)
+
+
+def test_more_items_need_a_higher_score():
+    assert prior_of(100) == pytest.approx(0.02)
+    assert prior_of(3) == prior_of(0) == 0.05
+    assert prior_of(10**9) == 1e-4

@@ -26,7 +26,7 @@ from onepeace.evaluate.ranked import chance_ndcg, chance_recall, ndcg, ordered, 
 from onepeace.evaluate.reliability import Reliability, draw
 from onepeace.hub.resolve import resolve
 from onepeace.index.calibration import FILE, MODALITIES, Calibration
-from onepeace.index.ranking import RANKINGS, PartVector, Pool, QueryVector, match, scores, znorm
+from onepeace.index.ranking import RANKINGS, PartVector, Pool, QueryVector, match, prior_of, scores, znorm
 
 log = logging.getLogger(__name__)
 
@@ -215,12 +215,8 @@ def pairs(asked: Sequence[Asked], items: NDArray, pool: Pool) -> Said:
 def first_hits(ranking: str, asked: Sequence[Asked], items: NDArray, pool: Pool) -> dict[str, Said]:
     """The first hit of each query, in the pool and in the pool without what it means.
 
-    The prior is told: how many items a query of its side means, over the n items of the pool. Who searches does not
-    know it either way, but it is the one for which the probability can be right.
+    The prior is that of a search over as many items.
     """
-    meant = {
-        side: np.mean([one.relevant.sum() for one in asked if one.side == side]) for side in {a.side for a in asked}
-    }
     answers = {}
     for name, there in ANSWERS.items():
         found, truths = [], []
@@ -229,7 +225,7 @@ def first_hits(ranking: str, asked: Sequence[Asked], items: NDArray, pool: Pool)
             inside, some, relevant = items[rows], pool.take(rows), one.relevant[rows]
             first = ordered(scores(ranking, one.query, inside, some), relevant)[:1]
             z = znorm(one.query, inside[first] @ one.query.vector, some.take(first))
-            found.append(match(one.query, z, some.take(first), prior=meant[one.side] / len(inside)))
+            found.append(match(one.query, z, some.take(first), prior=prior_of(len(inside))))
             truths.append(relevant[first])
         answers[f"first hit {name} ({ranking})"] = Said(
             np.concatenate(found), np.concatenate(truths), _weights(asked), len(asked)
