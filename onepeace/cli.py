@@ -30,12 +30,13 @@ COMMANDS = {
     "train": "train a model by a recipe",
     "evaluate": "measure a model on a data set",
     "calibrate": "make one scale of a model's scores, and match probabilities",
+    "map": "show the files of an index as points of a plane, near ones near one another",
     "plot": "draw the curves of a training run",
     "info": "show what a model or checkpoint file holds and needs",
     "doctor": "show what is installed, what works, and what to do about the rest",
     "bench": "measure speed on this machine",
 }
-DECODING = {"search", "index", "serve", "embed", "classify", "calibrate"}
+DECODING = {"search", "index", "map", "serve", "embed", "classify", "calibrate"}
 """Commands that decode files, which may be broken, and report what is wrong with them themselves."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onepeace.commands import files
+from onepeace.commands import files, index_groups
 from onepeace.commands.calibrate import print_fits, say_banks, share
 from onepeace.errors import UsageError, need
 from onepeace.files.table import format_table
@@ -269,6 +269,8 @@ VERBS = {
     "stats": (_stats, "count what an index holds", _stats_arguments),
     "verify": (_verify, "check that an index is what was written", _nothing),
     "repair": (_repair, "make a damaged index sound again", _nothing),
+    "duplicates": (index_groups.duplicates, "list files that are copies of others", index_groups.duplicates_arguments),
+    "cluster": (index_groups.cluster, "put files into named groups of like ones", index_groups.cluster_arguments),
     "export": (_export, "write the vectors, with what is known of their files, for other programs", _export_arguments),
     "import": (_import, "put vectors of another model into an index of their own", _import_arguments),
     "calibrate": (_calibrate, "make one scale of the scores of imported vectors, from pairs", _calibrate_arguments),

@@ -10,6 +10,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from onepeace.commands import files
 from onepeace.errors import UsageError, need
@@ -67,13 +68,15 @@ def run(args: argparse.Namespace) -> int:
         from onepeace.serve import page
         from onepeace.serve.api import create_app
         from onepeace.serve.limits import Limits
+        from onepeace.serve.map import ServedMap
         from onepeace.serve.service import Service
 
         limits = Limits(upload=args.max_upload << 20)
         service = Service(folder, model=args.model, device=args.device, dtype=args.dtype, limits=limits)
         try:
             hosts = LOOPBACK | {args.host.lower()} if _is_loopback(args.host) else None
-            app = page.mount(create_app(service, hosts=hosts, password=password, uploads=uploads), service)
+            options: dict[str, Any] = {"hosts": hosts, "password": password, "uploads": uploads}
+            app = page.mount(create_app(service, **options, map_page=ServedMap(folder)), service)
             config = uvicorn.Config(
                 app,
                 log_level="warning",

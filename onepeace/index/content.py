@@ -1,11 +1,23 @@
 """What an item of an index is made of, read again: to show it, or to embed it anew."""
 
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 from onepeace.errors import UserError
 from onepeace.files.source import scheme
-from onepeace.index.sources import is_shard, read_shard, wholes
+from onepeace.index.sources import is_shard, read_shard, state_of, wholes
 from onepeace.index.store import Item
+
+AT_ONCE = 256
+"""Items of shards that are in memory at once."""
+
+Result = TypeVar("Result")
 
 
 def content(item: Item) -> Path | bytes | str:
@@ -28,3 +40,53 @@ def content(item: Item) -> Path | bytes | str:
         if entry.item.path == item.path:
             return entry.value
     raise UserError(f"{item.path}: no such sample now; run onepeace index update")
+
+
+def each(
+    items: Sequence[Item], function: Callable[[Any], Result], progress: bool | None = None
+) -> Iterator[tuple[int, Result]]:
+    """Place among the items, and what a function makes of the content, of those that are as they were embedded.
+
+    Addresses are left out, as nothing is fetched, and what the function raises a `UserError` for.
+
+    Args:
+        function: of a path, bytes or words; is called in several threads.
+        progress: True or False; None = on a terminal.
+    """
+    from tqdm.auto import tqdm
+
+    def result(value: Path | bytes | str) -> Result | None:
+        try:
+            return function(value)
+        except (UserError, OSError):
+            return None
+
+    found = _unchanged(items)
+    off = None if progress is None else not progress
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(items), disable=off, unit="file", delay=1) as bar:
+        while some := list(islice(found, AT_ONCE)):
+            for (i, _), made in zip(some, pool.map(result, [value for _, value in some]), strict=True):
+                if made is not None:
+                    yield i, made
+            bar.update(len(some))
+
+
+def _unchanged(items: Iterable[Item]) -> Iterator[tuple[int, Path | bytes | str]]:
+    """Each shard is read once, after everything else."""
+    in_shards: dict[str, dict[str, int]] = defaultdict(dict)
+    for i, item in enumerate(items):
+        if scheme(item.path):
+            continue
+        shard = next((place for place in wholes(item.path) if is_shard(place) and Path(place).is_file()), None)
+        if shard is not None:
+            if os.stat(shard).st_mtime_ns == item.mtime_ns:
+                in_shards[shard][item.path] = i
+            continue
+        with suppress(UserError, OSError):  # it is not there any more
+            value = content(item)
+            if not isinstance(value, Path) or state_of(str(value)) == (item.size, item.mtime_ns):
+                yield i, value
+    for shard, places in in_shards.items():
+        for entry in read_shard(shard, []):
+            if entry.item.path in places:
+                yield places[entry.item.path], entry.value

@@ -287,6 +287,16 @@ def _described(item: Item, captions: Sequence[str], about: Mapping[str, Any]) ->
     return replace(item, caption=without_surrogates("\n".join(captions)) or None, metadata=metadata)
 
 
+def name_and_place(path: str) -> tuple[str, str]:
+    """What an item is called, and the folder, shard or host it is in."""
+    if scheme(path):
+        place, _, name = path.rpartition("/")
+        return name, place
+    if shard := next((place for place in wholes(path) if is_shard(place)), None):
+        return path[len(shard) + len("::") :], shard
+    return os.path.basename(path), os.path.dirname(path)
+
+
 def without_surrogates(text: str) -> str:
     """A text as UTF-8 can hold it: JSON and file names may bring halves of pairs."""
     return _SURROGATES.sub("\ufffd", text)

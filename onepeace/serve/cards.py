@@ -39,7 +39,7 @@ def problem(message: str) -> str:
 
 def like(item: Item) -> str:
     """The item that a query is like."""
-    picture = f'<img src="{_address(item, "/thumbnail")}" alt="">' if item.modality in ("image", "audio") else ""
+    picture = f'<img src="{address(item, "/thumbnail")}" alt="">' if item.modality in ("image", "audio") else ""
     name = escape(readable(Path(item.path).name))
     return (
         f'<div class="op-like">{picture}<span>like <b>{name}</b></span>'
@@ -55,7 +55,7 @@ def _value(hit: Hit) -> float:
     return hit.score if hit.match is None else hit.match
 
 
-def _address(item: Item, what: str = "") -> str:
+def address(item: Item, what: str = "") -> str:
     """Of a file, below the address of the page; another file that gets the number one day has another address."""
     return f"files/{item.id}{what}?v={item.mtime_ns:x}"
 
@@ -98,16 +98,16 @@ def _media(item: Item, start: float | None, name: str) -> str:
         return f'<span class="op-words">{name}</span>'
     if item.modality == "image":
         return (
-            f'<a href="{_address(item)}" target="_blank" rel="noopener">'
-            f'<img src="{_address(item, "/thumbnail")}" alt="{name}" loading="lazy"></a>'
+            f'<a href="{address(item)}" target="_blank" rel="noopener">'
+            f'<img src="{address(item, "/thumbnail")}" alt="{name}" loading="lazy"></a>'
         )
     if item.modality == "audio":
         return (
-            f'<img class="op-wave" src="{_address(item, "/thumbnail")}" alt="" loading="lazy">'
-            f'<audio controls preload="none" aria-label="{name}" src="{_address(item)}{at}"></audio>'
+            f'<img class="op-wave" src="{address(item, "/thumbnail")}" alt="" loading="lazy">'
+            f'<audio controls preload="none" aria-label="{name}" src="{address(item)}{at}"></audio>'
         )
     if item.modality == "video":
-        return f'<video controls preload="metadata" aria-label="{name}" src="{_address(item)}{at}"></video>'
+        return f'<video controls preload="metadata" aria-label="{name}" src="{address(item)}{at}"></video>'
     return f"<blockquote>{escape(media.excerpt(item))}</blockquote>"
 
 

@@ -110,7 +110,7 @@ def _value(hit: Hit) -> float:
 def _tile(shown: Shown, best: float, folder: Path, budget: _SoundBudget) -> str:
     hit, path = shown.hit, Path(shown.hit.item.path)
     share = 100 * max(_value(hit), 0.0) / best if best > 0 else 0.0
-    link = escape(hit.item.path if scheme(hit.item.path) else _link(path, folder))
+    link = escape(hit.item.path if scheme(hit.item.path) else link_to(path, folder))
     kind = KINDS.get(hit.modality, hit.modality)
     scale = "cosine similarity" if hit.match is None else "probability that it is relevant"
     at = "" if hit.start is None else f'<span class="at">from {hit.start:.0f} s</span>'
@@ -166,7 +166,7 @@ def _sound(value: Any, folder: Path, budget: _SoundBudget) -> str:
         return _data("audio/ogg", value)
     local = not (isinstance(value, str) and scheme(value))
     if local and not budget.take(os.path.getsize(value)):
-        return escape(_link(Path(value), folder), quote=True)
+        return escape(link_to(Path(value), folder), quote=True)
     kind = mimetypes.guess_type(os.path.basename(value))[0] or "audio/wav"
     return _data(kind, read_bytes(value, max_bytes=SOUND_LIMIT))
 
@@ -189,7 +189,7 @@ def _data(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _link(path: Path, folder: Path) -> str:
+def link_to(path: Path, folder: Path) -> str:
     """A relative address of `path` for a page in `folder`."""
     try:
         relative = Path(os.path.relpath(path, folder)).as_posix()

@@ -36,13 +36,9 @@ SCROLL = "() => { if (innerWidth < 760) document.getElementById('hits').scrollIn
 FAILED = "The server failed at this; its log says why."
 
 
-def mount(app: FastAPI, service: Service, *, has_map: bool = False) -> FastAPI:
-    """The application with the page at /.
-
-    Args:
-        has_map: show the tab with /map in it.
-    """
-    blocks = _blocks(service, has_map)
+def mount(app: FastAPI, service: Service) -> FastAPI:
+    """The application with the page at /; the map in it is that at /map."""
+    blocks = _blocks(service)
     blocks.has_launched = True  # else Gradio does not check the paths that a request names; `Guard` does so too
     return gr.mount_gradio_app(
         app,
@@ -83,7 +79,7 @@ def _text(name: str) -> str:
     return files("onepeace.serve").joinpath(name).read_text(encoding="utf-8")
 
 
-def _blocks(service: Service, has_map: bool) -> gr.Blocks:
+def _blocks(service: Service) -> gr.Blocks:
     with gr.Blocks(
         title="onepeace", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS), fill_width=True
     ) as blocks:
@@ -92,9 +88,8 @@ def _blocks(service: Service, has_map: bool) -> gr.Blocks:
             _search_tab(service, blocks)
         with gr.Tab("Classify"):
             _classify_tab(service)
-        if has_map:
-            with gr.Tab("Map"):
-                gr.HTML('<iframe class="op-map" src="map" title="map of the index" loading="lazy"></iframe>')
+        with gr.Tab("Map"):
+            gr.HTML('<iframe class="op-map" src="map" title="map of the index" loading="lazy"></iframe>')
     blocks.queue(api_open=False, max_size=VISITORS, default_concurrency_limit=AT_ONCE)
     return blocks
 

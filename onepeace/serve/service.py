@@ -63,9 +63,7 @@ class Service:
 
     @property
     def model(self) -> str:
-        """The name of the model; of a folder its last part."""
-        name = self._index.model
-        return Path(name).name if os.path.isabs(name) else name
+        return model_name(self._index)
 
     def counts(self) -> dict[str, int]:
         """Files by kind."""
@@ -142,6 +140,11 @@ class Service:
             index.close()
             self._index = new
         return self._index
+
+
+def model_name(index: Index) -> str:
+    """The name of the model, for pages; of a folder its last part."""
+    return Path(index.model).name if os.path.isabs(index.model) else index.model
 
 
 def _number(asked: Asked) -> int:

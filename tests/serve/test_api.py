@@ -55,7 +55,7 @@ def with_page(service, tmp_path_factory):
         patch.setenv("GRADIO_TEMP_DIR", str(uploads))
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         options = {"password": "correct horse", "uploads": uploads, "map_page": lambda: "<p>the map</p>"}
-        return client_of(page.mount(create_app(service, **options), service, has_map=True))
+        return client_of(page.mount(create_app(service, **options), service))
 
 
 def encoded(path):

@@ -1,11 +1,12 @@
-"""What an index says, to be compared with another one."""
+"""What an index says, to be compared with another one, and indexes of any vectors."""
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
-from onepeace.index.store import Store
+from onepeace.index.store import Item, Span, Store
 
 
 def content(folder: Path) -> dict:
@@ -30,3 +31,13 @@ def check_same(folder: Path, other: Path) -> None:
         assert vectors.shape == two[path][1].shape
         assert np.isfinite(vectors).all()
         np.testing.assert_allclose(vectors, two[path][1], atol=1e-4, err_msg=path)
+
+
+def fabricate(folder: Path, files: Sequence[tuple[Item, Sequence[float]]], **about: str) -> Path:
+    """An index of one vector for each file, which may be of any length but 0."""
+    vectors = np.array([vector for _, vector in files], np.float32)
+    meta = {"model": "fake", "model_hash": "0", "preprocessing": "1", "modalities": "text image audio", **about}
+    with closing(Store.create(folder, vectors.shape[1], meta)) as store:
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        store.add([(item, [Span(item.modality)]) for item, _ in files], unit)
+    return folder
