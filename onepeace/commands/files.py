@@ -26,14 +26,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, kinds: Sequence[str] = KINDS) -> None:
     """PATHS and the options of the model."""
     parser.add_argument("paths", nargs="+", metavar="PATHS", help="files, and folders with all that is in them")
     parser.add_argument("--model", default="tiny", metavar="NAME", help="tiny, a model folder or a released model")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="files in one pass (default: 32)")
-    parser.add_argument("--only", choices=KINDS, help="leave out the other kinds of files")
+    parser.add_argument("--only", choices=kinds, help="leave out the other kinds of files")
 
 
 def find(args: argparse.Namespace) -> tuple[list[Found], list[Unreadable]]:

@@ -35,7 +35,7 @@ PATHS are one index (made by: onepeace index build), or files and folders, which
 
 a mix is one query: each part is turned into a vector, and the weighted sum is searched for. A query's own file is
 not among its hits. "match" is the probability that a hit is relevant; without a calibration of the model the
-cosine similarity is shown.
+cosine similarity is shown. A video is found by its pictures and by its sound; "at" says where in it.
 
   onepeace search my.index --text "a dog barking"
   onepeace search my.index --image dog.jpg --without "people" --only image --after 2024-05
@@ -55,7 +55,7 @@ class _AddPart(argparse.Action):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    files.add_arguments(parser)
+    files.add_arguments(parser, (*files.KINDS, "video"))
     parser.epilog = EXAMPLES
     parser.set_defaults(query=None, model=None)
     query = parser.add_argument_group("the query; every option may be given several times")

@@ -1,6 +1,6 @@
 """One item on its way through the model: taken apart into samples, put together again from their vectors."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onepeace.embed.parts import Part
 from onepeace.errors import UserError
 
 CANCELLED = 1e-4
@@ -57,15 +58,6 @@ class Embedded:
             return None
         text = str(self.error) if isinstance(self.error, UserError) else f"{type(self.error).__name__}: {self.error}"
         return " ".join(text.removeprefix(f"{self.name}: ").split())
-
-
-class Part(NamedTuple):
-    """One picture, sound or text of an item, decoded."""
-
-    modality: str
-    weight: float
-    pieces: Iterable[tuple[float, float, Tensor]]
-    """(start, end, sample) in seconds; several for a sound that is cut into windows, else one, from 0 to 0."""
 
 
 class Assembly:

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onepeace.device import choose_device, choose_dtype
-from onepeace.embed.assembly import Assembly, Embedded, Failure, Part, Vectors, Windows
+from onepeace.embed.assembly import Assembly, Embedded, Failure, Vectors, Windows
 from onepeace.embed.items import check_many, name_of, parts_of
+from onepeace.embed.parts import Compound, Part
 from onepeace.embed.stream import Batcher, Waiting, decode_ahead
 from onepeace.embed.zero_shot import TEMPLATE, prototypes
 from onepeace.errors import UserError
@@ -426,6 +427,8 @@ class Embedder:
         """The decoded parts of one item, or the reason why it has none."""
         start = time.perf_counter()
         try:
+            if isinstance(item, Compound):
+                return item.parts(partial(self._cut, options=options))
             if options.modality is None:
                 parts = parts_of(item, self.processors, options.weights or {})
             else:
@@ -438,12 +441,16 @@ class Embedder:
 
     def _pieces(self, modality: str, value: object, options: Options) -> Iterable[tuple[float, float, Tensor]]:
         """(start, end, sample) of one part of an item, in seconds."""
+        pieces = self._cut(modality, value, options)
+        # The rest of a long sound is decoded when its turn comes, so that hours of it are never in memory.
+        return chain(list(islice(pieces, WINDOWS_AHEAD)), pieces)
+
+    def _cut(self, modality: str, value: object, options: Options) -> Iterator[tuple[float, float, Tensor]]:
         processor = self._processor(modality, projected=not options.head)
         if options.long == "truncate":
-            return [(0.0, 0.0, processor.decode(value))]
-        windows = processor.windows(value, options.window, options.hop)
-        # The rest of a long sound is decoded when its turn comes, so that hours of it are never in memory.
-        return chain(list(islice(windows, WINDOWS_AHEAD)), windows)
+            yield 0.0, 0.0, processor.decode(value)
+        else:
+            yield from processor.windows(value, options.window, options.hop)
 
     def _compute(self, batch: list[Waiting], options: Options) -> None:
         """Fills in the vectors of a batch, or its logits."""

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 from torch import Tensor
 
+from onepeace.embed.parts import Compound
 from onepeace.errors import UserError
 from onepeace.files.source import describe
 from onepeace.processors import PROCESSORS, guess
@@ -36,6 +37,8 @@ def parts_of(item: object, known: Collection[str], weights: Mapping[str, float])
 
 def name_of(index: int, item: object) -> str:
     """The name of an item in messages: a dictionary with one value is named after the value."""
+    if isinstance(item, Compound):
+        return item.name
     values = list((_composed(item) or {"": item}).values())
     return describe(values[0]) if len(values) == 1 else f"item {index}"
 

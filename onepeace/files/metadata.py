@@ -96,13 +96,14 @@ def _sound(path: str | os.PathLike[str]) -> Description:
 def _video(path: str | os.PathLike[str]) -> Description:
     with open_container(path, os.fspath(path)) as container:
         stream = choose(container, "video")
-        if stream is None:
-            return Description()
-        size = stream.width, stream.height
         try:
-            turned = round(next(container.decode(stream)).rotation / 90) % 2
+            first = None if stream is None else next(container.decode(stream))
         except Exception:  # no picture can be decoded
-            return Description()
+            first = None
+        if stream is None or first is None:
+            return _sound(path)
+        size = stream.width, stream.height
+        turned = round(first.rotation / 90) % 2
         width, height = size[::-1] if turned else size
         seconds = declared_duration(container) or counted_duration(container, stream)
         return Description(width, height, _plausible(seconds), _recorded(container))

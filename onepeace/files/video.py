@@ -3,9 +3,11 @@
 A video is no modality: an index puts it in as pictures at their times and as the windows of its sound.
 """
 
+import io
 import math
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
 VIDEO_SUFFIXES = frozenset(".mp4 .mov .mkv .webm .avi .m4v .3gp .mpg .mpeg .wmv .flv".split())
 STEP = 1.0
 """Seconds between two pictures that are looked at, at least."""
+SLACK = 1e-3
+"""Seconds by which times may differ that mean the same picture: they are kept rounded."""
 STRETCH = 1.5
-"""Times `every` that may lie between two key frames before all between them is decoded."""
+"""Times `every` that may lie between two key frames before all between them is decoded, unless told otherwise."""
 HELD_BYTES = 64 << 20
 """Of packets that wait for that decision."""
 CHANGE = 0.35
@@ -44,24 +48,32 @@ class Frame(NamedTuple):
     """Upright, RGB, as large as the video."""
 
 
-def has_sound(path: str | os.PathLike[str]) -> bool:
+def has_sound(path: str | os.PathLike[str] | bytes) -> bool:
     """Whether a video has a track of sound that can be decoded; `UserError` if it cannot be opened."""
-    name = describe(path)
-    with open_container(local_path(path), name) as container:
+    with open_container(_file(path), describe(path)) as container:
         return choose(container, "audio") is not None
 
 
-def frames(path: str | os.PathLike[str], *, every: float = 10.0, change: float = CHANGE) -> Iterator[Frame]:
+def frames(
+    path: str | os.PathLike[str] | bytes,
+    *,
+    every: float = 10.0,
+    change: float = CHANGE,
+    step: float = STEP,
+    stretch: float = STRETCH,
+) -> Iterator[Frame]:
     """The first picture, those at which the scene changes, and others so that few stretches are longer than `every`.
 
     Key frames are looked at, since encoders put one at the start of a scene and every few seconds; nothing else is
-    decoded where they lie close enough. Where two lie more than one and a half times `every` seconds apart, all
-    between them is decoded. Pictures are at least a second apart. One is in memory at a time, and at most 64 MiB of
-    packets.
+    decoded where they lie close enough. Where two lie more than `stretch` times `every` seconds apart, all between them
+    is decoded. Pictures are at least `step` seconds apart. One is in memory at a time, and at most 64 MiB
+    of packets.
 
     Args:
+        path: a local file, or the content of one.
         every: seconds between two pictures of a scene that does not change.
         change: from 0 (each picture looked at is another scene) to 1 (none is).
+        step: seconds between two pictures at least.
 
     Raises:
         UserError: PyAV is missing, or the file is cut off, has no pictures, or is damaged so that its decoder gives up,
@@ -71,9 +83,9 @@ def frames(path: str | os.PathLike[str], *, every: float = 10.0, change: float =
     if not 0 < every < math.inf:
         raise UserError(f"{name}: every must be positive seconds, got {every}")
     last, shown = 0.0, None
-    with open_container(local_path(path), name) as container:
+    with open_container(_file(path), name) as container:
         try:
-            for time, frame in _candidates(container, name, every):
+            for time, frame in _candidates(container, name, stretch * every, step):
                 colours = _colours(frame)
                 if shown is None or abs(time - last) >= every or np.abs(colours - shown).sum() / 2 > change:
                     last, shown = time, colours
@@ -86,25 +98,71 @@ def frames(path: str | os.PathLike[str], *, every: float = 10.0, change: float =
         raise UserError(f"{name}: no picture in it can be decoded")
 
 
-def _candidates(container: "InputContainer", name: str, every: float) -> "Iterator[tuple[float, VideoFrame]]":
-    """Pictures at least `STEP` apart, with their times."""
+def frame_at(path: str | os.PathLike[str] | bytes, time: float) -> Frame:
+    """The picture that is shown at a second of a video; before its first picture that one, behind its end the last.
+
+    Raises:
+        UserError: as for `frames`.
+    """
+    name = describe(path)
+    for is_sought in (True, False) if time > 0 else (False,):
+        with open_container(_file(path), name) as container:
+            stream = _pictures(container, name)
+            seconds = _clock(container, stream)
+            shown = None
+            try:
+                if is_sought:
+                    container.seek(int((time + start_of(container)) / tick(stream)), stream=stream)
+                for frame in container.decode(stream):
+                    if shown is not None and seconds(frame) > time + SLACK:
+                        break
+                    shown = frame
+            except Exception as error:  # ffmpeg's errors come as several types
+                if not is_sought:  # else it is a format that cannot seek, or half a packet at that place
+                    raise UserError(f"{name}: the pictures cannot be decoded ({reason(error)})") from error
+                continue
+            if shown is not None and not (is_sought and seconds(shown) > time + SLACK):
+                return Frame(max(seconds(shown), 0.0), _upright(shown))
+    raise UserError(f"{name}: no picture in it can be decoded")
+
+
+def _file(path: str | os.PathLike[str] | bytes) -> Path | io.BytesIO:
+    return io.BytesIO(path) if isinstance(path, bytes) else local_path(path)
+
+
+def _pictures(container: "InputContainer", name: str) -> "VideoStream":
+    """The stream of pictures; `UserError` if there is none, or they are too large."""
     stream: VideoStream | None = choose(container, "video")
     if stream is None:
         raise UserError(f"{name}: there are no pictures in it that can be decoded")
     if stream.width * stream.height > MAX_PIXELS:
         raise UserError(f"{name}: {stream.width} x {stream.height} pixels are above the limit of {MAX_PIXELS}")
-    codec, origin, looked = stream.codec_context, start_of(container), -math.inf
-    codec.thread_count = 1  # several files are decoded at once
-    codec.skip_frame = "NONREF"
+    stream.codec_context.thread_count = 1  # several files are decoded at once
+    return stream
+
+
+def _clock(container: "InputContainer", stream: "VideoStream") -> "Callable[[Packet | VideoFrame], float]":
+    """What gives the second of a packet or picture."""
+    origin = start_of(container)
 
     def seconds(item: "Packet | VideoFrame") -> float:
         ticks = item.dts if item.pts is None else item.pts
         return 0.0 if ticks is None else float(ticks * tick(stream)) - origin
 
+    return seconds
+
+
+def _candidates(
+    container: "InputContainer", name: str, most: float, step: float
+) -> "Iterator[tuple[float, VideoFrame]]":
+    """Pictures at least `step` apart, with their times."""
+    stream, looked = _pictures(container, name), -math.inf
+    codec, seconds = stream.codec_context, _clock(container, stream)
+    codec.skip_frame = "NONREF"
     packets = (packet for packet in container.demux(stream) if packet.size)  # the last one is empty
-    for packet in _choose_packets(packets, seconds, every):
+    for packet in _choose_packets(packets, seconds, most, step):
         for frame in codec.decode(packet):
-            if abs(seconds(frame) - looked) >= STEP:
+            if abs(seconds(frame) - looked) >= step:
                 looked = seconds(frame)
                 yield max(looked, 0.0), frame
         if packet is None:
@@ -112,7 +170,7 @@ def _candidates(container: "InputContainer", name: str, every: float) -> "Iterat
 
 
 def _choose_packets(
-    packets: "Iterator[Packet]", seconds: "Callable[[Packet], float]", every: float
+    packets: "Iterator[Packet]", seconds: "Callable[[Packet], float]", most: float, step: float
 ) -> "Iterator[Packet | None]":
     """What is to be decoded, and None where the decoder is to hand out what it holds back."""
     held: list[Packet] = []  # from a key frame on, not decoded; empty while all is decoded
@@ -120,7 +178,7 @@ def _choose_packets(
 
     def key_frame() -> "Iterator[Packet | None]":
         nonlocal looked
-        if held and abs(seconds(held[0]) - looked) >= STEP:
+        if held and abs(seconds(held[0]) - looked) >= step:
             looked = seconds(held[0])
             yield held[0]
         yield None
@@ -135,7 +193,7 @@ def _choose_packets(
         else:
             held.append(packet)
             size += packet.size
-            if size > HELD_BYTES or abs(seconds(packet) - seconds(held[0])) > STRETCH * every:
+            if size > HELD_BYTES or abs(seconds(packet) - seconds(held[0])) > most:
                 yield from held
                 held = []
     yield from key_frame()

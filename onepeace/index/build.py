@@ -25,6 +25,7 @@ from onepeace.files.metadata import describe_media
 from onepeace.files.source import scheme
 from onepeace.files.walk import Unreadable
 from onepeace.index.sources import (
+    MADE_OF,
     Entry,
     Root,
     Scan,
@@ -36,6 +37,7 @@ from onepeace.index.sources import (
     without_surrogates,
 )
 from onepeace.index.store import Item, Span, Store
+from onepeace.index.video import Video
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedded, Embedder
@@ -51,6 +53,8 @@ NAMED = 3
 """Troubles of a shard that are named; the rest is counted."""
 _MISSING = re.compile(r"needs (\w+): pip install")
 """As `onepeace.errors.need` says it."""
+CUT = ("audio", "video")
+"""What may have several vectors: it is decoded in another way."""
 WINDOW, HOP = 10.0, 5.0
 """Seconds of a long sound that have a vector of their own, and from the start of one to the next."""
 
@@ -153,9 +157,9 @@ class Builder:
         try:
             for entry in entries:
                 if self._is_stale(entry):
-                    groups[entry.item.modality == "audio"].append(entry)
-            for is_audio, some in groups.items():
-                self._embed(self._news(some), len(some), is_audio)
+                    groups[entry.item.modality in CUT].append(entry)
+            for is_cut, some in groups.items():
+                self._embed(self._news(some), len(some), is_cut)
             for shard in shards:
                 self._add_shard(shard)
         finally:
@@ -202,19 +206,19 @@ class Builder:
                 self._count_known(item)
             return
         problems: list[str] = []
-        has_audio = False
+        has_cut = False
 
-        def entries(is_audio: bool, problems: list[str]) -> Iterator[Entry]:
-            nonlocal has_audio
+        def entries(is_cut: bool, problems: list[str]) -> Iterator[Entry]:
+            nonlocal has_cut
             for entry in read_shard(shard.path, problems):
-                has_audio |= entry.item.modality == "audio"
-                if (entry.item.modality == "audio") == is_audio:
+                has_cut |= entry.item.modality in CUT
+                if (entry.item.modality in CUT) == is_cut:
                     self._in_shards.add(entry.item.path)
                     if self._is_stale(entry):
                         yield entry
 
         self._embed(self._news(entries(False, problems)), None, False)
-        if has_audio:  # read again: sounds are decoded in another way, and there may be too many to be kept
+        if has_cut:  # read again: sounds and videos are decoded in another way, and there may be too many to be kept
             self._embed(self._news(entries(True, [])), None, True)
         self._flush()
         if problems:  # what is known of its samples may be behind the place where it is broken
@@ -246,7 +250,7 @@ class Builder:
         if item.problem is not None:
             self._note_problem(item, item.problem)
             return False
-        if item.modality not in self.modalities:
+        if not any(key in self.modalities for key in MADE_OF.get(item.modality, (item.modality,))):
             self.report.left_out[item.modality] += 1
             return False
         if known is None or _state(known) != _state(item) or (known.problem and _may_work_now(known)):
@@ -311,7 +315,7 @@ class Builder:
         self._twins[content] = []
         return False
 
-    def _embed(self, reads: Generator[_Read, None, None], total: int | None, is_audio: bool) -> None:
+    def _embed(self, reads: Generator[_Read, None, None], total: int | None, is_cut: bool) -> None:
         """Everything in ``reads`` through the model, into the store."""
         from tqdm.auto import tqdm
 
@@ -319,37 +323,45 @@ class Builder:
             first = next(reads, None)
             if first is None:  # before the model is loaded
                 return
-            waiting: deque[_Read] = deque()
+            waiting: deque[tuple[_Read, Video | None]] = deque()
 
             def values(first: _Read) -> Iterator[object]:
                 for read in chain([first], reads):
-                    waiting.append(read)
-                    yield {read.item.modality: read.entry.value}
+                    video = self._video(read) if read.item.modality == "video" else None
+                    waiting.append((read, video))
+                    yield video or {read.item.modality: read.entry.value}
 
             options: dict[str, Any] = {"batch_size": self.batch_size, "timings": self.report.seconds}
-            if is_audio:
+            if is_cut:
                 options |= {"long": "windows", **self._window()}
             off = None if self.progress is None and sys.stderr else not self.progress
             bar = tqdm(total=total, disable=off, unit="file", delay=1)
             with closing(self.embedder.stream(values(first), **options)) as results, bar, _silence() as silent:
                 for result in results:
-                    read = waiting.popleft()
-                    note = "digital silence" if result.name in silent else None
+                    read, video = waiting.popleft()
+                    is_silent = result.name in silent
+                    notes = [*(["digital silence"] if is_silent else []), *(video.troubles if video else [])]
+                    note = without_surrogates("; ".join(notes)) or None
+                    kept = _kept(read.item, result, video, is_silent)
                     twins = self._twins.pop((read.item.hash, read.item.modality), [])
                     for item in (read.item, *twins):
-                        self._take(replace(item, note=note), result, is_copy=item is not read.item)
+                        self._take(replace(item, note=note), result, kept, is_copy=item is not read.item)
                     bar.update(self._settled + 1)
                     self._settled = 0
                     self._flush_if_due()
             self._settled = 0
 
+    def _video(self, read: _Read) -> Video:
+        readable = [key for key in MADE_OF["video"] if key in self.modalities]
+        return Video(read.entry.value, readable, read.item.duration)
+
     def _window(self) -> dict[str, float]:
         longest = getattr(self.embedder.processors.get("audio"), "max_seconds", None)
         return {"window": min(self.window, longest or self.window), "hop": min(self.hop, longest or self.hop)}
 
-    def _take(self, item: Item, result: "Embedded", is_copy: bool) -> None:
-        """The result of one entry, or of another one with its content."""
-        if result.error is not None or result.vector is None:
+    def _take(self, item: Item, result: "Embedded", kept: tuple[list[Span], np.ndarray] | None, is_copy: bool) -> None:
+        """The result of one entry, or of another one with its content, and what is kept of it."""
+        if kept is None:
             self._note_problem(item, str(result.reason))
             return
         known = self.known.get(item.path)
@@ -357,12 +369,7 @@ class Builder:
         self.report.copied += is_copy
         self.report.added += is_new and not is_copy
         self.report.changed += not is_new and not is_copy
-        windows = result.windows
-        if windows is None or len(windows.starts) == 1:
-            self._keep(item, [Span(item.modality)], result.vector.numpy()[None])
-        else:
-            spans = [Span(item.modality, *times) for times in zip(windows.starts, windows.ends, strict=True)]
-            self._keep(item, spans, np.asarray(windows.vectors))
+        self._keep(item, *kept)
 
     def _keep(self, item: Item, spans: list[Span], vectors: np.ndarray) -> None:
         known = self.known.get(item.path)
@@ -402,6 +409,19 @@ class Builder:
         self._results, self._vectors, self._changes = [], [], []
         self._written = time.monotonic()
         self.report.seconds["write"] += time.perf_counter() - start
+
+
+def _kept(item: Item, result: "Embedded", video: Video | None, is_silent: bool) -> tuple[list[Span], np.ndarray] | None:
+    """The vectors of an entry and what they stand for; None if it could not be embedded."""
+    windows = result.windows
+    if result.error is not None or result.vector is None:
+        return None
+    if video is not None and windows is not None:
+        return video.vectors(windows, is_silent)
+    if windows is None or len(windows.starts) == 1:
+        return [Span(item.modality)], result.vector.numpy()[None]
+    spans = [Span(item.modality, *times) for times in zip(windows.starts, windows.ends, strict=True)]
+    return spans, np.asarray(windows.vectors)
 
 
 def _read(entry: Entry) -> _Read:

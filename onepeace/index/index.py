@@ -21,7 +21,7 @@ from onepeace.index.path_glob import register
 from onepeace.index.query import Part, encode
 from onepeace.index.ranking import RANKINGS
 from onepeace.index.search import Duplicates, Filter, Filters, Results, Sort, hits_of
-from onepeace.index.sources import Root, Scan, is_below, roots_of, scan, unreadable
+from onepeace.index.sources import MADE_OF, Root, Scan, is_below, roots_of, scan, unreadable
 from onepeace.index.store import DATABASE, Item, Rows, Store
 from onepeace.index.where import after as after_date
 from onepeace.index.where import before as before_date
@@ -236,7 +236,7 @@ def build(
         paths: folders, files, tables (.csv, .tsv, .jsonl) and webdataset shards (.tar, .tar.gz; patterns with braces).
         model: a name as `onepeace.load` takes it; None = the model of the index, or "tiny" for a new one.
         exclude: patterns as in a .gitignore file.
-        only: image, audio or text: leave out the other kinds of files.
+        only: image, audio, text or video: leave out the other kinds of files; a video has pictures and a sound.
         options: ``device`` and ``dtype`` as for `onepeace.load`; ``nearest``, the search structure (nearest.py, "auto":
             none for few vectors); and those of `Builder`. An index keeps the ``window`` and ``hop`` it was made with.
 
@@ -247,7 +247,11 @@ def build(
     with writing(folder) as target:
         known = _roots(target)
         found = scan(given, [root.path for root in known if root.kind == "removed"])
-        found.entries = {path: one for path, one in found.entries.items() if only in (None, one.item.modality)}
+        if only is not None:
+            entries = {path: (one, one.item.modality) for path, one in found.entries.items()}
+            found.entries = {
+                path: one for path, (one, kind) in entries.items() if only in (kind, *MADE_OF.get(kind, ()))
+            }
         shards = _with_states([root for root in given if root.kind == "shard"], known)
         is_empty = not shards and all(entry.item.problem for entry in found.entries.values())
         if is_empty and not (target / DATABASE).exists():

@@ -53,10 +53,12 @@ def encode(
     if not parts:
         raise UserError("nothing to search for; give words, a picture, a sound or a file of the index")
     found = [
-        given if given is not None else _of_index(part, store)
+        [given] if given is not None else _of_index(part, store)
         for part, given in zip(parts, _of_values(parts, texts, load), strict=True)
     ]
-    return QueryVector.of([PartVector(*one, part.weight) for one, part in zip(found, parts, strict=True)])
+    return QueryVector.of(
+        [PartVector(*one, part.weight) for own, part in zip(found, parts, strict=True) for one in own]
+    )
 
 
 def _of_values(
@@ -79,8 +81,9 @@ def _of_values(
     return found
 
 
-def _of_index(part: Part, store: Store) -> tuple[str, np.ndarray]:
-    """Modality and vector of a file in the index, the mean of its vectors; or of a vector that is given."""
+def _of_index(part: Part, store: Store) -> list[tuple[str, np.ndarray]]:
+    """Modality and vector of a file in the index, the mean of its vectors, of a video that of its pictures and that of
+    its sound; or of a vector that is given."""
     if part.kind == VECTOR:
         vector = np.asarray(part.value, np.float32)
         if (
@@ -91,15 +94,18 @@ def _of_index(part: Part, store: Store) -> tuple[str, np.ndarray]:
             raise UserError(
                 f"a vector to search for has {store.embed_dim} finite numbers, not all 0; got {vector.shape}"
             )
-        return part.modality, vector / np.linalg.norm(vector)
+        return [(part.modality, vector / np.linalg.norm(vector))]
     path = os.fspath(part.value)
     names = [os.fsencode(name) for name in dict.fromkeys([path, os.path.abspath(path)])]
     marks = ", ".join("?" * len(names))
     item = next(store.items(f"path IN ({marks}) AND problem IS NULL", names), None)
     if item is None or item.id is None:
         raise UserError(f"{path}: not in the index {store.folder}; give it as a picture or sound, or add it first")
-    spans = store.spans(item.id)
-    mean = store.vectors(item.id).mean(axis=0, dtype=np.float64)
-    if not np.linalg.norm(mean) > CANCELLED:
-        raise UserError(f"{path}: its vectors cancel out; search for a part of it")
-    return spans[0][1].modality, (mean / np.linalg.norm(mean)).astype(np.float32)
+    modalities = [span.modality for _, span in store.spans(item.id)]
+    vectors, found = store.vectors(item.id), []
+    for modality in dict.fromkeys(modalities):
+        mean = vectors[[key == modality for key in modalities]].mean(axis=0, dtype=np.float64)
+        if not np.linalg.norm(mean) > CANCELLED:
+            raise UserError(f"{path}: its vectors cancel out; search for a part of it")
+        found.append((modality, (mean / np.linalg.norm(mean)).astype(np.float32)))
+    return found

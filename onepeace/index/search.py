@@ -26,7 +26,7 @@ class Filter:
     """Which files may be found. Fields that are None, or empty, allow all."""
 
     only: tuple[str, ...] = ()
-    """Modalities of the vectors; a video is found by its pictures and its sound."""
+    """Modalities of the vectors, "video" for all vectors of videos; a video is found by its pictures and its sound."""
     conditions: tuple[Condition, ...] = ()
     """Over the fields of the files, from where.py and path_glob.py."""
     exclude: frozenset[str] = frozenset()
@@ -49,7 +49,7 @@ class Hit:
     """Probability that it is relevant; None without a calibration."""
     start: float | None = None
     end: float | None = None
-    """Seconds of the part that was found, of a file that has several vectors."""
+    """Seconds of the part that was found, of a video or another file that has several vectors."""
     copies: tuple[str, ...] = ()
     """Paths of further files that are nearly the same."""
 
@@ -180,7 +180,10 @@ class Filters:
         masks = []
         if only:
             codes = [code for code, key in enumerate(self.store.kinds) if key in only]
-            masks.append(np.isin(self.rows.modality, codes))
+            mask = np.isin(self.rows.modality, codes)
+            if "video" in only:
+                mask |= self._files("modality = 'video'", ())[self._file]
+            masks.append(mask)
         if conditions:
             condition = joined("AND", conditions)
             masks.append(self._files(condition.sql, condition.params)[self._file])

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from onepeace.errors import UsageError, UserError
 from onepeace.files.ignore import Ignore
 from onepeace.files.source import NamedBytes, describe, scheme, suffix
+from onepeace.files.video import VIDEO_SUFFIXES
 from onepeace.files.walk import Unreadable, walk
 from onepeace.index.store import DATABASE, MODALITIES, Item
 
@@ -20,6 +21,8 @@ CAPTIONS = ("text", "caption", "captions")
 """Columns of a table that describe its picture or sound."""
 PLACES = ("path", "file", "file_name", "filename", "url")
 """Columns of a table with a picture or sound whose ending says which."""
+MADE_OF = {"video": ("image", "audio")}
+"""Modalities of the vectors of what has none of its own."""
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -180,7 +183,8 @@ def modalities_by_suffix() -> dict[str, str]:
     """The kind of file that each ending names, lower case, with the dot."""
     from onepeace.processors import PROCESSORS
 
-    return {suffix: key for key, processor in PROCESSORS.items() for suffix in processor.suffixes}
+    known = {suffix: key for key, processor in PROCESSORS.items() for suffix in processor.suffixes}
+    return {**known, **dict.fromkeys(VIDEO_SUFFIXES, "video")}
 
 
 def _file(path: str, modality: str) -> Entry:
@@ -200,8 +204,8 @@ def state_of(shard: str) -> tuple[int, int]:
 
 
 def read_shard(shard: str, problems: list[str]) -> Iterator[Entry]:
-    """The pictures, sounds and texts of a webdataset shard, "SHARD::KEY.ENDING"; a text is a member of its own only
-    where the sample has neither picture nor sound. What cannot be read is said in ``problems``."""
+    """The pictures, sounds, videos and texts of a webdataset shard, "SHARD::KEY.ENDING"; a text is a member of its own
+    only where the sample has nothing else. What cannot be read is said in ``problems``."""
     from onepeace.data.shards import raw_samples, usable_sample
 
     modalities = modalities_by_suffix()
@@ -211,7 +215,7 @@ def read_shard(shard: str, problems: list[str]) -> Iterator[Entry]:
         sample = usable_sample(raw, shard, (), problems)
         captions, about = ([], {}) if sample is None else (sample.captions, sample.targets)
         place = f"{shard}::{raw['__key__']}"
-        media = {name: kind for name, kind in kinds.items() if kind in ("image", "audio")}
+        media = {name: kind for name, kind in kinds.items() if kind in ("image", "audio", "video")}
         for name, modality in media.items():
             path = f"{place}.{name}"
             item = Item(path, modality, len(raw[name]), mtime_ns)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import FastAPI, Header, Request
+from fastapi import FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
@@ -29,6 +29,7 @@ from onepeace.index.search import Hit
 from onepeace.serve import docs, media
 from onepeace.serve.batching import Asked
 from onepeace.serve.guard import Guard
+from onepeace.serve.hits import moment
 from onepeace.serve.limits import Limits, Refused
 from onepeace.serve.service import Service
 from onepeace.serve.uploads import checked_text, data_of
@@ -158,11 +159,11 @@ def create_app(
     def file(id_: int, range_: Annotated[str | None, Header(alias="range")] = None) -> Response:
         return _response(media.body_of(service.item(id_)), range_)
 
-    @app.get(
-        "/files/{id_}/thumbnail", summary="A small copy of a picture, the waveform of a sound", response_class=Response
-    )
-    def thumbnail(id_: int) -> Response:
-        return _response(media.thumbnail(service.item(id_)), None)
+    about = "A small copy of a picture or of what a video shows at a second, the waveform of a sound"
+
+    @app.get("/files/{id_}/thumbnail", summary=about, response_class=Response)
+    def thumbnail(id_: int, at: Annotated[FiniteFloat, Query(ge=0)] = 0.0) -> Response:
+        return _response(media.thumbnail(service.item(id_), at), None)
 
     @app.get("/docs", summary="This list", response_class=HTMLResponse)
     async def documentation() -> str:
@@ -181,13 +182,14 @@ def hit_fields(hit: Hit) -> dict[str, Any]:
     """A hit as JSON; fields that are not known are left out."""
     item = hit.item
     version = f"?v={item.mtime_ns:x}"  # a number may be given to another file one day
+    at = f"&at={moment(hit.start)}" if item.modality == "video" and hit.start else ""
     fields = {
         "rank": hit.rank, "id": item.id, "path": item.path, "kind": item.modality, "modality": hit.modality,
         "score": hit.score, "z": hit.z, "match": hit.match, "start": hit.start, "end": hit.end,
         **{name: getattr(item, name) for name in ("date", "width", "height", "duration", "caption")},
         "copies": list(hit.copies) or None,
         "file": f"/files/{item.id}{version}",
-        "thumbnail": f"/files/{item.id}/thumbnail{version}" if item.modality in ("image", "audio") else None,
+        "thumbnail": None if item.modality == "text" else f"/files/{item.id}/thumbnail{version}{at}",
     }  # fmt: skip
     return {name: value for name, value in fields.items() if value is not None}
 

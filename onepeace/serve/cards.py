@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from onepeace.files.source import scheme
+from onepeace.files.source import scheme, suffix
 from onepeace.index.search import Hit, Results
 from onepeace.index.store import Item
 from onepeace.serve import media
-from onepeace.serve.hits import KINDS, readable
-
-KIND_NAMES = {**KINDS, "video": "video"}
+from onepeace.serve.hits import KINDS, VIDEO_TYPES, moment, readable
 
 
 def results(found: Results) -> str:
@@ -39,7 +37,7 @@ def problem(message: str) -> str:
 
 def like(item: Item) -> str:
     """The item that a query is like."""
-    picture = f'<img src="{address(item, "/thumbnail")}" alt="">' if item.modality in ("image", "audio") else ""
+    picture = f'<img src="{address(item, "/thumbnail")}" alt="">' if item.modality != "text" else ""
     name = escape(readable(Path(item.path).name))
     return (
         f'<div class="op-like">{picture}<span>like <b>{name}</b></span>'
@@ -55,16 +53,17 @@ def _value(hit: Hit) -> float:
     return hit.score if hit.match is None else hit.match
 
 
-def address(item: Item, what: str = "") -> str:
+def address(item: Item, what: str = "", at: float | None = None) -> str:
     """Of a file, below the address of the page; another file that gets the number one day has another address."""
-    return f"files/{item.id}{what}?v={item.mtime_ns:x}"
+    return f"files/{item.id}{what}?v={item.mtime_ns:x}" + (f"&amp;at={moment(at)}" if at else "")
 
 
 def _card(item: Item, hit: Hit | None, best: float) -> str:
     path = Path(item.path)
     name, folder = escape(readable(path.name)), escape(readable(path.parent).removeprefix(os.getcwd() + os.sep))
     kind = hit.modality if hit is not None and item.modality != "video" else item.modality
-    facts = [] if hit is None or hit.start is None else [f"from {_clock(hit.start)}"]
+    found_by = f"{KINDS.get(hit.modality, hit.modality)} " if hit is not None and kind == "video" else ""
+    facts = [] if hit is None or hit.start is None else [f"{found_by}from {_clock(hit.start)}"]
     facts += [f"{item.width} &times; {item.height}"] if item.width and item.height else []
     facts += [_clock(item.duration)] if item.duration else []
     facts += [time.strftime("%Y-%m-%d", time.gmtime(item.date))] if item.date else []
@@ -73,7 +72,7 @@ def _card(item: Item, hit: Hit | None, best: float) -> str:
     score = "" if hit is None else _score(hit, best)
     return f"""<li class="op-card {kind}">
 <div class="op-well">{_media(item, None if hit is None else hit.start, name)}</div>
-<div class="op-what"><div class="op-row"><span class="op-badge">{KIND_NAMES.get(kind, kind)}</span>{score}</div>
+<div class="op-what"><div class="op-row"><span class="op-badge">{KINDS.get(kind, kind)}</span>{score}</div>
 <div class="op-name" title="{escape(readable(item.path), quote=True)}">{name}</div>
 <div class="op-folder">{folder}</div>{caption}<div class="op-facts">{" &middot; ".join(facts)}</div>{copies}
 <button type="button" data-like="{item.id}" aria-label="search with {name}">Search with this</button></div></li>"""
@@ -93,7 +92,7 @@ def _score(hit: Hit, best: float) -> str:
 
 def _media(item: Item, start: float | None, name: str) -> str:
     """The picture, player or words of a file; a player starts at the second that was found."""
-    at = f"#t={start:g}" if start else ""
+    at = f"#t={moment(start)}" if start else ""
     if scheme(item.path):  # nothing is loaded from elsewhere
         return f'<span class="op-words">{name}</span>'
     if item.modality == "image":
@@ -107,7 +106,13 @@ def _media(item: Item, start: float | None, name: str) -> str:
             f'<audio controls preload="none" aria-label="{name}" src="{address(item)}{at}"></audio>'
         )
     if item.modality == "video":
-        return f'<video controls preload="metadata" aria-label="{name}" src="{address(item)}{at}"></video>'
+        picture = address(item, "/thumbnail", start)
+        if suffix(item.path) in VIDEO_TYPES:
+            return (
+                f'<video controls preload="none" aria-label="{name}" poster="{picture}" '
+                f'src="{address(item)}{at}"></video>'
+            )
+        return f'<a href="{address(item)}" download><img src="{picture}" alt="{name}" loading="lazy"></a>'
     return f"<blockquote>{escape(media.excerpt(item))}</blockquote>"
 
 

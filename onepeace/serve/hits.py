@@ -1,10 +1,12 @@
 """The hits of a search as one HTML file that needs nothing else: pictures and sounds are in it, no script, no network.
+Only large sounds and videos stay where they are, and it links to them.
 
 hits.html holds the layout, and this module fills it in. Everything that comes from a file or a user is escaped.
 """
 
 import base64
 import io
+import math
 import mimetypes
 import os
 from collections import Counter
@@ -13,19 +15,27 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from onepeace.errors import UserError
-from onepeace.files.source import read_bytes, scheme
+from onepeace.files.source import read_bytes, scheme, suffix
+from onepeace.files.video import frame_at
 from onepeace.index.search import Hit
 from onepeace.processors import AudioProcessor, ImageProcessor
 
-KINDS = {"image": "picture", "audio": "sound", "text": "text"}
+if TYPE_CHECKING:
+    from PIL import Image
+
+KINDS = {"image": "picture", "audio": "sound", "text": "text", "video": "video"}
+VIDEO_TYPES = {
+    ".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm", ".mkv": "video/webm",
+}  # fmt: skip
+"""Videos that browsers play, if they know the codec; of others only the picture that was found is shown."""
 THUMBNAIL = 480
 """Longest side of a picture in the page, in pixels."""
 SOUND_LIMIT, SOUNDS_LIMIT = 4 << 20, 24 << 20
-"""Bytes of one sound, and of all together, that are put into the page; the others are linked."""
+"""Bytes of one sound or video, and of all together, that are put into the page; the others are linked."""
 BARS = 96
 """Bars in the drawing of a sound."""
 EXCERPT = 280
@@ -62,7 +72,7 @@ def render(query: Sequence[QueryPart], hits: Sequence[Shown], folder: Path, *, n
     title = ", ".join(part.value if part.modality == "text" else Path(part.value).name for part in query)
     show_weights = any(part.weight != 1 for part in query)
     parts = "\n<span class=plus>+</span>\n".join(_query_part(part, show_weights, folder, budget) for part in query)
-    counts = Counter(shown.hit.modality for shown in hits)
+    counts = Counter(_kind(shown.hit) for shown in hits)
     best = max((_value(shown.hit) for shown in hits), default=0.0)
     filters = [
         f'<label><input type="checkbox" id="show-{kind}" autocomplete="off" checked> {name}s ({counts[kind]})</label>'
@@ -103,6 +113,11 @@ def _query_part(part: QueryPart, show_weight: bool, folder: Path, budget: _Sound
     return f'<div class="part {part.modality}">{body}{weight}</div>'
 
 
+def _kind(hit: Hit) -> str:
+    """What a hit is shown as: a video by whatever it was found, and of an import perhaps what its vector is of."""
+    return "video" if hit.item.modality == "video" else hit.modality
+
+
 def _value(hit: Hit) -> float:
     return hit.score if hit.match is None else hit.match
 
@@ -111,14 +126,15 @@ def _tile(shown: Shown, best: float, folder: Path, budget: _SoundBudget) -> str:
     hit, path = shown.hit, Path(shown.hit.item.path)
     share = 100 * max(_value(hit), 0.0) / best if best > 0 else 0.0
     link = escape(hit.item.path if scheme(hit.item.path) else link_to(path, folder))
-    kind = KINDS.get(hit.modality, hit.modality)
+    kind = _kind(hit)
+    by = f' title="found by its {KINDS.get(hit.modality, hit.modality)}"' if kind == "video" else ""
     scale = "cosine similarity" if hit.match is None else "probability that it is relevant"
-    at = "" if hit.start is None else f'<span class="at">from {hit.start:.0f} s</span>'
+    at = "" if hit.start is None else f'<span class="at"{by}>from {hit.start:.0f} s</span>'
     copies = f'<div class="folder">and {len(hit.copies)} nearly the same</div>' if hit.copies else ""
-    return f"""<li class="{hit.modality}">
-<div class="well">{_media(hit.modality, shown.content, path.name, folder, budget, hit.start)}</div>
+    return f"""<li class="{kind}">
+<div class="well">{_media(kind, shown.content, path.name, folder, budget, hit.start)}</div>
 <div class="what">
-<div class="row"><span class="rank">{hit.rank}</span><span class="badge hue">{kind}</span>{at}
+<div class="row"><span class="rank">{hit.rank}</span><span class="badge hue">{KINDS.get(kind, kind)}</span>{at}
 <span class="score" title="{scale}">{_value(hit):.3f}</span></div>
 <div class="track hue" aria-hidden="true"><div style="width: {share:.0f}%"></div></div>
 <div class="name"><a href="{link}">{escape(readable(path.name))}</a></div>
@@ -129,16 +145,19 @@ def _tile(shown: Shown, best: float, folder: Path, budget: _SoundBudget) -> str:
 
 def _media(modality: str, value: Any, name: str, folder: Path, budget: _SoundBudget, start: float | None = None) -> str:
     """The picture, player or words of a file; of one that cannot be shown its name."""
-    name = escape(readable(name), quote=True)
+    ending, name = suffix(name), escape(readable(name), quote=True)
     try:
         if modality == "image":
-            data, width, height = _thumbnail(value)
+            data, width, height = _thumbnail(ImageProcessor(size=THUMBNAIL).load(value))
             return f'<img src="{data}" alt="{name}" width="{width}" height="{height}" loading="lazy">'
         if modality == "audio":
-            address = _sound(value, folder, budget) + (f"#t={start:g}" if start else "")
+            kind = mimetypes.guess_type(f"_{ending}")[0] or "audio/wav"
+            address = _playable(value, kind, folder, budget) + (f"#t={moment(start)}" if start else "")
             load = "metadata" if address.startswith("data:") else "none"
             player = f'<audio controls preload="{load}" aria-label="{name}" src="{address}"></audio>'
             return f'<div class="sound">{waveform(value)}{player}</div>'
+        if modality == "video":
+            return _video(value, ending, name, folder, budget, start or 0.0)
         if modality == "text":
             given = (
                 value if isinstance(value, str) and not scheme(value) else read_bytes(value).decode("utf-8", "replace")
@@ -150,24 +169,38 @@ def _media(modality: str, value: Any, name: str, folder: Path, budget: _SoundBud
     return f'<span class="words">{name}</span>'
 
 
-def _thumbnail(value: Any) -> tuple[str, int, int]:
+def _video(value: Any, ending: str, name: str, folder: Path, budget: _SoundBudget, start: float) -> str:
+    """The player of a video at the second that was found, with the picture of then until it plays."""
+    value = read_bytes(value, max_bytes=SOUND_LIMIT) if isinstance(value, str) and scheme(value) else value
+    try:
+        picture, width, height = _thumbnail(frame_at(value, start).image)
+    except UserError:  # it has a sound only
+        if ending not in VIDEO_TYPES:
+            raise
+        picture = ""
+    if ending not in VIDEO_TYPES:
+        return f'<img src="{picture}" alt="{name}" width="{width}" height="{height}" loading="lazy">'
+    poster = f' poster="{picture}"' if picture else ""
+    address = f"{_playable(value, VIDEO_TYPES[ending], folder, budget)}#t={moment(start)}"
+    return f'<video controls preload="none" aria-label="{name}"{poster} src="{address}"></video>'
+
+
+def _thumbnail(image: "Image.Image") -> tuple[str, int, int]:
     """A small copy of a picture as a data URI, its width and height."""
-    image = ImageProcessor(size=THUMBNAIL).load(value)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80)
     return _data("image/webp", buffer.getvalue()), image.width, image.height
 
 
-def _sound(value: Any, folder: Path, budget: _SoundBudget) -> str:
-    """A sound's file as a data URI, or a link to it where that would make the page too large."""
+def _playable(value: Any, kind: str, folder: Path, budget: _SoundBudget) -> str:
+    """A sound's or video's file as a data URI, or a link to it where that would make the page too large."""
     if isinstance(value, bytes):
         budget.take(len(value))
-        return _data("audio/ogg", value)
+        return _data(kind, value)
     local = not (isinstance(value, str) and scheme(value))
     if local and not budget.take(os.path.getsize(value)):
         return escape(link_to(Path(value), folder), quote=True)
-    kind = mimetypes.guess_type(os.path.basename(value))[0] or "audio/wav"
     return _data(kind, read_bytes(value, max_bytes=SOUND_LIMIT))
 
 
@@ -197,6 +230,11 @@ def link_to(path: Path, folder: Path) -> str:
         return path.resolve().as_uri()
     # "./" keeps a name with a colon from being read as an address.
     return quote(f"./{relative}".encode(errors="surrogateescape"))
+
+
+def moment(seconds: float) -> str:
+    """A second of a file for an address, rounded up: of a video, the picture before is another one."""
+    return f"{math.ceil(1000 * seconds) / 1000:.10g}"
 
 
 def readable(path: str | Path) -> str:

@@ -30,8 +30,8 @@ from onepeace.index.plane import plane
 from onepeace.index.sources import name_and_place
 from onepeace.index.store import Item
 from onepeace.processors import ImageProcessor
-from onepeace.serve.cards import KIND_NAMES, address
-from onepeace.serve.hits import link_to, readable
+from onepeace.serve.cards import address
+from onepeace.serve.hits import KINDS, link_to, readable
 from onepeace.serve.service import model_name
 
 THUMBNAIL, THUMBNAILS = 112, 2000
@@ -81,7 +81,7 @@ class Map:
 
     def render(self, link: Link) -> str:
         """The page as a string."""
-        kinds = [kind for kind in (*KIND_NAMES, *sorted({*self.kinds} - {*KIND_NAMES})) if kind in self.kinds]
+        kinds = [kind for kind in (*KINDS, *sorted({*self.kinds} - {*KINDS})) if kind in self.kinds]
         names = [
             (readable(name), readable(place).removeprefix(os.getcwd() + os.sep))
             for name, place in map(name_and_place, (item.path for item in self.items))
@@ -89,7 +89,7 @@ class Map:
         folders = {folder: i for i, folder in enumerate(dict.fromkeys(folder for _, folder in names))}
         data: dict[str, Any] = {
             "kinds": kinds,
-            "titles": [KIND_NAMES.get(kind, kind) for kind in kinds],
+            "titles": [KINDS.get(kind, kind) for kind in kinds],
             "folders": list(folders),
             "points": [
                 (round(x, DIGITS), round(1 - y, DIGITS), kinds.index(item.modality), name, folders[folder], link(item))
@@ -101,7 +101,7 @@ class Map:
         counts = Counter(self.kinds)
         boxes = [
             f'<label class="{kind}"><input type="checkbox" data-kind="{kind}" autocomplete="off" checked><i></i> '
-            f"{KIND_NAMES.get(kind, kind)}s ({counts[kind]})</label>"
+            f"{KINDS.get(kind, kind)}s ({counts[kind]})</label>"
             for kind in kinds
         ]
         folder = files("onepeace.serve")
@@ -133,7 +133,7 @@ class Map:
         size = min(60.0, max(3.0, 2e4 / len(self.items)))
         for kind in dict.fromkeys(self.kinds):
             own = self.points[[one == kind for one in self.kinds]]
-            color, label = COLORS.get(kind, "#62666b"), f"{KIND_NAMES.get(kind, kind)}s ({len(own)})"
+            color, label = COLORS.get(kind, "#62666b"), f"{KINDS.get(kind, kind)}s ({len(own)})"
             axes.scatter(own[:, 0], own[:, 1], s=size, c=color, alpha=0.7, linewidths=0, label=label)
         for i in _apart(self.points, list(self.thumbnails), APART):
             image = np.asarray(Image.open(io.BytesIO(self.thumbnails[i])).convert("RGB"))

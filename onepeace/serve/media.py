@@ -17,11 +17,12 @@ from typing import BinaryIO
 
 from onepeace.errors import UserError
 from onepeace.files.source import scheme, suffix
+from onepeace.files.video import frame_at
 from onepeace.index.content import content
 from onepeace.index.sources import is_shard
 from onepeace.index.store import Item
 from onepeace.processors import AudioProcessor, ImageProcessor
-from onepeace.serve.hits import EXCERPT, THUMBNAIL, waveform
+from onepeace.serve.hits import EXCERPT, THUMBNAIL, VIDEO_TYPES, waveform
 from onepeace.serve.limits import Refused
 
 CHUNK = 1 << 18
@@ -33,8 +34,7 @@ TYPES = {
     ".apng": "image/apng", ".webp": "image/webp", ".gif": "image/gif", ".bmp": "image/bmp", ".avif": "image/avif",
     ".wav": "audio/wav", ".wave": "audio/wav", ".flac": "audio/flac", ".ogg": "audio/ogg", ".oga": "audio/ogg",
     ".opus": "audio/ogg", ".mp3": "audio/mpeg", ".m4a": "audio/mp4", ".m4b": "audio/mp4", ".aac": "audio/aac",
-    ".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm", ".mkv": "video/webm",
-    ".txt": TEXT,
+    ".txt": TEXT, **VIDEO_TYPES,
 }  # fmt: skip
 """What browsers show by themselves, and nothing that could hold a script. Other files are only downloaded."""
 OTHER = "application/octet-stream"
@@ -78,21 +78,26 @@ def body_of(item: Item) -> Body:
     return _held(value.encode("utf-8", "replace") if isinstance(value, str) else value, kind)
 
 
-def thumbnail(item: Item) -> Body:
-    """A small WebP of a picture, the waveform of a sound as SVG.
+def thumbnail(item: Item, at: float = 0.0) -> Body:
+    """A small WebP of a picture or of what a video shows at a second, the waveform of a sound as SVG.
 
     Raises:
         Refused: as for `body_of`; there is none (404).
         UserError: the file cannot be read.
     """
-    if item.modality not in ("image", "audio"):
+    if item.modality not in ("image", "audio", "video"):
         raise Refused(404, f"item {item.id}: a {item.modality} has no small picture")
     value = _checked(item)
     with DECODERS:
-        if item.modality == "audio":
+        image = None
+        if item.modality == "video":
+            with contextlib.suppress(UserError):  # it has a sound only
+                image = frame_at(value, at).image
+        elif item.modality == "image":
+            image = ImageProcessor(size=THUMBNAIL).load(value)
+        if image is None:
             drawn = waveform(value).replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" fill="{BARS}" ', 1)
             return _held(drawn.encode(), "image/svg+xml")
-        image = ImageProcessor(size=THUMBNAIL).load(value)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80)

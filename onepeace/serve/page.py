@@ -95,14 +95,14 @@ def _blocks(service: Service) -> gr.Blocks:
 
 
 def _title(service: Service) -> str:
-    counts = [f"{count} {cards.KIND_NAMES.get(kind, kind)}s" for kind, count in service.counts().items()]
+    counts = [f"{count} {cards.KINDS.get(kind, kind)}s" for kind, count in service.counts().items()]
     return (
         f'<h1 class="op-title">onepeace<small>{", ".join(counts)} &middot; model {escape(service.model)}</small></h1>'
     )
 
 
 def _search_tab(service: Service, blocks: gr.Blocks) -> None:
-    kinds = [(f"{cards.KIND_NAMES[key]}s", key) for key in service.counts()]
+    kinds = [(f"{cards.KINDS[key]}s", key) for key in service.counts()]
     limits = service.limits
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=340):

@@ -192,7 +192,7 @@ def test_broken_files_are_listed_and_nothing_else_is_disturbed(command, mixed):
         (["search", "PATH", "--image", "nothing.jpg"], "nothing.jpg: no such file"),
         (["search", "PATH", "--text", "a", "--top", "0"], "--top: '0' is not a whole number from 1 up"),
         (["search", "PATH", "--text", "a", "--batch-size", "0"], "--batch-size: '0' is not a whole"),
-        (["search", "PATH", "--text", "a", "--only", "video"], "invalid choice: 'video'"),
+        (["search", "PATH", "--text", "a", "--only", "smell"], "invalid choice: 'smell'"),
         (["search", "PATH", "--text", "a", "--weights", "1,2"], "the query has the parts text"),
         (["search", "PATH", "--text", "a", "--weights", "image=1"], "the query has the parts text"),
         (["search", "PATH", "--text", "a", "--weights", "much"], "weights are numbers"),

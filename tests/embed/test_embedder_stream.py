@@ -10,7 +10,8 @@ import pytest
 import torch
 from support.embedding import TEXTS, assert_same
 
-from onepeace.embed.assembly import Assembly, Part
+from onepeace.embed.assembly import Assembly
+from onepeace.embed.parts import Part
 from onepeace.embed.stream import Batcher, Waiting
 from onepeace.errors import UserError
 

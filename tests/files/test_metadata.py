@@ -127,6 +127,12 @@ def test_video(name, arguments, date):
     assert describe_media(path, "audio").duration == pytest.approx(6.0 if whole else SECONDS, abs=0.1)
 
 
+def test_video_without_pictures_has_the_length_of_its_sound():
+    pytest.importorskip("av")
+    found = describe_media(media("sound.mp4", *SOUND, "-c:a", "aac"), "video")
+    assert found == Description(duration=pytest.approx(SECONDS, abs=0.1))
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_broken_files_have_an_empty_description(tmp_path, monkeypatch):
     video = media("a.mp4", *SCENES, *SOUND, *H264, "-c:a", "aac").read_bytes()

@@ -10,7 +10,7 @@ from support.media import H264, SCENES, SOUND, ffmpeg, media
 
 from onepeace.errors import UserError
 from onepeace.files import container, video
-from onepeace.files.video import frames, has_sound
+from onepeace.files.video import frame_at, frames, has_sound
 
 pytest.importorskip("av")
 
@@ -49,12 +49,60 @@ def test_first_picture_of_every_scene_is_found(name):
     assert navy.reshape(-1, 3).mean(0) == pytest.approx((0, 0, 128), abs=12)
 
 
+def same(image, other) -> bool:
+    return image.size == other.size and np.abs(np.asarray(image).astype(int) - np.asarray(other)).mean() < 1
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_picture_of_a_second_is_that_which_was_found_there(name):
+    path = media(name, *SCENES, *KINDS[name], "-g", "50")
+    found = list(frames(path, every=1))
+    assert len(found) >= 5
+    for frame in found[::-1]:
+        again = frame_at(path, round(frame.time, 3))
+        assert again.time == pytest.approx(frame.time, abs=1e-6)
+        assert same(again.image, frame.image)
+    first, last = frame_at(path.read_bytes(), 0.0), frame_at(path, 1e6)
+    assert same(first.image, found[0].image)
+    assert last.time > 5
+    assert np.asarray(last.image).reshape(-1, 3).mean(0) == pytest.approx((0, 0, 128), abs=12)
+    assert frame_at(path, 3.99).time < frame_at(path, 4.2).time <= 4.2
+
+
+def test_picture_of_a_second_is_sought(monkeypatch):
+    looked = []
+
+    def clock(*given, original=video._clock):
+        seconds = original(*given)
+        return lambda frame: looked.append(frame) or seconds(frame)
+
+    monkeypatch.setattr(video, "_clock", clock)
+    for path in (
+        media("a.mp4", *SCENES, *H264, "-g", "5"),
+        media("b.mkv", *SCENES, *H264, "-g", "5", "-output_ts_offset", "500"),
+    ):
+        looked.clear()
+        assert frame_at(path, 5.0).time == pytest.approx(5.0, abs=0.01)
+        assert len(looked) < 30
+
+
+def test_picture_of_a_second_of_what_cannot_be_sought():
+    streamed = media("streamed.webm", *SCENES, *KINDS["a.webm"], "-live", "1", "-output_ts_offset", "5000")
+    assert frame_at(streamed, 3.05).time == pytest.approx(3.0, abs=0.01)
+    with pytest.raises(UserError, match=r"sound\.m4a: there are no pictures in it that can be decoded"):
+        frame_at(media("sound.m4a", *SOUND, "-c:a", "aac"), 1.0)
+    pieces = media("pieces.mp4", *SCENES, *H264, "-movflags", "frag_keyframe+empty_moov").read_bytes()
+    with pytest.raises(UserError, match="no picture in it can be decoded"):
+        frame_at(pieces[: pieces.index(b"moof") - 4], 1.0)
+
+
 def test_a_scene_that_does_not_change_is_shown_every_few_seconds():
     path = media("still.mp4", "-f", "lavfi", "-i", "color=navy:d=25:s=64x48:r=4", *H264, "-g", "4")
     assert times(path) == [0, 10, 20]
     assert times(path, every=3) == [0, 3, 6, 9, 12, 15, 18, 21, 24]
     assert times(path, every=100) == [0]
     assert times(path, every=100, change=-1) == list(range(25)), "never two within a second"
+    assert times(path, every=100, change=-1, step=6) == [0, 6, 12, 18, 24]
     for every in (0, -1, float("nan"), float("inf")):
         with pytest.raises(UserError, match=r"still\.mp4: every must be positive seconds"):
             times(path, every=every)
@@ -72,6 +120,7 @@ def test_between_distant_key_frames_everything_is_decoded(monkeypatch):
     )
     assert times(far) == pytest.approx([0, 9, 19, 29], abs=0.41)
     assert 25 <= len(looked) <= 31
+    assert times(far, change=-1, step=6) == pytest.approx([0, 6, 12, 18, 24], abs=0.1)
     looked.clear()
     assert times(near) == [0, 9, 21]
     assert looked == list(range(0, 30, 3))

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 from PIL import Image
 from support.embedding import assert_same
+from support.media import TWO_SCENES
 from support.server import serving
 
 pytest.importorskip("gradio", reason="the API comes with the extra web")
@@ -327,6 +328,39 @@ def test_change_of_the_index_is_seen_at_once(changing, tmp_path, samples):
     paths = [hit["path"] for hit in client.post("/search", json={"text": "a"}).json()["hits"]]
     assert sorted(path.rpartition("/")[2] for path in paths) == ["cat.jpg", "dog.ogg", "link.txt"]
     message(client.get(f"/files/{numbers['note.txt']}"), 404)
+
+
+def test_videos_are_served_with_the_picture_of_every_moment(tmp_path, samples):
+    pytest.importorskip("av")
+    shard = tmp_path / "shard.tar"
+    with tarfile.open(shard, "w") as tar:
+        tar.add(TWO_SCENES, "one.webm")
+    shutil.copyfile(TWO_SCENES, tmp_path / "a.webm")
+    shutil.copyfile(TWO_SCENES, tmp_path / "a.avi")  # by its name browsers do not play it
+    soundfile.write(tmp_path / "sound only.mp4", np.sin(np.arange(32000)), 32000, format="WAV")
+    paths = [str(path) for path in sorted(tmp_path.iterdir())]
+    build(tmp_path / "index", paths, device="cpu", progress=False)
+    client = client_of(create_app(Service(tmp_path / "index", device="cpu")))
+    body = {"image": encoded(samples / "images" / "coffee.jpg"), "duplicates": "show", "only": "video"}
+    hits = {os.path.basename(hit["path"]): hit for hit in client.post("/search", json=body).json()["hits"]}
+    assert hits.keys() == {"shard.tar::one.webm", "a.webm", "a.avi", "sound only.mp4"}
+    wave = hits.pop("sound only.mp4")
+    assert client.get(wave["thumbnail"]).headers["content-type"] == "image/svg+xml"
+    for name, hit in hits.items():
+        assert (hit["kind"], hit["modality"], hit["start"]) == ("video", "image", 10.0)
+        served = client.get(hit["file"], headers={"range": "bytes=0-99"})
+        assert served.content == TWO_SCENES.read_bytes()[:100]
+        assert served.headers["content-type"] == ("application/octet-stream" if name == "a.avi" else "video/webm")
+        assert hit["thumbnail"].endswith("&at=10")
+        cat, coffee = (
+            np.asarray(Image.open(io.BytesIO(client.get(address).content)).convert("RGB")).astype(int)
+            for address in (hit["thumbnail"].replace("&at=10", "&at=9.9"), hit["thumbnail"])
+        )
+        for shown, path in ((cat, "cat"), (coffee, "coffee")):
+            expected = Image.open(samples / "images" / f"{path}.jpg").convert("RGB").resize((160, 120))
+            assert np.abs(shown - np.asarray(expected)).mean() < 15
+    assert "at" in message(client.get(hits["a.webm"]["thumbnail"].replace("at=10", "at=-1")), 400)
+    assert "at" in message(client.get(hits["a.webm"]["thumbnail"].replace("at=10", "at=inf")), 400)
 
 
 def test_samples_of_shards_rows_of_tables_and_odd_files_are_served(tmp_path, samples, random_folder):

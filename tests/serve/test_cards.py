@@ -33,6 +33,16 @@ def test_player_starts_at_the_second_that_was_found(modality, of_hit, tag):
     assert 'src="files/7?v=2a#t=75.5"' in shown
     assert "from 1:16" in shown
     assert "120:50" in shown
+    assert ('poster="files/7/thumbnail?v=2a&amp;at=75.5"' in shown) == (modality == "video")
+
+
+def test_video_that_browsers_do_not_play_is_shown_and_can_be_saved():
+    found = hit(item("/a/old.avi", "video"), modality="audio", start=75.5)
+    shown = cards.results(Results((found,), 1)) + cards.like(found.item)
+    assert '<a href="files/7?v=2a" download><img src="files/7/thumbnail?v=2a&amp;at=75.5"' in shown
+    assert "<video" not in shown
+    assert "sound from 1:16" in shown
+    assert shown.count("files/7/thumbnail?v=2a") == 2
 
 
 def test_what_is_not_relevant_and_what_filters_leave_is_said():

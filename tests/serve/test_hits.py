@@ -1,5 +1,7 @@
 """The page of hits: complete in one file, escaped, and usable without eyes or a mouse."""
 
+import base64
+import io
 import os
 import re
 import shutil
@@ -10,6 +12,8 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
+from support.media import TWO_SCENES
 
 from onepeace.index.search import Hit
 from onepeace.index.store import Item
@@ -19,9 +23,9 @@ from onepeace.serve.hits import QueryPart, Shown, render
 EVIL = """<script>alert("1")</script>' onerror=x &amp; b"""
 
 
-def shown(rank, score, modality, path, **options):
+def shown(rank, score, modality, path, of_hit=None, **options):
     item = Item(os.path.abspath(path), modality)
-    return Shown(Hit(rank, item, modality, score, score, None, **options), Path(path))
+    return Shown(Hit(rank, item, of_hit or modality, score, score, None, **options), Path(path))
 
 
 class Elements(HTMLParser):
@@ -144,11 +148,50 @@ def test_large_sounds_are_linked_instead(samples, tmp_path, monkeypatch):
     assert not any(source.startswith("data:") for source in sources())
 
 
+def test_video_starts_at_its_moment_with_the_picture_of_then(samples, tmp_path, monkeypatch):
+    pytest.importorskip("av")
+    old = tmp_path / "a.avi"
+    shutil.copyfile(TWO_SCENES, old)
+    soundfile.write(tmp_path / "sound.mp4", np.sin(np.arange(32000)), 32000, format="WAV")
+    found = [
+        shown(1, 0.5, "video", TWO_SCENES, of_hit="image", start=10.0, end=20.0),
+        shown(2, 0.4, "video", TWO_SCENES, of_hit="audio", start=4.0004, end=14.0),
+        shown(3, 0.3, "video", old, of_hit="image", start=10.0),
+        shown(4, 0.2, "video", tmp_path / "sound.mp4", of_hit="audio", start=0.0),
+    ]
+
+    def players():
+        return Elements(made := render([QueryPart("text", "a", 1.0)], found, tmp_path, num_files=9, model="m")), made
+
+    elements, made = players()
+    coffee, cat, sound = elements.all("video")
+    assert [player["src"][:21] for player in (coffee, cat)] == ["data:video/webm;base64"[:21]] * 2
+    assert [player["src"].rpartition("#")[2] for player in (coffee, cat, sound)] == ["t=10", "t=4.001", "t=0"]
+    assert "poster" not in sound
+    (image,) = elements.all("img")
+    assert image["src"] == coffee["poster"]
+    for source, name in ((coffee["poster"], "coffee"), (cat["poster"], "cat")):
+        picture = Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/webp;base64,"))))
+        expected = Image.open(samples / "images" / f"{name}.jpg").convert("RGB").resize(picture.size)
+        assert np.abs(np.asarray(picture.convert("RGB")).astype(int) - np.asarray(expected)).mean() < 15
+    words = " ".join(" ".join(elements.words).split())
+    assert "videos (4)" in words
+    assert "1 video from 10 s 0.500" in words
+    titles = [at["title"] for at in elements.all("span") if at["class"] == "at"]
+    assert titles == [f"found by its {what}" for what in ("picture", "sound", "picture", "sound")]
+    assert "li.video { display: none; }" in made
+
+    monkeypatch.setattr(page, "SOUND_LIMIT", 1000)
+    linked = players()[0].all("video")[0]["src"]
+    assert linked.endswith("#t=10")
+    assert (tmp_path / unquote(linked.removesuffix("#t=10"))).resolve() == TWO_SCENES
+
+
 def test_file_that_went_away_is_only_named(tmp_path):
     gone = [shown(1, 0.1, kind, tmp_path / f"gone <b>.{ending}") for kind, ending in
-            (("image", "jpg"), ("audio", "ogg"), ("text", "txt"))]  # fmt: skip
+            (("image", "jpg"), ("audio", "ogg"), ("text", "txt"), ("video", "mp4"))]  # fmt: skip
     made = render([QueryPart("text", "a", 1.0)], gone, tmp_path, num_files=3, model="tiny")
-    assert made.count("gone &lt;b&gt;.") >= 6
+    assert made.count("gone &lt;b&gt;.") >= 8
     assert not Elements(made).all("b")
 
 

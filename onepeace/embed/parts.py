@@ -1,0 +1,32 @@
+"""What an item is made of on its way into the model. Importing this takes no torch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Part(NamedTuple):
+    """One picture, sound or text of an item, decoded."""
+
+    modality: str
+    weight: float
+    pieces: "Iterable[tuple[float, float, Tensor]]"
+    """(start, end, sample) in seconds; several for a sound that is cut into windows, else one, from 0 to 0."""
+
+
+class Compound(ABC):
+    """An item that says itself of which parts it is made, as a video is of pictures and a sound."""
+
+    name: str
+    """What it is called in messages."""
+
+    @abstractmethod
+    def parts(self, pieces: "Callable[[str, object], Iterable[tuple[float, float, Tensor]]]") -> list[Part]:
+        """All that is to be embedded; each part has a piece at least, and others that are decoded as they are taken.
+
+        Args:
+            pieces: decodes a value of a modality, piece by piece as a `Part` has them.
+        """

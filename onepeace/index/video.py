@@ -1,0 +1,104 @@
+"""A video as an item of the embedder: pictures at their times and the windows of its sound, a few of them in memory."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onepeace.embed.parts import Compound, Part
+from onepeace.errors import UserError, need
+from onepeace.files.source import NamedBytes, describe, read_bytes, scheme
+from onepeace.files.video import STEP, frames
+from onepeace.index.search import ALIKE
+from onepeace.index.store import Span
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from onepeace.embed.assembly import Windows
+
+EVERY, STRETCH = 5.0, 3.0
+"""Seconds between two pictures of a scene that does not change; key frames that lie up to three times as far apart do,
+as programs that put them 10 seconds apart put others where scenes change."""
+CHANGE = 0.25
+"""Share of the colours that another scene has; pictures that are alike in spite of it are left out later."""
+MOST = 1000
+"""Pictures of one video that are embedded at most: in one of more seconds than that they lie farther apart."""
+AHEAD = 16
+"""Pictures, and windows of the sound, that are decoded before they are asked for."""
+
+Pieces = Iterable[tuple[float, float, "Tensor"]]
+
+
+class Video(Compound):
+    """The pictures at changes of the scene and every 5 seconds of it, and the windows of the sound.
+
+    Args:
+        value: a path, an address, or the content of a file.
+        modalities: image and audio, or the one of them that the model has vectors of.
+        duration: seconds, if known. A video of more than `MOST` seconds has a picture at most every duration / `MOST`.
+
+    What is wrong with the pictures or the sound is in `troubles` when all parts have been taken; only where neither
+    gives anything, the item fails.
+    """
+
+    def __init__(
+        self, value: str | PathLike[str] | bytes, modalities: Sequence[str], duration: float | None = None
+    ) -> None:
+        self.value, self.name = value, describe(value)
+        self.modalities, self.duration = modalities, duration
+        self.troubles: list[str] = []
+        self.num_pictures = 0
+
+    def parts(self, pieces: Callable[[str, object], Pieces]) -> list[Part]:
+        need("av", "media")
+        if isinstance(self.value, str) and scheme(self.value):
+            self.value = NamedBytes(read_bytes(self.value), self.name)
+        found = {"image": self._pictures(pieces), "audio": pieces("audio", self.value)}
+        parts = []
+        for modality in self.modalities:
+            own = self._as_far_as_readable(found[modality])
+            if begun := list(islice(own, AHEAD)):
+                parts.append(Part(modality, 1.0, chain(begun, own)))
+        if not parts:
+            raise UserError("; ".join(self.troubles))
+        return parts
+
+    def _pictures(self, pieces: Callable[[str, object], Pieces]) -> Iterator[tuple[float, float, "Tensor"]]:
+        step = max(STEP, (self.duration or 0.0) / MOST)
+        for frame in frames(self.value, every=max(EVERY, step), change=CHANGE, step=step, stretch=STRETCH):
+            if self.num_pictures == MOST:
+                raise UserError(f"only its first {MOST} pictures are in the index, up to second {frame.time:.0f}")
+            for _, _, sample in pieces("image", frame.image):
+                self.num_pictures += 1
+                yield frame.time, frame.time, sample
+
+    def _as_far_as_readable(self, found: Pieces) -> Iterator[tuple[float, float, "Tensor"]]:
+        try:
+            yield from found
+        except UserError as error:
+            reason = str(error).removeprefix(f"{self.name}: ")
+            if reason not in self.troubles:  # a file that cannot be opened is opened twice
+                self.troubles.append(reason)
+
+    def vectors(self, windows: "Windows", is_silent: bool) -> tuple[list[Span], np.ndarray]:
+        """What is kept of the vectors, and what they stand for.
+
+        Of pictures one after the other that look the same, the first; a picture stands for the time until the next.
+        Silence is left out where there are pictures.
+        """
+        vectors = np.asarray(windows.vectors)
+        kept: list[int] = []
+        for i in range(self.num_pictures):
+            if not kept or vectors[kept[-1]] @ vectors[i] < ALIKE:
+                kept.append(i)
+        starts = [windows.starts[i] for i in kept]
+        ends = [*starts[1:], max(self.duration or 0.0, windows.starts[self.num_pictures - 1])] if kept else []
+        spans = [Span("image", *times) for times in zip(starts, ends, strict=True)]
+        if not (is_silent and kept):
+            sound = range(self.num_pictures, len(vectors))
+            spans += [Span("audio", windows.starts[i], windows.ends[i]) for i in sound]
+            kept += sound
+        return spans, vectors[kept]

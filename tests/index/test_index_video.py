@@ -1,0 +1,335 @@
+"""Videos in an index: found by their pictures and their sound, at the moment; what is missing or broken in them."""
+
+import json
+import os
+import shutil
+import sys
+from http.server import BaseHTTPRequestHandler
+
+import numpy as np
+import pytest
+from support.indexes import check_same, content
+from support.media import H264, TWO_SCENES, media, two_scenes
+from support.server import serving
+from support.small_shards import write_tar
+
+from onepeace.index import video as video_module
+from onepeace.index.index import Index
+from onepeace.index.query import Part
+
+pytest.importorskip("av")
+
+KINDS = {
+    "a.mp4": (*H264, "-c:a", "aac"),
+    "a.mov": (*H264, "-bf", "2", "-c:a", "pcm_s16le"),
+    "a.m4v": ("-c:v", "mpeg4", "-c:a", "aac"),
+    "a.mkv": ("-c:v", "libx264", "-preset", "ultrafast", "-c:a", "flac"),
+    "a.webm": ("-c:v", "libvpx", "-deadline", "realtime", "-c:a", "libvorbis"),
+    "a.avi": ("-c:v", "mjpeg", "-c:a", "mp3"),
+    "a.mpg": ("-c:v", "mpeg2video", "-r", "25", "-c:a", "mp2"),
+    "a.wmv": ("-c:v", "wmv2", "-c:a", "wmav2"),
+    "a.flv": ("-c:v", "flv", "-c:a", "mp3", "-ar", "44100"),
+    "a.3gp": ("-c:v", "h263", "-s", "176x144", "-c:a", "aac"),
+}
+
+
+def made_of(*scenes: tuple[str, float], name="scenes.mp4", sound=()):
+    """A video of one colour after the other, each for so many seconds."""
+    graph = "".join(f"color={colour}:d={seconds}:s=64x48:r=4[{i}];" for i, (colour, seconds) in enumerate(scenes))
+    graph += "".join(f"[{i}]" for i in range(len(scenes))) + f"concat=n={len(scenes)}"
+    return media(name, "-f", "lavfi", "-i", graph, *sound, *H264, "-g", "4")
+
+
+def spans(index, name=None):
+    """(modality, start, end) of the vectors of a file, or of the only one."""
+    with Index.open(index) as opened:
+        (item,) = [item for item in opened.items() if name in (None, os.path.basename(item.path))]
+        return [(span.modality, span.start, span.end) for _, span in opened.store.spans(item.id)]
+
+
+def item_of(index):
+    with Index.open(index) as opened:
+        (item,) = opened.store.items()
+        return item
+
+
+def check_found(index, samples):
+    """That the two scenes and the sound are found where they are."""
+    coffee, cat = (Part("image", samples / "images" / f"{name}.jpg") for name in ("coffee", "cat"))
+    for part, modality, score, times in (
+        (cat, "image", 0.9, (0, 9)),
+        (coffee, "image", 0.9, (9.9, 12)),
+        (Part("audio", samples / "sounds" / "dog.ogg"), "audio", 0.4, (9.9, 15.1)),
+    ):
+        (hit,) = index.search([part]).hits
+        assert (hit.item.modality, hit.modality) == ("video", modality)
+        assert times[0] <= hit.start <= times[1]
+        assert hit.start < hit.end <= 20.6
+        assert hit.score > score
+
+
+def test_two_scenes_and_a_bark_are_found_where_they_are(build, tmp_path, samples):
+    build(tmp_path / "index", TWO_SCENES, model="tiny")
+    assert spans(tmp_path / "index") == [
+        ("image", 0.0, 10.0), ("image", 10.0, 20.008),
+        ("audio", 0.0, 10.0), ("audio", 5.0, 15.0), ("audio", 10.0, 20.0), ("audio", 15.0, pytest.approx(20.008)),
+    ]  # fmt: skip
+    with Index.open(tmp_path / "index") as index:
+        check_found(index, samples)
+        (item,) = index.items()
+        assert (item.modality, item.width, item.height, item.duration, item.note) == ("video", 160, 120, 20.008, None)
+        query = [Part("image", samples / "images" / "cat.jpg")]
+        for only, found in ((["video"], 1), (["image"], 1), (["audio"], 1), (["audio", "video"], 1), (["text"], 0)):
+            hits = index.search(query, only=only).hits
+            assert len(hits) == found
+            assert all(hit.modality == "image" for hit in hits) or only == ["audio"]
+        assert index.search(query, where="duration < 20").hits == ()
+        assert len(index.search(query, where="duration > 20 and width = 160 and modality = 'video'").hits) == 1
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_videos_of_every_kind_are_searched(build, tmp_path, samples, name):
+    build(tmp_path / "index", two_scenes(name, *KINDS[name], "-g", "50" if name == "a.mpg" else "4"), model="tiny")
+    with Index.open(tmp_path / "index") as index:
+        check_found(index, samples)
+        (item,) = index.items()
+        assert (item.width, item.height) == ((176, 144) if name == "a.3gp" else (160, 120))
+        assert item.duration == pytest.approx(20, abs=0.6)
+        assert item.note is None
+
+
+def test_update_follows_a_video(build, update, tmp_path, monkeypatch):
+    (tmp_path / "files").mkdir()
+    path = tmp_path / "files" / "a.webm"
+    shutil.copyfile(TWO_SCENES, path)
+    build(tmp_path / "index", tmp_path / "files")
+    before = content(tmp_path / "index")[str(path)][1]
+    assert len(before) == 2 + 10  # that model reads two seconds of sound at once
+    with monkeypatch.context() as context:
+        context.setattr("onepeace.embed.embedder.load", None)
+        path.rename(tmp_path / "files" / "b.webm")
+        shutil.copyfile(TWO_SCENES, tmp_path / "files" / "copy.webm")
+        report = update(tmp_path / "index")
+    assert (report.moved, report.copied, report.vectors) == (1, 1, 12)
+    found = content(tmp_path / "index")
+    assert found.keys() == {str(tmp_path / "files" / name) for name in ("b.webm", "copy.webm")}
+    assert all((vectors == before).all() for _, vectors in found.values())
+
+    shutil.copyfile(made_of(("red", 3), ("navy", 3)), tmp_path / "files" / "copy.webm")
+    report = update(tmp_path / "index")
+    assert (report.changed, report.unchanged) == (1, 1)
+    build(tmp_path / "fresh", tmp_path / "files")
+    check_same(tmp_path / "index", tmp_path / "fresh")
+
+
+def test_video_that_was_taken_for_a_sound_becomes_one(build, update, tmp_path, monkeypatch):
+    """As an index of an earlier version has it."""
+    with monkeypatch.context() as context:
+        context.setattr("onepeace.index.sources.VIDEO_SUFFIXES", ())
+        build(tmp_path / "index", TWO_SCENES)
+    assert item_of(tmp_path / "index").modality == "audio"
+    assert update(tmp_path / "index").changed == 1
+    assert item_of(tmp_path / "index").modality == "video"
+    assert len(spans(tmp_path / "index")) == 2 + 10
+
+
+def test_pictures_that_look_the_same_are_one_vector(build, tmp_path):
+    build(tmp_path / "still", made_of(("navy", 45)), model="tiny")
+    assert spans(tmp_path / "still") == [("image", 0.0, 45.0)]
+    assert item_of(tmp_path / "still").note == "there is no sound in it that can be decoded"
+    build(tmp_path / "scenes", made_of(("navy", 12), ("yellow", 25), ("navy", 5)), model="tiny")
+    assert spans(tmp_path / "scenes") == [("image", 0.0, 12.0), ("image", 12.0, 37.0), ("image", 37.0, 42.0)]
+
+
+def test_pictures_of_a_long_video_are_few_and_from_all_of_it(build, tmp_path, monkeypatch):
+    path = made_of(*([("red", 1), ("lime", 1), ("blue", 1)] * 11)[:32])
+    monkeypatch.setattr(video_module, "ALIKE", 2.0)
+    monkeypatch.setattr(video_module, "MOST", 8)
+    build(tmp_path / "index", path)
+    starts = [start for _, start, _ in spans(tmp_path / "index")]
+    assert starts == [0, 4, 8, 12, 16, 20, 24, 28]
+    # Of a member of a shard it is not known how long it is.
+    build(tmp_path / "in shard", write_tar(tmp_path / "a.tar", {"a.mp4": path.read_bytes()}))
+    assert [start for _, start, _ in spans(tmp_path / "in shard")] == list(range(8))
+    assert "only its first 8 pictures are in the index, up to second 8" in item_of(tmp_path / "in shard").note
+
+
+def test_few_pictures_are_decoded_before_they_are_asked_for(model, monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        video_module,
+        "frames",
+        lambda *args, original=video_module.frames, **options: (
+            taken.append(x) or x for x in original(*args, **options)
+        ),
+    )
+    monkeypatch.setattr(video_module, "AHEAD", 3)
+    video = video_module.Video(made_of(*[("red", 1), ("lime", 1)] * 10), ["image", "audio"])
+    (part,) = video.parts(lambda modality, value: [(0.0, 0.0, value)] if modality == "image" else iter(()))
+    assert len(taken) == 3
+    assert [start for start, _, _ in part.pieces] == list(range(20))
+    assert video.num_pictures == 20
+
+
+def test_member_of_a_shard_is_as_a_file(build, tmp_path):
+    shard = write_tar(tmp_path / "a.tar", {"a.webm": TWO_SCENES.read_bytes(), "a.txt": b"a cat, then coffee"})
+    build(tmp_path / "index", shard)
+    build(tmp_path / "file", TWO_SCENES)
+    with Index.open(tmp_path / "index") as index:
+        (item,) = index.items()
+    assert (item.path, item.modality, item.caption) == (f"{shard}::a.webm", "video", "a cat, then coffee")
+    assert spans(tmp_path / "index")[1] == ("image", 10.0, 10.0)  # how long it is is not known
+    (one,), (two,) = (content(tmp_path / name).values() for name in ("index", "file"))
+    np.testing.assert_allclose(one[1], two[1], atol=1e-5)
+
+
+def test_video_at_an_address_is_fetched_once(build, tmp_path):
+    asked = []
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(TWO_SCENES.read_bytes())
+
+        def log_message(self, *_):
+            pass
+
+    with serving(Answer) as address:
+        (tmp_path / "table.csv").write_text(f"url,caption\n{address}/a.webm,a cat and coffee\n")
+        build(tmp_path / "index", tmp_path / "table.csv")
+    assert asked == ["/a.webm"]
+    assert item_of(tmp_path / "index").modality == "video"
+    assert len(spans(tmp_path / "index")) == 2 + 10
+
+
+def halved(path, target, start):
+    """A video whose bytes behind the middle are zeros, from the first of those that name its content on."""
+    whole = bytearray(path.read_bytes())
+    first = whole.index(start)
+    middle = first + (len(whole) - first) // 2
+    whole[middle:] = bytes(len(whole) - middle)
+    target.write_bytes(whole)
+    return target
+
+
+def test_what_can_be_read_of_a_video_is_kept_with_a_note(build, tmp_path):
+    with_sound = ("-f", "lavfi", "-i", "sine=d=12", "-c:a", "aac")
+    silence = ("-f", "lavfi", "-i", "anullsrc=d=12", "-c:a", "aac")
+    folder = tmp_path / "files"
+    folder.mkdir()
+    shutil.copyfile(made_of(("red", 3), ("navy", 3)), folder / "no sound.mp4")
+    shutil.copyfile(made_of(("red", 3), ("navy", 3), sound=silence), folder / "silence.mp4")
+    shutil.copyfile(media("no pictures.mp4", *with_sound), folder / "no pictures.mp4")
+    shutil.copyfile(media("silence only.mkv", *silence), folder / "silence only.mkv")
+    scenes = (
+        "-f",
+        "lavfi",
+        "-i",
+        "smptebars=d=6:s=64x48:r=5[a];testsrc2=d=6:s=64x48:r=5[b];[a]setsar=1[c];[b]setsar=1[d];[c][d]concat",
+    )
+    vp9 = ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-g", "5", "-movflags", "+faststart")
+    halved(media("vp9.mp4", *scenes, *with_sound, *vp9), folder / "damaged.mp4", b"mdat")
+    build(tmp_path / "index", folder)
+    with Index.open(tmp_path / "index") as index:
+        assert index.problems() == []
+        notes = {os.path.basename(item.path): item.note for item in index.items()}
+        lengths = {os.path.basename(item.path): item.duration for item in index.items()}
+        assert {item.modality for item in index.items()} == {"video"}
+    no_sound, no_pictures = (f"there {one} in it that can be decoded" for one in ("is no sound", "are no pictures"))
+    assert notes.pop("damaged.mp4").startswith("the pictures cannot be decoded (")
+    assert notes == {
+        "no sound.mp4": no_sound,
+        "silence.mp4": "digital silence",
+        "no pictures.mp4": no_pictures,
+        "silence only.mkv": f"digital silence; {no_pictures}",
+    }
+    assert lengths == pytest.approx(
+        {"no sound.mp4": 6, "silence.mp4": 12, "no pictures.mp4": 12, "silence only.mkv": 12, "damaged.mp4": 12},
+        abs=0.1,
+    )
+    kinds = {name: {modality for modality, *_ in spans(tmp_path / "index", name)} for name in lengths}
+    assert kinds["no sound.mp4"] == kinds["silence.mp4"] == {"image"}
+    assert kinds["no pictures.mp4"] == kinds["silence only.mkv"] == {"audio"}
+    assert kinds["damaged.mp4"] == {"image", "audio"}
+
+
+def test_video_of_which_nothing_can_be_read_is_a_problem(build, update, tmp_path):
+    whole = TWO_SCENES.read_bytes()
+    broken = {
+        "empty.mp4": (b"", "the file is empty (0 bytes)"),
+        "words.avi": (b"hello " * 100, "not a sound or video of a known format, or damaged"),
+        "cut.webm": (whole[: len(whole) // 2], "the file is cut off (its header says "),
+        "list.mp4": (b"ffconcat version 1.0\nfile a.mp4\n", "not a sound or video of a known format, or damaged"),
+    }
+    (tmp_path / "files").mkdir()
+    for name, (data, _) in broken.items():
+        (tmp_path / "files" / name).write_bytes(data)
+    shutil.copyfile(TWO_SCENES, tmp_path / "files" / "good.webm")
+    report = build(tmp_path / "index", tmp_path / "files")
+    assert report.added == 1
+    found = {os.path.basename(problem.path): problem.reason for problem in report.problems}
+    assert found.keys() == broken.keys()
+    for name, (_, reason) in broken.items():
+        assert found[name].startswith(reason)
+        assert "; " not in found[name], "each reason once"
+    (tmp_path / "files" / "cut.webm").write_bytes(whole)
+    report = update(tmp_path / "index")
+    assert (report.copied, report.known_problems, report.problems) == (1, 3, [])
+
+
+def test_without_pyav_a_video_is_listed_with_the_remedy(build, update, tmp_path, monkeypatch):
+    with monkeypatch.context() as context:
+        context.setitem(sys.modules, "av", None)
+        report = build(tmp_path / "index", TWO_SCENES)
+    assert [problem.reason for problem in report.problems] == ['needs av: pip install "onepeace[media]"']
+    assert update(tmp_path / "index").added == 1
+
+
+def test_a_model_takes_of_a_video_what_it_reads(build, tmp_path):
+    from support.random_model import save_random_model
+
+    for modalities, kept in ((("text", "image"), {"image"}), (("text", "audio"), {"audio"})):
+        model = save_random_model(tmp_path / modalities[1], modalities)
+        build(tmp_path / f"{modalities[1]} index", TWO_SCENES, model=model)
+        assert {modality for modality, *_ in spans(tmp_path / f"{modalities[1]} index")} == kept
+        assert item_of(tmp_path / f"{modalities[1]} index").note is None
+    (tmp_path / "note.txt").write_text("words")
+    text = save_random_model(tmp_path / "text", ("text",))
+    report = build(tmp_path / "text index", TWO_SCENES, tmp_path / "note.txt", model=text)
+    assert (report.left_out, report.added) == ({"video": 1}, 1)
+
+
+def test_like_a_video_is_like_its_pictures_and_its_sound(build, tmp_path, samples):
+    build(tmp_path / "index", TWO_SCENES, samples / "images", samples / "sounds", model="tiny")
+    with Index.open(tmp_path / "index") as index:
+        results = index.search([Part("like", TWO_SCENES)], top=6)
+        names = [os.path.basename(hit.item.path) for hit in results.hits]
+        assert {"cat.jpg", "coffee.jpg", "dog.ogg"} <= {*names}
+        assert TWO_SCENES.name not in names
+
+
+def test_plain_files_are_searched_as_an_index_is(command, tmp_path, samples):
+    shutil.copyfile(TWO_SCENES, tmp_path / "a.webm")
+    shutil.copyfile(samples / "images" / "dog.jpg", tmp_path / "dog.jpg")
+    query = ("--image", samples / "images" / "coffee.jpg")
+    code, out, err = command("search", tmp_path, *query, "--only", "image", "--json", model="tiny")
+    assert (code, err) == (0, "")
+    hits = [json.loads(line) for line in out.splitlines()]
+    assert [(hit["modality"], hit.get("start")) for hit in hits] == [("video", 10.0), ("image", None)]
+    code, out, _ = command("search", tmp_path, *query, "--only", "video", model="tiny")
+    assert [line.split()[2:4] for line in out.splitlines()] == [["kind", "at"], ["video", "0:10"]]
+    code, out, _ = command("search", tmp_path, *query, "--only", "audio", "--json", model="tiny")
+    assert [json.loads(line)["modality"] for line in out.splitlines()] == ["video"]
+    code, _, err = command("search", samples, *query, "--only", "video", model="tiny")
+    assert code == 2
+    assert "no video files in" in err
+
+
+def test_embed_takes_the_sound_of_a_video(command, model, tmp_path):
+    code, *_ = command("embed", TWO_SCENES, "-o", tmp_path / "v.npz")
+    assert code == 0
+    with np.load(tmp_path / "v.npz") as found:
+        assert found["modalities"].tolist() == ["audio"]
+        np.testing.assert_allclose(found["vectors"], model.encode_audio([TWO_SCENES]).numpy(), atol=1e-5)
