@@ -200,10 +200,10 @@ RANKINGS: dict[str, Ranking] = {"znorm": znorm, "raw": raw, "centred": centred, 
 """The first is the default."""
 
 
-MEANT = 2
+MEANT = 5
 """Files of a collection that a query is taken to mean, where nobody knows better: a caption means one, the name of a
 kind of thing many."""
-PRIORS = 1e-4, 0.05
+PRIORS = 1e-3, 0.05
 """Bounds of the share of a collection that a query is taken to mean."""
 
 

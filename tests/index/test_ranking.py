@@ -216,6 +216,6 @@ def test_a_bank_of_texts_alone_serves_texts(calibration, items):
 
 
 def test_more_items_need_a_higher_score():
-    assert prior_of(100) == pytest.approx(0.02)
+    assert prior_of(500) == pytest.approx(0.01)
     assert prior_of(3) == prior_of(0) == 0.05
-    assert prior_of(10**9) == 1e-4
+    assert prior_of(10**9) == 1e-3
