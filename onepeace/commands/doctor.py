@@ -40,6 +40,8 @@ EXTRAS = {
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
     "eval": {"scikit-learn": "sklearn", "mteb": "mteb", "clip-benchmark": "clip_benchmark"},
     "index": {"faiss-cpu": "faiss", "usearch": "usearch.index"},
+    "ray": {"ray": "ray.data"},
+    "milvus": {"pymilvus": "pymilvus", "milvus-lite": "milvus_lite"},
     "map": {"umap-learn": "umap"},
     "teachers": {
         "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",

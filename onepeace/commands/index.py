@@ -47,6 +47,13 @@ def _embedding_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
     parser.add_argument("--batch-size", type=files.positive, default=32, metavar="N", help="files in one pass (32)")
+    several = "processes that embed, one for each GPU, or with a share of the cores each (default: this one)"
+    parser.add_argument("--workers", type=files.positive, metavar="N", help=several)
+    store = "also keep the vectors in Milvus, which searches them: milvus://HOST[:PORT], or a file of Milvus Lite, "
+    store += "NAME.db; local: no longer"
+    parser.add_argument("--store", metavar="PLACE", help=store)
+    engine = "local, or ray: on all machines of a Ray cluster, or on this one where none is running"
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help=engine)
     window = "a long sound has a vector for every S seconds; of a new index (10)"
     parser.add_argument("--window", type=_seconds, metavar="S", help=window)
     hop = "seconds from the start of one to that of the next; of a new index (5)"
@@ -128,7 +135,7 @@ def _update(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("model", "device", "dtype", "batch_size", "window", "hop", "nearest")
+    names = ("model", "device", "dtype", "batch_size", "workers", "engine", "store", "window", "hop", "nearest")
     return {**{name: getattr(args, name) for name in names}, "progress": False if args.quiet else None}
 
 
@@ -153,6 +160,7 @@ def _stats(args: argparse.Namespace) -> int:
             ("problems", str(len(problems)) + (" (--problems lists them)" if problems and not args.problems else "")),
             ("model", index.model),
             ("made", index.store.meta["created"]),
+            ("store", index.store.meta.get("store", "local")),
             ("on disk", f"{size / 1e6:.1f} MB"),
             *(_recalls(index) if args.recall else ()),
         ]
@@ -180,12 +188,14 @@ def _recalls(index: "Index") -> Iterator[tuple[str, str]]:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from onepeace.index.milvus import faults
     from onepeace.index.verify import verify
 
     findings = verify(args.index)
-    for line in findings.lines():
+    lines = findings.lines() or faults(args.index)
+    for line in lines:
         files.say(f"{args.index}: {line}")
-    if not findings.ok:
+    if lines:
         files.say(f"run: onepeace index repair --index {args.index}")
         return 1
     print(f"{args.index}: {findings.files} files, {findings.vectors} vectors, all as they were written")
@@ -194,10 +204,12 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _repair(args: argparse.Namespace) -> int:
     from onepeace.index.index import writing
+    from onepeace.index.milvus import rebuild
     from onepeace.index.verify import repair
 
     with writing(args.index):
         lost = repair(args.index)
+        rebuild(args.index)
     print(f"{args.index}: sound; {lost} files were lost; run build or update again, which embeds what is missing")
     return 0
 

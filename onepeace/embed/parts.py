@@ -22,6 +22,8 @@ class Compound(ABC):
 
     name: str
     """What it is called in messages."""
+    learned: tuple[str, ...] = ()
+    """Attributes that change while the parts are taken; where another process does that, they are brought back."""
 
     @abstractmethod
     def parts(self, pieces: "Callable[[str, object], Iterable[tuple[float, float, Tensor]]]") -> list[Part]:

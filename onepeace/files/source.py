@@ -31,6 +31,10 @@ class NamedBytes(bytes):
         named.name = name
         return named
 
+    def __getnewargs__(self) -> tuple[bytes, str]:  # type: ignore[override]
+        """What makes it anew in another process."""
+        return bytes(self), self.name
+
 
 def scheme(item: object) -> str | None:
     """The lower-case URL scheme of a string ("https", "file", "data"), None for anything else."""

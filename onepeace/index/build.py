@@ -41,6 +41,7 @@ from onepeace.index.video import Video
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedded, Embedder
+    from onepeace.index.spread import Spread
 
 log = logging.getLogger(__name__)
 
@@ -107,19 +108,22 @@ class Builder:
         window, hop: of sounds longer than the model reads at once, in seconds.
         batch_size: samples in a pass of the model.
         progress: True or False; None = on a terminal.
+        written: called after each write.
     """
 
     def __init__(
         self,
         store: Store,
-        load: "Callable[[], Embedder]",
+        load: "Callable[[], Embedder | Spread]",
         *,
         modalities: Sequence[str] | None = None,
         window: float = WINDOW,
         hop: float = HOP,
         batch_size: int = 32,
         progress: bool | None = None,
+        written: Callable[[], None] = lambda: None,
     ) -> None:
+        self._after_write = written
         self.store, self._load, self._modalities = store, load, modalities
         self.window, self.hop, self.batch_size, self.progress = window, hop, batch_size, progress
         self.report = Report()
@@ -138,7 +142,7 @@ class Builder:
         """Entries that were settled since the progress was shown."""
 
     @cached_property
-    def embedder(self) -> "Embedder":
+    def embedder(self) -> "Embedder | Spread":
         return self._load()
 
     @property
@@ -407,6 +411,7 @@ class Builder:
             vectors = np.stack(self._vectors) if self._vectors else np.empty((0, self.store.embed_dim), np.float32)
             self.store.add(self._results, vectors)
         self._results, self._vectors, self._changes = [], [], []
+        self._after_write()
         self._written = time.monotonic()
         self.report.seconds["write"] += time.perf_counter() - start
 

@@ -103,6 +103,13 @@ class Candidates:
 
         return best
 
+    def ranked(self, query: QueryVector, rank: str, places: NDArray[np.int64], wanted: int) -> Scores:
+        """The so many best of vectors that somebody else has found, (m,) places in `rows`."""
+        cosine = self.rows.vectors[self.rows.row[places]] @ query.vector
+        z = RANKINGS[rank](query, cosine, self._pool(query, rank, places))
+        few = np.lexsort((places, -z))[:wanted]
+        return self._scores(query, places[few], cosine[few], z[few])
+
     def nearest(self, key: str, name: str = "auto") -> nearest.Nearest:
         """The structure that serves raw cosines, or queries of a modality: the one that is kept, or exact search."""
         if (key, name) not in self._nearest:

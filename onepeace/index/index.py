@@ -4,7 +4,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,14 @@ from onepeace.files.walk import Unreadable
 from onepeace.index.calibration import FILE as CALIBRATION
 from onepeace.index.calibration import MODALITIES, Calibration
 from onepeace.index.candidates import Candidates
+from onepeace.index.milvus import Mirror, choose_store, mirrored, reading
 from onepeace.index.path_glob import path_glob as path_condition
 from onepeace.index.path_glob import register
 from onepeace.index.query import Part, encode
 from onepeace.index.ranking import RANKINGS
 from onepeace.index.search import Duplicates, Filter, Filters, Results, Sort, hits_of
 from onepeace.index.sources import MADE_OF, Root, Scan, is_below, roots_of, scan, unreadable
+from onepeace.index.spread import Model, Spread, spread
 from onepeace.index.store import DATABASE, Item, Rows, Store
 from onepeace.index.where import after as after_date
 from onepeace.index.where import before as before_date
@@ -89,7 +91,12 @@ class Index:
         self.close()
 
     def close(self) -> None:
+        self._close_mirror()
         self.store.close()
+
+    def _close_mirror(self) -> None:
+        if mirror := self.__dict__.pop("mirror", None):
+            mirror.close()
 
     def __len__(self) -> int:
         """Files that have vectors."""
@@ -142,6 +149,11 @@ class Index:
     def candidates(self) -> Candidates:
         """The vectors, to be ranked."""
         return Candidates(self.store.folder, self.store.meta, self.rows, self.calibration)
+
+    @cached_property
+    def mirror(self) -> Mirror | None:
+        """The collection in Milvus that is asked which vectors are near; None for an index without one."""
+        return reading(self.store)
 
     @cached_property
     def _filters(self) -> Filters:
@@ -203,7 +215,10 @@ class Index:
         rows = self.rows
         allowed = self._filters.allowed(Filter(tuple(only), tuple(conditions), frozenset(own)))
         rank = rank or ("raw" if self.calibration is None else "znorm")
-        best = self.candidates.best(query, rank, allowed, nearest)
+        if self.mirror is None or nearest != "auto":
+            best = self.candidates.best(query, rank, allowed, nearest)
+        else:
+            best = self.mirror.best(self.candidates, query, rank, allowed)
         options: dict[str, Any] = {"top": top, "offset": offset, "sort": sort, "duplicates": duplicates}
         hits = tuple(hits_of(self.store, rows, best, min_match=min_match, **options))
         known = [hit.match for hit in hits if hit.match is not None]
@@ -212,6 +227,7 @@ class Index:
 
     def add(self, paths: Sequence[str | os.PathLike[str]], **options: Any) -> "Report":
         """Embed files into the index, which shows them then; see `build`."""
+        self._close_mirror()  # a file of Milvus Lite can be open once only
         report = build(self.store.folder, paths, **options)
         self.close()
         self.store = Store(self.store.folder)
@@ -237,8 +253,10 @@ def build(
         model: a name as `onepeace.load` takes it; None = the model of the index, or "tiny" for a new one.
         exclude: patterns as in a .gitignore file.
         only: image, audio, text or video: leave out the other kinds of files; a video has pictures and a sound.
-        options: ``device`` and ``dtype`` as for `onepeace.load`; ``nearest``, the search structure (nearest.py, "auto":
-            none for few vectors); and those of `Builder`. An index keeps the ``window`` and ``hop`` it was made with.
+        options: ``device`` and ``dtype`` as for `onepeace.load`; ``workers`` and ``engine``, see `spread`; ``nearest``,
+            the search structure (nearest.py, "auto": none for few vectors); ``store``, see `milvus.place_of`; and those
+            of `Builder`. An index keeps the ``window``, ``hop`` and ``store`` it was made with, the last until another
+            is given.
 
     Raises:
         UserError: nothing found, another process is writing, the index belongs to another model, the disk is full.
@@ -333,6 +351,9 @@ def _fill(
     remove_missing: bool = False,
     device: str | None = None,
     dtype: str = "auto",
+    engine: str = "local",
+    workers: int | None = None,
+    store: str | None = None,
     window: float | None = None,
     hop: float | None = None,
     nearest: str = "auto",
@@ -341,25 +362,34 @@ def _fill(
     """Embed what was found; ``folder`` is held for writing."""
     from onepeace.index.build import Builder
 
-    store, load = _open(folder, model, device, dtype, {"window": window, "hop": hop})
-    try:
-        options |= {name: float(store.meta[name]) for name in ("window", "hop")}
-        builder = Builder(store, load, modalities=store.meta["modalities"].split(), **options)
+    def load_model(name: str) -> "Embedder | Spread":
+        loaded = Model(name, device, dtype)
+        several = spread(loaded, engine, workers)
+        return loaded.load() if several is None else stack.enter_context(closing(several))
+
+    with ExitStack() as stack:
+        opened, load = _open(folder, model, load_model, {"window": window, "hop": hop})
+        stack.callback(opened.close)
+        if store is not None:
+            choose_store(opened, store)
+        mirror = stack.enter_context(mirrored(opened))
+        if mirror is not None:
+            options["written"] = mirror.append
+        options |= {name: float(opened.meta[name]) for name in ("window", "hop")}
+        builder = Builder(opened, load, modalities=opened.meta["modalities"].split(), **options)
         builder.report.problems += found.problems
         known = {root.path: root for root in _roots(folder)}
         states = _with_states(new_roots, list(known.values()))
         if news := [root.to_row() for root in states if root != known.get(root.path)]:
-            with store.transaction() as connection:  # first, so that `update` goes on with what a stop leaves open
+            with opened.transaction() as connection:  # first, so that `update` goes on with what a stop leaves open
                 connection.executemany("INSERT OR REPLACE INTO roots VALUES (?, ?)", news)
         builder.add(found.entries.values(), shards)
         if remove_missing:
             builder.remove_missing(found)
             if gone:
-                _forget(store, gone)
-        store.backup()
-        _provide(store, builder.report, nearest)
-    finally:
-        store.close()
+                _forget(opened, gone)
+        opened.backup()
+        _provide(opened, builder.report, nearest)
     return builder.report
 
 
@@ -419,7 +449,8 @@ def remove(folder: str | os.PathLike[str], paths: Sequence[str | os.PathLike[str
                 connection.executemany("INSERT OR REPLACE INTO roots VALUES (?, ?)", roots)
             store.remove(sorted(ids))
             store.backup()
-            return len(ids)
+            with mirrored(store):
+                return len(ids)
         finally:
             store.close()
 
@@ -467,25 +498,26 @@ def _is_index(folder: Path) -> bool:
 
 
 def _open(
-    folder: Path, model: str | None, device: str | None, dtype: str, cut: Mapping[str, float | None]
-) -> tuple[Store, "Callable[[], Embedder]"]:
+    folder: Path,
+    model: str | None,
+    load: "Callable[[str], Embedder | Spread]",
+    cut: Mapping[str, float | None],
+) -> tuple[Store, "Callable[[], Embedder | Spread]"]:
     """The store of a folder, new if there is none, and what loads the model it belongs to.
 
     Args:
+        load: gives the model of a name.
         cut: window and hop of long sounds, where they are given.
     """
     from onepeace import __version__
+    from onepeace.hub.folder import read_config
+    from onepeace.hub.resolve import resolve
     from onepeace.index.build import HOP, WINDOW
-
-    def load(name: str) -> "Embedder":
-        from onepeace.embed.embedder import load
-
-        return load(name, device=device, dtype=dtype)
 
     if not (folder / DATABASE).exists():
         name = model or "tiny"
         embedder = load(name)
-        projected = embedder.module.config.projections
+        projected = read_config(resolve(name)).model.projections
         about = {**identity(name), "made_by": f"onepeace {__version__}"}
         about |= {"modalities": " ".join(key for key in embedder.modalities if key in projected)}
         about |= {"window": str(cut["window"] or WINDOW), "hop": str(cut["hop"] or HOP)}

@@ -44,6 +44,8 @@ class Video(Compound):
     gives anything, the item fails.
     """
 
+    learned = ("troubles", "num_pictures")
+
     def __init__(
         self, value: str | PathLike[str] | bytes, modalities: Sequence[str], duration: float | None = None
     ) -> None:
