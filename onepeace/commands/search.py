@@ -26,6 +26,8 @@ AWAY = -0.5
 """Weight of the words of --without."""
 MANY = 500
 """Plain files from which on an index is suggested."""
+ALONE = 300_000
+"""Files up to which comparing one query with all takes less time than opening a search structure for it."""
 OPTIONS = (
     "top", "offset", "path_glob", "after", "before", "where", "sort", "rank", "min_match", "duplicates", "nearest",
 )  # fmt: skip
@@ -120,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
             indexes = dict(zip(names, (index, other), strict=True))
         for words, query in queries:
             parts = {name: _parts(query, each, args.vectors) for name, each in indexes.items()}
-            found = {name: _search(each, parts[name], args) for name, each in indexes.items()}
+            found = {name: _search(each, parts[name], args, len(queries) == 1) for name, each in indexes.items()}
             about = {} if words is None else {"query": words}
             if args.json:
                 for name, results in found.items():
@@ -152,8 +154,10 @@ def _parts(query: Sequence[tuple[str, Any, float]], index: "Index", vectors: Pat
     ]  # fmt: skip
 
 
-def _search(index: "Index", parts: "Sequence[Part]", args: argparse.Namespace) -> "Results":
+def _search(index: "Index", parts: "Sequence[Part]", args: argparse.Namespace, is_alone: bool) -> "Results":
     options = {name: getattr(args, name) for name in OPTIONS}
+    if is_alone and args.nearest == "auto" and index.mirror is None and len(index) <= ALONE:
+        options["nearest"] = "exact"
     return index.search(parts, only=() if args.only is None else (args.only,), **options)
 
 
