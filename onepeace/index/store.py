@@ -448,7 +448,8 @@ class Store:
         for path in [*old, *self.folder.glob(".index.*sqlite.*.tmp*")]:
             with suppress(OSError):  # open elsewhere, under Windows
                 path.unlink()
-        sync(self.folder)
+        with failing(self.folder, "written"):
+            sync(self.folder)
 
 
 COPIED = 1 << 14

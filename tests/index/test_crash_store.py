@@ -1,6 +1,8 @@
 """What the crash model of an index stands on: checksums, what they cover, and what happens where they are wrong."""
 
+import errno
 import os
+import re
 import shutil
 import sqlite3
 from contextlib import closing, suppress
@@ -222,6 +224,16 @@ def test_damaged_database_does_not_take_the_place_of_its_backup(place):
     crash.run("repair", place.index, place.files)
     crash.run("update", place.index, place.files)
     assert same_as_files(place)
+
+
+def test_disk_that_does_not_confirm_the_last_wait_is_said_with_the_folder(place, monkeypatch):
+    def refuse(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with closing(Store(place.index, write=True)) as store:
+        monkeypatch.setattr(stores, "sync", refuse)
+        with pytest.raises(UserError, match=f"^{re.escape(str(place.index))}: cannot be written"):
+            store.backup()
 
 
 def test_damaged_backup(place):
