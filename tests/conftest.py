@@ -7,7 +7,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # onepeace comes before torch and everything that may reach torchaudio: its guard has to be in place by then.
 import onepeace  # isort: skip
 
+import logging
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +86,18 @@ def command(random_folder, capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def _heard_loggers():
+    """The package's loggers are heard, whatever other packages that a test has loaded do to logging."""
+    loggers = [
+        logging.getLogger(name) for name in logging.Logger.manager.loggerDict if name.split(".")[0] == "onepeace"
+    ]
+    changed = [one.name for one in loggers if one.disabled or not one.propagate or one.level > logging.INFO]
+    if changed or logging.root.manager.disable:
+        warnings.warn(f"a test before left {changed or 'logging'} silent", stacklevel=2)
+    logging.disable(logging.NOTSET)
+    for one in loggers:
+        one.disabled, one.propagate = False, True
+        one.setLevel(logging.NOTSET if one.level > logging.INFO else one.level)
