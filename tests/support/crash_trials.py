@@ -370,7 +370,7 @@ DOING = {
 }  # fmt: skip
 
 
-def main(kills_: int = 100, damages_: int = 1000) -> None:
+def main(kills_: int = 60, damages_: int = 400) -> None:
     """Everything, and the table of it."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
