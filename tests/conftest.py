@@ -9,7 +9,6 @@ import onepeace  # isort: skip
 
 import logging
 import random
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -91,13 +90,9 @@ def command(random_folder, capsys):
 @pytest.fixture(autouse=True)
 def _heard_loggers():
     """The package's loggers are heard, whatever other packages that a test has loaded do to logging."""
-    loggers = [
-        logging.getLogger(name) for name in logging.Logger.manager.loggerDict if name.split(".")[0] == "onepeace"
-    ]
-    changed = [one.name for one in loggers if one.disabled or not one.propagate or one.level > logging.INFO]
-    if changed or logging.root.manager.disable:
-        warnings.warn(f"a test before left {changed or 'logging'} silent", stacklevel=2)
+    names = [name for name in logging.Logger.manager.loggerDict if name.split(".")[0] == "onepeace"]
     logging.disable(logging.NOTSET)
-    for one in loggers:
-        one.disabled, one.propagate = False, True
-        one.setLevel(logging.NOTSET if one.level > logging.INFO else one.level)
+    logging.root.setLevel(logging.WARNING)
+    for logger in map(logging.getLogger, names):
+        logger.disabled, logger.propagate = False, True
+        logger.setLevel(logging.NOTSET)
