@@ -7,7 +7,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # onepeace comes before torch and everything that may reach torchaudio: its guard has to be in place by then.
 import onepeace  # isort: skip
 
-import logging
 import random
 from pathlib import Path
 
@@ -85,14 +84,3 @@ def command(random_folder, capsys):
         return code, *capsys.readouterr()
 
     return run
-
-
-@pytest.fixture(autouse=True)
-def _heard_loggers():
-    """The package's loggers are heard, whatever other packages that a test has loaded do to logging."""
-    names = [name for name in logging.Logger.manager.loggerDict if name.split(".")[0] == "onepeace"]
-    logging.disable(logging.NOTSET)
-    logging.root.setLevel(logging.WARNING)
-    for logger in map(logging.getLogger, names):
-        logger.disabled, logger.propagate = False, True
-        logger.setLevel(logging.NOTSET)

@@ -201,8 +201,9 @@ def _dataset(desk: Any, model: Model, size: int, needs: dict[str, float]) -> "Da
     context.enable_progress_bars = False
     with DataContext.current(context):
         rows = ray.data.read_datasource(Feed(), override_num_blocks=1, num_cpus=0)
-        for handler in logging.getLogger("ray.data").handlers:
-            handler.setLevel(logging.CRITICAL)  # a traceback for each file that kills, which is told of in one line
+        # A traceback for each file that kills is told of in one line. Ray adds the handlers of the program to its own.
+        for handler in {*logging.getLogger("ray.data").handlers} - {*logging.root.handlers}:
+            handler.setLevel(logging.CRITICAL)
         return rows.map_batches(
             Actor,
             batch_size=1,
