@@ -18,9 +18,8 @@ from onepeace.bench.comparison import ratios, short, spread, take_turns
 from onepeace.embed.embedder import Embedder, Options, load
 from onepeace.embed.stream import Waiting
 from onepeace.errors import UsageError
-from onepeace.hub.fingerprint import fingerprint
-from onepeace.hub.resolve import resolve
 from onepeace.index.build import Builder, Report
+from onepeace.index.index import identity
 from onepeace.index.sources import Scan, roots_of, scan
 from onepeace.index.store import Store
 
@@ -52,7 +51,7 @@ def bench_index(folders: Sequence[str], model: str, device: torch.device, second
     if all(entry.item.problem for entry in found.entries.values()):
         raise UsageError(f"{', '.join(folders)}: no picture, sound or text in it")
     embedder = load(model, device=str(device))
-    about = {"model": model, "model_hash": fingerprint(resolve(model)), "preprocessing": "1"}
+    about = identity(model)
     batches: list[tuple[str, dict[str, torch.Tensor]]] = []
     log.info("reading %d files ...", len(found.entries))
     report = _fill(found, about, Recorder(embedder, lambda *batch: batches.append(batch)))

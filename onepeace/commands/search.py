@@ -4,7 +4,7 @@ import argparse
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -120,8 +120,9 @@ def run(args: argparse.Namespace) -> int:
             if names[0] == names[1]:  # the same model, over other files
                 names = (str(args.paths[0]), str(args.compare))
             indexes = dict(zip(names, (index, other), strict=True))
+        known = {} if args.vectors is None else _vectors_of_words(args.vectors)
         for words, query in queries:
-            parts = {name: _parts(query, each, args.vectors) for name, each in indexes.items()}
+            parts = {name: _parts(query, each, known) for name, each in indexes.items()}
             found = {name: _search(each, parts[name], args, len(queries) == 1) for name, each in indexes.items()}
             about = {} if words is None else {"query": words}
             if args.json:
@@ -137,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
         return files.exit_code(problems, len(index))
 
 
-def _parts(query: Sequence[tuple[str, Any, float]], index: "Index", vectors: Path | None) -> "list[Part]":
+def _parts(query: Sequence[tuple[str, Any, float]], index: "Index", known: "Mapping[str, np.ndarray]") -> "list[Part]":
     """What an index is asked. One of imported vectors has no model: its own files are asked for by name, and words by
     the vectors that are given for them."""
     from onepeace.index.query import Part
@@ -145,7 +146,6 @@ def _parts(query: Sequence[tuple[str, Any, float]], index: "Index", vectors: Pat
     parts = [Part("text" if kind == "without" else kind, value, weight) for kind, value, weight in query]
     if not index.is_imported:
         return parts
-    known = {} if vectors is None else _vectors_of_words(vectors)
     return [
         replace(part, kind="like") if part.kind in ("image", "audio")
         else replace(part, kind="vector", value=known[part.value]) if part.kind == "text" and part.value in known

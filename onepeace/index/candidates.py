@@ -97,14 +97,12 @@ class Candidates:
 
         def best(wanted: int) -> Scores:
             found = structure.search(vector[None], wanted, mask).rows[0]
-            places = np.searchsorted(self.rows.row, found[found >= 0])
-            cosine = self.rows.vectors[self.rows.row[places]] @ query.vector
-            return self._scores(query, places, cosine, RANKINGS[rank](query, cosine, self._pool(query, rank, places)))
+            return self.ranked(query, rank, np.searchsorted(self.rows.row, found[found >= 0]), wanted)
 
         return best
 
     def ranked(self, query: QueryVector, rank: str, places: NDArray[np.int64], wanted: int) -> Scores:
-        """The so many best of vectors that somebody else has found, (m,) places in `rows`."""
+        """The so many best of some vectors, (m,) places in `rows`, as a structure or another store has found them."""
         cosine = self.rows.vectors[self.rows.row[places]] @ query.vector
         z = RANKINGS[rank](query, cosine, self._pool(query, rank, places))
         few = np.lexsort((places, -z))[:wanted]
@@ -113,8 +111,7 @@ class Candidates:
     def nearest(self, key: str, name: str = "auto") -> nearest.Nearest:
         """The structure that serves raw cosines, or queries of a modality: the one that is kept, or exact search."""
         if (key, name) not in self._nearest:
-            scored, origin = self._scored(key), self._origin if key == RAW else self._calibrated
-            self._nearest[key, name] = nearest.find(self._folder, scored, origin, name, key)
+            self._nearest[key, name] = nearest.find(self._folder, self._scored(key), self._origin_of(key), name, key)
         return self._nearest[key, name]
 
     def keep(self, name: str = "auto") -> None:
@@ -131,9 +128,9 @@ class Candidates:
         for key in self.keys:
             if self.calibration is not None:
                 self._statistics[key] = self._kept_statistics(key, self.calibration, write=True)
-            scored, origin = self._scored(key), self._origin if key == RAW else self._calibrated
-            if scored.rows:
-                nearest.keep(self._folder, scored, origin, name, key, self.samples(key, seed=0))
+            if self._total:
+                samples = self.samples(key, seed=0)
+                nearest.keep(self._folder, self._scored(key), self._origin_of(key), name, key, samples)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -145,6 +142,9 @@ class Candidates:
         if key == RAW or self.calibration is None:
             return sums_of_rows(self._scored(RAW), seed)
         return self.calibration.banks[key].draw(SAMPLES, np.random.default_rng(seed))
+
+    def _origin_of(self, key: str) -> Origin:
+        return self._origin if key == RAW else self._calibrated
 
     def _served(self, query: QueryVector) -> str | None:
         """The modality of all parts of a query, if there is a structure for it."""

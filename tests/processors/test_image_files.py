@@ -79,7 +79,7 @@ def forms_of(array: np.ndarray, folder: Path) -> dict[str, object]:
 def test_pixels_match_golden(name, tmp_path):
     """As from the original's transform, whatever form the picture has."""
     for form, item in forms_of(GOLDEN[f"{name}_uint8"].numpy(), tmp_path).items():
-        assert_original_pixels(ImageProcessor(size=64).decode(item), GOLDEN[f"{name}_hub"], form)
+        assert_original_pixels(ImageProcessor(size=64).decode(item), GOLDEN[f"{name}_hub"], name == "rgb_130x90", form)
 
 
 def test_size_may_be_height_and_width():
