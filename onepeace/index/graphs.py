@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onepeace.errors import need
 from onepeace.index.approximate import CHUNK, Approximate
 from onepeace.index.exact import Scored
-from onepeace.index.lists import read_faiss, write_faiss
+from onepeace.index.faiss_files import FaissStructure, fill
 
 STEP = 12.0
 """Rows that a walk compares for each one it keeps."""
@@ -90,7 +90,7 @@ class UsearchGraph(_Graph):
         return np.where(np.arange(keys.shape[1]) < counts, keys, -1)[:, :wanted]
 
 
-class FaissGraph(_Graph):
+class FaissGraph(_Graph, FaissStructure):
     """Its vectors are kept in a byte per dimension."""
 
     name = "faiss-hnsw"
@@ -101,22 +101,8 @@ class FaissGraph(_Graph):
         kind = faiss.ScalarQuantizer.QT_8bit
         index = faiss.IndexHNSWSQ(scored.folded_dim, kind, 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = 100
-        learned = np.random.default_rng(0).choice(scored.rows, min(scored.rows, CHUNK), replace=False)
-        index.train(scored.folded(np.sort(learned)))
-        for start in range(0, scored.rows, CHUNK):
-            index.add(scored.folded(slice(start, start + CHUNK)))
+        fill(index, scored, learned=CHUNK)
         return index
-
-    @classmethod
-    def library(cls) -> str:
-        return f"faiss {need('faiss', 'index').__version__}"
-
-    def save(self, path: Path) -> None:
-        write_faiss(self.native, path)
-
-    @classmethod
-    def _read(cls, path: Path) -> Any:
-        return read_faiss(path)
 
     def _walk(self, queries: NDArray[np.float32], wanted: int, kept: int) -> NDArray[np.int64]:
         faiss = need("faiss", "index")

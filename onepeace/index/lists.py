@@ -7,15 +7,15 @@ as much also where what is allowed lies far from what is not, as sounds do from 
 
 import math
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.errors import need
-from onepeace.index.approximate import AT, CHUNK, Approximate
+from onepeace.index.approximate import AT
 from onepeace.index.exact import Scored
+from onepeace.index.faiss_files import FaissStructure, fill
 
 LISTS = 4.0
 """Lists per square root of the number of rows."""
@@ -37,7 +37,7 @@ rows that are looked at, allowed or not, grow by this power: on clustered vector
 from all rows down to a twentieth, and for a hundred hits; for a thousand, 0.01 less with 0.25."""
 
 
-class FaissLists(Approximate):
+class FaissLists(FaissStructure):
     """`effort` is the number of rows that are looked at."""
 
     name = "faiss-ivf"
@@ -53,22 +53,8 @@ class FaissLists(Approximate):
         )
         index.cp.spherical, index.cp.niter, index.cp.seed = False, ROUNDS, 0
         index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, POINTS
-        learned = np.random.default_rng(0).choice(scored.rows, min(scored.rows, POINTS * lists), replace=False)
-        index.train(scored.folded(np.sort(learned)))
-        for start in range(0, scored.rows, CHUNK):
-            index.add(scored.folded(slice(start, start + CHUNK)))
+        fill(index, scored, learned=POINTS * lists)
         return index
-
-    @classmethod
-    def library(cls) -> str:
-        return f"faiss {need('faiss', 'index').__version__}"
-
-    def save(self, path: Path) -> None:
-        write_faiss(self.native, path)
-
-    @classmethod
-    def _read(cls, path: Path) -> Any:
-        return read_faiss(path)
 
     @classmethod
     def _efforts(cls, rows: int) -> list[int]:
@@ -173,17 +159,3 @@ class FaissLists(Approximate):
         squares = np.square(factor, dtype=np.float64)
         spread = self._sums(squares * (1 + mean**2), self._rows, 1) / np.maximum(self._sizes, 1) - around
         return (spread / (2 * math.sqrt(squares.mean()))).clip(0).astype(np.float32)
-
-
-def write_faiss(index: Any, path: Path) -> None:
-    """OSError when the disk is full or not writable."""
-    faiss = need("faiss", "index")
-    # Through Python's file: FAISS's own does not look at whether its last bytes could be written.
-    with path.open("wb", buffering=1 << 20) as file:
-        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
-
-
-def read_faiss(path: Path) -> Any:
-    """The index in a file, mapped into memory."""
-    faiss = need("faiss", "index")
-    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)

@@ -9,8 +9,8 @@ SMALLEST_STD = 0.26
 
 
 def assert_original_pixels(ours: Tensor, original: Tensor, is_reduced: bool, what: str = "") -> None:
-    """Bit for bit, but for a picture that a Pillow before 13 makes smaller: 7 % of the numbers of noise are then up to 9
-    of 255 levels apart."""
+    """Bit for bit, but for a picture that a Pillow before 13 makes smaller: of noise, 7 % of the numbers are then up
+    to 9 of 255 levels apart."""
     assert ours.shape == original.shape, what
     if not is_reduced or int(PIL.__version__.partition(".")[0]) >= 13:
         assert torch.equal(ours, original), what
