@@ -19,7 +19,7 @@ from onepeace.embed.embedder import Embedder, Options, load
 from onepeace.embed.stream import Waiting
 from onepeace.errors import UsageError
 from onepeace.index.build import Builder, Report
-from onepeace.index.index import identity
+from onepeace.index.identity import identity
 from onepeace.index.sources import Scan, roots_of, scan
 from onepeace.index.store import Store
 

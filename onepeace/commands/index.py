@@ -117,7 +117,7 @@ def _seconds(text: str) -> float:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from onepeace.index.index import build
+    from onepeace.index.write import build
 
     return _tell(args, build(args.index, args.paths, exclude=args.exclude, **_options(args)))
 
@@ -129,7 +129,7 @@ def _add(args: argparse.Namespace) -> int:
 
 
 def _update(args: argparse.Namespace) -> int:
-    from onepeace.index.index import update
+    from onepeace.index.write import update
 
     return _tell(args, update(args.index, **_options(args)))
 
@@ -140,7 +140,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _remove(args: argparse.Namespace) -> int:
-    from onepeace.index.index import remove
+    from onepeace.index.write import remove
 
     files.say(f"{files.counted(remove(args.index, args.paths), 'file')} left the index")
     return 0
@@ -203,7 +203,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _repair(args: argparse.Namespace) -> int:
-    from onepeace.index.index import writing
+    from onepeace.index.lock import writing
     from onepeace.index.milvus import rebuild
     from onepeace.index.verify import repair
 

@@ -68,7 +68,8 @@ def cluster_arguments(parser: argparse.ArgumentParser) -> None:
 
 def cluster(args: argparse.Namespace) -> int:
     from onepeace.index.clusters import clusters
-    from onepeace.index.index import IMPORTED, Index
+    from onepeace.index.identity import IMPORTED
+    from onepeace.index.index import Index
     from onepeace.index.sources import name_and_place
 
     names = None if args.names is None else _lines(args.names)

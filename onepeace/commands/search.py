@@ -164,7 +164,8 @@ def _search(index: "Index", parts: "Sequence[Part]", args: argparse.Namespace, i
 @contextmanager
 def _opened(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Unreadable]]]":
     """The index that is named, or one that is made of the files named and lives as long; what could not be read."""
-    from onepeace.index.index import Index, build, is_index
+    from onepeace.index.index import Index, is_index
+    from onepeace.index.write import build
 
     options = {"device": args.device, "dtype": args.dtype}
     indexes = [path for path in args.paths if is_index(path)]

@@ -146,7 +146,8 @@ def _ended_like_ctrl_c() -> Iterator[None]:
 
 def _index(paths: list[str], own: Path, args: argparse.Namespace) -> Path:
     """The folder of the index that is named, or of one made of the files."""
-    from onepeace.index.index import build, is_index
+    from onepeace.index.index import is_index
+    from onepeace.index.write import build
 
     indexes = [path for path in paths if is_index(path)]
     if len(indexes) == len(paths) == 1:

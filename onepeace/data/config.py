@@ -17,6 +17,8 @@ class SourceConfig:
     """Pattern below data.root, with *, ? and {a,b} or {000..031}."""
     pair: tuple[str, ...]
     """The modalities of a sample, e.g. [image, text]; sources of the same pair are mixed."""
+    keys: str = "*"
+    """Pattern of the samples' keys: a part of the shards. Not of streams."""
     targets: tuple[str, ...] = ()
     """Targets that every sample must have, e.g. [label]."""
     weight: float = 1.0
@@ -89,6 +91,11 @@ class DataConfig:
                     f"data.augment mixes two items of {source.name}, and a mixed item has no {source.targets[0]}; set "
                     "mix to 0, or take the targets out"
                 )
+        if self.stream and (parts := [source for source in self.train if source.keys != "*"]):
+            raise UserError(
+                f"data.train: {parts[0].shards} has keys {parts[0].keys!r}, and a stream has all of its "
+                "shards; make shards of these, or set data.stream=false"
+            )
         for modality, views in self.stem_views.items():
             if views < 1:
                 raise UserError(f"data.stem_views.{modality} is {views}; give at least 1, or leave it out")

@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,6 +105,7 @@ def read_source(
     root: str | Path | None = None,
     *,
     targets: Sequence[str] = (),
+    keys: str = "*",
     allow_pipe: bool = False,
     broken_limit: float = 0.02,
 ) -> Source:
@@ -112,21 +114,29 @@ def read_source(
     Args:
         pattern, root, allow_pipe: see `expand`.
         pair, targets: see `usable_sample`.
+        keys: pattern of the samples' keys; others are passed over.
         broken_limit: see `refuse_corrupt`.
 
     Raises:
-        UserError: no file matches; not one sample is complete, or too few are (names a file, a key and what it lacks).
+        UserError: no file matches; no key fits; not one sample is complete, or too few are (names a file, a key
+            and what it lacks).
     """
     samples: list[Sample] = []
     broken: list[str] = []
+    others = 0
     for shard in expand(pattern, root, allow_pipe):
         for raw in raw_samples(shard, broken):
+            if not fnmatchcase(raw["__key__"], keys):
+                others += 1
+                continue
             sample = usable_sample(raw, shard, pair, broken, targets)
             if sample is not None:
                 samples.append(sample)
     if broken:
         rest = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         log.warning("%s: %d samples left out: %s%s", pattern, len(broken), "; ".join(broken[:NAMED]), rest)
+    if others and not samples and not broken:
+        raise UserError(f"{pattern}: no key of its {others} samples fits the pattern {keys!r}")
     if not samples:
         raise UserError(f"{pattern}: no usable sample; {broken[0] if broken else 'the shards are empty'}")
     refuse_corrupt(pattern, len(samples), len(broken), broken[-1] if broken else "", broken_limit)

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
+from onepeace.device import compute_alone
 from onepeace.embed.assembly import Assembly
 
 Item = TypeVar("Item")
@@ -27,7 +28,8 @@ def decode_ahead(
 
     `items` is read lazily, in the caller's thread. What `decode` raises is raised when its item's turn comes.
     """
-    pool = ThreadPoolExecutor(min(MAX_WORKERS, ahead, max(2, os.cpu_count() or 1)), "onepeace-decode")
+    workers = min(MAX_WORKERS, ahead, max(2, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(workers, "onepeace-decode", initializer=compute_alone)
     waiting: deque[tuple[int, Item, Future[Result]]] = deque()
     try:
         for index, item in enumerate(items):

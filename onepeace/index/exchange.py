@@ -17,7 +17,9 @@ from onepeace.files.source import scheme, suffix
 from onepeace.index.calibration import FILE as CALIBRATION
 from onepeace.index.calibration import Calibration
 from onepeace.index.fitting import fit
-from onepeace.index.index import IMPORTED, Index, writing
+from onepeace.index.identity import IMPORTED
+from onepeace.index.index import Index
+from onepeace.index.lock import writing
 from onepeace.index.sampling import of_embeddings
 from onepeace.index.sources import modalities_by_suffix, without_surrogates
 from onepeace.index.store import DATABASE, MODALITIES, Item, Span, Store

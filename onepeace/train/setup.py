@@ -112,6 +112,7 @@ def read_sources(recipe: Recipe) -> list[Source]:
             source.pair,
             data.root,
             targets=source.targets,
+            keys=source.keys,
             allow_pipe=data.allow_pipe,
             broken_limit=data.broken_limit,
         )

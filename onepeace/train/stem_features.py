@@ -18,6 +18,7 @@ from tqdm import tqdm
 from onepeace.data.augment import make_augments
 from onepeace.data.features import StemFeatures, item_name
 from onepeace.data.sample import Sample
+from onepeace.device import compute_alone
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic, write_text_atomic
 
@@ -74,7 +75,8 @@ def compute_stem_features(
     network.to(device)
     maker = _Maker(key, adapter, processor, vary, samples, views, device, use_bfloat16)
     number = 1 + max((int(path.stem.removeprefix("part-")) for path in own.glob("part-*.json")), default=-1)
-    with tqdm(total=len(missing), desc=key, unit="item") as progress, ThreadPoolExecutor(2) as pool:
+    decoders = ThreadPoolExecutor(2, initializer=compute_alone)
+    with tqdm(total=len(missing), desc=key, unit="item") as progress, decoders as pool:
         for part in _batched(missing, PART):
             maker.write(part, own, number, pool.map)
             number += 1

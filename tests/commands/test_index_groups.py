@@ -6,8 +6,9 @@ import pytest
 from support.indexes import fabricate
 
 from onepeace.cli import main
-from onepeace.index.index import IMPORTED, build, remove
+from onepeace.index.identity import IMPORTED
 from onepeace.index.store import Item
+from onepeace.index.write import build, remove
 
 
 @pytest.fixture

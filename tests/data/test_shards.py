@@ -25,6 +25,15 @@ def test_source_reads_tar_and_tar_gz_in_order(root):
     assert read_source("more.tar", ("image",), root).samples[0].label == "gull"
 
 
+def test_a_part_of_a_source_is_chosen_by_keys(root, tmp_path):
+    source = read_source("pictures-*", PAIR, root, keys="*[1-3]")
+    assert [sample.key for sample in source.samples] == ["p1", "p2", "p3"]
+    with pytest.raises(UserError, match=r"pictures-\*: no key of its 8 samples fits the pattern 'q\*'"):
+        read_source("pictures-*", PAIR, root, keys="q*")
+    members = {**pictures(2), "q0.png": b"broken", "q0.json": b"{"}
+    assert read(tmp_path, members, keys="p*").broken == []  # what is passed over is not looked at
+
+
 def test_caption_is_the_text_file_when_the_json_has_none(tmp_path):
     members = {"x.PNG": picture(0), "x.json": b'{"label": null}', "x.txt": b" a gull \n"}
     (sample,) = read(tmp_path, members).samples

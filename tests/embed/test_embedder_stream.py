@@ -12,7 +12,7 @@ from support.embedding import TEXTS, assert_same
 
 from onepeace.embed.assembly import Assembly
 from onepeace.embed.parts import Part
-from onepeace.embed.stream import Batcher, Waiting
+from onepeace.embed.stream import Batcher, Waiting, decode_ahead
 from onepeace.errors import UserError
 
 
@@ -199,3 +199,14 @@ def test_item_without_anything_to_compute_fails():
         assert list(assembly.samples([Part("audio", 1.0, pieces)])) == []
         assert assembly.done
         assert reason in assembly.result().reason
+
+
+def test_threads_that_decode_leave_openmp_to_the_model():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = {count for _, _, count in decode_ahead(range(50), lambda _: torch.get_num_threads(), ahead=8)}
+        assert found == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

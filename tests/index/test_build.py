@@ -14,8 +14,11 @@ from support.small_shards import square, tone, write_tar
 
 from onepeace.errors import UsageError, UserError
 from onepeace.index import build as build_module
-from onepeace.index import index as index_module
-from onepeace.index.index import Index, remove, writing
+from onepeace.index import write as index_write
+from onepeace.index.index import Index
+from onepeace.index.lock import writing
+from onepeace.index.store import Store
+from onepeace.index.write import remove
 
 
 def counts(report):
@@ -201,7 +204,7 @@ def test_file_that_could_not_be_read_is_tried_again(build, words, tmp_path, monk
 
 def test_file_that_lacked_a_package_is_tried_when_it_is_there(build, words, tmp_path):
     build(tmp_path / "index", words)
-    store = index_module.Store(tmp_path / "index", write=True)
+    store = Store(tmp_path / "index", write=True)
     lacking = 'it is: needs {}: pip install "onepeace[media]"'
     for item, module in zip(store.items(), ("json", "no_such_package"), strict=False):
         store.add([(build_module.replace(item, problem=lacking.format(module)), [])], np.empty((0, 16), np.float32))
@@ -232,7 +235,7 @@ def test_interrupt_keeps_what_is_done(build, folder, tmp_path, monkeypatch):
 
 def test_process_without_stderr_builds(random_folder, words, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
-    assert index_module.build(tmp_path / "index", [words], str(random_folder), device="cpu").added == 6
+    assert index_write.build(tmp_path / "index", [words], str(random_folder), device="cpu").added == 6
 
 
 def test_folder_that_cannot_be_read_costs_nothing(build, update, words, tmp_path, monkeypatch):

@@ -109,7 +109,7 @@ def test_thoroughly_pictures_that_look_alike_are_found_where_their_vectors_are_n
 
 
 def test_index_without_files_is_said(build, tmp_path, samples):
-    from onepeace.index.index import remove
+    from onepeace.index.write import remove
 
     build(tmp_path / "i", samples / "images" / "cat.jpg")
     remove(tmp_path / "i", [samples / "images" / "cat.jpg"])

@@ -15,10 +15,11 @@ from onepeace.errors import UsageError, UserError
 from onepeace.index import milvus
 from onepeace.index.calibration import FILE
 from onepeace.index.fitting import fit
-from onepeace.index.index import Index, remove
+from onepeace.index.index import Index
 from onepeace.index.milvus import Mirror, mirrored, place_of
 from onepeace.index.query import Part
 from onepeace.index.store import Item, Span, Store
+from onepeace.index.write import remove
 
 pytest.importorskip("milvus_lite", reason='needs Milvus Lite: pip install "onepeace[milvus]"')
 

@@ -11,7 +11,7 @@ from support.indexes import check_same, content
 from support.small_shards import square, tone, write_tar
 
 from onepeace.errors import UserError
-from onepeace.index import index as index_module
+from onepeace.index import write as index_write
 
 ray = pytest.importorskip("ray", reason='needs Ray: pip install "onepeace[ray]"')
 
@@ -43,7 +43,7 @@ def test_the_same_index_comes_out(build, tmp_path, samples):
 
 @pytest.mark.slow
 def test_a_file_that_kills_is_named_and_the_others_are_embedded(build, monkeypatch, tmp_path):
-    monkeypatch.setattr(index_module, "Model", DeadlyModel)
+    monkeypatch.setattr(index_write, "Model", DeadlyModel)
     folder = tmp_path / "texts"
     folder.mkdir()
     for i in range(30):
@@ -60,7 +60,7 @@ def test_a_file_that_kills_is_named_and_the_others_are_embedded(build, monkeypat
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "reason"), [("none", "no such precision"), ("deadly", "an actor was killed while")])
 def test_a_model_that_cannot_be_loaded_ends_the_run(build, monkeypatch, tmp_path, dtype, reason):
-    monkeypatch.setattr(index_module, "Model", DeadlyModel)
+    monkeypatch.setattr(index_write, "Model", DeadlyModel)
     (tmp_path / "words.txt").write_text("words")
     with pytest.raises(UserError, match=f"^{reason}"):
         build(tmp_path / "index", tmp_path / "words.txt", engine="ray", workers=1, dtype=dtype)

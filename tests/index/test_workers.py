@@ -17,7 +17,7 @@ from support.small_shards import square, tone, write_tar
 
 from onepeace.device import devices_of
 from onepeace.errors import UserError
-from onepeace.index import index as index_module
+from onepeace.index import write as index_write
 from onepeace.index.spread import spread
 
 
@@ -33,7 +33,7 @@ def texts(tmp_path):
 
 @pytest.fixture
 def deadly(monkeypatch):
-    monkeypatch.setattr(index_module, "Model", DeadlyModel)
+    monkeypatch.setattr(index_write, "Model", DeadlyModel)
 
 
 def test_the_same_index_comes_out(build, tmp_path, samples):

@@ -61,6 +61,24 @@ def test_equals_the_reference(name, dtype):
                 assert torch.allclose(found[key][i, : len(expected[key])], expected[key], atol=atol, rtol=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("hide", [False, True])
+def test_mean_cls_adds_the_mean_of_the_tokens_that_are_left_in(hide):
+    model = small_model(*ALL)
+    batch = batch_of(model, range(3))
+    keep = every_other(model, batch) if hide else {}
+    for key, adapter in model.adapters.items():
+        stem = model.stems(batch)[key]
+        plain = adapter.embed_positions(stem, keep.get(key))
+        adapter.mean_cls = True
+        tokens = adapter.embed_positions(stem, keep.get(key)).tokens
+        assert torch.equal(tokens[:, 1:], plain.tokens[:, 1:])
+        real = ~plain.dense_mask()
+        for i in range(3):
+            expected = plain.tokens[i, 0] + plain.tokens[i, 1:][real[i, 1:]].mean(0)
+            assert torch.allclose(tokens[i, 0], expected, atol=1e-6, rtol=0)
+
+
 def every_other(model, batch):
     """By modality (B, K): CLS and every other token of each item."""
     keep = {}

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from onepeace.index.index import Index, build
+from onepeace.index.index import Index
+from onepeace.index.write import build
 
 PICTURES, SOUNDS = ("cat", "dog", "sea", "horses"), ("cat", "dog", "sea", "rain")
 

@@ -21,8 +21,9 @@ pytest.importorskip("gradio", reason="the API comes with the extra web")
 
 from fastapi.testclient import TestClient
 
-from onepeace.index.index import Index, build, update
+from onepeace.index.index import Index
 from onepeace.index.query import Part
+from onepeace.index.write import build, update
 from onepeace.serve import page
 from onepeace.serve.api import create_app
 from onepeace.serve.limits import Limits

@@ -15,8 +15,9 @@ from support.indexes import fabricate
 
 from onepeace.cli import main
 from onepeace.errors import UserError
-from onepeace.index.index import Index, build, remove
+from onepeace.index.index import Index
 from onepeace.index.store import Item
+from onepeace.index.write import build, remove
 from onepeace.serve.map import Map, ServedMap, links_from
 
 EVIL = "</script><img src=x onerror=document.title='run'>"

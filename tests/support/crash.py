@@ -22,8 +22,8 @@ import numpy as np
 
 from onepeace.errors import UserError
 from onepeace.index import build as building
-from onepeace.index import index as indexes
 from onepeace.index import sources
+from onepeace.index import write as indexes
 from onepeace.index.store import DATABASE, Store
 from onepeace.index.verify import repair, verify
 

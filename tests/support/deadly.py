@@ -49,11 +49,11 @@ class DeadlyModel(Model):
 def main() -> None:
     """Builds argv[1] of argv[2] with two processes, which leave their ids as files in argv[3]."""
     from onepeace import device
-    from onepeace.index import index
+    from onepeace.index import write
 
-    index.Model = DeadlyModel
+    write.Model = DeadlyModel
     device.devices_of = lambda name, size: [sys.argv[3]] * size
-    index.build(sys.argv[1], [sys.argv[2]], sys.argv[4], workers=2, progress=False)
+    write.build(sys.argv[1], [sys.argv[2]], sys.argv[4], workers=2, progress=False)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ class Adapter(nn.Module):
         table_rows: rows of a table.
         num_types: learned vectors added to all tokens by the item's type id: k adds the first k + 1 (released code:
             type_embedding, for tasks with two pictures).
+        mean_cls: CLS starts as its learned vector plus the mean of the other tokens, of those that are left in. So what
+            a pretrained stem says of the whole item reaches the output from the first step on, past all blocks.
     """
 
     padded_input: str | None = None
@@ -39,9 +41,18 @@ class Adapter(nn.Module):
     stem_by_length = True
     """Whether the stem of items of many lengths is cheaper in groups of similar length."""
 
-    def __init__(self, key: str, dim: int, num_heads: int, num_tables: int, table_rows: int, num_types: int = 0):
+    def __init__(
+        self,
+        key: str,
+        dim: int,
+        num_heads: int,
+        num_tables: int,
+        table_rows: int,
+        num_types: int = 0,
+        mean_cls: bool = False,
+    ):
         super().__init__()
-        self.key = key
+        self.key, self.mean_cls = key, mean_cls
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.bias_tables = nn.ParameterList([torch.empty(table_rows, num_heads) for _ in range(num_tables)])
         if num_types:
@@ -130,8 +141,17 @@ class Adapter(nn.Module):
             mask = keep < 0
         if mask is not None:
             tokens = tokens.masked_fill(mask.unsqueeze(-1), 0.0)
+        if self.mean_cls:
+            tokens = add_mean_to_cls(tokens, mask)
         span = Span(self.key, 0, tokens.shape[1], stem.grid if keep is None else None)
         return TokenSequence(tokens, mask, (span,), (buckets,), (tables,))
+
+
+def add_mean_to_cls(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, 1 + L, D), padding zero -> the same, the mean of the L tokens added to the first."""
+    cls, others = tokens[:, :1], tokens[:, 1:]
+    count = others.shape[1] if mask is None else (~mask[:, 1:]).sum(1).clamp_min(1)[:, None, None]
+    return torch.cat([cls + others.sum(1, keepdim=True) / count, others], dim=1)
 
 
 def values_are_known(x: Tensor) -> bool:

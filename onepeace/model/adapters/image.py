@@ -37,8 +37,9 @@ class ImageAdapter(Adapter):
         bias_grid: int = 16,
         stem: str = "hmlp",
         num_types: int = 0,
+        mean_cls: bool = False,
     ):
-        super().__init__(key, dim, num_heads, num_tables, grid_table_rows(bias_grid), num_types)
+        super().__init__(key, dim, num_heads, num_tables, grid_table_rows(bias_grid), num_types, mean_cls)
         kind, *name = stem.split(":", 1)
         if kind not in IMAGE_STEMS or (kind in ("lite", "timm")) != bool(name):
             raise ValueError(f"no stem {stem!r}; known: hmlp, conv, lite:NAME, timm:NAME")

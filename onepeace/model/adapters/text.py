@@ -39,8 +39,9 @@ class TextAdapter(Adapter):
         num_positions: int = 514,
         num_buckets: int = 256,
         num_types: int = 0,
+        mean_cls: bool = False,
     ):
-        super().__init__(key, dim, num_heads, num_tables, sequence_table_rows(num_buckets), num_types)
+        super().__init__(key, dim, num_heads, num_tables, sequence_table_rows(num_buckets), num_types, mean_cls)
         self.num_buckets = num_buckets
         self.token_embed = nn.Embedding(vocab_size, dim, padding_idx=PAD_ID)
         self.pos_embed = SequencePositions(dim, num_positions)
