@@ -26,7 +26,7 @@ demo: $(READY)  ## search the sample files by words, a picture, a sound and a mi
 	@echo "The page: $(BIN)/onepeace serve, then open http://127.0.0.1:7860 in a browser"
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 test-all: $(READY)  ## run the slow tests too
 	$(BIN)/python -m pytest -q -m ""
