@@ -25,6 +25,7 @@ CORE = {
     "pillow": "PIL.Image",
     "pyyaml": "yaml",
     "tqdm": "tqdm",
+    "threadpoolctl": "threadpoolctl",
     "filelock": "filelock",
     "huggingface_hub": "huggingface_hub",
     "pathspec": "pathspec",

@@ -266,6 +266,10 @@ def test_rescue_prefers_what_is_newer(place):
     assert same_as_files(place)
 
 
+LEAF = 13
+"""First byte of a page that holds rows of a table, not of an index of SQLite (its file format, 1.6)."""
+
+
 def test_rescue_beyond_pages_that_cannot_be_read(tmp_path):
     place = Place(tmp_path)
     crash.write_texts(place.files, 300)
@@ -275,7 +279,8 @@ def test_rescue_beyond_pages_that_cannot_be_read(tmp_path):
         store.change(list(store.items("id < 3")))
         shutil.copy(f"{place.index / DATABASE}-wal", tmp_path / "log")
     content = bytearray((place.index / DATABASE).read_bytes())
-    start = content.index(f"{place.files}/150.txt".encode()) // 4096 * 4096
+    pages = [start for start in range(0, len(content), 4096) if content[start] == LEAF]
+    start = next(start for start in pages if f"{place.files}/150.txt".encode() in content[start : start + 4096])
     content[start : start + 4096] = bytes(4096)
     (place.index / DATABASE).write_bytes(content)
     shutil.copy(tmp_path / "log", f"{place.index / DATABASE}-wal")  # which would change pages of the new database

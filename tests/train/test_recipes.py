@@ -131,7 +131,9 @@ def shrunken(tmp_path_factory):
                  "schedule.warmup_steps=1", f"run.out={out}"]  # fmt: skip
         if any(term.startswith("denoising") for term in wanted.objective):
             small += [f"model.decoder={DECODER}"]
-        if "from" in wanted.model:
+        if wanted.model.get("from") == "tiny":
+            pass  # small enough
+        elif "from" in wanted.model:
             # Its start is named by the folder of its run.
             start = f"{Path(name).parent}/{Path(wanted.model['from']).name}"
             small += [f"model.from={run(start)}"]
