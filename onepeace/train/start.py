@@ -15,7 +15,7 @@ from onepeace.errors import UserError
 from onepeace.hub.architectures import architecture, build_module
 from onepeace.hub.folder import read_config
 from onepeace.model import OnePeace
-from onepeace.model.stems import PretrainedStem
+from onepeace.model.stems import PretrainedStem, network_options
 from onepeace.train.check import check
 from onepeace.train.recipe import Recipe
 
@@ -57,7 +57,7 @@ def make_config(recipe: Recipe) -> Config:
     keys = start.modalities or list(content.get("adapters", {}))
     if unknown := [key for key in keys if key not in content.get("adapters", {})]:
         raise UserError(f"model.modalities names {unknown[0]!r}; give its options in model.adapters.{unknown[0]}")
-    content["adapters"] = {key: content["adapters"][key] for key in keys}
+    content["adapters"] = {key: _whole(content["adapters"][key]) for key in keys}
     if "projections" in content:
         content["projections"] = [key for key in content["projections"] if key in keys]
     if any(field.name == "decoder" for field in fields(kind)):
@@ -69,6 +69,12 @@ def make_config(recipe: Recipe) -> Config:
     config = Config(model, {key: settings.get(key, {}) for key in keys}, name)
     check(recipe, config)
     return config
+
+
+def _whole(options: Options) -> Options:
+    """An adapter's options, with the configuration of a network that is named only: a model folder needs it."""
+    named = options.get("stem") == "transformers" and "network" not in options
+    return {**options, "network": network_options(options["name"])} if named and "name" in options else options
 
 
 def _masked_decoder(recipe: Recipe, decoder: Options | None, keys: Any) -> Options | None:

@@ -42,7 +42,8 @@ class AudioAdapter(Adapter):
     Args:
         num_buckets: b; the bias table has 2 b - 1 + 3 rows.
         pos_depth, pos_kernel, pos_groups: the positional convolutions.
-        stem: a key of AUDIO_STEMS; further options go to it.
+        stem: a key of AUDIO_STEMS, aisfx or transformers for a network that was trained elsewhere; further options go
+            to it.
     """
 
     padded_input = "waveform"

@@ -6,11 +6,12 @@ from .mel import MelStem
 from .patches import ConvStem, HMLPStem
 from .pretrained import PretrainedStem
 from .timm import TimmStem
+from .transformers import TransformersStem, network_options
 from .wave import SAMPLE_RATE, WaveStem
 
 IMAGE_STEMS = {"hmlp": HMLPStem, "conv": ConvStem, "lite": LiteStem, "timm": TimmStem}
 """``(dim, patch_size)``, and what follows a colon in the stem's name; (B, 3, H, W) -> (B, rows, columns, dim)."""
-AUDIO_STEMS = {"wave": WaveStem, "mel": MelStem, "aisfx": AisfxStem}
+AUDIO_STEMS = {"wave": WaveStem, "mel": MelStem, "aisfx": AisfxStem, "transformers": TransformersStem}
 """``(dim, **options)``; (B, N) samples -> (B, T, dim), with ``hop``, ``receptive_field`` and ``token_lengths``."""
 
-__all__ = ["AUDIO_STEMS", "IMAGE_STEMS", "SAMPLE_RATE", "PretrainedStem"]
+__all__ = ["AUDIO_STEMS", "IMAGE_STEMS", "SAMPLE_RATE", "PretrainedStem", "network_options"]

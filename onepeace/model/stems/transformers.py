@@ -1,0 +1,96 @@
+"""An audio stem from transformers: any of its encoders that read waveforms (wav2vec 2.0, HuBERT, WavLM, ...)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onepeace.errors import UserError, need, one_line
+
+from .pretrained import PretrainedStem
+from .wave import Count
+
+
+class TransformersStem(PretrainedStem):
+    """The last hidden states of an encoder, a token per frame.
+
+    Padding never leaks: what these encoders do about it differs (some norms run over the time), so clips of each length
+    are computed apart.
+
+    Args:
+        dim: width of the tokens.
+        name: a repository on the Hub, or a folder; where ``load_pretrained`` finds the weights. Code that comes with
+            them is never run.
+        network: the encoder's configuration, as a model folder keeps it; None = that of ``name``.
+    """
+
+    def __init__(self, dim: int, name: str, network: dict[str, Any] | None = None):
+        library = need("transformers", "teachers")
+        options = dict(network or network_options(name))
+        config = library.AutoConfig.for_model(options.pop("model_type"), **options)
+        if not hasattr(config, "conv_stride"):
+            raise ValueError(f"the stem {name} is a {config.model_type}, which reads no waveform; wav2vec2, hubert do")
+        super().__init__(dim, config.hidden_size)
+        self.name = name
+        self.network = library.AutoModel.from_config(config).eval()
+        self.hop, self.receptive_field = 1, 1
+        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+            self.receptive_field += (kernel - 1) * self.hop
+            self.hop *= stride
+
+    def train(self, mode: bool = True) -> "TransformersStem":
+        """Dropout and the masks of the network stay off."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def forward(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
+        """(B, N) of unit deviation, (B,) samples of each unless all are N -> (B, T, D)."""
+        return self.project(self.features(waveform, lengths, shortest))
+
+    def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
+        """As ``forward`` -> (B, T, channels)."""
+        waveform = waveform.to(self.proj.weight.dtype)
+        if lengths is None or shortest == waveform.shape[1]:
+            return self.network(waveform).last_hidden_state
+        shape = len(waveform), self.token_lengths(waveform.shape[1]), self.proj.in_features
+        found = waveform.new_zeros(shape)
+        for length in lengths.unique().tolist():
+            rows = lengths == length
+            found[rows, : self.token_lengths(length)] = self.network(waveform[rows, :length]).last_hidden_state
+        return found
+
+    def token_lengths(self, samples: Count) -> Count:
+        return (samples - self.receptive_field) // self.hop + 1
+
+    def load_pretrained(self) -> None:
+        library = need("transformers", "teachers")
+        try:
+            network = library.AutoModel.from_pretrained(self.name, dtype=torch.float32)
+        except Exception as error:  # a wrong name, no network and a damaged file are of many types
+            raise _cannot_be_had(self.name, error) from error
+        self.network.load_state_dict(network.state_dict())
+
+
+def network_options(name: str) -> dict[str, Any]:
+    """What the configuration of an encoder says that is not its kind's default, in plain values.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    library = need("transformers", "teachers")
+    try:
+        config = library.AutoConfig.from_pretrained(name)
+    except Exception as error:
+        raise _cannot_be_had(name, error) from error
+    usual = type(config)().to_dict()
+    left_out = ("transformers_version", "architectures", "_name_or_path", "dtype")
+    own = {key: value for key, value in config.to_dict().items() if key not in left_out and value != usual.get(key)}
+    return {"model_type": config.model_type, **own}
+
+
+def _cannot_be_had(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"the stem transformers {name} cannot be had ({one_line(error):.200}); check its name and the network, or give "
+        "a folder with its files"
+    )
