@@ -19,6 +19,7 @@ from onepeace.layers.features import Features
 from onepeace.layers.position import trunc_normal
 
 from .adapters import ADAPTERS, Adapter
+from .backbone import Backbone
 from .block import Block
 from .encoder import encode
 from .masked_decoder import MaskedDecoder
@@ -111,12 +112,23 @@ class OnePeace(nn.Module):
             keep: (B, K) by modality: ids of the visible tokens, padded with -1.
             out_indices: blocks whose outputs come as ``intermediates`` (timm: forward_intermediates); -1 is the last.
         """
-        depth, keep = len(self.blocks), keep or {}
-        if wrong := [i for i in out_indices if not -depth <= i < depth]:
-            raise ValueError(f"out_indices has {wrong[0]}; this model has {depth} blocks: {-depth} to {depth - 1}")
+        keep = keep or {}
         placed = [self.adapters[key].embed_positions(stem, keep.get(key)) for key, stem in stems.items()]
         sequence = TokenSequence.concat(placed)
-        return encode(sequence, self.blocks, self.norms, [i % depth for i in out_indices])
+        return encode(sequence, self.blocks, self.norms, self.block_numbers(out_indices))
+
+    def block_numbers(self, indices: Sequence[int]) -> list[int]:
+        """Numbers of blocks from 0; -1 is the last."""
+        depth = len(self.blocks)
+        if wrong := [i for i in indices if not -depth <= i < depth]:
+            raise ValueError(f"out_indices has {wrong[0]}; this model has {depth} blocks: {-depth} to {depth - 1}")
+        return [i % depth for i in indices]
+
+    def backbone(
+        self, key: str, out_indices: Sequence[int] = (-1,), reshape: bool = True, norm: bool = True
+    ) -> Backbone:
+        """The encoder of one modality, which gives feature maps of chosen blocks; see `Backbone`."""
+        return Backbone(self, key, out_indices, reshape, norm)
 
     def embed(self, key: str, features: Features) -> Tensor:
         """Features of one modality -> unit vectors (B, E)."""
