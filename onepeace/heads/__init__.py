@@ -8,10 +8,11 @@ from onepeace.errors import UserError
 from .classifier import Classifier
 from .head import Head
 from .projection import Projection
+from .pyramid import Pyramid
 
 HEADS: dict[str, type[Head]] = {"classifier": Classifier}
 
-__all__ = ["HEADS", "Classifier", "Head", "Projection", "make_head"]
+__all__ = ["HEADS", "Classifier", "Head", "Projection", "Pyramid", "make_head"]
 
 
 def make_head(name: str, config: Mapping[str, Any], dim: int, num_heads: int) -> Head:

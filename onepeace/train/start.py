@@ -73,8 +73,11 @@ def make_config(recipe: Recipe) -> Config:
 
 def _whole(options: Options) -> Options:
     """An adapter's options, with the configuration of a network that is named only: a model folder needs it."""
-    named = options.get("stem") == "transformers" and "network" not in options
-    return {**options, "network": network_options(options["name"])} if named and "name" in options else options
+    if options.get("stem") != "transformers" or "network" in options:
+        return options
+    if "name" not in options:
+        raise UserError("model.adapters: the stem transformers needs a name, as name: facebook/wav2vec2-base")
+    return {**options, "network": network_options(options["name"])}
 
 
 def _masked_decoder(recipe: Recipe, decoder: Options | None, keys: Any) -> Options | None:

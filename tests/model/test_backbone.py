@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.small_models import ALL, batch_of, item, small_model
 
-from onepeace.model import Pyramid
+from onepeace.heads import Pyramid
 
 
 @pytest.fixture(scope="module")

@@ -70,21 +70,24 @@ def test_model_folder_needs_neither_the_encoder_nor_a_network(saved, root, tmp_p
     )
     loop.train(own)
     options = network_options(str(folder))
-    weights = TransformersStem(8, str(folder)).network.state_dict().keys()
     stem = TransformersStem(8, str(folder))
     stem.load_pretrained()
     shutil.rmtree(folder)
     made = load(tmp_path / "run" / "model", device="cpu")
     assert made.module.config.adapters["audio"]["network"] == options
     network = made.module.adapters["audio"].stem.network.state_dict()
-    assert network.keys() == weights
+    assert network.keys() == stem.network.state_dict().keys()
     assert all(torch.equal(network[key], tensor) for key, tensor in stem.network.state_dict().items())
     sound = (torch.randn(16000).numpy(), 16000)
     longer = (torch.randn(30000).numpy(), 16000)
     assert made.encode_audio([sound, longer])[0].allclose(made.encode_audio([sound])[0], atol=1e-5)
 
 
-def test_what_cannot_be_a_stem_is_named(tmp_path):
+def test_what_cannot_be_a_stem_is_named(root, tmp_path):
+    adapters = {**MODEL["adapters"], "audio": {"stem": "transformers"}}
+    model = {**MODEL, "adapters": adapters, "modalities": ["text", "audio"]}
+    with pytest.raises(UserError, match=r"the stem transformers needs a name, as name: "):
+        loop.train(recipe(root, tmp_path / "run", steps=2, model=model))
     with pytest.raises(UserError, match=r"the stem transformers .*nothing cannot be had .*; check its name"):
         TransformersStem(8, str(tmp_path / "nothing"))
     transformers.BertConfig(hidden_size=16).save_pretrained(tmp_path / "bert")

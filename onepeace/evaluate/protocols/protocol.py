@@ -61,11 +61,11 @@ class Items:
         needed = (self.modality, *others)
         if self.layout is not None:
             samples = layouts.read(root, self.layout, needed)
+            chosen = [sample for sample in samples if fnmatchcase(sample.key, self.keys)]
+            if not chosen:
+                raise UserError(f"{self.shards}: no key of its {len(samples)} samples fits the pattern {self.keys!r}")
         else:
-            samples = read_source(self.shards, needed, root, broken_limit=1.0).samples
-        chosen = [sample for sample in samples if fnmatchcase(sample.key, self.keys)]
-        if not chosen:
-            raise UserError(f"{self.shards}: no key of its {len(samples)} samples fits the pattern {self.keys!r}")
+            chosen = read_source(self.shards, needed, root, keys=self.keys, broken_limit=1.0).samples
         if (digest := _reading.get()) is not None:
             for sample in chosen:
                 _add(digest, sample, needed)
