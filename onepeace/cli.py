@@ -25,6 +25,7 @@ COMMANDS = {
     "serve": "open a page and a JSON API over an index",
     "embed": "write the vectors of files to one file",
     "classify": "choose the best of given labels for each file",
+    "predict": "let a fine-tuned model label, answer, point, choose, find events or draw masks",
     "convert": "turn a released checkpoint into a model folder",
     "shards": "make training shards of a public data set, a table or a folder of files",
     "train": "train a model by a recipe",
@@ -36,7 +37,7 @@ COMMANDS = {
     "doctor": "show what is installed, what works, and what to do about the rest",
     "bench": "measure speed on this machine",
 }
-DECODING = {"search", "index", "map", "serve", "embed", "classify", "calibrate"}
+DECODING = {"search", "index", "map", "serve", "embed", "classify", "predict", "calibrate"}
 """Commands that decode files, which may be broken, and report what is wrong with them themselves."""
 
 

@@ -36,7 +36,7 @@ class Recorder(Embedder):
 
     def _compute(self, batch: list[Waiting], options: Options) -> None:
         modality = batch[0].modality
-        self.take(modality, self._batch(modality, [entry.sample for entry in batch]))
+        self.take(modality, self.inputs(modality, [entry.sample for entry in batch]))
         for entry in batch:
             entry.assembly.fill(entry.row, self._vector)
 

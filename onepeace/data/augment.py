@@ -1,6 +1,7 @@
 """Augmentation of training items. Every random number is drawn from the generator handed in: one per item (steps.py).
 
-An entry of AUGMENTS has three steps: ``load`` decodes, ``vary`` changes one item, ``collate`` makes the model's input.
+An entry of AUGMENTS has three steps: ``load`` decodes, ``vary`` changes one item, ``collate`` makes the model's input;
+a fourth, ``mix_batch``, where ``mixes_batch``.
 What can be done to a whole batch at once (colour, normalisation) waits for ``collate``: two cores are few.
 """
 
@@ -50,20 +51,47 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageAugment:
-    """Crop, mirror, colour."""
+    """Crop, mirror, colour; and for fine-tuning RandAugment, blur, MixUp and CutMix, as torchvision has them."""
 
     crop_scale: tuple[float, ...] = (0.9, 1.0)
-    """Least and largest share of the area that is kept."""
+    """Least and largest share of the area that is kept; [1, 1] keeps the whole picture in its proportions."""
     flip: bool = False
     """Mirror half of the pictures, unless the caption speaks of left or right."""
     color: float = 0.0
     """Brightness, contrast and saturation change by at most this share."""
+    rand_augment: tuple[int, ...] | None = None
+    """[operations, magnitude from 0 to 30] of RandAugment (arXiv 1909.13719), e.g. [2, 9]; null = none."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur, its radius drawn from 0.1 to 2 pixels."""
+    mixup: float = 0.0
+    """alpha of MixUp (arXiv 1710.09412); 0 = none. Only for classification."""
+    cutmix: float = 0.0
+    """alpha of CutMix (arXiv 1905.04899); 0 = none. With both, each batch draws one of them."""
 
     def __post_init__(self) -> None:
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise UserError(f"crop_scale {list(self.crop_scale)} should be two shares, as [0.5, 1.0]")
         if not 0 <= self.color < 1:
             raise UserError(f"color {self.color} should be a share below 1")
+        if not 0 <= self.blur <= 1:
+            raise UserError(f"blur {self.blur} should be a probability, between 0 and 1")
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} {getattr(self, name)} should be 0 or the alpha of a Beta distribution")
+        if self.rand_augment is not None and not (
+            len(self.rand_augment) == 2 and self.rand_augment[0] >= 1 and 0 <= self.rand_augment[1] <= 30
+        ):
+            raise UserError(f"rand_augment {list(self.rand_augment)} should be operations and magnitude, as [2, 9]")
+
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether a box or a mask of the picture would no longer fit it."""
+        return self.flip or self.rand_augment is not None or tuple(self.crop_scale) != (1.0, 1.0) or self.mixes_batch
+
+    @property
+    def mixes_batch(self) -> bool:
+        """Whether pictures of a batch are mixed with one another."""
+        return bool(self.mixup or self.cutmix)
 
     def load(self, item: Any, processor: Any) -> Any:
         """The picture as the processor opens it: upright RGB, in its own size."""
@@ -74,15 +102,55 @@ class ImageAugment:
     ) -> tuple[Picture, str]:
         """A random crop in the model's size, perhaps mirrored, and the colour factors for `collate`."""
         width, height = picture.size
+        if tuple(self.crop_scale) == (1.0, 1.0):
+            return self._recolored(picture.resize((processor.width, processor.height), BICUBIC), text, rng), text
         area = width * height * rng.uniform(self.crop_scale[0], self.crop_scale[1])
         ratio = math.exp(rng.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
         w, h = min(math.sqrt(area * ratio), width), min(math.sqrt(area / ratio), height)
         left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
         crop = picture.resize((processor.width, processor.height), BICUBIC, box=(left, top, left + w, top + h))
-        pixels = np.asarray(crop)
+        return self._recolored(crop, text, rng), text
+
+    def _recolored(self, picture: Any, text: str, rng: np.random.Generator) -> Picture:
+        """What does not change the size: mirror, RandAugment, blur, and the factors of colour."""
+        if self.rand_augment is not None:
+            picture = self._rand_augmented(picture, rng)
+        if self.blur and rng.random() < self.blur:
+            from PIL import ImageFilter
+
+            picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
+        pixels = np.asarray(picture)
         if self.flip and rng.random() < 0.5 and not SPATIAL.search(text):
             pixels = pixels[:, ::-1]
-        return Picture(pixels, *(rng.uniform(1 - self.color, 1 + self.color, 3))), text
+        return Picture(pixels, *(rng.uniform(1 - self.color, 1 + self.color, 3)))
+
+    def _rand_augmented(self, picture: Any, rng: np.random.Generator) -> Any:
+        """torchvision draws from torch's generator, which is seeded from the item's and put back."""
+        from torchvision.transforms import v2
+
+        operations, magnitude = self.rand_augment or (0, 0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**31)))
+            return v2.RandAugment(operations, magnitude)(picture)
+
+    def mix_batch(self, inputs: dict[str, Tensor], seed: int) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Mix pictures with their neighbours in the batch.
+
+        Returns:
+            The input, and the share of each item in each picture, (B, B); None where a batch of one has no other.
+        """
+        from torchvision.transforms import v2
+
+        count = len(inputs["pixels"])
+        if count < 2:
+            return inputs, None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            kinds = [kind(alpha=alpha, num_classes=count)
+                     for kind, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix)) if alpha]  # fmt: skip
+            chosen = kinds[int(torch.randint(len(kinds), ()))]
+            pixels, shares = chosen(inputs["pixels"], torch.arange(count))
+        return {**inputs, "pixels": pixels}, shares
 
     def collate(self, samples: list[Picture], processor: Any) -> dict[str, Tensor]:
         """Colour and normalisation of the whole batch in one affine map per picture: {"pixels": (B, 3, H, W)}."""
@@ -106,6 +174,7 @@ class ImageAugment:
 class AudioAugment:
     """Turn in time, mix, add noise, change the gain."""
 
+    mixes_batch = False
     shift: bool = False
     """Turn the clip around by a random time: what leaves at the end comes in at the start."""
     gain_db: float = 0.0

@@ -34,6 +34,11 @@ class Batch:
     """For each item the captions and the label that say what it is; see ``multi_positive_ids``."""
     targets: Mapping[str, list[Any]] = field(default_factory=dict)
     """By name, a value for each item."""
+    rows: int = 1
+    """Rows of the inputs that belong to one item, one after another: 2 where an item has two pictures, 4 where a
+    question has four candidate answers. What an item has once stands in all of its rows."""
+    mixing: Tensor | None = None
+    """(B, B): the share of each item (column) in each mixed picture (row), where pictures are mixed."""
     token_dropout: Mapping[str, Tensor] = field(default_factory=dict)
     """By modality: positions (B, K) that stay in the contrastive pass, padded with -1, where tokens are dropped."""
     masks: Mapping[str, Mapping[str, Mask]] = field(default_factory=dict)
@@ -51,6 +56,7 @@ class Batch:
                 key: {name: Mask(*map(function, mask)) for name, mask in passes.items()}
                 for key, passes in self.masks.items()
             },
+            mixing=None if self.mixing is None else function(self.mixing),
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -68,8 +74,9 @@ class Batch:
             take: for each modality present: (inputs, rows) -> the inputs of these rows.
         """
         pieces = []
-        for rows in torch.arange(len(self.keys)).chunk(parts):
-            own = slice(int(rows[0]), int(rows[-1]) + 1)
+        for items in torch.arange(len(self.keys)).chunk(parts):
+            own = slice(int(items[0]), int(items[-1]) + 1)
+            rows = torch.arange(own.start * self.rows, own.stop * self.rows)
             pieces.append(
                 replace(
                     self,
@@ -86,6 +93,8 @@ class Batch:
                         key: {name: Mask(trim(mask.keep[own]), mask.masked[own]) for name, mask in passes.items()}
                         for key, passes in self.masks.items()
                     },
+                    # Over whole batches; a part is for the outputs only.
+                    mixing=None,
                 )
             )
         return pieces

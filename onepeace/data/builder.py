@@ -69,6 +69,7 @@ class BatchBuilder:
         self.num_tokens, self.masks, self.features = num_tokens or {}, masks or {}, features or {}
         self.pairs = config.modalities
         self.targets = {source.name: source.targets for source in config.train}
+        self.candidates = {source.name: source.candidates for source in config.train}
         self.augments = make_augments(config.augment)
         self.broken: dict[str, set[str]] = {}
         self._cache: dict[tuple[str, int], Tensor] = {}
@@ -99,14 +100,21 @@ class BatchBuilder:
         replaced: list[str] = []
         pair = _Pair(name, total, another)
         drawn = [self._item(pair, candidates, rng, replaced) for candidates, rng in items]
-        inputs = {}
+        inputs, mixing = {}, None
+        rows = _rows_of_an_item(drawn)
         for modality in self.pairs[name]:
-            decoded = [media[modality] for _, _, media in drawn]
+            per_item = [media[modality] for _, _, media in drawn]
+            several = any(isinstance(value, list) for value in per_item)
+            decoded = [one for value in per_item for one in (value if isinstance(value, list) else [value] * rows)]
             augment, processor = self.augments.get(modality), self.processors[modality]
             if modality in self.features:
                 inputs[modality] = collate(decoded)
                 continue
             inputs[modality] = augment.collate(decoded, processor) if augment else processor.collate(decoded)
+            if several and modality != "text":
+                inputs[modality]["type_ids"] = torch.arange(rows).repeat(len(drawn))
+            if augment is not None and augment.mixes_batch:
+                inputs[modality], mixing = augment.mix_batch(inputs[modality], seed)
         token_dropout, masks = self._masks(inputs, torch.Generator().manual_seed(seed))
         return Batch(
             inputs=inputs,
@@ -114,6 +122,8 @@ class BatchBuilder:
             captions=[text for _, text, _ in drawn],
             names=[names_of(sample, text) for sample, text, _ in drawn],
             targets={target: [s.targets.get(target) for s, _, _ in drawn] for target in self.targets[name]},
+            rows=rows,
+            mixing=mixing,
             token_dropout=token_dropout,
             masks=masks,
             replaced=replaced,
@@ -152,17 +162,30 @@ class BatchBuilder:
                 if partner is not None:
                     others.append(partner)
                     text = join_captions(text, self._caption(pair, partner, rng))
+            elif isinstance(several := sample.inputs[modality], list):
+                decoded[modality] = [self._one(modality, item, text, rng) for item in several]
             elif augment is None:
                 decoded[modality] = processor.decode(sample.inputs[modality])
             else:
                 loaded = self._load(modality, sample)
                 decoded[modality], text = augment.vary(loaded, text, processor, rng, partial(second, modality))
         if "text" in self.pairs[pair.name]:
-            decoded["text"] = self.processors["text"].decode(text)
+            template, read = self.candidates[pair.name], self.processors["text"].decode
+            decoded["text"] = read(text)
+            if template is not None:
+                candidates = sample.targets["candidates"]
+                decoded["text"] = [read(template.format(text=text, candidate=one)) for one in candidates]
         if others:
             # Two clips at once are neither one's class nor its captions.
             sample = replace(sample, inputs={}, targets={})
         return sample, text, decoded
+
+    def _one(self, modality: str, item: Any, text: str, rng: np.random.Generator) -> Any:
+        """One of several pictures of an item, decoded and changed on its own; none is mixed with another item's."""
+        augment, processor = self.augments.get(modality), self.processors[modality]
+        if augment is None:
+            return processor.decode(item)
+        return augment.vary(augment.load(item, processor), text, processor, rng, _no_other)[0]
 
     def _another(self, pair: _Pair, modality: str, rng: np.random.Generator) -> tuple[Any, str]:
         """A random sample of the pair for an augmentation that takes two: what it loads, and a caption."""
@@ -226,6 +249,23 @@ class BatchBuilder:
                     starts = word_starts(own["ids"], self.word_table)
                 masks[modality] = draw_masks(rates, lengths, generator, starts)
         return token_dropout, masks
+
+
+def _no_other() -> tuple[Any, str]:
+    raise UserError("an item of several pictures or sounds cannot be mixed with another; set mix to 0")
+
+
+def _rows_of_an_item(drawn: Sequence[tuple[Sample, str, Mapping[str, Any]]]) -> int:
+    """How many rows each item of a batch takes: the length of its lists, the same for all; 1 without lists."""
+    counts: dict[int, str] = {}
+    for sample, _, decoded in drawn:
+        for value in decoded.values():
+            if isinstance(value, list):
+                counts.setdefault(len(value), sample.key)
+    if len(counts) > 1 or 0 in counts:
+        found = " and ".join(f"{count} ({key})" for count, key in sorted(counts.items()))
+        raise UserError(f"items of one batch have {found} pictures, sounds or candidates; all must have as many")
+    return next(iter(counts), 1)
 
 
 def names_of(sample: Sample, caption: str) -> list[str]:

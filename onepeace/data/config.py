@@ -21,6 +21,9 @@ class SourceConfig:
     """Pattern of the samples' keys: a part of the shards. Not of streams."""
     targets: tuple[str, ...] = ()
     """Targets that every sample must have, e.g. [label]."""
+    candidates: str | None = None
+    """Sentence with {text} and {candidate}: an item has one text for each of its target "candidates", in place of its
+    caption, e.g. "{text} answer: {candidate}"."""
     weight: float = 1.0
     """How often an item comes in an epoch; 2.5 = two or three times, 0.1 = every tenth item, other ones each epoch.
     Of streams, whose number of items is not known: the source's share of the items, over the sum of all shares."""
@@ -28,6 +31,15 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if not self.pair or len(set(self.pair)) != len(self.pair):
             raise UserError(f"pair {list(self.pair)} of {self.shards} should be different modalities, as [image, text]")
+        if self.candidates is not None and (
+            "text" not in self.pair
+            or "candidates" not in self.targets
+            or sorted(_placeholders(self.candidates)) != ["candidate", "text"]
+        ):
+            raise UserError(
+                f"candidates {self.candidates!r} of {self.shards} should have {{text}} and {{candidate}}, "
+                "of a pair with text whose targets have candidates"
+            )
         if not self.weight > 0:
             raise UserError(f"weight {self.weight} of {self.shards} should be above 0; leave the source out instead")
 
@@ -84,6 +96,9 @@ class DataConfig:
             if first.targets != source.targets:
                 lists = f"{list(first.targets)} and {list(source.targets)}"
                 raise UserError(f"data.train: sources of {source.name} have targets {lists}; give all the same")
+            if first.candidates != source.candidates:
+                both = f"{first.candidates!r} and {source.candidates!r}"
+                raise UserError(f"data.train: sources of {source.name} have candidates {both}; give all the same")
         make_augments(self.augment)
         for source in self.train:
             if source.targets and any(self.augment.get(modality, {}).get("mix") for modality in source.pair):

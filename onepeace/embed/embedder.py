@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from onepeace.device import choose_device, choose_dtype
 from onepeace.embed.assembly import Assembly, Embedded, Failure, Vectors, Windows
 from onepeace.embed.items import check_many, name_of, parts_of
 from onepeace.embed.parts import Compound, Part
+from onepeace.embed.predict import Head
 from onepeace.embed.stream import Batcher, Waiting, decode_ahead
 from onepeace.embed.zero_shot import TEMPLATE, prototypes
 from onepeace.errors import UserError
@@ -351,7 +352,7 @@ class Embedder:
         """
         if not isinstance(item, Mapping) or not item:
             raise UserError(f'features takes a dictionary by modality: {{"{self.modalities[0]}": ...}}')
-        inputs = {key: self._batch(key, [self._processor(key).decode(value)]) for key, value in item.items()}
+        inputs = {key: self.inputs(key, [self._processor(key).decode(value)]) for key, value in item.items()}
         with torch.no_grad():
             features = {key: tokens[0].float().cpu() for key, tokens in self.module.features(inputs).items()}
         tokens_by_key = {}
@@ -360,6 +361,43 @@ class Embedder:
             positions, unit = covered or self.module.adapters[key].token_positions(inputs[key])
             tokens_by_key[key] = Tokens(features[key][0], features[key][1:], positions, unit)
         return tokens_by_key
+
+    def predict(
+        self,
+        items: Iterable[object],
+        *,
+        head: str | None = None,
+        top: int = 5,
+        batch_size: int = 32,
+        on_error: OnError = "raise",
+    ) -> list[dict[str, Any]] | tuple[list[dict[str, Any]], list[Failure]]:
+        """What a task head of the model says of items: see onepeace/embed/tasks.py for the results of each task.
+
+        Args:
+            items: paths or values of the modality that the head reads, or dictionaries by modality, {"image": "a.jpg",
+                "text": "what is it?"}; see `onepeace.embed.predict.Head.predict`.
+            head: an entry of the model's heads; None if it has one only.
+            top: classes that are named.
+            batch_size, on_error: see `Embedder`.
+        """
+        _choice("on_error", on_error, ("raise", "skip"))
+        results, failures = [], []
+        for found in Head(self, head).predict(items, batch_size=batch_size, top=top):
+            if found.result is not None:
+                results.append(found.result)
+            elif on_error == "raise":
+                raise UserError(f"{found.name}: {found.reason}")
+            else:
+                failures.append(Failure(found.index, found.name, str(found.reason)))
+        return (results, failures) if on_error == "skip" else results
+
+    def inputs(self, modality: str, samples: list[Tensor]) -> dict[str, Tensor]:
+        """Decoded samples of one modality as the module's input, on its device."""
+        processor = self.processors[modality]
+        return {
+            name: value.to(self.device, self.dtype if name in processor.cast_inputs else None)
+            for name, value in processor.collate(samples).items()
+        }
 
     def _collect(self, items: Iterable[object], options: Options) -> tuple[Tensor, list[Failure]]:
         """(n, E) vectors of the items that succeed, or their logits (n, number of classes), and the failures."""
@@ -457,7 +495,7 @@ class Embedder:
         modality, start = batch[0].modality, time.perf_counter()
         try:
             with torch.inference_mode():
-                inputs = {modality: self._batch(modality, [entry.sample for entry in batch])}
+                inputs = {modality: self.inputs(modality, [entry.sample for entry in batch])}
                 vectors = self.module.predict(inputs) if options.head else self.module(inputs)[modality]
                 vectors = vectors.float().cpu()
                 vectors = vectors if options.head else F.normalize(vectors, dim=1)
@@ -477,14 +515,6 @@ class Embedder:
         if projected and modality not in self.module.config.projections:
             raise UserError(f"this model has no projection for vectors of {modality}; use classify or features")
         return self.processors[modality]
-
-    def _batch(self, modality: str, samples: list[Tensor]) -> dict[str, Tensor]:
-        """Samples as the model's input on its device."""
-        processor = self.processors[modality]
-        return {
-            name: value.to(self.device, self.dtype if name in processor.cast_inputs else None)
-            for name, value in processor.collate(samples).items()
-        }
 
     def _num_classes(self) -> int:
         """Outputs of the model's own classifier, which has to be about single items."""

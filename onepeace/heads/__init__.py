@@ -6,18 +6,25 @@ from typing import Any
 from onepeace.errors import UserError
 
 from .classifier import Classifier
+from .frames import Frames
 from .head import Head
 from .projection import Projection
 from .pyramid import Pyramid
 
-HEADS: dict[str, type[Head]] = {"classifier": Classifier}
+HEADS: dict[str, type[Head]] = {"classifier": Classifier, "frames": Frames}
 
-__all__ = ["HEADS", "Classifier", "Head", "Projection", "Pyramid", "make_head"]
+ABOUT = ("kind", "on", "blocks", "task", "labels")
+"""Entries of a head's configuration that say what it reads and what its outputs mean; the others are its options."""
+
+__all__ = ["ABOUT", "HEADS", "Classifier", "Frames", "Head", "Projection", "Pyramid", "make_head"]
 
 
 def make_head(name: str, config: Mapping[str, Any], dim: int, num_heads: int) -> Head:
     """The head that an entry of ``ModelConfig.heads`` describes."""
-    options = {key: value for key, value in config.items() if key not in ("kind", "on")}
+    options = {key: value for key, value in config.items() if key not in ABOUT}
+    labels, outputs = config.get("labels"), config.get("num_classes")
+    if labels is not None and len(labels) != outputs:
+        raise UserError(f"model.heads.{name} has {len(labels)} labels and num_classes {outputs}; give as many")
     if config["kind"] not in HEADS:
         raise UserError(f"model.heads.{name}: no kind {config['kind']!r}; known: {', '.join(HEADS)}")
     return HEADS[config["kind"]].from_options(dim, num_heads, options, f"model.heads.{name}")

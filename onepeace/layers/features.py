@@ -24,6 +24,11 @@ class Features(NamedTuple):
         """(B, D)."""
         return self.tokens[:, 0]
 
+    def rows(self, rows: slice) -> "Features":
+        """These items alone."""
+        mask = None if self.padding_mask is None else self.padding_mask[rows]
+        return Features(self.tokens[rows], mask, self.grid, tuple(one.rows(rows) for one in self.intermediates))
+
     def feature_map(self) -> Tensor:
         """The tokens without CLS on their grid, channels first: (B, D, rows, columns), or (B, D, L - 1)."""
         if self.grid is None:

@@ -9,14 +9,15 @@ def classification(logits: Tensor, target: Tensor, label_smoothing: float = 0.0)
 
     Args:
         logits: (B, C).
-        target: (B,) int64 class ids.
+        target: (B,) int64 class ids, or (B, C) shares of the classes that sum to 1 (mixed pictures).
         label_smoothing: mass spread evenly over all C classes (torch's form, here the released code's too).
 
     Returns:
         Scalar mean over items, float32. The released code sums them and divides the gradient by B: the same step.
     """
-    if logits.ndim != 2 or target.shape != logits.shape[:1]:
-        raise ValueError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} should be (B, C) and (B,)")
+    if logits.ndim != 2 or target.shape not in (logits.shape[:1], logits.shape):
+        shapes = f"logits {tuple(logits.shape)} and target {tuple(target.shape)}"
+        raise ValueError(f"{shapes} should be (B, C) and (B,) or (B, C)")
     return F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
 
 

@@ -163,14 +163,30 @@ class OnePeace(nn.Module):
 
     def predict(self, *inputs: Inputs, head: str = "classifier") -> Tensor:
         """What a named head makes of one joint pass, or of several: logits (B, num_classes) of a classifier."""
+        blocks = self.head_blocks(head)
         key = self._head_config(head)["on"]
-        return self.heads[head](*(self.encode(self.stems(one))[key] for one in inputs))
+        passes = [self.encode(self.stems(one), out_indices=blocks) for one in inputs]
+        return self.heads[head](*(features[key] for features in passes))
+
+    def apply_head(self, name: str, features: Mapping[str, Features]) -> Tensor:
+        """What a named head makes of the features of one pass, by modality.
+
+        A head of several inputs (NLVR2: two pictures) takes so many rows of the pass for one item, one after another.
+        """
+        config = self._head_config(name)
+        found, inputs = features[config["on"]], config.get("inputs", 1)
+        return self.heads[name](*(found.rows(slice(i, None, inputs)) for i in range(inputs)))
+
+    def head_blocks(self, name: str) -> tuple[int, ...]:
+        """Blocks whose outputs a head reads beside the last one's (``out_indices`` of `encode`)."""
+        return tuple(self._head_config(name).get("blocks", ()))
 
     def reset_head(self, name: str, num_classes: int) -> None:
         """Give a named head a fresh output layer of ``num_classes`` (timm: reset_classifier)."""
         config = self._head_config(name)
         self._reset_linear(cast(Head, self.heads[name]).reset_output(num_classes))
-        heads = {**self.config.heads, name: {**config, "num_classes": num_classes}}
+        kept = {key: value for key, value in config.items() if key != "labels"}
+        heads = {**self.config.heads, name: {**kept, "num_classes": num_classes}}
         self.config = replace(self.config, heads=heads)
 
     def _head_config(self, name: str) -> Options:

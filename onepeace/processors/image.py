@@ -105,6 +105,15 @@ class ImageProcessor(Processor):
                 image.draft(None, (2 * max(self.height, self.width),) * 2)
             return self._to_rgb(image, name)
 
+    def size_in_pixels(self, item: object) -> tuple[int, int]:
+        """Width and height of one picture, upright; of a file its header is read only."""
+        name = source.describe(item)
+        if _is_pil(item) or isinstance(item, (Tensor, np.ndarray)):
+            return self.load(item).size
+        with open_picture(io.BytesIO(source.read_bytes(item)), name, source.suffix(item)) as image:
+            width, height = image.size
+            return (height, width) if orientation(image) >= 5 else (width, height)
+
     def finish(self, image: "Image.Image") -> Tensor:
         """(3, height, width) float32 of an RGB image: scaled, then (x / 255 - mean) / std per channel."""
         from PIL import Image, ImageOps

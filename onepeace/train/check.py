@@ -7,6 +7,7 @@ a term of the objective needs in its own file.
 from typing import get_args
 
 from onepeace.config import Config
+from onepeace.data.augment import make_augments
 from onepeace.data.masking import TEXT_UNITS, Unit
 from onepeace.errors import UserError
 from onepeace.train.recipe import Recipe
@@ -35,5 +36,15 @@ def check(recipe: Recipe, config: Config) -> None:
         raise UserError(
             f"data.train: no term of the objective is of the pair {idle[0]}; add one, or take its sources out"
         )
+    mixing = [key for key, augment in make_augments(recipe.data.augment).items() if augment.mixes_batch]
     for term_name, options, term in recipe.terms:
+        if (
+            mixing
+            and not term.takes_mixed
+            and any(mixing[0] in keys for keys in term.pairs(term_name, recipe).values())
+        ):
+            raise UserError(
+                f"data.augment.{mixing[0]} has mixup or cutmix, and objective.{term_name.text} cannot read mixed "
+                "items; set both to 0"
+            )
         term.check(term_name, options, recipe, config)

@@ -44,6 +44,7 @@ class Passes:
         self._unimodal: dict[str, Features] = {}
         self._embedding: dict[str, Tensor] = {}
         self._unimodal_masked: dict[str, Tensor] = {}
+        self._fused: dict[tuple[tuple[str, ...], tuple[int, ...]], dict[str, Features]] = {}
         self._averaged: dict[tuple[str, ...], dict[str, Features]] = {}
 
     @cached_property
@@ -75,6 +76,27 @@ class Passes:
         if key not in self._embedding:
             self._embedding[key] = self.model.embed(key, self.unimodal(key))
         return self._embedding[key]
+
+    def fused(self, keys: tuple[str, ...], out_indices: Sequence[int] = ()) -> dict[str, Features]:
+        """Modalities encoded together in one pass without masks and with its gradient: what task heads read.
+
+        Args:
+            out_indices: see `OnePeace.encode`; then all items are in one group.
+        """
+        if (keys, tuple(out_indices)) not in self._fused:
+            if out_indices:
+                stems = {key: self.stems[key] for key in keys}
+                found = self.model.encode(stems, out_indices=out_indices)
+                self.real_tokens += sum(int(self.lengths[key].sum()) for key in keys)
+                self.all_tokens += sum(features.tokens.shape[:2].numel() for features in found.values())
+            else:
+                found = self._by_length(list(keys), {}, self.model.encode)
+            self._fused[keys, tuple(out_indices)] = found
+        return self._fused[keys, tuple(out_indices)]
+
+    def head(self, name: str, keys: tuple[str, ...]) -> Tensor:
+        """What a task head of the model makes of these modalities, a row for each of its inputs; see `fused`."""
+        return self.model.apply_head(name, self.fused(keys, self.model.head_blocks(name)))
 
     @cached_property
     def joint(self) -> dict[str, Features]:
@@ -146,6 +168,7 @@ class Passes:
             key: Features(
                 _stack([part[key].tokens for part in parts])[order],
                 _stack_masks([part[key].padding_mask for part in parts], [part[key].tokens for part in parts], order),
+                _largest_grid([part[key].grid for part in parts]),
             )
             for key in keys
         }
@@ -229,6 +252,12 @@ def _stack_masks(masks: Sequence[Tensor | None], tokens: Sequence[Tensor], order
     ]
     joined = torch.cat(full)
     return joined[order] if bool(joined.any()) else None
+
+
+def _largest_grid(grids: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    """That of the padded whole; None where tokens were left out."""
+    known = [grid for grid in grids if grid is not None]
+    return max(known) if len(known) == len(grids) else None
 
 
 def _join_stems(parts: Sequence[Stem], groups: Sequence[Tensor]) -> Stem:

@@ -22,6 +22,7 @@ from onepeace.processors import PROCESSORS, TextProcessor
 from onepeace.processors.processor import Processor
 from onepeace.train import checkpoint, parallel
 from onepeace.train.captions import captions_of
+from onepeace.train.labels import label_heads
 from onepeace.train.log import describe_run
 from onepeace.train.objective import Objective
 from onepeace.train.optim import freeze, make_optimizer
@@ -46,6 +47,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
     out, main = Path(recipe.run.out), parallel.rank() == 0
     config = make_config(recipe)
     sources = read_sources(recipe)
+    config = label_heads(config, recipe, sources)
     if "text" in config.model.adapters and main:
         make_tokenizer(recipe, lambda: every_caption(recipe, sources), out / "tokenizer.json")
     parallel.barrier()

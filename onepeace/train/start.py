@@ -1,6 +1,7 @@
 """Where a run starts: the configuration of the model a recipe describes, and its first weights."""
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from fnmatch import fnmatchcase
@@ -17,6 +18,7 @@ from onepeace.hub.folder import read_config
 from onepeace.model import OnePeace
 from onepeace.model.stems import PretrainedStem, network_options
 from onepeace.train.check import check
+from onepeace.train.labels import described
 from onepeace.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,8 @@ def make_config(recipe: Recipe) -> Config:
         content["decoder"] = _masked_decoder(recipe, content.get("decoder"), keys)
     elif recipe.uses_masks:
         raise UserError(f"the objective has masked passes, and models of architecture {name} have no masked decoder")
+    if "heads" in content:
+        content["heads"] = {key: described(key, head, recipe) for key, head in content["heads"].items()}
     settings = merge(processors, recipe.processors)
     model: Any = build(kind, content, "the recipe's model")
     config = Config(model, {key: settings.get(key, {}) for key in keys}, name)
@@ -116,6 +120,7 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
             raise UserError(f"model.fresh: the pattern {pattern!r} matches no weight of {folder}")
         given = {name: tensor for name, tensor in given.items() if name not in found}
     own = model.state_dict()
+    given = _fitted(given, {name: tuple(tensor.shape) for name, tensor in own.items()}, config)
     for new, old in start.copy.items():
         for name in own:
             # Not the adapters: what they read has nothing in common.
@@ -135,6 +140,21 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
     if start.pretrained:
         load_pretrained(model, [key for key in model.adapters if any(f"adapters.{key}.stem." in n for n in fresh)])
     return model
+
+
+def _fitted(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], config: Config) -> dict[str, Tensor]:
+    """The weights with one table of biases for every block made from the one they share, and resampled for pictures of
+    another size (released code: both are done when a fine-tuning starts)."""
+    found = dict(given)
+    for name in shapes:
+        shared = re.sub(r"(\.bias_tables)\.\d+$", r"\1.0", name)
+        if name not in found and shared != name and shared in given:
+            found[name] = given[shared].clone()
+    resize = architecture(config.architecture).resize
+    for name, tensor in found.items():
+        if ".bias_tables." in name and name in shapes and tensor.shape != shapes[name] and resize is not None:
+            found[name] = resize(tensor, shapes[name])
+    return found
 
 
 def load_pretrained(model: OnePeace, modalities: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from onepeace.evaluate.protocols.probe import Probe
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol
 from onepeace.evaluate.protocols.retrieval import Retrieval
 from onepeace.evaluate.protocols.same_class import SameClass
+from onepeace.evaluate.protocols.task_head import TaskHead
 from onepeace.evaluate.protocols.zero_shot import ZeroShot
 
 PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
@@ -19,4 +20,5 @@ PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
     "multi_label": MultiLabel,
     "probe": Probe,
     "mixed": Mixed,
+    "head": TaskHead,
 }

@@ -38,7 +38,7 @@ class ClassNames(EvaluationProtocol):
     def listed_names(self, root: Path) -> list[str] | None:
         """The class names that the set itself lists, in the order of their numbers; None when it does not."""
         if self.classes:
-            return _read_names(root / self.classes)
+            return read_class_names(root / self.classes)
         return layouts.class_names(root, self.layout) if self.layout is not None else None
 
     def class_vectors(self, embedder: Any, names: Sequence[str], root: Path) -> NDArray:
@@ -46,7 +46,8 @@ class ClassNames(EvaluationProtocol):
         return prototypes(lambda texts: encode(embedder, "text", texts), names, self.prompts(root)).numpy()
 
 
-def _read_names(path: Path) -> list[str]:
+def read_class_names(path: Path) -> list[str]:
+    """The names in a JSON list of them, or of objects with a "name"; UserError if they are no distinct names."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         names = [entry["name"] if isinstance(entry, dict) else entry for entry in entries]

@@ -9,18 +9,29 @@ from typing import Any
 
 from onepeace.config import build
 from onepeace.errors import UserError
+from onepeace.train.terms.box import Box
+from onepeace.train.terms.choice import Choice
+from onepeace.train.terms.classification import Classification
 from onepeace.train.terms.contrastive import Contrastive
 from onepeace.train.terms.denoising import Denoising
 from onepeace.train.terms.distillation import Distillation
+from onepeace.train.terms.events import Events
+from onepeace.train.terms.multi_label import Answers, MultiLabel
 from onepeace.train.terms.names import Names
 from onepeace.train.terms.regression import Regression
 from onepeace.train.terms.relations import Relations
 from onepeace.train.terms.term import Term, TermName, TermOptions
 
 TERMS: dict[str, type[Term]] = {
+    "answers": Answers,
+    "box": Box,
+    "choice": Choice,
+    "classification": Classification,
     "contrastive": Contrastive,
     "denoising": Denoising,
     "distillation": Distillation,
+    "events": Events,
+    "multi_label": MultiLabel,
     "names": Names,
     "regression": Regression,
     "relations": Relations,

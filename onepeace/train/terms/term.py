@@ -61,6 +61,8 @@ class Term(nn.Module):
     uses_masks: ClassVar[bool] = False
     """Whether it needs masked passes, and with them the model's masked decoder."""
     min_modalities: ClassVar[int] = 1
+    takes_mixed: ClassVar[bool] = False
+    """Whether it can read a batch whose pictures are mixed with one another (``Batch.mixing``)."""
     costs_a_step: ClassVar[bool] = False
     """Whether a step costs it something however few the items are, as texts of its own."""
 

@@ -1,0 +1,169 @@
+"""What a model's task head says of items: labels, an answer, a box, a choice, events, a mask (tasks.py).
+
+Items are decoded ahead in threads and computed in batches of like kind; results come in order, failures as values.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from onepeace.embed.items import check_many, name_of
+from onepeace.embed.stream import decode_ahead
+from onepeace.embed.tasks import TASKS, Asked
+from onepeace.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from onepeace.embed.embedder import Embedder
+
+CANDIDATE = "{text} answer: {candidate}"
+"""How a question and a candidate answer become one text (released code)."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a head says of one item."""
+
+    index: int
+    """Place of the item among those given."""
+    name: str
+    result: dict[str, Any] | None
+    """As its task gives it; None if the item failed."""
+    reason: str | None = None
+    """Why it failed, in one line."""
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """An item on its way into a batch."""
+
+    samples: dict[str, list[Tensor]]
+    """By modality, a sample for each of its rows."""
+    size: tuple[int, int]
+    candidates: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        return max(len(samples) for samples in self.samples.values())
+
+
+class Head:
+    """A task head of a model, and how items become its input.
+
+    Args:
+        embedder: the model with its processors.
+        name: an entry of model.heads; None if it has one only.
+
+    Raises:
+        UserError: no such head, or one whose task is not known.
+    """
+
+    def __init__(self, embedder: "Embedder", name: str | None = None):
+        heads = embedder.module.config.heads
+        known = ", ".join(heads) or "none; train one (recipes/README.md), or give labels to classify by"
+        if name is None and len(heads) != 1:
+            raise UserError(f"this model has {len(heads)} heads: {known}")
+        self.name = next(iter(heads)) if name is None else name
+        if self.name not in heads:
+            raise UserError(f"this model has no head {self.name!r}; its heads: {known}")
+        self.embedder, self.config = embedder, heads[self.name]
+        self.on, self.task = self.config["on"], self.config.get("task", "label")
+        if self.task not in TASKS:
+            raise UserError(f"model.heads.{self.name}.task is {self.task!r}; known: {', '.join(TASKS)}")
+
+    def predict(self, items: Iterable[object], *, batch_size: int = 32, top: int = 5) -> Iterator[Prediction]:
+        """The head's results of items, in their order.
+
+        Args:
+            items: a path or value of the modality that the head reads, or {"image": ..., "text": ...} by modality. A
+                list stands for several pictures of one item (NLVR2). "candidates" are answers to choose from.
+            batch_size: items in one pass.
+            top: classes that are named.
+
+        Raises:
+            UserError: ``items`` is no list. What is wrong with an item is in its result.
+        """
+        decoded = decode_ahead(check_many(items), self._decode, ahead=2 * batch_size)
+        while block := list(islice(decoded, batch_size)):
+            outputs = iter(self._outputs([found for _, _, found in block if isinstance(found, _Decoded)], top))
+            for index, item, found in block:
+                name = name_of(index, {k: v for k, v in item.items() if k != "candidates"} if _named(item) else item)
+                if isinstance(found, Exception):
+                    yield Prediction(index, name, None, one_line(found))
+                else:
+                    yield Prediction(index, name, next(outputs))
+
+    def _decode(self, item: object) -> "_Decoded | Exception":
+        try:
+            return self._decoded(dict(item) if isinstance(item, Mapping) and _named(item) else {self.on: item})
+        except Exception as error:  # whatever a processor trips over, the item is to be named
+            return error
+
+    def _decoded(self, values: dict[str, Any]) -> _Decoded:
+        processors = self.embedder.processors
+        candidates = tuple(values.pop("candidates", ()))
+        if unknown := [key for key in values if key not in processors]:
+            raise UserError(f"this model has no {unknown[0]}; it has {', '.join(processors)}")
+        if self.on not in values:
+            raise UserError(f"the head {self.name} reads {self.on}, and the item has {', '.join(values) or 'nothing'}")
+        if self.task == "choice":
+            if len(candidates) < 2 or "text" not in values:
+                raise UserError("a choice needs a text, the question, and two candidates or more")
+            values["text"] = [CANDIDATE.format(text=values["text"], candidate=one) for one in candidates]
+        size = (1, 1)
+        if self.task in ("box", "mask"):
+            size = processors["image"].size_in_pixels(values["image"])  # type: ignore[attr-defined]
+        samples = {
+            key: [processors[key].decode(one) for one in (value if isinstance(value, list) else [value])]
+            for key, value in values.items()
+        }
+        wanted = len(candidates) if self.task == "choice" else self.config.get("inputs", 1)
+        for key, found in samples.items():
+            if len(found) not in (1, wanted):
+                raise UserError(
+                    f"the head {self.name} reads {wanted} of a kind, and the item has {len(found)} of {key}"
+                )
+            samples[key] = found * (wanted // len(found))
+        return _Decoded(samples, size, candidates)
+
+    def _outputs(self, items: list[_Decoded], top: int) -> Iterator[dict[str, Any]]:
+        """The results of a block of items, computed in groups of the same modalities and rows."""
+        found: dict[int, dict[str, Any]] = {}
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for i, item in enumerate(items):
+            groups.setdefault((tuple(item.samples), item.rows), []).append(i)
+        for (keys, rows), members in groups.items():
+            module, inputs = self.embedder.module, {}
+            with torch.inference_mode():
+                for key in keys:
+                    inputs[key] = self.embedder.inputs(key, [one for i in members for one in items[i].samples[key]])
+                    if rows > 1 and key != "text":
+                        inputs[key]["type_ids"] = torch.arange(rows, device=module_device(module)).repeat(len(members))
+                lengths = module.adapters[self.on].token_lengths(inputs[self.on]).tolist()
+                features = module.encode(module.stems(inputs), out_indices=module.head_blocks(self.name))
+                output = module.apply_head(self.name, features).float().cpu()
+            each = len(output) // len(members)
+            for row, i in enumerate(members):
+                asked = Asked(
+                    labels=self.config.get("labels", ()),
+                    size=items[i].size,
+                    candidates=items[i].candidates,
+                    seconds_per_token=getattr(module.adapters[self.on], "seconds_per_token", 0.0),
+                    num_tokens=lengths[row * rows],
+                    top=top,
+                )
+                found[i] = TASKS[self.task](output[row * each : (row + 1) * each], asked)
+        return iter([found[i] for i in range(len(items))])
+
+
+def module_device(module: torch.nn.Module) -> torch.device:
+    """Where the parameters of a module lie."""
+    return next(module.parameters()).device
+
+
+def _named(item: object) -> bool:
+    """Whether an item is a dictionary by modality; {"array": ..., "sampling_rate": ...} is a sound."""
+    return isinstance(item, Mapping) and "array" not in item

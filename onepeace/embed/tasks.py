@@ -1,0 +1,122 @@
+"""What a task head's output means: from the numbers of one item to something that can be written as JSON.
+
+``task`` in a head's configuration names an entry of TASKS; the term of the objective that trained the head has set it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+THRESHOLD = 0.5
+"""Probability from which an event is heard."""
+SHORTEST_GAP = 0.2
+"""Seconds: a pause between two events of a class that is shorter joins them."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is known of an item beside the head's output."""
+
+    labels: Sequence[str] = ()
+    """The head's."""
+    size: tuple[int, int] = (1, 1)
+    """Width and height of the picture in pixels."""
+    candidates: Sequence[str] = ()
+    """The answers to choose from."""
+    seconds_per_token: float = 0.0
+    """Of a sound."""
+    num_tokens: int = 0
+    """Of a sound, without padding."""
+    top: int = 5
+    """Classes that are named."""
+
+
+def name_of_class(labels: Sequence[str], number: int) -> str:
+    """A class's name; its number where the model has none (released checkpoints)."""
+    return labels[number] if labels else str(number)
+
+
+def ranked(scores: Tensor, asked: Asked) -> list[dict[str, Any]]:
+    """The best classes with their scores."""
+    values, numbers = scores.topk(min(asked.top, len(scores)))
+    return [{"label": name_of_class(asked.labels, number), "score": score}
+            for score, number in zip(values.tolist(), numbers.tolist(), strict=True)]  # fmt: skip
+
+
+def label(output: Tensor, asked: Asked) -> dict[str, Any]:
+    """Logits (1, C) of one class among several: probabilities that sum to 1."""
+    return {"labels": ranked(output[0].softmax(0), asked)}
+
+
+def labels(output: Tensor, asked: Asked) -> dict[str, Any]:
+    """Logits (1, C) of classes on their own: each has a probability."""
+    return {"labels": ranked(output[0].sigmoid(), asked)}
+
+
+def answer(output: Tensor, asked: Asked) -> dict[str, Any]:
+    """Logits (1, C) of answers to a question."""
+    found = ranked(output[0].sigmoid(), asked)
+    return {"answer": found[0]["label"], "score": found[0]["score"], "answers": found}
+
+
+def box(output: Tensor, asked: Asked) -> dict[str, Any]:
+    """Logits (1, 4) of a box: its corners [x0, y0, x1, y1] in pixels of the picture (released code)."""
+    width, height = asked.size
+    corners = output[0].sigmoid() * torch.tensor([width, height, width, height])
+    return {"box": corners.tolist()}
+
+
+def choice(output: Tensor, asked: Asked) -> dict[str, Any]:
+    """Scores (N, 1) of N candidate answers."""
+    scores = output[:, 0]
+    best = int(scores.argmax())
+    return {"choice": asked.candidates[best], "number": best, "scores": scores.tolist()}
+
+
+def events(output: Tensor, asked: Asked) -> dict[str, Any]:
+    """Logits (1, L, C) of every frame: events with onset and offset in seconds, in their order."""
+    probabilities = output[0, : asked.num_tokens].sigmoid()
+    found = []
+    for number in range(probabilities.shape[1]):
+        heard = probabilities[:, number] >= THRESHOLD
+        for first, last in _runs(heard, round(SHORTEST_GAP / asked.seconds_per_token)):
+            found.append(
+                {
+                    "label": name_of_class(asked.labels, number),
+                    "onset": first * asked.seconds_per_token,
+                    "offset": (last + 1) * asked.seconds_per_token,
+                    "score": probabilities[first : last + 1, number].mean().item(),
+                }
+            )
+    return {"events": sorted(found, key=lambda event: (event["onset"], event["label"]))}
+
+
+def mask(output: Tensor, asked: Asked) -> dict[str, Any]:
+    """Logits (1, C, h, w) of places: the class number of each pixel, as an array of bytes, and each class's share."""
+    width, height = asked.size
+    classes = F.interpolate(output, (height, width), mode="bilinear", align_corners=False)[0].argmax(0)
+    counts = classes.flatten().bincount(minlength=output.shape[1]).tolist()
+    shares = [{"label": name_of_class(asked.labels, number), "share": count / (width * height)}
+              for number, count in enumerate(counts) if count]  # fmt: skip
+    return {"labels": sorted(shares, key=lambda one: -one["share"]), "mask": classes.to(torch.uint8).numpy()}
+
+
+def _runs(heard: Tensor, gap: int) -> list[tuple[int, int]]:
+    """First and last frame of each run of True; runs less than ``gap`` frames apart are one."""
+    runs: list[tuple[int, int]] = []
+    for frame in heard.nonzero().flatten().tolist():
+        if runs and frame - runs[-1][1] - 1 < max(gap, 1):
+            runs[-1] = (runs[-1][0], frame)
+        else:
+            runs.append((frame, frame))
+    return runs
+
+
+Task = Callable[[Tensor, Asked], dict[str, Any]]
+TASKS: Mapping[str, Task] = {
+    "label": label, "labels": labels, "answer": answer, "box": box, "choice": choice, "events": events, "mask": mask,
+}  # fmt: skip

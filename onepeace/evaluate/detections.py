@@ -1,0 +1,87 @@
+"""Metrics of what is found where: events in time, classes of pixels."""
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onepeace.errors import UserError, need
+from onepeace.files.source import read_bytes
+
+IGNORED = 255
+"""The value of a mask where no class is right."""
+COLLAR = 0.2
+"""Seconds by which onset and offset may be off (DESED; sed_eval)."""
+SHARE = 0.2
+"""The offset may be off by this share of the event's length, where that is more."""
+
+Event = tuple[float, float, str]
+"""Onset and offset in seconds, class name."""
+
+
+def event_f1(found: Sequence[Sequence[Event]], targets: Sequence[Sequence[Event]]) -> float:
+    """Event-based F1, the mean over the classes of the targets (Mesaros, Heittola, Virtanen, 2016; as of DESED).
+
+    A found event is right if an event of its class begins within `COLLAR` of it and ends within the larger of `COLLAR`
+    and `SHARE` of its length; each event is matched once, as many as possible.
+    """
+    sparse, matching = need("scipy.sparse", "eval"), need("scipy.sparse.csgraph", "eval")
+    classes = sorted({label for events in targets for _, _, label in events})
+    if not classes:
+        raise UserError(f"not one of {len(targets)} sounds has an event")
+    scores = []
+    for name in classes:
+        right = number_found = number_right = 0
+        for ours, theirs in zip(found, targets, strict=True):
+            own = [event for event in ours if event[2] == name]
+            real = [event for event in theirs if event[2] == name]
+            number_found, number_right = number_found + len(own), number_right + len(real)
+            fits = np.array([[_fits(a, b) for b in real] for a in own], dtype=np.int8).reshape(len(own), len(real))
+            if fits.any():
+                right += int(
+                    (matching.maximum_bipartite_matching(sparse.csr_array(fits), perm_type="column") >= 0).sum()
+                )
+        scores.append(2 * right / (number_found + number_right))
+    return float(np.mean(scores))
+
+
+def _fits(found: Event, target: Event) -> bool:
+    offset = max(COLLAR, SHARE * (target[1] - target[0]))
+    return abs(found[0] - target[0]) <= COLLAR and abs(found[1] - target[1]) <= offset
+
+
+def mean_iou(pairs: Iterable[tuple[NDArray, NDArray]], num_classes: int) -> tuple[float, float]:
+    """Intersection over union of all pixels, the mean over the classes that occur, and the share of right pixels.
+
+    Args:
+        pairs: predicted and right class of each pixel, (H, W) each, of every picture; `IGNORED` pixels do not count.
+    """
+    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
+    for predicted, target in pairs:
+        if predicted.shape != target.shape:
+            raise ValueError(f"mask {target.shape} and prediction {predicted.shape} differ in shape")
+        known = target != IGNORED
+        if known.any() and int(target[known].max()) >= num_classes:
+            raise UserError(f"a mask has the class {int(target[known].max())}, and there are {num_classes}")
+        pairs_of_classes = target[known].astype(np.int64) * num_classes + predicted[known]
+        counts += np.bincount(pairs_of_classes, minlength=num_classes**2).reshape(num_classes, num_classes)
+    right = counts.diagonal()
+    union = counts.sum(0) + counts.sum(1) - right
+    if not counts.sum():
+        raise UserError("no pixel of the masks has a class")
+    return float((right[union > 0] / union[union > 0]).mean()), float(right.sum() / counts.sum())
+
+
+def read_mask(encoded: Any, name: str) -> NDArray[np.uint8]:
+    """(H, W) class numbers of a segmentation map (a PNG of bytes or a palette); UserError for another kind of file."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(read_bytes(encoded))) as picture:
+            if picture.mode not in ("L", "P"):
+                raise UserError(f"{name}: its mask is a {picture.mode} picture; one byte a pixel is needed (L or P)")
+            return np.array(picture)
+    except OSError as error:
+        raise UserError(f"{name}: its mask cannot be read ({error})") from error

@@ -1,0 +1,170 @@
+"""A task head on samples with targets: the metric follows from what the head's outputs mean (embed/tasks.py)."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onepeace.data.sample import Sample
+from onepeace.errors import UserError
+from onepeace.evaluate import detections
+from onepeace.evaluate.metrics import Figure, average_precisions, box_iou, chance_average_precision
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items
+from onepeace.processors import ImageProcessor
+
+Results = Sequence[Mapping[str, Any]]
+"""What the head says of each sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskHead(EvaluationProtocol):
+    """Accuracy, mean average precision, VQA accuracy, boxes, choices, events or masks of a model's own head."""
+
+    head: str | None = None
+    """An entry of the model's heads; None if it has one only."""
+    target: str | None = None
+    """The samples' target, where it is not the task's own: label, labels, answers, box, choice, events, mask."""
+    others: tuple[str, ...] = ()
+    """Modalities that are read together with this one, e.g. [text]."""
+    group: str | None = None
+    """A target by which samples belong together: also the share of groups that are right as a whole (NLVR2)."""
+
+    @property
+    def sides(self) -> tuple[Items, ...]:
+        return (self, *(Items(modality, self.shards, self.keys) for modality in self.others))
+
+    def run(self, embedder: Any, root: Path) -> list[Figure]:
+        from onepeace.embed.predict import Head
+
+        head = Head(embedder, self.head)
+        task = METRICS[head.task]
+        target = self.target or task.target
+        samples = self.read(root, *self.others)
+        for sample in samples:
+            if target not in sample.targets:
+                raise UserError(f"{sample.source}: {sample.key} has no {target} among its targets")
+        labels = head.config.get("labels", ())
+        results = []
+        for found in head.predict([self._item(sample) for sample in samples], top=len(labels) or 1):
+            if found.result is None:
+                raise UserError(f"{samples[found.index].source}: {samples[found.index].key}: {found.reason}")
+            results.append(found.result)
+        figures = task.figures(results, [sample.targets[target] for sample in samples], labels, samples)
+        if self.group is not None and figures[0].per_query:
+            figures.append(_consistency(figures[0].per_query, [s.targets.get(self.group) for s in samples]))
+        return figures
+
+    def _item(self, sample: Sample) -> dict[str, Any]:
+        keys = (self.modality, *self.others)
+        item = {key: sample.captions[0] if key == "text" else sample.inputs[key] for key in keys}
+        return item | ({"candidates": sample.targets["candidates"]} if "candidates" in sample.targets else {})
+
+
+def _consistency(right: Sequence[float], groups: Sequence[Any]) -> Figure:
+    """The share of groups whose samples are all right."""
+    whole: dict[Any, bool] = {}
+    for value, group in zip(right, groups, strict=True):
+        whole[group] = whole.get(group, True) and value == 1
+    values = tuple(float(all_right) for all_right in whole.values())
+    # Guessing is right in each sample of a group on its own.
+    sizes = Counter(groups)
+    chance = float(np.mean([0.5**size for size in sizes.values()]))
+    return Figure("consistency", float(np.mean(values)), chance, len(values), values)
+
+
+def _accuracy(results: Results, targets: Sequence[Any], labels: Sequence[str], _: Any) -> list[Figure]:
+    for target in targets:
+        if labels and target not in labels:
+            raise UserError(f"label {target!r} is not among the {len(labels)} labels of the head")
+    ranks = [[one["label"] for one in result["labels"]].index(target) + 1
+             for result, target in zip(results, targets, strict=True)]  # fmt: skip
+    found = []
+    for k in (1, 5):
+        if k == 1 or len(labels) > 5:
+            right = tuple(float(rank <= k) for rank in ranks)
+            found.append(Figure(f"top-{k} of {len(labels)}", float(np.mean(right)), k / len(labels), len(right), right))
+    return found
+
+
+def _tags(results: Results, targets: Sequence[Any], labels: Sequence[str], _: Any) -> list[Figure]:
+    number = {label: i for i, label in enumerate(labels)}
+    scores = np.zeros((len(labels), len(results)))
+    for column, result in enumerate(results):
+        for one in result["labels"]:
+            scores[number[one["label"]], column] = one["score"]
+    correct = np.array([[label in target for target in targets] for label in labels])
+    present = correct.any(axis=1)
+    if not present.any():
+        raise UserError(f"not one of {len(targets)} samples has one of the {len(labels)} labels of the head")
+    precisions = average_precisions(scores[present], correct[present])
+    chance = chance_average_precision(correct[present].sum(axis=1), len(results))
+    return [Figure(f"mAP of {int(present.sum())} classes", float(precisions.mean()), chance, len(results))]
+
+
+def _answers(
+    results: Results, targets: Sequence[Any], labels: Sequence[str], samples: Sequence[Sample]
+) -> list[Figure]:
+    """The score that the target gives to the answer (released code); with the ten annotators' answers the official
+    accuracy: the mean over nine of them of min(1, how many said so / 3)."""
+    scores = []
+    for result, target, sample in zip(results, targets, samples, strict=True):
+        said = sample.targets.get("annotations")
+        if said:
+            rest = [sum(other == result["answer"] for j, other in enumerate(said) if j != i) for i in range(len(said))]
+            scores.append(float(np.mean([min(1.0, count / 3) for count in rest])))
+        else:
+            scores.append(float(target.get(result["answer"], 0.0)))
+    return [Figure("VQA accuracy", float(np.mean(scores)), 1 / max(len(labels), 1), len(scores), tuple(scores))]
+
+
+def _boxes(results: Results, targets: Sequence[Any], _: Any, samples: Sequence[Sample]) -> list[Figure]:
+    size_of = ImageProcessor().size_in_pixels
+    sizes = [size_of(sample.inputs["image"]) for sample in samples]
+    found = [np.array(result["box"]) / [w, h, w, h] for result, (w, h) in zip(results, sizes, strict=True)]
+    overlaps = box_iou(np.array(found), np.array(targets, dtype=np.float64))
+    right = tuple((overlaps >= 0.5).astype(float).tolist())
+    return [Figure("accuracy at IoU 0.5", float(np.mean(right)), 0.0, len(right), right),
+            Figure("mean IoU", float(overlaps.mean()), 0.0, len(right), tuple(overlaps.tolist()))]  # fmt: skip
+
+
+def _choices(results: Results, targets: Sequence[Any], _: Any, __: Any) -> list[Figure]:
+    right = tuple(float(result["number"] == target) for result, target in zip(results, targets, strict=True))
+    chance = float(np.mean([1 / len(result["scores"]) for result in results]))
+    return [Figure("accuracy", float(np.mean(right)), chance, len(right), right)]
+
+
+def _events(results: Results, targets: Sequence[Any], labels: Sequence[str], _: Any) -> list[Figure]:
+    found = [[(e["onset"], e["offset"], e["label"]) for e in result["events"]] for result in results]
+    value = detections.event_f1(found, [[tuple(event) for event in target] for target in targets])
+    return [Figure("event F1", value, 0.0, len(results))]
+
+
+def _masks(results: Results, targets: Sequence[Any], labels: Sequence[str], samples: Sequence[Sample]) -> list[Figure]:
+    masks = ((result["mask"], detections.read_mask(target, sample.key))
+             for result, target, sample in zip(results, targets, samples, strict=True))  # fmt: skip
+    overlap, accuracy = detections.mean_iou(masks, len(labels))
+    # Of even guesses where all classes have as many pixels.
+    return [Figure("mIoU", overlap, 1 / (2 * len(labels) - 1), len(results)),
+            Figure("pixel accuracy", accuracy, 1 / len(labels), len(results))]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How the results of a task are measured."""
+
+    target: str
+    figures: Callable[[Results, Sequence[Any], Sequence[str], Sequence[Sample]], list[Figure]]
+
+
+METRICS = {
+    "label": Metric("label", _accuracy),
+    "labels": Metric("labels", _tags),
+    "answer": Metric("answers", _answers),
+    "box": Metric("box", _boxes),
+    "choice": Metric("choice", _choices),
+    "events": Metric("events", _events),
+    "mask": Metric("mask", _masks),
+}

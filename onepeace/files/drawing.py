@@ -1,0 +1,75 @@
+"""What a model found, drawn on the picture."""
+
+import colorsys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+INK, PAPER = (230, 40, 40), (255, 255, 255)
+
+
+def with_box(picture: "Image.Image", box: Sequence[float], caption: str = "") -> "Image.Image":
+    """A copy with the box [x0, y0, x1, y1], in pixels of the picture, and a caption above it."""
+    from PIL import ImageDraw
+
+    drawn = picture.copy()
+    draw = ImageDraw.Draw(drawn)
+    x0, x1 = sorted((box[0], box[2]))
+    y0, y1 = sorted((box[1], box[3]))
+    draw.rectangle((x0, y0, x1, y1), outline=INK, width=max(2, round(min(drawn.size) / 150)))
+    if caption:
+        _label(draw, caption, (x0, y0), drawn.size)
+    return drawn
+
+
+def with_mask(
+    picture: "Image.Image", mask: Any, present: Sequence[str], labels: Sequence[str], opacity: float = 0.5
+) -> "Image.Image":
+    """A copy with each class in a colour of its own, and the names of those that are there.
+
+    Args:
+        mask: (H, W) class numbers, scaled to the picture.
+        present: names of the classes that occur.
+        labels: names of all classes, in the order of their numbers.
+    """
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    colours = np.array([colour_of(number) for number in range(len(labels))], dtype=np.uint8)
+    layer = Image.fromarray(colours[mask]).resize(picture.size, Image.Resampling.NEAREST)
+    drawn = Image.blend(picture, layer, opacity)
+    draw = ImageDraw.Draw(drawn)
+    place = 4.0
+    for name in present:
+        place = _label(draw, name, (4.0, place), drawn.size, colour_of(list(labels).index(name)), below=True) + 2
+    return drawn
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    """A colour for the class of this number; neighbours differ clearly (hues by the golden ratio)."""
+    red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.75, 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _label(
+    draw: Any,
+    text: str,
+    at: tuple[float, float],
+    size: tuple[int, int],
+    fill: tuple[int, int, int] = INK,
+    below: bool = False,
+) -> float:
+    """Write a line on a coloured ground, inside of the picture; returns where it ends, below."""
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(max(11, round(min(size) / 24)))
+    x0, y0, x1, y1 = draw.textbbox((0, 0), text, font=font)
+    width, height = x1 - x0 + 6, y1 - y0 + 6
+    left = min(max(at[0], 0), max(size[0] - width, 0))
+    top = at[1] if below else at[1] - height
+    top = min(max(top, 0), max(size[1] - height, 0))
+    draw.rectangle((left, top, left + width, top + height), fill=fill)
+    draw.text((left + 3 - x0, top + 3 - y0), text, fill=PAPER, font=font)
+    return top + height

@@ -1,0 +1,61 @@
+"""The labels of task heads: named in a recipe, read from a file, or those that the targets of the data have."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from onepeace.config import Config, Options
+from onepeace.data.shards import Source
+from onepeace.errors import UserError
+from onepeace.evaluate.protocols.classes import read_class_names
+from onepeace.train.recipe import Recipe
+from onepeace.train.terms.supervised import Supervised
+
+AUTO = "auto"
+"""In place of a head's labels: those of the training data."""
+
+
+def described(name: str, options: Options, recipe: Recipe) -> Options:
+    """A head's options, with what the term of the objective that trains it says of its outputs, and its labels.
+
+    ``labels: auto`` are those of the training data: two without a name until these are read (`label_heads`).
+    """
+    found = dict(options)
+    for _, own, term in recipe.terms:
+        if issubclass(term, Supervised) and own.head == name:  # type: ignore[attr-defined]
+            found.setdefault("task", term.task)
+            if term.num_outputs is not None:
+                found.setdefault("num_classes", term.num_outputs)
+    labels = found.get("labels")
+    if labels == AUTO:
+        if recipe.data.stream:
+            raise UserError(f"model.heads.{name}.labels: auto reads all targets, and a stream is not read; name a file")
+        found["labels"] = ["", ""]
+    elif isinstance(labels, str):
+        found["labels"] = read_class_names(Path(os.path.expandvars(recipe.data.root), labels))
+    if labels is not None:
+        found["num_classes"] = len(found["labels"])
+    return found
+
+
+def label_heads(config: Config, recipe: Recipe, sources: Sequence[Source]) -> Config:
+    """The configuration with the labels that the targets of the samples have, for heads whose labels are auto."""
+    wanted = recipe.model.get("heads", {})
+    heads = dict(getattr(config.model, "heads", {}))
+    for _, options, term in recipe.terms:
+        if not issubclass(term, Supervised):
+            continue
+        name = options.head  # type: ignore[attr-defined]
+        if wanted.get(name, {}).get("labels") == AUTO:
+            target = term.target_of(options)
+            values = [sample.targets[target] for source in sources for sample in source.samples
+                      if target in sample.targets]  # fmt: skip
+            labels = sorted({label for value in values for label in term.labels_in(value)})
+            if len(labels) < 2:
+                found = labels[0] if labels else "none"
+                raise UserError(
+                    f"model.heads.{name}: the target {target} has one label ({found}); it needs two or more"
+                )
+            heads[name] = {**heads[name], "labels": labels, "num_classes": len(labels)}
+    return replace(config, model=replace(config.model, heads=heads)) if heads else config
