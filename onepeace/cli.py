@@ -29,6 +29,7 @@ COMMANDS = {
     "convert": "turn a released checkpoint into a model folder",
     "shards": "make training shards of a public data set, a table or a folder of files",
     "train": "train a model by a recipe",
+    "finetune": "make a model better on your own files, and show by how much",
     "evaluate": "measure a model on a data set",
     "calibrate": "make one scale of a model's scores, and match probabilities",
     "map": "show the files of an index as points of a plane, near ones near one another",
@@ -37,7 +38,7 @@ COMMANDS = {
     "doctor": "show what is installed, what works, and what to do about the rest",
     "bench": "measure speed on this machine",
 }
-DECODING = {"search", "index", "map", "serve", "embed", "classify", "predict", "calibrate"}
+DECODING = {"search", "index", "map", "serve", "embed", "classify", "predict", "calibrate", "finetune"}
 """Commands that decode files, which may be broken, and report what is wrong with them themselves."""
 
 

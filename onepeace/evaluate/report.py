@@ -27,8 +27,11 @@ class Row(NamedTuple):
     """What was measured and how: protocol, options, prompts, data_hash, note."""
 
     @property
-    def ratio(self) -> float:
-        """How many times better than chance the value is; of a rank, the lower is the better."""
+    def ratio(self) -> float | None:
+        """How many times better than chance the value is; of a rank, the lower is the better. None where guessing
+        reaches nothing."""
+        if not self.chance:
+            return None
         return self.chance / self.value if self.statistic == "median" else self.value / self.chance
 
 
@@ -55,7 +58,7 @@ def as_table(rows: Sequence[Row]) -> str:
             shown(r.value, r.statistic),
             between(r.interval, r.statistic),
             shown(r.chance, r.statistic),
-            f"{r.ratio:.1f}",
+            "-" if r.ratio is None else f"{r.ratio:.1f}",
             f"{r.n:,}",
             f"{r.seconds:.1f}",
         )

@@ -83,6 +83,8 @@ class Passes:
         Args:
             out_indices: see `OnePeace.encode`; then all items are in one group.
         """
+        if len(keys) == 1 and not out_indices and keys[0] not in self.batch.token_dropout:
+            return {keys[0]: self.unimodal(keys[0])}
         if (keys, tuple(out_indices)) not in self._fused:
             if out_indices:
                 stems = {key: self.stems[key] for key in keys}

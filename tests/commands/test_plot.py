@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from onepeace.cli import main
-from onepeace.commands import plot
+from onepeace.train import curves as plot
 from onepeace.train.log import Log
 
 BOOKKEEPING = {

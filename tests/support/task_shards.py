@@ -1,4 +1,4 @@
-"""Shards of small tasks with targets, each of which a small model soon learns: answers, boxes, choices, tags, events."""
+"""Shards of small tasks with targets, which a small model soon learns: answers, boxes, choices, tags, events."""
 
 import io
 

@@ -43,8 +43,8 @@ def task_recipe(root, out, task, steps, **fields):
              "layer_scale": 1.0, "heads": {"classifier": {"kind": kind, "on": on, **head}}}  # fmt: skip
     own = {"shards": f"{shards}.tar", "pair": pair, "targets": targets}
     own |= {"candidates": CANDIDATES} if task == "choice" else {}
-    processors = {key: options for key, options in
-                  {"image": {"size": 24}, "text": {"max_tokens": 24}, "audio": AUDIO}.items() if key in pair}  # fmt: skip
+    every = {"image": {"size": 24}, "text": {"max_tokens": 24}, "audio": AUDIO}
+    processors = {key: options for key, options in every.items() if key in pair}
     fields = {"objective": {term: {}}, "processors": processors, "data": {"train": [own]}, **fields}
     return recipe(root, out, steps=steps, model=model, **fields)
 
@@ -66,7 +66,7 @@ def numbers(value):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_is_learned_measured_saved_and_predicts(tasks, tmp_path, task):
-    shards, modality, others, term, *_, (metric, floor) = TASKS[task]
+    shards, modality, others, _, *_, (metric, floor) = TASKS[task]
     folder = loop.train(task_recipe(tasks, tmp_path, task, steps=120))
     first, *_, last = read_log(tmp_path / "log.jsonl")
     assert last["loss"] < 0.7 * first["loss"]
@@ -99,8 +99,8 @@ def test_mixed_pictures_have_a_share_of_each_class(root, tmp_path):
 @pytest.mark.parametrize(
     ("task", "fields", "message"),
     [
-        ("label", {"objective": {"classification/image": {"head": "mood"}}}, "needs model.heads.mood; the model's heads"),
-        ("label", {"data": {"train": [source(pair="image")]}}, "reads the target label; add it to targets of squares.tar"),
+        ("label", {"objective": {"classification/image": {"head": "mood"}}}, "needs model.heads.mood; the model's"),
+        ("label", {"data": {"train": [source(pair="image")]}}, "reads the target label; add it to targets of"),
         ("box", {"data": {"augment": {"image": {"flip": True}}}}, "would move what the target box is about"),
         ("choice", {"data": {"train": [{"shards": "choices.tar", "pair": ["audio", "text"],
                                         "targets": ["candidates", "choice"]}]}}, "needs candidates of choices.tar"),

@@ -44,6 +44,8 @@ class Retrieval(EvaluationProtocol):
     """What a text is. "captions": each caption is a query of its own and belongs to its item alone, even when another
     item has the same caption (Flickr8k, COCO). "names": the first caption of an item is its name; each distinct name is
     one query, and every item of that name is right (emoji: one name, several drawings)."""
+    other: str = "text"
+    """Another modality in place of texts: each item belongs to what its own sample has of it."""
     one_caption: bool = False
     """Only the first caption of each item takes part: as many texts as items, and one right answer each."""
     rerank: tuple[str, ...] = ()
@@ -59,13 +61,20 @@ class Retrieval(EvaluationProtocol):
             raise UserError(f"rerank_scale is {self.rerank_scale}; it should be above 0")
 
     def run(self, embedder: Any, root: Path) -> list[Figure]:
-        samples = self.read(root, "text")
+        samples = self.read(root, self.other)
+        if self.other != "text":
+            others = encode(embedder, self.other, [sample.inputs[self.other] for sample in samples])
+            items, numbers = self.encode(embedder, samples), list(range(len(samples)))
+            return [
+                *self.figures(f"{self.other} to {self.modality}", others, items, numbers, numbers),
+                *self.figures(f"{self.modality} to {self.other}", items, others, numbers, numbers),
+            ]
         if self.texts == "names":
             names = [sample.captions[0] for sample in samples]
             texts = list(dict.fromkeys(names))
             text_ids = list(range(len(texts)))
-            numbers = dict(zip(texts, text_ids, strict=True))
-            item_ids = [numbers[name] for name in names]
+            number = dict(zip(texts, text_ids, strict=True))
+            item_ids = [number[name] for name in names]
         else:
             chosen = [sample.captions[:1] if self.one_caption else sample.captions for sample in samples]
             texts = [caption for captions in chosen for caption in captions]

@@ -1,0 +1,148 @@
+"""Fine-tuning on own data from the first look at it to the report. What is done is kept: the same call goes on."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+from onepeace.config import Options, apply_override, build
+from onepeace.device import choose_device
+from onepeace.embed.embedder import Embedder, load
+from onepeace.errors import UserError
+from onepeace.evaluate.report import as_json
+from onepeace.files.atomic import write_text_atomic
+from onepeace.finetune import measure
+from onepeace.finetune.own_data import OwnData, read_own_data, write_shards
+from onepeace.finetune.report import write_report
+from onepeace.finetune.settings import auto_recipe, head_name
+from onepeace.hub.fingerprint import fingerprint
+from onepeace.hub.folder import read_config
+from onepeace.train.loop import train
+from onepeace.train.recipe import Recipe
+from onepeace.train.start import model_folder
+
+log = logging.getLogger(__name__)
+
+ABOUT, PARTS, LABELS = "finetune.json", "parts.json", "labels.json"
+BEFORE, AFTER, REPORT = "before.jsonl", "after.jsonl", "report.html"
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """A fine-tuning in a folder: data/ (shards), the run's own files, before.jsonl, after.jsonl, report.html, model/.
+
+    Args:
+        source: the user's folder or table.
+        out: the folder.
+        model: what to start from: a name or a folder.
+        overrides: fields of the recipe, as "optim.lr=1e-4".
+        say: gets a line for the user at each stage.
+    """
+
+    source: Path
+    out: Path
+    model: str = "tiny"
+    overrides: tuple[str, ...] = ()
+    say: Callable[[str], None] = log.warning
+
+    @property
+    def data(self) -> Path:
+        return self.out / "data"
+
+    def run(self, overwrite: bool = False) -> Path:
+        """Everything that is not done yet; returns the report.
+
+        Raises:
+            UserError: data that nothing can be learned from; a folder with another fine-tuning in it.
+        """
+        self._claim(overwrite)
+        counts, labels = self._prepared()
+        recipe = self._recipe(counts, labels)
+        pairs = [name.removeprefix("val/") for name in counts if name.startswith("val/")]
+        keys = [pair.split("+")[0] for pair in pairs]
+        heads = {key: head_name(key, keys) for key in keys} if labels else {}
+        self._measured(BEFORE, self.start, pairs, labels, {})
+        if not (self.out / "model" / "config.yaml").exists():
+            self.say(f"training {recipe.schedule.steps} steps of {recipe.run.batch_size} items")
+            if not (train(recipe) / "config.yaml").exists():
+                raise UserError(f"{self.out}: stopped; the same command goes on")
+        self._measured(AFTER, self.out / "model", pairs, labels, heads)
+        return write_report(self, recipe, counts, labels, pairs, heads)
+
+    @property
+    def start(self) -> Path:
+        """Folder of the model to start from."""
+        return model_folder(self.model)
+
+    def _claim(self, overwrite: bool) -> None:
+        """Make the folder this fine-tuning's own, unless it is another's."""
+        about = {"source": os.path.abspath(self.source), "model": fingerprint(self.start), "set": list(self.overrides)}
+        path = self.out / ABOUT
+        if overwrite and path.exists():
+            shutil.rmtree(self.out)
+        if path.exists():
+            other = json.loads(path.read_text(encoding="utf-8"))
+            if other != about:
+                name = next(key for key in about if other.get(key) != about[key])
+                raise UserError(
+                    f"{self.out} holds a fine-tuning with another {name} ({other.get(name)}, not {about[name]}); "
+                    "give --out another folder, or --overwrite"
+                )
+        elif self.out.is_dir() and any(self.out.iterdir()):
+            raise UserError(f"{self.out}: is not empty, and no fine-tuning; give --out another folder")
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(path, json.dumps(about, indent=1) + "\n")
+
+    def _prepared(self) -> tuple[dict[str, int], list[str]]:
+        """Samples by "train/image+text" and so on, and the class names; shards are written if they are not there."""
+        if not (self.data / PARTS).exists():
+            data = read_own_data(self.source, list(read_config(self.start).model.adapters))
+            self.say(f"{self.source}: {data.described()}{_left_out(data)}")
+            counts = write_shards(data, self.data)
+            write_text_atomic(self.data / LABELS, json.dumps(data.labels, ensure_ascii=False, indent=1) + "\n")
+            left_out = [list(one) for one in data.left_out]
+            content = json.dumps({"counts": counts, "left_out": left_out, "found": data.described()}, indent=1)
+            write_text_atomic(self.data / PARTS, f"{content}\n")
+        counts = json.loads((self.data / PARTS).read_text(encoding="utf-8"))["counts"]
+        return counts, json.loads((self.data / LABELS).read_text(encoding="utf-8"))
+
+    def _recipe(self, counts: Mapping[str, int], labels: Sequence[str]) -> Recipe:
+        content: Options = auto_recipe(self.start, self.data, self.out, counts, labels)
+        for override in self.overrides:
+            apply_override(content, override)
+        recipe = build(Recipe, content, "the recipe of the fine-tuning")
+        settings = {"steps": recipe.schedule.steps, "items a step": recipe.run.batch_size, "rate": recipe.optim.lr,
+                    "trains": "LoRA" if "lora" in content else "all but frozen stems" if recipe.freeze else "all"}  # fmt: skip
+        self.say(", ".join(f"{name} {value}" for name, value in settings.items()) + " (a.b=value sets another)")
+        return recipe
+
+    def _measured(
+        self, name: str, folder: Path, pairs: Sequence[str], labels: Sequence[str], heads: Mapping[str, str]
+    ) -> None:
+        """Write the figures and ranks of a model on the held-out part, unless they are there."""
+        path = self.out / name
+        if path.exists():
+            return
+        model = load(folder, device=str(choose_device()))
+        rows = measure.figures(model, self.data, pairs, Path(LABELS) if labels else None, heads)
+        ranks = {pair: self._ranks(model, pair, labels, heads.get(pair.split("+")[0])) for pair in pairs}
+        write_text_atomic(path.with_suffix(".ranks.json"), json.dumps(ranks) + "\n")
+        write_text_atomic(path, "".join(f"{as_json(row, {'model': str(folder)}, per_query=True)}\n" for row in rows))
+
+    def _ranks(self, model: Embedder, pair: str, labels: Sequence[str], head: str | None) -> list[int]:
+        return measure.ranks(model, measure.held_out(self.data, pair), pair, labels, head)
+
+
+def _left_out(data: OwnData) -> str:
+    """How many could not be used, and the first of them."""
+    if not data.left_out:
+        return ""
+    first = "; ".join(f"{where}: {reason}" for where, reason in data.left_out[:3])
+    more = f" and {len(data.left_out) - 3} more" if len(data.left_out) > 3 else ""
+    return f"; {len(data.left_out)} left out: {first}{more}"
+
+

@@ -1,0 +1,91 @@
+"""Settings that suit the data and the machine, as a recipe; each can be replaced on the command line."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onepeace.config import Options
+from onepeace.hub.architectures import build_module
+from onepeace.hub.folder import read_config
+from onepeace.model.stems import PretrainedStem
+
+LARGE = 300_000_000
+"""Parameters from which LoRA trains in place of all weights."""
+TEMPLATES = {"image": ["{}", "a photo of {}", "a picture of {}"], "audio": ["{}", "the sound of {}", "a recording of {}"]}
+"""Captions made of class names."""
+
+
+def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], labels: Sequence[str]) -> Options:
+    """The recipe of a fine-tuning, as plain values.
+
+    Args:
+        model: folder of the model to start from.
+        data: folder of the shards.
+        counts: samples by "train/image+text" and so on.
+        labels: of the classes; empty for pairs with captions.
+    """
+    config = read_config(model)
+    with torch.device("meta"):
+        module = build_module(config)
+    number = sum(parameter.numel() for parameter in module.parameters())
+    train = {name.removeprefix("train/"): count for name, count in counts.items() if name.startswith("train/")}
+    total, large = sum(train.values()), number >= LARGE
+    # Half of the items at most, so that an epoch has steps with different company.
+    batch = {name: _power_of_two(min(count // 2, 16 if large else 128)) for name, count in train.items()}
+    epochs = min(30.0, max(3.0, 20_000 / total))
+    steps = max(30, round(epochs * max(count / batch[name] for name, count in train.items())))
+    modalities = list(dict.fromkeys(key for name in train for key in name.split("+")))
+    frozen = [f"adapters.{key}.stem.network.*" for key in modalities
+              if isinstance(getattr(module.adapters[key], "stem", None), PretrainedStem)]  # fmt: skip
+    keys = [key for key in modalities if key != "text"]
+    recipe: dict[str, Any] = {
+        "model": {"from": str(model), "drop_path": 0.1 if large else 0.05},
+        "data": {
+            "root": str(data),
+            "train": [_source(name, labels) for name in train],
+            "augment": {key: AUGMENT[key] for key in keys if key in AUGMENT},
+            "templates": {key: TEMPLATES[key] for key in keys if labels and key in TEMPLATES},
+            "stem_views": {key: 4 for key in keys if f"adapters.{key}.stem.network.*" in frozen},
+        },
+        "objective": {"contrastive": {"multi_positive": True}},
+        "optim": {"lr": 2e-4, "betas": [0.9, 0.98], "weight_decay": 0.05, "grad_clip": 3.0, "layer_decay": 0.9},
+        "schedule": {"steps": steps, "warmup_ratio": 0.1},
+        "run": {"batch_size": batch, "out": str(out), "log_every": max(1, steps // 50), "save_minutes": 2.0,
+                "workers": min(2, os.cpu_count() or 1) if total > 200 else 0},  # fmt: skip
+    }
+    if frozen:
+        recipe["freeze"] = frozen
+    if labels:
+        for key in keys:
+            head = {"kind": "classifier", "on": key, "pool": "cls", "hidden_ratio": 0, "labels": list(labels)}
+            recipe["model"].setdefault("heads", {})[head_name(key, keys)] = head
+            options = {"head": head_name(key, keys), "label_smoothing": 0.1}
+            recipe["objective"][f"classification/{key}"] = options
+        recipe["optim"]["groups"] = {"heads.classifier*": {"lr_scale": 10.0}}
+    if large:
+        recipe["lora"] = {"rank": 16, "alpha": 32}
+        recipe["run"]["checkpoint_activations"] = True
+    return recipe
+
+
+AUGMENT: dict[str, Options] = {
+    "image": {"crop_scale": [0.6, 1.0], "flip": True, "color": 0.2},
+    "audio": {"shift": True, "gain_db": 6.0, "noise": 0.2},
+}
+
+
+def head_name(key: str, keys: Sequence[str]) -> str:
+    """One head, or one for each modality."""
+    return "classifier" if len(keys) == 1 else f"classifier_{key}"
+
+
+def _source(name: str, labels: Sequence[str]) -> Options:
+    source = {"shards": f"train/{name}-*.tar", "pair": name.split("+")}
+    return {**source, "targets": ["label"]} if labels else source
+
+
+def _power_of_two(count: int) -> int:
+    return 2 ** max(1, count.bit_length() - 1)
