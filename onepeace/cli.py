@@ -30,6 +30,7 @@ COMMANDS = {
     "shards": "make training shards of a public data set, a table or a folder of files",
     "train": "train a model by a recipe",
     "finetune": "make a model better on your own files, and show by how much",
+    "probe": "how well frozen vectors tell your own classes apart",
     "evaluate": "measure a model on a data set",
     "calibrate": "make one scale of a model's scores, and match probabilities",
     "map": "show the files of an index as points of a plane, near ones near one another",
@@ -38,7 +39,7 @@ COMMANDS = {
     "doctor": "show what is installed, what works, and what to do about the rest",
     "bench": "measure speed on this machine",
 }
-DECODING = {"search", "index", "map", "serve", "embed", "classify", "predict", "calibrate", "finetune"}
+DECODING = {"search", "index", "map", "serve", "embed", "classify", "predict", "calibrate", "finetune", "probe"}
 """Commands that decode files, which may be broken, and report what is wrong with them themselves."""
 
 

@@ -39,4 +39,3 @@ def run(args: argparse.Namespace) -> int:
     for line in commands_to_try(tuning):
         print(f"try it: {line}")
     return 0
-

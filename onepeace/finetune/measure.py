@@ -23,7 +23,9 @@ WORDS, HEAD = "words", "head"
 """How a class was chosen: by the vectors of the class names, or by a trained head."""
 
 
-def figures(model: Embedder, data: Path, pairs: Sequence[str], labels: Path | None, heads: Mapping[str, str]) -> list[Row]:
+def figures(
+    model: Embedder, data: Path, pairs: Sequence[str], labels: Path | None, heads: Mapping[str, str]
+) -> list[Row]:
     """The figures of every pair, as "image+text".
 
     Args:

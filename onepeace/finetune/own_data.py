@@ -88,14 +88,30 @@ def read_own_data(path: Path, modalities: Sequence[str]) -> OwnData:
             continue
         labelled = labelled and record.label is not None
         found.groups.setdefault(keys, []).append(record)
-    data = OwnData(found.groups, labelled and bool(found.groups), found.left_out)
+    groups = {keys: _grouped(records) for keys, records in found.groups.items()}
+    data = OwnData(groups, labelled and bool(groups), found.left_out)
     _refuse_too_little(path, data)
     return data
 
 
+def _grouped(records: Sequence[Record]) -> list[Record]:
+    """Rows of the same files as one sample with all their captions, as tables of captions have them."""
+    merged: dict[Any, Record] = {}
+    for record in records:
+        key = (*map(str, _media_of(record)), json.dumps(record.targets, sort_keys=True))
+        if key in merged:
+            merged[key].inputs["text"] = [*merged[key].captions, *record.captions]
+        else:
+            merged[key] = record
+    return list(merged.values())
+
+
 def _has_class_folders(folder: Path) -> bool:
     """Whether files lie in folders that name their class: then no picture or sound has a .txt beside it."""
-    return not any(folder.rglob("*.txt"))
+    endings = {suffix for key in media() for suffix in PROCESSORS[key].suffixes}
+    paths = list(folder.rglob("*"))
+    stems = {path.with_suffix("") for path in paths if path.suffix.lower() in endings}
+    return not any(path.suffix.lower() == ".txt" and path.with_suffix("") in stems for path in paths)
 
 
 def _check(record: Record | Skipped) -> Skipped | None:
@@ -112,11 +128,15 @@ def _check(record: Record | Skipped) -> Skipped | None:
 
 
 def _refuse_too_little(path: Path, data: OwnData) -> None:
-    first = f"; the first that cannot be used: {data.left_out[0].where}: {data.left_out[0].reason}" if data.left_out else ""
+    first = (
+        f"; the first that cannot be used: {data.left_out[0].where}: {data.left_out[0].reason}" if data.left_out else ""
+    )
     if not data.count:
         raise UserError(f"{path}: no usable pair of a picture or sound with a caption or a label{first}")
     if data.count < FEWEST_PAIRS:
-        raise UserError(f"{path}: {data.count} usable items are too few to learn from; {FEWEST_PAIRS} are needed{first}")
+        raise UserError(
+            f"{path}: {data.count} usable items are too few to learn from; {FEWEST_PAIRS} are needed{first}"
+        )
     if not data.labelled:
         return
     counts = Counter(record.label for records in data.groups.values() for record in records)
@@ -132,9 +152,9 @@ def _refuse_too_little(path: Path, data: OwnData) -> None:
 
 
 def split(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-    """The training part and the part that is held out, always the same: by a hash of the media file.
+    """The training part and the part that is held out, always the same: by a hash of the file's name.
 
-    Rows of one file stay together. Of each class about the same share is held out.
+    What one file belongs to stays together. Of each class about the same share is held out.
     """
     groups: dict[Any, dict[str, list[Record]]] = {}
     for record in records:
@@ -165,25 +185,13 @@ def write_shards(data: OwnData, folder: Path) -> dict[str, int]:
         for part, chosen in zip(("train", "val"), split(records), strict=True):
             name = "+".join(keys)
             with ShardWriter(folder / part, name, max_bytes=100_000_000) as writer:
-                for number, record in enumerate(_grouped(chosen)):
+                for number, record in enumerate(chosen):
                     files = {p.suffix.lower().removeprefix("."): read_bytes(p) for p in _media_of(record)}
                     about = {"source": record.source}
-                    captions = record.captions
+                    captions = record.captions or ([record.label] if record.label else [])
                     writer.write(f"{name}_{number:08d}", files, captions, targets=record.targets, about=about)
             counts[f"{part}/{name}"] = writer.count
     return counts
-
-
-def _grouped(records: Sequence[Record]) -> list[Record]:
-    """Rows of the same files as one sample with all their captions, as tables of captions have them."""
-    merged: dict[Any, Record] = {}
-    for record in records:
-        key = (*map(str, _media_of(record)), json.dumps(record.targets, sort_keys=True))
-        if key in merged:
-            merged[key].inputs["text"] = [*merged[key].captions, *record.captions]
-        else:
-            merged[key] = record
-    return list(merged.values())
 
 
 def _media_of(record: Record) -> list[Path]:

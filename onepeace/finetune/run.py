@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from onepeace.config import Options, apply_override, build
 from onepeace.device import choose_device
 from onepeace.embed.embedder import Embedder, load
@@ -115,8 +114,13 @@ class FineTuning:
         for override in self.overrides:
             apply_override(content, override)
         recipe = build(Recipe, content, "the recipe of the fine-tuning")
-        settings = {"steps": recipe.schedule.steps, "items a step": recipe.run.batch_size, "rate": recipe.optim.lr,
-                    "trains": "LoRA" if "lora" in content else "all but frozen stems" if recipe.freeze else "all"}  # fmt: skip
+        trained = "LoRA" if "lora" in content else "all but frozen stems" if recipe.freeze else "all weights"
+        settings = {
+            "steps": recipe.schedule.steps,
+            "items a step": ", ".join(f"{count} {name}" for name, count in content["run"]["batch_size"].items()),
+            "rate": recipe.optim.lr,
+            "training": trained,
+        }
         self.say(", ".join(f"{name} {value}" for name, value in settings.items()) + " (a.b=value sets another)")
         return recipe
 
@@ -144,5 +148,3 @@ def _left_out(data: OwnData) -> str:
     first = "; ".join(f"{where}: {reason}" for where, reason in data.left_out[:3])
     more = f" and {len(data.left_out) - 3} more" if len(data.left_out) > 3 else ""
     return f"; {len(data.left_out)} left out: {first}{more}"
-
-

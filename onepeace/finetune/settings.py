@@ -1,6 +1,5 @@
 """Settings that suit the data and the machine, as a recipe; each can be replaced on the command line."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,13 @@ from onepeace.model.stems import PretrainedStem
 
 LARGE = 300_000_000
 """Parameters from which LoRA trains in place of all weights."""
-TEMPLATES = {"image": ["{}", "a photo of {}", "a picture of {}"], "audio": ["{}", "the sound of {}", "a recording of {}"]}
+TEMPLATES = {
+    "image": ["{}", "a photo of {}", "a picture of {}"],
+    "audio": ["{}", "the sound of {}", "a recording of {}"],
+}
 """Captions made of class names."""
+MANY = 200
+"""Items from which a process of its own decodes."""
 
 
 def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], labels: Sequence[str]) -> Options:
@@ -53,8 +57,13 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
         "objective": {"contrastive": {"multi_positive": True}},
         "optim": {"lr": 2e-4, "betas": [0.9, 0.98], "weight_decay": 0.05, "grad_clip": 3.0, "layer_decay": 0.9},
         "schedule": {"steps": steps, "warmup_ratio": 0.1},
-        "run": {"batch_size": batch, "out": str(out), "log_every": max(1, steps // 50), "save_minutes": 2.0,
-                "workers": min(2, os.cpu_count() or 1) if total > 200 else 0},  # fmt: skip
+        "run": {
+            "batch_size": batch,
+            "out": str(out),
+            "log_every": max(1, steps // 50),
+            "save_minutes": 2.0,
+            "workers": 1 if total > MANY else 0,
+        },
     }
     if frozen:
         recipe["freeze"] = frozen

@@ -8,7 +8,7 @@ exp(cosine / 0.07), as DINO does (arXiv 2104.14294).
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -68,23 +68,36 @@ class Probe(EvaluationProtocol):
             rows = np.arange(len(samples), len(labels))
             parts = [Part(rows, rows[every_fifth(labels[rows])], np.arange(len(samples)))]
             vectors = np.concatenate([self.encode(embedder, samples), self.train.encode(embedder, learned)])
+        return probe(vectors, labels, parts, self.methods, self.neighbours, self.shards)
+
+
+def probe(
+    vectors: NDArray, labels: NDArray, parts: Sequence[Part], methods: Sequence[str], neighbours: int, where: str
+) -> list[Figure]:
+    """Top-1 accuracy of each method on the test rows of all parts together.
+
+    Args:
+        vectors, labels: (N, E) unit vectors and (N,) class names of training and test items.
+        parts: whose test rows do not overlap.
+        where: what the items are from, for messages.
+    """
+    for part in parts:
+        if len(set(labels[part.train])) < 2:
+            raise UserError(f"{where}: a probe needs at least two classes to learn from")
+    classes, tested = len(set(labels)), np.concatenate([part.test for part in parts])
+    figures = []
+    for method in methods:
+        ranks = np.empty(len(labels), dtype=np.int64)
+        notes = []
         for part in parts:
-            if len(set(labels[part.train])) < 2:
-                raise UserError(f"{self.shards}: a probe needs at least two classes to learn from")
-        classes = len(set(labels))
-        figures = []
-        for method in self.methods:
-            ranks = np.empty(len(samples), dtype=np.int64)
-            notes = []
-            for part in parts:
-                ranks[part.test], note = METHODS[method](self, vectors, labels, part)
-                notes.append(note)
-            right = hits(ranks, 1)
-            name = f"{method} probe" if method == "linear" else f"{self.neighbours}-NN"
-            note = f"{len(parts)} folds: {', '.join(notes)}" if len(parts) > 1 else notes[0]
-            value = float(np.mean(right))
-            figures.append(Figure(f"{name} top-1 of {classes}", value, 1 / classes, len(right), right, note=note))
-        return figures
+            ranks[part.test], note = METHODS[method](neighbours, vectors, labels, part)
+            notes.append(note)
+        right = hits(ranks[np.sort(tested)], 1)
+        name = f"{method} probe" if method == "linear" else f"{neighbours}-NN"
+        note = f"{len(parts)} folds: {', '.join(notes)}" if len(parts) > 1 else notes[0]
+        value = float(np.mean(right))
+        figures.append(Figure(f"{name} top-1 of {classes}", value, 1 / classes, len(right), right, note=note))
+    return figures
 
 
 def folds(numbers: NDArray[np.int64]) -> Iterator[Part]:
@@ -104,7 +117,7 @@ def every_fifth(labels: NDArray) -> NDArray[np.int64]:
     return rows if rows.size else np.arange(len(labels))
 
 
-def _linear(probe: Probe, vectors: NDArray, labels: NDArray, part: Part) -> tuple[NDArray[np.int64], str]:
+def _linear(_: int, vectors: NDArray, labels: NDArray, part: Part) -> tuple[NDArray[np.int64], str]:
     """Ranks of the right classes of the test rows, and which C was chosen."""
     rest = np.setdiff1d(part.train, part.held_out)
     rest = rest if len(set(labels[rest])) > 1 else part.train
@@ -126,18 +139,18 @@ def _fit(vectors: NDArray, labels: NDArray, strength: float) -> Any:
         return regression.fit(vectors.astype(np.float64), labels)
 
 
-def _knn(probe: Probe, vectors: NDArray, labels: NDArray, part: Part) -> tuple[NDArray[np.int64], str]:
+def _knn(neighbours: int, vectors: NDArray, labels: NDArray, part: Part) -> tuple[NDArray[np.int64], str]:
     """Ranks of the right classes of the test rows, and how many neighbours voted."""
-    number = min(probe.neighbours, len(part.train))
-    neighbours = need("sklearn.neighbors", "eval").KNeighborsClassifier(
+    number = min(neighbours, len(part.train))
+    classifier = need("sklearn.neighbors", "eval").KNeighborsClassifier(
         number, metric="cosine", weights=lambda distances: np.exp((1 - distances) / TEMPERATURE)
     )
-    fitted = neighbours.fit(vectors[part.train], labels[part.train])
+    fitted = classifier.fit(vectors[part.train], labels[part.train])
     scores = fitted.predict_proba(vectors[part.test])
     return best_ranks(scores, labels[part.test], fitted.classes_), f"k = {number}"
 
 
-METHODS: dict[str, Callable[[Probe, NDArray, NDArray, Part], tuple[NDArray[np.int64], str]]] = {
+METHODS: dict[str, Callable[[int, NDArray, NDArray, Part], tuple[NDArray[np.int64], str]]] = {
     "linear": _linear,
     "knn": _knn,
 }

@@ -128,8 +128,11 @@ def _boxes(results: Results, targets: Sequence[Any], _: Any, samples: Sequence[S
     right = tuple((overlaps >= 0.5).astype(float).tolist())
     # Guessing says the whole picture.
     whole = box_iou(np.tile([0.0, 0.0, 1.0, 1.0], (len(targets), 1)), np.array(targets, dtype=np.float64))
-    return [Figure("accuracy at IoU 0.5", float(np.mean(right)), float((whole >= 0.5).mean()), len(right), right),
-            Figure("mean IoU", float(overlaps.mean()), float(whole.mean()), len(right), tuple(overlaps.tolist()))]  # fmt: skip
+    guessed = float((whole >= 0.5).mean())
+    return [
+        Figure("accuracy at IoU 0.5", float(np.mean(right)), guessed, len(right), right),
+        Figure("mean IoU", float(overlaps.mean()), float(whole.mean()), len(right), tuple(overlaps.tolist())),
+    ]
 
 
 def _choices(results: Results, targets: Sequence[Any], _: Any, __: Any) -> list[Figure]:

@@ -1,0 +1,163 @@
+"""`onepeace finetune` and `onepeace probe` on small folders and tables: what is learned, refused, gone on with."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from support.random_model import save_random_model
+from support.small_shards import COLOURS, TONES, square, tone
+
+import onepeace
+from onepeace.cli import main
+from onepeace.finetune import run as running
+from onepeace.finetune.own_data import read_own_data, split
+from onepeace.train.log import read_log
+
+FEW = ("red", "green", "blue", "white")
+QUICK = ["schedule.steps=30", "optim.lr=3e-3", "run.precision=float32", "optim.layer_decay=null"]
+KEYS = ("text", "image", "audio")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_random_model(tmp_path_factory.mktemp("models") / "random")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A captions.csv with 48 pictures, 16 of which have a second row, a broken picture, and one that is not there."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(5)
+    rows = []
+    for i in range(12):
+        for name in FEW:
+            (folder / f"{name}{i}.png").write_bytes(square(COLOURS[name], rng))
+            rows.append((f"{name}{i}.png", f"a {name} square"))
+            if i < 4:
+                rows.append((f"{name}{i}.png", f"something {name}"))
+    (folder / "broken.png").write_bytes(b"\x89PNG nothing")
+    rows += [("broken.png", "a broken file"), ("missing.png", "no file")]
+    with open(folder / "captions.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("image", "text"), *rows])
+    return folder / "captions.csv"
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """A folder for each of three kinds of tones, and a README.txt that is no caption."""
+    folder, rng = tmp_path_factory.mktemp("sounds"), np.random.default_rng(6)
+    for name in ("low", "middle", "piercing"):
+        (folder / name).mkdir()
+        for i in range(12):
+            (folder / name / f"{i}.wav").write_bytes(tone(TONES[name], rng))
+    (folder / "README.txt").write_text("about these sounds")
+    return folder
+
+
+def finetune(*arguments):
+    return main(["finetune", *map(str, arguments)])
+
+
+def test_pairs_in_a_table(model, table, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert finetune(table, "--out", out, "--model", model, *QUICK) == 0
+    text, err = capsys.readouterr()
+    assert f"{table} line 66: " in err
+    assert "2 left out" in err
+    assert "steps 30" in err
+    assert "text to image R@1" in text
+    report = (out / "report.html").read_text()
+    assert "Better: image+text" in report
+    assert "missing.png" in report
+    assert 'src="data:image/jpeg' in report
+    counts = json.loads((out / "data" / "parts.json").read_text())["counts"]
+    assert counts == {"train/image+text": 38, "val/image+text": 10}
+    rows = [json.loads(line) for line in (out / "before.jsonl").read_text().splitlines()]
+    assert {row["set"] for row in rows} == {"image+text"}
+    assert onepeace.load(out / "model").encode_text(["a red square"]).shape == (1, 16)
+
+
+def test_classes_in_folders_give_a_head_that_predicts_and_words_that_find(model, classes, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert finetune(classes, "--out", out, "--model", model, *QUICK, "schedule.steps=60") == 0
+    text = capsys.readouterr().out
+    assert "audio by head" in text
+    assert "audio by words" in text
+    after = {row["set"]: row["value"] for row in map(json.loads, (out / "after.jsonl").read_text().splitlines())}
+    assert after["audio by head"] > 0.6
+    assert main(["predict", str(out / "model"), str(classes / "low" / "0.wav"), "--json"]) == 0
+    (line,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert line["labels"][0]["label"] in ("low", "middle", "piercing")
+
+
+def test_it_goes_on_where_it_was_stopped_and_does_nothing_twice(model, table, tmp_path, capsys, caplog, monkeypatch):
+    out, trained = tmp_path / "out", []
+    real = running.train
+
+    def stopped(recipe):
+        trained.append(1)
+        return real(recipe, stop_at=12) if len(trained) == 1 else real(recipe)
+
+    monkeypatch.setattr(running, "train", stopped)
+    quick = [*QUICK, "run.save_every=10"]
+    assert finetune(table, "--out", out, "--model", model, *quick) == 1
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (out / "report.html").exists()
+    before = (out / "before.jsonl").stat().st_mtime_ns
+    assert finetune(table, "--out", out, "--model", model, *quick) == 0
+    assert "going on from step 10" in caplog.text
+    assert read_log(out / "log.jsonl")[-1]["step"] == 30
+    assert finetune(table, "--out", out, "--model", model, *quick) == 0
+    assert len(trained) == 2
+    assert (out / "before.jsonl").stat().st_mtime_ns == before
+    assert finetune(table, "--out", out, "--model", model, "schedule.steps=9") == 1
+    assert "holds a fine-tuning with another set" in capsys.readouterr().err
+
+
+def test_what_cannot_work_is_refused_in_one_line(model, table, classes, tmp_path, capsys):
+    few = tmp_path / "few.csv"
+    few.write_text("\n".join(["image,text", *(f"{table.parent}/red{i}.png,a red square" for i in range(3))]))
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / "low").symlink_to(classes / "low")
+    alone = tmp_path / "alone.csv"
+    rows = [f"{classes}/{name}/{i}.wav,{name}" for name in ("low", "middle") for i in range(12)]
+    alone.write_text("\n".join(["audio,label", *rows, f"{classes}/piercing/0.wav,piercing"]))
+    for source, said in ((few, "3 usable items are too few to learn from; 20 are needed"),
+                         (alone, "class 'piercing' has 1 usable items, and 5 are needed"),
+                         (tmp_path / "nothing", "no such file or folder")):  # fmt: skip
+        assert finetune(source, "--out", tmp_path / "out", "--model", model) == 1
+        err = capsys.readouterr().err
+        assert said in err
+        assert err.count("\n") == 1
+        (tmp_path / "out" / "finetune.json").unlink()
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "letter.txt").write_text("dear all")
+    assert finetune(table, "--out", other, "--model", model) == 1
+    assert "is not empty, and no fine-tuning" in capsys.readouterr().err
+    assert (other / "letter.txt").exists()
+
+
+def test_rows_of_one_file_stay_together_and_each_class_is_held_out(table, classes):
+    (records,) = read_own_data(table, KEYS).groups.values()
+    train, held_out = split(records)
+    assert len(train) + len(held_out) == 48
+    assert not {one.inputs["image"] for one in train} & {one.inputs["image"] for one in held_out}
+    (records,) = read_own_data(classes, KEYS).groups.values()
+    train, held_out = split(records)
+    assert {one.label for one in held_out} == {one.label for one in train} == {"low", "middle", "piercing"}
+    assert split(list(reversed(records)))[1] != []
+    assert {str(one.inputs["audio"]) for one in split(list(reversed(records)))[1]} == {
+        str(one.inputs["audio"]) for one in held_out
+    }
+
+
+def test_probe_measures_frozen_vectors(model, classes, table, capsys):
+    assert main(["probe", str(classes), "--model", str(model), "--neighbours", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "linear probe top-1 of 3" in lines[1]
+    assert "C = " in lines[1]
+    assert "3-NN top-1 of 3" in lines[2]
+    assert main(["probe", str(table), "--model", str(model)]) == 1
+    assert "a probe needs a label for every item" in capsys.readouterr().err
