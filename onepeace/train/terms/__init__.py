@@ -20,6 +20,7 @@ from onepeace.train.terms.multi_label import Answers, MultiLabel
 from onepeace.train.terms.names import Names
 from onepeace.train.terms.regression import Regression
 from onepeace.train.terms.relations import Relations
+from onepeace.train.terms.segmentation import Segmentation
 from onepeace.train.terms.term import Term, TermName, TermOptions
 
 TERMS: dict[str, type[Term]] = {
@@ -35,6 +36,7 @@ TERMS: dict[str, type[Term]] = {
     "names": Names,
     "regression": Regression,
     "relations": Relations,
+    "segmentation": Segmentation,
 }
 
 

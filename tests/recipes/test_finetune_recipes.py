@@ -1,0 +1,80 @@
+"""Every fine-tuning recipe on made-up files in the official layout: loss, measure, save, load, predict."""
+
+from pathlib import Path
+
+import pytest
+from support.downloads import DOWNLOADS, fill
+from support.finetune_downloads import FINETUNE
+from support.random_model import save_random_model
+
+import onepeace
+from onepeace.cli import main
+from onepeace.config import read_yaml
+from onepeace.data.shards import read_source
+from onepeace.train.evaluation import evaluation
+from onepeace.train.log import read_log
+from onepeace.train.loop import train
+from onepeace.train.recipe import read_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "recipes" / "finetune"
+RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "base")
+LAYOUTS = {
+    "coco_retrieval": ["coco"], "flickr30k_retrieval": ["flickr30k"], "audio_retrieval": ["audiocaps", "clotho", "macs"],
+    "refcoco_plus": ["refcoco_plus"], "sound_events": ["desed"],
+}  # fmt: skip
+"""Where they are not called like the recipe."""
+SMALL = [
+    "run.workers=0", "run.precision=float32", "schedule.steps=16", "schedule.warmup_ratio=0.1", "optim.lr=2e-3",
+    "optim.layer_decay=null", "model.drop_path=0.0", "run.log_every=4", "run.save_minutes=0", "data.broken_limit=1.0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A small model like the released one: three modalities, one table of biases for all blocks, no head."""
+    return save_random_model(tmp_path_factory.mktemp("models") / "one-peace")
+
+
+def test_each_recipe_says_what_it_starts_from_and_is_measured_on():
+    assert len(RECIPES) >= 14
+    sets = read_yaml(ROOT / "recipes" / "evaluate" / "finetune.yaml")["sets"]
+    named = [name for recipe in RECIPES for name in read_yaml(FOLDER / f"{recipe}.yaml")["evaluate"]["sets"]]
+    assert sorted(named) == sorted(sets)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_learns_is_measured_and_its_model_predicts(released, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(ROOT)
+    root = tmp_path / "data"
+    for layout in LAYOUTS.get(name, [name]):
+        download = tmp_path / layout
+        download.mkdir()
+        fill(download, {**DOWNLOADS, **FINETUNE}[layout]())
+        main(["shards", "--layout", layout, str(download), "-o", str(root)])  # 1 where files are not there on purpose
+    content = read_yaml(FOLDER / f"{name}.yaml")
+    overrides = [*SMALL, f"model.from={released}", f"data.root={root}", f"run.out={tmp_path / 'run'}"]
+    if "image" in content.get("processors", {}):
+        overrides += ["processors.image.size=48", "model.adapters.image.bias_grid=3"]
+    if "text" in content.get("processors", {}):
+        overrides += ["processors.text.max_tokens=30"]
+    if "audio" in content["model"]["modalities"]:
+        overrides += ["processors.audio.max_seconds=2.0", "processors.audio.min_seconds=0.5"]
+    recipe = read_recipe(FOLDER / f"{name}.yaml", [*overrides, "run.batch_size=2", "run.grad_cache_chunks=2"])
+    scores = {}
+    measure = evaluation(recipe)
+    folder = train(recipe, lambda model, processors: scores.update(measure(model, processors)) or scores)
+    first, *_, last, _ = read_log(tmp_path / "run" / "log.jsonl")
+    assert last["loss"] < first["loss"]
+    assert {key.split("/")[0] for key in scores} == set(content["evaluate"]["sets"])
+    assert all(0 <= value <= 1 for value in scores.values())
+    model = onepeace.load(folder)
+    if not model.module.config.heads:
+        assert model.encode_text(["a dog"]).isfinite().all()
+        return
+    (pair,) = recipe.data.train
+    sample = read_source(pair.shards, pair.pair, root, targets=pair.targets, broken_limit=1.0).samples[0]
+    item = {key: sample.captions[0] if key == "text" else sample.inputs[key] for key in pair.pair}
+    item |= {"candidates": sample.targets["candidates"]} if "candidates" in sample.targets else {}
+    (result,) = model.predict([item])
+    assert set(result) & {"labels", "answer", "box", "choice", "events", "mask"}
