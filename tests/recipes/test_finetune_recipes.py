@@ -20,9 +20,11 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "recipes" / "finetune"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "base")
 LAYOUTS = {
-    "coco_retrieval": ["coco"], "flickr30k_retrieval": ["flickr30k"], "audio_retrieval": ["audiocaps", "clotho", "macs"],
-    "refcoco_plus": ["refcoco_plus"], "sound_events": ["desed"],
-}  # fmt: skip
+    "coco_retrieval": ["coco"],
+    "flickr30k_retrieval": ["flickr30k"],
+    "audio_retrieval": ["audiocaps", "clotho", "macs"],
+    "sound_events": ["desed"],
+}
 """Where they are not called like the recipe."""
 SMALL = [
     "run.workers=0", "run.precision=float32", "schedule.steps=16", "schedule.warmup_ratio=0.1", "optim.lr=2e-3",
