@@ -255,7 +255,9 @@ def _write(
             left_out.append(result)
         elif seen is None or result.original is None or not seen(result.original):
             key, about = record.key or f"{family}_{writer.count:08d}", {"source": record.source, **record.about}
-            if not writer.write(key, result.files, record.captions, targets=record.targets, about=about):
+            # A target that is a file (mask.png) is among the files.
+            targets = {name: value for name, value in record.targets.items() if f"{name}.png" not in result.files}
+            if not writer.write(key, result.files, record.captions, targets=targets, about=about):
                 left_out.append(Skipped(key, "an earlier sample has this key"))
             if writer.count == limit:
                 break

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onepeace.data.shards import raw_samples
+from onepeace.data.shards import MASK, media_of, raw_samples
 from onepeace.datasets import LAYOUTS
 from onepeace.datasets.layout import Record
 from onepeace.datasets.pictures import difference_hash, open_picture
@@ -30,8 +30,9 @@ def check_leaks(root: Path, near: int | None = None) -> LeakReport:
     """Compare ROOT/train with ROOT/val.
 
     An error is: equal bytes of a picture or sound, an equal key, or an equal group in training and validation data; a
-    sample without media, caption, source or license; a caption in KEY.txt that is not one of KEY.json. A group is what
-    a set is split by: the emoji's name, the photograph on Flickr, the video of a sound (`Layout.group`).
+    sample without media, without source or license, or with neither caption nor target; a caption in KEY.txt that is
+    not one of KEY.json. A group is what a set is split by: the emoji's name, the photograph on Flickr, the video of a
+    sound (`Layout.group`).
 
     Args:
         near: also count validation photographs whose difference hash is within so many of 64 bits of a training one.
@@ -57,10 +58,12 @@ def check_leaks(root: Path, near: int | None = None) -> LeakReport:
                 counts[name] += 1
                 if not record.about.get("license") or not record.about.get("source"):
                     errors.append(f"{where} has no license and source")
-                if record.captions[0] not in record.about.get("captions", []):
+                if not (record.captions or record.about.get("label") or record.targets or record.about.get("targets")):
+                    errors.append(f"{where} has no caption and no target")
+                if not {*record.captions} <= {*record.about.get("captions", [])}:
                     errors.append(f"{where}: its .txt is not one of its captions")
                 marks: list[tuple[str, Any]] = [("key", record.key), ("group", layout and layout.group(record))]
-                media = [data for modality, data in record.inputs.items() if modality != "text"]
+                media = [data for modality in record.inputs if modality != "text" for data in _each(record, modality)]
                 marks += [("media", hashlib.sha1(data, usedforsecurity=False).digest()) for data in media]
                 for what, mark in marks:
                     if mark is None:
@@ -69,7 +72,7 @@ def check_leaks(root: Path, near: int | None = None) -> LeakReport:
                         errors.append(f"{where} has the same {what} as {other[what, mark]}")
                     first[split].setdefault((what, mark), where)
                 if near is not None and layout and layout.photographs:
-                    hashes[split].append(difference_hash(open_picture(record.inputs["image"])))
+                    hashes[split] += [difference_hash(open_picture(data)) for data in _each(record, "image")]
     return LeakReport(dict(counts), errors, None if near is None else (_near(hashes, near), len(hashes["val"])))
 
 
@@ -83,25 +86,33 @@ def held_out(root: Path, name: str, needed: bool = False) -> Iterator[Record]:
 
 
 def read_shard(path: Path) -> Iterator[Record]:
-    """The samples of a shard in order, media as bytes, the caption of KEY.txt alone, all fields of KEY.json in `about`.
+    """The samples of a shard in order: media as bytes, of the captions that of KEY.txt alone, of the targets the mask
+    alone, all fields of KEY.json in `about`.
 
     Raises:
         UserError: a sample that is not whole (names the shard and the key).
     """
-    media = {suffix[1:]: key for key, cls in PROCESSORS.items() if key != "text" for suffix in cls.suffixes}
+    known = {key: {suffix[1:] for suffix in cls.suffixes} for key, cls in PROCESSORS.items() if key != "text"}
+    endings = {"video": {"mp4"}, **known}
     broken: list[str] = []
     for raw in raw_samples(str(path.absolute()), broken):
         key = raw["__key__"]
-        inputs = {media[suffix]: data for suffix, data in raw.items() if suffix in media}
         try:
-            text, about = raw["txt"].decode(), json.loads(raw["json"])
+            inputs = {modality: media for modality in endings if (media := media_of(raw, endings[modality]))}
+            texts, about = [raw[member].decode() for member in ("txt",) if member in raw], json.loads(raw["json"])
         except (KeyError, ValueError) as error:
-            raise UserError(f"{path}: {key} has no readable .txt and .json ({error!r})") from error
+            raise UserError(f"{path}: {key} has a file that cannot be read, or no .json ({error!r})") from error
         if not inputs:
             raise UserError(f"{path}: {key} has no picture or sound")
-        yield Record(key, str(path), {**inputs, "text": [text]}, {}, about)
+        yield Record(key, str(path), {**inputs, "text": texts}, {"mask": raw[MASK]} if MASK in raw else {}, about)
     if broken:
         raise UserError(broken[0])
+
+
+def _each(record: Record, modality: str) -> list[bytes]:
+    """The files of a modality, of which a sample may have several."""
+    files = record.inputs[modality]
+    return files if isinstance(files, list) else [files]
 
 
 def _near(hashes: dict[str, list[int]], bits: int) -> int:

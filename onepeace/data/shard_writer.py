@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from onepeace.data.shards import MASK
 from onepeace.errors import UserError
 
 SHARD = re.compile(r"-\d{5,}\.tar(\.gz)?")
@@ -85,18 +86,22 @@ class ShardWriter:
 
         Args:
             key: no dot, no slash: webdataset takes what follows the first dot for the kind of a member.
-            media: encoded bytes by file ending, without the dot ("jpg", "ogg").
+            media: encoded bytes by file ending, without the dot ("jpg", "ogg"); a second picture is "2.jpg".
             captions: go into KEY.json; one, which depends on the key alone, is KEY.txt. May be empty.
-            targets: go into KEY.json: "label" as a field of its own, others as the field "targets".
+            targets: go into KEY.json: "label" as a field of its own, others as the field "targets"; but the bytes of a
+                "mask" are KEY.mask.png.
             about: further fields of KEY.json.
         """
-        if "." in key or "/" in key or len(f"{key}.json".encode()) > NAME_BYTES:
-            raise ValueError(f"{key!r}: a key has no dot, no slash and at most {NAME_BYTES - 5} bytes")
+        others = dict(targets or {})
+        if "mask" in others:
+            media = {**media, MASK: others.pop("mask")}
+        room = NAME_BYTES - 1 - max(map(len, ("json", *media)))
+        if "." in key or "/" in key or len(key.encode()) > room:
+            raise ValueError(f"{key!r}: a key has no dot, no slash and at most {room} bytes")
         if key in self._keys:
             return False
         self._keys.add(key)
         size = sum(map(len, media.values()))
-        others = dict(targets or {})
         fields = {"captions": list(captions), "label": others.pop("label", None), **(about or {})}
         if others:
             fields["targets"] = others

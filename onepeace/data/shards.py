@@ -1,9 +1,10 @@
 """webdataset shards, still encoded: which shards a pattern names, the samples of one shard, all of a source in memory.
 
-A shard is a .tar or .tar.gz with the members KEY.jpg (or any other file ending of a processor), KEY.txt and KEY.json.
-The caption list is "captions" in the json, else the text file; "label" in the json is a class name. A shard that is
-partly broken gives what it still holds. Sets that fit in memory are read whole, once (`read_source`); others are
-streamed (streams.py).
+A shard is a .tar or .tar.gz with the members KEY.jpg (or any other file ending of a processor), KEY.txt and KEY.json,
+and perhaps KEY.2.jpg, ... (further pictures) and KEY.mask.png (a segmentation map). The caption list is "captions" in
+the json, else the text file; "label" in the json is a class name, "targets" holds the other targets (targets.py). A
+shard that is partly broken gives what it still holds. Sets that fit in memory are read whole, once (`read_source`);
+others are streamed (streams.py).
 """
 
 import glob
@@ -11,14 +12,16 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from onepeace.data.process_output import ProcessOutput
 from onepeace.data.sample import Sample
+from onepeace.data.targets import wrong_target
 from onepeace.errors import UserError
 from onepeace.files.source import describe, scheme
 from onepeace.processors import PROCESSORS
@@ -30,6 +33,9 @@ NAMED = 3
 
 BROKEN_FREE = 10
 """So many broken items never stop a run, unless nothing else is there."""
+
+MASK = "mask.png"
+"""The member that is the target "mask"."""
 
 
 class Source(NamedTuple):
@@ -208,6 +214,33 @@ def _open(shard: str) -> Any:
     return Pipe(["curl", *patience, "-f", "-s", "-L", "-g", shard], mode="rb", bufsize=8192, ignore_status=[141, 23])
 
 
+def media_of(raw: Mapping[str, Any], endings: Collection[str]) -> bytes | list[bytes] | None:
+    """What a sample has of a modality: the content of its file, a list where KEY.2.jpg, KEY.3.jpg, ... follow KEY.jpg.
+
+    Args:
+        raw: from `raw_samples`.
+        endings: of the modality's files, without the dot.
+
+    Raises:
+        ValueError: of several files one is empty, or a number is left out.
+    """
+    files: dict[int, dict[str, bytes]] = {}
+    for member, data in raw.items():
+        # "KEY.thumb.jpg": the last ending says what it is.
+        name, _, ending = member.rpartition(".")
+        if ending in endings and member != MASK:
+            number = int(name) if re.fullmatch("[2-9]", name) else 1
+            if data or number > 1:
+                files.setdefault(number, {})[ending] = data
+    if 1 not in files:
+        return None
+    contents = [found[min(found)] for _, found in sorted(files.items())]
+    if max(files) != len(files) or not all(contents):
+        numbers = ", ".join(str(number) for number, found in sorted(files.items()) if found[min(found)])
+        raise ValueError(f"of its files with a number only {numbers} can be used")
+    return contents if len(contents) > 1 else contents[0]
+
+
 def usable_sample(
     raw: dict[str, Any], shard: str, pair: Sequence[str], broken: list[str], targets: Sequence[str] = ()
 ) -> Sample | None:
@@ -216,11 +249,10 @@ def usable_sample(
     Args:
         raw, shard: from `raw_samples`.
         pair: the modalities a sample must have; "text" are its captions, others a member that their processor reads.
-        targets: what else it must have; "label" and the entries of "targets" in the .json.
+        targets: what else it must have, and have as targets.py says: "label", the entries of "targets" in the .json,
+            and "mask".
     """
-    known = {m: sorted(suffix.lstrip(".") for suffix in PROCESSORS[m].suffixes) for m in pair if m != "text"}
     name, key = describe(shard), raw["__key__"]
-    # "KEY.thumb.jpg": the last ending says what it is.
     members = {member.rpartition(".")[2]: data for member, data in raw.items() if not member.startswith("__")}
     about: dict[str, Any] = {}
     readable = True
@@ -235,20 +267,30 @@ def usable_sample(
     if not captions:
         captions = [members.get("txt", b"").decode("utf-8", errors="replace")]
     inputs: dict[str, Any] = {"text": [caption.strip() for caption in captions if caption.strip()]}
-    for modality, suffixes in known.items():
-        media = [members[suffix] for suffix in suffixes if members.get(suffix)]
-        if media:
-            inputs[modality] = media[0]
+    for modality in pair:
+        if modality != "text":
+            try:
+                media = media_of(raw, {suffix.lstrip(".") for suffix in PROCESSORS[modality].suffixes})
+            except ValueError as error:
+                broken.append(f"{name}: {key}: {error}")
+                return None
+            if media is not None:
+                inputs[modality] = media
     known_targets = dict(about["targets"]) if isinstance(about.get("targets"), dict) else {}
     if isinstance(about.get("label"), str):
         known_targets["label"] = about["label"]
+    if raw.get(MASK):
+        known_targets["mask"] = raw[MASK]
     if "text" in pair and not inputs["text"]:
         if readable:
             broken.append(f"{name}: {key} has no caption (a .txt, or captions in a .json)")
-    elif lacking := [m for m in known if m not in inputs]:
+    elif lacking := [modality for modality in pair if modality not in inputs]:
         broken.append(f"{name}: {key} has no {' and no '.join(lacking)} file")
     elif lacking := [target for target in targets if target not in known_targets]:
-        broken.append(f"{name}: {key} has no {' and no '.join(lacking)} in its .json")
+        where = f" (a .{MASK})" if lacking == ["mask"] else " in its .json"
+        broken.append(f"{name}: {key} has no {' and no '.join(lacking)}{where}")
+    elif wrong := wrong_target(known_targets, targets):
+        broken.append(f"{name}: {key}: {wrong}")
     else:
         return Sample(key, name, inputs, known_targets)
     return None

@@ -44,13 +44,18 @@ def _records(folder: Path, split: str) -> list[Record]:
             captions.setdefault(int(row["image_id"]), []).append(" ".join(row["caption"].split()).rstrip("."))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: annotation {i} has no image_id and caption: {row!r:.100}") from error
+    return [
+        Record(f"coco_{i:012d}", f"MS-COCO {split}", {"image": path, "text": captions[i]}, {}, {"license": LICENSE})
+        for i, path in photographs_by_id(folder, split).items()
+        if i in captions and i not in SAMPLES
+    ]
+
+
+def photographs_by_id(folder: Path, split: str) -> dict[int, Path]:
+    """The photographs in the folder `split` somewhere below `folder`, in the order of their ids."""
     place = find(folder, split, what="its photographs")
     # 000000000009.jpg of 2017 is COCO_train2014_000000000009.jpg of 2014
     pictures = [(int(name[1]), path) for path in place.glob("*.jpg") if (name := re.search(r"(\d+)$", path.stem))]
     if not pictures:
         raise UserError(f"{place}: no photographs named NUMBER.jpg")
-    return [
-        Record(f"coco_{i:012d}", f"MS-COCO {split}", {"image": path, "text": captions[i]}, {}, {"license": LICENSE})
-        for i, path in sorted(pictures)
-        if i in captions and i not in SAMPLES
-    ]
+    return dict(sorted(pictures))

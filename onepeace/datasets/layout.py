@@ -46,7 +46,8 @@ class Record(Sample):
     @property
     def name(self) -> str:
         """What messages call it."""
-        paths = (str(value) for value in self.inputs.values() if isinstance(value, Path))
+        files = (value[0] if isinstance(value, list) and value else value for value in self.inputs.values())
+        paths = (str(file) for file in files if isinstance(file, Path))
         return self.where or next(paths, self.key)
 
 

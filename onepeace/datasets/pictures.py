@@ -22,6 +22,20 @@ class Photographs(Layout):
         return photograph(record, self.size, self.quality)
 
 
+@dataclass(frozen=True)
+class SharedPhotographs(Photographs):
+    """A layout in which several samples have the same picture, each with its own targets, or a sample has several."""
+
+    size: int = option(256, "short side of the pictures in pixels")
+
+    def encode(self, record: Record) -> Encoded:
+        """The pictures of a record at the size and quality of this layout, the second as "2.webp"."""
+        value = record.inputs["image"]
+        files = value if isinstance(value, list) else [value]
+        pictures = [webp(shrink(open_picture(file), self.size), self.quality) for file in files]
+        return Encoded({f"{i}.webp" if i > 1 else "webp": data for i, data in enumerate(pictures, 1)})
+
+
 def photograph(record: Record, size: int, quality: int) -> Encoded:
     """The picture of a record as WebP, its short side at most `size` pixels."""
     data = record.inputs["image"].read_bytes()

@@ -1,6 +1,7 @@
 """Reading the tables and lists of a download: whatever is broken is a `UserError` that names file and line."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,9 +56,21 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 
-def json_list(path: Path, name: str) -> list[Any]:
-    """The list that a JSON file holds as its field `name`."""
-    content = read_json(path)
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file with one JSON object a line, each with "FILE:LINE" for messages."""
+    for where, line in read_lines(path):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: not a JSON object")
+        yield where, row
+
+
+def json_list(path: Path, name: str, content: Any = None) -> list[Any]:
+    """The list that a JSON file holds as its field `name`; `content` of the file if it is read already."""
+    content = read_json(path) if content is None else content
     rows = content.get(name) if isinstance(content, dict) else None
     if not isinstance(rows, list):
         raise UserError(f"{path}: has no list of {name}")
@@ -69,6 +82,17 @@ def whole_number(text: str, where: str) -> int:
     if not text.strip().isdecimal():
         raise UserError(f"{where}: expected a whole number, found {text!r}")
     return int(text)
+
+
+def number(text: str, where: str) -> float:
+    """The number that a cell holds; `where` is for the message."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{where}: expected a number, found {text!r}")
+    return value
 
 
 def sentence(text: str) -> str:

@@ -1,9 +1,13 @@
 """Reading shards: what they give, and what is said about those that are broken."""
 
+import json
+import re
+
 import pytest
 from support.batches import picture, pictures
 from support.small_shards import write_tar
 
+from onepeace.data.shard_writer import ShardWriter
 from onepeace.data.shards import expand, read_source
 from onepeace.errors import UserError
 
@@ -119,3 +123,92 @@ def test_shard_name_is_never_a_command(tmp_path, monkeypatch):
     write_tar(tmp_path / "pipe:touch ran;.tar", pictures(1))
     read_source("pipe*", PAIR)
     assert not (tmp_path / "ran").exists()
+
+
+def test_written_targets_come_back(tmp_path):
+    targets = {
+        "label": "dog", "labels": ["dog", "cat"], "answers": {"net": 0.3}, "candidates": ["a", "b"], "choice": 1,
+        "box": [0, 0.25, 0.5, 1], "boxes": [[0, 0, 1, 1]], "box_labels": ["dog"], "events": [[0.5, 1, "bark"]],
+        "mask": picture(3), "set": "7",
+    }  # fmt: skip
+    with ShardWriter(tmp_path, "a") as shards:
+        shards.write("x", {"png": picture(0), "2.png": picture(1), "3.jpg": picture(2)}, ["a dog"], targets=targets)
+        shards.write("y", {"png": picture(4)}, [], targets={"label": "cat"})
+    two = read_source("a-*.tar", ("image",), tmp_path).samples
+    assert two[0].inputs["image"] == [picture(0), picture(1), picture(2)]
+    assert two[0].targets == targets
+    assert (two[1].inputs["image"], two[1].targets) == (picture(4), {"label": "cat"})
+    assert read_source("a-*.tar", PAIR, tmp_path, targets=tuple(targets)).samples == two[:1]
+
+
+def test_the_longest_member_of_a_key_fits_into_a_tar(tmp_path):
+    with ShardWriter(tmp_path, "a") as shards:
+        with pytest.raises(ValueError, match="at most 91 bytes"):
+            shards.write("k" * 92, {"png": picture(0)}, [], targets={"mask": picture(1)})
+        assert shards.write("k" * 91, {"png": picture(0)}, [], targets={"mask": picture(1)})
+    (sample,) = read_source("a-*.tar", ("image",), tmp_path, targets=("mask",)).samples
+    assert sample.key == "k" * 91
+
+
+@pytest.mark.parametrize(
+    ("member", "content", "told"),
+    [
+        ("x.2.png", b"", "x: of its files with a number only 1, 3 can be used"),
+        ("x.3.png", b"", "x: of its files with a number only 1, 2 can be used"),
+        ("x.2.png", None, "x: of its files with a number only 1, 3 can be used"),
+        ("x.png", None, "x has no image file"),
+        ("x.mask.png", None, r"x has no mask \(a \.mask\.png\)"),
+        ("x.mask.png", b"", r"x has no mask \(a \.mask\.png\)"),
+        ("x.mask.png", b"GIF89a", "x: its mask is not a PNG file"),
+        ("x.json", b"{", r"x\.json cannot be read"),
+        ("x.json", b'{"targets": [1]}', r"x has no box in its \.json"),
+    ],
+)
+def test_corrupt_members_of_a_sample_with_targets_are_named(tmp_path, member, content, told):
+    box = json.dumps({"targets": {"box": [0, 0, 1, 1]}}).encode()
+    members = {"x.png": picture(0), "x.2.png": picture(1), "x.3.png": picture(2), "x.mask.png": picture(3)}
+    members |= {"x.json": box}
+    good = {f"y{name[1:]}": data for name, data in members.items()}
+    targets = ("mask",) if "mask" in member else ("box", "mask")
+    assert len(read_source(write_tar(tmp_path / "b.tar", members).name, ("image",), tmp_path).samples) == 1
+    members[member] = content
+    path = write_tar(tmp_path / "a.tar", {**{name: data for name, data in members.items() if data is not None}, **good})
+    source = read_source(path.name, ("image",), tmp_path, targets=targets)
+    assert [sample.key for sample in source.samples] == ["y"]
+    assert len(source.samples[0].inputs["image"]) == 3
+    assert re.search(rf"a\.tar: {told}", source.broken[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("labels", "dog", "a list of names"),
+        ("labels", [1], "a list of names"),
+        ("answers", {"net": 1.5}, "scores from 0 to 1"),
+        ("answers", ["net"], "scores from 0 to 1"),
+        ("box", [0, 0, 1], "x0, y0, x1, y1"),
+        ("box", [0, 0, 60, 40], "x0, y0, x1, y1"),
+        ("box", [0.5, 0, 0.25, 1], "x0, y0, x1, y1"),
+        ("box", [0, 0, 1, float("nan")], "x0, y0, x1, y1"),
+        ("boxes", [[0, 0, 1, True]], "a list of"),
+        ("box_labels", ["dog", "cat"], "for each box"),
+        ("events", [[2, 1, "dog"]], "a list of .onset"),
+        ("events", [[0, 1]], "a list of .onset"),
+        ("candidates", [None], "a list of answers"),
+        ("choice", 2, "number of one of the candidates"),
+        ("choice", "0", "number of one of the candidates"),
+    ],
+)
+def test_targets_of_another_form_are_named_where_they_are_needed(tmp_path, name, value, told):
+    right = {"boxes": [[0, 0, 1, 1]], "box_labels": ["dog"], "candidates": ["a", "b"], "choice": 0}
+    fields = json.dumps({"targets": {**right, name: value}}).encode()
+    members = {"x.png": picture(0), "x.json": fields}
+    assert read_source(write_tar(tmp_path / "a.tar", members).name, ("image",), tmp_path).samples
+    with pytest.raises(UserError, match=f"a.tar: x: its {name} is not .*{told}"):
+        read_source("a.tar", ("image",), tmp_path, targets=(name,))
+
+
+def test_endings_that_are_no_number_of_a_picture_are_read_as_before(tmp_path):
+    for member in ("x.thumb.png", "x.256.png", "x.1.png"):
+        (sample,) = read_source(write_tar(tmp_path / "a.tar", {member: picture(0)}).name, ("image",), tmp_path).samples
+        assert sample.inputs["image"] == picture(0)

@@ -2,6 +2,7 @@ import types
 
 import pytest
 from support.downloads import DOWNLOADS, fill
+from support.finetune_downloads import FINETUNE
 
 from onepeace.cli import main
 from onepeace.data.leaks import read_shard
@@ -18,12 +19,13 @@ def source(tmp_path):
 def prepare(tmp_path, source, capsys):
     """Makes the shards of a layout; gives the samples that were written by key, for train and val, and the messages.
 
-    `files` are written to its made-up download (DOWNLOADS) in place of those there, None takes one away.
+    `files` are written to its made-up download (DOWNLOADS, FINETUNE) in place of those there, None takes one away.
     """
     filled = set()
 
     def run(name, *options, files=(), code=0):
-        download = DOWNLOADS[name]() if name in DOWNLOADS and name not in filled else {}
+        makers = {**DOWNLOADS, **FINETUNE}
+        download = makers[name]() if name in makers and name not in filled else {}
         filled.add(name)
         fill(source, {key: content for key, content in {**download, **dict(files)}.items() if content is not None})
         for key, content in dict(files).items():

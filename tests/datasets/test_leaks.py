@@ -80,6 +80,18 @@ def test_check_finds_what_a_sample_lacks(clean):
     assert [error.partition(": ")[2] for error in check_leaks(clean.root).errors] == ["x has no license and source"]
 
 
+def test_check_looks_at_each_of_several_pictures_and_needs_a_caption_or_a_target(clean):
+    about = {"source": "made up", "license": "CC0"}
+    with ShardWriter(clean.root / "val/more", "set_more", compress=True) as shards:
+        shards.write("a", {"png": b"5", "2.png": b"1"}, [], targets={"box": [0, 0, 1, 1]}, about=about)
+        shards.write("b", {"png": b"6", "mask.png": b"2"}, [], about=about)  # a map is no picture that is trained on
+        shards.write("c", {"png": b"7"}, [], about=about)
+        shards.write("d", {"mp4": b"8"}, [], targets={"label": "surfing"}, about=about)
+    same, lacks = clean.check().err.splitlines()
+    assert "a has the same media as train/image_text/" in same
+    assert lacks.endswith("c has no caption and no target")
+
+
 def test_check_names_a_shard_that_is_cut_off(clean):
     path = clean.root / "val/emoji/set_emoji_noto_2-00000.tar.gz"
     path.write_bytes(path.read_bytes()[:40])

@@ -13,6 +13,7 @@ map the two older layouts, and counts every page it maps as used memory.
 import pickletools
 import struct
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -104,12 +105,23 @@ def read_checkpoint(path: str | Path) -> Any:
 
     UserError in one line, naming the file, for what is no checkpoint, is cut off, or mentions an unknown name.
     """
-    path = Path(path)
+    return _checked(Path(path), _read)
+
+
+def read_pickle(path: str | Path) -> Any:
+    """The content of a pickle of any protocol that holds no tensors: containers, plain values and inert `Record`.
+
+    UserError as for `read_checkpoint`.
+    """
+    return _checked(Path(path), lambda path, file: _Reader(path, file, {}).value(), "pickle")
+
+
+def _checked(path: Path, read: Callable[[Path, BinaryIO], Any], what: str = "checkpoint") -> Any:
     try:
         with open(path, "rb") as file:
-            return _read(path, file)
+            return read(path, file)
     except (IsADirectoryError, FileNotFoundError, PermissionError) as error:
-        raise UserError(f"{path}: {error.strerror}; expected a checkpoint file (.pt, .pth, .pkl)") from error
+        raise UserError(f"{path}: {error.strerror}; expected a {what} file (.pt, .pth, .pkl)") from error
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: damaged or cut off ({one_line(error)[:200]}); download it again") from error
     except (
@@ -117,7 +129,7 @@ def read_checkpoint(path: str | Path) -> Any:
         ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError, MemoryError, OverflowError,
         struct.error, OSError,
     ) as error:  # fmt: skip
-        raise UserError(f"{path}: not a readable checkpoint, or cut off ({one_line(error)[:200]})") from error
+        raise UserError(f"{path}: not a readable {what}, or cut off ({one_line(error)[:200]})") from error
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,90 @@
+"""ADE20K for scene parsing (Zhou, Zhao, Puig, Fidler, Barriuso, Torralba, CVPR 2017)."""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from onepeace.datasets.layout import Encoded, HeldOut, OfficialSplits, Record, Split, option, shuffled
+from onepeace.datasets.pictures import Photographs, open_picture, shrink, webp
+from onepeace.datasets.reading import find, read_lines
+from onepeace.errors import UserError
+
+LICENSE = "annotations BSD-3-Clause; photographs for research and education (ADE20K terms)"
+IGNORED = 255
+"""In the maps that are written; in those of the download it is 0, and the classes begin with 1."""
+
+
+@dataclass(frozen=True)
+class ADE20K(Photographs, OfficialSplits):
+    """ADE20K: photographs with a map of 150 classes, from ADEChallengeData2016.zip (data.csail.mit.edu).
+
+    SOURCE holds what it unpacks to: objectInfo150.txt, images/training, images/validation, annotations/training and
+    annotations/validation. The target "mask" has the numbers of classes.json, from 0, and 255 for other objects. (Read
+    without shards it is the file of the download, where the classes begin with 1 and 0 is other.)
+    """
+
+    family = "ade20k"
+    size: int = option(512, "short side of the pictures and maps in pixels")
+    quality: int = option(90, "quality of the WebP files, up to 100")
+    train: tuple[str, ...] = option(("training",), "official splits that are training data")
+    val: tuple[str, ...] = option(("validation",), "official splits that are validation data")
+
+    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
+        classes = _classes(find(folder, "objectInfo150.txt", what="the classes"))
+        for name, shards in self.chosen("val/ade20k/ade20k", "train/ade20k/ade20k"):
+            records = shuffled(_records(folder, name, classes))
+            yield Split(f"{shards}_{name}", records, self.encode, classes=classes)
+
+    def encode(self, record: Record) -> Encoded:
+        """The picture, and the map at the same size with the numbers that are written."""
+        picture, table = open_picture(record.inputs["image"]), record.targets["mask"]
+        small = shrink(picture, self.size)
+        mask = class_map(table, picture.size, small.size, record.about["num_classes"])
+        return Encoded({"webp": webp(small, self.quality), "mask.png": mask})
+
+
+def class_map(path: Path, picture: tuple[int, int], size: tuple[int, int], num_classes: int) -> bytes:
+    """A map of the download, whose classes begin with 1, as PNG of the given size, whose classes begin with 0.
+
+    Raises:
+        UserError: it is no map of 8 bits, of another size than the picture, or has a class that is not there.
+    """
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if image.mode not in ("L", "P") or image.size != picture:
+            found, expected = ("{} x {}".format(*size) for size in (image.size, picture))
+            raise UserError(f"{path}: a map of mode {image.mode}, {found}; expected 8 bits, {expected} as the picture")
+        numbers = np.asarray(image.resize(size, Image.Resampling.NEAREST))
+    if numbers.max() > num_classes:
+        raise UserError(f"{path}: has class {numbers.max()} of {num_classes}")
+    buffer = io.BytesIO()
+    Image.fromarray(np.where(numbers == 0, IGNORED, numbers - 1).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _classes(table: Path) -> list[str]:
+    """The first name of each class. The last column of the table, below its head, has all names."""
+    lines = list(read_lines(table))[1:]
+    names = [line.split("\t")[-1].partition(",")[0].strip() for _, line in lines]
+    for number, ((where, line), name) in enumerate(zip(lines, names, strict=True), 1):
+        if line.split("\t")[0].strip() != str(number) or not name:
+            raise UserError(f"{where}: expected class {number}: its number, columns and names, with tabs between them")
+    if not 0 < len(names) < IGNORED:
+        raise UserError(f"{table}: has {len(names)} classes below its head")
+    return names
+
+
+def _records(folder: Path, split: str, classes: Sequence[str]) -> Iterator[Record]:
+    place = find(folder, "images", what="the photographs") / split
+    pictures = sorted(place.glob("*.jpg"))
+    if not pictures:
+        raise UserError(f"{place}: no photographs (*.jpg)")
+    for path in pictures:
+        mask = place.parents[1] / "annotations" / split / f"{path.stem}.png"
+        about = {"license": LICENSE, "num_classes": len(classes)}
+        key = path.stem.removeprefix("ADE_")
+        yield Record(f"ade20k_{key}", f"ADE20K {split}", {"image": path, "text": []}, {"mask": mask}, about)

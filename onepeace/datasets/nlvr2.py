@@ -1,0 +1,54 @@
+"""NLVR2 (Suhr, Zhou, Zhang, Zhang, Bai, Artzi, ACL 2019)."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Split, option, present
+from onepeace.datasets.pictures import SharedPhotographs
+from onepeace.datasets.reading import find, read_json_lines
+from onepeace.errors import UserError
+
+LICENSE = "sentences CC BY 4.0; pictures belong to their owners, for research"
+CLASSES = ("True", "False")
+IDENTIFIER = re.compile(r"(\w+)-(\d+)-(\d+)-(\d+)")
+
+
+@dataclass(frozen=True)
+class NLVR2(SharedPhotographs, OfficialSplits):
+    """NLVR2: sentences that are true or false of a pair of photographs, from github.com/lil-lab/nlvr.
+
+    SOURCE holds, at any depth, train.json, dev.json and test1.json (JSON lines) and the pictures that you have, named
+    as that project names them: dev-850-0-img0.png and dev-850-0-img1.png for dev-850-0-1. The label is True or False.
+    Consistency counts the sentences (field "sentence_id") of which all samples are right.
+    """
+
+    family = "nlvr2"
+    train: tuple[str, ...] = option(("train",), "official splits that are training data")
+    val: tuple[str, ...] = option(("dev",), "official splits that are validation data: dev, test1, or both")
+
+    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
+        pictures = {path.name: path for path in sorted(folder.rglob("*-img?.png"))}
+        splits = []
+        for name, shards in self.chosen("val/nlvr2/nlvr2", "train/nlvr2/nlvr2"):
+            table = find(folder, f"{name}.json", what="the sentences")
+            records = present(_records(table, name, pictures), "image", table, "ask its authors for them")
+            splits.append(Split(f"{shards}_{name}", records, self.encode, classes=CLASSES))
+        yield from splits  # all tables are read before the first shard is written
+
+
+def _records(table: Path, split: str, pictures: Mapping[str, Path]) -> list[Record]:
+    records = []
+    for where, row in read_json_lines(table):
+        identifier, label, text = (str(row.get(name, "")) for name in ("identifier", "label", "sentence"))
+        name = IDENTIFIER.fullmatch(identifier)
+        if name is None or label not in CLASSES or not text.strip():
+            raise UserError(f"{where}: expected identifier (SPLIT-SET-PAIR-SENTENCE), sentence, label True or False")
+        files = [pictures.get(f"{identifier.rpartition('-')[0]}-img{i}.png") for i in range(2)]
+        # The official metrics.py leaves the pair out of the identifier.
+        sentence_id = f"{name[1]}-{name[2]}-{name[4]}"
+        about = {"license": LICENSE, "set_id": name[2], "sentence_id": sentence_id}
+        inputs = {"image": files if all(files) else None, "text": [" ".join(text.split())]}
+        records.append(Record(f"nlvr2_{identifier}", f"NLVR2 {split}", inputs, {"label": label}, about))
+    return records

@@ -1,0 +1,118 @@
+"""Sounds in which each event has a beginning and an end: DESED (Turpault, Serizel, Salamon, Shah, DCASE 2019), and
+tables of one's own in its form."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Split, option, present
+from onepeace.datasets.reading import find, number, read_rows
+from onepeace.datasets.sounds import HINT, SOUNDS, Sounds, sounds_below
+from onepeace.errors import UserError
+
+COLUMNS = ("filename", "onset", "offset", "event_label")
+
+
+class _Table(NamedTuple):
+    path: Path
+    events: dict[str, list[list[Any]]]
+    """[onset, offset, label] by the name of the file, also of those without an event."""
+    sounds: Path
+    """The folder of its sounds."""
+
+
+@dataclass(frozen=True)
+class SoundEvents(Sounds, OfficialSplits):
+    """Events in sounds, from tables of your own.
+
+    SOURCE holds train.csv and val.csv (or .tsv) with the columns filename, onset, offset (both in seconds) and
+    event_label, one row per event, and the sounds (wav, flac, ogg, opus or mp3): filename is a path relative to SOURCE,
+    or the name of a sound at any depth, with or without its ending. A sound without an event has one row, whose other
+    cells are empty. The target "events" is a list of [onset, offset, label]; what lies behind the longest sound is cut
+    off.
+    """
+
+    family = "events"
+    name: str = option("sound_events", "of the shards and their folders")
+    license: str = option("not stated", "of the sounds")
+    train: tuple[str, ...] = option(("train",), "tables that are training data")
+    val: tuple[str, ...] = option(("val",), "tables that are validation data")
+
+    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
+        chosen = self.chosen(f"val/{self.name}/{self.name}", f"train/{self.name}/{self.name}")
+        tables = {split: self.table(folder, split) for split, _ in chosen}
+        found = (event for table in tables.values() for events in table.events.values() for event in events)
+        classes = sorted({label for _, _, label in found})
+        for split, shards in chosen:
+            name = re.sub(r"\W+", "_", split)
+            records = present(self._records(tables[split], split, name), "audio", tables[split].path, HINT)
+            yield Split(f"{shards}_{name}", records, self.encode, classes=classes)
+
+    def table(self, folder: Path, split: str) -> _Table:
+        """What the table of a split says, and where its sounds are."""
+        path = find(folder, f"{split}.csv", f"{split}.tsv", what="the events")
+        return _Table(path, _events(path, self.seconds), folder)
+
+    def _records(self, table: _Table, split: str, name: str) -> list[Record]:
+        sounds = {_stem(path.name): path for path in sounds_below(table.sounds)}
+        records = []
+        for i, (file, events) in enumerate(table.events.items()):
+            path = table.sounds / file
+            found = path if path.is_file() else sounds.get(_stem(path.name))
+            inputs: dict[str, Any] = {"audio": found, "text": []}
+            about = {"license": self.license, "file_name": file}
+            key, source = f"{self.family}_{name}_{i:06d}", f"{self.name} {split}"
+            records.append(Record(key, source, inputs, {"events": events}, about))
+        return records
+
+
+@dataclass(frozen=True)
+class DESED(SoundEvents):
+    """DESED: ten-second sounds of ten kinds of domestic events, whose beginnings and ends are known, from
+    project.inria.fr/desed.
+
+    SOURCE holds the folders metadata and audio of its download. A split is the path of a table below metadata, without
+    ending: train/synthetic21_train/soundscapes, train/audioset_strong (sounds in audio/train/strong_label_real),
+    validation/validation, eval/public; its sounds are in the folder of that path below audio. Tables without onset and
+    offset (weak labels) are not read. The target "events" is a list of [onset, offset, label], in seconds.
+    """
+
+    family = "desed"
+    name: str = option("desed", "of the shards and their folders")
+    license: str = option("DESED's (synthetic: CC BY 4.0; others by their sources)", "of the sounds")
+    train: tuple[str, ...] = option(("train/synthetic21_train/soundscapes",), "tables that are training data")
+    val: tuple[str, ...] = option(("validation/validation",), "tables that are validation data")
+
+    def table(self, folder: Path, split: str) -> _Table:
+        place = find(folder, "metadata", what="the tables")
+        path = place / f"{split}.tsv"
+        if not path.is_file():
+            raise UserError(f"{path}: no such table; train and val name tables below {place}, without .tsv")
+        sounds = place.parent / "audio" / split.replace("audioset_strong", "strong_label_real")
+        return _Table(path, _events(path, self.seconds), sounds)
+
+
+def _events(table: Path, seconds: float) -> dict[str, list[list[Any]]]:
+    """The events within the first `seconds`, in the order of their beginnings."""
+    found: dict[str, list[list[Any]]] = {}
+    for where, row in read_rows(table, "filename"):
+        if missing := [name for name in COLUMNS if name not in row]:
+            raise UserError(f"{where}: no column {missing[0]}; expected {', '.join(COLUMNS)}")
+        events = found.setdefault(row["filename"], [])
+        if not any(row[name] for name in COLUMNS[1:]):
+            continue
+        onset, offset = number(row["onset"], where), number(row["offset"], where)
+        label = row["event_label"].replace("_", " ").strip()
+        if not 0 <= onset <= offset or not label:
+            raise UserError(f"{where}: expected 0 <= onset <= offset and a label, found {onset}, {offset}, {label!r}")
+        if onset < seconds:
+            events.append([onset, min(offset, seconds), label])
+    return {file: sorted(events) for file, events in found.items()}
+
+
+def _stem(name: str) -> str:
+    """The name of a sound without its ending; "Y-id_30.000_40.000" has none."""
+    path = Path(name)
+    return path.stem if path.suffix.lower() in SOUNDS else name

@@ -1,0 +1,51 @@
+"""Answers of VQA in one spelling, and the scores of what ten people answered (Antol et al., ICCV 2015).
+
+The rules are those of visualqa.org/evaluation.html as its evaluation code applies them, with its known slip.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+"""No full stop, which has a rule of its own, and neither apostrophe nor colon, which stay (girl's, 2:50)."""
+ARTICLES = frozenset({"a", "an", "the"})
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(NUMBERS)}}
+WITH_APOSTROPHE = """
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
+how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've o'clock
+oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
+someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's
+they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's
+where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
+y'all y'all'd've y'all'll you'd you'd've you'll you're you've
+"""
+CONTRACTIONS = {
+    f"{word[:place]}{word[place + 1 :]}": word
+    for word in WITH_APOSTROPHE.split()
+    for place, letter in enumerate(word)
+    if letter == "'"
+} | {"somebody'd": "somebodyd"}  # the slip: the two are the wrong way round
+"""The word by what is left of it when one apostrophe is missing."""
+
+
+def normalize_answer(answer: str) -> str:
+    """The answer as it is compared: lower case, numbers as digits, no article and almost no punctuation."""
+    text = " ".join(re.split("[\n\t]", answer)).strip()
+    in_number = re.search(r"\d,\d", text) is not None  # 100,978
+    alone = {mark: in_number or f"{mark} " in text or f" {mark}" in text for mark in PUNCTUATION}
+    text = text.translate({ord(mark): "" if alone[mark] else " " for mark in PUNCTUATION})
+    text = re.sub(r"\.(?!\d)", "", text)
+    words = (DIGITS.get(word, word) for word in text.lower().split())
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def soft_scores(answers: Iterable[str]) -> dict[str, float]:
+    """How right each normalised answer is: 0.3, 0.6, 0.9 and 1 for one, two, three and more of ten people.
+
+    Someone who gave an answer is compared with the nine others, of whom three must agree; this is the mean over the
+    ten (Teney et al., arXiv 1708.02711, as OFA and ONE-PEACE train).
+    """
+    counts = Counter(map(normalize_answer, answers))
+    return {answer: min(1.0, round(0.3 * count, 1)) for answer, count in counts.items()}

@@ -1,0 +1,409 @@
+"""Each layout for fine-tuning on a few made-up files of its download: what the trainer reads of the shards."""
+
+import io
+import json
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.downloads import lines, picture
+from support.finetune_downloads import FINETUNE, HEAD, refer
+
+from onepeace.data.leaks import check_leaks
+from onepeace.data.shards import raw_samples, read_source
+from onepeace.datasets import LAYOUTS
+from onepeace.datasets.vqa_answers import normalize_answer, soft_scores
+
+
+def read(done, pattern, pair=("image",), targets=()):
+    """The samples of shards by key."""
+    samples = read_source(pattern, pair, done.root, targets=targets).samples
+    return {sample.key: sample for sample in samples}
+
+
+def classes(done, folder):
+    return json.loads((done.root / folder / "classes.json").read_text())
+
+
+def size_of(data):
+    return Image.open(io.BytesIO(data)).size
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_samples_have_a_licence_and_none_is_in_training_and_validation(prepare, name):
+    done = prepare(name)
+    assert done.train
+    assert done.val
+    assert check_leaks(done.root).errors == []
+
+
+# ------------------------------------------------------------------ pictures and words
+
+
+def test_vqav2(prepare):
+    done = prepare("vqav2", "size=20")
+    train = read(done, "train/vqav2/*.gz", ("image", "text"), ("answers", "annotations"))
+    assert set(train) == {"vqav2_9000", "vqav2_9001"}
+    net, two = train["vqav2_9000"], train["vqav2_9001"]
+    assert net.captions == ["What is this?"]
+    assert net.targets["answers"] == {"net": 1.0}  # six people, in three spellings; the others' answers are no class
+    assert net.targets["annotations"][4:7] == ["the net", "Net.", "netting"]
+    assert two.targets["answers"] == {"2": 0.9}
+    assert size_of(net.inputs["image"]) == (30, 20)
+    assert net.inputs["image"] == two.inputs["image"]
+    assert done.train["vqav2_9000"].about["answer_type"] == "other"
+    assert "questions.json: 1 of 3 image files are not there (vqav2_30000, ...)" in done.err
+    assert classes(done, "val/vqav2") == classes(done, "train/vqav2") == ["net", "2", "man"]
+    assert set(read(done, "val/vqav2/vqav2_val2014-*.gz", targets=("answers",))) == {"vqav2_42000"}
+    done = prepare("vqav2", "answers=1")
+    assert classes(done, "val/vqav2") == ["net"]
+    assert read(done, "train/vqav2/*.gz")["vqav2_9001"].targets["answers"] == {}
+
+
+def test_vqav2_of_the_test_split_has_no_answers(prepare):
+    questions = {"questions": [{"question_id": 1, "image_id": 7, "question": "What?"}]}
+    files = {
+        "v2_OpenEnded_mscoco_test-dev2015_questions.json": questions,
+        "test2015/COCO_test2015_000000000007.jpg": picture(7),
+    }
+    done = prepare("vqav2", "val=[test-dev2015]", files=files)
+    assert read(done, "val/vqav2/vqav2_test-dev2015-*.gz")["vqav2_1"].targets == {}
+    assert len(classes(done, "val/vqav2")) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "normal"),
+    [
+        ("The  Two dogs.", "2 dogs"), ("none", "0"), ("dont", "don't"), ("couldntve", "couldntve"),
+        ("couldnt've", "couldn't've"), ("100,978", "100978"), ("2.5", "2.5"), ("u.s.", "us"), ("red/blue", "red blue"),
+        ("red / blue", "red blue"), ("what?!", "what"), ("girl's", "girl's"), ("2:50\tpm\n", "2:50 pm"), ("A", ""),
+        ("t-shirt", "t shirt"), ("t- shirt", "t shirt"), ("somebody'd", "somebodyd"),
+    ],
+)  # fmt: skip
+def test_answers_are_spelt_as_the_official_evaluation_does(answer, normal):
+    assert normalize_answer(answer) == normal
+
+
+def test_soft_scores_are_the_mean_over_nine_of_ten_people():
+    people = ["cat"] * 1 + ["dog"] * 2 + ["The cow"] * 3 + ["pig"] * 4
+
+    def official(answer):
+        others = [[p for j, p in enumerate(people) if j != i] for i in range(10)]
+        return np.mean([min(1, sum(normalize_answer(p) == answer for p in nine) / 3) for nine in others])
+
+    scores = soft_scores(people)
+    assert scores == {"cat": 0.3, "dog": 0.6, "cow": 0.9, "pig": 1.0}
+    assert [official(answer) for answer in scores] == pytest.approx([*scores.values()])
+
+
+def test_nlvr2_has_two_pictures(prepare):
+    done = prepare("nlvr2", "size=15", files={"images/dev-850-1-img1.png": "no picture"})
+    (sample,) = read(done, "train/nlvr2/*.gz", ("image", "text"), ("label",)).values()
+    assert (sample.key, sample.label, sample.captions) == ("nlvr2_train-7-0-0", "True", ["It is train-7-0-0."])
+    left, right = sample.inputs["image"]
+    assert size_of(left) == size_of(right) == (20, 15)
+    assert left != right
+    assert "train.json: 1 of 2 image files are not there (nlvr2_train-8-1-0, ...)" in done.err
+    assert "dev-850-1-img0.png: " in done.err  # the first of two names the sample
+    assert done.val["nlvr2_dev-850-0-1"].about["sentence_id"] == "dev-850-1"
+    assert len(done.val["nlvr2_dev-850-0-1"].inputs["image"]) == 2
+    assert classes(done, "val/nlvr2") == ["True", "False"]
+
+
+@pytest.mark.parametrize(
+    ("name", "val"),
+    [
+        ("refcoco", ("val", "testA", "testB")),
+        ("refcoco_plus", ("val", "testA", "testB")),
+        ("refcocog", ("val", "test")),
+    ],
+)
+def test_refcoco(prepare, name, val):
+    done = prepare(name, "size=20")
+    prefix = name.replace("_", "")
+    for i, split in enumerate(("train", *val)):
+        samples = read(done, f"{'train' if i == 0 else 'val'}/{name}/{name}_{split}-*.gz", ("image", "text"), ("box",))
+        assert set(samples) == {f"{prefix}_{2 * i}", f"{prefix}_{2 * i + 1}"}
+        sample = samples[f"{prefix}_{2 * i + 1}"]
+        assert sample.captions == [f"the {split} dog 1"]
+        assert sample.targets["box"] == pytest.approx([i / 10, 0.1, i / 10 + 0.5, 0.6])
+        assert size_of(sample.inputs["image"]) == (30, 20)
+    assert done.train[f"{prefix}_0"].about["ann_id"] == 100
+
+
+def test_the_pickle_of_refcoco_is_not_run(prepare, tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    done = prepare("refcoco", files={"refcoco/refs(unc).p": pickle.dumps([Payload()])}, code=1)
+    assert "refs(unc).p: holds " in done.err
+    assert "nothing was run" in done.err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_refcoco_as_json(prepare):
+    files = refer("refcoco", ("train", "val"))
+    content = pickle.loads(files.pop("refcoco/refs(unc).p"))  # noqa: S301
+    files |= {"refcoco/refs(unc).p": None, "refcoco/refs(unc).json": content}
+    done = prepare("refcoco", "val=[val]", files=files)
+    assert set(done.val) == {"refcoco_2", "refcoco_3"}
+    assert "has no split 'testA'; it has train, val" in prepare("refcoco", code=1).err
+
+
+def test_coco_detection(prepare):
+    done = prepare("coco_detection")
+    train = read(done, "train/coco_detection/*.gz", ("image",), ("boxes", "box_labels"))
+    sample, empty = train["cocodet_000000000009"], train["cocodet_000000000025"]
+    assert sample.targets["box_labels"] == ["dog", "cat"]  # no crowd, nothing without an area
+    assert np.allclose(sample.targets["boxes"], [[0.1, 0.1, 0.6, 0.6], [5 / 6, 0, 1, 0.4]], atol=1e-6)
+    assert empty.targets == {"boxes": [], "box_labels": []}
+    about = done.train["cocodet_000000000009"].about
+    assert (about["objects"], about["width"], about["height"]) == ([2, 3], 60, 40)
+    assert classes(done, "val/coco_detection") == ["cat", "dog"]
+
+
+def test_ade20k(prepare, source):
+    done = prepare("ade20k", "size=20")
+    (train,), (val,) = (read(done, f"{split}/ade20k/*.gz", targets=("mask",)).values() for split in ("train", "val"))
+    for sample, left, right in ((train, 255, 0), (val, 1, 2)):
+        mask = np.asarray(Image.open(io.BytesIO(sample.targets["mask"])))
+        assert mask.dtype == np.uint8
+        assert mask.shape == (20, 30)
+        assert size_of(sample.inputs["image"]) == (30, 20)
+        assert (mask[:, :15] == left).all()
+        assert (mask[:, 15:] == right).all()
+    assert classes(done, "val/ade20k") == ["wall", "building", "sky"]
+    (record,) = LAYOUTS["ade20k"].read(source, "val")
+    assert record.targets["mask"].name == "ADE_val_00000001.png"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (Image.new("L", (60, 39), 1), "a map of mode L, 60 x 39; expected 8 bits, 60 x 40 as the picture"),
+        (Image.new("RGB", (60, 40)), "a map of mode RGB, 60 x 40; expected 8 bits"),
+        (Image.new("L", (60, 40), 4), "has class 4 of 3"),
+        ("no picture", "ADE_train_00000001.jpg: "),
+        (None, "ADE_train_00000001.jpg: No such file"),
+    ],
+)
+def test_a_map_that_does_not_fit_is_left_out(prepare, content, told):
+    done = prepare("ade20k", files={"ADEChallengeData2016/annotations/training/ADE_train_00000001.png": content})
+    assert told in done.err
+    assert not done.train
+    assert done.val
+
+
+# ------------------------------------------------------------------ sounds and videos
+
+
+def test_avqa(prepare):
+    done = prepare("avqa")
+    (sample,) = read(done, "train/avqa/*.gz", ("audio", "text"), ("candidates", "choice")).values()
+    assert (sample.key, sample.captions) == ("avqa_train_1", ["What sounds?"])
+    assert sample.targets == {"candidates": ["motorboat", "bus", "train", "truck"], "choice": 0}
+    assert read(done, "val/avqa/*.gz", ("audio",))["avqa_val_1"].targets["choice"] == 2
+    assert "train_qa.json: 1 of 2 audio files are not there (avqa_train_2, ...)" in done.err
+    assert done.train["avqa_train_1"].about["youtube_id"] == "-HG3Omg_89c"
+
+
+def test_desed(prepare):
+    done = prepare("desed")
+    train = read(done, "train/desed/*.gz", ("audio",), ("events",))
+    events = {sample.key: sample.targets["events"] for sample in train.values()}
+    name = "desed_train_synthetic21_train_soundscapes"
+    # The sound is cut at ten seconds; the second one is silent.
+    assert events == {f"{name}_000000": [[0.5, 10.0, "Running water"], [1.5, 2.25, "Dog"]], f"{name}_000001": []}
+    (val,) = read(done, "val/desed/*.gz", ("audio",), ("events",)).values()
+    assert val.targets["events"] == [[0.0, 1.0, "Speech"]]
+    assert len(val.inputs["audio"]) > len(train[f"{name}_000000"].inputs["audio"])  # each its own 0.wav
+    assert classes(done, "val/desed") == ["Dog", "Running water", "Speech"]
+    done = prepare("desed", "val=[eval/public]", code=1)
+    assert "metadata/eval/public.tsv: no such table; train and val name tables below" in done.err
+
+
+def test_desed_finds_the_sounds_of_audioset(prepare):
+    files = {
+        "dataset/metadata/train/audioset_strong.tsv": lines(HEAD, "Y1.wav\t0\t1\tCat"),
+        "dataset/audio/train/strong_label_real/Y1.wav": 1.0,
+    }
+    done = prepare("desed", "train=[train/audioset_strong]", files=files)
+    assert set(done.train) == {"desed_train_audioset_strong_000000"}
+
+
+def test_sound_events_of_tables_of_ones_own(prepare, source):
+    done = prepare("sound_events", "name=door", "license=CC0")
+    train = read(done, "train/door/door_train-*.gz", ("audio",), ("events",))
+    assert {key: sample.targets["events"][0][2] for key, sample in train.items()} == {
+        "events_train_000000": "knock", "events_train_000001": "bell", "events_train_000002": "bell",
+    }  # fmt: skip
+    assert done.train["events_train_000001"].about["license"] == "CC0"
+    assert set(done.val) == {"events_val_000000"}
+    assert "val.csv: 1 of 2 audio files are not there" in done.err
+    paths = {record.key: record.inputs["audio"] for record in LAYOUTS["sound_events"].read(source, "train")}
+    assert paths["events_train_000000"] == source / "a/1.wav"
+    assert paths["events_train_000001"] == source / "b/1.wav"
+    assert paths["events_train_000002"] == source / "far/off/Y-id_30.000_40.000.wav"
+
+
+def test_folders_of_pictures(prepare):
+    done = prepare("image_folder", "name=pets", "license=CC0")
+    train = read(done, "train/pets/pets_train-*.gz", ("image", "text"), ("label",))
+    assert sorted(sample.label for sample in train.values()) == ["dog", "dog", "sea gull", "sea gull"]
+    assert {sample.label for sample in read(done, "val/pets/*.gz").values()} == {"cow", "dog"}
+    assert train["pets_train_0000002"].captions == ["a photo of a sea gull", "a picture of a sea gull", "a sea gull"]
+    assert classes(done, "val/pets") == classes(done, "train/pets") == ["cow", "dog", "sea gull"]
+    about = done.train["pets_train_0000003"].about
+    assert (about["target"], about["license"], about["file_name"]) == (2, "CC0", "deep/1.png")
+
+
+def test_folders_of_classes_alone_are_divided(prepare, source):
+    pets = {f"{name}/{i}.png": picture(20 * len(name) + i, (30, 20)) for name in ("dog", "gull") for i in range(10)}
+    split = dict.fromkeys(FINETUNE["image_folder"]())
+    done = prepare("image_folder", "val_share=0.2", files={**split, **pets})
+    assert not {*done.train} & {*done.val}
+    for samples, count in ((done.train, 8), (done.val, 2)):
+        assert sorted(s.about["label"] for s in samples.values()) == ["dog"] * count + ["gull"] * count
+    layout = LAYOUTS["image_folder"].with_options(["val_share=0.2"], "image_folder")
+    assert {record.key for record in layout.read(source, "train")} == {*done.train}
+
+
+def test_two_folders_of_one_label_are_an_error(prepare):
+    done = prepare("image_folder", files={"train/sea gull/0.png": picture(1)}, code=1)
+    assert "train/sea_gull: is class 'sea gull', as " in done.err
+
+
+def test_folders_of_sounds(prepare):
+    done = prepare("audio_folder")
+    train = read(done, "train/audiofolder/*.gz", ("audio", "text"), ("label",))
+    assert sorted(sample.label for sample in train.values()) == ["bell", "bell", "horn", "horn"]
+    assert train["audiofolder_train_0000000"].captions == ["bell", "the sound of bell", "a recording of bell"]
+
+
+def test_kinetics_keeps_the_videos_as_they_are(prepare):
+    done = prepare("kinetics")
+    (shard,) = (done.root / "train/kinetics").glob("*.gz")
+    (raw,) = raw_samples(str(shard), [])
+    assert raw["__key__"] == "kinetics_aaaaaaaaaaa_000007_000017"
+    assert raw["mp4"] == b"one video"
+    assert json.loads(raw["json"])["label"] == "air drumming"
+    assert classes(done, "val/kinetics") == ["air drumming", "testifying"]
+    assert "train.csv: 1 of 2 video files are not there" in done.err
+
+
+# ------------------------------------------------------------------ the tables of ONE-PEACE
+
+
+def test_onepeace_tsv(prepare):
+    done = prepare("onepeace_tsv")
+
+    def only(pattern, pair, *targets):
+        return [*read(done, pattern, pair, targets).values()]
+
+    (dog,) = only("train/mscoco_mscoco_train/*.gz", ("image", "text"))
+    assert dog.captions == ["a dog", "one dog"]
+    assert "mscoco_train.tsv: 1 of 2 image files are not there" in done.err
+    answers = {s.captions[0]: s.targets["answers"] for s in only("val/vqa_vqa_val/*.gz", ("image", "text"), "answers")}
+    assert answers == {"what?": {"net": 1.0, "rope": 0.3}, "who?": {"net": 0.6}}
+    assert classes(done, "val/vqa_vqa_val") == ["rope", "#1", "net"]
+    (pair,) = only("val/nlvr2_dev/*.gz", ("image", "text"), "label")
+    assert (pair.label, len(pair.inputs["image"])) == ("True", 2)
+    assert classes(done, "val/nlvr2_dev") == ["True", "False"]
+    (left,) = only("val/refcoco_val/*.gz", ("image", "text"), "box")
+    assert left.targets["box"] == [0.1, 0.1, 0.6, 0.6]
+    (heard,) = only("val/avqa_avqa_val/*.gz", ("audio", "text"), "candidates", "choice")
+    assert (heard.captions, heard.targets["choice"], heard.targets["candidates"][3]) == (["what?"], 3, "cow")
+    labels = {s.key[-1]: s.targets for s in only("train/fsd_fsd_train/*.gz", ("audio",), "labels")}
+    assert labels == {"0": {"labels": ["3", "0"]}, "1": {"labels": ["1"], "label": "1"}}
+    assert classes(done, "train/fsd_fsd_train") == ["0", "1", "#2", "3"]
+
+
+def test_onepeace_tables_that_are_named(prepare):
+    done = prepare("onepeace_tsv", "train=[mscoco/mscoco_train]", "val=[refcoco/val]")
+    assert {path.name for path in done.root.glob("*/*")} == {"mscoco_mscoco_train", "refcoco_val"}
+
+
+# ------------------------------------------------------------------ what is broken
+
+BAD = {
+    "vqav2": [
+        (
+            "v2_OpenEnded_mscoco_train2014_questions.json", {"questions": [{"question_id": 1}]},
+            ": question 1 has no question_id, image_id and question",
+        ),
+        ("v2_OpenEnded_mscoco_val2014_questions.json", '{"questions": [\n{]}', ":2: not JSON"),
+        ("v2_mscoco_train2014_annotations.json", {"annotations": [{"answers": 3}]}, ": annotation 1 has no"),
+    ],
+    "nlvr2": [
+        ("data/dev.json", '{"identifier": "dev-1-0-0", "label": "True", "sentence": "x"}\n{"a": \n', ":2: not JSON"),
+        ("data/dev.json", '{"identifier": "dev-1-0", "label": "True", "sentence": "x"}\n', ":1: expected identifier"),
+        ("data/dev.json", '\n{"identifier": "dev-1-0-0", "label": "Yes", "sentence": "x"}\n', ":2: expected"),
+        ("data/train.json", "[]\n", ":1: not a JSON object"),
+    ],
+    "refcoco": [
+        ("refcoco/refs(unc).p", b"nothing", ": not a readable pickle"),
+        ("refcoco/refs(unc).p", pickle.dumps({"a": 1}), ": expected a list of expressions, found dict"),
+        ("refcoco/refs(unc).p", pickle.dumps([{"ann_id": 1}]), ": entry 1 has no ref_id, split, sentences and ann_id"),
+        ("refcoco/instances.json", {"images": []}, ": has no list of categories"),
+    ],
+    "coco_detection": [
+        ("annotations/instances_val2017.json", {"images": [{"id": 1}]}, ": image 1 has no id, width and height"),
+        (
+            "annotations/instances_val2017.json",
+            {"images": [{"id": 1, "width": 2, "height": 2}], "categories": [], "annotations": [{"id": 1}]},
+            ": annotation 1 has no id, image_id",
+        ),
+    ],
+    "ade20k": [
+        ("ADEChallengeData2016/objectInfo150.txt", "Idx\tName\n1\twall\n3\tsky\n", ":3: expected class 2"),
+        ("ADEChallengeData2016/objectInfo150.txt", "Idx\tName\n", ": has 0 classes below its head"),
+    ],
+    "avqa": [
+        ("val_qa.json", [{"id": 1}], ": question 1 has no id, video_name, question_text, multi_choice and answer"),
+        (
+            "train_qa.json",
+            [{"id": 1, "video_name": "a", "question_text": "b", "multi_choice": ["c"], "answer": 1}],
+            ": question 1 has answer 1 of 1, which count from 0",
+        ),
+        ("train_qa.json", {}, ": expected a list of questions, found dict"),
+    ],
+    "sound_events": [
+        ("val.csv", f"filename,onset,offset,event_label\n{row}\n", f":2: {message}")
+        for row, message in (
+            ("a.wav,x,1,dog", "expected a number, found 'x'"), ("a.wav,nan,1,dog", "expected a number, found 'nan'"),
+            ("a.wav,2,1,dog", "expected 0 <= onset <= offset and a label, found 2.0, 1.0, 'dog'"),
+            ("a.wav,0,1,", "expected 0 <= onset"), ("a.wav,0,1", "3 cells in place of 4"),
+        )
+    ]
+    + [("val.csv", "filename,onset,offset\na.wav,0,1\n", ":2: no column event_label")],
+    "kinetics": [
+        ("annotations/val.csv", "label,youtube_id,time_start,time_end,split\nsurfing,a,x,1,val\n", ":2: expected"),
+    ],
+    "onepeace_tsv": [
+        ("vqa/vqa_val.tsv", "uniq_id\timage\tquestion\trefs\n5\ta.jpg\twhat?\tnet|2|1\n", ":2: expected refs"),
+        ("nlvr2/dev.tsv", "text\timage1\timage2\tlabel\na\tb\tc\tyes\n", ":2: the label is 'yes', not True or False"),
+        ("refcoco/val.tsv", "image\ttext\tregion_coord\na\tb\t1,2,3\n", ":2: expected region_coord x0,y0,x1,y1"),
+        ("avqa/avqa_val.tsv", "audio\ttext\na.wav\tq&&&a&&&b&&&2\n", ":2: answer 2 of 2, which count from 0"),
+        ("avqa/avqa_val.tsv", "sound\ttext\na.wav\tq\n", ": the columns sound, text are of no task of ONE-PEACE"),
+        ("avqa/avqa_val.tsv", "audio\ttext\na.wav\t\n", ":2: no text; expected the columns audio, text"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "file", "content", "message"), [(name, *bad) for name in BAD for bad in BAD[name]])
+def test_a_broken_table_names_file_and_line(prepare, source, name, file, content, message):
+    assert f"{source / file}{message}" in prepare(name, files={file: content}, code=1).err
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("image_folder", "name=../x", "name '../x' must be letters, digits"),
+        ("image_folder", "val_share=1.0", "val_share 1.0 must be 0 or more and less than 1"),
+        ("refcoco", "val=[train]", "train cannot be both training and validation data"),
+    ],
+)
+def test_wrong_options_are_named(prepare, name, option, message):
+    assert message in prepare(name, option, code=1).err
