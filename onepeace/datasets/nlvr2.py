@@ -21,7 +21,7 @@ class NLVR2(SharedPhotographs, OfficialSplits):
 
     SOURCE holds, at any depth, train.json, dev.json and test1.json (JSON lines) and the pictures that you have, named
     as that project names them: dev-850-0-img0.png and dev-850-0-img1.png for dev-850-0-1. The label is True or False.
-    Consistency counts the sentences (field "sentence_id") of which all samples are right.
+    Consistency counts the sentences (target "sentence") of which all samples are right.
     """
 
     family = "nlvr2"
@@ -48,7 +48,8 @@ def _records(table: Path, split: str, pictures: Mapping[str, Path]) -> list[Reco
         files = [pictures.get(f"{identifier.rpartition('-')[0]}-img{i}.png") for i in range(2)]
         # The official metrics.py leaves the pair out of the identifier.
         sentence_id = f"{name[1]}-{name[2]}-{name[4]}"
-        about = {"license": LICENSE, "set_id": name[2], "sentence_id": sentence_id}
+        about = {"license": LICENSE, "set_id": name[2]}
         inputs = {"image": files if all(files) else None, "text": [" ".join(text.split())]}
-        records.append(Record(f"nlvr2_{identifier}", f"NLVR2 {split}", inputs, {"label": label}, about))
+        targets = {"label": label, "sentence": sentence_id}
+        records.append(Record(f"nlvr2_{identifier}", f"NLVR2 {split}", inputs, targets, about))
     return records

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from onepeace.data.sample import Sample
+from onepeace.datasets.vqa_answers import normalize_answer
 from onepeace.errors import UserError
 from onepeace.evaluate import detections
 from onepeace.evaluate.metrics import Figure, average_precisions, box_iou, chance_average_precision
@@ -108,12 +109,13 @@ def _answers(
     results: Results, targets: Sequence[Any], labels: Sequence[str], samples: Sequence[Sample]
 ) -> list[Figure]:
     """The score that the target gives to the answer (released code); with the ten annotators' answers the official
-    accuracy: the mean over nine of them of min(1, how many said so / 3)."""
+    accuracy: the mean over nine of them, each left out once, of min(1, how many said so / 3)."""
     scores = []
     for result, target, sample in zip(results, targets, samples, strict=True):
         said = sample.targets.get("annotations")
         if said:
-            rest = [sum(other == result["answer"] for j, other in enumerate(said) if j != i) for i in range(len(said))]
+            right = [normalize_answer(other) == result["answer"] for other in said]
+            rest = [sum(right) - own for own in right]
             scores.append(float(np.mean([min(1.0, count / 3) for count in rest])))
         else:
             scores.append(float(target.get(result["answer"], 0.0)))
