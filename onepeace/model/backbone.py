@@ -42,7 +42,7 @@ class Backbone(nn.Module):
         Args:
             inputs: raw input of the modality, as its adapter takes it.
         """
-        return [self._shaped(features) for features in self.forward_features(inputs)]
+        return [shaped(features, self.reshape) for features in self.forward_features(inputs)]
 
     def forward_features(self, inputs: dict[str, Tensor]) -> tuple[Features, ...]:
         """Tokens with their padding mask and grid, for each of ``out_indices``."""
@@ -53,8 +53,10 @@ class Backbone(nn.Module):
         norm = self.model.norms[self.key]
         return tuple(features._replace(tokens=norm(features.tokens)) for features in found)
 
-    def _shaped(self, features: Features) -> Tensor:
-        if features.padding_mask is not None:
-            tokens = features.tokens.masked_fill(features.padding_mask.unsqueeze(-1), 0.0)
-            features = features._replace(tokens=tokens)
-        return features.feature_map() if self.reshape else features.tokens
+
+def shaped(features: Features, reshape: bool) -> Tensor:
+    """The map of `Backbone` for some features, with zeros in padding."""
+    if features.padding_mask is not None:
+        tokens = features.tokens.masked_fill(features.padding_mask.unsqueeze(-1), 0.0)
+        features = features._replace(tokens=tokens)
+    return features.feature_map() if reshape else features.tokens

@@ -68,15 +68,19 @@ class OnePeace(nn.Module):
     def reset_parameters(self) -> None:
         """The released initialisation: Linear weights normal, truncated at one deviation; biases and bias tables 0."""
         for module in self.modules():
-            if isinstance(module, nn.Linear):
-                self._reset_linear(module)
-            if isinstance(module, nn.Conv2d) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-            # torch's own layers are filled by their constructors; others add to the rule above.
-            own = module is not self and not type(module).__module__.startswith("torch.")
-            if own and not isinstance(module, nn.Linear) and hasattr(module, "reset_parameters"):
-                module.reset_parameters()  # type: ignore[operator]
-        if self.logit_scale is not None:
+            self.reset_module(module)
+
+    def reset_module(self, module: nn.Module) -> None:
+        """The same of one module of this model, without its children."""
+        if isinstance(module, nn.Linear):
+            self._reset_linear(module)
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        # torch's own layers are filled by their constructors; others add to the rule above.
+        own = module is not self and not type(module).__module__.startswith("torch.")
+        if own and not isinstance(module, nn.Linear) and hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # type: ignore[operator]
+        if module is self and self.logit_scale is not None:
             nn.init.constant_(self.logit_scale, math.log(1 / 0.07))
 
     def _reset_linear(self, linear: nn.Linear) -> None:

@@ -1,0 +1,85 @@
+"""Classes for Hugging Face transformers; importing this registers them with its Auto classes.
+
+    from transformers import AutoModel, AutoProcessor, pipeline
+    from onepeace.plugins.transformers import OnePeaceModel, OnePeaceProcessor
+
+    OnePeaceModel.from_onepeace("tiny").save_pretrained("tiny-hf")  # what onepeace.load takes; or push_to_hub
+    OnePeaceProcessor.from_onepeace("tiny").save_pretrained("tiny-hf")
+
+    pipeline("zero-shot-image-classification", "tiny-hf")("cat.jpg", candidate_labels=["a cat", "a dog"])
+    model, processor = AutoModel.from_pretrained("tiny-hf"), AutoProcessor.from_pretrained("tiny-hf")
+    model(**processor(text=["a cat"], images=["cat.jpg"], return_tensors="pt")).logits_per_image
+
+Every class holds our module and computes nothing of its own. A part of a model loads from the files of the whole:
+`OnePeaceForImageClassification.from_pretrained("tiny-hf", num_labels=10)`, or `OnePeaceVisionModel`.
+"""
+
+import transformers
+
+from .backbones import (
+    AudioBackboneOutput,
+    OnePeaceAudioBackbone,
+    OnePeaceAudioModel,
+    OnePeaceImageBackbone,
+    OnePeaceVisionModel,
+)
+from .classification import (
+    OnePeaceForAudioClassification,
+    OnePeaceForImageClassification,
+    OnePeaceForVisualQuestionAnswering,
+)
+from .configuration import OnePeaceAudioConfig, OnePeaceConfig, OnePeaceVisionConfig
+from .modeling import OnePeaceModel, OnePeaceOutput, OnePeacePreTrainedModel
+from .processing import (
+    OnePeaceAudioTextProcessor,
+    OnePeaceFeatureExtractor,
+    OnePeaceImageProcessor,
+    OnePeaceImageTextProcessor,
+    OnePeaceProcessor,
+)
+from .tokenization import OnePeaceTokenizer
+
+__all__ = [
+    "AudioBackboneOutput",
+    "OnePeaceAudioBackbone",
+    "OnePeaceAudioConfig",
+    "OnePeaceAudioModel",
+    "OnePeaceAudioTextProcessor",
+    "OnePeaceConfig",
+    "OnePeaceFeatureExtractor",
+    "OnePeaceForAudioClassification",
+    "OnePeaceForImageClassification",
+    "OnePeaceForVisualQuestionAnswering",
+    "OnePeaceImageBackbone",
+    "OnePeaceImageProcessor",
+    "OnePeaceImageTextProcessor",
+    "OnePeaceModel",
+    "OnePeaceOutput",
+    "OnePeacePreTrainedModel",
+    "OnePeaceProcessor",
+    "OnePeaceTokenizer",
+    "OnePeaceVisionConfig",
+    "OnePeaceVisionModel",
+]
+
+for config in (OnePeaceConfig, OnePeaceVisionConfig, OnePeaceAudioConfig):
+    transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+for auto, models in {
+    transformers.AutoModel: (OnePeaceModel, OnePeaceVisionModel, OnePeaceAudioModel),
+    transformers.AutoModelForZeroShotImageClassification: (OnePeaceModel,),
+    transformers.AutoModelForImageClassification: (OnePeaceForImageClassification,),
+    transformers.AutoModelForAudioClassification: (OnePeaceForAudioClassification,),
+    transformers.AutoModelForVisualQuestionAnswering: (OnePeaceForVisualQuestionAnswering,),
+    transformers.AutoBackbone: (OnePeaceImageBackbone, OnePeaceAudioBackbone),
+}.items():
+    for model in models:
+        auto.register(model.config_class, model, exist_ok=True)
+transformers.AutoTokenizer.register(OnePeaceConfig, fast_tokenizer_class=OnePeaceTokenizer, exist_ok=True)
+for config in (OnePeaceConfig, OnePeaceVisionConfig):
+    transformers.AutoImageProcessor.register(config, OnePeaceImageProcessor, exist_ok=True)
+for config in (OnePeaceConfig, OnePeaceAudioConfig):
+    transformers.AutoFeatureExtractor.register(config, OnePeaceFeatureExtractor, exist_ok=True)
+transformers.AutoProcessor.register(OnePeaceConfig, OnePeaceProcessor, exist_ok=True)
+# A processor's class is found by its name among those registered, whatever the configuration.
+transformers.AutoProcessor.register(OnePeaceVisionConfig, OnePeaceImageTextProcessor, exist_ok=True)
+transformers.AutoProcessor.register(OnePeaceAudioConfig, OnePeaceAudioTextProcessor, exist_ok=True)

@@ -1,0 +1,147 @@
+"""Configurations: what a model folder's config.yaml says, under the names of transformers."""
+
+from typing import Any, ClassVar
+
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+from onepeace.config import Config, Options, build, to_plain
+from onepeace.errors import UserError
+from onepeace.hub.architectures import architecture, keep_modalities
+from onepeace.hub.folder import read_config
+from onepeace.hub.resolve import resolve
+from onepeace.model.adapters import ADAPTERS
+from onepeace.processors.tokenizer import BOS, EOS, PAD
+
+HEAD = "classifier"
+"""Name of the head that the classes for classification use."""
+
+
+class OnePeaceConfig(PreTrainedConfig):
+    """The fields of `onepeace.config.Config` as plain values.
+
+    Sizes have the names of transformers too (``hidden_size``, ``projection_dim``, ...); they are read from ``model``.
+    """
+
+    model_type = "onepeace"
+    modality: ClassVar[str | None] = None
+    """The only one that is kept, in configurations of a part of the model."""
+
+    architecture: str = "onepeace"
+    model: dict[str, Any] | None = None
+    processors: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.model is not None and self.modality is not None:
+            self.keep((self.modality,))
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_onepeace(cls, name: str = "tiny", **kwargs: Any) -> Any:
+        """That of a model by name, as `onepeace.load` takes it.
+
+        Args:
+            kwargs: other fields, as in ``from_pretrained``: ``id2label``, ``num_labels``, ``return_unused_kwargs``.
+        """
+        config = to_plain(read_config(resolve(name)))
+        head = config["model"].get("heads", {}).get(HEAD)
+        if head and not {"num_labels", "id2label"} & kwargs.keys():
+            kwargs["num_labels"] = head["num_classes"]
+        fields = {key: config[key] for key in ("architecture", "model", "processors")}
+        return cls.from_dict(fields, name_or_path=str(name), **kwargs)
+
+    def to_onepeace(self) -> Config:
+        """The same as the configuration of a model folder; UserError if there is none, or it is wrong."""
+        where = f"configuration {self.name_or_path or self.model_type}"
+        if self.model is None:
+            raise UserError(f"{where}: has no field model; take one from_onepeace(NAME) or from_pretrained(FOLDER)")
+        # A config.json is sorted by name, and the order of the modalities is that of their tokens in a joint pass.
+        adapters = self.model.get("adapters", {})
+        ordered = {key: adapters[key] for key in dict.fromkeys([*ADAPTERS, *adapters]) if key in adapters}
+        content = {**self.model, "adapters": ordered}
+        model: Any = build(architecture(self.architecture, where).config, content, where, "model")
+        return Config(model, dict(self.processors or {}), self.architecture)
+
+    def keep(self, modalities: tuple[str, ...]) -> None:
+        """Leave the other modalities out; UserError if one is not there."""
+        whole = self.to_onepeace()
+        if set(whole.model.adapters) != set(modalities):
+            part = keep_modalities(whole, modalities, f"configuration {self.name_or_path or self.model_type}")
+            self.model, self.processors = to_plain(part.model), to_plain(part.processors)
+
+    def adapter(self, key: str) -> Options:
+        """Options of a modality's adapter; empty if the model lacks it."""
+        return (self.model or {}).get("adapters", {}).get(key, {})
+
+    @property
+    def hidden_size(self) -> int:
+        return (self.model or {}).get("dim", 0)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return (self.model or {}).get("depth", 0)
+
+    @property
+    def num_attention_heads(self) -> int:
+        return (self.model or {}).get("num_heads", 0)
+
+    @property
+    def intermediate_size(self) -> int:
+        return (self.model or {}).get("ffn_dim", 0)
+
+    @property
+    def projection_dim(self) -> int:
+        return (self.model or {}).get("embed_dim", 0)
+
+    @property
+    def vocab_size(self) -> int | None:
+        return self.adapter("text").get("vocab_size")
+
+    @property
+    def image_size(self) -> int | list[int]:
+        """As the picture processor makes them; [height, width] if they differ."""
+        return (self.processors or {}).get("image", {}).get("size", 256)
+
+    @property
+    def patch_size(self) -> int:
+        return self.adapter("image").get("patch_size", 16)
+
+    num_channels = 3
+    bos_token_id, pad_token_id, eos_token_id = BOS, PAD, EOS
+
+
+class _PartConfig(BackboneConfigMixin, OnePeaceConfig):
+    """Of the encoder of one modality. It reads the configuration of a whole model too, and keeps its part.
+
+    As a backbone, stage 0, "stem", is what enters the first block, and "stage3" what leaves the third.
+    """
+
+    apply_layernorm: bool = True
+    """Whether feature maps pass the modality's final norm."""
+    reshape_hidden_states: bool = True
+    """Maps on their grid, (B, D, rows, columns) or (B, D, frames), in place of tokens (B, L, D), CLS first."""
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        chosen = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        super().__post_init__(**kwargs)
+        self.stage_names = ["stem", *(f"stage{i}" for i in range(1, self.num_hidden_layers + 1))]
+        self.set_output_features_output_indices(*chosen)
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        content, rest = super().get_config_dict(*args, **kwargs)
+        if content.get("model_type") == OnePeaceConfig.model_type:
+            content["model_type"] = cls.model_type
+        return content, rest
+
+
+class OnePeaceVisionConfig(_PartConfig):
+    model_type = "onepeace_vision"
+    modality = "image"
+
+
+class OnePeaceAudioConfig(_PartConfig):
+    model_type = "onepeace_audio"
+    modality = "audio"

@@ -1,0 +1,244 @@
+"""What all classes share, and the model of one space: pictures, sounds and words to unit vectors."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from onepeace.errors import UserError
+from onepeace.hub import weights
+from onepeace.hub.architectures import build_module
+from onepeace.hub.folder import TOKENIZER
+from onepeace.hub.resolve import resolve
+from onepeace.losses import contrastive
+from onepeace.model import OnePeace
+from onepeace.model.adapters import ADAPTERS
+from onepeace.model.adapters.base import values_are_known
+
+from .configuration import OnePeaceConfig
+
+Inputs = dict[str, dict[str, Tensor]]
+
+
+class OnePeacePreTrainedModel(PreTrainedModel):
+    """Holds our module as ``onepeace``; a subclass gives its forward the form that transformers expects.
+
+    Parameters have our names behind "onepeace.".
+    """
+
+    config: OnePeaceConfig
+    config_class = OnePeaceConfig
+    base_model_prefix = "onepeace"
+    supports_gradient_checkpointing = True
+    gradient_checkpointing = False
+    _supports_sdpa = True
+    _no_split_modules = ["Block", *(adapter.__name__ for adapter in ADAPTERS.values())]  # noqa: RUF012
+
+    onepeace: OnePeace
+
+    def __init__(self, config: OnePeaceConfig) -> None:
+        super().__init__(config)
+        self.onepeace = build_module(config.to_onepeace())
+        for module in self.onepeace.modules():
+            # What was just built is filled; on the meta device it waits for a file, or for `_init_weights`.
+            module._is_hf_initialized = not any(p.is_meta for p in module.parameters(recurse=False))  # type: ignore
+        self.post_init()
+
+    @classmethod
+    def from_onepeace(cls, name: str = "tiny", **kwargs: Any) -> Any:
+        """The model of that name, as `onepeace.load` takes it: "tiny", a model folder, a released name.
+
+        Args:
+            kwargs: as of ``from_pretrained``: fields of the configuration (``num_labels``, ``id2label``, ...),
+                ``device_map``, ``dtype`` (float32 by default; "auto" is the file's).
+
+        Raises:
+            UserError: nothing of that name, a folder that lacks tensors or a modality that this class needs.
+        """
+        loading = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype", "device_map") if key in kwargs}
+        if not {"dtype", "torch_dtype"} & loading.keys():
+            loading["dtype"] = torch.float32
+        folder = resolve(name)
+        config, rest = cls.config_class.from_onepeace(name, return_unused_kwargs=True, **kwargs)
+        found = weights.describe(folder)
+        weights.compare(str(folder), found.shapes, weights.expected(found.config))
+        with torch.device("meta"):
+            wanted = cls(config).onepeace.state_dict()
+        # A head of another number of classes is left out, and so begins afresh.
+        state = {
+            f"{cls.base_model_prefix}.{key}": found.tensors[key].read()
+            for key, value in wanted.items()
+            if key in found.tensors and tuple(value.shape) == found.shapes[key]
+        }
+        model = cls.from_pretrained(None, config=config, state_dict=state, **loading, **rest)
+        model.name_or_path = model.config.name_or_path = str(name)
+        return model
+
+    def save_onepeace(self, folder: str | Path, processor: Any = None, card: str = "") -> Path:
+        """Write a model folder, which `onepeace.load` and the command line read.
+
+        Args:
+            processor: the `OnePeaceProcessor`, or its tokenizer; needed by models that read text.
+        """
+        tokenizer = getattr(processor, "tokenizer", processor)
+        if tokenizer is None and "text" in self.onepeace.config.adapters:
+            raise UserError(f"{folder}: a model that reads text needs its tokenizer; give processor=")
+        with TemporaryDirectory() as temporary:
+            file = None
+            if tokenizer is not None:
+                file = Path(temporary) / TOKENIZER
+                tokenizer.to_onepeace().save(str(file))
+            config = self.config.to_onepeace()
+            return weights.save(folder, self.onepeace, config, tokenizer=file, card=card, dtype=self.dtype)
+
+    def get_input_embeddings(self) -> nn.Module:
+        if "text" not in self.onepeace.adapters:
+            raise NotImplementedError("this model reads no text")
+        return self.onepeace.adapters["text"].token_embed  # type: ignore[return-value]
+
+    def _set_gradient_checkpointing(  # type: ignore[override]
+        self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
+    ) -> None:
+        self.gradient_checkpointing = enable
+        self.onepeace.set_grad_checkpointing(enable)
+        for i, block in enumerate(self.onepeace.blocks):
+            if i % every_n_layers:
+                block.grad_checkpointing = False  # type: ignore[assignment]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fill a module whose weights were not in the file, as a new model does."""
+        if type(module).__module__.startswith("torch.") and hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # type: ignore[operator]
+        self.onepeace.reset_module(module)
+
+    def features(self, inputs: Inputs) -> dict[str, BaseModelOutputWithPooling]:
+        """Tokens (B, L, D), CLS first, and unit vectors (B, E) of each modality, each encoded on its own."""
+        found = {}
+        for key, stem in self.onepeace.stems(inputs).items():
+            features = self.onepeace.encode({key: stem})[key]
+            found[key] = BaseModelOutputWithPooling(features.tokens, self.onepeace.embed(key, features))
+        return found
+
+
+@dataclass
+class OnePeaceOutput(ModelOutput):
+    """Of what was given; the rest is None.
+
+    Args:
+        loss: with ``return_loss``: symmetric InfoNCE of texts and pictures, or texts and sounds; of both their mean.
+        logits_per_image, logits_per_audio: (pictures or sounds, texts): cosines times the model's scale.
+        logits_per_text: (texts, pictures); where there are no pictures (texts, sounds).
+        text_embeds, image_embeds, audio_embeds: (B, E) unit vectors.
+    """
+
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    logits_per_audio: Tensor | None = None
+    text_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+    audio_embeds: Tensor | None = None
+
+
+class OnePeaceModel(OnePeacePreTrainedModel):
+    """Pictures, sounds and words in one space: zero-shot classification and search."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        input_values: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        return_loss: bool | None = None,
+        **_: Any,
+    ) -> OnePeaceOutput:
+        """Unit vectors of what is given, and logits between texts and the rest.
+
+        Args:
+            input_ids, attention_mask: (B, L), padded on the right; mask 1 for tokens, 0 for padding.
+            pixel_values: (B, 3, H, W), normalised.
+            input_values, padding_mask: (B, N) waveforms at 16 kHz, normalised, padded on the right; 1 for samples, 0
+                for padding.
+            return_loss: rows are pairs; give the contrastive loss.
+        """
+        inputs = model_inputs(self, input_ids, attention_mask, pixel_values, input_values, padding_mask)
+        embeds: dict[str, Any] = {key: output.pooler_output for key, output in self.features(inputs).items()}
+        text = embeds.get("text")
+        learned = self.onepeace.logit_scale
+        scale: Any = 1 / 0.07 if learned is None else learned.float().exp()
+        logits = {key: scale * embeds[key] @ text.T for key in embeds if key != "text" and text is not None}
+        loss = None
+        if return_loss:
+            if text is None or not logits:
+                raise UserError("return_loss needs texts with pictures or sounds")
+            loss = torch.stack([contrastive(embeds[key], text, scale) for key in logits]).mean()
+        per_text = logits.get("image", logits.get("audio"))
+        return OnePeaceOutput(
+            loss,
+            logits.get("image"),
+            None if per_text is None else per_text.T,
+            logits.get("audio"),
+            text,
+            embeds.get("image"),
+            embeds.get("audio"),
+        )
+
+    @can_return_tuple
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> BaseModelOutputWithPooling:
+        """``pooler_output``: (B, E) unit vectors; ``last_hidden_state``: (B, 1 + L, D), CLS first."""
+        return self.features(model_inputs(self, input_ids, attention_mask))["text"]
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        """As `get_text_features`."""
+        return self.features(model_inputs(self, pixel_values=pixel_values))["image"]
+
+    @can_return_tuple
+    def get_audio_features(
+        self, input_values: Tensor, padding_mask: Tensor | None = None, **_: Any
+    ) -> BaseModelOutputWithPooling:
+        """As `get_text_features`."""
+        return self.features(model_inputs(self, input_values=input_values, padding_mask=padding_mask))["audio"]
+
+
+def model_inputs(
+    model: PreTrainedModel,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    pixel_values: Tensor | None = None,
+    input_values: Tensor | None = None,
+    padding_mask: Tensor | None = None,
+) -> Inputs:
+    """Arguments of transformers as our module's input; see `OnePeaceModel.forward`."""
+    inputs: Inputs = {}
+    if input_ids is not None:
+        inputs["text"] = {"ids": input_ids, **_lengths(attention_mask, "attention_mask")}
+    if pixel_values is not None:
+        inputs["image"] = {"pixels": pixel_values.to(model.dtype)}
+    if input_values is not None:
+        inputs["audio"] = {"waveform": input_values, **_lengths(padding_mask, "padding_mask")}
+    return inputs
+
+
+def _lengths(mask: Tensor | None, name: str) -> dict[str, Tensor]:
+    """{"lengths": (B,)} of a mask (B, L) that is 0 in padding; {} where there is none."""
+    if mask is None:
+        return {}
+    lengths = mask.sum(1).long()
+    if values_are_known(mask):
+        if bool((lengths == mask.shape[1]).all()):
+            return {}
+        if not torch.equal(mask.bool(), torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]):
+            raise UserError(f"{name} has padding that is not on the right; this model is padded on the right only")
+    return {"lengths": lengths}

@@ -1,0 +1,190 @@
+"""Pictures, sounds and words to a model's arguments; the work is done by `onepeace.processors`."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import BatchFeature, ProcessorMixin, SequenceFeatureExtractor
+from transformers.image_processing_utils import BaseImageProcessor
+
+from onepeace.errors import UserError
+from onepeace.hub.folder import read_config
+from onepeace.hub.resolve import resolve
+from onepeace.processors import AudioProcessor, ImageProcessor
+
+from .tokenization import OnePeaceTokenizer
+
+IGNORED = ("data_format", "device", "input_data_format", "padding", "return_attention_mask", "truncation")
+"""Options that callers inside transformers always give."""
+
+
+class OnePeaceImageProcessor(BaseImageProcessor):
+    """Pictures to ``pixel_values`` (B, 3, H, W).
+
+    Args:
+        settings: of `onepeace.processors.ImageProcessor`.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+
+    def __init__(self, settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.settings = dict(settings or {})
+        ImageProcessor.from_config(self.settings)  # a wrong one is named at once
+
+    @classmethod
+    def from_onepeace(cls, name: str = "tiny") -> "OnePeaceImageProcessor":
+        """That of a model by name, as `onepeace.load` takes it."""
+        return cls(_settings(name, "image"))
+
+    @property
+    def processor(self) -> ImageProcessor:
+        return ImageProcessor(**self.settings)
+
+    @property
+    def size(self) -> dict[str, int]:
+        processor = self.processor
+        return {"height": processor.height, "width": processor.width}
+
+    @property
+    def image_mean(self) -> list[float]:
+        return self.processor.mean.flatten().tolist()
+
+    @property
+    def image_std(self) -> list[float]:
+        return self.processor.std.flatten().tolist()
+
+    def preprocess(self, images: Any, return_tensors: Any = None, **options: Any) -> BatchFeature:
+        """
+        Args:
+            images: one or a list of what `onepeace.processors.ImageProcessor` reads: PIL images, uint8 arrays
+                (H, W, 3), tensors (3, H, W), paths, URLs, bytes; or a batch (B, H, W, 3) or (B, 3, H, W) of them.
+            return_tensors: "pt" or "np"; None is a list of arrays.
+        """
+        _refuse(options)
+        many = isinstance(images, list | tuple) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 4)
+        processor = self.processor
+        batch = processor.collate([processor.decode(image) for image in (images if many else [images])])
+        return _feature({"pixel_values": batch["pixels"]}, return_tensors)
+
+
+class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
+    """Sounds to ``input_values`` (B, N), normalised waveforms, and ``padding_mask`` (B, N), 0 in their padding.
+
+    Args:
+        settings: of `onepeace.processors.AudioProcessor`.
+    """
+
+    model_input_names = ["input_values", "padding_mask"]  # noqa: RUF012
+
+    def __init__(self, settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        rate = AudioProcessor.from_config(settings or {}).sample_rate  # type: ignore[attr-defined]
+        super().__init__(**{**kwargs, "feature_size": 1, "sampling_rate": rate, "padding_value": 0.0})
+        self.settings = dict(settings or {})
+
+    @classmethod
+    def from_onepeace(cls, name: str = "tiny") -> "OnePeaceFeatureExtractor":
+        """That of a model by name, as `onepeace.load` takes it."""
+        return cls(_settings(name, "audio"))
+
+    def __call__(
+        self, raw_speech: Any, sampling_rate: int | None = None, return_tensors: Any = None, **options: Any
+    ) -> BatchFeature:
+        """
+        Args:
+            raw_speech: one or a list of arrays or tensors of samples (n,), (channels, n) or (n, channels), of paths,
+                URLs or bytes; one list of numbers is a sound.
+            sampling_rate: of arrays, in Hz; they are resampled to the model's. None says that they have it already.
+            return_tensors: "pt" or "np"; None is a list of arrays.
+        """
+        _refuse(options)
+        sounds: Iterable[Any] = raw_speech if isinstance(raw_speech, list | tuple) else [raw_speech]
+        if isinstance(raw_speech, list | tuple) and all(isinstance(sample, float | int) for sample in raw_speech):
+            sounds = [np.asarray(raw_speech, dtype=np.float32)]
+        rate = sampling_rate or self.sampling_rate
+        processor = AudioProcessor(**self.settings)
+        items = [np.asarray(sound) if isinstance(sound, list) else sound for sound in sounds]
+        samples = [processor.decode((item, rate) if isinstance(item, np.ndarray | Tensor) else item) for item in items]
+        waveform = processor.collate(samples)["waveform"]
+        lengths = torch.tensor([len(sample) for sample in samples])
+        mask = (torch.arange(waveform.shape[1]) < lengths[:, None]).long()
+        return _feature({"input_values": waveform, "padding_mask": mask}, return_tensors)
+
+
+class OnePeaceProcessor(ProcessorMixin):
+    """All three: ``processor(images=..., text=..., audio=..., sampling_rate=..., return_tensors="pt")``."""
+
+    def __init__(
+        self,
+        image_processor: OnePeaceImageProcessor,
+        tokenizer: OnePeaceTokenizer,
+        feature_extractor: OnePeaceFeatureExtractor,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, feature_extractor)
+
+    @classmethod
+    def from_onepeace(cls, name: str = "tiny") -> Any:
+        """That of a model by name; of a model without sounds or without pictures the class that has none."""
+        known = read_config(resolve(name)).model.adapters
+        parts = {attribute: part for attribute, (key, part) in PARTS.items() if key in known}
+        for kind in (OnePeaceProcessor, OnePeaceImageTextProcessor, OnePeaceAudioTextProcessor):
+            if set(kind.get_attributes()) == set(parts):
+                return kind(**{attribute: part.from_onepeace(name) for attribute, part in parts.items()})
+        raise UserError(f"{name}: reads {', '.join(known)} alone; take {', '.join(p.__name__ for p in parts.values())}")
+
+    def __call__(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Arguments of a model; see the parts. Texts are padded unless ``padding`` says otherwise."""
+        if "padding" not in kwargs.get("text_kwargs", {}):
+            kwargs.setdefault("padding", True)
+        return super().__call__(images, text, videos, audio, **kwargs)
+
+    def prepare_inputs_layout(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **_: Any
+    ) -> tuple[Any, Any, Any, Any]:
+        """As they are: our processors open paths and addresses themselves."""
+        return images, text, videos, audio
+
+
+class OnePeaceImageTextProcessor(OnePeaceProcessor):
+    """Of models without sounds."""
+
+    def __init__(self, image_processor: OnePeaceImageProcessor, tokenizer: OnePeaceTokenizer) -> None:
+        ProcessorMixin.__init__(self, image_processor, tokenizer)
+
+
+class OnePeaceAudioTextProcessor(OnePeaceProcessor):
+    """Of models without pictures."""
+
+    def __init__(self, tokenizer: OnePeaceTokenizer, feature_extractor: OnePeaceFeatureExtractor) -> None:
+        ProcessorMixin.__init__(self, tokenizer, feature_extractor)
+
+
+PARTS: dict[str, tuple[str, Any]] = {
+    "image_processor": ("image", OnePeaceImageProcessor),
+    "tokenizer": ("text", OnePeaceTokenizer),
+    "feature_extractor": ("audio", OnePeaceFeatureExtractor),
+}
+"""Modality and class of a processor's attributes."""
+
+
+def _settings(name: str, key: str) -> dict[str, Any]:
+    config = read_config(resolve(name))
+    if key not in config.model.adapters:
+        raise UserError(f"{name}: no modality {key!r}; the model has {', '.join(config.model.adapters)}")
+    return config.processors.get(key, {})
+
+
+def _refuse(options: dict[str, Any]) -> None:
+    if unknown := [name for name, value in options.items() if value is not None and name not in IGNORED]:
+        raise UserError(f"{unknown[0]} is not an option here; what the model needs is in the processor's settings")
+
+
+def _feature(batch: dict[str, Tensor], return_tensors: Any) -> BatchFeature:
+    if return_tensors == "pt":
+        return BatchFeature(batch)
+    arrays = {name: value.numpy() for name, value in batch.items()}
+    return BatchFeature(arrays if return_tensors else {name: list(value) for name, value in arrays.items()})

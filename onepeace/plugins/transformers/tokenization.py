@@ -1,0 +1,78 @@
+"""The tokenizer: ids of our `TextProcessor`, in the form of transformers."""
+
+import json
+from functools import cached_property
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import BatchEncoding, PreTrainedTokenizerFast
+
+from onepeace.errors import UserError
+from onepeace.hub.folder import read_config
+from onepeace.hub.resolve import resolve
+from onepeace.processors import TextProcessor
+from onepeace.processors.pieces import TextPieces
+from onepeace.processors.tokenizer import BOS, EOS, PAD, SPECIALS, UNK
+
+SETTINGS = ("lower", "clean", "prefix_space")
+
+
+class OnePeaceTokenizer(PreTrainedTokenizerFast):
+    """Cleans a text as our processor does and cuts it into ids, </s> last.
+
+    Texts are cut at the model's length unless ``truncation=False`` is given; the letters "</s>" in a text are letters.
+    Offsets are of the cleaned text.
+    """
+
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
+
+    @classmethod
+    def from_onepeace(cls, name: str = "tiny") -> "OnePeaceTokenizer":
+        """That of a model by name, as `onepeace.load` takes it."""
+        folder = resolve(name)
+        processor: Any = TextProcessor.from_config(read_config(folder).processors.get("text", {}), folder)
+        settings = processor.settings
+        if (max_tokens := settings.pop("max_tokens")) is not None:
+            settings["model_max_length"] = max_tokens + 1
+        return cls(
+            tokenizer_object=processor.tokenizer,
+            bos_token=SPECIALS[BOS],
+            pad_token=SPECIALS[PAD],
+            eos_token=SPECIALS[EOS],
+            unk_token=SPECIALS[UNK],
+            split_special_tokens=True,
+            **settings,
+        )
+
+    def to_onepeace(self) -> Tokenizer:
+        """The tokenizer of a model folder, to be saved as its tokenizer.json."""
+        content = json.loads(self.backend_tokenizer.to_str())
+        # The four names are special to transformers, and the last call's settings are still there.
+        return Tokenizer.from_str(json.dumps({**content, "added_tokens": [], "truncation": None, "padding": None}))
+
+    @cached_property
+    def _pieces(self) -> TextPieces:
+        settings = {name: self.init_kwargs[name] for name in SETTINGS if name in self.init_kwargs}
+        return TextPieces(self.backend_tokenizer, max_tokens=None, **settings)
+
+    def _encode_plus(  # type: ignore[override]
+        self, text: Any, text_pair: Any = None, **kwargs: Any
+    ) -> BatchEncoding:
+        texts = text if isinstance(text, list | tuple) else [text]
+        if text_pair is not None or kwargs.get("is_split_into_words") or not all(isinstance(t, str) for t in texts):
+            raise UserError("this tokenizer takes a text or a list of texts; no pairs, and none that are split already")
+        space = " " if self._pieces.prefix_space else ""
+        prepared = [space + self._pieces.prepare(t) for t in texts]
+        return super()._encode_plus(prepared if texts is text else prepared[0], **kwargs)
+
+    def _get_padding_truncation_strategies(  # type: ignore[override]
+        self, padding: Any = False, truncation: Any = None, **kwargs: Any
+    ) -> Any:
+        truncation = True if truncation is None else truncation
+        return super()._get_padding_truncation_strategies(padding=padding, truncation=truncation, **kwargs)
+
+    def _save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        # What the last call asked for would be in the file, and a processor would give it to all modalities.
+        self.backend_tokenizer.no_truncation()
+        self.backend_tokenizer.no_padding()
+        return super()._save_pretrained(*args, **kwargs)

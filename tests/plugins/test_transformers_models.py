@@ -1,0 +1,301 @@
+"""Models of the transformers plug-in, against the module they hold and against the library's own loading."""
+
+import subprocess
+import sys
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors import safe_open
+from support.random_model import save_random_model
+
+import onepeace
+import onepeace.plugins.transformers as plugin
+from onepeace.errors import UserError
+
+CLASSES = {
+    plugin.OnePeaceModel: transformers.AutoModel,
+    plugin.OnePeaceVisionModel: transformers.AutoModel,
+    plugin.OnePeaceAudioModel: transformers.AutoModel,
+    plugin.OnePeaceForImageClassification: transformers.AutoModelForImageClassification,
+    plugin.OnePeaceForAudioClassification: transformers.AutoModelForAudioClassification,
+    plugin.OnePeaceForVisualQuestionAnswering: transformers.AutoModelForVisualQuestionAnswering,
+    plugin.OnePeaceImageBackbone: transformers.AutoBackbone,
+    plugin.OnePeaceAudioBackbone: transformers.AutoBackbone,
+}
+"""Every class, and the Auto class that finds it."""
+TEXTS = ["a dog barking", "", "two cats on a very long and very wide sofa, and a third one"]
+
+
+@pytest.fixture(scope="module")
+def whole(random_folder):
+    return plugin.OnePeaceModel.from_onepeace(str(random_folder)).eval()
+
+
+@pytest.fixture(scope="module")
+def processor(random_folder):
+    return plugin.OnePeaceProcessor.from_onepeace(str(random_folder))
+
+
+@pytest.fixture(scope="module")
+def saved(whole, processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    whole.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def media():
+    random = np.random.default_rng(0)
+    return {
+        "text": TEXTS,
+        "image": [Image.fromarray(random.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)) for i in range(3)],
+        "audio": [random.normal(0, 0.1, 8000 + 5000 * i).astype(np.float32) for i in range(3)],
+    }
+
+
+@pytest.fixture(scope="module")
+def inputs(processor, media):
+    return processor(
+        images=media["image"], text=media["text"], audio=media["audio"], sampling_rate=16000, return_tensors="pt"
+    )
+
+
+def close(got, want, atol=1e-5):
+    assert tuple(got.shape) == tuple(want.shape)
+    torch.testing.assert_close(got.detach().float(), torch.as_tensor(want).float(), atol=atol, rtol=0)
+
+
+def arguments(model, inputs):
+    """Those of `inputs` that the model's modalities are about."""
+    names = {
+        "text": ("input_ids", "attention_mask"),
+        "image": ("pixel_values",),
+        "audio": ("input_values", "padding_mask"),
+    }
+    return {name: inputs[name] for key in model.onepeace.adapters for name in names[key]}
+
+
+def tensors_of(output):
+    return [t for value in output.to_tuple() for t in (value if isinstance(value, tuple) else [value])]
+
+
+def test_vectors_and_logits_are_those_of_the_embedder(whole, inputs, media, model):
+    want = {
+        "text": model.encode_text(media["text"]),
+        "image": model.encode_image(media["image"]),
+        "audio": model.encode_audio([(sound, 16000) for sound in media["audio"]]),
+    }
+    with torch.no_grad():
+        got = whole(**inputs, return_loss=True)
+        text = whole.get_text_features(inputs["input_ids"], inputs["attention_mask"])
+        image = whole.get_image_features(inputs["pixel_values"])
+        audio = whole.get_audio_features(inputs["input_values"], inputs["padding_mask"])
+    for key, features in {"text": text, "image": image, "audio": audio}.items():
+        close(got[f"{key}_embeds"], want[key])
+        close(features.pooler_output, want[key])
+        assert features.last_hidden_state.shape[::2] == (3, 32)
+    scale = model.logit_scale
+    close(got.logits_per_image, scale * want["image"] @ want["text"].T, 1e-4)
+    close(got.logits_per_audio, scale * want["audio"] @ want["text"].T, 1e-4)
+    close(got.logits_per_text, got.logits_per_image.T)
+    pairs = [torch.stack([x, x.T]) for x in (got.logits_per_image, got.logits_per_audio)]
+    rows = torch.cat(pairs).flatten(0, 1)
+    close(got.loss, torch.nn.functional.cross_entropy(rows, torch.arange(3).repeat(4)))
+
+
+def test_what_is_not_given_is_not_there(whole, inputs):
+    with torch.no_grad():
+        texts = whole(inputs["input_ids"], inputs["attention_mask"])
+        sounds = whole(**{name: inputs[name] for name in inputs if name != "pixel_values"})
+    assert list(texts) == ["text_embeds"]
+    assert whole(inputs["input_ids"], return_dict=False)[0].shape == (3, 16)
+    close(sounds.logits_per_text, sounds.logits_per_audio.T)
+    with pytest.raises(UserError, match="return_loss needs texts"):
+        whole(inputs["input_ids"], return_loss=True)
+
+
+def test_a_vector_does_not_depend_on_its_batch(whole, processor, inputs, media):
+    with torch.no_grad():
+        together = whole(**inputs)
+        longer = {
+            **inputs,
+            "input_ids": torch.nn.functional.pad(inputs["input_ids"], (0, 3), value=5),
+            "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 3)),
+            "input_values": torch.nn.functional.pad(inputs["input_values"], (0, 3000), value=7.0),
+            "padding_mask": torch.nn.functional.pad(inputs["padding_mask"], (0, 3000)),
+        }
+        padded = whole(**longer)
+        for i in range(3):
+            one = processor(
+                images=media["image"][i],
+                text=media["text"][i],
+                audio=media["audio"][i],
+                sampling_rate=16000,
+                return_tensors="pt",
+            )
+            alone = whole(**one)
+            for name in ("text_embeds", "image_embeds", "audio_embeds"):
+                close(together[name][i : i + 1], alone[name])
+                close(padded[name][i : i + 1], alone[name])
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "padding_mask"])
+def test_padding_on_the_left_is_refused(whole, inputs, name):
+    with pytest.raises(UserError, match=f"{name} has padding that is not on the right"):
+        whole(**{**inputs, name: inputs[name].flip(1)})
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_round_trip(cls, random_folder, inputs, tmp_path, monkeypatch):
+    # AutoBackbone of 5.24 first asks the Hub for a repository, also about a folder.
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_exists", lambda *_: True)
+    model = cls.from_onepeace(str(random_folder))
+    model.save_pretrained(tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == {f"onepeace.{name}" for name in model.onepeace.state_dict()}
+    for again in (cls.from_pretrained(tmp_path), CLASSES[cls].from_pretrained(str(tmp_path))):
+        assert type(again) is cls
+        assert again.onepeace.config == model.onepeace.config
+        assert list(again.onepeace.adapters) == list(model.onepeace.adapters)  # config.json is sorted by name
+        assert not again.training
+        got, want = again(**arguments(model, inputs)), model(**arguments(model, inputs))
+        assert list(got) == list(want)
+        for a, b in zip(tensors_of(got), tensors_of(want), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_a_part_loads_from_the_files_of_the_whole(cls, saved, whole):
+    model, report = cls.from_pretrained(saved, output_loading_info=True)
+    head = {name for name in model.state_dict() if "classifier" in name}
+    assert set(report["missing_keys"]) == head
+    assert not report["unexpected_keys"]
+    assert not report["mismatched_keys"]
+    for name, value in model.state_dict().items():
+        assert name in head or torch.equal(value, whole.state_dict()[name])
+    if head:
+        weights = model.onepeace.heads["classifier"].hidden.weight
+        assert 0 < weights.std() < 0.02
+        assert weights.abs().max() <= 0.02
+        norm = model.onepeace.heads["classifier"].norm
+        assert (norm.weight == 1).all()
+        assert (norm.bias == 0).all()
+
+
+def test_a_new_model_is_filled_as_ours(random_folder):
+    config = plugin.OnePeaceConfig.from_onepeace(str(random_folder))
+    torch.manual_seed(3)
+    own = onepeace.OnePeace(config.to_onepeace().model)
+    torch.manual_seed(3)
+    model = transformers.AutoModel.from_config(config)
+    for name, value in own.state_dict().items():
+        assert torch.equal(model.onepeace.state_dict()[name], value), name
+
+
+def test_missing_weights_are_filled_as_ours(saved, whole):
+    state = {name: value for name, value in whole.state_dict().items() if "logit" not in name and "ls1" not in name}
+    model, report = plugin.OnePeaceModel.from_pretrained(
+        None, config=whole.config, state_dict=state, output_loading_info=True
+    )
+    assert len(report["missing_keys"]) == 3
+    close(model.onepeace.logit_scale.exp(), torch.tensor(1 / 0.07), 1e-4)
+    assert (model.onepeace.blocks[1].ls1.gain == 0.5).all()
+
+
+def test_back_to_a_model_folder(whole, processor, model, tmp_path):
+    again = onepeace.load(whole.save_onepeace(tmp_path / "again", processor), device="cpu", dtype="float32")
+    assert again.modalities == model.modalities
+    assert again.module.config == model.module.config
+    assert again.processors["text"].settings == model.processors["text"].settings
+    close(again.encode_text(TEXTS), model.encode_text(TEXTS), 0)
+    with pytest.raises(UserError, match="needs its tokenizer"):
+        whole.save_onepeace(tmp_path / "none")
+
+
+def test_a_folder_that_lacks_tensors_is_refused(random_folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for path in random_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({name: weights[name] for name in weights if not name.startswith("norms")}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"weights lack 6 of .* tensors \(norms"):
+        plugin.OnePeaceModel.from_onepeace(str(tmp_path))
+
+
+def test_a_modality_that_is_not_there_is_named(tmp_path):
+    folder = str(save_random_model(tmp_path / "model", ("text", "image")))
+    with pytest.raises(UserError, match="no modality 'audio'; it has text, image"):
+        plugin.OnePeaceForAudioClassification.from_onepeace(folder)
+    with pytest.raises(UserError, match="has no field model"):
+        plugin.OnePeaceModel(plugin.OnePeaceConfig())
+    with pytest.raises(UserError, match=r"deepth is not a field; did you mean model.depth"):
+        plugin.OnePeaceConfig(model={"deepth": 3}).to_onepeace()
+
+
+@pytest.mark.parametrize("argument", ["dtype", "torch_dtype"])
+def test_dtype_and_device_map(saved, inputs, whole, argument):
+    model = transformers.AutoModel.from_pretrained(saved, **{argument: torch.bfloat16}, device_map="cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.device.type == "cpu"
+    got, want = model(**inputs), whole(**inputs)
+    close(got.image_embeds, want.image_embeds.detach(), 0.1)
+    assert model._no_split_modules >= {"Block", "TextAdapter"}
+
+
+@pytest.mark.skipif(
+    not hasattr(transformers.PreTrainedModel, "activation_checkpointing_enable"), reason="an older transformers"
+)
+@pytest.mark.parametrize("every", [1, 2])
+def test_gradient_checkpointing_reaches_the_blocks(random_folder, inputs, every):
+    model = plugin.OnePeaceModel.from_onepeace(str(random_folder)).train()
+    model(**inputs, return_loss=True).loss.backward()
+    want = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    model.activation_checkpointing_enable(every_n_layers=every)
+    assert [block.grad_checkpointing for block in model.onepeace.blocks] == [True, every == 1]
+    assert model.is_activation_checkpointing
+    model(**inputs, return_loss=True).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == (want[name] is None)
+        if parameter.grad is not None:
+            close(parameter.grad, want[name], 1e-4)
+    model.activation_checkpointing_disable()
+    assert not any(block.grad_checkpointing for block in model.onepeace.blocks)
+
+
+def test_the_old_name_of_gradient_checkpointing_does_too(random_folder):
+    model = plugin.OnePeaceForImageClassification.from_onepeace(str(random_folder))
+    model.gradient_checkpointing_enable()
+    assert all(block.grad_checkpointing for block in model.onepeace.blocks)
+
+
+def test_pushing_to_the_hub_uploads_the_saved_files(whole, processor, monkeypatch):
+    uploaded = {}
+
+    def create_commit(self, repo_id, operations, **_):
+        uploaded.setdefault(repo_id, set()).update(operation.path_in_repo for operation in operations)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", create_commit)
+    monkeypatch.setattr(
+        huggingface_hub.HfApi,
+        "create_repo",
+        lambda self, repo_id, **_: huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}"),
+    )
+    card = huggingface_hub.ModelCard("---\ntags: []\n---\n")
+    monkeypatch.setattr(transformers.utils.hub, "create_and_tag_model_card", lambda *_, **__: card)
+    whole.push_to_hub("someone/model")
+    processor.push_to_hub("someone/model")
+    assert uploaded["someone/model"] >= {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"}
+
+
+def test_importing_onepeace_imports_no_transformers():
+    code = "import sys, onepeace, onepeace.plugins; print([m for m in sys.modules if m.startswith('transformers')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

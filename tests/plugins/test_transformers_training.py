@@ -1,0 +1,124 @@
+"""Classifiers of the transformers plug-in: losses, heads, and a run of its Trainer."""
+
+import pytest
+import torch
+import transformers
+from support.random_model import save_random_model
+
+import onepeace.plugins.transformers as plugin
+
+INPUTS = {
+    plugin.OnePeaceForImageClassification: ("pixel_values",),
+    plugin.OnePeaceForAudioClassification: ("input_values", "padding_mask"),
+    plugin.OnePeaceForVisualQuestionAnswering: ("input_ids", "attention_mask", "pixel_values"),
+}
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.tensor([[5, 9, 2, 1], [7, 8, 20, 2]])
+    return {
+        "pixel_values": torch.randn(2, 3, 32, 32, generator=generator),
+        "input_values": torch.randn(2, 9000, generator=generator),
+        "padding_mask": (torch.arange(9000) < torch.tensor([[9000], [6000]])).long(),
+        "input_ids": ids,
+        "attention_mask": (ids != 1).long(),
+    }
+
+
+@pytest.mark.parametrize("cls", INPUTS, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
+def test_losses_are_the_library_s(cls, problem, random_folder, inputs):
+    model = cls.from_onepeace(str(random_folder), id2label={0: "cat", 1: "dog", 2: "bus"})
+    labels = torch.tensor([2, 0]) if problem.startswith("single") else torch.tensor([[1.0, 0.5, 0], [0, 0, 1]])
+    model.config.problem_type = None if problem != "regression" else problem
+    given = {name: inputs[name] for name in INPUTS[cls]}
+    got = model(**given, labels=labels)
+    assert got.logits.shape == (2, 3)
+    assert model.config.id2label[1] == "dog"
+    want = {
+        "single_label_classification": torch.nn.functional.cross_entropy,
+        "multi_label_classification": torch.nn.functional.binary_cross_entropy_with_logits,
+        "regression": torch.nn.functional.mse_loss,
+    }[problem](got.logits, labels)
+    assert torch.isfinite(want)
+    torch.testing.assert_close(got.loss, want)
+    assert model.config.problem_type == problem
+    assert model(**given).loss is None
+    for name in ("input_ids", "input_values"):  # without its padding, an item has the same logits
+        if name in given:
+            length = given["attention_mask" if name == "input_ids" else "padding_mask"].sum(1)
+            row = int(length.argmin())
+            alone = {key: value[row : row + 1] for key, value in given.items()}
+            alone[name] = alone[name][:, : int(length[row])]
+            alone.pop("attention_mask", None), alone.pop("padding_mask", None)
+            torch.testing.assert_close(model(**alone).logits[0], got.logits[row], atol=1e-5, rtol=0)
+
+
+def test_logits_of_a_question_see_both_and_come_from_our_head(random_folder, inputs):
+    model = plugin.OnePeaceForVisualQuestionAnswering.from_onepeace(str(random_folder), num_labels=4)
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    ours = {"text": {"ids": inputs["input_ids"]}, "image": {"pixels": inputs["pixel_values"]}}
+    logits = model(**given).logits
+    torch.testing.assert_close(logits, model.onepeace.predict(ours), atol=1e-5, rtol=0)
+    other = model(**{**given, "pixel_values": given["pixel_values"].flip(0)}).logits
+    assert (other - logits).abs().max() > 1e-3
+
+
+HEAD = {"kind": "classifier", "on": "image", "num_classes": 5, "pool": "mean", "hidden_ratio": 0}
+
+
+def test_a_model_s_own_head_is_kept_unless_the_classes_differ(tmp_path, inputs):
+    folder = str(save_random_model(tmp_path / "model", ("image",), heads={"classifier": HEAD}))
+    own = plugin.OnePeaceForImageClassification.from_onepeace(folder)
+    fresh = plugin.OnePeaceForImageClassification.from_onepeace(folder, num_labels=3)
+    assert own.config.num_labels == 5
+    assert own.onepeace.config.heads == {"classifier": HEAD}
+    assert fresh.onepeace.config.heads == {"classifier": {**HEAD, "num_classes": 3}}
+    kept, new = own.onepeace.heads["classifier"], fresh.onepeace.heads["classifier"]
+    assert torch.equal(kept.norm.weight, new.norm.weight)
+    assert (new.out.bias == 0).all()
+    assert (kept.out.bias != 0).any()
+    own.reset_head(7)
+    assert own(inputs["pixel_values"]).logits.shape == (2, 7)
+    own.save_pretrained(tmp_path / "saved")
+    again = plugin.OnePeaceForImageClassification.from_pretrained(tmp_path / "saved")
+    assert again.config.num_labels == 7
+    assert torch.equal(again(inputs["pixel_values"]).logits, own(inputs["pixel_values"]).logits)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_trainer_lowers_a_loss(random_folder, tmp_path, checkpointing):
+    pytest.importorskip("accelerate")
+    model = plugin.OnePeaceForImageClassification.from_onepeace(str(random_folder), num_labels=2)
+    generator = torch.Generator().manual_seed(0)
+    shades = [torch.full((3, 32, 32), 1.0 - 2 * (i % 2)) for i in range(16)]
+    rows = [
+        {"pixel_values": shade + 0.1 * torch.randn(shade.shape, generator=generator), "labels": i % 2}
+        for i, shade in enumerate(shades)
+    ]
+    arguments = transformers.TrainingArguments(
+        output_dir=tmp_path,
+        max_steps=8,
+        per_device_train_batch_size=8,
+        learning_rate=3e-3,
+        logging_steps=1,
+        gradient_checkpointing=checkpointing,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    trainer = transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert model.onepeace.blocks[0].grad_checkpointing == checkpointing
+    after = trainer.evaluate()["eval_loss"]
+    assert 0 <= after < 0.5 * before
+    trainer.save_model(tmp_path / "trained")
+    again = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "trained")
+    pixels = torch.stack([row["pixel_values"] for row in rows])
+    with torch.no_grad():
+        assert torch.equal(again(pixels).logits, model.eval()(pixels).logits)
+        assert (again(pixels).logits.argmax(1) == torch.tensor([row["labels"] for row in rows])).all()
