@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from support.downloads import DOWNLOADS, fill
 from support.finetune_downloads import FINETUNE
-from support.random_model import save_random_model
+from support.random_model import ADAPTERS, save_random_model
 
 import onepeace
 from onepeace.cli import main
@@ -26,6 +26,8 @@ LAYOUTS = {
     "sound_events": ["desed"],
 }
 """Where they are not called like the recipe."""
+MORE = {"flickr30k": {"dataset_flickr30k.json": {"images": [{"filename": "3.jpg", "split": "test"}]}}}
+"""Files of a download that its layout can do without."""
 SMALL = [
     "run.workers=0", "run.precision=float32", "schedule.steps=16", "schedule.warmup_ratio=0.1", "optim.lr=2e-3",
     "optim.layer_decay=null", "model.drop_path=0.0", "run.log_every=4", "run.save_minutes=0", "data.broken_limit=1.0",
@@ -35,7 +37,8 @@ SMALL = [
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
     """A small model like the released one: three modalities, one table of biases for all blocks, no head."""
-    return save_random_model(tmp_path_factory.mktemp("models") / "one-peace")
+    adapters = {**ADAPTERS, "image": {"patch_size": 16, "grid": 3, "bias_grid": 3}}
+    return save_random_model(tmp_path_factory.mktemp("models") / "one-peace", adapters=adapters)
 
 
 def test_each_recipe_says_what_it_starts_from_and_is_measured_on():
@@ -52,12 +55,14 @@ def test_recipe_learns_is_measured_and_its_model_predicts(released, tmp_path, mo
     for layout in LAYOUTS.get(name, [name]):
         download = tmp_path / layout
         download.mkdir()
-        fill(download, {**DOWNLOADS, **FINETUNE}[layout]())
+        fill(download, {**DOWNLOADS, **FINETUNE}[layout]() | MORE.get(layout, {}))
         main(["shards", "--layout", layout, str(download), "-o", str(root)])  # 1 where files are not there on purpose
     content = read_yaml(FOLDER / f"{name}.yaml")
     overrides = [*SMALL, f"model.from={released}", f"data.root={root}", f"run.out={tmp_path / 'run'}"]
-    if "image" in content.get("processors", {}):
-        overrides += ["processors.image.size=48", "model.adapters.image.bias_grid=3"]
+    if "image" in content["model"]["modalities"]:
+        overrides += ["processors.image.size=48"]
+    if "image" in content.get("processors", {}):  # pictures larger than before
+        overrides += ["processors.image.size=64", "model.adapters.image.bias_grid=4"]
     if "text" in content.get("processors", {}):
         overrides += ["processors.text.max_tokens=30"]
     if "audio" in content["model"]["modalities"]:

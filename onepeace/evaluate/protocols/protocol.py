@@ -132,8 +132,9 @@ def ranks_of_classes(vectors: NDArray, classes: NDArray, targets: Sequence[int])
 
 def _add(digest: Any, sample: Sample, modalities: Sequence[str]) -> None:
     """Put a sample into a hash, each part with its length in front."""
-    about = json.dumps([sample.key, sample.targets, sample.captions], sort_keys=True)
-    media = [read_bytes(sample.inputs[modality]) for modality in modalities if modality != "text"]
+    about = json.dumps([sample.key, sample.targets, sample.captions], sort_keys=True, default=bytes.hex)
+    several = [sample.inputs[modality] for modality in modalities if modality != "text"]
+    media = [read_bytes(one) for value in several for one in (value if isinstance(value, list) else [value])]
     for part in (about.encode(), *media):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)

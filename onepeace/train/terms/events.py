@@ -1,6 +1,6 @@
 """What is heard when (DESED): each frame of a sound has the classes that sound in it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.model import OnePeace
+from onepeace.train.passes import Passes
 from onepeace.train.terms.supervised import Supervised
 
 
@@ -36,24 +37,36 @@ class Events(Supervised):
                         "time; leave it out"
                     )
 
-    def head_loss(self, outputs: Tensor, batch: Batch, model: OnePeace) -> Tensor:
-        key = model.config.heads[self.options.head]["on"]
-        adapter: Any = model.adapters[key]
-        lengths = adapter.token_lengths(batch.inputs[key]).to(outputs.device)
-        seconds = adapter.seconds_per_token
-        target = self._frames(batch, outputs.shape[1], seconds).to(outputs.device)
-        loss = F.binary_cross_entropy_with_logits(outputs.float(), target, reduction="none").sum(2)
-        heard = torch.arange(outputs.shape[1], device=outputs.device) < lengths.unsqueeze(1)
-        return ((loss * heard).sum(1) / lengths).mean()
+    def outputs(self, passes: Passes) -> Tensor:
+        """Logits (N, C) of all frames of all items, without padding."""
+        logits, key = super().outputs(passes), self._on(passes.model)
+        lengths = passes.model.adapters[key].token_lengths(passes.batch.inputs[key]).to(logits.device)
+        return logits[torch.arange(logits.shape[1], device=logits.device) < lengths.unsqueeze(1)]
 
-    def _frames(self, batch: Batch, count: int, seconds: float) -> Tensor:
-        """(B, L, C): 1 where a class sounds in at least half of a frame of ``seconds``."""
-        target = torch.zeros(len(batch.keys), count, len(self.labels))
+    def head_loss(self, outputs: Tensor, batch: Batch, model: OnePeace) -> Tensor:
+        key = self._on(model)
+        adapter: Any = model.adapters[key]
+        lengths = adapter.token_lengths(batch.inputs[key]).cpu()
+        target = torch.cat(
+            [
+                self._frames(events, name, int(length), adapter.seconds_per_token)
+                for events, name, length in zip(self.values(batch), batch.keys, lengths, strict=True)
+            ]
+        )
+        loss = F.binary_cross_entropy_with_logits(outputs.float(), target.to(outputs.device), reduction="none").sum(1)
+        share = (1 / lengths).repeat_interleave(lengths).to(outputs.device)
+        return (loss * share).sum() / len(lengths)
+
+    def _on(self, model: OnePeace) -> str:
+        return model.config.heads[self.options.head]["on"]
+
+    def _frames(self, events: Sequence[tuple[float, float, str]], key: str, count: int, seconds: float) -> Tensor:
+        """(L, C): 1 where a class sounds in the middle of a frame of ``seconds``."""
+        target = torch.zeros(count, len(self.labels))
         middles = (torch.arange(count) + 0.5) * seconds
-        for row, (events, key) in enumerate(zip(self.values(batch), batch.keys, strict=True)):
-            for onset, offset, label in events:
-                inside = (middles >= onset) & (middles < offset)
-                if not inside.any():  # shorter than a frame: the one it falls into
-                    inside = (middles - (onset + offset) / 2).abs() == (middles - (onset + offset) / 2).abs().min()
-                target[row, inside, self.number_of(label, key)] = 1.0
+        for onset, offset, label in events:
+            inside = (middles >= onset) & (middles < offset)
+            if not inside.any():  # shorter than a frame: the nearest one
+                inside = torch.arange(count) == (middles - (onset + offset) / 2).abs().argmin()
+            target[inside, self.number_of(label, key)] = 1.0
         return target
