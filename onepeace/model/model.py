@@ -108,18 +108,24 @@ class OnePeace(nn.Module):
         return {key: self.adapters[key].stem_tokens(inputs[key]) for key in self.adapters if key in inputs}
 
     def encode(
-        self, stems: Mapping[str, Stem], keep: Mapping[str, Tensor] | None = None, out_indices: Sequence[int] = ()
+        self,
+        stems: Mapping[str, Stem],
+        keep: Mapping[str, Tensor] | None = None,
+        out_indices: Sequence[int] = (),
+        num_blocks: int | None = None,
     ) -> dict[str, Features]:
         """Token features by modality of one joint pass over all of them.
 
         Args:
             keep: (B, K) by modality: ids of the visible tokens, padded with -1.
             out_indices: blocks whose outputs come as ``intermediates`` (timm: forward_intermediates); -1 is the last.
+            num_blocks: run only the first so many blocks, before the final norm.
         """
         keep = keep or {}
         placed = [self.adapters[key].embed_positions(stem, keep.get(key)) for key, stem in stems.items()]
         sequence = TokenSequence.concat(placed)
-        return encode(sequence, self.blocks, self.norms, self.block_numbers(out_indices))
+        blocks = self.blocks if num_blocks is None else self.blocks[:num_blocks]
+        return encode(sequence, blocks, self.norms, self.block_numbers(out_indices))
 
     def block_numbers(self, indices: Sequence[int]) -> list[int]:
         """Numbers of blocks from 0; -1 is the last."""

@@ -1,0 +1,64 @@
+"""From the map of a plain Transformer to a class for each pixel."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onepeace.config import build
+from onepeace.layers.features import Features
+
+from .head import Head
+from .pyramid import LayerNorm2d, Pyramid
+
+
+@dataclass(frozen=True)
+class SegmentationOptions:
+    """Options of a ``segmentation`` head in ``ModelConfig.heads``."""
+
+    num_classes: int
+    channels: int = 256
+    """Of the pyramid and of the layer before the classes."""
+
+
+class Segmentation(Head):
+    """Logits on a grid four times as fine as the patches: a quarter of the picture's sides for patches of 16 pixels.
+
+    The maps of a pyramid (ViTDet) are brought to the size of the finest and added, as in Semantic FPN (arXiv
+    1901.02446, section 3.1), here without its convolutions between the doublings: those of the pyramid take their
+    place. A 3x3 convolution and a linear layer follow. As there and in SegFormer (arXiv 2105.15203), the last step to
+    the size of the picture is left to the caller, who knows it:
+
+        logits = model.predict({"image": {"pixels": pixels}}, head="segmentation")
+        logits = F.interpolate(logits, pixels.shape[2:], mode="bilinear", align_corners=False)
+    """
+
+    def __init__(self, dim: int, options: SegmentationOptions):
+        super().__init__()
+        channels = options.channels
+        self.pyramid = Pyramid(dim, channels)
+        self.fuse = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = LayerNorm2d(channels)
+        self.out = nn.Linear(channels, options.num_classes)
+
+    @classmethod
+    def from_options(cls, dim: int, num_heads: int, options: Mapping[str, Any], where: str) -> "Segmentation":
+        return cls(dim, build(SegmentationOptions, options, where))
+
+    def reset_output(self, num_classes: int) -> nn.Linear:
+        weight = self.out.weight
+        self.out = nn.Linear(self.out.in_features, num_classes, device=weight.device, dtype=weight.dtype)
+        return self.out
+
+    def forward(self, *passes: Features) -> Tensor:
+        """Features of one pass over pictures -> logits (B, num_classes, 4 rows, 4 columns)."""
+        (features,) = passes
+        finest, *others = self.pyramid(features.feature_map())
+        size = finest.shape[2:]
+        for each in others:
+            finest = finest + F.interpolate(each, size, mode="bilinear", align_corners=False)
+        x = F.gelu(self.norm(self.fuse(finest)))
+        return torch.movedim(self.out(torch.movedim(x, 1, -1)), -1, 1)

@@ -1,0 +1,351 @@
+"""The image branch in timm, against timm itself and against our own models."""
+
+import numpy as np
+import pytest
+import timm
+import timm.data
+import timm.optim
+import torch
+from PIL import Image
+from support.golden_cases import TOKENS, assert_near, case
+from support.hub_layouts import vision_branch
+from support.random_model import ADAPTERS, save_random_model
+from support.small_models import small_model
+
+import onepeace
+from onepeace.config import Config
+from onepeace.errors import UserError
+from onepeace.hub import weights as weight_files
+from onepeace.hub.convert.convert import convert
+from onepeace.hub.folder import read_config
+from onepeace.plugins import timm as plugin
+from onepeace.train.optim import layer_id, parameter_groups
+
+TINY = "onepeace_tiny.image"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model of pictures and texts of 32 x 32 pixels, width 32, with two blocks and a table for each."""
+    path = tmp_path_factory.mktemp("timm") / "model"
+    adapters = {"text": ADAPTERS["text"], "image": {"patch_size": 16, "grid": 3, "bias_grid": 3}}
+    return save_random_model(path, ("text", "image"), bias_per_block=True, depth=3, adapters=adapters)
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory):
+    """The released vision branch's layout with a classifier of 9 classes, converted."""
+    path = tmp_path_factory.mktemp("vision")
+    torch.save({"model": {**vision_branch(), **case("vision_classify").weights}}, path / "one-peace-vision.pkl")
+    return convert(path / "one-peace-vision.pkl", path / "vision")
+
+
+@pytest.fixture
+def small_size(monkeypatch, folder):
+    """The sizes of that model are those of "onepeace" where no folder is given."""
+    monkeypatch.setitem(plugin.CONFIGS, "onepeace", read_config(folder))
+
+
+def create(source, name="onepeace", **options):
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(source)}, **options).eval()
+
+
+def pictures(*sizes):
+    random = np.random.default_rng(0)
+    return [Image.fromarray(random.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+
+
+def transform_of(model):
+    return timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+
+
+@torch.no_grad()
+def test_features_of_the_bundled_model_are_those_of_load(tiny, samples):
+    model = timm.create_model(TINY, pretrained=True).eval()
+    picture = Image.open(samples / "images" / "dog.jpg")
+    pixels = transform_of(model)(picture).unsqueeze(0)
+    want = tiny.features({"image": picture})["image"]
+    assert model(pixels).shape == (1, 256)
+    torch.testing.assert_close(model(pixels)[0], want.cls, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.forward_features(pixels)[0, 1:], want.features, atol=1e-4, rtol=0)
+    assert TINY in timm.list_pretrained()
+    assert {key for key in model.trunk.state_dict() if "text" in key or "audio" in key or "heads" in key} == set()
+
+
+def test_transform_makes_the_pixels_of_our_processor(tiny):
+    transform = transform_of(timm.create_model(TINY, pretrained=True))
+    for picture in pictures((200, 200), (90, 300), (31, 17)):
+        torch.testing.assert_close(transform(picture), tiny.processors["image"].decode(picture), atol=1e-6, rtol=0)
+
+
+def test_transform_of_a_model_that_crops_differs_by_the_part_of_a_pixel(tmp_path):
+    """Our processor scales the middle square, timm scales the picture and then cuts at whole pixels."""
+    module = small_model("image")
+    processors = {"image": {"size": 48, "resize": "crop", "mean": [0.5, 0.4, 0.3]}}
+    weight_files.save(tmp_path / "crops", module, Config(module.config, processors))
+    transform, own = transform_of(create(tmp_path / "crops")), onepeace.load(tmp_path / "crops").processors["image"]
+    assert transform(pictures((60, 60))[0]).shape == (3, 48, 48)
+    for size, least, most in [((200, 200), 0, 1e-6), ((96, 192), 0, 1e-6), ((101, 200), 1e-6, 0.5)]:
+        y, x = np.mgrid[: size[1], : size[0]] / 40
+        smooth = Image.fromarray(np.uint8(128 + 100 * np.sin(np.stack([x, y, x + y], axis=-1))))
+        difference = (transform(smooth) - own.decode(smooth)).abs().max()
+        assert least <= difference <= most
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("indices", [(0, 2), (2, 0), (-3, -1), [1]])
+def test_features_only_gives_maps_of_the_blocks(folder, indices):
+    net = create(folder, features_only=True, out_indices=indices)
+    count = len(indices)
+    assert (net.feature_info.channels(), net.feature_info.reduction()) == ([32] * count, [16] * count)
+    assert sorted(net.feature_info.out_indices) == sorted(i % 3 for i in indices)
+    pixels = torch.randn(2, 3, 32, 64)
+    maps = net(pixels)
+    own = weight_files.load(folder, modalities=["image"]).backbone("image", sorted(i % 3 for i in indices), norm=False)
+    for found, want in zip(maps, own({"pixels": pixels}), strict=True):
+        assert found.shape == (2, 32, 2, 4)
+        assert torch.equal(found, want)
+    assert len(net.model.trunk.blocks) == max(i % 3 for i in indices) + 1
+    assert net.model.trunk.norms is None
+
+
+def test_pruned_network_has_no_idle_parameter(folder):
+    net = create(folder, features_only=True, out_indices=(1,))
+    net(torch.randn(1, 3, 48, 48))[0].square().mean().backward()
+    assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
+    config = net.model.trunk.config
+    assert (config.depth, config.final_norm) == (2, False)
+
+
+@torch.no_grad()
+def test_forward_intermediates_follows_its_options(folder):
+    model, pixels = create(folder), torch.randn(2, 3, 32, 48)
+    final, (first, last) = model.forward_intermediates(pixels, indices=[2, 0], norm=True)
+    assert torch.equal(final, model.forward_features(pixels))
+    assert torch.allclose(last.flatten(2).transpose(1, 2), final[:, 1:], atol=1e-6)
+    assert not torch.allclose(first, last)
+    plain = model.forward_intermediates(pixels, indices=[0], intermediates_only=True)[0]
+    normed = model.trunk.norms["image"](plain.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    assert torch.allclose(normed, first, atol=1e-6)
+    ((patches, cls),) = model.forward_intermediates(
+        pixels, 1, return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
+    )
+    assert torch.allclose(torch.cat([cls, patches], dim=1), final, atol=1e-6)
+    assert len(model.forward_intermediates(pixels, intermediates_only=True)) == 3
+    runs = []
+    for block in model.trunk.blocks:
+        block.register_forward_hook(lambda *_: runs.append(1))
+    early, _ = model.forward_intermediates(pixels, [0], stop_early=True)
+    assert len(runs) == 1
+    assert torch.allclose(early[:, 1:].transpose(1, 2).unflatten(2, (2, 3)), first, atol=1e-6)
+    with pytest.raises(UserError, match="output_fmt is 'NHWC'; it can be 'NCHW' or 'NLC'"):
+        model.forward_intermediates(pixels, output_fmt="NHWC")
+    with pytest.raises(ValueError, match="out_indices has 3; this model has 3 blocks"):
+        model.forward_intermediates(pixels, [3])
+
+
+@torch.no_grad()
+def test_pooling_and_classifier_can_be_chosen_and_reset(folder):
+    pixels = torch.randn(2, 3, 32, 32)
+    tokens = create(folder).forward_features(pixels)
+    pooled = {
+        "token": tokens[:, 0],
+        "avg": tokens[:, 1:].mean(1),
+        "max": tokens[:, 1:].amax(1),
+        "avgmax": (tokens[:, 1:].mean(1) + tokens[:, 1:].amax(1)) / 2,
+        "": tokens,
+    }
+    for pool, want in pooled.items():
+        model = create(folder, global_pool=pool, num_classes=5)
+        assert torch.allclose(model.forward_head(tokens, pre_logits=True), want, atol=1e-6)
+        assert model(pixels).shape == (*want.shape[:-1], 5)
+        assert torch.allclose(model.get_classifier()(want), model(pixels), atol=1e-6)
+    model.reset_classifier(3, "avg")
+    assert (model(pixels).shape, model.num_classes, model.global_pool) == ((2, 3), 3, "avg")
+    model.reset_classifier(0)
+    assert torch.allclose(model(pixels), pooled["avg"], atol=1e-6)
+    with pytest.raises(UserError, match="global_pool is 'map'; it can be 'token', 'avg'"):
+        model.reset_classifier(2, "map")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [64, 96])
+def test_converted_vision_branch_matches_golden(vision, size):
+    """The released layout: mean of the patches, its norm, classifier; the table grows as in the original."""
+    found = case("vision_classify")
+    pixels = found.inputs[f"image_{size}"].float()
+    model = create(vision, img_size=size)
+    assert (model.num_classes, model.global_pool) == (9, "avg")
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, size, size)
+    assert_near(model.forward_features(pixels), found.outputs[f"features_{size}"], TOKENS)
+    assert_near(model(pixels), found.outputs[f"logits_{size}"], TOKENS)
+    other = create(vision, num_classes=4, img_size=size)
+    assert other(pixels).shape == (2, 4)
+    logits = model.head(other.forward_head(other.forward_features(pixels), pre_logits=True))
+    assert_near(logits, found.outputs[f"logits_{size}"], TOKENS)
+
+
+@torch.no_grad()
+def test_pictures_of_other_sizes(folder):
+    model, wide = create(folder), create(folder, img_size=(64, 32))
+    for size in ((32, 32), (48, 16), (64, 96)):
+        pixels = torch.randn(1, 3, *size)
+        assert model.forward_features(pixels).shape == (1, 1 + size[0] * size[1] // 256, 32)
+        assert torch.equal(wide(pixels), model(pixels))
+    assert timm.data.resolve_model_data_config(wide)["input_size"] == (3, 64, 32)
+    assert transform_of(wide)(pictures((20, 20))[0]).shape == (3, 64, 32)
+    large = create(folder, img_size=64)
+    assert large.trunk.adapters["image"].bias_tables[0].shape == (7 * 7 + 3, 4)
+    with pytest.raises(ValueError, match="40 x 32 pixels is not a multiple of the patch, 16"):
+        model(torch.randn(1, 3, 40, 32))
+    for size, message in (
+        ((32, 40), "img_size 32 x 40 is no multiple of the patch, 16"),
+        (40, "image size 40 must be"),
+    ):
+        with pytest.raises(UserError, match=message):
+            create(folder, img_size=size)
+
+
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_optimizer_groups_are_those_of_our_recipes(folder, decay):
+    model = create(folder, num_classes=5)
+    found = {}
+    for group in timm.optim.create_optimizer_v2(model, opt="adamw", weight_decay=0.1, layer_decay=decay).param_groups:
+        found |= {id(parameter): (group.get("lr_scale", 1.0), group["weight_decay"]) for parameter in group["params"]}
+    names = dict(model.named_parameters())
+    assert set(found) == {id(parameter) for parameter in names.values()}
+    ours = {}
+    for group in parameter_groups(model.trunk, 0.1, decay):
+        ours |= {f"trunk.{name}": (group["lr_scale"], group["weight_decay"]) for name, _ in group["params"]}
+    ours |= {"head.weight": (1.0, 0.1), "head.bias": (1.0, 0.0)}
+    assert {name: found[id(parameter)] for name, parameter in names.items()} == ours
+    assert layer_id("adapters.image.bias_tables.2", 3) == 3
+
+
+def test_training_reaches_all_parameters_and_checkpointing_changes_nothing(folder):
+    pixels, target = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    gradients = []
+    for enable in (False, True):
+        torch.manual_seed(0)
+        model = create(folder, num_classes=3, global_pool="avg").train()
+        model.set_grad_checkpointing(enable)
+        assert {block.grad_checkpointing for block in model.trunk.blocks} == {enable}
+        optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=1e-3, layer_decay=0.9)
+        losses = []
+        for step in range(3):
+            loss = torch.nn.functional.cross_entropy(model(pixels), target)
+            optimizer.zero_grad()
+            loss.backward()
+            if step == 0:
+                gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[2] < losses[1] < losses[0]
+    for name, gradient in gradients[0].items():
+        assert gradient.any(), name
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_drop_rates_are_off_unless_asked_for(folder):
+    model = create(folder, drop_path_rate=0.3, drop_rate=0.2)
+    assert [round(block.drop_path.rate, 2) for block in model.trunk.blocks] == [0.0, 0.15, 0.3]
+    assert model.head_drop.p == 0.2
+    bundled = timm.create_model(TINY, pretrained=True)
+    assert {block.drop_path.rate for block in bundled.trunk.blocks} == {0.0}
+
+
+@torch.no_grad()
+def test_what_timm_saves_it_loads_again(tmp_path, folder, small_size):
+    model = create(folder, num_classes=3, global_pool="avg", img_size=64)
+    timm.models.save_for_hf(model, tmp_path / "saved", safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
+    pixels = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again(pixels), model(pixels))
+    assert (again.trunk.adapters["image"].bias_grid, again.global_pool) == (4, "avg")
+    other = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True, num_classes=7).eval()
+    assert torch.equal(other.forward_features(pixels), model.forward_features(pixels))
+    assert other(pixels).shape == (1, 7)
+
+
+def test_named_sizes_are_those_of_our_recipes():
+    with torch.device("meta"):
+        largest = timm.create_model("onepeace_4b", num_classes=1000, img_size=384)
+        base = timm.create_model("onepeace_base")
+    assert (largest.embed_dim, len(largest.trunk.blocks), largest.patch_size) == (1536, 40, 16)
+    assert largest.trunk.adapters["image"].bias_tables[0].shape == (47 * 47 + 3, 24)
+    assert 1.4e9 < sum(parameter.numel() for parameter in largest.parameters()) < 1.6e9
+    assert 85e6 < sum(parameter.numel() for parameter in base.parameters()) < 95e6
+    assert set(timm.list_models("onepeace*")) >= {f"onepeace_{size}" for size in ("small", "base", "large", "4b")}
+    with torch.device("meta"), pytest.raises(RuntimeError, match="No pretrained weights exist for onepeace_base"):
+        timm.create_model("onepeace_base", pretrained=True)
+
+
+def test_what_does_not_fit_is_one_line(folder, tmp_path):
+    with pytest.raises(UserError, match=r"has {'dim': 32, 'depth': 3, .*onepeace_4b has {'dim': 1536, .*takes any"):
+        create(folder, "onepeace_4b")
+    with pytest.raises(UserError, match="onepeace has no sizes of its own: give pretrained_cfg_overlay="):
+        timm.create_model("onepeace")
+    with pytest.raises(UserError, match="no such folder"):
+        create(tmp_path / "absent")
+    with pytest.raises(UserError, match="has no images, only text"):
+        create(save_random_model(tmp_path / "text", ("text",)))
+    with pytest.raises(UserError, match="in_chans is 1; the model sees pictures of 3 channels"):
+        create(folder, in_chans=1)
+    (tmp_path / "one-peace-vision.pkl").write_bytes(b"x")
+    with pytest.raises(UserError, match="is a file; make a model folder of it with: onepeace convert"):
+        create(tmp_path / "one-peace-vision.pkl")
+
+
+def test_overlay_of_the_user_comes_first(folder):
+    overlay = {"file": str(folder), "mean": (0.1, 0.2, 0.3), "crop_mode": "center"}
+    model = timm.create_model("onepeace", pretrained=True, pretrained_cfg_overlay=overlay)
+    config = timm.data.resolve_model_data_config(model)
+    assert (config["mean"], config["crop_mode"], config["input_size"]) == ((0.1, 0.2, 0.3), "center", (3, 32, 32))
+    assert model.default_cfg is model.pretrained_cfg
+
+
+def test_networks_of_transformers_take_it_as_a_backbone(small_size):
+    from transformers import TimmBackboneConfig, UperNetConfig, UperNetForSemanticSegmentation
+
+    maps = TimmBackboneConfig(backbone="onepeace", out_indices=[0, 1, 2])
+    upernet = UperNetConfig(backbone_config=maps, num_labels=3, hidden_size=16, use_auxiliary_head=False)
+    network = UperNetForSemanticSegmentation(upernet)
+    out = network(torch.randn(2, 3, 48, 96), labels=torch.randint(0, 3, (2, 48, 96)))
+    assert out.logits.shape == (2, 3, 48, 96)
+    out.loss.backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@torch.no_grad()
+def test_backbone_of_transformers_has_the_weights():
+    from transformers import TimmBackbone
+
+    backbone = TimmBackbone.from_pretrained("onepeace_tiny", out_indices=[2, 5]).eval()
+    own = timm.create_model(TINY, pretrained=True, features_only=True, out_indices=(2, 5)).eval()
+    pixels = torch.randn(1, 3, 64, 96)
+    for found, want in zip(backbone(pixels).feature_maps, own(pixels), strict=True):
+        assert torch.equal(found, want)
+    assert want.shape == (1, 256, 2, 3)
+
+
+def test_mask2former_takes_it_as_a_backbone(small_size):
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, TimmBackboneConfig
+
+    widths = dict.fromkeys(
+        ("feature_size", "mask_feature_size", "hidden_dim", "encoder_feedforward_dim", "dim_feedforward"), 32
+    )
+    maps = TimmBackboneConfig(backbone="onepeace", out_indices=[0, 1, 2])
+    # All maps have the stride of the patch.
+    strides = {"feature_strides": [16] * 3, "common_stride": 16}
+    layers = {"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "num_queries": 8}
+    network = Mask2FormerForUniversalSegmentation(
+        Mask2FormerConfig(backbone_config=maps, num_labels=3, **widths, **strides, **layers)
+    )
+    masks = [torch.zeros(1, 48, 96), torch.ones(2, 48, 96)]
+    classes = [torch.tensor([0]), torch.tensor([0, 1])]
+    out = network(pixel_values=torch.randn(2, 3, 48, 96), mask_labels=masks, class_labels=classes)
+    assert out.masks_queries_logits.shape == (2, 8, 3, 6)
+    out.loss.backward()
+    encoder = dict(network.model.pixel_level_module.encoder.named_parameters())
+    assert len(encoder) > 50
+    assert [name for name, parameter in encoder.items() if parameter.grad is None] == []
