@@ -32,203 +32,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from onepeace.config import SIZES, Config, ModelConfig, build
 from onepeace.errors import UserError, need
-from onepeace.heads import Classifier
-from onepeace.hub import weights as weight_files
-from onepeace.hub.architectures import architecture, build_module, keep_modalities
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import BUNDLED, resolve
-from onepeace.layers.position import trunc_normal
-from onepeace.model import OnePeace
-from onepeace.model.adapters.image import ImageAdapter
+from onepeace.plugins.timm_model import KEY, ImageBranch, own_classes, sides_of
 from onepeace.processors import ImageProcessor
 
-# To be imported is to register, so timm is needed here and not in a function.
-layers, models = need("timm.layers", "teachers"), need("timm.models", "teachers")
-
-KEY = "image"
-POOLS = ("token", "avg", "avgmax", "max", "")
+models = need("timm.models", "teachers")  # to be imported is to register, so timm is needed here and not in a function
 MAIN_SIZES = ("dim", "depth", "num_heads", "ffn_dim")
-
-
-class ImageBranch(nn.Module):
-    """The encoder of pictures with the methods and attributes that timm expects of a Vision Transformer.
-
-    A classifier is one linear layer on pooled tokens. Pooled tokens are normalised once more (``fc_norm``) where the
-    encoder has no final norm, as in the released vision branch, or where the model's own classifier does so.
-
-    Args:
-        config: of the model; only its image branch is built.
-        num_classes: 0 gives the pooled features (B, D).
-        global_pool: "token" is CLS; "avg", "max" and "avgmax" are of the patches; "" leaves all tokens. By default
-            "avg" with ``fc_norm``, else "token".
-        img_size: see the module.
-        drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth of the last block.
-        empty: leave the encoder's weights without values until `load_pretrained`; random ones take minutes at 4 B.
-    """
-
-    num_prefix_tokens = 1
-
-    def __init__(
-        self,
-        config: Config,
-        num_classes: int = 0,
-        global_pool: str | None = None,
-        in_chans: int = 3,
-        img_size: int | Sequence[int] | None = None,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        empty: bool = False,
-    ):
-        super().__init__()
-        if in_chans != 3:
-            raise UserError(f"in_chans is {in_chans}; the model sees pictures of 3 channels")
-        has_norm = _own_classes(config.model) > 0 or not config.model.final_norm
-        config = keep_modalities(config, [KEY], "timm")
-        sides = (0, 0) if img_size is None else _sides(img_size)
-        resized = architecture(config.architecture).with_image_size
-        if img_size is not None and resized is not None and sides[0] == sides[1]:
-            config = resized(config, sides[0])
-        model = replace(
-            config.model, projections=(), heads={}, decoder=None, logit_scale=False, drop_path=drop_path_rate
-        )
-        self.trunk = _build(replace(config, model=model), empty)
-        self.patch_size = cast(ImageAdapter, self.trunk.adapters[KEY]).patch_size
-        if any(side % self.patch_size for side in sides):
-            raise UserError(f"img_size {sides[0]} x {sides[1]} is no multiple of the patch, {self.patch_size}")
-        self.architecture, self.in_chans = config.architecture, in_chans
-        self.embed_dim = self.num_features = self.head_hidden_size = model.dim
-        self.feature_info = [
-            {"module": f"trunk.blocks.{i}", "num_chs": model.dim, "reduction": self.patch_size}
-            for i in range(model.depth)
-        ]
-        self.fc_norm: nn.Module = nn.LayerNorm(model.dim) if has_norm else nn.Identity()
-        self.head_drop = nn.Dropout(drop_rate)
-        self.reset_classifier(num_classes, ("avg" if has_norm else "token") if global_pool is None else global_pool)
-
-    def load_pretrained(self, folder: str) -> None:
-        """Copy the weights of a model folder; timm calls it where ``custom_load`` is set."""
-        found = weight_files.load(folder, modalities=[KEY])
-        given, resize = found.state_dict(), architecture(self.architecture).resize
-        wanted = {name: tuple(tensor.shape) for name, tensor in self.trunk.state_dict().items()}
-        for name, shape in wanted.items():
-            if resize is not None and given[name].shape != shape:  # another img_size
-                try:
-                    given[name] = resize(given[name], shape)
-                except ValueError as error:
-                    raise UserError(f"{folder}: {name}: {error}") from error
-        self.trunk.load_state_dict({name: given[name] for name in wanted})
-        if (classes := _own_classes(found.config)) > 0:
-            classifier = cast(Classifier, found.heads["classifier"])
-            self.fc_norm.load_state_dict(classifier.norm.state_dict())
-            if classes == self.num_classes:
-                self.head.load_state_dict(classifier.out.state_dict())
-
-    def no_weight_decay(self) -> set[str]:
-        return {f"trunk.{name}" for name in self.trunk.no_weight_decay()}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers for layer-wise decay, as our own recipes count them: adapter, blocks, what comes after.
-
-        A table of relative positions belongs to the block that it acts in.
-        """
-        return {
-            "stem": rf"^trunk\.adapters\.{KEY}\.(?!bias_tables)",
-            "blocks": [(rf"^trunk\.(?:blocks|adapters\.{KEY}\.bias_tables)\.(\d+)", None)],
-        }
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.trunk.set_grad_checkpointing(enable)
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh linear layer of ``num_classes``, or none for 0; None keeps the pooling."""
-        if global_pool is not None:
-            if global_pool not in POOLS:
-                raise UserError(f"global_pool is {global_pool!r}; it can be {', '.join(map(repr, POOLS))}")
-            self.global_pool = global_pool
-        self.num_classes = num_classes
-        self.head: nn.Module = nn.Identity()
-        if num_classes > 0:
-            like = next(self.trunk.parameters())
-            self.head = nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
-            trunc_normal(self.head.weight)
-            nn.init.zeros_(self.head.bias)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """Outputs of chosen blocks, and the final tokens (B, L, D) before them unless ``intermediates_only``.
-
-        Args:
-            x: (B, 3, H, W).
-            indices: numbers of blocks, -1 is the last; or how many of the last ones; None: all. They come in ascending
-                order.
-            return_prefix_tokens: each as a pair, patches and CLS (B, 1, D).
-            norm: apply the final norm to each.
-            stop_early: leave out the blocks after the last of ``indices``.
-            output_fmt: "NCHW" for maps (B, D, rows, columns), "NLC" for tokens (B, rows * columns, D).
-        """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise UserError(f"output_fmt is {output_fmt!r}; it can be 'NCHW' or 'NLC'")
-        chosen = sorted(set(self._numbers(indices)))
-        stems = self.trunk.stems({KEY: {"pixels": x}})
-        features = self.trunk.encode(stems, out_indices=chosen, num_blocks=chosen[-1] + 1 if stop_early else None)[KEY]
-        outputs = []
-        for each in features.intermediates:
-            if norm and self.trunk.norms is not None:
-                each = each._replace(tokens=self.trunk.norms[KEY](each.tokens))
-            patches = each.feature_map() if output_fmt == "NCHW" else each.tokens[:, 1:]
-            outputs.append((patches, each.tokens[:, :1]) if return_prefix_tokens else patches)
-        return outputs if intermediates_only else (features.tokens, outputs)
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what the outputs of these blocks do not need; their numbers."""
-        chosen, trunk, adapter = self._numbers(indices), self.trunk, self.trunk.adapters[KEY]
-        depth = max(chosen) + 1
-        trunk.blocks, adapter.bias_tables = trunk.blocks[:depth], adapter.bias_tables[:depth]
-        if prune_norm:
-            trunk.norms = None
-        trunk.config = replace(trunk.config, depth=depth, final_norm=trunk.norms is not None)
-        if prune_head:
-            self.fc_norm = nn.Identity()
-            self.reset_classifier(0, "")
-        return chosen
-
-    def _numbers(self, indices: int | Sequence[int] | None) -> list[int]:
-        """Blocks as timm names them: a number means so many of the last ones, None all."""
-        if indices is None or isinstance(indices, int):
-            indices = range(-(len(self.trunk.blocks) if indices is None else indices), 0)
-        return self.trunk.block_numbers(indices)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> tokens (B, 1 + rows * columns, D), CLS first."""
-        return self.trunk.features({KEY: {"pixels": x}})[KEY]
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens -> logits (B, num_classes); pooled features (B, D) for ``pre_logits`` or without a classifier."""
-        pooled = layers.global_pool_nlc(x, self.global_pool, self.num_prefix_tokens)
-        x = self.head_drop(self.fc_norm(pooled))
-        return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 def _create(
@@ -249,7 +63,7 @@ def _create(
     if config is None:
         raise UserError(f'{name} has no sizes of its own: give pretrained_cfg_overlay={{"file": FOLDER}}')
     if (size := options.get("img_size")) is not None:
-        overlay["input_size"] = (3, *_sides(size))
+        overlay["input_size"] = (3, *sides_of(size))
     return models.build_model_with_cfg(
         ImageBranch,
         name,
@@ -274,29 +88,6 @@ def _checked(name: str, config: Config, where: str) -> Config:
     return config
 
 
-def _build(config: Config, empty: bool) -> OnePeace:
-    if not empty:
-        return build_module(config)
-    device = torch.get_default_device()
-    with torch.device("meta"):
-        module = build_module(config)
-    return module.to_empty(device=device)
-
-
-def _sides(img_size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width)."""
-    return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
-
-
-def _own_classes(model: ModelConfig) -> int:
-    """Classes of the model's own classifier if it has the form of timm's (mean, norm, linear layer), else 0."""
-    head = model.heads.get("classifier", {})
-    alone = len(model.adapters) == 1 and head.get("on") == KEY and head.get("inputs", 1) == 1
-    if not alone or head.get("pool") != "mean" or head.get("hidden_ratio", 2) or head.get("pooler", False):
-        return 0
-    return head["num_classes"]
-
-
 def _data_config(config: Config) -> dict[str, Any]:
     """What makes the pictures of `timm.data.create_transform` those of our processor, and the classes of the model."""
     processor = cast(ImageProcessor, ImageProcessor.from_config(config.processors.get(KEY, {})))
@@ -307,7 +98,7 @@ def _data_config(config: Config) -> dict[str, Any]:
         "interpolation": "bicubic",
         "crop_pct": 1.0,
         "crop_mode": "squash" if processor.resize == "squash" else "center",
-        "num_classes": _own_classes(config.model),
+        "num_classes": own_classes(config.model),
         "classifier": "head",
     }
 
