@@ -65,7 +65,7 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
             "workers": 1 if total > MANY else 0,
         },
     }
-    if frozen:
+    if frozen and not large:
         recipe["freeze"] = frozen
     if labels:
         for key in keys:
@@ -76,6 +76,7 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
         recipe["optim"]["groups"] = {"heads.classifier*": {"lr_scale": 10.0}}
     if large:
         recipe["lora"] = {"rank": 16, "alpha": 32}
+        recipe["freeze"] = {"except": ["heads.*", "logit_scale"]}
         recipe["run"]["checkpoint_activations"] = True
     return recipe
 

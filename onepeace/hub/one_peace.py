@@ -44,7 +44,7 @@ def with_image_size(config: Config, size: int) -> Config:
     adapters, processors = config.model.adapters, config.processors
     if "image" not in adapters:
         raise UserError(f"image size {size}: the model has no images, only {', '.join(adapters)}")
-    patch = adapters["image"]["patch_size"]
+    patch = adapters["image"].get("patch_size", 16)
     if size < 3 * patch or size % patch:
         raise UserError(f"image size {size} must be a multiple of the patch size {patch}, at least {3 * patch}")
     adapters = {**adapters, "image": {**adapters["image"], "bias_grid": size // patch}}
