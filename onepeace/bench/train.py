@@ -20,8 +20,8 @@ from onepeace.cost.dry_run import as_on_a_gpu, fake_module, step_cost
 from onepeace.cost.items import inputs_of_many_lengths, pair_batch
 from onepeace.cost.plan import planned_config, planned_model
 from onepeace.hub.architectures import build_module
+from onepeace.train.lora import choose_trained
 from onepeace.train.objective import Objective
-from onepeace.train.optim import freeze
 from onepeace.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,7 @@ class Steps:
             for parameter in self.model.parameters():
                 if parameter.ndim > 0:
                     parameter.add_(0.02 * torch.randn(parameter.shape))
-        if recipe.freeze:
-            freeze(self.model, recipe.freeze)
+        choose_trained(self.model, recipe)
         generator = torch.Generator().manual_seed(0)
         keys, count = recipe.data.modalities[pair], recipe.batch_size(pair)
         inputs = inputs_of_many_lengths(self.config, keys, count, generator)

@@ -40,6 +40,8 @@ EXTRAS = {
     "track": {"tensorboard": "tensorboard", "wandb": "wandb"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
     "eval": {"scikit-learn": "sklearn", "mteb": "mteb", "clip-benchmark": "clip_benchmark"},
+    "sbert": {"sentence-transformers": "sentence_transformers"},
+    "lora": {"peft": "peft"},
     "index": {"faiss-cpu": "faiss", "usearch": "usearch.index"},
     "ray": {"ray": "ray.data"},
     "milvus": {"pymilvus": "pymilvus", "milvus-lite": "milvus_lite"},

@@ -3,6 +3,7 @@
 import re
 
 PARTS = {
+    r".*\.lora_[AB]\.": "LoRA adapters",
     r"adapters\.(\w+)\.": "adapter {}",
     r"blocks\.\d+\.attn\.": "attention",
     r"blocks\.\d+\.ffn\.(\w+)\.": "FFN {}",

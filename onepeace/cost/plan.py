@@ -35,8 +35,8 @@ from onepeace.cost.parts import part_of
 from onepeace.errors import UserError
 from onepeace.hub.architectures import build_module
 from onepeace.model import OnePeace
+from onepeace.train.lora import choose_trained
 from onepeace.train.objective import Objective
-from onepeace.train.optim import freeze
 from onepeace.train.recipe import Recipe, read_recipe
 from onepeace.train.start import make_config, model_folder
 
@@ -159,11 +159,10 @@ def planned_config(recipe: Recipe, folder: Path | None = None) -> Config:
 
 
 def planned_model(recipe: Recipe, config: Config) -> OnePeace:
-    """The model on the meta device, frozen as the recipe says."""
+    """The model on the meta device, with adapters and frozen as the recipe says."""
     with torch.device("meta"):
         model = build_module(config)
-    if recipe.freeze:
-        freeze(model, recipe.freeze)
+    choose_trained(model, recipe)
     return model
 
 

@@ -14,58 +14,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from onepeace.embed.embedder import Embedder
-from onepeace.embed.embedder import load as load_embedder
 from onepeace.errors import need
+from onepeace.plugins.open_clip import ClipModel, Picture, Tokenizer, create_model_and_transforms, get_tokenizer
 
 MODEL_TYPE = "onepeace"
 
 
-class ClipModel(nn.Module):
-    """The two towers under the names that CLIP_benchmark calls; it normalises the vectors itself."""
-
-    def __init__(self, embedder: Embedder) -> None:
-        super().__init__()
-        self.module = embedder.module
-        self.cast = embedder.dtype
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """(B, E) vectors of (B, 3, H, W) pixels from `Picture`."""
-        return self.module({"image": {"pixels": pixels.to(self.cast)}})["image"]
-
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """(B, E) vectors of (B, L) ids from `Tokens`, padded on the right; the model counts the lengths."""
-        return self.module({"text": {"ids": ids}})["text"]
-
-
-class Picture:
-    """A PIL picture to (3, H, W); a class and no function inside one, so that worker processes can be given it."""
-
-    def __init__(self, embedder: Embedder) -> None:
-        self.processor = embedder.processors["image"]
-
-    def __call__(self, picture: Any) -> Tensor:
-        return self.processor.decode(picture)
-
-
-class Tokens:
-    """A list of texts to (B, L) ids."""
-
-    def __init__(self, embedder: Embedder) -> None:
-        self.processor = embedder.processors["text"]
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        return self.processor.collate([self.processor.decode(text) for text in texts])["ids"]
-
-
 def load(
     model_name: str = "tiny", pretrained: str = "", cache_dir: str | None = None, device: str | torch.device = "cpu"
-) -> tuple[ClipModel, Picture, Tokens]:
+) -> tuple[ClipModel, Picture, Tokenizer]:
     """A model as CLIP_benchmark's loaders return it: (model, transform, tokenizer)."""
-    embedder = load_embedder(model_name, device=device, modalities=("text", "image"))
-    return ClipModel(embedder).eval(), Picture(embedder), Tokens(embedder)
+    model, _, transform = create_model_and_transforms(
+        model_name, precision="auto", device=device, modalities=("text", "image")
+    )
+    return model, transform, get_tokenizer(model_name)
 
 
 def register() -> None:

@@ -9,12 +9,14 @@ from typing import get_args
 from onepeace.config import Config
 from onepeace.data.augment import make_augments
 from onepeace.data.masking import TEXT_UNITS, Unit
-from onepeace.errors import UserError
+from onepeace.errors import UserError, need
 from onepeace.train.recipe import Recipe
 
 
 def check(recipe: Recipe, config: Config) -> None:
     """UserError in one line for whatever would break later, or have no effect."""
+    if recipe.lora is not None:
+        need("peft", "lora")
     pairs = recipe.data.modalities
     for name, pair in pairs.items():
         if unknown := [key for key in pair if key not in config.model.adapters]:

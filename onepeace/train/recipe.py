@@ -56,6 +56,28 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Adapters of low rank beside linear layers (lora.py); all else is frozen, but for freeze: {except: patterns}."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    """An adapter's output is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Of an adapter's input."""
+    targets: tuple[str, ...] = ("blocks.*.attn.[qkv]", "blocks.*.attn.proj")
+    """Patterns of module names; their linear layers get adapters: ["blocks.*.attn.*", "blocks.*.ffn.image.*"]."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.alpha > 0 or not 0 <= self.dropout < 1:
+            raise UserError(
+                f"lora: rank {self.rank} should be at least 1, alpha {self.alpha} above 0, dropout {self.dropout} from "
+                "0 to below 1"
+            )
+        if not self.targets:
+            raise UserError("lora.targets is empty: name the layers that get adapters")
+
+
+@dataclass(frozen=True)
 class OptimGroup:
     """What is different for some parameters."""
 
@@ -205,6 +227,8 @@ class Recipe:
     """By modality: share of tokens masked in the denoising passes."""
     freeze: dict[str, tuple[str, ...]] | tuple[str, ...] = ()
     """Patterns of parameters that do not train, or {except: patterns} of those that do."""
+    lora: LoraConfig | None = None
+    """Adapters that train in place of the weights; null = none."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluate: Options = field(default_factory=dict)
     """Fields of EvaluateConfig; empty = not measured."""
@@ -217,6 +241,8 @@ class Recipe:
                 raise UserError(f"run.batch_size has no {missing[0]}; it has {', '.join(self.run.batch_size)}")
         if not self.objective:
             raise UserError(f"objective is empty; give at least one term of {', '.join(TERMS)}")
+        if self.lora is not None and self.freeze and not isinstance(self.freeze, Mapping):
+            raise UserError("lora freezes all but its adapters; give freeze: {except: patterns} of what trains besides")
         self.terms, self.start  # noqa: B018 (their types are checked)
         if self.evaluate:
             build(EvaluateConfig, self.evaluate, "evaluate")

@@ -19,8 +19,8 @@ from onepeace.model import OnePeace
 from onepeace.processors.processor import Processor
 from onepeace.train import checkpoint, parallel
 from onepeace.train.log import Log
+from onepeace.train.lora import trained_module
 from onepeace.train.recipe import Recipe, to_yaml
-from onepeace.train.start import module_with
 from onepeace.train.state import State
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Run:
         """Log and keep the scores of this step's checkpoint, which is on the disk: nothing is lost if this fails."""
         full = self.state.full()
         if journal and evaluate:
-            scores = evaluate(module_with(self.config, full), self.processors)
+            scores = evaluate(trained_module(self.config, full, self.recipe.lora), self.processors)
             journal.write(step, {f"valid/{name}": value for name, value in scores.items()})
             checkpoint.record(self.out, step, sum(scores.values()) / max(len(scores), 1))
         parallel.barrier()
@@ -104,14 +104,14 @@ class Run:
         log.warning("the gradient of step %d is %s: left out; its samples: %s", step, norm.item(), named)
 
     def write_model(self) -> Path:
-        """The trained model's folder."""
+        """The trained model's folder; of adapters, these alone are written beside it."""
         full, folder = self.state.full(), self.out / "model"
         if parallel.rank() == 0:
             tokenizer = self.out / "tokenizer.json"
             steps = self.recipe.schedule.steps
             head = f"# {self.out.name}\n\nTrained with onepeace for {steps} steps. The recipe:"
             card = f"{head}\n\n```yaml\n{to_yaml(self.recipe)}```\n"
-            module = module_with(self.config, full)
+            module = trained_module(self.config, full, self.recipe.lora, self.out / "adapter")
             weights.save(folder, module, self.config, tokenizer=tokenizer if tokenizer.exists() else None, card=card)
         parallel.barrier()
         return folder

@@ -24,8 +24,9 @@ from onepeace.train import checkpoint, parallel
 from onepeace.train.captions import captions_of
 from onepeace.train.labels import label_heads
 from onepeace.train.log import describe_run
+from onepeace.train.lora import choose_trained
 from onepeace.train.objective import Objective
-from onepeace.train.optim import freeze, make_optimizer
+from onepeace.train.optim import make_optimizer
 from onepeace.train.recipe import Recipe, check_same
 from onepeace.train.run import Run
 from onepeace.train.start import make_config, make_model, model_folder
@@ -60,8 +61,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
         prepared = parallel.first_alone(lambda: prepare_terms(recipe, sources, processors))
     chunks, max_padding = recipe.run.grad_cache_chunks, recipe.run.max_padding
     objective = Objective(model, recipe.objective, prepared, chunks, max_padding, sharded)
-    if recipe.freeze:
-        freeze(model, recipe.freeze)
+    choose_trained(model, recipe)
     features = make_stem_features(recipe, sources, processors, model, device)
     if recipe.run.checkpoint_activations:
         model.set_grad_checkpointing()

@@ -1,0 +1,162 @@
+"""Models under open_clip's names, for programs written for it; sounds besides.
+
+    from onepeace.plugins.open_clip import create_model_and_transforms, get_tokenizer    # in place of open_clip's
+
+    model, preprocess_train, preprocess_val = create_model_and_transforms("tiny")
+    images = model.encode_image(preprocess_val(picture)[None], normalize=True)
+    texts = model.encode_text(get_tokenizer("tiny")(["a dog", "a cat"]), normalize=True)
+
+The names of models are those of `onepeace.load`. There are two functions and not one that returns (model, preprocess,
+tokenizer), so that a program changes in its import alone; they share no state, and a tokenizer reads no weights.
+"""
+
+import math
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onepeace.data.augment import ImageAugment
+from onepeace.embed.embedder import Embedder, load
+from onepeace.errors import UserError
+from onepeace.hub.folder import read_config
+from onepeace.hub.resolve import resolve
+from onepeace.processors import PROCESSORS, Processor
+from onepeace.processors.tokenizer import PAD
+
+
+class ClipModel(nn.Module):
+    """A tower for each modality. Vectors are float32 and of unit length; with ``normalize``, to the last bit also in
+    half precision."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.module = embedder.module
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Logarithm of the factor that makes logits of cosines, as in CLIP; its initial value if none is learned."""
+        scale = self.module.logit_scale
+        return torch.tensor(math.log(1 / 0.07)) if scale is None else scale
+
+    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
+        """(B, E) vectors of (B, 3, H, W) pixels, as the transforms give them."""
+        return self._encode("image", {"pixels": image}, normalize)
+
+    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
+        """(B, E) vectors of (B, L) ids from `Tokenizer`; columns that are padding throughout cost nothing."""
+        longest = int((text != PAD).sum(dim=1).max()) if len(text) else 0
+        return self._encode("text", {"ids": text[:, :longest]}, normalize)
+
+    def encode_audio(self, audio: Tensor, padding_mask: Tensor | None = None, normalize: bool = False) -> Tensor:
+        """(B, E) vectors of (B, T) waveforms and their padding (B, T), True = padding, from `Sounds`."""
+        lengths = {} if padding_mask is None else {"lengths": (~padding_mask).sum(dim=1)}
+        return self._encode("audio", {"waveform": audio, **lengths}, normalize)
+
+    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> tuple[Any, Any, Tensor]:
+        """(image vectors, text vectors, factor of their logits), as open_clip's losses take them."""
+        images = None if image is None else self.encode_image(image, normalize=True)
+        texts = None if text is None else self.encode_text(text, normalize=True)
+        return images, texts, self.logit_scale.exp()
+
+    def _encode(self, key: str, inputs: dict[str, Tensor], normalize: bool) -> Tensor:
+        cast, dtype = PROCESSORS[key].cast_inputs, next(self.module.parameters()).dtype
+        vectors = self.module({key: {n: x.to(dtype) if n in cast else x for n, x in inputs.items()}})[key]
+        return F.normalize(vectors.float(), dim=-1) if normalize else vectors
+
+
+class Picture:
+    """A PIL picture, or whatever else is one, to (3, H, W); a class, so that worker processes can be given it."""
+
+    def __init__(self, processor: Processor) -> None:
+        self.processor = processor
+
+    def __call__(self, picture: Any) -> Tensor:
+        return self.processor.decode(picture)
+
+
+class AugmentedPicture(Picture):
+    """A random crop of a picture, as open_clip's transform for training. torch's generator seeds it."""
+
+    augment = ImageAugment(crop_scale=(0.9, 1.0))
+
+    def __call__(self, picture: Any) -> Tensor:
+        rng = np.random.default_rng(int(torch.randint(2**62, ())))
+        whole = self.augment.load(picture, self.processor)
+        crop, _ = self.augment.vary(whole, "", self.processor, rng, another=lambda: (whole, ""))
+        return self.augment.collate([crop], self.processor)["pixels"][0]
+
+
+class Tokenizer:
+    """A text or a list of them to (B, L) ids, padded on the right to one length, so that batches can be stacked. A
+    text's vector does not depend on the padding."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        limit = processor.max_tokens
+        self.context_length: int | None = None if limit is None else limit + 1
+        """L, the end of the text included; None: of the longest in a batch."""
+
+    def __call__(self, texts: str | list[str]) -> Tensor:
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        ids = self.processor.collate([self.processor.decode(text) for text in texts])["ids"]
+        return F.pad(ids, (0, (self.context_length or ids.shape[1]) - ids.shape[1]), value=PAD)
+
+
+class Sounds:
+    """A list of sounds to what `ClipModel.encode_audio` takes: waveforms (B, T) and their padding, None if there is
+    none."""
+
+    def __init__(self, processor: Processor) -> None:
+        self.processor = processor
+
+    def __call__(self, sounds: list[Any]) -> tuple[Tensor, Tensor | None]:
+        batch = self.processor.collate([self.processor.decode(sound) for sound in sounds])
+        waveforms = batch["waveform"]
+        if "lengths" not in batch:
+            return waveforms, None
+        return waveforms, torch.arange(waveforms.shape[1]) >= batch["lengths"][:, None]
+
+
+def create_model_and_transforms(
+    model_name: str | os.PathLike = "tiny",
+    pretrained: str | None = None,
+    *,
+    precision: str = "fp32",
+    device: str | torch.device = "cpu",
+    modalities: Iterable[str] | None = None,
+) -> tuple[ClipModel, AugmentedPicture, Picture]:
+    """(model, preprocess_train, preprocess_val), as of open_clip.
+
+    Args:
+        model_name: as of `onepeace.load`.
+        pretrained: of no meaning, as open_clip's for names that say the weights themselves ("local-dir:...").
+        precision: "fp32", "bf16", or "fp16" (not on a CPU).
+        device, modalities: as of `onepeace.load`.
+    """
+    embedder = load(model_name, device=device, dtype=precision, modalities=modalities)
+    processor = _processor(model_name, "image")
+    return ClipModel(embedder).eval(), AugmentedPicture(processor), Picture(processor)
+
+
+def get_tokenizer(model_name: str | os.PathLike = "tiny") -> Tokenizer:
+    """What makes a model's ids of texts."""
+    return Tokenizer(_processor(model_name, "text"))
+
+
+def get_audio_transform(model_name: str | os.PathLike = "tiny") -> Sounds:
+    """What makes a model's input of sounds: ``model.encode_audio(*transform(["dog.ogg"]))``."""
+    return Sounds(_processor(model_name, "audio"))
+
+
+def _processor(model_name: str | os.PathLike, key: str) -> Processor:
+    folder = resolve(str(model_name))
+    config = read_config(folder)
+    if key not in config.model.projections:
+        known = ", ".join(config.model.projections)
+        raise UserError(f"{model_name} has no vectors of {key}; those that have: {known}")
+    return PROCESSORS[key].from_config(config.processors.get(key, {}), folder)

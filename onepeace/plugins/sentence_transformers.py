@@ -1,0 +1,172 @@
+"""A module for sentence-transformers (pip install "onepeace[sbert]"): its encoding, losses, trainer and quantisation.
+
+    from onepeace.plugins.sentence_transformers import load
+
+    model = load("tiny")                             # what onepeace.load takes, or a folder that model.save has written
+    model.encode(["a dog", "dog.jpg", {"image": "sea.jpg", "text": "a bird"}], precision="int8")
+    SentenceTransformerTrainer(model, train_dataset=pairs, loss=MultipleNegativesRankingLoss(model)).train()
+
+What an item is follows from its type or file ending, as in `Embedder.encode`; {"text": "dog.jpg"} says it. An item of
+several modalities gets one vector, the renormalised sum. A folder that is saved is a model folder too.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onepeace.embed.embedder import load as load_embedder
+from onepeace.embed.items import parts_of
+from onepeace.errors import UserError, need
+from onepeace.hub import weights
+from onepeace.hub.folder import CARD, TOKENIZER, read_config
+from onepeace.hub.resolve import resolve
+from onepeace.hub.tensors import INDEX
+from onepeace.processors import TextProcessor
+
+_modules: Any = need("sentence_transformers.base.modules", "sbert")
+
+PRESENT = "input_features"
+"""(B, M) bool among the features: which modalities each item has. The trainer knows a column by a feature of one of a
+few names, and this is one of them."""
+SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
+"""What a saved model keeps beside its modules, as arguments of SentenceTransformer."""
+
+
+class OnePeaceModule(_modules.InputModule):
+    """The input module: items to unit vectors.
+
+    Args:
+        name: as of `onepeace.load`.
+        device, dtype: as of `onepeace.load`. Training wants "float32".
+    """
+
+    save_in_root = True
+
+    def __init__(self, name: str | os.PathLike = "tiny", device: str | None = None, dtype: str = "auto") -> None:
+        super().__init__()
+        embedder = load_embedder(name, device=device, dtype=dtype)
+        self.model, self.processors = embedder.module, embedder.processors
+        folder = resolve(str(name))
+        self.config = read_config(folder)
+        self.card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **_: Any) -> "OnePeaceModule":
+        """The module of a folder that `save` has written."""
+        return cls(Path(model_name_or_path) / subfolder)
+
+    @property
+    def modalities(self) -> list[Any]:
+        """Those with a vector; and "message", the library's word for a batch that mixes them, or composed items."""
+        return [*self.model.config.projections, "message"]
+
+    @property
+    def max_seq_length(self) -> int | None:
+        """Tokens of a text, its end included."""
+        text = self.processors.get("text")
+        limit = text.max_tokens if isinstance(text, TextProcessor) else None
+        return None if limit is None else limit + 1
+
+    def get_embedding_dimension(self) -> int:
+        """Width E of the shared space."""
+        return self.model.config.embed_dim
+
+    def preprocess(self, inputs: Sequence[object], prompt: str | None = None, **_: Any) -> dict[str, Tensor]:
+        """Decoded items as the features of `forward`; rows are items, also of a modality that only some of them have.
+
+        Args:
+            prompt: what every text begins with.
+
+        Raises:
+            UserError: an item that cannot be read.
+        """
+        keys = list(self.model.config.projections)
+        present = torch.zeros(len(inputs), len(keys), dtype=torch.bool)
+        samples: dict[str, list[Tensor]] = {key: [] for key in keys}
+        for row, item in enumerate(inputs):
+            for key, value, _weight in parts_of(item, keys, {}):
+                processor = self.processors[key]
+                if prompt and isinstance(processor, TextProcessor):
+                    value = prompt + processor.load(value)
+                samples[key].append(processor.decode(value))
+                present[row, keys.index(key)] = True
+        features = {PRESENT: present}
+        for column, key in enumerate(keys):
+            if samples[key]:
+                for name, value in self.processors[key].collate(samples[key]).items():
+                    rows = value.new_zeros(len(inputs), *value.shape[1:])
+                    features[f"{key}_{name}"] = rows.index_copy(0, present[:, column].nonzero()[:, 0], value)
+        return features
+
+    def forward(self, features: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
+        """Adds "sentence_embedding": (B, E) float32 unit vectors."""
+        keys, device = self.model.config.projections, next(self.model.parameters()).device
+        present = features[PRESENT].to(device)
+        vectors = torch.zeros(len(present), self.get_embedding_dimension(), device=device)
+        for column, key in enumerate(keys):
+            rows = present[:, column].nonzero()[:, 0]
+            if len(rows):
+                inputs = self._inputs(key, features, rows)
+                vectors = vectors.index_add(0, rows, self.model({key: inputs})[key].float())
+        return {**features, "sentence_embedding": F.normalize(vectors, dim=1)}
+
+    def _inputs(self, key: str, features: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        """Some rows of a modality's features, as its adapter reads them."""
+        cast, dtype = self.processors[key].cast_inputs, next(self.model.parameters()).dtype
+        found = {name.removeprefix(f"{key}_"): v for name, v in features.items() if name.startswith(f"{key}_")}
+        return {name: v.to(rows.device)[rows].to(dtype if name in cast else None) for name, v in found.items()}
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Write a model folder's files beside those of the library; always safetensors."""
+        folder, text = Path(output_path), self.processors.get("text")
+        with TemporaryDirectory(dir=folder) as temporary:
+            tokenizer = None
+            if isinstance(text, TextProcessor):
+                text.tokenizer.save(str(tokenizer := Path(temporary) / TOKENIZER))
+            dtype = next(self.model.parameters()).dtype
+            made = Path(temporary) / "model"
+            weights.save(made, self.model, self.config, tokenizer=tokenizer, card=self.card, dtype=dtype)
+            (folder / INDEX).unlink(missing_ok=True)
+            for file in made.iterdir():
+                os.replace(file, folder / file.name)
+
+
+def load(name: str | os.PathLike = "tiny", *, device: str | None = None, dtype: str = "auto") -> Any:
+    """A SentenceTransformer of a model, built here: nothing in its folder is executed, so no flag has to allow it.
+
+    Args:
+        name: as of `onepeace.load`, or a folder that `SentenceTransformer.save` has written.
+        device, dtype: as of `onepeace.load`. Training wants "float32".
+
+    Raises:
+        UserError: as of `onepeace.load`; a saved model with modules of others than the library and this one.
+    """
+    module, folder = OnePeaceModule(name, device, dtype), resolve(str(name))
+    settings = folder / "config_sentence_transformers.json"
+    saved = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    return need("sentence_transformers", "sbert").SentenceTransformer(
+        modules=[module, *_further_modules(folder)],
+        device=str(next(module.parameters()).device),
+        **{key: saved[key] for key in SETTINGS if key in saved},
+    )
+
+
+def _further_modules(folder: Path) -> Iterator[Any]:
+    """The modules behind ours of a saved model, as Dense."""
+    listed = folder / "modules.json"
+    for entry in json.loads(listed.read_text(encoding="utf-8"))[1:] if listed.is_file() else ():
+        package, _, name = entry["type"].rpartition(".")
+        if not package.startswith("sentence_transformers."):
+            raise UserError(
+                f"{listed}: {entry['type']} is no module of sentence-transformers; load it with "
+                "SentenceTransformer(..., trust_remote_code=True)"
+            )
+        yield getattr(import_module(package), name).load(str(folder), subfolder=entry["path"])

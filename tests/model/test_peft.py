@@ -1,0 +1,94 @@
+"""Adapters of peft in our modules: by the names of their linear layers, and with recomputation in the backward pass."""
+
+import re
+
+import pytest
+import torch
+from support.small_models import ALL, batch_of, small_model
+
+import onepeace
+from onepeace.layers import attention, feedforward
+
+peft = pytest.importorskip("peft")
+
+TARGETS = r"blocks\.\d+\.(attn\.(q|k|v|proj)|ffn\.\w+\.down)"
+TEXTS = ["a dog", "waves on a beach"]
+
+
+@pytest.fixture
+def embedder():
+    return onepeace.load("tiny", device="cpu", modalities=["text", "image"])
+
+
+def give_it_values(module):
+    """An adapter begins with nothing to add."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def test_only_adapters_train_and_the_model_comes_back(embedder, tmp_path):
+    before = embedder.encode_text(TEXTS)
+    names = [name for name, _ in embedder.module.named_parameters()]
+    config = peft.LoraConfig(r=4, target_modules=TARGETS)
+    adapted = peft.get_peft_model(embedder.module, config)
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    depth = len(embedder.module.blocks)
+    assert len(trained) == depth * 2 * (4 + 2)
+    assert all(re.search(rf"model\.{TARGETS}\.lora_[AB]\.default\.weight$", name) for name in trained)
+    assert torch.equal(embedder.encode_text(TEXTS), before)
+
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0)
+    give_it_values(adapted)
+    frozen = {name: p.detach().clone() for name, p in adapted.named_parameters() if not p.requires_grad}
+    processor = embedder.processors["text"]
+    ids = processor.collate([processor.decode(text) for text in TEXTS])
+    adapted({"text": ids})["text"][:, 0].sum().backward()
+    optimizer.step()
+    assert all(torch.equal(p, frozen[name]) for name, p in adapted.named_parameters() if name in frozen)
+    changed = embedder.encode_text(TEXTS)
+    assert changed.shape == before.shape
+    assert (changed - before).abs().max() > 0.05
+
+    adapted.save_pretrained(str(tmp_path))
+    other = onepeace.load("tiny", device="cpu", modalities=["text", "image"])
+    loaded = peft.PeftModel.from_pretrained(other.module, str(tmp_path))
+    torch.testing.assert_close(other.encode_text(TEXTS), changed, atol=1e-6, rtol=0)
+    for whole in (loaded.merge_and_unload(), adapted.merge_and_unload()):
+        assert [name for name, _ in whole.named_parameters()] == names
+        vectors = onepeace.Embedder(whole, embedder.processors).encode_text(TEXTS)
+        torch.testing.assert_close(vectors, changed, atol=1e-5, rtol=0)
+
+
+def test_adapters_in_place(embedder):
+    module = peft.inject_adapter_in_model(peft.LoraConfig(r=4, target_modules=TARGETS), embedder.module)
+    assert module is embedder.module
+    before = embedder.encode_text(TEXTS)
+    give_it_values(module)
+    assert (embedder.encode_text(TEXTS) - before).abs().max() > 0.05
+
+
+def gradients(grad_checkpointing):
+    torch.manual_seed(0)
+    model = small_model(*ALL, decoder=None, drop_path=0.3)
+    peft.inject_adapter_in_model(peft.LoraConfig(r=4, target_modules=TARGETS, lora_dropout=0.5), model)
+    give_it_values(model)
+    model.train().set_grad_checkpointing(grad_checkpointing)
+    sum(vector[:, 0].sum() for vector in model(batch_of(model, range(4))).values()).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("grad_checkpointing", [False, True])
+def test_dropout_of_adapters_draws_the_same_mask_in_the_backward_pass(monkeypatch, grad_checkpointing):
+    found = gradients(grad_checkpointing)
+    for module in (attention, feedforward):
+        monkeypatch.setattr(module, "checkpoint", lambda function, *inputs: function(*inputs))
+    expected = gradients(False)
+    assert {"blocks.0.attn.proj.lora_A.default.weight", "blocks.1.ffn.audio.down.lora_B.default.weight"} <= set(found)
+    assert all(".lora_" in name for name in found)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert torch.equal(gradient, expected[name]), name
+        assert gradient.abs().sum() > 0, name
