@@ -2,5 +2,6 @@
 
 from onepeace.embed.assembly import Embedded, Failure, Windows
 from onepeace.embed.embedder import Embedder, Tokens, load
+from onepeace.embed.explain import Explanation
 
-__all__ = ["Embedded", "Embedder", "Failure", "Tokens", "Windows", "load"]
+__all__ = ["Embedded", "Embedder", "Explanation", "Failure", "Tokens", "Windows", "load"]

@@ -26,6 +26,7 @@ COMMANDS = {
     "embed": "write the vectors of files to one file",
     "classify": "choose the best of given labels for each file",
     "predict": "let a fine-tuned model label, answer, point, choose, find events or draw masks",
+    "explain": "show where in pictures, or when in sounds, a phrase, a picture or a sound is found",
     "convert": "turn a released checkpoint into a model folder",
     "shards": "make training shards of a public data set, a table or a folder of files",
     "train": "train a model by a recipe",
@@ -39,7 +40,9 @@ COMMANDS = {
     "doctor": "show what is installed, what works, and what to do about the rest",
     "bench": "measure speed on this machine",
 }
-DECODING = {"search", "index", "map", "serve", "embed", "classify", "predict", "calibrate", "finetune", "probe"}
+DECODING = {
+    "search", "index", "map", "serve", "embed", "classify", "predict", "explain", "calibrate", "finetune", "probe",
+}  # fmt: skip
 """Commands that decode files, which may be broken, and report what is wrong with them themselves."""
 
 

@@ -26,14 +26,20 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_arguments(parser: argparse.ArgumentParser, kinds: Sequence[str] = KINDS, *, model: bool = True) -> None:
-    """PATHS and the options of the model; without --model where the command names it in another way."""
+def add_arguments(
+    parser: argparse.ArgumentParser, kinds: Sequence[str] = KINDS, *, model: bool = True, batch_size: bool = True
+) -> None:
+    """PATHS and the options of the model; without --model where the command names it in another way, and without
+    --batch-size where files are computed one by one."""
     parser.add_argument("paths", nargs="+", metavar="PATHS", help="files, and folders with all that is in them")
     if model:
         parser.add_argument("--model", default="tiny", metavar="NAME", help="tiny, a model folder or a released model")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="files in one pass (default: 32)")
+    if batch_size:
+        parser.add_argument(
+            "--batch-size", type=positive, default=32, metavar="N", help="files in one pass (default: 32)"
+        )
     parser.add_argument("--only", choices=kinds, help="leave out the other kinds of files")
 
 

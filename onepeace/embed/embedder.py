@@ -23,6 +23,7 @@ from torch import Tensor
 
 from onepeace.device import choose_device, choose_dtype
 from onepeace.embed.assembly import Assembly, Embedded, Failure, Vectors, Windows
+from onepeace.embed.explain import Explanation, explain
 from onepeace.embed.items import check_many, name_of, parts_of
 from onepeace.embed.parts import Compound, Part
 from onepeace.embed.predict import Head
@@ -361,6 +362,15 @@ class Embedder:
             positions, unit = covered or self.module.adapters[key].token_positions(inputs[key])
             tokens_by_key[key] = Tokens(features[key][0], features[key][1:], positions, unit)
         return tokens_by_key
+
+    def explain(self, item: object, query: object) -> Explanation:
+        """Where in a picture, or when in a sound, a query is: a map of how well each part fits it.
+
+        Args:
+            item: a picture, a sound of any length or a text, as in `encode`; one, not composed.
+            query: anything that `encode` takes, or a vector (E,) of this model.
+        """
+        return explain(self, item, query)
 
     def predict(
         self,

@@ -20,7 +20,7 @@ def with_box(picture: "Image.Image", box: Sequence[float], caption: str = "") ->
     y0, y1 = sorted((box[1], box[3]))
     draw.rectangle((x0, y0, x1, y1), outline=INK, width=max(2, round(min(drawn.size) / 150)))
     if caption:
-        _label(draw, caption, (x0, y0), drawn.size)
+        label(draw, caption, (x0, y0), drawn.size)
     return drawn
 
 
@@ -43,7 +43,7 @@ def with_mask(
     draw = ImageDraw.Draw(drawn)
     place = 4.0
     for name in present:
-        place = _label(draw, name, (4.0, place), drawn.size, colour_of(list(labels).index(name)), below=True) + 2
+        place = label(draw, name, (4.0, place), drawn.size, colour_of(list(labels).index(name)), below=True) + 2
     return drawn
 
 
@@ -53,7 +53,7 @@ def colour_of(number: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _label(
+def label(
     draw: Any,
     text: str,
     at: tuple[float, float],

@@ -68,7 +68,7 @@ def render(query: Sequence[QueryPart], hits: Sequence[Shown], folder: Path, *, n
         num_files: how many files were compared.
         model: name of the model, for the summary.
     """
-    budget = _SoundBudget()
+    budget = SoundBudget()
     title = ", ".join(part.value if part.modality == "text" else Path(part.value).name for part in query)
     show_weights = any(part.weight != 1 for part in query)
     parts = "\n<span class=plus>+</span>\n".join(_query_part(part, show_weights, folder, budget) for part in query)
@@ -90,7 +90,7 @@ def render(query: Sequence[QueryPart], hits: Sequence[Shown], folder: Path, *, n
     return page.encode("utf-8", "replace").decode()  # a path may hold bytes that are no text
 
 
-class _SoundBudget:
+class SoundBudget:
     """Bytes of sounds that may still be put into the page."""
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class _SoundBudget:
         return fits
 
 
-def _query_part(part: QueryPart, show_weight: bool, folder: Path, budget: _SoundBudget) -> str:
+def _query_part(part: QueryPart, show_weight: bool, folder: Path, budget: SoundBudget) -> str:
     weight = f'<span class="weight">&times; {part.weight:g}</span>' if show_weight else ""
     if part.modality == "text":
         body = f'<span class="words">{escape(part.value)}</span>'
@@ -122,7 +122,7 @@ def _value(hit: Hit) -> float:
     return hit.score if hit.match is None else hit.match
 
 
-def _tile(shown: Shown, best: float, folder: Path, budget: _SoundBudget) -> str:
+def _tile(shown: Shown, best: float, folder: Path, budget: SoundBudget) -> str:
     hit, path = shown.hit, Path(shown.hit.item.path)
     share = 100 * max(_value(hit), 0.0) / best if best > 0 else 0.0
     link = escape(hit.item.path if scheme(hit.item.path) else link_to(path, folder))
@@ -143,7 +143,7 @@ def _tile(shown: Shown, best: float, folder: Path, budget: _SoundBudget) -> str:
 </li>"""
 
 
-def _media(modality: str, value: Any, name: str, folder: Path, budget: _SoundBudget, start: float | None = None) -> str:
+def _media(modality: str, value: Any, name: str, folder: Path, budget: SoundBudget, start: float | None = None) -> str:
     """The picture, player or words of a file; of one that cannot be shown its name."""
     ending, name = suffix(name), escape(readable(name), quote=True)
     try:
@@ -152,7 +152,7 @@ def _media(modality: str, value: Any, name: str, folder: Path, budget: _SoundBud
             return f'<img src="{data}" alt="{name}" width="{width}" height="{height}" loading="lazy">'
         if modality == "audio":
             kind = mimetypes.guess_type(f"_{ending}")[0] or "audio/wav"
-            address = _playable(value, kind, folder, budget) + (f"#t={moment(start)}" if start else "")
+            address = playable(value, kind, folder, budget) + (f"#t={moment(start)}" if start else "")
             load = "metadata" if address.startswith("data:") else "none"
             player = f'<audio controls preload="{load}" aria-label="{name}" src="{address}"></audio>'
             return f'<div class="sound">{waveform(value)}{player}</div>'
@@ -169,7 +169,7 @@ def _media(modality: str, value: Any, name: str, folder: Path, budget: _SoundBud
     return f'<span class="words">{name}</span>'
 
 
-def _video(value: Any, ending: str, name: str, folder: Path, budget: _SoundBudget, start: float) -> str:
+def _video(value: Any, ending: str, name: str, folder: Path, budget: SoundBudget, start: float) -> str:
     """The player of a video at the second that was found, with the picture of then until it plays."""
     value = read_bytes(value, max_bytes=SOUND_LIMIT) if isinstance(value, str) and scheme(value) else value
     try:
@@ -181,7 +181,7 @@ def _video(value: Any, ending: str, name: str, folder: Path, budget: _SoundBudge
     if ending not in VIDEO_TYPES:
         return f'<img src="{picture}" alt="{name}" width="{width}" height="{height}" loading="lazy">'
     poster = f' poster="{picture}"' if picture else ""
-    address = f"{_playable(value, VIDEO_TYPES[ending], folder, budget)}#t={moment(start)}"
+    address = f"{playable(value, VIDEO_TYPES[ending], folder, budget)}#t={moment(start)}"
     return f'<video controls preload="none" aria-label="{name}"{poster} src="{address}"></video>'
 
 
@@ -190,18 +190,18 @@ def _thumbnail(image: "Image.Image") -> tuple[str, int, int]:
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80)
-    return _data("image/webp", buffer.getvalue()), image.width, image.height
+    return data_uri("image/webp", buffer.getvalue()), image.width, image.height
 
 
-def _playable(value: Any, kind: str, folder: Path, budget: _SoundBudget) -> str:
+def playable(value: Any, kind: str, folder: Path, budget: SoundBudget) -> str:
     """A sound's or video's file as a data URI, or a link to it where that would make the page too large."""
     if isinstance(value, bytes):
         budget.take(len(value))
-        return _data(kind, value)
+        return data_uri(kind, value)
     local = not (isinstance(value, str) and scheme(value))
     if local and not budget.take(os.path.getsize(value)):
         return escape(link_to(Path(value), folder), quote=True)
-    return _data(kind, read_bytes(value, max_bytes=SOUND_LIMIT))
+    return data_uri(kind, read_bytes(value, max_bytes=SOUND_LIMIT))
 
 
 def waveform(value: Any) -> str:
@@ -218,7 +218,7 @@ def waveform(value: Any) -> str:
     return f'<svg viewBox="0 0 {4 * len(peaks)} 100" preserveAspectRatio="none" aria-hidden="true">{bars}</svg>'
 
 
-def _data(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 

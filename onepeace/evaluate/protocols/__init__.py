@@ -6,6 +6,7 @@ of `EvaluationProtocol` under a key of its own: ``PROTOCOLS["mine"] = Mine``.
 
 from onepeace.evaluate.protocols.mixed import Mixed
 from onepeace.evaluate.protocols.multi_label import MultiLabel
+from onepeace.evaluate.protocols.pointing import Pointing
 from onepeace.evaluate.protocols.probe import Probe
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol
 from onepeace.evaluate.protocols.retrieval import Retrieval
@@ -21,4 +22,5 @@ PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
     "probe": Probe,
     "mixed": Mixed,
     "head": TaskHead,
+    "pointing": Pointing,
 }

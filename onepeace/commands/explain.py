@@ -1,0 +1,129 @@
+"""`onepeace explain`: where in pictures, and when in sounds, something is; as numbers, drawings or a page."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onepeace.commands import files
+from onepeace.errors import UsageError, UserError, one_line
+from onepeace.files.atomic import write_atomic, write_text_atomic
+from onepeace.files.source import scheme
+from onepeace.files.table import format_table
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from onepeace.embed.explain import Explanation
+
+SHOWN = ("image", "audio")
+EXAMPLES = """\
+A map says how well each part of a picture, or each moment of a sound, fits the query; its colours go from the least to
+the largest value in the file, so look at the similarity too: where the thing is not there, something is still the best.
+
+  onepeace explain dog.jpg --text "a dog" -o dog_map.png
+  onepeace explain street.mp3 --text "a car horn" -o street.html
+  onepeace explain holidays --only image --image hat.jpg -o maps
+  onepeace explain *.wav --audio bark.ogg --json
+
+-o is a PNG for one file, an HTML page with all of them, or a folder (made if need be) for a PNG of each.
+exit code: 0, 1 when files could not be read (listed at the end), 2 for wrong usage"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXAMPLES
+    files.add_arguments(parser, kinds=SHOWN, batch_size=False)
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--text", metavar="T", help="what to look or listen for: a phrase,")
+    asked.add_argument("--image", metavar="F", help="... a picture,")
+    asked.add_argument("--audio", metavar="F", help="... or a sound")
+    parser.add_argument("-o", "--out", type=Path, metavar="OUT", help="OUT.png, OUT.html or a folder")
+    parser.add_argument("--json", action="store_true", help="one JSON object per file, with the map, not a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    kind, value = next((key, getattr(args, key)) for key in files.KINDS if getattr(args, key) is not None)
+    if kind != "text" and not scheme(value) and not os.path.exists(value):
+        raise UsageError(f"{value}: no such file")
+    found, problems = files.find(args)
+    texts = [file for file in found if file.modality not in SHOWN]
+    found = [file for file in found if file.modality in SHOWN]
+    if texts:
+        files.say(f"{files.counted(len(texts), 'text file')} left out: maps are of pictures and sounds")
+    if not found and not problems:
+        raise UsageError(f"no pictures or sounds in {', '.join(args.paths)}")
+    as_page = args.out is not None and args.out.suffix.lower() == ".html"
+    _check(args.out, len(found))
+    from onepeace.serve.explained import draw, render
+
+    model = files.load(args)
+    query = model.encode([{kind: value}], progress=False)[0]
+    asked = value if kind == "text" else os.path.basename(value)
+    shown, rows, failed = [], [], []
+    for file in found:
+        try:
+            explanation = model.explain({file.modality: file.path}, query)
+            drawn = draw(file.path, explanation, asked) if args.out else None
+        except UserError as error:
+            failed.append(files.Unreadable(file.path, one_line(error)))
+            continue
+        if drawn and as_page:
+            shown.append(drawn)
+        elif drawn:
+            _write(drawn.drawing, args.out, file.path)
+        if args.json:
+            print(json.dumps({"path": os.fspath(file.path), **_plain(explanation)}), flush=True)
+        rows.append((f"{explanation.similarity:.3f}", _where(explanation), files.shown(file.path)))
+    if rows and as_page:
+        write_text_atomic(args.out, render(asked, shown, args.out.parent, args.model))
+    if rows and not args.json:
+        print(format_table(("similarity", "best at", "path"), rows))
+    return files.exit_code([*problems, *failed], len(rows))
+
+
+def _check(out: Path | None, num_files: int) -> None:
+    """`UsageError` if nothing can be written at ``out``, before the work."""
+    if out is None:
+        return
+    if out.suffix.lower() in (".png", ".html"):
+        files.check_folder_of(out)
+        if out.suffix.lower() == ".png" and num_files > 1:
+            raise UsageError(
+                f"{out}: one PNG for {num_files} files; name a folder, or a page, {out.with_suffix('.html')}"
+            )
+    elif out.is_file() or out.suffix:
+        raise UsageError(f"{out}: name a .png, a .html or a folder")
+    elif not out.parent.is_dir():
+        raise UsageError(f"{out}: there is no folder {out.parent}")
+
+
+def _write(drawing: "Image.Image", out: Path, path: Path) -> None:
+    """Write a drawing at ``out``, or named like its file in the folder ``out``."""
+    if out.suffix.lower() != ".png":
+        out.mkdir(exist_ok=True)
+        out = out / f"{path.name}.png"
+    with write_atomic(out) as temporary:
+        drawing.save(temporary, "PNG")
+
+
+def _where(explanation: "Explanation") -> str:
+    """The best place, as a cell of the table."""
+    if explanation.unit == "second":
+        return f"{explanation.peak[0]:.1f} s"
+    across, down = explanation.peak
+    return f"{across:.0%} across, {down:.0%} down"
+
+
+def _plain(explanation: "Explanation") -> dict[str, Any]:
+    """A map as JSON writes it: rows of a picture's grid from above, or frames with their seconds."""
+    values = [
+        [round(value, 6) for value in row]
+        for row in explanation.values.reshape(-1, explanation.values.shape[-1]).tolist()
+    ]
+    about: dict[str, Any] = {"modality": explanation.modality, "similarity": round(explanation.similarity, 6)}
+    about["peak"] = [round(place, 4) for place in explanation.peak]
+    if explanation.unit == "second":
+        seconds = [[round(second, 3) for second in frame] for frame in explanation.positions.tolist()]
+        return {**about, "values": values[0], "seconds": seconds}
+    return {**about, "grid": list(explanation.values.shape), "area": list(explanation.area), "values": values}

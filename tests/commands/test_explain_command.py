@@ -1,0 +1,167 @@
+"""The command explain: what it prints and writes, broken files, and wrong usage."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from onepeace.files.heatmap import WIDTH, bars, heat_at, over_picture, ticks
+
+
+@pytest.fixture
+def dog(samples):
+    return samples / "images" / "dog.jpg"
+
+
+@pytest.fixture
+def bark(samples):
+    return samples / "sounds" / "dog.ogg"
+
+
+def test_the_table_and_the_numbers_are_the_same(command, model, dog, bark):
+    code, out, _ = command("explain", dog, bark, "--text", "a dog", "--json")
+    picture, sound = map(json.loads, out.splitlines())
+    assert code == 0
+    found = model.explain({"image": dog}, "a dog")
+    assert picture["path"] == str(dog)
+    assert picture["grid"] == [8, 8]
+    assert picture["modality"] == "image"
+    assert np.allclose(picture["values"], found.values, atol=1e-5)
+    assert np.allclose(picture["peak"], found.peak, atol=1e-3)
+    assert picture["similarity"] == pytest.approx(found.similarity, abs=1e-5)
+    found = model.explain({"audio": bark}, "a dog")
+    assert np.allclose(sound["values"], found.values, atol=1e-5)
+    assert np.allclose(sound["seconds"], found.positions, atol=1e-3)
+    code, out, _ = command("explain", dog, bark, "--text", "a dog")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0].split() == ["similarity", "best", "at", "path"]
+    assert re.search(r"\d+% across, \d+% down .*dog.jpg", lines[1])
+    assert f"{sound['peak'][0]:.1f} s" in lines[2]
+
+
+@pytest.mark.parametrize("query", [("--image", "images/cat.jpg"), ("--audio", "sounds/cat.ogg")])
+def test_a_picture_or_a_sound_can_be_asked_for(command, model, samples, dog, query):
+    option, name = query
+    code, out, _ = command("explain", dog, option, samples / name, "--json")
+    found = model.explain({"image": dog}, {option[2:]: samples / name})
+    assert code == 0
+    assert np.allclose(json.loads(out)["values"], found.values, atol=1e-5)
+
+
+def test_a_png_of_a_picture_and_of_a_sound(command, dog, bark, tmp_path):
+    assert command("explain", dog, "--text", "a dog", "-o", tmp_path / "map.png")[0] == 0
+    drawn, plain = Image.open(tmp_path / "map.png"), Image.open(dog)
+    assert drawn.format == "PNG"
+    assert drawn.width / drawn.height == pytest.approx(plain.width / plain.height, abs=0.02)
+    small = np.asarray(plain.convert("RGB").resize(drawn.size), dtype=float)
+    assert np.abs(np.asarray(drawn, dtype=float) - small).mean() > 10
+    assert command("explain", bark, "--text", "a dog", "-o", tmp_path / "sound.png")[0] == 0
+    assert Image.open(tmp_path / "sound.png").width == WIDTH
+
+
+def test_a_folder_gets_a_png_of_each_file(command, samples, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for name in ("cat.jpg", "bus.jpg"):
+        shutil.copy(samples / "images" / name, tmp_path / "pictures" / name)
+    shutil.copy(samples / "sounds" / "cat.ogg", tmp_path / "pictures")
+    folder = tmp_path / "pictures"
+    code, out, _ = command("explain", folder, "--text", "a cow", "--only", "image", "-o", tmp_path / "maps")
+    names = {"cat.jpg.png", "bus.jpg.png"}
+    assert code == 0
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == names
+    assert len(out.splitlines()) == 1 + len(names)
+
+
+def test_a_page_holds_everything(command, dog, bark, tmp_path):
+    page = tmp_path / "page.html"
+    assert command("explain", dog, bark, "--text", "<b>dog</b> & Ko", "-o", page)[0] == 0
+    text = page.read_text(encoding="utf-8")
+    assert "<h1>&lt;b&gt;dog&lt;/b&gt; &amp; Ko</h1>" in text
+    assert "<b>" not in text
+    assert "$" not in re.sub(r"\$\{", "", text)
+    assert len(re.findall(r'src="data:image/webp;base64,', text)) == 3  # the picture, its map, the time line
+    assert len(re.findall(r'<audio [^>]*src="data:audio/ogg;base64,', text)) == 1
+    assert float(re.search(r'data-seconds="([\d.]+)"', text)[1]) == pytest.approx(5, abs=0.01)
+    assert not re.search(r'(src|href)="https?:', text)
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text  # else browsers do not run it
+
+
+def test_broken_files_are_named_and_the_others_shown(command, dog, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(dog.read_bytes()[:1000])
+    code, out, err = command("explain", broken, dog, "--text", "a dog", "-o", tmp_path / "page.html", "--json")
+    assert code == 1
+    assert [json.loads(line)["path"] for line in out.splitlines()] == [str(dog)]
+    assert "1 of 2 files failed" in err
+    assert "broken.jpg" in err
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<figure>") == 1
+    code, out, err = command("explain", broken, "--text", "a dog", "-o", tmp_path / "none.html")
+    assert code == 1
+    assert out == ""
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_texts_are_left_out(command, dog, tmp_path):
+    (tmp_path / "note.txt").write_text("a dog")
+    code, out, err = command("explain", dog, tmp_path, "--text", "a dog", "--json")
+    assert code == 0
+    assert len(out.splitlines()) == 1
+    assert "1 text file left out" in err
+    code, _, err = command("explain", tmp_path, "--text", "a dog")
+    assert code == 2
+    assert "no pictures or sounds in" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "one of the arguments --text --image --audio is required"),
+        (("--text", "a", "--image", "b.jpg"), "not allowed with argument"),
+        (("--image", "none.jpg"), "none.jpg: no such file"),
+        (("--text", "a", "-o", "none/map.png"), "there is no folder none"),
+        (("--text", "a", "-o", "map.jpg"), "map.jpg: name a .png, a .html or a folder"),
+        (("--text", "a", "-o", "none/maps"), "there is no folder none"),
+    ],
+)
+def test_wrong_usage_is_named(command, dog, arguments, message):
+    code, out, err = command("explain", dog, *arguments)
+    assert code == 2
+    assert out == ""
+    assert message in err
+
+
+def test_one_png_is_of_one_file(command, dog, bark, tmp_path):
+    code, _, err = command("explain", dog, bark, "--text", "a dog", "-o", tmp_path / "map.png")
+    assert code == 2
+    assert "one PNG for 2 files" in err
+    assert "map.html" in err
+
+
+def test_the_map_covers_its_area_and_is_brightest_at_its_largest_value():
+    picture, values = Image.new("RGB", (80, 40), (128, 128, 128)), np.array([[0.0, 1.0], [0.0, 0.0]])
+    light = np.asarray(over_picture(picture, values, area=(0.25, 0, 0.75, 1)), dtype=float).sum(axis=2)
+    assert (light[:, :20] == 3 * 128).all()
+    assert (light[:, 60:] == 3 * 128).all()
+    row, column = np.unravel_index(light.argmax(), light.shape)
+    assert row < 20
+    assert 40 <= column < 60
+    assert light[:, 20:60].min() < 200
+    flat = np.asarray(over_picture(picture, np.full((2, 2), 0.3)))
+    assert (flat == flat[0, 0]).all()
+
+
+def test_the_time_line():
+    assert ticks(5.0) == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5]
+    assert ticks(95)[1] == 10
+    assert bars(np.array([0.5, -1.0, 0.25, 0.0]), 2).tolist() == [1.0, 0.25]
+    assert bars(np.zeros(9), 3).tolist() == [0, 0, 0]
+    times = np.array([[0.0, 1.0], [1.0, 2.0]])
+    assert heat_at(np.array([0.1, 0.5, 1.0, 1.9]), times, np.array([3.0, 5.0])).tolist() == [0, 0, 0.5, 1]
