@@ -17,7 +17,7 @@ from onepeace.commands.doctor import CORE, EXTRAS
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "onepeace"
 FILES = sorted(PACKAGE.rglob("*.py"))
-MODALITIES = {"text", "image", "audio"}
+MODALITIES = {"text", "image", "audio", "video"}
 
 ROWS = [
     {"errors", "torchaudio_guard"},

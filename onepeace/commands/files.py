@@ -49,9 +49,9 @@ def find(args: argparse.Namespace) -> tuple[list[Found], list[Unreadable]]:
     Raises:
         UsageError: a path that does not exist, or nothing found.
     """
-    from onepeace.processors import PROCESSORS, sniff
+    from onepeace.processors import guessed, sniff
 
-    suffixes = {suffix: key for key, processor in PROCESSORS.items() for suffix in processor.suffixes}
+    suffixes = {suffix: key for key, processor in guessed().items() for suffix in processor.suffixes}
     found, problems = walk(args.paths, suffixes)
     files = []
     for path, known in found:

@@ -21,7 +21,7 @@ EPILOG = """example:
 No tensor is read and no code in the file is ever run. FLOPs are those of matrix products and convolutions of one pass,
 a multiplication with its addition counting two; the memory beside the weights is an estimate for one item at a time.
 """
-ITEMS = (("text", 16), ("image", None), ("audio", 5), ("audio", 15))
+ITEMS = (("text", 16), ("image", None), ("audio", 5), ("audio", 15), ("video", None))
 """Modality and size of the items that are counted; None is the size the model is fed."""
 
 
@@ -99,7 +99,7 @@ def items_of(config: "Config") -> list[dict[str, Any]]:
     result = []
     for key, wanted in ITEMS:
         if key in config.model.adapters:
-            size = picture_size(config) if wanted is None else wanted
+            size = picture_size(config, key) if wanted is None else wanted
             cost = pass_cost(config, key, item_batch(config, key, size))
             result.append({"modality": key, "item": f"{size} {UNITS[key]}", **cost._asdict()})
     return result

@@ -21,6 +21,7 @@ picture (--text), the box of a phrase (--text, --draw FOLDER for pictures with t
 colour).
 
   onepeace predict runs/pets/model pictures --top 3
+  onepeace predict models/kinetics clips --top 3
   onepeace predict models/vqa cat.jpg --text "what colour is the cat?"
   onepeace predict models/refcoco street.jpg --text "the bus on the left" --draw boxes
   onepeace predict models/avqa yard.wav --text "what is barking?" --candidates "a dog,a seal"
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     head = Head(files.load(args), args.head)
     if args.draw and head.task not in ("box", "mask"):
         raise UsageError(f"--draw is for boxes and masks, and this model gives {COLUMNS[head.task]}")
+    own = head.embedder.processors[head.on].suffixes  # a video may be read as frames or as sound
+    found = [file._replace(modality=head.on) if file.path.suffix.lower() in own else file for file in found]
     known = [file for file in found if file.modality == head.on or (file.modality == "image" and args.text)]
     paths = [[file.path] for file in known]
     if args.pair:

@@ -182,10 +182,10 @@ def _write_own(args: argparse.Namespace) -> int:
 
 def _own_records(args: argparse.Namespace) -> "Iterator[Record | Skipped]":
     from onepeace.datasets.pairs import from_folder, from_table
-    from onepeace.processors import PROCESSORS
+    from onepeace.processors import guessed
 
-    if unknown := set(args.columns) - {*PROCESSORS, "label"}:
-        raise UsageError(f"--column {min(unknown)}=...: a column holds {', '.join(PROCESSORS)} or label")
+    if unknown := set(args.columns) - {*guessed(), "label"}:
+        raise UsageError(f"--column {min(unknown)}=...: a column holds {', '.join(guessed())} or label")
     if not args.source.is_dir():
         if args.labels_from_folders:
             raise UsageError(f"--labels-from-folders is for a folder, and {args.source} is a file")

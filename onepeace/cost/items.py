@@ -17,8 +17,9 @@ from onepeace.train.recipe import Recipe
 SAMPLE_RATE = 16000
 EOS_ID = 2
 FIRST_WORD_ID = 4
-UNITS = {"text": "tokens", "image": "px", "audio": "s"}
-"""What the size of an item of each modality counts: text tokens with eos, the side of a picture, seconds of sound."""
+UNITS = {"text": "tokens", "image": "px", "audio": "s", "video": "px"}
+"""What the size of an item of each modality counts: text tokens with eos, the side of a picture or of the frames of a
+clip, seconds of sound."""
 CAPTION_TOKENS = {4: 2, 5: 5, 6: 8, 7: 6, 8: 5, 10: 3, 11: 3, 12: 2, 13: 3}
 """How many of the captions in data/samples/captions.csv have so many tokens, the end included."""
 CLIP_SECONDS = (1.0, 15.0)
@@ -33,16 +34,17 @@ def item_batch(config: Config, key: str, size: int, count: int = 1) -> dict[str,
         ids = torch.randint(FIRST_WORD_ID, words, (count, size), generator=generator)
         ids[:, -1] = EOS_ID
         return {"ids": ids}
-    if key == "image":
-        return {"pixels": torch.randn(count, 3, size, size, generator=generator)}
+    if key in ("image", "video"):
+        frames = [int(config.model.adapters[key].get("frames", 16))] if key == "video" else []
+        return {"pixels": torch.randn(count, *frames, 3, size, size, generator=generator)}
     return {"waveform": torch.randn(count, size * SAMPLE_RATE, generator=generator)}
 
 
-def picture_size(config: Config) -> int:
+def picture_size(config: Config, key: str = "image") -> int:
     """Side of the pictures a model is fed, in pixels; of oblong ones the longer."""
-    size = config.processors.get("image", {}).get("size")
+    size = config.processors.get(key, {}).get("size")
     if size is None:
-        options = config.model.adapters["image"]
+        options = config.model.adapters[key]
         return int(options.get("patch_size", 16)) * int(options.get("bias_grid", 16))
     return max(size) if isinstance(size, list) else int(size)
 
@@ -53,6 +55,7 @@ def largest_items(config: Config, pair: Sequence[str], count: int) -> dict[str, 
     sizes = {
         "text": lambda: (processors.get("text", {}).get("max_tokens") or 70) + 1,
         "image": lambda: picture_size(config),
+        "video": lambda: picture_size(config, "video"),
         "audio": lambda: processors.get("audio", {}).get("max_seconds") or 15,
     }
     if unknown := [key for key in pair if key not in sizes]:

@@ -7,6 +7,7 @@ PARTS = {
     r"adapters\.(\w+)\.": "adapter {}",
     r"blocks\.\d+\.attn\.": "attention",
     r"blocks\.\d+\.ffn\.(\w+)\.": "FFN {}",
+    r"blocks\.\d+\.clips\.": "adapters between frames",
     r"blocks\.\d+\.(?:norm|ls)|norms\.": "norms and gains",
     r"heads\.\w+\.(?:weight|bias)$|logit_scale": "projections",
     r"heads\.(\w+)\.": "head {}",

@@ -171,6 +171,33 @@ class ImageAugment:
 
 
 @dataclass(frozen=True)
+class VideoAugment(ImageAugment):
+    """A clip from anywhere in its video; what is done to a picture, the same to all frames."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mixes_batch:
+            raise UserError("mixup and cutmix are for pictures; set both to 0 for videos")
+
+    def load(self, item: Any, processor: Any) -> Any:
+        """The video as it is: `vary` draws what is read of it."""
+        return item
+
+    def vary(  # type: ignore[override]
+        self, item: Any, text: str, processor: Any, rng: np.random.Generator, another: Another
+    ) -> tuple[tuple[Picture, ...], str]:
+        """The frames of a clip, each as `ImageAugment` varies a picture."""
+        vary, frames = super().vary, processor.load_clip(item, place=rng.random())
+        seed = int(rng.integers(2**63))  # every frame sees the same random numbers
+        return tuple(vary(frame, text, processor, np.random.default_rng(seed), another)[0] for frame in frames), text
+
+    def collate(self, samples: list[tuple[Picture, ...]], processor: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """{"pixels": (B, T, 3, H, W)}."""
+        frames = super().collate([frame for clip in samples for frame in clip], processor)["pixels"]
+        return {"pixels": frames.unflatten(0, (len(samples), -1))}
+
+
+@dataclass(frozen=True)
 class AudioAugment:
     """Turn in time, mix, add noise, change the gain."""
 
@@ -238,7 +265,7 @@ def _loudness(samples: Tensor) -> float:
     return samples.square().mean().sqrt().item()
 
 
-AUGMENTS: dict[str, Any] = {"image": ImageAugment, "audio": AudioAugment}
+AUGMENTS: dict[str, Any] = {"image": ImageAugment, "audio": AudioAugment, "video": VideoAugment}
 """Options of ``data.augment`` by modality; build one with `onepeace.config.build`."""
 
 

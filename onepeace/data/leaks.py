@@ -12,7 +12,7 @@ from onepeace.datasets import LAYOUTS
 from onepeace.datasets.layout import Record
 from onepeace.datasets.pictures import difference_hash, open_picture
 from onepeace.errors import UserError
-from onepeace.processors import PROCESSORS
+from onepeace.processors import guessed
 
 
 class LeakReport(NamedTuple):
@@ -92,7 +92,7 @@ def read_shard(path: Path) -> Iterator[Record]:
     Raises:
         UserError: a sample that is not whole (names the shard and the key).
     """
-    known = {key: {suffix[1:] for suffix in cls.suffixes} for key, cls in PROCESSORS.items() if key != "text"}
+    known = {key: {suffix[1:] for suffix in cls.suffixes} for key, cls in guessed().items() if key != "text"}
     endings = {"video": {"mp4"}, **known}
     broken: list[str] = []
     for raw in raw_samples(str(path.absolute()), broken):

@@ -11,7 +11,7 @@ from onepeace.datasets.tables import BadRow, read_table
 from onepeace.errors import UserError
 from onepeace.files import source
 from onepeace.files.walk import walk
-from onepeace.processors import PROCESSORS
+from onepeace.processors import PROCESSORS, guessed
 
 COLUMNS = {"text": ("text", "caption", "captions")}
 """Columns that are looked for when none is named, where they are not called as what they hold; the first that is filled
@@ -20,7 +20,7 @@ is taken."""
 
 def media() -> list[str]:
     """The modalities whose columns hold files."""
-    return [key for key in PROCESSORS if key != "text"]
+    return [key for key in guessed() if key != "text"]
 
 
 def from_table(path: Path, columns: Mapping[str, str]) -> Iterator[Record | Skipped]:

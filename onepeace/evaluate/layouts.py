@@ -25,7 +25,7 @@ from onepeace.datasets import LAYOUTS
 from onepeace.datasets.karpathy import NAMES, karpathy
 from onepeace.datasets.layout import Record, Skipped, skipped
 from onepeace.errors import UserError
-from onepeace.processors import PROCESSORS
+from onepeace.processors import guessed
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def clip_benchmark(root: Path, split: str) -> Iterator[Record | Skipped]:
     if not number or not number[0].isdecimal():
         raise UserError(f"{root / split / 'nshards.txt'}: not there, or not a number of shards")
     names = _lines(root / "classnames.txt")
-    endings = {suffix[1:]: key for key, cls in PROCESSORS.items() if key != "text" for suffix in cls.suffixes}
+    endings = {suffix[1:]: key for key, cls in guessed().items() if key != "text" for suffix in cls.suffixes}
     broken: list[str] = []
     for i in range(int(number[0])):
         shard = root / split / f"{i}.tar"

@@ -1,12 +1,13 @@
 """Pictures of a video with their times, so that it can be searched like pictures; none of this needs a model.
 
-A video is no modality: an index puts it in as pictures at their times and as the windows of its sound.
+To an index a video is no modality: it is put in as pictures at their times and as the windows of its sound. `clip` is
+for models that read frames.
 """
 
 import io
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -124,6 +125,67 @@ def frame_at(path: str | os.PathLike[str] | bytes, time: float) -> Frame:
             if shown is not None and not (is_sought and seconds(shown) > time + SLACK):
                 return Frame(max(seconds(shown), 0.0), _upright(shown))
     raise UserError(f"{name}: no picture in it can be decoded")
+
+
+def clip(path: str | os.PathLike[str] | bytes, count: int, stride: int, place: float = 0.5) -> list[Frame]:
+    """Every `stride`-th picture of a part of a video, `count` of them.
+
+    The headers of all its packets are read first; then decoding begins at the key frame before the part.
+
+    Args:
+        place: where the part lies, from 0 (at the start of the video) to 1 (at its end). A video that is shorter than
+            the part gives pictures at equal distances over the whole of it, some of them more than once if need be.
+
+    Raises:
+        UserError: as for `frames`.
+    """
+    name = describe(path)
+    for is_sought in (True, False):
+        with open_container(_file(path), name) as container:
+            stream = _pictures(container, name)
+            seconds = _clock(container, stream)
+            try:
+                if is_sought:
+                    times = sorted(seconds(packet) for packet in container.demux(stream) if packet.size)
+                    wanted = _places(times, count, stride, place)
+                    if not wanted:
+                        break
+                    container.seek(int((wanted[0] + start_of(container)) / tick(stream)), stream=stream)
+                found = list(_shown_at(container.decode(stream), seconds, wanted))
+            except Exception as error:  # ffmpeg's errors come as several types
+                if not is_sought:  # else it is a format that cannot seek, or half a packet at that place
+                    raise UserError(f"{name}: the pictures cannot be decoded ({reason(error)})") from error
+                continue
+            if found and not (is_sought and found[0].time > wanted[0] + SLACK):
+                return found
+    raise UserError(f"{name}: no picture in it can be decoded")
+
+
+def _places(times: Sequence[float], count: int, stride: int, place: float) -> list[float]:
+    """The times, out of those of all pictures, of the pictures of a clip; none if there are none."""
+    if not times:
+        return []
+    step = min(stride, (len(times) - 1) / max(count - 1, 1))
+    first = place * (len(times) - 1 - step * (count - 1))
+    return [times[min(round(first + step * i), len(times) - 1)] for i in range(count)]
+
+
+def _shown_at(
+    decoded: "Iterator[VideoFrame]", seconds: "Callable[[Packet | VideoFrame], float]", wanted: Sequence[float]
+) -> Iterator[Frame]:
+    """The pictures at ascending times, in place of one that is missing the next; at the end the last."""
+    left, shown = list(wanted), None
+    for frame in decoded:
+        shown = frame
+        if left[0] <= seconds(frame) + SLACK:
+            found = Frame(seconds(frame), _upright(frame))
+            while left and left[0] <= found.time + SLACK:
+                yield found
+                left.pop(0)
+        if not left:
+            return
+    if shown is not None:
+        yield from [Frame(seconds(shown), _upright(shown))] * len(left)
 
 
 def _file(path: str | os.PathLike[str] | bytes) -> Path | io.BytesIO:

@@ -46,8 +46,7 @@ RELEASED = {
     "one-peace-fsd50k": Released("finetune_fsd50k.pt", ("audio",), "200 sound classes, FSD50K"),
     "one-peace-det-coco": Released("onepeace_det_coco.pth", ("image",), "object detection, COCO", _WINDOWS),
     "one-peace-seg-ade20k": Released("onepeace_seg_cocostuff2ade20k.pth", ("image",), "segmentation, ADE20K", _WINDOWS),
-    "one-peace-video-k400": Released("onepeace_video_k400.pth", ("image",), "video classes, Kinetics-400",
-                                     "its adapters between frames are not part of this library"),
+    "one-peace-video-k400": Released("onepeace_video_k400.pth", ("video",), "video classes, Kinetics-400"),
 }  # fmt: skip
 
 # What the original code and file names call them.

@@ -54,9 +54,9 @@ def read(source: str, problems: list[Unreadable]) -> Iterator[Sample]:
 
 def _folder(folder: Path, problems: list[Unreadable]) -> Iterator[Sample]:
     """Each picture and sound, and each line of a text file."""
-    from onepeace.processors import PROCESSORS
+    from onepeace.processors import guessed
 
-    found, unreadable = walk([folder], {suffix: key for key, cls in PROCESSORS.items() for suffix in cls.suffixes})
+    found, unreadable = walk([folder], {suffix: key for key, cls in guessed().items() for suffix in cls.suffixes})
     problems.extend(unreadable)
     for path, modality in found:
         if modality != "text":

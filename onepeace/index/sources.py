@@ -181,9 +181,9 @@ def wholes(path: str) -> list[str]:
 
 def modalities_by_suffix() -> dict[str, str]:
     """The kind of file that each ending names, lower case, with the dot."""
-    from onepeace.processors import PROCESSORS
+    from onepeace.processors import guessed
 
-    known = {suffix: key for key, processor in PROCESSORS.items() for suffix in processor.suffixes}
+    known = {suffix: key for key, processor in guessed().items() for suffix in processor.suffixes}
     return {**known, **dict.fromkeys(VIDEO_SUFFIXES, "video")}
 
 

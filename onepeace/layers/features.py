@@ -10,7 +10,8 @@ class Features(NamedTuple):
 
     tokens: (B, L, D), CLS first; rows of padding are unspecified.
     padding_mask: (B, L), True = padding, or None when nothing is.
-    grid: the shape of the L - 1 positions after CLS, (L - 1,) or (rows, columns); None where tokens were left out.
+    grid: the shape of the L - 1 positions after CLS, (L - 1,), (rows, columns) or (frames, rows, columns); None where
+    tokens were left out.
     intermediates: the same after the blocks that ``out_indices`` asked for, before the final norm.
     """
 
@@ -30,7 +31,7 @@ class Features(NamedTuple):
         return Features(self.tokens[rows], mask, self.grid, tuple(one.rows(rows) for one in self.intermediates))
 
     def feature_map(self) -> Tensor:
-        """The tokens without CLS on their grid, channels first: (B, D, rows, columns), or (B, D, L - 1)."""
+        """The tokens without CLS on their grid, channels first: (B, D, rows, columns) for a picture."""
         if self.grid is None:
             raise ValueError("these features have no grid: only some of the tokens were encoded")
         return self.tokens[:, 1:].transpose(1, 2).unflatten(2, self.grid)

@@ -55,8 +55,14 @@ class Block(nn.Module):
         return self._forward(x, spans, bias)
 
     def _forward(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), bias)))
-        h = self.norm2(x)
+        x = x + self.drop_path(self.ls1(self.attend(x, spans, bias)))
+        return x + self.drop_path(self.feed(self.norm2(x), spans))
+
+    def attend(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:
+        """What the attention makes of tokens, before its gain."""
+        return self.attn(self.norm1(x), bias)
+
+    def feed(self, h: Tensor, spans: Sequence[Span]) -> Tensor:
+        """What the FFNs make of tokens after ``norm2``, with their gain."""
         parts = [self.ffn[span.key](h[:, span.start : span.stop]) for span in spans]
-        h = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return x + self.drop_path(self.ls2(h))
+        return self.ls2(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))

@@ -5,7 +5,7 @@ The flow (paper: Figure 1): raw batch -> adapter -> TokenSequence -> blocks -> f
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import cast
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from onepeace.config import ModelConfig, Options
+from onepeace.errors import UserError
 from onepeace.heads import Head, Projection, make_head
 from onepeace.layers.features import Features
 from onepeace.layers.position import trunc_normal
@@ -21,6 +22,7 @@ from onepeace.layers.position import trunc_normal
 from .adapters import ADAPTERS, Adapter
 from .backbone import Backbone
 from .block import Block
+from .clip_block import ClipBlock
 from .encoder import encode
 from .masked_decoder import MaskedDecoder
 from .sequence import Stem, TokenSequence
@@ -51,8 +53,10 @@ class OnePeace(nn.Module):
             }
         )
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
+        clips = [key for key in keys if ADAPTERS[key].over_time]
+        make_block: Callable[..., Block] = partial(ClipBlock, clips=clips) if clips else Block
         self.blocks = nn.ModuleList(
-            Block(config.dim, config.num_heads, config.ffn_dim, keys, rate, config.layer_scale) for rate in rates
+            make_block(config.dim, config.num_heads, config.ffn_dim, keys, rate, config.layer_scale) for rate in rates
         )
         self.norms = nn.ModuleDict({key: nn.LayerNorm(config.dim) for key in keys}) if config.final_norm else None
         projections = {key: Projection(config.dim, config.embed_dim) for key in config.projections}
@@ -72,13 +76,14 @@ class OnePeace(nn.Module):
 
     def reset_module(self, module: nn.Module) -> None:
         """The same of one module of this model, without its children."""
-        if isinstance(module, nn.Linear):
-            self._reset_linear(module)
+        # A Linear layer follows the rule unless its class has one of its own.
+        if isinstance(module, nn.Linear) and type(module).reset_parameters is nn.Linear.reset_parameters:
+            return self._reset_linear(module)
         if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
         # torch's own layers are filled by their constructors; others add to the rule above.
         own = module is not self and not type(module).__module__.startswith("torch.")
-        if own and not isinstance(module, nn.Linear) and hasattr(module, "reset_parameters"):
+        if own and hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
         if module is self and self.logit_scale is not None:
             nn.init.constant_(self.logit_scale, math.log(1 / 0.07))
@@ -121,11 +126,14 @@ class OnePeace(nn.Module):
             out_indices: blocks whose outputs come as ``intermediates`` (timm: forward_intermediates); -1 is the last.
             num_blocks: run only the first so many blocks, before the final norm.
         """
+        if len(stems) > 1 and (alone := [key for key in stems if self.adapters[key].over_time]):
+            raise UserError(f"{alone[0]} cannot be encoded together with others, only on its own")
         keep = keep or {}
         placed = [self.adapters[key].embed_positions(stem, keep.get(key)) for key, stem in stems.items()]
         sequence = TokenSequence.concat(placed)
         blocks = self.blocks if num_blocks is None else self.blocks[:num_blocks]
-        return encode(sequence, blocks, self.norms, self.block_numbers(out_indices))
+        found = encode(sequence, blocks, self.norms, self.block_numbers(out_indices))
+        return {key: self.adapters[key].item_features(features) for key, features in found.items()}
 
     def block_numbers(self, indices: Sequence[int]) -> list[int]:
         """Numbers of blocks from 0; -1 is the last."""
@@ -151,7 +159,8 @@ class OnePeace(nn.Module):
         """Unit vectors (B, E) of each given modality, each encoded on its own.
 
         Args:
-            inputs: any of {"text": {"ids"}, "image": {"pixels"}, "audio": {"waveform", "lengths"}}; see the adapters.
+            inputs: any of {"text": {"ids"}, "image": {"pixels"}, "audio": {"waveform", "lengths"}, "video":
+                {"pixels"}}; see the adapters.
         """
         stems = self.stems(inputs)
         return {key: self.embed(key, self.encode({key: stem})[key]) for key, stem in stems.items()}

@@ -21,7 +21,8 @@ class Stem(NamedTuple):
     """What an adapter makes of raw input, whatever is masked later.
 
     tokens: (B, L, D), without CLS and positions. padding_mask: (B, L) bool, True = padding, or None when nothing is.
-    grid: the shape of the L positions, (L,) or (rows, columns). type_ids: (B,) type ids of the items, or None.
+    grid: the shape of the L positions, (L,), (rows, columns) or (frames, rows, columns). type_ids: (B,) type ids of
+    the items, or None.
     """
 
     tokens: Tensor
@@ -46,7 +47,7 @@ class TokenSequence:
     """Tokens of one or more modalities side by side.
 
     Args:
-        tokens: (B, L, D), positions added; rows of padding are zero.
+        tokens: (B, L, D), positions added; rows of padding are zero. Of clips each row is a frame: (B * frames, L, D).
         padding_mask: (B, L) bool, True = padding, or None when nothing is padding. CLS is never padding.
         spans: contiguous, ordered, covering 0..L; CLS is the first token of each.
         buckets: for each span the (1 or B, L_m, L_m) rows of its table of relative-position biases, or None for no

@@ -9,23 +9,37 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onepeace.processors.audio import AudioProcessor
     from onepeace.processors.image import ImageProcessor
-    from onepeace.processors.known import PROCESSORS, guess, sniff
+    from onepeace.processors.known import PROCESSORS, guess, guessed, sniff
     from onepeace.processors.processor import Processor
     from onepeace.processors.text import TextProcessor
+    from onepeace.processors.video import VideoProcessor
 
 VERSION = "1"
 """Of what the processors make of a file; raised with every change that moves vectors, so that an index notices."""
 
-__all__ = ["PROCESSORS", "VERSION", "AudioProcessor", "ImageProcessor", "Processor", "TextProcessor", "guess", "sniff"]
+__all__ = [
+    "PROCESSORS",
+    "VERSION",
+    "AudioProcessor",
+    "ImageProcessor",
+    "Processor",
+    "TextProcessor",
+    "VideoProcessor",
+    "guess",
+    "guessed",
+    "sniff",
+]
 
 _MODULE_BY_NAME = {
     "PROCESSORS": "known",
     "guess": "known",
+    "guessed": "known",
     "sniff": "known",
     "AudioProcessor": "audio",
     "ImageProcessor": "image",
     "Processor": "processor",
     "TextProcessor": "text",
+    "VideoProcessor": "video",
 }
 
 

@@ -52,11 +52,13 @@ class ImageProcessor(Processor):
     ) -> None:
         sides = [size, size] if isinstance(size, int) else list(size)
         if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-            raise UserError(f"processors.image.size is {size}; it must be one positive number or [height, width]")
+            raise UserError(f"processors.{self.key}.size is {size}; it must be one positive number or [height, width]")
         if resize not in ("squash", "crop"):
-            raise UserError(f"processors.image.resize is {resize!r}; known: 'squash', 'crop'")
+            raise UserError(f"processors.{self.key}.resize is {resize!r}; known: 'squash', 'crop'")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise UserError(f"processors.image.mean and std need three numbers each, std above 0; got {mean}, {std}")
+            raise UserError(
+                f"processors.{self.key}.mean and std need three numbers each, std above 0; got {mean}, {std}"
+            )
         self.height, self.width = sides
         self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)

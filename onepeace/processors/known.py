@@ -9,24 +9,40 @@ from onepeace.processors.audio import AudioProcessor
 from onepeace.processors.image import ImageProcessor
 from onepeace.processors.processor import Processor
 from onepeace.processors.text import TextProcessor
+from onepeace.processors.video import VideoProcessor
 
 # The order is the order of guessing: any string can be a text, so text comes last.
-PROCESSORS: dict[str, type[Processor]] = {"image": ImageProcessor, "audio": AudioProcessor, "text": TextProcessor}
+PROCESSORS: dict[str, type[Processor]] = {
+    "image": ImageProcessor,
+    "audio": AudioProcessor,
+    "video": VideoProcessor,
+    "text": TextProcessor,
+}
+
+
+def guessed() -> dict[str, type[Processor]]:
+    """Those that files and values are taken for when nobody says what they are."""
+    return {key: processor for key, processor in PROCESSORS.items() if processor.guessed}
 
 
 def guess(item: object, known: Collection[str]) -> str:
     """The modality of a path or value, one of `known`, by type, file ending or first bytes.
 
     A string is a picture or a sound when it has such a file ending, else a text; an address without a known ending
-    and a value that fits nothing are a `UserError`, and so is a picture for a model that has no pictures.
+    and a value that fits nothing are a `UserError`, and so is a picture for a model that has no pictures. A video is
+    its sound, unless the model reads frames and no sound.
     """
     # The ending of a file decides before its bytes do: a text may begin with "ID3".
     ending = suffix(item) if isinstance(item, os.PathLike) else None
-    key = next((key for key, cls in PROCESSORS.items() if ending in cls.suffixes), None)
-    key = key or next((key for key, cls in PROCESSORS.items() if cls.matches(item)), None)
+    kinds = guessed()
+    key = next((key for key, cls in kinds.items() if ending in cls.suffixes), None)
+    key = key or next((key for key, cls in kinds.items() if cls.matches(item)), None)
+    if key not in known:
+        others = (other for other in known if other in PROCESSORS and other not in kinds)
+        key = next((other for other in others if PROCESSORS[other].matches(item)), key)
     if key is None:
         raise UserError(
-            f"{describe(item)}: cannot tell whether this is {' or '.join(PROCESSORS)}; "
+            f"{describe(item)}: cannot tell whether this is {' or '.join(kinds)}; "
             "say so by calling the function of that modality"
         )
     if key not in known:
@@ -41,4 +57,4 @@ def sniff(path: os.PathLike[str]) -> str | None:
             head = file.read(1 << 16)
     except OSError:
         return None
-    return next((key for key, processor in PROCESSORS.items() if processor.matches(head)), None)
+    return next((key for key, processor in guessed().items() if processor.matches(head)), None)

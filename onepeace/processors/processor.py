@@ -22,6 +22,8 @@ class Processor:
     key: ClassVar[str]
     suffixes: ClassVar[frozenset[str]] = frozenset()
     """File endings of this modality, lower case, with the dot."""
+    guessed: ClassVar[bool] = True
+    """Whether files and values are taken for this modality when nobody says what they are."""
     cast_inputs: ClassVar[frozenset[str]] = frozenset()
     """Inputs of the model, by their name in a batch, that are cast to the model's precision. Ids and lengths stay
     integers, and a waveform stays float32 up to its spectrogram."""

@@ -32,7 +32,8 @@ class StartConfig:
     modalities: tuple[str, ...] = ()
     """Those of the model; empty = all it has."""
     copy: dict[str, str] = field(default_factory=dict)
-    """{new: old}: FFNs and norms of a new modality start from those of another."""
+    """{new: old}: FFNs and norms of a new modality start from those of another, and where it is read in the same way
+    (frames of a video as pictures) its adapter too, with the same options unless the recipe gives others."""
     fresh: tuple[str, ...] = ()
     """Patterns of weights that are not taken over."""
     pretrained: bool = True

@@ -15,7 +15,7 @@ from onepeace.config import Config, Options, build, merge, to_plain
 from onepeace.errors import UserError
 from onepeace.hub.architectures import architecture, build_module
 from onepeace.hub.folder import read_config
-from onepeace.model import OnePeace
+from onepeace.model import ADAPTERS, OnePeace
 from onepeace.model.stems import PretrainedStem, network_options
 from onepeace.train.check import check
 from onepeace.train.labels import described
@@ -56,6 +56,10 @@ def make_config(recipe: Recipe) -> Config:
         base = sizes[start.size] if start.size is not None else {}
     kind = architecture(name).config
     content = merge(base, recipe.model_fields)
+    for new, old in start.copy.items():
+        if _is_read_like(new, old) and old in base.get("adapters", {}):
+            options = {**base["adapters"][old], **content["adapters"].get(new, {})}
+            content["adapters"] = {**content["adapters"], new: options}
     keys = start.modalities or list(content.get("adapters", {}))
     if unknown := [key for key in keys if key not in content.get("adapters", {})]:
         raise UserError(f"model.modalities names {unknown[0]!r}; give its options in model.adapters.{unknown[0]}")
@@ -73,6 +77,11 @@ def make_config(recipe: Recipe) -> Config:
     config = Config(model, {key: settings.get(key, {}) for key in keys}, name)
     check(recipe, config)
     return config
+
+
+def _is_read_like(new: str, old: str) -> bool:
+    """Whether the adapter of a modality is one of the other's kind."""
+    return new in ADAPTERS and old in ADAPTERS and issubclass(ADAPTERS[new], ADAPTERS[old])
 
 
 def _whole(options: Options) -> Options:
@@ -98,8 +107,8 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
     """A model with fresh weights, or those of ``model.from`` where it has them; on the meta device if ``empty``.
 
     ``model.copy`` {new: old} starts a new modality's FFNs and norms from another's: spectrograms profit from what was
-    learned on pictures. ``model.fresh`` lists patterns of weights that are not taken over. Whatever else is new starts
-    fresh and is logged; a weight of another shape is an error.
+    learned on pictures, and of frames the adapter does too. ``model.fresh`` lists patterns of weights that are not
+    taken over. Whatever else is new starts fresh and is logged; a weight of another shape is an error.
     """
     torch.manual_seed(recipe.seed)
     with torch.device("meta" if empty else "cpu"):
@@ -120,13 +129,14 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
             raise UserError(f"model.fresh: the pattern {pattern!r} matches no weight of {folder}")
         given = {name: tensor for name, tensor in given.items() if name not in found}
     own = model.state_dict()
-    given = _fitted(given, {name: tuple(tensor.shape) for name, tensor in own.items()}, config)
     for new, old in start.copy.items():
         for name in own:
-            # Not the adapters: what they read has nothing in common.
-            if name not in given and f".{new}." in name and not name.startswith("adapters."):
+            # Of adapters only where what they read has something in common.
+            shared = not name.startswith("adapters.") or _is_read_like(new, old)
+            if shared and name not in given and f".{new}." in name:
                 twin = name.replace(f".{new}.", f".{old}.")
                 given.update({name: given[twin]} if twin in given else {})
+    given = _fitted(given, {name: tuple(tensor.shape) for name, tensor in own.items()}, config)
     wrong = [name for name in own if name in given and own[name].shape != given[name].shape]
     if wrong:
         shapes = f"{tuple(given[wrong[0]].shape)} there, {tuple(own[wrong[0]].shape)} here"

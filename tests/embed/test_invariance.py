@@ -122,6 +122,8 @@ def hide(lengths, width):
 @torch.no_grad()
 def test_keeping_every_token_is_the_identity(variant):
     key, model = variant
+    if model.adapters[key].over_time:
+        pytest.skip("clips are encoded whole")
     batch = together(item(key, i) for i in ITEMS)
     counts = model.adapters[key].token_lengths(batch)
     places = torch.arange(int(counts.max()) + 1).expand(6, -1)

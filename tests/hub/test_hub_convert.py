@@ -22,6 +22,7 @@ from support.hub_layouts import (
     released,
     small_vocabulary,
     state,
+    video_network,
     vision_branch,
     wrapper,
 )
@@ -30,6 +31,7 @@ from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.hub.convert import convert as convert_module
 from onepeace.hub.convert.convert import convert
+from onepeace.hub.convert.infer import CLIP_MEAN, CLIP_STD
 from onepeace.hub.folder import read_config
 
 
@@ -161,6 +163,28 @@ def test_imagenet_model_gives_the_originals_logits(tmp_path, per_block):
     assert_near(model.predict({"image": {"pixels": pixels}}), golden.outputs["logits_64"], TOKENS)
 
 
+@pytest.mark.parametrize("per_block", [False, True])
+def test_video_network_gives_the_originals_features_and_its_heads_logits(tmp_path, per_block):
+    tensors = video_network()
+    if per_block:
+        table = tensors.pop("backbone.image_adapter.rel_pos_table.weight")
+        tensors |= {f"backbone.encoder.layers.{i}.rel_pos_table.weight": table.clone() for i in range(3)}
+        tensors["backbone.encoder.layers.0.rp_bucket"] = torch.zeros(17, 17, dtype=torch.int64)
+    torch.save({"meta": {"epoch": 30}, "state_dict": tensors}, tmp_path / "onepeace_video_k400.pth")
+
+    folder = convert(tmp_path / "onepeace_video_k400.pth", tmp_path / "out")
+
+    config = read_config(folder)
+    assert list(config.model.adapters) == ["video"]
+    assert config.model.bias_per_block == per_block
+    assert config.processors["video"] == {"size": 64, "mean": CLIP_MEAN, "std": CLIP_STD, "frames": 4, "stride": 32}
+    golden, model = case("vision_video"), weight_files.load(folder)
+    logits = model.predict({"video": {"pixels": golden.inputs["frames"].float().transpose(1, 2)}})
+    cls = golden.outputs["features"].mean((2, 3, 4))
+    expected = cls @ tensors["cls_head.fc_cls.weight"].T + tensors["cls_head.fc_cls.bias"]
+    assert_near(logits, expected, TOKENS)
+
+
 def test_larger_pictures_embed_as_after_the_originals_loader(checkpoint, tmp_path, bpe):
     folder = convert(checkpoint, tmp_path / "out", bpe=bpe, image_size=96)
 
@@ -218,8 +242,12 @@ ZEROS = torch.zeros(2)
 LAYERS = "encoder_wrapper.fusion_model.layers"
 BROKEN = [
     # Name (or part of it) -> what is in its place, None: nothing.
-    ({"video_proj.weight": ZEROS}, r"1 of \d+ tensors have no place here \(video_proj\.weight\)"),
-    ({"encoder.layers.0.T_Adapter.D_fc1.weight": ZEROS}, r"T_Adapter.*video network, which is not supported"),
+    ({"smell_proj.weight": ZEROS}, r"1 of \d+ tensors have no place here \(smell_proj\.weight\)"),
+    (
+        {"backbone.image_adapter.x": ZEROS, "decode_head.conv_seg.weight": ZEROS},
+        r"decode_head.*segmentation network, which is not supported",
+    ),
+    ({"encoder.layers.0.T_Adapter.D_fc1.weight": ZEROS}, r"blocks\.0\.clips\.video\.time\.down\.weight"),
     (
         {f"{LAYERS}.1.audio_ffn.2.bias": None},
         r"lack 1 of \d+ tensors \(blocks\.1\.ffn\.audio\.norm\.bias\); the file has modalities audio, image, text",

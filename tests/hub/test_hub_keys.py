@@ -38,6 +38,14 @@ def released_names() -> Iterator[str]:
             yield from both(f"{layer}.{m}_ffn.2", f"{layer}.{m}_ffn.3")
 
 
+def video_names() -> Iterator[str]:
+    """What the video network has beside the vision branch, in the words of the pretraining layout."""
+    yield "encoder_wrapper.video_adapter.temporal_embedding"
+    for name in ("T", "S", "MLP"):
+        fused = f"encoder_wrapper.fusion_model.layers.3.{name}_Adapter"
+        yield from both(f"{fused}.D_fc1", f"{fused}.D_fc2")
+
+
 def both(*names: str) -> Iterator[str]:
     for name in names:
         yield from (f"{name}.weight", f"{name}.bias")
@@ -48,7 +56,8 @@ def all_names() -> set[str]:
     tables = (
         f"encoder_wrapper.{m}_adapter.rel_pos_table_list.{i}.weight" for m in ("text", "image") for i in range(40)
     )
-    return {*weights(), *extra, *tables, *released_names(), "encoder_wrapper.image_adapter.type_embedding_2"}
+    return {*weights(), *extra, *tables, *released_names(), *video_names(),
+            "encoder_wrapper.image_adapter.type_embedding_2"}  # fmt: skip
 
 
 def test_map_is_a_bijection_over_all_known_names():
@@ -97,6 +106,13 @@ OLDER = {
     "head.bias": "heads.classifier.out.bias",
     "encoder_wrapper.fusion_model.layers.2.layer_norms.1.bias": "blocks.2.norm2.bias",
     "encoder_wrapper.text_adapter.rel_pos_table.weight": "adapters.text.bias_tables.0",
+    "backbone.image_adapter.temporal_embedding": "adapters.video.time_embed",
+    "backbone.image_adapter.rel_pos_table.weight": "adapters.video.bias_tables.0",
+    "backbone.encoder.layers.2.rel_pos_table.weight": "adapters.video.bias_tables.2",
+    "backbone.encoder.layers.2.image_ffn.0.wi_1.weight": "blocks.2.ffn.video.up.weight",
+    "backbone.encoder.layers.2.S_Adapter.D_fc2.bias": "blocks.2.clips.video.space.up.bias",
+    "backbone.encoder.image_layer_norm.weight": "norms.video.weight",
+    "cls_head.fc_cls.bias": "heads.classifier.out.bias",
     "encoder_wrapper.fusion_model.layers.0.layer_norms.0.weight": "blocks.0.norm1.weight",
 }
 
@@ -108,7 +124,7 @@ def test_names_of_older_layouts_are_known():
 
 
 @pytest.mark.parametrize("name", ["decode_head.conv.weight", "encoder_wrapper.text_adapter.embed_tokens.bias2", "",
-                                  "encoder_wrapper.fusion_model.layers.01.gamma_1", "video_proj.weight"])  # fmt: skip
+                                  "encoder_wrapper.fusion_model.layers.01.gamma_1", "smell_proj.weight"])  # fmt: skip
 def test_unknown_names_are_errors(name):
     with pytest.raises(LookupError):
         to_ours(name)

@@ -11,6 +11,7 @@ BATCH = Dim("batch", min=2, max=64)
 SHAPES = {
     "text": {"ids": {0: BATCH, 1: LENGTH}, "lengths": {0: BATCH}},
     "image": {"pixels": {0: BATCH}},
+    "video": {"pixels": {0: BATCH}},
     "audio": {"waveform": {0: BATCH, 1: Dim.AUTO}, "lengths": {0: BATCH}},
 }
 
@@ -29,7 +30,14 @@ class Embed(nn.Module):
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("variant", "padded"),
-    [("text", True), ("text", False), ("image", False), ("audio", True), ("audio with mel stem", True)],
+    [
+        ("text", True),
+        ("text", False),
+        ("image", False),
+        ("audio", True),
+        ("audio with mel stem", True),
+        ("video", False),
+    ],
 )
 def test_exported_path_equals_eager_at_other_sizes(variant, padded):
     key = VARIANTS[variant][0]

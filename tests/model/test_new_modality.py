@@ -407,7 +407,7 @@ def test_the_command_line_classifies_and_draws_its_files(onepeace_command, train
 
 
 def test_the_entries_are_gone_afterwards():
-    assert sorted(ADAPTERS) == ["audio", "image", "text"]
-    assert list(PROCESSORS) == ["image", "audio", "text"]
+    assert sorted(ADAPTERS) == ["audio", "image", "text", "video"]
+    assert list(PROCESSORS) == ["image", "audio", "video", "text"]
     with pytest.raises(KeyError):
         OnePeace(ModelConfig(32, 24, 1, 4, 48, adapters={"motion": {}}))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from support.clips import plain_video
 from support.downloads import DOWNLOADS, fill
 from support.finetune_downloads import FINETUNE
 from support.random_model import ADAPTERS, save_random_model
@@ -26,7 +27,14 @@ LAYOUTS = {
     "sound_events": ["desed"],
 }
 """Where they are not called like the recipe."""
-MORE = {"flickr30k": {"dataset_flickr30k.json": {"images": [{"filename": "3.jpg", "split": "test"}]}}}
+MORE = {
+    "flickr30k": lambda: {"dataset_flickr30k.json": {"images": [{"filename": "3.jpg", "split": "test"}]}},
+    "kinetics": lambda: {
+        "train/air drumming/aaaaaaaaaaa_000007_000017.mp4": plain_video(20, level=2),
+        "train/testifying/gonegonegon_000000_000010.mp4": plain_video(30, colour=(200, 40, 40)),
+        "val/bbbbbbbbbbb_000000_000010.mp4": plain_video(4, colour=(190, 50, 40)),
+    },
+}
 """Files of a download that its layout can do without."""
 SMALL = [
     "run.workers=0", "run.precision=float32", "schedule.steps=16", "schedule.warmup_ratio=0.1", "optim.lr=2e-3",
@@ -59,7 +67,7 @@ def test_recipe_learns_is_measured_and_its_model_predicts(released, tmp_path, mo
     for layout in LAYOUTS.get(name, [name]):
         download = tmp_path / layout
         download.mkdir()
-        fill(download, {**DOWNLOADS, **FINETUNE}[layout]() | MORE.get(layout, {}))
+        fill(download, {**DOWNLOADS, **FINETUNE}[layout]() | MORE.get(layout, dict)())
         main(["shards", "--layout", layout, str(download), "-o", str(root)])  # 1 where files are not there on purpose
     content = read_yaml(FOLDER / f"{name}.yaml")
     overrides = [*SMALL, f"model.from={released}", f"data.root={root}", f"run.out={tmp_path / 'run'}"]
@@ -71,6 +79,9 @@ def test_recipe_learns_is_measured_and_its_model_predicts(released, tmp_path, mo
         overrides += ["processors.text.max_tokens=30"]
     if "box" in content["objective"]:  # one picture and four numbers: it takes a while to turn the right way
         overrides += ["schedule.steps=48"]
+    if "video" in content["model"]["modalities"]:
+        overrides += ["model.adapters.video.frames=2"]
+        overrides += [f"processors.video.{name}" for name in ("size=48", "frames=2", "stride=3")]
     if "audio" in content["model"]["modalities"]:
         overrides += ["processors.audio.max_seconds=2.0", "processors.audio.min_seconds=0.5"]
     recipe = read_recipe(FOLDER / f"{name}.yaml", [*overrides, "run.batch_size=2", "run.grad_cache_chunks=2"])

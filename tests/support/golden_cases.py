@@ -27,6 +27,7 @@ ADAPTERS = {
     "text": {"vocab_size": 160, "num_positions": 514, "num_buckets": 8},
     "image": {"patch_size": 16, "grid": 4, "bias_grid": 4},
     "audio": {"stem": "wave", "convs": CONVS, "num_buckets": 12, "pos_depth": 3, "pos_kernel": 5, "pos_groups": 4},
+    "video": {"patch_size": 16, "grid": 4, "bias_grid": 4, "frames": 4},
 }
 DECODER = {"text": {"num_positions": 514}, "image": {"grid": 4}, "audio": {"num_positions": 1026}}
 

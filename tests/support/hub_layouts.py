@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support.golden_cases import weights
+from support.golden_cases import case, weights
 from torch import Tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -76,6 +76,18 @@ def vision_branch() -> dict[str, Tensor]:
         if "image_layer_norm" not in name and "version" not in name:
             renamed[name.replace("encoder_wrapper.fusion_model.", "encoder.").replace("encoder_wrapper.", "")] = tensor
     return renamed
+
+
+def video_network() -> dict[str, Tensor]:
+    """The tensors of the released video network: the vision branch with adapters between frames, and five classes."""
+    table = "image_adapter.rel_pos_table"
+    branch = {name.replace(f"{table}_list.0", table): tensor for name, tensor in vision_branch().items()}
+    generator = torch.Generator().manual_seed(0)
+    head = {"weight": torch.randn(5, 32, generator=generator), "bias": torch.randn(5, generator=generator)}
+    return {
+        **{f"backbone.{name}": tensor for name, tensor in (branch | case("vision_video").weights).items()},
+        **{f"cls_head.fc_cls.{name}": tensor for name, tensor in head.items()},
+    }
 
 
 def bare_pickle(path: Path, content: Any, protocol: int = 4) -> Path:

@@ -20,6 +20,7 @@ VARIANTS = {
     "audio with even kernel": ("audio", {**WAVE, **CONVS, "pos_kernel": 4}),
     "audio with mean CLS": ("audio", {**WAVE, **CONVS, "mean_cls": True}),
     "audio with mel stem": ("audio", {"stem": "mel", "num_mels": 16, "width": 4, "num_buckets": 6, **CONVS}),
+    "video": ("video", {"grid": 3, "bias_grid": 3, "frames": 2}),
 }
 ALL = ("text", "image", "audio")
 LENGTHS = {"text": [3, 12, 1, 30, 7, 12], "audio": [1700, 3300, 500, 6000, 2111, 2100]}
@@ -61,7 +62,8 @@ def item(key: str, index: int) -> dict[str, Tensor]:
         return {"ids": torch.cat([ids, torch.tensor([[2]])], dim=1)}
     if key == "audio":
         return {"waveform": torch.randn(1, LENGTHS[key][index], generator=generator)}
-    return {"pixels": torch.randn(1, 3, 48, 48, generator=generator)}
+    frames = (2,) if key == "video" else ()
+    return {"pixels": torch.randn(1, *frames, 3, 48, 48, generator=generator)}
 
 
 def together(items: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ from onepeace.hub.convert.keys import MODALITIES, to_original
 RELEASED_STRIDES = {10: 5, 3: 2, 2: 2}
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+CLIP_LENGTH = 128
+"""Frames of the video that a released clip is drawn from: 16 with a stride of 8, or 32 with one of 4."""
 Cfg = Mapping[str, Any]
 Options = dict[str, Any]
 
@@ -109,13 +111,18 @@ class _Shapes:
         return options | self.types("text")
 
     def image(self, encoder: Cfg) -> Options:
-        options = {
+        return self.patches("image") | self.types("image")
+
+    def video(self, encoder: Cfg) -> Options:
+        return self.patches("video") | {"frames": self.of("adapters.video.time_embed")[1]}
+
+    def patches(self, key: str) -> Options:
+        return {
             "stem": "hmlp",
-            "patch_size": math.prod(self.of(f"adapters.image.stem.convs.{i}.weight")[-1] for i in range(3)),
-            "grid": self.side(self.of("adapters.image.pos_embed.weight")[0] - 1, "pos_embed"),
-            "bias_grid": (self.side(self.of("adapters.image.bias_tables.0")[0] - 3, "the image bias table") + 1) // 2,
+            "patch_size": math.prod(self.of(f"adapters.{key}.stem.convs.{i}.weight")[-1] for i in range(3)),
+            "grid": self.side(self.of(f"adapters.{key}.pos_embed.weight")[0] - 1, "pos_embed"),
+            "bias_grid": (self.side(self.of(f"adapters.{key}.bias_tables.0")[0] - 3, f"the {key} bias table") + 1) // 2,
         }
-        return options | self.types("image")
 
     def audio(self, encoder: Cfg) -> Options:
         kernels = [
@@ -192,9 +199,13 @@ class _Shapes:
                 # Questions and answers were neither lower-cased nor cut in fine-tuning; eos and CLS need two positions.
                 limit = adapters["text"]["num_positions"] - 2
                 found["text"].update(max_tokens=limit, lower=False, clean=False)
-        if "image" in adapters:
-            size = adapters["image"]["patch_size"] * adapters["image"]["bias_grid"]
-            found["image"] = {"size": size, "mean": CLIP_MEAN, "std": CLIP_STD}
+        for key in ("image", "video"):
+            if key in adapters:
+                size = adapters[key]["patch_size"] * adapters[key]["bias_grid"]
+                found[key] = {"size": size, "mean": CLIP_MEAN, "std": CLIP_STD}
+        if "video" in adapters:
+            frames = adapters["video"]["frames"]
+            found["video"] |= {"frames": frames, "stride": max(1, CLIP_LENGTH // frames)}
         if "audio" in adapters:
             seconds = float(task.get("max_duration", 15))
             found["audio"] = {"sample_rate": 16000, "max_seconds": seconds, "min_seconds": 1.0}

@@ -1,13 +1,14 @@
 """The key map of ONE-PEACE: parameter names of the original code and ours, one table read in both directions.
 
-{i} and {j} stand for numbers, {m} for a modality, {p} for "weight" or "bias". All tensors keep their shapes except
+{i} and {j} stand for numbers, {m} for a modality, {g} for one of grids of patches, {p} for "weight" or
+"bias". All tensors keep their shapes except
 two: type embeddings are rows of one table (hence "[0]", "[1]"), and the query of the attention pool loses its two
 leading axes of size 1.
 """
 
 import re
 
-MODALITIES = ("text", "image", "audio")
+MODALITIES = ("text", "image", "audio", "video")
 
 ATTENTION_BLOCK = [
     ("gamma_1", "ls1.gain"),
@@ -34,12 +35,12 @@ TABLE = [
     ("encoder_wrapper.{m}_adapter.type_embedding_2", "adapters.{m}.type_embed[1]"),
     ("encoder_wrapper.text_adapter.embed_tokens.weight", "adapters.text.token_embed.weight"),
     ("encoder_wrapper.text_adapter.embed_positions.weight", "adapters.text.pos_embed.weight"),
-    ("encoder_wrapper.image_adapter.pos_embed", "adapters.image.pos_embed.weight"),
-    ("encoder_wrapper.image_adapter.embed_images.0.{p}", "adapters.image.stem.convs.0.{p}"),
-    ("encoder_wrapper.image_adapter.embed_images.1.layer_norm.{p}", "adapters.image.stem.norms.0.{p}"),
-    ("encoder_wrapper.image_adapter.embed_images.3.{p}", "adapters.image.stem.convs.1.{p}"),
-    ("encoder_wrapper.image_adapter.embed_images.4.layer_norm.{p}", "adapters.image.stem.norms.1.{p}"),
-    ("encoder_wrapper.image_adapter.embed_images.6.{p}", "adapters.image.stem.convs.2.{p}"),
+    ("encoder_wrapper.{g}_adapter.pos_embed", "adapters.{g}.pos_embed.weight"),
+    ("encoder_wrapper.{g}_adapter.embed_images.0.{p}", "adapters.{g}.stem.convs.0.{p}"),
+    ("encoder_wrapper.{g}_adapter.embed_images.1.layer_norm.{p}", "adapters.{g}.stem.norms.0.{p}"),
+    ("encoder_wrapper.{g}_adapter.embed_images.3.{p}", "adapters.{g}.stem.convs.1.{p}"),
+    ("encoder_wrapper.{g}_adapter.embed_images.4.layer_norm.{p}", "adapters.{g}.stem.norms.1.{p}"),
+    ("encoder_wrapper.{g}_adapter.embed_images.6.{p}", "adapters.{g}.stem.convs.2.{p}"),
     ("encoder_wrapper.audio_adapter.cls_pos_embed", "adapters.audio.cls_pos"),
     ("encoder_wrapper.audio_adapter.embed_audios.0.conv_layers.{j}.0.{p}", "adapters.audio.stem.convs.{j}.{p}"),
     ("encoder_wrapper.audio_adapter.embed_audios.0.conv_layers.{j}.2.1.{p}", "adapters.audio.stem.norms.{j}.{p}"),
@@ -50,6 +51,16 @@ TABLE = [
     # encoder and decoder
     *[("encoder_wrapper.fusion_model.layers.{i}." + theirs, "blocks.{i}." + ours) for theirs, ours in ATTENTION_BLOCK],
     ("encoder_wrapper.fusion_model.{m}_layer_norm.{p}", "norms.{m}.{p}"),
+    # between frames
+    ("encoder_wrapper.video_adapter.temporal_embedding", "adapters.video.time_embed"),
+    *[
+        (
+            f"encoder_wrapper.fusion_model.layers.{{i}}.{theirs}_Adapter.D_fc{number}.{{p}}",
+            f"blocks.{{i}}.clips.video.{ours}.{layer}.{{p}}",
+        )
+        for theirs, ours in (("T", "time"), ("S", "space"), ("MLP", "mlp"))
+        for number, layer in ((1, "down"), (2, "up"))
+    ],
     *[
         ("decoder_wrapper.fusion_model.layers.{i}." + theirs, "decoder.blocks.{i}." + ours)
         for theirs, ours in ATTENTION_BLOCK
@@ -87,19 +98,22 @@ FOREIGN = {
     "decode_head": "a segmentation network",
     "backbone.net": "a detection network",
     "roi_heads": "a detection network",
-    "T_Adapter": "a video network",
-    "temporal_embedding": "a video network",
-    "cls_head": "a video network",
 }
 
-# Names of older files and of the vision branch (which has no "encoder_wrapper"), in the words of the table above.
+# Names of older files, of the vision branch (which has no "encoder_wrapper") and of the video network made of it (in
+# "backbone"), in the words of the table above.
 ALIASES = [
+    (r"backbone\.encoder\.layers\.(\d+)\.rel_pos_table\.weight", r"video_adapter.rel_pos_table_list.\1.weight"),
+    (r"backbone\.encoder\.image_layer_norm\.(.*)", r"encoder_wrapper.fusion_model.video_layer_norm.\1"),
+    (r"backbone\.(.*?)image_(adapter|ffn)\.(.*)", r"\1video_\2.\3"),
+    (r"backbone\.encoder\.(.*)", r"encoder.\1"),
+    (r"cls_head\.fc_cls\.(.*)", r"head.\1"),
     (r"(.*)\.layer_norms\.0\.(.*)", r"\1.self_attn_layer_norm.\2"),
     (r"(.*)\.layer_norms\.1\.(.*)", r"\1.final_layer_norm.\2"),
     (r"encoder\.layers\.(\d+)\.rel_pos_table\.weight", r"image_adapter.rel_pos_table_list.\1.weight"),
     (r"encoder\.layers\.(\d+)\.rp_bucket", r"image_adapter.rp_bucket"),
     (r"(.*)\.rel_pos_table\.weight", r"\1.rel_pos_table_list.0.weight"),
-    (r"image_adapter\.(.*)", r"encoder_wrapper.image_adapter.\1"),
+    (r"(image|video)_adapter\.(.*)", r"encoder_wrapper.\1_adapter.\2"),
     (r"encoder\.layers\.(.*)", r"encoder_wrapper.fusion_model.layers.\1"),
     (r"encoder\.(?:image_)?layer_norm\.(.*)", r"encoder_wrapper.fusion_model.image_layer_norm.\1"),
     (r"fc_norm\.(.*)", r"classify_head.norm.\1"),
@@ -112,6 +126,7 @@ _VALUES = {
     "j": r"(?P<j>0|[1-9]\d*)",
     "j+1": r"(?P<after_j>[1-9]\d*)",
     "m": rf"(?P<m>{'|'.join(MODALITIES)})",
+    "g": r"(?P<g>image|video)",
     "p": r"(?P<p>weight|bias)",
 }
 

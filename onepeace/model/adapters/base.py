@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onepeace.layers.features import Features
 from onepeace.layers.position import trunc_normal
 
 from ..sequence import Span, Stem, TokenSequence, gather_pairs, gather_tokens
@@ -37,6 +38,9 @@ class Adapter(nn.Module):
 
     padded_input: str | None = None
     """The input that ``lengths`` are about and whose end may be padding."""
+
+    over_time = False
+    """Whether the rows of its sequences are frames, which the blocks relate over time (`ClipBlock`)."""
 
     stem_by_length = True
     """Whether the stem of items of many lengths is cheaper in groups of similar length."""
@@ -95,6 +99,10 @@ class Adapter(nn.Module):
         the positions and distances they had among all (released code: preserve_ids).
         """
         raise NotImplementedError
+
+    def item_features(self, features: Features) -> Features:
+        """Features with a row for each item, from those with the rows that ``embed_positions`` made."""
+        return features
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
         """Number of tokens of each item (B,), without CLS and padding."""

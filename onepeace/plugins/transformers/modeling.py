@@ -39,7 +39,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     gradient_checkpointing = False
     _supports_sdpa = True
-    _no_split_modules = ["Block", *(adapter.__name__ for adapter in ADAPTERS.values())]  # noqa: RUF012
+    _no_split_modules = ["Block", "ClipBlock", *(adapter.__name__ for adapter in ADAPTERS.values())]  # noqa: RUF012
 
     onepeace: OnePeace
 

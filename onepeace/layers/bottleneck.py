@@ -1,0 +1,26 @@
+"""Narrow layers that are added to a trained network."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ZeroLinear(nn.Linear):
+    """A Linear layer that starts as zero, so that the branch it ends changes nothing at first."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Bottleneck(nn.Module):
+    """Two Linear layers through a narrower width: up(GELU(down x)); zero at first (AIM, arXiv 2302.03024)."""
+
+    def __init__(self, dim: int, ratio: float = 0.25):
+        super().__init__()
+        hidden = int(dim * ratio)
+        self.down, self.up = nn.Linear(dim, hidden), ZeroLinear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.up(F.gelu(self.down(x)))

@@ -1,0 +1,56 @@
+"""The block of models that read clips: the image block on each frame, and its attention once more over time."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from onepeace.layers.bottleneck import Bottleneck
+
+from .block import Block
+from .sequence import Span
+
+
+class ClipAdapters(nn.Module):
+    """What a block gets to relate frames (released code: T_Adapter, S_Adapter, MLP_Adapter)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.time, self.space, self.mlp = Bottleneck(dim), Bottleneck(dim), Bottleneck(dim)
+
+
+class ClipBlock(Block):
+    """A block in which the rows of some modalities are frames (B * T, L, D), T of them in a clip.
+
+    Attention runs over the T tokens at each place of the frames, and then, with the same weights, over the L tokens of
+    each frame. With adapters at their initial zero it is the block of single frames. Stochastic depth drops branches of
+    frames, not of clips (released code: frames are folded into the batch).
+
+    Args:
+        clips: the modalities whose rows are frames; the others go through as in `Block`.
+    """
+
+    def __init__(self, dim: int, *args: int, clips: Sequence[str], **options: object):
+        super().__init__(dim, *args, **options)  # type: ignore[arg-type]
+        self.clips = nn.ModuleDict({key: ClipAdapters(dim) for key in clips})
+
+    def _adapters(self, spans: Sequence[Span]) -> ClipAdapters | None:
+        """Those of a clip, which is the only span of its sequence."""
+        key = spans[0].key
+        return cast(ClipAdapters, self.clips[key]) if key in self.clips else None
+
+    def attend(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:
+        adapters = self._adapters(spans)
+        if adapters is None or spans[0].grid is None:
+            return super().attend(x, spans, bias)
+        frames, length = spans[0].grid[0], x.shape[1]
+        over_time = x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)  # (B * L, T, D)
+        over_time = adapters.time(self.attn(self.norm1(over_time), None))
+        moved = over_time.unflatten(0, (-1, length)).transpose(1, 2).flatten(0, 1)
+        # What was seen over time is only an input of the attention: the residual branch is added to x itself.
+        seen = super().attend(x + moved, spans, bias)
+        return seen + adapters.space(seen)
+
+    def feed(self, h: Tensor, spans: Sequence[Span]) -> Tensor:
+        fed, adapters = super().feed(h, spans), self._adapters(spans)
+        return fed if adapters is None else fed + 0.5 * adapters.mlp(h)

@@ -1,0 +1,65 @@
+"""Videos to clips: (T, 3, H, W) float32, frames at equal distances, each like a picture."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from onepeace.errors import UserError
+from onepeace.files import source, video
+from onepeace.processors.image import ImageProcessor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class VideoProcessor(ImageProcessor):
+    """Paths, http(s) addresses and bytes of videos to the frames of a clip.
+
+    frames: how many. stride: each is so many frames of the video after the one before; a video that is too short gives
+    as many at equal distances. size, mean, std, resize: as for pictures. The clip is the middle of the video.
+
+    Nothing is taken for a clip on its own: elsewhere a video is its sound and, in an index, pictures.
+    """
+
+    key: ClassVar[str] = "video"
+    suffixes: ClassVar[frozenset[str]] = video.VIDEO_SUFFIXES
+    guessed: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        frames: int = 16,
+        stride: int = 8,
+        size: int | Sequence[int] = 256,
+        mean: Sequence[float] = (0.48145466, 0.4578275, 0.40821073),
+        std: Sequence[float] = (0.26862954, 0.26130258, 0.27577711),
+        resize: str = "crop",
+    ) -> None:
+        super().__init__(size=size, mean=mean, std=std, resize=resize)
+        if min(frames, stride) < 1:
+            raise UserError(f"processors.video.frames {frames} and stride {stride} must be above 0")
+        self.frames, self.stride = frames, stride
+
+    @classmethod
+    def matches(cls, item: object) -> bool:
+        is_place = isinstance(item, str | os.PathLike)
+        return source.suffix(item) in cls.suffixes if is_place else isinstance(item, bytes)
+
+    def decode(self, item: object) -> Tensor:
+        """(T, 3, height, width) float32 of the clip in the middle."""
+        return torch.stack([self.finish(image) for image in self.load_clip(item)])
+
+    def load_clip(self, item: object, place: float = 0.5) -> "list[Image.Image]":
+        """The frames of a clip, upright, as large as the video; `place` as in `onepeace.files.video.clip`.
+
+        Raises:
+            UserError: PyAV is missing, or the video cannot be read.
+        """
+        if isinstance(item, str) and source.scheme(item):
+            item = source.NamedBytes(source.read_bytes(item), source.describe(item))
+        if not isinstance(item, str | os.PathLike | bytes):
+            raise UserError(f"{source.describe(item)}: a video is a path, an address or the bytes of a file")
+        return [frame.image for frame in video.clip(item, self.frames, self.stride, place)]

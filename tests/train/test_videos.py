@@ -1,0 +1,82 @@
+"""Clips in training and after: a model of frames starts from one of pictures, clips vary as a whole."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.clips import plain_video
+from support.random_model import ADAPTERS, save_random_model
+from support.training import recipe
+
+from onepeace.cli import main
+from onepeace.config import Config, ModelConfig
+from onepeace.data.augment import make_augments
+from onepeace.errors import UserError
+from onepeace.hub import weights
+from onepeace.model import OnePeace
+from onepeace.processors import VideoProcessor
+from onepeace.train.start import make_config, make_model
+
+HEAD = {"kind": "classifier", "on": "video", "pool": "cls", "hidden_ratio": 0, "labels": ["run", "sit"]}
+
+
+def test_model_of_frames_starts_from_one_of_pictures(tmp_path):
+    start = save_random_model(tmp_path / "start")
+    model = {"from": str(start), "modalities": ["video"], "projections": [], "copy": {"video": "image"},
+             "adapters": {"video": {"frames": 2}}, "heads": {"classifier": HEAD}, "bias_per_block": True}  # fmt: skip
+    data = {"train": [{"shards": "x.tar", "pair": ["video"], "targets": ["label"]}]}
+    made = recipe(tmp_path, tmp_path / "run", model=model, data=data, processors={}, objective={"classification": {}})
+    config = make_config(made)
+    assert config.model.adapters == {"video": {**ADAPTERS["image"], "frames": 2}}
+    own, given = make_model(made, config).state_dict(), weights.read_state(start)
+    fresh = set()
+    for name, tensor in own.items():
+        twin = name.replace(".video.", ".image.").replace("bias_tables.1", "bias_tables.0")
+        if twin in given:
+            assert torch.equal(tensor, given[twin]), name
+        else:
+            fresh.add(name.split(".")[2] if name.startswith(("adapters", "blocks")) else name.split(".")[0])
+    assert fresh == {"clips", "time_embed", "heads"}
+
+
+class Ramps(VideoProcessor):
+    """Clips of two equal frames, whose pixels tell their places."""
+
+    def load_clip(self, item, place=0.5):
+        self.place = place
+        pixels = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60)
+        return [Image.fromarray(np.stack([pixels % 256, pixels // 60, pixels % 60], -1).astype(np.uint8))] * 2
+
+
+def test_frames_of_a_clip_are_varied_alike_and_clips_are_drawn_from_the_whole_video():
+    augment, processor = (
+        make_augments({"video": {"crop_scale": [0.2, 0.5], "flip": True, "color": 0.3}})["video"],
+        Ramps(),
+    )
+    clips, places = [], []
+    for seed in range(8):
+        clip, _ = augment.vary("a.mp4", "", processor, np.random.default_rng(seed), None)
+        clips.append(clip)
+        places.append(processor.place)
+    pixels = augment.collate(clips, processor)["pixels"]
+    assert pixels.shape == (8, 2, 3, 256, 256)
+    assert torch.equal(pixels[:, 0], pixels[:, 1])
+    assert len({float(each.mean()) for each in pixels}) == 8
+    assert 0 <= min(places) < 0.3 < 0.7 < max(places) <= 1
+    with pytest.raises(UserError, match="mixup and cutmix are for pictures"):
+        make_augments({"video": {"mixup": 0.2}})
+
+
+def test_predict_reads_videos_as_clips_where_the_head_does(tmp_path, capsys):
+    options = {"patch_size": 16, "grid": 2, "bias_grid": 2, "frames": 2}
+    model = ModelConfig(32, 16, 1, 4, 48, adapters={"video": options}, heads={"acts": {**HEAD, "num_classes": 2}})
+    config = Config(model, {"video": {"frames": 2, "stride": 2, "size": 32}})
+    folder = weights.save(tmp_path / "model", OnePeace(model), config, tokenizer=None, card="")
+    (tmp_path / "a.mp4").write_bytes(plain_video(6, level=20))
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    assert main(["predict", str(folder), str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4"), "--json", "--top", "2"]) == 1
+    found, err = capsys.readouterr()
+    assert {one["label"] for one in json.loads(found)["labels"]} == {"run", "sit"}
+    assert "b.mp4: not a sound or video" in err
