@@ -39,7 +39,7 @@ EXTRAS = {
     "web": {"gradio": "gradio"},
     "track": {"tensorboard": "tensorboard", "wandb": "wandb"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
-    "eval": {"scikit-learn": "sklearn", "mteb": "mteb", "clip-benchmark": "clip_benchmark"},
+    "eval": {"scikit-learn": "sklearn", "scipy": "scipy", "mteb": "mteb", "clip-benchmark": "clip_benchmark"},
     "sbert": {"sentence-transformers": "sentence_transformers"},
     "lora": {"peft": "peft"},
     "index": {"faiss-cpu": "faiss", "usearch": "usearch.index"},

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from onepeace.data.shard_writer import ShardWriter
 from onepeace.datasets.layout import Record, Skipped, skipped
@@ -76,7 +76,7 @@ def read_own_data(path: Path, modalities: Sequence[str]) -> OwnData:
     labelled = True
     for _, record, reason in decode_ahead(records, _check, ahead=AHEAD):
         if isinstance(record, Skipped) or reason is not None:
-            found.left_out.append(record if isinstance(record, Skipped) else reason)
+            found.left_out.append(record if isinstance(record, Skipped) else cast(Skipped, reason))
             continue
         words = ["text"] if record.captions or record.label else []
         keys = (*[key for key in media() if key in record.inputs], *words)

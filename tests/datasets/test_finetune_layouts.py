@@ -106,7 +106,8 @@ def test_nlvr2_has_two_pictures(prepare):
     assert left != right
     assert "train.json: 1 of 2 image files are not there (nlvr2_train-8-1-0, ...)" in done.err
     assert "dev-850-1-img0.png: " in done.err  # the first of two names the sample
-    assert done.val["nlvr2_dev-850-0-1"].targets["sentence"] == "dev-850-1"
+    (dev,) = read(done, "val/nlvr2/*.gz", ("image", "text"), ("label", "sentence")).values()
+    assert (dev.key, dev.targets["sentence"]) == ("nlvr2_dev-850-0-1", "dev-850-1")
     assert len(done.val["nlvr2_dev-850-0-1"].inputs["image"]) == 2
     assert classes(done, "val/nlvr2") == ["True", "False"]
 
