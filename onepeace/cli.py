@@ -28,6 +28,7 @@ COMMANDS = {
     "predict": "let a fine-tuned model label, answer, point, choose, find events or draw masks",
     "explain": "show where in pictures, or when in sounds, a phrase, a picture or a sound is found",
     "convert": "turn a released checkpoint into a model folder",
+    "export": "write the branches of a model as ONNX or torch.export files",
     "shards": "make training shards of a public data set, a table or a folder of files",
     "train": "train a model by a recipe",
     "finetune": "make a model better on your own files, and show by how much",

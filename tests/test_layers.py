@@ -30,7 +30,7 @@ ROWS = [
     {"datasets"},
     {"data"},
     {"embed", "index.calibration"},
-    {"index.ranking"},
+    {"index.ranking", "export"},
     {"evaluate"},
     {"index"},
     {"train"},

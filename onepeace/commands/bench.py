@@ -16,6 +16,7 @@ EPILOG = """examples:
   onepeace bench train recipes/pretrain/base_image_text.yaml run.batch_size=8 --dtypes bfloat16
   onepeace bench index Pictures Music
   onepeace bench search --rows 100000 --structures exact,faiss-ivf
+  onepeace bench export tiny --data shards --json export.json
 
 encode  The model alone, on inputs in memory: the bundled model, and one of base size with random weights. Beside each
         stands the limit, the matrix products of one block alone at the same size, and for pictures at base size the
@@ -26,6 +27,8 @@ train   Steps of a recipe beside the same steps with every item padded to the lo
 index   An index made of files beside the same files decoded alone and computed alone, with the bundled model or MODEL.
 search  The structures of an index, and FAISS and usearch alone, beside a matrix product with numpy: latency, recall and
         time to build, over vectors that are made up but cluster. numpy's threads are those of OMP_NUM_THREADS.
+export  The branches of MODEL as ONNX files in float32 and int8, beside torch: size, speed and, with --data, accuracy on
+        val/flickr8k, val/tiny_imagenet and val/esc50_fold5 below FOLDER; sets.image.keys="*7" takes a part of them.
 
 What is compared takes turns in the same run; if two that should compute the same do not, the run ends with an error.
 The table on stdout has medians, the JSON file has quartiles too.
@@ -39,8 +42,8 @@ ROWS = "10000,100000"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("what", choices=list(BENCHMARKS), help="what to measure")
-    of_what = "train: a recipe, and fields in its place; index: folders or files"
-    parser.add_argument("given", nargs="*", metavar="RECIPE a.b=value, or PATHS", help=of_what)
+    of_what = "train: a recipe, and fields in its place; index: folders or files; export: a model"
+    parser.add_argument("given", nargs="*", metavar="RECIPE a.b=value, PATHS or MODEL", help=of_what)
     common = parser.add_argument_group("all")
     common.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1, mps")
     common.add_argument("--threads", type=positive, metavar="N", help="threads of the CPU (default: all it may use)")
@@ -50,11 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--dtypes", default="float32,bfloat16", metavar="A,B", help="default: float32,bfloat16")
     encode = parser.add_argument_group("encode")
     encode.add_argument("--size", default="tiny,base", metavar="A,B", help="tiny, base or names of models (tiny,base)")
-    encode.add_argument("--batch", type=positive, metavar="N", help="items in a pass (default: about 1600 tokens)")
-    encode.add_argument("--modalities", metavar="A,B", help="only these of text, image, audio")
     encode.add_argument(
         "--baseline", action=argparse.BooleanOptionalAction, default=True, help="run open_clip beside base"
     )
+    branches = parser.add_argument_group("encode and export")
+    branches.add_argument("--batch", type=positive, metavar="N", help="items in a pass (default: about 1600 tokens)")
+    branches.add_argument("--modalities", metavar="A,B", help="only these of text, image, audio")
+    export = parser.add_argument_group("export")
+    export.add_argument("--data", metavar="FOLDER", help="folder of shards to measure accuracy on (default: none)")
     index = parser.add_argument_group("index")
     index.add_argument(
         "--model", default="tiny", metavar="NAME", help="tiny (default), a model folder or a released one"
@@ -71,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.given and args.what not in ("train", "index"):
+    if args.given and args.what not in ("train", "index", "export"):
         raise UsageError(f"bench {args.what} takes no recipe and no files")
     import torch
 
@@ -148,12 +154,23 @@ def _search(args: argparse.Namespace, device: Any) -> Benchmark:
     return bench_search(sizes, args.dim, names, shares, args.seconds), columns
 
 
+def _export(args: argparse.Namespace, device: Any) -> Benchmark:
+    from onepeace.bench.export import bench_export, columns
+
+    if device.type != "cpu":
+        raise UsageError(f"bench export runs on the cpu, not on {device}")
+    model, *overrides = args.given or ["tiny"]
+    modalities = _names(args.modalities) if args.modalities else None
+    return bench_export(model, modalities, args.seconds, args.batch, args.data, overrides), columns
+
+
 BENCHMARKS: dict[str, Callable[[argparse.Namespace, Any], Benchmark]] = {
     "encode": _encode,
     "loss": _loss,
     "train": _train,
     "index": _index,
     "search": _search,
+    "export": _export,
 }
 
 

@@ -35,25 +35,28 @@ def read_config(folder: str | Path) -> Config:
     return build(Config, content, str(path))
 
 
-def check_free(folder: Path, *, replace: bool) -> None:
-    """UserError when `folder` exists, unless it is empty, or `replace` is set and it is a model folder."""
+def check_free(folder: Path, *, replace: bool, record: str = CONFIG, what: str = "model folder") -> None:
+    """UserError when `folder` exists, unless it is empty, or `replace` is set and it has the file `record` of `what` it
+    should be."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder")
     if not replace:
-        raise UserError(f"{folder}: exists; choose another name, or replace it (convert --force)")
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder}: holds no {CONFIG}, so it is no model folder; it will not be replaced")
+        raise UserError(f"{folder}: exists; choose another name, or replace it (--force)")
+    if not (folder / record).is_file():
+        raise UserError(f"{folder}: holds no {record}, so it is no {what}; it will not be replaced")
 
 
 @contextmanager
-def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+def new_folder(
+    folder: Path, *, replace: bool = False, record: str = CONFIG, what: str = "model folder"
+) -> Iterator[Path]:
     """An empty temporary folder that becomes `folder` when the block ends, and is deleted when it fails.
 
-    Writers put config.yaml in last: what a killed process leaves behind then loads nowhere.
+    Writers put the file `record` in last: what a killed process leaves behind then loads nowhere.
     """
-    check_free(folder, replace=replace)
+    check_free(folder, replace=replace, record=record, what=what)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -62,7 +65,7 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
-        check_free(folder, replace=replace)
+        check_free(folder, replace=replace, record=record, what=what)
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)

@@ -10,19 +10,18 @@ import json
 import logging
 import os
 import shutil
-import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.errors import UserError, need, one_line
+from onepeace.export.session import onnxruntime, open_session
 from onepeace.files.atomic import write_atomic
 from onepeace.processors.pieces import TextPieces
 from onepeace.processors.tokenizer import PAD, read_tokenizer
@@ -93,7 +92,7 @@ class OnnxTextEncoder:
             if _state(folder / name) != expected:
                 raise UserError(f"{name} is damaged")
         pieces = TextPieces(read_tokenizer(folder / TOKENIZER), **record["text"])
-        return cls(record["embed_dim"], pieces, _session(folder / MODEL, threads))
+        return cls(record["embed_dim"], pieces, open_session(folder / MODEL, threads=threads, optimize=False))
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, E) float32 unit vectors of n texts."""
@@ -125,9 +124,12 @@ def export_text_encoder(embedder: "Embedder", folder: str | os.PathLike[str], *,
             installed; a network that torch cannot export; vectors that differ by more than `TOLERANCE`.
         OSError: the disk is full or not writable.
     """
-    _onnxruntime()
+    onnxruntime()
     need("onnx", "onnx")
     need("onnxscript", "onnx")
+    from onepeace.export.examples import examples
+    from onepeace.export.graph import trace, write_onnx
+
     folder = Path(folder)
     pieces = embedder.processors.get("text")
     if not isinstance(pieces, TextPieces) or "text" not in embedder.module.config.projections:
@@ -137,11 +139,13 @@ def export_text_encoder(embedder: "Embedder", folder: str | os.PathLike[str], *,
                         f"{embedder.device}; load the model with device='cpu', dtype='float32'")  # fmt: skip
     if pieces.max_tokens is None:
         raise UserError("a text encoder is exported with a limit of length, and processors.text.max_tokens is null")
+    example, _ = examples("text", pieces)
     part = folder / "part"
     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
     part.mkdir(parents=True)
     try:
-        _write_graph(embedder, part / MODEL)
+        # Weights in a file of their own are mapped into memory.
+        write_onnx(trace(embedder.module, "text", example), part / MODEL, list(example), external_data=True)
         pieces.tokenizer.save(str(part / TOKENIZER), pretty=False)
         files = {name: _state(part / name) for name in (MODEL, WEIGHTS, TOKENIZER)}
         record = {"format": FORMAT, "model_hash": model_hash, "embed_dim": embedder.embed_dim, "text": pieces.settings}
@@ -153,41 +157,6 @@ def export_text_encoder(embedder: "Embedder", folder: str | os.PathLike[str], *,
                 os.replace(part / name, temporary)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _write_graph(embedder: "Embedder", path: Path) -> None:
-    """The module as a graph from ids (B, L) and lengths (B,), both int64, to unit vectors (B, E)."""
-    import torch
-    from torch.export import Dim
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    class TextBranch(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = embedder.module
-
-        def forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-            return self.model({"text": {"ids": ids, "lengths": lengths}})["text"]
-
-    example = (torch.tensor([[4, 5, 2], [4, 2, PAD]]), torch.tensor([3, 2]))
-    # The layout that torch's fused attention gives on a CPU is not that of its stand-in while a graph is translated.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about its own inside
-        try:
-            torch.onnx.export(
-                TextBranch().eval(),
-                example,
-                path,
-                # Weights in a file of their own are mapped into memory, and may pass the 2 GB of a protobuf message.
-                external_data=True,
-                dynamo=True,
-                verbose=False,
-                input_names=["ids", "lengths"],
-                output_names=["vectors"],
-                dynamic_shapes={"ids": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, "lengths": {0: Dim.DYNAMIC}},
-            )
-        except torch.onnx.errors.OnnxExporterError as error:
-            raise UserError(f"torch cannot export this model: {one_line(error.__cause__ or error)[:200]}") from error
 
 
 def _compare(embedder: "Embedder", pieces: TextPieces, encoder: OnnxTextEncoder) -> None:
@@ -207,26 +176,6 @@ def _compare(embedder: "Embedder", pieces: TextPieces, encoder: OnnxTextEncoder)
             f"the exported text encoder is refused: its vector of {texts[worst][:40]!r} is {distances[worst]:.2g} away "
             f"from the model's, and {TOLERANCE:g} is allowed"
         )
-
-
-def _session(path: Path, threads: int) -> Any:
-    ort = _onnxruntime()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    # torch has folded and fused what there is; to look for more takes longer than one sentence gains by it.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3  # errors
-    try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its classes have no other base; an older version may not know the operators
-        raise UserError(f"onnxruntime {ort.__version__} does not read {path.name}: {one_line(error)}") from error
-
-
-def _onnxruntime() -> ModuleType:
-    # Official builds (1.32 on Linux; Privacy.md in the wheel) report sessions to their maker under a lasting number of
-    # the machine. A search in one's own files tells nobody, unless its user has set the variable otherwise.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    return need("onnxruntime", "onnx")
 
 
 def _state(path: Path) -> dict[str, int]:

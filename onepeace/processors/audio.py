@@ -88,6 +88,10 @@ class AudioProcessor(Processor):
         self.min_seconds = min_seconds
         self.normalize = normalize
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("sample_rate", "max_seconds", "min_seconds", "normalize")}
+
     @classmethod
     def matches(cls, item: object) -> bool:
         if source.suffix(item) in cls.suffixes:

@@ -6,7 +6,7 @@ Opening (`load`) and scaling (`finish`) are two steps, so that training can crop
 import io
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import numpy as np
 import torch
@@ -65,6 +65,17 @@ class ImageProcessor(Processor):
         self.resize = resize
         self.max_pixels = max_pixels
         self.draft = draft
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "size": [self.height, self.width],
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
+            "resize": self.resize,
+            "max_pixels": self.max_pixels,
+            "draft": self.draft,
+        }
 
     @classmethod
     def matches(cls, item: object) -> bool:

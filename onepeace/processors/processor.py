@@ -4,7 +4,7 @@ import difflib
 import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,11 @@ class Processor:
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
                 raise UserError(f"processors.{cls.key}.{name} is not a setting; {hint}")
         return cls(**cls._own_files(folder), **settings)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of `from_config` that make another one like it."""
+        raise NotImplementedError
 
     @classmethod
     def _own_files(cls, folder: Path | None) -> dict[str, object]:

@@ -1,0 +1,4 @@
+"""One modality of a model as a file of its own: ONNX, in float32 or int8, or torch.export.
+
+`folder` writes such files with what else a program needs to run them, and `embedder` runs them again.
+"""

@@ -1,0 +1,60 @@
+"""Made-up inputs of a modality, by which its branch is traced and the trace is checked."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onepeace.errors import UserError
+from onepeace.processors.processor import Processor
+from onepeace.processors.tokenizer import EOS, UNK
+
+Batch = dict[str, Tensor]
+SHARES = (0.5, 0.25, 1.0, 0.0, 0.75)
+"""How long each sample is, between the shortest and the longest that is made up."""
+TRACED = 2
+"""Samples of the first batch; the others are the second."""
+
+
+def examples(key: str, processor: Processor) -> tuple[Batch, Batch]:
+    """Two batches of random items; the second has another number of items and other lengths than the first.
+
+    Raises:
+        UserError: a modality without an entry in `SAMPLES`.
+    """
+    if key not in SAMPLES:
+        raise UserError(f"no made-up items of {key} to trace it by; onepeace.export.examples.SAMPLES has them")
+    generator = torch.Generator().manual_seed(0)
+    samples = [SAMPLES[key](processor, share, generator) for share in SHARES]
+    return collate(processor, samples[:TRACED]), collate(processor, samples[TRACED:])
+
+
+def collate(processor: Processor, samples: Sequence[Tensor]) -> Batch:
+    """Samples as one batch, with "lengths" also if all are equally long, wherever items have lengths."""
+    batch = processor.collate(list(samples))
+    if lengths := [size for sample in samples if (size := processor.size(sample))]:
+        batch["lengths"] = torch.tensor(lengths)
+    return batch
+
+
+def _text(processor: Any, share: float, generator: torch.Generator) -> Tensor:
+    longest = min(processor.max_tokens or 8, 8)
+    count = max(1, round(share * longest))
+    ids = torch.randint(UNK + 1, processor.tokenizer.get_vocab_size(), (count,), generator=generator)
+    return torch.cat([ids, torch.tensor([EOS])])
+
+
+def _image(processor: Any, share: float, generator: torch.Generator) -> Tensor:
+    return torch.randn(3, processor.height, processor.width, generator=generator)
+
+
+def _audio(processor: Any, share: float, generator: torch.Generator) -> Tensor:
+    shortest = max(processor.min_seconds, 0.5)
+    longest = min(processor.max_seconds or shortest + 1, shortest + 1)
+    seconds = shortest + share * (longest - shortest)
+    return torch.randn(round(seconds * processor.sample_rate), generator=generator)
+
+
+SAMPLES: dict[str, Callable[[Any, float, torch.Generator], Tensor]] = {"text": _text, "image": _image, "audio": _audio}
+"""By modality: (its processor, how long between 0 and 1, generator) -> a sample as the processor decodes one."""

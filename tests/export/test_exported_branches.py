@@ -1,0 +1,367 @@
+"""Exported branches: the vectors of the model without it, from raw inputs of any number and length."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.random_model import save_random_model
+from support.small_shards import write_shards
+
+import onepeace
+from onepeace.bench import comparison
+from onepeace.bench import export as bench
+from onepeace.cli import main
+from onepeace.config import MaskedDecoderConfig
+from onepeace.errors import UserError
+from onepeace.export import folder as folders
+from onepeace.export import graph, int8
+from onepeace.export.embedder import open_export
+from onepeace.export.folder import Exported, export_model
+from onepeace.files.embeddings import Embeddings, write_file
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+EXAMPLE = Path(__file__).with_name("text_search.py")
+WORDS = "A dog, barks at İstanbul's 日本 while 2 cats\tsleep".split(" ")
+TEXTS = ["", "...Dog \t\n", ", a  cat!", *(" ".join(WORDS[i % 9] for i in range(n)) for n in range(1, 30))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model folder; its decoder has no part in an export."""
+    torch.manual_seed(0)
+    decoder = MaskedDecoderConfig(16, 1, 2, 24)
+    return save_random_model(tmp_path_factory.mktemp("export") / "model", depth=1, decoder=decoder)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return onepeace.load(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def exported(folder):
+    out = folder.parent / "exported"
+    assert main(["export", str(folder), "-o", str(out), "--onnx"]) == 0
+    assert sorted(file.name for file in out.iterdir()) == [
+        "audio.onnx", "export.json", "image.onnx", "text.onnx", "tokenizer.json",
+    ]  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="module")
+def record(exported):
+    return json.loads((exported / "export.json").read_text())
+
+
+@pytest.fixture
+def graphs_at_hand(exported, monkeypatch):
+    """An export then takes the graphs that are there in place of making them, which takes seconds."""
+    asked = []
+
+    def take(program, path, names, *, external_data=False):
+        asked.append((path.name, names, external_data))
+        shutil.copyfile(exported / path.name, path)
+
+    program = SimpleNamespace(state_dict={"weight": torch.ones(9)})
+    monkeypatch.setattr(folders, "trace", lambda *arguments: program)
+    monkeypatch.setattr(folders, "write_onnx", take)
+    return asked
+
+
+def pictures(count):
+    rng = np.random.default_rng(3)
+    return [rng.integers(0, 256, (20 + 7 * i, 50, 3), dtype=np.uint8) for i in range(count)]
+
+
+def sounds():
+    rng = np.random.default_rng(4)
+    return [
+        (rng.normal(0.1, 0.2, count).astype(np.float32), 16000) for count in (3000, 8000, 8001, 20011, 32000, 50000)
+    ]
+
+
+def test_vectors_are_those_of_the_model(exported, model):
+    found = open_export(exported, threads=1)
+    assert found.modalities == ("text", "image", "audio")
+    assert found.logit_scale == pytest.approx(model.logit_scale)
+    for got, want in (
+        (found.encode_text(TEXTS), model.encode_text(TEXTS)),
+        (found.encode_image(pictures(5)), model.encode_image(pictures(5))),
+        (found.encode_audio(sounds()), model.encode_audio(sounds())),
+        (found.encode_audio(sounds(), long="mean"), model.encode_audio(sounds(), long="mean")),
+        (found.encode_text(TEXTS[:5], batch_size=1), model.encode_text(TEXTS[:5])),
+        (found.encode_audio(sounds()[:2], batch_size=1), model.encode_audio(sounds()[:2])),
+    ):
+        assert got.shape == want.shape
+        assert bool(got.isfinite().all())
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("key", ["text", "image", "audio"])
+def test_raw_session_takes_any_number_and_length(exported, record, model, key):
+    session = onnxruntime.InferenceSession(exported / record["branches"][key]["file"])
+    about = record["branches"][key]["inputs"]
+    assert {entry.name for entry in session.get_inputs()} == set(about)
+    processor = model.processors[key]
+    items = {"text": TEXTS[3:9], "image": pictures(6), "audio": sounds()}[key]
+    samples = [processor.decode(item) for item in items]
+    for chosen in (samples[:1], samples[1:3], samples):
+        batch = {name: tensor.numpy() for name, tensor in processor.collate(chosen).items()}
+        lengths = {"lengths": np.array([len(sample) for sample in chosen])} if "lengths" in about else {}
+        feed = {**batch, **lengths}
+        assert {name: array.dtype.name for name, array in feed.items()} == {n: one["dtype"] for n, one in about.items()}
+        with torch.inference_mode():
+            want = model.module({key: processor.collate(chosen)})[key]
+        np.testing.assert_allclose(session.run(["vectors"], feed)[0], want.numpy(), rtol=0, atol=1e-5)
+
+
+def test_record_says_how_pictures_and_sounds_are_read(record, model):
+    about = record["branches"]["image"]["preprocessing"]
+    picture = pictures(1)[0]
+    height, width = about["size"]
+    pixels = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    pixels = ((pixels / 255 - about["mean"]) / about["std"]).transpose(2, 0, 1)
+    np.testing.assert_allclose(pixels, model.processors["image"].decode(picture).numpy(), rtol=0, atol=1e-5)
+    about = record["branches"]["audio"]["preprocessing"]
+    rate = about["sample_rate"]
+    for samples, _ in sounds():
+        wave = samples[: round(about["max_seconds"] * rate)]
+        wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-5)
+        least = round(about["min_seconds"] * rate)
+        wave = wave if len(wave) >= least else np.resize(wave, least)
+        np.testing.assert_allclose(wave, model.processors["audio"].decode((samples, rate)).numpy(), rtol=0, atol=1e-4)
+
+
+RUN = """
+import runpy, sys
+sys.modules["torch"] = sys.modules["onepeace"] = None
+names = runpy.run_path({example!r})
+import numpy
+numpy.save("found.npy", names["encode"]({texts!r}))
+"""
+
+
+def test_example_without_torch_and_onepeace(exported, model, tmp_path):
+    shutil.copytree(exported, tmp_path / "exported")
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(6, model.embed_dim)).astype(np.float32)
+    names = [f"{i}.jpg" for i in range(len(vectors))]
+    write_file(tmp_path / "vectors.npz", Embeddings(vectors, names, ["image"] * len(names)))
+    code = RUN.format(example=str(EXAMPLE), texts=TEXTS)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "found.npy")
+    assert (found.shape, found.dtype) == ((len(TEXTS), model.embed_dim), np.float32)
+    np.testing.assert_allclose(found, model.encode_text(TEXTS, output="numpy"), rtol=0, atol=1e-4)
+    scores = vectors @ model.encode_text(["a dog barking"], output="numpy")[0]
+    assert [line.split()[1] for line in done.stdout.splitlines()] == [names[i] for i in np.argsort(-scores)[:3]]
+
+
+@pytest.fixture
+def all_weights(monkeypatch):
+    """The weights of a small model are small."""
+    monkeypatch.setattr(int8, "LEAST", 256)
+
+
+def weights_of(path):
+    return {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer}
+
+
+@pytest.mark.usefixtures("all_weights")
+@pytest.mark.parametrize("key", ["text", "image", "audio"])
+def test_stored_weights_are_those_of_the_file_to_half_a_step(exported, tmp_path, key):
+    int8.store_weights(exported / f"{key}.onnx", tmp_path / "int8.onnx")
+    before, after = weights_of(exported / f"{key}.onnx"), weights_of(tmp_path / "int8.onnx")
+    stored = [name for name in before if f"{name}_int8" in after]
+    assert set(after) == set(before) - set(stored) | {f"{name}{end}" for name in stored for end in ("_int8", "_scale")}
+    assert sum(before[name].size for name in stored) > 0.6 * sum(one.size for one in before.values())
+    for name in stored:
+        step = after[f"{name}_scale"]
+        assert after[f"{name}_int8"].dtype == np.int8
+        assert step.size > 1
+        assert np.abs(after[f"{name}_int8"]).max() == 127
+        assert (np.abs(after[f"{name}_int8"] * step - before[name]) <= 0.501 * step).all()
+
+
+@pytest.mark.usefixtures("all_weights", "graphs_at_hand")
+@pytest.mark.parametrize(("kind", "least"), [("weights", 0.99), ("dynamic", 0.98)])
+def test_int8_keeps_near_the_model(exported, folder, model, tmp_path, kind, least):
+    done = export_model(folder, tmp_path / "int8", int8=kind)
+    assert [file.modality for file in done] == ["text", "image", "audio"]
+    found = open_export(tmp_path / "int8", threads=1)
+    for file, got, want in zip(
+        done,
+        (found.encode_text(TEXTS), found.encode_image(pictures(5)), found.encode_audio(sounds())),
+        (model.encode_text(TEXTS), model.encode_image(pictures(5)), model.encode_audio(sounds())),
+        strict=True,
+    ):
+        cosines = (got * want).sum(1)
+        assert least < float(cosines.min()) < 1 - 1e-7
+        assert 1e-4 < file.distance < folders.INT8_TOLERANCE
+        assert file.bytes == file.path.stat().st_size
+        operators = {node.op_type for node in onnx.load(file.path).graph.node}
+        assert ("MatMulInteger" in operators) == (kind == "dynamic")
+        assert not any(file.path.parent.glob("tmp*"))
+
+
+@pytest.mark.usefixtures("all_weights")
+@pytest.mark.parametrize("convert", int8.INT8.values())
+def test_weights_that_one_file_cannot_hold_get_a_second(exported, tmp_path, monkeypatch, convert):
+    monkeypatch.setattr(int8, "SINGLE_FILE", 0)
+    convert(exported / "text.onnx", tmp_path / "text.onnx")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["text.onnx", "text.onnx.data"]
+    assert onnxruntime.InferenceSession(tmp_path / "text.onnx").get_outputs()[0].name == "vectors"
+
+
+def test_graph_that_one_file_cannot_hold_gets_its_weights_beside_it(folder, graphs_at_hand, tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "SINGLE_FILE", 35)
+    export_model(folder, tmp_path / "out", modalities=["text"])
+    monkeypatch.setattr(folders, "SINGLE_FILE", 36)
+    export_model(folder, tmp_path / "out", modalities=["text"], replace=True)
+    assert graphs_at_hand == [("text.onnx", ["ids", "lengths"], True), ("text.onnx", ["ids", "lengths"], False)]
+
+
+@pytest.mark.usefixtures("graphs_at_hand")
+def test_folder_is_replaced_as_a_whole_when_asked(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["export", str(folder), "-o", str(out), "--onnx", "--modalities"]
+    assert main([*command, "text,image"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == ["file", str(out / "text.onnx"), str(out / "image.onnx")]
+    assert main([*command, "audio"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"onepeace: {out}: exists; choose another name, or replace it (--force)"
+    ]
+    assert main([*command, "audio", "--force"]) == 0
+    assert sorted(file.name for file in out.iterdir()) == ["audio.onnx", "export.json"]
+    (out / "export.json").unlink()
+    assert main([*command, "audio", "--force"]) == 1
+    assert "holds no export.json, so it is no export" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.usefixtures("graphs_at_hand")
+@pytest.mark.parametrize(("kind", "apart"), [(None, 1.1e-4), ("weights", 0.41), (None, float("inf"))])
+def test_file_with_other_vectors_gets_no_name(folder, tmp_path, monkeypatch, kind, apart):
+    found = iter([apart] if kind is None else [1e-6, apart])
+    monkeypatch.setattr(folders, "distance", lambda *arguments: next(found))
+    with pytest.raises(UserError, match=r"export.* text\.onnx is refused: its vectors are up to .* away"):
+        export_model(folder, tmp_path / "out", modalities=["text"], int8=kind)
+    assert not list(tmp_path.iterdir())
+
+
+def test_distance_is_the_largest_and_infinite_without_numbers(model):
+    batch = {"ids": torch.tensor([[5, 2], [6, 2]]), "lengths": torch.tensor([2, 2])}
+    with torch.no_grad():
+        wanted = model.module({"text": batch})["text"]
+    moved = wanted.clone()
+    moved[1, :2] += torch.tensor([0.3, 0.4])
+    assert graph.distance(lambda ids, lengths: moved, model.module, "text", batch) == pytest.approx(0.5)
+    moved[0, 0] = torch.nan
+    assert graph.distance(lambda ids, lengths: moved, model.module, "text", batch) == torch.inf
+    with pytest.raises(UserError, match=r"text branch gives \(1, 16\) and not \(2, 16\)"):
+        graph.distance(lambda ids, lengths: wanted[:1], model.module, "text", batch)
+
+
+class LooksAtValues(torch.nn.Module):
+    def forward(self, inputs):
+        (tensor,) = inputs["image"].values()
+        return {"image": tensor if tensor.sum() > 0 else -tensor}
+
+
+def test_network_that_looks_at_values_is_an_error_of_one_line():
+    with pytest.raises(UserError, match=r"^torch cannot export the image branch of this model: .+$") as found:
+        graph.trace(LooksAtValues(), "image", {"pixels": torch.ones(2, 3)})
+    assert "\n" not in str(found.value)
+
+
+def test_program_of_torch_has_the_vectors_and_no_decoder(folder, model, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["export", str(folder), "-o", str(out), "--torch-export", "--modalities", "text"]) == 0
+    assert sorted(file.name for file in out.iterdir()) == ["export.json", "text.pt2", "tokenizer.json"]
+    loaded = torch.export.load(out / "text.pt2")
+    assert not [name for name in loaded.state_dict if "decoder" in name]
+    assert any(name.startswith("decoder") for name, _ in model.module.named_parameters())
+    program, processor = loaded.module(), model.processors["text"]
+    for texts in (["a dog"], TEXTS):
+        samples = [processor.decode(text) for text in texts]
+        inputs = processor.collate(samples)
+        got = program(inputs["ids"], torch.tensor([len(sample) for sample in samples]))
+        torch.testing.assert_close(got, model.encode_text(texts), rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="a torch export of format 1; onnx and 1"):
+        open_export(out)
+
+
+def test_what_is_no_export_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no export\.json that can be read; make one with: onepeace export"):
+        open_export(tmp_path)
+
+
+@pytest.mark.usefixtures("all_weights")
+def test_bench_export_compares_all_formats(exported, folder, tmp_path, monkeypatch, capsys):
+    def take(model, out, modalities):
+        shutil.copytree(exported, out)
+        paths = {key: out / f"{key}.onnx" for key in modalities}
+        return [Exported(key, path, path.stat().st_size, 0.0) for key, path in paths.items()]
+
+    encoded = []
+
+    def opened(out, threads):
+        found = open_export(out, threads=threads)
+        for key in found.modalities:
+            own = getattr(found, f"encode_{key}")
+
+            def encode(items, key=key, own=own):
+                encoded.append((key, out.name))
+                return own(items)
+
+            monkeypatch.setattr(found, f"encode_{key}", encode)
+        return found
+
+    monkeypatch.setattr(bench, "export_model", take)
+    monkeypatch.setattr(bench, "open_export", opened)
+    monkeypatch.setattr(comparison, "SHORTEST", 1e-6)
+    shards = write_shards(tmp_path / "shards")
+    sets = [
+        f"sets.{key}.shards={name}.tar" for key, name in (("text", "squares"), ("image", "squares"), ("audio", "tones"))
+    ]
+    sets += ["sets.image.classes=null", "sets.audio.classes=null"]
+    options = [
+        "--data",
+        str(shards),
+        "--seconds",
+        "0",
+        "--threads",
+        "1",
+        "--batch",
+        "3",
+        "--json",
+        str(tmp_path / "x.json"),
+    ]
+    assert main(["bench", "export", str(folder), *sets, *options]) == 0
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    formats = ["torch float32", "onnx float32", "onnx int8 dynamic", "onnx int8 weights"]
+    assert [(row["branch"], row["format"]) for row in rows] == [
+        (k, f) for k in ("text", "image", "audio") for f in formats
+    ]
+    for first in (0, 4, 8):
+        plain, same, *small = rows[first : first + 4]
+        assert plain["torch_over_it"]["batch"] == {"low": 1.0, "median": 1.0, "high": 1.0}
+        assert (same["value"], same["n"], same["metric"]) == (plain["value"], plain["n"], plain["metric"])
+        assert all(row["bytes"] < same["bytes"] and 0 <= row["value"] <= 1 for row in small)
+        assert all(row["torch_over_it"]["one"]["median"] > 0 and row["batch"] == 3 for row in (same, *small))
+    assert rows[0]["metric"] == "text to image R@10"
+    assert encoded == [(key, kind) for key in ("text", "image", "audio") for kind in ("float32", "dynamic", "weights")]
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(printed) == 2 + len(rows)
+    assert "top-1 of 8, n = " in printed[6]
