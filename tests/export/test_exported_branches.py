@@ -365,3 +365,8 @@ def test_bench_export_compares_all_formats(exported, folder, tmp_path, monkeypat
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(printed) == 2 + len(rows)
     assert "top-1 of 8, n = " in printed[6]
+
+
+def test_readme_has_the_same_program():
+    readme = (EXAMPLE.parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"```python\n{EXAMPLE.read_text(encoding='utf-8')}```" in readme

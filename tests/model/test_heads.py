@@ -49,7 +49,11 @@ def test_heads_that_do_not_exist_are_named():
         ("image", PETS, "model.heads.image is called like a modality"),
         ("pets", {**PETS, "on": "video"}, "it needs kind .* and on, a modality of image"),
         ("pets", {"on": "image"}, "it needs kind"),
-        ("pets", {**PETS, "kind": "oracle"}, "model.heads.pets: no kind 'oracle'; known: classifier, frames, segmentation"),
+        (
+            "pets",
+            {**PETS, "kind": "oracle"},
+            "model.heads.pets: no kind 'oracle'; known: classifier, frames, segmentation",
+        ),
         ("pets", {**PETS, "pools": "cls"}, "model.heads.pets: pools is not a field; did you mean pool?"),
         ("pets", {**PETS, "pool": "max"}, "pool 'max' is not known; known: attention, mean, cls"),
     ],
