@@ -140,7 +140,7 @@ class Head:
             with torch.inference_mode():
                 for key in keys:
                     inputs[key] = self.embedder.inputs(key, [one for i in members for one in items[i].samples[key]])
-                    if rows > 1 and key != "text":
+                    if key != "text" and self.config.get("inputs", 1) > 1:  # which of several pictures it is
                         inputs[key]["type_ids"] = torch.arange(rows, device=module_device(module)).repeat(len(members))
                 lengths = module.adapters[self.on].token_lengths(inputs[self.on]).tolist()
                 features = module.encode(module.stems(inputs), out_indices=module.head_blocks(self.name))

@@ -18,6 +18,9 @@ TEMPLATES = {
     "audio": ["{}", "the sound of {}", "a recording of {}"],
 }
 """Captions made of class names."""
+LABEL_RATE, PAIR_RATE = 2e-4, 5e-5
+"""Peak rates. Of 344 photographs with captions 2e-4 was too much: text to image recall at 5 among 86 held-out ones fell
+by 2.8 points, and rose by 0.5 with 5e-5."""
 MANY = 200
 """Items from which a process of its own decodes."""
 
@@ -55,7 +58,13 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
             "stem_views": {key: 4 for key in keys if f"adapters.{key}.stem.network.*" in frozen},
         },
         "objective": {"contrastive": {"multi_positive": True}},
-        "optim": {"lr": 2e-4, "betas": [0.9, 0.98], "weight_decay": 0.05, "grad_clip": 3.0, "layer_decay": 0.9},
+        "optim": {
+            "lr": LABEL_RATE if labels else PAIR_RATE,
+            "betas": [0.9, 0.98],
+            "weight_decay": 0.05,
+            "grad_clip": 3.0,
+            "layer_decay": 0.9,
+        },
         "schedule": {"steps": steps, "warmup_ratio": 0.1},
         "run": {
             "batch_size": batch,

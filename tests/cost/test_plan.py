@@ -74,7 +74,7 @@ def plan_of(other="image", processes=1, on_gpu=False, **run):
         ("image", {"precision": "float32"}),
         ("audio", {}),
         ("audio", {"checkpoint_activations": True}),
-        ("audio", {"grad_cache_chunks": 4}),
+        pytest.param("audio", {"grad_cache_chunks": 4}, marks=pytest.mark.slow),
     ],
 )
 def test_plan_is_what_a_real_step_takes(other, run):
