@@ -171,6 +171,7 @@ def test_memory_by_way_and_processes():
     assert 0 < held["fsdp"][-1] < 0.6 * sum(held["ddp"][:2])  # of 6 blocks, 2 are gathered at a time
 
 
+@pytest.mark.slow
 def test_what_saves_memory_computes_more():
     plain, again = plan_of("audio", depth=2), plan_of("audio", depth=2, checkpoint_activations=True)
     shallow, chunks = plan_of("audio"), plan_of("audio", grad_cache_chunks=4)
