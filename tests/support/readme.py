@@ -99,7 +99,8 @@ def like_checkout(parent: Path) -> Iterator[Path]:
     folder.mkdir()
     programs.mkdir()
     for entry in ROOT.iterdir():
-        if not entry.name.startswith(".") and entry.suffix != ".egg-info":
+        # Not runs: what is written below a linked folder would reach it.
+        if not entry.name.startswith(".") and entry.suffix != ".egg-info" and entry.name != "runs":
             (folder / entry.name).symlink_to(entry)
     for name, arguments in {"onepeace": "-m onepeace", "python": ""}.items():
         script = programs / name
