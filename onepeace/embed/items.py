@@ -26,7 +26,7 @@ def check_many(items: object, what: str = "items") -> Iterable:
 
 def parts_of(item: object, known: Collection[str], weights: Mapping[str, float]) -> list[tuple[str, object, float]]:
     """(modality, value, weight) of all that an item is composed of; the modality of a plain item is guessed."""
-    values = _composed(item)
+    values = composed(item)
     if values is None:
         return [(guess(item, known), item, 1.0)]
     unknown = [key for key in values if key not in PROCESSORS]
@@ -39,10 +39,10 @@ def name_of(index: int, item: object) -> str:
     """The name of an item in messages: a dictionary with one value is named after the value."""
     if isinstance(item, Compound):
         return item.name
-    values = list((_composed(item) or {"": item}).values())
+    values = list((composed(item) or {"": item}).values())
     return describe(values[0]) if len(values) == 1 else f"item {index}"
 
 
-def _composed(item: object) -> Mapping[str, object] | None:
+def composed(item: object) -> Mapping[str, object] | None:
     """An item that is a dictionary by modality, else None: {"array": ..., "sampling_rate": ...} is a sound."""
     return item if isinstance(item, Mapping) and any(key in PROCESSORS for key in item) else None

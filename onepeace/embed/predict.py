@@ -3,7 +3,7 @@
 Items are decoded ahead in threads and computed in batches of like kind; results come in order, failures as values.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from onepeace.embed.items import check_many, name_of
+from onepeace.embed.items import check_many, composed, name_of
 from onepeace.embed.stream import decode_ahead
 from onepeace.embed.tasks import TASKS, Asked
 from onepeace.errors import UserError, one_line
@@ -90,7 +90,7 @@ class Head:
         while block := list(islice(decoded, batch_size)):
             outputs = iter(self._outputs([found for _, _, found in block if isinstance(found, _Decoded)], top))
             for index, item, found in block:
-                name = name_of(index, {k: v for k, v in item.items() if k != "candidates"} if _named(item) else item)
+                name = name_of(index, item)
                 if isinstance(found, Exception):
                     yield Prediction(index, name, None, one_line(found))
                 else:
@@ -98,7 +98,7 @@ class Head:
 
     def _decode(self, item: object) -> "_Decoded | Exception":
         try:
-            return self._decoded(dict(item) if isinstance(item, Mapping) and _named(item) else {self.on: item})
+            return self._decoded(dict(composed(item) or {self.on: item}))
         except Exception as error:  # whatever a processor trips over, the item is to be named
             return error
 
@@ -141,7 +141,7 @@ class Head:
                 for key in keys:
                     inputs[key] = self.embedder.inputs(key, [one for i in members for one in items[i].samples[key]])
                     if key != "text" and self.config.get("inputs", 1) > 1:  # which of several pictures it is
-                        inputs[key]["type_ids"] = torch.arange(rows, device=module_device(module)).repeat(len(members))
+                        inputs[key]["type_ids"] = torch.arange(rows, device=self.embedder.device).repeat(len(members))
                 lengths = module.adapters[self.on].token_lengths(inputs[self.on]).tolist()
                 features = module.encode(module.stems(inputs), out_indices=module.head_blocks(self.name))
                 output = module.apply_head(self.name, features).float().cpu()
@@ -157,13 +157,3 @@ class Head:
                 )
                 found[i] = TASKS[self.task](output[row * each : (row + 1) * each], asked)
         return iter([found[i] for i in range(len(items))])
-
-
-def module_device(module: torch.nn.Module) -> torch.device:
-    """Where the parameters of a module lie."""
-    return next(module.parameters()).device
-
-
-def _named(item: object) -> bool:
-    """Whether an item is a dictionary by modality; {"array": ..., "sampling_rate": ...} is a sound."""
-    return isinstance(item, Mapping) and "array" not in item

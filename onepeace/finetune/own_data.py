@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from onepeace.data.shard_writer import ShardWriter
 from onepeace.datasets.layout import Record, Skipped, skipped
@@ -75,8 +75,11 @@ def read_own_data(path: Path, modalities: Sequence[str]) -> OwnData:
     found = OwnData({}, True, [])
     labelled = True
     for _, record, reason in decode_ahead(records, _check, ahead=AHEAD):
-        if isinstance(record, Skipped) or reason is not None:
-            found.left_out.append(record if isinstance(record, Skipped) else cast(Skipped, reason))
+        if isinstance(record, Skipped):
+            found.left_out.append(record)
+            continue
+        if reason is not None:
+            found.left_out.append(reason)
             continue
         words = ["text"] if record.captions or record.label else []
         keys = (*[key for key in media() if key in record.inputs], *words)
@@ -115,9 +118,9 @@ def _has_class_folders(folder: Path) -> bool:
 
 
 def _check(record: Record | Skipped) -> Skipped | None:
-    """Why a record cannot be used, or None."""
+    """Why the files of a record cannot be used; None if they can, or if it is left out already."""
     if isinstance(record, Skipped):
-        return record
+        return None
     try:
         for key in media():
             if key in record.inputs:

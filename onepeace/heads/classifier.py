@@ -50,11 +50,6 @@ class Classifier(Head):
     def from_options(cls, dim: int, num_heads: int, options: Mapping[str, Any], where: str) -> "Classifier":
         return cls(dim, num_heads, build(ClassifierOptions, options, where))
 
-    def reset_output(self, num_classes: int) -> nn.Linear:
-        weight = self.out.weight
-        self.out = nn.Linear(self.out.in_features, num_classes, device=weight.device, dtype=weight.dtype)
-        return self.out
-
     def forward(self, *passes: Features) -> Tensor:
         """Features of each pass -> logits (B, num_classes)."""
         x = torch.cat([self._pooled(features) for features in passes], dim=-1)

@@ -31,11 +31,6 @@ class Frames(Head):
     def from_options(cls, dim: int, num_heads: int, options: Mapping[str, Any], where: str) -> "Frames":
         return cls(dim, build(FramesOptions, options, where))
 
-    def reset_output(self, num_classes: int) -> nn.Linear:
-        weight = self.out.weight
-        self.out = nn.Linear(self.out.in_features, num_classes, device=weight.device, dtype=weight.dtype)
-        return self.out
-
     def forward(self, *passes: Features) -> Tensor:
         """Features of one pass -> logits (B, L, num_classes) of its tokens without CLS."""
         (features,) = passes

@@ -9,7 +9,10 @@ from onepeace.layers.features import Features
 
 
 class Head(nn.Module):
-    """Features of one or more passes -> a task's output. A subclass gives the methods below."""
+    """Features of one or more passes -> a task's output. A subclass gives ``from_options``, ``forward`` and ``out``."""
+
+    out: nn.Linear
+    """The output layer."""
 
     @classmethod
     def from_options(cls, dim: int, num_heads: int, options: Mapping[str, Any], where: str) -> "Head":
@@ -21,4 +24,6 @@ class Head(nn.Module):
 
     def reset_output(self, num_classes: int) -> nn.Linear:
         """Replace the output layer by one of ``num_classes`` and return it; the model initialises it."""
-        raise NotImplementedError
+        weight = self.out.weight
+        self.out = nn.Linear(self.out.in_features, num_classes, device=weight.device, dtype=weight.dtype)
+        return self.out

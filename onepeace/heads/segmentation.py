@@ -48,11 +48,6 @@ class Segmentation(Head):
     def from_options(cls, dim: int, num_heads: int, options: Mapping[str, Any], where: str) -> "Segmentation":
         return cls(dim, build(SegmentationOptions, options, where))
 
-    def reset_output(self, num_classes: int) -> nn.Linear:
-        weight = self.out.weight
-        self.out = nn.Linear(self.out.in_features, num_classes, device=weight.device, dtype=weight.dtype)
-        return self.out
-
     def forward(self, *passes: Features) -> Tensor:
         """Features of one pass over pictures -> logits (B, num_classes, 4 rows, 4 columns)."""
         (features,) = passes
