@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder with the vocabulary: encoder.json, vocab.bpe and dict.txt (default: the Hub)",
     )
+    parser.add_argument(
+        "--base", metavar="NAME", help="leave out what this model has too; OUT then needs it, as a head needs its model"
+    )
     parser.add_argument("--force", action="store_true", help="replace OUT if it is a model folder")
 
 
@@ -40,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         modalities=modalities,
         dtype=args.dtype,
         bpe=args.bpe,
+        base=args.base,
         replace_existing=args.force,
         progress=True,
     )

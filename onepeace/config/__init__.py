@@ -4,12 +4,13 @@
 model's configuration and the processors' settings. Recipes (onepeace/train/recipe.py) are read by the same ``build``.
 """
 
-from onepeace.config.model import Config, MaskedDecoderConfig, ModelConfig
+from onepeace.config.model import Base, Config, MaskedDecoderConfig, ModelConfig
 from onepeace.config.reader import Options, apply_override, build, merge, read_yaml, to_plain, write_config
 from onepeace.config.sizes import SIZES
 
 __all__ = [
     "SIZES",
+    "Base",
     "Config",
     "MaskedDecoderConfig",
     "ModelConfig",

@@ -71,6 +71,16 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class Base:
+    """The model that has the tensors which a folder leaves out."""
+
+    name: str
+    """As `onepeace.load` takes it."""
+    fingerprint: str
+    """Of its folder (hub/fingerprint.py)."""
+
+
+@dataclass(frozen=True)
 class Config:
     """The content of a model folder's config.yaml."""
 
@@ -80,4 +90,6 @@ class Config:
     """Keyword options of each modality's processor of files and values (onepeace/processors)."""
     architecture: str = "onepeace"
     """A key of ARCHITECTURES (onepeace/hub/architectures.py)."""
+    base: Base | None = None
+    """Where the tensors are that the folder's file does not have: a head on a frozen model is stored alone."""
     format: int = 1

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from onepeace.config import Config, write_config
+from onepeace.config import Base, Config, write_config
 from onepeace.device import DTYPES
 from onepeace.errors import UserError
 from onepeace.hub.architectures import build_module, keep_modalities
+from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import CARD, CONFIG, TOKENIZER, new_folder, read_config
+from onepeace.hub.resolve import resolve
 from onepeace.hub.tensors import LazyTensor, open_weights, write_weights
 from onepeace.model import OnePeace
 
@@ -111,7 +113,7 @@ def load(
 
 def read_state(folder: str | Path) -> dict[str, Tensor]:
     """All tensors of a folder by name, mapped from its files, unchecked."""
-    return {name: tensor.read() for name, tensor in open_weights(Path(folder)).items()}
+    return {name: tensor.read() for name, tensor in _describe_folder(Path(folder)).tensors.items()}
 
 
 def describe(path: str | Path) -> Description:
@@ -125,8 +127,40 @@ def describe(path: str | Path) -> Description:
 
 
 def _describe_folder(folder: Path) -> Description:
-    config = read_config(folder)
-    return Description(folder, "model folder", config, open_weights(folder))
+    config, tensors = read_config(folder), open_weights(folder)
+    if config.base is not None:
+        tensors = {**_tensors_of_base(folder, config.base, config), **tensors}
+    return Description(folder, "model folder", config, tensors)
+
+
+def _tensors_of_base(folder: Path, base: Base, config: Config) -> dict[str, LazyTensor]:
+    """The tensors of the folder's base that the model has a place for. UserError for another base than it was made on."""
+    found = resolve(base.name)
+    if (there := fingerprint(found)) != base.fingerprint:
+        raise UserError(
+            f"{folder}: was made on the model {base.name} of fingerprint {base.fingerprint}, and that of {found} is "
+            f"{there}; get the former, or train it anew"
+        )
+    wanted = expected(config)
+    return {name: tensor for name, tensor in open_weights(found).items() if name in wanted}
+
+
+def leave_out_base(entries: Mapping[str, LazyTensor], base: str) -> tuple[dict[str, LazyTensor], Base]:
+    """The tensors that a model does not share with the model of that name, and what its folder says of the latter.
+
+    Two are the same if they are so in the base's dtype. UserError if they share none.
+    """
+    folder = resolve(base)
+    shared = read_state(folder)
+    own = {}
+    for name, tensor in entries.items():
+        there = shared.get(name)
+        same = there is not None and there.shape == tensor.shape
+        if not same or not torch.equal(tensor.read().to(there.dtype), there):  # type: ignore[union-attr]
+            own[name] = tensor
+    if len(own) == len(entries):
+        raise UserError(f"{base}: shares no tensor with this model, so it is not its base")
+    return own, Base(base, fingerprint(folder))
 
 
 def expected(config: Config) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """Checkpoints of the original code, and model folders, as new model folders: `onepeace convert`."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,16 @@ from onepeace.hub.architectures import architecture, keep_modalities
 from onepeace.hub.download import from_hub
 from onepeace.hub.folder import CARD, TOKENIZER, check_free, new_folder
 from onepeace.hub.tensors import LazyTensor
-from onepeace.hub.weights import Description, cast, compare, describe, expected, stored_dtype, write_folder
+from onepeace.hub.weights import (
+    Description,
+    cast,
+    compare,
+    describe,
+    expected,
+    leave_out_base,
+    stored_dtype,
+    write_folder,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,6 +39,7 @@ def convert(
     modalities: Collection[str] | None = None,
     dtype: str | torch.dtype | None = None,
     bpe: str | Path | None = None,
+    base: str | None = None,
     replace_existing: bool = False,
     progress: bool = False,
 ) -> Path:
@@ -42,6 +53,7 @@ def convert(
         dtype: "float32", "bfloat16" or "float16"; None keeps the file's.
         bpe: folder with the vocabulary (encoder.json, vocab.bpe, dict.txt; or vocab.json, merges.txt). None fetches
             facebook/bart-base's from the Hugging Face Hub if the model reads text. A model folder has its own.
+        base: name of a model; tensors that it has too are left out, and read from it when `out` is loaded.
         replace_existing: replace `out` if it is a model folder already.
 
     Raises:
@@ -64,6 +76,10 @@ def convert(
         final = tensor.dtype if target is None else target
         read = partial(_read, tensor, shape, final, config, f"{where}: {name}")
         entries[name] = LazyTensor(shape, final, read)
+    config = replace(config, base=None)
+    if base is not None:
+        entries, found = leave_out_base(entries, base)
+        config = replace(config, base=found)
     with new_folder(out, replace=replace_existing) as temporary:
         if tokenizer is not None:
             tokenizer.save(str(temporary / TOKENIZER))
