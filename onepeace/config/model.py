@@ -43,7 +43,7 @@ class ModelConfig:
     """Modalities with a projection into the shared space."""
     heads: dict[str, Options] = field(default_factory=dict)
     """Task heads by name, e.g. ``{"pets": {"kind": "classifier", "on": "image", "num_classes": 37}}``: ``kind`` is a
-    key of onepeace.heads.HEADS, ``on`` the modality whose token features it reads, ``blocks`` those whose outputs it
+    key of onepeace.heads.HEADS, ``on`` the modality whose token features it reads (a list: any of these, each on its own), ``blocks`` those whose outputs it
     reads beside the last, ``labels`` the names of its classes, ``task`` what its outputs mean (embed/tasks.py); the
     rest are the kind's options."""
     final_norm: bool = True
@@ -65,7 +65,8 @@ class ModelConfig:
         for name, head in self.heads.items():
             if name in self.adapters:
                 raise UserError(f"model.heads.{name} is called like a modality; that name is its projection's")
-            if "kind" not in head or head.get("on") not in self.adapters:
+            on = head.get("on")
+            if "kind" not in head or not on or not set(on if isinstance(on, list) else [on]) <= set(self.adapters):
                 raise UserError(f"model.heads.{name} is {head}; it needs kind (e.g. classifier) and on, a modality "
                                 f"of {', '.join(self.adapters)}")  # fmt: skip
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from onepeace.errors import UserError
 
+from .caption import Caption
 from .classifier import Classifier
 from .frames import Frames
 from .head import Head
@@ -12,12 +13,14 @@ from .projection import Projection
 from .pyramid import Pyramid
 from .segmentation import Segmentation
 
-HEADS: dict[str, type[Head]] = {"classifier": Classifier, "frames": Frames, "segmentation": Segmentation}
+HEADS: dict[str, type[Head]] = {
+    "caption": Caption, "classifier": Classifier, "frames": Frames, "segmentation": Segmentation,
+}  # fmt: skip
 
 ABOUT = ("kind", "on", "blocks", "task", "labels")
 """Entries of a head's configuration that say what it reads and what its outputs mean; the others are its options."""
 
-__all__ = ["ABOUT", "HEADS", "Classifier", "Frames", "Head", "Projection", "Pyramid", "Segmentation", "make_head"]
+__all__ = ["ABOUT", "HEADS", "Caption", "Classifier", "Frames", "Head", "Projection", "Pyramid", "Segmentation", "make_head"]
 
 
 def make_head(name: str, config: Mapping[str, Any], dim: int, num_heads: int) -> Head:

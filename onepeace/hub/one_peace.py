@@ -25,17 +25,22 @@ def module(config: ModelConfig) -> "OnePeace":
 
 
 def keep_modalities(config: ModelConfig, modalities: Collection[str]) -> ModelConfig:
-    """Task heads stay if all modalities they may see stay."""
+    """Task heads stay if all modalities they may see stay: all there are, or one of those they read on their own."""
     adapters = {key: options for key, options in config.adapters.items() if key in modalities}
     decoder = config.decoder
     if decoder is not None:
         decoder = replace(decoder, options={key: value for key, value in decoder.options.items() if key in adapters})
+    heads = config.heads
+    if len(adapters) < len(config.adapters):
+        alone = {name: head for name, head in heads.items() if isinstance(head["on"], list)}
+        kept = {name: [key for key in head["on"] if key in adapters] for name, head in alone.items()}
+        heads = {name: {**heads[name], "on": keys} for name, keys in kept.items() if keys}
     return replace(
         config,
         adapters=adapters,
         projections=tuple(key for key in config.projections if key in adapters),
         decoder=decoder,
-        heads=config.heads if len(adapters) == len(config.adapters) else {},
+        heads=heads,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from onepeace.config import build
 from onepeace.errors import UserError
 from onepeace.train.terms.box import Box
+from onepeace.train.terms.captioning import Captioning
 from onepeace.train.terms.choice import Choice
 from onepeace.train.terms.classification import Classification
 from onepeace.train.terms.contrastive import Contrastive
@@ -26,6 +27,7 @@ from onepeace.train.terms.term import Term, TermName, TermOptions
 TERMS: dict[str, type[Term]] = {
     "answers": Answers,
     "box": Box,
+    "captioning": Captioning,
     "choice": Choice,
     "classification": Classification,
     "contrastive": Contrastive,

@@ -1,0 +1,78 @@
+"""Words about an item, one after another, from its token features: a small decoder beside the encoder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from onepeace.config import build
+from onepeace.layers.features import Features
+from onepeace.layers.position import SequencePositions
+from onepeace.layers.text_decoder import Encoded, TextDecoder
+
+from .head import Head
+
+PAD_ID = 1
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """Options of a ``caption`` in ``ModelConfig.heads``. Its ``on`` may list several modalities: it reads any of them."""
+
+    vocab_size: int
+    """Ids of the model's tokenizer."""
+    dim: int = 256
+    depth: int = 3
+    num_heads: int = 4
+    ffn_dim: int = 1024
+    max_tokens: int = 48
+    """Longest text, bos and eos included."""
+    max_sources: int = 512
+    """Most token features of an item, CLS included."""
+    num_buckets: int = 16
+    """Distances between words with a bias of their own (see `sequence_buckets`)."""
+    dropout: float = 0.1
+
+
+class Caption(Head):
+    """OFA's decoder (onepeace/layers/text_decoder.py) on the features of any modality.
+
+    What all modalities share is everything: they differ by their features only.
+    """
+
+    def __init__(self, dim: int, options: CaptionOptions):
+        super().__init__()
+        self.options = options
+        self.proj, self.norm = nn.Linear(dim, options.dim), nn.LayerNorm(options.dim)
+        self.pos_embed, self.pos_norm = SequencePositions(options.dim, options.max_sources), nn.LayerNorm(options.dim)
+        self.decoder = TextDecoder(
+            options.dim,
+            options.depth,
+            options.num_heads,
+            options.ffn_dim,
+            nn.Embedding(options.vocab_size, options.dim, padding_idx=PAD_ID),
+            num_positions=options.max_tokens,
+            num_buckets=options.num_buckets,
+            dropout=options.dropout,
+        )
+
+    @classmethod
+    def from_options(cls, dim: int, num_heads: int, options: Mapping[str, Any], where: str) -> "Caption":
+        return cls(dim, build(CaptionOptions, options, where))
+
+    def encoded(self, features: Features) -> Encoded:
+        """What the decoder reads of token features (B, L, D)."""
+        tokens = self.norm(self.proj(features.tokens))
+        length = tokens.shape[1]
+        if length > self.options.max_sources:
+            raise ValueError(f"{length} tokens are more than the {self.options.max_sources} this caption head reads")
+        positions = self.pos_norm(self.pos_embed((length - 1,)))
+        return Encoded(tokens, features.padding_mask, positions)
+
+    def forward(self, features: Features, ids: Tensor) -> Tensor:  # type: ignore[override]
+        """Logits (B, T, vocab_size) of the word after each of ids (B, T), the first of which is bos."""
+        return self.decoder(ids, self.encoded(features))
+
+    def reset_output(self, num_classes: int) -> nn.Linear:
+        raise TypeError("a caption head writes words of the model's tokenizer, and has no classes to replace")

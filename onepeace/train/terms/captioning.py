@@ -1,0 +1,73 @@
+"""Captions, written word by word from the features of an item."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from onepeace.data.batch import Batch
+from onepeace.errors import UserError
+from onepeace.heads import Caption
+from onepeace.model import OnePeace
+from onepeace.processors.tokenizer import BOS, PAD
+from onepeace.train.passes import Passes
+from onepeace.train.terms.supervised import Supervised
+
+
+class Written(NamedTuple):
+    """How well the captions of a part of the batch were foretold."""
+
+    nll: Tensor
+    """(B,): summed over the words of each."""
+    words: Tensor
+    """(B,): how many there are, eos included."""
+
+
+class Captioning(Supervised):
+    """``captioning/image``: cross entropy of each word of the item's caption, given the ones before and the picture.
+
+    The caption is the text of the pair; the encoder does not read it.
+    """
+
+    task = "caption"
+    min_modalities: ClassVar[int] = 2
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Supervised.Options):
+        head: str = "caption"
+        caption: str = "text"
+        """The modality of the pair whose tokens are written."""
+        label_smoothing: float = 0.1
+
+    options: Options
+
+    @classmethod
+    def check(cls, name, options, recipe, config) -> None:
+        where = f"objective.{name.text}"
+        head = config.model.heads.get(options.head)
+        if head is None or head["kind"] != "caption":
+            raise UserError(f"{where} needs model.heads.{options.head} of kind caption")
+        if len(name.modalities) != 1 or name.modalities[0] not in head["on"]:
+            raise UserError(f"{where}: its head reads {', '.join(head['on'])}, one at a time")
+        for pair, keys in cls.pairs(name, recipe).items():
+            if options.caption not in keys:
+                raise UserError(f"{where} writes {options.caption}, which the pair {pair} does not have")
+        rows = config.model.adapters.get(options.caption, {}).get("vocab_size")
+        if rows is not None and rows > head["vocab_size"]:
+            raise UserError(f"{where}: model.heads.{options.head}.vocab_size is {head['vocab_size']}, and texts have "
+                            f"ids up to {rows - 1}")  # fmt: skip
+
+    def outputs(self, passes: Passes) -> Written:  # type: ignore[override]
+        head: Caption = passes.model.heads[self.options.head]  # type: ignore[assignment]
+        ids = passes.batch.inputs[self.options.caption]["ids"]
+        before = F.pad(ids[:, :-1], (1, 0), value=BOS)
+        logits = head(passes.unimodal(self.name.modalities[0]), before).float().transpose(1, 2)
+        smoothing = self.options.label_smoothing
+        nll = F.cross_entropy(logits, ids, ignore_index=PAD, reduction="none", label_smoothing=smoothing)
+        return Written(nll.sum(1), (ids != PAD).sum(1))
+
+    def head_loss(self, outputs: Written,  # type: ignore[override]
+        batch: Batch, model: OnePeace) -> Tensor:
+        """The mean over the words of the batch."""
+        return outputs.nll.sum() / outputs.words.sum()
