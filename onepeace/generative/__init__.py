@@ -1,0 +1,1 @@
+"""Models that write: captions, answers, boxes and image codes (OFA, arXiv 2202.03052)."""
