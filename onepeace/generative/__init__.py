@@ -1,1 +1,1 @@
-"""Models that write: captions, answers, boxes and image codes (OFA, arXiv 2202.03052)."""
+"""OFA (arXiv 2202.03052): one model that reads a picture and a text, and writes text, boxes or image codes."""

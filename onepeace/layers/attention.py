@@ -68,6 +68,45 @@ class SelfAttention(nn.Module):
         return self.proj(self.norm(out.transpose(1, 2).flatten(2)))
 
 
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values, (B, H, S, head_dim) each."""
+
+
+class HeadScaledAttention(nn.Module):
+    """Multi-head attention, to the same or to other tokens, with a learned gain for each head (NormFormer).
+
+    Its logits have half the usual variance: the bias brings the other half (see `PositionBias`).
+    """
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (2 * dim // num_heads) ** -0.5
+        self.q, self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.gain = nn.Parameter(torch.empty(num_heads))
+        self.proj = nn.Linear(dim, dim)
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.gain)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+    def keys_values(self, x: Tensor) -> KeysValues:
+        """Keys and values of tokens (B, S, D)."""
+        x = cast_once(x)
+        return self._heads(self.k(x)), self._heads(self.v(x))
+
+    def forward(self, x: Tensor, keys_values: KeysValues, bias: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D); ``bias`` (1 or B, H, 1 or T, S) as in ``attention``."""
+        q = self._heads(self.q(x) * self.scale)
+        return checkpoint(self._mix, attention(q, *keys_values, bias.to(q.dtype)))
+
+    def _mix(self, out: Tensor) -> Tensor:
+        """(B, H, T, head_dim) -> (B, T, D)."""
+        return self.proj((out * self.gain[:, None, None]).transpose(1, 2).flatten(2))
+
+
 class AttentionPool(nn.Module):
     """One learned query per head over the tokens (released code: attn_pooling_func; its logits are not scaled)."""
 

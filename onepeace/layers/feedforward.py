@@ -1,4 +1,4 @@
-"""The gated feed-forward layer."""
+"""Feed-forward layers."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,3 +23,20 @@ class GEGLU(nn.Module):
 
     def _narrow(self, gate: Tensor, up: Tensor) -> Tensor:
         return self.down(self.norm(F.gelu(gate) * up))
+
+
+class FeedForward(nn.Module):
+    """Feed-forward layer with a LayerNorm in it: down(norm(GELU(up x))) (NormFormer)."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.up = nn.Linear(dim, hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.down = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return checkpoint(self._narrow, self.up(x))
+
+    def _narrow(self, up: Tensor) -> Tensor:
+        return self.down(self.norm(F.gelu(up)))

@@ -51,17 +51,19 @@ def sequence_buckets(length: int, num_buckets: int, device: torch.device) -> Ten
 
 
 @cached(16)
-def grid_buckets(rows: int, columns: int, device: torch.device) -> Tensor:
+def grid_buckets(rows: int, columns: int, device: torch.device, side: int | None = None) -> Tensor:
     """Bucket matrix (1, 1 + rows * columns, same) of a grid of patches after CLS, row-major.
 
-    The table it points into holds (2 rows - 1) x (2 columns - 1) offsets, row offset first, plus the three CLS rows.
+    The table it points into holds (2 rows - 1) x (2 columns - 1) offsets, row offset first, plus the three CLS rows;
+    or those of a square of ``side`` patches, of which the grid is a part.
     """
+    tall, wide = (rows, columns) if side is None else (side, side)
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     row, column = row.flatten(), column.flatten()
-    down = row[:, None] - row[None, :] + rows - 1
-    right = column[:, None] - column[None, :] + columns - 1
-    buckets = F.pad(down * (2 * columns - 1) + right, (1, 0, 1, 0))
-    return _with_cls(buckets, (2 * rows - 1) * (2 * columns - 1) + 3).to(device)
+    down = row[:, None] - row[None, :] + tall - 1
+    right = column[:, None] - column[None, :] + wide - 1
+    buckets = F.pad(down * (2 * wide - 1) + right, (1, 0, 1, 0))
+    return _with_cls(buckets, (2 * tall - 1) * (2 * wide - 1) + 3).to(device)
 
 
 def stretch_grid_table(table: Tensor, side: int, rows: int, columns: int) -> Tensor:

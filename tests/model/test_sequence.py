@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from onepeace.layers.gather import gather_pairs, gather_tokens
 from onepeace.model import Span, Stem, TokenSequence
 from onepeace.model.encoder import attention_bias
-from onepeace.model.sequence import gather_pairs, gather_tokens, padding
+from onepeace.model.sequence import padding
 
 
 def sequence(key, length, batch=2, padded=0, heads=3, own=1):

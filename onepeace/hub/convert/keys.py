@@ -7,6 +7,9 @@ leading axes of size 1.
 """
 
 import re
+from collections.abc import Mapping, Sequence
+
+Rules = list[tuple[re.Pattern[str], str]]
 
 MODALITIES = ("text", "image", "audio", "video")
 
@@ -135,21 +138,32 @@ def to_ours(name: str) -> str | None:
     """Our name of an original parameter; None for what is dropped. LookupError for a name the table lacks."""
     for pattern, replacement in ALIASES:
         name = re.sub(rf"^(?:{pattern})$", replacement, name)
-    return None if DROPPED.fullmatch(name) else _translate(name, _TO_OURS)
+    return None if DROPPED.fullmatch(name) else translate(name, _TO_OURS)
 
 
 def to_original(name: str) -> str:
     """The released pretraining layout's name of one of our parameters. LookupError for a name the table lacks."""
-    return _translate(name, _TO_ORIGINAL)
+    return translate(name, _TO_ORIGINAL)
 
 
-def _pattern(template: str) -> re.Pattern[str]:
-    # Splitting at the fields gives text, field, text, field, ..., text.
-    parts = _FIELD.split(template)
-    return re.compile("".join(_VALUES[part] if at % 2 else re.escape(part) for at, part in enumerate(parts)))
+def compile_table(table: Sequence[tuple[str, str]], values: Mapping[str, str]) -> tuple[Rules, Rules]:
+    """The rules from their names to ours, and back.
+
+    Args:
+        table: their name and ours, with fields in braces.
+        values: for each field the regular expression, with a group of its name, of what it stands for.
+    """
+
+    def pattern(template: str) -> re.Pattern[str]:
+        # Splitting at the fields gives text, field, text, field, ..., text.
+        parts = _FIELD.split(template)
+        return re.compile("".join(values[part] if at % 2 else re.escape(part) for at, part in enumerate(parts)))
+
+    return [(pattern(theirs), ours) for theirs, ours in table], [(pattern(ours), theirs) for theirs, ours in table]
 
 
-def _translate(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str:
+def translate(name: str, rules: Rules) -> str:
+    """The name that the first fitting rule makes of this one. LookupError if there is none."""
     for pattern, target in rules:
         if match := pattern.fullmatch(name):
             values = match.groupdict()
@@ -161,5 +175,4 @@ def _translate(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str:
     raise LookupError(name)
 
 
-_TO_OURS = [(_pattern(theirs), ours) for theirs, ours in TABLE]
-_TO_ORIGINAL = [(_pattern(ours), theirs) for theirs, ours in TABLE]
+_TO_OURS, _TO_ORIGINAL = compile_table(TABLE, _VALUES)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onepeace.layers.gather import gather_tokens
 from onepeace.layers.position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
 
-from ..sequence import Stem, TokenSequence, gather_tokens, padding
+from ..sequence import Stem, TokenSequence, padding
 from ..stems import AUDIO_STEMS, SAMPLE_RATE
 from .base import Adapter, values_are_known
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from onepeace.layers.features import Features
+from onepeace.layers.gather import gather_pairs, gather_tokens
 from onepeace.layers.position import trunc_normal
 
-from ..sequence import Span, Stem, TokenSequence, gather_pairs, gather_tokens
+from ..sequence import Span, Stem, TokenSequence
 from ..stems import PretrainedStem
 
 

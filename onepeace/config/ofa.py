@@ -1,0 +1,67 @@
+"""The configuration of an OFA model (arXiv 2202.03052), and its released sizes. No torch here."""
+
+from dataclasses import dataclass
+
+from onepeace.config.reader import Options
+from onepeace.errors import UserError
+
+
+@dataclass(frozen=True)
+class OFAConfig:
+    """Sizes of OFA. The default numbers are those of the released base model."""
+
+    dim: int = 768
+    """Width D of the tokens."""
+    encoder_depth: int = 6
+    decoder_depth: int = 6
+    num_heads: int = 12
+    ffn_dim: int = 3072
+    num_words: int = 50264
+    """Ids of words, 0 to this: what the tokenizer knows. After them come <mask>, the image codes and the bins."""
+    num_codes: int = 8192
+    """Image codes: the entries of the VQGAN's codebook."""
+    num_bins: int = 1000
+    """Bins: places on a side of the picture, for corners of boxes."""
+    num_positions: int = 1026
+    """Longest text, in tokens, that is read or written."""
+    num_buckets: int = 256
+    """Distances between words; those beyond half of it share logarithmic buckets."""
+    image_grid: int = 42
+    """Side, in patches of 16 pixels, of the largest picture that is read."""
+    stretched_grid: int | None = None
+    """Larger grids of patches take stretched positions of a corner with this side (an option of the original)."""
+    code_grid: int = 16
+    """Side, in codes of 8 pixels, of the pictures that are written."""
+    stem_depths: tuple[int, ...] = (3, 4, 23)
+    """Blocks of each stage of the ResNet."""
+    stem_width: int = 64
+    freeze_stem_norms: bool = True
+    """Whether training leaves the statistics of the ResNet's batch norms alone; the original trains them, and with few
+    pictures in a batch that is unstable."""
+    drop_path: float = 0.0
+    """Stochastic depth rate of the last block; rates grow linearly from 0 at the first."""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads:
+            raise UserError(f"model.dim {self.dim} is not a multiple of model.num_heads {self.num_heads}")
+        if self.code_grid > self.image_grid:
+            raise UserError(f"model.code_grid {self.code_grid} is larger than model.image_grid {self.image_grid}")
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that can be read and written."""
+        return self.num_words + 1 + self.num_codes + self.num_bins
+
+
+OFA_SIZES: dict[str, Options] = {
+    "tiny": {"dim": 256, "encoder_depth": 4, "decoder_depth": 4, "num_heads": 4, "ffn_dim": 1024,
+             "stem_depths": (3, 4, 6)},
+    "medium": {"dim": 512, "encoder_depth": 4, "decoder_depth": 4, "num_heads": 8, "ffn_dim": 2048},
+    "base": {},
+    "large": {"dim": 1024, "encoder_depth": 12, "decoder_depth": 12, "num_heads": 16, "ffn_dim": 4096,
+              "stem_depths": (3, 8, 36)},
+    "huge": {"dim": 1280, "encoder_depth": 24, "decoder_depth": 12, "num_heads": 16, "ffn_dim": 5120,
+             "stem_depths": (3, 8, 36)},
+}  # fmt: skip
+"""Fields of `OFAConfig` by the name of a released size."""

@@ -1,0 +1,134 @@
+"""OFA's encoder: patches of a picture and words side by side, through the same blocks."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from onepeace.config.ofa import OFAConfig
+from onepeace.layers.attention import HeadScaledAttention
+from onepeace.layers.feedforward import FeedForward
+from onepeace.layers.gather import gather_pairs, gather_tokens
+from onepeace.layers.initialisation import STD
+from onepeace.layers.residual import DropPath
+from onepeace.layers.text_decoder import Encoded, padding_bias
+from onepeace.layers.token_kinds import GridTokens, PositionBias, SequenceTokens, TokenKind
+
+from .stem import Stem
+
+WORD, PATCH = 0, 1
+"""Rows of the type embedding."""
+
+
+class Part(NamedTuple):
+    """The tokens of one kind: (B, L, D), positions (1 or B, L, D), buckets (1 or B, L, L), padding (B, L) or None."""
+
+    kind: TokenKind
+    tokens: Tensor
+    positions: Tensor
+    buckets: Tensor
+    padding_mask: Tensor | None
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm block: self-attention that ends with a LayerNorm, feed-forward layer."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, drop_path: float = 0.0, dropout: float = 0.0):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn, self.attn_norm = HeadScaledAttention(dim, num_heads), nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, ffn_dim)
+        self.drop = nn.Sequential(nn.Dropout(dropout), DropPath(drop_path))
+        self.grad_checkpointing = False
+        """Keep only the block's input for the backward pass, and compute the rest again."""
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Map tokens (B, L, D) to tokens (B, L, D); ``bias`` (1 or B, H, L, L) is -inf in columns of padding."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, bias, use_reentrant=False)
+        return self._forward(x, bias)
+
+    def _forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.drop(self.attn_norm(self.attn(h, self.attn.keys_values(h), bias)))
+        return x + self.drop(self.ffn(self.norm2(x)))
+
+
+class Encoder(nn.Module):
+    """Patches and words -> tokens that the decoder reads.
+
+    Positions act through attention alone: the absolute ones of all tokens on one another (`PositionBias`, the same in
+    every block), and in each block a table for the distances between patches, and one for those between words.
+    """
+
+    def __init__(self, config: OFAConfig):
+        super().__init__()
+        dim, heads, depth = config.dim, config.num_heads, config.encoder_depth
+        self.stem = Stem(config.stem_width, config.stem_depths, config.freeze_stem_norms)
+        self.image_proj = nn.Linear(self.stem.channels, dim)
+        self.type_embed = nn.Parameter(torch.empty(2, dim))
+        self.words = SequenceTokens(dim, heads, depth, config.num_positions, config.num_buckets)
+        self.patches = GridTokens(dim, heads, depth, config.image_grid, config.stretched_grid)
+        self.pos = PositionBias(dim, heads)
+        rates = torch.linspace(0, config.drop_path, depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(EncoderBlock(dim, heads, config.ffn_dim, rate, config.dropout) for rate in rates)
+        self.norm = nn.LayerNorm(dim)
+        self.drop = nn.Dropout(config.dropout)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.type_embed, std=STD)
+
+    def read_words(self, embedded: Tensor, padding_mask: Tensor | None) -> Part:
+        """Embedded words (B, L, D)."""
+        tokens = self.words.norm(embedded + self.type_embed[WORD])
+        length = embedded.shape[1]
+        return Part(self.words, tokens, self.words.positions(length), self.words.buckets(length), padding_mask)
+
+    def read_pixels(self, pixels: Tensor, image_rows: Tensor | None = None, keep: Tensor | None = None) -> Part:
+        """Pixels (B, 3, H, W), row by row of the map; ``image_rows`` and ``keep`` as in `OFA.encode`."""
+        features = self.stem(pixels)
+        rows, columns = features.shape[2:]
+        # Positions and buckets begin with those of a start token, which only the decoder has.
+        positions, buckets = self.patches.positions(rows, columns)[:, 1:], self.patches.buckets(rows, columns)[:, 1:, 1:]
+        features = features.flatten(2).mT
+        if keep is not None:
+            features, positions = gather_tokens(features, keep), gather_tokens(positions, keep)
+            buckets = gather_pairs(buckets, keep)
+        tokens = self.patches.norm(self.image_proj(features) + self.type_embed[PATCH])
+        mask = None if image_rows is None else ~image_rows.unsqueeze(1).expand(tokens.shape[:2])
+        return Part(self.patches, tokens, positions, buckets, mask)
+
+    def forward(self, parts: list[Part]) -> Encoded:
+        """Run the blocks over all parts side by side."""
+        x = self.drop(torch.cat([part.tokens for part in parts], dim=1))
+        positions = _side_by_side([part.positions for part in parts])
+        padding_mask = None
+        if any(part.padding_mask is not None for part in parts):
+            unpadded = torch.zeros(x.shape[:1], dtype=torch.bool, device=x.device)
+            masks = [unpadded[:, None].expand(p.tokens.shape[:2]) if p.padding_mask is None else p.padding_mask
+                     for p in parts]  # fmt: skip
+            padding_mask = torch.cat(masks, dim=1)
+            x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
+        absolute = self.pos(positions, positions)
+        if padding_mask is not None:
+            absolute = absolute + padding_bias(padding_mask, absolute.dtype)
+        for i, block in enumerate(self.blocks):
+            x = block(x, self._bias(i, absolute, parts))
+        return Encoded(self.norm(x), padding_mask, positions)
+
+    def _bias(self, block: int, absolute: Tensor, parts: list[Part]) -> Tensor:
+        """``absolute`` and, within each part, what the distances of its tokens add in this block."""
+        batch = max(len(absolute), *(len(part.buckets) for part in parts))
+        bias, start = absolute.expand(batch, -1, -1, -1).clone(), 0
+        for part in parts:
+            stop = start + part.tokens.shape[1]
+            bias[:, :, start:stop, start:stop] += part.kind.relative_bias(block, part.buckets)
+            start = stop
+        return bias
+
+
+def _side_by_side(tensors: list[Tensor]) -> Tensor:
+    """(1 or B, L, D) each, one after another."""
+    batch = max(len(tensor) for tensor in tensors)
+    return torch.cat([tensor.expand(batch, -1, -1) for tensor in tensors], dim=1)

@@ -1,0 +1,95 @@
+"""OFA: an encoder of pictures and texts, and a decoder that answers in one vocabulary of words, boxes and image codes.
+
+The flow (paper: Figure 2): pixels -> stem -> patches; ids -> words; patches and words -> encoder -> `Encoded`; that and
+the ids written so far -> decoder -> logits of the next id.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from onepeace.config.ofa import OFAConfig
+from onepeace.layers.initialisation import normal_init
+from onepeace.layers.text_decoder import Encoded, TextDecoder
+
+from .encoder import Encoder
+
+PAD = 1
+
+
+class OFA(nn.Module):
+    """One sequence-to-sequence model for captions, answers, boxes, classes and pictures (arXiv 2202.03052).
+
+    One embedding, `decoder.token_embed`, serves the words that are read, those that are written and the output layer.
+
+    Args:
+        config: sizes; on the meta device nothing is allocated.
+    """
+
+    def __init__(self, config: OFAConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = TextDecoder(
+            config.dim,
+            config.decoder_depth,
+            config.num_heads,
+            config.ffn_dim,
+            nn.Embedding(config.vocab_size, config.dim, padding_idx=PAD),
+            config.num_positions,
+            config.num_buckets,
+            config.code_grid,
+            config.image_grid,
+            config.drop_path,
+            config.dropout,
+        )
+        normal_init(self)
+
+    def set_grad_checkpointing(self, enabled: bool = True) -> None:
+        """Keep each block's input only and compute the rest again in the backward pass (timm's name)."""
+        for block in (*self.encoder.blocks, *self.decoder.blocks):
+            block.grad_checkpointing = enabled  # type: ignore[assignment]
+
+    def encode(
+        self,
+        ids: Tensor | None,
+        pixels: Tensor | None = None,
+        image_rows: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Encoded:
+        """Read texts, pictures or both.
+
+        Args:
+            ids: (B, L), padded with 1.
+            pixels: (B, 3, H, W), normalised; sides up to 16 * config.image_grid.
+            image_rows: (B,) bool; False: that row's picture is hidden, e.g. of a text without one. None: all are seen.
+            keep: (B, K), the patches that are read, as numbers on the map row by row; None: all.
+        """
+        parts = []
+        if pixels is not None:
+            parts.append(self.encoder.read_pixels(pixels, image_rows, keep))
+        if ids is not None:
+            padding_mask = ids == PAD
+            # Without padding one bias serves the whole batch.
+            known = not torch.compiler.is_exporting() and ids.device.type != "meta"
+            mask = None if known and not bool(padding_mask.any()) else padding_mask
+            parts.append(self.encoder.read_words(self.decoder.token_embed(ids), mask))
+        if not parts:
+            raise ValueError("encode needs ids, pixels or both")
+        return self.encoder(parts)
+
+    def forward(
+        self,
+        ids: Tensor | None,
+        written: Tensor,
+        pixels: Tensor | None = None,
+        image_rows: Tensor | None = None,
+        code_rows: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V) of the id after each of ``written`` (B, T), which begin with bos; teacher forcing.
+
+        Args:
+            ids, pixels, image_rows, keep: what is read, see `encode`.
+            code_rows: (B,) bool, the rows that write image codes; see `TextDecoder`.
+        """
+        return self.decoder(written, self.encode(ids, pixels, image_rows, keep), code_rows)

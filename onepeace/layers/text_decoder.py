@@ -1,0 +1,292 @@
+"""OFA's decoder: it reads what an encoder made and writes ids of one vocabulary, of words or of image codes.
+
+It needs nothing of OFA's encoder but an `Encoded`, so it can write about the tokens of any encoder.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from onepeace.errors import UserError
+
+from .attention import HeadScaledAttention, KeysValues
+from .feedforward import FeedForward
+from .initialisation import normal_init
+from .residual import DropPath
+from .token_kinds import GridTokens, PositionBias, SequenceTokens
+
+
+class Encoded(NamedTuple):
+    """What an encoder made of B sources.
+
+    tokens: (B, S, D). padding_mask: (B, S), True = padding, or None when nothing is. positions: (1 or B, S, D),
+    normalised, for the bias of the cross-attention.
+    """
+
+    tokens: Tensor
+    padding_mask: Tensor | None
+    positions: Tensor
+
+    def rows(self, index: Tensor) -> "Encoded":
+        """The sources ``index`` (M,), each as often as it is named."""
+        mask = None if self.padding_mask is None else self.padding_mask[index]
+        positions = self.positions if len(self.positions) == 1 else self.positions[index]
+        return Encoded(self.tokens[index], mask, positions)
+
+
+def padding_bias(padding_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """-inf where (B, S) is True, as a bias (B, 1, 1, S)."""
+    return torch.zeros_like(padding_mask, dtype=dtype).masked_fill(padding_mask, -torch.inf)[:, None, None]
+
+
+class DecoderBlock(nn.Module):
+    """Pre-norm block: self-attention, cross-attention, feed-forward layer; a LayerNorm ends both attentions."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, drop_path: float = 0.0, dropout: float = 0.0):
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn, self.attn_norm = HeadScaledAttention(dim, num_heads), nn.LayerNorm(dim)
+        self.cross_attn, self.cross_attn_norm = HeadScaledAttention(dim, num_heads), nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, ffn_dim)
+        self.drop = nn.Sequential(nn.Dropout(dropout), DropPath(drop_path))
+        self.grad_checkpointing = False
+        """Keep only the block's input for the backward pass, and compute the rest again."""
+
+    def forward(self, x: Tensor, source: Tensor, self_bias: Tensor, cross_bias: Tensor) -> Tensor:
+        """Map tokens (B, T, D) to tokens (B, T, D).
+
+        Args:
+            source: (B, S, D), what the encoder made.
+            self_bias: (1 or B, H, T, T), -inf at later tokens.
+            cross_bias: (1 or B, H, T, S), -inf at padding of the source.
+        """
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, source, self_bias, cross_bias, use_reentrant=False)
+        return self._forward(x, source, self_bias, cross_bias)
+
+    def _forward(self, x: Tensor, source: Tensor, self_bias: Tensor, cross_bias: Tensor) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.drop(self.attn_norm(self.attn(h, self.attn.keys_values(h), self_bias)))
+        return self._read(x, self.cross_attn.keys_values(source), cross_bias)
+
+    def step(
+        self, x: Tensor, past: KeysValues | None, source: KeysValues, self_bias: Tensor, cross_bias: Tensor
+    ) -> tuple[Tensor, KeysValues]:
+        """The newest token of K hypotheses about each source, (B, K, D) -> (B, K, D), with their keys and values.
+
+        Args:
+            past: those of the t earlier tokens, (B * K, H, t, head_dim).
+            source: those of the encoder's tokens, (B, H, S, head_dim): to the cross-attention K hypotheses are what
+                K tokens of a text are, so nothing is copied for them.
+            self_bias: (1 or B * K, H, 1, t + 1). cross_bias: (1 or B, H, 1, S).
+        """
+        h = self.norm1(x).reshape(-1, 1, x.shape[2])
+        new = self.attn.keys_values(h)
+        keys, values = new if past is None else (torch.cat(pair, dim=2) for pair in zip(past, new, strict=True))
+        x = x + self.attn_norm(self.attn(h, (keys, values), self_bias)).view_as(x)
+        return self._read(x, source, cross_bias), (keys, values)
+
+    def _read(self, x: Tensor, source: KeysValues, bias: Tensor) -> Tensor:
+        x = x + self.drop(self.cross_attn_norm(self.cross_attn(self.norm2(x), source, bias)))
+        return x + self.drop(self.ffn(self.norm3(x)))
+
+
+@dataclass
+class DecoderCache:
+    """Where N hypotheses about B sources stand; `TextDecoder.start` makes it, `TextDecoder.step` moves it on.
+
+    Hypotheses lie in a table (B, K), K being the largest number for one source; places without one repeat another.
+    """
+
+    sources: list[KeysValues]
+    """Of each block's cross-attention, (B, H, S, head_dim): once for a source, however many hypotheses it has."""
+    cross_bias: Tensor
+    """(1 or B, H, max_len, S)."""
+    self_bias: tuple[Tensor, ...]
+    """What absolute positions add, (1, H, max_len, max_len): for words, and for codes if there may be some."""
+    code_rows: Tensor | None
+    """(B,) bool."""
+    places: Tensor
+    """(N,): the place of each hypothesis in the table, row by row."""
+    width: int = 1
+    """K."""
+    past: list[KeysValues | None] | None = None
+    """Of each block's self-attention, (B * K, H, t, head_dim)."""
+    length: int = 0
+    """t, how many tokens of each were fed."""
+
+    @property
+    def max_len(self) -> int:
+        return self.cross_bias.shape[2]
+
+    def select(self, rows: Tensor) -> "DecoderCache":
+        """The hypotheses ``rows`` (M,) alone, in this order, each as often as it is named. This cache stays as it is."""
+        if not len(rows):
+            raise ValueError("select needs at least one hypothesis")
+        old = self.places[rows]
+        kept, source = (old // self.width).unique(return_inverse=True)
+        counts = source.bincount()
+        width = int(counts.max())
+        # The place of each among those of its source, in the order of ``rows``.
+        order = source.argsort(stable=True)
+        first = (counts.cumsum(0) - counts)[source[order]]
+        rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device) - first)
+        places = source * width + rank
+        parents = old[:1].repeat(len(kept) * width).scatter_(0, places, old)
+
+        def of(pair: KeysValues, index: Tensor) -> KeysValues:
+            return pair[0][index], pair[1][index]
+
+        past = None if self.past is None else [of(cast(KeysValues, pair), parents) for pair in self.past]
+        moved = replace(self, places=places, width=width, past=past)
+        if len(kept) < len(self.sources[0][0]):
+            moved.sources = [of(pair, kept) for pair in self.sources]
+            moved.cross_bias = self.cross_bias if len(self.cross_bias) == 1 else self.cross_bias[kept]
+            moved.code_rows = None if self.code_rows is None else self.code_rows[kept]
+        return moved
+
+
+class TextDecoder(nn.Module):
+    """Writes ids after what an encoder made; its output layer is the vocabulary's embedding (tied).
+
+    Args:
+        embedding: of the vocabulary; its ``padding_idx`` is the id of padding.
+        num_positions: the longest text, in tokens.
+        num_buckets: distances of words, see `SequenceTokens`.
+        code_grid: side, in codes, of the pictures that can be written as image codes; None: words alone.
+        grid_side: side of the square that the positions of codes are made for.
+        drop_path: rate of the last block; rates grow linearly from 0 at the first.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        ffn_dim: int,
+        embedding: nn.Embedding,
+        num_positions: int,
+        num_buckets: int = 256,
+        code_grid: int | None = None,
+        grid_side: int = 42,
+        drop_path: float = 0.0,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.token_embed = embedding
+        self.words = SequenceTokens(dim, num_heads, depth, num_positions, num_buckets)
+        self.code_grid = code_grid
+        self.codes = None if code_grid is None else GridTokens(dim, num_heads, depth, grid_side)
+        self.self_pos, self.cross_pos = PositionBias(dim, num_heads), PositionBias(dim, num_heads)
+        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(DecoderBlock(dim, num_heads, ffn_dim, rate, dropout) for rate in rates)
+        self.norm = nn.LayerNorm(dim)
+        self.drop = nn.Dropout(dropout)
+        normal_init(self)
+
+    def forward(self, ids: Tensor, encoded: Encoded, code_rows: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) of the token after each of ``ids`` (B, T), which begin with bos.
+
+        Padding is on the right, where the causal mask keeps it from all that is real; its own logits are unspecified.
+
+        Args:
+            encoded: of B sources.
+            code_rows: (B,) bool, True where the row writes image codes; None: all write words.
+        """
+        length = ids.shape[1]
+        x = self._embed(ids, code_rows)
+        hidden = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+        causal = torch.zeros_like(hidden, dtype=x.dtype).masked_fill(hidden, -torch.inf)
+        kinds = self._positions(length, code_rows)
+        self_bias = _by_row(code_rows, *(self.self_pos(p, p) for p in kinds)) + causal
+        cross_bias = self._cross_bias(_by_row(code_rows, *kinds), encoded)
+        for i, block in enumerate(self.blocks):
+            bias = self_bias + self._relative_bias(i, length, slice(length), slice(length), code_rows)
+            x = block(x, encoded.tokens, bias, cross_bias)
+        return self.logits(x)
+
+    def start(self, encoded: Encoded, max_len: int, code_rows: Tensor | None = None) -> DecoderCache:
+        """A cache of one empty hypothesis for each source; at most ``max_len`` tokens, bos included, are fed to it.
+
+        What depends on the sources and on positions only is computed here, once.
+        """
+        kinds = self._positions(max_len, code_rows)
+        blocks = [cast(DecoderBlock, block) for block in self.blocks]
+        return DecoderCache(
+            [block.cross_attn.keys_values(encoded.tokens) for block in blocks],
+            self._cross_bias(_by_row(code_rows, *kinds), encoded),
+            tuple(self.self_pos(p, p) for p in kinds),
+            code_rows,
+            torch.arange(len(encoded.tokens), device=encoded.tokens.device),
+        )
+
+    def step(self, ids: Tensor, cache: DecoderCache) -> Tensor:
+        """Feed each hypothesis its next token (N,); logits (N, V) of the token after it."""
+        t, width = cache.length, cache.width
+        if t >= cache.max_len:
+            raise ValueError(f"the cache was started for {cache.max_len} tokens, and all of them were fed")
+        table = ids.new_full((len(cache.sources[0][0]) * width,), self.token_embed.padding_idx or 0)
+        x = self._embed(table.scatter(0, cache.places, ids).view(-1, width), cache.code_rows)
+        rows = None if cache.code_rows is None else cache.code_rows.repeat_interleave(width)
+        absolute = _by_row(rows, *(bias[:, :, t : t + 1, : t + 1] for bias in cache.self_bias))
+        past = cache.past or [None] * len(self.blocks)
+        cache.past = []
+        for i, block in enumerate(self.blocks):
+            # Of all blocks and tokens these would be too much to keep: a picture has a thousand codes.
+            bias = absolute + self._relative_bias(i, cache.max_len, slice(t, t + 1), slice(t + 1), rows)
+            cross_bias = cache.cross_bias[:, :, t : t + 1]
+            x, pair = cast(DecoderBlock, block).step(x, past[i], cache.sources[i], bias, cross_bias)
+            cache.past.append(pair)
+        cache.length += 1
+        return self.logits(x.flatten(0, 1)[cache.places])
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Tokens (..., D) after the last block -> (..., V)."""
+        return F.linear(self.norm(x), self.token_embed.weight)
+
+    def _embed(self, ids: Tensor, code_rows: Tensor | None) -> Tensor:
+        """(B, T) -> (B, T, D)."""
+        x = self.token_embed(ids)
+        norms = [self.words.norm] if code_rows is None else [self.words.norm, self._codes().norm]
+        return self.drop(_by_row(code_rows, *(norm(x) for norm in norms)))
+
+    def _positions(self, length: int, code_rows: Tensor | None) -> list[Tensor]:
+        """Normalised positions (1, T, D) of words and, if some rows are codes, of these."""
+        words = self.words.positions(length)
+        if code_rows is None:
+            return [words]
+        codes, grid = self._codes(), cast(int, self.code_grid)
+        if length > grid**2 + 1:
+            raise UserError(f"{length} tokens are more than the {grid} x {grid} codes of a picture and the start token")
+        return [words, codes.positions(grid, grid)[:, :length]]
+
+    def _relative_bias(
+        self, block: int, length: int, queries: slice, keys: slice, code_rows: Tensor | None
+    ) -> Tensor:
+        """What the relative positions of some of ``length`` tokens add to the logits of a block."""
+        words = self.words.relative_bias(block, self.words.buckets(length)[:, queries, keys])
+        if code_rows is None:
+            return words
+        codes, grid = self._codes(), cast(int, self.code_grid)
+        return _by_row(code_rows, words, codes.relative_bias(block, codes.buckets(grid, grid)[:, queries, keys]))
+
+    def _cross_bias(self, positions: Tensor, encoded: Encoded) -> Tensor:
+        bias = self.cross_pos(positions, encoded.positions)
+        mask = encoded.padding_mask
+        return bias if mask is None else bias + padding_bias(mask, bias.dtype)
+
+    def _codes(self) -> GridTokens:
+        if self.codes is None:
+            raise ValueError("this decoder writes no image codes: it was made without code_grid")
+        return self.codes
+
+
+def _by_row(code_rows: Tensor | None, words: Tensor, codes: Tensor | None = None) -> Tensor:
+    """``codes`` (1 or B, ...) in the rows that are codes, ``words`` in the others."""
+    if code_rows is None or codes is None:
+        return words
+    return torch.where(code_rows.view(-1, *[1] * (words.ndim - 1)), codes, words)

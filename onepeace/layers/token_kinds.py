@@ -1,0 +1,103 @@
+"""What each kind of token has of its own in OFA: words, patches of a picture, and codes of one that is written."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onepeace.errors import UserError
+
+from .initialisation import STD
+from .position import grid_buckets, grid_table_rows, sequence_buckets
+
+
+class PositionBias(nn.Module):
+    """Attention between positions alone: what absolute positions add to the logits of every block.
+
+    Positions are never added to tokens (untied positions, as in TUPE, arXiv 2006.15595). The logits of tokens and of
+    positions are summed, so each has half the usual variance: hence the factor 2.
+    """
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (2 * dim // num_heads) ** -0.5
+        self.q, self.k = nn.Linear(dim, dim), nn.Linear(dim, dim)
+
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Normalised positions (1 or B, T, D) and (1 or B, S, D) -> bias (1 or B, H, T, S)."""
+        q = (self.q(queries) * self.scale).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        k = self.k(keys).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        return q @ k.transpose(-2, -1)
+
+
+class TokenKind(nn.Module):
+    """The norm of a kind's embeddings, its positions, and a table of relative positions for each block.
+
+    Args:
+        num_positions, table_rows: rows of the positions (rows, D) and of each table (rows, H).
+    """
+
+    def __init__(self, dim: int, num_heads: int, depth: int, num_positions: int, table_rows: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.pos_embed = nn.Parameter(torch.empty(num_positions, dim))
+        self.pos_norm = nn.LayerNorm(dim)
+        self.bias_tables = nn.ParameterList(torch.empty(table_rows, num_heads) for _ in range(depth))
+
+    def reset_parameters(self) -> None:
+        for parameter in (self.pos_embed, *self.bias_tables):
+            nn.init.normal_(parameter, std=STD)
+
+    def relative_bias(self, block: int, buckets: Tensor) -> Tensor:
+        """What the distances of tokens (1 or B, T, S) add to the logits of one block: (1 or B, H, T, S)."""
+        return F.embedding(buckets, self.bias_tables[block]).permute(0, 3, 1, 2)
+
+
+class SequenceTokens(TokenKind):
+    """Words: positions 0, 1, ...; distances beyond half of ``num_buckets`` share logarithmic buckets."""
+
+    def __init__(self, dim: int, num_heads: int, depth: int, num_positions: int, num_buckets: int):
+        super().__init__(dim, num_heads, depth, num_positions, 2 * num_buckets - 1)
+        self.num_buckets = num_buckets
+
+    def positions(self, length: int) -> Tensor:
+        """Normalised positions (1, L, D). UserError for more tokens than there are positions."""
+        if length > len(self.pos_embed):
+            raise UserError(f"{length} tokens are more than the {len(self.pos_embed)} positions this model has")
+        return self.pos_norm(self.pos_embed[:length]).unsqueeze(0)
+
+    def buckets(self, length: int) -> Tensor:
+        """(1, L, L). There is no CLS here, and what is left without it depends on distances alone."""
+        return sequence_buckets(length + 1, self.num_buckets, self.pos_embed.device)[:, 1:, 1:]
+
+
+class GridTokens(TokenKind):
+    """Patches or codes on a grid, after a start token (patches are used without it).
+
+    Args:
+        side: the grid is part of a square of so many rows and columns.
+        stretched_grid: side of the corner of the positions that is stretched over larger grids (bilinear), as an option
+            of the released code does; None: each place of the square has its own position.
+    """
+
+    def __init__(self, dim: int, num_heads: int, depth: int, side: int, stretched_grid: int | None = None):
+        super().__init__(dim, num_heads, depth, side * side + 1, grid_table_rows(side))
+        self.side, self.stretched_grid = side, stretched_grid
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """Normalised positions (1, 1 + rows * columns, D). UserError for a grid larger than the square."""
+        if max(rows, columns) > self.side:
+            raise UserError(f"a grid of {rows} x {columns} is larger than the {self.side} x {self.side} positions there are")
+        square = self.pos_embed[1:].unflatten(0, (self.side, self.side))
+        corner = self.stretched_grid
+        if corner is None or rows * columns <= corner**2:
+            grid = square[:rows, :columns]
+        else:
+            learned = square[:corner, :corner].permute(2, 0, 1).unsqueeze(0).float()
+            stretched = F.interpolate(learned, size=(rows, columns), mode="bilinear", align_corners=False)
+            grid = stretched[0].permute(1, 2, 0).to(square.dtype)
+        return self.pos_norm(torch.cat([self.pos_embed[:1], grid.flatten(0, 1)])).unsqueeze(0)
+
+    def buckets(self, rows: int, columns: int) -> Tensor:
+        """(1, 1 + rows * columns, same)."""
+        return grid_buckets(rows, columns, self.pos_embed.device, self.side)
