@@ -36,6 +36,8 @@ class Trie:
     def __init__(self, answers: Sequence[Sequence[int]]) -> None:
         self.root = Node()
         self.root.num_answers = len(answers)
+        self.depth = max(map(len, answers), default=0)
+        """Tokens of the longest answer."""
         for number, answer in enumerate(answers):
             if not answer:
                 raise UserError(f"answer {number} to choose from is empty")

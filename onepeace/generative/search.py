@@ -1,7 +1,7 @@
 """Greedy, beam and sampling search over any decoder that gives the logits of the next token.
 
-The rules are fairseq's, as OFA's released results were searched with them: hypotheses are compared and finished by rules
-of their own, so other libraries' beam search gives other captions. An answer depends on its own source alone.
+The rules are fairseq's, with which OFA's released results were searched: hypotheses are compared and finished by rules of
+their own, so other libraries' beam search gives other captions. An answer depends on its own source alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -239,10 +239,10 @@ def _sample(
     uniform = {source: torch.rand(options.beam, generator=draws[source]) for source in dict(rows)}
     drawn = torch.stack([uniform[source][one.number] for source, one in rows]).to(sums)
     places = torch.searchsorted(sums, drawn[:, None] * sums[:, -1:], right=True)
-    places = places.clamp(max=(weights > 0).sum(1, keepdim=True) - 1)
+    places = places.clamp(max=(weights > 0).sum(1, keepdim=True) - 1).clamp(min=0)
     found: dict[int, list[_Live]] = {}
-    chosen = zip(ids.gather(1, places.clamp(min=0)).tolist(), values.gather(1, places.clamp(min=0)).tolist())
-    for row, ((source, one), ((token,), (score,))) in enumerate(zip(rows, chosen, strict=True)):
+    chosen, scores = ids.gather(1, places)[:, 0].tolist(), values.gather(1, places)[:, 0].tolist()
+    for row, ((source, one), token, score) in enumerate(zip(rows, chosen, scores, strict=True)):
         if score > -torch.inf:
             found.setdefault(source, []).append(one.followed_by(token, score, row))
     return found

@@ -1,7 +1,7 @@
 """What a generative model is asked, as data: a prompt, the kind of answer, how it is searched for.
 
-`tasks.yaml` beside this file has the tasks of the released models. A model folder may hold a `tasks.yaml` of its own, so
-that what a model was fine-tuned for belongs to its weights; a user's file is read the same way.
+`tasks.yaml` beside this file has the tasks of the released models. A model folder may hold a `tasks.yaml` of its own:
+what a model was fine-tuned for belongs to its weights. A user's file is read the same way.
 """
 
 import string
@@ -45,7 +45,7 @@ class Task:
     """Of boxes: nothing but bins may be written. The released code allows words, which mean no box."""
     without_punctuation: bool = False
     """Of texts: punctuation is deleted (COCO's captions have none)."""
-    search: SearchOptions = SearchOptions()
+    search: SearchOptions = field(default_factory=SearchOptions)
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
