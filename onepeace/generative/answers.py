@@ -9,6 +9,7 @@ probability of this answer among the choices.
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import exp
 from typing import Any, TypeAlias
 
@@ -126,7 +127,7 @@ def _objects(ids: Sequence[int], asked: Asked, score: float, confidence: float) 
     """Four bins and the words up to the next bin, again and again; what is not of that form is left out."""
     found, bins, words = [], asked.vocabulary.bins, asked.vocabulary.num_words
     starts = [i for i, one in enumerate(ids) if one in bins and (i == 0 or ids[i - 1] not in bins)]
-    for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
+    for start, stop in pairwise([*starts, len(ids)]):
         label = [one for one in ids[start + 4 : stop] if one < words]
         if label and all(one in bins for one in ids[start : start + 4]):
             found.append((asked.vocabulary.decode(label).strip(), _clipped(ids[start : start + 4], asked)))

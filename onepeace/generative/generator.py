@@ -232,9 +232,11 @@ class Generator:
         Args:
             prompt: as the model reads it; `<mask>`, `<bin_7>` and `<code_3>` are symbols of the vocabulary.
             image: a picture; to a list of prompts one for each, or None where there is none.
-            task: how it is answered; its prompt is not used. By default a text of up to 16 tokens.
+            task: how it is answered; its prompt is not used. By default a text of up to 16 tokens, and pictures as the
+                first task of the model that reads some has them.
         """
-        task = replace(task or Task("{prompt}"), prompt="{prompt}")
+        pictures = next((one.image for one in self.tasks.values() if one.image), {})
+        task = replace(task or Task("{prompt}", image=pictures), prompt="{prompt}")
         single = isinstance(prompt, str)
         prompts = [prompt] if single else list(check_many(prompt, "prompts"))
         images = [image] if single else repeat(None, len(prompts)) if image is None else check_many(image, "images")

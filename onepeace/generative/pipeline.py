@@ -243,4 +243,4 @@ def _choices(words: Mapping[str, str] | None) -> Mapping[str, str]:
 @lru_cache(maxsize=16)
 def _trie(vocabulary: Vocabulary, answers: tuple[str, ...]) -> Trie:
     """Of answers as the decoder writes them: with a space in front."""
-    return Trie([vocabulary.encode(answer if answer.startswith(" ") else f" {answer}") for answer in answers])
+    return Trie([vocabulary.encode(f" {answer.strip()}") for answer in answers])
