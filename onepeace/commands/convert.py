@@ -5,6 +5,7 @@ import argparse
 EPILOG = """example:
   onepeace convert one-peace.pt models/one-peace --bpe BPE
   onepeace convert finetune_coco.pt models/coco-384 --image-size 384 --dtype bfloat16 --bpe BPE
+  onepeace convert ofa_base.pt models/ofa-base --bpe BPE
 
 No code in the file is ever run. What came out: onepeace info models/one-peace
 """
@@ -13,7 +14,9 @@ No code in the file is ever run. What came out: onepeace info models/one-peace
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a .pt, .pth or .pkl file of the original code, or a model folder"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a .pt, .pth, .pkl or .bin file of the original code, a transformers folder, or a model folder",
     )
     parser.add_argument("out", metavar="OUT", help="the folder to make")
     parser.add_argument(
@@ -25,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bpe",
         metavar="DIR",
         help="folder with the vocabulary: encoder.json, vocab.bpe and dict.txt (default: the Hub)",
+    )
+    parser.add_argument(
+        "--no-average",
+        action="store_true",
+        help="of a file that also holds the moving average of its weights, take the weights themselves",
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it is a model folder")
 
@@ -40,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         modalities=modalities,
         dtype=args.dtype,
         bpe=args.bpe,
+        average=not args.no_average,
         replace_existing=args.force,
         progress=True,
     )
