@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat, zip_longest
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-from onepeace.config import Options
+from onepeace.config import Options, merge
+from onepeace.config.ofa import OFAConfig
 from onepeace.device import choose_device, choose_dtype
 from onepeace.embed.assembly import Failure
 from onepeace.embed.items import check_many
@@ -26,12 +27,13 @@ from onepeace.generative.search import SearchOptions
 from onepeace.generative.tasks import FILE, Task, read_tasks
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub import weights
-from onepeace.hub.architectures import build_module
+from onepeace.hub.architectures import architecture, build_module
 from onepeace.hub.folder import TOKENIZER, read_config
 from onepeace.hub.resolve import resolve
 from onepeace.processors.tokenizer import read_tokenizer
 
-ARCHITECTURE = "ofa"
+PICTURES: Options = {"size": 480, "mean": [0.5] * 3, "std": [0.5] * 3}
+"""How released models see pictures; config.yaml changes it."""
 OnError = Literal["raise", "skip"]
 Answers: TypeAlias = list[Answer] | tuple[list[Answer], list[Failure]]
 
@@ -46,7 +48,7 @@ def load_generator(
     """A generative model by name, ready to answer.
 
     Args:
-        name: a model folder, or what else `onepeace.load` takes, of architecture "ofa".
+        name: a model folder, or what else `onepeace.load` takes, that generates (OFA).
         device, dtype: as for `onepeace.load`.
         tasks: a YAML file of tasks, over those of the model's folder and the built-in ones; see `read_tasks`.
 
@@ -56,17 +58,15 @@ def load_generator(
     chosen = choose_device(device)
     folder = resolve(name)
     config = read_config(folder)
-    if config.architecture != ARCHITECTURE:
-        raise UserError(
-            f"{name}: a model of architecture {config.architecture} writes no answers; name one of {ARCHITECTURE}"
-        )
+    if not architecture(config.architecture).generates:
+        raise UserError(f"{name}: a model of architecture {config.architecture} writes no answers; name one that does")
     with torch.device("meta"):
         num_parameters = sum(parameter.numel() for parameter in build_module(config).parameters())
-    module = weights.load(folder, chosen, choose_dtype(dtype, chosen, num_parameters))
-    model, tokenizer = config.model, read_tokenizer(folder / TOKENIZER)
+    module = cast(OFA, weights.load(folder, chosen, choose_dtype(dtype, chosen, num_parameters)))
+    model, tokenizer = cast(OFAConfig, config.model), read_tokenizer(folder / TOKENIZER)
     vocabulary = Vocabulary(tokenizer, model.num_words, mask=True, num_codes=model.num_codes, num_bins=model.num_bins)
-    files = [Path(file) for file in (folder / FILE, tasks) if file is not None]
-    rows = read_tasks(*(file for file in files if file.is_file() or file == tasks))
+    files = [folder / FILE] if (folder / FILE).is_file() else []
+    rows = read_tasks(*files, *([] if tasks is None else [Path(tasks)]))
     return Generator(module, vocabulary, rows, image=config.processors.get("image", {}))
 
 
@@ -94,7 +94,7 @@ class Generator:
         self.module, self.vocabulary = module.eval(), vocabulary
         self.tasks = dict(read_tasks() if tasks is None else tasks)
         """By name; change an entry to change what a method does."""
-        self._pipeline = Pipeline(module, vocabulary, dict(image or {}))
+        self._pipeline = Pipeline(module, vocabulary, merge(PICTURES, image or {}))
 
     @property
     def device(self) -> torch.device:
@@ -126,7 +126,7 @@ class Generator:
         on_error: OnError = "raise",
     ) -> Answers:
         """A `Text` for each picture and its question; with candidates a `Choice`, for which all of them are scored."""
-        task = self._task("answer", search)
+        task = self.task("answer", search)
         if candidates is not None:
             task = replace(task, answer="choice", choices=list(check_many(candidates, "candidates")))
         return self._collect(task, _rows(image=images, text=questions), batch_size, on_error)
@@ -181,7 +181,7 @@ class Generator:
         on_error: OnError = "raise",
     ) -> Answers:
         """A `Choice` of labels for each picture; without labels, of those that the model's folder stores."""
-        task = self._task("classify")
+        task = self.task("classify")
         if labels is not None:
             task = replace(task, choices=list(check_many(labels, "labels")))
         return self._collect(task, _rows(image=images), batch_size, on_error)
@@ -212,7 +212,7 @@ class Generator:
             search: in place of the task's, which draws 24 samples.
         """
         found = []
-        for one in self.stream(self._task("draw", search), _rows(text=check_many(texts)), batch_size=batch_size):
+        for one in self.stream(self.task("draw", search), _rows(text=check_many(texts)), batch_size=batch_size):
             one.answer  # noqa: B018  raises what was wrong
             pictures: list[Any] = list(one.answers)
             found.append([replace(each, picture=decode(each.codes)) for each in pictures] if decode else pictures)
@@ -232,11 +232,9 @@ class Generator:
         Args:
             prompt: as the model reads it; `<mask>`, `<bin_7>` and `<code_3>` are symbols of the vocabulary.
             image: a picture; to a list of prompts one for each, or None where there is none.
-            task: how it is answered; its prompt is not used. By default a text of up to 16 tokens, and pictures as the
-                first task of the model that reads some has them.
+            task: how it is answered; its prompt is not used. By default a text of up to 16 tokens.
         """
-        pictures = next((one.image for one in self.tasks.values() if one.image), {})
-        task = replace(task or Task("{prompt}", image=pictures), prompt="{prompt}")
+        task = replace(task or Task("{prompt}"), prompt="{prompt}")
         single = isinstance(prompt, str)
         prompts = [prompt] if single else list(check_many(prompt, "prompts"))
         images = [image] if single else repeat(None, len(prompts)) if image is None else check_many(image, "images")
@@ -245,6 +243,12 @@ class Generator:
         pairs = ((blind if row["image"] is None else seeing, row) for row in rows)
         found = _collected(self._pipeline.stream(pairs, batch_size), "raise" if single else on_error)
         return found[0] if single else found  # type: ignore[return-value]
+
+    def task(self, name: str, search: SearchOptions | None = None) -> Task:
+        """A task by name, with a search of one's own if one is given. UserError if there is none."""
+        if name not in self.tasks:
+            raise UserError(f"this model has no task {name!r}; it has {', '.join(self.tasks)}")
+        return self.tasks[name] if search is None else replace(self.tasks[name], search=search)
 
     def stream(
         self, task: str | Task, items: Iterable[Mapping[str, object]], *, batch_size: int = 8
@@ -260,13 +264,8 @@ class Generator:
             UserError: no such task, or one that this model cannot do; no memory for a batch. What is wrong with an
                 item is in its result.
         """
-        chosen = self._task(task) if isinstance(task, str) else task
+        chosen = self.task(task) if isinstance(task, str) else task
         return self._pipeline.stream(((chosen, item) for item in items), batch_size)
-
-    def _task(self, name: str, search: SearchOptions | None = None) -> Task:
-        if name not in self.tasks:
-            raise UserError(f"this model has no task {name!r}; it has {', '.join(self.tasks)}")
-        return self.tasks[name] if search is None else replace(self.tasks[name], search=search)
 
     def _collect(
         self,
@@ -276,7 +275,7 @@ class Generator:
         on_error: OnError,
         search: SearchOptions | None = None,
     ) -> Answers:
-        chosen = self._task(task, search) if isinstance(task, str) else task
+        chosen = self.task(task, search) if isinstance(task, str) else task
         return _collected(self.stream(chosen, items, batch_size=batch_size), on_error)
 
 

@@ -72,4 +72,4 @@ def small_generator() -> Generator:
     module, tasks = small_ofa(), read_tasks(FOLDER.parents[1] / "support" / "small_tasks.yaml")
     config = module.config
     vocabulary = Vocabulary(small_tokenizer(), config.num_words, mask=True, num_codes=config.num_codes, num_bins=50)
-    return Generator(module, vocabulary, tasks)
+    return Generator(module, vocabulary, tasks, image=PICTURES)
