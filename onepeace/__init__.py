@@ -16,16 +16,19 @@ from onepeace.errors import UserError
 if TYPE_CHECKING:
     from onepeace.config import ModelConfig
     from onepeace.embed.embedder import Embedder, load
+    from onepeace.generative.generator import Generator, load_generator
     from onepeace.model import OnePeace
 
 torchaudio_guard.install()  # before anything can import torchaudio
 
 __version__ = "0.1.0"
-__all__ = ["Embedder", "ModelConfig", "OnePeace", "UserError", "__version__", "load"]
+__all__ = ["Embedder", "Generator", "ModelConfig", "OnePeace", "UserError", "__version__", "load", "load_generator"]
 
 _MODULE_BY_NAME = {
     "load": "onepeace.embed.embedder",
     "Embedder": "onepeace.embed.embedder",
+    "load_generator": "onepeace.generative.generator",
+    "Generator": "onepeace.generative.generator",
     "OnePeace": "onepeace.model",
     "ModelConfig": "onepeace.config",
 }

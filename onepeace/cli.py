@@ -26,6 +26,9 @@ COMMANDS = {
     "embed": "write the vectors of files to one file",
     "classify": "choose the best of given labels for each file",
     "predict": "let a fine-tuned model label, answer, point, choose, find events or draw masks",
+    "caption": "say what is on pictures, in a sentence each",
+    "answer": "answer a question about pictures",
+    "ground": "find what a phrase means on pictures, and draw a box around it",
     "explain": "show where in pictures, or when in sounds, a phrase, a picture or a sound is found",
     "convert": "turn a released checkpoint into a model folder",
     "export": "write the branches of a model as ONNX or torch.export files",
@@ -43,6 +46,7 @@ COMMANDS = {
 }
 DECODING = {
     "search", "index", "map", "serve", "embed", "classify", "predict", "explain", "calibrate", "finetune", "probe",
+    "caption", "answer", "ground",
 }  # fmt: skip
 """Commands that decode files, which may be broken, and report what is wrong with them themselves."""
 

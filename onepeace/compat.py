@@ -72,7 +72,7 @@ def from_pretrained(
         raise UserError(f"{model_name_or_path}: has no classifier; use model_type='one_peace_retrieval'")
     if model_type == "one_peace_retrieval" and not config.model.projections:
         raise UserError(f"{model_name_or_path}: is a classifier; use model_type='one_peace_classify'")
-    module = weight_files.load(folder, chosen, choose_dtype(dtype, chosen, 0))
+    module = weight_files.load_encoder(folder, chosen, choose_dtype(dtype, chosen, 0))
     return OnePeaceHubInterface(module, config, folder, model_type, dtype)
 
 

@@ -21,7 +21,7 @@ from onepeace.cost.dry_run import pass_cost
 from onepeace.cost.items import UNITS, item_batch, picture_size
 from onepeace.errors import UserError, need
 from onepeace.hub import weights as weight_files
-from onepeace.hub.architectures import build_module
+from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import BUNDLED, resolve
 from onepeace.model import OnePeace
@@ -76,8 +76,8 @@ def make(size: str) -> tuple[str, Config, OnePeace]:
     """The model called `size`: weights from its folder, or random ones where only the speed is of interest."""
     if size == "base" or (size == "tiny" and not (BUNDLED / size).is_dir()):
         config = random_config(size)
-        return f"{size}, random weights", config, build_module(config).eval()
-    module = weight_files.load(folder := resolve(size))
+        return f"{size}, random weights", config, build_encoder(config).eval()
+    module = weight_files.load_encoder(folder := resolve(size))
     return size, read_config(folder), module
 
 

@@ -19,7 +19,7 @@ from onepeace.bench.comparison import check_equal, compare, compared, short
 from onepeace.cost.dry_run import as_on_a_gpu, fake_module, step_cost
 from onepeace.cost.items import inputs_of_many_lengths, pair_batch
 from onepeace.cost.plan import planned_config, planned_model
-from onepeace.hub.architectures import build_module
+from onepeace.hub.architectures import build_encoder
 from onepeace.train.lora import choose_trained
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe
@@ -36,7 +36,7 @@ class Steps:
     def __init__(self, pair: str, recipe: Recipe, folder: Path | None, device: torch.device):
         self.recipe, self.device, self.config = recipe, device, planned_config(recipe, folder)
         torch.manual_seed(0)
-        self.model = build_module(self.config)
+        self.model = build_encoder(self.config)
         with torch.no_grad():  # nothing may stay where a mistake would not show: gains, biases, tables
             for parameter in self.model.parameters():
                 if parameter.ndim > 0:

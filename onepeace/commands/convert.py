@@ -5,6 +5,7 @@ import argparse
 EPILOG = """example:
   onepeace convert one-peace.pt models/one-peace --bpe BPE
   onepeace convert finetune_coco.pt models/coco-384 --image-size 384 --dtype bfloat16 --bpe BPE
+  onepeace convert ofa_base.pt models/ofa-base --bpe BPE
 
 No code in the file is ever run. What came out: onepeace info models/one-peace
 """
@@ -13,7 +14,9 @@ No code in the file is ever run. What came out: onepeace info models/one-peace
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a .pt, .pth or .pkl file of the original code, or a model folder"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a .pt, .pth, .pkl or .bin file of the original code, a transformers folder, or a model folder",
     )
     parser.add_argument("out", metavar="OUT", help="the folder to make")
     parser.add_argument(
@@ -27,7 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with the vocabulary: encoder.json, vocab.bpe and dict.txt (default: the Hub)",
     )
     parser.add_argument(
+<<<<<<< HEAD
         "--base", metavar="NAME", help="leave out what this model has too; OUT then needs it, as a head needs its model"
+=======
+        "--no-average",
+        action="store_true",
+        help="of a file that also holds the moving average of its weights, take the weights themselves",
+>>>>>>> c49b1e199cda686091e12b981ca2285a3ab4705c
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it is a model folder")
 
@@ -43,7 +52,11 @@ def run(args: argparse.Namespace) -> int:
         modalities=modalities,
         dtype=args.dtype,
         bpe=args.bpe,
+<<<<<<< HEAD
         base=args.base,
+=======
+        average=not args.no_average,
+>>>>>>> c49b1e199cda686091e12b981ca2285a3ab4705c
         replace_existing=args.force,
         progress=True,
     )

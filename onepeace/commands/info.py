@@ -66,7 +66,7 @@ def report_on(description: "Description") -> dict[str, Any]:
     return {
         "path": os.fspath(description.path),
         "layout": description.layout,
-        "file_bytes": _size(description.path),
+        "file_bytes": description.file_bytes,
         "dtype": ", ".join(dtypes),
         "modalities": list(model.adapters),
         "projections": list(model.projections),
@@ -103,11 +103,6 @@ def items_of(config: "Config") -> list[dict[str, Any]]:
             cost = pass_cost(config, key, item_batch(config, key, size))
             result.append({"modality": key, "item": f"{size} {UNITS[key]}", **cost._asdict()})
     return result
-
-
-def _size(path: Path) -> int:
-    files = path.glob("*.safetensors") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)
 
 
 def text_of(report: Mapping[str, Any]) -> str:

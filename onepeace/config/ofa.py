@@ -48,6 +48,25 @@ class OFAConfig:
         if self.code_grid > self.image_grid:
             raise UserError(f"model.code_grid {self.code_grid} is larger than model.image_grid {self.image_grid}")
 
+    # What models of all architectures are asked (hub/architectures.py).
+    @property
+    def adapters(self) -> dict[str, Options]:
+        """What is read."""
+        return {"text": {"vocab_size": self.num_words}, "image": {"patch_size": 16, "grid": self.image_grid}}
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Nothing has a vector."""
+        return ()
+
+    @property
+    def heads(self) -> dict[str, Options]:
+        return {}
+
+    @property
+    def embed_dim(self) -> int:
+        return self.dim
+
     @property
     def vocab_size(self) -> int:
         """Ids that can be read and written."""

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from onepeace.config import Config
 from onepeace.data.batch import Batch
-from onepeace.hub.architectures import build_module
+from onepeace.hub.architectures import build_encoder
 
 aten = torch.ops.aten
 
@@ -36,7 +36,7 @@ class Cost(NamedTuple):
 def pass_cost(config: Config, key: str, batch: Mapping[str, Tensor]) -> Cost:
     """Cost of encoding `batch` of modality `key`; only the sizes of its numbers matter, not their values."""
     with torch.device("meta"):
-        model = build_module(config).eval()
+        model = build_encoder(config).eval()
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     model, inputs = fake_module(model, fakes), fake_inputs(batch, fakes)
     with torch.no_grad(), DryRun([*model.parameters(), inputs]) as run:

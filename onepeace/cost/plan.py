@@ -33,7 +33,7 @@ from onepeace.cost.dry_run import DryRun, as_on_a_gpu, fake_module, step_cost
 from onepeace.cost.items import largest_items, pair_batch
 from onepeace.cost.parts import part_of
 from onepeace.errors import UserError
-from onepeace.hub.architectures import build_module
+from onepeace.hub.architectures import build_encoder
 from onepeace.model import OnePeace
 from onepeace.train.lora import choose_trained
 from onepeace.train.objective import Objective
@@ -161,7 +161,7 @@ def planned_config(recipe: Recipe, folder: Path | None = None) -> Config:
 def planned_model(recipe: Recipe, config: Config) -> OnePeace:
     """The model on the meta device, with adapters and frozen as the recipe says."""
     with torch.device("meta"):
-        model = build_module(config)
+        model = build_encoder(config)
     choose_trained(model, recipe)
     return model
 

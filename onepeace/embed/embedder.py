@@ -31,7 +31,7 @@ from onepeace.embed.stream import Batcher, Waiting, decode_ahead
 from onepeace.embed.zero_shot import TEMPLATE, prototypes
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
-from onepeace.hub.architectures import build_module
+from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import resolve
 from onepeace.model import OnePeace
@@ -126,11 +126,12 @@ def load(
     folder = resolve(str(name))
     config = read_config(folder)
     with torch.device("meta"):
-        num_parameters = sum(parameter.numel() for parameter in build_module(config).parameters())
+        num_parameters = sum(parameter.numel() for parameter in build_encoder(config, str(name)).parameters())
     precision = choose_dtype(dtype, chosen, num_parameters)
     if isinstance(modalities, str):
         modalities = [modalities]
-    module = weight_files.load(folder, chosen, precision, modalities=None if modalities is None else list(modalities))
+    wanted = None if modalities is None else list(modalities)
+    module = weight_files.load_encoder(folder, chosen, precision, wanted)
     processors = {
         key: PROCESSORS[key].from_config(config.processors.get(key, {}), folder) for key in module.config.adapters
     }

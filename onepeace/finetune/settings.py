@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from onepeace.config import Options
-from onepeace.hub.architectures import build_module
+from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.model.stems import PretrainedStem
 
@@ -36,7 +36,7 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
     """
     config = read_config(model)
     with torch.device("meta"):
-        module = build_module(config)
+        module = build_encoder(config)
     number = sum(parameter.numel() for parameter in module.parameters())
     train = {name.removeprefix("train/"): count for name, count in counts.items() if name.startswith("train/")}
     total, large = sum(train.values()), number >= LARGE

@@ -90,7 +90,10 @@ class Encoder(nn.Module):
         features = self.stem(pixels)
         rows, columns = features.shape[2:]
         # Positions and buckets begin with those of a start token, which only the decoder has.
-        positions, buckets = self.patches.positions(rows, columns)[:, 1:], self.patches.buckets(rows, columns)[:, 1:, 1:]
+        positions, buckets = (
+            self.patches.positions(rows, columns)[:, 1:],
+            self.patches.buckets(rows, columns)[:, 1:, 1:],
+        )
         features = features.flatten(2).mT
         if keep is not None:
             features, positions = gather_tokens(features, keep), gather_tokens(positions, keep)

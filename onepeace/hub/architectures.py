@@ -6,16 +6,18 @@ A new one is an entry of `ARCHITECTURES`; no other file names the class of a mod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from onepeace.config import SIZES, Config, ModelConfig, Options
+from onepeace.config.ofa import OFA_SIZES, OFAConfig
 from onepeace.errors import UserError
-from onepeace.hub import one_peace
+from onepeace.hub import ofa, one_peace
+from onepeace.hub.convert import ofa_infer, ofa_keys
 from onepeace.hub.convert.infer import infer_config, kind_of
 from onepeace.hub.convert.keys import FOREIGN, KEPT_AXES, to_ours
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from onepeace.model import OnePeace
 
@@ -39,13 +41,18 @@ class Conversion:
     """How many axes are kept of tensors whose leading axes of size 1 are dropped, by our name."""
     foreign: Mapping[str, str] = field(default_factory=dict)
     """Parts of names that give another network away, and what that network is, for the error message."""
+    has_average: bool = False
+    """Whether the published scores need the moving average of the weights, of files that hold one (fairseq's EMA)."""
+    transformers_type: str = ""
+    """`model_type` in config.json of a transformers folder of this architecture; "" if there are none."""
 
 
 @dataclass(frozen=True)
 class Architecture:
     """A kind of network: how it is configured, built, changed and converted.
 
-    The module offers what the rest of the package uses, by the names it has in `onepeace.model.OnePeace`:
+    The module of one that encodes offers what the rest of the package uses, by the names it has in
+    `onepeace.model.OnePeace`:
 
     - `config`, with `adapters` (options by modality), `projections` (the modalities with a vector), `heads` (task heads
       by name) and `embed_dim`;
@@ -56,13 +63,14 @@ class Architecture:
       `decoder` for the denoising loss, `predict` for task heads: what a network lacks is refused where a recipe or a
       call asks for it.
 
-    Building it on the meta device allocates nothing, and every tensor of it is in its state_dict.
+    That of one that generates (`generates`) has those of `onepeace.generative.model.OFA`. Building any on the meta
+    device allocates nothing, and every tensor of it is in its state_dict.
     """
 
     config: type
     """The frozen dataclass that `model:` in config.yaml is read into."""
-    module: Callable[[Any], "OnePeace"]
-    """Makes the module of such a configuration. Typed as the one whose members are the interface."""
+    module: Callable[[Any], "nn.Module"]
+    """Makes the module of such a configuration."""
     sizes: Mapping[str, Options] = field(default_factory=dict)
     """Fields of `config` by the name of a size, for recipes that start from one."""
     keep_modalities: Callable[[Any, Collection[str]], Any] | None = None
@@ -73,6 +81,8 @@ class Architecture:
     """Makes a tensor fit the shape that `with_image_size` gave it. ValueError if it cannot."""
     conversion: Conversion | None = None
     """None if there are no checkpoints of other code."""
+    generates: bool = False
+    """It writes text and has no vectors: `onepeace.load_generator` loads it, and what needs vectors refuses it."""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -85,6 +95,20 @@ ARCHITECTURES: dict[str, Architecture] = {
         one_peace.resize,
         Conversion(to_ours, infer_config, kind_of, one_peace.CREDIT, KEPT_AXES, FOREIGN),
     ),
+    "ofa": Architecture(
+        OFAConfig,
+        ofa.module,
+        OFA_SIZES,
+        conversion=Conversion(
+            ofa_keys.to_ours,
+            ofa_infer.infer_config,
+            ofa_infer.kind_of,
+            ofa.CREDIT,
+            has_average=True,
+            transformers_type="ofa",
+        ),
+        generates=True,
+    ),
 }
 
 
@@ -96,9 +120,27 @@ def architecture(name: str, where: str = "") -> Architecture:
     return ARCHITECTURES[name]
 
 
-def build_module(config: Config) -> "OnePeace":
+def build_module(config: Config) -> "nn.Module":
     """A new module of this configuration; its weights are fresh, or without values under `torch.device("meta")`."""
     return architecture(config.architecture).module(config.model)
+
+
+def build_encoder(config: Config, where: str = "") -> "OnePeace":
+    """The same of an architecture that encodes, typed as the one whose members are the interface of all that do.
+
+    UserError, beginning with `where`, for one that generates.
+    """
+    check_encodes(config, where)
+    return cast("OnePeace", build_module(config))
+
+
+def check_encodes(config: Config, where: str = "") -> None:
+    """UserError, beginning with `where`, if models of this configuration generate."""
+    if architecture(config.architecture).generates:
+        raise UserError(
+            f"{f'{where}: ' if where else ''}models of architecture {config.architecture} write text and have no "
+            "vectors; load one with onepeace.load_generator"
+        )
 
 
 def keep_modalities(config: Config, modalities: Collection[str], where: str) -> Config:

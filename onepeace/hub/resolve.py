@@ -14,7 +14,7 @@ from onepeace.hub.tensors import INDEX
 
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = [CONFIG, "*.safetensors", INDEX, TOKENIZER, CARD]
+_HUB_FILES = [CONFIG, "*.safetensors", INDEX, TOKENIZER, CARD, "tasks.yaml"]
 log = logging.getLogger(__name__)
 
 

@@ -38,8 +38,11 @@ class LazyTensor(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def open_weights(folder: Path) -> dict[str, LazyTensor]:
-    """The tensors of a model folder by name, in memory-mapped files. UserError for missing or damaged files."""
+def open_weights(folder: Path, skip: Callable[[str], bool] = lambda name: False) -> dict[str, LazyTensor]:
+    """The tensors of a model folder by name, in memory-mapped files. UserError for missing or damaged files.
+
+    skip: names of tensors, of any kind, that are not wanted.
+    """
     from safetensors import SafetensorError, safe_open
 
     index = folder / INDEX
@@ -60,6 +63,8 @@ def open_weights(folder: Path) -> dict[str, LazyTensor]:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: damaged or cut off ({error}); copy or convert it again") from error
         for name in file.keys():
+            if skip(name):
+                continue
             header = file.get_slice(name)
             if (dtype := DTYPES.get(header.get_dtype())) is None:
                 raise UserError(f"{path}: {name} is of {header.get_dtype()}; weights are of {', '.join(DTYPES)}")

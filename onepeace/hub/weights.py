@@ -1,6 +1,7 @@
 """Model folders (config.yaml, model.safetensors, tokenizer.json, MODEL_CARD.md): written atomically, read strictly."""
 
 import shutil
+import typing
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from onepeace.config import Base, Config, write_config
 from onepeace.device import DTYPES
 from onepeace.errors import UserError
-from onepeace.hub.architectures import build_module, keep_modalities
+from onepeace.hub.architectures import build_module, check_encodes, keep_modalities
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import CARD, CONFIG, TOKENIZER, new_folder, read_config
 from onepeace.hub.resolve import resolve
@@ -20,6 +21,7 @@ from onepeace.hub.tensors import LazyTensor, open_weights, write_weights
 from onepeace.model import OnePeace
 
 Shapes = Mapping[str, tuple[int, ...]]
+MODEL_FOLDER = "model folder"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,13 @@ class Description:
     config: Config
     tensors: dict[str, LazyTensor]
     """By our parameter names, unread."""
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file, or of those of the folder that hold weights."""
+        if self.path.is_file():
+            return self.path.stat().st_size
+        return sum(file.stat().st_size for file in self.path.iterdir() if file.suffix in (".safetensors", ".bin"))
 
     @property
     def shapes(self) -> Shapes:
@@ -83,7 +92,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     modalities: Collection[str] | None = None,
-) -> OnePeace:
+) -> nn.Module:
     """The model of a folder, in evaluation mode.
 
     The module is built on the meta device and uses the tensors of the memory-mapped file, so nothing is in memory
@@ -111,26 +120,40 @@ def load(
     return model.eval()
 
 
+def load_encoder(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    modalities: Collection[str] | None = None,
+) -> OnePeace:
+    """The same of an architecture that encodes; UserError for one that generates."""
+    check_encodes(read_config(folder), str(folder))
+    return typing.cast(OnePeace, load(folder, device, dtype, modalities))
+
+
 def read_state(folder: str | Path) -> dict[str, Tensor]:
     """All tensors of a folder by name, mapped from its files, unchecked."""
     return {name: tensor.read() for name, tensor in _describe_folder(Path(folder)).tensors.items()}
 
 
-def describe(path: str | Path) -> Description:
-    """What a model folder, or a released checkpoint file, holds; no tensor is read."""
-    path = Path(path)
-    if path.is_dir():
-        return _describe_folder(path)
-    from onepeace.hub.convert.original import describe_original
+def describe(path: str | Path, average: bool = True) -> Description:
+    """What a model folder, a released checkpoint file or a transformers folder holds; no tensor is read.
 
-    return describe_original(path)
+    average: of a file that holds the weights and their moving average, take the latter if published scores need it.
+    """
+    from onepeace.hub.convert.original import describe_original, describe_transformers, is_transformers_folder
+
+    path = Path(path)
+    if is_transformers_folder(path):
+        return describe_transformers(path)
+    return _describe_folder(path) if path.is_dir() else describe_original(path, average)
 
 
 def _describe_folder(folder: Path) -> Description:
     config, tensors = read_config(folder), open_weights(folder)
     if config.base is not None:
         tensors = {**_tensors_of_base(folder, config.base, config), **tensors}
-    return Description(folder, "model folder", config, tensors)
+    return Description(folder, MODEL_FOLDER, config, tensors)
 
 
 def _tensors_of_base(folder: Path, base: Base, config: Config) -> dict[str, LazyTensor]:
@@ -181,10 +204,9 @@ def compare(where: str, found: Shapes, wanted: Shapes) -> None:
     problems = []
     if missing:
         there = dict.fromkeys(name.split(".")[1] for name in found if name.startswith("adapters."))
-        problems.append(
-            f"weights lack {len(missing)} of {len(wanted)} tensors ({_some(missing)}); "
-            f"the file has modalities {', '.join(there) or 'none'}"
-        )
+        keyed = any(name.startswith("adapters.") for name in wanted)
+        has = f"; the file has modalities {', '.join(there) or 'none'}" if keyed else ""
+        problems.append(f"weights lack {len(missing)} of {len(wanted)} tensors ({_some(missing)}){has}")
     if unexpected:
         problems.append(f"{len(unexpected)} tensors have no place in the model ({_some(unexpected)})")
     if misshapen:

@@ -124,7 +124,10 @@ class DecoderCache:
         return self.cross_bias.shape[2]
 
     def select(self, rows: Tensor) -> "DecoderCache":
-        """The hypotheses ``rows`` (M,) alone, in this order, each as often as it is named. This cache stays as it is."""
+        """A cache of the hypotheses ``rows`` (M,) alone, in this order, each as often as it is named.
+
+        This one stays as it is.
+        """
         if not len(rows):
             raise ValueError("select needs at least one hypothesis")
         old = self.places[rows]
@@ -264,9 +267,7 @@ class TextDecoder(nn.Module):
             raise UserError(f"{length} tokens are more than the {grid} x {grid} codes of a picture and the start token")
         return [words, codes.positions(grid, grid)[:, :length]]
 
-    def _relative_bias(
-        self, block: int, length: int, queries: slice, keys: slice, code_rows: Tensor | None
-    ) -> Tensor:
+    def _relative_bias(self, block: int, length: int, queries: slice, keys: slice, code_rows: Tensor | None) -> Tensor:
         """What the relative positions of some of ``length`` tokens add to the logits of a block."""
         words = self.words.relative_bias(block, self.words.buckets(length)[:, queries, keys])
         if code_rows is None:

@@ -87,7 +87,9 @@ class GridTokens(TokenKind):
     def positions(self, rows: int, columns: int) -> Tensor:
         """Normalised positions (1, 1 + rows * columns, D). UserError for a grid larger than the square."""
         if max(rows, columns) > self.side:
-            raise UserError(f"a grid of {rows} x {columns} is larger than the {self.side} x {self.side} positions there are")
+            raise UserError(
+                f"a grid of {rows} x {columns} is larger than the {self.side} x {self.side} positions there are"
+            )
         square = self.pos_embed[1:].unflatten(0, (self.side, self.side))
         corner = self.stretched_grid
         if corner is None or rows * columns <= corner**2:

@@ -8,10 +8,12 @@ from .distillation import distillation
 from .feature_regression import feature_regression
 from .hinge import hinge
 from .relations import relations
+from .sequence import SequenceLoss, sequence_loss, smoothed_cross_entropy
 from .soft_targets import soft_targets
 from .tiled_infonce import tiled_infonce
 
 __all__ = [
+    "SequenceLoss",
     "box",
     "classification",
     "contrastive",
@@ -22,6 +24,8 @@ __all__ = [
     "masked_tokens",
     "multilabel",
     "relations",
+    "sequence_loss",
+    "smoothed_cross_entropy",
     "soft_targets",
     "tiled_infonce",
 ]

@@ -11,7 +11,7 @@ from onepeace.config import Config, ModelConfig
 from onepeace.errors import UserError, need
 from onepeace.heads import Classifier
 from onepeace.hub import weights as weight_files
-from onepeace.hub.architectures import architecture, build_module, keep_modalities
+from onepeace.hub.architectures import architecture, build_encoder, keep_modalities
 from onepeace.layers.position import trunc_normal
 from onepeace.model import OnePeace
 from onepeace.model.adapters.image import ImageAdapter
@@ -78,7 +78,7 @@ class ImageBranch(nn.Module):
 
     def load_pretrained(self, folder: str) -> None:
         """Copy the weights of a model folder; timm calls it where ``custom_load`` is set."""
-        found = weight_files.load(folder, modalities=[KEY])
+        found = weight_files.load_encoder(folder, modalities=[KEY])
         given, resize = found.state_dict(), architecture(self.architecture).resize
         wanted = {name: tuple(tensor.shape) for name, tensor in self.trunk.state_dict().items()}
         for name, shape in wanted.items():
@@ -198,10 +198,10 @@ class ImageBranch(nn.Module):
 
 def _build(config: Config, empty: bool) -> OnePeace:
     if not empty:
-        return build_module(config)
+        return build_encoder(config)
     device = torch.get_default_device()
     with torch.device("meta"):
-        module = build_module(config)
+        module = build_encoder(config)
     return module.to_empty(device=device)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from onepeace.config import Config, Options, build, merge, to_plain
 from onepeace.errors import UserError
-from onepeace.hub.architectures import architecture, build_module
+from onepeace.hub.architectures import architecture, build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.model import ADAPTERS, OnePeace
 from onepeace.model.stems import PretrainedStem, network_options
@@ -112,7 +112,7 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
     """
     torch.manual_seed(recipe.seed)
     with torch.device("meta" if empty else "cpu"):
-        model = build_module(config)
+        model = build_encoder(config)
     start = recipe.start
     if empty:
         return model
@@ -178,6 +178,6 @@ def load_pretrained(model: OnePeace, modalities: Iterable[str]) -> None:
 def module_with(config: Config, weights: Mapping[str, Tensor]) -> OnePeace:
     """A module of these weights, in evaluation mode."""
     with torch.device("meta"):
-        model = build_module(config)
+        model = build_encoder(config)
     model.load_state_dict(weights, assign=True)
     return model.eval()

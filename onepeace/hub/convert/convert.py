@@ -17,12 +17,19 @@ from onepeace.hub.download import from_hub
 from onepeace.hub.folder import CARD, TOKENIZER, check_free, new_folder
 from onepeace.hub.tensors import LazyTensor
 from onepeace.hub.weights import (
+<<<<<<< HEAD
+=======
+    MODEL_FOLDER,
+>>>>>>> c49b1e199cda686091e12b981ca2285a3ab4705c
     Description,
     cast,
     compare,
     describe,
     expected,
+<<<<<<< HEAD
     leave_out_base,
+=======
+>>>>>>> c49b1e199cda686091e12b981ca2285a3ab4705c
     stored_dtype,
     write_folder,
 )
@@ -39,11 +46,16 @@ def convert(
     modalities: Collection[str] | None = None,
     dtype: str | torch.dtype | None = None,
     bpe: str | Path | None = None,
+<<<<<<< HEAD
     base: str | None = None,
+=======
+    average: bool = True,
+>>>>>>> c49b1e199cda686091e12b981ca2285a3ab4705c
     replace_existing: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Convert an original checkpoint (.pt, .pth, .pkl), or a model folder, into the model folder `out`.
+    """Convert an original checkpoint (.pt, .pth, .pkl, .bin), a transformers folder or a model folder into the model
+    folder `out`.
 
     Tensors are read, changed and written one at a time: a file of any size takes the memory of its largest tensor.
 
@@ -52,8 +64,13 @@ def convert(
         modalities: keep only these.
         dtype: "float32", "bfloat16" or "float16"; None keeps the file's.
         bpe: folder with the vocabulary (encoder.json, vocab.bpe, dict.txt; or vocab.json, merges.txt). None fetches
+<<<<<<< HEAD
             facebook/bart-base's from the Hugging Face Hub if the model reads text. A model folder has its own.
         base: name of a model; tensors that it has too are left out, and read from it when `out` is loaded.
+=======
+            facebook/bart-base's from the Hugging Face Hub if the model reads text. Folders have their own.
+        average: of a file that also holds the moving average of its weights, take that if published scores need it.
+>>>>>>> c49b1e199cda686091e12b981ca2285a3ab4705c
         replace_existing: replace `out` if it is a model folder already.
 
     Raises:
@@ -62,14 +79,14 @@ def convert(
     out = Path(out)
     target = None if dtype is None else stored_dtype(dtype)
     check_free(out, replace=replace_existing)
-    source = describe(checkpoint)
+    source = describe(checkpoint, average)
     where, config = str(source.path), source.config
     compare(where, source.shapes, expected(config))
     if modalities is not None:
         config = keep_modalities(config, modalities, where)
     if image_size is not None:
         config = _with_image_size(config, image_size)
-    tokenizer = _tokenizer(source.path, bpe, config)
+    tokenizer = _tokenizer(source, bpe, config)
     entries = {}
     for name, shape in expected(config).items():
         tensor = source.tensors[name]
@@ -102,13 +119,15 @@ def vocabulary(folder: str | Path | None, size: int | None = None) -> "Tokenizer
     return tokenizer
 
 
-def _tokenizer(source: Path, bpe: str | Path | None, config: Config) -> "Tokenizer | None":
+def _tokenizer(source: Description, bpe: str | Path | None, config: Config) -> "Tokenizer | None":
     from onepeace.processors.tokenizer import read_tokenizer
 
     if "text" not in config.model.adapters:
         return None
-    if source.is_dir():
-        return read_tokenizer(source / TOKENIZER)
+    if source.layout == MODEL_FOLDER:
+        return read_tokenizer(source.path / TOKENIZER)
+    if bpe is None and source.path.is_dir():
+        bpe = source.path
     return vocabulary(bpe, config.model.adapters["text"]["vocab_size"])
 
 
@@ -132,14 +151,14 @@ def _read(tensor: LazyTensor, shape: tuple[int, ...], dtype: torch.dtype, config
 
 def _card(source: Description, config: Config) -> str:
     """Text of MODEL_CARD.md; a model folder keeps its own."""
-    if source.path.is_dir():
+    if source.layout == MODEL_FOLDER:
         card = source.path / CARD
         return card.read_text(encoding="utf-8") if card.is_file() else f"# {source.path.name}\n"
     conversion = architecture(config.architecture).conversion
     lines = [
         f"# {source.path.stem}\n",
         f"Converted by onepeace {__version__} from `{source.path.name}` "
-        f"({source.path.stat().st_size:,} bytes; {source.layout}).\n",
+        f"({source.file_bytes:,} bytes; {source.layout}).\n",
         f"- Modalities: {', '.join(config.model.adapters)}",
         f"- Projections into the shared space: {', '.join(config.model.projections) or 'none'}",
         f"- Heads: {', '.join(config.model.heads) or 'none'}\n",

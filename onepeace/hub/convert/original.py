@@ -1,10 +1,11 @@
 """A checkpoint of an original code, understood: its tensors under our names, and the configuration they imply."""
 
+import json
 import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,24 +14,76 @@ from onepeace.errors import UserError
 from onepeace.hub.architectures import ARCHITECTURES, Conversion
 from onepeace.hub.convert.stored import StoredTensor
 from onepeace.hub.convert.unpickle import Record, plain, read_checkpoint
-from onepeace.hub.tensors import LazyTensor
+from onepeace.hub.folder import CONFIG
+from onepeace.hub.tensors import INDEX, WEIGHTS, LazyTensor, open_weights
 from onepeace.hub.weights import Description
 
 _ROW = re.compile(r"(.*)\[(\d+)\]")
+TRANSFORMERS_CONFIG, TRANSFORMERS_PICKLE = "config.json", "pytorch_model.bin"
+Stored = StoredTensor | LazyTensor
 
 
-def describe_original(path: Path) -> Description:
-    """What a checkpoint file holds. UserError when it is none, or holds tensors this library has no place for."""
-    cfg, tensors = read_original(path)
-    conversion = _conversion(tensors)
+class Original(NamedTuple):
+    """What a checkpoint file holds, by the original's names, unread."""
+
+    cfg: dict[str, Any] | None
+    """The trainer's configuration; None if the file has none."""
+    tensors: dict[str, StoredTensor]
+    average: dict[str, StoredTensor]
+    """Their moving average (fairseq's EMA); {} if the file has none."""
+
+
+def describe_original(path: Path, average: bool = True) -> Description:
+    """What a checkpoint file holds. UserError when it is none, or holds tensors this library has no place for.
+
+    average: take the moving average of the weights if the file holds one and published scores need it.
+    """
+    found = read_original(path)
+    conversion = _conversion(found.tensors)
+    averaged = average and conversion.has_average and bool(found.average)
+    layout = "original layout" if found.cfg else "original layout without cfg"
+    if averaged:
+        return _described(path, found.average, conversion, found.cfg or {}, f"{layout}, moving average of the weights")
+    return _described(path, found.tensors, conversion, found.cfg or {}, layout)
+
+
+def is_transformers_folder(path: Path) -> bool:
+    """Whether it is a folder of transformers, and no model folder."""
+    return (path / TRANSFORMERS_CONFIG).is_file() and not (path / CONFIG).is_file()
+
+
+def describe_transformers(folder: Path) -> Description:
+    """What a transformers folder of an architecture known here holds; UserError for another."""
+    path = folder / TRANSFORMERS_CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kind = content.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    known = {e.conversion.transformers_type: e.conversion for e in ARCHITECTURES.values() if e.conversion}
+    if not kind or kind not in known:
+        types = ", ".join(filter(None, known))
+        raise UserError(f"{folder}: a transformers folder of model type {kind!r}; those that convert: {types}")
+    conversion = known[kind]
+    if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
+        tensors: Mapping[str, Stored] = open_weights(folder, lambda name: _translate(conversion, name) == (None, True))
+    elif (folder / TRANSFORMERS_PICKLE).is_file():
+        tensors = read_original(folder / TRANSFORMERS_PICKLE).tensors
+    else:
+        raise UserError(f"{folder}: no {WEIGHTS} and no {TRANSFORMERS_PICKLE}; the folder is incomplete")
+    return _described(folder, tensors, conversion, content, "transformers folder")
+
+
+def _described(
+    path: Path, tensors: Mapping[str, Stored], conversion: Conversion, cfg: Mapping[str, Any], layout: str
+) -> Description:
     placed = place(path, tensors, conversion)
-    config = conversion.infer_config(path, {name: tensor.shape for name, tensor in placed.items()}, cfg or {})
-    layout = f"{conversion.kind_of(config.model)}, original layout{'' if cfg else ' without cfg'}"
-    return Description(path, layout, config, placed)
+    config = conversion.infer_config(path, {name: tensor.shape for name, tensor in placed.items()}, cfg)
+    return Description(path, f"{conversion.kind_of(config.model)}, {layout}", config, placed)
 
 
-def read_original(path: Path) -> tuple[dict[str, Any] | None, dict[str, StoredTensor]]:
-    """The trainer's configuration (None if the file has none) and the tensors by their original names, unread."""
+def read_original(path: Path) -> Original:
+    """A checkpoint file. UserError when it is none."""
     content = read_checkpoint(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not the dictionary of a checkpoint")
@@ -43,7 +96,10 @@ def read_original(path: Path) -> tuple[dict[str, Any] | None, dict[str, StoredTe
         kind = value.name if isinstance(value, Record) else type(value).__name__
         raise UserError(f"{path}: {len(others)} of its weights are no tensors ({name} is {kind})")
     cfg = next((plain(content[key]) for key in ("cfg", "args") if state is not content and content.get(key)), None)
-    return cfg if isinstance(cfg, dict) else None, {str(name): tensor for name, tensor in state.items()}
+    average = content.get("extra_state") if state is not content else None
+    average = average.get("ema") if isinstance(average, dict) else None
+    kept = {str(name): value for name, value in (average or {}).items() if isinstance(value, StoredTensor)}
+    return Original(cfg if isinstance(cfg, dict) else None, {str(name): tensor for name, tensor in state.items()}, kept)
 
 
 def _conversion(names: Mapping[str, object]) -> Conversion:
@@ -60,9 +116,9 @@ def _translate(conversion: Conversion, name: str) -> tuple[str | None, bool]:
         return None, False
 
 
-def place(path: Path, tensors: Mapping[str, StoredTensor], conversion: Conversion) -> dict[str, LazyTensor]:
+def place(path: Path, tensors: Mapping[str, Stored], conversion: Conversion) -> dict[str, LazyTensor]:
     """Every tensor under our name. UserError for what the key map does not know."""
-    sources: dict[str, dict[int, StoredTensor]] = {}
+    sources: dict[str, dict[int, Stored]] = {}
     origin: dict[str, str] = {}
     left = []
     for theirs, tensor in tensors.items():
@@ -86,7 +142,7 @@ def place(path: Path, tensors: Mapping[str, StoredTensor], conversion: Conversio
     return {name: _assembled(rows, conversion.kept_axes.get(name)) for name, rows in sources.items()}
 
 
-def _assembled(rows: Mapping[int, StoredTensor], kept_axes: int | None) -> LazyTensor:
+def _assembled(rows: Mapping[int, Stored], kept_axes: int | None) -> LazyTensor:
     """One of our tensors: one stored tensor, or several whose values become its rows."""
     tensors = [rows[index] for index in sorted(rows)]
     shape = tensors[0].shape
@@ -97,6 +153,6 @@ def _assembled(rows: Mapping[int, StoredTensor], kept_axes: int | None) -> LazyT
     return LazyTensor(shape, tensors[0].dtype, partial(_read, tensors, shape))
 
 
-def _read(tensors: list[StoredTensor], shape: tuple[int, ...]) -> Tensor:
+def _read(tensors: list[Stored], shape: tuple[int, ...]) -> Tensor:
     read = [tensor.read() for tensor in tensors]
     return (read[0] if len(read) == 1 else torch.stack(read)).reshape(shape)

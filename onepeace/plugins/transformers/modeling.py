@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 
 from onepeace.errors import UserError
 from onepeace.hub import weights
-from onepeace.hub.architectures import build_module
+from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import TOKENIZER
 from onepeace.hub.resolve import resolve
 from onepeace.losses import contrastive
@@ -45,7 +45,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: OnePeaceConfig) -> None:
         super().__init__(config)
-        self.onepeace = build_module(config.to_onepeace())
+        self.onepeace = build_encoder(config.to_onepeace())
         for module in self.onepeace.modules():
             # What was just built is filled; on the meta device it waits for a file, or for `_init_weights`.
             module._is_hf_initialized = not any(p.is_meta for p in module.parameters(recurse=False))  # type: ignore

@@ -1,0 +1,28 @@
+"""`onepeace caption`: what is on pictures, in a sentence each."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onepeace.commands import generate
+
+if TYPE_CHECKING:
+    from onepeace.generative.answers import Answer
+
+EXAMPLES = f"""\
+  onepeace caption pictures --model models/ofa-caption
+  onepeace caption pictures --model models/ofa-caption --json > captions.jsonl
+
+{generate.EXIT_CODES}"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXAMPLES
+    generate.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    def result_of(path: Path, answer: "Answer") -> tuple[dict[str, Any], tuple[str, ...]]:
+        return {"caption": answer.text}, (answer.text,)  # type: ignore[union-attr]
+
+    return generate.run(args, lambda generator: generator.task("caption"), {}, result_of, ("caption",))

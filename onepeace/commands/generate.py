@@ -1,0 +1,68 @@
+"""What the commands of generative models share: their options, and the loop over pictures."""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onepeace.commands import files
+from onepeace.files.table import format_table
+from onepeace.files.walk import Unreadable
+
+if TYPE_CHECKING:
+    from onepeace.generative.answers import Answer
+    from onepeace.generative.generator import Generator
+    from onepeace.generative.tasks import Task
+
+EXIT_CODES = "exit code: 0, 1 when files could not be read (listed at the end), 2 for wrong usage"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """PATHS, the model and how results are printed."""
+    parser.add_argument("paths", nargs="+", metavar="PATHS", help="pictures, and folders with all that are in them")
+    parser.add_argument("--model", required=True, metavar="NAME", help="folder or name of a generative model (OFA)")
+    parser.add_argument("--tasks", metavar="FILE", help="tasks in YAML, in place of the model's own")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
+    parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
+    parser.add_argument(
+        "--batch-size", type=files.positive, default=8, metavar="N", help="files in one pass (default: 8)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
+    parser.set_defaults(only="image")
+
+
+def run(
+    args: argparse.Namespace,
+    choose_task: "Callable[[Generator], Task]",
+    fields: Mapping[str, object],
+    result_of: "Callable[[Path, Answer], tuple[dict[str, Any], tuple[str, ...]]]",
+    columns: tuple[str, ...],
+) -> int:
+    """Puts a task to every picture that `args` names, and prints what comes out.
+
+    Args:
+        fields: of the task's prompt, the same for every picture.
+        result_of: the fields of the JSON object of a path and its answer, and the cells of its row in the table.
+        columns: heads of those cells.
+    """
+    found, problems = files.find(args)
+    from onepeace.generative.generator import load_generator
+
+    generator = load_generator(args.model, device=args.device, dtype=args.dtype, tasks=args.tasks)
+    items = ({"image": file.path, **fields} for file in found)
+    rows, failed = [], []
+    for one in generator.stream(choose_task(generator), items, batch_size=args.batch_size):
+        path = found[one.index].path
+        if not one.answers:
+            failed.append(Unreadable(path, str(one.reason)))
+            continue
+        result, cells = result_of(path, one.answer)
+        numbers = {"score": one.answer.score, "confidence": one.answer.confidence}
+        if args.json:
+            print(json.dumps({"path": os.fspath(path), **result, **numbers}, ensure_ascii=False), flush=True)
+        rows.append((*cells, f"{one.answer.confidence:.2f}", files.shown(path)))
+    if rows and not args.json:
+        print(format_table((*columns, "confidence", "path"), rows))
+    return files.exit_code([*problems, *failed], len(rows))

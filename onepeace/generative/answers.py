@@ -1,0 +1,153 @@
+"""What a generative model answers, typed: a text, a box, a choice, boxes with words, or the codes of a picture.
+
+Every answer has a `score`, by which the search ranks it, and a `confidence` between 0 and 1. Of what was searched for,
+the confidence is the exponential of the mean log-probability of the answer's tokens: the probability of a token, as a
+geometric mean. A prefix does not count, and eos only where the model could have gone on. Of a choice it is the
+probability of this answer among the choices.
+"""
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import exp
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from onepeace.errors import UserError
+from onepeace.generative.search import Hypothesis
+from onepeace.generative.tasks import Task
+from onepeace.generative.vocabulary import Vocabulary
+
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Words."""
+
+    text: str
+    score: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where something is."""
+
+    box: tuple[float, float, float, float]
+    """x0, y0, x1, y1 in pixels of the picture as it was given, within it."""
+    score: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several answers."""
+
+    choice: str
+    score: float
+    """Log-probability."""
+    confidence: float
+    """Probability among the choices."""
+    scores: dict[str, float]
+    """Log-probability of every choice."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What was found, and where."""
+
+    objects: tuple[tuple[str, tuple[float, float, float, float]], ...]
+    """Words and a box as in `Box`, in the order of the answer."""
+    score: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A picture as codes of a VQGAN."""
+
+    codes: Tensor = field(repr=False)
+    """(side, side) int64."""
+    score: float
+    confidence: float
+    picture: Any = None
+    """What the caller's decoder made of the codes."""
+
+
+Answer: TypeAlias = Text | Box | Choice | Objects | Codes
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is known of an item beside the tokens of its answer."""
+
+    vocabulary: Vocabulary
+    task: Task
+    prefix: int = 0
+    """Tokens in front of the answer."""
+    size: tuple[int, int] = (1, 1)
+    """Width and height of the picture as it was given."""
+    resized: tuple[int, int] = (1, 1)
+    """Width and height as the model reads it."""
+
+
+def read_answer(found: Hypothesis, asked: Asked) -> Answer:
+    """The answer that tokens mean. UserError if they mean none of this kind."""
+    ids = found.tokens[asked.prefix : -1]
+    counted = found.token_scores[asked.prefix :]
+    if len(ids) == asked.task.search.max_len and len(ids):  # there eos was forced
+        counted = counted[:-1]
+    return KINDS[asked.task.answer](ids, asked, found.score, exp(sum(counted) / len(counted)))
+
+
+def read_choice(log_probs: Sequence[float], labels: Sequence[str]) -> Choice:
+    """The most probable of some answers."""
+    scores = dict(zip(labels, log_probs, strict=True))
+    best = max(scores, key=scores.__getitem__)
+    return Choice(best, scores[best], float(torch.tensor(list(log_probs)).softmax(0).max()), scores)
+
+
+def _text(ids: Sequence[int], asked: Asked, score: float, confidence: float) -> Text:
+    text = asked.vocabulary.decode(ids)
+    return Text((text.translate(PUNCTUATION) if asked.task.without_punctuation else text).strip(), score, confidence)
+
+
+def _box(ids: Sequence[int], asked: Asked, score: float, confidence: float) -> Box:
+    try:
+        return Box(_clipped(ids, asked), score, confidence)
+    except ValueError as error:
+        raise UserError(f"the model gives no box but {asked.vocabulary.decode(ids)!r}") from error
+
+
+def _objects(ids: Sequence[int], asked: Asked, score: float, confidence: float) -> Objects:
+    """Four bins and the words up to the next bin, again and again; what is not of that form is left out."""
+    found, bins, words = [], asked.vocabulary.bins, asked.vocabulary.num_words
+    starts = [i for i, one in enumerate(ids) if one in bins and (i == 0 or ids[i - 1] not in bins)]
+    for start, stop in pairwise([*starts, len(ids)]):
+        label = [one for one in ids[start + 4 : stop] if one < words]
+        if label and all(one in bins for one in ids[start : start + 4]):
+            found.append((asked.vocabulary.decode(label).strip(), _clipped(ids[start : start + 4], asked)))
+    return Objects(tuple(found), score, confidence)
+
+
+def _codes(ids: Sequence[int], asked: Asked, score: float, confidence: float) -> Codes:
+    side = round(len(ids) ** 0.5)
+    if side * side != len(ids) or not all(one in asked.vocabulary.codes for one in ids):
+        raise UserError(f"the model gives {len(ids)} tokens that are not the codes of a square picture")
+    codes = torch.tensor(ids).view(side, side) - asked.vocabulary.codes.start
+    return Codes(codes, score, confidence)
+
+
+def _clipped(ids: Sequence[int], asked: Asked) -> tuple[float, float, float, float]:
+    corners = asked.vocabulary.box_of(ids, asked.size, asked.resized)
+    x0, y0, x1, y1 = (min(max(corner, 0.0), float(asked.size[i % 2])) for i, corner in enumerate(corners))
+    return x0, y0, x1, y1
+
+
+KINDS: Mapping[str, Callable[[Sequence[int], Asked, float, float], Answer]] = {
+    "text": _text, "box": _box, "objects": _objects, "codes": _codes,
+}  # fmt: skip

@@ -1,0 +1,304 @@
+"""What users call of a generative model: captions, answers, boxes, statements judged, and tasks of their own.
+
+Every method puts a task (tasks.py) to items; pipeline.py takes them through the model, searched (search.py) or scored
+(scoring.py), and answers.py reads what was written.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import repeat, zip_longest
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from onepeace.config import Options, merge
+from onepeace.config.ofa import OFAConfig
+from onepeace.device import choose_device, choose_dtype
+from onepeace.embed.assembly import Failure
+from onepeace.embed.items import check_many
+from onepeace.errors import UserError
+from onepeace.generative.answers import Answer
+from onepeace.generative.model import OFA
+from onepeace.generative.pipeline import Generated, Pipeline
+from onepeace.generative.search import SearchOptions
+from onepeace.generative.tasks import FILE, Task, read_tasks
+from onepeace.generative.vocabulary import Vocabulary
+from onepeace.hub import weights
+from onepeace.hub.architectures import architecture, build_module
+from onepeace.hub.folder import TOKENIZER, read_config
+from onepeace.hub.resolve import resolve
+from onepeace.processors.tokenizer import read_tokenizer
+
+PICTURES: Options = {"size": 480, "mean": [0.5] * 3, "std": [0.5] * 3}
+"""How released models see pictures; config.yaml changes it."""
+OnError = Literal["raise", "skip"]
+Answers: TypeAlias = list[Answer] | tuple[list[Answer], list[Failure]]
+
+
+def load_generator(
+    name: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    tasks: str | os.PathLike[str] | None = None,
+) -> "Generator":
+    """A generative model by name, ready to answer.
+
+    Args:
+        name: a model folder, or what else `onepeace.load` takes, that generates (OFA).
+        device, dtype: as for `onepeace.load`.
+        tasks: a YAML file of tasks, over those of the model's folder and the built-in ones; see `read_tasks`.
+
+    Raises:
+        UserError: as `onepeace.load`; a model that cannot write; a wrong field in a file of tasks.
+    """
+    chosen = choose_device(device)
+    folder = resolve(name)
+    config = read_config(folder)
+    if not architecture(config.architecture).generates:
+        raise UserError(f"{name}: a model of architecture {config.architecture} writes no answers; name one that does")
+    with torch.device("meta"):
+        num_parameters = sum(parameter.numel() for parameter in build_module(config).parameters())
+    module = cast(OFA, weights.load(folder, chosen, choose_dtype(dtype, chosen, num_parameters)))
+    model, tokenizer = cast(OFAConfig, config.model), read_tokenizer(folder / TOKENIZER)
+    vocabulary = Vocabulary(tokenizer, model.num_words, mask=True, num_codes=model.num_codes, num_bins=model.num_bins)
+    files = [folder / FILE] if (folder / FILE).is_file() else []
+    rows = read_tasks(*files, *([] if tasks is None else [Path(tasks)]))
+    return Generator(module, vocabulary, rows, image=config.processors.get("image", {}))
+
+
+class Generator:
+    """A generative model with its vocabulary and its tasks; `image`: settings of the processor of pictures.
+
+    Methods take any iterable of pictures (paths, http(s) addresses, bytes, PIL images, arrays, tensors) and give a list
+    of answers in its order; a text in place of a list goes with every picture. They share these options:
+
+        batch_size: items in one pass; changes speed and memory, not the answers.
+        on_error: "raise" stops at the first item that fails, with a `UserError` that names it. "skip" leaves such items
+            out and gives (answers, failures).
+    """
+
+    def __init__(
+        self,
+        module: OFA,
+        vocabulary: Vocabulary,
+        tasks: Mapping[str, Task] | None = None,
+        *,
+        image: Options | None = None,
+    ) -> None:
+        if len(vocabulary) != module.config.vocab_size:
+            raise UserError(f"the vocabulary has {len(vocabulary)} ids, and the model {module.config.vocab_size}")
+        self.module, self.vocabulary = module.eval(), vocabulary
+        self.tasks = dict(read_tasks() if tasks is None else tasks)
+        """By name; change an entry to change what a method does."""
+        self._pipeline = Pipeline(module, vocabulary, merge(PICTURES, image or {}))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.module.parameters()).dtype
+
+    def caption(
+        self,
+        images: Iterable[object],
+        *,
+        search: SearchOptions | None = None,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
+    ) -> Answers:
+        """A `Text` for each picture, that says what is on it. `search`: in place of the task's."""
+        return self._collect("caption", _rows(image=images), batch_size, on_error, search)
+
+    def answer(
+        self,
+        images: Iterable[object],
+        questions: str | Iterable[str],
+        candidates: Sequence[str] | None = None,
+        *,
+        search: SearchOptions | None = None,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
+    ) -> Answers:
+        """A `Text` for each picture and its question; with candidates a `Choice`, for which all of them are scored."""
+        task = self.task("answer", search)
+        if candidates is not None:
+            task = replace(task, answer="choice", choices=list(check_many(candidates, "candidates")))
+        return self._collect(task, _rows(image=images, text=questions), batch_size, on_error)
+
+    def ground(
+        self,
+        images: Iterable[object],
+        phrases: str | Iterable[str],
+        *,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
+    ) -> Answers:
+        """A `Box` for each picture and phrase: where on it that is. There is always one, whether the thing is there or
+        not; the confidence may tell."""
+        return self._collect("ground", _rows(image=images, text=phrases), batch_size, on_error)
+
+    def describe(
+        self,
+        images: Iterable[object],
+        boxes: Iterable[Sequence[float]],
+        *,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
+    ) -> Answers:
+        """A `Text` for each picture and box [x0, y0, x1, y1] in its pixels: what is there."""
+        return self._collect("describe", _rows(image=images, box=boxes), batch_size, on_error)
+
+    def entails(
+        self,
+        images: Iterable[object],
+        texts: str | Iterable[str],
+        premises: str | Iterable[str] | None = None,
+        *,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
+    ) -> Answers:
+        """A `Choice` for each picture and statement: "entailment", "contradiction" or "neutral" (SNLI-VE).
+
+        `premises`: what is known of the pictures beside them, as fine-tuned models expect it: a caption of each.
+        """
+        if premises is None:
+            return self._collect("entail", _rows(image=images, text=texts), batch_size, on_error)
+        rows = _rows(image=images, text=texts, premise=premises)
+        return self._collect("entail_premise", rows, batch_size, on_error)
+
+    def classify(
+        self,
+        images: Iterable[object],
+        labels: Sequence[str] | None = None,
+        *,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
+    ) -> Answers:
+        """A `Choice` of labels for each picture; without labels, of those that the model's folder stores."""
+        task = self.task("classify")
+        if labels is not None:
+            task = replace(task, choices=list(check_many(labels, "labels")))
+        return self._collect(task, _rows(image=images), batch_size, on_error)
+
+    def infill(
+        self,
+        texts: Iterable[str],
+        *,
+        search: SearchOptions | None = None,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
+    ) -> Answers:
+        """A `Text` for each text in which `<mask>` stands for missing words: the whole text."""
+        return self._collect("infill", _rows(text=check_many(texts)), batch_size, on_error, search)
+
+    def draw(
+        self,
+        texts: Iterable[str],
+        decode: Callable[[Tensor], Any] | None = None,
+        *,
+        search: SearchOptions | None = None,
+        batch_size: int = 1,
+    ) -> list[list[Answer]]:
+        """Pictures of each text as `Codes`, the best first by score; rank them by a model of pictures and texts.
+
+        Args:
+            decode: makes a picture of codes (side, side): a VQGAN's decoder, which is not part of this library.
+            search: in place of the task's, which draws 24 samples.
+        """
+        found = []
+        for one in self.stream(self.task("draw", search), _rows(text=check_many(texts)), batch_size=batch_size):
+            one.answer  # noqa: B018  raises what was wrong
+            pictures: list[Any] = list(one.answers)
+            found.append([replace(each, picture=decode(each.codes)) for each in pictures] if decode else pictures)
+        return found
+
+    def run(
+        self,
+        prompt: str | Iterable[str],
+        image: object = None,
+        *,
+        task: Task | None = None,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
+    ) -> Answer | Answers:
+        """The answer to a prompt of one's own, with a picture or without; to a list of prompts a list of answers.
+
+        Args:
+            prompt: as the model reads it; `<mask>`, `<bin_7>` and `<code_3>` are symbols of the vocabulary.
+            image: a picture; to a list of prompts one for each, or None where there is none.
+            task: how it is answered; its prompt is not used. By default a text of up to 16 tokens.
+        """
+        task = replace(task or Task("{prompt}"), prompt="{prompt}")
+        single = isinstance(prompt, str)
+        prompts = [prompt] if single else list(check_many(prompt, "prompts"))
+        images = [image] if single else repeat(None, len(prompts)) if image is None else check_many(image, "images")
+        blind, seeing = replace(task, image=None), replace(task, image=task.image or {})
+        rows = _rows(image=images, prompt=prompts)
+        pairs = ((blind if row["image"] is None else seeing, row) for row in rows)
+        found = _collected(self._pipeline.stream(pairs, batch_size), "raise" if single else on_error)
+        return found[0] if single else found  # type: ignore[return-value]
+
+    def task(self, name: str, search: SearchOptions | None = None) -> Task:
+        """A task by name, with a search of one's own if one is given. UserError if there is none."""
+        if name not in self.tasks:
+            raise UserError(f"this model has no task {name!r}; it has {', '.join(self.tasks)}")
+        return self.tasks[name] if search is None else replace(self.tasks[name], search=search)
+
+    def stream(
+        self, task: str | Task, items: Iterable[Mapping[str, object]], *, batch_size: int = 8
+    ) -> Iterator[Generated]:
+        """Puts a task to items, in bounded memory; results come in order, failures as values.
+
+        Args:
+            task: a name in `tasks`, or a task of one's own.
+            items: the fields of the task's prompt by name, {"text": ...}, and "image" if it reads one; "candidates" in
+                place of the task's choices; {box} is [x0, y0, x1, y1] in pixels of the picture.
+
+        Raises:
+            UserError: no such task, or one that this model cannot do; no memory for a batch. What is wrong with an
+                item is in its result.
+        """
+        chosen = self.task(task) if isinstance(task, str) else task
+        return self._pipeline.stream(((chosen, item) for item in items), batch_size)
+
+    def _collect(
+        self,
+        task: str | Task,
+        items: Iterable[Mapping[str, object]],
+        batch_size: int,
+        on_error: OnError,
+        search: SearchOptions | None = None,
+    ) -> Answers:
+        chosen = self.task(task, search) if isinstance(task, str) else task
+        return _collected(self.stream(chosen, items, batch_size=batch_size), on_error)
+
+
+def _rows(**columns: Iterable[object]) -> Iterator[dict[str, object]]:
+    """Items from their fields; a text in place of a list goes with every item."""
+    texts = {name: column for name, column in columns.items() if isinstance(column, str)}
+    many = {name: check_many(column, name) for name, column in columns.items() if name not in texts}
+    missing = object()
+    for count, values in enumerate(zip_longest(*many.values(), fillvalue=missing)):
+        if any(value is missing for value in values):
+            short = next(name for name, value in zip(many, values, strict=True) if value is missing)
+            raise UserError(f"there are {count} of {short}, and more of {' and '.join(set(many) - {short})}")
+        yield dict(zip(many, values, strict=True)) | texts
+
+
+def _collected(results: Iterable[Generated], on_error: OnError) -> Answers:
+    if on_error not in ("raise", "skip"):
+        raise UserError(f"on_error is {on_error!r}; it can be 'raise', 'skip'")
+    answers: list[Answer] = []
+    failures: list[Failure] = []
+    for one in results:
+        if on_error == "skip" and not one.answers:
+            failures.append(Failure(one.index, one.name, str(one.reason)))
+        else:
+            answers.append(one.answer)
+    return (answers, failures) if on_error == "skip" else answers

@@ -1,0 +1,246 @@
+"""From items to answers: items are decoded ahead in threads, encoded in batches, then searched or scored.
+
+Results come in order and in bounded memory, failures as values. `Generator` is what users call.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from onepeace.config import Options, merge
+from onepeace.embed.items import check_many
+from onepeace.embed.stream import decode_ahead
+from onepeace.errors import UserError, one_line
+from onepeace.files.source import describe
+from onepeace.generative.answers import Answer, Asked, read_answer, read_choice
+from onepeace.generative.model import OFA
+from onepeace.generative.scoring import Trie, score_answers
+from onepeace.generative.search import Allowed, Hypothesis, search
+from onepeace.generative.tasks import Task
+from onepeace.generative.vocabulary import Vocabulary
+from onepeace.processors import ImageProcessor
+from onepeace.processors.tokenizer import BOS, EOS, PAD, UNK
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What became of one item."""
+
+    index: int
+    """Place of the item among those given."""
+    name: str
+    answers: tuple[Answer, ...] = ()
+    """Best first: one for each hypothesis of the search, or the choice; none if the item failed."""
+    reason: str | None = None
+    """Why it failed, in one line."""
+
+    @property
+    def answer(self) -> Answer:
+        """The best. UserError if the item failed."""
+        if not self.answers:
+            raise UserError(f"{self.name}: {self.reason}")
+        return self.answers[0]
+
+
+class _Asking(NamedTuple):
+    """A task, ready for items."""
+
+    task: Task
+    processor: ImageProcessor | None
+    """None where no picture is read."""
+
+
+class _Read(NamedTuple):
+    """An item on its way into a batch."""
+
+    asking: _Asking
+    ids: list[int]
+    """With bos and eos."""
+    pixels: Tensor | None
+    prefix: list[int]
+    labels: tuple[str, ...]
+    """The choices' names."""
+    trie: Trie | None
+    """The choices' tokens; None where the answer is searched for."""
+    asked: Asked
+
+
+class Pipeline:
+    """A model and its vocabulary, and how items go through them.
+
+    Args:
+        image: settings of the processor of pictures that all tasks share.
+    """
+
+    def __init__(self, module: OFA, vocabulary: Vocabulary, image: Options) -> None:
+        self.module, self.vocabulary, self.image = module, vocabulary, image
+
+    def stream(self, pairs: Iterable[tuple[Task, Mapping[str, object]]], batch_size: int) -> Iterator[Generated]:
+        """The result of every pair of a task and an item, see `Generator.stream`."""
+        ready: dict[int, tuple[Task, _Asking]] = {}
+
+        def prepared() -> Iterator[tuple[_Asking, Mapping[str, object]]]:
+            for task, item in pairs:
+                if id(task) not in ready:
+                    ready[id(task)] = task, self._asking(task)
+                yield ready[id(task)][1], item
+
+        decoded = decode_ahead(prepared(), lambda pair: self._read(*pair), ahead=2 * batch_size)
+        while block := list(islice(decoded, batch_size)):
+            outputs = iter(self._answers([found for _, _, found in block if isinstance(found, _Read)]))
+            for index, (_, item), found in block:
+                image = item.get("image")
+                name = f"item {index}" if image is None else describe(image)
+                output = next(outputs) if isinstance(found, _Read) else found
+                if isinstance(output, Exception):
+                    yield Generated(index, name, (), one_line(output).removeprefix(f"{name}: "))
+                else:
+                    yield Generated(index, name, output)
+
+    def _asking(self, task: Task) -> _Asking:
+        """UserError if the model lacks what the task needs."""
+        if task.answer == "codes":
+            grid = self.module.decoder.code_grid
+            if grid is None or not self.vocabulary.codes:
+                raise UserError("this model writes no image codes")
+            task = replace(task, search=replace(task.search, min_len=grid**2, max_len=grid**2))
+        if task.answer in ("box", "objects") and not self.vocabulary.bins:
+            raise UserError("this model has no bins for boxes")
+        if task.image is None:
+            return _Asking(task, None)
+        return _Asking(task, ImageProcessor(**merge(self.image, task.image)))
+
+    def _read(self, asking: _Asking, item: Mapping[str, object]) -> "_Read | Exception":
+        try:
+            return self._checked(asking, dict(item))
+        except Exception as error:  # whatever a processor trips over, the item is to be named
+            return error
+
+    def _checked(self, asking: _Asking, values: dict[str, Any]) -> _Read:
+        task, processor = asking
+        pixels, asked = None, Asked(self.vocabulary, task)
+        if processor is not None:
+            if values.get("image") is None:
+                raise UserError("the task needs a picture, and the item has none")
+            pixels = processor.decode(values["image"])
+            if task.answer in ("box", "objects") or "box" in task.fields:
+                size = processor.size_in_pixels(values["image"])
+                asked = replace(asked, size=size, resized=(processor.width, processor.height))
+        if "box" in task.fields and not isinstance(values.get("box"), str):
+            values["box"] = self._box(values.get("box"), asked)
+        source = self.vocabulary.encode(task.source(values))
+        prefix = [] if task.decoder_prompt == "none" else source
+        prefix = [*prefix, EOS] if task.decoder_prompt == "source_and_end" else prefix
+        labels: tuple[str, ...] = ()
+        trie, longest = None, task.search.max_len
+        if task.answer == "choice":
+            candidates = values.get("candidates")
+            if candidates is not None:
+                task = replace(task, choices=list(check_many(candidates, "candidates")))
+            words = _choices(task.labels)
+            labels, trie = tuple(words), _trie(self.vocabulary, tuple(words.values()))
+            longest = trie.depth
+        limit = self.module.config.num_positions
+        if max(len(source) + 2, len(prefix) + longest + 1) > limit:
+            raise UserError(
+                f"its text has {len(source)} tokens and its answer up to {longest}; the model has {limit} places"
+            )
+        return _Read(asking, [BOS, *source, EOS], pixels, prefix, labels, trie, replace(asked, prefix=len(prefix)))
+
+    def _box(self, box: object, asked: Asked) -> str:
+        """A box as text."""
+        if not isinstance(box, Sequence) or len(box) != 4:
+            raise UserError(f"a box is [x0, y0, x1, y1] in pixels, not {box!r}")
+        return self.vocabulary.decode(self.vocabulary.bins_of(box, asked.size, asked.resized))
+
+    def _answers(self, items: list[_Read]) -> list["tuple[Answer, ...] | UserError"]:
+        """The answers of a block of items, computed in groups of the same task and choices."""
+        found: dict[int, tuple[Answer, ...] | UserError] = {}
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, item in enumerate(items):
+            groups.setdefault((id(item.asking), id(item.trie)), []).append(i)
+        for members in groups.values():
+            group = [items[i] for i in members]
+            try:
+                with torch.inference_mode():
+                    trie = group[0].trie
+                    answers = self._searched(group) if trie is None else self._chosen(group, trie)
+            except torch.OutOfMemoryError as error:
+                raise UserError(f"no memory for {len(group)} items at once; lower batch_size") from error
+            found.update(zip(members, answers, strict=True))
+        return [found[i] for i in range(len(items))]
+
+    def _start(self, items: list[_Read], longest: int) -> dict[str, Any]:
+        """The decoder before a batch of items, as `search` and `score_answers` take it."""
+        device, dtype = self.module.decoder.token_embed.weight.device, self.module.decoder.token_embed.weight.dtype
+        ids = pad_sequence([torch.tensor(item.ids) for item in items], batch_first=True, padding_value=PAD)
+        pixels = [item.pixels for item in items if item.pixels is not None]
+        encoded = self.module.encode(ids.to(device), torch.stack(pixels).to(device, dtype) if pixels else None)
+        is_codes = items[0].asking.task.answer == "codes"
+        code_rows = torch.ones(len(items), dtype=torch.bool, device=device) if is_codes else None
+        length = max(len(item.prefix) for item in items) + longest + 1
+        return {
+            "step": self.module.decoder.step,
+            "state": self.module.decoder.start(encoded, length, code_rows),
+            "num_sources": len(items),
+            "prefixes": [item.prefix for item in items],
+            "device": device,
+        }
+
+    def _chosen(self, items: list[_Read], trie: Trie) -> list[tuple[Answer, ...]]:
+        renormalise = items[0].asking.task.renormalise
+        scores = score_answers(trie=trie, renormalise=renormalise, **self._start(items, trie.depth))
+        return [(read_choice(row, item.labels),) for row, item in zip(scores.tolist(), items, strict=True)]
+
+    def _searched(self, items: list[_Read]) -> list["tuple[Answer, ...] | UserError"]:
+        task = items[0].asking.task
+        allowed, writes_codes = None, task.answer == "codes"
+        if task.answer == "box" and task.confined:
+            allowed = _four(self.vocabulary.bins)
+        elif writes_codes:
+            allowed = _within(self.vocabulary.codes)
+        start = self._start(items, task.search.max_len)
+        found = search(options=task.search, allowed=allowed, codes=writes_codes, **start)
+        return [_readable(hypotheses, item.asked) for hypotheses, item in zip(found, items, strict=True)]
+
+
+def _four(bins: range) -> Allowed:
+    """Four bins and eos."""
+    ids, end = torch.arange(bins.start, bins.stop), torch.tensor([EOS])
+    return lambda source, answer: ids if len(answer) < 4 else end
+
+
+def _within(codes: range) -> Allowed:
+    """Image codes, and the special tokens that the released code keeps in the softmax."""
+    ids = torch.tensor([*range(UNK + 1), *codes])
+    return lambda source, answer: ids
+
+
+def _readable(hypotheses: Sequence[Hypothesis], asked: Asked) -> "tuple[Answer, ...] | UserError":
+    """The answers of hypotheses; the error if the best is none. Others that are none are left out."""
+    answers: list[Answer] = []
+    for hypothesis in hypotheses:
+        try:
+            answers.append(read_answer(hypothesis, asked))
+        except UserError as error:
+            if not answers:
+                return error
+    return tuple(answers) or UserError("the search allows no answer")
+
+
+def _choices(words: Mapping[str, str] | None) -> Mapping[str, str]:
+    if not words or not all(isinstance(word, str) for word in words.values()):
+        raise UserError("there is nothing to choose from; give candidates or labels, as texts")
+    return words
+
+
+@lru_cache(maxsize=16)
+def _trie(vocabulary: Vocabulary, answers: tuple[str, ...]) -> Trie:
+    """Of answers as the decoder writes them: with a space in front."""
+    return Trie([vocabulary.encode(f" {answer.strip()}") for answer in answers])

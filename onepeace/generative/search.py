@@ -1,0 +1,253 @@
+"""Greedy, beam and sampling search over any decoder that gives the logits of the next token.
+
+The rules are fairseq's, with which OFA's released results were searched: hypotheses are compared and finished by rules of
+their own, so other libraries' beam search gives other captions. An answer depends on its own source alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from onepeace.errors import UserError
+from onepeace.processors.tokenizer import BOS, EOS, PAD, UNK
+
+S = TypeVar("S", bound="State")
+
+
+class State(Protocol):
+    """Where a decoder stands with N hypotheses; `TextDecoder.start` makes one with a hypothesis for each source."""
+
+    def select(self: S, rows: Tensor) -> S:
+        """The hypotheses `rows` (M,), each as often as it is named."""
+
+
+Step = Callable[[Tensor, S], Tensor]
+"""Feeds each hypothesis of a state its next token (N,), which moves the state on; logits (N, V) of the token after it.
+`TextDecoder.step` is one."""
+
+Ids = Sequence[int] | Tensor
+Allowed = Callable[[int, Sequence[int]], Ids | None]
+"""(number of the source, tokens of the answer so far) -> the ids that may come next; None: all."""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How an answer is searched for. The defaults are fairseq's, but for the beam."""
+
+    method: Literal["beam", "sample"] = "beam"
+    beam: int = 5
+    """Hypotheses that are followed (1: greedy), or independent samples."""
+    max_len: int = 16
+    """Tokens of an answer, eos not counted; there eos is forced."""
+    min_len: int = 1
+    """Tokens before eos, those of a prefix counted."""
+    length_penalty: float = 1.0
+    """The sum of log-probabilities is divided by the number of tokens, eos counted, to this power."""
+    normalize: bool = True
+    """False: the score is the sum."""
+    temperature: float = 1.0
+    no_repeat_ngram: int = 0
+    """No n tokens in a row occur twice; 0 allows it."""
+    unk_penalty: float = 0.0
+    top_k: int = 0
+    """Samples are drawn from the k most probable tokens; 0: from all."""
+    top_p: float = 1.0
+    """Samples are drawn from the most probable tokens that together have this probability (nucleus)."""
+    seed: int = 0
+    """Of the samples of every source."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"beam": 1, "max_len": 1, "min_len": 0, "no_repeat_ngram": 0, "top_k": 0}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"search.{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.min_len > self.max_len:
+            raise UserError(f"search.min_len {self.min_len} is above search.max_len {self.max_len}")
+        if not self.temperature > 0:
+            raise UserError(f"search.temperature is {self.temperature}; it must be above 0")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"search.top_p is {self.top_p}; it must be above 0 and at most 1")
+
+
+class Hypothesis(NamedTuple):
+    """A finished answer."""
+
+    tokens: tuple[int, ...]
+    """A forced prefix, the answer, eos; without bos."""
+    score: float
+    """As the options normalise it; hypotheses of a source are ranked by it."""
+    token_scores: tuple[float, ...]
+    """Log-probability of each token."""
+
+
+class _Live(NamedTuple):
+    """A hypothesis that goes on."""
+
+    row: int
+    """Its number at the step before."""
+    number: int = 0
+    """Of the sample among those of its source."""
+    tokens: tuple[int, ...] = ()
+    scores: tuple[float, ...] = ()
+    total: float = 0.0
+
+    def followed_by(self, token: int, score: float, row: int) -> "_Live":
+        return _Live(row, self.number, (*self.tokens, token), (*self.scores, score), self.total + score)
+
+
+@torch.no_grad()
+def search(
+    step: Step[S],
+    state: S,
+    num_sources: int,
+    options: SearchOptions,
+    *,
+    prefixes: Sequence[Sequence[int]] | None = None,
+    allowed: Allowed | None = None,
+    mask_after_softmax: bool = False,
+    codes: bool = False,
+    device: torch.device | str = "cpu",
+) -> list[list[Hypothesis]]:
+    """The hypotheses of each source, best first: at most `options.beam` of them, none where nothing is allowed.
+
+    Args:
+        step, state: the decoder, before bos; it is fed one token more than the longest prefix and `max_len` have.
+        prefixes: tokens each answer begins with, forced. Scores count them, `max_len` does not.
+        allowed: restricts the tokens of the answer behind the prefix.
+        mask_after_softmax: probabilities are not renormalised over what is allowed (the released zero-shot rule).
+        codes: the answer is image codes: no special token before `max_len`.
+        device: of the decoder.
+    """
+    prompts = [tuple(prefix) for prefix in prefixes] if prefixes is not None else [()] * num_sources
+    sampling = options.method == "sample"
+    draws = [torch.Generator().manual_seed(options.seed) for _ in range(num_sources)] if sampling else []
+    firsts = range(options.beam if sampling else 1)
+    live = [[_Live(source, number) for number in firsts] for source in range(num_sources)]
+    done: list[list[Hypothesis]] = [[] for _ in range(num_sources)]
+    length, num_rows = 0, num_sources
+    while any(live):
+        rows = [(source, one) for source, group in enumerate(live) for one in group]
+        parents = [one.row for _, one in rows]
+        if parents != list(range(num_rows)):
+            state = state.select(torch.tensor(parents, device=device))
+        num_rows = len(rows)
+        tokens = torch.tensor([one.tokens[-1] if length else BOS for _, one in rows], device=device)
+        logits = step(tokens, state).float()
+        log_probs = _log_probabilities(logits, rows, prompts, options, allowed, mask_after_softmax, codes)
+        found = _sample(log_probs, rows, draws, options) if sampling else _best(log_probs, rows, options.beam)
+        for source, start in enumerate(map(len, prompts)):
+            going = []
+            for place, one in enumerate(found.get(source, ())):
+                if one.tokens[-1] != EOS or length < start:
+                    going.append(one)
+                elif place < options.beam and len(done[source]) < options.beam:
+                    done[source].append(_finished(one, options))
+            is_over = len(done[source]) == options.beam or length == start + options.max_len
+            live[source] = [] if is_over else going[: options.beam]
+        length += 1
+    return [sorted(hypotheses, key=lambda one: -one.score) for hypotheses in done]
+
+
+def _log_probabilities(
+    logits: Tensor,
+    rows: Sequence[tuple[int, _Live]],
+    prompts: Sequence[Sequence[int]],
+    options: SearchOptions,
+    allowed: Allowed | None,
+    mask_after_softmax: bool,
+    codes: bool,
+) -> Tensor:
+    """(N, V) log-probabilities, -inf for what may not come next."""
+    logits = logits / options.temperature
+    blocked = None if allowed is None else _blocked(logits, rows, prompts, allowed)
+    if blocked is not None and not mask_after_softmax:
+        logits = logits.masked_fill(blocked, -torch.inf)
+    log_probs = logits.log_softmax(1).nan_to_num_(-torch.inf, torch.inf, -torch.inf)
+    if blocked is not None:
+        log_probs.masked_fill_(blocked, -torch.inf)
+    log_probs[:, PAD] = -torch.inf
+    log_probs[:, UNK] -= options.unk_penalty
+    for row, (source, one) in enumerate(rows):
+        length, start = len(one.tokens), len(prompts[source])
+        if length < start:
+            _only(log_probs[row], prompts[source][length])
+            continue
+        if length < options.min_len:
+            log_probs[row, EOS] = -torch.inf
+        if length == start + options.max_len:
+            _only(log_probs[row], EOS)
+        elif codes:
+            log_probs[row, : UNK + 1] = -torch.inf
+        if repeats := _repeats((BOS, *one.tokens), options.no_repeat_ngram):
+            log_probs[row, repeats] = -torch.inf
+    return log_probs
+
+
+def _blocked(
+    logits: Tensor, rows: Sequence[tuple[int, _Live]], prompts: Sequence[Sequence[int]], allowed: Allowed
+) -> Tensor:
+    """(N, V): True where `allowed` leaves an id out; nothing is left out within a prefix."""
+    blocked = torch.zeros_like(logits, dtype=torch.bool)
+    for row, (source, one) in enumerate(rows):
+        start = len(prompts[source])
+        ids = allowed(source, one.tokens[start:]) if len(one.tokens) >= start else None
+        if ids is not None:
+            blocked[row] = True
+            blocked[row, torch.as_tensor(ids, device=logits.device)] = False
+    return blocked
+
+
+def _only(log_probs: Tensor, token: int) -> None:
+    value = log_probs[token].clone()
+    log_probs.fill_(-torch.inf)
+    log_probs[token] = value
+
+
+def _repeats(tokens: tuple[int, ...], n: int) -> list[int]:
+    """Tokens, eos excepted, that would complete a run of n tokens for the second time."""
+    if not 0 < n <= len(tokens):
+        return []
+    last = tokens[len(tokens) - n + 1 :]
+    runs = (tokens[i : i + n] for i in range(len(tokens) - n + 1))
+    return [run[-1] for run in runs if run[:-1] == last and run[-1] != EOS]
+
+
+def _best(log_probs: Tensor, rows: Sequence[tuple[int, _Live]], beam: int) -> dict[int, list[_Live]]:
+    """By source the 2 * beam best continuations; twice as many as are followed, as half of them may end."""
+    values, ids = (found.tolist() for found in log_probs.topk(min(2 * beam, log_probs.shape[1]), dim=1))
+    found: dict[int, list[_Live]] = {}
+    for row, (source, one) in enumerate(rows):
+        best = zip(ids[row], values[row], strict=True)
+        found.setdefault(source, []).extend(one.followed_by(*pair, row) for pair in best if pair[1] > -torch.inf)
+    return {source: sorted(group, key=lambda one: -one.total)[: 2 * beam] for source, group in found.items()}
+
+
+def _sample(
+    log_probs: Tensor, rows: Sequence[tuple[int, _Live]], draws: Sequence[torch.Generator], options: SearchOptions
+) -> dict[int, list[_Live]]:
+    """By source a continuation of each of its samples.
+
+    All samples of a source draw at each step, those that have ended too: none depends on the length of another.
+    """
+    values, ids = log_probs.topk(min(options.top_k, log_probs.shape[1]) or log_probs.shape[1], dim=1)
+    weights = values.double().exp()
+    before = weights.cumsum(1) - weights
+    weights.masked_fill_(before >= options.top_p * weights.sum(1, keepdim=True), 0)
+    sums = weights.cumsum(1)
+    uniform = {source: torch.rand(options.beam, generator=draws[source]) for source in dict(rows)}
+    drawn = torch.stack([uniform[source][one.number] for source, one in rows]).to(sums)
+    places = torch.searchsorted(sums, drawn[:, None] * sums[:, -1:], right=True)
+    places = places.clamp(max=(weights > 0).sum(1, keepdim=True) - 1).clamp(min=0)
+    found: dict[int, list[_Live]] = {}
+    chosen, scores = ids.gather(1, places)[:, 0].tolist(), values.gather(1, places)[:, 0].tolist()
+    for row, ((source, one), token, score) in enumerate(zip(rows, chosen, scores, strict=True)):
+        if score > -torch.inf:
+            found.setdefault(source, []).append(one.followed_by(token, score, row))
+    return found
+
+
+def _finished(one: _Live, options: SearchOptions) -> Hypothesis:
+    score = one.total / len(one.tokens) ** options.length_penalty if options.normalize else one.total
+    return Hypothesis(one.tokens, score, one.scores)

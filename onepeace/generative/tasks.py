@@ -1,0 +1,110 @@
+"""What a generative model is asked, as data: a prompt, the kind of answer, how it is searched for.
+
+`tasks.yaml` beside this file has the tasks of the released models. A model folder may hold a `tasks.yaml` of its own:
+what a model was fine-tuned for belongs to its weights. A user's file is read the same way.
+"""
+
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from onepeace.config import Options, build, merge, read_yaml, write_config
+from onepeace.errors import UserError
+from onepeace.generative.search import SearchOptions
+from onepeace.generative.vocabulary import normalise_caption, normalise_question
+
+FILE = "tasks.yaml"
+BUILT_IN = Path(__file__).with_name(FILE)
+
+
+@dataclass(frozen=True)
+class Task:
+    """How one kind of question is put to a model, and how its answer is found."""
+
+    prompt: str
+    """What the encoder reads. Names in braces are fields of an item; {box} becomes the four bins of a box."""
+    answer: Literal["text", "box", "choice", "codes", "objects"] = "text"
+    """What comes out: words, a box, one of `choices`, a picture's codes, or boxes with words."""
+    image: dict[str, Any] | None = field(default_factory=dict)
+    """Settings of the processor of pictures, over those of the model's config.yaml; null: it reads no picture."""
+    reads: Literal["text", "question", "caption"] = "text"
+    """How the words of an item are written: as they are, or as the released models read questions or captions."""
+    max_words: int | None = None
+    """Of each field of an item, for questions and captions."""
+    decoder_prompt: Literal["none", "source", "source_and_end"] = "none"
+    """What the decoder is given before it answers: nothing; the source (fine-tuned for VQA and SNLI-VE); the source and
+    eos (fine-tuned for GLUE)."""
+    choices: dict[str, str] | list[str] | None = None
+    """The answers there are, or by name the words that mean them."""
+    renormalise: bool = True
+    """Of choices: probabilities are over what the choices allow; false: over the whole vocabulary (the released
+    zero-shot rule)."""
+    confined: bool = True
+    """Of boxes: nothing but bins may be written. The released code allows words, which mean no box."""
+    without_punctuation: bool = False
+    """Of texts: punctuation is deleted (COCO's captions have none)."""
+    search: SearchOptions = field(default_factory=SearchOptions)
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise UserError("prompt is empty")
+        try:
+            names = self.fields
+        except ValueError as error:
+            raise UserError(f"prompt {self.prompt!r}: {error}; write {{{{ and }}}} for braces") from error
+        if bad := [name for name in names if not name.isidentifier() or name in ("image", "candidates")]:
+            raise UserError(f"prompt {self.prompt!r}: {{{bad[0]}}} is no name of a field")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of an item that the prompt holds, in its order."""
+        return tuple(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(self.prompt) if name is not None))
+
+    @property
+    def labels(self) -> dict[str, str] | None:
+        """By name of each choice the words that mean it."""
+        if self.choices is None or isinstance(self.choices, dict):
+            return self.choices
+        return {name: name for name in self.choices}
+
+    def source(self, values: Mapping[str, object]) -> str:
+        """The prompt with the fields of an item. UserError if one is missing or no text."""
+        for name in self.fields:
+            if not isinstance(values.get(name), str):
+                found = type(values[name]).__name__ if name in values else "nothing"
+                raise UserError(f"the task needs a text for {{{name}}}, and the item has {found}")
+        text = self.prompt.format_map({name: self._written(str(values[name])) for name in self.fields})
+        return text if text.startswith(" ") else f" {text}"
+
+    def _written(self, text: str) -> str:
+        if self.reads == "text":
+            return text
+        if self.reads == "caption":
+            return normalise_caption(text, self.max_words)
+        text = normalise_question(text, self.max_words)
+        return text if text.endswith("?") else f"{text}?"
+
+
+def read_tasks(*files: Path | str) -> dict[str, Task]:
+    """The built-in tasks, changed and added to by the rows of files; a row that is null takes a task away.
+
+    Raises:
+        UserError: a file that cannot be read, or a field that is wrong; names both.
+    """
+    rows: Options = {}
+    where: dict[str, str] = {}
+    for file in (BUILT_IN, *files):
+        content = read_yaml(file)
+        for name, row in content.items():
+            new_choices = isinstance(row, dict) and "choices" in row
+            rows = merge(rows, {name: {"choices": None} if new_choices else {}})  # they are replaced as a whole
+        rows = merge(rows, content)
+        where |= dict.fromkeys(content, str(file))
+    return {name: build(Task, row, where[name], name) for name, row in rows.items() if row is not None}
+
+
+def write_tasks(folder: Path | str, tasks: Mapping[str, Task]) -> None:
+    """Keep tasks beside the weights of a model folder."""
+    write_config(dict(tasks), Path(folder) / FILE)

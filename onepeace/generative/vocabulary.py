@@ -1,0 +1,136 @@
+"""Text and ids of a generative model: one vocabulary of words, a mask, image codes and box bins.
+
+The words are those of the model's tokenizer (processors/tokenizer.py), ids from 0 on; the symbols are appended to them
+in this order: `<mask>`, `<code_0>` ..., `<bin_0>` ... (OFA's released models: 50,264 words, 8,192 codes, 1,000 bins).
+A vocabulary may lack any of the three.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from onepeace.errors import UserError
+from onepeace.processors.pieces import LEADING, SURROGATES
+from onepeace.processors.tokenizer import BOS, EOS, PAD, UNK
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SYMBOL = re.compile(r" ?<(?:(mask)|(code|bin)_(\d+))>")
+"""A symbol in a text. A space in front of it only separates it: symbols never pass through the tokenizer."""
+WHITE = re.compile(r"\s{2,}")
+
+
+class Vocabulary:
+    """Text to ids and back, boxes to bins and back.
+
+    Args:
+        tokenizer: of the words; read by `read_tokenizer`.
+        num_words: ids of words; None: as many as the tokenizer has.
+        mask: whether there is a `<mask>`, which stands for missing words.
+        num_codes: image codes.
+        num_bins: coordinates a box can have along an axis.
+        box_side: pixels of the resized picture that the last bin stands for, whatever size the model reads; the
+            released models keep 512 at 480 pixels too, where the bins then end at 937.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "Tokenizer",
+        num_words: int | None = None,
+        *,
+        mask: bool = False,
+        num_codes: int = 0,
+        num_bins: int = 0,
+        box_side: int = 512,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.box_side = box_side
+        self.num_words = tokenizer.get_vocab_size() if num_words is None else num_words
+        self.mask = self.num_words if mask else None
+        start = self.num_words + mask
+        self.codes = range(start, start + num_codes)
+        self.bins = range(self.codes.stop, self.codes.stop + num_bins)
+
+    def __len__(self) -> int:
+        return self.bins.stop
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text without bos and eos. Words are cut as they stand, spaces in front included; `<mask>`,
+        `<code_3>` and `<bin_7>` are looked up, and one that the vocabulary lacks is the unknown word."""
+        ids: list[int] = []
+        place = 0
+        for found in SYMBOL.finditer(text):
+            ids += self._words(text[place : found.start()])
+            ids.append(self._symbol(*found.groups()))
+            place = found.end()
+        return ids + self._words(text[place:])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; bos, padding and eos are left out, symbols stand as they are, without spaces."""
+        text = ""
+        for is_word, group in groupby(ids, lambda number: number < self.num_words):
+            if is_word:
+                text += self.tokenizer.decode([one for one in group if one not in (BOS, PAD, EOS)])
+            else:
+                text += "".join(map(self._name, group))
+        return text
+
+    def bins_of(self, box: Sequence[float], size: tuple[int, int], resized: tuple[int, int]) -> list[int]:
+        """Ids of the four bins of a box.
+
+        Args:
+            box: x0, y0, x1, y1 in pixels of a picture.
+            size: width and height of this picture.
+            resized: width and height of the picture that the model reads.
+        """
+        last = self._last_bin()
+        scales = [new / old / self.box_side * last for new, old in zip(resized, size, strict=True)] * 2
+        # round() is half to even, like the released code's.
+        numbers = [round(corner * scale) for corner, scale in zip(box, scales, strict=True)]
+        if not all(0 <= number <= last for number in numbers):
+            raise UserError(f"the box {list(box)} lies outside of its picture of {size[0]} x {size[1]} pixels")
+        return [self.bins.start + number for number in numbers]
+
+    def box_of(self, ids: Sequence[int], size: tuple[int, int], resized: tuple[int, int]) -> list[float]:
+        """x0, y0, x1, y1 in pixels of a picture, from the ids of four bins; not clipped. Arguments: see `bins_of`.
+
+        ValueError if they are not four bins.
+        """
+        if len(ids) != 4 or not all(one in self.bins for one in ids):
+            raise ValueError(f"{self.decode(ids)!r} is not a box of four bins")
+        last = self._last_bin()
+        scales = [self.box_side / last * old / new for new, old in zip(resized, size, strict=True)] * 2
+        return [(one - self.bins.start) * scale for one, scale in zip(ids, scales, strict=True)]
+
+    def _last_bin(self) -> int:
+        if len(self.bins) < 2:
+            raise UserError("this model has no bins for boxes")
+        return len(self.bins) - 1
+
+    def _words(self, text: str) -> list[int]:
+        return self.tokenizer.encode(SURROGATES.sub("\ufffd", text), add_special_tokens=False).ids if text else []
+
+    def _symbol(self, mask: str | None, kind: str | None, number: str | None) -> int:
+        if mask:
+            return UNK if self.mask is None else self.mask
+        ids = self.codes if kind == "code" else self.bins
+        return ids[int(number or 0)] if int(number or 0) < len(ids) else UNK
+
+    def _name(self, number: int) -> str:
+        if number in self.codes:
+            return f"<code_{number - self.codes.start}>"
+        return "<mask>" if number == self.mask else f"<bin_{number - self.bins.start}>"
+
+
+def normalise_question(text: str, max_words: int | None = None) -> str:
+    """A question as the released models read it: lower case, no punctuation in front, "-" and "/" as spaces, runs of
+    white space as one space, the first `max_words` words."""
+    text = WHITE.sub(" ", text.lower().lstrip(LEADING).replace("-", " ").replace("/", " ")).rstrip("\n").strip(" ")
+    return text if max_words is None else " ".join(text.split(" ")[:max_words])
+
+
+def normalise_caption(text: str, max_words: int | None = None) -> str:
+    """A caption, phrase or statement; like a question, and `<person>` (Conceptual Captions) is a word."""
+    return normalise_question(text.lower().replace("<person>", "person"), max_words)

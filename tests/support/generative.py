@@ -1,0 +1,75 @@
+"""OFA's golden model and its inputs, and a small generator of the bundled model's vocabulary with random weights."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from onepeace.config.ofa import OFAConfig
+from onepeace.generative.generator import Generator
+from onepeace.generative.model import OFA
+from onepeace.generative.tasks import read_tasks
+from onepeace.generative.vocabulary import Vocabulary
+from onepeace.hub.convert.ofa_keys import to_ours
+from onepeace.hub.resolve import BUNDLED
+from onepeace.processors.tokenizer import read_tokenizer
+
+FOLDER = Path(__file__).parents[1] / "golden" / "ofa"
+SMALL = {"dim": 32, "num_heads": 4, "ffn_dim": 64, "num_buckets": 8, "image_grid": 8, "code_grid": 4, "stem_width": 8,
+         "encoder_depth": 3, "decoder_depth": 2, "stem_depths": (2, 2, 2)}  # fmt: skip
+GOLDEN = {"num_words": 64, "num_codes": 32, "num_bins": 40, "num_positions": 64}
+PICTURES = {"size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+
+
+@cache
+@torch.inference_mode(False)
+def golden_ofa() -> OFA:
+    """The model with the weights that made the golden numbers."""
+    module = OFA(OFAConfig(**SMALL, **GOLDEN))
+    weights = {to_ours(name): tensor for name, tensor in load_file(FOLDER / "weights.safetensors").items()}
+    module.load_state_dict(weights, strict=True)
+    return module.eval()
+
+
+@cache
+def golden_json(name: str) -> dict:
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def golden_inputs() -> tuple[torch.Tensor, torch.Tensor, list[list[int]]]:
+    """Sources (3, 11), pictures (3, 3, 64, 64), and the decoder prompt of each source."""
+    found = load_file(FOLDER / "generate.safetensors")
+    prompts = [[one for one in row if one != 1] for row in found["prefix_tokens"].tolist()]
+    return found["src_tokens"], found["patch_images"], prompts
+
+
+@cache
+def small_tokenizer() -> Tokenizer:
+    return read_tokenizer(BUNDLED / "tiny" / "tokenizer.json")
+
+
+@cache
+@torch.inference_mode(False)
+def small_ofa() -> OFA:
+    """A model of that vocabulary with 16 codes and 50 bins; its weights are large enough that answers differ."""
+    words = small_tokenizer().get_vocab_size()
+    module = OFA(OFAConfig(**SMALL, num_words=words, num_codes=16, num_bins=50, num_positions=96))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter[0].numel() ** -0.5)
+            elif "norm" in name and name.startswith("decoder"):
+                parameter.add_(torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
+def small_generator() -> Generator:
+    """Its answers end early, and pictures are small."""
+    module, tasks = small_ofa(), read_tasks(FOLDER.parents[1] / "support" / "small_tasks.yaml")
+    config = module.config
+    vocabulary = Vocabulary(small_tokenizer(), config.num_words, mask=True, num_codes=config.num_codes, num_bins=50)
+    return Generator(module, vocabulary, tasks, image=PICTURES)
