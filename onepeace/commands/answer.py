@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("--question", required=True, metavar="Q", help="what is asked about each picture")
     parser.add_argument("--candidates", metavar="A,B,C", help="the answers to choose from (default: any words)")
-    generate.add_arguments(parser)
+    generate.add_arguments(parser, required=True)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`onepeace caption`: what is on pictures, in a sentence each."""
+"""`onepeace caption`: what is on pictures, and heard in sounds, in a sentence each."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from onepeace.generative.answers import Answer
 
 EXAMPLES = f"""\
-  onepeace caption pictures --model models/ofa-caption
+  onepeace caption data/samples
   onepeace caption pictures --model models/ofa-caption --json > captions.jsonl
 
 {generate.EXIT_CODES}"""
@@ -18,7 +18,7 @@ EXAMPLES = f"""\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
-    generate.add_arguments(parser)
+    generate.add_arguments(parser, default="tiny-captions")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -30,13 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with the vocabulary: encoder.json, vocab.bpe and dict.txt (default: the Hub)",
     )
     parser.add_argument(
-<<<<<<< HEAD
         "--base", metavar="NAME", help="leave out what this model has too; OUT then needs it, as a head needs its model"
-=======
+    )
+    parser.add_argument(
         "--no-average",
         action="store_true",
         help="of a file that also holds the moving average of its weights, take the weights themselves",
->>>>>>> c49b1e199cda686091e12b981ca2285a3ab4705c
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it is a model folder")
 
@@ -52,11 +51,8 @@ def run(args: argparse.Namespace) -> int:
         modalities=modalities,
         dtype=args.dtype,
         bpe=args.bpe,
-<<<<<<< HEAD
         base=args.base,
-=======
         average=not args.no_average,
->>>>>>> c49b1e199cda686091e12b981ca2285a3ab4705c
         replace_existing=args.force,
         progress=True,
     )

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 EXIT_CODES = "exit code: 0, 1 when files could not be read (listed at the end), 2 for wrong usage"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """PATHS, the model and how results are printed."""
-    parser.add_argument("paths", nargs="+", metavar="PATHS", help="pictures, and folders with all that are in them")
-    parser.add_argument("--model", required=True, metavar="NAME", help="folder or name of a generative model (OFA)")
+def add_arguments(parser: argparse.ArgumentParser, **model: object) -> None:
+    """PATHS, the model and how results are printed. `model`: whether there is a default, as argparse has it."""
+    parser.add_argument("paths", nargs="+", metavar="PATHS", help="files, and folders with all that is in them")
+    parser.add_argument("--model", metavar="NAME", help="folder or name of a generative model", **model)  # type: ignore[arg-type]
     parser.add_argument("--tasks", metavar="FILE", help="tasks in YAML, in place of the model's own")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
@@ -30,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=files.positive, default=8, metavar="N", help="files in one pass (default: 8)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
-    parser.set_defaults(only="image")
 
 
 def run(
@@ -40,20 +40,24 @@ def run(
     result_of: "Callable[[Path, Answer], tuple[dict[str, Any], tuple[str, ...]]]",
     columns: tuple[str, ...],
 ) -> int:
-    """Puts a task to every picture that `args` names, and prints what comes out.
+    """Puts a task to every file that `args` names, and prints what comes out.
 
     Args:
-        fields: of the task's prompt, the same for every picture.
+        fields: of the task's prompt, the same for every file.
         result_of: the fields of the JSON object of a path and its answer, and the cells of its row in the table.
         columns: heads of those cells.
     """
-    found, problems = files.find(args)
+    found, problems = files.find(argparse.Namespace(paths=args.paths, only=None))
     from onepeace.generative.generator import load_generator
 
     generator = load_generator(args.model, device=args.device, dtype=args.dtype, tasks=args.tasks)
-    items = ({"image": file.path, **fields} for file in found)
+    task = choose_task(generator)
+    known = generator.reader.processors(task)
+    files.say_left_out(Counter(file.modality for file in found if file.modality not in known))
+    found = [file for file in found if file.modality in known]
+    items = ({file.modality: file.path, **fields} for file in found)
     rows, failed = [], []
-    for one in generator.stream(choose_task(generator), items, batch_size=args.batch_size):
+    for one in generator.stream(task, items, batch_size=args.batch_size):
         path = found[one.index].path
         if not one.answers:
             failed.append(Unreadable(path, str(one.reason)))

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draw", type=Path, default=Path("boxes"), metavar="FOLDER", help="where pictures are drawn (default: boxes)"
     )
-    generate.add_arguments(parser)
+    generate.add_arguments(parser, required=True)
 
 
 def run(args: argparse.Namespace) -> int:

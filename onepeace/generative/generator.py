@@ -14,15 +14,16 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from onepeace.config import Options, merge
 from onepeace.config.ofa import OFAConfig
 from onepeace.device import choose_device, choose_dtype
 from onepeace.embed.assembly import Failure
+from onepeace.embed.embedder import load
 from onepeace.embed.items import check_many
 from onepeace.errors import UserError
 from onepeace.generative.answers import Answer
 from onepeace.generative.model import OFA
 from onepeace.generative.pipeline import Generated, Pipeline
+from onepeace.generative.reader import FeatureReader, PromptReader, Reader
 from onepeace.generative.search import SearchOptions
 from onepeace.generative.tasks import FILE, Task, read_tasks
 from onepeace.generative.vocabulary import Vocabulary
@@ -32,8 +33,6 @@ from onepeace.hub.folder import TOKENIZER, read_config
 from onepeace.hub.resolve import resolve
 from onepeace.processors.tokenizer import read_tokenizer
 
-PICTURES: Options = {"size": 480, "mean": [0.5] * 3, "std": [0.5] * 3}
-"""How released models see pictures; config.yaml changes it."""
 OnError = Literal["raise", "skip"]
 Answers: TypeAlias = list[Answer] | tuple[list[Answer], list[Failure]]
 
@@ -48,30 +47,35 @@ def load_generator(
     """A generative model by name, ready to answer.
 
     Args:
-        name: a model folder, or what else `onepeace.load` takes, that generates (OFA).
+        name: a model folder, or what else `onepeace.load` takes, that generates (OFA) or has a caption head (tiny-captions).
         device, dtype: as for `onepeace.load`.
         tasks: a YAML file of tasks, over those of the model's folder and the built-in ones; see `read_tasks`.
 
     Raises:
         UserError: as `onepeace.load`; a model that cannot write; a wrong field in a file of tasks.
     """
-    chosen = choose_device(device)
     folder = resolve(name)
-    config = read_config(folder)
+    config, tokenizer = read_config(folder), read_tokenizer(folder / TOKENIZER)
+    files = [folder / FILE] if (folder / FILE).is_file() else []
+    rows = read_tasks(*files, *([] if tasks is None else [Path(tasks)]))
     if not architecture(config.architecture).generates:
-        raise UserError(f"{name}: a model of architecture {config.architecture} writes no answers; name one that does")
+        found = [key for key, head in config.model.heads.items() if head["kind"] == "caption"]
+        if not found:
+            raise UserError(f"{name}: writes nothing; name a model that does, as tiny-captions")
+        head = config.model.heads[found[0]]
+        embedder = load(name, device=device, dtype=dtype, modalities=head["on"])
+        return Generator(FeatureReader(embedder, found[0]), Vocabulary(tokenizer, head["vocab_size"]), rows)
+    chosen = choose_device(device)
     with torch.device("meta"):
         num_parameters = sum(parameter.numel() for parameter in build_module(config).parameters())
     module = cast(OFA, weights.load(folder, chosen, choose_dtype(dtype, chosen, num_parameters)))
-    model, tokenizer = cast(OFAConfig, config.model), read_tokenizer(folder / TOKENIZER)
+    model = cast(OFAConfig, config.model)
     vocabulary = Vocabulary(tokenizer, model.num_words, mask=True, num_codes=model.num_codes, num_bins=model.num_bins)
-    files = [folder / FILE] if (folder / FILE).is_file() else []
-    rows = read_tasks(*files, *([] if tasks is None else [Path(tasks)]))
-    return Generator(module, vocabulary, rows, image=config.processors.get("image", {}))
+    return Generator(PromptReader(module, config.processors.get("image", {})), vocabulary, rows)
 
 
 class Generator:
-    """A generative model with its vocabulary and its tasks; `image`: settings of the processor of pictures.
+    """A generative model with its vocabulary and its tasks.
 
     Methods take any iterable of pictures (paths, http(s) addresses, bytes, PIL images, arrays, tensors) and give a list
     of answers in its order; a text in place of a list goes with every picture. They share these options:
@@ -81,20 +85,14 @@ class Generator:
             out and gives (answers, failures).
     """
 
-    def __init__(
-        self,
-        module: OFA,
-        vocabulary: Vocabulary,
-        tasks: Mapping[str, Task] | None = None,
-        *,
-        image: Options | None = None,
-    ) -> None:
-        if len(vocabulary) != module.config.vocab_size:
-            raise UserError(f"the vocabulary has {len(vocabulary)} ids, and the model {module.config.vocab_size}")
-        self.module, self.vocabulary = module.eval(), vocabulary
+    def __init__(self, reader: Reader, vocabulary: Vocabulary, tasks: Mapping[str, Task] | None = None) -> None:
+        rows = reader.decoder.token_embed.num_embeddings
+        if len(vocabulary) != rows:
+            raise UserError(f"the vocabulary has {len(vocabulary)} ids, and the model {rows}")
+        self.reader, self.module, self.vocabulary = reader, reader.module.eval(), vocabulary
         self.tasks = dict(read_tasks() if tasks is None else tasks)
         """By name; change an entry to change what a method does."""
-        self._pipeline = Pipeline(module, vocabulary, merge(PICTURES, image or {}))
+        self._pipeline = Pipeline(reader, vocabulary)
 
     @property
     def device(self) -> torch.device:
@@ -112,8 +110,22 @@ class Generator:
         batch_size: int = 8,
         on_error: OnError = "raise",
     ) -> Answers:
-        """A `Text` for each picture, that says what is on it. `search`: in place of the task's."""
-        return self._collect("caption", _rows(image=images), batch_size, on_error, search)
+        """A `Text` for each picture, that says what is on it; for each sound too, if the model hears.
+
+        Args:
+            images: pictures and sounds as `Embedder.encode` takes them, {"audio": array} where a value does not tell.
+            search: in place of the task's.
+        """
+        task = self.task("caption", search)
+        processors = self.reader.processors(task)
+
+        def row(item: object) -> Mapping[str, object]:
+            if isinstance(item, Mapping):
+                return item
+            known = (key for key, processor in processors.items() if processor.matches(item))
+            return {next(known, next(iter(processors))): item}
+
+        return self._collect(task, map(row, check_many(images, "images")), batch_size, on_error)
 
     def answer(
         self,

@@ -11,21 +11,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from onepeace.config import Options, merge
 from onepeace.embed.items import check_many
 from onepeace.embed.stream import decode_ahead
 from onepeace.errors import UserError, one_line
 from onepeace.files.source import describe
 from onepeace.generative.answers import Answer, Asked, read_answer, read_choice
-from onepeace.generative.model import OFA
+from onepeace.generative.reader import Reader
 from onepeace.generative.scoring import Trie, score_answers
 from onepeace.generative.search import Allowed, Hypothesis, search
 from onepeace.generative.tasks import Task
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.processors import ImageProcessor
-from onepeace.processors.tokenizer import BOS, EOS, PAD, UNK
+from onepeace.processors.processor import Processor
+from onepeace.processors.tokenizer import BOS, EOS, UNK
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ class _Asking(NamedTuple):
     """A task, ready for items."""
 
     task: Task
-    processor: ImageProcessor | None
-    """None where no picture is read."""
+    processors: Mapping[str, Processor]
+    """By modality; none where texts alone are read."""
 
 
 class _Read(NamedTuple):
@@ -62,7 +61,9 @@ class _Read(NamedTuple):
     asking: _Asking
     ids: list[int]
     """With bos and eos."""
-    pixels: Tensor | None
+    key: str | None
+    """The modality of the sample."""
+    sample: Tensor | None
     prefix: list[int]
     labels: tuple[str, ...]
     """The choices' names."""
@@ -72,14 +73,10 @@ class _Read(NamedTuple):
 
 
 class Pipeline:
-    """A model and its vocabulary, and how items go through them.
+    """A model and its vocabulary, and how items go through them."""
 
-    Args:
-        image: settings of the processor of pictures that all tasks share.
-    """
-
-    def __init__(self, module: OFA, vocabulary: Vocabulary, image: Options) -> None:
-        self.module, self.vocabulary, self.image = module, vocabulary, image
+    def __init__(self, reader: Reader, vocabulary: Vocabulary) -> None:
+        self.reader, self.vocabulary = reader, vocabulary
 
     def stream(self, pairs: Iterable[tuple[Task, Mapping[str, object]]], batch_size: int) -> Iterator[Generated]:
         """The result of every pair of a task and an item, see `Generator.stream`."""
@@ -94,9 +91,9 @@ class Pipeline:
         decoded = decode_ahead(prepared(), lambda pair: self._read(*pair), ahead=2 * batch_size)
         while block := list(islice(decoded, batch_size)):
             outputs = iter(self._answers([found for _, _, found in block if isinstance(found, _Read)]))
-            for index, (_, item), found in block:
-                image = item.get("image")
-                name = f"item {index}" if image is None else describe(image)
+            for index, (asking, item), found in block:
+                value = next((item[key] for key in asking.processors if item.get(key) is not None), None)
+                name = f"item {index}" if value is None else describe(value)
                 output = next(outputs) if isinstance(found, _Read) else found
                 if isinstance(output, Exception):
                     yield Generated(index, name, (), one_line(output).removeprefix(f"{name}: "))
@@ -106,15 +103,13 @@ class Pipeline:
     def _asking(self, task: Task) -> _Asking:
         """UserError if the model lacks what the task needs."""
         if task.answer == "codes":
-            grid = self.module.decoder.code_grid
+            grid = self.reader.decoder.code_grid
             if grid is None or not self.vocabulary.codes:
                 raise UserError("this model writes no image codes")
             task = replace(task, search=replace(task.search, min_len=grid**2, max_len=grid**2))
         if task.answer in ("box", "objects") and not self.vocabulary.bins:
             raise UserError("this model has no bins for boxes")
-        if task.image is None:
-            return _Asking(task, None)
-        return _Asking(task, ImageProcessor(**merge(self.image, task.image)))
+        return _Asking(task, self.reader.processors(task))
 
     def _read(self, asking: _Asking, item: Mapping[str, object]) -> "_Read | Exception":
         try:
@@ -123,13 +118,16 @@ class Pipeline:
             return error
 
     def _checked(self, asking: _Asking, values: dict[str, Any]) -> _Read:
-        task, processor = asking
-        pixels, asked = None, Asked(self.vocabulary, task)
-        if processor is not None:
-            if values.get("image") is None:
-                raise UserError("the task needs a picture, and the item has none")
-            pixels = processor.decode(values["image"])
-            if task.answer in ("box", "objects") or "box" in task.fields:
+        task, processors = asking
+        key, sample, asked = None, None, Asked(self.vocabulary, task)
+        if processors:
+            there = [key for key in processors if values.get(key) is not None]
+            if len(there) != 1:
+                raise UserError(f"the task needs one of {', '.join(processors)}, and the item has {len(there)}")
+            key = there[0]
+            processor = processors[key]
+            sample = processor.decode(values[key])
+            if isinstance(processor, ImageProcessor) and (task.answer in ("box", "objects") or "box" in task.fields):
                 size = processor.size_in_pixels(values["image"])
                 asked = replace(asked, size=size, resized=(processor.width, processor.height))
         if "box" in task.fields and not isinstance(values.get("box"), str):
@@ -146,12 +144,12 @@ class Pipeline:
             words = _choices(task.labels)
             labels, trie = tuple(words), _trie(self.vocabulary, tuple(words.values()))
             longest = trie.depth
-        limit = self.module.config.num_positions
+        limit = self.reader.num_positions
         if max(len(source) + 2, len(prefix) + longest + 1) > limit:
             raise UserError(
                 f"its text has {len(source)} tokens and its answer up to {longest}; the model has {limit} places"
             )
-        return _Read(asking, [BOS, *source, EOS], pixels, prefix, labels, trie, replace(asked, prefix=len(prefix)))
+        return _Read(asking, [BOS, *source, EOS], key, sample, prefix, labels, trie, replace(asked, prefix=len(prefix)))
 
     def _box(self, box: object, asked: Asked) -> str:
         """A box as text."""
@@ -160,11 +158,11 @@ class Pipeline:
         return self.vocabulary.decode(self.vocabulary.bins_of(box, asked.size, asked.resized))
 
     def _answers(self, items: list[_Read]) -> list["tuple[Answer, ...] | UserError"]:
-        """The answers of a block of items, computed in groups of the same task and choices."""
+        """The answers of a block of items, computed in groups of the same task, modality and choices."""
         found: dict[int, tuple[Answer, ...] | UserError] = {}
-        groups: dict[tuple[int, int], list[int]] = {}
+        groups: dict[tuple[int, str | None, int], list[int]] = {}
         for i, item in enumerate(items):
-            groups.setdefault((id(item.asking), id(item.trie)), []).append(i)
+            groups.setdefault((id(item.asking), item.key, id(item.trie)), []).append(i)
         for members in groups.values():
             group = [items[i] for i in members]
             try:
@@ -178,16 +176,16 @@ class Pipeline:
 
     def _start(self, items: list[_Read], longest: int) -> dict[str, Any]:
         """The decoder before a batch of items, as `search` and `score_answers` take it."""
-        device, dtype = self.module.decoder.token_embed.weight.device, self.module.decoder.token_embed.weight.dtype
-        ids = pad_sequence([torch.tensor(item.ids) for item in items], batch_first=True, padding_value=PAD)
-        pixels = [item.pixels for item in items if item.pixels is not None]
-        encoded = self.module.encode(ids.to(device), torch.stack(pixels).to(device, dtype) if pixels else None)
+        decoder = self.reader.decoder
+        device = decoder.token_embed.weight.device
+        samples = [item.sample for item in items if item.sample is not None]
+        encoded = self.reader.encode([item.ids for item in items], items[0].key, samples)
         is_codes = items[0].asking.task.answer == "codes"
         code_rows = torch.ones(len(items), dtype=torch.bool, device=device) if is_codes else None
         length = max(len(item.prefix) for item in items) + longest + 1
         return {
-            "step": self.module.decoder.step,
-            "state": self.module.decoder.start(encoded, length, code_rows),
+            "step": decoder.step,
+            "state": decoder.start(encoded, length, code_rows),
             "num_sources": len(items),
             "prefixes": [item.prefix for item in items],
             "device": device,

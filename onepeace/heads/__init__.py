@@ -20,7 +20,18 @@ HEADS: dict[str, type[Head]] = {
 ABOUT = ("kind", "on", "blocks", "task", "labels")
 """Entries of a head's configuration that say what it reads and what its outputs mean; the others are its options."""
 
-__all__ = ["ABOUT", "HEADS", "Caption", "Classifier", "Frames", "Head", "Projection", "Pyramid", "Segmentation", "make_head"]
+__all__ = [
+    "ABOUT",
+    "HEADS",
+    "Caption",
+    "Classifier",
+    "Frames",
+    "Head",
+    "Projection",
+    "Pyramid",
+    "Segmentation",
+    "make_head",
+]
 
 
 def make_head(name: str, config: Mapping[str, Any], dim: int, num_heads: int) -> Head:

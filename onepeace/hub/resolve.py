@@ -13,6 +13,7 @@ from onepeace.hub.registry import RELEASED, find
 from onepeace.hub.tensors import INDEX
 
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
+BUNDLED_NAMES = ("tiny", "tiny-captions")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = [CONFIG, "*.safetensors", INDEX, TOKENIZER, CARD, "tasks.yaml"]
 log = logging.getLogger(__name__)
@@ -22,15 +23,16 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     """The folder of a model.
 
     Args:
-        name: "tiny", an existing folder (never touches the network), a released name (`registry.RELEASED`; downloaded
-            and converted the first time), or a Hugging Face repository "owner/name" that holds a model folder.
+        name: a bundled model ("tiny", "tiny-captions"), an existing folder (never touches the network), a released name
+            (`registry.RELEASED`; downloaded and converted the first time), or a Hugging Face repository "owner/name"
+            that holds a model folder.
 
     Raises:
         UserError: unknown name (the nearest known ones are listed), an incomplete folder, no network.
     """
     text = os.fspath(name)
     path = Path(text).expanduser()
-    if text == "tiny":
+    if text in BUNDLED_NAMES:
         return _complete(BUNDLED / text)
     if text and path.is_dir():
         return _complete(path)
@@ -43,7 +45,7 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         return _complete(from_hub(text, _HUB_FILES, what, remedy))
     if os.sep in text or text.startswith((".", "~")):
         raise UserError(f"{text}: no such folder")
-    names = ["tiny", *RELEASED]
+    names = [*BUNDLED_NAMES, *RELEASED]
     near = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
     raise UserError(f"no model {text!r}; {hint} (or a folder, or owner/name of the Hugging Face Hub)")

@@ -47,10 +47,11 @@ freeze: [adapters.image.stem.network.*]
 data:
   root: .
   train: [{shards: "phrases.tar", pair: [image, text], targets: [box]}]
+  stem_views: {image: 1}
 objective: {box: {}}
 optim: {lr: 5.0e-4, betas: [0.9, 0.98], weight_decay: 0.05, grad_clip: 3.0}
-schedule: {steps: 400, warmup_steps: 20}
-run: {batch_size: 17, workers: 0, log_every: 50, save_every: 0, keep: 1, out: grounding}
+schedule: {steps: 300, warmup_steps: 20}
+run: {batch_size: 17, workers: 0, log_every: 100, save_every: 0, keep: 1, out: grounding}
 """
 
 
@@ -82,7 +83,7 @@ def explained(folder: Path) -> None:
 
 
 def grounded(folder: Path) -> None:
-    """Boxes that a model gives which was overfitted on them: it shows that the way works, not that the model is good."""
+    """Boxes of a model that was overfitted on them: this shows that the way works, not that the model is good."""
     with tarfile.open(folder / "phrases.tar", "w") as shard:
         for i, (picture, words, box) in enumerate(PHRASES):
             about = {"captions": [words], "targets": {"box": box}}

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from onepeace.config.ofa import OFAConfig
 from onepeace.generative.generator import Generator
 from onepeace.generative.model import OFA
+from onepeace.generative.reader import PromptReader
 from onepeace.generative.tasks import read_tasks
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub.convert.ofa_keys import to_ours
@@ -72,4 +73,4 @@ def small_generator() -> Generator:
     module, tasks = small_ofa(), read_tasks(FOLDER.parents[1] / "support" / "small_tasks.yaml")
     config = module.config
     vocabulary = Vocabulary(small_tokenizer(), config.num_words, mask=True, num_codes=config.num_codes, num_bins=50)
-    return Generator(module, vocabulary, tasks, image=PICTURES)
+    return Generator(PromptReader(module, PICTURES), vocabulary, tasks)

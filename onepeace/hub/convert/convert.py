@@ -17,19 +17,13 @@ from onepeace.hub.download import from_hub
 from onepeace.hub.folder import CARD, TOKENIZER, check_free, new_folder
 from onepeace.hub.tensors import LazyTensor
 from onepeace.hub.weights import (
-<<<<<<< HEAD
-=======
     MODEL_FOLDER,
->>>>>>> c49b1e199cda686091e12b981ca2285a3ab4705c
     Description,
     cast,
     compare,
     describe,
     expected,
-<<<<<<< HEAD
     leave_out_base,
-=======
->>>>>>> c49b1e199cda686091e12b981ca2285a3ab4705c
     stored_dtype,
     write_folder,
 )
@@ -46,11 +40,8 @@ def convert(
     modalities: Collection[str] | None = None,
     dtype: str | torch.dtype | None = None,
     bpe: str | Path | None = None,
-<<<<<<< HEAD
     base: str | None = None,
-=======
     average: bool = True,
->>>>>>> c49b1e199cda686091e12b981ca2285a3ab4705c
     replace_existing: bool = False,
     progress: bool = False,
 ) -> Path:
@@ -64,13 +55,9 @@ def convert(
         modalities: keep only these.
         dtype: "float32", "bfloat16" or "float16"; None keeps the file's.
         bpe: folder with the vocabulary (encoder.json, vocab.bpe, dict.txt; or vocab.json, merges.txt). None fetches
-<<<<<<< HEAD
-            facebook/bart-base's from the Hugging Face Hub if the model reads text. A model folder has its own.
-        base: name of a model; tensors that it has too are left out, and read from it when `out` is loaded.
-=======
             facebook/bart-base's from the Hugging Face Hub if the model reads text. Folders have their own.
+        base: name of a model; tensors that it has too are left out, and read from it when `out` is loaded.
         average: of a file that also holds the moving average of its weights, take that if published scores need it.
->>>>>>> c49b1e199cda686091e12b981ca2285a3ab4705c
         replace_existing: replace `out` if it is a model folder already.
 
     Raises:

@@ -67,7 +67,11 @@ class Captioning(Supervised):
         nll = F.cross_entropy(logits, ids, ignore_index=PAD, reduction="none", label_smoothing=smoothing)
         return Written(nll.sum(1), (ids != PAD).sum(1))
 
-    def head_loss(self, outputs: Written,  # type: ignore[override]
-        batch: Batch, model: OnePeace) -> Tensor:
+    def head_loss(
+        self,
+        outputs: Written,  # type: ignore[override]
+        batch: Batch,
+        model: OnePeace,
+    ) -> Tensor:
         """The mean over the words of the batch."""
         return outputs.nll.sum() / outputs.words.sum()

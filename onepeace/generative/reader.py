@@ -1,0 +1,87 @@
+"""How a generative model reads: OFA pictures and prompts, a caption head of ONE-PEACE the token features of one item."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from onepeace.config import Options, merge
+from onepeace.embed.embedder import Embedder
+from onepeace.errors import UserError
+from onepeace.generative.model import OFA
+from onepeace.generative.tasks import Task
+from onepeace.heads import Caption
+from onepeace.layers.text_decoder import Encoded, TextDecoder
+from onepeace.processors import ImageProcessor
+from onepeace.processors.processor import Processor
+from onepeace.processors.tokenizer import PAD
+
+
+PICTURES: Options = {"size": 480, "mean": [0.5] * 3, "std": [0.5] * 3}
+"""How released models of OFA see pictures; config.yaml changes it."""
+
+
+class Reader(Protocol):
+    """What the pipeline asks of a model."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def decoder(self) -> TextDecoder: ...
+
+    @property
+    def num_positions(self) -> int:
+        """Of the longest text that it reads or writes."""
+
+    def processors(self, task: Task) -> Mapping[str, Processor]:
+        """By modality, of which an item of the task has one; none where texts are all there is.
+
+        UserError for a task that the model cannot do.
+        """
+
+    def encode(self, ids: Sequence[Sequence[int]], key: str | None, samples: Sequence[Tensor]) -> Encoded:
+        """Read prompts, with bos and eos, and a decoded sample of the modality `key` for each, if there is one."""
+
+
+class PromptReader:
+    """OFA: a prompt, with a picture before it or without.
+
+    Args:
+        image: settings of the processor of pictures that all tasks share.
+    """
+
+    def __init__(self, module: OFA, image: Options) -> None:
+        self.module, self.image = module, merge(PICTURES, image)
+        self.decoder, self.num_positions = module.decoder, module.config.num_positions
+
+    def processors(self, task: Task) -> Mapping[str, Processor]:
+        return {} if task.image is None else {"image": ImageProcessor(**merge(self.image, task.image))}
+
+    def encode(self, ids: Sequence[Sequence[int]], key: str | None, samples: Sequence[Tensor]) -> Encoded:
+        weight = self.decoder.token_embed.weight
+        padded = pad_sequence([torch.tensor(each) for each in ids], batch_first=True, padding_value=PAD)
+        pixels = torch.stack(list(samples)).to(weight.device, weight.dtype) if samples else None
+        return self.module.encode(padded.to(weight.device), pixels)
+
+
+class FeatureReader:
+    """A caption head: an item of any modality that it knows, and no words."""
+
+    def __init__(self, embedder: Embedder, name: str) -> None:
+        self.embedder, self.module = embedder, embedder.module
+        self.head = cast(Caption, embedder.module.heads[name])
+        self.decoder, self.num_positions = self.head.decoder, self.head.options.max_tokens
+        self.keys = embedder.module.config.heads[name]["on"]
+
+    def processors(self, task: Task) -> Mapping[str, Processor]:
+        if task.image is None or task.fields:
+            raise UserError(f"this model describes {' and '.join(self.keys)} files, and reads no words")
+        return {key: self.embedder.processors[key] for key in self.keys}
+
+    def encode(self, ids: Sequence[Sequence[int]], key: str | None, samples: Sequence[Tensor]) -> Encoded:
+        key = cast(str, key)
+        stems = self.module.stems({key: self.embedder.inputs(key, list(samples))})
+        return self.head.encoded(self.module.encode(stems)[key])
