@@ -29,8 +29,8 @@ PICTURES = {"size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 def golden_ofa() -> OFA:
     """The model with the weights that made the golden numbers."""
     module = OFA(OFAConfig(**SMALL, **GOLDEN))
-    weights = {to_ours(name): tensor for name, tensor in load_file(FOLDER / "weights.safetensors").items()}
-    module.load_state_dict(weights, strict=True)
+    named = [(to_ours(name), tensor) for name, tensor in load_file(FOLDER / "weights.safetensors").items()]
+    module.load_state_dict({name: tensor for name, tensor in named if name is not None}, strict=True)
     return module.eval()
 
 
