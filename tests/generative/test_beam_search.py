@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from support.generative import golden_inputs, golden_json, golden_ofa
+from support.generative import golden_inputs, golden_json, golden_model
 
 from onepeace.errors import UserError
 from onepeace.generative.scoring import Trie
@@ -31,9 +31,9 @@ def original(name: str):
         allowed = lambda source, answer: [0, 1, 2, 3, *range(start, stop)]  # noqa: E731
     codes = settings.get("gen_code", False)
     code_rows = torch.ones(len(ids), dtype=torch.bool) if codes else None
-    decoder = golden_ofa().decoder
+    decoder = golden_model().decoder
     with torch.no_grad():
-        encoded = golden_ofa().encode(ids, pixels if case["uses_image"] else None)
+        encoded = golden_model().encode(ids, pixels if case["uses_image"] else None)
         longest = options.max_len + max(map(len, prefixes or [()])) + 1
         state = decoder.start(encoded, longest, code_rows)
     found = search(

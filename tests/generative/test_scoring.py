@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.generative import golden_inputs, golden_json, golden_ofa, small_ofa
+from support.generative import golden_inputs, golden_json, golden_model, small_ofa
 
 from onepeace.errors import UserError
 from onepeace.generative.scoring import Trie, score_answers
@@ -12,9 +12,9 @@ ANSWERS = golden_json("generate")["all_candidates"]["answers"]
 
 def golden_scores(prefixes, **options):
     ids, pixels, _ = golden_inputs()
-    decoder = golden_ofa().decoder
+    decoder = golden_model().decoder
     with torch.no_grad():
-        state = decoder.start(golden_ofa().encode(ids, pixels), 30)
+        state = decoder.start(golden_model().encode(ids, pixels), 30)
     return score_answers(decoder.step, state, len(ids), Trie(ANSWERS), prefixes=prefixes, **options)
 
 
@@ -40,8 +40,8 @@ def test_without_renormalising_a_score_is_that_of_teacher_forcing():
             written = [*prompt, *answer, 2]
             with torch.no_grad():
                 own = ids[source : source + 1]
-                encoded = golden_ofa().encode(own[own != 1][None], pixels[source : source + 1])
-                logits = golden_ofa().decoder(torch.tensor([[0, *written[:-1]]]), encoded)[0].log_softmax(1)
+                encoded = golden_model().encode(own[own != 1][None], pixels[source : source + 1])
+                logits = golden_model().decoder(torch.tensor([[0, *written[:-1]]]), encoded)[0].log_softmax(1)
             expected = sum(float(logits[i, written[i]]) for i in range(len(prompt), len(written)))
             assert score == pytest.approx(expected, abs=1e-4)
 

@@ -42,7 +42,7 @@ def test_texts_have_the_released_ids():
 
 def test_words_and_symbols_mix():
     vocabulary = released()
-    ids = vocabulary.encode(" what is the complete text of \" <mask> \"?")
+    ids = vocabulary.encode(' what is the complete text of " <mask> "?')
     assert ids == [*vocabulary.encode(' what is the complete text of "'), vocabulary.mask, *vocabulary.encode(' "?')]
 
 
