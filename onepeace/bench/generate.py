@@ -49,7 +49,6 @@ def bench_generate(
     dtypes: Sequence[torch.dtype],
     device: torch.device,
     seconds: float,
-    source_tokens: int = SOURCE_TOKENS,
 ) -> Iterator[dict[str, Any]]:
     """A row for every size of OFA_SIZES, dtype and beam: `batch` answers of `length` tokens, measured so long."""
     if unknown := [size for size in sizes if size not in OFA_SIZES]:
@@ -60,7 +59,7 @@ def bench_generate(
         for dtype in dtypes:
             decoder.to(device, dtype)
             baseline.to(device, dtype)
-            source = torch.randn(batch, source_tokens, config.dim, device=device, dtype=dtype)
+            source = torch.randn(batch, SOURCE_TOKENS, config.dim, device=device, dtype=dtype)
             for beam in beams:
                 log.info("%s, %s, beam %d ...", size, dtype, beam)
                 ways = _ways(decoder, baseline, source, beam, length)
@@ -74,7 +73,7 @@ def bench_generate(
                     "beam": beam,
                     "batch": batch,
                     "length": length,
-                    "source_tokens": source_tokens,
+                    "source_tokens": SOURCE_TOKENS,
                     "rounds": len(times["ours"]),
                     "tokens_per_second": {
                         way: spread([batch * length / one for one in values]) for way, values in times.items()
@@ -103,7 +102,9 @@ def _ways(decoder: TextDecoder, baseline: Any, source: Tensor, beam: int, length
     def uncached() -> Tensor:
         numbers = torch.arange(count, device=source.device)
         with torch.inference_mode():
-            found = search(rewrite, Rewritten(numbers[:, :0], numbers), count, options, device=source.device)
+            found = search(
+                rewrite, Rewritten(numbers.new_empty(count, 0), numbers), count, options, device=source.device
+            )
         return torch.tensor([row[0].score for row in found])
 
     def transformers() -> Tensor:

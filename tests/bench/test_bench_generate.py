@@ -20,7 +20,7 @@ SMALL = {"dim": 32, "encoder_depth": 1, "decoder_depth": 2, "num_heads": 4, "ffn
 def _small(monkeypatch):
     monkeypatch.setattr(generate, "OFA_SIZES", {"tiny": SMALL})
     monkeypatch.setattr(generate, "SOURCE_TOKENS", 6)
-    monkeypatch.setattr("onepeace.bench.comparison.SHORTEST", 0.0)
+    monkeypatch.setattr("onepeace.bench.comparison.SHORTEST", 1e-9)
 
 
 def test_bench_generate_end_to_end(tmp_path, capsys):

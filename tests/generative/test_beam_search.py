@@ -1,7 +1,7 @@
 """The search: every hypothesis of the original's, and what an answer must not depend on."""
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def original(name: str):
 def test_hypotheses_are_the_originals(name):
     found, expected = original(name)
     assert [[list(one.tokens) for one in row] for row in found] == [[one["tokens"] for one in row] for row in expected]
-    for ours, theirs in zip(sum(found, []), sum(expected, []), strict=True):
+    for ours, theirs in zip(chain(*found), chain(*expected), strict=True):
         assert ours.score == pytest.approx(theirs["score"], abs=1e-4)
         assert ours.token_scores == pytest.approx(theirs["token_scores"], abs=1e-4)
 

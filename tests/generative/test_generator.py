@@ -151,7 +151,7 @@ def test_bad_file_is_named_and_the_others_come_out(generator, images, tmp_path):
         near(one, other)
     assert [(failure.index, failure.name) for failure in failures] == [(1, str(broken)), (2, str(given[2]))]
     assert all("\n" not in failure.reason and failure.name not in failure.reason for failure in failures)
-    with pytest.raises(UserError, match="broken.jpg: ") as caught:
+    with pytest.raises(UserError, match=r"broken\.jpg: ") as caught:
         generator.caption(given)
     assert "\n" not in str(caught.value)
 
@@ -198,7 +198,7 @@ def test_folder_keeps_its_tasks_and_a_users_file_changes_them(tmp_path, images):
     file.write_text("caption: {search: {max_len: 1}}\n", encoding="utf-8")
     changed = onepeace.load_generator(folder, device="cpu", tasks=file).tasks["caption"]
     assert (changed.prompt, changed.search.max_len) == ("what is there?", 1)
-    with pytest.raises(UserError, match="absent.yaml: cannot be read"):
+    with pytest.raises(UserError, match=r"absent\.yaml: cannot be read"):
         onepeace.load_generator(folder, tasks=tmp_path / "absent.yaml")
 
 
