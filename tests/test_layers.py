@@ -26,6 +26,7 @@ ROWS = [
     {"layers"},
     {"heads"},
     {"model", "processors", "losses", "evaluate.metrics", "embed.zero_shot", "data.sample"},
+    {"generative"},
     {"hub"},
     {"datasets"},
     {"data"},

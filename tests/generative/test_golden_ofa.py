@@ -109,7 +109,9 @@ def test_parameters_that_the_original_leaves_alone_have_no_gradient():
     model, case = golden_ofa(), inputs("caption")
     loss_of(logits_of(model, case), "caption", case).total.backward()
     known = {to_ours(name) for name in part(case, "grad.")}
-    moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()}
+    moved = {
+        name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()
+    }
     assert moved == known
 
 
