@@ -1,4 +1,4 @@
-"""`onepeace bench`: how fast this machine encodes, computes losses, trains, indexes and searches, beside baselines."""
+"""`onepeace bench`: how fast this machine encodes, writes, computes losses, trains, indexes and searches."""
 
 import argparse
 import json
@@ -17,6 +17,7 @@ EPILOG = """examples:
   onepeace bench index Pictures Music
   onepeace bench search --rows 100000 --structures exact,faiss-ivf
   onepeace bench export tiny --data shards --json export.json
+  onepeace bench generate --size tiny --beams 1,5
 
 encode  The model alone, on inputs in memory: the bundled model, and one of base size with random weights. Beside each
         stands the limit, the matrix products of one block alone at the same size, and for pictures at base size the
@@ -29,6 +30,8 @@ search  The structures of an index, and FAISS and usearch alone, beside a matrix
         time to build, over vectors that are made up but cluster. numpy's threads are those of OMP_NUM_THREADS.
 export  The branches of MODEL as ONNX files in float32 and int8, beside torch: size, speed and, with --data, accuracy on
         val/flickr8k, val/tiny_imagenet and val/esc50_fold5 below FOLDER; sets.image.keys="*7" takes a part of them.
+generate  Answers of OFA's decoder, tiny and base with random weights, beside the same without its cache and beside
+        transformers' BART of the same shape.
 
 What is compared takes turns in the same run; if two that should compute the same do not, the run ends with an error.
 The table on stdout has medians, the JSON file has quartiles too.
@@ -49,18 +52,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_argument("--threads", type=positive, metavar="N", help="threads of the CPU (default: all it may use)")
     common.add_argument("--seconds", type=float, default=8.0, metavar="N", help="time for each row (default: 8)")
     common.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
-    models = parser.add_argument_group("encode and train")
+    models = parser.add_argument_group("encode, train and generate")
     models.add_argument("--dtypes", default="float32,bfloat16", metavar="A,B", help="default: float32,bfloat16")
-    encode = parser.add_argument_group("encode")
+    encode = parser.add_argument_group("encode and generate")
     encode.add_argument("--size", default="tiny,base", metavar="A,B", help="tiny, base or names of models (tiny,base)")
     encode.add_argument(
         "--baseline", action=argparse.BooleanOptionalAction, default=True, help="run open_clip beside base"
     )
-    branches = parser.add_argument_group("encode and export")
-    branches.add_argument("--batch", type=positive, metavar="N", help="items in a pass (default: about 1600 tokens)")
+    branches = parser.add_argument_group("encode, export and generate")
+    branches.add_argument(
+        "--batch", type=positive, metavar="N", help="items in a pass (default: about 1600 tokens, 8 answers)"
+    )
     branches.add_argument("--modalities", metavar="A,B", help="only these of text, image, audio")
     export = parser.add_argument_group("export")
     export.add_argument("--data", metavar="FOLDER", help="folder of shards to measure accuracy on (default: none)")
+    generate = parser.add_argument_group("generate")
+    generate.add_argument("--beams", default="1,5", metavar="A,B", help="hypotheses that are followed (default: 1,5)")
+    generate.add_argument("--length", type=positive, default=16, metavar="N", help="tokens of an answer (default: 16)")
     index = parser.add_argument_group("index")
     index.add_argument(
         "--model", default="tiny", metavar="NAME", help="tiny (default), a model folder or a released one"
@@ -164,6 +172,14 @@ def _export(args: argparse.Namespace, device: Any) -> Benchmark:
     return bench_export(model, modalities, args.seconds, args.batch, args.data, overrides), columns
 
 
+def _generate(args: argparse.Namespace, device: Any) -> Benchmark:
+    from onepeace.bench.generate import bench_generate, columns
+
+    beams = [_number("--beams", name, 1) for name in _names(args.beams)]
+    sizes, dtypes = _names(args.size), _dtypes(args, device)
+    return bench_generate(sizes, beams, args.batch or 8, args.length, dtypes, device, args.seconds), columns
+
+
 BENCHMARKS: dict[str, Callable[[argparse.Namespace, Any], Benchmark]] = {
     "encode": _encode,
     "loss": _loss,
@@ -171,6 +187,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, Any], Benchmark]] = {
     "index": _index,
     "search": _search,
     "export": _export,
+    "generate": _generate,
 }
 
 

@@ -50,17 +50,21 @@ def _path(name: str) -> Path:
         return path
     released = find(name)
     if released and not (cache_folder() / released).is_dir():
-        raise UserError(f"{name} ({RELEASED[released].about}) is not on this machine; onepeace.load({released!r}) "
+        load = "load_generator" if RELEASED[released].generates else "load"
+        raise UserError(f"{name} ({RELEASED[released].about}) is not on this machine; onepeace.{load}({released!r}) "
                         "downloads it")  # fmt: skip
     return resolve(name)
 
 
 def report_on(description: "Description") -> dict[str, Any]:
     """Everything the command tells, as plain values."""
+    from onepeace.hub.architectures import architecture
+
     parts = parameters_by_part(description.shapes)
     total = sum(parts.values())
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in description.tensors.values()})
     model = description.config.model
+    generates = architecture(description.config.architecture).generates
     items = items_of(description.config)
     peak = max((item["peak_bytes"] for item in items), default=0)
     return {
@@ -70,6 +74,7 @@ def report_on(description: "Description") -> dict[str, Any]:
         "dtype": ", ".join(dtypes),
         "modalities": list(model.adapters),
         "projections": list(model.projections),
+        "writes": list(model.writes) if generates else [],
         "sizes": {name: value for name, value in vars(model).items() if type(value) is int},
         "adapters": model.adapters,
         "processors": description.config.processors,
@@ -86,6 +91,8 @@ def parameters_by_part(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 
     parts: dict[str, int] = {}
     for name, shape in shapes.items():
+        if name.endswith((".running_mean", ".running_var")):
+            continue  # statistics are no parameters
         part = part_of(name)
         parts[part] = parts.get(part, 0) + prod(shape)
     return parts
@@ -93,9 +100,14 @@ def parameters_by_part(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 
 def items_of(config: "Config") -> list[dict[str, Any]]:
     """Tokens, FLOPs and bytes alive of one pass over one item of each of `ITEMS` that the model can take."""
-    from onepeace.cost.dry_run import pass_cost
-    from onepeace.cost.items import UNITS, item_batch, picture_size
+    from onepeace.cost.dry_run import pass_cost, reading_cost
+    from onepeace.cost.items import UNITS, item_batch, picture_size, reading_batch
+    from onepeace.hub.architectures import architecture
 
+    if architecture(config.architecture).generates:
+        batch = reading_batch(config)
+        what = f"{batch['pixels'].shape[-1]} px and {batch['ids'].shape[1]} tokens"
+        return [{"modality": "image", "item": what, **reading_cost(config, batch)._asdict()}]
     result = []
     for key, wanted in ITEMS:
         if key in config.model.adapters:
@@ -112,7 +124,9 @@ def text_of(report: Mapping[str, Any]) -> str:
         ("layout", report["layout"]),
         ("weights", f"{report['file_bytes'] / 1e6:.1f} MB on disk, {report['dtype']}"),
         ("modalities", ", ".join(report["modalities"])),
-        ("one space for", ", ".join(report["projections"]) or "none (no projections)"),
+        ("writes", ", ".join(report["writes"]))
+        if report["writes"]
+        else ("one space for", ", ".join(report["projections"]) or "none (no projections)"),
         ("size", _options(report["sizes"])),
     ]  # fmt: skip
     lines += [(f"adapter {key}", _options(options)) for key, options in report["adapters"].items()]

@@ -52,7 +52,7 @@ class OFAConfig:
     @property
     def adapters(self) -> dict[str, Options]:
         """What is read."""
-        return {"text": {"vocab_size": self.num_words}, "image": {"patch_size": 16, "grid": self.image_grid}}
+        return {"text": {"vocab_size": self.num_words}, "image": {"patch_size": 16, "bias_grid": self.image_grid}}
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -62,6 +62,12 @@ class OFAConfig:
     @property
     def heads(self) -> dict[str, Options]:
         return {}
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """What is written."""
+        counts = {"text": self.num_words, "boxes": self.num_bins, "image codes": self.num_codes}
+        return tuple(name for name, count in counts.items() if count)
 
     @property
     def embed_dim(self) -> int:

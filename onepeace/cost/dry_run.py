@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from onepeace.config import Config
 from onepeace.data.batch import Batch
-from onepeace.hub.architectures import build_encoder
+from onepeace.hub.architectures import build_encoder, build_module
 
 aten = torch.ops.aten
 
@@ -44,6 +44,17 @@ def pass_cost(config: Config, key: str, batch: Mapping[str, Tensor]) -> Cost:
         if key in model.config.projections:
             model.embed(key, features)
     return Cost(features.tokens.shape[1], run.flops, run.peak)
+
+
+def reading_cost(config: Config, inputs: Mapping[str, Tensor]) -> Cost:
+    """Cost of what a generative model's encoder does, before anything is written; `inputs` as its `encode` takes it."""
+    with torch.device("meta"):
+        model = build_module(config).eval()
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    model, inputs = fake_module(model, fakes), fake_inputs(inputs, fakes)
+    with torch.no_grad(), DryRun([*model.parameters(), inputs]) as run:
+        encoded = model.encode(**inputs)
+    return Cost(encoded.tokens.shape[1], run.flops, run.peak)
 
 
 def fake_module(module: Any, fakes: FakeTensorMode) -> Any:

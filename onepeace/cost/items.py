@@ -22,6 +22,8 @@ UNITS = {"text": "tokens", "image": "px", "audio": "s", "video": "px"}
 clip, seconds of sound."""
 CAPTION_TOKENS = {4: 2, 5: 5, 6: 8, 7: 6, 8: 5, 10: 3, 11: 3, 12: 2, 13: 3}
 """How many of the captions in data/samples/captions.csv have so many tokens, the end included."""
+PROMPT_TOKENS = 8
+"""What a picture shows is asked in 6 words; bos and eos."""
 CLIP_SECONDS = (1.0, 15.0)
 """Shortest and longest of the sounds in a batch of many lengths."""
 
@@ -47,6 +49,13 @@ def picture_size(config: Config, key: str = "image") -> int:
         options = config.model.adapters[key]
         return int(options.get("patch_size", 16)) * int(options.get("bias_grid", 16))
     return max(size) if isinstance(size, list) else int(size)
+
+
+def reading_batch(config: Config) -> dict[str, Tensor]:
+    """A picture and a prompt, as a generative model reads them."""
+    options = config.model.adapters["image"]
+    side = min(picture_size(config), int(options["patch_size"]) * int(options["bias_grid"]))
+    return {**item_batch(config, "text", PROMPT_TOKENS), **item_batch(config, "image", side)}
 
 
 def largest_items(config: Config, pair: Sequence[str], count: int) -> dict[str, dict[str, Tensor]]:

@@ -5,6 +5,8 @@ import re
 PARTS = {
     r".*\.lora_[AB]\.": "LoRA adapters",
     r"adapters\.(\w+)\.": "adapter {}",
+    r"encoder\.stem\.": "stem of pictures",
+    r"decoder\.token_embed\.": "vocabulary",
     r"blocks\.\d+\.attn\.": "attention",
     r"blocks\.\d+\.ffn\.(\w+)\.": "FFN {}",
     r"blocks\.\d+\.clips\.": "adapters between frames",

@@ -1,7 +1,7 @@
 """Greedy, beam and sampling search over any decoder that gives the logits of the next token.
 
-The rules are fairseq's, with which OFA's released results were searched: hypotheses are compared and finished by rules of
-their own, so other libraries' beam search gives other captions. An answer depends on its own source alone.
+The rules are fairseq's, with which OFA's released results were searched: hypotheses are compared and finished by rules
+of their own, so other libraries' beam search gives other captions. An answer depends on its own source alone.
 """
 
 from collections.abc import Callable, Sequence

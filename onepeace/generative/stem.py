@@ -14,8 +14,8 @@ class BatchNorm(nn.BatchNorm2d):
         self.num_batches_tracked = None
 
     def reset_running_stats(self) -> None:
-        nn.init.zeros_(self.running_mean)
-        nn.init.ones_(self.running_var)
+        nn.init.zeros_(self.running_mean)  # type: ignore[arg-type]
+        nn.init.ones_(self.running_var)  # type: ignore[arg-type]
 
     def _load_from_state_dict(self, *args: Any) -> None:
         nn.Module._load_from_state_dict(self, *args)  # torch's own would add the count to older states

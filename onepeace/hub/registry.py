@@ -1,4 +1,4 @@
-"""The checkpoints the authors released: names, addresses and descriptions.
+"""The checkpoints the authors of ONE-PEACE and OFA released: names, addresses and descriptions.
 
 The authors publish neither sizes nor hashes; transfers are checked against the length the server states.
 """
@@ -6,6 +6,7 @@ The authors publish neither sizes nor hashes; transfers are checked against the 
 from dataclasses import dataclass
 
 _HOST = "https://one-peace-shanghai.oss-accelerate.aliyuncs.com"
+_OFA_HOST = "https://ofa-beijing.oss-cn-beijing.aliyuncs.com/checkpoints"
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,13 @@ class Released:
     modalities: tuple[str, ...]
     about: str
     unsupported: str = ""
+    generates: bool = False
+    """Whether it is an OFA model, which onepeace.load_generator loads."""
 
     @property
     def url(self) -> str:
+        if self.generates:
+            return f"{_OFA_HOST}/{self.file}"
         folder = "" if self.file == "one-peace.pt" else "/one_peace_checkpoints"
         return f"{_HOST}{folder}/{self.file.replace('+', '%2B')}"
 
@@ -48,6 +53,39 @@ RELEASED = {
     "one-peace-seg-ade20k": Released("onepeace_seg_cocostuff2ade20k.pth", ("image",), "segmentation, ADE20K", _WINDOWS),
     "one-peace-video-k400": Released("onepeace_video_k400.pth", ("video",), "video classes, Kinetics-400"),
 }  # fmt: skip
+
+_ARCHIVE = "it is an archive of three networks: unpack it, and convert the checkpoint of OFA with onepeace convert"
+# https://github.com/OFA-Sys/OFA/blob/main/checkpoints.md
+_OFA = {
+    "ofa-tiny": ("ofa_tiny.pt", "pretrained, 33 M parameters"),
+    "ofa-medium": ("ofa_medium.pt", "pretrained, 93 M parameters"),
+    "ofa-base": ("ofa_base.pt", "pretrained, 182 M parameters"),
+    "ofa-large": ("ofa_large.pt", "pretrained, 473 M parameters"),
+    "ofa-huge": ("ofa_huge.pt", "pretrained, 929 M parameters"),
+    "ofa-base-caption": ("caption_base_best.pt", "captions, COCO"),
+    "ofa-large-caption": ("caption_large_best_clean.pt", "captions, COCO"),
+    "ofa-large-caption-stage1": ("caption_stage1_best.pt", "captions, COCO, before CIDEr optimisation"),
+    "ofa-huge-caption": ("caption_huge_best.pt", "captions, COCO"),
+    "ofa-base-vqa": ("vqa_base_best.pt", "visual question answering, VQAv2"),
+    "ofa-large-vqa": ("vqa_large_best.pt", "visual question answering, VQAv2"),
+    "ofa-huge-vqa": ("vqa_huge_best.pt", "visual question answering, VQAv2"),
+    "ofa-base-refcoco": ("refcoco_base_best.pt", "grounding, RefCOCO"),
+    "ofa-base-refcoco+": ("refcocoplus_base_best.pt", "grounding, RefCOCO+"),
+    "ofa-base-refcocog": ("refcocog_base_best.pt", "grounding, RefCOCOg"),
+    "ofa-large-refcoco": ("refcoco_large_best.pt", "grounding, RefCOCO"),
+    "ofa-large-refcoco+": ("refcocoplus_large_best.pt", "grounding, RefCOCO+"),
+    "ofa-large-refcocog": ("refcocog_large_best.pt", "grounding, RefCOCOg"),
+    "ofa-base-snli-ve": ("snli_ve_base_best.pt", "visual entailment, SNLI-VE"),
+    "ofa-large-snli-ve": ("snli_ve_large_best.pt", "visual entailment, SNLI-VE"),
+    "ofa-large-imagenet": ("imagenet_1k_large_best.pt", "ImageNet-1k classes, written out"),
+    "ofa-large-gigaword": ("gigaword_large_best.pt", "summaries, Gigaword"),
+    "ofa-base-image-gen": ("image_gen_base_best.pt", "pictures of texts, as codes, COCO"),
+    "ofa-large-image-gen": ("image_gen_large_best.zip", "pictures of texts, as codes, COCO"),
+}
+RELEASED |= {
+    name: Released(file, _VL, about, _ARCHIVE if file.endswith(".zip") else "", generates=True)
+    for name, (file, about) in _OFA.items()
+}
 
 # What the original code and file names call them.
 ALIASES = {"one-peace-grounding": "one-peace-refcocog", "one-peace-aqa": "one-peace-avqa"}

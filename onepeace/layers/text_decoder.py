@@ -3,7 +3,7 @@
 It needs nothing of OFA's encoder but an `Encoded`, so it can write about the tokens of any encoder.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, cast
 
 import torch
@@ -114,8 +114,8 @@ class DecoderCache:
     """(N,): the place of each hypothesis in the table, row by row."""
     width: int = 1
     """K."""
-    past: list[KeysValues | None] | None = None
-    """Of each block's self-attention, (B * K, H, t, head_dim)."""
+    past: list[KeysValues] = field(default_factory=list)
+    """Of each block's self-attention, (B * K, H, t, head_dim); nothing before the first token."""
     length: int = 0
     """t, how many tokens of each were fed."""
 
@@ -144,7 +144,7 @@ class DecoderCache:
         def of(pair: KeysValues, index: Tensor) -> KeysValues:
             return pair[0][index], pair[1][index]
 
-        past = None if self.past is None else [of(cast(KeysValues, pair), parents) for pair in self.past]
+        past = [of(pair, parents) for pair in self.past]
         moved = replace(self, places=places, width=width, past=past)
         if len(kept) < len(self.sources[0][0]):
             moved.sources = [of(pair, kept) for pair in self.sources]
@@ -236,13 +236,12 @@ class TextDecoder(nn.Module):
         x = self._embed(table.scatter(0, cache.places, ids).view(-1, width), cache.code_rows)
         rows = None if cache.code_rows is None else cache.code_rows.repeat_interleave(width)
         absolute = _by_row(rows, *(bias[:, :, t : t + 1, : t + 1] for bias in cache.self_bias))
-        past = cache.past or [None] * len(self.blocks)
-        cache.past = []
+        past, cache.past = cache.past, []
         for i, block in enumerate(self.blocks):
             # Of all blocks and tokens these would be too much to keep: a picture has a thousand codes.
             bias = absolute + self._relative_bias(i, cache.max_len, slice(t, t + 1), slice(t + 1), rows)
             cross_bias = cache.cross_bias[:, :, t : t + 1]
-            x, pair = cast(DecoderBlock, block).step(x, past[i], cache.sources[i], bias, cross_bias)
+            x, pair = cast(DecoderBlock, block).step(x, past[i] if past else None, cache.sources[i], bias, cross_bias)
             cache.past.append(pair)
         cache.length += 1
         return self.logits(x.flatten(0, 1)[cache.places])

@@ -70,7 +70,8 @@ def smoothed_cross_entropy(
     """
     nll = -log_probs.gather(1, target.unsqueeze(1)).squeeze(1)
     if allowed is None:
-        others, smooth = log_probs.shape[1] - 1, -log_probs.sum(1)
+        others: Tensor | int = log_probs.shape[1] - 1
+        smooth = -log_probs.sum(1)
     else:
         others = (allowed.sum(-1) - 1).clamp_min(1)  # a token without alternatives has no loss, whatever the share
         smooth = -log_probs.masked_fill(~allowed, 0.0).sum(1)

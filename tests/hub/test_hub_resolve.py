@@ -95,6 +95,9 @@ def test_a_name_of_no_model_is_one_line(tmp_path, monkeypatch, name, message):
         ("finetune_aqa.pt", "one-peace-avqa"),
         ("one-peace-vision.pkl", "one-peace-vision"),
         ("onepeace_ft_21kto1k_384", "one-peace-imagenet-384"),
+        ("OFA-base", "ofa-base"),
+        ("ofa_large.pt", "ofa-large"),
+        ("refcocoplus_base_best", "ofa-base-refcoco+"),
         ("tiny", None),
     ],
 )
@@ -103,8 +106,9 @@ def test_released_names_of_any_spelling(name, key):
 
 
 def test_registry_is_consistent():
-    assert len(RELEASED) == 18
-    assert len({entry.url for entry in RELEASED.values()}) == 18
+    assert len([entry for entry in RELEASED.values() if not entry.generates]) == 18
+    assert len([entry for entry in RELEASED.values() if entry.generates]) == 24
+    assert len({entry.url for entry in RELEASED.values()}) == 42
     for name, entry in RELEASED.items():
         assert re.fullmatch(r"https://[\w.-]+/[\w./%-]+", entry.url)
         assert name == name.lower()

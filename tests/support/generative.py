@@ -6,33 +6,29 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from support import golden_ofa
 from tokenizers import Tokenizer
 
+from onepeace.config import Config
 from onepeace.config.ofa import OFAConfig
 from onepeace.generative.generator import Generator
 from onepeace.generative.model import OFA
 from onepeace.generative.reader import PromptReader
 from onepeace.generative.tasks import read_tasks
 from onepeace.generative.vocabulary import Vocabulary
-from onepeace.hub.convert.ofa_keys import to_ours
+from onepeace.hub import weights
 from onepeace.hub.resolve import BUNDLED
 from onepeace.processors.tokenizer import read_tokenizer
 
-FOLDER = Path(__file__).parents[1] / "golden" / "ofa"
-SMALL = {"dim": 32, "num_heads": 4, "ffn_dim": 64, "num_buckets": 8, "image_grid": 8, "code_grid": 4, "stem_width": 8,
-         "encoder_depth": 3, "decoder_depth": 2, "stem_depths": (2, 2, 2)}  # fmt: skip
-GOLDEN = {"num_words": 64, "num_codes": 32, "num_bins": 40, "num_positions": 64}
+FOLDER = golden_ofa.FOLDER
 PICTURES = {"size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
 
 @cache
 @torch.inference_mode(False)
-def golden_ofa() -> OFA:
-    """The model with the weights that made the golden numbers."""
-    module = OFA(OFAConfig(**SMALL, **GOLDEN))
-    weights = {to_ours(name): tensor for name, tensor in load_file(FOLDER / "weights.safetensors").items()}
-    module.load_state_dict(weights, strict=True)
-    return module.eval()
+def golden_model() -> OFA:
+    """The model that made the golden numbers, for tests that leave it as it is."""
+    return golden_ofa.golden_ofa()
 
 
 @cache
@@ -56,8 +52,8 @@ def small_tokenizer() -> Tokenizer:
 @torch.inference_mode(False)
 def small_ofa() -> OFA:
     """A model of that vocabulary with 16 codes and 50 bins; its weights are large enough that answers differ."""
-    words = small_tokenizer().get_vocab_size()
-    module = OFA(OFAConfig(**SMALL, num_words=words, num_codes=16, num_bins=50, num_positions=96))
+    sizes = {"num_words": small_tokenizer().get_vocab_size(), "num_codes": 16, "num_bins": 50, "num_positions": 96}
+    module = OFA(OFAConfig(**{**golden_ofa.SIZES, **sizes}))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -74,3 +70,10 @@ def small_generator() -> Generator:
     config = module.config
     vocabulary = Vocabulary(small_tokenizer(), config.num_words, mask=True, num_codes=config.num_codes, num_bins=50)
     return Generator(PromptReader(module, PICTURES), vocabulary, tasks)
+
+
+def save_small_ofa(folder: Path) -> Path:
+    """The folder of that model, with the built-in tasks."""
+    config = Config(small_ofa().config, {"image": PICTURES}, architecture="ofa")  # type: ignore[arg-type]
+    tokenizer = BUNDLED / "tiny" / "tokenizer.json"
+    return weights.save(folder, small_ofa(), config, tokenizer=tokenizer, card="random weights, for tests\n")

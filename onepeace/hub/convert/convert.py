@@ -136,6 +136,17 @@ def _read(tensor: LazyTensor, shape: tuple[int, ...], dtype: torch.dtype, config
     return cast(result, dtype, where)
 
 
+def _abilities(config: Config) -> list[str]:
+    """Lines of the card that say what the model gives."""
+    model = config.model
+    if architecture(config.architecture).generates:
+        return [f"- Writes: {', '.join(model.writes)}\n"]  # type: ignore[attr-defined]
+    return [
+        f"- Projections into the shared space: {', '.join(model.projections) or 'none'}",
+        f"- Heads: {', '.join(model.heads) or 'none'}\n",
+    ]
+
+
 def _card(source: Description, config: Config) -> str:
     """Text of MODEL_CARD.md; a model folder keeps its own."""
     if source.layout == MODEL_FOLDER:
@@ -147,8 +158,7 @@ def _card(source: Description, config: Config) -> str:
         f"Converted by onepeace {__version__} from `{source.path.name}` "
         f"({source.file_bytes:,} bytes; {source.layout}).\n",
         f"- Modalities: {', '.join(config.model.adapters)}",
-        f"- Projections into the shared space: {', '.join(config.model.projections) or 'none'}",
-        f"- Heads: {', '.join(config.model.heads) or 'none'}\n",
+        *_abilities(config),
         conversion.credit if conversion else "",
     ]
     return "\n".join(lines).rstrip() + "\n"

@@ -1,0 +1,168 @@
+"""The search: every hypothesis of the original's, and what an answer must not depend on."""
+
+from dataclasses import dataclass
+from itertools import chain, product
+
+import pytest
+import torch
+from support.generative import golden_inputs, golden_json, golden_model
+
+from onepeace.errors import UserError
+from onepeace.generative.scoring import Trie
+from onepeace.generative.search import SearchOptions, search
+
+CASES = golden_json("generate")["generate"]
+RENAMED = {"beam_size": "beam", "max_len_b": "max_len", "min_len": "min_len", "no_repeat_ngram_size": "no_repeat_ngram",
+           "len_penalty": "length_penalty", "normalize_scores": "normalize", "temperature": "temperature"}  # fmt: skip
+
+
+def original(name: str):
+    """Our hypotheses for a case of the original's, and its own."""
+    case = CASES[name]
+    settings = case["settings"]
+    options = SearchOptions(**{ours: settings[theirs] for theirs, ours in RENAMED.items() if theirs in settings})
+    ids, pixels, prompts = golden_inputs()
+    ids, pixels = ids[case["rows"]], pixels[case["rows"]]
+    ids = ids[:, : int((ids != 1).sum(1).max())]
+    prefixes = [prompts[row] for row in case["rows"]] if case["uses_prefix_tokens"] else None
+    allowed = Trie(case["answers"]) if "answers" in case else None
+    if "constraint_range" in settings:
+        start, stop = map(int, settings["constraint_range"].split(","))
+        allowed = lambda source, answer: [0, 1, 2, 3, *range(start, stop)]  # noqa: E731
+    codes = settings.get("gen_code", False)
+    code_rows = torch.ones(len(ids), dtype=torch.bool) if codes else None
+    decoder = golden_model().decoder
+    with torch.no_grad():
+        encoded = golden_model().encode(ids, pixels if case["uses_image"] else None)
+        longest = options.max_len + max(map(len, prefixes or [()])) + 1
+        state = decoder.start(encoded, longest, code_rows)
+    found = search(
+        decoder.step, state, len(ids), options, prefixes=prefixes, allowed=allowed, codes=codes,
+        mask_after_softmax=settings.get("zero_shot", False),
+    )  # fmt: skip
+    return found, case["hypotheses"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hypotheses_are_the_originals(name):
+    found, expected = original(name)
+    assert [[list(one.tokens) for one in row] for row in found] == [[one["tokens"] for one in row] for row in expected]
+    for ours, theirs in zip(chain(*found), chain(*expected), strict=True):
+        assert ours.score == pytest.approx(theirs["score"], abs=1e-4)
+        assert ours.token_scores == pytest.approx(theirs["token_scores"], abs=1e-4)
+
+
+def test_row_alone_is_row_in_the_batch():
+    (alone,), _ = original("caption_single")
+    together = original("caption")[0][CASES["caption_single"]["rows"][0]]
+    assert [one.tokens for one in alone] == [one.tokens for one in together]
+    assert [one.score for one in alone] == pytest.approx([one.score for one in together], abs=1e-4)
+
+
+@dataclass
+class Written:
+    """A decoder's state that is nothing but what was fed."""
+
+    tokens: torch.Tensor
+
+    def select(self, rows):
+        return Written(self.tokens[rows])
+
+
+def table(num_sources: int, vocab_size: int = 7, seed: int = 0):
+    """A step whose logits depend on the source, the last two tokens and the length, and its state."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(num_sources, 8, vocab_size, vocab_size, vocab_size, generator=generator)
+
+    def step(tokens, state):
+        state.tokens = torch.cat([state.tokens, tokens[:, None]], dim=1)
+        before = state.tokens[:, -2] if state.tokens.shape[1] > 2 else torch.zeros_like(tokens)
+        return logits[state.tokens[:, 0], state.tokens.shape[1] - 2, before, tokens]
+
+    return step, Written(torch.arange(num_sources)[:, None])
+
+
+def test_wide_beam_finds_the_best_of_all_answers():
+    options = SearchOptions(beam=400, max_len=3, normalize=False)
+    (found,) = search(*table(1), 1, options)
+    scores = {}
+    for length in range(1, 4):
+        for tokens in product((0, 3, 4, 5, 6), repeat=length):
+            step, state = table(1)
+            total = 0.0
+            for fed, token in zip((0, *tokens), (*tokens, 2), strict=True):
+                total += float(step(torch.tensor([fed]), state).log_softmax(1)[0, token])
+            scores[(*tokens, 2)] = total
+    assert {one.tokens for one in found} <= set(scores)
+    assert len(found) == len(scores) == 5 + 25 + 125
+    assert found[0].tokens == max(scores, key=scores.__getitem__)
+    assert [one.score for one in found] == pytest.approx([scores[one.tokens] for one in found], abs=1e-4)
+
+
+SAMPLED = SearchOptions(method="sample", beam=4, max_len=6, seed=5)
+
+
+@pytest.mark.parametrize("options", [SAMPLED, SearchOptions(beam=3, max_len=6)], ids=["sample", "beam"])
+def test_answer_does_not_depend_on_batch_mates(options):
+    many = search(*table(4), 4, options)
+    step, state = table(4)
+    for source, expected in enumerate(many):
+        (alone,) = search(step, state.select(torch.tensor([source])), 1, options)
+        assert alone == expected
+    assert len({row[0].tokens for row in many}) > 1
+
+
+def test_samples_follow_the_probabilities():
+    """1000 samples of one token: frequencies within 6 points of the probabilities, of those that may be drawn."""
+    step, state = table(1)
+    probabilities = step(torch.tensor([0]), state.select(torch.tensor([0])))[0].softmax(0)
+    probabilities[[1, 2]] = 0  # padding, and eos at the beginning
+    many = SearchOptions(method="sample", beam=1000, max_len=1)
+    for options, kept in (
+        (many, 5),
+        (SearchOptions(method="sample", beam=1000, max_len=1, top_k=2), 2),
+        (SearchOptions(method="sample", beam=1000, max_len=1, top_p=0.01), 1),
+    ):
+        (found,) = search(*table(1), 1, options)
+        wanted = torch.zeros(7).scatter(0, probabilities.topk(kept).indices, probabilities.topk(kept).values)
+        counts = torch.tensor([one.tokens[0] for one in found]).bincount(minlength=7)
+        assert len(found) == 1000
+        torch.testing.assert_close(counts / 1000, wanted / wanted.sum(), atol=0.06, rtol=0)
+
+
+def test_nucleus_ends_where_its_probability_is_reached():
+    step, state = table(1)
+    logits = step(torch.tensor([0]), state.select(torch.tensor([0])))[0]
+    logits[[1, 2]] = -torch.inf
+    values, ids = logits.softmax(0).sort(descending=True)
+    share = float(values[:2].sum())
+    drawn = {}
+    for top_p in (share - 1e-3, share + 1e-3):
+        (found,) = search(*table(1), 1, SearchOptions(method="sample", beam=300, max_len=1, top_p=top_p))
+        drawn[top_p] = {one.tokens[0] for one in found}
+    assert list(drawn.values()) == [set(ids[:2].tolist()), set(ids[:3].tolist())]
+
+
+def test_seed_changes_samples_and_samples_differ():
+    first, again = (search(*table(2), 2, SAMPLED) for _ in range(2))
+    other = search(*table(2), 2, SearchOptions(method="sample", beam=4, max_len=6, seed=6))
+    assert first == again != other
+    assert len({one.tokens for one in first[0]}) > 1
+
+
+def test_nothing_allowed_gives_nothing():
+    assert search(*table(1), 1, SearchOptions(beam=2), allowed=lambda source, answer: [1]) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beam": 0}, "beam is 0"),
+        ({"min_len": 5, "max_len": 4}, "min_len 5 is above"),
+        ({"temperature": 0.0}, "temperature is 0"),
+        ({"top_p": float("nan")}, "top_p is nan"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        SearchOptions(**options)

@@ -1,0 +1,214 @@
+"""`onepeace.load_generator` and what its model answers: typed, in order, each answer from its own item alone."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.generative import PICTURES, save_small_ofa, small_generator
+
+import onepeace
+from onepeace.errors import UserError
+from onepeace.generative.answers import Box, Choice, Codes, Objects, Text
+from onepeace.generative.search import SearchOptions
+from onepeace.generative.tasks import Task, read_tasks, write_tasks
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return small_generator()
+
+
+@pytest.fixture(scope="module")
+def images(samples):
+    return [samples / "images" / name for name in ("cat.jpg", "bus.jpg", "sea.jpg", "owl.jpg", "car.jpg")]
+
+
+def near(ours, theirs):
+    """Equal but for rounding."""
+    assert type(ours) is type(theirs)
+    assert ours.score == pytest.approx(theirs.score, abs=1e-4)
+    assert ours.confidence == pytest.approx(theirs.confidence, abs=1e-4)
+    for name in ("text", "box", "choice", "objects"):
+        assert getattr(ours, name, None) == getattr(theirs, name, None)
+
+
+def test_captions_come_in_order_and_alone_as_together(generator, images):
+    together = generator.caption(images, batch_size=3)
+    assert all(isinstance(one, Text) and one.text == one.text.strip() for one in together)
+    assert len({one.text for one in together}) > 1
+    for image, one in zip(images, together, strict=True):
+        near(generator.caption([image])[0], one)
+        assert 0 < one.confidence < 1
+
+
+def test_questions_of_different_lengths_share_a_batch(generator, images):
+    questions = ["what is it?", "How many people are standing on the left side of it?", "who"] + ["is it red"] * 2
+    together = generator.answer(images, questions)
+    for image, question, one in zip(images, questions, together, strict=True):
+        near(generator.answer([image], question)[0], one)
+
+
+def test_prompts_with_and_without_pictures_mix(generator, images):
+    prompts = ["what is this?", "a long text without any picture in it", " what?"]
+    pictures = [images[0], None, images[1]]
+    together = generator.run(prompts, pictures)
+    for prompt, picture, one in zip(prompts, pictures, together, strict=True):
+        near(generator.run(prompt, picture), one)
+    assert generator.run("what?", images[1]) == generator.run(" what?", images[1])
+
+
+def test_samples_do_not_depend_on_batch_mates(generator, images):
+    sampled = SearchOptions(method="sample", beam=2, max_len=6, top_p=0.9, seed=3)
+    together = generator.caption(images, search=sampled)
+    for image, one in zip(images, together, strict=True):
+        near(generator.caption([image], search=sampled)[0], one)
+    assert together != generator.caption(images, search=replace(sampled, seed=4))
+
+
+def test_boxes_are_in_pixels_of_the_picture_and_within_it(generator, images):
+    pictures = [Image.new("RGB", (200, 20), "red"), images[1]]
+    small, large = generator.ground(pictures, "the bus")
+    assert isinstance(small, Box)
+    for box, (width, height) in ((small.box, (200, 20)), (large.box, Image.open(images[1]).size)):
+        assert all(0 <= x <= width for x in box[::2])
+        assert all(0 <= y <= height for y in box[1::2])
+    # Twice as large, the same box twice as large.
+    (twice,) = generator.ground([pictures[0].resize((400, 40))], "the bus")
+    assert twice.box == pytest.approx([2 * corner for corner in small.box])
+
+
+def test_box_of_words_is_a_failure(generator, images):
+    free = replace(generator.tasks["ground"], confined=False)
+    (one,) = generator.stream(free, [{"image": images[0], "text": "a cat"}])
+    assert one.answers == ()
+    assert "the model gives no box but" in one.reason
+
+
+def test_region_is_described(generator, images):
+    texts = generator.describe([images[0]] * 2, [[10, 20, 100, 110], [200, 100, 400, 250]])
+    assert texts[0].score != texts[1].score
+    with pytest.raises(UserError, match=r"cat.jpg: a box is \[x0, y0, x1, y1\]"):
+        generator.describe([images[0]], [[1, 2]])
+
+
+def test_choices_are_probabilities(generator, images):
+    found = generator.answer(images, "what is it?", candidates=["a dog", "a bus", "the sea", "yes"])
+    for one in found:
+        assert isinstance(one, Choice)
+        assert one.score == max(one.scores.values())
+        assert sum(np.exp(list(one.scores.values()))) == pytest.approx(1, abs=1e-5)
+        assert one.confidence == pytest.approx(np.exp(one.score), abs=1e-5)
+    near(generator.answer(images[1:2], "what is it?", candidates=["a dog", "a bus", "the sea", "yes"])[0], found[1])
+
+
+def test_each_item_may_have_candidates_of_its_own(generator, images):
+    items = [{"image": image, "candidates": [f"one {i}", "two"]} for i, image in enumerate(images[:3])]
+    found = list(generator.stream("classify", items))
+    assert [list(one.answer.scores) for one in found] == [["one 0", "two"], ["one 1", "two"], ["one 2", "two"]]
+
+
+def test_entailment_has_the_names_of_its_classes(generator, images):
+    (alone,) = generator.entails(images[:1], "a cat")
+    (known,) = generator.entails(images[:1], "a cat", premises="an animal sleeps")
+    assert list(alone.scores) == list(known.scores) == ["entailment", "contradiction", "neutral"]
+    assert alone.scores != known.scores
+
+
+def test_classes_are_given_or_stored(generator, images):
+    assert list(generator.classify(images[:1])[0].scores) == ["dog", "cat", "a red bus"]
+    assert list(generator.classify(images[:1], ["x", "y"])[0].scores) == ["x", "y"]
+
+
+def test_text_is_completed_and_objects_are_found(generator, images):
+    assert isinstance(generator.infill(["a <mask> on the beach"])[0], Text)
+    (found,) = generator.stream("detect", [{"image": images[0]}])
+    assert isinstance(found.answer, Objects)
+
+
+def test_codes_go_to_the_callers_decoder(generator):
+    drawn = generator.draw(["a cat", "the sea"], decode=lambda codes: codes.float().mean().item())
+    assert [len(each) for each in drawn] == [24, 24]
+    for one in (one for each in drawn for one in each):
+        assert isinstance(one, Codes)
+        assert one.codes.shape == (4, 4)
+        assert 0 <= int(one.codes.min()) <= int(one.codes.max()) < 16
+        assert one.picture == one.codes.float().mean().item()
+    scores = [one.score for one in drawn[0]]
+    assert scores == sorted(scores, reverse=True)
+    assert generator.draw(["a cat"])[0][0].codes.tolist() == drawn[0][0].codes.tolist()
+
+
+def test_bad_file_is_named_and_the_others_come_out(generator, images, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(images[0].read_bytes()[:2000])
+    given = [images[0], broken, tmp_path / "missing.png", images[1]]
+    answers, failures = generator.caption(given, on_error="skip")
+    expected = generator.caption([images[0], images[1]])
+    for one, other in zip(answers, expected, strict=True):
+        near(one, other)
+    assert [(failure.index, failure.name) for failure in failures] == [(1, str(broken)), (2, str(given[2]))]
+    assert all("\n" not in failure.reason and failure.name not in failure.reason for failure in failures)
+    with pytest.raises(UserError, match=r"broken\.jpg: ") as caught:
+        generator.caption(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_are_taken_in_every_form(generator, images):
+    data = images[0].read_bytes()
+    array = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    forms = [str(images[0]), data, Image.open(images[0]), array, torch.from_numpy(array.copy()).permute(2, 0, 1)]
+    first, *rest = generator.caption(forms)
+    for one in rest:
+        assert one.score == pytest.approx(first.score, abs=0.2)  # a file's JPEG is decoded smaller
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda g, i: g.caption(i[0]), "image should be a list"),
+        (lambda g, i: g.answer(i, ["one"]), "there are 1 of text, and more of image"),
+        (lambda g, i: g.answer(i[:1], ["one", "two"]), "there are 1 of image, and more of text"),
+        (lambda g, i: g.answer(i, "what?", candidates="yes"), "candidates should be a list"),
+        (lambda g, i: g.classify(i, []), "there is nothing to choose from"),
+        (lambda g, i: g.classify(i, ["a", "a "]), "the same to the model"),
+        (lambda g, i: g.task("match"), "no task 'match'; it has caption"),
+        (lambda g, i: g.infill(["word " * 90]), "the model has 96 places"),
+        (lambda g, i: g.caption(i, on_error="ignore"), "on_error is 'ignore'"),
+    ],
+)
+def test_wrong_calls_are_refused_in_one_line(generator, images, call, message):
+    with pytest.raises(UserError, match=message) as caught:
+        call(generator, images)
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_keeps_its_tasks_and_a_users_file_changes_them(tmp_path, images):
+    folder = save_small_ofa(tmp_path / "model")
+    plain = onepeace.load_generator(folder, device="cpu")
+    assert plain.tasks == read_tasks()
+    write_tasks(folder, {"caption": Task("what is there?", search=SearchOptions(max_len=3))})
+    stored = onepeace.load_generator(folder, device="cpu")
+    assert stored.tasks["caption"].prompt == "what is there?"
+    (own,) = stored.caption(images[:1])
+    near(own, stored.run("what is there?", images[0], task=Task("x", search=SearchOptions(max_len=3))))
+    file = tmp_path / "mine.yaml"
+    file.write_text("caption: {search: {max_len: 1}}\n", encoding="utf-8")
+    changed = onepeace.load_generator(folder, device="cpu", tasks=file).tasks["caption"]
+    assert (changed.prompt, changed.search.max_len) == ("what is there?", 1)
+    with pytest.raises(UserError, match=r"absent\.yaml: cannot be read"):
+        onepeace.load_generator(folder, tasks=tmp_path / "absent.yaml")
+
+
+def test_folder_gives_the_model_that_was_saved(tmp_path, images, generator):
+    loaded = onepeace.load_generator(save_small_ofa(tmp_path / "model"), device="cpu")
+    loaded.tasks = generator.tasks
+    assert PICTURES["size"] == 64
+    near(loaded.caption(images[:1])[0], generator.caption(images[:1])[0])
+
+
+def test_model_of_vectors_is_refused():
+    with pytest.raises(UserError, match="tiny: a model of architecture onepeace writes no answers"):
+        onepeace.load_generator("tiny")

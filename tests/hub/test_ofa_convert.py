@@ -1,0 +1,225 @@
+"""Original OFA checkpoints, in the layouts of their releases, become model folders."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.golden_ofa import FOLDER, OUTPUT, SIZES, assert_near, golden
+from support.hub_layouts import small_vocabulary
+
+import onepeace
+from onepeace.cli import main
+from onepeace.config.ofa import OFA_SIZES, OFAConfig
+from onepeace.errors import UserError
+from onepeace.generative.model import OFA
+from onepeace.hub import weights
+from onepeace.hub.convert.convert import convert
+from onepeace.hub.convert.ofa_infer import infer_config, kind_of
+from onepeace.hub.convert.ofa_keys import to_original, to_ours
+from onepeace.hub.folder import read_config
+
+NAMES = json.loads((FOLDER / "names.json").read_text())
+CFG = {
+    "model": {"_name": "ofa", "arch": "ofa_base", "code_image_size": 32, "disable_entangle": True,
+              "no_scale_embedding": True, "attn_scale_factor": 2.0, "resnet_type": "resnet18"},
+    "task": {"_name": "caption", "code_dict_size": 32, "num_bins": 40, "patch_image_size": 480},
+}  # fmt: skip
+TRANSFORMERS = {"model_type": "ofa", "d_model": 32, "code_image_size": 32, "attn_scale_factor": 2.0}
+
+
+def released():
+    """The golden weights under the names of the original, with the copies and index tables that it stores too."""
+    state = dict(golden("weights"))
+    for name, (shape, dtype) in NAMES["golden_buffers"].items():
+        copy = name.endswith(("embed_tokens.weight", "output_projection.weight"))
+        shape = [2, 2] if name.endswith("_rp_bucket") else shape  # as large as the model otherwise
+        state[name] = state["encoder.embed_tokens.weight"] if copy else torch.zeros(shape, dtype=getattr(torch, dtype))
+    return state
+
+
+def in_transformers(state):
+    renamed = {name: NAMES["transformers"].get(name, name) for name in state}
+    return {new: state[old] for old, new in renamed.items() if new is not None}
+
+
+def trainer_file(path, state, *, cfg=CFG, **extra_state):
+    extra = {"metrics": {}, "train_iterator": {"epoch": 3}, **extra_state}
+    torch.save({"args": None, "cfg": cfg, "model": state, "criterion": None, "optimizer_history": [], "task_state": {},
+                "extra_state": extra}, path)  # fmt: skip
+    return path
+
+
+@pytest.fixture
+def bpe(tmp_path):
+    return small_vocabulary(tmp_path / "bpe", 64)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return trainer_file(tmp_path / "caption.pt", released())
+
+
+@pytest.fixture
+def folder(checkpoint, tmp_path, bpe):
+    return convert(checkpoint, tmp_path / "ofa", bpe=bpe)
+
+
+def assert_writes_as_the_original(folder):
+    case = golden("pretrain_mixed")
+    model = weights.load(folder)
+    assert isinstance(model, OFA)
+    with torch.no_grad():
+        logits = model(case["ids"], case["written"], case["pixels"], case["image_rows"], case["code_rows"])
+    assert_near(logits, case["out.logits"], OUTPUT, case["written"] != 1)
+
+
+def test_fairseq_file_writes_as_the_original(folder):
+    config = read_config(folder)
+    assert (config.architecture, config.model) == ("ofa", OFAConfig(**SIZES))
+    assert config.processors["image"] == {"size": 480, "mean": [0.5] * 3, "std": [0.5] * 3}
+    assert_writes_as_the_original(folder)
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert "Writes: text, boxes, image codes" in card
+    assert "authors of OFA" in card
+
+
+@pytest.mark.parametrize("kind", ["bin", "safetensors"])
+def test_transformers_folder_writes_as_the_original(tmp_path, kind):
+    source = small_vocabulary(tmp_path / "hf", 64)
+    # Its config does not count codes and bins; the golden model has fewer than the released ones.
+    (source / "config.json").write_text(json.dumps({**TRANSFORMERS, "task": CFG["task"]}))
+    state = in_transformers(released())
+    if kind == "bin":
+        torch.save(state, source / "pytorch_model.bin")
+    else:
+        save_file({name: tensor.clone() for name, tensor in state.items()}, source / "model.safetensors")
+
+    folder = convert(source, tmp_path / "ofa")
+
+    assert_writes_as_the_original(folder)
+    assert read_config(folder).model == OFAConfig(**SIZES)
+    assert "transformers folder" in (folder / "MODEL_CARD.md").read_text()
+
+
+def test_transformers_folder_of_another_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bart"}')
+    with pytest.raises(UserError, match="transformers folder of model type 'bart'; those that convert: ofa"):
+        convert(tmp_path, tmp_path / "out")
+    (tmp_path / "config.json").write_text('{"model_type": "ofa"}')
+    with pytest.raises(UserError, match=r"no model\.safetensors and no pytorch_model\.bin"):
+        convert(tmp_path, tmp_path / "out")
+    (tmp_path / "config.json").write_text("[")
+    with pytest.raises(UserError, match=r"config\.json: cannot be read"):
+        convert(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_moving_average_is_taken_unless_told(tmp_path, bpe, average):
+    state = released()
+    other = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    models = {"ema": state} if average else {"ema": other}
+    file = trainer_file(tmp_path / "vqa.pt", other if average else state, **models)
+
+    folder = convert(file, tmp_path / "ofa", bpe=bpe, average=average)
+
+    assert_writes_as_the_original(folder)
+    assert ("moving average" in (folder / "MODEL_CARD.md").read_text()) == average
+
+
+def test_command_takes_the_weights_themselves_on_request(tmp_path, bpe, capsys):
+    state = released()
+    other = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    file = trainer_file(tmp_path / "vqa.pt", state, ema=other)
+    assert main(["convert", str(file), str(tmp_path / "ofa"), "--bpe", str(bpe), "--no-average"]) == 0
+    assert_writes_as_the_original(tmp_path / "ofa")
+
+
+def test_weights_without_settings_have_the_released_vocabulary(tmp_path, bpe):
+    state = released()
+    torch.save({"model": state}, tmp_path / "bare.pt")
+    with pytest.raises(UserError, match="vocabulary of 137 has no room for 8192 image codes and 1000 bins"):
+        convert(tmp_path / "bare.pt", tmp_path / "out", bpe=bpe)
+
+
+def named(name):
+    """Our names and shapes of the released file of that size."""
+    return {ours: tuple(shape) for theirs, shape in NAMES[name].items() if (ours := to_ours(theirs))}
+
+
+def test_names_of_the_released_base_model_are_placed_without_rest(tmp_path):
+    shapes = named("fairseq_base")
+    config = infer_config(tmp_path, shapes, {})
+    assert config.model == OFAConfig(**OFA_SIZES["base"])
+    assert kind_of(config.model) == "OFA-base"
+    assert weights.expected(config) == shapes
+
+
+def test_key_map_is_a_bijection():
+    ours = {name: to_ours(name) for name in (*NAMES["fairseq_base"], *golden("weights"))}
+    kept = {theirs: name for theirs, name in ours.items() if name}
+    assert len(set(kept.values())) == len(kept) > 900
+    assert all(to_original(name) == theirs for theirs, name in kept.items())
+    dropped = {name.rpartition(".")[2] for name, found in ours.items() if found is None}
+    assert dropped == {"version", "token_rp_bucket", "image_rp_bucket", "image_position_idx", "num_batches_tracked",
+                       "weight"}  # fmt: skip
+    with pytest.raises(LookupError):
+        to_ours("encoder.layers.0.adapter.weight")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("decoder.layers.1.cross_attn_ln.bias"), r"lack 1 of .*decoder\.blocks\.1\.cross_attn_norm"),
+        (lambda s: s.update({"encoder.layers.0.w_resid": torch.ones(32)}), r"1 of \d+ tensors have no place here"),
+        (
+            lambda s: s.update({"encoder.pos_ln.bias": torch.ones(31)}),
+            r"another shape \(encoder\.words\.pos_norm\.bias",
+        ),
+        (lambda s: s.pop("encoder.embed_tokens.weight"), "it lacks encoder.embed_tokens.weight"),
+    ],
+)
+def test_every_tensor_is_placed_or_named(tmp_path, bpe, change, message):
+    state = released()
+    change(state)
+    with pytest.raises(UserError, match=message):
+        convert(trainer_file(tmp_path / "x.pt", state), tmp_path / "out", bpe=bpe)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("switch", "value"), [("disable_entangle", False), ("attn_scale_factor", 1), ("no_scale_embedding", False)]
+)
+def test_switches_that_change_what_is_computed_are_refused(tmp_path, bpe, switch, value):
+    cfg = {**CFG, "model": {**CFG["model"], switch: value}}
+    with pytest.raises(UserError, match=f"configuration has {switch} {value}; this library only has"):
+        convert(trainer_file(tmp_path / "x.pt", released(), cfg=cfg), tmp_path / "out", bpe=bpe)
+
+
+def test_what_needs_vectors_says_that_it_is_a_generator(folder, capsys):
+    with pytest.raises(UserError, match=r"models of architecture ofa write text .*onepeace\.load_generator"):
+        onepeace.load(folder)
+    with pytest.raises(UserError, match="architecture ofa write text"):
+        weights.load_encoder(folder)
+    assert main(["search", "--text", "x", str(folder / "index"), "--model", str(folder)]) != 0
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_info_tells_what_it_writes(folder, checkpoint, capsys):
+    for path in (folder, checkpoint):
+        assert main(["info", str(path), "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["writes"] == ["text", "boxes", "image codes"]
+        assert report["modalities"] == ["text", "image"]
+        assert report["parameters"]["total"] == 137_504
+        assert report["items"][0]["tokens"] == 8 * 8 + 8
+        assert report["items"][0]["flops"] > 0
+    assert main(["info", str(folder)]) == 0
+    assert "text, boxes, image codes" in capsys.readouterr().out
+
+
+def test_a_converted_folder_converts_again(folder, tmp_path):
+    half = convert(folder, tmp_path / "half", dtype="bfloat16")
+    assert {tensor.dtype for tensor in weights.read_state(half).values()} == {torch.bfloat16}
+    with pytest.raises(UserError, match="architecture ofa cannot leave a modality out"):
+        convert(folder, tmp_path / "out", modalities=["text"])
