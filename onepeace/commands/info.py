@@ -63,7 +63,7 @@ def report_on(description: "Description") -> dict[str, Any]:
     parts = parameters_by_part(description.shapes)
     total = sum(parts.values())
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in description.tensors.values()})
-    model = description.config.model
+    model: Any = description.config.model
     generates = architecture(description.config.architecture).generates
     items = items_of(description.config)
     peak = max((item["peak_bytes"] for item in items), default=0)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from onepeace.config.ofa import OFAConfig
+from onepeace.errors import UserError
 from onepeace.layers.attention import HeadScaledAttention
 from onepeace.layers.feedforward import FeedForward
 from onepeace.layers.gather import gather_pairs, gather_tokens
@@ -17,6 +18,7 @@ from onepeace.layers.token_kinds import GridTokens, PositionBias, SequenceTokens
 
 from .stem import Stem
 
+PATCH_PIXELS = 16
 WORD, PATCH = 0, 1
 """Rows of the type embedding."""
 
@@ -86,7 +88,13 @@ class Encoder(nn.Module):
         return Part(self.words, tokens, self.words.positions(length), self.words.buckets(length), padding_mask)
 
     def read_pixels(self, pixels: Tensor, image_rows: Tensor | None = None, keep: Tensor | None = None) -> Part:
-        """Pixels (B, 3, H, W), row by row of the map; ``image_rows`` and ``keep`` as in `OFA.encode`."""
+        """Pixels (B, 3, H, W), row by row of the map; ``image_rows`` and ``keep`` as in `OFA.encode`.
+
+        UserError for pictures with more patches on a side than there are positions.
+        """
+        height, width, largest = *pixels.shape[2:], PATCH_PIXELS * self.patches.side
+        if max(height, width) > largest:
+            raise UserError(f"pictures of {height} x {width} pixels: this model reads up to {largest} on a side")
         features = self.stem(pixels)
         rows, columns = features.shape[2:]
         # Positions and buckets begin with those of a start token, which only the decoder has.

@@ -85,11 +85,7 @@ class GridTokens(TokenKind):
         self.side, self.stretched_grid = side, stretched_grid
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Normalised positions (1, 1 + rows * columns, D). UserError for a grid larger than the square."""
-        if max(rows, columns) > self.side:
-            raise UserError(
-                f"a grid of {rows} x {columns} is larger than the {self.side} x {self.side} positions there are"
-            )
+        """Normalised positions (1, 1 + rows * columns, D)."""
         square = self.pos_embed[1:].unflatten(0, (self.side, self.side))
         corner = self.stretched_grid
         if corner is None or rows * columns <= corner**2:

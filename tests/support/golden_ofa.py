@@ -45,7 +45,7 @@ def part(case: dict[str, Tensor], start: str) -> dict[str, Tensor]:
 
 
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float, rows: Tensor | None = None) -> None:
-    """Equal shapes, finite numbers, no difference above ``tolerance`` of the largest number (where ``rows`` is True)."""
+    """Equal shapes, finite numbers, no difference above ``tolerance`` of the largest number (at ``rows``)."""
     assert actual.shape == expected.shape
     if rows is not None:
         actual, expected = actual[rows], expected[rows]
