@@ -23,6 +23,7 @@ COMMANDS = {
     "search": "find pictures, sounds and texts by words, a picture, a sound or a mix of them",
     "index": "make an index of files, and keep it up to date",
     "serve": "open a page and a JSON API over an index",
+    "mcp": "let a language model of yours search an index, through MCP on stdio",
     "embed": "write the vectors of files to one file",
     "classify": "choose the best of given labels for each file",
     "predict": "let a fine-tuned model label, answer, point, choose, find events or draw masks",
@@ -42,7 +43,8 @@ COMMANDS = {
     "bench": "measure speed on this machine",
 }
 DECODING = {
-    "search", "index", "map", "serve", "embed", "classify", "predict", "explain", "calibrate", "finetune", "probe",
+    "search", "index", "map", "serve", "mcp", "embed", "classify", "predict", "explain", "calibrate", "finetune",
+    "probe",
 }  # fmt: skip
 """Commands that decode files, which may be broken, and report what is wrong with them themselves."""
 
