@@ -30,7 +30,7 @@ class Later:
 
     @cached_property
     def loaded(self) -> Any:
-        return import_module("onepeace.generative.generator").load(self.name, **self.options)
+        return import_module("onepeace.generative.generator").load_generator(self.name, **self.options)
 
     def caption(self, images: Any) -> Any:
         return self.loaded.caption(images)

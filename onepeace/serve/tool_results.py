@@ -55,6 +55,8 @@ class Classified(TypedDict):
 
 class CaptionedFile(File):
     caption: str
+    confidence: float
+    """From 0 to 1."""
 
 
 class Captioned(TypedDict):
@@ -63,11 +65,13 @@ class Captioned(TypedDict):
 
 class Answer(TypedDict):
     answer: str
+    confidence: float
 
 
 class Box(TypedDict):
     box: list[float]
     """Left, upper, right and lower edge in pixels."""
+    confidence: float
 
 
 def found_file(hit: Hit) -> FoundFile:

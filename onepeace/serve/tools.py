@@ -31,6 +31,7 @@ from onepeace.serve.tool_results import (
     CaptionedFile,
     Classified,
     ClassifiedFile,
+    File,
     Found,
     found_file,
     shown,
@@ -46,14 +47,18 @@ Kind = Literal["image", "audio", "text", "video"]
 
 
 class Generator(Protocol):
-    """What says in words, or as a box, what pictures show. Pictures come as the bytes of their files."""
+    """What answers about pictures, which come as the bytes of their files. Each answer has a ``confidence``, 0 to 1."""
 
-    def caption(self, images: Sequence[Any]) -> Sequence[str]: ...
+    def caption(self, images: Sequence[Any]) -> Sequence[Any]:
+        """Of each a ``text``."""
+        ...
 
-    def answer(self, images: Sequence[Any], questions: Sequence[str]) -> Sequence[str]: ...
+    def answer(self, images: Sequence[Any], questions: Sequence[str]) -> Sequence[Any]:
+        """Of each a ``text``."""
+        ...
 
-    def ground(self, images: Sequence[Any], phrases: Sequence[str]) -> Sequence[Sequence[float]]:
-        """Boxes (x0, y0, x1, y1) in pixels."""
+    def ground(self, images: Sequence[Any], phrases: Sequence[str]) -> Sequence[Any]:
+        """Of each a ``box`` (x0, y0, x1, y1) in pixels."""
         ...
 
 
@@ -129,7 +134,7 @@ class IndexTools:
             parts.append(Part(LIKE, self.item(like).path))
         if not parts:
             raise UserError("nothing to search for; give text, like or both")
-        filters = {"path_glob": path_glob, "after": after, "before": before, "where": where}
+        filters: dict[str, Any] = {"path_glob": path_glob, "after": after, "before": before, "where": where}
         chosen = () if only is None else (only,)
         results = self.index.search(parts, top=top, only=chosen, min_match=MIN_MATCH, **filters)
         return {
@@ -180,10 +185,10 @@ class IndexTools:
         """
         items = self._items(paths)
         captions = self._generator.caption([_picture(item) for item in items])
-        files: list[CaptionedFile] = [
-            {"path": shown(item.path), "modality": item.modality, "caption": caption}
-            for item, caption in zip(items, captions, strict=True)
-        ]
+        files: list[CaptionedFile] = []
+        for item, each in zip(items, captions, strict=True):
+            about: File = {"path": shown(item.path), "modality": item.modality}
+            files.append({**about, "caption": each.text, "confidence": round(each.confidence, 3)})
         return {"files": files}
 
     def answer(self, path: str, question: str) -> Answer:
@@ -194,19 +199,20 @@ class IndexTools:
             question: in English, as "what colour is the car?"
         """
         image, asked = _picture(self.item(path)), _short(question, "question")
-        (answer,) = self._generator.answer([image], [asked])
-        return {"answer": answer}
+        (found,) = self._generator.answer([image], [asked])
+        return {"answer": found.text, "confidence": round(found.confidence, 3)}
 
     def ground(self, path: str, phrase: str) -> Box:
-        """Say where in a picture of the index a thing is: a box of left, upper, right and lower edge in pixels.
+        """Say where in a picture of the index a thing is: its left, upper, right and lower edge in pixels. There is
+        always a box; a low confidence may mean that the thing is not there.
 
         Args:
             path: of a picture of the index, as search gives it
             phrase: the thing, in English, as "the red car on the left"
         """
         image, asked = _picture(self.item(path)), _short(phrase, "phrase")
-        (box,) = self._generator.ground([image], [asked])
-        return {"box": [round(float(edge), 1) for edge in box]}
+        (found,) = self._generator.ground([image], [asked])
+        return {"box": [round(edge, 1) for edge in found.box], "confidence": round(found.confidence, 3)}
 
     def item(self, path: str) -> Item:
         """The file of the index that a path means: as results show it, or the end of one such path only.
