@@ -13,7 +13,7 @@ EXAMPLES = """\
 INDEX was made by: onepeace index build. The program in which you talk to a language model starts the server itself;
 in most of them this goes into a file of settings:
 
-  {"mcpServers": {"my pictures": {"command": "onepeace", "args": ["mcp", "/home/me/my.index"]}}}
+  {"mcpServers": {"my pictures": {"command": "onepeace", "args": ["mcp", "/path/to/my.index"]}}}
 
 The model may search and classify, and with --generator also caption pictures, answer questions about them and point at
 things. It sees the paths of the files that are found, their captions and dates, and with --thumbnails small pictures.
