@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -15,6 +16,7 @@ pytest.importorskip("mcp", reason="the server needs mcp")
 
 from mcp import Client, StdioServerParameters
 from support.indexes import fabricate
+from support.said import Stub
 
 from onepeace.cli import main
 from onepeace.index.index import Index
@@ -242,6 +244,40 @@ def test_calls_come_one_at_a_time(index_folder):
     with Index.open(index_folder, device="cpu") as index:
         anyio.run(ask, Counting(index))
     assert most == 1
+
+
+def test_options_of_the_command_reach_the_server(index_folder, collection, monkeypatch):
+    asked = {
+        "caption": {"paths": ["cat.jpg"]}, "answer": {"path": "cat.jpg", "question": "what?"},
+        "ground": {"path": "cat.jpg", "phrase": "a cat"}, "search": {"text": "a", "only": "image", "top": 1},
+    }  # fmt: skip
+    heard, loaded = {}, []
+
+    def serve(server):
+        async def ask():
+            async with Client(server) as client:
+                heard["tools"] = [tool.name for tool in (await client.list_tools()).tools]
+                assert not loaded
+                for name, arguments in asked.items():
+                    heard[name] = await client.call_tool(name, arguments)
+
+        anyio.run(ask)
+
+    def load_generator(name, **options):
+        loaded.append((name, options))
+        return Stub()
+
+    module = SimpleNamespace(load_generator=load_generator)
+    monkeypatch.setitem(sys.modules, "onepeace.generative.generator", module)
+    monkeypatch.setattr("onepeace.serve.mcp.serve_stdio", serve)
+    assert main(["mcp", str(index_folder), "--generator", "ofa", "--thumbnails", "--device", "cpu"]) == 0
+    assert loaded == [("ofa", {"device": "cpu", "dtype": "auto"})]
+    assert heard["tools"] == ["search", "classify", "caption", "answer", "ground"]
+    size = os.path.getsize(collection / "cat.jpg")
+    assert heard["caption"].structured_content["files"][0]["caption"] == f"a picture of {size} bytes"
+    assert heard["answer"].structured_content == {"answer": f"{size} what?", "confidence": 0.512}
+    assert heard["ground"].structured_content == {"box": [1.0, 2.0, size, 5.0], "confidence": 0.512}
+    assert [content.type for content in heard["search"].content] == ["text", "text", "image"]
 
 
 def test_no_index_is_said_in_one_line(tmp_path, capsys):

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import sys
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
 
@@ -15,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 from support.indexes import fabricate
+from support.said import Stub
 from support.server import serving
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, PreTrainedTokenizerFast
 from transformers.utils import get_json_schema
 
-from onepeace.commands.mcp import Later
 from onepeace.embed.zero_shot import TEMPLATE
 from onepeace.errors import UserError
 from onepeace.index.index import Index
@@ -32,26 +31,6 @@ from onepeace.serve.tools import IndexTools
 spec = importlib.util.spec_from_file_location("chat", os.path.join(os.path.dirname(__file__), "chat.py"))
 chat = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(chat)
-
-
-@dataclass
-class Said:
-    text: str = ""
-    box: tuple[float, ...] = ()
-    confidence: float = 0.51234
-
-
-class Stub:
-    """A generator whose answers say what it was asked."""
-
-    def caption(self, images):
-        return [Said(f"a picture of {len(image)} bytes") for image in images]
-
-    def answer(self, images, questions):
-        return [Said(f"{len(image)} {question}") for image, question in zip(images, questions, strict=True)]
-
-    def ground(self, images, phrases):
-        return [Said(box=(1.04, 2.0, len(image), len(phrase))) for image, phrase in zip(images, phrases, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -144,22 +123,6 @@ def test_tools_that_need_a_generator_are_offered_with_one_only(tools):
     assert list(without.functions) == ["search", "classify"]
     with pytest.raises(UserError, match="no tool 'caption'; there are search, classify"):
         without.call("caption", {"paths": ["files/cat.jpg"]})
-
-
-def test_generator_of_the_command_is_loaded_with_the_first_question(monkeypatch):
-    loaded = []
-
-    def load_generator(name, **options):
-        loaded.append((name, options))
-        return Stub()
-
-    monkeypatch.setitem(sys.modules, "onepeace.generative.generator", SimpleNamespace(load_generator=load_generator))
-    later = Later("ofa", device="cpu")
-    assert not loaded
-    assert later.answer([b"12"], ["why?"])[0].text == "2 why?"
-    assert later.caption([b"1"])[0].text == "a picture of 1 bytes"
-    assert later.ground([b"123"], ["a"])[0].box == (1.04, 2.0, 3, 1)
-    assert loaded == [("ofa", {"device": "cpu"})]
 
 
 # Paths
