@@ -39,14 +39,15 @@ COMMANDS = {
     "evaluate": "measure a model on a data set",
     "calibrate": "make one scale of a model's scores, and match probabilities",
     "map": "show the files of an index as points of a plane, near ones near one another",
+    "mcp": "let a language model of yours search an index, through MCP on stdio",
     "plot": "draw the curves of a training run",
     "info": "show what a model or checkpoint file holds and needs",
     "doctor": "show what is installed, what works, and what to do about the rest",
     "bench": "measure speed on this machine",
 }
 DECODING = {
-    "search", "index", "map", "serve", "embed", "classify", "predict", "explain", "calibrate", "finetune", "probe",
-    "caption", "answer", "ground",
+    "search", "index", "map", "serve", "mcp", "embed", "classify", "predict", "caption", "answer", "ground", "explain",
+    "calibrate", "finetune", "probe",
 }  # fmt: skip
 """Commands that decode files, which may be broken, and report what is wrong with them themselves."""
 

@@ -37,6 +37,7 @@ EXTRAS = {
     "parquet": {"pyarrow": "pyarrow"},
     "media": {"av": "av", "pillow-heif": "pillow_heif", "rawpy": "rawpy"},
     "web": {"gradio": "gradio"},
+    "mcp": {"mcp": "mcp"},
     "track": {"tensorboard": "tensorboard", "wandb": "wandb"},
     "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
     "eval": {"scikit-learn": "sklearn", "scipy": "scipy", "mteb": "mteb", "clip-benchmark": "clip_benchmark"},

@@ -43,7 +43,8 @@ class ModelConfig:
     """Modalities with a projection into the shared space."""
     heads: dict[str, Options] = field(default_factory=dict)
     """Task heads by name, e.g. ``{"pets": {"kind": "classifier", "on": "image", "num_classes": 37}}``: ``kind`` is a
-    key of onepeace.heads.HEADS, ``on`` the modality whose token features it reads (a list: any of these, each on its own), ``blocks`` those whose outputs it
+    key of onepeace.heads.HEADS, ``on`` the modality whose token features it reads (a list: any
+    of these, each on its own), ``blocks`` those whose outputs it
     reads beside the last, ``labels`` the names of its classes, ``task`` what its outputs mean (embed/tasks.py); the
     rest are the kind's options."""
     final_norm: bool = True

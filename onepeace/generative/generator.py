@@ -47,7 +47,7 @@ def load_generator(
     """A generative model by name, ready to answer.
 
     Args:
-        name: a model folder, or what else `onepeace.load` takes, that generates (OFA) or has a caption head (tiny-captions).
+        name: a model folder, or what else `onepeace.load` takes: OFA, or a model with a caption head (tiny-captions).
         device, dtype: as for `onepeace.load`.
         tasks: a YAML file of tasks, over those of the model's folder and the built-in ones; see `read_tasks`.
 

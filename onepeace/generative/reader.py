@@ -1,4 +1,4 @@
-"""How a generative model reads: OFA pictures and prompts, a caption head of ONE-PEACE the token features of one item."""
+"""How a generative model reads: OFA prompts and pictures, a caption head of ONE-PEACE the token features of an item."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, cast
@@ -17,7 +17,6 @@ from onepeace.layers.text_decoder import Encoded, TextDecoder
 from onepeace.processors import ImageProcessor
 from onepeace.processors.processor import Processor
 from onepeace.processors.tokenizer import PAD
-
 
 PICTURES: Options = {"size": 480, "mean": [0.5] * 3, "std": [0.5] * 3}
 """How released models of OFA see pictures; config.yaml changes it."""

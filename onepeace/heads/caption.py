@@ -18,7 +18,7 @@ PAD_ID = 1
 
 @dataclass(frozen=True)
 class CaptionOptions:
-    """Options of a ``caption`` in ``ModelConfig.heads``. Its ``on`` may list several modalities: it reads any of them."""
+    """Options of a ``caption`` in ``ModelConfig.heads``; its ``on`` lists the modalities, any of which it reads."""
 
     vocab_size: int
     """Ids of the model's tokenizer."""

@@ -157,7 +157,7 @@ def _describe_folder(folder: Path) -> Description:
 
 
 def _tensors_of_base(folder: Path, base: Base, config: Config) -> dict[str, LazyTensor]:
-    """The tensors of the folder's base that the model has a place for. UserError for another base than it was made on."""
+    """The tensors of the folder's base that have a place in the model. UserError if that is another than it was made on."""
     found = resolve(base.name)
     if (there := fingerprint(found)) != base.fingerprint:
         raise UserError(

@@ -200,8 +200,8 @@ class Index:
             register(self.store.connection)
             conditions.append(path_condition(path_glob, [os.fsencode(root) for root in self.store.roots()]))
         query = encode(parts, self.store, lambda: self.embedder, self._text_encoder)
-        own = {os.path.realpath(part.value) for part in parts if isinstance(part.value, (str, os.PathLike))}
-        own |= {os.path.abspath(part.value) for part in parts if isinstance(part.value, (str, os.PathLike))}
+        files = [part.value for part in parts if part.kind != "text" and isinstance(part.value, (str, os.PathLike))]
+        own = {path(file) for file in files for path in (os.path.realpath, os.path.abspath)}
         rows = self.rows
         allowed = self._filters.allowed(Filter(tuple(only), tuple(conditions), frozenset(own)))
         rank = rank or ("raw" if self.calibration is None else "znorm")
@@ -221,11 +221,28 @@ class Index:
         from onepeace.index.write import build
 
         report = build(self.store.folder, paths, **options)
+        self._show(Store(self.store.folder))
+        return report
+
+    def refresh(self) -> None:
+        """Show what another process has written since, if anything.
+
+        Raises:
+            UserError: it was made anew with another model; a damaged one. What was shown is shown still.
+        """
+        if self.store.is_current():
+            return
+        new = Store(self.store.folder)
+        if new.meta["model_hash"] != self.store.meta["model_hash"]:
+            new.close()
+            raise UserError(f"{self.store.folder}: made anew with another model; open it, or start the server, again")
+        self._show(new)
+
+    def _show(self, store: Store) -> None:
         self.close()
-        self.store = Store(self.store.folder)
+        self.store = store
         for name in ("rows", "calibration", "candidates", "_filters"):
             self.__dict__.pop(name, None)
-        return report
 
 
 def is_index(path: str | os.PathLike[str]) -> bool:

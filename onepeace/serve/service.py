@@ -131,14 +131,7 @@ class Service:
 
     def _current(self) -> Index:
         """The index as it is on the disk now."""
-        index = self._index
-        if not index.store.is_current():
-            new = Index.open(self.folder, model=index.model)
-            if new.store.meta["model_hash"] != index.store.meta["model_hash"]:
-                new.close()
-                raise UserError(f"{self.folder}: made anew with another model; start onepeace serve again")
-            index.close()
-            self._index = new
+        self._index.refresh()
         return self._index
 
 
