@@ -157,7 +157,7 @@ def _describe_folder(folder: Path) -> Description:
 
 
 def _tensors_of_base(folder: Path, base: Base, config: Config) -> dict[str, LazyTensor]:
-    """The tensors of the folder's base that have a place in the model. UserError if that is another than it was made on."""
+    """The tensors of the base that have a place in the model. UserError if it is not the one the folder was made on."""
     found = resolve(base.name)
     if (there := fingerprint(found)) != base.fingerprint:
         raise UserError(
