@@ -37,10 +37,13 @@ class DocumentFrequencies:
         ngrams = need("pycocoevalcap.cider.cider_scorer", "eval").precook
         counts: Counter[tuple[str, ...]] = Counter()
         documents = 0
-        for documents, captions in enumerate(references, 1):
+        for captions in references:
+            documents += 1
             counts.update({ngram for caption in captions for ngram in ngrams(" ".join(words(caption)))})
         if documents < 2:
-            raise UserError(f"{documents} items have no document frequencies; CIDEr-D needs those of 2 items or more")
+            raise UserError(
+                f"document frequencies are of 2 items or more, and this is {documents}; give those of others"
+            )
         return cls(counts, documents)
 
 

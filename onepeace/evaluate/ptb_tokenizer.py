@@ -22,23 +22,23 @@ CHAR = r"[^\W_¹²³¼-¾⁰-₉⅐-⅟]"
 """A letter or a digit."""
 LETTER = rf"(?!\d){CHAR}"
 END = rf"(?!{CHAR})"
-APOS = "['’]"
-WORD = rf"(?:\d+(?:[.,]\d+)+{END}|{CHAR}+)(?:[-‐‑_]{CHAR}+)*"
+APOS = r"['\u2019]"
+WORD = rf"(?:\d+(?:[.,]\d+)+{END}|{CHAR}+)(?:[-\u2010\u2011_]{CHAR}+)*"
 SLASH = "[a-z0-9]+(?:-[a-z]+)*"
 
 ABBREVIATIONS = (
-    "adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bancorp bhd bldg blvd brig bros calif capt cf "
-    "cie cmdr co col colo comdr conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga "
-    "gen gov govs hon inc ind intl invt jan jos jr jul jun kan kans ky lieut lt ltd maj mar md messrs mfg mich minn "
-    "mlle mme mo mon mont mr mrs ms msgr mt mtg natl neb nev nov oct okla penn pfc ph plc pres prof profs pte pty pvt "
-    "rd rep reps rev rt sen sens sep sept seq sfc sgt spc sq sr st ste supt sys tel tenn thu thurs treas tue univ va vs "
-    "vt wed wis wisc wm wyo"
+    "adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bancorp bhd bldg blvd brig bros calif capt "
+    "cf cie cmdr co col colo comdr conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri "
+    "ft ga gen gov govs hon inc ind intl invt jan jos jr jul jun kan kans ky lieut lt ltd maj mar md messrs mfg mich "
+    "minn mlle mme mo mon mont mr mrs ms msgr mt mtg natl neb nev nov oct okla penn pfc ph plc pres prof profs pte "
+    "pty pvt rd rep reps rev rt sen sens sep sept seq sfc sgt spc sq sr st ste supt sys tel tenn thu thurs treas tue "
+    "univ va vs vt wed wis wisc wm wyo"
 )
 CAPITALISED = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"
 BEFORE_NUMBERS = "art ca fig figs no nos op pp prop"
 STARTS = (
-    "A About After An As At But He Her Here However If In It Last Many More Mr. Ms. Now Once One Other Our She Since So "
-    "Some Such That The Their Then There These They This We What When While Yet You"
+    "A About After An As At But He Her Here However If In It Last Many More Mr. Ms. Now Once One Other Our She Since "
+    "So Some Such That The Their Then There These They This We What When While Yet You"
 )
 """Words that begin a sentence: a letter before them ends the one before, and is no initial."""
 
@@ -56,7 +56,7 @@ CASELESS = [
     r"\d+[ \xa0]\d+/\d+",
     # Contractions
     rf"((?:{LETTER})+)(n{APOS}t){END}",
-    rf"{APOS}(?:(?:s|m|d|ll|re|ve|em|till?|cause){END}|n{APOS}|n{END}|\d\ds{END}|\d\d(?![\"”'’\w]))",
+    rf"{APOS}(?:(?:s|m|d|ll|re|ve|em|till?|cause){END}|n{APOS}|n{END}|\d\ds{END}|\d\d(?![\"”'\u2019\w]))",
     rf"'t(?:is|was){END}",
     rf"(?:[cdlno]|[a-z]+[aeiouy](?={APOS}[aeiou])){APOS}[a-z]+(?:-[a-z]+)*{END}|(?:cap{APOS}n|e{APOS}er|ol{APOS}){END}",
     rf"[djl]{APOS}|y{APOS}(?={CHAR})",
@@ -89,11 +89,11 @@ WRITTEN = {
     **{"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"},
     **{"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "€": "$", "¤": "$", "£": "#", "¢": "cents"},
     **{"&amp;": "&", "&lt;": "<", "&gt;": ">"},
-    **{f"’{ending}": f"'{ending}" for ending in ("s", "m", "d", "ll", "re", "ve")},
+    **{f"\u2019{ending}": f"'{ending}" for ending in ("s", "m", "d", "ll", "re", "ve")},
 }
 """What is written otherwise than it was."""
 
-SILENT = re.compile(r"--+|\.{3,}|[–—―…\"“”«»‘’‛‹›]|&(?:quot|apos|nbsp);")
+SILENT = re.compile(r"--+|\.{3,}|[\u2012-\u2015\u2018\u2019\u201b…\"“”«»\u2039\u203a]|&(?:quot|apos|nbsp);")
 """Written as one of REMOVED."""
 
 LOST = re.compile("[\ufe0f\u200b\u200d\u2012\u2025\u20a0-\u20ab\u20ad-\u20cf\U00010000-\U0010ffff]")
@@ -118,13 +118,14 @@ def ptb_words(text: str) -> list[str]:
         )
         place = found.end()
         token = found[0].lower()
-        words += found.groups() and _negated(found) or SPLIT.get(token) or _written(token)
+        pieces = _negated(found) if found.lastindex else SPLIT.get(token)
+        words += pieces or _written(token)
     return words
 
 
 def _negated(found: re.Match[str]) -> tuple[str, str]:
-    """("can't" as "ca" and "n't")"""
-    return found[1].lower(), found[2].lower().replace("’", "'")
+    """("ca", "n't") of "can't"."""
+    return found[1].lower(), found[2].lower().replace("\u2019", "'")
 
 
 def _written(token: str) -> tuple[str, ...]:
