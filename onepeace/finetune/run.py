@@ -22,7 +22,7 @@ from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import read_config
 from onepeace.train.loop import train
 from onepeace.train.recipe import Recipe
-from onepeace.train.start import model_folder
+from onepeace.train.folder import model_folder
 
 log = logging.getLogger(__name__)
 

@@ -52,6 +52,11 @@ class Objective(nn.Module):
                 raise UserError(f"objective.{text} is not a term this model has: no {unknown[0]}; it has {known}")
             self.terms[text] = term(name, options, model, (prepared or {}).get(text))
 
+    def at_step(self, step: int) -> None:
+        """Tell the terms the number of the step that comes, from 1 on."""
+        for term in self.terms.values():
+            term.step = step  # type: ignore[assignment]
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Every loss of the batch by name, unweighted; their weighted sum as "loss"; "padding", a share of the tokens.
 

@@ -17,6 +17,7 @@ from onepeace.train.terms.contrastive import Contrastive
 from onepeace.train.terms.denoising import Denoising
 from onepeace.train.terms.distillation import Distillation
 from onepeace.train.terms.events import Events
+from onepeace.train.terms.generation import Generation
 from onepeace.train.terms.multi_label import Answers, MultiLabel
 from onepeace.train.terms.names import Names
 from onepeace.train.terms.regression import Regression
@@ -34,6 +35,7 @@ TERMS: dict[str, type[Term]] = {
     "denoising": Denoising,
     "distillation": Distillation,
     "events": Events,
+    "generation": Generation,
     "multi_label": MultiLabel,
     "names": Names,
     "regression": Regression,

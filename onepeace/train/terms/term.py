@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
+from onepeace.generative.tasks import Task
 from onepeace.model import OnePeace
 from onepeace.train.passes import Passes
 
@@ -69,6 +70,8 @@ class Term(nn.Module):
     def __init__(self, name: TermName, options: Any, model: OnePeace, prepared: Any = None):
         super().__init__()
         self.name, self.options = name, options
+        self.step = 0
+        """The number of the step that is computed, from 1 on; whoever takes the steps sets it."""
 
     @classmethod
     def check(cls, name: TermName, options: Any, recipe: "Recipe", config: "Config") -> None:
@@ -101,6 +104,10 @@ class Term(nn.Module):
     def fits(cls, name: TermName, present: Sequence[str]) -> bool:
         """Whether a batch of these modalities feeds the term."""
         return set(name.modalities) <= set(present) and len(present) >= cls.min_modalities
+
+    def tasks(self) -> dict[str, Task]:
+        """What a generative model is asked in training, by name; it is stored beside the weights."""
+        return {}
 
     def outputs(self, passes: Passes) -> Any:
         """Tensors of a part of the batch, first axis items or tokens, in tuples and dictionaries as you like."""
