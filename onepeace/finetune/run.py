@@ -20,9 +20,9 @@ from onepeace.finetune.report import write_report
 from onepeace.finetune.settings import auto_recipe, head_name
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import read_config
+from onepeace.train.folder import model_folder
 from onepeace.train.loop import train
 from onepeace.train.recipe import Recipe
-from onepeace.train.folder import model_folder
 
 log = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from onepeace.train.terms.names import Names
 from onepeace.train.terms.regression import Regression
 from onepeace.train.terms.relations import Relations
 from onepeace.train.terms.segmentation import Segmentation
+from onepeace.train.terms.self_critical import SelfCritical
 from onepeace.train.terms.term import Term, TermName, TermOptions
 
 TERMS: dict[str, type[Term]] = {
@@ -41,6 +42,7 @@ TERMS: dict[str, type[Term]] = {
     "regression": Regression,
     "relations": Relations,
     "segmentation": Segmentation,
+    "self_critical": SelfCritical,
 }
 
 

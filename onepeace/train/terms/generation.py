@@ -1,7 +1,6 @@
 """Answers of a model that writes, token by token: captions, answers to questions, boxes, classes, whole texts."""
 
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from onepeace.data.batch import Batch
+from onepeace.data.builder import label_of
 from onepeace.errors import UserError
 from onepeace.generative.tasks import Task
 from onepeace.model import OnePeace
@@ -32,6 +33,15 @@ class TermName(NamedTuple):
         head, _, listed = text.partition("/")
         kind = head.partition(":")[0]
         return cls(text, kind, tuple(key for key in listed.split("+") if key))
+
+    @property
+    def label(self) -> str:
+        """What tells it from others of its kind; "" if it has none."""
+        return self.text.partition("/")[0].partition(":")[2]
+
+    def reads(self, label: str) -> bool:
+        """Whether it is for batches of sources with this label."""
+        return label in ("", self.label)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +103,7 @@ class Term(nn.Module):
     def pairs(cls, name: TermName, recipe: "Recipe") -> dict[str, tuple[str, ...]]:
         """The recipe's pairs whose batches the term is computed on."""
         pairs = recipe.data.modalities
-        fed = {pair: keys for pair, keys in pairs.items() if cls.fits(name, keys)}
+        fed = {pair: keys for pair, keys in pairs.items() if name.reads(label_of(pair)) and cls.fits(name, keys)}
         if not fed:
             raise UserError(
                 f"objective.{name.text} is not a term that a pair of data.train can feed; there are {', '.join(pairs)}"
@@ -116,3 +126,7 @@ class Term(nn.Module):
     def loss(self, outputs: Any, batch: Batch, model: OnePeace) -> dict[str, Tensor]:
         """Losses by name, of the outputs of all parts joined; each is multiplied by the weight and added."""
         raise NotImplementedError
+
+    def figures(self, outputs: Any) -> dict[str, Tensor]:
+        """More to log of the same outputs, by name: what is not minimised."""
+        return {}
