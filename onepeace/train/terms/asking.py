@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from onepeace.train.recipe import Recipe
 
 
+MATCH = "match"
+"""A target that every item has: whether its text is its own, "yes" or "no"."""
+
+
 def read_task(name: str, changes: Options, recipe: "Recipe", where: str) -> Task:
     """A task of the starting model, or a built-in one, with some of its fields changed. UserError if there is none."""
     source = recipe.start.source
@@ -71,6 +75,7 @@ class Asking:
         max_words: of the answer.
         weighted: whether an answer of several counts with its score.
         mask_share: of the words of {text}, see `mask_words`.
+        swap: share of the items that get the text of another.
     """
 
     task: Task
@@ -80,6 +85,7 @@ class Asking:
     max_words: int | None = None
     weighted: bool = False
     mask_share: float = 0.0
+    swap: float = 0.0
 
     def __call__(self, batch: Batch, trie: Trie | None = None) -> Asked:
         """The sources and answers of a batch.
@@ -91,7 +97,7 @@ class Asking:
             UserError: an item without a field of the prompt, with an answer that is no choice, or too long; names it.
         """
         sources, prefixes, answers, weights = [], [], [], []
-        for item in _items(batch):
+        for item in self._items(batch):
             try:
                 source, prefix = self._question(item)
                 answer, weight = self._answer(item)
@@ -121,7 +127,22 @@ class Asking:
 
     def sources(self, batch: Batch) -> Tensor:
         """(B, L): what is read, where nothing is known of the answers."""
-        return _padded([[BOS, *self._question(item)[0], EOS] for item in _items(batch)])
+        return _padded([[BOS, *self._question(item)[0], EOS] for item in self._items(batch)])
+
+    def _items(self, batch: Batch) -> list[_Item]:
+        shapes = [x.shape for inputs in batch.inputs.values() for x in inputs.values() if x.ndim == 4]
+        height, width = shapes[0][2:] if shapes else (1, 1)
+        texts, count = batch.captions, len(batch.captions)
+        if self.swap and count > 1:
+            swapped = torch.rand(count) < self.swap
+            partners = (torch.arange(count) + torch.randint(1, count, (count,))) % count
+            texts = [batch.captions[int(partners[i]) if swapped[i] else i] for i in range(count)]
+        found = []
+        for i, (key, text) in enumerate(zip(batch.keys, texts, strict=True)):
+            targets = {name: values[i] for name, values in batch.targets.items()}
+            targets[MATCH] = "yes" if text == batch.captions[i] else "no"
+            found.append(_Item(key, text, targets, (width, height)))
+        return found
 
     def _question(self, item: _Item) -> tuple[list[int], list[int]]:
         """The tokens of the source, and what the decoder is given before it answers."""
@@ -163,15 +184,6 @@ class Asking:
     def _bins(self, item: _Item, box: Sequence[float]) -> list[int]:
         """Of a box relative to the picture."""
         return self.vocabulary.bins_of(box, (1, 1), item.resized)
-
-
-def _items(batch: Batch) -> list[_Item]:
-    shapes = [x.shape for inputs in batch.inputs.values() for x in inputs.values() if x.ndim == 4]
-    height, width = shapes[0][2:] if shapes else (1, 1)
-    return [
-        _Item(key, text, {name: values[i] for name, values in batch.targets.items()}, (width, height))
-        for i, (key, text) in enumerate(zip(batch.keys, batch.captions, strict=True))
-    ]
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:

@@ -23,7 +23,7 @@ from onepeace.model import OnePeace
 from onepeace.processors.tokenizer import PAD
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
-from onepeace.train.terms.asking import Asking, read_task
+from onepeace.train.terms.asking import MATCH, Asking, read_task
 from onepeace.train.terms.term import Term, TermName, TermOptions
 
 if TYPE_CHECKING:
@@ -68,6 +68,9 @@ class Generation(Term):
         """Whether an answer counts with its score: a factor of its log-probabilities, as released."""
         mask_share: float = 0.0
         """Share of the words of {text} that are masked in the prompt (infilling)."""
+        swap: float = 0.0
+        """Share of the items whose {text} is another's of the batch. The target match, which is made here, is then no,
+        else yes."""
         patches: int | None = None
         """So many patches of each picture are read, drawn anew in every step; null = all."""
         label_smoothing: float = 0.0
@@ -78,7 +81,7 @@ class Generation(Term):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            for name in ("mask_share", "label_smoothing", "drop_worst"):
+            for name in ("mask_share", "swap", "label_smoothing", "drop_worst"):
                 if not 0 <= getattr(self, name) < 1:
                     raise UserError(f"{name} is {getattr(self, name)}; it should be from 0 to below 1")
             if self.patches is not None and self.patches < 1:
@@ -90,7 +93,7 @@ class Generation(Term):
         super().__init__(name, options, model)
         config = cast(OFA, model).config
         vocabulary = Vocabulary.of(config, prepared.tokenizer)
-        fields = (options.writes, options.max_words, options.weighted, options.mask_share)
+        fields = (options.writes, options.max_words, options.weighted, options.mask_share, options.swap)
         self.asking = Asking(prepared.task, vocabulary, config.num_positions, *fields)
         labels = prepared.task.labels
         self.trie = Trie([vocabulary.encode(f" {words.strip()}") for words in labels.values()]) if labels else None
@@ -112,7 +115,7 @@ class Generation(Term):
                     f"{where}: the task {options.task} reads {reads}, and the pair {pair} is of {', '.join(keys)}"
                 )
             for source in recipe.data.train:
-                known = {*source.targets, *(["text"] if "text" in keys else [])}
+                known = {*source.targets, MATCH, *(["text"] if "text" in keys else [])}
                 if source.name == pair and (missing := sorted(needed - known)):
                     raise UserError(f"{where} needs {missing[0]} of its samples; add it to targets of {source.shards}")
         if needed & {"box", "boxes"}:
