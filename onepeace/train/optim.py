@@ -72,7 +72,7 @@ def parameter_groups(
     a name scales its rate once more, and has a decay of its own for what decays.
 
     Raises:
-        UserError: a pattern that matches no parameter; layer_decay of a model without a row of blocks.
+        UserError: a pattern that matches no parameter.
     """
     listed = getattr(model, "no_weight_decay", None)
     skip: set[str] = set(listed()) if callable(listed) else set()
@@ -84,8 +84,6 @@ def parameter_groups(
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UserError(f"optim.groups: the pattern {pattern!r} matches none of {len(names)} parameters")
     depth = 1 + max((int(found[1]) for name in names if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1)
-    if layer_decay is not None and depth == 0:
-        raise UserError("optim.layer_decay: this model's blocks are not in one row; leave it out")
     groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

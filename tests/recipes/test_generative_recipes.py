@@ -28,8 +28,9 @@ LAYOUTS = {
     "ofa_pretrain": ["coco", "vqav2", "refcoco", "coco_detection"],
 }
 SMALL = [
-    "run.workers=0", "run.precision=float32", "run.batch_size=2", "run.grad_cache_chunks=2", "run.log_every=3",
-    "run.save_minutes=0", "schedule.steps=12", "schedule.warmup_ratio=0.1", "schedule.warmup_steps=null",
+    "run.workers=0", "run.precision=float32", "run.batch_size=2", "run.grad_cache_chunks=1", "run.log_every=2",
+    "run.checkpoint_activations=false",
+    "run.save_minutes=0", "schedule.steps=8", "schedule.warmup_ratio=0.1", "schedule.warmup_steps=null",
     "optim.lr=5e-3", "model.dropout=0.0", "model.drop_path=0.0", "processors.image.size=64", "data.broken_limit=1.0",
 ]  # fmt: skip
 

@@ -99,7 +99,7 @@ def test_base_is_merged_field_by_field(full):
         ("run.precision=float64", "'float64' is not known; known: auto, float32, bfloat16"),
         ("optim.name=lion", r"optim\.name 'lion' is not known; known: adamw"),
         ("run.loggers=[wandbee]", r"run\.loggers\[0\] 'wandbee' is not known; known: tensorboard, wandb"),
-        ("schedule.name=linear", "'linear' is not known; known: cosine, constant"),
+        ("schedule.name=step", "'step' is not known; known: cosine, linear, constant"),
         ("data.train.1.pair=[text, image]", r"image\+text and text\+image; use one order"),
         (
             "data.train=[{shards: a, pair: [image, text], targets: [label]}, {shards: b, pair: [image, text]}]",

@@ -52,6 +52,10 @@ class Asked(NamedTuple):
     allowed: Tensor | None
     """(B, T, V) or (V,) bool: the ids that compete; None: all."""
 
+    def to(self, device: torch.device) -> "Asked":
+        allowed = None if self.allowed is None else self.allowed.to(device)
+        return Asked(*(x.to(device) for x in self[:4]), allowed)
+
 
 class _Item(NamedTuple):
     """A sample of a batch."""

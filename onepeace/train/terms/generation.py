@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from onepeace.config import Options
+from onepeace.config.ofa import OFAConfig
 from onepeace.data.augment import make_augments
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
@@ -148,18 +149,22 @@ class Generation(Term):
         return {self.options.task: self.asking.task}
 
     def outputs(self, passes: Passes) -> TokenLosses:
-        asked, pixels = self.asking(passes.batch, self.trie), pixels_of(passes.batch)
-        keep = self._patches(passes.batch) if self.options.patches is not None and pixels is not None else None
+        device, pixels = next(passes.model.parameters()).device, pixels_of(passes.batch)
+        asked, keep = self.asking(passes.batch, self.trie), None
+        if self.options.patches is not None and pixels is not None:
+            keep = self._patches(passes.batch).to(device)
         count_tokens(passes, keep, asked.ids, asked.written)
-        is_codes = self.asking.task.answer == "codes"
-        code_rows = torch.ones(len(asked.ids), dtype=torch.bool) if is_codes else None
-        device = next(passes.model.parameters()).device
-        ids, written, target, weights, allowed, keep, code_rows = (
-            None if x is None else x.to(device) for x in (*asked, keep, code_rows)
+        asked, code_rows = asked.to(device), None
+        if self.asking.task.answer == "codes":
+            code_rows = torch.ones(len(asked.ids), dtype=torch.bool, device=device)
+        logits = passes.model(asked.ids, asked.written, pixels, code_rows=code_rows, keep=keep)
+        return token_losses(
+            logits,
+            asked.target,
+            allowed=asked.allowed,
+            weights=asked.weights,
+            label_smoothing=self.options.label_smoothing,
         )
-        logits = passes.model(ids, written, pixels, code_rows=code_rows, keep=keep)
-        smoothing = self.options.label_smoothing
-        return token_losses(logits, target, allowed=allowed, weights=weights, label_smoothing=smoothing)
 
     def loss(self, outputs: TokenLosses, batch: Batch, model: OnePeace) -> dict[str, Tensor]:
         if self.options.drop_worst and self.step > self.options.drop_worst_after:
@@ -176,11 +181,13 @@ def check_writes(where: str, recipe: "Recipe", config: "Config") -> None:
     """UserError for a model that does not write, and for what a recipe cannot have where one is trained."""
     if not architecture(config.architecture).generates:
         raise UserError(f"{where} needs a model that writes, as architecture: ofa; a caption head learns by captioning")
-    if not config.model.freeze_stem_norms and recipe.run.grad_cache_chunks > 1:
+    if not cast(OFAConfig, config.model).freeze_stem_norms and recipe.run.grad_cache_chunks > 1:
         raise UserError(
             "model.freeze_stem_norms: false needs run.grad_cache_chunks=1: parts are computed twice, and would count "
             "twice in the statistics"
         )
+    if recipe.optim.layer_decay is not None:
+        raise UserError("optim.layer_decay: the blocks of a model that writes are not in one row; leave it out")
     for section in ("token_dropout", "stem_views"):
         if getattr(recipe.data, section):
             raise UserError(f"data.{section} is not for models that write; take it out")
