@@ -4,6 +4,7 @@ A set of a recipe says ``protocol: KEY``; its other fields are the options of th
 of `EvaluationProtocol` under a key of its own: ``PROTOCOLS["mine"] = Mine``.
 """
 
+from onepeace.evaluate.protocols.captions import Captions
 from onepeace.evaluate.protocols.mixed import Mixed
 from onepeace.evaluate.protocols.multi_label import MultiLabel
 from onepeace.evaluate.protocols.pointing import Pointing
@@ -23,4 +24,5 @@ PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
     "mixed": Mixed,
     "head": TaskHead,
     "pointing": Pointing,
+    "captions": Captions,
 }

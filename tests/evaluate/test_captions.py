@@ -1,0 +1,143 @@
+"""Figures of written captions, against pycocoevalcap on the words that Java printed."""
+
+import json
+import string
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onepeace.errors import UserError
+from onepeace.evaluate.captions import (
+    CiderReward,
+    DocumentFrequencies,
+    caption_scores,
+    most_frequent,
+    nearest,
+    score_captions,
+)
+
+cider = pytest.importorskip("pycocoevalcap.cider.cider")
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "ptb_words.json").read_text(encoding="utf-8"))["same"]
+ITEMS = 60
+SEVERAL = (1, 5, 3)
+"""References of the items, in turn."""
+
+
+@pytest.fixture(scope="module")
+def items():
+    """Captions and references (texts), and the same as Java's words: 60 items, whose texts share many words."""
+    random = np.random.default_rng(0)
+    chosen = [pair for pair in GOLDEN if pair[1]]
+    first = [chosen[i] for i in random.permutation(len(chosen))[:ITEMS]]
+    several = []
+    for i, (text, words) in enumerate(first):
+        others = [chosen[j] for j in random.integers(len(chosen), size=SEVERAL[i % 3])]
+        # A caption is a part of its first reference.
+        several.append([(f"{text} {others[0][0]}", f"{words} {others[0][1]}"), *others[1:]] if i % 2 else others)
+    texts = [text for text, _ in first], [[text for text, _ in others] for others in several]
+    words = {i: [one[1]] for i, one in enumerate(first)}, {i: [one[1] for one in r] for i, r in enumerate(several)}
+    return texts, words
+
+
+def library(candidates, references):
+    """The figures of pycocoevalcap: of all captions, and of each."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    bleu, bleus = Bleu(4).compute_score(references, candidates, verbose=0)
+    rouge, rouges = Rouge().compute_score(references, candidates)
+    value, values = cider.Cider().compute_score(references, candidates)
+    return (bleu[3], rouge, value), (np.array(bleus[3]), rouges, values)
+
+
+def test_figures_are_those_of_coco_caption(items):
+    (candidates, references), words = items
+    together, each = library(*words)
+    scores = score_captions(candidates, references)
+    assert caption_scores(candidates, references) == scores.together()
+    assert list(scores.together()) == list(scores.each()) == ["BLEU-4", "ROUGE-L", "CIDEr-D"]
+    np.testing.assert_allclose(list(scores.together().values()), together, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(list(scores.each().values()), each, rtol=0, atol=1e-12)
+    assert all(0.01 < value for value in together)  # they have something in common
+
+
+def test_bleu_of_some_is_that_of_a_set_of_these(items):
+    (candidates, references), words = items
+    rows = np.random.default_rng(1).integers(ITEMS, size=40)
+    some = [{number: known[row] for number, row in enumerate(rows)} for known in words]
+    assert score_captions(candidates, references).bleu(rows) == pytest.approx(library(*some)[0][0], abs=1e-12)
+
+
+def test_a_reward_does_not_depend_on_the_batch(items):
+    (candidates, references), words = items
+    reward, (_, (_, _, want)) = CiderReward(references), library(*words)
+    np.testing.assert_allclose(reward(candidates, references), want, rtol=0, atol=1e-12)
+    single = [reward([one], [several])[0] for one, several in zip(candidates, references, strict=True)]
+    np.testing.assert_allclose(single, want, rtol=0, atol=1e-12)
+
+
+def test_given_frequencies_weigh(items):
+    (candidates, references), _ = items
+    frequencies = DocumentFrequencies.of(references)
+    half = slice(ITEMS // 2)
+    whole = score_captions(candidates, references).each()["CIDEr-D"]
+    given = score_captions(candidates[half], references[half], frequencies).each()["CIDEr-D"]
+    np.testing.assert_array_equal(given, whole[half])
+    assert np.abs(score_captions(candidates[half], references[half]).each()["CIDEr-D"] - whole[half]).max() > 0.01
+
+
+def test_the_end_word_is_a_word_of_every_caption(items):
+    (candidates, references), words = items
+    ended = [{i: [f"{one} ends" for one in several] for i, several in known.items()} for known in words]
+    _, (_, _, want) = library(*ended)
+    np.testing.assert_allclose(CiderReward(references, end="ends")(candidates, references), want, rtol=0, atol=1e-12)
+    corpus = [["a dog runs on a field", "the dog runs"], ["a cat sleeps"], ["two men talk"]]
+    plain, with_end = CiderReward(corpus), CiderReward(corpus, end="<eos>")
+    (whole, cut), (whole_end, cut_end) = (
+        reward(["a dog runs on a field", "a dog runs on a"], [corpus[0]] * 2) for reward in (plain, with_end)
+    )
+    assert cut_end / whole_end < cut / whole
+
+
+def test_words_can_be_others():
+    corpus = [["A dog-like thing."], ["a cat"], ["Two men"]]
+    reward = CiderReward(corpus, words=lambda text: text.translate(str.maketrans("", "", string.punctuation)).split())
+    assert reward.frequencies.counts["doglike",] == reward.frequencies.counts["A", "doglike", "thing"] == 1
+    assert reward.frequencies.counts["a",] == 1
+    same, lower = reward(["A doglike thing", "a doglike thing"], [corpus[0]] * 2)
+    assert lower < same
+
+
+def test_an_empty_caption_is_worth_nothing():
+    each = score_captions(["", "a dog"], [["a dog", "..."], ["a dog runs"]]).each()
+    assert [float(values[0]) for values in each.values()] == [0, 0, 0]
+    assert each["ROUGE-L"][1] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("candidates", "references", "message"),
+    [
+        (["a"], [["a"], ["b"]], "1 captions and references of 2 items"),
+        ("ab", [["a"], ["b"]], "give one caption each"),
+        (["a", "b"], [["a"], []], r"the references of item 1 are \[\]"),
+        (["a", "b"], ["a", "b"], "the references of item 0 are 'a'"),
+        (["a"], [["a"]], "document frequencies are of 2 items or more, and this is 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_named(candidates, references, message):
+    with pytest.raises(UserError, match=message):
+        caption_scores(candidates, references)
+
+
+def test_the_most_frequent_caption_is_one_of_equal_words():
+    captions = ["A cat.", "A dog runs!", "a cat", "the sky", "a dog runs", "A DOG, runs"]
+    assert most_frequent(captions) == "A dog runs!"
+    assert most_frequent(["one", "two", "two", "one"]) == "one"
+
+
+def test_the_nearest_has_the_greatest_cosine():
+    known = np.array([[1, 0], [0, 1], [-1, 0]], dtype=np.float32)
+    queries = np.array([[-0.8, 0.6], [0.6, 0.8]], dtype=np.float32)
+    assert nearest(queries, known, ["right", "up", "left"]) == ["left", "up"]

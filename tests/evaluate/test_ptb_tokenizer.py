@@ -1,0 +1,44 @@
+"""The words of captions: those that Stanford's tokenizer prints, pinned in tests/golden/ptb_words.json.
+
+The file has pairs of a sentence and what pycocoevalcap 1.2 with Java 17 made of it: captions of Flickr8k, COCO and
+other sets, most of them with more than plain words, and sentences made to be difficult. "different" are those that the
+rules do not follow, one or more of each kind that ptb_tokenizer.py names.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from onepeace.evaluate.ptb_tokenizer import ptb_words
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "ptb_words.json").read_text(encoding="utf-8"))
+
+
+def test_words_are_those_of_java():
+    assert len(GOLDEN["same"]) > 400
+    assert [[text, " ".join(ptb_words(text))] for text, _ in GOLDEN["same"]] == GOLDEN["same"]
+
+
+def test_what_is_said_to_differ_differs():
+    assert GOLDEN["different"]
+    assert not [text for text, words in GOLDEN["different"] if " ".join(ptb_words(text)) == words]
+
+
+@pytest.mark.parametrize("text", ["", " ", "...", "\n\t\xa0", "\U0001f436", "\xad", "¹"])
+def test_every_text_ends(text):
+    assert ptb_words(text) == (["¹"] if text == "¹" else [])
+
+
+def test_lines_and_spaces_do_not_matter():
+    assert ptb_words(" a  dog\nruns\tno. 5 ") == ptb_words("a dog runs no. 5") == ["a", "dog", "runs", "no.", "5"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
+def test_the_file_is_what_java_prints():
+    tokenizer = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer").PTBTokenizer()
+    pairs = [*GOLDEN["same"], *GOLDEN["different"]]
+    printed = tokenizer.tokenize({number: [{"caption": text}] for number, (text, _) in enumerate(pairs)})
+    assert [[text, *printed[number]] for number, (text, _) in enumerate(pairs)] == pairs
