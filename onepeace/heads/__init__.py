@@ -6,18 +6,35 @@ from typing import Any
 from onepeace.errors import UserError
 
 from .classifier import Classifier
+from .detection import Detection
 from .frames import Frames
 from .head import Head
 from .projection import Projection
 from .pyramid import Pyramid
 from .segmentation import Segmentation
 
-HEADS: dict[str, type[Head]] = {"classifier": Classifier, "frames": Frames, "segmentation": Segmentation}
+HEADS: dict[str, type[Head]] = {
+    "classifier": Classifier,
+    "detection": Detection,
+    "frames": Frames,
+    "segmentation": Segmentation,
+}
 
 ABOUT = ("kind", "on", "blocks", "task", "labels")
 """Entries of a head's configuration that say what it reads and what its outputs mean; the others are its options."""
 
-__all__ = ["ABOUT", "HEADS", "Classifier", "Frames", "Head", "Projection", "Pyramid", "Segmentation", "make_head"]
+__all__ = [
+    "ABOUT",
+    "HEADS",
+    "Classifier",
+    "Detection",
+    "Frames",
+    "Head",
+    "Projection",
+    "Pyramid",
+    "Segmentation",
+    "make_head",
+]
 
 
 def make_head(name: str, config: Mapping[str, Any], dim: int, num_heads: int) -> Head:
