@@ -130,9 +130,11 @@ def _draw(args: argparse.Namespace, head: "Head", path: Path, result: dict[str, 
     if head.task in ("box", "boxes"):
         width, height = head.embedder.processors["image"].size_in_pixels(path)  # type: ignore[attr-defined]
         scale = (picture.width / width, picture.height / height)
-        named = [(result["box"], args.text)] if head.task == "box" else [
-            (one["box"], f"{one['label']} {one['score']:.2f}") for one in _shown(result)
-        ]
+        named = (
+            [(result["box"], args.text)]
+            if head.task == "box"
+            else [(one["box"], f"{one['label']} {one['score']:.2f}") for one in _shown(result)]
+        )
         drawn = picture
         for box, caption in named:
             drawn = with_box(drawn, [corner * scale[i % 2] for i, corner in enumerate(box)], caption)

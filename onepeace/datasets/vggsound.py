@@ -55,7 +55,10 @@ class VGGSound(Sounds):
             clips: list[Record] = []
             for video, start, label in rows[split]:
                 name = f"{video}_{start:06d}"
-                inputs: dict[str, Any] = {"audio": sounds.get(name), "text": [template.format(label) for template in TEMPLATES]}
+                inputs: dict[str, Any] = {
+                    "audio": sounds.get(name),
+                    "text": [template.format(label) for template in TEMPLATES],
+                }
                 about = {"license": LICENSE, "target": targets[label], "youtube_id": video, "start": start}
                 if self.pictures:
                     inputs["image"] = shown.get(name)

@@ -120,7 +120,9 @@ class Head:
         if self.task in ("box", "boxes", "mask"):
             size = processors["image"].size_in_pixels(values["image"])  # type: ignore[attr-defined]
         samples = {
-            key: [view for one in (value if isinstance(value, list) else [value]) for view in processors[key].views(one)]
+            key: [
+                view for one in (value if isinstance(value, list) else [value]) for view in processors[key].views(one)
+            ]
             for key, value in values.items()
         }
         views = processors[self.on].num_views

@@ -1,4 +1,4 @@
-"""The new weights averaged with those of the start (WiSE-FT, arXiv 2109.01903), so that what the model knew is not lost.
+"""The new weights averaged with those of the start (WiSE-FT, arXiv 2109.01903): what the model knew is not lost.
 
     weight = start + share x (new - start)
 

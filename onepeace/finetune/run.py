@@ -20,8 +20,8 @@ from onepeace.finetune.memory import fitting_recipe
 from onepeace.finetune.own_data import OwnData, read_own_data, write_shards
 from onepeace.finetune.report import write_report
 from onepeace.finetune.settings import auto_recipe, head_name
-from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub import weights
+from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import CARD, TOKENIZER, read_config
 from onepeace.train.loop import train
 from onepeace.train.recipe import Recipe
@@ -172,9 +172,7 @@ class FineTuning:
         found = {name: mixed(start.get(name), tensor, average.share) for name, tensor in new.items()}
         card = f"{(tuned / CARD).read_text(encoding='utf-8')}\nWeights {average.described()}.\n"
         tokenizer = tuned / TOKENIZER
-        weights.save(
-            self.out / "model", found, config, tokenizer=tokenizer if tokenizer.exists() else None, card=card
-        )
+        weights.save(self.out / "model", found, config, tokenizer=tokenizer if tokenizer.exists() else None, card=card)
         write_text_atomic(self.out / AVERAGE, json.dumps(asdict(average), indent=1) + "\n")
         shutil.rmtree(tuned)
 

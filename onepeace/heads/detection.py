@@ -14,8 +14,8 @@ from .head import Head
 from .pyramid import Pyramid
 
 PATCH = 16
-"""Side of a patch in the units in which the parts of the detector count, whatever it is in pixels: the pyramid's strides
-are 4 to 32 of them, and 64 for every other place of the coarsest map."""
+"""Side of a patch in the units of the detector, whatever it is in pixels: the strides of the pyramid are 4 to 32 of them,
+and 64 for every other place of the coarsest map."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DetectionOptions:
 
 
 class Detection(Head):
-    """Faster R-CNN (arXiv 1506.01497) on a ViTDet pyramid; regions, losses and their hyper-parameters are torchvision's.
+    """Faster R-CNN (arXiv 1506.01497) on a ViTDet pyramid; regions, losses and hyper-parameters are torchvision's.
 
     In training mode it gives the maps of the pyramid, by name, for `losses`; in evaluation mode the boxes themselves.
     """

@@ -123,9 +123,7 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
     given = start_weights(recipe, config, own)
     fresh = [name for name in own if name not in given]
     if fresh:
-        log.warning(
-            "%d of %d weights start fresh: not in %s (%s, ...)", len(fresh), len(own), start.source, fresh[0]
-        )
+        log.warning("%d of %d weights start fresh: not in %s (%s, ...)", len(fresh), len(own), start.source, fresh[0])
     model.load_state_dict(given, strict=False)
     if start.pretrained:
         load_pretrained(model, [key for key in model.adapters if any(f"adapters.{key}.stem." in n for n in fresh)])

@@ -76,7 +76,9 @@ def test_recipe_learns_is_measured_and_its_model_predicts(released, tmp_path, mo
         download.mkdir()
         fill(download, {**DOWNLOADS, **FINETUNE}[layout]() | MORE.get(layout, dict)())
         options = OPTIONS.get(name, [])
-        main(["shards", "--layout", layout, str(download), *options, "-o", str(root)])  # 1 where files are not there on purpose
+        main(
+            ["shards", "--layout", layout, str(download), *options, "-o", str(root)]
+        )  # 1 where files are not there on purpose
     content = read_yaml(FOLDER / f"{name}.yaml")
     overrides = [*SMALL, f"model.from={released}", f"data.root={root}", f"run.out={tmp_path / 'run'}"]
     if "image" in content["model"]["modalities"]:

@@ -156,7 +156,9 @@ def _boxes(results: Results, targets: Sequence[Any], _: Any, samples: Sequence[S
     ]
 
 
-def _detections(results: Results, targets: Sequence[Any], labels: Sequence[str], samples: Sequence[Sample]) -> list[Figure]:
+def _detections(
+    results: Results, targets: Sequence[Any], labels: Sequence[str], samples: Sequence[Sample]
+) -> list[Figure]:
     size_of = ImageProcessor().size_in_pixels
     found, real = [], []
     for result, target, sample in zip(results, targets, samples, strict=True):

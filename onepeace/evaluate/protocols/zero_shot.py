@@ -38,9 +38,7 @@ class ZeroShot(ClassNames):
         ranks = ranks_of_classes(vectors, self.class_vectors(embedder, names, root), targets)
         classes = np.arange(len(names))
         figures = [
-            Figure(
-                f"top-{k} of {len(names)}", value, chance_recall(targets, classes, k), len(samples), hits(ranks, k)
-            )
+            Figure(f"top-{k} of {len(names)}", value, chance_recall(targets, classes, k), len(samples), hits(ranks, k))
             for k, value in recall_at(ranks, self.at).items()
         ]
         if self.reciprocal_rank:

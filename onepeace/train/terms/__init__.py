@@ -13,8 +13,8 @@ from onepeace.train.terms.box import Box
 from onepeace.train.terms.choice import Choice
 from onepeace.train.terms.classification import Classification
 from onepeace.train.terms.contrastive import Contrastive
-from onepeace.train.terms.detection import Detection
 from onepeace.train.terms.denoising import Denoising
+from onepeace.train.terms.detection import Detection
 from onepeace.train.terms.distillation import Distillation
 from onepeace.train.terms.events import Events
 from onepeace.train.terms.multi_label import Answers, MultiLabel
