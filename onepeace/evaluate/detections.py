@@ -60,8 +60,8 @@ Corners = tuple[float, ...]
 def box_ap(
     found: Sequence[Sequence[tuple[Corners, str, float]]], targets: Sequence[Sequence[tuple[Corners, str]]]
 ) -> tuple[float, float]:
-    """Average precision of boxes as COCO has it, the mean over the classes of the targets: over overlaps of 0.5 to 0.95,
-    and at 0.5. By pycocotools; no picture has crowds.
+    """Average precision of boxes as COCO has it, the mean over the classes of the targets: over overlaps of 0.5 to
+    0.95, and at 0.5. By pycocotools; no picture has crowds.
 
     Args:
         found: for each picture corners, class and score of the boxes found, of which the best hundred count.

@@ -14,8 +14,8 @@ from .head import Head
 from .pyramid import Pyramid
 
 PATCH = 16
-"""Side of a patch in the units of the detector, whatever it is in pixels: the strides of the pyramid are 4 to 32 of them,
-and 64 for every other place of the coarsest map."""
+"""Side of a patch in the units of the detector, whatever it is in pixels: the strides of the pyramid are 4 to 32 of
+them, and 64 for every other place of the coarsest map."""
 
 
 @dataclass(frozen=True)

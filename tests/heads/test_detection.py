@@ -41,8 +41,8 @@ def test_its_losses_fall_and_reach_the_encoder(chunks):
     model = small_network().train()
     batch = Batch({"image": {"pixels": pixels()}}, ["a", "b"], targets=TARGETS)
     objective = Objective(model, {"detection/image": {}}, grad_cache_chunks=chunks)
-    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-3), []
-    for _ in range(7):
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), []
+    for _ in range(5):
         torch.manual_seed(0)  # regions are drawn
         found = objective(batch)
         losses.append(found["loss"].item())
@@ -52,7 +52,7 @@ def test_its_losses_fall_and_reach_the_encoder(chunks):
         assert len(encoder) > 8
         assert [name for name, p in encoder.items() if p.grad is None or not p.grad.any()] == []
         optimizer.step()
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     names = {name.rpartition("/")[2] for name in found if name.startswith("detection/image/")}
     assert names == {"objectness", "rpn_box_reg", "classifier", "box_reg"}
     wrong = Batch(batch.inputs, batch.keys, targets={**TARGETS, "box_labels": [["cow", "dog"], []]})
