@@ -43,6 +43,7 @@ EXTRAS = {
     "eval": {
         "scikit-learn": "sklearn",
         "scipy": "scipy",
+        "pycocotools": "pycocotools.coco",
         "mteb": "mteb",
         "clip-benchmark": "clip_benchmark",
         "pycocoevalcap": "pycocoevalcap.cider.cider_scorer",
