@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
@@ -21,6 +21,8 @@ class Captions(EvaluationProtocol):
     The document frequencies of CIDEr-D are those of the set's own captions, as in published figures. What guessing
     reaches is measured: each item with the first caption of the next one.
     """
+
+    needs_writer: ClassVar[bool] = True
 
     train: Items | None = None
     """Training items with captions, for the baselines."""
@@ -49,9 +51,9 @@ class Captions(EvaluationProtocol):
         """Measure the captions that a model writes, and the baselines.
 
         Args:
-            embedder: has caption, a function of a list of items that returns as many texts in its order; without it,
-                only the baselines are measured. Unless `encoder` is given it has what `EvaluationProtocol.run` asks
-                for, if vectors are needed.
+            embedder: has caption, a function of a list of items that returns as many texts in its order, or answers with
+                a text (`onepeace.load_generator`); without it, only the baselines are measured. Unless `encoder` is
+                given it has what `EvaluationProtocol.run` asks for, if vectors are needed.
         """
         writes = hasattr(embedder, "caption")
         if not writes and not self.baselines:
@@ -90,7 +92,8 @@ class Captions(EvaluationProtocol):
 
 
 def _captions_of(writer: Any, modality: str, samples: Sequence[Sample]) -> list[str]:
-    texts = list(writer.caption([sample.inputs[modality] for sample in samples]))
+    answers = writer.caption([sample.inputs[modality] for sample in samples])
+    texts = [answer if isinstance(answer, str) else answer.text for answer in answers]
     if len(texts) != len(samples):
         raise ValueError(f"caption returned {len(texts)} texts for {len(samples)} items")
     return texts
