@@ -50,8 +50,8 @@ def test_pictures_without_a_caption_get_one(built, writer, samples, capsys, rand
     assert not verify(built).lines()
     # What finds them:
     word = expected.split()[0]
-    code = main(["search", str(built), "--like", str(samples / "images" / "cat.jpg"), "--where", f"caption ~ '{word}'",
-                 "--json", "--device", "cpu"])  # fmt: skip
+    where = ["--where", f"caption ~ '{word}'", "--json", "--device", "cpu"]
+    code = main(["search", str(built), "--text", "a cat", *where])
     paths = [json.loads(line)["path"] for line in capsys.readouterr().out.splitlines()]
     assert code == 0
     assert any(path.endswith("cat.jpg") for path in paths)
