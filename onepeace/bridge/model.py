@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import onepeace.plugins.transformers as plugin
 from onepeace.api import Embedder, load
+from onepeace.errors import UserError
 
 from .conversations import Conversation, conversation, placeholders
 
@@ -37,8 +38,8 @@ class Bridge(nn.Module):
     @classmethod
     def new(
         cls,
-        name: str = "tiny",
-        language_model: str | Path = "",
+        name: str,
+        language_model: str | Path,
         *,
         layer: int = -1,
         linear: bool = False,
@@ -49,9 +50,13 @@ class Bridge(nn.Module):
         Args:
             name: of a model with pictures, as `onepeace.load` takes it.
             language_model: folder or Hub name of a causal language model of transformers, with its tokenizer.
+                Its logits have to be a product with its last hidden state, as Llava's are.
             layer: hidden state that is read, counted from the end: -1 leaves the last block, before the final norm.
             linear: a projector without its GELU, in place of one of two layers.
             options: of the class.
+
+        Raises:
+            UserError: no pictures in the model, no such layer, a bias on the output of the language model.
         """
         from transformers import (
             AutoModelForCausalLM,
@@ -63,8 +68,12 @@ class Bridge(nn.Module):
         from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
         tower = plugin.OnePeaceVisionModel.from_onepeace(name)
+        if not -tower.config.num_hidden_layers <= layer <= -1:
+            raise UserError(f"layer is {layer}; {name} has -{tower.config.num_hidden_layers} to -1")
         tokenizer = AutoTokenizer.from_pretrained(language_model)
         words = AutoModelForCausalLM.from_pretrained(language_model)
+        if getattr(words.get_output_embeddings(), "bias", None) is not None:
+            raise UserError(f"{language_model}: its output layer has a bias, and Llava's has none; take another model")
         tokenizer.add_tokens([IMAGE], special_tokens=True)
         if len(tokenizer) > words.get_input_embeddings().num_embeddings:
             words.resize_token_embeddings(len(tokenizer))

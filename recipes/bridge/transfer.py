@@ -39,9 +39,9 @@ import torch  # isort: skip
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from data import features, name_of, named_pictures, read, words  # isort: skip
+from transfer_data import features, name_of, named_pictures, read, words  # isort: skip
 
-KINDS = ("tokens", "cls", "shared")
+KINDS = ("shared", "cls", "tokens")
 TEMPLATE = ("{}", " {}")
 HELD_OUT = 200
 """Named pictures that no projector sees."""
@@ -72,7 +72,7 @@ def language_model(texts: Sequence[str], folder: Path, steps: int) -> None:
         optimizer.step()
         schedule.step()
         if step % 50 == 0 or step == steps - 1:
-            print(f"language model: step {step}, loss {float(loss):.2f}", flush=True)
+            print(f"language model: step {step}, loss {loss.item():.2f}", flush=True)
     model.eval().save_pretrained(folder)
 
 

@@ -6,35 +6,17 @@ import sys
 
 import pytest
 import torch
-from support.random_model import ROOT, save_random_model
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from PIL import Image
+from support.random_model import ROOT
 
 from onepeace.bridge import Bridge, fit, read_conversations
 from onepeace.bridge.conversations import Conversation
 from onepeace.errors import UserError
-from onepeace.processors.tokenizer import SPECIALS, train_bpe
 
 CAT, DOG, SOUND = (
     str(ROOT / "data" / "samples" / name) for name in ("images/cat.jpg", "images/dog.jpg", "sounds/dog.ogg")
 )
 PLAIN = ("{}", " {}")
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """(encoder, language model), random."""
-    folder = tmp_path_factory.mktemp("bridge")
-    names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token"), SPECIALS, strict=True))
-    trained = train_bpe(["a dog barks", "a cat on a mat"], 280)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained, **names)
-    tokenizer.save_pretrained(folder / "words")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        initializer_range=0.2, bos_token_id=0, eos_token_id=2, pad_token_id=1,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "words")
-    return str(save_random_model(folder / "encoder")), str(folder / "words")
 
 
 @pytest.fixture
@@ -54,13 +36,15 @@ def entry(key, path, answer, question=None):
 
 
 def test_pictures_through_the_bridge_are_those_through_llava(bridge):
-    prompt = bridge.processor(images=CAT, text="<s><image> a", add_special_tokens=False, return_tensors="pt")
+    # As opened pictures: a path is decoded at a lower resolution, where its file allows it.
+    cat, dog = Image.open(CAT), Image.open(DOG)
+    prompt = bridge.processor(images=cat, text="<s><image> a", add_special_tokens=False, return_tensors="pt")
     assert prompt["input_ids"].tolist()[0].count(bridge.llava.config.image_token_id) == 4
     with torch.no_grad():
         theirs = bridge.llava(**prompt).logits
-        (features,) = bridge.features("image", [CAT])
+        (features,) = bridge.features("image", [cat])
         ours = bridge(prompt["input_ids"], prompt["attention_mask"], [features]).logits
-        (other,) = bridge.features("image", [DOG])
+        (other,) = bridge.features("image", [dog])
         changed = bridge(prompt["input_ids"], prompt["attention_mask"], [other]).logits
     assert theirs.shape == (1, prompt["input_ids"].shape[1], len(bridge.processor.tokenizer))
     assert theirs.isfinite().all()
@@ -136,7 +120,7 @@ print(processor.decode(out[0, batch["input_ids"].shape[1]:], skip_special_tokens
 def test_a_saved_folder_generates_in_a_fresh_process(bridge, folders, tmp_path):
     torch.nn.init.normal_(bridge.llava.model.multi_modal_projector.linear_2.weight)
     options = {"max_new_tokens": 8, "do_sample": False}
-    said = [bridge.generate("<image>", image=picture, options=options) for picture in (CAT, DOG)]
+    said = [bridge.generate("<image>", image=Image.open(picture), options=options) for picture in (CAT, DOG)]
     heard = bridge.generate("<audio>", audio=SOUND, options=options)
     assert all({*said, heard})
     assert len({*said, heard}) == 3
@@ -162,3 +146,8 @@ def test_a_saved_folder_generates_in_a_fresh_process(bridge, folders, tmp_path):
 def test_a_wrong_entry_is_named(tmp_path, entries, message):
     with pytest.raises(UserError, match=message):
         conversations(tmp_path, ["image", "audio"], entries)
+
+
+def test_a_layer_that_is_not_there_is_named(folders):
+    with pytest.raises(UserError, match="layer is 0; .* has -2 to -1"):
+        Bridge.new(*folders, layer=0)
