@@ -1,7 +1,6 @@
 """Conversations in LLaVA's JSON: [{"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>"}, ...]}].
 
-Any modality of the model may take the place of "image", and its placeholder that of <image>. An entry with several
-pictures has a list of them, and as many placeholders.
+Any modality of the model may take the place of "image"; several media of one entry are a list.
 """
 
 import json
@@ -19,10 +18,19 @@ class Conversation:
     """Questions and answers about some media."""
 
     turns: Sequence[tuple[str, str | None]]
-    """(what the human says, what the model answers); the last answer is None where it is asked for."""
+    """(what the human says, what the model answers), None where an answer is asked for."""
     media: Sequence[tuple[str, Any]]
-    """(modality, what its processor decodes) of each placeholder, in the order of the text; or (modality, features
-    (n, D)), computed before by `Bridge.features`."""
+    """(modality, what its processor decodes, or features (n, D) of it) of each placeholder, in the text's order."""
+
+    @classmethod
+    def placed(cls, turns: Sequence[tuple[str, str | None]], media: Mapping[str, Any], keys: Iterable[str]) -> Any:
+        """With media by modality, one or a list; UserError unless there is a placeholder for each."""
+        lists = {key: list(items) if isinstance(items, list) else [items] for key, items in media.items()}
+        named = placeholders(keys).findall(" ".join(human for human, _ in turns))
+        for key in {*named, *lists}:
+            if named.count(key) != (count := len(lists.get(key, []))):
+                raise UserError(f"there are {named.count(key)} times <{key}> for {count} of {key}")
+        return cls(turns, [(key, lists[key].pop(0)) for key in named])
 
 
 def read_conversations(path: str | Path, keys: Iterable[str], root: str | Path | None = None) -> list[Conversation]:
@@ -35,41 +43,19 @@ def read_conversations(path: str | Path, keys: Iterable[str], root: str | Path |
     Raises:
         UserError: no such form; the entry is named.
     """
-    folder, keys = Path(path).parent if root is None else Path(root), list(keys)
+    folder, keys, found = Path(path).parent if root is None else Path(root), list(keys), []
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: must be a list of conversations, with one at least")
-    found = []
-    for number, entry in enumerate(entries):
-        where = f"{path}: entry {number}"
-        try:
-            media = {
-                key: [entry[key]] if isinstance(entry[key], str) else list(entry[key]) for key in keys if key in entry
-            }
+        for entry in json.loads(Path(path).read_text(encoding="utf-8")):
             said = [(turn["from"], turn["value"]) for turn in entry["conversations"]]
-            placed = {key: [(key, folder / name) for name in names] for key, names in media.items()}
-        except (TypeError, KeyError) as error:
-            raise UserError(f"{where}: lacks {error}; see the layout of LLaVA's conversations") from error
-        if not said or [who for who, _ in said] != ["human", "gpt"] * (len(said) // 2):
-            raise UserError(f"{where}: its turns must be of human and gpt, one after the other")
-        text = [value for _, value in said]
-        found.append(conversation(list(zip(text[::2], text[1::2], strict=True)), placed, keys, where))
+            if not said or [who for who, _ in said] != ["human", "gpt"] * (len(said) // 2):
+                raise UserError("its turns must be of human and gpt, one after the other")
+            names = {key: [entry[key]] if isinstance(entry[key], str) else entry[key] for key in keys if key in entry}
+            media = {key: [folder / name for name in some] for key, some in names.items()}
+            turns = [(human, answer) for (_, human), (_, answer) in zip(said[::2], said[1::2], strict=True)]
+            found.append(Conversation.placed(turns, media, keys))
+    except (OSError, ValueError, TypeError, KeyError, UserError) as error:
+        raise UserError(f"{path}: entry {len(found)}: {error!s}; is it LLaVA's conversations JSON?") from error
     return found
-
-
-def conversation(
-    turns: Sequence[tuple[str, str | None]], media: Mapping[str, list[tuple[str, Any]]], keys: Iterable[str], where: str
-) -> Conversation:
-    """With the media in the order of their placeholders in what the human says."""
-    named = placeholders(keys).findall(" ".join(human for human, _ in turns))
-    for key in {*named, *media}:
-        if named.count(key) != len(media.get(key, [])):
-            raise UserError(f"{where}: has {named.count(key)} times <{key}> for {len(media.get(key, []))} of {key}")
-    waiting = {key: iter(items) for key, items in media.items()}
-    return Conversation(turns, [next(waiting[key]) for key in named])
 
 
 def placeholders(keys: Iterable[str]) -> re.Pattern[str]:

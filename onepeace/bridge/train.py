@@ -10,14 +10,8 @@ from .conversations import Conversation
 from .model import Bridge
 
 DEFAULTS = {
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.03,
-    "weight_decay": 0.0,
-    "per_device_train_batch_size": 32,
-    "num_train_epochs": 1,
-    "save_strategy": "no",
-    "report_to": "none",
+    **{"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.03, "num_train_epochs": 1},
+    **{"per_device_train_batch_size": 32, "save_strategy": "no", "report_to": "none"},
 }
 """The first stage of LLaVA (arXiv 2310.03744), with a batch that one device holds."""
 
@@ -39,16 +33,14 @@ def fit(
 
     if not conversations:
         raise UserError("there are no conversations to train on")
-    llava = bridge.llava.requires_grad_(False)
-    llava.model.multi_modal_projector.requires_grad_(True)
-    adapted = None
+    llama = bridge.llava.requires_grad_(False).model
+    llama.multi_modal_projector.requires_grad_(True)
     if lora:
         peft = need("peft", "bridge")
         config = peft.LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear")
-        adapted = peft.get_peft_model(llava.model.language_model, config)
+        adapted = peft.get_peft_model(llama.language_model, config)
     options = TrainingArguments(output_dir=str(folder), remove_unused_columns=False, **{**DEFAULTS, **arguments})
     Trainer(bridge, options, train_dataset=conversations, data_collator=bridge.collate).train()
-    if adapted is not None:
-        llava.model.language_model = adapted.merge_and_unload()
-    bridge.eval()
-    bridge.save(folder)
+    if lora:
+        llama.language_model = adapted.merge_and_unload()
+    bridge.eval().save(folder)
