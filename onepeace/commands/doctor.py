@@ -42,7 +42,7 @@ EXTRAS = {
     "eval": {"scikit-learn": "sklearn", "scipy": "scipy", "mteb": "mteb", "clip-benchmark": "clip_benchmark"},
     "sbert": {"sentence-transformers": "sentence_transformers"},
     "lora": {"peft": "peft"},
-    "bridge": {"accelerate": "accelerate", "peft": "peft"},
+    "bridge": {"transformers": "transformers", "accelerate": "accelerate", "peft": "peft"},
     "index": {"faiss-cpu": "faiss", "usearch": "usearch.index"},
     "ray": {"ray": "ray.data"},
     "milvus": {"pymilvus": "pymilvus", "milvus-lite": "milvus_lite"},

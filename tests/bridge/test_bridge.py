@@ -161,3 +161,11 @@ def test_a_wrong_entry_is_named(tmp_path, entries, message):
 def test_a_layer_that_is_not_there_is_named(folders):
     with pytest.raises(UserError, match="has -2 to -1"):
         Bridge.new(*folders, layer=0)
+
+
+def test_a_linear_projector_is_linear(folders):
+    for linear in (True, False):
+        project = Bridge.new(*folders, linear=linear).llava.model.multi_modal_projector
+        a, b = torch.randn(2, 32)
+        bent = project(a + b) - project(a) - project(b) + project(torch.zeros(32))
+        assert bool(bent.abs().max() < 1e-5) == linear
