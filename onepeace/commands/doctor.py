@@ -50,6 +50,7 @@ EXTRAS = {
     },
     "sbert": {"sentence-transformers": "sentence_transformers"},
     "lora": {"peft": "peft"},
+    "bridge": {"transformers": "transformers", "accelerate": "accelerate", "peft": "peft"},
     "index": {"faiss-cpu": "faiss", "usearch": "usearch.index"},
     "ray": {"ray": "ray.data"},
     "milvus": {"pymilvus": "pymilvus", "milvus-lite": "milvus_lite"},
