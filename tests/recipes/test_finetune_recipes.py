@@ -89,6 +89,8 @@ def test_recipe_learns_is_measured_and_its_model_predicts(released, tmp_path, mo
         overrides += ["processors.text.max_tokens=30"]
     if "box" in content["objective"]:  # one picture and four numbers: it takes a while to turn the right way
         overrides += ["schedule.steps=48"]
+    if "detection/image" in content["objective"]:
+        overrides += ["model.heads.classifier.channels=16", "model.heads.classifier.hidden=32"]
     if "video" in content["model"]["modalities"]:
         overrides += ["model.adapters.video.frames=2"]
         overrides += [f"processors.video.{name}" for name in ("size=48", "frames=2", "stride=3")]
