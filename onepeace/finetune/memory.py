@@ -28,6 +28,7 @@ def fitting_recipe(
         available: bytes; None if they are not known, and then the recipe is as it was.
         say: gets a line on what is needed and what there is.
     """
+    needed = 0.0
     for form in _forms(content):
         filled = deepcopy(form)
         for override in overrides:
@@ -39,6 +40,7 @@ def fitting_recipe(
         if needed <= ROOM * available:
             say(f"memory: about {needed / 1e9:.1f} GB of the {available / 1e9:.1f} GB that are available")
             return recipe
+    assert available is not None  # else the first form was returned
     say(
         f"memory: more than {needed / 1e9:.1f} GB are needed and {available / 1e9:.1f} GB available; it may not fit "
         "(give run.batch_size=..., or start from a smaller model)"

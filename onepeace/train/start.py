@@ -142,10 +142,10 @@ def start_weights(recipe: Recipe, config: Config, own: Mapping[str, tuple[int, .
     folder = model_folder(str(start.source))
     given = read_state(folder)
     for pattern in start.fresh:
-        found = [name for name in given if fnmatchcase(name, pattern)]
-        if not found:
+        left_out = [name for name in given if fnmatchcase(name, pattern)]
+        if not left_out:
             raise UserError(f"model.fresh: the pattern {pattern!r} matches no weight of {folder}")
-        given = {name: tensor for name, tensor in given.items() if name not in found}
+        given = {name: tensor for name, tensor in given.items() if name not in left_out}
     for new, old in start.copy.items():
         for name in own:
             # Of adapters only where what they read has something in common.

@@ -51,9 +51,9 @@ class Captions(EvaluationProtocol):
         """Measure the captions that a model writes, and the baselines.
 
         Args:
-            embedder: has caption, a function of a list of items that returns as many texts in its order, or answers with
-                a text (`onepeace.load_generator`); without it, only the baselines are measured. Unless `encoder` is
-                given it has what `EvaluationProtocol.run` asks for, if vectors are needed.
+            embedder: has caption, a function of a list of items that returns as many texts in its order, or answers
+                with a text (`onepeace.load_generator`); without it, only the baselines are measured. Unless `encoder`
+                is given it has what `EvaluationProtocol.run` asks for, if vectors are needed.
         """
         writes = hasattr(embedder, "caption")
         if not writes and not self.baselines:
@@ -117,8 +117,8 @@ def _most_frequent(options: Captions, encoder: Any, samples: Sequence[Sample], k
 
 def _nearest(options: Captions, encoder: Any, samples: Sequence[Sample], known: Sequence[Sample]) -> list[str]:
     known = known[: options.train_count]
-    vectors = [options.encode(encoder, some) for some in (samples, known)]
-    return nearest(*vectors, [sample.captions[0] for sample in known])
+    queries, vectors = options.encode(encoder, samples), options.encode(encoder, known)
+    return nearest(queries, vectors, [sample.captions[0] for sample in known])
 
 
 BASELINES: dict[str, Callable[[Captions, Any, Sequence[Sample], Sequence[Sample]], list[str]]] = {
