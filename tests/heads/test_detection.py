@@ -60,6 +60,29 @@ def test_its_losses_fall_and_reach_the_encoder(chunks):
         objective(wrong)
 
 
+def test_torchvision_counts_in_its_own_units_and_from_the_background(monkeypatch):
+    """Of a picture 96 wide and 32 high, six patches by two."""
+    model, seen = small_network(), []
+    head, wide = model.heads["classifier"], {"image": {"pixels": pixels()[:, :, :32].repeat(1, 1, 1, 2)[..., :96]}}
+
+    def regions(maps, proposals, sizes, targets=None):
+        seen.append((sizes, targets))
+        box = {"boxes": torch.tensor([[24.0, 0.0, 96.0, 16.0]]), "scores": torch.tensor([0.7])}
+        return [{**box, "labels": torch.tensor([2])}] * len(sizes), {}
+
+    monkeypatch.setattr(head.regions, "forward", regions)
+    Objective(model.train(), {"detection/image": {}})(Batch(wide, ["a", "b"], targets=TARGETS))
+    (sizes, targets) = seen.pop()
+    assert sizes == [(32, 96)] * 2
+    assert torch.allclose(targets[0]["boxes"], torch.tensor([[9.6, 3.2, 48.0, 19.2]]))
+    assert targets[0]["labels"].tolist() == [2]  # the cat; the box without an area is left out
+    assert targets[1]["boxes"].shape == (0, 4)
+    with torch.no_grad():
+        found = model.eval().predict(wide)
+    assert torch.allclose(found[1, 0], torch.tensor([0.25, 0.0, 1.0, 0.5, 0.7, 1.0]))
+    assert not found[:, 1:].any()
+
+
 def test_it_has_its_place_in_the_model(tmp_path):
     """It is saved with the model, its output can be replaced, and a picture's boxes are its own."""
     model = small_network().eval()
