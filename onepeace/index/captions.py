@@ -1,4 +1,4 @@
-"""Captions for the pictures of an index, written by a generative model: `--where "caption ~ 'dog'"` then finds them."""
+"""Captions for the files of an index, written by a generative model: `--where "caption ~ 'dog'"` then finds them."""
 
 import os
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ AT_ONCE = 64
 
 @dataclass
 class Captioned:
-    """What became of the pictures of an index."""
+    """What became of the files of an index that the model reads."""
 
     written: int = 0
     known: int = 0
@@ -40,7 +40,7 @@ class Captioned:
 def write_captions(
     folder: str | os.PathLike[str], generator: Generator, model: str, *, again: bool = False, batch_size: int = 8
 ) -> Captioned:
-    """Captions every picture of an index that has none.
+    """Captions every picture of an index that has none, and every sound if the model hears.
 
     Args:
         model: name of the generator's model, which is kept beside its captions.
@@ -56,14 +56,15 @@ def write_captions(
         pass
     with writing(folder) as target, closing(Store(target, write=True)) as store, mirrored(store):
         report, places = Captioned(), []
-        pictures = list(store.items("modality = 'image' AND problem IS NULL"))
-        open_ones = [item for item in pictures if not item.caption or (again and BY in item.metadata)]
-        report.known = len(pictures) - len(open_ones)
+        kinds = generator.reader.processors(task)
+        files = [item for item in store.items("problem IS NULL") if item.modality in kinds]
+        open_ones = [item for item in files if not item.caption or (again and BY in item.metadata)]
+        report.known = len(files) - len(open_ones)
 
         def items() -> Iterator[dict[str, Any]]:
             for place, value in each(open_ones, lambda value: value, progress=False):
                 places.append(place)
-                yield {"image": value}
+                yield {open_ones[places[-1]].modality: value}
 
         waiting: list[Item] = []
         for one in generator.stream(task, items(), batch_size=batch_size):

@@ -73,7 +73,7 @@ def test_what_a_model_wrote_is_written_again_only_if_asked(built, writer, capsys
 def test_picture_that_is_gone_is_left_out(built, writer, capsys):
     (built.parent / "pictures" / "bus.jpg").unlink()
     assert caption(built, writer) == 0
-    assert "1 picture left out" in capsys.readouterr().err
+    assert "1 file left out" in capsys.readouterr().err
     assert captions(built)["bus.jpg"] == (None, None)
 
 
