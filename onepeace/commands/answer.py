@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from onepeace.generative.answers import Text
+
     candidates = None
     if args.candidates is not None:
         candidates = list(dict.fromkeys(one.strip() for one in args.candidates.split(",") if one.strip()))
@@ -39,8 +41,9 @@ def run(args: argparse.Namespace) -> int:
         return chosen if candidates is None else replace(chosen, answer="choice", choices=candidates)
 
     def result_of(path: Path, answer: "Answer") -> tuple[dict[str, Any], tuple[str, ...]]:
-        if candidates is None:
-            return {"question": args.question, "answer": answer.text}, (answer.text,)  # type: ignore[union-attr]
+        if candidates is None:  # a fine-tuned model may have choices of its own, too many to list
+            text = answer.text if isinstance(answer, Text) else answer.choice  # type: ignore[union-attr]
+            return {"question": args.question, "answer": text}, (text,)
         choice, scores = answer.choice, answer.scores  # type: ignore[union-attr]
         return {"question": args.question, "answer": choice, "scores": scores}, (choice,)
 

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.draw}: there is no folder {args.draw.parent}")
     found, problems = files.find(args)
     from onepeace.embed.predict import Head
-    from onepeace.train.start import model_folder
+    from onepeace.train.folder import model_folder
 
     args.model = os.fspath(model_folder(args.model))
     head = Head(files.load(args), args.head)

@@ -35,10 +35,11 @@ from onepeace.cost.parts import part_of
 from onepeace.errors import UserError
 from onepeace.hub.architectures import build_encoder
 from onepeace.model import OnePeace
+from onepeace.train.folder import model_folder
 from onepeace.train.lora import choose_trained
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe, read_recipe
-from onepeace.train.start import make_config, model_folder
+from onepeace.train.start import make_config
 
 WAYS = ("ddp", "fsdp")
 MEASURED = 8

@@ -26,6 +26,8 @@ class Batch:
 
     inputs: Mapping[str, Inputs]
     """By modality."""
+    label: str = ""
+    """Of its sources, where they have one."""
     keys: list[str] = field(default_factory=list)
     """The samples' keys."""
     captions: list[str] = field(default_factory=list)

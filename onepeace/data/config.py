@@ -17,6 +17,9 @@ class SourceConfig:
     """Pattern below data.root, with *, ? and {a,b} or {000..031}."""
     pair: tuple[str, ...]
     """The modalities of a sample, e.g. [image, text]; sources of the same pair are mixed."""
+    label: str = ""
+    """Keeps sources of a pair apart: those with a label have batches of their own, for the terms of this label alone
+    (generation:answer). Their pair is then called image+text:answer."""
     keys: str = "*"
     """Pattern of the samples' keys: a part of the shards. Not of streams."""
     targets: tuple[str, ...] = ()
@@ -45,8 +48,8 @@ class SourceConfig:
 
     @property
     def name(self) -> str:
-        """The pair's name, as "image+text"."""
-        return "+".join(self.pair)
+        """The pair's name, as "image+text", and the label if there is one."""
+        return "+".join(self.pair) + (f":{self.label}" if self.label else "")
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.train:
             raise UserError("data.train is empty; name at least one source of shards")
-        pairs: dict[frozenset[str], SourceConfig] = {}
+        pairs: dict[tuple[frozenset[str], str], SourceConfig] = {}
         for source in self.train:
-            first = pairs.setdefault(frozenset(source.pair), source)
+            first = pairs.setdefault((frozenset(source.pair), source.label), source)
             if first.name != source.name:
                 raise UserError(f"data.train has {first.name} and {source.name}; use one order")
             if first.targets != source.targets:

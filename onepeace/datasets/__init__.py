@@ -23,6 +23,7 @@ from onepeace.datasets.nlvr2 import NLVR2
 from onepeace.datasets.onepeace_tsv import OnePeaceTSV
 from onepeace.datasets.openclipart import OpenClipart
 from onepeace.datasets.refcoco import RefCOCO, RefCOCOg, RefCOCOPlus
+from onepeace.datasets.snli_ve import SnliVE
 from onepeace.datasets.sound_events import DESED, SoundEvents
 from onepeace.datasets.tiny_imagenet import TinyImageNet
 from onepeace.datasets.tuxpaint import TuxPaint
@@ -54,6 +55,7 @@ LAYOUTS: dict[str, Layout] = {
     "words": Words(),
     "vqav2": VQAv2(),
     "nlvr2": NLVR2(),
+    "snli_ve": SnliVE(),
     "refcoco": RefCOCO(),
     "refcoco_plus": RefCOCOPlus(),
     "refcocog": RefCOCOg(),

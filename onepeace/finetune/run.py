@@ -23,9 +23,10 @@ from onepeace.finetune.settings import auto_recipe, head_name
 from onepeace.hub import weights
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import CARD, TOKENIZER, read_config
+from onepeace.train.folder import model_folder
 from onepeace.train.loop import train
 from onepeace.train.recipe import Recipe
-from onepeace.train.start import model_folder, start_weights
+from onepeace.train.start import start_weights
 
 log = logging.getLogger(__name__)
 

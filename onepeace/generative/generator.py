@@ -69,8 +69,7 @@ def load_generator(
     with torch.device("meta"):
         num_parameters = sum(parameter.numel() for parameter in build_module(config).parameters())
     module = cast(OFA, weights.load(folder, chosen, choose_dtype(dtype, chosen, num_parameters)))
-    model = cast(OFAConfig, config.model)
-    vocabulary = Vocabulary(tokenizer, model.num_words, mask=True, num_codes=model.num_codes, num_bins=model.num_bins)
+    vocabulary = Vocabulary.of(cast(OFAConfig, config.model), tokenizer)
     return Generator(PromptReader(module, config.processors.get("image", {})), vocabulary, rows)
 
 

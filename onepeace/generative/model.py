@@ -4,16 +4,40 @@ The flow (paper: Figure 2): pixels -> stem -> patches; ids -> words; patches and
 the ids written so far -> decoder -> logits of the next id.
 """
 
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from onepeace.config.ofa import OFAConfig
+from onepeace.layers.gather import take_rows
 from onepeace.layers.initialisation import normal_init
 from onepeace.layers.text_decoder import Encoded, TextDecoder
 
-from .encoder import Encoder
+from .encoder import PATCH_PIXELS, Encoder
 
 PAD = 1
+
+
+class RawInput(NamedTuple):
+    """What training asks of a modality; names as in the adapters of onepeace.model."""
+
+    name: str
+    """Of the tensor, among those that a processor makes."""
+    is_padded: bool = False
+
+    def token_lengths(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(B,) tokens of each item."""
+        value = inputs[self.name]
+        if self.is_padded:
+            return (value != PAD).sum(1)
+        rows, columns = (-(-side // PATCH_PIXELS) for side in value.shape[2:])
+        return torch.full((len(value),), rows * columns)
+
+    def take(self, inputs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        """The raw input of these rows."""
+        return take_rows(inputs, rows, self.name if self.is_padded else None)
 
 
 class OFA(nn.Module):
@@ -24,6 +48,10 @@ class OFA(nn.Module):
     Args:
         config: sizes; on the meta device nothing is allocated.
     """
+
+    adapters: ClassVar[Mapping[str, RawInput]] = {"text": RawInput("ids", True), "image": RawInput("pixels")}
+    logit_scale: ClassVar[None] = None
+    """There are no vectors to compare."""
 
     def __init__(self, config: OFAConfig):
         super().__init__()
@@ -44,9 +72,17 @@ class OFA(nn.Module):
         )
         normal_init(self)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Those of encoder and decoder."""
+        return [*self.encoder.blocks, *self.decoder.blocks]
+
+    def clamp_logit_scale(self) -> None:
+        """Nothing: see `logit_scale`."""
+
     def set_grad_checkpointing(self, enabled: bool = True) -> None:
         """Keep each block's input only and compute the rest again in the backward pass (timm's name)."""
-        for block in (*self.encoder.blocks, *self.decoder.blocks):
+        for block in self.blocks:
             block.grad_checkpointing = enabled  # type: ignore[assignment]
 
     def encode(

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from onepeace.config import Options, build, merge, read_yaml, write_config
 from onepeace.errors import UserError
 from onepeace.generative.search import SearchOptions
-from onepeace.generative.vocabulary import normalise_caption, normalise_question
+from onepeace.generative.vocabulary import Vocabulary, normalise_caption, normalise_question
+from onepeace.processors.tokenizer import EOS
 
 FILE = "tasks.yaml"
 BUILT_IN = Path(__file__).with_name(FILE)
@@ -77,6 +78,12 @@ class Task:
                 raise UserError(f"the task needs a text for {{{name}}}, and the item has {found}")
         text = self.prompt.format_map({name: self._written(str(values[name])) for name in self.fields})
         return text if text.startswith(" ") else f" {text}"
+
+    def ids(self, vocabulary: Vocabulary, values: Mapping[str, object]) -> tuple[list[int], list[int]]:
+        """What the encoder reads of an item, without bos and eos, and what the decoder is given before it answers."""
+        source = vocabulary.encode(self.source(values))
+        prefix = [] if self.decoder_prompt == "none" else source
+        return source, [*prefix, EOS] if self.decoder_prompt == "source_and_end" else prefix
 
     def _written(self, text: str) -> str:
         if self.reads == "text":

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from onepeace.config.ofa import OFAConfig
 from onepeace.errors import UserError
 from onepeace.processors.pieces import LEADING, SURROGATES
 from onepeace.processors.tokenizer import BOS, EOS, PAD, UNK
@@ -52,6 +53,11 @@ class Vocabulary:
         start = self.num_words + mask
         self.codes = range(start, start + num_codes)
         self.bins = range(self.codes.stop, self.codes.stop + num_bins)
+
+    @classmethod
+    def of(cls, config: OFAConfig, tokenizer: "Tokenizer") -> "Vocabulary":
+        """That of a model of OFA."""
+        return cls(tokenizer, config.num_words, mask=True, num_codes=config.num_codes, num_bins=config.num_bins)
 
     def __len__(self) -> int:
         return self.bins.stop

@@ -63,8 +63,9 @@ class Architecture:
       `decoder` for the denoising loss, `predict` for task heads: what a network lacks is refused where a recipe or a
       call asks for it.
 
-    That of one that generates (`generates`) has those of `onepeace.generative.model.OFA`. Building any on the meta
-    device allocates nothing, and every tensor of it is in its state_dict.
+    That of one that generates (`generates`) has those of `onepeace.generative.model.OFA`; for training these are
+    `config`, `adapters` with `token_lengths` and `take`, `blocks`, `logit_scale` and `clamp_logit_scale()` as above.
+    Building any on the meta device allocates nothing, and every tensor of it is in its state_dict.
     """
 
     config: type
@@ -123,6 +124,11 @@ def architecture(name: str, where: str = "") -> Architecture:
 def build_module(config: Config) -> "nn.Module":
     """A new module of this configuration; its weights are fresh, or without values under `torch.device("meta")`."""
     return architecture(config.architecture).module(config.model)
+
+
+def build_trained(config: Config) -> "OnePeace":
+    """The same, typed as the one whose members are the interface of all that train (see `Architecture`)."""
+    return cast("OnePeace", build_module(config))
 
 
 def build_encoder(config: Config, where: str = "") -> "OnePeace":

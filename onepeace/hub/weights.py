@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from onepeace.config import Base, Config, write_config
 from onepeace.device import DTYPES
 from onepeace.errors import UserError
+from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub.architectures import build_module, check_encodes, keep_modalities
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import CARD, CONFIG, TOKENIZER, new_folder, read_config
@@ -52,6 +53,7 @@ def save(
     config: Config,
     *,
     tokenizer: str | Path | None = None,
+    tasks: str | Path | None = None,
     card: str = "",
     dtype: str | torch.dtype = "float32",
 ) -> Path:
@@ -60,6 +62,7 @@ def save(
     Args:
         weights: the module or its state dictionary; it must have exactly the tensors of `config`.
         tokenizer: the tokenizer.json to copy; needed by models that read text.
+        tasks: the tasks.yaml to copy, of a model that writes: what it was trained to answer.
         card: text of MODEL_CARD.md.
         dtype: "float32", "bfloat16" or "float16".
     """
@@ -74,6 +77,8 @@ def save(
     with new_folder(folder, replace=True) as temporary:
         if tokenizer is not None:
             shutil.copyfile(tokenizer, temporary / TOKENIZER)
+        if tasks is not None:
+            shutil.copyfile(tasks, temporary / TASKS)
         write_folder(temporary, entries, config, card)
     return folder
 

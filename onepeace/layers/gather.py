@@ -1,4 +1,6 @@
-"""Some tokens of many."""
+"""Some tokens, or rows, of many."""
+
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -13,3 +15,14 @@ def gather_pairs(buckets: Tensor, keep: Tensor) -> Tensor:
     """Rows and columns ``keep`` (B, K) of a bucket matrix (1, L, L): (B, K, K)."""
     ids = keep.clamp_min(0)
     return buckets[0][ids.unsqueeze(2), ids.unsqueeze(1)]
+
+
+def take_rows(inputs: Mapping[str, Tensor], rows: Tensor, padded: str | None = None) -> dict[str, Tensor]:
+    """Rows of a modality's raw input; of the one that is ``padded`` without the padding that none of them needs."""
+    taken = {name: value[rows] for name, value in inputs.items()}
+    if padded is not None and "lengths" in taken:
+        longest = int(taken["lengths"].amax())
+        taken[padded] = taken[padded][:, :longest]
+        if int(taken["lengths"].amin()) == longest:
+            del taken["lengths"]
+    return taken

@@ -8,12 +8,13 @@ from .distillation import distillation
 from .feature_regression import feature_regression
 from .hinge import hinge
 from .relations import relations
-from .sequence import SequenceLoss, sequence_loss, smoothed_cross_entropy
+from .sequence import SequenceLoss, TokenLosses, sequence_loss, smoothed_cross_entropy, token_losses
 from .soft_targets import soft_targets
 from .tiled_infonce import tiled_infonce
 
 __all__ = [
     "SequenceLoss",
+    "TokenLosses",
     "box",
     "classification",
     "contrastive",
@@ -28,4 +29,5 @@ __all__ = [
     "smoothed_cross_entropy",
     "soft_targets",
     "tiled_infonce",
+    "token_losses",
 ]

@@ -9,6 +9,7 @@ from onepeace.embed.embedder import Embedder
 from onepeace.errors import UserError
 from onepeace.evaluate.report import as_table
 from onepeace.evaluate.run import DataRoot, lacking_modalities, read_recipe, run
+from onepeace.hub.architectures import check_encodes
 from onepeace.model import OnePeace
 from onepeace.train.recipe import EvaluateConfig, Recipe
 from onepeace.train.run import Evaluate
@@ -30,7 +31,9 @@ def evaluation(recipe: Recipe) -> Evaluate | None:
     if unknown := [name for name in wanted.sets or () if name not in known]:
         raise UserError(f"evaluate.sets names {unknown[0]!r}; {wanted.recipe} has {', '.join(known)}")
     sets = known if wanted.sets is None else {name: known[name] for name in wanted.sets}
-    modalities, folder = make_config(recipe).model.adapters, DataRoot(recipe.data.root).folder()
+    config, folder = make_config(recipe), DataRoot(recipe.data.root).folder()
+    check_encodes(config, "evaluate")
+    modalities = config.model.adapters
     for name, protocol in sets.items():
         if not lacking_modalities(protocol, modalities):
             try:

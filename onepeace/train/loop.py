@@ -73,6 +73,7 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
             torch.manual_seed(recipe.seed + 1_000_003 * step + parallel.rank())
             rate = learning_rate(step - 1, recipe.optim.lr, recipe.schedule)
             set_learning_rate(run.state.optimizer, rate)
+            run.state.objective.at_step(step)  # type: ignore[operator]
             losses, norm = run.forward_backward(group)
             meter.items += sum(len(batch.keys) for batch in group) * parallel.world_size()
             if run.data_state:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from onepeace.config import Config
 from onepeace.errors import UserError, need
-from onepeace.hub.architectures import build_encoder
+from onepeace.hub.architectures import build_trained
 from onepeace.model import OnePeace
 from onepeace.train.optim import freeze
 from onepeace.train.recipe import LoraConfig, Recipe
@@ -56,7 +56,7 @@ def trained_module(
     if lora is None:
         return module_with(config, weights)
     with torch.device("meta"):
-        model = build_encoder(config)
+        model = build_trained(config)
         adapted = need("peft", "lora").get_peft_model(model, _peft_config(model, lora))
     model.load_state_dict(weights, assign=True)
     if adapter is not None:

@@ -52,14 +52,22 @@ class Objective(nn.Module):
                 raise UserError(f"objective.{text} is not a term this model has: no {unknown[0]}; it has {known}")
             self.terms[text] = term(name, options, model, (prepared or {}).get(text))
 
+    def at_step(self, step: int) -> None:
+        """Tell the terms the number of the step that comes, from 1 on."""
+        for term in self.terms.values():
+            term.step = step  # type: ignore[assignment]
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Every loss of the batch by name, unweighted; their weighted sum as "loss"; "padding", a share of the tokens.
+        """Every loss of the batch by name, unweighted, and the terms' figures; the losses' weighted sum as "loss";
+        "padding", a share of the tokens.
 
         Over several processes each has its own part of the batch, and the mean over them is the whole batch's loss.
         """
         present = [key for key in self.model.adapters if key in batch.inputs]
         every: dict[str, Any] = dict(self.terms.items())
-        terms = {text: term for text, term in every.items() if term.fits(term.name, present)}
+        terms = {
+            text: term for text, term in every.items() if term.name.reads(batch.label) and term.fits(term.name, present)
+        }
         if not terms:
             raise UserError(f"no term of the objective ({', '.join(self.terms)}) fits a batch of {present}")
         if self.grad_cache_chunks == 1:
@@ -74,6 +82,7 @@ class Objective(nn.Module):
             for name, loss in term.loss(outputs[text], batch, self.model).items():
                 found[name] = loss
                 total = total + term.options.weight * loss
+            found |= term.figures(outputs[text])
         real, computed = tokens.view(-1, 2).sum(0)
         return {"loss": total, **found, "padding": 1 - real / computed}
 

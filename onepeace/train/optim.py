@@ -62,15 +62,17 @@ def parameter_groups(
     weight_decay: float,
     layer_decay: float | None = None,
     patterns: Mapping[str, OptimGroup] | None = None,
+    decay_all: bool = False,
 ) -> list[dict[str, Any]]:
     """Trainable parameters by (share of the learning rate, weight decay), as torch.optim takes them, with names.
 
-    Not decayed: vectors and scalars, biases, and what ``model.no_weight_decay()`` names (CLS tokens, positions).
+    Not decayed, unless ``decay_all``: vectors and scalars, biases, and what ``model.no_weight_decay()`` names (CLS
+    tokens, positions).
     With ``layer_decay`` d, layer i of L + 1 learns at d^(L + 1 - i) of the rate. The first of ``patterns`` that matches
     a name scales its rate once more, and has a decay of its own for what decays.
 
     Raises:
-        UserError: a pattern that matches no parameter.
+        UserError: a pattern that matches no parameter; layer_decay of a model without a row of blocks.
     """
     listed = getattr(model, "no_weight_decay", None)
     skip: set[str] = set(listed()) if callable(listed) else set()
@@ -82,13 +84,15 @@ def parameter_groups(
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UserError(f"optim.groups: the pattern {pattern!r} matches none of {len(names)} parameters")
     depth = 1 + max((int(found[1]) for name in names if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1)
+    if layer_decay is not None and depth == 0:
+        raise UserError("optim.layer_decay: this model's blocks are not in one row; leave it out")
     groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         own = next((group for pattern, group in patterns.items() if fnmatchcase(name, pattern)), OptimGroup())
         decay = weight_decay if own.weight_decay is None else own.weight_decay
-        if parameter.ndim <= 1 or name.endswith(".bias") or name in skip:
+        if not decay_all and (parameter.ndim <= 1 or name.endswith(".bias") or name in skip):
             decay = 0.0
         scale = 1.0 if layer_decay is None else layer_decay ** (depth + 1 - layer_id(name, depth))
         scale *= own.lr_scale
@@ -101,12 +105,13 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 
     The released code adds eps to sqrt(v) before the bias correction, torch after it; at eps 1e-8 they agree.
     """
-    groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.groups)
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.groups, config.decay_all)
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
 
 
 def learning_rate(step: int, peak: float, schedule: ScheduleConfig) -> float:
-    """Rate of the update after ``step`` updates: a line from min_lr to ``peak``, then half a cosine back to min_lr.
+    """Rate of the update after ``step`` updates: a line from min_lr to ``peak``, then half a cosine, or a line, back to
+    min_lr.
 
     The first update (step 0) runs at min_lr, as released. From ``schedule.steps`` on it stays at min_lr, where the
     released code would start another cosine at a tenth.
@@ -118,6 +123,8 @@ def learning_rate(step: int, peak: float, schedule: ScheduleConfig) -> float:
         return peak
     if step >= total:
         return low
+    if schedule.name == "linear":
+        return low + (peak - low) * (total - step) / (total - warmup)
     return low + (peak - low) / 2 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 

@@ -108,6 +108,8 @@ class OptimConfig:
     betas: tuple[float, ...] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.05
+    decay_all: bool = False
+    """Whether biases, norms and positions decay as well (OFA)."""
     grad_clip: float | None = 3.0
     """Largest norm of the whole gradient; null = not clipped."""
     layer_decay: float | None = None
@@ -127,8 +129,8 @@ class ScheduleConfig:
 
     steps: int
     """Length of the run, in updates."""
-    name: Literal["cosine", "constant"] = "cosine"
-    """cosine, or constant after the warm-up."""
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    """What follows the warm-up: half a cosine to min_lr, a line to min_lr, or the peak rate to the end."""
     warmup_steps: int | None = None
     warmup_ratio: float | None = None
     """The warm-up as a share of the steps, instead of warmup_steps."""

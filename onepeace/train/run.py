@@ -14,6 +14,7 @@ from onepeace.data.batch import Batch
 from onepeace.data.steps import DataState, StepDataset, Streams
 from onepeace.device import peak_memory
 from onepeace.errors import UserError
+from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub import weights
 from onepeace.model import OnePeace
 from onepeace.processors.processor import Processor
@@ -107,11 +108,12 @@ class Run:
         """The trained model's folder; of adapters, these alone are written beside it."""
         full, folder = self.state.full(), self.out / "model"
         if parallel.rank() == 0:
-            tokenizer = self.out / "tokenizer.json"
             steps = self.recipe.schedule.steps
             head = f"# {self.out.name}\n\nTrained with onepeace for {steps} steps. The recipe:"
             card = f"{head}\n\n```yaml\n{to_yaml(self.recipe)}```\n"
             module = trained_module(self.config, full, self.recipe.lora, self.out / "adapter")
-            weights.save(folder, module, self.config, tokenizer=tokenizer if tokenizer.exists() else None, card=card)
+            found = {"tokenizer": self.out / "tokenizer.json", "tasks": self.out / TASKS}
+            files: Any = {name: path for name, path in found.items() if path.exists()}
+            weights.save(folder, module, self.config, **files, card=card)
         parallel.barrier()
         return folder

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from onepeace.config import Config, write_config
+from onepeace.config import Config, read_yaml, write_config
 from onepeace.data.builder import BatchBuilder
 from onepeace.data.features import StemFeatures
 from onepeace.data.shards import Source, expand, read_source
@@ -17,11 +17,13 @@ from onepeace.data.streams import first_samples
 from onepeace.device import bfloat16_is_fast
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic
-from onepeace.hub.architectures import build_encoder
+from onepeace.generative.tasks import FILE as TASKS
+from onepeace.hub.architectures import build_trained
 from onepeace.processors import PROCESSORS, TextProcessor
 from onepeace.processors.processor import Processor
 from onepeace.train import checkpoint, parallel
 from onepeace.train.captions import captions_of
+from onepeace.train.folder import model_folder
 from onepeace.train.labels import label_heads
 from onepeace.train.log import describe_run
 from onepeace.train.lora import choose_trained
@@ -29,7 +31,7 @@ from onepeace.train.objective import Objective
 from onepeace.train.optim import make_optimizer
 from onepeace.train.recipe import Recipe, check_same
 from onepeace.train.run import Run
-from onepeace.train.start import make_config, make_model, model_folder
+from onepeace.train.start import make_config, make_model
 from onepeace.train.state import State
 from onepeace.train.stem_features import compute_stem_features
 
@@ -87,6 +89,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
         write_config(recipe, out / "recipe.yaml")
     if main:
         describe_run(out)
+        keep_tasks(recipe, objective, out)
     parallel.barrier()
     steps = make_steps(recipe, sources, processors, config, streamed, start, features)
     return Run(
@@ -176,6 +179,15 @@ def prepare_terms(recipe: Recipe, sources: list[Source], processors: Mapping[str
     return {name.text: term.prepare(name, options, recipe, sources, processors) for name, options, term in recipe.terms}
 
 
+def keep_tasks(recipe: Recipe, objective: Objective, out: Path) -> None:
+    """Write what the terms ask a generative model, and what the starting one was asked, to the run's tasks.yaml."""
+    trained = {name: task for term in objective.terms.values() for name, task in term.tasks().items()}  # type: ignore[operator]
+    if trained:
+        source = recipe.start.source
+        before = model_folder(source) / TASKS if source is not None else None
+        write_config({**(read_yaml(before) if before and before.exists() else {}), **trained}, out / TASKS)
+
+
 def make_stem_features(
     recipe: Recipe, sources: list[Source], processors: Mapping[str, Processor], model: Any, device: torch.device
 ) -> dict[str, StemFeatures]:
@@ -210,7 +222,7 @@ def make_steps(
     """This process's batches; of streams from step ``first`` on, at the state ``streamed`` if there is one."""
     # Of a model without values: workers that are spawned get these functions pickled, and no embedding table with them.
     with torch.device("meta"):
-        num_tokens = {key: adapter.token_lengths for key, adapter in build_encoder(config).adapters.items()}
+        num_tokens = {key: adapter.token_lengths for key, adapter in build_trained(config).adapters.items()}
     builder = BatchBuilder(recipe.data, processors, num_tokens, recipe.mask if recipe.uses_masks else {}, features)
     sizes = {name: recipe.batch_size(name) for name in recipe.data.modalities}
     share = Share(recipe.seed, sizes, parallel.rank(), parallel.world_size())

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,27 +12,16 @@ from torch import Tensor
 
 from onepeace.config import Config, Options, build, merge, to_plain
 from onepeace.errors import UserError
-from onepeace.hub.architectures import architecture, build_encoder
+from onepeace.hub.architectures import architecture, build_trained
 from onepeace.hub.folder import read_config
 from onepeace.model import ADAPTERS, OnePeace
 from onepeace.model.stems import PretrainedStem, network_options
 from onepeace.train.check import check
+from onepeace.train.folder import model_folder
 from onepeace.train.labels import described
 from onepeace.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
-
-
-def model_folder(name: str) -> Path:
-    """A model folder, the model that the run in a folder has written, or that of a name: "tiny" or a released one."""
-    folder = Path(name)
-    if not folder.is_dir():
-        from onepeace.hub import registry
-        from onepeace.hub.resolve import resolve
-
-        if name == "tiny" or registry.find(name):
-            return resolve(name)
-    return folder / "model" if not (folder / "config.yaml").exists() and (folder / "model").is_dir() else folder
 
 
 def make_config(recipe: Recipe) -> Config:
@@ -60,13 +48,17 @@ def make_config(recipe: Recipe) -> Config:
         if _is_read_like(new, old) and old in base.get("adapters", {}):
             options = {**base["adapters"][old], **content["adapters"].get(new, {})}
             content["adapters"] = {**content["adapters"], new: options}
+    names = {field.name for field in fields(kind)}
     keys = start.modalities or list(content.get("adapters", {}))
-    if unknown := [key for key in keys if key not in content.get("adapters", {})]:
-        raise UserError(f"model.modalities names {unknown[0]!r}; give its options in model.adapters.{unknown[0]}")
-    content["adapters"] = {key: _whole(content["adapters"][key]) for key in keys}
+    if "adapters" in names:
+        if unknown := [key for key in keys if key not in content.get("adapters", {})]:
+            raise UserError(f"model.modalities names {unknown[0]!r}; give its options in model.adapters.{unknown[0]}")
+        content["adapters"] = {key: _whole(content["adapters"][key]) for key in keys}
+    elif start.modalities:
+        raise UserError(f"model.modalities: models of architecture {name} have no choice of them; leave it out")
     if "projections" in content:
         content["projections"] = [key for key in content["projections"] if key in keys]
-    if any(field.name == "decoder" for field in fields(kind)):
+    if "decoder" in names:
         content["decoder"] = _masked_decoder(recipe, content.get("decoder"), keys)
     elif recipe.uses_masks:
         raise UserError(f"the objective has masked passes, and models of architecture {name} have no masked decoder")
@@ -74,7 +66,7 @@ def make_config(recipe: Recipe) -> Config:
         content["heads"] = {key: described(key, head, recipe) for key, head in content["heads"].items()}
     settings = merge(processors, recipe.processors)
     model: Any = build(kind, content, "the recipe's model")
-    config = Config(model, {key: settings.get(key, {}) for key in keys}, name)
+    config = Config(model, {key: settings.get(key, {}) for key in model.adapters}, name)
     check(recipe, config)
     return config
 
@@ -112,7 +104,7 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
     """
     torch.manual_seed(recipe.seed)
     with torch.device("meta" if empty else "cpu"):
-        model = build_encoder(config)
+        model = build_trained(config)
     start = recipe.start
     if empty:
         return model
@@ -190,6 +182,6 @@ def load_pretrained(model: OnePeace, modalities: Iterable[str]) -> None:
 def module_with(config: Config, weights: Mapping[str, Tensor]) -> OnePeace:
     """A module of these weights, in evaluation mode."""
     with torch.device("meta"):
-        model = build_encoder(config)
+        model = build_trained(config)
     model.load_state_dict(weights, assign=True)
     return model.eval()

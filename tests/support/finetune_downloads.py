@@ -63,6 +63,25 @@ def nlvr2():
     return {**files, **pictures}
 
 
+def snli_ve():
+    """Three statements about a photograph, a fourth about one that is not there, and one of validation."""
+
+    def row(picture, number, label, statement):
+        return json.dumps({
+            "pairID": f"{picture}.jpg#{number}r1n", "Flickr30K_ID": str(picture), "gold_label": label,
+            "sentence1": f"A dog  in picture {picture}.", "sentence2": statement,
+        })  # fmt: skip
+
+    statements = [("entailment", "An animal."), ("contradiction", "A cat."), ("neutral", "It is  happy.")]
+    return {
+        "snli_ve_train.jsonl": lines(
+            *(row(7, i, *statement) for i, statement in enumerate(statements)), row(8, 0, "neutral", "Gone.")
+        ),
+        "snli_ve_dev.jsonl": lines(row(9, 0, "entailment", "A dog.")),
+        **{f"flickr30k-images/{number}.jpg": picture(number, (60, 40)) for number in (7, 9)},
+    }
+
+
 def refer(folder, splits, by="unc", protocol=2):
     """One photograph in each split, in which two expressions name a dog, as the pickle that is public."""
     refs = [
@@ -245,7 +264,7 @@ def onepeace_tsv():
 FINETUNE = {
     make.__name__: make
     for make in (
-        vqav2, nlvr2, refcoco, refcoco_plus, refcocog, coco_detection, ade20k, avqa, desed, sound_events, image_folder,
+        vqav2, nlvr2, snli_ve, refcoco, refcoco_plus, refcocog, coco_detection, ade20k, avqa, desed, sound_events, image_folder,
         audio_folder, kinetics, onepeace_tsv,
     )
 }  # fmt: skip

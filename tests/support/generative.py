@@ -18,9 +18,10 @@ from onepeace.generative.tasks import read_tasks
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub import weights
 from onepeace.hub.resolve import BUNDLED
-from onepeace.processors.tokenizer import read_tokenizer
+from onepeace.processors.tokenizer import read_tokenizer, train_bpe
 
 FOLDER = golden_ofa.FOLDER
+SAMPLES = FOLDER.parents[2] / "data" / "samples"
 PICTURES = {"size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
 
@@ -77,3 +78,16 @@ def save_small_ofa(folder: Path) -> Path:
     config = Config(small_ofa().config, {"image": PICTURES}, architecture="ofa")  # type: ignore[arg-type]
     tokenizer = BUNDLED / "tiny" / "tokenizer.json"
     return weights.save(folder, small_ofa(), config, tokenizer=tokenizer, card="random weights, for tests\n")
+
+
+def save_trainable_ofa(folder: Path) -> Path:
+    """A model folder of a few hundred words, to train: fresh weights."""
+    captions = (SAMPLES / "captions.csv").read_text(encoding="utf-8").splitlines()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer = folder.with_suffix(".tokenizer.json")
+    train_bpe(captions, 400).save(str(tokenizer))
+    sizes = {"num_words": 400, "num_codes": 16, "num_bins": 50, "num_positions": 300}
+    torch.manual_seed(0)
+    module = OFA(OFAConfig(**{**golden_ofa.SIZES, "stem_depths": (1, 1, 1), **sizes}))
+    config = Config(module.config, {"image": PICTURES}, architecture="ofa")  # type: ignore[arg-type]
+    return weights.save(folder, module, config, tokenizer=tokenizer, card="fresh weights, for tests\n")

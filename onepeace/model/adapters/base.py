@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from onepeace.layers.features import Features
-from onepeace.layers.gather import gather_pairs, gather_tokens
+from onepeace.layers.gather import gather_pairs, gather_tokens, take_rows
 from onepeace.layers.position import trunc_normal
 
 from ..sequence import Span, Stem, TokenSequence
@@ -84,14 +84,7 @@ class Adapter(nn.Module):
 
     def take(self, batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
         """The raw input of these rows, without the padding that none of them needs."""
-        taken = {name: value[rows] for name, value in batch.items()}
-        padded = "features" if "features" in taken else self.padded_input
-        if padded is not None and "lengths" in taken:
-            longest = int(taken["lengths"].amax())
-            taken[padded] = taken[padded][:, :longest]
-            if int(taken["lengths"].amin()) == longest:
-                del taken["lengths"]
-        return taken
+        return take_rows(batch, rows, "features" if "features" in batch else self.padded_input)
 
     def embed_positions(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         """Tokens with CLS and positions.

@@ -18,11 +18,13 @@ from onepeace.train.terms.denoising import Denoising
 from onepeace.train.terms.detection import Detection
 from onepeace.train.terms.distillation import Distillation
 from onepeace.train.terms.events import Events
+from onepeace.train.terms.generation import Generation
 from onepeace.train.terms.multi_label import Answers, MultiLabel
 from onepeace.train.terms.names import Names
 from onepeace.train.terms.regression import Regression
 from onepeace.train.terms.relations import Relations
 from onepeace.train.terms.segmentation import Segmentation
+from onepeace.train.terms.self_critical import SelfCritical
 from onepeace.train.terms.term import Term, TermName, TermOptions
 
 TERMS: dict[str, type[Term]] = {
@@ -36,11 +38,13 @@ TERMS: dict[str, type[Term]] = {
     "detection": Detection,
     "distillation": Distillation,
     "events": Events,
+    "generation": Generation,
     "multi_label": MultiLabel,
     "names": Names,
     "regression": Regression,
     "relations": Relations,
     "segmentation": Segmentation,
+    "self_critical": SelfCritical,
 }
 
 

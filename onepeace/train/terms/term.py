@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from onepeace.data.batch import Batch
+from onepeace.data.builder import label_of
 from onepeace.errors import UserError
+from onepeace.generative.tasks import Task
 from onepeace.model import OnePeace
 from onepeace.train.passes import Passes
 
@@ -31,6 +33,15 @@ class TermName(NamedTuple):
         head, _, listed = text.partition("/")
         kind = head.partition(":")[0]
         return cls(text, kind, tuple(key for key in listed.split("+") if key))
+
+    @property
+    def label(self) -> str:
+        """What tells it from others of its kind; "" if it has none."""
+        return self.text.partition("/")[0].partition(":")[2]
+
+    def reads(self, label: str) -> bool:
+        """Whether it is for batches of sources with this label."""
+        return label in ("", self.label)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +80,8 @@ class Term(nn.Module):
     def __init__(self, name: TermName, options: Any, model: OnePeace, prepared: Any = None):
         super().__init__()
         self.name, self.options = name, options
+        self.step = 0
+        """The number of the step that is computed, from 1 on; whoever takes the steps sets it."""
 
     @classmethod
     def check(cls, name: TermName, options: Any, recipe: "Recipe", config: "Config") -> None:
@@ -95,7 +108,7 @@ class Term(nn.Module):
     def pairs(cls, name: TermName, recipe: "Recipe") -> dict[str, tuple[str, ...]]:
         """The recipe's pairs whose batches the term is computed on."""
         pairs = recipe.data.modalities
-        fed = {pair: keys for pair, keys in pairs.items() if cls.fits(name, keys)}
+        fed = {pair: keys for pair, keys in pairs.items() if name.reads(label_of(pair)) and cls.fits(name, keys)}
         if not fed:
             raise UserError(
                 f"objective.{name.text} is not a term that a pair of data.train can feed; there are {', '.join(pairs)}"
@@ -107,6 +120,10 @@ class Term(nn.Module):
         """Whether a batch of these modalities feeds the term."""
         return set(name.modalities) <= set(present) and len(present) >= cls.min_modalities
 
+    def tasks(self) -> dict[str, Task]:
+        """What a generative model is asked in training, by name; it is stored beside the weights."""
+        return {}
+
     def outputs(self, passes: Passes) -> Any:
         """Tensors of a part of the batch, first axis items or tokens, in tuples and dictionaries as you like."""
         raise NotImplementedError
@@ -114,3 +131,7 @@ class Term(nn.Module):
     def loss(self, outputs: Any, batch: Batch, model: OnePeace) -> dict[str, Tensor]:
         """Losses by name, of the outputs of all parts joined; each is multiplied by the weight and added."""
         raise NotImplementedError
+
+    def figures(self, outputs: Any) -> dict[str, Tensor]:
+        """More to log of the same outputs, by name: what is not minimised."""
+        return {}

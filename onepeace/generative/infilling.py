@@ -1,0 +1,29 @@
+"""Texts with words missing, for a model that learns to write the whole text (BART's noise, arXiv 1910.13461)."""
+
+import math
+
+import torch
+
+MASK = "<mask>"
+
+
+def mask_words(text: str, share: float, mean_length: float = 3.0) -> str:
+    """A text in which spans of words are one `<mask>` each (fairseq's rules); torch's random generator draws them.
+
+    Args:
+        share: of the words, of which so many are covered, but where spans lie over one another.
+        mean_length: of a span in words, by Poisson's distribution. A span of none is a `<mask>` between two words.
+    """
+    words = text.split()
+    budget = math.ceil(share * len(words))
+    lengths: list[int] = []
+    while sum(lengths) < budget:
+        lengths.append(min(int(torch.poisson(torch.tensor(mean_length))), budget - sum(lengths)))
+    spans = [length for length in lengths if length]
+    starts = torch.randperm(len(words))[: len(spans)].tolist()
+    begins = set(starts)
+    inside = {start + i for start, length in zip(starts, spans, strict=True) for i in range(1, length)}
+    found = [MASK if i in begins else word for i, word in enumerate(words) if i not in inside]
+    for _ in range(len(lengths) - len(spans)):
+        found.insert(int(torch.randint(len(found) + 1, ())), MASK)
+    return " ".join(found)

@@ -1,0 +1,216 @@
+"""Answers of a model that writes, token by token: captions, answers to questions, boxes, classes, whole texts."""
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from onepeace.config import Options
+from onepeace.data.augment import make_augments
+from onepeace.data.batch import Batch
+from onepeace.errors import UserError
+from onepeace.evaluate.protocols.classes import read_class_names
+from onepeace.generative.model import OFA
+from onepeace.generative.scoring import Trie
+from onepeace.generative.tasks import Task
+from onepeace.generative.vocabulary import Vocabulary
+from onepeace.hub.architectures import architecture
+from onepeace.losses import TokenLosses, token_losses
+from onepeace.model import OnePeace
+from onepeace.processors.tokenizer import PAD
+from onepeace.train import parallel
+from onepeace.train.passes import Passes
+from onepeace.train.terms.asking import MATCH, Asking, read_task
+from onepeace.train.terms.term import Term, TermName, TermOptions
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from onepeace.config import Config
+    from onepeace.train.recipe import Recipe
+
+AUTO = "auto"
+"""In place of a file of choices: the labels and answers of the training data."""
+
+
+class Prepared(NamedTuple):
+    """What the term knows of the data."""
+
+    task: Task
+    """With its choices."""
+    tokenizer: "Tokenizer"
+
+
+class Generation(Term):
+    """``generation/image+text``: cross entropy of each token of the answer to a task, given those before.
+
+    What is asked is a task (onepeace/generative/tasks.py), whose prompt holds the caption of a sample, {text}, and its
+    targets by name. Choices are all that competes, step by step, where the task has some.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(TermOptions):
+        task: str
+        """A task by name; under it the trained model keeps it."""
+        changes: Options = field(default_factory=dict)
+        """Fields of the task that are other than in the starting model's tasks and the built-in ones."""
+        writes: str = "text"
+        """The answer: text, the caption, or a target: label, answers (the one with the highest score), box, boxes (with
+        their labels), codes, or one of your own that holds a text."""
+        choices: str | None = None
+        """A list of the answers there are, a JSON file below data.root; auto: the labels or answers of the data."""
+        max_words: int | None = None
+        """Of the answer."""
+        weighted: bool = False
+        """Whether an answer counts with its score: a factor of its log-probabilities, as released."""
+        mask_share: float = 0.0
+        """Share of the words of {text} that are masked in the prompt (infilling)."""
+        swap: float = 0.0
+        """Share of the items whose {text} is another's of the batch. The target match, which is made here, is then no,
+        else yes."""
+        patches: int | None = None
+        """So many patches of each picture are read, drawn anew in every step; null = all."""
+        label_smoothing: float = 0.0
+        drop_worst: float = 0.0
+        """Share of the tokens, those with the largest loss, that does not count."""
+        drop_worst_after: int = 0
+        """Updates before that."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            for name in ("mask_share", "swap", "label_smoothing", "drop_worst"):
+                if not 0 <= getattr(self, name) < 1:
+                    raise UserError(f"{name} is {getattr(self, name)}; it should be from 0 to below 1")
+            if self.patches is not None and self.patches < 1:
+                raise UserError(f"patches is {self.patches}; it should be at least 1")
+
+    options: Options
+
+    def __init__(self, name: TermName, options: Any, model: OnePeace, prepared: Prepared):
+        super().__init__(name, options, model)
+        config = cast(OFA, model).config
+        vocabulary = Vocabulary.of(config, prepared.tokenizer)
+        fields = (options.writes, options.max_words, options.weighted, options.mask_share, options.swap)
+        self.asking = Asking(prepared.task, vocabulary, config.num_positions, *fields)
+        labels = prepared.task.labels
+        self.trie = Trie([vocabulary.encode(f" {words.strip()}") for words in labels.values()]) if labels else None
+
+    @classmethod
+    def check(cls, name: TermName, options: Any, recipe: "Recipe", config: "Config") -> None:
+        where, task = (
+            f"objective.{name.text}",
+            read_task(options.task, options.changes, recipe, f"objective.{name.text}"),
+        )
+        check_writes(where, recipe, config)
+        if options.weighted and options.writes != "answers":
+            raise UserError(f"{where}.weighted is for answers with scores, and writes is {options.writes}")
+        needed = {*task.fields, options.writes} | ({"box_labels"} if options.writes == "boxes" else set())
+        for pair, keys in cls.pairs(name, recipe).items():
+            if ("image" in keys) != (task.image is not None):
+                reads = "no picture" if task.image is None else "a picture"
+                raise UserError(
+                    f"{where}: the task {options.task} reads {reads}, and the pair {pair} is of {', '.join(keys)}"
+                )
+            for source in recipe.data.train:
+                known = {*source.targets, MATCH, *(["text"] if "text" in keys else [])}
+                if source.name == pair and (missing := sorted(needed - known)):
+                    raise UserError(f"{where} needs {missing[0]} of its samples; add it to targets of {source.shards}")
+        if needed & {"box", "boxes"}:
+            for key, augment in make_augments(recipe.data.augment).items():
+                if getattr(augment, "moves_pixels", False):
+                    raise UserError(
+                        f"{where}: data.augment.{key} would move boxes; set crop_scale to [1, 1], and no flip"
+                    )
+
+    @classmethod
+    def prepare(cls, name, options, recipe, sources, processors) -> Prepared:
+        task = read_task(options.task, options.changes, recipe, f"objective.{name.text}")
+        if options.choices == AUTO:
+            if recipe.data.stream:
+                raise UserError(f"objective.{name.text}.choices: auto reads all targets, and a stream is not read; "
+                                "name a file")  # fmt: skip
+            values = [sample.targets.get(options.writes) for source in sources for sample in source.samples]
+            labels = {label for value in values if value for label in ([value] if isinstance(value, str) else value)}
+            task = replace(task, answer="choice", choices=sorted(labels))
+        elif options.choices is not None:
+            file = Path(os.path.expandvars(recipe.data.root), options.choices)
+            task = replace(task, answer="choice", choices=read_class_names(file))
+        if task.answer == "choice" and not task.choices:
+            raise UserError(
+                f"objective.{name.text}: the task {options.task} has no choices; give choices: auto or a file"
+            )
+        return Prepared(task, processors["text"].tokenizer)
+
+    def tasks(self) -> dict[str, Task]:
+        return {self.options.task: self.asking.task}
+
+    def outputs(self, passes: Passes) -> TokenLosses:
+        asked, pixels = self.asking(passes.batch, self.trie), pixels_of(passes.batch)
+        keep = self._patches(passes.batch) if self.options.patches is not None and pixels is not None else None
+        count_tokens(passes, keep, asked.ids, asked.written)
+        is_codes = self.asking.task.answer == "codes"
+        code_rows = torch.ones(len(asked.ids), dtype=torch.bool) if is_codes else None
+        device = next(passes.model.parameters()).device
+        ids, written, target, weights, allowed, keep, code_rows = (
+            None if x is None else x.to(device) for x in (*asked, keep, code_rows)
+        )
+        logits = passes.model(ids, written, pixels, code_rows=code_rows, keep=keep)
+        smoothing = self.options.label_smoothing
+        return token_losses(logits, target, allowed=allowed, weights=weights, label_smoothing=smoothing)
+
+    def loss(self, outputs: TokenLosses, batch: Batch, model: OnePeace) -> dict[str, Tensor]:
+        if self.options.drop_worst and self.step > self.options.drop_worst_after:
+            outputs = outputs.without_worst(self.options.drop_worst)
+        return {self.name.text: mean_over_tokens(outputs.loss.sum(), len(outputs.loss))}
+
+    def _patches(self, batch: Batch) -> Tensor:
+        """(B, K) patches, drawn anew for each picture."""
+        counts = OFA.adapters["image"].token_lengths(batch.inputs["image"])
+        return torch.rand(len(counts), int(counts[0])).argsort(1)[:, : self.options.patches]
+
+
+def check_writes(where: str, recipe: "Recipe", config: "Config") -> None:
+    """UserError for a model that does not write, and for what a recipe cannot have where one is trained."""
+    if not architecture(config.architecture).generates:
+        raise UserError(f"{where} needs a model that writes, as architecture: ofa; a caption head learns by captioning")
+    if not config.model.freeze_stem_norms and recipe.run.grad_cache_chunks > 1:
+        raise UserError(
+            "model.freeze_stem_norms: false needs run.grad_cache_chunks=1: parts are computed twice, and would count "
+            "twice in the statistics"
+        )
+    for section in ("token_dropout", "stem_views"):
+        if getattr(recipe.data, section):
+            raise UserError(f"data.{section} is not for models that write; take it out")
+    if several := [source for source in recipe.data.train if source.candidates is not None]:
+        raise UserError(f"{where} reads one text of an item; take candidates from {several[0].shards}")
+
+
+def pixels_of(batch: Batch) -> Tensor | None:
+    """(B, 3, H, W) of the batch's pictures; None if it has none."""
+    if "image" not in batch.inputs:
+        return None
+    if batch.rows > 1:
+        raise UserError(f"{batch.keys[0]} has {batch.rows} pictures; a model that writes reads one")
+    return batch.inputs["image"]["pixels"]
+
+
+def count_tokens(passes: Passes, keep: Tensor | None, *texts: Tensor) -> None:
+    """Note how many tokens a pass computes, for the log: of texts (B, L) and, unless it keeps fewer, of pictures."""
+    passes.real_tokens += sum(int((ids != PAD).sum()) for ids in texts)
+    passes.all_tokens += sum(ids.numel() for ids in texts)
+    if keep is not None:
+        patches = keep.numel()
+    elif "image" in passes.batch.inputs:
+        patches = int(OFA.adapters["image"].token_lengths(passes.batch.inputs["image"]).sum())
+    else:
+        patches = 0
+    passes.real_tokens += patches
+    passes.all_tokens += patches
+
+
+def mean_over_tokens(total: Tensor, count: int) -> Tensor:
+    """A sum over tokens by their number, of the batches of all processes together (their losses are averaged)."""
+    return total / parallel.mean(torch.tensor(float(count), device=total.device)).clamp_min(1e-6)

@@ -1,0 +1,175 @@
+"""Captions that a model writes itself, made more or less probable by how good they are (arXiv 1612.00563)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from onepeace.config import Options
+from onepeace.data.batch import Batch
+from onepeace.errors import UserError
+from onepeace.evaluate.captions import CiderReward
+from onepeace.generative.search import search
+from onepeace.generative.tasks import Task
+from onepeace.generative.vocabulary import Vocabulary
+from onepeace.heads import Caption
+from onepeace.layers.text_decoder import Encoded, TextDecoder
+from onepeace.losses import token_losses
+from onepeace.model import OnePeace
+from onepeace.processors.tokenizer import BOS, PAD
+from onepeace.train.passes import Passes
+from onepeace.train.terms.asking import Asking, read_task
+from onepeace.train.terms.generation import check_writes, count_tokens, mean_over_tokens, pixels_of
+from onepeace.train.terms.term import Term, TermName, TermOptions
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from onepeace.config import Config
+    from onepeace.train.recipe import Recipe
+
+END = "<eos>"
+"""Follows every caption that is compared, so that one which stops in the middle is worth less (released code)."""
+
+
+class Prepared(NamedTuple):
+    """What the term knows of the data."""
+
+    task: Task
+    tokenizer: "Tokenizer"
+    references: dict[str, list[str]]
+    """The captions of each sample, by its key."""
+    reward: CiderReward
+
+
+class Judged(NamedTuple):
+    """The captions written about a part of the batch."""
+
+    loss: Tensor
+    """(N,): of each token, the negative log-probability times the advantage of its caption."""
+    reward: Tensor
+    """(M,): CIDEr-D of each caption."""
+
+
+class SelfCritical(Term):
+    """``self_critical/image``: the log-probability of captions from the model's own search, times their advantage.
+
+    The captions are searched for in evaluation mode. The advantage of one is its CIDEr-D, from the words that are
+    scored and the frequencies of the training captions, less the mean of the others about the same item (OFA).
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(TermOptions):
+        task: str = "caption"
+        """A task by name, whose search finds the captions."""
+        changes: Options = field(default_factory=dict)
+        """Fields of the task that are other than in the starting model's tasks and the built-in ones."""
+        head: str | None = None
+        """A caption head that writes, an entry of model.heads; null: the model writes by itself (OFA)."""
+
+    options: Options
+
+    def __init__(self, name: TermName, options: Any, model: OnePeace, prepared: Prepared):
+        super().__init__(name, options, model)
+        self.prepared = prepared
+        if options.head is None:
+            vocabulary = Vocabulary.of(model.config, prepared.tokenizer)  # type: ignore[arg-type]
+            num_positions = model.config.num_positions  # type: ignore[attr-defined]
+        else:
+            head = cast(Caption, model.heads[options.head])
+            vocabulary = Vocabulary(prepared.tokenizer, head.options.vocab_size)
+            num_positions = head.options.max_tokens
+        self.asking = Asking(prepared.task, vocabulary, num_positions)
+
+    @classmethod
+    def check(cls, name: TermName, options: Any, recipe: "Recipe", config: "Config") -> None:
+        where = f"objective.{name.text}"
+        task = read_task(options.task, options.changes, recipe, where)
+        if task.answer != "text" or task.decoder_prompt != "none" or task.image is None or task.fields:
+            raise UserError(f"{where}: the task {options.task} writes no captions")
+        if task.search.beam < 2:
+            raise UserError(f"{where}: captions are compared with each other; give changes: {{search: {{beam: 5}}}}")
+        if recipe.run.parallel == "fsdp":
+            raise UserError(f"{where} searches with the whole model; set run.parallel=ddp")
+        if recipe.data.stream:
+            raise UserError(f"{where} reads all captions first, and a stream is not read; set data.stream=false")
+        pairs = cls.pairs(name, recipe)
+        if lacking := [pair for pair, keys in pairs.items() if "text" not in keys]:
+            raise UserError(f"{where} compares with captions, and the pair {lacking[0]} has none")
+        if options.head is None:
+            check_writes(where, recipe, config)
+            return
+        head = config.model.heads.get(options.head)
+        if head is None or head["kind"] != "caption":
+            raise UserError(f"{where} needs model.heads.{options.head} of kind caption")
+        if len(name.modalities) != 1 or name.modalities[0] not in head["on"]:
+            raise UserError(f"{where}: its head reads {', '.join(head['on'])}, one at a time")
+
+    @classmethod
+    def prepare(cls, name, options, recipe, sources, processors) -> Prepared:
+        fed = cls.pairs(name, recipe)
+        samples = [sample for own, source in zip(recipe.data.train, sources, strict=True) if own.name in fed
+                   for sample in source.samples if sample.captions]  # fmt: skip
+        references = {sample.key: list(sample.captions) for sample in samples}
+        task = read_task(options.task, options.changes, recipe, f"objective.{name.text}")
+        return Prepared(task, processors["text"].tokenizer, references, CiderReward(references.values(), end=END))
+
+    def tasks(self) -> dict[str, Task]:
+        return {self.options.task: self.asking.task}
+
+    def outputs(self, passes: Passes) -> Judged:
+        model, batch = passes.model, passes.batch
+        decoder = self._decoder(model)
+        device = decoder.token_embed.weight.device
+        written = self._search(model, batch)
+        rows = torch.tensor([item for item, found in enumerate(written) for _ in found], device=device)
+        rewards = self._rewards(batch, written)
+        advantages = torch.cat([own - (own.sum() - own) / max(len(own) - 1, 1) for own in rewards])
+        captions = [torch.tensor(tokens) for found in written for tokens in found]
+        target = pad_sequence(captions, batch_first=True, padding_value=PAD)
+        before = torch.cat([torch.full_like(target[:, :1], BOS), target[:, :-1]], dim=1)
+        count_tokens(passes, None, target)
+        logits = decoder(before.to(device), self._encode(model, batch).rows(rows))
+        lengths = torch.tensor([len(tokens) for tokens in captions])
+        factors = advantages.repeat_interleave(lengths).to(device)
+        return Judged(token_losses(logits, target.to(device)).nll * factors, torch.cat(rewards).to(device))
+
+    def loss(self, outputs: Judged, batch: Batch, model: OnePeace) -> dict[str, Tensor]:
+        return {self.name.text: mean_over_tokens(outputs.loss.sum(), len(outputs.loss))}
+
+    def figures(self, outputs: Judged) -> dict[str, Tensor]:
+        return {f"{self.name.text}/reward": outputs.reward.mean()}
+
+    def _decoder(self, model: OnePeace) -> TextDecoder:
+        writer = model if self.options.head is None else model.heads[self.options.head]
+        return cast(TextDecoder, writer.decoder)
+
+    def _encode(self, model: Any, batch: Batch) -> Encoded:
+        if self.options.head is None:
+            ids = self.asking.sources(batch).to(model.decoder.token_embed.weight.device)
+            return model.encode(ids, pixels_of(batch))
+        (key,) = self.name.modalities
+        return model.heads[self.options.head].encoded(model.encode(model.stems({key: batch.inputs[key]}))[key])
+
+    @torch.no_grad()
+    def _search(self, model: OnePeace, batch: Batch) -> list[list[tuple[int, ...]]]:
+        """The tokens of the captions of each item, eos last, found in evaluation mode."""
+        options, decoder, training = self.asking.task.search, self._decoder(model), model.training
+        model.eval()
+        try:
+            state = decoder.start(self._encode(model, batch), options.max_len + 1)
+            device = decoder.token_embed.weight.device
+            found = search(decoder.step, state, len(batch.keys), options, device=device)
+        finally:
+            model.train(training)
+        return [[hypothesis.tokens for hypothesis in hypotheses] for hypotheses in found]
+
+    def _rewards(self, batch: Batch, written: Sequence[Sequence[Sequence[int]]]) -> list[Tensor]:
+        """Of the captions of each item."""
+        texts = [self.asking.vocabulary.decode(tokens).strip() for found in written for tokens in found]
+        known = [self.prepared.references[key] for key, found in zip(batch.keys, written, strict=True) for _ in found]
+        rewards = torch.tensor(self.prepared.reward(texts, known), dtype=torch.float32)
+        return list(rewards.split([len(found) for found in written]))
