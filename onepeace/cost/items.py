@@ -88,7 +88,8 @@ def pair_batch(
             dropout[key] = draw_token_dropout(share, lengths, generator, has_end=key == "text")
     examples = [term.example(options, model) for name, options, term in recipe.terms if term.fits(name, list(inputs))]
     targets = {name: [value] * count for example in examples for name, value in example.items()}
-    return Batch(inputs, names, names, [[name] for name in names], targets, token_dropout=dropout, masks=masks)
+    called = [[name] for name in names]
+    return Batch(inputs, keys=names, captions=names, names=called, targets=targets, token_dropout=dropout, masks=masks)
 
 
 def inputs_of_many_lengths(
