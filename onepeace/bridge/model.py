@@ -58,8 +58,8 @@ class Bridge(nn.Module):
         tower = plugin.OnePeaceVisionModel.from_onepeace(name)
         if not -tower.config.num_hidden_layers <= layer <= -1:
             raise UserError(f"layer is {layer}; {name} has -{tower.config.num_hidden_layers} to -1")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(language_model)
-        words = transformers.AutoModelForCausalLM.from_pretrained(language_model)
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(language_model)
+        words: Any = transformers.AutoModelForCausalLM.from_pretrained(language_model)
         if getattr(words.get_output_embeddings(), "bias", None) is not None:
             raise UserError(f"{language_model}: its output layer has a bias, and Llava's has none; take another model")
         tokenizer.add_tokens([IMAGE], special_tokens=True)
@@ -151,7 +151,7 @@ class Bridge(nn.Module):
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         project = self.llava.model.multi_modal_projector
-        projected = [project(one.to(project.linear_1.weight)) for one in features]
+        projected: Any = [project(one.to(project.linear_1.weight)) for one in features]
         return {"image": BaseModelOutputWithPooling(pooler_output=projected)} if projected else {}
 
     @torch.no_grad()
