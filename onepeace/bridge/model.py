@@ -151,9 +151,8 @@ class Bridge(nn.Module):
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         project: Any = self.llava.model.multi_modal_projector
-        projected = [project(one.to(project.linear_1.weight)) for one in features]
-        output: Any = projected  # a list: each item has a length of its own
-        return {"image": BaseModelOutputWithPooling(pooler_output=output)} if projected else {}
+        projected: Any = [project(one.to(project.linear_1.weight)) for one in features]
+        return {"image": BaseModelOutputWithPooling(pooler_output=projected)} if projected else {}
 
     @torch.no_grad()
     def generate(self, text: str, *, options: dict[str, Any] | None = None, **media: Any) -> str:
