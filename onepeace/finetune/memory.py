@@ -36,13 +36,11 @@ def fitting_recipe(
         if available is None or any(set(keys) - set(UNITS) for keys in recipe.data.modalities.values()):
             return recipe
         needed = process_memory(recipe, on_gpu, ROOM * available)
+        said = f"memory: about {needed / 1e9:.1f} GB of the {available / 1e9:.1f} GB that are available"
         if needed <= ROOM * available:
-            say(f"memory: about {needed / 1e9:.1f} GB of the {available / 1e9:.1f} GB that are available")
+            say(said)
             return recipe
-    say(
-        f"memory: more than {needed / 1e9:.1f} GB are needed and {available / 1e9:.1f} GB available; it may not fit "
-        "(give run.batch_size=..., or start from a smaller model)"
-    )
+    say(f"{said}; it may not fit (give run.batch_size=..., or start from a smaller model)")
     return recipe
 
 
