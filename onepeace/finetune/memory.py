@@ -28,7 +28,7 @@ def fitting_recipe(
         available: bytes; None if they are not known, and then the recipe is as it was.
         say: gets a line on what is needed and what there is.
     """
-    needed, free = 0.0, available or 0
+    said = ""
     for form in _forms(content):
         filled = deepcopy(form)
         for override in overrides:
@@ -36,14 +36,12 @@ def fitting_recipe(
         recipe = build(Recipe, filled, "the recipe of the fine-tuning")
         if available is None or any(set(keys) - set(UNITS) for keys in recipe.data.modalities.values()):
             return recipe
-        needed = process_memory(recipe, on_gpu, ROOM * free)
-        if needed <= ROOM * free:
-            say(f"memory: about {needed / 1e9:.1f} GB of the {free / 1e9:.1f} GB that are available")
+        needed = process_memory(recipe, on_gpu, ROOM * available)
+        said = f"memory: about {needed / 1e9:.1f} GB of the {available / 1e9:.1f} GB that are available"
+        if needed <= ROOM * available:
+            say(said)
             return recipe
-    say(
-        f"memory: more than {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB available; it may not fit "
-        "(give run.batch_size=..., or start from a smaller model)"
-    )
+    say(f"{said}; it may not fit (give run.batch_size=..., or start from a smaller model)")
     return recipe
 
 

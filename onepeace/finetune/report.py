@@ -63,8 +63,8 @@ def write_report(
     ]
     for pair in pairs:
         samples = measure.held_out(tuning.data, pair)
-        old, new = (measure.ranks(results, pair, bool(labels)) for results in (before, after))
-        parts += _examples(pair, samples, old, new, bool(labels))
+        first, second = (measure.ranks(results, pair, bool(labels)) for results in (before, after))
+        parts += _examples(pair, samples, first, second, bool(labels))
     if about["left_out"]:
         parts.append(f"<h2>{len(about['left_out'])} left out</h2><ul>")
         parts += [f"<li>{escape(where)}: {escape(reason)}</li>" for where, reason in about["left_out"]]

@@ -146,14 +146,14 @@ def start_weights(recipe: Recipe, config: Config, own: Mapping[str, tuple[int, .
                 twin = name.replace(f".{new}.", f".{old}.")
                 given.update({name: given[twin]} if twin in given else {})
     given = _fitted(given, own, config)
-    found = {name: given[name] for name in own if name in given}
-    wrong = [name for name, tensor in found.items() if own[name] != tensor.shape]
+    taken = {name: given[name] for name in own if name in given}
+    wrong = [name for name, tensor in taken.items() if own[name] != tensor.shape]
     if wrong:
-        shapes = f"{tuple(found[wrong[0]].shape)} there, {own[wrong[0]]} here"
+        shapes = f"{tuple(taken[wrong[0]].shape)} there, {own[wrong[0]]} here"
         raise UserError(
             f"{folder}: {len(wrong)} weights do not have the shape the recipe asks for ({wrong[0]}: {shapes})"
         )
-    return found
+    return taken
 
 
 def _fitted(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], config: Config) -> dict[str, Tensor]:
