@@ -1,5 +1,6 @@
 """Where a model computes and in which precision: names of devices and dtypes, and what "auto" means."""
 
+import os
 import sys
 
 import torch
@@ -102,6 +103,27 @@ def join_device(device: torch.device, number: int) -> tuple[torch.device, str]:
         torch.cuda.set_device(number)
         return torch.device("cuda", number), "nccl"
     return device, "gloo"
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on `device`; of a CPU the machine's, and a container's limit is not seen.
+
+    None where the system does not tell (Windows without psutil).
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    try:
+        import psutil  # comes with peft and accelerate
+
+        return psutil.virtual_memory().available
+    except ImportError:
+        # What is free now does not count what the system would give back, so a share of the whole is taken.
+        known = getattr(os, "sysconf_names", {})
+        if "SC_PHYS_PAGES" not in known or "SC_PAGE_SIZE" not in known:
+            return None
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 4
 
 
 def peak_memory(device: torch.device) -> int:

@@ -38,7 +38,7 @@ ROWS = [
     {"index"},
     {"train"},
     {"api", "compat", "serve", "cost", "plugins"},
-    {"bench", "finetune"},
+    {"bench", "bridge", "finetune"},
     {"commands"},
     {"cli"},
 ]

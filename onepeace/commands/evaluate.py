@@ -55,12 +55,14 @@ def run(args: argparse.Namespace) -> int:
     import onepeace
     from onepeace.evaluate.report import as_json, as_table
     from onepeace.evaluate.run import run as measure
+    from onepeace.generative.generator import can_write
     from onepeace.hub.fingerprint import fingerprint
     from onepeace.hub.resolve import resolve
 
     recipe = _recipe(args)
     root = recipe.data.folder()
-    model = onepeace.load(args.model, device=args.device)
+    writer = any(protocol.needs_writer for protocol in recipe.sets.values()) and can_write(resolve(args.model))
+    model: Any = (onepeace.load_generator if writer else onepeace.load)(args.model, device=args.device)
     about: dict[str, Any] = {"model": args.model, "model_hash": fingerprint(resolve(args.model))}
     about |= {"dtype": str(model.dtype).removeprefix("torch."), "version": onepeace.__version__}
     failures: list[UserError] = []

@@ -246,6 +246,27 @@ def _calibrate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _caption_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="tiny-captions", metavar="NAME", help="folder or name of a generative model")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
+    parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
+    parser.add_argument("--batch-size", type=files.positive, default=8, metavar="N", help="files in one pass (8)")
+    parser.add_argument("--again", action="store_true", help="write captions anew that a model wrote")
+
+
+def _caption(args: argparse.Namespace) -> int:
+    from onepeace.generative.generator import load_generator
+    from onepeace.index.captions import write_captions
+
+    generator = load_generator(args.model, device=args.device, dtype=args.dtype)
+    report = write_captions(args.index, generator, args.model, again=args.again, batch_size=args.batch_size)
+    files.say(f"{files.counted(report.written, 'caption')} written, {report.known} were there")
+    if report.left_out:
+        files.say(f"{files.counted(report.left_out, 'file')} left out: gone, changed since, or not on this machine")
+    problems = [files.Unreadable(Path(path), reason) for path, reason in report.problems]
+    return files.exit_code(problems, report.written + report.known)
+
+
 def _tell(args: argparse.Namespace, report: "Report") -> int:
     """The summary on stderr, and what failed."""
     known = report.unchanged + report.known_problems
@@ -283,6 +304,7 @@ VERBS = {
     "repair": (_repair, "make a damaged index sound again", _nothing),
     "duplicates": (index_groups.duplicates, "list files that are copies of others", index_groups.duplicates_arguments),
     "cluster": (index_groups.cluster, "put files into named groups of like ones", index_groups.cluster_arguments),
+    "caption": (_caption, "write captions of files, that --where \"caption ~ 'dog'\" finds", _caption_arguments),
     "export": (_export, "write the vectors, with what is known of their files, for other programs", _export_arguments),
     "import": (_import, "put vectors of another model into an index of their own", _import_arguments),
     "calibrate": (_calibrate, "make one scale of the scores of imported vectors, from pairs", _calibrate_arguments),

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from functools import cached_property
-from importlib import import_module
 from typing import Any
 
 from onepeace.commands import files
@@ -30,7 +29,9 @@ class Later:
 
     @cached_property
     def loaded(self) -> Any:
-        return import_module("onepeace.generative.generator").load_generator(self.name, **self.options)
+        from onepeace.generative.generator import load_generator
+
+        return load_generator(self.name, **self.options)
 
     def caption(self, images: Any) -> Any:
         return self.loaded.caption(images)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 what is printed follows from what the model was fine-tuned for: labels with scores, an answer to a question about a
-picture (--text), the box of a phrase (--text, --draw FOLDER for pictures with the box), one of several answers
-(--text, --candidates), what is heard when, or what is seen where (--draw FOLDER for pictures with the classes in
-colour).
+picture (--text), the box of a phrase (--text, --draw FOLDER for pictures with the box), the boxes of all objects
+(--draw), one of several answers (--text, --candidates), what is heard when, or what is seen where (--draw FOLDER for
+pictures with the classes in colour).
 
   onepeace predict runs/pets/model pictures --top 3
   onepeace predict models/kinetics clips --top 3
@@ -28,8 +28,8 @@ colour).
 
 exit code: 0, 1 when files could not be read (listed at the end), 2 for wrong usage"""
 
-COLUMNS = {"label": "labels", "labels": "labels", "answer": "answer", "box": "box", "choice": "choice",
-           "events": "events", "mask": "classes"}  # fmt: skip
+COLUMNS = {"label": "labels", "labels": "labels", "answer": "answer", "box": "box", "boxes": "boxes",
+           "choice": "choice", "events": "events", "mask": "classes"}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     args.model = os.fspath(model_folder(args.model))
     head = Head(files.load(args), args.head)
-    if args.draw and head.task not in ("box", "mask"):
+    if args.draw and head.task not in ("box", "boxes", "mask"):
         raise UsageError(f"--draw is for boxes and masks, and this model gives {COLUMNS[head.task]}")
     own = head.embedder.processors[head.on].suffixes  # a video may be read as frames or as sound
     found = [file._replace(modality=head.on) if file.path.suffix.lower() in own else file for file in found]
@@ -105,6 +105,8 @@ def _line(task: str, result: dict[str, Any]) -> str:
         return f"{result['answer']} {result['score']:.2f}"
     if task == "box":
         return ", ".join(f"{corner:.0f}" for corner in result["box"])
+    if task == "boxes":
+        return ", ".join(f"{one['label']} {one['score']:.2f}" for one in _shown(result)) or "nothing"
     if task == "choice":
         return result["choice"]
     if task == "events":
@@ -113,15 +115,29 @@ def _line(task: str, result: dict[str, Any]) -> str:
     return ", ".join(f"{one['label']} {one['share']:.0%}" for one in result["labels"])
 
 
+def _shown(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The boxes of which the model is sure enough."""
+    from onepeace.embed.tasks import THRESHOLD
+
+    return [one for one in result["boxes"] if one["score"] >= THRESHOLD]
+
+
 def _draw(args: argparse.Namespace, head: "Head", path: Path, result: dict[str, Any]) -> Path:
     """Write the picture with its box or mask, named like it."""
     from onepeace.files.drawing import with_box, with_mask
 
     picture = head.embedder.processors["image"].load(path)  # type: ignore[attr-defined]
-    if head.task == "box":
+    if head.task in ("box", "boxes"):
         width, height = head.embedder.processors["image"].size_in_pixels(path)  # type: ignore[attr-defined]
         scale = (picture.width / width, picture.height / height)
-        drawn = with_box(picture, [corner * scale[i % 2] for i, corner in enumerate(result["box"])], args.text)
+        named = (
+            [(result["box"], args.text)]
+            if head.task == "box"
+            else [(one["box"], f"{one['label']} {one['score']:.2f}") for one in _shown(result)]
+        )
+        drawn = picture
+        for box, caption in named:
+            drawn = with_box(drawn, [corner * scale[i % 2] for i, corner in enumerate(box)], caption)
     else:
         drawn = with_mask(picture, result["mask"], [one["label"] for one in result["labels"]], head.config["labels"])
     args.draw.mkdir(exist_ok=True)

@@ -86,7 +86,10 @@ def pair_batch(
             masks[key] = draw_masks(rates, lengths, generator, words)
         if share := recipe.data.token_dropout.get(key):
             dropout[key] = draw_token_dropout(share, lengths, generator, has_end=key == "text")
-    return Batch(inputs, names, names, [[name] for name in names], token_dropout=dropout, masks=masks)
+    examples = [term.example(options, model) for name, options, term in recipe.terms if term.fits(name, list(inputs))]
+    targets = {name: [value] * count for example in examples for name, value in example.items()}
+    called = [[name] for name in names]
+    return Batch(inputs, keys=names, captions=names, names=called, targets=targets, token_dropout=dropout, masks=masks)
 
 
 def inputs_of_many_lengths(

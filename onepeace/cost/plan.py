@@ -19,7 +19,7 @@ Not counted: work space of kernels and what the allocator cannot use (leave a te
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -136,6 +136,27 @@ def make_plan(recipe: Recipe, processes: int = 1, folder: Path | None = None, on
         steps=recipe.schedule.steps,
         in_turn=recipe.data.pairs == "in_turn",
     )
+
+
+def process_memory(recipe: Recipe, on_gpu: bool = True, at_most: float = inf) -> int:
+    """Bytes of one process that trains alone as the recipe says, from one dry step of a few items: rougher than
+    `make_plan` and sooner told, as all that is alive at the peak is taken to grow with the items.
+
+    Args:
+        at_most: where parameters, gradients and optimizer are more than that, their bytes alone are told.
+    """
+    config = planned_config(recipe)
+    held = sum(held_bytes(planned_model(recipe, config), recipe.run.ema is not None, 1)["ddp"])
+    if held > at_most:
+        return held
+    whole = replace(recipe, run=replace(recipe.run, grad_cache_chunks=1))
+    peaks = []
+    for name, pair in recipe.data.modalities.items():
+        items = ceil(recipe.batch_size(name) / recipe.run.grad_cache_chunks)
+        few = min(items, MEASURED)
+        peak, _ = dry_steps(whole, config, pair, few, recipe.run.checkpoint_activations, on_gpu)
+        peaks.append(ceil(peak / few * items))
+    return held + max(peaks)
 
 
 def planned_config(recipe: Recipe, folder: Path | None = None) -> Config:

@@ -1,4 +1,4 @@
-"""What a model's task head says of items: labels, an answer, a box, a choice, events, a mask (tasks.py).
+"""What a model's task head says of items: labels, an answer, a box, boxes, a choice, events, a mask (tasks.py).
 
 Items are decoded ahead in threads and computed in batches of like kind; results come in order, failures as values.
 """
@@ -44,6 +44,8 @@ class _Decoded:
     """By modality, a sample for each of its rows."""
     size: tuple[int, int]
     candidates: tuple[str, ...]
+    views: int
+    """Rows whose outputs are averaged."""
 
     @property
     def rows(self) -> int:
@@ -80,14 +82,15 @@ class Head:
         Args:
             items: a path or value of the modality that the head reads, or {"image": ..., "text": ...} by modality. A
                 list stands for several pictures of one item (NLVR2). "candidates" are answers to choose from.
-            batch_size: items in one pass.
+            batch_size: items in one pass, or their views where each has several.
             top: classes that are named.
 
         Raises:
             UserError: ``items`` is no list. What is wrong with an item is in its result.
         """
-        decoded = decode_ahead(check_many(items), self._decode, ahead=2 * batch_size)
-        while block := list(islice(decoded, batch_size)):
+        count = max(1, batch_size // self.embedder.processors[self.on].num_views)
+        decoded = decode_ahead(check_many(items), self._decode, ahead=2 * count)
+        while block := list(islice(decoded, count)):
             outputs = iter(self._outputs([found for _, _, found in block if isinstance(found, _Decoded)], top))
             for index, item, found in block:
                 name = name_of(index, item)
@@ -114,20 +117,23 @@ class Head:
                 raise UserError("a choice needs a text, the question, and two candidates or more")
             values["text"] = [CANDIDATE.format(text=values["text"], candidate=one) for one in candidates]
         size = (1, 1)
-        if self.task in ("box", "mask"):
+        if self.task in ("box", "boxes", "mask"):
             size = processors["image"].size_in_pixels(values["image"])  # type: ignore[attr-defined]
         samples = {
-            key: [processors[key].decode(one) for one in (value if isinstance(value, list) else [value])]
+            key: [
+                view for one in (value if isinstance(value, list) else [value]) for view in processors[key].views(one)
+            ]
             for key, value in values.items()
         }
-        wanted = len(candidates) if self.task == "choice" else self.config.get("inputs", 1)
+        views = processors[self.on].num_views
+        wanted = views * (len(candidates) if self.task == "choice" else self.config.get("inputs", 1))
         for key, found in samples.items():
             if len(found) not in (1, wanted):
                 raise UserError(
                     f"the head {self.name} reads {wanted} of a kind, and the item has {len(found)} of {key}"
                 )
             samples[key] = found * (wanted // len(found))
-        return _Decoded(samples, size, candidates)
+        return _Decoded(samples, size, candidates, views)
 
     def _outputs(self, items: list[_Decoded], top: int) -> Iterator[dict[str, Any]]:
         """The results of a block of items, computed in groups of the same modalities and rows."""
@@ -155,5 +161,6 @@ class Head:
                     num_tokens=lengths[row * rows],
                     top=top,
                 )
-                found[i] = TASKS[self.task](output[row * each : (row + 1) * each], asked)
+                own = output[row * each : (row + 1) * each].unflatten(0, (-1, items[i].views)).mean(1)
+                found[i] = TASKS[self.task](own, asked)
         return iter([found[i] for i in range(len(items))])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 THRESHOLD = 0.5
-"""Probability from which an event is heard."""
+"""Probability from which an event is heard, and a box is shown."""
 SHORTEST_GAP = 0.2
 """Seconds: a pause between two events of a class that is shorter joins them."""
 
@@ -70,6 +70,18 @@ def box(output: Tensor, asked: Asked) -> dict[str, Any]:
     return {"box": corners.tolist()}
 
 
+def boxes(output: Tensor, asked: Asked) -> dict[str, Any]:
+    """Boxes (1, N, 6) of a detector, corners relative to the picture, score and class number: those with a score, the
+    best first, with corners in pixels of the picture."""
+    width, height = asked.size
+    found = []
+    for *corners, score, number in output[0].tolist():
+        if score > 0:
+            pixels = [corner * (height if i % 2 else width) for i, corner in enumerate(corners)]
+            found.append({"label": name_of_class(asked.labels, int(number)), "score": score, "box": pixels})
+    return {"boxes": found}
+
+
 def choice(output: Tensor, asked: Asked) -> dict[str, Any]:
     """Scores (N, 1) of N candidate answers."""
     scores = output[:, 0]
@@ -118,5 +130,6 @@ def _runs(heard: Tensor, gap: int) -> list[tuple[int, int]]:
 
 Task = Callable[[Tensor, Asked], dict[str, Any]]
 TASKS: Mapping[str, Task] = {
-    "label": label, "labels": labels, "answer": answer, "box": box, "choice": choice, "events": events, "mask": mask,
+    "label": label, "labels": labels, "answer": answer, "box": box, "boxes": boxes, "choice": choice,
+    "events": events, "mask": mask,
 }  # fmt: skip

@@ -66,6 +66,12 @@ def hits(ranks: Values, k: int) -> tuple[int, ...]:
     return tuple((as_array(ranks) <= k).astype(int).tolist())
 
 
+def reciprocal_ranks(name: str, ranks: Values, chance: float) -> Figure:
+    """The mean reciprocal rank (TREC): of each query 1 over the rank of its best right candidate, from 1."""
+    values = tuple((1 / as_array(ranks)).tolist())
+    return Figure(name, float(np.mean(values)), chance, len(values), values)
+
+
 def class_ranks(scores: Values, targets: Values) -> NDArray[np.int64]:
     """Rank of the right class of each item, (N,) integers from 1: scores (N, C), class numbers targets (N,).
 
@@ -156,14 +162,26 @@ def chance_rank(query_ids: Values, candidate_ids: Values) -> float:
 
     A query without a correct candidate is never one; inf when these are half of all.
     """
+    misses = _chance_misses(query_ids, candidate_ids)
+    return float(np.argmax(misses <= 0.5) + 1) if (misses <= 0.5).any() else float("inf")
+
+
+def chance_reciprocal_rank(query_ids: Values, candidate_ids: Values) -> float:
+    """Mean reciprocal rank that a random order has: the sum over k of the share of first hits at k, over k."""
+    misses = _chance_misses(query_ids, candidate_ids)
+    return float((-np.diff(misses, prepend=1.0) / np.arange(1, len(misses) + 1)).sum())
+
+
+def _chance_misses(query_ids: Values, candidate_ids: Values) -> NDArray[np.float64]:
+    """The expected share of queries without a hit among the first k of a random order, for k from 1 to M: (M,)."""
     correct, total = numbers_correct(query_ids, candidate_ids)
     misses = np.zeros(total)
     for number, queries in zip(*np.unique(correct, return_counts=True), strict=True):
-        miss = np.ones(total)  # at k = 1, 2, ...
+        miss = np.ones(total)
         for i in range(number):
             miss *= np.maximum(total - np.arange(1, total + 1) - i, 0) / (total - i)
         misses += miss * queries / len(correct)
-    return float(np.argmax(misses <= 0.5) + 1) if (misses <= 0.5).any() else float("inf")
+    return misses
 
 
 def chance_average_precision(numbers: Values, total: int, k: int | None = None) -> float:

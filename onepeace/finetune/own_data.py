@@ -1,4 +1,4 @@
-"""A user's folder or table: what is in it, whether it is enough to learn from, and its two parts as shards."""
+"""A user's folder or table: what is in it, whether it is enough to learn from, and its parts as shards."""
 
 import hashlib
 import json
@@ -22,6 +22,8 @@ FEWEST_OF_A_CLASS = 5
 HELD_OUT = 0.2
 MOST_HELD_OUT = 1000
 """Items that are held out at most: more make the figures hardly any sharper."""
+FEWEST_TO_CHOOSE = 12
+"""Items to choose by below which nothing is chosen, and all that is not held out is learned from."""
 AHEAD = 32
 
 
@@ -174,8 +176,22 @@ def split(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
     return train, held_out
 
 
+def parts_of(data: OwnData) -> dict[tuple[str, ...], dict[str, list[Record]]]:
+    """Of each group "train", "val", the part that is held out, and "choose", a fifth of the rest: what the model is
+    chosen by (average.py), empty where these would be fewer than `FEWEST_TO_CHOOSE`."""
+    found = {}
+    for keys, records in data.groups.items():
+        rest, held_out = split(records)
+        train, choose = split(rest)
+        found[keys] = {"val": held_out, "train": train, "choose": choose}
+    if sum(len(parts["choose"]) for parts in found.values()) < FEWEST_TO_CHOOSE:
+        for parts in found.values():
+            parts["train"] += parts.pop("choose")
+    return found
+
+
 def write_shards(data: OwnData, folder: Path) -> dict[str, int]:
-    """Write both parts of every group below ``folder``: train/image+text-00000.tar, val/image+text-00000.tar, ...
+    """Write the parts of every group below ``folder``: train/image+text-00000.tar, val/image+text-00000.tar, ...
 
     Files are copied as they are. A process that is killed leaves nothing that counts: shards appear when whole, and
     parts.json, which says how many samples there are by part and pair, comes last.
@@ -184,8 +200,8 @@ def write_shards(data: OwnData, folder: Path) -> dict[str, int]:
         Samples by "train/image+text" and so on.
     """
     counts = {}
-    for keys, records in data.groups.items():
-        for part, chosen in zip(("train", "val"), split(records), strict=True):
+    for keys, parts in parts_of(data).items():
+        for part, chosen in parts.items():
             name = "+".join(keys)
             with ShardWriter(folder / part, name, max_bytes=100_000_000) as writer:
                 for number, record in enumerate(chosen):

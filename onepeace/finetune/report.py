@@ -15,6 +15,7 @@ from onepeace.evaluate.compare import Difference, compare, read_results
 from onepeace.evaluate.report import between, shown
 from onepeace.files.atomic import write_text_atomic
 from onepeace.finetune import measure
+from onepeace.finetune.average import Average
 from onepeace.processors import ImageProcessor
 from onepeace.train.curves import draw, read_curves
 from onepeace.train.recipe import Recipe, to_yaml
@@ -40,32 +41,30 @@ img.curves { max-width: 100% } pre { background: #f4f4f4; padding: .8em; overflo
 def write_report(
     tuning: "FineTuning",
     recipe: Recipe,
+    average: Average,
     counts: Mapping[str, int],
     labels: Sequence[str],
     pairs: Sequence[str],
-    heads: Mapping[str, str],
 ) -> Path:
     """Write report.html, which needs no other file, and return its path."""
     from onepeace.finetune.run import AFTER, BEFORE, PARTS, REPORT
 
     about = json.loads((tuning.data / PARTS).read_text(encoding="utf-8"))
-    differences = compare(read_results(tuning.out / BEFORE), read_results(tuning.out / AFTER))
+    before, after = (read_results(tuning.out / name) for name in (BEFORE, AFTER))
     parts = [
         f"<h1>Fine-tuning on {escape(tuning.source.name)}</h1>",
         f"<p>{escape(about['found'])}; {_parts(counts)}. From the model {escape(tuning.model)}, "
         f"{recipe.schedule.steps} steps.</p>",
         "<h2>On the part that was held out</h2>",
-        _table(differences),
+        _table(compare(before, after)),
         "<p>The intervals are of other items of the same kind (bootstrap over the items).</p>",
+        f"<p>Weights {escape(average.described())}.</p>",
         _curves(tuning.out),
     ]
-    before, after = (
-        json.loads((tuning.out / name).with_suffix(".ranks.json").read_text(encoding="utf-8"))
-        for name in (BEFORE, AFTER)
-    )
     for pair in pairs:
         samples = measure.held_out(tuning.data, pair)
-        parts += _examples(pair, samples, before[pair], after[pair], bool(labels))
+        first, second = (measure.ranks(results, pair, bool(labels)) for results in (before, after))
+        parts += _examples(pair, samples, first, second, bool(labels))
     if about["left_out"]:
         parts.append(f"<h2>{len(about['left_out'])} left out</h2><ul>")
         parts += [f"<li>{escape(where)}: {escape(reason)}</li>" for where, reason in about["left_out"]]
@@ -90,8 +89,10 @@ def commands_to_try(tuning: "FineTuning") -> list[str]:
 
 
 def _parts(counts: Mapping[str, int]) -> str:
-    train, val = (sum(n for name, n in counts.items() if name.startswith(part)) for part in ("train/", "val/"))
-    return f"{train} to learn from, {val} held out"
+    train, choose, val = (
+        sum(n for name, n in counts.items() if name.startswith(part)) for part in ("train/", "choose/", "val/")
+    )
+    return f"{train} to learn from, {f'{choose} to choose by, ' * bool(choose)}{val} held out"
 
 
 def _table(differences: Sequence[Difference]) -> str:

@@ -5,34 +5,40 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from onepeace.config import Options, apply_override, build
-from onepeace.device import choose_device
-from onepeace.embed.embedder import Embedder, load
+from onepeace.config import build, to_plain
+from onepeace.device import available_memory, choose_device
+from onepeace.embed.embedder import load
 from onepeace.errors import UserError
 from onepeace.evaluate.report import as_json
 from onepeace.files.atomic import write_text_atomic
 from onepeace.finetune import measure
+from onepeace.finetune.average import UNTRIED, Average, choose, mixed
+from onepeace.finetune.memory import fitting_recipe
 from onepeace.finetune.own_data import OwnData, read_own_data, write_shards
 from onepeace.finetune.report import write_report
 from onepeace.finetune.settings import auto_recipe, head_name
+from onepeace.hub import weights
 from onepeace.hub.fingerprint import fingerprint
-from onepeace.hub.folder import read_config
+from onepeace.hub.folder import CARD, TOKENIZER, read_config
 from onepeace.train.folder import model_folder
 from onepeace.train.loop import train
 from onepeace.train.recipe import Recipe
+from onepeace.train.start import start_weights
 
 log = logging.getLogger(__name__)
 
 ABOUT, PARTS, LABELS = "finetune.json", "parts.json", "labels.json"
 BEFORE, AFTER, REPORT = "before.jsonl", "after.jsonl", "report.html"
+SETTINGS, TUNED, AVERAGE = "settings.json", "tuned", "average.json"
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """A fine-tuning in a folder: data/ (shards), the run's own files, before.jsonl, after.jsonl, report.html, model/.
+    """A fine-tuning in a folder: data/ (shards), the run's own files, before.jsonl, average.json, after.jsonl,
+    report.html, model/.
 
     Args:
         source: the user's folder or table.
@@ -65,12 +71,12 @@ class FineTuning:
         keys = [pair.split("+")[0] for pair in pairs]
         heads = {key: head_name(key, keys) for key in keys} if labels else {}
         self._measured(BEFORE, self.start, pairs, labels, {})
-        if not (self.out / "model" / "config.yaml").exists():
-            self.say(f"training {recipe.schedule.steps} steps of {recipe.run.batch_size} items")
-            if not (train(recipe) / "config.yaml").exists():
-                raise UserError(f"{self.out}: stopped; the same command goes on")
+        if not (self.out / AVERAGE).exists():
+            self._averaged(self._tuned(recipe), recipe, counts, labels, heads)
+        average = Average(**json.loads((self.out / AVERAGE).read_text(encoding="utf-8")))
+        self.say(average.described())
         self._measured(AFTER, self.out / "model", pairs, labels, heads)
-        return write_report(self, recipe, counts, labels, pairs, heads)
+        return write_report(self, recipe, average, counts, labels, pairs)
 
     @property
     def start(self) -> Path:
@@ -110,35 +116,77 @@ class FineTuning:
         return counts, json.loads((self.data / LABELS).read_text(encoding="utf-8"))
 
     def _recipe(self, counts: Mapping[str, int], labels: Sequence[str]) -> Recipe:
-        content: Options = auto_recipe(self.start, self.data, self.out, counts, labels)
-        for override in self.overrides:
-            apply_override(content, override)
-        recipe = build(Recipe, content, "the recipe of the fine-tuning")
-        trained = "LoRA" if "lora" in content else "all but frozen stems" if recipe.freeze else "all weights"
+        """The settings, chosen once: when it goes on, the memory may be another."""
+        path = self.out / SETTINGS
+        if path.exists():
+            recipe = build(Recipe, json.loads(path.read_text(encoding="utf-8")), str(path))
+        else:
+            content = auto_recipe(self.start, self.data, self.out, counts, labels)
+            device = choose_device()
+            memory = available_memory(device)
+            recipe = fitting_recipe(content, self.overrides, memory, device.type != "cpu", self.say)
+            write_text_atomic(path, json.dumps(to_plain(recipe), indent=1) + "\n")
+        run = recipe.run
+        names = recipe.data.modalities
         settings = {
             "steps": recipe.schedule.steps,
-            "items a step": ", ".join(f"{count} {name}" for name, count in content["run"]["batch_size"].items()),
+            "items a step": ", ".join(f"{recipe.batch_size(name)} {name}" for name in names),
             "rate": recipe.optim.lr,
-            "training": trained,
+            "training": "LoRA" if recipe.lora else "all but frozen stems" if recipe.freeze else "all weights",
         }
+        if run.checkpoint_activations:
+            settings["activations"] = "computed again"
+        if run.grad_cache_chunks > 1:
+            settings["parts of a step"] = run.grad_cache_chunks
         self.say(", ".join(f"{name} {value}" for name, value in settings.items()) + " (a.b=value sets another)")
         return recipe
+
+    def _tuned(self, recipe: Recipe) -> Path:
+        """Folder of the model as it was trained: beside that which is the result of all this."""
+        tuned, model = self.out / TUNED, self.out / "model"
+        if not tuned.exists():
+            if not (model / "config.yaml").exists():
+                self.say(f"training {recipe.schedule.steps} steps of {recipe.run.batch_size} items")
+                if not (train(recipe) / "config.yaml").exists():
+                    raise UserError(f"{self.out}: stopped; the same command goes on")
+            os.replace(model, tuned)
+        return tuned
+
+    def _averaged(
+        self, tuned: Path, recipe: Recipe, counts: Mapping[str, int], labels: Sequence[str], heads: Mapping[str, str]
+    ) -> None:
+        """Write the model with the weights averaged with the start's, how they were, and remove the one before."""
+        config = read_config(tuned)
+        start = start_weights(recipe, config, weights.expected(config))
+        new = weights.read_state(tuned)
+        parts = {name.removeprefix("choose/"): count for name, count in counts.items() if name.startswith("choose/")}
+        if parts:
+            model = load(tuned, device=str(choose_device()))
+
+            def score() -> float:
+                names = Path(LABELS) if labels else None
+                return measure.score(measure.figures(model, self.data, list(parts), names, heads, "choose"))
+
+            average = choose(model.module, start, new, score, sum(parts.values()))
+        else:
+            average = Average(1.0 if heads else UNTRIED)
+        found = {name: mixed(start.get(name), tensor, average.share) for name, tensor in new.items()}
+        card = f"{(tuned / CARD).read_text(encoding='utf-8')}\nWeights {average.described()}.\n"
+        tokenizer = tuned / TOKENIZER
+        weights.save(self.out / "model", found, config, tokenizer=tokenizer if tokenizer.exists() else None, card=card)
+        write_text_atomic(self.out / AVERAGE, json.dumps(asdict(average), indent=1) + "\n")
+        shutil.rmtree(tuned)
 
     def _measured(
         self, name: str, folder: Path, pairs: Sequence[str], labels: Sequence[str], heads: Mapping[str, str]
     ) -> None:
-        """Write the figures and ranks of a model on the held-out part, unless they are there."""
+        """Write the figures of a model on the held-out part, unless they are there."""
         path = self.out / name
         if path.exists():
             return
         model = load(folder, device=str(choose_device()))
         rows = measure.figures(model, self.data, pairs, Path(LABELS) if labels else None, heads)
-        ranks = {pair: self._ranks(model, pair, labels, heads.get(pair.split("+")[0])) for pair in pairs}
-        write_text_atomic(path.with_suffix(".ranks.json"), json.dumps(ranks) + "\n")
         write_text_atomic(path, "".join(f"{as_json(row, {'model': str(folder)}, per_query=True)}\n" for row in rows))
-
-    def _ranks(self, model: Embedder, pair: str, labels: Sequence[str], head: str | None) -> list[int]:
-        return measure.ranks(model, measure.held_out(self.data, pair), pair, labels, head)
 
 
 def _left_out(data: OwnData) -> str:

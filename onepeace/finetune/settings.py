@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from onepeace.config import Options
+from onepeace.config import Options, merge
+from onepeace.finetune.memory import LORA
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.model.stems import PretrainedStem
@@ -84,9 +85,7 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
             recipe["objective"][f"classification/{key}"] = options
         recipe["optim"]["groups"] = {"heads.classifier*": {"lr_scale": 10.0}}
     if large:
-        recipe["lora"] = {"rank": 16, "alpha": 32}
-        recipe["freeze"] = {"except": ["heads.*", "logit_scale"]}
-        recipe["run"]["checkpoint_activations"] = True
+        return merge(recipe, LORA)
     return recipe
 
 

@@ -32,6 +32,12 @@ class Part(NamedTuple):
     buckets: Tensor
     padding_mask: Tensor | None
 
+    def dense_mask(self) -> Tensor:
+        """The padding mask, all False when nothing is padding."""
+        if self.padding_mask is not None:
+            return self.padding_mask
+        return torch.zeros(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
+
 
 class EncoderBlock(nn.Module):
     """Pre-norm block: self-attention that ends with a LayerNorm, feed-forward layer."""
@@ -98,10 +104,8 @@ class Encoder(nn.Module):
         features = self.stem(pixels)
         rows, columns = features.shape[2:]
         # Positions and buckets begin with those of a start token, which only the decoder has.
-        positions, buckets = (
-            self.patches.positions(rows, columns)[:, 1:],
-            self.patches.buckets(rows, columns)[:, 1:, 1:],
-        )
+        positions = self.patches.positions(rows, columns)[:, 1:]
+        buckets = self.patches.buckets(rows, columns)[:, 1:, 1:]
         features = features.flatten(2).mT
         if keep is not None:
             features, positions = gather_tokens(features, keep), gather_tokens(positions, keep)
@@ -116,10 +120,7 @@ class Encoder(nn.Module):
         positions = _side_by_side([part.positions for part in parts])
         padding_mask = None
         if any(part.padding_mask is not None for part in parts):
-            unpadded = torch.zeros(x.shape[:1], dtype=torch.bool, device=x.device)
-            masks = [unpadded[:, None].expand(p.tokens.shape[:2]) if p.padding_mask is None else p.padding_mask
-                     for p in parts]  # fmt: skip
-            padding_mask = torch.cat(masks, dim=1)
+            padding_mask = torch.cat([part.dense_mask() for part in parts], dim=1)
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
         absolute = self.pos(positions, positions)
         if padding_mask is not None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from onepeace.config import Config
 from onepeace.config.ofa import OFAConfig
 from onepeace.device import choose_device, choose_dtype
 from onepeace.embed.assembly import Failure
@@ -59,18 +60,27 @@ def load_generator(
     files = [folder / FILE] if (folder / FILE).is_file() else []
     rows = read_tasks(*files, *([] if tasks is None else [Path(tasks)]))
     if not architecture(config.architecture).generates:
-        found = [key for key, head in config.model.heads.items() if head["kind"] == "caption"]
-        if not found:
+        if (found := _caption_head(config)) is None:
             raise UserError(f"{name}: writes nothing; name a model that does, as tiny-captions")
-        head = config.model.heads[found[0]]
+        head = config.model.heads[found]
         embedder = load(name, device=device, dtype=dtype, modalities=head["on"])
-        return Generator(FeatureReader(embedder, found[0]), Vocabulary(tokenizer, head["vocab_size"]), rows)
+        return Generator(FeatureReader(embedder, found), Vocabulary(tokenizer, head["vocab_size"]), rows)
     chosen = choose_device(device)
     with torch.device("meta"):
         num_parameters = sum(parameter.numel() for parameter in build_module(config).parameters())
     module = cast(OFA, weights.load(folder, chosen, choose_dtype(dtype, chosen, num_parameters)))
     vocabulary = Vocabulary.of(cast(OFAConfig, config.model), tokenizer)
     return Generator(PromptReader(module, config.processors.get("image", {})), vocabulary, rows)
+
+
+def can_write(folder: Path) -> bool:
+    """Whether `load_generator` takes the model of a folder."""
+    config = read_config(folder)
+    return architecture(config.architecture).generates or _caption_head(config) is not None
+
+
+def _caption_head(config: Config) -> str | None:
+    return next((name for name, head in config.model.heads.items() if head["kind"] == "caption"), None)
 
 
 class Generator:

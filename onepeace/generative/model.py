@@ -99,6 +99,8 @@ class OFA(nn.Module):
             pixels: (B, 3, H, W), normalised; sides up to 16 * config.image_grid.
             image_rows: (B,) bool; False: that row's picture is hidden, e.g. of a text without one. None: all are seen.
             keep: (B, K), the patches that are read, as numbers on the map row by row; None: all.
+
+        UserError for a text or a picture with more tokens than there are positions.
         """
         parts = []
         if pixels is not None:

@@ -132,7 +132,7 @@ class Pipeline:
                 asked = replace(asked, size=size, resized=(processor.width, processor.height))
         if "box" in task.fields and not isinstance(values.get("box"), str):
             values["box"] = self._box(values.get("box"), asked)
-        source, prefix = task.ids(self.vocabulary, values)
+        source, prefix = task.ids(self.vocabulary, values) if self.reader.reads_words else ([], [])
         labels: tuple[str, ...] = ()
         trie, longest = None, task.search.max_len
         if task.answer == "choice":

@@ -25,6 +25,9 @@ PICTURES: Options = {"size": 480, "mean": [0.5] * 3, "std": [0.5] * 3}
 class Reader(Protocol):
     """What the pipeline asks of a model."""
 
+    reads_words: bool
+    """Whether it reads the prompts of tasks."""
+
     @property
     def module(self) -> nn.Module: ...
 
@@ -52,6 +55,8 @@ class PromptReader:
         image: settings of the processor of pictures that all tasks share.
     """
 
+    reads_words = True
+
     def __init__(self, module: OFA, image: Options) -> None:
         self.module, self.image = module, merge(PICTURES, image)
         self.decoder, self.num_positions = module.decoder, module.config.num_positions
@@ -68,6 +73,8 @@ class PromptReader:
 
 class FeatureReader:
     """A caption head: an item of any modality that it knows, and no words."""
+
+    reads_words = False
 
     def __init__(self, embedder: Embedder, name: str) -> None:
         self.embedder, self.module = embedder, embedder.module

@@ -7,6 +7,7 @@ from onepeace.errors import UserError
 
 from .caption import Caption
 from .classifier import Classifier
+from .detection import Detection
 from .frames import Frames
 from .head import Head
 from .projection import Projection
@@ -14,8 +15,12 @@ from .pyramid import Pyramid
 from .segmentation import Segmentation
 
 HEADS: dict[str, type[Head]] = {
-    "caption": Caption, "classifier": Classifier, "frames": Frames, "segmentation": Segmentation,
-}  # fmt: skip
+    "caption": Caption,
+    "classifier": Classifier,
+    "detection": Detection,
+    "frames": Frames,
+    "segmentation": Segmentation,
+}
 
 ABOUT = ("kind", "on", "blocks", "task", "labels")
 """Entries of a head's configuration that say what it reads and what its outputs mean; the others are its options."""
@@ -25,6 +30,7 @@ __all__ = [
     "HEADS",
     "Caption",
     "Classifier",
+    "Detection",
     "Frames",
     "Head",
     "Projection",

@@ -54,9 +54,7 @@ RELEASED = {
     "one-peace-video-k400": Released("onepeace_video_k400.pth", ("video",), "video classes, Kinetics-400"),
 }  # fmt: skip
 
-_ARCHIVE = (
-    "its file is an archive of three networks: unpack it, and convert the checkpoint of OFA with onepeace convert"
-)
+_ARCHIVE = "its file is an archive of three networks: unpack it, and convert OFA's checkpoint with onepeace convert"
 # https://github.com/OFA-Sys/OFA/blob/main/checkpoints.md
 _OFA = {
     "ofa-tiny": ("ofa_tiny.pt", "pretrained, 33 M parameters"),

@@ -183,8 +183,7 @@ def leave_out_base(entries: Mapping[str, LazyTensor], base: str) -> tuple[dict[s
     own = {}
     for name, tensor in entries.items():
         there = shared.get(name)
-        same = there is not None and there.shape == tensor.shape
-        if not same or not torch.equal(tensor.read().to(there.dtype), there):  # type: ignore[union-attr]
+        if there is None or there.shape != tensor.shape or not torch.equal(tensor.read().to(there.dtype), there):
             own[name] = tensor
     if len(own) == len(entries):
         raise UserError(f"{base}: shares no tensor with this model, so it is not its base")

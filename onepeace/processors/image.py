@@ -127,13 +127,17 @@ class ImageProcessor(Processor):
             width, height = image.size
             return (height, width) if orientation(image) >= 5 else (width, height)
 
-    def finish(self, image: "Image.Image") -> Tensor:
-        """(3, height, width) float32 of an RGB image: scaled, then (x / 255 - mean) / std per channel."""
+    def finish(self, image: "Image.Image", place: float = 0.5) -> Tensor:
+        """(3, height, width) float32 of an RGB image: scaled, then (x / 255 - mean) / std per channel.
+
+        Args:
+            place: of what is cut out with "crop", from 0 (left, or at the top) to 1.
+        """
         from PIL import Image, ImageOps
 
         size = (self.width, self.height)
         if self.resize == "crop":
-            image = ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+            image = ImageOps.fit(image, size, Image.Resampling.BICUBIC, centering=(place, place))
         else:
             image = image.resize(size, Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -27,6 +27,8 @@ class Processor:
     cast_inputs: ClassVar[frozenset[str]] = frozenset()
     """Inputs of the model, by their name in a batch, that are cast to the model's precision. Ids and lengths stay
     integers, and a waveform stays float32 up to its spectrogram."""
+    num_views: int = 1
+    """See `views`."""
 
     @classmethod
     def from_config(cls, settings: Mapping[str, object], folder: Path | None = None) -> "Processor":
@@ -56,6 +58,10 @@ class Processor:
     def decode(self, item: object) -> Tensor:
         """One item as the tensor the model reads, without a batch dimension."""
         raise NotImplementedError
+
+    def views(self, item: object) -> list[Tensor]:
+        """The samples of one item whose outputs a task head averages, `num_views` of them."""
+        return [self.decode(item)]
 
     def windows(
         self, item: object, window: float | None = None, hop: float | None = None

@@ -111,16 +111,33 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
     if start.source is None:
         load_pretrained(model, list(model.adapters) if start.pretrained else [])
         return model
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = start_weights(recipe, config, own)
+    fresh = [name for name in own if name not in given]
+    if fresh:
+        log.warning("%d of %d weights start fresh: not in %s (%s, ...)", len(fresh), len(own), start.source, fresh[0])
+    model.load_state_dict(given, strict=False)
+    if start.pretrained:
+        load_pretrained(model, [key for key in model.adapters if any(f"adapters.{key}.stem." in n for n in fresh)])
+    return model
+
+
+def start_weights(recipe: Recipe, config: Config, own: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """What a model with weights of these names and shapes takes over from ``model.from``, in these shapes.
+
+    Raises:
+        UserError: a weight of another shape; a pattern of ``model.fresh`` that matches nothing.
+    """
     from onepeace.hub.weights import read_state
 
-    folder = model_folder(start.source)
+    start = recipe.start
+    folder = model_folder(str(start.source))
     given = read_state(folder)
     for pattern in start.fresh:
-        found = [name for name in given if fnmatchcase(name, pattern)]
-        if not found:
+        left_out = [name for name in given if fnmatchcase(name, pattern)]
+        if not left_out:
             raise UserError(f"model.fresh: the pattern {pattern!r} matches no weight of {folder}")
-        given = {name: tensor for name, tensor in given.items() if name not in found}
-    own = model.state_dict()
+        given = {name: tensor for name, tensor in given.items() if name not in left_out}
     for new, old in start.copy.items():
         for name in own:
             # Of adapters only where what they read has something in common.
@@ -128,20 +145,15 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
             if shared and name not in given and f".{new}." in name:
                 twin = name.replace(f".{new}.", f".{old}.")
                 given.update({name: given[twin]} if twin in given else {})
-    given = _fitted(given, {name: tuple(tensor.shape) for name, tensor in own.items()}, config)
-    wrong = [name for name in own if name in given and own[name].shape != given[name].shape]
+    given = _fitted(given, own, config)
+    taken = {name: given[name] for name in own if name in given}
+    wrong = [name for name, tensor in taken.items() if own[name] != tensor.shape]
     if wrong:
-        shapes = f"{tuple(given[wrong[0]].shape)} there, {tuple(own[wrong[0]].shape)} here"
+        shapes = f"{tuple(taken[wrong[0]].shape)} there, {own[wrong[0]]} here"
         raise UserError(
             f"{folder}: {len(wrong)} weights do not have the shape the recipe asks for ({wrong[0]}: {shapes})"
         )
-    fresh = [name for name in own if name not in given]
-    if fresh:
-        log.warning("%d of %d weights start fresh: not in %s (%s, ...)", len(fresh), len(own), folder, fresh[0])
-    model.load_state_dict({name: given[name] for name in own if name in given}, strict=False)
-    if start.pretrained:
-        load_pretrained(model, [key for key in model.adapters if any(f"adapters.{key}.stem." in n for n in fresh)])
-    return model
+    return taken
 
 
 def _fitted(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], config: Config) -> dict[str, Tensor]:

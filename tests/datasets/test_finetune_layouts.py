@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 from PIL import Image
+from support.clips import plain_video
 from support.downloads import lines, picture
 from support.finetune_downloads import FINETUNE, HEAD, refer
 
@@ -36,6 +37,28 @@ def test_samples_have_a_licence_and_none_is_in_training_and_validation(prepare, 
     assert done.train
     assert done.val
     assert check_leaks(done.root).errors == []
+
+
+# ------------------------------------------------------------------ sounds and pictures
+
+
+def test_vggsound_with_pictures(prepare):
+    """A clip is shown by a picture, or by the middle of its video, which gets lighter; one has neither."""
+    shown = {
+        "clips/---g-f_I2yQ_000001.mp4": b"no video: the picture is taken",
+        "more/---g-f_I2yQ_000001.jpg": Image.new("RGB", (60, 40), (200, 10, 10)),
+        "clips/--0PQM4-hqg_000030.mp4": plain_video(21, level=10),
+    }
+    done = prepare("vggsound", "pictures=true", "size=20", files=shown)
+    (val,) = read(done, "val/vggsound/*.gz", ("audio", "image"), ("label",)).values()
+    (train,) = read(done, "train/audio_text/*.gz", ("audio", "image"), ("label",)).values()
+    assert val.label == "people marching"
+    assert size_of(val.inputs["image"]) == (30, 20)
+    assert np.allclose(Image.open(io.BytesIO(val.inputs["image"])).getpixel((15, 10)), (200, 10, 10), atol=12)
+    assert train.key == "vgg_--0PQM4-hqg_000030"
+    assert Image.open(io.BytesIO(train.inputs["image"])).convert("L").getpixel((10, 10)) == pytest.approx(100, abs=8)
+    assert "vggsound.csv: 1 of 3 clips have no picture (vgg_ttttttttttt_000000, ...)" in done.err
+    assert set(prepare("vggsound").train) == {"vgg_--0PQM4-hqg_000030", "vgg_ttttttttttt_000000"}
 
 
 # ------------------------------------------------------------------ pictures and words

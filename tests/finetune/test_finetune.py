@@ -19,6 +19,12 @@ QUICK = ["schedule.steps=30", "optim.lr=3e-3", "run.precision=float32", "optim.l
 KEYS = ("text", "image", "audio")
 
 
+@pytest.fixture(autouse=True)
+def enough_memory(monkeypatch):
+    """No plan is made, which takes longer than these trainings."""
+    monkeypatch.setattr(running, "available_memory", lambda device: None)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return save_random_model(tmp_path_factory.mktemp("models") / "random")

@@ -154,6 +154,16 @@ def test_nothing_allowed_gives_nothing():
     assert search(*table(1), 1, SearchOptions(beam=2), allowed=lambda source, answer: [1]) == [[]]
 
 
+def test_blocked_repetition_lets_an_answer_end():
+    """Also where the forced prefix holds eos, as the source of a fine-tuned classifier does."""
+    (found,) = search(*table(1), 1, SearchOptions(beam=2, max_len=2, no_repeat_ngram=1), prefixes=[[5, 2]])
+    assert len(found) == 2
+    for one in found:
+        assert one.tokens[:2] == (5, 2)
+        assert one.tokens[-1] == 2
+        assert len(set(one.tokens[2:-1]) - {0, 5}) == len(one.tokens[2:-1])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

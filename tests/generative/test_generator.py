@@ -168,7 +168,7 @@ def test_pictures_are_taken_in_every_form(generator, images):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda g, i: g.caption(i[0]), "image should be a list"),
+        (lambda g, i: g.caption(i[0]), "images should be a list"),
         (lambda g, i: g.answer(i, ["one"]), "there are 1 of text, and more of image"),
         (lambda g, i: g.answer(i[:1], ["one", "two"]), "there are 1 of image, and more of text"),
         (lambda g, i: g.answer(i, "what?", candidates="yes"), "candidates should be a list"),
@@ -210,5 +210,5 @@ def test_folder_gives_the_model_that_was_saved(tmp_path, images, generator):
 
 
 def test_model_of_vectors_is_refused():
-    with pytest.raises(UserError, match="tiny: a model of architecture onepeace writes no answers"):
+    with pytest.raises(UserError, match="tiny: writes nothing; name a model that does, as tiny-captions"):
         onepeace.load_generator("tiny")

@@ -301,7 +301,7 @@ def test_golden_checkpoints_are_what_torch_reads(shared, tmp_path):
     for path in golden_checkpoints(shared, tmp_path, "*.pt*"):
         theirs = torch.load(path, weights_only=True)
 
-        cfg, found = read_original(path)
+        cfg, found, _ = read_original(path)
 
         assert cfg == theirs["cfg"]
         assert list(found) == list(theirs["model"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from support.clips import plain_video
-from support.downloads import DOWNLOADS, fill
+from support.downloads import DOWNLOADS, fill, picture
 from support.finetune_downloads import FINETUNE
 from support.random_model import ADAPTERS, save_random_model
 
@@ -25,10 +25,17 @@ LAYOUTS = {
     "flickr30k_retrieval": ["flickr30k"],
     "audio_retrieval": ["audiocaps", "clotho", "macs"],
     "sound_events": ["desed"],
+    "vggsound_av": ["vggsound"],
 }
 """Where they are not called like the recipe."""
+OPTIONS = {"vggsound_av": ["pictures=true"]}
+"""Of the layout."""
 MORE = {
     "flickr30k": lambda: {"dataset_flickr30k.json": {"images": [{"filename": "3.jpg", "split": "test"}]}},
+    "vggsound": lambda: {
+        "clips/---g-f_I2yQ_000001.jpg": picture(1),
+        "clips/--0PQM4-hqg_000030.mp4": plain_video(5, colour=(200, 40, 40)),
+    },
     "kinetics": lambda: {
         "train/air drumming/aaaaaaaaaaa_000007_000017.mp4": plain_video(20, level=2),
         "train/testifying/gonegonegon_000000_000010.mp4": plain_video(30, colour=(200, 40, 40)),
@@ -68,7 +75,10 @@ def test_recipe_learns_is_measured_and_its_model_predicts(released, tmp_path, mo
         download = tmp_path / layout
         download.mkdir()
         fill(download, {**DOWNLOADS, **FINETUNE}[layout]() | MORE.get(layout, dict)())
-        main(["shards", "--layout", layout, str(download), "-o", str(root)])  # 1 where files are not there on purpose
+        options = OPTIONS.get(name, [])
+        main(
+            ["shards", "--layout", layout, str(download), *options, "-o", str(root)]
+        )  # 1 where files are not there on purpose
     content = read_yaml(FOLDER / f"{name}.yaml")
     overrides = [*SMALL, f"model.from={released}", f"data.root={root}", f"run.out={tmp_path / 'run'}"]
     if "image" in content["model"]["modalities"]:
@@ -79,6 +89,8 @@ def test_recipe_learns_is_measured_and_its_model_predicts(released, tmp_path, mo
         overrides += ["processors.text.max_tokens=30"]
     if "box" in content["objective"]:  # one picture and four numbers: it takes a while to turn the right way
         overrides += ["schedule.steps=48"]
+    if "detection/image" in content["objective"]:
+        overrides += ["model.heads.classifier.channels=16", "model.heads.classifier.hidden=32"]
     if "video" in content["model"]["modalities"]:
         overrides += ["model.adapters.video.frames=2"]
         overrides += [f"processors.video.{name}" for name in ("size=48", "frames=2", "stride=3")]
@@ -101,4 +113,4 @@ def test_recipe_learns_is_measured_and_its_model_predicts(released, tmp_path, mo
     item = {key: sample.captions[0] if key == "text" else sample.inputs[key] for key in pair.pair}
     item |= {"candidates": sample.targets["candidates"]} if "candidates" in sample.targets else {}
     (result,) = model.predict([item])
-    assert set(result) & {"labels", "answer", "box", "choice", "events", "mask"}
+    assert set(result) & {"labels", "answer", "box", "boxes", "choice", "events", "mask"}

@@ -264,7 +264,7 @@ def onepeace_tsv():
 FINETUNE = {
     make.__name__: make
     for make in (
-        vqav2, nlvr2, snli_ve, refcoco, refcoco_plus, refcocog, coco_detection, ade20k, avqa, desed, sound_events, image_folder,
-        audio_folder, kinetics, onepeace_tsv,
+        vqav2, nlvr2, snli_ve, refcoco, refcoco_plus, refcocog, coco_detection, ade20k, avqa, desed, sound_events,
+        image_folder, audio_folder, kinetics, onepeace_tsv,
     )
 }  # fmt: skip

@@ -13,6 +13,7 @@ from support.training import recipe
 from onepeace.cli import main
 from onepeace.config import Config, ModelConfig
 from onepeace.data.augment import make_augments
+from onepeace.embed.embedder import Embedder
 from onepeace.errors import UserError
 from onepeace.hub import weights
 from onepeace.model import OnePeace
@@ -67,6 +68,49 @@ def test_frames_of_a_clip_are_varied_alike_and_clips_are_drawn_from_the_whole_vi
     assert 0 <= min(places) < 0.3 < 0.7 < max(places) <= 1
     with pytest.raises(UserError, match="mixup and cutmix are for pictures"):
         make_augments({"video": {"mixup": 0.2}})
+
+
+def test_views_of_a_video_are_cuts_of_clips():
+    """Pixels tell their columns: 40 x 60 is cut to its left, middle and right squares."""
+    places = []
+
+    class Placed(Ramps):
+        def load_clip(self, item, place=0.5):
+            places.append(place)
+            return super().load_clip(item, place)
+
+    plain = {"frames": 2, "size": 40, "mean": [0.0] * 3, "std": [1 / 255] * 3}
+    views = Placed(**plain, clips=3, crops=3).views("a.mp4")
+    assert [view.shape for view in views] == [(2, 3, 40, 40)] * 9
+    assert places == [0.0, 0.5, 1.0]
+    assert [round(view[0, 2, 0, 0].item()) for view in views] == [0, 10, 20] * 3
+    (one,) = Placed(**plain).views("a.mp4")
+    assert torch.equal(one, Placed(**plain).decode("a.mp4"))
+    assert places[-2:] == [0.5, 0.5]
+    made = Placed(**plain, clips=3, crops=3)
+    assert VideoProcessor.from_config(made.settings).settings == made.settings
+    with pytest.raises(UserError, match="several crops need resize: crop; it is squash"):
+        VideoProcessor(crops=3, resize="squash")
+
+
+def test_a_head_averages_its_outputs_over_the_views_of_each_video(tmp_path):
+    options = {"patch_size": 16, "grid": 2, "bias_grid": 2, "frames": 2}
+    head = {**HEAD, "pool": "mean", "num_classes": 2}
+    model = ModelConfig(32, 16, 1, 4, 48, 1.0, init_std=0.3, adapters={"video": options}, heads={"acts": head})
+    module = OnePeace(model).eval()
+    processor = VideoProcessor(frames=2, stride=2, size=32, clips=3, crops=2)
+    paths = [tmp_path / name for name in ("a.mp4", "b.mp4")]
+    for path, level in zip(paths, (20, 5), strict=True):
+        path.write_bytes(plain_video(9, level=level))
+    found = Embedder(module, {"video": processor}).predict(paths, top=2)
+    for path, result in zip(paths, found, strict=True):
+        views = torch.stack(processor.views(path))
+        assert len(views) == 6
+        with torch.no_grad():
+            logits = module.predict({"video": {"pixels": views}}, head="acts")
+        assert (logits[0] - logits[-1]).abs().max() > 1e-3
+        wanted = dict(zip(HEAD["labels"], logits.mean(0).softmax(0).tolist(), strict=True))
+        assert {one["label"]: one["score"] for one in result["labels"]} == pytest.approx(wanted, abs=1e-5)
 
 
 def test_predict_reads_videos_as_clips_where_the_head_does(tmp_path, capsys):

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
@@ -21,6 +24,8 @@ class Captions(EvaluationProtocol):
     The document frequencies of CIDEr-D are those of the set's own captions, as in published figures. What guessing
     reaches is measured: each item with the first caption of the next one.
     """
+
+    needs_writer: ClassVar[bool] = True
 
     train: Items | None = None
     """Training items with captions, for the baselines."""
@@ -49,9 +54,9 @@ class Captions(EvaluationProtocol):
         """Measure the captions that a model writes, and the baselines.
 
         Args:
-            embedder: has caption, a function of a list of items that returns as many texts in its order; without it,
-                only the baselines are measured. Unless `encoder` is given it has what `EvaluationProtocol.run` asks
-                for, if vectors are needed.
+            embedder: has caption, a function of a list of items that returns as many texts in its order, or answers
+                with a text (`onepeace.load_generator`); without it, only the baselines are measured. Unless `encoder`
+                is given it has what `EvaluationProtocol.run` asks for, if vectors are needed.
         """
         writes = hasattr(embedder, "caption")
         if not writes and not self.baselines:
@@ -59,17 +64,19 @@ class Captions(EvaluationProtocol):
         samples = self.read(root, "text")
         references = [sample.captions for sample in samples]
         encoder = self._encoder(embedder)
+        needs_vectors = self.at or "nearest" in self.baselines
+        items = self.encode(encoder, samples) if needs_vectors else np.empty((len(samples), 0))
         guessed = score_captions([captions[0] for captions in (*references[1:], references[0])], references)
         written = {"": _captions_of(embedder, self.modality, samples)} if writes else {}
         if self.train is not None and self.baselines:
             known = self.train.read(root, "text")
             for name in self.baselines:
-                written[f" ({name.replace('_', ' ')})"] = BASELINES[name](self, encoder, samples, known)
+                written[f" ({name.replace('_', ' ')})"] = BASELINES[name](self, encoder, items, known)
         figures = []
         for suffix, texts in written.items():
             figures += _figures(suffix, score_captions(texts, references), guessed)
             if self.at:
-                figures += self._found(suffix, encoder, samples, texts)
+                figures += self._found(suffix, encode(encoder, "text", texts), items)
         return figures
 
     def _encoder(self, embedder: Any) -> Any:
@@ -79,18 +86,18 @@ class Captions(EvaluationProtocol):
 
         return load(self.encoder, modalities=[self.modality, "text"])
 
-    def _found(self, suffix: str, encoder: Any, samples: Sequence[Sample], texts: Sequence[str]) -> list[Figure]:
-        vectors, items = encode(encoder, "text", texts), self.encode(encoder, samples)
+    def _found(self, suffix: str, texts: NDArray, items: NDArray) -> list[Figure]:
         search = Retrieval(modality=self.modality, shards=self.shards, at=self.at)
-        numbers = range(len(samples))
+        numbers = range(len(items))
         return [
             figure._replace(metric=f"{figure.metric}{suffix}")
-            for figure in search.figures(f"caption to {self.modality}", vectors, items, numbers, numbers)
+            for figure in search.figures(f"caption to {self.modality}", texts, items, numbers, numbers)
         ]
 
 
 def _captions_of(writer: Any, modality: str, samples: Sequence[Sample]) -> list[str]:
-    texts = list(writer.caption([sample.inputs[modality] for sample in samples]))
+    answers = writer.caption([sample.inputs[modality] for sample in samples])
+    texts = [answer if isinstance(answer, str) else answer.text for answer in answers]
     if len(texts) != len(samples):
         raise ValueError(f"caption returned {len(texts)} texts for {len(samples)} items")
     return texts
@@ -108,18 +115,17 @@ def _figures(suffix: str, scores: CaptionScores, guessed: CaptionScores) -> list
     return figures
 
 
-def _most_frequent(options: Captions, encoder: Any, samples: Sequence[Sample], known: Sequence[Sample]) -> list[str]:
-    return [most_frequent(caption for sample in known for caption in sample.captions)] * len(samples)
+def _most_frequent(options: Captions, encoder: Any, items: NDArray, known: Sequence[Sample]) -> list[str]:
+    return [most_frequent(caption for sample in known for caption in sample.captions)] * len(items)
 
 
-def _nearest(options: Captions, encoder: Any, samples: Sequence[Sample], known: Sequence[Sample]) -> list[str]:
+def _nearest(options: Captions, encoder: Any, items: NDArray, known: Sequence[Sample]) -> list[str]:
     known = known[: options.train_count]
-    vectors = [options.encode(encoder, some) for some in (samples, known)]
-    return nearest(*vectors, [sample.captions[0] for sample in known])
+    return nearest(items, options.encode(encoder, known), [sample.captions[0] for sample in known])
 
 
-BASELINES: dict[str, Callable[[Captions, Any, Sequence[Sample], Sequence[Sample]], list[str]]] = {
+BASELINES: dict[str, Callable[[Captions, Any, NDArray, Sequence[Sample]], list[str]]] = {
     "most_frequent": _most_frequent,
     "nearest": _nearest,
 }
-"""Captions for samples, given those of training items."""
+"""Captions for items, given their vectors (n, E) and the training samples."""

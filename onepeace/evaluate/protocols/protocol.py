@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,9 @@ class Items:
 @dataclass(frozen=True, kw_only=True)
 class EvaluationProtocol(Items, ABC):
     """A set of items and how it is measured; a subclass adds options, checks them in ``__post_init__``, and runs."""
+
+    needs_writer: ClassVar[bool] = False
+    """Whether it measures what a model writes, where it does (`onepeace.load_generator`)."""
 
     @property
     def sides(self) -> tuple[Items, ...]:

@@ -12,7 +12,14 @@ from onepeace.data.sample import Sample
 from onepeace.datasets.vqa_answers import normalize_answer
 from onepeace.errors import UserError
 from onepeace.evaluate import detections
-from onepeace.evaluate.metrics import Figure, average_precisions, box_iou, chance_average_precision
+from onepeace.evaluate.metrics import (
+    Figure,
+    average_precisions,
+    box_iou,
+    chance_average_precision,
+    chance_reciprocal_rank,
+    reciprocal_ranks,
+)
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items
 from onepeace.processors import ImageProcessor
 
@@ -22,14 +29,17 @@ Results = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskHead(EvaluationProtocol):
-    """Accuracy, mean average precision, VQA accuracy, boxes, choices, events or masks of a model's own head."""
+    """Accuracy, mean average precision, VQA accuracy, a box, boxes, choices, events or masks of a model's own head."""
 
     head: str | None = None
     """An entry of the model's heads; None if it has one only."""
     target: str | None = None
-    """The samples' target, where it is not the task's own: label, labels, answers, box, choice, events, mask."""
+    """The samples' target, where it is not the task's own: label, labels, answers, box, boxes, choice, events,
+    mask."""
     others: tuple[str, ...] = ()
     """Modalities that are read together with this one, e.g. [text]."""
+    reciprocal_rank: bool = False
+    """Of a head that names one class: also the mean reciprocal rank of the right one (MRR)."""
     group: str | None = None
     """A target by which samples belong together: also the share of groups that are right as a whole (NLVR2)."""
 
@@ -54,6 +64,10 @@ class TaskHead(EvaluationProtocol):
                 raise UserError(f"{samples[found.index].source}: {samples[found.index].key}: {found.reason}")
             results.append(found.result)
         figures = task.figures(results, [sample.targets[target] for sample in samples], labels, samples)
+        if self.reciprocal_rank and head.task == "label":
+            ranks = _ranks(results, [sample.targets[target] for sample in samples])
+            chance = chance_reciprocal_rank(range(1), range(len(labels)))
+            figures.append(reciprocal_ranks("MRR", ranks, chance))
         if self.group is not None and figures[0].per_query:
             figures.append(_consistency(figures[0].per_query, [s.targets.get(self.group) for s in samples]))
         return figures
@@ -80,14 +94,19 @@ def _accuracy(results: Results, targets: Sequence[Any], labels: Sequence[str], _
     for target in targets:
         if labels and target not in labels:
             raise UserError(f"label {target!r} is not among the {len(labels)} labels of the head")
-    ranks = [[one["label"] for one in result["labels"]].index(target) + 1
-             for result, target in zip(results, targets, strict=True)]  # fmt: skip
+    ranks = _ranks(results, targets)
     found = []
     for k in (1, 5):
         if k == 1 or len(labels) > 5:
             right = tuple(float(rank <= k) for rank in ranks)
             found.append(Figure(f"top-{k} of {len(labels)}", float(np.mean(right)), k / len(labels), len(right), right))
     return found
+
+
+def _ranks(results: Results, targets: Sequence[Any]) -> list[int]:
+    """The place of the right class of each item, from 1."""
+    return [[one["label"] for one in result["labels"]].index(target) + 1
+            for result, target in zip(results, targets, strict=True)]  # fmt: skip
 
 
 def _tags(results: Results, targets: Sequence[Any], labels: Sequence[str], _: Any) -> list[Figure]:
@@ -137,6 +156,22 @@ def _boxes(results: Results, targets: Sequence[Any], _: Any, samples: Sequence[S
     ]
 
 
+def _detections(
+    results: Results, targets: Sequence[Any], labels: Sequence[str], samples: Sequence[Sample]
+) -> list[Figure]:
+    size_of = ImageProcessor().size_in_pixels
+    found, real = [], []
+    for result, target, sample in zip(results, targets, samples, strict=True):
+        width, height = size_of(sample.inputs["image"])
+        found.append(
+            [(tuple(np.array(one["box"]) / [width, height, width, height]), one["label"], one["score"])
+             for one in result["boxes"]]
+        )  # fmt: skip
+        real.append([(tuple(box), label) for box, label in zip(target, sample.targets["box_labels"], strict=True)])
+    every, half = detections.box_ap(found, real)
+    return [Figure("box AP", every, 0.0, len(results)), Figure("box AP50", half, 0.0, len(results))]
+
+
 def _choices(results: Results, targets: Sequence[Any], _: Any, __: Any) -> list[Figure]:
     right = tuple(float(result["number"] == target) for result, target in zip(results, targets, strict=True))
     chance = float(np.mean([1 / len(result["scores"]) for result in results]))
@@ -171,6 +206,7 @@ METRICS = {
     "labels": Metric("labels", _tags),
     "answer": Metric("answers", _answers),
     "box": Metric("box", _boxes),
+    "boxes": Metric("boxes", _detections),
     "choice": Metric("choice", _choices),
     "events": Metric("events", _events),
     "mask": Metric("mask", _masks),

@@ -15,6 +15,7 @@ from onepeace.train.terms.choice import Choice
 from onepeace.train.terms.classification import Classification
 from onepeace.train.terms.contrastive import Contrastive
 from onepeace.train.terms.denoising import Denoising
+from onepeace.train.terms.detection import Detection
 from onepeace.train.terms.distillation import Distillation
 from onepeace.train.terms.events import Events
 from onepeace.train.terms.generation import Generation
@@ -34,6 +35,7 @@ TERMS: dict[str, type[Term]] = {
     "classification": Classification,
     "contrastive": Contrastive,
     "denoising": Denoising,
+    "detection": Detection,
     "distillation": Distillation,
     "events": Events,
     "generation": Generation,

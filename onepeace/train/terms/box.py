@@ -1,5 +1,7 @@
 """A region of a picture that words speak of (RefCOCO)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,10 @@ class Box(Supervised):
     task = "box"
     num_outputs = 4
     follows_pixels = True
+
+    @classmethod
+    def example_value(cls, labels: Sequence[str]) -> list[float]:
+        return [0.0, 0.0, 1.0, 1.0]
 
     def head_loss(self, outputs: Tensor, batch: Batch, model: OnePeace) -> Tensor:
         return losses.box(outputs, torch.tensor(self.values(batch), dtype=torch.float32, device=outputs.device))

@@ -26,6 +26,10 @@ class Events(Supervised):
         return [label for _, _, label in value]
 
     @classmethod
+    def example_value(cls, labels: Sequence[str]) -> list[Any]:
+        return []
+
+    @classmethod
     def check(cls, name, options, recipe, config) -> None:
         super().check(name, options, recipe, config)
         for key in cls.pairs(name, recipe).values():

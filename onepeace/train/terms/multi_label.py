@@ -1,6 +1,6 @@
 """Any number of classes: several labels per item (FSD50K), or scores of answers (VQAv2)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +21,10 @@ class MultiLabel(Supervised):
     def labels_in(cls, value: Any) -> Iterable[str]:
         return value
 
+    @classmethod
+    def example_value(cls, labels: Sequence[str]) -> list[str]:
+        return []
+
     def head_loss(self, outputs: Tensor, batch: Batch, model: OnePeace) -> Tensor:
         for labels, key in zip(self.values(batch), batch.keys, strict=True):
             for label in labels:
@@ -39,6 +43,10 @@ class Answers(Supervised):
     @classmethod
     def labels_in(cls, value: Any) -> Iterable[str]:
         return value
+
+    @classmethod
+    def example_value(cls, labels: Sequence[str]) -> dict[str, float]:
+        return {}
 
     def head_loss(self, outputs: Tensor, batch: Batch, model: OnePeace) -> Tensor:
         return losses.multilabel(outputs, multi_hot(self.values(batch), self.number).to(outputs.device))

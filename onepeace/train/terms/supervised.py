@@ -56,6 +56,15 @@ class Supervised(Term):
         return [value]
 
     @classmethod
+    def example(cls, options: Any, model: OnePeace) -> dict[str, Any]:
+        return {cls.target_of(options): cls.example_value(model.config.heads[options.head].get("labels", ()))}
+
+    @classmethod
+    def example_value(cls, labels: Sequence[str]) -> Any:
+        """A target that a sample could have."""
+        return labels[0]
+
+    @classmethod
     def check(cls, name, options, recipe, config) -> None:
         where, target = f"objective.{name.text}", cls.target_of(options)
         heads = config.model.heads

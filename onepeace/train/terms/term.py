@@ -100,6 +100,11 @@ class Term(nn.Module):
         return None
 
     @classmethod
+    def example(cls, options: Any, model: OnePeace) -> dict[str, Any]:
+        """Targets that a sample could have, by name, where only sizes matter (a plan)."""
+        return {}
+
+    @classmethod
     def pairs(cls, name: TermName, recipe: "Recipe") -> dict[str, tuple[str, ...]]:
         """The recipe's pairs whose batches the term is computed on."""
         pairs = recipe.data.modalities

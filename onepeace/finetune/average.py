@@ -1,0 +1,65 @@
+"""The new weights averaged with those of the start (WiSE-FT, arXiv 2109.01903): what the model knew is not lost.
+
+    weight = start + share x (new - start)
+
+Shares are tried on items that are neither learned from nor reported on. Weights that the start does not have, such as
+those of a new head, are as they were trained.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+UNTRIED = 0.5
+"""The share where too few items are there to choose by: what the paper recommends then."""
+
+
+@dataclass(frozen=True)
+class Average:
+    """The share of the new weights, and how the shares did."""
+
+    share: float
+    items: int = 0
+    """So many were chosen by; 0: the share is `UNTRIED`, or 1 if a head is new."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """By share: the mean of the mean reciprocal ranks, in all directions and of all sets."""
+
+    def described(self) -> str:
+        """What was chosen, in words."""
+        of = f"{self.share:.0%} of the new weights and {1 - self.share:.0%} of the start's"
+        if not self.items:
+            return f"averaged: {of}; too few items to choose the shares by"
+        tried = ", ".join(f"{float(share):.0%} {score:.3f}" for share, score in self.scores.items())
+        text = f"averaged: {of}, chosen on {self.items} items apart (mean reciprocal rank by share of the new: {tried})"
+        return text if self.share else f"{text}; nothing that was learned does better there: the start's weights stay"
+
+
+def choose(
+    module: nn.Module, start: Mapping[str, Tensor], new: Mapping[str, Tensor], score: Callable[[], float], items: int
+) -> Average:
+    """Try the shares; of those that do equally well the smallest is chosen.
+
+    Args:
+        module: gets the weights of each share in turn.
+        start, new: weights by name; `new` are all of the module's.
+        score: of the module as it is; the higher the better.
+        items: how many the score is of.
+    """
+    scores = {}
+    for share in SHARES:
+        with torch.no_grad():
+            for name, tensor in module.state_dict().items():
+                tensor.copy_(mixed(start.get(name), new[name], share))
+        scores[share] = score()
+    best = max(SHARES, key=lambda share: (scores[share], -share))
+    return Average(best, items, {str(share): value for share, value in scores.items()})
+
+
+def mixed(start: Tensor | None, new: Tensor, share: float) -> Tensor:
+    """A weight at a share, in float32; one that the start does not have, and one that counts something, is the new."""
+    if start is None or not new.is_floating_point():
+        return new
+    return torch.lerp(start.float(), new.float(), share)

@@ -1,0 +1,54 @@
+"""Settings with which a fine-tuning fits into the memory there is; as long as it can it computes the same."""
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+
+from onepeace.config import Options, apply_override, build, merge
+from onepeace.cost.items import UNITS
+from onepeace.cost.plan import process_memory
+from onepeace.train.recipe import Recipe
+
+ROOM = 0.8
+"""Share of the available memory that a plan may fill: kernels need work space that it does not count."""
+CHECKPOINTED: Options = {"run": {"checkpoint_activations": True}}
+LORA: Options = {"lora": {"rank": 16, "alpha": 32}, "freeze": {"except": ["heads.*", "logit_scale"]}, **CHECKPOINTED}
+CHUNKS = (4, 16)
+"""Parts a step is computed in (gradient caching): the loss of the whole batch, the activations of a part."""
+
+
+def fitting_recipe(
+    content: Options, overrides: Sequence[str], available: int | None, on_gpu: bool, say: Callable[[str], None]
+) -> Recipe:
+    """The recipe, or the first of its thriftier forms that fits: activations that are computed again, steps in parts,
+    and last adapters (LoRA) in place of all weights.
+
+    Args:
+        content: as `auto_recipe` gives it.
+        overrides: of the user, over all that is chosen here.
+        available: bytes; None if they are not known, and then the recipe is as it was.
+        say: gets a line on what is needed and what there is.
+    """
+    said = ""
+    for form in _forms(content):
+        filled = deepcopy(form)
+        for override in overrides:
+            apply_override(filled, override)
+        recipe = build(Recipe, filled, "the recipe of the fine-tuning")
+        if available is None or any(set(keys) - set(UNITS) for keys in recipe.data.modalities.values()):
+            return recipe
+        needed = process_memory(recipe, on_gpu, ROOM * available)
+        said = f"memory: about {needed / 1e9:.1f} GB of the {available / 1e9:.1f} GB that are available"
+        if needed <= ROOM * available:
+            say(said)
+            return recipe
+    say(f"{said}; it may not fit (give run.batch_size=..., or start from a smaller model)")
+    return recipe
+
+
+def _forms(content: Options) -> Iterator[Options]:
+    parts = [merge(CHECKPOINTED, {"run": {"grad_cache_chunks": count}}) for count in CHUNKS]
+    for change in ({}, CHECKPOINTED, *parts):
+        yield merge(content, change)
+    if "lora" not in content:
+        for change in ({}, *parts):
+            yield merge(merge(content, LORA), change)

@@ -1,0 +1,139 @@
+"""From the map of a plain Transformer to boxes with classes: torchvision's Faster R-CNN on a pyramid."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onepeace.config import build
+from onepeace.layers.features import Features
+
+from .head import Head
+from .pyramid import Pyramid
+
+PATCH = 16
+"""Side of a patch in the units of the detector, whatever it is in pixels: the strides of the pyramid are 4 to 32 of
+them, and 64 for every other place of the coarsest map."""
+
+
+@dataclass(frozen=True)
+class DetectionOptions:
+    """Options of a ``detection`` head in ``ModelConfig.heads``."""
+
+    num_classes: int
+    channels: int = 256
+    """Of the pyramid."""
+    hidden: int = 1024
+    """Width of the two layers on the features of a region."""
+    anchor: float = 8.0
+    """Side of the anchors, in strides of their map."""
+    detections: int = 100
+    """Boxes of a picture at most."""
+
+
+class Detection(Head):
+    """Faster R-CNN (arXiv 1506.01497) on a ViTDet pyramid; regions, losses and hyper-parameters are torchvision's.
+
+    In training mode it gives the maps of the pyramid, by name, for `losses`; in evaluation mode the boxes themselves.
+    """
+
+    def __init__(self, dim: int, options: DetectionOptions):
+        super().__init__()
+        # torchvision takes long to import, and models without such a head need nothing of it.
+        from torchvision.models.detection import FasterRCNN
+        from torchvision.models.detection.rpn import AnchorGenerator
+
+        self.options = options
+        self.pyramid = Pyramid(dim, options.channels)
+        sides = tuple((options.anchor * PATCH / 4 * 2**level,) for level in range(5))
+        with torch.device("cpu"):  # numbers that are no weights, also where the model is built on the meta device
+            anchors = AnchorGenerator(sides, ((0.5, 1.0, 2.0),) * len(sides))
+        network = FasterRCNN(
+            _Maps(options.channels),
+            rpn_anchor_generator=anchors,
+            box_head=_box_head(options),
+            box_predictor=_predictor(options.hidden, options.num_classes),
+            box_detections_per_img=options.detections,
+        )
+        self.rpn, self.regions = network.rpn, network.roi_heads
+
+    @classmethod
+    def from_options(cls, dim: int, num_heads: int, options: Mapping[str, Any], where: str) -> "Detection":
+        return cls(dim, build(DetectionOptions, options, where))
+
+    def forward(self, *passes: Features) -> Any:
+        """Features of one pass over pictures -> in training the maps; else (B, detections, 6): corners x0, y0, x1, y1
+        relative to the picture, score and class number, the best first. Where there are fewer boxes the score is 0."""
+        (features,) = passes
+        levels = self.pyramid(features.feature_map())
+        maps = {str(i): level for i, level in enumerate(levels)}
+        maps["pool"] = nn.functional.max_pool2d(levels[-1], 1, 2)
+        return maps if self.training else self._found(maps)
+
+    def losses(self, maps: Mapping[str, Tensor], targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The four losses of Faster R-CNN, over a whole batch.
+
+        Args:
+            maps: of the pictures, from `forward` in training mode.
+            targets: for each picture "boxes" (N, 4), corners relative to it, and "labels" (N,), class numbers from 0.
+        """
+        with _float32(maps):
+            maps, images, unit = self._placed(maps)
+            own = [{"boxes": one["boxes"].float() * unit, "labels": one["labels"] + 1} for one in targets]
+            proposals, first = self.rpn(images, maps, own)
+            _, second = self.regions(maps, proposals, images.image_sizes, own)
+        return {**first, **second}
+
+    def _found(self, maps: Mapping[str, Tensor]) -> Tensor:
+        with _float32(maps):
+            maps, images, unit = self._placed(maps)
+            proposals, _ = self.rpn(images, maps)
+            found, _ = self.regions(maps, proposals, images.image_sizes)
+        result = unit.new_zeros(len(found), self.options.detections, 6)
+        for row, one in zip(result, found, strict=True):
+            columns = (one["boxes"] / unit, one["scores"][:, None], one["labels"][:, None] - 1)
+            row[: len(one["scores"])] = torch.cat(columns, dim=1)
+        return result
+
+    def _placed(self, maps: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any, Tensor]:
+        """The maps in float32, their pictures as torchvision names them, and width, height, width, height."""
+        from torchvision.models.detection.image_list import ImageList
+
+        finest = maps["0"]
+        height, width = (side * PATCH // 4 for side in finest.shape[2:])
+        # Of the pictures it only asks for the size of the tensor.
+        images = ImageList(finest.new_empty(len(finest), 0, height, width), [(height, width)] * len(finest))
+        unit = torch.tensor([width, height, width, height], dtype=torch.float32, device=finest.device)
+        return {name: level.float() for name, level in maps.items()}, images, unit
+
+    def reset_output(self, num_classes: int) -> nn.Linear:
+        predictor = _predictor(self.options.hidden, num_classes).to(self.regions.box_predictor.cls_score.weight)
+        self.regions.box_predictor = predictor
+        return predictor.cls_score
+
+
+class _Maps(nn.Module):
+    """What torchvision asks of a backbone before it is used; here none is."""
+
+    def __init__(self, out_channels: int):
+        super().__init__()
+        self.out_channels = out_channels
+
+
+def _box_head(options: DetectionOptions) -> nn.Module:
+    from torchvision.models.detection.faster_rcnn import TwoMLPHead
+
+    return TwoMLPHead(options.channels * 7 * 7, options.hidden)
+
+
+def _predictor(hidden: int, num_classes: int) -> Any:
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+
+    return FastRCNNPredictor(hidden, num_classes + 1)  # class 0 is the background
+
+
+def _float32(maps: Mapping[str, Tensor]) -> torch.autocast:
+    """Boxes are too coarse in half precision."""
+    return torch.autocast(next(iter(maps.values())).device.type, enabled=False)

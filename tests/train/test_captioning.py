@@ -1,0 +1,112 @@
+"""One caption head learns to write about pictures and sounds, and is read back as a generator."""
+
+import numpy as np
+import pytest
+import torch
+from support.training import EVERY, MODEL, recipe, source
+from torch.nn import functional as F
+
+import onepeace
+from onepeace.data.batch import Batch
+from onepeace.data.shards import read_source
+from onepeace.errors import UserError
+from onepeace.hub import weights
+from onepeace.hub.folder import read_config
+from onepeace.train import loop
+from onepeace.train.log import read_log
+from onepeace.train.objective import Objective
+from onepeace.train.start import make_config, make_model
+
+HEAD = {"kind": "caption", "on": ["image", "audio"], "vocab_size": 400, "dim": 32, "depth": 1, "num_heads": 2,
+        "ffn_dim": 64, "max_tokens": 24, "dropout": 0.0}  # fmt: skip
+OBJECTIVE = {"captioning/image": {"label_smoothing": 0.0}, "captioning/audio": {"label_smoothing": 0.0}}
+
+
+def caption_recipe(root, out, steps=60, head=None, **fields):
+    model = {**MODEL, **EVERY, "heads": {"caption": {**HEAD, **(head or {})}}, "init_std": 0.08, "layer_scale": 1.0}
+    data = {"train": [source("image"), source("audio")]}
+    fields = {"objective": OBJECTIVE, "data": data, **fields}
+    return recipe(root, out, steps, model=model, **fields)
+
+
+@pytest.fixture(scope="module")
+def trained(root, tmp_path_factory):
+    out = tmp_path_factory.mktemp("captions")
+    return loop.train(caption_recipe(root, out, steps=240)), out
+
+
+def items(root, modality, count):
+    samples = read_source(source(modality)["shards"], (modality, "text"), root).samples[:count]
+    return [sample.inputs[modality] for sample in samples], [sample.captions[0] for sample in samples]
+
+
+def test_it_learns_to_say_what_is_seen_and_heard(trained, root):
+    folder, out = trained
+    first, *_, last = read_log(out / "log.jsonl")
+    for name in OBJECTIVE:
+        assert last[name] < 0.3 * first[name]
+    generator = onepeace.load_generator(folder)
+    for modality, needed in (("image", 7), ("audio", 4)):
+        values, captions = items(root, modality, {"image": 8, "audio": 6}[modality])
+        texts = [answer.text for answer in generator.caption([{modality: value} for value in values])]
+        right = sum(text == caption for text, caption in zip(texts, captions, strict=True))
+        assert right >= needed, list(zip(texts, captions, strict=True))
+
+
+def test_batch_mates_change_no_caption(trained):
+    folder, _ = trained
+    generator = onepeace.load_generator(folder, dtype="float32")
+    rng = np.random.default_rng(0)
+    sounds = [{"audio": (rng.normal(0, 0.2, length).astype(np.float32), 16000)} for length in (9000, 31000, 16000)]
+    picture = {"image": rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)}
+    together = generator.caption([sounds[0], picture, *sounds[1:]], batch_size=4)
+    for item, mixed in zip([sounds[0], picture, *sounds[1:]], together, strict=True):
+        (alone,) = generator.caption([item])
+        assert alone.text == mixed.text
+        assert alone.score == pytest.approx(mixed.score, abs=1e-4)
+
+
+def test_loss_is_the_mean_over_the_words(root, tmp_path):
+    made = caption_recipe(root, tmp_path, steps=1)
+    module = make_model(made, make_config(made)).eval()
+    objective = Objective(module, OBJECTIVE, {})
+    ids = torch.tensor([[5, 9, 2, 1, 1], [7, 8, 9, 6, 2]])
+    pixels = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+    batch = Batch({"image": {"pixels": pixels}, "text": {"ids": ids}}, keys=["a", "b"])
+    found = objective(batch)["captioning/image"]
+    features = module.encode(module.stems({"image": {"pixels": pixels}}))["image"]
+    logits = module.heads["caption"](features, torch.tensor([[0, 5, 9, 2, 1], [0, 7, 8, 9, 6]]))
+    nll = [F.cross_entropy(logits[row, :n], ids[row, :n], reduction="sum") for row, n in ((0, 3), (1, 5))]
+    assert torch.isfinite(found)
+    assert found.item() == pytest.approx((sum(nll) / 8).item(), rel=1e-5)
+
+
+def test_head_stays_with_the_modalities_it_reads(trained):
+    folder, _ = trained
+    model = weights.load_encoder(folder, modalities=["audio"])
+    assert model.config.heads["caption"]["on"] == ["audio"]
+    assert "caption" not in weights.load_encoder(folder, modalities=["text"]).config.heads
+
+
+def test_what_it_cannot_do_is_refused_in_one_line(trained, samples):
+    folder, _ = trained
+    generator = onepeace.load_generator(folder)
+    with pytest.raises(UserError, match="describes image and audio files, and reads no words"):
+        generator.answer([samples / "images" / "cat.jpg"], "what is it?")
+    with pytest.raises(UserError, match="no bins for boxes"):
+        generator.ground([samples / "images" / "cat.jpg"], "a cat")
+    assert read_config(folder).model.heads["caption"]["task"] == "caption"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": {"captioning/text": {}}}, "its head reads image, audio, one at a time"),
+        ({"objective": {**OBJECTIVE, "captioning/image": {"head": "x"}}}, "needs model.heads.x of kind caption"),
+        ({"head": {"vocab_size": 300}}, r"vocab_size is 300, and texts have ids up to 399"),
+        ({"head": {"on": ["video"]}}, "needs kind .* and on, a modality of text, image, audio"),
+    ],
+)
+def test_recipes_that_do_not_fit_are_refused(root, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        loop.train(caption_recipe(root, tmp_path, steps=1, **changes))
