@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def model_folder(name: str) -> Path:
-    """A model folder, the model that the run in a folder has written, or that of a bundled or released name."""
+    """A model folder, the model that the run in a folder has written, or a bundled or released one by its name."""
     folder = Path(name)
     if not folder.is_dir():
         from onepeace.hub import registry

@@ -54,7 +54,8 @@ class Asked(NamedTuple):
 
     def to(self, device: torch.device) -> "Asked":
         allowed = None if self.allowed is None else self.allowed.to(device)
-        return Asked(*(x.to(device) for x in self[:4]), allowed)
+        ids, written, target, weights = (x.to(device) for x in self[:4])
+        return Asked(ids, written, target, weights, allowed)
 
 
 class _Item(NamedTuple):
