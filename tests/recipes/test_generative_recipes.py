@@ -95,6 +95,15 @@ def test_recipe_learns_and_its_model_answers(start, prepared, tmp_path, samples,
     assert [type(one) for one in found] == [type_of]
 
 
+def test_the_bundled_caption_head_goes_on_by_reward(prepared, tmp_path, samples):
+    small = ["run.workers=0", "run.precision=float32", "run.batch_size=2", "schedule.steps=2", "run.log_every=1"]
+    keys = ["data.train.0.keys='*'", "data.broken_limit=1.0"]
+    overrides = [*small, *keys, f"data.root={prepared('coco')}", f"run.out={tmp_path / 'run'}"]
+    folder = train(read_recipe(FOLDER / "tiny_captions_cider.yaml", overrides))
+    assert all(line["self_critical/image/reward"] >= 0 for line in read_log(tmp_path / "run" / "log.jsonl"))
+    assert isinstance(onepeace.load_generator(folder).caption([samples / "images" / "cat.jpg"])[0], Text)
+
+
 def test_the_command_answers_with_what_the_folder_stores(start, prepared, tmp_path, samples, capsys):
     root, out = prepared("vqav2"), tmp_path / "run"
     file = FOLDER / "ofa_vqav2.yaml"
