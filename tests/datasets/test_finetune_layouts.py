@@ -135,6 +135,22 @@ def test_nlvr2_has_two_pictures(prepare):
     assert classes(done, "val/nlvr2") == ["True", "False"]
 
 
+def test_snli_ve_has_a_premise_and_a_label_for_each_statement(prepare):
+    done = prepare("snli_ve")
+    samples = read(done, "train/snli_ve/*.gz", ("image", "text"), ("label", "premise"))
+    assert {key: (one.label, *one.captions) for key, one in samples.items()} == {
+        "snlive_7_0r1n": ("entailment", "An animal."),
+        "snlive_7_1r1n": ("contradiction", "A cat."),
+        "snlive_7_2r1n": ("neutral", "It is happy."),
+    }
+    assert {one.targets["premise"] for one in samples.values()} == {"A dog in picture 7."}
+    assert "snli_ve_train.jsonl: 1 of 4 image files are not there (snlive_8_0r1n, ...)" in done.err
+    assert list(done.val) == ["snlive_9_0r1n"]
+    assert classes(done, "val/snli_ve") == ["contradiction", "entailment", "neutral"]
+    broken = {"snli_ve_dev.jsonl": '{"pairID": "9.jpg#0", "gold_label": "-"}\n'}
+    assert "snli_ve_dev.jsonl:1: expected pairID" in prepare("snli_ve", files=broken, code=1).err
+
+
 @pytest.mark.parametrize(
     ("name", "val"),
     [

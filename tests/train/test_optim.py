@@ -209,3 +209,15 @@ def test_freeze_mistakes_are_errors(small):
         freeze(small, ["*"])
     with pytest.raises(UserError, match=r"freeze\.but is not a field"):
         freeze(small, {"but": ["a.*"]})
+
+
+def test_everything_decays_where_that_is_asked_for(small):
+    groups = make_optimizer(small, OptimConfig(weight_decay=0.05, decay_all=True)).param_groups
+    assert {group["weight_decay"] for group in groups} == {0.05}
+    assert sum(len(group["params"]) for group in groups) == len(list(small.parameters()))
+
+
+def test_the_rate_falls_on_a_line():
+    schedule = ScheduleConfig(steps=10, name="linear", warmup_steps=2, min_lr=0.0)
+    found = [learning_rate(step, 0.8, schedule) for step in range(11)]
+    assert found == pytest.approx([0, 0.4, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0])
