@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from onepeace.errors import UserError
-from onepeace.generative.answers import Text
-from onepeace.generative.generator import Generator
 from onepeace.index.content import each
 from onepeace.index.index import Index
 from onepeace.index.lock import writing
@@ -16,6 +14,7 @@ from onepeace.index.milvus import mirrored
 from onepeace.index.store import Item, Store
 
 if TYPE_CHECKING:
+    from onepeace.generative.generator import Generator
     from onepeace.generative.pipeline import Generated
 
 BY = "captioned_by"
@@ -38,7 +37,7 @@ class Captioned:
 
 
 def write_captions(
-    folder: str | os.PathLike[str], generator: Generator, model: str, *, again: bool = False, batch_size: int = 8
+    folder: str | os.PathLike[str], generator: "Generator", model: str, *, again: bool = False, batch_size: int = 8
 ) -> Captioned:
     """Captions every picture of an index that has none, and every sound if the model hears.
 
@@ -84,5 +83,5 @@ def write_captions(
 
 
 def _captioned(item: Item, one: "Generated", model: str) -> Item:
-    text = one.answer.text if isinstance(one.answer, Text) else ""
+    text = getattr(one.answer, "text", "")
     return replace(item, caption=text, metadata={**item.metadata, BY: model})

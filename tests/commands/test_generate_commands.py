@@ -99,4 +99,4 @@ def test_tasks_of_ones_own_are_asked(run, pictures, tmp_path):
 
 def test_model_of_vectors_writes_nothing(capsys, pictures):
     assert main(["caption", str(pictures), "--model", "tiny"]) == 1
-    assert capsys.readouterr().err.startswith("onepeace: tiny: a model of architecture onepeace writes no answers")
+    assert capsys.readouterr().err.startswith("onepeace: tiny: writes nothing; name a model that does")

@@ -141,7 +141,8 @@ def test_who_writes_nothing_has_no_figures(root):
 
 
 def test_the_shipped_recipe_is_complete():
-    (protocol,) = read_recipe(SHIPPED).sets.values()
-    assert protocol.baselines == ("most_frequent", "nearest")
-    assert protocol.encoder == "tiny"
-    assert [side.modality for side in protocol.sides] == ["image"]
+    protocols = list(read_recipe(SHIPPED).sets.values())
+    assert [side.modality for protocol in protocols for side in protocol.sides] == ["image", "audio", "audio"]
+    for protocol in protocols:
+        assert protocol.baselines == ("most_frequent", "nearest")
+        assert protocol.encoder == "tiny"

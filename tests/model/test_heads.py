@@ -52,7 +52,7 @@ def test_heads_that_do_not_exist_are_named():
         (
             "pets",
             {**PETS, "kind": "oracle"},
-            "model.heads.pets: no kind 'oracle'; known: classifier, frames, segmentation",
+            "model.heads.pets: no kind 'oracle'; known: caption, classifier, detection, frames, segmentation",
         ),
         ("pets", {**PETS, "pools": "cls"}, "model.heads.pets: pools is not a field; did you mean pool?"),
         ("pets", {**PETS, "pool": "max"}, "pool 'max' is not known; known: attention, mean, cls"),
