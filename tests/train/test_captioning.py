@@ -32,7 +32,7 @@ def caption_recipe(root, out, steps=60, head=None, **fields):
 @pytest.fixture(scope="module")
 def trained(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("captions")
-    return loop.train(caption_recipe(root, out, steps=240)), out
+    return loop.train(caption_recipe(root, out, steps=280, run={"batch_size": 12})), out
 
 
 def items(root, modality, count):
