@@ -1,4 +1,4 @@
-"""Draws what fine-tuning and explanations look like (`make readme`): heat maps, a grounded box, a report."""
+"""Draws heat maps of explanations and boxes of phrases (`make readme`)."""
 
 import io
 import json

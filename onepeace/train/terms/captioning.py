@@ -1,7 +1,7 @@
 """Captions, written word by word from the features of an item."""
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,19 +9,12 @@ from torch.nn import functional as F
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.heads import Caption
+from onepeace.losses import TokenLosses, token_losses
 from onepeace.model import OnePeace
-from onepeace.processors.tokenizer import BOS, PAD
+from onepeace.processors.tokenizer import BOS
 from onepeace.train.passes import Passes
+from onepeace.train.terms.generation import mean_over_tokens
 from onepeace.train.terms.supervised import Supervised
-
-
-class Written(NamedTuple):
-    """How well the captions of a part of the batch were foretold."""
-
-    nll: Tensor
-    """(B,): summed over the words of each."""
-    words: Tensor
-    """(B,): how many there are, eos included."""
 
 
 class Captioning(Supervised):
@@ -58,20 +51,15 @@ class Captioning(Supervised):
             raise UserError(f"{where}: model.heads.{options.head}.vocab_size is {head['vocab_size']}, and texts have "
                             f"ids up to {rows - 1}")  # fmt: skip
 
-    def outputs(self, passes: Passes) -> Written:  # type: ignore[override]
+    def outputs(self, passes: Passes) -> TokenLosses:  # type: ignore[override]
         head: Caption = passes.model.heads[self.options.head]  # type: ignore[assignment]
         ids = passes.batch.inputs[self.options.caption]["ids"]
         before = F.pad(ids[:, :-1], (1, 0), value=BOS)
-        logits = head(passes.unimodal(self.name.modalities[0]), before).float().transpose(1, 2)
-        smoothing = self.options.label_smoothing
-        nll = F.cross_entropy(logits, ids, ignore_index=PAD, reduction="none", label_smoothing=smoothing)
-        return Written(nll.sum(1), (ids != PAD).sum(1))
+        logits = head(passes.unimodal(self.name.modalities[0]), before)
+        return token_losses(logits, ids, label_smoothing=self.options.label_smoothing)
 
-    def head_loss(
-        self,
-        outputs: Written,  # type: ignore[override]
-        batch: Batch,
-        model: OnePeace,
+    def head_loss(  # type: ignore[override]
+        self, outputs: TokenLosses, batch: Batch, model: OnePeace
     ) -> Tensor:
-        """The mean over the words of the batch."""
-        return outputs.nll.sum() / outputs.words.sum()
+        """The mean over the words of the batch, those of all processes."""
+        return mean_over_tokens(outputs.loss.sum(), len(outputs.loss))
