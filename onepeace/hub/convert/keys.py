@@ -7,7 +7,7 @@ leading axes of size 1.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 Rules = list[tuple[re.Pattern[str], str]]
 
@@ -136,14 +136,21 @@ _VALUES = {
 
 def to_ours(name: str) -> str | None:
     """Our name of an original parameter; None for what is dropped. LookupError for a name the table lacks."""
-    for pattern, replacement in ALIASES:
-        name = re.sub(rf"^(?:{pattern})$", replacement, name)
-    return None if DROPPED.fullmatch(name) else translate(name, _TO_OURS)
+    return translate_original(name, ALIASES, DROPPED, _TO_OURS)
 
 
 def to_original(name: str) -> str:
     """The released pretraining layout's name of one of our parameters. LookupError for a name the table lacks."""
     return translate(name, _TO_ORIGINAL)
+
+
+def translate_original(
+    name: str, aliases: Iterable[tuple[str, str]], dropped: re.Pattern[str], rules: Rules
+) -> str | None:
+    """Our name by a table's rules, after its aliases; None for what is dropped. LookupError for an unknown name."""
+    for pattern, replacement in aliases:
+        name = re.sub(rf"^(?:{pattern})$", replacement, name)
+    return None if dropped.fullmatch(name) else translate(name, rules)
 
 
 def compile_table(table: Sequence[tuple[str, str]], values: Mapping[str, str]) -> tuple[Rules, Rules]:

@@ -5,7 +5,7 @@
 
 import re
 
-from onepeace.hub.convert.keys import compile_table, translate
+from onepeace.hub.convert.keys import compile_table, translate, translate_original
 
 ATTENTION = [
     ("q_proj.{p}", "q.{p}"),
@@ -87,9 +87,7 @@ _TO_OURS, _TO_ORIGINAL = compile_table(TABLE, _VALUES)
 
 def to_ours(name: str) -> str | None:
     """Our name of an original parameter; None for what is dropped. LookupError for a name the table lacks."""
-    for pattern, replacement in ALIASES:
-        name = re.sub(rf"^(?:{pattern})$", replacement, name)
-    return None if DROPPED.fullmatch(name) else translate(name, _TO_OURS)
+    return translate_original(name, ALIASES, DROPPED, _TO_OURS)
 
 
 def to_original(name: str) -> str:
