@@ -114,6 +114,10 @@ class DataConfig:
                 f"data.train: {parts[0].shards} has keys {parts[0].keys!r}, and a stream has all of its "
                 "shards; make shards of these, or set data.stream=false"
             )
+        if "text" in self.stem_views:
+            raise UserError(
+                "data.stem_views.text: leave it out; a text is drawn anew each time, so nothing can be kept"
+            )
         for modality, views in self.stem_views.items():
             if views < 1:
                 raise UserError(f"data.stem_views.{modality} is {views}; give at least 1, or leave it out")

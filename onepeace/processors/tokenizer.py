@@ -1,4 +1,4 @@
-"""Text vocabularies: three ways to make one, one format to store it.
+"""Text vocabularies: four ways to make one, one format to store it.
 
 Every model folder holds a `tokenizer.json` of the `tokenizers` package. Whatever it was made from, its ids are
 `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, then the pieces; it appends `</s>` and never puts anything in front. The four
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onepeace.errors import UserError
+from onepeace.errors import UserError, need, one_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -98,6 +98,52 @@ def from_open_clip() -> "Tokenizer":
     )
     tokenizer.decoder = decoders.BPEDecoder()
     return _append_eos(tokenizer)
+
+
+def from_transformers(name: str) -> "Tokenizer":
+    """The vocabulary of a text encoder of transformers: its start, padding, end and unknown tokens become our four
+    specials, and its other ids follow in order. Further special tokens of it, as "[MASK]", are not read.
+
+    Args:
+        name: a repository on the Hub, or a folder.
+
+    Raises:
+        UserError: it cannot be had, has no fast tokenizer, or lacks one of the four.
+    """
+    from tokenizers import Tokenizer
+
+    library = need("transformers", "teachers")
+    try:
+        theirs = library.AutoTokenizer.from_pretrained(name)
+        content = json.loads(theirs.backend_tokenizer.to_str())
+    except Exception as error:  # a wrong name, no network and a slow tokenizer are of many types
+        raise UserError(
+            f"the tokenizer of transformers {name} cannot be had ({one_line(error):.200}); check its name and the "
+            "network, or give a folder with its files"
+        ) from error
+    specials = [theirs.cls_token, theirs.pad_token, theirs.sep_token, theirs.unk_token]
+    old, model = theirs.get_vocab(), content["model"]
+    if any(token not in old for token in specials):
+        raise UserError(
+            f"the tokenizer of transformers {name} has the start, padding, end and unknown tokens {specials}; a text "
+            "encoder needs all four"
+        )
+    first = [old[token] for token in specials]
+    order = [*first, *(index for index in range(max(old.values()) + 1) if index not in first)]
+    new = {own: index for index, own in enumerate(order)}
+    added = {token["content"] for token in content["added_tokens"]}
+    if isinstance(model["vocab"], dict):
+        kept = {piece: new[own] for piece, own in model["vocab"].items() if piece not in added}
+        model.update(vocab={**{piece: index for index, piece in enumerate(SPECIALS)}, **kept}, unk_token=SPECIALS[UNK])
+    else:  # Unigram: pieces with their scores in the order of their ids
+        never = min(score for _, score in model["vocab"]) - 100  # the letters "<pad>" in a text are no special token
+        rows = {
+            new[own]: [piece, never if piece in added else score] for own, (piece, score) in enumerate(model["vocab"])
+        }
+        rows.update({index: [piece, never] for index, piece in enumerate(SPECIALS)})
+        model.update(vocab=[rows[index] for index in sorted(rows)], unk_id=UNK)
+    content.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+    return _append_eos(Tokenizer.from_str(json.dumps(content)))
 
 
 def read_tokenizer(path: str | Path) -> "Tokenizer":

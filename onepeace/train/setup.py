@@ -138,7 +138,8 @@ def every_caption(recipe: Recipe, sources: list[Source]) -> set[str]:
 
 
 def make_tokenizer(recipe: Recipe, captions: Callable[[], Iterable[str]], path: Path) -> None:
-    """Write the run's tokenizer.json: the starting model's, a file's, or one trained on the captions.
+    """Write the run's tokenizer.json: that of the recipe's stem, the starting model's, a file's, or one trained on the
+    captions.
 
     Once there is a checkpoint it stays. Before, it may be of another recipe, and is made again.
     """
@@ -148,7 +149,12 @@ def make_tokenizer(recipe: Recipe, captions: Callable[[], Iterable[str]], path: 
         return
     wanted, source = recipe.tokenizer, recipe.start.source
     start = model_folder(source) / "tokenizer.json" if source is not None else None
-    if start is not None and start.exists():
+    reads = recipe.model_fields.get("adapters", {}).get("text", {})
+    if reads.get("stem") == "transformers":
+        if wanted.file is not None or wanted.name is not None:
+            raise UserError(f"tokenizer: leave out file and name, the stem {reads['name']} has a vocabulary of its own")
+        made = tokenizer.from_transformers(reads["name"])
+    elif start is not None and start.exists():
         made = tokenizer.read_tokenizer(start)
     elif wanted.file is not None:
         made = tokenizer.read_tokenizer(Path(wanted.file))

@@ -53,7 +53,7 @@ def make_config(recipe: Recipe) -> Config:
     if "adapters" in names:
         if unknown := [key for key in keys if key not in content.get("adapters", {})]:
             raise UserError(f"model.modalities names {unknown[0]!r}; give its options in model.adapters.{unknown[0]}")
-        content["adapters"] = {key: _whole(content["adapters"][key]) for key in keys}
+        content["adapters"] = {key: _whole(key, content["adapters"][key]) for key in keys}
     elif start.modalities:
         raise UserError(f"model.modalities: models of architecture {name} have no choice of them; leave it out")
     if "projections" in content:
@@ -76,13 +76,16 @@ def _is_read_like(new: str, old: str) -> bool:
     return new in ADAPTERS and old in ADAPTERS and issubclass(ADAPTERS[new], ADAPTERS[old])
 
 
-def _whole(options: Options) -> Options:
+def _whole(key: str, options: Options) -> Options:
     """An adapter's options, with the configuration of a network that is named only: a model folder needs it."""
     if options.get("stem") != "transformers" or "network" in options:
         return options
     if "name" not in options:
         raise UserError("model.adapters: the stem transformers needs a name, as name: facebook/wav2vec2-base")
-    return {**options, "network": network_options(options["name"])}
+    whole = {**options, "network": network_options(options["name"])}
+    if _is_read_like(key, "text"):
+        whole["vocab_size"] = whole["network"].get("vocab_size", 0)
+    return whole
 
 
 def _masked_decoder(recipe: Recipe, decoder: Options | None, keys: Any) -> Options | None:

@@ -33,7 +33,9 @@ def save_random_model(
         **changes,
     }
     config = Config(ModelConfig(**options), {key: MEDIA[key] for key in modalities})
-    module = OnePeace(config.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        module = OnePeace(config.model)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in module.parameters():

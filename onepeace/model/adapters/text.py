@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from onepeace.layers.position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
 
 from ..sequence import Stem, TokenSequence, padding
+from ..stems import TEXT_STEMS
 from .base import Adapter, values_are_known
 
 PAD_ID = 1
@@ -23,6 +24,8 @@ class TextAdapter(Adapter):
         vocab_size: rows of the token embedding.
         num_positions: longest sequence, CLS included.
         num_buckets: b; the bias table has 2 b - 1 + 3 rows.
+        stem: None = the token embedding, or a key of TEXT_STEMS for a network that was trained elsewhere and has an
+            embedding of its own; further options go to it.
     """
 
     padded_input = "ids"
@@ -40,17 +43,26 @@ class TextAdapter(Adapter):
         num_buckets: int = 256,
         num_types: int = 0,
         mean_cls: bool = False,
+        stem: str | None = None,
+        **stem_options: Any,
     ):
         super().__init__(key, dim, num_heads, num_tables, sequence_table_rows(num_buckets), num_types, mean_cls)
         self.num_buckets = num_buckets
-        self.token_embed = nn.Embedding(vocab_size, dim, padding_idx=PAD_ID)
+        if stem is None and stem_options:
+            raise TypeError(f"the token embedding has no option {', '.join(stem_options)}")
+        if stem is not None and stem not in TEXT_STEMS:
+            raise ValueError(f"no stem {stem!r}; known: {', '.join(TEXT_STEMS)}")
+        if stem is None:
+            self.token_embed = nn.Embedding(vocab_size, dim, padding_idx=PAD_ID)
+        self.stem = None if stem is None else TEXT_STEMS[stem](dim, **stem_options)
         self.pos_embed = SequencePositions(dim, num_positions)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        trunc_normal(self.token_embed.weight)
-        with torch.no_grad():
-            self.token_embed.weight[PAD_ID].zero_()
+        if self.stem is None:
+            trunc_normal(self.token_embed.weight)
+            with torch.no_grad():
+                self.token_embed.weight[PAD_ID].zero_()
 
     def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
         ids = batch["ids"]
@@ -63,7 +75,8 @@ class TextAdapter(Adapter):
         if lengths is None and values_are_known(ids) and bool((ids[:, -1:] == PAD_ID).any()):
             lengths = self.token_lengths(batch)
         mask = None if lengths is None else padding(lengths, ids.shape[1])
-        return Stem(self.token_embed(ids), mask, (ids.shape[1],), batch.get("type_ids"))
+        tokens = self.token_embed(ids) if self.stem is None else self.stem(ids, mask)
+        return Stem(tokens, mask, (ids.shape[1],), batch.get("type_ids"))
 
     def embed_positions(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         tokens, mask = self.with_cls(stem)

@@ -1,6 +1,7 @@
 """Stems: the part of an adapter that turns raw input into a feature map, whatever is masked later."""
 
 from .aisfx import AisfxStem
+from .language import LanguageStem
 from .lite import LiteStem
 from .mel import MelStem
 from .patches import ConvStem, HMLPStem
@@ -13,5 +14,7 @@ IMAGE_STEMS = {"hmlp": HMLPStem, "conv": ConvStem, "lite": LiteStem, "timm": Tim
 """``(dim, patch_size)``, and what follows a colon in the stem's name; (B, 3, H, W) -> (B, rows, columns, dim)."""
 AUDIO_STEMS = {"wave": WaveStem, "mel": MelStem, "aisfx": AisfxStem, "transformers": TransformersStem}
 """``(dim, **options)``; (B, N) samples -> (B, T, dim), with ``hop``, ``receptive_field`` and ``token_lengths``."""
+TEXT_STEMS = {"transformers": LanguageStem}
+"""``(dim, **options)``; (B, L) ids and their padding -> (B, L, dim)."""
 
-__all__ = ["AUDIO_STEMS", "IMAGE_STEMS", "SAMPLE_RATE", "PretrainedStem", "network_options"]
+__all__ = ["AUDIO_STEMS", "IMAGE_STEMS", "SAMPLE_RATE", "TEXT_STEMS", "PretrainedStem", "network_options"]

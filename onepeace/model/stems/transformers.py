@@ -68,12 +68,12 @@ class TransformersStem(PretrainedStem):
         try:
             network = library.AutoModel.from_pretrained(self.name, dtype=torch.float32)
         except Exception as error:  # a wrong name, no network and a damaged file are of many types
-            raise _cannot_be_had(self.name, error) from error
+            raise cannot_be_had(self.name, error) from error
         self.network.load_state_dict(network.state_dict())
 
 
 def network_options(name: str) -> dict[str, Any]:
-    """What the configuration of an encoder says that is not its kind's default, in plain values.
+    """What the configuration of an encoder says that is not its kind's default, and its vocab_size, in plain values.
 
     Raises:
         UserError: it cannot be had.
@@ -82,14 +82,16 @@ def network_options(name: str) -> dict[str, Any]:
     try:
         config = library.AutoConfig.from_pretrained(name)
     except Exception as error:
-        raise _cannot_be_had(name, error) from error
+        raise cannot_be_had(name, error) from error
     usual = type(config)().to_dict()
     left_out = ("transformers_version", "architectures", "_name_or_path", "dtype")
     own = {key: value for key, value in config.to_dict().items() if key not in left_out and value != usual.get(key)}
-    return {"model_type": config.model_type, **own}
+    size = {"vocab_size": config.vocab_size} if hasattr(config, "vocab_size") else {}
+    return {"model_type": config.model_type, **size, **own}
 
 
-def _cannot_be_had(name: str, error: Exception) -> UserError:
+def cannot_be_had(name: str, error: Exception) -> UserError:
+    """What is said of an encoder that is neither on the Hub nor in a folder."""
     return UserError(
         f"the stem transformers {name} cannot be had ({one_line(error):.200}); check its name and the network, or give "
         "a folder with its files"

@@ -101,7 +101,8 @@ class OnePeacePreTrainedModel(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         if "text" not in self.onepeace.adapters:
             raise NotImplementedError("this model reads no text")
-        return self.onepeace.adapters["text"].token_embed  # type: ignore[return-value]
+        adapter: Any = self.onepeace.adapters["text"]
+        return adapter.token_embed if adapter.stem is None else adapter.stem.network.get_input_embeddings()
 
     def _set_gradient_checkpointing(  # type: ignore[override]
         self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1

@@ -1,0 +1,97 @@
+"""A text stem from transformers: the first layers of a text encoder (BERT, RoBERTa, MPNet, ...)."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onepeace.errors import need
+
+from .pretrained import PretrainedStem
+from .transformers import cannot_be_had, network_options
+
+BOS, PAD = 0, 1
+
+
+class LanguageStem(PretrainedStem):
+    """The hidden states of an encoder after its first layers, a token per id.
+
+    Ids are those of onepeace.processors.tokenizer.from_transformers: the encoder's start, padding, end and unknown
+    tokens come first, and the rows of its embedding are put in that order. Its start token is read too, and the state
+    of it left out, as ids begin without.
+
+    Args:
+        dim: width of the tokens.
+        name: a repository on the Hub, or a folder; where ``load_pretrained`` finds the weights. Code that comes with
+            them is never run.
+        layers: how many of the encoder's layers are taken; None = all.
+        network: the encoder's configuration, as a model folder keeps it; None = that of ``name``.
+    """
+
+    def __init__(self, dim: int, name: str, layers: int | None = None, network: dict[str, Any] | None = None):
+        library = need("transformers", "teachers")
+        options = dict(network or network_options(name))
+        config = library.AutoConfig.for_model(options.pop("model_type"), **options)
+        depth = getattr(config, "num_hidden_layers", 0)
+        if config.is_encoder_decoder or hasattr(config, "conv_stride") or not getattr(config, "vocab_size", 0):
+            raise ValueError(f"the stem {name} is a {config.model_type}, no text encoder; bert, roberta, mpnet are")
+        if layers is not None and not 1 <= layers <= depth:
+            raise ValueError(f"the stem {name} has {depth} layers; layers: {layers} should be 1 to {depth}")
+        config.num_hidden_layers = layers or depth
+        config.pad_token_id = PAD
+        super().__init__(dim, config.hidden_size)
+        self.name = name
+        self.network = library.AutoModel.from_config(config).eval()
+        self.network.pooler = None  # it makes one vector of the states
+        _fill_buffers(self.network)
+        self.longest = getattr(config, "max_position_embeddings", 512) - 2 - PAD  # RoBERTa counts from behind padding
+        """Ids of a text at most, its end among them."""
+
+    def train(self, mode: bool = True) -> "LanguageStem":
+        """Dropout of the network stays off."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, L) and a mask of the padding (B, L), if there is any -> (B, L, D).
+
+        Raises:
+            ValueError: a text is longer than the encoder reads.
+        """
+        if ids.shape[1] > self.longest:
+            raise ValueError(
+                f"{ids.shape[1]} text tokens are more than the {self.longest} that the stem {self.name} reads; "
+                "lower processors.text.max_tokens"
+            )
+        ids = torch.cat([ids.new_full((ids.shape[0], 1), BOS), ids], dim=1)
+        shown = None if mask is None else torch.cat([~mask[:, :1], ~mask], dim=1).long()
+        return self.project(self.network(input_ids=ids, attention_mask=shown).last_hidden_state[:, 1:])
+
+    def load_pretrained(self) -> None:
+        library = need("transformers", "teachers")
+        try:
+            theirs = library.AutoTokenizer.from_pretrained(self.name)
+            network = library.AutoModel.from_pretrained(self.name, dtype=torch.float32)
+        except Exception as error:  # a wrong name, no network and a damaged file are of many types
+            raise cannot_be_had(self.name, error) from error
+        specials = [theirs.cls_token_id, theirs.pad_token_id, theirs.sep_token_id, theirs.unk_token_id]
+        embedding = network.get_input_embeddings()
+        order = [*specials, *(row for row in range(len(embedding.weight)) if row not in specials)]
+        embedding.weight = nn.Parameter(embedding.weight[order].clone())
+        given = network.state_dict()
+        self.network.load_state_dict({name: given[name] for name in self.network.state_dict()})
+
+
+def _fill_buffers(network: Any) -> None:
+    """Give values to what no file keeps (numbers of positions), where a model is made on the meta device, without."""
+    if not any(buffer.is_meta for buffer in network.buffers()):
+        return
+    config = deepcopy(network.config)
+    config.vocab_size = PAD + 1  # the embedding has none, and costs the most time to make
+    with torch.device("cpu"):
+        twin = type(network)(config)
+    for name, module in network.named_modules():
+        for own, buffer in twin.get_submodule(name).named_buffers(recurse=False):
+            module.register_buffer(own, buffer, persistent=False)
