@@ -1,4 +1,4 @@
-"""Draws heat maps of explanations and boxes of phrases (`make readme`)."""
+"""Draws heat maps of explanations, boxes of phrases, and all samples with their captions (`make readme`)."""
 
 import io
 import json
@@ -6,9 +6,10 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import textwrap
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from support.readme import ROOT, like_checkout
 
 PICTURES = ROOT / ".github"
@@ -102,10 +103,33 @@ def grounded(folder: Path) -> None:
     side_by_side(drawn, "grounded.png")
 
 
+def captioned(_: Path) -> None:
+    """What the bundled captioner writes of every sample, good and bad: nothing is picked."""
+    found = [json.loads(line) for line in run("caption", str(SAMPLES), "--json").splitlines()]
+    pictures = [one for one in found if not one["path"].endswith(".ogg")]
+    sounds = [one for one in found if one["path"].endswith(".ogg")]
+    columns, width, height, line = 6, 200, 150, 17
+    tile = height + 3 * line + 8
+    rows, text_rows = -(-len(pictures) // columns), -(-len(sounds) // 3)
+    page = Image.new("RGB", (columns * (width + 8), rows * tile + text_rows * (line + 4) + 12), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    for i, one in enumerate(pictures):
+        left, top = i % columns * (width + 8), i // columns * tile
+        picture = Image.open(one["path"]).convert("RGB")
+        picture.thumbnail((width, height), Image.Resampling.LANCZOS)
+        page.paste(picture, (left, top))
+        draw.text((left, top + height + 2), textwrap.fill(one["caption"], 30), "black", font)
+    for i, one in enumerate(sounds):
+        place = (i // text_rows * page.width // 3, rows * tile + 8 + i % text_rows * (line + 4))
+        draw.text(place, f"{Path(one['path']).name}: {one['caption']}", "black", font)
+    page.quantize(256).save(PICTURES / "captions.png", optimize=True)
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, like_checkout(Path(temporary)) as folder:
         explained(folder)
         grounded(folder)
+        captioned(folder)
 
 
 if __name__ == "__main__":
