@@ -328,10 +328,21 @@ def check_same(saved: str, recipe: Recipe, out: Path) -> None:
     old, new = (_settings(Recipe, content) for content in (yaml.safe_load(saved), to_plain(recipe)))
     for name, value in new.items():
         if name not in MAY_CHANGE and old[name] != value:
+            place, before, now = _difference(name, old[name], value)
             raise UserError(
-                f"{out} holds a run with another {name}, {old[name]!r:.60} and not {value!r:.60}; "
+                f"{out} holds a run with another {place}, {before!r:.60} and not {now!r:.60}; "
                 "give run.out another folder, or remove this one"
             )
+
+
+def _difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    """The first place where two unequal values differ, as "data.train[1].keys", and what is there."""
+    pairs: list[tuple[str, Any, Any]] = []
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and old.keys() == new.keys():
+        pairs = [(f"{name}.{key}", old[key], new[key]) for key in new]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(f"{name}[{i}]", *both) for i, both in enumerate(zip(old, new, strict=True))]
+    return next((_difference(*pair) for pair in pairs if pair[1] != pair[2]), (name, old, new))
 
 
 def _settings(section: Any, content: Mapping[str, Any], at: str = "") -> Options:

@@ -1,8 +1,11 @@
+import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from onepeace.config import to_plain
 from onepeace.errors import UserError
 from onepeace.train.recipe import check_same, read_recipe, to_yaml
 from onepeace.train.terms import TermName, read_term
@@ -195,10 +198,21 @@ def test_a_label_is_no_part_of_kind_or_modalities(name, parts):
 )  # fmt: skip
 def test_a_run_does_not_go_on_under_a_recipe_that_trains_otherwise(full, override):
     saved = to_yaml(read_recipe(full))
-    name = "objective" if override.startswith("objective") else override.partition("=")[0].removesuffix(".image")
+    name = re.escape(override.partition("=")[0])
     with pytest.raises(UserError, match=f"holds a run with another {name}, .* and not .*; give run.out") as caught:
         check_same(saved, read_recipe(full, [override]), Path("runs/x"))
     assert "\n" not in str(caught.value)
+
+
+def test_the_place_that_differs_is_named(full):
+    overrides = ["objective.contrastive={weight: 3}", "objective.contrastive={weight: 4}"]
+    ours, theirs = (read_recipe(full, [override]) for override in overrides)
+    with pytest.raises(UserError, match=r"another objective\.contrastive\.weight, 3 and not 4; give"):
+        check_same(to_yaml(ours), theirs, Path("runs/x"))
+    keys = [{**source, "keys": "*[0-3]"} for source in to_plain(ours.data.train)]
+    other = read_recipe(full, [overrides[0], f"data.train={json.dumps(keys)}"])
+    with pytest.raises(UserError, match=r"another data\.train\[0\]\.keys, '\*' and not '\*\[0-3\]'; give"):
+        check_same(to_yaml(ours), other, Path("runs/x"))
 
 
 @pytest.mark.parametrize(
