@@ -1,6 +1,7 @@
 """Several processes that train one model: their number, what they exchange, how the model is split.
 
-`torchrun` starts the processes. In a single one every function here does nothing, and torch.distributed is not touched.
+`torchrun` starts the processes. In a single one every function here does nothing, and torch.distributed is not touched;
+what it needs for sharding takes more than a second to import, so that is done where it is used.
 """
 
 import os
@@ -12,9 +13,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from onepeace.device import join_device
@@ -149,6 +147,9 @@ def parallelize(objective: nn.Module, blocks: Iterable[nn.Module], way: str, dev
     if way == "ddp":
         # A step may have pairs that do not touch every parameter: those of a third modality, say.
         return DistributedDataParallel(objective.to(device), find_unused_parameters=True)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     # No device ever holds the whole model: it is cut while it has no values, then each tensor is sent around by itself.
     whole = objective.state_dict() if rank() == 0 else {}
     objective.to("meta")
@@ -172,25 +173,30 @@ def no_sync(parallelized: nn.Module, last: bool) -> Iterator[None]:
         with parallelized.no_sync():
             yield
         return
-    if isinstance(parallelized, FSDPModule):
-        parallelized.set_requires_gradient_sync(last)
+    if hasattr(parallelized, "set_requires_gradient_sync"):  # after fully_shard
+        parallelized.set_requires_gradient_sync(last)  # type: ignore[operator]
     yield
+
+
+def is_share(tensor: Any) -> bool:
+    """Whether a tensor is cut over the processes (a DTensor): each holds its share."""
+    return hasattr(tensor, "full_tensor")
 
 
 def clip(objective: nn.Module, limit: float | None) -> Tensor:
     """Scale the gradient to a norm of at most ``limit``; returns the norm before, of the whole model."""
     parameters = [parameter for parameter in objective.parameters() if parameter.grad is not None]
     grads = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
-    shares = [grad for _, grad in grads if isinstance(grad, DTensor)]
+    shares: list[Any] = [grad for _, grad in grads if is_share(grad)]
     if not shares:
         return nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
     rest = []
     for parameter, grad in grads:
-        if not isinstance(grad, DTensor):  # what fully_shard leaves alone
+        if not is_share(grad):  # what fully_shard leaves alone
             parameter.grad = mean(grad)
             rest.append(parameter.grad)
     norms: list[Any] = [nn.utils.get_total_norm(group) for group in (shares, rest) if group]
-    norm = torch.stack([n.full_tensor() if isinstance(n, DTensor) else n for n in norms]).norm()
+    norm = torch.stack([n.full_tensor() if is_share(n) else n for n in norms]).norm()
     if limit and bool(norm > limit):
         torch._foreach_mul_([*(share.to_local() for share in shares), *rest], limit / (norm.item() + 1e-6))
     return norm

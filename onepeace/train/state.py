@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from onepeace.errors import UserError
 from onepeace.files.atomic import sync
@@ -86,7 +85,7 @@ class State:
         weights = {**self.objective.model.state_dict(), **self.average}  # type: ignore[operator, union-attr]
         whole = {}
         for name, tensor in weights.items():
-            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            tensor = tensor.full_tensor() if parallel.is_share(tensor) else tensor  # type: ignore[operator]
             if parallel.rank() == 0:
                 whole[name] = tensor.detach().clone()
         return whole
@@ -147,8 +146,10 @@ class State:
 
 def _share(value: Any, like: Any) -> Any:
     """This process's share of a whole tensor, where ``like`` is one of a tensor of its shape; else the value itself."""
-    if not isinstance(like, DTensor) or getattr(value, "shape", None) != like.shape:
+    if not parallel.is_share(like) or getattr(value, "shape", None) != like.shape:
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     share = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
     return share.clone()  # a view would keep the whole tensor in memory
 
