@@ -63,19 +63,21 @@ def test_equals_the_reference(name, dtype):
 
 @torch.no_grad()
 @pytest.mark.parametrize("hide", [False, True])
-def test_mean_cls_adds_the_mean_of_the_tokens_that_are_left_in(hide):
+@pytest.mark.parametrize("pools", [{"mean"}, {"max"}, {"mean", "max"}], ids=" and ".join)
+def test_mean_and_maximum_of_the_tokens_that_are_left_in_are_added_to_cls(hide, pools):
     model = small_model(*ALL)
     batch = batch_of(model, range(3))
     keep = every_other(model, batch) if hide else {}
     for key, adapter in model.adapters.items():
         stem = model.stems(batch)[key]
         plain = adapter.embed_positions(stem, keep.get(key))
-        adapter.mean_cls = True
+        adapter.mean_cls, adapter.max_cls = "mean" in pools, "max" in pools
         tokens = adapter.embed_positions(stem, keep.get(key)).tokens
         assert torch.equal(tokens[:, 1:], plain.tokens[:, 1:])
         real = ~plain.dense_mask()
         for i in range(3):
-            expected = plain.tokens[i, 0] + plain.tokens[i, 1:][real[i, 1:]].mean(0)
+            left = plain.tokens[i, 1:][real[i, 1:]]
+            expected = plain.tokens[i, 0] + ("mean" in pools) * left.mean(0) + ("max" in pools) * left.amax(0)
             assert torch.allclose(tokens[i, 0], expected, atol=1e-6, rtol=0)
 
 

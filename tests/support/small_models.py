@@ -14,11 +14,11 @@ CONVS = {"pos_depth": 3, "pos_kernel": 5, "pos_groups": 4}
 VARIANTS = {
     "text": ("text", {"vocab_size": 90, "num_positions": 40, "num_buckets": 4}),
     "text with mean CLS": ("text", {"vocab_size": 90, "num_positions": 40, "num_buckets": 4, "mean_cls": True}),
+    "audio with pooled CLS": ("audio", {**WAVE, **CONVS, "mean_cls": True, "max_cls": True}),
     "image": ("image", {"grid": 3, "bias_grid": 3}),
     "image with conv stem": ("image", {"grid": 3, "bias_grid": 3, "patch_size": 8, "stem": "conv"}),
     "audio": ("audio", {**WAVE, **CONVS}),
     "audio with even kernel": ("audio", {**WAVE, **CONVS, "pos_kernel": 4}),
-    "audio with mean CLS": ("audio", {**WAVE, **CONVS, "mean_cls": True}),
     "audio with mel stem": ("audio", {"stem": "mel", "num_mels": 16, "width": 4, "num_buckets": 6, **CONVS}),
     "video": ("video", {"grid": 3, "bias_grid": 3, "frames": 2}),
 }

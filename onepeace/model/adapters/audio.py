@@ -63,9 +63,10 @@ class AudioAdapter(Adapter):
         pos_groups: int = 16,
         num_types: int = 0,
         mean_cls: bool = False,
+        max_cls: bool = False,
         **stem_options: Any,
     ):
-        super().__init__(key, dim, num_heads, num_tables, sequence_table_rows(num_buckets), num_types, mean_cls)
+        super().__init__(key, dim, num_heads, num_tables, sequence_table_rows(num_buckets), num_types, mean_cls, max_cls)
         if stem not in AUDIO_STEMS:
             raise ValueError(f"no stem {stem!r}; known: {', '.join(AUDIO_STEMS)}")
         self.num_buckets = num_buckets

@@ -35,6 +35,7 @@ class Adapter(nn.Module):
             type_embedding, for tasks with two pictures).
         mean_cls: CLS starts as its learned vector plus the mean of the other tokens, of those that are left in. So what
             a pretrained stem says of the whole item reaches the output from the first step on, past all blocks.
+        max_cls: likewise plus the maximum of each channel over them, which short events in a long item do not drown in.
     """
 
     padded_input: str | None = None
@@ -55,9 +56,10 @@ class Adapter(nn.Module):
         table_rows: int,
         num_types: int = 0,
         mean_cls: bool = False,
+        max_cls: bool = False,
     ):
         super().__init__()
-        self.key, self.mean_cls = key, mean_cls
+        self.key, self.mean_cls, self.max_cls = key, mean_cls, max_cls
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.bias_tables = nn.ParameterList([torch.empty(table_rows, num_heads) for _ in range(num_tables)])
         if num_types:
@@ -143,17 +145,24 @@ class Adapter(nn.Module):
             mask = keep < 0
         if mask is not None:
             tokens = tokens.masked_fill(mask.unsqueeze(-1), 0.0)
-        if self.mean_cls:
-            tokens = add_mean_to_cls(tokens, mask)
+        if self.mean_cls or self.max_cls:
+            tokens = add_pooled_to_cls(tokens, mask, self.mean_cls, self.max_cls)
         span = Span(self.key, 0, tokens.shape[1], stem.grid if keep is None else None)
         return TokenSequence(tokens, mask, (span,), (buckets,), (tables,))
 
 
-def add_mean_to_cls(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, 1 + L, D), padding zero -> the same, the mean of the L tokens added to the first."""
+def add_pooled_to_cls(tokens: Tensor, mask: Tensor | None, mean: bool, maximum: bool) -> Tensor:
+    """(B, 1 + L, D), padding zero -> the same, the mean and the maximum of the L tokens, as asked, added to the first."""
     cls, others = tokens[:, :1], tokens[:, 1:]
-    count = others.shape[1] if mask is None else (~mask[:, 1:]).sum(1).clamp_min(1)[:, None, None]
-    return torch.cat([cls + others.sum(1, keepdim=True) / count, others], dim=1)
+    padded = None if mask is None else mask[:, 1:]
+    if mean:
+        count = others.shape[1] if padded is None else (~padded).sum(1).clamp_min(1)[:, None, None]
+        cls = cls + others.sum(1, keepdim=True) / count
+    if maximum:
+        found = others if padded is None else others.masked_fill(padded[..., None], -torch.inf)
+        largest = found.amax(1, keepdim=True)
+        cls = cls + (largest if padded is None else largest.masked_fill(padded.all(1)[:, None, None], 0.0))
+    return torch.cat([cls, others], dim=1)
 
 
 def values_are_known(x: Tensor) -> bool:

@@ -38,8 +38,9 @@ class ImageAdapter(Adapter):
         stem: str = "hmlp",
         num_types: int = 0,
         mean_cls: bool = False,
+        max_cls: bool = False,
     ):
-        super().__init__(key, dim, num_heads, num_tables, grid_table_rows(bias_grid), num_types, mean_cls)
+        super().__init__(key, dim, num_heads, num_tables, grid_table_rows(bias_grid), num_types, mean_cls, max_cls)
         kind, *name = stem.split(":", 1)
         if kind not in IMAGE_STEMS or (kind in ("lite", "timm")) != bool(name):
             raise ValueError(f"no stem {stem!r}; known: hmlp, conv, lite:NAME, timm:NAME")
