@@ -66,7 +66,9 @@ class AudioAdapter(Adapter):
         max_cls: bool = False,
         **stem_options: Any,
     ):
-        super().__init__(key, dim, num_heads, num_tables, sequence_table_rows(num_buckets), num_types, mean_cls, max_cls)
+        super().__init__(
+            key, dim, num_heads, num_tables, sequence_table_rows(num_buckets), num_types, mean_cls, max_cls
+        )
         if stem not in AUDIO_STEMS:
             raise ValueError(f"no stem {stem!r}; known: {', '.join(AUDIO_STEMS)}")
         self.num_buckets = num_buckets

@@ -152,7 +152,7 @@ class Adapter(nn.Module):
 
 
 def add_pooled_to_cls(tokens: Tensor, mask: Tensor | None, mean: bool, maximum: bool) -> Tensor:
-    """(B, 1 + L, D), padding zero -> the same, the mean and the maximum of the L tokens, as asked, added to the first."""
+    """(B, 1 + L, D), padding zero -> the same, mean and maximum of the L tokens, as asked, added to the first."""
     cls, others = tokens[:, :1], tokens[:, 1:]
     padded = None if mask is None else mask[:, 1:]
     if mean:

@@ -47,7 +47,9 @@ class TextAdapter(Adapter):
         stem: str | None = None,
         **stem_options: Any,
     ):
-        super().__init__(key, dim, num_heads, num_tables, sequence_table_rows(num_buckets), num_types, mean_cls, max_cls)
+        super().__init__(
+            key, dim, num_heads, num_tables, sequence_table_rows(num_buckets), num_types, mean_cls, max_cls
+        )
         self.num_buckets = num_buckets
         if stem is None and stem_options:
             raise TypeError(f"the token embedding has no option {', '.join(stem_options)}")
