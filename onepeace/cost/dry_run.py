@@ -175,13 +175,24 @@ def as_on_a_gpu() -> Iterator[None]:
         yield
 
 
-def _fused_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, scale: float) -> Tensor:
+def _fused_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """With the arguments of F.scaled_dot_product_attention: stems of other libraries call it too."""
     if attn_mask is not None:
         # The kernel reads rows of a multiple of 8; torch pads others, a copy for each block.
         length = attn_mask.shape[-1]
         padded = F.pad(attn_mask, (0, -length % 8))[..., :length] if length % 8 else attn_mask
         attn_mask = padded.expand(*q.shape[:3], length)
-    return aten._scaled_dot_product_efficient_attention(q, k, v, attn_mask, True, scale=scale)[0]
+    efficient = aten._scaled_dot_product_efficient_attention
+    return efficient(q, k, v, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
 
 
 def step_cost(objective: nn.Module, batch: Batch, fakes: FakeTensorMode, bfloat16: bool) -> DryRun:

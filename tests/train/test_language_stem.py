@@ -8,6 +8,7 @@ import torch
 import transformers
 from support.training import MODEL, recipe
 
+from onepeace.cost.plan import make_plan
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
 from onepeace.model.stems.language import LanguageStem
@@ -93,7 +94,9 @@ def text_recipe(folder, root, out, **fields):
 def test_model_folder_needs_neither_the_encoder_nor_a_network(saved, root, tmp_path):
     folder, _, _ = saved
     out = tmp_path / "run"
-    loop.train(text_recipe(folder, root, out))
+    wanted = text_recipe(folder, root, out)
+    assert make_plan(wanted).flops_per_step > 0
+    loop.train(wanted)
     stem = LanguageStem(8, str(folder), 2)
     stem.load_pretrained()
     shutil.rmtree(folder)
