@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Mapping
 from itertools import zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files
@@ -68,17 +67,16 @@ def _plain(hit: "Hit") -> dict[str, Any]:
     """A hit as JSON writes it."""
     item = hit.item
     about: dict[str, Any] = {"rank": hit.rank, "score": round(hit.score, 6), "z": round(hit.z, 6), "match": hit.match}
-    about |= {"modality": item.modality, "path": os.fspath(near(item.path)), "start": hit.start, "end": hit.end}
+    about |= {"modality": item.modality, "path": near(item.path), "start": hit.start, "end": hit.end}
     about |= {name: getattr(item, name) for name in ("date", "width", "height", "duration", "caption")}
     return {key: value for key, value in about.items() if value is not None} | (
         {"copies": list(hit.copies)} if hit.copies else {}
     )
 
 
-def near(path: str) -> Path:
+def near(path: str) -> str:
     """A path as one types it: below the working folder without that; others, and addresses, as they are."""
-    here = os.getcwd() + os.sep
-    return Path(path.removeprefix(here))
+    return path.removeprefix(os.getcwd() + os.sep)
 
 
 def _clock(seconds: float) -> str:

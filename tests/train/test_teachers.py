@@ -297,3 +297,25 @@ def test_features_of_another_modality_are_refused(tmp_path):
         cached_features(teacher, ["low"], pytest.fail, path, "audio")
     with pytest.raises(UserError, match="no item of the data has audio"):
         cached_features(teacher, [], pytest.fail, path, "audio")
+
+
+def test_what_cannot_be_decoded_has_no_features_and_stops_nothing(tmp_path, caplog):
+    outside_models.clap(tmp_path / "clap")
+    teacher, path = f"transformers:{tmp_path / 'clap'}", tmp_path / "cache.safetensors"
+
+    def read(name):
+        if name.startswith("broken"):
+            raise UserError(f"{name} is cut off")
+        return name
+
+    names = ["low", "broken 1", "high", "broken 2"]
+    table = cached_features(teacher, names, read, path, "text", batch=1)
+    assert "broken 2 cannot be decoded" in caplog.text
+    assert list(table.row) == ["low", "high"]
+    rows = [table.row["high"], table.row["low"]]
+    expected = make_teacher(teacher, "text")(["high", "low"])
+    torch.testing.assert_close(table.features[rows].float(), expected, rtol=2e-3, atol=2e-3)
+    again = cached_features(teacher, names[1:], pytest.fail, path, "text")
+    assert again.row == table.row
+    with pytest.raises(UserError, match="no item of text can be decoded for the teacher"):
+        cached_features(teacher, ["broken 1"], read, tmp_path / "other.safetensors", "text")

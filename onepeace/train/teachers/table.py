@@ -24,7 +24,7 @@ class TeacherTable(NamedTuple):
     """A teacher's features of a training set."""
 
     row: dict[str, int]
-    """Row of the table by name of the item: a sample's key, or a caption."""
+    """Row of the table by name of the item: a sample's key, or a caption. Items that cannot be decoded have none."""
     features: Tensor
     """(N, F) float16."""
 
@@ -44,30 +44,53 @@ def cached_features(
         teacher: as `make_teacher` takes it.
         names: unique names of the items (sample keys, or the captions themselves).
         read: gives the item of a name, as the teacher wants it.
-        path: a .safetensors file; its names are stored beside it as .json. Written again if a name is missing.
+        path: a .safetensors file; its names are stored beside it as .json. Written again if a name is missing. Of items
+            that cannot be decoded the row is nan.
         modality: of the items.
         output: features or scores.
 
     Raises:
-        UserError: the file cannot be read, or is of another teacher; or there is no item.
+        UserError: the file cannot be read, or is of another teacher; or there is no item that can be decoded.
     """
     if not names:
         raise UserError(f"no item of the data has {modality} for the teacher {teacher} to read; see data.train")
     index = path.with_suffix(".json")
     if path.exists() and index.exists():
         _check_teacher(path, teacher, modality)
-        row = {name: i for i, name in enumerate(json.loads(index.read_text()))}
-        if all(name in row for name in names):
-            return TeacherTable(row, load_file(path)["features"])
+        known = json.loads(index.read_text())
+        if set(names) <= set(known):
+            return _table(known, load_file(path)["features"])
         log.warning("%s lacks some of the %d items: computing it again", path, len(names))
     encode = make_teacher(teacher, modality, output)
-    starts = tqdm(range(0, len(names), batch), desc=teacher)
-    features = torch.cat([encode([read(name) for name in names[i : i + batch]]).half() for i in starts])
+    found: dict[str, Tensor] = {}
+    for start in tqdm(range(0, len(names), batch), desc=teacher):
+        items = _readable(read, names[start : start + batch], teacher)
+        found.update(zip(items, encode([*items.values()]).half() if items else (), strict=True))
+    if not found:
+        raise UserError(f"no item of {modality} can be decoded for the teacher {teacher}; see data.train")
+    nothing = torch.full_like(next(iter(found.values())), torch.nan)
+    features = torch.stack([found.get(name, nothing) for name in names])
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomic(path) as temporary:
         save_file({"features": features}, temporary, metadata={"teacher": teacher, "modality": modality})
     write_text_atomic(index, json.dumps(names))  # last: where it is, the features are complete
-    return TeacherTable({name: i for i, name in enumerate(names)}, features)
+    return _table(names, features)
+
+
+def _readable(read: Callable[[str], Any], names: list[str], teacher: str) -> dict[str, Any]:
+    """What ``read`` gives of each name; those that cannot be decoded are told and left out."""
+    items = {}
+    for name in names:
+        try:
+            items[name] = read(name)
+        except UserError as error:
+            log.warning("%s cannot be decoded, so the teacher %s says nothing of it: %s", name, teacher, error)
+    return items
+
+
+def _table(names: list[str], features: Tensor) -> TeacherTable:
+    known = features.isfinite().all(1).tolist()
+    return TeacherTable({name: i for i, name in enumerate(names) if known[i]}, features)
 
 
 def file_name(teacher: str) -> str:
