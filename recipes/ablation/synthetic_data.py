@@ -47,7 +47,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     rng = np.random.default_rng(0)
     patterns, others = (rng.choice([-1.0, 1.0], (count, PATCH, PATCH, 3)) for count in (CLASSES, OTHERS))
-    for prefix, each, seed in (("pairs", 2, 1), ("unpaired", 100, 2), ("dev", 5, 3), ("val", 25, 4)):
+    for prefix, each, seed in (("pairs", 1, 1), ("unpaired", 100, 2), ("dev", 5, 3), ("val", 25, 4)):
         write(folder, prefix, each, patterns, others, seed)
     write(folder, "classless", 100, np.zeros_like(patterns), others, seed=5)  # nothing is common to their patches
 
