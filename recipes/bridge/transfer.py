@@ -158,8 +158,8 @@ def main() -> None:
         "pictures": 4000,
         "sounds": 1600,
         "val": 400,
-        "steps": 300,
-        "lm-steps": 500,
+        "steps": 1500,
+        "lm-steps": 1500,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
