@@ -63,7 +63,7 @@ def test_equals_the_reference(name, dtype):
 
 @torch.no_grad()
 @pytest.mark.parametrize("hide", [False, True])
-@pytest.mark.parametrize("pools", [{"mean"}, {"max"}, {"mean", "max"}], ids=" and ".join)
+@pytest.mark.parametrize("pools", [("mean",), ("max",), ("mean", "max")], ids=" and ".join)
 def test_mean_and_maximum_of_the_tokens_that_are_left_in_are_added_to_cls(hide, pools):
     model = small_model(*ALL)
     batch = batch_of(model, range(3))
