@@ -89,8 +89,8 @@ def _readable(read: Callable[[str], Any], names: list[str], teacher: str) -> dic
 
 
 def _table(names: list[str], features: Tensor) -> TeacherTable:
-    known = features.isfinite().all(1).tolist()
-    return TeacherTable({name: i for i, name in enumerate(names) if known[i]}, features)
+    nothing = features.isnan().all(1).tolist()
+    return TeacherTable({name: i for i, name in enumerate(names) if not nothing[i]}, features)
 
 
 def file_name(teacher: str) -> str:
