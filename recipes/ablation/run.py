@@ -117,12 +117,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path)
     parser.add_argument("--out", type=Path, help="folder of the runs (runs/NAME OF THE STUDY)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", default="1,2,3", help="with commas between (1,2,3)")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("overrides", nargs="*", help="a.b=value, of the recipe")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     runs = Runs(args.study, args.out or Path("runs") / args.study.stem, args.overrides)
-    for seed in () if args.table else args.seeds:
+    for seed in () if args.table else map(int, args.seeds.split(",")):
         # Those whose steps come from the times of others come last.
         for name in sorted(runs.study.variants, key=lambda name: runs.study.variants[name].time_of is not None):
             runs.train(name, seed)
