@@ -1,15 +1,16 @@
 """Train every variant of a study with several seeds and print a table of means and spreads:
 python recipes/ablation/run.py recipes/ablation/shared.yaml
 
-A study names a base recipe, the figures to tell and the variants, each by what it overrides. Finished runs are kept and
-not trained again, so this can be stopped and started, and another process can train other seeds at the same time.
---table prints what there is.
+A study names a base recipe, the figures to tell and the variants, each by what it overrides. What a run reached is a
+line of OUT.jsonl. Runs that have one are not trained again, so this can be stopped and started, and another process can
+train other seeds at the same time. --table prints what there is; results/ has what recipes/README.md shows.
 """
 
 import argparse
+import json
 import math
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,73 +51,98 @@ class Study:
     """Of all variants."""
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a run reached."""
+
+    variant: str
+    seed: int
+    step: int
+    """The step that counts."""
+    minutes: float
+    """Of training, see minutes()."""
+    figures: dict[str, float]
+    """Column of the table -> score at that step, in parts of 1."""
+
+
 class Runs:
-    """The runs of a study in a folder."""
+    """The runs of a study in a folder, and their results beside it."""
 
     def __init__(self, path: Path, root: Path, overrides: list[str]):
         content: Any = read_yaml(path)
         self.study = build(Study, content, str(path))
         self.base, self.root, self.overrides = path.parent / self.study.base, root, overrides
 
+    @property
+    def file(self) -> Path:
+        """Of the results, a JSON object per line."""
+        return self.root.with_name(f"{self.root.name}.jsonl")
+
+    def results(self) -> list[Result]:
+        """Of all runs that were trained and measured to their end."""
+        if not self.file.exists():
+            return []
+        return [Result(**json.loads(line)) for line in self.file.read_text(encoding="utf-8").splitlines()]
+
     def folder(self, name: str, seed: int) -> Path:
         kept = "".join(letter if letter.isalnum() else "-" for letter in f"{name} {seed}")
         return self.root / "-".join(part for part in kept.split("-") if part)
 
-    def log(self, name: str, seed: int) -> list[dict[str, Any]] | None:
-        """The log of a run that was trained and measured to its end; None if it was not."""
-        folder = self.folder(name, seed)
-        return read_log(folder / "log.jsonl") if (folder / "model" / "config.yaml").exists() else None
-
     def train(self, name: str, seed: int) -> None:
         """Train and measure a variant, unless that is done."""
-        if self.log(name, seed) is not None:
+        if any((each.variant, each.seed) == (name, seed) for each in self.results()):
             return
         variant = self.study.variants[name]
         own = [f"seed={seed}", *self.study.overrides, *self.overrides, *variant.overrides]
         own.append(f"run.out={self.folder(name, seed)}")
         if variant.time_of is not None:
-            like = variant.steps_of or name
             steps = read_recipe(self.base, own).schedule.steps
-            ratio = minutes(self.log(variant.time_of, seed)) / minutes(self.log(like, seed))
+            minutes_of = {each.variant: each.minutes for each in self.results() if each.seed == seed}
+            ratio = minutes_of[variant.time_of] / minutes_of[variant.steps_of or name]
             own.append(f"schedule.steps={round(steps * ratio)}")
         recipe = read_recipe(self.base, own)
         train(recipe, evaluation(recipe))
+        log = read_log(self.folder(name, seed) / "log.jsonl")
+        chosen = self._chosen(log)
+        figures = {column: chosen[key] for column, key in self.study.figures.items()}
+        with open(self.file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(Result(name, seed, chosen["step"], minutes(log), figures))) + "\n")
 
     def table(self) -> str:
         """The variants that there are runs of: mean and standard deviation of each figure over seeds, in percent."""
         rows = []
         for name in self.study.variants:
-            logs = [log for seed in range(1, 99) if (log := self.log(name, seed)) is not None]
-            if not logs:
+            reached = [each for each in self.results() if each.variant == name]
+            if not reached:
                 continue
-            chosen = [self._chosen(log) for log in logs]
             cells = []
-            for key in self.study.figures.values():
-                values = [100 * line[key] for line in chosen]
+            for column in self.study.figures:
+                values = [100 * each.figures[column] for each in reached]
                 spread = statistics.stdev(values) if len(values) > 1 else math.nan
                 cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
-            steps = round(statistics.mean(line["step"] for line in chosen))
-            spent = statistics.mean(minutes(log) for log in logs)
-            rows.append([f"{name} ({len(logs)} seeds)", f"{steps}", f"{spent:.1f}", *cells])
+            step = round(statistics.mean(each.step for each in reached))
+            spent = statistics.mean(each.minutes for each in reached)
+            rows.append([f"{name} ({len(reached)} seeds)", f"{step}", f"{spent:.1f}", *cells])
         return markdown_table(["variant", "steps", "minutes", *self.study.figures], rows)
 
     def _chosen(self, log: list[dict[str, Any]]) -> dict[str, Any]:
         """The scores of the step that counts."""
         measured = [line for line in log if all(key in line for key in self.study.figures.values())]
-        return max(measured, key=lambda line: line[self.study.select]) if self.study.select else measured[-1]
+        select = self.study.select
+        return max(measured, key=lambda line: line[select]) if select else measured[-1]
 
 
-def minutes(log: list[dict[str, Any]] | None) -> float:
+def minutes(log: list[dict[str, Any]]) -> float:
     """Time of the training itself: the median of the log's lines times their number. A mean would count what else the
     machine did meanwhile."""
-    seconds = [line["seconds"] for line in log or () if "seconds" in line]
+    seconds = [line["seconds"] for line in log if "seconds" in line]
     return statistics.median(seconds) * len(seconds) / 60
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path)
-    parser.add_argument("--out", type=Path, help="folder of the runs (runs/NAME OF THE STUDY)")
+    parser.add_argument("--out", type=Path, help="folder of the runs (runs/STUDY); results are in OUT.jsonl")
     parser.add_argument("--seeds", default="1,2,3", help="with commas between (1,2,3)")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("overrides", nargs="*", help="a.b=value, of the recipe")

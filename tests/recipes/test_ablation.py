@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -70,30 +71,44 @@ def test_towers_are_trained_measured_saved_and_loaded(ablation, tmp_path, monkey
     with pytest.raises(ValueError, match="one modality at a time, not text with image"):
         model.module.encode({"text": None, "image": None})
 
-    runs.train(NAME, 1)  # it is there already
-    assert read_log(folder / "log.jsonl") == log
+    shutil.rmtree(folder)
+    runs.train(NAME, 1)  # its result is there already
+    assert not folder.exists()
     runs.train("as long", 1)
     assert read_log(runs.folder("as long", 1) / "log.jsonl")[-1]["step"] == 2
+    reached, _ = runs.results()
+    assert (reached.variant, reached.seed, reached.step) == (NAME, 1, 2)
+    assert reached.figures == {"squares top-5": log[-1]["valid/squares/top-5 of 8"]}
     head, _, row, other = runs.table().splitlines()
     assert [cell.strip() for cell in head.split("|")[1:-1]] == ["variant", "steps", "minutes", "squares top-5"]
     assert [cell.strip() for cell in row.split("|")[1:3]] == [f"{NAME} (1 seeds)", "2"]
     assert "as long (1 seeds)" in other
 
 
-def test_with_early_stopping_the_best_step_on_other_data_counts(ablation, tmp_path):
+def test_with_early_stopping_the_best_step_on_other_data_counts(ablation, tmp_path, monkeypatch):
     study = tmp_path / "study.yaml"
-    study.write_text(f"base: x.yaml\nfigures: {{R: valid/test}}\nselect: valid/dev\nvariants: {{{NAME}: {{}}}}\n")
+    study.write_text(
+        f"base: {FOLDER / 'base.yaml'}\nfigures: {{R: valid/test}}\nselect: valid/dev\nvariants: {{{NAME}: {{}}}}\n"
+    )
     runs = ablation["Runs"](study, tmp_path, [])
-    for seed, (best, other) in enumerate(((0.3, 0.9), (0.5, 0.1)), start=1):
-        folder = runs.folder(NAME, seed)
-        (folder / "model").mkdir(parents=True)
-        (folder / "model" / "config.yaml").touch()
+    scores = iter(((0.3, 0.9), (0.5, 0.1)))
+
+    def train(recipe, evaluate):
+        best, other = next(scores)
         steps = [
             {"step": 10, "seconds": 60.0},
             {"step": 10, "valid/dev": 0.2, "valid/test": best},
             {"step": 20, "valid/dev": 0.1, "valid/test": other},
         ]
-        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
+        out = Path(recipe.run.out)
+        out.mkdir(parents=True)
+        (out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
+
+    parts = ablation["Runs"].train.__globals__
+    monkeypatch.setitem(parts, "train", train)
+    monkeypatch.setitem(parts, "evaluation", lambda recipe: None)
+    for seed in (1, 2):
+        runs.train(NAME, seed)
     *_, row = runs.table().splitlines()
     assert [cell.strip() for cell in row.split("|")[1:-1]] == [f"{NAME} (2 seeds)", "10", "1.0", "40.0 ± 14.1"]
 
