@@ -7,15 +7,14 @@ import torch
 from torch import Tensor
 
 from onepeace.config import Config
+from onepeace.config.special_ids import EOS, PAD
 from onepeace.data.batch import Batch
 from onepeace.data.masking import draw_masks, draw_token_dropout
 from onepeace.errors import UserError
 from onepeace.model import OnePeace
-from onepeace.model.adapters.text import PAD_ID
 from onepeace.train.recipe import Recipe
 
 SAMPLE_RATE = 16000
-EOS_ID = 2
 FIRST_WORD_ID = 4
 UNITS = {"text": "tokens", "image": "px", "audio": "s", "video": "px"}
 """What the size of an item of each modality counts: text tokens with eos, the side of a picture or of the frames of a
@@ -34,7 +33,7 @@ def item_batch(config: Config, key: str, size: int, count: int = 1) -> dict[str,
     if key == "text":
         words = int(config.model.adapters[key].get("vocab_size", 256))
         ids = torch.randint(FIRST_WORD_ID, words, (count, size), generator=generator)
-        ids[:, -1] = EOS_ID
+        ids[:, -1] = EOS
         return {"ids": ids}
     if key in ("image", "video"):
         frames = [int(config.model.adapters[key].get("frames", 16))] if key == "video" else []
@@ -103,8 +102,8 @@ def inputs_of_many_lengths(
             tokens = lengths[torch.randint(len(lengths), (count,), generator=generator)]
             ids = batch["ids"][:, : int(tokens.max())]
             places = torch.arange(ids.shape[1])
-            ids = ids.masked_fill(places == tokens[:, None] - 1, EOS_ID)
-            batch["ids"], batch["lengths"] = ids.masked_fill(places >= tokens[:, None], PAD_ID), tokens
+            ids = ids.masked_fill(places == tokens[:, None] - 1, EOS)
+            batch["ids"], batch["lengths"] = ids.masked_fill(places >= tokens[:, None], PAD), tokens
         if "waveform" in batch:
             shortest, longest = CLIP_SECONDS[0], min(CLIP_SECONDS[1], batch["waveform"].shape[1] / SAMPLE_RATE)
             seconds = shortest + (longest - shortest) * torch.rand(count, generator=generator)

@@ -7,13 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from onepeace.config import build
+from onepeace.config.special_ids import PAD
 from onepeace.layers.features import Features
 from onepeace.layers.position import SequencePositions
 from onepeace.layers.text_decoder import Encoded, TextDecoder
 
 from .head import Head
-
-PAD_ID = 1
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Caption(Head):
             options.depth,
             options.num_heads,
             options.ffn_dim,
-            nn.Embedding(options.vocab_size, options.dim, padding_idx=PAD_ID),
+            nn.Embedding(options.vocab_size, options.dim, padding_idx=PAD),
             num_positions=options.max_tokens,
             num_buckets=options.num_buckets,
             dropout=options.dropout,

@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onepeace.config.special_ids import BOS, EOS, PAD, UNK
 from onepeace.errors import UserError, need, one_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
-BOS, PAD, EOS, UNK = range(4)
 # CLIP's rule: no space in front of a word, every digit alone. White space itself is dropped.
 CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 

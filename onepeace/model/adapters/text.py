@@ -5,13 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onepeace.config.special_ids import PAD
 from onepeace.layers.position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
 
 from ..sequence import Stem, TokenSequence, padding
 from ..stems import TEXT_STEMS
 from .base import Adapter, values_are_known
-
-PAD_ID = 1
 
 
 class TextAdapter(Adapter):
@@ -56,7 +55,7 @@ class TextAdapter(Adapter):
         if stem is not None and stem not in TEXT_STEMS:
             raise ValueError(f"no stem {stem!r}; known: {', '.join(TEXT_STEMS)}")
         if stem is None:
-            self.token_embed = nn.Embedding(vocab_size, dim, padding_idx=PAD_ID)
+            self.token_embed = nn.Embedding(vocab_size, dim, padding_idx=PAD)
         self.stem = None if stem is None else TEXT_STEMS[stem](dim, **stem_options)
         self.pos_embed = SequencePositions(dim, num_positions)
 
@@ -65,7 +64,7 @@ class TextAdapter(Adapter):
         if self.stem is None:
             trunc_normal(self.token_embed.weight)
             with torch.no_grad():
-                self.token_embed.weight[PAD_ID].zero_()
+                self.token_embed.weight[PAD].zero_()
 
     def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
         ids = batch["ids"]
@@ -75,7 +74,7 @@ class TextAdapter(Adapter):
         if ids.shape[1] > limit:
             raise ValueError(f"{ids.shape[1]} text tokens are more than this model's {limit}; cut the text shorter")
         lengths = batch.get("lengths")
-        if lengths is None and values_are_known(ids) and bool((ids[:, -1:] == PAD_ID).any()):
+        if lengths is None and values_are_known(ids) and bool((ids[:, -1:] == PAD).any()):
             lengths = self.token_lengths(batch)
         mask = None if lengths is None else padding(lengths, ids.shape[1])
         tokens = self.token_embed(ids) if self.stem is None else self.stem(ids, mask)
@@ -88,7 +87,7 @@ class TextAdapter(Adapter):
         return self.assemble(tokens, mask, stem, buckets, list(self.bias_tables), keep)
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
-        return batch["lengths"] if "lengths" in batch else (batch["ids"] != PAD_ID).sum(1)
+        return batch["lengths"] if "lengths" in batch else (batch["ids"] != PAD).sum(1)
 
     @staticmethod
     def decoder_positions(dim: int, *, num_positions: int = 514, **_: Any) -> nn.Module:

@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onepeace.config.special_ids import BOS, PAD
 from onepeace.errors import need
 
 from .pretrained import PretrainedStem
 from .transformers import cannot_be_had, network_options
-
-BOS, PAD = 0, 1
 
 
 class LanguageStem(PretrainedStem):
