@@ -55,13 +55,15 @@ def run(args: argparse.Namespace) -> int:
     import onepeace
     from onepeace.evaluate.report import as_json, as_table
     from onepeace.evaluate.run import run as measure
-    from onepeace.generative.generator import can_write
+    from onepeace.generative.generator import writes
     from onepeace.hub.fingerprint import fingerprint
+    from onepeace.hub.folder import read_config
     from onepeace.hub.resolve import resolve
 
     recipe = _recipe(args)
     root = recipe.data.folder()
-    writer = any(protocol.needs_writer for protocol in recipe.sets.values()) and can_write(resolve(args.model))
+    wanted = any(protocol.needs_writer for protocol in recipe.sets.values())
+    writer = wanted and writes(read_config(resolve(args.model)))
     model: Any = (onepeace.load_generator if writer else onepeace.load)(args.model, device=args.device)
     about: dict[str, Any] = {"model": args.model, "model_hash": fingerprint(resolve(args.model))}
     about |= {"dtype": str(model.dtype).removeprefix("torch."), "version": onepeace.__version__}

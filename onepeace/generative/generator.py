@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat, zip_longest
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onepeace.config import Config
 from onepeace.config.ofa import OFAConfig
 from onepeace.device import choose_device, choose_dtype
 from onepeace.embed.assembly import Failure
-from onepeace.embed.embedder import load
+from onepeace.embed.embedder import Embedder, load
 from onepeace.embed.items import check_many
 from onepeace.errors import UserError
 from onepeace.generative.answers import Answer
@@ -32,7 +32,12 @@ from onepeace.hub import weights
 from onepeace.hub.architectures import architecture, build_module
 from onepeace.hub.folder import TOKENIZER, read_config
 from onepeace.hub.resolve import resolve
+from onepeace.model import OnePeace
+from onepeace.processors.processor import Processor
 from onepeace.processors.tokenizer import read_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 OnError = Literal["raise", "skip"]
 Answers: TypeAlias = list[Answer] | tuple[list[Answer], list[Failure]]
@@ -60,22 +65,40 @@ def load_generator(
     files = [folder / FILE] if (folder / FILE).is_file() else []
     rows = read_tasks(*files, *([] if tasks is None else [Path(tasks)]))
     if not architecture(config.architecture).generates:
-        if (found := _caption_head(config)) is None:
+        if (head := _caption_head(config)) is None:
             raise UserError(f"{name}: writes nothing; name a model that does, as tiny-captions")
-        head = config.model.heads[found]
-        embedder = load(name, device=device, dtype=dtype, modalities=head["on"])
-        return Generator(FeatureReader(embedder, found), Vocabulary(tokenizer, head["vocab_size"]), rows)
+        embedder = load(name, device=device, dtype=dtype, modalities=config.model.heads[head]["on"])
+        return generator_of(config, embedder.module, embedder.processors, tokenizer, rows)
     chosen = choose_device(device)
     with torch.device("meta"):
         num_parameters = sum(parameter.numel() for parameter in build_module(config).parameters())
-    module = cast(OFA, weights.load(folder, chosen, choose_dtype(dtype, chosen, num_parameters)))
-    vocabulary = Vocabulary.of(cast(OFAConfig, config.model), tokenizer)
-    return Generator(PromptReader(module, config.processors.get("image", {})), vocabulary, rows)
+    module = weights.load(folder, chosen, choose_dtype(dtype, chosen, num_parameters))
+    return generator_of(config, module, {}, tokenizer, rows)
 
 
-def can_write(folder: Path) -> bool:
-    """Whether `load_generator` takes the model of a folder."""
-    config = read_config(folder)
+def generator_of(
+    config: Config,
+    module: nn.Module,
+    processors: Mapping[str, Processor],
+    tokenizer: "Tokenizer",
+    tasks: Mapping[str, Task] | None = None,
+) -> "Generator":
+    """A module that is in memory already, ready to answer; of a configuration that `writes`.
+
+    Args:
+        processors: by modality, those that a caption head needs; OFA makes its own.
+        tasks: by name; None = the built-in ones.
+    """
+    if architecture(config.architecture).generates:
+        vocabulary = Vocabulary.of(cast(OFAConfig, config.model), tokenizer)
+        return Generator(PromptReader(cast(OFA, module), config.processors.get("image", {})), vocabulary, tasks)
+    head = cast(str, _caption_head(config))
+    vocabulary = Vocabulary(tokenizer, config.model.heads[head]["vocab_size"])
+    return Generator(FeatureReader(Embedder(cast(OnePeace, module), processors), head), vocabulary, tasks)
+
+
+def writes(config: Config) -> bool:
+    """Whether models of this configuration do."""
     return architecture(config.architecture).generates or _caption_head(config) is not None
 
 

@@ -1,14 +1,18 @@
 """What a recipe's ``evaluate`` measures during its run."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from onepeace.config import build
 from onepeace.data.shards import expand
 from onepeace.embed.embedder import Embedder
 from onepeace.errors import UserError
-from onepeace.evaluate.report import as_table
+from onepeace.evaluate.report import Row, as_table
 from onepeace.evaluate.run import DataRoot, lacking_modalities, read_recipe, run
+from onepeace.generative.generator import generator_of, writes
+from onepeace.generative.tasks import FILE as TASKS
+from onepeace.generative.tasks import read_tasks
 from onepeace.hub.architectures import check_encodes
 from onepeace.model import OnePeace
 from onepeace.train.recipe import EvaluateConfig, Recipe
@@ -32,10 +36,11 @@ def evaluation(recipe: Recipe) -> Evaluate | None:
         raise UserError(f"evaluate.sets names {unknown[0]!r}; {wanted.recipe} has {', '.join(known)}")
     sets = known if wanted.sets is None else {name: known[name] for name in wanted.sets}
     config, folder = make_config(recipe), DataRoot(recipe.data.root).folder()
-    check_encodes(config, "evaluate")
-    modalities = config.model.adapters
+    writers = [name for name, protocol in sets.items() if protocol.needs_writer and writes(config)]
+    if len(writers) < len(sets):
+        check_encodes(config, "evaluate")
     for name, protocol in sets.items():
-        if not lacking_modalities(protocol, modalities):
+        if name in writers or not lacking_modalities(protocol, config.model.adapters):
             try:
                 for side in protocol.sides:
                     expand(side.shards, folder)
@@ -43,7 +48,15 @@ def evaluation(recipe: Recipe) -> Evaluate | None:
                 raise UserError(f"evaluate: set {name}: {error}") from error
 
     def scores(model: OnePeace, processors: dict[str, Any]) -> dict[str, float]:
-        rows = list(run(Embedder(model, processors), sets, folder))
+        rows: list[Row] = []
+        if len(writers) < len(sets):
+            encoded = {name: protocol for name, protocol in sets.items() if name not in writers}
+            rows += run(Embedder(model, processors), encoded, folder)
+        if writers:
+            tasks = Path(recipe.run.out) / TASKS
+            known = read_tasks(*([tasks] if tasks.exists() else []))
+            writer = generator_of(config, model, processors, processors["text"].tokenizer, known)
+            rows += run(writer, {name: sets[name] for name in writers}, folder)
         print(as_table(rows), file=sys.stderr)
         return {f"{row.set}/{row.metric}": row.value for row in rows}
 

@@ -13,6 +13,7 @@ from onepeace.errors import UserError
 from onepeace.hub import weights
 from onepeace.hub.folder import read_config
 from onepeace.train import loop
+from onepeace.train.evaluation import evaluation
 from onepeace.train.log import read_log
 from onepeace.train.objective import Objective
 from onepeace.train.start import make_config, make_model
@@ -51,6 +52,19 @@ def test_it_learns_to_say_what_is_seen_and_heard(trained, root):
         texts = [answer.text for answer in generator.caption([{modality: value} for value in values])]
         right = sum(text == caption for text, caption in zip(texts, captions, strict=True))
         assert right >= needed, list(zip(texts, captions, strict=True))
+
+
+def test_its_captions_are_measured_during_the_run_and_its_vectors_too(root, tmp_path):
+    pytest.importorskip("pycocoevalcap")
+    shards, file = source("image")["shards"], tmp_path / "evaluate.yaml"
+    file.write_text(
+        f"sets:\n  written: {{protocol: captions, modality: image, shards: {shards}}}\n"
+        f"  found: {{protocol: retrieval, modality: image, shards: {shards}, at: [5]}}\n"
+    )
+    made = caption_recipe(root, tmp_path / "run", steps=1, evaluate={"recipe": str(file)})
+    loop.train(made, evaluation(made))
+    scores = {name for line in read_log(tmp_path / "run" / "log.jsonl") for name in line if name.startswith("valid/")}
+    assert {"valid/written/BLEU-4", "valid/written/CIDEr-D", "valid/found/text to image R@5"} <= scores
 
 
 def test_batch_mates_change_no_caption(trained):

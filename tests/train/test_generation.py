@@ -281,6 +281,17 @@ def test_a_model_of_vectors_does_not_learn_to_answer(root, tmp_path):
         make_config(recipe(root, tmp_path, objective=CAPTION))
 
 
+def test_what_it_writes_is_measured_during_the_run(root, start, tmp_path):
+    pytest.importorskip("pycocoevalcap")
+    file = tmp_path / "evaluate.yaml"
+    file.write_text(f"sets: {{squares: {{protocol: captions, modality: image, shards: {source('image')['shards']}}}}}")
+    objective = {"generation": {**CAPTION["generation"], "changes": {"search": {"beam": 1, "max_len": 3}}}}
+    made = writing(root, tmp_path / "run", start, 1, objective, evaluate={"recipe": str(file)})
+    loop.train(made, evaluation(made))
+    (scores,) = [line for line in logged(tmp_path / "run") if "valid/squares/CIDEr-D" in line]
+    assert scores["valid/squares/ROUGE-L"] >= 0
+
+
 def test_a_model_that_writes_is_not_measured_as_one_of_vectors(root, start, tmp_path):
     with pytest.raises(UserError, match="evaluate: models of architecture ofa write text"):
         evaluation(writing(root, tmp_path, start, evaluate={"recipe": "recipes/evaluate/tiny.yaml"}))
