@@ -62,13 +62,19 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--draw is for boxes and masks, and this model gives {COLUMNS[head.task]}")
     own = head.embedder.processors[head.on].suffixes  # a video may be read as frames or as sound
     found = [file._replace(modality=head.on) if file.path.suffix.lower() in own else file for file in found]
-    known = [file for file in found if file.modality == head.on or (file.modality == "image" and args.text)]
-    paths = [[file.path] for file in known]
+    asked = args.text is not None and head.on == "text"  # the head reads the words, and they are about any file
+    readable = set(head.embedder.processors) - {"text"} if asked else {head.on}
+    known = [file for file in found if file.modality in readable]
+    if left_out := len(found) - len(known):
+        about = f"the head {head.name} reads {' or '.join(sorted(readable))}"
+        files.say(f"{files.counted(left_out, 'file')} left out: {about}")
+    groups = [[file] for file in known]
     if args.pair:
         if len(known) % 2:
             raise UsageError(f"--pair takes an even number of pictures, not {len(known)}")
-        paths = [[one.path, other.path] for one, other in zip(known[::2], known[1::2], strict=True)]
-    items = [_item(args, known[0].modality, group) for group in paths]
+        groups = [[one, other] for one, other in zip(known[::2], known[1::2], strict=True)]
+    paths = [[file.path for file in group] for group in groups]
+    items = [_item(args, group[0].modality, each) for group, each in zip(groups, paths, strict=True)]
     rows, failed = [], []
     for prediction in head.predict(items, batch_size=args.batch_size, top=args.top):
         path = paths[prediction.index][0]

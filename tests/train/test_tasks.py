@@ -128,6 +128,21 @@ def test_a_label_that_is_no_class_is_named(root, tmp_path):
                           processors=made.processors))  # fmt: skip
 
 
+def test_command_takes_files_of_the_kind_that_its_head_is_asked_about(tasks, tmp_path, capsys):
+    loop.train(task_recipe(tasks, tmp_path / "run", "choice", steps=1))
+    sample = read_source("choices.tar", ("audio", "text"), tasks).samples[0]
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "yard.wav").write_bytes(sample.inputs["audio"])
+    (files / "a.png").write_bytes(b"no picture")
+    code = main(
+        ["predict", str(tmp_path / "run"), str(files), "--text", "what?", "--candidates", "a dog,a seal", "--json"]
+    )
+    out, err = capsys.readouterr()
+    assert json.loads(out)["choice"] in ("a dog", "a seal")
+    assert (code, err.splitlines()[-1]) == (0, "onepeace: 1 file left out: the head classifier reads audio")
+
+
 def test_command_prints_results_draws_boxes_and_names_what_fails(tasks, tmp_path, capsys):
     folder = loop.train(task_recipe(tasks, tmp_path / "run", "box", steps=20))
     sample = read_source("boxes.tar", ("image", "text"), tasks).samples[0]
