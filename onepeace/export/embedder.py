@@ -33,18 +33,16 @@ def open_export(folder: str | os.PathLike[str], *, threads: int = 0) -> Embedder
     folder = Path(folder)
     try:
         record = json.loads((folder / RECORD).read_bytes())
-    except (OSError, ValueError) as error:
+        kind, version, branches = record["kind"], record["format"], record["branches"]
+        embed_dim, logit_scale = record["embed_dim"], record["logit_scale"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: no {RECORD} that can be read; make one with: onepeace export") from error
-    if record["format"] != FORMAT or record["kind"] != "onnx":
-        raise UserError(
-            f"{folder}: a {record['kind']} export of format {record['format']}; onnx and {FORMAT} can be opened here"
-        )
-    sessions = {key: open_session(folder / about["file"], threads=threads) for key, about in record["branches"].items()}
-    processors = {
-        key: PROCESSORS[key].from_config(about["preprocessing"], folder) for key, about in record["branches"].items()
-    }
+    if version != FORMAT or kind != "onnx":
+        raise UserError(f"{folder}: a {kind} export of format {version}; onnx and {FORMAT} can be opened here")
+    sessions = {key: open_session(folder / about["file"], threads=threads) for key, about in branches.items()}
+    processors = {key: PROCESSORS[key].from_config(about["preprocessing"], folder) for key, about in branches.items()}
     # It has the members of a model that encoding asks for.
-    module = cast(Any, OnnxModule(sessions, record["embed_dim"], record["logit_scale"]))
+    module = cast(Any, OnnxModule(sessions, embed_dim, logit_scale))
     return Embedder(module, processors)
 
 

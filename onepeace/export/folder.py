@@ -111,6 +111,8 @@ def export_model(
     chosen = tuple(dict.fromkeys(has if modalities is None else modalities))
     if unknown := [key for key in chosen if key not in has]:
         raise UserError(f"{name} makes no vectors of {unknown[0]!r}, only of {', '.join(has)}")
+    if not chosen:
+        raise UserError(f"{name} makes no vectors, so there is nothing to export")
     record: dict[str, Any] = {"format": FORMAT, "model_hash": fingerprint(source), "kind": kind, "int8": int8}
     branches: dict[str, Any] = {}
     done = []

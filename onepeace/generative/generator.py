@@ -19,7 +19,7 @@ from onepeace.config.ofa import OFAConfig
 from onepeace.device import choose_device, choose_dtype
 from onepeace.embed.assembly import Failure
 from onepeace.embed.embedder import Embedder, load
-from onepeace.embed.items import check_many
+from onepeace.embed.items import check_many, composed
 from onepeace.errors import UserError
 from onepeace.generative.answers import Answer
 from onepeace.generative.model import OFA
@@ -61,13 +61,15 @@ def load_generator(
         UserError: as `onepeace.load`; a model that cannot write; a wrong field in a file of tasks.
     """
     folder = resolve(name)
-    config, tokenizer = read_config(folder), read_tokenizer(folder / TOKENIZER)
+    config = read_config(folder)
+    if not writes(config):
+        raise UserError(f"{name}: writes nothing; name a model that does, as tiny-captions")
+    tokenizer = read_tokenizer(folder / TOKENIZER)
     files = [folder / FILE] if (folder / FILE).is_file() else []
     rows = read_tasks(*files, *([] if tasks is None else [Path(tasks)]))
     if not architecture(config.architecture).generates:
-        if (head := _caption_head(config)) is None:
-            raise UserError(f"{name}: writes nothing; name a model that does, as tiny-captions")
-        embedder = load(name, device=device, dtype=dtype, modalities=config.model.heads[head]["on"])
+        head = config.model.heads[cast(str, _caption_head(config))]
+        embedder = load(name, device=device, dtype=dtype, modalities=head["on"])
         return generator_of(config, embedder.module, embedder.processors, tokenizer, rows)
     chosen = choose_device(device)
     with torch.device("meta"):
@@ -152,8 +154,8 @@ class Generator:
         processors = self.reader.processors(task)
 
         def row(item: object) -> Mapping[str, object]:
-            if isinstance(item, Mapping):
-                return item
+            if composed(item) is not None:
+                return cast(Mapping[str, object], item)
             known = (key for key, processor in processors.items() if processor.matches(item))
             return {next(known, next(iter(processors))): item}
 

@@ -5,20 +5,21 @@ import math
 import torch
 
 MASK = "<mask>"
+MEAN_LENGTH = 3.0
+"""Of a span in words, by Poisson's distribution. A span of none is a `<mask>` between two words."""
 
 
-def mask_words(text: str, share: float, mean_length: float = 3.0) -> str:
+def mask_words(text: str, share: float) -> str:
     """A text in which spans of words are one `<mask>` each (fairseq's rules); torch's random generator draws them.
 
     Args:
         share: of the words, of which so many are covered, but where spans lie over one another.
-        mean_length: of a span in words, by Poisson's distribution. A span of none is a `<mask>` between two words.
     """
     words = text.split()
     budget = math.ceil(share * len(words))
     lengths: list[int] = []
     while sum(lengths) < budget:
-        lengths.append(min(int(torch.poisson(torch.tensor(mean_length))), budget - sum(lengths)))
+        lengths.append(min(int(torch.poisson(torch.tensor(MEAN_LENGTH))), budget - sum(lengths)))
     spans = [length for length in lengths if length]
     starts = torch.randperm(len(words))[: len(spans)].tolist()
     begins = set(starts)

@@ -202,7 +202,8 @@ class Pipeline:
         elif writes_codes:
             allowed = _within(self.vocabulary.codes)
         start = self._start(items, task.search.max_len)
-        found = search(options=task.search, allowed=allowed, codes=writes_codes, **start)
+        after = not task.renormalise
+        found = search(options=task.search, allowed=allowed, mask_after_softmax=after, codes=writes_codes, **start)
         return [_readable(hypotheses, item.asked) for hypotheses, item in zip(found, items, strict=True)]
 
 

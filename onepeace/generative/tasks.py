@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from onepeace.config import Options, build, merge, read_yaml, write_config
+from onepeace.config import Options, build, merge, read_yaml
 from onepeace.errors import UserError
 from onepeace.generative.search import SearchOptions
 from onepeace.generative.vocabulary import Vocabulary, normalise_caption, normalise_question
@@ -40,8 +40,8 @@ class Task:
     choices: dict[str, str] | list[str] | None = None
     """The answers there are, or by name the words that mean them."""
     renormalise: bool = True
-    """Of choices: probabilities are over what the choices allow; false: over the whole vocabulary (the released
-    zero-shot rule)."""
+    """Of choices and confined boxes: probabilities are over what may be written; false: over the whole vocabulary (the
+    released zero-shot rule)."""
     confined: bool = True
     """Of boxes: nothing but bins may be written. The released code allows words, which mean no box."""
     without_punctuation: bool = False
@@ -110,8 +110,3 @@ def read_tasks(*files: Path | str) -> dict[str, Task]:
         rows = merge(rows, content)
         where |= dict.fromkeys(content, str(file))
     return {name: build(Task, row, where[name], name) for name, row in rows.items() if row is not None}
-
-
-def write_tasks(folder: Path | str, tasks: Mapping[str, Task]) -> None:
-    """Keep tasks beside the weights of a model folder."""
-    write_config(dict(tasks), Path(folder) / FILE)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from onepeace.config import build
 from onepeace.config.special_ids import PAD
+from onepeace.errors import UserError
 from onepeace.layers.features import Features
 from onepeace.layers.position import SequencePositions
 from onepeace.layers.text_decoder import Encoded, TextDecoder
@@ -65,7 +66,10 @@ class Caption(Head):
         tokens = self.norm(self.proj(features.tokens))
         length = tokens.shape[1]
         if length > self.options.max_sources:
-            raise ValueError(f"{length} tokens are more than the {self.options.max_sources} this caption head reads")
+            raise UserError(
+                f"an item has {length} tokens, and the caption head reads {self.options.max_sources}; "
+                "raise its max_sources before training, or give shorter items"
+            )
         positions = self.pos_norm(self.pos_embed((length - 1,)))
         return Encoded(tokens, features.padding_mask, positions)
 

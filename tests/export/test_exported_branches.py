@@ -305,6 +305,16 @@ def test_program_of_torch_has_the_vectors_and_no_decoder(folder, model, tmp_path
 def test_what_is_no_export_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no export\.json that can be read; make one with: onepeace export"):
         open_export(tmp_path)
+    (tmp_path / "export.json").write_text('{"format": 1, "kind": "onnx", "branches": {}}')
+    with pytest.raises(UserError, match=r"no export\.json that can be read"):
+        open_export(tmp_path)
+
+
+def test_model_without_vectors_has_nothing_to_export(tmp_path):
+    folder = save_random_model(tmp_path / "model", ("image",), projections=[])
+    with pytest.raises(UserError, match="makes no vectors, so there is nothing to export"):
+        export_model(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("all_weights")

@@ -10,10 +10,11 @@ from PIL import Image
 from support.generative import PICTURES, save_small_ofa, small_generator
 
 import onepeace
+from onepeace.config import write_config
 from onepeace.errors import UserError
 from onepeace.generative.answers import Box, Choice, Codes, Objects, Text
 from onepeace.generative.search import SearchOptions
-from onepeace.generative.tasks import Task, read_tasks, write_tasks
+from onepeace.generative.tasks import FILE, Task, read_tasks
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,12 @@ def test_box_of_words_is_a_failure(generator, images):
     (one,) = generator.stream(free, [{"image": images[0], "text": "a cat"}])
     assert one.answers == ()
     assert "the model gives no box but" in one.reason
+
+
+def test_score_of_a_box_may_be_over_all_that_could_be_written(generator, images):
+    ground, item = generator.tasks["ground"], {"image": images[0], "text": "a cat"}
+    (confined,), (whole,) = (generator.stream(replace(ground, renormalise=flag), [item]) for flag in (True, False))
+    assert whole.answer.score < confined.answer.score - 0.1
 
 
 def test_region_is_described(generator, images):
@@ -189,7 +196,7 @@ def test_folder_keeps_its_tasks_and_a_users_file_changes_them(tmp_path, images):
     folder = save_small_ofa(tmp_path / "model")
     plain = onepeace.load_generator(folder, device="cpu")
     assert plain.tasks == read_tasks()
-    write_tasks(folder, {"caption": Task("what is there?", search=SearchOptions(max_len=3))})
+    write_config({"caption": Task("what is there?", search=SearchOptions(max_len=3))}, folder / FILE)
     stored = onepeace.load_generator(folder, device="cpu")
     assert stored.tasks["caption"].prompt == "what is there?"
     (own,) = stored.caption(images[:1])

@@ -88,6 +88,16 @@ def test_a_model_s_own_head_is_kept_unless_the_classes_differ(tmp_path, inputs):
     assert torch.equal(again(inputs["pixel_values"]).logits, own(inputs["pixel_values"]).logits)
 
 
+def test_names_of_the_classes_are_kept_unless_the_classes_differ(tmp_path):
+    head = {**HEAD, "num_classes": 2, "labels": ["cat", "dog"]}
+    folder = str(save_random_model(tmp_path / "model", ("image",), heads={"classifier": head}))
+    own = plugin.OnePeaceForImageClassification.from_onepeace(folder)
+    fresh = plugin.OnePeaceForImageClassification.from_onepeace(folder, num_labels=3)
+    assert own.config.id2label == {0: "cat", 1: "dog"}
+    assert own.config.label2id == {"cat": 0, "dog": 1}
+    assert fresh.onepeace.config.heads == {"classifier": {**HEAD, "num_classes": 3}}
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_trainer_lowers_a_loss(random_folder, tmp_path, checkpointing):
     pytest.importorskip("accelerate")

@@ -80,6 +80,20 @@ def test_batch_mates_change_no_caption(trained):
         assert alone.score == pytest.approx(mixed.score, abs=1e-4)
 
 
+def test_a_sound_is_an_array_with_its_rate_too(trained):
+    generator = onepeace.load_generator(trained[0])
+    tone = np.sin(np.arange(16000, dtype=np.float32) / 9)
+    named = {"array": tone, "sampling_rate": 16000}
+    one, other = generator.caption([named, {"audio": (tone, 16000)}])
+    assert one.text == other.text
+
+
+def test_an_item_that_the_head_cannot_hold_says_so(root, tmp_path):
+    made = caption_recipe(root, tmp_path, steps=1, head={"max_sources": 4})
+    with pytest.raises(UserError, match="tokens, and the caption head reads 4; raise its max_sources"):
+        loop.train(made)
+
+
 def test_loss_is_the_mean_over_the_words(root, tmp_path):
     made = caption_recipe(root, tmp_path, steps=1)
     module = make_model(made, make_config(made)).eval()

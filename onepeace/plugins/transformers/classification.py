@@ -29,6 +29,8 @@ class _Classifier(OnePeacePreTrainedModel):
         head = config.to_onepeace().model.heads.get(HEAD, {})
         if head.get("on") not in self.modalities:
             head = {"kind": "classifier", "on": self.head_on}
+        if len(head.get("labels") or ()) not in (0, config.num_labels):  # those of other classes
+            head = {key: value for key, value in head.items() if key != "labels"}
         config.keep(self.modalities)
         config.model = {**config.model, "heads": {HEAD: {**head, "num_classes": config.num_labels}}}  # type: ignore
         super().__init__(config)

@@ -47,6 +47,9 @@ class OnePeaceConfig(PreTrainedConfig):
         head = config["model"].get("heads", {}).get(HEAD)
         if head and not {"num_labels", "id2label"} & kwargs.keys():
             kwargs["num_labels"] = head["num_classes"]
+            if labels := head.get("labels"):
+                kwargs["id2label"] = dict(enumerate(labels))
+                kwargs["label2id"] = {label: number for number, label in enumerate(labels)}
         fields = {key: config[key] for key in ("architecture", "model", "processors")}
         return cls.from_dict(fields, name_or_path=str(name), **kwargs)
 
