@@ -112,7 +112,7 @@ class Generator:
     """A generative model with its vocabulary and its tasks.
 
     Methods take any iterable of pictures (paths, http(s) addresses, bytes, PIL images, arrays, tensors) and give a list
-    of answers in its order; a text in place of a list goes with every picture. They share these options:
+    of answers in its order; a text in place of a list goes with every picture. Options that several methods have:
 
         batch_size: items in one pass; changes speed and memory, not the answers.
         on_error: "raise" stops at the first item that fails, with a `UserError` that names it. "skip" leaves such items
