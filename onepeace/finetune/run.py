@@ -88,19 +88,36 @@ class FineTuning:
         about = {"source": os.path.abspath(self.source), "model": fingerprint(self.start), "set": list(self.overrides)}
         path = self.out / ABOUT
         if overwrite and path.exists():
-            shutil.rmtree(self.out)
+            self._clear()
         if path.exists():
             other = json.loads(path.read_text(encoding="utf-8"))
             if other != about:
                 name = next(key for key in about if other.get(key) != about[key])
+                remedy = "give --out another folder" + ("" if self._needed_of_out() else ", or --overwrite")
                 raise UserError(
                     f"{self.out} holds a fine-tuning with another {name} ({other.get(name)}, not {about[name]}); "
-                    "give --out another folder, or --overwrite"
+                    f"{remedy}"
                 )
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise UserError(f"{self.out}: is not empty, and no fine-tuning; give --out another folder")
         self.out.mkdir(parents=True, exist_ok=True)
         write_text_atomic(path, json.dumps(about, indent=1) + "\n")
+
+    def _clear(self) -> None:
+        """Remove the fine-tuning that is there, unless the new one could not begin then."""
+        if not self.source.exists():
+            raise UserError(f"{self.source}: no such file or folder")
+        read_config(self.start)
+        if needed := self._needed_of_out():
+            raise UserError(
+                f"{needed} is in {self.out}, which --overwrite removes, and is needed; give --out another folder"
+            )
+        shutil.rmtree(self.out)
+
+    def _needed_of_out(self) -> Path | None:
+        """What a new fine-tuning would need of the one that is there: its model or its data."""
+        out = self.out.resolve()
+        return next((path for path in (self.start, self.source) if path.resolve().is_relative_to(out)), None)
 
     def _prepared(self) -> tuple[dict[str, int], list[str]]:
         """Samples by "train/image+text" and so on, and the class names; shards are written if they are not there."""

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -143,6 +144,27 @@ def test_what_cannot_work_is_refused_in_one_line(model, table, classes, tmp_path
     assert finetune(table, "--out", other, "--model", model) == 1
     assert "is not empty, and no fine-tuning" in capsys.readouterr().err
     assert (other / "letter.txt").exists()
+
+
+def test_overwrite_removes_nothing_that_is_needed(model, table, tmp_path, capsys):
+    out, elsewhere = tmp_path / "out", tmp_path / "link"
+    shutil.copytree(model, out / "model")
+    shutil.copy(table, out / "table.csv")
+    (out / "finetune.json").write_text("{}")
+    elsewhere.symlink_to(out)
+    for source, start, said in ((table, out / "model", "give --out another folder"),
+                                (table, out, "give --out another folder"),
+                                (table, elsewhere / "model", "give --out another folder"),
+                                (elsewhere / "table.csv", model, "give --out another folder"),
+                                (tmp_path / "tabel.csv", model, "no such file or folder"),
+                                (table, tmp_path / "modle", "no such model folder")):  # fmt: skip
+        assert finetune(source, "--out", out, "--model", start, "--overwrite") == 1
+        err = capsys.readouterr().err
+        assert said in err
+        assert err.count("\n") == 1
+        assert (out / "model" / "config.yaml").exists()
+    assert finetune(table, "--out", out, "--model", out) == 1
+    assert "--overwrite" not in capsys.readouterr().err
 
 
 def test_rows_of_one_file_stay_together_and_each_class_is_held_out(table, classes):
