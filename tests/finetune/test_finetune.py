@@ -11,8 +11,9 @@ from support.small_shards import COLOURS, TONES, square, tone
 
 import onepeace
 from onepeace.cli import main
+from onepeace.finetune import own_data
 from onepeace.finetune import run as running
-from onepeace.finetune.own_data import read_own_data, split
+from onepeace.finetune.own_data import parts_of, read_own_data, split
 from onepeace.train.log import read_log
 
 FEW = ("red", "green", "blue", "white")
@@ -179,6 +180,26 @@ def test_rows_of_one_file_stay_together_and_each_class_is_held_out(table, classe
     assert {str(one.inputs["audio"]) for one in split(list(reversed(records)))[1]} == {
         str(one.inputs["audio"]) for one in held_out
     }
+
+
+@pytest.mark.parametrize("sounds", [1, 2, 3])
+def test_a_kind_of_which_nothing_is_left_to_learn_from_is_left_out(table, classes, tmp_path, monkeypatch, sounds):
+    """Of two sounds one is held out, and one would be to choose the shares by."""
+    monkeypatch.setattr(own_data, "FEWEST_TO_CHOOSE", 8)
+    rows = [{"image": f"{table.parent}/{name}{i}.png", "label": name} for name in FEW for i in range(12)]
+    rows += [{"audio": f"{classes}/low/{i}.wav", "text": "a low tone"} for i in range(sounds)]
+    source = tmp_path / "mixed.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    data = read_own_data(source, KEYS)
+    assert all(parts["train"] for parts in parts_of(data).values())
+    if sounds == 3:
+        assert set(data.groups) == {("image", "text"), ("audio", "text")}
+        assert not data.labelled
+    else:
+        assert set(data.groups) == {("image", "text")}
+        assert data.labelled
+        assert [where for where, _ in data.left_out] == [f"{source} line {49 + i}" for i in range(sounds)]
+        assert {reason for _, reason in data.left_out} == {f"{sounds} of audio and text are too few to learn from"}
 
 
 def test_probe_measures_frozen_vectors(model, classes, table, capsys):
