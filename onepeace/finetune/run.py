@@ -19,7 +19,7 @@ from onepeace.finetune.average import UNTRIED, Average, choose, mixed
 from onepeace.finetune.memory import fitting_recipe
 from onepeace.finetune.own_data import OwnData, read_own_data, write_shards
 from onepeace.finetune.report import write_report
-from onepeace.finetune.settings import auto_recipe, head_name
+from onepeace.finetune.settings import auto_recipe, head_names
 from onepeace.hub import weights
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import CARD, TOKENIZER, read_config
@@ -68,8 +68,7 @@ class FineTuning:
         counts, labels = self._prepared()
         recipe = self._recipe(counts, labels)
         pairs = [name.removeprefix("val/") for name in counts if name.startswith("val/")]
-        keys = [pair.split("+")[0] for pair in pairs]
-        heads = {key: head_name(key, keys) for key in keys} if labels else {}
+        heads = head_names(pairs) if labels else {}
         self._measured(BEFORE, self.start, pairs, labels, {})
         if not (self.out / AVERAGE).exists():
             self._averaged(self._tuned(recipe), recipe, counts, labels, heads)

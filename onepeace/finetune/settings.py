@@ -1,6 +1,6 @@
 """Settings that suit the data and the machine, as a recipe; each can be replaced on the command line."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,10 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
     if frozen and not large:
         recipe["freeze"] = frozen
     if labels:
-        for key in keys:
+        for key, name in head_names(train).items():
             head = {"kind": "classifier", "on": key, "pool": "cls", "hidden_ratio": 0, "labels": list(labels)}
-            recipe["model"].setdefault("heads", {})[head_name(key, keys)] = head
-            options = {"head": head_name(key, keys), "label_smoothing": 0.1}
-            recipe["objective"][f"classification/{key}"] = options
+            recipe["model"].setdefault("heads", {})[name] = head
+            recipe["objective"][f"classification/{key}"] = {"head": name, "label_smoothing": 0.1}
         recipe["optim"]["groups"] = {"heads.classifier*": {"lr_scale": 10.0}}
     if large:
         return merge(recipe, LORA)
@@ -95,9 +94,10 @@ AUGMENT: dict[str, Options] = {
 }
 
 
-def head_name(key: str, keys: Sequence[str]) -> str:
-    """One head, or one for each modality."""
-    return "classifier" if len(keys) == 1 else f"classifier_{key}"
+def head_names(pairs: Iterable[str]) -> dict[str, str]:
+    """The classifiers of labelled pairs, as "image+text", by the modality they read: one, or one for each modality."""
+    keys = dict.fromkeys(key for pair in pairs for key in pair.split("+") if key != "text")
+    return {key: "classifier" if len(keys) == 1 else f"classifier_{key}" for key in keys}
 
 
 def _source(name: str, labels: Sequence[str]) -> Options:

@@ -11,9 +11,10 @@ from support.small_shards import COLOURS, TONES, square, tone
 
 import onepeace
 from onepeace.cli import main
-from onepeace.finetune import own_data
+from onepeace.finetune import measure, own_data
 from onepeace.finetune import run as running
 from onepeace.finetune.own_data import parts_of, read_own_data, split
+from onepeace.hub.folder import read_config
 from onepeace.train.log import read_log
 
 FEW = ("red", "green", "blue", "white")
@@ -60,6 +61,23 @@ def classes(tmp_path_factory):
             (folder / name / f"{i}.wav").write_bytes(tone(TONES[name], rng))
     (folder / "README.txt").write_text("about these sounds")
     return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(model, tmp_path_factory):
+    """A fine-tuning of two steps, on folders of two classes: pictures, half of which have a sound of the same name."""
+    folder, rng = tmp_path_factory.mktemp("both"), np.random.default_rng(7)
+    for name, colour in (("low", "red"), ("piercing", "green")):
+        (folder / name).mkdir()
+        for i in range(12):
+            (folder / name / f"{i}.png").write_bytes(square(COLOURS[colour], rng))
+            if i < 6:
+                (folder / name / f"{i}.wav").write_bytes(tone(TONES[name], rng))
+    tuning = running.FineTuning(folder, folder.parent / "tuned", str(model), (*QUICK, "schedule.steps=2"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "available_memory", lambda device: None)
+        tuning.run()
+    return tuning
 
 
 def finetune(*arguments):
@@ -200,6 +218,18 @@ def test_a_kind_of_which_nothing_is_left_to_learn_from_is_left_out(table, classe
         assert data.labelled
         assert [where for where, _ in data.left_out] == [f"{source} line {49 + i}" for i in range(sounds)]
         assert {reason for _, reason in data.left_out} == {f"{sounds} of audio and text are too few to learn from"}
+
+
+def test_labelled_pictures_with_a_sound_and_without(tuned):
+    """Each modality has a head, and is measured in each kind of sample that has it."""
+    assert list(read_config(tuned.out / "model").model.heads) == ["classifier_image", "classifier_audio"]
+    rows = [json.loads(line) for line in (tuned.out / "after.jsonl").read_text().splitlines()]
+    kinds = ("image of image+audio+text", "audio of image+audio+text", "image")
+    sets = {f"{kind} by {how}" for kind in kinds for how in (measure.WORDS, measure.HEAD)}
+    assert {row["set"] for row in rows} == sets
+    for pair in ("image+text", "image+audio+text"):
+        assert len(measure.ranks(rows, pair, labelled=True)) == 2
+        assert f"Better: {pair}" in (tuned.out / "report.html").read_text()
 
 
 def test_probe_measures_frozen_vectors(model, classes, table, capsys):
