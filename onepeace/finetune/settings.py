@@ -79,8 +79,15 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
         recipe["freeze"] = frozen
     if labels:
         for key, name in head_names(train).items():
-            head = {"kind": "classifier", "on": key, "pool": "cls", "hidden_ratio": 0, "labels": list(labels)}
+            head = {
+                **{"kind": "classifier", "task": "label", "on": key},
+                **{"pool": "cls", "hidden_ratio": 0, "labels": list(labels)},
+            }
             recipe["model"].setdefault("heads", {})[name] = head
+            before = config.model.heads.get(name)
+            if before is not None and any(before.get(option) != value for option, value in head.items()):
+                # It tells other classes apart: its weights would not fit, or mean something else.
+                recipe["model"].setdefault("fresh", []).append(f"heads.{name}.*")
             recipe["objective"][f"classification/{key}"] = {"head": name, "label_smoothing": 0.1}
         recipe["optim"]["groups"] = {"heads.classifier*": {"lr_scale": 10.0}}
     if large:

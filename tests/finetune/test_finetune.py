@@ -11,11 +11,16 @@ from support.small_shards import COLOURS, TONES, square, tone
 
 import onepeace
 from onepeace.cli import main
+from onepeace.config import build
 from onepeace.finetune import measure, own_data
 from onepeace.finetune import run as running
 from onepeace.finetune.own_data import parts_of, read_own_data, split
+from onepeace.finetune.settings import auto_recipe
 from onepeace.hub.folder import read_config
+from onepeace.hub.weights import expected
 from onepeace.train.log import read_log
+from onepeace.train.recipe import Recipe
+from onepeace.train.start import make_config, start_weights
 
 FEW = ("red", "green", "blue", "white")
 QUICK = ["schedule.steps=30", "optim.lr=3e-3", "run.precision=float32", "optim.layer_decay=null"]
@@ -230,6 +235,20 @@ def test_labelled_pictures_with_a_sound_and_without(tuned):
     for pair in ("image+text", "image+audio+text"):
         assert len(measure.ranks(rows, pair, labelled=True)) == 2
         assert f"Better: {pair}" in (tuned.out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("labels", "taken"), [(["cat", "dog"], True), (["cow", "hen"], False), (["cat", "cow", "dog"], False)]
+)
+def test_a_head_for_other_classes_is_not_started_from(tmp_path, labels, taken):
+    head = {"kind": "classifier", "task": "label", "on": "image", "pool": "cls", "hidden_ratio": 0,
+            "labels": ["cat", "dog"], "num_classes": 2}  # fmt: skip
+    start = save_random_model(tmp_path / "start", heads={"classifier": head})
+    recipe = build(Recipe, auto_recipe(start, tmp_path, tmp_path, {"train/image+text": 20}, labels), "")
+    config = make_config(recipe)
+    given = start_weights(recipe, config, expected(config))
+    fresh = set(expected(config)) - set(given)
+    assert fresh == (set() if taken else {"heads.classifier.out.weight", "heads.classifier.out.bias"})
 
 
 def test_probe_measures_frozen_vectors(model, classes, table, capsys):
