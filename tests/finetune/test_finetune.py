@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -15,6 +16,7 @@ from onepeace.config import build
 from onepeace.finetune import measure, own_data
 from onepeace.finetune import run as running
 from onepeace.finetune.own_data import parts_of, read_own_data, split
+from onepeace.finetune.report import commands_to_try
 from onepeace.finetune.settings import auto_recipe
 from onepeace.hub.folder import read_config
 from onepeace.hub.weights import expected
@@ -235,6 +237,14 @@ def test_labelled_pictures_with_a_sound_and_without(tuned):
     for pair in ("image+text", "image+audio+text"):
         assert len(measure.ranks(rows, pair, labelled=True)) == 2
         assert f"Better: {pair}" in (tuned.out / "report.html").read_text()
+
+
+def test_each_head_of_several_has_a_command_to_try(tuned, capsys):
+    _, *commands = commands_to_try(tuned)
+    for command, items in zip(commands, (24, 12), strict=True):
+        assert command in (tuned.out / "report.html").read_text()
+        assert main([*shlex.split(command)[1:], "--json"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == items
 
 
 @pytest.mark.parametrize(
