@@ -20,6 +20,7 @@ from onepeace.finetune.memory import fitting_recipe
 from onepeace.finetune.own_data import OwnData, read_own_data, write_shards
 from onepeace.finetune.report import write_report
 from onepeace.finetune.settings import auto_recipe, head_names
+from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub import weights
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import CARD, TOKENIZER, read_config
@@ -188,8 +189,10 @@ class FineTuning:
             average = Average(1.0 if heads else UNTRIED)
         found = {name: mixed(start.get(name), tensor, average.share) for name, tensor in new.items()}
         card = f"{(tuned / CARD).read_text(encoding='utf-8')}\nWeights {average.described()}.\n"
-        tokenizer = tuned / TOKENIZER
-        weights.save(self.out / "model", found, config, tokenizer=tokenizer if tokenizer.exists() else None, card=card)
+        # Training writes the tasks of its own terms, if there are any; else those of the start still hold.
+        tasks = next(filter(Path.exists, (tuned / TASKS, self.start / TASKS)), None)
+        tokenizer = tuned / TOKENIZER if (tuned / TOKENIZER).exists() else None
+        weights.save(self.out / "model", found, config, tokenizer=tokenizer, tasks=tasks, card=card)
         write_text_atomic(self.out / AVERAGE, json.dumps(asdict(average), indent=1) + "\n")
         shutil.rmtree(tuned)
 

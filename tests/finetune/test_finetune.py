@@ -18,6 +18,7 @@ from onepeace.finetune import run as running
 from onepeace.finetune.own_data import parts_of, read_own_data, split
 from onepeace.finetune.report import commands_to_try
 from onepeace.finetune.settings import auto_recipe
+from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub.folder import read_config
 from onepeace.hub.weights import expected
 from onepeace.train.log import read_log
@@ -72,15 +73,21 @@ def classes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(model, tmp_path_factory):
-    """A fine-tuning of two steps, on folders of two classes: pictures, half of which have a sound of the same name."""
-    folder, rng = tmp_path_factory.mktemp("both"), np.random.default_rng(7)
+    """A fine-tuning of two steps, on folders of two classes: pictures, half of which have a sound of the same name.
+
+    It is of a model with a task of its own.
+    """
+    home, rng = tmp_path_factory.mktemp("both"), np.random.default_rng(7)
+    folder, start = home / "own", home / "start"
     for name, colour in (("low", "red"), ("piercing", "green")):
-        (folder / name).mkdir()
+        (folder / name).mkdir(parents=True)
         for i in range(12):
             (folder / name / f"{i}.png").write_bytes(square(COLOURS[colour], rng))
             if i < 6:
                 (folder / name / f"{i}.wav").write_bytes(tone(TONES[name], rng))
-    tuning = running.FineTuning(folder, folder.parent / "tuned", str(model), (*QUICK, "schedule.steps=2"))
+    shutil.copytree(model, start)
+    (start / TASKS).write_text("own: {prompt: what is it?}\n")
+    tuning = running.FineTuning(folder, home / "out", str(start), (*QUICK, "schedule.steps=2"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "available_memory", lambda device: None)
         tuning.run()
@@ -237,6 +244,10 @@ def test_labelled_pictures_with_a_sound_and_without(tuned):
     for pair in ("image+text", "image+audio+text"):
         assert len(measure.ranks(rows, pair, labelled=True)) == 2
         assert f"Better: {pair}" in (tuned.out / "report.html").read_text()
+
+
+def test_the_tasks_of_the_start_are_kept(tuned):
+    assert (tuned.out / "model" / TASKS).read_text() == "own: {prompt: what is it?}\n"
 
 
 def test_each_head_of_several_has_a_command_to_try(tuned, capsys):
