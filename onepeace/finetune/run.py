@@ -19,7 +19,7 @@ from onepeace.finetune.average import UNTRIED, Average, choose, mixed
 from onepeace.finetune.memory import fitting_recipe
 from onepeace.finetune.own_data import OwnData, read_own_data, write_shards
 from onepeace.finetune.report import write_report
-from onepeace.finetune.settings import auto_recipe, head_names
+from onepeace.finetune.settings import auto_recipe, head_names, trained
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub import weights
 from onepeace.hub.fingerprint import fingerprint
@@ -149,7 +149,7 @@ class FineTuning:
             "steps": recipe.schedule.steps,
             "items a step": ", ".join(f"{recipe.batch_size(name)} {name}" for name in names),
             "rate": recipe.optim.lr,
-            "training": "LoRA" if recipe.lora else "all but frozen stems" if recipe.freeze else "all weights",
+            "training": trained(recipe),
         }
         if run.checkpoint_activations:
             settings["activations"] = "computed again"
@@ -163,7 +163,7 @@ class FineTuning:
         tuned, model = self.out / TUNED, self.out / "model"
         if not tuned.exists():
             if not (model / "config.yaml").exists():
-                self.say(f"training {recipe.schedule.steps} steps of {recipe.run.batch_size} items")
+                self.say(f"training {recipe.schedule.steps} steps")
                 if not (train(recipe) / "config.yaml").exists():
                     raise UserError(f"{self.out}: stopped; the same command goes on")
             os.replace(model, tuned)

@@ -17,10 +17,11 @@ from onepeace.finetune import measure, own_data
 from onepeace.finetune import run as running
 from onepeace.finetune.own_data import parts_of, read_own_data, split
 from onepeace.finetune.report import commands_to_try
-from onepeace.finetune.settings import auto_recipe
+from onepeace.finetune.settings import auto_recipe, trained
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub.folder import read_config
 from onepeace.hub.weights import expected
+from onepeace.train.folder import model_folder
 from onepeace.train.log import read_log
 from onepeace.train.recipe import Recipe
 from onepeace.train.start import make_config, start_weights
@@ -72,7 +73,13 @@ def classes(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tuned(model, tmp_path_factory):
+def said():
+    """The lines that `tuned` said."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def tuned(model, said, tmp_path_factory):
     """A fine-tuning of two steps, on folders of two classes: pictures, half of which have a sound of the same name.
 
     It is of a model with a task of its own.
@@ -87,7 +94,7 @@ def tuned(model, tmp_path_factory):
                 (folder / name / f"{i}.wav").write_bytes(tone(TONES[name], rng))
     shutil.copytree(model, start)
     (start / TASKS).write_text("own: {prompt: what is it?}\n")
-    tuning = running.FineTuning(folder, home / "out", str(start), (*QUICK, "schedule.steps=2"))
+    tuning = running.FineTuning(folder, home / "out", str(start), (*QUICK, "schedule.steps=2"), said.append)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "available_memory", lambda device: None)
         tuning.run()
@@ -256,6 +263,16 @@ def test_each_head_of_several_has_a_command_to_try(tuned, capsys):
         assert command in (tuned.out / "report.html").read_text()
         assert main([*shlex.split(command)[1:], "--json"]) == 0
         assert len(capsys.readouterr().out.splitlines()) == items
+
+
+def test_what_is_said_of_the_training(tuned, said):
+    assert "training 2 steps" in said
+    assert not [line for line in said if "{" in line]
+    content = auto_recipe(model_folder("tiny"), tuned.data, tuned.out, {"train/image+text": 20}, [])
+    for freeze, words in ((content["freeze"], "all but frozen stems"), ([], "all weights"),
+                          (["blocks.0.*"], "what freeze leaves"),
+                          ({"except": ["logit_scale"]}, "what freeze leaves")):  # fmt: skip
+        assert trained(build(Recipe, {**content, "freeze": freeze}, "")) == words
 
 
 @pytest.mark.parametrize(
