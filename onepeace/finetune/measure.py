@@ -36,24 +36,29 @@ def figures(
     """
     rows: list[Row] = []
     for pair in pairs:
-        modality, *others = pair.split("+")
         shards = f"{part}/{pair}-*.tar"
-        sets: dict[str, EvaluationProtocol] = {}
+        modality, *others = pair.split("+")
         if labels is None:
-            sets[pair] = Retrieval(modality=modality, shards=shards, other=others[-1], reciprocal_rank=True)
-        else:
-            sets[f"{modality} by {WORDS}"] = ZeroShot(
-                modality=modality, shards=shards, classes=str(labels), reciprocal_rank=True
-            )
-            if modality in heads:
-                sets[f"{modality} by {HEAD}"] = TaskHead(
-                    modality=modality, shards=shards, head=heads[modality], reciprocal_rank=True
-                )
-        found = list(run(model, sets, data))
-        rows += found
-        if labels is not None and modality not in heads:
-            rows += [row._replace(set=f"{modality} by {HEAD}") for row in found]
+            protocol = Retrieval(modality=modality, shards=shards, other=others[-1], reciprocal_rank=True)
+            rows += run(model, {pair: protocol}, data)
+            continue
+        for key in (key for key in pair.split("+") if key != "text"):
+            by_words, by_head = (_set_name(pair, key, how) for how in (WORDS, HEAD))
+            sets: dict[str, EvaluationProtocol] = {
+                by_words: ZeroShot(modality=key, shards=shards, classes=str(labels), reciprocal_rank=True)
+            }
+            if key in heads:
+                sets[by_head] = TaskHead(modality=key, shards=shards, head=heads[key], reciprocal_rank=True)
+            found = list(run(model, sets, data))
+            rows += found
+            if key not in heads:
+                rows += [row._replace(set=by_head) for row in found]
     return rows
+
+
+def _set_name(pair: str, modality: str, how: str) -> str:
+    """As "image by head". Pictures that have a sound as well are a pair of their own, and its name tells them apart."""
+    return f"{modality} by {how}" if pair == f"{modality}+text" else f"{modality} of {pair} by {how}"
 
 
 def held_out(data: Path, pair: str) -> list[Sample]:
@@ -73,6 +78,6 @@ def ranks(results: Sequence[Mapping[str, Any]], pair: str, labelled: bool) -> li
         results: the figures as they are kept (``evaluate.compare.read_results``).
     """
     modality, *others = pair.split("+")
-    wanted = (f"{modality} by {HEAD}", RANK) if labelled else (pair, f"{modality} to {others[-1]} {RANK}")
+    wanted = (_set_name(pair, modality, HEAD), RANK) if labelled else (pair, f"{modality} to {others[-1]} {RANK}")
     (row,) = (row for row in results if (row["set"], row["metric"]) == wanted)
     return [round(1 / value) for value in row["per_query"]]

@@ -74,29 +74,45 @@ def read_own_data(path: Path, modalities: Sequence[str]) -> OwnData:
         records = from_folder(path, labels_from_folders=_has_class_folders(path))
     else:
         records = from_table(path, {})
-    found = OwnData({}, True, [])
-    labelled = True
+    grouped: dict[tuple[str, ...], list[Record]] = {}
+    left_out: list[Skipped] = []
     for _, record, reason in decode_ahead(records, _check, ahead=AHEAD):
         if isinstance(record, Skipped):
-            found.left_out.append(record)
+            left_out.append(record)
             continue
         if reason is not None:
-            found.left_out.append(reason)
+            left_out.append(reason)
             continue
         words = ["text"] if record.captions or record.label else []
         keys = (*[key for key in media() if key in record.inputs], *words)
         if unknown := [key for key in keys if key not in modalities]:
-            found.left_out.append(Skipped(record.name, f"the model has no {unknown[0]}"))
+            left_out.append(Skipped(record.name, f"the model has no {unknown[0]}"))
             continue
         if len(keys) < 2:
-            found.left_out.append(Skipped(record.name, f"has {keys[0]} alone: no caption, no label, no partner"))
+            left_out.append(Skipped(record.name, f"has {keys[0]} alone: no caption, no label, no partner"))
             continue
-        labelled = labelled and record.label is not None
-        found.groups.setdefault(keys, []).append(record)
-    groups = {keys: _grouped(records) for keys, records in found.groups.items()}
-    data = OwnData(groups, labelled and bool(groups), found.left_out)
+        grouped.setdefault(keys, []).append(record)
+    data = _own_data({keys: _grouped(records) for keys, records in grouped.items()}, left_out)
+    _refuse_too_little(path, data)
+    data = _without_small_groups(data)
     _refuse_too_little(path, data)
     return data
+
+
+def _own_data(groups: dict[tuple[str, ...], list[Record]], left_out: list[Skipped]) -> OwnData:
+    labelled = all(record.label is not None for records in groups.values() for record in records)
+    return OwnData(groups, labelled and bool(groups), left_out)
+
+
+def _without_small_groups(data: OwnData) -> OwnData:
+    """Groups of which nothing would be left to learn from, as a single sound among pictures, are left out."""
+    groups, left_out = dict(data.groups), list(data.left_out)
+    for keys, parts in parts_of(data).items():
+        if not parts["train"]:
+            records = groups.pop(keys)
+            reason = f"{len(records)} of {' and '.join(keys)} are too few to learn from"
+            left_out += [Skipped(record.name, reason) for record in records]
+    return _own_data(groups, left_out)
 
 
 def _grouped(records: Sequence[Record]) -> list[Record]:
@@ -165,7 +181,7 @@ def split(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
     for record in records:
         file = next(str(record.inputs[key]) for key in media() if key in record.inputs)
         groups.setdefault(record.label, {}).setdefault(file, []).append(record)
-    share = min(HELD_OUT, MOST_HELD_OUT / len(records))
+    share = min(HELD_OUT, MOST_HELD_OUT / max(1, len(records)))
     train: list[Record] = []
     held_out: list[Record] = []
     for files in groups.values():

@@ -16,6 +16,8 @@ from onepeace.evaluate.report import between, shown
 from onepeace.files.atomic import write_text_atomic
 from onepeace.finetune import measure
 from onepeace.finetune.average import Average
+from onepeace.finetune.settings import head_names
+from onepeace.hub.folder import read_config
 from onepeace.processors import ImageProcessor
 from onepeace.train.curves import draw, read_curves
 from onepeace.train.recipe import Recipe, to_yaml
@@ -81,11 +83,19 @@ def write_report(
 
 def commands_to_try(tuning: "FineTuning") -> list[str]:
     """Commands that use the new model on the user's own files."""
+    from onepeace.finetune.run import LABELS, PARTS
+
     model = shlex.quote(str(tuning.out / "model"))
     folder = shlex.quote(str(tuning.source if tuning.source.is_dir() else tuning.source.parent))
-    labels = json.loads((tuning.data / "labels.json").read_text(encoding="utf-8"))
+    labels = json.loads((tuning.data / LABELS).read_text(encoding="utf-8"))
     search = f"onepeace search {folder} --text {shlex.quote(labels[0] if labels else 'a dog')} --model {model}"
-    return [search, f"onepeace predict {model} {folder}"] if labels else [search]
+    if not labels:
+        return [search]
+    counts = json.loads((tuning.data / PARTS).read_text(encoding="utf-8"))["counts"]
+    heads = head_names(name.partition("/")[2] for name in counts).values()
+    # The model it started from may have had heads of its own.
+    several = len(read_config(tuning.out / "model").model.heads) > 1
+    return [search, *(f"onepeace predict {model} {folder}" + f" --head {head}" * several for head in heads)]
 
 
 def _parts(counts: Mapping[str, int]) -> str:

@@ -19,7 +19,8 @@ from onepeace.finetune.average import UNTRIED, Average, choose, mixed
 from onepeace.finetune.memory import fitting_recipe
 from onepeace.finetune.own_data import OwnData, read_own_data, write_shards
 from onepeace.finetune.report import write_report
-from onepeace.finetune.settings import auto_recipe, head_name
+from onepeace.finetune.settings import auto_recipe, head_names, trained
+from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub import weights
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import CARD, TOKENIZER, read_config
@@ -68,8 +69,7 @@ class FineTuning:
         counts, labels = self._prepared()
         recipe = self._recipe(counts, labels)
         pairs = [name.removeprefix("val/") for name in counts if name.startswith("val/")]
-        keys = [pair.split("+")[0] for pair in pairs]
-        heads = {key: head_name(key, keys) for key in keys} if labels else {}
+        heads = head_names(pairs) if labels else {}
         self._measured(BEFORE, self.start, pairs, labels, {})
         if not (self.out / AVERAGE).exists():
             self._averaged(self._tuned(recipe), recipe, counts, labels, heads)
@@ -88,19 +88,36 @@ class FineTuning:
         about = {"source": os.path.abspath(self.source), "model": fingerprint(self.start), "set": list(self.overrides)}
         path = self.out / ABOUT
         if overwrite and path.exists():
-            shutil.rmtree(self.out)
+            self._clear()
         if path.exists():
             other = json.loads(path.read_text(encoding="utf-8"))
             if other != about:
                 name = next(key for key in about if other.get(key) != about[key])
+                remedy = "give --out another folder" + ("" if self._needed_of_out() else ", or --overwrite")
                 raise UserError(
                     f"{self.out} holds a fine-tuning with another {name} ({other.get(name)}, not {about[name]}); "
-                    "give --out another folder, or --overwrite"
+                    f"{remedy}"
                 )
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise UserError(f"{self.out}: is not empty, and no fine-tuning; give --out another folder")
         self.out.mkdir(parents=True, exist_ok=True)
         write_text_atomic(path, json.dumps(about, indent=1) + "\n")
+
+    def _clear(self) -> None:
+        """Remove the fine-tuning that is there, unless the new one could not begin then."""
+        if not self.source.exists():
+            raise UserError(f"{self.source}: no such file or folder")
+        read_config(self.start)
+        if needed := self._needed_of_out():
+            raise UserError(
+                f"{needed} is in {self.out}, which --overwrite removes, and is needed; give --out another folder"
+            )
+        shutil.rmtree(self.out)
+
+    def _needed_of_out(self) -> Path | None:
+        """What a new fine-tuning would need of the one that is there: its model or its data."""
+        out = self.out.resolve()
+        return next((path for path in (self.start, self.source) if path.resolve().is_relative_to(out)), None)
 
     def _prepared(self) -> tuple[dict[str, int], list[str]]:
         """Samples by "train/image+text" and so on, and the class names; shards are written if they are not there."""
@@ -132,7 +149,7 @@ class FineTuning:
             "steps": recipe.schedule.steps,
             "items a step": ", ".join(f"{recipe.batch_size(name)} {name}" for name in names),
             "rate": recipe.optim.lr,
-            "training": "LoRA" if recipe.lora else "all but frozen stems" if recipe.freeze else "all weights",
+            "training": trained(recipe),
         }
         if run.checkpoint_activations:
             settings["activations"] = "computed again"
@@ -146,7 +163,7 @@ class FineTuning:
         tuned, model = self.out / TUNED, self.out / "model"
         if not tuned.exists():
             if not (model / "config.yaml").exists():
-                self.say(f"training {recipe.schedule.steps} steps of {recipe.run.batch_size} items")
+                self.say(f"training {recipe.schedule.steps} steps")
                 if not (train(recipe) / "config.yaml").exists():
                     raise UserError(f"{self.out}: stopped; the same command goes on")
             os.replace(model, tuned)
@@ -172,8 +189,10 @@ class FineTuning:
             average = Average(1.0 if heads else UNTRIED)
         found = {name: mixed(start.get(name), tensor, average.share) for name, tensor in new.items()}
         card = f"{(tuned / CARD).read_text(encoding='utf-8')}\nWeights {average.described()}.\n"
-        tokenizer = tuned / TOKENIZER
-        weights.save(self.out / "model", found, config, tokenizer=tokenizer if tokenizer.exists() else None, card=card)
+        # Training writes the tasks of its own terms, if there are any; else those of the start still hold.
+        tasks = next(filter(Path.exists, (tuned / TASKS, self.start / TASKS)), None)
+        tokenizer = tuned / TOKENIZER if (tuned / TOKENIZER).exists() else None
+        weights.save(self.out / "model", found, config, tokenizer=tokenizer, tasks=tasks, card=card)
         write_text_atomic(self.out / AVERAGE, json.dumps(asdict(average), indent=1) + "\n")
         shutil.rmtree(tuned)
 

@@ -1,6 +1,6 @@
 """Settings that suit the data and the machine, as a recipe; each can be replaced on the command line."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from onepeace.finetune.memory import LORA
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.model.stems import PretrainedStem
+from onepeace.train.recipe import Recipe
 
 LARGE = 300_000_000
 """Parameters from which LoRA trains in place of all weights."""
@@ -22,6 +23,8 @@ TEMPLATES = {
 LABEL_RATE, PAIR_RATE = 2e-4, 5e-5
 """Peak rates. Of 344 photographs with captions 2e-4 was too much: text to image recall at 5 among 86 held-out ones fell
 by 2.8 points, and rose by 0.5 with 5e-5."""
+STEM = "adapters.{}.stem.network.*"
+"""The weights of a modality's stem that is a network trained elsewhere."""
 MANY = 200
 """Items from which a process of its own decodes."""
 
@@ -46,7 +49,7 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
     epochs = min(30.0, max(3.0, 20_000 / total))
     steps = max(30, round(epochs * max(count / batch[name] for name, count in train.items())))
     modalities = list(dict.fromkeys(key for name in train for key in name.split("+")))
-    frozen = [f"adapters.{key}.stem.network.*" for key in modalities
+    frozen = [STEM.format(key) for key in modalities
               if isinstance(getattr(module.adapters[key], "stem", None), PretrainedStem)]  # fmt: skip
     keys = [key for key in modalities if key != "text"]
     recipe: dict[str, Any] = {
@@ -56,7 +59,7 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
             "train": [_source(name, labels) for name in train],
             "augment": {key: AUGMENT[key] for key in keys if key in AUGMENT},
             "templates": {key: TEMPLATES[key] for key in keys if labels and key in TEMPLATES},
-            "stem_views": {key: 4 for key in keys if f"adapters.{key}.stem.network.*" in frozen},
+            "stem_views": {key: 4 for key in keys if STEM.format(key) in frozen},
         },
         "objective": {"contrastive": {"multi_positive": True}},
         "optim": {
@@ -78,11 +81,17 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
     if frozen and not large:
         recipe["freeze"] = frozen
     if labels:
-        for key in keys:
-            head = {"kind": "classifier", "on": key, "pool": "cls", "hidden_ratio": 0, "labels": list(labels)}
-            recipe["model"].setdefault("heads", {})[head_name(key, keys)] = head
-            options = {"head": head_name(key, keys), "label_smoothing": 0.1}
-            recipe["objective"][f"classification/{key}"] = options
+        for key, name in head_names(train).items():
+            head = {
+                **{"kind": "classifier", "task": "label", "on": key},
+                **{"pool": "cls", "hidden_ratio": 0, "labels": list(labels)},
+            }
+            recipe["model"].setdefault("heads", {})[name] = head
+            before = config.model.heads.get(name)
+            if before is not None and any(before.get(option) != value for option, value in head.items()):
+                # It tells other classes apart: its weights would not fit, or mean something else.
+                recipe["model"].setdefault("fresh", []).append(f"heads.{name}.*")
+            recipe["objective"][f"classification/{key}"] = {"head": name, "label_smoothing": 0.1}
         recipe["optim"]["groups"] = {"heads.classifier*": {"lr_scale": 10.0}}
     if large:
         return merge(recipe, LORA)
@@ -95,9 +104,21 @@ AUGMENT: dict[str, Options] = {
 }
 
 
-def head_name(key: str, keys: Sequence[str]) -> str:
-    """One head, or one for each modality."""
-    return "classifier" if len(keys) == 1 else f"classifier_{key}"
+def head_names(pairs: Iterable[str]) -> dict[str, str]:
+    """The classifiers of labelled pairs, as "image+text", by the modality they read: one, or one for each modality."""
+    keys = dict.fromkeys(key for pair in pairs for key in pair.split("+") if key != "text")
+    return {key: "classifier" if len(keys) == 1 else f"classifier_{key}" for key in keys}
+
+
+def trained(recipe: Recipe) -> str:
+    """What trains, in words."""
+    if recipe.lora is not None:
+        return "LoRA"
+    if not recipe.freeze:
+        return "all weights"
+    stems = {STEM.format(key) for keys in recipe.data.modalities.values() for key in keys}
+    only_stems = not isinstance(recipe.freeze, Mapping) and stems.issuperset(recipe.freeze)
+    return "all but frozen stems" if only_stems else "what freeze leaves"
 
 
 def _source(name: str, labels: Sequence[str]) -> Options:

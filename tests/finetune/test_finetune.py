@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -10,9 +12,19 @@ from support.small_shards import COLOURS, TONES, square, tone
 
 import onepeace
 from onepeace.cli import main
+from onepeace.config import build
+from onepeace.finetune import measure, own_data
 from onepeace.finetune import run as running
-from onepeace.finetune.own_data import read_own_data, split
+from onepeace.finetune.own_data import parts_of, read_own_data, split
+from onepeace.finetune.report import commands_to_try
+from onepeace.finetune.settings import auto_recipe, trained
+from onepeace.generative.tasks import FILE as TASKS
+from onepeace.hub.folder import read_config
+from onepeace.hub.weights import expected
+from onepeace.train.folder import model_folder
 from onepeace.train.log import read_log
+from onepeace.train.recipe import Recipe
+from onepeace.train.start import make_config, start_weights
 
 FEW = ("red", "green", "blue", "white")
 QUICK = ["schedule.steps=30", "optim.lr=3e-3", "run.precision=float32", "optim.layer_decay=null"]
@@ -58,6 +70,35 @@ def classes(tmp_path_factory):
             (folder / name / f"{i}.wav").write_bytes(tone(TONES[name], rng))
     (folder / "README.txt").write_text("about these sounds")
     return folder
+
+
+@pytest.fixture(scope="module")
+def said():
+    """The lines that `tuned` said."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def tuned(model, said, tmp_path_factory):
+    """A fine-tuning of two steps, on folders of two classes: pictures, half of which have a sound of the same name.
+
+    It is of a model with a task of its own.
+    """
+    home, rng = tmp_path_factory.mktemp("both"), np.random.default_rng(7)
+    folder, start = home / "own", home / "start"
+    for name, colour in (("low", "red"), ("piercing", "green")):
+        (folder / name).mkdir(parents=True)
+        for i in range(12):
+            (folder / name / f"{i}.png").write_bytes(square(COLOURS[colour], rng))
+            if i < 6:
+                (folder / name / f"{i}.wav").write_bytes(tone(TONES[name], rng))
+    shutil.copytree(model, start)
+    (start / TASKS).write_text("own: {prompt: what is it?}\n")
+    tuning = running.FineTuning(folder, home / "out", str(start), (*QUICK, "schedule.steps=2"), said.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "available_memory", lambda device: None)
+        tuning.run()
+    return tuning
 
 
 def finetune(*arguments):
@@ -145,6 +186,27 @@ def test_what_cannot_work_is_refused_in_one_line(model, table, classes, tmp_path
     assert (other / "letter.txt").exists()
 
 
+def test_overwrite_removes_nothing_that_is_needed(model, table, tmp_path, capsys):
+    out, elsewhere = tmp_path / "out", tmp_path / "link"
+    shutil.copytree(model, out / "model")
+    shutil.copy(table, out / "table.csv")
+    (out / "finetune.json").write_text("{}")
+    elsewhere.symlink_to(out)
+    for source, start, said in ((table, out / "model", "give --out another folder"),
+                                (table, out, "give --out another folder"),
+                                (table, elsewhere / "model", "give --out another folder"),
+                                (elsewhere / "table.csv", model, "give --out another folder"),
+                                (tmp_path / "tabel.csv", model, "no such file or folder"),
+                                (table, tmp_path / "modle", "no such model folder")):  # fmt: skip
+        assert finetune(source, "--out", out, "--model", start, "--overwrite") == 1
+        err = capsys.readouterr().err
+        assert said in err
+        assert err.count("\n") == 1
+        assert (out / "model" / "config.yaml").exists()
+    assert finetune(table, "--out", out, "--model", out) == 1
+    assert "--overwrite" not in capsys.readouterr().err
+
+
 def test_rows_of_one_file_stay_together_and_each_class_is_held_out(table, classes):
     (records,) = read_own_data(table, KEYS).groups.values()
     train, held_out = split(records)
@@ -157,6 +219,74 @@ def test_rows_of_one_file_stay_together_and_each_class_is_held_out(table, classe
     assert {str(one.inputs["audio"]) for one in split(list(reversed(records)))[1]} == {
         str(one.inputs["audio"]) for one in held_out
     }
+
+
+@pytest.mark.parametrize("sounds", [1, 2, 3])
+def test_a_kind_of_which_nothing_is_left_to_learn_from_is_left_out(table, classes, tmp_path, monkeypatch, sounds):
+    """Of two sounds one is held out, and one would be to choose the shares by."""
+    monkeypatch.setattr(own_data, "FEWEST_TO_CHOOSE", 8)
+    rows = [{"image": f"{table.parent}/{name}{i}.png", "label": name} for name in FEW for i in range(12)]
+    rows += [{"audio": f"{classes}/low/{i}.wav", "text": "a low tone"} for i in range(sounds)]
+    source = tmp_path / "mixed.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    data = read_own_data(source, KEYS)
+    assert all(parts["train"] for parts in parts_of(data).values())
+    if sounds == 3:
+        assert set(data.groups) == {("image", "text"), ("audio", "text")}
+        assert not data.labelled
+    else:
+        assert set(data.groups) == {("image", "text")}
+        assert data.labelled
+        assert [where for where, _ in data.left_out] == [f"{source} line {49 + i}" for i in range(sounds)]
+        assert {reason for _, reason in data.left_out} == {f"{sounds} of audio and text are too few to learn from"}
+
+
+def test_labelled_pictures_with_a_sound_and_without(tuned):
+    """Each modality has a head, and is measured in each kind of sample that has it."""
+    assert list(read_config(tuned.out / "model").model.heads) == ["classifier_image", "classifier_audio"]
+    rows = [json.loads(line) for line in (tuned.out / "after.jsonl").read_text().splitlines()]
+    kinds = ("image of image+audio+text", "audio of image+audio+text", "image")
+    sets = {f"{kind} by {how}" for kind in kinds for how in (measure.WORDS, measure.HEAD)}
+    assert {row["set"] for row in rows} == sets
+    for pair in ("image+text", "image+audio+text"):
+        assert len(measure.ranks(rows, pair, labelled=True)) == 2
+        assert f"Better: {pair}" in (tuned.out / "report.html").read_text()
+
+
+def test_the_tasks_of_the_start_are_kept(tuned):
+    assert (tuned.out / "model" / TASKS).read_text() == "own: {prompt: what is it?}\n"
+
+
+def test_each_head_of_several_has_a_command_to_try(tuned, capsys):
+    _, *commands = commands_to_try(tuned)
+    for command, items in zip(commands, (24, 12), strict=True):
+        assert command in (tuned.out / "report.html").read_text()
+        assert main([*shlex.split(command)[1:], "--json"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == items
+
+
+def test_what_is_said_of_the_training(tuned, said):
+    assert "training 2 steps" in said
+    assert not [line for line in said if "{" in line]
+    content = auto_recipe(model_folder("tiny"), tuned.data, tuned.out, {"train/image+text": 20}, [])
+    for freeze, words in ((content["freeze"], "all but frozen stems"), ([], "all weights"),
+                          (["blocks.0.*"], "what freeze leaves"),
+                          ({"except": ["logit_scale"]}, "what freeze leaves")):  # fmt: skip
+        assert trained(build(Recipe, {**content, "freeze": freeze}, "")) == words
+
+
+@pytest.mark.parametrize(
+    ("labels", "taken"), [(["cat", "dog"], True), (["cow", "hen"], False), (["cat", "cow", "dog"], False)]
+)
+def test_a_head_for_other_classes_is_not_started_from(tmp_path, labels, taken):
+    head = {"kind": "classifier", "task": "label", "on": "image", "pool": "cls", "hidden_ratio": 0,
+            "labels": ["cat", "dog"], "num_classes": 2}  # fmt: skip
+    start = save_random_model(tmp_path / "start", heads={"classifier": head})
+    recipe = build(Recipe, auto_recipe(start, tmp_path, tmp_path, {"train/image+text": 20}, labels), "")
+    config = make_config(recipe)
+    given = start_weights(recipe, config, expected(config))
+    fresh = set(expected(config)) - set(given)
+    assert fresh == (set() if taken else {"heads.classifier.out.weight", "heads.classifier.out.bias"})
 
 
 def test_probe_measures_frozen_vectors(model, classes, table, capsys):
