@@ -56,8 +56,9 @@ class Distillation(Term):
         super().__init__(name, options, model)
         table: TeacherTable = prepared
         features = table.features.float()
+        known = features[list(table.row.values())]  # the rows of items that cannot be decoded are nan
         # Pooled network features share a large mean; without it cosines tell pictures apart.
-        self.features = (features - features.mean(0)) / (features.std(0) + 1e-6)
+        self.features = (features - known.mean(0)) / (known.std(0) + 1e-6)
         self.row = table.row
         self.head: nn.Module = nn.Linear(model.config.dim, features.shape[1])
 
@@ -94,8 +95,8 @@ class Distillation(Term):
 
     @classmethod
     def placeholder(cls, options, keys) -> TeacherTable:
-        # One row more, as a single one has no standard deviation.
-        return TeacherTable({key: row for row, key in enumerate(keys)}, torch.zeros(len(keys) + 1, 1024, device="cpu"))
+        names = [*keys, "another"]  # a single one has no standard deviation
+        return TeacherTable({name: row for row, name in enumerate(names)}, torch.zeros(len(names), 1024, device="cpu"))
 
     def outputs(self, passes: Passes) -> Features:
         (key,) = self.name.modalities
