@@ -209,6 +209,36 @@ def test_shards_of_the_evaluation_are_looked_for_before_the_first_step(root, tmp
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("5-1-A-0.wav", None),
+        ("5-1-A-99.wav", "set sounds: .*no sounds named FOLD-CLIP-TAKE-TARGET.wav"),
+    ],
+)
+def test_a_download_that_the_evaluation_reads_is_looked_for_too(tmp_path, name, message):
+    (tmp_path / name).touch()
+    path = tmp_path / "evaluate.yaml"
+    path.write_text("sets: {sounds: {protocol: zero_shot, modality: audio, shards: 'layout:esc50/all'}}")
+    model = {**MODEL, "modalities": ["text", "audio"]}
+    wanted = recipe(tmp_path, tmp_path / "run", pair="audio", model=model, evaluate={"recipe": str(path)})
+    if message is None:
+        assert evaluation(wanted)
+    else:
+        with pytest.raises(UserError, match=message):
+            evaluation(wanted)
+
+
+def test_shards_of_the_baselines_of_captions_are_looked_for_too(root, tmp_path):
+    path = tmp_path / "evaluate.yaml"
+    path.write_text(
+        "sets: {written: {protocol: captions, modality: image, shards: squares.tar, baselines: [most_frequent], "
+        "train: {modality: image, shards: none.tar}}}"
+    )
+    with pytest.raises(UserError, match=r"set written: no shard matches .*none\.tar"):
+        evaluation(recipe(root, tmp_path / "run", evaluate={"recipe": str(path)}))
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"objective": {"denoising/video": {}}}, "denoising/video is not a term"),
