@@ -246,6 +246,11 @@ def test_shards_of_the_baselines_of_captions_are_looked_for_too(root, tmp_path):
         ({"model": {**MODEL, "modalities": ["text", "smell"]}}, "modalities names 'smell'"),
         ({"model": {"from": "nowhere"}}, "nowhere"),
         ({"model": {**MODEL, "decoder": None}, **DENOISING}, "give model.decoder"),
+        ({"model": {**MODEL, "copy": {"image": "text"}}}, r"model\.copy is about the weights of model\.from; give"),
+        ({"model": {**MODEL, "fresh": ["logit_scale"]}}, r"model\.fresh is about the weights of model\.from; give"),
+        ({"model": {"from": "tiny", "copy": {"audio": "imgae"}}}, r"model\.copy: tiny has no 'imgae'; it has text, "),
+        ({"model": {"from": "tiny", "copy": {"adio": "image"}}}, r"model\.copy: the recipe's model has no 'adio'"),
+        ({"processors": {"imagee": {"size": 80}}}, r"processors\.imagee: no such modality; there are image, "),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(root, tmp_path, fields, message):
