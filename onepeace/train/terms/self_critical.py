@@ -170,6 +170,8 @@ class SelfCritical(Term):
     def _rewards(self, batch: Batch, written: Sequence[Sequence[Sequence[int]]]) -> list[Tensor]:
         """Of the captions of each item."""
         texts = [self.asking.vocabulary.decode(tokens).strip() for found in written for tokens in found]
-        known = [self.prepared.references[key] for key, found in zip(batch.keys, written, strict=True) for _ in found]
+        # An item with another one mixed in has the caption that was made for both.
+        own = [self.prepared.references.get(key, [text]) for key, text in zip(batch.keys, batch.captions, strict=True)]
+        known = [captions for captions, found in zip(own, written, strict=True) for _ in found]
         rewards = torch.tensor(self.prepared.reward(texts, known), dtype=torch.float32)
         return list(rewards.split([len(found) for found in written]))
