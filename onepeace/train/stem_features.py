@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from onepeace.data.augment import make_augments
-from onepeace.data.features import StemFeatures, item_name
+from onepeace.data.features import StemFeatures, by_name, item_name
 from onepeace.data.sample import Sample
 from onepeace.device import compute_alone
 from onepeace.errors import UserError
@@ -57,7 +57,7 @@ def compute_stem_features(
         device, use_bfloat16: where and how the network is computed.
 
     Raises:
-        UserError: the stem trains, or has no network.
+        UserError: the stem trains, or has no network; or different items have one name.
     """
     network = getattr(getattr(adapter, "stem", None), "network", None)
     if network is None or any(parameter.requires_grad for parameter in network.parameters()):
@@ -65,6 +65,7 @@ def compute_stem_features(
             f"data.stem_views.{key}: features can be kept of a frozen network only; "
             f"add adapters.{key}.stem.network.* to freeze"
         )
+    by_name(samples, item_name, lambda sample: sample.inputs[key], "features of a stem")
     vary = make_augments({key: augment}).get(key) if augment else None
     own = folder / f"{key}-{_fingerprint(adapter.stem, processor, augment, views)}"
     own.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from support.training import MODEL, recipe
 
 from onepeace.data.features import StemFeatures, collate
+from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
 from onepeace.train import loop, setup
@@ -114,6 +116,14 @@ def test_two_runs_at_once_do_not_write_the_same_part(root, tmp_path, monkeypatch
     views = StemFeatures(own, samples).views
     assert len(views) == 16
     assert {view.part for found in views.values() for view in found} == {0, 1}
+
+
+def test_different_items_of_one_name_are_refused(tmp_path):
+    samples = [Sample("p", f"{place}/pairs-00000.tar", {"image": place.encode()}, {}) for place in ("a", "b")]
+    adapter = SimpleNamespace(stem=SimpleNamespace(network=torch.nn.Identity()))
+    arguments = ("image", adapter, None, {}, samples, 1, tmp_path, torch.device("cpu"), False)
+    with pytest.raises(UserError, match=r"a/pairs-00000\.tar and b/pairs-00000\.tar have different items of one name"):
+        compute_stem_features(*arguments)
 
 
 def test_items_of_other_lengths_are_padded_and_counted():

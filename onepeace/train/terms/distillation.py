@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from onepeace import losses
 from onepeace.data.batch import Batch
+from onepeace.data.features import by_name
 from onepeace.errors import UserError
 from onepeace.model import OnePeace
 from onepeace.train import parallel
@@ -89,7 +90,8 @@ class Distillation(Term):
             # By length: the teacher pads to the longest of a batch.
             names = sorted(captions, key=lambda text: (len(text), text))
             return cached_features(options.teacher, names, lambda text: text, path, key)
-        items = {s.key: s.inputs[key] for source in sources for s in source.samples if key in s.inputs}
+        samples = [sample for source in sources for sample in source.samples if key in sample.inputs]
+        items = by_name(samples, lambda s: s.key, lambda s: s.inputs[key], "a teacher's features")
         read = item_reader(key, processors[key])
         return cached_features(options.teacher, list(items), lambda name: read(items[name]), path, key)
 

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from onepeace.config import Options
 from onepeace.data.batch import Batch
+from onepeace.data.features import by_name
 from onepeace.errors import UserError
 from onepeace.evaluate.captions import CiderReward
 from onepeace.generative.search import search
@@ -113,7 +114,7 @@ class SelfCritical(Term):
         fed = cls.pairs(name, recipe)
         samples = [sample for own, source in zip(recipe.data.train, sources, strict=True) if own.name in fed
                    for sample in source.samples if sample.captions]  # fmt: skip
-        references = {sample.key: list(sample.captions) for sample in samples}
+        references = by_name(samples, lambda s: s.key, lambda s: list(s.captions), "captions to compare with")
         task = read_task(options.task, options.changes, recipe, f"objective.{name.text}")
         return Prepared(task, processors["text"].tokenizer, references, CiderReward(references.values(), end=END))
 
