@@ -27,7 +27,7 @@ class Batch:
     inputs: Mapping[str, Inputs]
     """By modality."""
     keys: list[str] = field(default_factory=list)
-    """The samples' keys."""
+    """The samples' keys; KEY.mixed where another item is mixed in."""
     captions: list[str] = field(default_factory=list)
     """The captions as drawn and changed by augmentation."""
     names: list[list[str]] = field(default_factory=list)

@@ -31,6 +31,9 @@ Lengths = Callable[[dict[str, Tensor]], Tensor]
 TRIES = 100
 """So many samples at least are tried for one place of a batch."""
 
+MIXED = "mixed"
+"""Ends the key of an item that has another one mixed in; no sample's key has a dot."""
+
 
 class CorruptDataError(UserError):
     """Too many items cannot be decoded."""
@@ -177,8 +180,8 @@ class BatchBuilder:
                 candidates = sample.targets["candidates"]
                 decoded["text"] = [read(template.format(text=text, candidate=one)) for one in candidates]
         if others:
-            # Two clips at once are neither one's class nor its captions.
-            sample = replace(sample, inputs={}, targets={})
+            # Two clips at once are neither one's class nor its captions, nor what a table holds under its key.
+            sample = replace(sample, key=f"{sample.key}.{MIXED}", inputs={}, targets={})
         return sample, text, decoded
 
     def _one(self, modality: str, item: Any, text: str, rng: np.random.Generator) -> Any:

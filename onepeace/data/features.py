@@ -5,9 +5,9 @@ each view lies. A part whose .json is missing was not finished and does not coun
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
+
+T = TypeVar("T")
 
 
 class View(NamedTuple):
@@ -32,6 +34,31 @@ class View(NamedTuple):
 def item_name(sample: Sample) -> str:
     """What features are filed under: keys alone may come in two sources."""
     return f"{Path(sample.source).name}/{sample.key}"
+
+
+def by_name(
+    samples: Iterable[Sample], name: Callable[[Sample], str], content: Callable[[Sample], T], what: str
+) -> dict[str, T]:
+    """{name: content} of samples, of which some may be the same in several sources.
+
+    Args:
+        name: what something is filed under.
+        content: what it is made of.
+        what: is filed, for the message.
+
+    Raises:
+        UserError: two samples of one name differ, so that one would get what is of the other.
+    """
+    found: dict[str, tuple[Sample, T]] = {}
+    for sample in samples:
+        own = content(sample)
+        first, known = found.setdefault(name(sample), (sample, own))
+        if own != known:
+            raise UserError(
+                f"{first.source} and {sample.source} have different items of one name, {name(sample)}, and {what} are "
+                "kept by that name; write the shards of one again with another prefix"
+            )
+    return {name: own for name, (_, own) in found.items()}
 
 
 class StemFeatures:

@@ -222,7 +222,7 @@ class StreamShard:
             self._rest = self._rest or self._read()
             for sample in self._rest:
                 samples.append(sample)
-                held += sum(len(value) for value in sample.inputs.values() if isinstance(value, bytes))
+                held += _num_bytes(sample)
                 if len(samples) >= self.max_samples or held >= self.max_bytes:
                     break
             if not samples:
@@ -264,6 +264,12 @@ class StreamShard:
                     yield sample
             self._tally.count()
             self._unit, self._sample = self._unit + 1, 0
+
+
+def _num_bytes(sample: Sample) -> int:
+    """How much encoded data a sample holds, of all its pictures and sounds."""
+    media = [value for key, value in sample.inputs.items() if key != "text"]
+    return sum(len(one) for value in media for one in (value if isinstance(value, list) else [value]))
 
 
 class Mixture:

@@ -10,6 +10,7 @@ from onepeace.config import Config
 from onepeace.data.augment import make_augments
 from onepeace.data.masking import TEXT_UNITS, Unit
 from onepeace.errors import UserError, need
+from onepeace.processors import PROCESSORS
 from onepeace.train.recipe import Recipe
 
 
@@ -17,6 +18,8 @@ def check(recipe: Recipe, config: Config) -> None:
     """UserError in one line for whatever would break later, or have no effect."""
     if recipe.lora is not None:
         need("peft", "lora")
+    if unknown := [key for key in recipe.processors if key not in PROCESSORS]:
+        raise UserError(f"processors.{unknown[0]}: no such modality; there are {', '.join(PROCESSORS)}")
     pairs = recipe.data.modalities
     for name, pair in pairs.items():
         if unknown := [key for key in pair if key not in config.model.adapters]:

@@ -29,6 +29,11 @@ ABOUT = "state.json"
 SCORES = "scores.json"
 """{step: score}: beside the checkpoints, which are written before they are measured."""
 FORMAT = "1"
+"""Raised when what is in a checkpoint changes, so that an older version does not misread it."""
+
+
+class FormatError(UserError):
+    """A checkpoint of another format: there is nothing wrong with it, so no older one takes its place."""
 
 
 @dataclass
@@ -114,24 +119,34 @@ def load(path: str | Path) -> Checkpoint:
         return _load_about(path)
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()["onepeace"])
+            metadata = file.metadata()
+            header = json.loads(metadata["onepeace"])
+            _check_format(path, metadata["format"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
+        fields = {name: header[name] for name in ("step", "recipe", "extra")}
+        groups, scalars = header["optimizer_groups"], header["optimizer_scalars"]
     except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
         raise UserError(f"{path}: not a complete checkpoint ({error})") from error
-    state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in header["optimizer_scalars"].items()}
+    state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in scalars.items()}
     for name, tensor in _below(tensors, "optimizer/").items():
         index, _, field = name.partition("/")
         state.setdefault(int(index), {})[field] = tensor
     return Checkpoint(
         path=path,
-        step=header["step"],
         model=_below(tensors, "model/"),
-        optimizer={"state": state, "param_groups": header["optimizer_groups"]},
+        optimizer={"state": state, "param_groups": groups},
         ema=_below(tensors, "ema/"),
-        recipe=header["recipe"],
-        extra=header["extra"],
         score=_scores(path.parent).get(header["step"]),
+        **fields,
     )
+
+
+def _check_format(path: Path, found: str) -> None:
+    if found != FORMAT:
+        raise FormatError(
+            f"{path}: a checkpoint of format {found}, this version reads {FORMAT}; go on with the version that wrote "
+            "it, or give run.out another folder"
+        )
 
 
 def _load_about(path: Path) -> Checkpoint:
@@ -141,6 +156,7 @@ def _load_about(path: Path) -> Checkpoint:
     shares = sorted(path.glob("*.safetensors"))
     try:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        _check_format(path, about.get("format", FORMAT))  # older ones do not say
         fields = {name: about[name] for name in ("step", "recipe", "extra")}
         for share in shares:
             with safe_open(share, framework="pt"):
@@ -154,10 +170,16 @@ def _load_about(path: Path) -> Checkpoint:
 
 
 def newest(folder: str | Path) -> Checkpoint | None:
-    """The last checkpoint of a run that can be read, with a warning for each that cannot; None if there is none."""
+    """The last checkpoint of a run that can be read, with a warning for each that cannot; None if there is none.
+
+    Raises:
+        FormatError: it is of another format. To go on from an older one would lose what was trained since.
+    """
     for path in reversed(files(folder)):
         try:
             return load(path)
+        except FormatError:
+            raise
         except UserError as error:
             log.warning("%s; going on from the one before", error)
     return None

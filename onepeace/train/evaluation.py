@@ -8,6 +8,8 @@ from onepeace.config import build
 from onepeace.data.shards import expand
 from onepeace.embed.embedder import Embedder
 from onepeace.errors import UserError
+from onepeace.evaluate.protocols import EvaluationProtocol
+from onepeace.evaluate.protocols.protocol import Items
 from onepeace.evaluate.report import Row, as_table
 from onepeace.evaluate.run import DataRoot, lacking_modalities, read_recipe, run
 from onepeace.generative.generator import generator_of, writes
@@ -42,8 +44,11 @@ def evaluation(recipe: Recipe) -> Evaluate | None:
     for name, protocol in sets.items():
         if name in writers or not lacking_modalities(protocol, config.model.adapters):
             try:
-                for side in protocol.sides:
-                    expand(side.shards, folder)
+                for items in _items_of(protocol):
+                    if items.layout is None:
+                        expand(items.shards, folder)
+                    else:
+                        items.read(folder)  # a download has no list of its files; it is read as in the evaluation
             except UserError as error:
                 raise UserError(f"evaluate: set {name}: {error}") from error
 
@@ -61,3 +66,9 @@ def evaluation(recipe: Recipe) -> Evaluate | None:
         return {f"{row.set}/{row.metric}": row.value for row in rows}
 
     return scores
+
+
+def _items_of(protocol: EvaluationProtocol) -> list[Items]:
+    """All that a set reads: its sides, and the items among its options, as those that a baseline learns from."""
+    found = [one for one in (*protocol.sides, *vars(protocol).values()) if isinstance(one, Items)]
+    return list({(one.modality, one.shards, one.keys): one for one in found}.values())

@@ -31,7 +31,7 @@ from onepeace.train.objective import Objective
 from onepeace.train.optim import make_optimizer
 from onepeace.train.recipe import Recipe, check_same
 from onepeace.train.run import Run
-from onepeace.train.start import make_config, make_model
+from onepeace.train.start import check_start, make_config, make_model
 from onepeace.train.state import State
 from onepeace.train.stem_features import compute_stem_features
 
@@ -49,6 +49,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
     """
     out, main = Path(recipe.run.out), parallel.rank() == 0
     config = make_config(recipe)
+    check_start(recipe, config)
     sources = read_sources(recipe)
     config = label_heads(config, recipe, sources)
     if "text" in config.model.adapters and main:

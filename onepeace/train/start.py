@@ -71,6 +71,20 @@ def make_config(recipe: Recipe) -> Config:
     return config
 
 
+def check_start(recipe: Recipe, config: Config) -> None:
+    """UserError if ``model.copy`` or ``model.fresh`` has nothing to take from; plans, without weights, do not ask."""
+    start = recipe.start
+    if start.source is None:
+        if given := [name for name in ("copy", "fresh") if getattr(start, name)]:
+            raise UserError(f"model.{given[0]} is about the weights of model.from; give that, or leave it out")
+        return
+    started = read_config(model_folder(start.source)).model
+    for new, old in start.copy.items():
+        for key, model, whose in ((new, config.model, "the recipe's model"), (old, started, start.source)):
+            if key not in model.adapters:
+                raise UserError(f"model.copy: {whose} has no {key!r}; it has {', '.join(model.adapters)}")
+
+
 def _is_read_like(new: str, old: str) -> bool:
     """Whether the adapter of a modality is one of the other's kind."""
     return new in ADAPTERS and old in ADAPTERS and issubclass(ADAPTERS[new], ADAPTERS[old])

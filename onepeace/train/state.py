@@ -116,7 +116,7 @@ class State:
         except dcp.CheckpointException as error:  # a BaseException, with what befell each process
             raise OSError(_failures(error)) from error
         if parallel.rank() == 0:
-            about = {**about, "shares": len(list(temporary.glob("*.safetensors")))}
+            about = {"format": checkpoint.FORMAT, **about, "shares": len(list(temporary.glob("*.safetensors")))}
             (temporary / checkpoint.ABOUT).write_text(json.dumps(about), encoding="utf-8")
             for written in (*temporary.iterdir(), temporary):
                 sync(written)

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from onepeace.data.augment import make_augments
-from onepeace.data.features import StemFeatures, item_name
+from onepeace.data.features import StemFeatures, by_name, item_name
 from onepeace.data.sample import Sample
 from onepeace.device import compute_alone
 from onepeace.errors import UserError
@@ -56,7 +57,7 @@ def compute_stem_features(
         device, use_bfloat16: where and how the network is computed.
 
     Raises:
-        UserError: the stem trains, or has no network.
+        UserError: the stem trains, or has no network; or different items have one name.
     """
     network = getattr(getattr(adapter, "stem", None), "network", None)
     if network is None or any(parameter.requires_grad for parameter in network.parameters()):
@@ -64,24 +65,47 @@ def compute_stem_features(
             f"data.stem_views.{key}: features can be kept of a frozen network only; "
             f"add adapters.{key}.stem.network.* to freeze"
         )
+    by_name(samples, item_name, lambda sample: sample.inputs[key], "features of a stem")
     vary = make_augments({key: augment}).get(key) if augment else None
     own = folder / f"{key}-{_fingerprint(adapter.stem, processor, augment, views)}"
     own.mkdir(parents=True, exist_ok=True)
-    present = StemFeatures(own, samples).views
-    missing = [sample for sample in samples if item_name(sample) not in present]
-    if not missing:
+    if not _missing(own, samples):
         return own
-    log.warning("%s: computing %d views of %d items (%s), once", own, views, len(missing), key)
-    network.to(device)
-    maker = _Maker(key, adapter, processor, vary, samples, views, device, use_bfloat16)
-    number = 1 + max((int(path.stem.removeprefix("part-")) for path in own.glob("part-*.json")), default=-1)
-    decoders = ThreadPoolExecutor(2, initializer=compute_alone)
-    with tqdm(total=len(missing), desc=key, unit="item") as progress, decoders as pool:
-        for part in _batched(missing, PART):
-            maker.write(part, own, number, pool.map)
-            number += 1
-            progress.update(len(part))
+    with _lock(own):
+        if missing := _missing(own, samples):  # another run may have made some meanwhile
+            log.warning("%s: computing %d views of %d items (%s), once", own, views, len(missing), key)
+            network.to(device)
+            maker = _Maker(key, adapter, processor, vary, samples, views, device, use_bfloat16)
+            number = 1 + max((int(path.stem.removeprefix("part-")) for path in own.glob("part-*.json")), default=-1)
+            decoders = ThreadPoolExecutor(2, initializer=compute_alone)
+            with tqdm(total=len(missing), desc=key, unit="item") as progress, decoders as pool:
+                for part in _batched(missing, PART):
+                    maker.write(part, own, number, pool.map)
+                    number += 1
+                    progress.update(len(part))
     return own
+
+
+def _missing(folder: Path, samples: Sequence[Sample]) -> list[Sample]:
+    present = StemFeatures(folder, samples).views
+    return [sample for sample in samples if item_name(sample) not in present]
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Held by the one run that adds parts to a folder: two would give the same numbers to theirs."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        log.warning("%s: another run is computing these features; waiting ...", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

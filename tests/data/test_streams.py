@@ -200,6 +200,14 @@ def test_memory_holds_one_buffer(tmp_path):
     assert peak(shuffle_buffer=1000) > 100 * size
 
 
+def test_every_picture_of_a_sample_fills_the_buffer(tmp_path):
+    members = {f"p{i}.{name}": b"x" * 100 for i in range(6) for name in ("png", "2.png")}
+    shard = write_tar(tmp_path / "a.tar", members)
+    row = StreamShard([str(shard)], ("image",), seed=1, shuffle_buffer_megabytes=400 / 2**20)
+    buffers = [(next(row), row.position)[1]["buffer"] for _ in range(5)]
+    assert buffers == [0, 1, 1, 2, 2]
+
+
 # Mixing
 
 

@@ -98,6 +98,30 @@ def test_foreign_file_is_not_a_checkpoint(tmp_path):
         checkpoint.load(tmp_path / "step-00000003.safetensors")
 
 
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch, shares):
+    Run().save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", "2")
+        Run().save(tmp_path, 2)
+    if shares:
+        path = tmp_path / "step-00000003"
+        path.mkdir()
+        (path / checkpoint.ABOUT).write_text('{"format": "2", "files": 0}')
+    for read in (checkpoint.newest, lambda folder: checkpoint.load(checkpoint.files(folder)[-1])):
+        with pytest.raises(UserError, match="a checkpoint of format 2, this version reads 1; go on with the version"):
+            read(tmp_path)
+
+
+def test_a_header_without_a_field_is_not_a_checkpoint(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "step-00000003.safetensors"
+    save_file({"a": torch.zeros(2)}, path, metadata={"format": checkpoint.FORMAT, "onepeace": '{"step": 3}'})
+    with pytest.raises(UserError, match=r"not a complete checkpoint \('recipe'\)"):
+        checkpoint.load(path)
+
+
 def test_nothing_saved_is_none(tmp_path):
     assert checkpoint.newest(tmp_path / "no run") is None
 

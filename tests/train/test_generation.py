@@ -25,6 +25,7 @@ from onepeace.train.passes import Passes
 from onepeace.train.start import make_config
 from onepeace.train.terms import read_term
 from onepeace.train.terms.generation import Generation, Prepared
+from onepeace.train.terms.self_critical import SelfCritical
 
 CAPTION = {"generation": {"task": "caption", "label_smoothing": 0.1}}
 
@@ -215,6 +216,17 @@ def test_captions_become_what_is_rewarded(root, start, tmp_path, monkeypatch):
     loop.train(writing(root, tmp_path, start, 12, objective, optim={"lr": 5e-3}))
     rewards = [line["self_critical/reward"] for line in logged(tmp_path)]
     assert min(rewards[-3:]) > 1.2 * max(rewards[:2])
+
+
+def test_an_item_with_another_one_mixed_in_is_compared_with_the_caption_of_both():
+    seen = []
+    reward = lambda texts, known: seen.append(known) or [1, 2, 3]  # noqa: E731
+    prepared = SimpleNamespace(references={"a": ["one", "two"]}, reward=reward)
+    term = SimpleNamespace(prepared=prepared, asking=SimpleNamespace(vocabulary=SimpleNamespace(decode=str)))
+    batch = Batch({}, keys=["a", "a.mixed"], captions=["two", "two and three"])
+    rewards = SelfCritical._rewards(term, batch, [[(5,), (6,)], [(7,)]])
+    assert seen == [[["one", "two"], ["one", "two"], ["two and three"]]]
+    assert [own.tolist() for own in rewards] == [[1, 2], [3]]
 
 
 def test_words_are_masked_in_spans():

@@ -11,6 +11,7 @@ from support.small_shards import write_shards
 from onepeace.config import SIZES, ModelConfig, build, read_yaml
 from onepeace.cost import plan
 from onepeace.embed.embedder import load
+from onepeace.evaluate.protocols import PROTOCOLS
 from onepeace.model import OnePeace
 from onepeace.train import loop, teachers
 from onepeace.train.log import read_log
@@ -41,6 +42,11 @@ DECODER = {"dim": 16, "depth": 1, "num_heads": 2, "ffn_dim": 32}
 def test_recipes_are_found():
     assert {"pretrain/tiny_image_text", "pretrain/audio_text_4b"} <= set(RECIPES)
     assert not any(name.startswith("evaluate/") for name in RECIPES)
+
+
+def test_every_protocol_of_an_evaluation_is_named():
+    chapter = (ROOT / "README.md").read_text().partition("**An evaluation protocol**")[2]
+    assert [name for name in PROTOCOLS if f"`{name}`" not in chapter] == []
 
 
 @pytest.mark.parametrize("name", RECIPES)

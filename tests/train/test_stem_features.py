@@ -1,15 +1,22 @@
 """Features of frozen stems, computed once: a run reads them in place of its items."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from support.training import MODEL, recipe
 
 from onepeace.data.features import StemFeatures, collate
+from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
 from onepeace.train import loop, setup
 from onepeace.train.log import read_log
+from onepeace.train.stem_features import _Maker, compute_stem_features
 
 ADAPTERS = {
     "text": {"vocab_size": 400, "num_positions": 32, "num_buckets": 8},
@@ -54,7 +61,7 @@ def test_what_is_there_is_not_computed_again(root, tmp_path, monkeypatch):
     next(own.glob("*.json")).unlink()
     loop.train(stem_recipe(root, tmp_path / "third", {"image": 2}, data=data))
     assert len(decoded) == 96
-    assert {path.name for path in own.iterdir()} == {path.name for path in files}
+    assert {path.name for path in own.glob("part-*")} == {path.name for path in files}
     loop.train(stem_recipe(root, tmp_path / "fourth", {"image": 3}, data=data))
     assert len(list(folder.iterdir())) == 2
 
@@ -85,6 +92,38 @@ def test_a_run_over_less_data_shares_the_folder(root, tmp_path):
     for views in few.views.values():
         assert {view.partner for view in views} <= few.samples.keys()
     assert set(few.views) <= few.samples.keys()
+
+
+def test_two_runs_at_once_do_not_write_the_same_part(root, tmp_path, monkeypatch):
+    run = setup.build_run(stem_recipe(root, tmp_path / "run", {"image": 1}), torch.device("cpu"))
+    samples = list(run.steps.builder.features["image"].samples.values())
+    write, together = _Maker.write, threading.Barrier(2)
+
+    def slow(*arguments):
+        with suppress(threading.BrokenBarrierError):
+            together.wait(0.5)  # if they are not kept apart, both have their number by now
+        write(*arguments)
+
+    monkeypatch.setattr(_Maker, "write", slow)
+
+    def compute(some):
+        adapter, processor = run.model.adapters["image"], run.processors["image"]
+        arguments = ("image", adapter, processor, {}, some, 1, tmp_path / "shared", torch.device("cpu"), False)
+        return compute_stem_features(*arguments)
+
+    with ThreadPoolExecutor(2) as pool:
+        (own,) = set(pool.map(compute, [samples[:8], samples[8:16]]))
+    views = StemFeatures(own, samples).views
+    assert len(views) == 16
+    assert {view.part for found in views.values() for view in found} == {0, 1}
+
+
+def test_different_items_of_one_name_are_refused(tmp_path):
+    samples = [Sample("p", f"{place}/pairs-00000.tar", {"image": place.encode()}, {}) for place in ("a", "b")]
+    adapter = SimpleNamespace(stem=SimpleNamespace(network=torch.nn.Identity()))
+    arguments = ("image", adapter, None, {}, samples, 1, tmp_path, torch.device("cpu"), False)
+    with pytest.raises(UserError, match=r"a/pairs-00000\.tar and b/pairs-00000\.tar have different items of one name"):
+        compute_stem_features(*arguments)
 
 
 def test_items_of_other_lengths_are_padded_and_counted():

@@ -3,6 +3,7 @@
 import json
 import math
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -12,15 +13,19 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file
 from support import outside_models
-from support.training import MODEL, recipe
+from support.training import MODEL, recipe, source
 from torchaudio.functional import resample
 
+from onepeace.data.sample import Sample
+from onepeace.data.shards import Source
 from onepeace.errors import UserError
 from onepeace.processors import AudioProcessor
 from onepeace.train import loop
 from onepeace.train.log import read_log
-from onepeace.train.teachers import SAMPLE_RATE, cached_features, item_reader, make_teacher
+from onepeace.train.teachers import SAMPLE_RATE, TeacherTable, cached_features, item_reader, make_teacher
 from onepeace.train.teachers.transformers import max_tokens
+from onepeace.train.terms import TERMS, TermName
+from onepeace.train.terms.distillation import Distillation
 
 TEXTS = ["a red square", "the low tone of a dog", "an", "a dog barks far away and the low tone"]
 LONG = "the deep tone of a dog " * 20
@@ -319,3 +324,32 @@ def test_what_cannot_be_decoded_has_no_features_and_stops_nothing(tmp_path, capl
     assert again.row == table.row
     with pytest.raises(UserError, match="no item of text can be decoded for the teacher"):
         cached_features(teacher, ["broken 1"], read, tmp_path / "other.safetensors", "text")
+
+
+def test_what_cannot_be_decoded_changes_no_features_of_the_others():
+    known = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)).half()
+    broken = torch.cat([known[:2], torch.full((1, 8), torch.nan).half(), known[2:]])
+    rows = {"a": 0, "b": 1, "d": 3, "e": 4, "f": 5}
+    options, model = Distillation.Options(teacher="any"), SimpleNamespace(config=SimpleNamespace(dim=4))
+    term = Distillation(TermName.parse("distillation/image"), options, model, TeacherTable(rows, broken))
+    expected = (known.float() - known.float().mean(0)) / known.float().std(0)
+    torch.testing.assert_close(term.features[list(term.row.values())], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("distillation/image", "a teacher's features"),
+        ("names/image", "a classifier's scores"),
+        ("self_critical/image", "captions to compare with"),
+    ],
+)
+def test_different_items_of_one_key_are_refused(root, tmp_path, name, what):
+    inputs = {place: {"image": place.encode(), "text": [place]} for place in ("a", "b")}
+    sources = [Source([Sample("0", f"{place}/pairs-00000.tar", inputs[place], {})], []) for place in inputs]
+    made = recipe(root, tmp_path / "run", data={"train": [source(), source()]})
+    term = TERMS[name.partition("/")[0]]
+    options = term.Options() if term.__name__ == "SelfCritical" else term.Options(teacher="nobody")
+    expected = rf"a/pairs-00000\.tar and b/pairs-00000\.tar have different items of one name, 0, and {what} are kept"
+    with pytest.raises(UserError, match=expected):
+        term.prepare(TermName.parse(name), options, made, sources, {})

@@ -209,6 +209,36 @@ def test_shards_of_the_evaluation_are_looked_for_before_the_first_step(root, tmp
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("5-1-A-0.wav", None),
+        ("5-1-A-99.wav", "set sounds: .*no sounds named FOLD-CLIP-TAKE-TARGET.wav"),
+    ],
+)
+def test_a_download_that_the_evaluation_reads_is_looked_for_too(tmp_path, name, message):
+    (tmp_path / name).touch()
+    path = tmp_path / "evaluate.yaml"
+    path.write_text("sets: {sounds: {protocol: zero_shot, modality: audio, shards: 'layout:esc50/all'}}")
+    model = {**MODEL, "modalities": ["text", "audio"]}
+    wanted = recipe(tmp_path, tmp_path / "run", pair="audio", model=model, evaluate={"recipe": str(path)})
+    if message is None:
+        assert evaluation(wanted)
+    else:
+        with pytest.raises(UserError, match=message):
+            evaluation(wanted)
+
+
+def test_shards_of_the_baselines_of_captions_are_looked_for_too(root, tmp_path):
+    path = tmp_path / "evaluate.yaml"
+    path.write_text(
+        "sets: {written: {protocol: captions, modality: image, shards: squares.tar, baselines: [most_frequent], "
+        "train: {modality: image, shards: none.tar}}}"
+    )
+    with pytest.raises(UserError, match=r"set written: no shard matches .*none\.tar"):
+        evaluation(recipe(root, tmp_path / "run", evaluate={"recipe": str(path)}))
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"objective": {"denoising/video": {}}}, "denoising/video is not a term"),
@@ -216,6 +246,11 @@ def test_shards_of_the_evaluation_are_looked_for_before_the_first_step(root, tmp
         ({"model": {**MODEL, "modalities": ["text", "smell"]}}, "modalities names 'smell'"),
         ({"model": {"from": "nowhere"}}, "nowhere"),
         ({"model": {**MODEL, "decoder": None}, **DENOISING}, "give model.decoder"),
+        ({"model": {**MODEL, "copy": {"image": "text"}}}, r"model\.copy is about the weights of model\.from; give"),
+        ({"model": {**MODEL, "fresh": ["logit_scale"]}}, r"model\.fresh is about the weights of model\.from; give"),
+        ({"model": {"from": "tiny", "copy": {"audio": "imgae"}}}, r"model\.copy: tiny has no 'imgae'; it has text, "),
+        ({"model": {"from": "tiny", "copy": {"adio": "image"}}}, r"model\.copy: the recipe's model has no 'adio'"),
+        ({"processors": {"imagee": {"size": 80}}}, r"processors\.imagee: no such modality; there are image, "),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(root, tmp_path, fields, message):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from onepeace import losses
 from onepeace.data.batch import Batch
+from onepeace.data.features import by_name
 from onepeace.errors import UserError
 from onepeace.model import OnePeace
 from onepeace.train import parallel
@@ -56,8 +57,9 @@ class Distillation(Term):
         super().__init__(name, options, model)
         table: TeacherTable = prepared
         features = table.features.float()
+        known = features[list(table.row.values())]  # the rows of items that cannot be decoded are nan
         # Pooled network features share a large mean; without it cosines tell pictures apart.
-        self.features = (features - features.mean(0)) / (features.std(0) + 1e-6)
+        self.features = (features - known.mean(0)) / (known.std(0) + 1e-6)
         self.row = table.row
         self.head: nn.Module = nn.Linear(model.config.dim, features.shape[1])
 
@@ -88,14 +90,15 @@ class Distillation(Term):
             # By length: the teacher pads to the longest of a batch.
             names = sorted(captions, key=lambda text: (len(text), text))
             return cached_features(options.teacher, names, lambda text: text, path, key)
-        items = {s.key: s.inputs[key] for source in sources for s in source.samples if key in s.inputs}
+        samples = [sample for source in sources for sample in source.samples if key in sample.inputs]
+        items = by_name(samples, lambda s: s.key, lambda s: s.inputs[key], "a teacher's features")
         read = item_reader(key, processors[key])
         return cached_features(options.teacher, list(items), lambda name: read(items[name]), path, key)
 
     @classmethod
     def placeholder(cls, options, keys) -> TeacherTable:
-        # One row more, as a single one has no standard deviation.
-        return TeacherTable({key: row for row, key in enumerate(keys)}, torch.zeros(len(keys) + 1, 1024, device="cpu"))
+        names = [*keys, "another"]  # a single one has no standard deviation
+        return TeacherTable({name: row for row, name in enumerate(names)}, torch.zeros(len(names), 1024, device="cpu"))
 
     def outputs(self, passes: Passes) -> Features:
         (key,) = self.name.modalities

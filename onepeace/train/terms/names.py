@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onepeace import losses
 from onepeace.data.batch import Batch, Inputs
+from onepeace.data.features import by_name
 from onepeace.errors import UserError, need
 from onepeace.model import OnePeace
 from onepeace.train import parallel
@@ -79,7 +80,8 @@ class Names(Term):
         (key,) = name.modalities
         own = f"{recipe.run.out}/{file_name(options.teacher)}-{key}-scores.safetensors"
         path = Path(os.path.expandvars(options.cache or own))
-        items = {s.key: s.inputs[key] for source in sources for s in source.samples if key in s.inputs}
+        samples = [sample for source in sources for sample in source.samples if key in sample.inputs]
+        items = by_name(samples, lambda s: s.key, lambda s: s.inputs[key], "a classifier's scores")
         read = item_reader(key, processors[key])
         scores = cached_features(options.teacher, list(items), lambda n: read(items[n]), path, key, output="scores")
         classes = need("open_clip", "teachers").IMAGENET_CLASSNAMES

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from onepeace.config import Options
 from onepeace.data.batch import Batch
+from onepeace.data.features import by_name
 from onepeace.errors import UserError
 from onepeace.evaluate.captions import CiderReward
 from onepeace.generative.search import search
@@ -113,7 +114,7 @@ class SelfCritical(Term):
         fed = cls.pairs(name, recipe)
         samples = [sample for own, source in zip(recipe.data.train, sources, strict=True) if own.name in fed
                    for sample in source.samples if sample.captions]  # fmt: skip
-        references = {sample.key: list(sample.captions) for sample in samples}
+        references = by_name(samples, lambda s: s.key, lambda s: list(s.captions), "captions to compare with")
         task = read_task(options.task, options.changes, recipe, f"objective.{name.text}")
         return Prepared(task, processors["text"].tokenizer, references, CiderReward(references.values(), end=END))
 
@@ -170,6 +171,8 @@ class SelfCritical(Term):
     def _rewards(self, batch: Batch, written: Sequence[Sequence[Sequence[int]]]) -> list[Tensor]:
         """Of the captions of each item."""
         texts = [self.asking.vocabulary.decode(tokens).strip() for found in written for tokens in found]
-        known = [self.prepared.references[key] for key, found in zip(batch.keys, written, strict=True) for _ in found]
+        # An item with another one mixed in has the caption that was made for both.
+        own = [self.prepared.references.get(key, [text]) for key, text in zip(batch.keys, batch.captions, strict=True)]
+        known = [captions for captions, found in zip(own, written, strict=True) for _ in found]
         rewards = torch.tensor(self.prepared.reward(texts, known), dtype=torch.float32)
         return list(rewards.split([len(found) for found in written]))
