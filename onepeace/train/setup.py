@@ -189,10 +189,11 @@ def prepare_terms(recipe: Recipe, sources: list[Source], processors: Mapping[str
 def keep_tasks(recipe: Recipe, objective: Objective, out: Path) -> None:
     """Write what the terms ask a generative model, and what the starting one was asked, to the run's tasks.yaml."""
     trained = {name: task for term in objective.terms.values() for name, task in term.tasks().items()}  # type: ignore[operator]
-    if trained:
-        source = recipe.start.source
-        before = model_folder(source) / TASKS if source is not None else None
-        write_config({**(read_yaml(before) if before and before.exists() else {}), **trained}, out / TASKS)
+    source = recipe.start.source
+    before = model_folder(source) / TASKS if source is not None else None
+    known = read_yaml(before) if before is not None and before.exists() else {}
+    if known or trained:
+        write_config({**known, **trained}, out / TASKS)
 
 
 def make_stem_features(

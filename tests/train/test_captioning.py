@@ -80,6 +80,17 @@ def test_batch_mates_change_no_caption(trained):
         assert alone.score == pytest.approx(mixed.score, abs=1e-4)
 
 
+def test_what_it_is_asked_is_kept_also_by_a_run_that_goes_on_from_it(root, tmp_path):
+    objective = {"captioning/image": {"changes": {"search": {"beam": 2, "max_len": 7}}}}
+    folder = loop.train(
+        caption_recipe(root, tmp_path / "first", 1, objective=objective, data={"train": [source("image")]})
+    )
+    assert onepeace.load_generator(folder).tasks["caption"].search.max_len == 7
+    model, data = {"from": str(folder)}, {"train": [source("image")]}
+    folder = loop.train(recipe(root, tmp_path / "second", 1, model=model, data=data, objective={"contrastive": {}}))
+    assert onepeace.load_generator(folder).tasks["caption"].search.max_len == 7
+
+
 def test_a_sound_is_an_array_with_its_rate_too(trained):
     generator = onepeace.load_generator(trained[0])
     tone = np.sin(np.arange(16000, dtype=np.float32) / 9)

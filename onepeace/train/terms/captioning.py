@@ -1,20 +1,23 @@
 """Captions, written word by word from the features of an item."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
+from onepeace.generative.tasks import Task
 from onepeace.heads import Caption
 from onepeace.losses import TokenLosses, token_losses
 from onepeace.model import OnePeace
 from onepeace.processors.tokenizer import BOS
 from onepeace.train.passes import Passes
+from onepeace.train.terms.asking import read_task
 from onepeace.train.terms.generation import mean_over_tokens
 from onepeace.train.terms.supervised import Supervised
+from onepeace.train.terms.term import TermName
 
 
 class Captioning(Supervised):
@@ -32,8 +35,15 @@ class Captioning(Supervised):
         caption: str = "text"
         """The modality of the pair whose tokens are written."""
         label_smoothing: float = 0.1
+        changes: dict[str, Any] = field(default_factory=dict)
+        """Fields of the task "caption", which the trained model is asked, that are other than in the starting model's
+        tasks and the built-in ones."""
 
     options: Options
+
+    def __init__(self, name: TermName, options: Any, model: OnePeace, prepared: Task | None = None):
+        super().__init__(name, options, model)
+        self.asked = prepared
 
     @classmethod
     def check(cls, name, options, recipe, config) -> None:
@@ -50,6 +60,13 @@ class Captioning(Supervised):
         if rows is not None and rows > head["vocab_size"]:
             raise UserError(f"{where}: model.heads.{options.head}.vocab_size is {head['vocab_size']}, and texts have "
                             f"ids up to {rows - 1}")  # fmt: skip
+
+    @classmethod
+    def prepare(cls, name, options, recipe, sources, processors) -> Task:
+        return read_task(cls.task, options.changes, recipe, f"objective.{name.text}")
+
+    def tasks(self) -> dict[str, Task]:
+        return {} if self.asked is None else {self.task: self.asked}
 
     def outputs(self, passes: Passes) -> TokenLosses:  # type: ignore[override]
         head: Caption = passes.model.heads[self.options.head]  # type: ignore[assignment]
