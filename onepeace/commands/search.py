@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
                     print(f"{words}:")
                 hits.print_both(found) if args.compare else hits.print_table(found[index.model])
             if args.html:
-                page = _page(index, parts[index.model], found[index.model], args.html.parent)
+                page = _page(index, query, found[index.model], args.html.parent)
                 write_text_atomic(args.html, page)
         return files.exit_code(problems, len(index))
 
@@ -237,11 +237,12 @@ def _vectors_of_words(file: Path) -> "dict[str, np.ndarray]":
     return dict(zip(embeddings.paths, embeddings.vectors, strict=True))
 
 
-def _page(index: "Index", parts: "Sequence[Part]", results: "Results", folder: Path) -> str:
+def _page(index: "Index", query: Sequence[tuple[str, Any, float]], results: "Results", folder: Path) -> str:
     from onepeace.index.content import content
     from onepeace.serve.hits import QueryPart, Shown, render
 
-    query = [QueryPart(part.kind, part.value, part.weight) for part in parts]
+    # As it was given: an index of imported vectors is asked for others, which say nothing to people.
+    given = [QueryPart("text" if kind == "without" else kind, value, weight) for kind, value, weight in query]
     shown = []
     for hit in results.hits:
         try:
@@ -249,4 +250,4 @@ def _page(index: "Index", parts: "Sequence[Part]", results: "Results", folder: P
         except UserError:  # gone since it was embedded
             value = hit.item.path
         shown.append(Shown(hit, value))
-    return render(query, shown, folder, num_files=results.compared, model=index.model)
+    return render(given, shown, folder, num_files=results.compared, model=index.model)
