@@ -331,6 +331,13 @@ def test_change_of_the_index_is_seen_at_once(changing, tmp_path, samples):
     message(client.get(f"/files/{numbers['note.txt']}"), 404)
 
 
+def test_name_of_the_model_asks_no_connection_that_another_request_may_close(index_folder, random_folder):
+    service = Service(index_folder, device="cpu")
+    client = client_of(create_app(service))
+    service.close()
+    assert client.get("/v1/models").json()["data"][0]["id"] == random_folder.name
+
+
 def test_videos_are_served_with_the_picture_of_every_moment(tmp_path, samples):
     pytest.importorskip("av")
     shard = tmp_path / "shard.tar"
