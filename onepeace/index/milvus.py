@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -289,15 +289,16 @@ def reading(store: Store) -> Mirror | None:
     if store.meta.get(STORE, LOCAL) == LOCAL:
         return None
     try:
-        mirror = Mirror(store)
+        with ExitStack() as stack:
+            mirror = Mirror(store)
+            stack.callback(mirror.close)
+            if fault := mirror.fault():
+                raise UserError(f"{fault}: run onepeace index repair")
+            stack.pop_all()
+            return mirror
     except UserError as error:
         log.warning(HERE, error)
         return None
-    if fault := mirror.fault():
-        log.warning(HERE, f"{fault}: run onepeace index repair")
-        mirror.close()
-        return None
-    return mirror
 
 
 def faults(folder: Path) -> list[str]:

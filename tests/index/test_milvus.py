@@ -23,6 +23,8 @@ from onepeace.index.write import remove
 
 pytest.importorskip("milvus_lite", reason='needs Milvus Lite: pip install "onepeace[milvus]"')
 
+from pymilvus.exceptions import MilvusException
+
 
 @pytest.fixture
 def place(tmp_path):
@@ -221,6 +223,29 @@ def test_an_answer_that_fails_to_come_is_no_end(build, files, place, tmp_path, c
         opened.mirror._client.drop_collection(opened.mirror.collection)
         assert compared(opened) == before
     assert f"{place}: Milvus does not answer" in caplog.text
+
+
+def test_collection_that_cannot_be_counted_is_closed_and_queries_go_on(
+    build, files, place, tmp_path, monkeypatch, caplog
+):
+    build(tmp_path / "index", files / "part 0", store=place)
+    closed = []
+
+    def fail(self):
+        raise MilvusException(message="gone")
+
+    def close(self):
+        closed.append(self.place)
+        return real(self)
+
+    real = Mirror.close
+    monkeypatch.setattr(Mirror, "_count", fail)
+    monkeypatch.setattr(Mirror, "close", close)
+    with caplog.at_level(logging.WARNING), Index.open(tmp_path / "index") as opened:
+        assert opened.mirror is None
+        assert any(compared(opened))
+    assert f"{place}: Milvus does not answer (gone); the vectors are compared here" in caplog.text
+    assert closed == [place]
 
 
 def test_places():
