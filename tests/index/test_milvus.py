@@ -25,6 +25,9 @@ pytest.importorskip("milvus_lite", reason='needs Milvus Lite: pip install "onepe
 
 from pymilvus.exceptions import MilvusException
 
+NOBODY = "milvus://127.0.0.1:1"
+"""Where no Milvus answers."""
+
 
 @pytest.fixture
 def place(tmp_path):
@@ -207,12 +210,26 @@ def test_a_collection_that_has_lost_vectors_is_not_asked_and_is_repaired(
 def test_without_an_answer_queries_go_on_and_writing_says_so(build, files, tmp_path, caplog):
     index = tmp_path / "index"
     build(index, files / "part 0")
+    with closing(Store(index, write=True)) as store, store.transaction() as connection:
+        about = {milvus.STORE: NOBODY, milvus.COLLECTION: "onepeace_0"}
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", about.items())
     with pytest.raises(UserError, match=r"^milvus://127.0.0.1:1: Milvus does not answer \([^\n]*\)$"):
-        build(index, files / "part 1", store="milvus://127.0.0.1:1")
+        build(index, files / "part 1")
     with caplog.at_level(logging.WARNING), Index.open(index) as opened:
         assert opened.mirror is None
         assert any(compared(opened))
     assert "milvus://127.0.0.1:1: Milvus does not answer" in caplog.text
+
+
+def test_place_that_does_not_answer_is_not_kept(build, update, files, tmp_path):
+    index = tmp_path / "index"
+    build(index, files / "part 0")
+    with pytest.raises(UserError, match=r"^milvus://127.0.0.1:1: Milvus does not answer \([^\n]*\)$"):
+        build(index, files / "part 1", store=NOBODY)
+    update(index)
+    with Index.open(index) as opened:
+        assert opened.mirror is None
+        assert milvus.STORE not in opened.store.meta
 
 
 def test_an_answer_that_fails_to_come_is_no_end(build, files, place, tmp_path, caplog):
