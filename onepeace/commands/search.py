@@ -86,7 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown = parser.add_argument_group("which hits, and how")
     shown.add_argument("--top", type=files.positive, default=10, metavar="K", help="how many hits (default: 10)")
     shown.add_argument("--offset", type=int, default=0, metavar="N", help="leave out the first N")
-    shown.add_argument("--sort", choices=("match", "date", "path"), default="match", help="default: match")
+    text = "date (newest first) or path: of the best 200, or of as many as are asked for (default: match)"
+    shown.add_argument("--sort", choices=("match", "date", "path"), default="match", help=text)
     shown.add_argument("--rank", metavar="NAME", help="znorm (default), raw, centred or per-modality")
     shown.add_argument(
         "--min-match", type=float, default=0.5, metavar="P", help="below it a hit counts as not relevant (0.5)"
