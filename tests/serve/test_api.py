@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tarfile
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from support.embedding import assert_same
 from support.media import TWO_SCENES
 from support.server import serving
+from support.small_shards import write_tar
 
 pytest.importorskip("gradio", reason="the API comes with the extra web")
 
@@ -23,10 +25,12 @@ from fastapi.testclient import TestClient
 
 from onepeace.index.index import Index
 from onepeace.index.query import Part
+from onepeace.index.store import Item
 from onepeace.index.write import build, update
 from onepeace.serve import page
 from onepeace.serve.api import create_app
-from onepeace.serve.limits import Limits
+from onepeace.serve.limits import Limits, Refused
+from onepeace.serve.media import body_of
 from onepeace.serve.service import Service
 
 HOSTS = frozenset({"127.0.0.1", "localhost"})
@@ -402,6 +406,26 @@ def test_samples_of_shards_rows_of_tables_and_odd_files_are_served(tmp_path, sam
     os.utime(shard, (1, 1))
     message(client.get(hits["shard.tar::one.jpg"]["file"]), 410)
     service.close()
+
+
+def test_sample_of_a_shard_that_has_changed_is_refused_whatever_its_folder_is_called(tmp_path):
+    (tmp_path / "a::b").mkdir()
+    shard = write_tar(tmp_path / "a::b" / "shard.tar", {"one.txt": b"a cat"})
+    item = Item(f"{shard}::one.txt", "text", 5, shard.stat().st_mtime_ns, id=1)
+    assert body_of(item).source.read() == b"a cat"
+    os.utime(shard, (1, 1))
+    with pytest.raises(Refused, match="not the file any more") as refused:
+        body_of(item)
+    assert refused.value.status == 410
+
+
+def test_file_in_a_folder_that_is_called_like_a_shard_is_served(tmp_path):
+    path = tmp_path / "old.tar::new" / "note.txt"
+    path.parent.mkdir()
+    path.write_text("a note", encoding="utf-8")
+    item = Item(str(path), "text", 6, path.stat().st_mtime_ns, id=1)
+    with closing(body_of(item).source) as source:
+        assert source.read() == b"a note"
 
 
 # Who may ask, and which doors there are
