@@ -252,7 +252,9 @@ def test_player_can_ask_for_a_part(client, collection, ids, asked, part):
     assert (answer.status_code, answer.content) == (206, data[part])
     first = range(len(data))[part][0]
     assert answer.headers["content-range"] == f"bytes {first}-{first + len(data[part]) - 1}/{len(data)}"
-    assert client.get(f"/files/{ids['dog.ogg']}", headers={"range": f"bytes={len(data)}-"}).status_code == 416
+    outside = client.get(f"/files/{ids['dog.ogg']}", headers={"range": f"bytes={len(data)}-"})
+    assert message(outside, 416) == f"bytes={len(data)}-: the file has {len(data)} bytes"
+    assert outside.headers["content-range"] == f"bytes */{len(data)}"
     assert client.get(f"/files/{ids['dog.ogg']}", headers={"range": "lines=1-2"}).content == data
 
 
