@@ -289,7 +289,6 @@ def _open(
         if model is not None and about["model"] != store.meta["model"]:  # it lies elsewhere now
             with store.transaction() as connection:
                 connection.execute("UPDATE meta SET value = ? WHERE key = 'model'", (about["model"],))
-            store.meta["model"] = about["model"]
         for key, value in cut.items():
             if value is not None and value != float(store.meta[key]):
                 raise UserError(f"{folder}: made with a {key} of {float(store.meta[key]):g} s, not {value:g} s")
