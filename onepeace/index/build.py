@@ -106,7 +106,7 @@ class Builder:
         store: of the index.
         load: gives the model that the index belongs to; called when there is something to embed.
         modalities: those the model has vectors of; None asks the model.
-        window, hop: of sounds longer than the model reads at once, in seconds.
+        window, hop: of sounds longer than ``window``, in seconds.
         batch_size: samples in a pass of the model.
         progress: True or False; None = on a terminal.
         written: called after each write.

@@ -233,7 +233,7 @@ class Mirror:
 
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("row", DataType.INT64, is_primary=True)
-        schema.add_field("file", DataType.INT64)
+        schema.add_field("file", DataType.INT64)  # for other programs; collections that were made before need it too
         schema.add_field("modality", DataType.INT8)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self._store.embed_dim)
         index = MilvusClient.prepare_index_params()
