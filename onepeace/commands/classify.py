@@ -69,7 +69,7 @@ def _labels(args: argparse.Namespace) -> list[str]:
         names = args.labels.split(",")
     else:
         try:
-            names = args.labels_file.read_text(encoding="utf-8").splitlines()
+            names = args.labels_file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{args.labels_file}: cannot be read ({error})") from error
     labels = [name.strip() for name in names if name.strip()]

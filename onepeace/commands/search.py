@@ -86,7 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown = parser.add_argument_group("which hits, and how")
     shown.add_argument("--top", type=files.positive, default=10, metavar="K", help="how many hits (default: 10)")
     shown.add_argument("--offset", type=int, default=0, metavar="N", help="leave out the first N")
-    shown.add_argument("--sort", choices=("match", "date", "path"), default="match", help="default: match")
+    text = "date (newest first) or path: of the best 200, or of as many as are asked for (default: match)"
+    shown.add_argument("--sort", choices=("match", "date", "path"), default="match", help=text)
     shown.add_argument("--rank", metavar="NAME", help="znorm (default), raw, centred or per-modality")
     shown.add_argument(
         "--min-match", type=float, default=0.5, metavar="P", help="below it a hit counts as not relevant (0.5)"
@@ -133,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
                     print(f"{words}:")
                 hits.print_both(found) if args.compare else hits.print_table(found[index.model])
             if args.html:
-                page = _page(index, parts[index.model], found[index.model], args.html.parent)
+                page = _page(index, query, found[index.model], args.html.parent)
                 write_text_atomic(args.html, page)
         return files.exit_code(problems, len(index))
 
@@ -195,7 +196,7 @@ def _queries(args: argparse.Namespace) -> list[tuple[str | None, list[tuple[str,
             raise UsageError("nothing to search for; give --text, --image, --audio, --like or several of them")
         return [(None, _weighted(args.weights, given))]
     try:
-        lines = [line.strip() for line in args.queries.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in args.queries.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{args.queries}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not lines:
@@ -237,11 +238,12 @@ def _vectors_of_words(file: Path) -> "dict[str, np.ndarray]":
     return dict(zip(embeddings.paths, embeddings.vectors, strict=True))
 
 
-def _page(index: "Index", parts: "Sequence[Part]", results: "Results", folder: Path) -> str:
+def _page(index: "Index", query: Sequence[tuple[str, Any, float]], results: "Results", folder: Path) -> str:
     from onepeace.index.content import content
     from onepeace.serve.hits import QueryPart, Shown, render
 
-    query = [QueryPart(part.kind, part.value, part.weight) for part in parts]
+    # As it was given: an index of imported vectors is asked for others, which say nothing to people.
+    given = [QueryPart("text" if kind == "without" else kind, value, weight) for kind, value, weight in query]
     shown = []
     for hit in results.hits:
         try:
@@ -249,4 +251,4 @@ def _page(index: "Index", parts: "Sequence[Part]", results: "Results", folder: P
         except UserError:  # gone since it was embedded
             value = hit.item.path
         shown.append(Shown(hit, value))
-    return render(query, shown, folder, num_files=results.compared, model=index.model)
+    return render(given, shown, folder, num_files=results.compared, model=index.model)

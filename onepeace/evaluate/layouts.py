@@ -145,7 +145,7 @@ def _classes(raw: Mapping[str, bytes], names: Sequence[str]) -> dict[str, Any]:
 def _lines(path: Path) -> list[str]:
     """The lines of a text file; none of one that is not there."""
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except FileNotFoundError:
         return []
 

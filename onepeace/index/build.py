@@ -24,6 +24,7 @@ from onepeace.files import source
 from onepeace.files.metadata import describe_media
 from onepeace.files.source import scheme
 from onepeace.files.walk import Unreadable
+from onepeace.index.captions import BY
 from onepeace.index.sources import (
     MADE_OF,
     Entry,
@@ -105,7 +106,7 @@ class Builder:
         store: of the index.
         load: gives the model that the index belongs to; called when there is something to embed.
         modalities: those the model has vectors of; None asks the model.
-        window, hop: of sounds longer than the model reads at once, in seconds.
+        window, hop: of sounds longer than ``window``, in seconds.
         batch_size: samples in a pass of the model.
         progress: True or False; None = on a terminal.
         written: called after each write.
@@ -260,9 +261,9 @@ class Builder:
         if known is None or _state(known) != _state(item) or (known.problem and _may_work_now(known)):
             return True
         self._count_known(known)
-        described = (item.caption or known.caption, item.metadata or known.metadata)
-        if described != (known.caption, known.metadata):
-            self._change(replace(known, caption=described[0], metadata=described[1]))
+        described = _described(replace(known, caption=item.caption, metadata=item.metadata), known)
+        if described != known:
+            self._change(described)
         return False
 
     def _count_known(self, known: Item) -> None:
@@ -475,8 +476,13 @@ def _trouble(item: Item) -> tuple[Any, ...]:
 
 
 def _described(item: Item, old: Item) -> Item:
-    """The item in the place of an older state of it: what a table once said of it stays, unless there is news."""
-    return replace(item, id=old.id, caption=item.caption or old.caption, metadata=item.metadata or old.metadata)
+    """The item in the place of an older state of it: what a table once said of it stays, unless there is news, and what
+    a model wrote stays as long as the content does."""
+    given = {name: value for name, value in old.metadata.items() if name != BY}
+    is_written = BY in old.metadata and not item.caption and item.hash == old.hash
+    caption = item.caption or (old.caption if is_written or BY not in old.metadata else None)
+    metadata = (item.metadata or given) | ({BY: old.metadata[BY]} if is_written else {})
+    return replace(item, id=old.id, caption=caption, metadata=metadata)
 
 
 def _may_work_now(item: Item) -> bool:

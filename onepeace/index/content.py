@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from onepeace.errors import UserError
 from onepeace.files.source import scheme
-from onepeace.index.sources import is_shard, read_shard, state_of, wholes
+from onepeace.index.sources import is_shard, read_shard, shard_of, state_of, wholes
 from onepeace.index.store import Item
 
 AT_ONCE = 256
@@ -77,7 +77,7 @@ def _unchanged(items: Iterable[Item]) -> Iterator[tuple[int, Path | bytes | str]
     for i, item in enumerate(items):
         if scheme(item.path):
             continue
-        shard = next((place for place in wholes(item.path) if is_shard(place) and Path(place).is_file()), None)
+        shard = shard_of(item.path)
         if shard is not None:
             if os.stat(shard).st_mtime_ns == item.mtime_ns:
                 in_shards[shard][item.path] = i

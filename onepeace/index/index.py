@@ -178,7 +178,8 @@ class Index:
             top, offset: so many hits, after leaving out so many.
             only: kinds of files: some of image, audio, text, video.
             path_glob, after, before, where: which files may be found (where.py).
-            sort: match; date (newest first) or path, of the hits that reach ``min_match``.
+            sort: match; date (newest first) or path, of the best POOL (search.py), or ``top`` + ``offset`` if that is
+                more, those that reach ``min_match``.
             rank: a key of RANKINGS (ranking.py); None = znorm, or raw where there is no calibration.
             min_match: probability below which a hit counts as not relevant.
             duplicates: near copies as one hit, or each.

@@ -9,8 +9,8 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,15 +67,16 @@ class Mirror:
 
     Args:
         store: of the index.
+        about: STORE and COLLECTION, in place of what the index says of them.
 
     Raises:
         UserError: pymilvus is not installed, or Milvus does not answer.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, about: Mapping[str, str] | None = None) -> None:
         self._store = store
-        meta = store.meta
-        self.place, self._prefix = meta[STORE], meta[COLLECTION]
+        about = about or store.meta
+        self.place, self._prefix = about[STORE], about[COLLECTION]
         self._vectors = ""
         self.rows = 0
         """All rows before this one are known to be there."""
@@ -232,7 +233,7 @@ class Mirror:
 
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("row", DataType.INT64, is_primary=True)
-        schema.add_field("file", DataType.INT64)
+        schema.add_field("file", DataType.INT64)  # for other programs; collections that were made before need it too
         schema.add_field("modality", DataType.INT8)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self._store.embed_dim)
         index = MilvusClient.prepare_index_params()
@@ -289,15 +290,16 @@ def reading(store: Store) -> Mirror | None:
     if store.meta.get(STORE, LOCAL) == LOCAL:
         return None
     try:
-        mirror = Mirror(store)
+        with ExitStack() as stack:
+            mirror = Mirror(store)
+            stack.callback(mirror.close)
+            if fault := mirror.fault():
+                raise UserError(f"{fault}: run onepeace index repair")
+            stack.pop_all()
+            return mirror
     except UserError as error:
         log.warning(HERE, error)
         return None
-    if fault := mirror.fault():
-        log.warning(HERE, f"{fault}: run onepeace index repair")
-        mirror.close()
-        return None
-    return mirror
 
 
 def faults(folder: Path) -> list[str]:
@@ -328,12 +330,14 @@ def choose_store(store: Store, given: str) -> None:
     """Where an index keeps its vectors from now on.
 
     Raises:
-        UsageError: no such place.
+        UsageError: no such place; UserError: Milvus does not answer there, and the index is as it was.
     """
     place = place_of(given)
     if place == store.meta.get(STORE, LOCAL):
         return
     news = {STORE: place, COLLECTION: store.meta.get(COLLECTION) or f"onepeace_{secrets.token_hex(8)}"}
+    if place != LOCAL:
+        Mirror(store, news).close()  # before it is kept: of a wrong name every later command would fail
     with store.transaction() as connection:
         connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", news.items())
 

@@ -14,7 +14,7 @@ from onepeace.index.where import Condition, joined
 ALIKE = 0.98
 """Cosine of two files of one kind from which on they count as copies of one another."""
 POOL = 200
-"""Best files that are sorted by date or path."""
+"""Best files that are sorted by date or path, unless more hits are asked for."""
 REMEMBERED = 16
 """Filters whose results are kept in memory."""
 CANDIDATES = 4
@@ -84,11 +84,11 @@ def hits_of(
 
     Args:
         best: gives so many best vectors; asked for more until there are enough files.
-        sort: date (newest first) and path order the hits that reach ``min_match``, or without a calibration the best
-            POOL, anew.
-        min_match: leaves hits below it out when they are sorted anew; sorted by match they only come last.
+        sort: date (newest first) and path order the best POOL anew, or the best ``top`` + ``offset`` if that is more.
+        min_match: leaves hits below it out when they are sorted anew; sorted by match they only come last. Without a
+            calibration it plays no part.
     """
-    wanted = top + offset if sort == "match" else POOL
+    wanted = top + offset if sort == "match" else max(POOL, top + offset)
     count = CANDIDATES * wanted
     while True:
         scores = best(count)

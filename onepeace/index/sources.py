@@ -179,6 +179,16 @@ def wholes(path: str) -> list[str]:
     return [path[: match.start()] for match in re.finditer("::", path)]
 
 
+def shard_of(path: str, *, is_there: bool = True) -> str | None:
+    """Path of the shard that an item is a sample of; None if it is of none.
+
+    Args:
+        is_there: only a shard that is there now, as a folder may have such a name too; else what the path alone says.
+    """
+    places = (place for place in wholes(path) if is_shard(place))
+    return next((place for place in places if not is_there or os.path.isfile(place)), None)
+
+
 def modalities_by_suffix() -> dict[str, str]:
     """The kind of file that each ending names, lower case, with the dot."""
     from onepeace.processors import guessed
@@ -296,7 +306,7 @@ def name_and_place(path: str) -> tuple[str, str]:
     if scheme(path):
         place, _, name = path.rpartition("/")
         return name, place
-    if shard := next((place for place in wholes(path) if is_shard(place)), None):
+    if shard := shard_of(path, is_there=False):
         return path[len(shard) + len("::") :], shard
     return os.path.basename(path), os.path.dirname(path)
 

@@ -142,7 +142,7 @@ class _Copy:
     meta: dict[str, str] | None
     """None if it is not what was written."""
     roots: list[tuple[Any, ...]]
-    """None if they are not what was written."""
+    """Empty if they are not what was written."""
     files: list[tuple[Any, ...]]
     """(id, checksum, then COLUMNS)."""
     owners: list[tuple[Any, ...]]

@@ -1,5 +1,6 @@
 """What the commands that change an index do: `build`, `update`, `remove`."""
 
+import logging
 import os
 import shlex
 import time
@@ -8,7 +9,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onepeace.errors import UsageError, UserError
+from onepeace.errors import UsageError, UserError, one_line
 from onepeace.files.atomic import write_atomic
 from onepeace.files.source import scheme
 from onepeace.index.calibration import FILE as CALIBRATION
@@ -23,6 +24,8 @@ from onepeace.index.store import DATABASE, Store
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
     from onepeace.index.build import Report
+
+log = logging.getLogger(__name__)
 
 EXPORT_FROM = 1000
 """Files from which on the text branch is written beside the vectors."""
@@ -200,6 +203,8 @@ def _provide(store: Store, report: "Report", nearest: str) -> None:
         index.candidates.keep(nearest)
     report.seconds["structure"] += time.perf_counter() - start
     folder, model_hash = store.folder / TEXT_ENCODER, store.meta["model_hash"]
+    if "text" not in store.meta["modalities"].split():
+        return
     if store.count("problem IS NULL") < EXPORT_FROM or OnnxTextEncoder.open(folder, model_hash) is not None:
         return
     try:
@@ -210,8 +215,11 @@ def _provide(store: Store, report: "Report", nearest: str) -> None:
     from onepeace.embed.embedder import load
 
     start = time.perf_counter()
-    embedder = load(store.meta["model"], device="cpu", dtype="float32", modalities=["text"])
-    export_text_encoder(embedder, folder, model_hash=model_hash)
+    try:
+        embedder = load(store.meta["model"], device="cpu", dtype="float32", modalities=["text"])
+        export_text_encoder(embedder, folder, model_hash=model_hash)
+    except (UserError, OSError) as error:  # the files only save time
+        log.warning("%s: no text encoder is kept (%s); queries of words load the model", folder, one_line(error))
     report.seconds["export"] += time.perf_counter() - start
 
 
@@ -281,7 +289,6 @@ def _open(
         if model is not None and about["model"] != store.meta["model"]:  # it lies elsewhere now
             with store.transaction() as connection:
                 connection.execute("UPDATE meta SET value = ? WHERE key = 'model'", (about["model"],))
-            store.meta["model"] = about["model"]
         for key, value in cut.items():
             if value is not None and value != float(store.meta[key]):
                 raise UserError(f"{folder}: made with a {key} of {float(store.meta[key]):g} s, not {value:g} s")

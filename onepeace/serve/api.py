@@ -300,7 +300,9 @@ def _response(body: media.Body, range_: str | None) -> Response:
         stop = min(body.size, int(last) + 1) if first and last else body.size
         if not start < stop:
             body.source.close()
-            return Response(status_code=416, headers={"content-range": f"bytes */{body.size}"})
+            return _error(
+                416, f"{range_.strip()}: the file has {body.size} bytes", {"content-range": f"bytes */{body.size}"}
+            )
         status = 206
         headers["content-range"] = f"bytes {start}-{stop - 1}/{body.size}"
     headers["content-length"] = str(stop - start)
@@ -333,5 +335,5 @@ def _first(errors: Sequence[Mapping[str, Any]]) -> str:
     return one_line(f"{place}: {errors[0]['msg']}" if place else errors[0]["msg"])
 
 
-def _error(status: int, message: str) -> Response:
-    return Ascii({"error": {"message": message}}, status)
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    return Ascii({"error": {"message": message}}, status, headers)

@@ -19,7 +19,7 @@ from onepeace.errors import UserError
 from onepeace.files.source import scheme, suffix
 from onepeace.files.video import frame_at
 from onepeace.index.content import content
-from onepeace.index.sources import is_shard
+from onepeace.index.sources import shard_of
 from onepeace.index.store import Item
 from onepeace.processors import AudioProcessor, ImageProcessor
 from onepeace.serve.hits import EXCERPT, THUMBNAIL, VIDEO_TYPES, waveform
@@ -116,10 +116,9 @@ def excerpt(item: Item) -> str:
 
 def _checked(item: Item) -> Path | bytes | str:
     """What an item is made of, as `content` gives it, if it still is what was indexed."""
-    container, separator, _ = item.path.partition("::")
     try:
-        if is_shard(container) and separator:
-            _check(os.stat(container), item, with_size=False)
+        if shard := shard_of(item.path):
+            _check(os.stat(shard), item, with_size=False)
         value = content(item)
         if isinstance(value, Path):
             _check(os.stat(value), item, with_size=True)

@@ -48,6 +48,7 @@ class Service:
         self.limits = limits or Limits()
         self._lock = threading.Lock()  # a connection of SQLite is used by one thread at a time
         self._index = Index.open(folder, model=model, device=device, dtype=dtype)
+        self.model = model_name(self._index)  # asked once: another thread may close the connection of the moment
         _ = self._index.rows  # read now, not with the first request
         embedder = self._index.embedder
         if isinstance(processor := embedder.processors.get("image"), ImageProcessor):
@@ -60,10 +61,6 @@ class Service:
     def close(self) -> None:
         self.batching.close()
         self._index.close()
-
-    @property
-    def model(self) -> str:
-        return model_name(self._index)
 
     def counts(self) -> dict[str, int]:
         """Files by kind."""

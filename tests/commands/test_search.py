@@ -323,6 +323,15 @@ def test_classify_reads_labels_from_a_file_and_lists_what_failed(command, mixed,
     assert f"{len(broken)} of {len(broken) + 40} files failed" in err
 
 
+def test_files_of_names_may_begin_with_a_byte_order_mark(command, samples, tmp_path):
+    names, picture = tmp_path / "names.txt", samples / "images" / "dog.jpg"
+    names.write_text("dog\ncat\n", encoding="utf-8-sig")
+    _, out, _ = command("classify", picture, "--labels-file", names, "--top", "2", "--json")
+    assert {each["label"] for each in json_lines(out)[0]["labels"]} == {"dog", "cat"}
+    _, out, _ = command("search", picture, "--queries", names, "--json")
+    assert [hit["query"] for hit in json_lines(out)] == ["dog", "cat"]
+
+
 # As another process sees it
 
 

@@ -14,7 +14,7 @@ import onepeace
 from onepeace.cli import main
 from onepeace.embed.zero_shot import TEMPLATES
 from onepeace.errors import UserError
-from onepeace.evaluate.layouts import PREFIX
+from onepeace.evaluate.layouts import PREFIX, class_names
 from onepeace.evaluate.named import SETS, named_sets
 from onepeace.evaluate.run import recipe_from, run
 
@@ -237,6 +237,11 @@ def test_a_folder_in_clip_benchmarks_layout_is_read_by_the_same_name(tmp_path, c
     (tmp_path / "coco/test/nshards.txt").write_text("x")
     with pytest.raises(UserError, match=r"nshards\.txt: not there, or not a number"):
         measured("coco", tmp_path / "coco", Reader())
+
+
+def test_class_names_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "classnames.txt").write_text("dog\n\ncat\n", encoding="utf-8-sig")
+    assert class_names(tmp_path, "clip_benchmark/test") == ["dog", "", "cat"]
 
 
 @pytest.mark.parametrize(

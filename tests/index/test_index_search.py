@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from onepeace.errors import UserError
+from onepeace.index import search
 from onepeace.index.index import Index
 from onepeace.index.query import Part, encode
 from onepeace.index.store import Item, Span, Store
@@ -106,6 +107,15 @@ def test_dates_and_paths_order_the_best(fill):
     assert names(index.search([QUERY])) == ["b.jpg", "c.jpg", "a.jpg"]
     assert names(index.search([QUERY], sort="date")) == ["c.jpg", "a.jpg", "b.jpg"]
     assert names(index.search([QUERY], sort="path")) == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_more_hits_than_are_sorted_by_default_can_be_asked_for(fill, monkeypatch):
+    monkeypatch.setattr(search, "POOL", 2)
+    index = fill(*(picture(f"{name}.jpg", 9, number) for number, name in enumerate("dbcae")))
+    options = {"sort": "path", "duplicates": "show"}
+    assert names(index.search([QUERY], top=1, **options)) == ["b.jpg"]
+    assert names(index.search([QUERY], top=4, **options)) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    assert names(index.search([QUERY], top=2, offset=3, **options)) == ["d.jpg", "e.jpg"]
 
 
 def test_removed_files_are_not_found_and_a_reader_keeps_its_state(fill):

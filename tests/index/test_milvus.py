@@ -23,6 +23,11 @@ from onepeace.index.write import remove
 
 pytest.importorskip("milvus_lite", reason='needs Milvus Lite: pip install "onepeace[milvus]"')
 
+from pymilvus.exceptions import MilvusException
+
+NOBODY = "milvus://127.0.0.1:1"
+"""Where no Milvus answers."""
+
 
 @pytest.fixture
 def place(tmp_path):
@@ -205,12 +210,26 @@ def test_a_collection_that_has_lost_vectors_is_not_asked_and_is_repaired(
 def test_without_an_answer_queries_go_on_and_writing_says_so(build, files, tmp_path, caplog):
     index = tmp_path / "index"
     build(index, files / "part 0")
+    with closing(Store(index, write=True)) as store, store.transaction() as connection:
+        about = {milvus.STORE: NOBODY, milvus.COLLECTION: "onepeace_0"}
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", about.items())
     with pytest.raises(UserError, match=r"^milvus://127.0.0.1:1: Milvus does not answer \([^\n]*\)$"):
-        build(index, files / "part 1", store="milvus://127.0.0.1:1")
+        build(index, files / "part 1")
     with caplog.at_level(logging.WARNING), Index.open(index) as opened:
         assert opened.mirror is None
         assert any(compared(opened))
     assert "milvus://127.0.0.1:1: Milvus does not answer" in caplog.text
+
+
+def test_place_that_does_not_answer_is_not_kept(build, update, files, tmp_path):
+    index = tmp_path / "index"
+    build(index, files / "part 0")
+    with pytest.raises(UserError, match=r"^milvus://127.0.0.1:1: Milvus does not answer \([^\n]*\)$"):
+        build(index, files / "part 1", store=NOBODY)
+    update(index)
+    with Index.open(index) as opened:
+        assert opened.mirror is None
+        assert milvus.STORE not in opened.store.meta
 
 
 def test_an_answer_that_fails_to_come_is_no_end(build, files, place, tmp_path, caplog):
@@ -221,6 +240,29 @@ def test_an_answer_that_fails_to_come_is_no_end(build, files, place, tmp_path, c
         opened.mirror._client.drop_collection(opened.mirror.collection)
         assert compared(opened) == before
     assert f"{place}: Milvus does not answer" in caplog.text
+
+
+def test_collection_that_cannot_be_counted_is_closed_and_queries_go_on(
+    build, files, place, tmp_path, monkeypatch, caplog
+):
+    build(tmp_path / "index", files / "part 0", store=place)
+    closed = []
+
+    def fail(self):
+        raise MilvusException(message="gone")
+
+    def close(self):
+        closed.append(self.place)
+        return real(self)
+
+    real = Mirror.close
+    monkeypatch.setattr(Mirror, "_count", fail)
+    monkeypatch.setattr(Mirror, "close", close)
+    with caplog.at_level(logging.WARNING), Index.open(tmp_path / "index") as opened:
+        assert opened.mirror is None
+        assert any(compared(opened))
+    assert f"{place}: Milvus does not answer (gone); the vectors are compared here" in caplog.text
+    assert closed == [place]
 
 
 def test_places():

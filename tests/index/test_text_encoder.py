@@ -11,11 +11,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support.random_model import save_random_model
 
 from onepeace.embed.embedder import Embedder
 from onepeace.errors import UserError
 from onepeace.export import graph
 from onepeace.index import text_encoder
+from onepeace.index import write as index_write
 from onepeace.index.text_encoder import MODEL, RECORD, TOKENIZER, WEIGHTS, OnnxTextEncoder, export_text_encoder
 from onepeace.processors import TextProcessor
 
@@ -225,3 +227,24 @@ def test_network_that_torch_cannot_export_is_an_error_of_one_line(model, tmp_pat
     with pytest.raises(UserError, match=r"^torch cannot export this model: no such operator$"):
         export_text_encoder(model, tmp_path / "model", model_hash="hash")
     assert not list((tmp_path / "model").iterdir())
+
+
+@pytest.mark.parametrize("error", [UserError("max_tokens is null"), OSError(28, "No space left on device")])
+def test_export_that_fails_costs_a_build_nothing(build, samples, tmp_path, monkeypatch, caplog, error):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(index_write, "EXPORT_FROM", 1)
+    monkeypatch.setattr(text_encoder, "export_text_encoder", fail)
+    with caplog.at_level(logging.WARNING, "onepeace"):
+        assert build(tmp_path / "index", samples / "images" / "cat.jpg").added == 1
+    (record,) = caplog.records
+    assert f"no text encoder is kept ({error})" in record.message
+
+
+def test_model_without_texts_is_not_asked_for_a_text_encoder(build, samples, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(index_write, "EXPORT_FROM", 1)
+    pictures = save_random_model(tmp_path / "pictures", ("image",))
+    with caplog.at_level(logging.WARNING, "onepeace"):
+        assert build(tmp_path / "index", samples / "images" / "cat.jpg", model=pictures).added == 1
+    assert not caplog.records

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tarfile
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from support.embedding import assert_same
 from support.media import TWO_SCENES
 from support.server import serving
+from support.small_shards import write_tar
 
 pytest.importorskip("gradio", reason="the API comes with the extra web")
 
@@ -23,10 +25,12 @@ from fastapi.testclient import TestClient
 
 from onepeace.index.index import Index
 from onepeace.index.query import Part
+from onepeace.index.store import Item
 from onepeace.index.write import build, update
 from onepeace.serve import page
 from onepeace.serve.api import create_app
-from onepeace.serve.limits import Limits
+from onepeace.serve.limits import Limits, Refused
+from onepeace.serve.media import body_of
 from onepeace.serve.service import Service
 
 HOSTS = frozenset({"127.0.0.1", "localhost"})
@@ -248,7 +252,9 @@ def test_player_can_ask_for_a_part(client, collection, ids, asked, part):
     assert (answer.status_code, answer.content) == (206, data[part])
     first = range(len(data))[part][0]
     assert answer.headers["content-range"] == f"bytes {first}-{first + len(data[part]) - 1}/{len(data)}"
-    assert client.get(f"/files/{ids['dog.ogg']}", headers={"range": f"bytes={len(data)}-"}).status_code == 416
+    outside = client.get(f"/files/{ids['dog.ogg']}", headers={"range": f"bytes={len(data)}-"})
+    assert message(outside, 416) == f"bytes={len(data)}-: the file has {len(data)} bytes"
+    assert outside.headers["content-range"] == f"bytes */{len(data)}"
     assert client.get(f"/files/{ids['dog.ogg']}", headers={"range": "lines=1-2"}).content == data
 
 
@@ -331,6 +337,13 @@ def test_change_of_the_index_is_seen_at_once(changing, tmp_path, samples):
     message(client.get(f"/files/{numbers['note.txt']}"), 404)
 
 
+def test_name_of_the_model_asks_no_connection_that_another_request_may_close(index_folder, random_folder):
+    service = Service(index_folder, device="cpu")
+    client = client_of(create_app(service))
+    service.close()
+    assert client.get("/v1/models").json()["data"][0]["id"] == random_folder.name
+
+
 def test_videos_are_served_with_the_picture_of_every_moment(tmp_path, samples):
     pytest.importorskip("av")
     shard = tmp_path / "shard.tar"
@@ -395,6 +408,26 @@ def test_samples_of_shards_rows_of_tables_and_odd_files_are_served(tmp_path, sam
     os.utime(shard, (1, 1))
     message(client.get(hits["shard.tar::one.jpg"]["file"]), 410)
     service.close()
+
+
+def test_sample_of_a_shard_that_has_changed_is_refused_whatever_its_folder_is_called(tmp_path):
+    (tmp_path / "a::b").mkdir()
+    shard = write_tar(tmp_path / "a::b" / "shard.tar", {"one.txt": b"a cat"})
+    item = Item(f"{shard}::one.txt", "text", 5, shard.stat().st_mtime_ns, id=1)
+    assert body_of(item).source.read() == b"a cat"
+    os.utime(shard, (1, 1))
+    with pytest.raises(Refused, match="not the file any more") as refused:
+        body_of(item)
+    assert refused.value.status == 410
+
+
+def test_file_in_a_folder_that_is_called_like_a_shard_is_served(tmp_path):
+    path = tmp_path / "old.tar::new" / "note.txt"
+    path.parent.mkdir()
+    path.write_text("a note", encoding="utf-8")
+    item = Item(str(path), "text", 6, path.stat().st_mtime_ns, id=1)
+    with closing(body_of(item).source) as source:
+        assert source.read() == b"a note"
 
 
 # Who may ask, and which doors there are

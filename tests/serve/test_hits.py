@@ -15,6 +15,7 @@ import soundfile
 from PIL import Image
 from support.media import TWO_SCENES
 
+from onepeace.index.exchange import import_vectors
 from onepeace.index.search import Hit
 from onepeace.index.store import Item
 from onepeace.serve import hits as page
@@ -220,6 +221,18 @@ def test_search_writes_the_page(command, random_folder, tmp_path, samples):
     assert "a <dog>" in elements.words
     assert f"5 best of 37 files, found by the model {random_folder}" in elements.words
     assert [path.name for path in target.parent.iterdir()] == ["hits.html"]
+
+
+def test_page_of_imported_vectors_shows_the_query_as_it_was_given(command, tmp_path):
+    words, source = ["a dog", "people"], tmp_path / "v.npz"
+    np.savez(source, vectors=np.eye(2, dtype=np.float32), paths=np.array(["/a/one.jpg", "/a/two.ogg"]))
+    import_vectors(tmp_path / "index", source, "clap")
+    np.savez(tmp_path / "words.npz", vectors=np.eye(2, dtype=np.float32), paths=np.array(words))
+    query = ["--text", words[0], "--without", words[1], "--vectors", tmp_path / "words.npz"]
+    assert command("search", tmp_path / "index", *query, "--html", tmp_path / "hits.html")[0] == 0
+    elements = Elements((tmp_path / "hits.html").read_text(encoding="utf-8"))
+    assert [elements.words.count(each) for each in words] == [1, 1]
+    assert "a dog, people - onepeace search" in elements.words
 
 
 def test_page_of_no_hits(tmp_path):
