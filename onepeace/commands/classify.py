@@ -65,13 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _labels(args: argparse.Namespace) -> list[str]:
-    if args.labels_file is None:
-        names = args.labels.split(",")
-    else:
-        try:
-            names = args.labels_file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{args.labels_file}: cannot be read ({error})") from error
+    names = args.labels.split(",") if args.labels_file is None else files.lines_of(args.labels_file, "labels")
     labels = [name.strip() for name in names if name.strip()]
     if not labels:
         raise UsageError("there are no labels; give at least one name to choose from")

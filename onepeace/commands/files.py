@@ -99,6 +99,22 @@ def exit_code(problems: Sequence[Unreadable], num_files: int) -> int:
     return 1 if problems else 0
 
 
+def lines_of(path: Path, what: str) -> list[str]:
+    """The lines of a text file that are not empty, without the spaces around them.
+
+    Raises:
+        UsageError: it cannot be read, or there are none; ``what`` they are is for the message.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UsageError(f"{path}: no {what} in it")
+    return lines
+
+
 def check_folder_of(path: Path) -> None:
     """`UsageError` if nothing can be written at `path`; asked before the work, not after it."""
     if not path.parent.is_dir():

@@ -72,7 +72,7 @@ def cluster(args: argparse.Namespace) -> int:
     from onepeace.index.index import Index
     from onepeace.index.sources import name_and_place
 
-    names = None if args.names is None else _lines(args.names)
+    names = None if args.names is None else files.lines_of(args.names, "names")
     with Index.open(args.index, device=args.device) as index:
         meta = index.store.meta
         encode = None
@@ -119,14 +119,3 @@ def _shape(item: "Item") -> str:
     if item.width and item.height:
         return f"{item.width} x {item.height}"
     return "" if item.duration is None else f"{item.duration:.1f} s"
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    names = [line.strip() for line in lines if line.strip()]
-    if not names:
-        raise UsageError(f"{path}: no names in it")
-    return names

@@ -195,12 +195,7 @@ def _queries(args: argparse.Namespace) -> list[tuple[str | None, list[tuple[str,
         if not given:
             raise UsageError("nothing to search for; give --text, --image, --audio, --like or several of them")
         return [(None, _weighted(args.weights, given))]
-    try:
-        lines = [line.strip() for line in args.queries.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{args.queries}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if not lines:
-        raise UsageError(f"{args.queries}: no query in it")
+    lines = files.lines_of(args.queries, "query")
     return [(line, _weighted(args.weights, [("text", line), *given])) for line in lines]
 
 
