@@ -189,8 +189,7 @@ class FineTuning:
             average = Average(1.0 if heads else UNTRIED)
         found = {name: mixed(start.get(name), tensor, average.share) for name, tensor in new.items()}
         card = f"{(tuned / CARD).read_text(encoding='utf-8')}\nWeights {average.described()}.\n"
-        # Training writes the tasks of its own terms, if there are any; else those of the start still hold.
-        tasks = next(filter(Path.exists, (tuned / TASKS, self.start / TASKS)), None)
+        tasks = tuned / TASKS if (tuned / TASKS).exists() else None
         tokenizer = tuned / TOKENIZER if (tuned / TOKENIZER).exists() else None
         weights.save(self.out / "model", found, config, tokenizer=tokenizer, tasks=tasks, card=card)
         write_text_atomic(self.out / AVERAGE, json.dumps(asdict(average), indent=1) + "\n")

@@ -12,7 +12,7 @@ from support.small_shards import COLOURS, TONES, square, tone
 
 import onepeace
 from onepeace.cli import main
-from onepeace.config import build
+from onepeace.config import build, read_yaml
 from onepeace.finetune import measure, own_data
 from onepeace.finetune import run as running
 from onepeace.finetune.own_data import parts_of, read_own_data, split
@@ -93,7 +93,7 @@ def tuned(model, said, tmp_path_factory):
             if i < 6:
                 (folder / name / f"{i}.wav").write_bytes(tone(TONES[name], rng))
     shutil.copytree(model, start)
-    (start / TASKS).write_text("own: {prompt: what is it?}\n")
+    (start / TASKS).write_text("own: {prompt: 'what is it?'}\n")
     tuning = running.FineTuning(folder, home / "out", str(start), (*QUICK, "schedule.steps=2"), said.append)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "available_memory", lambda device: None)
@@ -254,7 +254,7 @@ def test_labelled_pictures_with_a_sound_and_without(tuned):
 
 
 def test_the_tasks_of_the_start_are_kept(tuned):
-    assert (tuned.out / "model" / TASKS).read_text() == "own: {prompt: what is it?}\n"
+    assert read_yaml(tuned.out / "model" / TASKS) == {"own": {"prompt": "what is it?"}}
 
 
 def test_each_head_of_several_has_a_command_to_try(tuned, capsys):
