@@ -21,6 +21,7 @@ Karpathy for the first three; or it is in CLIP_benchmark's webdataset layout (te
 against the model. The 95 % intervals draw queries anew.
 
   onepeace evaluate recipes/evaluate/tiny.yaml --data shards
+  onepeace evaluate recipes/evaluate/tiny.yaml sets.emoji=null sets.openclipart=null --data shards
   onepeace evaluate esc50 --data ESC-50-master --probe --model models/mine --save mine.jsonl
   onepeace evaluate --compare mine.jsonl other.jsonl
 

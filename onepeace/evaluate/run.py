@@ -65,9 +65,12 @@ def read_recipe(path: Path | str, overrides: Sequence[str] = ()) -> EvaluationRe
 
 
 def recipe_from(content: Options, overrides: Sequence[str], where: str) -> EvaluationRecipe:
-    """The recipe with this content and these overrides; `where` it is from is for messages."""
+    """The recipe with this content and these overrides, of which "sets.NAME=null" leaves a set out; `where` it is from is
+    for messages."""
     for override in overrides:
         apply_override(content, override)
+    if isinstance(sets := content.get("sets"), dict):
+        content = {**content, "sets": {name: options for name, options in sets.items() if options is not None}}
     written = build(_Content, content, where)
     sets = {name: _protocol(options, f"{where}: sets.{name}") for name, options in written.sets.items()}
     return EvaluationRecipe(sets, written.data)

@@ -58,6 +58,12 @@ def test_sets_of_a_modality_the_model_lacks_are_left_out(recipe, caplog):
     assert "sounds: left out, the model has no audio" in caplog.text
 
 
+def test_a_set_can_be_left_out(root):
+    another = "sets.another={protocol: zero_shot, modality: image, shards: x.tar}"
+    left_out, *rest = recipe_of(root, SAME_CLASS).sets
+    assert list(recipe_of(root, SAME_CLASS, f"sets.{left_out}=null", another).sets) == [*rest, "another"]
+
+
 @pytest.mark.parametrize(
     ("name", "override", "message"),
     [
