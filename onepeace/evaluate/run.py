@@ -65,8 +65,10 @@ def read_recipe(path: Path | str, overrides: Sequence[str] = ()) -> EvaluationRe
 
 
 def recipe_from(content: Options, overrides: Sequence[str], where: str) -> EvaluationRecipe:
-    """The recipe with this content and these overrides, of which "sets.NAME=null" leaves a set out; `where` it is from is
-    for messages."""
+    """The recipe with this content and these overrides, of which "sets.NAME=null" leaves a set out.
+
+    `where` it is from is for messages.
+    """
     for override in overrides:
         apply_override(content, override)
     if isinstance(sets := content.get("sets"), dict):
