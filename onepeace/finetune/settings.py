@@ -82,10 +82,8 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
         recipe["freeze"] = frozen
     if labels:
         for key, name in head_names(train).items():
-            head = {
-                **{"kind": "classifier", "task": "label", "on": key},
-                **{"pool": "cls", "hidden_ratio": 0, "labels": list(labels)},
-            }
+            head: Options = {"kind": "classifier", "task": "label", "on": key, "labels": list(labels)}
+            head |= {"pool": "cls", "hidden_ratio": 0}
             recipe["model"].setdefault("heads", {})[name] = head
             before = config.model.heads.get(name)
             if before is not None and any(before.get(option) != value for option, value in head.items()):
