@@ -147,9 +147,9 @@ def test_norms_of_a_gpu_are_float32_under_autocast():
 
 
 def test_many_items_follow_from_few(monkeypatch):
-    few = plan_of("audio", batch=24)
-    monkeypatch.setattr(plan, "MEASURED", 24)
-    all_of_them = plan.make_plan(recipe("audio", batch=24), on_gpu=False)
+    few = plan_of("audio", batch=12)
+    monkeypatch.setattr(plan, "MEASURED", 12)
+    all_of_them = plan.make_plan(recipe("audio", batch=12), on_gpu=False)
     assert few.flops_per_step == pytest.approx(all_of_them.flops_per_step, rel=1e-4)
     for column, memory in all_of_them.memory.items():
         assert few.memory[column].activations == pytest.approx(memory.activations, rel=0.05)  # losses: not linear

@@ -44,7 +44,7 @@ def test_power_loss(scene, trials, tmp_path, worker):
     assert outcome.lost == 0
 
 
-@pytest.mark.parametrize("trials", [4, pytest.param(None, marks=many)])
+@pytest.mark.parametrize("trials", [2, pytest.param(None, marks=many)])
 @pytest.mark.parametrize("scene", SCENES)
 def test_full_disk(scene, trials, tmp_path, worker):
     outcome = crash_trials.full_disks(tmp_path, scene, worker, trials)

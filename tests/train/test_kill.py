@@ -80,6 +80,9 @@ def go_on(path, caplog, *overrides):
     return caplog.text
 
 
+@pytest.mark.parametrize(
+    "whole", [pytest.param(False, id="memory", marks=pytest.mark.slow), pytest.param(True, id="stream")], indirect=True
+)
 def test_killed_at_any_moment_the_same_command_gives_the_same_run(root, whole, tmp_path, caplog):
     stream, expected = whole
     path, out = tmp_path / "recipe.yaml", tmp_path / "run"

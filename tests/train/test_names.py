@@ -36,7 +36,7 @@ def names_recipe(root, out, term="names/image", steps=60, **options):
     return recipe(root, out, steps=steps, objective=objective)
 
 
-@pytest.mark.parametrize("names", [10, 4])
+@pytest.mark.parametrize("names", [pytest.param(10, marks=pytest.mark.slow), 4])
 def test_it_learns(root, tmp_path, names):
     loop.train(names_recipe(root, tmp_path, names=names, templates=["{}", "a {} square"]))
     first, *_, last = read_log(tmp_path / "log.jsonl")

@@ -104,9 +104,8 @@ def test_recipe_states_its_cost(name):
 
 
 # The others are not counted: through more blocks it takes minutes.
-@pytest.mark.parametrize(
-    "name", ["pretrain/small_image_text", pytest.param("pretrain/small_audio_text", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pretrain/small_image_text", "pretrain/small_audio_text"])
 def test_stated_cost_is_that_of_the_plan(name):
     stated, recipe = stated_cost(name), read_recipe(RECIPES[name])
     ((pair, modalities),) = recipe.data.modalities.items()
