@@ -148,6 +148,8 @@ def _lines(path: Path) -> list[str]:
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except FileNotFoundError:
         return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[Record | Skipped]]] = {

@@ -242,6 +242,9 @@ def test_a_folder_in_clip_benchmarks_layout_is_read_by_the_same_name(tmp_path, c
 def test_class_names_may_begin_with_a_byte_order_mark(tmp_path):
     (tmp_path / "classnames.txt").write_text("dog\n\ncat\n", encoding="utf-8-sig")
     assert class_names(tmp_path, "clip_benchmark/test") == ["dog", "", "cat"]
+    (tmp_path / "classnames.txt").write_bytes(b"dog\ncaf\xe9\n")
+    with pytest.raises(UserError, match=r"classnames\.txt: cannot be read \('utf-8' codec can't decode byte 0xe9"):
+        class_names(tmp_path, "clip_benchmark/test")
 
 
 @pytest.mark.parametrize(
