@@ -96,10 +96,11 @@ class Runs:
         own = [f"seed={seed}", *self.study.overrides, *self.overrides, *variant.overrides]
         own.append(f"run.out={self.folder(name, seed)}")
         if variant.time_of is not None:
-            steps = read_recipe(self.base, own).schedule.steps
+            plain = read_recipe(self.base, own)
             minutes_of = {each.variant: each.minutes for each in self.results() if each.seed == seed}
             ratio = minutes_of[variant.time_of] / minutes_of[variant.steps_of or name]
-            own.append(f"schedule.steps={round(steps * ratio)}")
+            own.append(f"schedule.steps={round(plain.schedule.steps * ratio)}")
+            own.append(f"run.eval_every={round(plain.run.eval_every * ratio)}")  # as many steps to choose from
         recipe = read_recipe(self.base, own)
         train(recipe, evaluation(recipe))
         log = read_log(self.folder(name, seed) / "log.jsonl")

@@ -113,6 +113,32 @@ def test_with_early_stopping_the_best_step_on_other_data_counts(ablation, tmp_pa
     assert [cell.strip() for cell in row.split("|")[1:-1]] == [f"{NAME} (2 seeds)", "10", "1.0", "40.0 ± 14.1"]
 
 
+def test_the_time_of_another_is_so_many_steps_and_as_many_to_choose_from(ablation, tmp_path, monkeypatch):
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        f"base: {FOLDER / 'base.yaml'}\nfigures: {{R: valid/test}}\n"
+        "variants: {quick: {}, slow: {}, as long: {time_of: slow, steps_of: quick}}\n"
+    )
+    runs = ablation["Runs"](study, tmp_path / "out", ["run.eval_every=100"])
+    done = [
+        {"variant": name, "seed": 1, "step": 300, "minutes": m, "figures": {}}
+        for name, m in (("quick", 2), ("slow", 5))
+    ]
+    runs.file.write_text("".join(json.dumps(line) + "\n" for line in done))
+    recipes = []
+
+    def train(recipe, evaluate):
+        recipes.append(recipe)
+        raise InterruptedError
+
+    parts = ablation["Runs"].train.__globals__
+    monkeypatch.setitem(parts, "train", train)
+    monkeypatch.setitem(parts, "evaluation", lambda recipe: None)
+    with pytest.raises(InterruptedError):
+        runs.train("as long", 1)
+    assert (recipes[0].schedule.steps, recipes[0].run.eval_every) == (750, 250)
+
+
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_study_can_be_read(ablation, path, tmp_path):
     content = read_yaml(path)
