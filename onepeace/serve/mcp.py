@@ -19,6 +19,7 @@ from mcp_types import Tool as ListedTool
 
 from onepeace import __version__
 from onepeace.errors import UserError, one_line
+from onepeace.index.sources import without_surrogates
 from onepeace.serve.tools import IndexTools
 
 logger = logging.getLogger(__name__)
@@ -82,15 +83,21 @@ def _result(tools: IndexTools, name: str, arguments: dict[str, Any], thumbnails:
     try:
         found = tools.call(name, arguments)
     except UserError as error:
-        return CallToolResult(content=[TextContent(text=one_line(error))], is_error=True)
+        return _error(one_line(error))
     except Exception as error:  # a fault of ours, or of the disk: the server goes on
         logger.exception("%s failed", name)
-        said = f"{name} failed ({type(error).__name__}: {one_line(error)}); the user can see more in the server's log"
-        return CallToolResult(content=[TextContent(text=said)], is_error=True)
-    content: list[ContentBlock] = [TextContent(text=json.dumps(found, ensure_ascii=False))]
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        return _error(f"{name} failed ({reason}); the user can see more in the server's log")
+    text = without_surrogates(json.dumps(found, ensure_ascii=False))
+    content: list[ContentBlock] = [TextContent(text=text)]
     if thumbnails and name == "search":
         content += _thumbnails(tools, found["files"])
-    return CallToolResult(content=content, structured_content=found)
+    return CallToolResult(content=content, structured_content=json.loads(text))
+
+
+def _error(said: str) -> CallToolResult:
+    # A path may hold bytes that are no text, and what cannot be sent ends the server.
+    return CallToolResult(content=[TextContent(text=without_surrogates(said))], is_error=True)
 
 
 def _thumbnails(tools: IndexTools, files: list[dict[str, Any]]) -> list[ContentBlock]:

@@ -8,6 +8,11 @@ from typing_extensions import NotRequired, TypedDict  # comes with torch; pydant
 
 from onepeace.index.search import Hit
 
+CAPTION = 300
+"""Characters of a caption that are given."""
+COPIES = 5
+"""Copies of a file that are named."""
+
 
 class File(TypedDict):
     path: str
@@ -33,7 +38,9 @@ class FoundFile(File):
     height: NotRequired[int]
     duration: NotRequired[float]
     copies: NotRequired[list[str]]
-    """Paths of further files that are nearly the same."""
+    """Paths of further files that are nearly the same, the first of them."""
+    more_copies: NotRequired[int]
+    """How many there are beyond those."""
 
 
 class Found(TypedDict):
@@ -54,9 +61,11 @@ class Classified(TypedDict):
 
 
 class CaptionedFile(File):
-    caption: str
-    confidence: float
+    caption: NotRequired[str]
+    confidence: NotRequired[float]
     """From 0 to 1."""
+    problem: NotRequired[str]
+    """Why it has no caption."""
 
 
 class Captioned(TypedDict):
@@ -81,11 +90,16 @@ def found_file(hit: Hit) -> FoundFile:
         "match": None if hit.match is None else round(hit.match, 3), "score": round(hit.score, 3),
         "start": _seconds(hit.start), "end": _seconds(hit.end),
         "found_by": hit.modality if hit.modality != item.modality else None,
-        "caption": item.caption, "date": _date(item.date),
+        "caption": _cut(item.caption), "date": _date(item.date),
         "width": item.width, "height": item.height, "duration": _seconds(item.duration),
-        "copies": [shown(path) for path in hit.copies] or None,
+        "copies": [shown(path) for path in hit.copies[:COPIES]] or None,
+        "more_copies": len(hit.copies[COPIES:]) or None,
     }  # fmt: skip
     return {key: value for key, value in fields.items() if value is not None}  # type: ignore[return-value]
+
+
+def _cut(text: str | None) -> str | None:
+    return text if text is None or len(text) <= CAPTION else f"{text[:CAPTION]}…"
 
 
 def _seconds(value: float | None) -> float | None:

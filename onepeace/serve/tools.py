@@ -14,7 +14,7 @@ import json
 import os
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal, Protocol, get_type_hints
 
@@ -31,7 +31,6 @@ from onepeace.serve.tool_results import (
     CaptionedFile,
     Classified,
     ClassifiedFile,
-    File,
     Found,
     found_file,
     shown,
@@ -47,19 +46,27 @@ Kind = Literal["image", "audio", "text", "video"]
 
 
 class Generator(Protocol):
-    """What answers about pictures, which come as the bytes of their files. Each answer has a ``confidence``, 0 to 1."""
+    """What answers about pictures, which come as the bytes of their files. Each answer has a ``confidence``, 0 to 1,
+    and as its words a ``text``, or a ``choice`` where the model chooses among answers."""
 
-    def caption(self, images: Sequence[Any]) -> Sequence[Any]:
-        """Of each a ``text``."""
+    def caption(
+        self, images: Iterable[Mapping[str, bytes]], *, on_error: Literal["skip"]
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Words for each picture or sound, {kind: bytes}, that did not fail; and failures, each with an ``index`` and a
+        ``reason``. Files are read as they are asked for."""
         ...
 
     def answer(self, images: Sequence[Any], questions: Sequence[str]) -> Sequence[Any]:
-        """Of each a ``text``."""
+        """Words for each."""
         ...
 
     def ground(self, images: Sequence[Any], phrases: Sequence[str]) -> Sequence[Any]:
         """Of each a ``box`` (x0, y0, x1, y1) in pixels."""
         ...
+
+
+TAKES: Mapping[str, Sequence[Kind]] = {"caption": ["image"], "answer": ["image"], "ground": ["image"]}
+"""Kinds of files that a generator takes, by tool; here one of pictures that can do everything."""
 
 
 class IndexTools:
@@ -68,18 +75,19 @@ class IndexTools:
     Args:
         index: open; stays open.
         generator: of captions, answers and boxes; None = these tools are not offered.
+        takes: kinds of files by tool, where the generator cannot do all, or takes other files than pictures.
     """
 
-    def __init__(self, index: Index, generator: Generator | None = None) -> None:
+    def __init__(
+        self, index: Index, generator: Generator | None = None, takes: Mapping[str, Sequence[Kind]] = TAKES
+    ) -> None:
         self.index, self.generator = index, generator
+        self.takes = {} if generator is None else takes
 
     @property
     def functions(self) -> dict[str, Callable[..., Any]]:
         """The tools that are offered, by name."""
-        offered: list[Callable[..., Any]] = [self.search, self.classify]
-        if self.generator is not None:
-            offered += [self.caption, self.answer, self.ground]
-        return {function.__name__: function for function in offered}
+        return {name: getattr(self, name) for name in ("search", "classify", *self.takes)}
 
     def call(self, name: str, arguments: Mapping[str, Any] | str) -> dict[str, Any]:
         """The result of a tool as a model asks for it, over what is in the index now.
@@ -178,17 +186,33 @@ class IndexTools:
         return {"files": files}
 
     def caption(self, paths: list[str]) -> Captioned:
-        """Describe each of some pictures of the index in a sentence.
+        """Describe each of some pictures of the index in a sentence; sounds too, where the model hears. "problem" says
+        why a file has no caption.
 
         Args:
-            paths: of pictures of the index, as search gives them
+            paths: of pictures or sounds of the index, as search gives them
         """
         items = self._items(paths)
-        captions = self._generator.caption([_picture(item) for item in items])
-        files: list[CaptionedFile] = []
-        for item, each in zip(items, captions, strict=True):
-            about: File = {"path": shown(item.path), "modality": item.modality}
-            files.append({**about, "caption": each.text, "confidence": round(each.confidence, 3)})
+        generator = self._able("caption")
+        files: list[CaptionedFile] = [{"path": shown(item.path), "modality": item.modality} for item in items]
+        given: list[CaptionedFile] = []
+
+        def contents() -> Iterator[dict[str, bytes]]:
+            for item, file in zip(items, files, strict=True):
+                try:
+                    content = self._content(item, "caption")
+                except UserError as error:
+                    file["problem"] = one_line(error)
+                    continue
+                given.append(file)
+                yield {item.modality: content}
+
+        captions, failures = generator.caption(contents(), on_error="skip")
+        for failure in failures:
+            given[failure.index]["problem"] = failure.reason
+        described = [file for file in given if "problem" not in file]
+        for file, found in zip(described, captions, strict=True):
+            file["caption"], file["confidence"] = _words(found), round(found.confidence, 3)
         return {"files": files}
 
     def answer(self, path: str, question: str) -> Answer:
@@ -198,9 +222,10 @@ class IndexTools:
             path: of a picture of the index, as search gives it
             question: in English, as "what colour is the car?"
         """
-        image, asked = _picture(self.item(path)), _short(question, "question")
-        (found,) = self._generator.answer([image], [asked])
-        return {"answer": found.text, "confidence": round(found.confidence, 3)}
+        generator = self._able("answer")
+        image, asked = self._content(self.item(path), "answer"), _short(question, "question")
+        (found,) = generator.answer([image], [asked])
+        return {"answer": _words(found), "confidence": round(found.confidence, 3)}
 
     def ground(self, path: str, phrase: str) -> Box:
         """Say where in a picture of the index a thing is: its left, upper, right and lower edge in pixels. There is
@@ -210,8 +235,9 @@ class IndexTools:
             path: of a picture of the index, as search gives it
             phrase: the thing, in English, as "the red car on the left"
         """
-        image, asked = _picture(self.item(path)), _short(phrase, "phrase")
-        (found,) = self._generator.ground([image], [asked])
+        generator = self._able("ground")
+        image, asked = self._content(self.item(path), "ground"), _short(phrase, "phrase")
+        (found,) = generator.ground([image], [asked])
         return {"box": [round(edge, 1) for edge in found.box], "confidence": round(found.confidence, 3)}
 
     def item(self, path: str) -> Item:
@@ -244,11 +270,25 @@ class IndexTools:
             raise UserError(f"paths has {len(paths)} files; give 1 to {LIMITS.inputs}")
         return [self.item(path) for path in paths]
 
-    @property
-    def _generator(self) -> Generator:
-        if self.generator is None:
-            raise UserError("this needs a generator of words; give one to IndexTools, or --generator")
+    def _able(self, tool: str) -> Generator:
+        """The generator. UserError if there is none for this tool."""
+        if self.generator is None or tool not in self.takes:
+            raise UserError(f"{tool} needs a generator that can do it; give one to IndexTools, or --generator")
         return self.generator
+
+    def _content(self, item: Item, tool: str) -> bytes:
+        """The bytes of a file. UserError if it is large, gone or changed, or of a kind that the tool does not take."""
+        from onepeace.serve.hits import KINDS
+        from onepeace.serve.media import body_of
+
+        kinds = self.takes[tool]
+        if item.modality not in kinds:
+            wanted = " or ".join(KINDS[kind] for kind in kinds)
+            raise UserError(f"{shown(item.path)}: is of the kind {item.modality}; give a {wanted}")
+        if item.size > LIMITS.upload:
+            raise UserError(f"{shown(item.path)}: has {item.size:,} bytes; give a file of at most {LIMITS.upload:,}")
+        body = body_of(item)
+        return NamedBytes(b"".join(body.chunks(0, body.size)), item.path)
 
 
 def _given(name: str, function: Callable[..., Any], arguments: Mapping[str, Any] | str) -> dict[str, Any]:
@@ -283,10 +323,5 @@ def _short(text: str, name: str) -> str:
     return text
 
 
-def _picture(item: Item) -> bytes:
-    from onepeace.serve.media import body_of
-
-    if item.modality != "image":
-        raise UserError(f"{shown(item.path)}: is of the kind {item.modality}; give a picture")
-    body = body_of(item)
-    return NamedBytes(b"".join(body.chunks(0, body.size)), item.path)
+def _words(found: Any) -> str:
+    return found.choice if hasattr(found, "choice") else found.text

@@ -15,15 +15,17 @@ from PIL import Image
 pytest.importorskip("mcp", reason="the server needs mcp")
 
 from mcp import Client, StdioServerParameters
+from support.generative import save_small_ofa
 from support.indexes import fabricate
 from support.said import Stub
 
 from onepeace.cli import main
+from onepeace.commands.mcp import takes
 from onepeace.index.index import Index
 from onepeace.index.store import Item
 from onepeace.index.write import build
-from onepeace.serve.mcp import create_server
-from onepeace.serve.tools import IndexTools
+from onepeace.serve.mcp import _result, create_server
+from onepeace.serve.tools import TAKES, IndexTools
 
 CALLS = {
     "search": ("search", {"text": "a dog", "only": "image", "top": 3}),
@@ -224,6 +226,24 @@ def test_fault_of_ours_does_not_end_the_server(index_folder, caplog):
     assert right.structured_content["files"][0]["labels"] == {"a": 1.0}
 
 
+def test_bytes_of_a_name_that_are_no_text_do_not_end_the_server(tmp_path):
+    path = os.fsdecode(b"/no/\xff.jpg")
+
+    def fail(*_):
+        raise ValueError(path)
+
+    with Index.open(fabricate(tmp_path / "i", [(Item(path, "image"), (1.0, 0.0))])) as index:
+        tools = IndexTools(index, Stub())
+        results = [
+            _result(tools, "answer", {"path": r"\xff.jpg", "question": "what?"}, False),
+            _result(SimpleNamespace(call=fail), "search", {}, False),
+            _result(tools, "caption", {"paths": [r"\xff.jpg"]}, False),
+        ]
+    for result in results:
+        assert "/no/\N{REPLACEMENT CHARACTER}.jpg" in result.model_dump_json()
+    assert [result.is_error for result in results] == [True, True, False]
+
+
 def test_calls_come_one_at_a_time(index_folder):
     running, most = 0, 0
 
@@ -246,7 +266,7 @@ def test_calls_come_one_at_a_time(index_folder):
     assert most == 1
 
 
-def test_options_of_the_command_reach_the_server(index_folder, collection, monkeypatch):
+def test_options_of_the_command_reach_the_server(index_folder, collection, monkeypatch, tmp_path):
     asked = {
         "caption": {"paths": ["cat.jpg"]}, "answer": {"path": "cat.jpg", "question": "what?"},
         "ground": {"path": "cat.jpg", "phrase": "a cat"}, "search": {"text": "a", "only": "image", "top": 1},
@@ -267,11 +287,11 @@ def test_options_of_the_command_reach_the_server(index_folder, collection, monke
         loaded.append((name, options))
         return Stub()
 
-    module = SimpleNamespace(load_generator=load_generator)
-    monkeypatch.setitem(sys.modules, "onepeace.generative.generator", module)
+    generator = str(save_small_ofa(tmp_path / "ofa"))
+    monkeypatch.setattr("onepeace.generative.generator.load_generator", load_generator)
     monkeypatch.setattr("onepeace.serve.mcp.serve_stdio", serve)
-    assert main(["mcp", str(index_folder), "--generator", "ofa", "--thumbnails", "--device", "cpu"]) == 0
-    assert loaded == [("ofa", {"device": "cpu", "dtype": "auto"})]
+    assert main(["mcp", str(index_folder), "--generator", generator, "--thumbnails", "--device", "cpu"]) == 0
+    assert loaded == [(generator, {"device": "cpu", "dtype": "auto"})]
     assert heard["tools"] == ["search", "classify", "caption", "answer", "ground"]
     size = os.path.getsize(collection / "cat.jpg")
     assert heard["caption"].structured_content["files"][0]["caption"] == f"a picture of {size} bytes"
@@ -286,3 +306,26 @@ def test_no_index_is_said_in_one_line(tmp_path, capsys):
     assert out == ""
     assert "no index there; make one with: onepeace index build FILES" in err
     assert err.count("\n") == 1
+
+
+def test_tools_are_those_that_the_generator_can_do(tmp_path):
+    assert takes("tiny-captions") == {"caption": ["image", "audio"]}
+    folder = save_small_ofa(tmp_path / "ofa")
+    (folder / "tasks.yaml").write_text("caption: {image: null}\nground: null\n", encoding="utf-8")
+    assert takes(str(folder)) == {"answer": ["image"]}
+    for to_be_fetched in ("ofa-base-vqa", "owner/name"):
+        assert takes(to_be_fetched) == TAKES
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tiny-caption", "no model 'tiny-caption'; did you mean tiny-captions"),
+        ("/no/model", "/no/model: no such folder"),
+        ("tiny", "tiny: writes nothing; name a model that does, as tiny-captions"),
+        ("one-peace", "one-peace: writes nothing; name a model that does, as tiny-captions"),
+    ],
+)
+def test_wrong_generator_is_refused_at_the_start(index_folder, capsys, name, said):
+    assert main(["mcp", str(index_folder), "--generator", name]) == 1
+    assert said in capsys.readouterr().err

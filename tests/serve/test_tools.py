@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.generative import small_generator
 from support.indexes import fabricate
 from support.said import Stub
 from support.server import serving
@@ -21,11 +23,13 @@ from transformers.utils import get_json_schema
 
 from onepeace.embed.zero_shot import TEMPLATE
 from onepeace.errors import UserError
+from onepeace.generative.generator import load_generator
 from onepeace.index.index import Index
 from onepeace.index.query import Part
 from onepeace.index.store import Item
 from onepeace.index.write import build
 from onepeace.processors.tokenizer import train_bpe
+from onepeace.serve.limits import Limits
 from onepeace.serve.tools import IndexTools
 
 spec = importlib.util.spec_from_file_location("chat", os.path.join(os.path.dirname(__file__), "chat.py"))
@@ -93,6 +97,14 @@ def test_what_is_known_of_a_hit_is_said(index_folder):
     assert asked[0]["min_match"] == 0.5
 
 
+def test_many_copies_and_long_captions_are_cut(tmp_path):
+    files = [(Item(f"/p/{i:04}.jpg", "image", caption="word " * 80), (1.0, i * 1e-6)) for i in range(1500)]
+    with Index.open(fabricate(tmp_path / "i", [*files, (Item("/q.jpg", "image"), (0.5, 1.0))])) as index:
+        (found,) = IndexTools(index).search(like="/q.jpg", top=2)["files"]
+    assert (len(found["copies"]), found["more_copies"]) == (5, 1494)
+    assert found["caption"] == ("word " * 60) + "…"
+
+
 def test_classify_is_zero_shot_classification_of_the_vectors_in_the_index(tools, model):
     labels = ["dog", "cat", "sea", "rain", "a horse", "night"]
     found = tools.classify(["files/dog.jpg", "files/sea.ogg", "files/note.txt"], [*labels, " dog ", ""])
@@ -117,12 +129,42 @@ def test_generator_gets_the_bytes_of_pictures(tools, collection):
         tools.ground("files/cat.ogg", "a cat")
 
 
+def test_generator_that_chooses_answers_too(tools):
+    generator = small_generator()
+    generator.tasks["answer"] = replace(generator.tasks["answer"], answer="choice", choices=["a red bus"])
+    assert IndexTools(tools.index, generator).answer("cat.jpg", "what?") == {"answer": "a red bus", "confidence": 1.0}
+
+
+def test_files_without_a_caption_have_a_reason_beside_those_with_one(tmp_path, collection, monkeypatch):
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "gone.jpg").touch()
+    paths = [collection / name for name in ("cat.jpg", "note.txt", "sea.ogg", "rain.ogg")]
+    paths += [tmp_path / "broken.jpg", tmp_path / "gone.jpg"]
+    kinds = {".jpg": "image", ".ogg": "audio", ".txt": "text"}
+    items = [Item(str(path), kinds[path.suffix], path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    (tmp_path / "gone.jpg").unlink()
+    largest = items[2].size
+    assert largest < items[3].size
+    monkeypatch.setattr("onepeace.serve.tools.LIMITS", Limits(upload=largest))
+    with Index.open(fabricate(tmp_path / "i", [(item, (1.0, 0.0)) for item in items])) as index:
+        generator = load_generator("tiny-captions", device="cpu")
+        tools = IndexTools(index, generator, {"caption": ["image", "audio"]})
+        cat, note, sea, rain, broken, gone = tools.caption([str(path) for path in reversed(paths)])["files"][::-1]
+    assert "cat" in cat["caption"]
+    assert 0 < sea["confidence"] < 1
+    assert note["problem"].endswith("note.txt: is of the kind text; give a picture or sound")
+    assert rain["problem"].endswith(f"rain.ogg: has {items[3].size:,} bytes; give a file of at most {largest:,}")
+    assert "no such file now" in gone["problem"]
+    assert broken.keys() == {"path", "modality", "problem"}
+
+
 def test_tools_that_need_a_generator_are_offered_with_one_only(tools):
     assert list(tools.functions) == ["search", "classify", "caption", "answer", "ground"]
     without = IndexTools(tools.index)
     assert list(without.functions) == ["search", "classify"]
     with pytest.raises(UserError, match="no tool 'caption'; there are search, classify"):
         without.call("caption", {"paths": ["files/cat.jpg"]})
+    assert list(IndexTools(tools.index, Stub(), {"caption": ["audio"]}).functions) == ["search", "classify", "caption"]
 
 
 # Paths
@@ -195,6 +237,16 @@ def test_no_file_outside_the_index_is_opened(tools, collection, opened):
         (collection / "link.jpg").unlink()
 
 
+def test_files_are_read_when_the_generator_asks_for_them(tools, opened, collection):
+    class Slow(Stub):
+        def caption(self, files, on_error):
+            return super().caption([next(files)], on_error)
+
+    IndexTools(tools.index, Slow()).caption(["cat.jpg", "dog.jpg"])
+    assert str(collection / "cat.jpg") in opened
+    assert str(collection / "dog.jpg") not in opened
+
+
 def test_file_that_has_become_another_is_not_read(tmp_path, samples, random_folder):
     for name in ("cat", "dog", "sea"):
         shutil.copy(samples / "images" / f"{name}.jpg", tmp_path)
@@ -205,10 +257,10 @@ def test_file_that_has_become_another_is_not_read(tmp_path, samples, random_fold
     with Index.open(tmp_path / "index", device="cpu") as index:
         tools = IndexTools(index, Stub())
         with pytest.raises(UserError, match="not the file any more that was indexed; run onepeace index update"):
-            tools.caption(["cat.jpg"])
+            tools.answer("cat.jpg", "what?")
         with pytest.raises(UserError, match="no such file now; run onepeace index update"):
-            tools.caption(["dog.jpg"])
-        assert tools.caption(["sea.jpg"])["files"]
+            tools.answer("dog.jpg", "what?")
+        assert tools.answer("sea.jpg", "what?")
 
 
 # Calls
