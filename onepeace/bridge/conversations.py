@@ -29,7 +29,7 @@ class Conversation:
         named = placeholders(keys).findall(" ".join(human for human, _ in turns))
         for key in {*named, *lists}:
             if named.count(key) != (count := len(lists.get(key, []))):
-                raise UserError(f"there are {named.count(key)} times <{key}> for {count} of {key}")
+                raise UserError(f"{named.count(key)} <{key}> in the questions for {count} of {key}; write one for each")
         return cls(turns, [(key, lists[key].pop(0)) for key in named])
 
 
@@ -52,6 +52,8 @@ def read_conversations(path: str | Path, keys: Iterable[str], root: str | Path |
             names = {key: [entry[key]] if isinstance(entry[key], str) else entry[key] for key in keys if key in entry}
             media = {key: [folder / name for name in some] for key, some in names.items()}
             turns = [(human, answer) for (_, human), (_, answer) in zip(said[::2], said[1::2], strict=True)]
+            if bad := [told for _, told in turns if not isinstance(told, str) or placeholders(keys).search(told)]:
+                raise UserError(f"the answer {bad[0]!r} should be a text without placeholders")
             found.append(Conversation.placed(turns, media, keys))
     except (OSError, ValueError, TypeError, KeyError, UserError) as error:
         raise UserError(f"{path}: entry {len(found)}: {error!s}; is it LLaVA's conversations JSON?") from error

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 import onepeace.plugins.transformers as plugin
 from onepeace.api import Embedder, load
 from onepeace.errors import UserError
+from onepeace.hub.fingerprint import fingerprint
+from onepeace.hub.resolve import resolve
 
 from .conversations import Conversation, placeholders
 
@@ -33,8 +35,8 @@ class Bridge(nn.Module):
     def __init__(self, embedder: Embedder, llava: Any, processor: Any, template: tuple[str, str] = TEMPLATE) -> None:
         super().__init__()
         self.embedder, self.llava, self.processor, self.template = embedder, llava.eval(), processor, template
-        self.keys = embedder.modalities
-        """The modalities it reads; <KEY> is the placeholder of each."""
+        self.keys = tuple(key for key in embedder.modalities if key != "text")
+        """The modalities whose features it reads; <KEY> is the placeholder of each."""
 
     @classmethod
     def new(
@@ -65,13 +67,11 @@ class Bridge(nn.Module):
         tokenizer.add_tokens([IMAGE], special_tokens=True)
         if len(tokenizer) > words.get_input_embeddings().num_embeddings:
             words.resize_token_embeddings(len(tokenizer))
-        config = transformers.LlavaConfig(
-            vision_config=tower.config,
-            text_config=words.config,
-            image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-            vision_feature_layer=layer,
-            projector_hidden_act="linear" if linear else "gelu",
-        )
+        config: Any = transformers.LlavaConfig(
+            image_token_index=tokenizer.convert_tokens_to_ids(IMAGE), vision_config=tower.config,
+            text_config=words.config, vision_feature_layer=layer, projector_hidden_act="linear" if linear else "gelu",
+        )  # fmt: skip
+        config.onepeace_hash = fingerprint(resolve(name))
         with torch.device("meta"):
             llava = transformers.LlavaForConditionalGeneration(config)
         llava.model.vision_tower, llava.model.language_model = tower, words.base_model
@@ -79,21 +79,24 @@ class Bridge(nn.Module):
         llava.lm_head, llava.generation_config = words.get_output_embeddings(), words.generation_config
         pictures = plugin.OnePeaceImageProcessor.from_onepeace(name)
         counting: dict[str, Any] = {"patch_size": tower.config.patch_size, "num_additional_image_tokens": 1}
-        processor = transformers.LlavaProcessor(
-            pictures, tokenizer, vision_feature_select_strategy=config.vision_feature_select_strategy, **counting
-        )
+        counting["vision_feature_select_strategy"] = config.vision_feature_select_strategy
+        processor = transformers.LlavaProcessor(pictures, tokenizer, **counting)
         return cls(load(name), llava, processor, **options)
 
     @classmethod
-    def load(cls, folder: str | Path, name: str, **options: Any) -> "Bridge":
-        """One that was saved; ``name`` is the encoder it was made of."""
+    def load(cls, folder: str | Path, name: str) -> "Bridge":
+        """One that was saved; ``name`` is the encoder it was made of. UserError for another."""
         from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-        llava = LlavaForConditionalGeneration.from_pretrained(folder)
-        return cls(load(name), llava, AutoProcessor.from_pretrained(folder), **options)
+        llava, here = LlavaForConditionalGeneration.from_pretrained(folder), fingerprint(resolve(name))
+        if (made := getattr(llava.config, "onepeace_hash", here)) != here:
+            raise UserError(f"{folder}: made of the encoder {made}, and {name} is {here}; name the one it was made of")
+        template = getattr(llava.config, "onepeace_template", TEMPLATE)
+        return cls(load(name), llava, AutoProcessor.from_pretrained(folder), template)
 
     def save(self, folder: str | Path) -> None:
         """Write a Llava folder."""
+        self.llava.config.onepeace_template = self.template
         self.llava.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 

@@ -9,10 +9,8 @@ from onepeace.errors import UserError, need
 from .conversations import Conversation
 from .model import Bridge
 
-DEFAULTS = {
-    **{"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.03, "num_train_epochs": 1},
-    **{"per_device_train_batch_size": 32, "save_strategy": "no", "report_to": "none"},
-}
+DEFAULTS = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.03, "num_train_epochs": 1,
+            "per_device_train_batch_size": 32, "save_strategy": "no", "report_to": "none"}  # fmt: skip
 """The first stage of LLaVA (arXiv 2310.03744), with a batch that one device holds."""
 
 

@@ -18,6 +18,7 @@ from onepeace.device import bfloat16_is_fast
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic
 from onepeace.generative.tasks import FILE as TASKS
+from onepeace.generative.tasks import Task
 from onepeace.hub.architectures import build_trained
 from onepeace.processors import PROCESSORS, TextProcessor
 from onepeace.processors.processor import Processor
@@ -187,8 +188,15 @@ def prepare_terms(recipe: Recipe, sources: list[Source], processors: Mapping[str
 
 
 def keep_tasks(recipe: Recipe, objective: Objective, out: Path) -> None:
-    """Write what the terms ask a generative model, and what the starting one was asked, to the run's tasks.yaml."""
-    trained = {name: task for term in objective.terms.values() for name, task in term.tasks().items()}  # type: ignore[operator]
+    """Write what the terms ask a generative model, and what the starting one was asked, to the run's tasks.yaml.
+
+    UserError for two terms that would write different tasks of one name.
+    """
+    trained: dict[str, Task] = {}
+    for text, term in objective.terms.items():
+        for name, task in term.tasks().items():  # type: ignore[operator]
+            if trained.setdefault(name, task) != task:
+                raise UserError(f"objective.{text}: its task {name} is not that of another term; make them the same")
     source = recipe.start.source
     before = model_folder(source) / TASKS if source is not None else None
     known = read_yaml(before) if before is not None and before.exists() else {}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.random_model import ROOT
+from support.random_model import ROOT, save_random_model
 
 from onepeace.bridge import Bridge, fit, read_conversations
 from onepeace.bridge.conversations import Conversation
@@ -138,8 +138,19 @@ def test_a_saved_folder_generates_in_a_fresh_process(bridge, folders, tmp_path):
     command = [sys.executable, "-c", LOADED, str(tmp_path / "out"), CAT]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == said[0], done.stderr
-    again = Bridge.load(tmp_path / "out", folders[0], template=PLAIN)
+    again = Bridge.load(tmp_path / "out", folders[0])
+    assert tuple(again.template) == PLAIN
     assert again.generate("<audio>", audio=SOUND, options=options) == heard
+    other = save_random_model(tmp_path / "other", layer_scale=0.4)
+    with pytest.raises(UserError, match=rf"out: made of the encoder \w+, and {other} is \w+; name the one it was"):
+        Bridge.load(tmp_path / "out", str(other))
+
+
+def test_text_in_angle_brackets_is_text(bridge, tmp_path):
+    question = "<image> what does <text> mean?"
+    (found,) = conversations(tmp_path, bridge.keys, [entry("image", CAT, "a cat", question)])
+    ids = bridge.collate([found])["input_ids"][0]
+    assert "what does <text> mean?" in bridge.processor.tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize(
@@ -148,9 +159,12 @@ def test_a_saved_folder_generates_in_a_fresh_process(bridge, folders, tmp_path):
         ({"a": 1}, "entry 0: string indices"),
         ([{"image": CAT}], "entry 0: 'conversations'"),
         ([{"image": CAT, "conversations": [{"from": "human", "value": "<image>"}]}], "human and gpt"),
-        ([entry("image", CAT, "a cat", "what?")], "0 times <image> for 1 of image"),
-        ([entry("image", CAT, "a cat", "<image> <audio>")], "1 times <audio> for 0 of audio"),
-        ([entry("image", [CAT, DOG], "a cat")], "1 times <image> for 2 of image"),
+        ([entry("image", CAT, "a cat", "what?")], "0 <image> in the questions for 1 of image"),
+        ([entry("image", CAT, "a cat", "<image> <audio>")], "1 <audio> in the questions for 0 of audio"),
+        ([entry("image", [CAT, DOG], "a cat")], "1 <image> in the questions for 2 of image"),
+        ([entry("image", CAT, "a cat"), entry("image", CAT, None)], "entry 1: the answer None should be a text"),
+        ([entry("image", CAT, 3)], "entry 0: the answer 3 should be a text"),
+        ([entry("image", CAT, "an <audio>")], "the answer 'an <audio>' should be a text without placeholders"),
     ],
 )
 def test_a_wrong_entry_is_named(tmp_path, entries, message):

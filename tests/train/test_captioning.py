@@ -120,6 +120,15 @@ def test_loss_is_the_mean_over_the_words(root, tmp_path):
     assert found.item() == pytest.approx((sum(nll) / 8).item(), rel=1e-5)
 
 
+def test_of_a_long_caption_the_beginning_is_learned(root, tmp_path):
+    made = caption_recipe(root, tmp_path, steps=1, head={"max_tokens": 3})
+    objective = Objective(make_model(made, make_config(made)).eval(), OBJECTIVE, {})
+    pixels, ids = torch.zeros(1, 3, 24, 24), torch.tensor([[7, 8, 9, 6, 2]])
+    batches = [Batch({"image": {"pixels": pixels}, "text": {"ids": part}}, keys=["a"]) for part in (ids, ids[:, :3])]
+    whole, cut = (objective(batch)["captioning/image"].item() for batch in batches)
+    assert whole == cut > 0
+
+
 def test_head_stays_with_the_modalities_it_reads(trained):
     folder, _ = trained
     model = weights.load_encoder(folder, modalities=["audio"])
@@ -142,6 +151,10 @@ def test_what_it_cannot_do_is_refused_in_one_line(trained, samples):
     [
         ({"objective": {"captioning/text": {}}}, "its head reads image, audio, one at a time"),
         ({"objective": {**OBJECTIVE, "captioning/image": {"head": "x"}}}, "needs model.heads.x of kind caption"),
+        (
+            {"objective": {**OBJECTIVE, "captioning/audio": {"changes": {"search": {"max_len": 7}}}}},
+            "objective.captioning/audio: its task caption is not that of another term; make them the same",
+        ),
         ({"head": {"vocab_size": 300}}, r"vocab_size is 300, and texts have ids up to 399"),
         ({"head": {"on": ["video"]}}, "needs kind .* and on, a modality of text, image, audio"),
     ],

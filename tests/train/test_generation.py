@@ -17,6 +17,7 @@ from onepeace.errors import UserError
 from onepeace.evaluate.captions import CiderReward
 from onepeace.generative.infilling import mask_words
 from onepeace.generative.tasks import Task
+from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub.convert.ofa_keys import to_ours
 from onepeace.losses import TokenLosses
 from onepeace.train import loop
@@ -24,6 +25,7 @@ from onepeace.train.evaluation import evaluation
 from onepeace.train.passes import Passes
 from onepeace.train.start import make_config
 from onepeace.train.terms import read_term
+from onepeace.train.terms.asking import Asking
 from onepeace.train.terms.generation import Generation, Prepared
 from onepeace.train.terms.self_critical import SelfCritical
 
@@ -164,6 +166,25 @@ def test_the_worst_tokens_are_left_out_after_a_number_of_updates():
         assert term.loss(outputs, batch, None)["generation"] == mean
 
 
+def test_choices_are_those_of_the_sources_that_feed_the_term():
+    data = {"train": [source(label=label, targets=["label"]) for label in ("a", "b")]}
+    made = recipe("", "", data=data, objective={
+        f"generation:{label}": {"task": "answer", "writes": "label", "choices": "auto"} for label in ("a", "b")
+    })  # fmt: skip
+    sources = [SimpleNamespace(samples=[SimpleNamespace(targets={"label": word})]) for word in ("yes", "red")]
+    text = SimpleNamespace(tokenizer=None)
+    found = [term.prepare(name, options, made, sources, {"text": text}).task for name, options, term in made.terms]
+    assert [task.choices for task in found] == [["yes"], ["red"]]
+
+
+@pytest.mark.parametrize("code", [-1, 9])
+def test_a_code_that_the_model_does_not_have_is_named(code):
+    asking = Asking(Task("7", answer="codes"), Vocabulary(Numbers(), 60, num_codes=9), 20, writes="codes")
+    batch = Batch({}, keys=["a"], captions=[""], targets={"codes": [[0, 8, code]]})
+    with pytest.raises(UserError, match=f"a: the code {code} is not from 0 to 8"):
+        asking(batch)
+
+
 def test_the_loop_counts_the_updates(root, start, tmp_path):
     lines = []
     for share in (0.0, 0.5):
@@ -202,7 +223,11 @@ def test_a_caption_head_is_trained_for_its_own_captions(root, tmp_path):
                 "image": {"patch_size": 16, "grid": 2, "bias_grid": 2}}  # fmt: skip
     head = {"kind": "caption", "on": ["image"], "vocab_size": 400, "dim": 16, "depth": 1, "num_heads": 2, "ffn_dim": 16}
     base = save_random_model(tmp_path / "base", ("text", "image"), adapters=adapters, heads={"caption": head})
-    objective = {"self_critical/image": {"head": "caption", "changes": {"search": {"beam": 2, "max_len": 4}}}}
+    search = {"beam": 2, "max_len": 48}
+    objective = {"self_critical/image": {"head": "caption", "changes": {"search": search}}}
+    with pytest.raises(UserError, match=r"max_len is 48, and what writes has 48 places, .*{search: {max_len: 47}}"):
+        make_config(writing(root, tmp_path / "run", base, 2, objective))
+    search["max_len"] = 4
     made = writing(root, tmp_path / "run", base, 2, objective, freeze={"except": ["heads.caption.*"]})
     folder = loop.train(made)
     assert all(line["self_critical/image/reward"] == 0.5 for line in logged(tmp_path / "run"))
@@ -227,6 +252,27 @@ def test_an_item_with_another_one_mixed_in_is_compared_with_the_caption_of_both(
     rewards = SelfCritical._rewards(term, batch, [[(5,), (6,)], [(7,)]])
     assert seen == [[["one", "two"], ["one", "two"], ["two and three"]]]
     assert [own.tolist() for own in rewards] == [[1, 2], [3]]
+
+
+def judged(written, rewards):
+    """The term's outputs where a search wrote these captions."""
+    decoder = lambda ids, _: torch.zeros(*ids.shape, 10)  # noqa: E731
+    decoder.token_embed = torch.nn.Embedding(10, 2)
+    encoded = SimpleNamespace(rows=lambda _: None)
+    term = SimpleNamespace(name=SimpleNamespace(text="self_critical"), _decoder=lambda _: decoder,
+                           _search=lambda *_: written, _encode=lambda *_: encoded,
+                           _rewards=lambda *_: [torch.tensor(own) for own in rewards])  # fmt: skip
+    return SelfCritical.outputs(term, Passes(SimpleNamespace(adapters={}), Batch({}, keys=["a", "b"])))
+
+
+def test_a_caption_that_is_alone_has_no_advantage():
+    found = judged([[(5, 2)], [(6, 2), (7, 2)], []], [[3.0], [1.0, 2.0], []])
+    assert (found.loss / torch.tensor(10.0).log()).tolist() == pytest.approx([0, 0, -1, -1, 1, 1])
+
+
+def test_a_search_without_any_caption_is_named():
+    with pytest.raises(UserError, match=r"objective\.self_critical: no caption of a was found, .*; lower optim\.lr"):
+        judged([[], []], [[], []])
 
 
 def test_words_are_masked_in_spans():
@@ -267,6 +313,7 @@ LABELLED = {"data": {"train": [source(targets=["label"])]}}
         ({"model": {"modalities": ["image"]}}, "models of architecture ofa have no choice of them"),
         ({"objective": {"contrastive": {}}}, "contrastive"),
         ({"objective": {"self_critical": {"changes": {"search": {"beam": 1}}}}}, "captions are compared with each"),
+        ({"objective": {"self_critical": {"changes": {"search": {"max_len": 2000}}}}}, "max_len is 2000, and what"),
         ({"objective": {"self_critical": {}}, "run": {"parallel": "fsdp"}}, "searches with the whole model"),
         ({"objective": {"self_critical": {"head": "words"}}}, "needs model.heads.words of kind caption"),
     ],

@@ -71,7 +71,8 @@ class _Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Asking:
-    """
+    """Puts a task to the items of a batch.
+
     Args:
         task: what is asked.
         vocabulary: of the model.
@@ -99,7 +100,7 @@ class Asking:
             trie: of the choices, which then are all that competes.
 
         Raises:
-            UserError: an item without a field of the prompt, with an answer that is no choice, or too long; names it.
+            UserError: an item without a field of the prompt, with an answer that is not allowed or too long; names it.
         """
         sources, prefixes, answers, weights = [], [], [], []
         for item in self._items(batch):
@@ -166,7 +167,10 @@ class Asking:
         if self.writes == "boxes":
             return self._objects(item), weight
         if self.writes == "codes":
-            return [self.vocabulary.codes[code] for code in value], weight
+            codes = self.vocabulary.codes
+            if bad := [code for code in value if not 0 <= code < len(codes)]:
+                raise UserError(f"the code {bad[0]} is not from 0 to {len(codes) - 1}, as the model's are")
+            return [codes[code] for code in value], weight
         if isinstance(value, Mapping):
             known = {answer: score for answer, score in value.items() if labels is None or answer in labels}
             if not known:  # rare ones are no choices

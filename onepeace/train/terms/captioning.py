@@ -23,7 +23,8 @@ from onepeace.train.terms.term import TermName
 class Captioning(Supervised):
     """``captioning/image``: cross entropy of each word of the item's caption, given the ones before and the picture.
 
-    The caption is the text of the pair; the encoder does not read it.
+    The caption is the text of the pair; the encoder does not read it. Of one that is longer than the head's max_tokens
+    the beginning is learned.
     """
 
     task = "caption"
@@ -70,7 +71,7 @@ class Captioning(Supervised):
 
     def outputs(self, passes: Passes) -> TokenLosses:  # type: ignore[override]
         head: Caption = passes.model.heads[self.options.head]  # type: ignore[assignment]
-        ids = passes.batch.inputs[self.options.caption]["ids"]
+        ids = passes.batch.inputs[self.options.caption]["ids"][:, : head.options.max_tokens]
         before = F.pad(ids[:, :-1], (1, 0), value=BOS)
         logits = head(passes.unimodal(self.name.modalities[0]), before)
         return token_losses(logits, ids, label_smoothing=self.options.label_smoothing)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from onepeace.config import Options
+from onepeace.config.ofa import OFAConfig
 from onepeace.data.batch import Batch
 from onepeace.data.features import by_name
 from onepeace.errors import UserError
@@ -17,6 +18,7 @@ from onepeace.generative.search import search
 from onepeace.generative.tasks import Task
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.heads import Caption
+from onepeace.heads.caption import CaptionOptions
 from onepeace.layers.text_decoder import Encoded, TextDecoder
 from onepeace.losses import token_losses
 from onepeace.model import OnePeace
@@ -102,12 +104,19 @@ class SelfCritical(Term):
             raise UserError(f"{where} compares with captions, and the pair {lacking[0]} has none")
         if options.head is None:
             check_writes(where, recipe, config)
-            return
-        head = config.model.heads.get(options.head)
-        if head is None or head["kind"] != "caption":
-            raise UserError(f"{where} needs model.heads.{options.head} of kind caption")
-        if len(name.modalities) != 1 or name.modalities[0] not in head["on"]:
-            raise UserError(f"{where}: its head reads {', '.join(head['on'])}, one at a time")
+            num_positions = cast(OFAConfig, config.model).num_positions
+        else:
+            head = config.model.heads.get(options.head)
+            if head is None or head["kind"] != "caption":
+                raise UserError(f"{where} needs model.heads.{options.head} of kind caption")
+            if len(name.modalities) != 1 or name.modalities[0] not in head["on"]:
+                raise UserError(f"{where}: its head reads {', '.join(head['on'])}, one at a time")
+            num_positions = head.get("max_tokens", CaptionOptions.max_tokens)
+        if task.search.max_len >= num_positions:
+            raise UserError(
+                f"{where}: search.max_len is {task.search.max_len}, and what writes has {num_positions} "
+                f"places, one of them for bos; give changes: {{search: {{max_len: {num_positions - 1}}}}}"
+            )
 
     @classmethod
     def prepare(cls, name, options, recipe, sources, processors) -> Prepared:
@@ -126,9 +135,12 @@ class SelfCritical(Term):
         decoder = self._decoder(model)
         device = decoder.token_embed.weight.device
         written = self._search(model, batch)
+        if not any(written):
+            raise UserError(f"objective.{self.name.text}: no caption of {batch.keys[0]} was found, as what the model "
+                            "computes is not finite; lower optim.lr")  # fmt: skip
         rows = torch.tensor([item for item, found in enumerate(written) for _ in found], device=device)
         rewards = self._rewards(batch, written)
-        advantages = torch.cat([own - (own.sum() - own) / max(len(own) - 1, 1) for own in rewards])
+        advantages = torch.cat([(len(own) * own - own.sum()) / max(len(own) - 1, 1) for own in rewards])
         captions = [torch.tensor(tokens) for found in written for tokens in found]
         target = pad_sequence(captions, batch_first=True, padding_value=PAD)
         before = torch.cat([torch.full_like(target[:, :1], BOS), target[:, :-1]], dim=1)
