@@ -1,7 +1,6 @@
 """`onepeace answer`: the answer to a question about pictures, free or one of several."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +9,6 @@ from onepeace.errors import UsageError
 
 if TYPE_CHECKING:
     from onepeace.generative.answers import Answer
-    from onepeace.generative.generator import Generator
-    from onepeace.generative.tasks import Task
 
 EXAMPLES = f"""\
   onepeace answer street.jpg --question "how many buses are there?" --model models/ofa-vqa
@@ -30,15 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from onepeace.generative.answers import Text
 
+    if not args.question.strip():
+        raise UsageError("--question is empty")
     candidates = None
     if args.candidates is not None:
         candidates = list(dict.fromkeys(one.strip() for one in args.candidates.split(",") if one.strip()))
         if not candidates:
             raise UsageError("--candidates names no answer")
-
-    def task(generator: "Generator") -> "Task":
-        chosen = generator.task("answer")
-        return chosen if candidates is None else replace(chosen, answer="choice", choices=candidates)
 
     def result_of(path: Path, answer: "Answer") -> tuple[dict[str, Any], tuple[str, ...]]:
         if candidates is None:  # a fine-tuned model may have choices of its own, too many to list
@@ -47,4 +42,5 @@ def run(args: argparse.Namespace) -> int:
         choice, scores = answer.choice, answer.scores  # type: ignore[union-attr]
         return {"question": args.question, "answer": choice, "scores": scores}, (choice,)
 
-    return generate.run(args, task, {"text": args.question}, result_of, ("answer",))
+    fields, kinds = {"text": args.question}, ("text", "choice")
+    return generate.run(args, "answer", kinds, fields, result_of, ("answer",), candidates)

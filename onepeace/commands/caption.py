@@ -25,4 +25,4 @@ def run(args: argparse.Namespace) -> int:
     def result_of(path: Path, answer: "Answer") -> tuple[dict[str, Any], tuple[str, ...]]:
         return {"caption": answer.text}, (answer.text,)  # type: ignore[union-attr]
 
-    return generate.run(args, lambda generator: generator.task("caption"), {}, result_of, ("caption",))
+    return generate.run(args, "caption", ("text",), {}, result_of, ("caption",))

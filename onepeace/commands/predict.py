@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files
 from onepeace.errors import UsageError
-from onepeace.files.atomic import write_atomic
+from onepeace.files.drawing import Drawings, with_box, with_mask
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from onepeace.embed.predict import Head
 
 EXAMPLES = """\
@@ -50,8 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.draw and not args.draw.parent.is_dir():
-        raise UsageError(f"{args.draw}: there is no folder {args.draw.parent}")
+    drawings = Drawings(args.draw) if args.draw else None
     found, problems = files.find(args)
     from onepeace.embed.predict import Head
     from onepeace.train.folder import model_folder
@@ -82,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
             failed.append(files.Unreadable(path, str(prediction.reason)))
             continue
         result = dict(prediction.result)
-        if args.draw:
-            result["picture"] = os.fspath(_draw(args, head, path, result))
+        if drawings:
+            result["picture"] = os.fspath(drawings.save(_drawn(args, head, path, result), path))
         result.pop("mask", None)
         if args.json:
             names = [os.fspath(one) for one in paths[prediction.index]]
@@ -128,10 +129,8 @@ def _shown(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [one for one in result["boxes"] if one["score"] >= THRESHOLD]
 
 
-def _draw(args: argparse.Namespace, head: "Head", path: Path, result: dict[str, Any]) -> Path:
-    """Write the picture with its box or mask, named like it."""
-    from onepeace.files.drawing import with_box, with_mask
-
+def _drawn(args: argparse.Namespace, head: "Head", path: Path, result: dict[str, Any]) -> "Image.Image":
+    """The picture with its boxes or mask."""
     picture = head.embedder.processors["image"].load(path)  # type: ignore[attr-defined]
     if head.task in ("box", "boxes"):
         width, height = head.embedder.processors["image"].size_in_pixels(path)  # type: ignore[attr-defined]
@@ -141,13 +140,7 @@ def _draw(args: argparse.Namespace, head: "Head", path: Path, result: dict[str, 
             if head.task == "box"
             else [(one["box"], f"{one['label']} {one['score']:.2f}") for one in _shown(result)]
         )
-        drawn = picture
         for box, caption in named:
-            drawn = with_box(drawn, [corner * scale[i % 2] for i, corner in enumerate(box)], caption)
-    else:
-        drawn = with_mask(picture, result["mask"], [one["label"] for one in result["labels"]], head.config["labels"])
-    args.draw.mkdir(exist_ok=True)
-    target = args.draw / f"{path.name}.png"
-    with write_atomic(target) as temporary:
-        drawn.save(temporary, "PNG")
-    return target
+            picture = with_box(picture, [corner * scale[i % 2] for i, corner in enumerate(box)], caption)
+        return picture
+    return with_mask(picture, result["mask"], [one["label"] for one in result["labels"]], head.config["labels"])

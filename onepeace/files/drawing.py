@@ -1,13 +1,43 @@
 """What a model found, drawn on the picture."""
 
 import colorsys
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from onepeace.errors import UsageError
+from onepeace.files.atomic import write_atomic
 
 if TYPE_CHECKING:
     from PIL import Image
 
 INK, PAPER = (230, 40, 40), (255, 255, 255)
+
+
+class Drawings:
+    """A folder of pictures that are drawn on, PNGs called like the files; a number tells files of one name apart.
+
+    UsageError if there can be no such folder; it is made with the first picture.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.parent.is_dir():
+            raise UsageError(f"{folder}: there is no folder {folder.parent}")
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder}: is a file; name a folder")
+        self.folder = folder
+        self._count: Counter[str] = Counter()
+
+    def save(self, drawn: "Image.Image", path: Path) -> Path:
+        """Writes what was drawn on the picture at `path`, and says where."""
+        self._count[path.name] += 1
+        number = self._count[path.name]
+        target = self.folder / (f"{path.name}.png" if number == 1 else f"{path.name}-{number}.png")
+        self.folder.mkdir(exist_ok=True)
+        with write_atomic(target) as temporary:
+            drawn.save(temporary, "PNG")
+        return target
 
 
 def with_box(picture: "Image.Image", box: Sequence[float], caption: str = "") -> "Image.Image":

@@ -10,7 +10,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import exp
+from math import exp, isfinite
 from typing import Any, TypeAlias
 
 import torch
@@ -105,7 +105,9 @@ def read_answer(found: Hypothesis, asked: Asked) -> Answer:
 
 
 def read_choice(log_probs: Sequence[float], labels: Sequence[str]) -> Choice:
-    """The most probable of some answers."""
+    """The most probable of some answers. UserError if a score is NaN or infinite."""
+    if not all(map(isfinite, log_probs)):
+        raise UserError("the scores of the choices are not finite; try dtype float32")
     scores = dict(zip(labels, log_probs, strict=True))
     best = max(scores, key=scores.__getitem__)
     return Choice(best, scores[best], float(torch.tensor(list(log_probs)).softmax(0).max()), scores)
@@ -144,7 +146,9 @@ def _codes(ids: Sequence[int], asked: Asked, score: float, confidence: float) ->
 
 def _clipped(ids: Sequence[int], asked: Asked) -> tuple[float, float, float, float]:
     corners = asked.vocabulary.box_of(ids, asked.size, asked.resized)
-    x0, y0, x1, y1 = (min(max(corner, 0.0), float(asked.size[i % 2])) for i, corner in enumerate(corners))
+    (x0, x1), (y0, y1) = (
+        sorted(min(max(corner, 0.0), float(side)) for corner in corners[i::2]) for i, side in enumerate(asked.size)
+    )
     return x0, y0, x1, y1
 
 

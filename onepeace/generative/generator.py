@@ -5,12 +5,13 @@ Every method puts a task (tasks.py) to items; pipeline.py takes them through the
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
-from itertools import repeat, zip_longest
+from itertools import pairwise, repeat, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
 
 OnError = Literal["raise", "skip"]
 Answers: TypeAlias = list[Answer] | tuple[list[Answer], list[Failure]]
+
+FIELDS = {
+    "images": "image", "boxes": "box", "questions": "text", "phrases": "text", "texts": "text", "premises": "premise",
+    "prompts": "prompt",
+}  # fmt: skip
+"""By argument of a method the field of an item that it fills."""
 
 
 def load_generator(
@@ -171,11 +178,19 @@ class Generator:
         batch_size: int = 8,
         on_error: OnError = "raise",
     ) -> Answers:
-        """A `Text` for each picture and its question; with candidates a `Choice`, for which all of them are scored."""
+        """A `Text` for each picture and its question, or a `Choice` where the model's task has choices (fine-tuned for
+        VQA); with candidates a `Choice` of them.
+
+        Args:
+            candidates: all of them are scored.
+            search: in place of the task's; not with candidates.
+        """
         task = self.task("answer", search)
         if candidates is not None:
+            if search is not None:
+                raise UserError("candidates are scored, and nothing is searched for; leave out search, or candidates")
             task = replace(task, answer="choice", choices=list(check_many(candidates, "candidates")))
-        return self._collect(task, _rows(image=images, text=questions), batch_size, on_error)
+        return self._collect(task, _rows(images=images, questions=questions), batch_size, on_error)
 
     def ground(
         self,
@@ -187,7 +202,7 @@ class Generator:
     ) -> Answers:
         """A `Box` for each picture and phrase: where on it that is. There is always one, whether the thing is there or
         not; the confidence may tell."""
-        return self._collect("ground", _rows(image=images, text=phrases), batch_size, on_error)
+        return self._collect("ground", _rows(images=images, phrases=phrases), batch_size, on_error)
 
     def describe(
         self,
@@ -198,7 +213,8 @@ class Generator:
         on_error: OnError = "raise",
     ) -> Answers:
         """A `Text` for each picture and box [x0, y0, x1, y1] in its pixels: what is there."""
-        return self._collect("describe", _rows(image=images, box=boxes), batch_size, on_error)
+        boxes = boxes.tolist() if isinstance(boxes, (np.ndarray, Tensor)) else boxes
+        return self._collect("describe", _rows(images=images, boxes=boxes), batch_size, on_error)
 
     def entails(
         self,
@@ -214,8 +230,8 @@ class Generator:
         `premises`: what is known of the pictures beside them, as fine-tuned models expect it: a caption of each.
         """
         if premises is None:
-            return self._collect("entail", _rows(image=images, text=texts), batch_size, on_error)
-        rows = _rows(image=images, text=texts, premise=premises)
+            return self._collect("entail", _rows(images=images, texts=texts), batch_size, on_error)
+        rows = _rows(images=images, texts=texts, premises=premises)
         return self._collect("entail_premise", rows, batch_size, on_error)
 
     def classify(
@@ -230,7 +246,7 @@ class Generator:
         task = self.task("classify")
         if labels is not None:
             task = replace(task, choices=list(check_many(labels, "labels")))
-        return self._collect(task, _rows(image=images), batch_size, on_error)
+        return self._collect(task, _rows(images=images), batch_size, on_error)
 
     def infill(
         self,
@@ -241,7 +257,7 @@ class Generator:
         on_error: OnError = "raise",
     ) -> Answers:
         """A `Text` for each text in which `<mask>` stands for missing words: the whole text."""
-        return self._collect("infill", _rows(text=check_many(texts)), batch_size, on_error, search)
+        return self._collect("infill", _rows(texts=check_many(texts, "texts")), batch_size, on_error, search)
 
     def draw(
         self,
@@ -258,7 +274,8 @@ class Generator:
             search: in place of the task's, which draws 24 samples.
         """
         found = []
-        for one in self.stream(self.task("draw", search), _rows(text=check_many(texts)), batch_size=batch_size):
+        rows = _rows(texts=check_many(texts, "texts"))
+        for one in self.stream(self.task("draw", search), rows, batch_size=batch_size):
             one.answer  # noqa: B018  raises what was wrong
             pictures: list[Any] = list(one.answers)
             found.append([replace(each, picture=decode(each.codes)) for each in pictures] if decode else pictures)
@@ -282,12 +299,13 @@ class Generator:
         """
         task = replace(task or Task("{prompt}"), prompt="{prompt}")
         single = isinstance(prompt, str)
+        on_error = "raise" if single and on_error == "skip" else on_error
         prompts = [prompt] if single else list(check_many(prompt, "prompts"))
         images = [image] if single else repeat(None, len(prompts)) if image is None else check_many(image, "images")
         blind, seeing = replace(task, image=None), replace(task, image=task.image or {})
-        rows = _rows(image=images, prompt=prompts)
+        rows = _rows(images=images, prompts=prompts)
         pairs = ((blind if row["image"] is None else seeing, row) for row in rows)
-        found = _collected(self._pipeline.stream(pairs, batch_size), "raise" if single else on_error)
+        found = _collected(self._pipeline.stream(pairs, batch_size), on_error)
         return found[0] if single else found  # type: ignore[return-value]
 
     def task(self, name: str, search: SearchOptions | None = None) -> Task:
@@ -326,15 +344,26 @@ class Generator:
 
 
 def _rows(**columns: Iterable[object]) -> Iterator[dict[str, object]]:
-    """Items from their fields; a text in place of a list goes with every item."""
-    texts = {name: column for name, column in columns.items() if isinstance(column, str)}
-    many = {name: check_many(column, name) for name, column in columns.items() if name not in texts}
+    """Items from arguments of a method, see FIELDS; a text in place of a list of texts goes with every item.
+
+    UserError if there are more of one than of another: at once where they have lengths, else where the shorter ends.
+    """
+    same = {name: it for name, it in columns.items() if isinstance(it, str) and name not in ("images", "boxes")}
+    many = {name: check_many(column, name) for name, column in columns.items() if name not in same}
+    sizes = [(len(column), name) for name, column in many.items() if isinstance(column, Sized)]
+    for (size, name), (other_size, other) in pairwise(sizes):
+        if size != other_size:
+            raise UserError(f"{other_size} {other} for {size} {name}; give as many of each")
+    return _zipped(many, {FIELDS[name]: text for name, text in same.items()})
+
+
+def _zipped(many: Mapping[str, Iterable[object]], same: dict[str, object]) -> Iterator[dict[str, object]]:
     missing = object()
     for count, values in enumerate(zip_longest(*many.values(), fillvalue=missing)):
-        if any(value is missing for value in values):
-            short = next(name for name, value in zip(many, values, strict=True) if value is missing)
-            raise UserError(f"there are {count} of {short}, and more of {' and '.join(set(many) - {short})}")
-        yield dict(zip(many, values, strict=True)) | texts
+        if ended := [name for name, value in zip(many, values, strict=True) if value is missing]:
+            others = " and ".join(name for name in many if name not in ended)
+            raise UserError(f"{count} {ended[0]} for more {others}; give as many of each")
+        yield {FIELDS[name]: value for name, value in zip(many, values, strict=True)} | same
 
 
 def _collected(results: Iterable[Generated], on_error: OnError) -> Answers:

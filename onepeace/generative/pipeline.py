@@ -5,10 +5,13 @@ Results come in order and in bounded memory, failures as values. `Generator` is 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
-from typing import Any, NamedTuple
+from math import isfinite
+from numbers import Real
+from typing import Any, NamedTuple, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,12 +50,23 @@ class Generated:
         return self.answers[0]
 
 
+class _Choices(NamedTuple):
+    """What is chosen from."""
+
+    names: tuple[str, ...]
+    words: tuple[str, ...]
+    trie: Trie
+    """The words' tokens."""
+
+
 class _Asking(NamedTuple):
     """A task, ready for items."""
 
     task: Task
     processors: Mapping[str, Processor]
     """By modality; none where texts alone are read."""
+    choices: _Choices | None
+    """The task's, if it has some."""
 
 
 class _Read(NamedTuple):
@@ -65,10 +79,8 @@ class _Read(NamedTuple):
     """The modality of the sample."""
     sample: Tensor | None
     prefix: list[int]
-    labels: tuple[str, ...]
-    """The choices' names."""
-    trie: Trie | None
-    """The choices' tokens; None where the answer is searched for."""
+    choices: _Choices | None
+    """None where the answer is searched for."""
     asked: Asked
 
 
@@ -77,13 +89,21 @@ class Pipeline:
 
     def __init__(self, reader: Reader, vocabulary: Vocabulary) -> None:
         self.reader, self.vocabulary = reader, vocabulary
+        self._trie = lru_cache(maxsize=16)(partial(_trie, vocabulary))  # items often have the same candidates
 
     def stream(self, pairs: Iterable[tuple[Task, Mapping[str, object]]], batch_size: int) -> Iterator[Generated]:
         """The result of every pair of a task and an item, see `Generator.stream`."""
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size is {batch_size!r}; it must be a whole number from 1")
+        return self._results(pairs, batch_size)
+
+    def _results(self, pairs: Iterable[tuple[Task, Mapping[str, object]]], batch_size: int) -> Iterator[Generated]:
         ready: dict[int, tuple[Task, _Asking]] = {}
 
         def prepared() -> Iterator[tuple[_Asking, Mapping[str, object]]]:
             for task, item in pairs:
+                if not isinstance(item, Mapping):
+                    raise UserError(f'an item is a dictionary of fields, {{"image": ...}}, not {describe(item)}')
                 if id(task) not in ready:
                     ready[id(task)] = task, self._asking(task)
                 yield ready[id(task)][1], item
@@ -109,7 +129,10 @@ class Pipeline:
             task = replace(task, search=replace(task.search, min_len=grid**2, max_len=grid**2))
         if task.answer in ("box", "objects") and not self.vocabulary.bins:
             raise UserError("this model has no bins for boxes")
-        return _Asking(task, self.reader.processors(task))
+        if task.image is None and _has_boxes(task):
+            raise UserError("a box is a place on a picture, and there is no picture")
+        is_closed = task.answer == "choice" and task.choices is not None
+        return _Asking(task, self.reader.processors(task), self._choices(task.choices) if is_closed else None)
 
     def _read(self, asking: _Asking, item: Mapping[str, object]) -> "_Read | Exception":
         try:
@@ -118,7 +141,7 @@ class Pipeline:
             return error
 
     def _checked(self, asking: _Asking, values: dict[str, Any]) -> _Read:
-        task, processors = asking
+        task, processors, choices = asking
         key, sample, asked = None, None, Asked(self.vocabulary, task)
         if processors:
             there = [key for key in processors if values.get(key) is not None]
@@ -127,50 +150,67 @@ class Pipeline:
             key = there[0]
             processor = processors[key]
             sample = processor.decode(values[key])
-            if isinstance(processor, ImageProcessor) and (task.answer in ("box", "objects") or "box" in task.fields):
+            if isinstance(processor, ImageProcessor) and _has_boxes(task):
                 size = processor.size_in_pixels(values["image"])
                 asked = replace(asked, size=size, resized=(processor.width, processor.height))
-        if "box" in task.fields and not isinstance(values.get("box"), str):
+        if "box" in task.fields:
             values["box"] = self._box(values.get("box"), asked)
+        if empty := [name for name in task.fields if isinstance(text := values.get(name), str) and not text.strip()]:
+            raise UserError(f"the text for {{{empty[0]}}} is empty")
         source, prefix = task.ids(self.vocabulary, values) if self.reader.reads_words else ([], [])
-        labels: tuple[str, ...] = ()
-        trie, longest = None, task.search.max_len
+        longest = task.search.max_len
         if task.answer == "choice":
             candidates = values.get("candidates")
-            if candidates is not None:
-                task = replace(task, choices=list(check_many(candidates, "candidates")))
-            words = _choices(task.labels)
-            labels, trie = tuple(words), _trie(self.vocabulary, tuple(words.values()))
-            longest = trie.depth
+            if choices is None or candidates is not None:
+                choices = self._choices(candidates)
+            longest = choices.trie.depth
         limit = self.reader.num_positions
         if max(len(source) + 2, len(prefix) + longest + 1) > limit:
             raise UserError(
                 f"its text has {len(source)} tokens and its answer up to {longest}; the model has {limit} places"
             )
-        return _Read(asking, [BOS, *source, EOS], key, sample, prefix, labels, trie, replace(asked, prefix=len(prefix)))
+        return _Read(asking, [BOS, *source, EOS], key, sample, prefix, choices, replace(asked, prefix=len(prefix)))
 
     def _box(self, box: object, asked: Asked) -> str:
         """A box as text."""
-        if not isinstance(box, Sequence) or len(box) != 4:
-            raise UserError(f"a box is [x0, y0, x1, y1] in pixels, not {box!r}")
+        box = box.tolist() if isinstance(box, (np.ndarray, Tensor)) else box
+        if not _is_box(box):
+            raise UserError(f"a box is [x0, y0, x1, y1] in pixels, x0 <= x1 and y0 <= y1, not {box!r}")
         return self.vocabulary.decode(self.vocabulary.bins_of(box, asked.size, asked.resized))
+
+    def _choices(self, given: object) -> _Choices:
+        """Choices from their words, alone or by name. UserError if there are none, or one has no words."""
+        if isinstance(given, Mapping):
+            named = list(given.items())
+        else:
+            named = [(one, one) for one in check_many(() if given is None else given, "candidates")]
+        if not named:
+            raise UserError("there is nothing to choose from; give candidates or labels, as texts")
+        if wrong := [word for _, word in named if not isinstance(word, str) or not word.strip()]:
+            raise UserError(f"{wrong[0]!r} is nothing to choose; candidates and labels are texts with words in them")
+        names, words = zip(*dict(named).items(), strict=True)
+        return _Choices(names, words, self._trie(words))
 
     def _answers(self, items: list[_Read]) -> list["tuple[Answer, ...] | UserError"]:
         """The answers of a block of items, computed in groups of the same task, modality and choices."""
         found: dict[int, tuple[Answer, ...] | UserError] = {}
-        groups: dict[tuple[int, str | None, int], list[int]] = {}
+        groups: dict[tuple[object, ...], list[int]] = {}
         for i, item in enumerate(items):
-            groups.setdefault((id(item.asking), item.key, id(item.trie)), []).append(i)
+            groups.setdefault((id(item.asking), item.key, item.choices and item.choices.words), []).append(i)
         for members in groups.values():
-            group = [items[i] for i in members]
-            try:
-                with torch.inference_mode():
-                    trie = group[0].trie
-                    answers = self._searched(group) if trie is None else self._chosen(group, trie)
-            except torch.OutOfMemoryError as error:
-                raise UserError(f"no memory for {len(group)} items at once; lower batch_size") from error
-            found.update(zip(members, answers, strict=True))
+            found.update(zip(members, self._computed([items[i] for i in members]), strict=True))
         return [found[i] for i in range(len(items))]
+
+    def _computed(self, group: list[_Read]) -> list["tuple[Answer, ...] | UserError"]:
+        """The answers of a group; if the model refuses it, those of its items one by one."""
+        choices = group[0].choices
+        try:
+            with torch.inference_mode():
+                return self._searched(group) if choices is None else self._chosen(group, choices.trie)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"no memory for {len(group)} items at once; lower batch_size") from error
+        except UserError as error:
+            return [error] if len(group) == 1 else [found for item in group for found in self._computed([item])]
 
     def _start(self, items: list[_Read], longest: int) -> dict[str, Any]:
         """The decoder before a batch of items, as `search` and `score_answers` take it."""
@@ -189,10 +229,11 @@ class Pipeline:
             "device": device,
         }
 
-    def _chosen(self, items: list[_Read], trie: Trie) -> list[tuple[Answer, ...]]:
+    def _chosen(self, items: list[_Read], trie: Trie) -> list["tuple[Answer, ...] | UserError"]:
         renormalise = items[0].asking.task.renormalise
         scores = score_answers(trie=trie, renormalise=renormalise, **self._start(items, trie.depth))
-        return [(read_choice(row, item.labels),) for row, item in zip(scores.tolist(), items, strict=True)]
+        names = [item.choices.names for item in items if item.choices is not None]
+        return [(read_choice(row, each),) for row, each in zip(scores.tolist(), names, strict=True)]
 
     def _searched(self, items: list[_Read]) -> list["tuple[Answer, ...] | UserError"]:
         task = items[0].asking.task
@@ -228,16 +269,25 @@ def _readable(hypotheses: Sequence[Hypothesis], asked: Asked) -> "tuple[Answer, 
         except UserError as error:
             if not answers:
                 return error
-    return tuple(answers) or UserError("the search allows no answer")
+    return tuple(answers) or UserError("no answer has a finite score; try dtype float32")
 
 
-def _choices(words: Mapping[str, str] | None) -> Mapping[str, str]:
-    if not words or not all(isinstance(word, str) for word in words.values()):
-        raise UserError("there is nothing to choose from; give candidates or labels, as texts")
-    return words
+def _is_box(box: object) -> "TypeGuard[Sequence[float]]":
+    if not isinstance(box, Sequence) or len(box) != 4:
+        return False
+    return all(isinstance(one, Real) and isfinite(one) for one in box) and box[0] <= box[2] and box[1] <= box[3]
 
 
-@lru_cache(maxsize=16)
+def _has_boxes(task: Task) -> bool:
+    return task.answer in ("box", "objects") or "box" in task.fields
+
+
 def _trie(vocabulary: Vocabulary, answers: tuple[str, ...]) -> Trie:
-    """Of answers as the decoder writes them: with a space in front."""
-    return Trie([vocabulary.encode(f" {answer.strip()}") for answer in answers])
+    """Of answers as the decoder writes them: with a space in front. UserError names two with the same tokens."""
+    known: dict[tuple[int, ...], str] = {}
+    for answer in answers:
+        ids = tuple(vocabulary.encode(f" {answer.strip()}"))
+        if ids in known:
+            raise UserError(f"{known[ids]!r} and {answer!r} to choose from are the same to the model")
+        known[ids] = answer
+    return Trie(list(known))

@@ -62,7 +62,7 @@ class PromptReader:
         self.decoder, self.num_positions = module.decoder, module.config.num_positions
 
     def processors(self, task: Task) -> Mapping[str, Processor]:
-        return {} if task.image is None else {"image": ImageProcessor(**merge(self.image, task.image))}
+        return {} if task.image is None else {"image": ImageProcessor.from_config(merge(self.image, task.image))}
 
     def encode(self, ids: Sequence[Sequence[int]], key: str | None, samples: Sequence[Tensor]) -> Encoded:
         weight = self.decoder.token_embed.weight
@@ -85,6 +85,8 @@ class FeatureReader:
     def processors(self, task: Task) -> Mapping[str, Processor]:
         if task.image is None or task.fields:
             raise UserError(f"this model describes {' and '.join(self.keys)} files, and reads no words")
+        if task.image:
+            raise UserError(f"image {task.image} of the task has no effect on this model; leave it out")
         return {key: self.embedder.processors[key] for key in self.keys}
 
     def encode(self, ids: Sequence[Sequence[int]], key: str | None, samples: Sequence[Tensor]) -> Encoded:

@@ -60,7 +60,8 @@ class SearchOptions:
     """Of the samples of every source."""
 
     def __post_init__(self) -> None:
-        for name, least in {"beam": 1, "max_len": 1, "min_len": 0, "no_repeat_ngram": 0, "top_k": 0}.items():
+        lowest = {"beam": 1, "max_len": 1, "min_len": 0, "no_repeat_ngram": 0, "unk_penalty": 0, "top_k": 0}
+        for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise UserError(f"search.{name} is {getattr(self, name)}; it must be at least {least}")
         if self.min_len > self.max_len:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onepeace.config import Options, build, merge, read_yaml
-from onepeace.errors import UserError
+from onepeace.errors import UserError, one_line
 from onepeace.generative.search import SearchOptions
 from onepeace.generative.vocabulary import Vocabulary, normalise_caption, normalise_question
+from onepeace.processors import ImageProcessor
 from onepeace.processors.tokenizer import EOS
 
 FILE = "tasks.yaml"
@@ -51,12 +52,18 @@ class Task:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise UserError("prompt is empty")
+        if not isinstance(self.search, SearchOptions):
+            raise UserError(f"search is {self.search!r}; it takes SearchOptions(...)")
         try:
             names = self.fields
         except ValueError as error:
             raise UserError(f"prompt {self.prompt!r}: {error}; write {{{{ and }}}} for braces") from error
         if bad := [name for name in names if not name.isidentifier() or name in ("image", "candidates")]:
             raise UserError(f"prompt {self.prompt!r}: {{{bad[0]}}} is no name of a field")
+        try:
+            ImageProcessor.from_config(self.image or {})
+        except (UserError, TypeError, ValueError) as error:
+            raise UserError(f"image {self.image}: {one_line(error).removeprefix('processors.')}") from error
 
     @property
     def fields(self) -> tuple[str, ...]:

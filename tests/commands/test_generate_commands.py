@@ -1,6 +1,7 @@
 """`onepeace caption`, `answer` and `ground`: what is printed of pictures, and of files that are none."""
 
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -8,6 +9,7 @@ from support.generative import save_small_ofa
 
 import onepeace
 from onepeace.cli import main
+from onepeace.files.drawing import Drawings
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,8 @@ def test_answer_is_free_or_one_of_several(run, pictures):
     assert set(found["scores"]) == {"a cat", "a bus"}
     code, _, err = run("answer", pictures, "--question", "what?", "--candidates", " , ")
     assert (code, err) == (2, "onepeace: --candidates names no answer\n")
+    code, _, err = run("answer", pictures, "--question", " ")
+    assert (code, err) == (2, "onepeace: --question is empty\n")
 
 
 def test_ground_draws_the_box(run, pictures, tmp_path, monkeypatch):
@@ -85,8 +89,22 @@ def test_ground_draws_the_box(run, pictures, tmp_path, monkeypatch):
     assert (drawn.format, drawn.size) == ("PNG", size)
     original = Image.open(pictures / "bus.jpg").convert("RGB")
     assert drawn.tobytes() != original.tobytes()
-    code, _, err = run("ground", pictures / "bus.jpg", "--text", "the bus", "--draw", "no/such")
-    assert (code, err) == (2, "onepeace: no/such: there is no folder no\n")
+    (tmp_path / "afile").touch()
+    for text, draw, message in (
+        ("the bus", "no/such", "no/such: there is no folder no"),
+        ("the bus", "afile", "afile: is a file; name a folder"),
+        ("", "boxes", "--text is empty"),
+    ):
+        code, _, err = run("ground", pictures / "bus.jpg", "--text", text, "--draw", draw)
+        assert (code, err) == (2, f"onepeace: {message}\n")
+
+
+def test_drawings_of_files_of_one_name_are_kept_apart(tmp_path):
+    drawings = Drawings(tmp_path / "out")
+    drawn = Image.new("RGB", (4, 4))
+    places = [drawings.save(drawn, tmp_path / path).name for path in ("a/x.jpg", "b/x.jpg", "x.png", "x.jpg")]
+    assert places == ["x.jpg.png", "x.jpg-2.png", "x.png.png", "x.jpg-3.png"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(places)
 
 
 def test_tasks_of_ones_own_are_asked(run, pictures, tmp_path):
@@ -95,6 +113,21 @@ def test_tasks_of_ones_own_are_asked(run, pictures, tmp_path):
     code, out, _ = run("caption", pictures / "cat.jpg", "--tasks", file, "--json")
     assert code == 0
     assert len(json.loads(out)["caption"].split()) <= 1
+    file.write_text("caption: {answer: choice, choices: [a, b]}\n", encoding="utf-8")
+    code, out, err = run("caption", pictures / "cat.jpg", "--tasks", file)
+    assert (code, out) == (1, "")
+    assert err.startswith("onepeace: the task caption of ")
+    assert err.endswith(f" with {file} gives no text but choice\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX systems only")
+def test_names_that_are_not_utf8_are_printed_as_json(run, pictures, tmp_path):
+    named = tmp_path / os.fsdecode(b"caf\xe9.jpg")
+    named.write_bytes((pictures / "cat.jpg").read_bytes())
+    code, out, _ = run("caption", named, "--json")
+    assert code == 0
+    assert out.isascii()
+    assert json.loads(out)["path"] == str(named)
 
 
 def test_model_of_vectors_writes_nothing(capsys, pictures):

@@ -1,5 +1,6 @@
 """Streams of items: batches of like lengths, results in order, and no more in memory than needed."""
 
+import io
 import itertools
 import threading
 import tracemalloc
@@ -8,6 +9,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.embedding import TEXTS, assert_same
 
 from onepeace.embed.assembly import Assembly
@@ -210,3 +212,13 @@ def test_threads_that_decode_leave_openmp_to_the_model():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_opened_picture_may_be_given_several_times():
+    file = io.BytesIO()
+    Image.effect_noise((1500, 1000), 90).save(file, "JPEG")
+    for _ in range(3):
+        picture = Image.open(file)
+        items = [picture, {"image": picture}, ("a", {"image": [picture]}), picture] * 2
+        found = [array for _, _, array in decode_ahead(items, lambda _, one=picture: np.array(one), ahead=8)]
+        assert all(np.array_equal(array, np.asarray(Image.open(file))) for array in found)

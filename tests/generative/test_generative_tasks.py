@@ -65,6 +65,8 @@ def test_written_tasks_are_read_again(tmp_path):
         ("{prompt: 'a {b'}", "expected '}'"),
         ("{prompt: '{image}'}", "{image} is no name of a field"),
         ("{prompt: ' '}", "prompt is empty"),
+        ("{image: {sizes: 12}}", "image.sizes is not a setting; did you mean size"),
+        ("{image: {mean: 0.5}}", "image {'mean': 0.5}: "),
         ("[1]", "should be a mapping"),
     ],
 )

@@ -1,6 +1,9 @@
 """`onepeace.load_generator` and what its model answers: typed, in order, each answer from its own item alone."""
 
+import gc
 import io
+import time
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +15,8 @@ from support.generative import PICTURES, save_small_ofa, small_generator
 import onepeace
 from onepeace.config import write_config
 from onepeace.errors import UserError
-from onepeace.generative.answers import Box, Choice, Codes, Objects, Text
-from onepeace.generative.search import SearchOptions
+from onepeace.generative.answers import Asked, Box, Choice, Codes, Objects, Text, read_answer
+from onepeace.generative.search import Hypothesis, SearchOptions
 from onepeace.generative.tasks import FILE, Task, read_tasks
 
 
@@ -81,6 +84,16 @@ def test_boxes_are_in_pixels_of_the_picture_and_within_it(generator, images):
     assert twice.box == pytest.approx([2 * corner for corner in small.box])
 
 
+def test_corners_of_an_answer_are_sorted(generator):
+    bins, task = generator.vocabulary.bins, generator.tasks["ground"]
+    for answer, kind in (([40, 5, 10, 30], "box"), ([40, 5, 10, 30, None], "objects")):
+        ids = [9 if one is None else bins[one] for one in answer]
+        asked = Asked(generator.vocabulary, replace(task, answer=kind), size=(512, 512), resized=(512, 512))
+        found = read_answer(Hypothesis((*ids, 2), -1.0, (-1.0,) * (len(ids) + 1)), asked)
+        x0, y0, x1, y1 = found.box if kind == "box" else found.objects[0][1]
+        assert (x0 < x1, y0 < y1) == (True, True)
+
+
 def test_box_of_words_is_a_failure(generator, images):
     free = replace(generator.tasks["ground"], confined=False)
     (one,) = generator.stream(free, [{"image": images[0], "text": "a cat"}])
@@ -97,8 +110,14 @@ def test_score_of_a_box_may_be_over_all_that_could_be_written(generator, images)
 def test_region_is_described(generator, images):
     texts = generator.describe([images[0]] * 2, [[10, 20, 100, 110], [200, 100, 400, 250]])
     assert texts[0].score != texts[1].score
+    boxes = np.array([[10, 20, 100, 110], [200, 100, 400, 250]], dtype=np.float32)
+    assert generator.describe([images[0]] * 2, boxes) == generator.describe([images[0]] * 2, list(boxes)) == texts
+
+
+@pytest.mark.parametrize("box", [[1, 2], "abcd", [0, 0, float("nan"), 9], [9, 0, 3, 9], [0, 9, 9, 3], "1234", 5])
+def test_what_is_no_box_is_refused(generator, images, box):
     with pytest.raises(UserError, match=r"cat.jpg: a box is \[x0, y0, x1, y1\]"):
-        generator.describe([images[0]], [[1, 2]])
+        generator.describe([images[0]], [box])
 
 
 def test_choices_are_probabilities(generator, images):
@@ -115,6 +134,24 @@ def test_each_item_may_have_candidates_of_its_own(generator, images):
     items = [{"image": image, "candidates": [f"one {i}", "two"]} for i, image in enumerate(images[:3])]
     found = list(generator.stream("classify", items))
     assert [list(one.answer.scores) for one in found] == [["one 0", "two"], ["one 1", "two"], ["one 2", "two"]]
+
+
+def test_items_with_the_same_candidates_share_a_batch(images, monkeypatch):
+    generator, sizes = small_generator(), []
+    encode, encode_text = generator.reader.encode, generator.vocabulary.encode
+    monkeypatch.setattr(generator.reader, "encode", lambda ids, *rest: sizes.append(len(ids)) or encode(ids, *rest))
+    monkeypatch.setattr(generator.vocabulary, "encode", lambda text: time.sleep(0.02) or encode_text(text))
+    list(generator.stream("classify", [{"image": images[0], "candidates": ["one", "two"]} for _ in range(8)]))
+    assert sizes == [8]
+
+
+def test_candidates_are_forgotten_with_their_generator(images):
+    generator = small_generator()
+    list(generator.stream("classify", [{"image": images[0], "candidates": ["one", "two"]}]))
+    vocabulary = weakref.ref(generator.vocabulary)
+    del generator
+    gc.collect()
+    assert vocabulary() is None
 
 
 def test_entailment_has_the_names_of_its_classes(generator, images):
@@ -163,6 +200,31 @@ def test_bad_file_is_named_and_the_others_come_out(generator, images, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_item_that_the_model_refuses_leaves_the_others(generator, images, monkeypatch):
+    encode = generator.reader.encode
+
+    def refusing(ids, *rest):
+        if max(map(len, ids)) > 20:
+            raise UserError("too long for this model")
+        return encode(ids, *rest)
+
+    questions = ["what?", "what is it " * 9, "who?"]
+    expected = generator.answer([images[0], images[2]], questions[::2])
+    monkeypatch.setattr(generator.reader, "encode", refusing)
+    answers, (failed,) = generator.answer(images[:3], questions, on_error="skip")
+    for one, other in zip(answers, expected, strict=True):
+        near(one, other)
+    assert (failed.index, failed.name, failed.reason) == (1, str(images[1]), "too long for this model")
+
+
+def test_scores_that_are_not_finite_are_no_answer(generator, images, monkeypatch):
+    step = generator.reader.decoder.step
+    monkeypatch.setattr(generator.reader.decoder, "step", lambda ids, cache: step(ids, cache) * float("nan"))
+    for call in (generator.caption, generator.classify):
+        with pytest.raises(UserError, match=r"cat\.jpg: .*finite.*try dtype float32"):
+            call(images[:2])
+
+
 def test_pictures_are_taken_in_every_form(generator, images):
     data = images[0].read_bytes()
     array = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -176,11 +238,25 @@ def test_pictures_are_taken_in_every_form(generator, images):
     ("call", "message"),
     [
         (lambda g, i: g.caption(i[0]), "images should be a list"),
-        (lambda g, i: g.answer(i, ["one"]), "there are 1 of text, and more of image"),
-        (lambda g, i: g.answer(i[:1], ["one", "two"]), "there are 1 of image, and more of text"),
+        (lambda g, i: g.answer(str(i[0]), "what?"), "images should be a list"),
+        (lambda g, i: g.describe(str(i[0]), [[0, 0, 9, 9]]), "images should be a list"),
+        (lambda g, i: g.describe(i[:1], "abcd"), "boxes should be a list"),
+        (lambda g, i: g.answer(i, ["one"]), "^1 questions for 5 images; give as many of each"),
+        (lambda g, i: g.entails(i[:2], "it", ["one"] * 3), "^3 premises for 2 images"),
+        (lambda g, i: g.ground(iter(i[:1]), ["one", "two"]), "^1 images for more phrases"),
+        (lambda g, i: g.answer(i, " "), r"cat\.jpg: the text for \{text\} is empty"),
         (lambda g, i: g.answer(i, "what?", candidates="yes"), "candidates should be a list"),
+        (lambda g, i: g.answer(i, "what?", ["yes"], search=SearchOptions()), "leave out search, or candidates"),
         (lambda g, i: g.classify(i, []), "there is nothing to choose from"),
-        (lambda g, i: g.classify(i, ["a", "a "]), "the same to the model"),
+        (lambda g, i: g.classify(i, ["a", "a "]), "'a' and 'a ' to choose from are the same to the model"),
+        (lambda g, i: g.classify(i, ["a", ""]), "'' is nothing to choose"),
+        (lambda g, i: g.classify(i, [1, 2]), "1 is nothing to choose"),
+        (lambda g, i: g.caption(i, batch_size=0), "batch_size is 0; it must be a whole number"),
+        (lambda g, i: g.stream("caption", [], batch_size=1.5), "batch_size is 1.5"),
+        (lambda g, i: list(g.stream("caption", ["a.jpg"])), "an item is a dictionary of fields"),
+        (lambda g, i: g.caption(i, search={"beam": 3}), "^search is {'beam': 3}; it takes SearchOptions"),
+        (lambda g, i: g.run("what?", i[0], on_error="bogus"), "on_error is 'bogus'"),
+        (lambda g, i: g.run("where?", task=Task("x", answer="box")), "and there is no picture"),
         (lambda g, i: g.task("match"), "no task 'match'; it has caption"),
         (lambda g, i: g.infill(["word " * 90]), "the model has 96 places"),
         (lambda g, i: g.caption(i, on_error="ignore"), "on_error is 'ignore'"),
@@ -214,6 +290,12 @@ def test_folder_gives_the_model_that_was_saved(tmp_path, images, generator):
     loaded.tasks = generator.tasks
     assert PICTURES["size"] == 64
     near(loaded.caption(images[:1])[0], generator.caption(images[:1])[0])
+
+
+def test_caption_head_has_no_settings_of_a_task():
+    generator = onepeace.load_generator("tiny-captions", device="cpu")
+    with pytest.raises(UserError, match=r"image \{'size': 48\} of the task has no effect on this model; leave it out"):
+        list(generator.stream(replace(generator.tasks["caption"], image={"size": 48}), [{}]))
 
 
 def test_model_of_vectors_is_refused():
