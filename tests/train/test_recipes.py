@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from onepeace.model import OnePeace
 from onepeace.train import loop, teachers
 from onepeace.train.log import read_log
 from onepeace.train.recipe import read_recipe, to_yaml
+from onepeace.train.terms import TERMS
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -47,6 +49,12 @@ def test_recipes_are_found():
 def test_every_protocol_of_an_evaluation_is_named():
     chapter = (ROOT / "README.md").read_text().partition("**An evaluation protocol**")[2]
     assert [name for name in PROTOCOLS if f"`{name}`" not in chapter] == []
+
+
+def test_every_option_of_a_term_is_named():
+    chapter = (ROOT / "README.md").read_text().partition("## The objective")[2].partition("\n## ")[0]
+    options = {(kind, one.name) for kind, term in TERMS.items() for one in fields(term.Options)}
+    assert [option for option in sorted(options) if not all(re.search(rf"`{word}\b", chapter) for word in option)] == []
 
 
 @pytest.mark.parametrize("name", RECIPES)
