@@ -2,11 +2,12 @@
 
 import argparse
 import datetime
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onepeace.commands import files
-from onepeace.errors import UserError, need
+from onepeace.errors import UsageError, UserError, need
 from onepeace.files.table import format_table
 from onepeace.files.walk import Unreadable
 
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="to write; default: calibration.safetensors in the model's folder",
     )
+    parser.add_argument("--force", action="store_true", help="replace the calibration that the model's folder has")
     parser.add_argument(
         "--samples", type=files.positive, default=2000, metavar="N",
         help="samples drawn of each SOURCE, always the same (default: 2000)",
@@ -70,6 +72,10 @@ def run(args: argparse.Namespace) -> int:
     folder = resolve(args.model)
     output = args.output or folder / FILE
     files.check_folder_of(output)
+    if args.output is None and output.exists() and not args.force:
+        raise UsageError(f"{output}: is there already; give --force to replace it, or -o FILE")
+    if not os.access(output.parent, os.W_OK):
+        raise UserError(f"{output}: cannot be written (no write permission for its folder); give -o FILE")
     problems: list[Unreadable] = []
     samples = [sample for source in args.sources for sample in draw_samples(read(source, problems), args.samples)]
     if not samples:

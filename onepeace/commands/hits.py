@@ -23,15 +23,18 @@ def print_table(results: "Results") -> None:
     if results.relevant is False and results.hits:
         print("nothing relevant found; the nearest are:")
     if not results.hits:
-        print("nothing found" + ("" if results.compared else ": the filters leave no file"))
+        none = ": there is no file but the query's own and those that the filters leave out"
+        print("nothing found" + ("" if results.compared else none))
         return
     times = any(hit.start is not None for hit in results.hits)
-    head = ("rank", _scale(results), "kind", *(("at",) if times else ()), "path")
+    scale = _scale(results)
+    head = ("rank", scale, "kind", *(("at",) if times else ()), "path")
     rows = []
     for hit in results.hits:
         at = () if not times else ("" if hit.start is None else _clock(hit.start),)
         more = f" (+{len(hit.copies)} alike)" if hit.copies else ""
-        rows.append((str(hit.rank), _value(hit), hit.item.modality, *at, files.shown(near(hit.item.path)) + more))
+        path = files.shown(near(hit.item.path)) + more
+        rows.append((str(hit.rank), _value(hit, scale), hit.item.modality, *at, path))
     print(format_table(head, rows))
 
 
@@ -41,26 +44,29 @@ def print_both(found: Mapping[str, "Results"]) -> None:
     ranks = [{hit.item.path: hit.rank for hit in results.hits} for results in (one, two)]
     common = len(ranks[0].keys() & ranks[1].keys())
     print(f"{common} of {max(map(len, ranks))} hits in both")
-    head = ("rank", *(column for name, results in found.items() for column in (_scale(results), name)))
+    scales = [_scale(results) for results in (one, two)]
+    head = ("rank", *(column for pair in zip(scales, names, strict=True) for column in pair))
     rows = []
     for number, pair in enumerate(zip_longest(one.hits, two.hits), 1):
         cells = [str(pair[0].rank if pair[0] else number)]
-        for hit, there in zip(pair, reversed(ranks), strict=True):
+        for hit, scale, there in zip(pair, scales, reversed(ranks), strict=True):
             if hit is None:
                 cells += ["", ""]
                 continue
             rank = there.get(hit.item.path)
-            cells += [_value(hit), files.shown(near(hit.item.path)) + (f" ({rank})" if rank else "")]
+            cells += [_value(hit, scale), files.shown(near(hit.item.path)) + (f" ({rank})" if rank else "")]
         rows.append(tuple(cells))
     print(format_table(head, rows) if rows else f"nothing found in {names[0]} nor in {names[1]}")
 
 
 def _scale(results: "Results") -> str:
-    return "score" if not results.hits or results.hits[0].match is None else "match"
+    return "match" if any(hit.match is not None for hit in results.hits) else "score"
 
 
-def _value(hit: "Hit") -> str:
-    return f"{hit.score if hit.match is None else hit.match:.3f}"
+def _value(hit: "Hit", scale: str) -> str:
+    """On that scale; of a hit without a match there is none, as a cosine is no probability."""
+    value = hit.match if scale == "match" else hit.score
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _plain(hit: "Hit") -> dict[str, Any]:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from onepeace.commands import files
-from onepeace.errors import need
+from onepeace.errors import UsageError, need
 
 EXAMPLES = """\
 the page needs nothing else and no network: colours for kinds, a picture and a name under the mouse, a click to open,
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--png", type=Path, metavar="FILE", help=text)
     parser.add_argument("--method", choices=("pca", "umap"), default="pca", help="how (default: pca)")
     text = "pictures and texts in the page, the others are points only (default: 2000)"
-    parser.add_argument("--thumbnails", type=_count, default=2000, metavar="N", help=text)
+    parser.add_argument("--thumbnails", type=count, default=2000, metavar="N", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,7 +32,9 @@ def run(args: argparse.Namespace) -> int:
     if args.method == "umap":
         need("umap", "map")  # now, and not after the work
     if args.png:
-        need("matplotlib", "plot")
+        known = need("matplotlib.backend_bases", "plot").FigureCanvasBase.get_supported_filetypes()
+        if args.png.suffix and args.png.suffix[1:].lower() not in known:
+            raise UsageError(f"{args.png}: no picture by its ending; known: {', '.join(known)}")
 
     from onepeace.files.atomic import write_text_atomic
     from onepeace.index.index import Index
@@ -50,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """The value of an option that may be 0, as argparse's `type`."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
     return int(text)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, hits
+from onepeace.commands.map import count
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.source import scheme
@@ -36,8 +37,12 @@ EXAMPLES = """\
 PATHS are one index (made by: onepeace index build), or files and folders, which are embedded each time.
 
 a mix is one query: each part is turned into a vector, and the weighted sum is searched for. A query's own file is
-not among its hits. "match" is the probability that a hit is relevant; without a calibration of the model the
-cosine similarity is shown. A video is found by its pictures and by its sound; "at" says where in it.
+not among its hits. "match" is the probability that a hit is relevant, "-" where the calibration of the model knows
+none for such a pair of kinds; without any the cosine similarity is shown. A video is found by its pictures and by its
+sound; "at" says where in it.
+
+--where: size, mtime, date, width, height, duration, modality, path, caption and metadata.NAME, with < <= = != >= >, ~
+(contains), in (...), is null, and, or, not. Units are kB, MB, GB of size, and s, min, h of duration.
 
   onepeace search my.index --text "a dog barking"
   onepeace search my.index --image dog.jpg --without "people" --only image --after 2024-05
@@ -85,12 +90,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument("--where", metavar="CONDITION", help="as \"duration < 5 or width >= 1000 and caption ~ 'dog'\"")
     shown = parser.add_argument_group("which hits, and how")
     shown.add_argument("--top", type=files.positive, default=10, metavar="K", help="how many hits (default: 10)")
-    shown.add_argument("--offset", type=int, default=0, metavar="N", help="leave out the first N")
+    shown.add_argument("--offset", type=count, default=0, metavar="N", help="leave out the first N")
     text = "date (newest first) or path: of the best 200, or of as many as are asked for (default: match)"
     shown.add_argument("--sort", choices=("match", "date", "path"), default="match", help=text)
     shown.add_argument("--rank", metavar="NAME", help="znorm (default), raw, centred or per-modality")
     shown.add_argument(
-        "--min-match", type=float, default=0.5, metavar="P", help="below it a hit counts as not relevant (0.5)"
+        "--min-match", type=_probability, default=0.5, metavar="P", help="below it a hit counts as not relevant (0.5)"
     )
     shown.add_argument(
         "--duplicates", choices=("collapse", "show"), default="collapse", help="near copies: one hit, or each"
@@ -108,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
     from onepeace.index.index import Index
 
     queries = _queries(args)
+    _check_options(args)
     if args.html:
         if len(queries) > 1 or args.compare:
             raise UsageError("--html is of one query in one index; leave out --queries and --compare")
@@ -120,7 +126,11 @@ def run(args: argparse.Namespace) -> int:
             names = (index.model, other.model)
             if names[0] == names[1]:  # the same model, over other files
                 names = (str(args.paths[0]), str(args.compare))
+            if names[0] == names[1]:
+                raise UsageError(f"--compare {args.compare}: is the index that is searched; name another one")
             indexes = dict(zip(names, (index, other), strict=True))
+        if args.vectors and not any(each.is_imported for each in indexes.values()):
+            raise UsageError(f"--vectors {args.vectors}: is for an index of imported vectors; leave it out")
         known = {} if args.vectors is None else _vectors_of_words(args.vectors)
         for words, query in queries:
             parts = {name: _parts(query, each, known) for name, each in indexes.items()}
@@ -131,12 +141,31 @@ def run(args: argparse.Namespace) -> int:
                     hits.print_json(results, **about, **({"index": name} if args.compare else {}))
             else:
                 if words is not None:
-                    print(f"{words}:")
+                    print(f"{files.shown(words)}:")
                 hits.print_both(found) if args.compare else hits.print_table(found[index.model])
             if args.html:
                 page = _page(index, query, found[index.model], args.html.parent)
                 write_text_atomic(args.html, page)
         return files.exit_code(problems, len(index))
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Says what cannot be read before anything is embedded."""
+    from onepeace.index import nearest
+    from onepeace.index.path_glob import path_glob
+    from onepeace.index.ranking import RANKINGS
+    from onepeace.index.where import after, before, parse
+
+    if args.rank not in (None, *RANKINGS):
+        raise UsageError(f"--rank {args.rank}: it can be {', '.join(RANKINGS)}")
+    nearest.check(args.nearest)
+    conditions = ((parse, args.where), (after, args.after), (before, args.before), (path_glob, args.path_glob))
+    for read, text in conditions:
+        try:
+            if text is not None:
+                read(text)
+        except UsageError as error:  # begins with the name
+            raise UsageError(f"--{error}") from error
 
 
 def _parts(query: Sequence[tuple[str, Any, float]], index: "Index", known: "Mapping[str, np.ndarray]") -> "list[Part]":
@@ -191,6 +220,8 @@ def _queries(args: argparse.Namespace) -> list[tuple[str | None, list[tuple[str,
     for kind, value in given:
         if kind in ("image", "audio") and not scheme(value) and not os.path.exists(value):
             raise UsageError(f"{value}: no such file")
+        if kind in ("image", "audio") and os.path.isdir(value):
+            raise UsageError(f"{value}: is a folder; name a file")
     if args.queries is None:
         if not given:
             raise UsageError("nothing to search for; give --text, --image, --audio, --like or several of them")
@@ -223,7 +254,19 @@ def _weighted(text: str | None, parts: Sequence[tuple[str, Any]]) -> list[tuple[
         raise UsageError(f"--weights {text}: weights are numbers, as in text=0.7,audio=0.3") from None
     if not all(map(math.isfinite, weights)) or not any(weights):
         raise UsageError(f"--weights {text}: weights must be finite, and not all 0")
+    if any(kind == "without" and weight > 0 for kind, weight in zip(kinds, weights, strict=True)):
+        raise UsageError(f"--weights {text}: the weight of without must not be above 0; give one as {AWAY}")
     return [(*part, weight) for part, weight in zip(parts, weights, strict=True)]
+
+
+def _probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
 
 
 def _vectors_of_words(file: Path) -> "dict[str, np.ndarray]":

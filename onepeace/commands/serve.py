@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("name an index; make one with: onepeace index build FOLDER --index my.index")
     temporary = tempfile.TemporaryDirectory(prefix="onepeace-")
     with _ended_like_ctrl_c(), _listening(args.host, args.port) as listener, temporary as own:
+        need("gradio", "web")  # now, and not after the files are embedded
         folder = _index(paths, Path(own, "index"), args)
-        need("gradio", "web")
         # Of Gradio: uploads lie in a folder of this user and this run, and nothing is reported to anybody.
         uploads = Path(own, "uploads")
         os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False"}

@@ -243,7 +243,7 @@ class Calibration:
         path = path / FILE if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"{path}: no such file; make it with: onepeace calibrate MODEL SOURCE")
-        again = "make it again: onepeace calibrate MODEL SOURCE"
+        again = "make it again: onepeace calibrate MODEL SOURCE --force"
         try:
             with safe_open(path, framework="numpy") as file:
                 text = (file.metadata() or {}).get("calibration")

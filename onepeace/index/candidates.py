@@ -77,6 +77,7 @@ class Candidates:
         self._origin = Origin(0, self._total - 1, numbering, "", "")
         if calibration is not None:
             self._calibrated = replace(self._origin, calibration=f"{derived.crc32(folder / CALIBRATION):08x}")
+            self._prior = prior_of(len(np.unique(rows.file)))
         self._statistics: dict[str, NDArray[np.float32]] = {}
         self._nearest: dict[tuple[str, str], nearest.Nearest] = {}
 
@@ -170,8 +171,7 @@ class Candidates:
         if self.calibration is None:
             return Scores(places, cosine, z, None)
         pool = self._pool(query, "znorm", places)
-        prior = prior_of(len(self.rows.row))
-        return Scores(places, cosine, z, match(query, znorm(query, cosine, pool), pool, prior))
+        return Scores(places, cosine, z, match(query, znorm(query, cosine, pool), pool, self._prior))
 
     def _pool(self, query: QueryVector, rank: str, places: NDArray[np.int64]) -> Pool:
         """What rankings know of some vectors beside themselves."""

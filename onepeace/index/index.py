@@ -3,8 +3,9 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from onepeace.errors import UserError
 from onepeace.files.walk import Unreadable
@@ -13,6 +14,7 @@ from onepeace.index.calibration import MODALITIES, Calibration
 from onepeace.index.candidates import Candidates
 from onepeace.index.identity import IMPORTED, check_model, identity, refuse_imported
 from onepeace.index.milvus import Mirror, reading
+from onepeace.index.nearest import NEAREST
 from onepeace.index.path_glob import path_glob as path_condition
 from onepeace.index.path_glob import register
 from onepeace.index.query import Part, encode
@@ -160,7 +162,7 @@ class Index:
         *,
         top: int = 10,
         offset: int = 0,
-        only: Sequence[str] = (),
+        only: str | Sequence[str] = (),
         path_glob: str | None = None,
         after: str | None = None,
         before: str | None = None,
@@ -176,7 +178,7 @@ class Index:
         Args:
             parts: what is searched for; several are one query, their weighted sum.
             top, offset: so many hits, after leaving out so many.
-            only: kinds of files: some of image, audio, text, video.
+            only: kind of files, or several: image, audio, text, video, or those of an import.
             path_glob, after, before, where: which files may be found (where.py).
             sort: match; date (newest first) or path, of the best POOL (search.py), or ``top`` + ``offset`` if that is
                 more, those that reach ``min_match``.
@@ -187,12 +189,24 @@ class Index:
                 takes the one that is there.
 
         Raises:
-            UserError: a query that cannot be encoded, a filter that cannot be read.
+            UserError: a query that cannot be encoded, a filter or an option that cannot be read.
         """
-        if top < 1 or offset < 0:
-            raise UserError(f"top is {top} and offset {offset}; give at least 1, and 0")
-        if rank is not None and rank not in RANKINGS:
-            raise UserError(f"rank is {rank!r}; it can be {', '.join(RANKINGS)}")
+        if not (isinstance(top, Integral) and isinstance(offset, Integral) and top >= 1 and offset >= 0):
+            raise UserError(f"top is {top} and offset {offset}; give whole numbers, at least 1, and 0")
+        if min_match is not None and not 0 <= min_match <= 1:
+            raise UserError(f"min_match is {min_match}; give a number from 0 to 1")
+        only = (only,) if isinstance(only, str) else tuple(only)
+        choices: list[tuple[str, str, Sequence[str]]] = [
+            ("sort", sort, get_args(Sort)),
+            ("duplicates", duplicates, get_args(Duplicates)),
+            ("nearest", nearest, ("auto", *NEAREST)),
+            *(("only", kind, (*self.store.kinds, "video")) for kind in only),
+        ]
+        if rank is not None:
+            choices.append(("rank", rank, tuple(RANKINGS)))
+        for name, value, known in choices:
+            if value not in known:
+                raise UserError(f"{name} is {value!r}; it can be {', '.join(known)}")
         conditions = []
         if where is not None:
             conditions.append(parse(where))
@@ -204,7 +218,7 @@ class Index:
         files = [part.value for part in parts if part.kind != "text" and isinstance(part.value, (str, os.PathLike))]
         own = {path(file) for file in files for path in (os.path.realpath, os.path.abspath)}
         rows = self.rows
-        allowed = self._filters.allowed(Filter(tuple(only), tuple(conditions), frozenset(own)))
+        allowed = self._filters.allowed(Filter(only, tuple(conditions), frozenset(own)))
         rank = rank or ("raw" if self.calibration is None else "znorm")
         if self.mirror is None or nearest != "auto":
             best = self.candidates.best(query, rank, allowed, nearest)
@@ -212,8 +226,8 @@ class Index:
             best = self.mirror.best(self.candidates, query, rank, allowed)
         options: dict[str, Any] = {"top": top, "offset": offset, "sort": sort, "duplicates": duplicates}
         hits = tuple(hits_of(self.store, rows, best, min_match=min_match, **options))
-        known = [hit.match for hit in hits if hit.match is not None]
-        relevant = None if min_match is None or not known else max(known) >= min_match
+        matches = [hit.match for hit in hits if hit.match is not None]
+        relevant = None if min_match is None or not matches else max(matches) >= min_match
         return Results(hits, self._filters.count(allowed), relevant)
 
     def add(self, paths: Sequence[str | os.PathLike[str]], **options: Any) -> "Report":

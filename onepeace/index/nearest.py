@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from onepeace.errors import UserError
+from onepeace.errors import UsageError
 from onepeace.index import derived
 from onepeace.index.approximate import AT, Approximate, recall
 from onepeace.index.derived import Made, Origin
@@ -49,14 +49,25 @@ MODULES = {"faiss-ivf": "faiss", "usearch": "usearch", "faiss-hnsw": "faiss"}
 graph, and filters cost them least."""
 
 
+def check(name: str) -> None:
+    """Look whether a structure can be used, before the work that it is for.
+
+    Raises:
+        UserError: an unknown name, or its library is not installed.
+    """
+    choose(0, name)
+    if name in APPROXIMATE:
+        APPROXIMATE[name].library()
+
+
 def choose(rows: int, name: str = "auto") -> str:
     """The structure for so many rows: the one that is named, or the best there is for "auto".
 
     Raises:
-        UserError: no structure has that name.
+        UsageError: no structure has that name.
     """
     if name != "auto" and name not in NEAREST:
-        raise UserError(f"no search structure is called {name!r}; known: auto, {', '.join(NEAREST)}")
+        raise UsageError(f"no search structure is called {name!r}; known: auto, {', '.join(NEAREST)}")
     if name != "auto" or rows <= EXACT_UP_TO:
         return ("exact" if name == "auto" else name) if rows else "exact"
     for known, module in MODULES.items():

@@ -208,7 +208,7 @@ PRIORS = 1e-3, 0.05
 
 
 def prior_of(count: int) -> float:
-    """The share of so many items that a query is taken to mean. The more there are, the better the best of those it
+    """The share of so many files that a query is taken to mean. The more there are, the better the best of those it
     does not mean: of a hundred thousand the first has a z above 4 by chance."""
     return float(np.clip(MEANT / max(count, 1), *PRIORS))
 

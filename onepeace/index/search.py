@@ -19,6 +19,8 @@ REMEMBERED = 16
 """Filters whose results are kept in memory."""
 CANDIDATES = 4
 """Vectors looked at for each hit that is wanted; several may be of one file."""
+BLOCK = 256
+"""Files that are compared at once with those before them, to find near copies."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ def hits_of(
     Args:
         best: gives so many best vectors; asked for more until there are enough files.
         sort: date (newest first) and path order the best POOL anew, or the best ``top`` + ``offset`` if that is more.
-        min_match: leaves hits below it out when they are sorted anew; sorted by match they only come last. Without a
-            calibration it plays no part.
+        min_match: leaves hits below it out when they are sorted anew; sorted by match they only come last. Hits
+            without a match are kept.
     """
     wanted = top + offset if sort == "match" else max(POOL, top + offset)
     count = CANDIDATES * wanted
@@ -114,8 +116,8 @@ def hits_of(
         score, z = float(scores.cosine[i]), float(scores.z[i])
         hits.append(Hit(0, item, modality, score, z, probability, start, end, copies))
     if sort != "match":
-        if min_match is not None and scores.match is not None:
-            hits = [hit for hit in hits if hit.match is not None and hit.match >= min_match]
+        if min_match is not None:
+            hits = [hit for hit in hits if hit.match is None or hit.match >= min_match]
         hits.sort(key=lambda hit: hit.item.path)
         if sort == "date":
             hits.sort(key=lambda hit: -(hit.item.date or 0.0))
@@ -128,20 +130,18 @@ def _grouped(rows: Rows, scores: Scores, collapse: bool) -> list[list[int]]:
     first: dict[int, int] = {}
     for row in scores.places:
         first.setdefault(int(rows.file[row]), int(row))
+    best = list(first.values())
     if not collapse:
-        return [[row] for row in first.values()]
-    groups: list[list[int]] = []
-    heads = np.empty((0, rows.vectors.shape[1]), np.float32)
-    for row in first.values():
-        vector = rows.vectors[rows.row[row]]
-        alike = np.flatnonzero(heads @ vector >= ALIKE)
-        same = [i for i in alike if rows.modality[groups[i][0]] == rows.modality[row]]
-        if same:
-            groups[same[0]].append(row)
-        else:
-            groups.append([row])
-            heads = np.concatenate([heads, vector[None]])
-    return groups
+        return [[row] for row in best]
+    vectors = rows.vectors[rows.row[best]]
+    groups: dict[int, list[int]] = {}  # by the place of their first row in `best`
+    for start in range(0, len(best), BLOCK):
+        some = vectors[start : start + BLOCK]
+        for i, alike in enumerate(some @ vectors[: start + len(some)].T >= ALIKE, start):
+            row = best[i]
+            earlier = (int(j) for j in np.flatnonzero(alike[:i]) if rows.modality[best[j]] == rows.modality[row])
+            groups.setdefault(next((j for j in earlier if j in groups), i), []).append(row)
+    return list(groups.values())
 
 
 def _items(store: Store, ids: list[int]) -> Iterator[Item]:

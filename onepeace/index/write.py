@@ -17,6 +17,7 @@ from onepeace.index.identity import check_model, identity, refuse_imported
 from onepeace.index.index import TEXT_ENCODER, Index
 from onepeace.index.lock import writing
 from onepeace.index.milvus import choose_store, mirrored
+from onepeace.index.nearest import check
 from onepeace.index.sources import MADE_OF, Root, Scan, is_below, roots_of, scan, unreadable
 from onepeace.index.spread import Model, Spread, spread
 from onepeace.index.store import DATABASE, Store
@@ -156,6 +157,8 @@ def _fill(
 ) -> "Report":
     """Embed what was found; ``folder`` is held for writing."""
     from onepeace.index.build import Builder
+
+    check(nearest)
 
     def load_model(name: str) -> "Embedder | Spread":
         loaded = Model(name, device, dtype)

@@ -206,6 +206,8 @@ def _parts(request: SearchRequest, limits: Limits) -> list[tuple[Asked, float]]:
     parts = []
     for name, value in given:
         weight = request.weights.get(name, AWAY if name == "without" else 1.0)  # type: ignore[call-overload]
+        if name == "without" and weight > 0:
+            raise UserError(f"weights: without is {weight}; its weight must not be above 0")
         asked = (
             Asked(name, LIKE, value)
             if name == LIKE

@@ -73,7 +73,9 @@ def render(query: Sequence[QueryPart], hits: Sequence[Shown], folder: Path, *, n
     show_weights = any(part.weight != 1 for part in query)
     parts = "\n<span class=plus>+</span>\n".join(_query_part(part, show_weights, folder, budget) for part in query)
     counts = Counter(_kind(shown.hit) for shown in hits)
-    best = max((_value(shown.hit) for shown in hits), default=0.0)
+    calibrated = any(shown.hit.match is not None for shown in hits)
+    values = [shown.hit.match if calibrated else shown.hit.score for shown in hits]
+    best = max((value for value in values if value is not None), default=0.0)
     filters = [
         f'<label><input type="checkbox" id="show-{kind}" autocomplete="off" checked> {name}s ({counts[kind]})</label>'
         for kind, name in KINDS.items()
@@ -85,7 +87,7 @@ def render(query: Sequence[QueryPart], hits: Sequence[Shown], folder: Path, *, n
         query=parts,
         summary=escape(f"{len(hits)} best of {num_files} files, found by the model {model}"),
         filters="\n".join(filters),
-        hits="\n".join(_tile(shown, best, folder, budget) for shown in hits),
+        hits="\n".join(_tile(shown, value, best, folder, budget) for shown, value in zip(hits, values, strict=True)),
     )
     return page.encode("utf-8", "replace").decode()  # a path may hold bytes that are no text
 
@@ -118,24 +120,22 @@ def _kind(hit: Hit) -> str:
     return "video" if hit.item.modality == "video" else hit.modality
 
 
-def _value(hit: Hit) -> float:
-    return hit.score if hit.match is None else hit.match
-
-
-def _tile(shown: Shown, best: float, folder: Path, budget: SoundBudget) -> str:
+def _tile(shown: Shown, value: float | None, best: float, folder: Path, budget: SoundBudget) -> str:
+    """A hit; ``value`` is None where the others have a match and it has none."""
     hit, path = shown.hit, Path(shown.hit.item.path)
-    share = 100 * max(_value(hit), 0.0) / best if best > 0 else 0.0
+    share = 100 * max(value or 0.0, 0.0) / best if best > 0 else 0.0
     link = escape(hit.item.path if scheme(hit.item.path) else link_to(path, folder))
     kind = _kind(hit)
     by = f' title="found by its {KINDS.get(hit.modality, hit.modality)}"' if kind == "video" else ""
-    scale = "cosine similarity" if hit.match is None else "probability that it is relevant"
+    scale = "probability that it is relevant" if value == hit.match else "cosine similarity"
+    number = "-" if value is None else f"{value:.3f}"
     at = "" if hit.start is None else f'<span class="at"{by}>from {hit.start:.0f} s</span>'
     copies = f'<div class="folder">and {len(hit.copies)} nearly the same</div>' if hit.copies else ""
     return f"""<li class="{kind}">
 <div class="well">{_media(kind, shown.content, path.name, folder, budget, hit.start)}</div>
 <div class="what">
 <div class="row"><span class="rank">{hit.rank}</span><span class="badge hue">{KINDS.get(kind, kind)}</span>{at}
-<span class="score" title="{scale}">{_value(hit):.3f}</span></div>
+<span class="score" title="{scale}">{number}</span></div>
 <div class="track hue" aria-hidden="true"><div style="width: {share:.0f}%"></div></div>
 <div class="name"><a href="{link}">{escape(readable(path.name))}</a></div>
 <div class="folder">{escape(readable(path.parent))}</div>{copies}

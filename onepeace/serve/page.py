@@ -116,7 +116,7 @@ def _search_tab(service: Service, blocks: gr.Blocks) -> None:
             without = gr.Textbox(label="Without", placeholder="people", lines=1, max_lines=2)
             with gr.Accordion("Weights", open=False):
                 weights = [
-                    gr.Slider(-1, 1, value, step=0.05, label=label)
+                    gr.Slider(-1, 0 if value == AWAY else 1, value, step=0.05, label=label)
                     for label, value in (("Words", 1), ("Picture", 1), ("Sound", 1), ("Like", 1), ("Without", AWAY))
                 ]
             with gr.Accordion("Filters", open=False):

@@ -56,6 +56,10 @@ def test_a_table_gives_banks_and_goes_into_the_model_folder(table, random_folder
     assert calibrate(random_folder, table, "--samples", "70") == 0
     try:
         assert Calibration.load(random_folder).about["samples"] == 140
+        assert calibrate(random_folder, "nothing.csv") == 2
+        assert "give --force to replace it, or -o FILE" in capsys.readouterr().err
+        assert calibrate(random_folder, table, "--samples", "80", "--force") == 0
+        assert Calibration.load(random_folder).about["samples"] == 160
     finally:
         (random_folder / FILE).unlink()
 
@@ -91,6 +95,12 @@ def test_shards_give_classes_that_match_and_a_diagram(random_folder, tmp_path, c
     assert calibrate(random_folder, tmp_path / "squares-*.tar", "-o", output, "--plot", tmp_path / "c.png") == 0
     assert ("image", "image") in Calibration.load(output).platt
     assert (tmp_path / "c.png").stat().st_size > 10_000
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(random_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    assert calibrate(random_folder, "nothing.csv", "-o", tmp_path / "c.safetensors") == 1
+    assert "c.safetensors: cannot be written" in capsys.readouterr().err
 
 
 def test_samples_are_drawn_evenly_and_always_the_same(table):

@@ -104,6 +104,7 @@ def test_silence_is_listed_though_it_is_in_the_index(run, tmp_path):
         (["build", "FOLDER", "--index", "I", "--window", "0"], 2, "'0' is not a number of seconds above 0"),
         (["build", "FOLDER", "--index", "I", "--hop", "nan"], 2, "'nan' is not a number of seconds above 0"),
         (["build", "FOLDER", "--index", "I", "--batch-size", "0"], 2, "'0' is not a whole number"),
+        (["build", "FOLDER", "--index", "I", "--nearest", "best"], 2, "no search structure is called 'best'"),
         (["build", "FOLDER", "--index", "I", "--exclude", "!"], 1, "--exclude: Invalid git pattern"),
         (["build", "FOLDER", "--index", "FOLDER"], 1, "a folder with other files in it, and no index"),
         (["add", "FOLDER", "--index", "I"], 2, "I: no index there; make it with: onepeace index build"),

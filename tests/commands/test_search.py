@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from support.random_model import save_random_model
 from onepeace.cli import main
 from onepeace.errors import UsageError
 from onepeace.files.walk import walk
+from onepeace.index.where import FIELDS
 
 SUFFIXES = {".jpg": "image", ".ogg": "audio", ".txt": "text"}
 
@@ -198,6 +200,16 @@ def test_broken_files_are_listed_and_nothing_else_is_disturbed(command, mixed):
         (["search", "PATH", "--text", "a", "--weights", "much"], "weights are numbers"),
         (["search", "PATH", "--text", "a", "--weights", "0"], "not all 0"),
         (["search", "PATH", "--text", "a", "--weights", "text=nan"], "finite"),
+        (["search", "PATH", "--without", "a", "--weights", "0.5"], "the weight of without must not be above 0"),
+        (["search", "PATH", "--image", "PATH"], "is a folder; name a file"),
+        (["search", "PATH", "--text", "a", "--offset", "-1"], "--offset: '-1' is not a whole number from 0 up"),
+        (["search", "PATH", "--text", "a", "--min-match", "nan"], "--min-match: 'nan' is not a number from 0 to 1"),
+        (["search", "PATH", "--text", "a", "--rank", "best"], "--rank best: it can be znorm, raw, centred"),
+        (["search", "PATH", "--text", "a", "--nearest", "best"], "no search structure is called 'best'"),
+        (["search", "PATH", "--text", "a", "--where", "x"], "--where, position 1: no field 'x'"),
+        (["search", "PATH", "--text", "a", "--after", "May"], "--after: 'May' is not a date"),
+        (["search", "PATH", "--text", "a", "--before", "May"], "--before: 'May' is not a date"),
+        (["search", "PATH", "--text", "a", "--path-glob", "[z-a]"], "--path-glob: '[z-a]' is not a pattern"),
         (["search", "PATH", "--text", "a", "--html", "PATH/no/page.html"], "no folder"),
         (["search", "PATH", "--text", "a", "--html", "PATH"], "is a folder"),
         (["search", "EMPTY", "--text", "a"], "no image, audio or text files"),
@@ -225,6 +237,30 @@ def test_broken_query_is_an_error(command, samples, tmp_path):
     code, out, err = command("search", samples, "--image", tmp_path / "broken.jpg")
     assert (code, out) == (1, "")
     assert "broken.jpg: not a picture" in err
+
+
+def test_options_that_say_nothing_about_an_index_are_refused(command, samples, tmp_path):
+    (tmp_path / "names.txt").write_text("a")
+    assert command("index", "build", tmp_path / "names.txt", "--index", tmp_path / "i")[0] == 0
+    for options, message in (
+        (["--compare", tmp_path / "i"], "is the index that is searched; name another one"),
+        (["--vectors", tmp_path / "v.npz"], "is for an index of imported vectors"),
+    ):
+        code, out, err = command("search", tmp_path / "i", "--text", "a", *options)
+        assert (code, out) == (2, "")
+        assert message in err
+
+
+def test_nothing_found_does_not_speak_of_filters_alone(command, samples):
+    picture = samples / "images" / "dog.jpg"
+    _, out, _ = command("search", picture, "--image", picture)
+    assert out == "nothing found: there is no file but the query's own and those that the filters leave out\n"
+
+
+def test_help_names_every_field_of_where(capsys):
+    assert main(["search", "--help"]) == 0
+    text = capsys.readouterr().out.partition("--where: ")[2].partition(" with ")[0]
+    assert {*re.split(r", | and ", text.removesuffix(","))} == {*FIELDS, "metadata.NAME"}
 
 
 def test_named_file_is_known_by_its_content(command, samples, tmp_path):
@@ -288,6 +324,16 @@ def test_embed_of_sound_files_only_ends_with_0(command, samples, tmp_path):
     code, _, err = command("embed", samples / "sounds", "-o", tmp_path / "v.npz")
     assert code == 0
     assert err == f"onepeace: 20 vectors of 16 numbers in {tmp_path / 'v.npz'}\n"
+
+
+def test_embed_writes_no_file_without_vectors(command, tmp_path):
+    (tmp_path / "fake.jpg").write_bytes(b"no picture")
+    (tmp_path / "v.npz").write_bytes(b"of before")
+    code, _, err = command("embed", tmp_path / "fake.jpg", "-o", tmp_path / "v.npz")
+    assert code == 1
+    assert "1 of 1 files failed" in err
+    assert "v.npz: not written" in err
+    assert (tmp_path / "v.npz").read_bytes() == b"of before"
 
 
 def test_embed_refuses_before_the_work(command, samples, tmp_path):
@@ -399,10 +445,14 @@ def test_search_in_a_plain_terminal_loads_no_training_package(random_folder, sam
         "heavy = ('transformers', 'timm', 'open_clip', 'webdataset', 'torchvision'); "
         "print(code, [module for module in heavy if module in sys.modules])"
     )
-    arguments = ["search", str(tmp_path), "--text", "a", "--model", str(random_folder), "--device", "cpu"]
+    queries = tmp_path / "queries"
+    queries.write_text("犬\n", encoding="utf-8")
+    paths = [str(tmp_path / name) for name in os.listdir(tmp_path) if name.endswith(".jpg")]
+    arguments = ["search", *paths, "--queries", str(queries), "--model", str(random_folder), "--device", "cpu"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
     assert done.stderr == ""
+    assert r"\u72ac:" in done.stdout
     assert r"\u5199\u771f.jpg" in done.stdout
     assert r"\udcff.jpg" in done.stdout

@@ -1,6 +1,7 @@
 """The command line of `onepeace serve`; what it serves is tested in tests/serve."""
 
 import socket
+import sys
 
 import pytest
 
@@ -10,7 +11,8 @@ from onepeace.commands import serve
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """A folder with no samples in it, and no password."""
+    """A folder with no samples in it, no password, and nothing of Gradio, which takes seconds to import."""
+    monkeypatch.setitem(sys.modules, "gradio", sys)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(serve.PASSWORD, raising=False)
 
@@ -36,6 +38,12 @@ def test_without_an_index_it_says_how_to_make_one(capsys):
 )
 def test_wrong_usage_is_said_in_one_line(capsys, arguments, said):
     assert said in refused(capsys, *arguments)
+
+
+def test_what_draws_the_page_is_asked_for_before_files_are_embedded(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["serve", "no-such-file", "--port", "0"]) == 1
+    assert "needs gradio: pip install" in capsys.readouterr().err
 
 
 def test_port_that_is_taken_is_said(capsys):

@@ -169,6 +169,29 @@ def test_hits_are_the_same_with_and_without_a_structure(folder):
     assert want.compared == got.compared == ITEMS - ITEMS // 10
 
 
+def test_match_goes_by_files_and_not_by_their_vectors(folder, tmp_path, calibration):
+    part = Part("vector", unit(np.random.default_rng(3).normal(size=WIDTH)))
+    matches = []
+    for windows in (1, ITEMS):
+        store = Store.create(tmp_path / f"{windows}", WIDTH, ABOUT)
+        store.add([(Item("/p/a.jpg", "image"), [Span("image")])], pairs("image", 1, 7)[1])
+        store.add([(Item("/p/long.ogg", "audio"), [Span("audio")] * windows)], pairs("audio", ITEMS, 8)[1][:windows])
+        store.close()
+        calibration.save(tmp_path / f"{windows}" / FILE)
+        with Index.open(tmp_path / f"{windows}") as index:
+            matches += [hit.match for hit in index.search([part], only="image").hits]
+    assert matches[0] == pytest.approx(matches[1])
+
+
+def test_hits_of_unknown_match_are_kept_when_sorted_by_date(folder, calibration):
+    fits = {pair: own for pair, own in calibration.platt.items() if pair != ("text", "audio")}
+    replace(calibration, platt=fits).save(folder / FILE)
+    part = Part("vector", unit(np.random.default_rng(3).normal(size=WIDTH)))
+    with Index.open(folder) as index:
+        hits = index.search([part], sort="date", min_match=1.0, top=2 * ITEMS).hits
+    assert {(hit.modality, hit.match) for hit in hits} == {("audio", None)}
+
+
 def test_filters_count_files_and_leave_out_those_of_the_query(folder):
     with Index.open(folder) as index:
         filters = index._filters

@@ -74,6 +74,18 @@ def test_near_copies_are_one_hit_unless_they_are_of_another_kind(fill):
     assert names(index.search([QUERY], duplicates="show")) == ["a.jpg", "a.ogg", "a.png", "b.jpg"]
 
 
+def test_near_copies_are_found_across_blocks(fill, monkeypatch):
+    monkeypatch.setattr(search, "BLOCK", 2)
+    # From one to the next the cosine is 0.985, over two 0.94.
+    angles = 0.1 + 0.1736 * np.array([0, 1, 2, 3, 0.01])
+    index = fill(*(picture(f"{i}.jpg", np.cos(angle), np.sin(angle)) for i, angle in enumerate(angles)))
+    found = index.search([QUERY])
+    assert [(hit.item.path, *hit.copies) for hit in found.hits] == [
+        ("/p/0.jpg", "/p/4.jpg", "/p/1.jpg"),
+        ("/p/2.jpg", "/p/3.jpg"),
+    ]
+
+
 def test_pages_of_hits_are_parts_of_one_list(fill):
     rng = np.random.default_rng(0)
     files = [picture(f"{i}.jpg", *rng.normal(size=E)) for i in range(60)]
@@ -94,7 +106,7 @@ def test_hits_are_asked_for_until_there_are_enough_files(fill):
 def test_kinds_and_own_files_are_left_out(fill):
     sound = Item("/p/a.ogg", "audio"), [Span("audio")], [unit(9, 1)]
     index = fill(picture("a.jpg", 9, 2), sound, picture("b.jpg", 1, 1))
-    assert names(index.search([QUERY], only=["audio"])) == ["a.ogg"]
+    assert names(index.search([QUERY], only=["audio"])) == names(index.search([QUERY], only="audio")) == ["a.ogg"]
     assert index.search([QUERY], only=["audio"]).compared == 1
     assert names(index.search([Part("like", "/p/a.jpg")])) == ["a.ogg", "b.jpg"]
     assert index.search([QUERY], only=["text"]).hits == ()
@@ -151,3 +163,21 @@ def test_queries_that_cannot_be_searched_for(fill, parts, message):
     index = fill(picture("a.jpg", 1))
     with pytest.raises(UserError, match=message):
         index.search(parts)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"only": ["picture"]}, "only is 'picture'; it can be image, audio, text, video"),
+        ({"sort": "dat"}, "sort is 'dat'; it can be match, date, path"),
+        ({"duplicates": "colapse"}, "duplicates is 'colapse'; it can be collapse, show"),
+        ({"rank": "best"}, "rank is 'best'; it can be znorm, raw"),
+        ({"nearest": "best"}, "nearest is 'best'; it can be auto, exact"),
+        ({"top": 2.5}, "top is 2.5 and offset 0; give whole numbers"),
+        ({"min_match": float("nan")}, "min_match is nan; give a number from 0 to 1"),
+    ],
+)
+def test_options_that_cannot_be_read(fill, options, message):
+    index = fill(picture("a.jpg", 1))
+    with pytest.raises(UserError, match=message):
+        index.search([QUERY], **options)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onepeace.errors import UserError
-from onepeace.index import approximate, exact, lists, nearest
+from onepeace.index import approximate, exact, lists, nearest, write
 from onepeace.index.approximate import Approximate, recall, sums_of_rows
 from onepeace.index.derived import Origin
 from onepeace.index.exact import Exact, Neighbours, Scored
@@ -406,6 +406,16 @@ def test_choice_by_size(monkeypatch, caplog):
     assert choose(0, "usearch") == "exact"
     with pytest.raises(UserError, match="no search structure is called 'annoy'; known: auto, exact, usearch,"):
         choose(0, "annoy")
+
+
+def test_a_structure_that_cannot_be_used_is_refused_before_files_are_embedded(no_model, tmp_path, monkeypatch):
+    no_model()
+    monkeypatch.setitem(sys.modules, "usearch", None)
+    (tmp_path / "a.txt").write_text("a")
+    for name, message in (("annoy", "no search structure is called 'annoy'"), ("usearch", "needs usearch: pip")):
+        with pytest.raises(UserError, match=message):
+            write.build(tmp_path / "i", [tmp_path / "a.txt"], nearest=name)
+    assert not (tmp_path / "i").exists()
 
 
 @pytest.mark.parametrize("name", ["auto", *nearest.NEAREST])

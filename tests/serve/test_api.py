@@ -211,6 +211,7 @@ def test_search_with_a_hit_leaves_it_out(client, collection, ids):
         ({"text": "a", "only": "sql"}, 400, "only"),
         ({"text": "a", "weights": {"image": 1}}, 400, "weights: the query has no image"),
         ({"text": "a", "weights": {"text": 1e300}}, 400, "weights.text"),
+        ({"text": "a", "without": "b", "weights": {"without": 0.5}}, 400, "weights: without is 0.5; its weight must"),
         ({"like": 12345}, 404, "no item 12345 in the index"),
         ({"like": 2**70}, 400, "like"),
         ({"audio": ADDRESS}, 400, "audio: an address is never fetched"),

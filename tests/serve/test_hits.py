@@ -24,9 +24,9 @@ from onepeace.serve.hits import QueryPart, Shown, render
 EVIL = """<script>alert("1")</script>' onerror=x &amp; b"""
 
 
-def shown(rank, score, modality, path, of_hit=None, **options):
+def shown(rank, score, modality, path, of_hit=None, match=None, **options):
     item = Item(os.path.abspath(path), modality)
-    return Shown(Hit(rank, item, of_hit or modality, score, score, None, **options), Path(path))
+    return Shown(Hit(rank, item, of_hit or modality, score, score, match, **options), Path(path))
 
 
 class Elements(HTMLParser):
@@ -112,6 +112,17 @@ def test_page_shows_rank_score_kind_and_weights(made):
     for part in ("4 best of 38 files", "1 picture 0.510 dog.jpg", "2 sound 0.400 dog.ogg", "3 text 0.300", "-0.100"):
         assert part in words
     assert [f"\xd7 {weight}" in words for weight in (0.7, 0.2, 0.1)] == [True] * 3
+
+
+def test_page_shows_no_cosine_among_probabilities(samples, folder):
+    pictures = [samples / "images" / f"{name}.jpg" for name in ("dog", "cat")]
+    hits = [shown(1, 0.51, "image", pictures[0], match=0.2), shown(2, 0.4, "image", pictures[1])]
+    page = render([QueryPart("text", "a", 1)], hits, folder, num_files=2, model="tiny")
+    assert re.findall(r'class="score" title="(.*)">(.*)</span>', page) == [
+        ("probability that it is relevant", "0.200"),
+        ("probability that it is relevant", "-"),
+    ]
+    assert re.findall("width: (.*)%", page)[-2:] == ["100", "0"]
 
 
 def test_page_is_usable_without_eyes_or_mouse(made):

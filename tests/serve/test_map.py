@@ -169,6 +169,9 @@ def test_what_goes_wrong_is_one_line(folder, random_folder, tmp_path, capsys):
 
     assert "nothing: no index there" in refused(tmp_path / "nothing", "-o", tmp_path / "m.html")
     assert "there is no folder" in refused(folder / "index", "-o", tmp_path / "no" / "m.html")
+    pytest.importorskip("matplotlib")
+    line = refused(folder / "index", "-o", tmp_path / "m.html", "--png", tmp_path / "m.foo")
+    assert "m.foo: no picture by its ending; known: " in line
     assert "'-1' is not a whole number from 0 up" in refused(folder / "index", "--thumbnails", "-1")
     empty = tmp_path / "empty"
     build(empty, [folder / "dog.ogg"], str(random_folder), device="cpu", progress=False)
