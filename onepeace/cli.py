@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed or
 import argparse
 import contextlib
 import difflib
+import errno
 import logging
 import os
 import select
@@ -98,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exception(failure)
     elif isinstance(failure, UserError):
         _say(str(failure))
+    elif isinstance(failure, OSError) and failure.errno == errno.ENOSPC:
+        _say(f"{failure.filename or 'the output'}: no space left on the device")
     else:
         _say(f"{type(failure).__name__}: {failure} (run with --debug for the traceback)")
     return code or 1
@@ -133,7 +136,9 @@ def _run(arguments: Sequence[str]) -> int:
         )
         if module is not None and name == command:
             module.add_arguments(child)
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        (commands.choices[command] if command else parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if module is None:
         parser.error("no command given")
     quiet = command in DECODING and "--debug" not in arguments

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common = parser.add_argument_group("all")
     common.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1, mps")
     common.add_argument("--threads", type=positive, metavar="N", help="threads of the CPU (default: all it may use)")
-    common.add_argument("--seconds", type=float, default=8.0, metavar="N", help="time for each row (default: 8)")
+    common.add_argument("--seconds", type=_seconds, default=8.0, metavar="N", help="time for each row (default: 8)")
     common.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
     models = parser.add_argument_group("encode, train and generate")
     models.add_argument("--dtypes", default="float32,bfloat16", metavar="A,B", help="default: float32,bfloat16")
@@ -215,6 +216,17 @@ def _share(option: str, text: str) -> float:
     if not 0 < share <= 1:
         raise UsageError(f"{option}: {text!r} is not a number above 0 and up to 1")
     return share
+
+
+def _seconds(text: str) -> float:
+    """The value of --seconds, as argparse's `type`."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
 
 
 def _usable_cpus() -> int:

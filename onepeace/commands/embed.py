@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from onepeace.commands import files
-from onepeace.errors import UsageError, need
+from onepeace.errors import UsageError, UserError, need
 
 EXAMPLES = """\
 the vectors are unit length, float32, in the order of the files:
@@ -40,6 +40,9 @@ def run(args: argparse.Namespace) -> int:
     model = files.load(args)
     vectors, found, failed = files.encode(model, found, args.batch_size)
     paths, modalities = [os.fspath(file.path) for file in found], [file.modality for file in found]
+    code = files.exit_code([*problems, *failed], len(found))
+    if not found:
+        raise UserError(f"{args.output}: not written, as not one file has a vector")
     write_file(args.output, Embeddings(vectors.numpy(), paths, modalities))
     files.say(f"{len(found)} vectors of {model.embed_dim} numbers in {args.output}")
-    return files.exit_code([*problems, *failed], len(found))
+    return code

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("what", nargs="?", metavar="WHAT", help="a YAML file, or the name of a public set; see below")
     parser.add_argument("override", nargs="*", metavar="a.b=value", help="fields in place of the recipe's")
-    parser.add_argument("--model", default="tiny", metavar="NAME", help="a model name or folder (default: tiny)")
+    parser.add_argument("--model", metavar="NAME", help="a model name or folder (default: tiny)")
     parser.add_argument("--data", metavar="FOLDER", help="where the sets lie (default: $ONEPEACE_DATA)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: the best there is)")
     parser.add_argument("--probe", action="store_true", help="of a NAME: also linear probe and kNN on frozen vectors")
@@ -48,11 +48,15 @@ def run(args: argparse.Namespace) -> int:
     if args.compare:
         if args.what:
             raise UsageError("--compare takes two files and nothing to measure")
+        names = ("model", "data", "device", "probe", "one_caption", "json", "save")
+        if given := [name for name in names if getattr(args, name)]:
+            raise UsageError(f"--{given[0].replace('_', '-')} is for measuring, and --compare reads what was measured")
         return _compare(*args.compare)
     if not args.what:
         raise UsageError("say what to measure: a recipe or a name; see: onepeace evaluate --help")
     if args.save:
         files.check_folder_of(args.save)
+    args.model = args.model or "tiny"
     import onepeace
     from onepeace.evaluate.report import as_json, as_table
     from onepeace.evaluate.run import run as measure
@@ -62,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     from onepeace.hub.resolve import resolve
 
     recipe = _recipe(args)
+    if not recipe.sets:
+        raise UserError(f"{args.what}: no set is left to measure; leave out fewer of them")
     root = recipe.data.folder()
     wanted = any(protocol.needs_writer for protocol in recipe.sets.values())
     writer = wanted and writes(read_config(resolve(args.model)))
@@ -75,14 +81,18 @@ def run(args: argparse.Namespace) -> int:
         failures.append(error)
 
     rows = []
-    for row in measure(model, recipe.sets, root, failed):
-        rows.append(row)
-        if args.json:
-            print(as_json(row, about), flush=True)
-    if rows and not args.json:
-        print(as_table(rows))
-    if rows and args.save:
-        write_text_atomic(args.save, "".join(f"{as_json(row, about, per_query=True)}\n" for row in rows))
+    try:
+        for row in measure(model, recipe.sets, root, failed):
+            rows.append(row)
+            if args.json:
+                print(as_json(row, about), flush=True)
+    finally:  # what was measured before an error or Ctrl-C has taken its time
+        if rows and not args.json:
+            print(as_table(rows))
+        if rows and args.save:
+            write_text_atomic(args.save, "".join(f"{as_json(row, about, per_query=True)}\n" for row in rows))
+    if not rows and not failures:
+        raise UserError(f"{args.what}: nothing was measured; the model has the modalities of no set")
     return 1 if failures else 0
 
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files
-from onepeace.errors import UsageError, UserError, one_line
+from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_atomic, write_text_atomic
-from onepeace.files.source import scheme
+from onepeace.files.drawing import Drawings
+from onepeace.files.source import describe, scheme
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from onepeace.embed.explain import Explanation
 
 SHOWN = ("image", "audio")
@@ -54,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     if not found and not problems:
         raise UsageError(f"no pictures or sounds in {', '.join(args.paths)}")
     as_page = args.out is not None and args.out.suffix.lower() == ".html"
-    _check(args.out, len(found))
+    drawings = _folder(args.out, len(found))
+    from onepeace.embed.items import reason_of
     from onepeace.serve.explained import draw, render
 
     model = files.load(args)
@@ -66,12 +66,15 @@ def run(args: argparse.Namespace) -> int:
             explanation = model.explain({file.modality: file.path}, query)
             drawn = draw(file.path, explanation, asked) if args.out else None
         except UserError as error:
-            failed.append(files.Unreadable(file.path, one_line(error)))
+            failed.append(files.Unreadable(file.path, reason_of(describe(file.path), error)))
             continue
         if drawn and as_page:
             shown.append(drawn)
+        elif drawn and drawings:
+            drawings.save(drawn.drawing, file.path)
         elif drawn:
-            _write(drawn.drawing, args.out, file.path)
+            with write_atomic(args.out) as temporary:
+                drawn.drawing.save(temporary, "PNG")
         if args.json:
             print(json.dumps({"path": os.fspath(file.path), **_plain(explanation)}), flush=True)
         rows.append((f"{explanation.similarity:.3f}", _where(explanation), files.shown(file.path)))
@@ -82,29 +85,20 @@ def run(args: argparse.Namespace) -> int:
     return files.exit_code([*problems, *failed], len(rows))
 
 
-def _check(out: Path | None, num_files: int) -> None:
-    """`UsageError` if nothing can be written at ``out``, before the work."""
+def _folder(out: Path | None, num_files: int) -> Drawings | None:
+    """The folder of drawings, if ``out`` is one; `UsageError` if nothing can be written there, before the work."""
     if out is None:
-        return
+        return None
     if out.suffix.lower() in (".png", ".html"):
         files.check_folder_of(out)
         if out.suffix.lower() == ".png" and num_files > 1:
             raise UsageError(
                 f"{out}: one PNG for {num_files} files; name a folder, or a page, {out.with_suffix('.html')}"
             )
-    elif out.is_file() or out.suffix:
+        return None
+    if out.suffix and not out.is_dir():
         raise UsageError(f"{out}: name a .png, a .html or a folder")
-    elif not out.parent.is_dir():
-        raise UsageError(f"{out}: there is no folder {out.parent}")
-
-
-def _write(drawing: "Image.Image", out: Path, path: Path) -> None:
-    """Write a drawing at ``out``, or named like its file in the folder ``out``."""
-    if out.suffix.lower() != ".png":
-        out.mkdir(exist_ok=True)
-        out = out / f"{path.name}.png"
-    with write_atomic(out) as temporary:
-        drawing.save(temporary, "PNG")
+    return Drawings(out)
 
 
 def _where(explanation: "Explanation") -> str:

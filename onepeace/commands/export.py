@@ -2,6 +2,7 @@
 
 import argparse
 
+from onepeace.errors import UsageError
 from onepeace.files.table import format_table
 
 EPILOG = """example:
@@ -37,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a line for each file."""
+    if args.int8 and args.kind != "onnx":
+        raise UsageError(f"--int8 {args.int8} is for --onnx")
     from onepeace.export.folder import export_model
 
     modalities = None if args.modalities is None else [name.strip() for name in args.modalities.split(",")]

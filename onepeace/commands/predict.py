@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from onepeace.commands import files
 from onepeace.errors import UsageError
 from onepeace.files.drawing import Drawings, with_box, with_mask
+from onepeace.files.source import describe
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     for prediction in head.predict(items, batch_size=args.batch_size, top=args.top):
         path = paths[prediction.index][0]
         if prediction.result is None:
-            failed.append(files.Unreadable(path, str(prediction.reason)))
+            failed.append(files.Unreadable(path, str(prediction.reason).removeprefix(f"{describe(path)}: ")))
             continue
         result = dict(prediction.result)
         if drawings:

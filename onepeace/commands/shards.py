@@ -98,7 +98,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the shards, or look for leaks; what was left out goes to stderr."""
     if args.check_leaks is not None:
+        if args.source is not None or args.output is not None:
+            raise UsageError("--check-leaks ROOT reads the shards that are there; it takes no SOURCE and no -o")
         return _check_leaks(args.check_leaks, args.near)
+    if args.near is not None:
+        raise UsageError("--near is for --check-leaks ROOT")
     if args.source is None or args.output is None:
         raise UsageError(f"say what to {'read: SOURCE' if args.source is None else 'write: -o FOLDER/PREFIX'}")
     if not args.source.exists():

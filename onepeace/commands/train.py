@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onepeace.commands.files import positive
+from onepeace.errors import UsageError
 
 if TYPE_CHECKING:
     from onepeace.cost.plan import Plan
@@ -32,10 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="a.b=value", nargs="*", help="fields in place of the recipe's")
     parser.add_argument("--print", action="store_true", dest="show", help="print the resolved recipe and stop")
     parser.add_argument("--plan", action="store_true", help="print parameters, memory on a GPU and FLOPs, and stop")
-    parser.add_argument("--processes", metavar="N", type=positive, default=1, help="how many GPUs --plan is for (1)")
+    parser.add_argument("--processes", metavar="N", type=positive, help="how many GPUs --plan is for (1)")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.processes and not args.plan:
+        raise UsageError("--processes is for --plan; torchrun starts a run on several GPUs")
     from onepeace.train.recipe import read_recipe, to_yaml
 
     recipe = read_recipe(args.recipe, args.overrides)
@@ -45,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plan:
         from onepeace.cost.plan import make_plan
 
-        print(plan_text(make_plan(recipe, args.processes, Path(args.recipe).parent)))
+        print(plan_text(make_plan(recipe, args.processes or 1, Path(args.recipe).parent)))
         return 0
     from onepeace.train.evaluation import evaluation
     from onepeace.train.loop import train

@@ -164,5 +164,6 @@ def _coerce(kind: Any, value: Any, where: str, at: str) -> Any:
             pass
     if kind is str and isinstance(value, str):
         return value
-    name = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+    words = {dict: "a mapping of fields", list: "a list", tuple: "a list"}
+    name = words.get(origin) or getattr(kind, "__name__", str(kind))
     raise UserError(f"{where}: {at} should be {name}, not {value!r}")

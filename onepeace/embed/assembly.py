@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onepeace.embed.items import reason_of
 from onepeace.embed.parts import Part
 from onepeace.errors import UserError
 
@@ -50,14 +51,13 @@ class Embedded:
     windows: Windows | None = None
     """With long="windows" the vector of each window; `vector` is their renormalised mean."""
     error: Exception | None = None
+    modality: str | None = None
+    """Of the item, or of its first part; None if it failed."""
 
     @property
     def reason(self) -> str | None:
         """Why the item failed, on one line and without its name; None if it did not."""
-        if self.error is None:
-            return None
-        text = str(self.error) if isinstance(self.error, UserError) else f"{type(self.error).__name__}: {self.error}"
-        return " ".join(text.removeprefix(f"{self.name}: ").split())
+        return None if self.error is None else reason_of(self.name, self.error)
 
 
 class Assembly:
@@ -69,6 +69,7 @@ class Assembly:
         self._rows: list[Tensor | None] = []
         self._spans: list[tuple[float, float]] = []
         self._parts: list[tuple[float, slice]] = []
+        self._modality: str | None = None
         self._missing = 1  # one for the end of the item, which has not been seen yet
 
     def samples(self, parts: Sequence[Part]) -> Iterator[tuple[str, Tensor, int]]:
@@ -78,6 +79,7 @@ class Assembly:
         """
         try:
             for part in parts:
+                self._modality = self._modality or part.modality
                 first = len(self._rows)
                 for start, end, sample in part.pieces:
                     self._spans.append((start, end))
@@ -121,7 +123,7 @@ class Assembly:
                 return Embedded(self.index, self.name, error=error)
             vector = vector / norm
         cut = Windows(torch.stack(rows), *map(list, zip(*self._spans, strict=True))) if windows else None
-        return Embedded(self.index, self.name, vector, cut)
+        return Embedded(self.index, self.name, vector, cut, modality=self._modality)
 
 
 def _mean(rows: list[Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
+from numbers import Real
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -79,13 +80,13 @@ class Options:
         if self.long == "truncate" and (self.window, self.hop) != (None, None):
             raise UserError("window and hop need long='mean' or 'windows'; long is 'truncate'")
         for name, value in {"window": self.window, "hop": self.hop}.items():
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{name} is {value}; it must be a number of seconds above 0")
+            if value is not None and not (_is_finite(value) and value > 0):
+                raise UserError(f"{name} is {value!r}; it must be a number of seconds above 0")
         for key, value in (self.weights or {}).items():
             if key not in PROCESSORS:
                 raise UserError(f"weights has the keys {', '.join(PROCESSORS)}; not {key!r}")
-            if not math.isfinite(value):
-                raise UserError(f"the weight of {key} is {value}; it must be a finite number")
+            if not _is_finite(value):
+                raise UserError(f"the weight of {key} is {value!r}; it must be a finite number")
 
 
 class Tokens(NamedTuple):
@@ -320,7 +321,7 @@ class Embedder:
         items: Iterable[object],
         labels: Sequence[str] | None = None,
         *,
-        template: str | Sequence[str] = TEMPLATE["image"],
+        template: str | Sequence[str] | None = None,
         batch_size: int = 32,
         output: Output = "torch",
         progress: bool | None = None,
@@ -331,7 +332,8 @@ class Embedder:
         Args:
             labels: names to choose from. None asks the model's own classifier, if it was trained with one.
             template: sentence with "{}" for the label, or "{a}" for the label with its article; of several sentences
-                the mean vector is taken. "{}" alone takes the labels as they are.
+                the mean vector is taken. "{}" alone takes the labels as they are. None takes one that suits each
+                item, or the first part of a composed one: "a photo of a {}", "the sound of a {}", of a text "{}".
             batch_size, output, progress, on_error: see `Embedder`.
         """
         options = Options(
@@ -341,9 +343,15 @@ class Embedder:
             logits, failures = self._collect(items, options)
         else:
             encode_text = partial(self.encode_text, batch_size=batch_size, progress=False)
-            classes = prototypes(encode_text, check_many(labels, "labels"), template)
-            vectors, failures = self._collect(items, options)
-            logits = self.logit_scale * vectors @ classes.T
+            names = list(check_many(labels, "labels"))
+            templates = TEMPLATE if template is None else {"text": template}
+            classes = {kind: prototypes(encode_text, names, one) for kind, one in templates.items()}
+            kinds: list[str | None] = []
+            vectors, failures = self._collect(items, options, kinds)
+            logits = torch.empty(len(vectors), len(names))
+            for kind in set(kinds):
+                rows = [row for row, one in enumerate(kinds) if one == kind]
+                logits[rows] = self.logit_scale * vectors[rows] @ classes.get(str(kind), classes["text"]).T
         return _result(logits.softmax(dim=1), failures, options)
 
     def features(self, item: Mapping[str, object]) -> dict[str, Tokens]:
@@ -410,14 +418,19 @@ class Embedder:
             for name, value in processor.collate(samples).items()
         }
 
-    def _collect(self, items: Iterable[object], options: Options) -> tuple[Tensor, list[Failure]]:
-        """(n, E) vectors of the items that succeed, or their logits (n, number of classes), and the failures."""
+    def _collect(
+        self, items: Iterable[object], options: Options, kinds: list[str | None] | None = None
+    ) -> tuple[Tensor, list[Failure]]:
+        """(n, E) vectors of the items that succeed, or their logits (n, number of classes), and the failures; `kinds`
+        gets the modalities of those that succeed."""
         failures: list[Failure] = []
         width = self._num_classes() if options.head else self.embed_dim
-        vectors = (result.vector for result in self._succeeded(items, options, failures) if result.vector is not None)
+        results = (result for result in self._succeeded(items, options, failures) if result.vector is not None)
         blocks = [torch.empty(0, width)]
-        while block := list(islice(vectors, BLOCK)):
-            blocks.append(torch.stack(block))
+        while block := list(islice(results, BLOCK)):
+            blocks.append(torch.stack([result.vector for result in block if result.vector is not None]))
+            if kinds is not None:
+                kinds += [result.modality for result in block]
         return torch.cat(blocks), failures
 
     def _succeeded(self, items: Iterable[object], options: Options, failures: list[Failure]) -> Iterator[Embedded]:
@@ -541,6 +554,10 @@ def _count(timings: MutableMapping[str, float] | None, stage: str, start: float)
     if timings is not None:
         with _COUNTING:
             timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def _choice(name: str, value: object, known: Sequence[str]) -> None:

@@ -43,6 +43,15 @@ def name_of(index: int, item: object) -> str:
     return describe(values[0]) if len(values) == 1 else f"item {index}"
 
 
+def reason_of(name: str, error: Exception) -> str:
+    """Why the item of this name failed, on one line and without its name."""
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.removeprefix(f"{name}: ").split())
+
+
 def composed(item: object) -> Mapping[str, object] | None:
     """An item that is a dictionary by modality, else None: {"array": ..., "sampling_rate": ...} is a sound."""
-    return item if isinstance(item, Mapping) and any(key in PROCESSORS for key in item) else None
+    if not isinstance(item, Mapping) or not item:
+        return None
+    by_modality = any(key in PROCESSORS for key in item)
+    return item if by_modality or not any(kind.matches(item) for kind in PROCESSORS.values()) else None

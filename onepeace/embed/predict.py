@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from onepeace.embed.items import check_many, composed, name_of
+from onepeace.embed.items import check_many, composed, name_of, reason_of
 from onepeace.embed.stream import decode_ahead
 from onepeace.embed.tasks import TASKS, Asked
-from onepeace.errors import UserError, one_line
+from onepeace.errors import UserError
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
@@ -33,7 +33,7 @@ class Prediction:
     result: dict[str, Any] | None
     """As its task gives it; None if the item failed."""
     reason: str | None = None
-    """Why it failed, in one line."""
+    """Why it failed, on one line and without its name."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Head:
             for index, item, found in block:
                 name = name_of(index, item)
                 if isinstance(found, Exception):
-                    yield Prediction(index, name, None, one_line(found))
+                    yield Prediction(index, name, None, reason_of(name, found))
                 else:
                     yield Prediction(index, name, next(outputs))
 
@@ -142,25 +142,33 @@ class Head:
         for i, item in enumerate(items):
             groups.setdefault((tuple(item.samples), item.rows), []).append(i)
         for (keys, rows), members in groups.items():
-            module, inputs = self.embedder.module, {}
-            with torch.inference_mode():
-                for key in keys:
-                    inputs[key] = self.embedder.inputs(key, [one for i in members for one in items[i].samples[key]])
-                    if key != "text" and self.config.get("inputs", 1) > 1:  # which of several pictures it is
-                        inputs[key]["type_ids"] = torch.arange(rows, device=self.embedder.device).repeat(len(members))
-                lengths = module.adapters[self.on].token_lengths(inputs[self.on]).tolist()
-                features = module.encode(module.stems(inputs), out_indices=module.head_blocks(self.name))
-                output = module.apply_head(self.name, features).float().cpu()
+            samples = {key: [one for i in members for one in items[i].samples[key]] for key in keys}
+            try:
+                output, lengths = self._computed(samples, rows)
+            except torch.OutOfMemoryError as error:
+                raise UserError(f"no memory for {len(members)} items at once; lower batch_size") from error
             each = len(output) // len(members)
             for row, i in enumerate(members):
                 asked = Asked(
                     labels=self.config.get("labels", ()),
                     size=items[i].size,
                     candidates=items[i].candidates,
-                    seconds_per_token=getattr(module.adapters[self.on], "seconds_per_token", 0.0),
+                    seconds_per_token=getattr(self.embedder.module.adapters[self.on], "seconds_per_token", 0.0),
                     num_tokens=lengths[row * rows],
                     top=top,
                 )
                 own = output[row * each : (row + 1) * each].unflatten(0, (-1, items[i].views)).mean(1)
                 found[i] = TASKS[self.task](own, asked)
         return iter([found[i] for i in range(len(items))])
+
+    @torch.inference_mode()
+    def _computed(self, samples: dict[str, list[Tensor]], rows: int) -> tuple[Tensor, list[int]]:
+        """The head's output of items of so many rows each, and the lengths in tokens of what it reads, row by row."""
+        module, inputs = self.embedder.module, {}
+        for key, own in samples.items():
+            inputs[key] = self.embedder.inputs(key, own)
+            if key != "text" and self.config.get("inputs", 1) > 1:  # which of several pictures it is
+                inputs[key]["type_ids"] = torch.arange(rows, device=self.embedder.device).repeat(len(own) // rows)
+        lengths = module.adapters[self.on].token_lengths(inputs[self.on]).tolist()
+        features = module.encode(module.stems(inputs), out_indices=module.head_blocks(self.name))
+        return module.apply_head(self.name, features).float().cpu(), lengths

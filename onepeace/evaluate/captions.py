@@ -77,13 +77,6 @@ class CaptionScores:
         return scorer.compute_score(option="closest")[0][3]
 
 
-def caption_scores(
-    candidates: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequencies | None = None
-) -> dict[str, float]:
-    """BLEU-4, ROUGE-L and CIDEr-D of a set, by these names. Arguments and errors as in `score_captions`."""
-    return score_captions(candidates, references, frequencies).together()
-
-
 def score_captions(
     candidates: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequencies | None = None
 ) -> CaptionScores:

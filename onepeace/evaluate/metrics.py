@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from onepeace.errors import need
-
 Values = ArrayLike | torch.Tensor
 
 
@@ -114,21 +112,6 @@ def average_precisions(scores: Values, correct: Values, k: int | None = None) ->
     return result
 
 
-def mean_average_precision(scores: Values, targets: Values) -> float:
-    """Unweighted mean over classes of the average precision of scikit-learn; scores and 0/1 targets are (N, C).
-
-    Classes without a positive item have no average precision and are left out of the mean.
-    """
-    average_precision_score = need("sklearn.metrics", "eval").average_precision_score
-    scores, targets = as_array(scores), as_array(targets) > 0
-    if scores.shape != targets.shape:
-        raise ValueError(f"scores {scores.shape} and targets {targets.shape} differ in shape")
-    present = np.flatnonzero(targets.any(axis=0))
-    if present.size == 0:
-        raise ValueError("no class has a positive item")
-    return float(np.mean([average_precision_score(targets[:, c], scores[:, c]) for c in present]))
-
-
 def box_iou(boxes: Values, references: Values) -> NDArray[np.float64]:
     """Intersection over union of N pairs of boxes (x0, y0, x1, y1), (N,); 0 where they do not overlap in both axes."""
     a, b = as_array(boxes).astype(np.float64), as_array(references).astype(np.float64)
@@ -138,11 +121,6 @@ def box_iou(boxes: Values, references: Values) -> NDArray[np.float64]:
     overlap = np.where((sides > 0).all(axis=1), sides.prod(axis=1), 0.0)
     union = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1) - overlap
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0)
-
-
-def box_accuracy(boxes: Values, references: Values, threshold: float = 0.5) -> float:
-    """Share of pairs of boxes (N, 4) whose IoU reaches the threshold."""
-    return float((box_iou(boxes, references) >= threshold).mean())
 
 
 def chance_recall(query_ids: Values, candidate_ids: Values, k: int) -> float:

@@ -36,7 +36,7 @@ class DataRoot:
         if "$" in folder:
             raise UserError(
                 f"data.root is {self.root}, and that variable is not set; "
-                "set it to the folder of shards, or give --data FOLDER"
+                "set it to the folder of shards, or give --data FOLDER (train: data.root=FOLDER)"
             )
         if not Path(folder).is_dir():
             raise UserError(f"data.root {folder} is not a folder; data/README.md says how its shards are made")

@@ -49,12 +49,6 @@ class Frame(NamedTuple):
     """Upright, RGB, as large as the video."""
 
 
-def has_sound(path: str | os.PathLike[str] | bytes) -> bool:
-    """Whether a video has a track of sound that can be decoded; `UserError` if it cannot be opened."""
-    with open_container(_file(path), describe(path)) as container:
-        return choose(container, "audio") is not None
-
-
 def frames(
     path: str | os.PathLike[str] | bytes,
     *,

@@ -206,16 +206,18 @@ def parts_of(data: OwnData) -> dict[tuple[str, ...], dict[str, list[Record]]]:
     return found
 
 
-def write_shards(data: OwnData, folder: Path) -> dict[str, int]:
+def counts_of(data: OwnData) -> dict[str, int]:
+    """Samples by "train/image+text" and so on."""
+    groups = parts_of(data).items()
+    return {f"{part}/{'+'.join(keys)}": len(chosen) for keys, parts in groups for part, chosen in parts.items()}
+
+
+def write_shards(data: OwnData, folder: Path) -> None:
     """Write the parts of every group below ``folder``: train/image+text-00000.tar, val/image+text-00000.tar, ...
 
     Files are copied as they are. A process that is killed leaves nothing that counts: shards appear when whole, and
     parts.json, which says how many samples there are by part and pair, comes last.
-
-    Returns:
-        Samples by "train/image+text" and so on.
     """
-    counts = {}
     for keys, parts in parts_of(data).items():
         for part, chosen in parts.items():
             name = "+".join(keys)
@@ -225,8 +227,6 @@ def write_shards(data: OwnData, folder: Path) -> dict[str, int]:
                     about = {"source": record.source}
                     captions = record.captions or ([record.label] if record.label else [])
                     writer.write(f"{name}_{number:08d}", files, captions, targets=record.targets, about=about)
-            counts[f"{part}/{name}"] = writer.count
-    return counts
 
 
 def _media_of(record: Record) -> list[Path]:

@@ -17,7 +17,7 @@ from onepeace.files.atomic import write_text_atomic
 from onepeace.finetune import measure
 from onepeace.finetune.average import UNTRIED, Average, choose, mixed
 from onepeace.finetune.memory import fitting_recipe
-from onepeace.finetune.own_data import OwnData, read_own_data, write_shards
+from onepeace.finetune.own_data import OwnData, counts_of, read_own_data, write_shards
 from onepeace.finetune.report import write_report
 from onepeace.finetune.settings import auto_recipe, head_names, trained
 from onepeace.generative.tasks import FILE as TASKS
@@ -65,9 +65,7 @@ class FineTuning:
         Raises:
             UserError: data that nothing can be learned from; a folder with another fine-tuning in it.
         """
-        self._claim(overwrite)
-        counts, labels = self._prepared()
-        recipe = self._recipe(counts, labels)
+        counts, labels, recipe = self._begun(overwrite)
         pairs = [name.removeprefix("val/") for name in counts if name.startswith("val/")]
         heads = head_names(pairs) if labels else {}
         self._measured(BEFORE, self.start, pairs, labels, {})
@@ -83,66 +81,73 @@ class FineTuning:
         """Folder of the model to start from."""
         return model_folder(self.model)
 
-    def _claim(self, overwrite: bool) -> None:
-        """Make the folder this fine-tuning's own, unless it is another's."""
-        about = {"source": os.path.abspath(self.source), "model": fingerprint(self.start), "set": list(self.overrides)}
-        path = self.out / ABOUT
-        if overwrite and path.exists():
-            self._clear()
-        if path.exists():
-            other = json.loads(path.read_text(encoding="utf-8"))
-            if other != about:
-                name = next(key for key in about if other.get(key) != about[key])
-                remedy = "give --out another folder" + ("" if self._needed_of_out() else ", or --overwrite")
-                raise UserError(
-                    f"{self.out} holds a fine-tuning with another {name} ({other.get(name)}, not {about[name]}); "
-                    f"{remedy}"
-                )
-        elif self.out.is_dir() and any(self.out.iterdir()):
-            raise UserError(f"{self.out}: is not empty, and no fine-tuning; give --out another folder")
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(path, json.dumps(about, indent=1) + "\n")
+    def _begun(self, overwrite: bool) -> tuple[dict[str, int], list[str], Recipe]:
+        """Samples by "train/image+text" and so on, the class names and the settings.
 
-    def _clear(self) -> None:
-        """Remove the fine-tuning that is there, unless the new one could not begin then."""
-        if not self.source.exists():
-            raise UserError(f"{self.source}: no such file or folder")
-        read_config(self.start)
-        if needed := self._needed_of_out():
-            raise UserError(
-                f"{needed} is in {self.out}, which --overwrite removes, and is needed; give --out another folder"
-            )
-        shutil.rmtree(self.out)
+        The folder becomes this fine-tuning's own, and loses what it had, once all of them were read and checked.
+        """
+        modalities = list(read_config(self.start).model.adapters)
+        about = {"source": os.path.abspath(self.source), "model": fingerprint(self.start), "set": list(self.overrides)}
+        self._refuse_another(about, overwrite)
+        data = None
+        if overwrite or not (self.data / PARTS).exists():
+            data = read_own_data(self.source, modalities)
+            self.say(f"{self.source}: {data.described()}{_left_out(data)}")
+            counts, labels = counts_of(data), data.labels
+        else:
+            counts = json.loads((self.data / PARTS).read_text(encoding="utf-8"))["counts"]
+            labels = json.loads((self.data / LABELS).read_text(encoding="utf-8"))
+        recipe = self._recipe(counts, labels, anew=data is not None)
+        if overwrite and self.out.exists():
+            shutil.rmtree(self.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(self.out / ABOUT, json.dumps({**about, "name": self.model}, indent=1) + "\n")
+        write_text_atomic(self.out / SETTINGS, json.dumps(to_plain(recipe), indent=1) + "\n")
+        if data is not None:
+            write_shards(data, self.data)
+            write_text_atomic(self.data / LABELS, json.dumps(labels, ensure_ascii=False, indent=1) + "\n")
+            left_out = [list(one) for one in data.left_out]
+            content = json.dumps({"counts": counts, "left_out": left_out, "found": data.described()}, indent=1)
+            write_text_atomic(self.data / PARTS, f"{content}\n")
+        return counts, labels, recipe
+
+    def _refuse_another(self, about: Mapping[str, object], overwrite: bool) -> None:
+        """`UserError` if the folder is not for this fine-tuning."""
+        path, needed = self.out / ABOUT, self._needed_of_out()
+        if not path.exists():
+            if self.out.is_dir() and any(self.out.iterdir()):
+                raise UserError(f"{self.out}: is not empty, and no fine-tuning; give --out another folder")
+        elif overwrite:
+            if needed:
+                raise UserError(
+                    f"{needed} is in {self.out}, which --overwrite removes, and is needed; give --out another folder"
+                )
+        else:
+            other = json.loads(path.read_text(encoding="utf-8"))
+            if field := next((field for field in about if other.get(field) != about[field]), None):
+                before, now = other.get(field), about[field]
+                if field == "model":
+                    before, now = f"{other.get('name')} ({before})", f"{self.model} ({now})"
+                remedy = "give --out another folder" + ("" if needed else ", or --overwrite")
+                raise UserError(
+                    f"{self.out} holds a fine-tuning with another {field}, {before} and not {now}; {remedy}"
+                )
 
     def _needed_of_out(self) -> Path | None:
         """What a new fine-tuning would need of the one that is there: its model or its data."""
         out = self.out.resolve()
         return next((path for path in (self.start, self.source) if path.resolve().is_relative_to(out)), None)
 
-    def _prepared(self) -> tuple[dict[str, int], list[str]]:
-        """Samples by "train/image+text" and so on, and the class names; shards are written if they are not there."""
-        if not (self.data / PARTS).exists():
-            data = read_own_data(self.source, list(read_config(self.start).model.adapters))
-            self.say(f"{self.source}: {data.described()}{_left_out(data)}")
-            counts = write_shards(data, self.data)
-            write_text_atomic(self.data / LABELS, json.dumps(data.labels, ensure_ascii=False, indent=1) + "\n")
-            left_out = [list(one) for one in data.left_out]
-            content = json.dumps({"counts": counts, "left_out": left_out, "found": data.described()}, indent=1)
-            write_text_atomic(self.data / PARTS, f"{content}\n")
-        counts = json.loads((self.data / PARTS).read_text(encoding="utf-8"))["counts"]
-        return counts, json.loads((self.data / LABELS).read_text(encoding="utf-8"))
-
-    def _recipe(self, counts: Mapping[str, int], labels: Sequence[str]) -> Recipe:
+    def _recipe(self, counts: Mapping[str, int], labels: Sequence[str], anew: bool) -> Recipe:
         """The settings, chosen once: when it goes on, the memory may be another."""
         path = self.out / SETTINGS
-        if path.exists():
+        if path.exists() and not anew:
             recipe = build(Recipe, json.loads(path.read_text(encoding="utf-8")), str(path))
         else:
             content = auto_recipe(self.start, self.data, self.out, counts, labels)
             device = choose_device()
             memory = available_memory(device)
             recipe = fitting_recipe(content, self.overrides, memory, device.type != "cpu", self.say)
-            write_text_atomic(path, json.dumps(to_plain(recipe), indent=1) + "\n")
         run = recipe.run
         names = recipe.data.modalities
         settings = {

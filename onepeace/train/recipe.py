@@ -206,7 +206,8 @@ class EvaluateConfig:
     """What the run is measured on."""
 
     recipe: str
-    """An evaluation recipe, as recipes/evaluate/tiny.yaml."""
+    """An evaluation recipe, as recipes/evaluate/tiny.yaml: a path from the working folder or, where there is none, from
+    the nearest folder above this recipe that has it."""
     sets: tuple[str, ...] | None = None
     """Some of its sets; null = all."""
 
@@ -234,7 +235,7 @@ class Recipe:
     """Adapters that train in place of the weights; null = none."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluate: Options = field(default_factory=dict)
-    """Fields of EvaluateConfig; empty = not measured."""
+    """Fields of EvaluateConfig; empty or null = not measured."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -306,8 +307,17 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         for name in ("objective", "mask", "token_dropout", "augment", "templates", "groups"):
             if isinstance(place, dict) and isinstance(place.get(name), dict):
                 place[name] = {key: value for key, value in place[name].items() if value is not None}
+    measured = content["evaluate"] = content.get("evaluate") or {}
+    if isinstance(measured, dict) and isinstance(measured.get("recipe"), str):
+        content["evaluate"] = {**measured, "recipe": _from_above(measured["recipe"], Path(path))}
     _check_keys(content, str(path))
     return build(Recipe, content, str(path))
+
+
+def _from_above(name: str, path: Path) -> str:
+    """The path ``name`` as it is or, where nothing is, below the nearest folder above the file ``path`` that has it."""
+    folders = () if Path(name).exists() else path.resolve().parents
+    return next((str(folder / name) for folder in folders if (folder / name).exists()), name)
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -155,6 +155,7 @@ def test_texts_are_real_ones_of_one_length(random_folder):
         (["encode", "--device", "gpu"], 1, "device 'gpu' is not available here"),
         (["encode", "--modalities", "smell", "--size", "FOLDER"], 1, "makes no vectors of 'smell', only of text, im"),
         (["loss", "--json", "FOLDER", "--sizes", "2", "--seconds", "0", "--threads", "1"], 1, "cannot be written"),
+        (["loss", "--seconds", "nan"], 2, "--seconds: 'nan' is not a number of seconds"),
         (["loss", "--sizes", "1"], 2, "--sizes: '1' is not a whole number from 2 up"),
         (["loss", "--kinds", "hinge"], 2, "'hinge' is neither contrastive nor denoising"),
         (["train"], 2, "bench train needs a recipe"),

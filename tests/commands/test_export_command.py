@@ -33,9 +33,7 @@ def test_missing_package_is_named_with_its_extra(export, monkeypatch, package):
 
 
 def test_int8_is_for_onnx(export):
-    assert export("--torch-export", "--int8", "dynamic") == (
-        1, "onepeace: int8 is 'dynamic' for torch; it can be dynamic, weights, for onnx",
-    )  # fmt: skip
+    assert export("--torch-export", "--int8", "dynamic") == (2, "onepeace: --int8 dynamic is for --onnx")
 
 
 @pytest.mark.parametrize("options", [(), ("--onnx", "--torch-export"), ("--onnx", "--int8", "4")])

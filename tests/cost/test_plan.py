@@ -239,3 +239,5 @@ def test_size_says_what_a_start_without_a_recipe_will_be(tmp_path):
 def test_bad_number_of_processes_is_usage(capsys):
     assert main(["train", "recipes/pretrain/base_audio_text.yaml", "--plan", "--processes", "0"]) == 2
     assert "--processes: '0' is not a whole number" in capsys.readouterr().err
+    assert main(["train", "recipes/pretrain/base_audio_text.yaml", "--processes", "4"]) == 2
+    assert "--processes is for --plan" in capsys.readouterr().err

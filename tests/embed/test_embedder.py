@@ -142,6 +142,18 @@ def test_nan_of_the_model_names_the_item(model, monkeypatch):
     assert [failure.index for failure in failures] == [1]
 
 
+def test_too_large_a_batch_of_a_head_says_what_to_do(tmp_path, sounds, monkeypatch):
+    head = {"kind": "classifier", "on": "audio", "num_classes": 3}
+    own = onepeace.load(save_random_model(tmp_path / "head", ("audio",), projections=(), heads={"classifier": head}))
+
+    def overflow(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(own.module, "apply_head", overflow)
+    with pytest.raises(UserError, match="no memory for 2 items at once; lower batch_size"):
+        own.predict(sounds[:2])
+
+
 def test_too_large_a_batch_says_what_to_do(model, monkeypatch):
     def overflow(inputs):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -286,6 +298,14 @@ def test_classify_gives_probabilities_of_the_nearest_label(model, pictures):
     logits = model.similarity(model.encode_image(pictures), prototypes) * model.module.logit_scale.exp()
     assert_same(probabilities, logits.softmax(dim=1).detach())
     assert_same(probabilities.sum(dim=1), torch.ones(len(pictures)))
+
+
+def test_labels_stand_in_a_sentence_that_suits_the_item(model, pictures, sounds):
+    labels, composed = ["dog", "sea"], {"audio": sounds[0], "text": "a"}
+    items = [pictures[0], sounds[0], "a bark", composed]
+    templates = ["a photo of a {}", "the sound of a {}", "{}", "the sound of a {}"]
+    alone = [model.classify([item], labels, template=one) for item, one in zip(items, templates, strict=True)]
+    assert_same(model.classify(items, labels), torch.cat(alone))
 
 
 def test_classify_uses_the_models_own_classifier_without_labels(tmp_path, sounds):

@@ -98,6 +98,8 @@ def test_one_item_in_place_of_a_list_is_an_error(model, method, item):
         ({"window": 2.0}, "window and hop need long='mean'"),
         ({"long": "mean", "window": 0}, "window is 0"),
         ({"long": "mean", "hop": float("nan")}, "hop is nan"),
+        ({"long": "mean", "window": "5"}, "window is '5'"),
+        ({"weights": {"text": "1"}}, "the weight of text is '1'"),
     ],
 )
 def test_wrong_options_are_errors_before_anything_is_read(model, options, message):
@@ -119,6 +121,7 @@ def test_wrong_options_are_errors_before_anything_is_read(model, options, messag
         ("encode_audio", (np.zeros(0), 16000), "0 samples"),
         ("encode_audio", {"array": np.zeros(16000)}, "sampling_rate"),
         ("encode", 3.5, "cannot tell"),
+        ("encode", {"img": "a.jpg"}, r"a\.jpg: a composed item has the keys .*image.*; not 'img'"),
     ],
 )
 def test_wrong_values_are_errors_of_one_line(model, method, item, message):

@@ -11,7 +11,6 @@ from onepeace.errors import UserError
 from onepeace.evaluate.captions import (
     CiderReward,
     DocumentFrequencies,
-    caption_scores,
     most_frequent,
     nearest,
     score_captions,
@@ -56,7 +55,6 @@ def test_figures_are_those_of_coco_caption(items):
     (candidates, references), words = items
     together, each = library(*words)
     scores = score_captions(candidates, references)
-    assert caption_scores(candidates, references) == scores.together()
     assert list(scores.together()) == list(scores.each()) == ["BLEU-4", "ROUGE-L", "CIDEr-D"]
     np.testing.assert_allclose(list(scores.together().values()), together, rtol=0, atol=1e-12)
     np.testing.assert_allclose(list(scores.each().values()), each, rtol=0, atol=1e-12)
@@ -128,7 +126,7 @@ def test_an_empty_caption_is_worth_nothing():
 )
 def test_what_cannot_be_measured_is_named(candidates, references, message):
     with pytest.raises(UserError, match=message):
-        caption_scores(candidates, references)
+        score_captions(candidates, references)
 
 
 def test_the_most_frequent_caption_is_one_of_equal_words():

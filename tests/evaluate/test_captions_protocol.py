@@ -7,7 +7,7 @@ from support.evaluation import KnownEmbedder, measure, recipe_of, values
 from support.small_shards import write_shard
 
 from onepeace.errors import UserError
-from onepeace.evaluate.captions import caption_scores
+from onepeace.evaluate.captions import score_captions
 from onepeace.evaluate.run import read_recipe
 
 pytest.importorskip("pycocoevalcap")
@@ -60,9 +60,9 @@ def test_figures_of_a_writer_and_of_guessing(root):
     writer = Writer(*captions)
     rows = measure(writer, recipe_of(root, RECIPE))
     assert writer.asked == [b"dog", b"cat", b"acorn"]
-    want = caption_scores(captions, list(PHOTOS.values()))
+    want = score_captions(captions, list(PHOTOS.values())).together()
     firsts = [captions[0] for captions in PHOTOS.values()]
-    guessed = caption_scores([*firsts[1:], firsts[0]], list(PHOTOS.values()))
+    guessed = score_captions([*firsts[1:], firsts[0]], list(PHOTOS.values())).together()
     assert {row.metric: (row.value, row.chance, row.n) for row in rows} == {
         metric: (want[metric], guessed[metric], 3) for metric in METRICS
     }
@@ -81,7 +81,7 @@ def test_baselines_stand_beside_a_writer_and_alone(root):
         "most frequent": ["rain falls"] * 3,
         "nearest": ["a dog runs on the grass", "the cat eats", "an acorn"],
     }.items():
-        want = caption_scores(captions, references)
+        want = score_captions(captions, references).together()
         assert {metric: alone["photos", f"{metric} ({name})"] for metric in METRICS} == want
 
 
@@ -89,7 +89,7 @@ def test_the_nearest_of_the_first_training_items(root):
     recipe = recipe_of(root, RECIPE, *BASELINES, "sets.photos.train_count=2", "sets.photos.baselines=[nearest]")
     got = values(measure(KnownEmbedder(), recipe))
     # Neither is like a cat or an acorn, and the first of equals is taken.
-    want = caption_scores(["a dog runs on the grass", "rain falls", "rain falls"], list(PHOTOS.values()))
+    want = score_captions(["a dog runs on the grass", "rain falls", "rain falls"], list(PHOTOS.values())).together()
     assert got == {("photos", f"{metric} (nearest)"): want[metric] for metric in METRICS}
 
 

@@ -99,3 +99,5 @@ def test_the_command_compares_what_it_has_saved(root, monkeypatch, capsys):
     (root / "b").write_text("".join(f"{json.dumps(each)}\n" for each in rows))
     assert main(["evaluate", "--compare", str(root / "a"), str(root / "b")]) == 0
     assert f"; {len(rows)} not query by query" in capsys.readouterr().out
+    assert main(["evaluate", "--compare", str(root / "a"), str(root / "b"), "--model", "tiny"]) == 2
+    assert "--model is for measuring" in capsys.readouterr().err

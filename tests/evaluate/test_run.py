@@ -79,7 +79,7 @@ def test_a_set_can_be_left_out(root):
         ("photos", ".matches={dog: [pug]}", "matches is not a field; known: modality, shards, keys, at, map_at"),
         ("photos", "", "'sets.photos' is not an override"),
         ("photos", "=[", "the value is not YAML"),
-        ("photos", "=3", "sets.photos should be dict"),
+        ("photos", "=3", "sets.photos should be a mapping of fields, not 3"),
         ("sounds", ".templates=[the sound]", "'the sound' has no {}"),
         ("sounds", ".modality=depth", "no default templates for depth; give templates (known: image, audio)"),
         (
@@ -103,7 +103,7 @@ def test_a_mistake_in_a_set_is_named(root, name, override, message):
 def test_an_unset_data_variable_says_what_to_do(root, monkeypatch):
     recipe = read_recipe(write_recipe(root, RECIPE))
     monkeypatch.delenv("ONEPEACE_DATA", raising=False)
-    with pytest.raises(UserError, match=r"ONEPEACE_DATA.*not set.*--data FOLDER"):
+    with pytest.raises(UserError, match=r"ONEPEACE_DATA.*not set.*--data FOLDER \(train: data\.root=FOLDER\)"):
         recipe.data.folder()
     monkeypatch.setenv("ONEPEACE_DATA", str(root / "nowhere"))
     with pytest.raises(UserError, match="nowhere is not a folder"):
@@ -141,6 +141,32 @@ def test_command_measures_the_other_sets_when_one_fails(root, known, capsys):
     }
     assert "set photos: " in err
     assert "Traceback" not in err
+
+
+def test_command_keeps_what_was_measured_before_it_was_stopped(root, known, capsys, tmp_path, monkeypatch):
+    def stopped(self, items):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(KnownEmbedder, "encode_audio", stopped)
+    arguments = ["evaluate", str(write_recipe(root, RECIPE)), "--data", str(root), "--save", str(tmp_path / "a.jsonl")]
+    assert main(arguments) == 130
+    assert "drawings" in capsys.readouterr().out
+    saved = [json.loads(line)["set"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert set(saved) == {"photos", "drawings"}
+
+
+@pytest.mark.parametrize(
+    ("left_out", "message"),
+    [
+        (("photos", "drawings", "sounds"), "no set is left to measure"),
+        (("photos", "drawings"), "the model has the modalities of no set"),
+    ],
+)
+def test_command_that_measures_nothing_fails(root, monkeypatch, capsys, left_out, message):
+    monkeypatch.setitem(vars(onepeace), "load", lambda name, device=None: KnownEmbedder(modalities=("text", "image")))
+    overrides = [f"sets.{name}=null" for name in left_out]
+    assert main(["evaluate", str(write_recipe(root, RECIPE)), "--data", str(root), *overrides]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_command_measures_a_model_folder_on_real_files(command, tmp_path, samples):

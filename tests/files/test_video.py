@@ -10,7 +10,7 @@ from support.media import H264, SCENES, SOUND, ffmpeg, media
 
 from onepeace.errors import UserError
 from onepeace.files import container, video
-from onepeace.files.video import frame_at, frames, has_sound
+from onepeace.files.video import frame_at, frames
 
 pytest.importorskip("av")
 
@@ -174,11 +174,6 @@ def test_where_every_picture_is_a_key_frame_few_are_decoded(monkeypatch):
     assert len([packet for packet in chosen if packet]) == 6
 
 
-def test_has_sound():
-    assert has_sound(media("sound.mp4", *SCENES, *SOUND, *H264))
-    assert not has_sound(media("a.mp4", *SCENES, *H264, "-g", "5"))
-
-
 def test_file_without_pictures_is_an_error(tmp_path):
     cover = tmp_path / "cover.png"
     Image.new("RGB", (64, 64)).save(cover)
@@ -206,7 +201,7 @@ def test_file_without_pictures_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"gone\.mp4: no such file"):
         times(tmp_path / "gone.mp4")
     with pytest.raises(UserError, match="is a folder"):
-        has_sound(tmp_path)
+        times(tmp_path)
 
 
 def test_damaged_pictures_are_an_error_after_those_before(tmp_path):
@@ -236,6 +231,5 @@ def test_missing_pyav_is_named_with_its_extra(tmp_path, monkeypatch):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"\0\0\0\x18ftypmp42")
     monkeypatch.setitem(sys.modules, "av", None)
-    for read in (times, has_sound):
-        with pytest.raises(UserError, match=r'a\.mp4: needs av: pip install "onepeace\[media\]"$'):
-            read(path)
+    with pytest.raises(UserError, match=r'a\.mp4: needs av: pip install "onepeace\[media\]"$'):
+        times(path)

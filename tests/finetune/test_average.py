@@ -115,7 +115,8 @@ def test_a_fine_tuning_ends_with_the_best_of_the_averages(model, table, tmp_path
 
 def test_each_held_out_item_is_encoded_once_for_a_measurement(model, table, tmp_path, monkeypatch):
     data, encoded = read_own_data(table, ("text", "image", "audio")), []
-    counts = running.write_shards(data, tmp_path)
+    counts = running.counts_of(data)
+    running.write_shards(data, tmp_path)
     embedder = onepeace.load(model)
     whole = type(embedder).encode_image
     monkeypatch.setattr(type(embedder), "encode_image", lambda self, items: encoded.extend(items) or whole(self, items))

@@ -177,7 +177,7 @@ def test_what_cannot_work_is_refused_in_one_line(model, table, classes, tmp_path
         err = capsys.readouterr().err
         assert said in err
         assert err.count("\n") == 1
-        (tmp_path / "out" / "finetune.json").unlink()
+        assert not (tmp_path / "out").exists()
     other = tmp_path / "mine"
     other.mkdir()
     (other / "letter.txt").write_text("dear all")
@@ -205,6 +205,23 @@ def test_overwrite_removes_nothing_that_is_needed(model, table, tmp_path, capsys
         assert (out / "model" / "config.yaml").exists()
     assert finetune(table, "--out", out, "--model", out) == 1
     assert "--overwrite" not in capsys.readouterr().err
+
+
+def test_a_call_that_fails_leaves_the_folder_to_the_right_one(model, table, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setattr(running, "train", lambda recipe: out)
+    for start, override, said in ((tmp_path / "nomodel", "schedule.steps=9", "no such model folder"),
+                                  (model, "bogus=1", "bogus is not a field")):  # fmt: skip
+        assert finetune(table, "--out", out, "--model", start, override) == 1
+        assert said in capsys.readouterr().err
+        assert not out.exists()
+    finetune(table, "--out", out, "--model", model, *QUICK)
+    begun = sorted(path.name for path in out.iterdir())
+    assert finetune(table, "--out", out, "--model", model, "bogus=1", "--overwrite") == 1
+    assert sorted(path.name for path in out.iterdir()) == begun
+    capsys.readouterr()
+    assert finetune(table, "--out", out, "--model", "tiny", *QUICK) == 1
+    assert f"holds a fine-tuning with another model, {model} (" in capsys.readouterr().err
 
 
 def test_rows_of_one_file_stay_together_and_each_class_is_held_out(table, classes):

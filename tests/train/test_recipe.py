@@ -63,6 +63,7 @@ def test_overrides_replace_fields(full):
     overrides = ["run.batch_size=8", "optim.lr=2e-4", "data.train.1.weight=3", "data.root=/x", "seed=8", "seed=9",
                  "objective.denoising/text.weight=0.1", "model.new.deep=[1, 2]"]  # fmt: skip
     recipe = read_recipe(full, overrides)
+    assert read_recipe(full, ["evaluate=null"]).evaluate == {}
     assert recipe.batch_size("audio+text") == 8
     assert recipe.optim.lr == 2e-4
     assert recipe.data.train[1].weight == 3
@@ -70,6 +71,18 @@ def test_overrides_replace_fields(full):
     assert recipe.objective["denoising/text"] == {"weight": 0.1, "scale": 2.5}
     assert recipe.model["new"] == {"deep": [1, 2]}
     assert recipe.seed == 9
+
+
+def test_an_evaluation_is_found_from_the_working_folder_and_from_above_the_recipe(full, monkeypatch):
+    folder = full.parent / "recipes" / "pretrain"
+    folder.mkdir(parents=True)
+    (folder / "own.yaml").write_text(FULL)
+    evaluation = full.parent / "evaluate.yaml"
+    assert read_recipe(folder / "own.yaml").evaluate == {"recipe": "evaluate.yaml"}
+    evaluation.write_text("sets: {}")
+    assert read_recipe(folder / "own.yaml").evaluate == {"recipe": str(evaluation)}
+    monkeypatch.chdir(full.parent)
+    assert read_recipe(folder / "own.yaml").evaluate == {"recipe": "evaluate.yaml"}
 
 
 def test_base_is_merged_field_by_field(full):
@@ -138,6 +151,7 @@ def test_base_is_merged_field_by_field(full):
         ("objective.contrastiv={}", r"objective\.contrastiv is not a term; known: answers, box, captioning"),
         ("objective.contrastive.weigth=1", r"objective\.contrastive: weigth is not a field; did you mean weight\?"),
         ("objective.contrastive.multi_positiv=true", "multi_positiv is not a field; did you mean multi_positive"),
+        ("evaluate=3", "evaluate should be a mapping of fields, not 3"),
         ("objective.contrastive.weight=much", r"objective\.contrastive: weight should be float, not 'much'"),
         ("objective.contrastive.weight=.nan", "weight is nan, not a number"),
         ("objective.denoising/text.teacher=me", "teacher 'me' is not known; known: unimodal, joint"),

@@ -53,11 +53,13 @@ class TaskHead(EvaluationProtocol):
         head = Head(embedder, self.head)
         task = METRICS[head.task]
         target = self.target or task.target
+        labels = head.config.get("labels", ())
+        if task.named and not labels:
+            raise UserError(f"the head {head.name} has no labels, and what it says is no {target}")
         samples = self.read(root, *self.others)
         for sample in samples:
             if target not in sample.targets:
                 raise UserError(f"{sample.source}: {sample.key} has no {target} among its targets")
-        labels = head.config.get("labels", ())
         results = []
         for found in head.predict([self._item(sample) for sample in samples], top=len(labels) or 1):
             if found.result is None:
@@ -199,15 +201,17 @@ class Metric:
 
     target: str
     figures: Callable[[Results, Sequence[Any], Sequence[str], Sequence[Sample]], list[Figure]]
+    named: bool = True
+    """Whether the results name classes, which the head's labels are needed for."""
 
 
 METRICS = {
     "label": Metric("label", _accuracy),
     "labels": Metric("labels", _tags),
     "answer": Metric("answers", _answers),
-    "box": Metric("box", _boxes),
+    "box": Metric("box", _boxes, named=False),
     "boxes": Metric("boxes", _detections),
-    "choice": Metric("choice", _choices),
+    "choice": Metric("choice", _choices, named=False),
     "events": Metric("events", _events),
     "mask": Metric("mask", _masks),
 }
