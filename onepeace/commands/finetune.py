@@ -7,10 +7,10 @@ from onepeace.commands import files
 
 EXAMPLES = """\
 SOURCE is a folder of pictures or sounds, each with a caption in a .txt beside it (a.jpg, a.txt); a folder with a folder
-for each class; or a .csv, .tsv or .jsonl with the columns image, audio, text, label, as far as there are any. A fifth
-is held out to measure the model before and after. OUT/model is the new model, for every command, its weights averaged
-with the old ones as it does best on a fifth of the rest, which is set apart for that; OUT/report.html says what it
-gained. The same command goes on with a fine-tuning that was interrupted.
+for each class; or a .csv, .tsv or .jsonl with the columns image, audio, text, label, as far as there are any. A fifth,
+about 1,000 items at most, is held out to measure the model before and after. OUT/model is the new model, for every
+command, its weights averaged with the old ones as it does best on a fifth of the rest, which is set apart for that;
+OUT/report.html says what it gained. The same command goes on with a fine-tuning that was interrupted.
 
   onepeace finetune holidays/captions.csv --out runs/holidays
   onepeace finetune sounds_by_class --out runs/sounds schedule.steps=300

@@ -10,8 +10,8 @@ from onepeace.files.table import format_table
 
 EXAMPLES = """\
 SOURCE is a folder with a folder for each class, or a .csv, .tsv or .jsonl with the columns image or audio, and label. A
-fifth of each class is held out and measured; the strength of the linear classifier is chosen on a fifth of the rest.
-Nothing of the model is trained: it takes as long as the vectors take.
+fifth of each class, about 1,000 items in all at most, is held out and measured; the strength of the linear classifier
+is chosen on a fifth of the rest. Nothing of the model is trained: it takes as long as the vectors take.
 
   onepeace probe pictures_by_class
   onepeace probe sounds.csv --model runs/mine/model --neighbours 10
