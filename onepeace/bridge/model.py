@@ -68,9 +68,12 @@ class Bridge(nn.Module):
         if len(tokenizer) > words.get_input_embeddings().num_embeddings:
             words.resize_token_embeddings(len(tokenizer))
         config: Any = transformers.LlavaConfig(
-            image_token_index=tokenizer.convert_tokens_to_ids(IMAGE), vision_config=tower.config,
-            text_config=words.config, vision_feature_layer=layer, projector_hidden_act="linear" if linear else "gelu",
-        )  # fmt: skip
+            image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+            vision_config=tower.config,
+            text_config=words.config,
+            vision_feature_layer=layer,
+            projector_hidden_act="linear" if linear else "gelu",
+        )
         config.onepeace_hash = fingerprint(resolve(name))
         with torch.device("meta"):
             llava = transformers.LlavaForConditionalGeneration(config)

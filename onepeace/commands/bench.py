@@ -2,13 +2,12 @@
 
 import argparse
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from onepeace.commands.files import positive
+from onepeace.commands import number
 from onepeace.errors import UsageError, UserError
 
 EPILOG = """examples:
@@ -50,8 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("given", nargs="*", metavar="RECIPE a.b=value, PATHS or MODEL", help=of_what)
     common = parser.add_argument_group("all")
     common.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1, mps")
-    common.add_argument("--threads", type=positive, metavar="N", help="threads of the CPU (default: all it may use)")
-    common.add_argument("--seconds", type=_seconds, default=8.0, metavar="N", help="time for each row (default: 8)")
+    common.add_argument(
+        "--threads", type=number.positive, metavar="N", help="threads of the CPU (default: all it may use)"
+    )
+    common.add_argument(
+        "--seconds", type=number.budget, default=8.0, metavar="N", help="time for each row (default: 8)"
+    )
     common.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
     models = parser.add_argument_group("encode, train and generate")
     models.add_argument("--dtypes", default="float32,bfloat16", metavar="A,B", help="default: float32,bfloat16")
@@ -62,27 +65,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     branches = parser.add_argument_group("encode, export and generate")
     branches.add_argument(
-        "--batch", type=positive, metavar="N", help="items in a pass (default: about 1600 tokens, 8 answers)"
+        "--batch", type=number.positive, metavar="N", help="items in a pass (default: about 1600 tokens, 8 answers)"
     )
     branches.add_argument("--modalities", metavar="A,B", help="only these of text, image, audio")
     export = parser.add_argument_group("export")
     export.add_argument("--data", metavar="FOLDER", help="folder of shards to measure accuracy on (default: none)")
     generate = parser.add_argument_group("generate")
-    generate.add_argument("--beams", default="1,5", metavar="A,B", help="hypotheses that are followed (default: 1,5)")
-    generate.add_argument("--length", type=positive, default=16, metavar="N", help="tokens of an answer (default: 16)")
+    generate.add_argument(
+        "--beams",
+        type=number.several(number.positive),
+        default="1,5",
+        metavar="A,B",
+        help="hypotheses that are followed (default: 1,5)",
+    )
+    generate.add_argument(
+        "--length", type=number.positive, default=16, metavar="N", help="tokens of an answer (default: 16)"
+    )
     index = parser.add_argument_group("index")
     index.add_argument(
         "--model", default="tiny", metavar="NAME", help="tiny (default), a model folder or a released one"
     )
     loss = parser.add_argument_group("loss")
     loss.add_argument("--kinds", default="contrastive,denoising", metavar="A,B", help="default: both losses")
-    loss.add_argument("--sizes", default=SIZES, metavar="A,B", help=f"pairs, or tokens (default: {SIZES})")
+    loss.add_argument(
+        "--sizes",
+        type=number.several(number.whole(2)),
+        default=SIZES,
+        metavar="A,B",
+        help=f"pairs, or tokens (default: {SIZES})",
+    )
     widths = parser.add_argument_group("loss and search")
-    widths.add_argument("--dim", type=positive, default=256, metavar="N", help="width of the vectors (default: 256)")
+    widths.add_argument(
+        "--dim", type=number.positive, default=256, metavar="N", help="width of the vectors (default: 256)"
+    )
     search = parser.add_argument_group("search")
-    search.add_argument("--rows", default=ROWS, metavar="A,B", help=f"numbers of vectors (default: {ROWS})")
+    search.add_argument(
+        "--rows",
+        type=number.several(number.whole(100)),
+        default=ROWS,
+        metavar="A,B",
+        help=f"numbers of vectors (default: {ROWS})",
+    )
     search.add_argument("--structures", metavar="A,B", help="only these; numpy is always there (default: all)")
-    search.add_argument("--allowed", default="1,0.5,0.01", metavar="A,B", help="shares of allowed vectors (1,0.5,0.01)")
+    search.add_argument(
+        "--allowed",
+        type=number.several(number.fraction),
+        default="1,0.5,0.01",
+        metavar="A,B",
+        help="shares of allowed vectors (1,0.5,0.01)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -123,10 +154,10 @@ def _encode(args: argparse.Namespace, device: Any) -> Benchmark:
 def _loss(args: argparse.Namespace, device: Any) -> Benchmark:
     from onepeace.bench.loss import bench_loss, columns
 
-    kinds, sizes = _names(args.kinds), [_number("--sizes", name, 2) for name in _names(args.sizes)]
+    kinds = _names(args.kinds)
     if unknown := [kind for kind in kinds if kind not in ("contrastive", "denoising")]:
         raise UsageError(f"--kinds: {unknown[0]!r} is neither contrastive nor denoising")
-    return bench_loss(kinds, sizes, args.dim, device, args.seconds), columns
+    return bench_loss(kinds, args.sizes, args.dim, device, args.seconds), columns
 
 
 def _train(args: argparse.Namespace, device: Any) -> Benchmark:
@@ -158,9 +189,7 @@ def _search(args: argparse.Namespace, device: Any) -> Benchmark:
     names = _names(args.structures) if args.structures else known
     if unknown := [name for name in names if name not in known]:
         raise UsageError(f"--structures: {unknown[0]!r} is none of {', '.join(known)}")
-    sizes = [_number("--rows", name, 100) for name in _names(args.rows)]
-    shares = [_share("--allowed", name) for name in _names(args.allowed)]
-    return bench_search(sizes, args.dim, names, shares, args.seconds), columns
+    return bench_search(args.rows, args.dim, names, args.allowed, args.seconds), columns
 
 
 def _export(args: argparse.Namespace, device: Any) -> Benchmark:
@@ -176,9 +205,8 @@ def _export(args: argparse.Namespace, device: Any) -> Benchmark:
 def _generate(args: argparse.Namespace, device: Any) -> Benchmark:
     from onepeace.bench.generate import bench_generate, columns
 
-    beams = [_number("--beams", name, 1) for name in _names(args.beams)]
     sizes, dtypes = _names(args.size), _dtypes(args, device)
-    return bench_generate(sizes, beams, args.batch or 8, args.length, dtypes, device, args.seconds), columns
+    return bench_generate(sizes, args.beams, args.batch or 8, args.length, dtypes, device, args.seconds), columns
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace, Any], Benchmark]] = {
@@ -200,33 +228,6 @@ def _dtypes(args: argparse.Namespace, device: Any) -> list[Any]:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _number(option: str, text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise UsageError(f"{option}: {text!r} is not a whole number from {least} up")
-    return int(text)
-
-
-def _share(option: str, text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        raise UsageError(f"{option}: {text!r} is not a number above 0 and up to 1")
-    return share
-
-
-def _seconds(text: str) -> float:
-    """The value of --seconds, as argparse's `type`."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return seconds
 
 
 def _usable_cpus() -> int:

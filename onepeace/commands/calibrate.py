@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onepeace.commands import files
+from onepeace.commands import files, number
 from onepeace.errors import UsageError, UserError, need
 from onepeace.files.table import format_table
 from onepeace.files.walk import Unreadable
@@ -42,18 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace the calibration that the model's folder has")
     parser.add_argument(
-        "--samples", type=files.positive, default=2000, metavar="N",
+        "--samples", type=number.positive, default=2000, metavar="N",
         help="samples drawn of each SOURCE, always the same (default: 2000)",
     )  # fmt: skip
     parser.add_argument(
-        "--prior", type=share, default=0.01, metavar="P",
+        "--prior", type=number.prior, default=0.01, metavar="P",
         help="share of matches among all items that the probabilities are fitted for (default: 0.01)",
     )  # fmt: skip
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw how reliable the match probabilities are")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
     parser.add_argument(
-        "--batch-size", type=files.positive, default=32, metavar="N", help="items in one pass (default: 32)"
+        "--batch-size", type=number.positive, default=32, metavar="N", help="items in one pass (default: 32)"
     )
 
 
@@ -122,13 +122,3 @@ def say_banks(calibration: "Calibration", output: Path) -> None:
         files.say("there are too few pairs for match probabilities")
     counts = ", ".join(f"{bank.count:,} {key}" for key, bank in calibration.banks.items())
     files.say(f"banks of {counts} in {output}")
-
-
-def share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
-    return value

@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from onepeace.commands import files
+from onepeace.commands import files, number
 from onepeace.errors import UsageError
 from onepeace.files.table import format_table
 from onepeace.files.walk import Found
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labels.add_argument("--labels-file", type=Path, metavar="FILE", help="the same, one name on each line")
     parser.add_argument("--template", metavar="T", help='sentence with {} for the label, e.g. "a drawing of a {}"')
     parser.add_argument(
-        "--top", type=files.positive, default=1, metavar="K", help="labels shown of each file (default: 1)"
+        "--top", type=number.positive, default=1, metavar="K", help="labels shown of each file (default: 1)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
 

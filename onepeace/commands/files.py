@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from onepeace.commands import number
 from onepeace.errors import UsageError
 from onepeace.files.walk import Found, Unreadable, walk
 
@@ -17,13 +18,6 @@ if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
 
 KINDS = ("image", "audio", "text")
-
-
-def positive(text: str) -> int:
-    """The value of an option that counts something, as argparse's `type`."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return int(text)
 
 
 def add_arguments(
@@ -38,7 +32,7 @@ def add_arguments(
     parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
     if batch_size:
         parser.add_argument(
-            "--batch-size", type=positive, default=32, metavar="N", help="files in one pass (default: 32)"
+            "--batch-size", type=number.positive, default=32, metavar="N", help="files in one pass (default: 32)"
         )
     parser.add_argument("--only", choices=kinds, help="leave out the other kinds of files")
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onepeace.commands import files
+from onepeace.commands import files, number
 from onepeace.errors import UserError
 from onepeace.files.table import format_table
 from onepeace.files.walk import Unreadable
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, **model: object) -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
     parser.add_argument(
-        "--batch-size", type=files.positive, default=8, metavar="N", help="files in one pass (default: 8)"
+        "--batch-size", type=number.positive, default=8, metavar="N", help="files in one pass (default: 8)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onepeace.commands import files, index_groups
-from onepeace.commands.calibrate import print_fits, say_banks, share
+from onepeace.commands import files, index_groups, number
+from onepeace.commands.calibrate import print_fits, say_banks
 from onepeace.errors import UsageError, need
 from onepeace.files.table import format_table
 
@@ -46,18 +46,18 @@ def _embedding_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="tiny (default), a model folder or a released model")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
-    parser.add_argument("--batch-size", type=files.positive, default=32, metavar="N", help="files in one pass (32)")
+    parser.add_argument("--batch-size", type=number.positive, default=32, metavar="N", help="files in one pass (32)")
     several = "processes that embed, one for each GPU, or with a share of the cores each (default: this one)"
-    parser.add_argument("--workers", type=files.positive, metavar="N", help=several)
+    parser.add_argument("--workers", type=number.positive, metavar="N", help=several)
     store = "also keep the vectors in Milvus, which searches them: milvus://HOST[:PORT], or a file of Milvus Lite, "
     store += "NAME.db; local: no longer"
     parser.add_argument("--store", metavar="PLACE", help=store)
     engine = "local, or ray: on all machines of a Ray cluster, or on this one where none is running"
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help=engine)
     window = "a long sound has a vector for every S seconds; of a new index (10)"
-    parser.add_argument("--window", type=_seconds, metavar="S", help=window)
+    parser.add_argument("--window", type=number.seconds, metavar="S", help=window)
     hop = "seconds from the start of one to that of the next; of a new index (5)"
-    parser.add_argument("--hop", type=_seconds, metavar="S", help=hop)
+    parser.add_argument("--hop", type=number.seconds, metavar="S", help=hop)
     kept = "search structure: exact, faiss-ivf, usearch or faiss-hnsw; default: one where there are many vectors"
     parser.add_argument("--nearest", default="auto", metavar="NAME", help=kept)
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
@@ -103,17 +103,7 @@ def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     help_text = "vectors of pairs, as for import; what belongs together has the same caption, or label in its metadata"
     parser.add_argument("source", type=Path, metavar="FILE", help=help_text)
     prior = "share of matches among all items that the probabilities are fitted for (default: 0.01)"
-    parser.add_argument("--prior", type=share, default=0.01, metavar="P", help=prior)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return value
+    parser.add_argument("--prior", type=number.prior, default=0.01, metavar="P", help=prior)
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -250,7 +240,7 @@ def _caption_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny-captions", metavar="NAME", help="folder or name of a generative model")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
-    parser.add_argument("--batch-size", type=files.positive, default=8, metavar="N", help="files in one pass (8)")
+    parser.add_argument("--batch-size", type=number.positive, default=8, metavar="N", help="files in one pass (8)")
     parser.add_argument("--again", action="store_true", help="write captions anew that a model wrote")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onepeace.commands import files
+from onepeace.commands.number import fraction, positive
 from onepeace.errors import UsageError
 from onepeace.files.table import format_table
 
@@ -20,7 +21,7 @@ NEAREST = 3
 
 def duplicates_arguments(parser: argparse.ArgumentParser) -> None:
     text = "similarity from which on files are near copies (pictures 0.95, sounds 0.97)"
-    parser.add_argument("--threshold", type=_similarity, metavar="S", help=text)
+    parser.add_argument("--threshold", type=fraction, metavar="S", help=text)
     parser.add_argument("--exact", action="store_true", help="only copies of the same content")
     text = "also read the pictures again and compare how they look: finds more copies of other sizes and encodings"
     parser.add_argument("--thorough", action="store_true", help=text)
@@ -59,7 +60,7 @@ def duplicates(args: argparse.Namespace) -> int:
 
 def cluster_arguments(parser: argparse.ArgumentParser) -> None:
     text = "how many (default: the root of half the number of files, at most 50)"
-    parser.add_argument("--clusters", type=files.positive, metavar="N", help=text)
+    parser.add_argument("--clusters", type=positive, metavar="N", help=text)
     text = "words to name them by, one in a line (default: a list that comes with the package)"
     parser.add_argument("--names", type=Path, metavar="FILE", help=text)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
@@ -95,16 +96,6 @@ def cluster(args: argparse.Namespace) -> int:
     if not args.json:
         print(format_table(("cluster", "name, and what is near", "files", "in its middle"), rows, right={0}))
     return 0
-
-
-def _similarity(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1")
-    return value
 
 
 def _measures(item: "Item") -> dict[str, object]:

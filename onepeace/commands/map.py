@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from onepeace.commands import files
+from onepeace.commands import files, number
 from onepeace.errors import UsageError, need
 
 EXAMPLES = """\
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--png", type=Path, metavar="FILE", help=text)
     parser.add_argument("--method", choices=("pca", "umap"), default="pca", help="how (default: pca)")
     text = "pictures and texts in the page, the others are points only (default: 2000)"
-    parser.add_argument("--thumbnails", type=count, default=2000, metavar="N", help=text)
+    parser.add_argument("--thumbnails", type=number.count, default=2000, metavar="N", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,10 +50,3 @@ def run(args: argparse.Namespace) -> int:
         made.draw(args.png)
         files.say(f"{args.png}: a picture of it")
     return 0
-
-
-def count(text: str) -> int:
-    """The value of an option that may be 0, as argparse's `type`."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
-    return int(text)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onepeace.commands import files
+from onepeace.commands import files, number
 from onepeace.errors import UsageError
 from onepeace.files.drawing import Drawings, with_box, with_mask
 from onepeace.files.source import describe
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pair", action="store_true", help="the files are pairs of pictures, each pair one item (NLVR2)"
     )
     parser.add_argument(
-        "--top", type=files.positive, default=1, metavar="K", help="labels shown of each file (default: 1)"
+        "--top", type=number.positive, default=1, metavar="K", help="labels shown of each file (default: 1)"
     )
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write PNGs with the boxes or masks")
     parser.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")

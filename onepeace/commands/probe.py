@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from onepeace.commands import files
+from onepeace.commands import files, number
 from onepeace.errors import UserError
 from onepeace.files.table import format_table
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="SOURCE", help="a folder or a table")
     parser.add_argument("--model", default="tiny", metavar="NAME", help="tiny, a model folder or a released model")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
-    parser.add_argument("--neighbours", type=files.positive, default=20, metavar="K", help="of kNN (default: 20)")
+    parser.add_argument("--neighbours", type=number.positive, default=20, metavar="K", help="of kNN (default: 20)")
 
 
 def run(args: argparse.Namespace) -> int:

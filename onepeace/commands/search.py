@@ -10,8 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onepeace.commands import files, hits
-from onepeace.commands.map import count
+from onepeace.commands import files, hits, number
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.source import scheme
@@ -89,13 +88,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument("--before", metavar="DATE", help="before the start of it")
     chosen.add_argument("--where", metavar="CONDITION", help="as \"duration < 5 or width >= 1000 and caption ~ 'dog'\"")
     shown = parser.add_argument_group("which hits, and how")
-    shown.add_argument("--top", type=files.positive, default=10, metavar="K", help="how many hits (default: 10)")
-    shown.add_argument("--offset", type=count, default=0, metavar="N", help="leave out the first N")
+    shown.add_argument("--top", type=number.positive, default=10, metavar="K", help="how many hits (default: 10)")
+    shown.add_argument("--offset", type=number.count, default=0, metavar="N", help="leave out the first N")
     text = "date (newest first) or path: of the best 200, or of as many as are asked for (default: match)"
     shown.add_argument("--sort", choices=("match", "date", "path"), default="match", help=text)
     shown.add_argument("--rank", metavar="NAME", help="znorm (default), raw, centred or per-modality")
     shown.add_argument(
-        "--min-match", type=_probability, default=0.5, metavar="P", help="below it a hit counts as not relevant (0.5)"
+        "--min-match",
+        type=number.probability,
+        default=0.5,
+        metavar="P",
+        help="below it a hit counts as not relevant (0.5)",
     )
     shown.add_argument(
         "--duplicates", choices=("collapse", "show"), default="collapse", help="near copies: one hit, or each"
@@ -257,16 +260,6 @@ def _weighted(text: str | None, parts: Sequence[tuple[str, Any]]) -> list[tuple[
     if any(kind == "without" and weight > 0 for kind, weight in zip(kinds, weights, strict=True)):
         raise UsageError(f"--weights {text}: the weight of without must not be above 0; give one as {AWAY}")
     return [(*part, weight) for part, weight in zip(parts, weights, strict=True)]
-
-
-def _probability(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
 
 
 def _vectors_of_words(file: Path) -> "dict[str, np.ndarray]":

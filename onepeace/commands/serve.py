@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from onepeace.commands import files
+from onepeace.commands import files, number
 from onepeace.errors import UsageError, need
 
 SAMPLES = Path("data", "samples")
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=_port, default=PORT, metavar="N", help=f"port ({PORT}); 0 takes a free one")
     parser.add_argument("--password", metavar="WORD", help="to be asked for; made up for other addresses if not given")
     parser.add_argument(
-        "--max-upload", type=files.positive, default=20, metavar="MB", help="of one picture or sound (20)"
+        "--max-upload", type=number.positive, default=20, metavar="MB", help="of one picture or sound (20)"
     )
     parser.add_argument("--model", metavar="NAME", help="of the index (default); tiny for files")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")

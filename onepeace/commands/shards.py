@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onepeace.commands import files
+from onepeace.commands import files, number
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
 
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shard-size", metavar="N",
         help=f"samples, or megabytes (50MB); default {SHARD_SIZE}, of a layout {LAYOUT_SHARD_SIZE}",
     )  # fmt: skip
-    parser.add_argument("--limit", type=files.positive, metavar="N", help="stop after N samples")
+    parser.add_argument("--limit", type=number.positive, metavar="N", help="stop after N samples")
     parser.add_argument("--check", action="store_true", help="decode every file, leave out what fails")
     parser.add_argument("--force", action="store_true", help="replace older shards of the same name")
 

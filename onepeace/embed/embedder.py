@@ -29,7 +29,7 @@ from onepeace.embed.items import check_many, name_of, parts_of
 from onepeace.embed.parts import Compound, Part
 from onepeace.embed.predict import Head
 from onepeace.embed.stream import Batcher, Waiting, decode_ahead
-from onepeace.embed.zero_shot import TEMPLATE, prototypes
+from onepeace.embed.zero_shot import TEMPLATE, prototypes, similarities
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import build_encoder
@@ -348,10 +348,7 @@ class Embedder:
             classes = {kind: prototypes(encode_text, names, one) for kind, one in templates.items()}
             kinds: list[str | None] = []
             vectors, failures = self._collect(items, options, kinds)
-            logits = torch.empty(len(vectors), len(names))
-            for kind in set(kinds):
-                rows = [row for row, one in enumerate(kinds) if one == kind]
-                logits[rows] = self.logit_scale * vectors[rows] @ classes.get(str(kind), classes["text"]).T
+            logits = self.logit_scale * similarities(vectors, kinds, classes)
         return _result(logits.softmax(dim=1), failures, options)
 
     def features(self, item: Mapping[str, object]) -> dict[str, Tokens]:

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 MAX_WORKERS = 8
 """Decoding threads; PIL and soundfile release the interpreter's lock, but not all of the time."""
 _READING = [threading.Lock() for _ in range(61)]
-"""One for each picture, but where two share one by chance."""
+"""Striped: a picture takes the lock of its remainder, so that most pictures wait for no other."""
 
 
 def decode_ahead(

@@ -21,10 +21,10 @@ from support.indexes import fabricate
 from support.said import Stub
 
 from onepeace.cli import main
-from onepeace.commands.mcp import takes
 from onepeace.index.index import Index
 from onepeace.index.store import Item
 from onepeace.index.write import build
+from onepeace.serve.generator import takes
 from onepeace.serve.mcp import _result, create_server
 from onepeace.serve.tools import TAKES, IndexTools
 

@@ -1,0 +1,48 @@
+"""Values of options that are numbers, as argparse's `type`; a value that is out of range is wrong usage."""
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A whole number, `least` or more."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
+        return int(text)
+
+    return read
+
+
+def _number(what: str, is_valid: Callable[[float], bool]) -> Callable[[str], float]:
+    """`what` is the valid number in words; `is_valid` gets nan for what is no number."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not is_valid(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
+
+    return read
+
+
+def several(one: Callable[[str], Number]) -> Callable[[str], list[Number]]:
+    """Numbers with commas between them."""
+    return lambda text: [one(part.strip()) for part in text.split(",") if part.strip()]
+
+
+positive = whole(1)
+count = whole(0)
+budget = _number("a number of seconds from 0 up", lambda value: 0 <= value < math.inf)
+seconds = _number("a number of seconds above 0", lambda value: 0 < value < math.inf)
+probability = _number("a number from 0 to 1", lambda value: 0 <= value <= 1)
+prior = _number("a number between 0 and 1", lambda value: 0 < value < 1)
+fraction = _number("a number above 0 and up to 1", lambda value: 0 < value <= 1)
