@@ -1,7 +1,6 @@
 """Fills an index: reader -> decoder threads -> model -> writer, in bounded memory, so that whatever was written stays
 and the same command goes on where it was stopped."""
 
-import hashlib
 import logging
 import os
 import re
@@ -9,7 +8,6 @@ import sys
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onepeace.files import source
-from onepeace.files.metadata import describe_media
 from onepeace.files.source import scheme
 from onepeace.files.walk import Unreadable
 from onepeace.index.captions import BY
+from onepeace.index.contents import Content, read_ahead, read_content
 from onepeace.index.sources import (
     MADE_OF,
     Entry,
@@ -48,9 +46,6 @@ log = logging.getLogger(__name__)
 
 BATCH_SECONDS, BATCH_VECTORS = 2.0, 512
 """What is written at once: what a kill can cost."""
-AHEAD = 64
-"""Files that are read and hashed before the decoders ask for them."""
-CHUNK = 1 << 20
 NAMED = 3
 """Troubles of a shard that are named; the rest is counted."""
 _MISSING = re.compile(r"needs (\w+): pip install")
@@ -87,16 +82,6 @@ class Report:
     @property
     def embedded(self) -> int:
         return self.added + self.changed
-
-
-@dataclass(frozen=True)
-class _Read:
-    """An entry whose content has been looked at."""
-
-    entry: Entry
-    item: Item
-    """With hash, date and size in pixels or seconds."""
-    error: str | None = None
 
 
 class Builder:
@@ -239,9 +224,9 @@ class Builder:
         with self.store.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO roots VALUES (?, ?)", replace(shard, state=state).to_row())
 
-    def _news(self, entries: Iterable[Entry]) -> Generator[_Read, None, None]:
+    def _news(self, entries: Iterable[Entry]) -> Generator[Content, None, None]:
         """Those whose content is new, read ahead in threads; what is known already is settled on the way."""
-        with ThreadPoolExecutor(2, "onepeace-read") as pool, closing(_ahead(pool, self._timed_read, entries)) as read:
+        with closing(read_ahead(entries, self._timed_read)) as read:
             for one in read:
                 if self._settle(one):
                     self._settled += 1
@@ -270,14 +255,14 @@ class Builder:
         self.report.unchanged += known.problem is None
         self.report.known_problems += known.problem is not None
 
-    def _timed_read(self, entry: Entry) -> _Read:
+    def _timed_read(self, entry: Entry) -> Content:
         start = time.perf_counter()
         try:
-            return _read(entry)
+            return read_content(entry)
         finally:
             self.report.seconds["read"] += time.perf_counter() - start
 
-    def _settle(self, read: _Read) -> bool:
+    def _settle(self, read: Content) -> bool:
         """Whether an entry needs no embedding: its content is that of a file which is known, here or elsewhere."""
         item = read.item
         if read.error is not None:
@@ -320,7 +305,7 @@ class Builder:
         self._twins[content] = []
         return False
 
-    def _embed(self, reads: Generator[_Read, None, None], total: int | None, is_cut: bool) -> None:
+    def _embed(self, reads: Generator[Content, None, None], total: int | None, is_cut: bool) -> None:
         """Everything in ``reads`` through the model, into the store."""
         from tqdm.auto import tqdm
 
@@ -328,9 +313,9 @@ class Builder:
             first = next(reads, None)
             if first is None:  # before the model is loaded
                 return
-            waiting: deque[tuple[_Read, Video | None]] = deque()
+            waiting: deque[tuple[Content, Video | None]] = deque()
 
-            def values(first: _Read) -> Iterator[object]:
+            def values(first: Content) -> Iterator[object]:
                 for read in chain([first], reads):
                     video = self._video(read) if read.item.modality == "video" else None
                     waiting.append((read, video))
@@ -356,7 +341,7 @@ class Builder:
                     self._flush_if_due()
             self._settled = 0
 
-    def _video(self, read: _Read) -> Video:
+    def _video(self, read: Content) -> Video:
         readable = [key for key in MADE_OF["video"] if key in self.modalities]
         return Video(read.entry.value, readable, read.item.duration)
 
@@ -430,36 +415,6 @@ def _kept(item: Item, result: "Embedded", video: Video | None, is_silent: bool) 
     return spans, np.asarray(windows.vectors)
 
 
-def _read(entry: Entry) -> _Read:
-    """Hash and describe the content of an entry; an address is left to the embedder."""
-    item = entry.item
-    value = entry.value
-    if isinstance(value, str) and item.modality == "text":
-        value = value.encode("utf-8", "surrogatepass")
-    elif isinstance(value, str):
-        return _Read(entry, item)
-    try:
-        about = hashlib.blake2b(digest_size=16)
-        if isinstance(value, Path):
-            with open(value, "rb") as file:
-                while chunk := file.read(CHUNK):
-                    about.update(chunk)
-        else:
-            about.update(value)
-    except OSError as error:
-        return _Read(entry, item, error.strerror or "cannot be read")
-    return _Read(entry, replace(item, hash=about.digest(), **describe(value, item)))
-
-
-def describe(value: Path | bytes, item: Item) -> dict[str, Any]:
-    """What the headers of a file say; of what lies inside another file, only when that was changed."""
-    changed = item.mtime_ns / 1e9 or None
-    if not isinstance(value, Path):
-        return {"date": changed}
-    known = describe_media(value, item.modality)
-    return {**vars(known), "date": changed if known.date is None else known.date}
-
-
 def _is_there(path: str) -> bool:
     """Whether a file, or the shard or table it is part of, exists; an address counts as there."""
     return bool(scheme(path)) or any(os.path.isfile(place) for place in (path, *wholes(path)))
@@ -490,21 +445,6 @@ def _may_work_now(item: Item) -> bool:
     address may answer today, a permission be given), or the package that was missing is there."""
     missing = _MISSING.search(item.problem or "")
     return item.hash is None or (missing is not None and find_spec(missing[1]) is not None)
-
-
-def _ahead(pool: ThreadPoolExecutor, function: Any, entries: Iterable[Entry]) -> Generator[_Read, None, None]:
-    """function(entry) of each, in order, AHEAD of them at once in work."""
-    waiting: deque[Future[_Read]] = deque()
-    try:
-        for entry in entries:
-            waiting.append(pool.submit(function, entry))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 @contextmanager
