@@ -166,6 +166,7 @@ def test_base_is_merged_field_by_field(full):
         ("optim.lr.x=1", "lr is a value and has no fields"),
         ("optim.lr", "is not an override; write it as a.b=value"),
         ("optim.lr=[", "the value is not YAML"),
+        pytest.param("optim.lr=" + "[" * 5000, "the value is not YAML", id="nested"),
     ],
 )
 def test_mistakes_are_one_line(full, override, message):
