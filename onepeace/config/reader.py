@@ -23,7 +23,7 @@ def read_yaml(path: Path | str) -> Options:
     """The mapping in a YAML file; UserError names the file and line of a mistake."""
     try:
         with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, LOADER)
+            content = yaml.load(file, LOADER)  # noqa: S506  a safe one
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     except (yaml.YAMLError, RecursionError) as error:
@@ -66,7 +66,7 @@ def apply_override(content: Options, override: str) -> None:
     if not equals or not name:
         raise UserError(f"{override!r} is not an override; write it as a.b=value")
     try:
-        value = yaml.load(text, LOADER)
+        value = yaml.load(text, LOADER)  # noqa: S506  a safe one
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{override!r}: the value is not YAML") from error
     *parents, last = name.split(".")

@@ -96,19 +96,16 @@ def test_recipe_learns_and_its_model_answers(start, prepared, tmp_path, samples,
     assert [type(one) for one in found] == [type_of]
 
 
-def test_a_caption_head_goes_on_by_reward(prepared, tmp_path, samples):
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_caption_head_goes_on_by_reward(prepared, tmp_path, samples, kept):
     head = {"kind": "caption", "on": ["image"], "vocab_size": 400, "dim": 16, "depth": 1, "num_heads": 2, "ffn_dim": 16}
-    base = save_random_model(tmp_path / "captions", ("text", "image"), heads={"caption": head})
-    small = [
-        f"model.from={base}",
-        "run.workers=0",
-        "run.precision=float32",
-        "run.batch_size=2",
-        "schedule.steps=2",
-        "run.log_every=1",
-    ]
+    if kept:  # the stem's features are computed once, and no step sees the pictures
+        start = ["model.from=tiny-captions", "data.stem_views={image: 1}"]
+    else:
+        start = [f"model.from={save_random_model(tmp_path / 'captions', ('text', 'image'), heads={'caption': head})}"]
+    small = ["run.workers=0", "run.precision=float32", "run.batch_size=2", "schedule.steps=2", "run.log_every=1"]
     keys = ["data.train.0.keys='*'", "data.train.0.shards=train/image_text/coco-*.tar*", "data.broken_limit=1.0"]
-    overrides = [*small, *keys, f"data.root={prepared('coco')}", f"run.out={tmp_path / 'run'}"]
+    overrides = [*start, *small, *keys, f"data.root={prepared('coco')}", f"run.out={tmp_path / 'run'}"]
     folder = train(read_recipe(FOLDER / "tiny_captions_cider.yaml", overrides))
     assert all(line["self_critical/image/reward"] >= 0 for line in read_log(tmp_path / "run" / "log.jsonl"))
     assert isinstance(onepeace.load_generator(folder).caption([samples / "images" / "cat.jpg"])[0], Text)

@@ -259,7 +259,7 @@ def judged(written, rewards):
     decoder = lambda ids, _: torch.zeros(*ids.shape, 10)  # noqa: E731
     decoder.token_embed = torch.nn.Embedding(10, 2)
     encoded = SimpleNamespace(rows=lambda _: None)
-    term = SimpleNamespace(name=SimpleNamespace(text="self_critical"), _decoder=lambda _: decoder,
+    term = SimpleNamespace(name=SimpleNamespace(text="self_critical"), key="image", _decoder=lambda _: decoder,
                            _search=lambda *_: written, _encode=lambda *_: encoded,
                            _rewards=lambda *_: [torch.tensor(own) for own in rewards])  # fmt: skip
     return SelfCritical.outputs(term, Passes(SimpleNamespace(adapters={}), Batch({}, keys=["a", "b"])))

@@ -206,18 +206,17 @@ def pixels_of(batch: Batch) -> Tensor | None:
     return batch.inputs["image"]["pixels"]
 
 
-def count_tokens(passes: Passes, keep: Tensor | None, *texts: Tensor) -> None:
-    """Note how many tokens a pass computes, for the log: of texts (B, L) and, unless it keeps fewer, of pictures."""
+def count_tokens(passes: Passes, keep: Tensor | None, *texts: Tensor, key: str = "image") -> None:
+    """Note how many tokens a pass computes, for the log: of texts (B, L) and, unless it keeps fewer, of a modality."""
     passes.real_tokens += sum(int((ids != PAD).sum()) for ids in texts)
     passes.all_tokens += sum(ids.numel() for ids in texts)
+    count = 0
     if keep is not None:
-        patches = keep.numel()
-    elif "image" in passes.batch.inputs:
-        patches = int(OFA.adapters["image"].token_lengths(passes.batch.inputs["image"]).sum())
-    else:
-        patches = 0
-    passes.real_tokens += patches
-    passes.all_tokens += patches
+        count = keep.numel()
+    elif key in passes.batch.inputs:
+        count = int(passes.model.adapters[key].token_lengths(passes.batch.inputs[key]).sum())
+    passes.real_tokens += count
+    passes.all_tokens += count
 
 
 def mean_over_tokens(total: Tensor, count: int) -> Tensor:

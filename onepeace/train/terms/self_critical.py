@@ -79,9 +79,11 @@ class SelfCritical(Term):
         super().__init__(name, options, model)
         self.prepared = prepared
         if options.head is None:
+            self.key = "image"
             vocabulary = Vocabulary.of(model.config, prepared.tokenizer)  # type: ignore[arg-type]
             num_positions = model.config.num_positions  # type: ignore[attr-defined]
         else:
+            (self.key,) = name.modalities
             head = cast(Caption, model.heads[options.head])
             vocabulary = Vocabulary(prepared.tokenizer, head.options.vocab_size)
             num_positions = head.options.max_tokens
@@ -144,7 +146,7 @@ class SelfCritical(Term):
         captions = [torch.tensor(tokens) for found in written for tokens in found]
         target = pad_sequence(captions, batch_first=True, padding_value=PAD)
         before = torch.cat([torch.full_like(target[:, :1], BOS), target[:, :-1]], dim=1)
-        count_tokens(passes, None, target)
+        count_tokens(passes, None, target, key=self.key)
         logits = decoder(before.to(device), self._encode(model, batch).rows(rows))
         lengths = torch.tensor([len(tokens) for tokens in captions])
         factors = advantages.repeat_interleave(lengths).to(device)
@@ -164,8 +166,8 @@ class SelfCritical(Term):
         if self.options.head is None:
             ids = self.asking.sources(batch).to(model.decoder.token_embed.weight.device)
             return model.encode(ids, pixels_of(batch))
-        (key,) = self.name.modalities
-        return model.heads[self.options.head].encoded(model.encode(model.stems({key: batch.inputs[key]}))[key])
+        features = model.encode(model.stems({self.key: batch.inputs[self.key]}))[self.key]
+        return model.heads[self.options.head].encoded(features)
 
     @torch.no_grad()
     def _search(self, model: OnePeace, batch: Batch) -> list[list[tuple[int, ...]]]:
