@@ -220,7 +220,8 @@ class TextDecoder(nn.Module):
         kinds = self._positions(max_len, code_rows)
         blocks = [cast(DecoderBlock, block) for block in self.blocks]
         return DecoderCache(
-            [block.cross_attn.keys_values(encoded.tokens) for block in blocks],
+            # Contiguous: else every step's product would copy them.
+            [_contiguous(*block.cross_attn.keys_values(encoded.tokens)) for block in blocks],
             self._cross_bias(_by_row(code_rows, *kinds), encoded),
             tuple(self.self_pos(p, p) for p in kinds),
             code_rows,
@@ -290,3 +291,7 @@ def _by_row(code_rows: Tensor | None, words: Tensor, codes: Tensor | None = None
     if code_rows is None or codes is None:
         return words
     return torch.where(code_rows.view(-1, *[1] * (words.ndim - 1)), codes, words)
+
+
+def _contiguous(keys: Tensor, values: Tensor) -> KeysValues:
+    return keys.contiguous(), values.contiguous()

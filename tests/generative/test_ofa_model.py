@@ -76,6 +76,7 @@ def test_keys_of_a_source_are_kept_once_for_all_its_hypotheses(ofa, encoded):
     ofa.decoder.step(torch.zeros(3, dtype=torch.long), cache)
     many = cache.select(torch.arange(3).repeat_interleave(5))
     assert [keys.data_ptr() for keys, _ in many.sources] == [keys.data_ptr() for keys, _ in cache.sources]
+    assert all(part.is_contiguous() for pair in cache.sources for part in pair)  # else each step's product copies them
     assert [len(keys) for keys, _ in many.past] == [15, 15]
     done = many.select(torch.arange(5, 15))
     assert {len(keys) for keys, _ in done.sources} == {2}
