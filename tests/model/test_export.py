@@ -22,10 +22,10 @@ SHAPES = {
     ("variant", "padded"),
     [
         ("text", True),
-        ("text", False),
+        pytest.param("text", False, marks=pytest.mark.slow),
         ("image", False),
         ("audio", True),
-        ("audio with mel stem", True),
+        pytest.param("audio with mel stem", True, marks=pytest.mark.slow),
         ("video", False),
     ],
 )
