@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from onepeace.commands import number
+from onepeace.commands.number import budget, fraction, positive, several, whole
 from onepeace.errors import UsageError, UserError
 
 EPILOG = """examples:
@@ -40,6 +40,7 @@ Benchmark = tuple[Iterable[dict[str, Any]], Callable[[Mapping[str, Any]], dict[s
 """Rows, measured as they are asked for, and the columns of one in a table."""
 SIZES = "1024,2048,4096,8192,16384,32768"
 ROWS = "10000,100000"
+NAMES = several(str)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,67 +50,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("given", nargs="*", metavar="RECIPE a.b=value, PATHS or MODEL", help=of_what)
     common = parser.add_argument_group("all")
     common.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda, cuda:1, mps")
-    common.add_argument(
-        "--threads", type=number.positive, metavar="N", help="threads of the CPU (default: all it may use)"
-    )
-    common.add_argument(
-        "--seconds", type=number.budget, default=8.0, metavar="N", help="time for each row (default: 8)"
-    )
+    common.add_argument("--threads", type=positive, metavar="N", help="threads of the CPU (default: all it may use)")
+    common.add_argument("--seconds", type=budget, default=8.0, metavar="N", help="time for each row (default: 8)")
     common.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
     models = parser.add_argument_group("encode, train and generate")
-    models.add_argument("--dtypes", default="float32,bfloat16", metavar="A,B", help="default: float32,bfloat16")
+    models.add_argument(
+        "--dtypes", type=NAMES, default="float32,bfloat16", metavar="A,B", help="default: float32,bfloat16"
+    )
     encode = parser.add_argument_group("encode and generate")
-    encode.add_argument("--size", default="tiny,base", metavar="A,B", help="tiny, base or names of models (tiny,base)")
+    encode.add_argument(
+        "--size", type=NAMES, default="tiny,base", metavar="A,B", help="tiny, base or names of models (tiny,base)"
+    )
     encode.add_argument(
         "--baseline", action=argparse.BooleanOptionalAction, default=True, help="run open_clip beside base"
     )
     branches = parser.add_argument_group("encode, export and generate")
     branches.add_argument(
-        "--batch", type=number.positive, metavar="N", help="items in a pass (default: about 1600 tokens, 8 answers)"
+        "--batch", type=positive, metavar="N", help="items in a pass (default: about 1600 tokens, 8 answers)"
     )
-    branches.add_argument("--modalities", metavar="A,B", help="only these of text, image, audio")
+    branches.add_argument("--modalities", type=NAMES, metavar="A,B", help="only these of text, image, audio")
     export = parser.add_argument_group("export")
     export.add_argument("--data", metavar="FOLDER", help="folder of shards to measure accuracy on (default: none)")
     generate = parser.add_argument_group("generate")
     generate.add_argument(
         "--beams",
-        type=number.several(number.positive),
+        type=several(positive),
         default="1,5",
         metavar="A,B",
         help="hypotheses that are followed (default: 1,5)",
     )
-    generate.add_argument(
-        "--length", type=number.positive, default=16, metavar="N", help="tokens of an answer (default: 16)"
-    )
+    generate.add_argument("--length", type=positive, default=16, metavar="N", help="tokens of an answer (default: 16)")
     index = parser.add_argument_group("index")
     index.add_argument(
         "--model", default="tiny", metavar="NAME", help="tiny (default), a model folder or a released one"
     )
     loss = parser.add_argument_group("loss")
-    loss.add_argument("--kinds", default="contrastive,denoising", metavar="A,B", help="default: both losses")
     loss.add_argument(
-        "--sizes",
-        type=number.several(number.whole(2)),
-        default=SIZES,
-        metavar="A,B",
-        help=f"pairs, or tokens (default: {SIZES})",
+        "--kinds", type=NAMES, default="contrastive,denoising", metavar="A,B", help="default: both losses"
+    )
+    loss.add_argument(
+        "--sizes", type=several(whole(2)), default=SIZES, metavar="A,B", help=f"pairs, or tokens (default: {SIZES})"
     )
     widths = parser.add_argument_group("loss and search")
-    widths.add_argument(
-        "--dim", type=number.positive, default=256, metavar="N", help="width of the vectors (default: 256)"
-    )
+    widths.add_argument("--dim", type=positive, default=256, metavar="N", help="width of the vectors (default: 256)")
     search = parser.add_argument_group("search")
     search.add_argument(
-        "--rows",
-        type=number.several(number.whole(100)),
-        default=ROWS,
-        metavar="A,B",
-        help=f"numbers of vectors (default: {ROWS})",
+        "--rows", type=several(whole(100)), default=ROWS, metavar="A,B", help=f"numbers of vectors (default: {ROWS})"
     )
-    search.add_argument("--structures", metavar="A,B", help="only these; numpy is always there (default: all)")
+    search.add_argument(
+        "--structures", type=NAMES, metavar="A,B", help="only these; numpy is always there (default: all)"
+    )
     search.add_argument(
         "--allowed",
-        type=number.several(number.fraction),
+        type=several(fraction),
         default="1,0.5,0.01",
         metavar="A,B",
         help="shares of allowed vectors (1,0.5,0.01)",
@@ -145,19 +138,17 @@ def run(args: argparse.Namespace) -> int:
 def _encode(args: argparse.Namespace, device: Any) -> Benchmark:
     from onepeace.bench.encode import bench_encode, columns
 
-    modalities = _names(args.modalities) if args.modalities else None
     dtypes = _dtypes(args, device)
-    rows = bench_encode(_names(args.size), modalities, dtypes, device, args.seconds, args.batch, args.baseline)
+    rows = bench_encode(args.size, args.modalities, dtypes, device, args.seconds, args.batch, args.baseline)
     return rows, columns
 
 
 def _loss(args: argparse.Namespace, device: Any) -> Benchmark:
     from onepeace.bench.loss import bench_loss, columns
 
-    kinds = _names(args.kinds)
-    if unknown := [kind for kind in kinds if kind not in ("contrastive", "denoising")]:
+    if unknown := [kind for kind in args.kinds if kind not in ("contrastive", "denoising")]:
         raise UsageError(f"--kinds: {unknown[0]!r} is neither contrastive nor denoising")
-    return bench_loss(kinds, args.sizes, args.dim, device, args.seconds), columns
+    return bench_loss(args.kinds, args.sizes, args.dim, device, args.seconds), columns
 
 
 def _train(args: argparse.Namespace, device: Any) -> Benchmark:
@@ -186,7 +177,7 @@ def _search(args: argparse.Namespace, device: Any) -> Benchmark:
     if device.type != "cpu":
         raise UsageError(f"bench search runs on the cpu, not on {device}")
     known = [*NEAREST, *ALONE]
-    names = _names(args.structures) if args.structures else known
+    names = args.structures or known
     if unknown := [name for name in names if name not in known]:
         raise UsageError(f"--structures: {unknown[0]!r} is none of {', '.join(known)}")
     return bench_search(args.rows, args.dim, names, args.allowed, args.seconds), columns
@@ -198,15 +189,14 @@ def _export(args: argparse.Namespace, device: Any) -> Benchmark:
     if device.type != "cpu":
         raise UsageError(f"bench export runs on the cpu, not on {device}")
     model, *overrides = args.given or ["tiny"]
-    modalities = _names(args.modalities) if args.modalities else None
-    return bench_export(model, modalities, args.seconds, args.batch, args.data, overrides), columns
+    return bench_export(model, args.modalities, args.seconds, args.batch, args.data, overrides), columns
 
 
 def _generate(args: argparse.Namespace, device: Any) -> Benchmark:
     from onepeace.bench.generate import bench_generate, columns
 
-    sizes, dtypes = _names(args.size), _dtypes(args, device)
-    return bench_generate(sizes, args.beams, args.batch or 8, args.length, dtypes, device, args.seconds), columns
+    dtypes = _dtypes(args, device)
+    return bench_generate(args.size, args.beams, args.batch or 8, args.length, dtypes, device, args.seconds), columns
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace, Any], Benchmark]] = {
@@ -223,11 +213,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, Any], Benchmark]] = {
 def _dtypes(args: argparse.Namespace, device: Any) -> list[Any]:
     from onepeace.device import choose_dtype
 
-    return [choose_dtype(name, device, 0) for name in _names(args.dtypes)]
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    return [choose_dtype(name, device, 0) for name in args.dtypes]
 
 
 def _usable_cpus() -> int:

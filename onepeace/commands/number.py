@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from typing import TypeVar
 
-Number = TypeVar("Number", int, float)
+One = TypeVar("One")
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -34,8 +34,8 @@ def _number(what: str, is_valid: Callable[[float], bool]) -> Callable[[str], flo
     return read
 
 
-def several(one: Callable[[str], Number]) -> Callable[[str], list[Number]]:
-    """Numbers with commas between them."""
+def several(one: Callable[[str], One]) -> Callable[[str], list[One]]:
+    """Values with commas between them; `one` reads each."""
     return lambda text: [one(part.strip()) for part in text.split(",") if part.strip()]
 
 
