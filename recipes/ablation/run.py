@@ -8,7 +8,6 @@ train other seeds at the same time. --table prints what there is; results/ has w
 
 import argparse
 import json
-import math
 import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -119,11 +118,11 @@ class Runs:
             cells = []
             for column in self.study.figures:
                 values = [100 * each.figures[column] for each in reached]
-                spread = statistics.stdev(values) if len(values) > 1 else math.nan
-                cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
+                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.mean(values):.1f}{spread}")
             step = round(statistics.mean(each.step for each in reached))
             spent = statistics.mean(each.minutes for each in reached)
-            rows.append([f"{name} ({len(reached)} seeds)", f"{step}", f"{spent:.1f}", *cells])
+            rows.append([f"{name} ({len(reached)} seed{'s' * (len(reached) > 1)})", f"{step}", f"{spent:.1f}", *cells])
         return markdown_table(["variant", "steps", "minutes", *self.study.figures], rows)
 
     def _chosen(self, log: list[dict[str, Any]]) -> dict[str, Any]:

@@ -83,8 +83,9 @@ def test_towers_are_trained_measured_saved_and_loaded(ablation, tmp_path, monkey
     assert reached.figures == {"squares top-5": log[-1]["valid/squares/top-5 of 8"]}
     head, _, row, other = runs.table().splitlines()
     assert [cell.strip() for cell in head.split("|")[1:-1]] == ["variant", "steps", "minutes", "squares top-5"]
-    assert [cell.strip() for cell in row.split("|")[1:3]] == [f"{NAME} (1 seeds)", "2"]
-    assert "as long (1 seeds)" in other
+    assert [cell.strip() for cell in row.split("|")[1:3]] == [f"{NAME} (1 seed)", "2"]
+    assert "as long (1 seed)" in other
+    assert "±" not in row  # of one seed
 
 
 def test_with_early_stopping_the_best_step_on_other_data_counts(ablation, tmp_path, monkeypatch):
