@@ -26,7 +26,7 @@ ELSEWHERE = (
 
 
 class Damaged(UserError):
-    """An index that is not what was written; `onepeace index repair` is the remedy.
+    """An index that is not what was written; `onepeace index check --repair` is the remedy.
 
     Args:
         folder: of the index.
@@ -35,7 +35,7 @@ class Damaged(UserError):
 
     def __init__(self, folder: Path, reason: object) -> None:
         self.reason = str(reason)
-        super().__init__(f"{folder}: the index is damaged ({reason}); run: onepeace index repair --index {folder}")
+        super().__init__(f"{folder}: the index is damaged ({reason}); run: onepeace index check {folder} --repair")
 
 
 @contextmanager

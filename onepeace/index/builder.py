@@ -4,7 +4,6 @@ and the same command goes on where it was stopped."""
 import logging
 import os
 import re
-import sys
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -21,8 +20,9 @@ import numpy as np
 from onepeace.files import source
 from onepeace.files.source import scheme
 from onepeace.files.walk import Unreadable
-from onepeace.index.captions import BY
-from onepeace.index.contents import Content, read_ahead, read_content
+from onepeace.index.calibrate import Banks
+from onepeace.index.index import unreadable
+from onepeace.index.reading import Content, read_ahead, read_content
 from onepeace.index.sources import (
     MADE_OF,
     Entry,
@@ -31,16 +31,16 @@ from onepeace.index.sources import (
     is_below,
     read_shard,
     state_of,
-    unreadable,
     wholes,
     without_surrogates,
 )
 from onepeace.index.store import Item, Span, Store
 from onepeace.index.video import Video
+from onepeace.progress import Progress
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedded, Embedder
-    from onepeace.index.spread import Spread
+    from onepeace.index.workers import Pool
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +48,19 @@ BATCH_SECONDS, BATCH_VECTORS = 2.0, 512
 """What is written at once: what a kill can cost."""
 NAMED = 3
 """Troubles of a shard that are named; the rest is counted."""
+BY = "captioned_by"
+"""Field of an item's metadata: the model that wrote its caption. Captions without it were given, and stay."""
 _MISSING = re.compile(r"needs (\w+): pip install")
 """As `onepeace.errors.need` says it."""
 CUT = ("audio", "video")
-"""What may have several vectors: it is decoded in another way."""
+"""Kinds of files that may have several vectors: they are decoded in another way."""
 WINDOW, HOP = 10.0, 5.0
 """Seconds of a long sound that have a vector of their own, and from the start of one to the next."""
 
 
 @dataclass
 class Report:
-    """What a run did to an index."""
+    """Numbers of what a run did to an index."""
 
     added: int = 0
     """Files that were embedded for the first time."""
@@ -76,8 +78,10 @@ class Report:
     """Files that could not be embedded before, and are as they were."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Files of kinds that the model does not read, by modality."""
+    other_kinds: Counter[str] = field(default_factory=Counter)
+    """Files of endings that nothing reads, by ending, and links that were not followed."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Of each stage, over all its threads: read (and hash), decode, model, write; and total."""
+    """Seconds of each stage, over all its threads: read (and hash), decode, model, write; and total."""
 
     @property
     def embedded(self) -> int:
@@ -90,28 +94,24 @@ class Builder:
     Args:
         store: of the index.
         load: gives the model that the index belongs to; called when there is something to embed.
-        modalities: those the model has vectors of; None asks the model.
-        window, hop: of sounds longer than ``window``, in seconds.
+        banks: unrelated queries, whose best scores are kept with the files.
         batch_size: samples in a pass of the model.
-        progress: True or False; None = on a terminal.
-        written: called after each write.
+        progress: False = silent.
     """
 
     def __init__(
         self,
         store: Store,
-        load: "Callable[[], Embedder | Spread]",
+        load: "Callable[[], Embedder | Pool]",
+        banks: Banks,
         *,
-        modalities: Sequence[str] | None = None,
-        window: float = WINDOW,
-        hop: float = HOP,
         batch_size: int = 32,
         progress: bool | None = None,
-        written: Callable[[], None] = lambda: None,
     ) -> None:
-        self._after_write = written
-        self.store, self._load, self._modalities = store, load, modalities
-        self.window, self.hop, self.batch_size, self.progress = window, hop, batch_size, progress
+        self.store, self._load, self.banks = store, load, banks
+        self.modalities: Sequence[str] = store.meta["modalities"].split()
+        self.window, self.hop = float(store.meta["window"]), float(store.meta["hop"])
+        self.batch_size, self.progress = batch_size, progress
         self.report = Report()
         self.known = {item.path: item for item in store.items()}
         self._in_shards: set[str] = set()
@@ -128,12 +128,8 @@ class Builder:
         """Entries that were settled since the progress was shown."""
 
     @cached_property
-    def embedder(self) -> "Embedder | Spread":
+    def embedder(self) -> "Embedder | Pool":
         return self._load()
-
-    @property
-    def modalities(self) -> Sequence[str]:
-        return self.embedder.modalities if self._modalities is None else self._modalities
 
     def add(self, entries: Iterable[Entry], shards: Iterable[Root] = ()) -> None:
         """Embed what is new or has changed. What is done stays in the index, whatever ends the call.
@@ -168,7 +164,8 @@ class Builder:
             and not is_below(item.path, unread)
         ]
         if gone:
-            self.store.remove(gone)
+            with self.store.transaction():
+                self.store.remove(gone)
         self.report.removed += len(gone)
 
     @cached_property
@@ -219,10 +216,10 @@ class Builder:
             self._in_shards.update((shard.path, *(item.path for item in known)))
             if scheme(shard.path):  # it may answer better next time
                 return
-        elif shard.path in self.known:
-            self.store.remove([id_ for id_ in [self.known.pop(shard.path).id] if id_ is not None])
-        with self.store.transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO roots VALUES (?, ?)", replace(shard, state=state).to_row())
+        with self.store.transaction():
+            if not problems and shard.path in self.known:
+                self.store.remove([id_ for id_ in [self.known.pop(shard.path).id] if id_ is not None])
+            self.store.keep_roots({shard.path: replace(shard, state=state).options})
 
     def _news(self, entries: Iterable[Entry]) -> Generator[Content, None, None]:
         """Those whose content is new, read ahead in threads; what is known already is settled on the way."""
@@ -291,8 +288,8 @@ class Builder:
         if reason := alike[0].problem:
             self._note_problem(item, reason)
             return True
-        spans = [span for _, span in self.store.spans(alike[0].id or 0)]
-        self._keep(replace(item, note=alike[0].note), spans, self.store.vectors(alike[0].id or 0))
+        _, spans, vectors = self.store.intact([alike[0].id or 0])[alike[0].id or 0]
+        self._keep(replace(item, note=alike[0].note), spans, vectors)
         self.report.copied += 1
         return True
 
@@ -307,8 +304,6 @@ class Builder:
 
     def _embed(self, reads: Generator[Content, None, None], total: int | None, is_cut: bool) -> None:
         """Everything in ``reads`` through the model, into the store."""
-        from tqdm.auto import tqdm
-
         with closing(reads):
             first = next(reads, None)
             if first is None:  # before the model is loaded
@@ -324,8 +319,7 @@ class Builder:
             options: dict[str, Any] = {"batch_size": self.batch_size, "timings": self.report.seconds}
             if is_cut:
                 options |= {"long": "windows", **self._window()}
-            off = None if self.progress is None and sys.stderr else not self.progress
-            bar = tqdm(total=total, disable=off, unit="file", delay=1)
+            bar = Progress(total, shown=self.progress)
             with closing(self.embedder.stream(values(first), **options)) as results, bar, _silence() as silent:
                 for result in results:
                     read, video = waiting.popleft()
@@ -389,15 +383,18 @@ class Builder:
             self._flush()
 
     def _flush(self) -> None:
-        """Write what is waiting."""
+        """Write what is waiting, as one transaction."""
         start = time.perf_counter()
-        if self._changes:  # first: a new file may lie where one was that has moved
-            self.store.change(self._changes)
-        if self._results:
+        if self._changes or self._results:
             vectors = np.stack(self._vectors) if self._vectors else np.empty((0, self.store.embed_dim), np.float32)
-            self.store.add(self._results, vectors)
+            spans = [span for _, own in self._results for span in own]
+            with self.store.transaction():
+                self.store.change(self._changes)  # first: a new file may lie where one was that has moved
+                self.store.add(self._results, vectors)
+                if len(vectors):
+                    self.banks.add(vectors, [span.modality for span in spans])
+                    self.store.keep_blob("best", self.banks.best_bytes())
         self._results, self._vectors, self._changes = [], [], []
-        self._after_write()
         self._written = time.monotonic()
         self.report.seconds["write"] += time.perf_counter() - start
 
@@ -449,13 +446,14 @@ def _may_work_now(item: Item) -> bool:
 
 @contextmanager
 def _silence() -> Iterator[set[str]]:
-    """The names of the sounds that are found to be wholly silent meanwhile, which is only logged."""
+    """Names of the sounds that are found to be wholly silent meanwhile, which is only logged."""
     names: set[str] = set()
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if "digital silence" in record.msg and isinstance(record.args, tuple):
-                names.add(str(record.args[0]))
+            name, found, _ = record.getMessage().partition(": digital silence")
+            if found:
+                names.add(name)
 
     logger, listener = logging.getLogger("onepeace.processors.audio"), Listener()
     propagate = logger.propagate

@@ -19,7 +19,7 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Content:
-    """An entry whose content has been looked at."""
+    """Entry whose content has been looked at."""
 
     entry: Entry
     item: Item
@@ -49,7 +49,7 @@ def read_content(entry: Entry) -> Content:
 
 
 def _describe(value: Path | bytes, item: Item) -> dict[str, Any]:
-    """What the headers of a file say; of what lies inside another file, only when that was changed."""
+    """What the headers of a file say; of content inside another file, only when that was changed."""
     changed = item.mtime_ns / 1e9 or None
     if not isinstance(value, Path):
         return {"date": changed}
