@@ -4,13 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onepeace.index.write import build, remove, update
     from onepeace.index.builder import Report
-    from onepeace.index.verify import CheckReport, check
     from onepeace.index.index import Index, is_index
     from onepeace.index.query import Query
     from onepeace.index.search import Hit, Results
     from onepeace.index.store import Item
+    from onepeace.index.verify import CheckReport, check
+    from onepeace.index.write import build, remove, update
 
 _PLACES = {
     "write": ("build", "remove", "update"),

@@ -15,6 +15,7 @@ class Banks:
     @classmethod
     def load(cls, content, best):
         import io
+
         if content is None:
             return cls(np.empty((0, 1), np.float32), [], np.empty((0, 3), np.float32))
         try:
@@ -37,6 +38,7 @@ class Banks:
 
     def to_bytes(self):
         import io
+
         file = io.BytesIO()
         np.savez(file, vectors=self.vectors.astype(np.float16), names=np.array(self.names))
         return file.getvalue()

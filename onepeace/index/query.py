@@ -196,4 +196,3 @@ def _of_index(path: str, weight: float, store: Store) -> list[Part]:
         bank = bank_of_text(item.caption or path) if modality == "text" else modality
         parts.append(Part(bank, (mean / np.linalg.norm(mean)).astype(np.float32), weight))
     return parts
-

@@ -12,7 +12,7 @@ from onepeace.index.database import Damaged
 from onepeace.index.filters import Condition, joined
 from onepeace.index.nearest import Matrix
 from onepeace.index.query import QueryVector
-from onepeace.index.ranking import RELEVANT, Ranking, likelihood
+from onepeace.index.ranking import Ranking, likelihood
 from onepeace.index.store import MODALITIES, Item, Store
 
 ALIKE = 0.98

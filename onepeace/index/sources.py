@@ -148,9 +148,7 @@ def scan(roots: Iterable[Root], removed: Collection[str] = ()) -> Scan:
                     found.take(entry)
         elif root.kind != "shard":
             skip = _skip(root, left_out) if root.kind == "folder" else None
-            files, problems = walk(
-                [root.path], modalities, skip, follow_links=root.follow_links, others=found.others
-            )
+            files, problems = walk([root.path], modalities, skip, follow_links=root.follow_links, others=found.others)
             for path, modality in files:
                 if kind := modality or sniff(path):
                     found.take(_file(str(path), kind))

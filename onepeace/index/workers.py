@@ -176,11 +176,14 @@ class Pool:
                     worker, chunk = running.pop(future)
                     try:
                         done = future.result()
-                    except BrokenExecutor as error:
-                        lost = [chunk, *(running.pop(one)[1] for one, (its, _) in list(running.items()) if its is worker)]
+                    except BrokenExecutor:
+                        lost = [
+                            chunk,
+                            *(running.pop(one)[1] for one, (its, _) in list(running.items()) if its is worker),
+                        ]
                         worker.restart()
                         again += [one for each in lost if not each.alone for one in _one_by_one(each)]
-                        results |= {each.first: _failed(each, one_line(error)) for each in lost if each.alone}
+                        results |= {each.first: _failed(each) for each in lost if each.alone}
                     else:
                         _account(done, chunk, timings)
                         results |= {chunk.first + i: _embedded(chunk.first + i, a) for i, a in enumerate(done.answers)}
@@ -225,11 +228,9 @@ def pool_of(model: Model, engine: str | None, count: int | None) -> Pool | None:
 
 def _local_workers(model: Model, count: int) -> list[Worker]:
     """Processes here; of several GPUs each takes the next."""
-    import torch
+    from onepeace.device import devices_of
 
-    gpus = torch.cuda.device_count() if model.device in (None, "cuda") else 0
-    models = [replace(model, device=f"cuda:{i % gpus}") if gpus else model for i in range(count)]
-    workers = [LocalWorker(own, count) for own in models]
+    workers = [LocalWorker(replace(model, device=device), count) for device in devices_of(model.device, count)]
     for worker in workers:
         worker.wait()
     return list(workers)
@@ -316,7 +317,8 @@ def embed(embedder: "Embedder", chunk: Chunk) -> Done:
     """Results of a chunk, wherever it is embedded."""
     done = Done([])
     with _logged(done.logged):
-        for item, result in zip(chunk.items, embedder.stream(chunk.items, **chunk.options, timings=done.seconds)):
+        results = embedder.stream(chunk.items, **chunk.options, timings=done.seconds)
+        for item, result in zip(chunk.items, results, strict=True):
             done.answers.append(_answer(item, result))
     return done
 
@@ -395,9 +397,9 @@ def _embedded(index: int, answer: Answer) -> "Embedded":
     return Embedded(index, answer.name, torch.from_numpy(answer.vector), windows)
 
 
-def _failed(chunk: Chunk, reason: str) -> "Embedded":
+def _failed(chunk: Chunk) -> "Embedded":
     from onepeace.embed.assembly import Embedded
     from onepeace.embed.items import name_of
 
-    error = UserError(f"the process that embeds it dies of it ({reason})")
+    error = UserError("the process that embeds it dies of it")
     return Embedded(chunk.first, name_of(chunk.first, chunk.items[0]), error=error)

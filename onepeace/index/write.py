@@ -173,7 +173,9 @@ def _nothing(paths: Sequence[str | os.PathLike[str]], found: Scan, only: str | N
     problems = [*found.problems, *(unreadable(item.path, item.problem or "") for item in items)]
     first = f"; {len(problems)} cannot be read, as {problems[0].path}: {problems[0].reason}" if problems else ""
     others = ", ".join(f"{name} {count}" for name, count in found.others.most_common(5))
-    return f"no {only or 'image, audio, video or text'} files in {places}{first}" + (f"; others: {others}" * bool(others))
+    return f"no {only or 'image, audio, video or text'} files in {places}{first}" + (
+        f"; others: {others}" * bool(others)
+    )
 
 
 def _leave_out(found: Scan, only: str) -> None:
