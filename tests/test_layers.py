@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MODALITIES = {"text", "image", "audio", "video"}
 
 ROWS = [
-    {"errors", "torchaudio_guard"},
+    {"errors", "progress", "torchaudio_guard"},
     {"files"},
     {"config", "device"},
     {"layers"},
