@@ -45,8 +45,8 @@ COMMANDS = {
     "completion": "print what makes a shell complete commands and options",
 }
 DECODING = {
-    "search", "index", "map", "serve", "mcp", "embed", "classify", "caption", "answer", "ground", "explain", "calibrate",
-    "finetune", "evaluate",
+    "search", "index", "map", "serve", "mcp", "embed", "classify", "caption", "answer", "ground", "explain", "evaluate",
+    "calibrate", "finetune",
 }  # fmt: skip
 """Commands that decode files, which may be broken, and report what is wrong with them themselves."""
 COMPLETING = "_ARGCOMPLETE"

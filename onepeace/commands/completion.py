@@ -15,5 +15,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import argcomplete
 
-    print(argcomplete.shellcode(["onepeace"], shell=args.shell))
+    print(argcomplete.shellcode(["onepeace"], True, args.shell))
     return 0
