@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from typing import Any
 
 from onepeace.commands import files, options
 from onepeace.errors import UsageError, UserError, need
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     model = options.load(args)
     found = files.readable(found, model.modalities)
     items = [{file.modality: file.path} for file in found]
+    vectors: Any
     vectors, failures = model.encode(items, batch_size=args.batch_size, output="numpy", on_error="skip")
     failed = {failure.index: files.Unreadable(found[failure.index].path, failure.reason) for failure in failures}
     encoded = [file for index, file in enumerate(found) if index not in failed]

@@ -1,6 +1,7 @@
 """`onepeace export`: the branches of a model as ONNX or torch.export files, for programs without this package."""
 
 import argparse
+from typing import Literal
 
 from onepeace.commands import options
 from onepeace.files.table import format_table
@@ -22,7 +23,7 @@ torch         files for torch.export.load
 
 All but torch need the extra "onnx".
 """
-FORMS: dict[str, tuple[str, str | None]] = {
+FORMS: dict[str, tuple[Literal["onnx", "torch"], Literal["dynamic", "weights"] | None]] = {
     "onnx": ("onnx", None),
     "int8": ("onnx", "dynamic"),
     "int8-weights": ("onnx", "weights"),
@@ -35,9 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("model", metavar="MODEL", help="tiny, a model folder or a released model")
     options.add_output(parser, "FOLDER", "the folder to make")
-    parser.add_argument(
-        "--form", choices=tuple(FORMS), default="onnx", metavar="NAME", help=f"{', '.join(FORMS)} (onnx)"
-    )
+    text = f"{', '.join(FORMS)} (onnx)"
+    parser.add_argument("--form", choices=tuple(FORMS), default="onnx", metavar="NAME", help=text)
     parser.add_argument("--modalities", metavar="A,B", help="only these of image, audio, text")
 
 

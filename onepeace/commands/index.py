@@ -257,10 +257,9 @@ def _duplicates(args: argparse.Namespace) -> int:
         print(format_table(("group", "like the first", "size", "", "path"), rows, right={0, 1, 2}))
     copies = sum(len(group.copies) - 1 for group in groups)
     surplus = _bytes(sum(group.surplus for group in groups))
-    files.say(
-        f"{files.counted(len(groups), 'group')}; {files.counted(copies, 'file')} ({surplus}) are copies of others"
-    )
-    return 0
+    about = f"{files.counted(copies, 'file')} ({surplus}) {'is a copy' if copies == 1 else 'are copies'} of others"
+    files.say(f"{files.counted(len(groups), 'group')}; {about}")
+
 
 
 def _cluster_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onepeace.commands import files, number, options
 from onepeace.errors import UsageError
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--rank", choices=("match", "raw"), default="match", metavar="NAME", help=text)
     shown.add_argument("--min-match", type=number.probability, metavar="P", help="leave out hits below it")
     shown.add_argument("--html", type=Path, metavar="FILE", help="also write the hits as a page to look at")
-    options.add_json(shown)
+    options.add_json(parser)
     parser.add_argument("--no-index", action="store_true", help="of files and folders: keep no index of them")
     options.add_model(parser, None, batch_size=None, dtype=False)
 

@@ -232,7 +232,7 @@ def _write(
         for _, record, result in decode_ahead(records, read, ahead=AHEAD):
             progress.update()
             if isinstance(result, Skipped) or isinstance(record, Skipped):
-                left_out.append(result)
+                left_out.append(result)  # type: ignore[arg-type]
             elif seen is None or result.original is None or not seen(result.original):
                 key, about = record.key or f"{family}_{writer.count:08d}", {"source": record.source, **record.about}
                 # A target that is a file (mask.png) is among the files.
