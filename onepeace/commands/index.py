@@ -259,7 +259,7 @@ def _duplicates(args: argparse.Namespace) -> int:
     surplus = _bytes(sum(group.surplus for group in groups))
     about = f"{files.counted(copies, 'file')} ({surplus}) {'is a copy' if copies == 1 else 'are copies'} of others"
     files.say(f"{files.counted(len(groups), 'group')}; {about}")
-
+    return 0
 
 
 def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
