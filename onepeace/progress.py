@@ -10,8 +10,6 @@ log = logging.getLogger(__name__)
 
 EVERY = 30.0
 """Seconds between two lines in a log."""
-LINE = "{n_fmt} of {total_fmt}{unit}s, {rate_noinv_fmt}, {remaining} left"
-LINE_WITHOUT_TOTAL = "{n_fmt}{unit}s, {rate_noinv_fmt}, after {elapsed}"
 
 
 class Progress:
@@ -53,11 +51,15 @@ class Progress:
             log.info("%s", self._line(self._last - self._start))
 
     def _line(self, elapsed: float) -> str:
-        from tqdm.std import tqdm
+        rate = self.count / elapsed
+        of = "" if self.total is None else f" of {self.total:,}"
+        left = f", {_span((self.total - self.count) / rate)} left" if self.total and rate else ""
+        return f"{self.count:,}{of} {self.what}s, {rate:.1f} a second{left}"
 
-        form = LINE_WITHOUT_TOTAL if self.total is None else LINE
-        line = tqdm.format_meter(self.count, self.total, elapsed, unit=f" {self.what}", bar_format=form)
-        return " ".join(line.split())
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(max(0, int(seconds)), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
 def status(line: str) -> None:

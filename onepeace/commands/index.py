@@ -11,6 +11,7 @@ from onepeace.commands import files, options
 from onepeace.commands.number import positive, seconds
 from onepeace.errors import need
 from onepeace.files.table import format_table
+from onepeace.files.walk import LINKS
 
 if TYPE_CHECKING:
     from onepeace.index import Item, Report
@@ -91,7 +92,7 @@ def _tell(args: argparse.Namespace, report: "Report") -> int:
     known = report.unchanged + report.known_problems
     for modality, number in report.left_out.items():
         files.say(f"{files.counted(number, f'{modality} file')} left out: the model of the index has no {modality}")
-    say_other_kinds(report.other_kinds)
+    _say_other_kinds(report.other_kinds)
     names = ("added", "changed", "copied", "moved", "removed")
     news = [f"{getattr(report, name):,} {name}" for name in names if getattr(report, name)]
     if news or report.problems:
@@ -107,11 +108,14 @@ def _tell(args: argparse.Namespace, report: "Report") -> int:
     return files.exit_code(report.problems, report.embedded + report.copied + report.moved + known)
 
 
-def say_other_kinds(count: Counter[str]) -> None:
-    """How many files have endings that nothing reads."""
-    if count:
-        kinds = ", ".join(f"{ending} {number:,}" for ending, number in count.most_common())
-        files.say(f"{files.counted(sum(count.values()), 'file')} of other kinds left out: {kinds}")
+def _say_other_kinds(count: Counter[str]) -> None:
+    """How many files have endings that nothing reads, and how many links were not followed."""
+    endings = [(ending, number) for ending, number in count.most_common() if ending != LINKS]
+    if endings:
+        kinds = ", ".join(f"{ending} {number:,}" for ending, number in endings)
+        files.say(f"{files.counted(sum(dict(endings).values()), 'file')} of other kinds left out: {kinds}")
+    if count[LINKS]:
+        files.say(f"{count[LINKS]:,} {LINKS} left out (--follow-links takes them in)")
 
 
 def _remove_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,12 +124,14 @@ def _remove_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _remove(args: argparse.Namespace) -> int:
-    from onepeace.index import kept, remove
+    from onepeace.index import remove
 
     if args.paths:
         files.say(f"{files.counted(remove(args.index, args.paths), 'file')} left the index")
     else:
-        kept.forget(args.index)
+        from onepeace.index.kept import forget
+
+        forget(args.index)
         files.say(f"{args.index}: removed; a search in its folders makes it anew")
     return 0
 
@@ -190,9 +196,7 @@ def _check(args: argparse.Namespace) -> int:
 
     report = check(args.index, repair=args.repair)
     print(report)
-    if report.damaged and not report.repaired:
-        files.say(f"mend it with: onepeace index check {shlex.quote(str(args.index))} --repair")
-    return 0 if report.ok else 1
+    return 0 if report.ok or report.repaired else 1
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:

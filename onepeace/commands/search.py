@@ -121,7 +121,6 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, bool]]":
     from tempfile import TemporaryDirectory
 
     from onepeace.index import Index, build, is_index
-    from onepeace.index.kept import kept_index
 
     indexes = [path for path in args.paths if is_index(path)]
     if indexes and len(args.paths) > 1:
@@ -132,6 +131,8 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, bool]]":
             folder = Path(temporary, "index")
             build(folder, args.paths, args.model, device=args.device)
         elif not indexes:
+            from onepeace.index.kept import kept_index
+
             folder = kept_index(args.paths, args.model, device=args.device)
         with Index.open(folder, model=args.model, device=args.device) as index:
             yield index, bool(indexes)
