@@ -1,60 +1,67 @@
-"""A sign of life from long runs: a bar on a terminal, a line now and then in a log."""
+"""Signs of life of long work: a bar on a terminal, a line now and then in a log, and what is being done."""
 
+import logging
 import sys
 import time
 from types import TracebackType
+from typing import Any
+
+log = logging.getLogger(__name__)
 
 EVERY = 30.0
-"""Seconds between two lines of a log."""
-
-
-def status(line: str) -> None:
-    """One line to stderr, at once."""
-    print(line, file=sys.stderr, flush=True)
+"""Seconds between two lines in a log."""
 
 
 class Progress:
-    """Counts what is done: ``with Progress(len(files)) as progress: ... progress.update()``.
+    """How far a loop is; a context manager around it.
 
     Args:
-        total: how many there are; None if that is not known.
-        what: one of what is counted.
-        shown: False = silent, True = also where stderr is closed; None = a bar on a terminal, else lines.
+        total: how often `update` is expected to count; None if that is not known.
+        what: one of the things that are counted.
+        shown: True draws a bar whatever stderr is, False nothing. None draws a bar if stderr is a terminal; otherwise a
+            line with rate and time left goes to the log (level INFO) every 30 s.
     """
 
-    def __init__(self, total: int | None, what: str = "file", *, shown: bool | None = None) -> None:
-        self.total, self.what, self.done = total, what, 0
-        self._is_silent = shown is False or sys.stderr is None
-        self._bar = None
-        if not self._is_silent and sys.stderr.isatty():
+    def __init__(self, total: int | None, what: str = "file", shown: bool | None = None) -> None:
+        self.total, self.what = total, what
+        self.count = 0
+        self._bar: Any = None
+        self._is_logged = shown is None
+        self._start = self._last = time.monotonic()
+        if shown or (shown is None and sys.stderr is not None and sys.stderr.isatty()):
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=total, unit=what)
-        self._start = self._said = time.monotonic()
-
-    def update(self, count: int = 1) -> None:
-        """Count what was done since the last call."""
-        self.done += count
-        if self._bar is not None:
-            self._bar.update(count)
-        elif not self._is_silent and (now := time.monotonic()) - self._said >= EVERY:
-            self._said = now
-            status(self._line(now - self._start))
-
-    def _line(self, seconds: float) -> str:
-        rate = self.done / seconds
-        of = "" if self.total is None else f" of {self.total:,}"
-        left = f", {_span((self.total - self.done) / rate)} left" if self.total and rate else ""
-        return f"{self.done:,}{of} {self.what}s, {rate:.1f} a second{left}"
+            self._bar = tqdm(total=total, unit=f" {what}s", dynamic_ncols=True)
+            self._is_logged = False
 
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, *_: "type[BaseException] | BaseException | TracebackType | None") -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.close()
 
+    def update(self, n: int = 1) -> None:
+        """Count `n` more."""
+        self.count += n
+        if self._bar is not None:
+            self._bar.update(n)
+        elif self._is_logged and time.monotonic() - self._last >= EVERY:
+            self._last = time.monotonic()
+            log.info("%s", self._line(self._last - self._start))
+
+    def _line(self, elapsed: float) -> str:
+        rate = self.count / elapsed
+        of = "" if self.total is None else f" of {self.total:,}"
+        left = f", {_span((self.total - self.count) / rate)} left" if self.total and rate else ""
+        return f"{self.count:,}{of} {self.what}s, {rate:.1f} a second{left}"
+
 
 def _span(seconds: float) -> str:
-    hours, rest = divmod(int(seconds), 3600)
-    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+    minutes, rest = divmod(max(0, int(seconds)), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def status(line: str) -> None:
+    """Say what is being done: one line to the log (level INFO), which the command line writes to stderr at once."""
+    log.info("%s", line)

@@ -68,10 +68,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.plot:
         need("matplotlib", "plot")
-        files.check_folder_of(args.plot)
+        files.check_output(args.plot)
     folder = resolve(args.model)
     output = args.output or folder / FILE
-    files.check_folder_of(output)
+    files.check_output(output)
     if args.output is None and output.exists() and not args.force:
         raise UsageError(f"{output}: is there already; give --force to replace it, or -o FILE")
     if not os.access(output.parent, os.W_OK):
