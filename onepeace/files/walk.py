@@ -38,8 +38,8 @@ def walk(
 ) -> tuple[list[Found], list[Unreadable]]:
     """Files meant by `paths`, each once, in the order given; a folder's own files by name, then its folders by name.
 
-    Inside folders, hidden names, unknown endings and links that lead out of the folder are passed over, and no folder is
-    entered twice, so a loop of links ends. A named file is taken whatever its name is.
+    Inside folders, hidden names, unknown endings and links that lead out of the folder are passed over, and no folder
+    is entered twice, so a loop of links ends. A named file is taken whatever its name is.
 
     Args:
         modality_by_suffix: modality of each known ending, lower case, with the dot.

@@ -118,8 +118,6 @@ class Builder:
         """Paths of items that are in a shard which was read, or need not be."""
         self._claimed: set[int] = set()
         """Ids of files that were found under another name."""
-        self._twins: dict[tuple[bytes | None, str], list[Item]] = {}
-        """Files with the content of one that is on its way through the model, by hash and modality."""
         self._results: list[tuple[Item, list[Span]]] = []
         self._vectors: list[np.ndarray] = []
         self._changes: list[Item] = []
@@ -277,7 +275,7 @@ class Builder:
         same = self.store.items("hash = ? AND modality = ?", (item.hash, item.modality))
         alike = [one for one in same if not (one.problem and _may_work_now(one))]
         if not alike:
-            return self._waits_for_a_twin(item)
+            return False
         gone = next((one for one in alike if one.id not in self._claimed and not _is_there(one.path)), None)
         if gone is not None and gone.id is not None:
             self._claimed.add(gone.id)
@@ -292,15 +290,6 @@ class Builder:
         self._keep(replace(item, note=alike[0].note), spans, vectors)
         self.report.copied += 1
         return True
-
-    def _waits_for_a_twin(self, item: Item) -> bool:
-        """Whether a file of the same content is on its way through the model; if not, this one is from now on."""
-        content = (item.hash, item.modality)
-        if content in self._twins:
-            self._twins[content].append(item)
-            return True
-        self._twins[content] = []
-        return False
 
     def _embed(self, reads: Generator[Content, None, None], total: int | None, is_cut: bool) -> None:
         """Everything in ``reads`` through the model, into the store."""
@@ -326,10 +315,7 @@ class Builder:
                     is_silent = result.name in silent
                     notes = [*(["digital silence"] if is_silent else []), *(video.troubles if video else [])]
                     note = without_surrogates("; ".join(notes)) or None
-                    kept = _kept(read.item, result, video, is_silent)
-                    twins = self._twins.pop((read.item.hash, read.item.modality), [])
-                    for item in (read.item, *twins):
-                        self._take(replace(item, note=note), result, kept, is_copy=item is not read.item)
+                    self._take(replace(read.item, note=note), result, _kept(read.item, result, video, is_silent))
                     bar.update(self._settled + 1)
                     self._settled = 0
                     self._flush_if_due()
@@ -343,16 +329,15 @@ class Builder:
         longest = getattr(self.embedder.processors.get("audio"), "max_seconds", None)
         return {"window": min(self.window, longest or self.window), "hop": min(self.hop, longest or self.hop)}
 
-    def _take(self, item: Item, result: "Embedded", kept: tuple[list[Span], np.ndarray] | None, is_copy: bool) -> None:
-        """The result of one entry, or of another one with its content, and what is kept of it."""
+    def _take(self, item: Item, result: "Embedded", kept: tuple[list[Span], np.ndarray] | None) -> None:
+        """The result of an entry, and what is kept of it."""
         if kept is None:
             self._note_problem(item, str(result.reason))
             return
         known = self.known.get(item.path)
         is_new = known is None or known.problem is not None
-        self.report.copied += is_copy
-        self.report.added += is_new and not is_copy
-        self.report.changed += not is_new and not is_copy
+        self.report.added += is_new
+        self.report.changed += not is_new
         self._keep(item, *kept)
 
     def _keep(self, item: Item, spans: list[Span], vectors: np.ndarray) -> None:

@@ -25,7 +25,7 @@ def content(item: Item, roots: Mapping[str, Mapping[str, Any]]) -> Path | bytes 
     """The path of a file, the address of one, the bytes of a sample of a shard, or the words of a row of a table.
 
     Args:
-        roots: of the index (`Index.roots`); a link that leads out of its folder is refused where links are not followed.
+        roots: see `Index.roots`; a link that leads out of its folder is refused where links are not followed.
 
     Raises:
         UserError: it is not there any more, or lies elsewhere now.

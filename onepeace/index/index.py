@@ -32,8 +32,8 @@ RANKS = ("match", "raw")
 class Index:
     """The vectors of files, and what is known of the files, in a folder.
 
-    ``with Index.open("photos.index") as index: index.search("dog")``. It is open for reading, and shows the state of that
-    moment; another process may write meanwhile.
+    ``with Index.open("photos.index") as index: index.search("dog")``. It is open for reading, and shows the state of
+    that moment; another process may write meanwhile.
     """
 
     def __init__(self, store: Store, model: str | None, device: str | None, dtype: str) -> None:

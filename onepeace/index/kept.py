@@ -1,4 +1,4 @@
-"""Indexes of plain folders that are searched without one: kept in the user's cache folder, one for each set of paths."""
+"""Indexes of plain folders that are searched: kept in the user's cache folder, one for each set of paths."""
 
 import hashlib
 import json

@@ -1,9 +1,9 @@
 """The vectors of an index as one matrix, and the rows of it that are nearest to a query.
 
 The matrix is a file that is made from the database and mapped: one record for each vector, behind a header with the
-state of the index it is of, the number of records and their CRC-32. A writer appends to it, or makes it anew when vectors
-were removed; a reader whose matrix is missing, damaged or of another state reads the vectors from the database. Above
-`LARGE` vectors, and if FAISS is installed, inverted lists name candidates, which are then compared exactly.
+state of the index it is of, the number of records and their CRC-32. A writer appends to it, or makes it anew when
+vectors were removed; a reader whose matrix is missing, damaged or of another state reads the vectors from the database.
+Above `LARGE` vectors, and if FAISS is installed, inverted lists name candidates, which are then compared exactly.
 """
 
 import json
@@ -170,7 +170,7 @@ class VectorService(Protocol):
 
 
 def service_of(store: Store, matrix: Matrix) -> VectorService | None:
-    """The service of an index made with ``store="NAME://..."``, by ``onepeace.plugins.NAME.open_store``; None for others.
+    """The service of an index made with ``store="NAME://..."``; None for others.
 
     Raises:
         UserError: no such plug-in, or a package that it needs is not installed.

@@ -186,7 +186,7 @@ def hits_of(
         match = None if scores.match is None else float(scores.match[i])
         if min_match is not None and match is not None and match < min_match:
             continue
-        item, spans, vectors = known[int(matrix.file[group[0]])]
+        item, _, vectors = known[int(matrix.file[group[0]])]
         start, end = matrix.times(group[0])
         modality = MODALITIES[matrix.modality[group[0]]]
         if not _is_of(matrix.vectors[group[0]], vectors):

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from onepeace.errors import UserError
-from onepeace.files.atomic import make_folder, sync, write_text_atomic
+from onepeace.files.atomic import make_folder, sync
 from onepeace.index.database import Damaged, failing, reader, write_database, writer
 
-DATABASE, IDENTITY = "index.sqlite", "index.json"
+DATABASE = "index.sqlite"
 FORMAT = 2
 """Version of what is on the disk; an index of another one is refused by name."""
 MODALITIES = ("image", "audio", "text")
@@ -164,7 +164,6 @@ class Store:
         with failing(folder, "written"):
             make_folder(folder)
             sync(folder)
-            write_text_atomic(folder / IDENTITY, json.dumps(meta, indent=1))
             with write_database(folder / DATABASE) as connection:
                 create_tables(connection, meta)
         return cls(folder, write=True)

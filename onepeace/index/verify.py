@@ -1,28 +1,25 @@
 """Is an index what was written? And what to do if not."""
 
-import json
 import os
 import shutil
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onepeace.errors import UserError
-from onepeace.files.atomic import sync
 from onepeace.index import nearest, text_branch
-from onepeace.index.database import BESIDE, ELSEWHERE, Damaged, failing, write_database
+from onepeace.index.database import ELSEWHERE, Damaged, failing, write_database
 from onepeace.index.store import (
     COLUMNS,
     DATABASE,
-    IDENTITY,
-    PAGE,
     VECTOR_COLUMNS,
     Store,
     checksum,
+    checksum_of_meta,
     checksum_of_vector,
     create_tables,
     read_meta,
@@ -71,11 +68,11 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
     from onepeace.index.write import writing
 
     if not (target / DATABASE).is_file():
-        closing(Store(target))  # says what is missing
+        Store(target)  # says what is missing
     with writing(target):
         report = _check(target)
         if not report.ok:
-            _repair(target, report)
+            report.lost = _repair(target)
             report.repaired = True
         return report
 
@@ -116,131 +113,79 @@ def _wrong(store: Store) -> Iterator[int]:
             yield id_
 
 
-def _repair(folder: Path, report: CheckReport) -> None:
-    """Make an index sound again; the caller holds the lock of writers."""
+def _repair(folder: Path) -> int:
+    """Make an index sound again, while no other process writes to it.
+
+    Returns:
+        The number of files that have to be embedded again.
+    """
     for name in (nearest.MATRIX, nearest.LISTS):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / text_branch.FOLDER, ignore_errors=True)
     try:
-        before = _copy_sound(folder)
-        with closing(Store(folder, write=True)) as store:
-            report.lost = max(0, before - store.count())
-            nearest.keep(store)
+        before = _copy_sound(folder / DATABASE)
     except sqlite3.Error as error:
-        raise UserError(f"{folder}: cannot be repaired ({error}); build the index anew in a new folder") from error
+        raise UserError(f"{folder}: cannot be repaired ({error}); delete it and build it again") from error
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    with closing(Store(folder, write=True)) as store:
+        nearest.keep(store)
+        return max(0, before - store.count())
 
 
-def _copy_sound(folder: Path) -> int:
-    """Write a new database of all rows that are what was written; gives how many files were seen."""
-    path = folder / DATABASE
-    scratch = folder / f".{DATABASE}.read.tmp"
-    _copy_with_sound_schema(path, scratch)
-    try:
-        uri = f"{scratch.absolute().as_uri()}?mode=rw"
-        with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as old:
-            old.text_factory = _any_text
-            meta = _meta(old, folder)
-            vectors = defaultdict(list)
-            for _, *row in _readable(old, "vectors", ("id", *VECTOR_COLUMNS)):
-                *place, blob, crc = row
-                is_right = isinstance(blob, bytes) and len(blob) == 4 * int(meta["embed_dim"])
-                if is_right and checksum_of_vector(place, blob) == crc:
-                    vectors[place[0]].append(row)
-            seen, files = 0, []
-            for id_, crc, *row in _readable(old, "files", ("id", "crc", *COLUMNS)):
-                seen += 1
-                if crc == checksum([id_, *row, *(vector[-1] for vector in vectors[id_])]):
-                    files.append((id_, crc, *row))
-            roots = [row for row in _readable_by_path(old) if checksum(list(row[:2])) == row[2]]
-            with write_database(path) as new:
-                create_tables(new, {**meta, "removed": str(int(meta["removed"]) + 1)})
-                new.execute("BEGIN")
-                marks = ", ".join("?" * (len(COLUMNS) + 2))
-                names = ", ".join(("id", "crc", *COLUMNS))
-                new.executemany(f"INSERT OR IGNORE INTO files ({names}) VALUES ({marks})", files)  # noqa: S608
-                names = ", ".join(VECTOR_COLUMNS)
-                own = (row for id_, *_ in files for row in vectors[id_])
-                new.executemany(f"INSERT INTO vectors ({names}) VALUES (?, ?, ?, ?, ?, ?)", own)  # noqa: S608
-                new.executemany("INSERT INTO roots VALUES (?, ?, ?)", roots)
-                new.execute("COMMIT")
-    finally:
-        for ending in ("", *BESIDE):
-            Path(f"{scratch}{ending}").unlink(missing_ok=True)
-    sync(folder)
+def _copy_sound(path: Path) -> int:
+    """Write a database of all rows that are what was written, in the place of the old one; gives how many files were
+    seen."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)) as old:
+        old.execute("PRAGMA writable_schema = ON")  # else SQLite reads nothing of a file that was cut short
+        old.text_factory = _any_text
+        meta = read_meta(old)
+        if meta.get("crc") != checksum_of_meta(meta):
+            raise sqlite3.DatabaseError("it does not say of which model it is")
+        vectors = defaultdict(list)
+        for _, *row in _readable(old, "vectors", ("id", *VECTOR_COLUMNS)):
+            *place, blob, crc = row
+            is_whole = isinstance(blob, bytes) and len(blob) == 4 * int(meta["embed_dim"])
+            if is_whole and checksum_of_vector(place, blob) == crc:
+                vectors[place[0]].append(row)
+        seen, files = 0, {}
+        for id_, crc, *row in _readable(old, "files", ("id", "crc", *COLUMNS)):
+            seen += 1
+            if crc == checksum([id_, *row, *(vector[-1] for vector in vectors[id_])]):
+                files[id_] = (id_, crc, *row)
+        roots = [row for row in _readable(old, "roots", ("path", "options", "crc")) if checksum(row[:2]) == row[2]]
+        with write_database(path) as new:
+            create_tables(new, {**meta, "removed": str(int(meta["removed"]) + 1)})
+            new.execute("BEGIN")
+            _insert(new, "files", ("id", "crc", *COLUMNS), files.values())
+            _insert(new, "vectors", VECTOR_COLUMNS, (row for id_ in files for row in vectors[id_]))
+            _insert(new, "roots", ("path", "options", "crc"), roots)
+            new.execute("COMMIT")
     return seen
 
 
-def _copy_with_sound_schema(path: Path, scratch: Path) -> None:
-    """Copy a database and its log; if SQLite cannot read the schema in its first page, that of an empty index, which has
-    its tables at the same places, stands in for it."""
-    for ending in ("", "-wal"):
-        if os.path.exists(f"{path}{ending}"):
-            shutil.copyfile(f"{path}{ending}", f"{scratch}{ending}")
-    try:
-        with closing(sqlite3.connect(scratch)) as connection:
-            names = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
-            header_is_sound = not _header_faults(scratch)
-        if header_is_sound and {"meta", "roots", "files", "vectors"} <= names:
-            return
-    except sqlite3.DatabaseError as error:
-        if str(error) in ELSEWHERE:
-            raise
-    empty = scratch.with_name(f".{DATABASE}.empty.tmp")
-    with closing(sqlite3.connect(empty, isolation_level=None)) as connection:
-        create_tables(connection, {})
-        connection.execute("PRAGMA journal_mode = DELETE")
-    page = bytearray(empty.read_bytes()[:PAGE])
-    empty.unlink()
-    page[28:32] = (scratch.stat().st_size // PAGE).to_bytes(4, "big")  # pages of the file
-    page[32:40] = bytes(8)  # no list of free pages
-    page[92:96] = page[24:28]
-    with open(scratch, "r+b") as file:
-        file.write(page)
-
-
-def _meta(old: sqlite3.Connection, folder: Path) -> dict[str, str]:
-    """What is known of the index as a whole: by its table, or by the file that was written when it was made."""
-    from onepeace.index.store import checksum_of_meta
-
-    try:
-        meta = read_meta(old)
-        if meta.get("crc") == checksum_of_meta(meta):
-            return meta
-    except (sqlite3.DatabaseError, TypeError, ValueError):
-        pass
-    try:
-        return json.loads((folder / IDENTITY).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}: cannot be repaired, as neither {DATABASE} nor {IDENTITY} says what it is; build it anew"
-        ) from error
+def _insert(connection: sqlite3.Connection, table: str, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    sql = f"INSERT OR IGNORE INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
+    connection.executemany(sql, rows)
 
 
 def _readable(connection: sqlite3.Connection, table: str, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """Rows of a table by the first of its columns, a whole number; also those behind pages that cannot be read."""
+    """Rows of a table by the first of its columns; if that is a number, also those behind pages that cannot be read."""
     sql = f"SELECT {', '.join(names)} FROM {table} WHERE {names[0]} > ? ORDER BY {names[0]}"  # noqa: S608 (fixed names)
-    last, step = -1, 1
-    while last < MAX_KEY:
+    last: Any = b"" if table == "roots" else -1
+    step = 1
+    while last == b"" or last < MAX_KEY:
         try:
             for row in connection.execute(sql, (last,)):
                 yield row
-                last, step = max(last, row[0]), 1
+                last, step = row[0], 1
             return
         except sqlite3.DatabaseError as error:
-            if str(error) in ELSEWHERE:
+            if str(error) in ELSEWHERE:  # go on without what a disk does not give now, and it would be lost for good
                 raise
+            if table == "roots":
+                return
             last, step = last + step, 2 * step
-
-
-def _readable_by_path(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
-    try:
-        return connection.execute("SELECT path, options, crc FROM roots").fetchall()
-    except sqlite3.DatabaseError as error:
-        if str(error) in ELSEWHERE:
-            raise
-        return []
 
 
 def _header_faults(path: Path) -> list[str]:

@@ -19,7 +19,7 @@ from onepeace.index.filters import kind_of
 from onepeace.index.identity import check_model, identity
 from onepeace.index.index import unreadable
 from onepeace.index.sources import MADE_OF, Root, Scan, is_below, roots_of, scan
-from onepeace.index.store import DATABASE, IDENTITY, Store
+from onepeace.index.store import DATABASE, Store
 from onepeace.index.workers import Model, pool_of
 from onepeace.progress import status
 
@@ -102,8 +102,8 @@ def update(folder: str | os.PathLike[str], model: str | None = None, **options: 
 
 
 def remove(folder: str | os.PathLike[str], paths: Sequence[str | os.PathLike[str]]) -> int:
-    """Forget files, and all files of folders. The files themselves are not touched, and `update` leaves them out from now
-    on; `build` with their own path takes them in again.
+    """Forget files, and all files of folders. The files themselves are not touched; `update` leaves them out from now
+    on, and `build` with their own path takes them in again.
 
     Returns:
         The number of files.
@@ -159,10 +159,9 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
         yield target
     finally:
         lock.release()
-        if is_new and {path.name for path in target.iterdir()} <= {LOCK, IDENTITY}:  # nothing has come of it
+        if is_new and {path.name for path in target.iterdir()} == {LOCK}:  # nothing has come of it
             with suppress(OSError):
-                for path in target.iterdir():
-                    path.unlink()
+                (target / LOCK).unlink()
                 target.rmdir()
 
 

@@ -120,19 +120,6 @@ def test_a_chain_of_renames_loses_nothing(build, update, words, tmp_path):
     check_same(tmp_path / "index", tmp_path / "fresh")
 
 
-def test_copies_in_one_run_are_embedded_once(build, tmp_path, samples):
-    (tmp_path / "files").mkdir()
-    for i in range(9):
-        shutil.copyfile(samples / "images" / "dog.jpg", tmp_path / "files" / f"{i}.jpg")
-        (tmp_path / "files" / f"broken {i}.jpg").write_bytes(b"nothing")
-    report = build(tmp_path / "index", tmp_path / "files")
-    assert counts(report) == {"added": 1, "copied": 8}
-    assert len(report.problems) == 9
-    vectors = np.concatenate([vectors for _, vectors in content(tmp_path / "index").values()])
-    assert vectors.shape == (9, 16)
-    assert (vectors == vectors[0]).all()
-
-
 def test_long_sounds_have_a_vector_for_every_window(build, model, tmp_path):
     path = tmp_path / "long.wav"
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 16000 * 5), 16000)

@@ -1,4 +1,4 @@
-"""Commands that are killed, a disk that is full, bits that are flipped: nothing is lost, and nothing is wrong in silence.
+"""Commands that are killed, a full disk, flipped bits: nothing is lost, and nothing is wrong in silence.
 
 The trials by the hundred are those of ``python -m support.crash``; these are a few of each kind."""
 
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.crash import COMMANDS, answers, finish, flip, in_process, prepare, run, state
+from support.crash import COMMANDS, answers, finish, flip, in_process, mend, prepare, run, state
 
 from onepeace.errors import UserError
 from onepeace.index import check
@@ -57,7 +57,7 @@ def test_flipped_bits_never_change_an_answer_in_silence(tmp_path):
     index, files = prepare(tmp_path, "update")
     run("update", index, files)
     right = answers(index)
-    draw = random.Random(0)
+    draw = random.Random(0)  # noqa: S311
     refused = 0
     for trial in range(30):
         copy = tmp_path / f"copy{trial}"
@@ -67,9 +67,7 @@ def test_flipped_bits_never_change_an_answer_in_silence(tmp_path):
             assert answers(copy) == right
         except UserError:
             refused += 1
-        if not check(copy).ok:
-            check(copy, repair=True)
-        run("build", copy, files)
+        mend(copy, files)
         assert check(copy).ok
         assert answers(copy) == right
     assert refused
@@ -86,6 +84,6 @@ def test_file_that_is_cut_short(name, share, tmp_path):
     if name == MATRIX:
         assert answers(index) == right
     assert not check(index).ok
-    check(index, repair=True)
-    run("build", index, files)
+    kept = len(right) - mend(index, files)
+    assert kept > 0 or share < 0.9
     assert answers(index) == right

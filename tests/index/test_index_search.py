@@ -205,7 +205,7 @@ def test_damage_is_noticed_and_a_matrix_that_was_cut_is_not_read_past_its_end(fi
         assert names(again.search(QUERY)) == ["a.jpg", "b.jpg"]
     with sqlite3.connect(index.folder / "index.sqlite") as connection:
         connection.execute("UPDATE vectors SET vector = zeroblob(32) WHERE file = 1")
-    with Index.open(index.folder) as damaged, pytest.raises(UserError, match="check .* --repair"):
+    with Index.open(index.folder) as damaged, pytest.raises(UserError, match=r"check .* --repair"):
         damaged.search(QUERY)
 
 
@@ -214,5 +214,5 @@ def test_index_of_an_earlier_form_is_refused_by_name(tmp_path):
     with sqlite3.connect(tmp_path / "old" / "index.sqlite") as connection:
         connection.execute("CREATE TABLE meta (key TEXT, value TEXT)")
         connection.execute("INSERT INTO meta VALUES ('format_version', '1')")
-    with pytest.raises(UserError, match="made by an earlier version .*: build it again"):
+    with pytest.raises(UserError, match=r"made by an earlier version .*: build it again"):
         Index.open(tmp_path / "old")

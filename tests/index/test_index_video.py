@@ -12,8 +12,8 @@ from support.media import H264, TWO_SCENES, media, two_scenes
 from support.server import serving
 from support.small_shards import write_tar
 
-from onepeace.index import video as video_module
 from onepeace.index import Index, Query
+from onepeace.index import video as video_module
 
 pytest.importorskip("av")
 

@@ -13,7 +13,7 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -48,7 +48,7 @@ class Embedder:
 
     embed_dim = DIM
     modalities = ("text",)
-    processors: dict[str, Any] = {}
+    processors: Mapping[str, Any] = {}
 
     def stream(self, values: Iterator[dict[str, Any]], **_: Any) -> Iterator[SimpleNamespace]:
         for value in values:
@@ -194,9 +194,22 @@ def finish(command: str, index: Path, files: Path) -> State:
     return state(index)
 
 
+def mend(index: Path, files: Path) -> int:
+    """Repair a damaged index, or build it again if that cannot be done; gives how many files were embedded again."""
+    if check(index).ok:
+        return 0
+    try:
+        lost = check(index, repair=True).lost
+    except UserError:
+        shutil.rmtree(index)
+        lost = len(list(files.glob("*.txt")))
+    run("build", index, files)
+    return lost
+
+
 def main() -> None:
     """Trials; prints a line for each kind."""
-    draw, scratch = random.Random(0), Path(sys.argv[1])
+    draw, scratch = random.Random(0), Path(sys.argv[1])  # noqa: S311
     for command in COMMANDS:
         expected, wrong, seconds = None, 0, 1.0
         for trial in range(31):
@@ -243,13 +256,11 @@ def main() -> None:
         except Exception as error:
             crashed += 1
             print(names[trial % len(names)], repr(error))
-        report = check(copy, repair=True) if not check(copy).ok else None
-        lost += report.lost if report else 0
-        run("build", copy, files)
+        lost += mend(copy, files)
         crashed += answers(copy) != right
         shutil.rmtree(copy)
-    print(f"bits in {', '.join(names)}: 500 flips, {refused} searches refused, {silent} wrong in silence, {crashed} crashed, "
-          f"{lost} of {500 * len(right)} files embedded again")  # fmt: skip
+    print(f"bits in {', '.join(names)}: 500 flips, {refused} searches refused, {silent} wrong in silence, {crashed} "
+          f"crashed, {lost} of {500 * len(right)} files embedded again")  # fmt: skip
 
 
 if __name__ == "__main__":
