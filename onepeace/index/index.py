@@ -15,7 +15,7 @@ from onepeace.files.source import describe, scheme
 from onepeace.files.walk import Unreadable
 from onepeace.index.filters import Condition, compile_condition, kind_of, register
 from onepeace.index.identity import check_model, identity
-from onepeace.index.nearest import Matrix, VectorService, service_of
+from onepeace.index.nearest import LOCAL, Matrix, VectorService, service_of
 from onepeace.index.query import Query, QueryVector, encode
 from onepeace.index.ranking import RELEVANT, Ranking
 from onepeace.index.search import Filter, Filters, Results, Scored, Sort, hits_of, scored
@@ -174,7 +174,7 @@ class Index:
 
     @cached_property
     def _service(self) -> VectorService | None:
-        return service_of(self.store, self.matrix)
+        return None if self.store.meta["store"] == LOCAL else service_of(self.store, self.matrix)
 
     @cached_property
     def _filters(self) -> Filters:

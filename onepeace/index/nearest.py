@@ -27,6 +27,8 @@ from onepeace.index.store import MODALITIES, VECTOR, Store
 log = logging.getLogger(__name__)
 
 MATRIX, LISTS = "matrix.bin", "lists.faiss"
+LOCAL = "local"
+"""In place of the address of a service: vectors are compared here."""
 HEADER = 4096
 """Bytes in front of the records: JSON and spaces."""
 READ = 1 << 13
@@ -101,48 +103,34 @@ class Matrix:
             count: rows of each modality.
             allowed: (n,) bool; None = all.
         """
-        if not len(self.records):
-            return {}
+        rows, share = np.arange(len(self)), 1.0 if allowed is None else float(allowed.mean())
+        if allowed is not None and share < GATHERED:
+            rows, allowed = np.flatnonzero(allowed), None
+        uses_lists = self._lists is not None and len(rows) == len(self)
+        cosines = np.empty(0, np.float32)
+        if not uses_lists:
+            cosines = (self.vectors if len(rows) == len(self) else self.vectors[rows]) @ query
+            cosines[~np.isfinite(cosines)] = -np.inf
         found = {}
-        candidates = self._candidates(query, count, allowed)
-        for code in range(len(MODALITIES)):
-            rows, cosines = candidates(code)
-            if len(rows) > count:
-                least = -np.partition(-cosines, count - 1)[count - 1]
-                rows = rows[cosines >= least - ROUNDING]  # with all that are equal, in whatever order BLAS sums
-            if len(rows):
-                found[MODALITIES[code]] = _exact(self.vectors, query, rows, count)
-        return found
-
-    def _candidates(self, query: np.ndarray, count: int, allowed: np.ndarray | None) -> Any:
-        """Function of a modality's code that gives rows and their cosines, the nearest among them."""
-        share = 1.0 if allowed is None else float(allowed.mean())
-        if self._lists is not None and share >= GATHERED:
-            return lambda code: self._lists.candidates(self, query, 4 * count, self._mask(code, allowed))
-        if share < GATHERED:
-            rows = np.flatnonzero(allowed)
-            cosines, codes = self.vectors[rows] @ query, self.modality[rows]
-        else:
-            rows, cosines, codes = np.arange(len(self)), self.vectors @ query, self.modality
-        cosines = np.where(np.isfinite(cosines), cosines, -np.inf)
-
-        def own(code: int) -> tuple[np.ndarray, np.ndarray]:
-            mask = codes == code
-            if allowed is not None and share >= GATHERED:
+        for code, modality in enumerate(MODALITIES):
+            mask = self.modality[rows] == code
+            if allowed is not None:
                 mask &= allowed
-            return rows[mask], cosines[mask]
-
-        return own
-
-    def _mask(self, code: int, allowed: np.ndarray | None) -> np.ndarray:
-        mask = self.modality == code
-        return mask if allowed is None else mask & allowed
+            if uses_lists and self._lists is not None:
+                own, near = self._lists.candidates(self, query, 4 * count, mask)
+            else:
+                own, near = rows[mask], cosines[mask]
+            if len(own) > count:
+                least = -np.partition(-near, count - 1)[count - 1]
+                own = own[near >= least - ROUNDING]  # with all that are equal, in whatever order BLAS sums
+            if len(own):
+                found[modality] = _exact(self.vectors, query, own, count)
+        return found
 
     def is_whole(self) -> bool:
         """Whether the mapped file is as long as it was: reading behind the end of one that another program has cut
         short would end the process."""
-        base = self.records.base if isinstance(self.records, np.memmap) else None
-        if base is None:
+        if not isinstance(self.records, np.memmap):
             return True
         with suppress(OSError):
             return os.stat(self.store.folder / MATRIX).st_size >= HEADER + self.records.nbytes
@@ -169,15 +157,13 @@ class VectorService(Protocol):
         """End the connection."""
 
 
-def service_of(store: Store, matrix: Matrix) -> VectorService | None:
-    """The service of an index made with ``store="NAME://..."``; None for others.
+def service_of(store: Store, matrix: Matrix) -> VectorService:
+    """The service of an index that was made with ``store="NAME://..."``.
 
     Raises:
         UserError: no such plug-in, or a package that it needs is not installed.
     """
-    address = store.meta.get("store", "local")
-    if address == "local":
-        return None
+    address = store.meta["store"]
     return plugin(address.partition("://")[0], "open_store")(address, store, matrix)
 
 
@@ -265,7 +251,7 @@ def _mapped(store: Store) -> np.ndarray:
     known = _header(path, store)
     if known is not None and known["generation"] == store.generation and known["count"]:
         records = np.memmap(path, kind, "r", offset=HEADER, shape=(known["count"],))
-        if zlib.crc32(memoryview(records).cast("B")) == known["crc"]:
+        if zlib.crc32(records.view(np.uint8)) == known["crc"]:
             return records
         log.warning("%s: not what was written; the vectors are read from the database", path)
     blocks = list(_read(store, kind))
@@ -370,8 +356,8 @@ class _Lists:
         newer = old + np.flatnonzero(mask[old:])
         bits = np.zeros(int(ids[-1]) + 1, np.bool_)
         bits[ids[mask]] = True
-        selector = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=PROBED)
+        selector = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))  # type: ignore[call-arg, arg-type]
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=PROBED)  # type: ignore[call-arg]
         found = self._index.search(query[None], count, params=parameters)[1][0]
         places = np.searchsorted(ids, found[found >= 0])
         rows = np.concatenate([places, newer])

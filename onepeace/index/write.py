@@ -254,12 +254,8 @@ def _fill(
             if gone:
                 with opened.transaction():
                     opened.keep_roots({root.path: None for root in gone})
-        _finish(opened, banks)
         text_branch.keep(opened, opened.meta["model"])
-        nearest.keep(opened)
-        if (service := nearest.service_of(opened, nearest.Matrix(opened))) is not None:
-            with closing(service):
-                service.send()
+        _finish(opened, banks)
     return builder.report
 
 
@@ -276,6 +272,9 @@ def _finish(store: Store, banks: Banks) -> None:
             store.keep_blob("best", banks.best_bytes())
             store.set_meta(best_of=store.meta["removed"])
         nearest.keep(store)
+    if store.meta["store"] != nearest.LOCAL:
+        with closing(nearest.service_of(store, nearest.Matrix(store))) as service:
+            service.send()
 
 
 def _banks(store: Store, load: "Callable[[], Embedder | Pool] | None") -> Banks:
@@ -322,7 +321,7 @@ def _open(
         name = model or "tiny"
         embedder = load(name)
         projected = read_config(resolve(name)).model.projections
-        about = {**identity(name), "made_by": f"onepeace {__version__}", "store": address or "local"}
+        about = {**identity(name), "made_by": f"onepeace {__version__}", "store": address or nearest.LOCAL}
         about |= {"modalities": " ".join(key for key in embedder.modalities if key in projected)}
         about |= {"window": str(cut["window"] or WINDOW), "hop": str(cut["hop"] or HOP)}
         return Store.create(folder, embedder.embed_dim, about), lambda: embedder
