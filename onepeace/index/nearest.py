@@ -251,7 +251,7 @@ def _mapped(store: Store) -> np.ndarray:
     known = _header(path, store)
     if known is not None and known["generation"] == store.generation and known["count"]:
         records = np.memmap(path, kind, "r", offset=HEADER, shape=(known["count"],))
-        if zlib.crc32(records.view(np.uint8)) == known["crc"]:
+        if zlib.crc32(records.view(np.uint8).data) == known["crc"]:
             return records
         log.warning("%s: not what was written; the vectors are read from the database", path)
     blocks = list(_read(store, kind))

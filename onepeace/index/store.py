@@ -159,7 +159,13 @@ class Store:
         Raises:
             UserError: the disk is full or not writable.
         """
-        meta = {"format_version": str(FORMAT), "embed_dim": str(embed_dim), "generation": "0", "removed": "0"}
+        meta = {
+            "format_version": str(FORMAT),
+            "embed_dim": str(embed_dim),
+            "generation": "0",
+            "removed": "0",
+            "store": "local",
+        }
         meta |= {"created": datetime.now(timezone.utc).isoformat(timespec="seconds"), **about}
         with failing(folder, "written"):
             make_folder(folder)
