@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 from onepeace.errors import UsageError
-from onepeace.files.walk import Found, Unreadable, walk
+from onepeace.files.walk import LINKS, Found, Unreadable, walk
 
 EXIT_CODES = "exit code: 0, 1 when files could not be read (listed at the end), 2 for wrong usage"
 
@@ -26,7 +26,9 @@ def find(paths: Sequence[str]) -> tuple[list[Found], list[Unreadable]]:
     from onepeace.processors import guessed, sniff
 
     suffixes = {suffix: key for key, processor in guessed().items() for suffix in processor.suffixes}
-    walked, problems = walk(paths, suffixes)
+    others: Counter[str] = Counter()
+    walked, problems = walk(paths, suffixes, others=others)
+    say_other_kinds(others)
     found = []
     for path, known in walked:
         if modality := known or sniff(path):
@@ -45,6 +47,16 @@ def readable(found: Iterable[Found], modalities: Container[str], reader: str = "
         kinds = " and ".join(f"{number} {kind}" for kind, number in sorted(left_out.items()))
         say(f"{kinds} files are left out: {reader} does not read them")
     return [file for file in files if file.modality in modalities]
+
+
+def say_other_kinds(count: Counter[str]) -> None:
+    """How many files have endings that nothing reads, and how many links were not followed."""
+    endings = [(ending, number) for ending, number in count.most_common() if ending != LINKS]
+    if endings:
+        kinds = ", ".join(f"{ending} {number:,}" for ending, number in endings)
+        say(f"{counted(sum(dict(endings).values()), 'file')} of other kinds left out: {kinds}")
+    if count[LINKS]:
+        say(f"{count[LINKS]:,} {LINKS} left out")
 
 
 def exit_code(problems: Sequence[Unreadable], num_files: int) -> int:

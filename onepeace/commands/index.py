@@ -11,7 +11,6 @@ from onepeace.commands import files, options
 from onepeace.commands.number import positive, seconds
 from onepeace.errors import need
 from onepeace.files.table import format_table
-from onepeace.files.walk import LINKS
 
 if TYPE_CHECKING:
     from onepeace.index import Item, Report
@@ -92,7 +91,7 @@ def _tell(args: argparse.Namespace, report: "Report") -> int:
     known = report.unchanged + report.known_problems
     for modality, number in report.left_out.items():
         files.say(f"{files.counted(number, f'{modality} file')} left out: the model of the index has no {modality}")
-    _say_other_kinds(report.other_kinds)
+    files.say_other_kinds(report.other_kinds)
     names = ("added", "changed", "copied", "moved", "removed")
     news = [f"{getattr(report, name):,} {name}" for name in names if getattr(report, name)]
     if news or report.problems:
@@ -106,16 +105,6 @@ def _tell(args: argparse.Namespace, report: "Report") -> int:
         where = f"onepeace index stats {shlex.quote(str(args.index))} --problems"
         files.say(f"{files.counted(report.known_problems, 'file')} of them cannot be embedded, as before: {where}")
     return files.exit_code(report.problems, report.embedded + report.copied + report.moved + known)
-
-
-def _say_other_kinds(count: Counter[str]) -> None:
-    """How many files have endings that nothing reads, and how many links were not followed."""
-    endings = [(ending, number) for ending, number in count.most_common() if ending != LINKS]
-    if endings:
-        kinds = ", ".join(f"{ending} {number:,}" for ending, number in endings)
-        files.say(f"{files.counted(sum(dict(endings).values()), 'file')} of other kinds left out: {kinds}")
-    if count[LINKS]:
-        files.say(f"{count[LINKS]:,} {LINKS} left out (--follow-links takes them in)")
 
 
 def _remove_arguments(parser: argparse.ArgumentParser) -> None:
