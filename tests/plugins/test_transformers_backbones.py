@@ -52,7 +52,7 @@ def test_a_vision_tower(random_folder, pixels):
         close(state, block)
     first, *_ = module.blocks
     with torch.no_grad():
-        sequence = module.adapters["image"].embed_positions(module.stems({"image": {"pixels": pixels}})["image"])
+        sequence = module.adapters["image"](module.stems({"image": {"pixels": pixels}})["image"])
     close(got.hidden_states[0], sequence.tokens)
     tower.config.output_hidden_states = True
     assert len(tower(pixels).hidden_states) == 3

@@ -82,7 +82,7 @@ class AisfxStem(PretrainedStem):
 
     def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
         """As ``forward`` -> (B, T, channels)."""
-        x = self.spectrogram(waveform).unsqueeze(1).to(self.proj.weight.dtype)
+        x = self.spectrogram(waveform).unsqueeze(1).to(self.norm.weight.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         frames = None if lengths is None else self._frames(lengths)
         fewest = self._frames(shortest)

@@ -69,7 +69,7 @@ class MelStem(nn.Module):
             mel = _blank(_blank(mel, 2, self.mask_mels), 1, self.mask_frames)
         frames = None if lengths is None else self._frames(lengths)
         fewest = self._frames(shortest)
-        x = mel.unsqueeze(1).to(self.proj.weight.dtype)  # (B, 1, frames, mels)
+        x = mel.unsqueeze(1).to(self.norm.weight.dtype)  # (B, 1, frames, mels)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             if frames is not None:  # what follows an item is zero, as if it were alone
                 if fewest < x.shape[2]:
