@@ -67,12 +67,12 @@ class ImageAdapter(Adapter):
             )
         return pixels
 
-    def embed_positions(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+    def forward(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         tokens, mask = self.with_cls(stem)
         tokens = tokens + self.pos_embed(stem.grid)
         rows, columns = stem.grid
         buckets = grid_buckets(rows, columns, tokens.device)
-        tables = [stretch_grid_table(table, self.bias_grid, rows, columns) for table in self.bias_tables]
+        tables = [stretch_grid_table(table, self.bias_grid, rows, columns) for table in self.bias_tables()]
         return self.assemble(tokens, mask, stem, buckets, tables, keep)
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
