@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
 from onepeace.commands.number import positive, seconds
-from onepeace.errors import need
+from onepeace.errors import UsageError, need
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
@@ -118,8 +118,10 @@ def _remove(args: argparse.Namespace) -> int:
     if args.paths:
         files.say(f"{files.counted(remove(args.index, args.paths), 'file')} left the index")
     else:
-        from onepeace.index.kept import forget
+        from onepeace.index.kept import cache_folder, forget
 
+        if args.index.absolute().parent != cache_folder().absolute():
+            raise UsageError(f"{args.index}: name the PATHS to leave out; only what index list shows is removed whole")
         forget(args.index)
         files.say(f"{args.index}: removed; a search in its folders makes it anew")
     return 0

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html:
         files.check_output(args.html)
     query = Query(**{name: getattr(args, name) for name in PARTS}, weights=args.weights)
-    with open_index(args) as (index, is_kept):
+    with open_index(args) as (index, problems):
         chosen = {name: getattr(args, name) for name in ("top", "offset", "sort", "rank", "min_match")}
         results = index.search(query, only=only, where=where, **chosen)
         if args.html:
@@ -111,31 +111,43 @@ def run(args: argparse.Namespace) -> int:
                 print(json.dumps(hit.to_dict()))
         else:
             print(table(results))
-        return 0 if is_kept else files.exit_code(index.problems(), len(index))
+        return files.exit_code(problems, len(index))
 
 
 @contextmanager
-def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, bool]]":
-    """The index of `args.paths`, and whether it was made by the user: else it is that of plain files, brought up to
-    date."""
+def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Unreadable]]]":
+    """The index that `args.paths` names, or that of the plain files they name, brought up to date; with the files that
+    could not be read now and were not known to be so."""
     from tempfile import TemporaryDirectory
 
     from onepeace.index import Index, build, is_index
 
+    opening = {"model": args.model, "device": args.device}
     indexes = [path for path in args.paths if is_index(path)]
     if indexes and len(args.paths) > 1:
         raise UsageError(f"{indexes[0]} is an index; name one index, or plain files, at a time")
-    with TemporaryDirectory(prefix="onepeace-") as temporary:
-        folder = Path(args.paths[0])
-        if not indexes and getattr(args, "no_index", False):
+    if indexes:
+        with Index.open(indexes[0], **opening) as index:
+            yield index, []
+    elif getattr(args, "no_index", False):
+        with TemporaryDirectory(prefix="onepeace-") as temporary:
             folder = Path(temporary, "index")
-            build(folder, args.paths, args.model, device=args.device)
-        elif not indexes:
-            from onepeace.index.kept import kept_index
+            build(folder, args.paths, **opening)
+            with Index.open(folder, **opening) as index:
+                yield index, index.problems()
+    else:
+        from onepeace.index.kept import folder_of, kept_index
 
-            folder = kept_index(args.paths, args.model, device=args.device)
-        with Index.open(folder, model=args.model, device=args.device) as index:
-            yield index, bool(indexes)
+        folder, known = folder_of(args.paths, args.model or "tiny"), set()
+        if is_index(folder):
+            with Index.open(folder) as index:
+                known = {problem.path for problem in index.problems()}
+        else:
+            say = "an index of these files is kept, so that the next search takes what is in it"
+            files.say(f"{say} (onepeace index list shows it, --no-index keeps none)")
+        kept_index(args.paths, **opening)
+        with Index.open(folder, **opening) as index:
+            yield index, [problem for problem in index.problems() if problem.path not in known]
 
 
 def table(results: "Results") -> str:

@@ -28,7 +28,10 @@ def test_a_log_gets_a_line_every_thirty_seconds_with_rate_and_time_left(lines, c
         for _ in range(60):
             clock[0] += 1
             bar.update()
-    assert lines() == ["30 of 100 files, 1.0 a second, 1 min 10 s left", "60 of 100 files, 1.0 a second, 0 min 40 s left"]
+    assert lines() == [
+        "30 of 100 files, 1.0 a second, 1 min 10 s left",
+        "60 of 100 files, 1.0 a second, 0 min 40 s left",
+    ]
     assert capsys.readouterr().err == ""
 
 

@@ -121,6 +121,37 @@ def test_broken_files_are_listed_and_the_others_found(mixed, random_folder, caps
         assert reason in line
 
 
+def test_plain_folders_have_an_index_that_is_kept_said_once_and_removed(
+    random_folder, samples, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    shutil.copy(samples / "images" / "dog.jpg", folder)
+    (folder / "broken.jpg").write_bytes(b"no picture")
+
+    def search():
+        code = main(["search", str(folder), "--text", "a dog", "--json", "--model", str(random_folder)])
+        out, err = capsys.readouterr()
+        return code, len(out.splitlines()), "--no-index" in err, "broken.jpg" in err
+
+    assert search() == (1, 1, True, True)
+    assert search() == (0, 1, False, False)  # known by now
+    shutil.copy(samples / "images" / "sea.jpg", folder)
+    assert search() == (0, 2, False, False)
+    assert main(["index", "list"]) == 0
+    (head, row) = capsys.readouterr().out.splitlines()
+    kept = row.split()[0]
+    assert (head.split()[0], row.split()[1], str(folder) in row) == ("index", "2", True)
+    assert main(["index", "remove", kept]) == 0
+    assert not os.path.exists(kept)
+
+
+def test_an_index_of_ones_own_is_not_removed_as_a_whole(index, capsys):
+    assert main(["index", "remove", str(index)]) == 2
+    assert index.is_dir()
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
