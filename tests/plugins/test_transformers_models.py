@@ -156,7 +156,7 @@ def test_round_trip(cls, random_folder, inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_exists", lambda *_: True)
     model = cls.from_onepeace(str(random_folder))
     model.save_pretrained(tmp_path)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".yaml", ".md"}
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert set(file.keys()) == {f"onepeace.{name}" for name in model.onepeace.state_dict()}
     for again in (cls.from_pretrained(tmp_path), CLASSES[cls].from_pretrained(str(tmp_path))):
@@ -208,14 +208,14 @@ def test_missing_weights_are_filled_as_ours(saved, whole):
     assert (model.onepeace.blocks[1].ls1.gain == 0.5).all()
 
 
-def test_back_to_a_model_folder(whole, processor, model, tmp_path):
-    again = onepeace.load(whole.save_onepeace(tmp_path / "again", processor), device="cpu", dtype="float32")
+def test_a_saved_folder_says_what_it_needs_and_is_a_model_folder(saved, model):
+    assert "import onepeace.plugins.transformers" in (saved / "README.md").read_text(encoding="utf-8")
+    again = onepeace.load(saved, device="cpu", dtype="float32")
     assert again.modalities == model.modalities
     assert again.module.config == model.module.config
     assert again.processors["text"].settings == model.processors["text"].settings
-    close(again.encode_text(TEXTS), model.encode_text(TEXTS), 0)
-    with pytest.raises(UserError, match="needs its tokenizer"):
-        whole.save_onepeace(tmp_path / "none")
+    texts = [*TEXTS, "the letters </s> and <pad>"]
+    close(again.encode_text(texts), model.encode_text(texts), 0)
 
 
 def test_a_folder_that_lacks_tensors_is_refused(random_folder, tmp_path):

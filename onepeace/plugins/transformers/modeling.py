@@ -1,10 +1,10 @@
 """What all classes share, and the model of one space: pictures, sounds and words to unit vectors."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from onepeace.config import write_config
 from onepeace.errors import UserError
 from onepeace.hub import weights
 from onepeace.hub.architectures import build_encoder
-from onepeace.hub.folder import TOKENIZER
+from onepeace.hub.folder import CONFIG
 from onepeace.hub.resolve import resolve
 from onepeace.losses import contrastive
 from onepeace.model import OnePeace
@@ -29,6 +30,10 @@ from onepeace.model.block import Block
 from .configuration import OnePeaceConfig
 
 Inputs = dict[str, dict[str, Tensor]]
+README = """A model of onepeace. `pip install onepeace`, then
+`import onepeace.plugins.transformers` before `AutoModel.from_pretrained(...)` and its siblings;
+or `onepeace.load(...)` without transformers.
+"""
 
 
 class OnePeacePreTrainedModel(PreTrainedModel):
@@ -86,22 +91,17 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         model.name_or_path = model.config.name_or_path = str(name)
         return model
 
-    def save_onepeace(self, folder: str | Path, processor: Any = None, card: str = "") -> Path:
-        """Write a model folder, which `onepeace.load` and the command line read.
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """The library's files, a configuration by which the folder is a model folder too, and what they need.
 
-        Args:
-            processor: the `OnePeaceProcessor`, or its tokenizer; needed by models that read text.
+        With the tokenizer of `OnePeaceProcessor.save_pretrained`, `onepeace.load` and the command line read it.
         """
-        tokenizer = getattr(processor, "tokenizer", processor)
-        if tokenizer is None and "text" in self.onepeace.config.adapters:
-            raise UserError(f"{folder}: a model that reads text needs its tokenizer; give processor=")
-        with TemporaryDirectory() as temporary:
-            file = None
-            if tokenizer is not None:
-                file = Path(temporary) / TOKENIZER
-                tokenizer.to_onepeace().save(str(file))
-            config = self.config.to_onepeace()
-            return weights.save(folder, self.onepeace, config, tokenizer=file, card=card, dtype=self.dtype)
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(self.config.to_onepeace(), folder / CONFIG)
+        if not (folder / "README.md").exists():
+            (folder / "README.md").write_text(README, encoding="utf-8")
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         if "text" not in self.onepeace.adapters:
