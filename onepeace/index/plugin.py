@@ -1,10 +1,9 @@
 """Engines and services beside the index, by the names of modules in onepeace.plugins."""
 
 from importlib import import_module
-from pkgutil import iter_modules
+from importlib.util import find_spec
 from typing import Any
 
-from onepeace import plugins
 from onepeace.errors import UsageError
 
 
@@ -14,8 +13,8 @@ def plugin(name: str, function: str) -> Any:
     Raises:
         UsageError: no module of that name has it.
     """
-    known = {module.name for module in iter_modules(plugins.__path__)}
-    found = getattr(import_module(f"onepeace.plugins.{name}"), function, None) if name in known else None
+    place = f"onepeace.plugins.{name}"
+    found = getattr(import_module(place), function, None) if name.isidentifier() and find_spec(place) else None
     if found is None:
-        raise UsageError(f"{name!r} is no plug-in with {function}; see onepeace/plugins")
+        raise UsageError(f"{name!r} is no plug-in with {function}; see the folder onepeace/plugins")
     return found

@@ -87,8 +87,9 @@ def keep(store: Store, model: str) -> None:
         return
     folder = store.folder / FOLDER
     try:
-        for module in ("onnxruntime", "onnx", "onnxscript"):
-            need(module, "onnx")
+        need("onnxruntime", "onnx")
+        need("onnx", "onnx")
+        need("onnxscript", "onnx")
         from onepeace.export.folder import export_model
 
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one
