@@ -44,8 +44,8 @@ def readable(found: Iterable[Found], modalities: Container[str], reader: str = "
     """The files whose modality is among those that are read; the others are counted on stderr."""
     files = list(found)
     if left_out := Counter(file.modality for file in files if file.modality not in modalities):
-        kinds = " and ".join(f"{number} {kind}" for kind, number in sorted(left_out.items()))
-        say(f"{kinds} files are left out: {reader} does not read them")
+        kinds = " and ".join(counted(number, f"{kind} file") for kind, number in sorted(left_out.items()))
+        say(f"{kinds} left out: {reader} does not read {'it' if left_out.total() == 1 else 'them'}")
     return [file for file in files if file.modality in modalities]
 
 

@@ -181,5 +181,5 @@ def _pause(idle: int) -> float:
 def _by_hand(path: Path) -> str:
     return (
         f"; check the network, or fetch it elsewhere and save it as {path}, "
-        f"or make a model folder of it: onepeace convert {path.name} OUT"
+        f"or make a model folder of it: onepeace convert {path.name} -o OUT"
     )

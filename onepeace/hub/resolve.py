@@ -37,7 +37,7 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     if text and path.is_dir():
         return _complete(path)
     if path.is_file():
-        raise UserError(f"{text}: is a file; make a model folder of it with: onepeace convert {text} OUT")
+        raise UserError(f"{text}: is a file; make a model folder of it with: onepeace convert {text} -o OUT")
     if released := find(text):
         return _released(released)
     if _REPOSITORY.fullmatch(text) and not text.startswith("."):

@@ -1,12 +1,12 @@
-"""`onepeace plot`: every curve of every run, one line for what is no log, and the file that was asked for."""
+"""`python -m onepeace.train.curves`: every curve of every run, one line for what is no log, and the file that was asked for."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from onepeace.cli import main
 from onepeace.train import curves as plot
+from onepeace.train.curves import main
 from onepeace.train.log import Log
 
 BOOKKEEPING = {
@@ -32,7 +32,7 @@ def test_plot_draws_every_loss_and_score_of_all_runs(tmp_path, capsys, monkeypat
     draw = plot.draw
     monkeypatch.setattr(plot, "draw", lambda curves, output: (drawn.update(curves), draw(curves, output)))
     runs = [write_run(tmp_path / "runs" / name, steps) for name, steps in (("a", 40), ("b", 2000))]
-    assert main(["plot", *runs, "-o", str(tmp_path / "new" / "plot.png")]) == 0
+    assert main([*runs, "-o", str(tmp_path / "new" / "plot.png")]) == 0
     assert {name: set(curves) for name, curves in drawn.items()} == {
         name: {"loss", "denoising/image", "valid/emoji", "valid/esc50/top1"} for name in ("a", "b")
     }
@@ -53,7 +53,7 @@ def test_plot_draws_scores_measured_once_as_bars_in_one_panel(tmp_path):
     folder = Path(write_run(tmp_path / "run", 40))
     with open(folder / "log.jsonl", "a") as log:
         log.write(json.dumps({"step": 40, **{f"valid/set{i}/top-1": i / 20 for i in range(20)}}) + "\n")
-    assert main(["plot", str(folder), "-o", str(tmp_path / "plot.png")]) == 0
+    assert main([str(folder), "-o", str(tmp_path / "plot.png")]) == 0
     with Image.open(tmp_path / "plot.png") as picture:
         assert picture.height < 1.5 * picture.width
 
@@ -65,10 +65,10 @@ def test_plot_names_a_run_by_what_distinguishes_it(tmp_path):
 
 
 def test_plot_of_nothing_is_an_error(tmp_path, capsys):
-    assert main(["plot", str(tmp_path), "-o", str(tmp_path / "x.png")]) == 1
+    assert main([str(tmp_path), "-o", str(tmp_path / "x.png")]) == 1
     assert "log.jsonl: no such file" in capsys.readouterr().err
     run = write_run(tmp_path / "a", 20)
-    assert main(["plot", run, "-o", str(tmp_path / "x.png"), "--from-step", "30"]) == 1
+    assert main([run, "-o", str(tmp_path / "x.png"), "--from-step", "30"]) == 1
     assert "nothing to draw" in capsys.readouterr().err
 
 
@@ -89,7 +89,7 @@ def test_plot_tells_losses_from_scores():
 def test_plot_says_in_one_line_which_file_is_no_log(tmp_path, capsys, content, said):
     path = tmp_path / "log.jsonl"
     path.write_bytes(content)
-    assert main(["plot", str(path), "-o", str(tmp_path / "x.png")]) == 1
+    assert main([str(path), "-o", str(tmp_path / "x.png")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert str(path) in line
     assert said in line
@@ -99,11 +99,11 @@ def test_plot_writes_what_the_ending_says(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     Log("run").write(1, {"loss": 2.0})
-    assert main(["plot", "run"]) == 0
+    assert main(["run"]) == 0
     assert capsys.readouterr().out.startswith("losses.png: ")
     assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
     for output, begin in (("x.pdf", b"%PDF"), ("x.svg", b"<?xml"), ("x", b"\x89PNG")):
-        assert main(["plot", "run", "-o", output]) == 0
+        assert main(["run", "-o", output]) == 0
         assert (tmp_path / output).read_bytes().startswith(begin)
-    assert main(["plot", "run", "-o", "x.what"]) == 1
+    assert main(["run", "-o", "x.what"]) == 1
     assert "x.what: Format 'what' is not supported" in capsys.readouterr().err
