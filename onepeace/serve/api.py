@@ -21,7 +21,6 @@ import anyio.to_thread
 import numpy as np
 from anyio import CapacityLimiter
 from fastapi import FastAPI, Header
-from fastapi import Path as At
 from fastapi import Query as Parameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -58,7 +57,7 @@ FILE_HEADERS = {
 
 Kind = Literal["image", "audio", "text", "video"]
 Weight = Annotated[FiniteFloat, Field(ge=-100, le=100)]
-Number = Annotated[int, At(ge=0, lt=1 << 63)]
+Number = Annotated[int, Field(ge=0, lt=1 << 63)]
 Second = Annotated[FiniteFloat, Parameter(ge=0, description="second of a video")]
 Found = TypeVar("Found")
 
@@ -86,7 +85,7 @@ class Parts(Fields):
 class ClassifyRequest(Parts):
     """What is classified: a file of the index, or one that is sent."""
 
-    like: int | None = Field(None, description="number of a file of the index", ge=0, lt=1 << 63)
+    like: Number | None = Field(None, description="number of a file of the index")
     labels: list[StrictStr]
     template: str | None = Field(None, max_length=200, description='sentence with {} for the label, "a photo of a {}"')
 
@@ -102,7 +101,7 @@ class Filters(Fields):
 class SearchRequest(Parts, Filters):
     """What is searched for; several parts are one query, their weighted sum. Nothing at all lists the newest files."""
 
-    like: int | str | list[int | str] = Field([], description="numbers or paths of files of the index")
+    like: Number | str | list[Number | str] = Field([], description="numbers or paths of files of the index")
     without: StrictStr | list[StrictStr] = Field([], description="words to move away from")
     top: int = Field(10, ge=1)
     offset: int = Field(0, ge=0)
@@ -115,7 +114,7 @@ class SearchRequest(Parts, Filters):
 class AskRequest(Fields):
     """A question about a file of the index, for the model of --generator; without one it is described."""
 
-    id: int = Field(ge=0, lt=1 << 63)
+    id: Number
     question: StrictStr = ""
 
 
@@ -413,6 +412,10 @@ def _answer_errors(app: FastAPI) -> None:
     async def malformed(_: object, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         return _error(404 if first["loc"][0] == "path" else 422, _first(error.errors(), 1))
+
+    @app.exception_handler(UnicodeEncodeError)
+    async def half(_: object, error: UnicodeEncodeError) -> Response:
+        return _error(422, "a text holds half of a letter (a lone surrogate)")
 
     @app.exception_handler(HTTPException)
     async def no_route(_: object, error: HTTPException) -> Response:

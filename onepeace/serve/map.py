@@ -131,8 +131,8 @@ def _draw(file: Path, title: str, items: Sequence[Item], places: np.ndarray, sma
     size = min(60.0, max(3.0, 2e4 / len(items)))
     kinds = np.array([item.modality for item in items])
     for kind in dict.fromkeys(kinds.tolist()):
-        own = places[kinds == kind]
-        axes.scatter(*own.T, s=size, c=COLORS[kind], alpha=0.7, linewidths=0, label=f"{kind} ({len(own)})")
+        x, y = places[kinds == kind].T
+        axes.scatter(x, y, s=size, c=COLORS[kind], alpha=0.7, linewidths=0, label=f"{kind} ({len(x)})")
     shown: list[int] = []
     for i, content in small.items():
         if (np.abs(places[shown] - places[i]) < APART).all(axis=1).any():

@@ -68,8 +68,8 @@ function toggle(file, button, wave) {
 
 export const silence = () => player?.audio.pause();
 
-// The picture of a file as it lies in a list; a text shows its beginning.
-export function well(file) {
+// The picture of a file as it lies in a list; a text shows its beginning, with which said() is called.
+export function well(file, said = () => {}) {
   const well = element("div", { className: `well ${file.kind}` });
   if (file.thumbnail) {
     const image = element("img", { src: file.thumbnail, alt: "", loading: "lazy", decoding: "async" });
@@ -79,7 +79,7 @@ export function well(file) {
     const words = element("blockquote");
     well.append(words);
     fetch(file.file, { headers: { range: "bytes=0-400" } }).then((answer) => (answer.ok ? answer.text() : file.caption ?? ""))
-      .then((text) => { words.textContent = text; }).catch(() => {});
+      .then((text) => { words.textContent = text; said(text); }).catch(() => {});
   }
   return well;
 }
@@ -89,8 +89,9 @@ export function card(file, { open, like }) {
   const name = nameOf(file), kind = KINDS[file.kind] ?? file.kind, ranked = file.match !== null || file.score;
   const sure = ranked ? sureness(file) : null;
   const label = `${name}, ${kind}${sure ? `, ${sure.word} ${sure.value.toFixed(2)}` : ""}`;
-  const seen = well(file);
-  const tile = element("button", { type: "button", className: "tile", aria: { label } }, seen);
+  const tile = element("button", { type: "button", className: "tile", aria: { label } });
+  const seen = well(file, (text) => tile.setAttribute("aria-label", `${label}: ${text}`));
+  tile.append(seen);
   tile.onclick = () => open(file);
   const stamp = file.start != null ? clock(file.start) : file.duration ? clock(file.duration) : "";
   const sign = element("button", { type: "button", className: "sign", title: "More like this", aria: { label: `More like ${name}` } }, icon("like"));
