@@ -218,7 +218,8 @@ def test_everything_is_reached_by_keys(wide):
     assert wide.script("return document.activeElement === document.querySelectorAll('.tile')[1]")
     keys(wide, Keys.TAB)
     assert wide.script("return document.activeElement.className") == "sign"
-    keys(wide, Keys.SHIFT + Keys.TAB + Keys.NULL, Keys.ENTER)
+    ActionChains(wide.driver).key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(Keys.SHIFT).perform()
+    keys(wide, Keys.ENTER)
     assert opened(wide) == wide.names()[1]
     keys(wide, Keys.ESCAPE)
     wide.wait(lambda: not wide.all("#viewer[open]"))

@@ -18,7 +18,7 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
     *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
 )
-PATIENCE = 300
+PATIENCE = 60
 """Seconds until something that does not come is given up."""
 
 
@@ -52,9 +52,9 @@ class Page:
 
     def __init__(self, driver: Any, address: str) -> None:
         self.driver = driver
-        driver.get("about:blank")
-        driver.get(address)
+        driver.get(f"{address}/health")
         self.script("localStorage.clear()")
+        driver.get(address)
         self.one(".card")
 
     def script(self, script: str, *given: Any) -> Any:

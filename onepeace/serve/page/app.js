@@ -190,11 +190,10 @@ byId("clear").onclick = () => {
   words.focus();
 };
 for (const each of fields) each.oninput = soon;
-byId("theme").onclick = () => theme(getComputedStyle(document.documentElement).colorScheme.startsWith("dark") ? "light" : "dark");
-function theme(name) {
-  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-  document.documentElement.style.colorScheme = localStorage.theme = name ?? localStorage.theme ?? system;
-}
+const scheme = () => localStorage.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+byId("theme").onclick = () => {
+  document.documentElement.style.colorScheme = localStorage.theme = scheme() === "dark" ? "light" : "dark";
+};
 document.addEventListener("click", ({ target }) => {
   for (const popover of document.querySelectorAll(".popover[open]")) if (!popover.contains(target)) popover.open = false;
 });
@@ -218,7 +217,7 @@ addEventListener("popstate", () => {  // also when a file is closed, which chang
   seen = location.hash;
 });
 
-if (localStorage.theme) theme();
+document.documentElement.style.colorScheme = localStorage.theme ?? "";
 new IntersectionObserver(([end]) => end.isIntersecting && look(true), { rootMargin: "800px" }).observe(byId("end"));
 listen((file) => give(file).catch(fail), fail);
 fromAddress();

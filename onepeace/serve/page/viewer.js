@@ -108,7 +108,7 @@ async function classify() {
   });
   list.replaceChildren(...rows);
 }
-one(".labels").onsubmit = (event) => { event.preventDefault(); classify(); };
+one(".labels").onsubmit = (event) => event.preventDefault();
 labels.onchange = classify;
 
 export const offerQuestions = () => { one(".ask").hidden = false; };
