@@ -49,18 +49,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=text)
     parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="compare two such files")
-    options.add_model(parser, batch_size=None, dtype=False)
+    options.add_model(parser, None, batch_size=None, dtype=False)
     options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the figures. A set that fails is named on stderr, the others are measured, and the result is 1."""
     if args.compare:
-        if args.what:
-            raise UsageError("--compare takes two files and nothing to measure")
+        if any((args.what, args.model, args.data, args.probe, args.output)):
+            raise UsageError("--compare reads two files and measures nothing; leave the rest out")
         return _compare(*args.compare)
     if not args.what:
         raise UsageError("say what to measure: a recipe, a folder, a table or a name; see: onepeace evaluate --help")
+    args.model = args.model or "tiny"
     if args.output:
         files.check_output(args.output, args.force)
     from onepeace import __version__
@@ -120,13 +121,14 @@ def _recipe(args: argparse.Namespace) -> "EvaluationRecipe":
 
 def _load(args: argparse.Namespace, recipe: "EvaluationRecipe | None") -> Any:
     """The model; one that writes, where a set wants that."""
-    from onepeace.generative.generator import load_generator, writes
+    import onepeace
+    from onepeace.generative.generator import writes
     from onepeace.hub.folder import read_config
     from onepeace.hub.resolve import resolve
 
     wanted = recipe is not None and any(protocol.needs_writer for protocol in recipe.sets.values())
     if wanted and writes(read_config(resolve(args.model))):
-        return load_generator(args.model, device=args.device)
+        return onepeace.load_generator(args.model, device=args.device)
     return options.load(args)
 
 

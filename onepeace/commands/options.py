@@ -40,12 +40,12 @@ def load(args: argparse.Namespace) -> "Embedder":
     from onepeace.progress import status
 
     status(f"loading the model {args.model} ...")
-    from onepeace.embed.embedder import load
+    import onepeace
     from onepeace.train.folder import model_folder
 
     # The folder of a training run stands for the model in it.
     name = model_folder(args.model) if Path(args.model).is_dir() else args.model
-    return load(name, device=args.device, dtype=getattr(args, "dtype", "auto"))
+    return onepeace.load(name, device=args.device, **({"dtype": args.dtype} if "dtype" in args else {}))
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str, text: str) -> None:
