@@ -14,7 +14,7 @@ from contextlib import closing
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,19 @@ SEEN = ("best", "squares", "sums", "counts")
 """Attributes of `Banks` that an index keeps."""
 BLOCK = 1 << 14
 """Items compared at once: bounds the memory."""
+
+
+class Seen(NamedTuple):
+    """Cosines of the n queries of a bank with the items of one modality in an index."""
+
+    best: NDArray
+    """(n,) highest of each query."""
+    means: NDArray
+    """(n,) mean of each query."""
+    variance: float
+    """Of all of them."""
+    centre: NDArray
+    """(E,) mean of the queries themselves."""
 
 
 class Banks:
@@ -100,15 +113,17 @@ class Banks:
                 self.sums[code] += some.sum(axis=0, dtype=np.float64)
                 self.counts[code] += len(some)
 
-    def seen(self, bank: str, modality: str) -> tuple[NDArray, NDArray, NDArray] | None:
-        """Best, mean and mean squared cosine, each (n,), of the queries of a bank with the items of a modality; None if
-        there are no such queries or items."""
+    def seen(self, bank: str, modality: str) -> "Seen | None":
+        """What is known of the queries of a bank with the items of a modality; None if there are no such queries or
+        items."""
         code = MODALITIES.index(modality)
         place = self._place.get(f"{bank}/{modality}", self._place.get(bank))
         if place is None or not self.counts[code]:
             return None
-        means = self._all[place] @ (self.sums[code] / self.counts[code]).astype(np.float32)
-        return self.best[place, code], means, self.squares[place, code] / self.counts[code]
+        queries = self._all[place]
+        means = queries @ (self.sums[code] / self.counts[code]).astype(np.float32)
+        squares = float(self.squares[place, code].mean()) / int(self.counts[code])
+        return Seen(self.best[place, code], means, squares - float(means.mean()) ** 2, queries.mean(axis=0))
 
     @classmethod
     def of_words(cls, embedder: "Embedder", model: str = "") -> "Banks":
@@ -205,7 +220,10 @@ def calibrate(
         chosen = [entry for turn in turns for entry in turn if entry is not None][:DRAWN]
         items = ({kind: entry.value} for entry in chosen)
         rows = []
-        with closing(embedder.stream(items, batch_size=batch_size)) as results, Progress(len(chosen), kind) as bar:
+        with (
+            closing(embedder.stream(items, batch_size=batch_size)) as results,
+            Progress(len(chosen), f"{kind} file") as bar,
+        ):
             for entry, result in zip(chosen, results, strict=True):
                 bar.update()
                 if result.vector is None:

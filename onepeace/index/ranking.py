@@ -10,10 +10,11 @@ query and file, and the size and nature of the folder are all in what they score
 Kinds may disagree about the order, so no hit is said to match better than one above it (`falling`).
 
 A query of several parts is q = sum of w_p v_p, unnormalised. Unrelated queries like it are made of the banks of its
-parts, one of each at a time. What such a mixture scores in the folder is not known, but what its parts do is: with r_p
-the mean and b_p the best cosine of an unrelated query with the files of a kind, and parts that are near to different
-files, the mean is the sum of w_p r_p, and the best is above it by the root of the sum of (w_p (b_p - r_p))^2. For a
-query of one part, and for a folder of one file, that is exact.
+parts, one of each at a time, that agree with one another as its parts do. What such a mixture scores in the folder is
+not known, but what its parts do is: the mean is the sum of w_p r_p, with r_p the mean cosine of an unrelated query with
+the files of a kind; the best is above it by sqrt(sum of w_p w_q e_p e_q a_pq), with e_p what the best of that query is
+above its mean, and a_pq the cosine of two parts without what all queries of their banks have in common. That is how
+spreads of sums add up. For a query of one part, and for a folder of one file, it is exact.
 """
 
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ LIKELY = 0.95
 POSSIBLE = 2 / 3
 """Match from which it is possible: two of three."""
 SMALLEST = 1e-8
-"""Variance that is counted at least, so that every z is finite."""
+"""Counted at least where something is divided by it."""
 RELEVANT = 0.25
 """Where no hit has this much, nothing relevant was found: three of four unrelated queries find something nearer."""
 
@@ -63,18 +64,19 @@ class Ranking:
         known = [one for one in seen if one is not None]
         if not known or len(known) < len(seen):
             return cosines, None
-        count = max(len(best) for best, _, _ in known)
-        mean, variance = 0.0, 0.0
-        means, excesses = np.zeros(count), np.zeros(count)
-        for number, (part, (best, own, squares)) in enumerate(zip(query.parts, known, strict=True)):
-            drawn = np.random.default_rng(number).permutation(count) % len(best)  # parts that have nothing in common
-            means += part.weight * own[drawn]
-            excesses += np.square(part.weight * (best - own)[drawn])
-            mean += part.weight * float(own.mean())
-            variance += part.weight**2 * float(squares.mean() - own.mean() ** 2)
-        unrelated = np.sort(means + np.sqrt(excesses))
-        scores = cosines * np.linalg.norm(np.sum([part.weight * part.vector for part in query.parts], axis=0))
-        z = (scores - mean) / np.sqrt(max(variance, SMALLEST))
+        weights = np.array([part.weight for part in query.parts])
+        vectors = np.stack([part.vector for part in query.parts])
+        apart = vectors - np.stack([one.centre for one in known])
+        apart /= np.maximum(np.linalg.norm(apart, axis=1, keepdims=True), SMALLEST)
+        agree = np.outer(weights, weights) * (apart @ apart.T)
+        count = max(len(one.best) for one in known)
+        drawn = [np.random.default_rng(i).permutation(count) % len(one.best) for i, one in enumerate(known)]
+        means = np.stack([one.means[rows] for one, rows in zip(known, drawn, strict=True)])  # (parts, count)
+        above = np.stack([one.best[rows] for one, rows in zip(known, drawn, strict=True)]) - means
+        unrelated = np.sort(weights @ means + np.sqrt(np.maximum(np.einsum("pn,pq,qn->n", above, agree, above), 0)))
+        spread = np.sqrt([one.variance for one in known])
+        scores = cosines * np.linalg.norm(weights @ vectors)
+        z = (scores - weights @ [one.means.mean() for one in known]) / np.sqrt(max(spread @ agree @ spread, SMALLEST))
         match = np.searchsorted(unrelated, scores) / count
         return z.astype(np.float32), match.astype(np.float32)
 
