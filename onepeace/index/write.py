@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -321,7 +322,7 @@ def _open(
         projected = read_config(resolve(name)).model.projections
         about = {**identity(name), "made_by": f"onepeace {__version__}", "store": address or nearest.LOCAL}
         about |= {"modalities": " ".join(key for key in embedder.modalities if key in projected)}
-        about |= {"window": str(cut["window"] or WINDOW), "hop": str(cut["hop"] or HOP)}
+        about |= {"window": str(cut["window"] or WINDOW), "hop": str(cut["hop"] or HOP), "id": secrets.token_hex(8)}
         return Store.create(folder, embedder.embed_dim, about), lambda: embedder
     store = Store(folder, write=True)
     try:
