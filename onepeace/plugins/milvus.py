@@ -131,9 +131,9 @@ class Collection:
             candidates = everything & (self._ids > self._last)
             for code in range(len(MODALITIES)):
                 own = everything & (self._matrix.modality == code) & (self._ids <= self._last)
-                wanted, limit = min(count, np.count_nonzero(own)), max(CANDIDATES * count, FEWEST)
+                wanted, limit = min(count, int(own.sum())), max(CANDIDATES * count, FEWEST)
                 found = np.zeros_like(own)
-                while np.count_nonzero(found) < wanted:
+                while int(found.sum()) < wanted:
                     if limit > 4 * MOST:
                         return allowed
                     options = {"limit": min(limit, MOST), "filter": f"modality == {code}", "timeout": TIMEOUT}

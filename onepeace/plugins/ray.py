@@ -64,7 +64,7 @@ class RayWorker:
         is_ours: whether it was.
     """
 
-    def __init__(self, model: Model, needs: dict[str, float], open_ones: "list[RayWorker]", is_ours: bool) -> None:
+    def __init__(self, model: Model, needs: dict[str, Any], open_ones: "list[RayWorker]", is_ours: bool) -> None:
         self._model, self._needs, self._open_ones, self._is_ours = model, needs, open_ones, is_ours
         self._begin()
 

@@ -123,16 +123,24 @@ def test_without_an_answer_queries_go_on_and_sending_says_so(tmp_path, monkeypat
         open_store(NOBODY, index.store, index.matrix).send()
 
 
-def test_commands_keep_the_collection_up_to_date(random_folder, tmp_path):
+def test_commands_keep_the_collection_up_to_date(random_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(milvus, "TIMEOUT", 1.0)
     texts, index = tmp_path / "texts", tmp_path / "index"
     texts.mkdir()
     for i in range(12):
         (texts / f"{i}.txt").write_text(f"{i} words")
+    build(index, [texts / "0.txt"], str(random_folder), device="cpu", progress=False)
+    for wrong, error in ((NOBODY, UserError), ("milvus://", UsageError), ("nobody://host", UsageError)):
+        with pytest.raises(error, match=wrong.partition(":")[0]):
+            build(index, [texts], str(random_folder), device="cpu", store=wrong, progress=False)
+        with Index.open(index) as opened:
+            assert (len(opened), opened._service) == (1, None)  # a wrong place is not kept
     build(index, [texts], str(random_folder), device="cpu", store=LITE, progress=False)
     remove(index, [texts / "3.txt"])
     (texts / "5.txt").write_text("other words")
     update(index, device="cpu", progress=False)
     with Index.open(index) as opened:
+        assert opened._service is not None
         collection = open_store(LITE, opened.store, opened.matrix)
         with collection._answering() as client:
             assert collection._count(client) == 11 == len(opened)
