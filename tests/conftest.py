@@ -1,8 +1,13 @@
 import os
+import tempfile
 
 # Also of the processes that tests start. The models here are small, and two threads that wait for each other at every
 # operation make a test ten times slower where another process takes a core.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Indexes of plain folders that tests search are kept there.
+_CACHE = tempfile.TemporaryDirectory(prefix="onepeace-tests-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 # onepeace comes before torch and everything that may reach torchaudio: its guard has to be in place by then.
 import onepeace  # isort: skip

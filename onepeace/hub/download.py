@@ -70,12 +70,14 @@ def fetch(url: str, path: Path) -> Path:
     return path
 
 
-def from_hub(repository: str, patterns: list[str], what: str, remedy: str) -> Path:
+def from_hub(
+    repository: str, patterns: list[str], what: str, remedy: str, cache: str | os.PathLike[str] | None = None
+) -> Path:
     """The local copy of a Hugging Face repository's files; UserError says `what` is not there, why, and the remedy."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=patterns))
+        return Path(snapshot_download(repository, allow_patterns=patterns, cache_dir=cache))
     except Exception as error:  # its errors come from several HTTP packages
         reason = one_line(error)[:200]
         raise UserError(
@@ -181,5 +183,5 @@ def _pause(idle: int) -> float:
 def _by_hand(path: Path) -> str:
     return (
         f"; check the network, or fetch it elsewhere and save it as {path}, "
-        f"or make a model folder of it: onepeace convert {path.name} OUT"
+        f"or make a model folder of it: onepeace convert {path.name} -o OUT"
     )

@@ -51,7 +51,7 @@ def model(folder):
 @pytest.fixture(scope="module")
 def exported(folder):
     out = folder.parent / "exported"
-    assert main(["export", str(folder), "-o", str(out), "--onnx"]) == 0
+    assert main(["export", str(folder), "-o", str(out)]) == 0
     assert sorted(file.name for file in out.iterdir()) == [
         "audio.onnx", "export.json", "image.onnx", "text.onnx", "tokenizer.json",
     ]  # fmt: skip
@@ -234,7 +234,7 @@ def test_graph_that_one_file_cannot_hold_gets_its_weights_beside_it(folder, grap
 @pytest.mark.usefixtures("graphs_at_hand")
 def test_folder_is_replaced_as_a_whole_when_asked(folder, tmp_path, capsys):
     out = tmp_path / "out"
-    command = ["export", str(folder), "-o", str(out), "--onnx", "--modalities"]
+    command = ["export", str(folder), "-o", str(out), "--modalities"]
     assert main([*command, "text,image"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed] == ["file", str(out / "text.onnx"), str(out / "image.onnx")]
@@ -287,7 +287,7 @@ def test_network_that_looks_at_values_is_an_error_of_one_line():
 
 def test_program_of_torch_has_the_vectors_and_no_decoder(folder, model, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["export", str(folder), "-o", str(out), "--torch-export", "--modalities", "text"]) == 0
+    assert main(["export", str(folder), "-o", str(out), "--form", "torch", "--modalities", "text"]) == 0
     assert sorted(file.name for file in out.iterdir()) == ["export.json", "text.pt2", "tokenizer.json"]
     loaded = torch.export.load(out / "text.pt2")
     assert not [name for name in loaded.state_dict if "decoder" in name]

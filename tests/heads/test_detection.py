@@ -124,7 +124,7 @@ def test_command_prints_and_draws_boxes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         predict, "TASKS", {"boxes": lambda output, asked: {"boxes": [sure, {**sure, "label": "dog", "score": 0.2}]}}
     )
-    arguments = ["predict", str(tmp_path / "model"), str(picture)]
+    arguments = ["classify", str(picture), "--model", str(tmp_path / "model")]
     assert main([*arguments, "--draw", str(tmp_path / "drawn")]) == 0
     text = capsys.readouterr().out
     assert "cat 0.90" in text

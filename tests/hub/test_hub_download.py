@@ -231,7 +231,7 @@ def test_no_network_says_what_to_do(tmp_path, monkeypatch):
 
     text = str(error.value)
     assert "\n" not in text
-    for part in (url, "refused", str(tmp_path / "one-peace.pt"), "onepeace convert one-peace.pt OUT"):
+    for part in (url, "refused", str(tmp_path / "one-peace.pt"), "onepeace convert one-peace.pt -o OUT"):
         assert part in text
     assert list(tmp_path.iterdir()) == []
 

@@ -69,7 +69,7 @@ NEAREST = {
     ("name", "message"),
     [
         (".", r"no config\.yaml, so this is no model folder \(it has x\.pt\)"),
-        ("x.pt", r"is a file; make a model folder of it with: onepeace convert .*x\.pt OUT"),
+        ("x.pt", r"is a file; make a model folder of it with: onepeace convert .*x\.pt -o OUT"),
         *((name, "no such folder") for name in ("./absent", "~/absent-model", "a/b/c", "/absent")),
         *((name, rf"no model '{name}'; did you mean .*{near}") for name, near in NEAREST.items()),
         ("zzzzzz", "known: tiny, tiny-captions, one-peace, "),

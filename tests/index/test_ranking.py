@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from onepeace.index.calibration import MODALITIES, Bank, Calibration
+from onepeace.index.fitting import fit
 from support.two_towers import WIDTH, labelled, pairs, unit
 
 from onepeace.errors import UserError
 from onepeace.evaluate.reliability import Reliability
 from onepeace.index import ranking
-from onepeace.index.calibration import MODALITIES, Bank, Calibration
-from onepeace.index.fitting import fit
 from onepeace.index.ranking import (
     RANKINGS,
     PartVector,

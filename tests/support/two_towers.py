@@ -1,7 +1,6 @@
 """Vectors of a made-up model with a gap between its modalities, whose pairs are known."""
 
 import numpy as np
-
 from onepeace.index.fitting import Vectors
 
 WIDTH = 32

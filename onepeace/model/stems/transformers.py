@@ -50,7 +50,7 @@ class TransformersStem(PretrainedStem):
 
     def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
         """As ``forward`` -> (B, T, channels)."""
-        waveform = waveform.to(self.proj.weight.dtype)
+        waveform = waveform.to(self.norm.weight.dtype)
         if lengths is None or shortest == waveform.shape[1]:
             return self.network(waveform).last_hidden_state
         shape = len(waveform), self.token_lengths(waveform.shape[1]), self.proj.in_features
