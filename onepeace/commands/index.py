@@ -191,7 +191,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_output(parser, "FILE", "to write: .npz, .safetensors or .parquet, or a folder (no ending)")
+    options.add_output(parser, "FILE", "to write: .npz, .safetensors or .parquet")
 
 
 def _export(args: argparse.Namespace) -> int:

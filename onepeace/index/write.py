@@ -13,8 +13,7 @@ from onepeace.files.atomic import make_folder
 from onepeace.files.source import scheme
 from onepeace.index import nearest, text_branch
 from onepeace.index.builder import HOP, WINDOW, Builder, Report
-from onepeace.index.calibrate import FILE as CALIBRATION
-from onepeace.index.calibrate import Banks
+from onepeace.index.calibrate import Banks, read_calibration
 from onepeace.index.filters import kind_of
 from onepeace.index.identity import check_model, identity
 from onepeace.index.index import unreadable
@@ -287,8 +286,7 @@ def _banks(store: Store, load: "Callable[[], Embedder | Pool] | None") -> Banks:
     if load is not None:
         from onepeace.hub.resolve import resolve
 
-        path = resolve(store.meta["model"]) / CALIBRATION
-        latest = path.read_bytes() if path.is_file() else None
+        latest = read_calibration(resolve(store.meta["model"]), store.meta["model_hash"])
         if latest is None and content is None:
             latest = Banks.of_words(load()).to_bytes()
         if latest is not None and latest != content:

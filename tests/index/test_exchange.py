@@ -1,0 +1,72 @@
+"""Vectors out of an index, in each of the forms: nothing is lost, and no pickles."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from support.indexes import fabricate
+
+from onepeace.errors import UsageError, UserError
+from onepeace.index import Index, Item
+from onepeace.index.exchange import export
+
+PATHS = ["/a/one.jpg", "/a/line\nbreak \u2028.ogg", "/a/caf\udce9.txt"]
+ITEMS = [
+    Item(PATHS[0], "image", 5, 1_500_000_000, hash=b"1" * 16, date=2.5, width=3, height=4, metadata={"n": [1]}),
+    Item(PATHS[1], "audio", 6, duration=2.5, caption="one\ntwo \u2028", note="odd"),
+    Item(PATHS[2], "text", 7),
+]
+VECTORS = np.eye(3, dtype=np.float32)
+
+
+def read_npz(path):
+    with np.load(path, allow_pickle=False) as data:
+        return data["vectors"], data["paths"].tolist(), data["modalities"].tolist(), data["manifest"].tobytes().decode()
+
+
+def read_safetensors(path):
+    with safe_open(path, "np") as file:
+        about = file.metadata()
+        lists = (json.loads(about[name]) for name in ("paths", "modalities"))
+        return file.get_tensor("vectors"), *lists, about["manifest"]
+
+
+@pytest.fixture
+def index(tmp_path):
+    return fabricate(tmp_path / "index", list(zip(ITEMS, VECTORS, strict=True)))
+
+
+@pytest.mark.parametrize(("name", "read"), [("v.npz", read_npz), ("v.safetensors", read_safetensors)])
+def test_arrays_have_all_that_is_known(index, tmp_path, name, read):
+    with Index.open(index) as opened:
+        assert export(opened, tmp_path / name) == 3
+    vectors, paths, modalities, manifest = read(tmp_path / name)
+    np.testing.assert_array_equal(vectors, VECTORS)
+    assert (paths, modalities) == (PATHS, ["image", "audio", "text"])
+    lines = [json.loads(line) for line in manifest.split("\n")]
+    assert [line["path"] for line in lines] == PATHS
+    first = {"size": 5, "mtime": 1.5, "hash": "31" * 16, "date": 2.5, "width": 3, "height": 4, "metadata": {"n": [1]}}
+    assert lines[0].items() >= {**first, "kind": "image", "start": None, "end": None}.items()
+    assert lines[1].items() >= {"duration": 2.5, "caption": "one\ntwo \u2028", "note": "odd"}.items()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", name]  # nothing temporary is left
+
+
+def test_parquet_has_columns(index, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    with Index.open(index) as opened:
+        export(opened, tmp_path / "v.parquet")
+    rows = parquet.read_table(tmp_path / "v.parquet").to_pylist()
+    np.testing.assert_array_equal([row["vector"] for row in rows], VECTORS)
+    # Parquet's text is UTF-8: what of a path is none becomes an escape.
+    assert [row["path"] for row in rows] == [*PATHS[:2], "/a/caf\\udce9.txt"]
+    assert [row["modality"] for row in rows] == ["image", "audio", "text"]
+    assert (rows[0]["width"], json.loads(rows[0]["metadata"]), rows[1]["caption"]) == (3, {"n": [1]}, "one\ntwo \u2028")
+
+
+def test_what_cannot_be_written_is_said(index, tmp_path):
+    with Index.open(index) as opened:
+        with pytest.raises(UsageError, match=r"v\.csv"):
+            export(opened, tmp_path / "v.csv")
+        with pytest.raises(UserError, match=r"none/v\.npz"):
+            export(opened, tmp_path / "none" / "v.npz")
