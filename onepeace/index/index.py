@@ -110,9 +110,10 @@ class Index:
         condition = Condition("1") if where is None else compile_condition(where)
         return self.store.items(f"problem IS NULL AND ({condition.sql})", condition.params)
 
-    def item(self, path: str | os.PathLike[str]) -> Item | None:
-        """File of a path, if it is in the index and has vectors."""
-        return next(self.store.items("path = ? AND problem IS NULL", (os.fsencode(path),)), None)
+    def item(self, key: str | os.PathLike[str] | int) -> Item | None:
+        """File of a path or an id, if it is in the index and has vectors."""
+        known = ("id = ?", key) if isinstance(key, int) else ("path = ?", os.fsencode(key))
+        return next(self.store.items(f"{known[0]} AND problem IS NULL", known[1:]), None)
 
     def problems(self) -> list[Unreadable]:
         """Files that could not be embedded, with the reasons."""
@@ -248,14 +249,14 @@ class Index:
         relevant = None if matches is None or not len(matches) else bool(matches.max() >= RELEVANT)
         return Results(hits, self._filters.count(allowed), relevant)
 
-    def refresh(self) -> None:
-        """Show what another process has written since, if anything.
+    def refresh(self) -> bool:
+        """Show what another process has written since; whether that is anything.
 
         Raises:
             UserError: it was made anew with another model; a damaged one. What was shown is shown still.
         """
         if self.store.is_current():
-            return
+            return False
         new = Store(self.folder)
         if new.meta["model_hash"] != self.model_hash:
             new.close()
@@ -264,6 +265,7 @@ class Index:
         self.store = new
         register(new.connection, new.roots())
         self._forget()
+        return True
 
     def _forget(self) -> None:
         for name in ("matrix", "ranking", "_filters", "_service"):

@@ -106,7 +106,7 @@ class SearchRequest(Parts, Filters):
     top: int = Field(10, ge=1)
     offset: int = Field(0, ge=0)
     sort: Literal["match", "date", "path"] = "match"
-    rank: str | None = Field(None, max_length=100)
+    rank: Literal["match", "raw"] = "match"
     min_match: FiniteFloat | None = Field(None, ge=0, le=1)
     collapse: bool = Field(True, description="near copies as one hit")
 
@@ -199,7 +199,7 @@ def create_app(service: Service, *, hosts: Collection[str] = ("*",), password: s
 
     @app.get("/files/{id_}", summary="A file of the index", response_class=Response)
     def file(id_: Number, range_: Annotated[str | None, Header(alias="range")] = None) -> Response:
-        return _response(media.body_of(service.item(id_)), range_)
+        return _response(media.body_of(service.item(id_), service.roots), range_)
 
     @app.get("/files/{id_}/about", summary="What is known of a file, as a hit of a search has it")
     def known(id_: Number) -> Any:
@@ -208,8 +208,11 @@ def create_app(service: Service, *, hosts: Collection[str] = ("*",), password: s
     @app.get("/files/{id_}/thumbnail", summary="A small picture, or the waveform of a sound", response_class=Response)
     async def thumbnail(id_: Number, at: Second = 0.0, large: bool = False) -> Response:
         side = media.LARGE if large else media.THUMBNAIL
-        made = await anyio.to_thread.run_sync(lambda: media.thumbnail(service.item(id_), side, at), limiter=pictures)
-        return _response(made, None)
+
+        def make() -> media.Body:
+            return media.thumbnail(service.item(id_), service.roots, side, at)
+
+        return _response(await anyio.to_thread.run_sync(make, limiter=pictures), None)
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

@@ -68,14 +68,14 @@ def _media(hit: Hit, name: str, embedding: document.Embedding) -> str:
     label, at = escape(name, quote=True), f"#t={start:.3f}" if start else ""
     try:
         if item.modality == "text":
-            value = content(item)
+            value = content(item, {})
             text = value if isinstance(value, str) else read_bytes(value).decode("utf-8-sig", "replace")
             return f"<blockquote>{escape(text.strip()[:EXCERPT])}</blockquote>"
-        small = media.thumbnail(item, at=start)
+        small = media.thumbnail(item, {}, at=start)
         address = document.data_uri(small.type, small.read())
         if item.modality == "image":
             return f'<img src="{address}" alt="{label}">'
-        value = content(item)
+        value = content(item, {})
         kind = VIDEO_TYPES.get(suffix(item.path)) or mimetypes.guess_type(f"_{suffix(item.path)}")[0] or "audio/wav"
         source = "" if isinstance(value, str) else embedding.address(value, kind) + at
         if item.modality == "video" and kind in VIDEO_TYPES.values():

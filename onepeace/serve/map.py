@@ -17,7 +17,6 @@ from onepeace.errors import UserError, need
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.source import scheme
 from onepeace.index import Index, Item
-from onepeace.index.groups import plane
 from onepeace.index.sources import name_and_place
 from onepeace.serve import document, media
 from onepeace.serve.media import readable
@@ -63,7 +62,7 @@ def write_map(
         UserError: as `points`; the disk is full; matplotlib is not installed, or does not know the ending.
     """
     items, places = _placed(index, method)
-    small = _thumbnails(items, thumbnails)
+    small = _thumbnails(items, index.roots(), thumbnails)
     data = _data(items, places)
     data["thumbnails"] = {i: document.data_uri("image/webp", content) for i, content in small.items()}
     data["links"] = [_link(item, file.parent) for item in items]
@@ -78,6 +77,8 @@ def write_map(
 
 def _placed(index: Index, method: str) -> tuple[list[Item], np.ndarray]:
     """The files, and their (n, 2) places between 0 and 1."""
+    from onepeace.index.groups import plane
+
     items, vectors = index.means()
     return items, plane(vectors, np.array([item.modality for item in items]), method)
 
@@ -97,14 +98,14 @@ def _data(items: Sequence[Item], places: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _thumbnails(items: Sequence[Item], count: int) -> dict[int, bytes]:
+def _thumbnails(items: Sequence[Item], roots: media.Roots, count: int) -> dict[int, bytes]:
     """Small pictures (WebP) of some of the items, by their places among them, evenly; none of what is gone."""
     pictures = [i for i, item in enumerate(items) if item.modality == "image" and not scheme(item.path)]
     chosen = [pictures[i] for i in np.unique(np.linspace(0, len(pictures) - 1, min(count, len(pictures))).astype(int))]
 
     def small(i: int) -> bytes | None:
         try:
-            return media.webp(media.picture(items[i], side=SIDE), SIDE)
+            return media.webp(media.picture(items[i], roots, side=SIDE), SIDE)
         except UserError:
             return None
 

@@ -286,7 +286,7 @@ def _thumbnails(service: Service, files: list[dict[str, Any]]) -> list[ContentBl
     content: list[ContentBlock] = []
     for file in [file for file in files if file["kind"] in ("image", "video")][:THUMBNAILS]:
         try:
-            body = media.thumbnail(Tools(service).item(file["path"]), at=file.get("start", 0.0))
+            body = media.thumbnail(Tools(service).item(file["path"]), service.roots, at=file.get("start", 0.0))
         except UserError:  # gone or changed since it was embedded
             continue
         if body.type == "image/webp":  # not the waveform of a video without pictures

@@ -9,10 +9,10 @@ import contextlib
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from onepeace.errors import UserError
 from onepeace.files.heatmap import bars
@@ -27,6 +27,7 @@ from onepeace.serve.uploads import Refused
 if TYPE_CHECKING:
     from PIL import Image
 
+Roots = Mapping[str, Mapping[str, Any]]
 CHUNK = 1 << 18
 THUMBNAIL, LARGE = 480, 1600
 """Longest side of a picture in a list, and of one that is opened, in pixels."""
@@ -71,14 +72,17 @@ class Body:
         return b"".join(self.chunks(0, self.size))
 
 
-def body_of(item: Item) -> Body:
+def body_of(item: Item, roots: Roots) -> Body:
     """The content of a file of the index as it is; of a sound that browsers do not play, as WAV.
+
+    Args:
+        roots: of the index, see `onepeace.index.content.content`.
 
     Raises:
         Refused: it is not there any more (404), or not what was indexed (410); an address (404).
         UserError: a sound that cannot be read.
     """
-    value = _unchanged(item)
+    value = _unchanged(item, roots)
     kind = TEXT if item.modality == "text" else TYPES.get(suffix(item.path), OTHER)
     if item.modality == "audio" and kind == OTHER:
         return _held(_wav(value), TYPES[".wav"])
@@ -87,10 +91,11 @@ def body_of(item: Item) -> Body:
     return _held(value.encode() if isinstance(value, str) else value, kind)
 
 
-def thumbnail(item: Item, side: int = THUMBNAIL, at: float = 0.0) -> Body:
+def thumbnail(item: Item, roots: Roots, side: int = THUMBNAIL, at: float = 0.0) -> Body:
     """A small picture (WebP) of a file of the index; of a sound its waveform (SVG).
 
     Args:
+        roots: of the index.
         side: of the longest side, in pixels.
         at: second of a video.
 
@@ -100,10 +105,12 @@ def thumbnail(item: Item, side: int = THUMBNAIL, at: float = 0.0) -> Body:
     """
     if item.modality in ("image", "video"):
         with contextlib.suppress(NoPictures):
-            return _held(webp(picture(item, at, side), side), "image/webp")
+            return _held(webp(picture(item, roots, at, side), side), "image/webp")
     if item.modality not in ("audio", "video"):
         raise Refused(404, f"item {item.id}: a {item.modality} has no small picture")
-    drawn = waveform(_unchanged(item)).replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" fill="{BAR}" ', 1)
+    drawn = waveform(_unchanged(item, roots)).replace(
+        "<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" fill="{BAR}" ', 1
+    )
     return _held(drawn.encode(), "image/svg+xml")
 
 
@@ -111,14 +118,14 @@ class NoPictures(UserError):
     """Error for a video that has a sound only."""
 
 
-def picture(item: Item, at: float = 0.0, side: int = LARGE) -> "Image.Image":
+def picture(item: Item, roots: Roots, at: float = 0.0, side: int = LARGE) -> "Image.Image":
     """A picture of the index at least as large as ``side`` where it is that large, or what a video shows at a second.
 
     Raises:
         Refused: as `body_of`.
         UserError: it cannot be read; NoPictures: a video without any.
     """
-    value = _unchanged(item)
+    value = _unchanged(item, roots)
     if item.modality == "image":
         return ImageProcessor(size=side).load(value)
     try:
@@ -150,12 +157,12 @@ def readable(path: str | os.PathLike[str]) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in os.fspath(path))
 
 
-def _unchanged(item: Item) -> Path | bytes | str:
+def _unchanged(item: Item, roots: Roots) -> Path | bytes | str:
     """What an item is made of, as `content` gives it, if it still is what was indexed."""
     try:
         if shard := shard_of(item.path):
             _check(os.stat(shard), item, with_size=False)
-        value = content(item)
+        value = content(item, roots)
         if isinstance(value, Path):
             _check(os.stat(value), item, with_size=True)
         elif scheme(item.path):

@@ -38,6 +38,8 @@ class Service:
         self.embed_dim = index.embed_dim
         self._index, self._lock = index, threading.Lock()  # SQLite and the model serve one thread at a time
         self.generator = generator
+        self.roots = index.roots()
+        """Of the index, see `Index.roots`."""
         self._lists: dict[str | None, list[Item]] = {}
         self._points: dict[str, Any] | None = None
 
@@ -88,11 +90,12 @@ class Service:
             UserError: nothing to search for, or a condition that cannot be read.
         """
         with self._current() as index:
-            return index.search(query, where=_where(where, (), after, before, path), **options)
+            return index.search(query, where=short_forms(where, after, before, path), **options)
 
-    def newest(self, *, top: int, offset: int = 0, **filters: Any) -> Results:
+    def newest(self, *, top: int, offset: int = 0, only: Sequence[str] = (), **filters: Any) -> Results:
         """The files of the index that filters allow, newest first, for someone who has not asked anything yet."""
-        where = _where(**filters)
+        kinds = [f"kind in {tuple(only)}"] if only else []
+        where = " and ".join(kinds + [f"({condition})" for condition in [short_forms(**filters)] if condition]) or None
         with self._current() as index:
             if where not in self._lists:
                 if len(self._lists) == LISTS:
@@ -100,7 +103,7 @@ class Service:
                 self._lists[where] = sorted(index.items(where), key=lambda item: -(item.date or 0))
             items = self._lists[where]
         hits = tuple(unranked(item, rank) for rank, item in enumerate(items[offset : offset + top], offset + 1))
-        return Results(hits, len(items), None, None)
+        return Results(hits, len(items))
 
     def encode(self, items: Sequence[Mapping[str, object]]) -> np.ndarray:
         """(n, E) float32 unit vectors of decoded items, {modality: value} each."""
@@ -108,7 +111,7 @@ class Service:
         for start in range(0, len(items), CHUNK):
             with self._lock:
                 chunk = items[start : start + CHUNK]
-                found.append(self._index.embedder.encode(chunk, output="numpy", progress=False))
+                found.append(np.asarray(self._index.embedder.encode(chunk, output="numpy", progress=False)))
         return np.concatenate(found)
 
     def classify(
@@ -124,7 +127,8 @@ class Service:
         if not 1 <= len(names) <= self.limits.labels:
             raise Refused(422, f"labels: {len(names)} names; give from 1 to {self.limits.labels}")
         with self._lock:
-            shares = self._index.embedder.classify(items, names, template=template, output="numpy", progress=False)
+            found = self._index.embedder.classify(items, names, template=template, output="numpy", progress=False)
+        shares = np.asarray(found)
         ranked = np.argsort(-shares, axis=1, kind="stable")
         return [{names[i]: float(row[i]) for i in order} for row, order in zip(shares, ranked, strict=True)]
 
@@ -135,10 +139,10 @@ class Service:
             Refused: it is large, gone, changed, or lies at an address.
         """
         if item.modality == "video":
-            return {"image": media.picture(item, (item.duration or 0) / 2)}
+            return {"image": media.picture(item, self.roots, (item.duration or 0) / 2)}
         if item.size > self.limits.upload:
             raise Refused(413, f"{item.path}: {item.size} bytes are above the limit of {self.limits.upload}")
-        data = NamedBytes(media.body_of(item).read(), item.path)
+        data = NamedBytes(media.body_of(item, self.roots).read(), item.path)
         return {item.modality: data.decode("utf-8-sig", "replace") if item.modality == "text" else data}
 
     def points(self) -> dict[str, Any]:
@@ -153,6 +157,7 @@ class Service:
         """The index as it is on the disk now, for this thread alone."""
         with self._lock:
             if self._index.refresh():
+                self.roots = self._index.roots()
                 self._lists.clear()
                 self._points = None
             yield self._index
@@ -160,16 +165,4 @@ class Service:
 
 def unranked(item: Item, rank: int = 1) -> Hit:
     """A file that no query found."""
-    return Hit(rank, item, item.modality, 0.0, 0.0, None, None, None, None, ())
-
-
-def _where(
-    where: str | None = None,
-    only: Sequence[str] = (),
-    after: str | None = None,
-    before: str | None = None,
-    path: str | None = None,
-) -> str | None:
-    """One condition of all filters; None if there are none."""
-    conditions = (where, short_forms(only, after, before, path))
-    return " and ".join(f"({condition})" for condition in conditions if condition) or None
+    return Hit(rank, item, item.modality, 0.0, 0.0)
