@@ -128,7 +128,7 @@ def network(monkeypatch, tmp_path):
         torch.save(wrapper(state("audio") if audio else released(), cfg()), path)
         return path
 
-    def vocabulary(repository, allow_patterns):
+    def vocabulary(repository, **_):
         asked.append(repository)
         folder = tmp_path / "vocabulary"
         return folder if folder.is_dir() else small_vocabulary(folder)
@@ -175,16 +175,18 @@ def test_unsupported_networks_are_not_downloaded(name):
 
 
 def test_hub_repository_is_fetched(tmp_path, monkeypatch):
-    asked = []
+    asked, caches = [], []
 
-    def snapshot(repository, allow_patterns):
+    def snapshot(repository, allow_patterns, cache_dir):
         asked.append((repository, allow_patterns))
+        caches.append(cache_dir)
         return str(model_folder(tmp_path / "snapshot"))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
 
-    assert resolve("owner/my-model.v2") == tmp_path / "snapshot"
+    assert resolve("owner/my-model.v2", tmp_path / "elsewhere") == tmp_path / "snapshot"
     ((repository, patterns),) = asked
+    assert caches == [tmp_path / "elsewhere"]
     assert repository == "owner/my-model.v2"
     assert not [pattern for pattern in patterns if "pt" in pattern or "pkl" in pattern or pattern == "*"]
 
