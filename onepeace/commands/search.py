@@ -30,7 +30,7 @@ A mix is one query: the weighted sum of its parts. A query's own file is not amo
 pictures and by its sound; "at" says where in it.
 
 The match of a hit says how many of 100 unrelated queries have a best hit in these files that scores lower than this
-one: above 0.95 it is likely to be what was meant, above 0.7 possible. A copy of the query has 1. Where the model has no
+one: above 0.95 it is likely to be what was meant, from 0.67 possible. A copy of the query has 1. Where the model has no
 unrelated queries of the query's kind, the cosine is shown, of all hits.
 
 --where takes a condition in Python's syntax on size, date, mtime, width, height, duration, kind, path, caption and

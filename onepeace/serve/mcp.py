@@ -113,7 +113,7 @@ class Tools:
         """Find pictures, sounds, texts and videos of the index by what they show, sound like or say, best first.
 
         Give text, like, or both for a mix. "match" says how sure a hit is, from 0 to 1: the share of unrelated queries
-        that find nothing better here; above 0.95 it is likely right, below 0.7 unlikely. "relevant" is false when no
+        that find nothing better here; above 0.95 it is likely right, below 0.67 unlikely. "relevant" is false when no
         file is likely to be what is meant. "start" and "end" are seconds.
 
         Args:

@@ -1,7 +1,7 @@
 // A card for each file, and what every part of the page says of one. Text of a file is set as text, never as HTML.
 
 export const KINDS = { image: "picture", audio: "sound", text: "text", video: "video" };
-const LIKELY = 0.95, POSSIBLE = 0.7;
+const LIKELY = 0.95, POSSIBLE = 2 / 3;
 
 export function element(tag, properties = {}, ...children) {
   const { aria = {}, data = {}, ...rest } = properties;
