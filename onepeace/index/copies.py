@@ -1,7 +1,7 @@
 """Whether two pictures, sounds or videos are copies of one another, by how they look and sound.
 
-`LOOKS` makes a few thousand numbers of a file, `COMPARED` compares pairs of them. The thresholds were chosen on 4,480
-made copies and pairs of different files that are most alike, and measured on others: see README.md in this folder.
+`LOOKS` makes a few thousand numbers of a file, `COMPARED` compares pairs of them. The thresholds were chosen on copies
+that were made of 1,000 pictures and sounds, and on the pairs of 10,000 different ones that are most alike.
 """
 
 import io
@@ -181,6 +181,10 @@ def same_sounds(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np
 
 def _is_same_sound(first: np.ndarray, second: np.ndarray) -> bool:
     one, two = (-x.astype(np.float32) / DECIBEL for x in (first, second))
+    if len(one) > 1.5 * len(two):
+        one = _halved(one)
+    elif len(two) > 1.5 * len(one):
+        two = _halved(two)
     longest = max(len(one), len(two))
     if min(len(one), len(two)) < max(LONGER * longest, 3):
         return False
@@ -197,6 +201,11 @@ def _is_same_sound(first: np.ndarray, second: np.ndarray) -> bool:
     most = DEVIATION if heard.sum() >= SHORT else SMALL
     is_near = np.abs(difference - np.median(difference)).mean() < most
     return bool(is_near and (changes * others).sum() > CORRELATED * scale)
+
+
+def _halved(levels: np.ndarray) -> np.ndarray:
+    """The mean power of each two frames: a sound that is a little longer may have frames of twice the length."""
+    return 10 * np.log10((10 ** (levels[: len(levels) // 2 * 2] / 10)).reshape(-1, 2, BANDS).mean(axis=1))
 
 
 def _changes(levels: np.ndarray, heard: np.ndarray) -> np.ndarray:

@@ -71,7 +71,8 @@ class RayWorker:
     def _begin(self) -> None:
         import ray
 
-        self._actor: Any = ray.remote(**self._needs)(_Actor).remote(self._model)
+        actors: Any = ray.remote(**self._needs)(_Actor)
+        self._actor = actors.remote(self._model)
         self._loaded = _answer_of(self._actor.load.remote())
 
     def wait(self) -> None:

@@ -82,12 +82,13 @@ def test_changed_sounds_are_copies(samples, tmp_path):
         copies.sound(tmp_path / "silence.wav")
 
 
-def test_long_sounds_have_few_numbers_and_cuts_of_them_are_copies(tmp_path):
+@pytest.mark.parametrize(("seconds", "cut"), [(90, 4), (8.4, 0.4), (34, 2)])  # also where fewer samples are a frame
+def test_long_sounds_have_few_numbers_and_cuts_of_them_are_copies(tmp_path, seconds, cut):
     generator = np.random.default_rng(0)
-    loudness = np.repeat(generator.uniform(0.01, 0.3, 90), 8000)
+    loudness = np.repeat(generator.uniform(0.01, 0.3, 60), round(seconds * 8000 / 60))
     sound = generator.normal(size=len(loudness)) * loudness
     looks = []
-    for part in (sound, sound[4 * 8000 :], sound[::-1]):
+    for part in (sound, sound[round(cut * 8000) :], sound[::-1]):
         soundfile.write(tmp_path / "sound.wav", part, 8000)
         looks.append(copies.sound(tmp_path / "sound.wav"))
     assert max(len(look) for look in looks) <= copies.FRAMES
