@@ -17,8 +17,8 @@ Each file has given the vectors of the model to 1e-4 before it is there. The dis
 between the two, on made-up items.
 
 onnx          files for onnxruntime
-int8          the same, matrix products in int8: a quarter of the size; of the bundled model texts take 1/2.2 of the time
-              and pictures 1/1.1, as measured on an x86 CPU
+int8          the same, matrix products in int8: a quarter of the size; of the bundled model texts take 1/2.2 of the
+              time and pictures 1/1.1, as measured on an x86 CPU
 int8-weights  the same, int8 weights, computed in float32: a quarter of the size, nearer to the model
 torch         files for torch.export.load
 

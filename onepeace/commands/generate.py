@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 def run(args: argparse.Namespace, name: str) -> int:
     asked = {"caption": None, "answer": "question", "ground": "text"}[name]
     given = {asked: getattr(args, asked)} if asked else {}
-    fields = {"text": words for words in given.values()}
+    fields = {"text": given[asked]} if asked else {}
     if asked and not fields["text"].strip():
         raise UsageError(f"--{asked} is empty")
     choices = [label for part in (getattr(args, "labels", None) or "").split(",") if (label := part.strip())]

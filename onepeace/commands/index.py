@@ -157,16 +157,14 @@ def _stats(args: argparse.Namespace) -> int:
         listed = {"unreadable": {str(path): reason for path, reason in problems}} if args.problems else {}
         print(json.dumps({**stats, **listed}))
         return 0
-    by_kind = ", ".join(f"{number:,} {kind}" for kind, number in sorted(stats["files"].items()))
     num_problems = sum(stats["problems"].values())
     rows = [
-        ("files", f"{sum(stats['files'].values()):,} ({by_kind})" if by_kind else "0"),
+        ("files", ", ".join(f"{number:,} {kind}" for kind, number in sorted(stats["files"].items())) or "0"),
         ("vectors", f"{stats['vectors']:,}"),
         ("captions", f"{stats['captions']:,}"),
         ("problems", f"{num_problems:,}{' (--problems lists them)' * (num_problems > 0 and not args.problems)}"),
-        ("model", str(stats["model"])),
+        ("model", stats["model"]),
         ("made of", ", ".join(files.shown(root) for root in stats["roots"])),
-        ("made", f"{stats['created']} by {stats['made_by']}"),
         ("on disk", f"{stats['bytes'] / 1e6:.1f} MB"),
     ]
     print(format_table(rows[0], rows[1:]))

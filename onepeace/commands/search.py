@@ -13,7 +13,7 @@ from onepeace.errors import UsageError
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
-    from onepeace.index import Hit, Index, Query, Results
+    from onepeace.index import Hit, Index, Results
 
 PARTS = {
     "text": ("WORDS", "words"),
@@ -105,7 +105,9 @@ def run(args: argparse.Namespace) -> int:
         chosen = {name: getattr(args, name) for name in ("top", "offset", "sort", "rank", "min_match")}
         results = index.search(query, only=only, where=where, **chosen)
         if args.html:
-            _write_page(results, query, args.html)
+            from onepeace.serve.gallery import write_gallery
+
+            write_gallery(results, query, args.html)
         if args.json:
             for hit in results:
                 print(json.dumps(hit.to_dict()))
@@ -181,9 +183,3 @@ def _clock(seconds: float | None) -> str:
         return ""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
-
-
-def _write_page(results: "Results", query: "Query", file: Path) -> None:
-    from onepeace.serve.gallery import write_gallery
-
-    write_gallery(results, query, file)

@@ -63,7 +63,7 @@ def test_build_update_stats_check_remove(run, folder, tmp_path):
 
     code, out, err = run("stats", index)
     about = dict(re.split(r" {2,}", line, maxsplit=1) for line in out.splitlines())
-    assert (code, err, about["files"], about["vectors"]) == (0, [], "3 (2 image, 1 text)", "3")
+    assert (code, err, about["files"], about["vectors"]) == (0, [], "2 image, 1 text", "3")
     assert "--problems" in about["problems"]
     out = run("stats", index, "--problems")[1]
     assert all(f"{folder}/{name}" in line for name, line in zip(failed, out.splitlines()[-2:], strict=True))

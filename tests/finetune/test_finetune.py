@@ -1,4 +1,4 @@
-"""`onepeace finetune`, and `onepeace evaluate` of classes of one's own, on small folders and tables: what is learned, refused, gone on with."""
+"""`onepeace finetune`, and `onepeace evaluate` of own classes, on small folders and tables: what is learned and refused."""
 
 import csv
 import json

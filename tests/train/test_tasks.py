@@ -146,7 +146,17 @@ def test_command_takes_files_of_the_kind_that_its_head_is_asked_about(tasks, tmp
     (files / "yard.wav").write_bytes(sample.inputs["audio"])
     (files / "a.png").write_bytes(b"no picture")
     code = main(
-        ["classify", str(files), "--model", str(tmp_path / "run"), "--text", "what?", "--labels", "a dog,a seal", "--json"]
+        [
+            "classify",
+            str(files),
+            "--model",
+            str(tmp_path / "run"),
+            "--text",
+            "what?",
+            "--labels",
+            "a dog,a seal",
+            "--json",
+        ]
     )
     out, err = capsys.readouterr()
     assert json.loads(out)["choice"] in ("a dog", "a seal")
