@@ -5,10 +5,6 @@ import tempfile
 # operation make a test ten times slower where another process takes a core.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# Indexes of plain folders that tests search are kept there.
-_CACHE = tempfile.TemporaryDirectory(prefix="onepeace-tests-")
-os.environ["XDG_CACHE_HOME"] = _CACHE.name
-
 # onepeace comes before torch and everything that may reach torchaudio: its guard has to be in place by then.
 import onepeace  # isort: skip
 
@@ -23,6 +19,10 @@ from support.random_model import save_random_model
 from onepeace.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Indexes of plain folders that tests search are kept there, also by the processes that tests start.
+_CACHE = tempfile.TemporaryDirectory(prefix="onepeace-tests-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 
 def pytest_collection_modifyitems(items):

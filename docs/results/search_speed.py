@@ -1,7 +1,8 @@
-"""How fast an index is searched, beside numpy and FAISS alone: ``python docs/results/search_speed.py FOLDER 10000 100000``.
+"""How fast an index is searched, beside numpy and FAISS alone.
 
-Makes an index of that many made-up vectors below FOLDER (kept for the next time), around 1,000 middles as those of
-pictures lie, and times single queries: the median of 30 in an open index, and of 5 whole commands.
+``python docs/results/search_speed.py FOLDER 10000 100000`` makes an index of that many made-up vectors below FOLDER
+(kept for the next time), around 1,000 middles as those of pictures lie, and times single queries: the median of 30 in an
+open index, and of 5 whole commands.
 """
 
 import statistics
@@ -15,13 +16,13 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from onepeace.hub.resolve import resolve
 from onepeace.index import Index, Query
 from onepeace.index.calibrate import FILE, Banks
 from onepeace.index.identity import identity
 from onepeace.index.nearest import keep
 from onepeace.index.store import Item, Span, Store
 from onepeace.index.text_branch import keep as keep_text_branch
-from onepeace.hub.resolve import resolve
 
 E, BATCH = 256, 10_000
 
@@ -63,37 +64,41 @@ def milliseconds(run: Callable[[int], object], repeats: int = 30) -> float:
     return 1000 * statistics.median(times)
 
 
+def row_of(scratch: Path, count: int) -> str:
+    """Line of the table for an index of ``count`` vectors."""
+    rows, folder = vectors(count), scratch / f"{count}.index"
+    if not folder.exists():
+        make(folder, rows)
+    queries = rows[np.random.default_rng(1).integers(count, size=31)] + 0.05 * vectors(31)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    times = [milliseconds(lambda i: np.argpartition(-(rows @ queries[i]), 10)[:10])]
+    flat = faiss.IndexFlatIP(E)
+    lists = faiss.index_factory(E, f"IVF{4 * int(count**0.5)},SQ8", faiss.METRIC_INNER_PRODUCT)
+    lists.train(rows[:200_000])
+    lists.nprobe = 48
+    for alone in (flat, lists):
+        alone.add(rows)
+        times.append(milliseconds(lambda i, alone=alone: alone.search(queries[i : i + 1], 10)))
+    with Index.open(folder) as index:
+        options = {"collapse": False, "top": 10}
+        times.append(milliseconds(lambda i: index.search(Query(vector=queries[i]), **options)))
+        times.append(milliseconds(lambda i: index.search(Query(vector=queries[i]), where="width < 50", **options)))
+        right = 0
+        for query in queries:
+            best = {f"/p/{row}.jpg" for row in np.argsort(-(rows @ query))[:10]}
+            right += len(best & {hit.item.path for hit in index.search(Query(vector=query), **options)})
+    command = [sys.executable, "-m", "onepeace", "search", folder, "--text", "two dogs on a beach"]
+    whole = milliseconds(lambda _: subprocess.run(command, check=True, capture_output=True), 5) / 1000  # noqa: S603
+    recall = right / 10 / len(queries)
+    return f"| {count:,} | {' | '.join(f'{time:.2f}' for time in times)} | {recall:.3f} | {whole:.2f} |"
+
+
 def main() -> None:
-    scratch = Path(sys.argv[1])
-    print("| vectors | numpy | FAISS flat | FAISS IVF, nprobe 48 | Index.search | with a condition | recall@10 | command, s |")
+    """Print the table: milliseconds of single queries, recall of the ten best, seconds of a whole command."""
+    print("| vectors | numpy | FAISS flat | FAISS lists | Index.search | with a condition | recall@10 | command, s |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for count in map(int, sys.argv[2:]):
-        rows, folder = vectors(count), scratch / f"{count}.index"
-        if not folder.exists():
-            make(folder, rows)
-        queries = rows[np.random.default_rng(1).integers(count, size=31)] + 0.05 * vectors(31)
-        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-        numpy = milliseconds(lambda i: np.argpartition(-(rows @ queries[i]), 10)[:10])
-        flat = faiss.IndexFlatIP(E)
-        flat.add(rows)
-        alone = milliseconds(lambda i: flat.search(queries[i : i + 1], 10))
-        lists = faiss.index_factory(E, f"IVF{4 * int(count**0.5)},SQ8", faiss.METRIC_INNER_PRODUCT)
-        lists.train(rows[:200_000])
-        lists.add(rows)
-        lists.nprobe = 48
-        ivf = milliseconds(lambda i: lists.search(queries[i : i + 1], 10))
-        with Index.open(folder) as index:
-            options = {"collapse": False, "top": 10}
-            ours = milliseconds(lambda i: index.search(Query(vector=queries[i]), **options))
-            filtered = milliseconds(lambda i: index.search(Query(vector=queries[i]), where="width < 50", **options))
-            right = 0
-            for query in queries:
-                best = {f"/p/{row}.jpg" for row in np.argsort(-(rows @ query))[:10]}
-                right += len(best & {hit.item.path for hit in index.search(Query(vector=query), **options)})
-        command = [sys.executable, "-m", "onepeace", "search", folder, "--text", "two dogs on a beach"]
-        whole = milliseconds(lambda _: subprocess.run(command, check=True, capture_output=True), 5) / 1000
-        print(f"| {count:,} | {numpy:.2f} | {alone:.2f} | {ivf:.2f} | {ours:.2f} | {filtered:.2f} | "
-              f"{right / 10 / len(queries):.3f} | {whole:.2f} |", flush=True)  # fmt: skip
+        print(row_of(Path(sys.argv[1]), count), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from onepeace.commands.number import positive
 EXAMPLES = f"""\
 Queries of words have a match with every model: the words and sentences to compare them with come with the package.
 Queries that are pictures or sounds have one when calibration.safetensors is in the model's folder. This makes it, from
-400 pictures and 400 sounds. SOURCES are shards, tables and folders, as `onepeace index build` takes them; take many
-kinds, and what nobody will search for. Only vectors are kept.
+1,000 pictures and 1,000 sounds. SOURCES are shards, tables and folders, as `onepeace index build` takes them; of each
+come as many: take many kinds of generic things. Only vectors are kept, of what is least like the rest.
 
   onepeace calibrate runs/laptop/model photos recordings
   onepeace calibrate runs/laptop/model "shards/coco-*.tar" "shards/sounds-*.tar" --force

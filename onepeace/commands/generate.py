@@ -48,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 def run(args: argparse.Namespace, name: str) -> int:
     asked = {"caption": None, "answer": "question", "ground": "text"}[name]
-    fields = {"text": getattr(args, asked)} if asked else {}
+    given = {asked: getattr(args, asked)} if asked else {}
+    fields = {"text": words for words in given.values()}
     if asked and not fields["text"].strip():
         raise UsageError(f"--{asked} is empty")
     choices = [label for part in (getattr(args, "labels", None) or "").split(",") if (label := part.strip())]
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace, name: str) -> int:
                 result["picture"] = _draw(drawings, path, result["box"], args.text)
             if args.json:
                 numbers = {"score": one.answer.score, "confidence": one.answer.confidence}
-                print(json.dumps({"path": os.fspath(path), **fields, **result, **numbers}), flush=True)
+                print(json.dumps({"path": os.fspath(path), **given, **result, **numbers}), flush=True)
             rows.append((_cell(result), f"{one.answer.confidence:.2f}", files.shown(path)))
     if rows and not args.json:
         column = {"ground": "box"}.get(name, name)

@@ -14,7 +14,7 @@ from contextlib import closing
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,16 +30,39 @@ if TYPE_CHECKING:
 FILE = "calibration.safetensors"
 """Its name in a model folder."""
 FORMAT = "2"
-TEXTS = {"word": "names.txt", "word/audio": "sounds.txt", "sentence": "sentences.txt"}
+TEXTS = {
+    "word": "names.txt",
+    "word/audio": "sounds.txt",
+    "sentence": "sentences.txt",
+    "sentence/audio": "sound_sentences.txt",
+}
 """Bank -> its texts, a file of this package with one in each line.
 
-Sounds have words of their own: most things have no sound, and a query for a sound beats their names too easily."""
-MEDIA = ("image", "audio")
-"""Banks of what a model folder brings: its vectors of pictures and sounds."""
-COUNT = 400
-"""Pictures, and sounds, in a bank."""
+Sounds have texts of their own: most things make no sound, and a query for a sound beats their names too easily."""
+KEPT = {"image": 0.9, "audio": 0.15}
+"""Bank of what a model folder brings -> share that is kept of the files it is made from: those least like the others.
+
+What has its like among generic files has it in many folders too, and then it is no query without an answer. There are
+fewer kinds of sounds than of pictures, so more of them are left out."""
+DRAWN = 1000
+"""Pictures, and sounds, that a bank is made from."""
+SEEN = ("best", "squares", "sums", "counts")
+"""Attributes of `Banks` that an index keeps."""
 BLOCK = 1 << 14
 """Items compared at once: bounds the memory."""
+
+
+class Seen(NamedTuple):
+    """Cosines of the n queries of a bank with the items of one modality in an index."""
+
+    best: NDArray
+    """(n,) highest of each query."""
+    means: NDArray
+    """(n,) mean of each query."""
+    variance: float
+    """Of all of them."""
+    centre: NDArray
+    """(E,) mean of the queries themselves."""
 
 
 class Banks:
@@ -49,6 +72,7 @@ class Banks:
         vectors: bank -> (n, E) float32 unit rows; "BANK/MODALITY" takes the place of "BANK" for items of that modality.
         model: hash of the model that made them.
         best: (N, M) float32, best cosine of each query, bank after bank, with an item of each modality; -inf for none.
+        squares: (N, M) float64, sum of the squares of those cosines.
         sums: (M, E) float64, sum of the items' vectors.
         counts: (M,) int64, number of items.
     """
@@ -64,6 +88,7 @@ class Banks:
     def start(self) -> None:
         """Forget the index: no items yet."""
         self.best = np.full((len(self._all), len(MODALITIES)), -np.inf, np.float32)
+        self.squares = np.zeros(self.best.shape)
         self.sums = np.zeros((len(MODALITIES), self._all.shape[1]))
         self.counts = np.zeros(len(MODALITIES), np.int64)
 
@@ -82,17 +107,23 @@ class Banks:
             rows, own = np.asarray(vectors[first : first + BLOCK], np.float32), codes[first : first + BLOCK]
             for code in np.unique(own):
                 some = rows[own == code]
-                self.best[:, code] = np.maximum(self.best[:, code], (self._all @ some.T).max(axis=1))
+                cosines = self._all @ some.T
+                self.best[:, code] = np.maximum(self.best[:, code], cosines.max(axis=1))
+                self.squares[:, code] += np.square(cosines).sum(axis=1)
                 self.sums[code] += some.sum(axis=0, dtype=np.float64)
                 self.counts[code] += len(some)
 
-    def seen(self, bank: str, modality: str) -> tuple[NDArray, NDArray] | None:
-        """(n,) best and (n,) mean cosine of the queries of a bank with the items of a modality; None if not known."""
+    def seen(self, bank: str, modality: str) -> "Seen | None":
+        """What is known of the queries of a bank with the items of a modality; None if there are no such queries or
+        items."""
         code = MODALITIES.index(modality)
         place = self._place.get(f"{bank}/{modality}", self._place.get(bank))
         if place is None or not self.counts[code]:
             return None
-        return self.best[place, code], self._all[place] @ (self.sums[code] / self.counts[code]).astype(np.float32)
+        queries = self._all[place]
+        means = queries @ (self.sums[code] / self.counts[code]).astype(np.float32)
+        squares = float(self.squares[place, code].mean()) / int(self.counts[code])
+        return Seen(self.best[place, code], means, squares - float(means.mean()) ** 2, queries.mean(axis=0))
 
     @classmethod
     def of_words(cls, embedder: "Embedder", model: str = "") -> "Banks":
@@ -125,7 +156,7 @@ class Banks:
         except (SafetensorError, ValueError, KeyError) as error:
             raise UserError(f"a calibration that is damaged or cut off ({one_line(error)}); {again}") from error
         if "best" in seen and seen["best"].shape == banks.best.shape and seen["sums"].shape == banks.sums.shape:
-            banks.best, banks.sums, banks.counts = seen["best"], seen["sums"], seen["counts"]
+            banks.best, banks.squares, banks.sums, banks.counts = (seen[name].copy() for name in SEEN)
         return banks
 
     def to_bytes(self) -> bytes:
@@ -139,7 +170,7 @@ class Banks:
         """What is known of the queries in one index, for `load`."""
         from safetensors.numpy import save
 
-        return save({"best": np.ascontiguousarray(self.best), "sums": self.sums, "counts": self.counts})
+        return save({name: np.ascontiguousarray(getattr(self, name)) for name in SEEN})
 
 
 def texts_of(bank: str) -> list[str]:
@@ -181,15 +212,18 @@ def calibrate(
     """
     from onepeace.progress import Progress
 
-    kinds = [key for key in MEDIA if key in embedder.modalities]
+    kinds = [key for key in KEPT if key in embedder.modalities]
     drawn = [_draw(_entries(source, problems), kinds) for source in sources]
     vectors = Banks.of_words(embedder).vectors
     for kind in kinds:
         turns = zip_longest(*(own[kind] for own in drawn))  # one of each source, again and again
-        chosen = [entry for turn in turns for entry in turn if entry is not None][:COUNT]
+        chosen = [entry for turn in turns for entry in turn if entry is not None][:DRAWN]
         items = ({kind: entry.value} for entry in chosen)
         rows = []
-        with closing(embedder.stream(items, batch_size=batch_size)) as results, Progress(len(chosen), kind) as bar:
+        with (
+            closing(embedder.stream(items, batch_size=batch_size)) as results,
+            Progress(len(chosen), f"{kind} file") as bar,
+        ):
             for entry, result in zip(chosen, results, strict=True):
                 bar.update()
                 if result.vector is None:
@@ -197,10 +231,17 @@ def calibrate(
                 else:
                     rows.append(result.vector.numpy())
         if rows:
-            vectors[kind] = np.stack(rows)
-    if not any(kind in vectors for kind in MEDIA):
+            vectors[kind] = least_alike(np.stack(rows), KEPT[kind])
+    if not any(kind in vectors for kind in KEPT):
         raise UserError(f"{', '.join(sources)}: no picture or sound that this model reads")
     return Banks(vectors, model)
+
+
+def least_alike(vectors: NDArray, share: float) -> NDArray:
+    """The share of unit vectors (n, E) whose nearest other one is the farthest away, at least one."""
+    cosines = vectors @ vectors.T
+    np.fill_diagonal(cosines, -1)
+    return vectors[np.sort(np.argsort(cosines.max(axis=1), kind="stable")[: max(1, round(share * len(vectors)))])]
 
 
 def _entries(source: str, problems: list[Unreadable]) -> Iterator[Entry]:
@@ -217,7 +258,7 @@ def _entries(source: str, problems: list[Unreadable]) -> Iterator[Entry]:
 
 
 def _draw(entries: Iterable[Entry], kinds: Sequence[str]) -> dict[str, list[Entry]]:
-    """At most COUNT entries of each kind by chance, always the same, in random order (Vitter's algorithm R)."""
+    """At most DRAWN entries of each kind by chance, always the same, in random order (Vitter's algorithm R)."""
     chance = random.Random(0)  # noqa: S311
     drawn: dict[str, list[Entry]] = {kind: [] for kind in kinds}
     counts = Counter[str]()
@@ -226,9 +267,9 @@ def _draw(entries: Iterable[Entry], kinds: Sequence[str]) -> dict[str, list[Entr
         if kind not in drawn or entry.item.problem:
             continue
         counts[kind] += 1
-        if len(drawn[kind]) < COUNT:
+        if len(drawn[kind]) < DRAWN:
             drawn[kind].append(entry)
-        elif (place := chance.randrange(counts[kind])) < COUNT:
+        elif (place := chance.randrange(counts[kind])) < DRAWN:
             drawn[kind][place] = entry
     for own in drawn.values():
         chance.shuffle(own)

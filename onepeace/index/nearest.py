@@ -157,13 +157,16 @@ class VectorService(Protocol):
         """End the connection."""
 
 
-def service_of(store: Store, matrix: Matrix) -> VectorService:
-    """The service of an index that was made with ``store="NAME://..."``.
+def service_of(store: Store, matrix: Matrix, address: str | None = None) -> VectorService:
+    """Service of an index, by ``onepeace.plugins.NAME.open_store``.
+
+    Args:
+        address: "NAME://..."; None = that of the index.
 
     Raises:
         UserError: no such plug-in, or a package that it needs is not installed.
     """
-    address = store.meta["store"]
+    address = address or store.meta["store"]
     return plugin(address.partition("://")[0], "open_store")(address, store, matrix)
 
 

@@ -12,7 +12,7 @@ from onepeace.index.database import Damaged
 from onepeace.index.filters import Condition, joined
 from onepeace.index.nearest import Matrix
 from onepeace.index.query import QueryVector
-from onepeace.index.ranking import Ranking, likelihood
+from onepeace.index.ranking import Ranking, falling, likelihood
 from onepeace.index.store import MODALITIES, Item, Store
 
 ALIKE = 0.98
@@ -120,7 +120,7 @@ class Scored:
 
 
 def scored(matrix: Any, ranking: Ranking, query: QueryVector, count: int, allowed: np.ndarray | None) -> Scored:
-    """The best rows of all kinds in one list, ordered by what is shown: the match, and z where that is equal.
+    """The best rows of all kinds in one list, by z; matches fall with it, so it is in the order of what is shown.
 
     Args:
         matrix: gives the nearest rows of each modality; see `Matrix.nearest`.
@@ -131,7 +131,8 @@ def scored(matrix: Any, ranking: Ranking, query: QueryVector, count: int, allowe
     for modality, found in matrix.nearest(query.vector, count, allowed).items():
         z, match = ranking.score(query, modality, found.cosines)
         if match is not None and any(part.bank == modality for part in query.parts) and len(query.parts) == 1:
-            match = np.where(found.cosines >= SAME, 1.0, match)
+            same = found.cosines >= SAME
+            z, match = np.where(same, np.inf, z), np.where(same, 1.0, match)
         rows.append(found.rows)
         cosines.append(found.cosines)
         scales.append(z)
@@ -144,8 +145,8 @@ def scored(matrix: Any, ranking: Ranking, query: QueryVector, count: int, allowe
         order = np.lexsort((row, -cosine))
         return Scored(row[order], cosine[order], z[order], None)
     match = np.concatenate([match for match in matches if match is not None])
-    order = np.lexsort((row, -z, -match))
-    return Scored(row[order], cosine[order], z[order], match[order])
+    order = np.lexsort((row, -z))
+    return Scored(row[order], cosine[order], z[order], falling(match[order]))
 
 
 def hits_of(

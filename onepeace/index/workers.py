@@ -394,7 +394,7 @@ def _embedded(index: int, answer: Answer) -> "Embedded":
     if answer.vector is None:
         return Embedded(index, answer.name, error=UserError(answer.reason))
     windows = None if answer.windows is None else Windows(*answer.windows)
-    return Embedded(index, answer.name, torch.from_numpy(answer.vector), windows)
+    return Embedded(index, answer.name, torch.tensor(answer.vector), windows)
 
 
 def _failed(chunk: Chunk) -> "Embedded":

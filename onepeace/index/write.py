@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -236,8 +237,10 @@ def _fill(
         return chosen.load() if several is None else stack.enter_context(closing(several))
 
     with ExitStack() as stack:
-        opened, load = _open(folder, model, load_model, {"window": window, "hop": hop}, store)
+        opened, load = _open(folder, model, load_model, {"window": window, "hop": hop})
         stack.callback(opened.close)
+        if store not in (None, opened.meta["store"]):
+            _choose_service(opened, store)
         banks = _banks(opened, load)
         builder = Builder(opened, load, banks, batch_size=batch_size, progress=progress)
         builder.report.problems += found.problems
@@ -276,6 +279,16 @@ def _finish(store: Store, banks: Banks) -> None:
             service.send()
 
 
+def _choose_service(store: Store, address: str) -> None:
+    """Ask another service which vectors are near from now on, "local" for none, if it answers: of a wrong address every
+    later command would fail."""
+    if address != nearest.LOCAL:
+        with closing(nearest.service_of(store, nearest.Matrix(store), address)) as service:
+            service.send()
+    with store.transaction():
+        store.set_meta(store=address)
+
+
 def _banks(store: Store, load: "Callable[[], Embedder | Pool] | None") -> Banks:
     """Unrelated queries of the model of an index, with the best scores that they have in it.
 
@@ -302,14 +315,12 @@ def _open(
     model: str | None,
     load: "Callable[[str], Embedder | Pool]",
     cut: Mapping[str, float | None],
-    address: str | None,
 ) -> "tuple[Store, Callable[[], Embedder | Pool]]":
     """The store of a folder, new if there is none, and what loads the model it belongs to.
 
     Args:
         load: gives the model of a name.
         cut: window and hop of long sounds, where they are given.
-        address: of the service that is asked which vectors are near, if one is given; "local" for none.
     """
     from onepeace import __version__
     from onepeace.hub.folder import read_config
@@ -319,9 +330,9 @@ def _open(
         name = model or "tiny"
         embedder = load(name)
         projected = read_config(resolve(name)).model.projections
-        about = {**identity(name), "made_by": f"onepeace {__version__}", "store": address or nearest.LOCAL}
+        about = {**identity(name), "made_by": f"onepeace {__version__}"}
         about |= {"modalities": " ".join(key for key in embedder.modalities if key in projected)}
-        about |= {"window": str(cut["window"] or WINDOW), "hop": str(cut["hop"] or HOP)}
+        about |= {"window": str(cut["window"] or WINDOW), "hop": str(cut["hop"] or HOP), "id": secrets.token_hex(8)}
         return Store.create(folder, embedder.embed_dim, about), lambda: embedder
     store = Store(folder, write=True)
     try:
@@ -329,7 +340,6 @@ def _open(
         about = _identity(store, name)
         check_model(store, about)
         news = {"model": about["model"] if model is not None else store.meta["model"]}  # it may lie elsewhere now
-        news["store"] = address or store.meta["store"]
         for key, value in cut.items():
             if value is not None and value != float(store.meta[key]):
                 raise UserError(f"{folder}: made with a {key} of {float(store.meta[key]):g} s, not {value:g} s")

@@ -32,16 +32,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from timm import models
 from torch import nn
 
 from onepeace.config import SIZES, Config, ModelConfig, build
-from onepeace.errors import UserError, need
+from onepeace.errors import UserError
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import BUNDLED, resolve
 from onepeace.plugins.timm_model import KEY, ImageBranch, own_classes, sides_of
 from onepeace.processors import ImageProcessor
 
-models = need("timm.models", "teachers")  # to be imported is to register, so timm is needed here and not in a function
 FIRST_CONV = {"hmlp": "convs.0", "conv": "convs.0", "lite": "network.first"}
 """By stem: the module that timm adapts where it reads weights with another number of channels."""
 MAIN_SIZES = ("dim", "depth", "num_heads", "ffn_dim")

@@ -6,10 +6,12 @@ from typing import Any, cast
 
 import torch
 import torch.fx
+from timm.layers import global_pool_nlc
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from onepeace.config import Config, ModelConfig
-from onepeace.errors import UserError, need
+from onepeace.errors import UserError
 from onepeace.heads import Classifier
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import architecture, build_encoder, keep_modalities
@@ -234,8 +236,7 @@ class ImageBranch(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens -> logits (B, num_classes); pooled features (B, D) for ``pre_logits`` or without a classifier."""
-        pool = need("timm.layers", "teachers").global_pool_nlc
-        x = self.head_drop(self.fc_norm(pool(x, self.global_pool, self.num_prefix_tokens)))
+        x = self.head_drop(self.fc_norm(global_pool_nlc(x, self.global_pool, self.num_prefix_tokens)))
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -250,7 +251,7 @@ def _tokens(trunk: OnePeace, x: Tensor) -> Tensor:
 
 def _adapted(weight: Tensor, in_chans: int) -> Tensor:
     """A first convolution's weight (D, 3, k, k) for another number of channels."""
-    return need("timm.models", "teachers").adapt_input_conv(in_chans, weight.float())
+    return adapt_input_conv(in_chans, weight.float())
 
 
 def _resized(config: Config, img_size: int | Sequence[int]) -> Config:

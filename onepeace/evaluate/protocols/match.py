@@ -2,8 +2,8 @@
 
 Each query is asked twice: in the whole pool, and in the pool without its answers, where nothing is right. The match is
 that of the product (onepeace/index/ranking.py), which fits nothing; a source whose pictures or sounds the model never
-saw in training shows what a user meets. The order of the product is measured on the way: of a mixed list by the match,
-and by the cosine alone.
+saw in training shows what a user meets. The order of the product is measured on the way: of a mixed list by z, and
+by the cosine alone.
 """
 
 import os
@@ -71,11 +71,11 @@ class Said(NamedTuple):
     chance: float
     """That it is by chance."""
     match: float
-    """Highest of the pool."""
+    """Of the first hit, which no other one of the list exceeds."""
     without: float
-    """Highest of the pool without the answers."""
+    """The same in the pool without the answers."""
     ndcg: tuple[float, float, float]
-    """Of the order by match, of that by the cosine, and of a random one."""
+    """Of the order by z, of that by the cosine, and of a random one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,16 +157,13 @@ def _said(asked: Asked, items: NDArray, modalities: NDArray, ranking: Ranking, a
         if found is None:
             raise UserError(f"the calibration has no {asked.query.bank} to compare with {modality}")
         match[own] = found
-    cosines[~asked.inside], z[~asked.inside], match[~asked.inside] = -2, -np.inf, -1
-    order = np.empty(len(items))
-    order[np.lexsort((z, match))] = np.arange(len(items))
-    hits = ordered(order, asked.answers)[:FIRST]
-    others = asked.inside & ~asked.answers
+    cosines[~asked.inside], z[~asked.inside] = -2, -np.inf
+    hits = ordered(z, asked.answers)[:FIRST]
+    others = np.where(asked.answers, -np.inf, z)
     chance = 1 - (1 - asked.answers.mean() / asked.inside.mean()) ** FIRST
-    gains = ndcg(order, asked.answers, at), ndcg(cosines, asked.answers, at), chance_ndcg(asked.answers, at)
-    return Said(
-        bool(asked.answers[hits].any()), float(chance), float(match.max()), float(match[others].max(initial=0.0)), gains
-    )
+    gains = ndcg(z, asked.answers, at), ndcg(cosines, asked.answers, at), chance_ndcg(asked.answers, at)
+    first = float(match[hits[0]])
+    return Said(bool(asked.answers[hits].any()), float(chance), first, float(match[np.argmax(others)]), gains)
 
 
 def _figures(name: str, said: Sequence[Said], at: int) -> list[Figure]:
@@ -180,7 +177,7 @@ def _figures(name: str, said: Sequence[Said], at: int) -> list[Figure]:
         "turned away": (none < POSSIBLE, POSSIBLE),
         "nothing relevant, of right answers": (right < RELEVANT, RELEVANT),
         "nothing relevant, of the others": (none < RELEVANT, RELEVANT),
-        f"NDCG@{at} by match": ([what.ndcg[0] for what in said], np.mean([what.ndcg[2] for what in said])),
+        f"NDCG@{at} by z": ([what.ndcg[0] for what in said], np.mean([what.ndcg[2] for what in said])),
         f"NDCG@{at} by cosine": ([what.ndcg[1] for what in said], np.mean([what.ndcg[2] for what in said])),
     }
     figures = []

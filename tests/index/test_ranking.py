@@ -1,0 +1,134 @@
+"""The match beside unrelated queries: by hand, of kinds with a gap, of composed queries, and what is not known."""
+
+import numpy as np
+import pytest
+
+from onepeace.index.calibrate import Banks
+from onepeace.index.query import Part, QueryVector
+from onepeace.index.ranking import LIKELY, POSSIBLE, Ranking, falling, likelihood
+
+WIDTH = 32
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def around(seed, count, place):
+    """Unit vectors (count, WIDTH) to one side of the sphere."""
+    rows = np.random.default_rng(seed).normal(size=(count, WIDTH))
+    rows[:, 0] = 0
+    rows = unit(rows)
+    rows[:, 0] = place
+    return unit(rows)
+
+
+@pytest.fixture(scope="module")
+def banks():
+    return Banks({"word": around(0, 300, 1.0), "word/audio": around(1, 100, 1.0), "image": around(2, 200, 0.8)}, "m")
+
+
+@pytest.fixture(scope="module")
+def folder():
+    """400 pictures near to any text, 400 sounds far from it."""
+    return np.concatenate([around(3, 400, 0.8), around(4, 400, -0.5)]), ["image"] * 400 + ["audio"] * 400
+
+
+@pytest.fixture(scope="module")
+def ranking(banks, folder):
+    banks.start()
+    banks.add(*folder)
+    return Ranking(banks)
+
+
+def query(*parts):
+    return QueryVector.of([Part(bank, vector, weight) for bank, vector, weight in parts])
+
+
+def test_the_match_is_the_share_of_unrelated_queries_with_a_lower_best_hit():
+    words = unit(np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]], float))
+    banks = Banks({"word": words})
+    banks.add(unit(np.array([[1, 0, 0], [1, 0.2, 0]], float)), ["image", "image"])
+    found = Ranking(banks).score(query(("word", np.float32([0, 0, 1]), 1.0)), "image", np.array([0.9, 0.5, -0.1]))[1]
+    # the best scores are 1, 0.83, 0.14 and 0
+    assert found.tolist() == [0.75, 0.5, 0.0]
+
+
+def test_kinds_with_a_gap_are_put_on_one_scale(ranking, folder):
+    """Raw, every picture is above every sound; z and the match find the sound that was meant."""
+    vectors, kinds = folder
+    sounds = np.array(kinds) == "audio"
+    right = {"cosine": 0, "z": 0}
+    for row in range(400, 450):
+        meant = vectors[row].copy()
+        meant[0] = 0.9
+        asked = query(("word", unit(meant), 1.0))
+        cosines = vectors @ asked.vector
+        z, match = np.empty(800), np.empty(800)
+        for kind, own in (("image", ~sounds), ("audio", sounds)):
+            z[own], match[own] = ranking.score(asked, kind, cosines[own])
+        right["cosine"] += np.argmax(cosines) == row
+        right["z"] += np.argmax(z) == row
+        assert match[row] > LIKELY
+    assert right["cosine"] < 5
+    assert right["z"] > 45
+
+
+def test_words_for_sounds_are_judged_by_their_own_bank(banks, ranking, folder):
+    asked = query(("word", around(9, 1, 1.0)[0], 1.0))
+    sounds = folder[0][400:]
+    best = np.sort((banks.vectors["word/audio"] @ sounds.T).max(axis=1))
+    assert ranking.score(asked, "audio", best[[0, 50, 99]])[1] == pytest.approx([0, 0.5, 0.99], abs=0.011)
+
+
+def test_an_unrelated_query_has_any_match_and_a_weight_changes_nothing(ranking, folder):
+    pictures = folder[0][:400]
+    found = []
+    for vector in around(10, 300, 1.0):
+        best = np.array([(pictures @ vector).max()])
+        found.append(ranking.score(query(("word", vector, 1.0)), "image", best)[1][0])
+        again = ranking.score(query(("word", vector, 0.2)), "image", best)[1][0]
+        assert again == pytest.approx(found[-1], abs=0.01)
+    assert np.mean(found) == pytest.approx(0.5, abs=0.06)
+    assert np.mean(np.array(found) > 0.9) == pytest.approx(0.1, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    "parts", [(("image", 1.0), ("word", 1.0)), (("word", 1.0), ("word", -0.5)), (("image", 0.7), ("word", 0.3))]
+)
+def test_unrelated_mixtures_are_not_called_likely_and_related_ones_are(banks, ranking, folder, parts):
+    pictures, random = folder[0][:400], np.random.default_rng(0)
+    unrelated = []
+    for _ in range(200):
+        drawn = [(bank, banks.vectors[bank][random.integers(len(banks.vectors[bank]))], w) for bank, w in parts]
+        asked = query(*drawn)
+        unrelated.append(ranking.score(asked, "image", np.array([(pictures @ asked.vector).max()]))[1][0])
+    assert 0.2 < np.mean(unrelated) < 0.75
+    assert np.mean(np.array(unrelated) > LIKELY) < 0.15
+    meant = [(bank, pictures[7], w) if w > 0 else (bank, around(11, 1, 1.0)[0], w) for bank, w in parts]
+    asked = query(*meant)
+    assert ranking.score(asked, "image", pictures[7:8] @ asked.vector)[1][0] > LIKELY
+
+
+def test_what_has_no_bank_has_no_match(ranking):
+    cosines = np.array([0.3, 0.2])
+    vector = around(12, 1, 1.0)[0]
+    for asked, kind in (
+        (query(("audio", vector, 1.0)), "image"),  # no bank of sounds
+        (query(("word", vector, 1.0), ("audio", vector, 1.0)), "image"),
+        (query(("word", vector, 1.0)), "text"),  # no texts in the folder
+    ):
+        found, match = ranking.score(asked, kind, cosines)
+        assert match is None
+        assert found.tolist() == cosines.tolist()
+    assert Ranking.load(None, None).score(query(("word", vector, 1.0)), "image", cosines)[1] is None
+
+
+def test_no_hit_matches_better_than_one_above_it():
+    assert falling(np.array([0.9, 0.5, 0.7, 0.2])).tolist() == [0.9, 0.5, 0.5, 0.2]
+
+
+def test_likelihood_in_words():
+    assert [likelihood(m) for m in (1.0, LIKELY + 1e-6, LIKELY, POSSIBLE, POSSIBLE - 1e-6, 0.0)] == [
+        "likely", "likely", "possible", "possible", "unlikely", "unlikely",
+    ]  # fmt: skip
