@@ -110,6 +110,20 @@ class Index:
         condition = Condition("1") if where is None else compile_condition(where)
         return self.store.items(f"problem IS NULL AND ({condition.sql})", condition.params)
 
+    def newest(self, top: int, offset: int = 0, where: str | None = None) -> tuple[list[Item], int]:
+        """Files that have vectors, the newest first, and how many there are.
+
+        Args:
+            where: a condition (filters.py).
+        """
+        condition = Condition("1") if where is None else compile_condition(where)
+        chosen = f"FROM files WHERE problem IS NULL AND ({condition.sql})"
+        ordered = f"SELECT id {chosen} ORDER BY date DESC, id LIMIT ? OFFSET ?"
+        ids = [id_ for (id_,) in self.store.select(ordered, (*condition.params, top, offset))]
+        items = {item.id: item for item in self.store.items(f"id IN ({', '.join('?' * len(ids))})", ids)}
+        ((count,),) = self.store.select(f"SELECT count(*) {chosen}", condition.params)
+        return [items[id_] for id_ in ids], count
+
     def item(self, key: str | os.PathLike[str] | int) -> Item | None:
         """File of a path or an id, if it is in the index and has vectors."""
         known = ("id = ?", key) if isinstance(key, int) else ("path = ?", os.fsencode(key))

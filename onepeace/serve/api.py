@@ -15,7 +15,7 @@ import signal
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import anyio.to_thread
 import numpy as np
@@ -25,7 +25,7 @@ from fastapi import Query as Parameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictStr, ValidationError
+from pydantic import FiniteFloat
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -33,9 +33,20 @@ from onepeace import __version__
 from onepeace.embed.assembly import CANCELLED
 from onepeace.errors import UsageError, UserError, one_line
 from onepeace.index import Hit, Index, Query
+from onepeace.progress import status
 from onepeace.serve import media
 from onepeace.serve.generator import Generator
 from onepeace.serve.guard import Guard
+from onepeace.serve.requests import (
+    AskRequest,
+    ClassifyRequest,
+    EmbeddingsRequest,
+    Number,
+    SearchRequest,
+    first_error,
+    listed,
+    parts_of,
+)
 from onepeace.serve.service import Service, unranked
 from onepeace.serve.uploads import Refused
 
@@ -46,8 +57,6 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 HEAVY = 4
 """Requests that are decoded at once. Others of their kind wait, and light ones do not wait for them."""
 RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
-CONTENT = {"text": ("text", ""), "image_url": ("image", "url"), "input_audio": ("audio", "data")}
-"""Modality, and the field that holds the data, by the type of a part of a message of OpenAI's chat."""
 FILE_HEADERS = {
     # A file that somebody opens by itself is shown with no rights at all.
     "content-security-policy": "sandbox; default-src 'none'; img-src 'self'; media-src 'self'; style-src 'none'",
@@ -55,80 +64,8 @@ FILE_HEADERS = {
     "accept-ranges": "bytes",
 }
 
-Kind = Literal["image", "audio", "text", "video"]
-Weight = Annotated[FiniteFloat, Field(ge=-100, le=100)]
-Number = Annotated[int, Field(ge=0, lt=1 << 63)]
 Second = Annotated[FiniteFloat, Parameter(ge=0, description="second of a video")]
 Found = TypeVar("Found")
-
-
-class Fields(BaseModel):
-    """Fields by name, and no others."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Parts(Fields):
-    """A picture, a sound and words that are one item; DATA is base64 or a data: URI."""
-
-    text: StrictStr | None = None
-    image: StrictStr | None = Field(None, description="DATA")
-    audio: StrictStr | None = Field(None, description="DATA")
-    weights: dict[Literal["text", "image", "audio", "like", "without"], Weight] = {}
-
-    def given(self) -> dict[str, str]:
-        """The parts that are not empty, by modality."""
-        found = {name: getattr(self, name) for name in ("text", "image", "audio")}
-        return {name: value for name, value in found.items() if value}
-
-
-class ClassifyRequest(Parts):
-    """What is classified: a file of the index, or one that is sent."""
-
-    like: Number | None = Field(None, description="number of a file of the index")
-    labels: list[StrictStr]
-    template: str | None = Field(None, max_length=200, description='sentence with {} for the label, "a photo of a {}"')
-
-
-class Filters(Fields):
-    only: Kind | list[Kind] = []
-    where: str | None = Field(None, max_length=1000, description="duration < 5 or width >= 1000 and 'dog' in caption")
-    after: str | None = Field(None, max_length=100, description="2024, 2024-05 or 2024-05-01")
-    before: str | None = Field(None, max_length=100)
-    path: str | None = Field(None, max_length=1000, description="holidays/**/*.jpg")
-
-
-class SearchRequest(Parts, Filters):
-    """What is searched for; several parts are one query, their weighted sum. Nothing at all lists the newest files."""
-
-    like: Number | str | list[Number | str] = Field([], description="numbers or paths of files of the index")
-    without: StrictStr | list[StrictStr] = Field([], description="words to move away from")
-    top: int = Field(10, ge=1)
-    offset: int = Field(0, ge=0)
-    sort: Literal["match", "date", "path"] = "match"
-    rank: Literal["match", "raw"] = "match"
-    min_match: FiniteFloat | None = Field(None, ge=0, le=1)
-    collapse: bool = Field(True, description="near copies as one hit")
-
-
-class AskRequest(Fields):
-    """A question about a file of the index, for the model of --generator; without one it is described."""
-
-    id: Number
-    question: StrictStr = ""
-
-
-class EmbeddingsRequest(BaseModel):
-    """What OpenAI's clients send; fields that are not named here are passed over."""
-
-    input: Any = Field(
-        description="A text, or a list of texts, objects with text, image and audio (and weights), and parts of "
-        'messages: {"type": "image_url", "image_url": {"url": "data:..."}}, {"type": "input_audio", "input_audio": '
-        '{"data": ...}}, {"type": "text", "text": ...}'
-    )
-    model: Any = Field(None, description="Answered by the one model there is, whatever its name.")
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, description="Only the model's own.")
 
 
 class Ascii(JSONResponse):
@@ -247,9 +184,11 @@ def run(
     if auth is None and not is_loopback(host):
         raise UsageError(f"{host}: others can ask at this address; give a password")
     hosts = [*LOOPBACK, host.lower(), *allow_hosts] if is_loopback(host) else ["*"]
-    with _listening(host, port) as listener, _ended_like_ctrl_c():
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
+    with _listening(host, port) as listener:
         service = Service(index, Generator(generator) if generator else None)
-        _ = service.modalities  # loads the model now, and not with the first request
+        status(f"loading the model {service.model} ...")
+        _ = index.embedder  # now, and not with the first request
         config = uvicorn.Config(
             create_app(service, hosts=hosts, password=auth),
             log_level="warning",
@@ -290,8 +229,8 @@ def _search(service: Service, request: SearchRequest) -> Response:
         if getattr(request, name) > getattr(service.limits, name):
             raise Refused(422, f"{name}: {getattr(request, name)}; at most {getattr(service.limits, name)}")
     filters = request.model_dump(include={"where", "after", "before", "path", "top", "offset"})
-    filters["only"] = _listed(request.only)
-    likes, without = _listed(request.like), [words for words in _listed(request.without) if words]
+    filters["only"] = listed(request.only)
+    likes, without = listed(request.like), [words for words in listed(request.without) if words]
     given = request.given()
     if not (given or likes or without):
         results = service.newest(**filters)
@@ -309,10 +248,6 @@ def _search(service: Service, request: SearchRequest) -> Response:
         options = request.model_dump(include={"sort", "rank", "min_match", "collapse"})
         results = service.search(query, **filters, **options)
     return Ascii({**results.to_dict(), "hits": [hit_fields(hit) for hit in results]})
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _classify(service: Service, request: ClassifyRequest) -> Response:
@@ -341,12 +276,12 @@ def _ask(service: Service, request: AskRequest) -> Response:
 def _embeddings(service: Service, request: EmbeddingsRequest) -> Response:
     if request.dimensions not in (None, service.embed_dim):
         raise Refused(422, f"dimensions: {request.dimensions}; vectors of this model have {service.embed_dim}")
-    entries = _listed(request.input)
+    entries = listed(request.input)
     if not 1 <= len(entries) <= service.limits.inputs:
         raise Refused(413, f"input: {len(entries)} items; give 1 to {service.limits.inputs}")
     decoder, decoded, weights = service.request(), [], []
     for index, entry in enumerate(entries):
-        parts = _parts(entry, f"input[{index}]")
+        parts = parts_of(entry, f"input[{index}]")
         for name, value in parts.given().items():
             decoded.append({name: decoder.decode(name, value, f"input[{index}].{name}")})
             weights.append((index, parts.weights.get(name, 1.0)))  # type: ignore[call-overload]
@@ -364,24 +299,6 @@ def _embeddings(service: Service, request: EmbeddingsRequest) -> Response:
     data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(written)]
     usage = {"prompt_tokens": 0, "total_tokens": 0}  # not counted, but clients read them
     return Ascii({"object": "list", "data": data, "model": service.model, "usage": usage})
-
-
-def _parts(entry: Any, name: str) -> Parts:
-    """One item of /v1/embeddings."""
-    if isinstance(entry, str):
-        entry = {"text": entry}
-    elif isinstance(entry, Mapping) and "type" in entry:  # a part of a message, as OpenAI's chat takes it
-        modality, key = CONTENT.get(str(entry["type"]), (str(entry["type"]), ""))
-        value = entry.get(str(entry["type"]))
-        entry = {modality: value.get(key) if isinstance(value, Mapping) else value}
-    try:
-        parts = Parts.model_validate(entry)
-    except ValidationError as error:
-        raise Refused(422, f"{name}: {_first(error.errors(), 0)}") from error
-    given = parts.given()
-    if not given or parts.weights.keys() - given.keys():
-        raise Refused(422, f"{name}: must be a text, or an object with text, image, audio (and weights of these)")
-    return parts
 
 
 def _response(body: media.Body, range_: str | None) -> Response:
@@ -414,7 +331,7 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def malformed(_: object, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return _error(404 if first["loc"][0] == "path" else 422, _first(error.errors(), 1))
+        return _error(404 if first["loc"][0] == "path" else 422, first_error(error.errors(), 1))
 
     @app.exception_handler(UnicodeEncodeError)
     async def half(_: object, error: UnicodeEncodeError) -> Response:
@@ -428,12 +345,6 @@ def _answer_errors(app: FastAPI) -> None:
     async def broken(_: object, error: Exception) -> Response:
         logger.error("a request failed", exc_info=error)
         return _error(500, "the server failed at this request; its log says why")
-
-
-def _first(errors: Sequence[Any], skipped: int) -> str:
-    """The first of pydantic's errors; the field is named from its ``skipped``-th part on."""
-    place = ".".join(str(part) for part in errors[0]["loc"][skipped:])
-    return one_line(f"{place}: {errors[0]['msg']}" if place else errors[0]["msg"])
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -454,13 +365,3 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         raise UsageError(f"cannot listen at {host}, port {port} ({error.strerror or error}); choose others") from error
     with listener:
         yield listener
-
-
-@contextlib.contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
-    """SIGTERM ends the block like Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -7,11 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.errors import UserError
-from onepeace.generative.tasks import FILE, read_tasks
-from onepeace.hub.architectures import architecture
-from onepeace.hub.folder import read_config
-from onepeace.hub.registry import RELEASED, find
-from onepeace.hub.resolve import resolve
 
 TASKS: Mapping[str, Sequence[str]] = {"caption": ["image"], "answer": ["image"], "ground": ["image"]}
 """Kinds of files by task of a model that can do everything."""
@@ -68,6 +63,11 @@ def tasks_of(name: str) -> Mapping[str, Sequence[str]]:
         UserError: no such model, or one that writes nothing.
     """
     from onepeace.generative.generator import writes
+    from onepeace.generative.tasks import FILE, read_tasks
+    from onepeace.hub.architectures import architecture
+    from onepeace.hub.folder import read_config
+    from onepeace.hub.registry import RELEASED, find
+    from onepeace.hub.resolve import resolve
 
     path, released = Path(name).expanduser(), find(name)
     on_hub = released is None and len(path.parts) == 2 and not path.is_absolute()

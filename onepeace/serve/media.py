@@ -21,7 +21,6 @@ from onepeace.files.video import frame_at
 from onepeace.index import Item
 from onepeace.index.content import content
 from onepeace.index.sources import shard_of
-from onepeace.processors import AudioProcessor, ImageProcessor
 from onepeace.serve.uploads import Refused
 
 if TYPE_CHECKING:
@@ -127,6 +126,8 @@ def picture(item: Item, roots: Roots, at: float = 0.0, side: int = LARGE) -> "Im
     """
     value = _unchanged(item, roots)
     if item.modality == "image":
+        from onepeace.processors import ImageProcessor
+
         return ImageProcessor(size=side).load(value)
     try:
         return frame_at(value, at).image
@@ -144,6 +145,8 @@ def webp(image: "Image.Image", side: int) -> bytes:
 
 def waveform(value: object) -> str:
     """The loudness of a sound's first minute as SVG."""
+    from onepeace.processors import AudioProcessor
+
     heights = [round(96 * peak) + 2 for peak in bars(AudioProcessor().load(value, seconds=60.0).numpy(), BARS)]
     drawn = "".join(
         f'<rect x="{4 * index}" y="{50 - height / 2:g}" width="3" height="{height}" rx="1"/>'
@@ -204,6 +207,8 @@ def _held(data: bytes, kind: str) -> Body:
 
 def _wav(value: object) -> bytes:
     import soundfile
+
+    from onepeace.processors import AudioProcessor
 
     processor = AudioProcessor()
     samples = processor.load(value, seconds=CONVERTED_SECONDS).numpy()

@@ -19,8 +19,6 @@ from onepeace.serve.uploads import Limits, Refused, Request
 
 CHUNK = 16
 """Items that are encoded before another request may have the model."""
-LISTS = 16
-"""Filters whose lists of files are kept until the index changes."""
 
 
 class Service:
@@ -35,12 +33,11 @@ class Service:
     def __init__(self, index: Index, generator: Generator | None = None, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.model = Path(index.model).name
-        self.embed_dim = index.embed_dim
+        self.embed_dim, self.modalities = index.embed_dim, index.kinds
         self._index, self._lock = index, threading.Lock()  # SQLite and the model serve one thread at a time
         self.generator = generator
         self.roots = index.roots()
         """Of the index, see `Index.roots`."""
-        self._lists: dict[str | None, list[Item]] = {}
         self._points: dict[str, Any] | None = None
 
     def about(self) -> dict[str, Any]:
@@ -52,13 +49,9 @@ class Service:
             "modalities": list(self.modalities), "tasks": list(self.generator.tasks) if self.generator else [],
         }  # fmt: skip
 
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        return tuple(self._index.embedder.processors)
-
     def request(self) -> Request:
         """Decoder of the parts of one request."""
-        return Request(self.limits, self._index.embedder.processors)
+        return Request(self.limits, lambda: self._index.embedder.processors)
 
     def item(self, key: int | str) -> Item:
         """The file of that number or path. Refused (404) if the index has none."""
@@ -97,13 +90,8 @@ class Service:
         kinds = [f"kind in {tuple(only)}"] if only else []
         where = " and ".join(kinds + [f"({condition})" for condition in [short_forms(**filters)] if condition]) or None
         with self._current() as index:
-            if where not in self._lists:
-                if len(self._lists) == LISTS:
-                    self._lists.clear()
-                self._lists[where] = sorted(index.items(where), key=lambda item: -(item.date or 0))
-            items = self._lists[where]
-        hits = tuple(unranked(item, rank) for rank, item in enumerate(items[offset : offset + top], offset + 1))
-        return Results(hits, len(items))
+            items, count = index.newest(top, offset, where)
+        return Results(tuple(unranked(item, rank) for rank, item in enumerate(items, offset + 1)), count)
 
     def encode(self, items: Sequence[Mapping[str, object]]) -> np.ndarray:
         """(n, E) float32 unit vectors of decoded items, {modality: value} each."""
@@ -158,7 +146,6 @@ class Service:
         with self._lock:
             if self._index.refresh():
                 self.roots = self._index.roots()
-                self._lists.clear()
                 self._points = None
             yield self._index
 

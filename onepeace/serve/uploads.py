@@ -8,16 +8,14 @@ thread, so that a request of many large files delays itself and not the others.
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from onepeace.errors import UserError
 from onepeace.files.source import NamedBytes, scheme
-from onepeace.processors import AudioProcessor, ImageProcessor
-from onepeace.processors.processor import Processor
 
-Known = TypeVar("Known", bound=Processor)
+Known = TypeVar("Known")
 
 DATA_URI = re.compile(r"data:[\w.+-]*(?:/[\w.+-]+)?(?:;[\w.+-]+=[\w.+\"-]*)*;base64,", re.IGNORECASE)
 LARGE, SIDE = 16_000_000, 2048
@@ -64,10 +62,10 @@ class Request:
     Methods take what a client sent and the name of its field, and raise `Refused` for whatever is above the limits.
 
     Args:
-        processors: of the model, by modality.
+        processors: gives those of the model, by modality; is called when a file comes.
     """
 
-    def __init__(self, limits: Limits, processors: Mapping[str, Processor]) -> None:
+    def __init__(self, limits: Limits, processors: Callable[[], Mapping[str, Any]]) -> None:
         self.limits, self.processors = limits, processors
         self.pixels, self.seconds = 0, 0.0
 
@@ -82,6 +80,8 @@ class Request:
 
     def picture(self, value: str, name: str) -> object:
         """A PIL image. UserError if it cannot be read."""
+        from onepeace.processors import ImageProcessor
+
         data, processor = self._data(value, name), self._processor("image", ImageProcessor)
         width, height = processor.size_in_pixels(data)
         self.pixels += width * height
@@ -94,6 +94,8 @@ class Request:
 
     def sound(self, value: str, name: str) -> object:
         """(samples, rate) of the beginning of a sound. UserError if it cannot be read."""
+        from onepeace.processors import AudioProcessor
+
         processor = self._processor("audio", AudioProcessor)
         samples = processor.load(self._data(value, name), seconds=self.limits.sound)
         self.seconds += len(samples) / processor.sample_rate
@@ -103,7 +105,7 @@ class Request:
 
     def _processor(self, modality: str, kind: type[Known]) -> Known:
         """The model's own, so that a vector is the same whichever way its file came; else a usual one."""
-        own = self.processors.get(modality)
+        own = self.processors().get(modality)
         return own if isinstance(own, kind) else kind()
 
     def _data(self, text: str, name: str) -> bytes:

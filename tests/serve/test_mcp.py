@@ -36,7 +36,6 @@ def classify(self, paths: list[str], labels: list[str]):
 if "noisy" in sys.argv: mcp.Tools.classify = classify
 with Index.open(sys.argv[1], device="cpu") as index:
     mcp.run(index)
-print("LOADED", *{name.partition(".")[0] for name in sys.modules}, file=sys.stderr)
 """
 CALLS = {
     "search": ("search", {"text": "a dog", "only": "image", "top": 3}),
@@ -167,6 +166,12 @@ def test_raw_lines_are_answered_and_nothing_but_the_protocol_comes_from_stdout(i
     assert [answer["result"]["isError"] for answer in answers[2:]] == [False, False, True, False]
     assert [word in log for word in ("noise of Python", "noise of C", "noise of a child")] == [True] * 3
     assert "Traceback" not in log
+
+
+def test_server_is_ready_before_torch_is_loaded(index_folder):
+    code = "import sys; from onepeace.index import Index; from onepeace.serve import mcp, service\n"
+    code += "mcp.create_server(service.Service(Index.open(sys.argv[1]))); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, str(index_folder)]).returncode == 0
 
 
 def test_paths_are_found_by_their_ends_and_thumbnails_come_where_they_are_asked_for(index, collection):
