@@ -39,8 +39,8 @@ def name_of(index: int, item: object) -> str:
     """The name of an item in messages: a dictionary with one value is named after the value."""
     if isinstance(item, Compound):
         return item.name
-    values = list((composed(item) or {"": item}).values())
-    return describe(values[0]) if len(values) == 1 else f"item {index}"
+    values = item if isinstance(item, list) else list((composed(item) or {"": item}).values())
+    return describe(values[0]) if len(values) == 1 and values is not item else f"item {index}"
 
 
 def reason_of(name: str, error: Exception) -> str:
