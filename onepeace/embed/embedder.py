@@ -415,7 +415,7 @@ class Embedder:
         if modality not in self.processors:
             raise UserError(f"this model has no {modality}; it has {', '.join(self.processors)}")
         if projected and modality not in self.module.config.projections:
-            raise UserError(f"this model has no projection for vectors of {modality}; use classify or features")
+            raise UserError(f"this model has no projection for vectors of {modality}; use predict or features")
         return self.processors[modality]
 
 

@@ -198,9 +198,8 @@ class Computing(Generic[Batch, Result]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._waiting:  # an error, Ctrl-C, or a caller that wants no more: a batch may take seconds, an operator not
-            for thread in tuple(self._running):
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Stopped))
+        for thread in tuple(self._running):  # after an error or Ctrl-C: a batch may take seconds, an operator does not
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Stopped))
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _run(self, batch: Batch) -> Result:
