@@ -1,4 +1,4 @@
-"""What users call: `load` a model, turn pictures, sounds and words into vectors of one space, compare and classify.
+"""Embedder: `load` a model, turn pictures, sounds and words into vectors of one space, compare and classify.
 
 Every result comes from `Embedder.stream`: items are decoded in threads (stream.py), taken apart into samples, batched
 with others of like size, computed, and put together again (assembly.py), in order and in bounded memory.
@@ -26,7 +26,7 @@ from onepeace.embed.items import check_many, name_of, parts_of
 from onepeace.embed.options import Keywords, OnError, Options, check_choice
 from onepeace.embed.parts import Compound, Part
 from onepeace.embed.predict import Head
-from onepeace.embed.stream import Batch, Batcher, Computing, Result, Waiting, decode_ahead
+from onepeace.embed.stream import Batcher, Waiting, decode_ahead
 from onepeace.embed.zero_shot import TEMPLATE, prototypes, similarities
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
@@ -36,7 +36,7 @@ from onepeace.hub.resolve import resolve
 from onepeace.model import OnePeace
 from onepeace.processors import PROCESSORS
 from onepeace.processors.processor import Processor
-from onepeace.threads import num_workers
+from onepeace.threads import Batch, Computing, Result, num_workers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -261,14 +261,14 @@ class Embedder:
         batch_size: int = 32,
         on_error: OnError = "raise",
     ) -> list[dict[str, Any]] | tuple[list[dict[str, Any]], list[Failure]]:
-        """What a task head of the model says of items: see onepeace/embed/tasks.py for the results of each task.
+        """Results of a task head of the model; onepeace/embed/tasks.py says what each task gives.
 
         Args:
             items: paths or values of the modality that the head reads, or dictionaries by modality, {"image": "a.jpg",
                 "text": "what is it?"}; see `onepeace.embed.predict.Head.predict`.
             head: an entry of the model's heads; None if it has one only.
-            top: classes that are named.
-            batch_size, on_error: see `Embedder`.
+            top: number of classes in a result.
+            batch_size, on_error: see `Options`.
         """
         check_choice("on_error", on_error, ("raise", "skip"))
         results, failures = [], []
@@ -448,6 +448,6 @@ def _unit_rows(vectors: object, which: str) -> Tensor:
 
 
 def _result(vectors: Tensor, failures: list[Failure], options: Options) -> Vectors | tuple[Vectors, list[Failure]]:
-    """What an `encode` returns."""
+    """Vectors in the form that the options ask for, with the failures if these are skipped."""
     result = vectors.numpy() if options.output == "numpy" else vectors
     return (result, failures) if options.on_error == "skip" else result

@@ -1,4 +1,4 @@
-"""What the embedder takes for an item: a path, a value, or a dictionary of several of them by modality."""
+"""Items: a path, a value, or a dictionary of several of them by modality."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping

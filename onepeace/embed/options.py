@@ -41,7 +41,7 @@ class Options:
     weights: Mapping[str, float] | None = None
     """Factor of each modality in composed items, 1 where it is not named; negative takes away."""
     long: Long = "truncate"
-    """What becomes of sound beyond the model's length. "truncate": only the beginning is heard. "mean": the
+    """Treatment of sound beyond the model's length. "truncate": only the beginning is heard. "mean": the
     renormalised mean of the vectors of its windows. "windows": the vectors of its windows, as `Windows`."""
     window: float | None = None
     """Length of a window in seconds, by default the model's; every window is normalised on its own."""

@@ -1,6 +1,6 @@
-"""What a model's task head says of items: labels, an answer, a box, boxes, a choice, events, a mask (tasks.py).
+"""Task heads: from items to labels, an answer, a box, boxes, a choice, events or a mask (tasks.py).
 
-Items are decoded ahead in threads and computed in batches of like kind; results come in order, failures as values.
+Items are decoded ahead in threads and computed in batches; results come in order, failures as values.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from onepeace.embed.items import check_many, composed, name_of, reason_of
 from onepeace.embed.stream import decode_ahead
-from onepeace.embed.tasks import TASKS, Asked
+from onepeace.embed.tasks import TASKS, Context
 from onepeace.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ CANDIDATE = "{text} answer: {candidate}"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a head says of one item."""
+    """The result of one item."""
 
     index: int
     """Place of the item among those given."""
     name: str
     result: dict[str, Any] | None
-    """As its task gives it; None if the item failed."""
+    """The entry of `TASKS` says its form; None if the item failed."""
     reason: str | None = None
     """Why it failed, on one line and without its name."""
 
@@ -154,7 +154,7 @@ class Head:
                 raise UserError(f"no memory for {len(members)} items at once; lower batch_size") from error
             each = len(output) // len(members)
             for row, (index, name, decoded) in enumerate(members):
-                asked = Asked(
+                context = Context(
                     labels=self.config.get("labels", ()),
                     size=decoded.size,
                     candidates=decoded.candidates,
@@ -163,7 +163,7 @@ class Head:
                     top=top,
                 )
                 own = output[row * each : (row + 1) * each].unflatten(0, (-1, decoded.views)).mean(1)
-                found[index] = Prediction(index, name, TASKS[self.task](own, asked))
+                found[index] = Prediction(index, name, TASKS[self.task](own, context))
         return [found[index] for index in sorted(found)]
 
     @torch.inference_mode()

@@ -1,30 +1,26 @@
-"""Three stages: items are decoded ahead in threads, samples batched with others of like size, batches computed.
+"""Two stages before the model: items are decoded ahead in threads, samples are batched with others of like size.
 
-Each keeps a bounded number of items in memory, however many there are.
+Both keep a bounded number of items in memory, however many there are.
 """
 
-import ctypes
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
-from typing import Generic, NamedTuple, TypeVar
+from contextlib import suppress
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
 from onepeace.embed.assembly import Assembly
-from onepeace.threads import compute_alone, computing_alone
+from onepeace.threads import LEAST, compute_alone
 
 Item = TypeVar("Item")
-Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
 MAX_WORKERS = 8
 """Decoding threads; PIL and soundfile release the interpreter's lock, but not all of the time."""
-LEAST = 4
-"""Samples of a batch, at least, where there are more workers than samples: with fewer, Python is the slower part."""
 _READING = [threading.Lock() for _ in range(61)]
 """Striped: a picture takes the lock of its remainder, so that most pictures wait for no other."""
 
@@ -139,72 +135,3 @@ class Batcher:
         entries = [self._waiting.pop(number) for number in numbers]
         self._alike -= Counter(entry[:2] for entry in entries)  # a count of 0 is dropped
         return entries
-
-
-class Stopped(BaseException):
-    """Raised in a thread whose result nobody waits for any more."""
-
-
-class Computing(Generic[Batch, Result]):
-    """Computes batches and gives their results in the order of the batches; leaving its context ends what still runs.
-
-    Args:
-        compute: makes the result of a batch; what it raises is raised where the result would have been given.
-        workers: batches computed at once, each in a thread that computes alone; 1 computes in the caller's thread.
-        alone: whether a single batch, which is computed in the caller's thread, leaves the other cores alone too.
-    """
-
-    def __init__(self, compute: Callable[[Batch], Result], workers: int, alone: bool = True) -> None:
-        self.workers = workers
-        self._compute, self._alone = compute, alone
-        self._pool = ThreadPoolExecutor(workers, "onepeace-compute", initializer=compute_alone)
-        self._waiting: deque[tuple[Batch, Future[Result]]] = deque()
-        self._running: set[int] = set()
-
-    def share(self, batch_size: int) -> int:
-        """Items of one batch, when all workers together compute about ``batch_size`` at once."""
-        return max(-(-batch_size // self.workers), min(LEAST, batch_size))
-
-    @property
-    def busy(self) -> bool:
-        """Whether there are batches whose results were not given."""
-        return bool(self._waiting)
-
-    def start(self, batch: Batch) -> list[tuple[Batch, Result]]:
-        """Start a batch; return the oldest that are done, so that at most two for each worker are under way."""
-        if self.workers == 1:
-            return [(batch, self._compute(batch))]
-        self._waiting.append((batch, self._pool.submit(self._run, batch)))
-        return list(self.rest(keep=2 * self.workers))
-
-    def rest(self, keep: int = 0) -> Iterator[tuple[Batch, Result]]:
-        """The results of all but the last ``keep`` batches, waited for."""
-        while len(self._waiting) > keep:
-            batch, future = self._waiting.popleft()
-            yield batch, future.result()
-
-    def finish(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Result]]:
-        """Compute the last batches, and give all results that are left. A single one is worth no thread."""
-        if len(batches) == 1 and self.workers > 1 and not self._waiting:
-            with computing_alone() if self._alone else nullcontext():
-                result = self._compute(batches[0])
-            yield batches[0], result
-            return
-        for batch in batches:
-            yield from self.start(batch)
-        yield from self.rest()
-
-    def __enter__(self) -> "Computing[Batch, Result]":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for thread in tuple(self._running):  # after an error or Ctrl-C: a batch may take seconds, an operator does not
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Stopped))
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def _run(self, batch: Batch) -> Result:
-        self._running.add(threading.get_ident())
-        try:
-            return self._compute(batch)
-        finally:
-            self._running.discard(threading.get_ident())

@@ -44,7 +44,7 @@ def source_positions(text: str, lower: bool = True) -> list[int]:
 
 
 def preparation(settings: Mapping[str, Any]) -> str:
-    """What becomes of a text under the settings of `TextPieces`, in words."""
+    """Description of how texts are prepared under settings of `TextPieces`."""
     case = "lower case" if settings.get("lower", True) else "letters as they are"
     rule = "no punctuation in front, white space as one space" if settings.get("clean", True) else "not cleaned"
     return f"{case}, {rule}"
