@@ -18,7 +18,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NoReturn
 
-from onepeace import __version__
+from onepeace import __version__, threads
 from onepeace.errors import UsageError, UserError
 
 COMMANDS = {
@@ -92,6 +92,7 @@ class _Listing(argparse.HelpFormatter):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `onepeace ARGV...` (default: of this process) and returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    threads.sleep_while_waiting()
     failure: Exception | None = None
     try:
         code = _run(arguments)

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from onepeace.bench.comparison import ratios, short, spread, take_turns
-from onepeace.embed.embedder import Embedder, Options, load
+from onepeace.embed.embedder import Embedder, load
+from onepeace.embed.options import Options
 from onepeace.embed.stream import Waiting
 from onepeace.errors import UsageError
 from onepeace.index.build import Builder, Report
@@ -34,11 +35,10 @@ class Recorder(Embedder):
         self.take = take
         self._vector = torch.nn.functional.normalize(torch.ones(embedder.embed_dim), dim=0)
 
-    def _compute(self, batch: list[Waiting], options: Options) -> None:
+    def _compute(self, batch: list[Waiting], options: Options) -> torch.Tensor:
         modality = batch[0].modality
         self.take(modality, self.inputs(modality, [entry.sample for entry in batch]))
-        for entry in batch:
-            entry.assembly.fill(entry.row, self._vector)
+        return self._vector.expand(len(batch), -1)
 
 
 def bench_index(folders: Sequence[str], model: str, device: torch.device, seconds: float) -> Iterator[dict[str, Any]]:

@@ -128,6 +128,7 @@ def _torchaudio_native() -> tuple[str, ...]:
 def _print_devices() -> None:
     import torch
 
+    from onepeace import threads
     from onepeace.device import available_devices, bfloat16_is_fast
 
     for name in reversed(available_devices()):
@@ -142,3 +143,4 @@ def _print_devices() -> None:
         else:
             about = ""
         _row(name, "native bf16" if bfloat16_is_fast(device) else "no native bf16", about)
+    _row("threads", str(torch.get_num_threads()), threads.describe())

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from onepeace.data.augment import make_augments
 from onepeace.data.features import StemFeatures, by_name, item_name
 from onepeace.data.sample import Sample
-from onepeace.device import compute_alone
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic, write_text_atomic
+from onepeace.threads import compute_alone
 
 log = logging.getLogger(__name__)
 

@@ -94,7 +94,7 @@ def test_one_item_in_place_of_a_list_is_an_error(model, method, item):
         ({"batch_size": 2.5}, r"batch_size is 2\.5"),
         ({"output": "list"}, "it can be 'torch', 'numpy'"),
         ({"on_error": "ignore"}, "it can be 'raise', 'skip'"),
-        ({"long": "windows"}, "it can be 'truncate', 'mean'"),
+        ({"long": "all"}, "it can be 'truncate', 'mean', 'windows'"),
         ({"window": 2.0}, "window and hop need long='mean'"),
         ({"long": "mean", "window": 0}, "window is 0"),
         ({"long": "mean", "hop": float("nan")}, "hop is nan"),
@@ -121,6 +121,8 @@ def test_wrong_options_are_errors_before_anything_is_read(model, options, messag
         ("encode_audio", (np.zeros(0), 16000), "0 samples"),
         ("encode_audio", {"array": np.zeros(16000)}, "sampling_rate"),
         ("encode", 3.5, "cannot tell"),
+        ("encode", ["a", "b"], "item 0: .*list"),
+        ("encode_image", ["a.jpg"], "item 0: .*list"),
         ("encode", {"img": "a.jpg"}, r"a\.jpg: a composed item has the keys .*image.*; not 'img'"),
     ],
 )
