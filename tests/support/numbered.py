@@ -19,6 +19,7 @@ def write(path, keys, size=8, without=()):
 
 
 def write_shards(folder, sizes, **kw):
+    """000.tar, 001.tar.gz, 002.tar, ... with samples 0-0, 0-1, ..., 1-0, ..."""
     shards = []
     for s, size in enumerate(sizes):
         name = f"{s:03}.tar.gz" if s == 1 else f"{s:03}.tar"
@@ -28,8 +29,3 @@ def write_shards(folder, sizes, **kw):
 
 def keys(samples, count=None):
     return [sample.key for sample in islice(samples, count)]
-
-
-def at(row, position):
-    row.seek(position)
-    return row
