@@ -164,7 +164,8 @@ def _own_records(args: argparse.Namespace) -> "Iterator[Record | Skipped]":
     from onepeace.processors import guessed
 
     columns = dict(given.partition("=")[::2] for given in args.column)
-    if unknown := [given for given in args.column if given.partition("=")[0] not in (*guessed(), "label")]:
+    known = (*guessed(), "label")
+    if unknown := [given for given in args.column if given.partition("=")[0] not in known or "=" not in given]:
         raise UsageError(f"--column {unknown[0]}: should be KEY=COL, where KEY is {', '.join(guessed())} or label")
     if not args.source.is_dir():
         if args.labels_from_folders:
