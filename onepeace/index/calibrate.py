@@ -14,7 +14,7 @@ from contextlib import closing
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,8 +126,8 @@ class Banks:
         return Seen(self.best[place, code], means, squares - float(means.mean()) ** 2, queries.mean(axis=0))
 
     @classmethod
-    def of_words(cls, embedder: "Embedder", model: str = "") -> "Banks":
-        """The banks of texts of a model, which reads them now."""
+    def of_words(cls, embedder: Any, model: str = "") -> "Banks":
+        """The banks of texts of a model, an `Embedder` or a pool of them, which reads them now."""
         read = {bank: embedder.encode_text(texts_of(bank), progress=False, output="numpy") for bank in TEXTS}
         return cls({bank: np.asarray(vectors) for bank, vectors in read.items()}, model)
 
@@ -227,7 +227,7 @@ def calibrate(
             for entry, result in zip(chosen, results, strict=True):
                 bar.update()
                 if result.vector is None:
-                    problems.append(Unreadable(entry.item.path, result.reason))
+                    problems.append(Unreadable(entry.item.path, result.reason or "not computed"))
                 else:
                     rows.append(result.vector.numpy())
         if rows:

@@ -170,7 +170,7 @@ def _figures(name: str, said: Sequence[Said], at: int) -> list[Figure]:
     answered = [what for what in said if what.answered]
     right, none = np.array([what.match for what in answered]), np.sort([what.without for what in said])
     auc = (np.searchsorted(none, right, "left") + np.searchsorted(none, right, "right")) / (2 * len(none))
-    rows = {
+    rows: dict[str, tuple[Any, Any]] = {
         f"answered by the first {FIRST}": ([what.answered for what in said], np.mean([what.chance for what in said])),
         "AUC": (auc, 0.5),
         "kept": (right >= POSSIBLE, 1 - POSSIBLE),
