@@ -24,10 +24,9 @@ MOVED = SIDE / 16
 UNLIKE, ROUNDING = 0.25, 0.5
 """Root mean square difference of two pictures, in standard deviations: two pages of black on white differ by more; and
 levels that are added to it, so that nearly empty pages are no copies of one another."""
-DIFFERENT, RELATIVE, LOCAL = 25.5, 0.65, 3.1
-"""Bounds of the square that differs most: the root mean square difference in levels (0 to 255), its ratio to the
-gradient there (edges differ most when a picture is scaled), and to that of the whole picture (a square that differs
-alone was drawn or moved)."""
+DIFFERENT, LOCAL = 25.5, 3.1
+"""Bounds of the square that differs most: its root mean square difference in levels (0 to 255), and the ratio of that
+to the one of the whole picture. A square that differs alone was drawn or moved."""
 
 RATE, WINDOW, HOP, BANDS, LOWEST, HIGHEST = 8000, 512, 128, 32, 100.0, 3700.0
 """Spectrogram of a sound: Hz, samples, and bands between two frequencies, which a copy at half the rate has too."""
@@ -128,12 +127,10 @@ def _lies_over(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     moved, inside = _laid_over(one, two)
     error = (one - moved) * inside
     cells = _rms(_squares(error), (2, 4, 5))
-    gradients = [_squares(np.hypot(*np.gradient(pixels, axis=(1, 2)))) for pixels in (one, moved)]
-    edges = np.maximum(*(_rms(gradient, (2, 4, 5)) for gradient in gradients))
-    most, relative = cells.max(axis=(1, 2)), (cells / (2 * CELL + edges)).max(axis=(1, 2))
+    most = cells.max(axis=(1, 2))
     whole = _rms(error, (1, 2, 3))
     is_like = whole + ROUNDING < UNLIKE * one.std(axis=(1, 2, 3))
-    return is_like & (most < DIFFERENT) & (relative < RELATIVE) & (most < LOCAL * (1 + whole))
+    return is_like & (most < DIFFERENT) & (most < LOCAL * (1 + whole))
 
 
 def _squares(pixels: np.ndarray) -> np.ndarray:
