@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from onepeace.bench import generate
+from onepeace.bench.__main__ import main
 from onepeace.bench.comparison import MIN_ROUNDS
 from onepeace.bench.generate import bench_generate, columns
-from onepeace.cli import main
 from onepeace.errors import UserError
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def _small(monkeypatch):
 def test_bench_generate_end_to_end(tmp_path, capsys):
     out = tmp_path / "report.json"
     options = ["--size", "tiny", "--beams", "1,3", "--batch", "2", "--length", "4", "--dtypes", "float32"]
-    assert main(["bench", "generate", *options, "--seconds", "0", "--threads", "1", "--json", str(out)]) == 0
+    assert main(["generate", *options, "--seconds", "0", "--threads", "1", "--json", str(out)]) == 0
     rows = json.loads(out.read_text())["rows"]
     assert [(row["beam"], row["batch"], row["length"]) for row in rows] == [(1, 2, 4), (3, 2, 4)]
     for row in rows:

@@ -17,6 +17,7 @@ from support.small_shards import write_shards
 import onepeace
 from onepeace.bench import comparison
 from onepeace.bench import export as bench
+from onepeace.bench.__main__ import main as bench
 from onepeace.cli import main
 from onepeace.config import MaskedDecoderConfig
 from onepeace.errors import UserError
@@ -358,7 +359,7 @@ def test_bench_export_compares_all_formats(exported, folder, tmp_path, monkeypat
         "--json",
         str(tmp_path / "x.json"),
     ]
-    assert main(["bench", "export", str(folder), *sets, *options]) == 0
+    assert bench(["export", str(folder), *sets, *options]) == 0
     rows = json.loads((tmp_path / "x.json").read_text())["rows"]
     formats = ["torch float32", "onnx float32", "onnx int8 dynamic", "onnx int8 weights"]
     assert [(row["branch"], row["format"]) for row in rows] == [
