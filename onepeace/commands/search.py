@@ -133,7 +133,7 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
             yield index, []
     elif getattr(args, "no_index", False):
         with TemporaryDirectory(prefix="onepeace-") as temporary:
-            folder = Path(temporary, "index")
+            folder, args.kept = Path(temporary, "index"), "nothing is kept"
             build(folder, args.paths, **opening)
             with Index.open(folder, **opening) as index:
                 yield index, index.problems()
