@@ -164,8 +164,9 @@ def _own_records(args: argparse.Namespace) -> "Iterator[Record | Skipped]":
     from onepeace.processors import guessed
 
     columns = dict(given.partition("=")[::2] for given in args.column)
-    if unknown := [given for given in args.column if given.partition("=")[0] not in (*guessed(), "label")]:
-        raise UsageError(f"--column {unknown[0]}: should be KEY=COL, where KEY is {', '.join(guessed())} or label")
+    known = (*guessed(), "label")
+    if unknown := [given for given in args.column if "=" not in given or given.partition("=")[0] not in known]:
+        raise UsageError(f"--column {unknown[0]}: should be KEY=COL, where KEY is {', '.join(known)}")
     if not args.source.is_dir():
         if args.labels_from_folders:
             raise UsageError(f"--labels-from-folders is for a folder, and {args.source} is a file")
