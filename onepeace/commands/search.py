@@ -133,7 +133,7 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
             yield index, []
     elif getattr(args, "no_index", False):
         with TemporaryDirectory(prefix="onepeace-") as temporary:
-            folder = Path(temporary, "index")
+            folder, args.kept = Path(temporary, "index"), "nothing is kept"
             build(folder, args.paths, **opening)
             with Index.open(folder, **opening) as index:
                 yield index, index.problems()
@@ -141,13 +141,13 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
         from onepeace.index.kept import folder_of, kept_index
 
         folder, known = folder_of(args.paths, args.model or "tiny"), set()
-        if is_index(folder):
+        if not (is_new := not is_index(folder)):
             with Index.open(folder) as index:
                 known = {problem.path for problem in index.problems()}
-        else:
-            say = "an index of these files is kept, so that the next search takes what is in it"
-            files.say(f"{say} (onepeace index list shows it, --no-index keeps none)")
         kept_index(args.paths, **opening)
+        if is_new:
+            said = "an index of these files is kept, so that the next search takes what is in it"
+            files.say(f"{said} (onepeace index list shows it, --no-index keeps none)")
         with Index.open(folder, **opening) as index:
             yield index, [problem for problem in index.problems() if problem.path not in known]
 

@@ -88,7 +88,7 @@ def named_sets(name: str, root: Path, *, probe: bool = False, one_caption: bool 
     options |= OPTIONS.get(known.protocol, {})
     if one_caption:
         if known.protocol != "retrieval":
-            raise UserError(f"{name} has no captions to choose from; --one-caption is for retrieval")
+            raise UserError(f"{name} has no captions to choose from; one_caption is for retrieval")
         options["one_caption"] = True
     if (sentences := known.sentences()) and not templates(root, test):
         options["templates"] = [*sentences]

@@ -335,14 +335,6 @@ def test_wrong_usage(home, shards, capsys, source, options, message):
     assert capsys.readouterr().err.startswith(f"onepeace: {message}")
 
 
-def test_source_and_output_are_needed(home, shards, capsys):
-    assert main(["shards", "-o", "x"]) == main(["shards", "x"]) == shards("none") == 2
-    first, second, third = capsys.readouterr().err.splitlines()
-    assert "SOURCE" in first
-    assert "-o FOLDER/PREFIX" in second
-    assert third.endswith("none: no such file or folder")
-
-
 # ------------------------------------------------------------------ the writer, and an end before the end
 
 
