@@ -15,7 +15,7 @@ import signal
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import anyio.to_thread
 import numpy as np
@@ -65,7 +65,6 @@ FILE_HEADERS = {
 }
 
 Second = Annotated[FiniteFloat, Parameter(ge=0, description="second of a video")]
-Found = TypeVar("Found")
 
 
 class Ascii(JSONResponse):
@@ -95,7 +94,7 @@ def create_app(service: Service, *, hosts: Collection[str] = ("*",), password: s
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     heavy, pictures = CapacityLimiter(HEAVY), CapacityLimiter(HEAVY)
 
-    async def decoded(function: Callable[[], Found]) -> Found:
+    async def decoded(function: Callable[[], Response]) -> Response:
         return await anyio.to_thread.run_sync(function, limiter=heavy)
 
     @app.get("/health", summary="Whether the server answers")

@@ -27,7 +27,6 @@ CAPTION = 200
 """Characters of a caption that are shown."""
 DIGITS = 4
 """Decimals of a place between 0 and 1."""
-KINDS = ("image", "audio", "text", "video")
 PICTURE, APART = (12.0, 8.5), (0.042, 0.06)
 """Inches of the sides of the drawn picture, and how far apart the pictures in it are, in parts of these."""
 START = """
@@ -84,7 +83,7 @@ def _placed(index: Index, method: str) -> tuple[list[Item], np.ndarray]:
 
 
 def _data(items: Sequence[Item], places: np.ndarray) -> dict[str, Any]:
-    kinds = [kind for kind in KINDS if any(item.modality == kind for item in items)]
+    kinds = [kind for kind in COLORS if any(item.modality == kind for item in items)]
     names = [tuple(map(readable, name_and_place(item.path))) for item in items]
     folders = {folder: i for i, folder in enumerate(dict.fromkeys(folder for _, folder in names))}
     return {

@@ -10,12 +10,10 @@ import binascii
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from onepeace.errors import UserError
 from onepeace.files.source import NamedBytes, scheme
-
-Known = TypeVar("Known")
 
 DATA_URI = re.compile(r"data:[\w.+-]*(?:/[\w.+-]+)?(?:;[\w.+-]+=[\w.+\"-]*)*;base64,", re.IGNORECASE)
 LARGE, SIDE = 16_000_000, 2048
@@ -103,7 +101,7 @@ class Request:
             raise Refused(413, f"{name}: {self.seconds:.0f} s of sound, above the limit of {self.limits.seconds:.0f}")
         return samples, processor.sample_rate
 
-    def _processor(self, modality: str, kind: type[Known]) -> Known:
+    def _processor(self, modality: str, kind: type[Any]) -> Any:
         """The model's own, so that a vector is the same whichever way its file came; else a usual one."""
         own = self.processors().get(modality)
         return own if isinstance(own, kind) else kind()
