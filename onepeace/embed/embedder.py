@@ -49,7 +49,6 @@ BLOCK = 1024
 """Vectors that are collected one by one before they become rows of one tensor."""
 
 Encoded: TypeAlias = Vectors | tuple[Vectors, list[Failure]]
-Cut: TypeAlias = Vectors | list[Windows] | tuple[Vectors | list[Windows], list[Failure]]
 
 _COUNTING = threading.Lock()
 
@@ -177,19 +176,22 @@ class Embedder:
         (3, H, W)."""
         return self._encode(images, Options(modality="image", **options))
 
-    def encode_audio(self, sounds: Iterable[object], **options: "Unpack[Keywords]") -> Cut:
+    def encode_audio(
+        self, sounds: Iterable[object], **options: "Unpack[Keywords]"
+    ) -> Encoded | list[Windows] | tuple[list[Windows], list[Failure]]:
         """(n, E) unit vectors of sounds: paths, http(s) URLs, bytes, (samples, rate), {"array": ..., "sampling_rate":
         ...}; with long="windows" a list of n `Windows`."""
         return self._encode(sounds, Options(modality="audio", **options))
 
-    def encode(self, items: Iterable[object], **options: "Unpack[Keywords]") -> Cut:
-        """(n, E) unit vectors of any mix of items; with long="windows" a list of n `Windows`.
+    def encode(self, items: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
+        """(n, E) unit vectors of any mix of items; long="windows" is not offered here.
 
         What an item is follows from its type, its file ending or its first bytes; a string that is neither a path of
         a picture or sound nor a URL is a text. A dictionary by modality, {"audio": "dog.ogg", "text": "at night"}, is
         one composed vector: the weighted sum of the vectors of its parts, renormalised. With one part it says what an
         item is: {"text": "dog.ogg"}.
         """
+        check_choice("long", options.get("long", "truncate"), ("truncate", "mean"))
         return self._encode(items, Options(**options))
 
     def similarity(self, a: Vectors, b: Vectors) -> Vectors:
