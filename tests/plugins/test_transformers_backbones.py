@@ -63,8 +63,7 @@ def test_a_number_of_a_state_gives_the_states(random_folder, pixels):
     tower = plugin.OnePeaceVisionModel.from_onepeace(str(random_folder))
     states = tower(pixels, output_hidden_states=True).hidden_states
     chosen = tower(pixels, output_hidden_states=-2).hidden_states
-    assert chosen[0] is chosen[2] is None
-    close(chosen[1], states[1])
+    close(chosen[-2], states[-2])  # the others are None, or there too in an older transformers
     assert tower(pixels, output_hidden_states=False).hidden_states is None
 
 
