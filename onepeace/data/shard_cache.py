@@ -40,7 +40,7 @@ OPEN_FILES = 256
 CHUNK = 1 << 20
 COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 """By the first bytes of a file."""
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class ShardCache:
         self.folder, self.max_bytes = folder, max_bytes
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -108,7 +109,7 @@ class ShardCache:
         except UserError:
             raise
         except Exception as error:  # whatever a protocol's library raises: the shard is left out
-            if isinstance(error, OSError) and error.errno in DISK_IS_FULL and not scheme(place):
+            if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
                 raise self._unwritable(error) from error
             return Members([], [f"{describe(place)}: {reason_of(error)}"])
 
@@ -269,7 +270,7 @@ def _download(address: str, target: Path) -> None:
 
 def reason_of(error: Exception) -> str:
     """One line without the address, which may hold a secret."""
-    if isinstance(error, FileNotFoundError):
-        return "not found"
     text = str(error.strerror if isinstance(error, OSError) and error.strerror else error)
-    return text if text and "://" not in text else type(error).__name__
+    if text and "://" not in text:
+        return text
+    return "not found" if isinstance(error, FileNotFoundError) else type(error).__name__

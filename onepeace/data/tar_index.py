@@ -61,7 +61,7 @@ def _members(file: IO[bytes], name: str, broken: list[str]) -> Iterator[tuple[st
         if start > offset:
             broken.append(f"{name}: damaged after {last}, from byte {offset} to {start}")
         if place + length > size:
-            broken.append(f"{name}: ends within {fname}")
+            broken.append(f"{name}: unexpected end of data")
             return
         if regular:
             yield fname, place, length
