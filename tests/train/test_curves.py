@@ -1,4 +1,4 @@
-"""`python -m onepeace.train.curves`: every curve of every run, one line for what is no log, and the file that was asked for."""
+"""`python -m onepeace.train.curves`: every curve of every run, one line for what is no log, the file asked for."""
 
 import json
 from pathlib import Path

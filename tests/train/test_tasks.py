@@ -170,8 +170,8 @@ def test_command_prints_results_draws_boxes_and_names_what_fails(tasks, tmp_path
     pictures.mkdir()
     (pictures / "a.png").write_bytes(sample.inputs["image"])
     (pictures / "b.png").write_bytes(b"no picture")
-    code = main(["classify", str(pictures), "--model", str(tmp_path / "run"), "--text", "the box", "--draw", str(tmp_path / "out"),
-                 "--json"])  # fmt: skip
+    options = ["--model", str(tmp_path / "run"), "--text", "the box", "--draw", str(tmp_path / "out"), "--json"]
+    code = main(["classify", str(pictures), *options])
     out, err = capsys.readouterr()
     (line,) = map(json.loads, out.splitlines())
     assert code == 1
