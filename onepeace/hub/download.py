@@ -64,7 +64,8 @@ def from_hub(
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=patterns, cache_dir=cache))
+        folder = None if cache is None else Path(cache)
+        return Path(snapshot_download(repository, allow_patterns=patterns, cache_dir=folder))
     except Exception as error:  # its errors come from several HTTP packages
         reason = one_line(error)[:200]
         raise UserError(

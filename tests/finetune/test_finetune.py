@@ -1,4 +1,4 @@
-"""`onepeace finetune`, and `onepeace evaluate` of own classes, on small folders and tables: what is learned, refused."""
+"""Fine-tuning on small folders and tables: what is learned, what is refused."""
 
 import csv
 import json
