@@ -1,16 +1,14 @@
 """What a data set consists of."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    from onepeace.data.shard_cache import Shard
+from typing import Any, NamedTuple
 
 
 class Extent(NamedTuple):
     """A member of a shard, read when it is wanted."""
 
-    shard: "Shard"
+    shard: Any
+    """The `onepeace.data.shard_cache.Shard` that it lies in."""
     offset: int
     size: int
 
