@@ -140,7 +140,8 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
     else:
         from onepeace.index.kept import folder_of, kept_index
 
-        folder, known = folder_of(args.paths, args.model or "tiny"), set()
+        folder = folder_of(args.paths, args.model or "tiny")
+        known: set[Path | str] = set()
         if not (is_new := not is_index(folder)):
             with Index.open(folder) as index:
                 known = {problem.path for problem in index.problems()}
