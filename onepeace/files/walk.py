@@ -70,7 +70,7 @@ def walk(
         top = os.path.join(os.path.realpath(path), "")
 
         def leads_out(place: Path, top: str = top) -> bool:
-            if follow_links or not place.is_symlink() or os.path.realpath(place).startswith(top):
+            if follow_links or not place.is_symlink() or os.path.join(os.path.realpath(place), "").startswith(top):
                 return False
             if others is not None:
                 others[LINKS] += 1

@@ -21,6 +21,7 @@ from onepeace.index.ranking import RELEVANT, Ranking
 from onepeace.index.search import Filter, Filters, Results, Scored, Sort, hits_of, scored
 from onepeace.index.store import DATABASE, MODALITIES, Item, Store
 from onepeace.index.text_branch import TextBranch
+from onepeace.progress import status
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
@@ -175,6 +176,7 @@ class Index:
 
         name = self._model or self.model
         check_model(self.store, identity(name))
+        status(f"loading the model {name} ...")
         return load(name, device=self._device, dtype=self._dtype)
 
     @cached_property

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from onepeace.errors import UserError
 from onepeace.index.index import Index, is_index
 
 
@@ -66,9 +67,15 @@ def kept() -> list[Kept]:
 
 
 def forget(folder: str | os.PathLike[str]) -> None:
-    """Delete an index of the cache folder."""
+    """Delete an index of the cache folder.
+
+    Raises:
+        UserError: it lies elsewhere, or another process is writing to it.
+    """
     from onepeace.index.write import writing
 
+    if Path(folder).resolve().parent != cache_folder().resolve():
+        raise UserError(f"{folder}: not in {cache_folder()}; delete an index of your own yourself")
     with writing(folder):
         pass  # no other process writes to it now
     shutil.rmtree(folder)

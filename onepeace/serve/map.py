@@ -60,6 +60,8 @@ def write_map(
     Raises:
         UserError: as `points`; the disk is full; matplotlib is not installed, or does not know the ending.
     """
+    if not len(index):
+        raise UserError(f"{index.folder}: no files in it, so there is no map")
     items, places = _placed(index, method)
     small = _thumbnails(items, index.roots(), thumbnails)
     data = _data(items, places)
