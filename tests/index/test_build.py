@@ -337,7 +337,7 @@ def test_shard_is_read_when_it_has_changed(build, update, no_model, tmp_path, mo
     shard.write_bytes(whole[:4000])  # inside of the second picture
     report = update(tmp_path / "index")
     assert report.removed == 0, "what lies behind the break may come back"
-    assert [problem.reason for problem in report.problems] == ["ends within 1.png"]
+    assert [str(problem.path) for problem in report.problems] == [str(shard)]
     no_model()
     shard.rename(tmp_path / "b.tar")
     (tmp_path / "b.tar").write_bytes(whole)
