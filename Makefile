@@ -21,9 +21,9 @@ $(READY): setup.cfg pyproject.toml
 demo: $(READY)  ## search the sample files by words, a picture, a sound and a mix; the last also as demo.html
 	$(BIN)/onepeace search $(SAMPLES) --text "a cat looking at the camera" --top 3
 	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/bus.jpg --top 3
-	$(BIN)/onepeace search $(SAMPLES) --audio $(SAMPLES)/sounds/dog.ogg --only image --top 3
+	$(BIN)/onepeace search $(SAMPLES) --audio $(SAMPLES)/sounds/dog.ogg --only pictures --top 3
 	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/horses.jpg --text "waves on the beach" --top 3 --html demo.html
-	@echo "The page: $(BIN)/onepeace serve, then open http://127.0.0.1:7860 in a browser"
+	@echo "The page: $(BIN)/onepeace serve data/samples, then open http://127.0.0.1:7860 in a browser"
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
@@ -43,7 +43,7 @@ types: $(READY)  ## check the types
 	$(BIN)/mypy
 
 bench: $(READY)  ## measure the encoders on this machine
-	$(BIN)/onepeace bench encode
+	$(BIN)/python -m onepeace.bench encode
 
 readme: $(READY)  ## write what README.md's commands print into it, and draw its pictures (needs chromium)
 	PYTHONPATH=tests $(BIN)/python -m support.readme

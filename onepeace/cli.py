@@ -13,44 +13,44 @@ import select
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
+from types import ModuleType
 from typing import Any, NoReturn
 
-from onepeace import __version__
+from onepeace import __version__, threads
 from onepeace.errors import UsageError, UserError
 
 COMMANDS = {
     "search": "find pictures, sounds and texts by words, a picture, a sound or a mix of them",
-    "index": "make an index of files, and keep it up to date",
+    "index": "make an index of files, keep it up to date, and look through it",
     "serve": "open a page and a JSON API over an index",
+    "map": "show the files of an index as points of a plane, near ones near one another",
+    "mcp": "let a language model of yours search an index, through MCP on stdio",
     "embed": "write the vectors of files to one file",
-    "classify": "choose the best of given labels for each file",
-    "predict": "let a fine-tuned model label, answer, point, choose, find events or draw masks",
-    "caption": "say what is on pictures, in a sentence each",
+    "classify": "name files: by labels of yours, or by what a fine-tuned model has learned",
+    "caption": "say what is on pictures, and heard in sounds, in a sentence each",
     "answer": "answer a question about pictures",
     "ground": "find what a phrase means on pictures, and draw a box around it",
     "explain": "show where in pictures, or when in sounds, a phrase, a picture or a sound is found",
+    "evaluate": "measure a model on data sets, or on classes of your own",
+    "calibrate": "make the match of a model's hits from files of yours",
+    "finetune": "make a model better on your own files, and show by how much",
+    "train": "train a model by a recipe",
+    "shards": "make training shards of a public data set, a table or a folder of files",
     "convert": "turn a released checkpoint into a model folder",
     "export": "write the branches of a model as ONNX or torch.export files",
-    "shards": "make training shards of a public data set, a table or a folder of files",
-    "train": "train a model by a recipe",
-    "finetune": "make a model better on your own files, and show by how much",
-    "probe": "how well frozen vectors tell your own classes apart",
-    "evaluate": "measure a model on a data set",
-    "calibrate": "make one scale of a model's scores, and match probabilities",
-    "map": "show the files of an index as points of a plane, near ones near one another",
-    "mcp": "let a language model of yours search an index, through MCP on stdio",
-    "plot": "draw the curves of a training run",
     "info": "show what a model or checkpoint file holds and needs",
     "doctor": "show what is installed, what works, and what to do about the rest",
-    "bench": "measure speed on this machine",
+    "completion": "print what makes a shell complete commands and options",
 }
 DECODING = {
-    "search", "index", "map", "serve", "mcp", "embed", "classify", "predict", "caption", "answer", "ground", "explain",
-    "calibrate", "finetune", "probe",
+    "search", "index", "map", "serve", "mcp", "embed", "classify", "caption", "answer", "ground", "explain", "evaluate",
+    "calibrate", "finetune",
 }  # fmt: skip
 """Commands that decode files, which may be broken, and report what is wrong with them themselves."""
+COMPLETING = "_ARGCOMPLETE"
+"""Environment variable by which a shell asks for completions (argcomplete)."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,13 +60,25 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         # parse_known_intermixed_args calls this method again; a parser of sub-commands cannot do it.
-        if self.intermixed or self._subparsers is not None:
+        if self.intermixed or self._subparsers is not None or COMPLETING in os.environ:
             return super().parse_known_args(args, namespace)
         self.intermixed = True
         return self.parse_known_intermixed_args(args, namespace)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        if isinstance(action, argparse._SubParsersAction):
+            raise UsageError(f"no {str(action.metavar).lower()} {value!r}; {_hint(value, action.choices)}")
+        raise argparse.ArgumentError(action, f"{value!r} is unknown; {_hint(value, action.choices)}")
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see: {self.prog} --help")
+
+
+def _hint(word: object, known: Iterable[object]) -> str:
+    near = difflib.get_close_matches(str(word), names := [str(one) for one in known], n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
 
 
 class _Listing(argparse.HelpFormatter):
@@ -80,6 +92,7 @@ class _Listing(argparse.HelpFormatter):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `onepeace ARGV...` (default: of this process) and returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    threads.sleep_while_waiting()
     failure: Exception | None = None
     try:
         code = _run(arguments)
@@ -107,13 +120,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    command = next((argument for argument in arguments if not argument.startswith("-")), None)
-    if command is not None and command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-        raise UsageError(f"no command {command!r}; {hint}")
-    module = import_module(f"onepeace.commands.{command}") if command else None
+    words = os.environ.get("COMP_LINE", "").split()[1:] if COMPLETING in os.environ else arguments
+    command = next((word for word in words if not word.startswith("-")), None)
+    module = import_module(f"onepeace.commands.{command}") if command in COMMANDS else None
+    parser = _parser(command, module)
+    if COMPLETING in os.environ:
+        import argcomplete
 
+        argcomplete.autocomplete(parser)  # ends the process
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        options = args.parser._option_string_actions
+        near = f"; {_hint(unknown[0], options)}" if difflib.get_close_matches(unknown[0], options) else ""
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
+    if module is None:
+        parser.error("no command given")
+    quiet = command in DECODING and "--debug" not in arguments
+    with warnings.catch_warnings(), _only_python_writes_stderr() if quiet else contextlib.nullcontext():
+        if quiet:  # of large and damaged pictures, which name none
+            warnings.filterwarnings("ignore", module="PIL")
+        # The package only writes to its loggers; here it is decided that they are heard, and other packages' are not.
+        logging.basicConfig(format="onepeace: %(message)s", level=logging.WARNING)
+        logging.getLogger("onepeace").setLevel(logging.INFO)
+        try:
+            return module.run(args)
+        except KeyboardInterrupt:
+            if kept := getattr(args, "kept", None):  # what a command that takes long leaves behind
+                _say(f"stopped; {kept}")
+            raise
+
+
+def _parser(command: str | None, module: ModuleType | None) -> _Parser:
+    """The parser of all commands, of which only the one that is used has its arguments."""
     common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser = _Parser(
@@ -123,6 +161,7 @@ def _run(arguments: Sequence[str]) -> int:
         description="One vector space for pictures, sounds and words.",
         formatter_class=_Listing,
     )
+    parser.set_defaults(parser=parser)
     parser.add_argument("--version", action="version", version=f"onepeace {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, text in COMMANDS.items():
@@ -134,21 +173,10 @@ def _run(arguments: Sequence[str]) -> int:
             description=text[0].upper() + text[1:] + ".",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        child.set_defaults(parser=child)
         if module is not None and name == command:
             module.add_arguments(child)
-    args, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        (commands.choices[command] if command else parser).error(f"unrecognized arguments: {' '.join(unknown)}")
-    if module is None:
-        parser.error("no command given")
-    quiet = command in DECODING and "--debug" not in arguments
-    with warnings.catch_warnings(), _only_python_writes_stderr() if quiet else contextlib.nullcontext():
-        if quiet:  # of large and damaged pictures, which name none
-            warnings.filterwarnings("ignore", module="PIL")
-        # The package only writes to its loggers; here it is decided that they are heard, and other packages' are not.
-        logging.basicConfig(format="onepeace: %(message)s", level=logging.WARNING)
-        logging.getLogger("onepeace").setLevel(logging.INFO)
-        return module.run(args)
+    return parser
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ import os
 import sys
 
 import torch
-from threadpoolctl import threadpool_limits
 
 from onepeace.errors import UserError
 
@@ -52,16 +51,6 @@ def devices_of(name: str | None, count: int) -> list[str]:
     chosen = str(choose_device(name))
     cards = [known for known in available_devices() if known.startswith(f"{chosen}:")]
     return [(cards or [chosen])[number % max(1, len(cards))] for number in range(count)]
-
-
-def compute_alone() -> None:
-    """Give the calling thread no OpenMP threads of its own; for threads that decode beside a model.
-
-    Where there are more OpenMP threads than cores, those of the model no longer wait actively for each other, and each
-    of its operations then costs a sleep: a third of the speed on two cores.
-    """
-    torch.get_num_threads()  # the first time a thread asks, this sets what the next line changes
-    threadpool_limits(1, user_api="openmp")
 
 
 def may_be_gpu(name: str | None) -> bool:

@@ -1,4 +1,5 @@
 import os
+import tempfile
 
 # Also of the processes that tests start. The models here are small, and two threads that wait for each other at every
 # operation make a test ten times slower where another process takes a core.
@@ -19,6 +20,10 @@ from onepeace.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Indexes of plain folders that tests search are kept there, also by the processes that tests start.
+_CACHE = tempfile.TemporaryDirectory(prefix="onepeace-tests-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
+
 
 def pytest_collection_modifyitems(items):
     for item in items:
@@ -26,6 +31,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker("shared")
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Copies and indexes of shards are not mixed with those of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONEPEACE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

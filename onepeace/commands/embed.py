@@ -2,12 +2,12 @@
 
 import argparse
 import os
-from pathlib import Path
+from typing import Any
 
-from onepeace.commands import files
+from onepeace.commands import files, options
 from onepeace.errors import UsageError, UserError, need
 
-EXAMPLES = """\
+EXAMPLES = f"""\
 the vectors are unit length, float32, in the order of the files:
   .npz          arrays vectors (n, E), paths (n,), modalities (n,)
   .safetensors  tensor vectors (n, E); paths and modalities are JSON lists in the metadata
@@ -15,34 +15,38 @@ the vectors are unit length, float32, in the order of the files:
 
   onepeace embed pictures sounds -o vectors.npz
 
-exit code: 0, 1 when files could not be read (listed at the end, not in the output), 2 for wrong usage"""
+{files.EXIT_CODES}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    files.add_arguments(parser)
     parser.epilog = EXAMPLES
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="to write: .npz, .safetensors, .parquet"
-    )
+    parser.set_defaults(kept="nothing is written; an index keeps what it has: onepeace index build")
+    files.add_paths(parser)
+    options.add_output(parser, "FILE", "to write: .npz, .safetensors or .parquet")
+    options.add_model(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from onepeace.files.embeddings import WRITERS, Embeddings, write_file
 
-    ending = args.output.suffix
-    if ending.lower() not in WRITERS:
+    ending = args.output.suffix.lower()
+    if ending not in WRITERS:
         raise UsageError(f"{args.output}: unknown ending {ending!r}; known: {', '.join(WRITERS)}")
-    files.check_folder_of(args.output)
-    if ending.lower() == ".parquet":
+    files.check_output(args.output, args.force)
+    if ending == ".parquet":
         need("pyarrow", "parquet")
-    found, problems = files.find(args)
-
-    model = files.load(args)
-    vectors, found, failed = files.encode(model, found, args.batch_size)
-    paths, modalities = [os.fspath(file.path) for file in found], [file.modality for file in found]
-    code = files.exit_code([*problems, *failed], len(found))
-    if not found:
+    found, problems = files.find(args.paths)
+    model = options.load(args)
+    found = files.readable(found, model.modalities)
+    items = [{file.modality: file.path} for file in found]
+    vectors: Any
+    vectors, failures = model.encode(items, batch_size=args.batch_size, output="numpy", on_error="skip")
+    failed = {failure.index: files.Unreadable(found[failure.index].path, failure.reason) for failure in failures}
+    encoded = [file for index, file in enumerate(found) if index not in failed]
+    code = files.exit_code([*problems, *failed.values()], len(encoded))
+    if not encoded:
         raise UserError(f"{args.output}: not written, as not one file has a vector")
-    write_file(args.output, Embeddings(vectors.numpy(), paths, modalities))
-    files.say(f"{len(found)} vectors of {model.embed_dim} numbers in {args.output}")
+    paths, modalities = [os.fspath(file.path) for file in encoded], [file.modality for file in encoded]
+    write_file(args.output, Embeddings(vectors, paths, modalities))
+    files.say(f"{len(encoded)} vectors of {model.embed_dim} numbers in {args.output}")
     return code

@@ -1,99 +1,101 @@
-"""`onepeace evaluate`: a table of figures of a model on the sets of a recipe, or on a public test set by name."""
+"""`onepeace evaluate`: figures of a model on the sets of a recipe, on a public test set, or on classes of one's own."""
 
 import argparse
 import json
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onepeace.commands import files
+from onepeace.commands import files, options
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
 
 if TYPE_CHECKING:
+    from onepeace.embed.embedder import Embedder
+    from onepeace.evaluate.report import Row
     from onepeace.evaluate.run import EvaluationRecipe
 
 EXAMPLES = """\
-WHAT is a recipe, or the name of a public test set whose download lies in --data FOLDER: coco, flickr8k, flickr30k
-(Karpathy's test splits), imagenet, cifar10, cifar100 (binary version), audiocaps, clotho, esc50 (all five folds),
-urbansound8k, vggsound, fsd50k. FOLDER holds what `onepeace shards --layout NAME --help` says, and dataset_NAME.json of
-Karpathy for the first three; or it is in CLIP_benchmark's webdataset layout (test/nshards.txt). Equal scores count
-against the model. The 95 % intervals draw queries anew.
+WHAT is a recipe; or a folder with a folder for each class, or a table (.csv, .tsv, .jsonl) with the columns image or
+audio, and label: how well frozen vectors tell the classes apart, by a linear classifier and by kNN, on a fifth that is
+held out; or the name of a public test set whose download lies in --data FOLDER: coco, flickr8k, flickr30k (Karpathy's
+test splits), imagenet, cifar10, cifar100 (binary version), audiocaps, clotho, esc50 (all five folds), urbansound8k,
+vggsound, fsd50k. FOLDER holds what `onepeace shards --layout NAME --help` says, and dataset_NAME.json of Karpathy for
+the first three; or it is in CLIP_benchmark's webdataset layout (test/nshards.txt). Equal scores count against the
+model. The 95 % intervals draw queries anew.
 
   onepeace evaluate recipes/evaluate/tiny.yaml --data shards
   onepeace evaluate recipes/evaluate/tiny.yaml sets.emoji=null sets.openclipart=null --data shards
-  onepeace evaluate esc50 --data ESC-50-master --probe --model models/mine --save mine.jsonl
+  onepeace evaluate sounds_by_class
+  onepeace evaluate esc50 --data ESC-50-master --probe --model models/mine -o mine.jsonl
+  onepeace evaluate coco --data coco sets.coco.one_caption=true
   onepeace evaluate --compare mine.jsonl other.jsonl
 
 exit code: 0, 1 when a set could not be measured, 2 for wrong usage"""
+TABLES = (".csv", ".tsv", ".jsonl")
+NEIGHBOURS = 20
+"""The k of kNN on classes of one's own."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("what", nargs="?", metavar="WHAT", help="a YAML file, or the name of a public set; see below")
+    parser.add_argument("what", nargs="?", metavar="WHAT", help="recipe, folder, table or name; see below")
     parser.add_argument("override", nargs="*", metavar="a.b=value", help="fields in place of the recipe's")
-    parser.add_argument("--model", metavar="NAME", help="a model name or folder (default: tiny)")
-    parser.add_argument("--data", metavar="FOLDER", help="where the sets lie (default: $ONEPEACE_DATA)")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: the best there is)")
-    parser.add_argument("--probe", action="store_true", help="of a NAME: also linear probe and kNN on frozen vectors")
-    parser.add_argument("--one-caption", action="store_true", help="of a NAME: one caption per picture or sound")
-    parser.add_argument("--json", action="store_true", help="one JSON object per figure instead of a table")
-    parser.add_argument("--save", type=Path, metavar="FILE", help="also write the JSON, with every query's result")
+    parser.add_argument("--data", metavar="FOLDER", help="where the sets lie ($ONEPEACE_DATA)")
+    parser.add_argument("--probe", action="store_true", help="of a name: also linear probe and kNN on frozen vectors")
+    text = "also write the figures as JSON, with every query's result"
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=text)
+    parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="compare two such files")
+    options.add_model(parser, None, batch_size=None, dtype=False)
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the figures. A set that fails is named on stderr, the others are measured, and the result is 1."""
     if args.compare:
-        if args.what:
-            raise UsageError("--compare takes two files and nothing to measure")
-        names = ("model", "data", "device", "probe", "one_caption", "json", "save")
-        if given := [name for name in names if getattr(args, name)]:
-            raise UsageError(f"--{given[0].replace('_', '-')} is for measuring, and --compare reads what was measured")
+        if any((args.what, args.model, args.data, args.probe, args.output)):
+            raise UsageError("--compare reads two files and measures nothing; leave the rest out")
         return _compare(*args.compare)
     if not args.what:
-        raise UsageError("say what to measure: a recipe or a name; see: onepeace evaluate --help")
-    if args.save:
-        files.check_folder_of(args.save)
+        raise UsageError("say what to measure: a recipe, a folder, a table or a name; see: onepeace evaluate --help")
     args.model = args.model or "tiny"
-    import onepeace
+    if args.output:
+        files.check_output(args.output, args.force)
+    from onepeace import __version__
     from onepeace.evaluate.report import as_json, as_table
-    from onepeace.evaluate.run import run as measure
-    from onepeace.generative.generator import writes
     from onepeace.hub.fingerprint import fingerprint
-    from onepeace.hub.folder import read_config
     from onepeace.hub.resolve import resolve
+    from onepeace.progress import Progress
 
-    recipe = _recipe(args)
-    if not recipe.sets:
-        raise UserError(f"{args.what}: no set is left to measure; leave out fewer of them")
-    root = recipe.data.folder()
-    wanted = any(protocol.needs_writer for protocol in recipe.sets.values())
-    writer = wanted and writes(read_config(resolve(args.model)))
-    model: Any = (onepeace.load_generator if writer else onepeace.load)(args.model, device=args.device)
+    recipe = None if _is_own(args.what) else _recipe(args)
+    model = _load(args, recipe)
     about: dict[str, Any] = {"model": args.model, "model_hash": fingerprint(resolve(args.model))}
-    about |= {"dtype": str(model.dtype).removeprefix("torch."), "version": onepeace.__version__}
+    about |= {"dtype": str(model.dtype).removeprefix("torch."), "version": __version__}
+    problems: list[files.Unreadable] = []
     failures: list[UserError] = []
-
-    def failed(error: UserError) -> None:
-        print(error, file=sys.stderr)
-        failures.append(error)
-
-    rows = []
+    rows: list[Row] = []
     try:
-        for row in measure(model, recipe.sets, root, failed):
-            rows.append(row)
-            if args.json:
-                print(as_json(row, about), flush=True)
+        with Progress(1 if recipe is None else len(recipe.sets), "set") as progress:
+            for row in _own(args, model, problems) if recipe is None else _measured(recipe, model, failures):
+                progress.update(not rows or row.set != rows[-1].set)
+                rows.append(row)
+                if args.json:
+                    print(as_json(row, about), flush=True)
     finally:  # what was measured before an error or Ctrl-C has taken its time
         if rows and not args.json:
             print(as_table(rows))
-        if rows and args.save:
-            write_text_atomic(args.save, "".join(f"{as_json(row, about, per_query=True)}\n" for row in rows))
+        if rows and args.output:
+            write_text_atomic(args.output, "".join(f"{as_json(row, about, per_query=True)}\n" for row in rows))
     if not rows and not failures:
         raise UserError(f"{args.what}: nothing was measured; the model has the modalities of no set")
-    return 1 if failures else 0
+    return files.exit_code(problems, len(rows[0].per_query) if rows else 0) or int(bool(failures))
+
+
+def _is_own(what: str) -> bool:
+    return Path(what).is_dir() or Path(what).suffix.lower() in TABLES
 
 
 def _recipe(args: argparse.Namespace) -> "EvaluationRecipe":
@@ -103,13 +105,69 @@ def _recipe(args: argparse.Namespace) -> "EvaluationRecipe":
     data = {"root": args.data} if args.data else {}
     if args.what in SETS:
         root = DataRoot(**data).folder()
-        sets = named_sets(args.what, root, probe=args.probe, one_caption=args.one_caption)
-        return recipe_from({"sets": sets, "data": {"root": str(root)}}, args.override, args.what)
-    if args.probe or args.one_caption:
-        raise UsageError("--probe and --one-caption are for a set by name; a recipe says it itself")
-    if not Path(args.what).exists():
-        raise UsageError(f"{args.what}: no such recipe, and no set of that name; there are {', '.join(SETS)}")
-    return read_recipe(args.what, [*args.override, *([f"data.root={json.dumps(args.data)}"] if args.data else [])])
+        sets = named_sets(args.what, root, probe=args.probe)
+        recipe = recipe_from({"sets": sets, "data": {"root": str(root)}}, args.override, args.what)
+    elif args.probe:
+        raise UsageError("--probe is for a set by name; a recipe says it itself")
+    elif not Path(args.what).exists():
+        raise UsageError(f"{args.what}: no such file or folder, and no set of that name; there are {', '.join(SETS)}")
+    else:
+        root_of_data = [f"data.root={json.dumps(args.data)}"] if args.data else []
+        recipe = read_recipe(args.what, [*args.override, *root_of_data])
+    if not recipe.sets:
+        raise UserError(f"{args.what}: no set is left to measure; leave out fewer of them")
+    return recipe
+
+
+def _load(args: argparse.Namespace, recipe: "EvaluationRecipe | None") -> Any:
+    """The model; one that writes, where a set wants that."""
+    import onepeace
+    from onepeace.generative.generator import writes
+    from onepeace.hub.folder import read_config
+    from onepeace.hub.resolve import resolve
+
+    wanted = recipe is not None and any(protocol.needs_writer for protocol in recipe.sets.values())
+    if wanted and writes(read_config(resolve(args.model))):
+        return onepeace.load_generator(args.model, device=args.device)
+    return options.load(args)
+
+
+def _measured(recipe: "EvaluationRecipe", model: Any, failures: list[UserError]) -> "Iterator[Row]":
+    from onepeace.evaluate.run import run
+
+    def failed(error: UserError) -> None:
+        print(error, file=sys.stderr)
+        failures.append(error)
+
+    return run(model, recipe.sets, recipe.data.folder(), failed)
+
+
+def _own(args: argparse.Namespace, model: "Embedder", problems: list[files.Unreadable]) -> "Iterator[Row]":
+    """The rows of a probe of one's own classes."""
+    import numpy as np
+
+    from onepeace.evaluate.intervals import interval
+    from onepeace.evaluate.protocols.probe import Part, every_fifth, probe
+    from onepeace.evaluate.report import Row
+    from onepeace.finetune.own_data import read_own_data, split
+
+    if args.data or args.probe or args.override:
+        raise UsageError(f"{args.what}: classes of your own take no --data, --probe and a.b=value")
+    data = read_own_data(Path(args.what), model.modalities)
+    if not data.labelled:
+        raise UserError(f"{args.what}: a probe needs a label for every item; there are captions only")
+    problems += [files.Unreadable(Path(where), reason) for where, reason in data.left_out]
+    for (modality, *_), records in data.groups.items():
+        start = time.perf_counter()
+        train, test = split(records)
+        vectors = np.asarray(model.encode([{modality: one.inputs[modality]} for one in (*train, *test)]))
+        labels = np.array([one.label for one in (*train, *test)])
+        learned = np.arange(len(train))
+        part = Part(learned, every_fifth(labels[learned]), np.arange(len(train), len(labels)))
+        for one in probe(vectors, labels, [part], ("linear", "knn"), NEIGHBOURS, args.what):
+            seconds, spread = time.perf_counter() - start, interval(one.per_query)
+            about = {"protocol": "probe", "note": one.note}
+            yield Row(modality, one.metric, one.value, one.chance, one.n, seconds, spread, one.per_query, about=about)
 
 
 def _compare(first: Path, second: Path) -> int:

@@ -6,65 +6,63 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onepeace.commands import files
+from onepeace.commands import files, options
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_atomic, write_text_atomic
 from onepeace.files.drawing import Drawings
-from onepeace.files.source import describe, scheme
+from onepeace.files.source import describe
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
     from onepeace.embed.explain import Explanation
 
 SHOWN = ("image", "audio")
-EXAMPLES = """\
+EXAMPLES = f"""\
 A map says how well each part of a picture, or each moment of a sound, fits the query; its colours go from the least to
 the largest value in the file, so look at the similarity too: where the thing is not there, something is still the best.
 
   onepeace explain dog.jpg --text "a dog" -o dog_map.png
   onepeace explain street.mp3 --text "a car horn" -o street.html
-  onepeace explain holidays --only image --image hat.jpg -o maps
+  onepeace explain holidays --image hat.jpg -o maps
   onepeace explain *.wav --audio bark.ogg --json
 
 -o is a PNG for one file, an HTML page with all of them, or a folder (made if need be) for a PNG of each.
-exit code: 0, 1 when files could not be read (listed at the end), 2 for wrong usage"""
+{files.EXIT_CODES}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
-    files.add_arguments(parser, kinds=SHOWN, batch_size=False)
+    files.add_paths(parser)
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--text", metavar="T", help="what to look or listen for: a phrase,")
     asked.add_argument("--image", metavar="F", help="... a picture,")
     asked.add_argument("--audio", metavar="F", help="... or a sound")
-    parser.add_argument("-o", "--out", type=Path, metavar="OUT", help="OUT.png, OUT.html or a folder")
-    parser.add_argument("--json", action="store_true", help="one JSON object per file, with the map, not a table")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="OUT.png, OUT.html or a folder")
+    options.add_model(parser, batch_size=None, dtype=False)
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    kind, value = next((key, getattr(args, key)) for key in files.KINDS if getattr(args, key) is not None)
-    if kind != "text" and not scheme(value) and not os.path.exists(value):
-        raise UsageError(f"{value}: no such file")
-    found, problems = files.find(args)
-    texts = [file for file in found if file.modality not in SHOWN]
-    found = [file for file in found if file.modality in SHOWN]
-    if texts:
-        files.say(f"{files.counted(len(texts), 'text file')} left out: maps are of pictures and sounds")
+    kind, value = next((key, given) for key in ("text", *SHOWN) if (given := getattr(args, key)) is not None)
+    if kind != "text":
+        files.check_input(value)
+    found, problems = files.find(args.paths)
+    found = files.readable(found, SHOWN, "explain")
     if not found and not problems:
         raise UsageError(f"no pictures or sounds in {', '.join(args.paths)}")
-    as_page = args.out is not None and args.out.suffix.lower() == ".html"
-    drawings = _folder(args.out, len(found))
+    as_page = args.output is not None and args.output.suffix.lower() == ".html"
+    drawings = _folder(args.output, len(found))
     from onepeace.embed.items import reason_of
     from onepeace.serve.explained import draw, render
 
-    model = files.load(args)
+    model = options.load(args)
     query = model.encode([{kind: value}], progress=False)[0]
     asked = value if kind == "text" else os.path.basename(value)
     shown, rows, failed = [], [], []
     for file in found:
         try:
             explanation = model.explain({file.modality: file.path}, query)
-            drawn = draw(file.path, explanation, asked) if args.out else None
+            drawn = draw(file.path, explanation, asked) if args.output else None
         except UserError as error:
             failed.append(files.Unreadable(file.path, reason_of(describe(file.path), error)))
             continue
@@ -73,13 +71,13 @@ def run(args: argparse.Namespace) -> int:
         elif drawn and drawings:
             drawings.save(drawn.drawing, file.path)
         elif drawn:
-            with write_atomic(args.out) as temporary:
+            with write_atomic(args.output) as temporary:
                 drawn.drawing.save(temporary, "PNG")
         if args.json:
             print(json.dumps({"path": os.fspath(file.path), **_plain(explanation)}), flush=True)
         rows.append((f"{explanation.similarity:.3f}", _where(explanation), files.shown(file.path)))
     if rows and as_page:
-        write_text_atomic(args.out, render(asked, shown, args.out.parent, args.model))
+        write_text_atomic(args.output, render(asked, shown, args.output.parent, args.model))
     if rows and not args.json:
         print(format_table(("similarity", "best at", "path"), rows))
     return files.exit_code([*problems, *failed], len(rows))
@@ -90,7 +88,7 @@ def _folder(out: Path | None, num_files: int) -> Drawings | None:
     if out is None:
         return None
     if out.suffix.lower() in (".png", ".html"):
-        files.check_folder_of(out)
+        files.check_output(out)
         if out.suffix.lower() == ".png" and num_files > 1:
             raise UsageError(
                 f"{out}: one PNG for {num_files} files; name a folder, or a page, {out.with_suffix('.html')}"

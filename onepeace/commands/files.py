@@ -1,44 +1,24 @@
-"""What the commands over files share: their options, the files they are about, and how failures are reported."""
+"""What the commands over files share: which files they are about, and how failures are reported."""
 
 import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
-from onepeace.commands import number
 from onepeace.errors import UsageError
-from onepeace.files.walk import Found, Unreadable, walk
+from onepeace.files.walk import LINKS, Found, Unreadable, walk
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from onepeace.embed.embedder import Embedder
-
-KINDS = ("image", "audio", "text")
+EXIT_CODES = "exit code: 0, 1 when files could not be read (listed at the end), 2 for wrong usage"
 
 
-def add_arguments(
-    parser: argparse.ArgumentParser, kinds: Sequence[str] = KINDS, *, model: bool = True, batch_size: bool = True
-) -> None:
-    """PATHS and the options of the model; without --model where the command names it in another way, and without
-    --batch-size where files are computed one by one."""
+def add_paths(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATHS", help="files, and folders with all that is in them")
-    if model:
-        parser.add_argument("--model", default="tiny", metavar="NAME", help="tiny, a model folder or a released model")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
-    parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
-    if batch_size:
-        parser.add_argument(
-            "--batch-size", type=number.positive, default=32, metavar="N", help="files in one pass (default: 32)"
-        )
-    parser.add_argument("--only", choices=kinds, help="leave out the other kinds of files")
 
 
-def find(args: argparse.Namespace) -> tuple[list[Found], list[Unreadable]]:
-    """The files that `args.paths` and `args.only` mean, and what cannot be read among them.
+def find(paths: Sequence[str]) -> tuple[list[Found], list[Unreadable]]:
+    """The pictures, sounds, texts and videos that `paths` mean, and what cannot be read among them.
 
     Raises:
         UsageError: a path that does not exist, or nothing found.
@@ -46,42 +26,37 @@ def find(args: argparse.Namespace) -> tuple[list[Found], list[Unreadable]]:
     from onepeace.processors import guessed, sniff
 
     suffixes = {suffix: key for key, processor in guessed().items() for suffix in processor.suffixes}
-    found, problems = walk(args.paths, suffixes)
-    files = []
-    for path, known in found:
-        modality = known or sniff(path)
-        if modality is None:
+    others: Counter[str] = Counter()
+    walked, problems = walk(paths, suffixes, others=others)
+    say_other_kinds(others)
+    found = []
+    for path, known in walked:
+        if modality := known or sniff(path):
+            found.append(Found(path, modality))
+        else:
             problems.append(Unreadable(path, f"not a picture, sound or text (unknown ending {path.suffix!r})"))
-        elif args.only in (None, modality):
-            files.append(Found(path, modality))
-    if not files and not problems:
-        what = args.only or "image, audio or text"
-        raise UsageError(f"no {what} files in {', '.join(args.paths)}")
-    return files, problems
+    if not found and not problems:
+        raise UsageError(f"no pictures, sounds or texts in {', '.join(paths)}")
+    return found, problems
 
 
-def load(args: argparse.Namespace) -> "Embedder":
-    """The model that `args` names."""
-    from onepeace.embed.embedder import load
+def readable(found: Iterable[Found], modalities: Container[str], reader: str = "this model") -> list[Found]:
+    """The files whose modality is among those that are read; the others are counted on stderr."""
+    files = list(found)
+    if left_out := Counter(file.modality for file in files if file.modality not in modalities):
+        kinds = " and ".join(counted(number, f"{kind} file") for kind, number in sorted(left_out.items()))
+        say(f"{kinds} left out: {reader} does not read {'it' if left_out.total() == 1 else 'them'}")
+    return [file for file in files if file.modality in modalities]
 
-    return load(args.model, device=args.device, dtype=args.dtype)
 
-
-def encode(
-    model: "Embedder", files: Sequence[Found], batch_size: int
-) -> tuple["Tensor", list[Found], list[Unreadable]]:
-    """Vectors (n, E) of those files that can be read, these files, and the others.
-
-    Files of a modality that the model lacks are in neither list; they are counted on stderr.
-    """
-    known = [file for file in files if file.modality in model.modalities]
-    say_left_out(Counter(file.modality for file in files if file.modality not in model.modalities))
-    items = [{file.modality: file.path} for file in known]
-    vectors, failures = model.encode(items, batch_size=batch_size, on_error="skip")
-    reasons = {failure.index: failure.reason for failure in failures}
-    encoded = [file for index, file in enumerate(known) if index not in reasons]
-    failed = [Unreadable(known[index].path, reason) for index, reason in reasons.items()]
-    return cast("Tensor", vectors), encoded, failed
+def say_other_kinds(count: Counter[str]) -> None:
+    """How many files have endings that nothing reads, and how many links were not followed."""
+    endings = [(ending, number) for ending, number in count.most_common() if ending != LINKS]
+    if endings:
+        kinds = ", ".join(f"{ending} {number:,}" for ending, number in endings)
+        say(f"{counted(sum(dict(endings).values()), 'file')} of other kinds left out: {kinds}")
+    if count[LINKS]:
+        say(f"{count[LINKS]:,} {LINKS} left out")
 
 
 def exit_code(problems: Sequence[Unreadable], num_files: int) -> int:
@@ -109,29 +84,32 @@ def lines_of(path: Path, what: str) -> list[str]:
     return lines
 
 
-def check_folder_of(path: Path) -> None:
-    """`UsageError` if nothing can be written at `path`; asked before the work, not after it."""
+def check_output(path: Path, force: bool = True) -> None:
+    """`UsageError` if nothing can be written at `path`, or something is there and `force` is not given; asked before
+    the work, not after it."""
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}")
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name a file")
+    if path.exists() and not force:
+        raise UsageError(f"{path}: is there already; --force replaces it")
+
+
+def check_input(value: str) -> None:
+    """`UsageError` unless it is an address, or a file that is there."""
+    from onepeace.files.source import scheme
+
+    if not scheme(value) and not os.path.isfile(value):
+        raise UsageError(f"{value}: {'is a folder; name a file' if os.path.isdir(value) else 'no such file'}")
 
 
 def say(message: str) -> None:
     print(f"onepeace: {message}", file=sys.stderr)
 
 
-def say_left_out(count: Mapping[str, int]) -> None:
-    """How many files there are of modalities that the model lacks."""
-    if count:
-        kinds = sorted(count)
-        number = f"{sum(count.values())} {' and '.join(kinds)} files"
-        say(f"{number} are left out: this model has no {' or '.join(kinds)}")
-
-
 def counted(count: int, thing: str) -> str:
     """ "1 file", "2 files"."""
-    return f"{count} {thing}{'' if count == 1 else 's'}"
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def shown(path: Path | str) -> str:

@@ -1,85 +1,112 @@
-"""What the commands of generative models share: their options, and the loop over pictures."""
+"""`onepeace caption`, `answer` and `ground`: a generative model says something of files."""
 
 import argparse
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onepeace.commands import files, number
-from onepeace.errors import UserError
+from onepeace.commands import files, options
+from onepeace.errors import UsageError, UserError
+from onepeace.files.drawing import Drawings, with_box
 from onepeace.files.table import format_table
-from onepeace.files.walk import Unreadable
 
 if TYPE_CHECKING:
     from onepeace.generative.answers import Answer
 
-EXIT_CODES = "exit code: 0, 1 when files could not be read (listed at the end), 2 for wrong usage"
+EXAMPLES = {
+    "caption": """\
+  onepeace caption data/samples
+  onepeace caption pictures --model models/ofa-caption --json > captions.jsonl""",
+    "answer": """\
+  onepeace answer street.jpg --question "how many buses are there?" --model models/ofa-vqa
+  onepeace answer pictures --question "is it day or night?" --labels day,night --model models/ofa-vqa --json""",
+    "ground": """\
+the box is x0, y0, x1, y1 in pixels of the picture, from its top left corner.
+
+  onepeace ground street.jpg --text "the bus on the left" --model models/ofa-refcoco
+  onepeace ground pictures --text "a red umbrella" --model models/ofa-refcoco --draw umbrellas --json""",
+}
+KINDS = {"caption": ("text",), "answer": ("text", "choice"), "ground": ("box",)}
+"""Kinds of answers that a task of this name may have (onepeace/generative/answers.py)."""
 
 
-def add_arguments(parser: argparse.ArgumentParser, **model: object) -> None:
-    """PATHS, the model and how results are printed. `model`: whether there is a default, as argparse has it."""
-    parser.add_argument("paths", nargs="+", metavar="PATHS", help="files, and folders with all that is in them")
-    parser.add_argument("--model", metavar="NAME", help="folder or name of a generative model", **model)  # type: ignore[arg-type]
-    parser.add_argument("--tasks", metavar="FILE", help="tasks in YAML, over the model's own")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
-    parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
-    parser.add_argument(
-        "--batch-size", type=number.positive, default=8, metavar="N", help="files in one pass (default: 8)"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.epilog = f"{EXAMPLES[name]}\n\n{files.EXIT_CODES}"
+    files.add_paths(parser)
+    if name == "answer":
+        parser.add_argument("--question", required=True, metavar="Q", help="what is asked about each picture")
+        parser.add_argument("--labels", metavar="A,B,C", help="answers to choose from (any words)")
+    if name == "ground":
+        parser.add_argument("--text", required=True, metavar="T", help="what is to be found, in words")
+        parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write pictures with their boxes (PNG)")
+    default = "tiny-captions" if name == "caption" else None
+    options.add_model(parser, default, batch_size=8, dtype=False, required=default is None)
+    options.add_json(parser)
 
 
-def run(
-    args: argparse.Namespace,
-    name: str,
-    kinds: tuple[str, ...],
-    fields: Mapping[str, object],
-    result_of: "Callable[[Path, Answer], tuple[dict[str, Any], tuple[str, ...]]]",
-    columns: tuple[str, ...],
-    choices: list[str] | None = None,
-) -> int:
-    """Puts a task to every file that `args` names, and prints what comes out.
+def run(args: argparse.Namespace, name: str) -> int:
+    asked = {"caption": None, "answer": "question", "ground": "text"}[name]
+    given = {asked: getattr(args, asked)} if asked else {}
+    fields = {"text": given[asked]} if asked else {}
+    if asked and not fields["text"].strip():
+        raise UsageError(f"--{asked} is empty")
+    choices = [label for part in (getattr(args, "labels", None) or "").split(",") if (label := part.strip())]
+    drawings = Drawings(args.draw) if getattr(args, "draw", None) else None
+    found, problems = files.find(args.paths)
 
-    Args:
-        name: of the task.
-        kinds: of answers that `result_of` takes, as in `Task.answer`.
-        fields: of the task's prompt, the same for every file.
-        result_of: the fields of the JSON object of a path and its answer, and the cells of its row in the table.
-        columns: heads of those cells.
-        choices: in place of the task's kind of answer, one of these.
+    from onepeace.progress import Progress, status
 
-    Raises:
-        UserError: the task has another kind of answer.
-    """
-    found, problems = files.find(argparse.Namespace(paths=args.paths, only=None))
+    status(f"loading the model {args.model} ...")
     from onepeace.generative.generator import load_generator
 
-    generator = load_generator(args.model, device=args.device, dtype=args.dtype, tasks=args.tasks)
+    generator = load_generator(args.model, device=args.device)
     task = generator.task(name)
-    if choices is not None:
+    if choices:
         task = replace(task, answer="choice", choices=choices)
-    if task.answer not in kinds:
-        where = args.model if args.tasks is None else f"{args.model} with {args.tasks}"
-        raise UserError(f"the task {name} of {where} gives no {' or '.join(kinds)} but {task.answer}")
-    known = generator.reader.processors(task)
-    files.say_left_out(Counter(file.modality for file in found if file.modality not in known))
-    found = [file for file in found if file.modality in known]
+    if task.answer not in KINDS[name]:
+        raise UserError(f"the task {name} of {args.model} gives no {' or '.join(KINDS[name])} but {task.answer}")
+    found = files.readable(found, generator.reader.processors(task))
     items = ({file.modality: file.path, **fields} for file in found)
     rows, failed = [], []
-    for one in generator.stream(task, items, batch_size=args.batch_size):
-        path = found[one.index].path
-        if not one.answers:
-            failed.append(Unreadable(path, str(one.reason)))
-            continue
-        result, cells = result_of(path, one.answer)
-        numbers = {"score": one.answer.score, "confidence": one.answer.confidence}
-        if args.json:
-            print(json.dumps({"path": os.fspath(path), **result, **numbers}), flush=True)
-        rows.append((*cells, f"{one.answer.confidence:.2f}", files.shown(path)))
+    with Progress(len(found)) as progress:
+        for one in generator.stream(task, items, batch_size=args.batch_size):
+            progress.update()
+            path = found[one.index].path
+            if not one.answers:
+                failed.append(files.Unreadable(path, str(one.reason)))
+                continue
+            result = _result(name, one.answer)
+            if drawings:
+                result["picture"] = _draw(drawings, path, result["box"], args.text)
+            if args.json:
+                numbers = {"score": one.answer.score, "confidence": one.answer.confidence}
+                print(json.dumps({"path": os.fspath(path), **given, **result, **numbers}), flush=True)
+            rows.append((_cell(result), f"{one.answer.confidence:.2f}", files.shown(path)))
     if rows and not args.json:
-        print(format_table((*columns, "confidence", "path"), rows))
+        column = {"ground": "box"}.get(name, name)
+        print(format_table((column, "confidence", "path"), rows))
     return files.exit_code([*problems, *failed], len(rows))
+
+
+def _result(name: str, answer: "Answer") -> dict[str, Any]:
+    """What an answer says, under the name of the task."""
+    from onepeace.generative.answers import Box, Choice
+
+    if isinstance(answer, Box):
+        return {"box": list(answer.box)}
+    if isinstance(answer, Choice):
+        return {name: answer.choice, "scores": answer.scores}
+    return {name: answer.text}  # type: ignore[union-attr]
+
+
+def _cell(result: dict[str, Any]) -> str:
+    value = next(iter(result.values()))
+    return value if isinstance(value, str) else ", ".join(f"{corner:.0f}" for corner in value)
+
+
+def _draw(drawings: Drawings, path: Path, box: list[float], words: str) -> str:
+    from onepeace.processors import ImageProcessor
+
+    return os.fspath(drawings.save(with_box(ImageProcessor(draft=False).load(path), box, words), path))

@@ -1,31 +1,33 @@
-"""`onepeace index`: an index of files on disk, made once and kept up to date, that `onepeace search` answers from."""
+"""`onepeace index`: make an index of files, keep it up to date, and look through it."""
 
 import argparse
+import json
 import shlex
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onepeace.commands import files, index_groups, number
-from onepeace.commands.calibrate import print_fits, say_banks
+from onepeace.commands import files, options
+from onepeace.commands.number import positive, seconds
 from onepeace.errors import UsageError, need
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
-    from onepeace.index.build import Report
-    from onepeace.index.index import Index
+    from onepeace.index import Item, Report
 
 EXAMPLES = """\
-  onepeace index build Pictures Music --index my.index --exclude "*/thumbnails/"
+  onepeace index build my.index Pictures Music --exclude "*/thumbnails/"
   onepeace search my.index --text "a dog on the beach"
-  onepeace index update --index my.index      # new, changed, moved and deleted files
-  onepeace index stats --index my.index --problems
+  onepeace index update my.index                # new, changed, moved and deleted files
+  onepeace index stats my.index --problems
+  onepeace index caption my.index && onepeace search my.index --text dog --where "'beach' in caption"
 
 A folder may hold a file .onepeaceignore with patterns as in .gitignore. A stopped run goes on with the same command.
 
 exit code: 0, 1 when files could not be embedded (listed at the end; those that are known from before are only counted)
 or something is damaged, 2 for wrong usage"""
+IN_THE_MIDDLE = 3
+"""Files that are named as examples of a cluster."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,269 +35,275 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, (run_verb, text, arguments) in VERBS.items():
         child = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
-        child.set_defaults(run_verb=run_verb)
-        child.add_argument("--index", type=Path, required=True, metavar="FOLDER", help="folder of the index")
-        arguments(child)
+        child.set_defaults(run_verb=run_verb, parser=child)
+        if name != "list":
+            child.add_argument("index", type=Path, metavar="INDEX", help="folder of the index")
+        if arguments is not None:
+            arguments(child)
 
 
 def run(args: argparse.Namespace) -> int:
     return args.run_verb(args)
 
 
-def _embedding_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="NAME", help="tiny (default), a model folder or a released model")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
-    parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
-    parser.add_argument("--batch-size", type=number.positive, default=32, metavar="N", help="files in one pass (32)")
-    several = "processes that embed, one for each GPU, or with a share of the cores each (default: this one)"
-    parser.add_argument("--workers", type=number.positive, metavar="N", help=several)
-    store = "also keep the vectors in Milvus, which searches them: milvus://HOST[:PORT], or a file of Milvus Lite, "
-    store += "NAME.db; local: no longer"
-    parser.add_argument("--store", metavar="PLACE", help=store)
-    engine = "local, or ray: on all machines of a Ray cluster, or on this one where none is running"
-    parser.add_argument("--engine", choices=("local", "ray"), default="local", help=engine)
-    window = "a long sound has a vector for every S seconds; of a new index (10)"
-    parser.add_argument("--window", type=number.seconds, metavar="S", help=window)
-    hop = "seconds from the start of one to that of the next; of a new index (5)"
-    parser.add_argument("--hop", type=number.seconds, metavar="S", help=hop)
-    kept = "search structure: exact, faiss-ivf, usearch or faiss-hnsw; default: one where there are many vectors"
-    parser.add_argument("--nearest", default="auto", metavar="NAME", help=kept)
-    parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
+def _update_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(kept="what is embedded is kept, and the same command goes on with it")
+    options.add_model(parser, None)
+    text = "processes that embed: one for each GPU, or with a share of the cores each (this one)"
+    parser.add_argument("--workers", type=positive, metavar="N", help=text)
+    parser.add_argument("--engine", metavar="NAME", help="plug-in that embeds elsewhere, as ray: on a Ray cluster")
 
 
 def _build_arguments(parser: argparse.ArgumentParser) -> None:
-    help_text = "folders, files, tables (.csv, .tsv, .jsonl) or webdataset shards (.tar, .tar.gz)"
-    parser.add_argument("paths", nargs="+", metavar="PATHS", help=help_text)
+    text = "folders, files, tables (.csv, .tsv, .jsonl) or webdataset shards (.tar, .tar.gz)"
+    parser.add_argument("paths", nargs="+", metavar="PATHS", help=text)
+    _update_arguments(parser)
     parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="leave out, as in .gitignore")
-    _embedding_arguments(parser)
+    text = "take in what links inside folders lead to, also outside of them"
+    parser.add_argument("--follow-links", action="store_true", help=text)
+    text = "a long sound has a vector for every S seconds; of a new index (10)"
+    parser.add_argument("--window", type=seconds, metavar="S", help=text)
+    text = "seconds from the start of one to that of the next; of a new index (5)"
+    parser.add_argument("--hop", type=seconds, metavar="S", help=text)
+    text = "plug-in that also keeps the vectors and searches them, as milvus://HOST"
+    parser.add_argument("--store", metavar="PLACE", help=text)
 
 
-def _paths_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", metavar="PATHS", help="files, and folders with all that is in them")
+def _build(args: argparse.Namespace) -> int:
+    from onepeace.index import build
+
+    more = {name: getattr(args, name) for name in ("exclude", "follow_links", "window", "hop", "store")}
+    return _tell(args, build(args.index, args.paths, **more, **_embedding(args)))
+
+
+def _update(args: argparse.Namespace) -> int:
+    from onepeace.index import update
+
+    return _tell(args, update(args.index, **_embedding(args)))
+
+
+def _embedding(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in ("model", "device", "dtype", "batch_size", "workers", "engine")}
+
+
+def _tell(args: argparse.Namespace, report: "Report") -> int:
+    """The summary on stderr, and what failed."""
+    known = report.unchanged + report.known_problems
+    for modality, number in report.left_out.items():
+        files.say(f"{files.counted(number, f'{modality} file')} left out: the model of the index has no {modality}")
+    files.say_other_kinds(report.other_kinds)
+    names = ("added", "changed", "copied", "moved", "removed")
+    news = [f"{getattr(report, name):,} {name}" for name in names if getattr(report, name)]
+    if news or report.problems:
+        total = report.seconds["total"]
+        rate = f", {report.embedded / total:.1f} files a second" if report.embedded else ""
+        about = ", ".join([*news, f"{known:,} unchanged"] if known else news)
+        files.say(f"{about or 'nothing new'}; {files.counted(report.vectors, 'vector')} in {total:.1f} s{rate}")
+    else:
+        files.say(f"nothing to do: {files.counted(known, 'file')} unchanged")
+    if report.known_problems:
+        where = f"onepeace index stats {shlex.quote(str(args.index))} --problems"
+        files.say(f"{files.counted(report.known_problems, 'file')} of them cannot be embedded, as before: {where}")
+    return files.exit_code(report.problems, report.embedded + report.copied + report.moved + known)
+
+
+def _remove_arguments(parser: argparse.ArgumentParser) -> None:
+    text = "files, and folders with all that is in them (all, of an index that was kept for plain folders)"
+    parser.add_argument("paths", nargs="*", metavar="PATHS", help=text)
+
+
+def _remove(args: argparse.Namespace) -> int:
+    from onepeace.index import remove
+
+    if args.paths:
+        files.say(f"{files.counted(remove(args.index, args.paths), 'file')} left the index")
+    else:
+        from onepeace.index.kept import cache_folder, forget
+
+        if args.index.absolute().parent != cache_folder().absolute():
+            raise UsageError(f"{args.index}: name the PATHS to leave out; only what index list shows is removed whole")
+        forget(args.index)
+        files.say(f"{args.index}: removed; a search in its folders makes it anew")
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    from onepeace.index.kept import kept
+
+    rows = [
+        (str(folder), f"{number:,}", f"{size / 1e6:.1f}", ", ".join(files.shown(root) for root in roots))
+        for folder, roots, number, size in kept()
+    ]
+    if rows:
+        print(format_table(("index", "files", "MB", "of"), rows, right={1, 2}))
+    else:
+        files.say("none; a search in plain folders keeps one")
+    return 0
 
 
 def _stats_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--problems", action="store_true", help="list the files that could not be embedded")
-    recall = "measure how many of the ten nearest vectors the search structures find, for queries made up"
-    parser.add_argument("--recall", action="store_true", help=recall)
-
-
-def _nothing(parser: argparse.ArgumentParser) -> None:
-    pass
-
-
-def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    help_text = "to write: .npz, .safetensors or .parquet, or a folder (no ending): vectors.npy and manifest.jsonl"
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=help_text)
-
-
-def _import_arguments(parser: argparse.ArgumentParser) -> None:
-    help_text = (
-        "vectors with paths: .npz, .safetensors, .parquet or a folder, as export and `onepeace embed` write them"
-    )
-    parser.add_argument("source", type=Path, metavar="FILE", help=help_text)
-    parser.add_argument("--name", required=True, metavar="MODEL", help="the model that made them, as siglip2")
-    here = "folder of relative paths (default: the current one)"
-    parser.add_argument("--root", type=Path, default=Path(), metavar="FOLDER", help=here)
-
-
-def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
-    help_text = "vectors of pairs, as for import; what belongs together has the same caption, or label in its metadata"
-    parser.add_argument("source", type=Path, metavar="FILE", help=help_text)
-    prior = "share of matches among all items that the probabilities are fitted for (default: 0.01)"
-    parser.add_argument("--prior", type=number.prior, default=0.01, metavar="P", help=prior)
-
-
-def _build(args: argparse.Namespace) -> int:
-    from onepeace.index.write import build
-
-    return _tell(args, build(args.index, args.paths, exclude=args.exclude, **_options(args)))
-
-
-def _add(args: argparse.Namespace) -> int:
-    if not (args.index / "index.sqlite").exists():
-        raise UsageError(f"{args.index}: no index there; make it with: onepeace index build")
-    return _build(args)
-
-
-def _update(args: argparse.Namespace) -> int:
-    from onepeace.index.write import update
-
-    return _tell(args, update(args.index, **_options(args)))
-
-
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("model", "device", "dtype", "batch_size", "workers", "engine", "store", "window", "hop", "nearest")
-    return {**{name: getattr(args, name) for name in names}, "progress": False if args.quiet else None}
-
-
-def _remove(args: argparse.Namespace) -> int:
-    from onepeace.index.write import remove
-
-    files.say(f"{files.counted(remove(args.index, args.paths), 'file')} left the index")
-    return 0
+    options.add_json(parser)
 
 
 def _stats(args: argparse.Namespace) -> int:
-    from onepeace.index.index import Index
+    from onepeace.index import Index
 
     with Index.open(args.index) as index:
-        kinds = Counter(item.modality for item in index.items())
-        problems, odd = index.problems(), [item for item in index.items() if item.note]
-        by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        size = sum(path.stat().st_size for path in args.index.rglob("*") if path.is_file())
-        rows = [
-            ("files", f"{len(index)} ({by_kind})" if kinds else "0"),
-            ("vectors", f"{len(index.rows.row)} of {index.embed_dim} numbers"),
-            ("problems", str(len(problems)) + (" (--problems lists them)" if problems and not args.problems else "")),
-            ("model", index.model),
-            ("made", index.store.meta["created"]),
-            ("store", index.store.meta.get("store", "local")),
-            ("on disk", f"{size / 1e6:.1f} MB"),
-            *(_recalls(index) if args.recall else ()),
-        ]
+        stats = index.stats()
+        problems = index.problems() if args.problems else []
+        odd = [item for item in index.items() if item.note] if args.problems else []
+    if args.json:
+        listed = {"unreadable": {str(path): reason for path, reason in problems}} if args.problems else {}
+        print(json.dumps({**stats, **listed}))
+        return 0
+    num_problems = sum(stats["problems"].values())
+    rows = [
+        ("files", ", ".join(f"{number:,} {kind}" for kind, number in sorted(stats["files"].items())) or "0"),
+        ("vectors", f"{stats['vectors']:,}"),
+        ("captions", f"{stats['captions']:,}"),
+        ("problems", f"{num_problems:,}{' (--problems lists them)' * (num_problems > 0 and not args.problems)}"),
+        ("model", stats["model"]),
+        ("made of", ", ".join(files.shown(root) for root in stats["roots"])),
+        ("on disk", f"{stats['bytes'] / 1e6:.1f} MB"),
+    ]
     print(format_table(rows[0], rows[1:]))
-    if args.problems:
-        for problem in problems:
-            print(f"{files.shown(problem.path)}: {problem.reason}")
-        for item in odd:
-            print(f"{files.shown(item.path)}: {item.note} (in the index)")
+    for problem in problems:
+        print(f"{files.shown(problem.path)}: {problem.reason}")
+    for item in odd:
+        print(f"{files.shown(item.path)}: {item.note} (in the index)")
     return 0
 
 
-def _recalls(index: "Index") -> Iterator[tuple[str, str]]:
-    """A row for each search structure."""
-    from onepeace.index.nearest import measure_recall
-
-    for key in index.candidates.keys if len(index) else ():
-        structure = index.candidates.nearest(key)
-        if structure.name == "exact":
-            value = "1 (exact: all vectors are compared)"
-        else:
-            found = measure_recall(structure, index.candidates.samples(key, seed=1))
-            value = f"{found:.3f} ({structure.name})"
-        yield f"recall@10, {'cosines' if key == 'raw' else f'{key} queries'}", value
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    text = "make a damaged index sound again; files that are lost are embedded by the next update"
+    parser.add_argument("--repair", action="store_true", help=text)
 
 
-def _verify(args: argparse.Namespace) -> int:
-    from onepeace.index.milvus import faults
-    from onepeace.index.verify import verify
+def _check(args: argparse.Namespace) -> int:
+    from onepeace.index import check
 
-    findings = verify(args.index)
-    lines = findings.lines() or faults(args.index)
-    for line in lines:
-        files.say(f"{args.index}: {line}")
-    if lines:
-        files.say(f"run: onepeace index repair --index {args.index}")
-        return 1
-    print(f"{args.index}: {findings.files} files, {findings.vectors} vectors, all as they were written")
-    return 0
+    report = check(args.index, repair=args.repair)
+    print(report)
+    return 0 if report.ok or report.repaired else 1
 
 
-def _repair(args: argparse.Namespace) -> int:
-    from onepeace.index.lock import writing
-    from onepeace.index.milvus import rebuild
-    from onepeace.index.verify import repair
-
-    with writing(args.index):
-        lost = repair(args.index)
-        rebuild(args.index)
-    print(f"{args.index}: sound; {lost} files were lost; run build or update again, which embeds what is missing")
-    return 0
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_output(parser, "FILE", "to write: .npz, .safetensors or .parquet")
 
 
 def _export(args: argparse.Namespace) -> int:
+    from onepeace.index import Index
     from onepeace.index.exchange import export
-    from onepeace.index.index import Index
 
+    files.check_output(args.output, args.force)
     if args.output.suffix.lower() == ".parquet":
         need("pyarrow", "parquet")
-    if not args.output.parent.is_dir():
-        raise UsageError(f"{args.output}: there is no folder {args.output.parent}")
     with Index.open(args.index) as index:
-        count = export(index, args.output)
-        files.say(f"{count} vectors of {index.embed_dim} numbers in {args.output}")
-    return 0
-
-
-def _import(args: argparse.Namespace) -> int:
-    from onepeace.index.exchange import import_vectors
-
-    num_files, num_vectors = import_vectors(args.index, args.source, args.name, args.root)
-    files.say(f"{files.counted(num_files, 'file')} with {num_vectors} vectors of {args.name} in {args.index}")
-    return 0
-
-
-def _calibrate(args: argparse.Namespace) -> int:
-    from onepeace.index.calibration import FILE
-    from onepeace.index.exchange import calibrate
-
-    calibration = calibrate(args.index, args.source, args.prior)
-    print_fits(calibration)
-    say_banks(calibration, args.index / FILE)
+        number = export(index, args.output)
+        files.say(f"{files.counted(number, 'vector')} of {index.embed_dim} numbers in {args.output}")
     return 0
 
 
 def _caption_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny-captions", metavar="NAME", help="folder or name of a generative model")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
-    parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
-    parser.add_argument("--batch-size", type=number.positive, default=8, metavar="N", help="files in one pass (8)")
-    parser.add_argument("--again", action="store_true", help="write captions anew that a model wrote")
+    parser.set_defaults(kept="captions that are written are kept, and the same command goes on with it")
+    options.add_model(parser, "tiny-captions", batch_size=8, dtype=False)
+    parser.add_argument("--force", action="store_true", help="replace captions that a model wrote")
 
 
 def _caption(args: argparse.Namespace) -> int:
     from onepeace.generative.generator import load_generator
     from onepeace.index.captions import write_captions
 
-    generator = load_generator(args.model, device=args.device, dtype=args.dtype)
-    report = write_captions(args.index, generator, args.model, again=args.again, batch_size=args.batch_size)
-    files.say(f"{files.counted(report.written, 'caption')} written, {report.known} were there")
+    generator = load_generator(args.model, device=args.device)
+    report = write_captions(args.index, generator, args.model, again=args.force, batch_size=args.batch_size)
+    files.say(f"{files.counted(report.written, 'caption')} written, {report.known:,} were there")
     if report.left_out:
         files.say(f"{files.counted(report.left_out, 'file')} left out: gone, changed since, or not on this machine")
     problems = [files.Unreadable(Path(path), reason) for path, reason in report.problems]
     return files.exit_code(problems, report.written + report.known)
 
 
-def _tell(args: argparse.Namespace, report: "Report") -> int:
-    """The summary on stderr, and what failed."""
-    known = report.unchanged + report.known_problems
-    done = report.embedded + report.copied + report.moved + known
-    if not args.quiet:
-        for modality, count in report.left_out.items():
-            files.say(f"{files.counted(count, f'{modality} file')} left out: the model of the index has no {modality}")
-        seconds = report.seconds
-        names = ("added", "changed", "copied", "moved", "removed")
-        news = [f"{getattr(report, name)} {name}" for name in names if getattr(report, name)]
-        if news or report.problems:
-            rate = f", {report.embedded / seconds['total']:.1f} files a second" if report.embedded else ""
-            about = [*news, f"{known} unchanged"] if known else news
-            files.say(
-                f"{', '.join(about) or 'nothing new'}; {report.vectors} vectors in {seconds['total']:.1f} s{rate}"
-            )
-        else:
-            files.say(f"nothing to do: {files.counted(known, 'file')} unchanged")
-        if report.embedded:
-            stages = ", ".join(f"{name} {seconds[name]:.1f}" for name in ("read", "decode", "model", "write"))
-            files.say(f"seconds of the stages, over all threads: {stages}")
-        if report.known_problems:
-            where = f"onepeace index stats --problems --index {shlex.quote(str(args.index))}"
-            files.say(f"{files.counted(report.known_problems, 'file')} of them cannot be embedded, as before: {where}")
-    return files.exit_code(report.problems, done)
+def _duplicates_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--exact", action="store_true", help="only copies of the same content")
+    options.add_json(parser)
+
+
+def _duplicates(args: argparse.Namespace) -> int:
+    from onepeace.index import Index
+    from onepeace.index.groups import duplicates
+
+    with Index.open(args.index) as index:
+        groups = duplicates(index, exact=args.exact)
+    rows = []
+    for number, group in enumerate(groups, 1):
+        if args.json:
+            members = [
+                {**copy.item.to_dict(), "similarity": round(copy.similarity, 6), "exact": copy.is_exact}
+                for copy in group.copies
+            ]
+            print(json.dumps({"group": number, "files": members}))
+        for i, copy in enumerate(group.copies):
+            like = "" if i == 0 else "same" if copy.is_exact else f"{copy.similarity:.3f}"
+            rows.append((str(number), like, _bytes(copy.item.size), _measures(copy.item), files.shown(copy.item.path)))
+    if rows and not args.json:
+        print(format_table(("group", "like the first", "size", "", "path"), rows, right={0, 1, 2}))
+    copies = sum(len(group.copies) - 1 for group in groups)
+    surplus = _bytes(sum(group.surplus for group in groups))
+    about = f"{files.counted(copies, 'file')} ({surplus}) {'is a copy' if copies == 1 else 'are copies'} of others"
+    files.say(f"{files.counted(len(groups), 'group')}; {about}")
+    return 0
+
+
+def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
+    text = "how many clusters (the root of half the number of files, at most 50)"
+    parser.add_argument("--count", type=positive, metavar="N", help=text)
+    text = "words to name them by, one in a line (a list that comes with the package)"
+    parser.add_argument("--names", type=Path, metavar="FILE", help=text)
+    options.add_json(parser)
+
+
+def _cluster(args: argparse.Namespace) -> int:
+    from onepeace.index import Index
+    from onepeace.index.groups import clusters
+
+    names = None if args.names is None else files.lines_of(args.names, "names")
+    with Index.open(args.index) as index:
+        found = clusters(index, args.count, names)
+    rows = []
+    for number, one in enumerate(found, 1):
+        if args.json:
+            about = {"cluster": number, "name": one.names[0] if one.names else None}
+            for member in one.members:
+                print(json.dumps({**about, **member.item.to_dict(), "similarity": round(member.similarity, 6)}))
+        counts = Counter(member.item.modality for member in one.members)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+        nearest = ", ".join(files.shown(Path(member.item.path).name) for member in one.members[:IN_THE_MIDDLE])
+        rows.append((str(number), ", ".join(one.names) or "-", kinds, nearest))
+    if not args.json:
+        print(format_table(("cluster", "name, and what is near", "files", "in its middle"), rows, right={0}))
+    return 0
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e6:.1f} MB" if number >= 1e6 else f"{number / 1e3:.0f} kB"
+
+
+def _measures(item: "Item") -> str:
+    if item.width and item.height:
+        return f"{item.width} x {item.height}"
+    return "" if item.duration is None else f"{item.duration:.1f} s"
 
 
 VERBS = {
     "build": (_build, "make an index of files, or add files to one", _build_arguments),
-    "add": (_add, "add files to an index that is there", _build_arguments),
-    "update": (_update, "take in what is new, changed, moved or gone in the folders of an index", _embedding_arguments),
-    "remove": (_remove, "leave files or folders out of an index", _paths_argument),
+    "update": (_update, "take in what is new, changed, moved or gone in the folders of an index", _update_arguments),
+    "remove": (_remove, "leave files or folders out of an index", _remove_arguments),
     "stats": (_stats, "count what an index holds", _stats_arguments),
-    "verify": (_verify, "check that an index is what was written", _nothing),
-    "repair": (_repair, "make a damaged index sound again", _nothing),
-    "duplicates": (index_groups.duplicates, "list files that are copies of others", index_groups.duplicates_arguments),
-    "cluster": (index_groups.cluster, "put files into named groups of like ones", index_groups.cluster_arguments),
-    "caption": (_caption, "write captions of files, that --where \"caption ~ 'dog'\" finds", _caption_arguments),
+    "check": (_check, "check that an index is what was written, and repair it", _check_arguments),
     "export": (_export, "write the vectors, with what is known of their files, for other programs", _export_arguments),
-    "import": (_import, "put vectors of another model into an index of their own", _import_arguments),
-    "calibrate": (_calibrate, "make one scale of the scores of imported vectors, from pairs", _calibrate_arguments),
+    "duplicates": (_duplicates, "list files that are copies of others", _duplicates_arguments),
+    "cluster": (_cluster, "put files into named groups of like ones", _cluster_arguments),
+    "caption": (_caption, "write captions of files, which conditions then ask for", _caption_arguments),
+    "list": (_list, "list the indexes that are kept for searches in plain folders", None),
 }

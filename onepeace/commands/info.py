@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.errors import UserError
+from onepeace.processors.pieces import preparation
 
 if TYPE_CHECKING:
     from onepeace.config import Config
@@ -130,6 +131,8 @@ def text_of(report: Mapping[str, Any]) -> str:
         ("size", _options(report["sizes"])),
     ]  # fmt: skip
     lines += [(f"adapter {key}", _options(options)) for key, options in report["adapters"].items()]
+    if "text" in report["processors"]:
+        lines.append(("texts are read in", preparation(report["processors"]["text"])))
     lines += [(f"head {name}", _options(options)) for name, options in report["heads"].items()]
     lines.append(("", ""))
     lines += [(name, f"{count:>15,} parameters") for name, count in report["parameters"].items()]

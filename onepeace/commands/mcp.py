@@ -2,9 +2,8 @@
 
 import argparse
 import sys
-from typing import Any
 
-from onepeace.commands import files
+from onepeace.commands import files, options
 from onepeace.errors import need
 
 EXAMPLES = """\
@@ -23,27 +22,17 @@ exit code: 0 when the program closes the connection, 1 on failure, 2 for wrong u
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("index", metavar="INDEX", help="folder of an index")
-    parser.add_argument("--model", metavar="NAME", help="of the index, where it has another name here")
     parser.add_argument("--generator", metavar="NAME", help="a model that captions, answers and points")
     parser.add_argument("--thumbnails", action="store_true", help="send small pictures with the files that are found")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is")
-    parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto")
+    options.add_model(parser, None, batch_size=None, dtype=False)
 
 
 def run(args: argparse.Namespace) -> int:
     need("mcp", "mcp")
-    from onepeace.index.index import Index
-    from onepeace.serve.mcp import create_server, serve_stdio
-    from onepeace.serve.tools import IndexTools
+    from onepeace.index import Index
+    from onepeace.serve.mcp import run as serve
 
-    options = {"device": args.device, "dtype": args.dtype}
-    able: tuple[Any, ...] = ()
-    if args.generator is not None:
-        from onepeace.serve.generator import Later, takes  # imports torch
-
-        able = Later(args.generator, **options), takes(args.generator)
-    with Index.open(args.index, model=args.model, **options) as index:
+    with Index.open(args.index, model=args.model, device=args.device) as index:
         if sys.stdin is not None and sys.stdin.isatty():
             files.say(f"{files.counted(len(index), 'file')}; waiting for a client at stdin, Ctrl-C ends")
-        serve_stdio(create_server(IndexTools(index, *able), thumbnails=args.thumbnails))
-    return 0
+        return serve(index, args.generator, thumbnails=args.thumbnails)

@@ -3,9 +3,6 @@
 import argparse
 import math
 from collections.abc import Callable
-from typing import TypeVar
-
-One = TypeVar("One")
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -34,15 +31,7 @@ def _number(what: str, is_valid: Callable[[float], bool]) -> Callable[[str], flo
     return read
 
 
-def several(one: Callable[[str], One]) -> Callable[[str], list[One]]:
-    """Values with commas between them; `one` reads each."""
-    return lambda text: [one(part.strip()) for part in text.split(",") if part.strip()]
-
-
 positive = whole(1)
 count = whole(0)
-budget = _number("a number of seconds from 0 up", lambda value: 0 <= value < math.inf)
 seconds = _number("a number of seconds above 0", lambda value: 0 < value < math.inf)
 probability = _number("a number from 0 to 1", lambda value: 0 <= value <= 1)
-prior = _number("a number between 0 and 1", lambda value: 0 < value < 1)
-fraction = _number("a number above 0 and up to 1", lambda value: 0 < value <= 1)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onepeace.commands import files, number
+from onepeace.commands import files
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
 
@@ -25,7 +25,7 @@ SOURCE is one of
   a public data set        with --layout NAME; -o is the folder that gets train/ and val/. Older shards are replaced
 
   onepeace shards captions.csv -o shards/pairs
-  onepeace shards clips.tsv -o shards/clips --audio file --text sentence --check
+  onepeace shards clips.tsv -o shards/clips --column audio=file --column text=sentence --check
   onepeace shards pictures -o shards/animals --labels-from-folders
   onepeace shards --layout coco --help
   onepeace shards --layout coco ~/downloads/coco -o $ONEPEACE_DATA size=160
@@ -54,45 +54,24 @@ class _Layout(argparse.Action):
         parser.epilog = LAYOUTS[values].help()
 
 
-class _Column(argparse.Action):
-    """Keeps the name of a column by what it holds: --column image=COL, or --image COL."""
-
-    def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
-        key, equals, name = (self.const, "=", values) if self.const else values.partition("=")
-        if not equals:
-            parser.error(f"--column {values} should be KEY=COL")
-        namespace.columns = {**namespace.columns, key: name}
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("source", type=Path, nargs="?", metavar="SOURCE", help="table or folder")
     parser.add_argument("overrides", nargs="*", metavar="option=value", help="options of the layout")
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FOLDER/PREFIX", help="writes FOLDER/PREFIX-00000.tar, ...; see below"
-    )
-    parser.add_argument(
-        "--layout", action=_Layout, metavar="NAME", help="SOURCE is the download of a public data set (data/README.md)"
-    )
+    parser.set_defaults(kept="nothing is written; older shards are as they were")
+    text = "writes FOLDER/PREFIX-00000.tar, ...; see below"
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER/PREFIX", help=text)
+    parser.add_argument("--force", action="store_true", help="replace older shards of the same name")
+    text = "SOURCE is the download of a public data set (data/README.md)"
+    parser.add_argument("--layout", action=_Layout, metavar="NAME", help=text)
+    text = "column of image, audio, text or label; every row must have it"
+    parser.add_argument("--column", action="append", default=[], metavar="KEY=COL", help=text)
+    parser.add_argument("--labels-from-folders", action="store_true", help="the name of a file's folder is its label")
+    text = f"samples, or megabytes (50MB); {SHARD_SIZE}, of a layout {LAYOUT_SHARD_SIZE}"
+    parser.add_argument("--shard-size", metavar="N", help=text)
+    parser.add_argument("--check", action="store_true", help="decode every file, leave out what fails")
     parser.add_argument("--check-leaks", type=Path, metavar="ROOT", help="look for what ROOT/train and ROOT/val share")
     parser.add_argument("--near", type=int, metavar="BITS", help="with it: count look-alikes by a 64-bit hash (try 2)")
-    parser.set_defaults(columns={})
-    parser.add_argument(
-        "--column", action=_Column, metavar="KEY=COL",
-        help="column of a modality or of the label (image=file); then every row must have one",
-    )  # fmt: skip
-    for key in (*files.KINDS, "label"):
-        parser.add_argument(
-            f"--{key}", action=_Column, const=key, metavar="COL", help=f"the same as --column {key}=COL"
-        )
-    parser.add_argument("--labels-from-folders", action="store_true", help="the name of a file's folder is its label")
-    parser.add_argument(
-        "--shard-size", metavar="N",
-        help=f"samples, or megabytes (50MB); default {SHARD_SIZE}, of a layout {LAYOUT_SHARD_SIZE}",
-    )  # fmt: skip
-    parser.add_argument("--limit", type=number.positive, metavar="N", help="stop after N samples")
-    parser.add_argument("--check", action="store_true", help="decode every file, leave out what fails")
-    parser.add_argument("--force", action="store_true", help="replace older shards of the same name")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -132,11 +111,7 @@ def _write_layout(args: argparse.Namespace) -> int:
     from onepeace.datasets import LAYOUTS
     from onepeace.datasets.pictures import Seen
 
-    own = [
-        *("column" for _ in args.columns),
-        *(name for name in ("labels_from_folders", "limit", "check") if getattr(args, name)),
-    ]
-    if own:
+    if own := [name for name in ("column", "labels_from_folders", "check") if getattr(args, name)]:
         raise UsageError(f"--{own[0].replace('_', '-')} is for a table or folder of your own, not for a layout")
     if not args.source.is_dir():
         raise UsageError(f"{args.source}: is not the folder of a download")
@@ -176,7 +151,7 @@ def _write_own(args: argparse.Namespace) -> int:
     if not args.force and (older := writer.older()):
         raise UsageError(f"{older[0]} exists; choose another name, or replace it with --force")
     with writer:
-        left_out = _write(writer, records, partial(_read_files, check=args.check), limit=args.limit)
+        left_out = _write(writer, records, partial(_read_files, check=args.check))
     _list(left_out, writer.count)
     if not writer.count:
         raise UserError(f"{args.source}: nothing in it can be used; nothing is written")
@@ -188,14 +163,16 @@ def _own_records(args: argparse.Namespace) -> "Iterator[Record | Skipped]":
     from onepeace.datasets.pairs import from_folder, from_table
     from onepeace.processors import guessed
 
-    if unknown := set(args.columns) - {*guessed(), "label"}:
-        raise UsageError(f"--column {min(unknown)}=...: a column holds {', '.join(guessed())} or label")
+    columns = dict(given.partition("=")[::2] for given in args.column)
+    known = (*guessed(), "label")
+    if unknown := [given for given in args.column if given.partition("=")[0] not in known or "=" not in given]:
+        raise UsageError(f"--column {unknown[0]}: should be KEY=COL, where KEY is {', '.join(guessed())} or label")
     if not args.source.is_dir():
         if args.labels_from_folders:
             raise UsageError(f"--labels-from-folders is for a folder, and {args.source} is a file")
-        return from_table(args.source, args.columns)
-    if args.columns:
-        raise UsageError(f"--column {next(iter(args.columns))}: names a column, and {args.source} is a folder")
+        return from_table(args.source, columns)
+    if columns:
+        raise UsageError(f"--column {args.column[0]}: names a column, and {args.source} is a folder")
     return from_folder(args.source, labels_from_folders=args.labels_from_folders)
 
 
@@ -232,17 +209,15 @@ def _write(
     records: "Iterable[Record | Skipped]",
     encode: "Callable[[Record], Encoded]",
     seen: "Callable[[bytes], bool] | None" = None,
-    limit: int | None = None,
 ) -> "list[Skipped]":
     """Write the records that can be used; the others come back, with what is wrong with them.
 
     Args:
         seen: tells contents that came before, and are left out without a word.
     """
-    from tqdm import tqdm
-
     from onepeace.datasets.layout import Skipped, skipped
     from onepeace.embed.stream import decode_ahead
+    from onepeace.progress import Progress
 
     def read(record: "Record | Skipped") -> "Encoded | Skipped":
         if isinstance(record, Skipped):
@@ -254,17 +229,17 @@ def _write(
 
     family = re.sub(r"[^\w-]", "_", writer.prefix)
     left_out: list[Skipped] = []
-    for _, record, result in tqdm(decode_ahead(records, read, ahead=AHEAD), unit=" rows", disable=None):
-        if isinstance(result, Skipped) or isinstance(record, Skipped):
-            left_out.append(result)
-        elif seen is None or result.original is None or not seen(result.original):
-            key, about = record.key or f"{family}_{writer.count:08d}", {"source": record.source, **record.about}
-            # A target that is a file (mask.png) is among the files.
-            targets = {name: value for name, value in record.targets.items() if f"{name}.png" not in result.files}
-            if not writer.write(key, result.files, record.captions, targets=targets, about=about):
-                left_out.append(Skipped(key, "an earlier sample has this key"))
-            if writer.count == limit:
-                break
+    with Progress(None, "sample") as progress:
+        for _, record, result in decode_ahead(records, read, ahead=AHEAD):
+            progress.update()
+            if isinstance(result, Skipped) or isinstance(record, Skipped):
+                left_out.append(result)  # type: ignore[arg-type]
+            elif seen is None or result.original is None or not seen(result.original):
+                key, about = record.key or f"{family}_{writer.count:08d}", {"source": record.source, **record.about}
+                # A target that is a file (mask.png) is among the files.
+                targets = {name: value for name, value in record.targets.items() if f"{name}.png" not in result.files}
+                if not writer.write(key, result.files, record.captions, targets=targets, about=about):
+                    left_out.append(Skipped(key, "an earlier sample has this key"))
     return left_out
 
 

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="a.b=value", nargs="*", help="fields in place of the recipe's")
     parser.add_argument("--print", action="store_true", dest="show", help="print the resolved recipe and stop")
     parser.add_argument("--plan", action="store_true", help="print parameters, memory on a GPU and FLOPs, and stop")
+    parser.set_defaults(kept="the run goes on from its last checkpoint with the same command")
     parser.add_argument("--processes", metavar="N", type=positive, help="how many GPUs --plan is for (1)")
 
 

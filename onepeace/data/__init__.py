@@ -1,4 +1,6 @@
-"""From shards to the batches of a training step: shards.py and streams.py read, steps.py orders, builder.py assembles.
+"""From shards to the batches of a training step.
 
-masking.py draws the masks, augment.py varies the media. Nothing here knows the model.
+tar_index.py finds the samples of a shard, shard_cache.py fetches it, shards.py says what a sample is; reader.py orders
+samples, steps.py shares them out, builder.py assembles batches. masking.py draws the masks, augment.py varies the
+media. Nothing here knows the model.
 """

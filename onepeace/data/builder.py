@@ -19,7 +19,7 @@ from onepeace.data.batch import Batch, Mask
 from onepeace.data.config import DataConfig
 from onepeace.data.features import StemFeatures, collate
 from onepeace.data.masking import MaskRates, draw_masks, draw_token_dropout, word_starts, word_table
-from onepeace.data.sample import Sample
+from onepeace.data.sample import Sample, content_of
 from onepeace.data.shards import BROKEN_FREE
 from onepeace.errors import UserError
 
@@ -75,7 +75,7 @@ class BatchBuilder:
         self.candidates = {source.name: source.candidates for source in config.train}
         self.augments = make_augments(config.augment)
         self.broken: dict[str, set[str]] = {}
-        self._cache: dict[tuple[str, int], Tensor] = {}
+        self._cache: dict[Any, Tensor] = {}
         self._room = config.cache_megabytes * 2**20
         self.word_table: Tensor | None = None
         if any(rates.unit == "word" for rates in self.masks.values()):
@@ -125,7 +125,7 @@ class BatchBuilder:
             keys=[sample.key for sample, _, _ in drawn],
             captions=[text for _, text, _ in drawn],
             names=[names_of(sample, text) for sample, text, _ in drawn],
-            targets={target: [s.targets.get(target) for s, _, _ in drawn] for target in self.targets[name]},
+            targets={target: [content_of(s.targets.get(target)) for s, _, _ in drawn] for target in self.targets[name]},
             rows=rows,
             mixing=mixing,
             token_dropout=token_dropout,
@@ -166,10 +166,10 @@ class BatchBuilder:
                 if partner is not None:
                     others.append(partner)
                     text = join_captions(text, self._caption(pair, partner, rng))
-            elif isinstance(several := sample.inputs[modality], list):
-                decoded[modality] = [self._one(modality, item, text, rng) for item in several]
+            elif isinstance(sample.inputs[modality], list):
+                decoded[modality] = [self._one(modality, item, text, rng) for item in sample.read(modality)]
             elif augment is None:
-                decoded[modality] = processor.decode(sample.inputs[modality])
+                decoded[modality] = processor.decode(sample.read(modality))
             else:
                 loaded = self._load(modality, sample)
                 decoded[modality], text = augment.vary(loaded, text, processor, rng, partial(second, modality))
@@ -201,17 +201,16 @@ class BatchBuilder:
                 self._note(pair, sample, error)
 
     def _load(self, modality: str, sample: Sample) -> Any:
-        """What the augmentation starts from. Tensors (sounds) of samples in memory are kept for the next epoch while
-        there is room: decoding Vorbis takes a third of the time a worker spends; pictures decode faster than that and
-        would need far more room."""
-        cached = self._cache.get((modality, id(sample)))
-        if cached is not None:
-            return cached
-        loaded = self.augments[modality].load(sample.inputs[modality], self.processors[modality])
-        if not self.config.stream and isinstance(loaded, Tensor) and loaded.nbytes <= self._room:
+        """What the augmentation starts from. Sounds are kept for the next epoch while there is room: decoding Vorbis
+        takes a third of the time a worker spends; pictures decode faster than that and would need far more room."""
+        place = sample.inputs[modality]
+        if place not in self._cache:
+            loaded = self.augments[modality].load(sample.read(modality), self.processors[modality])
+            if not isinstance(loaded, Tensor) or loaded.nbytes > self._room:
+                return loaded
             self._room -= loaded.nbytes
-            self._cache[modality, id(sample)] = loaded
-        return loaded
+            self._cache[place] = loaded
+        return self._cache[place]
 
     def _caption(self, pair: _Pair, sample: Sample, rng: np.random.Generator) -> str:
         choices = list(sample.captions)

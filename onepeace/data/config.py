@@ -21,15 +21,14 @@ class SourceConfig:
     """Keeps sources of a pair apart: those with a label have batches of their own, for the terms of this label alone
     (generation:answer). Their pair is then called image+text:answer."""
     keys: str = "*"
-    """Pattern of the samples' keys: a part of the shards. Not of streams."""
+    """Pattern of the samples' keys: a part of the shards."""
     targets: tuple[str, ...] = ()
     """Targets that every sample must have, e.g. [label]."""
     candidates: str | None = None
     """Sentence with {text} and {candidate}: an item has one text for each of its target "candidates", in place of its
     caption, e.g. "{text} answer: {candidate}"."""
     weight: float = 1.0
-    """How often an item comes in an epoch; 2.5 = two or three times, 0.1 = every tenth item, other ones each epoch.
-    Of streams, whose number of items is not known: the source's share of the items, over the sum of all shares."""
+    """How often an item comes in an epoch; 2.5 = two or three times, 0.1 = every tenth item, other ones each epoch."""
 
     def __post_init__(self) -> None:
         if not self.pair or len(set(self.pair)) != len(self.pair):
@@ -74,12 +73,16 @@ class DataConfig:
     """Where those features are kept; null = in the run's folder. Runs that agree on stem and views share them."""
     token_dropout: dict[str, float] = field(default_factory=dict)
     """By modality: share of the tokens dropped in the contrastive pass, for speed (FLIP, arXiv 2212.00794)."""
-    stream: bool = False
-    """Read the shards as they are needed, from disk or network; else all of them once, into memory."""
-    shuffle_buffer: int = 1000
-    """Samples of a source that a worker holds and draws from, of a stream."""
-    shuffle_buffer_megabytes: float = 256.0
-    """The same in bytes; the smaller of the two."""
+    shuffle_buffer: int = 20_000
+    """Samples of a pair that are shuffled together, at least: shards are drawn by chance until they hold so many. A
+    pair that has fewer is shuffled as a whole."""
+    lanes: int = 1
+    """Parts of each batch that are read from shards of their own. With as many as there are machines, each machine
+    fetches its part of the shards alone. The order depends on it, so it stays the same for a run."""
+    cache_folder: str | None = None
+    """Copies of shards that are compressed or lie elsewhere, and indexes of all; null = shards in onepeace's cache."""
+    cache_gigabytes: float = 20.0
+    """What that folder may hold; the least recently used gives way."""
     allow_pipe: bool = False
     """Let shards be the output of shell commands, as pipe:COMMAND."""
     cache_megabytes: int = 512
@@ -109,11 +112,6 @@ class DataConfig:
                     f"data.augment mixes two items of {source.name}, and a mixed item has no {source.targets[0]}; set "
                     "mix to 0, or take the targets out"
                 )
-        if self.stream and (parts := [source for source in self.train if source.keys != "*"]):
-            raise UserError(
-                f"data.train: {parts[0].shards} has keys {parts[0].keys!r}, and a stream has all of its "
-                "shards; make shards of these, or set data.stream=false"
-            )
         if "text" in self.stem_views:
             raise UserError(
                 "data.stem_views.text: leave it out; a text is drawn anew each time, so nothing can be kept"
@@ -121,8 +119,9 @@ class DataConfig:
         for modality, views in self.stem_views.items():
             if views < 1:
                 raise UserError(f"data.stem_views.{modality} is {views}; give at least 1, or leave it out")
-            if self.stream:
-                raise UserError("data.stem_views keeps features of items in memory; set data.stream=false")
+        for name in ("shuffle_buffer", "lanes", "cache_gigabytes"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"data.{name} is {getattr(self, name)}; give a number above 0")
         for modality, share in self.token_dropout.items():
             if not 0 <= share < 1:
                 raise UserError(f"data.token_dropout.{modality} is {share}, a share below 1")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onepeace.data.sample import Sample
+from onepeace.data.sample import Sample, content_of
 from onepeace.errors import UserError
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ def by_name(
 
     Args:
         name: what something is filed under.
-        content: what it is made of.
+        content: what it is made of, or an `Extent` of it.
         what: is filed, for the message.
 
     Raises:
@@ -53,7 +53,7 @@ def by_name(
     for sample in samples:
         own = content(sample)
         first, known = found.setdefault(name(sample), (sample, own))
-        if own != known:
+        if own != known and content_of(own) != content_of(known):
             raise UserError(
                 f"{first.source} and {sample.source} have different items of one name, {name(sample)}, and {what} are "
                 "kept by that name; write the shards of one again with another prefix"

@@ -1,26 +1,25 @@
-"""webdataset shards, still encoded: which shards a pattern names, the samples of one shard, all of a source in memory.
+"""webdataset shards, still encoded: which shards a pattern names, and the samples of one shard.
 
 A shard is a .tar or .tar.gz with the members KEY.jpg (or any other file ending of a processor), KEY.txt and KEY.json,
 and perhaps KEY.2.jpg, ... (further pictures) and KEY.mask.png (a segmentation map). The caption list is "captions" in
 the json, else the text file; "label" in the json is a class name, "targets" holds the other targets (targets.py). A
-shard that is partly broken gives what it still holds. Sets that fit in memory are read whole, once (`read_source`);
-others are streamed (streams.py).
+shard that is partly broken gives what it still holds. Training reads samples one by one (reader.py); `read_source` has
+small sets in memory, as evaluations need them.
 """
 
 import glob
-import io
 import json
 import logging
 import os
 import re
-import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onepeace.data.process_output import ProcessOutput
-from onepeace.data.sample import Sample
+from onepeace.data.sample import Sample, content_of
+from onepeace.data.shard_cache import plain_file, reason_of
+from onepeace.data.tar_index import index_tar
 from onepeace.data.targets import wrong_target
 from onepeace.errors import UserError
 from onepeace.files.source import describe, scheme
@@ -50,8 +49,8 @@ def expand(pattern: str, root: str | Path | None = None, allow_pipe: bool = Fals
     """The shards of a pattern ("train/image_text/*.tar.gz", "https://host/pairs-{000..031}.tar"), sorted.
 
     Args:
-        pattern: a path with *, ? and braces, relative to ``root``; or an address that webdataset opens (http, https,
-            gs, hf and others), with braces only. Environment variables ($NAME, ${NAME}) are expanded.
+        pattern: a path with *, ? and braces, relative to ``root``; or an address that fsspec opens (http, https, s3,
+            gs, hf and others); http has no *. Environment variables ($NAME, ${NAME}) are expanded.
         root: folder or address, with environment variables.
         allow_pipe: also "pipe:COMMAND", whose output is the shard. The command runs in a shell: only for patterns
             that come from whom you trust.
@@ -76,19 +75,19 @@ def expand(pattern: str, root: str | Path | None = None, allow_pipe: bool = Fals
         place = part if scheme(part) else os.path.join(folder, part)
         if scheme(place):
             _check_address(place, allow_pipe)
-            shards.add(place)
-            continue
-        found = glob.glob(place)
+            found = _listed(place) if "*" in place and scheme(place) != "pipe" else [place]
+        else:
+            # Absolute, so that a file whose name begins with "pipe:" is never taken for a command.
+            found = [os.path.abspath(name) for name in glob.glob(place)]
         if not found:
             what = "data.root and the pattern" if folder else "the pattern"
-            raise UserError(f"no shard matches {place}; check {what}")
-        # Absolute, so that a file whose name begins with "pipe:" is never taken for a command.
-        shards.update(os.path.abspath(name) for name in found)
+            raise UserError(f"no shard matches {describe(place)}; check {what}")
+        shards.update(found)
     return sorted(shards)
 
 
 def _check_address(address: str, allow_pipe: bool) -> None:
-    from webdataset.gopen import gopen_schemes
+    from fsspec import get_filesystem_class
 
     kind, name = scheme(address), describe(address)
     if kind == "pipe":
@@ -98,11 +97,20 @@ def _check_address(address: str, allow_pipe: bool) -> None:
                 "or data.allow_pipe=true if you trust it"
             )
         return
-    known = sorted({"file", *gopen_schemes} - {"__default__", "pipe"})
-    if kind not in known:
-        raise UserError(f"{name}: webdataset does not open {kind}; it opens {', '.join(known)}")
-    if "*" in address:
-        raise UserError(f"{name}: what lies at an address cannot be listed; write the numbers as {{000..031}}, not *")
+    try:
+        get_filesystem_class(kind)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{name}: cannot be read ({error})") from error
+
+
+def _listed(address: str) -> list[str]:
+    """Addresses that a pattern with * fits."""
+    from fsspec.core import url_to_fs
+
+    if scheme(address) in ("http", "https"):
+        raise UserError(f"{describe(address)}: a server has no list; write the numbers as {{000..031}}, not *")
+    files, pattern = url_to_fs(address)
+    return [files.unstrip_protocol(path) for path in files.glob(pattern)]
 
 
 def read_source(
@@ -121,45 +129,75 @@ def read_source(
         pattern, root, allow_pipe: see `expand`.
         pair, targets: see `usable_sample`.
         keys: pattern of the samples' keys; others are passed over.
-        broken_limit: see `refuse_corrupt`.
+        broken_limit: see `Tally`.
 
     Raises:
         UserError: no file matches; no key fits; not one sample is complete, or too few are (names a file, a key
             and what it lacks).
     """
-    samples: list[Sample] = []
-    broken: list[str] = []
-    others = 0
+    samples, broken, tally = [], [], Tally(pattern, broken_limit, keys)
     for shard in expand(pattern, root, allow_pipe):
-        for raw in raw_samples(shard, broken):
-            if not fnmatchcase(raw["__key__"], keys):
-                others += 1
-                continue
-            sample = usable_sample(raw, shard, pair, broken, targets)
-            if sample is not None:
-                samples.append(sample)
-    if broken:
-        rest = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-        log.warning("%s: %d samples left out: %s%s", pattern, len(broken), "; ".join(broken[:NAMED]), rest)
-    if others and not samples and not broken:
-        raise UserError(f"{pattern}: no key of its {others} samples fits the pattern {keys!r}")
-    if not samples:
-        raise UserError(f"{pattern}: no usable sample; {broken[0] if broken else 'the shards are empty'}")
-    refuse_corrupt(pattern, len(samples), len(broken), broken[-1] if broken else "", broken_limit)
+        lines: list[str] = []
+        found = list(usable_samples(raw_samples(shard, lines), shard, pair, targets, lines, tally))
+        tally.count(len(found), lines)
+        samples += found
+        broken += lines
+    tally.check()
     return Source(samples, broken)
 
 
-def refuse_corrupt(name: str, good: int, broken: int, last: str, limit: float) -> None:
-    """UserError when of ``good`` and ``broken`` samples more than the share ``limit`` are broken; a few always may be.
+def usable_samples(
+    raws: Iterable[dict[str, Any]],
+    shard: str,
+    pair: Sequence[str],
+    targets: Sequence[str],
+    broken: list[str],
+    tally: "Tally",
+) -> Iterator[Sample]:
+    """The usable samples of a shard, of those whose key fits; others are said in ``broken``."""
+    for raw in raws:
+        if not fnmatchcase(raw["__key__"], tally.keys):
+            tally.passed_over += 1
+        elif (sample := usable_sample(raw, shard, pair, broken, targets)) is not None:
+            yield sample
+
+
+class Tally:
+    """Counts the usable and the broken samples of a source, names the first broken ones, and stops at too many.
 
     Args:
-        name, last: what was read, and the last line about a broken one, for the message.
+        name: of the source, for messages.
+        limit: share of broken samples, of all, above which `check` raises; a few always may be.
+        keys: pattern that the keys should fit.
     """
-    if broken > max(BROKEN_FREE, limit * (good + broken)):
-        raise UserError(
-            f"{name}: {broken} broken to {good} usable samples, the last: {last}; "
-            "mend the shards or raise data.broken_limit"
-        )
+
+    def __init__(self, name: str, limit: float, keys: str = "*") -> None:
+        self.name, self.limit, self.keys = name, limit, keys
+        self.good = self.broken = self.passed_over = 0
+        self.named: list[str] = []
+        self.last = ""
+
+    def count(self, good: int, broken: Sequence[str]) -> None:
+        """Add what a shard had."""
+        self.good, self.broken = self.good + good, self.broken + len(broken)
+        self.last = broken[-1] if broken else self.last
+        for line in broken:
+            if line not in self.named and len(self.named) < NAMED:
+                self.named.append(line)
+                log.warning("broken and left out: %s%s", line, " (more are counted)" * (len(self.named) == NAMED))
+
+    def check(self, complete: bool = True) -> None:
+        """UserError if too much is broken, or, where all of the source was read, nothing is usable."""
+        if self.broken > max(BROKEN_FREE, self.limit * (self.good + self.broken)):
+            raise UserError(
+                f"{self.name}: {self.broken} broken to {self.good} usable samples, the last: {self.last}; mend the "
+                "shards or raise data.broken_limit"
+            )
+        if self.good or not complete:
+            return
+        if self.passed_over and not self.broken:
+            raise UserError(f"{self.name}: no key of its {self.passed_over} samples fits the pattern {self.keys!r}")
+        raise UserError(f"{self.name}: no usable sample; {self.last or 'the shards are empty'}")
 
 
 def raw_samples(shard: str, broken: list[str]) -> Iterator[dict[str, Any]]:
@@ -169,53 +207,20 @@ def raw_samples(shard: str, broken: list[str]) -> Iterator[dict[str, Any]]:
         shard: an absolute path or an address, from `expand`.
         broken: gets a line for each member that cannot be read and for a shard that cannot be opened or ends early.
     """
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
     name = describe(shard)
-
-    def note(error: Exception) -> bool:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else next(iter(error.args), "")
-        broken.append(f"{name}: {str(reason).split(' @ ')[0] or type(error).__name__}")
-        return True
-
     try:
-        stream = _open(shard)
-    except Exception as error:  # whatever a protocol's library raises: the shard is skipped like a broken one
-        note(error)
-        return
-    # An address is read from the output of a process (curl and others). Its exit code is asked for once, at the end:
-    # webdataset's Pipe asks at every read, and whether the process has ended by then is a matter of luck.
-    # What follows the end of the tar is not read, so a broken pipe (-13: SIGPIPE) is no error.
-    process = getattr(stream, "proc", None)
-    output = None if process is None else ProcessOutput(process, {*stream.ignore_status, -13})
-    ended = False
-    try:
-        with stream if output is None else io.BufferedReader(output) as body:
-            yield from group_by_keys(tar_file_expander([{"url": shard, "stream": body}], handler=note), handler=note)
-        ended = True
-    finally:
-        if output is not None:
-            if not ended:
-                output.process.kill()
-            if (reason := output.finish()) and ended:
-                broken.append(f"{name}: not read to its end, {reason}")
+        with plain_file(shard, broken) as file:
+            index = index_tar(file, name)
+            broken += index.broken
+            for key, members in index.samples:
+                own = {ending: os.pread(file.fileno(), size, offset) for ending, (offset, size) in members.items()}
+                yield {"__key__": key, "__url__": shard, **own}
+    except Exception as error:  # whatever a protocol's library raises: the shard is left out
+        broken.append(f"{name}: {reason_of(error)}")
 
 
-def _open(shard: str) -> Any:
-    """As webdataset opens it, but with a short limit on how often a busy server is asked again."""
-    from webdataset.gopen import Pipe, gopen
-
-    if scheme(shard) not in ("http", "https"):
-        return gopen(shard)
-    if shutil.which("curl") is None:
-        raise OSError("curl is not installed, and addresses are read with it")
-    patience = ["--connect-timeout", "30", "--retry", "3", "--retry-delay", "2"]
-    # -g: brackets in an address are no pattern.
-    return Pipe(["curl", *patience, "-f", "-s", "-L", "-g", shard], mode="rb", bufsize=8192, ignore_status=[141, 23])
-
-
-def media_of(raw: Mapping[str, Any], endings: Collection[str]) -> bytes | list[bytes] | None:
-    """What a sample has of a modality: the content of its file, a list where KEY.2.jpg, KEY.3.jpg, ... follow KEY.jpg.
+def media_of(raw: Mapping[str, Any], endings: Collection[str]) -> Any:
+    """What a sample has of a modality, as bytes or `Extent`: its file, a list where KEY.2.jpg, ... follow KEY.jpg.
 
     Args:
         raw: from `raw_samples`.
@@ -224,7 +229,7 @@ def media_of(raw: Mapping[str, Any], endings: Collection[str]) -> bytes | list[b
     Raises:
         ValueError: of several files one is empty, or a number is left out.
     """
-    files: dict[int, dict[str, bytes]] = {}
+    files: dict[int, dict[str, Any]] = {}
     for member, data in raw.items():
         # "KEY.thumb.jpg": the last ending says what it is.
         name, _, ending = member.rpartition(".")
@@ -247,7 +252,7 @@ def usable_sample(
     """The sample of one group of members; None, and a line in ``broken``, where it lacks something.
 
     Args:
-        raw, shard: from `raw_samples`.
+        raw, shard: from `raw_samples`, or a `Shard`'s.
         pair: the modalities a sample must have; "text" are its captions, others a member that their processor reads.
         targets: what else it must have, and have as targets.py says: "label", the entries of "targets" in the .json,
             and "mask".
@@ -258,14 +263,14 @@ def usable_sample(
     readable = True
     captions: list[str] = []
     try:
-        about = dict(json.loads(members.get("json", b"{}")))
+        about = dict(json.loads(content_of(members.get("json", b"{}"))))
         found = about.get("captions") or []
         captions = [caption for caption in ([found] if isinstance(found, str) else found) if isinstance(caption, str)]
     except (ValueError, TypeError, RecursionError) as error:
         broken.append(f"{name}: {key}.json cannot be read ({error})")
         readable = False
     if not captions:
-        captions = [members.get("txt", b"").decode("utf-8", errors="replace")]
+        captions = [content_of(members.get("txt", b"")).decode("utf-8", errors="replace")]
     inputs: dict[str, Any] = {"text": [caption.strip() for caption in captions if caption.strip()]}
     for modality in pair:
         if modality != "text":
@@ -281,6 +286,9 @@ def usable_sample(
         known_targets["label"] = about["label"]
     if raw.get(MASK):
         known_targets["mask"] = raw[MASK]
+    checked = known_targets
+    if "mask" in targets:  # a file, which is not read without need
+        checked = {**known_targets, "mask": content_of(known_targets.get("mask"))}
     if "text" in pair and not inputs["text"]:
         if readable:
             broken.append(f"{name}: {key} has no caption (a .txt, or captions in a .json)")
@@ -289,7 +297,7 @@ def usable_sample(
     elif lacking := [target for target in targets if target not in known_targets]:
         where = f" (a .{MASK})" if lacking == ["mask"] else " in its .json"
         broken.append(f"{name}: {key} has no {' and no '.join(lacking)}{where}")
-    elif wrong := wrong_target(known_targets, targets):
+    elif wrong := wrong_target(checked, targets):
         broken.append(f"{name}: {key}: {wrong}")
     else:
         return Sample(key, name, inputs, known_targets)

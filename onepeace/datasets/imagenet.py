@@ -7,7 +7,7 @@ from pathlib import Path
 from onepeace.datasets.layout import HeldOut, Record, Split, option, shuffled
 from onepeace.datasets.pictures import Photographs
 from onepeace.embed.zero_shot import fill
-from onepeace.errors import UserError, need
+from onepeace.errors import UserError
 
 LICENSE = "ImageNet terms (research use)"
 TEMPLATES = ("a photo of {a}", "a picture of {a}", "{a}")
@@ -26,8 +26,10 @@ class ImageNet(Photographs):
     size: int = option(224, "short side of the pictures in pixels")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
-        wnids = need("timm.data", "teachers").ImageNetInfo("imagenet-1k").label_names()
-        names = list(need("open_clip", "teachers").IMAGENET_CLASSNAMES)
+        from open_clip import IMAGENET_CLASSNAMES
+        from timm.data import ImageNetInfo
+
+        wnids, names = ImageNetInfo("imagenet-1k").label_names(), list(IMAGENET_CLASSNAMES)
         numbers = {wnid: i for i, wnid in enumerate(wnids)}
 
         def records(split: str) -> list[Record]:

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from onepeace.datasets.layout import Encoded, HeldOut, Layout, Record, Split, option, shuffled
-from onepeace.errors import UserError, need
+from onepeace.errors import UserError
 
 SENTENCES = (
     "a photo of a {}", "a picture of {}", "a drawing of a {}", "the sound of {}", "a {} in the background",
@@ -54,7 +54,8 @@ class Words(Layout):
             yield Split("train/text/variants", self._variants(words), _no_files)
 
     def _words(self, path: Path, words: list[str]) -> Iterator[Record]:
-        names = need("open_clip", "teachers").IMAGENET_CLASSNAMES
+        from open_clip import IMAGENET_CLASSNAMES as names
+
         rng = random.Random(0)  # noqa: S311
         for i, word in enumerate(shuffled(dict.fromkeys([*words, *names]))):
             texts = [word, rng.choice(SENTENCES).format(word)]

@@ -52,7 +52,7 @@ class Embedded:
     """With long="windows" the vector of each window; `vector` is their renormalised mean."""
     error: Exception | None = None
     modality: str | None = None
-    """Of the item, or of its first part; None if it failed."""
+    """The item's, or that of its first part; None if it failed."""
 
     @property
     def reason(self) -> str | None:
@@ -104,7 +104,7 @@ class Assembly:
         return self.error is not None or not self._missing
 
     def result(self, *, windows: bool = False) -> Embedded:
-        """What the item has become; `windows`: with the vectors of its windows.
+        """The item's result; `windows`: with the vectors of its windows.
 
         The windows of a sound give the renormalised mean of their unit vectors, the parts of an item the renormalised
         sum of theirs times their weights. A row that is the only one of its item with weight 1 stays as it is.

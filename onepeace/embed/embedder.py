@@ -1,31 +1,29 @@
-"""What users call: `load` a model, turn pictures, sounds and words into vectors of one space, compare and classify.
+"""Embedder: `load` a model, turn pictures, sounds and words into vectors of one space, compare and classify.
 
 Every result comes from `Embedder.stream`: items are decoded in threads (stream.py), taken apart into samples, batched
 with others of like size, computed, and put together again (assembly.py), in order and in bounded memory.
 """
 
-import math
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from numbers import Real
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onepeace.device import choose_device, choose_dtype
+from onepeace.device import SMALL, choose_device, choose_dtype
 from onepeace.embed.assembly import Assembly, Embedded, Failure, Vectors, Windows
 from onepeace.embed.explain import Explanation, explain
 from onepeace.embed.items import check_many, name_of, parts_of
+from onepeace.embed.options import Keywords, OnError, Options, check_choice
 from onepeace.embed.parts import Compound, Part
 from onepeace.embed.predict import Head
 from onepeace.embed.stream import Batcher, Waiting, decode_ahead
@@ -38,6 +36,10 @@ from onepeace.hub.resolve import resolve
 from onepeace.model import OnePeace
 from onepeace.processors import PROCESSORS
 from onepeace.processors.processor import Processor
+from onepeace.threads import Batch, Computing, Result, num_workers
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 WINDOW = 256
 """Decoded samples that may wait for others of their size."""
@@ -46,47 +48,9 @@ WINDOWS_AHEAD = 64
 BLOCK = 1024
 """Vectors that are collected one by one before they become rows of one tensor."""
 
+Encoded: TypeAlias = Vectors | tuple[Vectors, list[Failure]]
+
 _COUNTING = threading.Lock()
-
-Output: TypeAlias = Literal["torch", "numpy"]
-OnError: TypeAlias = Literal["raise", "skip"]
-Long: TypeAlias = Literal["truncate", "mean", "windows"]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How items are encoded; `Embedder` and its methods say what each option means."""
-
-    modality: str | None = None
-    """The modality of all items; None: each item's own."""
-    weights: Mapping[str, float] | None = None
-    long: Long = "truncate"
-    window: float | None = None
-    hop: float | None = None
-    batch_size: int = 32
-    output: Output = "torch"
-    progress: bool | None = None
-    on_error: OnError = "raise"
-    head: bool = False
-    """Logits of the model's own classifier in place of vectors."""
-    timings: MutableMapping[str, float] | None = None
-
-    def __post_init__(self) -> None:
-        _choice("output", self.output, ("torch", "numpy"))
-        _choice("on_error", self.on_error, ("raise", "skip"))
-        _choice("long", self.long, ("truncate", "mean", "windows"))
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise UserError(f"batch_size is {self.batch_size!r}; it must be a whole number from 1")
-        if self.long == "truncate" and (self.window, self.hop) != (None, None):
-            raise UserError("window and hop need long='mean' or 'windows'; long is 'truncate'")
-        for name, value in {"window": self.window, "hop": self.hop}.items():
-            if value is not None and not (_is_finite(value) and value > 0):
-                raise UserError(f"{name} is {value!r}; it must be a number of seconds above 0")
-        for key, value in (self.weights or {}).items():
-            if key not in PROCESSORS:
-                raise UserError(f"weights has the keys {', '.join(PROCESSORS)}; not {key!r}")
-            if not _is_finite(value):
-                raise UserError(f"the weight of {key} is {value!r}; it must be a finite number")
 
 
 class Tokens(NamedTuple):
@@ -143,19 +107,17 @@ class Embedder:
     """A model with the processors of its modalities.
 
     `stream` gives results one by one; every `encode` collects them. All take any iterable (a generator is read as it
-    is needed, and memory stays bounded but for what is collected), keep the order, and share these options:
+    is needed, and memory stays bounded but for what is collected), keep the order, and share their keyword arguments:
+    see `onepeace.embed.options.Options`.
 
-        batch_size: items in one pass; changes speed and memory, not the vectors.
-        output: "torch" for a CPU tensor, "numpy" for an array; both float32 with unit rows, (0, E) of no items.
-        progress: True or False; None draws a bar on stderr if that is a terminal and the work takes over a second.
-        on_error: "raise" stops at the first item that fails, with a `UserError` that names it. "skip" leaves such
-            items out and returns (vectors, failures): `vectors` has rows only for the items that succeeded, in order,
-            and `failures` says index, name and reason of the others.
+    Args:
+        workers: batches computed at once. None: on a CPU one for each core, each with one thread of torch, else one.
     """
 
-    def __init__(self, module: OnePeace, processors: Mapping[str, Processor]) -> None:
+    def __init__(self, module: OnePeace, processors: Mapping[str, Processor], *, workers: int | None = None) -> None:
         self.module = module.eval()
         self.processors = dict(processors)
+        self.workers = workers
 
     def __repr__(self) -> str:
         return (
@@ -187,169 +149,83 @@ class Embedder:
         return 1 / 0.07 if self.module.logit_scale is None else float(self.module.logit_scale.detach().float().exp())
 
     def stream(
-        self,
-        items: Iterable[object],
-        *,
-        modality: str | None = None,
-        weights: Mapping[str, float] | None = None,
-        long: Long = "truncate",
-        window: float | None = None,
-        hop: float | None = None,
-        batch_size: int = 32,
-        timings: MutableMapping[str, float] | None = None,
+        self, items: Iterable[object], *, modality: str | None = None, **options: "Unpack[Keywords]"
     ) -> Generator[Embedded, None, None]:
         """The result of every item, in order, as soon as it and those before it are computed; failures are results.
 
         However many items there are, memory is bounded: `items` is read only a little ahead of the results, and an
         item whose size is rare waits for at most four times as many others as samples wait for a batch (256, or four
         batches). One that takes long to decode is waited for. Of a long sound only the vectors are kept. Close the
-        generator, or use it up, to end the threads that decode.
+        generator, or use it up, to end its threads.
 
         Args:
             items: see `encode`.
             modality: of all items; by default every item's own, as in `encode`.
-            weights, long, window, hop: see `encode` and `encode_audio`.
-            batch_size: see `Embedder`.
-            timings: its "decode" and "model" grow by the seconds that the stages are busy, over all threads.
 
         Raises:
             UserError: wrong options, or no memory for a batch. What an item does wrong is in its result.
         """
-        return self._stream(items, Options(modality, weights, long, window, hop, batch_size, timings=timings))
+        return self._stream(items, Options(modality=modality, **options))
 
-    def encode_text(
-        self,
-        texts: Iterable[str | os.PathLike],
-        *,
-        batch_size: int = 32,
-        output: Output = "torch",
-        progress: bool | None = None,
-        on_error: OnError = "raise",
-    ) -> Vectors | tuple[Vectors, list[Failure]]:
-        """(n, E) unit vectors of texts: strings, or `pathlib.Path`s of text files. Options: see `Embedder`."""
-        options = Options("text", batch_size=batch_size, output=output, progress=progress, on_error=on_error)
-        return _result(*self._collect(texts, options), options)
+    def encode_text(self, texts: Iterable[str | os.PathLike], **options: "Unpack[Keywords]") -> Encoded:
+        """(n, E) unit vectors of texts: strings, or `pathlib.Path`s of text files."""
+        return self._encode(texts, Options(modality="text", **options))
 
-    def encode_image(
-        self,
-        images: Iterable[object],
-        *,
-        batch_size: int = 32,
-        output: Output = "torch",
-        progress: bool | None = None,
-        on_error: OnError = "raise",
-    ) -> Vectors | tuple[Vectors, list[Failure]]:
+    def encode_image(self, images: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
         """(n, E) unit vectors of pictures: paths, http(s) URLs, bytes, PIL images, uint8 arrays (H, W, 3), tensors
-        (3, H, W). Options: see `Embedder`."""
-        options = Options("image", batch_size=batch_size, output=output, progress=progress, on_error=on_error)
-        return _result(*self._collect(images, options), options)
+        (3, H, W)."""
+        return self._encode(images, Options(modality="image", **options))
 
     def encode_audio(
-        self,
-        sounds: Iterable[object],
-        *,
-        long: Long = "truncate",
-        window: float | None = None,
-        hop: float | None = None,
-        batch_size: int = 32,
-        output: Output = "torch",
-        progress: bool | None = None,
-        on_error: OnError = "raise",
-    ) -> Vectors | list[Windows] | tuple[Vectors | list[Windows], list[Failure]]:
-        """Unit vectors of sounds: paths, http(s) URLs, bytes, (samples, rate), {"array": ..., "sampling_rate": ...}.
+        self, sounds: Iterable[object], **options: "Unpack[Keywords]"
+    ) -> Encoded | list[Windows] | tuple[list[Windows], list[Failure]]:
+        """(n, E) unit vectors of sounds: paths, http(s) URLs, bytes, (samples, rate), {"array": ..., "sampling_rate":
+        ...}; with long="windows" a list of n `Windows`."""
+        return self._encode(sounds, Options(modality="audio", **options))
 
-        Args:
-            long: what becomes of sound beyond the model's length. "truncate": only the beginning is heard. "mean": the
-                renormalised mean of the vectors of its windows. "windows": a `Windows` for each sound.
-            window, hop: length of a window and distance between the starts of two, in seconds; by default the model's
-                length, one behind the other. Every window is normalised on its own.
-            batch_size, output, progress, on_error: see `Embedder`.
-
-        Returns:
-            (n, E) vectors, or a list of `Windows` for long="windows".
-        """
-        options = Options("audio", None, long, window, hop, batch_size, output, progress, on_error)
-        if long != "windows":
-            return _result(*self._collect(sounds, options), options)
-        failures: list[Failure] = []
-        cut = [result.windows for result in self._succeeded(sounds, options, failures) if result.windows is not None]
-        if output == "numpy":
-            cut = [each._replace(vectors=np.asarray(each.vectors)) for each in cut]
-        return (cut, failures) if on_error == "skip" else cut
-
-    def encode(
-        self,
-        items: Iterable[object],
-        *,
-        weights: Mapping[str, float] | None = None,
-        long: Literal["truncate", "mean"] = "truncate",
-        window: float | None = None,
-        hop: float | None = None,
-        batch_size: int = 32,
-        output: Output = "torch",
-        progress: bool | None = None,
-        on_error: OnError = "raise",
-    ) -> Vectors | tuple[Vectors, list[Failure]]:
-        """(n, E) unit vectors of any mix of items.
+    def encode(self, items: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
+        """(n, E) unit vectors of any mix of items; long="windows" is not offered here.
 
         What an item is follows from its type, its file ending or its first bytes; a string that is neither a path of
         a picture or sound nor a URL is a text. A dictionary by modality, {"audio": "dog.ogg", "text": "at night"}, is
         one composed vector: the weighted sum of the vectors of its parts, renormalised. With one part it says what an
         item is: {"text": "dog.ogg"}.
-
-        Args:
-            weights: factor of each modality in composed items, 1 where it is not named; negative takes away.
-            long, window, hop: see `encode_audio`; its "windows" are not offered here.
-            batch_size, output, progress, on_error: see `Embedder`.
         """
-        _choice("long", long, ("truncate", "mean"))
-        options = Options(None, weights, long, window, hop, batch_size, output, progress, on_error)
-        return _result(*self._collect(items, options), options)
+        check_choice("long", options.get("long", "truncate"), ("truncate", "mean"))
+        return self._encode(items, Options(**options))
 
     def similarity(self, a: Vectors, b: Vectors) -> Vectors:
         """(n, m) cosines of vectors `a` (n, E) and `b` (m, E); an array if both are arrays, else a tensor."""
-        both = [torch.as_tensor(value).detach().float().cpu() for value in (a, b)]
-        if any(value.ndim not in (1, 2) for value in both) or both[0].shape[-1] != both[1].shape[-1]:
-            shapes = " and ".join(str(tuple(value.shape)) for value in both)
-            raise UserError(f"similarity needs vectors (n, E) and (m, E) of one width, got {shapes}")
-        left, right = (F.normalize(torch.atleast_2d(value), dim=-1) for value in both)
+        left, right = _unit_rows(a, "first"), _unit_rows(b, "second")
+        if left.shape[1] != right.shape[1]:
+            raise UserError(f"similarity needs vectors of one width, got {left.shape[1]} and {right.shape[1]} numbers")
         cosines = left @ right.T
         return cosines.numpy() if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) else cosines
 
     def classify(
         self,
         items: Iterable[object],
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str],
         *,
         template: str | Sequence[str] | None = None,
-        batch_size: int = 32,
-        output: Output = "torch",
-        progress: bool | None = None,
-        on_error: OnError = "raise",
-    ) -> Vectors | tuple[Vectors, list[Failure]]:
+        **options: "Unpack[Keywords]",
+    ) -> Encoded:
         """(n, number of labels) probabilities of labels for items of any kind; rows sum to 1.
 
         Args:
-            labels: names to choose from. None asks the model's own classifier, if it was trained with one.
+            labels: names to choose from. For a model's own classes see `predict`.
             template: sentence with "{}" for the label, or "{a}" for the label with its article; of several sentences
                 the mean vector is taken. "{}" alone takes the labels as they are. None takes one that suits each
                 item, or the first part of a composed one: "a photo of a {}", "the sound of a {}", of a text "{}".
-            batch_size, output, progress, on_error: see `Embedder`.
         """
-        options = Options(
-            batch_size=batch_size, output=output, progress=progress, on_error=on_error, head=labels is None
-        )
-        if labels is None:
-            logits, failures = self._collect(items, options)
-        else:
-            encode_text = partial(self.encode_text, batch_size=batch_size, progress=False)
-            names = list(check_many(labels, "labels"))
-            templates = TEMPLATE if template is None else {"text": template}
-            classes = {kind: prototypes(encode_text, names, one) for kind, one in templates.items()}
-            kinds: list[str | None] = []
-            vectors, failures = self._collect(items, options, kinds)
-            logits = self.logit_scale * similarities(vectors, kinds, classes)
-        return _result(logits.softmax(dim=1), failures, options)
+        chosen, failures = Options(**options), list[Failure]()
+        encode_text = partial(self.encode_text, batch_size=chosen.batch_size, progress=False)
+        names = list(check_many(labels, "labels"))
+        templates = TEMPLATE if template is None else {"text": template}
+        classes = {kind: prototypes(encode_text, names, one) for kind, one in templates.items()}
+        vectors, kinds = self._rows(self._succeeded(items, chosen, failures))
+        logits = self.logit_scale * similarities(vectors, kinds, classes)
+        return _result(logits.softmax(dim=1), failures, chosen)
 
     def features(self, item: Mapping[str, object]) -> dict[str, Tokens]:
         """Token features of one item, its modalities seen together in one pass.
@@ -387,16 +263,16 @@ class Embedder:
         batch_size: int = 32,
         on_error: OnError = "raise",
     ) -> list[dict[str, Any]] | tuple[list[dict[str, Any]], list[Failure]]:
-        """What a task head of the model says of items: see onepeace/embed/tasks.py for the results of each task.
+        """Results of a task head of the model; onepeace/embed/tasks.py says what each task gives.
 
         Args:
             items: paths or values of the modality that the head reads, or dictionaries by modality, {"image": "a.jpg",
                 "text": "what is it?"}; see `onepeace.embed.predict.Head.predict`.
             head: an entry of the model's heads; None if it has one only.
-            top: classes that are named.
-            batch_size, on_error: see `Embedder`.
+            top: number of classes in a result.
+            batch_size, on_error: see `Options`.
         """
-        _choice("on_error", on_error, ("raise", "skip"))
+        check_choice("on_error", on_error, ("raise", "skip"))
         results, failures = [], []
         for found in Head(self, head).predict(items, batch_size=batch_size, top=top):
             if found.result is not None:
@@ -415,20 +291,29 @@ class Embedder:
             for name, value in processor.collate(samples).items()
         }
 
-    def _collect(
-        self, items: Iterable[object], options: Options, kinds: list[str | None] | None = None
-    ) -> tuple[Tensor, list[Failure]]:
-        """(n, E) vectors of the items that succeed, or their logits (n, number of classes), and the failures; `kinds`
-        gets the modalities of those that succeed."""
+    def computing(self, compute: Callable[[Batch], Result]) -> Computing[Batch, Result]:
+        """Compute batches by this model, on a CPU several at once."""
+        workers = num_workers(self.device) if self.workers is None else self.workers
+        small = sum(parameter.numel() for parameter in self.module.parameters()) < SMALL
+        return Computing(compute, workers, alone=small)
+
+    def _encode(self, items: Iterable[object], options: Options) -> Any:
         failures: list[Failure] = []
-        width = self._num_classes() if options.head else self.embed_dim
-        results = (result for result in self._succeeded(items, options, failures) if result.vector is not None)
-        blocks = [torch.empty(0, width)]
+        results = self._succeeded(items, options, failures)
+        if options.long != "windows":
+            return _result(self._rows(results)[0], failures, options)
+        cut = [result.windows for result in results if result.windows is not None]
+        if options.output == "numpy":
+            cut = [each._replace(vectors=np.asarray(each.vectors)) for each in cut]
+        return (cut, failures) if options.on_error == "skip" else cut
+
+    def _rows(self, results: Iterator[Embedded]) -> tuple[Tensor, list[str | None]]:
+        """The vectors (n, E) and the modalities of results."""
+        blocks, kinds = [torch.empty(0, self.embed_dim)], list[str | None]()
         while block := list(islice(results, BLOCK)):
             blocks.append(torch.stack([result.vector for result in block if result.vector is not None]))
-            if kinds is not None:
-                kinds += [result.modality for result in block]
-        return torch.cat(blocks), failures
+            kinds += [result.modality for result in block]
+        return torch.cat(blocks), kinds
 
     def _succeeded(self, items: Iterable[object], options: Options, failures: list[Failure]) -> Iterator[Embedded]:
         """The results of `items` without the failures, which are raised or noted in `failures`."""
@@ -446,16 +331,15 @@ class Embedder:
                     failures.append(Failure(result.index, result.name, str(result.reason)))
 
     def _stream(self, items: Iterable[object], options: Options) -> Generator[Embedded, None, None]:
-        if options.head:
-            self._num_classes()
         if options.modality is not None:
-            self._processor(options.modality, projected=not options.head)
+            self._processor(options.modality, projected=True)
         return self._results(check_many(items), options)
 
     def _results(self, items: Iterable[object], options: Options) -> Generator[Embedded, None, None]:
         # A sound that is cut holds up to WINDOWS_AHEAD windows, so only few of them are decoded ahead.
         ahead = 2 * options.batch_size if options.long == "truncate" else 2
-        batcher = Batcher(options.batch_size, max(WINDOW, 4 * options.batch_size))
+        computing = self.computing(partial(self._compute, options=options))
+        batcher = Batcher(computing.share(options.batch_size), max(WINDOW, 4 * options.batch_size))
         line: deque[Assembly] = deque()
         """The items whose results have not been given out yet, in order."""
 
@@ -463,7 +347,12 @@ class Embedder:
             while line and line[0].done:
                 yield line.popleft().result(windows=options.long == "windows")
 
-        with closing(decode_ahead(items, partial(self._read, options=options), ahead=ahead)) as decoded:
+        def filled(computed: Iterable[tuple[list[Waiting], Tensor]]) -> Iterator[Embedded]:
+            for batch, vectors in computed:
+                _fill(batch, vectors)
+                yield from finished()
+
+        with closing(decode_ahead(items, partial(self._read, options=options), ahead=ahead)) as decoded, computing:
             for index, item, parts in decoded:
                 assembly = Assembly(index, name_of(index, item))
                 line.append(assembly)
@@ -472,20 +361,20 @@ class Embedder:
                 for modality, sample, row in assembly.samples(parts):
                     size = self.processors[modality].size(sample)
                     if batch := batcher.add(Waiting(modality, size, sample, assembly, row)):
-                        self._compute(batch, options)
-                        yield from finished()
+                        yield from filled(computing.start(batch))
                 # The first in line has a sample that waits for others of its size, and these are rare.
                 while len(line) > 4 * batcher.window and not line[0].done:
-                    self._compute(batcher.around_oldest(), options)
+                    yield from filled(computing.rest() if computing.busy else computing.start(batcher.around_oldest()))
                 yield from finished()
-            for batch in batcher.rest():
-                self._compute(batch, options)
-                yield from finished()
+            yield from filled(computing.finish(list(batcher.rest(computing.workers))))
+            yield from finished()
 
     def _read(self, item: object, options: Options) -> list[Part] | Exception:
         """The decoded parts of one item, or the reason why it has none."""
         start = time.perf_counter()
         try:
+            if isinstance(item, list):
+                raise UserError("it is a list; give all items in one list")
             if isinstance(item, Compound):
                 return item.parts(partial(self._cut, options=options))
             if options.modality is None:
@@ -505,46 +394,39 @@ class Embedder:
         return chain(list(islice(pieces, WINDOWS_AHEAD)), pieces)
 
     def _cut(self, modality: str, value: object, options: Options) -> Iterator[tuple[float, float, Tensor]]:
-        processor = self._processor(modality, projected=not options.head)
+        processor = self._processor(modality, projected=True)
         if options.long == "truncate":
             yield 0.0, 0.0, processor.decode(value)
         else:
             yield from processor.windows(value, options.window, options.hop)
 
-    def _compute(self, batch: list[Waiting], options: Options) -> None:
-        """Fills in the vectors of a batch, or its logits."""
+    def _compute(self, batch: list[Waiting], options: Options) -> Tensor:
+        """The vectors (B, E) of a batch."""
         modality, start = batch[0].modality, time.perf_counter()
         try:
             with torch.inference_mode():
                 inputs = {modality: self.inputs(modality, [entry.sample for entry in batch])}
-                vectors = self.module.predict(inputs) if options.head else self.module(inputs)[modality]
-                vectors = vectors.float().cpu()
-                vectors = vectors if options.head else F.normalize(vectors, dim=1)
+                vectors = F.normalize(self.module(inputs)[modality].float().cpu(), dim=1)
         except torch.OutOfMemoryError as error:
             raise UserError(f"no memory for {len(batch)} {modality} items at once; lower batch_size") from error
         _count(options.timings, "model", start)
-        vectors = vectors.clone()  # outside of inference mode: what comes out must be usable in training
-        for entry, vector, is_finite in zip(batch, vectors, vectors.isfinite().all(dim=1).tolist(), strict=True):
-            entry.assembly.fill(entry.row, vector)
-            if not is_finite:
-                entry.assembly.error = UserError("the model gives NaN for it; try dtype float32")
+        return vectors.clone()  # outside of inference mode: what comes out must be usable in training
 
     def _processor(self, modality: str, projected: bool = False) -> Processor:
         """The processor of a modality; with `projected` the model has to have vectors of it, not only features."""
         if modality not in self.processors:
             raise UserError(f"this model has no {modality}; it has {', '.join(self.processors)}")
         if projected and modality not in self.module.config.projections:
-            raise UserError(f"this model has no projection for vectors of {modality}; use classify or features")
+            raise UserError(f"this model has no projection for vectors of {modality}; use predict or features")
         return self.processors[modality]
 
-    def _num_classes(self) -> int:
-        """Outputs of the model's own classifier, which has to be about single items."""
-        classifier = self.module.config.heads.get("classifier")
-        if classifier is None:
-            raise UserError("this model has no classifier of its own; give labels to choose from")
-        if len(self.processors) > 1 or classifier.get("inputs", 1) > 1:
-            raise UserError("this model's classifier reads several inputs together; call model.module.predict")
-        return classifier["num_classes"]
+
+def _fill(batch: list[Waiting], vectors: Tensor) -> None:
+    """Hand the vectors of a batch to the items that they belong to."""
+    for entry, vector, is_finite in zip(batch, vectors, vectors.isfinite().all(dim=-1).tolist(), strict=True):
+        entry.assembly.fill(entry.row, vector)
+        if not is_finite:
+            entry.assembly.error = UserError("the model gives NaN for it; try dtype float32")
 
 
 def _count(timings: MutableMapping[str, float] | None, stage: str, start: float) -> None:
@@ -553,16 +435,21 @@ def _count(timings: MutableMapping[str, float] | None, stage: str, start: float)
             timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - start
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
-
-
-def _choice(name: str, value: object, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UserError(f"{name} is {value!r}; it can be {', '.join(map(repr, known))}")
+def _unit_rows(vectors: object, which: str) -> Tensor:
+    """Vectors that were given to `similarity`, as unit rows (n, E) on the CPU."""
+    try:
+        rows = torch.atleast_2d(torch.as_tensor(vectors).detach().float().cpu())
+    except (TypeError, ValueError, RuntimeError) as error:
+        message = f"the {which} argument of similarity holds no numbers; encode it first: model.encode([...])"
+        raise UserError(message) from error
+    if rows.ndim != 2:
+        raise UserError(f"similarity needs vectors (n, E), the {which} argument is {tuple(rows.shape)}")
+    if wrong := (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist():
+        raise UserError(f"vector {wrong[0]} of the {which} argument of similarity has numbers that are not finite")
+    return F.normalize(rows, dim=1)
 
 
 def _result(vectors: Tensor, failures: list[Failure], options: Options) -> Vectors | tuple[Vectors, list[Failure]]:
-    """What an `encode` returns."""
+    """Vectors in the form that the options ask for, with the failures if these are skipped."""
     result = vectors.numpy() if options.output == "numpy" else vectors
     return (result, failures) if options.on_error == "skip" else result

@@ -54,7 +54,7 @@ class Explanation:
     """How well the parts of one item fit a query."""
 
     modality: str
-    """Of the item."""
+    """The item's modality."""
     values: Tensor
     """(rows, columns) of a picture, (frames,) of a sound, float32: larger fits better."""
     positions: Tensor
@@ -90,7 +90,7 @@ class Explanation:
 
 
 def explain(embedder: "Embedder", item: object, query: object) -> Explanation:
-    """See `Embedder.explain`."""
+    """Map of how well each part of an item fits a query; see `Embedder.explain`."""
     key, value = _value(embedder, item)
     vector = _query(embedder, query)
     processor, module = embedder.processors[key], embedder.module
@@ -136,7 +136,7 @@ def _similarity(module: "OnePeace", key: str, inputs: dict[str, Tensor], vector:
 
 
 def _enlarged(processor: ImageProcessor, scale: int) -> ImageProcessor:
-    """The same processor for pictures of so many times the size."""
+    """A copy of the processor for pictures of ``scale`` times the size."""
     larger = copy(processor)
     larger.height, larger.width = scale * processor.height, scale * processor.width
     return larger
@@ -168,7 +168,7 @@ def _value(embedder: "Embedder", item: object) -> tuple[str, object]:
 
 
 def _area(processor: Processor, value: object) -> tuple[float, float, float, float]:
-    """What the model sees of a picture: with "crop" the largest part in the middle that has the model's shape."""
+    """The part of a picture that the model sees: with "crop" the largest in the middle that has the model's shape."""
     if not isinstance(processor, ImageProcessor) or processor.resize != "crop":
         return (0.0, 0.0, 1.0, 1.0)
     width, height = processor.size_in_pixels(value)

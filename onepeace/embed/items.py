@@ -1,4 +1,4 @@
-"""What the embedder takes for an item: a path, a value, or a dictionary of several of them by modality."""
+"""Items: a path, a value, or a dictionary of several of them by modality."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -39,8 +39,8 @@ def name_of(index: int, item: object) -> str:
     """The name of an item in messages: a dictionary with one value is named after the value."""
     if isinstance(item, Compound):
         return item.name
-    values = list((composed(item) or {"": item}).values())
-    return describe(values[0]) if len(values) == 1 else f"item {index}"
+    values = item if isinstance(item, list) else list((composed(item) or {"": item}).values())
+    return describe(values[0]) if len(values) == 1 and values is not item else f"item {index}"
 
 
 def reason_of(name: str, error: Exception) -> str:

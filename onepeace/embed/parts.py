@@ -1,4 +1,4 @@
-"""What an item is made of on its way into the model. Importing this takes no torch."""
+"""Parts of an item on its way into the model. Importing this takes no torch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ class Compound(ABC):
     """An item that says itself of which parts it is made, as a video is of pictures and a sound."""
 
     name: str
-    """What it is called in messages."""
+    """Name in messages."""
     learned: tuple[str, ...] = ()
     """Attributes that change while the parts are taken; where another process does that, they are brought back."""
 

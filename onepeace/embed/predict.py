@@ -1,11 +1,13 @@
-"""What a model's task head says of items: labels, an answer, a box, boxes, a choice, events, a mask (tasks.py).
+"""Task heads: from items to labels, an answer, a box, boxes, a choice, events or a mask (tasks.py).
 
-Items are decoded ahead in threads and computed in batches of like kind; results come in order, failures as values.
+Items are decoded ahead in threads and computed in batches; results come in order, failures as values.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from onepeace.embed.items import check_many, composed, name_of, reason_of
 from onepeace.embed.stream import decode_ahead
-from onepeace.embed.tasks import TASKS, Asked
+from onepeace.embed.tasks import TASKS, Context
 from onepeace.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,13 +27,13 @@ CANDIDATE = "{text} answer: {candidate}"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a head says of one item."""
+    """The result of one item."""
 
     index: int
     """Place of the item among those given."""
     name: str
     result: dict[str, Any] | None
-    """As its task gives it; None if the item failed."""
+    """The entry of `TASKS` says its form; None if the item failed."""
     reason: str | None = None
     """Why it failed, on one line and without its name."""
 
@@ -88,16 +90,15 @@ class Head:
         Raises:
             UserError: ``items`` is no list. What is wrong with an item is in its result.
         """
-        count = max(1, batch_size // self.embedder.processors[self.on].num_views)
-        decoded = decode_ahead(check_many(items), self._decode, ahead=2 * count)
-        while block := list(islice(decoded, count)):
-            outputs = iter(self._outputs([found for _, _, found in block if isinstance(found, _Decoded)], top))
-            for index, item, found in block:
-                name = name_of(index, item)
-                if isinstance(found, Exception):
-                    yield Prediction(index, name, None, reason_of(name, found))
-                else:
-                    yield Prediction(index, name, next(outputs))
+        computing = self.embedder.computing(partial(self._predicted, top=top))
+        count = computing.share(max(1, batch_size // self.embedder.processors[self.on].num_views))
+        with (
+            closing(decode_ahead(check_many(items), self._decode, ahead=2 * computing.workers * count)) as decoded,
+            computing,
+        ):
+            while block := list(islice(decoded, count)):
+                yield from chain.from_iterable(found for _, found in computing.start(block))
+            yield from chain.from_iterable(found for _, found in computing.rest())
 
     def _decode(self, item: object) -> "_Decoded | Exception":
         try:
@@ -135,31 +136,35 @@ class Head:
             samples[key] = found * (wanted // len(found))
         return _Decoded(samples, size, candidates, views)
 
-    def _outputs(self, items: list[_Decoded], top: int) -> Iterator[dict[str, Any]]:
+    def _predicted(self, block: "list[tuple[int, object, _Decoded | Exception]]", top: int) -> list[Prediction]:
         """The results of a block of items, computed in groups of the same modalities and rows."""
-        found: dict[int, dict[str, Any]] = {}
-        groups: dict[tuple[Any, ...], list[int]] = {}
-        for i, item in enumerate(items):
-            groups.setdefault((tuple(item.samples), item.rows), []).append(i)
+        found: dict[int, Prediction] = {}
+        groups: dict[tuple[Any, ...], list[tuple[int, str, _Decoded]]] = {}
+        for index, item, decoded in block:
+            name = name_of(index, item)
+            if isinstance(decoded, Exception):
+                found[index] = Prediction(index, name, None, reason_of(name, decoded))
+            else:
+                groups.setdefault((tuple(decoded.samples), decoded.rows), []).append((index, name, decoded))
         for (keys, rows), members in groups.items():
-            samples = {key: [one for i in members for one in items[i].samples[key]] for key in keys}
+            samples = {key: [one for *_, decoded in members for one in decoded.samples[key]] for key in keys}
             try:
                 output, lengths = self._computed(samples, rows)
             except torch.OutOfMemoryError as error:
                 raise UserError(f"no memory for {len(members)} items at once; lower batch_size") from error
             each = len(output) // len(members)
-            for row, i in enumerate(members):
-                asked = Asked(
+            for row, (index, name, decoded) in enumerate(members):
+                context = Context(
                     labels=self.config.get("labels", ()),
-                    size=items[i].size,
-                    candidates=items[i].candidates,
+                    size=decoded.size,
+                    candidates=decoded.candidates,
                     seconds_per_token=getattr(self.embedder.module.adapters[self.on], "seconds_per_token", 0.0),
                     num_tokens=lengths[row * rows],
                     top=top,
                 )
-                own = output[row * each : (row + 1) * each].unflatten(0, (-1, items[i].views)).mean(1)
-                found[i] = TASKS[self.task](own, asked)
-        return iter([found[i] for i in range(len(items))])
+                own = output[row * each : (row + 1) * each].unflatten(0, (-1, decoded.views)).mean(1)
+                found[index] = Prediction(index, name, TASKS[self.task](own, context))
+        return [found[index] for index in sorted(found)]
 
     @torch.inference_mode()
     def _computed(self, samples: dict[str, list[Tensor]], rows: int) -> tuple[Tensor, list[int]]:

@@ -13,8 +13,8 @@ from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from onepeace.device import compute_alone
 from onepeace.embed.assembly import Assembly
+from onepeace.threads import LEAST, compute_alone
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -115,12 +115,17 @@ class Batcher:
         start = max(0, min(line.index(oldest) - self.batch_size // 2, len(line) - self.batch_size))
         return self._take(line[start : start + self.batch_size])
 
-    def rest(self) -> Iterator[list[Waiting]]:
-        """Everything that still waits, the largest samples first, so that a batch too large for memory fails early."""
+    def rest(self, workers: int = 1) -> Iterator[list[Waiting]]:
+        """All that still waits, in even batches for so many workers.
+
+        The largest samples come first, so that a batch too large for memory fails early.
+        """
         for modality in dict.fromkeys(entry.modality for entry in self._waiting.values()):
             line = self._by_size(modality)[::-1]
-            for start in range(0, len(line), self.batch_size):
-                yield self._take(line[start : start + self.batch_size])
+            rounds = -(-len(line) // (workers * self.batch_size))
+            size = max(-(-len(line) // (workers * rounds)), min(LEAST, self.batch_size))
+            for start in range(0, len(line), size):
+                yield self._take(line[start : start + size])
 
     def _by_size(self, modality: str) -> list[int]:
         numbers = [number for number, entry in self._waiting.items() if entry.modality == modality]

@@ -1,4 +1,4 @@
-"""What a task head's output means: from the numbers of one item to something that can be written as JSON.
+"""The results of task heads: from the numbers of one item to something that can be written as JSON.
 
 ``task`` in a head's configuration names an entry of TASKS; the term of the objective that trained the head has set it.
 """
@@ -12,27 +12,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 THRESHOLD = 0.5
-"""Probability from which an event is heard, and a box is shown."""
+"""Least probability of an event or a box."""
 SHORTEST_GAP = 0.2
 """Seconds: a pause between two events of a class that is shorter joins them."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is known of an item beside the head's output."""
+class Context:
+    """Facts about an item that its result needs beside the head's output."""
 
     labels: Sequence[str] = ()
-    """The head's."""
+    """Class names of the head."""
     size: tuple[int, int] = (1, 1)
     """Width and height of the picture in pixels."""
     candidates: Sequence[str] = ()
     """The answers to choose from."""
     seconds_per_token: float = 0.0
-    """Of a sound."""
+    """Seconds between two tokens of a sound."""
     num_tokens: int = 0
-    """Of a sound, without padding."""
+    """Tokens of a sound, without padding."""
     top: int = 5
-    """Classes that are named."""
+    """Number of classes in the result."""
 
 
 def name_of_class(labels: Sequence[str], number: int) -> str:
@@ -40,79 +40,79 @@ def name_of_class(labels: Sequence[str], number: int) -> str:
     return labels[number] if labels else str(number)
 
 
-def ranked(scores: Tensor, asked: Asked) -> list[dict[str, Any]]:
+def ranked(scores: Tensor, context: Context) -> list[dict[str, Any]]:
     """The best classes with their scores."""
-    values, numbers = scores.topk(min(asked.top, len(scores)))
-    return [{"label": name_of_class(asked.labels, number), "score": score}
+    values, numbers = scores.topk(min(context.top, len(scores)))
+    return [{"label": name_of_class(context.labels, number), "score": score}
             for score, number in zip(values.tolist(), numbers.tolist(), strict=True)]  # fmt: skip
 
 
-def label(output: Tensor, asked: Asked) -> dict[str, Any]:
+def label(output: Tensor, context: Context) -> dict[str, Any]:
     """Logits (1, C) of one class among several: probabilities that sum to 1."""
-    return {"labels": ranked(output[0].softmax(0), asked)}
+    return {"labels": ranked(output[0].softmax(0), context)}
 
 
-def labels(output: Tensor, asked: Asked) -> dict[str, Any]:
+def labels(output: Tensor, context: Context) -> dict[str, Any]:
     """Logits (1, C) of classes on their own: each has a probability."""
-    return {"labels": ranked(output[0].sigmoid(), asked)}
+    return {"labels": ranked(output[0].sigmoid(), context)}
 
 
-def answer(output: Tensor, asked: Asked) -> dict[str, Any]:
+def answer(output: Tensor, context: Context) -> dict[str, Any]:
     """Logits (1, C) of answers to a question."""
-    found = ranked(output[0].sigmoid(), asked)
+    found = ranked(output[0].sigmoid(), context)
     return {"answer": found[0]["label"], "score": found[0]["score"], "answers": found}
 
 
-def box(output: Tensor, asked: Asked) -> dict[str, Any]:
+def box(output: Tensor, context: Context) -> dict[str, Any]:
     """Logits (1, 4) of a box: its corners [x0, y0, x1, y1] in pixels of the picture (released code)."""
-    width, height = asked.size
+    width, height = context.size
     corners = output[0].sigmoid() * torch.tensor([width, height, width, height])
     return {"box": corners.tolist()}
 
 
-def boxes(output: Tensor, asked: Asked) -> dict[str, Any]:
+def boxes(output: Tensor, context: Context) -> dict[str, Any]:
     """Boxes (1, N, 6) of a detector, corners relative to the picture, score and class number: those with a score, the
     best first, with corners in pixels of the picture."""
-    width, height = asked.size
+    width, height = context.size
     found = []
     for *corners, score, number in output[0].tolist():
         if score > 0:
             pixels = [corner * (height if i % 2 else width) for i, corner in enumerate(corners)]
-            found.append({"label": name_of_class(asked.labels, int(number)), "score": score, "box": pixels})
+            found.append({"label": name_of_class(context.labels, int(number)), "score": score, "box": pixels})
     return {"boxes": found}
 
 
-def choice(output: Tensor, asked: Asked) -> dict[str, Any]:
+def choice(output: Tensor, context: Context) -> dict[str, Any]:
     """Scores (N, 1) of N candidate answers."""
     scores = output[:, 0]
     best = int(scores.argmax())
-    return {"choice": asked.candidates[best], "number": best, "scores": scores.tolist()}
+    return {"choice": context.candidates[best], "number": best, "scores": scores.tolist()}
 
 
-def events(output: Tensor, asked: Asked) -> dict[str, Any]:
+def events(output: Tensor, context: Context) -> dict[str, Any]:
     """Logits (1, L, C) of every frame: events with onset and offset in seconds, in their order."""
-    probabilities = output[0, : asked.num_tokens].sigmoid()
+    probabilities = output[0, : context.num_tokens].sigmoid()
     found = []
     for number in range(probabilities.shape[1]):
         heard = probabilities[:, number] >= THRESHOLD
-        for first, last in _runs(heard, round(SHORTEST_GAP / asked.seconds_per_token)):
+        for first, last in _runs(heard, round(SHORTEST_GAP / context.seconds_per_token)):
             found.append(
                 {
-                    "label": name_of_class(asked.labels, number),
-                    "onset": first * asked.seconds_per_token,
-                    "offset": (last + 1) * asked.seconds_per_token,
+                    "label": name_of_class(context.labels, number),
+                    "onset": first * context.seconds_per_token,
+                    "offset": (last + 1) * context.seconds_per_token,
                     "score": probabilities[first : last + 1, number].mean().item(),
                 }
             )
     return {"events": sorted(found, key=lambda event: (event["onset"], event["label"]))}
 
 
-def mask(output: Tensor, asked: Asked) -> dict[str, Any]:
+def mask(output: Tensor, context: Context) -> dict[str, Any]:
     """Logits (1, C, h, w) of places: the class number of each pixel, as an array of bytes, and each class's share."""
-    width, height = asked.size
+    width, height = context.size
     classes = F.interpolate(output, (height, width), mode="bilinear", align_corners=False)[0].argmax(0)
     counts = classes.flatten().bincount(minlength=output.shape[1]).tolist()
-    shares = [{"label": name_of_class(asked.labels, number), "share": count / (width * height)}
+    shares = [{"label": name_of_class(context.labels, number), "share": count / (width * height)}
               for number, count in enumerate(counts) if count]  # fmt: skip
     return {"labels": sorted(shares, key=lambda one: -one["share"]), "mask": classes.to(torch.uint8).numpy()}
 
@@ -128,7 +128,7 @@ def _runs(heard: Tensor, gap: int) -> list[tuple[int, int]]:
     return runs
 
 
-Task = Callable[[Tensor, Asked], dict[str, Any]]
+Task = Callable[[Tensor, Context], dict[str, Any]]
 TASKS: Mapping[str, Task] = {
     "label": label, "labels": labels, "answer": answer, "box": box, "boxes": boxes, "choice": choice,
     "events": events, "mask": mask,

@@ -37,7 +37,7 @@ class Difference(NamedTuple):
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """The figures of a file that `onepeace evaluate --save` has written; UserError names the line that is none."""
+    """The figures of a file that `onepeace evaluate -o` has written; UserError names the line that is none."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -49,7 +49,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}:{number}: not a result in JSON ({error})") from error
         if lacking := [field for field in NEEDED if field not in row]:
-            raise UserError(f"{path}:{number}: has no {lacking[0]}; compare files of onepeace evaluate --save")
+            raise UserError(f"{path}:{number}: has no {lacking[0]}; compare files of onepeace evaluate -o")
         rows.append(row)
     if not rows:
         raise UserError(f"{path}: holds no results")

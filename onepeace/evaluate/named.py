@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from onepeace.config import Options
-from onepeace.errors import UserError, need
+from onepeace.errors import UserError
 from onepeace.evaluate.layouts import CLIP_BENCHMARK, PREFIX, templates
 
 LOOKS = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
@@ -31,7 +31,9 @@ CIFAR_TEMPLATES = tuple(
 
 
 def _openai_templates() -> tuple[str, ...]:
-    return tuple(template("{}") for template in need("open_clip", "teachers").OPENAI_IMAGENET_TEMPLATES)
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
 
 class Named(NamedTuple):
@@ -86,7 +88,7 @@ def named_sets(name: str, root: Path, *, probe: bool = False, one_caption: bool 
     options |= OPTIONS.get(known.protocol, {})
     if one_caption:
         if known.protocol != "retrieval":
-            raise UserError(f"{name} has no captions to choose from; --one-caption is for retrieval")
+            raise UserError(f"{name} has no captions to choose from; one_caption is for retrieval")
         options["one_caption"] = True
     if (sentences := known.sentences()) and not templates(root, test):
         options["templates"] = [*sentences]

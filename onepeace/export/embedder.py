@@ -43,7 +43,7 @@ def open_export(folder: str | os.PathLike[str], *, threads: int = 0) -> Embedder
     processors = {key: PROCESSORS[key].from_config(about["preprocessing"], folder) for key, about in branches.items()}
     # It has the members of a model that encoding asks for.
     module = cast(Any, OnnxModule(sessions, embed_dim, logit_scale))
-    return Embedder(module, processors)
+    return Embedder(module, processors, workers=1)  # a session has threads of its own
 
 
 class OnnxModule(nn.Module):

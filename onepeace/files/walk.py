@@ -1,11 +1,15 @@
 """Which files a command line means: files as named, folders walked. Knows file endings, opens nothing."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from onepeace.errors import UsageError
+
+LINKS = "links that lead out of the folder"
+"""Key in the count of what is left out."""
 
 
 class Found(NamedTuple):
@@ -28,15 +32,20 @@ def walk(
     paths: Iterable[str | Path],
     modality_by_suffix: Mapping[str, str],
     skip: Callable[[Path, bool], bool] | None = None,
+    *,
+    follow_links: bool = False,
+    others: Counter[str] | None = None,
 ) -> tuple[list[Found], list[Unreadable]]:
     """Files meant by `paths`, each once, in the order given; a folder's own files by name, then its folders by name.
 
-    Inside folders, hidden names and unknown endings are passed over, links are followed, and no folder is entered
-    twice, so a loop of links ends. A named file is taken whatever its name is.
+    Inside folders, hidden names, unknown endings and links that lead out of the folder are passed over, and no folder
+    is entered twice, so a loop of links ends. A named file is taken whatever its name is.
 
     Args:
         modality_by_suffix: modality of each known ending, lower case, with the dot.
         skip: says of a path inside a folder, and whether that is a folder itself, that it is passed over.
+        follow_links: follow links that lead out of the folder too.
+        others: counts what is left out: files by their endings, and links.
 
     Returns:
         The files found, and what could not be read: broken links, pipes, folders without permission.
@@ -58,6 +67,15 @@ def walk(
         if not os.path.isdir(path):
             _take(path, modality_by_suffix.get(path.suffix.lower(), ""), found, unreadable)
             continue
+        top = os.path.join(os.path.realpath(path), "")
+
+        def leads_out(place: Path, top: str = top) -> bool:
+            if follow_links or not place.is_symlink() or os.path.join(os.path.realpath(place), "").startswith(top):
+                return False
+            if others is not None:
+                others[LINKS] += 1
+            return True
+
         for folder, folders, names in os.walk(path, onerror=refuse, followlinks=True):
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in entered:
@@ -65,13 +83,22 @@ def walk(
                 continue
             entered.add((status.st_dev, status.st_ino))
             folders[:] = sorted(
-                name for name in folders if not name.startswith(".") and not (skip and skip(Path(folder, name), True))
+                name
+                for name in folders
+                if not name.startswith(".")
+                and not (skip and skip(Path(folder, name), True))
+                and not leads_out(Path(folder, name))
             )
             for name in sorted(names):
-                modality = modality_by_suffix.get(Path(name).suffix.lower())
-                if modality is None or name.startswith(".") or (skip and skip(Path(folder, name), False)):
+                place = Path(folder, name)
+                if name.startswith(".") or (skip and skip(place, False)):
                     continue
-                _take(Path(folder, name), modality, found, unreadable)
+                modality = modality_by_suffix.get(place.suffix.lower())
+                if modality is None:
+                    if others is not None:
+                        others[place.suffix.lower() or "no ending"] += 1
+                elif not leads_out(place):
+                    _take(place, modality, found, unreadable)
     return list(found.values()), unreadable
 
 

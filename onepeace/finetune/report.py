@@ -95,7 +95,7 @@ def commands_to_try(tuning: "FineTuning") -> list[str]:
     heads = head_names(name.partition("/")[2] for name in counts).values()
     # The model it started from may have had heads of its own.
     several = len(read_config(tuning.out / "model").model.heads) > 1
-    return [search, *(f"onepeace predict {model} {folder}" + f" --head {head}" * several for head in heads)]
+    return [search, *(f"onepeace classify {folder} --model {model}" + f" --head {head}" * several for head in heads)]
 
 
 def _parts(counts: Mapping[str, int]) -> str:

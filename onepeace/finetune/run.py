@@ -116,11 +116,11 @@ class FineTuning:
         path, needed = self.out / ABOUT, self._needed_of_out()
         if not path.exists():
             if self.out.is_dir() and any(self.out.iterdir()):
-                raise UserError(f"{self.out}: is not empty, and no fine-tuning; give --out another folder")
+                raise UserError(f"{self.out}: is not empty, and no fine-tuning; give -o another folder")
         elif overwrite:
             if needed:
                 raise UserError(
-                    f"{needed} is in {self.out}, which --overwrite removes, and is needed; give --out another folder"
+                    f"{needed} is in {self.out}, which --force removes, and is needed; give -o another folder"
                 )
         else:
             other = json.loads(path.read_text(encoding="utf-8"))
@@ -128,7 +128,7 @@ class FineTuning:
                 before, now = other.get(field), about[field]
                 if field == "model":
                     before, now = f"{other.get('name')} ({before})", f"{self.model} ({now})"
-                remedy = "give --out another folder" + ("" if needed else ", or --overwrite")
+                remedy = "give -o another folder" + ("" if needed else ", or --force")
                 raise UserError(
                     f"{self.out} holds a fine-tuning with another {field}, {before} and not {now}; {remedy}"
                 )

@@ -10,7 +10,6 @@ from .classifier import Classifier
 from .detection import Detection
 from .frames import Frames
 from .head import Head
-from .projection import Projection
 from .pyramid import Pyramid
 from .segmentation import Segmentation
 
@@ -33,7 +32,6 @@ __all__ = [
     "Detection",
     "Frames",
     "Head",
-    "Projection",
     "Pyramid",
     "Segmentation",
     "make_head",

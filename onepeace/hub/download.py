@@ -6,9 +6,9 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from onepeace.errors import UserError, one_line
@@ -18,16 +18,6 @@ CHUNK = 1 << 20
 TIMEOUT = 30.0
 TRIES = 5
 """Attempts in a row without a new byte before giving up."""
-
-
-class _Changed(Exception):
-    """The server's file is not the one that the partial download belongs to."""
-
-
-class _Answer(NamedTuple):
-    start: int
-    total: int | None
-    validator: str | None
 
 
 def fetch(url: str, path: Path) -> Path:
@@ -50,10 +40,7 @@ def fetch(url: str, path: Path) -> Path:
         try:
             if _transfer(url, part, note):
                 break
-            reason: object = "the connection was closed early"
-        except _Changed:
-            _delete(part, note)
-            before, reason = 0, "the file keeps changing on the server"
+            reason: object = "the connection was closed early, or the file changed"
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 429):
                 raise UserError(f"{url}: the server says {error.code} {error.reason}{_by_hand(path)}") from error
@@ -70,12 +57,15 @@ def fetch(url: str, path: Path) -> Path:
     return path
 
 
-def from_hub(repository: str, patterns: list[str], what: str, remedy: str) -> Path:
+def from_hub(
+    repository: str, patterns: list[str], what: str, remedy: str, cache: str | os.PathLike[str] | None = None
+) -> Path:
     """The local copy of a Hugging Face repository's files; UserError says `what` is not there, why, and the remedy."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=patterns))
+        folder = None if cache is None else Path(cache)
+        return Path(snapshot_download(repository, allow_patterns=patterns, cache_dir=folder))
     except Exception as error:  # its errors come from several HTTP packages
         reason = one_line(error)[:200]
         raise UserError(
@@ -112,47 +102,36 @@ def _transfer(url: str, part: Path, note: Path) -> bool:
         if error.code != 416:
             raise
         # The server has no more bytes: the partial download is complete, or of another file.
-        if error.headers.get("Content-Range") == f"bytes */{have}":
-            return True
-        raise _Changed from error
+        complete = error.headers.get("Content-Range") == f"bytes */{have}"
+        return complete or _delete(part, note)
     with response:
-        answer = _answer(response, have)
-        if answer.start and answer.validator != known:
-            raise _Changed
-        if answer.total is None:
+        # Only a strong ETag promises the same bytes; without one, the date is used.
+        etag = response.headers.get("ETag") or ""
+        validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+        span, _, length = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+        start = have if response.status == 206 else 0
+        if start and (validator != known or not span.startswith(f"{have}-")):
+            return _delete(part, note)
+        length = length if response.status == 206 else response.headers.get("Content-Length") or ""
+        if not length.isdigit():
             raise UserError(f"{url}: the server does not say how long the file is, so a cut could not be noticed")
-        lacking, free = answer.total - answer.start, shutil.disk_usage(part.parent).free
-        if lacking > free:
-            raise UserError(f"{part.parent}: {free} bytes free, {lacking} needed")
-        note.write_text(json.dumps({"url": url, "validator": answer.validator}), encoding="utf-8")
+        total, free = int(length), shutil.disk_usage(part.parent).free
+        if total - start > free:
+            raise UserError(f"{part.parent}: {free} bytes free, {total - start} needed")
+        note.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
         with (
-            open(part, "ab" if answer.start else "wb") as file,
-            tqdm(total=answer.total, initial=answer.start, unit="B", unit_scale=True,
+            open(part, "ab" if start else "wb") as file,
+            tqdm(total=total, initial=start, unit="B", unit_scale=True,
                  desc=part.name.removesuffix(".part"), disable=None) as bar,
         ):  # fmt: skip
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
     sync(part)
-    if _size(part) > answer.total:
+    if _size(part) > total:
         _delete(part, note)
-        raise UserError(f"{url}: more bytes arrived than the {answer.total} announced; deleted")
-    return _size(part) == answer.total
-
-
-def _answer(response: HTTPResponse, have: int) -> _Answer:
-    """Where the body starts and how long the file is. Raises `_Changed` when it does not continue the `have` bytes."""
-    headers = response.headers
-    length = headers.get("Content-Length")
-    # Only a strong ETag promises the same bytes; without one, the date is used.
-    etag = headers.get("ETag")
-    validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
-    if response.status != 206:
-        return _Answer(0, int(length) if length and length.isdigit() else None, validator)
-    span, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-    if not span.startswith(f"{have}-") or not total.isdigit():
-        raise _Changed
-    return _Answer(have, int(total), validator)
+        raise UserError(f"{url}: more bytes arrived than the {total} announced; deleted")
+    return _size(part) == total
 
 
 def _read_note(note: Path, url: str) -> str:
@@ -168,9 +147,11 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _delete(*paths: Path) -> None:
+def _delete(*paths: Path) -> bool:
+    """False, as nothing of the file is there then."""
     for path in paths:
         path.unlink(missing_ok=True)
+    return False
 
 
 def _pause(idle: int) -> float:
@@ -181,5 +162,5 @@ def _pause(idle: int) -> float:
 def _by_hand(path: Path) -> str:
     return (
         f"; check the network, or fetch it elsewhere and save it as {path}, "
-        f"or make a model folder of it: onepeace convert {path.name} OUT"
+        f"or make a model folder of it: onepeace convert {path.name} -o OUT"
     )

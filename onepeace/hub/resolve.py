@@ -19,13 +19,14 @@ _HUB_FILES = [CONFIG, "*.safetensors", INDEX, TOKENIZER, CARD, "tasks.yaml"]
 log = logging.getLogger(__name__)
 
 
-def resolve(name: str | os.PathLike[str]) -> Path:
+def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None) -> Path:
     """The folder of a model.
 
     Args:
         name: a bundled model ("tiny", "tiny-captions"), an existing folder (never touches the network), a released name
             (`registry.RELEASED`; downloaded and converted the first time), or a Hugging Face repository "owner/name"
             that holds a model folder.
+        cache: folder of what is downloaded, in place of `cache_folder` and the Hub's own.
 
     Raises:
         UserError: unknown name (the nearest known ones are listed), an incomplete folder, no network.
@@ -37,12 +38,12 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     if text and path.is_dir():
         return _complete(path)
     if path.is_file():
-        raise UserError(f"{text}: is a file; make a model folder of it with: onepeace convert {text} OUT")
+        raise UserError(f"{text}: is a file; make a model folder of it with: onepeace convert {text} -o OUT")
     if released := find(text):
-        return _released(released)
+        return _released(released, cache_folder() if cache is None else Path(cache).expanduser())
     if _REPOSITORY.fullmatch(text) and not text.startswith("."):
         what, remedy = f"{text}: no such folder here, and the model", "check the name and the network, or give a folder"
-        return _complete(from_hub(text, _HUB_FILES, what, remedy))
+        return _complete(from_hub(text, _HUB_FILES, what, remedy, cache))
     if os.sep in text or text.startswith((".", "~")):
         raise UserError(f"{text}: no such folder")
     names = [*BUNDLED_NAMES, *RELEASED]
@@ -62,14 +63,14 @@ def _complete(folder: Path) -> Path:
     return folder
 
 
-def _released(name: str) -> Path:
+def _released(name: str, cache: Path) -> Path:
     """The converted checkpoint in the cache; downloads and converts it the first time."""
     from filelock import FileLock
 
     from onepeace.hub.convert.convert import convert, vocabulary
 
     released = RELEASED[name]
-    folder = cache_folder() / name
+    folder = cache / name
     if folder.is_dir():
         return _complete(folder)
     if released.unsupported:
@@ -81,7 +82,7 @@ def _released(name: str) -> Path:
             return _complete(folder)
         if "text" in released.modalities:
             vocabulary(None)  # a few MB: better to fail before the gigabytes
-        file = fetch(released.url, cache_folder() / "downloads" / released.file)
+        file = fetch(released.url, cache / "downloads" / released.file)
         convert(file, folder, progress=True)
         file.unlink()  # as large as the model, and not needed again
         log.info("%s is in %s", name, folder)

@@ -20,6 +20,8 @@ from onepeace.files.atomic import sync
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+TRANSFORMERS_PREFIX = "onepeace."
+"""What parameters are called behind in files that onepeace.plugins.transformers writes."""
 SHARD_BYTES = 2 << 30
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -68,7 +70,9 @@ def open_weights(folder: Path, skip: Callable[[str], bool] = lambda name: False)
             header = file.get_slice(name)
             if (dtype := DTYPES.get(header.get_dtype())) is None:
                 raise UserError(f"{path}: {name} is of {header.get_dtype()}; weights are of {', '.join(DTYPES)}")
-            tensors[name] = LazyTensor(tuple(header.get_shape()), dtype, partial(file.get_tensor, name))
+            tensors[name.removeprefix(TRANSFORMERS_PREFIX)] = LazyTensor(
+                tuple(header.get_shape()), dtype, partial(file.get_tensor, name)
+            )
     return tensors
 
 

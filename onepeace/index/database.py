@@ -3,7 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from onepeace.errors import UserError
@@ -26,7 +26,7 @@ ELSEWHERE = (
 
 
 class Damaged(UserError):
-    """An index that is not what was written; `onepeace index repair` is the remedy.
+    """An index that is not what was written; `onepeace index check --repair` is the remedy.
 
     Args:
         folder: of the index.
@@ -35,7 +35,7 @@ class Damaged(UserError):
 
     def __init__(self, folder: Path, reason: object) -> None:
         self.reason = str(reason)
-        super().__init__(f"{folder}: the index is damaged ({reason}); run: onepeace index repair --index {folder}")
+        super().__init__(f"{folder}: the index is damaged ({reason}); run: onepeace index check {folder} --repair")
 
 
 @contextmanager
@@ -72,36 +72,27 @@ def writer(path: Path) -> sqlite3.Connection:
 
 
 def reader(path: Path) -> sqlite3.Connection:
-    """For any number of processes that read; it may be used by several threads.
+    """Connection for any number of processes that read; it may be used by several threads.
 
     SQLite shares a file beside the database with a writer (-shm). Where that cannot be made (a folder that is not
-    writable, a full disk) and no writer has made it, the database is copied into memory: reading it in place without
-    that file would be reading it while it may be written.
+    writable, a full disk), the database is read as one that nobody changes, unless a writer has left a log.
 
     Raises:
-        UserError: it cannot be copied either, as a writer has not finished; sqlite3.Error.
+        UserError: it cannot be read so, as a writer has not finished; sqlite3.Error.
     """
-    while True:
-        connection = _connect(path, "mode=ro", check_same_thread=False)
-        try:
-            connection.execute("PRAGMA query_only = ON")
-            connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # opens it
-            return connection
-        except sqlite3.Error as error:
-            connection.close()
-            if not path.is_file() or str(error) not in ELSEWHERE:
-                raise
-            if _unfinished(path):
-                remedy = "its last writer was stopped; read it where it can be written, or make it writable"
-                raise UserError(f"{path}: cannot be opened ({error}), and {remedy}") from error
-        before = os.stat(path)
-        memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        with closing(_connect(path, "mode=ro&immutable=1")) as source:
-            source.backup(memory)
-        after = os.stat(path)
-        if (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size) and not _unfinished(path):
-            return memory
-        memory.close()
+    connection = _connect(path, "mode=ro", check_same_thread=False)
+    try:
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # opens it
+        return connection
+    except sqlite3.Error as error:
+        connection.close()
+        if not path.is_file() or str(error) not in ELSEWHERE:
+            raise
+        if any(os.path.exists(f"{path}{ending}") and os.path.getsize(f"{path}{ending}") for ending in BESIDE):
+            remedy = "its last writer was stopped; read it where it can be written, or make it writable"
+            raise UserError(f"{path}: cannot be opened ({error}), and {remedy}") from error
+    return _connect(path, "mode=ro&immutable=1", check_same_thread=False)
 
 
 @contextmanager
@@ -132,12 +123,3 @@ def _remove_beside(path: Path) -> bool:
 
 def _connect(path: Path, how: str, **options: object) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None, **options)  # type: ignore[call-overload]
-
-
-def _unfinished(path: Path) -> bool:
-    """Whether something that was written is not in the database itself yet."""
-    for ending in ("-wal", "-journal"):
-        with suppress(FileNotFoundError):
-            if os.stat(f"{path}{ending}").st_size:
-                return True
-    return False

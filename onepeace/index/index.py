@@ -1,50 +1,46 @@
 """`Index`: an index folder as users see it. Importing this takes no torch; a query of words alone may need none."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
+
 from onepeace.errors import UserError
+from onepeace.files.source import describe, scheme
 from onepeace.files.walk import Unreadable
-from onepeace.index.calibration import FILE as CALIBRATION
-from onepeace.index.calibration import MODALITIES, Calibration
-from onepeace.index.candidates import Candidates
-from onepeace.index.identity import IMPORTED, check_model, identity, refuse_imported
-from onepeace.index.milvus import Mirror, reading
-from onepeace.index.nearest import NEAREST
-from onepeace.index.path_glob import path_glob as path_condition
-from onepeace.index.path_glob import register
-from onepeace.index.query import Part, encode
-from onepeace.index.ranking import RANKINGS
-from onepeace.index.search import Duplicates, Filter, Filters, Results, Sort, hits_of
-from onepeace.index.sources import unreadable
-from onepeace.index.store import DATABASE, Item, Rows, Store
-from onepeace.index.where import after as after_date
-from onepeace.index.where import before as before_date
-from onepeace.index.where import parse
+from onepeace.index.filters import Condition, compile_condition, kind_of, register
+from onepeace.index.identity import check_model, identity
+from onepeace.index.nearest import LOCAL, Matrix, VectorService, service_of
+from onepeace.index.query import Query, QueryVector, encode
+from onepeace.index.ranking import RELEVANT, Ranking
+from onepeace.index.search import Filter, Filters, Results, Scored, Sort, hits_of, scored
+from onepeace.index.store import DATABASE, MODALITIES, Item, Store
+from onepeace.index.text_branch import TextBranch
+from onepeace.progress import status
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
-    from onepeace.index.build import Report
-    from onepeace.index.text_encoder import OnnxTextEncoder
 
-TEXT_ENCODER = "model"
-"""Folder of what reads words without torch."""
+RANKS = ("match", "raw")
+"""Orders of hits: by the match, or by the cosine alone."""
 
 
 class Index:
     """The vectors of files, and what is known of the files, in a folder.
 
-    ``with Index.open("photos.index") as index: ...``. It is open for reading, and shows the state of that moment;
-    another process may write meanwhile.
+    ``with Index.open("photos.index") as index: index.search("dog")``. It is open for reading, and shows the state of
+    that moment; another process may write meanwhile.
     """
 
-    def __init__(self, store: Store, load: "Callable[[], Embedder]") -> None:
+    def __init__(self, store: Store, model: str | None, device: str | None, dtype: str) -> None:
         self.store = store
-        self._load = load
+        self._model, self._device, self._dtype = model, device, dtype
+        register(store.connection, store.roots())
 
     @classmethod
     def open(
@@ -64,17 +60,7 @@ class Index:
         Raises:
             UserError: no index, a damaged one, or one of another format.
         """
-        store = Store(Path(folder))
-
-        def load_model() -> "Embedder":
-            from onepeace.embed.embedder import load
-
-            refuse_imported(store)
-            name = model or store.meta["model"]
-            check_model(store, identity(name))
-            return load(name, device=device, dtype=dtype)
-
-        return cls(store, load_model)
+        return cls(Store(Path(folder)), model, device, dtype)
 
     def __enter__(self) -> "Index":
         return self
@@ -83,183 +69,238 @@ class Index:
         self.close()
 
     def close(self) -> None:
-        self._close_mirror()
+        """Close the database."""
+        if (service := self.__dict__.pop("_service", None)) is not None:
+            service.close()
         self.store.close()
 
-    def _close_mirror(self) -> None:
-        if mirror := self.__dict__.pop("mirror", None):
-            mirror.close()
-
     def __len__(self) -> int:
-        """Files that have vectors."""
         return self.store.count("problem IS NULL")
 
     def __repr__(self) -> str:
-        return f"Index({str(self.store.folder)!r}, {len(self)} files, model {self.model!r})"
+        return f"Index({str(self.folder)!r}, {len(self)} files, model {self.model!r})"
+
+    @property
+    def folder(self) -> Path:
+        return self.store.folder
 
     @property
     def model(self) -> str:
-        """The name of the model that made the vectors."""
+        """Name of the model that made the vectors."""
         return self.store.meta["model"]
 
     @property
-    def is_imported(self) -> bool:
-        """Whether its vectors came from elsewhere, and there is no model here to make others like them."""
-        return self.store.meta["model_hash"] == IMPORTED
+    def model_hash(self) -> str:
+        return self.store.meta["model_hash"]
 
     @property
     def embed_dim(self) -> int:
         return self.store.embed_dim
 
-    def items(self) -> Iterator[Item]:
-        """The files that have vectors, in the order in which they came."""
-        return self.store.items("problem IS NULL")
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Modalities of the vectors: those of image, audio and text that the model has."""
+        return tuple(key for key in MODALITIES if key in self.store.meta["modalities"].split())
+
+    def items(self, where: str | None = None) -> Iterator[Item]:
+        """Files that have vectors, in the order in which they came.
+
+        Args:
+            where: a condition (filters.py).
+        """
+        condition = Condition("1") if where is None else compile_condition(where)
+        return self.store.items(f"problem IS NULL AND ({condition.sql})", condition.params)
+
+    def newest(self, top: int, offset: int = 0, where: str | None = None) -> tuple[list[Item], int]:
+        """Files that have vectors, the newest first, and how many there are.
+
+        Args:
+            where: a condition (filters.py).
+        """
+        condition = Condition("1") if where is None else compile_condition(where)
+        chosen = f"FROM files WHERE problem IS NULL AND ({condition.sql})"
+        ordered = f"SELECT id {chosen} ORDER BY date DESC, id LIMIT ? OFFSET ?"
+        ids = [id_ for (id_,) in self.store.select(ordered, (*condition.params, top, offset))]
+        items = {item.id: item for item in self.store.items(f"id IN ({', '.join('?' * len(ids))})", ids)}
+        ((count,),) = self.store.select(f"SELECT count(*) {chosen}", condition.params)
+        return [items[id_] for id_ in ids], count
+
+    def item(self, key: str | os.PathLike[str] | int) -> Item | None:
+        """File of a path or an id, if it is in the index and has vectors."""
+        known = ("id = ?", key) if isinstance(key, int) else ("path = ?", os.fsencode(key))
+        return next(self.store.items(f"{known[0]} AND problem IS NULL", known[1:]), None)
 
     def problems(self) -> list[Unreadable]:
-        """The files that have none, with the reasons."""
+        """Files that could not be embedded, with the reasons."""
         return [unreadable(item.path, item.problem or "") for item in self.store.items("problem IS NOT NULL")]
 
-    @cached_property
-    def rows(self) -> Rows:
-        """All vectors, and what they belong to."""
-        return self.store.rows()
+    def roots(self) -> dict[str, dict[str, Any]]:
+        """Paths that the index was made of, with the options of each."""
+        return {path: options for path, options in self.store.roots().items() if options["kind"] != "removed"}
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers of files by kind, of vectors, captions, problems and bytes on the disk, and the model."""
+        kinds = self.store.select("SELECT modality, count(*) FROM files WHERE problem IS NULL GROUP BY modality")
+        problems = Counter(item.problem for item in self.store.items("problem IS NOT NULL"))
+        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        return {
+            "files": dict(kinds), "vectors": self.store.select("SELECT count(*) FROM vectors")[0][0],
+            "captions": self.store.count("caption IS NOT NULL"), "problems": dict(problems), "bytes": size,
+            "model": self.model, "model_hash": self.model_hash, "made_by": self.store.meta.get("made_by"),
+            "created": self.store.meta["created"], "roots": list(self.roots()),
+        }  # fmt: skip
+
+    def vectors(self, id_: int) -> np.ndarray:
+        """(n, E) float32 unit vectors of a file, as they were written.
+
+        Raises:
+            Damaged: they are not.
+        """
+        return self.store.intact([id_])[id_][2]
+
+    def means(self) -> tuple[list[Item], np.ndarray]:
+        """Files that have vectors, and (n, E) float32 unit vectors: the mean of those of each file."""
+        items, ids = list(self.items()), self._filters.ids
+        file = np.searchsorted(ids, self.matrix.file)
+        sums = np.zeros((len(ids), self.embed_dim), np.float32)
+        np.add.at(sums, file, self.matrix.vectors)
+        sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+        place = {int(id_): i for i, id_ in enumerate(ids)}
+        items = [item for item in items if item.id in place]
+        return items, sums[[place[item.id or 0] for item in items]]
 
     @cached_property
     def embedder(self) -> "Embedder":
-        """The model that made the vectors."""
-        return self._load()
+        """Model that made the vectors; loaded on first use."""
+        from onepeace.embed.embedder import load
+
+        name = self._model or self.model
+        check_model(self.store, identity(name))
+        status(f"loading the model {name} ...")
+        return load(name, device=self._device, dtype=self._dtype)
 
     @cached_property
-    def calibration(self) -> Calibration | None:
-        """What makes one scale of the scores; None where the model has none."""
-        path = self.store.folder / CALIBRATION
-        if not path.is_file() or len(self.store.kinds) > len(MODALITIES):
-            return None
-        return Calibration.load(path, embed_dim=self.embed_dim, model=self.store.meta["model_hash"])
+    def matrix(self) -> Matrix:
+        """All vectors."""
+        return Matrix(self.store)
 
     @cached_property
-    def candidates(self) -> Candidates:
-        """The vectors, to be ranked."""
-        return Candidates(self.store.folder, self.store.meta, self.rows, self.calibration)
+    def ranking(self) -> Ranking:
+        """Scale of the scores, and the match."""
+        return Ranking.load(self.store.blob("calibration"), self.store.blob("best"))
 
     @cached_property
-    def mirror(self) -> Mirror | None:
-        """The collection in Milvus that is asked which vectors are near; None for an index without one."""
-        return reading(self.store)
+    def _service(self) -> VectorService | None:
+        return None if self.store.meta["store"] == LOCAL else service_of(self.store, self.matrix)
 
     @cached_property
     def _filters(self) -> Filters:
-        return Filters(self.store, self.rows)
+        return Filters(self.store, self.matrix)
 
-    def _text_encoder(self) -> "OnnxTextEncoder | None":
-        from onepeace.index.text_encoder import OnnxTextEncoder
+    @cached_property
+    def _text_branch(self) -> TextBranch | None:
+        return TextBranch.open(self.store)
 
-        return OnnxTextEncoder.open(self.store.folder / TEXT_ENCODER, self.store.meta["model_hash"])
+    def encode(self, query: str | Query) -> QueryVector:
+        """The vector of a query.
+
+        Raises:
+            UserError: nothing to search for, a part that cannot be read, parts that cancel out.
+        """
+        return encode(query, self.store, lambda: self.embedder, lambda: self._text_branch)
 
     def search(
         self,
-        parts: Sequence[Part],
+        query: str | Query,
         *,
         top: int = 10,
         offset: int = 0,
         only: str | Sequence[str] = (),
-        path_glob: str | None = None,
-        after: str | None = None,
-        before: str | None = None,
         where: str | None = None,
         sort: Sort = "match",
-        rank: str | None = None,
+        rank: str = "match",
         min_match: float | None = None,
-        duplicates: Duplicates = "collapse",
-        nearest: str = "auto",
+        collapse: bool = True,
     ) -> Results:
         """The files nearest to a query, best first.
 
         Args:
-            parts: what is searched for; several are one query, their weighted sum.
-            top, offset: so many hits, after leaving out so many.
-            only: kind of files, or several: image, audio, text, video, or those of an import.
-            path_glob, after, before, where: which files may be found (where.py).
-            sort: match; date (newest first) or path, of the best POOL (search.py), or ``top`` + ``offset`` if that is
-                more, those that reach ``min_match``.
-            rank: a key of RANKINGS (ranking.py); None = znorm, or raw where there is no calibration.
-            min_match: probability below which a hit counts as not relevant.
-            duplicates: near copies as one hit, or each.
-            nearest: search structure, a key of NEAREST (nearest.py), where it is kept and the ranking allows it; "auto"
-                takes the one that is there.
+            query: words, or a `Query` of words, pictures, sounds and files of the index.
+            top, offset: number of hits, after leaving out so many.
+            only: kind of files, or several: image, audio, text, video.
+            where: a condition on what is known of the files, such as ``"width >= 1000"`` (filters.py).
+            sort: match; date (newest first) or path of the best POOL (search.py).
+            rank: match, or raw for the cosine alone.
+            min_match: hits below it are left out.
+            collapse: near copies as one hit.
 
         Raises:
-            UserError: a query that cannot be encoded, a filter or an option that cannot be read.
+            UserError: a query that cannot be encoded, a condition or an option that cannot be read.
         """
         if not (isinstance(top, Integral) and isinstance(offset, Integral) and top >= 1 and offset >= 0):
             raise UserError(f"top is {top} and offset {offset}; give whole numbers, at least 1, and 0")
         if min_match is not None and not 0 <= min_match <= 1:
             raise UserError(f"min_match is {min_match}; give a number from 0 to 1")
-        only = (only,) if isinstance(only, str) else tuple(only)
-        choices: list[tuple[str, str, Sequence[str]]] = [
-            ("sort", sort, get_args(Sort)),
-            ("duplicates", duplicates, get_args(Duplicates)),
-            ("nearest", nearest, ("auto", *NEAREST)),
-            *(("only", kind, (*self.store.kinds, "video")) for kind in only),
-        ]
-        if rank is not None:
-            choices.append(("rank", rank, tuple(RANKINGS)))
-        for name, value, known in choices:
+        for name, value, known in (("sort", sort, get_args(Sort)), ("rank", rank, RANKS)):
             if value not in known:
                 raise UserError(f"{name} is {value!r}; it can be {', '.join(known)}")
-        conditions = []
-        if where is not None:
-            conditions.append(parse(where))
-        conditions += [read(date) for read, date in ((after_date, after), (before_date, before)) if date is not None]
-        if path_glob is not None:
-            register(self.store.connection)
-            conditions.append(path_condition(path_glob, [os.fsencode(root) for root in self.store.roots()]))
-        query = encode(parts, self.store, lambda: self.embedder, self._text_encoder)
-        files = [part.value for part in parts if part.kind != "text" and isinstance(part.value, (str, os.PathLike))]
-        own = {path(file) for file in files for path in (os.path.realpath, os.path.abspath)}
-        rows = self.rows
-        allowed = self._filters.allowed(Filter(only, tuple(conditions), frozenset(own)))
-        rank = rank or ("raw" if self.calibration is None else "znorm")
-        if self.mirror is None or nearest != "auto":
-            best = self.candidates.best(query, rank, allowed, nearest)
-        else:
-            best = self.mirror.best(self.candidates, query, rank, allowed)
-        options: dict[str, Any] = {"top": top, "offset": offset, "sort": sort, "duplicates": duplicates}
-        hits = tuple(hits_of(self.store, rows, best, min_match=min_match, **options))
-        matches = [hit.match for hit in hits if hit.match is not None]
-        relevant = None if min_match is None or not matches else max(matches) >= min_match
+        kinds = tuple(kind_of(kind) for kind in ([only] if isinstance(only, str) else only))
+        conditions = () if where is None else (compile_condition(where),)
+        query = Query.of(query)
+        vector = self.encode(query)
+        if not self.matrix.is_whole():
+            self._forget()
+        allowed = self._filters.allowed(Filter(kinds, conditions, frozenset(_own_paths(query))))
+        ranking = self.ranking if rank == "match" else Ranking.load(None, None)
+        source = self._service or self.matrix
+        first: list[Scored] = []
+
+        def best(count: int) -> Scored:
+            first.append(scored(source, ranking, vector, count, allowed))
+            return first[-1]
+
+        options: dict[str, Any] = {"top": int(top), "offset": int(offset), "sort": sort, "collapse": collapse}
+        hits = tuple(hits_of(self.store, self.matrix, best, min_match=min_match, **options))
+        matches = first[0].match
+        relevant = None if matches is None or not len(matches) else bool(matches.max() >= RELEVANT)
         return Results(hits, self._filters.count(allowed), relevant)
 
-    def add(self, paths: Sequence[str | os.PathLike[str]], **options: Any) -> "Report":
-        """Embed files into the index, which shows them then; see `build`."""
-        self._close_mirror()  # a file of Milvus Lite can be open once only
-        from onepeace.index.write import build
-
-        report = build(self.store.folder, paths, **options)
-        self._show(Store(self.store.folder))
-        return report
-
-    def refresh(self) -> None:
-        """Show what another process has written since, if anything.
+    def refresh(self) -> bool:
+        """Show what another process has written since; whether that is anything.
 
         Raises:
             UserError: it was made anew with another model; a damaged one. What was shown is shown still.
         """
         if self.store.is_current():
-            return
-        new = Store(self.store.folder)
-        if new.meta["model_hash"] != self.store.meta["model_hash"]:
+            return False
+        new = Store(self.folder)
+        if new.meta["model_hash"] != self.model_hash:
             new.close()
-            raise UserError(f"{self.store.folder}: made anew with another model; open it, or start the server, again")
-        self._show(new)
-
-    def _show(self, store: Store) -> None:
+            raise UserError(f"{self.folder}: made anew with another model; open it, or start the server, again")
         self.close()
-        self.store = store
-        for name in ("rows", "calibration", "candidates", "_filters"):
+        self.store = new
+        register(new.connection, new.roots())
+        self._forget()
+        return True
+
+    def _forget(self) -> None:
+        for name in ("matrix", "ranking", "_filters", "_service"):
             self.__dict__.pop(name, None)
 
 
 def is_index(path: str | os.PathLike[str]) -> bool:
     """Whether a path is the folder of an index."""
     return (Path(path) / DATABASE).is_file()
+
+
+def unreadable(path: str, reason: str) -> Unreadable:
+    """An item's path and what is wrong with it; of an address what may be shown."""
+    return Unreadable(describe(path) if scheme(path) else Path(path), reason)
+
+
+def _own_paths(query: Query) -> Iterator[str]:
+    """Paths of the files that a query is made of, which are not among its hits."""
+    for name, value, _ in query.parts():
+        if name in ("image", "audio", "like") and isinstance(value, (str, os.PathLike)):
+            yield os.path.realpath(value)
+            yield os.path.abspath(value)

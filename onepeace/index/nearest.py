@@ -1,159 +1,367 @@
-"""Search structures by name, which one is taken, and how it is kept beside the index.
+"""The vectors of an index as one matrix, and the rows of it that are nearest to a query.
 
-structure = keep(folder, Scored(vectors), Origin(0, len(vectors) - 1, generation, "", ""))
-rows, scores = structure.search(queries, 10, allowed=mask)
+The matrix is a file that is made from the database and mapped: one record for each vector, behind a header with the
+state of the index it is of, the number of records and their CRC-32. A writer appends to it, or makes it anew when
+vectors were removed; a reader whose matrix is missing, damaged or of another state reads the vectors from the database.
+Above `LARGE` vectors, and if FAISS is installed, inverted lists name candidates, which are then compared exactly.
 """
 
+import json
 import logging
-from dataclasses import replace
-from importlib.util import find_spec
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from onepeace.errors import UsageError
-from onepeace.index import derived
-from onepeace.index.approximate import AT, Approximate, recall
-from onepeace.index.derived import Made, Origin
-from onepeace.index.exact import Exact, Neighbours, Scored, scan
-from onepeace.index.graphs import FaissGraph, UsearchGraph
-from onepeace.index.lists import FaissLists
+from onepeace.errors import one_line
+from onepeace.files.atomic import sync, write_atomic
+from onepeace.index.plugin import plugin
+from onepeace.index.store import MODALITIES, VECTOR, Store
 
 log = logging.getLogger(__name__)
 
-EXACT_UP_TO = 50_000
-"""Rows up to which all are compared, which takes up to 3 ms in 256 dimensions and costs no building."""
-LATER = 10_000
-LATER_SHARE = 1 / 40
-"""Later rows than these, or this share of all, make a structure stale: they are compared one by one."""
+MATRIX, LISTS = "matrix.bin", "lists.faiss"
+LOCAL = "local"
+"""In place of the address of a service: vectors are compared here."""
+HEADER = 4096
+"""Bytes in front of the records: JSON and spaces."""
+READ = 1 << 13
+"""Vectors that are read from the database at once."""
+LARGE = 250_000
+"""Vectors from which on inverted lists are kept: exact search takes 5 ms for 100,000 vectors, 45 ms for a million."""
+STALE = 0.1
+"""Share of vectors that are newer than the lists, or removed since, from which on the lists are made again."""
+PROBED, TRAINED = 48, 200_000
+"""Lists that a query looks into, and vectors that their middles are learned from."""
+ROUNDING = 1e-6
+GATHERED = 0.2
+"""Share of rows below which copying them together is faster than comparing all."""
 
 
-class Nearest(Protocol):
-    """Finds the best rows for queries."""
-
-    name: ClassVar[str]
-    """In `NEAREST`."""
-    scored: Scored
-    """What it searches."""
-
-    def search(self, queries: ArrayLike, k: int, allowed: ArrayLike | None = None) -> Neighbours:
-        """As `Exact.search` says."""
+def record_type(embed_dim: int) -> np.dtype:
+    """Record of a vector in the matrix; its size is a multiple of 8 bytes, so that BLAS reads the vectors in place."""
+    numbers = [("id", "<i8"), ("file", "<i8"), ("start", "<f8"), ("end", "<f8"), ("modality", "<i8")]
+    return np.dtype([*numbers, ("vector", VECTOR, (embed_dim,))])
 
 
-APPROXIMATE: dict[str, type[Approximate]] = {kind.name: kind for kind in (UsearchGraph, FaissGraph, FaissLists)}
-NEAREST: dict[str, type[Exact] | type[Approximate]] = {Exact.name: Exact, **APPROXIMATE}
-MODULES = {"faiss-ivf": "faiss", "usearch": "usearch", "faiss-hnsw": "faiss"}
-"""Structures in the order they are tried, with the module each needs. FAISS's lists are built many times faster than a
-graph, and filters cost them least."""
+@dataclass(frozen=True)
+class Found:
+    """Rows near a query, best first, equal ones by row."""
+
+    rows: np.ndarray
+    """(k,) int64."""
+    cosines: np.ndarray
+    """(k,) float32."""
 
 
-def check(name: str) -> None:
-    """Look whether a structure can be used, before the work that it is for.
-
-    Raises:
-        UserError: an unknown name, or its library is not installed.
-    """
-    choose(0, name)
-    if name in APPROXIMATE:
-        APPROXIMATE[name].library()
-
-
-def choose(rows: int, name: str = "auto") -> str:
-    """The structure for so many rows: the one that is named, or the best there is for "auto".
-
-    Raises:
-        UsageError: no structure has that name.
-    """
-    if name != "auto" and name not in NEAREST:
-        raise UsageError(f"no search structure is called {name!r}; known: auto, {', '.join(NEAREST)}")
-    if name != "auto" or rows <= EXACT_UP_TO:
-        return ("exact" if name == "auto" else name) if rows else "exact"
-    for known, module in MODULES.items():
-        if find_spec(module):
-            return known
-    log.info('%d vectors are compared one by one; faster: pip install "onepeace[index]"', rows)
-    return "exact"
-
-
-def build(scored: Scored, name: str = "auto", samples: ArrayLike | None = None) -> Nearest:
-    """A structure over all rows, in memory.
+class Matrix:
+    """All vectors of one state of an index, n of them.
 
     Args:
-        name: in `NEAREST`, or "auto".
-        samples: see `Approximate.build`.
-
-    Raises:
-        UserError: an unknown name, or its library is not installed.
+        store: open for reading.
     """
-    chosen = choose(scored.rows, name)
-    return APPROXIMATE[chosen].build(scored, samples) if chosen in APPROXIMATE else Exact(scored)
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.records = _mapped(store)
+        self._lists = _Lists.open(store) if len(self.records) >= LARGE else None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """(n, E) float32, unit rows."""
+        return self.records["vector"]
+
+    @cached_property
+    def file(self) -> np.ndarray:
+        """(n,) int64: the id of the file of each row."""
+        return np.ascontiguousarray(self.records["file"])
+
+    @cached_property
+    def modality(self) -> np.ndarray:
+        """(n,) int8: place in MODALITIES."""
+        return self.records["modality"].astype(np.int8)
+
+    def times(self, row: int) -> tuple[float | None, float | None]:
+        """Start and end in seconds of the part that a row stands for; None for the whole file."""
+        start, end = (float(self.records[name][row]) for name in ("start", "end"))
+        return (None if np.isnan(start) else start), (None if np.isnan(end) else end)
+
+    def nearest(self, query: np.ndarray, count: int, allowed: np.ndarray | None = None) -> dict[str, Found]:
+        """The rows of each modality that are nearest to a unit vector.
+
+        Args:
+            query: (E,) float32.
+            count: rows of each modality.
+            allowed: (n,) bool; None = all.
+        """
+        rows, share = np.arange(len(self)), 1.0 if allowed is None else float(allowed.mean())
+        if allowed is not None and share < GATHERED:
+            rows, allowed = np.flatnonzero(allowed), None
+        uses_lists = self._lists is not None and len(rows) == len(self)
+        cosines = np.empty(0, np.float32)
+        if not uses_lists:
+            cosines = (self.vectors if len(rows) == len(self) else self.vectors[rows]) @ query
+            cosines[~np.isfinite(cosines)] = -np.inf
+        found = {}
+        for code, modality in enumerate(MODALITIES):
+            mask = self.modality[rows] == code
+            if allowed is not None:
+                mask &= allowed
+            if uses_lists and self._lists is not None:
+                own, near = self._lists.candidates(self, query, 4 * count, mask)
+            else:
+                own, near = rows[mask], cosines[mask]
+            if len(own) > count:
+                least = -np.partition(-near, count - 1)[count - 1]
+                own = own[near >= least - ROUNDING]  # with all that are equal, in whatever order BLAS sums
+            if len(own):
+                found[modality] = _exact(self.vectors, query, own, count)
+        return found
+
+    def is_whole(self) -> bool:
+        """Whether the mapped file is as long as it was: reading behind the end of one that another program has cut
+        short would end the process."""
+        if not isinstance(self.records, np.memmap):
+            return True
+        with suppress(OSError):
+            return os.stat(self.store.folder / MATRIX).st_size >= HEADER + self.records.nbytes
+        return True  # the name is gone, the mapped file is not
 
 
-def find(folder: Path, scored: Scored, origin: Origin, name: str = "auto", key: str = "") -> Nearest:
-    """The structure that is kept in a folder, or exact search when none can be used; nothing is built or written.
+def _exact(vectors: np.ndarray, query: np.ndarray, rows: np.ndarray, count: int) -> Found:
+    """The best of some rows, by float64 sums that depend on the row alone: equal rows have equal cosines."""
+    cosines = (vectors[rows] * query.astype(np.float64)).sum(axis=1)
+    order = np.lexsort((rows, -cosines))[:count]
+    return Found(rows[order], np.clip(cosines[order], -1, 1).astype(np.float32))
+
+
+class VectorService(Protocol):
+    """A service that is asked which vectors are near, in place of the matrix; a module of onepeace.plugins opens it."""
+
+    def nearest(self, query: np.ndarray, count: int, allowed: np.ndarray | None = None) -> dict[str, Found]:
+        """See `Matrix.nearest`; a service that does not answer is replaced by the matrix, which is said once."""
+
+    def send(self) -> None:
+        """Bring the service up to date with the matrix."""
+
+    def close(self) -> None:
+        """End the connection."""
+
+
+def service_of(store: Store, matrix: Matrix, address: str | None = None) -> VectorService:
+    """Service of an index, by ``onepeace.plugins.NAME.open_store``.
 
     Args:
-        origin: of all rows of `scored`; its library is filled in here.
-        name: in `NEAREST`; "auto" for any that is there, above `EXACT_UP_TO` rows.
-        key: tells structures of the same name apart, such as those of the query modalities, which have other scores.
+        address: "NAME://..."; None = that of the index.
 
     Raises:
-        UserError: an unknown name, or its library is not installed.
+        UserError: no such plug-in, or a package that it needs is not installed.
     """
-    names = [choose(scored.rows, name)]
-    if name == "auto" and names != [Exact.name]:
-        names = [known for known, module in MODULES.items() if find_spec(module)]
-    for chosen in names:
-        if chosen in APPROXIMATE:
-            made_of, load = _kept(chosen, scored, origin)
-            found = derived.read(folder, _file(chosen, key), made_of, load)
-            if found is not None:
-                return found
-    return Exact(scored)
+    address = address or store.meta["store"]
+    return plugin(address.partition("://")[0], "open_store")(address, store, matrix)
 
 
-def keep(
-    folder: Path,
-    scored: Scored,
-    origin: Origin,
-    name: str = "auto",
-    key: str = "",
-    samples: ArrayLike | None = None,
-) -> Nearest:
-    """The structure that is kept in a folder, built again and written there when it is stale or damaged.
+def keep(store: Store) -> None:
+    """Bring the matrix, and where there are many vectors the lists, up to date with a store open for writing.
 
-    Arguments as in `find` and `build`.
-
-    Raises:
-        UserError: an unknown name, or its library is not installed.
+    A disk that is full costs the files, not the index: they only save time.
     """
-    chosen = choose(scored.rows, name)
-    if chosen not in APPROXIMATE:
-        return Exact(scored)
-    made_of, load = _kept(chosen, scored, origin)
-
-    def make() -> Made:
-        log.info("building %s over %d vectors ...", chosen, scored.rows)
-        built = APPROXIMATE[chosen].build(scored, samples)
-        return Made(built, built.facts(), built.save)
-
-    behind = max(LATER, int(LATER_SHARE * scored.rows))
-    return derived.keep(folder, _file(chosen, key), made_of, load, make, behind=behind)
+    try:
+        count = _keep_matrix(store)
+        if count >= LARGE:
+            _Lists.keep(store)
+    except OSError as error:
+        log.warning("%s: cannot be written (%s); searching takes longer", store.folder / MATRIX, one_line(error))
 
 
-def measure_recall(structure: Nearest, queries: ArrayLike, k: int = AT) -> float:
-    """Share of the k exact hits of queries (q, E) that a structure finds, 0..1."""
-    scored = structure.scored
-    checked: NDArray[np.float32] = scored.check(queries, k)
-    return recall(structure.search(checked, k), scan(scored, checked, k, scored.alive))
+def fault_of(store: Store) -> str | None:
+    """What is wrong with the matrix or the lists; None if they are what was written, older or not there."""
+    path = store.folder / MATRIX
+    known = _header(path, store)
+    if path.exists() and (known is None or not _is_as_written(path, known, record_type(store.embed_dim))):
+        return f"{MATRIX} is not what was written"
+    with suppress(OSError):
+        lists = json.loads(store.meta.get("lists", "null"))
+        if lists is not None and zlib.crc32((store.folder / LISTS).read_bytes()) != lists["crc"]:
+            return f"{LISTS} is not what was written"
+    return None
 
 
-def _kept(name: str, scored: Scored, origin: Origin) -> tuple[Origin, Any]:
-    kind = APPROXIMATE[name]
-    return replace(origin, library=kind.library()), lambda path, facts: kind.load(path, scored, facts)
+def _keep_matrix(store: Store) -> int:
+    path, kind = store.folder / MATRIX, record_type(store.embed_dim)
+    known = _header(path, store)
+    if known is not None and known["generation"] == store.generation:
+        return known["count"]
+    if known is not None and known["removed"] == store.meta["removed"] and _is_as_written(path, known, kind):
+        with open(path, "r+b") as file:
+            file.seek(HEADER + known["count"] * kind.itemsize)
+            known = _write(file, store, known, kind)
+            sync(path)
+            file.seek(0)  # only now: a crash in between leaves a header that does not fit
+            file.write(_as_header(known))
+        sync(path)
+    else:
+        with write_atomic(path) as temporary, open(temporary, "wb") as file:
+            file.write(b" " * HEADER)
+            known = _write(file, store, {"count": 0, "last": 0, "crc": 0}, kind)
+            file.seek(0)
+            file.write(_as_header(known))
+    return known["count"]
 
 
-def _file(name: str, key: str) -> str:
-    return f"{name}-{key}" if key else name
+def _write(file: Any, store: Store, known: dict[str, Any], kind: np.dtype) -> dict[str, Any]:
+    """Append the records behind the last one that is known; gives the new header."""
+    count, last, crc = known["count"], known["last"], known["crc"]
+    for records in _read(store, kind, last):
+        content = records.tobytes()
+        file.write(content)
+        count, last, crc = count + len(records), int(records["id"][-1]), zlib.crc32(content, crc)
+    file.truncate()
+    file.flush()
+    return {"generation": store.generation, "removed": store.meta["removed"], "count": count, "last": last, "crc": crc}
+
+
+def _read(store: Store, kind: np.dtype, after: int = 0) -> Iterator[np.ndarray]:
+    """Records of the vectors in the database from an id on, in blocks."""
+    while True:
+        sql = 'SELECT id, file, "start", "end", modality, vector FROM vectors WHERE id > ? ORDER BY id LIMIT ?'
+        rows = store.select(sql, (after, READ))
+        if not rows:
+            return
+        records = np.empty(len(rows), kind)
+        *numbers, blobs = zip(*rows, strict=True)
+        for name, values in zip(("id", "file", "start", "end", "modality"), numbers, strict=True):
+            records[name] = np.array(values, kind[name])  # None is NaN in a float array
+        size = kind["vector"].itemsize
+        whole = b"".join(blob if len(blob) == size else bytes(size) for blob in blobs)
+        records["vector"] = np.frombuffer(whole, VECTOR).reshape(len(rows), -1)
+        yield records
+        after = rows[-1][0]
+
+
+def _mapped(store: Store) -> np.ndarray:
+    """Records of the matrix, mapped; read from the database if the file is not of its state."""
+    path, kind = store.folder / MATRIX, record_type(store.embed_dim)
+    known = _header(path, store)
+    if known is not None and known["generation"] == store.generation and known["count"]:
+        records = np.memmap(path, kind, "r", offset=HEADER, shape=(known["count"],))
+        if zlib.crc32(records.view(np.uint8).data) == known["crc"]:
+            return records
+        log.warning("%s: not what was written; the vectors are read from the database", path)
+    blocks = list(_read(store, kind))
+    return np.concatenate(blocks) if blocks else np.empty(0, kind)
+
+
+def _header(path: Path, store: Store) -> dict[str, Any] | None:
+    """What the file says of itself, if it is there and as long as it says."""
+    try:
+        with open(path, "rb") as file:
+            known = json.loads(file.read(HEADER))
+            size = os.fstat(file.fileno()).st_size
+        crc = known.pop("header")
+        is_own = crc == zlib.crc32(json.dumps(known).encode())
+        whole = HEADER + known["count"] * record_type(store.embed_dim).itemsize
+        return known if is_own and size >= whole else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _as_header(known: dict[str, Any]) -> bytes:
+    return json.dumps({**known, "header": zlib.crc32(json.dumps(known).encode())}).encode().ljust(HEADER)
+
+
+def _is_as_written(path: Path, known: dict[str, Any], kind: np.dtype) -> bool:
+    crc, left = 0, known["count"] * kind.itemsize
+    with open(path, "rb") as file:
+        file.seek(HEADER)
+        while left and (block := file.read(min(left, 1 << 24))):
+            crc, left = zlib.crc32(block, crc), left - len(block)
+    return not left and crc == known["crc"]
+
+
+class _Lists:
+    """Inverted lists of FAISS over 8-bit codes, by the ids of the vectors (Johnson et al., arXiv 1702.08734).
+
+    Args:
+        index: of FAISS.
+        last: id of the newest vector in it.
+    """
+
+    def __init__(self, index: Any, last: int) -> None:
+        self._index, self._last = index, last
+
+    @classmethod
+    def open(cls, store: Store) -> "_Lists | None":
+        """Lists of an index, if they are there and what was written, and FAISS is installed."""
+        path = store.folder / LISTS
+        try:
+            import faiss
+
+            known = json.loads(store.meta["lists"])
+            content = path.read_bytes()  # a native loader reads past a damaged file, so the checksum comes first
+            if zlib.crc32(content) != known["crc"]:
+                raise ValueError("not what was written")
+            index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
+        except (ImportError, KeyError):
+            return None
+        except (OSError, ValueError, RuntimeError) as error:
+            log.warning("%s: not used (%s); every vector is compared", path, one_line(error))
+            return None
+        return cls(index, known["last"])
+
+    @classmethod
+    def keep(cls, store: Store) -> None:
+        """Make the lists of a store open for writing, if there are none or too much has changed."""
+        try:
+            import faiss
+        except ImportError:
+            log.info("%s: faiss is not installed, so every vector is compared (extra index)", store.folder)
+            return
+        records = _mapped(store)
+        known = json.loads(store.meta.get("lists", "null"))
+        if known is not None and (store.folder / LISTS).is_file():
+            removed = int(store.meta["removed"]) - known["removed"]
+            new = len(records) - int(np.searchsorted(records["id"], known["last"], "right"))
+            if removed + new < STALE * len(records):
+                return
+        count, embed_dim = len(records), store.embed_dim
+        index = faiss.index_factory(embed_dim, f"IVF{4 * int(count**0.5)},SQ8", faiss.METRIC_INNER_PRODUCT)
+        chosen = np.random.default_rng(0).choice(count, min(TRAINED, count), replace=False)
+        index.train(np.ascontiguousarray(records["vector"][np.sort(chosen)]))
+        for start in range(0, count, 1 << 16):
+            block = records[start : start + (1 << 16)]
+            index.add_with_ids(np.ascontiguousarray(block["vector"]), np.ascontiguousarray(block["id"]))
+        content = faiss.serialize_index(index).tobytes()
+        with write_atomic(store.folder / LISTS) as temporary:
+            temporary.write_bytes(content)
+        about = {"crc": zlib.crc32(content), "last": int(records["id"][-1]), "removed": int(store.meta["removed"])}
+        with store.transaction():
+            store.set_meta(lists=json.dumps(about))
+        _keep_matrix(store)  # its header names the new state
+
+    def candidates(
+        self, matrix: Matrix, query: np.ndarray, count: int, mask: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of a mask that may be nearest, with their cosines; those that are newer than the lists all."""
+        import faiss
+
+        ids = matrix.records["id"]
+        old = int(np.searchsorted(ids, self._last, "right"))
+        newer = old + np.flatnonzero(mask[old:])
+        bits = np.zeros(int(ids[-1]) + 1, np.bool_)
+        bits[ids[mask]] = True
+        selector = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))  # type: ignore[call-arg, arg-type]
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=PROBED)  # type: ignore[call-arg]
+        found = self._index.search(query[None], count, params=parameters)[1][0]
+        places = np.searchsorted(ids, found[found >= 0])
+        rows = np.concatenate([places, newer])
+        return rows, matrix.vectors[rows] @ query

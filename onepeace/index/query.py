@@ -1,111 +1,198 @@
-"""What is searched for: words, pictures, sounds and files of the index, each with a weight, as one vector."""
+"""What is searched for: words, pictures, sounds and files of the index, mixed by weights into one vector."""
 
+import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onepeace.errors import UserError
-from onepeace.index.ranking import CANCELLED, PartVector, QueryVector
 from onepeace.index.store import Store
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
-    from onepeace.index.text_encoder import OnnxTextEncoder
+    from onepeace.index.text_branch import TextBranch
 
-LIKE, VECTOR = "like", "vector"
-"""Kinds of parts beside the modalities: a file of the index, and a vector that is given."""
+WITHOUT = 0.5
+"""Weight of words to move away from, unless another is given."""
+SHORT = 3
+"""Words up to which a text is taken for a name rather than a sentence."""
+CANCELLED = 1e-3
+"""Length of a sum of unit vectors below which its direction says nothing."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query of any mix; each field is one value or a list of them, and all together one vector, their weighted sum.
+
+    ``Query(text="a beach", without="people")``, ``Query(image="dog.jpg", text="in the snow", weights={"image": 0.7})``.
+    """
+
+    text: str | Sequence[str] = ()
+    image: Any = ()
+    """Path, address, bytes or PIL image, as `Embedder.encode_image` takes them."""
+    audio: Any = ()
+    """Path, address, bytes, or (samples, rate)."""
+    like: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = ()
+    """Paths of files that are in the index; nothing is read again."""
+    without: str | Sequence[str] = ()
+    """Words to move away from."""
+    vector: Any = None
+    """(E,) numbers, given directly."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Weight of each field, at least 0; 1 if it is not named, 0.5 for `without`."""
+
+    @classmethod
+    def of(cls, query: "str | Query") -> "Query":
+        """Query of words, or one as it is.
+
+        Raises:
+            UserError: neither.
+        """
+        if isinstance(query, str):
+            return cls(text=query)
+        if not isinstance(query, Query):
+            raise UserError(f"a query is words or a Query(text=..., image=...), not {type(query).__name__}")
+        return query
+
+    def parts(self) -> "list[tuple[str, Any, float]]":
+        """(field, value, weight) of each part; away from those with a weight below 0.
+
+        Raises:
+            UserError: nothing to search for, or a weight of no field, or one that is no number from 0.
+        """
+        known = [one.name for one in fields(self) if one.name != "weights"]
+        for name, weight in self.weights.items():
+            if name not in known:
+                raise UserError(f"weights has {name!r}; it can have {', '.join(known)}")
+            if not isinstance(weight, (int, float)) or not 0 <= weight <= 1e6:  # not of nan, nor of any size of int
+                raise UserError(f"the weight of {name} is {weight!r}; give a number from 0 to 1e6")
+        found = []
+        for name in known:
+            weight = float(self.weights.get(name, WITHOUT if name == "without" else 1.0))
+            for value in _values(name, getattr(self, name)):
+                found.append((name, value, -weight if name == "without" else weight))
+        if not any(weight > 0 for _, _, weight in found):
+            raise UserError("nothing to search for; give words, a picture, a sound or a file of the index")
+        return found
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a query."""
+    """One part of a query, encoded."""
 
-    kind: str
-    """text, image, audio; "like": a path in the index; "vector": an array (E,)."""
-    value: Any
-    """Words, or a path, bytes, a picture, samples with their rate, as `Embedder.encode` takes them."""
-    weight: float = 1.0
-    """Negative: away from it."""
-    modality: str = "text"
-    """Of a vector: what it was made of, for a ranking that treats modalities differently."""
+    bank: str
+    """Kind of unrelated queries that it is judged by: word, sentence, image or audio."""
+    vector: np.ndarray
+    """(E,) float32, unit length."""
+    weight: float
+
+
+@dataclass(frozen=True)
+class QueryVector:
+    """A query as one vector."""
+
+    vector: np.ndarray
+    """(E,) float32, unit length."""
+    parts: tuple[Part, ...]
+
+    @property
+    def bank(self) -> str:
+        """Kind of unrelated queries that all parts are judged by; "mixed" if they differ."""
+        banks = {part.bank for part in self.parts}
+        return banks.pop() if len(banks) == 1 else "mixed"
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> "QueryVector":
+        """Weighted sum of the parts.
+
+        Raises:
+            UserError: they cancel out.
+        """
+        total = np.sum([part.weight * part.vector.astype(np.float64) for part in parts], axis=0)
+        length = float(np.linalg.norm(total))
+        if not length > CANCELLED:
+            raise UserError("the parts of the query cancel out; change their weights")
+        return cls((total / length).astype(np.float32), tuple(parts))
 
 
 def encode(
-    parts: Sequence[Part],
-    store: Store,
-    load: "Callable[[], Embedder]",
-    texts: "Callable[[], OnnxTextEncoder | None]" = lambda: None,
+    query: "str | Query", store: Store, load: "Callable[[], Embedder]", words: "Callable[[], TextBranch | None]"
 ) -> QueryVector:
     """The vector of a query.
 
     Args:
-        parts: one or more.
-        store: of the index, for the parts that are like a file of it.
-        load: gives the model of the index; called where a part needs it.
-        texts: gives what reads words without the model, if there is something; asked first where words are all.
+        store: of the index, for its files.
+        load: gives the model of the index; called if a part needs it.
+        words: gives what reads words without the model, if it is there.
 
     Raises:
         UserError: nothing to search for, a part that cannot be read, parts that cancel out.
     """
-    if not parts:
-        raise UserError("nothing to search for; give words, a picture, a sound or a file of the index")
-    found = [
-        [given] if given is not None else _of_index(part, store)
-        for part, given in zip(parts, _of_values(parts, texts, load), strict=True)
-    ]
-    return QueryVector.of(
-        [PartVector(*one, part.weight) for own, part in zip(found, parts, strict=True) for one in own]
-    )
-
-
-def _of_values(
-    parts: Sequence[Part], texts: "Callable[[], OnnxTextEncoder | None]", load: "Callable[[], Embedder]"
-) -> list[tuple[str, np.ndarray] | None]:
-    """Modality and vector of the parts that the model has to read, None of the others; one call for all of them."""
-    own = [i for i, part in enumerate(parts) if part.kind not in (LIKE, VECTOR)]
-    found: list[tuple[str, np.ndarray] | None] = [None] * len(parts)
-    if not own:
-        return found
-    only_words = all(parts[i].kind == "text" and isinstance(parts[i].value, str) for i in own)
-    encoder = texts() if only_words else None
-    if encoder is not None:
-        vectors = encoder.encode([parts[i].value for i in own])
+    given = Query.of(query).parts()
+    parts: list[Part] = []
+    read = [(name, value, weight) for name, value, weight in given if name not in ("like", "vector")]
+    branch = words() if read and all(name in ("text", "without") for name, _, _ in read) else None
+    if branch is not None:
+        vectors: Sequence[np.ndarray] = list(branch.encode([value for _, value, _ in read]))
     else:
-        items = [{parts[i].kind: parts[i].value} for i in own]
-        vectors = np.asarray(load().encode(items, progress=False, output="numpy"))
-    for i, vector in zip(own, vectors, strict=True):
-        found[i] = (parts[i].kind, vector)
-    return found
+        items = [{"text" if name == "without" else name: value} for name, value, _ in read]
+        vectors = list(np.asarray(load().encode(items, progress=False, output="numpy"))) if items else []
+    for (name, value, weight), vector in zip(read, vectors, strict=True):
+        parts.append(Part(name if name in ("image", "audio") else bank_of_text(value), vector, weight))
+    for name, value, weight in given:
+        if name == "like":
+            parts += _of_index(os.fspath(value), weight, store)
+        elif name == "vector":
+            parts.append(Part("sentence", _checked(value, store.embed_dim), weight))
+    return QueryVector.of(parts)
 
 
-def _of_index(part: Part, store: Store) -> list[tuple[str, np.ndarray]]:
-    """Modality and vector of a file in the index, the mean of its vectors, of a video that of its pictures and that of
-    its sound; or of a vector that is given."""
-    if part.kind == VECTOR:
-        vector = np.asarray(part.value, np.float32)
-        if (
-            vector.shape != (store.embed_dim,)
-            or not np.isfinite(vector).all()
-            or not np.linalg.norm(vector) > CANCELLED
-        ):
-            raise UserError(
-                f"a vector to search for has {store.embed_dim} finite numbers, not all 0; got {vector.shape}"
-            )
-        return [(part.modality, vector / np.linalg.norm(vector))]
-    path = os.fspath(part.value)
+def bank_of_text(text: str) -> str:
+    """Kind of unrelated texts that a text is compared with."""
+    return "word" if len(text.split()) <= SHORT else "sentence"
+
+
+def _values(name: str, value: Any) -> list[Any]:
+    if name == "vector":
+        return [] if value is None else [value]
+    is_pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], (int, float))
+    many = isinstance(value, (list, tuple)) and not is_pair
+    values = list(value) if many else [value]
+    if name in ("text", "without"):
+        for one in values:
+            if not isinstance(one, str):
+                raise UserError(f"{name} is {type(one).__name__}; give words, or a list of them")
+    return values
+
+
+def _checked(value: Any, embed_dim: int) -> np.ndarray:
+    try:
+        vector = np.asarray(value, np.float32)
+        length = float(np.linalg.norm(vector.astype(np.float64)))
+    except (TypeError, ValueError):
+        vector, length = np.empty(0, np.float32), math.nan
+    if vector.shape != (embed_dim,) or not math.isfinite(length) or not length > CANCELLED:
+        raise UserError(f"a vector to search for has {embed_dim} finite numbers, not all 0; got {vector.shape}")
+    return (vector / length).astype(np.float32)
+
+
+def _of_index(path: str, weight: float, store: Store) -> list[Part]:
+    """The mean of a file's vectors; of a video that of its pictures and that of its sound."""
     names = [os.fsencode(name) for name in dict.fromkeys([path, os.path.abspath(path)])]
     marks = ", ".join("?" * len(names))
     item = next(store.items(f"path IN ({marks}) AND problem IS NULL", names), None)
     if item is None or item.id is None:
         raise UserError(f"{path}: not in the index {store.folder}; give it as a picture or sound, or add it first")
-    modalities = [span.modality for _, span in store.spans(item.id)]
-    vectors, found = store.vectors(item.id), []
-    for modality in dict.fromkeys(modalities):
-        mean = vectors[[key == modality for key in modalities]].mean(axis=0, dtype=np.float64)
+    _, spans, vectors = store.intact([item.id])[item.id]
+    kinds = [span.modality for span in spans]
+    parts = []
+    for modality in dict.fromkeys(kinds):
+        mean = vectors[[kind == modality for kind in kinds]].mean(axis=0, dtype=np.float64)
         if not np.linalg.norm(mean) > CANCELLED:
             raise UserError(f"{path}: its vectors cancel out; search for a part of it")
-        found.append((modality, (mean / np.linalg.norm(mean)).astype(np.float32)))
-    return found
+        bank = bank_of_text(item.caption or path) if modality == "text" else modality
+        parts.append(Part(bank, (mean / np.linalg.norm(mean)).astype(np.float32), weight))
+    return parts

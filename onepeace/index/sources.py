@@ -3,14 +3,15 @@
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from onepeace.errors import UsageError, UserError
 from onepeace.files.ignore import Ignore
-from onepeace.files.source import NamedBytes, describe, scheme, suffix
+from onepeace.files.source import NamedBytes, scheme, suffix
 from onepeace.files.video import VIDEO_SUFFIXES
 from onepeace.files.walk import Unreadable, walk
 from onepeace.index.store import DATABASE, MODALITIES, Item
@@ -35,20 +36,22 @@ class Root:
     """Absolute, or the address of a shard."""
     kind: Literal["folder", "file", "table", "shard", "removed"]
     exclude: tuple[str, ...] = ()
-    """Of a folder: patterns as in a .gitignore file."""
+    """Patterns as in a .gitignore file, of a folder."""
+    follow_links: bool = False
+    """Whether links that lead out of a folder are followed."""
     state: tuple[int, int] | None = None
-    """Of a shard that was read to its end: size and mtime_ns of then."""
+    """Size and mtime_ns of a shard when it was read to its end."""
 
-    def to_row(self) -> tuple[bytes, str]:
-        """Of the table roots."""
-        options = {"kind": self.kind, "exclude": list(self.exclude), "state": self.state}
-        return os.fsencode(self.path), json.dumps(options)
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the index keeps of it beside the path."""
+        return {name: value for name, value in asdict(self).items() if name != "path"}
 
     @classmethod
-    def from_row(cls, path: bytes, options: str) -> "Root":
-        known = json.loads(options)
-        state = known["state"] and tuple(known["state"])
-        return cls(os.fsdecode(path), known["kind"], tuple(known["exclude"]), state)
+    def of(cls, path: str, options: Mapping[str, Any]) -> "Root":
+        """Root that an index has kept."""
+        state = options["state"] and tuple(options["state"])
+        return cls(path, options["kind"], tuple(options["exclude"]), options["follow_links"], state)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,9 @@ class Scan:
 
     entries: dict[str, Entry] = field(default_factory=dict)
     problems: list[Unreadable] = field(default_factory=list)
-    """Of what is no file: folders without permission, or a named file of a kind that is not known."""
+    """Folders without permission, and named files of a kind that is not known."""
+    others: Counter[str] = field(default_factory=Counter)
+    """Files of endings that are not read, and links that are not followed, by what they are."""
 
     def take(self, entry: Entry) -> None:
         """Keep an entry; of two with one path, the one that is described."""
@@ -80,7 +85,9 @@ class Scan:
             self.entries[entry.item.path] = entry
 
 
-def roots_of(paths: Iterable[str | os.PathLike[str]], exclude: Sequence[str] = ()) -> list[Root]:
+def roots_of(
+    paths: Iterable[str | os.PathLike[str]], exclude: Sequence[str] = (), follow_links: bool = False
+) -> list[Root]:
     """What was given on a command line.
 
     Args:
@@ -96,7 +103,7 @@ def roots_of(paths: Iterable[str | os.PathLike[str]], exclude: Sequence[str] = (
         given = os.fspath(each)
         path = os.path.abspath(given)
         if os.path.isdir(path):
-            roots.append(Root(path, "folder", tuple(exclude)))
+            roots.append(Root(path, "folder", tuple(exclude), follow_links))
         elif is_shard(given):
             roots += [Root(shard, "shard") for shard in _shards(given)]
         elif not os.path.lexists(path):
@@ -141,7 +148,7 @@ def scan(roots: Iterable[Root], removed: Collection[str] = ()) -> Scan:
                     found.take(entry)
         elif root.kind != "shard":
             skip = _skip(root, left_out) if root.kind == "folder" else None
-            files, problems = walk([root.path], modalities, skip)
+            files, problems = walk([root.path], modalities, skip, follow_links=root.follow_links, others=found.others)
             for path, modality in files:
                 if kind := modality or sniff(path):
                     found.take(_file(str(path), kind))
@@ -314,8 +321,3 @@ def name_and_place(path: str) -> tuple[str, str]:
 def without_surrogates(text: str) -> str:
     """A text as UTF-8 can hold it: JSON and file names may bring halves of pairs."""
     return _SURROGATES.sub("\ufffd", text)
-
-
-def unreadable(path: str, reason: str) -> Unreadable:
-    """An item's path and what is wrong with it; of an address what may be shown."""
-    return Unreadable(describe(path) if scheme(path) else Path(path), reason)

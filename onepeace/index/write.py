@@ -1,35 +1,35 @@
-"""What the commands that change an index do: `build`, `update`, `remove`."""
+"""`build`, `update` and `remove`: what changes an index. One process writes at a time."""
 
 import logging
 import os
+import secrets
 import shlex
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onepeace.errors import UsageError, UserError, one_line
-from onepeace.files.atomic import write_atomic
+from onepeace.errors import UsageError, UserError
+from onepeace.files.atomic import make_folder
 from onepeace.files.source import scheme
-from onepeace.index.calibration import FILE as CALIBRATION
-from onepeace.index.identity import check_model, identity, refuse_imported
-from onepeace.index.index import TEXT_ENCODER, Index
-from onepeace.index.lock import writing
-from onepeace.index.milvus import choose_store, mirrored
-from onepeace.index.nearest import check
-from onepeace.index.sources import MADE_OF, Root, Scan, is_below, roots_of, scan, unreadable
-from onepeace.index.spread import Model, Spread, spread
+from onepeace.index import nearest, text_branch
+from onepeace.index.builder import HOP, WINDOW, Builder, Report
+from onepeace.index.calibrate import Banks, read_calibration
+from onepeace.index.filters import kind_of
+from onepeace.index.identity import check_model, identity
+from onepeace.index.index import unreadable
+from onepeace.index.sources import MADE_OF, Root, Scan, is_below, roots_of, scan
 from onepeace.index.store import DATABASE, Store
+from onepeace.index.workers import Model, pool_of
+from onepeace.progress import status
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
-    from onepeace.index.build import Report
+    from onepeace.index.workers import Pool
 
 log = logging.getLogger(__name__)
 
-EXPORT_FROM = 1000
-"""Files from which on the text branch is written beside the vectors."""
+LOCK = "lock"
 
 
 def build(
@@ -39,8 +39,9 @@ def build(
     *,
     exclude: Sequence[str] = (),
     only: str | None = None,
+    follow_links: bool = False,
     **options: Any,
-) -> "Report":
+) -> Report:
     """Make an index of files, or add files to one.
 
     Args:
@@ -49,35 +50,30 @@ def build(
         model: a name as `onepeace.load` takes it; None = the model of the index, or "tiny" for a new one.
         exclude: patterns as in a .gitignore file.
         only: image, audio, text or video: leave out the other kinds of files; a video has pictures and a sound.
-        options: ``device`` and ``dtype`` as for `onepeace.load`; ``workers`` and ``engine``, see `spread`; ``nearest``,
-            the search structure (nearest.py, "auto": none for few vectors); ``store``, see `milvus.place_of`; and those
-            of `Builder`. An index keeps the ``window``, ``hop`` and ``store`` it was made with, the last until another
-            is given.
+        follow_links: follow links that lead out of the folders.
+        options: ``device``, ``dtype`` (as for `onepeace.load`), ``batch_size``, ``progress`` (False = silent);
+            ``window`` and ``hop``, seconds of long sounds that have a vector of their own and from one to the next;
+            ``workers``, processes that embed; ``engine``, a module of onepeace.plugins that starts them; ``store``, an
+            address of a service that is asked which vectors are near, "milvus://HOST". An index keeps window, hop and
+            store.
 
     Raises:
         UserError: nothing found, another process is writing, the index belongs to another model, the disk is full.
     """
-    given = roots_of(paths, exclude)
+    given = roots_of(paths, exclude, follow_links)
     with writing(folder) as target:
         known = _roots(target)
-        found = scan(given, [root.path for root in known if root.kind == "removed"])
+        found = scan(given, [root.path for root in known.values() if root.kind == "removed"])
         if only is not None:
-            entries = {path: (one, one.item.modality) for path, one in found.entries.items()}
-            found.entries = {
-                path: one for path, (one, kind) in entries.items() if only in (kind, *MADE_OF.get(kind, ()))
-            }
-        shards = _with_states([root for root in given if root.kind == "shard"], known)
+            _leave_out(found, kind_of(only))
+        shards = [known.get(root.path, root) for root in given if root.kind == "shard"]
         is_empty = not shards and all(entry.item.problem for entry in found.entries.values())
         if is_empty and not (target / DATABASE).exists():
-            places = ", ".join(os.fspath(path) for path in paths)
-            items = [entry.item for entry in found.entries.values()]
-            problems = [*found.problems, *(unreadable(item.path, item.problem or "") for item in items)]
-            first = f"; {len(problems)} cannot be read, as {problems[0].path}: {problems[0].reason}" if problems else ""
-            raise UsageError(f"no {only or 'image, audio or text'} files in {places}{first}")
+            raise UsageError(_nothing(paths, found, only))
         return _fill(target, model, found, shards, given, **options)
 
 
-def update(folder: str | os.PathLike[str], model: str | None = None, **options: Any) -> "Report":
+def update(folder: str | os.PathLike[str], model: str | None = None, **options: Any) -> Report:
     """Bring an index up to date with the paths it was made of: new, changed, moved and missing files.
 
     Args:
@@ -88,52 +84,128 @@ def update(folder: str | os.PathLike[str], model: str | None = None, **options: 
             nothing is forgotten.
     """
     with writing(folder) as target:
-        with Index.open(target) as index:  # says so if there is none
-            refuse_imported(index.store)
+        with closing(Store(target)):  # says so if there is none
+            pass
         known = _roots(target)
-        roots = [root for root in known if root.kind != "removed"]
+        roots = [root for root in known.values() if root.kind != "removed"]
         if not roots:
-            raise UserError(f"{folder}: made of no files; name some: onepeace index add FILES --index {folder}")
+            raise UserError(f"{folder}: made of no files; name some: onepeace index build {folder} FILES")
         gone = [root for root in roots if not scheme(root.path) and not os.path.lexists(root.path)]
         for root in gone:
             if root.kind == "folder" or not os.path.isdir(os.path.dirname(root.path)):
                 raise UserError(f"{root.path}: not there now; {_remedy(folder, root)}")
         present = [root for root in roots if root not in gone]
-        found = scan(present, [root.path for root in known if root.kind == "removed"])
-        _refuse_emptied(folder, present, found)
+        found = scan(present, [root.path for root in known.values() if root.kind == "removed"])
+        _refuse_emptied(target, present, found)
         shards = [root for root in present if root.kind == "shard"]
         return _fill(target, model, found, shards, (), gone, remove_missing=True, **options)
 
 
+def remove(folder: str | os.PathLike[str], paths: Sequence[str | os.PathLike[str]]) -> int:
+    """Forget files, and all files of folders. The files themselves are not touched; `update` leaves them out from now
+    on, and `build` with their own path takes them in again.
+
+    Returns:
+        The number of files.
+
+    Raises:
+        UserError: a path that is not in the index, or another process is writing.
+    """
+    with writing(folder) as target, closing(Store(target, write=True)) as store:
+        known = store.roots()
+        ids: set[int] = set()
+        roots: dict[str, dict[str, Any] | None] = {}
+        for each in paths:
+            given = os.fspath(each)
+            path = given if scheme(given) else os.path.abspath(given)
+            found = {item.id for item in store.items() if item.id is not None and is_below(item.path, {path})}
+            if not found and path not in known:
+                raise UserError(f"{given}: not in the index {folder}")
+            ids |= found
+            roots[path] = Root(path, "removed").options
+        with store.transaction():
+            store.keep_roots(roots)
+            store.remove(sorted(ids))
+        _finish(store, _banks(store, None))
+        return len(ids)
+
+
+@contextmanager
+def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """The folder of an index while no other process writes to it; made if it is not there.
+
+    Raises:
+        UserError: another process is writing; it is a folder of something else.
+    """
+    from filelock import FileLock, Timeout
+
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target}: is a file; name a folder")
+    lock = FileLock(target / LOCK, timeout=0)
+    try:
+        is_new = not target.exists()
+        if not is_new and not any((target / name).exists() for name in (DATABASE, LOCK)) and any(target.iterdir()):
+            raise UserError(f"{target}: a folder with other files in it, and no index; name a new folder")
+        make_folder(target)
+        lock.acquire()
+        for leftover in target.glob(".*.tmp*"):  # half a file of a run that was killed
+            leftover.unlink(missing_ok=True)
+    except Timeout:
+        raise UserError(f"{target}: another process is writing to this index; wait until it has ended") from None
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+    try:
+        yield target
+    finally:
+        lock.release()
+        if is_new and {path.name for path in target.iterdir()} == {LOCK}:  # nothing has come of it
+            with suppress(OSError):
+                (target / LOCK).unlink()
+                target.rmdir()
+
+
+def _nothing(paths: Sequence[str | os.PathLike[str]], found: Scan, only: str | None) -> str:
+    """Line about paths without any file that can be read."""
+    places = ", ".join(os.fspath(path) for path in paths)
+    items = [entry.item for entry in found.entries.values()]
+    problems = [*found.problems, *(unreadable(item.path, item.problem or "") for item in items)]
+    first = f"; {len(problems)} cannot be read, as {problems[0].path}: {problems[0].reason}" if problems else ""
+    others = ", ".join(f"{name} {count}" for name, count in found.others.most_common(5))
+    return f"no {only or 'image, audio, video or text'} files in {places}{first}" + (
+        f"; others: {others}" * bool(others)
+    )
+
+
+def _leave_out(found: Scan, only: str) -> None:
+    def is_wanted(kind: str) -> bool:
+        return only in (kind, *MADE_OF.get(kind, ()))
+
+    found.entries = {path: entry for path, entry in found.entries.items() if is_wanted(entry.item.modality)}
+
+
 def _remedy(folder: str | os.PathLike[str], root: Root) -> str:
-    return f"if it is gone for good: onepeace index remove {shlex.quote(root.path)} --index {folder}"
+    return f"if it is gone for good: onepeace index remove {folder} {shlex.quote(root.path)}"
 
 
-def _refuse_emptied(folder: str | os.PathLike[str], roots: Sequence[Root], found: Scan) -> None:
+def _refuse_emptied(folder: Path, roots: Sequence[Root], found: Scan) -> None:
     """UserError for a folder without any file of which the index has some: where a disk is mounted, if it is."""
-    with Index.open(folder) as index:
+    with closing(Store(folder)) as store:
         for root in roots:
             below = (root.path.rstrip(os.sep) + os.sep,)
             if root.kind != "folder" or any(path.startswith(below) for path in found.entries):
                 continue
-            count = sum(item.path.startswith(below) for item in index.items())
+            count = sum(item.path.startswith(below) for item in store.items("problem IS NULL"))
             if count:
                 raise UserError(f"{root.path}: empty now, and {count} files of it are known; {_remedy(folder, root)}")
 
 
-def _with_states(shards: Sequence[Root], known: Sequence[Root]) -> list[Root]:
-    """Shards that were given, with the state in which the index has them."""
-    by_path = {root.path: root for root in known if root.kind == "shard"}
-    return [by_path.get(shard.path, shard) for shard in shards]
-
-
-def _roots(folder: Path) -> list[Root]:
-    """What an index was made of; of a new one nothing."""
+def _roots(folder: Path) -> dict[str, Root]:
+    """What an index was made of; nothing for a new one."""
     if not (folder / DATABASE).exists():
-        return []
-    with Index.open(folder) as index:
-        rows = index.store.connection.execute("SELECT path, options FROM roots ORDER BY path")
-        return [Root.from_row(*row) for row in rows]
+        return {}
+    with closing(Store(folder)) as store:
+        return {path: Root.of(path, options) for path, options in store.roots().items()}
 
 
 def _fill(
@@ -147,123 +219,103 @@ def _fill(
     remove_missing: bool = False,
     device: str | None = None,
     dtype: str = "auto",
-    engine: str = "local",
+    engine: str | None = None,
     workers: int | None = None,
     store: str | None = None,
     window: float | None = None,
     hop: float | None = None,
-    nearest: str = "auto",
-    **options: Any,
-) -> "Report":
+    batch_size: int = 32,
+    progress: bool | None = None,
+) -> Report:
     """Embed what was found; ``folder`` is held for writing."""
-    from onepeace.index.build import Builder
 
-    check(nearest)
-
-    def load_model(name: str) -> "Embedder | Spread":
-        loaded = Model(name, device, dtype)
-        several = spread(loaded, engine, workers)
-        return loaded.load() if several is None else stack.enter_context(closing(several))
+    def load_model(name: str) -> "Embedder | Pool":
+        chosen = Model(name, device, dtype)
+        if progress is not False:
+            status(f"loading the model {name} ...")
+        several = pool_of(chosen, engine, workers)
+        return chosen.load() if several is None else stack.enter_context(closing(several))
 
     with ExitStack() as stack:
         opened, load = _open(folder, model, load_model, {"window": window, "hop": hop})
         stack.callback(opened.close)
-        if store is not None:
-            choose_store(opened, store)
-        mirror = stack.enter_context(mirrored(opened))
-        if mirror is not None:
-            options["written"] = mirror.append
-        options |= {name: float(opened.meta[name]) for name in ("window", "hop")}
-        builder = Builder(opened, load, modalities=opened.meta["modalities"].split(), **options)
+        if store not in (None, opened.meta["store"]):
+            _choose_service(opened, store)
+        banks = _banks(opened, load)
+        builder = Builder(opened, load, banks, batch_size=batch_size, progress=progress)
         builder.report.problems += found.problems
-        known = {root.path: root for root in _roots(folder)}
-        states = _with_states(new_roots, list(known.values()))
-        if news := [root.to_row() for root in states if root != known.get(root.path)]:
-            with opened.transaction() as connection:  # first, so that `update` goes on with what a stop leaves open
-                connection.executemany("INSERT OR REPLACE INTO roots VALUES (?, ?)", news)
+        builder.report.other_kinds += found.others
+        known = {path: Root.of(path, options) for path, options in opened.roots().items()}
+        roots = {root.path: known.get(root.path, root) if root.kind == "shard" else root for root in new_roots}
+        if news := {path: root.options for path, root in roots.items() if root != known.get(path)}:
+            with opened.transaction():  # first, so that `update` goes on with what a stop leaves open
+                opened.keep_roots(dict(news))
         builder.add(found.entries.values(), shards)
         if remove_missing:
             builder.remove_missing(found)
             if gone:
-                _forget(opened, gone)
-        opened.backup()
-        _provide(opened, builder.report, nearest)
+                with opened.transaction():
+                    opened.keep_roots({root.path: None for root in gone})
+        text_branch.keep(opened, opened.meta["model"])
+        _finish(opened, banks)
     return builder.report
 
 
-def _provide(store: Store, report: "Report", nearest: str) -> None:
-    """For queries: the model's calibration, the search structures, and from EXPORT_FROM files on its text branch."""
-    from onepeace.errors import need
-    from onepeace.hub.resolve import resolve
-    from onepeace.index.text_encoder import OnnxTextEncoder, export_text_encoder
-
-    calibration = resolve(store.meta["model"]) / CALIBRATION
-    if calibration.is_file():
-        with write_atomic(store.folder / CALIBRATION) as temporary:
-            temporary.write_bytes(calibration.read_bytes())
-    start = time.perf_counter()
-    with Index.open(store.folder) as index:
-        index.candidates.keep(nearest)
-    report.seconds["structure"] += time.perf_counter() - start
-    folder, model_hash = store.folder / TEXT_ENCODER, store.meta["model_hash"]
-    if "text" not in store.meta["modalities"].split():
-        return
-    if store.count("problem IS NULL") < EXPORT_FROM or OnnxTextEncoder.open(folder, model_hash) is not None:
-        return
-    try:
-        need("onnxruntime", "onnx")
-        need("onnxscript", "onnx")
-    except UserError:
-        return
-    from onepeace.embed.embedder import load
-
-    start = time.perf_counter()
-    try:
-        embedder = load(store.meta["model"], device="cpu", dtype="float32", modalities=["text"])
-        export_text_encoder(embedder, folder, model_hash=model_hash)
-    except (UserError, OSError) as error:  # the files only save time
-        log.warning("%s: no text encoder is kept (%s); queries of words load the model", folder, one_line(error))
-    report.seconds["export"] += time.perf_counter() - start
+def _finish(store: Store, banks: Banks) -> None:
+    """Bring what is derived from the vectors up to date."""
+    nearest.keep(store)
+    if store.meta["removed"] != store.meta.get("best_of"):  # a best score may be that of a file that is gone
+        matrix = nearest.Matrix(store)
+        banks.start()
+        for first in range(0, len(matrix), 1 << 16):
+            block = slice(first, first + (1 << 16))
+            banks.add_codes(matrix.vectors[block], matrix.modality[block])
+        with store.transaction():
+            store.keep_blob("best", banks.best_bytes())
+            store.set_meta(best_of=store.meta["removed"])
+        nearest.keep(store)
+    if store.meta["store"] != nearest.LOCAL:
+        with closing(nearest.service_of(store, nearest.Matrix(store))) as service:
+            service.send()
 
 
-def _forget(store: Store, roots: Sequence[Root]) -> None:
-    with store.transaction() as connection:
-        connection.executemany("DELETE FROM roots WHERE path = ?", [(os.fsencode(root.path),) for root in roots])
+def _choose_service(store: Store, address: str) -> None:
+    """Ask another service which vectors are near from now on, "local" for none, if it answers: of a wrong address every
+    later command would fail."""
+    if address != nearest.LOCAL:
+        with closing(nearest.service_of(store, nearest.Matrix(store), address)) as service:
+            service.send()
+    with store.transaction():
+        store.set_meta(store=address)
 
 
-def remove(folder: str | os.PathLike[str], paths: Sequence[str | os.PathLike[str]]) -> int:
-    """Forget files, and all files of folders; gives how many. The files themselves are not touched, and `update` leaves
-    them out from now on; `build` with their own path takes them in again."""
-    with writing(folder) as target:
-        store = Store(target, write=True)
-        try:
-            known = {root.path for root in _roots(target)}
-            ids: set[int] = set()
-            roots = []
-            for each in paths:
-                given = os.fspath(each)
-                path = given if scheme(given) else os.path.abspath(given)
-                found = {item.id for item in store.items() if item.id is not None and is_below(item.path, {path})}
-                if not found and path not in known:
-                    raise UserError(f"{given}: not in the index {folder}")
-                ids |= found
-                roots.append(Root(path, "removed").to_row())
-            with store.transaction() as connection:
-                connection.executemany("INSERT OR REPLACE INTO roots VALUES (?, ?)", roots)
-            store.remove(sorted(ids))
-            store.backup()
-            with mirrored(store):
-                return len(ids)
-        finally:
-            store.close()
+def _banks(store: Store, load: "Callable[[], Embedder | Pool] | None") -> Banks:
+    """Unrelated queries of the model of an index, with the best scores that they have in it.
+
+    Args:
+        load: gives the model, which encodes generic words where its folder has no calibration; None = what is kept.
+    """
+    content = store.blob("calibration")
+    if load is not None:
+        from onepeace.hub.resolve import resolve
+
+        latest = read_calibration(resolve(store.meta["model"]), store.meta["model_hash"])
+        if latest is None and content is None:
+            latest = Banks.of_words(load()).to_bytes()
+        if latest is not None and latest != content:
+            with store.transaction():
+                store.keep_blob("calibration", latest)
+                store.set_meta(best_of="")  # scores of other queries
+            content = latest
+    return Banks.load(content, store.blob("best"))
 
 
 def _open(
     folder: Path,
     model: str | None,
-    load: "Callable[[str], Embedder | Spread]",
+    load: "Callable[[str], Embedder | Pool]",
     cut: Mapping[str, float | None],
-) -> tuple[Store, "Callable[[], Embedder | Spread]"]:
+) -> "tuple[Store, Callable[[], Embedder | Pool]]":
     """The store of a folder, new if there is none, and what loads the model it belongs to.
 
     Args:
@@ -273,7 +325,6 @@ def _open(
     from onepeace import __version__
     from onepeace.hub.folder import read_config
     from onepeace.hub.resolve import resolve
-    from onepeace.index.build import HOP, WINDOW
 
     if not (folder / DATABASE).exists():
         name = model or "tiny"
@@ -281,20 +332,20 @@ def _open(
         projected = read_config(resolve(name)).model.projections
         about = {**identity(name), "made_by": f"onepeace {__version__}"}
         about |= {"modalities": " ".join(key for key in embedder.modalities if key in projected)}
-        about |= {"window": str(cut["window"] or WINDOW), "hop": str(cut["hop"] or HOP)}
+        about |= {"window": str(cut["window"] or WINDOW), "hop": str(cut["hop"] or HOP), "id": secrets.token_hex(8)}
         return Store.create(folder, embedder.embed_dim, about), lambda: embedder
     store = Store(folder, write=True)
     try:
-        refuse_imported(store)
         name = model or store.meta["model"]
         about = _identity(store, name)
         check_model(store, about)
-        if model is not None and about["model"] != store.meta["model"]:  # it lies elsewhere now
-            with store.transaction() as connection:
-                connection.execute("UPDATE meta SET value = ? WHERE key = 'model'", (about["model"],))
+        news = {"model": about["model"] if model is not None else store.meta["model"]}  # it may lie elsewhere now
         for key, value in cut.items():
             if value is not None and value != float(store.meta[key]):
                 raise UserError(f"{folder}: made with a {key} of {float(store.meta[key]):g} s, not {value:g} s")
+        if any(store.meta[key] != value for key, value in news.items()):
+            with store.transaction():
+                store.set_meta(**news)
     except BaseException:
         store.close()
         raise

@@ -12,12 +12,14 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from onepeace.config import ModelConfig, Options
 from onepeace.errors import UserError
-from onepeace.heads import Head, Projection, make_head
+from onepeace.heads import Head, make_head
 from onepeace.layers.features import Features
 from onepeace.layers.position import trunc_normal
+from onepeace.layers.precision import at_least_float32
 
 from .adapters import ADAPTERS, Adapter
 from .backbone import Backbone
@@ -59,7 +61,7 @@ class OnePeace(nn.Module):
             make_block(config.dim, config.num_heads, config.ffn_dim, keys, rate, config.layer_scale) for rate in rates
         )
         self.norms = nn.ModuleDict({key: nn.LayerNorm(config.dim) for key in keys}) if config.final_norm else None
-        projections = {key: Projection(config.dim, config.embed_dim) for key in config.projections}
+        projections = {key: nn.Linear(config.dim, config.embed_dim) for key in config.projections}
         heads = {name: make_head(name, head, config.dim, config.num_heads) for name, head in config.heads.items()}
         self.heads = nn.ModuleDict({**projections, **heads})  # type: ignore[assignment]
         self.logit_scale = nn.Parameter(torch.empty(())) if config.logit_scale else None
@@ -129,7 +131,7 @@ class OnePeace(nn.Module):
         if len(stems) > 1 and (alone := [key for key in stems if self.adapters[key].over_time]):
             raise UserError(f"{alone[0]} cannot be encoded together with others, only on its own")
         keep = keep or {}
-        placed = [self.adapters[key].embed_positions(stem, keep.get(key)) for key, stem in stems.items()]
+        placed = [self.adapters[key](stem, keep.get(key)) for key, stem in stems.items()]
         sequence = TokenSequence.concat(placed)
         blocks = self.blocks if num_blocks is None else self.blocks[:num_blocks]
         found = encode(sequence, blocks, self.norms, self.block_numbers(out_indices))
@@ -149,11 +151,16 @@ class OnePeace(nn.Module):
         return Backbone(self, key, out_indices, reshape, norm)
 
     def embed(self, key: str, features: Features) -> Tensor:
-        """Features of one modality -> unit vectors (B, E)."""
+        """Features of one modality -> unit vectors (B, E), float32 also from half features (paper: the CLS token
+        aggregates the global representation).
+
+        The norm is outside the projection, so that adapters and quantisers of Linear layers replace the product alone.
+        """
         if key not in self.config.projections:
             known = ", ".join(self.config.projections)
             raise ValueError(f"{key} has no projection into the shared space; those that have: {known}")
-        return self.heads[key](features.cls)
+        x = self.heads[key](features.cls)
+        return F.normalize(x.to(at_least_float32(x.dtype)), dim=-1)
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
         """Unit vectors (B, E) of each given modality, each encoded on its own.

@@ -27,9 +27,9 @@ def load(
 ) -> tuple[ClipModel, Picture, Tokenizer]:
     """A model as CLIP_benchmark's loaders return it: (model, transform, tokenizer)."""
     model, _, transform = create_model_and_transforms(
-        model_name, precision="auto", device=device, modalities=("text", "image")
+        model_name, precision="auto", device=device, modalities=("text", "image"), cache_dir=cache_dir
     )
-    return model, transform, get_tokenizer(model_name)
+    return model, transform, get_tokenizer(model_name, cache_dir=cache_dir)
 
 
 def register() -> None:

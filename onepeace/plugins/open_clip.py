@@ -12,7 +12,7 @@ tokenizer), so that a program changes in its import alone; they share no state, 
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,32 @@ class ClipModel(nn.Module):
     """A tower for each modality. Vectors are float32 and of unit length; with ``normalize``, to the last bit also in
     half precision."""
 
+    logit_bias = None
+
     def __init__(self, embedder: Embedder) -> None:
         super().__init__()
         self.module = embedder.module
+        self._processors = embedder.processors
+
+    @property
+    def visual(self) -> "Visual":
+        """The tower of pictures."""
+        return Visual(self, self._processors["image"])
+
+    @property
+    def context_length(self) -> int | None:
+        """Ids of a text at most, its end included; None: any number."""
+        return Tokenizer(self._processors["text"]).context_length
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.module.set_grad_checkpointing(enable)
+
+    def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
+        """Freeze all that a picture's vector depends on: the attention, which texts share, too."""
+        if unlocked_groups:
+            raise UserError(f"unlocked_groups is {unlocked_groups}; the tower is locked as a whole here, with 0")
+        for _, parameter in self.visual.named_parameters():
+            parameter.requires_grad_(False)
 
     @property
     def logit_scale(self) -> Tensor:
@@ -67,6 +90,25 @@ class ClipModel(nn.Module):
         cast, dtype = PROCESSORS[key].cast_inputs, next(self.module.parameters()).dtype
         vectors = self.module({key: {n: x.to(dtype) if n in cast else x for n, x in inputs.items()}})[key]
         return F.normalize(vectors.float(), dim=-1) if normalize else vectors
+
+
+class Visual(nn.Module):
+    """The tower of pictures by itself: (B, 3, H, W) pixels to (B, E) vectors. Its parameters are those of the model."""
+
+    def __init__(self, model: ClipModel, processor: Any) -> None:
+        super().__init__()
+        self._encode = model.encode_image  # a method: modules of the model are not this module's children
+        self.image_size = (processor.height, processor.width)
+        self.output_dim = model.module.config.embed_dim
+        others = {key for key in model.module.adapters if key != "image"} | {"decoder", "logit_scale"}
+        named = model.module.named_parameters()
+        self._named = {name: parameter for name, parameter in named if not others & set(name.split("."))}
+
+    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from self._named.items()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self._encode(image)
 
 
 class Picture:
@@ -101,10 +143,17 @@ class Tokenizer:
         self.context_length: int | None = None if limit is None else limit + 1
         """L, the end of the text included; None: of the longest in a batch."""
 
-    def __call__(self, texts: str | list[str]) -> Tensor:
+    def __call__(self, texts: str | list[str], context_length: int | None = None) -> Tensor:
+        """
+        Args:
+            context_length: another L.
+        """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        ids = self.processor.collate([self.processor.decode(text) for text in texts])["ids"]
-        return F.pad(ids, (0, (self.context_length or ids.shape[1]) - ids.shape[1]), value=PAD)
+        rows = [self.processor.decode(text) for text in texts]
+        length = context_length or self.context_length or max(map(len, rows), default=0)
+        cut = [row if len(row) <= length else torch.cat([row[: length - 1], row[-1:]]) for row in rows]
+        ids = self.processor.collate(cut)["ids"]
+        return F.pad(ids, (0, length - ids.shape[1]), value=PAD)
 
 
 class Sounds:
@@ -129,6 +178,7 @@ def create_model_and_transforms(
     precision: str = "fp32",
     device: str | torch.device = "cpu",
     modalities: Iterable[str] | None = None,
+    cache_dir: str | os.PathLike | None = None,
 ) -> tuple[ClipModel, AugmentedPicture, Picture]:
     """(model, preprocess_train, preprocess_val), as of open_clip.
 
@@ -137,15 +187,23 @@ def create_model_and_transforms(
         pretrained: of no meaning, as open_clip's for names that say the weights themselves ("local-dir:...").
         precision: "fp32", "bf16", or "fp16" (not on a CPU).
         device, modalities: as of `onepeace.load`.
+        cache_dir: folder of downloads, in place of the usual ones.
     """
-    embedder = load(model_name, device=device, dtype=precision, modalities=modalities)
-    processor = _processor(model_name, "image")
+    folder = resolve(model_name, cache_dir)
+    embedder = load(folder, device=device, dtype=precision, modalities=modalities)
+    processor = _processor(folder, "image")
     return ClipModel(embedder).eval(), AugmentedPicture(processor), Picture(processor)
 
 
-def get_tokenizer(model_name: str | os.PathLike = "tiny") -> Tokenizer:
+def get_tokenizer(
+    model_name: str | os.PathLike = "tiny",
+    context_length: int | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> Tokenizer:
     """What makes a model's ids of texts."""
-    return Tokenizer(_processor(model_name, "text"))
+    tokenizer = Tokenizer(_processor(resolve(model_name, cache_dir), "text"))
+    tokenizer.context_length = context_length or tokenizer.context_length
+    return tokenizer
 
 
 def get_audio_transform(model_name: str | os.PathLike = "tiny") -> Sounds:

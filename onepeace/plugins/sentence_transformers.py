@@ -13,6 +13,7 @@ several modalities gets one vector, the renormalised sum. A folder that is saved
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -74,6 +75,15 @@ class OnePeaceModule(_modules.InputModule):
         text = self.processors.get("text")
         limit = text.max_tokens if isinstance(text, TextProcessor) else None
         return None if limit is None else limit + 1
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int | None) -> None:
+        text = self.processors.get("text")
+        if not isinstance(text, TextProcessor):
+            raise UserError("max_seq_length is about texts, and this model reads none")
+        text.max_tokens = None if value is None else value - 1
+        processors = {**self.config.processors, "text": text.settings}
+        self.config = replace(self.config, processors=processors)
 
     def get_embedding_dimension(self) -> int:
         """Width E of the shared space."""

@@ -32,16 +32,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from timm import models
 from torch import nn
 
 from onepeace.config import SIZES, Config, ModelConfig, build
-from onepeace.errors import UserError, need
+from onepeace.errors import UserError
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import BUNDLED, resolve
 from onepeace.plugins.timm_model import KEY, ImageBranch, own_classes, sides_of
 from onepeace.processors import ImageProcessor
 
-models = need("timm.models", "teachers")  # to be imported is to register, so timm is needed here and not in a function
+FIRST_CONV = {"hmlp": "convs.0", "conv": "convs.0", "lite": "network.first"}
+"""By stem: the module that timm adapts where it reads weights with another number of channels."""
 MAIN_SIZES = ("dim", "depth", "num_heads", "ffn_dim")
 
 
@@ -63,7 +65,7 @@ def _create(
     if config is None:
         raise UserError(f'{name} has no sizes of its own: give pretrained_cfg_overlay={{"file": FOLDER}}')
     if (size := options.get("img_size")) is not None:
-        overlay["input_size"] = (3, *sides_of(size))
+        overlay["input_size"] = (options.get("in_chans", 3), *sides_of(size))
     return models.build_model_with_cfg(
         ImageBranch,
         name,
@@ -90,6 +92,7 @@ def _checked(name: str, config: Config, where: str) -> Config:
 
 def _data_config(config: Config) -> dict[str, Any]:
     """What makes the pictures of `timm.data.create_transform` those of our processor, and the classes of the model."""
+    stem = config.model.adapters[KEY].get("stem", "hmlp").partition(":")[0]
     processor = cast(ImageProcessor, ImageProcessor.from_config(config.processors.get(KEY, {})))
     return {
         "input_size": (3, processor.height, processor.width),
@@ -100,6 +103,7 @@ def _data_config(config: Config) -> dict[str, Any]:
         "crop_mode": "squash" if processor.resize == "squash" else "center",
         "num_classes": own_classes(config.model),
         "classifier": "head",
+        "first_conv": f"trunk.adapters.{KEY}.stem.{FIRST_CONV.get(stem, '')}",
     }
 
 

@@ -5,10 +5,13 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
+import torch.fx
+from timm.layers import global_pool_nlc
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from onepeace.config import Config, ModelConfig
-from onepeace.errors import UserError, need
+from onepeace.errors import UserError
 from onepeace.heads import Classifier
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import architecture, build_encoder, keep_modalities
@@ -31,10 +34,13 @@ class ImageBranch(nn.Module):
         num_classes: 0 gives the pooled features (B, D).
         global_pool: "token" is CLS; "avg", "max" and "avgmax" are of the patches; "" leaves all tokens. By default
             "avg" with ``fc_norm``, else "token".
+        in_chans: channels of the pictures; the first convolution is adapted as timm's own are.
         img_size: see plugins/timm.py.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block.
+        dynamic_img_size: taken for timm's sake; pictures of any size fit either way.
         empty: leave the encoder's weights without values until `load_pretrained`; random ones take minutes at 4 B.
+        others: rates of dropout that other networks of timm have; UserError unless they are 0.
     """
 
     num_prefix_tokens = 1
@@ -48,25 +54,30 @@ class ImageBranch(nn.Module):
         img_size: int | Sequence[int] | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        dynamic_img_size: bool = True,
         empty: bool = False,
+        **others: Any,
     ):
         super().__init__()
-        if in_chans != 3:
-            raise UserError(f"in_chans is {in_chans}; the model sees pictures of 3 channels")
+        if unknown := [name for name, value in others.items() if value]:
+            raise UserError(
+                f"{unknown[0]} is {others[unknown[0]]}; this network has drop_rate and drop_path_rate alone"
+            )
         has_norm = own_classes(config.model) > 0 or not config.model.final_norm
         config = keep_modalities(config, [KEY], "timm")
-        sides = (0, 0) if img_size is None else sides_of(img_size)
-        resized = architecture(config.architecture).with_image_size
-        if img_size is not None and resized is not None and sides[0] == sides[1]:
-            config = resized(config, sides[0])
+        if img_size is not None:
+            config = _resized(config, img_size)
         model = replace(
             config.model, projections=(), heads={}, decoder=None, logit_scale=False, drop_path=drop_path_rate
         )
         self.trunk = _build(replace(config, model=model), empty)
-        self.patch_size = cast(ImageAdapter, self.trunk.adapters[KEY]).patch_size
-        if any(side % self.patch_size for side in sides):
-            raise UserError(f"img_size {sides[0]} x {sides[1]} is no multiple of the patch, {self.patch_size}")
-        self.architecture, self.in_chans = config.architecture, in_chans
+        adapter = cast(ImageAdapter, self.trunk.adapters[KEY])
+        self.patch_size, self.architecture = adapter.patch_size, config.architecture
+        self.in_chans = adapter.channels = in_chans
+        name, conv = next((n, m) for n, m in self.trunk.named_modules() if isinstance(m, nn.Conv2d))
+        self.first_conv = f"{name}.weight"
+        if in_chans != conv.in_channels:
+            conv.weight, conv.in_channels = nn.Parameter(_adapted(conv.weight.detach(), in_chans)), in_chans
         self.embed_dim = self.num_features = self.head_hidden_size = model.dim
         self.feature_info = [
             {"module": f"trunk.blocks.{i}", "num_chs": model.dim, "reduction": self.patch_size}
@@ -81,6 +92,7 @@ class ImageBranch(nn.Module):
         found = weight_files.load_encoder(folder, modalities=[KEY])
         given, resize = found.state_dict(), architecture(self.architecture).resize
         wanted = {name: tuple(tensor.shape) for name, tensor in self.trunk.state_dict().items()}
+        given[self.first_conv] = _adapted(given[self.first_conv], self.in_chans)
         for name, shape in wanted.items():
             if resize is not None and given[name].shape != shape:  # another img_size
                 try:
@@ -136,6 +148,7 @@ class ImageBranch(nn.Module):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
     ) -> Any:
         """Outputs of chosen blocks, and the final tokens (B, L, D) before them unless ``intermediates_only``.
 
@@ -147,19 +160,54 @@ class ImageBranch(nn.Module):
             norm: apply the final norm to each.
             stop_early: leave out the blocks after the last of ``indices``.
             output_fmt: "NCHW" for maps (B, D, rows, columns), "NLC" for tokens (B, rows * columns, D).
+            output_dict: the same as "image_intermediates", "image_intermediates_prefix" and "image_features".
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise UserError(f"output_fmt is {output_fmt!r}; it can be 'NCHW' or 'NLC'")
         chosen = sorted(set(self._numbers(indices)))
         stems = self.trunk.stems({KEY: {"pixels": x}})
         features = self.trunk.encode(stems, out_indices=chosen, num_blocks=chosen[-1] + 1 if stop_early else None)[KEY]
-        outputs = []
+        maps, prefixes = [], []
         for each in features.intermediates:
             if norm and self.trunk.norms is not None:
                 each = each._replace(tokens=self.trunk.norms[KEY](each.tokens))
-            patches = each.feature_map() if output_fmt == "NCHW" else each.tokens[:, 1:]
-            outputs.append((patches, each.tokens[:, :1]) if return_prefix_tokens else patches)
+            maps.append(each.feature_map() if output_fmt == "NCHW" else each.tokens[:, 1:])
+            prefixes.append(each.tokens[:, :1])
+        if output_dict:
+            prefix = {"image_intermediates_prefix": prefixes} if return_prefix_tokens else {}
+            final = {} if intermediates_only else {"image_features": features.tokens}
+            return {"image_intermediates": maps, **prefix, **final}
+        outputs = list(zip(maps, prefixes, strict=True)) if return_prefix_tokens else maps
         return outputs if intermediates_only else (features.tokens, outputs)
+
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> list[Any]:
+        """`forward_intermediates` in the words of DINO."""
+        output_fmt = "NCHW" if reshape else "NLC"
+        return self.forward_intermediates(x, n, return_prefix_tokens, norm, False, output_fmt, True)
+
+    def set_input_size(self, img_size: int | Sequence[int] | None = None, patch_size: int | None = None) -> None:
+        """What ``img_size`` of the constructor does, for a model that has its weights."""
+        if patch_size not in (None, self.patch_size):
+            raise UserError(f"patch_size is {patch_size}; the stem has patches of {self.patch_size}")
+        if img_size is None:
+            return
+        config = _resized(Config(self.trunk.config, architecture=self.architecture), img_size)
+        with torch.device("meta"):
+            target = build_encoder(config).adapters[KEY]
+        adapter, resize = cast(ImageAdapter, self.trunk.adapters[KEY]), architecture(self.architecture).resize
+        for table, other in zip(adapter.bias_tables, target.bias_tables, strict=True):
+            if resize is not None and table.shape != other.shape:
+                table.data = resize(table.data, tuple(other.shape)).to(table.dtype)
+        adapter.bias_grid, self.trunk.config = cast(ImageAdapter, target).bias_grid, config.model
+        size = {"input_size": (self.in_chans, *sides_of(img_size))}
+        self.pretrained_cfg = self.default_cfg = {**getattr(self, "pretrained_cfg", {}), **size}
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -184,16 +232,36 @@ class ImageBranch(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> tokens (B, 1 + rows * columns, D), CLS first."""
-        return self.trunk.features({KEY: {"pixels": x}})[KEY]
+        return _tokens(self.trunk, x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens -> logits (B, num_classes); pooled features (B, D) for ``pre_logits`` or without a classifier."""
-        pool = need("timm.layers", "teachers").global_pool_nlc
-        x = self.head_drop(self.fc_norm(pool(x, self.global_pool, self.num_prefix_tokens)))
+        x = self.head_drop(self.fc_norm(global_pool_nlc(x, self.global_pool, self.num_prefix_tokens)))
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+
+@torch.fx.wrap
+def _tokens(trunk: OnePeace, x: Tensor) -> Tensor:
+    # One node for who traces the graph: what it holds depends on the sizes of the pictures.
+    return trunk.features({KEY: {"pixels": x}})[KEY]
+
+
+def _adapted(weight: Tensor, in_chans: int) -> Tensor:
+    """A first convolution's weight (D, 3, k, k) for another number of channels."""
+    return adapt_input_conv(in_chans, weight.float())
+
+
+def _resized(config: Config, img_size: int | Sequence[int]) -> Config:
+    """The configuration for pictures of that size; the table of positions follows if they are square."""
+    height, width = sides_of(img_size)
+    patch = config.model.adapters[KEY].get("patch_size", 16)
+    if height % patch or width % patch:
+        raise UserError(f"img_size {height} x {width} is no multiple of the patch, {patch}")
+    resize = architecture(config.architecture).with_image_size
+    return config if resize is None or height != width else resize(config, height)
 
 
 def _build(config: Config, empty: bool) -> OnePeace:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onepeace.processors.video import VideoProcessor
 
 VERSION = "1"
-"""Of what the processors make of a file; raised with every change that moves vectors, so that an index notices."""
+"""Version of what processors make of a file; raised with every change that moves vectors, so that an index notices."""
 
 __all__ = [
     "PROCESSORS",

@@ -21,7 +21,7 @@ PROCESSORS: dict[str, type[Processor]] = {
 
 
 def guessed() -> dict[str, type[Processor]]:
-    """Those that files and values are taken for when nobody says what they are."""
+    """The processors that files and values may be guessed to belong to."""
     return {key: processor for key, processor in PROCESSORS.items() if processor.guessed}
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from onepeace.errors import UserError
@@ -42,12 +43,20 @@ def source_positions(text: str, lower: bool = True) -> list[int]:
     return [origin[i] for i in kept[front : front + len(clean_text(text, lower))]]
 
 
+def preparation(settings: Mapping[str, Any]) -> str:
+    """Description of how texts are prepared under settings of `TextPieces`."""
+    case = "lower case" if settings.get("lower", True) else "letters as they are"
+    rule = "no punctuation in front, white space as one space" if settings.get("clean", True) else "not cleaned"
+    return f"{case}, {rule}"
+
+
 class TextPieces:
     """Cuts strings into the pieces of a vocabulary, eos last.
 
-    max_tokens: ids kept before eos (None: all). lower, clean: see `clean_text`; the original's hub only lower-cases
-    (clean=False), its data sets and this library clean. prefix_space: a space in front, so that the first word is the
-    same piece as in the middle of a sentence; the released vocabulary then reads "" as that space.
+    max_tokens: ids kept before eos (None: all). lower, clean: see `clean_text`; models trained here clean texts as the
+    original's data sets do, released ones only lower-case them (clean=False), as the original's API. prefix_space: a
+    space in front, so that the first word is the same piece as in the middle of a sentence; the released vocabulary
+    then reads "" as that space.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a processor of any modality can do; `onepeace.processors.PROCESSORS` lists them."""
+"""Interface of the processors; `onepeace.processors.PROCESSORS` lists them."""
 
 import difflib
 import inspect
@@ -28,7 +28,7 @@ class Processor:
     """Inputs of the model, by their name in a batch, that are cast to the model's precision. Ids and lengths stay
     integers, and a waveform stays float32 up to its spectrogram."""
     num_views: int = 1
-    """See `views`."""
+    """Number of samples that `views` makes of an item."""
 
     @classmethod
     def from_config(cls, settings: Mapping[str, object], folder: Path | None = None) -> "Processor":
@@ -73,7 +73,7 @@ class Processor:
         yield 0.0, 0.0, self.decode(item)
 
     def token_positions(self, item: object) -> tuple[Tensor, str] | None:
-        """What each token of an item covers (L, 2), and its unit; None where that is known to the model's adapter."""
+        """Extent of each token of an item (L, 2), and its unit; None where the model's adapter knows it."""
         return None
 
     def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onepeace.config.special_ids import BOS, EOS, PAD, UNK
-from onepeace.errors import UserError, need, one_line
+from onepeace.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -110,11 +110,11 @@ def from_transformers(name: str) -> "Tokenizer":
     Raises:
         UserError: it cannot be had, has no fast tokenizer, or lacks one of the four.
     """
+    import transformers
     from tokenizers import Tokenizer
 
-    library = need("transformers", "teachers")
     try:
-        theirs = library.AutoTokenizer.from_pretrained(name)
+        theirs = transformers.AutoTokenizer.from_pretrained(name)
         content = json.loads(theirs.backend_tokenizer.to_str())
     except Exception as error:  # a wrong name, no network and a slow tokenizer are of many types
         raise UserError(

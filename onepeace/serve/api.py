@@ -1,94 +1,70 @@
-"""The JSON API, and the application that also carries the page.
+"""The JSON API and the page, as one application, and the server that runs it.
 
-Vectors in the form of OpenAI's /v1/embeddings, with pictures and sounds as data beside texts; search; the files of the
-index by their numbers. Everything a client sends is data: no path is opened and no address fetched. Errors are
-{"error": {"message": ...}}, one line that says what is wrong and what to do.
+Vectors in the form of OpenAI's /v1/embeddings, with pictures and sounds as data beside texts; search; classification;
+the files of the index by their numbers. Errors are {"error": {"message": ...}}, one line that says what is wrong.
 """
 
 import base64
+import contextlib
+import ipaddress
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
+import anyio.to_thread
 import numpy as np
-from fastapi import FastAPI, Header, Query, Request
+from anyio import CapacityLimiter
+from fastapi import FastAPI, Header
+from fastapi import Query as Parameter
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import FiniteFloat
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from onepeace import __version__
 from onepeace.embed.assembly import CANCELLED
-from onepeace.errors import UserError, one_line
-from onepeace.index.query import LIKE
-from onepeace.index.search import Hit
-from onepeace.serve import docs, media
-from onepeace.serve.batching import Asked
+from onepeace.errors import UsageError, UserError, one_line
+from onepeace.index import Hit, Index, Query
+from onepeace.progress import status
+from onepeace.serve import media
+from onepeace.serve.generator import Generator
 from onepeace.serve.guard import Guard
-from onepeace.serve.hits import moment
-from onepeace.serve.limits import Limits, Refused
-from onepeace.serve.service import Service
-from onepeace.serve.uploads import checked_text, data_of
+from onepeace.serve.requests import (
+    AskRequest,
+    ClassifyRequest,
+    EmbeddingsRequest,
+    Number,
+    SearchRequest,
+    first_error,
+    listed,
+    parts_of,
+)
+from onepeace.serve.service import Service, unranked
+from onepeace.serve.uploads import Refused
 
 logger = logging.getLogger(__name__)
 
-AWAY = -0.5
-"""Weight of the words of "without"."""
-OWN_PATHS = re.compile(
-    r"/health|/v1/(embeddings|models)|/search|/files/[0-9]{1,18}(/thumbnail)?|/docs|/openapi\.json|/map"
-)
+PAGE = Path(__file__).parent / "page"
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+HEAVY = 4
+"""Requests that are decoded at once. Others of their kind wait, and light ones do not wait for them."""
 RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 FILE_HEADERS = {
     # A file that somebody opens by itself is shown with no rights at all.
-    "content-security-policy": "sandbox; default-src 'none'; img-src 'self'; media-src 'self'",
+    "content-security-policy": "sandbox; default-src 'none'; img-src 'self'; media-src 'self'; style-src 'none'",
     "cache-control": "private, max-age=3600",
     "accept-ranges": "bytes",
 }
 
-Kind = Literal["image", "audio", "text", "video"]
-Weight = Annotated[FiniteFloat, Field(ge=-100, le=100)]
-
-
-class EmbeddingsRequest(BaseModel):
-    """What OpenAI's clients send; fields that are not named here are passed over."""
-
-    input: Any = Field(
-        description='A text, or a list of items: texts; {"image": DATA}, {"audio": DATA}, {"text": ...}, or several of '
-        'them in one object, which become one vector (with "weights"); {"type": "image_url", "image_url": {"url": '
-        '"data:..."}}, {"type": "input_audio", "input_audio": {"data": DATA}}, {"type": "text", "text": ...}. '
-        "DATA is base64, or a data: URI."
-    )
-    model: str | None = Field(None, description="Answered by the one model there is, whatever its name.")
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, description="Only the model's own.")
-
-
-class SearchRequest(BaseModel):
-    """What is searched for; several parts are one query, their weighted sum."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    text: str | None = None
-    image: str | None = Field(None, description="base64, or a data: URI")
-    audio: str | None = Field(None, description="base64, or a data: URI")
-    like: int | None = Field(None, description="the number (id) of a hit", ge=0, lt=1 << 63)
-    without: str | list[str] = Field([], description=f"words to get away from (weight {AWAY})")
-    weights: dict[Literal["text", "image", "audio", "like", "without"], Weight] = {}
-    top: int = Field(10, ge=1)
-    offset: int = Field(0, ge=0)
-    only: Kind | list[Kind] = []
-    path_glob: str | None = Field(None, max_length=1000)
-    after: str | None = Field(None, max_length=100, description="2024, 2024-05 or 2024-05-01")
-    before: str | None = Field(None, max_length=100)
-    where: str | None = Field(None, max_length=1000, description="duration < 5 or width >= 1000 and caption ~ 'dog'")
-    sort: Literal["match", "date", "path"] = "match"
-    rank: str | None = Field(None, max_length=100)
-    min_match: FiniteFloat | None = Field(0.5, ge=0, le=1)
-    duplicates: Literal["collapse", "show"] = "collapse"
+Second = Annotated[FiniteFloat, Parameter(ge=0, description="second of a video")]
 
 
 class Ascii(JSONResponse):
@@ -98,19 +74,12 @@ class Ascii(JSONResponse):
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
-def create_app(
-    service: Service,
-    *,
-    hosts: frozenset[str] | None = None,
-    password: str | None = None,
-    uploads: Path | None = None,
-    map_page: Callable[[], str] | None = None,
-) -> FastAPI:
-    """The application without the page.
+def create_app(service: Service, *, hosts: Collection[str] = ("*",), password: str | None = None) -> FastAPI:
+    """The application: the API, and the page at /.
 
     Args:
-        hosts, password, uploads: see `Guard`; without the page there are no uploads.
-        map_page: makes the map of the index, a page of its own; None = there is none.
+        hosts: names under which the server may be asked, "*" = any.
+        password: to be asked for; None = none.
     """
     app = FastAPI(
         title="onepeace",
@@ -121,173 +90,214 @@ def create_app(
         redoc_url=None,
     )
     _answer_errors(app)
-    limit, folder = service.limits.body, uploads or Path(os.devnull)
-    app.add_middleware(Guard, own_paths=OWN_PATHS, hosts=hosts, password=password, max_body=limit, uploads=folder)
+    app.add_middleware(Guard, password=password, max_body=service.limits.body)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    heavy, pictures = CapacityLimiter(HEAVY), CapacityLimiter(HEAVY)
+
+    async def decoded(function: Callable[[], Response]) -> Response:
+        return await anyio.to_thread.run_sync(function, limiter=heavy)
 
     @app.get("/health", summary="Whether the server answers")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get("/v1/models", summary="The model and the size of its vectors")
-    async def models() -> dict[str, Any]:
+    def models() -> Any:
         about = {"id": service.model, "object": "model", "owned_by": "onepeace"}
-        return {
-            "object": "list",
-            "data": [{**about, "embed_dim": service.embed_dim, "modalities": list(service.modalities)}],
-        }
+        more = {"embed_dim": service.embed_dim, "modalities": list(service.modalities)}
+        return Ascii({"object": "list", "data": [about | more]})
+
+    @app.get("/about", summary="Numbers of files, the model, and what it can do")
+    def about() -> Any:
+        return Ascii(service.about())
 
     @app.post("/v1/embeddings", summary="Unit vectors of texts, pictures and sounds")
-    def embeddings(request: EmbeddingsRequest) -> Any:
-        return _embeddings(service, request)
+    async def embeddings(request: EmbeddingsRequest) -> Any:
+        return await decoded(lambda: _embeddings(service, request))
 
     @app.post("/search", summary="The files of the index that are nearest to a query")
-    def search(request: SearchRequest) -> Any:
-        parts = _parts(request, service.limits)
-        own = {"text", "image", "audio", "like", "without", "weights", "only", "top", "offset"}
-        options = request.model_dump(exclude=own)
-        for name in ("top", "offset"):
-            limit, value = getattr(service.limits, name), getattr(request, name)
-            if value > limit:
-                raise UserError(f"{name} is {value}; at most {limit}")
-            options[name] = value
-        only = [request.only] if isinstance(request.only, str) else request.only
-        found = service.search(parts, only=only, **options)
-        hits = [hit_fields(hit) for hit in found.hits]
-        return Ascii({"relevant": found.relevant, "compared": found.compared, "hits": hits})
+    async def search(request: SearchRequest) -> Any:
+        if request.image or request.audio:
+            return await decoded(lambda: _search(service, request))
+        return await anyio.to_thread.run_sync(_search, service, request)
+
+    @app.post("/classify", summary="Which labels fit a picture, a sound or a text")
+    async def classify(request: ClassifyRequest) -> Any:
+        return await decoded(lambda: _classify(service, request))
+
+    @app.post("/ask", summary="A description of a file of the index, or the answer to a question about it")
+    async def ask(request: AskRequest) -> Any:
+        return await decoded(lambda: _ask(service, request))
+
+    @app.get("/points", summary="The files of the index as points of a plane")
+    def points() -> Any:
+        return Ascii(service.points())
 
     @app.get("/files/{id_}", summary="A file of the index", response_class=Response)
-    def file(id_: int, range_: Annotated[str | None, Header(alias="range")] = None) -> Response:
-        return _response(media.body_of(service.item(id_)), range_)
+    def file(id_: Number, range_: Annotated[str | None, Header(alias="range")] = None) -> Response:
+        return _response(media.body_of(service.item(id_), service.roots), range_)
 
-    about = "A small copy of a picture or of what a video shows at a second, the waveform of a sound"
+    @app.get("/files/{id_}/about", summary="What is known of a file, as a hit of a search has it")
+    def known(id_: Number) -> Any:
+        return Ascii(hit_fields(unranked(service.item(id_))))
 
-    @app.get("/files/{id_}/thumbnail", summary=about, response_class=Response)
-    def thumbnail(id_: int, at: Annotated[FiniteFloat, Query(ge=0)] = 0.0) -> Response:
-        return _response(media.thumbnail(service.item(id_), at), None)
+    @app.get("/files/{id_}/thumbnail", summary="A small picture, or the waveform of a sound", response_class=Response)
+    async def thumbnail(id_: Number, at: Second = 0.0, large: bool = False) -> Response:
+        side = media.LARGE if large else media.THUMBNAIL
 
-    @app.get("/docs", summary="This list", response_class=HTMLResponse)
-    async def documentation() -> str:
-        return docs.render(app.openapi())
+        def make() -> media.Body:
+            return media.thumbnail(service.item(id_), service.roots, side, at)
 
-    if map_page is not None:
+        return _response(await anyio.to_thread.run_sync(make, limiter=pictures), None)
 
-        @app.get("/map", summary="The map of the index", response_class=HTMLResponse)
-        def map_() -> str:
-            return map_page()
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html")
 
+    app.mount("/page", StaticFiles(directory=PAGE))
     return app
 
 
+def run(
+    index: Index,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    auth: str | None = None,
+    generator: str | None = None,
+    allow_hosts: Sequence[str] = (),
+) -> int:
+    """Serve an index until Ctrl-C or SIGTERM, with its address printed on stdout.
+
+    Args:
+        host, port: to listen at; port 0 takes a free one.
+        auth: password to be asked for; needed for another address than that of this machine alone.
+        generator: name of a model that captions, answers and points.
+        allow_hosts: further names under which the server may be asked on a loopback address.
+
+    Raises:
+        UsageError: the address is taken or not this machine's, or others could ask without a password.
+    """
+    import uvicorn
+
+    if auth is None and not is_loopback(host):
+        raise UsageError(f"{host}: others can ask at this address; give a password")
+    hosts = [*LOOPBACK, host.lower(), *allow_hosts] if is_loopback(host) else ["*"]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
+    with _listening(host, port) as listener:
+        service = Service(index, Generator(generator) if generator else None)
+        status(f"loading the model {service.model} ...")
+        _ = index.embedder  # now, and not with the first request
+        config = uvicorn.Config(
+            create_app(service, hosts=hosts, password=auth),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            timeout_graceful_shutdown=1,
+        )
+        name = f"[{host}]" if ":" in host else host
+        print(f"onepeace at http://{name}:{listener.getsockname()[1]}; stop with Ctrl-C", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can ask at an address."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, wherever it leads
+        return False
+
+
 def hit_fields(hit: Hit) -> dict[str, Any]:
-    """A hit as JSON; fields that are not known are left out."""
+    """A hit as JSON, with the addresses of its file and its small picture."""
     item = hit.item
     version = f"?v={item.mtime_ns:x}"  # a number may be given to another file one day
-    at = f"&at={moment(hit.start)}" if item.modality == "video" and hit.start else ""
-    fields = {
-        "rank": hit.rank, "id": item.id, "path": item.path, "kind": item.modality, "modality": hit.modality,
-        "score": hit.score, "z": hit.z, "match": hit.match, "start": hit.start, "end": hit.end,
-        **{name: getattr(item, name) for name in ("date", "width", "height", "duration", "caption")},
-        "copies": list(hit.copies) or None,
-        "file": f"/files/{item.id}{version}",
-        "thumbnail": None if item.modality == "text" else f"/files/{item.id}/thumbnail{version}{at}",
-    }  # fmt: skip
-    return {name: value for name, value in fields.items() if value is not None}
+    at = f"&at={hit.start:.3f}" if item.modality == "video" and hit.start else ""
+    small = None if item.modality == "text" else f"files/{item.id}/thumbnail{version}{at}"
+    playable = media.suffix(item.path) in media.TYPES or item.modality in ("audio", "text")
+    addresses = {"file": f"files/{item.id}{version}", "thumbnail": small, "playable": playable}
+    return {**hit.to_dict(), "id": item.id, **addresses}
 
 
-def _parts(request: SearchRequest, limits: Limits) -> list[tuple[Asked, float]]:
-    away = [request.without] if isinstance(request.without, str) else request.without
-    given = [(name, getattr(request, name)) for name in ("text", "image", "audio", LIKE)]
-    given = [(name, value) for name, value in given if value not in (None, "")]
-    given += [("without", words) for words in away if words]
-    if len(given) > limits.inputs:
-        raise Refused(413, f"{len(given)} parts; at most {limits.inputs}")
-    if unused := request.weights.keys() - {name for name, _ in given}:
-        raise UserError(f"weights: the query has no {', '.join(sorted(unused))}")
-    parts = []
-    for name, value in given:
-        weight = request.weights.get(name, AWAY if name == "without" else 1.0)  # type: ignore[call-overload]
-        if name == "without" and weight > 0:
-            raise UserError(f"weights: without is {weight}; its weight must not be above 0")
-        asked = (
-            Asked(name, LIKE, value)
-            if name == LIKE
-            else _asked("text" if name == "without" else name, value, name, limits)
-        )
-        parts.append((asked, weight))
-    return parts
+def _search(service: Service, request: SearchRequest) -> Response:
+    for name in ("top", "offset"):
+        if getattr(request, name) > getattr(service.limits, name):
+            raise Refused(422, f"{name}: {getattr(request, name)}; at most {getattr(service.limits, name)}")
+    filters = request.model_dump(include={"where", "after", "before", "path", "top", "offset"})
+    filters["only"] = listed(request.only)
+    likes, without = listed(request.like), [words for words in listed(request.without) if words]
+    given = request.given()
+    if not (given or likes or without):
+        results = service.newest(**filters)
+    else:
+        present = {*given, *(["like"] if likes else []), *(["without"] if without else [])}
+        if unused := request.weights.keys() - present:
+            raise Refused(422, f"weights: the query has no {', '.join(sorted(unused))}")
+        if len(present) + len(likes) + len(without) > service.limits.inputs:
+            raise Refused(413, f"{len(likes) + len(without)} parts; at most {service.limits.inputs}")
+        decoder = service.request()
+        values = {name: decoder.decode(name, value, name) for name, value in given.items()}
+        words = [decoder.text(each, "without") for each in without]
+        paths = [service.item(key).path for key in likes]
+        query = Query(**values, like=paths, without=words, weights=dict(request.weights))  # type: ignore[arg-type]
+        options = request.model_dump(include={"sort", "rank", "min_match", "collapse"})
+        results = service.search(query, **filters, **options)
+    return Ascii({**results.to_dict(), "hits": [hit_fields(hit) for hit in results]})
 
 
-def _asked(modality: str, value: Any, name: str, limits: Limits) -> Asked:
-    """A text, picture or sound as a client sends it."""
-    if not isinstance(value, str):
-        raise UserError(f"{name}: must be a string, not {type(value).__name__}")
-    if modality == "text":
-        return Asked(name, modality, checked_text(value, name, limits))
-    return Asked(name, modality, data_of(value, name, limits))
+def _classify(service: Service, request: ClassifyRequest) -> Response:
+    given, decoder = request.given(), service.request()
+    if len(given) + (request.like is not None) != 1:
+        raise Refused(422, "give one of text, image, audio and like")
+    if request.like is not None:
+        value = service.value(service.item(request.like))
+    else:
+        value = {name: decoder.decode(name, content, name) for name, content in given.items()}
+    labels = [decoder.text(label, "labels") for label in request.labels]
+    (shares,) = service.classify([value], labels, request.template)
+    return Ascii({"labels": [{"label": label, "probability": share} for label, share in shares.items()]})
+
+
+def _ask(service: Service, request: AskRequest) -> Response:
+    if service.generator is None:
+        raise Refused(404, "no model that writes; start with --generator NAME")
+    task = "answer" if request.question else "caption"
+    words = service.request().text(request.question, "question")
+    found = service.generator(task, service.value(service.item(request.id)), words)
+    said = found.choice if hasattr(found, "choice") else found.text
+    return Ascii({"text": said, "confidence": round(found.confidence, 3)})
 
 
 def _embeddings(service: Service, request: EmbeddingsRequest) -> Response:
     if request.dimensions not in (None, service.embed_dim):
-        raise UserError(f"dimensions is {request.dimensions}; vectors of this model have {service.embed_dim}")
-    entries = request.input if isinstance(request.input, list) else [request.input]
+        raise Refused(422, f"dimensions: {request.dimensions}; vectors of this model have {service.embed_dim}")
+    entries = listed(request.input)
     if not 1 <= len(entries) <= service.limits.inputs:
-        raise Refused(400 if not entries else 413, f"input has {len(entries)} items; give 1 to {service.limits.inputs}")
-    items = [_item(entry, f"input[{index}]", service.limits) for index, entry in enumerate(entries)]
-    vectors = iter(service.batching.encode([asked for parts in items for asked, _ in parts]))
-    data = []
-    for index, parts in enumerate(items):
-        total = np.sum([weight * next(vectors) for _, weight in parts], axis=0)
-        length = float(np.linalg.norm(total))
-        if not length > CANCELLED:
-            raise UserError(f"input[{index}]: its parts cancel out; choose other weights")
-        vector = (total / length).astype("<f4") if len(parts) > 1 else total.astype("<f4")
-        written: Any = vector.tolist()
-        if request.encoding_format == "base64":
-            written = base64.b64encode(vector.tobytes()).decode("ascii")
-        data.append({"object": "embedding", "index": index, "embedding": written})
+        raise Refused(413, f"input: {len(entries)} items; give 1 to {service.limits.inputs}")
+    decoder, decoded, weights = service.request(), [], []
+    for index, entry in enumerate(entries):
+        parts = parts_of(entry, f"input[{index}]")
+        for name, value in parts.given().items():
+            decoded.append({name: decoder.decode(name, value, f"input[{index}].{name}")})
+            weights.append((index, parts.weights.get(name, 1.0)))  # type: ignore[call-overload]
+    sums = np.zeros((len(entries), service.embed_dim))
+    for (index, weight), vector in zip(weights, service.encode(decoded), strict=True):
+        sums[index] += weight * vector
+    lengths = np.linalg.norm(sums, axis=1)
+    if not (lengths > CANCELLED).all():
+        raise Refused(422, f"input[{int(lengths.argmin())}]: its parts cancel out; choose other weights")
+    vectors = (sums / lengths[:, None]).astype("<f4")
+    if request.encoding_format == "base64":
+        written: list[Any] = [base64.b64encode(vector.tobytes()).decode("ascii") for vector in vectors]
+    else:
+        written = vectors.tolist()
+    data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(written)]
     usage = {"prompt_tokens": 0, "total_tokens": 0}  # not counted, but clients read them
     return Ascii({"object": "list", "data": data, "model": service.model, "usage": usage})
-
-
-def _item(entry: Any, name: str, limits: Limits) -> list[tuple[Asked, float]]:
-    """The parts of one item of /v1/embeddings, with their weights."""
-    if isinstance(entry, str):
-        return [(_asked("text", entry, name, limits), 1.0)]
-    if isinstance(entry, Mapping):
-        if "type" in entry:
-            modality, value = _content_part(entry, name)
-            return [(_asked(modality, value, name, limits), 1.0)]
-        values = {key: value for key, value in entry.items() if key != "weights"}
-        weights = entry.get("weights", {})
-        if values and values.keys() <= {"text", "image", "audio"} and _are_weights(weights, values):
-            return [
-                (_asked(key, value, f"{name}.{key}", limits), float(weights.get(key, 1.0)))
-                for key, value in values.items()
-            ]
-    raise UserError(
-        f"{name}: must be a text, or an object with text, image, audio (and weights of these); tokens are not read"
-    )
-
-
-def _content_part(entry: Mapping[str, Any], name: str) -> tuple[str, Any]:
-    """Modality and value of a part of a message as OpenAI's chat takes it."""
-    kind = entry["type"]
-    if kind == "text":
-        return "text", entry.get("text")
-    inner = entry.get(kind) if isinstance(kind, str) else None
-    if kind == "image_url":
-        return "image", inner.get("url") if isinstance(inner, Mapping) else inner
-    if kind == "input_audio" and isinstance(inner, Mapping):
-        return "audio", inner.get("data")
-    raise UserError(f"{name}: type must be text, image_url or input_audio, with a field of that name")
-
-
-def _are_weights(weights: Any, values: Mapping[str, Any]) -> bool:
-    return (
-        isinstance(weights, Mapping)
-        and weights.keys() <= values.keys()
-        and all(isinstance(value, int | float) and np.isfinite(value) for value in weights.values())
-    )
 
 
 def _response(body: media.Body, range_: str | None) -> Response:
@@ -302,9 +312,8 @@ def _response(body: media.Body, range_: str | None) -> Response:
         stop = min(body.size, int(last) + 1) if first and last else body.size
         if not start < stop:
             body.source.close()
-            return _error(
-                416, f"{range_.strip()}: the file has {body.size} bytes", {"content-range": f"bytes */{body.size}"}
-            )
+            whole = {"content-range": f"bytes */{body.size}"}
+            return _error(416, f"{range_.strip()}: the file has {body.size} bytes", whole)
         status = 206
         headers["content-range"] = f"bytes {start}-{stop - 1}/{body.size}"
     headers["content-length"] = str(stop - start)
@@ -315,27 +324,43 @@ def _answer_errors(app: FastAPI) -> None:
     """One line for every error, whoever raised it."""
 
     @app.exception_handler(UserError)
-    async def wrong(_: Request, error: UserError) -> Response:
-        return _error(error.status if isinstance(error, Refused) else 400, one_line(error))
+    async def wrong(_: object, error: UserError) -> Response:
+        return _error(error.status if isinstance(error, Refused) else 422, one_line(error))
 
     @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> Response:
-        return _error(400, _first(error.errors()))
+    async def malformed(_: object, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return _error(404 if first["loc"][0] == "path" else 422, first_error(error.errors(), 1))
+
+    @app.exception_handler(UnicodeEncodeError)
+    async def half(_: object, error: UnicodeEncodeError) -> Response:
+        return _error(422, "a text holds half of a letter (a lone surrogate)")
 
     @app.exception_handler(HTTPException)
-    async def no_route(_: Request, error: HTTPException) -> Response:
+    async def no_route(_: object, error: HTTPException) -> Response:
         return _error(error.status_code, one_line(error.detail))
 
     @app.exception_handler(Exception)
-    async def broken(_: Request, error: Exception) -> Response:
+    async def broken(_: object, error: Exception) -> Response:
         logger.error("a request failed", exc_info=error)
         return _error(500, "the server failed at this request; its log says why")
 
 
-def _first(errors: Sequence[Mapping[str, Any]]) -> str:
-    place = ".".join(str(part) for part in errors[0]["loc"][1:])
-    return one_line(f"{place}: {errors[0]['msg']}" if place else errors[0]["msg"])
-
-
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     return Ascii({"error": {"message": message}}, status, headers)
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that waits for connections."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()  # now, so that two servers that start at once cannot both have the port
+    except OSError as error:
+        raise UsageError(f"cannot listen at {host}, port {port} ({error.strerror or error}); choose others") from error
+    with listener:
+        yield listener

@@ -1,25 +1,22 @@
 """Maps of `onepeace explain` as one HTML file that needs nothing else: each picture beside its map, each sound with its
 player below its time line. A click on the time line plays from there. Only large sounds stay where they are.
 
-explained.html holds the layout, and this module fills it in. Everything that comes from a file or a user is escaped.
+Everything that comes from a file or a user is escaped.
 """
 
-import base64
-import hashlib
 import io
 import mimetypes
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, NamedTuple
 
 from onepeace.embed.explain import Explanation
 from onepeace.files.heatmap import STOPS, over_picture, over_sound
 from onepeace.files.source import suffix
 from onepeace.processors import AudioProcessor, ImageProcessor
-from onepeace.serve.hits import SoundBudget, data_uri, link_to, playable, readable
+from onepeace.serve import document
+from onepeace.serve.media import readable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -69,35 +66,29 @@ def render(query: str, shown: Sequence[Shown], folder: Path, model: str) -> str:
         folder: where the page will lie; links lead from there.
         model: name of the model, for the summary.
     """
-    budget = SoundBudget()
-    script = files("onepeace.serve").joinpath("explained.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    template = Template(files("onepeace.serve").joinpath("explained.html").read_text(encoding="utf-8"))
-    page = template.substitute(
-        title=escape(f"{readable(query)} - onepeace explain"),
-        query=escape(readable(query)),
-        summary=escape(f"where it is, by the model {model}"),
-        scale=", ".join(f"rgb({red:.0f} {green:.0f} {blue:.0f})" for red, green, blue in STOPS),
-        allowed=f"sha256-{digest}",
-        script=script,
-        cards="\n".join(_card(one, folder, budget) for one in shown),
-    )
-    return page.encode("utf-8", "replace").decode()  # a path may hold bytes that are no text
+    embedding = document.Embedding(folder)
+    colors = ", ".join(f"rgb({red:.0f} {green:.0f} {blue:.0f})" for red, green, blue in STOPS)
+    scale = f'least <span class="scale" style="background: linear-gradient(90deg, {colors})"></span> largest value'
+    said = f'<p class="heading">where it is, by the model {escape(model)} &middot; {scale} in each file</p>'
+    cards = "\n".join(_card(one, embedding) for one in shown)
+    body = f'<main class="explained">\n<h1>{escape(readable(query))}</h1>\n{said}\n{cards}\n</main>'
+    script = (document.PAGE / "explained.js").read_text(encoding="utf-8")
+    return document.render(f"{query} - onepeace explain", body, script)
 
 
-def _card(shown: Shown, folder: Path, budget: SoundBudget) -> str:
+def _card(shown: Shown, embedding: document.Embedding) -> str:
     name = escape(readable(shown.path.name), quote=True)
     drawing = f'<img src="{_picture(shown.drawing)}" alt="map of {name}">'
     if shown.plain is not None:
         media = f'<div class="both"><img src="{_picture(shown.plain)}" alt="{name}">{drawing}</div>'
     else:
         kind = mimetypes.guess_type(f"_{suffix(shown.path)}")[0] or "audio/wav"
-        player = playable(shown.path, kind, folder, budget)
+        player = embedding.address(shown.path, kind)
         media = (
             f'<div class="time" data-seconds="{shown.seconds:.3f}">{drawing}<i></i></div>'
             f'<audio controls preload="metadata" aria-label="{name}" src="{player}"></audio>'
         )
-    link = escape(link_to(shown.path, folder), quote=True)
+    link = escape(document.link_to(shown.path, embedding.folder), quote=True)
     return (
         f'<figure>{media}<figcaption><a href="{link}">{name}</a>'
         f"<span>similarity {shown.explanation.similarity:.3f}</span></figcaption></figure>"
@@ -107,4 +98,4 @@ def _card(shown: Shown, folder: Path, budget: SoundBudget) -> str:
 def _picture(image: "Image.Image") -> str:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=85)
-    return data_uri("image/webp", buffer.getvalue())
+    return document.data_uri("image/webp", buffer.getvalue())

@@ -1,34 +1,46 @@
-"""Files of the index as they go to a browser: by the number of an item, never by a path that a client gave.
+"""Files of the index as they go to a browser or a model: found by the index, never by a path that a client gave.
 
 What is served is what was indexed. A file is opened first, and then the open file is compared with the index: one of
-another size or time of change is refused, and with it a link that now leads elsewhere. A link that was there when the
-index was made was followed then, so it is followed now.
+another size or time of change is refused, and with it a link that now leads elsewhere. `content` refuses links that
+lead out of the indexed folder.
 """
 
 import contextlib
 import io
 import os
 import stat
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from onepeace.errors import UserError
+from onepeace.files.heatmap import bars
 from onepeace.files.source import scheme, suffix
 from onepeace.files.video import frame_at
+from onepeace.index import Item
 from onepeace.index.content import content
 from onepeace.index.sources import shard_of
-from onepeace.index.store import Item
-from onepeace.processors import AudioProcessor, ImageProcessor
-from onepeace.serve.hits import EXCERPT, THUMBNAIL, VIDEO_TYPES, waveform
-from onepeace.serve.limits import Refused
+from onepeace.serve.uploads import Refused
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+Roots = Mapping[str, Mapping[str, Any]]
 CHUNK = 1 << 18
+THUMBNAIL, LARGE = 480, 1600
+"""Longest side of a picture in a list, and of one that is opened, in pixels."""
+BARS = 96
+"""Bars in the drawing of a sound."""
+BAR = "#c47a35"
+"""Colour of a waveform, to be seen on light and on dark."""
 CONVERTED_SECONDS = 600.0
-"""Of a sound in a format that browsers do not play, so much is converted for them."""
-TEXT = "text/plain; charset=utf-8"
+"""Seconds that are converted of a sound in a format that browsers do not play."""
+TEXT, OTHER = "text/plain; charset=utf-8", "application/octet-stream"
+VIDEO_TYPES = {
+    ".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm", ".mkv": "video/webm",
+}  # fmt: skip
+"""Videos that browsers play, if they know the codec; of others only pictures are shown."""
 TYPES = {
     ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".jpe": "image/jpeg", ".jfif": "image/jpeg", ".png": "image/png",
     ".apng": "image/apng", ".webp": "image/webp", ".gif": "image/gif", ".bmp": "image/bmp", ".avif": "image/avif",
@@ -37,11 +49,6 @@ TYPES = {
     ".txt": TEXT, **VIDEO_TYPES,
 }  # fmt: skip
 """What browsers show by themselves, and nothing that could hold a script. Other files are only downloaded."""
-OTHER = "application/octet-stream"
-BARS = "#c47a35"
-"""Colour of a waveform, to be seen on light and on dark."""
-DECODERS = threading.BoundedSemaphore(4)
-"""So many pictures and sounds are decoded at once: a large one takes half a gigabyte."""
 
 
 @dataclass(frozen=True)
@@ -60,66 +67,105 @@ class Body:
                 start += len(data)
                 yield data
 
+    def read(self) -> bytes:
+        return b"".join(self.chunks(0, self.size))
 
-def body_of(item: Item) -> Body:
-    """The content of an item as it is; of a sound that browsers do not play, as WAV.
+
+def body_of(item: Item, roots: Roots) -> Body:
+    """The content of a file of the index as it is; of a sound that browsers do not play, as WAV.
+
+    Args:
+        roots: of the index, see `onepeace.index.content.content`.
 
     Raises:
         Refused: it is not there any more (404), or not what was indexed (410); an address (404).
         UserError: a sound that cannot be read.
     """
-    value = _checked(item)
-    ending = suffix(item.path)
-    kind = TEXT if item.modality == "text" else TYPES.get(ending, OTHER)
+    value = _unchanged(item, roots)
+    kind = TEXT if item.modality == "text" else TYPES.get(suffix(item.path), OTHER)
     if item.modality == "audio" and kind == OTHER:
         return _held(_wav(value), TYPES[".wav"])
     if isinstance(value, Path):
-        return _file(value, item, kind)
-    return _held(value.encode("utf-8", "replace") if isinstance(value, str) else value, kind)
+        return _open(value, item, kind)
+    return _held(value.encode() if isinstance(value, str) else value, kind)
 
 
-def thumbnail(item: Item, at: float = 0.0) -> Body:
-    """A small WebP of a picture or of what a video shows at a second, the waveform of a sound as SVG.
+def thumbnail(item: Item, roots: Roots, side: int = THUMBNAIL, at: float = 0.0) -> Body:
+    """A small picture (WebP) of a file of the index; of a sound its waveform (SVG).
+
+    Args:
+        roots: of the index.
+        side: of the longest side, in pixels.
+        at: second of a video.
 
     Raises:
-        Refused: as for `body_of`; there is none (404).
-        UserError: the file cannot be read.
+        Refused: as `body_of`; a text (404).
+        UserError: it cannot be read.
     """
-    if item.modality not in ("image", "audio", "video"):
+    if item.modality in ("image", "video"):
+        with contextlib.suppress(NoPictures):
+            return _held(webp(picture(item, roots, at, side), side), "image/webp")
+    if item.modality not in ("audio", "video"):
         raise Refused(404, f"item {item.id}: a {item.modality} has no small picture")
-    value = _checked(item)
-    with DECODERS:
-        image = None
-        if item.modality == "video":
-            with contextlib.suppress(UserError):  # it has a sound only
-                image = frame_at(value, at).image
-        elif item.modality == "image":
-            image = ImageProcessor(size=THUMBNAIL).load(value)
-        if image is None:
-            drawn = waveform(value).replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" fill="{BARS}" ', 1)
-            return _held(drawn.encode(), "image/svg+xml")
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    drawn = waveform(_unchanged(item, roots)).replace(
+        "<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" fill="{BAR}" ', 1
+    )
+    return _held(drawn.encode(), "image/svg+xml")
+
+
+class NoPictures(UserError):
+    """Error for a video that has a sound only."""
+
+
+def picture(item: Item, roots: Roots, at: float = 0.0, side: int = LARGE) -> "Image.Image":
+    """A picture of the index at least as large as ``side`` where it is that large, or what a video shows at a second.
+
+    Raises:
+        Refused: as `body_of`.
+        UserError: it cannot be read; NoPictures: a video without any.
+    """
+    value = _unchanged(item, roots)
+    if item.modality == "image":
+        from onepeace.processors import ImageProcessor
+
+        return ImageProcessor(size=side).load(value)
+    try:
+        return frame_at(value, at).image
+    except UserError as error:
+        raise NoPictures(str(error)) from error
+
+
+def webp(image: "Image.Image", side: int) -> bytes:
+    """A copy of a picture no larger than ``side``."""
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80)
-    return _held(buffer.getvalue(), "image/webp")
+    return buffer.getvalue()
 
 
-def excerpt(item: Item) -> str:
-    """The beginning of a text, "" if it cannot be read."""
-    try:
-        body = body_of(item)
-        start = b"".join(body.chunks(0, min(body.size, 8 * EXCERPT))).decode("utf-8-sig", "replace").strip()
-    except UserError:
-        return ""
-    return start if len(start) <= EXCERPT else start[:EXCERPT] + "..."
+def waveform(value: object) -> str:
+    """The loudness of a sound's first minute as SVG."""
+    from onepeace.processors import AudioProcessor
+
+    heights = [round(96 * peak) + 2 for peak in bars(AudioProcessor().load(value, seconds=60.0).numpy(), BARS)]
+    drawn = "".join(
+        f'<rect x="{4 * index}" y="{50 - height / 2:g}" width="3" height="{height}" rx="1"/>'
+        for index, height in enumerate(heights)
+    )
+    return f'<svg viewBox="0 0 {4 * len(heights)} 100" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>'
 
 
-def _checked(item: Item) -> Path | bytes | str:
+def readable(path: str | os.PathLike[str]) -> str:
+    """A path to be read by people: without what cannot be printed."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in os.fspath(path))
+
+
+def _unchanged(item: Item, roots: Roots) -> Path | bytes | str:
     """What an item is made of, as `content` gives it, if it still is what was indexed."""
     try:
         if shard := shard_of(item.path):
             _check(os.stat(shard), item, with_size=False)
-        value = content(item)
+        value = content(item, roots)
         if isinstance(value, Path):
             _check(os.stat(value), item, with_size=True)
         elif scheme(item.path):
@@ -133,7 +179,7 @@ def _checked(item: Item) -> Path | bytes | str:
         raise Refused(404, str(error)) from error
 
 
-def _file(path: Path, item: Item, kind: str) -> Body:
+def _open(path: Path, item: Item, kind: str) -> Body:
     """An open file, compared with the index again: what is sent is what was compared."""
     try:
         # O_NONBLOCK: a pipe that has taken the place of the file would be waited for without end.
@@ -159,12 +205,13 @@ def _held(data: bytes, kind: str) -> Body:
     return Body(io.BytesIO(data), len(data), kind)
 
 
-def _wav(value: Path | bytes | str) -> bytes:
+def _wav(value: object) -> bytes:
     import soundfile
 
+    from onepeace.processors import AudioProcessor
+
     processor = AudioProcessor()
-    with DECODERS:
-        samples = processor.load(value, seconds=CONVERTED_SECONDS).numpy()
+    samples = processor.load(value, seconds=CONVERTED_SECONDS).numpy()
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, processor.sample_rate, format="WAV", subtype="PCM_16")
     return buffer.getvalue()

@@ -1,143 +1,155 @@
-"""What the page and the JSON API share: an index, its model behind one thread, and the limits."""
+"""What HTTP and MCP share: one index, its model, and a generator, for any number of threads."""
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onepeace.embed.zero_shot import TEMPLATE, prototypes
-from onepeace.errors import UserError
-from onepeace.index.index import Index
-from onepeace.index.query import LIKE, VECTOR, Part
-from onepeace.index.search import Results
-from onepeace.index.store import MODALITIES, Item
-from onepeace.processors import ImageProcessor
-from onepeace.serve.batching import WAIT, Asked, Batching
-from onepeace.serve.limits import Limits, Refused
+from onepeace.files.source import NamedBytes
+from onepeace.index import Hit, Index, Item, Query, Results
+from onepeace.index.filters import short_forms
+from onepeace.serve import media
+from onepeace.serve.generator import Generator
+from onepeace.serve.map import points
+from onepeace.serve.uploads import Limits, Refused, Request
 
-LABELS = 200
-"""Labels of one classification."""
+CHUNK = 16
+"""Items that are encoded before another request may have the model."""
 
 
 class Service:
-    """An index that any number of threads may ask.
-
-    What another process writes into the index is seen with the next request.
+    """An index that any number of threads may ask. What another process writes into it is seen by the next request.
 
     Args:
-        folder: of the index.
-        model, device, dtype: as for `Index.open`.
-        limits: of a request; that of pixels holds for the model's own decoder.
-        wait: see `Batching`.
+        index: open; is closed by the caller.
+        generator: captions, answers and points; None = nothing does.
+        limits: of one request.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        model: str | None = None,
-        device: str | None = None,
-        dtype: str = "auto",
-        limits: Limits | None = None,
-        wait: float = WAIT,
-    ) -> None:
-        self.folder = Path(folder)
+    def __init__(self, index: Index, generator: Generator | None = None, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self._lock = threading.Lock()  # a connection of SQLite is used by one thread at a time
-        self._index = Index.open(folder, model=model, device=device, dtype=dtype)
-        self.model = model_name(self._index)  # asked once: another thread may close the connection of the moment
-        _ = self._index.rows  # read now, not with the first request
-        embedder = self._index.embedder
-        if isinstance(processor := embedder.processors.get("image"), ImageProcessor):
-            processor.max_pixels = min(processor.max_pixels, self.limits.pixels)
-        self.modalities = embedder.modalities
-        self.embed_dim = embedder.embed_dim
-        self.logit_scale = embedder.logit_scale
-        self.batching = Batching(embedder, wait=wait)
+        self.model = Path(index.model).name
+        self.embed_dim, self.modalities = index.embed_dim, index.kinds
+        self._index, self._lock = index, threading.Lock()  # SQLite and the model serve one thread at a time
+        self.generator = generator
+        self.roots = index.roots()
+        """Of the index, see `Index.roots`."""
+        self._points: dict[str, Any] | None = None
 
-    def close(self) -> None:
-        self.batching.close()
-        self._index.close()
+    def about(self) -> dict[str, Any]:
+        """The numbers of files by kind, the model, and what it can do."""
+        with self._current() as index:
+            stats = index.stats()
+        return {
+            "files": stats["files"], "model": self.model, "embed_dim": self.embed_dim,
+            "modalities": list(self.modalities), "tasks": list(self.generator.tasks) if self.generator else [],
+        }  # fmt: skip
 
-    def counts(self) -> dict[str, int]:
-        """Files by kind."""
-        sql = "SELECT modality, count(*) FROM files WHERE problem IS NULL GROUP BY modality"
-        with self._lock:
-            found = dict(self._current().store.connection.execute(sql).fetchall())
-        return {key: found[key] for key in (*MODALITIES, "video") if key in found}
+    def request(self) -> Request:
+        """Decoder of the parts of one request."""
+        return Request(self.limits, lambda: self._index.embedder.processors)
 
-    def item(self, id_: int) -> Item:
-        """The item of that number; Refused (404) if there is none."""
-        with self._lock:
-            item = next(self._current().store.items("id = ? AND problem IS NULL", [id_]), None)
-        if item is None:
-            raise Refused(404, f"no item {id_} in the index")
-        return item
+    def item(self, key: int | str) -> Item:
+        """The file of that number or path. Refused (404) if the index has none."""
+        with self._current() as index:
+            found = index.item(key)
+        if found is None:
+            raise Refused(404, f"{key}: no such file in the index")
+        return found
 
-    def some(self, count: int) -> list[Item]:
-        """Items from all over the index, for someone who has not asked anything yet."""
-        with self._lock:
-            index = self._current()
-            ids = np.unique(index.rows.file)
-            chosen = ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)] if len(ids) else ids
-            marks = ", ".join("?" * len(chosen))
-            return list(index.store.items(f"id IN ({marks})", [int(id_) for id_ in chosen]))
+    def ending_with(self, path: str) -> list[Item]:
+        """Files of the index whose paths end with these folders and this name."""
+        ends = tuple(mark + path for mark in {"/", os.sep, "::"})
+        with self._current() as index:
+            return [item for item in index.items(f"{path!r} in path") if item.path.endswith(ends)] if path else []
 
-    def search(self, parts: Sequence[tuple[Asked, float]], **options: Any) -> Results:
-        """The files nearest to a query.
-
-        Args:
-            parts: what is searched for, with weights; the modality "like" is the number of an item.
-            options: those of `Index.search`.
+    def search(
+        self,
+        query: Query,
+        *,
+        where: str | None = None,
+        after: str | None = None,
+        before: str | None = None,
+        path: str | None = None,
+        **options: Any,
+    ) -> Results:
+        """The files nearest to a query; filters, and options of `Index.search`.
 
         Raises:
-            UserError: nothing to search for, a part or a filter that cannot be read.
+            UserError: nothing to search for, or a condition that cannot be read.
         """
-        own = [asked for asked, _ in parts if asked.modality != LIKE]
-        vectors = iter(self.batching.encode(own) if own else ())
-        query = [
-            Part(LIKE, self.item(_number(asked)).path, weight)
-            if asked.modality == LIKE
-            else Part(VECTOR, next(vectors), weight, asked.modality)
-            for asked, weight in parts
-        ]
-        with self._lock:
-            return self._current().search(query, **options)
+        with self._current() as index:
+            return index.search(query, where=short_forms(where, after, before, path), **options)
 
-    def classify(self, asked: Asked, labels: Sequence[str], template: str | None = None) -> dict[str, float]:
-        """Probability of each label for one picture, sound or text, the most likely first.
+    def newest(self, *, top: int, offset: int = 0, only: Sequence[str] = (), **filters: Any) -> Results:
+        """The files of the index that filters allow, newest first, for someone who has not asked anything yet."""
+        kinds = [f"kind in {tuple(only)}"] if only else []
+        where = " and ".join(kinds + [f"({condition})" for condition in [short_forms(**filters)] if condition]) or None
+        with self._current() as index:
+            items, count = index.newest(top, offset, where)
+        return Results(tuple(unranked(item, rank) for rank, item in enumerate(items, offset + 1)), count)
+
+    def encode(self, items: Sequence[Mapping[str, object]]) -> np.ndarray:
+        """(n, E) float32 unit vectors of decoded items, {modality: value} each."""
+        found = []
+        for start in range(0, len(items), CHUNK):
+            with self._lock:
+                chunk = items[start : start + CHUNK]
+                found.append(np.asarray(self._index.embedder.encode(chunk, output="numpy", progress=False)))
+        return np.concatenate(found)
+
+    def classify(
+        self, items: Sequence[Mapping[str, object]], labels: Sequence[str], template: str | None = None
+    ) -> list[dict[str, float]]:
+        """Probability of each label for every item, the most likely first.
 
         Args:
+            items: {modality: value} each.
             template: sentence with {} for the label; None = one that suits the modality.
         """
         names = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
-        if not 1 <= len(names) <= LABELS:
-            raise UserError(f"{len(names)} labels; give from 1 to {LABELS}")
+        if not 1 <= len(names) <= self.limits.labels:
+            raise Refused(422, f"labels: {len(names)} names; give from 1 to {self.limits.labels}")
+        with self._lock:
+            found = self._index.embedder.classify(items, names, template=template, output="numpy", progress=False)
+        shares = np.asarray(found)
+        ranked = np.argsort(-shares, axis=1, kind="stable")
+        return [{names[i]: float(row[i]) for i in order} for row, order in zip(shares, ranked, strict=True)]
 
-        def encode_text(sentences: list[str]) -> np.ndarray:
-            return self.batching.encode([Asked("label", "text", sentence) for sentence in sentences])
+    def value(self, item: Item) -> Mapping[str, object]:
+        """What a model reads of a file of the index, {modality: value}; of a video a picture from its middle.
 
-        classes = prototypes(encode_text, names, template or TEMPLATE.get(asked.modality, "{}")).numpy()
-        logits = self.logit_scale * (classes @ self.batching.encode([asked])[0])
-        shares = np.exp(logits - logits.max())
-        shares /= shares.sum()
-        return {names[i]: float(shares[i]) for i in np.argsort(-shares, kind="stable")}
+        Raises:
+            Refused: it is large, gone, changed, or lies at an address.
+        """
+        if item.modality == "video":
+            return {"image": media.picture(item, self.roots, (item.duration or 0) / 2)}
+        if item.size > self.limits.upload:
+            raise Refused(413, f"{item.path}: {item.size} bytes are above the limit of {self.limits.upload}")
+        data = NamedBytes(media.body_of(item, self.roots).read(), item.path)
+        return {item.modality: data.decode("utf-8-sig", "replace") if item.modality == "text" else data}
 
-    def _current(self) -> Index:
-        """The index as it is on the disk now."""
-        self._index.refresh()
-        return self._index
+    def points(self) -> dict[str, Any]:
+        """The files as points of a plane, see `map.points`; made anew when the index has changed."""
+        with self._current() as index:
+            if self._points is None:
+                self._points = points(index)
+            return self._points
+
+    @contextmanager
+    def _current(self) -> Iterator[Index]:
+        """The index as it is on the disk now, for this thread alone."""
+        with self._lock:
+            if self._index.refresh():
+                self.roots = self._index.roots()
+                self._points = None
+            yield self._index
 
 
-def model_name(index: Index) -> str:
-    """The name of the model, for pages; of a folder its last part."""
-    return Path(index.model).name if os.path.isabs(index.model) else index.model
-
-
-def _number(asked: Asked) -> int:
-    if not isinstance(asked.value, int):
-        raise UserError(f"{asked.name}: the number of an item, as a hit has it")
-    return asked.value
+def unranked(item: Item, rank: int = 1) -> Hit:
+    """A file that no query found."""
+    return Hit(rank, item, item.modality, 0.0, 0.0)

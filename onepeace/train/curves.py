@@ -1,7 +1,9 @@
-"""The losses and scores of one or several runs as a picture, one panel each."""
+"""The losses and scores of one or several runs as a picture, one panel each: python -m onepeace.train.curves RUN..."""
 
+import argparse
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -137,3 +139,26 @@ def _summary(name: str, curve: Curve) -> str:
         return f"last {curve[-1][1]:.4g}"
     step, value = max(curve, key=lambda point: point[1])
     return f"best {value:.4g} at {step:.0f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw the logs of runs, and say what was written."""
+    parser = argparse.ArgumentParser(prog="python -m onepeace.train.curves", description=main.__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a training run, or its log.jsonl")
+    text = "picture, as its ending says: .png, .pdf, .svg ... (losses.png)"
+    parser.add_argument("-o", "--output", type=Path, default=Path("losses.png"), metavar="FILE", help=text)
+    parser.add_argument("--from-step", type=int, default=0, metavar="N", help="leave out the steps before N")
+    args = parser.parse_args(arguments)
+    try:
+        curves = {label: read_curves(path, args.from_step) for label, path in labels(args.runs).items()}
+        draw(curves, args.output)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    names = {name for run in curves.values() for name in run}
+    print(f"{args.output}: {len(names)} curves of {len(curves)} runs")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

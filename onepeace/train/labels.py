@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from onepeace.config import Config, Options
-from onepeace.data.shards import Source
+from onepeace.data.reader import Source
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols.classes import read_class_names
 from onepeace.train.recipe import Recipe
@@ -29,8 +29,6 @@ def described(name: str, options: Options, recipe: Recipe) -> Options:
                 found.setdefault("num_classes", term.num_outputs)
     labels = found.get("labels")
     if labels == AUTO:
-        if recipe.data.stream:
-            raise UserError(f"model.heads.{name}.labels: auto reads all targets, and a stream is not read; name a file")
         found["labels"] = ["", ""]
     elif isinstance(labels, str):
         found["labels"] = read_class_names(Path(os.path.expandvars(recipe.data.root), labels))

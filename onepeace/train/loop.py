@@ -62,13 +62,12 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
         run.evaluate(evaluate, journal, run.start)
     averages, meter, bad_steps, step = Averages(), Meter(), 0, run.start
     last_save, last = time.monotonic(), min(total, stop_at or total)
-    num_workers = run.data_state.num_workers if run.data_state and options.workers else options.workers
     run.state.objective.train()
     # Closed at the end: workers that leave SIGTERM to this process would not end by themselves.
-    with closing(loader(run.steps, run.start, last, num_workers)) as batches:
+    with closing(loader(run.steps, run.start, last, options.workers)) as batches:
         for step in range(run.start + 1, last + 1):
             with meter.waiting():
-                group, positions = next(batches)
+                group, cursors = next(batches)
             # The random generator is seeded per step and rank, so nothing else has to be saved to go on.
             torch.manual_seed(recipe.seed + 1_000_003 * step + parallel.rank())
             rate = learning_rate(step - 1, recipe.optim.lr, recipe.schedule)
@@ -76,8 +75,7 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
             run.state.objective.at_step(step)  # type: ignore[operator]
             losses, norm = run.forward_backward(group)
             meter.items += sum(len(batch.keys) for batch in group) * parallel.world_size()
-            if run.data_state:
-                run.data_state.positions.update(positions)
+            run.cursors.update(cursors)
             if norm.isfinite():
                 bad_steps = 0
                 run.state.optimizer.step()

@@ -326,7 +326,8 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 MAY_CHANGE = frozenset(
-    ["evaluate", "data.root", "data.stem_folder"]
+    ["evaluate"]
+    + [f"data.{name}" for name in ("root", "stem_folder", "cache_folder", "cache_gigabytes", "cache_megabytes")]
     + [f"run.{name}" for name in ("out", "log_every", "eval_every", "save_every", "save_minutes", "keep", "workers")]
     + [f"run.{name}" for name in ("loggers", "parallel", "compile", "checkpoint_activations")]
 )

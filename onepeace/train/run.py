@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from onepeace.config import Config
 from onepeace.data.batch import Batch
-from onepeace.data.steps import DataState, StepDataset, Streams
+from onepeace.data.reader import Cursor
+from onepeace.data.steps import Steps
 from onepeace.device import peak_memory
 from onepeace.errors import UserError
 from onepeace.generative.tasks import FILE as TASKS
@@ -43,9 +44,9 @@ class Run:
     """The objective, wrapped for all processes."""
     state: State
     """Objective, optimizer and averaged weights."""
-    steps: StepDataset | Streams
-    data_state: DataState | None
-    """Where the streams stand; None where the data is in memory."""
+    steps: Steps
+    cursors: dict[str, Cursor]
+    """Where this process stands in the data."""
     start: int
     """Steps done before."""
     unmeasured: bool
@@ -76,9 +77,8 @@ class Run:
 
     def save(self, step: int) -> None:
         """Write the checkpoint of a step."""
-        state = self.data_state
-        extra = {"data": state.gathered(parallel.gather_objects(state.positions))} if state else {}
-        self.state.save(self.out, step, to_yaml(self.recipe), extra, self.recipe.run.keep)
+        cursors = {name: cursor for part in parallel.gather_objects(self.cursors) for name, cursor in part.items()}
+        self.state.save(self.out, step, to_yaml(self.recipe), {"cursors": cursors}, self.recipe.run.keep)
 
     def evaluate(self, evaluate: Evaluate | None, journal: Log | None, step: int) -> None:
         """Log and keep the scores of this step's checkpoint, which is on the disk: nothing is lost if this fails."""

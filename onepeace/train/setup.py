@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,8 @@ import torch
 from onepeace.config import Config, read_yaml, write_config
 from onepeace.data.builder import BatchBuilder
 from onepeace.data.features import StemFeatures
-from onepeace.data.shards import Source, expand, read_source
-from onepeace.data.steps import DataState, Share, StepDataset, Streams
-from onepeace.data.streams import first_samples
+from onepeace.data.reader import Cursor, Source, open_sources
+from onepeace.data.steps import Share, Steps
 from onepeace.device import bfloat16_is_fast
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic
@@ -38,8 +38,8 @@ from onepeace.train.stem_features import compute_stem_features
 
 log = logging.getLogger(__name__)
 
-FIRST = 20_000
-"""Samples of each stream whose captions make the vocabulary."""
+FIRST = 200_000
+"""Samples of each source whose captions make the vocabulary."""
 
 
 def build_run(recipe: Recipe, device: torch.device) -> Run:
@@ -51,7 +51,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
     out, main = Path(recipe.run.out), parallel.rank() == 0
     config = make_config(recipe)
     check_start(recipe, config)
-    sources = read_sources(recipe)
+    sources = open_sources(recipe.data)
     config = label_heads(config, recipe, sources)
     if "text" in config.model.adapters and main:
         make_tokenizer(recipe, lambda: every_caption(recipe, sources), out / "tokenizer.json")
@@ -80,11 +80,11 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
 
     objective.average = average
     state = State(objective, optimizer, average, sharded)
-    start, streamed = 0, None
+    start, cursors = 0, {}
     if (saved := checkpoint.newest(out)) is not None:
         check_same(saved.recipe, recipe, out)
         state.restore(saved)
-        start, streamed = saved.step, saved.extra.get("data")
+        start, cursors = saved.step, saved.extra.get("cursors", {})
         log.warning("going on from step %d of %s", start, out)
     elif main:
         out.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,11 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
         describe_run(out)
         keep_tasks(recipe, objective, out)
     parallel.barrier()
-    steps = make_steps(recipe, sources, processors, config, streamed, start, features)
+    steps = make_steps(recipe, sources, processors, config, cursors, features)
+    for source in sources:
+        source.forget()
+    if start < recipe.schedule.steps:
+        steps.open(start)
     return Run(
         recipe=recipe,
         config=config,
@@ -103,40 +107,16 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
         parallelized=parallelized,
         state=state,
         steps=steps,
-        data_state=steps.state if isinstance(steps, Streams) else None,
+        cursors=cursors,
         start=start,
         unmeasured=saved is not None and saved.score is None,
         use_bfloat16=use_bfloat16_of(recipe, device),
     )
 
 
-def read_sources(recipe: Recipe) -> list[Source]:
-    """The sources of the recipe's data in memory; none where it streams."""
-    data = recipe.data
-    return [
-        read_source(
-            source.shards,
-            source.pair,
-            data.root,
-            targets=source.targets,
-            keys=source.keys,
-            allow_pipe=data.allow_pipe,
-            broken_limit=data.broken_limit,
-        )
-        for source in (() if data.stream else data.train)
-    ]
-
-
 def every_caption(recipe: Recipe, sources: list[Source]) -> set[str]:
-    """Every caption the sources can give; of streams, those of the first samples of each."""
-    data = recipe.data
-    if not data.stream:
-        return {text for source in sources for text in captions_of(data, source.samples)}
-    found: set[str] = set()
-    for source in data.train:
-        shards = expand(source.shards, data.root, data.allow_pipe)
-        found.update(captions_of(data, first_samples(shards, source.pair, FIRST, data.broken_limit)))
-    return found
+    """The captions that the first samples of the sources can give."""
+    return {text for source in sources for text in captions_of(recipe.data, islice(source, FIRST))}
 
 
 def make_tokenizer(recipe: Recipe, captions: Callable[[], Iterable[str]], path: Path) -> None:
@@ -231,17 +211,14 @@ def make_steps(
     sources: list[Source],
     processors: Mapping[str, Any],
     config: Config,
-    streamed: Mapping[str, Any] | None,
-    first: int,
+    cursors: Mapping[str, Cursor],
     features: Mapping[str, StemFeatures] | None = None,
-) -> StepDataset | Streams:
-    """This process's batches; of streams from step ``first`` on, at the state ``streamed`` if there is one."""
+) -> Steps:
+    """This process's batches, from ``cursors`` on."""
     # Of a model without values: workers that are spawned get these functions pickled, and no embedding table with them.
     with torch.device("meta"):
         num_tokens = {key: adapter.token_lengths for key, adapter in build_trained(config).adapters.items()}
     builder = BatchBuilder(recipe.data, processors, num_tokens, recipe.mask if recipe.uses_masks else {}, features)
     sizes = {name: recipe.batch_size(name) for name in recipe.data.modalities}
     share = Share(recipe.seed, sizes, parallel.rank(), parallel.world_size())
-    if not recipe.data.stream:
-        return StepDataset(builder, sources, share)
-    return Streams(builder, share, recipe.run.workers, DataState.read(streamed) if streamed else None, first)
+    return Steps(builder, sources, share, cursors)

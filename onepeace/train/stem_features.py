@@ -19,9 +19,9 @@ from tqdm import tqdm
 from onepeace.data.augment import make_augments
 from onepeace.data.features import StemFeatures, by_name, item_name
 from onepeace.data.sample import Sample
-from onepeace.device import compute_alone
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic, write_text_atomic
+from onepeace.threads import compute_alone
 
 log = logging.getLogger(__name__)
 
@@ -169,8 +169,8 @@ class _Maker:
         rng = np.random.default_rng([int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")])
         try:
             if self.vary is None:
-                return [(name, self.processor.decode(sample.inputs[self.key]), None)]
-            loaded = self.vary.load(sample.inputs[self.key], self.processor)
+                return [(name, self.processor.decode(sample.read(self.key)), None)]
+            loaded = self.vary.load(sample.read(self.key), self.processor)
             return [(name, *self._vary(loaded, sample, rng)) for _ in range(self.views)]
         except UserError as error:
             log.warning("%s: %s cannot be decoded and is left out: %s", sample.source, sample.key, error)
@@ -183,7 +183,7 @@ class _Maker:
             for _ in range(TRIES):
                 other = self.samples[int(rng.integers(len(self.samples)))]
                 try:
-                    media = self.vary.load(other.inputs[self.key], self.processor)
+                    media = self.vary.load(other.read(self.key), self.processor)
                 except UserError:  # said where it is the item itself
                     continue
                 partners.append(item_name(other))

@@ -33,7 +33,7 @@ class Towers(OnePeace):
         if len(stems) != 1:
             raise ValueError(f"towers encode one modality at a time, not {' with '.join(stems)}")
         ((key, stem),) = stems.items()
-        return encode(self.adapters[key].embed_positions(stem, (keep or {}).get(key)), self.towers[key], self.norms)
+        return encode(self.adapters[key](stem, (keep or {}).get(key)), self.towers[key], self.norms)
 
 
 ARCHITECTURES["towers"] = replace(ARCHITECTURES["onepeace"], module=Towers)

@@ -1,21 +1,19 @@
-"""`onepeace bench` measures what it says; how fast that is, is nobody's promise."""
+"""`python -m onepeace.bench` measures what it says; how fast that is, is nobody's promise."""
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from onepeace.bench import encode, loss
+from onepeace.bench import encode
+from onepeace.bench.__main__ import main
 from onepeace.bench.comparison import MIN_ROUNDS, take_turns
 from onepeace.bench.encode import bench_encode, random_config
 from onepeace.bench.train import Steps
-from onepeace.cli import main
 from onepeace.cost.dry_run import Live
 from onepeace.cost.items import item_batch, picture_size
-from onepeace.losses.tiled_infonce import TILE
 from onepeace.train.recipe import read_recipe
 
 CPU = torch.device("cpu")
@@ -43,7 +41,7 @@ def test_bench_encode_end_to_end(tmp_path, capsys, random_folder):
     out = tmp_path / "report.json"
     torch.set_num_threads(2)
     options = ["--seconds", "0", "--threads", "1", "--batch", "3", "--json", str(out)]
-    assert main(["bench", "encode", "--size", str(random_folder), *options]) == 0
+    assert main(["encode", "--size", str(random_folder), *options]) == 0
     assert torch.get_num_threads() == 2
     report = json.loads(out.read_text())
     assert report["machine"]["threads"] == 1
@@ -115,15 +113,6 @@ def test_vectors_that_are_no_unit_vectors_are_not_timed(base):
         measured("base", ["image"])
 
 
-def test_missing_baseline_is_told_and_nothing_else_is_disturbed(random_folder, monkeypatch, caplog):
-    made = encode.make(str(random_folder))
-    monkeypatch.setattr(encode, "make", lambda size: made)
-    monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
-    with caplog.at_level(logging.INFO):
-        assert [row["baseline"] for row in measured("base", ["image"], baseline=True)] == [None]
-    assert caplog.messages[0].startswith("no comparison with open_clip: ")
-
-
 def test_flops_of_a_module_leave_it_as_it_is():
     baseline = Tower()
     assert encode.module_flops(baseline, torch.zeros(5, 3, 8, 8)) == 5 * 2 * 3 * 7
@@ -149,21 +138,16 @@ def test_texts_are_real_ones_of_one_length(random_folder):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["encode", "--batch", "0"], 2, "--batch: '0' is not a whole number from 1 up"),
+        (["encode", "--batch", "0"], 2, "--batch is 0"),
         (["encode", "--dtypes", "float23"], 1, "dtype 'float23' is not known"),
-        (["encode", "--dtypes", "float16"], 1, "dtype float16 is not computed on a CPU"),
         (["encode", "--device", "gpu"], 1, "device 'gpu' is not available here"),
-        (["encode", "--modalities", "smell", "--size", "FOLDER"], 1, "makes no vectors of 'smell', only of text, im"),
-        (["loss", "--json", "FOLDER", "--sizes", "2", "--seconds", "0", "--threads", "1"], 1, "cannot be written"),
-        (["loss", "--seconds", "nan"], 2, "--seconds: 'nan' is not a number of seconds"),
-        (["loss", "--sizes", "1"], 2, "--sizes: '1' is not a whole number from 2 up"),
-        (["loss", "--kinds", "hinge"], 2, "'hinge' is neither contrastive nor denoising"),
-        (["train"], 2, "bench train needs a recipe"),
-        (["loss", "x.yaml"], 2, "bench loss takes no recipe"),
+        (["encode", "--seconds", "nan"], 2, "--seconds is nan"),
+        (["train"], 2, "train takes a recipe"),
+        (["encode", "x.yaml"], 2, "encode takes no recipe"),
     ],
 )
-def test_wrong_options_are_one_line(capsys, random_folder, arguments, code, message):
-    assert main(["bench", *(str(random_folder) if a == "FOLDER" else a for a in arguments)]) == code
+def test_wrong_options_are_one_line(capsys, arguments, code, message):
+    assert main(arguments) == code
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -172,7 +156,7 @@ def test_bench_train_end_to_end(tmp_path, monkeypatch):
     out = tmp_path / "report.json"
     run = ["run.batch_size=4", "run.checkpoint_activations=true"]
     options = ["--dtypes", "bfloat16", "--seconds", "0", "--threads", "1", "--json", str(out)]
-    assert main(["bench", "train", str(STAGE_TWO), *SHRUNKEN, *run, *options]) == 0
+    assert main(["train", str(STAGE_TWO), *SHRUNKEN, *run, *options]) == 0
     (row,) = json.loads(out.read_text())["rows"]
     assert (row["pair"], row["dtype"], row["batch"]) == ("audio+text", "bfloat16", 4)
     assert row["checkpointed"]
@@ -191,27 +175,6 @@ def test_steps_that_differ_are_not_timed(monkeypatch):
     steps.ways["baseline"] = lambda batch: {**(found := baseline(batch)), "loss": 1.001 * found["loss"]}
     with pytest.raises(RuntimeError, match="the two ways differ: the loss loss is"):
         steps.check()
-
-
-def test_bench_loss_end_to_end(tmp_path, capsys):
-    out = tmp_path / "report.json"
-    options = ["--sizes", "64,2048,4096", "--dim", "16", "--seconds", "0", "--threads", "1", "--json", str(out)]
-    assert main(["bench", "loss", *options]) == 0
-    rows = json.loads(out.read_text())["rows"]
-    assert [(row["loss"], row["size"]) for row in rows] == [
-        (kind, size) for kind in ("contrastive", "denoising") for size in (64, 2048, 4096)
-    ]
-    for _, middle, large in (rows[:3], rows[3:]):
-        assert large["peak_bytes"]["baseline"] > 3.8 * middle["peak_bytes"]["baseline"]
-        assert large["peak_bytes"]["ours"] < 2.2 * 4 * TILE  # float32: a tile, and what is made of it
-    assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]) == 2 + len(rows)
-
-
-def test_losses_that_differ_are_not_timed(monkeypatch):
-    full = loss.full_contrastive
-    monkeypatch.setattr(loss, "full_contrastive", lambda a, b, scale: full(a, b, 1.001 * scale))
-    with pytest.raises(RuntimeError, match="the two ways differ: the loss or its gradient,"):
-        list(loss.bench_loss(["contrastive"], [8], 4, CPU, 0))
 
 
 def test_live_counts_what_is_alive_at_once():

@@ -1,4 +1,4 @@
-"""`onepeace doctor`: knows the requirements of setup.cfg, and says of each what is wrong and what to do."""
+"""`onepeace doctor`: says of each requirement what is wrong and what to do."""
 
 import configparser
 from pathlib import Path
@@ -11,31 +11,29 @@ from onepeace.commands import doctor
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def requirements(section: str, option: str) -> set[str]:
-    """Names of the distributions that a list of setup.cfg asks for."""
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    lines = config[section][option].split("\n")
-    return {line.split(">")[0].split("[")[0].strip() for line in lines if line}
-
-
 @pytest.fixture
-def small(monkeypatch, tmp_path):
-    """A doctor of two packages that are cheap to import, who finds the bundled weights."""
+def lines(monkeypatch, tmp_path):
+    """What onepeace requires, for a doctor of packages that are cheap to import, who finds the bundled weights."""
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "model.safetensors").write_bytes(bytes(2_500_000))
     monkeypatch.setattr(doctor, "TINY", tmp_path / "tiny")
-    monkeypatch.setattr(doctor, "CORE", {"numpy": "numpy", "tqdm": "tqdm"})
-    monkeypatch.setattr(doctor, "EXTRAS", {"parquet": {"pyarrow": "pyarrow"}})
+    wanted = ["numpy>=2", "tqdm<9,>=4", 'pyarrow>=20; extra == "parquet"', 'pytest>=8; extra == "test"']
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: wanted)
+    return wanted
 
 
-def test_doctor_knows_the_requirements_of_setup_cfg():
-    assert set(doctor.CORE) == requirements("options", "install_requires")
+def test_requirements_are_sorted_by_extra_and_those_of_tests_left_out(lines):
+    assert doctor.requirements() == {
+        "": {"numpy": "numpy>=2", "tqdm": "tqdm<9,>=4"},
+        "parquet": {"pyarrow": "pyarrow>=20"},
+    }
+
+
+def test_modules_are_those_of_requirements():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    assert set(doctor.EXTRAS) == set(config["options.extras_require"]) - {"test"}
-    for extra, modules in doctor.EXTRAS.items():
-        assert set(modules) == requirements("options.extras_require", extra)
+    named = config["options"]["install_requires"] + "".join(config["options.extras_require"].values())
+    assert all(f"\n{package}" in named for package in doctor.MODULES)
 
 
 def test_doctor_finds_this_installation_sound(capsys):
@@ -45,43 +43,36 @@ def test_doctor_finds_this_installation_sound(capsys):
     rows = {line[:20].strip(): line[20:] for line in out.splitlines()}
     assert rows["torchaudio native"].startswith(("loaded", "does not load"))
     assert "threads" in rows["cpu"]
-    for package in doctor.CORE:
+    for package in doctor.requirements()[""]:
         assert rows[package].strip()[0].isdigit()
 
 
 @pytest.mark.parametrize(
-    ("table", "entry", "code", "says"),
+    ("line", "code", "says"),
     [
-        ("CORE", {"tqdm": "broken_one"}, 1,
-         ("RuntimeError: wrong build\n", 'remedy: pip install --force-reinstall --no-deps "tqdm', "broken: tqdm\n")),
-        ("CORE", {"no-such-package": "no_such_package"}, 1,
-         ('remedy: pip install "no-such-package"\n', "broken: no-such-package\n")),
-        ("EXTRAS", {"parquet": {"no-such-package": "no_such_package"}}, 0,
-         ('for it: pip install "onepeace[parquet]"\n',)),
-        ("EXTRAS", {"parquet": {"tqdm": "broken_two"}}, 0,
-         ("ModuleNotFoundError: No module named 'no_such_library'",)),
+        ("broken-one==1", 1, ("RuntimeError: wrong build", 'pip install "broken-one==1"', "broken: broken-one")),
+        ("no-such-package>=2", 1, ('pip install "no-such-package>=2"', "broken: no-such-package")),
+        ('no-such-package; extra == "own"', 0, ('pip install "onepeace[own]"',)),
     ],
-)  # fmt: skip
-def test_doctor_names_what_is_broken_or_missing(small, monkeypatch, capsys, tmp_path, table, entry, code, says):
+)
+def test_what_is_broken_or_missing_is_named_with_a_remedy(lines, monkeypatch, capsys, tmp_path, line, code, says):
     (tmp_path / "broken_one.py").write_text("raise RuntimeError('wrong\\n  build')")
-    (tmp_path / "broken_two.py").write_text("import no_such_library")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(doctor, table, {**getattr(doctor, table), **entry})
+    lines.append(line)
     assert doctor.run(None) == code
     out = capsys.readouterr().out
     assert all(part in out for part in says)
-    assert not code or out.endswith(says[-1])
 
 
-def test_remedy_asks_for_the_versions_of_setup_cfg(monkeypatch):
-    lines = ["torch<2.15,>=2.11", "torchaudio<2.12,>=2.11", 'pytest>=8; extra == "test"']
-    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: lines)
-    assert doctor._requirement("torch") == lines[0]
-    assert doctor._requirement("torchaudio") == lines[1]
-    assert doctor._requirement("numpy") == "numpy"
+def test_an_installed_package_that_does_not_import_is_installed_again(lines, monkeypatch, capsys, tmp_path):
+    (tmp_path / "broken_one.py").write_text("raise RuntimeError('wrong build')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(doctor.MODULES, "tqdm", "broken_one")
+    assert doctor.run(None) == 1
+    assert 'pip install --force-reinstall --no-deps "tqdm<9,>=4"' in capsys.readouterr().out
 
 
-def test_doctor_gives_the_reason_and_two_remedies_for_torchaudio(small, monkeypatch, capsys):
+def test_doctor_gives_the_reason_and_two_remedies_for_torchaudio(lines, monkeypatch, capsys):
     failure = OSError("Could not load this library")
     failure.__cause__ = OSError("libc10_cuda.so: cannot open shared object file")
     monkeypatch.setattr("onepeace.torchaudio_guard._failure", failure)
@@ -95,9 +86,9 @@ def test_doctor_gives_the_reason_and_two_remedies_for_torchaudio(small, monkeypa
     assert "torchaudio native   loaded" in capsys.readouterr().out
 
 
-def test_doctor_names_missing_weights(small, monkeypatch, capsys, tmp_path):
+def test_doctor_names_missing_weights(lines, monkeypatch, capsys, tmp_path):
     assert doctor.run(None) == 0
     assert "2.5 MB" in capsys.readouterr().out
     monkeypatch.setattr(doctor, "TINY", tmp_path / "nowhere")
     assert doctor.run(None) == 1
-    assert capsys.readouterr().out.endswith("broken: bundled weights\n")
+    assert capsys.readouterr().out.endswith("broken: the bundled weights\n")

@@ -66,20 +66,18 @@ def test_answer_is_free_or_one_of_several(run, pictures):
     assert code == 0
     assert set(json.loads(out)) == {"path", "question", "answer", "score", "confidence"}
     code, out, _ = run(
-        "answer", pictures / "cat.jpg", "--question", "what is it?", "--candidates", "a cat, a bus", "--json"
+        "answer", pictures / "cat.jpg", "--question", "what is it?", "--labels", "a cat, a bus", "--json"
     )
     found = json.loads(out)
     assert found["answer"] == max(found["scores"], key=found["scores"].get)
     assert set(found["scores"]) == {"a cat", "a bus"}
-    code, _, err = run("answer", pictures, "--question", "what?", "--candidates", " , ")
-    assert (code, err) == (2, "onepeace: --candidates names no answer\n")
     code, _, err = run("answer", pictures, "--question", " ")
     assert (code, err) == (2, "onepeace: --question is empty\n")
 
 
 def test_ground_draws_the_box(run, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, _ = run("ground", pictures / "bus.jpg", "--text", "the bus", "--json")
+    code, out, _ = run("ground", pictures / "bus.jpg", "--text", "the bus", "--draw", "boxes", "--json")
     found = json.loads(out)
     assert code == 0
     assert (found["text"], found["picture"]) == ("the bus", "boxes/bus.jpg.png")
@@ -105,19 +103,6 @@ def test_drawings_of_files_of_one_name_are_kept_apart(tmp_path):
     places = [drawings.save(drawn, tmp_path / path).name for path in ("a/x.jpg", "b/x.jpg", "x.png", "x.jpg")]
     assert places == ["x.jpg.png", "x.jpg-2.png", "x.png.png", "x.jpg-3.png"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(places)
-
-
-def test_tasks_of_ones_own_are_asked(run, pictures, tmp_path):
-    file = tmp_path / "tasks.yaml"
-    file.write_text("caption: {search: {max_len: 1}}\n", encoding="utf-8")
-    code, out, _ = run("caption", pictures / "cat.jpg", "--tasks", file, "--json")
-    assert code == 0
-    assert len(json.loads(out)["caption"].split()) <= 1
-    file.write_text("caption: {answer: choice, choices: [a, b]}\n", encoding="utf-8")
-    code, out, err = run("caption", pictures / "cat.jpg", "--tasks", file)
-    assert (code, out) == (1, "")
-    assert err.startswith("onepeace: the task caption of ")
-    assert err.endswith(f" with {file} gives no text but choice\n")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX systems only")

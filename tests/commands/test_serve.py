@@ -1,77 +1,57 @@
 """The command line of `onepeace serve`; what it serves is tested in tests/serve."""
 
-import socket
-import sys
-
 import pytest
 
 from onepeace.cli import main
 from onepeace.commands import serve
+from onepeace.serve import api
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """A folder with no samples in it, no password, and nothing of Gradio, which takes seconds to import."""
-    monkeypatch.setitem(sys.modules, "gradio", sys)
+    """A folder with no samples in it, no password, and a cache of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(serve.PASSWORD, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def refused(capsys, *arguments):
-    assert main(["serve", *arguments]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
-
-
-def test_without_an_index_it_says_how_to_make_one(capsys):
-    assert refused(capsys).endswith("make one with: onepeace index build FOLDER --index my.index")
+@pytest.fixture
+def served(monkeypatch):
+    """What the server was started with."""
+    started = {}
+    monkeypatch.setattr(api, "run", lambda index, **options: started.update(options, files=len(index)) or 0)
+    return started
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "named"),
     [
-        (("x", "--password", "short"), "the password has 5 characters; give at least 8"),
-        (("x", "--port", "65536"), "'65536' is not a port"),
-        (("x", "--host", "no.such.host.invalid"), "cannot listen at no.such.host.invalid"),
-        (("no-such-file", "--port", "0"), "no-such-file: no such file or folder"),
+        ((), "onepeace index build"),
+        (("x", "--password", "short"), "password"),
+        (("x", "--port", "65536"), "--port"),
+        (("no-such-file", "--port", "0"), "no-such-file"),
     ],
 )
-def test_wrong_usage_is_said_in_one_line(capsys, arguments, said):
-    assert said in refused(capsys, *arguments)
+def test_wrong_usage_is_said_in_one_line(capsys, arguments, named):
+    assert main(["serve", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
 
 
-def test_what_draws_the_page_is_asked_for_before_files_are_embedded(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    assert main(["serve", "no-such-file", "--port", "0"]) == 1
-    assert "needs gradio: pip install" in capsys.readouterr().err
+def test_a_password_is_made_up_for_every_address_but_this_machines(served, monkeypatch, capsys, random_folder, samples):
+    picture = str(samples / "images" / "dog.jpg")
 
+    def password(*options):
+        arguments = ["serve", picture, *options, "--model", str(random_folder), "--device", "cpu"]
+        assert main(arguments) == 0
+        return served["auth"]
 
-def test_port_that_is_taken_is_said(capsys):
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = str(other.getsockname()[1])
-        assert f"cannot listen at 127.0.0.1, port {port}" in refused(capsys, "x", "--port", port)
-
-
-ALONE = ("127.0.0.1", "localhost", "LOCALHOST", "::1", "127.8.8.8")
-FOR_OTHERS = ("0.0.0.0", "::", "192.168.1.7", "localhost.example.org", "")  # noqa: S104
-
-
-@pytest.mark.parametrize(
-    ("host", "alone"), [*((host, True) for host in ALONE), *((host, False) for host in FOR_OTHERS)]
-)
-def test_password_is_made_up_for_every_address_but_this_machines(host, alone, monkeypatch):
-    def password(*given):
-        parser = serve.argparse.ArgumentParser()
-        serve.add_arguments(parser)
-        return serve._password(parser.parse_args(["x", f"--host={host}", *given]))
-
-    first, second = password(), password()
-    assert (first is None) == alone
-    if not alone:
-        assert len(first) >= 16
-        assert first != second
+    assert password() is None
+    assert served["files"] == 1
+    first, second = password("--host", "0.0.0.0"), password("--host", "0.0.0.0")  # noqa: S104
+    assert len(first) >= 16
+    assert first != second
+    assert f": {first}" in capsys.readouterr().out
     assert password("--password", "correct horse") == "correct horse"
     monkeypatch.setenv(serve.PASSWORD, "battery staple")
-    assert password() == "battery staple"
+    assert password("--host", "::") == "battery staple"

@@ -1,14 +1,12 @@
 """In which order items come, and which of a batch belong together."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onepeace.data.builder import multi_positive_ids, names_of
+from onepeace.data.reader import draw_order
 from onepeace.data.sample import Sample
-from onepeace.data.steps import EpochSampler
-from onepeace.errors import UserError
 
 
 @given(
@@ -16,49 +14,20 @@ from onepeace.errors import UserError
     st.integers(0, 99),
 )
 @settings(deadline=None, derandomize=True, max_examples=50)
-def test_an_epoch_has_each_item_as_often_as_its_weight_says(sources, seed):
+def test_each_item_comes_as_often_as_its_weight_says(sources, seed):
     sizes, weights = zip(*sources, strict=True)
-    if not any(round(weight * size) for size, weight in sources):
-        return
-    order = EpochSampler(sizes, weights, [seed])
-    for epoch in range(2):
-        epoch_items = [order[epoch * order.epoch_length + i] for i in range(order.epoch_length)]
-        counts = np.bincount(epoch_items, minlength=sum(sizes))
-        first = 0
-        for size, weight in sources:
-            mine = counts[first : first + size]
-            assert set(mine) <= {int(weight), int(weight) + 1}
-            assert mine.sum() == int(weight) * size + round((weight - int(weight)) * size)
-            first += size
+    counts = np.bincount(draw_order(sizes, weights, 1, np.random.default_rng(seed)), minlength=sum(sizes))
+    for size, weight in sources:
+        mine, counts = counts[:size], counts[size:]
+        assert set(mine) <= {int(weight), int(weight) + 1}
+        assert mine.sum() == int(weight) * size + round((weight - int(weight)) * size)
 
 
-def test_epochs_and_seeds_are_different_permutations():
-    order = EpochSampler([50], [1.0], [1])
-    epochs = [[order[e * 50 + i] for i in range(50)] for e in (0, 1, 0)]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(50))
-    assert epochs[0] != epochs[1]
-    assert epochs[0] == epochs[2]
-    assert [EpochSampler([50], [1.0], [2])[i] for i in range(50)] != epochs[0]
-
-
-def test_rare_items_change_from_epoch_to_epoch():
-    order = EpochSampler([40], [0.25], [1])
-    epochs = [{order[e * 10 + i] for i in range(10)} for e in range(4)]
-    assert all(len(epoch) == 10 for epoch in epochs)
-    assert len(set.union(*epochs)) > 20
-
-
-def test_weights_that_leave_nothing_are_an_error():
-    with pytest.raises(UserError, match="leave none"):
-        EpochSampler([3], [0.1], [1])
-
-
-def test_batch_by_source_that_is_too_large_names_the_largest_that_fits():
-    with pytest.raises(
-        UserError, match=r"leave 5 an epoch, too few for a batch of 6 .* run\.batch_size to 5 or raise a w"
-    ):
-        EpochSampler([3, 2], [1.0, 1.0], [1], run=6)
-    assert EpochSampler([3, 2], [1.0, 1.0], [1], run=5).epoch_length == 5
+def test_runs_are_of_one_source_and_what_fills_none_is_left_out():
+    order = draw_order([11, 9, 2], [1.0, 1.0, 1.0], 4, np.random.default_rng(0))
+    kinds = [set(np.searchsorted([11, 20, 22], run, side="right")) for run in order.reshape(-1, 4)]
+    assert len(order) == len(set(order)) == 20
+    assert sum(len(kind) == 1 for kind in kinds) >= 4  # of one run the items are what the sources had left
 
 
 def sample(captions=(), label=None):

@@ -74,7 +74,7 @@ def test_unreadable_json_is_named_and_the_text_file_used(tmp_path):
     assert "x.json cannot be read" in source.broken[0]
 
 
-def test_source_in_memory_of_which_too_much_is_broken_stops_as_a_stream_does(tmp_path):
+def test_source_of_which_too_much_is_broken_stops(tmp_path):
     members = pictures(96)
     for i in range(76):
         del members[f"p{i}.json"]
@@ -85,13 +85,6 @@ def test_source_in_memory_of_which_too_much_is_broken_stops_as_a_stream_does(tmp
     assert len(read(tmp_path, members, broken_limit=0.8).samples) == 20
     few = {name: data for name, data in members.items() if int(name[1:-4].rstrip(".")) > 65}
     assert len(read(tmp_path, few, broken_limit=0).broken) == 10  # a few are free
-
-
-def test_source_in_memory_is_a_command_s_output_where_that_is_allowed(tmp_path):
-    path = write_tar(tmp_path / "a.tar", pictures(2))
-    with pytest.raises(UserError, match=r"data\.allow_pipe=true"):
-        read_source(f"pipe:cat {path}", PAIR)
-    assert len(read_source(f"pipe:cat {path}", PAIR, allow_pipe=True).samples) == 2
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])

@@ -3,8 +3,6 @@
 import multiprocessing
 import subprocess
 import sys
-from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from support.batches import (
     SIZE,
     SOUNDS,
     about,
+    batches,
     keyed,
     make_steps,
     picture,
@@ -24,13 +23,12 @@ from support.batches import (
     same,
     sound,
     sounds,
-    streams,
 )
 from support.small_shards import write_tar
 
 from onepeace import processors as modalities
 from onepeace.data.builder import multi_positive_ids
-from onepeace.data.steps import DataState, loader
+from onepeace.data.steps import loader
 from onepeace.errors import UserError
 from onepeace.processors import PROCESSORS
 
@@ -50,14 +48,13 @@ def test_new_modality_needs_a_decoder_only(tmp_path, monkeypatch):
     members = {name: data for i in range(3) for name, data in {f"{i}.depth": bytes([i, 7]), f"{i}.txt": b"x"}.items()}
     write_tar(tmp_path / "a.tar", members)
     steps = make_steps({"depth": Depth()}, recipe(tmp_path, [{"shards": "a.tar", "pair": ["depth"]}], batch_size=3))
-    (batch,) = steps[0]
+    (batch,) = batches(steps, 0)
     assert sorted(batch.inputs["depth"]["values"].tolist()) == [[0, 7], [1, 7], [2, 7]]
 
 
 def test_batch_holds_what_the_model_reads(root, processors):
-    first, second = make_steps(
-        processors, recipe(root, [IMAGES, SOUNDS], batch_size={"image+text": 5, "audio+text": 3})
-    )[0]
+    wanted = recipe(root, [IMAGES, SOUNDS], batch_size={"image+text": 5, "audio+text": 3})
+    first, second = batches(make_steps(processors, wanted), 0)
     assert list(first.inputs) == ["image", "text"]
     assert first.inputs["image"]["pixels"].shape == (5, 3, SIZE, SIZE)
     assert first.inputs["text"]["ids"].shape[0] == 5
@@ -73,7 +70,7 @@ def test_batch_holds_what_the_model_reads(root, processors):
 
 
 def test_text_only_batch_has_only_text(root, processors):
-    (batch,) = make_steps(processors, recipe(root, [{"shards": "pictures-*", "pair": ["text"]}]))[0]
+    (batch,) = batches(make_steps(processors, recipe(root, [{"shards": "pictures-*", "pair": ["text"]}])), 0)
     assert set(batch.inputs) == {"text"}
     assert len(batch.inputs["text"]["ids"]) == 4
 
@@ -88,7 +85,7 @@ def test_step_depends_on_nothing_but_seed_and_number(root, processors):
     again[0]
     assert same([again[5], again[3]], [expected[2], expected[0]])
     for workers in (0, 2):
-        assert same([group for group, _ in loader(make_steps(processors, made), 3, 6, workers)], expected)
+        assert same(list(loader(make_steps(processors, made), 3, 6, workers)), expected)
     assert not same(expected[0], expected[1])
     other = recipe(root, [IMAGES, SOUNDS], varied, seed=2, **DENOISING)
     assert not same(make_steps(processors, other)[3], expected[0])
@@ -98,69 +95,18 @@ def test_pairs_in_turn_are_the_same_batches_one_pair_a_step(root, processors):
     together = make_steps(processors, recipe(root, [IMAGES, SOUNDS]))
     in_turn = make_steps(processors, recipe(root, [IMAGES, SOUNDS], {"pairs": "in_turn"}))
     for step in range(4):
-        assert same(in_turn[step], [together[step // 2][step % 2]])
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_streamed_pairs_in_turn_leave_no_lane_unread(root, processors, workers):
-    """With as many workers as pairs, each worker could come to see but one pair."""
-    wanted = recipe(root, [IMAGES, SOUNDS], {"pairs": "in_turn", "stream": True}, batch_size=2)
-    wanted = replace(wanted, run=replace(wanted.run, workers=workers))
-    made = list(islice(loader(streams(processors, wanted), 0, 12, workers), 12))
-    names = ["+".join(batch.inputs) for batches, _ in made for batch in batches]
-    assert names == (["image+text"] * workers + ["audio+text"] * workers) * (6 // workers)
-    seen = {key for batches, _ in made for batch in batches for key in batch.keys}
-    assert seen == {f"p{i}" for i in range(8)} | {f"s{i}" for i in range(6)}
-    # And on from a place in the middle.
-    state = DataState(1, workers, {})
-    for _, after in made[:5]:
-        state.positions.update(after)
-    rest = streams(processors, wanted, state=DataState.read(state.gathered([state.positions])), first=5)
-    assert same([batches for batches, _ in loader(rest, 5, 12, workers)], [batches for batches, _ in made[5:]])
-
-
-@pytest.mark.parametrize("pairs", ["together", "in_turn"])
-def test_streams_give_the_same_batches_whatever_the_number_of_worker_processes(root, processors, pairs):
-    wanted = recipe(root, [IMAGES, SOUNDS], {"pairs": pairs, "stream": True}, batch_size=2)
-    wanted = replace(wanted, run=replace(wanted.run, workers=2))
-    made = list(loader(streams(processors, wanted), 0, 12, 2))
-    assert same(list(loader(streams(processors, wanted), 0, 12, 0)), made)
-    # On from the middle without processes, where there were two.
-    state = DataState(1, 2, {})
-    for _, after in made[:5]:
-        state.positions.update(after)
-    alone = replace(wanted, run=replace(wanted.run, workers=0))
-    assert same(list(loader(streams(processors, alone, state=state, first=5), 5, 12, 0)), made[5:])
-
-
-def test_streamed_batches_by_source_are_of_one_source_over_all_processes(tmp_path, processors, caplog):
-    """Although what one process reads holds a picture that cannot be decoded, and another takes its place."""
-    members = pictures(8)
-    members["p3.png"] = b"rubbish"
-    write_tar(tmp_path / "pictures-0.tar", members)
-    write_tar(tmp_path / "more.tar", pictures(8, first=100))
-    train = [IMAGES, {**IMAGES, "shards": "more.tar"}]
-    wanted = recipe(tmp_path, train, {"batches": "by_source", "stream": True}, 4)
-    ranks = [streams(processors, wanted, rank, 2) for rank in range(2)]
-    steps = list(zip(*([batches for batches, _ in loader(rank, 0, 16, 0)] for rank in ranks), strict=True))
-    # A source's substitute may be of the other source; a step without one is not mixed.
-    whole = [[*first.keys, *second.keys] for (first,), (second,) in steps if not first.replaced + second.replaced]
-    kinds = [{len(key) for key in step} for step in whole]  # p7, p100
-    assert len(whole) < 16
-    assert all(len(kind) == 1 for kind in kinds)
-    assert set.union(*kinds) == {2, 4}
-    assert "p3 cannot be decoded" in caplog.text
+        assert same(batches(in_turn, step), [batches(together, step // 2)[step % 2]])
 
 
 def test_another_pair_leaves_the_first_one_as_it_was(root, processors):
-    alone = make_steps(processors, recipe(root, [IMAGES]))[2]
-    both = make_steps(processors, recipe(root, [SOUNDS, IMAGES]))[2]
+    alone = batches(make_steps(processors, recipe(root, [IMAGES])), 2)
+    both = batches(make_steps(processors, recipe(root, [SOUNDS, IMAGES])), 2)
     assert same(alone[0], both[1])
 
 
 def test_steps_run_on_over_the_end_of_an_epoch(root, processors):
     steps = make_steps(processors, recipe(root, batch_size=3))  # 8 items
-    keys = [key for step in range(8) for key in steps[step][0].keys]
+    keys = [key for step in range(8) for key in batches(steps, step)[0].keys]
     for epoch in range(3):
         assert sorted(keys[8 * epoch : 8 * epoch + 8]) == [f"p{i}" for i in range(8)]
 
@@ -168,13 +114,13 @@ def test_steps_run_on_over_the_end_of_an_epoch(root, processors):
 def test_steps_by_source(root, processors):
     train = [IMAGES, {**IMAGES, "shards": "more.tar"}]
     steps = make_steps(processors, recipe(root, train, {"batches": "by_source"}, 4))
-    kinds = [{len(key) for key in steps[step][0].keys} for step in range(6)]  # p7, p100
+    kinds = [{len(key) for key in batches(steps, step)[0].keys} for step in range(6)]  # p7, p100
     assert all(len(kind) == 1 for kind in kinds)
     assert set.union(*kinds) == {2, 4}
 
 
 def test_batch_larger_than_the_set(root, processors):
-    (batch,) = make_steps(processors, recipe(root, batch_size=20))[0]
+    (batch,) = batches(make_steps(processors, recipe(root, batch_size=20)), 0)
     assert np.unique(batch.keys, return_counts=True)[1].tolist().count(2) >= 4
     same_key = [[a == b for b in batch.keys] for a in batch.keys]
     assert (multi_positive_ids(batch.names)[:, None] == multi_positive_ids(batch.names)).tolist() == same_key
@@ -182,7 +128,7 @@ def test_batch_larger_than_the_set(root, processors):
 
 def test_masks_and_drop_fit_their_batch(root, processors):
     steps = make_steps(processors, recipe(root, data={"token_dropout": {"image": 0.5}}, **DENOISING))
-    (batch,) = steps[0]
+    (batch,) = batches(steps, 0)
     assert set(batch.masks) == {"text", "image"}
     assert batch.token_dropout.keys() == {"image"}
     assert batch.token_dropout["image"].shape == (4, 1 + 9 - 4)
@@ -201,14 +147,14 @@ def test_masks_and_drop_fit_their_batch(root, processors):
     [("contrastive", set()), ("denoising/image", {"text", "image"}), ("denoising:small/image", {"text", "image"})],
 )
 def test_masks_are_drawn_only_for_denoising_terms(root, processors, term, masked):
-    (batch,) = make_steps(processors, recipe(root, **{**DENOISING, "objective": {term: {}}}))[0]
+    (batch,) = batches(make_steps(processors, recipe(root, **{**DENOISING, "objective": {term: {}}})), 0)
     assert set(batch.masks) == masked
 
 
 def test_captions_and_templates_are_all_drawn(root, processors):
     train = [{**IMAGES, "shards": "more.tar"}, IMAGES]
     steps = make_steps(processors, recipe(root, train, {"templates": {"image": ["one {}"], "audio": ["two {}"]}}, 12))
-    drawn = {(key, text) for i in range(12) for key, text in keyed(steps[i][0])}
+    drawn = {(key, text) for i in range(12) for key, text in keyed(batches(steps, i)[0])}
     assert {text for key, text in drawn if key == "p100"} == {"picture number 100", "a photo of thing 100", "one gull"}
     # Without a label there is nothing to put into a template.
     assert {text for key, text in drawn if key == "p1"} == {"picture number 1", "a photo of thing 1"}
@@ -216,7 +162,7 @@ def test_captions_and_templates_are_all_drawn(root, processors):
 
 def test_mixed_clips_are_positives_of_none(root, processors):
     steps = make_steps(processors, recipe(root, [SOUNDS], {"augment": {"audio": {"mix": 0.5}}}, 6))
-    (batch,) = steps[0]
+    (batch,) = batches(steps, 0)
     mixed = [" and " in caption for caption in batch.captions]
     assert 0 < sum(mixed) < 6
     for i, caption in enumerate(batch.captions):
@@ -236,7 +182,7 @@ def test_mixed_clips_without_a_text_are_positives_of_none(tmp_path, processors):
     write_tar(tmp_path / "a.tar", members)
     train = [{"shards": "a.tar", "pair": ["audio"]}]
     steps = make_steps(processors, recipe(tmp_path, train, {"augment": {"audio": {"mix": 1.0}}}, 6))
-    (batch,) = steps[0]
+    (batch,) = batches(steps, 0)
     assert batch.captions == [""] * 6
     assert len(set(multi_positive_ids(batch.names).tolist())) == 6
 
@@ -249,11 +195,11 @@ def test_broken_item_is_replaced_by_the_next_and_named_once(tmp_path, processors
     members["p3.png"] = members["p3.png"][:60]
     write_tar(tmp_path / "pictures-0.tar", members)
     steps = make_steps(processors, recipe(tmp_path, batch_size=12))
-    (batch,) = steps[0]
+    (batch,) = batches(steps, 0)
     assert len(batch.keys) == 12
     assert "p3" not in batch.keys
     assert batch.replaced == ["p3"]
-    assert same(steps[0], [batch])
+    assert same(batches(steps, 0), [batch])
     named = [line for line in caplog.messages if "p3 cannot be decoded" in line]
     assert len(named) == 1
     assert "pictures-0.tar" in named[0]
@@ -275,14 +221,6 @@ def test_set_without_one_good_item_stops_at_once(tmp_path, processors):
     steps = make_steps(processors, recipe(tmp_path))
     with pytest.raises(UserError, match="1 of 1 items"):
         steps[0]
-
-
-def test_small_stream_without_one_good_item_is_not_read_without_end(tmp_path, processors):
-    """So few broken ones are below every limit."""
-    write_tar(tmp_path / "pictures-0.tar", {f"{i}.{e}": b"rubbish" for i in range(3) for e in ("png", "txt")})
-    made = streams(processors, recipe(tmp_path, data={"stream": True}, batch_size=5))
-    with pytest.raises(UserError, match="no item is left to take the place of"):
-        next(iter(made))
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("two\nlines"), KeyError("x")])
@@ -307,7 +245,7 @@ def test_broken_second_clip_is_not_mixed_in(tmp_path, processors):
     members["s2.wav"] = members["s2.wav"][:40]
     write_tar(tmp_path / "sounds.tar", members)
     steps = make_steps(processors, recipe(tmp_path, [SOUNDS], {"augment": {"audio": {"mix": 1.0}}}))
-    captions = [caption for i in range(5) for caption in steps[i][0].captions]
+    captions = [caption for i in range(5) for caption in batches(steps, i)[0].captions]
     assert not any("sound 2" in caption for caption in captions)
 
 
@@ -335,17 +273,18 @@ def test_real_shards_give_steps(shared, processors):
         {"shards": "val/esc50_fold5/*.tar.gz", "pair": ["audio", "text"], "weight": 2.0},
     ]
     steps = make_steps(processors, recipe(shared / "data", train, batch_size=8))
-    assert {name: len(items) for name, items in steps.items.items()} == {"image+text": 821, "audio+text": 400}
-    pictures, sounds = steps[0]
+    pictures, sounds = batches(steps, 0)
     assert pictures.inputs["image"]["pixels"].isfinite().all()
     assert sounds.inputs["audio"]["waveform"].shape == (8, 32000)
-    assert [item.label for item in steps.items["audio+text"]].count("dog") == 8
+    samples = {name: lane.window(0).samples for name, (lane,) in steps.lanes.items()}
+    assert {name: len(own) for name, own in samples.items()} == {"image+text": 821, "audio+text": 400}
+    assert [sample.label for sample in samples["audio+text"]].count("dog") == 8
 
 
 @pytest.mark.parametrize(
     ("kept", "out"),
     [
-        ("loader(range(9), 0, 9, workers=1); print(next(builtins.kept))", "(0, {})\n"),
+        ("loader(range(9), 0, 9, workers=1); print(next(builtins.kept))", "0\n"),
         ("multiprocessing.get_context('fork').Pool(2); print(builtins.kept.map(abs, [-1]))", "[1]\n"),
     ],
     ids=["loader", "pool of processes"],

@@ -173,7 +173,7 @@ def test_a_broken_table_names_file_and_line(source, prepare, name, file, content
         (("emoji", "png=[apple=x]"), 1, "png apple=x: expected NAME=FOLDER"),
         (("cocos",), 2, "no layout 'cocos'; there are tiny_imagenet, "),
         (("coco", "--check"), 2, "--check is for a table or folder of your own"),
-        (("coco", "--image", "x"), 2, "--column is for a table"),
+        (("coco", "--column", "image=x"), 2, "--column is for a table"),
     ],
 )
 def test_wrong_options_are_named(prepare, options, code, message):

@@ -287,8 +287,20 @@ def test_similarity_is_the_cosine(model):
     assert isinstance(model.similarity(a.numpy(), b), torch.Tensor)
     assert model.similarity(a[0], b).shape == (1, 2)
     assert model.similarity(a[:0], b).shape == (0, 2)
-    with pytest.raises(UserError, match=r"\(3, 16\) and \(2, 8\)"):
-        model.similarity(a, b[:, :8])
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (torch.ones(2, 8), "16 and 8"),
+        (torch.ones(2, 3, 16), r"second argument is \(2, 3, 16\)"),
+        (["dog.jpg"], "second .*encode"),
+        (torch.tensor([[1.0] * 16, [float("nan")] * 16]), "vector 1 of the second .*finite"),
+    ],
+)
+def test_similarity_of_what_are_no_vectors_says_so(model, second, message):
+    with pytest.raises(UserError, match=message):
+        model.similarity(torch.ones(3, 16), second)
 
 
 def test_classify_gives_probabilities_of_the_nearest_label(model, pictures):
@@ -308,14 +320,16 @@ def test_labels_stand_in_a_sentence_that_suits_the_item(model, pictures, sounds)
     assert_same(model.classify(items, labels), torch.cat(alone))
 
 
-def test_classify_uses_the_models_own_classifier_without_labels(tmp_path, sounds):
+def test_a_classifier_of_the_models_own_has_no_vectors(tmp_path, sounds):
     classifier = {"kind": "classifier", "on": "audio", "num_classes": 3}
     folder = save_random_model(tmp_path / "head", ("audio",), projections=(), heads={"classifier": classifier})
     own = onepeace.load(folder, device="cpu")
-    probabilities = own.classify(sounds)
-    assert probabilities.shape == (len(sounds), 3)
+    found = onepeace.Embedder(own.module, own.processors, workers=2).predict([*sounds, "x.wav"], top=3, on_error="skip")
+    assert [failure.index for failure in found[1]] == [len(sounds)]
     batch = own.processors["audio"].collate([own.processors["audio"].decode(sounds[2])])
-    assert_same(probabilities[2:3], own.module.predict({"audio": batch}).softmax(dim=1).detach())
+    chances = own.module.predict({"audio": batch}).softmax(dim=1)[0].tolist()
+    for one in found[0][2]["labels"]:
+        assert one["score"] == pytest.approx(chances[int(one["label"])], abs=1e-5)
     with pytest.raises(UserError, match="no projection"):
         own.encode_audio(sounds)
 
@@ -326,7 +340,7 @@ def test_classify_refuses_what_makes_no_sense(model, pictures):
         (["a"], [], "one template"),
         (["a"], "a photo", "no {}"),
         ("dog", "{}", "labels should be a list"),
-        (None, "{}", "no classifier of its own"),
+        (None, "{}", "labels should be a list"),
     ]:
         with pytest.raises(UserError, match=message):
             model.classify(pictures, labels, template=template)

@@ -2,7 +2,9 @@
 
 import io
 import itertools
+import signal
 import threading
+import time
 import tracemalloc
 from contextlib import closing
 
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 from support.embedding import TEXTS, assert_same
 
+import onepeace
 from onepeace.embed.assembly import Assembly
 from onepeace.embed.parts import Part
 from onepeace.embed.stream import Batcher, Waiting, decode_ahead
@@ -74,8 +77,9 @@ def test_stream_gives_results_in_order_while_the_input_goes_on(model):
         model.stream(texts(), batch_size=0)  # before the first result is asked for
 
 
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("kind", ["alike", "one of its kind", "failures"])
-def test_stream_holds_a_bounded_number_of_items(model, monkeypatch, kind):
+def test_stream_holds_a_bounded_number_of_items(model, monkeypatch, kind, workers):
     class Counted(Assembly):
         alive = most = 0
 
@@ -90,20 +94,21 @@ def test_stream_holds_a_bounded_number_of_items(model, monkeypatch, kind):
     monkeypatch.setattr("onepeace.embed.embedder.Assembly", Counted)
     texts = enumerate(texts_with_one_of_its_kind(4000))
     items = ({"text": text, **({"smell": 1} if kind == "failures" and index else {})} for index, text in texts)
-    results = model.stream(itertools.islice(items, kind == "alike", None), batch_size=64)
+    results = side_by_side(model, workers).stream(itertools.islice(items, kind == "alike", None), batch_size=64)
     assert sum(result.reason is None for result in results) == {"alike": 3999, "failures": 1}.get(kind, 4000)
-    assert Counted.most <= (64 if kind == "alike" else 4 * 256) + 2
+    under_way = 0 if workers == 1 else 2 * 64 + 2 * workers
+    assert Counted.most <= (64 if kind == "alike" else 4 * 256) + 2 + under_way
 
 
 def test_stream_gives_windows_with_their_seconds(model, sounds, long_sound):
     given = list(model.stream([sounds[0], "a", long_sound], long="windows", window=1, hop=0.5))
     expected = model.encode_audio([sounds[0], long_sound], long="windows", window=1, hop=0.5)
     for result, windows in zip([given[0], given[2]], expected, strict=True):
-        assert torch.equal(result.windows.vectors, windows.vectors)
+        assert_same(result.windows.vectors, windows.vectors)
         assert (result.windows.starts, result.windows.ends) == (windows.starts, windows.ends)
     assert (given[1].windows.starts, given[1].windows.ends) == ([0], [0])
     assert torch.equal(given[1].vector, given[1].windows.vectors[0])
-    assert torch.equal(given[2].vector, model.encode_audio([long_sound], long="mean", window=1, hop=0.5)[0])
+    assert_same(given[2].vector, model.encode_audio([long_sound], long="mean", window=1, hop=0.5)[0])
 
 
 def test_a_stream_that_is_given_up_ends_its_threads(model):
@@ -203,15 +208,87 @@ def test_item_without_anything_to_compute_fails():
         assert reason in assembly.result().reason
 
 
-def test_threads_that_decode_leave_openmp_to_the_model():
-    before = torch.get_num_threads()
+# Several batches at once
+
+
+def side_by_side(model, workers):
+    """The model with so many batches computed at once."""
+    return onepeace.Embedder(model.module, model.processors, workers=workers)
+
+
+@pytest.fixture
+def two_threads():
+    """torch takes two threads for an operator, as on two cores; the fixture of all tests sets one again."""
     torch.set_num_threads(2)
-    try:
-        found = {count for _, _, count in decode_ahead(range(50), lambda _: torch.get_num_threads(), ahead=8)}
-        assert found == {1}
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+
+
+def test_every_thread_of_ours_computes_alone(model, monkeypatch, two_threads):
+    """Those that decode and those that compute; the caller's stays as it is."""
+    found, forward = [], model.module.forward
+
+    def noted(inputs):
+        found.append((threading.current_thread(), torch.get_num_threads()))
+        return forward(inputs)
+
+    monkeypatch.setattr(model.module, "forward", noted)
+    model.encode_text(f"a {'word ' * (i % 9)}" for i in range(200))
+    assert {count for _, count in found} == {1}
+    assert len({thread for thread, _ in found}) == 2
+    found.clear()
+    model.encode_text(["a dog"])  # is not worth a thread
+    assert found == [(threading.current_thread(), 1)]
+    assert {count for _, _, count in decode_ahead(range(50), lambda _: torch.get_num_threads(), ahead=8)} == {1}
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_vectors_do_not_depend_on_the_number_of_threads(model, pictures, sounds, workers):
+    items = [*pictures, *sounds, *TEXTS, 7, *(f"{'word ' * (i * 7 % 13)}{i}" for i in range(300))]
+    expected, failed = model.encode(items, on_error="skip")
+    for batch_size in (3, 32):
+        vectors, failures = side_by_side(model, workers).encode(items, batch_size=batch_size, on_error="skip")
+        assert_same(vectors, expected)
+        assert [each.index for each in failures] == [each.index for each in failed]
+
+
+def test_failure_of_a_batch_is_raised_and_ends_the_threads(model, monkeypatch):
+    def overflow(inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    before = threading.active_count()
+    monkeypatch.setattr(model.module, "forward", overflow)
+    with pytest.raises(UserError, match="lower batch_size"):
+        side_by_side(model, 3).encode_text(["a dog"] * 99)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("how", ["closed", "interrupted"])
+def test_batches_under_way_are_given_up(model, monkeypatch, how):
+    """Who stops does not wait for batches: here those of long texts take for ever."""
+    endless, once, forward = threading.Event(), threading.Semaphore(), model.module.forward
+
+    def slow(inputs):
+        if inputs["text"]["ids"].shape[1] <= 2:
+            return forward(inputs)
+        endless.set()
+        if how == "interrupted" and once.acquire(blocking=False):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        while True:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(model.module, "forward", slow)
+    before = threading.active_count()
+    texts = itertools.chain("aaaa", itertools.repeat("a dog in the rain"))
+    results = side_by_side(model, 2).stream(texts, batch_size=8)
+    if how == "closed":
+        next(results)
+        endless.wait()
+        results.close()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            list(results)
+    while threading.active_count() > before:  # a thread that was just starting at Ctrl-C is not waited for
+        time.sleep(0.001)
 
 
 def test_opened_picture_may_be_given_several_times():

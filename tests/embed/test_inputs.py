@@ -121,6 +121,8 @@ def test_wrong_options_are_errors_before_anything_is_read(model, options, messag
         ("encode_audio", (np.zeros(0), 16000), "0 samples"),
         ("encode_audio", {"array": np.zeros(16000)}, "sampling_rate"),
         ("encode", 3.5, "cannot tell"),
+        ("encode", ["a", "b"], "item 0: .*list"),
+        ("encode_image", ["a.jpg"], "item 0: .*list"),
         ("encode", {"img": "a.jpg"}, r"a\.jpg: a composed item has the keys .*image.*; not 'img'"),
     ],
 )

@@ -148,7 +148,7 @@ def test_command_keeps_what_was_measured_before_it_was_stopped(root, known, caps
         raise KeyboardInterrupt
 
     monkeypatch.setattr(KnownEmbedder, "encode_audio", stopped)
-    arguments = ["evaluate", str(write_recipe(root, RECIPE)), "--data", str(root), "--save", str(tmp_path / "a.jsonl")]
+    arguments = ["evaluate", str(write_recipe(root, RECIPE)), "--data", str(root), "-o", str(tmp_path / "a.jsonl")]
     assert main(arguments) == 130
     assert "drawings" in capsys.readouterr().out
     saved = [json.loads(line)["set"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]

@@ -12,18 +12,15 @@ import pytest
 import torch
 from PIL import Image
 from support.random_model import save_random_model
-from support.small_shards import write_shards
 
 import onepeace
-from onepeace.bench import comparison
-from onepeace.bench import export as bench
 from onepeace.cli import main
 from onepeace.config import MaskedDecoderConfig
 from onepeace.errors import UserError
 from onepeace.export import folder as folders
 from onepeace.export import graph, int8
 from onepeace.export.embedder import open_export
-from onepeace.export.folder import Exported, export_model
+from onepeace.export.folder import export_model
 from onepeace.files.embeddings import Embeddings, write_file
 
 onnx = pytest.importorskip("onnx")
@@ -51,7 +48,7 @@ def model(folder):
 @pytest.fixture(scope="module")
 def exported(folder):
     out = folder.parent / "exported"
-    assert main(["export", str(folder), "-o", str(out), "--onnx"]) == 0
+    assert main(["export", str(folder), "-o", str(out)]) == 0
     assert sorted(file.name for file in out.iterdir()) == [
         "audio.onnx", "export.json", "image.onnx", "text.onnx", "tokenizer.json",
     ]  # fmt: skip
@@ -184,7 +181,8 @@ def test_stored_weights_are_those_of_the_file_to_half_a_step(exported, tmp_path,
     before, after = weights_of(exported / f"{key}.onnx"), weights_of(tmp_path / "int8.onnx")
     stored = [name for name in before if f"{name}_int8" in after]
     assert set(after) == set(before) - set(stored) | {f"{name}{end}" for name in stored for end in ("_int8", "_scale")}
-    assert sum(before[name].size for name in stored) > 0.6 * sum(one.size for one in before.values())
+    least = 0.1 if key == "audio" else 0.6  # most of a small branch of sounds are the waves of its spectra
+    assert sum(before[name].size for name in stored) > least * sum(one.size for one in before.values())
     for name in stored:
         step = after[f"{name}_scale"]
         assert after[f"{name}_int8"].dtype == np.int8
@@ -234,7 +232,7 @@ def test_graph_that_one_file_cannot_hold_gets_its_weights_beside_it(folder, grap
 @pytest.mark.usefixtures("graphs_at_hand")
 def test_folder_is_replaced_as_a_whole_when_asked(folder, tmp_path, capsys):
     out = tmp_path / "out"
-    command = ["export", str(folder), "-o", str(out), "--onnx", "--modalities"]
+    command = ["export", str(folder), "-o", str(out), "--modalities"]
     assert main([*command, "text,image"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed] == ["file", str(out / "text.onnx"), str(out / "image.onnx")]
@@ -287,7 +285,7 @@ def test_network_that_looks_at_values_is_an_error_of_one_line():
 
 def test_program_of_torch_has_the_vectors_and_no_decoder(folder, model, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["export", str(folder), "-o", str(out), "--torch-export", "--modalities", "text"]) == 0
+    assert main(["export", str(folder), "-o", str(out), "--form", "torch", "--modalities", "text"]) == 0
     assert sorted(file.name for file in out.iterdir()) == ["export.json", "text.pt2", "tokenizer.json"]
     loaded = torch.export.load(out / "text.pt2")
     assert not [name for name in loaded.state_dict if "decoder" in name]
@@ -317,66 +315,6 @@ def test_model_without_vectors_has_nothing_to_export(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("all_weights")
-def test_bench_export_compares_all_formats(exported, folder, tmp_path, monkeypatch, capsys):
-    def take(model, out, modalities):
-        shutil.copytree(exported, out)
-        paths = {key: out / f"{key}.onnx" for key in modalities}
-        return [Exported(key, path, path.stat().st_size, 0.0) for key, path in paths.items()]
-
-    encoded = []
-
-    def opened(out, threads):
-        found = open_export(out, threads=threads)
-        for key in found.modalities:
-            own = getattr(found, f"encode_{key}")
-
-            def encode(items, key=key, own=own):
-                encoded.append((key, out.name))
-                return own(items)
-
-            monkeypatch.setattr(found, f"encode_{key}", encode)
-        return found
-
-    monkeypatch.setattr(bench, "export_model", take)
-    monkeypatch.setattr(bench, "open_export", opened)
-    monkeypatch.setattr(comparison, "SHORTEST", 1e-6)
-    shards = write_shards(tmp_path / "shards")
-    sets = [
-        f"sets.{key}.shards={name}.tar" for key, name in (("text", "squares"), ("image", "squares"), ("audio", "tones"))
-    ]
-    sets += ["sets.image.classes=null", "sets.audio.classes=null"]
-    options = [
-        "--data",
-        str(shards),
-        "--seconds",
-        "0",
-        "--threads",
-        "1",
-        "--batch",
-        "3",
-        "--json",
-        str(tmp_path / "x.json"),
-    ]
-    assert main(["bench", "export", str(folder), *sets, *options]) == 0
-    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
-    formats = ["torch float32", "onnx float32", "onnx int8 dynamic", "onnx int8 weights"]
-    assert [(row["branch"], row["format"]) for row in rows] == [
-        (k, f) for k in ("text", "image", "audio") for f in formats
-    ]
-    for first in (0, 4, 8):
-        plain, same, *small = rows[first : first + 4]
-        assert plain["torch_over_it"]["batch"] == {"low": 1.0, "median": 1.0, "high": 1.0}
-        assert (same["value"], same["n"], same["metric"]) == (plain["value"], plain["n"], plain["metric"])
-        assert all(row["bytes"] < same["bytes"] and 0 <= row["value"] <= 1 for row in small)
-        assert all(row["torch_over_it"]["one"]["median"] > 0 and row["batch"] == 3 for row in (same, *small))
-    assert rows[0]["metric"] == "text to image R@10"
-    assert encoded == [(key, kind) for key in ("text", "image", "audio") for kind in ("float32", "dynamic", "weights")]
-    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert len(printed) == 2 + len(rows)
-    assert "top-1 of 8, n = " in printed[6]
-
-
 def test_readme_has_the_same_program():
-    readme = (EXAMPLE.parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (EXAMPLE.parents[2] / "docs" / "embed.md").read_text(encoding="utf-8")
     assert f"```python\n{EXAMPLE.read_text(encoding='utf-8')}```" in readme

@@ -89,7 +89,7 @@ def test_a_fine_tuning_ends_with_the_best_of_the_averages(model, table, tmp_path
         pytest.importorskip("peft")
     out, scores = tmp_path / "out", iter([0.1, 0.2, 0.4, 0.3, 0.2] * 2)
     monkeypatch.setattr(measure, "score", lambda rows: next(scores))
-    arguments = ["finetune", str(table), "--out", str(out), "--model", str(model), *QUICK]
+    arguments = ["finetune", str(table), "-o", str(out), "--model", str(model), *QUICK]
     if lora:
         arguments += ["lora={rank: 4, alpha: 32}", "freeze={except: [logit_scale]}"]
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""`onepeace finetune` and `onepeace probe` on small folders and tables: what is learned, refused, gone on with."""
+"""Fine-tuning on small folders and tables: what is learned, what is refused."""
 
 import csv
 import json
@@ -107,7 +107,7 @@ def finetune(*arguments):
 
 def test_pairs_in_a_table(model, table, tmp_path, capsys):
     out = tmp_path / "out"
-    assert finetune(table, "--out", out, "--model", model, *QUICK) == 0
+    assert finetune(table, "-o", out, "--model", model, *QUICK) == 0
     text, err = capsys.readouterr()
     assert f"{table} line 66: " in err
     assert "2 left out" in err
@@ -126,13 +126,13 @@ def test_pairs_in_a_table(model, table, tmp_path, capsys):
 
 def test_classes_in_folders_give_a_head_that_predicts_and_words_that_find(model, classes, tmp_path, capsys):
     out = tmp_path / "out"
-    assert finetune(classes, "--out", out, "--model", model, *QUICK, "schedule.steps=60") == 0
+    assert finetune(classes, "-o", out, "--model", model, *QUICK, "schedule.steps=60") == 0
     text = capsys.readouterr().out
     assert "audio by head" in text
     assert "audio by words" in text
     after = {row["set"]: row["value"] for row in map(json.loads, (out / "after.jsonl").read_text().splitlines())}
     assert after["audio by head"] > 0.6
-    assert main(["predict", str(out / "model"), str(classes / "low" / "0.wav"), "--json"]) == 0
+    assert main(["classify", str(classes / "low" / "0.wav"), "--model", str(out / "model"), "--json"]) == 0
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert line["labels"][0]["label"] in ("low", "middle", "piercing")
 
@@ -147,17 +147,17 @@ def test_it_goes_on_where_it_was_stopped_and_does_nothing_twice(model, table, tm
 
     monkeypatch.setattr(running, "train", stopped)
     quick = [*QUICK, "run.save_every=10"]
-    assert finetune(table, "--out", out, "--model", model, *quick) == 1
+    assert finetune(table, "-o", out, "--model", model, *quick) == 1
     assert "the same command goes on" in capsys.readouterr().err
     assert not (out / "report.html").exists()
     before = (out / "before.jsonl").stat().st_mtime_ns
-    assert finetune(table, "--out", out, "--model", model, *quick) == 0
+    assert finetune(table, "-o", out, "--model", model, *quick) == 0
     assert "going on from step 10" in caplog.text
     assert read_log(out / "log.jsonl")[-1]["step"] == 30
-    assert finetune(table, "--out", out, "--model", model, *quick) == 0
+    assert finetune(table, "-o", out, "--model", model, *quick) == 0
     assert len(trained) == 2
     assert (out / "before.jsonl").stat().st_mtime_ns == before
-    assert finetune(table, "--out", out, "--model", model, "schedule.steps=9") == 1
+    assert finetune(table, "-o", out, "--model", model, "schedule.steps=9") == 1
     assert "holds a fine-tuning with another set" in capsys.readouterr().err
 
 
@@ -173,7 +173,7 @@ def test_what_cannot_work_is_refused_in_one_line(model, table, classes, tmp_path
     for source, said in ((few, "3 usable items are too few to learn from; 20 are needed"),
                          (alone, "class 'piercing' has 1 usable items, and 5 are needed"),
                          (tmp_path / "nothing", "no such file or folder")):  # fmt: skip
-        assert finetune(source, "--out", tmp_path / "out", "--model", model) == 1
+        assert finetune(source, "-o", tmp_path / "out", "--model", model) == 1
         err = capsys.readouterr().err
         assert said in err
         assert err.count("\n") == 1
@@ -181,7 +181,7 @@ def test_what_cannot_work_is_refused_in_one_line(model, table, classes, tmp_path
     other = tmp_path / "mine"
     other.mkdir()
     (other / "letter.txt").write_text("dear all")
-    assert finetune(table, "--out", other, "--model", model) == 1
+    assert finetune(table, "-o", other, "--model", model) == 1
     assert "is not empty, and no fine-tuning" in capsys.readouterr().err
     assert (other / "letter.txt").exists()
 
@@ -192,19 +192,19 @@ def test_overwrite_removes_nothing_that_is_needed(model, table, tmp_path, capsys
     shutil.copy(table, out / "table.csv")
     (out / "finetune.json").write_text("{}")
     elsewhere.symlink_to(out)
-    for source, start, said in ((table, out / "model", "give --out another folder"),
-                                (table, out, "give --out another folder"),
-                                (table, elsewhere / "model", "give --out another folder"),
-                                (elsewhere / "table.csv", model, "give --out another folder"),
+    for source, start, said in ((table, out / "model", "give -o another folder"),
+                                (table, out, "give -o another folder"),
+                                (table, elsewhere / "model", "give -o another folder"),
+                                (elsewhere / "table.csv", model, "give -o another folder"),
                                 (tmp_path / "tabel.csv", model, "no such file or folder"),
                                 (table, tmp_path / "modle", "no such model folder")):  # fmt: skip
-        assert finetune(source, "--out", out, "--model", start, "--overwrite") == 1
+        assert finetune(source, "-o", out, "--model", start, "--force") == 1
         err = capsys.readouterr().err
         assert said in err
         assert err.count("\n") == 1
         assert (out / "model" / "config.yaml").exists()
-    assert finetune(table, "--out", out, "--model", out) == 1
-    assert "--overwrite" not in capsys.readouterr().err
+    assert finetune(table, "-o", out, "--model", out) == 1
+    assert "--force" not in capsys.readouterr().err
 
 
 def test_a_call_that_fails_leaves_the_folder_to_the_right_one(model, table, tmp_path, capsys, monkeypatch):
@@ -212,15 +212,15 @@ def test_a_call_that_fails_leaves_the_folder_to_the_right_one(model, table, tmp_
     monkeypatch.setattr(running, "train", lambda recipe: out)
     for start, override, said in ((tmp_path / "nomodel", "schedule.steps=9", "no such model folder"),
                                   (model, "bogus=1", "bogus is not a field")):  # fmt: skip
-        assert finetune(table, "--out", out, "--model", start, override) == 1
+        assert finetune(table, "-o", out, "--model", start, override) == 1
         assert said in capsys.readouterr().err
         assert not out.exists()
-    finetune(table, "--out", out, "--model", model, *QUICK)
+    finetune(table, "-o", out, "--model", model, *QUICK)
     begun = sorted(path.name for path in out.iterdir())
-    assert finetune(table, "--out", out, "--model", model, "bogus=1", "--overwrite") == 1
+    assert finetune(table, "-o", out, "--model", model, "bogus=1", "--force") == 1
     assert sorted(path.name for path in out.iterdir()) == begun
     capsys.readouterr()
-    assert finetune(table, "--out", out, "--model", "tiny", *QUICK) == 1
+    assert finetune(table, "-o", out, "--model", "tiny", *QUICK) == 1
     assert f"holds a fine-tuning with another model, {model} (" in capsys.readouterr().err
 
 
@@ -307,10 +307,9 @@ def test_a_head_for_other_classes_is_not_started_from(tmp_path, labels, taken):
 
 
 def test_probe_measures_frozen_vectors(model, classes, table, capsys):
-    assert main(["probe", str(classes), "--model", str(model), "--neighbours", "3"]) == 0
+    assert main(["evaluate", str(classes), "--model", str(model)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "linear probe top-1 of 3" in lines[1]
-    assert "C = " in lines[1]
-    assert "3-NN top-1 of 3" in lines[2]
-    assert main(["probe", str(table), "--model", str(model)]) == 1
-    assert "a probe needs a label for every item" in capsys.readouterr().err
+    assert "20-NN top-1 of 3" in lines[2]
+    assert main(["evaluate", str(table), "--model", str(model)]) == 1
+    assert f"{table}: " in capsys.readouterr().err

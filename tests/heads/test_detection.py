@@ -9,7 +9,7 @@ from PIL import Image
 from onepeace.cli import main
 from onepeace.config import Config, ModelConfig
 from onepeace.data.batch import Batch
-from onepeace.embed.tasks import TASKS, Asked
+from onepeace.embed.tasks import TASKS, Context
 from onepeace.errors import UserError
 from onepeace.evaluate.detections import box_ap
 from onepeace.hub import weights as weight_files
@@ -106,7 +106,7 @@ def test_it_has_its_place_in_the_model(tmp_path):
 
 def test_boxes_are_in_the_pixels_of_the_picture():
     output = torch.tensor([[[0.1, 0.2, 0.5, 0.6, 0.9, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]])
-    found = TASKS["boxes"](output, Asked(labels=("dog", "cat"), size=(200, 100)))
+    found = TASKS["boxes"](output, Context(labels=("dog", "cat"), size=(200, 100)))
     (one,) = found["boxes"]
     assert one["label"] == "cat"
     assert one["score"] == pytest.approx(0.9)
@@ -122,9 +122,9 @@ def test_command_prints_and_draws_boxes(tmp_path, capsys, monkeypatch):
 
     sure = {"label": "cat", "score": 0.9, "box": [10.0, 5.0, 60.0, 30.0]}
     monkeypatch.setattr(
-        predict, "TASKS", {"boxes": lambda output, asked: {"boxes": [sure, {**sure, "label": "dog", "score": 0.2}]}}
+        predict, "TASKS", {"boxes": lambda output, context: {"boxes": [sure, {**sure, "label": "dog", "score": 0.2}]}}
     )
-    arguments = ["predict", str(tmp_path / "model"), str(picture)]
+    arguments = ["classify", str(picture), "--model", str(tmp_path / "model")]
     assert main([*arguments, "--draw", str(tmp_path / "drawn")]) == 0
     text = capsys.readouterr().out
     assert "cat 0.90" in text

@@ -12,6 +12,7 @@ from support.hub_layouts import cfg, golden_vocabulary, released, small_vocabula
 from support.pixels import assert_original_pixels
 from torch.testing import assert_close
 
+import onepeace
 from onepeace.compat import from_pretrained
 from onepeace.errors import UserError
 from onepeace.processors.tokenizer import from_released
@@ -48,6 +49,14 @@ def test_features_match_golden(model, embed):
     audio = model.extract_audio_features(embed.inputs["audio_equal"], embed.inputs["audio_equal_mask"])
     for modality, features in {"text": text, "image": image, "audio": audio}.items():
         assert_close(features, embed.outputs[f"{modality}_embed"], atol=1e-5, rtol=0)
+
+
+def test_load_reads_texts_as_the_original_api_does(model, folder):
+    texts = ["  A  dog", ", a dog", "a dog"]
+    (made,) = (folder / "made").iterdir()
+    vectors = onepeace.load(made, device="cpu").encode_text(texts)
+    assert_close(vectors, model.extract_text_features(model.process_text(texts)), atol=1e-5, rtol=0)
+    assert (vectors[2] - vectors[:2]).abs().amax(dim=1).min() > 1e-3
 
 
 def test_padded_sounds_give_what_each_gives_alone(model, embed):

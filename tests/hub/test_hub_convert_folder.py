@@ -103,7 +103,18 @@ def test_large_models_are_written_in_shards(checkpoint, tmp_path, bpe, monkeypat
 
 def test_command_converts_and_reports(checkpoint, tmp_path, bpe, capsys):
     out = tmp_path / "out"
-    arguments = ["convert", str(checkpoint), str(out), "--bpe", str(bpe), "--image-size", "96", "--dtype", "bfloat16"]
+    arguments = [
+        "convert",
+        str(checkpoint),
+        "-o",
+        str(out),
+        "--bpe",
+        str(bpe),
+        "--image-size",
+        "96",
+        "--dtype",
+        "bfloat16",
+    ]
     assert main([*arguments, "--modalities", "text, image"]) == 0
     output = capsys.readouterr()
     assert output.out == f"{out}\n"
@@ -111,7 +122,7 @@ def test_command_converts_and_reports(checkpoint, tmp_path, bpe, capsys):
 
     assert main(arguments) == 1
     assert main([*arguments, "--force"]) == 0
-    assert main(["convert", str(tmp_path / "absent.pt"), str(tmp_path / "x")]) == 1
+    assert main(["convert", str(tmp_path / "absent.pt"), "-o", str(tmp_path / "x")]) == 1
     assert main(["convert"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith("onepeace:") for line in lines)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.small_models import small_model
 
@@ -76,13 +75,6 @@ def test_file_has_the_dtype_asked_for(tmp_path, dtype):
     assert {p.dtype for p in weights.load(folder, dtype=torch.float32).parameters()} == {torch.float32}
 
 
-def test_file_is_plain_safetensors(folder):
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
-        assert file.metadata() == {"format": "pt"}
-        names = set(file.keys())
-    assert names == set(weights.expected(read_config(folder)))
-
-
 def test_tensors_of_mixed_dtypes_are_aligned(tmp_path):
     from onepeace.hub.tensors import LazyTensor, write_weights
 
@@ -103,38 +95,19 @@ def test_tensors_of_mixed_dtypes_are_aligned(tmp_path):
         assert (start + entry["data_offsets"][0]) % width == 0
 
 
-def test_missing_key_raises_with_names(folder):
+def test_missing_unexpected_and_misshapen_tensors_are_named_in_one_line(folder):
     def change(tensors):
+        tensors["extra.weight"] = torch.zeros(2)
+        tensors["heads.text.bias"] = torch.zeros(17)
         for name in [name for name in tensors if ".ffn.audio." in name and name.startswith("blocks.1")]:
             del tensors[name]
 
     edit(folder, change)
-    total = len(weights.expected(read_config(folder)))
-
     with pytest.raises(UserError) as error:
         weights.load(folder)
-
-    text = str(error.value)
-    assert f"weights lack 6 of {total} tensors (blocks.1.ffn.audio." in text
-    assert "the file has modalities" in text
-    assert str(folder) in text
-    assert "\n" not in text
-
-
-def test_unexpected_and_misshapen_tensors_are_named_too(folder):
-    def change(tensors):
-        tensors["extra.weight"] = torch.zeros(2)
-        tensors["heads.text.bias"] = torch.zeros(17)
-        del tensors["logit_scale"]
-
-    edit(folder, change)
-
-    with pytest.raises(UserError) as error:
-        weights.load(folder)
-
-    for part in ("lack 1 of", "(logit_scale)", "1 tensors have no place in the model (extra.weight)",
-                 "heads.text.bias is (17,), not (24,)"):  # fmt: skip
+    for part in (str(folder), "blocks.1.ffn.audio.", "extra.weight", "heads.text.bias", "(17,)", "(24,)"):
         assert part in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_tensor_that_is_no_weight_is_named(folder):
@@ -336,10 +309,3 @@ def test_folder_without_architecture_is_of_onepeace(folder):
     rewrite(folder, lambda content: content.pop("architecture"))
 
     assert read_config(folder) == before
-
-
-def test_wrong_field_of_the_model_is_named(folder):
-    rewrite(folder, lambda content: content["model"].update(dept=3))
-
-    with pytest.raises(UserError, match=r"config\.yaml: model\.dept is not a field; did you mean model\.depth"):
-        read_config(folder)

@@ -136,12 +136,11 @@ def test_moving_average_is_taken_unless_told(tmp_path, bpe, average):
     assert ("moving average" in (folder / "MODEL_CARD.md").read_text()) == average
 
 
-def test_command_takes_the_weights_themselves_on_request(tmp_path, bpe, capsys):
+def test_weights_themselves_are_taken_on_request(tmp_path, bpe):
     state = released()
     other = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     file = trainer_file(tmp_path / "vqa.pt", state, ema=other)
-    assert main(["convert", str(file), str(tmp_path / "ofa"), "--bpe", str(bpe), "--no-average"]) == 0
-    assert_writes_as_the_original(tmp_path / "ofa")
+    assert_writes_as_the_original(convert(file, tmp_path / "ofa", bpe=bpe, average=False))
 
 
 def test_weights_without_settings_have_the_released_vocabulary(tmp_path, bpe):

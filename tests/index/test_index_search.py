@@ -1,16 +1,17 @@
 """Searching an index: one hit for each file, near copies together, filters, order, pages of hits."""
 
+import sqlite3
+
 import numpy as np
 import pytest
 
 from onepeace.errors import UserError
-from onepeace.index import search
-from onepeace.index.index import Index
-from onepeace.index.query import Part, encode
+from onepeace.index import Index, Query, search
+from onepeace.index.nearest import keep
 from onepeace.index.store import Item, Span, Store
 
 E = 8
-ABOUT = {"model": "fake", "model_hash": "0", "preprocessing": "1"}
+ABOUT = {"model": "fake", "model_hash": "0", "preprocessing": "1", "modalities": "image audio text"}
 
 
 def unit(*numbers):
@@ -19,11 +20,7 @@ def unit(*numbers):
     return vector / np.linalg.norm(vector)
 
 
-QUERY = Part("vector", unit(1))
-
-
-def no_model():
-    raise AssertionError("a query of vectors needs no model")
+QUERY = Query(vector=unit(1))
 
 
 @pytest.fixture
@@ -34,7 +31,9 @@ def fill(tmp_path):
     def make(*files):
         store = Store.create(tmp_path / "i", E, ABOUT)
         items = [(item, spans) for item, spans, _ in files]
-        store.add(items, np.concatenate([np.stack(vectors) for *_, vectors in files]))
+        with store.transaction():
+            store.add(items, np.concatenate([np.stack(vectors) for *_, vectors in files]))
+        keep(store)
         store.close()
         opened.append(Index.open(tmp_path / "i"))
         return opened[-1]
@@ -56,7 +55,7 @@ def test_a_long_sound_is_one_hit_at_its_nearest_window(fill):
     spans = [Span("audio", 0.0, 10.0), Span("audio", 5.0, 15.0), Span("audio", 10.0, 20.0)]
     sound = Item("/p/long.ogg", "audio"), spans, [unit(0, 1), unit(3, 1), unit(1, 1)]
     index = fill(sound, picture("far.jpg", 1, 2), picture("near.jpg", 9, 1))
-    results = index.search([QUERY], top=5)
+    results = index.search(QUERY, top=5)
     assert names(results) == ["near.jpg", "long.ogg", "far.jpg"]
     assert [(hit.start, hit.end) for hit in results.hits] == [(None, None), (5.0, 15.0), (None, None)]
     assert [hit.score for hit in results.hits] == pytest.approx([unit(9, 1)[0], unit(3, 1)[0], unit(1, 2)[0]])
@@ -68,10 +67,10 @@ def test_a_long_sound_is_one_hit_at_its_nearest_window(fill):
 def test_near_copies_are_one_hit_unless_they_are_of_another_kind(fill):
     sound = Item("/p/a.ogg", "audio"), [Span("audio")], [unit(9, 1)]
     index = fill(picture("a.jpg", 9, 1), picture("a.png", 9, 1.05), sound, picture("b.jpg", 1, 1))
-    collapsed = index.search([QUERY])
+    collapsed = index.search(QUERY)
     assert names(collapsed) == ["a.jpg", "a.ogg", "b.jpg"]
     assert [hit.copies for hit in collapsed.hits] == [("/p/a.png",), (), ()]
-    assert names(index.search([QUERY], duplicates="show")) == ["a.jpg", "a.ogg", "a.png", "b.jpg"]
+    assert names(index.search(QUERY, collapse=False)) == ["a.jpg", "a.ogg", "a.png", "b.jpg"]
 
 
 def test_near_copies_are_found_across_blocks(fill, monkeypatch):
@@ -79,7 +78,7 @@ def test_near_copies_are_found_across_blocks(fill, monkeypatch):
     # From one to the next the cosine is 0.985, over two 0.94.
     angles = 0.1 + 0.1736 * np.array([0, 1, 2, 3, 0.01])
     index = fill(*(picture(f"{i}.jpg", np.cos(angle), np.sin(angle)) for i, angle in enumerate(angles)))
-    found = index.search([QUERY])
+    found = index.search(QUERY)
     assert [(hit.item.path, *hit.copies) for hit in found.hits] == [
         ("/p/0.jpg", "/p/4.jpg", "/p/1.jpg"),
         ("/p/2.jpg", "/p/3.jpg"),
@@ -90,94 +89,130 @@ def test_pages_of_hits_are_parts_of_one_list(fill):
     rng = np.random.default_rng(0)
     files = [picture(f"{i}.jpg", *rng.normal(size=E)) for i in range(60)]
     index = fill(*files)
-    whole = names(index.search([QUERY], top=60))
+    whole = names(index.search(QUERY, top=60))
     assert len({*whole}) == 60
-    assert [name for start in range(0, 60, 7) for name in names(index.search([QUERY], top=7, offset=start))] == whole
-    assert names(index.search([QUERY], top=5, offset=60)) == []
+    assert [name for start in range(0, 60, 7) for name in names(index.search(QUERY, top=7, offset=start))] == whole
+    assert names(index.search(QUERY, top=5, offset=60)) == []
 
 
 def test_hits_are_asked_for_until_there_are_enough_files(fill):
     spans = [Span("audio", float(i), float(i + 1)) for i in range(50)]
     sound = Item("/p/long.ogg", "audio"), spans, [unit(100, i) for i in range(50)]
     index = fill(sound, picture("a.jpg", 1, 3), picture("b.jpg", 1, 4))
-    assert names(index.search([QUERY], top=2)) == ["long.ogg", "a.jpg"]
+    assert names(index.search(QUERY, top=2)) == ["long.ogg", "a.jpg"]
 
 
 def test_kinds_and_own_files_are_left_out(fill):
     sound = Item("/p/a.ogg", "audio"), [Span("audio")], [unit(9, 1)]
     index = fill(picture("a.jpg", 9, 2), sound, picture("b.jpg", 1, 1))
-    assert names(index.search([QUERY], only=["audio"])) == names(index.search([QUERY], only="audio")) == ["a.ogg"]
-    assert index.search([QUERY], only=["audio"]).compared == 1
-    assert names(index.search([Part("like", "/p/a.jpg")])) == ["a.ogg", "b.jpg"]
-    assert index.search([QUERY], only=["text"]).hits == ()
+    assert names(index.search(QUERY, only=["audio"])) == names(index.search(QUERY, only="audio")) == ["a.ogg"]
+    assert index.search(QUERY, only=["audio"]).compared == 1
+    assert names(index.search(Query(like="/p/a.jpg"))) == ["a.ogg", "b.jpg"]
+    assert index.search(QUERY, only=["text"]).hits == ()
 
 
 def test_dates_and_paths_order_the_best(fill):
     index = fill(
         picture("b.jpg", 9, 1, date=10.0), picture("c.jpg", 3, 1, date=30.0), picture("a.jpg", 1, 1, date=20.0)
     )
-    assert names(index.search([QUERY])) == ["b.jpg", "c.jpg", "a.jpg"]
-    assert names(index.search([QUERY], sort="date")) == ["c.jpg", "a.jpg", "b.jpg"]
-    assert names(index.search([QUERY], sort="path")) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert names(index.search(QUERY)) == ["b.jpg", "c.jpg", "a.jpg"]
+    assert names(index.search(QUERY, sort="date")) == ["c.jpg", "a.jpg", "b.jpg"]
+    assert names(index.search(QUERY, sort="path")) == ["a.jpg", "b.jpg", "c.jpg"]
 
 
 def test_more_hits_than_are_sorted_by_default_can_be_asked_for(fill, monkeypatch):
     monkeypatch.setattr(search, "POOL", 2)
     index = fill(*(picture(f"{name}.jpg", 9, number) for number, name in enumerate("dbcae")))
-    options = {"sort": "path", "duplicates": "show"}
-    assert names(index.search([QUERY], top=1, **options)) == ["b.jpg"]
-    assert names(index.search([QUERY], top=4, **options)) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
-    assert names(index.search([QUERY], top=2, offset=3, **options)) == ["d.jpg", "e.jpg"]
+    options = {"sort": "path", "collapse": False}
+    assert names(index.search(QUERY, top=1, **options)) == ["b.jpg"]
+    assert names(index.search(QUERY, top=4, **options)) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    assert names(index.search(QUERY, top=2, offset=3, **options)) == ["d.jpg", "e.jpg"]
 
 
 def test_removed_files_are_not_found_and_a_reader_keeps_its_state(fill):
     index = fill(picture("a.jpg", 9, 1), picture("b.jpg", 1, 1))
-    assert names(index.search([QUERY])) == ["a.jpg", "b.jpg"]
+    assert names(index.search(QUERY)) == ["a.jpg", "b.jpg"]
     store = Store(index.store.folder, write=True)
-    store.remove([1])
+    with store.transaction():
+        store.remove([1])
     store.close()
     with Index.open(index.store.folder) as later:
-        assert names(later.search([QUERY])) == ["b.jpg"]
+        assert names(later.search(QUERY)) == ["b.jpg"]
         assert len(later) == 1
 
 
-def test_parts_are_one_vector_with_weights_relative_to_its_length(fill):
+def test_parts_are_one_vector_with_weights(fill):
     index = fill(picture("a.jpg", 1), picture("b.jpg", 0, 1))
-    query = encode([Part("like", "/p/a.jpg", 3.0), Part("like", "/p/b.jpg", -4.0)], index.store, no_model)
-    np.testing.assert_allclose(query.vector, unit(3, -4), atol=1e-6)
-    assert query.norm == pytest.approx(5.0)
-    assert query.weights == (("image", 3.0), ("image", -4.0))
+    query = index.encode(Query(like=["/p/a.jpg", "/p/b.jpg"], vector=unit(1), weights={"like": 2.0}))
+    np.testing.assert_allclose(query.vector, unit(3, 2), atol=1e-6)
+    assert [(part.bank, part.weight) for part in query.parts] == [("image", 2.0), ("image", 2.0), ("sentence", 1.0)]
+
+
+def test_copy_of_the_query_has_a_match_of_1_and_a_hit_formats_itself(fill):
+    index = fill(picture("a.jpg", 1, 1), picture("b.jpg", 1, 1))
+    found = index.search(Query(like="/p/a.jpg"))
+    assert found[0].score == pytest.approx(1.0)
+    assert found[0].match in (None, 1.0)
+    assert str(found[0]).split()[-1] == "/p/b.jpg"
+    assert set(found.to_dict()["hits"][0]) >= {"rank", "path", "kind", "modality", "match", "likelihood", "score"}
 
 
 @pytest.mark.parametrize(
-    ("parts", "message"),
+    ("query", "field"),
     [
-        ([], "nothing to search for"),
-        ([QUERY, Part("vector", unit(1), -1.0)], "cancel out"),
-        ([Part("like", "/p/none.jpg")], "/p/none.jpg: not in the index"),
-        ([Part("vector", np.zeros(E))], "8 finite numbers, not all 0"),
-        ([Part("vector", np.ones(E + 1))], r"got \(9,\)"),
+        (Query(), "nothing to search for"),
+        (7, "a query is words"),
+        (Query(text=7), "text is int"),
+        (Query(without="people"), "nothing to search for"),
+        (Query(like=["/p/a.jpg", "/p/b.jpg"]), "cancel out"),
+        (Query(like="/p/none.jpg"), "/p/none.jpg: not in the index"),
+        (Query(vector=np.zeros(E)), "8 finite numbers, not all 0"),
+        (Query(vector=np.ones(E + 1)), r"got \(9,\)"),
+        (Query(text="a", weights={"txt": 1.0}), "weights has 'txt'"),
+        (Query(text="a", weights={"text": 10**400}), "weight of text"),
+        (Query(text="a", weights={"text": float("nan")}), "weight of text"),
     ],
 )
-def test_queries_that_cannot_be_searched_for(fill, parts, message):
-    index = fill(picture("a.jpg", 1))
-    with pytest.raises(UserError, match=message):
-        index.search(parts)
+def test_queries_that_cannot_be_searched_for(fill, query, field):
+    index = fill(picture("a.jpg", 1), picture("b.jpg", -1))
+    with pytest.raises(UserError, match=field):
+        index.search(query)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "field"),
     [
-        ({"only": ["picture"]}, "only is 'picture'; it can be image, audio, text, video"),
-        ({"sort": "dat"}, "sort is 'dat'; it can be match, date, path"),
-        ({"duplicates": "colapse"}, "duplicates is 'colapse'; it can be collapse, show"),
-        ({"rank": "best"}, "rank is 'best'; it can be znorm, raw"),
-        ({"nearest": "best"}, "nearest is 'best'; it can be auto, exact"),
-        ({"top": 2.5}, "top is 2.5 and offset 0; give whole numbers"),
-        ({"min_match": float("nan")}, "min_match is nan; give a number from 0 to 1"),
+        ({"only": ["pictur"]}, "did you mean picture"),
+        ({"sort": "dat"}, "sort is 'dat'"),
+        ({"rank": "best"}, "rank is 'best'"),
+        ({"top": 2.5}, "top is 2.5"),
+        ({"min_match": float("nan")}, "min_match is nan"),
+        ({"where": "widht > 3"}, "did you mean width"),
     ],
 )
-def test_options_that_cannot_be_read(fill, options, message):
+def test_options_that_cannot_be_read(fill, options, field):
     index = fill(picture("a.jpg", 1))
-    with pytest.raises(UserError, match=message):
-        index.search([QUERY], **options)
+    with pytest.raises(UserError, match=field):
+        index.search(QUERY, **options)
+
+
+def test_damage_is_noticed_and_a_matrix_that_was_cut_is_not_read_past_its_end(fill):
+    index = fill(picture("a.jpg", 1), picture("b.jpg", 0, 1))
+    assert names(index.search(QUERY)) == ["a.jpg", "b.jpg"]
+    (index.folder / "matrix.bin").write_bytes(b"")
+    assert names(index.search(QUERY)) == ["a.jpg", "b.jpg"]
+    with Index.open(index.folder) as again:
+        assert names(again.search(QUERY)) == ["a.jpg", "b.jpg"]
+    with sqlite3.connect(index.folder / "index.sqlite") as connection:
+        connection.execute("UPDATE vectors SET vector = zeroblob(32) WHERE file = 1")
+    with Index.open(index.folder) as damaged, pytest.raises(UserError, match=r"check .* --repair"):
+        damaged.search(QUERY)
+
+
+def test_index_of_an_earlier_form_is_refused_by_name(tmp_path):
+    (tmp_path / "old").mkdir()
+    with sqlite3.connect(tmp_path / "old" / "index.sqlite") as connection:
+        connection.execute("CREATE TABLE meta (key TEXT, value TEXT)")
+        connection.execute("INSERT INTO meta VALUES ('format_version', '1')")
+    with pytest.raises(UserError, match=r"made by an earlier version .*: build it again"):
+        Index.open(tmp_path / "old")

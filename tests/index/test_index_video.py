@@ -1,6 +1,5 @@
 """Videos in an index: found by their pictures and their sound, at the moment; what is missing or broken in them."""
 
-import json
 import os
 import shutil
 import sys
@@ -13,9 +12,8 @@ from support.media import H264, TWO_SCENES, media, two_scenes
 from support.server import serving
 from support.small_shards import write_tar
 
+from onepeace.index import Index, Query
 from onepeace.index import video as video_module
-from onepeace.index.index import Index
-from onepeace.index.query import Part
 
 pytest.importorskip("av")
 
@@ -44,7 +42,8 @@ def spans(index, name=None):
     """(modality, start, end) of the vectors of a file, or of the only one."""
     with Index.open(index) as opened:
         (item,) = [item for item in opened.items() if name in (None, os.path.basename(item.path))]
-        return [(span.modality, span.start, span.end) for _, span in opened.store.spans(item.id)]
+        _, found, _ = opened.store.intact([item.id])[item.id]
+        return [(span.modality, span.start, span.end) for span in found]
 
 
 def item_of(index):
@@ -55,13 +54,13 @@ def item_of(index):
 
 def check_found(index, samples):
     """That the two scenes and the sound are found where they are."""
-    coffee, cat = (Part("image", samples / "images" / f"{name}.jpg") for name in ("coffee", "cat"))
+    coffee, cat = (Query(image=samples / "images" / f"{name}.jpg") for name in ("coffee", "cat"))
     for part, modality, score, times in (
         (cat, "image", 0.9, (0, 9)),
         (coffee, "image", 0.9, (9.9, 12)),
-        (Part("audio", samples / "sounds" / "dog.ogg"), "audio", 0.4, (9.9, 15.1)),
+        (Query(audio=samples / "sounds" / "dog.ogg"), "audio", 0.4, (9.9, 15.1)),
     ):
-        (hit,) = index.search([part]).hits
+        (hit,) = index.search(part).hits
         assert (hit.item.modality, hit.modality) == ("video", modality)
         assert times[0] <= hit.start <= times[1]
         assert hit.start < hit.end <= 20.6
@@ -78,13 +77,13 @@ def test_two_scenes_and_a_bark_are_found_where_they_are(build, tmp_path, samples
         check_found(index, samples)
         (item,) = index.items()
         assert (item.modality, item.width, item.height, item.duration, item.note) == ("video", 160, 120, 20.008, None)
-        query = [Part("image", samples / "images" / "cat.jpg")]
+        query = Query(image=samples / "images" / "cat.jpg")
         for only, found in ((["video"], 1), (["image"], 1), (["audio"], 1), (["audio", "video"], 1), (["text"], 0)):
             hits = index.search(query, only=only).hits
             assert len(hits) == found
             assert all(hit.modality == "image" for hit in hits) or only == ["audio"]
         assert index.search(query, where="duration < 20").hits == ()
-        assert len(index.search(query, where="duration > 20 and width = 160 and modality = 'video'").hits) == 1
+        assert len(index.search(query, where="duration > 20 and width == 160 and kind == 'video'").hits) == 1
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -304,27 +303,10 @@ def test_a_model_takes_of_a_video_what_it_reads(build, tmp_path):
 def test_like_a_video_is_like_its_pictures_and_its_sound(build, tmp_path, samples):
     build(tmp_path / "index", TWO_SCENES, samples / "images", samples / "sounds", model="tiny")
     with Index.open(tmp_path / "index") as index:
-        results = index.search([Part("like", TWO_SCENES)], top=6)
+        results = index.search(Query(like=TWO_SCENES), top=6)
         names = [os.path.basename(hit.item.path) for hit in results.hits]
         assert {"cat.jpg", "coffee.jpg", "dog.ogg"} <= {*names}
         assert TWO_SCENES.name not in names
-
-
-def test_plain_files_are_searched_as_an_index_is(command, tmp_path, samples):
-    shutil.copyfile(TWO_SCENES, tmp_path / "a.webm")
-    shutil.copyfile(samples / "images" / "dog.jpg", tmp_path / "dog.jpg")
-    query = ("--image", samples / "images" / "coffee.jpg")
-    code, out, err = command("search", tmp_path, *query, "--only", "image", "--json", model="tiny")
-    assert (code, err) == (0, "")
-    hits = [json.loads(line) for line in out.splitlines()]
-    assert [(hit["modality"], hit.get("start")) for hit in hits] == [("video", 10.0), ("image", None)]
-    code, out, _ = command("search", tmp_path, *query, "--only", "video", model="tiny")
-    assert [line.split()[2:4] for line in out.splitlines()] == [["kind", "at"], ["video", "0:10"]]
-    code, out, _ = command("search", tmp_path, *query, "--only", "audio", "--json", model="tiny")
-    assert [json.loads(line)["modality"] for line in out.splitlines()] == ["video"]
-    code, _, err = command("search", samples, *query, "--only", "video", model="tiny")
-    assert code == 2
-    assert "no video files in" in err
 
 
 def test_embed_takes_the_sound_of_a_video(command, model, tmp_path):

@@ -132,8 +132,8 @@ def test_roots_are_told_apart(tmp_path, monkeypatch):
         *(("x.jpg", "file", ()), ("folder.tar", "folder", ("*.bmp",))),
     ]
     assert all(os.path.isabs(root.path) for root in given)
-    odd = Root(os.fsdecode(b"/caf\xe9"), "shard", ("\udce9",), (3, 5))
-    assert Root.from_row(*odd.to_row()) == odd
+    odd = Root(os.fsdecode(b"/caf\xe9"), "shard", ("\udce9",), state=(3, 5))
+    assert Root.of(odd.path, json.loads(json.dumps(odd.options))) == odd
     for path in ("nothing.tar", "nothing.csv", "nothing"):
         with pytest.raises(UsageError, match=f"^{path}: no such file or folder$"):
             roots_of([path])

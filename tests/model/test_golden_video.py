@@ -23,7 +23,7 @@ def batch():
 @torch.no_grad()
 def test_cls_of_each_frame_matches_golden(model, batch):
     adapter = model.adapters["video"]
-    found = encode(adapter.embed_positions(adapter.stem_tokens(batch)), model.blocks, model.norms)["video"]
+    found = encode(adapter(adapter.stem_tokens(batch)), model.blocks, model.norms)["video"]
     golden = case("vision_video").outputs["features"]
     assert_near(found.cls, golden.flatten(2).transpose(1, 2).flatten(0, 1), TOKENS)
 

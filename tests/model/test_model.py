@@ -70,9 +70,9 @@ def test_mean_and_maximum_of_the_tokens_that_are_left_in_are_added_to_cls(hide, 
     keep = every_other(model, batch) if hide else {}
     for key, adapter in model.adapters.items():
         stem = model.stems(batch)[key]
-        plain = adapter.embed_positions(stem, keep.get(key))
+        plain = adapter(stem, keep.get(key))
         adapter.mean_cls, adapter.max_cls = "mean" in pools, "max" in pools
-        tokens = adapter.embed_positions(stem, keep.get(key)).tokens
+        tokens = adapter(stem, keep.get(key)).tokens
         assert torch.equal(tokens[:, 1:], plain.tokens[:, 1:])
         real = ~plain.dense_mask()
         for i in range(3):

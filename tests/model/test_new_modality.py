@@ -53,11 +53,11 @@ class MotionAdapter(Adapter):
         tokens = self.proj(readings.to(self.proj.weight.dtype)) + self.gravity
         return Stem(tokens, padding(steps, readings.shape[1]), (tokens.shape[1],))
 
-    def embed_positions(self, stem, keep=None):
+    def forward(self, stem, keep=None):
         tokens, mask = self.with_cls(stem)
         tokens = tokens + self.pos_embed(stem.grid)
         buckets = sequence_buckets(tokens.shape[1], self.num_buckets, tokens.device)
-        return self.assemble(tokens, mask, stem, buckets, list(self.bias_tables), keep)
+        return self.assemble(tokens, mask, stem, buckets, self.bias_tables(), keep)
 
     def token_lengths(self, batch):
         return batch["steps"]

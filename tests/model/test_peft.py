@@ -92,3 +92,30 @@ def test_dropout_of_adapters_draws_the_same_mask_in_the_backward_pass(monkeypatc
     for name, gradient in found.items():
         assert torch.equal(gradient, expected[name]), name
         assert gradient.abs().sum() > 0, name
+
+
+ALL_LINEAR = {
+    "LoRA": peft.LoraConfig(r=4, target_modules="all-linear"),
+    "LoKr": peft.LoKrConfig(r=4, target_modules="all-linear"),
+    "LoHa": peft.LoHaConfig(r=4, target_modules="all-linear"),
+    "VeRA": peft.VeraConfig(r=4, target_modules="all-linear"),
+    "OFT": peft.OFTConfig(r=0, oft_block_size=4, target_modules="all-linear"),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", ALL_LINEAR.values(), ids=list(ALL_LINEAR))
+def test_adapters_of_every_linear_layer_give_unit_vectors_and_merge(random_folder, config):
+    plugin = pytest.importorskip("onepeace.plugins.transformers")
+    plain = plugin.OnePeaceModel.from_onepeace(str(random_folder)).eval()
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 2]]), "pixel_values": torch.randn(1, 3, 32, 32)}
+    before = plain(**inputs).image_embeds
+    adapted = peft.get_peft_model(plain, config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    found, merged = adapted(**inputs), adapted.merge_and_unload()(**inputs)
+    assert (found.image_embeds - before).abs().max() > 0.01
+    for name in ("text_embeds", "image_embeds"):
+        torch.testing.assert_close(found[name].norm(dim=1), torch.ones(1), atol=1e-6, rtol=0)
+        torch.testing.assert_close(merged[name], found[name], atol=1e-6, rtol=0)

@@ -70,7 +70,7 @@ def test_vectors_are_those_of_the_embedder(parts, model, pictures, samples, rand
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
 
 
-def test_ids_have_one_length_and_texts_do_not_depend_on_each_other(parts):
+def test_ids_have_one_length_and_texts_do_not_depend_on_each_other(parts, random_folder):
     towers, _, _, tokenizer = parts
     texts = ["a dog", "word " * 40, "rain"]
     ids = tokenizer(texts)
@@ -82,6 +82,9 @@ def test_ids_have_one_length_and_texts_do_not_depend_on_each_other(parts):
         alone = torch.cat([towers.encode_text(row[None]) for row in ids])
     assert together.shape == alone.shape == (3, 16)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    short = tokenizer(texts, context_length=5)
+    assert short.shape == (3, 5)
+    assert (short[1, -1], get_tokenizer(random_folder, 5)(texts).equal(short)) == (2, True)
     assert pickle.loads(pickle.dumps(tokenizer))(texts).equal(ids)  # noqa: S301 (workers are given it)
 
 
@@ -114,6 +117,25 @@ def test_its_loss_reaches_every_tower(parts, pictures):
     assert towers.module.logit_scale.grad.abs() > 0
     assert towers(image=images)[1] is None
     towers.zero_grad(set_to_none=True)
+
+
+def test_members_that_programs_for_open_clip_read(random_folder, pictures, tmp_path):
+    towers, _, preprocess = create_model_and_transforms(random_folder, cache_dir=tmp_path)
+    assert (towers.visual.image_size, towers.visual.output_dim, towers.context_length) == ((32, 32), 16, 17)
+    assert towers.logit_bias is None
+    pixels, ids = preprocess(pictures[0])[None], get_tokenizer(random_folder)(["a dog"])
+    assert torch.equal(towers.visual(pixels), towers.encode_image(pixels))
+    towers.lock_image_tower()
+    towers.set_grad_checkpointing()
+    assert all(block.grad_checkpointing for block in towers.module.blocks)
+    images, texts, scale = towers.train()(pixels, ids)
+    assert (images.requires_grad, texts.requires_grad, scale.requires_grad) == (False, True, True)
+    locked = {name for name, parameter in towers.module.named_parameters() if not parameter.requires_grad}
+    assert {name for name, _ in towers.visual.named_parameters()} == locked
+    assert {"adapters.image.cls_token", "blocks.0.attn.q.weight", "heads.image.weight"} <= locked
+    assert "blocks.0.ffn.text.up.weight" not in locked
+    with pytest.raises(UserError, match="unlocked_groups"):
+        towers.lock_image_tower(2)
 
 
 def test_precision_and_temperature(tmp_path, random_folder):

@@ -53,6 +53,16 @@ def test_vectors_are_those_of_the_embedder_however_they_are_batched(tiny, every_
     assert torch.equal(model.similarity(wanted, wanted).argmax(1), torch.arange(len(wanted)))
 
 
+def test_the_length_of_texts_can_be_set_and_is_saved(random_folder, tmp_path):
+    model = load(random_folder, device="cpu")
+    long, short = "two cats on a mat", model.tokenize(["two cats on a mat"])
+    model.max_seq_length = 4
+    cut = model.tokenize([long])["text_ids"]
+    assert cut.shape[1] == 4 < short["text_ids"].shape[1]
+    model.save(str(tmp_path))
+    assert load(tmp_path, device="cpu").max_seq_length == 4
+
+
 def test_its_options_work(small, random_folder):
     texts = ["a dog", "two cats on a mat", "rain", "a red bus"]
     whole = small.encode(texts)

@@ -132,6 +132,12 @@ def test_forward_intermediates_follows_its_options(folder):
     )
     assert torch.allclose(torch.cat([cls, patches], dim=1), final, atol=1e-6)
     assert len(model.forward_intermediates(pixels, intermediates_only=True)) == 3
+    named = model.forward_intermediates(pixels, 1, return_prefix_tokens=True, norm=True, output_dict=True)
+    assert torch.equal(named["image_features"], final)
+    assert torch.equal(named["image_intermediates"][0], last)
+    assert torch.equal(named["image_intermediates_prefix"][0], cls)
+    assert torch.equal(model.get_intermediate_layers(pixels, 1, norm=True)[0], patches)
+    assert torch.equal(model.get_intermediate_layers(pixels, [2], reshape=True, norm=True)[0], last)
     runs = []
     for block in model.trunk.blocks:
         block.register_forward_hook(lambda *_: runs.append(1))
@@ -200,10 +206,17 @@ def test_pictures_of_other_sizes(folder):
         model(torch.randn(1, 3, 40, 32))
     for size, message in (
         ((32, 40), "img_size 32 x 40 is no multiple of the patch, 16"),
-        (40, "image size 40 must be"),
+        (40, "img_size 40 x 40 is no multiple"),
     ):
         with pytest.raises(UserError, match=message):
             create(folder, img_size=size)
+        with pytest.raises(UserError, match=message):
+            model.set_input_size(size)
+    with pytest.raises(UserError, match="patch_size"):
+        model.set_input_size(patch_size=8)
+    model.set_input_size(64)
+    assert torch.equal(model(torch.ones(1, 3, 64, 64)), large(torch.ones(1, 3, 64, 64)))
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 64, 64)
 
 
 @pytest.mark.parametrize("decay", [None, 0.5])
@@ -252,6 +265,40 @@ def test_drop_rates_are_off_unless_asked_for(folder):
     assert model.head_drop.p == 0.2
     bundled = timm.create_model(TINY, pretrained=True)
     assert {block.drop_path.rate for block in bundled.trunk.blocks} == {0.0}
+    create(folder, attn_drop_rate=0.0, dynamic_img_size=True)
+    with pytest.raises(UserError, match="attn_drop_rate"):
+        create(folder, attn_drop_rate=0.1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("name", ["folder", "bundled"])
+def test_pictures_of_other_channels(folder, small_size, tmp_path, name, channels):
+    if name == "folder":
+        model, plain = create(folder, in_chans=channels), create(folder)
+    else:
+        model, plain = (timm.create_model(TINY, pretrained=True, in_chans=count).eval() for count in (channels, 3))
+    stem = next(module for module in model.trunk.modules() if isinstance(module, torch.nn.Conv2d))
+    pixels = torch.randn(1, channels, 64, 64)
+    assert stem.weight.shape[1] == stem.in_channels == channels
+    if channels == 1:  # one channel counts as three equal ones
+        torch.testing.assert_close(model(pixels), plain(pixels.expand(-1, 3, -1, -1)), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match=f"should be .B, {channels}, H, W."):
+        model(torch.randn(1, 3, 64, 64))
+    if name == "folder":
+        timm.models.save_for_hf(plain, tmp_path / "saved", safe_serialization=True)
+        again = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True, in_chans=channels).eval()
+        assert torch.equal(again(pixels), model(pixels))
+
+
+@torch.no_grad()
+def test_fx_sees_the_trunk_as_one_node(folder):
+    model, pixels = create(folder, num_classes=3), torch.randn(2, 3, 32, 48)
+    graph = torch.fx.symbolic_trace(model)
+    assert torch.equal(graph(pixels), model(pixels))
+    names = timm.models.get_graph_node_names(model)[1]
+    extract = timm.models.create_feature_extractor(model, {names[-1]: "out"})
+    assert torch.equal(extract(pixels)["out"], model(pixels))
 
 
 @torch.no_grad()
@@ -289,8 +336,6 @@ def test_what_does_not_fit_is_one_line(folder, tmp_path):
         create(tmp_path / "absent")
     with pytest.raises(UserError, match="has no images, only text"):
         create(save_random_model(tmp_path / "text", ("text",)))
-    with pytest.raises(UserError, match="in_chans is 1; the model sees pictures of 3 channels"):
-        create(folder, in_chans=1)
     (tmp_path / "one-peace-vision.pkl").write_bytes(b"x")
     with pytest.raises(UserError, match="is a file; make a model folder of it with: onepeace convert"):
         create(tmp_path / "one-peace-vision.pkl")

@@ -52,7 +52,7 @@ def test_a_vision_tower(random_folder, pixels):
         close(state, block)
     first, *_ = module.blocks
     with torch.no_grad():
-        sequence = module.adapters["image"].embed_positions(module.stems({"image": {"pixels": pixels}})["image"])
+        sequence = module.adapters["image"](module.stems({"image": {"pixels": pixels}})["image"])
     close(got.hidden_states[0], sequence.tokens)
     tower.config.output_hidden_states = True
     assert len(tower(pixels).hidden_states) == 3
@@ -61,8 +61,9 @@ def test_a_vision_tower(random_folder, pixels):
 
 def test_a_number_of_a_state_gives_the_states(random_folder, pixels):
     tower = plugin.OnePeaceVisionModel.from_onepeace(str(random_folder))
-    assert len(tower(pixels, output_hidden_states=-2).hidden_states) == 3
-    assert len(tower(pixels, output_hidden_states=0).hidden_states) == 3
+    states = tower(pixels, output_hidden_states=True).hidden_states
+    chosen = tower(pixels, output_hidden_states=-2).hidden_states
+    close(chosen[-2], states[-2])  # the others are None, or there too in an older transformers
     assert tower(pixels, output_hidden_states=False).hidden_states is None
 
 
@@ -130,6 +131,12 @@ def test_the_released_stem_gives_fifty_frames_a_second():
     backbone = transformers.AutoBackbone.from_config(config)
     assert type(backbone) is plugin.OnePeaceAudioBackbone
     assert backbone.frame_rate == 50
+    accelerate = pytest.importorskip("accelerate")
+    model = plugin.OnePeaceAudioModel(config).eval()
+    with torch.no_grad():
+        want = model(torch.ones(1, 16000))
+        accelerate.cpu_offload(model, execution_device="cpu")
+        close(model(torch.ones(1, 16000)).pooler_output, want.pooler_output)
     for seconds in (1, 3):
         got = backbone(input_values=torch.randn(1, 16000 * seconds))
         assert got.feature_maps[0].shape == (1, 32, 50 * seconds - 1)  # the last window is 5 ms longer than its step

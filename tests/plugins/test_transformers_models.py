@@ -156,7 +156,7 @@ def test_round_trip(cls, random_folder, inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_exists", lambda *_: True)
     model = cls.from_onepeace(str(random_folder))
     model.save_pretrained(tmp_path)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".yaml", ".md"}
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert set(file.keys()) == {f"onepeace.{name}" for name in model.onepeace.state_dict()}
     for again in (cls.from_pretrained(tmp_path), CLASSES[cls].from_pretrained(str(tmp_path))):
@@ -208,14 +208,14 @@ def test_missing_weights_are_filled_as_ours(saved, whole):
     assert (model.onepeace.blocks[1].ls1.gain == 0.5).all()
 
 
-def test_back_to_a_model_folder(whole, processor, model, tmp_path):
-    again = onepeace.load(whole.save_onepeace(tmp_path / "again", processor), device="cpu", dtype="float32")
+def test_a_saved_folder_says_what_it_needs_and_is_a_model_folder(saved, model):
+    assert "import onepeace.plugins.transformers" in (saved / "README.md").read_text(encoding="utf-8")
+    again = onepeace.load(saved, device="cpu", dtype="float32")
     assert again.modalities == model.modalities
     assert again.module.config == model.module.config
     assert again.processors["text"].settings == model.processors["text"].settings
-    close(again.encode_text(TEXTS), model.encode_text(TEXTS), 0)
-    with pytest.raises(UserError, match="needs its tokenizer"):
-        whole.save_onepeace(tmp_path / "none")
+    texts = [*TEXTS, "the letters </s> and <pad>"]
+    close(again.encode_text(texts), model.encode_text(texts), 0)
 
 
 def test_a_folder_that_lacks_tensors_is_refused(random_folder, tmp_path):
@@ -247,6 +247,94 @@ def test_dtype_and_device_map(saved, inputs, whole, argument):
     got, want = model(**inputs), whole(**inputs)
     close(got.image_embeds, want.image_embeds.detach(), 0.1)
     assert model._no_split_modules >= {"Block", "TextAdapter"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_offloading_finds_every_parameter(cls, saved, inputs):
+    accelerate = pytest.importorskip("accelerate")
+    model = cls.from_pretrained(saved).eval()
+    want = tensors_of(model(**arguments(model, inputs)))
+    accelerate.cpu_offload(model, execution_device="cpu")
+    assert all(parameter.is_meta for parameter in model.parameters())
+    for got, tensor in zip(tensors_of(model(**arguments(model, inputs))), want, strict=True):
+        assert torch.equal(got, tensor)
+
+
+@torch.no_grad()
+def test_a_device_map_may_leave_most_of_the_model_on_disk(saved, inputs, whole, tmp_path):
+    memory = {"cpu": sum(parameter.nbytes for parameter in whole.parameters()) // 2}
+    model = transformers.AutoModel.from_pretrained(saved, device_map="auto", max_memory=memory, offload_folder=tmp_path)
+    assert "disk" in model.hf_device_map.values()
+    for got, want in zip(tensors_of(model(**inputs)), tensors_of(whole(**inputs)), strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("cls", list(CLASSES)[1:], ids=lambda cls: cls.__name__)
+def test_hidden_states_lie_on_the_path_to_the_output(cls, saved, inputs):
+    model = cls.from_pretrained(saved)
+    output = model(**arguments(model, inputs), output_hidden_states=True)
+    assert len(output.hidden_states) == 3
+    for state in output.hidden_states:
+        state.retain_grad()
+    first = output[0]
+    (first[-1] if isinstance(first, tuple) else first).square().sum().backward()
+    assert all(state.grad.abs().sum() > 0 for state in output.hidden_states)
+
+
+def test_hidden_states_of_the_whole_are_asked_of_each_encoder(whole, inputs):
+    found = whole.get_text_features(inputs["input_ids"], inputs["attention_mask"], output_hidden_states=True)
+    assert len(found.hidden_states) == 3
+    close(whole.onepeace.norms["text"](found.hidden_states[-1])[:, 0], found.last_hidden_state[:, 0])
+    with pytest.raises(UserError, match="hidden states"):
+        whole(**inputs, output_hidden_states=True)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_attentions_are_refused(cls, saved, inputs):
+    model = cls.from_pretrained(saved)
+    with pytest.raises(UserError, match="output_attentions"):
+        model(**arguments(model, inputs), output_attentions=True)
+
+
+def test_the_vocabulary_grows(saved, inputs, processor, tmp_path):
+    model = plugin.OnePeaceModel.from_pretrained(saved).eval()
+    want = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+    size = model.config.vocab_size
+    model.resize_token_embeddings(size + 3)
+    assert model.get_input_embeddings().weight.shape == (size + 3, 32)
+    close(model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output, want.detach(), 0)
+    model.save_pretrained(tmp_path)
+    again = transformers.AutoModel.from_pretrained(tmp_path)
+    assert again.config.vocab_size == size + 3
+    assert torch.equal(again.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    fresh = torch.nn.Embedding(size, 32)
+    again.set_input_embeddings(fresh)
+    assert again.get_input_embeddings() is fresh
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_a_smaller_depth_is_a_field_of_the_configuration(cls, saved, inputs, tmp_path):
+    model = cls.from_pretrained(saved, num_hidden_layers=1)
+    assert len(model.onepeace.blocks) == model.config.num_hidden_layers == 1
+    want = model(**arguments(model, inputs))
+    model.save_pretrained(tmp_path)
+    for one, other in zip(
+        tensors_of(cls.from_pretrained(tmp_path)(**arguments(model, inputs))), tensors_of(want), strict=True
+    ):
+        assert torch.equal(one, other)
+    config = transformers.AutoConfig.from_pretrained(saved, num_hidden_layers=1, hidden_size=16)
+    assert config.to_onepeace().model.depth == 1
+    assert config.to_onepeace().model.dim == 16
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_products_in_int8(whole, inputs):
+    model = torch.ao.quantization.quantize_dynamic(whole, {torch.nn.Linear}, dtype=torch.qint8)
+    got, want = model(**inputs), whole(**inputs)
+    for name in ("text_embeds", "image_embeds", "audio_embeds"):
+        assert ((got[name] * want[name]).sum(1) > 0.99).all()
 
 
 @pytest.mark.skipif(

@@ -93,7 +93,7 @@ def test_pairs_and_words_are_refused(processor, arguments):
 
 def test_the_tokenizer_goes_back_to_a_model_folder(processor, random_folder, tmp_path):
     processor.tokenizer(TEXTS, padding=True)  # sets padding and truncation of what it holds
-    processor.tokenizer.to_onepeace().save(str(tmp_path / "tokenizer.json"))
+    processor.tokenizer.save_pretrained(tmp_path)
     again = read_tokenizer(tmp_path / "tokenizer.json")
     assert again.to_str() == read_tokenizer(random_folder / "tokenizer.json").to_str()
 

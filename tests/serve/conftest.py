@@ -2,13 +2,20 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
-from onepeace.index.index import Index
-from onepeace.index.write import build
+from onepeace.index import Index, build
 
 PICTURES, SOUNDS = ("cat", "dog", "sea", "horses"), ("cat", "dog", "sea", "rain")
+SERVE = """
+import sys
+from onepeace.index import Index
+from onepeace.serve import api
+with Index.open(sys.argv[1], device="cpu") as index:
+    sys.exit(api.run(index, port=0))
+"""
 
 
 @pytest.fixture(scope="package")
@@ -28,35 +35,47 @@ def collection(tmp_path_factory, samples):
 def index_folder(collection, random_folder):
     """An index of it, by the very small random model."""
     folder = collection.parent / "index"
-    build(folder, [str(collection)], str(random_folder), device="cpu", progress=False)
+    build(folder, [collection], str(random_folder), device="cpu", progress=False)
     return folder
 
 
 @pytest.fixture(scope="package")
-def ids(index_folder):
+def index(index_folder):
+    with Index.open(index_folder, device="cpu") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="package")
+def ids(index):
     """The number of every file, by its name."""
-    with Index.open(index_folder) as index:
-        return {item.path.rpartition("/")[2]: item.id for item in index.items()}
+    return {os.path.basename(item.path): item.id for item in index.items()}
+
+
+@contextmanager
+def serving_index(folder, temporary):
+    """The process of a server of an index, and its address; its temporary files would lie in a folder."""
+    temporary.mkdir(exist_ok=True)
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    command = [sys.executable, "-c", SERVE, str(folder)]
+    with open(temporary.parent / "server.log", "w+") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("onepeace at http://127.0.0.1:"), log.seek(0) or log.read()
+            yield process, line.split()[2].rstrip(";")
+        finally:
+            process.terminate()
+            process.wait()
+            log.seek(0)
+            assert "Traceback" not in (said := log.read()), said
 
 
 @pytest.fixture(scope="package")
 def server(index_folder):
-    """The address of `onepeace serve` in a process of its own, which has to end well: no error, and nothing left."""
-    pytest.importorskip("gradio", reason="the page needs gradio")
-    command = [sys.executable, "-m", "onepeace", "serve", str(index_folder), "--port", "0", "--device", "cpu"]
-    log, temporary = index_folder.parent / "server.log", index_folder.parent / "temporary"
-    temporary.mkdir()
-    environment = {**os.environ, "TMPDIR": str(temporary)}
-    with open(log, "wb") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
-    try:
-        line = process.stdout.readline()
-        assert line.startswith("onepeace at http://127.0.0.1:"), log.read_text()
-        yield line.split()[2]
-        assert process.poll() is None, log.read_text()
-    finally:
-        process.terminate()
-        process.wait()
-    assert process.returncode == 0, log.read_text()
-    assert not list(temporary.glob("onepeace-*"))
-    assert "Traceback" not in log.read_text(), log.read_text()
+    """The address of a server in a process of its own, which has to end well, and to leave nothing behind."""
+    temporary = index_folder.parent / "temporary"
+    with serving_index(index_folder, temporary) as (process, address):
+        yield address
+        assert process.poll() is None
+    assert process.returncode == 0
+    assert not list(temporary.iterdir())

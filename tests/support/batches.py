@@ -1,4 +1,4 @@
-"""Small shards of pictures and sounds, and the steps and streams that are made of them."""
+"""Small shards of pictures and sounds, and the steps that are made of them."""
 
 import io
 import json
@@ -11,8 +11,8 @@ from PIL import Image
 from onepeace.config import build
 from onepeace.data.batch import Batch
 from onepeace.data.builder import BatchBuilder
-from onepeace.data.shards import read_source
-from onepeace.data.steps import Share, StepDataset, Streams
+from onepeace.data.reader import open_sources
+from onepeace.data.steps import Share, Steps
 from onepeace.train.recipe import Recipe
 
 SIZE = 24
@@ -88,14 +88,14 @@ def recipe(root, train=(IMAGES,), data=None, batch_size=4, **fields):
     return build(Recipe, content, "recipe")
 
 
-def make_steps(processors, recipe):
-    sources = [read_source(source.shards, source.pair, recipe.data.root) for source in recipe.data.train]
-    return StepDataset(builder(processors, recipe), sources, share(recipe))
-
-
-def streams(processors, recipe, rank=0, world_size=1, **options):
+def make_steps(processors, recipe, rank=0, world_size=1, cursors=None):
     own = share(recipe, rank, world_size)
-    return Streams(builder(processors, recipe), own, recipe.run.workers, **options)
+    return Steps(builder(processors, recipe), open_sources(recipe.data), own, cursors)
+
+
+def batches(steps, *numbers):
+    """The batches of these steps."""
+    return [batch for number in numbers for batch in steps[number][0]]
 
 
 def builder(processors, recipe):

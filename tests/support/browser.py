@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -16,14 +16,15 @@ DRIVER = shutil.which("chromedriver")
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
 )
-PATIENCE = 300
+PATIENCE = 60
 """Seconds until something that does not come is given up."""
 
 
 @contextmanager
 def chromium(profile: Path, width: int = 1280, height: int = 1000) -> Iterator[Any]:
-    """A browser that knows nothing from before, and notes what it sends.
+    """A browser that knows nothing from before, and notes what it sends. Its camera and microphone are made up.
 
     Args:
         profile: a new folder for what it keeps.
@@ -38,53 +39,63 @@ def chromium(profile: Path, width: int = 1280, height: int = 1000) -> Iterator[A
         yield driver
 
 
+def window(driver: Any, width: int, height: int = 900, *, dark: bool = False) -> None:
+    """What the browser shows is so large, on a narrow screen as on a telephone, light or dark."""
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+
+
 class Page:
     """What a visitor sees and does."""
 
     def __init__(self, driver: Any, address: str) -> None:
         self.driver = driver
+        driver.get(f"{address}/health")
+        self.script("localStorage.clear()")
         driver.get(address)
-        self.one(".op-card")
+        self.one(".card")
+
+    def script(self, script: str, *given: Any) -> Any:
+        return self.driver.execute_script(script, *given)
 
     def all(self, selector: str) -> list[Any]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def one(self, selector: str) -> Any:
-        return self.wait(lambda: self.all(selector))[0]
+        """The first such element that is shown; waits for it."""
+        return self.wait(lambda: next((each for each in self.all(selector) if each.is_displayed()), None))
 
     def wait(self, condition: Callable[[], Any]) -> Any:
-        return WebDriverWait(self.driver, PATIENCE, 0.1).until(lambda _: condition())
+        waiting = WebDriverWait(self.driver, PATIENCE, 0.1, [StaleElementReferenceException])
+        return waiting.until(lambda _: condition())
 
     def answer_to(self, action: Callable[[], Any]) -> str:
-        """What is said above the hits after an action; waits until it is new."""
-        self.driver.execute_script("document.querySelector('#hits [role]').dataset.old = 1")
+        """The heading of the files that are found after an action; waits until they are there."""
+        self.script("document.querySelector('#heading').textContent = ''")
         action()
-        return self.one("#hits [role]:not([data-old])").text
+        self.wait(lambda: not self.all("#cards[aria-busy]") and self.all("#heading:not(:empty)"))
+        return self.one("#heading").text
 
     def search(self, words: str) -> str:
-        field = self.one("textarea")
-        field.clear()
-        return self.answer_to(lambda: field.send_keys(words + Keys.ENTER))
+        self.script("document.querySelector('#words').value = ''")
+        return self.answer_to(lambda: self.one("#words").send_keys(words))
 
-    def upload(self, where: str, path: Path) -> str:
-        return self.answer_to(lambda: self.one(f"{where} input[type=file]").send_keys(str(path)))
+    def give(self, path: Path, kind: str = "picture") -> str:
+        """The heading after a file is chosen for a button."""
+        return self.answer_to(lambda: self._choose(path, kind))
 
-    def click(self, words: str) -> None:
-        named = [each for each in self.all("button") if each.text.partition("\n")[0] == words]
-        button = next(each for each in named if each.is_displayed())
-        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
-        button.click()
+    def _choose(self, path: Path, kind: str) -> None:
+        self.script("HTMLInputElement.prototype.click = function () { this.id = 'chosen'; this.hidden = false }")
+        self.one(f"#{kind}").click()
+        self.one("#chosen").send_keys(str(path))
 
-    def hits(self) -> list[tuple[str, str | None]]:
-        """(name, score) of every card."""
-        cards = self.driver.execute_script(
-            "return [...document.querySelectorAll('#hits .op-card')].map("
-            "card => [card.querySelector('.op-name').innerText, card.querySelector('.op-score')?.innerText])"
-        )
-        return [tuple(card) for card in cards]
+    def names(self) -> list[str]:
+        return self.script("return [...document.querySelectorAll('.card .name')].map(name => name.firstChild.data)")
 
     def pictures_are_there(self) -> bool:
         """Waits until every picture of the cards is drawn, also those further down."""
-        self.driver.execute_script("for (const i of document.querySelectorAll('.op-card img')) i.loading = 'eager'")
-        drawn = "return [...document.querySelectorAll('.op-card img')].every(i => i.complete && i.naturalWidth > 0)"
-        return self.wait(lambda: self.driver.execute_script(drawn))
+        self.script("for (const i of document.querySelectorAll('.card img')) i.loading = 'eager'")
+        drawn = "return [...document.querySelectorAll('.card img')].every(i => i.complete && i.naturalWidth > 0)"
+        return self.wait(lambda: self.script(drawn))

@@ -1,18 +1,20 @@
-"""Index commands in processes that are stopped in the middle: without a model, so that hundreds of them take seconds.
+"""Index commands that are killed, run into a full disk, or find flipped bits: without a model, so that hundreds of them
+take seconds. ``python -m support.crash`` makes the trials whose table is in the documentation of the index.
 
-A text of a file stands for its vectors: `vectors_of`. Started as a program it forks a process for each line of JSON on
-its standard input; `Worker` talks to it.
+A text of a file stands for its vectors: `vectors_of`.
 """
 
-import ctypes
-import json
+import multiprocessing
 import os
+import random
+import resource
+import shutil
 import signal
-import subprocess
+import sqlite3
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,19 +23,17 @@ from typing import Any
 import numpy as np
 
 from onepeace.errors import UserError
-from onepeace.index import build as building
-from onepeace.index import sources
-from onepeace.index import write as indexes
+from onepeace.index import Index, Query, builder, check, remove, sources
+from onepeace.index import write as writing
+from onepeace.index.calibrate import Banks
 from onepeace.index.store import DATABASE, Store
-from onepeace.index.verify import repair, verify
 
 DIM = 16
 ABOUT = {"model": "none", "model_hash": "0", "preprocessing": "0", "made_by": "a test"}
-ABOUT |= {"modalities": "text", "window": "10.0", "hop": "5.0"}
-HOW = ("never", "once", "full", "short", "sync", "read only")
-"""Ways to fail, as disk.c numbers them."""
+ABOUT |= {"modalities": "text", "window": "10.0", "hop": "5.0", "store": "local"}
+COMMANDS = ("build", "update", "remove", "repair")
 State = dict[str, tuple[Any, ...]]
-"""By path what an index says of a file: hash, problem, and of each vector start, end and numbers."""
+"""Hash, problem and vectors of each file by its path."""
 
 
 def vectors_of(content: bytes) -> np.ndarray:
@@ -56,12 +56,10 @@ class Embedder:
             vectors = vectors_of(content)
             starts, ends = [5.0 * i for i in range(len(vectors))], [5.0 * i + 10 for i in range(len(vectors))]
             error = UserError("a bad file") if b"bad" in content else None
+            windows = SimpleNamespace(vectors=vectors, starts=starts, ends=ends)
+            whole = SimpleNamespace(numpy=lambda vectors=vectors: vectors[0])
             yield SimpleNamespace(
-                error=error,
-                reason=str(error),
-                name=value["text"].name,
-                vector=SimpleNamespace(numpy=lambda vectors=vectors: vectors[0]),
-                windows=SimpleNamespace(vectors=vectors, starts=starts, ends=ends),
+                error=error, reason=str(error), name=value["text"].name, vector=whole, windows=windows
             )
 
 
@@ -71,12 +69,15 @@ def _open(folder: Path, *_: Any) -> tuple[Store, type[Embedder]]:
     return Store(folder, write=True), Embedder
 
 
+def _banks(store: Store, _: Any) -> Banks:
+    return Banks.load(None, store.blob("best"))
+
+
 @contextmanager
-def without_model(batch: int = 3) -> Iterator[None]:
-    """The commands of an index embed by `vectors_of`, and write this many vectors at once."""
-    changes = [(indexes, "_open", _open), (sources, "modalities_by_suffix", lambda: {".txt": "text"})]
-    changes += [(indexes, "_provide", lambda *_: None)]
-    changes += [(building, "BATCH_VECTORS", batch), (building, "BATCH_SECONDS", float("inf"))]
+def without_model() -> Iterator[None]:
+    """The commands of an index embed by `vectors_of`, and write three vectors at once."""
+    changes = [(writing, "_open", _open), (writing, "_banks", _banks), (builder, "BATCH_VECTORS", 3)]
+    changes += [(sources, "modalities_by_suffix", lambda: {".txt": "text"}), (builder, "BATCH_SECONDS", float("inf"))]
     before = [(module, name, getattr(module, name)) for module, name, _ in changes]
     for module, name, value in changes:
         setattr(module, name, value)
@@ -87,65 +88,65 @@ def without_model(batch: int = 3) -> Iterator[None]:
             setattr(module, name, value)
 
 
-def run(command: str, index: Path, files: Path, batch: int = 3) -> None:
-    """`build` or `update` an index of the texts in a folder, or `repair` it; `wait` while others cannot write to it."""
-    with without_model(batch):
+def run(command: str, index: Path, files: Path, limit: int | None = None) -> None:
+    """`build` or `update` an index of the texts in a folder, `remove` half of them, or `repair` it.
+
+    Args:
+        limit: bytes that a file may have; more is refused, as by a full disk.
+    """
+    if limit is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    with without_model():
         if command == "build":
-            indexes.build(index, [str(files)], progress=False)
+            writing.build(index, [files], progress=False)
         elif command == "update":
-            indexes.update(index, progress=False)
+            writing.update(index, progress=False)
+        elif command == "remove":
+            remove(index, sorted(files.glob("*.txt"))[::2])
         else:
-            with indexes.writing(index):
-                if command == "wait":
-                    _say({"mark": {}})
-                    signal.pause()
-                repair(index)
+            check(index, repair=True)
+
+
+def in_process(command: str, index: Path, files: Path, *, kill_after: float | None = None, limit: int | None = None):
+    """Exit code of a process that runs a command and is killed after some seconds; less than 0 = by a signal."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["support.crash"])
+    process = context.Process(target=run_quietly, args=(command, index, files, limit))
+    process.start()
+    process.join(kill_after)
+    process.kill()
+    process.join()
+    return process.exitcode
+
+
+def run_quietly(command: str, index: Path, files: Path, limit: int | None) -> None:
+    """`run`; a `UserError` is exit code 3, anything else would be 1."""
+    try:
+        run(command, index, files, limit)
+    except UserError:
+        sys.exit(3)
 
 
 def state(index: Path) -> State:
-    """All that an index says."""
+    """All that an index says of its files."""
     with closing(Store(index)) as store:
-        return state_of(store)
+        found = {}
+        for item in store.items():
+            _, spans, vectors = store.intact([item.id])[item.id]
+            found[item.path] = (item.hash, item.problem, str(spans), vectors.tobytes())
+        return found
 
 
-def state_of(store: Store) -> State:
-    rows, found = store.rows(), {}
-    for item in store.items():
-        own = np.flatnonzero(rows.file == item.id)
-        vectors = [(float(rows.start[i]), float(rows.end[i]), rows.vectors[rows.row[i]].tobytes().hex()) for i in own]
-        found[item.path] = (item.hash and item.hash.hex(), item.problem, str(vectors))
-    assert len(rows.row) == sum(one[2].count("(") for one in found.values())
-    return found
+def answers(index: Path) -> list[Any]:
+    """What searching gives, with the numbers."""
+    with Index.open(index) as opened:
+        found = opened.search(Query(vector=np.ones(DIM)), top=50, collapse=False)
+        return [(hit.item.path, round(hit.score, 5), hit.start, hit.end) for hit in found]
 
 
-def summary(hashes: Mapping[str, str]) -> dict[str, str]:
-    """The hashes of files by path, so short that a pipe takes them at once: a process may be killed meanwhile."""
-    return {Path(path).name: hash_[:8] for path, hash_ in hashes.items()}
-
-
-def truth(files: Path) -> State:
-    """What an index of a folder is to say."""
-    found = {}
-    for path in sorted(files.rglob("*.txt")):
-        content = path.read_bytes()
-        vectors = vectors_of(content)
-        whole = len(vectors) == 1
-        rows = [
-            (*((float("nan"),) * 2 if whole else (5.0 * i, 5.0 * i + 10)), row.tobytes().hex())
-            for i, row in enumerate(vectors)
-        ]
-        hash_ = blake2b(content, digest_size=16).hexdigest()
-        found[str(path)] = (hash_, "a bad file", "[]") if b"bad" in content else (hash_, None, str(rows))
-    return found
-
-
-def check(index: Path) -> None:
-    findings = verify(index)
-    assert findings.ok, findings.lines()
-
-
-def write_texts(folder: Path, count: int = 12) -> Path:
-    """Texts, some of them long, one bad, two alike."""
+def write_texts(folder: Path, count: int = 24) -> Path:
+    """Texts, some of them long, some bad, two alike."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         kind = {2: "long", 5: "bad", 7: "long"}.get(i % 12, "short")
@@ -164,142 +165,104 @@ def change_texts(folder: Path) -> None:
     os.utime(paths[3], ns=(1, 1))
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a process ended."""
-
-    code: int
-    """Of a signal, less than 0."""
-    said: str
-    """The error; empty if there was none."""
-    marks: list[dict[str, str]]
-    """What `summary` says after each transaction."""
-    writes: int
-    """How often it wrote."""
-    syncs: int
-
-
-class Worker:
-    """Runs commands in processes of their own, one at a time.
-
-    Args:
-        shim: the library that `disk.compile_shim` made, if writes are to be recorded or to fail.
-    """
-
-    def __init__(self, shim: Path | None = None) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        if shim is not None:
-            environment["LD_PRELOAD"] = str(shim)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "support.crash"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
-        self.has_shim = shim is not None
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait()
-
-    def hear(self) -> str:
-        """The next line of a command that was begun."""
-        assert self._process.stdout
-        return self._process.stdout.readline()
-
-    def start(self, command: str, index: Path, files: Path, **options: Any) -> int:
-        """Begin a command; gives the number of its process. Options are those of `_serve`."""
-        assert self._process.stdin
-        job = {"command": command, "index": str(index), "files": str(files), **options}
-        print(json.dumps(job), file=self._process.stdin, flush=True)
-        return int(self.hear())
-
-    def wait(self) -> Ended:
-        """Until the command that was begun has ended."""
-        lines: list[Any] = [json.loads(self.hear())]
-        while "code" not in lines[-1]:
-            lines.append(json.loads(self.hear()))
-        ends = {key: value for line in lines for key, value in line.items() if key != "mark"}
-        marks = [line["mark"] for line in lines if "mark" in line]
-        return Ended(ends["code"], ends.get("said", ""), marks, ends.get("writes", 0), ends.get("syncs", 0))
-
-    def run(self, command: str, index: Path, files: Path, **options: Any) -> Ended:
-        self.start(command, index, files, **options)
-        return self.wait()
+def prepare(folder: Path, command: str) -> tuple[Path, Path]:
+    """An index and texts that are ready for a command."""
+    files, index = write_texts(folder / "files"), folder / "an.index"
+    if command != "build":
+        run("build", index, files)
+    if command == "update":
+        change_texts(files)
+    if command == "repair":
+        with closing(sqlite3.connect(index / DATABASE)) as connection:
+            connection.execute("UPDATE files SET size = size + 1 WHERE id % 5 = 0")
+            connection.commit()
+    return index, files
 
 
-def _serve(
-    command: str,
-    index: str,
-    files: str,
-    batch: int = 3,
-    log: str | None = None,
-    how: str = "never",
-    at: int = 0,
-    dies: bool = False,
-) -> None:
-    """The command; all that is to be known of it goes to standard output.
+def flip(path: Path, draw: random.Random) -> None:
+    """Turn one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
 
-    Args:
-        batch: vectors that are written at once.
-        log: where its writes are recorded.
-        how: they fail, one of HOW.
-        at: which of them fails.
-        dies: it is killed when all is in the index, before the index is closed.
-    """
-    shim = ctypes.CDLL(None)
-    if log or how != "never":
-        shim.disk_watch(os.fsencode(Path(index).parent), log and os.fsencode(log), HOW.index(how), ctypes.c_long(at))
-    transaction, sql = Store.transaction, "SELECT path, hash FROM files"
 
-    @contextmanager
-    def marked(store: Store) -> Iterator[Any]:
-        with transaction(store) as connection:
-            yield connection
-        mark = summary({os.fsdecode(path): hash_.hex() for path, hash_ in connection.execute(sql)})
-        _say({"mark": mark})
-        if log:
-            shim.disk_mark(json.dumps(mark).encode())
+def finish(command: str, index: Path, files: Path) -> State:
+    """What the index says when the command is given again."""
+    run(command, index, files)
+    if command == "repair":
+        run("build", index, files)
+    return state(index)
 
-    Store.transaction = marked  # type: ignore[method-assign]
-    if dies:
-        Store.backup = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment]
-    said = ""
+
+def mend(index: Path, files: Path) -> int:
+    """Repair a damaged index, or build it again if that cannot be done; gives how many files were embedded again."""
+    if check(index).ok:
+        return 0
     try:
-        if command == "read":
-            _say({"mark": summary({path: one[0] for path, one in state(Path(index)).items()})})
-        else:
-            run(command, Path(index), Path(files), batch)
-    except UserError as error:
-        said = str(error)
-    except BaseException as error:
-        said = f"{type(error).__name__}: {error}"
-    if log or how != "never":
-        _say({"writes": shim.disk_writes(), "syncs": shim.disk_syncs()})
-    _say({"said": said})
-    os._exit(1 if said else 0)
+        lost = check(index, repair=True).lost
+    except UserError:
+        shutil.rmtree(index)
+        lost = len(list(files.glob("*.txt")))
+    run("build", index, files)
+    return lost
 
 
-def _say(something: Mapping[str, Any]) -> None:
-    os.write(1, f"{json.dumps(something)}\n".encode())
-
-
-def serve(lines: Iterator[str]) -> None:
-    for line in lines:
-        ready, go = os.pipe()
-        number = os.fork()
-        if not number:
-            os.close(go)
-            os.read(ready, 1)
-            _serve(**json.loads(line))
-        os.close(ready)
-        os.write(1, f"{number}\n".encode())
-        os.close(go)
-        _, status = os.waitpid(number, 0)
-        _say({"code": os.waitstatus_to_exitcode(status)})
+def main() -> None:
+    """Trials; prints a line for each kind."""
+    draw, scratch = random.Random(0), Path(sys.argv[1])  # noqa: S311
+    for command in COMMANDS:
+        expected, wrong, seconds = None, 0, 1.0
+        for trial in range(31):
+            folder = scratch / f"{command}{trial}"
+            index, files = prepare(folder, command)
+            start = time.perf_counter()
+            after = None if expected is None else draw.uniform(0, 1.1 * seconds)
+            in_process(command, index, files, kill_after=after)
+            if expected is None:
+                seconds = time.perf_counter() - start
+            elif (index / DATABASE).exists() and command != "repair":
+                wrong += not check(index).ok
+            found = {Path(path).name: said for path, said in finish(command, index, files).items()}
+            expected = expected or found
+            wrong += found != expected
+            shutil.rmtree(folder)
+        print(f"kill -9 during {command}: 30 trials, {wrong} wrong", flush=True)
+    for command in COMMANDS:
+        wrong = 0
+        for limit in range(20):
+            folder = scratch / f"{command}{limit}"
+            index, files = prepare(folder, command)
+            largest = 2 * max((path.stat().st_size for path in index.glob("*")), default=1 << 20)
+            code = in_process(command, index, files, limit=max(1000, int(largest * limit / 20)))
+            wrong += code not in (0, 3)
+            wrong += (index / DATABASE).exists() and command != "repair" and not check(index).ok
+            finish(command, index, files)
+            wrong += not check(index).ok
+            shutil.rmtree(folder)
+        print(f"full disk during {command}: 20 sizes, {wrong} wrong", flush=True)
+    index, files = prepare(scratch / "bits", "update")
+    run("update", index, files)
+    right, lost, refused, silent, crashed = answers(index), 0, 0, 0, 0
+    names = sorted(path.name for path in index.iterdir() if path.is_file() and path.stat().st_size)
+    for trial in range(500):
+        copy = scratch / f"copy{trial}"
+        shutil.copytree(index, copy)
+        flip(copy / names[trial % len(names)], draw)
+        try:
+            found = answers(copy)
+            silent += found != right
+        except UserError:
+            refused += 1
+        except Exception as error:
+            crashed += 1
+            print(names[trial % len(names)], repr(error))
+        lost += mend(copy, files)
+        crashed += answers(copy) != right
+        shutil.rmtree(copy)
+    print(f"bits in {', '.join(names)}: 500 flips, {refused} searches refused, {silent} wrong in silence, {crashed} "
+          f"crashed, {lost} of {500 * len(right)} files embedded again")  # fmt: skip
 
 
 if __name__ == "__main__":
-    serve(iter(sys.stdin.readline, ""))
+    with without_model():
+        main()

@@ -10,7 +10,7 @@ from pathlib import Path
 from support.crash import Embedder
 
 from onepeace.errors import UserError
-from onepeace.index.spread import Model
+from onepeace.index.workers import Model
 
 
 class _Deadly(Embedder):

@@ -98,7 +98,8 @@ def grounded(folder: Path) -> None:
     drawn = []
     for picture, words in (("car", PHRASES[2][1]), ("rain", PHRASES[14][1]), ("horses", PHRASES[9][1])):
         file = SAMPLES / "images" / f"{picture}.jpg"
-        print(run("predict", "grounding/model", str(file), "--text", words, "--draw", str(folder / "drawn")))
+        options = ["--model", "grounding/model", "--text", words, "--draw", str(folder / "drawn")]
+        print(run("classify", str(file), *options))
         drawn.append(folder / "drawn" / f"{file.name}.png")
     side_by_side(drawn, "grounded.png")
 

@@ -6,20 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
+from onepeace.index.nearest import keep
 from onepeace.index.store import Item, Span, Store
 
 
 def content(folder: Path) -> dict:
     """All that an index says, by path, without what depends on the order in which it was said; vectors apart."""
     with closing(Store(folder)) as store:
-        rows = store.rows()
         found = {}
         for item in store.items():
-            own = rows.file == item.id
-            spans = list(zip(rows.modality[own], rows.start[own], rows.end[own], strict=True))
+            _, spans, vectors = store.intact([item.id])[item.id]
             about = (item.modality, item.size, item.mtime_ns, item.hash, item.date, item.caption, item.metadata)
-            about = (*about, item.problem, item.note, repr(spans), item.width, item.height, item.duration)
-            found[item.path] = about, np.array(rows.vectors[rows.row[own]])
+            about = (*about, item.problem, item.note, spans, item.width, item.height, item.duration)
+            found[item.path] = about, vectors
         return found
 
 
@@ -36,8 +35,11 @@ def check_same(folder: Path, other: Path) -> None:
 def fabricate(folder: Path, files: Sequence[tuple[Item, Sequence[float]]], **about: str) -> Path:
     """An index of one vector for each file, which may be of any length but 0."""
     vectors = np.array([vector for _, vector in files], np.float32)
-    meta = {"model": "fake", "model_hash": "0", "preprocessing": "1", "modalities": "text image audio", **about}
+    meta = {"model": "fake", "model_hash": "0", "preprocessing": "1", "modalities": "text image audio"}
+    meta |= {"window": "10", "hop": "5", "store": "local", **about}
     with closing(Store.create(folder, vectors.shape[1], meta)) as store:
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        store.add([(item, [Span(item.modality)]) for item, _ in files], unit)
+        with store.transaction():
+            store.add([(item, [Span(item.modality)]) for item, _ in files], unit)
+        keep(store)
     return folder

@@ -173,6 +173,8 @@ def update(readme: Path = README, picture: Path = PICTURE) -> None:
             start = block.shown_line - 1
             lines[start : start + len(block.shown.splitlines())] = printed[block].splitlines(keepends=True)
     readme.write_text("".join(lines), encoding="utf-8")
+    if not any(PAGE in block.code for block in blocks):
+        return
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         print(f"no chromium: {picture} stays as it is", file=sys.stderr)
@@ -192,5 +194,6 @@ def draw_page(chromium: str, page: Path, picture: Path, printed: str) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as temporary, like_checkout(Path(temporary)):
-        update()
+    for name in ("README.md", "onepeace/index/README.md", "docs/embed.md", "docs/mcp.md", "docs/write.md"):
+        with tempfile.TemporaryDirectory() as temporary, like_checkout(Path(temporary)):
+            update(ROOT / name)

@@ -1,21 +1,18 @@
 """Draws the pictures of the page (`make readme`): a picture with words, a sound with words, and the map."""
 
-import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
-from selenium.webdriver import ActionChains
-from support.browser import CHROMIUM, DRIVER, Page, chromium
+from support.browser import CHROMIUM, DRIVER, Page, chromium, window
 from support.readme import ROOT, like_checkout
 
 PICTURES = ROOT / ".github"
-WIDTH, HEIGHT, MAP_HEIGHT = 1280, 1060, 820
+WIDTH, HEIGHT = 1280, 900
 
 
 @contextmanager
@@ -24,46 +21,21 @@ def served() -> Iterator[str]:
     command = [sys.executable, "-m", "onepeace", "serve", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        yield process.stdout.readline().split()[2]  # type: ignore[union-attr]
+        yield process.stdout.readline().split()[2].rstrip(";")  # type: ignore[union-attr]
     finally:
         process.terminate()
         process.wait()
 
 
-def draw(page: Page, name: str) -> None:
-    """The page with its cards."""
+def save(page: Page, name: str) -> None:
+    """The window as a PNG of 256 colours, once its pictures are there."""
     page.pictures_are_there()
-    page.driver.execute_script("document.activeElement.blur(); scrollTo(0, 0)")
-    save(page.driver, name)
-
-
-def save(driver: Any, name: str) -> None:
-    """The window as a PNG of 256 colours."""
+    page.script("document.activeElement.blur(); scrollTo(0, 0)")
+    page.driver.execute_async_script("setTimeout(arguments[0], 1000)")  # the map decodes its pictures one by one
     shot = PICTURES / name
-    driver.save_screenshot(str(shot))
+    page.driver.save_screenshot(str(shot))
     with Image.open(shot) as image:
         image.convert("RGB").quantize(256).save(shot, optimize=True)
-
-
-def mixed(driver: Any, address: str, folder: Path, where: str, file: str, words: str) -> Page:
-    page = Page(driver, address)
-    page.upload(where, folder / file)
-    page.search(words)
-    return page
-
-
-def draw_map(driver: Any, address: str, over: str) -> None:
-    """The map with the mouse over a file."""
-    driver.set_window_size(WIDTH, MAP_HEIGHT)
-    driver.get(f"{address}/map")
-    canvas = driver.find_element("id", "map")
-    data = json.loads(driver.execute_script("return document.getElementById('data').textContent"))
-    x, y = next(point[:2] for point in data["points"] if point[3] == over)
-    size = canvas.size
-    place = ((0.92 * x - 0.46) * size["width"], (0.92 * y - 0.46) * size["height"])
-    ActionChains(driver).move_to_element_with_offset(canvas, *map(round, place)).perform()
-    driver.execute_async_script("setTimeout(arguments[0], 1000)")  # pictures are decoded one by one
-    save(driver, "map.png")
 
 
 def main() -> None:
@@ -73,11 +45,18 @@ def main() -> None:
     samples = ROOT / "data" / "samples"
     with tempfile.TemporaryDirectory() as temporary, like_checkout(Path(temporary)), served() as address:
         with chromium(Path(temporary, "profile"), WIDTH, HEIGHT) as driver:
-            page = mixed(driver, address, samples, "#picture", "images/horses.jpg", "waves on the beach")
-            draw(page, "serve.png")
-            page = mixed(driver, address, samples, "#sound", "sounds/dog.ogg", "in the woods")
-            draw(page, "serve-sound.png")
-            draw_map(driver, address, "sea.ogg")
+            window(driver, WIDTH, HEIGHT)
+            page = Page(driver, address)
+            page.give(samples / "images" / "horses.jpg")
+            page.search("waves on the beach")
+            save(page, "serve.png")
+            page = Page(driver, address)
+            page.give(samples / "sounds" / "dog.ogg", "sound")
+            page.search("in the woods")
+            save(page, "serve-sound.png")
+            page = Page(driver, address)
+            page.one("#map").click()
+            save(page, "map.png")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from support.training import DENOISING, EVERY, MODEL, assert_same_weights, logge
 from onepeace import cli
 from onepeace.config import write_config
 from onepeace.data.batch import Batch
+from onepeace.data.shard_writer import ShardWriter
+from onepeace.data.shards import read_source
 from onepeace.errors import UserError
 from onepeace.train import checkpoint, loop
 from onepeace.train.log import Log, read_log
@@ -28,20 +30,30 @@ resource = pytest.importorskip("resource", reason="needs the signals and limits 
 STEPS = 24
 
 
-def hard(root, out, stream=False):
-    """A recipe that uses all the chance there is: drop path, augmentation, masks; and averaged weights, a worker."""
+@pytest.fixture(scope="module")
+def parts(root, tmp_path_factory):
+    """The squares in four shards."""
+    with ShardWriter(folder := tmp_path_factory.mktemp("parts"), "squares", max_items=25) as shards:
+        for sample in read_source("squares.tar", ("image", "text"), root).samples:
+            shards.write(sample.key, {"png": sample.inputs["image"]}, sample.captions, targets={"label": sample.label})
+    return folder
+
+
+def hard(root, out):
+    """A recipe that uses all the chance there is: drop path, augmentation, masks; and averaged weights, a worker; and
+    windows of two shards."""
     augment = {"image": {"crop_scale": [0.5, 1.0], "flip": True, "color": 0.2}}
-    data = {"augment": augment, "stream": stream, "shuffle_buffer": 30}
+    data = {"train": [source(shards="squares-*.tar")], "augment": augment, "shuffle_buffer": 30}
     run = {"batch_size": 8, "workers": 1, "log_every": 1, "save_every": 3, "ema": 0.9}
     return recipe(root, out, STEPS, model={**MODEL, "drop_path": 0.3}, data=data, run=run, **DENOISING)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["memory", "stream"])
-def whole(request, root, tmp_path_factory):
-    """(stream or not, folder of a run that nothing interrupted)."""
+@pytest.fixture(scope="module")
+def whole(parts, tmp_path_factory):
+    """Folder of a run that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole")
-    loop.train(hard(root, out, request.param))
-    return request.param, out
+    loop.train(hard(parts, out))
+    return out
 
 
 def assert_same(out, whole):
@@ -80,15 +92,11 @@ def go_on(path, caplog, *overrides):
     return caplog.text
 
 
-@pytest.mark.parametrize(
-    "whole", [pytest.param(False, id="memory", marks=pytest.mark.slow), pytest.param(True, id="stream")], indirect=True
-)
-def test_killed_at_any_moment_the_same_command_gives_the_same_run(root, whole, tmp_path, caplog):
-    stream, expected = whole
+def test_killed_at_any_moment_the_same_command_gives_the_same_run(parts, whole, tmp_path, caplog):
     path, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    write_config(hard(root, out, stream), path)
-    rng = np.random.default_rng(7 + stream)
-    for kill, lines in enumerate(rng.integers(4, 8, 2 if stream else 1)):
+    write_config(hard(parts, out), path)
+    rng = np.random.default_rng(8)
+    for kill, lines in enumerate(rng.integers(4, 8, 2)):
         process = start(path)
         said, seen = read_until(process, lines)
         assert seen == lines, said
@@ -97,16 +105,14 @@ def test_killed_at_any_moment_the_same_command_gives_the_same_run(root, whole, t
         assert process.wait() == -signal.SIGKILL
         process.stderr.close()
         assert ("going on from step" in said) == (kill > 0)
-    assert "going on from step" in go_on(path, caplog)
-    assert_same(out, expected)
+    assert "going on from step" in go_on(path, caplog, "run.workers=2")  # as many as you like
+    assert_same(out, whole)
 
 
-@pytest.mark.parametrize("whole", [True], ids=["stream"], indirect=True)
-def test_sigterm_to_the_whole_group_saves_and_ends_well(root, whole, tmp_path, caplog):
+def test_sigterm_to_the_whole_group_saves_and_ends_well(parts, whole, tmp_path, caplog):
     """As a scheduler sends it: to the workers too."""
-    stream, expected = whole
     path, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    write_config(hard(root, out, stream), path)
+    write_config(hard(parts, out), path)
     process = start(path, "run.save_every=0")
     read_until(process, 5)
     os.killpg(process.pid, signal.SIGTERM)
@@ -119,12 +125,11 @@ def test_sigterm_to_the_whole_group_saves_and_ends_well(root, whole, tmp_path, c
     assert "Traceback" not in said
     assert "try it" not in said  # there is no model yet
     assert f"going on from step {step}" in go_on(path, caplog, "run.save_every=0")
-    assert_same(out, expected)
+    assert_same(out, whole)
 
 
-def test_cut_off_checkpoint_falls_back_on_the_one_before(root, whole, tmp_path, caplog):
-    stream, expected = whole
-    wanted = hard(root, tmp_path, stream)
+def test_cut_off_checkpoint_falls_back_on_the_one_before(parts, whole, tmp_path, caplog):
+    wanted = hard(parts, tmp_path)
     loop.train(wanted, stop_at=10)
     newest = checkpoint.files(tmp_path)[-1]
     os.truncate(newest, newest.stat().st_size // 2)
@@ -132,7 +137,7 @@ def test_cut_off_checkpoint_falls_back_on_the_one_before(root, whole, tmp_path, 
     assert newest.name == "step-00000009.safetensors"
     assert f"{newest}: not a complete checkpoint" in caplog.text
     assert "going on from step 6" in caplog.text
-    assert_same(tmp_path, expected)
+    assert_same(tmp_path, whole)
 
 
 @contextmanager
@@ -146,11 +151,10 @@ def no_file_above(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.parametrize("whole", [False], ids=["memory"], indirect=True)
-def test_full_disk_is_one_line_and_the_run_goes_on_with_more_room(root, whole, tmp_path, capsys):
+def test_full_disk_is_one_line_and_the_run_goes_on_with_more_room(parts, whole, tmp_path, capsys):
     path, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    write_config(hard(root, out), path)
-    loop.train(hard(root, out), stop_at=4)
+    write_config(hard(parts, out), path)
+    loop.train(hard(parts, out), stop_at=4)
     kept = checkpoint.files(out)[-1]
     before = kept.read_bytes()
     capsys.readouterr()
@@ -164,7 +168,7 @@ def test_full_disk_is_one_line_and_the_run_goes_on_with_more_room(root, whole, t
     assert kept.read_bytes() == before
     assert not list(out.glob("*.tmp"))
     assert cli.main(["train", str(path)]) == 0
-    assert_same(out, whole[1])
+    assert_same(out, whole)
 
 
 def sharded(model):
@@ -329,7 +333,7 @@ def sentences(folder, broken=()):
 
 def streamed(folder, out, **run):
     """Steps over the sentences in a folder."""
-    data = {"train": [source(shards="sentences.tar")], "stream": True, "shuffle_buffer": 20}
+    data = {"train": [source(shards="sentences.tar")], "shuffle_buffer": 20}
     processors = {"image": {"size": 24}, "text": {"max_tokens": 30}}
     return recipe(folder, out, 6, processors=processors, data=data, run={**RUN, "batch_size": 16, **run})
 
@@ -345,7 +349,7 @@ def test_padding_of_texts_of_many_lengths_stays_below_a_tenth(root, tmp_path):
     assert min(padding[1.0]) > 0.1  # there was something to gain
 
 
-def test_broken_sample_of_a_stream_is_counted_and_named(tmp_path, caplog):
+def test_broken_sample_is_counted_and_named(tmp_path, caplog):
     sentences(tmp_path, broken={11})
     loop.train(streamed(tmp_path, tmp_path / "run"))  # 6 steps of 16 items: one epoch and a half
     lines = read_log(tmp_path / "run" / "log.jsonl")
@@ -373,9 +377,8 @@ def test_run_folder_says_how_it_was_made_and_how_it_went(root, tmp_path):
     assert {"onepeace", "python", "commit", "machine", "processors", "threads"} <= starts[0].keys()
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["memory", "stream"])
-def test_two_pairs_train_together(root, tmp_path, stream):
-    data = {"train": [source("image"), source("audio")], "stream": stream}
+def test_two_pairs_train_together(root, tmp_path):
+    data = {"train": [source("image"), source("audio")]}
     run = {**RUN, "batch_size": {"image+text": 24, "audio+text": 16}}
     wanted = recipe(root, tmp_path, 30, model={**MODEL, **EVERY}, optim={"lr": 1e-3}, data=data, run=run)
     loop.train(wanted)

@@ -4,6 +4,7 @@ import pickle
 
 from support.training import recipe
 
+from onepeace.data.reader import open_sources
 from onepeace.train import setup
 from onepeace.train.start import make_config
 
@@ -12,12 +13,12 @@ def test_workers_get_no_weights_of_the_model(root, tmp_path):
     """Spawned workers unpickle their data set: numbers of tokens are told from the configuration alone."""
     wanted = recipe(root, tmp_path, model={"size": "base", "modalities": ["text", "image"]})
     config = make_config(wanted)
-    sources = setup.read_sources(wanted)
+    sources = open_sources(wanted.data)
     setup.make_tokenizer(wanted, lambda: setup.every_caption(wanted, sources), tmp_path / "tokenizer.json")
-    steps = setup.make_steps(wanted, sources, setup.make_processors(config, tmp_path), config, None, 0)
+    steps = setup.make_steps(wanted, sources, setup.make_processors(config, tmp_path), config, {})
     assert len(pickle.dumps(steps.builder.num_tokens)) < 100_000  # one embedding table is 150 MB
     sent = pickle.loads(pickle.dumps(steps))  # noqa: S301
-    (batch,) = sent[0]
+    (batch,) = sent[0][0]
     assert sent.builder.num_tokens["image"](batch.inputs["image"]).tolist() == [1] * 24
     ids = batch.inputs["text"]["ids"]
     assert sent.builder.num_tokens["text"](batch.inputs["text"]).tolist() == (ids != 1).sum(1).tolist()

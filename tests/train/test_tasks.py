@@ -146,11 +146,21 @@ def test_command_takes_files_of_the_kind_that_its_head_is_asked_about(tasks, tmp
     (files / "yard.wav").write_bytes(sample.inputs["audio"])
     (files / "a.png").write_bytes(b"no picture")
     code = main(
-        ["predict", str(tmp_path / "run"), str(files), "--text", "what?", "--candidates", "a dog,a seal", "--json"]
+        [
+            "classify",
+            str(files),
+            "--model",
+            str(tmp_path / "run"),
+            "--text",
+            "what?",
+            "--labels",
+            "a dog,a seal",
+            "--json",
+        ]
     )
     out, err = capsys.readouterr()
     assert json.loads(out)["choice"] in ("a dog", "a seal")
-    assert (code, err.splitlines()[-1]) == (0, "onepeace: 1 file left out: the head classifier reads audio")
+    assert (code, err.splitlines()[-1]) == (0, "onepeace: 1 image file left out: the head classifier does not read it")
 
 
 def test_command_prints_results_draws_boxes_and_names_what_fails(tasks, tmp_path, capsys):
@@ -160,8 +170,8 @@ def test_command_prints_results_draws_boxes_and_names_what_fails(tasks, tmp_path
     pictures.mkdir()
     (pictures / "a.png").write_bytes(sample.inputs["image"])
     (pictures / "b.png").write_bytes(b"no picture")
-    code = main(["predict", str(tmp_path / "run"), str(pictures), "--text", "the box", "--draw", str(tmp_path / "out"),
-                 "--json"])  # fmt: skip
+    options = ["--model", str(tmp_path / "run"), "--text", "the box", "--draw", str(tmp_path / "out"), "--json"]
+    code = main(["classify", str(pictures), *options])
     out, err = capsys.readouterr()
     (line,) = map(json.loads, out.splitlines())
     assert code == 1

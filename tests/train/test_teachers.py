@@ -17,7 +17,6 @@ from support.training import MODEL, recipe, source
 from torchaudio.functional import resample
 
 from onepeace.data.sample import Sample
-from onepeace.data.shards import Source
 from onepeace.errors import UserError
 from onepeace.processors import AudioProcessor
 from onepeace.train import loop
@@ -346,8 +345,11 @@ def test_what_cannot_be_decoded_changes_no_features_of_the_others():
 )
 def test_different_items_of_one_key_are_refused(root, tmp_path, name, what):
     inputs = {place: {"image": place.encode(), "text": [place]} for place in ("a", "b")}
-    sources = [Source([Sample("0", f"{place}/pairs-00000.tar", inputs[place], {})], []) for place in inputs]
     made = recipe(root, tmp_path / "run", data={"train": [source(), source()]})
+    sources = [
+        SimpleNamespace(config=made.data.train[0], samples=[Sample("0", f"{place}/pairs-00000.tar", own, {})])
+        for place, own in inputs.items()
+    ]
     term = TERMS[name.partition("/")[0]]
     options = term.Options() if term.__name__ == "SelfCritical" else term.Options(teacher="nobody")
     expected = rf"a/pairs-00000\.tar and b/pairs-00000\.tar have different items of one name, 0, and {what} are kept"

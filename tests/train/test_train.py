@@ -11,6 +11,7 @@ from support.training import ALL, DENOISING, MODEL, assert_same_weights, logged,
 
 from onepeace import cli
 from onepeace.config import write_config
+from onepeace.data.reader import open_sources
 from onepeace.data.shard_writer import ShardWriter
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
@@ -94,11 +95,11 @@ def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
         mask={"text": {"unimodal": 0.3, "unit": "token"}},
     )  # fmt: skip
     config = make_config(wanted)
-    sources = setup.read_sources(wanted)
+    sources = open_sources(wanted.data)
     setup.make_tokenizer(wanted, lambda: setup.every_caption(wanted, sources), tmp_path / "run/tokenizer.json")
     processors = setup.make_processors(config, tmp_path / "run")
-    steps = setup.make_steps(wanted, sources, processors, config, None, 0)
-    group = steps[0]
+    steps = setup.make_steps(wanted, sources, processors, config, {})
+    group, _ = steps[0]
     assert [list(batch.inputs) for batch in group] == [["image", "text"], ["text"]]
     loop.train(wanted)
     (line,) = read_log(tmp_path / "run/log.jsonl")

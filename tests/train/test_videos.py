@@ -120,7 +120,21 @@ def test_predict_reads_videos_as_clips_where_the_head_does(tmp_path, capsys):
     folder = weights.save(tmp_path / "model", OnePeace(model), config, tokenizer=None, card="")
     (tmp_path / "a.mp4").write_bytes(plain_video(6, level=20))
     (tmp_path / "b.mp4").write_bytes(b"no video")
-    assert main(["predict", str(folder), str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4"), "--json", "--top", "2"]) == 1
+    assert (
+        main(
+            [
+                "classify",
+                str(tmp_path / "a.mp4"),
+                str(tmp_path / "b.mp4"),
+                "--model",
+                str(folder),
+                "--json",
+                "--top",
+                "2",
+            ]
+        )
+        == 1
+    )
     found, err = capsys.readouterr()
     assert {one["label"] for one in json.loads(found)["labels"]} == {"run", "sit"}
     assert "b.mp4: not a sound or video" in err

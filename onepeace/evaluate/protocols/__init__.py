@@ -5,7 +5,7 @@ of `EvaluationProtocol` under a key of its own: ``PROTOCOLS["mine"] = Mine``.
 """
 
 from onepeace.evaluate.protocols.captions import Captions
-from onepeace.evaluate.protocols.mixed import Mixed
+from onepeace.evaluate.protocols.match import Match
 from onepeace.evaluate.protocols.multi_label import MultiLabel
 from onepeace.evaluate.protocols.pointing import Pointing
 from onepeace.evaluate.protocols.probe import Probe
@@ -21,7 +21,7 @@ PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
     "same_class": SameClass,
     "multi_label": MultiLabel,
     "probe": Probe,
-    "mixed": Mixed,
+    "match": Match,
     "head": TaskHead,
     "pointing": Pointing,
     "captions": Captions,

@@ -194,11 +194,13 @@ class _Shapes:
         """Settings with which the original prepares this model's inputs."""
         found: Options = {}
         if "text" in adapters:
-            found["text"] = {"max_tokens": task.get("max_src_length", 70), "lower": True, "prefix_space": True}
+            limit = task.get("max_src_length", 70)
+            # As the original's public functions do; its data sets also clean captions.
+            found["text"] = {"max_tokens": limit, "lower": True, "clean": False, "prefix_space": True}
             if task.get("_name") in ("aqa", "avqa"):
                 # Questions and answers were neither lower-cased nor cut in fine-tuning; eos and CLS need two positions.
                 limit = adapters["text"]["num_positions"] - 2
-                found["text"].update(max_tokens=limit, lower=False, clean=False)
+                found["text"].update(max_tokens=limit, lower=False)
         for key in ("image", "video"):
             if key in adapters:
                 size = adapters[key]["patch_size"] * adapters[key]["bias_grid"]

@@ -127,7 +127,7 @@ class AudioAdapter(Adapter):
             )
         return shortest
 
-    def embed_positions(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+    def forward(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         length = stem.grid[0] + 1
         if keep is not None:
             # The positional convolutions run over the frames that are left (released code).
@@ -140,7 +140,7 @@ class AudioAdapter(Adapter):
             [self.cls_pos.to(positions.dtype).expand(positions.shape[0], -1, -1), positions], dim=1
         )
         buckets = sequence_buckets(length, self.num_buckets, tokens.device)
-        return self.assemble(tokens, mask, stem, buckets, list(self.bias_tables), keep, gathered=True)
+        return self.assemble(tokens, mask, stem, buckets, self.bias_tables(), keep, gathered=True)
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
         if "features" in batch:

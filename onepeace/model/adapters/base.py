@@ -13,11 +13,23 @@ from ..sequence import Span, Stem, TokenSequence
 from ..stems import PretrainedStem
 
 
+class BiasTables(nn.ParameterList):
+    """Tables (rows, H) of relative-position biases, one for all blocks or one per block.
+
+    They are read by calling it, as tools that move or gather parameters do their work when a module is called.
+    """
+
+    __call__ = nn.Module.__call__  # torch's lists refuse to be called
+
+    def forward(self) -> list[Tensor]:
+        return list(self)
+
+
 class Adapter(nn.Module):
     """Raw input of one modality -> tokens (paper: modality adapters).
 
     A subclass gives ``stem_tokens`` (raw batch -> Stem; it does not depend on what is masked, so one call serves all
-    passes of a step), ``embed_positions`` (Stem -> TokenSequence: CLS, positions, buckets, masked tokens left out),
+    passes of a step), ``forward`` (Stem -> TokenSequence: CLS, positions, buckets, masked tokens left out),
     ``token_lengths`` and ``decoder_positions`` (the positions of its masked tokens in the decoder).
 
     With a stem whose network was trained elsewhere, a batch may hold ``features``, what ``stem_features`` gives, in
@@ -61,7 +73,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.key, self.mean_cls, self.max_cls = key, mean_cls, max_cls
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.bias_tables = nn.ParameterList([torch.empty(table_rows, num_heads) for _ in range(num_tables)])
+        self.bias_tables = BiasTables([torch.empty(table_rows, num_heads) for _ in range(num_tables)])
         if num_types:
             self.type_embed = nn.Parameter(torch.empty(num_types, dim))
 
@@ -88,7 +100,7 @@ class Adapter(nn.Module):
         """The raw input of these rows, without the padding that none of them needs."""
         return take_rows(batch, rows, "features" if "features" in batch else self.padded_input)
 
-    def embed_positions(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+    def forward(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         """Tokens with CLS and positions.
 
         ``keep`` (B, K) int64: ids of the tokens to leave in, ascending, CLS (0) first, padded with -1. Kept tokens have
@@ -97,7 +109,7 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
     def item_features(self, features: Features) -> Features:
-        """Features with a row for each item, from those with the rows that ``embed_positions`` made."""
+        """Features with a row for each item, from those with the rows that ``forward`` made."""
         return features
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:

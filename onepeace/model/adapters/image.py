@@ -45,6 +45,7 @@ class ImageAdapter(Adapter):
         if kind not in IMAGE_STEMS or (kind in ("lite", "timm")) != bool(name):
             raise ValueError(f"no stem {stem!r}; known: hmlp, conv, lite:NAME, timm:NAME")
         self.patch_size, self.bias_grid = patch_size, bias_grid
+        self.channels = 3
         self.stem = IMAGE_STEMS[kind](dim, patch_size, *name)
         self.pos_embed = GridPositions(dim, grid)
 
@@ -58,8 +59,8 @@ class ImageAdapter(Adapter):
 
     def _pixels(self, batch: dict[str, Tensor]) -> Tensor:
         pixels = batch["pixels"]
-        if pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise ValueError(f"pixels should be (B, 3, H, W), not {tuple(pixels.shape)}")
+        if pixels.ndim != 4 or pixels.shape[1] != self.channels:
+            raise ValueError(f"pixels should be (B, {self.channels}, H, W), not {tuple(pixels.shape)}")
         height, width = pixels.shape[2:]
         if height % self.patch_size or width % self.patch_size or not height or not width:
             raise ValueError(
@@ -67,12 +68,12 @@ class ImageAdapter(Adapter):
             )
         return pixels
 
-    def embed_positions(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+    def forward(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         tokens, mask = self.with_cls(stem)
         tokens = tokens + self.pos_embed(stem.grid)
         rows, columns = stem.grid
         buckets = grid_buckets(rows, columns, tokens.device)
-        tables = [stretch_grid_table(table, self.bias_grid, rows, columns) for table in self.bias_tables]
+        tables = [stretch_grid_table(table, self.bias_grid, rows, columns) for table in self.bias_tables()]
         return self.assemble(tokens, mask, stem, buckets, tables, keep)
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:

@@ -80,11 +80,11 @@ class TextAdapter(Adapter):
         tokens = self.token_embed(ids) if self.stem is None else self.stem(ids, mask)
         return Stem(tokens, mask, (ids.shape[1],), batch.get("type_ids"))
 
-    def embed_positions(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+    def forward(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         tokens, mask = self.with_cls(stem)
         tokens = tokens + self.pos_embed(stem.grid)
         buckets = sequence_buckets(tokens.shape[1], self.num_buckets, tokens.device)
-        return self.assemble(tokens, mask, stem, buckets, list(self.bias_tables), keep)
+        return self.assemble(tokens, mask, stem, buckets, self.bias_tables(), keep)
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
         return batch["lengths"] if "lengths" in batch else (batch["ids"] != PAD).sum(1)

@@ -72,11 +72,11 @@ class VideoAdapter(ImageAdapter):
                 raise ValueError(f"{name} of clips should be (B, {self.frames}, ...), not {tuple(value.shape)}")
         return {name: value.flatten(0, 1) for name, value in batch.items()}
 
-    def embed_positions(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
+    def forward(self, stem: Stem, keep: Tensor | None = None) -> TokenSequence:
         if keep is not None:
             raise ValueError("tokens of a clip cannot be left out")
         frames, *grid = stem.grid
-        placed = super().embed_positions(Stem(stem.tokens.unflatten(1, (frames, -1)).flatten(0, 1), None, tuple(grid)))
+        placed = super().forward(Stem(stem.tokens.unflatten(1, (frames, -1)).flatten(0, 1), None, tuple(grid)))
         tokens = placed.tokens.unflatten(0, (-1, frames)) + self.time_embed.unsqueeze(2)
         spans = tuple(span._replace(grid=stem.grid) for span in placed.spans)
         return replace(placed, tokens=tokens.flatten(0, 1), spans=spans)

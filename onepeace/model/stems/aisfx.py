@@ -21,6 +21,7 @@ from onepeace.layers.precision import without_autocast
 
 from ..sequence import padding
 from .pretrained import PretrainedStem
+from .spectrum import power_spectrum
 from .wave import SAMPLE_RATE, Count
 
 PUBLISHED_RATE, PUBLISHED_WINDOW, PUBLISHED_MELS = 44100, 2048, 96
@@ -69,10 +70,9 @@ class AisfxStem(PretrainedStem):
     def spectrogram(self, waveform: Tensor) -> Tensor:
         """(B, N) of unit deviation -> (B, frames, mels), float32, mostly between 0 and 1."""
         with without_autocast(waveform.device.type):
-            window = torch.hann_window(self.window, device=waveform.device)
             sound = self.loudness * waveform.float()
-            spectrum = torch.stft(sound, self.window, self.step, window=window, center=False, return_complex=True)
-            power = torch.view_as_real(spectrum).square().sum(-1) * (PUBLISHED_WINDOW / self.window) ** 2
+            power = power_spectrum(sound, self.window, self.step, self.window // 2 + 1)
+            power = power * (PUBLISHED_WINDOW / self.window) ** 2
             mel = power.transpose(1, 2) @ sfx_filters(self.num_mels, self.window, waveform.device)
             return (1e4 * mel + 1).log10() / 9.4578
 
@@ -82,7 +82,7 @@ class AisfxStem(PretrainedStem):
 
     def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
         """As ``forward`` -> (B, T, channels)."""
-        x = self.spectrogram(waveform).unsqueeze(1).to(self.proj.weight.dtype)
+        x = self.spectrogram(waveform).unsqueeze(1).to(self.norm.weight.dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         frames = None if lengths is None else self._frames(lengths)
         fewest = self._frames(shortest)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from onepeace.config.special_ids import BOS, PAD
-from onepeace.errors import need
 
 from .pretrained import PretrainedStem
 from .transformers import cannot_be_had, network_options
@@ -29,9 +28,10 @@ class LanguageStem(PretrainedStem):
     """
 
     def __init__(self, dim: int, name: str, layers: int | None = None, network: dict[str, Any] | None = None):
-        library = need("transformers", "teachers")
+        import transformers
+
         options = dict(network or network_options(name))
-        config = library.AutoConfig.for_model(options.pop("model_type"), **options)
+        config = transformers.AutoConfig.for_model(options.pop("model_type"), **options)
         depth = getattr(config, "num_hidden_layers", 0)
         if config.is_encoder_decoder or hasattr(config, "conv_stride") or not getattr(config, "vocab_size", 0):
             raise ValueError(f"the stem {name} is a {config.model_type}, no text encoder; bert, roberta, mpnet are")
@@ -41,7 +41,7 @@ class LanguageStem(PretrainedStem):
         config.pad_token_id = PAD
         super().__init__(dim, config.hidden_size)
         self.name = name
-        self.network = library.AutoModel.from_config(config).eval()
+        self.network = transformers.AutoModel.from_config(config).eval()
         self.network.pooler = None  # it makes one vector of the states
         _fill_buffers(self.network)
         self.longest = getattr(config, "max_position_embeddings", 512) - 2 - PAD  # RoBERTa counts from behind padding
@@ -69,10 +69,11 @@ class LanguageStem(PretrainedStem):
         return self.project(self.network(input_ids=ids, attention_mask=shown).last_hidden_state[:, 1:])
 
     def load_pretrained(self) -> None:
-        library = need("transformers", "teachers")
+        import transformers
+
         try:
-            theirs = library.AutoTokenizer.from_pretrained(self.name)
-            network = library.AutoModel.from_pretrained(self.name, dtype=torch.float32)
+            theirs = transformers.AutoTokenizer.from_pretrained(self.name)
+            network = transformers.AutoModel.from_pretrained(self.name, dtype=torch.float32)
         except Exception as error:  # a wrong name, no network and a damaged file are of many types
             raise cannot_be_had(self.name, error) from error
         specials = [theirs.cls_token_id, theirs.pad_token_id, theirs.sep_token_id, theirs.unk_token_id]

@@ -14,6 +14,7 @@ from onepeace.layers.cache import cached
 from onepeace.layers.precision import without_autocast
 
 from ..sequence import padding
+from .spectrum import power_spectrum
 from .wave import SAMPLE_RATE, Count
 
 
@@ -54,10 +55,7 @@ class MelStem(nn.Module):
     def spectrogram(self, waveform: Tensor) -> Tensor:
         """Log-mel spectrogram (B, frames, mels), float32, roughly zero mean and unit deviation for normalised sound."""
         with without_autocast(waveform.device.type):
-            window = torch.hann_window(self.window, device=waveform.device)
-            sound = waveform.float()
-            spectrum = torch.stft(sound, 512, self.step, self.window, window, center=False, return_complex=True)
-            power = torch.view_as_real(spectrum).square().sum(-1)  # abs() of complex numbers is many times slower
+            power = power_spectrum(waveform.float(), self.window, self.step, 257)
             mel = power.transpose(1, 2) @ mel_filters(self.num_mels, 257, 50.0, waveform.device)
             return ((mel + 1e-5).log() + 4.0) / 4.0
 
@@ -69,7 +67,7 @@ class MelStem(nn.Module):
             mel = _blank(_blank(mel, 2, self.mask_mels), 1, self.mask_frames)
         frames = None if lengths is None else self._frames(lengths)
         fewest = self._frames(shortest)
-        x = mel.unsqueeze(1).to(self.proj.weight.dtype)  # (B, 1, frames, mels)
+        x = mel.unsqueeze(1).to(self.norm.weight.dtype)  # (B, 1, frames, mels)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             if frames is not None:  # what follows an item is zero, as if it were alone
                 if fewest < x.shape[2]:

@@ -25,7 +25,7 @@ class PretrainedStem(nn.Module):
 
     def project(self, features: Tensor) -> Tensor:
         """A feature map (B, ..., channels) -> (B, ..., dim)."""
-        return self.proj(self.norm(features.to(self.proj.weight.dtype)))
+        return self.proj(self.norm(features.to(self.norm.weight.dtype)))
 
     def load_pretrained(self) -> None:
         """Fetch the network's published weights, from an installed package or a hub.

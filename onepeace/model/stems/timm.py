@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onepeace.errors import UserError, need, one_line
+from onepeace.errors import UserError, one_line
 
 from .pretrained import PretrainedStem, fold_batch_norms
 
@@ -73,7 +73,8 @@ def create_network(name: str, pretrained: bool, **options: Any) -> Any:
     Raises:
         UserError: timm does not know it, or its weights cannot be had.
     """
-    timm = need("timm", "teachers")
+    import timm
+
     if not timm.is_model(name.partition(".")[0]):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise UserError(f"timm has no network {name!r}" + (f"; the nearest: {', '.join(near)}" if near else ""))

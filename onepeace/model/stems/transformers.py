@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onepeace.errors import UserError, need, one_line
+from onepeace.errors import UserError, one_line
 
 from .pretrained import PretrainedStem
 from .wave import Count
@@ -25,14 +25,15 @@ class TransformersStem(PretrainedStem):
     """
 
     def __init__(self, dim: int, name: str, network: dict[str, Any] | None = None):
-        library = need("transformers", "teachers")
+        import transformers
+
         options = dict(network or network_options(name))
-        config = library.AutoConfig.for_model(options.pop("model_type"), **options)
+        config = transformers.AutoConfig.for_model(options.pop("model_type"), **options)
         if not hasattr(config, "conv_stride"):
             raise ValueError(f"the stem {name} is a {config.model_type}, which reads no waveform; wav2vec2, hubert do")
         super().__init__(dim, config.hidden_size)
         self.name = name
-        self.network = library.AutoModel.from_config(config).eval()
+        self.network = transformers.AutoModel.from_config(config).eval()
         self.hop, self.receptive_field = 1, 1
         for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
             self.receptive_field += (kernel - 1) * self.hop
@@ -50,7 +51,7 @@ class TransformersStem(PretrainedStem):
 
     def features(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
         """As ``forward`` -> (B, T, channels)."""
-        waveform = waveform.to(self.proj.weight.dtype)
+        waveform = waveform.to(self.norm.weight.dtype)
         if lengths is None or shortest == waveform.shape[1]:
             return self.network(waveform).last_hidden_state
         shape = len(waveform), self.token_lengths(waveform.shape[1]), self.proj.in_features
@@ -64,9 +65,10 @@ class TransformersStem(PretrainedStem):
         return (samples - self.receptive_field) // self.hop + 1
 
     def load_pretrained(self) -> None:
-        library = need("transformers", "teachers")
+        import transformers
+
         try:
-            network = library.AutoModel.from_pretrained(self.name, dtype=torch.float32)
+            network = transformers.AutoModel.from_pretrained(self.name, dtype=torch.float32)
         except Exception as error:  # a wrong name, no network and a damaged file are of many types
             raise cannot_be_had(self.name, error) from error
         self.network.load_state_dict(network.state_dict())
@@ -78,9 +80,10 @@ def network_options(name: str) -> dict[str, Any]:
     Raises:
         UserError: it cannot be had.
     """
-    library = need("transformers", "teachers")
+    import transformers
+
     try:
-        config = library.AutoConfig.from_pretrained(name)
+        config = transformers.AutoConfig.from_pretrained(name)
     except Exception as error:
         raise cannot_be_had(name, error) from error
     usual = type(config)().to_dict()

@@ -1,7 +1,7 @@
 """The released audio stem: a waveform -> one token per frame."""
 
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,24 @@ from torch.nn import functional as F
 Count = TypeVar("Count", int, Tensor)
 SAMPLE_RATE = 16000
 RELEASED_CONVS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
+
+
+class WindowConv(nn.Conv1d):
+    """A convolution without padding and bias of (B, N, C), channels last, as one matrix product over its windows.
+
+    The layer norms between the convolutions want channels last; a matrix product keeps them there, where conv1d would
+    transpose twice per layer. A window of k frames is contiguous in memory.
+    """
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_normal_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, T, D)."""
+        if torch.compiler.is_exporting():  # whether linear may fold these windows depends on their number
+            return super().forward(x.transpose(1, 2)).transpose(1, 2)
+        windows = x.unfold(1, self.kernel_size[0], self.stride[0]).transpose(2, 3).flatten(2)  # (B, T, k C)
+        return F.linear(windows, self.weight.transpose(1, 2).flatten(1))
 
 
 class WaveStem(nn.Module):
@@ -23,7 +41,7 @@ class WaveStem(nn.Module):
         super().__init__()
         widths = [1] + [channels for channels, _, _ in convs]
         self.convs = nn.ModuleList(
-            nn.Conv1d(width, channels, kernel, stride, bias=False)
+            WindowConv(width, channels, kernel, stride, bias=False)
             for width, (channels, kernel, stride) in zip(widths, convs, strict=False)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels, _, _ in convs)
@@ -34,29 +52,12 @@ class WaveStem(nn.Module):
             self.receptive_field += (kernel - 1) * self.hop
             self.hop *= stride
 
-    def reset_parameters(self) -> None:
-        for conv in self.convs:
-            nn.init.kaiming_normal_(cast(nn.Conv1d, conv).weight)
-
     def forward(self, waveform: Tensor, lengths: Tensor | None, shortest: int) -> Tensor:
         """(B, N) -> (B, T, D)."""
-        x = waveform.unsqueeze(-1).to(self.proj.weight.dtype)
+        x = waveform.unsqueeze(-1).to(self.norm.weight.dtype)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.gelu(norm(_conv_channels_last(x, cast(nn.Conv1d, conv))))
+            x = F.gelu(norm(conv(x)))
         return self.proj(self.norm(x))
 
     def token_lengths(self, samples: Count) -> Count:
         return (samples - self.receptive_field) // self.hop + 1
-
-
-def _conv_channels_last(x: Tensor, conv: nn.Conv1d) -> Tensor:
-    """A convolution without padding of (B, N, C), channels last, as one matrix product over its windows.
-
-    The layer norms between the convolutions want channels last; a matrix product keeps them there, where conv1d would
-    transpose twice per layer. A window of k frames is contiguous in memory.
-    """
-    if torch.compiler.is_exporting():  # whether linear may fold these windows depends on their number
-        return conv(x.transpose(1, 2)).transpose(1, 2)
-    kernel, stride = conv.kernel_size[0], conv.stride[0]
-    windows = x.unfold(1, kernel, stride).transpose(2, 3).flatten(2)  # (B, T, k C)
-    return F.linear(windows, conv.weight.transpose(1, 2).flatten(1))

@@ -4,7 +4,7 @@
     from onepeace.plugins.transformers import OnePeaceModel, OnePeaceProcessor
 
     OnePeaceModel.from_onepeace("tiny").save_pretrained("tiny-hf")  # what onepeace.load takes; or push_to_hub
-    OnePeaceProcessor.from_onepeace("tiny").save_pretrained("tiny-hf")
+    OnePeaceProcessor.from_onepeace("tiny").save_pretrained("tiny-hf")  # onepeace.load takes that folder too
 
     pipeline("zero-shot-image-classification", "tiny-hf")("cat.jpg", candidate_labels=["a cat", "a dog"])
     model, processor = AutoModel.from_pretrained("tiny-hf"), AutoProcessor.from_pretrained("tiny-hf")

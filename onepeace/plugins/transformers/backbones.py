@@ -5,39 +5,31 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
-from transformers.backbone_utils import BackboneMixin
+from torch.nn import functional as F
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
 
 from onepeace.layers.features import Features
 from onepeace.model.adapters.audio import AudioAdapter
 from onepeace.model.backbone import shaped
+from onepeace.model.sequence import Stem
 
 from .configuration import OnePeaceAudioConfig, OnePeaceVisionConfig
-from .modeling import Inputs, OnePeacePreTrainedModel, model_inputs
+from .modeling import OnePeacePreTrainedModel, model_inputs
 
 
 class _Part(OnePeacePreTrainedModel):
-    """Of one modality. Files of a whole model load as well; the rest of them is left out."""
+    """The encoder of one modality. Files of a whole model load as well; the rest of them is left out."""
 
     _keys_to_ignore_on_load_unexpected = [r"^onepeace\."]  # noqa: RUF012
     key: ClassVar[str]
 
-    def _encode(self, inputs: Inputs, blocks: list[int]) -> tuple[Features, Features]:
-        """What enters the first block, and the features of the last, with ``blocks`` as intermediates."""
-        stems = self.onepeace.stems(inputs)
-        placed = self.onepeace.adapters[self.key].embed_positions(stems[self.key])
-        first = Features(placed.tokens, placed.padding_mask, placed.spans[0].grid)
-        return first, self.onepeace.encode(stems, out_indices=blocks)[self.key]
-
-    def _wants_states(self, asked: Any) -> bool:
-        """``output_hidden_states`` may also be a number, of the state that a caller wants."""
-        return (self.config.output_hidden_states if asked is None else asked) is not False
-
-    def _tokens(self, inputs: Inputs, states: bool) -> BaseModelOutputWithPooling:
-        first, last = self._encode(inputs, list(range(len(self.onepeace.blocks))) if states else [])
-        hidden = tuple(features.tokens for features in (first, *last.intermediates)) if states else None
-        return BaseModelOutputWithPooling(last.tokens, last.cls, hidden)
+    @capture_outputs(tie_last_hidden_states=False)
+    def _tokens(self, stem: Stem, **_: Any) -> BaseModelOutputWithPooling:
+        features = self.onepeace.encode({self.key: stem})[self.key]
+        return BaseModelOutputWithPooling(features.tokens, features.cls)
 
 
 class OnePeaceVisionModel(_Part):
@@ -47,19 +39,18 @@ class OnePeaceVisionModel(_Part):
     main_input_name = "pixel_values"
     key = "image"
 
-    @can_return_tuple
-    def forward(
-        self, pixel_values: Tensor, output_hidden_states: bool | None = None, **_: Any
-    ) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: Tensor, **options: Any) -> BaseModelOutputWithPooling:
         """
         Args:
             pixel_values: (B, 3, H, W), normalised; sides are multiples of the patch.
 
         Returns:
             ``last_hidden_state`` (B, 1 + L, D), CLS first, after the final norm; ``pooler_output`` (B, D), its CLS;
-            ``hidden_states``: what enters the first block and what leaves each, before the final norm.
+            ``hidden_states``: what enters the first block and what leaves each, before the final norm; where
+            ``output_hidden_states`` is a number, that one of them, and None for the others.
         """
-        return self._tokens(model_inputs(self, pixel_values=pixel_values), self._wants_states(output_hidden_states))
+        inputs = model_inputs(self, options, pixel_values=pixel_values)
+        return self._tokens(self.onepeace.stems(inputs)[self.key], **options)
 
 
 class OnePeaceAudioModel(_Part):
@@ -69,13 +60,8 @@ class OnePeaceAudioModel(_Part):
     main_input_name = "input_values"
     key = "audio"
 
-    @can_return_tuple
     def forward(
-        self,
-        input_values: Tensor,
-        padding_mask: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        **_: Any,
+        self, input_values: Tensor, padding_mask: Tensor | None = None, **options: Any
     ) -> BaseModelOutputWithPooling:
         """
         Args:
@@ -84,8 +70,8 @@ class OnePeaceAudioModel(_Part):
         Returns:
             As of `OnePeaceVisionModel`; features of padding are unspecified.
         """
-        inputs = model_inputs(self, input_values=input_values, padding_mask=padding_mask)
-        return self._tokens(inputs, self._wants_states(output_hidden_states))
+        inputs = model_inputs(self, options, input_values=input_values, padding_mask=padding_mask)
+        return self._tokens(self.onepeace.stems(inputs)[self.key], **options)
 
 
 class _Backbone(BackboneMixin, _Part):
@@ -97,19 +83,16 @@ class _Backbone(BackboneMixin, _Part):
         super().__init__(config)
         self.num_features = [config.hidden_size] * len(self.stage_names)
 
-    def _maps(self, inputs: Inputs, states: bool) -> dict[str, Any]:
-        stages = range(len(self.stage_names)) if states else [i % len(self.stage_names) for i in self.out_indices]
-        first, last = self._encode(inputs, [stage - 1 for stage in stages if stage > 0])
-        found = dict(zip([stage for stage in stages if stage > 0], last.intermediates, strict=True)) | {0: first}
-        maps = tuple(self._map(found[i % len(self.stage_names)]) for i in self.out_indices)
-        hidden = tuple(found[stage].tokens for stage in stages) if states else None
-        return {"feature_maps": maps, "hidden_states": hidden}
+    def _maps(self, stem: Stem) -> dict[str, Any]:
+        states = self._tokens(stem, output_hidden_states=True, return_dict=True).hidden_states
+        mask = None if stem.padding_mask is None else F.pad(stem.padding_mask, (1, 0))
+        chosen = [Features(self._norm(states[i]), mask, stem.grid) for i in self.out_indices]
+        maps = tuple(shaped(features, self.config.reshape_hidden_states) for features in chosen)
+        return {"feature_maps": maps, "hidden_states": states}
 
-    def _map(self, features: Features) -> Tensor:
+    def _norm(self, tokens: Tensor) -> Tensor:
         norms = self.onepeace.norms
-        if self.config.apply_layernorm and norms is not None:
-            features = features._replace(tokens=norms[self.key](features.tokens))
-        return shaped(features, self.config.reshape_hidden_states)
+        return norms[self.key](tokens) if self.config.apply_layernorm and norms is not None else tokens
 
 
 class OnePeaceImageBackbone(_Backbone):
@@ -120,13 +103,14 @@ class OnePeaceImageBackbone(_Backbone):
     key = "image"
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **_: Any) -> BackboneOutput:
+    @filter_output_hidden_states
+    def forward(self, pixel_values: Tensor, **options: Any) -> BackboneOutput:
         """
         Args:
             pixel_values: (B, 3, H, W), normalised; sides are multiples of the patch.
         """
-        inputs = model_inputs(self, pixel_values=pixel_values)
-        return BackboneOutput(**self._maps(inputs, self._wants_states(output_hidden_states)))
+        inputs = model_inputs(self, options, pixel_values=pixel_values)
+        return BackboneOutput(**self._maps(self.onepeace.stems(inputs)[self.key]))
 
 
 @dataclass
@@ -155,19 +139,14 @@ class OnePeaceAudioBackbone(_Backbone):
         return 1 / cast(AudioAdapter, self.onepeace.adapters[self.key]).seconds_per_token
 
     @can_return_tuple
-    def forward(
-        self,
-        input_values: Tensor,
-        padding_mask: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        **_: Any,
-    ) -> AudioBackboneOutput:
+    @filter_output_hidden_states
+    def forward(self, input_values: Tensor, padding_mask: Tensor | None = None, **options: Any) -> AudioBackboneOutput:
         """
         Args:
             input_values, padding_mask: (B, N), as of `OnePeaceModel`.
         """
-        inputs = model_inputs(self, input_values=input_values, padding_mask=padding_mask)
-        found = self._maps(inputs, self._wants_states(output_hidden_states))
+        inputs = model_inputs(self, options, input_values=input_values, padding_mask=padding_mask)
+        found = self._maps(self.onepeace.stems(inputs)[self.key])
         adapter = self.onepeace.adapters[self.key]
         lengths = adapter.token_lengths(inputs[self.key])
         frames = torch.arange(int(adapter.token_lengths({"waveform": input_values[:1]})[0]), device=input_values.device)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
 
 from onepeace.config import to_plain
 
@@ -56,7 +56,7 @@ class OnePeaceForImageClassification(_Classifier):
     modalities = ("image",)
     head_on = "image"
 
-    @can_return_tuple
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self, pixel_values: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutput:
@@ -65,7 +65,9 @@ class OnePeaceForImageClassification(_Classifier):
             pixel_values: (B, 3, H, W), normalised.
             labels: (B,) class numbers; (B, num_labels) of several classes or of regression.
         """
-        return ImageClassifierOutput(*self._classify(model_inputs(self, pixel_values=pixel_values), labels, **kwargs))
+        return ImageClassifierOutput(
+            *self._classify(model_inputs(self, kwargs, pixel_values=pixel_values), labels, **kwargs)
+        )
 
 
 class OnePeaceForAudioClassification(_Classifier):
@@ -75,7 +77,7 @@ class OnePeaceForAudioClassification(_Classifier):
     modalities = ("audio",)
     head_on = "audio"
 
-    @can_return_tuple
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         input_values: Tensor | None = None,
@@ -88,7 +90,7 @@ class OnePeaceForAudioClassification(_Classifier):
             input_values, padding_mask: (B, N), as of `OnePeaceModel`.
             labels: (B,) class numbers; (B, num_labels) of several classes or of regression.
         """
-        inputs = model_inputs(self, input_values=input_values, padding_mask=padding_mask)
+        inputs = model_inputs(self, kwargs, input_values=input_values, padding_mask=padding_mask)
         return SequenceClassifierOutput(*self._classify(inputs, labels, **kwargs))
 
 
@@ -98,7 +100,7 @@ class OnePeaceForVisualQuestionAnswering(_Classifier):
     modalities = ("text", "image")
     head_on = "text"
 
-    @can_return_tuple
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -112,5 +114,5 @@ class OnePeaceForVisualQuestionAnswering(_Classifier):
             input_ids, attention_mask, pixel_values: as of `OnePeaceModel`.
             labels: (B,) numbers of answers, or (B, num_labels) how right each answer is.
         """
-        inputs = model_inputs(self, input_ids, attention_mask, pixel_values)
+        inputs = model_inputs(self, kwargs, input_ids, attention_mask, pixel_values)
         return SequenceClassifierOutput(*self._classify(inputs, labels, **kwargs))

@@ -17,10 +17,22 @@ HEAD = "classifier"
 """Name of the head that the classes for classification use."""
 
 
+def _size(field: str) -> Any:
+    """A field of ``model`` under a name of transformers."""
+
+    def get(self: "OnePeaceConfig") -> int:
+        return (self.model or {}).get(field, 0)
+
+    def put(self: "OnePeaceConfig", value: int) -> None:
+        self.model = {**(self.model or {}), field: value}
+
+    return property(get, put)
+
+
 class OnePeaceConfig(PreTrainedConfig):
     """The fields of `onepeace.config.Config` as plain values.
 
-    Sizes have the names of transformers too (``hidden_size``, ``projection_dim``, ...); they are read from ``model``.
+    Sizes have the names of transformers too (``hidden_size``, ``projection_dim``, ...); they are those of ``model``.
     """
 
     model_type = "onepeace"
@@ -76,29 +88,18 @@ class OnePeaceConfig(PreTrainedConfig):
         """Options of a modality's adapter; empty if the model lacks it."""
         return (self.model or {}).get("adapters", {}).get(key, {})
 
-    @property
-    def hidden_size(self) -> int:
-        return (self.model or {}).get("dim", 0)
-
-    @property
-    def num_hidden_layers(self) -> int:
-        return (self.model or {}).get("depth", 0)
-
-    @property
-    def num_attention_heads(self) -> int:
-        return (self.model or {}).get("num_heads", 0)
-
-    @property
-    def intermediate_size(self) -> int:
-        return (self.model or {}).get("ffn_dim", 0)
-
-    @property
-    def projection_dim(self) -> int:
-        return (self.model or {}).get("embed_dim", 0)
+    hidden_size, projection_dim = _size("dim"), _size("embed_dim")
+    num_hidden_layers, num_attention_heads, intermediate_size = _size("depth"), _size("num_heads"), _size("ffn_dim")
 
     @property
     def vocab_size(self) -> int | None:
         return self.adapter("text").get("vocab_size")
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        model = self.model or {}
+        text = {**self.adapter("text"), "vocab_size": value}
+        self.model = {**model, "adapters": {**model.get("adapters", {}), "text": text}}
 
     @property
     def image_size(self) -> int | list[int]:
@@ -129,8 +130,18 @@ class _PartConfig(BackboneConfigMixin, OnePeaceConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         chosen = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         super().__post_init__(**kwargs)
+        self._name_stages(*chosen)
+
+    def _name_stages(self, out_features: list[str] | None = None, out_indices: list[int] | None = None) -> None:
         self.stage_names = ["stem", *(f"stage{i}" for i in range(1, self.num_hidden_layers + 1))]
-        self.set_output_features_output_indices(*chosen)
+        self.set_output_features_output_indices(out_features, out_indices)
+
+    def _set_depth(self, value: int) -> None:
+        last_only = self._out_indices == [self.num_hidden_layers]
+        self.model = {**(self.model or {}), "depth": value}
+        self._name_stages(out_indices=None if last_only else self._out_indices)
+
+    num_hidden_layers = property(OnePeaceConfig.num_hidden_layers.fget, _set_depth)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

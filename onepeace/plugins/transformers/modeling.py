@@ -1,8 +1,10 @@
 """What all classes share, and the model of one space: pictures, sounds and words to unit vectors."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -11,20 +13,27 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
 
+from onepeace.config import write_config
 from onepeace.errors import UserError
 from onepeace.hub import weights
 from onepeace.hub.architectures import build_encoder
-from onepeace.hub.folder import TOKENIZER
+from onepeace.hub.folder import CONFIG
 from onepeace.hub.resolve import resolve
 from onepeace.losses import contrastive
 from onepeace.model import OnePeace
 from onepeace.model.adapters import ADAPTERS
 from onepeace.model.adapters.base import values_are_known
+from onepeace.model.block import Block
 
 from .configuration import OnePeaceConfig
 
 Inputs = dict[str, dict[str, Tensor]]
+README = """A model of onepeace. `pip install onepeace`, then
+`import onepeace.plugins.transformers` before `AutoModel.from_pretrained(...)` and its siblings;
+or `onepeace.load(...)` without transformers.
+"""
 
 
 class OnePeacePreTrainedModel(PreTrainedModel):
@@ -39,6 +48,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     gradient_checkpointing = False
     _supports_sdpa = True
+    _can_record_outputs = {"hidden_states": Block}  # noqa: RUF012
     _no_split_modules = ["Block", "ClipBlock", *(adapter.__name__ for adapter in ADAPTERS.values())]  # noqa: RUF012
 
     onepeace: OnePeace
@@ -81,28 +91,31 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         model.name_or_path = model.config.name_or_path = str(name)
         return model
 
-    def save_onepeace(self, folder: str | Path, processor: Any = None, card: str = "") -> Path:
-        """Write a model folder, which `onepeace.load` and the command line read.
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """The library's files, a configuration by which the folder is a model folder too, and what they need.
 
-        Args:
-            processor: the `OnePeaceProcessor`, or its tokenizer; needed by models that read text.
+        With the tokenizer of `OnePeaceProcessor.save_pretrained`, `onepeace.load` and the command line read it.
         """
-        tokenizer = getattr(processor, "tokenizer", processor)
-        if tokenizer is None and "text" in self.onepeace.config.adapters:
-            raise UserError(f"{folder}: a model that reads text needs its tokenizer; give processor=")
-        with TemporaryDirectory() as temporary:
-            file = None
-            if tokenizer is not None:
-                file = Path(temporary) / TOKENIZER
-                tokenizer.to_onepeace().save(str(file))
-            config = self.config.to_onepeace()
-            return weights.save(folder, self.onepeace, config, tokenizer=file, card=card, dtype=self.dtype)
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(self.config.to_onepeace(), folder / CONFIG)
+        if not (folder / "README.md").exists():
+            (folder / "README.md").write_text(README, encoding="utf-8")
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         if "text" not in self.onepeace.adapters:
             raise NotImplementedError("this model reads no text")
         adapter: Any = self.onepeace.adapters["text"]
         return adapter.token_embed if adapter.stem is None else adapter.stem.network.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.get_input_embeddings()  # there have to be some
+        adapter: Any = self.onepeace.adapters["text"]
+        if adapter.stem is None:
+            adapter.token_embed = value
+        else:
+            adapter.stem.network.set_input_embeddings(value)
 
     def _set_gradient_checkpointing(  # type: ignore[override]
         self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
@@ -119,13 +132,15 @@ class OnePeacePreTrainedModel(PreTrainedModel):
             module.reset_parameters()  # type: ignore[operator]
         self.onepeace.reset_module(module)
 
-    def features(self, inputs: Inputs) -> dict[str, BaseModelOutputWithPooling]:
-        """Tokens (B, L, D), CLS first, and unit vectors (B, E) of each modality, each encoded on its own."""
-        found = {}
-        for key, stem in self.onepeace.stems(inputs).items():
-            features = self.onepeace.encode({key: stem})[key]
-            found[key] = BaseModelOutputWithPooling(features.tokens, self.onepeace.embed(key, features))
-        return found
+    def logit_scale(self) -> Any:
+        """The factor that makes logits of cosines; its initial value if none is learned."""
+        if self.onepeace.logit_scale is None:
+            return 1 / 0.07
+        if not hasattr(self.onepeace, "_hf_hook"):
+            return self.onepeace.logit_scale.float().exp()
+        # accelerate keeps it elsewhere until its module is called.
+        with import_module("accelerate.utils").align_module_device(self.onepeace):
+            return self.onepeace.logit_scale.float().exp()
 
 
 @dataclass
@@ -160,7 +175,7 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         input_values: Tensor | None = None,
         padding_mask: Tensor | None = None,
         return_loss: bool | None = None,
-        **_: Any,
+        **options: Any,
     ) -> OnePeaceOutput:
         """Unit vectors of what is given, and logits between texts and the rest.
 
@@ -171,11 +186,11 @@ class OnePeaceModel(OnePeacePreTrainedModel):
                 for padding.
             return_loss: rows are pairs; give the contrastive loss.
         """
-        inputs = model_inputs(self, input_ids, attention_mask, pixel_values, input_values, padding_mask)
-        embeds: dict[str, Any] = {key: output.pooler_output for key, output in self.features(inputs).items()}
-        text = embeds.get("text")
-        learned = self.onepeace.logit_scale
-        scale: Any = 1 / 0.07 if learned is None else learned.float().exp()
+        inputs = model_inputs(self, options, input_ids, attention_mask, pixel_values, input_values, padding_mask)
+        if options.get("output_hidden_states"):
+            raise UserError("hidden states are those of one encoder: ask get_text_features and its siblings for them")
+        embeds: dict[str, Any] = self.onepeace(inputs)
+        text, scale = embeds.get("text"), self.logit_scale()
         logits = {key: scale * embeds[key] @ text.T for key in embeds if key != "text" and text is not None}
         loss = None
         if return_loss:
@@ -193,35 +208,49 @@ class OnePeaceModel(OnePeacePreTrainedModel):
             embeds.get("audio"),
         )
 
-    @can_return_tuple
     def get_text_features(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> BaseModelOutputWithPooling:
-        """``pooler_output``: (B, E) unit vectors; ``last_hidden_state``: (B, 1 + L, D), CLS first."""
-        return self.features(model_inputs(self, input_ids, attention_mask))["text"]
+        """``pooler_output``: (B, E) unit vectors; ``last_hidden_state``: (B, 1 + L, D), CLS first;
+        ``hidden_states``: what enters the first block and what leaves each, before the final norm."""
+        return self._features(model_inputs(self, options, input_ids, attention_mask), **options)
 
-    @can_return_tuple
-    def get_image_features(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+    def get_image_features(self, pixel_values: Tensor, **options: Any) -> BaseModelOutputWithPooling:
         """As `get_text_features`."""
-        return self.features(model_inputs(self, pixel_values=pixel_values))["image"]
+        return self._features(model_inputs(self, options, pixel_values=pixel_values), **options)
 
-    @can_return_tuple
     def get_audio_features(
-        self, input_values: Tensor, padding_mask: Tensor | None = None, **_: Any
+        self, input_values: Tensor, padding_mask: Tensor | None = None, **options: Any
     ) -> BaseModelOutputWithPooling:
         """As `get_text_features`."""
-        return self.features(model_inputs(self, input_values=input_values, padding_mask=padding_mask))["audio"]
+        inputs = model_inputs(self, options, input_values=input_values, padding_mask=padding_mask)
+        return self._features(inputs, **options)
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def _features(self, inputs: Inputs, **_: Any) -> BaseModelOutputWithPooling:
+        ((key, features),) = self.onepeace.encode(self.onepeace.stems(inputs)).items()
+        return BaseModelOutputWithPooling(features.tokens, self.onepeace.embed(key, features))
 
 
 def model_inputs(
     model: PreTrainedModel,
+    options: Mapping[str, Any],
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     pixel_values: Tensor | None = None,
     input_values: Tensor | None = None,
     padding_mask: Tensor | None = None,
 ) -> Inputs:
-    """Arguments of transformers as our module's input; see `OnePeaceModel.forward`."""
+    """Arguments of transformers as our module's input; see `OnePeaceModel.forward`.
+
+    Args:
+        options: further ones of the call. UserError for ``output_attentions``, given there or in the configuration.
+    """
+    if options.get("output_attentions", model.config.output_attentions):
+        raise UserError(
+            "output_attentions: the attention kernels keep no weights; onepeace.load(...).explain shows where a "
+            "picture or a sound fits a query"
+        )
     inputs: Inputs = {}
     if input_ids is not None:
         inputs["text"] = {"ids": input_ids, **_lengths(attention_mask, "attention_mask")}

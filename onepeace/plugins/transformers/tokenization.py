@@ -2,13 +2,13 @@
 
 import json
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from onepeace.errors import UserError
-from onepeace.hub.folder import read_config
+from onepeace.hub.folder import TOKENIZER, read_config
 from onepeace.hub.resolve import resolve
 from onepeace.processors import TextProcessor
 from onepeace.processors.pieces import TextPieces
@@ -44,12 +44,6 @@ class OnePeaceTokenizer(PreTrainedTokenizerFast):
             **settings,
         )
 
-    def to_onepeace(self) -> Tokenizer:
-        """The tokenizer of a model folder, to be saved as its tokenizer.json."""
-        content = json.loads(self.backend_tokenizer.to_str())
-        # The four names are special to transformers, and the last call's settings are still there.
-        return Tokenizer.from_str(json.dumps({**content, "added_tokens": [], "truncation": None, "padding": None}))
-
     @cached_property
     def _pieces(self) -> TextPieces:
         settings = {name: self.init_kwargs[name] for name in SETTINGS if name in self.init_kwargs}
@@ -72,7 +66,9 @@ class OnePeaceTokenizer(PreTrainedTokenizerFast):
         return super()._get_padding_truncation_strategies(padding=padding, truncation=truncation, **kwargs)
 
     def _save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        # What the last call asked for would be in the file, and a processor would give it to all modalities.
-        self.backend_tokenizer.no_truncation()
-        self.backend_tokenizer.no_padding()
-        return super()._save_pretrained(*args, **kwargs)
+        files = super()._save_pretrained(*args, **kwargs)
+        # The names of the four specials are letters in a model folder, and the last call's settings are still there.
+        path = next(Path(file) for file in files if file.endswith(TOKENIZER))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({**content, "added_tokens": [], "truncation": None, "padding": None}), "utf-8")
+        return files

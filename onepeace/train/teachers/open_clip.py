@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from onepeace.device import choose_device
-from onepeace.errors import UserError, need, one_line
+from onepeace.errors import UserError, one_line
 from onepeace.train.teachers.items import Teacher, autocast
 
 
@@ -22,7 +22,8 @@ def open_clip_teacher(name: str, modality: str, output: str = "features") -> Tea
     Raises:
         UserError: the model cannot be had.
     """
-    library = need("open_clip", "teachers")
+    import open_clip
+
     model_name, pretrained = name, None
     if not name.startswith(("local-dir:", "hf-hub:")):
         model_name, _, pretrained = name.partition("/")
@@ -32,8 +33,8 @@ def open_clip_teacher(name: str, modality: str, output: str = "features") -> Tea
     try:
         # Without weights it would begin at random ones, with a warning.
         arguments = {"pretrained": pretrained, "device": device, "require_pretrained": True}
-        model, _, transform = library.create_model_and_transforms(model_name, **arguments)
-        tokenizer = library.get_tokenizer(model_name) if modality == "text" else None
+        model, _, transform = open_clip.create_model_and_transforms(model_name, **arguments)
+        tokenizer = open_clip.get_tokenizer(model_name) if modality == "text" else None
     except Exception as error:  # a wrong name, no network and a damaged file are of many types
         raise UserError(
             f"open_clip:{name}: the teacher cannot be had ({one_line(error):.200}); check its name "

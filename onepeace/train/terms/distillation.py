@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from onepeace import losses
 from onepeace.data.batch import Batch
 from onepeace.data.features import by_name
+from onepeace.data.sample import content_of
 from onepeace.errors import UserError
 from onepeace.model import OnePeace
 from onepeace.train import parallel
@@ -72,8 +73,6 @@ class Distillation(Term):
         if name.modalities == ("text",) and options.by != "captions":
             raise UserError(f"objective.{name.text}: a teacher of text reads captions; set by: captions")
         check_teacher(options.teacher, f"objective.{name.text}", cls.read_modality(name, options))
-        if recipe.data.stream:
-            raise UserError(f"objective.{name.text} asks its teacher once, of items in memory; set data.stream=false")
 
     @staticmethod
     def read_modality(name: TermName, options: "Distillation.Options") -> str:
@@ -93,7 +92,7 @@ class Distillation(Term):
         samples = [sample for source in sources for sample in source.samples if key in sample.inputs]
         items = by_name(samples, lambda s: s.key, lambda s: s.inputs[key], "a teacher's features")
         read = item_reader(key, processors[key])
-        return cached_features(options.teacher, list(items), lambda name: read(items[name]), path, key)
+        return cached_features(options.teacher, list(items), lambda name: read(content_of(items[name])), path, key)
 
     @classmethod
     def placeholder(cls, options, keys) -> TeacherTable:

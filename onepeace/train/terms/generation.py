@@ -130,12 +130,13 @@ class Generation(Term):
     def prepare(cls, name, options, recipe, sources, processors) -> Prepared:
         task = read_task(options.task, options.changes, recipe, f"objective.{name.text}")
         if options.choices == AUTO:
-            if recipe.data.stream:
-                raise UserError(f"objective.{name.text}.choices: auto reads all targets, and a stream is not read; "
-                                "name a file")  # fmt: skip
             fed = cls.pairs(name, recipe)
-            values = [sample.targets.get(options.writes) for own, source in zip(recipe.data.train, sources, strict=True)
-                      if own.name in fed for sample in source.samples]  # fmt: skip
+            values = [
+                sample.targets.get(options.writes)
+                for source in sources
+                if source.config.name in fed
+                for sample in source.samples
+            ]
             labels = {label for value in values if value for label in ([value] if isinstance(value, str) else value)}
             task = replace(task, answer="choice", choices=sorted(labels))
         elif options.choices is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from onepeace import losses
 from onepeace.data.batch import Batch, Inputs
 from onepeace.data.features import by_name
+from onepeace.data.sample import content_of
 from onepeace.errors import UserError, need
 from onepeace.model import OnePeace
 from onepeace.train import parallel
@@ -72,8 +73,6 @@ class Names(Term):
         check_teacher(options.teacher, f"objective.{name.text}", name.modalities[0], "scores")
         if bare := [key for key in (*name.modalities, "text") if key not in config.model.projections]:
             raise UserError(f"objective.{name.text} needs a projection of {bare[0]}; add it to model.projections")
-        if recipe.data.stream:
-            raise UserError(f"objective.{name.text} asks its teacher once, of items in memory; set data.stream=false")
 
     @classmethod
     def prepare(cls, name, options, recipe, sources, processors) -> Prepared:
@@ -83,7 +82,9 @@ class Names(Term):
         samples = [sample for source in sources for sample in source.samples if key in sample.inputs]
         items = by_name(samples, lambda s: s.key, lambda s: s.inputs[key], "a classifier's scores")
         read = item_reader(key, processors[key])
-        scores = cached_features(options.teacher, list(items), lambda n: read(items[n]), path, key, output="scores")
+        scores = cached_features(
+            options.teacher, list(items), lambda n: read(content_of(items[n])), path, key, output="scores"
+        )
         classes = need("open_clip", "teachers").IMAGENET_CLASSNAMES
         if scores.features.shape[1] != len(classes):
             found = f"{scores.features.shape[1]} classes"

@@ -99,8 +99,6 @@ class SelfCritical(Term):
             raise UserError(f"{where}: captions are compared with each other; give changes: {{search: {{beam: 5}}}}")
         if recipe.run.parallel == "fsdp":
             raise UserError(f"{where} searches with the whole model; set run.parallel=ddp")
-        if recipe.data.stream:
-            raise UserError(f"{where} reads all captions first, and a stream is not read; set data.stream=false")
         pairs = cls.pairs(name, recipe)
         if lacking := [pair for pair, keys in pairs.items() if "text" not in keys]:
             raise UserError(f"{where} compares with captions, and the pair {lacking[0]} has none")
@@ -123,8 +121,9 @@ class SelfCritical(Term):
     @classmethod
     def prepare(cls, name, options, recipe, sources, processors) -> Prepared:
         fed = cls.pairs(name, recipe)
-        samples = [sample for own, source in zip(recipe.data.train, sources, strict=True) if own.name in fed
-                   for sample in source.samples if sample.captions]  # fmt: skip
+        samples = [
+            sample for source in sources if source.config.name in fed for sample in source.samples if sample.captions
+        ]
         references = by_name(samples, lambda s: s.key, lambda s: list(s.captions), "captions to compare with")
         task = read_task(options.task, options.changes, recipe, f"objective.{name.text}")
         return Prepared(task, processors["text"].tokenizer, references, CiderReward(references.values(), end=END))

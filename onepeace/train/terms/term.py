@@ -16,7 +16,7 @@ from onepeace.train.passes import Passes
 
 if TYPE_CHECKING:
     from onepeace.config import Config
-    from onepeace.data.shards import Source
+    from onepeace.data.reader import Source
     from onepeace.train.recipe import Recipe
 
 

@@ -1,0 +1,19 @@
+"""`onepeace completion`: what makes a shell complete commands and options, by argcomplete."""
+
+import argparse
+
+EXAMPLES = """\
+  eval "$(onepeace completion bash)"                                 # in ~/.bashrc; zsh likewise in ~/.zshrc
+  onepeace completion fish > ~/.config/fish/completions/onepeace.fish"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXAMPLES
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish")
+
+
+def run(args: argparse.Namespace) -> int:
+    import argcomplete
+
+    print(argcomplete.shellcode(["onepeace"], True, args.shell))
+    return 0

@@ -1,0 +1,58 @@
+"""Options that several commands have."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onepeace.commands.number import positive
+
+if TYPE_CHECKING:
+    from onepeace.embed.embedder import Embedder
+
+
+def add_model(
+    parser: argparse.ArgumentParser,
+    default: str | None = "tiny",
+    *,
+    batch_size: int | None = 32,
+    dtype: bool = True,
+    required: bool = False,
+) -> None:
+    """--model, --device, --dtype and --batch-size.
+
+    Args:
+        batch_size: its default; None where files are computed one by one.
+        dtype: False where results are looked at and not kept, so that the device's own choice is right.
+    """
+    about = f" ({default})" if default else ""
+    text = f"a bundled model, a model folder or a released model{about}"
+    parser.add_argument("--model", default=default, required=required, metavar="NAME", help=text)
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (the best there is)")
+    if dtype:
+        parser.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, float16 or auto (auto)")
+    if batch_size is not None:
+        text = f"files in one pass; fewer take less memory ({batch_size})"
+        parser.add_argument("--batch-size", type=positive, default=batch_size, metavar="N", help=text)
+
+
+def load(args: argparse.Namespace) -> "Embedder":
+    """The model that `args` names."""
+    from onepeace.progress import status
+
+    status(f"loading the model {args.model} ...")
+    import onepeace
+    from onepeace.train.folder import model_folder
+
+    # The folder of a training run stands for the model in it.
+    name = model_folder(args.model) if Path(args.model).is_dir() else args.model
+    return onepeace.load(name, device=args.device, **({"dtype": args.dtype} if "dtype" in args else {}))
+
+
+def add_output(parser: argparse.ArgumentParser, metavar: str, text: str) -> None:
+    """-o and --force, of a command that writes what took time to make (see `files.check_output`)."""
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=text)
+    parser.add_argument("--force", action="store_true", help=f"replace {metavar} if it is there")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object in each line instead of a table")

@@ -1,0 +1,280 @@
+"""The one reader of training data: any set of shards, local or not, as an endless sequence of samples by position.
+
+Order and mixture are a function of seed and position, whatever the number of workers and processes. An epoch draws the
+shards of all sources of a pair without putting any back, until they hold ``data.shuffle_buffer`` samples: a window. Its
+samples come in one seeded permutation, each as often as the weight of its source says; then the next window is drawn.
+A set that one window holds is shuffled as a whole. Nothing grows with the number of shards but the list of their names.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onepeace.data.config import DataConfig, SourceConfig
+from onepeace.data.sample import Sample
+from onepeace.data.shard_cache import ShardCache
+from onepeace.data.shards import Tally, expand, usable_samples
+from onepeace.errors import UserError
+from onepeace.files.source import scheme
+from onepeace.hub.resolve import cache_folder
+
+ORDER, VARY, MASK, SHARDS = range(4)
+"""Random streams that must differ."""
+
+Cursor = Mapping[str, int]
+"""Where a window begins, so that a resumed run need not count from the first one: "epoch", "shard" of the epoch's
+order, "start" (position of its first sample), and the number of "shards", which must stay."""
+
+
+class Source:
+    """The samples of one entry of data.train, shard by shard. Their media are read when they are wanted.
+
+    Args:
+        config, data: from the recipe.
+        cache: for shards that cannot be read where they are.
+    """
+
+    def __init__(self, config: SourceConfig, data: DataConfig, cache: ShardCache) -> None:
+        self.config, self.cache = config, cache
+        self.shards = expand(config.shards, data.root, data.allow_pipe)
+        self.tally = Tally(config.shards, data.broken_limit, config.keys)
+
+    def read(self, number: int) -> list[Sample]:
+        """The usable samples of a shard; broken ones are counted and named."""
+        place, own = self.shards[number], self.config
+        raws, broken = self.cache.open(place)
+        samples = list(usable_samples(raws, place, own.pair, own.targets, broken, self.tally))
+        self.tally.count(len(samples), broken)
+        return samples
+
+    def __iter__(self) -> Iterator[Sample]:
+        """All samples, once, in the order of the shards; UserError as `Tally.check` raises it, at the end."""
+        for number in range(len(self.shards)):
+            yield from self.read(number)
+        self.tally.check()
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """All samples: for what has to know every one, as tables of teachers and labels; see `forget`."""
+        return list(self)
+
+    def forget(self) -> None:
+        """Let go of ``samples``."""
+        self.__dict__.pop("samples", None)
+
+
+def open_sources(data: DataConfig) -> list[Source]:
+    """The sources of a recipe, in its order; UserError for shards that are not there."""
+    folder = cache_folder() / "shards" if data.cache_folder is None else Path(data.cache_folder).expanduser()
+    cache = ShardCache(folder, data.cache_gigabytes * 1e9)
+    return [Source(source, data, cache) for source in data.train]
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Samples that are shuffled together."""
+
+    cursor: Cursor
+    shards: dict[int, list[Sample]]
+    """Usable samples by number of the shard."""
+    samples: list[Sample]
+    """All of them, source after source."""
+    order: NDArray[np.int64]
+    """Numbers of ``samples`` as they come, (D,)."""
+    after: tuple[int, int]
+    """Epoch and number in its order of the shard that comes next."""
+    whole: bool
+    """Whether it is a whole epoch."""
+
+    @property
+    def start(self) -> int:
+        """Position of its first sample."""
+        return self.cursor["start"]
+
+    @property
+    def end(self) -> int:
+        """Position after its last sample."""
+        return self.start + len(self.order)
+
+    @property
+    def known(self) -> int:
+        """How many samples have been seen at its end."""
+        return len(self.samples) if self.whole else self.end
+
+    def another(self, rng: np.random.Generator) -> Sample:
+        """A random sample of it."""
+        return self.samples[int(rng.integers(len(self.samples)))]
+
+
+class Lane:
+    """One pair's samples by position: ``lane[position]``.
+
+    Args:
+        sources: all of one pair.
+        seed: numbers that tell this run and pair from others.
+        buffer: samples of a window, at least.
+        run: so many samples in a row are of one source, as far as that goes: batches by source.
+        lane, lanes: of each epoch's shards this lane reads number ``lane`` of every ``lanes``.
+        cursor: where to begin; else at position 0.
+
+    Raises:
+        UserError: other shards than the cursor's; fewer shards than lanes; from reading: nothing usable, too much
+            broken, or weights that leave nothing.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        seed: Sequence[int],
+        buffer: int = 1,
+        run: int = 1,
+        lane: int = 0,
+        lanes: int = 1,
+        cursor: Cursor | None = None,
+    ) -> None:
+        self.sources, self.seed, self.buffer, self.run = list(sources), list(seed), buffer, run
+        self.lane, self.lanes, self.weights = lane, lanes, [source.config.weight for source in sources]
+        self.firsts = np.cumsum([0, *(len(source.shards) for source in sources)])
+        self.count = int(self.firsts[-1])
+        if lanes > self.count:
+            raise UserError(f"data.lanes is {lanes}, and a pair has {self.count} shards; lower it")
+        self.begin = cursor or {"epoch": 0, "shard": 0, "start": 0, "shards": self.count}
+        if self.begin["shards"] != self.count:
+            raise UserError(
+                f"the checkpoint's position in the data is of {self.begin['shards']} shards, and now they are "
+                f"{self.count} ({sources[0].config.shards}, ...); go on with the shards the run was started with"
+            )
+        self.windows: deque[Window] = deque(maxlen=2)  # a broken sample's replacement may lie in the second one
+
+    def __getitem__(self, position: int) -> Sample:
+        window = self.window(position)
+        return window.samples[window.order[position - window.start]]
+
+    def since(self, position: int) -> Iterator[Sample]:
+        """The samples from a position on, without end."""
+        return map(self.__getitem__, count(position))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker that is spawned, which reads anew."""
+        return {**self.__dict__, "windows": deque(maxlen=2)}
+
+    def window(self, position: int) -> Window:
+        """The window that a position lies in; it is found from the one before, or from the beginning."""
+        if self.windows and position < self.windows[0].start:
+            self.windows.clear()
+        if not self.windows:
+            self.windows.append(self._draw(self.begin))
+        while position >= (last := self.windows[-1]).end:
+            epoch, shard = last.after
+            self.windows.append(self._draw({**last.cursor, "epoch": epoch, "shard": shard, "start": last.end}))
+        return last if position >= last.start else self.windows[0]
+
+    def fetch_ahead(self) -> None:
+        """Copy what the next window needs from elsewhere, beside the caller's work."""
+        epoch, first = self.windows[-1].after
+        if self._fetched == (epoch, first):
+            return
+        self._fetched = epoch, first
+        coming = self._dealt(epoch)[first : first + len(self.windows[-1].shards)]
+        if far := [place for place in (source.shards[i] for source, i in map(self._find, coming)) if scheme(place)]:
+            cache = self.sources[0].cache
+            Thread(target=lambda: [cache.open(place) for place in far], daemon=True).start()
+
+    _fetched = (-1, -1)
+
+    def _dealt(self, epoch: int) -> NDArray[np.int64]:
+        """Numbers of the shards of an epoch in this lane's order."""
+        rng = np.random.default_rng([*self.seed, SHARDS, epoch])
+        return rng.permutation(self.count)[self.lane :: self.lanes]
+
+    def _find(self, shard: int) -> tuple[Source, int]:
+        """The source of a shard, and its number there."""
+        s = int(np.searchsorted(self.firsts, shard, side="right")) - 1
+        return self.sources[s], int(shard - self.firsts[s])
+
+    def _draw(self, cursor: Cursor) -> Window:
+        """The first window with any sample from ``cursor`` on."""
+        epoch, first = cursor["epoch"], cursor["shard"]
+        known = {number: samples for window in self.windows for number, samples in window.shards.items()}
+        while True:
+            dealt, last = self._dealt(epoch), first
+            shards: dict[int, list[Sample]] = {}
+            sizes = dict.fromkeys(self.sources, 0)
+            while last < len(dealt) and not self._is_enough([*sizes.values()]):
+                number = int(dealt[last])
+                source, i = self._find(number)
+                shards[number] = known[number] if number in known else source.read(i)
+                sizes[source] += len(shards[number])
+                last += 1
+            whole = first == 0 and last == self.count
+            for source in self.sources:
+                source.tally.check(complete=whole)
+            # The numbers of a set's only window are those it always had.
+            seed = [*self.seed, ORDER, epoch, *([self.lane, first] if self.lane or first else [])]
+            order = draw_order([*sizes.values()], self.weights, self.run, np.random.default_rng(seed))
+            after = (epoch, last) if last < len(dealt) else (epoch + 1, 0)
+            if len(order):
+                samples = [sample for _, samples in sorted(shards.items()) for sample in samples]
+                cursor = {**cursor, "epoch": epoch, "shard": first}
+                return Window(cursor, shards, samples, order, after, whole)
+            if epoch > cursor["epoch"] + self.lanes:  # a whole epoch had nothing
+                for source in self.sources:
+                    source.tally.check()
+                raise _nothing([*sizes.values()], self.weights, self.run)
+            epoch, first = after
+
+    def _is_enough(self, sizes: Sequence[int]) -> bool:
+        return sum(sizes) >= self.buffer and drawn(sizes, self.weights) >= self.run
+
+
+def drawn(sizes: Sequence[int], weights: Sequence[float]) -> int:
+    """How many samples come of sources of these sizes."""
+    return sum(int(weight) * size + _extra(size, weight) for size, weight in zip(sizes, weights, strict=True))
+
+
+def _extra(size: int, weight: float) -> int:
+    """How many samples of a source come once more than the others."""
+    return round((weight - int(weight)) * size)
+
+
+def draw_order(sizes: Sequence[int], weights: Sequence[float], run: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """A random order of the samples of several sources, which are numbered one source after the other.
+
+    A sample of a source with weight w comes floor(w) or ceil(w) times; which ones come once more is drawn. With ``run``
+    above 1, so many samples in a row are of one source, as far as that goes: a batch whose negatives are all of one
+    kind is the harder task. What then does not fill the last run is left out.
+    """
+    parts, first = [], 0
+    for size, weight in zip(sizes, weights, strict=True):
+        own = [
+            np.tile(np.arange(first, first + size), int(weight)),
+            first + rng.permutation(size)[: _extra(size, weight)],
+        ]
+        parts.append(rng.permutation(np.concatenate(own)))
+        first += size
+    if run == 1:
+        return rng.permutation(np.concatenate(parts))
+    # Full runs of each source, then the rests of all of them, in runs too; the order of the runs is drawn.
+    cut = [len(part) - len(part) % run for part in parts]
+    rest = rng.permutation(np.concatenate([part[end:] for part, end in zip(parts, cut, strict=True)]))
+    parts = [part[:end] for part, end in zip(parts, cut, strict=True)]
+    runs = np.concatenate([*parts, rest[: len(rest) - len(rest) % run]]).reshape(-1, run)
+    return rng.permutation(runs).reshape(-1)
+
+
+def _nothing(sizes: Sequence[int], weights: Sequence[float], run: int) -> UserError:
+    items, given = drawn(sizes, weights), f"weights {list(weights)} over {list(sizes)} items leave"
+    if not items:
+        return UserError(f"{given} none; raise a weight")
+    return UserError(
+        f"{given} {items} an epoch, too few for a batch of {run} by source; lower run.batch_size to {items} or raise a "
+        "weight"
+    )

@@ -1,0 +1,201 @@
+"""Are answers called right when they are? One folder of several sources is searched, with and without what is meant.
+
+Each query is asked twice: in the whole pool, and in the pool without its answers, where nothing is right. The match is
+that of the product (onepeace/index/ranking.py), which fits nothing; a source whose pictures or sounds the model never
+saw in training shows what a user meets. The order of the product is measured on the way: of a mixed list by z, and
+by the cosine alone.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onepeace.data.sample import Sample
+from onepeace.errors import UserError
+from onepeace.evaluate.metrics import Figure
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, check_at, encode
+from onepeace.evaluate.ranked import chance_ndcg, ndcg, ordered
+from onepeace.hub.resolve import resolve
+from onepeace.index.calibrate import FILE, TEXTS, Banks, texts_of
+from onepeace.index.query import Part, QueryVector, bank_of_text
+from onepeace.index.ranking import POSSIBLE, RELEVANT, Ranking
+
+FIRST = 5
+"""A query is answered when a right item is among so many hits."""
+FEWEST = 5
+"""Sources with fewer answered queries have no rows of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Items):
+    """Items of one data set, and the queries that mean some of them."""
+
+    queries: Literal["labels", "names", "captions", "items", "none"] = "labels"
+    """labels: each class name, which means all items of it, in whatever source. names: the same of the first captions.
+    captions: the first caption, which means its item. items: each item, which means the others of its class. none: the
+    items are in the way of other queries."""
+    count: int | None = None
+    """Items at most, the first of the shards."""
+
+    def samples(self, root: Path) -> list[Sample]:
+        found = self.read_labelled(root) if self.queries in ("labels", "items") else self.read(root, "text")
+        return found[: self.count]
+
+    def name(self, sample: Sample) -> str:
+        """What the item is an answer to; "" if nothing."""
+        named = {"labels": sample.label, "items": sample.label, "names": next(iter(sample.captions), "")}
+        return str(named.get(self.queries, "")).casefold()
+
+
+class Asked(NamedTuple):
+    """A query, its answers and the items that it is searched among."""
+
+    query: QueryVector
+    answers: NDArray[np.bool_]
+    """(n,)"""
+    inside: NDArray[np.bool_]
+    """(n,)"""
+    sources: frozenset[str]
+
+
+class Said(NamedTuple):
+    """What a query was told."""
+
+    answered: bool
+    """A right item is among the first hits."""
+    chance: float
+    """That it is by chance."""
+    match: float
+    """Of the first hit, which no other one of the list exceeds."""
+    without: float
+    """The same in the pool without the answers."""
+    ndcg: tuple[float, float, float]
+    """Of the order by z, of that by the cosine, and of a random one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match(EvaluationProtocol):
+    """Share of the answered queries that are called likely or possible (kept), share of those without an answer that
+    are not (turned away), both for the heading "nothing relevant", and the area under the curve; by source."""
+
+    modality: str = ""
+    shards: str = ""
+    sources: dict[str, Source]
+    """By name; together they are the folder that is searched."""
+    calibration: str | None = None
+    """A calibration file, or a model whose folder has one. None: only words, which the model reads now."""
+    at: int = 10
+    """Hits of the NDCG."""
+
+    def __post_init__(self) -> None:
+        check_at([self.at])
+        if not self.sources:
+            raise UserError("sources is empty")
+        if self.calibration is None and any(source.queries == "items" for source in self.sources.values()):
+            raise UserError("queries that are items need a calibration, a file or a model that has one")
+
+    @property
+    def sides(self) -> tuple[Items, ...]:
+        return tuple(self.sources.values())
+
+    def run(self, embedder: Any, root: Path) -> list[Figure]:
+        samples = {name: source.samples(root) for name, source in self.sources.items()}
+        banks = _banks(self.calibration, embedder)
+        items = np.concatenate([source.encode(embedder, samples[name]) for name, source in self.sources.items()])
+        modalities = [source.modality for name, source in self.sources.items() for _ in samples[name]]
+        asked = self.asked(embedder, samples, items)
+        banks.add(items, modalities)
+        ranking = Ranking(banks)
+        said = [_said(one, items, np.array(modalities), ranking, self.at) for one in asked]
+        figures = []
+        for name in ("all", *self.sources):
+            own = [what for one, what in zip(asked, said, strict=True) if name == "all" or name in one.sources]
+            if sum(what.answered for what in own) >= FEWEST:
+                figures += _figures(name, own, self.at)
+        if not figures:
+            raise UserError(f"of {len(asked)} queries fewer than {FEWEST} find what they mean among the first {FIRST}")
+        return figures
+
+    def asked(self, embedder: Any, samples: dict[str, list[Sample]], items: NDArray) -> list[Asked]:
+        """The queries of all sources; a name that several have is one query."""
+        names = np.array([self.sources[source].name(sample) for source, own in samples.items() for sample in own])
+        of = np.array([source for source, own in samples.items() for _ in own])
+        kinds = {source: self.sources[source].queries for source in samples}
+        whole = np.ones(len(items), dtype=bool)
+        asked = []
+        words = list(dict.fromkeys(n for n, s in zip(names, of, strict=True) if kinds[s] in ("labels", "names")))
+        for word, vector in zip(words, _text_vectors(embedder, words), strict=True):
+            query = QueryVector.of([Part(bank_of_text(word), vector, 1.0)])
+            own = names == word
+            asked.append(Asked(query, own, whole, frozenset(s for s in of[own] if kinds[s] in ("labels", "names"))))
+        captioned = [row for row, source in enumerate(of) if kinds[source] == "captions"]
+        flat = [sample for own in samples.values() for sample in own]
+        captions = [flat[row].captions[0] for row in captioned]
+        for row, caption, vector in zip(captioned, captions, _text_vectors(embedder, captions), strict=True):
+            query = QueryVector.of([Part(bank_of_text(caption), vector, 1.0)])
+            asked.append(Asked(query, np.arange(len(items)) == row, whole, frozenset([str(of[row])])))
+        for row, source in enumerate(of):
+            answers = names == names[row]
+            if kinds[source] == "items" and answers.sum() > 1:
+                inside = np.arange(len(items)) != row
+                query = QueryVector.of([Part(self.sources[source].modality, items[row], 1.0)])
+                asked.append(Asked(query, answers & inside, inside, frozenset([str(source)])))
+        return asked
+
+
+def _said(asked: Asked, items: NDArray, modalities: NDArray, ranking: Ranking, at: int) -> Said:
+    cosines = items @ asked.query.vector
+    z, match = np.zeros(len(items)), np.zeros(len(items))
+    for modality in dict.fromkeys(modalities.tolist()):
+        own = modalities == modality
+        z[own], found = ranking.score(asked.query, modality, cosines[own])
+        if found is None:
+            raise UserError(f"the calibration has no {asked.query.bank} to compare with {modality}")
+        match[own] = found
+    cosines[~asked.inside], z[~asked.inside] = -2, -np.inf
+    hits = ordered(z, asked.answers)[:FIRST]
+    others = np.where(asked.answers, -np.inf, z)
+    chance = 1 - (1 - asked.answers.mean() / asked.inside.mean()) ** FIRST
+    gains = ndcg(z, asked.answers, at), ndcg(cosines, asked.answers, at), chance_ndcg(asked.answers, at)
+    first = float(match[hits[0]])
+    return Said(bool(asked.answers[hits].any()), float(chance), first, float(match[np.argmax(others)]), gains)
+
+
+def _figures(name: str, said: Sequence[Said], at: int) -> list[Figure]:
+    answered = [what for what in said if what.answered]
+    right, none = np.array([what.match for what in answered]), np.sort([what.without for what in said])
+    auc = (np.searchsorted(none, right, "left") + np.searchsorted(none, right, "right")) / (2 * len(none))
+    rows: dict[str, tuple[Any, Any]] = {
+        f"answered by the first {FIRST}": ([what.answered for what in said], np.mean([what.chance for what in said])),
+        "AUC": (auc, 0.5),
+        "kept": (right >= POSSIBLE, 1 - POSSIBLE),
+        "turned away": (none < POSSIBLE, POSSIBLE),
+        "nothing relevant, of right answers": (right < RELEVANT, RELEVANT),
+        "nothing relevant, of the others": (none < RELEVANT, RELEVANT),
+        f"NDCG@{at} by z": ([what.ndcg[0] for what in said], np.mean([what.ndcg[2] for what in said])),
+        f"NDCG@{at} by cosine": ([what.ndcg[1] for what in said], np.mean([what.ndcg[2] for what in said])),
+    }
+    figures = []
+    for metric, (values, chance) in rows.items():
+        each = np.asarray(values, dtype=float)
+        figures.append(Figure(f"{name}: {metric}", float(each.mean()), float(chance), len(each), tuple(each.tolist())))
+    return figures
+
+
+def _text_vectors(embedder: Any, texts: Sequence[str]) -> NDArray:
+    return encode(embedder, "text", texts) if texts else np.empty((0, 0), np.float32)
+
+
+def _banks(calibration: str | None, embedder: Any) -> Banks:
+    if calibration is None:
+        return Banks({bank: encode(embedder, "text", texts_of(bank)) for bank in TEXTS})
+    path = Path(os.path.expandvars(calibration)).expanduser()
+    path = path if path.is_file() else resolve(calibration) / FILE
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; make it with: onepeace calibrate {calibration} SOURCES")
+    return Banks.load(path.read_bytes())

@@ -1,0 +1,303 @@
+"""Files of an index in groups: copies of one another, clusters with names, and points of a plane."""
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from onepeace.errors import UserError, need
+from onepeace.index.content import each
+from onepeace.index.copies import COMPARED, LOOKS
+from onepeace.index.index import Index
+from onepeace.index.store import Item
+
+log = logging.getLogger(__name__)
+
+NEIGHBOURS, NEAR = 24, 0.4
+"""Files that are compared with one at most, the nearest in the space of the model, and least cosine of these."""
+COSINES, PAIRS = 1 << 23, 256
+"""Cosines that are computed at once, and pairs of files that are compared at once."""
+LARGEST_NUMBER = 50
+"""Clusters that are made of many files, unless a number is asked for."""
+SUGGESTED = 3
+"""Names of a cluster: its own, and the next nearest."""
+BATCH = 4096
+"""Files in a step of MiniBatchKMeans."""
+SHRINKAGE = 10
+"""Files by which the mean of all counts in the mean of a kind, as the mean of two files says little about it."""
+EDGE, MARGIN = 0.5, 0.96
+"""Percent of the points at each end of an axis that are drawn at the edge, and part of each side the others take."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A file of a group."""
+
+    item: Item
+    similarity: float
+    """Cosine to the first of the group."""
+    is_exact: bool
+    """Whether its content is that of the first."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Files that are copies of one another: the largest picture, or the longest sound, first."""
+
+    copies: tuple[Copy, ...]
+
+    @property
+    def surplus(self) -> int:
+        """Bytes of all but the first."""
+        return sum(copy.item.size for copy in self.copies[1:])
+
+
+def duplicates(index: Index, *, exact: bool = False, progress: bool | None = None) -> list[Group]:
+    """Groups of two or more files, those with the largest surplus first.
+
+    Files of the same content are copies. Of the others the nearest in the space of the model are read again and
+    compared (copies.py). Each file of a group is a copy of its first one: no chain of small changes joins different
+    files.
+
+    Args:
+        exact: only copies of the same content; nothing is read.
+        progress: False = silent; None = a bar on a terminal, and now and then a line in a log.
+    """
+    items, vectors = index.means()
+    groups = []
+    for kind in dict.fromkeys(item.modality for item in items):
+        own = sorted((i for i, item in enumerate(items) if item.modality == kind), key=lambda i: _worth(items[i]))
+        by_content: dict[object, list[int]] = defaultdict(list)
+        for i in own:
+            by_content[items[i].hash or items[i].path].append(i)
+        heads = list(by_content.values())
+        firsts = [places[0] for places in heads]
+        near = [[i] for i in range(len(heads))]
+        if kind in LOOKS and not exact:
+            near = _near(index, [items[i] for i in firsts], vectors[firsts], kind, progress)
+        for places in near:
+            first = heads[places[0]][0]
+            group = [(i, place == places[0]) for place in places for i in heads[place]]
+            if len(group) > 1:
+                cosines = vectors[[i for i, _ in group]] @ vectors[first]
+                found = zip(group, cosines.tolist(), strict=True)
+                groups.append(Group(tuple(Copy(items[i], cosine, is_same) for (i, is_same), cosine in found)))
+    return sorted(groups, key=lambda group: (-group.surplus, group.copies[0].item.path))
+
+
+def _worth(item: Item) -> tuple[Any, ...]:
+    """Sort key: the best copy first."""
+    return -(item.width or 0) * (item.height or 0), -(item.duration or 0.0), -item.size, item.path
+
+
+def _near(
+    index: Index, items: Sequence[Item], vectors: np.ndarray, kind: str, progress: bool | None
+) -> list[list[int]]:
+    """Places of the files of each group, also of those with one file; ``items`` in the order of preference."""
+    pairs = _candidates(vectors)
+    wanted = np.unique(pairs).tolist()
+    read = each([items[i] for i in wanted], index.roots(), LOOKS[kind], progress)
+    looks = {wanted[place]: look for place, look in read}
+    if missing := len(wanted) - len(looks):
+        log.warning("%d %s files could not be compared: gone, changed or silent", missing, kind)
+    pairs = pairs[[i in looks and j in looks for i, j in pairs.tolist()]]
+    alike = _compared(kind, looks, pairs)
+    groups = []
+    for members in _connected(len(items), pairs[alike]):
+        while members:
+            first, *others = members
+            with_first = _compared(kind, looks, np.array([(first, other) for other in others]))
+            groups.append([first, *(other for other, is_copy in zip(others, with_first, strict=True) if is_copy)])
+            members = [other for other, is_copy in zip(others, with_first, strict=True) if not is_copy]
+    return groups
+
+
+def _candidates(vectors: np.ndarray) -> np.ndarray:
+    """(p, 2) places of pairs of rows, each the smaller first, of which one is among the nearest of the other."""
+    count, found = len(vectors), [np.empty((0, 2), np.int64)]
+    step, most = max(1, COSINES // max(1, count)), min(NEIGHBOURS, count - 1)
+    for start in range(0, count if most > 0 else 0, step):
+        cosines = vectors[start : start + step] @ vectors.T
+        rows = np.arange(len(cosines))[:, None]
+        cosines[rows[:, 0], start + rows[:, 0]] = -1
+        nearest = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
+        row, column = np.nonzero(cosines[rows, nearest] >= NEAR)
+        found.append(np.sort(np.stack([start + row, nearest[row, column]], axis=1), axis=1))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _compared(kind: str, looks: dict[int, np.ndarray], pairs: np.ndarray) -> np.ndarray:
+    """(p,) bool: pairs of places that are copies."""
+    same = [np.empty(0, np.bool_)]
+    for start in range(0, len(pairs), PAIRS):
+        first, second = pairs[start : start + PAIRS].T.tolist()
+        same.append(COMPARED[kind]([looks[i] for i in first], [looks[j] for j in second]))
+    return np.concatenate(same)
+
+
+def _connected(count: int, pairs: np.ndarray) -> list[list[int]]:
+    """Places from 0 to ``count`` that pairs join, also through others."""
+    group = list(range(count))
+
+    def root(place: int) -> int:
+        while group[place] != place:
+            group[place] = place = group[group[place]]
+        return place
+
+    for i, j in pairs.tolist():
+        group[root(j)] = root(i)
+    members = defaultdict(list)
+    for place in range(count):
+        members[root(place)].append(place)
+    return list(members.values())
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of a cluster."""
+
+    item: Item
+    similarity: float
+    """Cosine to the middle of the cluster."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Files that are alike."""
+
+    members: tuple[Member, ...]
+    """Nearest to the middle first."""
+    names: tuple[str, ...] = ()
+    """Its name, which no other cluster has, and others that are near; none if the model has no words."""
+
+
+def clusters(index: Index, count: int | None = None, names: Sequence[str] | None = None) -> list[Cluster]:
+    """Clusters of all files, of pictures and sounds together, the largest first; always the same ones.
+
+    Args:
+        count: how many; None = the root of half the number of files, at most LARGEST_NUMBER.
+        names: words to name them by; None = those that come with the package, none = the clusters have no names.
+
+    Raises:
+        UserError: no files or one, fewer files than clusters, or scikit-learn is not installed.
+    """
+    sklearn = need("sklearn.cluster", "eval")
+    items, vectors = index.means()
+    number = count or max(2, min(LARGEST_NUMBER, round(math.sqrt(len(items) / 2))))
+    if number > len(items):
+        raise UserError(f"{index.folder}: {len(items)} files make no {number} clusters")
+    centred = without_kind(vectors, np.array([item.modality for item in items]))
+    fitted = sklearn.MiniBatchKMeans(number, random_state=0, n_init=3, batch_size=BATCH).fit(centred)
+    found, middles = [], []
+    for label in np.unique(fitted.labels_):
+        own = np.flatnonzero(fitted.labels_ == label)
+        middle = unit(centred[own].mean(axis=0, keepdims=True))[0]
+        near = centred[own] @ middle
+        order = np.argsort(-near, kind="stable")
+        found.append(Cluster(tuple(Member(items[own[i]], float(near[i])) for i in order)))
+        middles.append(middle)
+    chosen = default_names() if names is None else list(dict.fromkeys(names))
+    if chosen and "text" in index.kinds:
+        found = _named(found, np.array(middles), chosen, index)
+    return sorted(found, key=lambda cluster: -len(cluster.members))
+
+
+def default_names() -> list[str]:
+    """Some 500 everyday words for what pictures show and sounds are of.
+
+    They were chosen for this package and are part of it; no list of a data set was copied.
+    """
+    return resources.files("onepeace.index").joinpath("names.txt").read_text(encoding="utf-8").splitlines()
+
+
+def _named(found: Sequence[Cluster], middles: np.ndarray, names: Sequence[str], index: Index) -> list[Cluster]:
+    """Clusters with the names that suit them best in sum, no name twice while there are others.
+
+    A cluster is compared with the sentences for the kind that most of its files are of.
+    """
+    from scipy.optimize import linear_sum_assignment  # comes with scikit-learn
+
+    from onepeace.embed.zero_shot import TEMPLATES, prototypes
+
+    def encode(texts: list[str]) -> Any:
+        return index.embedder.encode_text(texts, progress=False)
+
+    kinds = np.array(["audio" if _is_of_sounds(cluster) else "image" for cluster in found])
+    scores = np.empty((len(found), len(names)), np.float32)
+    for kind in np.unique(kinds):
+        words = prototypes(encode, names, TEMPLATES[kind]).numpy()
+        scores[kinds == kind] = middles[kinds == kind] @ words.T
+    order = np.argsort(-scores, axis=1, kind="stable")
+    own = order[:, 0].copy()
+    clusters_with_name, chosen = linear_sum_assignment(scores, maximize=True)
+    own[clusters_with_name] = chosen
+    named = []
+    for cluster, first, others in zip(found, own.tolist(), order.tolist(), strict=True):
+        best = [first, *(other for other in others if other != first)][:SUGGESTED]
+        named.append(replace(cluster, names=tuple(names[name] for name in best)))
+    return named
+
+
+def _is_of_sounds(cluster: Cluster) -> bool:
+    return 2 * sum(member.item.modality == "audio" for member in cluster.members) > len(cluster.members)
+
+
+def plane(vectors: np.ndarray, kinds: np.ndarray, method: str = "pca") -> np.ndarray:
+    """(n, 2) float32 between 0 and 1 of unit vectors (n, E): near ones near one another, as far as two numbers can say
+    it; always the same points.
+
+    What is the same in all files of one kind is left out, or pictures, sounds and texts were islands.
+
+    Args:
+        kinds: (n,) of any type.
+        method: "pca" keeps the two directions of largest variance; "umap" (arXiv 1802.03426, the package umap-learn)
+            keeps neighbours together, and takes minutes for 1e5 vectors.
+
+    Raises:
+        UserError: umap-learn is asked for and not installed.
+    """
+    centred = without_kind(vectors, kinds)
+    if method == "umap" and len(centred) > 3:  # fewer points have no neighbours
+        umap = need("umap", "map")
+        options: dict[str, Any] = {"n_neighbors": min(15, len(centred) - 1), "min_dist": 0.1, "metric": "cosine"}
+        points = umap.UMAP(random_state=0, n_jobs=1, init="pca", **options).fit_transform(centred)
+    else:
+        points = _principal(centred)
+    points = np.asarray(points, np.float32)
+    low, high = np.percentile(points, (EDGE, 100 - EDGE), axis=0)
+    span = np.where(high > low, high - low, 1.0)
+    return np.clip(0.5 + MARGIN * (points - (low + high) / 2) / span, 0.0, 1.0).astype(np.float32)
+
+
+def _principal(vectors: np.ndarray) -> np.ndarray:
+    """(n, 2): along the two eigenvectors of the covariance with the largest eigenvalues, each turned to its largest
+    part, as their signs mean nothing."""
+    centred = vectors - vectors.mean(axis=0)
+    axes = np.linalg.eigh(centred.T @ centred)[1][:, :-3:-1]
+    points = centred @ (axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]))
+    return np.pad(points, ((0, 0), (0, 2 - points.shape[1])))  # vectors may have one number only
+
+
+def without_kind(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """Unit vectors (n, E) without what is the same in all files of one kind, so that a picture of a dog lies near its
+    barking: the means of pictures, sounds and texts are apart.
+
+    Args:
+        kinds: (n,) of any type.
+    """
+    everything = vectors.mean(axis=0)
+    centred = np.array(vectors)
+    for kind in np.unique(kinds):
+        own = kinds == kind
+        centred[own] -= (vectors[own].sum(axis=0) + SHRINKAGE * everything) / (own.sum() + SHRINKAGE)
+    return unit(centred)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length 1; a row of zeros stays one."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)

@@ -1,0 +1,81 @@
+"""Indexes of plain folders that are searched: kept in the user's cache folder, one for each set of paths."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from onepeace.errors import UserError
+from onepeace.index.index import Index, is_index
+
+
+class Kept(NamedTuple):
+    """An index in the cache folder."""
+
+    folder: Path
+    paths: list[str]
+    files: int
+    bytes: int
+
+
+def cache_folder() -> Path:
+    """Folder of the indexes: $XDG_CACHE_HOME/onepeace/indexes, or ~/.cache/onepeace/indexes."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home, "onepeace", "indexes")
+
+
+def folder_of(paths: Sequence[str | os.PathLike[str]], model: str = "tiny") -> Path:
+    """Folder of the index of some paths and a model, whether it is there or not."""
+    places = sorted(os.path.abspath(path) for path in paths)
+    name = os.path.abspath(model) if os.path.isdir(os.path.expanduser(model)) else model
+    digest = hashlib.blake2b(json.dumps([places, name]).encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+    return cache_folder() / f"{os.path.basename(places[0])[:40] or 'root'}-{digest}.index"
+
+
+def kept_index(paths: Sequence[str | os.PathLike[str]], model: str | None = None, **options: Any) -> Path:
+    """The index of plain folders and files, brought up to date: only what is new or has changed is embedded.
+
+    Args:
+        options: of `build`.
+
+    Raises:
+        UserError: as `build` does.
+    """
+    from onepeace.index.write import build, update
+
+    folder = folder_of(paths, model or "tiny")
+    if not is_index(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        build(folder, paths, model, **options)
+    else:
+        update(folder, model, **options)
+    return folder
+
+
+def kept() -> list[Kept]:
+    """Indexes in the cache folder, by name."""
+    found = []
+    for folder in sorted(cache_folder().glob("*.index")):
+        if is_index(folder):
+            with Index.open(folder) as index:
+                about = index.stats()
+                found.append(Kept(folder, about["roots"], sum(about["files"].values()), about["bytes"]))
+    return found
+
+
+def forget(folder: str | os.PathLike[str]) -> None:
+    """Delete an index of the cache folder.
+
+    Raises:
+        UserError: it lies elsewhere, or another process is writing to it.
+    """
+    from onepeace.index.write import writing
+
+    if Path(folder).resolve().parent != cache_folder().resolve():
+        raise UserError(f"{folder}: not in {cache_folder()}; delete an index of your own yourself")
+    with writing(folder):
+        pass  # no other process writes to it now
+    shutil.rmtree(folder)

@@ -1,0 +1,67 @@
+"""Signs of life of long work: a bar on a terminal, a line now and then in a log, and what is being done."""
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+EVERY = 30.0
+"""Seconds between two lines in a log."""
+
+
+class Progress:
+    """How far a loop is; a context manager around it.
+
+    Args:
+        total: how often `update` is expected to count; None if that is not known.
+        what: one of the things that are counted.
+        shown: True draws a bar whatever stderr is, False nothing. None draws a bar if stderr is a terminal; otherwise a
+            line with rate and time left goes to the log (level INFO) every 30 s.
+    """
+
+    def __init__(self, total: int | None, what: str = "file", shown: bool | None = None) -> None:
+        self.total, self.what = total, what
+        self.count = 0
+        self._bar: Any = None
+        self._is_logged = shown is None
+        self._start = self._last = time.monotonic()
+        if shown or (shown is None and sys.stderr is not None and sys.stderr.isatty()):
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, unit=f" {what}s", dynamic_ncols=True)
+            self._is_logged = False
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, n: int = 1) -> None:
+        """Count `n` more."""
+        self.count += n
+        if self._bar is not None:
+            self._bar.update(n)
+        elif self._is_logged and time.monotonic() - self._last >= EVERY:
+            self._last = time.monotonic()
+            log.info("%s", self._line(self._last - self._start))
+
+    def _line(self, elapsed: float) -> str:
+        rate = self.count / elapsed
+        of = "" if self.total is None else f" of {self.total:,}"
+        left = f", {_span((self.total - self.count) / rate)} left" if self.total and rate else ""
+        return f"{self.count:,}{of} {self.what}s, {rate:.1f} a second{left}"
+
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(max(0, int(seconds)), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def status(line: str) -> None:
+    """Say what is being done: one line to the log (level INFO), which the command line writes to stderr at once."""
+    log.info("%s", line)

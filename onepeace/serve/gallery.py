@@ -1,0 +1,86 @@
+"""The hits of a search as one HTML file: pictures and sounds are in it, large sounds and videos are linked."""
+
+import mimetypes
+from html import escape
+from pathlib import Path
+
+from onepeace.errors import UserError
+from onepeace.files.atomic import write_text_atomic
+from onepeace.files.source import read_bytes, scheme, suffix
+from onepeace.index import Hit, Query, Results
+from onepeace.index.content import content
+from onepeace.index.sources import name_and_place
+from onepeace.serve import document, media
+from onepeace.serve.media import VIDEO_TYPES, readable
+
+EXCERPT = 280
+"""Characters shown of a text."""
+MATCH = "share of unrelated queries that score lower here"
+COSINE = "cosine similarity"
+
+
+def write_gallery(results: Results, query: Query, file: Path) -> None:
+    """Write the hits of a query to an HTML file that needs nothing else.
+
+    Raises:
+        UserError: the disk is full or not writable.
+    """
+    embedding = document.Embedding(file.parent)
+    said = ", ".join(_words(query))
+    heading = results.heading or f"{len(results)} of {results.compared} files"
+    cards = "\n".join(_card(hit, embedding) for hit in results)
+    said_of = f'<h1>{escape(said)}</h1>\n<p class="heading">{escape(heading)}</p>'
+    body = f'<main>\n{said_of}\n<ol class="cards">{cards}</ol>\n</main>'
+    write_text_atomic(file, document.render(f"{said} - onepeace search", body))
+
+
+def _words(query: Query) -> list[str]:
+    """The parts of a query to be read by people."""
+    found = []
+    for name in ("text", "image", "audio", "like", "without"):
+        given = getattr(query, name)
+        for value in [given] if isinstance(given, str | Path) else given:
+            shown = (
+                value if name in ("text", "without") else Path(value).name if isinstance(value, str | Path) else name
+            )
+            found.append(f"{name} {readable(shown)}" if name in ("like", "without") else readable(shown))
+    return found
+
+
+def _card(hit: Hit, embedding: document.Embedding) -> str:
+    item = hit.item
+    name, place = map(readable, name_and_place(item.path))
+    link = item.path if scheme(item.path) else document.link_to(Path(item.path), embedding.folder)
+    share, scale = (hit.score, COSINE) if hit.match is None else (hit.match, MATCH)
+    at = "" if hit.start is None else f" at {hit.start:.0f} s"
+    copies = f" and {len(hit.copies)} nearly the same" if hit.copies else ""
+    return f"""<li class="card {item.modality}">
+<div class="well">{_media(hit, name, embedding)}</div>
+<div class="about"><a class="name" href="{escape(link)}">{escape(name)}</a>
+<p class="match" title="{scale}">{hit.likelihood or ""} <b>{share:.2f}</b>{at}</p>
+<meter min="0" max="1" value="{max(0.0, share):.3f}" aria-label="{scale}"></meter>
+<p class="place">{escape(place)}{copies}</p></div></li>"""
+
+
+def _media(hit: Hit, name: str, embedding: document.Embedding) -> str:
+    """The picture, player or words of a hit; its name where the file is gone or cannot be shown."""
+    item, start = hit.item, hit.start or 0.0
+    label, at = escape(name, quote=True), f"#t={start:.3f}" if start else ""
+    try:
+        if item.modality == "text":
+            value = content(item, {})
+            text = value if isinstance(value, str) else read_bytes(value).decode("utf-8-sig", "replace")
+            return f"<blockquote>{escape(text.strip()[:EXCERPT])}</blockquote>"
+        small = media.thumbnail(item, {}, at=start)
+        address = document.data_uri(small.type, small.read())
+        if item.modality == "image":
+            return f'<img src="{address}" alt="{label}">'
+        value = content(item, {})
+        kind = VIDEO_TYPES.get(suffix(item.path)) or mimetypes.guess_type(f"_{suffix(item.path)}")[0] or "audio/wav"
+        source = "" if isinstance(value, str) else embedding.address(value, kind) + at
+        if item.modality == "video" and kind in VIDEO_TYPES.values():
+            return f'<video controls preload="none" aria-label="{label}" poster="{address}" src="{source}"></video>'
+        player = f'<audio controls preload="none" aria-label="{label}" src="{source}"></audio>'
+        return f'<img src="{address}" alt="">{player if item.modality == "audio" else ""}'
+    except (UserError, OSError):  # gone or changed since it was compared
+        return f"<blockquote>{escape(name)}</blockquote>"

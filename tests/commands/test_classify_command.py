@@ -1,0 +1,62 @@
+"""`onepeace classify` with labels that are given; what task heads say is tested where they are trained."""
+
+import json
+
+import pytest
+from support.random_model import save_random_model
+
+from onepeace.cli import main
+
+
+def json_lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_the_best_labels_of_each_kind_of_file(command, model, samples):
+    files = samples / "images" / "cat.jpg", samples / "sounds" / "cat.ogg"
+    code, out, _ = command("classify", *files, "--labels", "dog, cat,sea,cat", "--top", "2", "--json")
+    answers = json_lines(out)
+    assert (code, [answer["path"] for answer in answers]) == (0, [str(file) for file in files])
+    for answer in answers:
+        (expected,) = model.classify([answer["path"]], ["dog", "cat", "sea"])
+        assert answer["labels"][0]["label"] == ["dog", "cat", "sea"][int(expected.argmax())]
+        assert answer["labels"][0]["score"] == pytest.approx(expected.max().item(), abs=2e-5)
+        assert len(answer["labels"]) == 2
+
+
+def test_labels_of_a_file_and_what_failed(command, samples, tmp_path):
+    (tmp_path / "labels.txt").write_text("dog\n\ncat\n", encoding="utf-8-sig")
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    files = samples / "images" / "cat.jpg", tmp_path / "broken.jpg"
+    code, out, err = command("classify", *files, "--labels", tmp_path / "labels.txt", "--template", "this is {a}")
+    head, row = out.splitlines()
+    assert (code, head.split()) == (1, ["label", "path"])
+    assert row.split()[0] in ("dog", "cat")
+    assert "broken.jpg: " in err
+
+
+def test_files_the_model_has_no_modality_for_are_left_out(tmp_path, samples, capsys):
+    folder = save_random_model(tmp_path / "model", ("text", "image"))
+    files = [str(samples / "images" / "cat.jpg"), str(samples / "sounds")]
+    assert main(["classify", *files, "--labels", "a,b", "--model", str(folder), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    assert "20 audio files" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        ((), 1, "heads"),
+        (("--labels", " , "), 2, "--labels"),
+        (("--labels", "a", "--template", "a photo"), 1, "template"),
+        (("--template", "a {}"), 2, "--template"),
+        (("--labels", "a", "--draw", "boxes"), 2, "--draw"),
+        (("--labels", "a", "--head", "x"), 2, "--head"),
+        (("--labels", "a", "--top", "0"), 2, "--top"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(command, samples, arguments, code, named):
+    done, out, err = command("classify", samples / "images" / "cat.jpg", *arguments)
+    assert (done, out, len(err.splitlines())) == (code, "", 1)
+    assert named in err

@@ -1,0 +1,137 @@
+"""`onepeace embed`: vectors with their paths in one file, and nothing but our own lines on stderr."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from support.broken_files import write_broken, write_good
+
+
+def read_npz(path):
+    with np.load(path) as data:
+        return data["vectors"], data["paths"].tolist(), data["modalities"].tolist()
+
+
+def read_safetensors(path):
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+        return file.get_tensor("vectors"), json.loads(metadata["paths"]), json.loads(metadata["modalities"])
+
+
+def read_parquet(path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(path).to_pydict()
+    return np.array(table["vector"], np.float32), table["path"], table["modality"]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, samples):
+    """A folder of 12 real files under awkward names and 21 broken ones."""
+    folder = tmp_path_factory.mktemp("mixed")
+    return folder, write_good(folder / "real", samples, 12), write_broken(folder / "broken", samples)
+
+
+@pytest.mark.parametrize("read", [read_npz, read_safetensors, read_parquet])
+def test_vectors_are_written_with_their_paths(command, model, mixed, tmp_path, read):
+    folder, good, broken = mixed
+    target = tmp_path / f"out.{read.__name__.removeprefix('read_')}"
+    code, out, err = command("embed", folder, "-o", target)
+    assert (code, out) == (1, "")
+    for name, reason in broken.items():
+        shown = str(folder / "broken" / name).replace("\n", "\\n")
+        (line,) = [line for line in err.splitlines() if f"  {shown}: " in line]
+        assert reason in line
+    vectors, paths, modalities = read(target)
+    assert sorted(paths) == sorted(map(str, good))
+    assert vectors.dtype == np.float32
+    expected = model.encode([{m: Path(p)} for p, m in zip(paths, modalities, strict=True)])
+    np.testing.assert_allclose(vectors, expected.numpy(), atol=1e-5)
+    assert os.listdir(tmp_path) == [target.name]  # nothing temporary is left
+
+
+def test_what_is_there_is_replaced_only_when_asked_for_and_by_vectors(command, samples, tmp_path):
+    (tmp_path / "fake.jpg").write_bytes(b"no picture")
+    target = tmp_path / "v.npz"
+    target.write_bytes(b"older")
+    for arguments, expected in (([samples], 2), ([tmp_path / "fake.jpg", "--force"], 1)):
+        code, _, err = command("embed", *arguments, "-o", target)
+        assert (code, target.read_bytes()) == (expected, b"older")
+        assert "v.npz" in err
+    assert command("embed", samples / "images" / "cat.jpg", "-o", target, "--force")[0] == 0
+    assert len(read_npz(target)[0]) == 1
+
+
+def test_a_named_file_is_known_by_its_content(command, samples, tmp_path):
+    (tmp_path / "dog.backup").write_bytes((samples / "images" / "dog.jpg").read_bytes())
+    (tmp_path / "notes.md").write_text("# notes")
+    code, _, err = command("embed", tmp_path / "dog.backup", tmp_path / "notes.md", "-o", tmp_path / "v.npz")
+    assert (code, read_npz(tmp_path / "v.npz")[2]) == (1, ["image"])
+    assert "notes.md: " in err
+
+
+@pytest.mark.parametrize("target", ["v.txt", "no/v.npz", "."])
+def test_an_output_that_cannot_be_written_is_said_before_the_work(command, samples, tmp_path, target):
+    code, _, err = command("embed", samples, "-o", tmp_path / target)
+    assert (code, str(tmp_path / target) in err) == (2, True)
+
+
+def start(model, *arguments, **options):
+    words = [sys.executable, "-m", "onepeace", *map(str, arguments), "--model", str(model), "--device", "cpu"]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def damaged_mp3():
+    """An MP3 with a hole, about which libmpg123 prints notes of its own."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.random.default_rng(0).normal(0, 0.1, 32000), 16000, format="MP3")
+    sound = buffer.getvalue()
+    return sound[:2000] + bytes(1500) + sound[3500:]
+
+
+def test_nothing_but_our_own_lines_reaches_stderr(random_folder, tmp_path):
+    """Sounds are decoded in threads, some damaged, and some silent, about which there is a warning."""
+    for index in range(6):
+        (tmp_path / f"{index}.mp3").write_bytes(damaged_mp3())
+        soundfile.write(tmp_path / f"{index}.wav", np.zeros(16000), 16000)
+    lines = start(random_folder, "embed", tmp_path, "-o", tmp_path / "v.npz").communicate()[1].splitlines()
+    assert lines[0].startswith("onepeace: loading the model ")
+    assert sum(line.startswith(f"onepeace: {tmp_path}/") and ".wav: " in line for line in lines) == 6
+    assert sum(line.startswith(f"  {tmp_path}/") and ".mp3: " in line for line in lines) == 6
+    assert len(lines) == 15  # and how many failed and how many vectors are written
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals as on Unix")
+def test_ctrl_c_says_what_is_left_and_leaves_no_half_output(random_folder, tmp_path, samples):
+    (tmp_path / "0.jpg").write_bytes((samples / "images" / "dog.jpg").read_bytes())
+    for index in range(1, 3000):
+        (tmp_path / f"{index}.jpg").symlink_to(tmp_path / "0.jpg")
+    # A test run in the background of a shell hands its children an ignored SIGINT.
+    options = {
+        "env": {**os.environ, "PYTHONUNBUFFERED": "1"},
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    }
+    process = start(random_folder, "embed", tmp_path, "-o", tmp_path / "vectors.npz", **options)
+    deadline = time.monotonic() + 120
+    while not _has_torch(process.pid) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("onepeace: stopped; nothing is written")
+    assert not [name for name in os.listdir(tmp_path) if not name.endswith(".jpg")]
+
+
+def _has_torch(pid):
+    with open(f"/proc/{pid}/maps") as maps:
+        return "libtorch_python" in maps.read()

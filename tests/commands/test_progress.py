@@ -1,0 +1,64 @@
+"""Signs of life: a bar on a terminal, few lines in a log, nothing when it is not wanted."""
+
+import logging
+import sys
+
+import pytest
+
+from onepeace import progress
+from onepeace.progress import Progress, status
+
+
+@pytest.fixture
+def lines(caplog):
+    caplog.set_level(logging.INFO, "onepeace")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass when the test says so."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_log_gets_a_line_every_thirty_seconds_with_rate_and_time_left(lines, clock, capsys):
+    with Progress(100) as bar:
+        for _ in range(60):
+            clock[0] += 1
+            bar.update()
+    assert lines() == [
+        "30 of 100 files, 1.0 a second, 1 min 10 s left",
+        "60 of 100 files, 1.0 a second, 0 min 40 s left",
+    ]
+    assert capsys.readouterr().err == ""
+
+
+def test_work_of_unknown_length_has_a_rate(lines, clock):
+    with Progress(None, "row") as rows:
+        clock[0] += 40
+        rows.update(80)
+    assert lines() == ["80 rows, 2.0 a second"]
+
+
+def test_a_terminal_has_a_bar_from_the_start(lines, clock, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Progress(10):
+        assert "0/10" in capsys.readouterr().err
+        clock[0] += 40
+    assert lines() == []
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_nothing_is_said_where_nobody_wants_to_know(lines, clock, capsys, monkeypatch, is_terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    with Progress(10, shown=False) as bar:
+        clock[0] += 40
+        bar.update(10)
+    assert (lines(), capsys.readouterr().err) == ([], "")
+
+
+def test_status_is_a_line_of_the_log(lines):
+    status("loading the model tiny ...")
+    assert lines() == ["loading the model tiny ..."]

@@ -1,0 +1,155 @@
+"""Shards that cannot be read where they are: compressed, at addresses, from commands; and the cache of their copies."""
+
+import functools
+import http.server
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from support.numbered import PAIR, keys, write, write_shards
+from support.server import serving
+
+from onepeace.data import shard_cache
+from onepeace.data.sample import content_of
+from onepeace.data.shard_cache import ShardCache
+from onepeace.data.shards import expand, raw_samples, read_source
+from onepeace.errors import UserError
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder, and its address over HTTP. Below /cut/ a file ends too early; below /stall/ its last byte does not
+    come."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(shard_cache, "WAITS", (0.0,))
+    folder, over = tmp_path / "served", threading.Event()
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def do_GET(self):
+            kind, _, name = self.path[1:].partition("/")
+            if kind not in ("cut", "stall"):
+                return super().do_GET()
+            data = (folder / name).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[:-1])
+            if kind == "stall":
+                over.wait(20)
+
+    with serving(functools.partial(Handler, directory=str(folder))) as address:
+        yield folder, address
+        over.set()
+
+
+def cached(folder, place, megabytes=1.0):
+    return ShardCache(folder / "cache", megabytes * 1e6).open(place)
+
+
+def contents(sample):
+    return [value if isinstance(value, str) else content_of(value) for value in sample.values()]
+
+
+def read(places):
+    broken = []
+    return [raw["__key__"] for place in places for raw in raw_samples(place, broken)], broken
+
+
+def test_addresses_are_expanded_and_nothing_is_opened():
+    assert expand("https://x.org/a-{01..03}.tar") == [f"https://x.org/a-0{i}.tar" for i in (1, 2, 3)]
+    assert expand("b/{y,x}.tar?k=1", "https://x.org/data/") == [f"https://x.org/data/b/{k}.tar?k=1" for k in "xy"]
+    for wrong in ("nonsense://me:secret@b/x.tar?token=secret", "https://me:secret@x.org/*.tar", "a-{1..3.tar"):
+        with pytest.raises(UserError) as caught:
+            expand(wrong)
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pattern", ["pipe:touch ran", " PIPE:touch ran", "{pipe:touch ran,pipe:touch run}"])
+def test_commands_are_refused_and_not_run(tmp_path, monkeypatch, pattern):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"data\.allow_pipe=true"):
+        expand(pattern)
+    with pytest.raises(UserError):
+        expand("touch ran", "pipe:")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_run_where_they_are_allowed(tmp_path):
+    path = write(tmp_path / "a.tar", [f"0-{i}" for i in range(5)])
+    assert keys(read_source(f"pipe:cat {path}", PAIR, allow_pipe=True).samples) == [f"0-{i}" for i in range(5)]
+    assert read([f"pipe:cat {path}; exit 3"]) == ([], [f"pipe:cat {path}; exit 3: the command gave exit code 3"])
+
+
+def test_stalled_command_is_given_up_and_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_cache, "STALLED", 0.3)
+    assert "no byte came for 0.3 seconds" in read(["pipe:exec sleep 90"])[1][0]
+
+
+def test_object_stores_are_listed_and_read(tmp_path):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    for shard in write_shards(tmp_path, [3, 2]):
+        store.pipe(f"/bucket/{Path(shard).name}", Path(shard).read_bytes())
+    places = expand("*.tar*", "memory://bucket")
+    assert len(places) == 2
+    assert read(places) == (["0-0", "0-1", "0-2", "1-0", "1-1"], [])
+
+
+def test_shards_over_http_equal_the_files(served, tmp_path):
+    folder, address = served
+    write_shards(folder, [30, 20])
+    for name in ("000.tar", "001.tar.gz"):
+        remote, local = (cached(tmp_path, place) for place in (f"{address}/{name}", str(folder / name)))
+        assert not remote.broken + local.broken
+        assert len(remote.samples) == len(local.samples) in (20, 30)
+        assert [contents(one) for one in remote.samples] == [contents(one) for one in local.samples]
+    write(folder / "a[1].tar", ["x"])
+    assert read([f"{address}/a[1].tar"]) == (["x"], [])  # no pattern
+
+
+@pytest.mark.parametrize("place", ["none.tar", "cut/000.tar", "stall/000.tar"])
+def test_what_cannot_be_downloaded_is_named_and_left_out(served, tmp_path, monkeypatch, place):
+    folder, address = served
+    monkeypatch.setattr(shard_cache, "STALLED", 0.3)
+    write_shards(folder, [6])
+    samples, broken = cached(tmp_path, f"{address}/{place}?key=secret")
+    assert samples == []
+    assert broken[0].startswith(f"{address}/{place}: ")
+    assert "secret" not in broken[0]
+    assert not list((tmp_path / "cache").glob("*.tar*"))
+
+
+def test_copies_are_made_once_and_the_oldest_give_way(tmp_path):
+    shards = [write(tmp_path / f"{i}.tar.gz", ["x", "y"], size=40_000) for i in range(4)]
+    first = cached(tmp_path, shards[0], 0.2)
+    copies = list((tmp_path / "cache").glob("*.tar"))
+    stamps = copies[0].stat().st_ino
+    assert cached(tmp_path, shards[0], 0.2) == first
+    assert copies[0].stat().st_ino == stamps
+    for shard in shards[1:]:
+        if copies[0].exists():
+            os.utime(copies[0], (1, 1))
+        cached(tmp_path, shard, 0.2)
+    assert not copies[0].exists()
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) < 200_000
+    extent = first.samples[0]["jpg"]
+    assert len(extent.shard.read(extent.offset, extent.size)) == 40_000  # copied again
+    with pytest.raises(UserError, match=r"data\.cache_gigabytes"):
+        cached(tmp_path, write(tmp_path / "large.tar.gz", ["x"], size=300_000), 0.2)
+
+
+def test_shard_that_is_written_again_is_read_anew(tmp_path):
+    for keys_ in (["x"], ["x", "y"]):
+        assert len(cached(tmp_path, write(tmp_path / "a.tar", keys_)).samples) == len(keys_)
+
+
+def test_cache_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match=r"data\.cache_folder"):
+        cached(tmp_path, "x.tar")

@@ -1,0 +1,113 @@
+"""Banks of unrelated queries: what they say of an index, kept and read again, and how a model's are made."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.small_shards import square, write_shard
+
+from onepeace.errors import UserError
+from onepeace.index.calibrate import FILE, TEXTS, Banks, calibrate, least_alike, read_calibration, texts_of
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def banks():
+    rng = np.random.default_rng(0)
+    return Banks({"word": unit(rng.normal(size=(20, 8))), "word/audio": unit(rng.normal(size=(9, 8)))}, "abc")
+
+
+@pytest.fixture
+def items():
+    rows = unit(np.random.default_rng(1).normal(size=(50, 8)))
+    return rows, ["image"] * 30 + ["audio"] * 20
+
+
+def test_best_mean_and_squares_are_those_of_a_plain_product(banks, items):
+    rows, kinds = items
+    banks.add(rows, kinds)
+    for kind, own, queries in (("image", rows[:30], "word"), ("audio", rows[30:], "word/audio")):
+        cosines = banks.vectors[queries] @ own.T
+        seen = banks.seen("word", kind)
+        assert seen.best == pytest.approx(cosines.max(axis=1), abs=1e-6)
+        assert seen.means == pytest.approx(cosines.mean(axis=1), abs=1e-6)
+        assert seen.variance == pytest.approx(cosines.var(), abs=1e-6)
+        assert seen.centre == pytest.approx(banks.vectors[queries].mean(axis=0), abs=1e-6)
+    assert banks.seen("word", "text") is None
+    assert banks.seen("image", "image") is None
+
+
+def test_what_is_kept_goes_on_where_it_was(banks, items, monkeypatch):
+    monkeypatch.setattr("onepeace.index.calibrate.BLOCK", 7)
+    rows, kinds = items
+    banks.add(rows[:35], kinds[:35])
+    again = Banks.load(banks.to_bytes(), banks.best_bytes())
+    again.add(rows[35:], kinds[35:])
+    whole = Banks.load(banks.to_bytes())
+    whole.add(rows, kinds)
+    assert again.model == "abc"
+    for kind in ("image", "audio"):
+        for one, other in zip(again.seen("word", kind), whole.seen("word", kind), strict=True):
+            assert one == pytest.approx(other, abs=2e-3)  # the vectors are kept in float16
+    again.start()
+    assert again.seen("word", "image") is None
+
+
+def test_what_is_known_of_other_banks_is_forgotten(banks, items):
+    banks.add(*items)
+    other = Banks({"word": banks.vectors["word"][:5]}, "abc")
+    assert Banks.load(other.to_bytes(), banks.best_bytes()).seen("word", "image") is None
+
+
+def test_a_file_is_that_of_its_model_or_refused_by_name(banks, tmp_path):
+    assert read_calibration(tmp_path, "abc") is None
+    content = banks.to_bytes()
+    (tmp_path / FILE).write_bytes(content)
+    assert read_calibration(tmp_path, "abc") == content
+    assert read_calibration(tmp_path, "another") is None
+    earlier = content.replace(b'"format":"2"', b'"format":"1"')
+    assert earlier != content
+    for damaged in (content[:-1], content[:50], b"", earlier):
+        (tmp_path / FILE).write_bytes(damaged)
+        with pytest.raises(UserError, match=FILE):
+            read_calibration(tmp_path, "abc")
+
+
+def test_texts_differ_and_are_of_their_length():
+    for bank in TEXTS:
+        texts = texts_of(bank)
+        assert len(texts) == len(set(texts))
+        assert all(text.strip() == text != "" for text in texts)
+        words = [len(text.split()) for text in texts]
+        assert max(words) <= 5 if bank.startswith("word") else min(words) > 3
+
+
+def test_what_is_least_like_the_rest_is_kept():
+    rows = unit(np.array([[1, 0, 0], [1, 0.01, 0], [0, 1, 0], [0, 0, 1]], float))
+    assert least_alike(rows, 0.5).tolist() == rows[2:].tolist()
+    assert len(least_alike(rows, 0.01)) == 1
+
+
+def test_pictures_come_from_each_source_alike(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("onepeace.index.calibrate.DRAWN", 10)
+    monkeypatch.setattr("onepeace.index.calibrate.KEPT", {"image": 1.0, "audio": 1.0})
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / f"photos/{number}.png")
+    (tmp_path / "photos/broken.png").write_bytes(b"no picture")
+    write_shard(tmp_path / "a.tar", {str(n): (square((n, 0, 0), rng), {"captions": ["x"]}) for n in range(100)})
+    problems = []
+    sources = [str(tmp_path / "photos"), str(tmp_path / "a.tar")]
+    found = calibrate(model, sources, problems, model="m")
+    assert [problem.path.endswith("broken.png") for problem in problems] == [True]
+    assert len(found.vectors["image"]) == 9
+    assert len(found.vectors["word"]) == len(texts_of("word"))
+    again = calibrate(model, sources, [], model="m")
+    assert again.vectors["image"].tolist() == found.vectors["image"].tolist()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("words")
+    with pytest.raises(UserError, match="texts"):
+        calibrate(model, [str(tmp_path / "texts")], [], model="m")

@@ -1,0 +1,89 @@
+"""Commands that are killed, a full disk, flipped bits: nothing is lost, and nothing is wrong in silence.
+
+The trials by the hundred are those of ``python -m support.crash``; these are a few of each kind."""
+
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from support.crash import COMMANDS, answers, finish, flip, in_process, mend, prepare, run, state
+
+from onepeace.errors import UserError
+from onepeace.index import check
+from onepeace.index.nearest import MATRIX
+from onepeace.index.store import DATABASE
+
+
+def by_name(found):
+    return {Path(path).name: said for path, said in found.items()}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_kill_costs_nothing(command, tmp_path):
+    index, files = prepare(tmp_path / "whole", command)
+    start = time.perf_counter()
+    assert in_process(command, index, files) == 0
+    seconds = time.perf_counter() - start
+    expected = by_name(finish(command, index, files))
+    for trial in range(3):
+        index, files = prepare(tmp_path / str(trial), command)
+        before = state(index) if command in ("update", "remove") else {}
+        in_process(command, index, files, kill_after=seconds * (trial + 1) / 4)
+        if (index / DATABASE).exists() and command != "repair":
+            assert check(index).ok
+            kept = state(index)
+            gone = before.keys() - kept.keys()
+            assert all(command == "remove" or not Path(path).exists() for path in gone)
+        assert by_name(finish(command, index, files)) == expected
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_full_disk_is_an_error_and_costs_nothing(command, tmp_path):
+    codes = []
+    for limit in (4_000, 20_000, 90_000):
+        index, files = prepare(tmp_path / str(limit), command)
+        codes.append(in_process(command, index, files, limit=limit))
+        if (index / DATABASE).exists() and command != "repair":
+            assert check(index).ok
+        finish(command, index, files)
+        assert check(index).ok
+    assert 3 in codes
+    assert set(codes) <= {0, 3}
+
+
+def test_flipped_bits_never_change_an_answer_in_silence(tmp_path):
+    index, files = prepare(tmp_path, "update")
+    run("update", index, files)
+    right = answers(index)
+    draw = random.Random(0)  # noqa: S311
+    refused = 0
+    for trial in range(30):
+        copy = tmp_path / f"copy{trial}"
+        shutil.copytree(index, copy)
+        flip(copy / (DATABASE, MATRIX)[trial % 2], draw)
+        try:
+            assert answers(copy) == right
+        except UserError:
+            refused += 1
+        mend(copy, files)
+        assert check(copy).ok
+        assert answers(copy) == right
+    assert refused
+
+
+@pytest.mark.parametrize("name", [DATABASE, MATRIX])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_file_that_is_cut_short(name, share, tmp_path):
+    index, files = prepare(tmp_path, "update")
+    run("update", index, files)
+    right = answers(index)
+    content = (index / name).read_bytes()
+    (index / name).write_bytes(content[: int(len(content) * share)])
+    if name == MATRIX:
+        assert answers(index) == right
+    assert not check(index).ok
+    kept = len(right) - mend(index, files)
+    assert kept > 0 or share < 0.9
+    assert answers(index) == right

@@ -1,0 +1,172 @@
+"""Conditions on what is known of files: SQLite finds what Python finds, and nothing of the text is SQL."""
+
+import json
+import os
+import random
+import sqlite3
+from datetime import datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onepeace.errors import UsageError
+from onepeace.index.filters import compile_condition, kind_of, register, short_forms
+
+COLUMNS = ("path", "modality", "size", "mtime_ns", "date", "width", "height", "duration", "caption", "metadata")
+
+
+def random_rows(count=80):
+    draw = random.Random(3)  # noqa: S311
+    for number in range(count):
+        yield {
+            "path": "/photos/ann/{}/{}.{}".format(
+                draw.choice(["Beach", "night", "ÄÖ"]), draw.randrange(9), draw.choice(["jpg", "ogg"])
+            ),
+            "kind": draw.choice(["image", "audio", "text", "video"]),
+            "size": draw.randrange(4000) * 1000,
+            "width": draw.randrange(9),
+            "height": draw.randrange(9),
+            "duration": draw.choice([0.0, 1.5, 30.0, 60.0, 90.0, 7200.0]),
+            "caption": draw.choice(["a dog", "A Beach at night", "it's 100%_"]),
+            "metadata": {"n": draw.choice([0, 5, 2.5, "5", "x"]), "a b": str(number % 3)},
+        }
+
+
+ROWS = list(random_rows())
+
+
+@pytest.fixture(scope="module")
+def database():
+    database = sqlite3.connect(":memory:")
+    database.execute(f"CREATE TABLE files(id INTEGER PRIMARY KEY, {', '.join(COLUMNS)})")
+    register(database, ["/photos/ann"])
+    for number, row in enumerate(ROWS):
+        values = {**row, "modality": row["kind"], "metadata": json.dumps(row["metadata"]), "mtime_ns": 0, "date": None}
+        values["path"] = os.fsencode(row["path"])
+        marks = ", ".join("?" * (len(COLUMNS) + 1))
+        database.execute(f"INSERT INTO files VALUES({marks})", [number, *(values[name] for name in COLUMNS)])
+    database.execute(
+        "INSERT INTO files VALUES(1000, ?, 'image', 5, 0, ?, NULL, NULL, NULL, NULL, NULL)",
+        [b"/x.png", datetime(2024, 5, 3, 12).timestamp()],
+    )
+    return database
+
+
+def found(database, where):
+    condition = compile_condition(where)
+    return [id_ for (id_,) in database.execute(f"SELECT id FROM files WHERE {condition.sql}", condition.params)]  # noqa: S608
+
+
+NUMBER = st.sampled_from(["0", "3", "5.5", "2*min", "1.5*MB", "-1", "(1 + 2)*kB", "1*h/2"])
+SIGN = st.sampled_from(["<", "<=", "==", "!=", ">=", ">"])
+FIELD = st.sampled_from(["size", "width", "height", "duration"])
+TEXT = st.sampled_from(["'a dog'", '"beach"', "'%'", '"it\'s"', "'ÄÖ'", "'.jpg'", "''"])
+SIMPLE = st.one_of(
+    st.builds("{} {} {}".format, FIELD, SIGN, NUMBER),
+    st.builds("{} {} {}".format, NUMBER, SIGN, FIELD),
+    st.builds("{} <= {} < {}".format, NUMBER, FIELD, NUMBER),
+    st.builds("{} in {}".format, TEXT, st.sampled_from(["path", "caption", "metadata['a b']"])),
+    st.builds("caption == {}".format, TEXT),
+    st.builds("kind in ('image', 'video')".format),
+    st.builds("kind != 'audio'".format),
+    st.builds("width not in ({}, 2)".format, NUMBER),
+    st.builds("metadata['a b'] == '1'".format),
+)
+CONDITION = st.recursive(
+    SIMPLE,
+    lambda inner: st.one_of(
+        st.builds("({}) and ({})".format, inner, inner),
+        st.builds("({}) or ({})".format, inner, inner),
+        st.builds("not ({})".format, inner),
+    ),
+    max_leaves=6,
+)
+
+
+class Text(str):
+    """A text that contains another in capital or small letters."""
+
+    def __contains__(self, part):
+        return part.casefold() in self.casefold()
+
+
+def python_finds(where):
+    units = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "s": 1.0, "min": 60.0, "h": 3600.0}
+    for number, row in enumerate(ROWS):
+        names = {**row, **{name: Text(row[name]) for name in ("path", "caption")}}
+        if eval(where, {"__builtins__": {}}, {**units, **names}):  # noqa: S307 (of this test)
+            yield number
+
+
+@settings(max_examples=150, deadline=None)
+@given(CONDITION)
+def test_sqlite_finds_what_python_finds(database, where):
+    assert [id_ for id_ in found(database, where) if id_ < 1000] == list(python_finds(where))
+
+
+def test_what_is_not_known_is_found_by_no_comparison(database):
+    for where in ("width > 3", "width <= 3", "not width > 3", "'a' in caption", "caption != 'x'", "duration == 0"):
+        assert 1000 not in found(database, where)
+    assert found(database, "width is None") == [1000]
+    assert 1000 not in found(database, "caption is not None")
+
+
+def test_dates_are_periods(database):
+    for where in ("== '2024'", "== '2024-05'", ">= '2024-05-03'", "<= '2024-05'", "< '2024-06'"):
+        assert found(database, f"date {where}") == [1000], where
+    for where in ("> '2024-05'", "< '2024-05'", "!= '2024'", "== '2024-05-04'"):
+        assert found(database, f"date {where}") == [], where
+
+
+def test_patterns_fit_paths_below_a_root_and_whole_ones(database):
+    jpg = [i for i, row in enumerate(ROWS) if row["path"].endswith("jpg")]
+    beach = [i for i, row in enumerate(ROWS) if "/Beach/" in row["path"]]
+    assert found(database, "path.match('*.jpg')") == jpg
+    assert found(database, "path.match('Beach/*')") == beach
+    assert found(database, "path.match('/photos/*/Beach/**')") == beach
+    assert found(database, "not path.match('**/Beach/*') and path.match('*.jpg')") == sorted({*jpg} - {*beach})
+
+
+def test_short_forms_are_one_condition(database):
+    where = short_forms("width is None", "2024", "2024-06", "*.png")
+    assert found(database, where) == [1000]
+    assert short_forms() is None
+    with pytest.raises(UsageError, match="--after"):
+        short_forms(after="yesterday")
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        ("widht > 3", "did you mean width"),
+        ("width = 3", "=="),
+        ("width > 'x'", "column 9"),
+        ("width", "no condition"),
+        ("caption > 3", "no text"),
+        ("date > 'May'", "no date"),
+        ("kind == 'pictur'", "did you mean picture"),
+        ("__import__('os').system('x')", "not known"),
+        ("open('x') == 3", "open"),
+        ("size > 9**9", "no value"),
+        ("size > 1/0", "cannot be computed"),
+        ("size > 1e400", "too large"),
+        ("path.match(3)", "no pattern"),
+        ("3 in (1, 2)", "no field"),
+        ("(" * 500 + "1" + ")" * 500, "--where"),
+        ("width > 3 " * 2000, "10,000"),
+        ("size; DROP TABLE files", "--where"),
+        ("\0", "--where"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(where, named):
+    with pytest.raises(UsageError) as error:
+        compile_condition(where)
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_kinds_have_the_words_of_the_page():
+    assert [kind_of(name) for name in ("pictures", "Sounds", "image", "audio", "videos")] == [
+        "image", "audio", "image", "audio", "video"
+    ]  # fmt: skip

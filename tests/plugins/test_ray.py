@@ -1,0 +1,81 @@
+"""Embedding by actors of a Ray instance on this machine: the same index, and files that kill an actor are named."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+from support.broken_files import write_broken, write_good
+from support.deadly import DeadlyModel
+from support.indexes import check_same, content
+from support.small_shards import square, write_tar
+
+from onepeace.errors import UserError
+from onepeace.index import build
+from onepeace.index import write as index_write
+
+ray = pytest.importorskip("ray", reason='needs Ray: pip install "onepeace[ray]"')
+
+
+@pytest.fixture(scope="module")
+def local():
+    """A Ray instance of two cores."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    there = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
+    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "CRITICAL"}
+    ray.init(num_cpus=2, runtime_env={"env_vars": there}, **options)
+    yield
+    ray.shutdown()
+
+
+def test_the_same_index_comes_out(local, random_folder, tmp_path, samples):
+    files = tmp_path / "files"
+    write_good(files, samples, 15)
+    write_broken(files / "broken", samples)
+    members = {"a.png": square((200, 0, 0), np.random.default_rng(0)), "a.txt": b"a red square"}
+    paths = [files, write_tar(tmp_path / "some.tar", members)]
+    options = {"device": "cpu", "batch_size": 4, "progress": False}
+    one = build(tmp_path / "one", paths, str(random_folder), **options)
+    two = build(tmp_path / "two", paths, str(random_folder), engine="ray", workers=2, **options)
+    check_same(tmp_path / "two", tmp_path / "one")
+    assert (two.added, two.vectors, len(two.problems)) == (one.added, one.vectors, len(one.problems))
+    assert two.seconds["decode"] > 0
+    assert ray.is_initialized()  # it was not started by the plug-in, and is left as it is
+
+
+@pytest.mark.slow
+def test_a_file_that_kills_is_named_and_the_others_are_embedded(local, random_folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(index_write, "Model", DeadlyModel)
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(30):
+        (folder / f"{i}.txt").write_text(f"words {i}" + {3: " deadly", 20: " bad"}.get(i, ""))
+    options = {"engine": "ray", "workers": 2, "batch_size": 4, "progress": False}
+    report = build(tmp_path / "index", [folder], str(random_folder), **options)
+    assert sorted((os.path.basename(problem.path), problem.reason) for problem in report.problems) == [
+        ("20.txt", "a bad file"),
+        ("3.txt", "the process that embeds it dies of it"),
+    ]
+    assert len(content(tmp_path / "index")) == 30
+    assert report.vectors == 28
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "reason"), [("none", "no such precision"), ("deadly", "an actor died while")])
+def test_a_model_that_cannot_be_loaded_ends_the_run(local, random_folder, monkeypatch, tmp_path, dtype, reason):
+    monkeypatch.setattr(index_write, "Model", DeadlyModel)
+    (tmp_path / "words.txt").write_text("words")
+    options = {"engine": "ray", "workers": 1, "dtype": dtype, "progress": False}
+    with pytest.raises(UserError, match=f"^{reason}"):
+        build(tmp_path / "index", [tmp_path / "words.txt"], str(random_folder), **options)
+
+
+@pytest.mark.slow
+def test_an_instance_that_a_build_starts_ends_with_it(random_folder, monkeypatch, tmp_path):
+    ray.shutdown()
+    monkeypatch.setattr(index_write, "Model", DeadlyModel)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    (tmp_path / "words.txt").write_text("words")
+    report = build(tmp_path / "index", [tmp_path / "words.txt"], str(random_folder), engine="ray", progress=False)
+    assert report.vectors == 1
+    assert not ray.is_initialized()

@@ -1,0 +1,116 @@
+"""The map and the hits of a search as HTML files that need nothing else, and the map as a picture."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+import shutil
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from onepeace.errors import UserError
+from onepeace.index import Index, Query, build
+from onepeace.serve import document
+from onepeace.serve.gallery import write_gallery
+from onepeace.serve.map import points, write_map
+
+EVIL = "</script><img src=x onerror=document.title='run'>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, samples, random_folder):
+    """A folder with pictures, a sound and texts, names that try to be HTML, and its index; a picture is gone since."""
+    path = tmp_path_factory.mktemp("documents")
+    evil = path / "a&b <i>"
+    evil.mkdir()
+    shutil.copy(samples / "images" / "cat.jpg", evil / "'x' \"y\".jpg")
+    shutil.copy(samples / "images" / "dog.jpg", path / "gone.jpg")
+    shutil.copy(samples / "sounds" / "dog.ogg", path)
+    (path / "note.txt").write_text(f"a  note\n{EVIL}", encoding="utf-8")
+    (path / EVIL.replace("/", ":")).with_suffix(".txt").write_text("words", encoding="utf-8")
+    build(path / "index", [path], str(random_folder), device="cpu", progress=False)
+    (path / "gone.jpg").unlink()
+    return path
+
+
+@pytest.fixture(scope="module")
+def index(folder):
+    with Index.open(folder / "index", device="cpu") as opened:
+        yield opened
+
+
+def policy_of(page):
+    return re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
+
+
+def check_alone(page):
+    """Nothing is loaded from elsewhere, and only our own script may run."""
+    body = page.partition("<body")[2].partition('<script type="module">')[0]
+    assert not re.search(r"""(src|href|poster)="(https?:)?//""", body)
+    assert not re.search(r"url\(|@import", page.partition("<style>")[2].partition("</style>")[0])
+    script = re.search(r'<script type="module">(.*?)</script>', page, re.DOTALL)
+    allowed = "'none'"
+    if script:
+        allowed = f"'sha256-{base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()}'"
+    assert policy_of(page).startswith("default-src 'none'; ")
+    assert policy_of(page).endswith(f"script-src {allowed}")
+    assert "<img src=x" not in page
+
+
+def test_map_is_data_and_our_own_script(index, folder, tmp_path):
+    write_map(index, folder / "map.html")
+    page = (folder / "map.html").read_text(encoding="utf-8")
+    check_alone(page)
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+    items, _ = index.means()
+    assert [data["kinds"][point[2]] for point in data["points"]] == [item.modality for item in items]
+    names = {name: data["places"][place] for _, _, _, name, place, _ in data["points"]}
+    assert names["'x' \"y\".jpg"] == f"{folder}/a&b <i>"
+    there = [link for link in data["links"] if link]
+    assert len(there) == len(items) - 1
+    assert all((folder / unquote(link)).is_file() for link in there)
+    assert [base64.b64decode(small.partition(",")[2])[8:12] for small in data["thumbnails"].values()] == [b"WEBP"]
+    write_map(index, tmp_path / "points.html", thumbnails=0)
+    assert '"thumbnails":{}' in (tmp_path / "points.html").read_text(encoding="utf-8")
+    assert points(index)["points"] == data["points"]
+
+
+def test_map_is_drawn(index, tmp_path):
+    pytest.importorskip("matplotlib")
+    write_map(index, tmp_path / "map.html", png=tmp_path / "map.png")
+    with Image.open(tmp_path / "map.png") as image:
+        assert image.size == (1440, 1020)
+        colors = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    for color in ((181, 89, 15), (59, 79, 156)):  # of sounds and texts, on white
+        assert (np.abs(colors - np.array(color) * 0.7 - 255 * 0.3) < 4).all(axis=1).any()
+    with pytest.raises(UserError, match=r"map\.mp3"):
+        write_map(index, tmp_path / "map.html", png=tmp_path / "map.mp3")
+
+
+def test_gallery_shows_every_hit_and_runs_nothing(index, folder, samples):
+    query = Query(text=f"a {EVIL}", image=samples / "images" / "cat.jpg", without="people")
+    results = index.search(query, collapse=False)
+    write_gallery(results, query, folder / "hits.html")
+    page = (folder / "hits.html").read_text(encoding="utf-8")
+    check_alone(page)
+    assert page.count('<li class="card') == len(results) == 5
+    assert html.escape(EVIL) in page
+    assert "cat.jpg, without people</h1>" in page
+    for kind in ("image/webp", "image/svg+xml", "audio/ogg"):
+        assert f"data:{kind};base64," in page
+    assert "<blockquote>gone.jpg</blockquote>" in page
+    links = [html.unescape(link) for link in re.findall(r'class="name" href="([^"]*)"', page)]
+    assert [unquote(link) for link in links if not (folder / unquote(link)).is_file()] == ["./gone.jpg"]
+    shown = [float(value) for value in re.findall(r"<b>(-?[\d.]+)</b>", page)]
+    assert shown == [round(hit.score if hit.match is None else hit.match, 2) for hit in results]
+
+
+def test_large_sounds_are_linked(folder, monkeypatch):
+    embedding = document.Embedding(folder)
+    assert embedding.address(folder / "dog.ogg", "audio/ogg").startswith("data:")
+    monkeypatch.setattr(document, "EMBEDDED", 10)
+    assert embedding.address(folder / "dog.ogg", "audio/ogg") == "./dog.ogg"

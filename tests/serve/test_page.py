@@ -1,0 +1,295 @@
+"""The page in a real browser, on a screen and on a telephone: what a visitor does and is shown."""
+
+import json
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the page needs the extra web")
+pytest.importorskip("selenium", reason="drives the browser")
+
+from selenium.webdriver import ActionChains
+from selenium.webdriver.common.keys import Keys
+from support.browser import CHROMIUM, DRIVER, Page, chromium, window
+
+from onepeace.serve.map import write_map
+
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
+AXE = Path(os.environ.get("AXE_CORE", "/nowhere"), "axe.min.js")
+"""Of the package axe-core of npm, where somebody has it; set AXE_CORE to its folder."""
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    with chromium(tmp_path_factory.mktemp("chromium")) as made:
+        yield made
+
+
+@pytest.fixture(params=[1280, 390])
+def page(request, driver, server):
+    window(driver, request.param)
+    return Page(driver, server)
+
+
+@pytest.fixture
+def wide(driver, server):
+    window(driver, 1280)
+    return Page(driver, server)
+
+
+def keys(page, *pressed):
+    ActionChains(page.driver).send_keys(*pressed).perform()
+
+
+def opened(page):
+    return page.one("#name").text
+
+
+def test_files_are_there_before_anything_is_asked_and_fit_the_screen(page, ids):
+    assert sorted(page.names()) == sorted(ids)
+    assert page.one("#heading").text.startswith("9 files")
+    assert [re.sub(r"\s+", " ", chip.text) for chip in page.all("#kinds .chip")] == [
+        "Pictures 4",
+        "Sounds 4",
+        "Texts 1",
+    ]
+    assert page.pictures_are_there()
+    assert page.wait(lambda: "barks at the sea" in page.one(".card blockquote").text)
+    assert page.script("return document.documentElement.scrollWidth - innerWidth") <= 0
+    assert all(button.size["height"] >= 33 for button in page.all("header button") if button.is_displayed())
+
+
+def test_words_find_files_as_they_are_typed_and_numbers_are_explained(page, index):
+    page.search("a dog barking")
+    assert page.names() == [os.path.basename(hit.item.path) for hit in index.search("a dog barking", top=40)]
+    hit = index.search("a dog barking")[0]
+    value = hit.score if hit.match is None else hit.match
+    shown = page.one(".card .match span")
+    assert abs(float(shown.text.split()[-1]) - value) < 0.011
+    assert shown.get_attribute("title")
+    width = page.script("return document.querySelector('.bar i').style.width")
+    assert abs(float(width.rstrip("%")) - 100 * max(0, value)) < 0.2
+    page.driver.refresh()
+    assert page.one("#words").get_attribute("value") == "a dog barking"
+    page.answer_to(page.one("#clear").click)
+    assert len(page.names()) == 9
+
+
+def test_picture_sound_and_words_are_one_query(page, collection):
+    page.give(collection / "cat.jpg")
+    assert page.names()[0] == "cat.jpg"
+    assert page.one(".part img").get_attribute("src").startswith("blob:")
+    page.search("a dog")
+    assert page.one("#balance").is_displayed()
+    page.give(collection / "rain.ogg", "sound")
+    assert len(page.all(".part")) == 1
+    page.answer_to(page.one("#clear").click)
+    assert not page.all(".part")
+
+
+def test_camera_and_microphone_search(wide):
+    wide.one("#camera").click()
+    wide.wait(lambda: wide.script("return document.querySelector('#shutter video').videoWidth"))
+    assert len(wide.answer_to(wide.one(".take").click)) > 3
+    assert wide.one(".part img").is_displayed()
+    wide.one("#microphone").click()
+    wide.wait(lambda: wide.all("#microphone[aria-pressed=true]"))
+    wide.driver.execute_async_script("setTimeout(arguments[0], 1000)")
+    wide.answer_to(wide.one("#microphone").click)
+    assert wide.one(".part [title='recording.wav']").is_displayed()
+    assert not wide.all("#heading.wrong")
+
+
+def test_dropped_and_pasted_files_search(wide):
+    give = """
+        const canvas = new OffscreenCanvas(90, 60), event = arguments[0], done = arguments[1];
+        canvas.getContext("2d").fillRect(0, 0, 50, 50);
+        canvas.convertToBlob().then((blob) => {
+            const data = new DataTransfer();
+            data.items.add(new File([blob], "given.png", { type: "image/png" }));
+            const name = event === "paste" ? "clipboardData" : "dataTransfer";
+            const made = event === "paste" ? new ClipboardEvent(event, { clipboardData: data, bubbles: true })
+                                           : new DragEvent(event, { dataTransfer: data, bubbles: true });
+            document.body.dispatchEvent(made);
+            done();
+        });"""
+    for event in ("paste", "drop"):
+        wide.answer_to(lambda event=event: wide.driver.execute_async_script(give, event))
+        assert wide.one(".part [title='given.png']").is_displayed()
+        wide.answer_to(wide.one("#clear").click)
+
+
+def test_filters_leave_files_out(page):
+    page.answer_to(page.one("#kinds [data-kind=audio]").click)
+    assert len(page.names()) == 4
+    assert all(name.endswith(".ogg") for name in page.names())
+    page.answer_to(page.one("#kinds [data-kind=text]").click)
+    assert len(page.names()) == 5
+    page.one("#more").click()
+    page.answer_to(lambda: page.one("[name=path]").send_keys("cat.*"))
+    assert page.names() == ["cat.ogg"]
+    page.answer_to(lambda: page.one("[name=path]").send_keys("x"))
+    keys(page, Keys.ESCAPE)
+    page.answer_to(page.one("#end button").click)
+    assert len(page.names()) == 9
+
+
+def test_condition_that_cannot_be_read_is_said_and_the_page_goes_on(page):
+    page.one("#more").click()
+    page.answer_to(lambda: page.one("[name=where]").send_keys("wdth > 3"))
+    assert "width" in page.one("#heading.wrong").text
+    page.script("const w = document.querySelector('[name=where]'); w.value = ''; w.oninput()")
+    page.wait(lambda: len(page.names()) == 9)
+
+
+def test_broken_picture_is_said_and_the_page_goes_on(page, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\nno picture")
+    assert "image" in page.give(broken)
+    assert page.all("#heading.wrong")
+    page.answer_to(page.one("#clear").click)
+    assert len(page.names()) == 9
+
+
+def test_file_opens_large_and_arrows_lead_to_others(page, collection):
+    page.search("a dog")
+    names = page.names()
+    page.all(".tile")[0].click()
+    assert opened(page) == names[0]
+    for key, place in ((Keys.ARROW_RIGHT, 1), (Keys.ARROW_RIGHT, 2), (Keys.ARROW_LEFT, 1)):
+        keys(page, key)
+        page.wait(lambda place=place: opened(page) == names[place])
+    keys(page, Keys.ESCAPE)
+    page.wait(lambda: not page.all("#viewer[open]"))
+    assert page.script("return document.activeElement.ariaLabel").startswith(names[1])
+    page.all(".tile")[names.index("cat.jpg")].click()
+    large = "const i = document.querySelector('.stage img'); return i?.complete && i.naturalWidth"
+    assert page.wait(lambda: page.script(large)) > 300
+    page.driver.back()
+    page.wait(lambda: not page.all("#viewer[open]"))
+    assert page.names() == names
+
+
+def test_sound_plays_on_its_card_and_opened(wide):
+    wide.answer_to(wide.one("#kinds [data-kind=audio]").click)
+    play = wide.one("button.play")
+    play.click()
+    wide.wait(lambda: play.get_attribute("aria-pressed") == "true")
+    wide.wait(lambda: wide.script("return document.querySelector('.well.audio').style.getPropertyValue('--at')"))
+    play.click()
+    wide.wait(lambda: play.get_attribute("aria-pressed") == "false")
+    wide.one(".tile").click()
+    wide.wait(lambda: wide.script("return document.querySelector('.stage audio').currentTime > 0"))
+
+
+def test_more_like_a_file(page, ids):
+    page.search("a dog")
+    name = page.names()[0]
+    ActionChains(page.driver).move_to_element(page.all(".card")[0]).perform()
+    page.answer_to(page.one(".sign").click)
+    assert name not in page.names()
+    assert page.one(".part .seen").get_attribute("title") == name
+    assert f"like={ids[name]}" in page.driver.current_url
+    page.driver.refresh()
+    page.wait(lambda: page.names() and name not in page.names())
+    page.answer_to(page.driver.back)
+    page.wait(lambda: name in page.names())
+
+
+def test_labels_of_ones_own_are_chosen(page):
+    page.answer_to(page.one("#kinds [data-kind=image]").click)
+    page.one(".tile").click()
+    page.one("[name=labels]").send_keys("dog, cat, rain" + Keys.ENTER)
+    page.wait(lambda: len(page.all(".labels li b")) == 3)
+    shares = [float(share.text) for share in page.all(".labels li b")]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1, abs=0.02)
+
+
+def test_everything_is_reached_by_keys(wide):
+    keys(wide, Keys.TAB)
+    wide.script("document.activeElement.blur()")
+    keys(wide, "/")
+    assert wide.script("return document.activeElement.id") == "words"
+    keys(wide, Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
+    assert wide.script("return document.activeElement === document.querySelectorAll('.tile')[1]")
+    keys(wide, Keys.TAB)
+    assert wide.script("return document.activeElement.className") == "sign"
+    ActionChains(wide.driver).key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(Keys.SHIFT).perform()
+    keys(wide, Keys.ENTER)
+    assert opened(wide) == wide.names()[1]
+    keys(wide, Keys.ESCAPE)
+    wide.wait(lambda: not wide.all("#viewer[open]"))
+
+
+def test_map_shows_files_and_opens_them(page, ids):
+    page.one("#map").click()
+    page.wait(lambda: page.script("return document.querySelector('#plane').map?.points.every(p => p.left)"))
+    x, y = page.script(
+        "const { map } = document.querySelector('#plane'), point = map.points.find(({ id }) => id === arguments[0]);"
+        "return [point.left - map.width / 2, point.top - map.height / 2]",
+        ids["rain.ogg"],
+    )
+    canvas = page.one("#plane canvas")
+    ActionChains(page.driver).move_to_element_with_offset(canvas, round(x), round(y)).click().perform()
+    assert page.wait(lambda: opened(page)) in ids
+    keys(page, Keys.ESCAPE)
+    page.wait(lambda: not page.all("#viewer[open]"))
+    page.one("#map").click()
+    assert page.one(".card")
+
+
+def test_dark_and_light(driver, server):
+    def brightness():
+        color = page.script("return getComputedStyle(document.body).backgroundColor")
+        return sum(map(int, re.findall(r"\d+", color)[:3]))
+
+    window(driver, 1280, dark=True)
+    page = Page(driver, server)
+    assert brightness() < 150
+    page.one("#theme").click()
+    assert brightness() > 600
+    driver.refresh()
+    page.wait(lambda: brightness() > 600)
+    window(driver, 1280)
+
+
+def test_map_in_a_file_shows_names_and_runs_nothing(driver, index, tmp_path):
+    write_map(index, tmp_path / "map.html")
+    driver.get((tmp_path / "map.html").as_uri())
+    count = "return document.querySelector('main').map?.points.filter((point) => point.left).length"
+    assert driver.execute_script(count) == 9
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="needs axe-core of npm, its folder in AXE_CORE")
+def test_nothing_serious_is_wrong_for_a_screen_reader(page):
+    check = "axe.run().then((found) => arguments[0](found.violations.map((each) => [each.impact, each.id])))"
+
+    def serious():
+        page.script(AXE.read_text(encoding="utf-8"))
+        return [name for impact, name in page.driver.execute_async_script(check) if impact in ("serious", "critical")]
+
+    page.search("a dog")
+    assert serious() == []
+    page.one(".tile").click()
+    opened(page)
+    assert serious() == []
+    keys(page, Keys.ESCAPE)
+    page.wait(lambda: not page.all("#viewer[open]"))
+    page.one("#map").click()
+    page.one("#plane canvas")
+    assert serious() == []
+
+
+def test_nothing_came_from_another_host(driver, server):
+    """Of all tests above: the requests that the browser was made to send, and what it complained of."""
+    sent = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    urls = [event["params"]["request"]["url"] for event in sent if event["method"] == "Network.requestWillBeSent"]
+    own = [url for url in urls if urlsplit(url).scheme in ("http", "https", "ws", "wss", "ftp")]
+    assert any(url.startswith(f"{server}/files/") for url in own)
+    assert [url for url in own if not url.startswith(f"{server}/")] == []
+    complaints = [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+    assert [each for each in complaints if "422" not in each and "favicon.ico" not in each] == []

@@ -1,0 +1,63 @@
+"""A server in a process of its own: many clients at once, and a kill."""
+
+import base64
+import json
+import os
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+from serve.conftest import serving_index
+
+from onepeace.errors import UsageError
+from onepeace.serve import api
+
+CLIENTS = 32
+
+
+def test_many_clients_at_once_lose_nothing(server, model, collection):
+    picture, sound = (collection / "cat.jpg").read_bytes(), (collection / "dog.ogg").read_bytes()
+    texts = [f"a dog and {number} cats" for number in range(CLIENTS)]
+    expected = model.encode([*texts, {"image": picture}, {"audio": sound}], output="numpy")
+    written = [base64.b64encode(data).decode() for data in (picture, sound)]
+    limits = httpx.Limits(max_connections=None)
+    with httpx.Client(base_url=server, timeout=600.0, limits=limits, trust_env=False) as client:
+
+        def run(number):
+            body = {"input": [texts[number], {"image": written[0]}, {"audio": written[1]}]}
+            answer = client.post("/v1/embeddings", json=body).json()
+            vectors = np.array([entry["embedding"] for entry in answer["data"]], np.float32)
+            np.testing.assert_allclose(vectors, expected[[number, CLIENTS, CLIENTS + 1]], rtol=0, atol=1e-5)
+            assert client.post("/search", json={"image": written[0][:4000]}).status_code == 422
+            hits = client.post("/search", json={"text": texts[number], "top": 3}).json()["hits"]
+            assert client.get(f"/{hits[0]['file']}").status_code == 200
+            return number
+
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            assert list(pool.map(run, range(CLIENTS))) == list(range(CLIENTS))
+
+
+def test_killed_server_leaves_nothing_of_what_was_sent(index_folder, collection, tmp_path):
+    temporary = tmp_path / "temporary"
+    with serving_index(index_folder, temporary) as (process, address):
+        picture = base64.b64encode((collection / "cat.jpg").read_bytes()).decode()
+        assert httpx.post(f"{address}/search", json={"image": picture}, timeout=600).status_code == 200
+        body = json.dumps({"image": picture}).encode()
+        head = f"POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+        at = urlsplit(address)
+        with socket.create_connection((at.hostname, at.port)) as connection:
+            connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body[: len(body) // 2])
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        assert not list(temporary.iterdir())
+
+
+def test_address_that_is_taken_or_open_to_others_is_refused(index, server):
+    with pytest.raises(UsageError, match=str(urlsplit(server).port)):
+        api.run(index, port=urlsplit(server).port)
+    with pytest.raises(UsageError, match=r"0\.0\.0\.0"):
+        api.run(index, host="0.0.0.0")  # noqa: S104
