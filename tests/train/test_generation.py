@@ -171,15 +171,10 @@ def test_choices_are_those_of_the_sources_that_feed_the_term():
     made = recipe("", "", data=data, objective={
         f"generation:{label}": {"task": "answer", "writes": "label", "choices": "auto"} for label in ("a", "b")
     })  # fmt: skip
-<<<<<<< HEAD
     sources = [
         SimpleNamespace(config=config, samples=[SimpleNamespace(targets={"label": word})])
         for config, word in zip(made.data.train, ("yes", "red"), strict=True)
     ]
-=======
-    words = zip(made.data.train, ("yes", "red"), strict=True)
-    sources = [SimpleNamespace(config=one, samples=[SimpleNamespace(targets={"label": word})]) for one, word in words]
->>>>>>> street
     text = SimpleNamespace(tokenizer=None)
     found = [term.prepare(name, options, made, sources, {"text": text}).task for name, options, term in made.terms]
     assert [task.choices for task in found] == [["yes"], ["red"]]
