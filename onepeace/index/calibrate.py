@@ -94,10 +94,12 @@ class Banks:
 
     def add(self, vectors: NDArray, modalities: Sequence[str]) -> None:
         """Count in further items, (n, E) unit rows, and their modalities."""
-        self.add_codes(vectors, np.array([MODALITIES.index(modality) for modality in modalities], np.int64))
+        codes = [MODALITIES.index(key) if key in MODALITIES else len(MODALITIES) for key in modalities]
+        self.add_codes(vectors, np.array(codes, np.int64))
 
     def add_codes(self, vectors: NDArray, codes: NDArray[np.integer]) -> None:
-        """Count in further items, (n, E) unit rows such as a memory map; `codes` (n,) are places in MODALITIES.
+        """Count in further items, (n, E) unit rows such as a memory map; `codes` (n,) are places in MODALITIES, or
+        behind them of other modalities, for which there is no bank.
 
         Queries against items cost 2 N n E operations, about a second for 100,000 items of 256 numbers.
         """
@@ -105,7 +107,7 @@ class Banks:
             return
         for first in range(0, len(vectors), BLOCK):
             rows, own = np.asarray(vectors[first : first + BLOCK], np.float32), codes[first : first + BLOCK]
-            for code in np.unique(own):
+            for code in np.unique(own[own < len(MODALITIES)]):
                 some = rows[own == code]
                 cosines = self._all @ some.T
                 self.best[:, code] = np.maximum(self.best[:, code], cosines.max(axis=1))
@@ -116,6 +118,8 @@ class Banks:
     def seen(self, bank: str, modality: str) -> "Seen | None":
         """What is known of the queries of a bank with the items of a modality; None if there are no such queries or
         items."""
+        if modality not in MODALITIES:
+            return None
         code = MODALITIES.index(modality)
         place = self._place.get(f"{bank}/{modality}", self._place.get(bank))
         if place is None or not self.counts[code]:

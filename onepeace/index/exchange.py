@@ -8,7 +8,7 @@ import numpy as np
 from onepeace.errors import UsageError
 from onepeace.files.embeddings import WRITERS, Embeddings, write_file
 from onepeace.index.index import Index
-from onepeace.index.store import MODALITIES, Item
+from onepeace.index.store import Item
 
 
 def export(index: Index, target: Path) -> int:
@@ -31,7 +31,7 @@ def export(index: Index, target: Path) -> int:
     embeddings = Embeddings(
         np.ascontiguousarray(matrix.vectors),
         [item.path for item in of_rows],
-        [MODALITIES[code] for code in matrix.modality.tolist()],
+        [index.store.kinds[code] for code in matrix.modality.tolist()],
         [_about(item, *matrix.times(row)) for row, item in enumerate(of_rows)],
     )
     write_file(target, embeddings)

@@ -19,7 +19,7 @@ from onepeace.index.nearest import LOCAL, Matrix, VectorService, service_of
 from onepeace.index.query import Query, QueryVector, encode
 from onepeace.index.ranking import RELEVANT, Ranking
 from onepeace.index.search import Filter, Filters, Results, Scored, Sort, hits_of, scored
-from onepeace.index.store import DATABASE, MODALITIES, Item, Store
+from onepeace.index.store import DATABASE, Item, Store
 from onepeace.index.text_branch import TextBranch
 from onepeace.progress import status
 
@@ -99,8 +99,8 @@ class Index:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Modalities of the vectors: those of image, audio and text that the model has."""
-        return tuple(key for key in MODALITIES if key in self.store.meta["modalities"].split())
+        """Modalities of the vectors: those that the model has."""
+        return tuple(key for key in self.store.kinds if key in self.store.meta["modalities"].split())
 
     def items(self, where: str | None = None) -> Iterator[Item]:
         """Files that have vectors, in the order in which they came.
@@ -244,7 +244,8 @@ class Index:
         for name, value, known in (("sort", sort, get_args(Sort)), ("rank", rank, RANKS)):
             if value not in known:
                 raise UserError(f"{name} is {value!r}; it can be {', '.join(known)}")
-        kinds = tuple(kind_of(kind) for kind in ([only] if isinstance(only, str) else only))
+        own = {kind: kind for kind in self.kinds}  # also those of a modality that is not built in
+        kinds = tuple(own.get(kind) or kind_of(kind) for kind in ([only] if isinstance(only, str) else only))
         conditions = () if where is None else (compile_condition(where),)
         query = Query.of(query)
         vector = self.encode(query)

@@ -22,7 +22,7 @@ import numpy as np
 from onepeace.errors import one_line
 from onepeace.files.atomic import sync, write_atomic
 from onepeace.index.plugin import plugin
-from onepeace.index.store import MODALITIES, VECTOR, Store
+from onepeace.index.store import VECTOR, Store
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Matrix:
 
     @cached_property
     def modality(self) -> np.ndarray:
-        """(n,) int8: place in MODALITIES."""
+        """(n,) int8: place in `Store.kinds`."""
         return self.records["modality"].astype(np.int8)
 
     def times(self, row: int) -> tuple[float | None, float | None]:
@@ -112,7 +112,7 @@ class Matrix:
             cosines = (self.vectors if len(rows) == len(self) else self.vectors[rows]) @ query
             cosines[~np.isfinite(cosines)] = -np.inf
         found = {}
-        for code, modality in enumerate(MODALITIES):
+        for code, modality in enumerate(self.store.kinds):
             mask = self.modality[rows] == code
             if allowed is not None:
                 mask &= allowed

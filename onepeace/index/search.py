@@ -13,7 +13,7 @@ from onepeace.index.filters import Condition, joined
 from onepeace.index.nearest import Matrix
 from onepeace.index.query import QueryVector
 from onepeace.index.ranking import Ranking, falling, likelihood
-from onepeace.index.store import MODALITIES, Item, Store
+from onepeace.index.store import Item, Store
 
 ALIKE = 0.98
 """Cosine of two files of one kind from which on they are shown as copies of one another."""
@@ -189,7 +189,7 @@ def hits_of(
             continue
         item, _, vectors = known[int(matrix.file[group[0]])]
         start, end = matrix.times(group[0])
-        modality = MODALITIES[matrix.modality[group[0]]]
+        modality = store.kinds[matrix.modality[group[0]]]
         if not _is_of(matrix.vectors[group[0]], vectors):
             raise Damaged(store.folder, f"the matrix, at a vector of {item.path}")
         copies = tuple(known[int(matrix.file[row])][0].path for row in group[1:])
@@ -256,7 +256,7 @@ class Filters:
     def _computed(self, only: tuple[str, ...], conditions: tuple[Condition, ...]) -> np.ndarray | None:
         masks = []
         if only:
-            mask = np.isin(self.matrix.modality, [code for code, key in enumerate(MODALITIES) if key in only])
+            mask = np.isin(self.matrix.modality, [code for code, key in enumerate(self.store.kinds) if key in only])
             if "video" in only:
                 mask |= self._files("modality = 'video'", ())[self._file]
             masks.append(mask)

@@ -148,6 +148,9 @@ class Store:
             self.close()
             raise
         self.embed_dim = int(self.meta["embed_dim"])
+        more = [key for key in self.meta.get("modalities", "").split() if key not in MODALITIES]
+        self.kinds = (*MODALITIES, *more)
+        """Modalities by their codes; those of the model that are not built in come last."""
 
     @classmethod
     def create(cls, folder: Path, embed_dim: int, about: dict[str, str]) -> "Store":
@@ -231,7 +234,7 @@ class Store:
             id_ = self.connection.execute(insert, (*values, 0)).lastrowid or 0
             rows = []
             for span, blob in zip(own, content[done : done + len(own)], strict=True):
-                place = (id_, MODALITIES.index(span.modality), _real(span.start), _real(span.end))
+                place = (id_, self.kinds.index(span.modality), _real(span.start), _real(span.end))
                 rows.append((*place, blob, checksum_of_vector(place, blob)))
             names = ", ".join(VECTOR_COLUMNS)
             self.connection.executemany(f"INSERT INTO vectors ({names}) VALUES (?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
@@ -299,7 +302,7 @@ class Store:
                     raise Damaged(self.folder, f"the row of file {id_}")
                 if any(checksum_of_vector(vector[:4], vector[4]) != vector[5] for vector in vectors):
                     raise Damaged(self.folder, f"a vector of file {id_}")
-                spans = [Span(MODALITIES[code], start, end) for _, code, start, end, _, _ in vectors]
+                spans = [Span(self.kinds[code], start, end) for _, code, start, end, _, _ in vectors]
                 blob = b"".join(vector[4] for vector in vectors)
                 found[id_] = Item.from_row(id_, values), spans, np.frombuffer(blob, VECTOR).reshape(-1, self.embed_dim)
         return found

@@ -18,7 +18,7 @@ import numpy as np
 
 from onepeace.errors import UsageError, UserError, need, one_line
 from onepeace.index.nearest import Found, Matrix
-from onepeace.index.store import MODALITIES, Store
+from onepeace.index.store import Store
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -129,7 +129,7 @@ class Collection:
         with self._answering() as client:
             self._check(client)
             candidates = everything & (self._ids > self._last)
-            for code in range(len(MODALITIES)):
+            for code in range(len(self._store.kinds)):
                 own = everything & (self._matrix.modality == code) & (self._ids <= self._last)
                 wanted, limit = min(count, int(own.sum())), max(CANDIDATES * count, FEWEST)
                 found = np.zeros_like(own)

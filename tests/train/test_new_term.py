@@ -88,5 +88,5 @@ def test_its_mistakes_are_one_line(root, tmp_path, options, message):
 
 
 def test_samples_without_the_target_are_named(root, tmp_path):
-    with pytest.raises(UserError, match=r"squares.tar: no usable sample; .* has no answer in its .json"):
+    with pytest.raises(UserError, match=r"squares.tar: .* has no answer in its .json"):
         loop.train(labelled(root, tmp_path, steps=1, data={"train": [source(targets=["answer"])]}))
