@@ -1,4 +1,4 @@
-"""What the commands over files share: which files they are about, and how failures are reported."""
+"""Files that commands are about, and how their failures are reported."""
 
 import argparse
 import os

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, name: str) -> int:
 
 
 def _result(name: str, answer: "Answer") -> dict[str, Any]:
-    """What an answer says, under the name of the task."""
+    """Fields of an answer, under the name of the task."""
     from onepeace.generative.answers import Box, Choice
 
     if isinstance(answer, Box):

@@ -201,7 +201,7 @@ class BatchBuilder:
                 self._note(pair, sample, error)
 
     def _load(self, modality: str, sample: Sample) -> Any:
-        """What the augmentation starts from. Sounds are kept for the next epoch while there is room: decoding Vorbis
+        """Decoded input of the augmentation. Sounds are kept for the next epoch while there is room: decoding Vorbis
         takes a third of the time a worker spends; pictures decode faster than that and would need far more room."""
         place = sample.inputs[modality]
         if place not in self._cache:

@@ -82,7 +82,7 @@ class DataConfig:
     cache_folder: str | None = None
     """Copies of shards that are compressed or lie elsewhere, and indexes of all; null = shards in onepeace's cache."""
     cache_gigabytes: float = 20.0
-    """What that folder may hold; the least recently used gives way."""
+    """Size of that folder at most; the least recently used gives way."""
     allow_pipe: bool = False
     """Let shards be the output of shell commands, as pipe:COMMAND."""
     cache_megabytes: int = 512

@@ -220,7 +220,7 @@ def raw_samples(shard: str, broken: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def media_of(raw: Mapping[str, Any], endings: Collection[str]) -> Any:
-    """What a sample has of a modality, as bytes or `Extent`: its file, a list where KEY.2.jpg, ... follow KEY.jpg.
+    """Content of a sample in a modality, as bytes or `Extent`: its file, a list where KEY.2.jpg, ... follow KEY.jpg.
 
     Args:
         raw: from `raw_samples`.

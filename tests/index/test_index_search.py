@@ -7,7 +7,9 @@ import pytest
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Query, search
+from onepeace.index.calibrate import Banks
 from onepeace.index.nearest import keep
+from onepeace.index.ranking import Ranking
 from onepeace.index.store import Item, Span, Store
 
 E = 8
@@ -150,9 +152,13 @@ def test_parts_are_one_vector_with_weights(fill):
 
 def test_copy_of_the_query_has_a_match_of_1_and_a_hit_formats_itself(fill):
     index = fill(picture("a.jpg", 1, 1), picture("b.jpg", 1, 1))
+    banks = Banks({"image": np.stack([unit(1, 1), unit(1)])})
+    banks.add(index.matrix.vectors, ["image", "image"])
+    banks.best += 1e-3  # unrelated queries that are nearer than the copy itself
+    index.__dict__["ranking"] = Ranking(banks)
     found = index.search(Query(like="/p/a.jpg"))
     assert found[0].score == pytest.approx(1.0)
-    assert found[0].match in (None, 1.0)
+    assert found[0].match == 1.0
     assert str(found[0]).split()[-1] == "/p/b.jpg"
     assert set(found.to_dict()["hits"][0]) >= {"rank", "path", "kind", "modality", "match", "likelihood", "score"}
 

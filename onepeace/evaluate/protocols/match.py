@@ -47,7 +47,7 @@ class Source(Items):
         return found[: self.count]
 
     def name(self, sample: Sample) -> str:
-        """What the item is an answer to; "" if nothing."""
+        """Name of the query that the item answers; "" for none."""
         named = {"labels": sample.label, "items": sample.label, "names": next(iter(sample.captions), "")}
         return str(named.get(self.queries, "")).casefold()
 
@@ -64,18 +64,18 @@ class Asked(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What a query was told."""
+    """Result of one query, asked of the folder."""
 
     answered: bool
     """A right item is among the first hits."""
     chance: float
-    """That it is by chance."""
+    """Chance level of that."""
     match: float
-    """Of the first hit, which no other one of the list exceeds."""
+    """Match of the first hit, which no other one of the list exceeds."""
     without: float
     """The same in the pool without the answers."""
     ndcg: tuple[float, float, float]
-    """Of the order by z, of that by the cosine, and of a random one."""
+    """NDCG of the order by z, of that by the cosine, and of a random one."""
 
 
 @dataclass(frozen=True, kw_only=True)
