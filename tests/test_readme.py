@@ -38,7 +38,7 @@ def checkout(tmp_path) -> Iterator[Path]:
 
 
 def assert_shown(shown: str, printed: str) -> None:
-    """Equal but for spaces, times, shares of a few held-out items, and 0.011 of a decimal: machines round differently."""
+    """Equal but for spaces, times, shares of few items, and 0.011 of a decimal: machines round differently."""
     shown, printed = (_without_times(text) for text in (shown, printed))
     assert DECIMAL.sub("#", " ".join(shown.split())) == DECIMAL.sub("#", " ".join(printed.split()))
     there, here = ([float(number) for number in DECIMAL.findall(text)] for text in (shown, printed))
