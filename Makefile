@@ -1,29 +1,58 @@
-# Everything runs in .venv, made on first use. PYTHON chooses the interpreter it is made with.
+# Everything runs in VENV, made on first use by the interpreter PYTHON. TORCH is the build of PyTorch: cpu, or cuda (the
+# usual build, which on Linux brings CUDA: 5.6 GB in place of 1.2).
 PYTHON ?= python3
-BIN := .venv/bin
-READY := .venv/installed
+TORCH ?= cpu
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --no-compile
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+CORE := $(VENV)/core
+READY := $(VENV)/installed
 RUFF := $(BIN)/ruff
 SAMPLES := data/samples
+PYTHONS ?= 3.10 3.11 3.12 3.13
+
+# Wheels at hand (in a folder that pip is told of) come before the index of CPU builds.
+PYTORCH_cpu = $(PIP) --no-index --no-deps torch torchvision 2>/dev/null || \
+	$(PIP) torch torchvision --index-url https://download.pytorch.org/whl/cpu || \
+	{ echo "PyTorch's CPU builds cannot be reached; the usual build: make TORCH=cuda"; exit 1; }
+PYTORCH_cuda = true
+
+# Python keeps what it has compiled, also where the environment says otherwise: programs start twice as fast.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format types bench readme clean
+.PHONY: help install demo test test-all test-core pythons lint format types docs bench readme clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 11
 
-install: $(READY)  ## make .venv with the package (editable) and what its tests need
+install: $(READY)  ## make .venv with the package (editable) and all that tests and checks need
 
-$(READY): setup.cfg pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	touch $@
+$(CORE): setup.cfg pyproject.toml
+	@echo "installing in $(VENV), with PyTorch for $(TORCH): about a minute, and the download"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTORCH_$(TORCH))
+	@$(PIP) uv
+	@$(UV) --editable .
+	@touch $@
 
-demo: $(READY)  ## search the sample files by words, a picture, a sound and a mix; the last also as demo.html
+$(READY): $(CORE)
+	@echo "installing what the tests need in $(VENV)"
+	@$(UV) --editable '.[test]'
+	@touch $@
+
+demo: $(CORE)  ## search the sample files by words, a picture, a sound and a mix; the last also as demo.html
 	$(BIN)/onepeace search $(SAMPLES) --text "a cat looking at the camera" --top 3
 	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/bus.jpg --top 3
 	$(BIN)/onepeace search $(SAMPLES) --audio $(SAMPLES)/sounds/dog.ogg --only pictures --top 3
 	$(BIN)/onepeace search $(SAMPLES) --image $(SAMPLES)/images/horses.jpg --text "waves on the beach" --top 3 --html demo.html
-	@echo "The page: $(BIN)/onepeace serve data/samples, then open http://127.0.0.1:7860 in a browser"
+	@echo
+	@echo "That worked; demo.html shows the last answer as a page. What to type next:"
+	@echo "  . $(BIN)/activate                                        # so that the shell finds onepeace"
+	@echo "  onepeace search ~/Pictures --text 'waves on a beach'      # pictures and sounds of your own"
+	@echo "  pip install '.[web]' && onepeace serve $(SAMPLES)       # the same in a browser"
+	@echo "  onepeace --help                                           # all that it can do; README.md shows six tasks"
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile

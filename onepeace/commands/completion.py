@@ -2,6 +2,8 @@
 
 import argparse
 
+from onepeace.errors import need
+
 EXAMPLES = """\
   eval "$(onepeace completion bash)"                                 # in ~/.bashrc; zsh likewise in ~/.zshrc
   onepeace completion fish > ~/.config/fish/completions/onepeace.fish"""
@@ -13,7 +15,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import argcomplete
-
-    print(argcomplete.shellcode(["onepeace"], True, args.shell))
+    print(need("argcomplete", "completion").shellcode(["onepeace"], True, args.shell))
     return 0

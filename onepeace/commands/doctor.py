@@ -17,6 +17,8 @@ MODULES = {
     "faiss-cpu": "faiss", "umap-learn": "umap",
 }  # fmt: skip
 """Module to import by distribution, where that is not its name; some import what is native in a module of their own."""
+CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
+"""Index of PyTorch's builds without CUDA."""
 TESTS = "test"
 """Extra of what only the tests need."""
 TINY = Path(onepeace.__file__).parent / "weights" / "tiny"
@@ -43,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
         broken.append(package)
         again = "" if version is None else "--force-reinstall --no-deps "
         _row(package, version or "missing", fault, f'remedy: pip install {again}"{requirement}"')
-    if "torchaudio" not in broken:
-        _row("torchaudio native", *_torchaudio_native())
+    if _version("torchaudio") is not None:
+        _row("torchaudio", *_torchaudio())
 
     print("\noptional")
     for extra, packages in extras:
@@ -107,21 +109,22 @@ def _fault(package: str) -> str | None:
     return None
 
 
-def _torchaudio_native() -> tuple[str, ...]:
-    """Whether torchaudio's native library loaded; if not, the reason, the consequence and two remedies."""
+def _torchaudio() -> tuple[str, ...]:
+    """Whether an installed torchaudio loads; if not, the reason, the consequence and the remedy.
+
+    onepeace does not need it, but transformers imports it wherever it is installed.
+    """
+    fault = _fault("torchaudio")
     reason: BaseException | None = torchaudio_guard.failure()
-    if reason is None:
-        return ("loaded",)
-    while reason.__cause__ is not None:
+    if fault is None and reason is None:
+        return (_version("torchaudio") or "-", "not needed")
+    while reason is not None and reason.__cause__ is not None:
         reason = reason.__cause__
-    folder = importlib.metadata.distribution("torchaudio").locate_file("torchaudio/lib")
     return (
         "does not load",
-        f"{type(reason).__name__}: {' '.join(str(reason).split())}",
-        "onepeace works without it; programs that import torchaudio, transformers or peft before onepeace fail",
-        "remedy 1: a torch built for the same CUDA as torchaudio, both from one index:",
-        "          pip install --force-reinstall torch torchaudio",
-        f"remedy 2: without its native files torchaudio does without them: rm {folder}/*.so",
+        fault or f"{type(reason).__name__}: {' '.join(str(reason).split())}",
+        "onepeace works without it; programs that import transformers or peft before onepeace fail",
+        "remedy: pip uninstall torchaudio, or one that is built for the same CUDA as torch",
     )
 
 
@@ -144,3 +147,6 @@ def _print_devices() -> None:
             about = ""
         _row(name, "native bf16" if bfloat16_is_fast(device) else "no native bf16", about)
     _row("threads", str(torch.get_num_threads()), threads.describe())
+    if torch.version.cuda is not None and not torch.cuda.is_available():
+        remedy = f"pip install --force-reinstall torch torchvision --index-url {CPU_BUILDS}"
+        _row("torch's build", f"CUDA {torch.version.cuda}", "no CUDA device; the CPU build saves 4 GB:", remedy)

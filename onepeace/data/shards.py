@@ -21,7 +21,7 @@ from onepeace.data.sample import Sample, content_of
 from onepeace.data.shard_cache import plain_file, reason_of
 from onepeace.data.tar_index import index_tar
 from onepeace.data.targets import wrong_target
-from onepeace.errors import UserError
+from onepeace.errors import UserError, need
 from onepeace.files.source import describe, scheme
 from onepeace.processors import PROCESSORS
 
@@ -97,6 +97,8 @@ def _check_address(address: str, allow_pipe: bool) -> None:
                 "or data.allow_pipe=true if you trust it"
             )
         return
+    if kind in ("http", "https"):
+        need("aiohttp", "remote")
     try:
         get_filesystem_class(kind)
     except (ValueError, ImportError) as error:

@@ -25,6 +25,7 @@ from onepeace.files import source
 from onepeace.files.sound_stream import MAX_CHANNELS, SoundStream
 from onepeace.files.video import VIDEO_SUFFIXES
 from onepeace.processors.processor import Processor, lengths_if_padded
+from onepeace.processors.resample import Resample
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -383,14 +384,12 @@ def _warn_of_silence(name: str) -> None:
 
 
 @lru_cache(maxsize=16)
-def _resampler(rate: int, target: int) -> torch.nn.Module:
-    """Band-limited resampling of torchaudio, its kernel made once per rate.
+def _resampler(rate: int, target: int) -> Resample:
+    """Band-limited resampling, its kernel made once per rate.
 
     The kernel has (rate * target / gcd^2) numbers. Odd rates such as 44,101 Hz would need gigabytes; they are replaced
     by a ratio of smaller numbers, which changes the pitch by less than 0.1 %.
     """
-    from torchaudio.transforms import Resample
-
     ratio = Fraction(rate, target)
     if ratio.numerator * ratio.denominator > KERNEL_LIMIT:
         ratio = ratio.limit_denominator(math.isqrt(KERNEL_LIMIT * target // rate))

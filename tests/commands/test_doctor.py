@@ -41,7 +41,6 @@ def test_doctor_finds_this_installation_sound(capsys):
     assert code == 0, out + err
     assert out.endswith("all that is needed works\n")
     rows = {line[:20].strip(): line[20:] for line in out.splitlines()}
-    assert rows["torchaudio native"].startswith(("loaded", "does not load"))
     assert "threads" in rows["cpu"]
     for package in doctor.requirements()[""]:
         assert rows[package].strip()[0].isdigit()
@@ -72,18 +71,27 @@ def test_an_installed_package_that_does_not_import_is_installed_again(lines, mon
     assert 'pip install --force-reinstall --no-deps "tqdm<9,>=4"' in capsys.readouterr().out
 
 
-def test_doctor_gives_the_reason_and_two_remedies_for_torchaudio(lines, monkeypatch, capsys):
+def test_doctor_gives_the_reason_and_the_remedy_for_torchaudio(lines, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "_version", lambda package: "2.11.0")
+    monkeypatch.setattr(doctor, "_fault", lambda package: None)
     failure = OSError("Could not load this library")
     failure.__cause__ = OSError("libc10_cuda.so: cannot open shared object file")
     monkeypatch.setattr("onepeace.torchaudio_guard._failure", failure)
     assert doctor.run(None) == 0
     out = capsys.readouterr().out
     assert "OSError: libc10_cuda.so: cannot open shared object file\n" in out
-    assert "remedy 1: " in out
-    assert "remedy 2: " in out
+    assert "remedy: pip uninstall torchaudio" in out
     monkeypatch.setattr("onepeace.torchaudio_guard._failure", None)
     assert doctor.run(None) == 0
-    assert "torchaudio native   loaded" in capsys.readouterr().out
+    assert "2.11.0          not needed" in capsys.readouterr().out
+
+
+def test_a_build_for_cuda_without_a_device_is_told_from_the_cpu_build(lines, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for build, told in ((None, False), ("13.0", True)):
+        monkeypatch.setattr("torch.version.cuda", build)
+        assert doctor.run(None) == 0
+        assert ("whl/cpu" in capsys.readouterr().out) == told
 
 
 def test_doctor_names_missing_weights(lines, monkeypatch, capsys, tmp_path):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from onepeace.errors import UserError
 from onepeace.processors import AudioProcessor
+from onepeace.processors.resample import Resample
 
 GOLDEN = load_file(str(Path(__file__).parents[1] / "golden" / "media_preprocess.safetensors"))
 RATE = 16000
@@ -184,13 +185,23 @@ def test_any_rate_keeps_pitch_and_length(rate):
     assert len(processor.decode((tone(0.3, rate), rate))) == RATE
 
 
+@pytest.mark.parametrize(("old", "new"), [(441, 160), (3, 1), (1, 2), (441, 640), (160, 441), (2756, 999)])
+def test_resampling_equals_that_of_torchaudio(old, new):
+    transforms = pytest.importorskip("torchaudio.transforms")
+    samples = torch.from_numpy(noise(2 * 50_001)).view(2, -1)
+    ours, theirs = Resample(old, new), transforms.Resample(old, new)
+    for length in (1, 5, 50_001):
+        part = samples[:, :length]
+        torch.testing.assert_close(ours(part), theirs(part), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("rate", [1, 7, 7919, 15_991, 44_101, 999_983, 1_000_000])
 def test_strange_rates_need_no_strange_memory(rate):
     from onepeace.processors.audio import _resampler
 
     resampler = _resampler(rate, RATE)
     assert resampler.kernel.numel() < 16_000_000
-    assert resampler.orig_freq / resampler.new_freq == pytest.approx(rate / RATE, rel=1e-3)
+    assert resampler.old / resampler.new == pytest.approx(rate / RATE, rel=1e-3)
     assert len(AudioProcessor(min_seconds=0.01).load((noise(2 * rate), rate), seconds=0.01)) == RATE // 100
 
 

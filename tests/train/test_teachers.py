@@ -14,11 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from support import outside_models
 from support.training import MODEL, recipe, source
-from torchaudio.functional import resample
 
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.processors import AudioProcessor
+from onepeace.processors.resample import Resample
 from onepeace.train import loop
 from onepeace.train.log import read_log
 from onepeace.train.teachers import SAMPLE_RATE, TeacherTable, cached_features, item_reader, make_teacher
@@ -113,7 +113,7 @@ def test_sounds_of_clap(tmp_path, sounds):
     rate = outside_models.SOUND_RATE
     expected = []
     for samples in sounds:
-        heard = resample(samples, SAMPLE_RATE, rate)[:rate].numpy()
+        heard = Resample(SAMPLE_RATE // rate, 1)(samples)[:rate].numpy()
         inputs = extractor([heard], sampling_rate=rate, return_tensors="pt")
         expected.append(model.get_audio_features(**inputs).pooler_output)
     assert_alone_and_together(make_teacher(f"transformers:{tmp_path}", "audio"), sounds, expected)
@@ -172,7 +172,7 @@ def test_sounds_of_whisper_are_the_mean_of_the_frames_that_are_no_padding(tmp_pa
     rate = outside_models.SOUND_RATE
     expected = []
     for samples in sounds:
-        heard = resample(samples, SAMPLE_RATE, rate)
+        heard = Resample(SAMPLE_RATE // rate, 1)(samples)
         frames = model.get_encoder()(**extractor(heard.numpy(), sampling_rate=rate, return_tensors="pt"))
         real = min(math.ceil(50 * len(heard) / rate), 50)
         expected.append(frames.last_hidden_state[:, :real].mean(1))

@@ -13,6 +13,14 @@ from ..stems import TEXT_STEMS
 from .base import Adapter, values_are_known
 
 
+class Embedding(nn.Embedding):
+    """The usual one, but on the device "meta" it draws no values: torch's normal_ imports the compiler for that."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class TextAdapter(Adapter):
     """Token embedding, learned positions (CLS is position 0), logarithmic buckets of relative distance.
 
@@ -55,7 +63,7 @@ class TextAdapter(Adapter):
         if stem is not None and stem not in TEXT_STEMS:
             raise ValueError(f"no stem {stem!r}; known: {', '.join(TEXT_STEMS)}")
         if stem is None:
-            self.token_embed = nn.Embedding(vocab_size, dim, padding_idx=PAD)
+            self.token_embed = Embedding(vocab_size, dim, padding_idx=PAD)
         self.stem = None if stem is None else TEXT_STEMS[stem](dim, **stem_options)
         self.pos_embed = SequencePositions(dim, num_positions)
 
