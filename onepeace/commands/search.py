@@ -120,9 +120,7 @@ def run(args: argparse.Namespace) -> int:
 def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Unreadable]]]":
     """The index that `args.paths` names, or that of the plain files they name, brought up to date; with the files that
     could not be read now and were not known to be so."""
-    from tempfile import TemporaryDirectory
-
-    from onepeace.index import Index, build, is_index
+    from onepeace.index import Index, is_index
 
     opening = {"model": args.model, "device": args.device}
     indexes = [path for path in args.paths if is_index(path)]
@@ -132,6 +130,10 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
         with Index.open(indexes[0], **opening) as index:
             yield index, []
     elif getattr(args, "no_index", False):
+        from tempfile import TemporaryDirectory
+
+        from onepeace.index import build
+
         with TemporaryDirectory(prefix="onepeace-") as temporary:
             folder, args.kept = Path(temporary, "index"), "nothing is kept"
             build(folder, args.paths, **opening)

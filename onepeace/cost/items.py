@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from onepeace.config import Config
-from onepeace.config.special_ids import EOS, PAD
 from onepeace.data.batch import Batch
 from onepeace.data.masking import draw_masks, draw_token_dropout
 from onepeace.errors import UserError
 from onepeace.model import OnePeace
+from onepeace.special_ids import EOS, PAD
 from onepeace.train.recipe import Recipe
 
 SAMPLE_RATE = 16000

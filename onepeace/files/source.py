@@ -1,21 +1,12 @@
 """Bytes of a path, an http(s) address or a bytes value, and short names of all inputs for messages. Knows no format."""
 
-import http.client
 import os
 import re
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from pathlib import Path
 
 from onepeace.errors import UserError
 
 MAX_BYTES = 1 << 30
-TIMEOUT = 30.0
-"""Seconds without an answer before a download is given up."""
-MAX_DOWNLOAD_SECONDS = 600.0
-CHUNK = 1 << 20
 
 # "C:\\x" has one letter before the colon and is a path; "note: a dog" has a space behind it and is text.
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://|(data|pipe|file|javascript|mailto):(?=\S)", re.IGNORECASE)
@@ -88,7 +79,7 @@ def local_path(item: "str | os.PathLike[str]") -> Path:
             return path
         found = path.exists()
     except (OSError, ValueError) as error:  # ValueError: a NUL character inside
-        raise UserError(f"{name}: cannot be opened ({_reason(error)})") from error
+        raise UserError(f"{name}: cannot be opened ({reason_of(error)})") from error
     raise UserError(f"{name}: not a regular file" if found else f"{name}: no such file")
 
 
@@ -101,7 +92,9 @@ def read_bytes(item: object, *, max_bytes: int = MAX_BYTES) -> bytes:
         raise UserError(f"{name}: expected a path, an http(s) address or bytes")
     if isinstance(item, str) and scheme(item):
         refuse_scheme(item)
-        return _download(item.strip(), name, max_bytes)
+        from onepeace.files.fetch import fetch
+
+        return fetch(item.strip(), name, max_bytes)
     path = local_path(item)
     try:
         size = path.stat().st_size
@@ -109,7 +102,7 @@ def read_bytes(item: object, *, max_bytes: int = MAX_BYTES) -> bytes:
             raise UserError(f"{name}: {size} bytes are above the limit of {max_bytes}")
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{name}: cannot be read ({_reason(error)})") from error
+        raise UserError(f"{name}: cannot be read ({reason_of(error)})") from error
 
 
 def refuse_scheme(item: str) -> None:
@@ -120,49 +113,6 @@ def refuse_scheme(item: str) -> None:
         )
 
 
-def _download(url: str, name: str, max_bytes: int) -> bytes:
-    deadline = time.monotonic() + MAX_DOWNLOAD_SECONDS
-    data = bytearray()
-    try:
-        # Letters outside ASCII and spaces are common in pasted addresses; what is escaped already stays as it is.
-        request = urllib.request.Request(  # noqa: S310 (scheme checked by the caller)
-            urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": "onepeace"}
-        )
-        with _opener().open(request, timeout=TIMEOUT) as answer:
-            length = int(answer.headers.get("Content-Length") or 0)
-            if length > max_bytes:
-                raise UserError(f"{name}: {length} bytes are above the limit of {max_bytes}")
-            while chunk := answer.read1(CHUNK):  # what has come, so that the clock below is looked at
-                data += chunk
-                if len(data) > max_bytes:
-                    raise UserError(f"{name}: more than the limit of {max_bytes} bytes")
-                if time.monotonic() > deadline:
-                    raise UserError(f"{name}: not complete after {MAX_DOWNLOAD_SECONDS:.0f} seconds")
-    except urllib.error.HTTPError as error:
-        raise UserError(f"{name}: the server answered {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise UserError(f"{name}: cannot be fetched ({_reason(error)})") from error
-    if length and len(data) < length:
-        raise UserError(f"{name}: the connection ended after {len(data)} of {length} bytes")
-    return bytes(data)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Like urllib's default, without its handlers for ftp:, file: and data:, also when a server redirects there."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.UnknownHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPErrorProcessor(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
 def _public(url: str) -> str:
     """The address without user name, password, query and fragment: they may be secrets; data: without its data."""
     # Not urlsplit: it raises on addresses it finds malformed, and these are the ones to be named.
@@ -170,7 +120,8 @@ def _public(url: str) -> str:
     return f"{url[:25]}..." if scheme(url) == "data" else re.sub(r"(?<=://)[^/]*@", "", url)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What an error of the operating system or the network says, in one line."""
     inner = getattr(error, "reason", None)
     text = getattr(error, "strerror", None) or (str(inner) if inner else str(error))
     return " ".join(text.split()) or type(error).__name__

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from onepeace.config.ofa import OFAConfig
-from onepeace.config.special_ids import PAD
 from onepeace.layers.gather import take_rows
 from onepeace.layers.initialisation import normal_init
 from onepeace.layers.text_decoder import Encoded, TextDecoder
+from onepeace.special_ids import PAD
 
 from .encoder import PATCH_PIXELS, Encoder
 

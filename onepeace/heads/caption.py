@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from onepeace.config import build
-from onepeace.config.special_ids import PAD
 from onepeace.errors import UserError
 from onepeace.layers.features import Features
 from onepeace.layers.position import SequencePositions
 from onepeace.layers.text_decoder import Encoded, TextDecoder
+from onepeace.special_ids import PAD
 
 from .head import Head
 

@@ -7,11 +7,9 @@ vectors come with a model.
 """
 
 import json
-import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,11 +19,11 @@ from numpy.typing import NDArray
 
 from onepeace.errors import UserError, one_line
 from onepeace.files.walk import Unreadable
-from onepeace.index.sources import Entry, read_shard, roots_of, scan
 from onepeace.index.store import MODALITIES
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
+    from onepeace.index.sources import Entry
 
 FILE = "calibration.safetensors"
 """Its name in a model folder."""
@@ -91,6 +89,7 @@ class Banks:
         self.squares = np.zeros(self.best.shape)
         self.sums = np.zeros((len(MODALITIES), self._all.shape[1]))
         self.counts = np.zeros(len(MODALITIES), np.int64)
+        self._seen: dict[tuple[str, str], Seen | None] = {}
 
     def add(self, vectors: NDArray, modalities: Sequence[str]) -> None:
         """Count in further items, (n, E) unit rows, and their modalities."""
@@ -105,6 +104,7 @@ class Banks:
         """
         if not len(self._all):
             return
+        self._seen = {}
         for first in range(0, len(vectors), BLOCK):
             rows, own = np.asarray(vectors[first : first + BLOCK], np.float32), codes[first : first + BLOCK]
             for code in np.unique(own[own < len(MODALITIES)]):
@@ -118,6 +118,11 @@ class Banks:
     def seen(self, bank: str, modality: str) -> "Seen | None":
         """What is known of the queries of a bank with the items of a modality; None if there are no such queries or
         items."""
+        if (bank, modality) not in self._seen:
+            self._seen[bank, modality] = self._computed(bank, modality)
+        return self._seen[bank, modality]
+
+    def _computed(self, bank: str, modality: str) -> "Seen | None":
         if modality not in MODALITIES:
             return None
         code = MODALITIES.index(modality)
@@ -179,6 +184,8 @@ class Banks:
 
 def texts_of(bank: str) -> list[str]:
     """The texts of a bank that come with the package."""
+    from importlib import resources
+
     return resources.files("onepeace.index").joinpath(TEXTS[bank]).read_text(encoding="utf-8").splitlines()
 
 
@@ -248,8 +255,10 @@ def least_alike(vectors: NDArray, share: float) -> NDArray:
     return vectors[np.sort(np.argsort(cosines.max(axis=1), kind="stable")[: max(1, round(share * len(vectors)))])]
 
 
-def _entries(source: str, problems: list[Unreadable]) -> Iterator[Entry]:
+def _entries(source: str, problems: list[Unreadable]) -> "Iterator[Entry]":
     """All that is in a source."""
+    from onepeace.index.sources import read_shard, roots_of, scan
+
     roots = roots_of([source])
     found = scan(roots)
     problems += found.problems
@@ -261,9 +270,11 @@ def _entries(source: str, problems: list[Unreadable]) -> Iterator[Entry]:
             problems += [Unreadable(root.path, line) for line in broken]
 
 
-def _draw(entries: Iterable[Entry], kinds: Sequence[str]) -> dict[str, list[Entry]]:
+def _draw(entries: "Iterable[Entry]", kinds: Sequence[str]) -> "dict[str, list[Entry]]":
     """At most DRAWN entries of each kind by chance, always the same, in random order (Vitter's algorithm R)."""
-    chance = random.Random(0)  # noqa: S311
+    from random import Random
+
+    chance = Random(0)  # noqa: S311
     drawn: dict[str, list[Entry]] = {kind: [] for kind in kinds}
     counts = Counter[str]()
     for entry in entries:

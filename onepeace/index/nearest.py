@@ -23,6 +23,7 @@ from onepeace.errors import one_line
 from onepeace.files.atomic import sync, write_atomic
 from onepeace.index.plugin import plugin
 from onepeace.index.store import VECTOR, Store
+from onepeace.threads import one_blas_thread
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,9 @@ class Matrix:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.records = _mapped(store)
+        found = _mapped(store)
+        self.is_mapped = isinstance(found, np.memmap)
+        self.records = found.view(np.ndarray)  # reading single numbers is ten times as fast
         self._lists = _Lists.open(store) if len(self.records) >= LARGE else None
 
     def __len__(self) -> int:
@@ -81,6 +84,11 @@ class Matrix:
         return self.records["vector"]
 
     @cached_property
+    def id(self) -> np.ndarray:
+        """(n,) int64: the id of each row, rising."""
+        return np.ascontiguousarray(self.records["id"])
+
+    @cached_property
     def file(self) -> np.ndarray:
         """(n,) int64: the id of the file of each row."""
         return np.ascontiguousarray(self.records["file"])
@@ -89,6 +97,18 @@ class Matrix:
     def modality(self) -> np.ndarray:
         """(n,) int8: place in `Store.kinds`."""
         return self.records["modality"].astype(np.int8)
+
+    @cached_property
+    def _chosen(self) -> "list[_Chosen]":
+        """Rows of each modality."""
+        return [_Chosen(self, np.flatnonzero(self.modality == code)) for code in range(len(self.store.kinds))]
+
+    @staticmethod
+    def _cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+        with one_blas_thread():
+            cosines: np.ndarray = vectors @ query
+        cosines[~np.isfinite(cosines)] = -np.inf
+        return cosines
 
     def times(self, row: int) -> tuple[float | None, float | None]:
         """Start and end in seconds of the part that a row stands for; None for the whole file."""
@@ -103,24 +123,19 @@ class Matrix:
             count: rows of each modality.
             allowed: (n,) bool; None = all.
         """
-        rows, share = np.arange(len(self)), 1.0 if allowed is None else float(allowed.mean())
-        if allowed is not None and share < GATHERED:
-            rows, allowed = np.flatnonzero(allowed), None
-        uses_lists = self._lists is not None and len(rows) == len(self)
-        cosines = np.empty(0, np.float32)
-        if not uses_lists:
-            cosines = (self.vectors if len(rows) == len(self) else self.vectors[rows]) @ query
-            cosines[~np.isfinite(cosines)] = -np.inf
+        compared: np.ndarray | None = None
+        if self._lists is None and (allowed is None or allowed.mean() >= GATHERED):
+            compared = self._cosines(self.vectors, query)
         found = {}
         for code, modality in enumerate(self.store.kinds):
-            mask = self.modality[rows] == code
+            chosen = self._chosen[code]
             if allowed is not None:
-                mask &= allowed
-            if uses_lists and self._lists is not None:
-                own, near = self._lists.candidates(self, query, 4 * count, mask)
-            else:
-                own, near = rows[mask], cosines[mask]
-            if len(own) > count:
+                chosen = _Chosen(self, chosen.rows[allowed[chosen.rows]])
+            own = chosen.rows
+            if self._lists is not None and len(own) >= GATHERED * len(self):
+                own = self._lists.candidates(self, query, 4 * count, chosen)
+            elif len(own) > count:
+                near = self._cosines(self.vectors[own], query) if compared is None else compared[own]
                 least = -np.partition(-near, count - 1)[count - 1]
                 own = own[near >= least - ROUNDING]  # with all that are equal, in whatever order BLAS sums
             if len(own):
@@ -130,7 +145,7 @@ class Matrix:
     def is_whole(self) -> bool:
         """Whether the mapped file is as long as it was: reading behind the end of one that another program has cut
         short would end the process."""
-        if not isinstance(self.records, np.memmap):
+        if not self.is_mapped:
             return True
         with suppress(OSError):
             return os.stat(self.store.folder / MATRIX).st_size >= HEADER + self.records.nbytes
@@ -348,20 +363,30 @@ class _Lists:
             store.set_meta(lists=json.dumps(about))
         _keep_matrix(store)  # its header names the new state
 
-    def candidates(
-        self, matrix: Matrix, query: np.ndarray, count: int, mask: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of a mask that may be nearest, with their cosines; those that are newer than the lists all."""
+    def candidates(self, matrix: Matrix, query: np.ndarray, count: int, chosen: "_Chosen") -> np.ndarray:
+        """Those of the chosen rows that may be nearest; those that are newer than the lists all."""
         import faiss
 
-        ids = matrix.records["id"]
-        old = int(np.searchsorted(ids, self._last, "right"))
-        newer = old + np.flatnonzero(mask[old:])
-        bits = np.zeros(int(ids[-1]) + 1, np.bool_)
-        bits[ids[mask]] = True
-        selector = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))  # type: ignore[call-arg, arg-type]
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=PROBED)  # type: ignore[call-arg]
+        parameters = faiss.SearchParametersIVF(sel=chosen.selector, nprobe=PROBED)  # type: ignore[call-arg]
         found = self._index.search(query[None], count, params=parameters)[1][0]
-        places = np.searchsorted(ids, found[found >= 0])
-        rows = np.concatenate([places, newer])
-        return rows, matrix.vectors[rows] @ query
+        newer = chosen.rows[np.searchsorted(chosen.rows, np.searchsorted(matrix.id, self._last, "right")) :]
+        return np.concatenate([np.searchsorted(matrix.id, found[found >= 0]), newer])
+
+
+class _Chosen:
+    """Some rows of a matrix, rising, and what FAISS reads for them."""
+
+    def __init__(self, matrix: Matrix, rows: np.ndarray) -> None:
+        self.rows = rows
+        self._id = matrix.id
+
+    @cached_property
+    def selector(self) -> Any:
+        """Ids of the rows as bits; None for all rows."""
+        import faiss
+
+        if len(self.rows) == len(self._id):
+            return None
+        bits = np.zeros(int(self._id[-1]) + 1, np.bool_)
+        bits[self._id[self.rows]] = True
+        return faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))  # type: ignore[call-arg, arg-type]

@@ -70,7 +70,7 @@ class Ranking:
         apart /= np.maximum(np.linalg.norm(apart, axis=1, keepdims=True), SMALLEST)
         agree = np.outer(weights, weights) * (apart @ apart.T)
         count = max(len(one.best) for one in known)
-        drawn = [np.random.default_rng(i).permutation(count) % len(one.best) for i, one in enumerate(known)]
+        drawn = [_drawn(i, count) % len(one.best) for i, one in enumerate(known)]
         means = np.stack([one.means[rows] for one, rows in zip(known, drawn, strict=True)])  # (parts, count)
         above = np.stack([one.best[rows] for one, rows in zip(known, drawn, strict=True)]) - means
         unrelated = np.sort(weights @ means + np.sqrt(np.maximum(np.einsum("pn,pq,qn->n", above, agree, above), 0)))
@@ -79,6 +79,11 @@ class Ranking:
         z = (scores - weights @ [one.means.mean() for one in known]) / np.sqrt(max(spread @ agree @ spread, SMALLEST))
         match = np.searchsorted(unrelated, scores) / count
         return z.astype(np.float32), match.astype(np.float32)
+
+
+def _drawn(part: int, count: int) -> NDArray:
+    """Order in which the unrelated queries of a part come, (count,) int: one of its own for each part."""
+    return np.arange(count) if not part else np.random.default_rng(part).permutation(count)
 
 
 def falling(match: NDArray) -> NDArray:

@@ -291,20 +291,22 @@ class Store:
         Raises:
             Damaged: a row is not what was written.
         """
+        wanted, chosen = (json.dumps([*ids]),), "(SELECT value FROM json_each(?))"  # as many as there may be
+        rows = self.select(f"SELECT id, crc, {', '.join(COLUMNS)} FROM files WHERE id IN {chosen}", wanted)  # noqa: S608
+        sql = f"SELECT {', '.join(VECTOR_COLUMNS)} FROM vectors WHERE file IN {chosen} ORDER BY id"  # noqa: S608
+        own: dict[int, list[tuple[Any, ...]]] = {id_: [] for id_ in ids}
+        for vector in self.select(sql, wanted):
+            own[vector[0]].append(vector)
         found = {}
-        for id_ in ids:
-            rows = self.select(f"SELECT crc, {', '.join(COLUMNS)} FROM files WHERE id = ?", (id_,))  # noqa: S608
-            sql = f"SELECT {', '.join(VECTOR_COLUMNS)} FROM vectors WHERE file = ? ORDER BY id"  # noqa: S608
-            for crc, *values in rows:
-                vectors = self.select(sql, (id_,))
-                crcs = [vector[-1] for vector in vectors]
-                if crc != checksum([id_, *values, *crcs]):
-                    raise Damaged(self.folder, f"the row of file {id_}")
-                if any(checksum_of_vector(vector[:4], vector[4]) != vector[5] for vector in vectors):
-                    raise Damaged(self.folder, f"a vector of file {id_}")
-                spans = [Span(self.kinds[code], start, end) for _, code, start, end, _, _ in vectors]
-                blob = b"".join(vector[4] for vector in vectors)
-                found[id_] = Item.from_row(id_, values), spans, np.frombuffer(blob, VECTOR).reshape(-1, self.embed_dim)
+        for id_, crc, *values in rows:
+            vectors = own[id_]
+            if crc != checksum([id_, *values, *(vector[-1] for vector in vectors)]):
+                raise Damaged(self.folder, f"the row of file {id_}")
+            if any(checksum_of_vector(vector[:4], vector[4]) != vector[5] for vector in vectors):
+                raise Damaged(self.folder, f"a vector of file {id_}")
+            spans = [Span(self.kinds[code], start, end) for _, code, start, end, _, _ in vectors]
+            blob = b"".join(vector[4] for vector in vectors)
+            found[id_] = Item.from_row(id_, values), spans, np.frombuffer(blob, VECTOR).reshape(-1, self.embed_dim)
         return found
 
     def roots(self) -> dict[str, dict[str, Any]]:

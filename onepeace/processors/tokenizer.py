@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onepeace.config.special_ids import BOS, EOS, PAD, UNK
 from onepeace.errors import UserError, one_line
+from onepeace.special_ids import BOS, EOS, PAD, UNK
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -68,7 +68,7 @@ def test_a_writer_appends_and_makes_anew_after_removals(index):
     add(1)
     assert (index / MATRIX).read_bytes()[nearest.HEADER :].startswith(before[nearest.HEADER :])
     with closing(Store(index)) as store:
-        assert isinstance(Matrix(store).records, np.memmap)
+        assert Matrix(store).is_mapped
         assert len(Matrix(store)) == 340
     with closing(Store(index, write=True)) as store:
         with store.transaction():

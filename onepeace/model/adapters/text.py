@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onepeace.config.special_ids import PAD
 from onepeace.layers.position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
+from onepeace.special_ids import PAD
 
 from ..sequence import Stem, TokenSequence, padding
 from ..stems import TEXT_STEMS

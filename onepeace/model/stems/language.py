@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onepeace.config.special_ids import BOS, PAD
+from onepeace.special_ids import BOS, PAD
 
 from .pretrained import PretrainedStem
 from .transformers import cannot_be_had, network_options

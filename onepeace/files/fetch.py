@@ -1,0 +1,67 @@
+"""Content of http(s) addresses."""
+
+import http.client
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+from onepeace.errors import UserError
+from onepeace.files.source import reason_of
+
+TIMEOUT = 30.0
+"""Seconds without an answer before a download is given up."""
+MAX_SECONDS = 600.0
+CHUNK = 1 << 20
+
+
+def fetch(url: str, name: str, max_bytes: int) -> bytes:
+    """Content of an http(s) address.
+
+    Args:
+        name: what messages call it.
+        max_bytes: more is refused.
+
+    Raises:
+        UserError: it cannot be fetched, is too large, or takes too long.
+    """
+    deadline = time.monotonic() + MAX_SECONDS
+    data = bytearray()
+    try:
+        # Letters outside ASCII and spaces are common in pasted addresses; what is escaped already stays as it is.
+        request = urllib.request.Request(  # noqa: S310 (scheme checked by the caller)
+            urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": "onepeace"}
+        )
+        with _opener().open(request, timeout=TIMEOUT) as answer:
+            length = int(answer.headers.get("Content-Length") or 0)
+            if length > max_bytes:
+                raise UserError(f"{name}: {length} bytes are above the limit of {max_bytes}")
+            while chunk := answer.read1(CHUNK):  # what has come, so that the clock below is looked at
+                data += chunk
+                if len(data) > max_bytes:
+                    raise UserError(f"{name}: more than the limit of {max_bytes} bytes")
+                if time.monotonic() > deadline:
+                    raise UserError(f"{name}: not complete after {MAX_SECONDS:.0f} seconds")
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{name}: the server answered {error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UserError(f"{name}: cannot be fetched ({reason_of(error)})") from error
+    if length and len(data) < length:
+        raise UserError(f"{name}: the connection ended after {len(data)} of {length} bytes")
+    return bytes(data)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Like urllib's default, without its handlers for ftp:, file: and data:, also when a server redirects there."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    return opener
