@@ -41,7 +41,7 @@ from onepeace.threads import Batch, Computing, Result, num_workers
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-WINDOW = 256
+WINDOW = 64
 """Decoded samples that may wait for others of their size."""
 WINDOWS_AHEAD = 64
 """Windows of one sound that are decoded before they are asked for."""
