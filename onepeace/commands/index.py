@@ -20,7 +20,6 @@ EXAMPLES = """\
   onepeace search my.index --text "a dog on the beach"
   onepeace index update my.index                # new, changed, moved and deleted files
   onepeace index stats my.index --problems
-  onepeace index caption my.index && onepeace search my.index --text dog --where "'beach' in caption"
 
 A folder may hold a file .onepeaceignore with patterns as in .gitignore. A stopped run goes on with the same command.
 
@@ -205,25 +204,6 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _caption_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(kept="captions that are written are kept, and the same command goes on with it")
-    options.add_model(parser, "tiny-captions", batch_size=8, dtype=False)
-    parser.add_argument("--force", action="store_true", help="replace captions that a model wrote")
-
-
-def _caption(args: argparse.Namespace) -> int:
-    from onepeace.generative.generator import load_generator
-    from onepeace.index.captions import write_captions
-
-    generator = load_generator(args.model, device=args.device)
-    report = write_captions(args.index, generator, args.model, again=args.force, batch_size=args.batch_size)
-    files.say(f"{files.counted(report.written, 'caption')} written, {report.known:,} were there")
-    if report.left_out:
-        files.say(f"{files.counted(report.left_out, 'file')} left out: gone, changed since, or not on this machine")
-    problems = [files.Unreadable(Path(path), reason) for path, reason in report.problems]
-    return files.exit_code(problems, report.written + report.known)
-
-
 def _duplicates_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exact", action="store_true", help="only copies of the same content")
     options.add_json(parser)
@@ -304,6 +284,5 @@ VERBS = {
     "export": (_export, "write the vectors, with what is known of their files, for other programs", _export_arguments),
     "duplicates": (_duplicates, "list files that are copies of others", _duplicates_arguments),
     "cluster": (_cluster, "put files into named groups of like ones", _cluster_arguments),
-    "caption": (_caption, "write captions of files, which conditions then ask for", _caption_arguments),
     "list": (_list, "list the indexes that are kept for searches in plain folders", None),
 }

@@ -48,8 +48,6 @@ BATCH_SECONDS, BATCH_VECTORS = 2.0, 512
 """What is written at once: what a kill can cost."""
 NAMED = 3
 """Troubles of a shard that are named; the rest is counted."""
-BY = "captioned_by"
-"""Field of an item's metadata: the model that wrote its caption. Captions without it were given, and stay."""
 _MISSING = re.compile(r"needs (\w+): pip install")
 """As `onepeace.errors.need` says it."""
 CUT = ("audio", "video")
@@ -413,13 +411,8 @@ def _trouble(item: Item) -> tuple[Any, ...]:
 
 
 def _described(item: Item, old: Item) -> Item:
-    """The item in the place of an older state of it: what a table once said of it stays, unless there is news, and what
-    a model wrote stays as long as the content does."""
-    given = {name: value for name, value in old.metadata.items() if name != BY}
-    is_written = BY in old.metadata and not item.caption and item.hash == old.hash
-    caption = item.caption or (old.caption if is_written or BY not in old.metadata else None)
-    metadata = (item.metadata or given) | ({BY: old.metadata[BY]} if is_written else {})
-    return replace(item, id=old.id, caption=caption, metadata=metadata)
+    """The item in the place of an older state of it: what a table once said of it stays, unless there is news."""
+    return replace(item, id=old.id, caption=item.caption or old.caption, metadata=item.metadata or old.metadata)
 
 
 def _may_work_now(item: Item) -> bool:

@@ -17,7 +17,6 @@ from support.small_shards import square, tone, write_tar
 from onepeace.errors import UsageError, UserError
 from onepeace.index import Index, builder, reading, remove
 from onepeace.index import write as index_write
-from onepeace.index.builder import BY
 from onepeace.index.store import Store
 from onepeace.index.write import writing
 
@@ -295,31 +294,6 @@ def test_new_caption_needs_no_model_and_a_touch_keeps_it(build, update, no_model
     update(tmp_path / "index")
     with Index.open(tmp_path / "index") as index:
         assert [(item.caption, item.metadata) for item in index.items()] == [("a running dog", {"year": "2002"})]
-
-
-def test_caption_by_a_model_stays_as_long_as_the_picture(build, update, tmp_path, samples):
-    for name in ("dog", "cat", "sea"):
-        shutil.copyfile(samples / "images" / f"{name}.jpg", tmp_path / f"{name}.jpg")
-    table = tmp_path / "table.csv"
-    table.write_text("image,year\ndog.jpg,2001\ncat.jpg,2002\nsea.jpg,2003\n")
-    build(tmp_path / "index", table)
-    with closing(Store(tmp_path / "index", write=True)) as store, store.transaction():
-        items = list(store.items())
-        store.change([replace(one, caption="as written", metadata={**one.metadata, BY: "m"}) for one in items])
-    shutil.copyfile(samples / "images" / "bus.jpg", tmp_path / "dog.jpg")
-    os.utime(tmp_path / "cat.jpg", (1e9, 1e9))
-    update(tmp_path / "index")
-    with Index.open(tmp_path / "index") as index:
-        found = {os.path.basename(item.path): (item.caption, item.metadata) for item in index.items()}
-    assert found == {
-        "dog.jpg": (None, {"year": "2001"}),
-        "cat.jpg": ("as written", {"year": "2002", BY: "m"}),
-        "sea.jpg": ("as written", {"year": "2003", BY: "m"}),
-    }
-    table.write_text("image,caption\nsea.jpg,the sea\n")
-    update(tmp_path / "index")
-    with Index.open(tmp_path / "index") as index:
-        assert [(item.caption, item.metadata) for item in index.items()] == [("the sea", {"year": "2003"})]
 
 
 def test_shard_is_read_when_it_has_changed(build, update, no_model, tmp_path, monkeypatch):
