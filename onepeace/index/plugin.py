@@ -8,7 +8,7 @@ from onepeace.errors import UsageError
 
 
 def plugin(name: str, function: str) -> Any:
-    """Function of ``onepeace.plugins.NAME``: "open_workers" embeds elsewhere, "open_store" searches elsewhere.
+    """Function of ``onepeace.plugins.NAME``: "open_engine" embeds elsewhere, "open_store" searches elsewhere.
 
     Raises:
         UsageError: no module of that name has it.

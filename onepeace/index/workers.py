@@ -1,8 +1,8 @@
 """Embedding by several processes: a stand-in for `Embedder` that hands items out in chunks and gives their results back
 in order. Here the processes are those of `ProcessPoolExecutor`; a plug-in (`engine`) has them elsewhere.
 
-A chunk that ends the process it is given to is tried again item by item, each alone: one that ends a process once more
-is an item that failed.
+A chunk whose process dies is embedded again while nothing else is, and item by item if it dies once more: an item that
+ends a process alone is one that failed.
 """
 
 import logging
@@ -12,14 +12,12 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from onepeace.embed.parts import Compound
 from onepeace.errors import UserError, one_line
@@ -30,10 +28,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 64 << 20
 """Content of files that is handed out at once, of items that are not paths."""
-AHEAD = 4
+AHEAD = 3
 """Chunks for each process that may be on their way, or wait for an older one."""
-ROOM = 2
-"""Chunks that a process has at once: one that it computes, one that is there then."""
 
 
 @dataclass(frozen=True)
@@ -59,44 +55,35 @@ class Chunk:
     items: Sequence[object]
     options: dict[str, Any]
     """Options of `Embedder.stream`."""
-    alone: bool = False
-    """Whether its one item may end the process: nothing else is to be lost with it."""
-
-
-class Answer(NamedTuple):
-    """Result of an item, as it travels between processes: no tensors, no exceptions."""
-
-    name: str
-    vector: np.ndarray | None = None
-    windows: tuple[np.ndarray, list[float], list[float]] | None = None
-    """(W, E) float32, starts and ends, of a sound that was cut."""
-    reason: str | None = None
-    learned: dict[str, Any] | None = None
-    """Attributes of a `Compound` that its copy in another process has set."""
 
 
 @dataclass
 class Done:
     """A chunk that was embedded."""
 
-    answers: list[Answer]
+    results: "list[Embedded]" = field(default_factory=list)
+    learned: list[dict[str, Any]] = field(default_factory=list)
+    """For each item, attributes of a `Compound` that its copy in the other process has set."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds each stage was busy."""
     logged: list[tuple[str, int, str]] = field(default_factory=list)
     """Logger, level and message of what was logged."""
 
 
-class Worker(Protocol):
-    """A process that has the model. `onepeace.plugins.NAME.open_workers(model, count)` gives a list of them."""
+class Engine(Protocol):
+    """Processes that have loaded a model: what ``onepeace.plugins.NAME.open_engine(model, count)`` gives."""
+
+    size: int
+    """Number of processes."""
 
     def submit(self, chunk: Chunk) -> "Future[Done]":
-        """Embed a chunk; the future raises `BrokenExecutor` if the process died, `UserError` if it cannot embed."""
+        """Embed a chunk; a process that has died is replaced first.
 
-    def restart(self) -> None:
-        """Start another process in the place of one that has died."""
+        The future raises `BrokenExecutor` if the process dies, `UserError` if the chunk cannot be embedded.
+        """
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the processes, whatever they do."""
 
 
 class Pool:
@@ -107,7 +94,7 @@ class Pool:
         start: gives the processes; called when there is something to embed.
     """
 
-    def __init__(self, name: str, start: Callable[[], list[Worker]]) -> None:
+    def __init__(self, name: str, start: Callable[[], Engine]) -> None:
         from onepeace.hub.folder import read_config
         from onepeace.hub.resolve import resolve
         from onepeace.processors import PROCESSORS
@@ -125,13 +112,13 @@ class Pool:
         return tuple(self.processors)
 
     @cached_property
-    def _workers(self) -> list[Worker]:
+    def _engine(self) -> Engine:
         return self._start()
 
     def close(self) -> None:
         """End the processes."""
-        for worker in self.__dict__.pop("_workers", []):
-            worker.close()
+        if (engine := self.__dict__.pop("_engine", None)) is not None:
+            engine.close()
 
     def encode_text(self, texts: Sequence[str], **options: Any) -> Any:
         """See `Embedder.encode_text`; computed here, as words are few."""
@@ -147,60 +134,47 @@ class Pool:
         timings: MutableMapping[str, float] | None = None,
         **options: Any,
     ) -> Generator["Embedded", None, None]:
-        """See `Embedder.stream`. An item that ends the process it is embedded by, also when it is there alone, failed.
+        """See `Embedder.stream`. An item that ends the process it is embedded by failed.
 
         Raises:
             UserError: the model cannot be loaded, or not used for a batch.
         """
         size = 4 * batch_size if "window" not in options else batch_size  # each long sound is many samples
         chunks = _chunks(items, {**options, "batch_size": batch_size}, size)
-        again: deque[Chunk] = deque()
-        running: dict[Future[Done], tuple[Worker, Chunk]] = {}
-        results: dict[int, Embedded] = {}
-        given = out = 0
+        waiting: deque[tuple[Chunk, Future[Done]]] = deque()
+        timings = {} if timings is None else timings
+        is_done = False
         try:
             while True:
-                while worker := self._free(running, alone=bool(again)):
-                    if not again and given - out >= AHEAD * len(self._workers) * size:
-                        break
-                    chunk = again.popleft() if again else next(chunks, None)
-                    if chunk is None:
-                        break
-                    running[worker.submit(chunk)] = (worker, chunk)
-                    given = max(given, chunk.first + len(chunk.items))
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    if future not in running:  # of a process that has died meanwhile
-                        continue
-                    worker, chunk = running.pop(future)
-                    try:
-                        done = future.result()
-                    except BrokenExecutor:
-                        lost = [
-                            chunk,
-                            *(running.pop(one)[1] for one, (its, _) in list(running.items()) if its is worker),
-                        ]
-                        worker.restart()
-                        again += [one for each in lost if not each.alone for one in _one_by_one(each)]
-                        results |= {each.first: _failed(each) for each in lost if each.alone}
-                    else:
-                        _account(done, chunk, timings)
-                        results |= {chunk.first + i: _embedded(chunk.first + i, a) for i, a in enumerate(done.answers)}
-                while out in results:
-                    yield results.pop(out)
-                    out += 1
+                room = AHEAD * self._engine.size - len(waiting)
+                waiting += ((chunk, self._engine.submit(chunk)) for chunk in islice(chunks, room))
+                if not waiting:
+                    break
+                chunk, future = waiting.popleft()
+                try:
+                    done = future.result()
+                except BrokenExecutor:
+                    wait([others for _, others in waiting])
+                    yield from self._again(chunk, timings)
+                else:
+                    yield from _taken(chunk, done, timings)
+            is_done = True
         finally:
-            if running:  # stopped on the way
+            if not is_done:  # stopped on the way
                 self.close()
 
-    def _free(self, running: "dict[Future[Done], tuple[Worker, Chunk]]", alone: bool) -> Worker | None:
-        """Process that takes another chunk now."""
-        for worker in self._workers:
-            own = [chunk for its, chunk in running.values() if its is worker]
-            if not own or (not alone and len(own) < ROOM and not any(chunk.alone for chunk in own)):
-                return worker
-        return None
+    def _again(self, chunk: Chunk, timings: MutableMapping[str, float]) -> Iterator["Embedded"]:
+        """Results of a chunk that is embedded while nothing else is."""
+        try:
+            done = self._engine.submit(chunk).result()
+        except BrokenExecutor:
+            if len(chunk.items) == 1:
+                yield _failed(chunk)
+                return
+            for i, item in enumerate(chunk.items, chunk.first):
+                yield from self._again(replace(chunk, first=i, items=[item]), timings)
+        else:
+            yield from _taken(chunk, done, timings)
 
 
 def pool_of(model: Model, engine: str | None, count: int | None) -> Pool | None:
@@ -216,75 +190,62 @@ def pool_of(model: Model, engine: str | None, count: int | None) -> Pool | None:
     if count is not None and count < 1:
         raise UserError(f"workers is {count}; give at least 1")
     if engine is not None:
-        open_workers = plugin(engine, "open_workers")
-        return Pool(model.name, lambda: open_workers(model, count))
+        open_engine = plugin(engine, "open_engine")
+        return Pool(model.name, lambda: open_engine(model, count))
     if count in (None, 1):
         return None
     from onepeace.device import choose_device
 
     choose_device(model.device)
-    return Pool(model.name, lambda: _local_workers(model, count or 1))
+    return Pool(model.name, lambda: LocalEngine(model, count or 1))
 
 
-def _local_workers(model: Model, count: int) -> list[Worker]:
-    """Processes here; of several GPUs each takes the next."""
-    from onepeace.device import devices_of
+class LocalEngine:
+    """Processes of this machine; of several GPUs each takes the next.
 
-    workers = [LocalWorker(replace(model, device=device), count) for device in devices_of(model.device, count)]
-    for worker in workers:
-        worker.wait()
-    return list(workers)
-
-
-class LocalWorker:
-    """Process of this machine that has the model.
-
-    Args:
-        count: processes that share the cores.
+    Raises:
+        UserError: the model cannot be loaded.
     """
 
     def __init__(self, model: Model, count: int) -> None:
-        self._model, self._count = model, count
-        self._begin()
+        from onepeace.device import devices_of
 
-    def _begin(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        arguments = (self._model, self._count)
-        self._executor = ProcessPoolExecutor(1, context, initializer=_begin_worker, initargs=arguments)
-        self._process = self._executor.submit(_load)
-
-    def wait(self) -> None:
-        """Wait until the model is loaded.
-
-        Raises:
-            UserError: it cannot be, or the process died.
-        """
+        self.size = count
+        self._models = [replace(model, device=device) for device in devices_of(model.device, count)]
+        self._start()
         try:
-            self._process.result()
+            self._executor.submit(_load).result()
         except BrokenExecutor as error:
-            raise UserError(
-                f"a worker died while it loaded the model ({one_line(error)}); if memory is short, take fewer --workers"
-            ) from error
+            reason = f"a worker died while it loaded the model ({one_line(error)})"
+            raise UserError(f"{reason}; if memory is short, take fewer --workers") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        models = context.SimpleQueue()
+        for model in self._models:
+            models.put(model)
+        self._executor = ProcessPoolExecutor(self.size, context, initializer=_begin, initargs=(models, self.size))
 
     def submit(self, chunk: Chunk) -> "Future[Done]":
-        return self._executor.submit(_embed, chunk)
-
-    def restart(self) -> None:
-        self.close()
-        self._begin()
-        self.wait()
+        try:
+            return self._executor.submit(_embed, chunk)
+        except BrokenExecutor:
+            self._start()
+            return self._executor.submit(_embed, chunk)
 
     def close(self) -> None:
-        with suppress(Exception):  # it is gone, or has not begun
-            os.kill(self._process.result(timeout=0), signal.SIGKILL)
+        for process in [*(self._executor._processes or {}).values()]:  # kill_workers, from Python 3.14 on
+            process.kill()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 _model: Model
-_embedder: "Embedder"
 
 
-def _begin_worker(model: Model, count: int) -> None:
+def _begin(models: Any, count: int) -> None:
     """First step of a process: it leaves Ctrl-C to the one that started it, and ends with that."""
     global _model
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -299,27 +260,35 @@ def _begin_worker(model: Model, count: int) -> None:
     import torch
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
-    _model = model
+    _model = models.get()
 
 
-def _load() -> int:
-    """Load the model; gives the number of the process."""
-    global _embedder
-    _embedder = _model.load()
-    return os.getpid()
+def _load() -> None:
+    """Load the model, where an error is told as what it is."""
+    _loaded()
+
+
+@cache
+def _loaded() -> "Embedder":
+    return _model.load()
 
 
 def _embed(chunk: Chunk) -> Done:
-    return embed(_embedder, chunk)
+    return embed(_loaded(), chunk)
 
 
 def embed(embedder: "Embedder", chunk: Chunk) -> Done:
     """Results of a chunk, wherever it is embedded."""
-    done = Done([])
+    from onepeace.embed.assembly import Embedded
+
+    done = Done()
     with _logged(done.logged):
         results = embedder.stream(chunk.items, **chunk.options, timings=done.seconds)
-        for item, result in zip(chunk.items, results, strict=True):
-            done.answers.append(_answer(item, result))
+        for place, (item, result) in enumerate(zip(chunk.items, results, strict=True), chunk.first):
+            error = None if result.error is None else UserError(str(result.reason))  # others may not be picklable
+            done.results.append(Embedded(place, result.name, result.vector, result.windows, error))
+            names = item.learned if isinstance(item, Compound) else ()
+            done.learned.append({name: getattr(item, name) for name in names})
     return done
 
 
@@ -360,41 +329,16 @@ def _weight(item: object) -> int:
     return sum(len(value) for value in values if isinstance(value, bytes | str))
 
 
-def _one_by_one(chunk: Chunk) -> Iterator[Chunk]:
-    for i, item in enumerate(chunk.items):
-        yield replace(chunk, first=chunk.first + i, items=[item], alone=True)
-
-
-def _account(done: Done, chunk: Chunk, timings: MutableMapping[str, float] | None) -> None:
-    """Take over what a process says beside its vectors."""
-    for item, answer in zip(chunk.items, done.answers, strict=True):
-        for name, value in (answer.learned or {}).items():
-            setattr(item, name, value)
-    for stage, seconds in done.seconds.items():
-        if timings is not None:
-            timings[stage] = timings.get(stage, 0.0) + seconds
+def _taken(chunk: Chunk, done: Done, timings: MutableMapping[str, float]) -> Iterator["Embedded"]:
+    """Results of a chunk; what its process says beside them is taken over."""
     for name, level, message in done.logged:
         logging.getLogger(name).log(level, "%s", message)
-
-
-def _answer(item: object, result: "Embedded") -> Answer:
-    learned = {name: getattr(item, name) for name in item.learned} if isinstance(item, Compound) else None
-    if result.vector is None:
-        return Answer(result.name, reason=str(result.reason), learned=learned)
-    cut = result.windows
-    windows = None if cut is None else (np.asarray(cut.vectors), cut.starts, cut.ends)
-    return Answer(result.name, result.vector.numpy(), windows, learned=learned)
-
-
-def _embedded(index: int, answer: Answer) -> "Embedded":
-    import torch
-
-    from onepeace.embed.assembly import Embedded, Windows
-
-    if answer.vector is None:
-        return Embedded(index, answer.name, error=UserError(answer.reason))
-    windows = None if answer.windows is None else Windows(*answer.windows)
-    return Embedded(index, answer.name, torch.tensor(answer.vector), windows)
+    for stage, seconds in done.seconds.items():
+        timings[stage] = timings.get(stage, 0.0) + seconds
+    for item, learned, result in zip(chunk.items, done.learned, done.results, strict=True):
+        for name, value in learned.items():
+            setattr(item, name, value)
+        yield result
 
 
 def _failed(chunk: Chunk) -> "Embedded":

@@ -1,24 +1,24 @@
 """Embedding by actors of Ray, on this machine or on all of a cluster: ``onepeace index build --engine ray``.
 
-`open_workers` is the hook of `onepeace.index.workers`, which hands out chunks, puts their results in order, and tries
-the files of a chunk that killed its process one by one. Paths and the model's name have to mean the same on every
-machine.
+`open_engine` is the hook of `onepeace.index.workers`, which hands out chunks, puts their results in order, and tries
+again what a dead process had. Paths and the model's name have to mean the same on every machine.
 """
 
 import logging
 import os
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from onepeace.errors import UserError, need, one_line
-from onepeace.index.workers import Chunk, Done, Model, Worker, embed
+from onepeace.index.workers import Chunk, Done, Model, embed
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
 
 
-def open_workers(model: Model, count: int | None = None) -> list[Worker]:
+def open_engine(model: Model, count: int | None = None) -> "RayEngine":
     """Actors that have loaded the model.
 
     Args:
@@ -43,72 +43,73 @@ def open_workers(model: Model, count: int | None = None) -> list[Worker]:
     count = count or gpus or sum(node["Alive"] for node in ray.nodes())
     share = there.get("CPU", 1) / count
     needs = {"num_gpus": 1 / -(-count // gpus)} if gpus else {"num_cpus": float(int(share)) if share >= 1 else share}
-    workers: list[RayWorker] = []
-    try:
-        workers += (RayWorker(model, needs, workers, is_ours) for _ in range(count))
-        for worker in workers:
-            worker.wait()
-    except BaseException:
-        for worker in [*workers]:
-            worker.close()
-        raise
-    return list(workers)
+    return RayEngine(ray.remote(**needs)(_Actor), model, count, is_ours)
 
 
-class RayWorker:
-    """An actor that has the model.
+class RayEngine:
+    """Actors that have the model.
 
     Args:
-        needs: resources of the actor.
-        open_ones: all that are not closed; the last one ends a Ray that was started here.
-        is_ours: whether it was.
+        kind: of actors, with their resources.
+        is_ours: whether Ray was started for them, and ends with them.
     """
 
-    def __init__(self, model: Model, needs: dict[str, Any], open_ones: "list[RayWorker]", is_ours: bool) -> None:
-        self._model, self._needs, self._open_ones, self._is_ours = model, needs, open_ones, is_ours
-        self._begin()
-
-    def _begin(self) -> None:
-        import ray
-
-        actors: Any = ray.remote(**self._needs)(_Actor)
-        self._actor = actors.remote(self._model)
-        self._loaded = _answer_of(self._actor.load.remote())
-
-    def wait(self) -> None:
-        """Wait until the model is loaded.
-
-        Raises:
-            UserError: it cannot be, or the actor died.
-        """
+    def __init__(self, kind: Any, model: Model, count: int, is_ours: bool) -> None:
+        self.size = count
+        self._kind, self._model, self._is_ours = kind, model, is_ours
+        self._dead: set[int] = set()
+        self._running = [0] * count
+        self._actors = [kind.remote(model) for _ in range(count)]
         try:
-            self._loaded.result()
+            for place, actor in enumerate(self._actors):
+                self._answer(place, actor.load.remote()).result()
         except BrokenExecutor as error:
-            raise UserError(
-                f"an actor died while it loaded the model ({error}); if memory is short, take fewer --workers"
-            ) from error
+            self.close()
+            reason = f"an actor died while it loaded the model ({error})"
+            raise UserError(f"{reason}; if memory is short, take fewer --workers") from error
+        except BaseException:
+            self.close()
+            raise
 
     def submit(self, chunk: Chunk) -> "Future[Done]":
-        return _answer_of(self._actor.embed.remote(chunk))
-
-    def restart(self) -> None:
-        self._kill()
-        self._begin()
-        self.wait()
+        while self._dead:
+            self._actors[self._dead.pop()] = self._kind.remote(self._model)
+        place = min(range(self.size), key=self._running.__getitem__)
+        return self._answer(place, self._actors[place].embed.remote(chunk))
 
     def close(self) -> None:
         import ray
 
-        self._kill()
-        self._open_ones.remove(self)
-        if self._is_ours and not self._open_ones:
+        for actor in self._actors:
+            with suppress(Exception):  # it is gone
+                ray.kill(actor)
+        if self._is_ours:
             ray.shutdown()
 
-    def _kill(self) -> None:
-        import ray
+    def _answer(self, place: int, reference: Any) -> "Future[Any]":
+        """Future of a call of an actor, with the errors of `Engine.submit`."""
+        from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 
-        with suppress(Exception):  # it is gone
-            ray.kill(self._actor)
+        answer: Future[Any] = Future()
+        self._running[place] += 1
+
+        def settle(found: "Future[Any]") -> None:
+            self._running[place] -= 1
+            error = found.exception()
+            if error is None:
+                answer.set_result(found.result())
+            elif isinstance(error, RayTaskError):
+                cause = error.cause
+                reason = f"an actor failed: {type(cause).__name__}: {one_line(cause)}"
+                answer.set_exception(UserError(str(cause) if isinstance(cause, UserError) else reason))
+            elif isinstance(error, (RayActorError, WorkerCrashedError)):
+                self._dead.add(place)
+                answer.set_exception(BrokenExecutor(one_line(error)))
+            else:
+                answer.set_exception(UserError(f"Ray: {one_line(error)}"))
+
+        reference.future().add_done_callback(settle)
+        return answer
 
 
 class _Actor:
@@ -117,32 +118,13 @@ class _Actor:
     def __init__(self, model: Model) -> None:
         self._model = model
 
+    @cached_property
+    def _embedder(self) -> "Embedder":
+        return self._model.load()  # not when the actor is made, where an error would be told as its death
+
     def load(self) -> None:
-        """Load the model: not when the actor is made, where an error would be told as its death."""
-        self._embedder: Embedder = self._model.load()
+        """Load the model."""
+        _ = self._embedder
 
     def embed(self, chunk: Chunk) -> Done:
         return embed(self._embedder, chunk)
-
-
-def _answer_of(reference: Any) -> "Future[Any]":
-    """Future of a call of an actor, with the errors of `Worker.submit`."""
-    from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
-
-    answer: Future[Any] = Future()
-
-    def settle(found: "Future[Any]") -> None:
-        error = found.exception()
-        if error is None:
-            answer.set_result(found.result())
-        elif isinstance(error, RayTaskError):
-            cause = error.cause
-            reason = f"an actor failed: {type(cause).__name__}: {one_line(cause)}"
-            answer.set_exception(UserError(str(cause) if isinstance(cause, UserError) else reason))
-        elif isinstance(error, (RayActorError, WorkerCrashedError)):
-            answer.set_exception(BrokenExecutor(one_line(error)))
-        else:
-            answer.set_exception(UserError(f"Ray: {one_line(error)}"))
-
-    reference.future().add_done_callback(settle)
-    return answer

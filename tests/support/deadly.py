@@ -53,7 +53,7 @@ def main() -> None:
 
     write.Model = DeadlyModel
     device.devices_of = lambda name, size: [sys.argv[3]] * size
-    write.build(sys.argv[1], [sys.argv[2]], sys.argv[4], workers=2, progress=False)
+    write.build(sys.argv[1], [sys.argv[2]], sys.argv[4], workers=2, batch_size=8, progress=False)
 
 
 if __name__ == "__main__":
