@@ -2,6 +2,9 @@
 
 from importlib import import_module
 from types import ModuleType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(Exception):
@@ -13,6 +16,13 @@ class UserError(Exception):
 
 class UsageError(UserError):
     """A wrong command line; like `UserError`, but the exit code is 2."""
+
+
+def expect(value: object, kind: type[T]) -> T:
+    """The value, known to be of a type; TypeError if it is not."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{type(value).__name__} in place of {kind.__name__}")
+    return value
 
 
 def one_line(error: object) -> str:

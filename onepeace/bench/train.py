@@ -17,12 +17,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onepeace.bench.comparison import check_equal, compare, compared, short
 from onepeace.cost.dry_run import as_on_a_gpu, fake_module, step_cost
-from onepeace.cost.items import inputs_of_many_lengths, pair_batch
+from onepeace.cost.items import PlannedData, inputs_of_many_lengths, pair_batch
 from onepeace.cost.plan import planned_config, planned_model
 from onepeace.hub.architectures import build_encoder
 from onepeace.train.lora import choose_trained
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe
+from onepeace.train.setup import prepare_terms
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Steps:
         generator = torch.Generator().manual_seed(0)
         keys, count = recipe.data.modalities[pair], recipe.batch_size(pair)
         inputs = inputs_of_many_lengths(self.config, keys, count, generator)
-        self.batch = pair_batch(recipe, self.model, inputs, generator)
+        self.batch = pair_batch(recipe, self.model, pair, inputs, generator)
         self.moved = self.batch.to(device)
         self.model.to(device)
         if recipe.run.checkpoint_activations:
@@ -55,9 +56,9 @@ class Steps:
 
     def _objective(self, model: Any, max_padding: float) -> Objective:
         terms, chunks = self.recipe.terms, self.recipe.run.grad_cache_chunks
-        prepared = {name.text: term.placeholder(options, self.batch.keys) for name, options, term in terms}
+        prepared = prepare_terms(PlannedData(self.recipe, self.batch.keys))
         torch.manual_seed(0)  # of the terms' own parameters
-        return Objective(model, self.recipe.objective, prepared, chunks, max_padding)
+        return Objective(model, terms, prepared, chunks, max_padding)
 
     def run(self, way: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Forward and backward into gradients that are zero; the losses."""

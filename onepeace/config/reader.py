@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
 
@@ -33,9 +33,19 @@ def read_yaml(path: Path | str) -> Options:
     return content
 
 
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML whose only booleans are true and false, as in YAML 1.2: "on" is a field of terms and heads."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if first in "tTfF" or tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def _parsed(source: TextIO | str) -> Any:
     """As yaml.safe_load, by libyaml where PyYAML has it: eight times as fast, and too deep a nesting is an error."""
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(source)
+    loader: Any = Loader(source)
     try:
         return loader.get_single_data()
     finally:
@@ -68,7 +78,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Options:
 
 
 def apply_override(content: Options, override: str) -> None:
-    """Set a field of a mapping: "a.b=value", the value in YAML; in a list, the field is an index."""
+    """Set a field of a mapping: "a.b=value", the value in YAML; in a list, the field is an index, or the ``name`` of an
+    entry."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise UserError(f"{override!r} is not an override; write it as a.b=value")
@@ -91,9 +102,20 @@ def apply_override(content: Options, override: str) -> None:
 def _key(place: Options | list[Any], text: str, override: str) -> str | int:
     if isinstance(place, dict):
         return text
+    names = [item.get("name") if isinstance(item, dict) else None for item in place]
+    if text in names:
+        return names.index(text)
     if not text.isdigit() or int(text) >= len(place):
-        raise UserError(f"{override!r}: {text} is not one of the list's places, 0 to {len(place) - 1}")
+        known = "; " + nearest(text, [name for name in names if name]) if any(names) else ""
+        raise UserError(f"{override!r}: {text} is no place in the list of {len(place)}, nor a name there{known}")
     return int(text)
+
+
+def nearest(name: object, known: Iterable[str], before: str = "") -> str:
+    """The remedy for a name that is not known: the nearest that is, after the text ``before``, or all that are."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {before}{near[0]}?" if near else f"known: {', '.join(known)}"
 
 
 def build(cls: type[T], content: Mapping[str, Any], where: str, at: str = "") -> T:
@@ -121,9 +143,7 @@ def _build(cls: Any, content: Any, where: str, at: str) -> Any:
     for name, value in content.items():
         path = f"{at}.{name}" if at else str(name)
         if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1)
-            hint = f"did you mean {at + '.' if at else ''}{near[0]}?" if near else f"known: {', '.join(fields)}"
-            raise UserError(f"{where}: {path} is not a field; {hint}")
+            raise UserError(f"{where}: {path} is not a field; {nearest(str(name), fields, at + '.' if at else '')}")
         values[name] = _coerce(hints[name], value, where, path)
     missing = [
         name for name, f in fields.items()

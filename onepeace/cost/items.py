@@ -1,7 +1,8 @@
 """Inputs of a stated size for measurements: no files, no decoding."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,10 @@ from onepeace.errors import UserError
 from onepeace.model import OnePeace
 from onepeace.special_ids import EOS, PAD
 from onepeace.train.recipe import Recipe
+from onepeace.train.supervised import Supervised, SupervisedOptions
+from onepeace.train.teachers import TeacherOptions, TeacherTable
+from onepeace.train.terms.known import TERMS
+from onepeace.train.training_data import TrainingData
 
 SAMPLE_RATE = 16000
 FIRST_WORD_ID = 4
@@ -25,6 +30,33 @@ PROMPT_TOKENS = 8
 """What a picture shows is asked in 6 words; bos and eos."""
 CLIP_SECONDS = (1.0, 15.0)
 """Shortest and longest of the sounds in a batch of many lengths."""
+
+
+EXAMPLES: dict[str, Callable[[Sequence[str]], Any]] = {
+    "label": lambda labels: labels[0],
+    "labels": lambda labels: [],
+    "answers": lambda labels: {},
+    "events": lambda labels: [],
+    "box": lambda labels: [0.0, 0.0, 1.0, 1.0],
+    "choice": lambda labels: 0,
+}
+"""A value of each target, of the head's labels."""
+
+
+class PlannedData(TrainingData):
+    """What terms are told where there is no data: sizes only."""
+
+    def __init__(self, recipe: Recipe, keys: Sequence[str]) -> None:
+        super().__init__(recipe, (), {})
+        self.keys = [*keys, "another"]  # a single one has no standard deviation
+
+    def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return {"ids": torch.full((len(texts), 8), 4, device="cpu")}
+
+    def features(self, teacher: TeacherOptions, modality: str, output: str = "features") -> TeacherTable:
+        width = 1024 if output == "features" else 1000
+        rows = {key: row for row, key in enumerate(self.keys)}
+        return TeacherTable(rows, torch.zeros(len(rows), width, device="cpu"))
 
 
 def item_batch(config: Config, key: str, size: int, count: int = 1) -> dict[str, Tensor]:
@@ -72,7 +104,7 @@ def largest_items(config: Config, pair: Sequence[str], count: int) -> dict[str, 
 
 
 def pair_batch(
-    recipe: Recipe, model: OnePeace, inputs: Mapping[str, dict[str, Tensor]], generator: torch.Generator
+    recipe: Recipe, model: OnePeace, source: str, inputs: Mapping[str, dict[str, Tensor]], generator: torch.Generator
 ) -> Batch:
     """A batch of these inputs; what is masked or dropped is drawn as the recipe says, each text token as a word."""
     count = len(next(iter(next(iter(inputs.values())).values())))
@@ -85,10 +117,25 @@ def pair_batch(
             masks[key] = draw_masks(rates, lengths, generator, words)
         if share := recipe.data.token_dropout.get(key):
             dropout[key] = draw_token_dropout(share, lengths, generator, has_end=key == "text")
-    examples = [term.example(options, model) for name, options, term in recipe.terms if term.fits(name, list(inputs))]
-    targets = {name: [value] * count for example in examples for name, value in example.items()}
+    targets = {}
+    for options in recipe.terms:
+        term = TERMS[options.term]
+        if isinstance(options, SupervisedOptions) and issubclass(term, Supervised) and options.reads(source, [*inputs]):
+            labels = model.config.heads[options.head].get("labels", ())
+            if term.target not in EXAMPLES:
+                raise UserError(f"{options.where}: a plan knows no {term.target} to learn from")
+            targets[term.target_of(options)] = [EXAMPLES[term.target](labels)] * count
     called = [[name] for name in names]
-    return Batch(inputs, keys=names, captions=names, names=called, targets=targets, token_dropout=dropout, masks=masks)
+    return Batch(
+        inputs,
+        keys=names,
+        captions=names,
+        names=called,
+        targets=targets,
+        token_dropout=dropout,
+        masks=masks,
+        source=source,
+    )
 
 
 def inputs_of_many_lengths(

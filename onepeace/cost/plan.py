@@ -30,7 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onepeace.config import Config, read_yaml, write_config
 from onepeace.cost.dry_run import DryRun, as_on_a_gpu, fake_module, step_cost
-from onepeace.cost.items import largest_items, pair_batch
+from onepeace.cost.items import PlannedData, largest_items, pair_batch
 from onepeace.cost.parts import part_of
 from onepeace.errors import UserError
 from onepeace.hub.architectures import build_encoder
@@ -39,6 +39,7 @@ from onepeace.train.folder import model_folder
 from onepeace.train.lora import choose_trained
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe, read_recipe
+from onepeace.train.setup import prepare_terms
 from onepeace.train.start import make_config
 
 WAYS = ("ddp", "fsdp")
@@ -112,11 +113,11 @@ def make_plan(recipe: Recipe, processes: int = 1, folder: Path | None = None, on
     # Blocks that can be checkpointed are what not every architecture has.
     activations = dict.fromkeys((False, True) if hasattr(model, "set_grad_checkpointing") else (False,), 0)
     items, flops = {}, {}
-    for name, pair in {source.name: source.pair for source in recipe.data.train}.items():
+    for name in recipe.data.modalities:
         items[name] = recipe.batch_size(name)
         share = ceil(items[name] / processes)
         for checkpointed in activations:
-            peak, each = dry_steps(recipe, config, pair, share, checkpointed, on_gpu)
+            peak, each = dry_steps(recipe, config, name, share, checkpointed, on_gpu)
             activations[checkpointed] = max(activations[checkpointed], peak)
             if checkpointed == chosen[1]:
                 flops[name] = each
@@ -151,10 +152,10 @@ def process_memory(recipe: Recipe, on_gpu: bool = True, at_most: float = inf) ->
         return held
     whole = replace(recipe, run=replace(recipe.run, grad_cache_chunks=1))
     peaks = []
-    for name, pair in recipe.data.modalities.items():
+    for name in recipe.data.modalities:
         items = ceil(recipe.batch_size(name) / recipe.run.grad_cache_chunks)
         few = min(items, MEASURED)
-        peak, _ = dry_steps(whole, config, pair, few, recipe.run.checkpoint_activations, on_gpu)
+        peak, _ = dry_steps(whole, config, name, few, recipe.run.checkpoint_activations, on_gpu)
         peaks.append(ceil(peak / few * items))
     return held + max(peaks)
 
@@ -189,10 +190,10 @@ def planned_model(recipe: Recipe, config: Config) -> OnePeace:
 
 
 def dry_steps(
-    recipe: Recipe, config: Config, pair: tuple[str, ...], share: int, checkpointed: bool, on_gpu: bool
+    recipe: Recipe, config: Config, source: str, share: int, checkpointed: bool, on_gpu: bool
 ) -> tuple[int, int]:
     """Bytes at the peak and FLOPs of each item, of a share of a pair's items: from dry steps over few of them."""
-    chunks = recipe.run.grad_cache_chunks
+    chunks, pair = recipe.run.grad_cache_chunks, recipe.data.modalities[source]
     chunk = ceil(share / chunks)
     few, few_chunks = min(chunk, MEASURED), min(chunks, 2)
     measured, share = few * few_chunks, chunk * chunks
@@ -208,10 +209,10 @@ def dry_steps(
             raw = {name: tensor.to("meta") for name, tensor in items[key].items()}
             with torch.no_grad():
                 items[key] = {"features": torch.zeros(model.adapters[key].stem_features(raw).shape)}
-        batch = pair_batch(recipe, model, items, torch.Generator().manual_seed(0))
-        prepared = {name.text: term.placeholder(options, batch.keys) for name, options, term in recipe.terms}
+        batch = pair_batch(recipe, model, source, items, torch.Generator().manual_seed(0))
+        prepared = prepare_terms(PlannedData(recipe, batch.keys))
         with torch.device("meta"):
-            objective = Objective(model, recipe.objective, prepared, chunks, recipe.run.max_padding)
+            objective = Objective(model, recipe.terms, prepared, chunks, recipe.run.max_padding)
         with as_on_a_gpu() if on_gpu else nullcontext():
             return step_cost(fake_module(objective.train(), fakes), batch, fakes, recipe.run.precision != "float32")
 
@@ -223,7 +224,7 @@ def dry_steps(
     if chunk > few or (share > measured and checkpointed == recipe.run.checkpoint_activations):
         large = step(2 * few, few_chunks)
         # What each item and each pair of items costs, and the step itself where a term does more than look at items.
-        third = step(3 * few, few_chunks).flops if any(term.costs_a_step for _, _, term in recipe.terms) else 0
+        third = step(3 * few, few_chunks).flops if any(options.term == "names" for options in recipe.terms) else 0
         counts = [measured, 2 * measured, 3 * measured if third else 0]
         polynomial = np.polyfit(np.array(counts) / measured, [small.flops, large.flops, third], 2)
         flops = float(np.polyval(polynomial, share / measured)) / share

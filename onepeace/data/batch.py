@@ -45,8 +45,8 @@ class Batch:
     """By modality and pass ("unimodal", "joint"), where there are masked passes."""
     replaced: list[str] = field(default_factory=list)
     """Keys of items that could not be decoded and whose place others took."""
-    label: str = ""
-    """Of its sources, where they have one."""
+    source: str = ""
+    """Name of its sources."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with ``function`` applied to each of its tensors."""

@@ -121,7 +121,7 @@ class BatchBuilder:
         token_dropout, masks = self._masks(inputs, torch.Generator().manual_seed(seed))
         return Batch(
             inputs=inputs,
-            label=label_of(name),
+            source=name,
             keys=[sample.key for sample, _, _ in drawn],
             captions=[text for _, text, _ in drawn],
             names=[names_of(sample, text) for sample, text, _ in drawn],
@@ -252,11 +252,6 @@ class BatchBuilder:
                     starts = word_starts(own["ids"], self.word_table)
                 masks[modality] = draw_masks(rates, lengths, generator, starts)
         return token_dropout, masks
-
-
-def label_of(pair: str) -> str:
-    """The label in the name of a pair; "" if it has none."""
-    return pair.partition(":")[2]
 
 
 def _no_other() -> tuple[Any, str]:

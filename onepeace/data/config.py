@@ -16,10 +16,10 @@ class SourceConfig:
     shards: str
     """Pattern below data.root, with *, ? and {a,b} or {000..031}."""
     pair: tuple[str, ...]
-    """The modalities of a sample, e.g. [image, text]; sources of the same pair are mixed."""
-    label: str = ""
-    """Keeps sources of a pair apart: those with a label have batches of their own, for the terms of this label alone
-    (generation:answer). Their pair is then called image+text:answer."""
+    """The modalities of a sample, e.g. [image, text]."""
+    name: str = ""
+    """Sources of one name are mixed, and a batch is of one name; "image+text", from the pair, if it is not given. Terms
+    of the objective name the sources that they learn from."""
     keys: str = "*"
     """Pattern of the samples' keys: a part of the shards."""
     targets: tuple[str, ...] = ()
@@ -33,6 +33,8 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if not self.pair or len(set(self.pair)) != len(self.pair):
             raise UserError(f"pair {list(self.pair)} of {self.shards} should be different modalities, as [image, text]")
+        if not self.name:
+            object.__setattr__(self, "name", "+".join(self.pair))
         if self.candidates is not None and (
             "text" not in self.pair
             or "candidates" not in self.targets
@@ -44,11 +46,6 @@ class SourceConfig:
             )
         if not self.weight > 0:
             raise UserError(f"weight {self.weight} of {self.shards} should be above 0; leave the source out instead")
-
-    @property
-    def name(self) -> str:
-        """The pair's name, as "image+text", and the label if there is one."""
-        return "+".join(self.pair) + (f":{self.label}" if self.label else "")
 
 
 @dataclass(frozen=True)
@@ -94,17 +91,19 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.train:
             raise UserError("data.train is empty; name at least one source of shards")
-        pairs: dict[tuple[frozenset[str], str], SourceConfig] = {}
+        named: dict[str, SourceConfig] = {}
         for source in self.train:
-            first = pairs.setdefault((frozenset(source.pair), source.label), source)
-            if first.name != source.name:
-                raise UserError(f"data.train has {first.name} and {source.name}; use one order")
-            if first.targets != source.targets:
-                lists = f"{list(first.targets)} and {list(source.targets)}"
-                raise UserError(f"data.train: sources of {source.name} have targets {lists}; give all the same")
-            if first.candidates != source.candidates:
-                both = f"{first.candidates!r} and {source.candidates!r}"
-                raise UserError(f"data.train: sources of {source.name} have candidates {both}; give all the same")
+            first = named.setdefault(source.name, source)
+            for one in named.values():
+                if one.name != source.name and "+" in one.name and sorted(one.name) == sorted(source.name):
+                    raise UserError(f"data.train has {one.name} and {source.name}; use one order")
+            for field_name in ("pair", "targets", "candidates"):
+                both = getattr(first, field_name), getattr(source, field_name)
+                if both[0] != both[1]:
+                    there = " and ".join(str(list(one) if isinstance(one, tuple) else one) for one in both)
+                    raise UserError(
+                        f"data.train: sources of {source.name} have {field_name} {there}; give all the same"
+                    )
         make_augments(self.augment)
         for source in self.train:
             if source.targets and any(self.augment.get(modality, {}).get("mix") for modality in source.pair):
@@ -133,7 +132,7 @@ class DataConfig:
 
     @property
     def modalities(self) -> dict[str, tuple[str, ...]]:
-        """The modalities of each pair, by its name."""
+        """The modalities of the sources, by name."""
         return {source.name: source.pair for source in self.train}
 
 

@@ -73,7 +73,7 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
         for name in builder.pairs:
             own = [source for source in sources if source.config.name == name]
             run = share.batch_size[name] if config.batches == "by_source" else 1
-            seed = [share.seed, number(name)]
+            seed = [share.seed, self._number(name)]
             known = cursors or {}
             self.lanes[name] = [
                 Lane(own, seed, config.shuffle_buffer, run, lane, config.lanes, known.get(f"{name}/{lane}"))
@@ -111,16 +111,21 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
         first, end = (-(-edge * size // len(lanes)) for edge in (lane, lane + 1))
         return lanes[lane], turn * (end - first) + slot - first
 
+    def _number(self, name: str) -> int:
+        """A number of the sources' modalities and name, the same in every run."""
+        pair = "+".join(self.builder.pairs[name])
+        return zlib.crc32((pair if pair == name else f"{pair}:{name}").encode())
+
     def _batch(self, name: str, turn: int, cursors: dict[str, Cursor]) -> Batch:
         seed, rank, first = self.share.seed, self.share.rank, self._first(name, turn)
         places, lanes = [], []
         for position in range(first, first + self.batch_size[name]):
             lane, own = self._place(name, turn, position)
             lanes.append((lane, own))
-            places.append((lane.since(own), np.random.default_rng([seed, number(name), VARY, position])))
+            places.append((lane.since(own), np.random.default_rng([seed, self._number(name), VARY, position])))
         lane, own = lanes[0]
         window = lane.window(own)
-        mask_seed = seed_of(seed, number(name), MASK, turn, *([rank] if rank else []))
+        mask_seed = seed_of(seed, self._number(name), MASK, turn, *([rank] if rank else []))
         batch = self.builder.batch(name, places, window.another, window.known, mask_seed)
         for lane, own in lanes:
             cursors[f"{name}/{lane.lane}"] = lane.window(own).cursor
@@ -181,11 +186,6 @@ def _end_workers() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call their end a failure
     for worker in workers:
         worker.kill()
-
-
-def number(name: str) -> int:
-    """Of a pair, the same in every run."""
-    return zlib.crc32(name.encode())
 
 
 def seed_of(*numbers: int) -> int:

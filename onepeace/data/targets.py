@@ -1,6 +1,6 @@
 """What the targets of a sample hold, by name: see `TARGETS`. Those of a shard are checked before they are used."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -58,6 +58,15 @@ TARGETS: dict[str, tuple[str, Callable[[Any, Mapping[str, Any]], bool]]] = {
 """What a target is, in words and as a check of the value beside the sample's other targets. A shard has the mask as
 KEY.mask.png, the others in KEY.json. Boxes are relative to the width and height of the picture. A mask has the number
 of a class in each pixel, 255 where the pixel does not count. Targets of other names are not checked."""
+
+
+LABELS: dict[str, Callable[[Any], Iterable[str]]] = {
+    "labels": lambda value: value,
+    "answers": lambda value: value,
+    "box_labels": lambda value: value,
+    "events": lambda value: [name for _, _, name in value],
+}
+"""The names of classes in the value of a target, by its name; the value itself where it is not listed."""
 
 
 def wrong_target(targets: Mapping[str, Any], names: Sequence[str]) -> str:

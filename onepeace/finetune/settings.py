@@ -61,7 +61,7 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
             "templates": {key: TEMPLATES[key] for key in keys if labels and key in TEMPLATES},
             "stem_views": {key: 4 for key in keys if STEM.format(key) in frozen},
         },
-        "objective": {"contrastive": {"multi_positive": True}},
+        "objective": [{"term": "contrastive", "multi_positive": True}],
         "optim": {
             "lr": LABEL_RATE if labels else PAIR_RATE,
             "betas": [0.9, 0.98],
@@ -89,7 +89,8 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
             if before is not None and any(before.get(option) != value for option, value in head.items()):
                 # It tells other classes apart: its weights would not fit, or mean something else.
                 recipe["model"].setdefault("fresh", []).append(f"heads.{name}.*")
-            recipe["objective"][f"classification/{key}"] = {"head": name, "label_smoothing": 0.1}
+            term = {"term": "classification", "on": [key], "head": name, "label_smoothing": 0.1}
+            recipe["objective"].append(term)
         recipe["optim"]["groups"] = {"heads.classifier*": {"lr_scale": 10.0}}
     if large:
         return merge(recipe, LORA)

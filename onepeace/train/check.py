@@ -7,11 +7,13 @@ a term of the objective needs in its own file.
 from typing import get_args
 
 from onepeace.config import Config
+from onepeace.config.reader import nearest
 from onepeace.data.augment import make_augments
 from onepeace.data.masking import TEXT_UNITS, Unit
 from onepeace.errors import UserError, need
 from onepeace.processors import PROCESSORS
 from onepeace.train.recipe import Recipe
+from onepeace.train.terms.known import TERMS
 
 
 def check(recipe: Recipe, config: Config) -> None:
@@ -23,10 +25,8 @@ def check(recipe: Recipe, config: Config) -> None:
     pairs = recipe.data.modalities
     for name, pair in pairs.items():
         if unknown := [key for key in pair if key not in config.model.adapters]:
-            raise UserError(
-                f"data.train: the pair {name} has {unknown[0]!r}, the model does not; it has "
-                f"{', '.join(config.model.adapters)}"
-            )
+            there = nearest(unknown[0], config.model.adapters)
+            raise UserError(f"data.train: {name} has {unknown[0]!r}, the model does not; {there}")
     sections = ("token_dropout", "augment", "templates", "stem_views")
     by_modality = {"mask": recipe.mask, **{f"data.{name}": getattr(recipe.data, name) for name in sections}}
     for place, options in by_modality.items():
@@ -36,20 +36,15 @@ def check(recipe: Recipe, config: Config) -> None:
         fitting = [unit for unit in get_args(Unit) if (unit in TEXT_UNITS) == (key == "text")]
         if rates.unit not in fitting:
             raise UserError(f"mask.{key}.unit {rates.unit!r} is not for {key}; known: {', '.join(fitting)}")
-    fed = {pair for name, _, term in recipe.terms for pair in term.pairs(name, recipe)}
+    fed = {name for options in recipe.terms for name in recipe.fed(options)}
     if idle := [name for name in pairs if name not in fed]:
-        raise UserError(
-            f"data.train: no term of the objective is of the pair {idle[0]}; add one, or take its sources out"
-        )
+        raise UserError(f"data.train: no term of the objective reads {idle[0]}; add one, or take its sources out")
     mixing = [key for key, augment in make_augments(recipe.data.augment).items() if augment.mixes_batch]
-    for term_name, options, term in recipe.terms:
-        if (
-            mixing
-            and not term.takes_mixed
-            and any(mixing[0] in keys for keys in term.pairs(term_name, recipe).values())
-        ):
+    for options in recipe.terms:
+        term = TERMS[options.term]
+        if mixing and not term.takes_mixed and any(mixing[0] in keys for keys in recipe.fed(options).values()):
             raise UserError(
-                f"data.augment.{mixing[0]} has mixup or cutmix, and objective.{term_name.text} cannot read mixed "
-                "items; set both to 0"
+                f"data.augment.{mixing[0]} has mixup or cutmix, and {options.where} cannot read mixed items; set both "
+                "to 0"
             )
-        term.check(term_name, options, recipe, config)
+        term.check(options, recipe, config)

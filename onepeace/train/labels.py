@@ -1,16 +1,19 @@
 """The labels of task heads: named in a recipe, read from a file, or those that the targets of the data have."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from onepeace.config import Config, Options
 from onepeace.data.reader import Source
+from onepeace.data.targets import LABELS
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols.classes import read_class_names
 from onepeace.train.recipe import Recipe
-from onepeace.train.terms.supervised import Supervised
+from onepeace.train.supervised import Supervised, SupervisedOptions
+from onepeace.train.terms.known import TERMS
 
 AUTO = "auto"
 """In place of a head's labels: those of the training data."""
@@ -22,8 +25,8 @@ def described(name: str, options: Options, recipe: Recipe) -> Options:
     ``labels: auto`` are those of the training data: two without a name until these are read (`label_heads`).
     """
     found = dict(options)
-    for _, own, term in recipe.terms:
-        if issubclass(term, Supervised) and own.head == name:  # type: ignore[attr-defined]
+    for own, term in _supervised(recipe):
+        if own.head == name:
             found.setdefault("task", term.task)
             if term.num_outputs is not None:
                 found.setdefault("num_classes", term.num_outputs)
@@ -37,19 +40,26 @@ def described(name: str, options: Options, recipe: Recipe) -> Options:
     return found
 
 
+def _supervised(recipe: Recipe) -> Iterator[tuple[SupervisedOptions, type[Supervised[Any]]]]:
+    """The terms that train a head."""
+    for options in recipe.terms:
+        term = TERMS[options.term]
+        if isinstance(options, SupervisedOptions) and issubclass(term, Supervised):
+            yield options, term
+
+
 def label_heads(config: Config, recipe: Recipe, sources: Sequence[Source]) -> Config:
     """The configuration with the labels that the targets of the samples have, for heads whose labels are auto."""
     wanted = recipe.model.get("heads", {})
     heads = dict(getattr(config.model, "heads", {}))
-    for _, options, term in recipe.terms:
-        if not issubclass(term, Supervised):
-            continue
-        name = options.head  # type: ignore[attr-defined]
+    for options, term in _supervised(recipe):
+        name = options.head
         if wanted.get(name, {}).get("labels") == AUTO:
             target = term.target_of(options)
             values = [sample.targets[target] for source in sources for sample in source.samples
                       if target in sample.targets]  # fmt: skip
-            labels = sorted({label for value in values for label in term.labels_in(value)})
+            labels_in = LABELS.get(term.target, lambda value: [value])
+            labels = sorted({label for value in values for label in labels_in(value)})
             if len(labels) < 2:
                 found = labels[0] if labels else "none"
                 raise UserError(

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from onepeace.config.reader import nearest
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.model import OnePeace
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
-from onepeace.train.terms import Term, read_term
+from onepeace.train.term import Figure, Term, TermOptions
+from onepeace.train.terms.known import TERMS
 
 
 class Objective(nn.Module):
@@ -23,8 +25,8 @@ class Objective(nn.Module):
 
     Args:
         model: the model to train.
-        terms: name -> {"weight": w, ...options}, as in a recipe.
-        prepared: by name: what the term's ``prepare`` gave.
+        terms: their options, from a recipe.
+        prepared: what ``prepare`` gave, by name of the term.
         grad_cache_chunks: number of parts of a batch; activations of one part are held at a time.
         max_padding: share of padding from which a pass is cut into groups of similar length.
         sharded: whether the model's blocks are gathered from shards of several processes.
@@ -33,7 +35,7 @@ class Objective(nn.Module):
     def __init__(
         self,
         model: OnePeace,
-        terms: Mapping[str, Mapping[str, Any]],
+        terms: Sequence[TermOptions],
         prepared: Mapping[str, Any] | None = None,
         grad_cache_chunks: int = 1,
         max_padding: float = 0.1,
@@ -42,15 +44,13 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.grad_cache_chunks, self.max_padding, self.sharded = grad_cache_chunks, max_padding, sharded
-        self.average: Mapping[str, Tensor] = {}
-        """The run's averaged weights, for terms whose teacher they are; whoever makes them sets it."""
         self.terms = nn.ModuleDict()
-        for text, given in terms.items():
-            name, options, term = read_term(text, given)
-            if unknown := [key for key in name.modalities if key not in model.adapters]:
-                known = ", ".join(model.adapters)
-                raise UserError(f"objective.{text} is not a term this model has: no {unknown[0]}; it has {known}")
-            self.terms[text] = term(name, options, model, (prepared or {}).get(text))
+        for options in terms:
+            if unknown := [key for key in options.on if key not in model.adapters]:
+                raise UserError(
+                    f"{options.where}.on: the model has no {unknown[0]}; {nearest(unknown[0], model.adapters)}"
+                )
+            self.terms[options.name] = TERMS[options.term](options, model, (prepared or {}).get(options.name))
 
     def at_step(self, step: int) -> None:
         """Tell the terms the number of the step that comes, from 1 on."""
@@ -65,9 +65,7 @@ class Objective(nn.Module):
         """
         present = [key for key in self.model.adapters if key in batch.inputs]
         every: dict[str, Any] = dict(self.terms.items())
-        terms = {
-            text: term for text, term in every.items() if term.name.reads(batch.label) and term.fits(term.name, present)
-        }
+        terms = {name: term for name, term in every.items() if term.options.reads(batch.source, present)}
         if not terms:
             raise UserError(f"no term of the objective ({', '.join(self.terms)}) fits a batch of {present}")
         if self.grad_cache_chunks == 1:
@@ -80,16 +78,18 @@ class Objective(nn.Module):
         total = torch.zeros((), device=tokens.device)
         for text, term in terms.items():
             for name, loss in term.loss(outputs[text], batch, self.model).items():
-                found[name] = loss
-                total = total + term.options.weight * loss
-            found |= term.figures(outputs[text])
+                if isinstance(loss, Figure):
+                    found[name] = loss.value
+                else:
+                    found[name] = loss
+                    total = total + term.options.weight * loss
         real, computed = tokens.view(-1, 2).sum(0)
         return {"loss": total, **found, "padding": 1 - real / computed}
 
-    def _outputs(self, terms: Mapping[str, Term], batch: Batch) -> tuple[dict[str, Any], Tensor]:
+    def _outputs(self, terms: Mapping[str, Term[Any]], batch: Batch) -> tuple[dict[str, Any], Tensor]:
         """The terms' outputs for a part of the batch, and its tokens: real ones, and all that are computed."""
         agreed = {"agree": parallel.all_reduce_max} if self.sharded else {}
-        passes = Passes(self.model, batch, self.max_padding, average=self.average, **agreed)
+        passes = Passes(self.model, batch, self.max_padding, **agreed)
         outputs = {text: term.outputs(passes) for text, term in terms.items()}
         device = next(iter(next(iter(batch.inputs.values())).values())).device
         return outputs, torch.tensor([passes.real_tokens, passes.all_tokens], device=device)

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 from torch.nn import functional as F
 
 from onepeace.data.batch import Batch, trim
@@ -25,7 +24,6 @@ class Passes:
         max_padding: share of padding of all passes from which one is cut into groups of similar length; 1 = never.
         agree: this process's number of groups -> the number in all of them. Blocks that are gathered from shares must
             run as often in each.
-        average: averaged weights of the model by name, for passes of a teacher that lags behind.
     """
 
     def __init__(
@@ -34,10 +32,8 @@ class Passes:
         batch: Batch,
         max_padding: float = 1.0,
         agree: Callable[[int], int] = lambda count: count,
-        average: Mapping[str, Tensor] | None = None,
     ):
         self.model, self.batch, self.max_padding, self.agree = model, batch, max_padding, agree
-        self.average = average or {}
         self.keys = [key for key in model.adapters if key in batch.inputs]
         self.real_tokens = self.all_tokens = 0
         """Tokens computed in the blocks so far, without and with padding."""
@@ -45,7 +41,6 @@ class Passes:
         self._embedding: dict[str, Tensor] = {}
         self._unimodal_masked: dict[str, Tensor] = {}
         self._fused: dict[tuple[tuple[str, ...], tuple[int, ...]], dict[str, Features]] = {}
-        self._averaged: dict[tuple[str, ...], dict[str, Features]] = {}
 
     @cached_property
     def lengths(self) -> dict[str, Tensor]:
@@ -106,20 +101,6 @@ class Passes:
         with torch.no_grad():
             return self._by_length(self.keys, {}, self.model.encode)
 
-    def averaged(self, keys: tuple[str, ...]) -> dict[str, Features]:
-        """One pass over these modalities without masks by the averaged weights, without gradient: a teacher only."""
-        if keys not in self._averaged:
-            inputs = {key: self.batch.inputs[key] for key in keys}
-            weights = {f"model.{name}": tensor for name, tensor in self.average.items()}
-            training = self.model.training
-            self.model.eval()
-            try:
-                with torch.no_grad():
-                    self._averaged[keys] = functional_call(_Encoding(self.model), weights, (inputs,))
-            finally:
-                self.model.train(training)
-        return self._averaged[keys]
-
     def unimodal_masked(self, key: str) -> Tensor:
         """Predictions (B, L + 1, D) for one modality encoded alone with tokens masked."""
         if key not in self._unimodal_masked:
@@ -174,17 +155,6 @@ class Passes:
             )
             for key in keys
         }
-
-
-class _Encoding(nn.Module):
-    """From raw input to features, as a module's call."""
-
-    def __init__(self, model: OnePeace):
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Mapping[str, dict[str, Tensor]]) -> dict[str, Features]:
-        return self.model.encode(self.model.stems(inputs))
 
 
 def length_groups(

@@ -6,6 +6,7 @@ fields against each other in check.py.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +14,12 @@ from typing import Any, Literal
 import yaml
 
 from onepeace.config import Options, apply_override, build, merge, read_yaml, to_plain
-from onepeace.data.config import DataConfig
+from onepeace.config.reader import nearest
+from onepeace.data.config import DataConfig, SourceConfig
 from onepeace.data.masking import MaskRates
 from onepeace.errors import UserError
-from onepeace.train.terms import TERMS, Term, TermName, TermOptions, read_term
+from onepeace.train.term import TermOptions, name_of
+from onepeace.train.terms.known import TERMS, read_terms
 
 
 @dataclass(frozen=True)
@@ -219,8 +222,8 @@ class Recipe:
     model: Options
     """The fields of StartConfig, and any field of the model's configuration."""
     data: DataConfig
-    objective: dict[str, Options]
-    """Loss terms by name (terms/): their weight and options."""
+    objective: tuple[Any, ...]
+    """Loss terms (terms/): mappings are read as the options of the term they name; see `terms`."""
     schedule: ScheduleConfig
     run: RunConfig
     seed: int = 1
@@ -245,21 +248,44 @@ class Recipe:
                 raise UserError(f"run.batch_size has no {missing[0]}; it has {', '.join(self.run.batch_size)}")
         if not self.objective:
             raise UserError(f"objective is empty; give at least one term of {', '.join(TERMS)}")
+        object.__setattr__(self, "objective", read_terms(self.objective))
         if self.lora is not None and self.freeze and not isinstance(self.freeze, Mapping):
             raise UserError("lora freezes all but its adapters; give freeze: {except: patterns} of what trains besides")
-        self.terms, self.start  # noqa: B018 (their types are checked)
+        self.start  # noqa: B018 (its types are checked)
         if self.evaluate:
             build(EvaluateConfig, self.evaluate, "evaluate")
 
     @property
-    def terms(self) -> list[tuple[TermName, TermOptions, type[Term]]]:
-        """Name, options and class of each loss term."""
-        return [read_term(text, options) for text, options in self.objective.items()]
+    def terms(self) -> tuple[TermOptions, ...]:
+        """The options of each loss term."""
+        return self.objective
 
     @property
     def uses_masks(self) -> bool:
         """Whether a loss term needs masked passes."""
-        return any(term.uses_masks for _, _, term in self.terms)
+        return any(TERMS[options.term].uses_masks for options in self.terms)
+
+    def fed(self, options: TermOptions) -> dict[str, tuple[str, ...]]:
+        """Modalities of the sources that feed a term, by name of the sources.
+
+        Raises:
+            UserError: there is none, or the term names one that does not exist.
+        """
+        known = self.data.modalities
+        if unknown := [name for name in options.sources if name not in known]:
+            raise UserError(f"{options.where}.sources: no source is named {unknown[0]!r}; {nearest(unknown[0], known)}")
+        if unknown := [key for key in options.on if not any(key in keys for keys in known.values())]:
+            there = dict.fromkeys(key for keys in known.values() for key in keys)
+            raise UserError(f"{options.where}.on: no source has {unknown[0]!r}; {nearest(unknown[0], there)}")
+        found = {name: keys for name, keys in known.items() if options.reads(name, keys)}
+        if not found:
+            raise UserError(f"no source of data.train can feed {options.where}; there are {', '.join(known)}")
+        return found
+
+    def feeding(self, options: TermOptions) -> list[SourceConfig]:
+        """The sources that feed a term."""
+        fed = self.fed(options)
+        return [source for source in self.data.train if source.name in fed]
 
     @property
     def start(self) -> StartConfig:
@@ -275,7 +301,7 @@ class Recipe:
         return {key: value for key, value in self.model.items() if key not in start}
 
     def batch_size(self, pair: str) -> int:
-        """Items per step of a pair, named as "image+text"."""
+        """Items per step of the sources of a name, as "image+text"."""
         sizes = self.run.batch_size
         return sizes[pair] if isinstance(sizes, dict) else sizes
 
@@ -284,11 +310,10 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file.
 
     Args:
-        path: YAML. A ``base`` key names a file, relative to this one, whose fields it replaces one by one; null
-            takes out a term of the objective, a modality of mask, token_dropout, augment or templates, or one of
-            optim.groups.
-            A term without options ("contrastive:") that the base does not have takes the defaults.
-        overrides: "a.b=value", later ones win; the value is YAML, a number in the path counts into a list.
+        path: YAML. A ``base`` key names a file, relative to this one, whose fields it replaces one by one, lists as a
+            whole; null takes out a modality of mask, token_dropout, augment or templates, or one of optim.groups.
+        overrides: "a.b=value", later ones win; the value is YAML, a number in the path counts into a list. A term of
+            the objective goes by its name, as "objective.denoising/image.weight=2", and null takes it out.
 
     Raises:
         UserError: not YAML, a field that does not exist (with the nearest that does), or a value that cannot be.
@@ -300,11 +325,15 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         below = read_yaml(Path(path).parent / str(base))
         if "base" in below:
             raise UserError(f"{path}: its base {base} has a base itself; one level is the limit")
-    content = merge(_filled(below, {}), _filled(content, below))
+    content = merge(below, content)
     for override in overrides:
+        if isinstance(terms := content.get("objective"), list):
+            content["objective"] = [_named(term) for term in terms]
         apply_override(content, override)
+    if isinstance(terms := content.get("objective"), list):
+        content["objective"] = [term for term in terms if term is not None]
     for place in (content, content.get("data"), content.get("optim")):
-        for name in ("objective", "mask", "token_dropout", "augment", "templates", "groups"):
+        for name in ("mask", "token_dropout", "augment", "templates", "groups"):
             if isinstance(place, dict) and isinstance(place.get(name), dict):
                 place[name] = {key: value for key, value in place[name].items() if value is not None}
     measured = content["evaluate"] = content.get("evaluate") or {}
@@ -336,12 +365,15 @@ MAY_CHANGE = frozenset(
 
 def check_same(saved: str, recipe: Recipe, out: Path) -> None:
     """UserError if a run would go on under another recipe than its own, but for the fields in MAY_CHANGE."""
-    old, new = (_settings(Recipe, content) for content in (yaml.safe_load(saved), to_plain(recipe)))
+    before = yaml.safe_load(saved)
+    with suppress(UserError, TypeError):  # options that are newer than the run have their defaults
+        before["objective"] = to_plain(read_terms(before["objective"]))
+    old, new = (_settings(Recipe, content) for content in (before, to_plain(recipe)))
     for name, value in new.items():
         if name not in MAY_CHANGE and old[name] != value:
-            place, before, now = _difference(name, old[name], value)
+            place, was, now = _difference(name, old[name], value)
             raise UserError(
-                f"{out} holds a run with another {place}, {before!r:.60} and not {now!r:.60}; "
+                f"{out} holds a run with another {place}, {was!r:.60} and not {now!r:.60}; "
                 "give run.out another folder, or remove this one"
             )
 
@@ -370,12 +402,12 @@ def _settings(section: Any, content: Mapping[str, Any], at: str = "") -> Options
     return found
 
 
-def _filled(content: Options, below: Options) -> Options:
-    """Terms of the objective without options get none, if there is nothing below that null would take out."""
-    terms, known = content.get("objective"), below.get("objective") or {}
-    if not isinstance(terms, dict):
-        return content
-    return {**content, "objective": {n: {} if t is None and n not in known else t for n, t in terms.items()}}
+def _named(term: Any) -> Any:
+    """An entry of the objective under its name."""
+    if not isinstance(term, dict) or term.get("name"):
+        return term
+    on, sources = ([str(one) for one in term.get(key) or ()] for key in ("on", "sources"))
+    return {**term, "name": name_of(str(term.get("term")), on, sources)}
 
 
 def _check_keys(value: Any, where: str) -> None:

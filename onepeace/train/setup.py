@@ -23,7 +23,6 @@ from onepeace.hub.architectures import build_trained
 from onepeace.processors import PROCESSORS, TextProcessor
 from onepeace.processors.processor import Processor
 from onepeace.train import checkpoint, parallel
-from onepeace.train.captions import captions_of
 from onepeace.train.folder import model_folder
 from onepeace.train.labels import label_heads
 from onepeace.train.log import describe_run
@@ -35,6 +34,8 @@ from onepeace.train.run import Run
 from onepeace.train.start import check_start, make_config, make_model
 from onepeace.train.state import State
 from onepeace.train.stem_features import compute_stem_features
+from onepeace.train.terms.known import TERMS
+from onepeace.train.training_data import TrainingData, captions_of
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +63,10 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
     model = make_model(recipe, config, empty=sharded and not main)
     # Building a teacher draws random numbers, reading its cached features does not: the terms' layers must be the same.
     with torch.random.fork_rng(devices=[]):
-        prepared = parallel.first_alone(lambda: prepare_terms(recipe, sources, processors))
+        data = TrainingData(recipe, sources, processors)
+        prepared = parallel.first_alone(lambda: prepare_terms(data))
     chunks, max_padding = recipe.run.grad_cache_chunks, recipe.run.max_padding
-    objective = Objective(model, recipe.objective, prepared, chunks, max_padding, sharded)
+    objective = Objective(model, recipe.terms, prepared, chunks, max_padding, sharded)
     choose_trained(model, recipe)
     features = make_stem_features(recipe, sources, processors, model, device)
     if recipe.run.checkpoint_activations:
@@ -78,7 +80,6 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
         optimizer.add_param_group({"params": own, "lr_scale": 1.0, "weight_decay": 0.0})
     average = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad and recipe.run.ema}
 
-    objective.average = average
     state = State(objective, optimizer, average, sharded)
     start, cursors = 0, {}
     if (saved := checkpoint.newest(out)) is not None:
@@ -91,7 +92,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
         write_config(recipe, out / "recipe.yaml")
     if main:
         describe_run(out)
-        keep_tasks(recipe, objective, out)
+        keep_tasks(recipe, data.tasks, out)
     parallel.barrier()
     steps = make_steps(recipe, sources, processors, config, cursors, features)
     for source in sources:
@@ -162,21 +163,13 @@ def make_processors(config: Config, folder: Path) -> dict[str, Processor]:
     return processors
 
 
-def prepare_terms(recipe: Recipe, sources: list[Source], processors: Mapping[str, Any]) -> dict[str, Any]:
+def prepare_terms(data: TrainingData) -> dict[str, Any]:
     """What the terms of the objective make of the data once, by their names."""
-    return {name.text: term.prepare(name, options, recipe, sources, processors) for name, options, term in recipe.terms}
+    return {options.name: TERMS[options.term].prepare(options, data) for options in data.recipe.terms}
 
 
-def keep_tasks(recipe: Recipe, objective: Objective, out: Path) -> None:
-    """Write what the terms ask a generative model, and what the starting one was asked, to the run's tasks.yaml.
-
-    UserError for two terms that would write different tasks of one name.
-    """
-    trained: dict[str, Task] = {}
-    for text, term in objective.terms.items():
-        for name, task in term.tasks().items():  # type: ignore[operator]
-            if trained.setdefault(name, task) != task:
-                raise UserError(f"objective.{text}: its task {name} is not that of another term; make them the same")
+def keep_tasks(recipe: Recipe, trained: Mapping[str, Task], out: Path) -> None:
+    """Write what the terms ask a generative model, and what the starting one was asked, to the run's tasks.yaml."""
     source = recipe.start.source
     before = model_folder(source) / TASKS if source is not None else None
     known = read_yaml(before) if before is not None and before.exists() else {}

@@ -188,7 +188,7 @@ def test_ctrl_c_ends_with_130_and_says_what_is_kept(kept, said):
 def test_options_may_stand_between_positional_arguments(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "model: {size: tiny}\ndata: {train: [{shards: x, pair: [image, text]}]}\nobjective: {contrastive: {}}\n"
+        "model: {size: tiny}\ndata: {train: [{shards: x, pair: [image, text]}]}\nobjective: [{term: contrastive}]\n"
         "schedule: {steps: 5}\nrun: {out: runs/x}\n"
     )
     done = onepeace("train", str(recipe), "seed=7", "--print", "run.batch_size=3")

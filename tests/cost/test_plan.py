@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.training import terms
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
@@ -28,14 +29,14 @@ DENOISING = {"scale": 2.5, "label_smoothing": 0.1}
 TEXT = {"vocab_size": 300, "num_positions": 40, "num_buckets": 8}
 STAGES = {
     "image": {
-        "objective": {"contrastive": {}, "denoising/text": DENOISING, "denoising/image": DENOISING,
-                      "denoising/text+image": DENOISING},
+        "objective": terms({"contrastive": {}, "denoising/text": DENOISING, "denoising/image": DENOISING,
+                            "denoising/text+image": DENOISING}),
         "mask": {"text": {"unit": "token", "unimodal": 0.15, "joint": 0.4},
                  "image": {"unit": "patch", "unimodal": 0.75, "joint": 0.6875}},
     },
     "audio": {
-        "objective": {"contrastive": {}, "denoising/audio": {**DENOISING, "teacher": "joint"},
-                      "denoising/text+audio": DENOISING},
+        "objective": terms({"contrastive": {}, "denoising/audio": {**DENOISING, "teacher": "joint"},
+                            "denoising/text+audio": DENOISING}),
         "mask": {"text": {"unit": "token", "joint": 0.4},
                  "audio": {"unit": "span", "unimodal": 0.55, "joint": 0.45}},
         "freeze": {"except": ["adapters.audio.*", "norms.audio.*", "blocks.*.ffn.audio.*", "heads.audio.*",
@@ -81,14 +82,14 @@ def test_plan_is_what_a_real_step_takes(other, run):
     wanted = recipe(other, **run)
     config = make_config(wanted)
     count = wanted.batch_size(wanted.data.train[0].name)
-    objective = Objective(OnePeace(config.model), wanted.objective, {}, wanted.run.grad_cache_chunks)
+    objective = Objective(OnePeace(config.model), wanted.terms, {}, wanted.run.grad_cache_chunks)
     model = objective.model
     if wanted.freeze:
         freeze(model, wanted.freeze)
     if wanted.run.checkpoint_activations:
         model.set_grad_checkpointing()
     items = largest_items(config, wanted.data.train[0].pair, count)
-    batch = pair_batch(wanted, model, items, torch.Generator().manual_seed(0))
+    batch = pair_batch(wanted, model, f"{other}+text", items, torch.Generator().manual_seed(0))
     for parameter in objective.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     gradients = [parameter.grad for parameter in objective.parameters() if parameter.requires_grad]
@@ -213,7 +214,7 @@ def test_sizes_of_a_start_that_is_not_there_are_those_of_the_recipe_that_makes_i
     for name, (model, pair) in STARTS.items():
         (tmp_path / f"{name}.yaml").write_text(
             f"model: {{{model}}}\ndata: {{train: [{{shards: x.tar, pair: [{pair}]}}]}}\n"
-            "objective: {contrastive: {}}\n"
+            "objective: [{term: contrastive}]\n"
             f"schedule: {{steps: 10}}\nrun: {{out: runs/{name}, batch_size: 4}}\nprocessors: {{image: {{size: 32}}}}\n"
         )
     wanted = read_recipe(tmp_path / "third.yaml")

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from support.training import terms
 
 from onepeace.cli import main
 from onepeace.config import Config, ModelConfig
@@ -40,7 +41,7 @@ def pixels(count=2):
 def test_its_losses_fall_and_reach_the_encoder(chunks):
     model = small_network().train()
     batch = Batch({"image": {"pixels": pixels()}}, ["a", "b"], targets=TARGETS)
-    objective = Objective(model, {"detection/image": {}}, grad_cache_chunks=chunks)
+    objective = Objective(model, terms({"detection/image": {}}), grad_cache_chunks=chunks)
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), []
     for _ in range(5):
         torch.manual_seed(0)  # regions are drawn
@@ -71,7 +72,7 @@ def test_torchvision_counts_in_its_own_units_and_from_the_background(monkeypatch
         return [{**box, "labels": torch.tensor([2])}] * len(sizes), {}
 
     monkeypatch.setattr(head.regions, "forward", regions)
-    Objective(model.train(), {"detection/image": {}})(Batch(wide, ["a", "b"], targets=TARGETS))
+    Objective(model.train(), terms({"detection/image": {}}))(Batch(wide, ["a", "b"], targets=TARGETS))
     (sizes, targets) = seen.pop()
     assert sizes == [(32, 96)] * 2
     assert torch.allclose(targets[0]["boxes"], torch.tensor([[9.6, 3.2, 48.0, 19.2]]))

@@ -252,7 +252,7 @@ processors: {text: {max_tokens: 12}, image: {size: 32}}
 tokenizer: {vocab_size: 260}
 data:
   train: [{shards: "pairs.tar", pair: [image, text]}]
-objective: {contrastive: {}}
+objective: [{term: contrastive}]
 optim: {lr: 1.0e-2}
 schedule: {steps: 2, warmup_steps: 1}
 run: {batch_size: 4, workers: 0, log_every: 1, save_every: 0, precision: float32}
@@ -275,6 +275,8 @@ def test_training_loop_trains_it(tmp_path):
 
 def test_masked_passes_are_refused_where_it_has_no_masked_decoder(tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    recipe = read_recipe(tmp_path / "recipe.yaml", [f"run.out={tmp_path}", "objective.denoising/image={}"])
+    recipe = read_recipe(
+        tmp_path / "recipe.yaml", [f"run.out={tmp_path}", "objective.0={term: denoising, on: [image]}"]
+    )
     with pytest.raises(UserError, match="models of architecture toy have no masked decoder"):
         make_config(recipe)

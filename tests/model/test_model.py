@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.reference import Reference
 from support.small_models import ALL, VARIANTS, WAVE, batch_of, item, small_model
+from support.training import terms
 
 from onepeace.config import MaskedDecoderConfig, ModelConfig
 from onepeace.data.batch import Batch, Mask
@@ -105,7 +106,9 @@ def training_batch(model, count=3):
     return Batch(batch, masks=masks)
 
 
-TERMS = {name: {} for name in ("contrastive", *(f"denoising/{key}" for key in ALL), "denoising/text+image+audio")}
+TERMS = terms(
+    {name: {} for name in ("contrastive", *(f"denoising/{key}" for key in ALL), "denoising/text+image+audio")}
+)
 
 
 @torch.no_grad()
@@ -202,7 +205,7 @@ def test_stems_and_passes_are_made_once_per_step(monkeypatch):
     assert sorted(stems) == sorted(ALL)
     assert len(passes) == len(set(passes)) == 3 + 1 + 2 * (3 + 1)
     stems.clear(), passes.clear()
-    Objective(model, {"contrastive": {}}, {}, max_padding=1.0)(batch)
+    Objective(model, terms({"contrastive": {}}), {}, max_padding=1.0)(batch)
     assert sorted(stems) == sorted(ALL)
     assert sorted(passes) == [("encode", key, False) for key in sorted(ALL)]
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.small_models import VARIANTS, batch_of, item, randomise, small_model
 from support.small_shards import write_shard
+from support.training import terms
 from torch import nn
 
 import onepeace
@@ -167,7 +168,7 @@ def test_the_objective_trains_it(config):
         keep = places.masked_fill(masked | (places > lengths[:, None]), 999).sort(1).values
         masks[key] = {name: Mask(keep.masked_fill(keep == 999, -1), masked) for name in ("unimodal", "joint")}
     batch = Batch({"text": text, "motion": motion}, masks=masks)
-    objective = Objective(model, {"contrastive": {}, "denoising/motion": {}, "denoising/text+motion": {}}, {})
+    objective = Objective(model, terms({"contrastive": {}, "denoising/motion": {}, "denoising/text+motion": {}}), {})
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
     losses = []
     for _ in range(6):
@@ -247,8 +248,8 @@ data:
   train:
     - {shards: "motion-*.tar", pair: [motion, text]}
 objective:
-  contrastive: {multi_positive: true}
-  denoising/motion: {weight: 0.5}
+  - {term: contrastive, multi_positive: true}
+  - {term: denoising, on: [motion], weight: 0.5}
 mask:
   motion: {unit: span, unimodal: 0.5}
 optim: {lr: 3.0e-3}

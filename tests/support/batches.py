@@ -68,7 +68,7 @@ SOUNDS = {"shards": "sounds.tar", "pair": ["audio", "text"]}
 
 
 DENOISING = {
-    "objective": {"contrastive": {}, "denoising/image": {}},
+    "objective": [{"term": "contrastive"}, {"term": "denoising", "on": ["image"]}],
     "mask": {
         "text": {"unit": "word", "unimodal": 0.15, "joint": 0.4},
         "image": {"unit": "patch", "unimodal": 0.75, "joint": 0.6875},
@@ -80,7 +80,7 @@ def recipe(root, train=(IMAGES,), data=None, batch_size=4, **fields):
     content = {
         "model": {},
         "data": {"root": str(root), "train": list(train), **(data or {})},
-        "objective": {"contrastive": {}},
+        "objective": [{"term": "contrastive"}],
         "schedule": {"steps": 10},
         "run": {"out": "unused", "batch_size": batch_size},
         **fields,
@@ -99,7 +99,7 @@ def batches(steps, *numbers):
 
 
 def builder(processors, recipe):
-    masks = recipe.mask if any(term.startswith("denoising") for term in recipe.objective) else {}
+    masks = recipe.mask if recipe.uses_masks else {}
     return BatchBuilder(recipe.data, processors, NUM_TOKENS, masks)
 
 

@@ -49,7 +49,7 @@ data:
   root: .
   train: [{shards: "phrases.tar", pair: [image, text], targets: [box]}]
   stem_views: {image: 1}
-objective: {box: {}}
+objective: [{term: box}]
 optim: {lr: 5.0e-4, betas: [0.9, 0.98], weight_decay: 0.05, grad_clip: 3.0}
 schedule: {steps: 300, warmup_steps: 20}
 run: {batch_size: 17, workers: 0, log_every: 100, save_every: 0, keep: 1, out: grounding}

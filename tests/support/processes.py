@@ -8,6 +8,7 @@ import socket
 import torch
 import torch.multiprocessing as mp
 from support.small_models import batch_of, small_model
+from support.training import terms
 
 from onepeace.data.batch import Batch, Mask
 from onepeace.data.builder import names_of
@@ -23,7 +24,7 @@ TERMS = {
     "denoising/text": {"weight": 0.5, "keys": "global", "label_smoothing": 0.1},
     "denoising/audio": {"weight": 1.0, "keys": "global", "teacher": "joint"},
     "denoising/text+audio": {"weight": 0.5, "keys": "global"},
-    "distillation/audio": {"weight": 0.3, "teacher": "none"},
+    "distillation/audio": {"weight": 0.3, "teacher": {"name": "none"}},
 }
 LENGTHS = [0, 1, 2, 3, 4, 5, 1, 3]
 
@@ -72,7 +73,7 @@ def make_objective(**options):
     model = small_model("text", "audio").train()
     torch.manual_seed(0)
     table = TeacherTable({f"item{i}": i for i in range(8) if i != 2}, torch.randn(8, 10))
-    return Objective(model, TERMS, {"distillation/audio": table}, **options)
+    return Objective(model, terms(TERMS), {"distillation/audio": table}, **options)
 
 
 def loss_and_gradients(objective, batch):

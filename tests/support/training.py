@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from onepeace.config import build
 from onepeace.train.log import read_log
 from onepeace.train.recipe import Recipe
+from onepeace.train.terms.known import read_terms
 
 MODEL = {
     "size": "tiny", "dim": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "ffn_dim": 64,
@@ -36,6 +37,17 @@ EVERY = {"modalities": ALL, "projections": ALL}
 """Fields of a model of three modalities."""
 
 
+def entries(by_name):
+    """Entries of an objective: {"denoising/text+image": {"weight": 2}} is the term denoising, on text and image."""
+    parts = [(*name.partition("/")[::2], options) for name, options in by_name.items()]
+    return [{"term": term, "on": on.split("+") if on else [], **options} for term, on, options in parts]
+
+
+def terms(by_name):
+    """The same as the options of terms."""
+    return read_terms(entries(by_name))
+
+
 def source(pair="image", **fields):
     """The squares, or the tones."""
     return {"shards": {"image": "squares.tar", "audio": "tones.tar"}[pair], "pair": [pair, "text"], **fields}
@@ -55,6 +67,8 @@ def recipe(root, out, steps=80, pair="image", model=None, data=(), run=(), **fie
         "run": {"out": str(out), **run},
         **fields,
     }
+    if isinstance(content["objective"], dict):
+        content["objective"] = entries(content["objective"])
     return build(Recipe, content, "recipe")
 
 

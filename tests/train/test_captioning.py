@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from support.training import EVERY, MODEL, recipe, source
+from support.training import EVERY, MODEL, recipe, source, terms
 from torch.nn import functional as F
 
 import onepeace
@@ -108,7 +108,7 @@ def test_an_item_that_the_head_cannot_hold_says_so(root, tmp_path):
 def test_loss_is_the_mean_over_the_words(root, tmp_path):
     made = caption_recipe(root, tmp_path, steps=1)
     module = make_model(made, make_config(made)).eval()
-    objective = Objective(module, OBJECTIVE, {})
+    objective = Objective(module, terms(OBJECTIVE), {})
     ids = torch.tensor([[5, 9, 2, 1, 1], [7, 8, 9, 6, 2]])
     pixels = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(1))
     batch = Batch({"image": {"pixels": pixels}, "text": {"ids": ids}}, keys=["a", "b"])
@@ -122,7 +122,7 @@ def test_loss_is_the_mean_over_the_words(root, tmp_path):
 
 def test_of_a_long_caption_the_beginning_is_learned(root, tmp_path):
     made = caption_recipe(root, tmp_path, steps=1, head={"max_tokens": 3})
-    objective = Objective(make_model(made, make_config(made)).eval(), OBJECTIVE, {})
+    objective = Objective(make_model(made, make_config(made)).eval(), terms(OBJECTIVE), {})
     pixels, ids = torch.zeros(1, 3, 24, 24), torch.tensor([[7, 8, 9, 6, 2]])
     batches = [Batch({"image": {"pixels": pixels}, "text": {"ids": part}}, keys=["a"]) for part in (ids, ids[:, :3])]
     whole, cut = (objective(batch)["captioning/image"].item() for batch in batches)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from support.generative import save_trainable_ofa
 from support.golden_ofa import GRADIENT, OUTPUT, assert_near, golden, golden_ofa, part
 from support.random_model import save_random_model
-from support.training import assert_same_weights, logged, recipe, source
+from support.training import assert_same_weights, logged, recipe, source, terms
 
 import onepeace
 from onepeace.config import read_yaml
@@ -17,6 +17,9 @@ from onepeace.errors import UserError
 from onepeace.evaluate.captions import CiderReward
 from onepeace.generative.infilling import mask_words
 from onepeace.generative.tasks import Task
+from onepeace.generative.terms.asking import Asking
+from onepeace.generative.terms.generation import Generation, Prepared
+from onepeace.generative.terms.self_critical import SelfCritical
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub.convert.ofa_keys import to_ours
 from onepeace.losses import TokenLosses
@@ -24,10 +27,8 @@ from onepeace.train import loop
 from onepeace.train.evaluation import evaluation
 from onepeace.train.passes import Passes
 from onepeace.train.start import make_config
-from onepeace.train.terms import read_term
-from onepeace.train.terms.asking import Asking
-from onepeace.train.terms.generation import Generation, Prepared
-from onepeace.train.terms.self_critical import SelfCritical
+from onepeace.train.terms.known import TERMS
+from onepeace.train.training_data import TrainingData
 
 CAPTION = {"generation": {"task": "caption", "label_smoothing": 0.1}}
 
@@ -60,8 +61,8 @@ class Numbers:
 
 
 def golden_term(model, task, **options):
-    name, options, _ = read_term("generation", {"task": "caption", "label_smoothing": 0.1, **options})
-    return Generation(name, options, model, Prepared(task, Numbers()))
+    (options,) = terms({"generation": {"task": "caption", "label_smoothing": 0.1, **options}})
+    return Generation(options, model, Prepared(task, Numbers()))
 
 
 def texts(rows, skip=()):
@@ -167,16 +168,19 @@ def test_the_worst_tokens_are_left_out_after_a_number_of_updates():
 
 
 def test_choices_are_those_of_the_sources_that_feed_the_term():
-    data = {"train": [source(label=label, targets=["label"]) for label in ("a", "b")]}
-    made = recipe("", "", data=data, objective={
-        f"generation:{label}": {"task": "answer", "writes": "label", "choices": "auto"} for label in ("a", "b")
-    })  # fmt: skip
+    data = {"train": [source(name=name, targets=["label"]) for name in ("a", "b")]}
+    own = {"task": "answer", "writes": "label", "choices": "auto"}
+    made = recipe("", "", data=data, objective=[
+        {"term": "generation", **own, "sources": ["a"]},
+        {"term": "generation", **own, "task": "classify", "sources": ["b"]},
+    ])  # fmt: skip
     sources = [
         SimpleNamespace(config=config, samples=[SimpleNamespace(targets={"label": word})])
         for config, word in zip(made.data.train, ("yes", "red"), strict=True)
     ]
     text = SimpleNamespace(tokenizer=None)
-    found = [term.prepare(name, options, made, sources, {"text": text}).task for name, options, term in made.terms]
+    data = TrainingData(made, sources, {"text": text})
+    found = [TERMS[options.term].prepare(options, data).task for options in made.terms]
     assert [task.choices for task in found] == [["yes"], ["red"]]
 
 
@@ -199,14 +203,13 @@ def test_the_loop_counts_the_updates(root, start, tmp_path):
     assert less["generation"] < two["generation"]
 
 
-def test_batches_with_a_label_are_for_its_terms():
-    name, _, _ = read_term("generation:answer/image", {"task": "answer"})
-    assert [name.reads(label) for label in ("", "answer", "caption")] == [True, True, False]
-    data = {"train": [source(), source(label="answer", targets=["label"])]}
-    made = recipe("", "", data=data, objective={"generation": {"task": "caption"}, name.text: {"task": "answer"}})
-    assert made.data.modalities == {"image+text": ("image", "text"), "image+text:answer": ("image", "text")}
-    fed = {name.text: list(term.pairs(name, made)) for name, _, term in made.terms}
-    assert fed == {"generation": ["image+text"], "generation:answer/image": ["image+text", "image+text:answer"]}
+def test_sources_with_a_name_are_for_the_terms_that_name_them():
+    data = {"train": [source(), source(name="answer", targets=["label"])]}
+    answer = {"term": "generation", "task": "answer", "sources": ["answer"]}
+    made = recipe("", "", data=data, objective=[{"term": "generation", "task": "caption"}, answer])
+    assert made.data.modalities == {"image+text": ("image", "text"), "answer": ("image", "text")}
+    fed = {options.name: list(made.fed(options)) for options in made.terms}
+    assert fed == {"generation": ["image+text", "answer"], "generation/answer": ["answer"]}
 
 
 def test_a_folder_keeps_the_tasks_that_it_was_trained_for(root, start, tmp_path):
@@ -262,7 +265,8 @@ def judged(written, rewards):
     decoder = lambda ids, _: torch.zeros(*ids.shape, 10)  # noqa: E731
     decoder.token_embed = torch.nn.Embedding(10, 2)
     encoded = SimpleNamespace(rows=lambda _: None)
-    term = SimpleNamespace(name=SimpleNamespace(text="self_critical"), key="image", _decoder=lambda _: decoder,
+    (options,) = terms({"self_critical": {}})
+    term = SimpleNamespace(options=options, key="image", _decoder=lambda _: decoder,
                            _search=lambda *_: written, _encode=lambda *_: encoded,
                            _rewards=lambda *_: [torch.tensor(own) for own in rewards])  # fmt: skip
     return SelfCritical.outputs(term, Passes(SimpleNamespace(adapters={}), Batch({}, keys=["a", "b"])))
@@ -308,7 +312,7 @@ LABELLED = {"data": {"train": [source(targets=["label"])]}}
         (objective(changes={"beam": 3}), r"objective\.generation\.changes.*beam"),
         (objective(writes="label"), "needs label of its samples; add it to targets of squares.tar"),
         (objective(task="ground", writes="box"), "needs box of its samples"),
-        (objective(task="infill"), "the task infill reads no picture, and the pair image.text is of image, text"),
+        (objective(task="infill"), "the task infill reads no picture, and image.text is of image, text"),
         (objective(weighted=True), "weighted is for answers with scores, and writes is text"),
         (objective(drop_worst=1.0), "drop_worst is 1.0; it should be from 0 to below 1"),
         ({"optim": {"layer_decay": 0.9}}, "optim.layer_decay: the blocks of a model that writes are not in one row"),

@@ -13,6 +13,7 @@ from support.golden_cases import (
     place,
     rows,
 )
+from support.training import terms
 
 from onepeace.data.batch import Batch, Mask
 from onepeace.train.objective import Objective, Passes
@@ -80,13 +81,13 @@ def test_pretrain_loss_and_grads_match_golden(stage):
     frozen = {place(name)[0] for name in found.info.get("frozen_parameters", [])}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
-    terms = Objective(model, STAGES[stage]["terms"], {})(batch)
+    losses = Objective(model, terms(STAGES[stage]["terms"]), {})(batch)
     names = {"loss": "loss", **STAGES[stage]["names"]}
-    assert set(terms) == {*names.values(), "padding"}
+    assert set(losses) == {*names.values(), "padding"}
     for theirs, ours in names.items():
-        assert_near(terms[ours].reshape(1), found.outputs[theirs], LOSS)
+        assert_near(losses[ours].reshape(1), found.outputs[theirs], LOSS)
     assert_near(model.logit_scale.exp().detach().reshape(1), found.outputs["logit_scale_exp"], 1e-5)
-    terms["loss"].backward()
+    losses["loss"].backward()
     assert_gradients_match(model, found.grads, found.info["grad_norm"])
     with_grad = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert with_grad == {place(name)[0] for name in found.grads} - {None}
@@ -109,10 +110,10 @@ def test_pretrain_predictions_match_golden(stage):
 def test_padded_pretrain_matches_the_original_on_each_item_alone(stage):
     model, batch, found = step(stage, padded=True)
     alone = {name.removeprefix("alone_"): x for name, x in found.outputs.items() if name.startswith("alone_")}
-    terms = Objective(model, STAGES[stage]["terms"], {})(batch)
+    losses = Objective(model, terms(STAGES[stage]["terms"]), {})(batch)
     for theirs, ours in STAGES[stage]["names"].items():
         # The text and picture vectors of the padded batch are those of the items alone, in the original too.
-        assert_near(terms[ours].reshape(1), alone.get(theirs, found.outputs[theirs]), LOSS)
+        assert_near(losses[ours].reshape(1), alone.get(theirs, found.outputs[theirs]), LOSS)
     predictions = students(model, batch, stage)
     lengths = {key: adapter.token_lengths(batch.inputs[key]) + 1 for key, adapter in model.adapters.items()}
     for name, tokens in predictions.items():

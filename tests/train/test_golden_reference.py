@@ -18,6 +18,7 @@ from support.golden_cases import (
     weights,
 )
 from support.reference import Reference, denoising, info_nce
+from support.training import terms
 from test_golden_pretrain import STAGES, step, students
 
 from onepeace.train.objective import Objective
@@ -118,18 +119,18 @@ def test_reference_with_defects_matches_the_original_padded_pretraining(stage):
 def test_padded_pretrain_loss_and_grads_match_the_reference(stage):
     """The padded cases without the defects, gradients included, which no golden case has."""
     model, batch, found = step(stage, padded=True)
-    terms = Objective(model, STAGES[stage]["terms"], {})(batch)
+    computed = Objective(model, terms(STAGES[stage]["terms"]), {})(batch)
     predictions = students(model, batch, stage)
-    terms["loss"].backward()
+    computed["loss"].backward()
     tensors = {name: tensor.clone().requires_grad_(tensor.is_floating_point()) for name, tensor in weights().items()}
     items, losses = pretrain(reference(tensors=tensors), found, stage)
     ours, options = STAGES[stage]["names"], STAGES[stage]["terms"]
     total = 0.0
     for name, loss in losses.items():
-        assert_near(terms[ours[name]], loss, LOSS)
+        assert_near(computed[ours[name]], loss, LOSS)
         term = ours[name].partition(":")[0]
         total = total + options.get(term, options["contrastive"])["weight"] * loss
-    assert_near(terms["loss"], total, LOSS)
+    assert_near(computed["loss"], total, LOSS)
     for name, tokens in predictions.items():
         for i, expected in enumerate(items[name]):
             assert_near(tokens[i, : len(expected)], expected, TOKENS)

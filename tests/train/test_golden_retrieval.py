@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support.golden_cases import LOSS, assert_gradients_match, assert_near, case, golden_model
+from support.training import terms
 
 from onepeace.data.batch import Batch
 from onepeace.train.objective import Objective
@@ -12,7 +13,7 @@ def backward(name, label_smoothing):
     batch = case(name).batch()
     model = golden_model(" ".join(batch), projections=True, bias_per_block=True)
     term = {"weight": 1.0, "detach_keys": True, "label_smoothing": label_smoothing}
-    loss = Objective(model, {"contrastive": term})(Batch(batch))["loss"]
+    loss = Objective(model, terms({"contrastive": term}))(Batch(batch))["loss"]
     loss.backward()
     return model, loss
 

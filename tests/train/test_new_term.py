@@ -13,31 +13,35 @@ from onepeace.errors import UserError
 from onepeace.losses import classification
 from onepeace.train import checkpoint, loop
 from onepeace.train.log import read_log
-from onepeace.train.terms import TERMS, Term, TermOptions
+from onepeace.train.term import Term, TermOptions
+from onepeace.train.terms.known import TERMS
 
 
-class Labels(Term):
-    """``labels/image``: cross entropy of a linear layer on CLS features."""
+@dataclass(frozen=True, kw_only=True)
+class LabelsOptions(TermOptions):
+    classes: tuple[str, ...]
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options(TermOptions):
-        classes: tuple[str, ...]
 
-    def __init__(self, name, options, model, prepared=None):
-        super().__init__(name, options, model)
+class Labels(Term[LabelsOptions]):
+    """Cross entropy of a linear layer on CLS features."""
+
+    Options = LabelsOptions
+
+    def __init__(self, options, model, prepared=None):
+        super().__init__(options, model)
         self.head = nn.Linear(model.config.dim, len(options.classes))
 
     @classmethod
-    def check(cls, name, options, recipe, config):
+    def check(cls, options, recipe, config):
         if len(options.classes) < 2:
-            raise UserError(f"objective.{name.text} has {len(options.classes)} classes; it needs two or more")
+            raise UserError(f"{options.where} has {len(options.classes)} classes; it needs two or more")
 
     def outputs(self, passes):
-        return self.head(passes.unimodal(self.name.modalities[0]).cls)
+        return self.head(passes.unimodal(self.options.one_modality()).cls)
 
     def loss(self, outputs, batch, model):
         ids = torch.tensor([self.options.classes.index(label) for label in batch.targets["label"]])
-        return {self.name.text: classification(outputs, ids)}
+        return {self.options.name: classification(outputs, ids)}
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +81,7 @@ def test_a_cached_gradient_is_the_same(root, tmp_path):
     ("options", "message"),
     [
         ({"classes": ["red"]}, "objective.labels/image has 1 classes; it needs two or more"),
-        ({}, "objective.labels/image: classes is missing"),
+        ({}, "classes is missing"),
         ({"clases": ["red", "blue"]}, "clases is not a field; did you mean classes?"),
     ],
 )

@@ -86,7 +86,7 @@ def test_four_processes_go_on_as_two(distributed):
     """From the third step's checkpoint of four; the losses are those of one process that was never stopped."""
     # Masks are drawn by process; without them all is the same.
     path, out = distributed / "recipe.yaml", distributed / "cut"
-    plain = ["objective={contrastive: {multi_positive: true}}", "mask={}", "run.parallel=fsdp"]
+    plain = ["objective=[{term: contrastive, multi_positive: true}]", "mask={}", "run.parallel=fsdp"]
     start(4, train, path, [*plain, f"run.out={out}"], 4)
     (saved,) = checkpoint.files(out)
     assert len(list(saved.glob("*.safetensors"))) == 4
@@ -244,7 +244,7 @@ def train_with_teacher(path, asked):
 
 
 def test_the_first_of_several_processes_asks_the_teacher_for_all(root, tmp_path):
-    terms = {"contrastive": {}, "distillation/image": {"weight": 1.0, "teacher": "brightness"}}
+    terms = {"contrastive": {}, "distillation/image": {"weight": 1.0, "teacher": {"name": "brightness"}}}
     write_config(recipe(root, tmp_path / "run", steps=1, objective=terms), tmp_path / "recipe.yaml")
     start(2, train_with_teacher, tmp_path / "recipe.yaml", tmp_path / "asked")
     asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]

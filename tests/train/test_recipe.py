@@ -8,7 +8,6 @@ import yaml
 from onepeace.config import to_plain
 from onepeace.errors import UserError
 from onepeace.train.recipe import check_same, read_recipe, to_yaml
-from onepeace.train.terms import TermName, read_term
 
 FULL = """
 seed: 3
@@ -24,7 +23,7 @@ data:
   augment: {image: {crop_scale: [0.5, 1.0], flip: true}, audio: {gain_db: 6, mix: 0.1}}
   token_dropout: {image: 0.5}
 mask: {text: {unimodal: 0.15, joint: 0.4, unit: word}, audio: {joint: 0.45, unit: span}}
-objective: {contrastive: {weight: 1.0}, denoising/text: {weight: 0.5, scale: 2.5}}
+objective: [{term: contrastive, weight: 1.0}, {term: denoising, on: [text], weight: 0.5, scale: 2.5}]
 freeze: {except: ["adapters.audio.*"]}
 optim: {lr: 1e-3, grad_clip: null}
 schedule: {steps: 2e4, warmup_ratio: 0.1}
@@ -68,7 +67,7 @@ def test_overrides_replace_fields(full):
     assert recipe.optim.lr == 2e-4
     assert recipe.data.train[1].weight == 3
     assert recipe.data.root == "/x"
-    assert recipe.objective["denoising/text"] == {"weight": 0.1, "scale": 2.5}
+    assert [(term.name, term.weight) for term in recipe.terms] == [("contrastive", 1.0), ("denoising/text", 0.1)]
     assert recipe.model["new"] == {"deep": [1, 2]}
     assert recipe.seed == 9
 
@@ -88,13 +87,13 @@ def test_an_evaluation_is_found_from_the_working_folder_and_from_above_the_recip
 def test_base_is_merged_field_by_field(full):
     child = full.parent / "child.yaml"
     child.write_text(
-        "base: full.yaml\noptim: {lr: 7.0e-4}\nobjective: {denoising/text: null, denoising/image: {weight: 2}}\n"
+        "base: full.yaml\noptim: {lr: 7.0e-4}\nobjective: [{term: denoising, on: [image], weight: 2}]\n"
         "mask: {audio: null}\ndata: {token_dropout: {image: null}, train: [{shards: a.tar, pair: [image, text]}]}\n"
     )
     recipe = read_recipe(child)
     assert recipe.optim.lr == 7e-4
     assert recipe.optim.grad_clip is None  # of the base
-    assert recipe.objective == {"contrastive": {"weight": 1.0}, "denoising/image": {"weight": 2}}
+    assert [(term.name, term.weight) for term in recipe.terms] == [("denoising/image", 2)]
     assert set(recipe.mask) == {"text"}
     assert recipe.data.token_dropout == {}
     assert len(recipe.data.train) == 1
@@ -147,22 +146,26 @@ def test_base_is_merged_field_by_field(full):
         ("tokenizer={name: released}", r"tokenizer\.name 'released' is not known; known: clip"),
         ("tokenizer={vocabsize: 300}", r"tokenizer\.vocabsize is not a field; did you mean tokenizer\.vocab_size"),
         ("tokenizer={name: clip, file: x.json}", r"file x\.json and tokenizer\.name clip: give one"),
-        ("objective={}", "objective is empty; give at least one term of answers, box, captioning, choice"),
-        ("objective.contrastiv={}", r"objective\.contrastiv is not a term; known: answers, box, captioning"),
-        ("objective.contrastive.weigth=1", r"objective\.contrastive: weigth is not a field; did you mean weight\?"),
-        ("objective.contrastive.multi_positiv=true", "multi_positiv is not a field; did you mean multi_positive"),
+        ("objective=[]", "objective is empty"),
+        ("objective=[{term: contrastiv}]", r"objective\.0\.term 'contrastiv' .* contrastive"),
+        ("objective=[{term: contrastive}, {term: contrastive}]", "two terms of the name contrastive"),
+        ("objective=[{on: [text]}]", r"objective\.0"),
+        ("objective.contrastiv.weight=1", r"objective\.contrastiv.* contrastive"),
+        ("objective.contrastive.name=a.b", "has a dot"),
+        ("objective.contrastive.weigth=1", r"objective\.contrastive: weigth .* weight"),
+        ("objective.contrastive.multi_positiv=true", "multi_positiv .* multi_positive"),
         ("evaluate=3", "evaluate should be a mapping of fields, not 3"),
         ("objective.contrastive.weight=much", r"objective\.contrastive: weight should be float, not 'much'"),
         ("objective.contrastive.weight=.nan", "weight is nan, not a number"),
         ("objective.denoising/text.teacher=me", "teacher 'me' is not known; known: unimodal, joint"),
         ("objective.denoising/text.keys=all", "keys 'all' is not known; known: local, global"),
-        ("objective={distillation/image: {}}", r"objective\.distillation/image: teacher is missing"),
-        ("objective={distillation/image: {teacher: x, by: names}}", "by 'names' is not known; known: keys, captions"),
+        ("objective=[{term: distillation, on: [image]}]", r"objective\.distillation: teacher is missing"),
+        ("objective=[{term: distillation, teacher: {name: x, reads: names}}]", r"teacher\.reads 'names'"),
         ("evaluate={sets: [flickr8k]}", "evaluate: recipe is missing"),
         ("evaluate={recipe: x.yaml, set: [a]}", "evaluate: set is not a field; did you mean sets"),
         ("seed=-1", "should not be negative"),
-        ("evaluate={retrieval: {on: valid}}", "the key True is no text.*quote it"),
-        ("data.train.7.weight=1", "7 is not one of the list's places, 0 to 1"),
+        ("evaluate={retrieval: {true: valid}}", "the key True is no text.*quote it"),
+        ("data.train.7.weight=1", "7 is no place in the list of 2"),
         ("optim.lr.x=1", "lr is a value and has no fields"),
         ("optim.lr", "is not an override; write it as a.b=value"),
         ("optim.lr=[", "the value is not YAML"),
@@ -177,32 +180,12 @@ def test_mistakes_are_one_line(full, override, message):
 
 @pytest.mark.parametrize("weight", ["1e-3", "0.001"])
 def test_a_weight_may_be_written_as_any_number(full, weight):
-    (term, *_) = read_recipe(full, [f"objective.contrastive.weight={weight}"]).objective.items()
-    assert read_term(*term)[1].weight == 0.001
+    assert read_recipe(full, [f"objective.contrastive.weight={weight}"]).terms[0].weight == 0.001
 
 
-def test_a_term_without_options_takes_the_defaults_and_null_takes_out_one_of_the_base(tmp_path):
-    plain = "model: {size: tiny}\ndata: {train: [{shards: a.tar, pair: [image, text]}]}\nschedule: {steps: 1}\n"
-    (tmp_path / "base.yaml").write_text(f"{plain}run: {{out: x}}\nobjective:\n  contrastive:\n")
-    (tmp_path / "child.yaml").write_text("base: base.yaml\nobjective:\n  contrastive:\n  denoising/image:\n")
-    assert read_recipe(tmp_path / "base.yaml").objective == {"contrastive": {}}
-    assert read_recipe(tmp_path / "child.yaml").objective == {"denoising/image": {}}
-    assert read_recipe(tmp_path / "child.yaml", ["objective.denoising/text={}", "objective.denoising/image=null"]
-                       ).objective == {"denoising/text": {}}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("name", "parts"),
-    [
-        ("contrastive", ("contrastive", [])),
-        ("denoising/image", ("denoising", ["image"])),
-        ("denoising:a/image+text", ("denoising", ["image", "text"])),
-        ("distillation:captions/image", ("distillation", ["image"])),
-    ],
-)
-def test_a_label_is_no_part_of_kind_or_modalities(name, parts):
-    _, kind, modalities = TermName.parse(name)
-    assert (kind, list(modalities)) == parts
+def test_a_term_goes_by_its_name_and_null_takes_it_out(full):
+    recipe = read_recipe(full, ["objective.denoising/text.name=words", "objective.words.weight=2", "objective.0=null"])
+    assert [(term.name, term.on, term.weight) for term in recipe.terms] == [("words", ("text",), 2.0)]
 
 
 @pytest.mark.parametrize(
@@ -213,16 +196,16 @@ def test_a_label_is_no_part_of_kind_or_modalities(name, parts):
 )  # fmt: skip
 def test_a_run_does_not_go_on_under_a_recipe_that_trains_otherwise(full, override):
     saved = to_yaml(read_recipe(full))
-    name = re.escape(override.partition("=")[0])
+    name = re.escape(override.partition("=")[0].replace("objective.contrastive", "objective[0]"))
     with pytest.raises(UserError, match=f"holds a run with another {name}, .* and not .*; give run.out") as caught:
         check_same(saved, read_recipe(full, [override]), Path("runs/x"))
     assert "\n" not in str(caught.value)
 
 
 def test_the_place_that_differs_is_named(full):
-    overrides = ["objective.contrastive={weight: 3}", "objective.contrastive={weight: 4}"]
+    overrides = ["objective.contrastive.weight=3", "objective.contrastive.weight=4"]
     ours, theirs = (read_recipe(full, [override]) for override in overrides)
-    with pytest.raises(UserError, match=r"another objective\.contrastive\.weight, 3 and not 4; give"):
+    with pytest.raises(UserError, match=r"another objective\[0\]\.weight, 3.0 and not 4.0; give"):
         check_same(to_yaml(ours), theirs, Path("runs/x"))
     keys = [{**source, "keys": "*[0-3]"} for source in to_plain(ours.data.train)]
     other = read_recipe(full, [overrides[0], f"data.train={json.dumps(keys)}"])
@@ -245,7 +228,7 @@ def test_a_run_of_an_older_version_goes_on_if_its_fields_say_the_same(full):
     old = yaml.safe_load(to_yaml(read_recipe(full, plain)))
     old["data"]["valid"] = []  # a field that is gone
     old["tokenizer"] = {"vocab_size": 4000}
-    del old["optim"]["groups"], old["run"]["max_bad_steps"]
+    del old["optim"]["groups"], old["run"]["max_bad_steps"], old["objective"][0]["multi_positive"]
     check_same(yaml.safe_dump(old), read_recipe(full, plain), Path("runs/x"))
     new = read_recipe(full, ["optim.groups={heads.*: {lr_scale: 0.1}}"])
     with pytest.raises(UserError, match=r"another optim\.groups"):

@@ -102,7 +102,7 @@ def test_mixed_pictures_have_a_share_of_each_class(root, tmp_path):
 @pytest.mark.parametrize(
     ("task", "fields", "message"),
     [
-        ("label", {"objective": {"classification/image": {"head": "mood"}}}, "needs model.heads.mood; the model's"),
+        ("label", {"objective": {"classification/image": {"head": "mood"}}}, "needs model.heads.mood"),
         ("label", {"data": {"train": [{"shards": "squares.tar", "pair": ["image"]}]}}, "reads the target label"),
         ("box", {"data": {"augment": {"image": {"flip": True}}}}, "would move what the target box is about"),
         ("choice", {"data": {"train": [{"shards": "choices.tar", "pair": ["audio", "text"],

@@ -21,13 +21,25 @@ from onepeace.processors import AudioProcessor
 from onepeace.processors.resample import Resample
 from onepeace.train import loop
 from onepeace.train.log import read_log
-from onepeace.train.teachers import SAMPLE_RATE, TeacherTable, cached_features, item_reader, make_teacher
+from onepeace.train.teachers import (
+    SAMPLE_RATE,
+    TeacherOptions,
+    TeacherTable,
+    cached_features,
+    item_reader,
+    make_teacher,
+)
 from onepeace.train.teachers.transformers import max_tokens
-from onepeace.train.terms import TERMS, TermName
-from onepeace.train.terms.distillation import Distillation
+from onepeace.train.terms.distillation import Distillation, DistillationOptions
+from onepeace.train.training_data import TrainingData
 
 TEXTS = ["a red square", "the low tone of a dog", "an", "a dog barks far away and the low tone"]
 LONG = "the deep tone of a dog " * 20
+
+
+def outside(folder):
+    """The teacher in a folder of transformers."""
+    return TeacherOptions(str(folder), "transformers")
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +88,7 @@ def test_pictures_of_clip(tmp_path, pictures):
         model.get_image_features(**processor(images=one.convert("RGB"), return_tensors="pt")).pooler_output
         for one in pictures
     ]
-    assert_alone_and_together(make_teacher(f"transformers:{tmp_path}", "image"), pictures, expected)
+    assert_alone_and_together(make_teacher(outside(tmp_path), "image"), pictures, expected)
     assert expected[0].shape == (1, 8)
 
 
@@ -85,17 +97,17 @@ def test_texts_of_clip(tmp_path):
     model = outside_models.clip(tmp_path)
     texts = [*TEXTS, LONG]
     expected = [model.get_text_features(**tokens(text, length=12)).pooler_output for text in texts]
-    assert_alone_and_together(make_teacher(f"transformers:{tmp_path}", "text"), texts, expected)
+    assert_alone_and_together(make_teacher(outside(tmp_path), "text"), texts, expected)
 
 
 @torch.no_grad()
 def test_features_may_be_a_tensor_as_before_transformers_5(tmp_path, pictures, monkeypatch):
     outside_models.clip(tmp_path)
-    expected = make_teacher(f"transformers:{tmp_path}", "image")(pictures)
+    expected = make_teacher(outside(tmp_path), "image")(pictures)
     method = transformers.CLIPModel.get_image_features
     older = lambda self, **inputs: method(self, **inputs).pooler_output  # noqa: E731
     monkeypatch.setattr(transformers.CLIPModel, "get_image_features", older)
-    torch.testing.assert_close(make_teacher(f"transformers:{tmp_path}", "image")(pictures), expected)
+    torch.testing.assert_close(make_teacher(outside(tmp_path), "image")(pictures), expected)
 
 
 @torch.no_grad()
@@ -103,7 +115,7 @@ def test_texts_of_siglip_are_padded_as_it_was_trained(tmp_path):
     model = outside_models.siglip(tmp_path)
     padded = {"padding": "max_length", "return_attention_mask": False}
     expected = [model.get_text_features(**tokens(text, length=12, **padded)).pooler_output for text in TEXTS]
-    assert_alone_and_together(make_teacher(f"transformers:{tmp_path}", "text"), TEXTS, expected)
+    assert_alone_and_together(make_teacher(outside(tmp_path), "text"), TEXTS, expected)
 
 
 @torch.no_grad()
@@ -116,7 +128,7 @@ def test_sounds_of_clap(tmp_path, sounds):
         heard = Resample(SAMPLE_RATE // rate, 1)(samples)[:rate].numpy()
         inputs = extractor([heard], sampling_rate=rate, return_tensors="pt")
         expected.append(model.get_audio_features(**inputs).pooler_output)
-    assert_alone_and_together(make_teacher(f"transformers:{tmp_path}", "audio"), sounds, expected)
+    assert_alone_and_together(make_teacher(outside(tmp_path), "audio"), sounds, expected)
 
 
 @torch.no_grad()
@@ -124,7 +136,7 @@ def test_texts_of_clap(tmp_path):
     model = outside_models.clap(tmp_path)
     texts = [*TEXTS, LONG]
     expected = [model.get_text_features(**tokens(text, length=12)).pooler_output for text in texts]
-    assert_alone_and_together(make_teacher(f"transformers:{tmp_path}", "text"), texts, expected)
+    assert_alone_and_together(make_teacher(outside(tmp_path), "text"), texts, expected)
 
 
 @pytest.mark.parametrize("pooler", [True, False])
@@ -133,7 +145,7 @@ def test_texts_of_bert_are_the_mean_of_their_tokens(tmp_path, pooler):
     model = outside_models.bert(tmp_path, pooler)
     texts = [*TEXTS, LONG]
     expected = [model(**tokens(text, length=20)).last_hidden_state.mean(1) for text in texts]
-    assert_alone_and_together(make_teacher(f"transformers:{tmp_path}", "text"), texts, expected)
+    assert_alone_and_together(make_teacher(outside(tmp_path), "text"), texts, expected)
 
 
 @pytest.mark.parametrize("pooler", [True, False])
@@ -143,7 +155,7 @@ def test_pictures_of_vit_are_its_pooled_output_if_that_was_trained(tmp_path, pic
     processor = transformers.ViTImageProcessor.from_pretrained(tmp_path)
     found = [model(**processor(images=one.convert("RGB"), return_tensors="pt")) for one in pictures]
     expected = [one.pooler_output if pooler else one.last_hidden_state.mean(1) for one in found]
-    assert_alone_and_together(make_teacher(f"transformers:{tmp_path}", "image"), pictures, expected)
+    assert_alone_and_together(make_teacher(outside(tmp_path), "image"), pictures, expected)
 
 
 @torch.no_grad()
@@ -152,7 +164,7 @@ def test_pictures_of_a_resnet_are_its_pooled_map(tmp_path, pictures):
     processor = transformers.ConvNextImageProcessor.from_pretrained(tmp_path)
     found = [model(**processor(images=one.convert("RGB"), return_tensors="pt")) for one in pictures]
     expected = [one.last_hidden_state.mean((2, 3)) for one in found]
-    assert_alone_and_together(make_teacher(f"transformers:{tmp_path}", "image"), pictures, expected)
+    assert_alone_and_together(make_teacher(outside(tmp_path), "image"), pictures, expected)
 
 
 @torch.no_grad()
@@ -162,7 +174,7 @@ def test_sounds_of_wav2vec2_are_padded_for_nobody(tmp_path, sounds):
     extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(tmp_path)
     inputs = [extractor(one.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt") for one in sounds]
     expected = [model(one["input_values"]).last_hidden_state.mean(1) for one in inputs]
-    assert_alone_and_together(make_teacher(f"transformers:{tmp_path}", "audio"), sounds, expected)
+    assert_alone_and_together(make_teacher(outside(tmp_path), "audio"), sounds, expected)
 
 
 @torch.no_grad()
@@ -176,7 +188,7 @@ def test_sounds_of_whisper_are_the_mean_of_the_frames_that_are_no_padding(tmp_pa
         frames = model.get_encoder()(**extractor(heard.numpy(), sampling_rate=rate, return_tensors="pt"))
         real = min(math.ceil(50 * len(heard) / rate), 50)
         expected.append(frames.last_hidden_state[:, :real].mean(1))
-    assert_alone_and_together(make_teacher(f"transformers:{tmp_path}", "audio"), sounds, expected)
+    assert_alone_and_together(make_teacher(outside(tmp_path), "audio"), sounds, expected)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +201,8 @@ def test_sounds_of_whisper_are_the_mean_of_the_frames_that_are_no_padding(tmp_pa
 )  # fmt: skip
 def test_bfloat16_where_it_is_fast_says_nearly_the_same(tmp_path, pictures, sounds, monkeypatch, kind, modality):
     getattr(outside_models, kind)(tmp_path)
-    name = f"open_clip:local-dir:{tmp_path}" if kind == "open_clip_model" else f"transformers:{tmp_path}"
+    is_clip = kind == "open_clip_model"
+    name = TeacherOptions(f"local-dir:{tmp_path}", "open_clip") if is_clip else outside(tmp_path)
     items = {"image": pictures, "audio": sounds, "text": TEXTS}[modality]
     expected = make_teacher(name, modality)(items)
     monkeypatch.setattr("onepeace.train.teachers.items.bfloat16_is_fast", lambda device: True)
@@ -210,10 +223,10 @@ def test_pictures_and_texts_of_open_clip(tmp_path, pictures):
     model = outside_models.open_clip_model(tmp_path)
     _, _, transform = open_clip.create_model_and_transforms(name)
     expected = [model.encode_image(transform(one.convert("RGB"))[None]) for one in pictures]
-    assert_alone_and_together(make_teacher(f"open_clip:{name}", "image"), pictures, expected)
+    assert_alone_and_together(make_teacher(TeacherOptions(name, "open_clip"), "image"), pictures, expected)
     texts = [*TEXTS, LONG]
     expected = [model.encode_text(open_clip.get_tokenizer(name)([text])) for text in texts]
-    assert_alone_and_together(make_teacher(f"open_clip:{name}", "text"), texts, expected)
+    assert_alone_and_together(make_teacher(TeacherOptions(name, "open_clip"), "text"), texts, expected)
 
 
 @torch.no_grad()
@@ -224,7 +237,7 @@ def test_open_clip_takes_a_name_and_a_file_of_weights(tmp_path, pictures, monkey
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     _, _, transform = open_clip.create_model_and_transforms("little")
     expected = model.encode_image(transform(pictures[0].convert("RGB"))[None])
-    found = make_teacher(f"open_clip:little/{tmp_path}/weights.pt", "image")(pictures[:1])
+    found = make_teacher(TeacherOptions("little", "open_clip", f"{tmp_path}/weights.pt"), "image")(pictures[:1])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -236,7 +249,7 @@ def test_open_clip_takes_a_name_and_a_file_of_weights(tmp_path, pictures, monkey
         ("transformers:{}/clip", "audio", "clip reads text, image, not audio"),
         ("transformers:{}/bert", "image", "no preprocessing of image"),
         ("transformers:{}/bert", "audio", "no preprocessing of audio"),
-        ("open_clip:ViT-B-32", "image", "names no weights; write open_clip:NAME/PRETRAINED"),
+        ("open_clip:ViT-B-32", "image", "names no weights"),
         ("open_clip:ViT-B-32/nobody", "image", "the teacher cannot be had .*'nobody'.* or give local-dir:FOLDER"),
         ("open_clip:nobody/openai", "image", "the teacher cannot be had .*'nobody'"),
         ("open_clip:local-dir:{}/no", "text", "the teacher cannot be had .*no"),
@@ -249,11 +262,11 @@ def test_a_teacher_that_cannot_be_had_is_one_line(tmp_path, teacher, modality, m
     outside_models.bert(tmp_path / "bert")
     outside_models.open_clip_model(tmp_path / "random")
     (tmp_path / "random" / "open_clip_model.safetensors").unlink()
-    name = teacher.format(tmp_path)
+    library, _, name = teacher.format(tmp_path).partition(":")
     with pytest.raises(UserError, match=message) as caught:
-        make_teacher(name, modality)
+        make_teacher(TeacherOptions(name, library), modality)
     assert "\n" not in str(caught.value)
-    assert name in str(caught.value)
+    assert f"{library}:{name}" in str(caught.value)
 
 
 # In a run
@@ -272,8 +285,11 @@ def test_pictures_learn_from_open_clip_and_sounds_from_clap(root, tmp_path):
     outside_models.open_clip_model(clip)
     train = [{"shards": "squares.tar", "pair": ["image"]}, {"shards": "tones.tar", "pair": ["audio"]}]
     objective = {
-        "distillation/image": {"teacher": f"open_clip:local-dir:{clip}", "cache": str(tmp_path / "image.safetensors")},
-        "distillation/audio": {"teacher": f"transformers:{clap}", "cache": str(tmp_path / "audio.safetensors")},
+        f"distillation/{key}": {"teacher": {**teacher, "cache": str(tmp_path / f"{key}.safetensors")}}
+        for key, teacher in {
+            "image": {"library": "open_clip", "name": f"local-dir:{clip}"},
+            "audio": {"library": "transformers", "name": str(clap)},
+        }.items()
     }
     run = {"out": str(tmp_path / "run"), "batch_size": 6, "workers": 0, "log_every": 1, "precision": "float32"}
     model = {**MODEL, "modalities": ["image", "audio"]}
@@ -286,8 +302,8 @@ def test_pictures_learn_from_open_clip_and_sounds_from_clap(root, tmp_path):
     with tarfile.open(root / "tones.tar") as tar:
         files = {name[:-4]: tar.extractfile(name).read() for name in tar.getnames() if name.endswith(".wav")}
     read = AudioProcessor().load
-    table = cached_features(f"transformers:{clap}", list(files), pytest.fail, tmp_path / "audio.safetensors", "audio")
-    expected = make_teacher(f"transformers:{clap}", "audio")([read(file) for file in files.values()])
+    table = cached_features(outside(clap), list(files), pytest.fail, tmp_path / "audio.safetensors", "audio")
+    expected = make_teacher(outside(clap), "audio")([read(file) for file in files.values()])
     rows = [table.row[key] for key in files]
     torch.testing.assert_close(table.features[rows].float(), expected, rtol=2e-3, atol=2e-3)
     assert load_file(tmp_path / "image.safetensors")["features"].shape[1] == 8
@@ -295,7 +311,7 @@ def test_pictures_learn_from_open_clip_and_sounds_from_clap(root, tmp_path):
 
 def test_features_of_another_modality_are_refused(tmp_path):
     outside_models.clap(tmp_path / "clap")
-    teacher, path = f"transformers:{tmp_path / 'clap'}", tmp_path / "cache.safetensors"
+    teacher, path = outside(tmp_path / "clap"), tmp_path / "cache.safetensors"
     cached_features(teacher, ["low"], lambda name: name, path, "text")
     with pytest.raises(UserError, match="features of text, the recipe asks for audio; name another cache"):
         cached_features(teacher, ["low"], pytest.fail, path, "audio")
@@ -305,7 +321,7 @@ def test_features_of_another_modality_are_refused(tmp_path):
 
 def test_what_cannot_be_decoded_has_no_features_and_stops_nothing(tmp_path, caplog):
     outside_models.clap(tmp_path / "clap")
-    teacher, path = f"transformers:{tmp_path / 'clap'}", tmp_path / "cache.safetensors"
+    teacher, path = outside(tmp_path / "clap"), tmp_path / "cache.safetensors"
 
     def read(name):
         if name.startswith("broken"):
@@ -329,29 +345,21 @@ def test_what_cannot_be_decoded_changes_no_features_of_the_others():
     known = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)).half()
     broken = torch.cat([known[:2], torch.full((1, 8), torch.nan).half(), known[2:]])
     rows = {"a": 0, "b": 1, "d": 3, "e": 4, "f": 5}
-    options, model = Distillation.Options(teacher="any"), SimpleNamespace(config=SimpleNamespace(dim=4))
-    term = Distillation(TermName.parse("distillation/image"), options, model, TeacherTable(rows, broken))
+    options = DistillationOptions(term="distillation", on=("image",), teacher=TeacherOptions("any"))
+    term = Distillation(options, SimpleNamespace(config=SimpleNamespace(dim=4)), TeacherTable(rows, broken))
     expected = (known.float() - known.float().mean(0)) / known.float().std(0)
     torch.testing.assert_close(term.features[list(term.row.values())], expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "what"),
-    [
-        ("distillation/image", "a teacher's features"),
-        ("names/image", "a classifier's scores"),
-        ("self_critical/image", "captions to compare with"),
-    ],
-)
-def test_different_items_of_one_key_are_refused(root, tmp_path, name, what):
+def test_different_items_of_one_key_are_refused(root, tmp_path):
     inputs = {place: {"image": place.encode(), "text": [place]} for place in ("a", "b")}
     made = recipe(root, tmp_path / "run", data={"train": [source(), source()]})
     sources = [
         SimpleNamespace(config=made.data.train[0], samples=[Sample("0", f"{place}/pairs-00000.tar", own, {})])
         for place, own in inputs.items()
     ]
-    term = TERMS[name.partition("/")[0]]
-    options = term.Options() if term.__name__ == "SelfCritical" else term.Options(teacher="nobody")
-    expected = rf"a/pairs-00000\.tar and b/pairs-00000\.tar have different items of one name, 0, and {what} are kept"
+    expected = (
+        r"a/pairs-00000\.tar and b/pairs-00000\.tar have different items of one name, 0, and a teacher's features"
+    )
     with pytest.raises(UserError, match=expected):
-        term.prepare(TermName.parse(name), options, made, sources, {})
+        TrainingData(made, sources, {}).features(TeacherOptions("nobody"), "image")

@@ -166,17 +166,20 @@ def test_outside_teacher_is_asked_once_per_item(root, tmp_path, monkeypatch):
         return encode
 
     monkeypatch.setitem(teachers.TEACHERS, "brightness", brightness)
-    terms = {"contrastive": {"multi_positive": True}, "distillation/image": {"weight": 1.0, "teacher": "brightness"}}
+    terms = {
+        "contrastive": {"multi_positive": True},
+        "distillation/image": {"weight": 1.0, "teacher": {"name": "brightness"}},
+    }
     loop.train(recipe(root, tmp_path / "run", steps=40, objective=terms))
     assert len(asked) == 12 * len(COLOURS)
     lines = read_log(tmp_path / "run" / "log.jsonl")
     assert lines[-1]["distillation/image"] < lines[0]["distillation/image"]
     cache = tmp_path / "run" / "brightness-image.safetensors"
-    terms["distillation/image"]["cache"] = str(cache)
+    terms["distillation/image"]["teacher"] = {"name": "brightness", "cache": str(cache)}
     loop.train(recipe(root, tmp_path / "again", steps=1, objective=terms))
     assert len(asked) == 12 * len(COLOURS)
     monkeypatch.setitem(teachers.TEACHERS, "darkness", brightness)
-    terms["distillation/image"]["teacher"] = "darkness"
+    terms["distillation/image"]["teacher"] = {"name": "darkness", "cache": str(cache)}
     with pytest.raises(UserError, match=r"brightness-image.* the teacher brightness, the recipe asks for darkness"):
         loop.train(recipe(root, tmp_path / "other", steps=1, objective=terms))
     cache.write_bytes(cache.read_bytes()[:50])
@@ -242,7 +245,7 @@ def test_shards_of_the_baselines_of_captions_are_looked_for_too(root, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"objective": {"denoising/video": {}}}, "denoising/video is not a term"),
+        ({"objective": {"denoising/video": {}}}, "no source has 'video'"),
         ({"model": {"size": "tinny"}}, "'tinny' is not known; known: tiny"),
         ({"model": {**MODEL, "modalities": ["text", "smell"]}}, "modalities names 'smell'"),
         ({"model": {"from": "nowhere"}}, "nowhere"),

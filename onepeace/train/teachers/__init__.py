@@ -2,7 +2,7 @@
 before the first step, and read from a file afterwards."""
 
 from onepeace.train.teachers.items import SAMPLE_RATE, Teacher, item_reader
-from onepeace.train.teachers.named import LIBRARIES, READS, TEACHERS, check_teacher, make_teacher
+from onepeace.train.teachers.named import LIBRARIES, READS, TEACHERS, TeacherOptions, check_teacher, make_teacher
 from onepeace.train.teachers.table import TeacherTable, cached_features, file_name
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "SAMPLE_RATE",
     "TEACHERS",
     "Teacher",
+    "TeacherOptions",
     "TeacherTable",
     "cached_features",
     "check_teacher",

@@ -1,7 +1,10 @@
-"""Finds a teacher by its name."""
+"""Finds a teacher by what a recipe says of it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
+from onepeace.config.reader import nearest
 from onepeace.errors import UserError
 from onepeace.train.teachers.items import Teacher
 from onepeace.train.teachers.open_clip import open_clip_teacher
@@ -13,13 +16,13 @@ TEACHERS: dict[str, Callable[[], Teacher]] = {
     "efficientnet-lite0": efficientnet_lite0,
     "minilm-l6-v2": minilm_l6,
 }
-"""By their whole name."""
+"""Teachers of no library, by name."""
 LIBRARIES: dict[str, Callable[[str, str, str], Teacher]] = {
     "timm": timm_teacher,
     "transformers": transformers_teacher,
     "open_clip": open_clip_teacher,
 }
-"""By what stands before a colon; (what stands after it, modality, "features" or "scores") -> teacher."""
+"""By name: (model, modality, "features" or "scores") -> teacher."""
 READS: dict[str, tuple[str, ...]] = {
     "efficientnet-lite0": ("image",),
     "minilm-l6-v2": ("text",),
@@ -31,29 +34,54 @@ FEATURES_ONLY = frozenset(["transformers", "open_clip"])
 """Libraries of teachers without scores, as every one of TEACHERS is."""
 
 
-def check_teacher(name: str, where: str, modality: str, output: str = "features") -> None:
+@dataclass(frozen=True)
+class TeacherOptions:
+    """The ``teacher`` of a term in a recipe."""
+
+    name: str
+    """A key of TEACHERS, or a model of the library: its name there, a repository of the Hub, or a folder."""
+    library: str | None = None
+    """A key of LIBRARIES."""
+    weights: str | None = None
+    """Tag or file of the weights of an open_clip model."""
+    reads: Literal["items", "captions"] = "items"
+    """What the teacher is asked about: the items, or their captions."""
+    cache: str | None = None
+    """File of its answers; null = one in the run's folder, which terms that ask the same share."""
+
+    def __str__(self) -> str:
+        return ("" if self.library is None else f"{self.library}:") + self.model
+
+    @property
+    def model(self) -> str:
+        """Name with weights, as the library's function takes it."""
+        return self.name if self.weights is None else f"{self.name}/{self.weights}"
+
+
+def check_teacher(teacher: TeacherOptions, where: str, modality: str, output: str = "features") -> None:
     """UserError that begins with ``where`` if there is no such teacher, or none that could be; nothing is loaded.
 
     Args:
         modality: what it is to read.
         output: features or scores.
     """
-    library, _, network = name.partition(":")
-    if name not in TEACHERS and not (library in LIBRARIES and network):
-        known = ", ".join([*TEACHERS, *(f"{library}:NAME" for library in LIBRARIES)])
-        raise UserError(f"{where}: teacher {name!r} is not known; known: {known}")
-    if output != "features" and (name in TEACHERS or library in FEATURES_ONLY):
-        raise UserError(f"{where}: the teacher {name} has no {output}")
-    reads = READS.get(name if name in TEACHERS else library, (modality,))
+    if teacher.library is None and teacher.name not in TEACHERS:
+        known = nearest(teacher.name, TEACHERS)
+        raise UserError(f"{where}.teacher.name {teacher.name!r} is not known without a library; {known}")
+    if teacher.library is not None and teacher.library not in LIBRARIES:
+        raise UserError(
+            f"{where}.teacher.library {teacher.library!r} is not known; {nearest(teacher.library, LIBRARIES)}"
+        )
+    if output != "features" and (teacher.library is None or teacher.library in FEATURES_ONLY):
+        raise UserError(f"{where}: the teacher {teacher} has no {output}")
+    reads = READS.get(teacher.library or teacher.name, (modality,))
     if modality not in reads:
-        raise UserError(f"{where}: the teacher {name} reads {' and '.join(reads)}, not {modality}")
+        raise UserError(f"{where}: the teacher {teacher} reads {' and '.join(reads)}, not {modality}")
 
 
-def make_teacher(name: str, modality: str, output: str = "features") -> Teacher:
-    """The teacher ``efficientnet-lite0``, ``timm:NAME``... of items of a modality; output "scores": of its classes,
-    instead of features."""
-    check_teacher(name, "objective", modality, output)
-    if name in TEACHERS:
-        return TEACHERS[name]()
-    library, _, network = name.partition(":")
-    return LIBRARIES[library](network, modality, output)
+def make_teacher(teacher: TeacherOptions, modality: str, output: str = "features") -> Teacher:
+    """The teacher of items of a modality; output "scores": of its classes, instead of features."""
+    check_teacher(teacher, "objective", modality, output)
+    if teacher.library is None:
+        return TEACHERS[teacher.name]()
+    return LIBRARIES[teacher.library](teacher.model, modality, output)

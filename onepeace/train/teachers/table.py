@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic, write_text_atomic
-from onepeace.train.teachers.named import make_teacher
+from onepeace.train.teachers.named import TeacherOptions, make_teacher
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class TeacherTable(NamedTuple):
 
 
 def cached_features(
-    teacher: str,
+    teacher: TeacherOptions,
     names: list[str],
     read: Callable[[str], Any],
     path: Path,
@@ -41,7 +41,7 @@ def cached_features(
     """Features of every name, computed once and kept at ``path``.
 
     Args:
-        teacher: as `make_teacher` takes it.
+        teacher: from the recipe.
         names: unique names of the items (sample keys, or the captions themselves).
         read: gives the item of a name, as the teacher wants it.
         path: a .safetensors file; its names are stored beside it as .json. Written again if a name is missing. Of items
@@ -56,15 +56,15 @@ def cached_features(
         raise UserError(f"no item of the data has {modality} for the teacher {teacher} to read; see data.train")
     index = path.with_suffix(".json")
     if path.exists() and index.exists():
-        _check_teacher(path, teacher, modality)
+        _check_teacher(path, str(teacher), modality)
         known = json.loads(index.read_text())
         if set(names) <= set(known):
             return _table(known, load_file(path)["features"])
         log.warning("%s lacks some of the %d items: computing it again", path, len(names))
     encode = make_teacher(teacher, modality, output)
     found: dict[str, Tensor] = {}
-    for start in tqdm(range(0, len(names), batch), desc=teacher):
-        items = _readable(read, names[start : start + batch], teacher)
+    for start in tqdm(range(0, len(names), batch), desc=str(teacher)):
+        items = _readable(read, names[start : start + batch], str(teacher))
         found.update(zip(items, encode([*items.values()]).half() if items else (), strict=True))
     if not found:
         raise UserError(f"no item of {modality} can be decoded for the teacher {teacher}; see data.train")
@@ -72,7 +72,7 @@ def cached_features(
     features = torch.stack([found.get(name, nothing) for name in names])
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomic(path) as temporary:
-        save_file({"features": features}, temporary, metadata={"teacher": teacher, "modality": modality})
+        save_file({"features": features}, temporary, metadata={"teacher": str(teacher), "modality": modality})
     write_text_atomic(index, json.dumps(names))  # last: where it is, the features are complete
     return _table(names, features)
 
@@ -93,9 +93,9 @@ def _table(names: list[str], features: Tensor) -> TeacherTable:
     return TeacherTable({name: i for i, name in enumerate(names) if not nothing[i]}, features)
 
 
-def file_name(teacher: str) -> str:
+def file_name(teacher: TeacherOptions) -> str:
     """The teacher's name as a part of a file's name."""
-    return re.sub(r"[^\w.-]+", "-", teacher)
+    return re.sub(r"[^\w.-]+", "-", str(teacher))
 
 
 def _check_teacher(path: Path, teacher: str, modality: str) -> None:

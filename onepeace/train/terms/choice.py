@@ -1,6 +1,7 @@
 """One of several candidate answers, each scored on its own (AVQA)."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -9,33 +10,37 @@ from onepeace import losses
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.model import OnePeace
-from onepeace.train.terms.supervised import Supervised
+from onepeace.train.supervised import Supervised, SupervisedOptions
+
+if TYPE_CHECKING:
+    from onepeace.config import Config
+    from onepeace.train.recipe import Recipe
 
 
-class Choice(Supervised):
-    """``choice/audio+text``: hinge loss; the target "choice" is the number of the right one of a sample's candidates.
+@dataclass(frozen=True, kw_only=True)
+class ChoiceOptions(SupervisedOptions):
+    margin: float = 1.0
+    """Lead that the right answer should have."""
+
+
+class Choice(Supervised[ChoiceOptions]):
+    """Hinge loss; the target "choice" is the number of the right one of a sample's candidates.
 
     The source says by ``candidates`` how a question and a candidate become one text.
     """
 
+    Options = ChoiceOptions
     target = "choice"
     task = "choice"
     num_outputs = 1
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options(Supervised.Options):
-        margin: float = 1.0
-
-    options: Options
-
     @classmethod
-    def check(cls, name, options, recipe, config) -> None:
-        super().check(name, options, recipe, config)
-        for pair in cls.pairs(name, recipe):
-            for source in recipe.data.train:
-                if source.name == pair and source.candidates is None:
-                    raise UserError(f"objective.{name.text} needs candidates of {source.shards}, a sentence with "
-                                    "{text} and {candidate}")  # fmt: skip
+    def check(cls, options: ChoiceOptions, recipe: "Recipe", config: "Config") -> None:
+        super().check(options, recipe, config)
+        if bare := [source for source in recipe.feeding(options) if source.candidates is None]:
+            raise UserError(
+                f"{options.where} needs candidates of {bare[0].shards}, a sentence with {{text}} and {{candidate}}"
+            )
 
     def head_loss(self, outputs: Tensor, batch: Batch, model: OnePeace) -> Tensor:
         scores = outputs.view(-1, batch.rows)

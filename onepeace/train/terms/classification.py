@@ -8,21 +8,21 @@ from torch import Tensor
 from onepeace import losses
 from onepeace.data.batch import Batch
 from onepeace.model import OnePeace
-from onepeace.train.terms.supervised import Supervised
+from onepeace.train.supervised import Supervised, SupervisedOptions
 
 
-class Classification(Supervised):
-    """``classification/image``: cross entropy of the target "label"; mixed pictures have a share of each class."""
+@dataclass(frozen=True, kw_only=True)
+class ClassificationOptions(SupervisedOptions):
+    label_smoothing: float = 0.0
 
+
+class Classification(Supervised[ClassificationOptions]):
+    """Cross entropy of the target "label"; mixed pictures have a share of each class."""
+
+    Options = ClassificationOptions
     target = "label"
     task = "label"
     takes_mixed = True
-
-    @dataclass(frozen=True, kw_only=True)
-    class Options(Supervised.Options):
-        label_smoothing: float = 0.0
-
-    options: Options
 
     def head_loss(self, outputs: Tensor, batch: Batch, model: OnePeace) -> Tensor:
         numbers = [self.number_of(label, key) for label, key in zip(self.values(batch), batch.keys, strict=True)]

@@ -1,7 +1,9 @@
 """Cross-modal contrast: every pair of the batch's modalities, each item encoded alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, takewhile
+from itertools import combinations
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,46 +14,55 @@ from onepeace.errors import UserError
 from onepeace.model import OnePeace
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
-from onepeace.train.terms.term import Term, TermName, TermOptions
+from onepeace.train.term import Term, TermOptions, check_projections
+
+if TYPE_CHECKING:
+    from onepeace.config import Config
+    from onepeace.train.recipe import Recipe
 
 
-class Contrastive(Term):
-    """``contrastive``, or ``contrastive/image+text`` of several pairs; see onepeace/losses/contrastive.py."""
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveOptions(TermOptions):
+    multi_positive: bool = False
+    """Items of equal caption or class are positives of each other."""
+    label_smoothing: float = 0.0
+    detach_keys: bool = False
+    """Whether the gradient reaches the queries only, as in the released code."""
 
-    min_modalities = 2
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.on) == 1:
+            raise UserError(f"{self.name} compares modalities and has one, {self.on[0]}; add another to on")
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options(TermOptions):
-        multi_positive: bool = False
-        """Items of equal caption or class are positives of each other."""
-        label_smoothing: float = 0.0
-        detach_keys: bool = False
+    def reads(self, source: str, present: Sequence[str]) -> bool:
+        return super().reads(source, present) and len(present) > 1
 
-    options: Options
+
+class Contrastive(Term[ContrastiveOptions]):
+    """InfoNCE over the batch; see onepeace/losses/contrastive.py."""
+
+    Options = ContrastiveOptions
 
     @classmethod
-    def check(cls, name, options, recipe, config) -> None:
-        if len(name.modalities) == 1:
-            (one,) = name.modalities
-            raise UserError(
-                f"objective.{name.text} compares modalities and has one; write it as contrastive/{one}+OTHER"
-            )
-        for keys in cls.pairs(name, recipe).values():
-            if bare := [key for key in name.modalities or keys if key not in config.model.projections]:
-                raise UserError(f"objective.{name.text} needs a projection of {bare[0]}; add it to model.projections")
-            for other in map(TermName.parse, takewhile(lambda text: text != name.text, recipe.objective)):
-                both = set(name.modalities or keys) & set(other.modalities or keys)
-                if other.kind == name.kind and cls.fits(other, keys) and len(both) > 1:  # logged by the same name
-                    pair = "+".join([key for key in name.modalities or keys if key in both][:2])
-                    raise UserError(f"objective has {other.text} and {name.text}, both of {pair}; take one of them out")
+    def check(cls, options: ContrastiveOptions, recipe: "Recipe", config: "Config") -> None:
+        for source, keys in recipe.fed(options).items():
+            own = options.on or keys
+            check_projections(options, own, config)
+            for other in recipe.objective[: recipe.objective.index(options)]:
+                both = set(own) & set(other.on or keys)
+                if other.term == options.term and other.reads(source, keys) and len(both) > 1:  # one name in the log
+                    pair = "+".join([key for key in own if key in both][:2])
+                    raise UserError(
+                        f"objective has {other.name} and {options.name}, both of {pair}; take one of them out"
+                    )
 
     def outputs(self, passes: Passes) -> dict[str, Tensor]:
         """Unit vectors (B, E) by modality."""
-        return {key: passes.embedding(key) for key in self.name.modalities or passes.keys}
+        return {key: passes.embedding(key) for key in self.options.on or passes.keys}
 
     def loss(self, outputs: dict[str, Tensor], batch: Batch, model: OnePeace) -> dict[str, Tensor]:
         if model.logit_scale is None:
-            raise UserError(f"objective.{self.name.text} needs a learned temperature; set model.logit_scale: true")
+            raise UserError(f"{self.options.where} needs a learned temperature; set model.logit_scale: true")
         positives, scale = None, model.logit_scale.exp()
         if self.options.multi_positive:
             names = [own for part in parallel.gather_objects(batch.names) for own in part]

@@ -1,7 +1,7 @@
 """What is heard when (DESED): each frame of a sound has the classes that sound in it."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,34 +11,30 @@ from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.model import OnePeace
 from onepeace.train.passes import Passes
-from onepeace.train.terms.supervised import Supervised
+from onepeace.train.supervised import Supervised, SupervisedOptions
+
+if TYPE_CHECKING:
+    from onepeace.config import Config
+    from onepeace.train.recipe import Recipe
 
 
-class Events(Supervised):
-    """``events/audio``: binary cross entropy of each frame and class; the target "events" is a list of [onset, offset,
+class Events(Supervised[SupervisedOptions]):
+    """Binary cross entropy of each frame and class; the target "events" is a list of [onset, offset,
     class name], in seconds. The mean is over the frames of an item that are no padding, then over items."""
 
     target = "events"
     task = "events"
 
     @classmethod
-    def labels_in(cls, value: Any) -> Iterable[str]:
-        return [label for _, _, label in value]
-
-    @classmethod
-    def example_value(cls, labels: Sequence[str]) -> list[Any]:
-        return []
-
-    @classmethod
-    def check(cls, name, options, recipe, config) -> None:
-        super().check(name, options, recipe, config)
-        for key in cls.pairs(name, recipe).values():
-            for modality in name.modalities or key:
+    def check(cls, options: SupervisedOptions, recipe: "Recipe", config: "Config") -> None:
+        super().check(options, recipe, config)
+        for keys in recipe.fed(options).values():
+            for modality in options.on or keys:
                 augment = recipe.data.augment.get(modality, {})
                 if moving := [option for option in ("shift", "mix") if augment.get(option)]:
                     raise UserError(
-                        f"objective.{name.text}: data.augment.{modality}.{moving[0]} would move what is heard in "
-                        "time; leave it out"
+                        f"{options.where}: data.augment.{modality}.{moving[0]} would move what is heard in time; leave "
+                        "it out"
                     )
 
     def outputs(self, passes: Passes) -> Tensor:

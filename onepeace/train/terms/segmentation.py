@@ -9,11 +9,11 @@ from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.evaluate.detections import IGNORED, read_mask
 from onepeace.model import OnePeace
-from onepeace.train.terms.supervised import Supervised
+from onepeace.train.supervised import Supervised, SupervisedOptions
 
 
-class Segmentation(Supervised):
-    """``segmentation/image``: cross entropy of each pixel at the picture's size, the mean over those that have a class.
+class Segmentation(Supervised[SupervisedOptions]):
+    """Cross entropy of each pixel at the picture's size, the mean over those that have a class.
 
     The target "mask" is a PNG of class numbers, brought to the size of the model's input; `IGNORED` has no class.
     """

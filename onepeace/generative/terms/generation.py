@@ -3,20 +3,20 @@
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from onepeace.config import Options
 from onepeace.config.ofa import OFAConfig
-from onepeace.data.augment import make_augments
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols.classes import read_class_names
 from onepeace.generative.model import OFA
 from onepeace.generative.scoring import Trie
 from onepeace.generative.tasks import Task
+from onepeace.generative.terms.asking import MATCH, Asking, read_task
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub.architectures import architecture
 from onepeace.losses import TokenLosses, token_losses
@@ -24,14 +24,14 @@ from onepeace.model import OnePeace
 from onepeace.processors.tokenizer import PAD
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
-from onepeace.train.terms.asking import MATCH, Asking, read_task
-from onepeace.train.terms.term import Term, TermName, TermOptions
+from onepeace.train.term import Term, TermOptions, check_places
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from onepeace.config import Config
     from onepeace.train.recipe import Recipe
+    from onepeace.train.training_data import TrainingData
 
 AUTO = "auto"
 """In place of a file of choices: the labels and answers of the training data."""
@@ -45,53 +45,56 @@ class Prepared(NamedTuple):
     tokenizer: "Tokenizer"
 
 
-class Generation(Term):
-    """``generation/image+text``: cross entropy of each token of the answer to a task, given those before.
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions(TermOptions):
+    """Options of `Generation`."""
+
+    task: str
+    """A task by name; under it the trained model keeps it."""
+    changes: Options = field(default_factory=dict)
+    """Fields of the task that are other than in the starting model's tasks and the built-in ones."""
+    writes: str = "text"
+    """The answer: text, the caption, or a target: label, answers (the one with the highest score), box, boxes (with
+    their labels), codes, or one of your own that holds a text."""
+    choices: str | None = None
+    """A list of the answers there are, a JSON file below data.root; auto: the labels or answers of the data."""
+    max_words: int | None = None
+    """Of the answer."""
+    weighted: bool = False
+    """Whether an answer counts with its score: a factor of its log-probabilities, as released."""
+    mask_share: float = 0.0
+    """Share of the words of {text} that are masked in the prompt (infilling)."""
+    swap: float = 0.0
+    """Share of the items whose {text} is another's of the batch. The target match, which is made here, is then no,
+    else yes."""
+    patches: int | None = None
+    """So many patches of each picture are read, drawn anew in every step; null = all."""
+    label_smoothing: float = 0.0
+    drop_worst: float = 0.0
+    """Share of the tokens, those with the largest loss, that does not count."""
+    drop_worst_after: int = 0
+    """Updates before that."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("mask_share", "swap", "label_smoothing", "drop_worst"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it should be from 0 to below 1")
+        if self.patches is not None and self.patches < 1:
+            raise UserError(f"patches is {self.patches}; it should be at least 1")
+
+
+class Generation(Term[GenerationOptions]):
+    """Cross entropy of each token of the answer to a task, given those before.
 
     What is asked is a task (onepeace/generative/tasks.py), whose prompt holds the caption of a sample, {text}, and its
     targets by name. Choices are all that competes, step by step, where the task has some.
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options(TermOptions):
-        task: str
-        """A task by name; under it the trained model keeps it."""
-        changes: Options = field(default_factory=dict)
-        """Fields of the task that are other than in the starting model's tasks and the built-in ones."""
-        writes: str = "text"
-        """The answer: text, the caption, or a target: label, answers (the one with the highest score), box, boxes (with
-        their labels), codes, or one of your own that holds a text."""
-        choices: str | None = None
-        """A list of the answers there are, a JSON file below data.root; auto: the labels or answers of the data."""
-        max_words: int | None = None
-        """Of the answer."""
-        weighted: bool = False
-        """Whether an answer counts with its score: a factor of its log-probabilities, as released."""
-        mask_share: float = 0.0
-        """Share of the words of {text} that are masked in the prompt (infilling)."""
-        swap: float = 0.0
-        """Share of the items whose {text} is another's of the batch. The target match, which is made here, is then no,
-        else yes."""
-        patches: int | None = None
-        """So many patches of each picture are read, drawn anew in every step; null = all."""
-        label_smoothing: float = 0.0
-        drop_worst: float = 0.0
-        """Share of the tokens, those with the largest loss, that does not count."""
-        drop_worst_after: int = 0
-        """Updates before that."""
+    Options = GenerationOptions
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            for name in ("mask_share", "swap", "label_smoothing", "drop_worst"):
-                if not 0 <= getattr(self, name) < 1:
-                    raise UserError(f"{name} is {getattr(self, name)}; it should be from 0 to below 1")
-            if self.patches is not None and self.patches < 1:
-                raise UserError(f"patches is {self.patches}; it should be at least 1")
-
-    options: Options
-
-    def __init__(self, name: TermName, options: Any, model: OnePeace, prepared: Prepared):
-        super().__init__(name, options, model)
+    def __init__(self, options: GenerationOptions, model: OnePeace, prepared: Prepared):
+        super().__init__(options, model)
         config = cast(OFA, model).config
         vocabulary = Vocabulary.of(config, prepared.tokenizer)
         fields = (options.writes, options.max_words, options.weighted, options.mask_share, options.swap)
@@ -100,56 +103,37 @@ class Generation(Term):
         self.trie = Trie([vocabulary.encode(f" {words.strip()}") for words in labels.values()]) if labels else None
 
     @classmethod
-    def check(cls, name: TermName, options: Any, recipe: "Recipe", config: "Config") -> None:
-        where, task = (
-            f"objective.{name.text}",
-            read_task(options.task, options.changes, recipe, f"objective.{name.text}"),
-        )
-        check_writes(where, recipe, config)
+    def check(cls, options: GenerationOptions, recipe: "Recipe", config: "Config") -> None:
+        where, task = options.where, read_task(options, options.task, options.changes, recipe)
+        check_writes(options, recipe, config)
         if options.weighted and options.writes != "answers":
             raise UserError(f"{where}.weighted is for answers with scores, and writes is {options.writes}")
         needed = {*task.fields, options.writes} | ({"box_labels"} if options.writes == "boxes" else set())
-        for pair, keys in cls.pairs(name, recipe).items():
+        for source, keys in recipe.fed(options).items():
             if ("image" in keys) != (task.image is not None):
                 reads = "no picture" if task.image is None else "a picture"
-                raise UserError(
-                    f"{where}: the task {options.task} reads {reads}, and the pair {pair} is of {', '.join(keys)}"
-                )
-            for source in recipe.data.train:
-                known = {*source.targets, MATCH, *(["text"] if "text" in keys else [])}
-                if source.name == pair and (missing := sorted(needed - known)):
-                    raise UserError(f"{where} needs {missing[0]} of its samples; add it to targets of {source.shards}")
-        if needed & {"box", "boxes"}:
-            for key, augment in make_augments(recipe.data.augment).items():
-                if getattr(augment, "moves_pixels", False):
-                    raise UserError(
-                        f"{where}: data.augment.{key} would move boxes; set crop_scale to [1, 1], and no flip"
-                    )
+                raise UserError(f"{where}: the task {options.task} reads {reads}, and {source} is of {', '.join(keys)}")
+        for own in recipe.feeding(options):
+            known = {*own.targets, MATCH, *(["text"] if "text" in own.pair else [])}
+            if missing := sorted(needed - known):
+                raise UserError(f"{where} needs {missing[0]} of its samples; add it to targets of {own.shards}")
+        if placed := needed & {"box", "boxes"}:
+            check_places(options, min(placed), recipe)
 
     @classmethod
-    def prepare(cls, name, options, recipe, sources, processors) -> Prepared:
-        task = read_task(options.task, options.changes, recipe, f"objective.{name.text}")
+    def prepare(cls, options: GenerationOptions, data: "TrainingData") -> Prepared:
+        task = read_task(options, options.task, options.changes, data.recipe)
         if options.choices == AUTO:
-            fed = cls.pairs(name, recipe)
-            values = [
-                sample.targets.get(options.writes)
-                for source in sources
-                if source.config.name in fed
-                for sample in source.samples
-            ]
+            values = [sample.targets.get(options.writes) for sample in data.samples(options)]
             labels = {label for value in values if value for label in ([value] if isinstance(value, str) else value)}
             task = replace(task, answer="choice", choices=sorted(labels))
         elif options.choices is not None:
-            file = Path(os.path.expandvars(recipe.data.root), options.choices)
+            file = Path(os.path.expandvars(data.recipe.data.root), options.choices)
             task = replace(task, answer="choice", choices=read_class_names(file))
         if task.answer == "choice" and not task.choices:
-            raise UserError(
-                f"objective.{name.text}: the task {options.task} has no choices; give choices: auto or a file"
-            )
-        return Prepared(task, processors["text"].tokenizer)
-
-    def tasks(self) -> dict[str, Task]:
-        return {self.options.task: self.asking.task}
+            raise UserError(f"{options.where}: the task {options.task} has no choices; give choices: auto or a file")
+        data.keep_task(options, options.task, task)
+        return Prepared(task, data.tokenizer)
 
     def outputs(self, passes: Passes) -> TokenLosses:
         device, pixels = next(passes.model.parameters()).device, pixels_of(passes.batch)
@@ -172,7 +156,7 @@ class Generation(Term):
     def loss(self, outputs: TokenLosses, batch: Batch, model: OnePeace) -> dict[str, Tensor]:
         if self.options.drop_worst and self.step > self.options.drop_worst_after:
             outputs = outputs.without_worst(self.options.drop_worst)
-        return {self.name.text: mean_over_tokens(outputs.loss.sum(), len(outputs.loss))}
+        return {self.options.name: mean_over_tokens(outputs.loss.sum(), len(outputs.loss))}
 
     def _patches(self, batch: Batch) -> Tensor:
         """(B, K) patches, drawn anew for each picture."""
@@ -180,10 +164,12 @@ class Generation(Term):
         return torch.rand(len(counts), int(counts[0])).argsort(1)[:, : self.options.patches]
 
 
-def check_writes(where: str, recipe: "Recipe", config: "Config") -> None:
+def check_writes(options: TermOptions, recipe: "Recipe", config: "Config") -> None:
     """UserError for a model that does not write, and for what a recipe cannot have where one is trained."""
     if not architecture(config.architecture).generates:
-        raise UserError(f"{where} needs a model that writes, as architecture: ofa; a caption head learns by captioning")
+        raise UserError(
+            f"{options.where} needs a model that writes, as architecture: ofa; a caption head learns by captioning"
+        )
     if not cast(OFAConfig, config.model).freeze_stem_norms and recipe.run.grad_cache_chunks > 1:
         raise UserError(
             "model.freeze_stem_norms: false needs run.grad_cache_chunks=1: parts are computed twice, and would count "
@@ -195,7 +181,7 @@ def check_writes(where: str, recipe: "Recipe", config: "Config") -> None:
         if getattr(recipe.data, section):
             raise UserError(f"data.{section} is not for models that write; take it out")
     if several := [source for source in recipe.data.train if source.candidates is not None]:
-        raise UserError(f"{where} reads one text of an item; take candidates from {several[0].shards}")
+        raise UserError(f"{options.where} reads one text of an item; take candidates from {several[0].shards}")
 
 
 def pixels_of(batch: Batch) -> Tensor | None:

@@ -1,6 +1,6 @@
 """Captions that a model writes itself, made more or less probable by how good they are (arXiv 1612.00563)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -16,6 +16,8 @@ from onepeace.errors import UserError
 from onepeace.evaluate.captions import CiderReward
 from onepeace.generative.search import search
 from onepeace.generative.tasks import Task
+from onepeace.generative.terms.asking import Asking, check_caption_head, read_task
+from onepeace.generative.terms.generation import check_writes, count_tokens, mean_over_tokens, pixels_of
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.heads import Caption
 from onepeace.heads.caption import CaptionOptions
@@ -24,15 +26,14 @@ from onepeace.losses import token_losses
 from onepeace.model import OnePeace
 from onepeace.processors.tokenizer import BOS, PAD
 from onepeace.train.passes import Passes
-from onepeace.train.terms.asking import Asking, read_task
-from onepeace.train.terms.generation import check_writes, count_tokens, mean_over_tokens, pixels_of
-from onepeace.train.terms.term import Term, TermName, TermOptions
+from onepeace.train.term import Figure, Term, TermOptions
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from onepeace.config import Config
     from onepeace.train.recipe import Recipe
+    from onepeace.train.training_data import TrainingData
 
 END = "<eos>"
 """Follows every caption that is compared, so that one which stops in the middle is worth less (released code)."""
@@ -57,60 +58,59 @@ class Judged(NamedTuple):
     """(M,): CIDEr-D of each caption."""
 
 
-class SelfCritical(Term):
-    """``self_critical/image``: the log-probability of captions from the model's own search, times their advantage.
+@dataclass(frozen=True, kw_only=True)
+class SelfCriticalOptions(TermOptions):
+    """Options of `SelfCritical`."""
+
+    task: str = "caption"
+    """A task by name, whose search finds the captions."""
+    changes: Options = field(default_factory=dict)
+    """Fields of the task that are other than in the starting model's tasks and the built-in ones."""
+    head: str | None = None
+    """A caption head that writes, an entry of model.heads; null: the model writes by itself (OFA)."""
+
+    def reads(self, source: str, present: Sequence[str]) -> bool:
+        return super().reads(source, present) and "text" in present
+
+
+class SelfCritical(Term[SelfCriticalOptions]):
+    """The log-probability of captions from the model's own search, times their advantage.
 
     The captions are searched for in evaluation mode. The advantage of one is its CIDEr-D, from the words that are
     scored and the frequencies of the training captions, less the mean of the others about the same item (OFA).
     """
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options(TermOptions):
-        task: str = "caption"
-        """A task by name, whose search finds the captions."""
-        changes: Options = field(default_factory=dict)
-        """Fields of the task that are other than in the starting model's tasks and the built-in ones."""
-        head: str | None = None
-        """A caption head that writes, an entry of model.heads; null: the model writes by itself (OFA)."""
+    Options = SelfCriticalOptions
 
-    options: Options
-
-    def __init__(self, name: TermName, options: Any, model: OnePeace, prepared: Prepared):
-        super().__init__(name, options, model)
+    def __init__(self, options: SelfCriticalOptions, model: OnePeace, prepared: Prepared):
+        super().__init__(options, model)
         self.prepared = prepared
         if options.head is None:
             self.key = "image"
             vocabulary = Vocabulary.of(model.config, prepared.tokenizer)  # type: ignore[arg-type]
             num_positions = model.config.num_positions  # type: ignore[attr-defined]
         else:
-            (self.key,) = name.modalities
+            self.key = options.one_modality()
             head = cast(Caption, model.heads[options.head])
             vocabulary = Vocabulary(prepared.tokenizer, head.options.vocab_size)
             num_positions = head.options.max_tokens
         self.asking = Asking(prepared.task, vocabulary, num_positions)
 
     @classmethod
-    def check(cls, name: TermName, options: Any, recipe: "Recipe", config: "Config") -> None:
-        where = f"objective.{name.text}"
-        task = read_task(options.task, options.changes, recipe, where)
+    def check(cls, options: SelfCriticalOptions, recipe: "Recipe", config: "Config") -> None:
+        where, task = options.where, read_task(options, options.task, options.changes, recipe)
         if task.answer != "text" or task.decoder_prompt != "none" or task.image is None or task.fields:
             raise UserError(f"{where}: the task {options.task} writes no captions")
         if task.search.beam < 2:
             raise UserError(f"{where}: captions are compared with each other; give changes: {{search: {{beam: 5}}}}")
         if recipe.run.parallel == "fsdp":
             raise UserError(f"{where} searches with the whole model; set run.parallel=ddp")
-        pairs = cls.pairs(name, recipe)
-        if lacking := [pair for pair, keys in pairs.items() if "text" not in keys]:
-            raise UserError(f"{where} compares with captions, and the pair {lacking[0]} has none")
+        recipe.fed(options)
         if options.head is None:
-            check_writes(where, recipe, config)
+            check_writes(options, recipe, config)
             num_positions = cast(OFAConfig, config.model).num_positions
         else:
-            head = config.model.heads.get(options.head)
-            if head is None or head["kind"] != "caption":
-                raise UserError(f"{where} needs model.heads.{options.head} of kind caption")
-            if len(name.modalities) != 1 or name.modalities[0] not in head["on"]:
-                raise UserError(f"{where}: its head reads {', '.join(head['on'])}, one at a time")
+            head = check_caption_head(options, options.head, config)
             num_positions = head.get("max_tokens", CaptionOptions.max_tokens)
         if task.search.max_len >= num_positions:
             raise UserError(
@@ -119,17 +119,12 @@ class SelfCritical(Term):
             )
 
     @classmethod
-    def prepare(cls, name, options, recipe, sources, processors) -> Prepared:
-        fed = cls.pairs(name, recipe)
-        samples = [
-            sample for source in sources if source.config.name in fed for sample in source.samples if sample.captions
-        ]
+    def prepare(cls, options: SelfCriticalOptions, data: "TrainingData") -> Prepared:
+        samples = [sample for sample in data.samples(options) if sample.captions]
         references = by_name(samples, lambda s: s.key, lambda s: list(s.captions), "captions to compare with")
-        task = read_task(options.task, options.changes, recipe, f"objective.{name.text}")
-        return Prepared(task, processors["text"].tokenizer, references, CiderReward(references.values(), end=END))
-
-    def tasks(self) -> dict[str, Task]:
-        return {self.options.task: self.asking.task}
+        task = read_task(options, options.task, options.changes, data.recipe)
+        data.keep_task(options, options.task, task)
+        return Prepared(task, data.tokenizer, references, CiderReward(references.values(), end=END))
 
     def outputs(self, passes: Passes) -> Judged:
         model, batch = passes.model, passes.batch
@@ -137,7 +132,7 @@ class SelfCritical(Term):
         device = decoder.token_embed.weight.device
         written = self._search(model, batch)
         if not any(written):
-            raise UserError(f"objective.{self.name.text}: no caption of {batch.keys[0]} was found, as what the model "
+            raise UserError(f"{self.options.where}: no caption of {batch.keys[0]} was found, as what the model "
                             "computes is not finite; lower optim.lr")  # fmt: skip
         rows = torch.tensor([item for item, found in enumerate(written) for _ in found], device=device)
         rewards = self._rewards(batch, written)
@@ -151,11 +146,10 @@ class SelfCritical(Term):
         factors = advantages.repeat_interleave(lengths).to(device)
         return Judged(token_losses(logits, target.to(device)).nll * factors, torch.cat(rewards).to(device))
 
-    def loss(self, outputs: Judged, batch: Batch, model: OnePeace) -> dict[str, Tensor]:
-        return {self.name.text: mean_over_tokens(outputs.loss.sum(), len(outputs.loss))}
-
-    def figures(self, outputs: Judged) -> dict[str, Tensor]:
-        return {f"{self.name.text}/reward": outputs.reward.mean()}
+    def loss(self, outputs: Judged, batch: Batch, model: OnePeace) -> Mapping[str, Tensor | Figure]:
+        name = self.options.name
+        mean = mean_over_tokens(outputs.loss.sum(), len(outputs.loss))
+        return {name: mean, f"{name}/reward": Figure(outputs.reward.mean())}
 
     def _decoder(self, model: OnePeace) -> TextDecoder:
         writer = model if self.options.head is None else model.heads[self.options.head]

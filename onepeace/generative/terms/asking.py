@@ -18,8 +18,10 @@ from onepeace.generative.tasks import FILE, Task, read_tasks
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.processors.tokenizer import BOS, EOS, PAD, UNK
 from onepeace.train.folder import model_folder
+from onepeace.train.term import TermOptions
 
 if TYPE_CHECKING:
+    from onepeace.config import Config
     from onepeace.train.recipe import Recipe
 
 
@@ -27,15 +29,28 @@ MATCH = "match"
 """A target that every item has: whether its text is its own, "yes" or "no"."""
 
 
-def read_task(name: str, changes: Options, recipe: "Recipe", where: str) -> Task:
+def read_task(options: TermOptions, name: str, changes: Options, recipe: "Recipe") -> Task:
     """A task of the starting model, or a built-in one, with some of its fields changed. UserError if there is none."""
     source = recipe.start.source
     file = None if source is None else model_folder(source) / FILE
     rows = read_tasks(*([file] if file is not None and file.is_file() else []))
     if name not in rows and "prompt" not in changes:
-        raise UserError(f"{where}.task {name!r} is not known, and changes give no prompt; known: {', '.join(rows)}")
+        raise UserError(
+            f"{options.where}.task {name!r} is not known, and changes give no prompt; known: {', '.join(rows)}"
+        )
     row = to_plain(rows[name]) if name in rows else {}
-    return build(Task, merge({**row, "choices": None} if "choices" in changes else row, changes), f"{where}.changes")
+    row = {**row, "choices": None} if "choices" in changes else row
+    return build(Task, merge(row, changes), f"{options.where}.changes")
+
+
+def check_caption_head(options: TermOptions, name: str, config: "Config") -> Mapping[str, Any]:
+    """The options of a caption head that reads the term's modality; UserError if there is none."""
+    head = config.model.heads.get(name)
+    if head is None or head["kind"] != "caption":
+        raise UserError(f"{options.where} needs model.heads.{name} of kind caption")
+    if options.one_modality() not in head["on"]:
+        raise UserError(f"{options.where}: its head reads {', '.join(head['on'])}, one at a time")
+    return head
 
 
 class Asked(NamedTuple):

@@ -1,0 +1,74 @@
+"""Captions, written word by word from the features of an item."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from onepeace.data.batch import Batch
+from onepeace.errors import UserError, expect
+from onepeace.generative.terms.asking import check_caption_head, read_task
+from onepeace.generative.terms.generation import mean_over_tokens
+from onepeace.heads import Caption
+from onepeace.losses import TokenLosses, token_losses
+from onepeace.model import OnePeace
+from onepeace.processors.tokenizer import BOS
+from onepeace.train.passes import Passes
+from onepeace.train.supervised import Supervised, SupervisedOptions
+
+if TYPE_CHECKING:
+    from onepeace.config import Config
+    from onepeace.train.recipe import Recipe
+    from onepeace.train.training_data import TrainingData
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptioningOptions(SupervisedOptions):
+    head: str = "caption"
+    caption: str = "text"
+    """The modality of the pair whose tokens are written."""
+    label_smoothing: float = 0.1
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Fields of the task "caption", which the trained model is asked, that are other than in the starting model's tasks
+    and the built-in ones."""
+
+    def reads(self, source: str, present: Sequence[str]) -> bool:
+        return super().reads(source, present) and self.caption in present
+
+
+class Captioning(Supervised[CaptioningOptions]):
+    """Cross entropy of each word of the item's caption, given the ones before and the picture or sound.
+
+    The caption is the text of the pair; the encoder does not read it. Of one that is longer than the head's max_tokens
+    the beginning is learned.
+    """
+
+    Options = CaptioningOptions
+    task = "caption"
+
+    @classmethod
+    def check(cls, options: CaptioningOptions, recipe: "Recipe", config: "Config") -> None:
+        head = check_caption_head(options, options.head, config)
+        recipe.fed(options)
+        rows = config.model.adapters.get(options.caption, {}).get("vocab_size")
+        if rows is not None and rows > head["vocab_size"]:
+            raise UserError(
+                f"{options.where}: model.heads.{options.head}.vocab_size is {head['vocab_size']}, and texts have ids "
+                f"up to {rows - 1}"
+            )
+
+    @classmethod
+    def prepare(cls, options: CaptioningOptions, data: "TrainingData") -> None:
+        data.keep_task(options, cls.task, read_task(options, cls.task, options.changes, data.recipe))
+
+    def outputs(self, passes: Passes) -> TokenLosses:
+        head = expect(passes.model.heads[self.options.head], Caption)
+        ids = passes.batch.inputs[self.options.caption]["ids"][:, : head.options.max_tokens]
+        before = F.pad(ids[:, :-1], (1, 0), value=BOS)
+        logits = head(passes.unimodal(self.options.one_modality()), before)
+        return token_losses(logits, ids, label_smoothing=self.options.label_smoothing)
+
+    def loss(self, outputs: TokenLosses, batch: Batch, model: OnePeace) -> Mapping[str, Tensor]:
+        return {self.options.name: mean_over_tokens(outputs.loss.sum(), len(outputs.loss))}

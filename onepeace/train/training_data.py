@@ -1,0 +1,91 @@
+"""What terms can ask of the training data before the first step."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onepeace.data.batch import Inputs
+from onepeace.data.config import DataConfig
+from onepeace.data.features import by_name
+from onepeace.data.reader import Source
+from onepeace.data.sample import Sample, content_of
+from onepeace.errors import UserError
+from onepeace.generative.tasks import Task
+from onepeace.train.recipe import Recipe
+from onepeace.train.teachers import TeacherOptions, TeacherTable, cached_features, file_name, item_reader
+from onepeace.train.term import TermOptions
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class TrainingData:
+    """The sources of a recipe and their processors, as `Term.prepare` sees them.
+
+    Args:
+        recipe: the recipe.
+        sources: in its order.
+        processors: by modality.
+    """
+
+    def __init__(self, recipe: Recipe, sources: Sequence[Source], processors: Mapping[str, Any]) -> None:
+        self.recipe, self.sources, self.processors = recipe, sources, processors
+        self.tasks: dict[str, Task] = {}
+        """What a generative model is asked in training, by name; see `keep_task`."""
+
+    @property
+    def tokenizer(self) -> "Tokenizer":
+        """The model's tokenizer."""
+        return self.processors["text"].tokenizer
+
+    def samples(self, options: TermOptions) -> Iterator[Sample]:
+        """The samples of the sources that feed a term."""
+        fed = self.recipe.fed(options)
+        return (sample for source in self.sources if source.config.name in fed for sample in source.samples)
+
+    def texts(self, texts: Sequence[str]) -> Inputs:
+        """The model's input of texts."""
+        text = self.processors["text"]
+        return text.collate([text.decode(one) for one in texts])
+
+    def features(self, teacher: TeacherOptions, modality: str, output: str = "features") -> TeacherTable:
+        """What a teacher says of every item or caption of the sources, computed once and kept in a file.
+
+        Args:
+            modality: text asks about the captions, any other about the items.
+            output: features or scores.
+
+        Raises:
+            UserError: the teacher cannot be had, or two items of one name differ.
+        """
+        kind = "" if output == "features" else f"-{output}"
+        own = f"{self.recipe.run.out}/{file_name(teacher)}-{modality}{kind}.safetensors"
+        path = Path(os.path.expandvars(teacher.cache or own))
+        if modality == "text":
+            captions = {text for source in self.sources for text in captions_of(self.recipe.data, source.samples)}
+            # By length: the teacher pads to the longest of a batch.
+            names = sorted(captions, key=lambda text: (len(text), text))
+            return cached_features(teacher, names, lambda text: text, path, modality, output=output)
+        samples = [sample for source in self.sources for sample in source.samples if modality in sample.inputs]
+        items = by_name(samples, lambda s: s.key, lambda s: s.inputs[modality], f"a teacher's {output}")
+        read = item_reader(modality, self.processors[modality])
+        return cached_features(
+            teacher, list(items), lambda name: read(content_of(items[name])), path, modality, output=output
+        )
+
+    def keep_task(self, options: TermOptions, name: str, task: Task) -> None:
+        """Store what the trained model is asked beside its weights; UserError if another term asks differently."""
+        if self.tasks.setdefault(name, task) != task:
+            raise UserError(f"{options.where}: its task {name} is not that of another term; make them the same")
+
+
+def captions_of(config: DataConfig, samples: Iterable[Sample]) -> list[str]:
+    """The samples' captions, and the templates filled in for their labels; samples are read once, one at a time."""
+    templates = [template for group in config.templates.values() for template in group]
+    texts: list[str] = []
+    labels: set[str] = set()
+    for sample in samples:
+        texts += sample.captions
+        labels |= {sample.label} if sample.label else set()
+    return texts + [template.format(label) for label in sorted(labels) for template in templates]
