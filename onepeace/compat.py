@@ -26,7 +26,7 @@ from onepeace.hub import weights as weight_files
 from onepeace.hub.convert.convert import convert
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import cache_folder, resolve
-from onepeace.model import OnePeace
+from onepeace.model import Encoder
 from onepeace.processors import PROCESSORS
 from onepeace.processors.tokenizer import EOS, PAD
 
@@ -91,7 +91,7 @@ def _converted(file: Path, download_root: str | os.PathLike | None, bpe: str | o
 class OnePeaceHubInterface:
     """A model with the methods of the original's hub object. All tensors it returns are on `device`."""
 
-    def __init__(self, model: OnePeace, config: Config, folder: Path, model_type: str, dtype: str) -> None:
+    def __init__(self, model: Encoder, config: Config, folder: Path, model_type: str, dtype: str) -> None:
         self.model = model.eval()
         self.model_type = model_type
         self.dtype = dtype

@@ -24,7 +24,7 @@ from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import BUNDLED, resolve
-from onepeace.model import OnePeace
+from onepeace.model import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def bench_encode(
                 yield {"model": name, **_measure(config, module, key, dtype, device, seconds, batch, other)}
 
 
-def make(size: str) -> tuple[str, Config, OnePeace]:
+def make(size: str) -> tuple[str, Config, Encoder]:
     """The model called `size`: weights from its folder, or random ones where only the speed is of interest."""
     if size == "base" or (size == "tiny" and not (BUNDLED / size).is_dir()):
         config = random_config(size)
@@ -89,7 +89,7 @@ def random_config(size: str) -> Config:
 
 def _measure(
     config: Config,
-    module: OnePeace,
+    module: Encoder,
     key: str,
     dtype: torch.dtype,
     device: torch.device,

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 import onepeace.plugins.transformers as plugin
 from onepeace.api import Embedder, load
-from onepeace.errors import UserError
+from onepeace.errors import UserError, expect
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.resolve import resolve
+from onepeace.model import OnePeace
 
 from .conversations import Conversation, placeholders
 
@@ -107,7 +108,7 @@ class Bridge(nn.Module):
     def features(self, key: str, items: Sequence[Any]) -> list[Tensor]:
         """Token features (n, D) of items of one modality, without CLS, as the vision tower makes them of pictures."""
         embedder, layer = self.embedder, self.llava.config.vision_feature_layer
-        backbone = embedder.module.backbone(key, (layer,), reshape=False, norm=False)
+        backbone = expect(embedder.module, OnePeace).backbone(key, (layer,), reshape=False, norm=False)
         found: list[Tensor] = []
         for start in range(0, len(items), BATCH):
             decoded = [embedder.processors[key].decode(item) for item in items[start : start + BATCH]]

@@ -11,7 +11,7 @@ from onepeace.config import Config
 from onepeace.data.batch import Batch
 from onepeace.data.masking import draw_masks, draw_token_dropout
 from onepeace.errors import UserError
-from onepeace.model import OnePeace
+from onepeace.model import Trained
 from onepeace.special_ids import EOS, PAD
 from onepeace.train.recipe import Recipe
 from onepeace.train.supervised import Supervised, SupervisedOptions
@@ -104,7 +104,7 @@ def largest_items(config: Config, pair: Sequence[str], count: int) -> dict[str, 
 
 
 def pair_batch(
-    recipe: Recipe, model: OnePeace, source: str, inputs: Mapping[str, dict[str, Tensor]], generator: torch.Generator
+    recipe: Recipe, model: Trained, source: str, inputs: Mapping[str, dict[str, Tensor]], generator: torch.Generator
 ) -> Batch:
     """A batch of these inputs; what is masked or dropped is drawn as the recipe says, each text token as a word."""
     count = len(next(iter(next(iter(inputs.values())).values())))

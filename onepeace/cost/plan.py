@@ -34,7 +34,7 @@ from onepeace.cost.items import PlannedData, largest_items, pair_batch
 from onepeace.cost.parts import part_of
 from onepeace.errors import UserError
 from onepeace.hub.architectures import build_encoder
-from onepeace.model import OnePeace
+from onepeace.model import Trained
 from onepeace.train.folder import model_folder
 from onepeace.train.lora import choose_trained
 from onepeace.train.objective import Objective
@@ -181,7 +181,7 @@ def planned_config(recipe: Recipe, folder: Path | None = None) -> Config:
     return make_config(replace(recipe, model={key: value for key, value in recipe.model.items() if key != "from"}))
 
 
-def planned_model(recipe: Recipe, config: Config) -> OnePeace:
+def planned_model(recipe: Recipe, config: Config) -> Trained:
     """The model on the meta device, with adapters and frozen as the recipe says."""
     with torch.device("meta"):
         model = build_encoder(config)
@@ -232,7 +232,7 @@ def dry_steps(
     return peak, round(flops)
 
 
-def parameter_counts(model: OnePeace) -> dict[str, tuple[int, int]]:
+def parameter_counts(model: Trained) -> dict[str, tuple[int, int]]:
     """By part of the model: parameters, and those that train."""
     counts: dict[str, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
@@ -241,7 +241,7 @@ def parameter_counts(model: OnePeace) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def held_bytes(model: OnePeace, average: bool, processes: int) -> dict[str, tuple[int, int, int, int, int]]:
+def held_bytes(model: Trained, average: bool, processes: int) -> dict[str, tuple[int, int, int, int, int]]:
     """By way: bytes of parameters, gradients, optimizer, average, and what the processes exchange."""
     blocks = [sum(p.numel() * (1 + p.requires_grad) for p in block.parameters()) for block in model.blocks]
     everything = sum(p.numel() * (1 + p.requires_grad) for p in model.parameters())

@@ -33,7 +33,7 @@ from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import resolve
-from onepeace.model import OnePeace
+from onepeace.model import Encoder
 from onepeace.processors import PROCESSORS
 from onepeace.processors.processor import Processor
 from onepeace.threads import Batch, Computing, Result, num_workers
@@ -114,7 +114,7 @@ class Embedder:
         workers: batches computed at once. None: on a CPU one for each core, each with one thread of torch, else one.
     """
 
-    def __init__(self, module: OnePeace, processors: Mapping[str, Processor], *, workers: int | None = None) -> None:
+    def __init__(self, module: Encoder, processors: Mapping[str, Processor], *, workers: int | None = None) -> None:
         self.module = module.eval()
         self.processors = dict(processors)
         self.workers = workers

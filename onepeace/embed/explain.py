@@ -39,7 +39,7 @@ from onepeace.processors.processor import Processor
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
-    from onepeace.model import OnePeace
+    from onepeace.model import Encoder
 
 FINE = 160
 """Cells of the longer side of the map in which the peak of a picture is looked for."""
@@ -113,7 +113,7 @@ def explain(embedder: "Embedder", item: object, query: object) -> Explanation:
 
 
 @torch.no_grad()
-def relevance(module: "OnePeace", key: str, inputs: dict[str, Tensor], vector: Tensor) -> Tensor:
+def relevance(module: "Encoder", key: str, inputs: dict[str, Tensor], vector: Tensor) -> Tensor:
     """The fit of each token of a single item, on the grid of the stem.
 
     Args:
@@ -131,7 +131,7 @@ def relevance(module: "OnePeace", key: str, inputs: dict[str, Tensor], vector: T
 
 
 @torch.no_grad()
-def _similarity(module: "OnePeace", key: str, inputs: dict[str, Tensor], vector: Tensor) -> float:
+def _similarity(module: "Encoder", key: str, inputs: dict[str, Tensor], vector: Tensor) -> float:
     return float(module({key: inputs})[key][0].float().cpu() @ vector)
 
 

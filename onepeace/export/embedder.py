@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from onepeace.errors import UserError
 from onepeace.export.folder import FORMAT, RECORD
 from onepeace.export.graph import OUTPUT
 from onepeace.export.session import open_session
+from onepeace.model import Encoder
 from onepeace.processors import PROCESSORS
 
 
@@ -41,12 +42,11 @@ def open_export(folder: str | os.PathLike[str], *, threads: int = 0) -> Embedder
         raise UserError(f"{folder}: a {kind} export of format {version}; onnx and {FORMAT} can be opened here")
     sessions = {key: open_session(folder / about["file"], threads=threads) for key, about in branches.items()}
     processors = {key: PROCESSORS[key].from_config(about["preprocessing"], folder) for key, about in branches.items()}
-    # It has the members of a model that encoding asks for.
-    module = cast(Any, OnnxModule(sessions, embed_dim, logit_scale))
+    module = OnnxModule(sessions, embed_dim, logit_scale)
     return Embedder(module, processors, workers=1)  # a session has threads of its own
 
 
-class OnnxModule(nn.Module):
+class OnnxModule(Encoder):
     """Sessions by modality, called as the model is."""
 
     def __init__(self, sessions: Mapping[str, Any], embed_dim: int, logit_scale: float):

@@ -4,19 +4,19 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from onepeace.config.ofa import OFAConfig
 from onepeace.errors import UserError
 from onepeace.layers.attention import HeadScaledAttention
+from onepeace.layers.checkpoint import Recomputed
 from onepeace.layers.feedforward import FeedForward
 from onepeace.layers.gather import gather_pairs, gather_tokens
 from onepeace.layers.initialisation import STD
 from onepeace.layers.residual import DropPath
-from onepeace.layers.text_decoder import Encoded, padding_bias
-from onepeace.layers.token_kinds import GridTokens, PositionBias, SequenceTokens, TokenKind
 
 from .stem import Stem
+from .text_decoder import Encoded, padding_bias
+from .token_kinds import GridTokens, PositionBias, SequenceTokens, TokenKind
 
 PATCH_PIXELS = 16
 WORD, PATCH = 0, 1
@@ -39,7 +39,7 @@ class Part(NamedTuple):
         return torch.zeros(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
 
 
-class EncoderBlock(nn.Module):
+class EncoderBlock(Recomputed):
     """Pre-norm block: self-attention that ends with a LayerNorm, feed-forward layer."""
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, drop_path: float = 0.0, dropout: float = 0.0):
@@ -48,16 +48,9 @@ class EncoderBlock(nn.Module):
         self.attn, self.attn_norm = HeadScaledAttention(dim, num_heads), nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn_dim)
         self.drop = nn.Sequential(nn.Dropout(dropout), DropPath(drop_path))
-        self.grad_checkpointing = False
-        """Keep only the block's input for the backward pass, and compute the rest again."""
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+    def compute(self, x: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
         """Map tokens (B, L, D) to tokens (B, L, D); ``bias`` (1 or B, H, L, L) is -inf in columns of padding."""
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, bias, use_reentrant=False)
-        return self._forward(x, bias)
-
-    def _forward(self, x: Tensor, bias: Tensor) -> Tensor:
         h = self.norm1(x)
         x = x + self.drop(self.attn_norm(self.attn(h, self.attn.keys_values(h), bias)))
         return x + self.drop(self.ffn(self.norm2(x)))

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from dataclasses import replace
 from itertools import pairwise, repeat, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from onepeace.config import Config
 from onepeace.config.ofa import OFAConfig
@@ -21,7 +21,7 @@ from onepeace.device import choose_device, choose_dtype
 from onepeace.embed.assembly import Failure
 from onepeace.embed.embedder import Embedder, load
 from onepeace.embed.items import check_many, composed
-from onepeace.errors import UserError
+from onepeace.errors import UserError, expect
 from onepeace.generative.answers import Answer
 from onepeace.generative.model import OFA
 from onepeace.generative.pipeline import Generated, Pipeline
@@ -33,7 +33,7 @@ from onepeace.hub import weights
 from onepeace.hub.architectures import architecture, build_module
 from onepeace.hub.folder import TOKENIZER, read_config
 from onepeace.hub.resolve import resolve
-from onepeace.model import OnePeace
+from onepeace.model import Encoder, Trained
 from onepeace.processors.processor import Processor
 from onepeace.processors.tokenizer import read_tokenizer
 
@@ -75,7 +75,7 @@ def load_generator(
     files = [folder / FILE] if (folder / FILE).is_file() else []
     rows = read_tasks(*files, *([] if tasks is None else [Path(tasks)]))
     if not architecture(config.architecture).generates:
-        head = config.model.heads[cast(str, _caption_head(config))]
+        head = config.model.heads[_caption_head(config)]
         embedder = load(name, device=device, dtype=dtype, modalities=head["on"])
         return generator_of(config, embedder.module, embedder.processors, tokenizer, rows)
     chosen = choose_device(device)
@@ -87,7 +87,7 @@ def load_generator(
 
 def generator_of(
     config: Config,
-    module: nn.Module,
+    module: Trained,
     processors: Mapping[str, Processor],
     tokenizer: "Tokenizer",
     tasks: Mapping[str, Task] | None = None,
@@ -99,20 +99,21 @@ def generator_of(
         tasks: by name; None = the built-in ones.
     """
     if architecture(config.architecture).generates:
-        vocabulary = Vocabulary.of(cast(OFAConfig, config.model), tokenizer)
-        return Generator(PromptReader(cast(OFA, module), config.processors.get("image", {})), vocabulary, tasks)
-    head = cast(str, _caption_head(config))
+        vocabulary = Vocabulary.of(expect(config.model, OFAConfig), tokenizer)
+        return Generator(PromptReader(expect(module, OFA), config.processors.get("image", {})), vocabulary, tasks)
+    head = _caption_head(config)
     vocabulary = Vocabulary(tokenizer, config.model.heads[head]["vocab_size"])
-    return Generator(FeatureReader(Embedder(cast(OnePeace, module), processors), head), vocabulary, tasks)
+    return Generator(FeatureReader(Embedder(expect(module, Encoder), processors), head), vocabulary, tasks)
 
 
 def writes(config: Config) -> bool:
     """Whether models of this configuration do."""
-    return architecture(config.architecture).generates or _caption_head(config) is not None
+    return architecture(config.architecture).generates or bool(_caption_head(config))
 
 
-def _caption_head(config: Config) -> str | None:
-    return next((name for name, head in config.model.heads.items() if head["kind"] == "caption"), None)
+def _caption_head(config: Config) -> str:
+    """Name of the model's caption head; "" if it has none."""
+    return next((name for name, head in config.model.heads.items() if head["kind"] == "caption"), "")
 
 
 class Generator:
@@ -162,7 +163,7 @@ class Generator:
 
         def row(item: object) -> Mapping[str, object]:
             if composed(item) is not None:
-                return cast(Mapping[str, object], item)
+                return expect(item, dict)
             known = (key for key, processor in processors.items() if processor.matches(item))
             return {next(known, next(iter(processors))): item}
 

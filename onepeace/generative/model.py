@@ -5,7 +5,7 @@ the ids written so far -> decoder -> logits of the next id.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from onepeace.config.ofa import OFAConfig
 from onepeace.layers.gather import take_rows
 from onepeace.layers.initialisation import normal_init
-from onepeace.layers.text_decoder import Encoded, TextDecoder
+from onepeace.model import Trained
 from onepeace.special_ids import PAD
 
 from .encoder import PATCH_PIXELS, Encoder
+from .text_decoder import Encoded, TextDecoder
 
 
 class RawInput(NamedTuple):
@@ -39,7 +40,24 @@ class RawInput(NamedTuple):
         return take_rows(inputs, rows, self.name if self.is_padded else None)
 
 
-class OFA(nn.Module):
+class Writer(Trained):
+    """A network that reads ids and pixels and writes ids of one vocabulary, as `OFA`."""
+
+    config: OFAConfig
+    decoder: TextDecoder
+
+    def encode(
+        self,
+        ids: Tensor | None,
+        pixels: Tensor | None = None,
+        image_rows: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Encoded:
+        """What is read, for the decoder; see `OFA.encode`."""
+        raise NotImplementedError
+
+
+class OFA(Writer):
     """One sequence-to-sequence model for captions, answers, boxes, classes and pictures (arXiv 2202.03052).
 
     One embedding, `decoder.token_embed`, serves the words that are read, those that are written and the output layer.
@@ -48,8 +66,8 @@ class OFA(nn.Module):
         config: sizes; on the meta device nothing is allocated.
     """
 
-    adapters: ClassVar[Mapping[str, RawInput]] = {"text": RawInput("ids", True), "image": RawInput("pixels")}
-    logit_scale: ClassVar[None] = None
+    adapters: Mapping[str, RawInput] = {"text": RawInput("ids", True), "image": RawInput("pixels")}
+    logit_scale = None
     """There are no vectors to compare."""
 
     def __init__(self, config: OFAConfig):
@@ -69,20 +87,8 @@ class OFA(nn.Module):
             config.drop_path,
             config.dropout,
         )
+        self.blocks = [*self.encoder.blocks, *self.decoder.blocks]
         normal_init(self)
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """Those of encoder and decoder."""
-        return [*self.encoder.blocks, *self.decoder.blocks]
-
-    def clamp_logit_scale(self) -> None:
-        """Nothing: see `logit_scale`."""
-
-    def set_grad_checkpointing(self, enabled: bool = True) -> None:
-        """Keep each block's input only and compute the rest again in the backward pass (timm's name)."""
-        for block in self.blocks:
-            block.grad_checkpointing = enabled  # type: ignore[assignment]
 
     def encode(
         self,

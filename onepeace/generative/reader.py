@@ -1,7 +1,7 @@
 """How a generative model reads: OFA prompts and pictures, a caption head of ONE-PEACE the token features of an item."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from onepeace.config import Options, merge
 from onepeace.embed.embedder import Embedder
-from onepeace.errors import UserError
+from onepeace.errors import UserError, expect
 from onepeace.generative.model import OFA
 from onepeace.generative.tasks import Task
+from onepeace.generative.text_decoder import Encoded, TextDecoder
 from onepeace.heads import Caption
-from onepeace.layers.text_decoder import Encoded, TextDecoder
 from onepeace.processors import ImageProcessor
 from onepeace.processors.processor import Processor
 from onepeace.processors.tokenizer import PAD
@@ -78,7 +78,7 @@ class FeatureReader:
 
     def __init__(self, embedder: Embedder, name: str) -> None:
         self.embedder, self.module = embedder, embedder.module
-        self.head = cast(Caption, embedder.module.heads[name])
+        self.head = expect(embedder.module.heads[name], Caption)
         self.decoder, self.num_positions = self.head.decoder, self.head.options.max_tokens
         self.keys = embedder.module.config.heads[name]["on"]
 
@@ -90,6 +90,6 @@ class FeatureReader:
         return {key: self.embedder.processors[key] for key in self.keys}
 
     def encode(self, ids: Sequence[Sequence[int]], key: str | None, samples: Sequence[Tensor]) -> Encoded:
-        key = cast(str, key)
+        key = expect(key, str)
         stems = self.module.stems({key: self.embedder.inputs(key, list(samples))})
         return self.head.encoded(self.module.encode(stems)[key])

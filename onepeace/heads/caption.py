@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from onepeace.config import build
 from onepeace.errors import UserError
+from onepeace.generative.text_decoder import Encoded, TextDecoder
 from onepeace.layers.features import Features
 from onepeace.layers.position import SequencePositions
-from onepeace.layers.text_decoder import Encoded, TextDecoder
 from onepeace.special_ids import PAD
 
 from .head import Head

@@ -6,20 +6,20 @@ A new one is an entry of `ARCHITECTURES`; no other file names the class of a mod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from onepeace.config import SIZES, Config, ModelConfig, Options
 from onepeace.config.ofa import OFA_SIZES, OFAConfig
-from onepeace.errors import UserError
+from onepeace.errors import UserError, expect
 from onepeace.hub import ofa, one_peace
 from onepeace.hub.convert import ofa_infer, ofa_keys
 from onepeace.hub.convert.infer import infer_config, kind_of
 from onepeace.hub.convert.keys import FOREIGN, KEPT_AXES, to_ours
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from onepeace.model import OnePeace
+    from onepeace.model import Encoder, Trained
 
 Shape = tuple[int, ...]
 
@@ -51,26 +51,13 @@ class Conversion:
 class Architecture:
     """A kind of network: how it is configured, built, changed and converted.
 
-    The module of one that encodes offers what the rest of the package uses, by the names it has in
-    `onepeace.model.OnePeace`:
-
-    - `config`, with `adapters` (options by modality), `projections` (the modalities with a vector), `heads` (task heads
-      by name) and `embed_dim`;
-    - `adapters[key]`, with `stem_tokens` and `token_lengths`; `heads`; `logit_scale`, a parameter or None;
-    - `stems(inputs)`, `encode(stems, keep)` -> features by modality, `embed(key, features)` -> unit vectors (B, E);
-      calling it gives the unit vectors of each input;
-    - `no_weight_decay()` for training, `blocks` for its layer decay and activation checkpoints, `reconstruct` and
-      `decoder` for the denoising loss, `predict` for task heads: what a network lacks is refused where a recipe or a
-      call asks for it.
-
-    That of one that generates (`generates`) has those of `onepeace.generative.model.OFA`; for training these are
-    `config`, `adapters` with `token_lengths` and `take`, `blocks`, `logit_scale` and `clamp_logit_scale()` as above.
-    Building any on the meta device allocates nothing, and every tensor of it is in its state_dict.
+    The module of one that encodes is an `onepeace.model.Encoder`, that of one that generates an
+    `onepeace.generative.model.Writer`. Every tensor of it is in its state_dict.
     """
 
     config: type
     """The frozen dataclass that `model:` in config.yaml is read into."""
-    module: Callable[[Any], "nn.Module"]
+    module: Callable[[Any], "Trained"]
     """Makes the module of such a configuration."""
     sizes: Mapping[str, Options] = field(default_factory=dict)
     """Fields of `config` by the name of a size, for recipes that start from one."""
@@ -121,23 +108,17 @@ def architecture(name: str, where: str = "") -> Architecture:
     return ARCHITECTURES[name]
 
 
-def build_module(config: Config) -> "nn.Module":
+def build_module(config: Config) -> "Trained":
     """A new module of this configuration; its weights are fresh, or without values under `torch.device("meta")`."""
     return architecture(config.architecture).module(config.model)
 
 
-def build_trained(config: Config) -> "OnePeace":
-    """The same, typed as the one whose members are the interface of all that train (see `Architecture`)."""
-    return cast("OnePeace", build_module(config))
+def build_encoder(config: Config, where: str = "") -> "Encoder":
+    """The same of an architecture that encodes; UserError, beginning with `where`, for one that generates."""
+    from onepeace.model import Encoder
 
-
-def build_encoder(config: Config, where: str = "") -> "OnePeace":
-    """The same of an architecture that encodes, typed as the one whose members are the interface of all that do.
-
-    UserError, beginning with `where`, for one that generates.
-    """
     check_encodes(config, where)
-    return cast("OnePeace", build_module(config))
+    return expect(build_module(config), Encoder)
 
 
 def check_encodes(config: Config, where: str = "") -> None:

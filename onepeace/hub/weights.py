@@ -1,7 +1,6 @@
 """Model folders (config.yaml, model.safetensors, tokenizer.json, MODEL_CARD.md): written atomically, read strictly."""
 
 import shutil
-import typing
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,14 +11,14 @@ from torch import Tensor, nn
 
 from onepeace.config import Base, Config, write_config
 from onepeace.device import DTYPES
-from onepeace.errors import UserError
+from onepeace.errors import UserError, expect
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub.architectures import build_module, check_encodes, keep_modalities
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import CARD, CONFIG, TOKENIZER, new_folder, read_config
 from onepeace.hub.resolve import resolve
 from onepeace.hub.tensors import LazyTensor, open_weights, write_weights
-from onepeace.model import OnePeace
+from onepeace.model import Encoder, Trained
 
 Shapes = Mapping[str, tuple[int, ...]]
 MODEL_FOLDER = "model folder"
@@ -97,7 +96,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     modalities: Collection[str] | None = None,
-) -> nn.Module:
+) -> Trained:
     """The model of a folder, in evaluation mode.
 
     The module is built on the meta device and uses the tensors of the memory-mapped file, so nothing is in memory
@@ -130,10 +129,10 @@ def load_encoder(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     modalities: Collection[str] | None = None,
-) -> OnePeace:
+) -> Encoder:
     """The same of an architecture that encodes; UserError for one that generates."""
     check_encodes(read_config(folder), str(folder))
-    return typing.cast(OnePeace, load(folder, device, dtype, modalities))
+    return expect(load(folder, device, dtype, modalities), Encoder)
 
 
 def read_state(folder: str | Path) -> dict[str, Tensor]:

@@ -4,7 +4,19 @@ from onepeace.layers.features import Features
 
 from .adapters import ADAPTERS, Adapter
 from .backbone import Backbone
+from .interface import Encoder, Trained
 from .model import OnePeace
 from .sequence import Span, Stem, TokenSequence
 
-__all__ = ["ADAPTERS", "Adapter", "Backbone", "Features", "OnePeace", "Span", "Stem", "TokenSequence"]
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "Backbone",
+    "Encoder",
+    "Features",
+    "OnePeace",
+    "Span",
+    "Stem",
+    "TokenSequence",
+    "Trained",
+]

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from onepeace.layers.attention import SelfAttention
+from onepeace.layers.checkpoint import Recomputed
 from onepeace.layers.feedforward import GEGLU
 from onepeace.layers.residual import DropPath, LayerScale
 
 from .sequence import Span
 
 
-class Block(nn.Module):
+class Block(Recomputed):
     """Pre-norm Transformer block: attention shared by all modalities, one FFN for each (paper: modality FFNs).
 
     Which FFN a token goes through is looked up by its span's key: a modality is an entry of ``ffn``.
@@ -41,20 +41,13 @@ class Block(nn.Module):
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
-        self.grad_checkpointing = False
-        """Keep only the block's input for the backward pass, and compute the rest again."""
 
-    def forward(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:  # type: ignore[override]
         """Map tokens (B, L, D) to tokens (B, L, D).
 
         ``bias`` (1 or B, H or 1, L, L) is added to the attention logits and is -inf in padding's columns; CLS is never
         padding, so no row is all -inf.
         """
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, spans, bias, use_reentrant=False)
-        return self._forward(x, spans, bias)
-
-    def _forward(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:
         x = x + self.drop_path(self.ls1(self.attend(x, spans, bias)))
         return x + self.drop_path(self.feed(self.norm2(x), spans))
 

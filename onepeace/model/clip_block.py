@@ -1,10 +1,10 @@
 """The block of models that read clips: the image block on each frame, and its attention once more over time."""
 
 from collections.abc import Sequence
-from typing import cast
 
 from torch import Tensor, nn
 
+from onepeace.errors import expect
 from onepeace.layers.bottleneck import Bottleneck
 
 from .block import Block
@@ -37,7 +37,7 @@ class ClipBlock(Block):
     def _adapters(self, spans: Sequence[Span]) -> ClipAdapters | None:
         """Those of a clip, which is the only span of its sequence."""
         key = spans[0].key
-        return cast(ClipAdapters, self.clips[key]) if key in self.clips else None
+        return expect(self.clips[key], ClipAdapters) if key in self.clips else None
 
     def attend(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:
         adapters = self._adapters(spans)

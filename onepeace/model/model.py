@@ -8,40 +8,34 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace.config import ModelConfig, Options
-from onepeace.errors import UserError
+from onepeace.config import ModelConfig
+from onepeace.errors import UserError, expect
 from onepeace.heads import Head, make_head
 from onepeace.layers.features import Features
 from onepeace.layers.position import trunc_normal
 from onepeace.layers.precision import at_least_float32
 
-from .adapters import ADAPTERS, Adapter
+from .adapters import ADAPTERS
 from .backbone import Backbone
 from .block import Block
 from .clip_block import ClipBlock
 from .encoder import encode
+from .interface import Encoder, Inputs
 from .masked_decoder import MaskedDecoder
 from .sequence import Stem, TokenSequence
 
-Inputs = Mapping[str, dict[str, Tensor]]
 
-
-class OnePeace(nn.Module):
+class OnePeace(Encoder):
     """One Transformer for all modalities (arXiv 2305.11172).
 
     Args:
         config: sizes and modalities; on the meta device nothing is allocated.
     """
-
-    # Both are an nn.ModuleDict, typed by what it holds.
-    adapters: Mapping[str, Adapter]
-    heads: Mapping[str, nn.Module]
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -57,7 +51,7 @@ class OnePeace(nn.Module):
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         clips = [key for key in keys if ADAPTERS[key].over_time]
         make_block: Callable[..., Block] = partial(ClipBlock, clips=clips) if clips else Block
-        self.blocks = nn.ModuleList(
+        self.blocks = nn.ModuleList(  # type: ignore[assignment]
             make_block(config.dim, config.num_heads, config.ffn_dim, keys, rate, config.layer_scale) for rate in rates
         )
         self.norms = nn.ModuleDict({key: nn.LayerNorm(config.dim) for key in keys}) if config.final_norm else None
@@ -65,7 +59,7 @@ class OnePeace(nn.Module):
         heads = {name: make_head(name, head, config.dim, config.num_heads) for name, head in config.heads.items()}
         self.heads = nn.ModuleDict({**projections, **heads})  # type: ignore[assignment]
         self.logit_scale = nn.Parameter(torch.empty(())) if config.logit_scale else None
-        self.decoder = None
+        self.decoder: MaskedDecoder | None = None
         if (d := config.decoder) is not None:
             positions = {key: partial(ADAPTERS[key].decoder_positions, **d.options.get(key, {})) for key in keys}
             self.decoder = MaskedDecoder(config.dim, d.dim, d.depth, d.num_heads, d.ffn_dim, positions)
@@ -101,11 +95,6 @@ class OnePeace(nn.Module):
         if self.decoder is not None:
             names |= {f"decoder.{name}" for name in self.decoder.no_weight_decay()}
         return names
-
-    def set_grad_checkpointing(self, enabled: bool = True) -> None:
-        """Keep each block's input only and compute the rest again in the backward pass (timm's name)."""
-        for block in self.blocks:
-            block.grad_checkpointing = enabled  # type: ignore[assignment]
 
     def stems(self, inputs: Inputs) -> dict[str, Stem]:
         """Run each modality's stem, the part that does not depend on what is masked."""
@@ -162,20 +151,6 @@ class OnePeace(nn.Module):
         x = self.heads[key](features.cls)
         return F.normalize(x.to(at_least_float32(x.dtype)), dim=-1)
 
-    def forward(self, inputs: Inputs) -> dict[str, Tensor]:
-        """Unit vectors (B, E) of each given modality, each encoded on its own.
-
-        Args:
-            inputs: any of {"text": {"ids"}, "image": {"pixels"}, "audio": {"waveform", "lengths"}, "video":
-                {"pixels"}}; see the adapters.
-        """
-        stems = self.stems(inputs)
-        return {key: self.embed(key, self.encode({key: stem})[key]) for key, stem in stems.items()}
-
-    def features(self, inputs: Inputs, keep: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Token features (B, L_m, D), CLS first, of one joint pass of all given modalities; padding is undefined."""
-        return {key: features.tokens for key, features in self.encode(self.stems(inputs), keep).items()}
-
     def reconstruct(self, stems: Mapping[str, Stem], keep: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Encode only the tokens ``keep`` and let the decoder predict the features of all: (B, L_m, D), CLS first."""
         if self.decoder is None:
@@ -187,42 +162,10 @@ class OnePeace(nn.Module):
         grids = {key: stem.grid for key, stem in stems.items()}
         return self.decoder(self.encode(stems, keep), keep, grids, masks)
 
-    def predict(self, *inputs: Inputs, head: str = "classifier") -> Tensor:
-        """What a named head makes of one joint pass, or of several: logits (B, num_classes) of a classifier."""
-        blocks = self.head_blocks(head)
-        key = self._head_config(head)["on"]
-        passes = [self.encode(self.stems(one), out_indices=blocks) for one in inputs]
-        return self.heads[head](*(features[key] for features in passes))
-
-    def apply_head(self, name: str, features: Mapping[str, Features]) -> Tensor:
-        """What a named head makes of the features of one pass, by modality.
-
-        A head of several inputs (NLVR2: two pictures) takes so many rows of the pass for one item, one after another.
-        """
-        config = self._head_config(name)
-        found, inputs = features[config["on"]], config.get("inputs", 1)
-        return self.heads[name](*(found.rows(slice(i, None, inputs)) for i in range(inputs)))
-
-    def head_blocks(self, name: str) -> tuple[int, ...]:
-        """Blocks whose outputs a head reads beside the last one's (``out_indices`` of `encode`)."""
-        return tuple(self._head_config(name).get("blocks", ()))
-
     def reset_head(self, name: str, num_classes: int) -> None:
         """Give a named head a fresh output layer of ``num_classes`` (timm: reset_classifier)."""
-        config = self._head_config(name)
-        self._reset_linear(cast(Head, self.heads[name]).reset_output(num_classes))
+        config = self.head_config(name)
+        self._reset_linear(expect(self.heads[name], Head).reset_output(num_classes))
         kept = {key: value for key, value in config.items() if key != "labels"}
         heads = {**self.config.heads, name: {**kept, "num_classes": num_classes}}
         self.config = replace(self.config, heads=heads)
-
-    def _head_config(self, name: str) -> Options:
-        if name not in self.config.heads:
-            known = ", ".join(self.config.heads) or "none"
-            raise ValueError(f"this model has no head {name!r}; its heads: {known}")
-        return self.config.heads[name]
-
-    @torch.no_grad()
-    def clamp_logit_scale(self) -> None:
-        """Keep logit_scale within [0, ln 100], as the released code does; training calls it after each step."""
-        if self.logit_scale is not None:
-            self.logit_scale.clamp_(0, math.log(100))

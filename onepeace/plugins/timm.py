@@ -30,13 +30,13 @@ of four strides.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from timm import models
 from torch import nn
 
 from onepeace.config import SIZES, Config, ModelConfig, build
-from onepeace.errors import UserError
+from onepeace.errors import UserError, expect
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import BUNDLED, resolve
 from onepeace.plugins.timm_model import KEY, ImageBranch, own_classes, sides_of
@@ -93,7 +93,7 @@ def _checked(name: str, config: Config, where: str) -> Config:
 def _data_config(config: Config) -> dict[str, Any]:
     """What makes the pictures of `timm.data.create_transform` those of our processor, and the classes of the model."""
     stem = config.model.adapters[KEY].get("stem", "hmlp").partition(":")[0]
-    processor = cast(ImageProcessor, ImageProcessor.from_config(config.processors.get(KEY, {})))
+    processor = expect(ImageProcessor.from_config(config.processors.get(KEY, {})), ImageProcessor)
     return {
         "input_size": (3, processor.height, processor.width),
         "mean": tuple(processor.mean.flatten().tolist()),
@@ -122,7 +122,7 @@ default_cfgs = models.generate_default_cfgs(
     {
         "onepeace": {"num_classes": 0, "classifier": "head"},
         "onepeace_tiny.image": {
-            **_data_config(cast(Config, CONFIGS["onepeace_tiny"])),
+            **_data_config(expect(CONFIGS["onepeace_tiny"], Config)),
             "file": str(BUNDLED / "tiny"),
             "custom_load": True,
         },

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.fx
@@ -11,7 +11,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from onepeace.config import Config, ModelConfig
-from onepeace.errors import UserError
+from onepeace.errors import UserError, expect
 from onepeace.heads import Classifier
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import architecture, build_encoder, keep_modalities
@@ -71,7 +71,7 @@ class ImageBranch(nn.Module):
             config.model, projections=(), heads={}, decoder=None, logit_scale=False, drop_path=drop_path_rate
         )
         self.trunk = _build(replace(config, model=model), empty)
-        adapter = cast(ImageAdapter, self.trunk.adapters[KEY])
+        adapter = expect(self.trunk.adapters[KEY], ImageAdapter)
         self.patch_size, self.architecture = adapter.patch_size, config.architecture
         self.in_chans = adapter.channels = in_chans
         name, conv = next((n, m) for n, m in self.trunk.named_modules() if isinstance(m, nn.Conv2d))
@@ -101,7 +101,7 @@ class ImageBranch(nn.Module):
                     raise UserError(f"{folder}: {name}: {error}") from error
         self.trunk.load_state_dict({name: given[name] for name in wanted})
         if (classes := own_classes(found.config)) > 0:
-            classifier = cast(Classifier, found.heads["classifier"])
+            classifier = expect(found.heads["classifier"], Classifier)
             self.fc_norm.load_state_dict(classifier.norm.state_dict())
             if classes == self.num_classes:
                 self.head.load_state_dict(classifier.out.state_dict())
@@ -201,11 +201,11 @@ class ImageBranch(nn.Module):
         config = _resized(Config(self.trunk.config, architecture=self.architecture), img_size)
         with torch.device("meta"):
             target = build_encoder(config).adapters[KEY]
-        adapter, resize = cast(ImageAdapter, self.trunk.adapters[KEY]), architecture(self.architecture).resize
+        adapter, resize = expect(self.trunk.adapters[KEY], ImageAdapter), architecture(self.architecture).resize
         for table, other in zip(adapter.bias_tables, target.bias_tables, strict=True):
             if resize is not None and table.shape != other.shape:
                 table.data = resize(table.data, tuple(other.shape)).to(table.dtype)
-        adapter.bias_grid, self.trunk.config = cast(ImageAdapter, target).bias_grid, config.model
+        adapter.bias_grid, self.trunk.config = expect(target, ImageAdapter).bias_grid, config.model
         size = {"input_size": (self.in_chans, *sides_of(img_size))}
         self.pretrained_cfg = self.default_cfg = {**getattr(self, "pretrained_cfg", {}), **size}
 
@@ -266,10 +266,10 @@ def _resized(config: Config, img_size: int | Sequence[int]) -> Config:
 
 def _build(config: Config, empty: bool) -> OnePeace:
     if not empty:
-        return build_encoder(config)
+        return expect(build_encoder(config), OnePeace)
     device = torch.get_default_device()
     with torch.device("meta"):
-        module = build_encoder(config)
+        module = expect(build_encoder(config), OnePeace)
     return module.to_empty(device=device)
 
 

@@ -22,13 +22,13 @@ A head that takes a list of maps, such as that of UPerNet in transformers, reads
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onepeace.embed.embedder import Embedder
-from onepeace.errors import UserError
+from onepeace.errors import UserError, expect
 from onepeace.heads import Pyramid
 from onepeace.model import OnePeace
 from onepeace.model.adapters.image import ImageAdapter
@@ -94,8 +94,8 @@ def detector(
 
     if KEY not in model.processors:
         raise UserError(f"a detector needs {KEY}s; this model has {', '.join(model.processors)}")
-    processor = cast(ImageProcessor, model.processors[KEY])
-    patch = cast(ImageAdapter, model.module.adapters[KEY]).patch_size
+    processor = expect(model.processors[KEY], ImageProcessor)
+    patch = expect(model.module.adapters[KEY], ImageAdapter).patch_size
     if not math.log2(patch).is_integer():
         raise UserError(f"the patch is {patch} pixels; torchvision places boxes on maps by strides of powers of two")
     sides = (processor.height, processor.width) if size is None else (size, size) if isinstance(size, int) else size
@@ -110,4 +110,4 @@ def detector(
         "rpn_anchor_generator": AnchorGenerator(anchors, ((0.5, 1.0, 2.0),) * len(anchors)),
     }
     network = MaskRCNN if masks else FasterRCNN
-    return network(PyramidBackbone(model.module, out_channels), num_classes, **{**usual, **options})
+    return network(PyramidBackbone(expect(model.module, OnePeace), out_channels), num_classes, **{**usual, **options})

@@ -7,7 +7,7 @@ from typing import Any
 from onepeace.config import build
 from onepeace.data.shards import expand
 from onepeace.embed.embedder import Embedder
-from onepeace.errors import UserError
+from onepeace.errors import UserError, expect
 from onepeace.evaluate.protocols import EvaluationProtocol
 from onepeace.evaluate.protocols.protocol import Items
 from onepeace.evaluate.report import Row, as_table
@@ -16,7 +16,7 @@ from onepeace.generative.generator import generator_of, writes
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.generative.tasks import read_tasks
 from onepeace.hub.architectures import check_encodes
-from onepeace.model import OnePeace
+from onepeace.model import Encoder, Trained
 from onepeace.train.recipe import EvaluateConfig, Recipe
 from onepeace.train.run import Evaluate
 from onepeace.train.start import make_config
@@ -52,11 +52,11 @@ def evaluation(recipe: Recipe) -> Evaluate | None:
             except UserError as error:
                 raise UserError(f"evaluate: set {name}: {error}") from error
 
-    def scores(model: OnePeace, processors: dict[str, Any]) -> dict[str, float]:
+    def scores(model: Trained, processors: dict[str, Any]) -> dict[str, float]:
         rows: list[Row] = []
         if len(writers) < len(sets):
             encoded = {name: protocol for name, protocol in sets.items() if name not in writers}
-            rows += run(Embedder(model, processors), encoded, folder)
+            rows += run(Embedder(expect(model, Encoder), processors), encoded, folder)
         if writers:
             tasks = Path(recipe.run.out) / TASKS
             known = read_tasks(*([tasks] if tasks.exists() else []))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from onepeace.config import Config
 from onepeace.errors import UserError, need
-from onepeace.hub.architectures import build_trained
-from onepeace.model import OnePeace
+from onepeace.hub.architectures import build_module
+from onepeace.model import Trained
 from onepeace.train.optim import freeze
 from onepeace.train.recipe import LoraConfig, Recipe
 from onepeace.train.start import module_with
@@ -45,7 +45,7 @@ def choose_trained(model: nn.Module, recipe: Recipe) -> None:
 
 def trained_module(
     config: Config, weights: Mapping[str, Tensor], lora: LoraConfig | None, adapter: Path | None = None
-) -> OnePeace:
+) -> Trained:
     """A module of a run's weights, in evaluation mode, with the adapters merged.
 
     Args:
@@ -56,7 +56,7 @@ def trained_module(
     if lora is None:
         return module_with(config, weights)
     with torch.device("meta"):
-        model = build_trained(config)
+        model = build_module(config)
         adapted = need("peft", "lora").get_peft_model(model, _peft_config(model, lora))
     model.load_state_dict(weights, assign=True)
     if adapter is not None:

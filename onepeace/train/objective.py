@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from onepeace.config.reader import nearest
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
-from onepeace.model import OnePeace
+from onepeace.model import Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
 from onepeace.train.term import Figure, Term, TermOptions
@@ -34,7 +34,7 @@ class Objective(nn.Module):
 
     def __init__(
         self,
-        model: OnePeace,
+        model: Trained,
         terms: Sequence[TermOptions],
         prepared: Mapping[str, Any] | None = None,
         grad_cache_chunks: int = 1,

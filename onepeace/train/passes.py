@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onepeace.data.batch import Batch, trim
-from onepeace.model import Features, OnePeace, Stem
+from onepeace.errors import expect
+from onepeace.model import Encoder, Features, Stem, Trained
 
 
 class Passes:
@@ -28,7 +29,7 @@ class Passes:
 
     def __init__(
         self,
-        model: OnePeace,
+        model: Trained,
         batch: Batch,
         max_padding: float = 1.0,
         agree: Callable[[int], int] = lambda count: count,
@@ -41,6 +42,11 @@ class Passes:
         self._embedding: dict[str, Tensor] = {}
         self._unimodal_masked: dict[str, Tensor] = {}
         self._fused: dict[tuple[tuple[str, ...], tuple[int, ...]], dict[str, Features]] = {}
+
+    @property
+    def encoder(self) -> Encoder:
+        """The model, which has to be one that encodes."""
+        return expect(self.model, Encoder)
 
     @cached_property
     def lengths(self) -> dict[str, Tensor]:
@@ -63,13 +69,13 @@ class Passes:
         if key not in self._unimodal:
             dropped = self.batch.token_dropout
             keep = {key: dropped[key]} if key in dropped else {}
-            self._unimodal[key] = self._by_length([key], keep, self.model.encode)[key]
+            self._unimodal[key] = self._by_length([key], keep, self.encoder.encode)[key]
         return self._unimodal[key]
 
     def embedding(self, key: str) -> Tensor:
         """Unit vectors (B, E) of one modality."""
         if key not in self._embedding:
-            self._embedding[key] = self.model.embed(key, self.unimodal(key))
+            self._embedding[key] = self.encoder.embed(key, self.unimodal(key))
         return self._embedding[key]
 
     def fused(self, keys: tuple[str, ...], out_indices: Sequence[int] = ()) -> dict[str, Features]:
@@ -83,23 +89,23 @@ class Passes:
         if (keys, tuple(out_indices)) not in self._fused:
             if out_indices:
                 stems = {key: self.stems[key] for key in keys}
-                found = self.model.encode(stems, out_indices=out_indices)
+                found = self.encoder.encode(stems, out_indices=out_indices)
                 self.real_tokens += sum(int(self.lengths[key].sum()) for key in keys)
                 self.all_tokens += sum(features.tokens.shape[:2].numel() for features in found.values())
             else:
-                found = self._by_length(list(keys), {}, self.model.encode)
+                found = self._by_length(list(keys), {}, self.encoder.encode)
             self._fused[keys, tuple(out_indices)] = found
         return self._fused[keys, tuple(out_indices)]
 
     def head(self, name: str, keys: tuple[str, ...]) -> Tensor:
         """What a task head of the model makes of these modalities, a row for each of its inputs; see `fused`."""
-        return self.model.apply_head(name, self.fused(keys, self.model.head_blocks(name)))
+        return self.encoder.apply_head(name, self.fused(keys, self.encoder.head_blocks(name)))
 
     @cached_property
     def joint(self) -> dict[str, Features]:
         """The joint pass without masks, without gradient: a teacher only."""
         with torch.no_grad():
-            return self._by_length(self.keys, {}, self.model.encode)
+            return self._by_length(self.keys, {}, self.encoder.encode)
 
     def unimodal_masked(self, key: str) -> Tensor:
         """Predictions (B, L + 1, D) for one modality encoded alone with tokens masked."""
@@ -126,7 +132,7 @@ class Passes:
         return 1.0 if longest * lengths.shape[1] - real <= spare else self.max_padding
 
     def _reconstruct(self, stems: Mapping[str, Stem], keep: Mapping[str, Tensor]) -> dict[str, Features]:
-        return {key: Features(tokens, None) for key, tokens in self.model.reconstruct(stems, keep).items()}
+        return {key: Features(tokens, None) for key, tokens in self.encoder.reconstruct(stems, keep).items()}
 
     def _by_length(
         self,

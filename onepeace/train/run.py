@@ -17,7 +17,7 @@ from onepeace.device import peak_memory
 from onepeace.errors import UserError
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub import weights
-from onepeace.model import OnePeace
+from onepeace.model import Trained
 from onepeace.processors.processor import Processor
 from onepeace.train import checkpoint, parallel
 from onepeace.train.log import Log
@@ -27,7 +27,7 @@ from onepeace.train.state import State
 
 log = logging.getLogger(__name__)
 
-Evaluate = Callable[[OnePeace, dict[str, Any]], dict[str, float]]
+Evaluate = Callable[[Trained, dict[str, Any]], dict[str, float]]
 """(model, processors) -> named scores."""
 
 
@@ -39,7 +39,7 @@ class Run:
     config: Config
     device: torch.device
     processors: dict[str, Processor]
-    model: OnePeace
+    model: Trained
     parallelized: nn.Module
     """The objective, wrapped for all processes."""
     state: State

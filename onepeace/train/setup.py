@@ -19,7 +19,7 @@ from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.generative.tasks import Task
-from onepeace.hub.architectures import build_trained
+from onepeace.hub.architectures import build_module
 from onepeace.processors import PROCESSORS, TextProcessor
 from onepeace.processors.processor import Processor
 from onepeace.train import checkpoint, parallel
@@ -210,7 +210,7 @@ def make_steps(
     """This process's batches, from ``cursors`` on."""
     # Of a model without values: workers that are spawned get these functions pickled, and no embedding table with them.
     with torch.device("meta"):
-        num_tokens = {key: adapter.token_lengths for key, adapter in build_trained(config).adapters.items()}
+        num_tokens = {key: adapter.token_lengths for key, adapter in build_module(config).adapters.items()}
     builder = BatchBuilder(recipe.data, processors, num_tokens, recipe.mask if recipe.uses_masks else {}, features)
     sizes = {name: recipe.batch_size(name) for name in recipe.data.modalities}
     share = Share(recipe.seed, sizes, parallel.rank(), parallel.world_size())

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from onepeace.config import Config, Options, build, merge, to_plain
 from onepeace.errors import UserError
-from onepeace.hub.architectures import architecture, build_trained
+from onepeace.hub.architectures import architecture, build_module
 from onepeace.hub.folder import read_config
-from onepeace.model import ADAPTERS, OnePeace
+from onepeace.model import ADAPTERS, Trained
 from onepeace.model.stems import PretrainedStem, network_options
 from onepeace.train.check import check
 from onepeace.train.folder import model_folder
@@ -112,7 +112,7 @@ def _masked_decoder(recipe: Recipe, decoder: Options | None, keys: Any) -> Optio
     return {**decoder, "options": {key: value for key, value in options.items() if key in keys}}
 
 
-def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
+def make_model(recipe: Recipe, config: Config, empty: bool = False) -> Trained:
     """A model with fresh weights, or those of ``model.from`` where it has them; on the meta device if ``empty``.
 
     ``model.copy`` {new: old} starts a new modality's FFNs and norms from another's: spectrograms profit from what was
@@ -121,7 +121,7 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> OnePeace:
     """
     torch.manual_seed(recipe.seed)
     with torch.device("meta" if empty else "cpu"):
-        model = build_trained(config)
+        model = build_module(config)
     start = recipe.start
     if empty:
         return model
@@ -188,7 +188,7 @@ def _fitted(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], 
     return found
 
 
-def load_pretrained(model: OnePeace, modalities: Iterable[str]) -> None:
+def load_pretrained(model: Trained, modalities: Iterable[str]) -> None:
     """Fetch the published weights of these modalities' stems, as far as they are networks that have some."""
     for key in modalities:
         stem = getattr(model.adapters[key], "stem", None)
@@ -196,9 +196,9 @@ def load_pretrained(model: OnePeace, modalities: Iterable[str]) -> None:
             stem.load_pretrained()
 
 
-def module_with(config: Config, weights: Mapping[str, Tensor]) -> OnePeace:
+def module_with(config: Config, weights: Mapping[str, Tensor]) -> Trained:
     """A module of these weights, in evaluation mode."""
     with torch.device("meta"):
-        model = build_trained(config)
+        model = build_module(config)
     model.load_state_dict(weights, assign=True)
     return model.eval()

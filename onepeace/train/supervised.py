@@ -9,7 +9,7 @@ from torch import Tensor
 
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
-from onepeace.model import OnePeace
+from onepeace.model import Trained
 from onepeace.train.passes import Passes
 from onepeace.train.term import Term, TermOptions, check_places, check_targets
 
@@ -47,7 +47,7 @@ class Supervised(Term[S], Generic[S]):
     follows_pixels: ClassVar[bool] = False
     """Whether the target is a place in the picture, so that no crop or mirror may move it."""
 
-    def __init__(self, options: S, model: OnePeace, prepared: Any = None):
+    def __init__(self, options: S, model: Trained, prepared: Any = None):
         super().__init__(options, model)
         self.labels: Sequence[str] = model.config.heads[options.head].get("labels", ())
         self.number = {label: i for i, label in enumerate(self.labels)}
@@ -71,10 +71,10 @@ class Supervised(Term[S], Generic[S]):
         """What the head makes of a part of the batch, a row for each of its inputs."""
         return passes.head(self.options.head, self.options.on or tuple(passes.keys))
 
-    def loss(self, outputs: Any, batch: Batch, model: OnePeace) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Any, batch: Batch, model: Trained) -> Mapping[str, Tensor]:
         return {self.options.name: self.head_loss(outputs, batch, model)}
 
-    def head_loss(self, outputs: Any, batch: Batch, model: OnePeace) -> Tensor:
+    def head_loss(self, outputs: Any, batch: Batch, model: Trained) -> Tensor:
         """The mean over the items of the batch."""
         raise NotImplementedError
 

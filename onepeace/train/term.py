@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
-from onepeace.model import OnePeace
+from onepeace.model import Trained
 from onepeace.train.passes import Passes
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Term(nn.Module, Generic[O]):
     takes_mixed: ClassVar[bool] = False
     """Whether the term can read a batch whose pictures are mixed with one another (``Batch.mixing``)."""
 
-    def __init__(self, options: O, model: OnePeace, prepared: Any = None):
+    def __init__(self, options: O, model: Trained, prepared: Any = None):
         super().__init__()
         self.options = options
         self.step = 0
@@ -110,7 +110,7 @@ class Term(nn.Module, Generic[O]):
         """Tensors of a part of the batch, first axis items or tokens, in tuples and dictionaries as you like."""
         raise NotImplementedError
 
-    def loss(self, outputs: Any, batch: Batch, model: OnePeace) -> Mapping[str, Tensor | Figure]:
+    def loss(self, outputs: Any, batch: Batch, model: Trained) -> Mapping[str, Tensor | Figure]:
         """Losses by name, of the outputs of all parts joined; each is multiplied by the weight and added."""
         raise NotImplementedError
 

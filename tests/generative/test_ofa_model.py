@@ -9,7 +9,7 @@ from onepeace.config.ofa import OFA_SIZES, OFAConfig
 from onepeace.errors import UserError
 from onepeace.generative.model import OFA
 from onepeace.generative.stem import Stem
-from onepeace.layers.text_decoder import Encoded, TextDecoder
+from onepeace.generative.text_decoder import Encoded, TextDecoder
 
 PARAMETERS = {"tiny": 33_488_336, "medium": 92_892_000, "base": 182_238_536, "large": 472_977_152, "huge": 929_486_848}
 """Of the original's networks."""

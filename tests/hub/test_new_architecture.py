@@ -22,7 +22,7 @@ from onepeace.hub.architectures import ARCHITECTURES, Architecture, Conversion
 from onepeace.hub.convert.convert import convert
 from onepeace.hub.folder import read_config
 from onepeace.layers.features import Features
-from onepeace.model import Stem
+from onepeace.model import Encoder, Stem
 from onepeace.train import loop
 from onepeace.train.log import read_log
 from onepeace.train.recipe import read_recipe
@@ -73,7 +73,7 @@ class Patches(Words):
         return torch.full((len(pixels),), (pixels.shape[-1] // self.embed.stride[0]) ** 2)
 
 
-class Toy(nn.Module):
+class Toy(Encoder):
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -81,17 +81,7 @@ class Toy(nn.Module):
         self.adapters = nn.ModuleDict({k: kinds[k](config.width, **options) for k, options in config.adapters.items()})
         self.heads = nn.ModuleDict({key: nn.Linear(config.width, config.embed_dim) for key in config.projections})
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
-        self.blocks = nn.ModuleList()
-        self.decoder = None
-
-    def no_weight_decay(self):
-        return set()
-
-    def temperature(self):
-        return self.logit_scale.exp()
-
-    def clamp_logit_scale(self):
-        self.logit_scale.data.clamp_(0, 4.6)
+        self.blocks = []
 
     def stems(self, inputs):
         return {key: self.adapters[key].stem_tokens(inputs[key]) for key in self.adapters if key in inputs}
@@ -108,9 +98,6 @@ class Toy(nn.Module):
 
     def embed(self, key, features):
         return F.normalize(self.heads[key](features.cls), dim=-1)
-
-    def forward(self, inputs):
-        return {key: self.embed(key, self.encode({key: stem})[key]) for key, stem in self.stems(inputs).items()}
 
 
 # As another code would write them.

@@ -127,7 +127,7 @@ def test_members_that_programs_for_open_clip_read(random_folder, pictures, tmp_p
     assert torch.equal(towers.visual(pixels), towers.encode_image(pixels))
     towers.lock_image_tower()
     towers.set_grad_checkpointing()
-    assert all(block.grad_checkpointing for block in towers.module.blocks)
+    assert all(block.gradient_checkpointing for block in towers.module.blocks)
     images, texts, scale = towers.train()(pixels, ids)
     assert (images.requires_grad, texts.requires_grad, scale.requires_grad) == (False, True, True)
     locked = {name for name, parameter in towers.module.named_parameters() if not parameter.requires_grad}

@@ -243,7 +243,7 @@ def test_training_reaches_all_parameters_and_checkpointing_changes_nothing(folde
         torch.manual_seed(0)
         model = create(folder, num_classes=3, global_pool="avg").train()
         model.set_grad_checkpointing(enable)
-        assert {block.grad_checkpointing for block in model.trunk.blocks} == {enable}
+        assert {block.gradient_checkpointing for block in model.trunk.blocks} == {enable}
         optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=1e-3, layer_decay=0.9)
         losses = []
         for step in range(3):

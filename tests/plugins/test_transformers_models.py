@@ -347,7 +347,7 @@ def test_gradient_checkpointing_reaches_the_blocks(random_folder, inputs, every)
     want = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()
     model.activation_checkpointing_enable(every_n_layers=every)
-    assert [block.grad_checkpointing for block in model.onepeace.blocks] == [True, every == 1]
+    assert [block.gradient_checkpointing for block in model.onepeace.blocks] == [True, every == 1]
     assert model.is_activation_checkpointing
     model(**inputs, return_loss=True).loss.backward()
     for name, parameter in model.named_parameters():
@@ -355,13 +355,13 @@ def test_gradient_checkpointing_reaches_the_blocks(random_folder, inputs, every)
         if parameter.grad is not None:
             close(parameter.grad, want[name], 1e-4)
     model.activation_checkpointing_disable()
-    assert not any(block.grad_checkpointing for block in model.onepeace.blocks)
+    assert not any(block.gradient_checkpointing for block in model.onepeace.blocks)
 
 
 def test_the_old_name_of_gradient_checkpointing_does_too(random_folder):
     model = plugin.OnePeaceForImageClassification.from_onepeace(str(random_folder))
     model.gradient_checkpointing_enable()
-    assert all(block.grad_checkpointing for block in model.onepeace.blocks)
+    assert all(block.gradient_checkpointing for block in model.onepeace.blocks)
 
 
 def test_pushing_to_the_hub_uploads_the_saved_files(whole, processor, monkeypatch):

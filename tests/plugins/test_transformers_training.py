@@ -123,7 +123,7 @@ def test_the_trainer_lowers_a_loss(random_folder, tmp_path, checkpointing):
     trainer = transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
-    assert model.onepeace.blocks[0].grad_checkpointing == checkpointing
+    assert model.onepeace.blocks[0].gradient_checkpointing == checkpointing
     after = trainer.evaluate()["eval_loss"]
     assert 0 <= after < 0.5 * before
     trainer.save_model(tmp_path / "trained")

@@ -13,7 +13,7 @@ from onepeace.generative.terms.asking import check_caption_head, read_task
 from onepeace.generative.terms.generation import mean_over_tokens
 from onepeace.heads import Caption
 from onepeace.losses import TokenLosses, token_losses
-from onepeace.model import OnePeace
+from onepeace.model import Trained
 from onepeace.processors.tokenizer import BOS
 from onepeace.train.passes import Passes
 from onepeace.train.supervised import Supervised, SupervisedOptions
@@ -64,11 +64,11 @@ class Captioning(Supervised[CaptioningOptions]):
         data.keep_task(options, cls.task, read_task(options, cls.task, options.changes, data.recipe))
 
     def outputs(self, passes: Passes) -> TokenLosses:
-        head = expect(passes.model.heads[self.options.head], Caption)
+        head = expect(passes.encoder.heads[self.options.head], Caption)
         ids = passes.batch.inputs[self.options.caption]["ids"][:, : head.options.max_tokens]
         before = F.pad(ids[:, :-1], (1, 0), value=BOS)
         logits = head(passes.unimodal(self.options.one_modality()), before)
         return token_losses(logits, ids, label_smoothing=self.options.label_smoothing)
 
-    def loss(self, outputs: TokenLosses, batch: Batch, model: OnePeace) -> Mapping[str, Tensor]:
+    def loss(self, outputs: TokenLosses, batch: Batch, model: Trained) -> Mapping[str, Tensor]:
         return {self.options.name: mean_over_tokens(outputs.loss.sum(), len(outputs.loss))}

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,16 +11,16 @@ from torch import Tensor
 from onepeace.config import Options
 from onepeace.config.ofa import OFAConfig
 from onepeace.data.batch import Batch
-from onepeace.errors import UserError
+from onepeace.errors import UserError, expect
 from onepeace.evaluate.protocols.classes import read_class_names
-from onepeace.generative.model import OFA
+from onepeace.generative.model import OFA, Writer
 from onepeace.generative.scoring import Trie
 from onepeace.generative.tasks import Task
 from onepeace.generative.terms.asking import MATCH, Asking, read_task
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub.architectures import architecture
 from onepeace.losses import TokenLosses, token_losses
-from onepeace.model import OnePeace
+from onepeace.model import Trained
 from onepeace.processors.tokenizer import PAD
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
@@ -93,9 +93,9 @@ class Generation(Term[GenerationOptions]):
 
     Options = GenerationOptions
 
-    def __init__(self, options: GenerationOptions, model: OnePeace, prepared: Prepared):
+    def __init__(self, options: GenerationOptions, model: Trained, prepared: Prepared):
         super().__init__(options, model)
-        config = cast(OFA, model).config
+        config = expect(model, Writer).config
         vocabulary = Vocabulary.of(config, prepared.tokenizer)
         fields = (options.writes, options.max_words, options.weighted, options.mask_share, options.swap)
         self.asking = Asking(prepared.task, vocabulary, config.num_positions, *fields)
@@ -153,7 +153,7 @@ class Generation(Term[GenerationOptions]):
             label_smoothing=self.options.label_smoothing,
         )
 
-    def loss(self, outputs: TokenLosses, batch: Batch, model: OnePeace) -> dict[str, Tensor]:
+    def loss(self, outputs: TokenLosses, batch: Batch, model: Trained) -> dict[str, Tensor]:
         if self.options.drop_worst and self.step > self.options.drop_worst_after:
             outputs = outputs.without_worst(self.options.drop_worst)
         return {self.options.name: mean_over_tokens(outputs.loss.sum(), len(outputs.loss))}
@@ -170,7 +170,7 @@ def check_writes(options: TermOptions, recipe: "Recipe", config: "Config") -> No
         raise UserError(
             f"{options.where} needs a model that writes, as architecture: ofa; a caption head learns by captioning"
         )
-    if not cast(OFAConfig, config.model).freeze_stem_norms and recipe.run.grad_cache_chunks > 1:
+    if not expect(config.model, OFAConfig).freeze_stem_norms and recipe.run.grad_cache_chunks > 1:
         raise UserError(
             "model.freeze_stem_norms: false needs run.grad_cache_chunks=1: parts are computed twice, and would count "
             "twice in the statistics"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,18 +12,19 @@ from onepeace.config import Options
 from onepeace.config.ofa import OFAConfig
 from onepeace.data.batch import Batch
 from onepeace.data.features import by_name
-from onepeace.errors import UserError
+from onepeace.errors import UserError, expect
 from onepeace.evaluate.captions import CiderReward
+from onepeace.generative.model import Writer
 from onepeace.generative.search import search
 from onepeace.generative.tasks import Task
 from onepeace.generative.terms.asking import Asking, check_caption_head, read_task
 from onepeace.generative.terms.generation import check_writes, count_tokens, mean_over_tokens, pixels_of
+from onepeace.generative.text_decoder import Encoded, TextDecoder
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.heads import Caption
 from onepeace.heads.caption import CaptionOptions
-from onepeace.layers.text_decoder import Encoded, TextDecoder
 from onepeace.losses import token_losses
-from onepeace.model import OnePeace
+from onepeace.model import Encoder, Trained
 from onepeace.processors.tokenizer import BOS, PAD
 from onepeace.train.passes import Passes
 from onepeace.train.term import Figure, Term, TermOptions
@@ -82,16 +83,16 @@ class SelfCritical(Term[SelfCriticalOptions]):
 
     Options = SelfCriticalOptions
 
-    def __init__(self, options: SelfCriticalOptions, model: OnePeace, prepared: Prepared):
+    def __init__(self, options: SelfCriticalOptions, model: Trained, prepared: Prepared):
         super().__init__(options, model)
         self.prepared = prepared
         if options.head is None:
             self.key = "image"
-            vocabulary = Vocabulary.of(model.config, prepared.tokenizer)  # type: ignore[arg-type]
-            num_positions = model.config.num_positions  # type: ignore[attr-defined]
+            config = expect(model, Writer).config
+            vocabulary, num_positions = Vocabulary.of(config, prepared.tokenizer), config.num_positions
         else:
             self.key = options.one_modality()
-            head = cast(Caption, model.heads[options.head])
+            head = self._head(model)
             vocabulary = Vocabulary(prepared.tokenizer, head.options.vocab_size)
             num_positions = head.options.max_tokens
         self.asking = Asking(prepared.task, vocabulary, num_positions)
@@ -108,7 +109,7 @@ class SelfCritical(Term[SelfCriticalOptions]):
         recipe.fed(options)
         if options.head is None:
             check_writes(options, recipe, config)
-            num_positions = cast(OFAConfig, config.model).num_positions
+            num_positions = expect(config.model, OFAConfig).num_positions
         else:
             head = check_caption_head(options, options.head, config)
             num_positions = head.get("max_tokens", CaptionOptions.max_tokens)
@@ -146,24 +147,27 @@ class SelfCritical(Term[SelfCriticalOptions]):
         factors = advantages.repeat_interleave(lengths).to(device)
         return Judged(token_losses(logits, target.to(device)).nll * factors, torch.cat(rewards).to(device))
 
-    def loss(self, outputs: Judged, batch: Batch, model: OnePeace) -> Mapping[str, Tensor | Figure]:
+    def loss(self, outputs: Judged, batch: Batch, model: Trained) -> Mapping[str, Tensor | Figure]:
         name = self.options.name
         mean = mean_over_tokens(outputs.loss.sum(), len(outputs.loss))
         return {name: mean, f"{name}/reward": Figure(outputs.reward.mean())}
 
-    def _decoder(self, model: OnePeace) -> TextDecoder:
-        writer = model if self.options.head is None else model.heads[self.options.head]
-        return cast(TextDecoder, writer.decoder)
+    def _head(self, model: Trained) -> Caption:
+        return expect(expect(model, Encoder).heads[self.options.head or ""], Caption)
 
-    def _encode(self, model: Any, batch: Batch) -> Encoded:
+    def _decoder(self, model: Trained) -> TextDecoder:
+        return expect(model, Writer).decoder if self.options.head is None else self._head(model).decoder
+
+    def _encode(self, model: Trained, batch: Batch) -> Encoded:
         if self.options.head is None:
-            ids = self.asking.sources(batch).to(model.decoder.token_embed.weight.device)
-            return model.encode(ids, pixels_of(batch))
-        features = model.encode(model.stems({self.key: batch.inputs[self.key]}))[self.key]
-        return model.heads[self.options.head].encoded(features)
+            ids = self.asking.sources(batch).to(self._decoder(model).token_embed.weight.device)
+            return expect(model, Writer).encode(ids, pixels_of(batch))
+        encoder = expect(model, Encoder)
+        features = encoder.encode(encoder.stems({self.key: batch.inputs[self.key]}))[self.key]
+        return self._head(model).encoded(features)
 
     @torch.no_grad()
-    def _search(self, model: OnePeace, batch: Batch) -> list[list[tuple[int, ...]]]:
+    def _search(self, model: Trained, batch: Batch) -> list[list[tuple[int, ...]]]:
         """The tokens of the captions of each item, eos last, found in evaluation mode."""
         options, decoder, training = self.asking.task.search, self._decoder(model), model.training
         model.eval()

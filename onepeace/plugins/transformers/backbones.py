@@ -1,7 +1,7 @@
 """The encoder of pictures or of sounds alone: token features, and feature maps for dense heads."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPoo
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from onepeace.errors import expect
 from onepeace.layers.features import Features
 from onepeace.model.adapters.audio import AudioAdapter
 from onepeace.model.backbone import shaped
@@ -136,7 +137,7 @@ class OnePeaceAudioBackbone(_Backbone):
     @property
     def frame_rate(self) -> float:
         """Frames per second: 50 with the released stem, "wave"."""
-        return 1 / cast(AudioAdapter, self.onepeace.adapters[self.key]).seconds_per_token
+        return 1 / expect(self.onepeace.adapters[self.key], AudioAdapter).seconds_per_token
 
     @can_return_tuple
     @filter_output_hidden_states

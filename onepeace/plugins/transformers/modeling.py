@@ -16,7 +16,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from onepeace.config import write_config
-from onepeace.errors import UserError
+from onepeace.errors import UserError, expect
 from onepeace.hub import weights
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import CONFIG
@@ -55,7 +55,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: OnePeaceConfig) -> None:
         super().__init__(config)
-        self.onepeace = build_encoder(config.to_onepeace())
+        self.onepeace = expect(build_encoder(config.to_onepeace()), OnePeace)
         for module in self.onepeace.modules():
             # What was just built is filled; on the meta device it waits for a file, or for `_init_weights`.
             module._is_hf_initialized = not any(p.is_meta for p in module.parameters(recurse=False))  # type: ignore

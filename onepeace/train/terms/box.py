@@ -5,7 +5,7 @@ from torch import Tensor
 
 from onepeace import losses
 from onepeace.data.batch import Batch
-from onepeace.model import OnePeace
+from onepeace.model import Trained
 from onepeace.train.supervised import Supervised, SupervisedOptions
 
 
@@ -17,5 +17,5 @@ class Box(Supervised[SupervisedOptions]):
     num_outputs = 4
     follows_pixels = True
 
-    def head_loss(self, outputs: Tensor, batch: Batch, model: OnePeace) -> Tensor:
+    def head_loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Tensor:
         return losses.box(outputs, torch.tensor(self.values(batch), dtype=torch.float32, device=outputs.device))

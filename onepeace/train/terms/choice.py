@@ -9,7 +9,7 @@ from torch import Tensor
 from onepeace import losses
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
-from onepeace.model import OnePeace
+from onepeace.model import Trained
 from onepeace.train.supervised import Supervised, SupervisedOptions
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Choice(Supervised[ChoiceOptions]):
                 f"{options.where} needs candidates of {bare[0].shards}, a sentence with {{text}} and {{candidate}}"
             )
 
-    def head_loss(self, outputs: Tensor, batch: Batch, model: OnePeace) -> Tensor:
+    def head_loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Tensor:
         scores = outputs.view(-1, batch.rows)
         for choice, key in zip(self.values(batch), batch.keys, strict=True):
             if not 0 <= choice < batch.rows:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from onepeace import losses
 from onepeace.data.batch import Batch
-from onepeace.model import OnePeace
+from onepeace.model import Trained
 from onepeace.train.supervised import Supervised, SupervisedOptions
 
 
@@ -24,7 +24,7 @@ class Classification(Supervised[ClassificationOptions]):
     task = "label"
     takes_mixed = True
 
-    def head_loss(self, outputs: Tensor, batch: Batch, model: OnePeace) -> Tensor:
+    def head_loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Tensor:
         numbers = [self.number_of(label, key) for label, key in zip(self.values(batch), batch.keys, strict=True)]
         target = torch.tensor(numbers, device=outputs.device)
         if batch.mixing is not None:

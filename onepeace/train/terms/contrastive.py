@@ -11,7 +11,7 @@ from onepeace import losses
 from onepeace.data.batch import Batch
 from onepeace.data.builder import multi_positive_ids
 from onepeace.errors import UserError
-from onepeace.model import OnePeace
+from onepeace.model import Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
 from onepeace.train.term import Term, TermOptions, check_projections
@@ -60,7 +60,7 @@ class Contrastive(Term[ContrastiveOptions]):
         """Unit vectors (B, E) by modality."""
         return {key: passes.embedding(key) for key in self.options.on or passes.keys}
 
-    def loss(self, outputs: dict[str, Tensor], batch: Batch, model: OnePeace) -> dict[str, Tensor]:
+    def loss(self, outputs: dict[str, Tensor], batch: Batch, model: Trained) -> dict[str, Tensor]:
         if model.logit_scale is None:
             raise UserError(f"{self.options.where} needs a learned temperature; set model.logit_scale: true")
         positives, scale = None, model.logit_scale.exp()

@@ -9,7 +9,7 @@ from torch import Tensor
 from onepeace import losses
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
-from onepeace.model import OnePeace
+from onepeace.model import Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
 from onepeace.train.term import Term, TermOptions, check_masked
@@ -77,7 +77,7 @@ class Denoising(Term[DenoisingOptions]):
             found[key] = MaskedTokens(queries, keys, is_target)
         return found
 
-    def loss(self, outputs: dict[str, MaskedTokens], batch: Batch, model: OnePeace) -> dict[str, Tensor]:
+    def loss(self, outputs: dict[str, MaskedTokens], batch: Batch, model: Trained) -> dict[str, Tensor]:
         return {
             self.options.name if len(outputs) == 1 else f"{self.options.name}:{key}": self._loss(tokens)
             for key, tokens in outputs.items()

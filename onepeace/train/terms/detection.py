@@ -1,14 +1,15 @@
 """The objects in a picture (COCO): their boxes and classes."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from onepeace.data.batch import Batch
+from onepeace.errors import expect
 from onepeace.heads import Detection as DetectionHead
-from onepeace.model import OnePeace
+from onepeace.model import Encoder, Trained
 from onepeace.train.supervised import Supervised, SupervisedOptions, check_head
 from onepeace.train.term import check_targets
 
@@ -34,7 +35,7 @@ class Detection(Supervised[SupervisedOptions]):
         check_head(options, config, {"kind": "detection"})
         check_targets(options, [BOXES], recipe)
 
-    def loss(self, outputs: Any, batch: Batch, model: OnePeace) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Any, batch: Batch, model: Trained) -> Mapping[str, Tensor]:
         device = outputs["0"].device
         targets = []
         for boxes, labels, key in zip(batch.targets[BOXES], self.values(batch), batch.keys, strict=True):
@@ -42,6 +43,6 @@ class Detection(Supervised[SupervisedOptions]):
             numbers = torch.tensor([self.number_of(label, key) for label in labels], dtype=torch.long, device=device)
             has_area = (corners[:, 2:] > corners[:, :2]).all(1)  # the logarithm of its sides is learned
             targets.append({"boxes": corners[has_area], "labels": numbers[has_area]})
-        head = cast(DetectionHead, model.heads[self.options.head])
+        head = expect(expect(model, Encoder).heads[self.options.head], DetectionHead)
         found = head.losses(outputs, targets)
         return {f"{self.options.name}/{name.removeprefix('loss_')}": loss for name, loss in found.items()}

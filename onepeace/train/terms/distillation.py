@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from onepeace import losses
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
-from onepeace.model import OnePeace
+from onepeace.model import Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
 from onepeace.train.teachers import TeacherOptions, TeacherTable, check_teacher
@@ -45,7 +45,7 @@ class Distillation(Term[DistillationOptions]):
 
     Options = DistillationOptions
 
-    def __init__(self, options: DistillationOptions, model: OnePeace, prepared: TeacherTable):
+    def __init__(self, options: DistillationOptions, model: Trained, prepared: TeacherTable):
         super().__init__(options, model)
         features = prepared.features.float()
         known = features[list(prepared.row.values())]  # the rows of items that cannot be decoded are nan
@@ -72,7 +72,7 @@ class Distillation(Term[DistillationOptions]):
         vectors = passes.unimodal(self.options.one_modality()).cls
         return Features(self.head(vectors[items.to(vectors.device)]), self.features[rows].to(vectors.device))
 
-    def loss(self, outputs: Features, batch: Batch, model: OnePeace) -> dict[str, Tensor]:
+    def loss(self, outputs: Features, batch: Batch, model: Trained) -> dict[str, Tensor]:
         keys, _ = parallel.gather_ragged(outputs.teacher)
         count = max(len(keys), 1) / parallel.world_size()
         return {self.options.name: losses.distillation(*outputs, self.options.scale, keys, count)}

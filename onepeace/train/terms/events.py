@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
-from onepeace.model import OnePeace
+from onepeace.model import Trained
 from onepeace.train.passes import Passes
 from onepeace.train.supervised import Supervised, SupervisedOptions
 
@@ -43,7 +43,7 @@ class Events(Supervised[SupervisedOptions]):
         lengths = passes.model.adapters[key].token_lengths(passes.batch.inputs[key]).to(logits.device)
         return logits[torch.arange(logits.shape[1], device=logits.device) < lengths.unsqueeze(1)]
 
-    def head_loss(self, outputs: Tensor, batch: Batch, model: OnePeace) -> Tensor:
+    def head_loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Tensor:
         key = self._on(model)
         adapter: Any = model.adapters[key]
         lengths = adapter.token_lengths(batch.inputs[key]).cpu()
@@ -57,7 +57,7 @@ class Events(Supervised[SupervisedOptions]):
         share = (1 / lengths).repeat_interleave(lengths).to(outputs.device)
         return (loss * share).sum() / len(lengths)
 
-    def _on(self, model: OnePeace) -> str:
+    def _on(self, model: Trained) -> str:
         return model.config.heads[self.options.head]["on"]
 
     def _frames(self, events: Sequence[tuple[float, float, str]], key: str, count: int, seconds: float) -> Tensor:

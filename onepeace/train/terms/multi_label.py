@@ -4,7 +4,7 @@ from torch import Tensor
 
 from onepeace import losses
 from onepeace.data.batch import Batch
-from onepeace.model import OnePeace
+from onepeace.model import Trained
 from onepeace.train.supervised import Supervised, SupervisedOptions, multi_hot
 
 
@@ -14,7 +14,7 @@ class MultiLabel(Supervised[SupervisedOptions]):
     target = "labels"
     task = "labels"
 
-    def head_loss(self, outputs: Tensor, batch: Batch, model: OnePeace) -> Tensor:
+    def head_loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Tensor:
         for labels, key in zip(self.values(batch), batch.keys, strict=True):
             for label in labels:
                 self.number_of(label, key)
@@ -29,5 +29,5 @@ class Answers(Supervised[SupervisedOptions]):
     target = "answers"
     task = "answer"
 
-    def head_loss(self, outputs: Tensor, batch: Batch, model: OnePeace) -> Tensor:
+    def head_loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Tensor:
         return losses.multilabel(outputs, multi_hot(self.values(batch), self.number).to(outputs.device))

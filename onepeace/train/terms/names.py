@@ -8,8 +8,8 @@ from torch import Tensor
 
 from onepeace import losses
 from onepeace.data.batch import Batch, Inputs
-from onepeace.errors import UserError, need
-from onepeace.model import OnePeace
+from onepeace.errors import UserError, expect, need
+from onepeace.model import Encoder, Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
 from onepeace.train.teachers import TeacherOptions, TeacherTable, check_teacher
@@ -58,7 +58,7 @@ class Names(Term[NamesOptions]):
 
     Options = NamesOptions
 
-    def __init__(self, options: NamesOptions, model: OnePeace, prepared: Prepared):
+    def __init__(self, options: NamesOptions, model: Trained, prepared: Prepared):
         super().__init__(options, model)
         self.scores = (prepared.scores.features.float() / options.temperature).softmax(-1).half()
         self.row, self.names = prepared.scores.row, prepared.names
@@ -84,14 +84,14 @@ class Names(Term[NamesOptions]):
         vectors = passes.embedding(self.options.one_modality())
         return Outputs(vectors[items.to(vectors.device)], self.scores[rows].float().to(vectors.device))
 
-    def loss(self, outputs: Outputs, batch: Batch, model: OnePeace) -> dict[str, Tensor]:
+    def loss(self, outputs: Outputs, batch: Batch, model: Trained) -> dict[str, Tensor]:
         scores, _ = parallel.gather_ragged(outputs.scores)
         likeliest = scores.amax(0) if len(scores) else scores.new_zeros(scores.shape[1])
         chosen = likeliest.topk(min(self.options.names, len(likeliest))).indices
         names = self.names[int(torch.randint(len(self.names), ()))]
         inputs = model.adapters["text"].take({key: x.to(chosen.device) for key, x in names.items()}, chosen)
-        stems = model.stems({"text": inputs})
-        texts = model.embed("text", model.encode(stems)["text"])
+        encoder = expect(model, Encoder)
+        texts = encoder.embed("text", encoder.encode(encoder.stems({"text": inputs}))["text"])
         scale = 1 / 0.07 if model.logit_scale is None else model.logit_scale.exp()
         count = max(len(scores), 1) / parallel.world_size()
         targets = outputs.scores[:, chosen]

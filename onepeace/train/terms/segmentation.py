@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.evaluate.detections import IGNORED, read_mask
-from onepeace.model import OnePeace
+from onepeace.model import Trained
 from onepeace.train.supervised import Supervised, SupervisedOptions
 
 
@@ -22,7 +22,7 @@ class Segmentation(Supervised[SupervisedOptions]):
     task = "mask"
     follows_pixels = True
 
-    def head_loss(self, outputs: Tensor, batch: Batch, model: OnePeace) -> Tensor:
+    def head_loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Tensor:
         size = tuple(batch.inputs[model.config.heads[self.options.head]["on"]]["pixels"].shape[-2:])
         masks = [self._mask(one, key, size) for one, key in zip(self.values(batch), batch.keys, strict=True)]
         target = torch.stack(masks).to(outputs.device)

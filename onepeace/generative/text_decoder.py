@@ -4,19 +4,19 @@ It needs nothing of OFA's encoder but an `Encoded`, so it can write about the to
 """
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from onepeace.errors import UserError
+from onepeace.errors import UserError, expect
+from onepeace.layers.attention import HeadScaledAttention, KeysValues
+from onepeace.layers.checkpoint import Recomputed
+from onepeace.layers.feedforward import FeedForward
+from onepeace.layers.initialisation import normal_init
+from onepeace.layers.residual import DropPath
 
-from .attention import HeadScaledAttention, KeysValues
-from .feedforward import FeedForward
-from .initialisation import normal_init
-from .residual import DropPath
 from .token_kinds import GridTokens, PositionBias, SequenceTokens
 
 
@@ -43,7 +43,7 @@ def padding_bias(padding_mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(padding_mask, dtype=dtype).masked_fill(padding_mask, -torch.inf)[:, None, None]
 
 
-class DecoderBlock(nn.Module):
+class DecoderBlock(Recomputed):
     """Pre-norm block: self-attention, cross-attention, feed-forward layer; a LayerNorm ends both attentions."""
 
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, drop_path: float = 0.0, dropout: float = 0.0):
@@ -53,10 +53,10 @@ class DecoderBlock(nn.Module):
         self.cross_attn, self.cross_attn_norm = HeadScaledAttention(dim, num_heads), nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn_dim)
         self.drop = nn.Sequential(nn.Dropout(dropout), DropPath(drop_path))
-        self.grad_checkpointing = False
-        """Keep only the block's input for the backward pass, and compute the rest again."""
 
-    def forward(self, x: Tensor, source: Tensor, self_bias: Tensor, cross_bias: Tensor) -> Tensor:
+    def compute(  # type: ignore[override]
+        self, x: Tensor, source: Tensor, self_bias: Tensor, cross_bias: Tensor
+    ) -> Tensor:
         """Map tokens (B, T, D) to tokens (B, T, D).
 
         Args:
@@ -64,11 +64,6 @@ class DecoderBlock(nn.Module):
             self_bias: (1 or B, H, T, T), -inf at later tokens.
             cross_bias: (1 or B, H, T, S), -inf at padding of the source.
         """
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, source, self_bias, cross_bias, use_reentrant=False)
-        return self._forward(x, source, self_bias, cross_bias)
-
-    def _forward(self, x: Tensor, source: Tensor, self_bias: Tensor, cross_bias: Tensor) -> Tensor:
         h = self.norm1(x)
         x = x + self.drop(self.attn_norm(self.attn(h, self.attn.keys_values(h), self_bias)))
         return self._read(x, self.cross_attn.keys_values(source), cross_bias)
@@ -218,7 +213,7 @@ class TextDecoder(nn.Module):
         What depends on the sources and on positions only is computed here, once.
         """
         kinds = self._positions(max_len, code_rows)
-        blocks = [cast(DecoderBlock, block) for block in self.blocks]
+        blocks = [expect(block, DecoderBlock) for block in self.blocks]
         return DecoderCache(
             # Contiguous: else every step's product would copy them.
             [_contiguous(*block.cross_attn.keys_values(encoded.tokens)) for block in blocks],
@@ -242,7 +237,7 @@ class TextDecoder(nn.Module):
             # Of all blocks and tokens these would be too much to keep: a picture has a thousand codes.
             bias = absolute + self._relative_bias(i, cache.max_len, slice(t, t + 1), slice(t + 1), rows)
             cross_bias = cache.cross_bias[:, :, t : t + 1]
-            x, pair = cast(DecoderBlock, block).step(x, past[i] if past else None, cache.sources[i], bias, cross_bias)
+            x, pair = expect(block, DecoderBlock).step(x, past[i] if past else None, cache.sources[i], bias, cross_bias)
             cache.past.append(pair)
         cache.length += 1
         return self.logits(x.flatten(0, 1)[cache.places])
@@ -262,7 +257,7 @@ class TextDecoder(nn.Module):
         words = self.words.positions(length)
         if code_rows is None:
             return [words]
-        codes, grid = self._codes(), cast(int, self.code_grid)
+        codes, grid = self._codes(), expect(self.code_grid, int)
         if length > grid**2 + 1:
             raise UserError(f"{length} tokens are more than the {grid} x {grid} codes of a picture and the start token")
         return [words, codes.positions(grid, grid)[:, :length]]
@@ -272,7 +267,7 @@ class TextDecoder(nn.Module):
         words = self.words.relative_bias(block, self.words.buckets(length)[:, queries, keys])
         if code_rows is None:
             return words
-        codes, grid = self._codes(), cast(int, self.code_grid)
+        codes, grid = self._codes(), expect(self.code_grid, int)
         return _by_row(code_rows, words, codes.relative_bias(block, codes.buckets(grid, grid)[:, queries, keys]))
 
     def _cross_bias(self, positions: Tensor, encoded: Encoded) -> Tensor:

@@ -5,9 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onepeace.errors import UserError
-
-from .initialisation import STD
-from .position import grid_buckets, grid_table_rows, sequence_buckets
+from onepeace.layers.initialisation import STD
+from onepeace.layers.position import grid_buckets, grid_table_rows, sequence_buckets
 
 
 class PositionBias(nn.Module):
