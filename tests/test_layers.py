@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MODALITIES = {"text", "image", "audio", "video"}
 
 ROWS = [
-    {"errors", "progress", "torchaudio_guard"},
+    {"errors", "progress", "special_ids", "torchaudio_guard"},
     {"files"},
     {"config", "device", "threads"},
     {"layers"},
@@ -186,7 +186,15 @@ def test_part_needs_only_torch(part):
         if name.split(".")[0] not in ("", "__main__") and part_and_row(name)[0] == part:
             outside = {full.partition(".")[0] for full in imports(file, top=True)} - set(sys.stdlib_module_names)
             assert outside <= {"torch", "onepeace"}, name
-            below = {"errors", "config", "layers", "generative.text_decoder", "generative.token_kinds", "heads"}
+            below = {
+                "errors",
+                "special_ids",
+                "config",
+                "layers",
+                "generative.text_decoder",
+                "generative.token_kinds",
+                "heads",
+            }
             assert {part_and_row(other)[0] for other in own_imports(file)} <= {part, *below}, name
 
 

@@ -36,7 +36,7 @@ class CaptionOptions:
 
 
 class Caption(Head):
-    """OFA's decoder (onepeace/layers/text_decoder.py) on the features of any modality.
+    """OFA's decoder (onepeace/generative/text_decoder.py) on the features of any modality.
 
     What all modalities share is everything: they differ by their features only.
     """

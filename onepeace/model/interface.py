@@ -73,6 +73,8 @@ class Encoder(Trained):
     adapters: Mapping[str, Adapter]
     heads: Mapping[str, nn.Module]
     """Projections by modality, and task heads by name."""
+    decoder: nn.Module | None
+    """What fills hidden positions for the denoising loss, if there is something."""
 
     def stems(self, inputs: Inputs) -> dict[str, Stem]:
         """The part of each modality's tokens that does not depend on what is masked."""

@@ -37,6 +37,8 @@ class OnePeace(Encoder):
         config: sizes and modalities; on the meta device nothing is allocated.
     """
 
+    decoder: MaskedDecoder | None
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
@@ -59,7 +61,7 @@ class OnePeace(Encoder):
         heads = {name: make_head(name, head, config.dim, config.num_heads) for name, head in config.heads.items()}
         self.heads = nn.ModuleDict({**projections, **heads})  # type: ignore[assignment]
         self.logit_scale = nn.Parameter(torch.empty(())) if config.logit_scale else None
-        self.decoder: MaskedDecoder | None = None
+        self.decoder = None
         if (d := config.decoder) is not None:
             positions = {key: partial(ADAPTERS[key].decoder_positions, **d.options.get(key, {})) for key in keys}
             self.decoder = MaskedDecoder(config.dim, d.dim, d.depth, d.num_heads, d.ffn_dim, positions)
@@ -77,8 +79,9 @@ class OnePeace(Encoder):
             return self._reset_linear(module)
         if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        # torch's own layers are filled by their constructors; others add to the rule above.
-        own = module is not self and not type(module).__module__.startswith("torch.")
+        # torch's own layers, and embeddings, are filled by their constructors; others add to the rule above.
+        torchs = isinstance(module, nn.Embedding) or type(module).__module__.startswith("torch.")
+        own = module is not self and not torchs
         if own and hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
         if module is self and self.logit_scale is not None:
