@@ -82,7 +82,7 @@ def keep(store: Store, model: str) -> None:
         store: open for writing.
         model: a name as `onepeace.load` takes it.
     """
-    is_there = "text_branch" in store.meta and fault_of(store) is None
+    is_there = bool(json.loads(store.meta.get("text_branch", "{}"))) and fault_of(store) is None
     if is_there or "text" not in store.meta["modalities"].split() or store.count("problem IS NULL") < EXPORT_FROM:
         return
     folder = store.folder / FOLDER
@@ -97,6 +97,12 @@ def keep(store: Store, model: str) -> None:
     except (UserError, OSError) as error:  # the files only save time
         log.info("%s: not kept (%s); queries of words load the model", folder, one_line(error))
         return
-    crcs = {path.name: zlib.crc32(path.read_bytes()) for path in sorted(folder.iterdir())}
+    record(store)
+
+
+def record(store: Store) -> None:
+    """Keep checksums of the files of the branch, as they are now; none if there are none."""
+    folder = store.folder / FOLDER
+    crcs = {path.name: zlib.crc32(path.read_bytes()) for path in sorted(folder.glob("*"))}
     with store.transaction():
         store.set_meta(text_branch=json.dumps(crcs))

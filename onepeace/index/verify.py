@@ -129,6 +129,7 @@ def _repair(folder: Path) -> int:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
     with closing(Store(folder, write=True)) as store:
+        text_branch.record(store)  # none; `update` writes it again
         nearest.keep(store)
         return max(0, before - store.count())
 
