@@ -104,7 +104,7 @@ def test_damaged_text_branch_is_said_and_taken_out(tmp_path):
     index, _ = prepare(tmp_path, "update")
     keep_text_branch(index)
     assert check(index).ok
-    flip(index / "text" / "text.onnx", random.Random(0))
+    flip(index / "text" / "text.onnx", random.Random(0))  # noqa: S311
     assert check(index).damaged == ["text/text.onnx is not what was written"]
     assert check(index, repair=True).lost == 0
     assert check(index).ok
