@@ -22,10 +22,11 @@ from torch import Tensor
 from onepeace.config import Config
 from onepeace.device import choose_device, choose_dtype
 from onepeace.errors import UserError
+from onepeace.files.cache import cache_folder
 from onepeace.hub import weights as weight_files
 from onepeace.hub.convert.convert import convert
 from onepeace.hub.folder import read_config
-from onepeace.hub.resolve import cache_folder, resolve
+from onepeace.hub.resolve import resolve
 from onepeace.model import Encoder
 from onepeace.processors import PROCESSORS
 from onepeace.processors.tokenizer import EOS, PAD

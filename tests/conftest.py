@@ -20,9 +20,9 @@ from onepeace.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Indexes of plain folders that tests search are kept there, also by the processes that tests start.
+# What tests keep is not mixed with what whoever runs them has, also by the processes that tests start.
 _CACHE = tempfile.TemporaryDirectory(prefix="onepeace-tests-")
-os.environ["XDG_CACHE_HOME"] = _CACHE.name
+os.environ["ONEPEACE_CACHE"] = _CACHE.name
 
 
 def pytest_collection_modifyitems(items):
@@ -31,14 +31,6 @@ def pytest_collection_modifyitems(items):
             item.add_marker("shared")
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory):
-    """Copies and indexes of shards are not mixed with those of whoever runs the tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ONEPEACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -49,7 +49,7 @@ def make(folder: Path, rows: np.ndarray) -> None:
         with store.transaction():
             store.keep_blob("calibration", (resolve("tiny") / FILE).read_bytes())
             store.keep_blob("best", banks.best_bytes())
-        keep_text_branch(store, "tiny")
+        keep_text_branch("tiny", about["model_hash"])
         keep(store)
 
 

@@ -117,9 +117,9 @@ def _remove(args: argparse.Namespace) -> int:
     if args.paths:
         files.say(f"{files.counted(remove(args.index, args.paths), 'file')} left the index")
     else:
-        from onepeace.index.kept import cache_folder, forget
+        from onepeace.index.kept import forget, indexes_folder
 
-        if args.index.absolute().parent != cache_folder().absolute():
+        if args.index.absolute().parent != indexes_folder().absolute():
             raise UsageError(f"{args.index}: name the PATHS to leave out; only what index list shows is removed whole")
         forget(args.index)
         files.say(f"{args.index}: removed; a search in its folders makes it anew")

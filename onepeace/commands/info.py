@@ -43,8 +43,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _path(name: str) -> Path:
     """The file or folder of that name; nothing is downloaded to be described."""
+    from onepeace.files.cache import cache_folder
     from onepeace.hub.registry import RELEASED, find
-    from onepeace.hub.resolve import cache_folder, resolve
+    from onepeace.hub.resolve import resolve
 
     path = Path(name).expanduser()
     if path.exists():

@@ -23,8 +23,8 @@ from onepeace.data.sample import Sample
 from onepeace.data.shard_cache import ShardCache
 from onepeace.data.shards import Tally, expand, usable_samples
 from onepeace.errors import UserError
+from onepeace.files.cache import cache_folder
 from onepeace.files.source import scheme
-from onepeace.hub.resolve import cache_folder
 
 ORDER, VARY, MASK, SHARDS = range(4)
 """Random streams that must differ."""

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from onepeace.errors import UserError
+from onepeace.files.cache import cache_folder
 from onepeace.hub.download import fetch, from_hub
 from onepeace.hub.folder import CARD, CONFIG, TOKENIZER, read_config
 from onepeace.hub.registry import RELEASED, find
@@ -50,12 +51,6 @@ def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None =
     near = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
     raise UserError(f"no model {text!r}; {hint} (or a folder, or owner/name of the Hugging Face Hub)")
-
-
-def cache_folder() -> Path:
-    """$ONEPEACE_CACHE, or onepeace in the user's cache folder."""
-    given = os.environ.get("ONEPEACE_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "onepeace"
 
 
 def _complete(folder: Path) -> Path:

@@ -199,7 +199,7 @@ class Index:
 
     @cached_property
     def _text_branch(self) -> TextBranch | None:
-        return TextBranch.open(self.store)
+        return TextBranch.open(self.model_hash)
 
     def encode(self, query: str | Query) -> QueryVector:
         """The vector of a query.

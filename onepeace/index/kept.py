@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onepeace.errors import UserError
+from onepeace.files.cache import cache_folder
 from onepeace.index.index import Index, is_index
 
 
@@ -21,10 +22,9 @@ class Kept(NamedTuple):
     bytes: int
 
 
-def cache_folder() -> Path:
-    """Folder of the indexes: $XDG_CACHE_HOME/onepeace/indexes, or ~/.cache/onepeace/indexes."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(home, "onepeace", "indexes")
+def indexes_folder() -> Path:
+    """Folder of the indexes, in the cache."""
+    return cache_folder() / "indexes"
 
 
 def folder_of(paths: Sequence[str | os.PathLike[str]], model: str = "tiny") -> Path:
@@ -32,7 +32,7 @@ def folder_of(paths: Sequence[str | os.PathLike[str]], model: str = "tiny") -> P
     places = sorted(os.path.abspath(path) for path in paths)
     name = os.path.abspath(model) if os.path.isdir(os.path.expanduser(model)) else model
     digest = hashlib.blake2b(json.dumps([places, name]).encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
-    return cache_folder() / f"{os.path.basename(places[0])[:40] or 'root'}-{digest}.index"
+    return indexes_folder() / f"{os.path.basename(places[0])[:40] or 'root'}-{digest}.index"
 
 
 def kept_index(paths: Sequence[str | os.PathLike[str]], model: str | None = None, **options: Any) -> Path:
@@ -58,7 +58,7 @@ def kept_index(paths: Sequence[str | os.PathLike[str]], model: str | None = None
 def kept() -> list[Kept]:
     """Indexes in the cache folder, by name."""
     found = []
-    for folder in sorted(cache_folder().glob("*.index")):
+    for folder in sorted(indexes_folder().glob("*.index")):
         if is_index(folder):
             with Index.open(folder) as index:
                 about = index.stats()
@@ -74,8 +74,8 @@ def forget(folder: str | os.PathLike[str]) -> None:
     """
     from onepeace.index.write import writing
 
-    if Path(folder).resolve().parent != cache_folder().resolve():
-        raise UserError(f"{folder}: not in {cache_folder()}; delete an index of your own yourself")
+    if Path(folder).resolve().parent != indexes_folder().resolve():
+        raise UserError(f"{folder}: not in {indexes_folder()}; delete an index of your own yourself")
     with writing(folder):
         pass  # no other process writes to it now
     shutil.rmtree(folder)

@@ -1,8 +1,7 @@
-"""The text branch of a model beside an index, as `onepeace export` writes it: words become vectors without torch."""
+"""The text branch of a model in the cache, as `onepeace export` writes it: words become vectors without torch."""
 
 import json
 import logging
-import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from onepeace.errors import UserError, need, one_line
-from onepeace.index.store import Store
+from onepeace.files.atomic import write_text_atomic
+from onepeace.files.cache import cache_folder
+from onepeace.progress import status
 
 log = logging.getLogger(__name__)
 
-FOLDER, RECORD, TOKENIZER = "text", "export.json", "tokenizer.json"
-EXPORT_FROM = 1000
-"""Files from which on the text branch is kept: writing it takes ten seconds, a query without it three."""
+RECORD, TOKENIZER, CHECKSUMS = "export.json", "tokenizer.json", "checksums.json"
 
 
 class TextBranch:
@@ -39,17 +38,18 @@ class TextBranch:
         self._session = open_session(folder / branch["file"], optimize=False)
 
     @classmethod
-    def open(cls, store: Store) -> "TextBranch | None":
-        """The branch of an index; None, after one line in the log, if there is none that can be used."""
-        folder, known = store.folder / FOLDER, json.loads(store.meta.get("text_branch", "{}"))
-        if not known:
+    def open(cls, model_hash: str) -> "TextBranch | None":
+        """The branch of a model; None, if it was not kept, or after one line in the log, if it cannot be used."""
+        folder = folder_of(model_hash)
+        if not (folder / CHECKSUMS).is_file():
             return None
         try:
-            if fault := fault_of(store):
-                raise UserError(fault)
+            for name, crc in json.loads((folder / CHECKSUMS).read_bytes()).items():
+                if zlib.crc32((folder / name).read_bytes()) != crc:
+                    raise UserError(f"{name} is not what was written")
             return cls(folder)
         except (UserError, OSError, KeyError, ValueError) as error:
-            log.warning("%s: not used (%s); the model reads the words", folder, one_line(error))
+            log.warning("%s: not used (%s); the model reads the words; delete it", folder, one_line(error))
             return None
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
@@ -64,45 +64,30 @@ class TextBranch:
         return self._session.run(None, {"ids": ids, "lengths": lengths})[0]
 
 
-def fault_of(store: Store) -> str | None:
-    """What is wrong with the files of the branch; None if they are what was written, or there is none."""
-    for name, crc in json.loads(store.meta.get("text_branch", "{}")).items():
-        try:
-            if zlib.crc32((store.folder / FOLDER / name).read_bytes()) != crc:
-                return f"{FOLDER}/{name} is not what was written"
-        except OSError as error:
-            return f"{FOLDER}/{name}: {error.strerror or 'cannot be read'}"
-    return None
+def folder_of(model_hash: str) -> Path:
+    """Folder of the branch of a model in the cache, whether it is there or not."""
+    return cache_folder() / "text" / model_hash
 
 
-def keep(store: Store, model: str) -> None:
-    """Write the branch of a model beside an index of many files, if the packages for it are installed.
+def keep(model: str, model_hash: str) -> None:
+    """Write the branch of a model to the cache, if it is not there and the packages for it are installed.
 
     Args:
-        store: open for writing.
         model: a name as `onepeace.load` takes it.
     """
-    is_there = bool(json.loads(store.meta.get("text_branch", "{}"))) and fault_of(store) is None
-    if is_there or "text" not in store.meta["modalities"].split() or store.count("problem IS NULL") < EXPORT_FROM:
+    folder = folder_of(model_hash)
+    if (folder / CHECKSUMS).is_file():
         return
-    folder = store.folder / FOLDER
     try:
         need("onnxruntime", "onnx")
         need("onnx", "onnx")
         need("onnxscript", "onnx")
         from onepeace.export.folder import export_model
 
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-        export_model(model, folder, modalities=["text"])
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        status("writing the text branch of the model, once, for queries without the model ...")
+        export_model(model, folder, modalities=["text"], replace=True)
+        crcs = {path.name: zlib.crc32(path.read_bytes()) for path in sorted(folder.iterdir())}
+        write_text_atomic(folder / CHECKSUMS, json.dumps(crcs))
     except (UserError, OSError) as error:  # the files only save time
         log.info("%s: not kept (%s); queries of words load the model", folder, one_line(error))
-        return
-    record(store)
-
-
-def record(store: Store) -> None:
-    """Keep checksums of the files of the branch, as they are now; none if there are none."""
-    folder = store.folder / FOLDER
-    crcs = {path.name: zlib.crc32(path.read_bytes()) for path in sorted(folder.glob("*"))}
-    with store.transaction():
-        store.set_meta(text_branch=json.dumps(crcs))

@@ -1,7 +1,6 @@
 """Is an index what was written? And what to do if not."""
 
 import os
-import shutil
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.errors import UserError
-from onepeace.index import nearest, text_branch
+from onepeace.index import nearest
 from onepeace.index.database import ELSEWHERE, Damaged, failing, write_database
 from onepeace.index.store import (
     COLUMNS,
@@ -93,7 +92,7 @@ def _check(folder: Path) -> CheckReport:
             report.files = store.count()
             wrong = list(_wrong(store))
             report.damaged += [f"{len(wrong)} files are not what was written"] * bool(wrong)
-            report.damaged += [fault for fault in (nearest.fault_of(store), text_branch.fault_of(store)) if fault]
+            report.damaged += [fault for fault in [nearest.fault_of(store)] if fault]
     except Damaged as error:
         report.damaged.append(error.reason)
     return report
@@ -121,7 +120,6 @@ def _repair(folder: Path) -> int:
     """
     for name in (nearest.MATRIX, nearest.LISTS):
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / text_branch.FOLDER, ignore_errors=True)
     try:
         before = _copy_sound(folder / DATABASE)
     except sqlite3.Error as error:
@@ -129,7 +127,6 @@ def _repair(folder: Path) -> int:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
     with closing(Store(folder, write=True)) as store:
-        text_branch.record(store)  # none; `update` writes it again
         nearest.keep(store)
         return max(0, before - store.count())
 

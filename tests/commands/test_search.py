@@ -124,7 +124,7 @@ def test_broken_files_are_listed_and_the_others_found(mixed, random_folder, caps
 def test_plain_folders_have_an_index_that_is_kept_said_once_and_removed(
     random_folder, samples, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "own"
     folder.mkdir()
     shutil.copy(samples / "images" / "dog.jpg", folder)

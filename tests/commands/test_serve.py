@@ -12,7 +12,7 @@ def _elsewhere(tmp_path, monkeypatch):
     """A folder with no samples in it, no password, and a cache of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(serve.PASSWORD, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -10,11 +10,12 @@ import torch
 from support.hub_layouts import cfg, released, small_vocabulary, state, wrapper
 
 from onepeace.errors import UserError
+from onepeace.files.cache import cache_folder
 from onepeace.hub import resolve as resolve_module
 from onepeace.hub import weights
 from onepeace.hub.convert import convert as convert_module
 from onepeace.hub.registry import ALIASES, RELEASED, find
-from onepeace.hub.resolve import cache_folder, resolve
+from onepeace.hub.resolve import resolve
 
 
 @pytest.fixture(autouse=True)

@@ -8,18 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.crash import (
-    COMMANDS,
-    answers,
-    finish,
-    flip,
-    in_process,
-    keep_text_branch,
-    mend,
-    prepare,
-    run,
-    state,
-)
+from support.crash import COMMANDS, answers, finish, flip, in_process, mend, prepare, run, state
 
 from onepeace.errors import UserError
 from onepeace.index import check
@@ -98,13 +87,3 @@ def test_file_that_is_cut_short(name, share, tmp_path):
     kept = len(right) - mend(index, files)
     assert kept > 0 or share < 0.9
     assert answers(index) == right
-
-
-def test_damaged_text_branch_is_said_and_taken_out(tmp_path):
-    index, _ = prepare(tmp_path, "update")
-    keep_text_branch(index)
-    assert check(index).ok
-    flip(index / "text" / "text.onnx", random.Random(0))  # noqa: S311
-    assert check(index).damaged == ["text/text.onnx is not what was written"]
-    assert check(index, repair=True).lost == 0
-    assert check(index).ok

@@ -11,7 +11,7 @@ from onepeace.index.kept import forget, kept, kept_index
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / "cache"))
 
 
 def test_only_what_changed_is_embedded_again(tmp_path, random_folder, no_model):

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from onepeace.errors import UserError
-from onepeace.index import Index, Query, builder, check, nearest, remove, sources, text_branch
+from onepeace.index import Index, Query, builder, check, remove, sources
 from onepeace.index import write as writing
 from onepeace.index.calibrate import Banks
 from onepeace.index.store import DATABASE, Store
@@ -179,16 +179,6 @@ def prepare(folder: Path, command: str) -> tuple[Path, Path]:
     return index, files
 
 
-def keep_text_branch(index: Path) -> None:
-    """Files in the place of an exported text branch, as an index of many files has."""
-    (index / text_branch.FOLDER).mkdir()
-    for name in (text_branch.RECORD, text_branch.TOKENIZER, "text.onnx"):
-        (index / text_branch.FOLDER / name).write_bytes(random.Random(name).randbytes(2000))  # noqa: S311
-    with closing(Store(index, write=True)) as store:
-        text_branch.record(store)
-        nearest.keep(store)
-
-
 def flip(path: Path, draw: random.Random) -> None:
     """Turn one bit of a file."""
     content = bytearray(path.read_bytes())
@@ -252,9 +242,8 @@ def main() -> None:
         print(f"full disk during {command}: 20 sizes, {wrong} wrong", flush=True)
     index, files = prepare(scratch / "bits", "update")
     run("update", index, files)
-    keep_text_branch(index)
     right, lost, refused, silent, crashed = answers(index), 0, 0, 0, 0
-    names = sorted(str(path.relative_to(index)) for path in index.rglob("*") if path.is_file() and path.stat().st_size)
+    names = sorted(path.name for path in index.iterdir() if path.is_file() and path.stat().st_size)
     for trial in range(500):
         copy = scratch / f"copy{trial}"
         shutil.copytree(index, copy)
@@ -267,10 +256,7 @@ def main() -> None:
         except Exception as error:
             crashed += 1
             print(names[trial % len(names)], repr(error))
-        if os.sep in names[trial % len(names)]:  # of the text branch, which no query here reads
-            silent += check(copy).ok
         lost += mend(copy, files)
-        crashed += not check(copy).ok
         crashed += answers(copy) != right
         shutil.rmtree(copy)
     print(f"bits in {', '.join(names)}: 500 flips, {refused} searches refused, {silent} wrong in silence, {crashed} "

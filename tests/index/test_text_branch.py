@@ -1,0 +1,40 @@
+"""The text branch in the cache: the vectors of the model without the model."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from onepeace.embed.embedder import load
+from onepeace.hub.fingerprint import fingerprint
+from onepeace.index import build, text_branch, write
+from onepeace.index.index import Index
+from onepeace.index.text_branch import TextBranch, folder_of
+
+pytest.importorskip("onnxscript")
+
+
+def test_words_are_read_without_the_model(random_folder, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(write, "EXPORT_FROM", 2)
+    for i in range(2):
+        (tmp_path / f"{i}.txt").write_text(f"words {i}")
+    paths, model_hash = [tmp_path / "0.txt", tmp_path / "1.txt"], fingerprint(random_folder)
+    build(tmp_path / "one", paths[:1], str(random_folder), progress=False)
+    assert TextBranch.open(model_hash) is None
+    build(tmp_path / "one", paths, str(random_folder), progress=False)
+    texts = ["a dog", "two dogs on a beach, and further words"]
+    expected = load(str(random_folder), modalities=["text"]).encode_text(texts, output="numpy", progress=False)
+    np.testing.assert_allclose(TextBranch.open(model_hash).encode(texts), expected, atol=1e-5)
+
+    monkeypatch.setattr("onepeace.export.folder.export_model", lambda *_, **__: pytest.fail("it is there"))
+    build(tmp_path / "two", paths, str(random_folder), progress=False)
+    monkeypatch.setattr("onepeace.embed.embedder.load", lambda *_, **__: pytest.fail("no model is needed"))
+    with Index.open(tmp_path / "two") as index:
+        assert len(index.search("words")) == 2
+
+    path = folder_of(model_hash) / text_branch.TOKENIZER
+    path.write_bytes(path.read_bytes().replace(b"a", b"b", 1))
+    with caplog.at_level(logging.WARNING, "onepeace"):
+        assert TextBranch.open(model_hash) is None
+    assert "tokenizer.json is not what was written" in caplog.text
