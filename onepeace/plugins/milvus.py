@@ -88,7 +88,7 @@ class Collection:
         Raises:
             UserError: Milvus does not answer.
         """
-        ids, removed = self._ids, int(self._store.meta["removed"])
+        ids, removed = self._matrix.id, int(self._store.meta["removed"])
         with self._answering() as client:
             if not client.has_collection(self._name):
                 self._create(client)
@@ -118,32 +118,24 @@ class Collection:
 
                 server_manager_instance.release_server(self._uri)
 
-    @property
-    def _ids(self) -> np.ndarray:
-        return self._matrix.records["id"]
-
     def _candidates(self, query: np.ndarray, count: int, allowed: np.ndarray | None) -> np.ndarray | None:
         """(n,) bool over the matrix, the nearest of each modality among them; all that are allowed where Milvus, which
         knows nothing of other filters, gives too few of these."""
         everything = np.ones(len(self._matrix), np.bool_) if allowed is None else allowed
         with self._answering() as client:
             self._check(client)
-            candidates = everything & (self._ids > self._last)
+            candidates = everything & (self._matrix.id > self._last)
+            limit = min(max(CANDIDATES * count, FEWEST), MOST)
             for code in range(len(self._store.kinds)):
-                own = everything & (self._matrix.modality == code) & (self._ids <= self._last)
-                wanted, limit = min(count, int(own.sum())), max(CANDIDATES * count, FEWEST)
+                own = everything & (self._matrix.modality == code) & (self._matrix.id <= self._last)
+                options = {"limit": limit, "filter": f"modality == {code}", "timeout": TIMEOUT}
+                (hits,) = client.search(self._name, data=[query], consistency_level="Strong", **options)
+                places = np.searchsorted(self._matrix.id, [hit["id"] for hit in hits])
+                places = places[places < len(own)]  # one that was removed may lead to another one, which harms nobody
                 found = np.zeros_like(own)
-                while int(found.sum()) < wanted:
-                    if limit > 4 * MOST:
-                        return allowed
-                    options = {"limit": min(limit, MOST), "filter": f"modality == {code}", "timeout": TIMEOUT}
-                    (hits,) = client.search(self._name, data=[query], consistency_level="Strong", **options)
-                    places = np.searchsorted(self._ids, [hit["id"] for hit in hits])
-                    places = places[
-                        places < len(own)
-                    ]  # one that was removed may lead to another one, which harms nobody
-                    found[places] = own[places]
-                    limit *= 4
+                found[places] = own[places]
+                if np.count_nonzero(found) < min(count, np.count_nonzero(own)):
+                    return allowed
                 candidates |= found
         return candidates
 
@@ -154,7 +146,7 @@ class Collection:
         if not client.has_collection(self._name):
             raise UserError(f"{self._address}: nothing of this index is there; run onepeace index update")
         self._look(client)
-        missing = np.count_nonzero(self._ids <= self._last) - self._count(client)
+        missing = np.count_nonzero(self._matrix.id <= self._last) - self._count(client)
         if missing > 0:
             raise UserError(f"{self._address}: {missing} vectors are missing there; run onepeace index update")
         self._is_checked = True
@@ -183,7 +175,7 @@ class Collection:
     def _ids_there(self, client: "MilvusClient") -> np.ndarray:
         """(n,) int64, rising."""
         found: list[int] = []
-        for first in range(0, int(max([self._last, *self._ids[-1:]])) + 1, MOST):
+        for first in range(0, int(max([self._last, *self._matrix.id[-1:]])) + 1, MOST):
             options: dict[str, Any] = {"output_fields": ["id"], "limit": MOST, "consistency_level": "Strong"}
             rows = client.query(self._name, filter=f"id >= {first} and id < {first + MOST}", **options)
             found += [row["id"] for row in rows]
