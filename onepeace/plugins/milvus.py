@@ -134,7 +134,7 @@ class Collection:
                 places = places[places < len(own)]  # one that was removed may lead to another one, which harms nobody
                 found = np.zeros_like(own)
                 found[places] = own[places]
-                if np.count_nonzero(found) < min(count, np.count_nonzero(own)):
+                if found.sum() < min(count, int(own.sum())):
                     return allowed
                 candidates |= found
         return candidates
