@@ -71,6 +71,10 @@ format: $(READY)  ## mend style and formatting
 types: $(READY)  ## check the types
 	$(BIN)/mypy
 
+docs: $(CORE)  ## build the documentation in build/site; a broken link is an error
+	@$(UV) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 bench: $(READY)  ## measure the encoders on this machine
 	$(BIN)/python -m onepeace.bench encode
 

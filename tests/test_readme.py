@@ -1,4 +1,6 @@
-"""The code in every README.md runs, and README.md shows what it prints (support/readme.py; `make readme` writes it).
+"""The code in README.md and docs/ runs and prints what is shown (support/readme.py; `make readme` writes it).
+
+Links lead somewhere, and README.md stays short.
 
 The python blocks of a file run in one namespace, bash and console blocks in a shell, in file order, in a folder that
 looks like the checkout and takes what they write. Blocks that are left out are listed as skipped tests.
@@ -68,6 +70,27 @@ def test_top_readme_shows_the_library_and_the_command_line():
     languages = {block.language for block in RUN["README.md"]}
     assert "python" in languages
     assert languages & SHELLS
+
+
+def test_readme_is_read_in_five_minutes():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 220
+    assert len((ROOT / "recipes" / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+@pytest.mark.parametrize("file", [*FILES, ROOT / "CONTRIBUTING.md"], ids=lambda file: str(file.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(file):
+    """Links of docs/ stay inside it, so that the site that is built of it has them; `make docs` looks at those too."""
+    text = re.sub(r"^ *```.*?^ *```", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, heading = link.partition("#")
+        if path.startswith(("http:", "https:")):
+            continue
+        target = (file.parent / path).resolve() if path else file
+        assert target.exists(), link
+        assert target.is_relative_to(ROOT / "docs") or not file.is_relative_to(ROOT / "docs"), link
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, link
 
 
 def test_demonstration_is_what_make_demo_runs_and_what_the_picture_was_drawn_from():

@@ -19,8 +19,8 @@ MODULES = {
 """Module to import by distribution, where that is not its name; some import what is native in a module of their own."""
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 """Index of PyTorch's builds without CUDA."""
-TESTS = "test"
-"""Extra of what only the tests need."""
+DEVELOPERS = ("test", "docs")
+"""Extras of what only those need who change the package."""
 TINY = Path(onepeace.__file__).parent / "weights" / "tiny"
 """Folder of the bundled model."""
 
@@ -80,7 +80,7 @@ def requirements() -> dict[str, dict[str, str]]:
         requirement, _, condition = line.partition(";")
         extra = re.search(r"extra == [\"'](\w+)", condition)
         package = re.match(r"[\w.-]+", requirement)
-        if package and (extra is None or extra[1] != TESTS):
+        if package and (extra is None or extra[1] not in DEVELOPERS):
             found.setdefault(extra[1] if extra else "", {})[package[0]] = requirement.strip()
     return found
 

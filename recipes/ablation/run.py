@@ -3,7 +3,7 @@ python recipes/ablation/run.py recipes/ablation/shared.yaml
 
 A study names a base recipe, the figures to tell and the variants, each by what it overrides. What a run reached is a
 line of OUT.jsonl. Runs that have one are not trained again, so this can be stopped and started, and another process can
-train other seeds at the same time. --table prints what there is; results/ has what recipes/README.md shows.
+train other seeds at the same time. --table prints what there is; results/ has what docs/results/log.md shows.
 """
 
 import argparse

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from support.readme import ROOT, like_checkout
 
-PICTURES = ROOT / ".github"
+PICTURES = ROOT / "docs" / "pictures"
 SAMPLES = ROOT / "data" / "samples"
 HEIGHT = 300
 

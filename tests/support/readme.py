@@ -24,7 +24,7 @@ from PIL import Image, PngImagePlugin
 from onepeace.cli import main as onepeace
 
 ROOT = Path(__file__).resolve().parents[2]
-README, PICTURE, PAGE = ROOT / "README.md", ROOT / ".github" / "page.png", "demo.html"
+README, PICTURE, PAGE = ROOT / "README.md", ROOT / "docs" / "pictures" / "page.png", "demo.html"
 SHELLS = {"bash", "sh", "shell", "console"}
 WINDOW = "960,650"
 
@@ -194,6 +194,7 @@ def draw_page(chromium: str, page: Path, picture: Path, printed: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in ("README.md", "onepeace/index/README.md", "docs/embed.md", "docs/mcp.md", "docs/write.md"):
+    guide = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "guide").glob("*.md"))
+    for name in ("README.md", *guide):
         with tempfile.TemporaryDirectory() as temporary, like_checkout(Path(temporary)):
             update(ROOT / name)

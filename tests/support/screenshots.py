@@ -11,7 +11,7 @@ from PIL import Image
 from support.browser import CHROMIUM, DRIVER, Page, chromium, window
 from support.readme import ROOT, like_checkout
 
-PICTURES = ROOT / ".github"
+PICTURES = ROOT / "docs" / "pictures"
 WIDTH, HEIGHT = 1280, 900
 
 

@@ -20,6 +20,7 @@ from onepeace.train.recipe import read_recipe, to_yaml
 from onepeace.train.terms.known import TERMS
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
+DOCS = ROOT.parent / "docs"
 
 
 def trains(path):
@@ -47,12 +48,12 @@ def test_recipes_are_found():
 
 
 def test_every_protocol_of_an_evaluation_is_named():
-    chapter = (ROOT / "README.md").read_text().partition("**An evaluation protocol**")[2]
+    chapter = (DOCS / "guide" / "extend.md").read_text().partition("**An evaluation protocol**")[2]
     assert [name for name in PROTOCOLS if f"`{name}`" not in chapter] == []
 
 
 def test_every_option_of_a_term_is_named():
-    chapter = (ROOT / "README.md").read_text().partition("## The objective")[2].partition("\n## ")[0]
+    chapter = (DOCS / "guide" / "train.md").read_text().partition("## The objective")[2].partition("\n## ")[0]
     options = {(kind, one.name) for kind, term in TERMS.items() for one in fields(term.Options) if one.name != "term"}
     assert [option for option in sorted(options) if not all(re.search(rf"`{word}\b", chapter) for word in option)] == []
 
