@@ -11,6 +11,7 @@ READY := $(VENV)/installed
 RUFF := $(BIN)/ruff
 SAMPLES := data/samples
 PYTHONS ?= 3.10 3.11 3.12 3.13
+QUICK := tests/test_start.py $(addprefix tests/,layers model processors files index embed)
 
 # Wheels at hand (in a folder that pip is told of) come before the index of CPU builds.
 PYTORCH_cpu = $(PIP) --no-index --no-deps torch torchvision 2>/dev/null || \
@@ -56,6 +57,19 @@ demo: $(CORE)  ## search the sample files by words, a picture, a sound and a mix
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+
+test-core: $(CORE)  ## run the tests that need nothing but the core
+	@$(UV) pytest hypothesis pytest-xdist
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile $(QUICK)
+
+pythons:  ## install the core, and run the demo and those tests, under each of PYTHONS
+	@for version in $(PYTHONS); do \
+		begun=$$(date +%s); \
+		$(MAKE) --no-print-directory demo PYTHON=python$$version VENV=build/python$$version || exit 1; \
+		demo=$$(($$(date +%s) - begun)); \
+		$(MAKE) --no-print-directory test-core VENV=build/python$$version || exit 1; \
+		echo "python $$version: demo $$demo s, $$(du -sh build/python$$version | cut -f1)"; \
+	done
 
 test-all: $(READY)  ## run the slow tests too
 	$(BIN)/python -m pytest -q -m ""
