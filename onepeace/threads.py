@@ -68,8 +68,8 @@ def computing_alone() -> Iterator[None]:
 def one_blas_thread() -> Iterator[None]:
     """Within it, numpy's products take one thread of OpenBLAS.
 
-    A product of a matrix with a vector waits for memory, so a second thread gains nothing; beside a busy program it
-    spins until it has a core again (10,000 vectors: 16 ms in place of 0.3).
+    Those of OpenBLAS spin for each other: beside a busy program a product with 10,000 vectors took 16 ms in place of
+    0.3. Who has more of them to compute does so in threads of its own.
     """
     with _blas().limit(limits=1):
         yield

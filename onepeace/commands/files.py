@@ -23,11 +23,11 @@ def find(paths: Sequence[str]) -> tuple[list[Found], list[Unreadable]]:
     Raises:
         UsageError: a path that does not exist, or nothing found.
     """
-    from onepeace.processors import guessed, sniff
+    from onepeace.processors import sniff
+    from onepeace.processors.endings import modality_by_ending
 
-    suffixes = {suffix: key for key, processor in guessed().items() for suffix in processor.suffixes}
     others: Counter[str] = Counter()
-    walked, problems = walk(paths, suffixes, others=others)
+    walked, problems = walk(paths, modality_by_ending(), others=others)
     say_other_kinds(others)
     found = []
     for path, known in walked:

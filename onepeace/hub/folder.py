@@ -14,6 +14,7 @@ from onepeace.hub.architectures import architecture
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.json"
 CARD = "MODEL_CARD.md"
+INDEX = "model.safetensors.index.json"
 
 
 def read_config(folder: str | Path) -> Config:

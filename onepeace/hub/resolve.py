@@ -9,9 +9,8 @@ from pathlib import Path
 from onepeace.errors import UserError
 from onepeace.files.cache import cache_folder
 from onepeace.hub.download import fetch, from_hub
-from onepeace.hub.folder import CARD, CONFIG, TOKENIZER, read_config
+from onepeace.hub.folder import CARD, CONFIG, INDEX, TOKENIZER, read_config
 from onepeace.hub.registry import RELEASED, find
-from onepeace.hub.tensors import INDEX
 
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
 BUNDLED_NAMES = ("tiny", "tiny-captions")

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from onepeace.errors import UserError
 from onepeace.files.atomic import sync
+from onepeace.hub.folder import INDEX
 
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 TRANSFORMERS_PREFIX = "onepeace."
 """What parameters are called behind in files that onepeace.plugins.transformers writes."""
 SHARD_BYTES = 2 << 30

@@ -11,9 +11,10 @@ import logging
 import os
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +41,8 @@ STALE = 0.1
 """Share of vectors that are newer than the lists, or removed since, from which on the lists are made again."""
 PROBED, TRAINED = 48, 200_000
 """Lists that a query looks into, and vectors that their middles are learned from."""
+BLOCK = 1 << 14
+"""Vectors that a thread compares at once: its threads of BLAS would spin for each other's cores."""
 ROUNDING = 1e-6
 GATHERED = 0.2
 """Share of rows below which copying them together is faster than comparing all."""
@@ -105,8 +108,17 @@ class Matrix:
 
     @staticmethod
     def _cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+        cosines = np.empty(len(vectors), np.float32)
+
+        def multiply(first: int) -> None:
+            np.matmul(vectors[first : first + BLOCK], query, out=cosines[first : first + BLOCK])
+
         with one_blas_thread():
-            cosines: np.ndarray = vectors @ query
+            firsts = range(0, len(vectors), BLOCK)
+            if len(firsts) == 1:
+                multiply(0)
+            else:
+                list(_threads().map(multiply, firsts))
         cosines[~np.isfinite(cosines)] = -np.inf
         return cosines
 
@@ -157,6 +169,11 @@ def _exact(vectors: np.ndarray, query: np.ndarray, rows: np.ndarray, count: int)
     cosines = (vectors[rows] * query.astype(np.float64)).sum(axis=1)
     order = np.lexsort((rows, -cosines))[:count]
     return Found(rows[order], np.clip(cosines[order], -1, 1).astype(np.float32))
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "onepeace-nearest")
 
 
 class VectorService(Protocol):

@@ -15,6 +15,7 @@ from onepeace.files.source import NamedBytes, scheme, suffix
 from onepeace.files.video import VIDEO_SUFFIXES
 from onepeace.files.walk import Unreadable, walk
 from onepeace.index.store import DATABASE, MODALITIES, Item
+from onepeace.processors.endings import modality_by_ending
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
 TABLES = (".csv", ".tsv", ".jsonl")
@@ -136,8 +137,6 @@ def scan(roots: Iterable[Root], removed: Collection[str] = ()) -> Scan:
     Raises:
         UserError: a table or .onepeaceignore file that cannot be read.
     """
-    from onepeace.processors import sniff
-
     found = Scan()
     modalities = modalities_by_suffix()
     for root in roots:
@@ -150,7 +149,7 @@ def scan(roots: Iterable[Root], removed: Collection[str] = ()) -> Scan:
             skip = _skip(root, left_out) if root.kind == "folder" else None
             files, problems = walk([root.path], modalities, skip, follow_links=root.follow_links, others=found.others)
             for path, modality in files:
-                if kind := modality or sniff(path):
+                if kind := modality or _sniffed(path):
                     found.take(_file(str(path), kind))
                 else:
                     reason = f"not a picture, sound or text (unknown ending {path.suffix!r})"
@@ -162,6 +161,12 @@ def scan(roots: Iterable[Root], removed: Collection[str] = ()) -> Scan:
                 else:
                     found.problems.append(problem)
     return found
+
+
+def _sniffed(path: Path) -> str | None:
+    from onepeace.processors import sniff  # takes torch, for files of unknown endings alone
+
+    return sniff(path)
 
 
 def _skip(root: Root, left_out: Collection[str]) -> Callable[[Path, bool], bool]:
@@ -198,10 +203,7 @@ def shard_of(path: str, *, is_there: bool = True) -> str | None:
 
 def modalities_by_suffix() -> dict[str, str]:
     """The kind of file that each ending names, lower case, with the dot."""
-    from onepeace.processors import guessed
-
-    known = {suffix: key for key, processor in guessed().items() for suffix in processor.suffixes}
-    return {**known, **dict.fromkeys(VIDEO_SUFFIXES, "video")}
+    return {**modality_by_ending(), **dict.fromkeys(VIDEO_SUFFIXES, "video")}
 
 
 def _file(path: str, modality: str) -> Entry:

@@ -23,7 +23,7 @@ from torch import Tensor
 from onepeace.errors import UserError, need
 from onepeace.files import source
 from onepeace.files.sound_stream import MAX_CHANNELS, SoundStream
-from onepeace.files.video import VIDEO_SUFFIXES
+from onepeace.processors.endings import ENDINGS
 from onepeace.processors.processor import Processor, lengths_if_padded
 from onepeace.processors.resample import Resample
 
@@ -63,10 +63,7 @@ class AudioProcessor(Processor):
     """
 
     key: ClassVar[str] = "audio"
-    suffixes: ClassVar[frozenset[str]] = VIDEO_SUFFIXES.union(
-        ".wav .wave .flac .ogg .oga .opus .mp3 .mp2 .aif .aiff .aifc .caf .w64 .rf64 .au .snd .m4a .m4b .m4r .aac .mka "
-        ".weba .wma .ac3 .amr .wv".split()
-    )
+    suffixes: ClassVar[frozenset[str]] = ENDINGS["audio"]
 
     def __init__(
         self,

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from onepeace.errors import UserError, one_line
 from onepeace.files import source
-from onepeace.files.picture import PICTURE_SUFFIXES, RAW_SUFFIXES, looks_like_picture, open_picture, orientation
+from onepeace.files.picture import looks_like_picture, open_picture, orientation
+from onepeace.processors.endings import ENDINGS
 from onepeace.processors.processor import Processor
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class ImageProcessor(Processor):
     """
 
     key: ClassVar[str] = "image"
-    suffixes: ClassVar[frozenset[str]] = PICTURE_SUFFIXES | RAW_SUFFIXES
+    suffixes: ClassVar[frozenset[str]] = ENDINGS["image"]
     cast_inputs: ClassVar[frozenset[str]] = frozenset({"pixels"})
 
     def __init__(

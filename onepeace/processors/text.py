@@ -9,6 +9,7 @@ from torch import Tensor
 
 from onepeace.errors import UserError
 from onepeace.files.source import describe, read_bytes, scheme, suffix
+from onepeace.processors.endings import ENDINGS
 from onepeace.processors.pieces import TextPieces, source_positions
 from onepeace.processors.processor import Processor, lengths_if_padded
 from onepeace.processors.tokenizer import PAD, read_tokenizer
@@ -20,7 +21,7 @@ class TextProcessor(TextPieces, Processor):
     """Strings, and `pathlib.Path`s of text files, to (L,) int64 ids with eos last. Settings: see `TextPieces`."""
 
     key: ClassVar[str] = "text"
-    suffixes: ClassVar[frozenset[str]] = frozenset({".txt"})
+    suffixes: ClassVar[frozenset[str]] = ENDINGS["text"]
 
     @classmethod
     def _own_files(cls, folder: Path | None) -> dict[str, object]:

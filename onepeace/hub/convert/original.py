@@ -14,8 +14,8 @@ from onepeace.errors import UserError
 from onepeace.hub.architectures import ARCHITECTURES, Conversion
 from onepeace.hub.convert.stored import StoredTensor
 from onepeace.hub.convert.unpickle import Record, plain, read_checkpoint
-from onepeace.hub.folder import CONFIG
-from onepeace.hub.tensors import INDEX, WEIGHTS, LazyTensor, open_weights
+from onepeace.hub.folder import CONFIG, INDEX
+from onepeace.hub.tensors import WEIGHTS, LazyTensor, open_weights
 from onepeace.hub.weights import Description
 
 _ROW = re.compile(r"(.*)\[(\d+)\]")

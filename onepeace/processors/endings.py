@@ -1,0 +1,26 @@
+"""File endings of the modalities, known without loading the processors, which takes torch."""
+
+import sys
+
+from onepeace.files.picture import PICTURE_SUFFIXES, RAW_SUFFIXES
+from onepeace.files.video import VIDEO_SUFFIXES
+
+ENDINGS = {
+    "image": PICTURE_SUFFIXES | RAW_SUFFIXES,
+    "audio": VIDEO_SUFFIXES.union(
+        ".wav .wave .flac .ogg .oga .opus .mp3 .mp2 .aif .aiff .aifc .caf .w64 .rf64 .au .snd .m4a .m4b .m4r .aac .mka "
+        ".weba .wma .ac3 .amr .wv".split()
+    ),
+    "text": frozenset({".txt"}),
+}
+"""Of the built-in modalities that a file is guessed to be of."""
+
+
+def modality_by_ending() -> dict[str, str]:
+    """The modality that each ending names, lower case, with the dot; also of modalities that were registered."""
+    found = ENDINGS
+    if "onepeace.processors.known" in sys.modules:  # nothing is registered before it is loaded
+        from onepeace.processors.known import guessed
+
+        found = {key: processor.suffixes for key, processor in guessed().items()}
+    return {suffix: key for key, suffixes in found.items() for suffix in suffixes}
