@@ -121,10 +121,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
     ) -> None:
         self.gradient_checkpointing = enable
-        self.onepeace.set_grad_checkpointing(enable)
-        for i, block in enumerate(self.onepeace.blocks):
-            if i % every_n_layers:
-                block.grad_checkpointing = False  # type: ignore[assignment]
+        self.onepeace.set_grad_checkpointing(enable, every_n_layers)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Fill a module whose weights were not in the file, as a new model does."""
