@@ -20,41 +20,51 @@ class Progress:
         what: one of the things that are counted.
         shown: True draws a bar whatever stderr is, False nothing. None draws a bar if stderr is a terminal; otherwise a
             line with rate and time left goes to the log (level INFO) every 30 s.
+        start: what was counted before, by an earlier run.
     """
 
-    def __init__(self, total: int | None, what: str = "file", shown: bool | None = None) -> None:
+    def __init__(self, total: int | None, what: str = "file", shown: bool | None = None, start: int = 0) -> None:
         self.total, self.what = total, what
-        self.count = 0
+        self.count = self._before = start
+        self._note = ""
         self._bar: Any = None
         self._is_logged = shown is None
         self._start = self._last = time.monotonic()
         if shown or (shown is None and sys.stderr is not None and sys.stderr.isatty()):
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=total, unit=f" {what}s", dynamic_ncols=True)
+            self._bar = tqdm(total=total, unit=f" {what}s", dynamic_ncols=True, initial=start)
             self._is_logged = False
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the bar."""
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, n: int = 1) -> None:
-        """Count `n` more."""
+    def update(self, n: int = 1, note: str = "") -> None:
+        """Count `n` more; `note` is shown behind the numbers."""
         self.count += n
+        self._note = note
         if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(n)
         elif self._is_logged and time.monotonic() - self._last >= EVERY:
             self._last = time.monotonic()
             log.info("%s", self._line(self._last - self._start))
 
     def _line(self, elapsed: float) -> str:
-        rate = self.count / elapsed
+        rate = (self.count - self._before) / elapsed
         of = "" if self.total is None else f" of {self.total:,}"
         left = f", {_span((self.total - self.count) / rate)} left" if self.total and rate else ""
-        return f"{self.count:,}{of} {self.what}s, {rate:.1f} a second{left}"
+        note = f", {self._note}" * bool(self._note)
+        speed = f"{rate:.1f} a second" if rate >= 1 or not rate else f"{1 / rate:.1f} s each"
+        return f"{self.count:,}{of} {self.what}s, {speed}{left}{note}"
 
 
 def _span(seconds: float) -> str:

@@ -144,7 +144,7 @@ def loader(
         num_workers=workers,
         # Its own generator: the loader draws a seed for its workers, and would move the run's generator.
         generator=torch.Generator(),
-        worker_init_fn=_leave_sigterm,
+        worker_init_fn=_leave_signals,
         pin_memory=torch.cuda.is_available(),
     )
     others = multiprocessing.active_children()
@@ -166,9 +166,11 @@ def loader(
         raise RuntimeError(f"a worker that makes batches failed: {last}") from error
 
 
-def _leave_sigterm(worker: int) -> None:
-    """A scheduler sends SIGTERM to every process of a job; the run saves then, and needs its workers until it has."""
+def _leave_signals(worker: int) -> None:
+    """A scheduler sends SIGTERM to every process of a job, as a terminal does Ctrl-C; the run saves then, and needs its
+    workers until it has."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 _workers: "weakref.WeakSet[multiprocessing.process.BaseProcess]" = weakref.WeakSet()

@@ -91,9 +91,8 @@ def _check_columns(path: Path, columns: Mapping[str, str], known: Sequence[str])
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
             raise UserError(f"{path}: no column {name!r} (--column {key}={name}); {hint}")
     if not any(key in columns or key in known for key in media()):
-        options = " or ".join(f"--column {key}=COL" for key in media())
         raise UserError(
-            f"{path}: no column {' or '.join(media())}; it has {', '.join(known)}; say which holds the files: {options}"
+            f"{path}: no column {' or '.join(media())}; it has {', '.join(known)}; rename the one that holds the files"
         )
 
 

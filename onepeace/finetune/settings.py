@@ -73,8 +73,8 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
         "run": {
             "batch_size": batch,
             "out": str(out),
-            "log_every": max(1, steps // 50),
-            "save_minutes": 2.0,
+            "log_every": max(1, steps // 200),
+            "save_minutes": 1.0,
             "workers": 1 if total > MANY else 0,
         },
     }

@@ -1,4 +1,4 @@
-"""What a run says: one line per interval for a person on stderr, the same numbers as JSON lines in its folder."""
+"""What a run says: how far it is, for a person on stderr, and all numbers as JSON lines in its folder."""
 
 import contextlib
 import json
@@ -21,11 +21,10 @@ from onepeace import __version__
 from onepeace.config import to_plain
 from onepeace.errors import UserError, need
 from onepeace.files.atomic import write_text_atomic
+from onepeace.progress import Progress
 from onepeace.train.parallel import mean, world_size
 
 FILE = "log.jsonl"
-LEADING = ("loss", "lr", "items_per_second")
-"""Fields that come first in the line for a person; named terms follow."""
 
 Logger = tuple[Callable[[int, dict[str, float]], None], Callable[[], None]]
 """What takes a step's numbers, and what ends it."""
@@ -94,7 +93,7 @@ class Log:
         folder: the run's; made if missing.
         step: where the run begins. Lines after it, from a run that was cut off later than its last checkpoint, are
             removed, and so is a half-written last line.
-        steps: length of the run, for the line's "step 400/2000".
+        steps: length of the run, for the time that is left.
         loggers: names in LOGGERS of what gets the numbers too.
         recipe: the run's, for the loggers.
     """
@@ -108,14 +107,14 @@ class Log:
         recipe: Any = None,
     ):
         self.path = Path(folder) / FILE
-        self.steps = steps
+        self._progress = Progress(steps, "step", start=step)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.loggers = [LOGGERS[name](Path(folder), step, recipe) for name in loggers]
         kept = [line for line in read_log(self.path) if line["step"] <= step] if self.path.exists() and step else []
         write_text_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """One record, flushed: {"step": ..., **values}. Numbers are printed, nested values only stored."""
+        """One record, flushed: {"step": ..., **values}; the step and the loss are shown."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
@@ -126,10 +125,12 @@ class Log:
             ) from error
         for track, _ in self.loggers:
             track(step, {name: value for name, value in values.items() if isinstance(value, int | float)})
-        print(human(step, self.steps, values), file=sys.stderr, flush=True)
+        loss = values.get("loss")
+        self._progress.update(step - self._progress.count, "" if loss is None else f"loss {loss:.4g}")
 
     def close(self) -> None:
         """Tell the loggers that the run has ended."""
+        self._progress.close()
         for _, close in self.loggers:
             close()
 
@@ -198,17 +199,6 @@ def describe_run(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "environment.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(about) + "\n")
-
-
-def human(step: int, steps: int | None, values: Mapping[str, Any]) -> str:
-    """ "step 400/2000  loss 5.31  lr 6.7e-05  items_per_second 44.1  contrastive 2.9" """
-    names = [name for name in LEADING if name in values] + [name for name in values if name not in LEADING]
-    parts = [f"{name} {_short(values[name])}" for name in names if isinstance(values[name], int | float | str)]
-    return "  ".join([f"step {step}/{steps}" if steps else f"step {step}", *parts])
-
-
-def _short(value: float | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:

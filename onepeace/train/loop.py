@@ -20,7 +20,7 @@ from onepeace.train.optim import learning_rate, set_learning_rate, update_averag
 from onepeace.train.recipe import Recipe
 from onepeace.train.run import Evaluate, Run
 from onepeace.train.setup import build_run
-from onepeace.train.sigterm import noticed_sigterm
+from onepeace.train.stop import noticed_stop
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +35,15 @@ def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None 
 
     Returns:
         The folder of the trained model (config.yaml, model.safetensors, tokenizer.json, MODEL_CARD.md), or of the run
-        if it was stopped. SIGTERM stops it after a checkpoint.
+        if it was stopped. SIGTERM and Ctrl-C stop it after a checkpoint.
 
     Raises:
         UserError: data, recipe or checkpoint that do not fit together; gradients that stay infinite.
+        KeyboardInterrupt: Ctrl-C; the run was saved first.
     """
     with parallel.group(choose_device()) as device:
         run = build_run(recipe, device)
-        with noticed_sigterm() as stop_requested:  # not before: until then there is nothing to save
+        with noticed_stop() as stop_requested:  # not before: until then there is nothing to save
             step = train_steps(run, evaluate, stop_at, stop_requested)
         return run.write_model() if step == recipe.schedule.steps else run.out
 

@@ -132,7 +132,8 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> Trained:
     given = start_weights(recipe, config, own)
     fresh = [name for name in own if name not in given]
     if fresh:
-        log.warning("%d of %d weights start fresh: not in %s (%s, ...)", len(fresh), len(own), start.source, fresh[0])
+        names = ", ".join(fresh[:3]) + ", ..." * (len(fresh) > 3)
+        log.info("new, and learned from random values: %s (%s has no such weights)", names, start.source)
     model.load_state_dict(given, strict=False)
     if start.pretrained:
         load_pretrained(model, [key for key in model.adapters if any(f"adapters.{key}.stem." in n for n in fresh)])

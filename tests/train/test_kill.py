@@ -76,13 +76,11 @@ def start(path, *overrides):
     )
 
 
-def read_until(process, lines):
-    """What the process says up to its ``lines``-th line of a step, or to its end if there are fewer."""
-    said, seen = [], 0
-    while seen < lines and (line := process.stderr.readline()):
-        said.append(line)
-        seen += line.startswith("step ")
-    return "".join(said), seen
+def wait_for(process, out, step):
+    """Until the log of a run has a step, or the process has ended."""
+    log = out / "log.jsonl"
+    while process.poll() is None and not (log.exists() and any(line["step"] == step for line in read_log(log))):
+        time.sleep(0.005)
 
 
 def go_on(path, caplog, *overrides):
@@ -96,28 +94,28 @@ def test_killed_at_any_moment_the_same_command_gives_the_same_run(parts, whole, 
     path, out = tmp_path / "recipe.yaml", tmp_path / "run"
     write_config(hard(parts, out), path)
     rng = np.random.default_rng(8)
-    for kill, lines in enumerate(rng.integers(4, 8, 2)):
+    for kill, step in enumerate((rng.integers(4, 8), rng.integers(11, 15))):
         process = start(path)
-        said, seen = read_until(process, lines)
-        assert seen == lines, said
+        wait_for(process, out, step)
         time.sleep(rng.uniform(0, 0.04))  # anywhere in the step: a step takes so long
         process.kill()
-        assert process.wait() == -signal.SIGKILL
-        process.stderr.close()
+        said = process.communicate()[1]
+        assert process.returncode == -signal.SIGKILL, said
         assert ("going on from step" in said) == (kill > 0)
     assert "going on from step" in go_on(path, caplog, "run.workers=2")  # as many as you like
     assert_same(out, whole)
 
 
-def test_sigterm_to_the_whole_group_saves_and_ends_well(parts, whole, tmp_path, caplog):
-    """As a scheduler sends it: to the workers too."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_signal_to_the_whole_group_saves_and_ends_well(number, code, parts, whole, tmp_path, caplog):
+    """As a scheduler sends SIGTERM and a terminal Ctrl-C: to the workers too."""
     path, out = tmp_path / "recipe.yaml", tmp_path / "run"
     write_config(hard(parts, out), path)
     process = start(path, "run.save_every=0")
-    read_until(process, 5)
-    os.killpg(process.pid, signal.SIGTERM)
+    wait_for(process, out, 5)
+    os.killpg(process.pid, number)
     said = process.communicate()[1]
-    assert process.returncode == 0, said
+    assert process.returncode == code, said
     (saved,) = checkpoint.files(out)
     step = checkpoint.load(saved).step
     assert 5 <= step < STEPS

@@ -1,0 +1,40 @@
+"""Stopping a run so that it saves first: SIGTERM, which a scheduler sends before it ends a job, and Ctrl-C."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def noticed_stop() -> Iterator[Callable[[], bool]]:
+    """Within the block SIGTERM and the first Ctrl-C are only noted; what is yielded tells whether one came.
+
+    Raises:
+        KeyboardInterrupt: at the end of the block, if Ctrl-C was pressed; at once, if it was pressed again.
+    """
+    came, pressed = threading.Event(), threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set
+        return
+
+    def note(number: int, _: Any) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        came.set()
+        if number == signal.SIGINT:
+            pressed.set()
+            log.warning("saving after this step (Ctrl-C again: stop at once)")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield came.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if pressed.is_set():
+        raise KeyboardInterrupt
