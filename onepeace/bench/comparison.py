@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onepeace.cost.dry_run import Live
+from onepeace.cost.measure import Live
 from onepeace.files.table import markdown_table
 
 SHORTEST = 0.05

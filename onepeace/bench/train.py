@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onepeace.bench.comparison import check_equal, compare, compared, short
-from onepeace.cost.dry_run import as_on_a_gpu, fake_module, step_cost
 from onepeace.cost.items import PlannedData, inputs_of_many_lengths, pair_batch
+from onepeace.cost.measure import step_cost
 from onepeace.cost.plan import planned_config, planned_model
 from onepeace.hub.architectures import build_encoder
 from onepeace.train.lora import choose_trained
@@ -91,11 +90,9 @@ class Steps:
 
     def flops(self) -> int:
         """Of a step, without padding and what is computed twice."""
-        fakes = FakeTensorMode(allow_non_fake_inputs=True)
         with torch.device("meta"):
             objective = self._objective(planned_model(self.recipe, self.config), max_padding=0.0)
-        with as_on_a_gpu():
-            return step_cost(fake_module(objective, fakes), self.batch, fakes, bfloat16=True).flops
+        return step_cost(objective, self.batch, bfloat16=True, on_gpu=True).flops
 
 
 def bench_train(

@@ -102,8 +102,8 @@ def parameters_by_part(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 
 def items_of(config: "Config") -> list[dict[str, Any]]:
     """Tokens, FLOPs and bytes alive of one pass over one item of each of `ITEMS` that the model can take."""
-    from onepeace.cost.dry_run import pass_cost, reading_cost
     from onepeace.cost.items import UNITS, item_batch, picture_size, reading_batch
+    from onepeace.cost.measure import pass_cost, reading_cost
     from onepeace.hub.architectures import architecture
 
     if architecture(config.architecture).generates:

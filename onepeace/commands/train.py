@@ -74,8 +74,8 @@ def plan_text(plan: "Plan") -> str:
     lines += [f"{name:<20}{total:>16,}{trained:>16,}" for name, (total, trained) in plan.parameters.items()]
     total, trained = (sum(column) for column in zip(*plan.parameters.values(), strict=True))
     lines += [f"{'sum':<20}{total:>16,}{trained:>16,}", ""]
-    names = {column: f"{column[0]}{', checkpointed' * column[1]}{' *' * (column == plan.chosen)}"
-             for column in plan.memory}  # fmt: skip
+    again = ", checkpointed" * plan.checkpointed
+    names = {way: f"{way}{again}{' *' * (way == plan.chosen)}" for way in plan.memory}
     lines.append(f"{'GB on each GPU':<20}" + "".join(f"{name:>22}" for name in names.values()))
     for field, label in ROWS.items():
         values = [getattr(plan.memory[column], field) / 1e9 for column in names]

@@ -8,29 +8,28 @@ Bytes of one process, P parameters of which T train, N processes, all float32:
               blocks one computes while the next one arrives
     file      4 (P + 2 T), and 4 T with an average
 
-Activations and FLOPs are measured: the objective runs forward and backward on fake tensors (dry_run.py), over items of
-the largest size (``processors.text.max_tokens``, ``processors.audio.max_seconds``). Beyond a few items, bytes grow
-linearly and FLOPs with the square of their number, as the losses compare them. Weights cast to bfloat16 and what losses
+Activations and FLOPs are measured: the objective runs forward and backward on fake tensors (measure.py), over items of
+the largest size (``processors.text.max_tokens``, ``processors.audio.max_seconds``), with one block and with two: each
+further one costs as much as the second. Beyond a few items, bytes grow linearly and FLOPs with the square of their
+number, as the losses compare them. Weights cast to bfloat16 and what losses
 keep are part of the activations; the contrastive loss finds its negatives in this process only, which is less than
 1 % of the FLOPs.
 
 Not counted: work space of kernels and what the allocator cannot use (leave a tenth or more), outside teachers.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from math import ceil, inf
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onepeace.config import Config, read_yaml, write_config
-from onepeace.cost.dry_run import DryRun, as_on_a_gpu, fake_module, step_cost
 from onepeace.cost.items import PlannedData, largest_items, pair_batch
+from onepeace.cost.measure import Run, step_cost
 from onepeace.cost.parts import part_of
 from onepeace.errors import UserError
 from onepeace.hub.architectures import build_encoder
@@ -76,10 +75,12 @@ class Plan:
     """In how many chunks a process computes its items."""
     processes: int
     dtype: torch.dtype
-    memory: dict[tuple[str, bool], Memory]
-    """By way ("ddp", "fsdp") and whether activations are checkpointed."""
-    chosen: tuple[str, bool]
-    """What the recipe says."""
+    memory: dict[str, Memory]
+    """By way, "ddp" or "fsdp"."""
+    chosen: str
+    """The way of the recipe."""
+    checkpointed: bool
+    """Whether activations are computed again in the backward pass."""
     file: int
     """Bytes of a checkpoint."""
     flops_per_item: dict[str, int]
@@ -109,18 +110,11 @@ def make_plan(recipe: Recipe, processes: int = 1, folder: Path | None = None, on
     """
     config = planned_config(recipe, folder)
     model = planned_model(recipe, config)
-    chosen = (recipe.run.parallel, recipe.run.checkpoint_activations)
-    # Blocks that can be checkpointed are what not every architecture has.
-    activations = dict.fromkeys((False, True) if hasattr(model, "set_grad_checkpointing") else (False,), 0)
-    items, flops = {}, {}
-    for name in recipe.data.modalities:
-        items[name] = recipe.batch_size(name)
-        share = ceil(items[name] / processes)
-        for checkpointed in activations:
-            peak, each = dry_steps(recipe, config, name, share, checkpointed, on_gpu)
-            activations[checkpointed] = max(activations[checkpointed], peak)
-            if checkpointed == chosen[1]:
-                flops[name] = each
+    again = recipe.run.checkpoint_activations
+    items = {name: recipe.batch_size(name) for name in recipe.data.modalities}
+    runs = {
+        name: measured(recipe, config, name, ceil(count / processes), again, on_gpu) for name, count in items.items()
+    }
     held = held_bytes(model, recipe.run.ema is not None, processes)
     counts = parameter_counts(model)
     total, trained = (sum(column) for column in zip(*counts.values(), strict=True))
@@ -130,34 +124,22 @@ def make_plan(recipe: Recipe, processes: int = 1, folder: Path | None = None, on
         chunks=recipe.run.grad_cache_chunks,
         processes=processes,
         dtype=torch.float32 if recipe.run.precision == "float32" else torch.bfloat16,
-        memory={(way, again): Memory(*held[way], peak) for way in WAYS for again, peak in activations.items()},
-        chosen=chosen,
+        memory={way: Memory(*held[way], max(run.peak for run in runs.values())) for way in WAYS},
+        chosen=recipe.run.parallel,
+        checkpointed=recipe.run.checkpoint_activations,
         file=4 * (total + (3 if recipe.run.ema is not None else 2) * trained),
-        flops_per_item=flops,
+        flops_per_item={name: run.flops for name, run in runs.items()},
         steps=recipe.schedule.steps,
         in_turn=recipe.data.pairs == "in_turn",
     )
 
 
-def process_memory(recipe: Recipe, on_gpu: bool = True, at_most: float = inf) -> int:
-    """Bytes of one process that trains alone as the recipe says, from one dry step of a few items: rougher than
-    `make_plan` and sooner told, as all that is alive at the peak is taken to grow with the items.
-
-    Args:
-        at_most: where parameters, gradients and optimizer are more than that, their bytes alone are told.
-    """
-    config = planned_config(recipe)
+def process_memory(recipe: Recipe, on_gpu: bool = True) -> int:
+    """Bytes of one process that trains alone as the recipe says."""
+    config, again = planned_config(recipe), recipe.run.checkpoint_activations
     held = sum(held_bytes(planned_model(recipe, config), recipe.run.ema is not None, 1)["ddp"])
-    if held > at_most:
-        return held
-    whole = replace(recipe, run=replace(recipe.run, grad_cache_chunks=1))
-    peaks = []
-    for name in recipe.data.modalities:
-        items = ceil(recipe.batch_size(name) / recipe.run.grad_cache_chunks)
-        few = min(items, MEASURED)
-        peak, _ = dry_steps(whole, config, name, few, recipe.run.checkpoint_activations, on_gpu)
-        peaks.append(ceil(peak / few * items))
-    return held + max(peaks)
+    peaks = [measured(recipe, config, name, recipe.batch_size(name), again, on_gpu) for name in recipe.data.modalities]
+    return held + max(run.peak for run in peaks)
 
 
 def planned_config(recipe: Recipe, folder: Path | None = None) -> Config:
@@ -189,47 +171,72 @@ def planned_model(recipe: Recipe, config: Config) -> Trained:
     return model
 
 
-def dry_steps(
-    recipe: Recipe, config: Config, source: str, share: int, checkpointed: bool, on_gpu: bool
-) -> tuple[int, int]:
-    """Bytes at the peak and FLOPs of each item, of a share of a pair's items: from dry steps over few of them."""
-    chunks, pair = recipe.run.grad_cache_chunks, recipe.data.modalities[source]
+def measured(recipe: Recipe, config: Config, source: str, share: int, checkpointed: bool, on_gpu: bool) -> Run:
+    """Bytes at the peak of a step, and FLOPs of each item, where a process has a share of the items of a source.
+
+    From steps over a few items of a model with one block, and one with two: each further block costs as much as the
+    second.
+    """
+    chunks = recipe.run.grad_cache_chunks
     chunk = ceil(share / chunks)
-    few, few_chunks = min(chunk, MEASURED), min(chunks, 2)
-    measured, share = few * few_chunks, chunk * chunks
+    few, steps = min(chunk, MEASURED), min(chunks, 2)
+    depth = getattr(config.model, "depth", 0)
+    # Heads that read the outputs of some blocks need all of them.
+    if depth <= 2 or any(head.get("blocks") for head in config.model.heads.values()):
+        depth = 0
+    one, two = (replace(config, model=replace(config.model, depth=n)) if depth else config for n in (1, 2))
+    try:
+        planned_model(recipe, one)
+    except UserError:  # freeze or lora name a block that is not there then
+        one, depth = config, 0
 
-    def step(chunk: int, chunks: int) -> DryRun:
-        """A step of so many chunks, each of so many items."""
-        fakes = FakeTensorMode(allow_non_fake_inputs=True)
-        model = planned_model(recipe, config)
-        if checkpointed:
-            model.set_grad_checkpointing()
-        items = largest_items(config, pair, chunk * chunks)
-        for key in set(pair) & set(recipe.data.stem_views):  # computed once, before the steps
-            raw = {name: tensor.to("meta") for name, tensor in items[key].items()}
-            with torch.no_grad():
-                items[key] = {"features": torch.zeros(model.adapters[key].stem_features(raw).shape)}
-        batch = pair_batch(recipe, model, source, items, torch.Generator().manual_seed(0))
-        prepared = prepare_terms(PlannedData(recipe, batch.keys))
-        with torch.device("meta"):
-            objective = Objective(model, recipe.terms, prepared, chunks, recipe.run.max_padding)
-        with as_on_a_gpu() if on_gpu else nullcontext():
-            return step_cost(fake_module(objective.train(), fakes), batch, fakes, recipe.run.precision != "float32")
+    def step(own: Config, items: int, parts: int = steps) -> Run:
+        """A step of so many parts, each of so many items."""
+        return _step(recipe, own, source, items, parts, checkpointed, on_gpu)
 
-    small = step(few, few_chunks)
-    peak, flops = small.peak, small.flops / measured
+    def deeper(shallow: Run, items: int) -> Run:
+        """The cost of all blocks but the first."""
+        return (
+            Run(*((depth - 1) * (b - a) for a, b in zip(shallow, step(two, items), strict=True)))
+            if depth
+            else Run(0, 0)
+        )
+
+    small = step(one, few)
+    blocks = deeper(small, few)
+    times, peak, flops = chunk * chunks / (few * steps), small.peak + blocks.peak * chunk / few, small.flops + 0.0
     if chunks > 2:  # of the items of other chunks only what the losses need is kept
-        peak += round((chunks - 2) * chunk * (step(few, 3).peak - small.peak) / few)
-    # FLOPs are asked for of what the recipe chose; an item has some of its own, and some for each of the others.
-    if chunk > few or (share > measured and checkpointed == recipe.run.checkpoint_activations):
-        large = step(2 * few, few_chunks)
-        # What each item and each pair of items costs, and the step itself where a term does more than look at items.
-        third = step(3 * few, few_chunks).flops if any(options.term == "names" for options in recipe.terms) else 0
-        counts = [measured, 2 * measured, 3 * measured if third else 0]
-        polynomial = np.polyfit(np.array(counts) / measured, [small.flops, large.flops, third], 2)
-        flops = float(np.polyval(polynomial, share / measured)) / share
-        peak += round((chunk - few) * (large.peak - small.peak) / few)
-    return peak, round(flops)
+        peak += (chunks - 2) * chunk * (step(one, few, 3).peak - small.peak) / few
+    if times > 1:
+        large = step(one, 2 * few)
+        peak += (chunk - few) * (large.peak - small.peak) / few
+        # What each item and each pair of items costs; where a term also reads something of its own, a step too.
+        counts, found = [0, 1, 2], [0, small.flops, large.flops]
+        if any(options.term == "names" for options in recipe.terms):
+            counts, found = [1, 2, 3], [small.flops, large.flops, step(one, 3 * few).flops]
+            further = deeper(large, 2 * few)
+            blocks = Run(round(2 * blocks.flops - further.flops + times * (further.flops - blocks.flops)), 0)
+        else:
+            blocks = Run(round(times * blocks.flops), 0)
+        flops = float(np.polyval(np.polyfit(counts, found, 2), times))
+    return Run(round((flops + blocks.flops) / (chunk * chunks)), round(peak))
+
+
+def _step(
+    recipe: Recipe, config: Config, source: str, items: int, chunks: int, checkpointed: bool, on_gpu: bool
+) -> Run:
+    model = planned_model(recipe, config)
+    model.set_grad_checkpointing(checkpointed)
+    inputs = largest_items(config, recipe.data.modalities[source], items * chunks)
+    for key in set(inputs) & set(recipe.data.stem_views):  # computed once, before the steps
+        raw = {name: tensor.to("meta") for name, tensor in inputs[key].items()}
+        with torch.no_grad():
+            inputs[key] = {"features": torch.zeros(model.adapters[key].stem_features(raw).shape)}
+    batch = pair_batch(recipe, model, source, inputs, torch.Generator().manual_seed(0))
+    prepared = prepare_terms(PlannedData(recipe, batch.keys))
+    with torch.device("meta"):
+        objective = Objective(model, recipe.terms, prepared, chunks, recipe.run.max_padding)
+    return step_cost(objective.train(), batch, recipe.run.precision != "float32", on_gpu)
 
 
 def parameter_counts(model: Trained) -> dict[str, tuple[int, int]]:

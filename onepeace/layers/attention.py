@@ -17,6 +17,8 @@ def use_math_attention(device_type: str, dtype: torch.dtype, length: int, traine
     """
     if torch.compiler.is_exporting():  # the length is a symbol
         return False
+    if not torch.backends.cuda.math_sdp_enabled():  # torch.nn.attention.sdpa_kernel chose another
+        return False
     return device_type == "cpu" and (trained_bias or length <= (200 if dtype == torch.bfloat16 else 64))
 
 

@@ -12,8 +12,8 @@ from onepeace.bench.__main__ import main
 from onepeace.bench.comparison import MIN_ROUNDS, take_turns
 from onepeace.bench.encode import bench_encode, random_config
 from onepeace.bench.train import Steps
-from onepeace.cost.dry_run import Live
 from onepeace.cost.items import item_batch, picture_size
+from onepeace.cost.measure import Live
 from onepeace.train.recipe import read_recipe
 
 CPU = torch.device("cpu")

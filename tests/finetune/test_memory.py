@@ -21,7 +21,7 @@ def test_the_first_form_that_fits_is_taken(content, monkeypatch):
     pytest.importorskip("peft")
     needs, said = [], []
 
-    def process_memory(recipe, on_gpu, at_most):
+    def process_memory(recipe, on_gpu):
         run = recipe.run
         needs.append((run.checkpoint_activations, run.grad_cache_chunks, recipe.lora is not None))
         return 100 - 20 * needs[-1][0] - {1: 0, 4: 10, 16: 20}[needs[-1][1]] - 30 * needs[-1][2]
@@ -49,7 +49,6 @@ def test_a_plan_of_the_real_recipe(content):
     assert not recipe.run.checkpoint_activations
     (line,) = said
     assert line.endswith("of the 1000.0 GB that are available")
-    assert memory.process_memory(recipe, False, 0) < memory.process_memory(recipe, False)
 
 
 def test_unknown_memory_leaves_the_recipe(content):

@@ -176,7 +176,7 @@ def test_the_plan_counts_what_trains(root, base, tmp_path):
     train_steps(run, None, None, lambda: False)
     plan = make_plan(wanted, on_gpu=False)
     trained = [p for p in run.model.parameters() if p.requires_grad]
-    memory = plan.memory["ddp", False]
+    memory = plan.memory["ddp"]
     assert memory.parameters == sum(p.nbytes for p in run.model.parameters())
     assert memory.gradients == memory.average == sum(p.nbytes for p in trained)
     states = [v for state in run.state.optimizer.state.values() for n, v in state.items() if n.startswith("exp_avg")]
@@ -185,4 +185,4 @@ def test_the_plan_counts_what_trains(root, base, tmp_path):
     assert plan.parameters["LoRA adapters"] == (adapters, adapters)
     assert plan.parameters == parameter_counts(run.model)
     whole = recipe(root, tmp_path, steps=2, run={"batch_size": 8}, model={"from": str(base)})
-    assert memory.activations < make_plan(whole, on_gpu=False).memory["ddp", False].activations
+    assert memory.activations < make_plan(whole, on_gpu=False).memory["ddp"].activations

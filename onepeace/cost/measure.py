@@ -1,44 +1,59 @@
-"""Bytes alive and FLOPs of what runs: of real code, on fake tensors too, which have a shape and dtype but no values."""
+"""Bytes alive and FLOPs of what runs: of real code, on fake tensors too, which have a shape and dtype but no values.
+
+Nothing of torch is replaced: its own modes see every operation. FLOPs are counted by the functions of its
+FlopCounterMode, but not in it: that follows modules, and fails where they run both with and without gradient.
+"""
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from onepeace.config import Config
 from onepeace.data.batch import Batch
+from onepeace.errors import expect
+from onepeace.generative.model import Writer
 from onepeace.hub.architectures import build_encoder, build_module
+from onepeace.layers.attention import SelfAttention
 
 aten = torch.ops.aten
 
 
 class Cost(NamedTuple):
-    """Of one pass over a batch, as far as its unit vectors (of a model without projections: its features)."""
+    """Cost of one pass over a batch, as far as its unit vectors (of a model without projections: its features)."""
 
     tokens: int
     """Tokens of an item in the blocks, CLS included."""
     flops: int
-    """Of matrix products and convolutions, a multiplication and an addition counting as two."""
+    """FLOPs of matrix products and convolutions, a multiplication and an addition counting as two."""
     peak_bytes: int
     """Bytes alive at the peak in float32, weights not counted. Kernels need work space that is not seen here."""
+
+
+class Run(NamedTuple):
+    """Cost of a training step."""
+
+    flops: int
+    peak: int
+    """Bytes alive at once beside weights, gradients and inputs."""
 
 
 def pass_cost(config: Config, key: str, batch: Mapping[str, Tensor]) -> Cost:
     """Cost of encoding `batch` of modality `key`; only the sizes of its numbers matter, not their values."""
     with torch.device("meta"):
         model = build_encoder(config).eval()
-    fakes = FakeTensorMode(allow_non_fake_inputs=True)
-    model, inputs = fake_module(model, fakes), fake_inputs(batch, fakes)
+    inputs = fake_inputs(batch, without_values(model))
     with torch.no_grad(), DryRun([*model.parameters(), inputs]) as run:
         features = model.encode(model.stems({key: inputs}))[key]
         if key in model.config.projections:
@@ -49,18 +64,40 @@ def pass_cost(config: Config, key: str, batch: Mapping[str, Tensor]) -> Cost:
 def reading_cost(config: Config, inputs: Mapping[str, Tensor]) -> Cost:
     """Cost of what a generative model's encoder does, before anything is written; `inputs` as its `encode` takes it."""
     with torch.device("meta"):
-        model = build_module(config).eval()
-    fakes = FakeTensorMode(allow_non_fake_inputs=True)
-    model, inputs = fake_module(model, fakes), fake_inputs(inputs, fakes)
-    with torch.no_grad(), DryRun([*model.parameters(), inputs]) as run:
-        encoded = model.encode(**inputs)
+        model = expect(build_module(config), Writer).eval()
+    fakes = fake_inputs(inputs, without_values(model))
+    with torch.no_grad(), DryRun([*model.parameters(), fakes]) as run:
+        encoded = model.encode(**fakes)
     return Cost(encoded.tokens.shape[1], run.flops, run.peak)
 
 
-def fake_module(module: Any, fakes: FakeTensorMode) -> Any:
-    """A module from the meta device with fake parameters that pass for the CPU's, so that autocast knows them."""
+def step_cost(objective: nn.Module, batch: Batch, bfloat16: bool, on_gpu: bool = False) -> Run:
+    """One step, forward and backward, of an objective on the meta device.
+
+    Args:
+        on_gpu: with the kernels of a GPU; else with those of this CPU.
+    """
+    fakes = without_values(objective)
     with fakes:
-        return module.to_empty(device="cpu")
+        for parameter in objective.parameters():
+            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+    gradients = [parameter.grad for parameter in objective.parameters()]
+    batch = replace(batch, inputs={key: fake_inputs(inputs, fakes) for key, inputs in batch.inputs.items()})
+    if on_gpu:
+        _recompute_as_on_a_gpu(objective)
+    with DryRun([*objective.parameters(), gradients, batch.inputs]) as run, gpu_kernels(on_gpu):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = objective(batch)["loss"]
+        torch.autograd.backward(loss)  # Tensor.backward would leave the modes of functions
+    return Run(run.flops, run.peak)
+
+
+def without_values(module: nn.Module) -> FakeTensorMode:
+    """Give a module from the meta device fake parameters that pass for the CPU's, so that autocast knows them."""
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    with fakes:
+        module.to_empty(device="cpu")
+    return fakes
 
 
 def fake_inputs(batch: Mapping[str, Tensor], fakes: FakeTensorMode) -> dict[str, Tensor]:
@@ -79,8 +116,7 @@ class Live(TorchDispatchMode):
 
     def __init__(self, known: Iterable[Any]) -> None:
         super().__init__()
-        self.peak = 0
-        self._now = 0
+        self.peak = self._now = 0
         tensors = (leaf for leaf in tree_leaves(list(known)) if isinstance(leaf, Tensor))
         self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in tensors)
 
@@ -105,11 +141,7 @@ class Live(TorchDispatchMode):
 
 
 class DryRun(Live):
-    """Within it code runs on fake tensors, backward too, and its FLOPs are counted.
-
-    Whether a fake number is true ("is something padded?") is answered "no". Unlike torch's FlopCounterMode it does not
-    follow modules, which fails where they run both with and without gradient.
-    """
+    """The same where tensors are fake. Whether a fake number is true ("is something padded?") is answered "no"."""
 
     def __init__(self, known: Iterable[Any]) -> None:
         super().__init__(known)
@@ -138,7 +170,7 @@ def _positions(index: Iterable[Tensor | None]) -> list[Tensor | None]:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
-    """Two products of all queries with all keys."""
+    """Two products of all queries with all keys, (B, H, L, head_dim)."""
     return 4 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * q.shape[3]
 
 
@@ -157,22 +189,42 @@ FLOPS = {
 
 
 @contextmanager
-def as_on_a_gpu() -> Iterator[None]:
+def gpu_kernels(wanted: bool = True) -> Iterator[None]:
     """Within it attention is torch's memory-efficient kernel and autocast takes norms to float32, as on a GPU.
 
     Fake tensors of a GPU would do so by themselves, but autograd refuses them where torch was built without CUDA.
     """
-    norm = F.layer_norm
-
-    def layer_norm(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return norm(x.float() if torch.is_autocast_enabled("cpu") else x, *args, **kwargs)
-
-    with (
-        mock.patch("onepeace.layers.attention.use_math_attention", return_value=False),
-        mock.patch.object(F, "scaled_dot_product_attention", _fused_attention),
-        mock.patch.object(F, "layer_norm", layer_norm),
-    ):
+    if not wanted:
         yield
+        return
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION), _GpuForms():
+        yield
+
+
+def _recompute_as_on_a_gpu(objective: nn.Module) -> None:
+    """What is computed again in the backward pass runs outside of the modes of functions: attention enters its own."""
+    entered: list[_GpuForms] = []
+
+    def enter(*_: Any) -> None:
+        entered.append(_GpuForms())
+        entered[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        entered.pop().__exit__(None, None, None)
+
+    for module in objective.modules():
+        if isinstance(module, SelfAttention):
+            module.register_forward_pre_hook(enter)
+            module.register_forward_hook(leave, always_call=True)  # recomputation stops in the middle
+
+
+class _GpuForms(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _fused_attention(*args, **(kwargs or {}))
+        if func is F.layer_norm and torch.is_autocast_enabled("cpu"):
+            args = (args[0].float(), *args[1:])
+        return func(*args, **(kwargs or {}))
 
 
 def _fused_attention(
@@ -185,7 +237,6 @@ def _fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """With the arguments of F.scaled_dot_product_attention: stems of other libraries call it too."""
     if attn_mask is not None:
         # The kernel reads rows of a multiple of 8; torch pads others, a copy for each block.
         length = attn_mask.shape[-1]
@@ -193,20 +244,3 @@ def _fused_attention(
         attn_mask = padded.expand(*q.shape[:3], length)
     efficient = aten._scaled_dot_product_efficient_attention
     return efficient(q, k, v, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
-
-
-def step_cost(objective: nn.Module, batch: Batch, fakes: FakeTensorMode, bfloat16: bool) -> DryRun:
-    """One step, forward and backward, of an objective with fake parameters; its FLOPs, and the bytes alive at its peak.
-
-    Weights, inputs and gradients do not count.
-    """
-    with fakes:
-        for parameter in objective.parameters():
-            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-    gradients = [parameter.grad for parameter in objective.parameters()]
-    batch = replace(batch, inputs={key: fake_inputs(inputs, fakes) for key, inputs in batch.inputs.items()})
-    with DryRun([*objective.parameters(), gradients, batch.inputs]) as run:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            loss = objective(batch)["loss"]
-        loss.backward()
-    return run
