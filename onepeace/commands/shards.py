@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_leaks(root: Path, near: int | None) -> int:
-    from onepeace.data.leaks import check_leaks
+    from onepeace.datasets.leaks import check_leaks
 
     counts, errors, alike = check_leaks(root, near)
     for name, count in sorted(counts.items()):
@@ -106,9 +106,9 @@ def _check_leaks(root: Path, near: int | None) -> int:
 
 
 def _write_layout(args: argparse.Namespace) -> int:
-    from onepeace.data.leaks import held_out
     from onepeace.data.shard_writer import ShardWriter
     from onepeace.datasets import LAYOUTS
+    from onepeace.datasets.leaks import held_out
     from onepeace.datasets.pictures import Seen
 
     if own := [name for name in ("column", "labels_from_folders", "check") if getattr(args, name)]:

@@ -5,7 +5,7 @@ from support.downloads import DOWNLOADS, fill
 from support.finetune_downloads import FINETUNE
 
 from onepeace.cli import main
-from onepeace.data.leaks import read_shard
+from onepeace.datasets.leaks import read_shard
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from support.clips import plain_video
 from support.downloads import lines, picture
 from support.finetune_downloads import FINETUNE, HEAD, refer
 
-from onepeace.data.leaks import check_leaks
 from onepeace.data.shards import raw_samples, read_source
 from onepeace.datasets import LAYOUTS
+from onepeace.datasets.leaks import check_leaks
 from onepeace.datasets.vqa_answers import normalize_answer, soft_scores
 
 

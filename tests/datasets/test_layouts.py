@@ -16,8 +16,8 @@ from support.downloads import DOWNLOADS, MACS, fill, iconify, picture, sound
 from support.layouts import captions, media, size_of, wave_of
 
 from onepeace.cli import main
-from onepeace.data.leaks import check_leaks, read_shard
 from onepeace.datasets import LAYOUTS
+from onepeace.datasets.leaks import check_leaks, read_shard
 from onepeace.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

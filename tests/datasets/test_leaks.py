@@ -6,8 +6,8 @@ import pytest
 from support.downloads import picture
 
 from onepeace.cli import main
-from onepeace.data.leaks import check_leaks, read_shard
 from onepeace.data.shard_writer import ShardWriter
+from onepeace.datasets.leaks import check_leaks, read_shard
 from onepeace.datasets.pictures import webp
 from onepeace.errors import UserError
 

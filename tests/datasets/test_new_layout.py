@@ -7,10 +7,10 @@ from pathlib import Path
 from support.downloads import fill, picture
 
 from onepeace.cli import main
-from onepeace.data.leaks import check_leaks
 from onepeace.data.shards import read_source
 from onepeace.datasets import LAYOUTS
 from onepeace.datasets.layout import HeldOut, Record, Split, option, skipped
+from onepeace.datasets.leaks import check_leaks
 from onepeace.datasets.pictures import Photographs
 from onepeace.errors import UserError
 
