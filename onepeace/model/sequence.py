@@ -22,13 +22,14 @@ class Stem(NamedTuple):
 
     tokens: (B, L, D), without CLS and positions. padding_mask: (B, L) bool, True = padding, or None when nothing is.
     grid: the shape of the L positions, (L,), (rows, columns) or (frames, rows, columns). type_ids: (B,) type ids of
-    the items, or None.
+    the items, or None. pooled: (B, D), what the whole item adds to CLS, or None.
     """
 
     tokens: Tensor
     padding_mask: Tensor | None
     grid: tuple[int, ...]
     type_ids: Tensor | None = None
+    pooled: Tensor | None = None
 
     def take(self, rows: Tensor) -> "Stem":
         """These items alone, without the padding that none of them needs."""
@@ -39,7 +40,8 @@ class Stem(NamedTuple):
             longest = int((~mask).sum(1).amax())
             tokens, grid = tokens[:, :longest], (longest,)
             mask = mask[:, :longest] if bool(mask[:, :longest].any()) else None
-        return Stem(tokens, mask, grid, None if self.type_ids is None else self.type_ids[rows])
+        type_ids, pooled = (None if x is None else x[rows] for x in (self.type_ids, self.pooled))
+        return Stem(tokens, mask, grid, type_ids, pooled)
 
 
 @dataclass(frozen=True)

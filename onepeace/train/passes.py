@@ -242,9 +242,11 @@ def _join_stems(parts: Sequence[Stem], groups: Sequence[Tensor]) -> Stem:
     order = torch.cat(list(groups)).argsort()
     tokens = [part.tokens for part in parts]
     type_ids = [part.type_ids for part in parts if part.type_ids is not None]
+    pooled = [part.pooled for part in parts if part.pooled is not None]
     return Stem(
         _stack(tokens)[order],
         _stack_masks([part.padding_mask for part in parts], tokens, order),
         max(part.grid for part in parts),
         torch.cat(type_ids)[order] if type_ids else None,
+        torch.cat(pooled)[order] if pooled else None,
     )

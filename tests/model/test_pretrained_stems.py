@@ -8,10 +8,12 @@ import torch
 from support.small_models import CONVS, small_model
 from torch.nn import functional as F
 
+from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.model.stems.aisfx import AisfxStem, sfx_filters
 from onepeace.model.stems.lite import LiteStem
 from onepeace.model.stems.timm import TimmStem, create_network
+from onepeace.train.passes import Passes
 
 
 @pytest.mark.parametrize(
@@ -174,12 +176,13 @@ def test_spectrogram_is_that_of_the_published_front_end():
     assert sfx_filters(72, 750, torch.device("cpu")).shape == (376, 72)
 
 
-@pytest.fixture
-def model():
+@pytest.fixture(params=[0, 20], ids=["", "MLP on pooled features"])
+def model(request):
+    pooling = {"mean_cls": True, "cls_hidden": request.param, "cls_dropout": 0.5}
     adapters = {
         "text": {"vocab_size": 90, "num_positions": 40, "num_buckets": 4},
-        "image": {"stem": "timm:test_efficientnet", "patch_size": 32, "grid": 2, "bias_grid": 2},
-        "audio": {"stem": "aisfx", "width": 2, "num_buckets": 6, **CONVS},
+        "image": {"stem": "timm:test_efficientnet", "patch_size": 32, "grid": 2, "bias_grid": 2, **pooling},
+        "audio": {"stem": "aisfx", "width": 2, "num_buckets": 6, **CONVS, **pooling},
     }
     return small_model("text", adapters=adapters, projections=("text", "image", "audio"), decoder=None)
 
@@ -204,7 +207,32 @@ def test_features_in_place_of_raw_input_give_the_same_vectors(model):
         assert torch.equal(model.adapters[key].token_lengths(given[key]), model.adapters[key].token_lengths(raw))
 
 
-def test_mistakes_are_named(model):
+@pytest.mark.parametrize("model", [20], indirect=True)
+@torch.inference_mode()
+def test_an_mlp_on_all_of_an_items_features_is_added_to_its_cls(model):
+    """Whatever tokens are left out, and whatever else is in the batch."""
+    sounds, lengths = torch.randn(2, 5, 16), torch.tensor([5, 1])
+    pictures = torch.randn(2, 1, 5, model.adapters["image"].stem.proj.in_features)
+    batches = {"image": {"features": pictures}, "audio": {"features": sounds, "lengths": lengths}}
+    keep = torch.tensor([[0, 1, 3], [0, 1, -1]])
+    for key, batch in batches.items():
+        adapter = model.adapters[key]
+        stem, mlp = adapter.stem_tokens(batch), adapter.cls_mlp
+        for kept in (None, keep):
+            found = adapter(stem, kept).tokens[:, 0]
+            without = adapter(stem._replace(pooled=None), kept).tokens[:, 0]
+            for i in range(2):
+                own = batch["features"][i].flatten(0, -2)[: lengths[i] if key == "audio" else None]
+                expected = mlp.fc2(F.gelu(mlp.fc1(mlp.norm(torch.cat([own.mean(0), own.amax(0)])))))
+                assert expected.std() > 0.1
+                torch.testing.assert_close(found[i] - without[i], expected, rtol=1e-4, atol=1e-4)
+        grouped = Passes(model, Batch({key: batch}), max_padding=0.1).embedding(key)
+        torch.testing.assert_close(grouped, model({key: batch})[key], rtol=1e-4, atol=1e-5)
+        alone = model({key: adapter.take(batch, torch.tensor([1]))})[key]
+        torch.testing.assert_close(grouped[1:], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_mistakes_are_named():
     with pytest.raises(ValueError, match=r"timm:resnet18 has patches of 32, not 16; set patch_size"):
         TimmStem(8, 16, "resnet18")
     with pytest.raises(UserError, match=r"timm has no network 'resnet19'; the nearest: .*resnet18"):
@@ -213,6 +241,8 @@ def test_mistakes_are_named(model):
         small_model("image", adapters={"image": {"stem": "hmlp:x"}})
     with pytest.raises(ValueError, match=r"the stem of image has no features of its own"):
         small_model("image").adapters["image"].stem_features({"pixels": torch.zeros(1, 3, 48, 48)})
+    with pytest.raises(ValueError, match=r"the stem of image has no features of its own"):
+        small_model("image", adapters={"image": {"cls_hidden": 8}})
 
 
 def test_weights_that_cannot_be_had_are_named(monkeypatch):

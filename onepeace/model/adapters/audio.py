@@ -13,7 +13,7 @@ from onepeace.layers.gather import gather_tokens
 from onepeace.layers.position import SequencePositions, sequence_buckets, sequence_table_rows, trunc_normal
 
 from ..sequence import Stem, TokenSequence, padding
-from ..stems import AUDIO_STEMS, SAMPLE_RATE
+from ..stems import AUDIO_STEMS, SAMPLE_RATE, PretrainedStem
 from .base import Adapter, values_are_known
 
 
@@ -45,6 +45,7 @@ class AudioAdapter(Adapter):
         pos_depth, pos_kernel, pos_groups: the positional convolutions.
         stem: a key of AUDIO_STEMS, aisfx or transformers for a network that was trained elsewhere; further options go
             to it.
+        cls_hidden, cls_dropout: see `make_cls_mlp`.
     """
 
     padded_input = "waveform"
@@ -64,6 +65,8 @@ class AudioAdapter(Adapter):
         num_types: int = 0,
         mean_cls: bool = False,
         max_cls: bool = False,
+        cls_hidden: int = 0,
+        cls_dropout: float = 0.0,
         **stem_options: Any,
     ):
         super().__init__(
@@ -73,6 +76,7 @@ class AudioAdapter(Adapter):
             raise ValueError(f"no stem {stem!r}; known: {', '.join(AUDIO_STEMS)}")
         self.num_buckets = num_buckets
         self.stem = AUDIO_STEMS[stem](dim, **stem_options)
+        self.cls_mlp = self.make_cls_mlp(dim, cls_hidden, cls_dropout)
         self.cls_pos = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_conv = PositionalConvs(dim, pos_depth, pos_kernel, pos_groups)
 
@@ -87,17 +91,20 @@ class AudioAdapter(Adapter):
 
     def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
         if "features" in batch:
-            tokens = self.pretrained_stem().project(batch["features"])
-            length, lengths = tokens.shape[1], batch.get("lengths")
-            mask = None if lengths is None else padding(lengths, length)
-            return Stem(tokens, mask, (length,), batch.get("type_ids"))
-        waveform, lengths, shortest = self._waveform(batch)
-        tokens = self.stem(waveform, lengths, shortest)
-        length = tokens.shape[1]
-        # Clips that differ by less than a token need no mask.
-        padded = lengths is not None and self.stem.token_lengths(shortest) < length
-        mask = padding(self.stem.token_lengths(lengths), length) if padded and lengths is not None else None
-        return Stem(tokens, mask, (length,), batch.get("type_ids"))
+            features, lengths = batch["features"], batch.get("lengths")
+            mask = None if lengths is None else padding(lengths, features.shape[1])
+            tokens = self.pretrained_stem().project(features)
+        else:
+            waveform, lengths, shortest = self._waveform(batch)
+            pretrained = isinstance(self.stem, PretrainedStem)
+            features = (self.stem.features if pretrained else self.stem)(waveform, lengths, shortest)
+            tokens = self.stem.project(features) if pretrained else features
+            # Clips that differ by less than a token need no mask.
+            padded = lengths is not None and self.stem.token_lengths(shortest) < tokens.shape[1]
+            mask = (
+                padding(self.stem.token_lengths(lengths), tokens.shape[1]) if padded and lengths is not None else None
+            )
+        return Stem(tokens, mask, (tokens.shape[1],), batch.get("type_ids"), self.pooled(features, mask))
 
     def stem_features(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, T, channels)."""
@@ -133,7 +140,7 @@ class AudioAdapter(Adapter):
             # The positional convolutions run over the frames that are left (released code).
             frames = keep[:, 1:]
             kept = gather_tokens(stem.tokens, (frames - 1).clamp_min(0))
-            stem = Stem(kept, frames < 0, (frames.shape[1],), stem.type_ids)
+            stem = Stem(kept, frames < 0, (frames.shape[1],), stem.type_ids, stem.pooled)
         tokens, mask = self.with_cls(stem)
         positions = self.pos_conv(stem.tokens, stem.padding_mask)
         tokens = tokens + torch.cat(

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from onepeace.layers.features import Features
 from onepeace.layers.gather import gather_pairs, gather_tokens, take_rows
@@ -72,6 +73,7 @@ class Adapter(nn.Module):
     ):
         super().__init__()
         self.key, self.mean_cls, self.max_cls = key, mean_cls, max_cls
+        self.cls_mlp: PooledMLP | None = None
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.bias_tables = BiasTables([torch.empty(table_rows, num_heads) for _ in range(num_tables)])
         if num_types:
@@ -95,6 +97,27 @@ class Adapter(nn.Module):
         if not isinstance(stem, PretrainedStem):
             raise ValueError(f"the stem of {self.key} has no features of its own: it is trained with the model")
         return stem
+
+    def make_cls_mlp(self, dim: int, hidden: int, dropout: float) -> "PooledMLP | None":
+        """The MLP through which mean and maximum of a pretrained stem's features are added to CLS.
+
+        Blocks then start from what an MLP on the pooled features alone is worth. Unlike tokens these are not normalised
+        before they are pooled, so that silence weighs little.
+
+        Args:
+            hidden: width of the hidden layer; 0 = no MLP.
+            dropout: of what it reads and of the hidden layer.
+        """
+        return PooledMLP(2 * self.pretrained_stem().proj.in_features, hidden, dim, dropout) if hidden else None
+
+    def pooled(self, features: Tensor, mask: Tensor | None) -> Tensor | None:
+        """What the features (B, L, channels) of whole items add to CLS, (B, D), if there is an MLP for it."""
+        if self.cls_mlp is None:
+            return None
+        x = features.to(self.cls_mlp.fc1.weight.dtype)
+        if mask is not None:
+            x = x.masked_fill(mask.unsqueeze(-1), 0.0)
+        return self.cls_mlp(torch.cat(pool(x, mask, mean=True, maximum=True), dim=-1)).squeeze(1)
 
     def take(self, batch: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
         """The raw input of these rows, without the padding that none of them needs."""
@@ -133,7 +156,10 @@ class Adapter(nn.Module):
     def with_cls(self, stem: Stem) -> tuple[Tensor, Tensor | None]:
         """Put CLS in front: tokens (B, L + 1, D) and the mask that goes with them."""
         batch = stem.tokens.shape[0]  # not len(), which would fix the size of an exported graph
-        tokens = torch.cat([self.cls_token.to(stem.tokens.dtype).expand(batch, -1, -1), stem.tokens], dim=1)
+        cls = self.cls_token.to(stem.tokens.dtype).expand(batch, -1, -1)
+        if stem.pooled is not None:
+            cls = cls + stem.pooled.unsqueeze(1)
+        tokens = torch.cat([cls, stem.tokens], dim=1)
         mask = stem.padding_mask
         return tokens, None if mask is None else torch.cat([mask.new_zeros(batch, 1), mask], dim=1)
 
@@ -158,23 +184,37 @@ class Adapter(nn.Module):
         if mask is not None:
             tokens = tokens.masked_fill(mask.unsqueeze(-1), 0.0)
         if self.mean_cls or self.max_cls:
-            tokens = add_pooled_to_cls(tokens, mask, self.mean_cls, self.max_cls)
+            others, padded = tokens[:, 1:], None if mask is None else mask[:, 1:]
+            cls = sum(pool(others, padded, self.mean_cls, self.max_cls), tokens[:, :1])
+            tokens = torch.cat([cls, others], dim=1)
         span = Span(self.key, 0, tokens.shape[1], stem.grid if keep is None else None)
         return TokenSequence(tokens, mask, (span,), (buckets,), (tables,))
 
 
-def add_pooled_to_cls(tokens: Tensor, mask: Tensor | None, mean: bool, maximum: bool) -> Tensor:
-    """(B, 1 + L, D), padding zero -> the same, mean and maximum of the L tokens, as asked, added to the first."""
-    cls, others = tokens[:, :1], tokens[:, 1:]
-    padded = None if mask is None else mask[:, 1:]
+def pool(x: Tensor, padded: Tensor | None, mean: bool, maximum: bool) -> list[Tensor]:
+    """(B, L, D), padding zero -> mean and maximum over L, as asked, each (B, 1, D)."""
+    found = []
     if mean:
-        count = others.shape[1] if padded is None else (~padded).sum(1).clamp_min(1)[:, None, None]
-        cls = cls + others.sum(1, keepdim=True) / count
+        count = x.shape[1] if padded is None else (~padded).sum(1).clamp_min(1)[:, None, None]
+        found.append(x.sum(1, keepdim=True) / count)
     if maximum:
-        found = others if padded is None else others.masked_fill(padded[..., None], -torch.inf)
-        largest = found.amax(1, keepdim=True)
-        cls = cls + (largest if padded is None else largest.masked_fill(padded.all(1)[:, None, None], 0.0))
-    return torch.cat([cls, others], dim=1)
+        largest = (x if padded is None else x.masked_fill(padded[..., None], -torch.inf)).amax(1, keepdim=True)
+        found.append(largest if padded is None else largest.masked_fill(padded.all(1)[:, None, None], 0.0))
+    return found
+
+
+class PooledMLP(nn.Module):
+    """LayerNorm, a hidden layer with GELU, and a linear one: (..., width) -> (..., dim)."""
+
+    def __init__(self, width: int, hidden: int, dim: int, dropout: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.gelu(self.fc1(self.dropout(self.norm(x))))
+        return self.fc2(self.dropout(hidden))
 
 
 def values_are_known(x: Tensor) -> bool:

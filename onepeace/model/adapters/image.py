@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from onepeace.layers.position import GridPositions, grid_buckets, grid_table_rows, stretch_grid_table
 
 from ..sequence import Stem, TokenSequence
-from ..stems import IMAGE_STEMS
+from ..stems import IMAGE_STEMS, PretrainedStem
 from .base import Adapter
 
 
@@ -23,6 +23,7 @@ class ImageAdapter(Adapter):
         grid: side of the grid of learned positions.
         bias_grid: r, side of the grid of the bias table; it has (2 r - 1)^2 + 3 rows.
         stem: a key of IMAGE_STEMS; lite:lite0 or timm:NAME for a network that was trained elsewhere.
+        cls_hidden, cls_dropout: see `make_cls_mlp`.
     """
 
     def __init__(
@@ -39,6 +40,8 @@ class ImageAdapter(Adapter):
         num_types: int = 0,
         mean_cls: bool = False,
         max_cls: bool = False,
+        cls_hidden: int = 0,
+        cls_dropout: float = 0.0,
     ):
         super().__init__(key, dim, num_heads, num_tables, grid_table_rows(bias_grid), num_types, mean_cls, max_cls)
         kind, *name = stem.split(":", 1)
@@ -47,11 +50,17 @@ class ImageAdapter(Adapter):
         self.patch_size, self.bias_grid = patch_size, bias_grid
         self.channels = 3
         self.stem = IMAGE_STEMS[kind](dim, patch_size, *name)
+        self.cls_mlp = self.make_cls_mlp(dim, cls_hidden, cls_dropout)
         self.pos_embed = GridPositions(dim, grid)
 
     def stem_tokens(self, batch: dict[str, Tensor]) -> Stem:
-        x = self.pretrained_stem().project(batch["features"]) if "features" in batch else self.stem(self._pixels(batch))
-        return Stem(x.flatten(1, 2), None, (x.shape[1], x.shape[2]), batch.get("type_ids"))
+        pooled = None
+        if "features" in batch or isinstance(self.stem, PretrainedStem):
+            features = batch["features"] if "features" in batch else self.stem_features(batch)
+            x, pooled = self.pretrained_stem().project(features), self.pooled(features.flatten(1, 2), None)
+        else:
+            x = self.stem(self._pixels(batch))
+        return Stem(x.flatten(1, 2), None, (x.shape[1], x.shape[2]), batch.get("type_ids"), pooled)
 
     def stem_features(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, rows, columns, channels)."""
