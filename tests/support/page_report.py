@@ -79,7 +79,8 @@ def main() -> None:
                 rows.append((name, *found, violations(page)))
     lines = [
         "# The page", "",
-        "Chromium on this machine over the bundled samples (`AXE_CORE=FOLDER python -m support.page_report`).", "",
+        "Chromium beside the server, two cores of an AMD EPYC (Zen 3), over the bundled samples",
+        "(`AXE_CORE=FOLDER python -m support.page_report`).", "",
         "| view | first paint, ms | axe-core: hits | a picture opened | the map |", "| --- | ---: | --- | --- | --- |",
         *(f"| {name} | {paint:.0f} | {' | '.join(found)} |"
           for (name, *found), (_, paint) in zip(rows, paints, strict=True)), "",
