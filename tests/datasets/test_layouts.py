@@ -297,7 +297,7 @@ def test_conceptual_captions_are_downloaded_once_and_failures_named(source, prep
         picture(5).save(buffer, "PNG")
         return buffer.getvalue()
 
-    monkeypatch.setattr("onepeace.files.source._download", download)
+    monkeypatch.setattr("onepeace.files.fetch.fetch", download)
     done = prepare("conceptual_captions", "download=true")
     assert set(done.train) == {"cc_train_gcc_training_000000000", "cc_train_gcc_training_000000001"}
     assert sorted(asked) == ["https://example.org/2.png?x=1", "https://example.org/3.jpg"]

@@ -316,5 +316,5 @@ def test_model_without_vectors_has_nothing_to_export(tmp_path):
 
 
 def test_readme_has_the_same_program():
-    readme = (EXAMPLE.parents[2] / "docs" / "embed.md").read_text(encoding="utf-8")
+    readme = (EXAMPLE.parents[2] / "docs" / "guide" / "embed.md").read_text(encoding="utf-8")
     assert f"```python\n{EXAMPLE.read_text(encoding='utf-8')}```" in readme

@@ -40,7 +40,6 @@ class ZeroShot(ClassNames):
         figures = [
             Figure(f"top-{k} of {len(names)}", value, chance_recall(targets, classes, k), len(samples), hits(ranks, k))
             for k, value in recall_at(ranks, self.at).items()
-            if k < len(names)  # else it cannot be wrong
         ]
         if self.reciprocal_rank:
             figures.append(reciprocal_ranks("MRR", ranks, chance_reciprocal_rank(targets, classes)))
