@@ -151,6 +151,7 @@ def test_wrong_options_are_one_line(capsys, arguments, code, message):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_bench_train_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr("onepeace.cost.items.CLIP_SECONDS", (0.2, 1.0))
     out = tmp_path / "report.json"
