@@ -29,6 +29,7 @@ Result = TypeVar("Result")
 
 LEAST = 4
 """Items of a batch, at least, where there are more workers than items: with fewer, Python is the slower part."""
+_ONE = threading.Lock()
 POLICY = "OMP_WAIT_POLICY"
 """OpenMP's own name for how threads wait: libgomp (torch's builds for Linux), libomp and Intel's all read it."""
 
@@ -71,7 +72,7 @@ def one_blas_thread() -> Iterator[None]:
     Those of OpenBLAS spin for each other: beside a busy program a product with 10,000 vectors took 16 ms in place of
     0.3. Who has more of them to compute does so in threads of its own.
     """
-    with _blas().limit(limits=1):
+    with _ONE, _blas().limit(limits=1):  # the limit is the process's: of two at once one would restore the other's
         yield
 
 

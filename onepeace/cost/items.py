@@ -44,7 +44,7 @@ EXAMPLES: dict[str, Callable[[Sequence[str]], Any]] = {
 
 
 class PlannedData(TrainingData):
-    """What terms are told where there is no data: sizes only."""
+    """Stand-in for the training data where there is none: it gives terms sizes only."""
 
     def __init__(self, recipe: Recipe, keys: Sequence[str]) -> None:
         super().__init__(recipe, (), {})

@@ -202,7 +202,7 @@ def gpu_kernels(wanted: bool = True) -> Iterator[None]:
 
 
 def _recompute_as_on_a_gpu(objective: nn.Module) -> None:
-    """What is computed again in the backward pass runs outside of the modes of functions: attention enters its own."""
+    """Make attention enter the mode by itself: recomputation in the backward pass runs outside of the outer one."""
     entered: list[_GpuForms] = []
 
     def enter(*_: Any) -> None:

@@ -121,7 +121,7 @@ def _public(url: str) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """What an error of the operating system or the network says, in one line."""
+    """Message of an error of the operating system or the network, in one line."""
     inner = getattr(error, "reason", None)
     text = getattr(error, "strerror", None) or (str(inner) if inner else str(error))
     return " ".join(text.split()) or type(error).__name__

@@ -53,7 +53,7 @@ class Writer(Trained):
         image_rows: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Encoded:
-        """What is read, for the decoder; see `OFA.encode`."""
+        """Encode the input for the decoder; see `OFA.encode`."""
         raise NotImplementedError
 
 

@@ -381,7 +381,7 @@ class _Lists:
         _keep_matrix(store)  # its header names the new state
 
     def candidates(self, matrix: Matrix, query: np.ndarray, count: int, chosen: "_Chosen") -> np.ndarray:
-        """Those of the chosen rows that may be nearest; those that are newer than the lists all."""
+        """Chosen rows that may be nearest, and all chosen rows that are newer than the lists."""
         import faiss
 
         parameters = faiss.SearchParametersIVF(sel=chosen.selector, nprobe=PROBED)  # type: ignore[call-arg]

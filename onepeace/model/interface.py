@@ -1,4 +1,4 @@
-"""What the package asks of a network: `Trained` of every one, `Encoder` of those with vectors.
+"""Interfaces of networks: `Trained` of every one, `Encoder` of those with vectors.
 
 Those that write are `onepeace.generative.model.Writer`. An architecture of your own inherits from one of them.
 """
@@ -21,7 +21,7 @@ Inputs = Mapping[str, dict[str, Tensor]]
 
 
 class RawInput(Protocol):
-    """What training asks of the adapter of a modality."""
+    """Interface of a modality's adapter, as training uses it."""
 
     def token_lengths(self, batch: dict[str, Tensor]) -> Tensor:
         """Number of tokens of each item (B,), without CLS and padding."""

@@ -13,7 +13,7 @@ ENDINGS = {
     ),
     "text": frozenset({".txt"}),
 }
-"""Of the built-in modalities that a file is guessed to be of."""
+"""Endings by built-in modality, in the order of guessing."""
 
 
 def modality_by_ending() -> dict[str, str]:

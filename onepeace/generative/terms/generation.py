@@ -59,7 +59,7 @@ class GenerationOptions(TermOptions):
     choices: str | None = None
     """A list of the answers there are, a JSON file below data.root; auto: the labels or answers of the data."""
     max_words: int | None = None
-    """Of the answer."""
+    """Most words of an answer that are learned; null = all."""
     weighted: bool = False
     """Whether an answer counts with its score: a factor of its log-probabilities, as released."""
     mask_share: float = 0.0
@@ -68,7 +68,7 @@ class GenerationOptions(TermOptions):
     """Share of the items whose {text} is another's of the batch. The target match, which is made here, is then no,
     else yes."""
     patches: int | None = None
-    """So many patches of each picture are read, drawn anew in every step; null = all."""
+    """Number of patches of each picture that are read, drawn anew in every step; null = all."""
     label_smoothing: float = 0.0
     drop_worst: float = 0.0
     """Share of the tokens, those with the largest loss, that does not count."""

@@ -111,7 +111,7 @@ class Adapter(nn.Module):
         return PooledMLP(2 * self.pretrained_stem().proj.in_features, hidden, dim, dropout) if hidden else None
 
     def pooled(self, features: Tensor, mask: Tensor | None) -> Tensor | None:
-        """What the features (B, L, channels) of whole items add to CLS, (B, D), if there is an MLP for it."""
+        """Pool the features (B, L, channels) of whole items into what is added to CLS, (B, D); None without an MLP."""
         if self.cls_mlp is None:
             return None
         x = features.to(self.cls_mlp.fc1.weight.dtype)
