@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import runpy
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -54,6 +55,15 @@ class _Layout(argparse.Action):
         parser.epilog = LAYOUTS[values].help()
 
 
+def _add_layouts(path: str) -> str:
+    """Run a Python file that adds entries to LAYOUTS."""
+    try:
+        runpy.run_path(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return path
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("source", type=Path, nargs="?", metavar="SOURCE", help="table or folder")
@@ -62,6 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "writes FOLDER/PREFIX-00000.tar, ...; see below"
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER/PREFIX", help=text)
     parser.add_argument("--force", action="store_true", help="replace older shards of the same name")
+    text = "a Python file that adds layouts (as recipes/own_layouts.py does); give it before --layout"
+    parser.add_argument("--layouts", type=_add_layouts, metavar="FILE.py", help=text)
     text = "SOURCE is the download of a public data set (data/README.md)"
     parser.add_argument("--layout", action=_Layout, metavar="NAME", help=text)
     text = "column of image, audio, text or label; every row must have it"
@@ -71,7 +83,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard-size", metavar="N", help=text)
     parser.add_argument("--check", action="store_true", help="decode every file, leave out what fails")
     parser.add_argument("--check-leaks", type=Path, metavar="ROOT", help="look for what ROOT/train and ROOT/val share")
-    parser.add_argument("--near", type=int, metavar="BITS", help="with it: count look-alikes by a 64-bit hash (try 2)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,9 +90,7 @@ def run(args: argparse.Namespace) -> int:
     if args.check_leaks is not None:
         if args.source is not None or args.output is not None:
             raise UsageError("--check-leaks ROOT reads the shards that are there; it takes no SOURCE and no -o")
-        return _check_leaks(args.check_leaks, args.near)
-    if args.near is not None:
-        raise UsageError("--near is for --check-leaks ROOT")
+        return _check_leaks(args.check_leaks)
     if args.source is None or args.output is None:
         raise UsageError(f"say what to {'read: SOURCE' if args.source is None else 'write: -o FOLDER/PREFIX'}")
     if not args.source.exists():
@@ -91,14 +100,12 @@ def run(args: argparse.Namespace) -> int:
     return _write_own(args) if args.layout is None else _write_layout(args)
 
 
-def _check_leaks(root: Path, near: int | None) -> int:
+def _check_leaks(root: Path) -> int:
     from onepeace.datasets.leaks import check_leaks
 
-    counts, errors, alike = check_leaks(root, near)
+    counts, errors = check_leaks(root)
     for name, count in sorted(counts.items()):
         print(f"{name}: {count} samples")
-    if alike is not None:
-        print(f"photographs of val within {near} of 64 bits of one of train: {alike[0]} of {alike[1]}")
     for error in errors:
         print(error, file=sys.stderr)
     print(f"{len(errors)} errors")

@@ -1,13 +1,13 @@
 """ADE20K for scene parsing (Zhou, Zhao, Puig, Fidler, Barriuso, Torralba, CVPR 2017)."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from onepeace.datasets.layout import Encoded, HeldOut, OfficialSplits, Record, Split, option, shuffled
+from onepeace.datasets.layout import Encoded, HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.pictures import Photographs, open_picture, shrink, webp
 from onepeace.datasets.reading import find, read_lines
 from onepeace.errors import UserError
@@ -26,17 +26,16 @@ class ADE20K(Photographs, OfficialSplits):
     without shards it is the file of the download, where the classes begin with 1 and 0 is other.)
     """
 
-    family = "ade20k"
+    family = prefix = "ade20k"
     size: int = option(512, "short side of the pictures and maps in pixels")
     quality: int = option(90, "quality of the WebP files, up to 100")
     train: tuple[str, ...] = option(("training",), "official splits that are training data")
     val: tuple[str, ...] = option(("validation",), "official splits that are validation data")
 
-    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
-        classes = _classes(find(folder, "objectInfo150.txt", what="the classes"))
-        for name, shards in self.chosen("val/ade20k/ade20k", "train/ade20k/ade20k"):
-            records = shuffled(_records(folder, name, classes))
-            yield Split(f"{shards}_{name}", records, self.encode, classes=classes)
+    def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
+        table = find(folder, "objectInfo150.txt", what="the classes")
+        classes = _classes(table)
+        return {name: Table(table, _records(folder, name, classes), classes) for name in (*self.val, *self.train)}
 
     def encode(self, record: Record) -> Encoded:
         """The picture, and the map at the same size with the numbers that are written."""
@@ -78,13 +77,14 @@ def _classes(table: Path) -> list[str]:
     return names
 
 
-def _records(folder: Path, split: str, classes: Sequence[str]) -> Iterator[Record]:
+def _records(folder: Path, split: str, classes: Sequence[str]) -> list[Record]:
     place = find(folder, "images", what="the photographs") / split
-    pictures = sorted(place.glob("*.jpg"))
-    if not pictures:
-        raise UserError(f"{place}: no photographs (*.jpg)")
-    for path in pictures:
+    records = []
+    for path in sorted(place.glob("*.jpg")):
         mask = place.parents[1] / "annotations" / split / f"{path.stem}.png"
         about = {"license": LICENSE, "num_classes": len(classes)}
-        key = path.stem.removeprefix("ADE_")
-        yield Record(f"ade20k_{key}", f"ADE20K {split}", {"image": path, "text": []}, {"mask": mask}, about)
+        key = f"ade20k_{path.stem.removeprefix('ADE_')}"
+        records.append(Record(key, f"ADE20K {split}", {"image": path, "text": []}, {"mask": mask}, about))
+    if not records:
+        raise UserError(f"{place}: no photographs (*.jpg)")
+    return records

@@ -1,11 +1,11 @@
 """AudioCaps (Kim et al., NAACL 2019)."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Split, option, present
+from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.reading import find, read_rows, sentence, whole_number
 from onepeace.datasets.sounds import HINT, Sounds, sounds_below
 from onepeace.errors import UserError
@@ -28,25 +28,23 @@ class AudioCaps(Sounds, OfficialSplits):
     """
 
     family = "acaps"
+    prefix, pairs, hint = "audiocaps", "audio_text", HINT
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("test",), "official splits that are validation data")
 
-    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
+    def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
         sounds = _sounds(folder)
         apart = {record.about["youtube_id"] for record in held_out("vggsound")}
-        splits = []
-        for name, shards in self.chosen("val/audiocaps", "train/audio_text"):
-            table = find(folder, f"{name}.csv", what="the captions")
-            records = _records(table, name, sounds, apart if name in self.train else set())
-            splits.append(Split(f"{shards}/audiocaps_{name}", present(records, "audio", table, HINT), self.encode))
-        yield from splits  # all tables are read before the first shard is written
+        tables = {name: _table(folder, name, sounds, set()) for name in self.val}
+        return tables | {name: _table(folder, name, sounds, apart) for name in self.train}
 
     def group(self, record: Record) -> tuple[str, str]:
         return "youtube", record.about["youtube_id"]
 
 
-def _records(table: Path, split: str, sounds: Mapping[tuple[str, int | None], Path], apart: set[str]) -> list[Record]:
+def _table(folder: Path, split: str, sounds: Mapping[tuple[str, int | None], Path], apart: set[str]) -> Table:
     """The clips of a split, less those of the videos in `apart`."""
+    table = find(folder, f"{split}.csv", what="the captions")
     captions: dict[tuple[str, int], list[str]] = {}
     numbers: dict[tuple[str, int], list[str]] = {}
     for where, row in read_rows(table, "audiocap_id", "youtube_id", "start_time", "caption"):
@@ -58,12 +56,11 @@ def _records(table: Path, split: str, sounds: Mapping[tuple[str, int | None], Pa
     records = []
     for (video, start), texts in captions.items():
         names = [(video, start), (video, start * 1000), (video, None), *((n, None) for n in numbers[video, start])]
-        path = next((sounds[name] for name in names if name in sounds), None)
+        inputs = {"audio": next((sounds[name] for name in names if name in sounds), None), "text": texts}
         about = {"license": LICENSE, "youtube_id": video, "start": start}
         if video not in apart:
-            inputs = {"audio": path, "text": texts}
             records.append(Record(f"acaps_{video}_{start}", f"AudioCaps {split}", inputs, {}, about))
-    return records
+    return Table(table, records)
 
 
 def _sounds(folder: Path) -> dict[tuple[str, int | None], Path]:

@@ -1,11 +1,11 @@
 """AVQA (Yang et al., ACM Multimedia 2022)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Split, option, present
-from onepeace.datasets.reading import find, read_json
+from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
+from onepeace.datasets.reading import fields, find, json_rows
 from onepeace.datasets.sounds import HINT, Sounds, sounds_below
 from onepeace.errors import UserError
 
@@ -23,36 +23,26 @@ class AVQA(Sounds, OfficialSplits):
     """
 
     family = "avqa"
+    prefix, hint = "avqa", HINT
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("val",), "official splits that are validation data")
 
-    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
+    def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
         sounds = {path.stem: path for path in sounds_below(folder)}
-        splits = []
-        for name, shards in self.chosen("val/avqa/avqa", "train/avqa/avqa"):
-            table = find(folder, f"{name}_qa.json", what="the questions")
-            records = present(_records(table, name, sounds), "audio", table, HINT)
-            splits.append(Split(f"{shards}_{name}", records, self.encode))
-        yield from splits  # all tables are read before the first shard is written
+        return {name: _table(folder, name, sounds) for name in (*self.val, *self.train)}
 
 
-def _records(table: Path, split: str, sounds: Mapping[str, Path]) -> list[Record]:
-    rows = read_json(table)
-    if not isinstance(rows, list):
-        raise UserError(f"{table}: expected a list of questions, found {type(rows).__name__}")
-    records = []
-    for i, row in enumerate(rows, 1):
-        try:
+def _table(folder: Path, split: str, sounds: Mapping[str, Path]) -> Table:
+    table, records = find(folder, f"{split}_qa.json", what="the questions"), []
+    for where, row in json_rows(table):
+        with fields(where, row, "id, video_name, question_text, multi_choice and answer"):
             key, name, question = int(row["id"]), str(row["video_name"]), " ".join(row["question_text"].split())
             candidates, choice = [" ".join(answer.split()) for answer in row["multi_choice"]], int(row["answer"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            what = "id, video_name, question_text, multi_choice and answer"
-            raise UserError(f"{table}: question {i} has no {what}: {row!r:.100}") from error
         if not 0 <= choice < len(candidates):
-            raise UserError(f"{table}: question {i} has answer {choice} of {len(candidates)}, which count from 0")
+            raise UserError(f"{where}: answer {choice} of {len(candidates)}, which count from 0")
         about = {"license": LICENSE, "youtube_id": name.rpartition("_")[0], "file_name": name}
         about |= {field: row[field] for field in ("question_relation", "question_type") if field in row}
         inputs = {"audio": sounds.get(name), "text": [question]}
         targets = {"candidates": candidates, "choice": choice}
         records.append(Record(f"avqa_{split}_{key}", f"AVQA {split}", inputs, targets, about))
-    return records
+    return Table(table, records)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from onepeace.datasets.layout import Encoded, HeldOut, Layout, Record, Split
+from onepeace.datasets.pictures import CAPTIONS
 from onepeace.datasets.reading import find, read_lines
 from onepeace.embed.zero_shot import fill
 from onepeace.errors import UserError
 
 LICENSE = "no licence stated"
-TEMPLATES = ("a photo of {a}", "a picture of {a}", "{a}")
 PIXELS = 3 * 32 * 32
 
 
@@ -25,7 +25,6 @@ class Cifar10(Layout):
     """
 
     family = "c10"
-    photographs: ClassVar[bool] = True
     names: ClassVar[str] = "batches.meta.txt"
     files: ClassVar[dict[str, Sequence[str]]] = {
         "test": ("test_batch.bin",),
@@ -54,7 +53,7 @@ class Cifar10(Layout):
             target = record[self.labels - 1]
             if target >= len(names):
                 raise UserError(f"{path}: record {i} has class {target} of {len(names)}")
-            inputs = {"image": _png(record[self.labels :]), "text": [fill(t, names[target]) for t in TEMPLATES]}
+            inputs = {"image": _png(record[self.labels :]), "text": [fill(one, names[target]) for one in CAPTIONS]}
             key, about = f"{self.family}_{path.stem}_{i:05d}", {"license": LICENSE, "target": target}
             yield Record(key, f"{type(self).__name__} {split}", inputs, {"label": names[target]}, about)
 
@@ -83,7 +82,6 @@ def _png(pixels: bytes) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.merge("RGB", [Image.frombytes("L", (32, 32), pixels[i : i + 1024]) for i in (0, 1024, 2048)]).save(
-        buffer, "PNG"
-    )
+    planes = [Image.frombytes("L", (32, 32), pixels[i : i + 1024]) for i in (0, 1024, 2048)]
+    Image.merge("RGB", planes).save(buffer, "PNG")
     return buffer.getvalue()

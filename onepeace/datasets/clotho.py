@@ -1,10 +1,10 @@
 """Clotho (Drossos, Lipping, Virtanen, ICASSP 2020)."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Split, option, present
+from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.reading import find, read_rows, sentence
 from onepeace.datasets.sounds import HINT, Sounds, sounds_below
 
@@ -21,20 +21,17 @@ class Clotho(Sounds, OfficialSplits):
     """
 
     family = "clotho"
+    prefix, pairs, hint = "clotho", "audio_text", HINT
     seconds: float = option(30.0, "longest sound; more is cut off")
     train: tuple[str, ...] = option(("development",), "official splits that are training data")
     val: tuple[str, ...] = option(("evaluation",), "official splits that are validation data")
 
-    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
-        splits = []
-        for name, shards in self.chosen("val/clotho", "train/audio_text"):
-            table = find(folder, f"clotho_captions_{name}.csv", what="the captions")
-            records = present(_records(folder, table, name), "audio", table, HINT)
-            splits.append(Split(f"{shards}/clotho_{name}", records, self.encode))
-        yield from splits  # all tables are read before the first shard is written
+    def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
+        return {name: _table(folder, name) for name in (*self.val, *self.train)}
 
 
-def _records(folder: Path, table: Path, split: str) -> list[Record]:
+def _table(folder: Path, split: str) -> Table:
+    table = find(folder, f"clotho_captions_{split}.csv", what="the captions")
     # A split that was not downloaded has no folder, and so no sound.
     sounds = {path.name: path for place in sorted(folder.rglob(split)) for path in sounds_below(place)}
     records = []
@@ -43,4 +40,4 @@ def _records(folder: Path, table: Path, split: str) -> list[Record]:
         inputs = {"audio": sounds.get(name), "text": [sentence(row[column]) for column in CAPTIONS]}
         about = {"license": LICENSE, "file_name": name}
         records.append(Record(f"clotho_{split}_{i:05d}", f"Clotho {split}", inputs, {}, about))
-    return records
+    return Table(table, records)

@@ -24,9 +24,9 @@ IN_TWO_FOLDS = frozenset({"209698", "234879"})
 class ESC50(Layout):
     """ESC-50: 2,000 five-second sounds of 50 classes, from github.com/karolpiczak/ESC-50.
 
-    SOURCE is the checkout: audio/FOLD-CLIP-TAKE-TARGET.wav. (Its first layout, "NNN - Class/FOLD-CLIP-TAKE.ogg", is
-    read too.) The sounds become 16 kHz mono Ogg Vorbis of exactly five seconds. Fold 5 is validation data, folds 1 to 4
-    are training data. Captions are three sentences per class (onepeace/datasets/esc50_captions.json).
+    SOURCE is the checkout: audio/FOLD-CLIP-TAKE-TARGET.wav. The sounds become 16 kHz mono Ogg Vorbis of exactly five
+    seconds. Fold 5 is validation data, folds 1 to 4 are training data. Captions are three sentences per class
+    (onepeace/datasets/esc50_captions.json).
     """
 
     family = "esc50"
@@ -57,14 +57,10 @@ class ESC50(Layout):
 def _clips(folder: Path, captions: dict[str, list[str]]) -> Iterator[Record | Skipped]:
     """The clips by what the names of their files say."""
     names = list(captions)
-    for path in sorted([*folder.rglob("*.wav"), *folder.rglob("*.ogg")]):
-        if name := re.fullmatch(r"([1-5])-(\d+)-([A-Z])-(\d+)", path.stem):
-            target = int(name[4])
-        else:
-            name = re.fullmatch(r"([1-5])-(\d+)-([A-Z])", path.stem)
-            place = re.match(r"([1-5])(\d\d) - ", path.parent.name)  # 101 to 110, 201 to 210, ...
-            target = (int(place[1]) - 1) * 10 + int(place[2]) - 1 if place else -1
-        if name is None or not 0 <= target < len(names):
+    for path in sorted(folder.rglob("*.wav")):
+        name = re.fullmatch(r"([1-5])-(\d+)-([A-Z])-(\d+)", path.stem)
+        target = int(name[4]) if name else -1
+        if name is None or target >= len(names):
             yield Skipped(str(path), "not named FOLD-CLIP-TAKE-TARGET with a target of 0 to 49")
             continue
         fold, recording, take = name.group(1, 2, 3)

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onepeace.datasets.layout import HeldOut, Record, Split, option, shuffled
-from onepeace.datasets.pictures import Photographs
+from onepeace.datasets.pictures import CAPTIONS, Photographs
 from onepeace.embed.zero_shot import fill
 from onepeace.errors import UserError
 
 LICENSE = "ImageNet terms (research use)"
-TEMPLATES = ("a photo of {a}", "a picture of {a}", "{a}")
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,6 @@ class ImageNet(Photographs):
 
 
 def _record(path: Path, split: str, target: int, names: list[str]) -> Record:
-    inputs = {"image": path, "text": [fill(template, names[target]) for template in TEMPLATES]}
+    inputs = {"image": path, "text": [fill(caption, names[target]) for caption in CAPTIONS]}
     about = {"license": LICENSE, "wnid": path.parent.name, "target": target}
     return Record(f"in1k_{path.stem}", f"ImageNet {split}", inputs, {"label": names[target]}, about)

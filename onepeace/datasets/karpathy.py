@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from onepeace.datasets.layout import Record, Skipped, skipped
-from onepeace.datasets.reading import find, json_list
+from onepeace.datasets.reading import fields, find, json_rows, read_json
 from onepeace.errors import UserError
 
 NAMES = ("coco", "flickr8k", "flickr30k")
@@ -13,18 +14,26 @@ CAPTIONS = 5
 where CLIP_benchmark has 25,010."""
 
 
+class Picture(NamedTuple):
+    """An entry of Karpathy's list."""
+
+    file: str
+    split: str
+    captions: list[str]
+    """As they are written."""
+
+
 def karpathy(name: str, folder: Path, split: str) -> Iterator[Record | Skipped]:
     """The pictures of a split with their captions as they are written, in the order of the file.
 
-    `folder` holds dataset_NAME.json, from caption_datasets.zip, and the pictures at any depth: FILEPATH/FILENAME, or
-    FILENAME where the file names no folder.
+    `folder` holds dataset_NAME.json, from caption_datasets.zip, and the pictures FILENAME at any depth.
     """
-    table = find(folder, f"dataset_{name}.json", what="Karpathy's split and captions")
-    rows = [_row(row, f"{table}: image {i} of the list") for i, row in enumerate(json_list(table, "images"), 1)]
+    table, pictures = read_karpathy(name, folder)
     places = {path.name: path for path in sorted(folder.rglob("*.jpg"))}
-    wanted = [row for row in rows if row[1] == split]
+    wanted = [picture for picture in pictures if picture.split == split]
     if not wanted:
-        raise UserError(f"{table}: has no split {split!r}; it has {', '.join(sorted({row[1] for row in rows}))}")
+        there = ", ".join(sorted({picture.split for picture in pictures}))
+        raise UserError(f"{table}: has no split {split!r}; it has {there}")
     for file, _, captions in wanted:
         if file not in places:
             yield skipped(table, f"{file} is not below {folder}")
@@ -33,10 +42,12 @@ def karpathy(name: str, folder: Path, split: str) -> Iterator[Record | Skipped]:
             yield Record(Path(file).stem, f"{name}, Karpathy's {split}", inputs, {}, {})
 
 
-def _row(row: object, where: str) -> tuple[str, str, list[str]]:
-    """File name, split and captions."""
-    try:
-        captions = [" ".join(sentence["raw"].split()) for sentence in row["sentences"]]  # type: ignore[index]
-        return str(row["filename"]), str(row["split"]), [caption for caption in captions if caption]  # type: ignore[index]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{where} has no filename, split and sentences: {row!r:.100}") from error
+def read_karpathy(name: str, folder: Path) -> tuple[Path, list[Picture]]:
+    """dataset_NAME.json, somewhere below a folder, and its entries."""
+    table = find(folder, f"dataset_{name}.json", what="Karpathy's split and captions")
+    pictures = []
+    for where, row in json_rows(table, "images", read_json(table)):
+        with fields(where, row, "filename, split and sentences"):
+            captions = [" ".join(sentence["raw"].split()) for sentence in row["sentences"]]
+            pictures.append(Picture(str(row["filename"]), str(row["split"]), [text for text in captions if text]))
+    return table, pictures

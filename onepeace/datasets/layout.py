@@ -6,10 +6,10 @@ Each layout has a file beside this one, and an entry in `onepeace.datasets.LAYOU
 import dataclasses
 import inspect
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from onepeace.config.reader import apply_override, build, to_plain
 from onepeace.data.sample import Sample
@@ -73,11 +73,8 @@ class Split(NamedTuple):
     """Written to classes.json beside the shards."""
 
 
-class HeldOut(Protocol):
-    """Gives the samples that the shards of another set have as validation data."""
-
-    def __call__(self, name: str, needed: bool = False) -> Iterable[Record]:
-        """Those in the folder val/`name`; UserError where they are needed and not there."""
+HeldOut = Callable[[str], Iterable[Record]]
+"""Gives the samples that the shards of another set have as validation data, those in the folder val/NAME."""
 
 
 def option(default: Any, text: str) -> Any:
@@ -91,8 +88,6 @@ class Layout:
 
     family: ClassVar[str] = ""
     """The part of its keys before the first "_"; no other layout has it."""
-    photographs: ClassVar[bool] = False
-    """Whether look-alikes in training and validation data can be told by `difference_hash`."""
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         """The splits of the data set in `folder`, those of validation data first.
@@ -110,7 +105,7 @@ class Layout:
 
     def read(self, folder: Path, name: str) -> Iterator[Record | Skipped]:
         """The samples of "train" or "val", files by path; copies that shards leave out are among them."""
-        for split in self.splits(folder, lambda name, needed=False: ()):
+        for split in self.splits(folder, lambda name: ()):
             wanted = split.shards.startswith(f"{name}/")
             if name == "val" and not wanted:
                 return
@@ -133,10 +128,25 @@ class Layout:
         return "\n".join(lines)
 
 
+class Table(NamedTuple):
+    """One official split, as its table lists it."""
+
+    path: Path
+    records: Sequence[Record]
+    """All samples in the order of the table; a file that is not there is None."""
+    classes: Sequence[Any] | None = None
+
+
 @dataclass(frozen=True)
 class OfficialSplits(Layout):
     """A layout whose training and validation data are chosen among the splits that the set comes with."""
 
+    prefix: ClassVar[str] = ""
+    """Name of the shards and of their folders."""
+    pairs: ClassVar[str] = ""
+    """Folder below train/ that the shards share with those of other sets; empty: a folder of their own."""
+    hint: ClassVar[str] = ""
+    """What to do about files that are not there."""
     train: tuple[str, ...] = option((), "official splits that are training data")
     val: tuple[str, ...] = option((), "official splits that are validation data")
 
@@ -144,9 +154,27 @@ class OfficialSplits(Layout):
         if both := sorted({*self.train} & {*self.val}):
             raise UserError(f"{both[0]} cannot be both training and validation data")
 
-    def chosen(self, val: str, train: str) -> list[tuple[str, str]]:
-        """The official splits in use, each with `val` or `train`, the validation data first."""
-        return [(name, val) for name in self.val] + [(name, train) for name in self.train]
+    def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
+        """The official splits in use by name."""
+        raise NotImplementedError
+
+    def shards(self, split: str) -> str:
+        """Where the shards of an official split lie below the root."""
+        folder = f"val/{self.prefix}" if split in self.val else f"train/{self.pairs or self.prefix}"
+        return f"{folder}/{self.prefix}_{split}"
+
+    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
+        tables = self.tables(folder, held_out)  # all of them are read before the first shard is written
+        for name in (*self.val, *self.train):
+            if name not in tables:
+                raise UserError(f"{folder}: has no split {name!r}; it has {', '.join(sorted(tables))}")
+            path, records, classes = tables[name]
+            alone = name in self.val or not self.pairs  # a folder of several sets has no classes.json
+            yield Split(self.shards(name), present(records, path, self.hint), self.encode, classes if alone else None)
+
+    def encode(self, record: Record) -> Encoded:
+        """The files of a record as they go into a shard."""
+        raise NotImplementedError
 
 
 def shuffled(items: Iterable[T]) -> list[T]:
@@ -156,13 +184,14 @@ def shuffled(items: Iterable[T]) -> list[T]:
     return result
 
 
-def present(records: Sequence[Record], modality: str, table: Path, hint: str) -> Iterator[Record | Skipped]:
-    """The records whose file is there, shuffled; how many of those in `table` are not comes first."""
-    lacking = [record.key for record in records if record.inputs[modality] is None]
-    if len(lacking) == len(records):
-        yield skipped(table, f"not one of its {len(records)} {modality} files is there; {hint}")
-        return
-    if lacking:
-        named = ", ".join(lacking[:3])
-        yield skipped(table, f"{len(lacking)} of {len(records)} {modality} files are not there ({named}, ...)")
-    yield from (record for record in shuffled(records) if record.inputs[modality] is not None)
+def present(records: Sequence[Record], table: Path, hint: str) -> Iterator[Record | Skipped]:
+    """The records whose files are all there, shuffled; how many of those in `table` are not comes first."""
+    for modality in dict.fromkeys(key for record in records for key in record.inputs if key != "text"):
+        lacking = [record.key for record in records if record.inputs[modality] is None]
+        if len(lacking) == len(records):
+            yield skipped(table, f"not one of its {len(records)} {modality} files is there; {hint}")
+        elif lacking:
+            named = ", ".join(lacking[:3])
+            yield skipped(table, f"{len(lacking)} of {len(records)} {modality} files are not there ({named}, ...)")
+        records = [record for record in records if record.inputs[modality] is not None]
+    yield from shuffled(records)

@@ -1,11 +1,11 @@
 """NLVR2 (Suhr, Zhou, Zhang, Zhang, Bai, Artzi, ACL 2019)."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Split, option, present
+from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.pictures import SharedPhotographs
 from onepeace.datasets.reading import find, read_json_lines
 from onepeace.errors import UserError
@@ -25,21 +25,17 @@ class NLVR2(SharedPhotographs, OfficialSplits):
     """
 
     family = "nlvr2"
+    prefix, hint = "nlvr2", "ask its authors for them"
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("dev",), "official splits that are validation data: dev, test1, or both")
 
-    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
+    def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
         pictures = {path.name: path for path in sorted(folder.rglob("*-img?.png"))}
-        splits = []
-        for name, shards in self.chosen("val/nlvr2/nlvr2", "train/nlvr2/nlvr2"):
-            table = find(folder, f"{name}.json", what="the sentences")
-            records = present(_records(table, name, pictures), "image", table, "ask its authors for them")
-            splits.append(Split(f"{shards}_{name}", records, self.encode, classes=CLASSES))
-        yield from splits  # all tables are read before the first shard is written
+        return {name: _table(folder, name, pictures) for name in (*self.val, *self.train)}
 
 
-def _records(table: Path, split: str, pictures: Mapping[str, Path]) -> list[Record]:
-    records = []
+def _table(folder: Path, split: str, pictures: Mapping[str, Path]) -> Table:
+    table, records = find(folder, f"{split}.json", what="the sentences"), []
     for where, row in read_json_lines(table):
         identifier, label, text = (str(row.get(name, "")) for name in ("identifier", "label", "sentence"))
         name = IDENTIFIER.fullmatch(identifier)
@@ -52,4 +48,4 @@ def _records(table: Path, split: str, pictures: Mapping[str, Path]) -> list[Reco
         inputs = {"image": files if all(files) else None, "text": [" ".join(text.split())]}
         targets = {"label": label, "sentence": sentence_id}
         records.append(Record(f"nlvr2_{identifier}", f"NLVR2 {split}", inputs, targets, about))
-    return records
+    return Table(table, records, CLASSES)

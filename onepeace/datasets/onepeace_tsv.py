@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
-from onepeace.datasets.instances import relative_box
-from onepeace.datasets.layout import Encoded, HeldOut, OfficialSplits, Record, Split, option, present
+from onepeace.datasets.coco import relative_box
+from onepeace.datasets.layout import Encoded, HeldOut, OfficialSplits, Record, Split, Table, option
 from onepeace.datasets.pictures import SharedPhotographs
-from onepeace.datasets.reading import number, read_rows, whole_number
+from onepeace.datasets.reading import number, plain_name, read_rows, whole_number
 from onepeace.datasets.sounds import HINT, Sounds
 from onepeace.errors import UserError
 
@@ -37,35 +37,36 @@ class OnePeaceTSV(SharedPhotographs, Sounds, OfficialSplits):
     """
 
     family = "optsv"
-    photographs: ClassVar[bool] = False
+    hint = f"paths are relative to SOURCE; {HINT}"
     train: tuple[str, ...] = option((), "tables that are training data, without .tsv: vqa/vqav2_vg_train")
     val: tuple[str, ...] = option((), "tables that are validation data")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
-        chosen = self.chosen("val", "train") or [
-            (path.relative_to(folder).with_suffix("").as_posix(), "train" if "train" in path.stem else "val")
-            for path in sorted(folder.rglob("*.tsv"), key=lambda path: ("train" in path.stem, path))
-        ]
-        if not chosen:
+        if self.val or self.train:
+            yield from super().splits(folder, held_out)
+            return
+        names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.tsv"))
+        if not names:
             raise UserError(f"{folder}: no tables (*.tsv)")
+        val, train = ([name for name in names if ("train" in Path(name).stem) is train] for train in (False, True))
+        yield from replace(self, val=tuple(val), train=tuple(train)).splits(folder, held_out)
+
+    def shards(self, split: str) -> str:
+        name = plain_name(split)
+        return f"{'val' if split in self.val else 'train'}/{name}/{name}"
+
+    def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
         kinds: dict[str, Names] = {}
-        tables = {name: _records(folder, name, kinds) for name, _ in chosen}
-        for name, split in chosen:
-            records, kind = tables[name]
+        found = {name: _records(folder, name, kinds) for name in (*self.val, *self.train)}
+        tables = {}
+        for name, (records, kind) in found.items():
             classes = [kinds[kind].get(i, f"#{i}") for i in range(max(kinds[kind], default=-1) + 1)]
-            table, shards = folder / f"{name}.tsv", _plain(name)
-            modality = "audio" if "audio" in records[0].inputs else "image"
-            hint = HINT if modality == "audio" else f"their paths are relative to {folder}"
-            found = present(records, modality, table, hint)
-            yield Split(f"{split}/{shards}/{shards}", found, self.encode, classes=classes or None)
+            tables[name] = Table(folder / f"{name}.tsv", records, classes or None)
+        return tables
 
     def encode(self, record: Record) -> Encoded:
         """The pictures, or the sound, of a record."""
         return Sounds.encode(self, record) if "audio" in record.inputs else SharedPhotographs.encode(self, record)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"\W+", "_", name)
 
 
 def _records(folder: Path, name: str, kinds: dict[str, Names]) -> tuple[list[Record], str]:
@@ -90,9 +91,7 @@ def _records(folder: Path, name: str, kinds: dict[str, Names]) -> tuple[list[Rec
         value = None if None in paths else paths if len(paths) > 1 else paths[0]
         inputs = {"audio" if "audio" in columns else "image": value, "text": [text] if text else []}
         about = {"license": LICENSE, "file_name": files[0]}
-        if "uniq_id" in row:
-            about["uniq_id"] = row["uniq_id"]
-        key = f"optsv_{_plain(name)}_{i:06d}"
+        key = f"optsv_{plain_name(name)}_{i:06d}"
         records[key if targets else files[0]] = Record(key, f"ONE-PEACE {name}", inputs, targets, about)
     if not records:
         raise UserError(f"{table}: has no rows")

@@ -4,16 +4,18 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from onepeace.datasets.layout import Encoded, Layout, Record, option
+
+CAPTIONS = ("a photo of {a}", "a picture of {a}", "{a}")
+"""Sentences around the label of a picture."""
 
 
 @dataclass(frozen=True)
 class Photographs(Layout):
     """A layout whose pictures are stored as small WebP files."""
 
-    photographs: ClassVar[bool] = True
     size: int = option(144, "short side of the pictures in pixels")
     quality: int = option(78, "quality of the WebP files, up to 100")
 
@@ -40,11 +42,6 @@ def photograph(record: Record, size: int, quality: int) -> Encoded:
     """The picture of a record as WebP, its short side at most `size` pixels."""
     data = record.inputs["image"].read_bytes()
     return Encoded({"webp": webp(shrink(open_picture(data), size), quality)}, data)
-
-
-def drawing(record: Record) -> Encoded:
-    """The picture of a record that holds WebP already."""
-    return Encoded({"webp": record.inputs["image"]})
 
 
 class Seen:
@@ -82,32 +79,8 @@ def shrink(picture: Any, short: int) -> Any:
     return picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
 
 
-def on_white_square(picture: Any, longest: int) -> Any:
-    """An RGBA picture, at most `longest` pixels wide and high, in the middle of a white RGB square."""
-    from PIL import Image
-
-    picture = picture.copy()
-    picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    side = max(picture.size)
-    square = Image.new("RGBA", (side, side), "white")
-    square.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return square.convert("RGB")
-
-
-def is_plain(picture: Any) -> bool:
-    """True when a picture has almost no content: fewer than four colours at 16 x 16 pixels."""
-    return len(picture.resize((16, 16)).getcolors()) < 4
-
-
 def webp(picture: Any, quality: int) -> bytes:
     """The picture as WebP."""
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=quality, method=6)
     return buffer.getvalue()
-
-
-def difference_hash(picture: Any) -> int:
-    """64 bits: whether each of 8 x 8 cells is darker than its right neighbour. Near copies differ in few bits."""
-    pixels = picture.convert("L").resize((9, 8)).tobytes()
-    bits = (pixels[row * 9 + column] < pixels[row * 9 + column + 1] for row in range(8) for column in range(8))
-    return int("".join("1" if bit else "0" for bit in bits), 2)

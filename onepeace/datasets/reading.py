@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,20 +69,25 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, row
 
 
-def json_list(path: Path, name: str, content: Any = None) -> list[Any]:
-    """The list that a JSON file holds as its field `name`; `content` of the file if it is read already."""
+def json_rows(path: Path, name: str = "", content: Any = None) -> Iterator[tuple[str, Any]]:
+    """The entries of the list that a JSON file holds as its field `name`, or is, each with its place for messages.
+
+    `content` is that of the file if it is read already.
+    """
     content = read_json(path) if content is None else content
-    rows = content.get(name) if isinstance(content, dict) else None
+    rows = content.get(name) if name and isinstance(content, dict) else None if name else content
     if not isinstance(rows, list):
-        raise UserError(f"{path}: has no list of {name}")
-    return rows
+        raise UserError(f"{path}: has no list of {name}" if name else f"{path}: holds no list")
+    yield from ((f"{path}: {name or 'list'}, entry {i}", row) for i, row in enumerate(rows, 1))
 
 
-def whole_number(text: str, where: str) -> int:
-    """The number that a cell holds; `where` is for the message."""
-    if not text.strip().isdecimal():
-        raise UserError(f"{where}: expected a whole number, found {text!r}")
-    return int(text)
+@contextmanager
+def fields(where: str, row: object, names: str) -> Iterator[None]:
+    """Turns what a missing or misshapen field of a row causes into a `UserError` that lists those it should have."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"{where}: expected {names}; found {row!r:.100}") from error
 
 
 def number(text: str, where: str) -> float:
@@ -95,6 +101,18 @@ def number(text: str, where: str) -> float:
     return value
 
 
+def whole_number(text: str, where: str) -> int:
+    """The number that a cell holds; `where` is for the message."""
+    if not text.strip().isdecimal():
+        raise UserError(f"{where}: expected a whole number, found {text!r}")
+    return int(text)
+
+
 def sentence(text: str) -> str:
     """A caption with one space between words, none before punctuation, and no full stop at the end."""
     return re.sub(r"\s+([.,!?;:'])", r"\1", " ".join(text.split())).rstrip(" .")
+
+
+def plain_name(text: str) -> str:
+    """Letters, digits and "_" alone, for keys and names of shards."""
+    return re.sub(r"\W+", "_", text)

@@ -1,13 +1,12 @@
 """SNLI-VE (Xie, Lai, Doran, Kadav, arXiv 1901.06706)."""
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Split, option, present
+from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.pictures import SharedPhotographs
-from onepeace.datasets.reading import find, read_json_lines
+from onepeace.datasets.reading import find, plain_name, read_json_lines
 from onepeace.errors import UserError
 
 LICENSE = "statements CC BY-SA 4.0 (SNLI); Flickr photographs, research and educational use (Flickr30k terms)"
@@ -25,25 +24,21 @@ class SnliVE(SharedPhotographs, OfficialSplits):
     """
 
     family = "snlive"
+    prefix, hint = "snli_ve", "ask the authors of Flickr30k for them"
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("dev",), "official splits that are validation data: dev, test, or both")
 
-    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
+    def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
         place = find(folder, "flickr30k-images", "flickr30k_images", what="the photographs")
         pictures = {path.stem: path for path in sorted(place.rglob("*.jpg"))}
-        splits = []
-        for name, shards in self.chosen("val/snli_ve/snli_ve", "train/snli_ve/snli_ve"):
-            table = find(folder, f"snli_ve_{name}.jsonl", what="the statements")
-            records = present(_records(table, name, pictures), "image", table, "ask the authors of Flickr30k for them")
-            splits.append(Split(f"{shards}_{name}", records, self.encode, classes=CLASSES))
-        yield from splits  # all tables are read before the first shard is written
+        return {name: _table(folder, name, pictures) for name in (*self.val, *self.train)}
 
     def group(self, record: Record) -> tuple[str, str]:
         return "flickr", str(record.about["image_id"])
 
 
-def _records(table: Path, split: str, pictures: Mapping[str, Path]) -> list[Record]:
-    records = []
+def _table(folder: Path, split: str, pictures: Mapping[str, Path]) -> Table:
+    table, records = find(folder, f"snli_ve_{split}.jsonl", what="the statements"), []
     for where, row in read_json_lines(table):
         names = ("pairID", "Flickr30K_ID", "gold_label", "sentence1", "sentence2")
         key, image, label, premise, text = (" ".join(str(row.get(name, "")).split()) for name in names)
@@ -53,6 +48,6 @@ def _records(table: Path, split: str, pictures: Mapping[str, Path]) -> list[Reco
         inputs = {"image": pictures.get(image), "text": [text]}
         targets = {"label": label, "premise": premise}
         about = {"license": LICENSE, "image_id": image}
-        name = re.sub(r"\W+", "_", key.replace(".jpg", ""))
-        records.append(Record(f"snlive_{name}", f"SNLI-VE {split}", inputs, targets, about))
-    return records
+        key = f"snlive_{plain_name(key.replace('.jpg', ''))}"
+        records.append(Record(key, f"SNLI-VE {split}", inputs, targets, about))
+    return Table(table, records, CLASSES)

@@ -1,26 +1,17 @@
 """Sounds in which each event has a beginning and an end: DESED (Turpault, Serizel, Salamon, Shah, DCASE 2019), and
 tables of one's own in its form."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Split, option, present
-from onepeace.datasets.reading import find, number, read_rows
+from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
+from onepeace.datasets.reading import find, number, plain_name, read_rows
 from onepeace.datasets.sounds import HINT, SOUNDS, Sounds, sounds_below
 from onepeace.errors import UserError
 
 COLUMNS = ("filename", "onset", "offset", "event_label")
-
-
-class _Table(NamedTuple):
-    path: Path
-    events: dict[str, list[list[Any]]]
-    """[onset, offset, label] by the name of the file, also of those without an event."""
-    sounds: Path
-    """The folder of its sounds."""
 
 
 @dataclass(frozen=True)
@@ -34,38 +25,36 @@ class SoundEvents(Sounds, OfficialSplits):
     off.
     """
 
-    family = "events"
+    family, hint = "events", HINT
     name: str = option("sound_events", "of the shards and their folders")
     license: str = option("not stated", "of the sounds")
     train: tuple[str, ...] = option(("train",), "tables that are training data")
     val: tuple[str, ...] = option(("val",), "tables that are validation data")
 
-    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
-        chosen = self.chosen(f"val/{self.name}/{self.name}", f"train/{self.name}/{self.name}")
-        tables = {split: self.table(folder, split) for split, _ in chosen}
-        found = (event for table in tables.values() for events in table.events.values() for event in events)
-        classes = sorted({label for _, _, label in found})
-        for split, shards in chosen:
-            name = re.sub(r"\W+", "_", split)
-            records = present(self._records(tables[split], split, name), "audio", tables[split].path, HINT)
-            yield Split(f"{shards}_{name}", records, self.encode, classes=classes)
+    def shards(self, split: str) -> str:
+        part = "val" if split in self.val else "train"
+        return f"{part}/{self.name}/{self.name}_{plain_name(split)}"
 
-    def table(self, folder: Path, split: str) -> _Table:
-        """What the table of a split says, and where its sounds are."""
-        path = find(folder, f"{split}.csv", f"{split}.tsv", what="the events")
-        return _Table(path, _events(path, self.seconds), folder)
+    def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
+        tables = {split: self._table(split, *self.place(folder, split)) for split in (*self.val, *self.train)}
+        records = [record for table in tables.values() for record in table.records]
+        classes = sorted({label for record in records for _, _, label in record.targets["events"]})
+        return {split: table._replace(classes=classes) for split, table in tables.items()}
 
-    def _records(self, table: _Table, split: str, name: str) -> list[Record]:
-        sounds = {_stem(path.name): path for path in sounds_below(table.sounds)}
+    def place(self, folder: Path, split: str) -> tuple[Path, Path]:
+        """The table of a split, and the folder of its sounds."""
+        return find(folder, f"{split}.csv", f"{split}.tsv", what="the events"), folder
+
+    def _table(self, split: str, table: Path, place: Path) -> Table:
+        sounds = {_stem(path.name): path for path in sounds_below(place)}
         records = []
-        for i, (file, events) in enumerate(table.events.items()):
-            path = table.sounds / file
-            found = path if path.is_file() else sounds.get(_stem(path.name))
-            inputs: dict[str, Any] = {"audio": found, "text": []}
+        for i, (file, events) in enumerate(_events(table, self.seconds).items()):
+            path = place / file
+            inputs: dict[str, Any] = {"audio": path if path.is_file() else sounds.get(_stem(path.name)), "text": []}
             about = {"license": self.license, "file_name": file}
-            key, source = f"{self.family}_{name}_{i:06d}", f"{self.name} {split}"
+            key, source = f"{self.family}_{plain_name(split)}_{i:06d}", f"{self.name} {split}"
             records.append(Record(key, source, inputs, {"events": events}, about))
-        return records
+        return Table(table, records)
 
 
 @dataclass(frozen=True)
@@ -85,13 +74,13 @@ class DESED(SoundEvents):
     train: tuple[str, ...] = option(("train/synthetic21_train/soundscapes",), "tables that are training data")
     val: tuple[str, ...] = option(("validation/validation",), "tables that are validation data")
 
-    def table(self, folder: Path, split: str) -> _Table:
+    def place(self, folder: Path, split: str) -> tuple[Path, Path]:
         place = find(folder, "metadata", what="the tables")
         path = place / f"{split}.tsv"
         if not path.is_file():
             raise UserError(f"{path}: no such table; train and val name tables below {place}, without .tsv")
         sounds = place.parent / "audio" / split.replace("audioset_strong", "strong_label_real")
-        return _Table(path, _events(path, self.seconds), sounds)
+        return path, sounds
 
 
 def _events(table: Path, seconds: float) -> dict[str, list[list[Any]]]:

@@ -15,6 +15,9 @@ RATE = 16000
 SOUNDS = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3"})
 """Endings of the sound files that are read. No containers of videos: extract their sound first."""
 
+CAPTIONS = ("{}", "the sound of {}", "a recording of {}")
+"""Sentences around the label of a sound."""
+
 HINT = f"{', '.join(sorted(SOUNDS))} are read, not videos: extract their sound"
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from onepeace.datasets.layout import Encoded, HeldOut, Layout, Record, Split, option, shuffled
 from onepeace.datasets.pictures import open_picture
@@ -26,7 +25,6 @@ class TinyImageNet(Layout):
     """
 
     family = "tin"
-    photographs: ClassVar[bool] = True
     per_class: int = option(130, "training pictures of a class, of 500")
     val_per_class: int = option(12, "validation pictures of a class, of 50")
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from onepeace.datasets.layout import HeldOut, Record, Split, option, present
 from onepeace.datasets.reading import find, read_rows, whole_number
-from onepeace.datasets.sounds import HINT, Sounds, sounds_below
+from onepeace.datasets.sounds import CAPTIONS, HINT, Sounds, sounds_below
 from onepeace.errors import UserError
 
 LICENSE = "CC BY-NC 3.0; sounds under their Freesound licences"
-TEMPLATES = ("{}", "the sound of {}", "a recording of {}")
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class UrbanSound8K(Sounds):
             about = {"license": LICENSE, "target": target, "fold": whole_number(row["fold"], where)}
             about |= {"freesound_id": row["fsID"]}
             name = row["slice_file_name"].strip()
-            inputs = {"audio": sounds.get(name), "text": [template.format(label) for template in TEMPLATES]}
+            inputs = {"audio": sounds.get(name), "text": [caption.format(label) for caption in CAPTIONS]}
             records.append(Record(f"us8k_{Path(name).stem}", "UrbanSound8K", inputs, {"label": label}, about))
         if sorted(names) != list(range(len(names))) or not names:
             raise UserError(f"{table}: has the classes {sorted(names)}, not all from 0")
@@ -43,8 +42,8 @@ class UrbanSound8K(Sounds):
         train = [record for record in records if record.about["fold"] != self.val_fold]
         classes = [names[target] for target in sorted(names)]
         shards = f"val/urbansound8k/urbansound8k_fold{self.val_fold}"
-        yield Split(shards, present(val, "audio", table, HINT), self.encode, classes=classes)
-        yield Split("train/audio_text/urbansound8k", present(train, "audio", table, HINT), self.encode)
+        yield Split(shards, present(val, table, HINT), self.encode, classes=classes)
+        yield Split("train/audio_text/urbansound8k", present(train, table, HINT), self.encode)
 
     def group(self, record: Record) -> tuple[str, str]:
         return "freesound", record.about["freesound_id"]

@@ -1,18 +1,17 @@
 """VGGSound (Chen, Xie, Vedaldi, Zisserman, ICASSP 2020)."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onepeace.datasets.layout import Encoded, HeldOut, Record, Skipped, Split, option, present, skipped
+from onepeace.datasets.layout import Encoded, HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.pictures import open_picture, shrink, webp
 from onepeace.datasets.reading import find, read_rows, whole_number
-from onepeace.datasets.sounds import HINT, Sounds, sounds_below
+from onepeace.datasets.sounds import CAPTIONS, HINT, Sounds, sounds_below
 from onepeace.errors import UserError
 from onepeace.files.video import clip
 
-TEMPLATES = ("{}", "the sound of {}", "a recording of {}")
 LICENSE = "list: CC BY 4.0; sounds belong to the owners of the videos"
 PICTURES = (".mp4", ".png", ".webp", ".jpeg", ".jpg")
 """Of two files of a clip the one whose ending comes later is read."""
@@ -20,7 +19,7 @@ COLUMNS = ("video", "start", "label", "split")
 
 
 @dataclass(frozen=True)
-class VGGSound(Sounds):
+class VGGSound(Sounds, OfficialSplits):
     """VGGSound: ten-second sounds of YouTube videos in 309 classes, from www.robots.ox.ac.uk/~vgg/data/vggsound.
 
     SOURCE holds vggsound.csv (video, start second, label, split; no names of columns) and, at any depth, the sounds
@@ -33,53 +32,43 @@ class VGGSound(Sounds):
     """
 
     family = "vgg"
+    prefix, pairs, hint = "vggsound", "audio_text", HINT
+    train: tuple[str, ...] = option(("train",), "official splits that are training data")
+    val: tuple[str, ...] = option(("test",), "official splits that are validation data")
     pictures: bool = option(False, "whether each sample has a picture of its clip beside the sound")
     size: int = option(256, "short side of the pictures in pixels")
     quality: int = option(78, "quality of the WebP files, up to 100")
 
-    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
+    def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
         table = find(folder, "vggsound.csv", what="the labels")
         sounds = {path.stem: path for path in sounds_below(folder)}
         shown = _pictures_below(folder) if self.pictures else {}
-        rows: dict[str, list[tuple[str, int, str]]] = {"test": [], "train": []}
-        for where, row in read_rows(table, *COLUMNS, columns=COLUMNS):
-            if row["split"] not in rows:
-                raise UserError(f"{where}: the split is {row['split']!r}, not train or test")
-            rows[row["split"]].append((row["video"], whole_number(row["start"], where), row["label"].strip()))
-        labels = sorted({label for clips in rows.values() for _, _, label in clips})
-        if not labels:
-            raise UserError(f"{table}: has no rows")
-        targets = {label: target for target, label in enumerate(labels)}
-
-        def records(split: str, apart: set[str]) -> Iterator[Record | Skipped]:
-            clips: list[Record] = []
-            for video, start, label in rows[split]:
-                name = f"{video}_{start:06d}"
-                inputs: dict[str, Any] = {
-                    "audio": sounds.get(name),
-                    "text": [template.format(label) for template in TEMPLATES],
-                }
-                about = {"license": LICENSE, "target": targets[label], "youtube_id": video, "start": start}
-                if self.pictures:
-                    inputs["image"] = shown.get(name)
-                if video not in apart:
-                    clips.append(Record(f"vgg_{name}", f"VGGSound {split}", inputs, {"label": label}, about))
-            if unseen := [clip.key for clip in clips if self.pictures and clip.inputs["image"] is None]:
-                yield skipped(table, f"{len(unseen)} of {len(clips)} clips have no picture ({unseen[0]}, ...)")
-            seen = [clip for clip in clips if clip.key not in set(unseen)]
-            if seen:
-                yield from present(seen, "audio", table, HINT)
-
-        yield Split("val/vggsound/vggsound_test", records("test", set()), self.encode, classes=labels)
         apart = {record.about["youtube_id"] for record in held_out("audiocaps")}
-        yield Split("train/audio_text/vggsound_train", records("train", apart), self.encode)
+        records: dict[str, list[Record]] = {"test": [], "train": []}
+        rows = list(read_rows(table, *COLUMNS, columns=COLUMNS))
+        targets = {label: target for target, label in enumerate(sorted({row["label"] for _, row in rows}))}
+        if not rows:
+            raise UserError(f"{table}: has no rows")
+        for where, row in rows:
+            video, start, label, split = row["video"], whole_number(row["start"], where), row["label"], row["split"]
+            if split not in records:
+                raise UserError(f"{where}: the split is {split!r}, not train or test")
+            name = f"{video}_{start:06d}"
+            inputs: dict[str, Any] = {"audio": sounds.get(name), "text": [one.format(label) for one in CAPTIONS]}
+            if self.pictures:
+                inputs["image"] = shown.get(name)
+            about = {"license": LICENSE, "target": targets[label], "youtube_id": video, "start": start}
+            if split in self.val or video not in apart:
+                records[split].append(Record(f"vgg_{name}", f"VGGSound {split}", inputs, {"label": label}, about))
+        return {split: Table(table, found, list(targets)) for split, found in records.items()}
 
     def encode(self, record: Record) -> Encoded:
         found = super().encode(record)
         if "image" not in record.inputs:
             return found
-        picture = webp(shrink(_shown(record.inputs["image"]), self.size), self.quality)
-        return Encoded({**found.files, "webp": picture})
+        path = record.inputs["image"]
+        picture = clip(path, 1, 1)[0].image if path.suffix.lower() == ".mp4" else open_picture(path)
+        return Encoded({**found.files, "webp": webp(shrink(picture, self.size), self.quality)})
 
     def group(self, record: Record) -> tuple[str, str]:
         return "youtube", record.about["youtube_id"]
@@ -89,10 +78,3 @@ def _pictures_below(folder: Path) -> dict[str, Path]:
     """What shows each clip, by its name."""
     files = [path for path in folder.rglob("*") if path.suffix.lower() in PICTURES]
     return {path.stem: path for path in sorted(files, key=lambda path: PICTURES.index(path.suffix.lower()))}
-
-
-def _shown(path: Path) -> Any:
-    if path.suffix.lower() != ".mp4":
-        return open_picture(path)
-    (frame,) = clip(path, 1, 1)
-    return frame.image

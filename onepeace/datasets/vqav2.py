@@ -1,26 +1,20 @@
 """VQA 2.0 (Goyal, Khot, Summers-Stay, Batra, Parikh, CVPR 2017)."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from onepeace.datasets.coco import photographs_by_id
-from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Split, option, present
+from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.pictures import SharedPhotographs
-from onepeace.datasets.reading import find, json_list
+from onepeace.datasets.reading import fields, find, json_rows, read_json
 from onepeace.datasets.vqa_answers import normalize_answer, soft_scores
 from onepeace.errors import UserError
 
 LICENSE = "questions and answers CC BY 4.0; photographs under their Flickr licences"
 UNANSWERED = ("test2015", "test-dev2015")
-
-
-class _Question(NamedTuple):
-    key: int
-    image_id: int
-    text: str
 
 
 class _Answers(NamedTuple):
@@ -42,75 +36,51 @@ class VQAv2(SharedPhotographs, OfficialSplits):
     has what the ten people answered.
     """
 
-    family = "vqav2"
+    family = prefix = "vqav2"
+    hint = "its questions are about other photographs"
     train: tuple[str, ...] = option(("train2014",), "official splits that are training data")
     val: tuple[str, ...] = option(("val2014",), "official splits that are validation data")
     answers: int = option(3129, "so many of the most frequent answers; of train2014 and val2014 those given 9 times")
 
-    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
-        chosen = self.chosen("val/vqav2/vqav2", "train/vqav2/vqav2")
-        questions = {name: _questions(folder, name) for name, _ in chosen}
-        answers = {name: _answers(folder, name) for name, _ in chosen if name not in UNANSWERED}
+    def tables(self, folder: Path, held_out: HeldOut) -> Mapping[str, Table]:
+        names = (*self.val, *self.train)
+        answers = {name: _answers(folder, name) for name in names if name not in UNANSWERED}
         counts = Counter(answer.common for of_split in answers.values() for answer in of_split.values())
         classes = sorted(counts, key=lambda answer: (-counts[answer], answer))[: self.answers]
-        for name, shards in chosen:
-            table, rows = questions[name]
-            pictures = photographs_by_id(folder, name.replace("-dev", ""))
-            records = _records(rows, table, answers.get(name), pictures, {*classes}, name)
-            found = present(records, "image", table, "its questions are about other photographs")
-            yield Split(f"{shards}_{name}", found, self.encode, classes)
+        return {name: _table(folder, name, answers.get(name), classes) for name in names}
 
     def group(self, record: Record) -> tuple[str, str]:
         return "vqav2", str(record.about["image_id"])
 
 
-def _questions(folder: Path, split: str) -> tuple[Path, list[_Question]]:
-    path = find(folder, f"v2_OpenEnded_mscoco_{split}_questions.json", what="the questions")
-    questions = []
-    for i, row in enumerate(json_list(path, "questions"), 1):
-        try:
-            text = " ".join(row["question"].split())
-            questions.append(_Question(int(row["question_id"]), int(row["image_id"]), text))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{path}: question {i} has no question_id, image_id and question: {row!r:.100}") from error
-    return path, questions
-
-
 def _answers(folder: Path, split: str) -> dict[int, _Answers]:
     path = find(folder, f"v2_mscoco_{split}_annotations.json", what="the answers")
     answers = {}
-    for i, row in enumerate(json_list(path, "annotations"), 1):
-        try:
+    for where, row in json_rows(path, "annotations", read_json(path)):
+        with fields(where, row, "question_id, multiple_choice_answer and answers"):
             given = [str(answer["answer"]) for answer in row["answers"]]
             about = {name: row[name] for name in ("question_type", "answer_type") if name in row}
             common = normalize_answer(row["multiple_choice_answer"])
             answers[int(row["question_id"])] = _Answers(common, given, about)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{path}: annotation {i} has no question_id, multiple_choice_answer and answers: {row!r:.100}"
-            ) from error
     return answers
 
 
-def _records(
-    questions: list[_Question],
-    table: Path,
-    answers: Mapping[int, _Answers] | None,
-    pictures: Mapping[int, Path],
-    classes: set[str],
-    split: str,
-) -> list[Record]:
-    records = []
-    for question in questions:
-        about = {"license": LICENSE, "question_id": question.key, "image_id": question.image_id}
+def _table(folder: Path, split: str, answers: Mapping[int, _Answers] | None, classes: Sequence[str]) -> Table:
+    table = find(folder, f"v2_OpenEnded_mscoco_{split}_questions.json", what="the questions")
+    pictures = photographs_by_id(folder, split.replace("-dev", ""))
+    known, records = set(classes), []
+    for where, row in json_rows(table, "questions", read_json(table)):
+        with fields(where, row, "question_id, image_id and question"):
+            text, key, image_id = " ".join(row["question"].split()), int(row["question_id"]), int(row["image_id"])
+        about = {"license": LICENSE, "question_id": key, "image_id": image_id}
         targets: dict[str, Any] = {}
         if answers is not None:
-            if question.key not in answers:
-                raise UserError(f"{table}: question {question.key} is not in v2_mscoco_{split}_annotations.json")
-            found = answers[question.key]
-            about |= found.about
-            scores = {answer: score for answer, score in soft_scores(found.given).items() if answer in classes}
-            targets = {"answers": scores, "annotations": found.given}
-        inputs = {"image": pictures.get(question.image_id), "text": [question.text]}
-        records.append(Record(f"vqav2_{question.key}", f"VQA 2.0 {split}", inputs, targets, about))
-    return records
+            if key not in answers:
+                raise UserError(f"{where}: question {key} is not in v2_mscoco_{split}_annotations.json")
+            about |= answers[key].about
+            given = answers[key].given
+            scores = {answer: score for answer, score in soft_scores(given).items() if answer in known}
+            targets = {"answers": scores, "annotations": given}
+        inputs = {"image": pictures.get(image_id), "text": [text]}
+        records.append(Record(f"vqav2_{key}", f"VQA 2.0 {split}", inputs, targets, about))
+    return Table(table, records, classes)

@@ -66,7 +66,7 @@ def class_names(root: Path, layout: str) -> list[str] | None:
     if name not in LAYOUTS:
         return None
     # The first split is that of validation data, which has them.
-    classes = next(LAYOUTS[name].splits(root, lambda name, needed=False: ())).classes
+    classes = next(LAYOUTS[name].splits(root, lambda name: ())).classes
     return [entry["name"] if isinstance(entry, dict) else entry for entry in classes] if classes else None
 
 

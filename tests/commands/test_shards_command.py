@@ -324,7 +324,6 @@ def test_older_shards_are_replaced_only_by_force(home, shards, capsys):
         ("t.csv", ("--column", "text"), "--column text: "),
         ("t.csv", ("--column", "smell=x"), "--column smell=x: "),
         ("t.csv", ("b.csv",), "b.csv: one SOURCE at a time"),
-        ("t.csv", ("--near", "2"), "--near is for --check-leaks ROOT"),
         ("t.csv", ("--check-leaks", "."), "--check-leaks ROOT reads the shards that are there; it takes no SOURCE"),
         ("", ("--column", "text=x"), "--column text=x: "),
     ],

@@ -5,7 +5,16 @@ from support.downloads import DOWNLOADS, fill
 from support.finetune_downloads import FINETUNE
 
 from onepeace.cli import main
+from onepeace.datasets import LAYOUTS
 from onepeace.datasets.leaks import read_shard
+
+
+@pytest.fixture
+def layouts_restored():
+    before = dict(LAYOUTS)
+    yield
+    LAYOUTS.clear()
+    LAYOUTS.update(before)
 
 
 @pytest.fixture
@@ -23,7 +32,7 @@ def prepare(tmp_path, source, capsys):
     """
     filled = set()
 
-    def run(name, *options, files=(), code=0):
+    def run(name, *options, files=(), code=0, layouts=()):
         makers = {**DOWNLOADS, **FINETUNE}
         download = makers[name]() if name in makers and name not in filled else {}
         filled.add(name)
@@ -32,7 +41,7 @@ def prepare(tmp_path, source, capsys):
             if content is None:
                 (source / key).unlink(missing_ok=True)
         root = tmp_path / "root"
-        assert main(["shards", "--layout", name, str(source), "-o", str(root), *options]) == code
+        assert main(["shards", *layouts, "--layout", name, str(source), "-o", str(root), *options]) == code
         result = {
             split: {s.key: s for shard in sorted((root / split).rglob("*.tar.gz")) for s in read_shard(shard)}
             for split in ("train", "val")

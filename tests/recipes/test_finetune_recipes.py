@@ -12,6 +12,7 @@ import onepeace
 from onepeace.cli import main
 from onepeace.config import read_yaml
 from onepeace.data.shards import read_source
+from onepeace.datasets import LAYOUTS
 from onepeace.train.evaluation import evaluation
 from onepeace.train.log import read_log
 from onepeace.train.loop import train
@@ -20,7 +21,7 @@ from onepeace.train.recipe import read_recipe
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "recipes" / "finetune"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "base")
-LAYOUTS = {
+SETS = {
     "coco_retrieval": ["coco"],
     "flickr30k_retrieval": ["flickr30k"],
     "audio_retrieval": ["audiocaps", "clotho", "macs"],
@@ -31,7 +32,6 @@ LAYOUTS = {
 OPTIONS = {"vggsound_av": ["pictures=true"]}
 """Of the layout."""
 MORE = {
-    "flickr30k": lambda: {"dataset_flickr30k.json": {"images": [{"filename": "3.jpg", "split": "test"}]}},
     "vggsound": lambda: {
         "clips/---g-f_I2yQ_000001.jpg": picture(1),
         "clips/--0PQM4-hqg_000030.mp4": plain_video(5, colour=(200, 40, 40)),
@@ -70,14 +70,25 @@ SLOW = {"flickr30k_retrieval", "refcoco_plus", "refcocog"}
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in RECIPES])
 def test_recipe_learns_is_measured_and_its_model_predicts(released, tmp_path, monkeypatch, name):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("onepeace.datasets.LAYOUTS", dict(LAYOUTS))
     root = tmp_path / "data"
-    for layout in LAYOUTS.get(name, [name]):
+    for layout in SETS.get(name, [name]):
         download = tmp_path / layout
         download.mkdir()
         fill(download, {**DOWNLOADS, **FINETUNE}[layout]() | MORE.get(layout, dict)())
         options = OPTIONS.get(name, [])
         main(
-            ["shards", "--layout", layout, str(download), *options, "-o", str(root)]
+            [
+                "shards",
+                "--layouts",
+                "recipes/own_layouts.py",
+                "--layout",
+                layout,
+                str(download),
+                *options,
+                "-o",
+                str(root),
+            ]
         )  # 1 where files are not there on purpose
     content = read_yaml(FOLDER / f"{name}.yaml")
     terms = [entry["term"] for entry in content["objective"]]

@@ -72,12 +72,13 @@ def flickr8k():
 
 
 def flickr30k():
-    return {
-        **{f"flickr30k-images/{i}.jpg": picture(i, (500, 333)) for i in (1, 2, 3)},
-        "results_20130124.token": lines(
-            *(f"{i}.jpg#{j}\tSentence {j} of {i} , here ." for i in (1, 2, 3, 4) for j in range(5))
-        ),
-    }
+    def row(i, split):
+        sentences = [{"raw": f"Sentence {j} of {i} , here ."} for j in range(5)]
+        return {"filename": f"{i}.jpg", "split": split, "sentences": sentences}
+
+    rows = [row(i, split) for i, split in enumerate(("train", "val", "test", "test"), 1)]
+    files = {f"flickr30k-images/{i}.jpg": picture(i, (500, 333)) for i in (1, 2, 3)}
+    return {**files, "dataset_flickr30k.json": {"images": rows}}
 
 
 def coco():
@@ -96,40 +97,9 @@ def conceptual_captions():
             "a cow\thttps://example.org/3.jpg", "a fly\tftp://example.org/4.jpg",
         ),
         "Train_GCC-training/00000/000000000.jpg": picture(1, (200, 300)),
-        "Validation_GCC-1.1.0-Validation.tsv": "https://example.org/9.jpg\ta bird\tpictures/nine.png\n",
-        "pictures/nine.png": picture(9),
+        "Validation_GCC-1.1.0-Validation.tsv": "https://example.org/9.jpg\ta bird\n",
+        "Validation_GCC-1.1.0-Validation/00000/000000000.png": picture(9),
     }  # fmt: skip
-
-
-def emoji():
-    """Five names: dog face (training), B button (validation), and a flag, a family and a man that are left out."""
-    left_out = ("1f3f4_200d_2620_fe0f", "1f468_200d_1f466", "26f9_fe0f_200d_2642_fe0f")
-    names = [
-        {"hexcode": "1F436", "label": "dog face", "tags": ["dog", "face", "pet", "puppy"], "group": 3},
-        {"hexcode": "1F171", "label": "B button (blood type)", "tags": ["blood"], "group": 8},
-        {"hexcode": "1F3F4-200D-2620-FE0F", "label": "pirate flag", "tags": [], "group": 9},
-        {"hexcode": "1F468-200D-1F466", "label": "family: man, boy", "tags": [], "group": 1},
-        {"hexcode": "26F9-FE0F-200D-2642-FE0F", "label": "man bouncing ball", "tags": [], "group": 1},
-    ]
-    codes = {
-        "noto": ("emoji_u1f436", "emoji_u1f171", *(f"emoji_u{c}" for c in left_out)), "openmoji": ("1F436", "1F171")
-    }  # fmt: skip
-    drawings = {
-        f"{name}-png/{code}.png": picture(len(name + code), (128, 128), "RGBA")
-        for name in codes
-        for code in codes[name]
-    }
-    return {"emojibase-data/en/data.json": names, **drawings}
-
-
-def iconify(folder, prefix, icons, chars, **more):
-    """A drawing set as an npm package."""
-    bodies = {name: {"body": f"<g>{name}</g>"} for name in icons}
-    return {
-        f"{folder}/icons.json": {"prefix": prefix, "icons": bodies, "width": 32, "height": 32, **more},
-        f"{folder}/info.json": {"prefix": prefix, "license": {"title": f"licence of {prefix}"}},
-        **({f"{folder}/chars.json": chars} if chars else {}),
-    }
 
 
 VIDEOS = [f"{letter}-_bcdefghij"[:11] for letter in "ABCDEFGYZ"]
@@ -163,20 +133,13 @@ def clotho():
     return files
 
 
-MACS = """\
-files:
-- filename: airport-lisbon-0-0-a.wav
-  annotations:
-  - {annotator_id: 1, sentence: 'people talk .', tags: [adults talking]}
-  - {annotator_id: 2, sentence: a child laughs, tags: [children voices]}
-- filename: public_square-paris-1-2-a.wav
-  annotations:
-  - {annotator_id: 1, sentence: footsteps, tags: [footsteps]}
-"""
-
-
 def macs():
-    return {"MACS.yaml": MACS, "TAU/audio/airport-lisbon-0-0-a.wav": 2.0}
+    table = """\
+files:
+- {filename: airport-lisbon-0-0-a.wav, annotations: [{sentence: 'people talk .'}, {sentence: a child laughs}]}
+- {filename: public_square-paris-1-2-a.wav, annotations: [{sentence: footsteps}]}
+"""
+    return {"MACS.yaml": table, "TAU/audio/airport-lisbon-0-0-a.wav": 2.0}
 
 
 def vggsound():
@@ -247,7 +210,7 @@ def fsd50k():
 DOWNLOADS = {
     make.__name__: make
     for make in (
-        tiny_imagenet, flickr8k, flickr30k, coco, conceptual_captions, emoji, audiocaps, clotho, macs, vggsound,
+        tiny_imagenet, flickr8k, flickr30k, coco, conceptual_captions, audiocaps, clotho, macs, vggsound,
         imagenet, cifar10, cifar100, urbansound8k, fsd50k,
     )
 }  # fmt: skip

@@ -200,23 +200,6 @@ def sound_events():
     }
 
 
-def image_folder():
-    names = {"train": ("sea_gull", "dog"), "val": ("dog", "cow")}
-    return {
-        f"{split}/{name}/{'deep/' * i}{i}.png": picture(10 * len(split + name) + i, (30, 20))
-        for split, of in names.items()
-        for name in of
-        for i in (0, 1)
-    }
-
-
-def audio_folder():
-    seconds = {"train": 0.2, "val": 0.3}
-    return {
-        f"{split}/{name}/{i}.wav": seconds[split] for split in seconds for name in ("bell", "horn") for i in (1, 22)
-    }
-
-
 def kinetics():
     head = "label,youtube_id,time_start,time_end,split"
     return {
@@ -265,6 +248,6 @@ FINETUNE = {
     make.__name__: make
     for make in (
         vqav2, nlvr2, snli_ve, refcoco, refcoco_plus, refcocog, coco_detection, ade20k, avqa, desed, sound_events,
-        image_folder, audio_folder, kinetics, onepeace_tsv,
+        kinetics, onepeace_tsv,
     )
 }  # fmt: skip
