@@ -28,7 +28,7 @@ ROWS = [
     {"generative.text_decoder"},
     {"heads"},
     {"model", "processors", "losses", "evaluate.metrics", "embed.zero_shot", "data.sample"},
-    {"generative"},
+    {"compiling", "generative"},
     {"hub"},
     {"data"},
     {"datasets"},

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onepeace.compiling import compile_blocks
 from onepeace.device import SMALL, choose_device, choose_dtype
 from onepeace.embed.assembly import Assembly, Embedded, Failure, Vectors, Windows
 from onepeace.embed.explain import Explanation, explain
@@ -73,6 +74,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
     modalities: Iterable[str] | None = None,
+    compile: bool = False,
 ) -> "Embedder":
     """Model by name, ready to encode.
 
@@ -83,6 +85,7 @@ def load(
             except for models below 100 million parameters on a CPU; else float32. Vectors are float32 always; in
             float32 a vector depends on its own item alone to 1e-5, in bfloat16 rounding varies with the batch.
         modalities: keep only these, to save memory.
+        compile: torch.compile the blocks, where it pays (`onepeace.compiling`); the first batches take longer.
 
     Raises:
         UserError: nothing of that name, unreadable or mismatching files, an unknown device, dtype or modality.
@@ -97,6 +100,8 @@ def load(
         modalities = [modalities]
     wanted = None if modalities is None else list(modalities)
     module = weight_files.load_encoder(folder, chosen, precision, wanted)
+    if compile:
+        compile_blocks(module)
     processors = {
         key: PROCESSORS[key].from_config(config.processors.get(key, {}), folder) for key in module.config.adapters
     }

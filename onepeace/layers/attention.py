@@ -15,7 +15,7 @@ def use_math_attention(device_type: str, dtype: torch.dtype, length: int, traine
     and up to 2 x for float32 up to 64, and wins (0.35 x) at 257 and more. It gives no gradient to the bias: where that
     is trained, torch falls back to a plain form of its own, in float32. Elsewhere the fused kernels always win.
     """
-    if torch.compiler.is_exporting():  # the length is a symbol
+    if torch.compiler.is_compiling():  # one graph serves all lengths
         return False
     if not torch.backends.cuda.math_sdp_enabled():  # torch.nn.attention.sdpa_kernel chose another
         return False

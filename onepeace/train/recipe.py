@@ -184,7 +184,7 @@ class RunConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Over several processes: ddp, each holds the whole model; fsdp, each a share of it."""
     compile: bool = False
-    """torch.compile each block."""
+    """torch.compile each block, where it pays (`onepeace.compiling`)."""
     max_bad_steps: int = 3
     """So many steps in a row may have a gradient that is not finite; they are left out and named."""
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()

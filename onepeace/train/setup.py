@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from onepeace.compiling import compile_blocks
 from onepeace.config import Config, read_yaml, write_config
 from onepeace.data.builder import BatchBuilder
 from onepeace.data.features import StemFeatures
@@ -72,8 +73,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
     if recipe.run.checkpoint_activations:
         model.set_grad_checkpointing()
     if recipe.run.compile:
-        for block in model.blocks:
-            block.compile()
+        compile_blocks(model)
     parallelized = parallel.parallelize(objective, model.blocks, recipe.run.parallel, device)
     optimizer = make_optimizer(model, recipe.optim)
     if own := list(objective.terms.named_parameters()):

@@ -1,0 +1,42 @@
+"""torch.compile of a model's blocks, where it pays."""
+
+import logging
+
+import torch
+
+from onepeace.model.interface import Trained
+
+MIN_WIDTH = 512
+"""Width of tokens from which compiled blocks are faster; of 256 they are not, and compiling takes a minute."""
+GRAPHS = 64
+"""Graphs that torch may keep of a block: for each modality, with and without padding, one item and several."""
+
+log = logging.getLogger(__name__)
+
+
+def compile_blocks(model: Trained) -> bool:
+    """Compile each block on its first use, one graph for all lengths and batch sizes; whether it was done.
+
+    A warning says why not: blocks below `MIN_WIDTH`, or a CPU without a C++ compiler.
+    """
+    device = next(model.parameters()).device
+    if model.config.dim < MIN_WIDTH:
+        log.warning("not compiled: it pays from a width of %d on, this model has %d", MIN_WIDTH, model.config.dim)
+        return False
+    if device.type == "cpu" and not has_cpp_compiler():
+        log.warning("not compiled: there is no C++ compiler ($CXX, g++ or clang++)")
+        return False
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    for block in model.blocks:
+        block.compile(dynamic=True)
+    return True
+
+
+def has_cpp_compiler() -> bool:
+    """Whether torch.compile finds the compiler that it needs on a CPU."""
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        return bool(cpp_builder.get_cpp_compiler())
+    except exc.InvalidCxxCompiler:
+        return False

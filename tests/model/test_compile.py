@@ -1,0 +1,43 @@
+"""Compiled blocks: one graph for all lengths, the same vectors, and what is said where it does not pay."""
+
+import pytest
+import torch
+from support.small_models import small_model
+from torch._dynamo.testing import CompileCounter
+
+from onepeace import compiling
+
+
+def ids(batch, length):
+    return {"text": {"ids": torch.randint(3, 40, (batch, length), generator=torch.Generator().manual_seed(length))}}
+
+
+@torch.no_grad()
+def test_one_graph_serves_all_lengths_and_batches():
+    model, counter = small_model("text").eval(), CompileCounter()
+    inputs = [ids(3, 5), ids(4, 9), ids(2, 9)]
+    expected = [model(one)["text"] for one in inputs]
+    for block in model.blocks:
+        block.compile(dynamic=True, fullgraph=True, backend=counter)
+    torch.testing.assert_close([model(one)["text"] for one in inputs], expected)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_vectors_are_the_same(monkeypatch):
+    monkeypatch.setattr(compiling, "MIN_WIDTH", 1)
+    model = small_model("text").eval()
+    expected = [model(ids(3, length))["text"] for length in (5, 9)]
+    assert compiling.compile_blocks(model)
+    for length, vectors in zip((5, 9), expected, strict=True):
+        torch.testing.assert_close(model(ids(3, length))["text"], vectors, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("width", "said"), [(1, "compiler"), (10_000, "10000")])
+def test_where_it_does_not_pay_it_says_why(monkeypatch, caplog, width, said):
+    monkeypatch.setattr(compiling, "MIN_WIDTH", width)
+    monkeypatch.setattr(compiling, "has_cpp_compiler", lambda: False)
+    assert not compiling.compile_blocks(small_model("text"))
+    assert said in caplog.text
+    assert len(caplog.records) == 1
