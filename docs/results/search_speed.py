@@ -18,11 +18,12 @@ import numpy as np
 
 from onepeace.hub.resolve import resolve
 from onepeace.index import Index, Query
-from onepeace.index.calibrate import FILE, Banks
-from onepeace.index.identity import identity
+from onepeace.index.calibrate import FILE
+from onepeace.index.index import identity
 from onepeace.index.nearest import keep
+from onepeace.index.query import keep_text_branch
+from onepeace.index.ranking import Banks
 from onepeace.index.store import Item, Span, Store
-from onepeace.index.text_branch import keep as keep_text_branch
 
 E, BATCH = 256, 10_000
 

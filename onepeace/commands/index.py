@@ -94,7 +94,7 @@ def _tell(args: argparse.Namespace, report: "Report") -> int:
     names = ("added", "changed", "copied", "moved", "removed")
     news = [f"{getattr(report, name):,} {name}" for name in names if getattr(report, name)]
     if news or report.problems:
-        total = report.seconds["total"]
+        total = report.seconds
         rate = f", {report.embedded / total:.1f} files a second" if report.embedded else ""
         about = ", ".join([*news, f"{known:,} unchanged"] if known else news)
         files.say(f"{about or 'nothing new'}; {files.counted(report.vectors, 'vector')} in {total:.1f} s{rate}")

@@ -1,13 +1,15 @@
-"""Fills an index: reader -> decoder threads -> model -> writer, in bounded memory, so that whatever was written stays
+"""Fills an index: readers -> decoder threads -> model -> writer, in bounded memory, so that whatever was written stays
 and the same command goes on where it was stopped."""
 
+import hashlib
 import logging
 import os
 import re
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -18,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onepeace.files import source
+from onepeace.files.metadata import describe_media
 from onepeace.files.source import scheme
 from onepeace.files.walk import Unreadable
-from onepeace.index.calibrate import Banks
 from onepeace.index.index import unreadable
-from onepeace.index.reading import Content, read_ahead, read_content
+from onepeace.index.ranking import Banks
 from onepeace.index.sources import (
     MADE_OF,
     Entry,
@@ -36,16 +38,18 @@ from onepeace.index.sources import (
 )
 from onepeace.index.store import Item, Span, Store
 from onepeace.index.video import Video
+from onepeace.index.workers import listening
 from onepeace.progress import Progress
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedded, Embedder
     from onepeace.index.workers import Pool
 
-log = logging.getLogger(__name__)
-
 BATCH_SECONDS, BATCH_VECTORS = 2.0, 512
 """What is written at once: what a kill can cost."""
+AHEAD = 64
+"""Files that are read and hashed before the decoders ask for them."""
+CHUNK = 1 << 20
 NAMED = 3
 """Troubles of a shard that are named; the rest is counted."""
 _MISSING = re.compile(r"needs (\w+): pip install")
@@ -78,8 +82,7 @@ class Report:
     """Files of kinds that the model does not read, by modality."""
     other_kinds: Counter[str] = field(default_factory=Counter)
     """Files of endings that nothing reads, by ending, and links that were not followed."""
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Seconds of each stage, over all its threads: read (and hash), decode, model, write; and total."""
+    seconds: float = 0.0
 
     @property
     def embedded(self) -> int:
@@ -90,7 +93,6 @@ class Builder:
     """Puts entries into a store that is open for writing.
 
     Args:
-        store: of the index.
         load: gives the model that the index belongs to; called when there is something to embed.
         banks: unrelated queries, whose best scores are kept with the files.
         batch_size: samples in a pass of the model.
@@ -98,17 +100,10 @@ class Builder:
     """
 
     def __init__(
-        self,
-        store: Store,
-        load: "Callable[[], Embedder | Pool]",
-        banks: Banks,
-        *,
-        batch_size: int = 32,
-        progress: bool | None = None,
+        self, store: Store, load: "Callable[[], Embedder | Pool]", banks: Banks, batch_size: int, progress: bool | None
     ) -> None:
         self.store, self._load, self.banks = store, load, banks
         self.modalities: Sequence[str] = store.meta["modalities"].split()
-        self.window, self.hop = float(store.meta["window"]), float(store.meta["hop"])
         self.batch_size, self.progress = batch_size, progress
         self.report = Report()
         self.known = {item.path: item for item in store.items()}
@@ -141,12 +136,12 @@ class Builder:
                 if self._is_stale(entry):
                     groups[entry.item.modality in CUT].append(entry)
             for is_cut, some in groups.items():
-                self._embed(self._news(some), len(some), is_cut)
+                self._embed(some, len(some), is_cut)
             for shard in shards:
                 self._add_shard(shard)
         finally:
             self._flush()
-            self.report.seconds["total"] += time.perf_counter() - start
+            self.report.seconds += time.perf_counter() - start
 
     def remove_missing(self, found: Scan) -> None:
         """Forget the files that were not found, unless they are in a folder or shard that could not be read."""
@@ -159,9 +154,8 @@ class Builder:
             and item.path not in self._in_shards
             and not is_below(item.path, unread)
         ]
-        if gone:
-            with self.store.transaction():
-                self.store.remove(gone)
+        with self.store.transaction():
+            self.store.remove(gone)
         self.report.removed += len(gone)
 
     @cached_property
@@ -200,32 +194,21 @@ class Builder:
                     if self._is_stale(entry):
                         yield entry
 
-        self._embed(self._news(entries(False, problems)), None, False)
+        self._embed(entries(False, problems), None, False)
         if has_cut:  # read again: sounds and videos are decoded in another way, and there may be too many to be kept
-            self._embed(self._news(entries(True, [])), None, True)
-        self._flush()
+            self._embed(entries(True, []), None, True)
         if problems:  # what is known of its samples may be behind the place where it is broken
             lines = list(dict.fromkeys(line.removeprefix(f"{source.describe(shard.path)}: ") for line in problems))
             rest = f"; and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
             self._note_problem(Item(shard.path, "text", *state), "; ".join(lines[:NAMED]) + rest)
-            self._flush()
             self._in_shards.update((shard.path, *(item.path for item in known)))
-            if scheme(shard.path):  # it may answer better next time
-                return
+        self._flush()
+        if problems and scheme(shard.path):  # it may answer better next time
+            return
         with self.store.transaction():
             if not problems and shard.path in self.known:
                 self.store.remove([id_ for id_ in [self.known.pop(shard.path).id] if id_ is not None])
             self.store.keep_roots({shard.path: replace(shard, state=state).options})
-
-    def _news(self, entries: Iterable[Entry]) -> Generator[Content, None, None]:
-        """Those whose content is new, read ahead in threads; what is known already is settled on the way."""
-        with closing(read_ahead(entries, self._timed_read)) as read:
-            for one in read:
-                if self._settle(one):
-                    self._settled += 1
-                    self._flush_if_due()
-                else:
-                    yield one
 
     def _is_stale(self, entry: Entry) -> bool:
         """Whether an entry has to be read: it is new, or its size or time have changed."""
@@ -236,7 +219,7 @@ class Builder:
         if not any(key in self.modalities for key in MADE_OF.get(item.modality, (item.modality,))):
             self.report.left_out[item.modality] += 1
             return False
-        if known is None or _state(known) != _state(item) or (known.problem and _may_work_now(known)):
+        if known is None or _state(known) != _state(item) or _may_work_now(known):
             return True
         self._count_known(known)
         described = _described(replace(known, caption=item.caption, metadata=item.metadata), known)
@@ -248,30 +231,41 @@ class Builder:
         self.report.unchanged += known.problem is None
         self.report.known_problems += known.problem is not None
 
-    def _timed_read(self, entry: Entry) -> Content:
-        start = time.perf_counter()
-        try:
-            return read_content(entry)
-        finally:
-            self.report.seconds["read"] += time.perf_counter() - start
+    def _news(self, entries: Iterable[Entry]) -> Generator[Entry, None, None]:
+        """Entries whose content is new, read by threads up to AHEAD further; what is known is settled on the way."""
+        waiting: deque[Future[Entry]] = deque()
+        with ThreadPoolExecutor(2, "onepeace-read") as pool:
+            try:
+                for entry in chain(entries, [None] * (AHEAD + 1)):
+                    if entry is not None:
+                        waiting.append(pool.submit(read_content, entry))
+                    if waiting and (entry is None or len(waiting) > AHEAD):
+                        read = waiting.popleft().result()
+                        if not self._is_settled(read.item):
+                            yield read
+                            continue
+                        self._settled += 1
+                        self._flush_if_due()
+            finally:
+                for future in waiting:
+                    future.cancel()
 
-    def _settle(self, read: Content) -> bool:
-        """Whether an entry needs no embedding: its content is that of a file which is known, here or elsewhere."""
-        item = read.item
-        if read.error is not None:
-            self._note_problem(item, read.error)
+    def _is_settled(self, item: Item) -> bool:
+        """Whether an item needs no embedding: its content is that of a file which is known, here or elsewhere."""
+        if item.problem is not None:
+            self._note_problem(item, item.problem)
             return True
         if item.hash is None:
             return False
         old = self.known.get(item.path)
         if old is not None and (old.hash, old.modality) == (item.hash, item.modality):  # touched
-            if old.problem and _may_work_now(old):
+            if _may_work_now(old):
                 return False
             self._count_known(old)
             self._change(replace(_described(item, old), problem=old.problem, note=old.note))
             return True
         same = self.store.items("hash = ? AND modality = ?", (item.hash, item.modality))
-        alike = [one for one in same if not (one.problem and _may_work_now(one))]
+        alike = [one for one in same if not _may_work_now(one)]
         if not alike:
             return False
         gone = next((one for one in alike if one.id not in self._claimed and not _is_there(one.path)), None)
@@ -289,54 +283,66 @@ class Builder:
         self.report.copied += 1
         return True
 
-    def _embed(self, reads: Generator[Content, None, None], total: int | None, is_cut: bool) -> None:
-        """Everything in ``reads`` through the model, into the store."""
-        with closing(reads):
+    def _embed(self, entries: Iterable[Entry], total: int | None, is_cut: bool) -> None:
+        """Entries through the model, into the store."""
+        with closing(self._news(entries)) as reads:
             first = next(reads, None)
             if first is None:  # before the model is loaded
                 return
-            waiting: deque[tuple[Content, Video | None]] = deque()
+            waiting: deque[tuple[Item, Video | None]] = deque()
 
-            def values(first: Content) -> Iterator[object]:
+            def values(first: Entry) -> Iterator[object]:
                 for read in chain([first], reads):
                     video = self._video(read) if read.item.modality == "video" else None
-                    waiting.append((read, video))
-                    yield video or {read.item.modality: read.entry.value}
+                    waiting.append((read.item, video))
+                    yield video or {read.item.modality: read.value}
 
-            options: dict[str, Any] = {"batch_size": self.batch_size, "timings": self.report.seconds}
-            if is_cut:
-                options |= {"long": "windows", **self._window()}
+            options = {"batch_size": self.batch_size, **(self._windows() if is_cut else {})}
+            silent: set[str] = set()  # names of sounds that are found to be wholly silent, which is only logged
+
+            def hear(record: logging.LogRecord) -> None:
+                name, found, _ = record.getMessage().partition(": digital silence")
+                silent.update([name] if found else [])
+
             bar = Progress(total, shown=self.progress)
-            with closing(self.embedder.stream(values(first), **options)) as results, bar, _silence() as silent:
+            results = self.embedder.stream(values(first), **options)
+            with closing(results), bar, listening("onepeace.processors.audio", hear):
                 for result in results:
-                    read, video = waiting.popleft()
-                    is_silent = result.name in silent
-                    notes = [*(["digital silence"] if is_silent else []), *(video.troubles if video else [])]
-                    note = without_surrogates("; ".join(notes)) or None
-                    self._take(replace(read.item, note=note), result, _kept(read.item, result, video, is_silent))
+                    item, video = waiting.popleft()
+                    self._take(item, result, video, result.name in silent)
                     bar.update(self._settled + 1)
                     self._settled = 0
                     self._flush_if_due()
             self._settled = 0
 
-    def _video(self, read: Content) -> Video:
+    def _video(self, read: Entry) -> Video:
         readable = [key for key in MADE_OF["video"] if key in self.modalities]
-        return Video(read.entry.value, readable, read.item.duration)
+        return Video(read.value, readable, read.item.duration)
 
-    def _window(self) -> dict[str, float]:
-        longest = getattr(self.embedder.processors.get("audio"), "max_seconds", None)
-        return {"window": min(self.window, longest or self.window), "hop": min(self.hop, longest or self.hop)}
+    def _windows(self) -> dict[str, Any]:
+        window, hop = float(self.store.meta["window"]), float(self.store.meta["hop"])
+        longest = getattr(self.embedder.processors.get("audio"), "max_seconds", None) or window
+        return {"long": "windows", "window": min(window, longest), "hop": min(hop, longest)}
 
-    def _take(self, item: Item, result: "Embedded", kept: tuple[list[Span], np.ndarray] | None) -> None:
-        """The result of an entry, and what is kept of it."""
-        if kept is None:
+    def _take(self, item: Item, result: "Embedded", video: Video | None, is_silent: bool) -> None:
+        """Keep the vectors of an entry, or the reason why there are none."""
+        notes = [*(["digital silence"] if is_silent else []), *(video.troubles if video else [])]
+        item = replace(item, note=without_surrogates("; ".join(notes)) or None)
+        windows = result.windows
+        if result.error is not None or result.vector is None:
             self._note_problem(item, str(result.reason))
             return
         known = self.known.get(item.path)
         is_new = known is None or known.problem is not None
         self.report.added += is_new
         self.report.changed += not is_new
-        self._keep(item, *kept)
+        if video is not None and windows is not None:
+            self._keep(item, *video.vectors(windows, is_silent))
+        elif windows is None or len(windows.starts) == 1:
+            self._keep(item, [Span(item.modality)], result.vector.numpy()[None])
+        else:
+            spans = [Span(item.modality, *times) for times in zip(windows.starts, windows.ends, strict=True)]
+            self._keep(item, spans, np.asarray(windows.vectors))
 
     def _keep(self, item: Item, spans: list[Span], vectors: np.ndarray) -> None:
         known = self.known.get(item.path)
@@ -357,8 +363,7 @@ class Builder:
             self.report.known_problems += 1
             return
         self.report.problems.append(unreadable(item.path, reason))
-        self.known[item.path] = item if known is None else replace(_described(item, known), id=None)
-        self._results.append((self.known[item.path], []))
+        self._keep(item, [], np.empty((0, self.store.embed_dim), np.float32))
 
     def _flush_if_due(self) -> None:
         waiting = max(len(self._vectors), len(self._results), len(self._changes))
@@ -367,32 +372,39 @@ class Builder:
 
     def _flush(self) -> None:
         """Write what is waiting, as one transaction."""
-        start = time.perf_counter()
         if self._changes or self._results:
             vectors = np.stack(self._vectors) if self._vectors else np.empty((0, self.store.embed_dim), np.float32)
-            spans = [span for _, own in self._results for span in own]
             with self.store.transaction():
                 self.store.change(self._changes)  # first: a new file may lie where one was that has moved
                 self.store.add(self._results, vectors)
                 if len(vectors):
-                    self.banks.add(vectors, [span.modality for span in spans])
+                    self.banks.add(vectors, [span.modality for _, own in self._results for span in own])
                     self.store.keep_blob("best", self.banks.best_bytes())
         self._results, self._vectors, self._changes = [], [], []
         self._written = time.monotonic()
-        self.report.seconds["write"] += time.perf_counter() - start
 
 
-def _kept(item: Item, result: "Embedded", video: Video | None, is_silent: bool) -> tuple[list[Span], np.ndarray] | None:
-    """The vectors of an entry and what they stand for; None if it could not be embedded."""
-    windows = result.windows
-    if result.error is not None or result.vector is None:
-        return None
-    if video is not None and windows is not None:
-        return video.vectors(windows, is_silent)
-    if windows is None or len(windows.starts) == 1:
-        return [Span(item.modality)], result.vector.numpy()[None]
-    spans = [Span(item.modality, *times) for times in zip(windows.starts, windows.ends, strict=True)]
-    return spans, np.asarray(windows.vectors)
+def read_content(entry: Entry) -> Entry:
+    """An entry with its hash, date and size in pixels or seconds, or a problem; an address is left to the embedder."""
+    item, value = entry.item, entry.value
+    if isinstance(value, str) and item.modality == "text":
+        value = value.encode("utf-8", "surrogatepass")
+    elif isinstance(value, str):
+        return entry
+    about = hashlib.blake2b(digest_size=16)
+    known: dict[str, Any] = {"date": None}
+    try:
+        if isinstance(value, Path):
+            with open(value, "rb") as file:
+                while chunk := file.read(CHUNK):
+                    about.update(chunk)
+            known = vars(describe_media(value, item.modality))
+        else:
+            about.update(value)
+    except OSError as error:
+        return replace(entry, item=replace(item, problem=error.strerror or "cannot be read"))
+    date = item.mtime_ns / 1e9 or None if known["date"] is None else known["date"]
+    return replace(entry, item=replace(item, hash=about.digest(), **{**known, "date": date}))
 
 
 def _is_there(path: str) -> bool:
@@ -416,29 +428,8 @@ def _described(item: Item, old: Item) -> Item:
 
 
 def _may_work_now(item: Item) -> bool:
-    """Whether a file with a problem is worth another try, though it is as it was: it could not be read at all (an
+    """Whether a file has a problem, but is worth another try though it is as it was: it could not be read at all (an
     address may answer today, a permission be given), or the package that was missing is there."""
     missing = _MISSING.search(item.problem or "")
-    return item.hash is None or (missing is not None and find_spec(missing[1]) is not None)
-
-
-@contextmanager
-def _silence() -> Iterator[set[str]]:
-    """Names of the sounds that are found to be wholly silent meanwhile, which is only logged."""
-    names: set[str] = set()
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            name, found, _ = record.getMessage().partition(": digital silence")
-            if found:
-                names.add(name)
-
-    logger, listener = logging.getLogger("onepeace.processors.audio"), Listener()
-    propagate = logger.propagate
-    logger.addHandler(listener)
-    logger.propagate = False
-    try:
-        yield names
-    finally:
-        logger.removeHandler(listener)
-        logger.propagate = propagate
+    is_readable = item.hash is None or (missing is not None and find_spec(missing[1]) is not None)
+    return item.problem is not None and is_readable

@@ -11,14 +11,15 @@ import ast
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
 from onepeace.errors import UsageError, one_line
-from onepeace.index.period import period
 
 KINDS = {
     "image": ("image", "images", "picture", "pictures", "photo", "photos"),
@@ -32,6 +33,13 @@ NUMBERS = ("size", "width", "height", "duration")
 DATES = {"date": "date", "mtime": "mtime_ns / 1e9"}
 TEXTS = ("path", "caption")
 FIELDS = (*NUMBERS, *DATES, *TEXTS, "kind", "metadata")
+PERIODS: dict[str, tuple[timedelta, dict[str, Any]]] = {
+    "%Y": (timedelta(366), {"month": 1, "day": 1}),
+    "%Y-%m": (timedelta(31), {"day": 1}),
+    "%Y-%m-%d": (timedelta(1), {}),
+    "%Y-%m-%dT%H:%M": (timedelta(minutes=1), {}),
+}
+"""Dates as people write them -> what leads from the start of one into the next, and to its start."""
 MAX_LENGTH = 10_000
 """Characters of a condition."""
 _COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Eq: "=", ast.NotEq: "!=", ast.GtE: ">=", ast.Gt: ">"}
@@ -87,6 +95,19 @@ def short_forms(
     if where is not None:
         compile_condition(where)  # an error names a column of what was written
     return " and ".join(parts) or None
+
+
+def period(text: str) -> tuple[float, float]:
+    """Start of a year, month, day or minute of local time in unix seconds, and the first moment after it.
+
+    Raises:
+        ValueError: not a date, or one that the clock of this system cannot tell.
+    """
+    for layout, (step, first) in PERIODS.items():
+        with suppress(ValueError, OverflowError, OSError):  # systems differ in how they say so
+            start = datetime.strptime(text, layout)
+            return start.timestamp(), (start + step).replace(**first).timestamp()
+    raise ValueError(f"{text[:40]!r} is not a date; write 2024, 2024-05, 2024-05-01 or 2024-05-01T12:30")
 
 
 @lru_cache(64)
@@ -288,11 +309,3 @@ def _json_path(name: Any) -> str:
 
 def _error(node: ast.expr, what: str) -> UsageError:
     return UsageError(f"--where: {ast.unparse(node)!r} at column {node.col_offset + 1} {what}")
-
-
-def joined(conditions: Sequence[Condition]) -> Condition | None:
-    """Conditions that all have to be met; None of none."""
-    if not conditions:
-        return None
-    sql = " AND ".join(f"({condition.sql})" for condition in conditions)
-    return Condition(sql, tuple(value for condition in conditions for value in condition.params))

@@ -14,13 +14,11 @@ from onepeace.errors import UserError
 from onepeace.files.source import describe, scheme
 from onepeace.files.walk import Unreadable
 from onepeace.index.filters import Condition, compile_condition, kind_of, register
-from onepeace.index.identity import check_model, identity
 from onepeace.index.nearest import LOCAL, Matrix, VectorService, service_of
-from onepeace.index.query import Query, QueryVector, encode
-from onepeace.index.ranking import RELEVANT, Ranking
-from onepeace.index.search import Filter, Filters, Results, Scored, Sort, hits_of, scored
+from onepeace.index.query import Query, QueryVector, TextBranch, encode
+from onepeace.index.ranking import RELEVANT, Banks
+from onepeace.index.search import Filters, Results, Sort, search
 from onepeace.index.store import DATABASE, Item, Store
-from onepeace.index.text_branch import TextBranch
 from onepeace.progress import status
 
 if TYPE_CHECKING:
@@ -185,9 +183,9 @@ class Index:
         return Matrix(self.store)
 
     @cached_property
-    def ranking(self) -> Ranking:
-        """Scale of the scores, and the match."""
-        return Ranking.load(self.store.blob("calibration"), self.store.blob("best"))
+    def banks(self) -> Banks:
+        """Unrelated queries, which make the scale of the scores and the match."""
+        return Banks.load(self.store.blob("calibration"), self.store.blob("best"))
 
     @cached_property
     def _service(self) -> VectorService | None:
@@ -246,25 +244,18 @@ class Index:
                 raise UserError(f"{name} is {value!r}; it can be {', '.join(known)}")
         own = {kind: kind for kind in self.kinds}  # also those of a modality that is not built in
         kinds = tuple(own.get(kind) or kind_of(kind) for kind in ([only] if isinstance(only, str) else only))
-        conditions = () if where is None else (compile_condition(where),)
+        condition = None if where is None else compile_condition(where)
         query = Query.of(query)
         vector = self.encode(query)
         if not self.matrix.is_whole():
             self._forget()
-        allowed = self._filters.allowed(Filter(kinds, conditions, frozenset(_own_paths(query))))
-        ranking = self.ranking if rank == "match" else Ranking.load(None, None)
-        source = self._service or self.matrix
-        first: list[Scored] = []
-
-        def best(count: int) -> Scored:
-            first.append(scored(source, ranking, vector, count, allowed))
-            return first[-1]
-
-        options: dict[str, Any] = {"top": int(top), "offset": int(offset), "sort": sort, "collapse": collapse}
-        hits = tuple(hits_of(self.store, self.matrix, best, min_match=min_match, **options))
-        matches = first[0].match
-        relevant = None if matches is None or not len(matches) else bool(matches.max() >= RELEVANT)
-        return Results(hits, self._filters.count(allowed), relevant)
+        allowed = self._filters.allowed(kinds, condition, {*_own_paths(query)})
+        banks = self.banks if rank == "match" else Banks({})
+        hits, best = search(
+            self.store, self.matrix, self._service or self.matrix, banks, vector, allowed,
+            top=int(top), offset=int(offset), sort=sort, collapse=collapse, min_match=min_match,
+        )  # fmt: skip
+        return Results(hits, self._filters.count(allowed), None if best is None else best >= RELEVANT)
 
     def refresh(self) -> bool:
         """Show what another process has written since; whether that is anything.
@@ -285,8 +276,34 @@ class Index:
         return True
 
     def _forget(self) -> None:
-        for name in ("matrix", "ranking", "_filters", "_service"):
+        for name in ("matrix", "banks", "_filters", "_service"):
             self.__dict__.pop(name, None)
+
+
+def identity(model: str) -> dict[str, str]:
+    """Name and hash of a model, and the version of the preprocessing: what its vectors depend on."""
+    from onepeace.hub.fingerprint import fingerprint
+    from onepeace.hub.resolve import resolve
+    from onepeace.processors import VERSION
+
+    folder = resolve(model)
+    name = os.path.abspath(folder) if Path(model).expanduser().is_dir() else model
+    return {"model": name, "model_hash": fingerprint(folder), "preprocessing": VERSION}
+
+
+def check_model(store: Store, about: dict[str, str]) -> None:
+    """UserError if an index was made by another model, or by another version of the preprocessing."""
+    remedies = {
+        "model_hash": ("model", "leave out --model, or build a new index"),
+        "preprocessing": ("preprocessing", f"build a new index, or use {store.meta.get('made_by')}"),
+    }
+    for key, (what, remedy) in remedies.items():
+        if store.meta[key] != about[key]:
+            own, other = (f"{meta['model']} ({meta[key]})" for meta in (about, store.meta))
+            raise UserError(
+                f"{store.folder}: made with another {what}, {other}, not {own}; vectors of both cannot be compared, so "
+                f"{remedy}"
+            )
 
 
 def is_index(path: str | os.PathLike[str]) -> bool:

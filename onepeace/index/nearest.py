@@ -1,12 +1,11 @@
 """The vectors of an index as one matrix, and the rows of it that are nearest to a query.
 
-The matrix is a file that is made from the database and mapped: one record for each vector, behind a header with the
-state of the index it is of, the number of records and their CRC-32. A writer appends to it, or makes it anew when
-vectors were removed; a reader whose matrix is missing, damaged or of another state reads the vectors from the database.
-Above `LARGE` vectors, and if FAISS is installed, inverted lists name candidates, which are then compared exactly.
+The matrix is a file made from the database and mapped. Above `LARGE` vectors, and if FAISS is installed, inverted lists
+name candidates, which are then compared exactly. The name of each file, KIND-LAST-REMOVED-CRC, says of which vectors it
+is (ids rise and are never used twice) and the CRC-32 of its content. What does not fit is left aside, and made anew by
+the next writer; a reader without a matrix reads the vectors from the database.
 """
 
-import json
 import logging
 import os
 import zlib
@@ -21,18 +20,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from onepeace.errors import one_line
-from onepeace.files.atomic import sync, write_atomic
 from onepeace.index.plugin import plugin
 from onepeace.index.store import VECTOR, Store
 from onepeace.threads import one_blas_thread
 
 log = logging.getLogger(__name__)
 
-MATRIX, LISTS = "matrix.bin", "lists.faiss"
+MATRIX, LISTS = "matrix", "lists"
 LOCAL = "local"
 """In place of the address of a service: vectors are compared here."""
-HEADER = 4096
-"""Bytes in front of the records: JSON and spaces."""
 READ = 1 << 13
 """Vectors that are read from the database at once."""
 LARGE = 250_000
@@ -73,10 +69,11 @@ class Matrix:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        found = _mapped(store)
-        self.is_mapped = isinstance(found, np.memmap)
-        self.records = found.view(np.ndarray)  # reading single numbers is ten times as fast
-        self._lists = _Lists.open(store) if len(self.records) >= LARGE else None
+        self._path = next(store.folder.glob(f"{MATRIX}-{_state(store)}-*"), None)
+        mapped = _mapped(self._path, record_type(store.embed_dim))
+        self.is_mapped = mapped is not None
+        self.records = mapped if mapped is not None else np.concatenate([*read(store)])
+        self._lists = _Lists.open(self) if len(self.records) >= LARGE else None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -102,25 +99,13 @@ class Matrix:
         return self.records["modality"].astype(np.int8)
 
     @cached_property
-    def _chosen(self) -> "list[_Chosen]":
+    def _rows(self) -> list[np.ndarray]:
         """Rows of each modality."""
-        return [_Chosen(self, np.flatnonzero(self.modality == code)) for code in range(len(self.store.kinds))]
+        return [np.flatnonzero(self.modality == code) for code in range(len(self.store.kinds))]
 
-    @staticmethod
-    def _cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
-        cosines = np.empty(len(vectors), np.float32)
-
-        def multiply(first: int) -> None:
-            np.matmul(vectors[first : first + BLOCK], query, out=cosines[first : first + BLOCK])
-
-        with one_blas_thread():
-            firsts = range(0, len(vectors), BLOCK)
-            if len(firsts) == 1:
-                multiply(0)
-            else:
-                list(_threads().map(multiply, firsts))
-        cosines[~np.isfinite(cosines)] = -np.inf
-        return cosines
+    @cached_property
+    def _selectors(self) -> list[Any]:
+        return [_selector(self.id, rows) for rows in self._rows]
 
     def times(self, row: int) -> tuple[float | None, float | None]:
         """Start and end in seconds of the part that a row stands for; None for the whole file."""
@@ -137,19 +122,18 @@ class Matrix:
         """
         compared: np.ndarray | None = None
         if self._lists is None and (allowed is None or allowed.mean() >= GATHERED):
-            compared = self._cosines(self.vectors, query)
+            compared = _cosines(self.vectors, query)
         found = {}
         for code, modality in enumerate(self.store.kinds):
-            chosen = self._chosen[code]
-            if allowed is not None:
-                chosen = _Chosen(self, chosen.rows[allowed[chosen.rows]])
-            own = chosen.rows
+            own = self._rows[code] if allowed is None else self._rows[code][allowed[self._rows[code]]]
             if self._lists is not None and len(own) >= GATHERED * len(self):
-                own = self._lists.candidates(self, query, 4 * count, chosen)
+                selector = self._selectors[code] if allowed is None else _selector(self.id, own)
+                own = self._lists.candidates(query, 4 * count, own, selector)
             elif len(own) > count:
-                near = self._cosines(self.vectors[own], query) if compared is None else compared[own]
-                least = -np.partition(-near, count - 1)[count - 1]
-                own = own[near >= least - ROUNDING]  # with all that are equal, in whatever order BLAS sums
+                near = _cosines(self.vectors[own], query) if compared is None else compared
+                near = near[own] if len(own) < len(near) else near
+                least = np.partition(near, -count)[-count]
+                own = own[np.flatnonzero(near >= least - ROUNDING)]  # with all equal ones, in whatever order BLAS sums
             if len(own):
                 found[modality] = _exact(self.vectors, query, own, count)
         return found
@@ -157,11 +141,26 @@ class Matrix:
     def is_whole(self) -> bool:
         """Whether the mapped file is as long as it was: reading behind the end of one that another program has cut
         short would end the process."""
-        if not self.is_mapped:
-            return True
-        with suppress(OSError):
-            return os.stat(self.store.folder / MATRIX).st_size >= HEADER + self.records.nbytes
-        return True  # the name is gone, the mapped file is not
+        with suppress(OSError):  # the name is gone, the mapped file is not
+            return self._path is None or not self.is_mapped or os.stat(self._path).st_size >= self.records.nbytes
+        return True
+
+
+def _cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    cosines = np.empty(len(vectors), np.float32)
+
+    def multiply(first: int) -> None:
+        np.matmul(vectors[first : first + BLOCK], query, out=cosines[first : first + BLOCK])
+
+    with one_blas_thread():
+        list(_threads().map(multiply, range(0, len(vectors), BLOCK)))
+    cosines[~np.isfinite(cosines)] = -np.inf
+    return cosines
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "onepeace-nearest")
 
 
 def _exact(vectors: np.ndarray, query: np.ndarray, rows: np.ndarray, count: int) -> Found:
@@ -169,11 +168,6 @@ def _exact(vectors: np.ndarray, query: np.ndarray, rows: np.ndarray, count: int)
     cosines = (vectors[rows] * query.astype(np.float64)).sum(axis=1)
     order = np.lexsort((rows, -cosines))[:count]
     return Found(rows[order], np.clip(cosines[order], -1, 1).astype(np.float32))
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), "onepeace-nearest")
 
 
 class VectorService(Protocol):
@@ -203,121 +197,99 @@ def service_of(store: Store, matrix: Matrix, address: str | None = None) -> Vect
 
 
 def keep(store: Store) -> None:
-    """Bring the matrix, and where there are many vectors the lists, up to date with a store open for writing.
+    """Bring the matrix, and where there are many vectors the lists, up to date with the database.
 
     A disk that is full costs the files, not the index: they only save time.
     """
     try:
-        count = _keep_matrix(store)
-        if count >= LARGE:
-            _Lists.keep(store)
+        if not any(store.folder.glob(f"{MATRIX}-{_state(store)}-*")):
+            _replace(store, MATRIX, _state(store), (records.tobytes() for records in read(store)))
+        if store.select("SELECT count(*) FROM vectors")[0][0] >= LARGE:
+            _Lists.keep(Matrix(store))
     except OSError as error:
-        log.warning("%s: cannot be written (%s); searching takes longer", store.folder / MATRIX, one_line(error))
+        log.warning("%s: %s cannot be written (%s); searching takes longer", store.folder, MATRIX, one_line(error))
 
 
-def fault_of(store: Store) -> str | None:
-    """What is wrong with the matrix or the lists; None if they are what was written, older or not there."""
-    path = store.folder / MATRIX
-    known = _header(path, store)
-    if path.exists() and (known is None or not _is_as_written(path, known, record_type(store.embed_dim))):
-        return f"{MATRIX} is not what was written"
-    with suppress(OSError):
-        lists = json.loads(store.meta.get("lists", "null"))
-        if lists is not None and zlib.crc32((store.folder / LISTS).read_bytes()) != lists["crc"]:
-            return f"{LISTS} is not what was written"
+def fault_of(folder: Path) -> str | None:
+    """The matrix or the lists, if their content is not what was written; None if it is, or they are not there."""
+    for path in derived(folder):
+        if _checksum(path) != _parts(path)[-1]:
+            return f"{path.name} is not what was written"
     return None
 
 
-def _keep_matrix(store: Store) -> int:
-    path, kind = store.folder / MATRIX, record_type(store.embed_dim)
-    known = _header(path, store)
-    if known is not None and known["generation"] == store.generation:
-        return known["count"]
-    if known is not None and known["removed"] == store.meta["removed"] and _is_as_written(path, known, kind):
-        with open(path, "r+b") as file:
-            file.seek(HEADER + known["count"] * kind.itemsize)
-            known = _write(file, store, known, kind)
-            sync(path)
-            file.seek(0)  # only now: a crash in between leaves a header that does not fit
-            file.write(_as_header(known))
-        sync(path)
-    else:
-        with write_atomic(path) as temporary, open(temporary, "wb") as file:
-            file.write(b" " * HEADER)
-            known = _write(file, store, {"count": 0, "last": 0, "crc": 0}, kind)
-            file.seek(0)
-            file.write(_as_header(known))
-    return known["count"]
+def derived(folder: Path) -> list[Path]:
+    """Files of an index that are made from its database."""
+    return [*folder.glob(f"{MATRIX}-*"), *folder.glob(f"{LISTS}-*")]
 
 
-def _write(file: Any, store: Store, known: dict[str, Any], kind: np.dtype) -> dict[str, Any]:
-    """Append the records behind the last one that is known; gives the new header."""
-    count, last, crc = known["count"], known["last"], known["crc"]
-    for records in _read(store, kind, last):
-        content = records.tobytes()
-        file.write(content)
-        count, last, crc = count + len(records), int(records["id"][-1]), zlib.crc32(content, crc)
-    file.truncate()
-    file.flush()
-    return {"generation": store.generation, "removed": store.meta["removed"], "count": count, "last": last, "crc": crc}
+def _parts(path: Path) -> list[int]:
+    """Numbers of a file's name, the checksum last."""
+    *numbers, crc = path.name.split("-")[1:]
+    return [*map(int, numbers), int(crc, 16)]
 
 
-def _read(store: Store, kind: np.dtype, after: int = 0) -> Iterator[np.ndarray]:
-    """Records of the vectors in the database from an id on, in blocks."""
+def _checksum(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _state(store: Store) -> str:
+    """Which vectors an index has."""
+    ((last,),) = store.select("SELECT max(id) FROM vectors")
+    return f"{last or 0}-{store.meta['removed']}"
+
+
+def _replace(store: Store, kind: str, state: str, blocks: Iterator[bytes]) -> None:
+    """Write a file of a state in the place of the older ones. Nobody waits for the disk: its name has its checksum."""
+    temporary, crc = store.folder / f".{kind}.tmp", 0
+    try:
+        with open(temporary, "wb") as file:
+            for block in blocks:
+                crc = zlib.crc32(block, crc)
+                file.write(block)
+        for old in store.folder.glob(f"{kind}-*"):
+            old.unlink()
+        os.replace(temporary, store.folder / f"{kind}-{state}-{crc:08x}")
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(store: Store) -> Iterator[np.ndarray]:
+    """Records of the vectors in the database (see `record_type`), in blocks."""
+    kind, after = record_type(store.embed_dim), 0
+    sql = 'SELECT id, file, "start", "end", modality, vector FROM vectors WHERE id > ? ORDER BY id LIMIT ?'
     while True:
-        sql = 'SELECT id, file, "start", "end", modality, vector FROM vectors WHERE id > ? ORDER BY id LIMIT ?'
         rows = store.select(sql, (after, READ))
-        if not rows:
-            return
         records = np.empty(len(rows), kind)
-        *numbers, blobs = zip(*rows, strict=True)
-        for name, values in zip(("id", "file", "start", "end", "modality"), numbers, strict=True):
-            records[name] = np.array(values, kind[name])  # None is NaN in a float array
-        size = kind["vector"].itemsize
-        whole = b"".join(blob if len(blob) == size else bytes(size) for blob in blobs)
-        records["vector"] = np.frombuffer(whole, VECTOR).reshape(len(rows), -1)
+        if rows:
+            *numbers, blobs = zip(*rows, strict=True)
+            for name, values in zip(("id", "file", "start", "end", "modality"), numbers, strict=True):
+                records[name] = np.array(values, kind[name])  # None is NaN in a float array
+            size = kind["vector"].itemsize
+            whole = b"".join(blob if len(blob) == size else bytes(size) for blob in blobs)
+            records["vector"] = np.frombuffer(whole, VECTOR).reshape(len(rows), -1)
         yield records
+        if len(rows) < READ:
+            return
         after = rows[-1][0]
 
 
-def _mapped(store: Store) -> np.ndarray:
-    """Records of the matrix, mapped; read from the database if the file is not of its state."""
-    path, kind = store.folder / MATRIX, record_type(store.embed_dim)
-    known = _header(path, store)
-    if known is not None and known["generation"] == store.generation and known["count"]:
-        records = np.memmap(path, kind, "r", offset=HEADER, shape=(known["count"],))
-        if zlib.crc32(records.view(np.uint8).data) == known["crc"]:
-            return records
-        log.warning("%s: not what was written; the vectors are read from the database", path)
-    blocks = list(_read(store, kind))
-    return np.concatenate(blocks) if blocks else np.empty(0, kind)
-
-
-def _header(path: Path, store: Store) -> dict[str, Any] | None:
-    """What the file says of itself, if it is there and as long as it says."""
-    try:
-        with open(path, "rb") as file:
-            known = json.loads(file.read(HEADER))
-            size = os.fstat(file.fileno()).st_size
-        crc = known.pop("header")
-        is_own = crc == zlib.crc32(json.dumps(known).encode())
-        whole = HEADER + known["count"] * record_type(store.embed_dim).itemsize
-        return known if is_own and size >= whole else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+def _mapped(path: Path | None, kind: np.dtype) -> np.ndarray | None:
+    """Records of a matrix file, mapped; None if there is none, or another content than was written."""
+    if path is None:
         return None
-
-
-def _as_header(known: dict[str, Any]) -> bytes:
-    return json.dumps({**known, "header": zlib.crc32(json.dumps(known).encode())}).encode().ljust(HEADER)
-
-
-def _is_as_written(path: Path, known: dict[str, Any], kind: np.dtype) -> bool:
-    crc, left = 0, known["count"] * kind.itemsize
-    with open(path, "rb") as file:
-        file.seek(HEADER)
-        while left and (block := file.read(min(left, 1 << 24))):
-            crc, left = zlib.crc32(block, crc), left - len(block)
-    return not left and crc == known["crc"]
+    try:
+        records = np.memmap(path, kind, "r")
+    except (OSError, ValueError):  # a writer has just replaced it, or it is empty or cut short
+        return None
+    if zlib.crc32(records.view(np.uint8).data) != _parts(path)[-1]:
+        log.warning("%s: not what was written; the vectors are read from the database", path)
+        return None
+    return records.view(np.ndarray)  # reading single numbers is ten times as fast
 
 
 class _Lists:
@@ -328,82 +300,69 @@ class _Lists:
         last: id of the newest vector in it.
     """
 
-    def __init__(self, index: Any, last: int) -> None:
-        self._index, self._last = index, last
+    def __init__(self, index: Any, matrix: Matrix, last: int) -> None:
+        self._index, self._id, self._last = index, matrix.id, last
 
     @classmethod
-    def open(cls, store: Store) -> "_Lists | None":
+    def open(cls, matrix: Matrix) -> "_Lists | None":
         """Lists of an index, if they are there and what was written, and FAISS is installed."""
-        path = store.folder / LISTS
+        path = next(matrix.store.folder.glob(f"{LISTS}-*"), None)
+        if path is None:
+            return None
         try:
             import faiss
 
-            known = json.loads(store.meta["lists"])
+            last, _, crc = _parts(path)
             content = path.read_bytes()  # a native loader reads past a damaged file, so the checksum comes first
-            if zlib.crc32(content) != known["crc"]:
+            if zlib.crc32(content) != crc:
                 raise ValueError("not what was written")
-            index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
-        except (ImportError, KeyError):
+            return cls(faiss.deserialize_index(np.frombuffer(content, np.uint8)), matrix, last)
+        except ImportError:
             return None
         except (OSError, ValueError, RuntimeError) as error:
             log.warning("%s: not used (%s); every vector is compared", path, one_line(error))
             return None
-        return cls(index, known["last"])
 
     @classmethod
-    def keep(cls, store: Store) -> None:
-        """Make the lists of a store open for writing, if there are none or too much has changed."""
+    def keep(cls, matrix: Matrix) -> None:
+        """Make the lists of a matrix, if there are none or too much has changed."""
+        store, count = matrix.store, len(matrix)
         try:
             import faiss
         except ImportError:
             log.info("%s: faiss is not installed, so every vector is compared (extra index)", store.folder)
             return
-        records = _mapped(store)
-        known = json.loads(store.meta.get("lists", "null"))
-        if known is not None and (store.folder / LISTS).is_file():
-            removed = int(store.meta["removed"]) - known["removed"]
-            new = len(records) - int(np.searchsorted(records["id"], known["last"], "right"))
-            if removed + new < STALE * len(records):
+        for path in store.folder.glob(f"{LISTS}-*"):
+            last, before, _ = _parts(path)
+            new = count - int(np.searchsorted(matrix.id, last, "right"))
+            if int(store.meta["removed"]) - before + new < STALE * count:
                 return
-        count, embed_dim = len(records), store.embed_dim
-        index = faiss.index_factory(embed_dim, f"IVF{4 * int(count**0.5)},SQ8", faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(store.embed_dim, f"IVF{4 * int(count**0.5)},SQ8", faiss.METRIC_INNER_PRODUCT)
         chosen = np.random.default_rng(0).choice(count, min(TRAINED, count), replace=False)
-        index.train(np.ascontiguousarray(records["vector"][np.sort(chosen)]))
+        index.train(np.ascontiguousarray(matrix.vectors[np.sort(chosen)]))
         for start in range(0, count, 1 << 16):
-            block = records[start : start + (1 << 16)]
-            index.add_with_ids(np.ascontiguousarray(block["vector"]), np.ascontiguousarray(block["id"]))
-        content = faiss.serialize_index(index).tobytes()
-        with write_atomic(store.folder / LISTS) as temporary:
-            temporary.write_bytes(content)
-        about = {"crc": zlib.crc32(content), "last": int(records["id"][-1]), "removed": int(store.meta["removed"])}
-        with store.transaction():
-            store.set_meta(lists=json.dumps(about))
-        _keep_matrix(store)  # its header names the new state
+            block = slice(start, start + (1 << 16))
+            index.add_with_ids(np.ascontiguousarray(matrix.vectors[block]), matrix.id[block])
+        _replace(store, LISTS, _state(store), iter([faiss.serialize_index(index).tobytes()]))
 
-    def candidates(self, matrix: Matrix, query: np.ndarray, count: int, chosen: "_Chosen") -> np.ndarray:
-        """Chosen rows that may be nearest, and all chosen rows that are newer than the lists."""
+    def candidates(self, query: np.ndarray, count: int, rows: np.ndarray, selector: Any) -> np.ndarray:
+        """Those of some rows, rising, that may be nearest, and all of them that are newer than the lists."""
         import faiss
 
-        parameters = faiss.SearchParametersIVF(sel=chosen.selector, nprobe=PROBED)  # type: ignore[call-arg]
-        found = self._index.search(query[None], count, params=parameters)[1][0]
-        newer = chosen.rows[np.searchsorted(chosen.rows, np.searchsorted(matrix.id, self._last, "right")) :]
-        return np.concatenate([np.searchsorted(matrix.id, found[found >= 0]), newer])
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=PROBED)  # type: ignore[call-arg]
+        ids = self._index.search(query[None], count, params=parameters)[1][0]
+        found = np.searchsorted(self._id, ids)
+        found = found[np.take(self._id, found, mode="clip") == ids]  # one may have been removed since; -1 is none
+        newer = rows[np.searchsorted(rows, np.searchsorted(self._id, self._last, "right")) :]
+        return np.concatenate([found, newer])
 
 
-class _Chosen:
-    """Some rows of a matrix, rising, and what FAISS reads for them."""
+def _selector(ids: np.ndarray, rows: np.ndarray) -> Any:
+    """What FAISS reads for some rows: their ids as bits; None for all rows."""
+    import faiss
 
-    def __init__(self, matrix: Matrix, rows: np.ndarray) -> None:
-        self.rows = rows
-        self._id = matrix.id
-
-    @cached_property
-    def selector(self) -> Any:
-        """Ids of the rows as bits; None for all rows."""
-        import faiss
-
-        if len(self.rows) == len(self._id):
-            return None
-        bits = np.zeros(int(self._id[-1]) + 1, np.bool_)
-        bits[self._id[self.rows]] = True
-        return faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))  # type: ignore[call-arg, arg-type]
+    if len(rows) == len(ids):
+        return None
+    bits = np.zeros(int(ids[-1]) + 1, np.bool_)
+    bits[ids[rows]] = True
+    return faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))  # type: ignore[call-arg, arg-type]

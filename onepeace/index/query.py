@@ -1,19 +1,27 @@
 """What is searched for: words, pictures, sounds and files of the index, mixed by weights into one vector."""
 
+import json
+import logging
 import math
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onepeace.errors import UserError
+from onepeace.errors import UserError, need, one_line
+from onepeace.files.atomic import write_text_atomic
+from onepeace.files.cache import cache_folder
 from onepeace.index.store import Store
+from onepeace.progress import status
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
-    from onepeace.index.text_branch import TextBranch
+
+log = logging.getLogger(__name__)
 
 WITHOUT = 0.5
 """Weight of words to move away from, unless another is given."""
@@ -21,6 +29,8 @@ SHORT = 3
 """Words up to which a text is taken for a name rather than a sentence."""
 CANCELLED = 1e-3
 """Length of a sum of unit vectors below which its direction says nothing."""
+CHECKSUMS = "checksums.json"
+"""CRC-32 of each file of a text branch in the cache."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +108,6 @@ class QueryVector:
     """(E,) float32, unit length."""
     parts: tuple[Part, ...]
 
-    @property
-    def bank(self) -> str:
-        """Kind of unrelated queries that all parts are judged by; "mixed" if they differ."""
-        banks = {part.bank for part in self.parts}
-        return banks.pop() if len(banks) == 1 else "mixed"
-
     @classmethod
     def of(cls, parts: Sequence[Part]) -> "QueryVector":
         """Weighted sum of the parts.
@@ -119,29 +123,30 @@ class QueryVector:
 
 
 def encode(
-    query: "str | Query", store: Store, load: "Callable[[], Embedder]", words: "Callable[[], TextBranch | None]"
+    query: "str | Query", store: Store, load: "Callable[[], Embedder]", branch: "Callable[[], TextBranch | None]"
 ) -> QueryVector:
     """The vector of a query.
 
     Args:
         store: of the index, for its files.
         load: gives the model of the index; called if a part needs it.
-        words: gives what reads words without the model, if it is there.
+        branch: gives what reads words without the model, if it is there.
 
     Raises:
         UserError: nothing to search for, a part that cannot be read, parts that cancel out.
     """
     given = Query.of(query).parts()
-    parts: list[Part] = []
     read = [(name, value, weight) for name, value, weight in given if name not in ("like", "vector")]
-    branch = words() if read and all(name in ("text", "without") for name, _, _ in read) else None
-    if branch is not None:
-        vectors: Sequence[np.ndarray] = list(branch.encode([value for _, value, _ in read]))
+    words = branch() if read and all(name in ("text", "without") for name, _, _ in read) else None
+    if words is not None:
+        vectors: Sequence[np.ndarray] = list(words.encode([value for _, value, _ in read]))
     else:
         items = [{"text" if name == "without" else name: value} for name, value, _ in read]
         vectors = list(np.asarray(load().encode(items, progress=False, output="numpy"))) if items else []
-    for (name, value, weight), vector in zip(read, vectors, strict=True):
-        parts.append(Part(name if name in ("image", "audio") else bank_of_text(value), vector, weight))
+    parts = [
+        Part(name if name in ("image", "audio") else bank_of_text(value), vector, weight)
+        for (name, value, weight), vector in zip(read, vectors, strict=True)
+    ]
     for name, value, weight in given:
         if name == "like":
             parts += _of_index(os.fspath(value), weight, store)
@@ -158,9 +163,8 @@ def bank_of_text(text: str) -> str:
 def _values(name: str, value: Any) -> list[Any]:
     if name == "vector":
         return [] if value is None else [value]
-    is_pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], (int, float))
-    many = isinstance(value, (list, tuple)) and not is_pair
-    values = list(value) if many else [value]
+    is_sound = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], (int, float))
+    values = list(value) if isinstance(value, (list, tuple)) and not is_sound else [value]
     if name in ("text", "without"):
         for one in values:
             if not isinstance(one, str):
@@ -181,9 +185,8 @@ def _checked(value: Any, embed_dim: int) -> np.ndarray:
 
 def _of_index(path: str, weight: float, store: Store) -> list[Part]:
     """The mean of a file's vectors; of a video that of its pictures and that of its sound."""
-    names = [os.fsencode(name) for name in dict.fromkeys([path, os.path.abspath(path)])]
-    marks = ", ".join("?" * len(names))
-    item = next(store.items(f"path IN ({marks}) AND problem IS NULL", names), None)
+    names = (os.fsencode(path), os.fsencode(os.path.abspath(path)))
+    item = next(store.items("path IN (?, ?) AND problem IS NULL", names), None)
     if item is None or item.id is None:
         raise UserError(f"{path}: not in the index {store.folder}; give it as a picture or sound, or add it first")
     _, spans, vectors = store.intact([item.id])[item.id]
@@ -196,3 +199,78 @@ def _of_index(path: str, weight: float, store: Store) -> list[Part]:
         bank = bank_of_text(item.caption or path) if modality == "text" else modality
         parts.append(Part(bank, (mean / np.linalg.norm(mean)).astype(np.float32), weight))
     return parts
+
+
+class TextBranch:
+    """Texts to the vectors that the model gives for them, without the model and without torch.
+
+    Args:
+        folder: written by `keep_text_branch`.
+
+    Raises:
+        UserError: onnxruntime is not installed, or does not read the file; OSError, KeyError, ValueError: it is not
+            what was written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from onepeace.export.session import open_session
+        from onepeace.processors.pieces import TextPieces
+        from onepeace.processors.tokenizer import read_tokenizer
+
+        for name, crc in json.loads((folder / CHECKSUMS).read_bytes()).items():
+            if zlib.crc32((folder / name).read_bytes()) != crc:
+                raise ValueError(f"{name} is not what was written")
+        branch = json.loads((folder / "export.json").read_bytes())["branches"]["text"]
+        self._pieces = TextPieces(read_tokenizer(folder / "tokenizer.json"), **branch["preprocessing"])
+        self._session = open_session(folder / branch["file"], optimize=False)
+
+    @classmethod
+    def open(cls, model_hash: str) -> "TextBranch | None":
+        """The branch of a model; None, if it was not kept, or after one line in the log, if it cannot be used."""
+        folder = text_branch_folder(model_hash)
+        try:
+            return cls(folder) if (folder / CHECKSUMS).is_file() else None
+        except (UserError, OSError, KeyError, ValueError) as error:
+            log.warning("%s: not used (%s); the model reads the words; delete it", folder, one_line(error))
+            return None
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """(n, E) float32 unit vectors of n texts."""
+        from onepeace.processors.tokenizer import PAD
+
+        rows = [self._pieces.cut(self._pieces.prepare(text))[0] for text in texts]
+        lengths = np.array([len(row) for row in rows], np.int64)
+        ids = np.full((len(rows), lengths.max()), PAD, np.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+        return self._session.run(None, {"ids": ids, "lengths": lengths})[0]
+
+
+def text_branch_folder(model_hash: str) -> Path:
+    """Folder of the text branch of a model in the cache, whether it is there or not."""
+    return cache_folder() / "text" / model_hash
+
+
+def keep_text_branch(model: str, model_hash: str) -> None:
+    """Write the text branch of a model to the cache, as `onepeace export` does, if it is not there and the packages for
+    it are installed.
+
+    Args:
+        model: a name as `onepeace.load` takes it.
+    """
+    folder = text_branch_folder(model_hash)
+    if (folder / CHECKSUMS).is_file():
+        return
+    try:
+        need("onnxruntime", "onnx")
+        need("onnx", "onnx")
+        need("onnxscript", "onnx")
+        from onepeace.export.folder import export_model
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        status("writing the text branch of the model, once, for queries without the model ...")
+        export_model(model, folder, modalities=["text"], replace=True)
+        crcs = {path.name: zlib.crc32(path.read_bytes()) for path in sorted(folder.iterdir())}
+        write_text_atomic(folder / CHECKSUMS, json.dumps(crcs))
+    except (UserError, OSError) as error:  # the files only save time
+        log.info("%s: not kept (%s); queries of words load the model", folder, one_line(error))

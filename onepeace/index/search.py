@@ -1,19 +1,18 @@
 """What a query finds: the nearest vectors of each kind on one scale, one hit for each file, near copies together."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 
-from onepeace.index.database import Damaged
-from onepeace.index.filters import Condition, joined
-from onepeace.index.nearest import Matrix
+from onepeace.index.filters import Condition
+from onepeace.index.nearest import Matrix, VectorService
 from onepeace.index.query import QueryVector
-from onepeace.index.ranking import Ranking, falling, likelihood
-from onepeace.index.store import Item, Store
+from onepeace.index.ranking import Banks, falling, likelihood
+from onepeace.index.store import Damaged, Item, Store
 
 ALIKE = 0.98
 """Cosine of two files of one kind from which on they are shown as copies of one another."""
@@ -30,17 +29,6 @@ BLOCK = 256
 NOTHING = "nothing relevant found; the nearest are:"
 
 Sort = Literal["match", "date", "path"]
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Files that may be found. Fields that are empty allow all."""
-
-    only: tuple[str, ...] = ()
-    """Modalities of the vectors, "video" for all vectors of videos; a video is found by its pictures and its sound."""
-    conditions: tuple[Condition, ...] = ()
-    exclude: frozenset[str] = frozenset()
-    """Paths that are not found: those of the query's own files."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +99,7 @@ class Results(Sequence[Hit]):
 
 @dataclass(frozen=True)
 class Scored:
-    """Candidate rows of the matrix, best first."""
+    """Rows of the matrix, best first, with their scores."""
 
     rows: np.ndarray
     cosines: np.ndarray
@@ -119,53 +107,52 @@ class Scored:
     match: np.ndarray | None
 
 
-def scored(matrix: Any, ranking: Ranking, query: QueryVector, count: int, allowed: np.ndarray | None) -> Scored:
+def scored(
+    source: "Matrix | VectorService", banks: Banks, query: QueryVector, count: int, allowed: np.ndarray | None
+) -> Scored:
     """The best rows of all kinds in one list, by z; matches fall with it, so it is in the order of what is shown.
 
     Args:
-        matrix: gives the nearest rows of each modality; see `Matrix.nearest`.
         count: rows of each modality.
         allowed: (n,) bool; None = all.
     """
-    rows, cosines, scales, matches = [], [], [], []
-    for modality, found in matrix.nearest(query.vector, count, allowed).items():
-        z, match = ranking.score(query, modality, found.cosines)
-        if match is not None and any(part.bank == modality for part in query.parts) and len(query.parts) == 1:
-            same = found.cosines >= SAME
-            z, match = np.where(same, np.inf, z), np.where(same, 1.0, match)
-        rows.append(found.rows)
-        cosines.append(found.cosines)
-        scales.append(z)
-        matches.append(match)
-    if not rows:
-        empty = np.empty(0, np.float32)
-        return Scored(np.empty(0, np.int64), empty, empty, None)
-    row, cosine, z = np.concatenate(rows), np.concatenate(cosines), np.concatenate(scales)
-    if any(match is None for match in matches):  # no match of one kind beside a cosine of another
-        order = np.lexsort((row, -cosine))
-        return Scored(row[order], cosine[order], z[order], None)
-    match = np.concatenate([match for match in matches if match is not None])
-    order = np.lexsort((row, -z))
-    return Scored(row[order], cosine[order], z[order], falling(match[order]))
+    found = source.nearest(query.vector, count, allowed)
+    rows = np.concatenate([np.empty(0, np.int64), *(one.rows for one in found.values())])
+    cosines = np.concatenate([np.empty(0, np.float32), *(one.cosines for one in found.values())])
+    scores = [banks.score(query, modality, one.cosines) for modality, one in found.items()]
+    z = np.concatenate([np.empty(0, np.float32), *(z for z, _ in scores)])
+    matches = [match for _, match in scores if match is not None]
+    if not scores or len(matches) < len(scores):  # no match of one kind beside a cosine of another
+        order = np.lexsort((rows, -cosines))
+        return Scored(rows[order], cosines[order], z[order], None)
+    match = np.concatenate(matches)
+    if len(query.parts) == 1 and (own := found.get(query.parts[0].bank)):
+        same = np.isin(rows, own.rows[own.cosines >= SAME])
+        z, match = np.where(same, np.inf, z), np.where(same, 1.0, match)
+    order = np.lexsort((rows, -z))
+    return Scored(rows[order], cosines[order], z[order], falling(match[order]))
 
 
-def hits_of(
+def search(
     store: Store,
     matrix: Matrix,
-    best: Callable[[int], Scored],
+    source: "Matrix | VectorService",
+    banks: Banks,
+    query: QueryVector,
+    allowed: np.ndarray | None,
     *,
     top: int,
-    offset: int = 0,
-    sort: Sort = "match",
-    collapse: bool = True,
-    min_match: float | None = None,
-) -> Iterator[Hit]:
-    """Hits from rank ``offset`` + 1 on: the nearest vector of each file, near copies together.
+    offset: int,
+    sort: Sort,
+    collapse: bool,
+    min_match: float | None,
+) -> tuple[tuple[Hit, ...], float | None]:
+    """Hits from rank ``offset`` + 1 on, the nearest vector of each file, and the match of the best one of all.
 
     Args:
-        best: gives the best vectors of each kind; asked for more until there are enough files.
+        source: gives the nearest rows of the matrix.
+        allowed: (n,) bool rows; None = all.
         sort: date (newest first) and path order the best POOL anew, or the best ``top`` + ``offset`` if that is more.
-        min_match: hits below it are left out.
 
     Raises:
         Damaged: a hit is not what was written.
@@ -173,97 +160,84 @@ def hits_of(
     wanted = top + offset if sort == "match" else max(POOL, top + offset)
     count = CANDIDATES * wanted
     while True:
-        scores = best(count)
-        groups = _grouped(matrix, scores.rows, collapse)
-        if len(groups) >= wanted or len(scores.rows) < count or count >= len(matrix):
+        best = scored(source, banks, query, count, allowed)
+        groups = _grouped(matrix, best.rows, collapse)
+        if len(groups) >= wanted or len(best.rows) < count or count >= len(matrix):
             break
         count *= 4
-    place = {int(row): i for i, row in enumerate(scores.rows)}
-    groups = groups[:wanted] if sort != "match" else groups[offset:wanted]
-    known = store.intact(sorted({int(matrix.file[row]) for group in groups for row in group}))
-    hits = []
-    for group in groups:
-        i = place[group[0]]
-        match = None if scores.match is None else float(scores.match[i])
-        if min_match is not None and match is not None and match < min_match:
-            continue
-        item, _, vectors = known[int(matrix.file[group[0]])]
-        start, end = matrix.times(group[0])
-        modality = store.kinds[matrix.modality[group[0]]]
-        if not _is_of(matrix.vectors[group[0]], vectors):
-            raise Damaged(store.folder, f"the matrix, at a vector of {item.path}")
-        copies = tuple(known[int(matrix.file[row])][0].path for row in group[1:])
-        hits.append(Hit(0, item, modality, float(scores.cosines[i]), float(scores.z[i]), match, start, end, copies))
+    match = best.match
+    if match is not None and min_match is not None:
+        groups = [group for group in groups if match[group[0]] >= min_match]
+    groups = groups[offset:wanted] if sort == "match" else groups[:wanted]
+    file = matrix.file[best.rows].tolist()
+    known = store.intact(sorted({file[place] for group in groups for place in group}))
+    items = {id_: item for id_, (item, _, _) in known.items()}
     if sort != "match":
-        hits.sort(key=lambda hit: hit.item.path)
+        groups.sort(key=lambda group: items[file[group[0]]].path)
         if sort == "date":
-            hits.sort(key=lambda hit: -(hit.item.date or 0.0))
-        hits = hits[offset : offset + top]
-    for rank, hit in enumerate(hits, offset + 1):
-        yield replace(hit, rank=rank)
-
-
-def _is_of(vector: np.ndarray, vectors: np.ndarray) -> bool:
-    """Whether a row of the matrix is one of the vectors that the database has of its file."""
-    return bool((vectors == vector).all(axis=1).any())
+            groups.sort(key=lambda group: -(items[file[group[0]]].date or 0.0))
+        groups = groups[offset : offset + top]
+    hits = []
+    for rank, (place, *copies) in enumerate(groups, offset + 1):
+        item, row = items[file[place]], int(best.rows[place])
+        if not (known[file[place]][2] == matrix.vectors[row]).all(axis=1).any():
+            raise Damaged(store.folder, f"the matrix, at a vector of {item.path}")
+        modality, paths = store.kinds[matrix.modality[row]], tuple(items[file[copy]].path for copy in copies)
+        numbers = float(best.cosines[place]), float(best.z[place]), None if match is None else float(match[place])
+        hits.append(Hit(rank, item, modality, *numbers, *matrix.times(row), paths))
+    return tuple(hits), float(match.max()) if match is not None and len(match) else None
 
 
 def _grouped(matrix: Matrix, rows: np.ndarray, collapse: bool) -> list[list[int]]:
-    """The best row of each file, best first; those of near copies as one group."""
-    first: dict[int, int] = {}
-    for row in rows:
-        first.setdefault(int(matrix.file[row]), int(row))
-    best = list(first.values())
+    """Place in ``rows`` of the best row of each file, best first; those of near copies as one group."""
+    best = np.sort(np.unique(matrix.file[rows], return_index=True)[1])
     if not collapse:
-        return [[row] for row in best]
-    vectors = matrix.vectors[best]
+        return [[place] for place in best.tolist()]
+    vectors, modality = matrix.vectors[rows[best]], matrix.modality[rows[best]]
     groups: dict[int, list[int]] = {}  # by the place of their first row in `best`
     for start in range(0, len(best), BLOCK):
         some = vectors[start : start + BLOCK]
         for i, alike in enumerate(some @ vectors[: start + len(some)].T >= ALIKE, start):
-            row = best[i]
-            earlier = (int(j) for j in np.flatnonzero(alike[:i]) if matrix.modality[best[j]] == matrix.modality[row])
-            groups.setdefault(next((j for j in earlier if j in groups), i), []).append(row)
+            earlier = (j for j in np.flatnonzero(alike[:i] & (modality[:i] == modality[i])).tolist() if j in groups)
+            groups.setdefault(next(earlier, i), []).append(int(best[i]))
     return list(groups.values())
 
 
 class Filters:
-    """Vectors of an index that the filters of queries allow; what was asked last is remembered."""
+    """Rows of a matrix that the filters of queries allow; what was asked last is remembered."""
 
     def __init__(self, store: Store, matrix: Matrix) -> None:
         self.store, self.matrix = store, matrix
         self.ids, self._file = np.unique(matrix.file, return_inverse=True)
-        """(files,) ids, rising; and for each vector the place of its file's."""
-        self._mask = lru_cache(REMEMBERED)(self._computed)
+        """(files,) ids, rising; and for each row the place of its file's."""
+        self._remembered = lru_cache(REMEMBERED)(self._computed)
 
-    def allowed(self, chosen: Filter) -> np.ndarray | None:
-        """(n,) bool over the rows; None = all."""
-        mask = self._mask(chosen.only, chosen.conditions)
-        if not chosen.exclude:
+    def allowed(self, only: tuple[str, ...], where: Condition | None, without: Collection[str]) -> np.ndarray | None:
+        """(n,) bool over the rows; None = all.
+
+        Args:
+            only: modalities of the vectors, "video" for all vectors of videos; none = all.
+            without: paths of files that are left out.
+        """
+        mask = self._remembered(only, where)
+        paths = [os.fsencode(path) for path in without]
+        if not paths or not (own := self._rows(f"path IN ({', '.join('?' * len(paths))})", paths)).any():
             return mask
-        paths = [os.fsencode(path) for path in chosen.exclude]
-        own = self._files(f"path IN ({', '.join('?' * len(paths))})", paths)
-        if not own.any():
-            return mask
-        return ~own[self._file] if mask is None else mask & ~own[self._file]
+        return ~own if mask is None else mask & ~own
 
     def count(self, allowed: np.ndarray | None) -> int:
-        """Number of files that have an allowed vector."""
-        if allowed is None:
-            return len(self.ids)
-        return int(np.count_nonzero(np.bincount(self._file[allowed], minlength=len(self.ids))))
+        """Number of files that have an allowed row."""
+        return len(self.ids) if allowed is None else len(np.unique(self._file[allowed]))
 
-    def _computed(self, only: tuple[str, ...], conditions: tuple[Condition, ...]) -> np.ndarray | None:
+    def _computed(self, only: tuple[str, ...], where: Condition | None) -> np.ndarray | None:
         masks = []
         if only:
             mask = np.isin(self.matrix.modality, [code for code, key in enumerate(self.store.kinds) if key in only])
-            if "video" in only:
-                mask |= self._files("modality = 'video'", ())[self._file]
-            masks.append(mask)
-        if condition := joined(conditions):
-            masks.append(self._files(condition.sql, condition.params)[self._file])
+            masks.append(mask | self._rows("modality = 'video'", ()) if "video" in only else mask)
+        if where is not None:
+            masks.append(self._rows(where.sql, where.params))
         return np.logical_and.reduce(masks) if masks else None
 
-    def _files(self, sql: str, parameters: Sequence[Any]) -> np.ndarray:
-        """(files,) bool: those that a condition selects."""
-        return np.isin(self.ids, self.store.ids(sql, parameters), assume_unique=True)
+    def _rows(self, sql: str, parameters: Sequence[Any]) -> np.ndarray:
+        """(n,) bool: rows of the files that a condition selects."""
+        return np.isin(self.ids, self.store.ids(sql, parameters), assume_unique=True)[self._file]

@@ -2,8 +2,8 @@
 
 A batch of files and vectors is one transaction (WAL, synchronous=FULL), so SQLite is the crash model. SQLite has no
 checksums of its own pages: a vector's row carries a CRC-32 over its file, times and numbers, a file's row one over its
-fields and the checksums of its vectors, the table `meta` one over itself. So each row says whether it is what was
-written, and `check` (verify.py) can tell which files are not.
+fields and the checksums of its vectors, and what is kept beside them one over itself. `check` (verify.py) reads all of
+them, a search those of the hits it shows.
 """
 
 import json
@@ -21,21 +21,32 @@ from typing import Any
 import numpy as np
 
 from onepeace.errors import UserError
-from onepeace.files.atomic import make_folder, sync
-from onepeace.index.database import Damaged, failing, reader, write_database, writer
+from onepeace.files.atomic import make_folder, sync, write_atomic
 
 DATABASE = "index.sqlite"
-FORMAT = 2
+FORMAT = "3"
 """Version of what is on the disk; an index of another one is refused by name."""
 MODALITIES = ("image", "audio", "text")
 VECTOR = np.dtype("<f4")
 PAGE = 16384
 """Bytes of a page: 15 vectors of 256 numbers fit in one."""
+BESIDE = ("-wal", "-shm", "-journal")
+"""Endings of the files that SQLite keeps beside a database."""
+ELSEWHERE = (
+    "access permission denied",
+    "attempt to write a readonly database",
+    "database is locked",
+    "database or disk is full",
+    "database table is locked",
+    "disk I/O error",
+    "interrupted",
+    "locking protocol",
+    "unable to open database file",
+)
+"""What SQLite says when the fault is not in its file. A repair would be no remedy, and could cost what is there."""
 
 SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE roots (path BLOB PRIMARY KEY, options TEXT NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE blobs (name TEXT PRIMARY KEY, content BLOB NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE kept (name TEXT PRIMARY KEY, content BLOB NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE files (
     id INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL UNIQUE, modality TEXT NOT NULL, size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, hash BLOB, date REAL, width INTEGER, height INTEGER, duration REAL, caption TEXT,
@@ -53,6 +64,19 @@ COLUMNS = (
     "problem", "note",
 )  # fmt: skip
 VECTOR_COLUMNS = ("file", "modality", '"start"', '"end"', "vector", "crc")
+
+
+class Damaged(UserError):
+    """An index that is not what was written; `onepeace index check --repair` is the remedy.
+
+    Args:
+        folder: of the index.
+        reason: what is wrong.
+    """
+
+    def __init__(self, folder: Path, reason: object) -> None:
+        self.reason = str(reason)
+        super().__init__(f"{folder}: the index is damaged ({reason}); run: onepeace index check {folder} --repair")
 
 
 @dataclass(frozen=True)
@@ -125,8 +149,11 @@ class Store:
     A reader sees the state of the moment in which it was opened, whatever is written meanwhile.
 
     Args:
-        folder: of the index.
         write: open it for writing; the caller holds the lock of writers.
+
+    Attributes:
+        meta: the model, how files are cut into vectors, and the number of the state; kept by `transaction`.
+        kinds: modalities by their codes; those of the model that are not built in come last.
 
     Raises:
         UserError: no index there, one of another format, or one that cannot be read; Damaged.
@@ -138,43 +165,35 @@ class Store:
         if not path.is_file():
             raise UserError(f"{folder}: no index there; make one with: onepeace index build {folder} FILES")
         with failing(folder, "opened"):
-            self.connection = writer(path) if write else reader(path)
+            self.connection = _writer(path) if write else _reader(path)
         try:
             with failing(folder, "read"):
                 if not write:
                     self.connection.execute("BEGIN")  # all that is read from here on is of one state
-                self.meta = self._checked_meta()
+                self.meta = self._known()
         except BaseException:
             self.close()
             raise
         self.embed_dim = int(self.meta["embed_dim"])
-        more = [key for key in self.meta.get("modalities", "").split() if key not in MODALITIES]
-        self.kinds = (*MODALITIES, *more)
-        """Modalities by their codes; those of the model that are not built in come last."""
+        self.kinds = (*MODALITIES, *(key for key in self.meta["modalities"].split() if key not in MODALITIES))
 
     @classmethod
     def create(cls, folder: Path, embed_dim: int, about: dict[str, str]) -> "Store":
         """New, empty index, open for writing.
 
         Args:
-            about: goes into its meta table: the model and how files are cut into vectors.
+            about: goes into its meta: the model and how files are cut into vectors.
 
         Raises:
             UserError: the disk is full or not writable.
         """
-        meta = {
-            "format_version": str(FORMAT),
-            "embed_dim": str(embed_dim),
-            "generation": "0",
-            "removed": "0",
-            "store": "local",
-        }
-        meta |= {"created": datetime.now(timezone.utc).isoformat(timespec="seconds"), **about}
+        meta = {"format_version": FORMAT, "embed_dim": str(embed_dim), "generation": "0", "removed": "0"}
+        meta |= {"store": "local", "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), **about}
         with failing(folder, "written"):
             make_folder(folder)
             sync(folder)
             with write_database(folder / DATABASE) as connection:
-                create_tables(connection, meta)
+                keep(connection, "meta", json.dumps(meta).encode())
         return cls(folder, write=True)
 
     def close(self) -> None:
@@ -187,8 +206,8 @@ class Store:
 
     def is_current(self) -> bool:
         """Whether nothing was written since this reader was opened."""
-        with failing(self.folder, "read"), closing(reader(self.folder / DATABASE)) as connection:
-            return read_meta(connection)["generation"] == self.generation
+        with closing(Store(self.folder)) as now:
+            return now.generation == self.generation
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -198,13 +217,16 @@ class Store:
             UserError: the disk is full or not writable; Damaged.
         """
         with failing(self.folder, "written"):
+            if not (self.folder / DATABASE).exists():  # SQLite goes on with a file that has no name any more
+                raise UserError(f"{self.folder}: the index was moved or deleted meanwhile; what was written before "
+                                "moved with it, and the same command goes on with it there")  # fmt: skip
             self.connection.execute("BEGIN IMMEDIATE")
-            before = self.connection.total_changes
-            meta = dict(self.meta)
+            before, meta = self.connection.total_changes, dict(self.meta)
             try:
                 yield self.connection
-                if self.connection.total_changes != before:
-                    self._seal()
+                if self.connection.total_changes != before or self.meta != meta:
+                    self.meta["generation"] = str(max(int(self.generation) + 1, time.time_ns()))
+                    self.keep_blob("meta", json.dumps(self.meta).encode())
                 self.connection.commit()
             except BaseException:
                 self.meta = meta
@@ -224,24 +246,21 @@ class Store:
         spans = [span for _, own in items for span in own]
         if vectors.shape != (len(spans), self.embed_dim) or not np.isfinite(vectors).all():
             raise ValueError(f"vectors of shape {vectors.shape} for {len(spans)} x {self.embed_dim}, or not finite")
-        content = [row.tobytes() for row in np.ascontiguousarray(vectors, VECTOR)]
-        marks = ", ".join("?" * (len(COLUMNS) + 1))
-        insert = f"INSERT INTO files ({', '.join(COLUMNS)}, crc) VALUES ({marks})"  # noqa: S608 (fixed names)
-        ids, done = [], 0
+        content = iter([row.tobytes() for row in np.ascontiguousarray(vectors, VECTOR)])
+        ids = []
         for item, own in items:
             values = item.to_row()
             self._delete("path = ?", (values[0],))
-            id_ = self.connection.execute(insert, (*values, 0)).lastrowid or 0
+            id_ = insert(self.connection, "files", (*COLUMNS, "crc"), [(*values, 0)])
             rows = []
-            for span, blob in zip(own, content[done : done + len(own)], strict=True):
+            for span in own:
                 place = (id_, self.kinds.index(span.modality), _real(span.start), _real(span.end))
+                blob = next(content)
                 rows.append((*place, blob, checksum_of_vector(place, blob)))
-            names = ", ".join(VECTOR_COLUMNS)
-            self.connection.executemany(f"INSERT INTO vectors ({names}) VALUES (?, ?, ?, ?, ?, ?)", rows)  # noqa: S608
+            insert(self.connection, "vectors", VECTOR_COLUMNS, rows)
             crc = checksum([id_, *values, *(row[-1] for row in rows)])
             self.connection.execute("UPDATE files SET crc = ? WHERE id = ?", (crc, id_))
             ids.append(id_)
-            done += len(own)
         return ids
 
     def change(self, changed: Iterable[Item]) -> None:
@@ -252,7 +271,9 @@ class Store:
         """
         names = ", ".join(f"{name} = ?" for name in (*COLUMNS, "crc"))
         for item in changed:
-            values, crcs = item.to_row(), self._checksums_of_vectors(item.id or 0)
+            values = item.to_row()
+            self.intact([item.id or 0])  # or a new checksum would vouch for what is damaged
+            crcs = [crc for (crc,) in self.select("SELECT crc FROM vectors WHERE file = ? ORDER BY id", (item.id,))]
             self._delete("path = ? AND id != ?", (values[0], item.id))  # the path of another file that has moved away
             sql = f"UPDATE files SET {names} WHERE id = ?"  # noqa: S608 (fixed names)
             self.connection.execute(sql, (*values, checksum([item.id, *values, *crcs]), item.id))
@@ -313,24 +334,14 @@ class Store:
         """Paths that the index was made of, with the options of each.
 
         Raises:
-            Damaged: a row is not what was written.
+            Damaged: they are not what was written.
         """
-        found = {}
-        for path, options, crc in self.select("SELECT path, options, crc FROM roots ORDER BY path"):
-            if checksum([path, options]) != crc:
-                raise Damaged(self.folder, "its table roots")
-            found[os.fsdecode(path)] = json.loads(options)
-        return found
+        return json.loads(self.blob("roots") or b"{}")  # type: ignore[no-any-return]
 
     def keep_roots(self, roots: dict[str, dict[str, Any] | None]) -> None:
         """Write the options of roots, or forget those of None; call it in a transaction."""
-        for name, options in roots.items():
-            path, text = os.fsencode(name), json.dumps(options)
-            if options is None:
-                self.connection.execute("DELETE FROM roots WHERE path = ?", (path,))
-            else:
-                row = (path, text, checksum([path, text]))
-                self.connection.execute("INSERT OR REPLACE INTO roots VALUES (?, ?, ?)", row)
+        known = {path: options for path, options in {**self.roots(), **roots}.items() if options is not None}
+        self.keep_blob("roots", json.dumps(known, sort_keys=True).encode())
 
     def blob(self, name: str) -> bytes | None:
         """Something that is kept beside the files, such as the calibration; None if it is not there.
@@ -338,7 +349,7 @@ class Store:
         Raises:
             Damaged: it is not what was written.
         """
-        for content, crc in self.select("SELECT content, crc FROM blobs WHERE name = ?", (name,)):
+        for content, crc in self.select("SELECT content, crc FROM kept WHERE name = ?", (name,)):
             if zlib.crc32(content) != crc:
                 raise Damaged(self.folder, f"what it keeps as {name}")
             return content
@@ -346,12 +357,7 @@ class Store:
 
     def keep_blob(self, name: str, content: bytes) -> None:
         """Keep something beside the files; call it in a transaction."""
-        self.connection.execute("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?)", (name, content, zlib.crc32(content)))
-
-    def set_meta(self, **values: str) -> None:
-        """Write rows of the table `meta`; call it in a transaction."""
-        self.connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
-        self.meta |= values
+        keep(self.connection, name, content)
 
     def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a query.
@@ -366,49 +372,114 @@ class Store:
         sql = f"SELECT count(*) FROM vectors WHERE file IN (SELECT id FROM files WHERE {where})"  # noqa: S608
         (removed,) = self.connection.execute(sql, parameters).fetchone()
         if self.connection.execute(f"DELETE FROM files WHERE {where}", parameters).rowcount and removed:  # noqa: S608
-            self.set_meta(removed=str(int(self.meta["removed"]) + removed))
+            self.meta["removed"] = str(int(self.meta["removed"]) + removed)
 
-    def _seal(self) -> None:
-        """Give the state a new number, and the table `meta` its checksum."""
-        self.meta["generation"] = str(max(int(self.generation) + 1, time.time_ns()))
-        self.meta["crc"] = checksum_of_meta(self.meta)
-        self.connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", self.meta.items())
-
-    def _checked_meta(self) -> dict[str, str]:
-        meta = read_meta(self.connection)
-        if (version := meta.get("format_version", "")) == "1":
-            raise UserError(
-                f"{self.folder}: made by an earlier version ({meta.get('made_by', 'unknown')}): build it again"
-            )
-        if meta.get("crc") != checksum_of_meta(meta):
-            raise Damaged(self.folder, "its table meta is not what was written")
-        if version != str(FORMAT):
-            raise UserError(f"{self.folder}: an index of format {version}, and this version reads {FORMAT}; made by "
-                            f"{meta.get('made_by')}")  # fmt: skip
+    def _known(self) -> dict[str, str]:
+        """What is known of the index as a whole."""
+        if self.connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'meta'").fetchone():
+            raise UserError(f"{self.folder}: made by an earlier version; build it again")
+        content = self.blob("meta")
+        if content is None:
+            raise Damaged(self.folder, "it does not say of which model it is")
+        meta: dict[str, str] = json.loads(content)
+        if meta["format_version"] != FORMAT:
+            made = f"format {meta['format_version']} by {meta.get('made_by')}"
+            raise UserError(f"{self.folder}: made in {made}, and this version reads {FORMAT}; build it again")
         return meta
 
-    def _checksums_of_vectors(self, id_: int) -> list[int]:
-        """Checksums of a file's vectors, if its row is what was written."""
-        crcs = [crc for (crc,) in self.select("SELECT crc FROM vectors WHERE file = ? ORDER BY id", (id_,))]
-        for crc, *row in self.select(f"SELECT crc, {', '.join(COLUMNS)} FROM files WHERE id = ?", (id_,)):  # noqa: S608
-            if crc != checksum([id_, *row, *crcs]):
-                raise Damaged(self.folder, f"the row of file {id_}")
-        return crcs
+
+@contextmanager
+def failing(folder: Path, doing: str) -> Iterator[None]:
+    """Errors of SQLite and of the disk in the block become those for people.
+
+    Args:
+        folder: of the index.
+        doing: what cannot be done with it: read, written.
+
+    Raises:
+        UserError: the disk is full, not readable or not writable, or the database locked; Damaged: it is not what was
+            written.
+    """
+    try:
+        yield
+    except sqlite3.ProgrammingError:
+        raise
+    except sqlite3.Error as error:
+        if str(error) in ELSEWHERE:
+            raise UserError(f"{folder}: cannot be {doing} ({error})") from error
+        raise Damaged(folder, error) from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be {doing} ({error.strerror or error})") from error
 
 
-def create_tables(connection: sqlite3.Connection, meta: dict[str, str]) -> None:
-    """Tables of an empty index in a database that is just being made."""
-    connection.execute(f"PRAGMA page_size = {PAGE}")
-    connection.executescript(f"BEGIN; {SCHEMA}")
-    meta = {**meta, "crc": checksum_of_meta(meta)}
-    connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-    connection.commit()
+def _writer(path: Path) -> sqlite3.Connection:
+    """For the one process that writes: what is committed is on the disk, and readers do not wait."""
+    connection = _connect(path, "mode=rw", timeout=60)
     connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
 
 
-def read_meta(connection: sqlite3.Connection) -> dict[str, str]:
-    """What is known of the index as a whole."""
-    return dict(connection.execute("SELECT key, value FROM meta"))
+def _reader(path: Path) -> sqlite3.Connection:
+    """Connection for any number of processes that read; it may be used by several threads.
+
+    SQLite shares a file beside the database with a writer (-shm). Where that cannot be made (a folder that is not
+    writable, a full disk), the database is read as one that nobody changes, unless a writer has left a log.
+    """
+    connection = _connect(path, "mode=ro", check_same_thread=False)
+    try:
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # opens it
+        return connection
+    except sqlite3.Error as error:
+        connection.close()
+        if not path.is_file() or str(error) not in ELSEWHERE:
+            raise
+        if any(os.path.exists(f"{path}{ending}") and os.path.getsize(f"{path}{ending}") for ending in BESIDE):
+            remedy = "its last writer was stopped; read it where it can be written, or make it writable"
+            raise UserError(f"{path}: cannot be opened ({error}), and {remedy}") from error
+    return _connect(path, "mode=ro&immutable=1", check_same_thread=False)
+
+
+def _connect(path: Path, how: str, **options: object) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None, **options)  # type: ignore[call-overload]
+
+
+@contextmanager
+def write_database(path: Path) -> Iterator[sqlite3.Connection]:
+    """A new database with empty tables that takes the place of the one at ``path`` when the block ends.
+
+    What SQLite kept beside the old one is lost before: its log would be applied to the new one.
+
+    Raises:
+        OSError, sqlite3.Error: the disk is full or not writable; ``path`` is as it was, but for that log.
+    """
+    with write_atomic(path) as temporary:
+        with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+            connection.execute("PRAGMA synchronous = OFF")  # write_atomic waits for the disk at the end
+            connection.execute(f"PRAGMA page_size = {PAGE}")
+            connection.execute("PRAGMA journal_mode = MEMORY")
+            connection.executescript(f"BEGIN; {SCHEMA}")
+            yield connection
+            connection.commit()
+        for ending in BESIDE:
+            Path(f"{path}{ending}").unlink(missing_ok=True)
+        sync(path.parent)
+
+
+def insert(connection: sqlite3.Connection, table: str, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
+    """Insert rows; gives the id of the last one."""
+    sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608 (fixed names)
+    cursor = connection.cursor()
+    for row in rows:
+        cursor.execute(sql, row)
+    return cursor.lastrowid or 0
+
+
+def keep(connection: sqlite3.Connection, name: str, content: bytes) -> None:
+    """Write something that `Store.blob` gives."""
+    connection.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", (name, content, zlib.crc32(content)))
 
 
 def checksum(values: Sequence[Any]) -> int:
@@ -422,10 +493,6 @@ def checksum(values: Sequence[Any]) -> int:
 def checksum_of_vector(place: Sequence[Any], blob: bytes) -> int:
     """CRC-32 of a vector: file, modality, start, end, and the numbers."""
     return zlib.crc32(blob, checksum(place))
-
-
-def checksum_of_meta(meta: dict[str, str]) -> str:
-    return str(checksum(sorted(item for item in meta.items() if item[0] != "crc")))
 
 
 def _real(number: float | None) -> float | None:

@@ -1,9 +1,11 @@
 """Is an index what was written? And what to do if not."""
 
+import json
 import os
 import sqlite3
+import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,17 +13,19 @@ from typing import Any
 
 from onepeace.errors import UserError
 from onepeace.index import nearest
-from onepeace.index.database import ELSEWHERE, Damaged, failing, write_database
 from onepeace.index.store import (
     COLUMNS,
     DATABASE,
+    ELSEWHERE,
     VECTOR_COLUMNS,
+    Damaged,
     Store,
     checksum,
-    checksum_of_meta,
     checksum_of_vector,
-    create_tables,
-    read_meta,
+    failing,
+    insert,
+    keep,
+    write_database,
 )
 
 MAX_KEY = (1 << 63) - 1
@@ -54,8 +58,7 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
     """Compare every row, vector and file of an index with its checksum.
 
     Args:
-        repair: keep all that is what was written, in a new database if the old one is damaged as a whole, and make anew
-            what is derived from it.
+        repair: keep all that is what was written, in a new database, and make anew what is derived from it.
 
     Raises:
         UserError: no index there, one of another format, one that cannot be read or written, or another process is
@@ -83,33 +86,20 @@ def _check(folder: Path) -> CheckReport:
             store.connection.text_factory = _any_text
             found = store.connection.execute("PRAGMA integrity_check(20)")
             report.damaged += [line for (line,) in found if line != "ok"]
-            report.damaged += _header_faults(folder / DATABASE)
+            with open(folder / DATABASE, "rb") as file:  # SQLite takes another version for a wish not to be written to
+                if file.read(20)[18:] not in (b"\1\1", b"\2\2"):
+                    report.damaged.append("the header of the database is not what was written")
             (orphans,) = store.select("SELECT count(*) FROM vectors WHERE file NOT IN (SELECT id FROM files)")[0]
             report.damaged += [f"{orphans} vectors of no file"] * bool(orphans)
-            store.roots()
-            for (name,) in store.select("SELECT name FROM blobs"):
+            for (name,) in store.select("SELECT name FROM kept"):
                 store.blob(name)
             report.files = store.count()
-            wrong = list(_wrong(store))
-            report.damaged += [f"{len(wrong)} files are not what was written"] * bool(wrong)
-            report.damaged += [fault for fault in [nearest.fault_of(store)] if fault]
+            wrong = report.files - len(_sound(store.connection, store.embed_dim)[0])
+            report.damaged += [f"{wrong} files are not what was written"] * bool(wrong)
+            report.damaged += [fault for fault in [nearest.fault_of(folder)] if fault]
     except Damaged as error:
         report.damaged.append(error.reason)
     return report
-
-
-def _wrong(store: Store) -> Iterator[int]:
-    """Ids of the files whose row, or a vector of theirs, is not what was written."""
-    crcs = defaultdict(list)
-    wrong = set()
-    sql = f"SELECT {', '.join(VECTOR_COLUMNS)} FROM vectors ORDER BY file, id"  # noqa: S608 (fixed names)
-    for *place, blob, crc in store.connection.execute(sql):
-        crcs[place[0]].append(crc)
-        if len(blob) != 4 * store.embed_dim or checksum_of_vector(place, blob) != crc:
-            wrong.add(place[0])
-    for id_, crc, *row in store.connection.execute(f"SELECT id, crc, {', '.join(COLUMNS)} FROM files"):  # noqa: S608
-        if id_ in wrong or crc != checksum([id_, *row, *crcs[id_]]):
-            yield id_
 
 
 def _repair(folder: Path) -> int:
@@ -118,61 +108,64 @@ def _repair(folder: Path) -> int:
     Returns:
         The number of files that have to be embedded again.
     """
-    for name in (nearest.MATRIX, nearest.LISTS):
-        (folder / name).unlink(missing_ok=True)
+    for path in nearest.derived(folder):
+        path.unlink()
     try:
-        before = _copy_sound(folder / DATABASE)
+        lost = _copy_sound(folder / DATABASE)
     except sqlite3.Error as error:
         raise UserError(f"{folder}: cannot be repaired ({error}); delete it and build it again") from error
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
     with closing(Store(folder, write=True)) as store:
         nearest.keep(store)
-        return max(0, before - store.count())
+    return lost
 
 
 def _copy_sound(path: Path) -> int:
-    """Write a database of all rows that are what was written, in the place of the old one; gives how many files were
-    seen."""
+    """Write a database of all rows that are what was written in the place of the old one; gives how many files were
+    left out."""
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)) as old:
         old.execute("PRAGMA writable_schema = ON")  # else SQLite reads nothing of a file that was cut short
         old.text_factory = _any_text
-        meta = read_meta(old)
-        if meta.get("crc") != checksum_of_meta(meta):
+        kept = {name: content for name, content, crc in _readable(old, "kept", "name", ("content", "crc"))
+                if isinstance(content, bytes) and zlib.crc32(content) == crc}  # fmt: skip
+        if "meta" not in kept:
             raise sqlite3.DatabaseError("it does not say of which model it is")
-        vectors = defaultdict(list)
-        for _, *row in _readable(old, "vectors", ("id", *VECTOR_COLUMNS)):
-            *place, blob, crc = row
-            is_whole = isinstance(blob, bytes) and len(blob) == 4 * int(meta["embed_dim"])
-            if is_whole and checksum_of_vector(place, blob) == crc:
-                vectors[place[0]].append(row)
-        seen, files = 0, {}
-        for id_, crc, *row in _readable(old, "files", ("id", "crc", *COLUMNS)):
-            seen += 1
-            if crc == checksum([id_, *row, *(vector[-1] for vector in vectors[id_])]):
-                files[id_] = (id_, crc, *row)
-        roots = [row for row in _readable(old, "roots", ("path", "options", "crc")) if checksum(row[:2]) == row[2]]
+        meta = json.loads(kept.pop("meta"))
+        files, vectors, seen = _sound(old, int(meta["embed_dim"]), whole=True)
+        meta["removed"] = str(int(meta["removed"]) + 1)
         with write_database(path) as new:
-            create_tables(new, {**meta, "removed": str(int(meta["removed"]) + 1)})
-            new.execute("BEGIN")
-            _insert(new, "files", ("id", "crc", *COLUMNS), files.values())
-            _insert(new, "vectors", VECTOR_COLUMNS, (row for id_ in files for row in vectors[id_]))
-            _insert(new, "roots", ("path", "options", "crc"), roots)
-            new.execute("COMMIT")
-    return seen
+            for name, content in {**kept, "meta": json.dumps(meta).encode()}.items():
+                keep(new, name, content)
+            insert(new, "files", ("id", "crc", *COLUMNS), {row[2]: row for row in files}.values())
+            insert(new, "vectors", VECTOR_COLUMNS, (row for file, *_ in files for row in vectors[file]))
+    return seen - len(files)
 
 
-def _insert(connection: sqlite3.Connection, table: str, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    sql = f"INSERT OR IGNORE INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
-    connection.executemany(sql, rows)
+def _sound(
+    connection: sqlite3.Connection, embed_dim: int, whole: bool = False
+) -> tuple[list[tuple[Any, ...]], dict[int, list[Any]], int]:
+    """Rows (id, crc, *COLUMNS) of the files that are what was written with all their vectors; the rows of their vectors
+    by file, ``whole`` or their checksums alone; and how many files were seen."""
+    vectors: dict[int, list[Any]] = defaultdict(list)
+    wrong = set()
+    for _, *row in _readable(connection, "vectors", "id", VECTOR_COLUMNS):
+        *place, blob, crc = row
+        vectors[place[0]].append(row if whole else [crc])
+        if not isinstance(blob, bytes) or len(blob) != 4 * embed_dim or checksum_of_vector(place, blob) != crc:
+            wrong.add(place[0])
+    seen = [*_readable(connection, "files", "id", ("crc", *COLUMNS))]
+    files = [row for row in seen if row[0] not in wrong
+             and row[1] == checksum([row[0], *row[2:], *(vector[-1] for vector in vectors[row[0]])])]  # fmt: skip
+    return files, vectors, len(seen)
 
 
-def _readable(connection: sqlite3.Connection, table: str, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """Rows of a table by the first of its columns; if that is a number, also those behind pages that cannot be read."""
-    sql = f"SELECT {', '.join(names)} FROM {table} WHERE {names[0]} > ? ORDER BY {names[0]}"  # noqa: S608 (fixed names)
-    last: Any = b"" if table == "roots" else -1
+def _readable(connection: sqlite3.Connection, table: str, key: str, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Rows of a table by its key; if that is a number, also those behind pages that cannot be read."""
+    sql = f"SELECT {key}, {', '.join(names)} FROM {table} WHERE {key} > ? ORDER BY {key}"  # noqa: S608 (fixed names)
+    last: Any = "" if key == "name" else -1
     step = 1
-    while last == b"" or last < MAX_KEY:
+    while last == "" or last < MAX_KEY:
         try:
             for row in connection.execute(sql, (last,)):
                 yield row
@@ -181,16 +174,9 @@ def _readable(connection: sqlite3.Connection, table: str, names: Sequence[str]) 
         except sqlite3.DatabaseError as error:
             if str(error) in ELSEWHERE:  # go on without what a disk does not give now, and it would be lost for good
                 raise
-            if table == "roots":
+            if isinstance(last, str):
                 return
             last, step = last + step, 2 * step
-
-
-def _header_faults(path: Path) -> list[str]:
-    """SQLite takes a damaged version for writing as a wish not to be written to."""
-    with open(path, "rb") as file:
-        header = file.read(20)
-    return [] if header[18:20] in (b"\1\1", b"\2\2") else ["the header of the database is not what was written"]
 
 
 def _any_text(content: bytes) -> str:

@@ -11,12 +11,12 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from itertools import chain, islice
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from onepeace.embed.parts import Compound
@@ -64,8 +64,6 @@ class Done:
     results: "list[Embedded]" = field(default_factory=list)
     learned: list[dict[str, Any]] = field(default_factory=list)
     """For each item, attributes of a `Compound` that its copy in the other process has set."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds each stage was busy."""
     logged: list[tuple[str, int, str]] = field(default_factory=list)
     """Logger, level and message of what was logged."""
 
@@ -127,12 +125,7 @@ class Pool:
         return load(self._name, modalities=["text"]).encode_text(texts, **options)
 
     def stream(
-        self,
-        items: Iterable[object],
-        *,
-        batch_size: int = 32,
-        timings: MutableMapping[str, float] | None = None,
-        **options: Any,
+        self, items: Iterable[object], *, batch_size: int = 32, **options: Any
     ) -> Generator["Embedded", None, None]:
         """See `Embedder.stream`. An item that ends the process it is embedded by failed.
 
@@ -142,28 +135,25 @@ class Pool:
         size = 4 * batch_size if "window" not in options else batch_size  # each long sound is many samples
         chunks = _chunks(items, {**options, "batch_size": batch_size}, size)
         waiting: deque[tuple[Chunk, Future[Done]]] = deque()
-        timings = {} if timings is None else timings
-        is_done = False
         try:
             while True:
                 room = AHEAD * self._engine.size - len(waiting)
                 waiting += ((chunk, self._engine.submit(chunk)) for chunk in islice(chunks, room))
                 if not waiting:
-                    break
+                    return
                 chunk, future = waiting.popleft()
                 try:
                     done = future.result()
                 except BrokenExecutor:
                     wait([others for _, others in waiting])
-                    yield from self._again(chunk, timings)
+                    yield from self._again(chunk)
                 else:
-                    yield from _taken(chunk, done, timings)
-            is_done = True
-        finally:
-            if not is_done:  # stopped on the way
-                self.close()
+                    yield from _taken(chunk, done)
+        except BaseException:  # also that nobody asks for the rest
+            self.close()
+            raise
 
-    def _again(self, chunk: Chunk, timings: MutableMapping[str, float]) -> Iterator["Embedded"]:
+    def _again(self, chunk: Chunk) -> Iterator["Embedded"]:
         """Results of a chunk that is embedded while nothing else is."""
         try:
             done = self._engine.submit(chunk).result()
@@ -172,9 +162,9 @@ class Pool:
                 yield _failed(chunk)
                 return
             for i, item in enumerate(chunk.items, chunk.first):
-                yield from self._again(replace(chunk, first=i, items=[item]), timings)
+                yield from self._again(replace(chunk, first=i, items=[item]))
         else:
-            yield from _taken(chunk, done, timings)
+            yield from _taken(chunk, done)
 
 
 def pool_of(model: Model, engine: str | None, count: int | None) -> Pool | None:
@@ -282,8 +272,8 @@ def embed(embedder: "Embedder", chunk: Chunk) -> Done:
     from onepeace.embed.assembly import Embedded
 
     done = Done()
-    with _logged(done.logged):
-        results = embedder.stream(chunk.items, **chunk.options, timings=done.seconds)
+    with listening("onepeace", lambda record: done.logged.append((record.name, record.levelno, record.getMessage()))):
+        results = embedder.stream(chunk.items, **chunk.options)
         for place, (item, result) in enumerate(zip(chunk.items, results, strict=True), chunk.first):
             error = None if result.error is None else UserError(str(result.reason))  # others may not be picklable
             done.results.append(Embedded(place, result.name, result.vector, result.windows, error))
@@ -293,16 +283,13 @@ def embed(embedder: "Embedder", chunk: Chunk) -> Done:
 
 
 @contextmanager
-def _logged(records: list[tuple[str, int, str]]) -> Iterator[None]:
-    """Keep what the package logs in place of printing it in another process."""
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            records.append((record.name, record.levelno, record.getMessage()))
-
-    logger, handler = logging.getLogger("onepeace"), Keep()
-    logger.addHandler(handler)
+def listening(name: str, hear: Callable[[logging.LogRecord], object]) -> Iterator[None]:
+    """Give what a logger and those below it log to a function, in place of printing it."""
+    handler = logging.Handler()
+    handler.emit = hear  # type: ignore[assignment, method-assign]
+    logger = logging.getLogger(name)
     propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
     try:
         yield
     finally:
@@ -312,29 +299,22 @@ def _logged(records: list[tuple[str, int, str]]) -> Iterator[None]:
 
 def _chunks(items: Iterable[object], options: dict[str, Any], size: int) -> Iterator[Chunk]:
     """All items in chunks of ``size``, or fewer that hold much."""
-    first, each = 0, iter(items)
-    for item in each:
-        some, weight = [], 0
-        for one in chain([item], islice(each, size - 1)):
-            some.append(one)
-            weight += _weight(one)
-            if weight > CHUNK_BYTES:
-                break
+    first, some, weight = 0, list[object](), 0
+    for item in items:
+        some.append(item)
+        values = item.values() if isinstance(item, dict) else [getattr(item, "value", item)]
+        weight += sum(len(value) for value in values if isinstance(value, bytes | str))
+        if len(some) == size or weight > CHUNK_BYTES:
+            yield Chunk(first, some, options)
+            first, some, weight = first + len(some), [], 0
+    if some:
         yield Chunk(first, some, options)
-        first += len(some)
 
 
-def _weight(item: object) -> int:
-    values = item.values() if isinstance(item, dict) else [getattr(item, "value", item)]
-    return sum(len(value) for value in values if isinstance(value, bytes | str))
-
-
-def _taken(chunk: Chunk, done: Done, timings: MutableMapping[str, float]) -> Iterator["Embedded"]:
+def _taken(chunk: Chunk, done: Done) -> Iterator["Embedded"]:
     """Results of a chunk; what its process says beside them is taken over."""
     for name, level, message in done.logged:
         logging.getLogger(name).log(level, "%s", message)
-    for stage, seconds in done.seconds.items():
-        timings[stage] = timings.get(stage, 0.0) + seconds
     for item, learned, result in zip(chunk.items, done.learned, done.results, strict=True):
         for name, value in learned.items():
             setattr(item, name, value)

@@ -1,6 +1,5 @@
 """`build`, `update` and `remove`: what changes an index. One process writes at a time."""
 
-import logging
 import os
 import secrets
 import shlex
@@ -9,15 +8,18 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import make_folder
 from onepeace.files.source import scheme
-from onepeace.index import nearest, text_branch
+from onepeace.index import nearest
 from onepeace.index.builder import HOP, WINDOW, Builder, Report
-from onepeace.index.calibrate import Banks, read_calibration
+from onepeace.index.calibrate import banks_of_words, read_calibration
 from onepeace.index.filters import kind_of
-from onepeace.index.identity import check_model, identity
-from onepeace.index.index import unreadable
+from onepeace.index.index import check_model, identity, unreadable
+from onepeace.index.query import keep_text_branch
+from onepeace.index.ranking import Banks
 from onepeace.index.sources import MADE_OF, Root, Scan, is_below, roots_of, scan
 from onepeace.index.store import DATABASE, Store
 from onepeace.index.workers import Model, pool_of
@@ -26,8 +28,6 @@ from onepeace.progress import status
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
     from onepeace.index.workers import Pool
-
-log = logging.getLogger(__name__)
 
 LOCK = "lock"
 EXPORT_FROM = 1000
@@ -161,8 +161,8 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
         yield target
     finally:
         lock.release()
-        if is_new and {path.name for path in target.iterdir()} == {LOCK}:  # nothing has come of it
-            with suppress(OSError):
+        with suppress(OSError):  # it was moved meanwhile
+            if is_new and {path.name for path in target.iterdir()} == {LOCK}:  # nothing has come of it
                 (target / LOCK).unlink()
                 target.rmdir()
 
@@ -244,7 +244,7 @@ def _fill(
         if store not in (None, opened.meta["store"]):
             _choose_service(opened, store)
         banks = _banks(opened, load)
-        builder = Builder(opened, load, banks, batch_size=batch_size, progress=progress)
+        builder = Builder(opened, load, banks, batch_size, progress)
         builder.report.problems += found.problems
         builder.report.other_kinds += found.others
         known = {path: Root.of(path, options) for path, options in opened.roots().items()}
@@ -259,24 +259,21 @@ def _fill(
                 with opened.transaction():
                     opened.keep_roots({root.path: None for root in gone})
         if "text" in opened.meta["modalities"].split() and opened.count("problem IS NULL") >= EXPORT_FROM:
-            text_branch.keep(opened.meta["model"], opened.meta["model_hash"])
+            keep_text_branch(opened.meta["model"], opened.meta["model_hash"])
         _finish(opened, banks)
     return builder.report
 
 
 def _finish(store: Store, banks: Banks) -> None:
     """Bring what is derived from the vectors up to date."""
-    nearest.keep(store)
     if store.meta["removed"] != store.meta.get("best_of"):  # a best score may be that of a file that is gone
-        matrix = nearest.Matrix(store)
         banks.start()
-        for first in range(0, len(matrix), 1 << 16):
-            block = slice(first, first + (1 << 16))
-            banks.add_codes(matrix.vectors[block], matrix.modality[block])
+        for records in nearest.read(store):
+            banks.add(records["vector"], np.array(store.kinds)[records["modality"]])
         with store.transaction():
             store.keep_blob("best", banks.best_bytes())
-            store.set_meta(best_of=store.meta["removed"])
-        nearest.keep(store)
+            store.meta["best_of"] = store.meta["removed"]
+    nearest.keep(store)
     if store.meta["store"] != nearest.LOCAL:
         with closing(nearest.service_of(store, nearest.Matrix(store))) as service:
             service.send()
@@ -289,7 +286,7 @@ def _choose_service(store: Store, address: str) -> None:
         with closing(nearest.service_of(store, nearest.Matrix(store), address)) as service:
             service.send()
     with store.transaction():
-        store.set_meta(store=address)
+        store.meta["store"] = address
 
 
 def _banks(store: Store, load: "Callable[[], Embedder | Pool] | None") -> Banks:
@@ -304,11 +301,11 @@ def _banks(store: Store, load: "Callable[[], Embedder | Pool] | None") -> Banks:
 
         latest = read_calibration(resolve(store.meta["model"]), store.meta["model_hash"])
         if latest is None and content is None:
-            latest = Banks.of_words(load()).to_bytes()
+            latest = banks_of_words(load()).to_bytes()
         if latest is not None and latest != content:
             with store.transaction():
                 store.keep_blob("calibration", latest)
-                store.set_meta(best_of="")  # scores of other queries
+                store.meta["best_of"] = ""  # scores of other queries
             content = latest
     return Banks.load(content, store.blob("best"))
 
@@ -348,7 +345,7 @@ def _open(
                 raise UserError(f"{folder}: made with a {key} of {float(store.meta[key]):g} s, not {value:g} s")
         if any(store.meta[key] != value for key, value in news.items()):
             with store.transaction():
-                store.set_meta(**news)
+                store.meta |= news
     except BaseException:
         store.close()
         raise

@@ -10,7 +10,8 @@ from support.small_shards import write_shard
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols.match import FIRST
 from onepeace.evaluate.run import read_recipe
-from onepeace.index.calibrate import FILE, Banks
+from onepeace.index.calibrate import FILE
+from onepeace.index.ranking import Banks
 
 WIDTH, COUNT = 64, 12
 RECIPE = """

@@ -6,7 +6,8 @@ from PIL import Image
 from support.small_shards import square, write_shard
 
 from onepeace.errors import UserError
-from onepeace.index.calibrate import FILE, TEXTS, Banks, calibrate, least_alike, read_calibration, texts_of
+from onepeace.index.calibrate import FILE, TEXTS, calibrate, least_alike, read_calibration, texts_of
+from onepeace.index.ranking import Banks
 
 
 def unit(rows):
@@ -40,7 +41,7 @@ def test_best_mean_and_squares_are_those_of_a_plain_product(banks, items):
 
 
 def test_what_is_kept_goes_on_where_it_was(banks, items, monkeypatch):
-    monkeypatch.setattr("onepeace.index.calibrate.BLOCK", 7)
+    monkeypatch.setattr("onepeace.index.ranking.BLOCK", 7)
     rows, kinds = items
     banks.add(rows[:35], kinds[:35])
     again = Banks.load(banks.to_bytes(), banks.best_bytes())

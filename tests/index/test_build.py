@@ -15,7 +15,7 @@ from support.indexes import check_same, content
 from support.small_shards import square, tone, write_tar
 
 from onepeace.errors import UsageError, UserError
-from onepeace.index import Index, builder, reading, remove
+from onepeace.index import Index, builder, remove
 from onepeace.index import write as index_write
 from onepeace.index.store import Store
 from onepeace.index.write import writing
@@ -181,7 +181,7 @@ def test_file_that_could_not_be_read_is_tried_again(build, words, tmp_path, monk
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as context:
-        context.setattr(reading, "open", refuse, raising=False)
+        context.setattr(builder, "open", refuse, raising=False)
         report = build(tmp_path / "index", words)
         assert {problem.reason for problem in report.problems} == {"Permission denied"}
         assert counts(build(tmp_path / "index", words)) == {"known_problems": 6}

@@ -12,7 +12,7 @@ from support.crash import COMMANDS, answers, finish, flip, in_process, mend, pre
 
 from onepeace.errors import UserError
 from onepeace.index import check
-from onepeace.index.nearest import MATRIX
+from onepeace.index.nearest import derived
 from onepeace.index.store import DATABASE
 
 
@@ -62,7 +62,7 @@ def test_flipped_bits_never_change_an_answer_in_silence(tmp_path):
     for trial in range(30):
         copy = tmp_path / f"copy{trial}"
         shutil.copytree(index, copy)
-        flip(copy / (DATABASE, MATRIX)[trial % 2], draw)
+        flip((copy / DATABASE, *derived(copy))[trial % 2], draw)
         try:
             assert answers(copy) == right
         except UserError:
@@ -73,15 +73,16 @@ def test_flipped_bits_never_change_an_answer_in_silence(tmp_path):
     assert refused
 
 
-@pytest.mark.parametrize("name", [DATABASE, MATRIX])
+@pytest.mark.parametrize("is_database", [True, False])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
-def test_file_that_is_cut_short(name, share, tmp_path):
+def test_file_that_is_cut_short(is_database, share, tmp_path):
     index, files = prepare(tmp_path, "update")
     run("update", index, files)
     right = answers(index)
-    content = (index / name).read_bytes()
-    (index / name).write_bytes(content[: int(len(content) * share)])
-    if name == MATRIX:
+    path = index / DATABASE if is_database else derived(index)[0]
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    if not is_database:
         assert answers(index) == right
     assert not check(index).ok
     kept = len(right) - mend(index, files)

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from onepeace.index.calibrate import Banks
 from onepeace.index.query import Part, QueryVector
-from onepeace.index.ranking import LIKELY, POSSIBLE, Ranking, falling, likelihood
+from onepeace.index.ranking import LIKELY, POSSIBLE, Banks, falling, likelihood
 
 WIDTH = 32
 
@@ -38,7 +37,7 @@ def folder():
 def ranking(banks, folder):
     banks.start()
     banks.add(*folder)
-    return Ranking(banks)
+    return banks
 
 
 def query(*parts):
@@ -49,7 +48,7 @@ def test_the_match_is_the_share_of_unrelated_queries_with_a_lower_best_hit():
     words = unit(np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]], float))
     banks = Banks({"word": words})
     banks.add(unit(np.array([[1, 0, 0], [1, 0.2, 0]], float)), ["image", "image"])
-    found = Ranking(banks).score(query(("word", np.float32([0, 0, 1]), 1.0)), "image", np.array([0.9, 0.5, -0.1]))[1]
+    found = banks.score(query(("word", np.float32([0, 0, 1]), 1.0)), "image", np.array([0.9, 0.5, -0.1]))[1]
     # the best scores are 1, 0.83, 0.14 and 0
     assert found.tolist() == [0.75, 0.5, 0.0]
 
@@ -121,7 +120,7 @@ def test_what_has_no_bank_has_no_match(ranking):
         found, match = ranking.score(asked, kind, cosines)
         assert match is None
         assert found.tolist() == cosines.tolist()
-    assert Ranking.load(None, None).score(query(("word", vector, 1.0)), "image", cosines)[1] is None
+    assert Banks({}).score(query(("word", vector, 1.0)), "image", cosines)[1] is None
 
 
 def test_no_hit_matches_better_than_one_above_it():

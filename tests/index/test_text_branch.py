@@ -7,9 +7,9 @@ import pytest
 
 from onepeace.embed.embedder import load
 from onepeace.hub.fingerprint import fingerprint
-from onepeace.index import build, text_branch, write
+from onepeace.index import build, write
 from onepeace.index.index import Index
-from onepeace.index.text_branch import TextBranch, folder_of
+from onepeace.index.query import TextBranch, text_branch_folder
 
 pytest.importorskip("onnxscript")
 
@@ -33,7 +33,7 @@ def test_words_are_read_without_the_model(random_folder, tmp_path, monkeypatch, 
     with Index.open(tmp_path / "two") as index:
         assert len(index.search("words")) == 2
 
-    path = folder_of(model_hash) / text_branch.TOKENIZER
+    path = text_branch_folder(model_hash) / "tokenizer.json"
     path.write_bytes(path.read_bytes().replace(b"a", b"b", 1))
     with caplog.at_level(logging.WARNING, "onepeace"):
         assert TextBranch.open(model_hash) is None

@@ -25,7 +25,7 @@ import numpy as np
 from onepeace.errors import UserError
 from onepeace.index import Index, Query, builder, check, remove, sources
 from onepeace.index import write as writing
-from onepeace.index.calibrate import Banks
+from onepeace.index.ranking import Banks
 from onepeace.index.store import DATABASE, Store
 
 DIM = 16

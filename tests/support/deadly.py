@@ -14,7 +14,7 @@ from onepeace.index.workers import Model
 
 
 class _Deadly(Embedder):
-    def stream(self, values, *, timings=None, **options):
+    def stream(self, values, **options):
         import torch
 
         for index, result in enumerate(super().stream(self._read(values))):

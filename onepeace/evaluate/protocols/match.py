@@ -21,9 +21,9 @@ from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, check_at, encode
 from onepeace.evaluate.ranked import chance_ndcg, ndcg, ordered
 from onepeace.hub.resolve import resolve
-from onepeace.index.calibrate import FILE, TEXTS, Banks, texts_of
+from onepeace.index.calibrate import FILE, TEXTS, texts_of
 from onepeace.index.query import Part, QueryVector, bank_of_text
-from onepeace.index.ranking import POSSIBLE, RELEVANT, Ranking
+from onepeace.index.ranking import POSSIBLE, RELEVANT, Banks
 
 FIRST = 5
 """A query is answered when a right item is among so many hits."""
@@ -110,8 +110,7 @@ class Match(EvaluationProtocol):
         modalities = [source.modality for name, source in self.sources.items() for _ in samples[name]]
         asked = self.asked(embedder, samples, items)
         banks.add(items, modalities)
-        ranking = Ranking(banks)
-        said = [_said(one, items, np.array(modalities), ranking, self.at) for one in asked]
+        said = [_said(one, items, np.array(modalities), banks, self.at) for one in asked]
         figures = []
         for name in ("all", *self.sources):
             own = [what for one, what in zip(asked, said, strict=True) if name == "all" or name in one.sources]
@@ -148,14 +147,14 @@ class Match(EvaluationProtocol):
         return asked
 
 
-def _said(asked: Asked, items: NDArray, modalities: NDArray, ranking: Ranking, at: int) -> Said:
+def _said(asked: Asked, items: NDArray, modalities: NDArray, banks: Banks, at: int) -> Said:
     cosines = items @ asked.query.vector
     z, match = np.zeros(len(items)), np.zeros(len(items))
     for modality in dict.fromkeys(modalities.tolist()):
         own = modalities == modality
-        z[own], found = ranking.score(asked.query, modality, cosines[own])
+        z[own], found = banks.score(asked.query, modality, cosines[own])
         if found is None:
-            raise UserError(f"the calibration has no {asked.query.bank} to compare with {modality}")
+            raise UserError(f"the calibration has no {asked.query.parts[0].bank} to compare with {modality}")
         match[own] = found
     cosines[~asked.inside], z[~asked.inside] = -2, -np.inf
     hits = ordered(z, asked.answers)[:FIRST]
