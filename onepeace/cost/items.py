@@ -15,7 +15,8 @@ from onepeace.model import Trained
 from onepeace.special_ids import EOS, PAD
 from onepeace.train.recipe import Recipe
 from onepeace.train.supervised import Supervised, SupervisedOptions
-from onepeace.train.teachers import TeacherOptions, TeacherTable
+from onepeace.train.teachers import TeacherOptions
+from onepeace.train.teachers.table import TeacherTable
 from onepeace.train.terms.known import TERMS
 from onepeace.train.training_data import TrainingData
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from onepeace.data.augment import join_captions, make_augments
 from onepeace.data.batch import Batch, Mask
 from onepeace.data.config import DataConfig
-from onepeace.data.features import StemFeatures, collate
+from onepeace.data.frozen_cache import StemFeatures, collate
 from onepeace.data.masking import MaskRates, draw_masks, draw_token_dropout, word_starts, word_table
 from onepeace.data.sample import Sample, content_of
 from onepeace.data.shards import BROKEN_FREE
@@ -30,6 +30,9 @@ Lengths = Callable[[dict[str, Tensor]], Tensor]
 
 TRIES = 100
 """So many samples at least are tried for one place of a batch."""
+
+SOUND_BYTES = 512 * 2**20
+"""Memory of each worker for decoded sounds."""
 
 MIXED = "mixed"
 """Ends the key of an item that has another one mixed in; no sample's key has a dot."""
@@ -76,7 +79,7 @@ class BatchBuilder:
         self.augments = make_augments(config.augment)
         self.broken: dict[str, set[str]] = {}
         self._cache: dict[Any, Tensor] = {}
-        self._room = config.cache_megabytes * 2**20
+        self._room = SOUND_BYTES
         self.word_table: Tensor | None = None
         if any(rates.unit == "word" for rates in self.masks.values()):
             vocabulary = processors["text"].tokenizer.get_vocab()

@@ -66,8 +66,9 @@ class DataConfig:
     stem_views: dict[str, int] = field(default_factory=dict)
     """By modality with a frozen pretrained stem: augmented views of each item whose features are computed once, before
     the first step, and kept on disk; without it the stem runs in every step."""
-    stem_folder: str | None = None
-    """Where those features are kept; null = in the run's folder. Runs that agree on stem and views share them."""
+    frozen_folder: str | None = None
+    """Where those features, and the answers of outside teachers, are kept; null = in the run's folder. Runs that agree
+    on network and views share them."""
     token_dropout: dict[str, float] = field(default_factory=dict)
     """By modality: share of the tokens dropped in the contrastive pass, for speed (FLIP, arXiv 2212.00794)."""
     shuffle_buffer: int = 20_000
@@ -80,10 +81,6 @@ class DataConfig:
     """Copies of shards that are compressed or lie elsewhere, and indexes of all; null = shards in onepeace's cache."""
     cache_gigabytes: float = 20.0
     """Size of that folder at most; the least recently used gives way."""
-    allow_pipe: bool = False
-    """Let shards be the output of shell commands, as pipe:COMMAND."""
-    cache_megabytes: int = 512
-    """Memory of each worker for decoded sounds."""
     broken_limit: float = 0.02
     """Share of a source's samples that may be unusable, and of a pair's items that may fail to decode, before the run
     stops."""

@@ -5,6 +5,7 @@ of the base are relative to the recipe; shards are relative to ``data.root``. A 
 fields against each other in check.py.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -300,6 +301,11 @@ class Recipe:
         start = {"from", *(one.name for one in fields(StartConfig))} - {"source"}
         return {key: value for key, value in self.model.items() if key not in start}
 
+    @property
+    def frozen_folder(self) -> Path:
+        """Where what frozen networks say is kept."""
+        return Path(os.path.expandvars(self.data.frozen_folder or f"{self.run.out}/frozen"))
+
     def batch_size(self, pair: str) -> int:
         """Items per step of the sources of a name, as "image+text"."""
         sizes = self.run.batch_size
@@ -356,7 +362,7 @@ def to_yaml(recipe: Recipe) -> str:
 
 MAY_CHANGE = frozenset(
     ["evaluate"]
-    + [f"data.{name}" for name in ("root", "stem_folder", "cache_folder", "cache_gigabytes", "cache_megabytes")]
+    + [f"data.{name}" for name in ("root", "frozen_folder", "cache_folder", "cache_gigabytes")]
     + [f"run.{name}" for name in ("out", "log_every", "eval_every", "save_every", "save_minutes", "keep", "workers")]
     + [f"run.{name}" for name in ("loggers", "parallel", "compile", "checkpoint_activations")]
 )

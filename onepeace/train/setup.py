@@ -1,7 +1,6 @@
 """From a recipe to a run at its first step, or at its last checkpoint."""
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -12,9 +11,9 @@ import torch
 from onepeace.compiling import compile_blocks
 from onepeace.config import Config, read_yaml, write_config
 from onepeace.data.builder import BatchBuilder
-from onepeace.data.features import StemFeatures
+from onepeace.data.frozen_cache import StemFeatures
 from onepeace.data.reader import Cursor, Source, open_sources
-from onepeace.data.steps import Share, Steps
+from onepeace.data.steps import Steps
 from onepeace.device import bfloat16_is_fast
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic
@@ -34,7 +33,7 @@ from onepeace.train.recipe import Recipe, check_same
 from onepeace.train.run import Run
 from onepeace.train.start import check_start, make_config, make_model
 from onepeace.train.state import State
-from onepeace.train.stem_features import compute_stem_features
+from onepeace.train.stem_features import StemViews
 from onepeace.train.terms.known import TERMS
 from onepeace.train.training_data import TrainingData, captions_of
 
@@ -181,15 +180,13 @@ def make_stem_features(
     recipe: Recipe, sources: list[Source], processors: Mapping[str, Processor], model: Any, device: torch.device
 ) -> dict[str, StemFeatures]:
     """What the frozen stems of data.stem_views give of the sources' items, by modality; the first process makes it."""
-    folder = Path(os.path.expandvars(recipe.data.stem_folder or f"{recipe.run.out}/stems"))
-    use_bfloat16 = use_bfloat16_of(recipe, device)
     found = {}
     for key, views in recipe.data.stem_views.items():
         samples = [sample for source in sources for sample in source.samples if key in sample.inputs]
         augment, made = recipe.data.augment.get(key, {}), ""
         if parallel.rank() == 0:
-            arguments = (key, model.adapters[key], processors[key], augment, samples, views, folder)
-            made = str(compute_stem_features(*arguments, device, use_bfloat16))
+            arguments = (key, model.adapters[key], processors[key], augment, samples, views)
+            made = str(StemViews(*arguments, device, use_bfloat16_of(recipe, device)).keep(recipe.frozen_folder))
         found[key] = StemFeatures(Path(parallel.gather_objects(made)[0]), samples)
     return found
 
@@ -213,5 +210,4 @@ def make_steps(
         num_tokens = {key: adapter.token_lengths for key, adapter in build_module(config).adapters.items()}
     builder = BatchBuilder(recipe.data, processors, num_tokens, recipe.mask if recipe.uses_masks else {}, features)
     sizes = {name: recipe.batch_size(name) for name in recipe.data.modalities}
-    share = Share(recipe.seed, sizes, parallel.rank(), parallel.world_size())
-    return Steps(builder, sources, share, cursors)
+    return Steps(builder, sources, recipe.seed, sizes, cursors, parallel.rank(), parallel.world_size())

@@ -37,7 +37,7 @@ def trained(root, tmp_path_factory):
 
 
 def items(root, modality, count):
-    samples = read_source(source(modality)["shards"], (modality, "text"), root).samples[:count]
+    samples = read_source(source(modality)["shards"], (modality, "text"), root)[:count]
     return [sample.inputs[modality] for sample in samples], [sample.captions[0] for sample in samples]
 
 

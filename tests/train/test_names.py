@@ -44,7 +44,6 @@ def test_it_learns(root, tmp_path, names):
     loop.train(names_recipe(root, tmp_path, names=names, templates=["{}", "a {} square"]))
     first, *_, last = read_log(tmp_path / "log.jsonl")
     assert last["names/image"] < 0.6 * first["names/image"]
-    assert (tmp_path / "test-colours-image-scores.safetensors").exists()
 
 
 def test_soft_targets_are_a_cross_entropy():

@@ -76,13 +76,13 @@ def test_a_task_is_learned_measured_saved_and_predicts(tasks, tmp_path, task):
     figures = measured(folder, tasks, task)
     assert floor <= figures[metric] <= 1, figures
     model = onepeace.load(folder)
-    sample = read_source(f"{shards}.tar", (modality, *others), tasks).samples[0]
+    sample = read_source(f"{shards}.tar", (modality, *others), tasks)[0]
     item = {modality: sample.inputs[modality], **({"text": sample.captions[0]} if others else {})}
     item |= {"candidates": sample.targets["candidates"]} if task == "choice" else {}
     (result,) = model.predict([item])
     json.dumps(result)
     # Batch mates change nothing.
-    longer = {modality: read_source(f"{shards}.tar", (modality, *others), tasks).samples[-1].inputs[modality]}
+    longer = {modality: read_source(f"{shards}.tar", (modality, *others), tasks)[-1].inputs[modality]}
     beside = model.predict([{**item, **longer}, item, item])
     assert numbers(beside[1]) == pytest.approx(numbers(result), abs=1e-4)
 
@@ -140,7 +140,7 @@ def test_a_label_that_is_no_class_is_named(root, tmp_path):
 
 def test_command_takes_files_of_the_kind_that_its_head_is_asked_about(tasks, tmp_path, capsys):
     loop.train(task_recipe(tasks, tmp_path / "run", "choice", steps=1))
-    sample = read_source("choices.tar", ("audio", "text"), tasks).samples[0]
+    sample = read_source("choices.tar", ("audio", "text"), tasks)[0]
     files = tmp_path / "files"
     files.mkdir()
     (files / "yard.wav").write_bytes(sample.inputs["audio"])
@@ -165,7 +165,7 @@ def test_command_takes_files_of_the_kind_that_its_head_is_asked_about(tasks, tmp
 
 def test_command_prints_results_draws_boxes_and_names_what_fails(tasks, tmp_path, capsys):
     folder = loop.train(task_recipe(tasks, tmp_path / "run", "box", steps=20))
-    sample = read_source("boxes.tar", ("image", "text"), tasks).samples[0]
+    sample = read_source("boxes.tar", ("image", "text"), tasks)[0]
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     (pictures / "a.png").write_bytes(sample.inputs["image"])

@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import load_file
 from support import outside_models
 from support.training import MODEL, recipe, source
 
@@ -21,16 +20,10 @@ from onepeace.processors import AudioProcessor
 from onepeace.processors.resample import Resample
 from onepeace.train import loop
 from onepeace.train.log import read_log
-from onepeace.train.teachers import (
-    SAMPLE_RATE,
-    TeacherOptions,
-    TeacherTable,
-    cached_features,
-    item_reader,
-    make_teacher,
-)
+from onepeace.train.teachers import TeacherOptions, make_teacher
+from onepeace.train.teachers.items import SAMPLE_RATE, item_reader
+from onepeace.train.teachers.table import teacher_table
 from onepeace.train.teachers.transformers import max_tokens
-from onepeace.train.terms.distillation import Distillation, DistillationOptions
 from onepeace.train.training_data import TrainingData
 
 TEXTS = ["a red square", "the low tone of a dog", "an", "a dog barks far away and the low tone"]
@@ -285,7 +278,7 @@ def test_pictures_learn_from_open_clip_and_sounds_from_clap(root, tmp_path):
     outside_models.open_clip_model(clip)
     train = [{"shards": "squares.tar", "pair": ["image"]}, {"shards": "tones.tar", "pair": ["audio"]}]
     objective = {
-        f"distillation/{key}": {"teacher": {**teacher, "cache": str(tmp_path / f"{key}.safetensors")}}
+        f"distillation/{key}": {"teacher": teacher}
         for key, teacher in {
             "image": {"library": "open_clip", "name": f"local-dir:{clip}"},
             "audio": {"library": "transformers", "name": str(clap)},
@@ -293,7 +286,7 @@ def test_pictures_learn_from_open_clip_and_sounds_from_clap(root, tmp_path):
     }
     run = {"out": str(tmp_path / "run"), "batch_size": 6, "workers": 0, "log_every": 1, "precision": "float32"}
     model = {**MODEL, "modalities": ["image", "audio"]}
-    data = {"root": str(root), "train": train}
+    data = {"root": str(root), "train": train, "frozen_folder": str(tmp_path / "frozen")}
     loop.train(recipe(root, tmp_path / "run", steps=2, model=model, data=data, objective=objective, run=run))
     lines = read_log(tmp_path / "run" / "log.jsonl")
     assert [line["step"] for line in lines] == [1, 2]
@@ -302,26 +295,15 @@ def test_pictures_learn_from_open_clip_and_sounds_from_clap(root, tmp_path):
     with tarfile.open(root / "tones.tar") as tar:
         files = {name[:-4]: tar.extractfile(name).read() for name in tar.getnames() if name.endswith(".wav")}
     read = AudioProcessor().load
-    table = cached_features(outside(clap), list(files), pytest.fail, tmp_path / "audio.safetensors", "audio")
+    table = teacher_table(outside(clap), list(files), pytest.fail, tmp_path / "frozen", "audio")
     expected = make_teacher(outside(clap), "audio")([read(file) for file in files.values()])
     rows = [table.row[key] for key in files]
     torch.testing.assert_close(table.features[rows].float(), expected, rtol=2e-3, atol=2e-3)
-    assert load_file(tmp_path / "image.safetensors")["features"].shape[1] == 8
-
-
-def test_features_of_another_modality_are_refused(tmp_path):
-    outside_models.clap(tmp_path / "clap")
-    teacher, path = outside(tmp_path / "clap"), tmp_path / "cache.safetensors"
-    cached_features(teacher, ["low"], lambda name: name, path, "text")
-    with pytest.raises(UserError, match="features of text, the recipe asks for audio; name another cache"):
-        cached_features(teacher, ["low"], pytest.fail, path, "audio")
-    with pytest.raises(UserError, match="no item of the data has audio"):
-        cached_features(teacher, [], pytest.fail, path, "audio")
 
 
 def test_what_cannot_be_decoded_has_no_features_and_stops_nothing(tmp_path, caplog):
     outside_models.clap(tmp_path / "clap")
-    teacher, path = outside(tmp_path / "clap"), tmp_path / "cache.safetensors"
+    teacher = outside(tmp_path / "clap")
 
     def read(name):
         if name.startswith("broken"):
@@ -329,26 +311,16 @@ def test_what_cannot_be_decoded_has_no_features_and_stops_nothing(tmp_path, capl
         return name
 
     names = ["low", "broken 1", "high", "broken 2"]
-    table = cached_features(teacher, names, read, path, "text", batch=1)
+    table = teacher_table(teacher, names, read, tmp_path, "text")
     assert "broken 2 cannot be decoded" in caplog.text
-    assert list(table.row) == ["low", "high"]
-    rows = [table.row["high"], table.row["low"]]
-    expected = make_teacher(teacher, "text")(["high", "low"])
-    torch.testing.assert_close(table.features[rows].float(), expected, rtol=2e-3, atol=2e-3)
-    again = cached_features(teacher, names[1:], pytest.fail, path, "text")
-    assert again.row == table.row
-    with pytest.raises(UserError, match="no item of text can be decoded for the teacher"):
-        cached_features(teacher, ["broken 1"], read, tmp_path / "other.safetensors", "text")
-
-
-def test_what_cannot_be_decoded_changes_no_features_of_the_others():
-    known = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)).half()
-    broken = torch.cat([known[:2], torch.full((1, 8), torch.nan).half(), known[2:]])
-    rows = {"a": 0, "b": 1, "d": 3, "e": 4, "f": 5}
-    options = DistillationOptions(term="distillation", on=("image",), teacher=TeacherOptions("any"))
-    term = Distillation(options, SimpleNamespace(config=SimpleNamespace(dim=4)), TeacherTable(rows, broken))
-    expected = (known.float() - known.float().mean(0)) / known.float().std(0)
-    torch.testing.assert_close(term.features[list(term.row.values())], expected)
+    assert table.row == {"low": 0, "high": 1}
+    expected = make_teacher(teacher, "text")(["low", "high"])
+    torch.testing.assert_close(table.features.float(), expected, rtol=2e-3, atol=2e-3)
+    again = teacher_table(teacher, ["high", "low"], pytest.fail, tmp_path, "text")
+    assert torch.equal(again.features, table.features.flip(0))
+    for names, message in (([], "no item of the data has"), (["broken 1"], "no item of text can be decoded")):
+        with pytest.raises(UserError, match=message):
+            teacher_table(teacher, names, read, tmp_path, "text")
 
 
 def test_different_items_of_one_key_are_refused(root, tmp_path):
