@@ -174,7 +174,7 @@ def test_the_plan_counts_what_trains(root, base, tmp_path):
     wanted = adapted(root, base, tmp_path, steps=2, run={"ema": 0.9})
     run = setup.build_run(wanted, torch.device("cpu"))
     train_steps(run, None, None, lambda: False)
-    plan = make_plan(wanted, on_gpu=False)
+    plan = make_plan(wanted)
     trained = [p for p in run.model.parameters() if p.requires_grad]
     memory = plan.memory["ddp"]
     assert memory.parameters == sum(p.nbytes for p in run.model.parameters())
@@ -185,4 +185,4 @@ def test_the_plan_counts_what_trains(root, base, tmp_path):
     assert plan.parameters["LoRA adapters"] == (adapters, adapters)
     assert plan.parameters == parameter_counts(run.model)
     whole = recipe(root, tmp_path, steps=2, run={"batch_size": 8}, model={"from": str(base)})
-    assert memory.activations < make_plan(whole, on_gpu=False).memory["ddp"].activations
+    assert memory.activations < make_plan(whole).memory["ddp"].activations
