@@ -166,14 +166,6 @@ def test_lanes_read_shards_of_their_own(tmp_path, processors):
         make_steps(processors, replace(wanted, data=replace(wanted.data, lanes=7)))
 
 
-def test_batches_by_source_are_of_one_source_over_all_processes(root, processors):
-    train = [IMAGES, {**IMAGES, "shards": "more.tar"}]
-    ranks = [make_steps(processors, recipe(root, train, {"batches": "by_source"}, 4), rank, 2) for rank in range(2)]
-    for step in range(6):
-        (first,), (second,) = (batches(steps, step) for steps in ranks)
-        assert len({len(key) for key in first.keys + second.keys}) == 1  # p7, p100
-
-
 # Memory
 
 
@@ -246,3 +238,11 @@ def test_shard_that_changes_under_a_run_is_named(tmp_path):
     os.truncate(tmp_path / "a.tar", 100)
     with pytest.raises(UserError, match=r"a\.tar: has become shorter"):
         sample.read("image")
+
+
+def test_batches_by_source_are_of_one_source_over_all_processes(root, processors):
+    train = [IMAGES, {**IMAGES, "shards": "more.tar"}]
+    ranks = [make_steps(processors, recipe(root, train, {"batches": "by_source"}, 4), rank, 2) for rank in range(2)]
+    for step in range(6):
+        (first,), (second,) = (batches(steps, step) for steps in ranks)
+        assert len({len(key) for key in first.keys + second.keys}) == 1  # p7, p100

@@ -184,9 +184,3 @@ def test_targets_of_another_form_are_named_where_they_are_needed(tmp_path, name,
     assert read_source(write_tar(tmp_path / "a.tar", members).name, ("image",), tmp_path)
     with pytest.raises(UserError, match=f"a.tar: x: its {name} is not .*{told}"):
         read_source("a.tar", ("image",), tmp_path, targets=(name,))
-
-
-def test_endings_that_are_no_number_of_a_picture_are_read_as_before(tmp_path):
-    for member in ("x.thumb.png", "x.256.png", "x.1.png"):
-        (sample,) = read_source(write_tar(tmp_path / "a.tar", {member: picture(0)}).name, ("image",), tmp_path)
-        assert sample.inputs["image"] == picture(0)

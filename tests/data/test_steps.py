@@ -11,7 +11,6 @@ from support.batches import (
     NUM_TOKENS,
     SIZE,
     SOUNDS,
-    about,
     batches,
     keyed,
     make_steps,
@@ -19,7 +18,6 @@ from support.batches import (
     pictures,
     recipe,
     same,
-    sound,
     sounds,
 )
 from support.small_shards import write_tar
@@ -68,12 +66,6 @@ def test_batch_holds_what_the_model_reads(root, processors):
         assert ids[ids != 1].tolist() == processors["text"].decode(caption).tolist()
 
 
-def test_text_only_batch_has_only_text(root, processors):
-    (batch,) = batches(make_steps(processors, recipe(root, [{"shards": "pictures-*", "pair": ["text"]}])), 0)
-    assert set(batch.inputs) == {"text"}
-    assert len(batch.inputs["text"]["ids"]) == 4
-
-
 def test_step_depends_on_nothing_but_seed_and_number(root, processors):
     varied = {"augment": {"image": {"crop_scale": [0.3, 1.0], "flip": True, "color": 0.3},
                           "audio": {"shift": True, "gain_db": 6, "noise": 0.5, "mix": 0.5}},
@@ -97,25 +89,11 @@ def test_pairs_in_turn_are_the_same_batches_one_pair_a_step(root, processors):
         assert same(batches(in_turn, step), [batches(together, step // 2)[step % 2]])
 
 
-def test_another_pair_leaves_the_first_one_as_it_was(root, processors):
-    alone = batches(make_steps(processors, recipe(root, [IMAGES])), 2)
-    both = batches(make_steps(processors, recipe(root, [SOUNDS, IMAGES])), 2)
-    assert same(alone[0], both[1])
-
-
 def test_steps_run_on_over_the_end_of_an_epoch(root, processors):
     steps = make_steps(processors, recipe(root, batch_size=3))  # 8 items
     keys = [key for step in range(8) for key in batches(steps, step)[0].keys]
     for epoch in range(3):
         assert sorted(keys[8 * epoch : 8 * epoch + 8]) == [f"p{i}" for i in range(8)]
-
-
-def test_steps_by_source(root, processors):
-    train = [IMAGES, {**IMAGES, "shards": "more.tar"}]
-    steps = make_steps(processors, recipe(root, train, {"batches": "by_source"}, 4))
-    kinds = [{len(key) for key in batches(steps, step)[0].keys} for step in range(6)]  # p7, p100
-    assert all(len(kind) == 1 for kind in kinds)
-    assert set.union(*kinds) == {2, 4}
 
 
 def test_batch_larger_than_the_set(root, processors):
@@ -173,19 +151,6 @@ def test_mixed_clips_are_positives_of_none(root, processors):
             assert not second.endswith(".")
 
 
-def test_mixed_clips_without_a_text_are_positives_of_none(tmp_path, processors):
-    members = {f"s{i}.wav": sound(i) for i in range(4)}
-    members |= {
-        f"t{i}.{ending}": data for i in range(2) for ending, data in (("wav", sound(i)), ("json", about([], "dog")))
-    }
-    write_tar(tmp_path / "a.tar", members)
-    train = [{"shards": "a.tar", "pair": ["audio"]}]
-    steps = make_steps(processors, recipe(tmp_path, train, {"augment": {"audio": {"mix": 1.0}}}, 6))
-    (batch,) = batches(steps, 0)
-    assert batch.captions == [""] * 6
-    assert len(set(multi_positive_ids(batch.names).tolist())) == 6
-
-
 # What breaks
 
 
@@ -213,13 +178,6 @@ def test_rotten_data_stop_the_run_with_one_line(tmp_path, processors, workers):
     with pytest.raises(UserError, match=r"^11 of 40 items of image\+text cannot be decoded, .*broken_limit$") as caught:
         list(loader(steps, 0, 20, workers))
     assert "\n" not in str(caught.value)
-
-
-def test_set_without_one_good_item_stops_at_once(tmp_path, processors):
-    write_tar(tmp_path / "pictures-0.tar", {"x.png": b"rubbish", "x.txt": b"x"})
-    steps = make_steps(processors, recipe(tmp_path))
-    with pytest.raises(UserError, match="1 of 1 items"):
-        steps[0]
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("two\nlines"), KeyError("x")])

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from support.random_model import save_random_model
 from support.small_shards import COLOURS
 from support.task_shards import FEW, write_task_shards
 from support.training import MODEL, recipe, source
@@ -118,13 +117,6 @@ def test_what_does_not_fit_is_one_line(tasks, tmp_path, task, fields, message):
     assert message in str(caught.value)
 
 
-def test_a_head_without_labels_is_not_measured(tasks, tmp_path):
-    head = {"kind": "classifier", "on": "image", "pool": "cls", "hidden_ratio": 0, "num_classes": 8}
-    folder = save_random_model(tmp_path / "model", heads={"classifier": head})
-    with pytest.raises(UserError, match="the head classifier has no labels"):
-        measured(folder, tasks, "label")
-
-
 def test_a_label_that_is_no_class_is_named(root, tmp_path):
     (tmp_path / "names.json").write_text(json.dumps([name for name in COLOURS if name != "red"]))
     made = task_recipe(root, tmp_path / "run", "label", steps=30)
@@ -136,31 +128,6 @@ def test_a_label_that_is_no_class_is_named(root, tmp_path):
         loop.train(recipe(root, tmp_path / "run", steps=30, model=model, objective=made.objective,
                           data={"train": [{"shards": "squares.tar", "pair": ["image"], "targets": ["label"]}]},
                           processors=made.processors))  # fmt: skip
-
-
-def test_command_takes_files_of_the_kind_that_its_head_is_asked_about(tasks, tmp_path, capsys):
-    loop.train(task_recipe(tasks, tmp_path / "run", "choice", steps=1))
-    sample = read_source("choices.tar", ("audio", "text"), tasks)[0]
-    files = tmp_path / "files"
-    files.mkdir()
-    (files / "yard.wav").write_bytes(sample.inputs["audio"])
-    (files / "a.png").write_bytes(b"no picture")
-    code = main(
-        [
-            "classify",
-            str(files),
-            "--model",
-            str(tmp_path / "run"),
-            "--text",
-            "what?",
-            "--labels",
-            "a dog,a seal",
-            "--json",
-        ]
-    )
-    out, err = capsys.readouterr()
-    assert json.loads(out)["choice"] in ("a dog", "a seal")
-    assert (code, err.splitlines()[-1]) == (0, "onepeace: 1 image file left out: the head classifier does not read it")
 
 
 def test_command_prints_results_draws_boxes_and_names_what_fails(tasks, tmp_path, capsys):

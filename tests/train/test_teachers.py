@@ -1,6 +1,5 @@
 """Teachers of other libraries: their own vectors, of each item alone, from their own preprocessing."""
 
-import json
 import math
 import tarfile
 from types import SimpleNamespace
@@ -23,7 +22,6 @@ from onepeace.train.log import read_log
 from onepeace.train.teachers import TeacherOptions, make_teacher
 from onepeace.train.teachers.items import SAMPLE_RATE, item_reader
 from onepeace.train.teachers.table import teacher_table
-from onepeace.train.teachers.transformers import max_tokens
 from onepeace.train.training_data import TrainingData
 
 TEXTS = ["a red square", "the low tone of a dog", "an", "a dog barks far away and the low tone"]
@@ -94,16 +92,6 @@ def test_texts_of_clip(tmp_path):
 
 
 @torch.no_grad()
-def test_features_may_be_a_tensor_as_before_transformers_5(tmp_path, pictures, monkeypatch):
-    outside_models.clip(tmp_path)
-    expected = make_teacher(outside(tmp_path), "image")(pictures)
-    method = transformers.CLIPModel.get_image_features
-    older = lambda self, **inputs: method(self, **inputs).pooler_output  # noqa: E731
-    monkeypatch.setattr(transformers.CLIPModel, "get_image_features", older)
-    torch.testing.assert_close(make_teacher(outside(tmp_path), "image")(pictures), expected)
-
-
-@torch.no_grad()
 def test_texts_of_siglip_are_padded_as_it_was_trained(tmp_path):
     model = outside_models.siglip(tmp_path)
     padded = {"padding": "max_length", "return_attention_mask": False}
@@ -122,14 +110,6 @@ def test_sounds_of_clap(tmp_path, sounds):
         inputs = extractor([heard], sampling_rate=rate, return_tensors="pt")
         expected.append(model.get_audio_features(**inputs).pooler_output)
     assert_alone_and_together(make_teacher(outside(tmp_path), "audio"), sounds, expected)
-
-
-@torch.no_grad()
-def test_texts_of_clap(tmp_path):
-    model = outside_models.clap(tmp_path)
-    texts = [*TEXTS, LONG]
-    expected = [model.get_text_features(**tokens(text, length=12)).pooler_output for text in texts]
-    assert_alone_and_together(make_teacher(outside(tmp_path), "text"), texts, expected)
 
 
 @pytest.mark.parametrize("pooler", [True, False])
@@ -204,12 +184,6 @@ def test_bfloat16_where_it_is_fast_says_nearly_the_same(tmp_path, pictures, soun
     assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.99
 
 
-def test_the_longest_text_is_what_both_tokenizer_and_model_read(tmp_path):
-    model = outside_models.bert(tmp_path)
-    assert max_tokens(outside_models.tokenizer(), model) == 20
-    assert max_tokens(outside_models.tokenizer(model_max_length=9), model) == 9
-
-
 @torch.no_grad()
 def test_pictures_and_texts_of_open_clip(tmp_path, pictures):
     name = f"local-dir:{tmp_path}"
@@ -220,18 +194,6 @@ def test_pictures_and_texts_of_open_clip(tmp_path, pictures):
     texts = [*TEXTS, LONG]
     expected = [model.encode_text(open_clip.get_tokenizer(name)([text])) for text in texts]
     assert_alone_and_together(make_teacher(TeacherOptions(name, "open_clip"), "text"), texts, expected)
-
-
-@torch.no_grad()
-def test_open_clip_takes_a_name_and_a_file_of_weights(tmp_path, pictures, monkeypatch):
-    model = outside_models.open_clip_model(tmp_path)
-    config = json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "little", config)
-    torch.save(model.state_dict(), tmp_path / "weights.pt")
-    _, _, transform = open_clip.create_model_and_transforms("little")
-    expected = model.encode_image(transform(pictures[0].convert("RGB"))[None])
-    found = make_teacher(TeacherOptions("little", "open_clip", f"{tmp_path}/weights.pt"), "image")(pictures[:1])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
