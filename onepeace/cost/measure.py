@@ -27,7 +27,7 @@ class Cost(NamedTuple):
     """Cost of a pass or of a training step."""
 
     flops: int
-    """Of matrix products and convolutions, a multiplication and an addition counting as two."""
+    """FLOPs of matrix products and convolutions, a multiplication and an addition counting as two."""
     peak_bytes: int
     """Alive at the peak beside weights, gradients and inputs. Kernels need work space that is not seen here."""
     tokens: int = 0

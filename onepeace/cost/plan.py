@@ -1,4 +1,4 @@
-"""What a run will take: parameters, bytes and FLOPs, from the recipe alone. Nothing is allocated, no data is read.
+"""Plan of a run: parameters, bytes and FLOPs, from the recipe alone. Nothing is allocated, no data is read.
 
 Bytes of weights, gradients, AdamW's states and what processes exchange are exact: see `held_bytes`. Activations and
 FLOPs are measured: the objective runs forward and backward on fake tensors (measure.py), over items of the largest size
@@ -87,7 +87,7 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, processes: int = 1, folder: Path | None = None) -> Plan:
-    """What a recipe takes.
+    """Plan of a recipe.
 
     Args:
         processes: how many devices share a step.

@@ -29,7 +29,7 @@ Lengths = Callable[[dict[str, Tensor]], Tensor]
 """A modality's input -> (B,) number of tokens without CLS."""
 
 TRIES = 100
-"""So many samples at least are tried for one place of a batch."""
+"""Samples that are tried at least for one place of a batch."""
 
 SOUND_BYTES = 512 * 2**20
 """Memory of each worker for decoded sounds."""
@@ -43,7 +43,7 @@ class CorruptDataError(UserError):
 
 
 class _Pair(NamedTuple):
-    """What the items of a batch are drawn from."""
+    """Samples that the items of a batch are drawn from."""
 
     name: str
     total: int
@@ -262,7 +262,7 @@ def _no_other() -> tuple[Any, str]:
 
 
 def _rows_of_an_item(drawn: Sequence[tuple[Sample, str, Mapping[str, Any]]]) -> int:
-    """How many rows each item of a batch takes: the length of its lists, the same for all; 1 without lists."""
+    """Rows that each item of a batch takes: the length of its lists, the same for all; 1 without lists."""
     counts: dict[int, str] = {}
     for sample, _, decoded in drawn:
         for value in decoded.values():
@@ -275,7 +275,7 @@ def _rows_of_an_item(drawn: Sequence[tuple[Sample, str, Mapping[str, Any]]]) -> 
 
 
 def names_of(sample: Sample, caption: str) -> list[str]:
-    """What a sample is called: its caption as drawn, its other captions, its label; in lower case."""
+    """Names of a sample: its caption as drawn, its other captions, its label; in lower case."""
     captions = [f"caption {text.lower()}" for text in (caption, *sample.captions) if text.strip()]
     return sorted({*captions, *([f"label {sample.label.lower()}"] if sample.label else [])})
 

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Place(NamedTuple):
-    """Where an output lies."""
+    """Place of an output in the parts."""
 
     part: int
     start: int
@@ -39,7 +39,7 @@ class Place(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a network gave of an item."""
+    """Output of a network for an item."""
 
     name: str
     values: np.ndarray

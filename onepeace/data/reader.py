@@ -27,7 +27,7 @@ ORDER, VARY, MASK, SHARDS = range(4)
 """Random streams that must differ."""
 
 Cursor = Mapping[str, int]
-"""Where a window begins, so that a resumed run need not count from the first one: "epoch", "shard" of the epoch's
+"""Begin of a window, so that a resumed run need not count from the first one: "epoch", "shard" of the epoch's
 order, "start" (position of its first sample), and the number of "shards", which must stay."""
 
 
@@ -65,7 +65,7 @@ class Window:
 
     @property
     def known(self) -> int:
-        """How many samples have been seen at its end."""
+        """Number of samples that have been seen at its end."""
         return len(self.samples) if self.whole else self.end
 
     def another(self, rng: np.random.Generator) -> Sample:
@@ -195,12 +195,12 @@ class Lane:
 
 
 def drawn(sizes: Sequence[int], weights: Sequence[float]) -> int:
-    """How many samples come of sources of these sizes."""
+    """Number of samples that come of sources of these sizes."""
     return sum(int(weight) * size + _extra(size, weight) for size, weight in zip(sizes, weights, strict=True))
 
 
 def _extra(size: int, weight: float) -> int:
-    """How many samples of a source come once more than the others."""
+    """Number of samples of a source that come once more than the others."""
     return round((weight - int(weight)) * size)
 
 

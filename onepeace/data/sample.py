@@ -1,4 +1,4 @@
-"""What a data set consists of."""
+"""Samples of a data set."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ class Sample:
 
     key: str
     source: str
-    """Where it is from, for messages: a shard's name, or a table and its line."""
+    """Origin, for messages: a shard's name, or a table and its line."""
     inputs: dict[str, Any]
     """By modality: the encoded bytes, the `Extent` or the path of a picture or sound, or a list of them; of text a list
     of captions, one of which is drawn each time."""

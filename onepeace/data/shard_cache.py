@@ -166,7 +166,7 @@ class ShardCache:
 
 
 def _opener(first: bytes) -> Any:
-    """What opens a file that begins so, if it is compressed."""
+    """Function that opens a compressed file which begins so; None for others."""
     return next((opened for magic, opened in COMPRESSIONS.items() if first.startswith(magic)), None)
 
 

@@ -28,10 +28,10 @@ from onepeace.processors import PROCESSORS
 log = logging.getLogger(__name__)
 
 NAMED = 3
-"""How many broken members are named in a warning; the rest is counted."""
+"""Number of broken members that are named in a warning; the rest is counted."""
 
 BROKEN_FREE = 10
-"""So many broken items never stop a run, unless nothing else is there."""
+"""Number of broken items that never stop a run, unless nothing else is there."""
 
 MASK = "mask.png"
 """The member that is the target "mask"."""

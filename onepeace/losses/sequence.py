@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class TokenLosses(NamedTuple):
-    """Of N tokens, padding left out."""
+    """Losses of N tokens, padding left out."""
 
     loss: Tensor
     """(N,): what is minimised."""
@@ -25,11 +25,11 @@ class SequenceLoss(NamedTuple):
     """Sums over tokens: who trains divides by the tokens of the whole step, on all devices."""
 
     total: Tensor
-    """What is minimised."""
+    """Sum that is minimised."""
     nll: Tensor
     """Negative log-probability of the targets, times their weights."""
     tokens: int
-    """How many tokens were summed."""
+    """Number of tokens that were summed."""
 
 
 def sequence_loss(

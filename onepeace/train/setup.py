@@ -1,7 +1,7 @@
 """From a recipe to a run at its first step, or at its last checkpoint."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from onepeace.config import Config, read_yaml, write_config
 from onepeace.data.builder import BatchBuilder
 from onepeace.data.frozen_cache import StemFeatures
 from onepeace.data.reader import Cursor, Source, open_sources
+from onepeace.data.sample import Sample
 from onepeace.data.steps import Steps
 from onepeace.device import bfloat16_is_fast
 from onepeace.errors import UserError
@@ -55,7 +56,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
     sources = open_sources(recipe.data)
     config = label_heads(config, recipe, sources)
     if "text" in config.model.adapters and main:
-        make_tokenizer(recipe, lambda: every_caption(recipe, sources), out / "tokenizer.json")
+        make_tokenizer(recipe, sources, out / "tokenizer.json")
     parallel.barrier()
     processors = make_processors(config, out)
 
@@ -114,12 +115,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
     )
 
 
-def every_caption(recipe: Recipe, sources: list[Source]) -> set[str]:
-    """The captions that the first samples of the sources can give."""
-    return {text for source in sources for text in captions_of(recipe.data, islice(source, FIRST))}
-
-
-def make_tokenizer(recipe: Recipe, captions: Callable[[], Iterable[str]], path: Path) -> None:
+def make_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]], path: Path) -> None:
     """Write the run's tokenizer.json: that of the recipe's stem, the starting model's, a file's, or one trained on the
     captions.
 
@@ -143,7 +139,8 @@ def make_tokenizer(recipe: Recipe, captions: Callable[[], Iterable[str]], path: 
     elif wanted.name == "clip":
         made = tokenizer.from_open_clip()
     else:
-        made = tokenizer.train_bpe(sorted(captions()), wanted.vocab_size)
+        captions = {text for source in sources for text in captions_of(recipe.data, islice(source, FIRST))}
+        made = tokenizer.train_bpe(sorted(captions), wanted.vocab_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomic(path) as temporary:  # half a vocabulary would be taken for the run's
         made.save(str(temporary))
@@ -163,7 +160,7 @@ def make_processors(config: Config, folder: Path) -> dict[str, Processor]:
 
 
 def prepare_terms(data: TrainingData) -> dict[str, Any]:
-    """What the terms of the objective make of the data once, by their names."""
+    """Results of the terms' ``prepare``, by their names."""
     return {options.name: TERMS[options.term].prepare(options, data) for options in data.recipe.terms}
 
 
@@ -179,7 +176,7 @@ def keep_tasks(recipe: Recipe, trained: Mapping[str, Task], out: Path) -> None:
 def make_stem_features(
     recipe: Recipe, sources: list[Source], processors: Mapping[str, Processor], model: Any, device: torch.device
 ) -> dict[str, StemFeatures]:
-    """What the frozen stems of data.stem_views give of the sources' items, by modality; the first process makes it."""
+    """Features of the sources' items by the frozen stems of data.stem_views; the first process makes them."""
     found = {}
     for key, views in recipe.data.stem_views.items():
         samples = [sample for source in sources for sample in source.samples if key in sample.inputs]

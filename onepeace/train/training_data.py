@@ -1,4 +1,4 @@
-"""What terms can ask of the training data before the first step."""
+"""Training data as terms see them before the first step."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ class TrainingData:
     def __init__(self, recipe: Recipe, sources: Sequence[Source], processors: Mapping[str, Any]) -> None:
         self.recipe, self.sources, self.processors = recipe, sources, processors
         self.tasks: dict[str, Task] = {}
-        """What a generative model is asked in training, by name; see `keep_task`."""
+        """Tasks that a generative model is trained for, by name; see `keep_task`."""
 
     @property
     def tokenizer(self) -> "Tokenizer":
@@ -49,7 +49,7 @@ class TrainingData:
         return text.collate([text.decode(one) for one in texts])
 
     def features(self, teacher: TeacherOptions, modality: str, output: str = "features") -> TeacherTable:
-        """What a teacher says of every item or caption of the sources, computed once and kept on disk.
+        """Table of what a teacher says of every item or caption of the sources, computed once and kept on disk.
 
         Args:
             modality: text asks about the captions, any other about the items.

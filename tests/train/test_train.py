@@ -96,7 +96,7 @@ def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
     )  # fmt: skip
     config = make_config(wanted)
     sources = open_sources(wanted.data)
-    setup.make_tokenizer(wanted, lambda: setup.every_caption(wanted, sources), tmp_path / "run/tokenizer.json")
+    setup.make_tokenizer(wanted, sources, tmp_path / "run/tokenizer.json")
     processors = setup.make_processors(config, tmp_path / "run")
     steps = setup.make_steps(wanted, sources, processors, config, {})
     group, _ = steps[0]

@@ -46,7 +46,7 @@ class TeacherOptions:
     weights: str | None = None
     """Tag or file of the weights of an open_clip model."""
     reads: Literal["items", "captions"] = "items"
-    """What the teacher is asked about: the items, or their captions."""
+    """Subject that the teacher is asked about: the items, or their captions."""
 
     def __str__(self) -> str:
         return ("" if self.library is None else f"{self.library}:") + self.model

@@ -71,7 +71,7 @@ def teacher_table(
 
 
 def _readable(read: Callable[[str], Any], names: Sequence[str], teacher: str) -> dict[str, Any]:
-    """What ``read`` gives of each name; those that cannot be decoded are told and left out."""
+    """Items of the names; those that cannot be decoded are told and left out."""
     items = {}
     for name in names:
         try:

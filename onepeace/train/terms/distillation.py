@@ -37,7 +37,7 @@ class DistillationOptions(TermOptions):
     scale: float = 10.0
 
     def read_modality(self) -> str:
-        """What the teacher reads: text, or the term's modality."""
+        """Modality that the teacher reads: text, or the term's own."""
         return "text" if self.teacher.reads == "captions" else self.one_modality()
 
 
