@@ -2,7 +2,6 @@
 
 import multiprocessing
 
-import numpy as np
 import pytest
 import torch
 from support.batches import (
@@ -21,7 +20,6 @@ from support.batches import (
     sounds,
 )
 from support.small_shards import write_tar
-from support.training import entries
 
 from onepeace import processors as modalities
 from onepeace.data.builder import multi_positive_ids
@@ -96,13 +94,6 @@ def test_steps_run_on_over_the_end_of_an_epoch(root, processors):
         assert sorted(keys[8 * epoch : 8 * epoch + 8]) == [f"p{i}" for i in range(8)]
 
 
-def test_batch_larger_than_the_set(root, processors):
-    (batch,) = batches(make_steps(processors, recipe(root, batch_size=20)), 0)
-    assert np.unique(batch.keys, return_counts=True)[1].tolist().count(2) >= 4
-    same_key = [[a == b for b in batch.keys] for a in batch.keys]
-    assert (multi_positive_ids(batch.names)[:, None] == multi_positive_ids(batch.names)).tolist() == same_key
-
-
 def test_masks_and_drop_fit_their_batch(root, processors):
     steps = make_steps(processors, recipe(root, data={"token_dropout": {"image": 0.5}}, **DENOISING))
     (batch,) = batches(steps, 0)
@@ -117,15 +108,6 @@ def test_masks_and_drop_fit_their_batch(root, processors):
     lengths = NUM_TOKENS["text"](batch.inputs["text"])
     assert masked.shape == (4, batch.inputs["text"]["ids"].shape[1] + 1)
     assert masked.sum(1).tolist() == [int(0.4 * (n - 1)) for n in lengths.tolist()]
-
-
-@pytest.mark.parametrize(
-    ("term", "masked"),
-    [("contrastive", set()), ("denoising/image", {"text", "image"})],
-)
-def test_masks_are_drawn_only_for_denoising_terms(root, processors, term, masked):
-    (batch,) = batches(make_steps(processors, recipe(root, **{**DENOISING, "objective": entries({term: {}})})), 0)
-    assert set(batch.masks) == masked
 
 
 def test_captions_and_templates_are_all_drawn(root, processors):

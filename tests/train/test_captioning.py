@@ -10,7 +10,6 @@ import onepeace
 from onepeace.data.batch import Batch
 from onepeace.data.shards import read_source
 from onepeace.errors import UserError
-from onepeace.hub import weights
 from onepeace.train import loop
 from onepeace.train.evaluation import evaluation
 from onepeace.train.log import read_log
@@ -103,13 +102,6 @@ def test_loss_is_the_mean_over_the_words(root, tmp_path):
     nll = [F.cross_entropy(logits[row, :n], ids[row, :n], reduction="sum") for row, n in ((0, 3), (1, 5))]
     assert torch.isfinite(found)
     assert found.item() == pytest.approx((sum(nll) / 8).item(), rel=1e-5)
-
-
-def test_head_stays_with_the_modalities_it_reads(trained):
-    folder, _ = trained
-    model = weights.load_encoder(folder, modalities=["audio"])
-    assert model.config.heads["caption"]["on"] == ["audio"]
-    assert "caption" not in weights.load_encoder(folder, modalities=["text"]).config.heads
 
 
 @pytest.mark.parametrize(

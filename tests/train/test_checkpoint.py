@@ -6,7 +6,7 @@ from torch import nn
 
 from onepeace.errors import UserError
 from onepeace.train import checkpoint
-from onepeace.train.log import Averages, Log, read_log
+from onepeace.train.log import Log, read_log
 from onepeace.train.optim import make_optimizer
 from onepeace.train.recipe import OptimConfig
 
@@ -163,13 +163,3 @@ def test_log_lines_after_the_resumed_step_are_cut_away(tmp_path):
     records = read_log(log.path)
     assert [record["step"] for record in records] == [10, 20, 25]
     assert records[1] == {"step": 20, "loss": 20 / 7, "valid": {"top1": 0.5}}
-
-
-def test_averages_are_means_since_the_last_time():
-    averages = Averages()
-    averages.add({"loss": torch.tensor(1.0, requires_grad=True), "a": 4})
-    averages.add({"loss": 2.0})
-    assert averages.take() == {"loss": 1.5, "a": 4.0}
-    averages.add({"loss": 7.0})
-    assert averages.take() == {"loss": 7.0}
-    assert averages.take() == {}

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.small_shards import COLOURS, square, write_shard
 from support.training import DENOISING, MODEL, assert_same_weights, logged, recipe, source
 
 from onepeace import cli
@@ -266,17 +265,11 @@ def test_step_with_a_gradient_that_is_no_number_is_left_out_and_named(root, tmp_
     saved = checkpoint.newest(tmp_path)
     assert {int(state["step"]) for state in saved.optimizer["state"].values()} == {5}
     assert all(tensor.isfinite().all() for tensor in [*saved.model.values(), *saved.ema.values()])
-
-
-def test_too_many_such_steps_in_a_row_stop_the_run(root, tmp_path, monkeypatch, capsys):
-    keys = poison(monkeypatch, {2, 4, 5, 6})
-    path, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    write_config(recipe(root, out, steps=9, run={**RUN, "save_every": 3, "max_bad_steps": 2}), path)
-    assert cli.main(["train", str(path)]) == 1
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"onepeace: {out}: the gradient of step 6 is nan, as of the 2 steps before; lower optim.lr")
-    assert all(key in last for key in keys[5])
-    assert checkpoint.newest(out).step == 3
+    keys.clear()
+    with pytest.raises(UserError, match=r"gradient of step 3 is nan, .*; lower optim\.lr") as caught:
+        loop.train(recipe(root, tmp_path / "stopped", steps=9, run={**RUN, "save_every": 2, "max_bad_steps": 0}))
+    assert all(key in str(caught.value) for key in keys[2])
+    assert checkpoint.newest(tmp_path / "stopped").step == 2
 
 
 def test_tensorboard_gets_the_losses_and_only_once(root, tmp_path):
@@ -307,36 +300,6 @@ def test_wandb_offline_keeps_each_run_in_its_folder(root, tmp_path, monkeypatch)
         assert own.encode() in data
         assert other.encode() not in data
         assert data.count(b"contrastive/text+image") >= 2  # one record a step
-
-
-def sentences(folder):
-    """A shard of squares whose captions have 1 to 30 words."""
-    rng = np.random.default_rng(5)
-    words = [*COLOURS, "a", "very", "square", "of", "light"]
-    samples = {}
-    for i in range(64):
-        picture = square(COLOURS[words[i % len(COLOURS)]], rng)
-        caption = " ".join(rng.choice(words, int(rng.integers(1, 31))))
-        samples[f"s{i}"] = (picture, {"captions": [caption]})
-    write_shard(folder / "sentences.tar", samples)
-
-
-def streamed(folder, out, **run):
-    """Steps over the sentences in a folder."""
-    data = {"train": [source(shards="sentences.tar")], "shuffle_buffer": 20}
-    processors = {"image": {"size": 24}, "text": {"max_tokens": 30}}
-    return recipe(folder, out, 6, processors=processors, data=data, run={**RUN, "batch_size": 16, **run})
-
-
-def test_padding_of_texts_of_many_lengths_stays_below_a_tenth(root, tmp_path):
-    sentences(tmp_path)
-    padding = {}
-    for most in (0.1, 1.0):
-        out = tmp_path / f"padding {most}"
-        loop.train(streamed(tmp_path, out, max_padding=most))
-        padding[most] = [line["padding"] for line in read_log(out / "log.jsonl")]
-    assert max(padding[0.1]) < 0.1
-    assert min(padding[1.0]) > 0.1  # there was something to gain
 
 
 def test_run_folder_says_how_it_was_made_and_how_it_went(root, tmp_path):

@@ -69,20 +69,6 @@ def test_groups_equal_the_original(case, model, layer_decay):
     assert len(ours) > 100
 
 
-def test_every_no_decay_name_is_a_parameter():
-    model = golden_model()
-    names = {name for name, _ in model.named_parameters()}
-    assert model.no_weight_decay() == {
-        *(f"adapters.{m}.cls_token" for m in ADAPTERS),
-        *(f"adapters.{m}.pos_embed.weight" for m in ("text", "image")),
-        *(f"decoder.pos_embed.{m}.weight" for m in ADAPTERS),
-    }
-    assert model.no_weight_decay() <= names
-    model.no_weight_decay = lambda: {"adapters.text.cls_tokenadapters.image.cls_token"}
-    with pytest.raises(ValueError, match=r"cls_tokenadapters.*not parameters"):
-        parameter_groups(model, 0.05)
-
-
 def test_layers_in_order():
     names = ["adapters.text.token_embed.weight", "blocks.0.attn.q.weight", "adapters.image.bias_tables.0",
              "blocks.11.ls1.gain", "adapters.audio.bias_tables.11", "norms.text.weight", "heads.text.bias",
@@ -165,15 +151,6 @@ def test_freeze_lists_and_their_opposite(small):
     assert not small["b"]["c"].weight.requires_grad
     assert by_name(parameter_groups(small, 0.1)) == {"a.weight": (1.0, 0.1), "a.bias": (1.0, 0.0)}
     assert len(freeze(small, [])) == 6
-
-
-def test_freeze_mistakes_are_errors(small):
-    with pytest.raises(UserError, match=r"'blocks\.\*' matches none of 6 parameters"):
-        freeze(small, ["blocks.*"])
-    with pytest.raises(UserError, match="all 6 parameters are frozen"):
-        freeze(small, ["*"])
-    with pytest.raises(UserError, match=r"freeze\.but is not a field"):
-        freeze(small, {"but": ["a.*"]})
 
 
 def test_everything_decays_where_that_is_asked_for(small):

@@ -10,7 +10,7 @@ from support.training import DENOISING, recipe
 from torch.nn.parallel import DistributedDataParallel
 
 from onepeace.config import write_config
-from onepeace.train import checkpoint, parallel, setup, teachers
+from onepeace.train import checkpoint, parallel, teachers
 from onepeace.train.log import read_log
 from onepeace.train.state import State
 
@@ -183,26 +183,6 @@ def test_a_run_goes_on_however_it_is_spread(root, tmp_path):
     for i, values in expected.items():
         assert moments[i]["step"] == values["step"] == 6
         assert torch.allclose(moments[i]["exp_avg"], values["exp_avg"], rtol=1e-2, atol=1e-5), i
-
-
-def train_noting_models(path, noted):
-    """A run whose processes each note whether they made a model with values."""
-    make = setup.make_model
-
-    def made(*args, **options):
-        model = make(*args, **options)
-        (noted / str(parallel.rank())).write_text(str({p.device.type for p in model.parameters()}))
-        return model
-
-    setup.make_model = made
-    train(path, [])
-
-
-def test_only_the_first_process_makes_the_whole_model_to_be_shared(root, tmp_path):
-    run = {"batch_size": 4, "parallel": "fsdp", "log_every": 1}
-    write_config(recipe(root, tmp_path / "run", steps=1, run=run), tmp_path / "recipe.yaml")
-    start(2, train_noting_models, tmp_path / "recipe.yaml", tmp_path)
-    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["{'cpu'}", "{'meta'}"]
 
 
 def train_with_teacher(path, asked):

@@ -2,7 +2,6 @@
 
 import math
 import tarfile
-from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -11,18 +10,16 @@ import torch
 import transformers
 from PIL import Image
 from support import outside_models
-from support.training import MODEL, recipe, source
+from support.training import MODEL, recipe
 
-from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.processors import AudioProcessor
 from onepeace.processors.resample import Resample
 from onepeace.train import loop
 from onepeace.train.log import read_log
 from onepeace.train.teachers import TeacherOptions, make_teacher
-from onepeace.train.teachers.items import SAMPLE_RATE, item_reader
+from onepeace.train.teachers.items import SAMPLE_RATE
 from onepeace.train.teachers.table import teacher_table
-from onepeace.train.training_data import TrainingData
 
 TEXTS = ["a red square", "the low tone of a dog", "an", "a dog barks far away and the low tone"]
 LONG = "the deep tone of a dog " * 20
@@ -141,16 +138,6 @@ def test_pictures_of_a_resnet_are_its_pooled_map(tmp_path, pictures):
 
 
 @torch.no_grad()
-def test_sounds_of_wav2vec2_are_padded_for_nobody(tmp_path, sounds):
-    """Its group norms see a whole sound, and it takes no mask."""
-    model = outside_models.wav2vec2(tmp_path)
-    extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(tmp_path)
-    inputs = [extractor(one.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt") for one in sounds]
-    expected = [model(one["input_values"]).last_hidden_state.mean(1) for one in inputs]
-    assert_alone_and_together(make_teacher(outside(tmp_path), "audio"), sounds, expected)
-
-
-@torch.no_grad()
 def test_sounds_of_whisper_are_the_mean_of_the_frames_that_are_no_padding(tmp_path, sounds):
     model = outside_models.whisper(tmp_path)
     extractor = transformers.WhisperFeatureExtractor.from_pretrained(tmp_path)
@@ -227,13 +214,6 @@ def test_a_teacher_that_cannot_be_had_is_one_line(tmp_path, teacher, modality, m
 # In a run
 
 
-def test_a_sound_is_read_at_the_teachers_rate_and_as_long_as_the_model_reads_it():
-    sound = (torch.linspace(-1, 1, SAMPLE_RATE), SAMPLE_RATE)
-    read = item_reader("audio", AudioProcessor(sample_rate=8000, min_seconds=0.1, max_seconds=0.25))
-    assert torch.equal(read(sound), sound[0][: SAMPLE_RATE // 4])
-    assert torch.equal(item_reader("audio", AudioProcessor(max_seconds=None))(sound), sound[0])
-
-
 def test_pictures_learn_from_open_clip_and_sounds_from_clap(root, tmp_path):
     clap, clip = tmp_path / "clap", tmp_path / "clip"
     outside_models.clap(clap)
@@ -283,17 +263,3 @@ def test_what_cannot_be_decoded_has_no_features_and_stops_nothing(tmp_path, capl
     for names, message in (([], "no item of the data has"), (["broken 1"], "no item of text can be decoded")):
         with pytest.raises(UserError, match=message):
             teacher_table(teacher, names, read, tmp_path, "text")
-
-
-def test_different_items_of_one_key_are_refused(root, tmp_path):
-    inputs = {place: {"image": place.encode(), "text": [place]} for place in ("a", "b")}
-    made = recipe(root, tmp_path / "run", data={"train": [source(), source()]})
-    sources = [
-        SimpleNamespace(config=made.data.train[0], samples=[Sample("0", f"{place}/pairs-00000.tar", own, {})])
-        for place, own in inputs.items()
-    ]
-    expected = (
-        r"a/pairs-00000\.tar and b/pairs-00000\.tar have different items of one name, 0, and a teacher's features"
-    )
-    with pytest.raises(UserError, match=expected):
-        TrainingData(made, sources, {}).features(TeacherOptions("nobody"), "image")
