@@ -51,7 +51,7 @@ def _members(file: IO[bytes], name: str, broken: list[str]) -> Iterator[tuple[st
         # Blocks that are no header, as those of a damage, are passed over as if they were empty.
         with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # its list would grow with the shard
+                tar.members.clear()  # type: ignore[attr-defined]  # its list would grow with the shard
                 if member.offset > end:
                     broken.append(f"{name}: damaged after {last}, from byte {end} to {member.offset}")
                 last, end = member.name, tar.offset

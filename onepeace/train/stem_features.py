@@ -55,7 +55,7 @@ class StemViews:
         device: torch.device,
         use_bfloat16: bool,
     ):
-        self.network = getattr(getattr(adapter, "stem", None), "network", None)
+        self.network: Any = getattr(getattr(adapter, "stem", None), "network", None)
         if self.network is None or any(parameter.requires_grad for parameter in self.network.parameters()):
             raise UserError(
                 f"data.stem_views.{key}: features can be kept of a frozen network only; "
@@ -63,7 +63,7 @@ class StemViews:
             )
         by_name(samples, item_name, lambda sample: sample.inputs[key], "features of a stem")
         self.key, self.adapter, self.processor, self.augment = key, adapter, processor, dict(augment)
-        self.vary = make_augments({key: augment}).get(key) if augment else None
+        self.vary: Any = make_augments({key: augment}).get(key) if augment else None
         self.samples, self.views, self.device, self.use_bfloat16 = samples, views, device, use_bfloat16
 
     def keep(self, root: Path) -> Path:
