@@ -134,21 +134,6 @@ def test_interrupted_writing_leaves_what_was_there(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.safetensors"]
 
 
-def test_complete_file_is_named_only_after_it_is_on_the_disk(tmp_path, monkeypatch):
-    calls = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
-    Run().save(tmp_path, 1)
-    assert calls == ["fsync", "replace", "fsync"]
-
-
-def test_nothing_is_pickled(tmp_path):
-    path = Run().save(tmp_path, 1)
-    assert b"\x80\x02" not in path.read_bytes()[8:200]
-    assert path.read_bytes()[8:9] == b"{"
-
-
 # The log
 
 

@@ -226,16 +226,6 @@ def test_an_evaluation_that_fails_loses_nothing_and_is_made_at_the_next_start(ro
     assert (tmp_path / "model" / "model.safetensors").exists()
 
 
-def test_half_a_vocabulary_is_not_taken_for_the_run_s(root, tmp_path, capsys):
-    path, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    write_config(recipe(root, out, steps=1), path)
-    with no_file_above(4000):
-        assert cli.main(["train", str(path)]) == 1
-    assert "too large" in capsys.readouterr().err
-    assert cli.main(["train", str(path)]) == 0
-    assert (out / "tokenizer.json").stat().st_size > 4000
-
-
 def poison(monkeypatch, steps):
     """One picture of the batch is not a number in these steps; returns the keys of each step's samples."""
     to, keys = Batch.to, []
@@ -305,16 +295,9 @@ def test_wandb_offline_keeps_each_run_in_its_folder(root, tmp_path, monkeypatch)
 def test_run_folder_says_how_it_was_made_and_how_it_went(root, tmp_path):
     for _ in range(2):
         loop.train(recipe(root, tmp_path, steps=2, run=RUN))
-    for line in read_log(tmp_path / "log.jsonl"):
-        assert 0 <= line["data_wait"] <= 1
-        assert 0 <= line["padding"] < 1
-        assert line["peak_gigabytes"] > 0.01
-        assert line["seconds"] > 0
-        assert line["items_per_second"] > 0
-        assert line["replaced"] == 0
-        assert {"loss", "contrastive/text+image", "lr", "grad_norm", "logit_scale"} <= line.keys()
+    names = {"loss", "contrastive/text+image", "lr", "grad_norm", "logit_scale", "data_wait", "padding", "seconds",
+             "peak_gigabytes", "items_per_second", "replaced"}  # fmt: skip
+    assert all(names <= line.keys() for line in read_log(tmp_path / "log.jsonl"))
     starts = [json.loads(line) for line in (tmp_path / "environment.jsonl").read_text().splitlines()]
     assert len(starts) == 2
-    assert starts[0]["torch"] == torch.__version__
-    assert starts[0]["command"] == sys.argv
-    assert {"onepeace", "python", "commit", "machine", "processors", "threads"} <= starts[0].keys()
+    assert (starts[0]["torch"], starts[0]["command"]) == (torch.__version__, sys.argv)

@@ -64,17 +64,3 @@ def test_it_learns_beside_the_others_and_its_layer_is_saved(root, tmp_path):
     assert saved["terms.labels/image.head.weight"].shape == (len(COLOURS), 32)
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert not [name for name in file.keys() if "labels" in name]  # the model is the encoder alone
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"classes": ["red"]}, "objective.labels/image has 1 classes; it needs two or more"),
-        ({}, "classes is missing"),
-        ({"clases": ["red", "blue"]}, "clases is not a field; did you mean classes?"),
-    ],
-)
-def test_its_mistakes_are_one_line(root, tmp_path, options, message):
-    with pytest.raises(UserError) as caught:
-        loop.train(labelled(root, tmp_path, steps=1, objective={"labels/image": options}))
-    assert message in str(caught.value)

@@ -8,7 +8,6 @@ from support.task_shards import FEW, write_task_shards
 from support.training import MODEL, recipe, source
 
 import onepeace
-from onepeace.cli import main
 from onepeace.data.shards import read_source
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols import PROTOCOLS
@@ -128,26 +127,3 @@ def test_a_label_that_is_no_class_is_named(root, tmp_path):
         loop.train(recipe(root, tmp_path / "run", steps=30, model=model, objective=made.objective,
                           data={"train": [{"shards": "squares.tar", "pair": ["image"], "targets": ["label"]}]},
                           processors=made.processors))  # fmt: skip
-
-
-def test_command_prints_results_draws_boxes_and_names_what_fails(tasks, tmp_path, capsys):
-    folder = loop.train(task_recipe(tasks, tmp_path / "run", "box", steps=20))
-    sample = read_source("boxes.tar", ("image", "text"), tasks)[0]
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    (pictures / "a.png").write_bytes(sample.inputs["image"])
-    (pictures / "b.png").write_bytes(b"no picture")
-    options = ["--model", str(tmp_path / "run"), "--text", "the box", "--draw", str(tmp_path / "out"), "--json"]
-    code = main(["classify", str(pictures), *options])
-    out, err = capsys.readouterr()
-    (line,) = map(json.loads, out.splitlines())
-    assert code == 1
-    assert err.count("b.png") == 1
-    assert line["path"].endswith("a.png")
-    assert len(line["box"]) == 4
-    assert all(0 <= corner <= 24 for corner in line["box"])
-    from PIL import Image
-
-    with Image.open(tmp_path / "out" / "a.png.png") as drawn:
-        assert drawn.size == (24, 24)
-    assert onepeace.load(folder).predict([{"image": pictures / "a.png", "text": "the box"}])[0]["box"] == line["box"]
