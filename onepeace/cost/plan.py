@@ -103,7 +103,7 @@ def make_plan(recipe: Recipe, processes: int = 1, folder: Path | None = None) ->
         processes=processes,
         parameters=parameter_counts(model),
         items=items,
-        memory={way: Memory(*held, peak) for way, held in held_bytes(model, recipe, processes).items()},
+        memory={way: Memory._make([*held, peak]) for way, held in held_bytes(model, recipe, processes).items()},
         flops_per_item={name: cost.flops for name, cost in steps.items()},
     )
 
