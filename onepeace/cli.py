@@ -44,6 +44,8 @@ COMMANDS = {
     "doctor": "show what is installed, what works, and what to do about the rest",
     "completion": "print what makes a shell complete commands and options",
 }
+MODULES = dict.fromkeys(("caption", "answer", "ground"), "generate")
+"""Modules of commands that share one."""
 DECODING = {
     "search", "index", "map", "serve", "mcp", "embed", "classify", "caption", "answer", "ground", "explain", "evaluate",
     "calibrate", "finetune",
@@ -122,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     words = os.environ.get("COMP_LINE", "").split()[1:] if COMPLETING in os.environ else arguments
     command = next((word for word in words if not word.startswith("-")), None)
-    module = import_module(f"onepeace.commands.{command}") if command in COMMANDS else None
+    module = import_module(f"onepeace.commands.{MODULES.get(command, command)}") if command in COMMANDS else None
     parser = _parser(command, module)
     if COMPLETING in os.environ:
         import argcomplete

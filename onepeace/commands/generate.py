@@ -32,7 +32,8 @@ KINDS = {"caption": ("text",), "answer": ("text", "choice"), "ground": ("box",)}
 """Kinds of answers that a task of this name may have (onepeace/generative/answers.py)."""
 
 
-def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    name = parser.prog.split()[-1]
     parser.epilog = f"{EXAMPLES[name]}\n\n{files.EXIT_CODES}"
     files.add_paths(parser)
     if name == "answer":
@@ -46,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     options.add_json(parser)
 
 
-def run(args: argparse.Namespace, name: str) -> int:
+def run(args: argparse.Namespace) -> int:
+    name = args.command
     asked = {"caption": None, "answer": "question", "ground": "text"}[name]
     given = {asked: getattr(args, asked)} if asked else {}
     fields = {"text": given[asked]} if asked else {}

@@ -130,8 +130,8 @@ def _list(args: argparse.Namespace) -> int:
     from onepeace.index.kept import kept
 
     rows = [
-        (str(folder), f"{number:,}", f"{size / 1e6:.1f}", ", ".join(files.shown(root) for root in roots))
-        for folder, roots, number, size in kept()
+        (str(folder), f"{sum(about['files'].values()):,}", f"{about['bytes'] / 1e6:.1f}", _shown(about["roots"]))
+        for folder, about in kept().items()
     ]
     if rows:
         print(format_table(("index", "files", "MB", "of"), rows, right={1, 2}))
@@ -163,7 +163,7 @@ def _stats(args: argparse.Namespace) -> int:
         ("captions", f"{stats['captions']:,}"),
         ("problems", f"{num_problems:,}{' (--problems lists them)' * (num_problems > 0 and not args.problems)}"),
         ("model", stats["model"]),
-        ("made of", ", ".join(files.shown(root) for root in stats["roots"])),
+        ("made of", _shown(stats["roots"])),
         ("on disk", f"{stats['bytes'] / 1e6:.1f} MB"),
     ]
     print(format_table(rows[0], rows[1:]))
@@ -263,6 +263,10 @@ def _cluster(args: argparse.Namespace) -> int:
     if not args.json:
         print(format_table(("cluster", "name, and what is near", "files", "in its middle"), rows, right={0}))
     return 0
+
+
+def _shown(paths: list[str]) -> str:
+    return ", ".join(map(files.shown, paths))
 
 
 def _bytes(number: int) -> str:

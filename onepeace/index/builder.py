@@ -372,15 +372,16 @@ class Builder:
 
     def _flush(self) -> None:
         """Write what is waiting, as one transaction."""
-        if self._changes or self._results:
-            vectors = np.stack(self._vectors) if self._vectors else np.empty((0, self.store.embed_dim), np.float32)
-            with self.store.transaction():
-                self.store.change(self._changes)  # first: a new file may lie where one was that has moved
-                self.store.add(self._results, vectors)
-                if len(vectors):
-                    self.banks.add(vectors, [span.modality for _, own in self._results for span in own])
-                    self.store.keep_blob("best", self.banks.best_bytes())
+        results, vectors, changes = self._results, self._vectors, self._changes
         self._results, self._vectors, self._changes = [], [], []
+        if changes or results:
+            rows = np.stack(vectors) if vectors else np.empty((0, self.store.embed_dim), np.float32)
+            with self.store.transaction():
+                self.store.change(changes)  # first: a new file may lie where one was that has moved
+                self.store.add(results, rows)
+                if vectors:
+                    self.banks.add(rows, [span.modality for _, own in results for span in own])
+                    self.store.keep_blob("best", self.banks.best_bytes())
         self._written = time.monotonic()
 
 

@@ -5,12 +5,13 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from onepeace.errors import UserError, need
+from onepeace.index.calibrate import texts_of
 from onepeace.index.content import each
 from onepeace.index.copies import COMPARED, LOOKS
 from onepeace.index.index import Index
@@ -35,13 +36,13 @@ EDGE, MARGIN = 0.5, 0.96
 
 
 @dataclass(frozen=True)
-class Copy:
-    """A file of a group."""
+class Member:
+    """A file of a group or cluster."""
 
     item: Item
     similarity: float
-    """Cosine to the first of the group."""
-    is_exact: bool
+    """Cosine to the first of the group, or the middle of the cluster."""
+    is_exact: bool = False
     """Whether its content is that of the first."""
 
 
@@ -49,7 +50,7 @@ class Copy:
 class Group:
     """Files that are copies of one another: the largest picture, or the longest sound, first."""
 
-    copies: tuple[Copy, ...]
+    copies: tuple[Member, ...]
 
     @property
     def surplus(self) -> int:
@@ -86,7 +87,7 @@ def duplicates(index: Index, *, exact: bool = False, progress: bool | None = Non
             if len(group) > 1:
                 cosines = vectors[[i for i, _ in group]] @ vectors[first]
                 found = zip(group, cosines.tolist(), strict=True)
-                groups.append(Group(tuple(Copy(items[i], cosine, is_same) for (i, is_same), cosine in found)))
+                groups.append(Group(tuple(Member(items[i], cosine, is_same) for (i, is_same), cosine in found)))
     return sorted(groups, key=lambda group: (-group.surplus, group.copies[0].item.path))
 
 
@@ -158,15 +159,6 @@ def _connected(count: int, pairs: np.ndarray) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
-class Member:
-    """A file of a cluster."""
-
-    item: Item
-    similarity: float
-    """Cosine to the middle of the cluster."""
-
-
-@dataclass(frozen=True)
 class Cluster:
     """Files that are alike."""
 
@@ -201,18 +193,10 @@ def clusters(index: Index, count: int | None = None, names: Sequence[str] | None
         order = np.argsort(-near, kind="stable")
         found.append(Cluster(tuple(Member(items[own[i]], float(near[i])) for i in order)))
         middles.append(middle)
-    chosen = default_names() if names is None else list(dict.fromkeys(names))
+    chosen = texts_of("word") if names is None else list(dict.fromkeys(names))
     if chosen and "text" in index.kinds:
         found = _named(found, np.array(middles), chosen, index)
     return sorted(found, key=lambda cluster: -len(cluster.members))
-
-
-def default_names() -> list[str]:
-    """Some 500 everyday words for what pictures show and sounds are of.
-
-    They were chosen for this package and are part of it; no list of a data set was copied.
-    """
-    return resources.files("onepeace.index").joinpath("names.txt").read_text(encoding="utf-8").splitlines()
 
 
 def _named(found: Sequence[Cluster], middles: np.ndarray, names: Sequence[str], index: Index) -> list[Cluster]:
@@ -224,13 +208,11 @@ def _named(found: Sequence[Cluster], middles: np.ndarray, names: Sequence[str], 
 
     from onepeace.embed.zero_shot import TEMPLATES, prototypes
 
-    def encode(texts: list[str]) -> Any:
-        return index.embedder.encode_text(texts, progress=False)
-
-    kinds = np.array(["audio" if _is_of_sounds(cluster) else "image" for cluster in found])
+    sounds = [sum(member.item.modality == "audio" for member in cluster.members) for cluster in found]
+    kinds = np.array(["audio" if 2 * n > len(one.members) else "image" for n, one in zip(sounds, found, strict=True)])
     scores = np.empty((len(found), len(names)), np.float32)
     for kind in np.unique(kinds):
-        words = prototypes(encode, names, TEMPLATES[kind]).numpy()
+        words = prototypes(partial(index.embedder.encode_text, progress=False), names, TEMPLATES[kind]).numpy()
         scores[kinds == kind] = middles[kinds == kind] @ words.T
     order = np.argsort(-scores, axis=1, kind="stable")
     own = order[:, 0].copy()
@@ -241,10 +223,6 @@ def _named(found: Sequence[Cluster], middles: np.ndarray, names: Sequence[str], 
         best = [first, *(other for other in others if other != first)][:SUGGESTED]
         named.append(replace(cluster, names=tuple(names[name] for name in best)))
     return named
-
-
-def _is_of_sounds(cluster: Cluster) -> bool:
-    return 2 * sum(member.item.modality == "audio" for member in cluster.members) > len(cluster.members)
 
 
 def plane(vectors: np.ndarray, kinds: np.ndarray, method: str = "pca") -> np.ndarray:

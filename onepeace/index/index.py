@@ -101,11 +101,7 @@ class Index:
         return tuple(key for key in self.store.kinds if key in self.store.meta["modalities"].split())
 
     def items(self, where: str | None = None) -> Iterator[Item]:
-        """Files that have vectors, in the order in which they came.
-
-        Args:
-            where: a condition (filters.py).
-        """
+        """Files that have vectors, in the order in which they came, and that meet a condition (filters.py)."""
         condition = Condition("1") if where is None else compile_condition(where)
         return self.store.items(f"problem IS NULL AND ({condition.sql})", condition.params)
 

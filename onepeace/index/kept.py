@@ -6,24 +6,14 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from onepeace.errors import UserError
 from onepeace.files.cache import cache_folder
 from onepeace.index.index import Index, is_index
 
 
-class Kept(NamedTuple):
-    """An index in the cache folder."""
-
-    folder: Path
-    paths: list[str]
-    files: int
-    bytes: int
-
-
 def indexes_folder() -> Path:
-    """Folder of the indexes, in the cache."""
     return cache_folder() / "indexes"
 
 
@@ -55,14 +45,12 @@ def kept_index(paths: Sequence[str | os.PathLike[str]], model: str | None = None
     return folder
 
 
-def kept() -> list[Kept]:
-    """Indexes in the cache folder, by name."""
-    found = []
-    for folder in sorted(indexes_folder().glob("*.index")):
-        if is_index(folder):
-            with Index.open(folder) as index:
-                about = index.stats()
-                found.append(Kept(folder, about["roots"], sum(about["files"].values()), about["bytes"]))
+def kept() -> dict[Path, dict[str, Any]]:
+    """Indexes in the cache folder, by name, with their `Index.stats`."""
+    found = {}
+    for folder in filter(is_index, sorted(indexes_folder().glob("*.index"))):
+        with Index.open(folder) as index:
+            found[folder] = index.stats()
     return found
 
 

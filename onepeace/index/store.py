@@ -214,12 +214,9 @@ class Store:
         """Block of which everything is kept, on the disk when it ends, or nothing.
 
         Raises:
-            UserError: the disk is full or not writable; Damaged.
+            UserError: the disk is full or not writable, or the folder was moved; Damaged.
         """
         with failing(self.folder, "written"):
-            if not (self.folder / DATABASE).exists():  # SQLite goes on with a file that has no name any more
-                raise UserError(f"{self.folder}: the index was moved or deleted meanwhile; what was written before "
-                                "moved with it, and the same command goes on with it there")  # fmt: skip
             self.connection.execute("BEGIN IMMEDIATE")
             before, meta = self.connection.total_changes, dict(self.meta)
             try:
@@ -232,6 +229,11 @@ class Store:
                 self.meta = meta
                 self.connection.rollback()
                 raise
+        if not (self.folder / DATABASE).exists():  # it was written to nevertheless, as its files are open
+            raise UserError(
+                f"{self.folder}: the index was moved or deleted meanwhile; all that is done moved with it, and the "
+                "same command goes on with it there"
+            )
 
     def add(self, items: Sequence[tuple[Item, Sequence[Span]]], vectors: np.ndarray) -> list[int]:
         """Keep items with their vectors in the place of older ones of the same path; call it in a transaction.
@@ -463,6 +465,7 @@ def write_database(path: Path) -> Iterator[sqlite3.Connection]:
             connection.executescript(f"BEGIN; {SCHEMA}")
             yield connection
             connection.commit()
+            connection.execute("PRAGMA journal_mode = WAL")  # now: a writer stopped in doing so would lock readers out
         for ending in BESIDE:
             Path(f"{path}{ending}").unlink(missing_ok=True)
         sync(path.parent)

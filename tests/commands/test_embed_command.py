@@ -3,10 +3,8 @@
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -79,12 +77,6 @@ def test_a_named_file_is_known_by_its_content(command, samples, tmp_path):
     assert "notes.md: " in err
 
 
-@pytest.mark.parametrize("target", ["v.txt", "no/v.npz", "."])
-def test_an_output_that_cannot_be_written_is_said_before_the_work(command, samples, tmp_path, target):
-    code, _, err = command("embed", samples, "-o", tmp_path / target)
-    assert (code, str(tmp_path / target) in err) == (2, True)
-
-
 def start(model, *arguments, **options):
     words = [sys.executable, "-m", "onepeace", *map(str, arguments), "--model", str(model), "--device", "cpu"]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
@@ -108,30 +100,3 @@ def test_nothing_but_our_own_lines_reaches_stderr(random_folder, tmp_path):
     assert sum(line.startswith(f"onepeace: {tmp_path}/") and ".wav: " in line for line in lines) == 6
     assert sum(line.startswith(f"  {tmp_path}/") and ".mp3: " in line for line in lines) == 6
     assert len(lines) == 15  # and how many failed and how many vectors are written
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals as on Unix")
-def test_ctrl_c_says_what_is_left_and_leaves_no_half_output(random_folder, tmp_path, samples):
-    (tmp_path / "0.jpg").write_bytes((samples / "images" / "dog.jpg").read_bytes())
-    for index in range(1, 3000):
-        (tmp_path / f"{index}.jpg").symlink_to(tmp_path / "0.jpg")
-    # A test run in the background of a shell hands its children an ignored SIGINT.
-    options = {
-        "env": {**os.environ, "PYTHONUNBUFFERED": "1"},
-        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    }
-    process = start(random_folder, "embed", tmp_path, "-o", tmp_path / "vectors.npz", **options)
-    deadline = time.monotonic() + 120
-    while not _has_torch(process.pid) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate()
-    assert (process.returncode, out) == (130, "")
-    assert "Traceback" not in err
-    assert err.splitlines()[-1].startswith("onepeace: stopped; nothing is written")
-    assert not [name for name in os.listdir(tmp_path) if not name.endswith(".jpg")]
-
-
-def _has_torch(pid):
-    with open(f"/proc/{pid}/maps") as maps:
-        return "libtorch_python" in maps.read()

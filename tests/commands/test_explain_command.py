@@ -77,16 +77,6 @@ def test_a_folder_gets_a_png_of_each_file(command, samples, tmp_path):
     assert len(out.splitlines()) == 1 + len(names)
 
 
-def test_pictures_of_one_name_stay_apart_in_a_folder_that_is_there(command, samples, tmp_path):
-    (tmp_path / "maps.v3").mkdir()
-    for name in ("cat", "bus"):
-        (tmp_path / name).mkdir()
-        shutil.copy(samples / "images" / f"{name}.jpg", tmp_path / name / "a.jpg")
-    arguments = (tmp_path / "cat", tmp_path / "bus", "--text", "a cow", "-o", tmp_path / "maps.v3")
-    assert command("explain", *arguments)[0] == 0
-    assert {path.name for path in (tmp_path / "maps.v3").iterdir()} == {"a.jpg.png", "a.jpg-2.png"}
-
-
 def test_a_page_holds_everything(command, dog, bark, tmp_path):
     page = tmp_path / "page.html"
     assert command("explain", dog, bark, "--text", "<b>dog</b> & Ko", "-o", page)[0] == 0
@@ -145,13 +135,6 @@ def test_wrong_usage_is_named(command, dog, arguments, message):
     assert code == 2
     assert out == ""
     assert message in err
-
-
-def test_one_png_is_of_one_file(command, dog, bark, tmp_path):
-    code, _, err = command("explain", dog, bark, "--text", "a dog", "-o", tmp_path / "map.png")
-    assert code == 2
-    assert "one PNG for 2 files" in err
-    assert "map.html" in err
 
 
 def test_the_map_covers_its_area_and_is_brightest_at_its_largest_value():

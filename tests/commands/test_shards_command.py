@@ -1,7 +1,6 @@
 """`onepeace shards`: from a table or folder to shards that the trainer reads back, and what is refused on the way."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,6 @@ import torch
 from onepeace.cli import main
 from onepeace.data.shard_writer import ShardWriter
 from onepeace.data.shards import read_source
-from onepeace.datasets.tables import BadRow, Row, read_table
 from onepeace.errors import UserError
 from onepeace.processors import PROCESSORS, Processor
 
@@ -216,15 +214,6 @@ def test_a_table_that_cannot_be_used_is_one_line(home, shards, capsys, name, con
     assert out(home) == []
 
 
-def test_read_table_goes_on_after_a_bad_row_and_takes_names_of_columns(tmp_path):
-    table = write(tmp_path / "t.csv", 'a,b\n\n"a"x,b\nc\nd,"e\nf"\ng,h\n')
-    rows = list(read_table(table, columns=("x", "y")))
-    assert [(row.line, type(row)) for row in rows] == [(1, Row), (3, BadRow), (4, BadRow), (5, Row), (7, Row)]
-    assert rows[3].cells == {"x": "d", "y": "e\nf"}
-    rows = list(read_table(write(tmp_path / "u.csv", 'x\na\n"b\nc\n')))  # a quote that does not end
-    assert [(row.line, type(row)) for row in rows] == [(2, Row), (3, BadRow)]
-
-
 # ------------------------------------------------------------------ folders
 
 
@@ -251,17 +240,6 @@ def test_folder_names_as_labels(home, shards, capsys):
     assert pictures == [("images", []), ("images", ["a dog"]), ("images", [])]
     assert {sample.label for sample in read(home, "audio")} == {"sounds"}
     assert "stray.jpg: lies in " in capsys.readouterr().err
-
-
-def test_file_names_that_are_not_unicode(home, shards):
-    name = os.fsdecode(b"\xff.jpg")
-    try:
-        (home / "images/dog.jpg").rename(home / "images" / name)
-    except OSError:
-        pytest.skip("this file system takes Unicode names only")
-    assert shards("images", None, "--labels-from-folders") == 1  # they lie in the folder itself
-    assert shards("", None, "--labels-from-folders") == 0
-    assert len(read(home, "image")) == 3
 
 
 # ------------------------------------------------------------------ options
@@ -335,12 +313,6 @@ def test_wrong_usage(home, shards, capsys, source, options, message):
 
 
 # ------------------------------------------------------------------ the writer, and an end before the end
-
-
-def test_an_output_that_cannot_be_written_is_one_line(home, capsys):
-    table = write(home / "t.csv", "image,text\nimages/dog.jpg,a\n")
-    assert main(["shards", str(table), "-o", str(home / "t.csv/set")]) == 1
-    assert f"{home}/t.csv: cannot be made (" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

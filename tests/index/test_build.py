@@ -15,7 +15,7 @@ from support.indexes import check_same, content
 from support.small_shards import square, tone, write_tar
 
 from onepeace.errors import UsageError, UserError
-from onepeace.index import Index, builder, remove
+from onepeace.index import Index, builder, check, remove
 from onepeace.index import write as index_write
 from onepeace.index.store import Store
 from onepeace.index.write import writing
@@ -216,6 +216,25 @@ def test_interrupt_keeps_what_is_done(build, folder, tmp_path, monkeypatch):
     build(tmp_path / "index", folder)
     build(tmp_path / "fresh", folder)
     check_same(tmp_path / "index", tmp_path / "fresh")
+
+
+def test_index_that_is_moved_meanwhile_keeps_what_is_done(build, words, tmp_path, monkeypatch):
+    take = builder.Builder._take
+
+    def moving(self, *args):
+        take(self, *args)
+        if (tmp_path / "index").exists():
+            (tmp_path / "index").rename(tmp_path / "moved")
+        self._flush()
+
+    with monkeypatch.context() as context:
+        context.setattr(builder.Builder, "_take", moving)
+        with pytest.raises(UserError, match=f"{tmp_path / 'index'}: the index was moved"):
+            build(tmp_path / "index", words, batch_size=1)
+    assert not (tmp_path / "index").exists()
+    assert len(content(tmp_path / "moved")) == 1
+    assert check(tmp_path / "moved").ok
+    assert counts(build(tmp_path / "moved", words)) == {"added": 5, "unchanged": 1}
 
 
 def test_process_without_stderr_builds(random_folder, words, tmp_path, monkeypatch):

@@ -4,14 +4,15 @@ import json
 import os
 import random
 import sqlite3
-from datetime import datetime
+import time
+from datetime import datetime, timezone
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onepeace.errors import UsageError
-from onepeace.index.filters import compile_condition, kind_of, register, short_forms
+from onepeace.index.filters import compile_condition, kind_of, period, register, short_forms
 
 COLUMNS = ("path", "modality", "size", "mtime_ns", "date", "width", "height", "duration", "caption", "metadata")
 
@@ -170,3 +171,37 @@ def test_kinds_have_the_words_of_the_page():
     assert [kind_of(name) for name in ("pictures", "Sounds", "image", "audio", "videos")] == [
         "image", "audio", "image", "audio", "video"
     ]  # fmt: skip
+
+
+@pytest.fixture
+def _summer_time(monkeypatch):
+    """Central Europe's time, with summer time from the last Sunday of March to that of October."""
+    if not hasattr(time, "tzset"):
+        pytest.skip("the time zone of this system cannot be set")
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("_summer_time")
+@pytest.mark.parametrize(
+    ("text", "start", "end"),
+    [
+        ("2024", (2023, 12, 31, 23), (2024, 12, 31, 23)),
+        ("2024-12", (2024, 11, 30, 23), (2024, 12, 31, 23)),
+        ("2024-02", (2024, 1, 31, 23), (2024, 2, 29, 23)),
+        ("2024-03-31", (2024, 3, 30, 23), (2024, 3, 31, 22)),
+        ("2024-10-27", (2024, 10, 26, 22), (2024, 10, 27, 23)),
+        ("2024-05-01T12:30", (2024, 5, 1, 10, 30), (2024, 5, 1, 10, 31)),
+    ],
+)
+def test_a_period_starts_and_ends_in_local_time(text, start, end):
+    assert period(text) == tuple(datetime(*parts, tzinfo=timezone.utc).timestamp() for parts in (start, end))
+
+
+@pytest.mark.parametrize("text", ["", "24", "2024-", "2024-05-01T", "2024-05-01T25:00", "20240501", "0000", "9999"])
+def test_other_text_is_no_date(text):
+    with pytest.raises(ValueError, match="is not a date"):
+        period(text)

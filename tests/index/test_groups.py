@@ -13,7 +13,7 @@ from support.indexes import fabricate
 
 from onepeace.errors import UserError
 from onepeace.index import Index, Item, copies, groups
-from onepeace.index.groups import clusters, default_names, duplicates, plane, unit
+from onepeace.index.groups import clusters, duplicates, plane, unit
 
 
 def item(path, kind, **about):
@@ -87,27 +87,6 @@ def test_changed_sounds_are_copies(samples, tmp_path):
     soundfile.write(tmp_path / "silence.wav", np.zeros(rate), rate)
     with pytest.raises(UserError, match="silence"):
         copies.sound(tmp_path / "silence.wav")
-
-
-def test_steady_noises_are_no_copies(tmp_path):
-    looks = []
-    for seed in (0, 1):
-        soundfile.write(tmp_path / "sound.wav", np.random.default_rng(seed).normal(0, 0.1, 8000 * 120), 8000)
-        looks.append(copies.sound(tmp_path / "sound.wav"))
-    assert not copies.same_sounds(looks[:1], looks[1:])[0]  # though their levels are
-
-
-def test_cut_pictures_are_copies_whichever_comes_first(samples):
-    looks = []
-    for path in sorted((samples / "images").iterdir()):
-        with Image.open(path) as image:
-            width, height = image.size
-            cut = image.convert("RGB").crop((width // 20, 0, width, height - height // 20))
-            looks.append((copies.picture(path), copies.picture(saved(cut, "JPEG", quality=80))))
-    whole, cut = zip(*looks, strict=True)
-    found = copies.same_pictures(whole, cut)
-    assert found.sum() >= len(found) - 2  # one has the finest details, one is near the bound
-    assert (copies.same_pictures(cut, whole) == found).all()
 
 
 @pytest.mark.parametrize(("seconds", "cut"), [(90, 4), (8.4, 0.4), (34, 2)])  # also where fewer samples are a frame
@@ -289,12 +268,6 @@ def test_without_words_there_are_clusters_without_names_as_many_as_suit(folder, 
         clustered(folder, 28)
     with pytest.raises(UserError, match="1 files"):
         clustered(fabricate(tmp_path / "one", [(Item("/p/a", "image"), [1, 0])]))
-
-
-def test_names_that_come_with_the_package_are_words():
-    names = default_names()
-    assert len(names) == len(set(names)) > 400
-    assert all(name == name.strip() and name for name in names)
 
 
 ONE_KIND = np.array(["image"] * 60)

@@ -26,11 +26,10 @@ def test_only_what_changed_is_embedded_again(tmp_path, random_folder, no_model):
     assert kept_index([tmp_path / "words"], str(random_folder), **options) == folder
     with Index.open(folder) as index:
         assert sorted(item.path for item in index.items()) == [str(tmp_path / "words" / f"{name}.txt") for name in "bc"]
-    ((place, paths, files, size),) = kept()
-    assert (place, paths, files) == (folder, [str(tmp_path / "words")], 2)
-    assert size > 10_000
+    ((place, about),) = kept().items()
+    assert (place, about["roots"], about["files"]) == (folder, [str(tmp_path / "words")], {"text": 2})
     forget(folder)
-    assert kept() == []
+    assert kept() == {}
     assert (tmp_path / "words" / "b.txt").is_file()
 
 

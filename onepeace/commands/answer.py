@@ -1,8 +1,0 @@
-"""`onepeace answer`: see generate.py."""
-
-from functools import partial
-
-from onepeace.commands import generate
-
-add_arguments = partial(generate.add_arguments, name="answer")
-run = partial(generate.run, name="answer")
