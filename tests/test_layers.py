@@ -246,7 +246,8 @@ def test_nothing_runs_or_unpickles_data():
                 or options.get("shell", "False") != "False"
             ):
                 found.append((file.relative_to(PACKAGE).as_posix(), call))
-    assert found == []
+    # A shard that a recipe names as "pipe:COMMAND", where the recipe allows it.
+    assert found == [("data/shard_cache.py", "subprocess.Popen")]
 
 
 def test_no_device_is_written_into_the_code():

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="a .pt, .pth, .pkl or .bin file of the original code, a transformers folder, or a model folder",
+        help="a .pt, .pth, .pkl or .bin file of the original code, or a model folder",
     )
     options.add_output(parser, "FOLDER", "the model folder to make")
     text = "side of pictures in pixels, a multiple of the patch"

@@ -35,8 +35,6 @@ model. The 95 % intervals draw queries anew.
 
 exit code: 0, 1 when a set could not be measured, 2 for wrong usage"""
 TABLES = (".csv", ".tsv", ".jsonl")
-NEIGHBOURS = 20
-"""The k of kNN on classes of one's own."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +162,7 @@ def _own(args: argparse.Namespace, model: "Embedder", problems: list[files.Unrea
         labels = np.array([one.label for one in (*train, *test)])
         learned = np.arange(len(train))
         part = Part(learned, every_fifth(labels[learned]), np.arange(len(train), len(labels)))
-        for one in probe(vectors, labels, [part], ("linear", "knn"), NEIGHBOURS, args.what):
+        for one in probe(vectors, labels, [part], args.what):
             seconds, spread = time.perf_counter() - start, interval(one.per_query)
             about = {"protocol": "probe", "note": one.note}
             yield Row(modality, one.metric, one.value, one.chance, one.n, seconds, spread, one.per_query, about=about)

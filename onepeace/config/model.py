@@ -77,9 +77,9 @@ class Base:
     """The model that has the tensors which a folder leaves out."""
 
     name: str
-    """As `onepeace.load` takes it."""
+    """Name of the model as `onepeace.load` takes it."""
     fingerprint: str
-    """Of its folder (hub/fingerprint.py)."""
+    """Fingerprint of its folder (hub/fingerprint.py)."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ class Config:
     """The content of a model folder's config.yaml."""
 
     model: ModelConfig
-    """Of the class that `architecture` names. Typed as ONE-PEACE's; what others need: hub/architectures.py."""
+    """Instance of the class that `architecture` names. Typed as ONE-PEACE's; what others need: hub/architectures.py."""
     processors: dict[str, Options] = field(default_factory=dict)
     """Keyword options of each modality's processor of files and values (onepeace/processors)."""
     architecture: str = "onepeace"
     """A key of ARCHITECTURES (onepeace/hub/architectures.py)."""
     base: Base | None = None
-    """Where the tensors are that the folder's file does not have: a head on a frozen model is stored alone."""
+    """Model that has the tensors which the folder's file lacks: a head on a frozen model is stored alone."""
     format: int = 1

@@ -51,7 +51,7 @@ class OFAConfig:
     # What models of all architectures are asked (hub/architectures.py).
     @property
     def adapters(self) -> dict[str, Options]:
-        """What is read."""
+        """Modalities that are read."""
         return {"text": {"vocab_size": self.num_words}, "image": {"patch_size": 16, "bias_grid": self.image_grid}}
 
     @property
@@ -65,7 +65,7 @@ class OFAConfig:
 
     @property
     def writes(self) -> tuple[str, ...]:
-        """What is written."""
+        """Kinds of answers that are written."""
         counts = {"text": self.num_words, "boxes": self.num_bins, "image codes": self.num_codes}
         return tuple(name for name, count in counts.items() if count)
 

@@ -44,7 +44,8 @@ Loader.yaml_implicit_resolvers = {
 
 
 def _parsed(source: TextIO | str) -> Any:
-    """As yaml.safe_load, by libyaml where PyYAML has it: eight times as fast, and too deep a nesting is an error."""
+    """Parses as yaml.safe_load, by libyaml where PyYAML has it: eight times as fast, and too deep a nesting is an
+    error."""
     loader: Any = Loader(source)
     try:
         return loader.get_single_data()

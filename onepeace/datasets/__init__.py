@@ -53,5 +53,5 @@ LAYOUTS: dict[str, Layout] = {
     "kinetics": Kinetics(),
     "onepeace_tsv": OnePeaceTSV(),
 }
-"""By name, as `onepeace shards --layout NAME` takes them; `LAYOUTS["mine"] = Mine()` in FILE.py adds one, with
+"""Layouts by name for `onepeace shards --layout NAME`; `LAYOUTS["mine"] = Mine()` in FILE.py adds one, with
 `--layouts FILE.py` on the command line."""

@@ -14,7 +14,7 @@ from onepeace.errors import UserError
 
 LICENSE = "annotations BSD-3-Clause; photographs for research and education (ADE20K terms)"
 IGNORED = 255
-"""In the maps that are written; in those of the download it is 0, and the classes begin with 1."""
+"""Value of other objects in the maps that are written; in the download it is 0, and the classes begin with 1."""
 
 
 @dataclass(frozen=True)

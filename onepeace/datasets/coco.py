@@ -111,14 +111,14 @@ class Instance(NamedTuple):
 
 
 class Instances(NamedTuple):
-    """What such a file says."""
+    """Content of such a file."""
 
     sizes: dict[int, tuple[int, int]]
     """(width, height) in pixels by the id of the picture."""
     classes: list[str]
-    """In the order of their ids."""
+    """Names of the classes in the order of their ids."""
     objects: list[Instance]
-    """Those whose box has an area."""
+    """Objects whose box has an area."""
 
 
 def read_instances(path: Path) -> Instances:

@@ -20,7 +20,7 @@ class Picture(NamedTuple):
     file: str
     split: str
     captions: list[str]
-    """As they are written."""
+    """Captions as they are written."""
 
 
 def karpathy(name: str, folder: Path, split: str) -> Iterator[Record | Skipped]:

@@ -1,4 +1,4 @@
-"""What a layout is: it reads a public data set, in the form in which it is downloaded, as samples.
+"""Layout: reads a public data set, in the form in which it is downloaded, as samples.
 
 Each layout has a file beside this one, and an entry in `onepeace.datasets.LAYOUTS`.
 """
@@ -26,7 +26,7 @@ class Skipped(NamedTuple):
 
 
 def skipped(where: Path | str, reason: object) -> Skipped:
-    """What is wrong with a row or file, on one line; `reason` may be the error that it caused."""
+    """Names a row or file and its fault, on one line; `reason` may be the error that it caused."""
     text = " ".join(str(getattr(reason, "strerror", None) or reason).split())
     return Skipped(str(where), text.removeprefix(f"{where}: "))
 
@@ -45,7 +45,7 @@ class Record(Sample):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name in messages."""
         files = (value[0] if isinstance(value, list) and value else value for value in self.inputs.values())
         paths = (str(file) for file in files if isinstance(file, Path))
         return self.where or next(paths, self.key)
@@ -55,16 +55,16 @@ class Encoded(NamedTuple):
     """The files of a sample as they go into a shard."""
 
     files: dict[str, bytes]
-    """By file ending, without the dot."""
+    """Content by file ending, without the dot."""
     original: bytes | None = None
-    """What they were made from; of samples with equal originals only the first is written. None: always written."""
+    """Source of the files; of samples with equal originals only the first is written. None: always written."""
 
 
 class Split(NamedTuple):
     """One set of shards, and the samples that go into it."""
 
     shards: str
-    """Where below the root: "val/coco/coco" for val/coco/coco-00000.tar.gz. The first part is train or val."""
+    """Place below the root: "val/coco/coco" for val/coco/coco-00000.tar.gz. The first part is train or val."""
     records: Iterable[Record | Skipped]
     """Can be iterated once."""
     encode: Callable[[Record], Encoded]
@@ -100,7 +100,7 @@ class Layout:
         raise NotImplementedError
 
     def group(self, record: Record) -> tuple[str, str] | None:
-        """What must not be in both training and validation data (a photograph, a video); None: nothing but the key."""
+        """Group that must not be in both training and validation data (a photograph, a video); None: the key alone."""
         return None
 
     def read(self, folder: Path, name: str) -> Iterator[Record | Skipped]:
@@ -119,7 +119,7 @@ class Layout:
         return build(type(self), content, where)
 
     def help(self) -> str:
-        """What it reads, and its options with their defaults."""
+        """Text for --help: the source, and the options with their defaults."""
         lines = [inspect.cleandoc(self.__doc__ or ""), ""]
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
@@ -146,7 +146,7 @@ class OfficialSplits(Layout):
     pairs: ClassVar[str] = ""
     """Folder below train/ that the shards share with those of other sets; empty: a folder of their own."""
     hint: ClassVar[str] = ""
-    """What to do about files that are not there."""
+    """Remedy for files that are not there."""
     train: tuple[str, ...] = option((), "official splits that are training data")
     val: tuple[str, ...] = option((), "official splits that are validation data")
 
@@ -159,7 +159,7 @@ class OfficialSplits(Layout):
         raise NotImplementedError
 
     def shards(self, split: str) -> str:
-        """Where the shards of an official split lie below the root."""
+        """Place of the shards of an official split below the root."""
         folder = f"val/{self.prefix}" if split in self.val else f"train/{self.pairs or self.prefix}"
         return f"{folder}/{self.prefix}_{split}"
 

@@ -1,4 +1,4 @@
-"""What training and validation shards below one root must not share, and what every sample in them must have."""
+"""Leak check: training and validation shards below one root share nothing, and every sample has what it must have."""
 
 import hashlib
 import json

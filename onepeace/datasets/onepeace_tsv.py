@@ -16,7 +16,7 @@ from onepeace.errors import UserError
 LICENSE = "that of the data set, see datasets.md of ONE-PEACE"
 Row = Mapping[str, str]
 Names = dict[int, str]
-"""Of classes, by number."""
+"""Names of classes by number."""
 
 
 class _Content(NamedTuple):

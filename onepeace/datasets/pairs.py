@@ -1,4 +1,4 @@
-"""What a user has, as samples: the rows of a table or the files of a folder, checked without decoding a file."""
+"""Samples of a user's own: the rows of a table or the files of a folder, checked without decoding a file."""
 
 import difflib
 import os

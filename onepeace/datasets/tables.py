@@ -20,9 +20,9 @@ class Row(NamedTuple):
     """A row that could be read."""
 
     line: int
-    """Where it begins, from 1."""
+    """Line on which it begins, from 1."""
     cells: dict[str, Any]
-    """By column: strings of a .csv or .tsv, without the spaces around them; any JSON values of a .jsonl."""
+    """Cells by column: strings of a .csv or .tsv, without the spaces around them; any JSON values of a .jsonl."""
 
 
 class BadRow(NamedTuple):

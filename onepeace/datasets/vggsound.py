@@ -14,7 +14,7 @@ from onepeace.files.video import clip
 
 LICENSE = "list: CC BY 4.0; sounds belong to the owners of the videos"
 PICTURES = (".mp4", ".png", ".webp", ".jpeg", ".jpg")
-"""Of two files of a clip the one whose ending comes later is read."""
+"""Endings of what shows a clip; of two files the one whose ending comes later is read."""
 COLUMNS = ("video", "start", "label", "split")
 
 
@@ -75,6 +75,6 @@ class VGGSound(Sounds, OfficialSplits):
 
 
 def _pictures_below(folder: Path) -> dict[str, Path]:
-    """What shows each clip, by its name."""
+    """Pictures and videos of clips by their names."""
     files = [path for path in folder.rglob("*") if path.suffix.lower() in PICTURES]
     return {path.stem: path for path in sorted(files, key=lambda path: PICTURES.index(path.suffix.lower()))}

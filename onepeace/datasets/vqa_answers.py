@@ -42,7 +42,7 @@ def normalize_answer(answer: str) -> str:
 
 
 def soft_scores(answers: Iterable[str]) -> dict[str, float]:
-    """How right each normalised answer is: 0.3, 0.6, 0.9 and 1 for one, two, three and more of ten people.
+    """Score of each normalised answer: 0.3, 0.6, 0.9 and 1 for one, two, three and more of ten people.
 
     Someone who gave an answer is compared with the nine others, of whom three must agree; this is the mean over the
     ten (Teney et al., arXiv 1708.02711, as OFA and ONE-PEACE train).

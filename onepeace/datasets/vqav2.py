@@ -19,9 +19,9 @@ UNANSWERED = ("test2015", "test-dev2015")
 
 class _Answers(NamedTuple):
     common: str
-    """What most people answered, normalised."""
+    """Answer of most people, normalised."""
     given: list[str]
-    """What the ten people answered, as it is written."""
+    """Answers of the ten people, as they are written."""
     about: dict[str, Any]
 
 

@@ -34,7 +34,7 @@ class Failure:
     """An item that was skipped."""
 
     index: int
-    """Its place among the items, from 0."""
+    """Place among the items, from 0."""
     name: str
     reason: str
 
@@ -49,7 +49,7 @@ class Embedded:
     vector: Tensor | None = None
     """(E,) float32 unit vector on the CPU; None if the item failed."""
     windows: Windows | None = None
-    """With long="windows" the vector of each window; `vector` is their renormalised mean."""
+    """Vector of each window with long="windows"; `vector` is their renormalised mean."""
     error: Exception | None = None
     modality: str | None = None
     """The item's, or that of its first part; None if it failed."""

@@ -251,7 +251,7 @@ class Embedder:
         return tokens_by_key
 
     def explain(self, item: object, query: object) -> Explanation:
-        """Where in a picture, or when in a sound, a query is: a map of how well each part fits it.
+        """Map of how well each part of a picture or a sound fits a query.
 
         Args:
             item: a picture, a sound of any length or a text, as in `encode`; one, not composed.

@@ -1,4 +1,4 @@
-"""Where in a picture, or when in a sound, something is: how well each of its tokens fits the vector of a query.
+"""Map of a picture or a sound: how well each of its tokens fits the vector of a query.
 
 Each token is encoded alone, with nothing but CLS beside it, through all blocks, the final norm and the projection; its
 value is the cosine of that vector with the query's. The stem has run over the whole item before.
@@ -51,7 +51,7 @@ TOKENS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Explanation:
-    """How well the parts of one item fit a query."""
+    """Map of how well the parts of one item fit a query."""
 
     modality: str
     """The item's modality."""
@@ -76,7 +76,7 @@ class Explanation:
 
     @property
     def peak(self) -> tuple[float, ...]:
-        """Where the fit is the best: (x, y) from 0 to 1 from the left upper corner of a picture, (second,) of a sound.
+        """Place of the best fit: (x, y) from 0 to 1 from the left upper corner of a picture, (second,) of a sound.
 
         Of a picture in the map as it is drawn, so that a coarse grid does not only know the middles of its cells.
         """

@@ -30,7 +30,7 @@ class Keywords(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How items are encoded.
+    """Options of encoding.
 
     Raises:
         UserError: a value that is not allowed.
@@ -59,7 +59,7 @@ class Options:
     returns (vectors, failures): `vectors` has rows only for the items that succeeded, in order, and `failures` says
     index, name and reason of the others."""
     timings: MutableMapping[str, float] | None = None
-    """Its "decode" and "model" grow by the seconds that these stages are busy, over all threads."""
+    """Seconds that the stages "decode" and "model" are busy, added over all threads."""
 
     def __post_init__(self) -> None:
         check_choice("output", self.output, ("torch", "numpy"))

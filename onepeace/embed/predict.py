@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
 
 CANDIDATE = "{text} answer: {candidate}"
-"""How a question and a candidate answer become one text (released code)."""
+"""Form in which a question and a candidate answer become one text (released code)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class _Decoded:
     """An item on its way into a batch."""
 
     samples: dict[str, list[Tensor]]
-    """By modality, a sample for each of its rows."""
+    """Samples by modality, one for each row."""
     size: tuple[int, int]
     candidates: tuple[str, ...]
     views: int

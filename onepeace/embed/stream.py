@@ -76,7 +76,7 @@ class Waiting(NamedTuple):
     sample: Tensor
     assembly: Assembly
     row: int
-    """Where its vector goes in the assembly."""
+    """Row of its vector in the assembly."""
 
 
 class Batcher:

@@ -1,4 +1,4 @@
-"""How near written captions are to those of people: BLEU-4, ROUGE-L and CIDEr-D, without Java.
+"""Caption metrics: BLEU-4, ROUGE-L and CIDEr-D, without Java.
 
 The formulas are those of coco-caption (arXiv 1504.00325), from the package pycocoevalcap; the words are those of its
 tokenizer, written again in Python (ptb_tokenizer.py). Its other two figures, METEOR and SPICE, are Java programs and
@@ -21,19 +21,19 @@ from onepeace.errors import UserError, need
 from onepeace.evaluate.ptb_tokenizer import ptb_words
 
 Words = Callable[[str], list[str]]
-"""From a text to its words."""
+"""Splits a text into words."""
 
 
 @dataclass(frozen=True)
 class DocumentFrequencies:
-    """How many of the documents have each n-gram, n from 1 to 4."""
+    """Number of documents that have each n-gram, n from 1 to 4."""
 
     counts: Counter[tuple[str, ...]]
     documents: int
 
     @classmethod
     def of(cls, references: Iterable[Sequence[str]], words: Words = ptb_words) -> "DocumentFrequencies":
-        """Those of a corpus, one list of captions for each item; read once, and not kept."""
+        """Frequencies of a corpus, one list of captions for each item; read once, and not kept."""
         ngrams = need("pycocoevalcap.cider.cider_scorer", "eval").precook
         counts: Counter[tuple[str, ...]] = Counter()
         documents = 0

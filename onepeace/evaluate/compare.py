@@ -24,7 +24,7 @@ class Difference(NamedTuple):
     interval: tuple[float, float] | None
     """95 % interval of second - first."""
     how: str
-    """Where the interval is from. "paired": bootstrap over the queries of both at once. "intervals": from those of the
+    """Source of the interval. "paired": bootstrap over the queries of both at once. "intervals": from those of the
     two figures, as if they were independent, which is wider. "none": there is none."""
     statistic: Statistic
 
@@ -100,7 +100,7 @@ def as_table(differences: Sequence[Difference]) -> str:
 
 
 def summary(differences: Sequence[Difference]) -> str:
-    """What the table says, in a sentence or two."""
+    """Sentence or two that sum up the table."""
     out = sum(bool(d.better) for d in differences)
     text = f"{out} of {len(differences)} differences stand out; of those that are chance, 1 in 20 would"
     alone = sum(d.how == "intervals" for d in differences)

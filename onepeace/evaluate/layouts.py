@@ -1,4 +1,4 @@
-"""Data sets as they are downloaded, as the items of an evaluation: "layout:NAME/SPLIT" in place of shards.
+"""Downloads of data sets as the items of an evaluation: `layout: NAME` and `split: SPLIT` in place of shards.
 
 NAME is a layout of `onepeace shards` (SPLIT is val, train or all of it), "karpathy_coco" and the like (SPLIT is one of
 Karpathy's: test, val, train), or "clip_benchmark", a folder of webdataset shards as CLIP_benchmark's
@@ -29,21 +29,20 @@ from onepeace.processors import guessed
 
 log = logging.getLogger(__name__)
 
-PREFIX = "layout:"
 CLIP_BENCHMARK = "clip_benchmark"
 SPLITS = ("val", "train", "all")
-"""Of a layout of `onepeace shards`."""
+"""Splits of a layout of `onepeace shards`."""
 
 
-def read(root: Path, layout: str, needed: Sequence[str]) -> list[Sample]:
-    """The samples of "NAME/SPLIT" below a folder that have all of these modalities; the others are named in a warning.
+def read(root: Path, layout: str, split: str, needed: Sequence[str]) -> list[Sample]:
+    """The samples of a split below a folder that have all of these modalities; the others are named in a warning.
 
     Raises:
         UserError: there is no such layout or split, or nothing of it can be used.
     """
     samples: list[Sample] = []
     left_out: list[str] = []
-    for record in _records(root, layout):
+    for record in _records(root, layout, split):
         if isinstance(record, Skipped):
             left_out.append(f"{record.where}: {record.reason}")
         elif lacking := [modality for modality in needed if not record.inputs.get(modality)]:
@@ -51,56 +50,41 @@ def read(root: Path, layout: str, needed: Sequence[str]) -> list[Sample]:
         else:
             samples.append(record)
     if not samples:
-        raise UserError(f"{root}: nothing of {layout} can be used; {left_out[0] if left_out else 'it is empty'}")
+        raise UserError(
+            f"{root}: nothing of {layout} {split} can be used; {left_out[0] if left_out else 'it is empty'}"
+        )
     if left_out:
         rest = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
-        log.warning("%s: %d left out: %s%s", layout, len(left_out), "; ".join(left_out[:NAMED]), rest)
+        log.warning("%s %s: %d left out: %s%s", layout, split, len(left_out), "; ".join(left_out[:NAMED]), rest)
     return samples
 
 
 def class_names(root: Path, layout: str) -> list[str] | None:
     """The names of all classes of a set, in the order of their numbers; None where it has none."""
-    name, _ = _parts(layout)
-    if name == CLIP_BENCHMARK:
+    if layout == CLIP_BENCHMARK:
         return _lines(root / "classnames.txt") or None
-    if name not in LAYOUTS:
+    if layout not in LAYOUTS:
         return None
     # The first split is that of validation data, which has them.
-    classes = next(LAYOUTS[name].splits(root, lambda name: ())).classes
+    classes = next(LAYOUTS[layout].splits(root, lambda name: ())).classes
     return [entry["name"] if isinstance(entry, dict) else entry for entry in classes] if classes else None
 
 
 def templates(root: Path, layout: str) -> tuple[str, ...]:
     """The sentences for class names that a folder in CLIP_benchmark's layout brings, with {} for the name; or none."""
-    if _parts(layout)[0] != CLIP_BENCHMARK:
-        return ()
-    return tuple(line.replace("{c}", "{}") for line in _lines(root / "zeroshot_classification_templates.txt") if line)
+    lines = _lines(root / "zeroshot_classification_templates.txt") if layout == CLIP_BENCHMARK else []
+    return tuple(line.replace("{c}", "{}") for line in lines if line)
 
 
-def fold(sample: Sample) -> int:
-    """The fold that a sample of a layout belongs to; UserError when the set has none."""
-    if not isinstance(sample, Record) or "fold" not in sample.about:
-        raise UserError(
-            f"{sample.source}: {sample.key} has no fold; say what to learn from: train={{modality, shards}}"
-        )
-    return sample.about["fold"]
-
-
-def _parts(layout: str) -> tuple[str, str]:
-    name, _, split = layout.partition("/")
-    if name not in LAYOUTS and name not in READERS:
-        raise UserError(f"no layout {name!r}; there are {', '.join([*LAYOUTS, *READERS])}")
-    if name in LAYOUTS and split not in SPLITS:
-        raise UserError(f"layout {name} has no split {split!r}; there are {', '.join(SPLITS)}")
-    return name, split
-
-
-def _records(root: Path, layout: str) -> Iterable[Record | Skipped]:
-    name, split = _parts(layout)
-    if name in READERS:
-        return READERS[name](root, split)
+def _records(root: Path, layout: str, split: str) -> Iterable[Record | Skipped]:
+    if layout in READERS:
+        return READERS[layout](root, split)
+    if layout not in LAYOUTS:
+        raise UserError(f"no layout {layout!r}; there are {', '.join([*LAYOUTS, *READERS])}")
+    if split not in SPLITS:
+        raise UserError(f"layout {layout} has no split {split!r}; there are {', '.join(SPLITS)}")
     wanted = ("val", "train") if split == "all" else (split,)
-    return (record for part in wanted for record in LAYOUTS[name].read(root, part))
+    return (record for part in wanted for record in LAYOUTS[layout].read(root, part))
 
 
 def clip_benchmark(root: Path, split: str) -> Iterator[Record | Skipped]:
@@ -156,4 +140,4 @@ READERS: dict[str, Callable[[Path, str], Iterator[Record | Skipped]]] = {
     **{f"karpathy_{name}": partial(karpathy, name) for name in NAMES},
     CLIP_BENCHMARK: clip_benchmark,
 }
-"""Layouts that only an evaluation reads; "mine/SPLIT" calls READERS["mine"](root, "SPLIT")."""
+"""Layouts that only an evaluation reads: READERS["mine"](root, split)."""

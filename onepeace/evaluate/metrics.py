@@ -34,9 +34,9 @@ class Figure(NamedTuple):
     one is given."""
     statistic: Literal["mean", "median"] = "mean"
     interval: tuple[float, float] | None = None
-    """Its confidence interval, where resampling `per_query` does not give it."""
+    """Confidence interval, where resampling `per_query` does not give it."""
     note: str = ""
-    """What else was chosen on the way: the regularisation of a probe."""
+    """Choice on the way: the regularisation of a probe."""
 
 
 def best_ranks(scores: Values, query_ids: Values, candidate_ids: Values) -> NDArray[np.int64]:
@@ -181,7 +181,7 @@ def chance_precision(query_ids: Values, candidate_ids: Values) -> float:
 
 
 def numbers_correct(query_ids: Values, candidate_ids: Values) -> tuple[NDArray[np.int64], int]:
-    """How many candidates are correct for each query, (N,), and how many there are."""
+    """Number of correct candidates of each query, (N,), and of all candidates."""
     ids, counts = np.unique(as_array(candidate_ids), return_counts=True)
     correct = dict(zip(ids.tolist(), counts.tolist(), strict=True))
     return np.array([correct.get(query, 0) for query in as_array(query_ids).tolist()]), int(counts.sum())

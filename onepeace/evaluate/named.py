@@ -12,11 +12,11 @@ are not comparable.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from onepeace.config import Options
 from onepeace.errors import UserError
-from onepeace.evaluate.layouts import CLIP_BENCHMARK, PREFIX, templates
+from onepeace.evaluate.layouts import CLIP_BENCHMARK, templates
 
 LOOKS = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
 CIFAR_TEMPLATES = tuple(
@@ -37,66 +37,56 @@ def _openai_templates() -> tuple[str, ...]:
 
 
 class Named(NamedTuple):
-    """How a public set is measured."""
+    """Recipe of a public set."""
 
     protocol: str
     modality: str
-    test: str
-    """The layout of its test data, as after "layout:"."""
-    train: str | None = None
-    """That of what probes learn from; FOLDS for the other folds of the test data; None where there are no probes."""
+    layout: str
+    split: str = "val"
+    """The test data."""
+    learned: Literal["train", "folds"] | None = None
+    """Source of what probes learn from: the training data, or the other folds of the test data; None: no probes."""
     sentences: Callable[[], Sequence[str]] = tuple
     """Gives the sentences for class names; none for the default ones."""
 
 
-FOLDS = "folds"
-
 SETS = {
-    "coco": Named("retrieval", "image", "karpathy_coco/test"),
-    "flickr8k": Named("retrieval", "image", "karpathy_flickr8k/test"),
-    "flickr30k": Named("retrieval", "image", "karpathy_flickr30k/test"),
-    "imagenet": Named("zero_shot", "image", "imagenet/val", "imagenet/train", _openai_templates),
-    "cifar10": Named("zero_shot", "image", "cifar10/val", "cifar10/train", lambda: CIFAR_TEMPLATES),
-    "cifar100": Named("zero_shot", "image", "cifar100/val", "cifar100/train", lambda: CIFAR_TEMPLATES),
-    "audiocaps": Named("retrieval", "audio", "audiocaps/val"),
-    "clotho": Named("retrieval", "audio", "clotho/val"),
-    "esc50": Named("zero_shot", "audio", "esc50/all", FOLDS),
-    "urbansound8k": Named("zero_shot", "audio", "urbansound8k/all", FOLDS),
-    "vggsound": Named("zero_shot", "audio", "vggsound/val", "vggsound/train"),
-    "fsd50k": Named("multi_label", "audio", "fsd50k/val"),
+    "coco": Named("retrieval", "image", "karpathy_coco", "test"),
+    "flickr8k": Named("retrieval", "image", "karpathy_flickr8k", "test"),
+    "flickr30k": Named("retrieval", "image", "karpathy_flickr30k", "test"),
+    "imagenet": Named("zero_shot", "image", "imagenet", learned="train", sentences=_openai_templates),
+    "cifar10": Named("zero_shot", "image", "cifar10", learned="train", sentences=lambda: CIFAR_TEMPLATES),
+    "cifar100": Named("zero_shot", "image", "cifar100", learned="train", sentences=lambda: CIFAR_TEMPLATES),
+    "audiocaps": Named("retrieval", "audio", "audiocaps"),
+    "clotho": Named("retrieval", "audio", "clotho"),
+    "esc50": Named("zero_shot", "audio", "esc50", "all", learned="folds"),
+    "urbansound8k": Named("zero_shot", "audio", "urbansound8k", "all", learned="folds"),
+    "vggsound": Named("zero_shot", "audio", "vggsound", learned="train"),
+    "fsd50k": Named("multi_label", "audio", "fsd50k"),
 }
-"""By the name on the command line; `SETS["mine"] = Named(...)` adds one."""
+"""Sets by the name on the command line; `SETS["mine"] = Named(...)` adds one."""
 
 OPTIONS: dict[str, Options] = {"retrieval": {"at": [1, 5, 10], "map_at": [10], "median_rank": True}}
-"""What is measured beyond a protocol's defaults."""
+"""Options beyond a protocol's defaults."""
 
 
-def named_sets(name: str, root: Path, *, probe: bool = False, one_caption: bool = False) -> dict[str, Options]:
+def named_sets(name: str, root: Path, *, probe: bool = False) -> dict[str, Options]:
     """The sets of an evaluation recipe that measure the public set `name` in the folder `root`.
 
     Args:
-        probe: also a linear probe and kNN on frozen vectors.
-        one_caption: as in `Retrieval`.
-
-    Raises:
-        UserError: the set has no such option.
+        probe: also a linear probe and kNN on frozen vectors. UserError if the set has none.
     """
     known = SETS[name]
-    exported = (root / "test" / "nshards.txt").is_file()
-    test, train = (f"{CLIP_BENCHMARK}/test", f"{CLIP_BENCHMARK}/train") if exported else (known.test, known.train)
-    options: Options = {"protocol": known.protocol, "modality": known.modality, "shards": f"{PREFIX}{test}"}
-    options |= OPTIONS.get(known.protocol, {})
-    if one_caption:
-        if known.protocol != "retrieval":
-            raise UserError(f"{name} has no captions to choose from; one_caption is for retrieval")
-        options["one_caption"] = True
-    if (sentences := known.sentences()) and not templates(root, test):
+    if (root / "test" / "nshards.txt").is_file():
+        known = known._replace(layout=CLIP_BENCHMARK, split="test", learned=known.learned and "train")
+    items = {"modality": known.modality, "layout": known.layout, "split": known.split}
+    options: Options = {"protocol": known.protocol, **items, **OPTIONS.get(known.protocol, {})}
+    if (sentences := known.sentences()) and not templates(root, known.layout):
         options["templates"] = [*sentences]
     sets = {name: options}
     if probe:
-        if known.train is None:
+        if known.learned is None:
             raise UserError(f"{name} has no probe; it is a set for {known.protocol.replace('_', ' ')}")
-        items = {"modality": known.modality, "shards": f"{PREFIX}{test}"}
-        learned = {} if train == FOLDS else {"train": {"modality": known.modality, "shards": f"{PREFIX}{train}"}}
-        sets[f"{name} probe"] = {"protocol": "probe", **items, **learned}
+        train = {"train": {**items, "split": "train"}} if known.learned == "train" else {}
+        sets[f"{name} probe"] = {"protocol": "probe", **items, **train}
     return sets

@@ -91,7 +91,7 @@ WRITTEN = {
     **{"&amp;": "&", "&lt;": "<", "&gt;": ">"},
     **{f"\u2019{ending}": f"'{ending}" for ending in ("s", "m", "d", "ll", "re", "ve")},
 }
-"""What is written otherwise than it was."""
+"""Tokens that are written otherwise than they were."""
 
 SILENT = re.compile(r"--+|\.{3,}|[\u2012-\u2015\u2018\u2019\u201b…\"“”«»\u2039\u203a]|&(?:quot|apos|nbsp);")
 """Written as one of REMOVED."""

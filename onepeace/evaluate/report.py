@@ -19,16 +19,16 @@ class Row(NamedTuple):
     seconds: float
     """Time of the whole set, reading included."""
     interval: tuple[float, float] | None = None
-    """Its 95 % confidence interval (intervals.py), where it has one."""
+    """95 % confidence interval (intervals.py), where there is one."""
     per_query: tuple[float, ...] = ()
     """The n values it is the mean or median of, if it is that."""
     statistic: Statistic = "mean"
     about: Mapping[str, Any] = {}
-    """What was measured and how: protocol, options, prompts, data_hash, note."""
+    """Circumstances: protocol, options, prompts, data_hash, note."""
 
     @property
     def ratio(self) -> float | None:
-        """How many times better than chance the value is; of a rank, the lower is the better. None where guessing
+        """Factor by which the value beats chance; of a rank, the lower is the better. None where guessing
         reaches nothing."""
         if not self.chance:
             return None

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DataRoot:
-    """Where the sets lie."""
+    """Folder of the sets."""
 
     root: str = "${ONEPEACE_DATA}"
     """Folder the paths of the sets start from; environment variables are expanded."""
@@ -82,7 +82,11 @@ def _protocol(options: Options, where: str) -> EvaluationProtocol:
     key, own = options.get("protocol"), {name: value for name, value in options.items() if name != "protocol"}
     if not isinstance(key, str) or key not in PROTOCOLS:
         raise UserError(f"{where}: protocol is {key!r}; known: {', '.join(PROTOCOLS)}")
-    return build(PROTOCOLS[key], own, where)
+    protocol: EvaluationProtocol = build(PROTOCOLS[key], own, where)
+    for items in protocol.sides:
+        if bool(items.shards) == bool(items.layout):
+            raise UserError(f"{where}: give shards, or layout and split of a download; one of the two")
+    return protocol
 
 
 def run(

@@ -1,4 +1,4 @@
-"""Where the package keeps what it can make or fetch again."""
+"""Folder of what the package can make or fetch again."""
 
 import os
 from pathlib import Path

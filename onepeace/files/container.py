@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 FORMATS = "mov,matroska,asf,avi,flv,mpeg,mpegts,mpegvideo,aac,ac3,eac3,amr,wv"
-"""What may be opened, in ffmpeg's words. What soundfile reads (WAV, FLAC, Ogg, MP3, ...) is left to it."""
+"""Formats that may be opened, in ffmpeg's words. What soundfile reads (WAV, FLAC, Ogg, MP3, ...) is left to it."""
 GENERIC_INDEX = 0x0100
 """ffmpeg's flag of formats without a header for the whole: their durations are guesses from the bit rate."""
 MAX_PIXELS = 178_956_970
-"""Of one picture of a video, the limit that Pillow has for others."""
+"""Pixels of one picture of a video, the limit that Pillow has for others."""
 LIMITS = {"max_pixels": str(MAX_PIXELS)}
 SLACK_BYTES = 1024
 """Many headers are off by a few bytes; a file that lacks more than this was cut off."""
@@ -128,12 +128,12 @@ def start_of(container: "InputContainer") -> float:
 
 
 def reason(error: Exception) -> str:
-    """What ffmpeg says of an error, without the name and number that PyAV adds."""
+    """Message of ffmpeg about an error, without the name and number that PyAV adds."""
     return one_line(getattr(error, "strerror", None) or error)
 
 
 def cut_off(file: IO[bytes]) -> str | None:
-    """How many bytes the header says and how many are there; None if none are missing or the format does not tell.
+    """Bytes that the header says and bytes that are there; None if none are missing or the format does not tell.
 
     Known are MP4 and its kin (MOV, M4A, HEIC, AVIF, CR3) by the sizes of their boxes, Matroska and WebM by that of
     the segment, AVI and ASF by that of the file. The file is at its start afterwards.
@@ -156,7 +156,7 @@ def cut_off(file: IO[bytes]) -> str | None:
 
 
 def _end_of_boxes(file: IO[bytes], size: int) -> int:
-    """Where the last box that begins inside of the file ends (ISO/IEC 14496-12, section 4.2)."""
+    """End of the last box that begins inside of the file (ISO/IEC 14496-12, section 4.2)."""
     at = 0
     for _ in range(MAX_BOXES):
         file.seek(at)
@@ -172,7 +172,7 @@ def _end_of_boxes(file: IO[bytes], size: int) -> int:
 
 
 def _end_of_segment(head: bytes, at: int) -> int:
-    """Where the Matroska segment whose size is written at `at` ends; 0 if it was not known (RFC 8794, section 4)."""
+    """End of the Matroska segment whose size is written at `at`; 0 if it was not known (RFC 8794, section 4)."""
     first = head[at] if at < len(head) else 0
     width = 9 - first.bit_length()
     data = head[at : at + width]

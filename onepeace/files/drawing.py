@@ -1,4 +1,4 @@
-"""What a model found, drawn on the picture."""
+"""Boxes and masks that a model found, drawn on the picture."""
 
 import colorsys
 from collections import Counter

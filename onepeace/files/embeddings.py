@@ -101,4 +101,4 @@ WRITERS: dict[str, Callable[[Path, Embeddings], None]] = {
     ".safetensors": _write_safetensors,
     ".parquet": _write_parquet,
 }
-"""By the ending of the file."""
+"""Writers by the ending of the file."""

@@ -52,7 +52,8 @@ def fetch(url: str, name: str, max_bytes: int) -> bytes:
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Like urllib's default, without its handlers for ftp:, file: and data:, also when a server redirects there."""
+    """Opener like urllib's default, without its handlers for ftp:, file: and data:, also when a server redirects
+    there."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),

@@ -1,4 +1,5 @@
-"""How well each part of a picture, or each moment of a sound, fits a query, drawn over the picture or the waveform."""
+"""Heat map: how well each part of a picture or each moment of a sound fits a query, drawn over the picture or the
+waveform."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ STOPS = np.array([(13, 8, 65), (84, 39, 143), (203, 71, 119), (248, 149, 64), (2
 COLD, HOT = 0.7, 0.4
 """How much of the colour covers the least and the most fitting part of a picture: what fits is left to be seen."""
 WIDTH, HEIGHT, AXIS = 960, 240, 26
-"""Of the drawing of a sound, in pixels, and of the time line below it."""
+"""Size of the drawing of a sound in pixels, and height of the time line below it."""
 BARS = 240
 GROUND, INK = (24, 26, 30), (210, 212, 216)
 
@@ -102,7 +103,7 @@ def bars(samples: NDArray, count: int = BARS) -> NDArray[np.float64]:
 
 
 def heat_at(moments: NDArray, times: NDArray, values: NDArray) -> NDArray[np.float64]:
-    """What the stretched values are at some seconds, in straight lines between the middles of the frames."""
+    """Stretched values at some seconds, in straight lines between the middles of the frames."""
     return np.interp(moments, times.mean(axis=1), stretched(values))
 
 

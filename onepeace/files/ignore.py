@@ -1,4 +1,4 @@
-"""Which files of a folder are left out: globs of the command line, and .onepeaceignore files (as .gitignore)."""
+"""Files of a folder that are left out: globs of the command line, and .onepeaceignore files (as .gitignore)."""
 
 import os
 from collections.abc import Sequence

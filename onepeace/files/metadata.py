@@ -24,7 +24,7 @@ MAX_SECONDS = 1e8
 
 @dataclass(frozen=True)
 class Description:
-    """What is known of a file; None where it does not say, or is damaged."""
+    """Facts about a file; None where it does not say, or is damaged."""
 
     width: int | None = None
     height: int | None = None
@@ -37,7 +37,7 @@ class Description:
 
 
 def describe_media(path: str | os.PathLike[str], modality: str) -> Description:
-    """What the headers of a local file say, whose modality is "image", "audio", "video" or "text".
+    """Facts in the headers of a local file, whose modality is "image", "audio", "video" or "text".
 
     Nothing is decoded, except a video's first picture for its orientation; a file whose header does not say how long
     it is (AAC without a container, what browsers record) is read to its end. It never raises: a file that is gone,

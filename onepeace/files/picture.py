@@ -30,7 +30,7 @@ DNG_VERSION, ORIENTATION = 50706, 0x0112
 EXIF_BY_FLIP = {3: 3, 5: 8, 6: 6}
 """The EXIF orientation that says the same as LibRaw's `flip`."""
 MAX_PIXELS = 178_956_970
-"""Of a raw picture without a preview; Pillow's limit for the others."""
+"""Pixels of a raw picture without a preview; Pillow's limit for the others."""
 MIN_PREVIEW = 256
 """Pixels of the shorter side of a preview that is worth being used."""
 
@@ -115,7 +115,7 @@ def orientation(image: "Image.Image") -> int:
 
 
 def _formats() -> list[str]:
-    """What of FORMATS this Pillow has (HEIF comes with pillow-heif, AVIF depends on the build)."""
+    """Entries of FORMATS that this Pillow has (HEIF comes with pillow-heif, AVIF depends on the build)."""
     from PIL import Image
 
     Image.init()

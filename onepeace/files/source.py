@@ -23,7 +23,7 @@ class NamedBytes(bytes):
         return named
 
     def __getnewargs__(self) -> tuple[bytes, str]:  # type: ignore[override]
-        """What makes it anew in another process."""
+        """Arguments that make it anew in another process."""
         return bytes(self), self.name
 
 

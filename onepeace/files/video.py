@@ -32,7 +32,7 @@ SLACK = 1e-3
 STRETCH = 1.5
 """Times `every` that may lie between two key frames before all between them is decoded, unless told otherwise."""
 HELD_BYTES = 64 << 20
-"""Of packets that wait for that decision."""
+"""Number of packets that wait for that decision."""
 CHANGE = 0.35
 """Share of the colours, place by place, that another scene has. In photos that a camera pans and zooms over, 0.14 is
 usual and 0.30 rare; between two photos 0.57 is usual and 0.36 rare."""
@@ -198,7 +198,7 @@ def _pictures(container: "InputContainer", name: str) -> "VideoStream":
 
 
 def _clock(container: "InputContainer", stream: "VideoStream") -> "Callable[[Packet | VideoFrame], float]":
-    """What gives the second of a packet or picture."""
+    """Function that gives the second of a packet or picture."""
     origin = start_of(container)
 
     def seconds(item: "Packet | VideoFrame") -> float:
@@ -228,7 +228,7 @@ def _candidates(
 def _choose_packets(
     packets: "Iterator[Packet]", seconds: "Callable[[Packet], float]", most: float, step: float
 ) -> "Iterator[Packet | None]":
-    """What is to be decoded, and None where the decoder is to hand out what it holds back."""
+    """Packets to decode, and None where the decoder is to hand out what it holds back."""
     held: list[Packet] = []  # from a key frame on, not decoded; empty while all is decoded
     size, looked = 0, -math.inf
 

@@ -1,4 +1,4 @@
-"""Which files a command line means: files as named, folders walked. Knows file endings, opens nothing."""
+"""Files that a command line means: files as named, folders walked. Knows file endings, opens nothing."""
 
 import os
 from collections import Counter
@@ -17,7 +17,7 @@ class Found(NamedTuple):
 
     path: Path
     modality: str
-    """By the file's ending; "" for a file that was named on purpose and has an ending nobody knows."""
+    """Modality by the file's ending; "" for a file that was named on purpose and has an ending nobody knows."""
 
 
 class Unreadable(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a generative model answers, typed: a text, a box, a choice, boxes with words, or the codes of a picture.
+"""Answers of a generative model, typed: a text, a box, a choice, boxes with words, or the codes of a picture.
 
 Every answer has a `score`, by which the search ranks it, and a `confidence` between 0 and 1. Of what was searched for,
 the confidence is the exponential of the mean log-probability of the answer's tokens: the probability of a token, as a
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import exp, isfinite
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Box:
-    """Where something is."""
+    """Place of something."""
 
     box: tuple[float, float, float, float]
     """x0, y0, x1, y1 in pixels of the picture as it was given, within it."""
@@ -58,7 +58,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Objects:
-    """What was found, and where."""
+    """Things that were found, with their boxes."""
 
     objects: tuple[tuple[str, tuple[float, float, float, float]], ...]
     """Words and a box as in `Box`, in the order of the answer."""
@@ -74,8 +74,6 @@ class Codes:
     """(side, side) int64."""
     score: float
     confidence: float
-    picture: Any = None
-    """What the caller's decoder made of the codes."""
 
 
 Answer: TypeAlias = Text | Box | Choice | Objects | Codes
@@ -83,7 +81,7 @@ Answer: TypeAlias = Text | Box | Choice | Objects | Codes
 
 @dataclass(frozen=True)
 class Asked:
-    """What is known of an item beside the tokens of its answer."""
+    """Facts about an item beside the tokens of its answer."""
 
     vocabulary: Vocabulary
     task: Task

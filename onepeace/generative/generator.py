@@ -1,19 +1,17 @@
-"""What users call of a generative model: captions, answers, boxes, statements judged, and tasks of their own.
+"""Generator: a model that writes, with captions, answers, boxes, and any task that is written down (tasks.py).
 
 Every method puts a task (tasks.py) to items; pipeline.py takes them through the model, searched (search.py) or scored
 (scoring.py), and answers.py reads what was written.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
-from itertools import pairwise, repeat, zip_longest
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from onepeace.config import Config
 from onepeace.config.ofa import OFAConfig
@@ -42,12 +40,6 @@ if TYPE_CHECKING:
 
 OnError = Literal["raise", "skip"]
 Answers: TypeAlias = list[Answer] | tuple[list[Answer], list[Failure]]
-
-FIELDS = {
-    "images": "image", "boxes": "box", "questions": "text", "phrases": "text", "texts": "text", "premises": "premise",
-    "prompts": "prompt",
-}  # fmt: skip
-"""By argument of a method the field of an item that it fills."""
 
 
 def load_generator(
@@ -133,7 +125,7 @@ class Generator:
             raise UserError(f"the vocabulary has {len(vocabulary)} ids, and the model {rows}")
         self.reader, self.module, self.vocabulary = reader, reader.module.eval(), vocabulary
         self.tasks = dict(read_tasks() if tasks is None else tasks)
-        """By name; change an entry to change what a method does."""
+        """Tasks by name; change an entry to change what a method does."""
         self._pipeline = Pipeline(reader, vocabulary)
 
     @property
@@ -167,7 +159,7 @@ class Generator:
             known = (key for key, processor in processors.items() if processor.matches(item))
             return {next(known, next(iter(processors))): item}
 
-        return self._collect(task, map(row, check_many(images, "images")), batch_size, on_error)
+        return self.ask(task, map(row, check_many(images, "images")), batch_size=batch_size, on_error=on_error)
 
     def answer(
         self,
@@ -191,7 +183,8 @@ class Generator:
             if search is not None:
                 raise UserError("candidates are scored, and nothing is searched for; leave out search, or candidates")
             task = replace(task, answer="choice", choices=list(check_many(candidates, "candidates")))
-        return self._collect(task, _rows(images=images, questions=questions), batch_size, on_error)
+        rows = _rows(images, "questions", questions)
+        return self.ask(task, rows, batch_size=batch_size, on_error=on_error)
 
     def ground(
         self,
@@ -203,111 +196,27 @@ class Generator:
     ) -> Answers:
         """A `Box` for each picture and phrase: where on it that is. There is always one, whether the thing is there or
         not; the confidence may tell."""
-        return self._collect("ground", _rows(images=images, phrases=phrases), batch_size, on_error)
+        rows = _rows(images, "phrases", phrases)
+        return self.ask("ground", rows, batch_size=batch_size, on_error=on_error)
 
-    def describe(
+    def ask(
         self,
-        images: Iterable[object],
-        boxes: Iterable[Sequence[float]],
-        *,
-        batch_size: int = 8,
-        on_error: OnError = "raise",
-    ) -> Answers:
-        """A `Text` for each picture and box [x0, y0, x1, y1] in its pixels: what is there."""
-        boxes = boxes.tolist() if isinstance(boxes, (np.ndarray, Tensor)) else boxes
-        return self._collect("describe", _rows(images=images, boxes=boxes), batch_size, on_error)
-
-    def entails(
-        self,
-        images: Iterable[object],
-        texts: str | Iterable[str],
-        premises: str | Iterable[str] | None = None,
-        *,
-        batch_size: int = 8,
-        on_error: OnError = "raise",
-    ) -> Answers:
-        """A `Choice` for each picture and statement: "entailment", "contradiction" or "neutral" (SNLI-VE).
-
-        `premises`: what is known of the pictures beside them, as fine-tuned models expect it: a caption of each.
-        """
-        if premises is None:
-            return self._collect("entail", _rows(images=images, texts=texts), batch_size, on_error)
-        rows = _rows(images=images, texts=texts, premises=premises)
-        return self._collect("entail_premise", rows, batch_size, on_error)
-
-    def classify(
-        self,
-        images: Iterable[object],
-        labels: Sequence[str] | None = None,
-        *,
-        batch_size: int = 8,
-        on_error: OnError = "raise",
-    ) -> Answers:
-        """A `Choice` of labels for each picture; without labels, of those that the model's folder stores."""
-        task = self.task("classify")
-        if labels is not None:
-            task = replace(task, choices=list(check_many(labels, "labels")))
-        return self._collect(task, _rows(images=images), batch_size, on_error)
-
-    def infill(
-        self,
-        texts: Iterable[str],
+        task: str | Task,
+        items: Iterable[Mapping[str, object]],
         *,
         search: SearchOptions | None = None,
         batch_size: int = 8,
         on_error: OnError = "raise",
     ) -> Answers:
-        """A `Text` for each text in which `<mask>` stands for missing words: the whole text."""
-        return self._collect("infill", _rows(texts=check_many(texts, "texts")), batch_size, on_error, search)
-
-    def draw(
-        self,
-        texts: Iterable[str],
-        decode: Callable[[Tensor], Any] | None = None,
-        *,
-        search: SearchOptions | None = None,
-        batch_size: int = 1,
-    ) -> list[list[Answer]]:
-        """Pictures of each text as `Codes`, the best first by score; rank them by a model of pictures and texts.
+        """The answer of each item to any task: `ask("entail", [{"image": "cat.jpg", "text": "a cat sleeps"}])`.
 
         Args:
-            decode: makes a picture of codes (side, side): a VQGAN's decoder, which is not part of this library.
-            search: in place of the task's, which draws 24 samples.
+            task, items: see `stream`. The tasks of OFA are described in tasks.yaml; a prompt of your own is
+                `Task("{prompt}")`, and `image=None` in it reads no picture.
+            search: in place of the task's.
         """
-        found = []
-        rows = _rows(texts=check_many(texts, "texts"))
-        for one in self.stream(self.task("draw", search), rows, batch_size=batch_size):
-            one.answer  # noqa: B018  raises what was wrong
-            pictures: list[Any] = list(one.answers)
-            found.append([replace(each, picture=decode(each.codes)) for each in pictures] if decode else pictures)
-        return found
-
-    def run(
-        self,
-        prompt: str | Iterable[str],
-        image: object = None,
-        *,
-        task: Task | None = None,
-        batch_size: int = 8,
-        on_error: OnError = "raise",
-    ) -> Answer | Answers:
-        """The answer to a prompt of one's own, with a picture or without; to a list of prompts a list of answers.
-
-        Args:
-            prompt: as the model reads it; `<mask>`, `<bin_7>` and `<code_3>` are symbols of the vocabulary.
-            image: a picture; to a list of prompts one for each, or None where there is none.
-            task: how it is answered; its prompt is not used. By default a text of up to 16 tokens.
-        """
-        task = replace(task or Task("{prompt}"), prompt="{prompt}")
-        single = isinstance(prompt, str)
-        on_error = "raise" if single and on_error == "skip" else on_error
-        prompts = [prompt] if single else list(check_many(prompt, "prompts"))
-        images = [image] if single else repeat(None, len(prompts)) if image is None else check_many(image, "images")
-        blind, seeing = replace(task, image=None), replace(task, image=task.image or {})
-        rows = _rows(images=images, prompts=prompts)
-        pairs = ((blind if row["image"] is None else seeing, row) for row in rows)
-        found = _collected(self._pipeline.stream(pairs, batch_size), on_error)
-        return found[0] if single else found  # type: ignore[return-value]
+        chosen = self.task(task, search) if isinstance(task, str) else task
+        return _collected(self.stream(chosen, items, batch_size=batch_size), on_error)
 
     def task(self, name: str, search: SearchOptions | None = None) -> Task:
         """A task by name, with a search of one's own if one is given. UserError if there is none."""
@@ -332,39 +241,27 @@ class Generator:
         chosen = self.task(task) if isinstance(task, str) else task
         return self._pipeline.stream(((chosen, item) for item in items), batch_size)
 
-    def _collect(
-        self,
-        task: str | Task,
-        items: Iterable[Mapping[str, object]],
-        batch_size: int,
-        on_error: OnError,
-        search: SearchOptions | None = None,
-    ) -> Answers:
-        chosen = self.task(task, search) if isinstance(task, str) else task
-        return _collected(self.stream(chosen, items, batch_size=batch_size), on_error)
 
+def _rows(images: Iterable[object], name: str, texts: str | Iterable[str]) -> Iterator[dict[str, object]]:
+    """Items of pictures and texts, which a message calls `name`; a text in place of a list goes with every picture.
 
-def _rows(**columns: Iterable[object]) -> Iterator[dict[str, object]]:
-    """Items from arguments of a method, see FIELDS; a text in place of a list of texts goes with every item.
-
-    UserError if there are more of one than of another: at once where they have lengths, else where the shorter ends.
+    UserError if there are more of one than of the other: at once where they have lengths, else where the shorter ends.
     """
-    same = {name: it for name, it in columns.items() if isinstance(it, str) and name not in ("images", "boxes")}
-    many = {name: check_many(column, name) for name, column in columns.items() if name not in same}
-    sizes = [(len(column), name) for name, column in many.items() if isinstance(column, Sized)]
-    for (size, name), (other_size, other) in pairwise(sizes):
-        if size != other_size:
-            raise UserError(f"{other_size} {other} for {size} {name}; give as many of each")
-    return _zipped(many, {FIELDS[name]: text for name, text in same.items()})
+    many = check_many(images, "images"), repeat(texts) if isinstance(texts, str) else check_many(texts, name)
+    if isinstance(images, Sized) and isinstance(texts, Sized) and not isinstance(texts, str):
+        if len(images) != len(texts):
+            raise UserError(f"{len(texts)} {name} for {len(images)} images; give as many of each")
+    return _paired(*many, name)
 
 
-def _zipped(many: Mapping[str, Iterable[object]], same: dict[str, object]) -> Iterator[dict[str, object]]:
-    missing = object()
-    for count, values in enumerate(zip_longest(*many.values(), fillvalue=missing)):
-        if ended := [name for name, value in zip(many, values, strict=True) if value is missing]:
-            others = " and ".join(name for name in many if name not in ended)
-            raise UserError(f"{count} {ended[0]} for more {others}; give as many of each")
-        yield {FIELDS[name]: value for name, value in zip(many, values, strict=True)} | same
+def _paired(images: Iterable[object], texts: Iterable[str], name: str) -> Iterator[dict[str, object]]:
+    others, none = iter(texts), object()
+    for count, image in enumerate(images):
+        if (text := next(others, none)) is none:
+            raise UserError(f"{count} {name} for more images; give as many of each")
+        yield {"image": image, "text": text}
+    if not isinstance(texts, repeat) and next(others, none) is not none:
+        raise UserError(f"more {name} than images; give as many of each")
 
 
 def _collected(results: Iterable[Generated], on_error: OnError) -> Answers:

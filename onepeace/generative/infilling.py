@@ -6,7 +6,7 @@ import torch
 
 MASK = "<mask>"
 MEAN_LENGTH = 3.0
-"""Of a span in words, by Poisson's distribution. A span of none is a `<mask>` between two words."""
+"""Mean length of a span in words, by Poisson's distribution. A span of none is a `<mask>` between two words."""
 
 
 def mask_words(text: str, share: float) -> str:

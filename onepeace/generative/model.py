@@ -21,10 +21,10 @@ from .text_decoder import Encoded, TextDecoder
 
 
 class RawInput(NamedTuple):
-    """What training asks of a modality; names as in the adapters of onepeace.model."""
+    """Raw input of a modality, as training asks for it; names as in the adapters of onepeace.model."""
 
     name: str
-    """Of the tensor, among those that a processor makes."""
+    """Name of the tensor, among those that a processor makes."""
     is_padded: bool = False
 
     def token_lengths(self, inputs: Mapping[str, Tensor]) -> Tensor:

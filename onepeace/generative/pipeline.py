@@ -1,4 +1,4 @@
-"""From items to answers: items are decoded ahead in threads, encoded in batches, then searched or scored.
+"""Pipeline from items to answers: items are decoded ahead in threads, encoded in batches, then searched or scored.
 
 Results come in order and in bounded memory, failures as values. `Generator` is what users call.
 """
@@ -32,7 +32,7 @@ from onepeace.processors.tokenizer import BOS, EOS, UNK
 
 @dataclass(frozen=True)
 class Generated:
-    """What became of one item."""
+    """Result of one item."""
 
     index: int
     """Place of the item among those given."""
@@ -51,7 +51,7 @@ class Generated:
 
 
 class _Choices(NamedTuple):
-    """What is chosen from."""
+    """Answers to choose from."""
 
     names: tuple[str, ...]
     words: tuple[str, ...]
@@ -64,7 +64,7 @@ class _Asking(NamedTuple):
 
     task: Task
     processors: Mapping[str, Processor]
-    """By modality; none where texts alone are read."""
+    """Processors by modality; none where texts alone are read."""
     choices: _Choices | None
     """The task's, if it has some."""
 
@@ -74,7 +74,7 @@ class _Read(NamedTuple):
 
     asking: _Asking
     ids: list[int]
-    """With bos and eos."""
+    """Ids with bos and eos."""
     key: str | None
     """The modality of the sample."""
     sample: Tensor | None
@@ -283,7 +283,7 @@ def _has_boxes(task: Task) -> bool:
 
 
 def _trie(vocabulary: Vocabulary, answers: tuple[str, ...]) -> Trie:
-    """Of answers as the decoder writes them: with a space in front. UserError names two with the same tokens."""
+    """Trie of answers as the decoder writes them: with a space in front. UserError names two with the same tokens."""
     known: dict[tuple[int, ...], str] = {}
     for answer in answers:
         ids = tuple(vocabulary.encode(f" {answer.strip()}"))

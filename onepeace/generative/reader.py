@@ -1,4 +1,5 @@
-"""How a generative model reads: OFA prompts and pictures, a caption head of ONE-PEACE the token features of an item."""
+"""Reader: how a generative model reads. OFA prompts and pictures, a caption head of ONE-PEACE the token features of an
+item."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -19,11 +20,11 @@ from onepeace.processors.processor import Processor
 from onepeace.processors.tokenizer import PAD
 
 PICTURES: Options = {"size": 480, "mean": [0.5] * 3, "std": [0.5] * 3}
-"""How released models of OFA see pictures; config.yaml changes it."""
+"""Picture settings of released models of OFA; config.yaml changes them."""
 
 
 class Reader(Protocol):
-    """What the pipeline asks of a model."""
+    """Interface of a model for the pipeline."""
 
     reads_words: bool
     """Whether it reads the prompts of tasks."""
@@ -36,10 +37,10 @@ class Reader(Protocol):
 
     @property
     def num_positions(self) -> int:
-        """Of the longest text that it reads or writes."""
+        """Positions of the longest text that it reads or writes."""
 
     def processors(self, task: Task) -> Mapping[str, Processor]:
-        """By modality, of which an item of the task has one; none where texts are all there is.
+        """Processors by modality, of which an item of the task has one; none where texts are all there is.
 
         UserError for a task that the model cannot do.
         """

@@ -20,7 +20,7 @@ class Node(dict[int, "Node"]):
 
     answer: int = -1
     num_answers: int = 0
-    """That begin so."""
+    """Answers that begin so."""
 
 
 class Trie:
@@ -62,12 +62,12 @@ class _Row(NamedTuple):
 
     source: int
     token: int
-    """Its last, which is fed next."""
+    """Last token, which is fed next."""
     node: Node
     total: float
     """Sum of the log-probabilities of its tokens."""
     parent: int
-    """Its row at the step before."""
+    """Row at the step before."""
 
 
 @torch.no_grad()
@@ -124,7 +124,8 @@ def score_answers(
 
 
 def _log_probabilities(logits: Tensor, children: Sequence[Sequence[int]], renormalise: bool) -> list[list[float]]:
-    """Of each row's children, as (N, largest number of children); what is behind a row's own has no meaning."""
+    """Log-probabilities of each row's children, as (N, largest number of children); what is behind a row's own has no
+    meaning."""
     ids = pad_sequence([torch.tensor(each) for each in children], batch_first=True, padding_value=-1).to(logits.device)
     found = (logits if renormalise else logits.log_softmax(1)).gather(1, ids.clamp(min=0))
     return (found.masked_fill(ids < 0, -torch.inf).log_softmax(1) if renormalise else found).tolist()

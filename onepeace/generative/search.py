@@ -35,7 +35,7 @@ Allowed = Callable[[int, Sequence[int]], Ids | None]
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How an answer is searched for. The defaults are fairseq's, but for the beam."""
+    """Options of the search for an answer. The defaults are fairseq's, but for the beam."""
 
     method: Literal["beam", "sample"] = "beam"
     beam: int = 5
@@ -57,7 +57,7 @@ class SearchOptions:
     top_p: float = 1.0
     """Samples are drawn from the most probable tokens that together have this probability (nucleus)."""
     seed: int = 0
-    """Of the samples of every source."""
+    """Seed of the samples of every source."""
 
     def __post_init__(self) -> None:
         lowest = {"beam": 1, "max_len": 1, "min_len": 0, "no_repeat_ngram": 0, "unk_penalty": 0, "top_k": 0}
@@ -78,7 +78,7 @@ class Hypothesis(NamedTuple):
     tokens: tuple[int, ...]
     """A forced prefix, the answer, eos; without bos."""
     score: float
-    """As the options normalise it; hypotheses of a source are ranked by it."""
+    """Score as the options normalise it; hypotheses of a source are ranked by it."""
     token_scores: tuple[float, ...]
     """Log-probability of each token."""
 
@@ -87,9 +87,9 @@ class _Live(NamedTuple):
     """A hypothesis that goes on."""
 
     row: int
-    """Its number at the step before."""
+    """Number of its hypothesis at the step before."""
     number: int = 0
-    """Of the sample among those of its source."""
+    """Number of the sample among those of its source."""
     tokens: tuple[int, ...] = ()
     scores: tuple[float, ...] = ()
     total: float = 0.0

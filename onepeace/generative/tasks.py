@@ -1,4 +1,4 @@
-"""What a generative model is asked, as data: a prompt, the kind of answer, how it is searched for.
+"""Tasks of a generative model, as data: a prompt, the kind of answer, how it is searched for.
 
 `tasks.yaml` beside this file has the tasks of the released models. A model folder may hold a `tasks.yaml` of its own:
 what a model was fine-tuned for belongs to its weights. A user's file is read the same way.
@@ -23,30 +23,30 @@ BUILT_IN = Path(__file__).with_name(FILE)
 
 @dataclass(frozen=True)
 class Task:
-    """How one kind of question is put to a model, and how its answer is found."""
+    """One kind of question: how it is put to a model, and how its answer is found."""
 
     prompt: str
-    """What the encoder reads. Names in braces are fields of an item; {box} becomes the four bins of a box."""
+    """Text for the encoder. Names in braces are fields of an item; {box} becomes the four bins of a box."""
     answer: Literal["text", "box", "choice", "codes", "objects"] = "text"
-    """What comes out: words, a box, one of `choices`, a picture's codes, or boxes with words."""
+    """Kind of the answer: words, a box, one of `choices`, a picture's codes, or boxes with words."""
     image: dict[str, Any] | None = field(default_factory=dict)
     """Settings of the processor of pictures, over those of the model's config.yaml; null: it reads no picture."""
     reads: Literal["text", "question", "caption"] = "text"
-    """How the words of an item are written: as they are, or as the released models read questions or captions."""
+    """Form of the words of an item: as they are, or as the released models read questions or captions."""
     max_words: int | None = None
-    """Of each field of an item, for questions and captions."""
+    """Most words of each field of an item, for questions and captions."""
     decoder_prompt: Literal["none", "source", "source_and_end"] = "none"
-    """What the decoder is given before it answers: nothing; the source (fine-tuned for VQA and SNLI-VE); the source and
+    """Start of the decoder before it answers: nothing; the source (fine-tuned for VQA and SNLI-VE); the source and
     eos (fine-tuned for GLUE)."""
     choices: dict[str, str] | list[str] | None = None
     """The answers there are, or by name the words that mean them."""
     renormalise: bool = True
-    """Of choices and confined boxes: probabilities are over what may be written; false: over the whole vocabulary (the
+    """Whether probabilities of choices and confined boxes are over what may be written, or over the vocabulary (the
     released zero-shot rule)."""
     confined: bool = True
-    """Of boxes: nothing but bins may be written. The released code allows words, which mean no box."""
+    """Whether a box has bins alone. The released code allows words, which mean no box."""
     without_punctuation: bool = False
-    """Of texts: punctuation is deleted (COCO's captions have none)."""
+    """Whether punctuation of texts is deleted (COCO's captions have none)."""
     search: SearchOptions = field(default_factory=SearchOptions)
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class Task:
 
     @property
     def labels(self) -> dict[str, str] | None:
-        """By name of each choice the words that mean it."""
+        """Words of each choice by its name."""
         if self.choices is None or isinstance(self.choices, dict):
             return self.choices
         return {name: name for name in self.choices}
@@ -87,7 +87,7 @@ class Task:
         return text if text.startswith(" ") else f" {text}"
 
     def ids(self, vocabulary: Vocabulary, values: Mapping[str, object]) -> tuple[list[int], list[int]]:
-        """What the encoder reads of an item, without bos and eos, and what the decoder is given before it answers."""
+        """Ids that the encoder reads of an item, without bos and eos, and those that the decoder starts with."""
         source = vocabulary.encode(self.source(values))
         prefix = [] if self.decoder_prompt == "none" else source
         return source, [*prefix, EOS] if self.decoder_prompt == "source_and_end" else prefix

@@ -21,7 +21,7 @@ from .token_kinds import GridTokens, PositionBias, SequenceTokens
 
 
 class Encoded(NamedTuple):
-    """What an encoder made of B sources.
+    """Output of an encoder for B sources.
 
     tokens: (B, S, D). padding_mask: (B, S), True = padding, or None when nothing is. positions: (1 or B, S, D),
     normalised, for the bias of the cross-attention.
@@ -98,11 +98,12 @@ class DecoderCache:
     """
 
     sources: list[KeysValues]
-    """Of each block's cross-attention, (B, H, S, head_dim): once for a source, however many hypotheses it has."""
+    """Keys and values of each block's cross-attention, (B, H, S, head_dim): once for a source, however many hypotheses
+    it has."""
     cross_bias: Tensor
     """(1 or B, H, max_len, S)."""
     self_bias: tuple[Tensor, ...]
-    """What absolute positions add, (1, H, max_len, max_len): for words, and for codes if there may be some."""
+    """Bias of absolute positions, (1, H, max_len, max_len): for words, and for codes if there may be some."""
     code_rows: Tensor | None
     """(B,) bool."""
     places: Tensor
@@ -110,7 +111,7 @@ class DecoderCache:
     width: int = 1
     """K."""
     past: list[KeysValues] = field(default_factory=list)
-    """Of each block's self-attention, (B * K, H, t, head_dim); nothing before the first token."""
+    """Keys and values of each block's self-attention, (B * K, H, t, head_dim); nothing before the first token."""
     length: int = 0
     """t, how many tokens of each were fed."""
 
@@ -263,7 +264,7 @@ class TextDecoder(nn.Module):
         return [words, codes.positions(grid, grid)[:, :length]]
 
     def _relative_bias(self, block: int, length: int, queries: slice, keys: slice, code_rows: Tensor | None) -> Tensor:
-        """What the relative positions of some of ``length`` tokens add to the logits of a block."""
+        """Bias that the relative positions of some of ``length`` tokens add to the logits of a block."""
         words = self.words.relative_bias(block, self.words.buckets(length)[:, queries, keys])
         if code_rows is None:
             return words

@@ -1,4 +1,4 @@
-"""What each kind of token has of its own in OFA: words, patches of a picture, and codes of one that is written."""
+"""Kinds of tokens in OFA: words, patches of a picture, and codes of one that is written."""
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class TokenKind(nn.Module):
             nn.init.normal_(parameter, std=STD)
 
     def relative_bias(self, block: int, buckets: Tensor) -> Tensor:
-        """What the distances of tokens (1 or B, T, S) add to the logits of one block: (1 or B, H, T, S)."""
+        """Bias (1 or B, H, T, S) that the distances of tokens (1 or B, T, S) add to the logits of one block."""
         return F.embedding(buckets, self.bias_tables[block]).permute(0, 3, 1, 2)
 
 

@@ -56,7 +56,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, config: OFAConfig, tokenizer: "Tokenizer") -> "Vocabulary":
-        """That of a model of OFA."""
+        """Vocabulary of a model of OFA."""
         return cls(tokenizer, config.num_words, mask=True, num_codes=config.num_codes, num_bins=config.num_bins)
 
     def __len__(self) -> int:

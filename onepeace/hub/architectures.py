@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from onepeace.config import SIZES, Config, ModelConfig, Options
 from onepeace.config.ofa import OFA_SIZES, OFAConfig
 from onepeace.errors import UserError, expect
-from onepeace.hub import ofa, one_peace
+from onepeace.hub import one_peace
 from onepeace.hub.convert import ofa_infer, ofa_keys
 from onepeace.hub.convert.infer import infer_config, kind_of
 from onepeace.hub.convert.keys import FOREIGN, KEPT_AXES, to_ours
@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Conversion:
-    """How checkpoints of an architecture's original code become model folders (onepeace/hub/convert)."""
+    """Conversion of checkpoints of an architecture's original code into model folders (onepeace/hub/convert)."""
 
     to_ours: Callable[[str], str | None]
     """Our name of an original parameter; None for what is dropped; LookupError for an unknown name. A name that ends in
@@ -34,17 +34,15 @@ class Conversion:
     infer_config: Callable[[Path, Mapping[str, Shape], Mapping[str, Any]], Config]
     """The configuration, from the shapes of our tensors and the trainer's cfg ({} if the file has none)."""
     kind_of: Callable[[Any], str] = lambda model: "checkpoint"
-    """What a person calls a model of this configuration, e.g. "fine-tuned classifier"."""
+    """Words of a person for a model of this configuration, e.g. "fine-tuned classifier"."""
     credit: str = ""
     """Last line of MODEL_CARD.md: whose weights these are, and under which licence."""
     kept_axes: Mapping[str, int] = field(default_factory=dict)
-    """How many axes are kept of tensors whose leading axes of size 1 are dropped, by our name."""
+    """Number of axes kept of tensors whose leading axes of size 1 are dropped, by our name."""
     foreign: Mapping[str, str] = field(default_factory=dict)
     """Parts of names that give another network away, and what that network is, for the error message."""
     has_average: bool = False
     """Whether the published scores need the moving average of the weights, of files that hold one (fairseq's EMA)."""
-    transformers_type: str = ""
-    """`model_type` in config.json of a transformers folder of this architecture; "" if there are none."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,17 @@ class Architecture:
     """It writes text and has no vectors: `onepeace.load_generator` loads it, and what needs vectors refuses it."""
 
 
+OFA_CREDIT = (
+    "Weights by the authors of OFA (Wang et al., arXiv 2202.03052; https://github.com/OFA-Sys/OFA, Apache-2.0)."
+)
+
+
+def _ofa(config: OFAConfig) -> "Trained":
+    from onepeace.generative.model import OFA
+
+    return OFA(config)
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "onepeace": Architecture(
         ModelConfig,
@@ -85,15 +94,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "ofa": Architecture(
         OFAConfig,
-        ofa.module,
+        _ofa,
         OFA_SIZES,
         conversion=Conversion(
-            ofa_keys.to_ours,
-            ofa_infer.infer_config,
-            ofa_infer.kind_of,
-            ofa.CREDIT,
-            has_average=True,
-            transformers_type="ofa",
+            ofa_keys.to_ours, ofa_infer.infer_config, ofa_infer.kind_of, OFA_CREDIT, has_average=True
         ),
         generates=True,
     ),

@@ -1,4 +1,4 @@
-"""Which model made a vector: a short hash of a model folder, cheap for models of gigabytes."""
+"""Identity of the model that made a vector: a short hash of its folder, cheap for models of gigabytes."""
 
 import hashlib
 from pathlib import Path

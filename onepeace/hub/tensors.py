@@ -1,8 +1,7 @@
-"""The weights of a model folder: safetensors files, read and written tensor by tensor.
+"""The weights of a model folder: safetensors files, read tensor by tensor and written file by file.
 
-The safetensors package wants all tensors of a file in memory at once. The format is simple enough to stream: eight
-bytes with the length of a JSON header, the header, the numbers (https://github.com/huggingface/safetensors). Above
-`SHARD_BYTES` the weights are spread over several files with an index, as Hugging Face lays them out.
+Above `SHARD_BYTES` the weights are spread over several files with an index, as Hugging Face lays them out. One file is
+in memory at a time when they are written.
 """
 
 import json
@@ -10,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +20,9 @@ from onepeace.hub.folder import INDEX
 
 WEIGHTS = "model.safetensors"
 TRANSFORMERS_PREFIX = "onepeace."
-"""What parameters are called behind in files that onepeace.plugins.transformers writes."""
+"""Prefix of parameter names in files that onepeace.plugins.transformers writes."""
 SHARD_BYTES = 2 << 30
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 class LazyTensor(NamedTuple):
@@ -40,11 +38,8 @@ class LazyTensor(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def open_weights(folder: Path, skip: Callable[[str], bool] = lambda name: False) -> dict[str, LazyTensor]:
-    """The tensors of a model folder by name, in memory-mapped files. UserError for missing or damaged files.
-
-    skip: names of tensors, of any kind, that are not wanted.
-    """
+def open_weights(folder: Path) -> dict[str, LazyTensor]:
+    """The tensors of a model folder by name, in memory-mapped files. UserError for missing or damaged files."""
     from safetensors import SafetensorError, safe_open
 
     index = folder / INDEX
@@ -65,8 +60,6 @@ def open_weights(folder: Path, skip: Callable[[str], bool] = lambda name: False)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: damaged or cut off ({error}); copy or convert it again") from error
         for name in file.keys():
-            if skip(name):
-                continue
             header = file.get_slice(name)
             if (dtype := DTYPES.get(header.get_dtype())) is None:
                 raise UserError(f"{path}: {name} is of {header.get_dtype()}; weights are of {', '.join(DTYPES)}")
@@ -79,6 +72,7 @@ def open_weights(folder: Path, skip: Callable[[str], bool] = lambda name: False)
 def write_weights(folder: Path, entries: Mapping[str, LazyTensor], *, progress: bool = False) -> None:
     """Write model.safetensors, or its shards and their index, into `folder`."""
     from huggingface_hub import split_state_dict_into_shards_factory
+    from safetensors.torch import save_file
     from tqdm import tqdm
 
     split = split_state_dict_into_shards_factory(
@@ -91,29 +85,12 @@ def write_weights(folder: Path, entries: Mapping[str, LazyTensor], *, progress: 
     # disable=None: no bar unless stderr is a terminal.
     with tqdm(total=total, unit="B", unit_scale=True, desc="weights", disable=None if progress else True) as bar:
         for file, names in split.filename_to_tensors.items():
-            _write(folder / file, {name: entries[name] for name in names}, bar)
+            tensors = {}
+            for name in names:
+                tensors[name] = entries[name].read().detach().cpu().contiguous()
+                bar.update(entries[name].nbytes)
+            save_file(tensors, folder / file, {"format": "pt"})
+            sync(folder / file)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
-
-
-def _write(path: Path, entries: Mapping[str, LazyTensor], bar: Any) -> None:
-    # Wide numbers first: then each tensor begins at a multiple of its own item size.
-    ordered = sorted(entries.items(), key=lambda item: -item[1].dtype.itemsize)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, entry in ordered:
-        start, end = end, end + entry.nbytes
-        header[name] = {"dtype": _CODES[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, entry in ordered:
-            tensor = entry.read()
-            if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
-                announced = f"{entry.dtype} {entry.shape}"
-                raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, announced was {announced}")
-            file.write(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-            bar.update(entry.nbytes)
-    sync(path)

@@ -26,20 +26,19 @@ MODEL_FOLDER = "model folder"
 
 @dataclass(frozen=True)
 class Description:
-    """What a model folder or a checkpoint holds, read from its headers alone."""
+    """Content of a model folder or a checkpoint, read from its headers alone."""
 
     path: Path
     layout: str
     config: Config
     tensors: dict[str, LazyTensor]
-    """By our parameter names, unread."""
+    """Unread tensors by our parameter names."""
 
     @property
     def file_bytes(self) -> int:
         """Size of the file, or of those of the folder that hold weights."""
-        if self.path.is_file():
-            return self.path.stat().st_size
-        return sum(file.stat().st_size for file in self.path.iterdir() if file.suffix in (".safetensors", ".bin"))
+        files = [self.path] if self.path.is_file() else self.path.glob("*.safetensors")
+        return sum(file.stat().st_size for file in files)
 
     @property
     def shapes(self) -> Shapes:
@@ -140,17 +139,12 @@ def read_state(folder: str | Path) -> dict[str, Tensor]:
     return {name: tensor.read() for name, tensor in _describe_folder(Path(folder)).tensors.items()}
 
 
-def describe(path: str | Path, average: bool = True) -> Description:
-    """What a model folder, a released checkpoint file or a transformers folder holds; no tensor is read.
-
-    average: of a file that holds the weights and their moving average, take the latter if published scores need it.
-    """
-    from onepeace.hub.convert.original import describe_original, describe_transformers, is_transformers_folder
+def describe(path: str | Path) -> Description:
+    """Describes a model folder or a released checkpoint file; no tensor is read."""
+    from onepeace.hub.convert.original import describe_original
 
     path = Path(path)
-    if is_transformers_folder(path):
-        return describe_transformers(path)
-    return _describe_folder(path) if path.is_dir() else describe_original(path, average)
+    return _describe_folder(path) if path.is_dir() else describe_original(path)
 
 
 def _describe_folder(folder: Path) -> Description:

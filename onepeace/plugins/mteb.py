@@ -32,7 +32,7 @@ class MtebEncoder:
 
     @cached_property
     def mteb_model_meta(self) -> Any:
-        """What mteb writes beside the results. Where a model was trained is not known to its folder."""
+        """Facts that mteb writes beside the results. Where a model was trained is not known to its folder."""
         parameters = sum(parameter.numel() for parameter in self.model.module.parameters())
         size = sum(parameter.nbytes for parameter in self.model.module.parameters())
         text: Any = self.model.processors.get("text")

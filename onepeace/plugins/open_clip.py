@@ -200,14 +200,14 @@ def get_tokenizer(
     context_length: int | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> Tokenizer:
-    """What makes a model's ids of texts."""
+    """Tokenizer of a model."""
     tokenizer = Tokenizer(_processor(resolve(model_name, cache_dir), "text"))
     tokenizer.context_length = context_length or tokenizer.context_length
     return tokenizer
 
 
 def get_audio_transform(model_name: str | os.PathLike = "tiny") -> Sounds:
-    """What makes a model's input of sounds: ``model.encode_audio(*transform(["dog.ogg"]))``."""
+    """Transform of sounds to a model's input: ``model.encode_audio(*transform(["dog.ogg"]))``."""
     return Sounds(_processor(model_name, "audio"))
 
 

@@ -38,7 +38,7 @@ PRESENT = "input_features"
 """(B, M) bool among the features: which modalities each item has. The trainer knows a column by a feature of one of a
 few names, and this is one of them."""
 SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
-"""What a saved model keeps beside its modules, as arguments of SentenceTransformer."""
+"""Arguments of SentenceTransformer that a saved model keeps beside its modules."""
 
 
 class OnePeaceModule(_modules.InputModule):
@@ -66,7 +66,8 @@ class OnePeaceModule(_modules.InputModule):
 
     @property
     def modalities(self) -> list[Any]:
-        """Those with a vector; and "message", the library's word for a batch that mixes them, or composed items."""
+        """Modalities with a vector; and "message", the library's word for a batch that mixes them, or composed
+        items."""
         return [*self.model.config.projections, "message"]
 
     @property

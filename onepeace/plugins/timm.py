@@ -43,7 +43,7 @@ from onepeace.plugins.timm_model import KEY, ImageBranch, own_classes, sides_of
 from onepeace.processors import ImageProcessor
 
 FIRST_CONV = {"hmlp": "convs.0", "conv": "convs.0", "lite": "network.first"}
-"""By stem: the module that timm adapts where it reads weights with another number of channels."""
+"""Module by stem that timm adapts where it reads weights with another number of channels."""
 MAIN_SIZES = ("dim", "depth", "num_heads", "ffn_dim")
 
 
@@ -55,7 +55,7 @@ def _create(
     out_indices: int | Sequence[int] = 3,
     **options: Any,
 ) -> nn.Module:
-    """What `timm.create_model` calls for each of the names below."""
+    """Builds the model for each of the names below, for `timm.create_model`."""
     cfg = models.resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
     config, overlay = CONFIGS[name], {}
     if cfg.file and cfg.source is None:  # with a source, timm reads weights that it saved itself
@@ -91,7 +91,7 @@ def _checked(name: str, config: Config, where: str) -> Config:
 
 
 def _data_config(config: Config) -> dict[str, Any]:
-    """What makes the pictures of `timm.data.create_transform` those of our processor, and the classes of the model."""
+    """Settings that make `timm.data.create_transform` our processor, and the classes of the model."""
     stem = config.model.adapters[KEY].get("stem", "hmlp").partition(":")[0]
     processor = expect(ImageProcessor.from_config(config.processors.get(KEY, {})), ImageProcessor)
     return {
@@ -116,7 +116,7 @@ CONFIGS: dict[str, Config | None] = {
     "onepeace_tiny": read_config(BUNDLED / "tiny"),
     **{f"onepeace_{size}": _named(size) for size in ("small", "base", "large", "4b")},
 }
-"""By the names of the functions below; None: those of the folder that is given."""
+"""Configurations by the names of the functions below; None: those of the folder that is given."""
 
 default_cfgs = models.generate_default_cfgs(
     {
@@ -133,7 +133,7 @@ default_cfgs = models.generate_default_cfgs(
         },
     }
 )
-"""By this name `register_model` finds them."""
+"""Settings under the name by which `register_model` finds them."""
 
 
 @models.register_model

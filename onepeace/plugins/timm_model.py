@@ -193,7 +193,7 @@ class ImageBranch(nn.Module):
         return self.forward_intermediates(x, n, return_prefix_tokens, norm, False, output_fmt, True)
 
     def set_input_size(self, img_size: int | Sequence[int] | None = None, patch_size: int | None = None) -> None:
-        """What ``img_size`` of the constructor does, for a model that has its weights."""
+        """Sets ``img_size`` as the constructor does, for a model that has its weights."""
         if patch_size not in (None, self.patch_size):
             raise UserError(f"patch_size is {patch_size}; the stem has patches of {self.patch_size}")
         if img_size is None:

@@ -49,6 +49,11 @@ def test_equal_labels_or_captions_are_one_group():
     assert len(set(grouped(items, ["a cat", "tabby", "a cat", "cat", "dog"]))) == 2
 
 
+def test_items_without_text_are_all_different():
+    assert len(set(grouped([sample(), sample()], ["", ""]))) == 2
+    assert len(set(grouped([sample([" "]), sample([" "])], [" ", " "]))) == 2
+
+
 @given(st.lists(st.tuples(st.sampled_from("aAbcd"), st.sampled_from([None, "x", "y"])), min_size=1, max_size=8))
 @settings(deadline=None, derandomize=True, max_examples=50)
 def test_same_text_always_means_same_group(pairs):

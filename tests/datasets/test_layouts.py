@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import pickle
 import re
 from fnmatch import fnmatch
 from pathlib import Path
@@ -76,12 +77,11 @@ def test_a_layout_is_read_without_shards(source):
 
 BAD = {
     "tiny_imagenet": [
-        ("words.txt", "n01443537 goldfish\n", ":1: expected WNID"),
-        ("words.txt", "\nn01443537\t \n", ":2: expected WNID"),
-        ("words.txt", "n01443537\tgoldfish\n", ": has no line for class n02509815"),
-        ("val/val_annotations.txt", "\nval_0.JPEG\n", ":2: expected a file name"),
+        ("tiny-imagenet-200/words.txt", "\nn01443537\t \n", ":2: "),
+        ("tiny-imagenet-200/words.txt", "n01443537\tgoldfish\n", ": has no line for class n02509815"),
+        ("tiny-imagenet-200/val/val_annotations.txt", "\nval_0.JPEG\n", ":2: "),
     ],
-    "flickr8k": [("text/Flickr8k.token.txt", "train_a.jpg#0\tfine\n\ntrain_a.jpg no tab\n", ":3: expected NAME.jpg")],
+    "flickr8k": [("text/Flickr8k.token.txt", "train_a.jpg#0\tfine\n\ntrain_a.jpg no tab\n", ":3: ")],
     "flickr30k": [
         ("dataset_flickr30k.json", '{"images": [{"filename": "1.jpg"}]}', ": images, entry 1: expected filename"),
         ("dataset_flickr30k.json", "[]", ": has no list of images"),
@@ -89,54 +89,79 @@ BAD = {
     "coco": [
         ("annotations/captions_val2017.json", '{"annotations": [\n{"image_id": 9}]}', ": annotations, entry 1: "),
         ("annotations/captions_val2017.json", '{"annotations": [\n{"image_id": }]}', ":2: not JSON"),
-        ("annotations/captions_val2017.json", "[]", ": has no list of annotations"),
     ],
     "conceptual_captions": [
-        ("Train_GCC-training.tsv", f"caption\turl\na dog\thttps://example.org/1.jpg\n{row}\n", f":3: {message}")
-        for row, message in (
-            ("a dog", "expected a caption"), ("a dog\tdog.jpg", "expected a caption"),
-            (" .\thttps://example.org/1.jpg", "the caption is empty"),
-        )
+        ("Train_GCC-training.tsv", "caption\turl\na dog\thttps://example.org/1.jpg\na dog\tdog.jpg\n", ":3: "),
+        ("Train_GCC-training.tsv", " .\thttps://example.org/1.jpg\n", ":1: the caption is empty"),
     ],
     "audiocaps": [
         ("dataset/test.csv", f"audiocap_id,youtube_id,start_time,caption\n\n{row}\n", f":3: {message}")
         for row, message in (
-            ("1,Abc,30,a dog", "'Abc' is not the id of a video"),
-            ("1,Abcdefghijk,x,a dog", "expected a whole number, found 'x'"),
+            ("1,Abc,30,a dog", "'Abc'"), ("1,Abcdefghijk,x,a dog", "expected a whole number"),
             ("1,Abcdefghijk,30, ", "no caption"), ("1,Abcdefghijk,30", "3 cells in place of 4"),
         )
     ],
-    "clotho": [
-        ("clotho_captions_development.csv", f"{head}\n{row}\n", message)
-        for head, row, message in (
-            ("file_name,caption_1,caption_2,caption_3,caption_4,caption_5", "a.wav,1,2,3,,5", ":2: no caption_4"),
-            ("file_name,caption_1,caption_2,caption_3,caption_4,caption_5", '"a.wav', ":2: cannot be read"),
-            ("name,text", "a.wav,1", ":2: no file_name; expected the columns file_name, caption_1"),
-        )
+    "clotho": [("clotho_captions_development.csv", "name,text\na.wav,1\n", ":2: no file_name")],
+    "cifar10": [
+        ("cifar-10-batches-bin/test_batch.bin", "short", ": 5 bytes"),
     ],
-    "cifar10": [("cifar-10-batches-bin/test_batch.bin", "short", ": 5 bytes are no whole number of records of 3073")],
     "urbansound8k": [
         (
             "UrbanSound8K/metadata/UrbanSound8K.csv",
-            f"slice_file_name,fsID,start,end,salience,fold,classID,class\n{row}\n",
-            message,
-        )
-        for row, message in (
-            ("1-0-0-0.wav,1,0,4,1,one,0,siren", ":2: expected a whole number, found 'one'"),
-            ("1-0-0-0.wav,1,0,4,1,1,3,siren", ": has the classes [3], not all from 0"),
+            "slice_file_name,fsID,start,end,salience,fold,classID,class\n1-0-0-0.wav,1,0,4,1,1,3,siren\n",
+            ": has the classes [3]",
         )
     ],
-    "fsd50k": [
-        ("FSD50K.ground_truth/eval.csv", "fname,labels\n37199,Cat\n", ":2: label 'Cat' is not in vocabulary.csv"),
+    "fsd50k": [("FSD50K.ground_truth/eval.csv", "fname,labels\n37199,Cat\n", ":2: label 'Cat'")],
+    "vggsound": [("vggsound.csv", "---g-f_I2yQ,1,people marching,val\n", ":1: the split is 'val'")],
+    "vqav2": [
+        ("v2_OpenEnded_mscoco_train2014_questions.json", {"questions": [{"question_id": 1}]}, ": questions, entry 1: "),
+        ("v2_mscoco_train2014_annotations.json", {"annotations": [{"answers": 3}]}, ": annotations, entry 1: "),
     ],
-    "vggsound": [
-        ("vggsound.csv", f"---g-f_I2yQ,1,people marching,test\n{row}\n", f":2: {message}")
+    "nlvr2": [
+        ("data/dev.json", '{"identifier": "dev-1-0-0", "label": "True", "sentence": "x"}\n{"a": \n', ":2: not JSON"),
+        ("data/dev.json", '{"identifier": "dev-1-0", "label": "True", "sentence": "x"}\n', ":1: expected identifier"),
+        ("data/dev.json", '\n{"identifier": "dev-1-0-0", "label": "Yes", "sentence": "x"}\n', ":2: expected"),
+    ],
+    "snli_ve": [("snli_ve_dev.jsonl", '{"pairID": "9.jpg#0", "gold_label": "-"}\n', ":1: expected pairID")],
+    "refcoco": [
+        ("refcoco/refs(unc).p", b"nothing", ": not a readable pickle"),
+        ("refcoco/refs(unc).p", pickle.dumps({"a": 1}), ": holds no list"),
+        ("refcoco/refs(unc).p", pickle.dumps([{"ann_id": 1}]), ": list, entry 1: expected ref_id, split, "),
+    ],
+    "coco_detection": [
+        ("annotations/instances_val2017.json", {"images": [{"id": 1}]}, ": images, entry 1: expected id, width and"),
+        ("annotations/instances_val2017.json", {"images": []}, ": has no list of categories"),
+        (
+            "annotations/instances_val2017.json",
+            {"images": [{"id": 1, "width": 2, "height": 2}], "categories": [], "annotations": [{"id": 1}]},
+            ": annotations, entry 1: expected id, image_id",
+        ),
+    ],
+    "ade20k": [("ADEChallengeData2016/objectInfo150.txt", "Idx\tName\n1\twall\n3\tsky\n", ":3: expected class 2")],
+    "avqa": [
+        ("val_qa.json", [{"id": 1}], ": list, entry 1: expected id, video_name"),
+        (
+            "train_qa.json",
+            [{"id": 1, "video_name": "a", "question_text": "b", "multi_choice": ["c"], "answer": 1}],
+            ": list, entry 1: answer 1 of 1",
+        ),
+    ],
+    "sound_events": [
+        ("val.csv", f"filename,onset,offset,event_label\n{row}\n", f":2: {message}")
         for row, message in (
-            ("---g-f_I2yQ,1,people marching", "3 cells in place of 4"),
-            ("---g-f_I2yQ,one,people marching,test", "expected a whole number, found 'one'"),
-            ("---g-f_I2yQ,1,people marching,val", "the split is 'val', not train or test"),
-            ("---g-f_I2yQ,1,,test", "no label"),
+            ("a.wav,nan,1,dog", "expected a number"), ("a.wav,2,1,dog", "expected 0 <= onset <= offset"),
+            ("a.wav,0,1,", "expected 0 <= onset"),
         )
+    ]
+    + [("val.csv", "filename,onset,offset\na.wav,0,1\n", ":2: no column event_label")],
+    "onepeace_tsv": [
+        ("vqa/vqa_val.tsv", "uniq_id\timage\tquestion\trefs\n5\ta.jpg\twhat?\tnet|2|1\n", ":2: expected refs"),
+        ("nlvr2/dev.tsv", "text\timage1\timage2\tlabel\na\tb\tc\tyes\n", ":2: the label is 'yes'"),
+        ("refcoco/val.tsv", "image\ttext\tregion_coord\na\tb\t1,2,3\n", ":2: expected region_coord"),
+        ("avqa/avqa_val.tsv", "audio\ttext\na.wav\tq&&&a&&&b&&&2\n", ":2: answer 2 of 2"),
+        ("avqa/avqa_val.tsv", "sound\ttext\na.wav\tq\n", ": the columns sound, text"),
+        ("avqa/avqa_val.tsv", "audio\ttext\na.wav\t\n", ":2: no text"),
     ],
 }  # fmt: skip
 
@@ -145,9 +170,9 @@ BAD = {
     ("name", "file", "content", "message"), [(name, *bad) for name, rows in BAD.items() for bad in rows]
 )
 def test_a_broken_table_names_file_and_line(source, prepare, name, file, content, message):
-    file = f"tiny-imagenet-200/{file}" if name == "tiny_imagenet" else file
     done = prepare(name, files={file: content}, code=1)
     assert f"{source / file}{message}" in done.err
+    assert done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -229,11 +254,6 @@ def test_pickled_cifar_is_refused(name, file, source, capsys, tmp_path):
     fill(source, {file: b"\x80\x02}q\x00."})
     assert main(["shards", "--layout", name, str(source), "-o", str(tmp_path / "root")]) == 1
     assert "is pickled, which may run code; download the binary version" in capsys.readouterr().err
-
-
-def test_a_class_of_cifar_without_a_name_is_an_error(prepare):
-    done = prepare("cifar10", files={"cifar-10-batches-bin/batches.meta.txt": "airplane\n"}, code=1)
-    assert "test_batch.bin: record 0 has class 3 of 1" in done.err
 
 
 # ------------------------------------------------------------------ sounds

@@ -5,8 +5,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from support.embedding import RATE, TEXTS, assert_same
 from support.random_model import save_random_model
 from torch.testing import assert_close
@@ -71,21 +69,12 @@ def test_vector_ignores_batch_mates(model, pictures, sounds):
         assert_same(encode(items[::-1], batch_size=3), alone.flip(0))
 
 
-@settings(deadline=None, derandomize=True, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.text(max_size=20), max_size=12), st.integers(1, 7))
-def test_encode_any_batch_size(model, texts, batch_size):
-    assert_same(model.encode_text(texts, batch_size=batch_size), model.encode_text(texts, batch_size=len(texts) or 1))
-
-
 def test_order_is_kept_over_many_windows(model):
     """More items than may wait for company, of all lengths: every row has to find back to its place."""
     texts = [f"{'word ' * (i * 7 % 13)}{i}" for i in range(560)]
     vectors = model.encode_text(iter(texts))
     for index in (0, 13, 255, 256, 257, 511, 559):
         assert_same(vectors[index : index + 1], model.encode_text([texts[index]]))
-
-
-# Streaming
 
 
 # Failures
@@ -221,15 +210,11 @@ def test_truncate_hears_the_beginning_only(model, long_sound):
 def test_windows_say_where_they_are(model, long_sound, sounds):
     long, short = model.encode_audio([long_sound, sounds[0]], long="windows", window=2, hop=1.5)
     assert isinstance(long, Windows)
+    assert model.encode_audio([long_sound], long="windows")[0].starts == [0, 2, 4]  # the model's length by default
     assert (long.starts, long.ends) == ([0, 1.5, 3], [2, 3.5, 5])
     assert (short.starts, short.ends) == ([0], [0.6])
     for row, start, end in zip(long.vectors, long.starts, long.ends, strict=True):
         assert_same(row[None], model.encode_audio([piece(long_sound, start, end)]))
-
-
-def test_windows_are_the_models_length_by_default(model, long_sound):
-    (windows,) = model.encode_audio([long_sound], long="windows")
-    assert (windows.starts, windows.ends) == ([0, 2, 4], [2, 4, 5])
 
 
 def test_mean_is_the_renormalised_mean_of_windows(model, long_sound, sounds):
@@ -381,6 +366,3 @@ def test_features_refuse_what_is_no_dictionary(model):
     for item in ("a", {}, {"smell": 1}):
         with pytest.raises(UserError):
             model.features(item)
-
-
-# Loading

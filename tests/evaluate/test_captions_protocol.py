@@ -85,14 +85,6 @@ def test_baselines_stand_beside_a_writer_and_alone(root):
         assert {metric: alone["photos", f"{metric} ({name})"] for metric in METRICS} == want
 
 
-def test_the_nearest_of_the_first_training_items(root):
-    recipe = recipe_of(root, RECIPE, *BASELINES, "sets.photos.train_count=2", "sets.photos.baselines=[nearest]")
-    got = values(measure(KnownEmbedder(), recipe))
-    # Neither is like a cat or an acorn, and the first of equals is taken.
-    want = score_captions(["a dog runs on the grass", "rain falls", "rain falls"], list(PHOTOS.values())).together()
-    assert got == {("photos", f"{metric} (nearest)"): want[metric] for metric in METRICS}
-
-
 def test_captions_find_their_own_items(root):
     recipe = recipe_of(root, RECIPE, *BASELINES, "sets.photos.at=[1, 3]")
     rows = measure(Writer("a dog", "a dog", "an acorn"), recipe)
@@ -124,7 +116,6 @@ def test_vectors_can_be_of_another_model(root, monkeypatch):
         ("baselines=[nearest]", "nearest: baselines learn from training items; give train"),
         ("baselines=[copy]", "baselines"),
         ("train={modality: audio, shards: x.tar}", "modality is 'image', that of train 'audio'"),
-        ("train_count=0", "train_count is 0; it should be at least 1"),
         ("at=[0]", r"at is \[0\]"),
     ],
 )

@@ -14,7 +14,7 @@ import onepeace
 from onepeace.cli import main
 from onepeace.embed.zero_shot import TEMPLATES
 from onepeace.errors import UserError
-from onepeace.evaluate.layouts import PREFIX, class_names
+from onepeace.evaluate.layouts import class_names
 from onepeace.evaluate.named import SETS, named_sets
 from onepeace.evaluate.run import recipe_from, run
 
@@ -97,7 +97,7 @@ def test_retrieval_on_karpathys_test_split(name, tmp_path):
     assert list(rows) == [(name, f"{direction} {figure}") for direction in directions for figure in figures]
     assert all(row.value == 1 for row in rows.values())
     assert [row.n for row in rows.values()] == [7] * 5 + [2] * 5
-    one = measured(name, tmp_path, Reader(), one_caption=True)
+    one = measured(name, tmp_path, Reader(), f"sets.{name}.one_caption=true")
     assert [row.n for row in one.values()] == [2] * 10
     wrong = measured(name, tmp_path, Reader(shift=1))
     assert wrong[name, "text to image R@1"].value == 0
@@ -108,14 +108,14 @@ def test_a_picture_or_a_split_of_karpathy_that_is_not_there_is_named(tmp_path, c
     files = karpathy("coco", ["1.jpg", "2.jpg", "3.jpg"], more=[("4.jpg", "test", ["a dog"])])
     fill(tmp_path, files)
     assert measured("coco", tmp_path, Reader())["coco", "image to text R@1"].n == 2
-    assert "karpathy_coco/test: 1 left out: " in caplog.text
+    assert "karpathy_coco test: 1 left out: " in caplog.text
     assert "4.jpg is not below" in caplog.text
     with pytest.raises(UserError, match=r"has no split 'tset'; it has test, train"):
-        measured("coco", tmp_path, Reader(), f"sets.coco.shards={PREFIX}karpathy_coco/tset")
+        measured("coco", tmp_path, Reader(), "sets.coco.split=tset")
     with pytest.raises(UserError, match=r"set flickr8k: .*holds no dataset_flickr8k\.json"):
         measured("flickr8k", tmp_path, Reader())
     fill(tmp_path, {"caption_datasets/dataset_coco.json": {"images": [{"filename": "1.jpg", "split": "test"}]}})
-    with pytest.raises(UserError, match=r"image 1 of the list has no filename, split and sentences"):
+    with pytest.raises(UserError, match=r"images, entry 1: expected filename, split and sentences"):
         measured("coco", tmp_path, Reader())
 
 
@@ -241,22 +241,22 @@ def test_a_folder_in_clip_benchmarks_layout_is_read_by_the_same_name(tmp_path, c
 
 def test_class_names_may_begin_with_a_byte_order_mark(tmp_path):
     (tmp_path / "classnames.txt").write_text("dog\n\ncat\n", encoding="utf-8-sig")
-    assert class_names(tmp_path, "clip_benchmark/test") == ["dog", "", "cat"]
+    assert class_names(tmp_path, "clip_benchmark") == ["dog", "", "cat"]
     (tmp_path / "classnames.txt").write_bytes(b"dog\ncaf\xe9\n")
     with pytest.raises(UserError, match=r"classnames\.txt: cannot be read \('utf-8' codec can't decode byte 0xe9"):
-        class_names(tmp_path, "clip_benchmark/test")
+        class_names(tmp_path, "clip_benchmark")
 
 
 @pytest.mark.parametrize(
-    ("layout", "message"),
+    ("layout", "split", "message"),
     [
-        ("karpathy/test", "no layout 'karpathy'; there are tiny_imagenet, .*clip_benchmark"),
-        ("esc50/test", "layout esc50 has no split 'test'; there are val, train, all"),
-        ("coco/val", "holds no captions_val2017.json"),
+        ("karpathy", "test", "no layout 'karpathy'; there are tiny_imagenet, .*clip_benchmark"),
+        ("esc50", "test", "layout esc50 has no split 'test'; there are val, train, all"),
+        ("coco", "val", "holds no captions_val2017.json"),
     ],
 )
-def test_a_layout_that_is_not_there_is_named(layout, message, tmp_path):
-    recipe = f"""sets: {{a: {{protocol: retrieval, modality: image, shards: "{PREFIX}{layout}"}}}}"""
+def test_a_layout_that_is_not_there_is_named(layout, split, message, tmp_path):
+    recipe = f"""sets: {{a: {{protocol: retrieval, modality: image, layout: {layout}, split: {split}}}}}"""
     with pytest.raises(UserError, match=message):
         list(run(Reader(), recipe_of(tmp_path, recipe).sets, tmp_path))
 
@@ -292,7 +292,7 @@ def test_the_command_measures_a_name(known, tmp_path, capsys):
     assert [row.pop("per_query") for row in saved] == [[1] * 10] * 3
     assert saved == rows
     assert rows[0]["protocol"] == "zero_shot"
-    assert rows[0]["options"]["shards"] == "layout:esc50/all"
+    assert (rows[0]["options"]["layout"], rows[0]["options"]["split"]) == ("esc50", "all")
     assert (rows[0]["interval"], rows[0]["n"], rows[0]["dtype"]) == ([1.0, 1.0], 10, "float32")
     assert rows[0]["version"] == onepeace.__version__
     assert (len(rows[0]["model_hash"]), len(rows[0]["data_hash"])) == (16, 64)

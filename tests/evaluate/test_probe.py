@@ -73,7 +73,7 @@ def test_the_strength_is_chosen_on_held_out_training_data_alone(shards, monkeypa
         return fit(vectors, labels, strength)
 
     monkeypatch.setattr(module, "_fit", spy)
-    (row,) = measure(Content(), recipe_of(shards, RECIPE, "sets.words.methods=[linear]"))
+    row, _ = measure(Content(), recipe_of(shards, RECIPE))
     # 40 of each class, less every fifth, and then all with the best
     assert asked[:-1] == [(120 - 24, strength) for strength in STRENGTHS]
     assert asked[-1][0] == 120
@@ -100,9 +100,6 @@ def test_every_fold_is_a_test_once_and_the_next_one_chooses():
     ("override", "message"),
     [
         ("train=null", r"test\.tar: 000 has no fold"),
-        ("methods=[]", "methods is empty"),
-        ("methods=[svm]", "methods"),
-        ("neighbours=0", "neighbours is 0"),
         ("train.keys='000'", "at least two classes"),
     ],
 )

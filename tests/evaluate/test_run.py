@@ -73,22 +73,18 @@ def test_a_set_can_be_left_out(root):
         ("photos", ".at=[0]", "at is [0]; give at least one k, each at least 1"),
         ("photos", ".at=[]", "at is []; give at least one k, each at least 1"),
         ("photos", ".texts=titles", "texts 'titles' is not known; known: captions, names"),
-        ("photos", ".rerank=[softmax]", "rerank has 'softmax'; known: dual_softmax"),
-        ("photos", ".rerank_scale=0", "rerank_scale is 0.0; it should be above 0"),
-        ("photos", ".rerank_scale=.nan", "rerank_scale is nan; it should be above 0"),
-        ("photos", ".matches={dog: [pug]}", "matches is not a field; known: modality, shards, keys, at, map_at"),
+        (
+            "photos",
+            ".matches={dog: [pug]}",
+            "matches is not a field; known: modality, shards, keys, layout, split, at, map_at",
+        ),
         ("photos", "", "'sets.photos' is not an override"),
         ("photos", "=[", "the value is not YAML"),
         ("photos", "=3", "sets.photos should be a mapping of fields, not 3"),
         ("sounds", ".templates=[the sound]", "'the sound' has no {}"),
         ("sounds", ".modality=depth", "no default templates for depth; give templates (known: image, audio)"),
-        (
-            "sounds",
-            ".rerank=[dual_softmax]",
-            "rerank is not a field; known: modality, shards, keys, classes, templates, at",
-        ),
         ("both", ".other=null", "sets.both: other should be a mapping of fields"),
-        ("both", ".other={modality: image}", "sets.both: other.shards is missing"),
+        ("both", ".other={modality: image}", "sets.both: give shards, or layout and split"),
         ("both", ".matches={}", "sets.both: matches is empty or has an empty list"),
         ("both", ".matches.cat=[]", "sets.both: matches is empty or has an empty list"),
     ],
@@ -119,14 +115,12 @@ def known(monkeypatch):
 
 
 def test_command_prints_a_table(root, known, capsys):
-    overrides = ["sets.photos.at=[1, 2]", "sets.photos.rerank=[dual_softmax]"]
-    assert main(["evaluate", str(write_recipe(root, RECIPE)), *overrides, "--data", str(root)]) == 0
+    assert main(["evaluate", str(write_recipe(root, RECIPE)), "sets.photos.at=[1, 2]", "--data", str(root)]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["set", "metric", "value", "95%", "chance", "ratio", "n", "seconds"]
     want = ["photos", "text", "to", "image", "R@1", "100.0%", "100.0%..100.0%", "50.0%", "2.0", "4"]
     assert lines[0].split()[:10] == want
-    assert lines[2].split()[:8] == ["photos", "text", "to", "image", "R@1", "(dual", "softmax)", "100.0%"]
-    assert len(lines) == 8 + 4 + 2
+    assert len(lines) == 4 + 4 + 2
 
 
 def test_command_measures_the_other_sets_when_one_fails(root, known, capsys):
@@ -236,6 +230,3 @@ def test_shipped_recipe_covers_the_held_out_sets(shared):
         ("esc50_tiny_imagenet", "audio to image precision@10"): 15 * 8,
         ("esc50_tiny_imagenet", "image to audio precision@10"): 31 * 12,
     }
-    reranked = [row for row in rows if row.metric.endswith("(dual softmax)")]
-    assert {row.set for row in reranked} == {"flickr8k", "emoji", "openclipart"}
-    assert len(reranked) == 3 * 2 * 3

@@ -55,13 +55,16 @@ def test_questions_of_different_lengths_share_a_batch(generator, images):
         near(generator.answer([image], question)[0], one)
 
 
-def test_prompts_with_and_without_pictures_mix(generator, images):
-    prompts = ["what is this?", "a long text without any picture in it", " what?"]
-    pictures = [images[0], None, images[1]]
-    together = generator.run(prompts, pictures)
-    for prompt, picture, one in zip(prompts, pictures, together, strict=True):
-        near(generator.run(prompt, picture), one)
-    assert generator.run("what?", images[1]) == generator.run(" what?", images[1])
+def test_a_prompt_of_ones_own_with_and_without_a_picture(generator, images):
+    prompts = ["what is this?", " what?", "what?"]
+    pictures = [images[0], images[1], images[1]]
+    items = [{"prompt": prompt, "image": picture} for prompt, picture in zip(prompts, pictures, strict=True)]
+    together = generator.ask(Task("{prompt}"), items)
+    for item, one in zip(items, together, strict=True):
+        near(generator.ask(Task("{prompt}"), [item])[0], one)
+    assert together[1] == together[2]
+    (blind,) = generator.ask(Task("{prompt}", image=None), items[:1])
+    assert blind.score != together[0].score
 
 
 def test_samples_do_not_depend_on_batch_mates(generator, images):
@@ -108,16 +111,16 @@ def test_score_of_a_box_may_be_over_all_that_could_be_written(generator, images)
 
 
 def test_region_is_described(generator, images):
-    texts = generator.describe([images[0]] * 2, [[10, 20, 100, 110], [200, 100, 400, 250]])
-    assert texts[0].score != texts[1].score
     boxes = np.array([[10, 20, 100, 110], [200, 100, 400, 250]], dtype=np.float32)
-    assert generator.describe([images[0]] * 2, boxes) == generator.describe([images[0]] * 2, list(boxes)) == texts
+    texts = generator.ask("describe", [{"image": images[0], "box": box} for box in boxes])
+    assert texts[0].score != texts[1].score
+    assert generator.ask("describe", [{"image": images[0], "box": box} for box in boxes.tolist()]) == texts
 
 
 @pytest.mark.parametrize("box", [[1, 2], "abcd", [0, 0, float("nan"), 9], [9, 0, 3, 9], [0, 9, 9, 3], "1234", 5])
 def test_what_is_no_box_is_refused(generator, images, box):
     with pytest.raises(UserError, match=r"cat.jpg: a box is \[x0, y0, x1, y1\]"):
-        generator.describe([images[0]], [box])
+        generator.ask("describe", [{"image": images[0], "box": box}])
 
 
 def test_choices_are_probabilities(generator, images):
@@ -155,34 +158,36 @@ def test_candidates_are_forgotten_with_their_generator(images):
 
 
 def test_entailment_has_the_names_of_its_classes(generator, images):
-    (alone,) = generator.entails(images[:1], "a cat")
-    (known,) = generator.entails(images[:1], "a cat", premises="an animal sleeps")
+    item = {"image": images[0], "text": "a cat", "premise": "an animal sleeps"}
+    (alone,), (known,) = generator.ask("entail", [item]), generator.ask("entail_premise", [item])
     assert list(alone.scores) == list(known.scores) == ["entailment", "contradiction", "neutral"]
     assert alone.scores != known.scores
 
 
 def test_classes_are_given_or_stored(generator, images):
-    assert list(generator.classify(images[:1])[0].scores) == ["dog", "cat", "a red bus"]
-    assert list(generator.classify(images[:1], ["x", "y"])[0].scores) == ["x", "y"]
+    (stored,), (given,) = (
+        generator.ask("classify", [{"image": images[0], **more}]) for more in ({}, {"candidates": ["x", "y"]})
+    )
+    assert list(stored.scores) == ["dog", "cat", "a red bus"]
+    assert list(given.scores) == ["x", "y"]
 
 
 def test_text_is_completed_and_objects_are_found(generator, images):
-    assert isinstance(generator.infill(["a <mask> on the beach"])[0], Text)
-    (found,) = generator.stream("detect", [{"image": images[0]}])
-    assert isinstance(found.answer, Objects)
+    assert isinstance(generator.ask("infill", [{"text": "a <mask> on the beach"}])[0], Text)
+    assert isinstance(generator.ask("detect", [{"image": images[0]}])[0], Objects)
 
 
-def test_codes_go_to_the_callers_decoder(generator):
-    drawn = generator.draw(["a cat", "the sea"], decode=lambda codes: codes.float().mean().item())
+def test_pictures_are_drawn_as_codes_the_best_first(generator):
+    items = [{"text": "a cat"}, {"text": "the sea"}]
+    drawn = [one.answers for one in generator.stream("draw", items)]
     assert [len(each) for each in drawn] == [24, 24]
     for one in (one for each in drawn for one in each):
         assert isinstance(one, Codes)
         assert one.codes.shape == (4, 4)
         assert 0 <= int(one.codes.min()) <= int(one.codes.max()) < 16
-        assert one.picture == one.codes.float().mean().item()
     scores = [one.score for one in drawn[0]]
     assert scores == sorted(scores, reverse=True)
-    assert generator.draw(["a cat"])[0][0].codes.tolist() == drawn[0][0].codes.tolist()
+    assert generator.ask("draw", items[:1])[0].codes.tolist() == drawn[0][0].codes.tolist()
 
 
 def test_bad_file_is_named_and_the_others_come_out(generator, images, tmp_path):
@@ -220,9 +225,9 @@ def test_item_that_the_model_refuses_leaves_the_others(generator, images, monkey
 def test_scores_that_are_not_finite_are_no_answer(generator, images, monkeypatch):
     step = generator.reader.decoder.step
     monkeypatch.setattr(generator.reader.decoder, "step", lambda ids, cache: step(ids, cache) * float("nan"))
-    for call in (generator.caption, generator.classify):
+    for task in ("caption", "classify"):
         with pytest.raises(UserError, match=r"cat\.jpg: .*finite.*try dtype float32"):
-            call(images[:2])
+            generator.ask(task, [{"image": images[0]}])
 
 
 def test_pictures_are_taken_in_every_form(generator, images):
@@ -239,26 +244,23 @@ def test_pictures_are_taken_in_every_form(generator, images):
     [
         (lambda g, i: g.caption(i[0]), "images should be a list"),
         (lambda g, i: g.answer(str(i[0]), "what?"), "images should be a list"),
-        (lambda g, i: g.describe(str(i[0]), [[0, 0, 9, 9]]), "images should be a list"),
-        (lambda g, i: g.describe(i[:1], "abcd"), "boxes should be a list"),
         (lambda g, i: g.answer(i, ["one"]), "^1 questions for 5 images; give as many of each"),
-        (lambda g, i: g.entails(i[:2], "it", ["one"] * 3), "^3 premises for 2 images"),
-        (lambda g, i: g.ground(iter(i[:1]), ["one", "two"]), "^1 images for more phrases"),
+        (lambda g, i: g.ground(iter(i[:1]), ["one", "two"]), "^more phrases than images"),
+        (lambda g, i: g.ground(i[:2], iter(["one"])), "^1 phrases for more images"),
         (lambda g, i: g.answer(i, " "), r"cat\.jpg: the text for \{text\} is empty"),
         (lambda g, i: g.answer(i, "what?", candidates="yes"), "candidates should be a list"),
         (lambda g, i: g.answer(i, "what?", ["yes"], search=SearchOptions()), "leave out search, or candidates"),
-        (lambda g, i: g.classify(i, []), "there is nothing to choose from"),
-        (lambda g, i: g.classify(i, ["a", "a "]), "'a' and 'a ' to choose from are the same to the model"),
-        (lambda g, i: g.classify(i, ["a", ""]), "'' is nothing to choose"),
-        (lambda g, i: g.classify(i, [1, 2]), "1 is nothing to choose"),
+        (lambda g, i: g.answer(i, "what?", []), "there is nothing to choose from"),
+        (lambda g, i: g.answer(i, "what?", ["a", "a "]), "'a' and 'a ' to choose from are the same to the model"),
+        (lambda g, i: g.answer(i, "what?", ["a", ""]), "'' is nothing to choose"),
+        (lambda g, i: g.answer(i, "what?", [1, 2]), "1 is nothing to choose"),
         (lambda g, i: g.caption(i, batch_size=0), "batch_size is 0; it must be a whole number"),
         (lambda g, i: g.stream("caption", [], batch_size=1.5), "batch_size is 1.5"),
         (lambda g, i: list(g.stream("caption", ["a.jpg"])), "an item is a dictionary of fields"),
         (lambda g, i: g.caption(i, search={"beam": 3}), "^search is {'beam': 3}; it takes SearchOptions"),
-        (lambda g, i: g.run("what?", i[0], on_error="bogus"), "on_error is 'bogus'"),
-        (lambda g, i: g.run("where?", task=Task("x", answer="box")), "and there is no picture"),
+        (lambda g, i: g.ask(Task("where?", answer="box", image=None), [{}]), "and there is no picture"),
         (lambda g, i: g.task("match"), "no task 'match'; it has caption"),
-        (lambda g, i: g.infill(["word " * 90]), "the model has 96 places"),
+        (lambda g, i: g.ask("infill", [{"text": "word " * 90}]), "the model has 96 places"),
         (lambda g, i: g.caption(i, on_error="ignore"), "on_error is 'ignore'"),
     ],
 )
@@ -276,7 +278,7 @@ def test_folder_keeps_its_tasks_and_a_users_file_changes_them(tmp_path, images):
     stored = onepeace.load_generator(folder, device="cpu")
     assert stored.tasks["caption"].prompt == "what is there?"
     (own,) = stored.caption(images[:1])
-    near(own, stored.run("what is there?", images[0], task=Task("x", search=SearchOptions(max_len=3))))
+    near(own, stored.ask(Task("what is there?", search=SearchOptions(max_len=3)), [{"image": images[0]}])[0])
     file = tmp_path / "mine.yaml"
     file.write_text("caption: {search: {max_len: 1}}\n", encoding="utf-8")
     changed = onepeace.load_generator(folder, device="cpu", tasks=file).tasks["caption"]

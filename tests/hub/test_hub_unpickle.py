@@ -24,8 +24,7 @@ from support.hub_layouts import (
 from onepeace.errors import UserError
 from onepeace.hub.convert import unpickle
 from onepeace.hub.convert.original import read_original
-from onepeace.hub.convert.stored import StoredTensor
-from onepeace.hub.convert.unpickle import plain, read_checkpoint
+from onepeace.hub.convert.unpickle import StoredTensor, plain, read_checkpoint
 
 
 class Payload:

@@ -285,7 +285,7 @@ def test_description_needs_no_tensor(folder, tmp_path, monkeypatch):
 
     from support.hub_layouts import cfg, released, wrapper
 
-    from onepeace.hub.convert.stored import StoredTensor
+    from onepeace.hub.convert.unpickle import StoredTensor
 
     torch.save(wrapper(released(), cfg()), tmp_path / "one-peace.pt")
     monkeypatch.setattr(StoredTensor, "read", lambda self: pytest.fail("a tensor was read"))

@@ -5,7 +5,6 @@ import string
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from support.golden_ofa import FOLDER, OUTPUT, SIZES, assert_near, golden
 from support.hub_layouts import small_vocabulary
 
@@ -26,7 +25,6 @@ CFG = {
               "no_scale_embedding": True, "attn_scale_factor": 2.0, "resnet_type": "resnet18"},
     "task": {"_name": "caption", "code_dict_size": 32, "num_bins": 40, "patch_image_size": 480},
 }  # fmt: skip
-TRANSFORMERS = {"model_type": "ofa", "d_model": 32, "code_image_size": 32, "attn_scale_factor": 2.0}
 
 
 def released():
@@ -37,11 +35,6 @@ def released():
         shape = [2, 2] if name.endswith("_rp_bucket") else shape  # as large as the model otherwise
         state[name] = state["encoder.embed_tokens.weight"] if copy else torch.zeros(shape, dtype=getattr(torch, dtype))
     return state
-
-
-def in_transformers(state):
-    renamed = {name: NAMES["transformers"].get(name, name) for name in state}
-    return {new: state[old] for old, new in renamed.items() if new is not None}
 
 
 def trainer_file(path, state, *, cfg=CFG, **extra_state):
@@ -89,58 +82,15 @@ def test_fairseq_file_writes_as_the_original(folder):
     assert config.processors["image"] == {"size": 480, "mean": [0.5] * 3, "std": [0.5] * 3}
     assert_writes_as_the_original(folder)
     card = (folder / "MODEL_CARD.md").read_text()
-    assert "Writes: text, boxes, image codes" in card
     assert "authors of OFA" in card
 
 
-@pytest.mark.parametrize("kind", ["bin", "safetensors"])
-def test_transformers_folder_writes_as_the_original(tmp_path, kind):
-    source = small_bpe(tmp_path / "hf")
-    # Its config does not count codes and bins; the golden model has fewer than the released ones.
-    (source / "config.json").write_text(json.dumps({**TRANSFORMERS, "task": CFG["task"]}))
-    state = in_transformers(released())
-    if kind == "bin":
-        torch.save(state, source / "pytorch_model.bin")
-    else:
-        save_file({name: tensor.clone() for name, tensor in state.items()}, source / "model.safetensors")
-
-    folder = convert(source, tmp_path / "ofa")
-
-    assert_writes_as_the_original(folder)
-    assert read_config(folder).model == OFAConfig(**SIZES)
-    assert "transformers folder" in (folder / "MODEL_CARD.md").read_text()
-
-
-def test_transformers_folder_of_another_model_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "bart"}')
-    with pytest.raises(UserError, match="transformers folder of model type 'bart'; those that convert: ofa"):
-        convert(tmp_path, tmp_path / "out")
-    (tmp_path / "config.json").write_text('{"model_type": "ofa"}')
-    with pytest.raises(UserError, match=r"no model\.safetensors and no pytorch_model\.bin"):
-        convert(tmp_path, tmp_path / "out")
-    (tmp_path / "config.json").write_text("[")
-    with pytest.raises(UserError, match=r"config\.json: cannot be read"):
-        convert(tmp_path, tmp_path / "out")
-
-
-@pytest.mark.parametrize("average", [True, False])
-def test_moving_average_is_taken_unless_told(tmp_path, bpe, average):
+def test_the_moving_average_of_the_weights_is_taken_where_there_is_one(tmp_path, bpe):
     state = released()
     other = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    models = {"ema": state} if average else {"ema": other}
-    file = trainer_file(tmp_path / "vqa.pt", other if average else state, **models)
-
-    folder = convert(file, tmp_path / "ofa", bpe=bpe, average=average)
-
+    folder = convert(trainer_file(tmp_path / "vqa.pt", other, ema=state), tmp_path / "ofa", bpe=bpe)
     assert_writes_as_the_original(folder)
-    assert ("moving average" in (folder / "MODEL_CARD.md").read_text()) == average
-
-
-def test_weights_themselves_are_taken_on_request(tmp_path, bpe):
-    state = released()
-    other = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    file = trainer_file(tmp_path / "vqa.pt", state, ema=other)
-    assert_writes_as_the_original(convert(file, tmp_path / "ofa", bpe=bpe, average=False))
+    assert "moving average" in (folder / "MODEL_CARD.md").read_text()
 
 
 def test_weights_without_settings_have_the_released_vocabulary(tmp_path, bpe):

@@ -61,7 +61,7 @@ def test_its_command_reaches_the_figures_of_ours(tmp_path, tiny, pictures, evalu
     samples = [{"jpg": data, "cls": str(label).encode()} for data, label in zip(pictures, labels, strict=True)]
     folder = write_folder(tmp_path / "classes", samples, classes=NAMES, templates=TEMPLATES)
     got = evaluated(folder, "zeroshot_classification", "--no_amp")
-    recipe = """sets: {own: {protocol: zero_shot, modality: image, shards: "layout:clip_benchmark/test", at: [1, 5]}}"""
+    recipe = """sets: {own: {protocol: zero_shot, modality: image, layout: clip_benchmark, split: test, at: [1, 5]}}"""
     ours = {row.metric: row.value for row in measure(tiny, recipe_of(folder, recipe))}
     assert (got["acc1"], got["acc5"]) == (ours["top-1 of 5"], ours["top-5 of 5"])
     assert 0 < got["acc1"] < 1
@@ -71,7 +71,7 @@ def test_its_command_reaches_the_figures_of_ours(tmp_path, tiny, pictures, evalu
     samples = [{"jpg": d, "txt": "\n".join(c).encode()} for d, c in zip(pictures, captions, strict=True)]
     folder = write_folder(tmp_path / "captions", samples, kind="retrieval")
     got = evaluated(folder, "zeroshot_retrieval", "--no_amp", "--recall_k", "1", "2")
-    recipe = """sets: {own: {protocol: retrieval, modality: image, shards: "layout:clip_benchmark/test", at: [1, 2]}}"""
+    recipe = """sets: {own: {protocol: retrieval, modality: image, layout: clip_benchmark, split: test, at: [1, 2]}}"""
     ours = {row.metric: row.value for row in measure(tiny, recipe_of(folder, recipe))}
     for k in (1, 2):
         assert got[f"image_retrieval_recall@{k}"] == pytest.approx(ours[f"text to image R@{k}"])

@@ -67,12 +67,12 @@ def answers_of(name, generator, image):
     if name == "ofa_refcoco":
         return generator.ground([image], "the dog"), Box
     if name == "ofa_snli_ve":
-        return generator.entails([image], "a cat", "a dog"), Choice
+        return generator.ask("entail_premise", [{"image": image, "text": "a cat", "premise": "a dog"}]), Choice
     if name == "ofa_imagenet":
-        return generator.classify([image]), Choice
+        return generator.ask("classify", [{"image": image}]), Choice
     if name == "ofa_infilling":
-        return generator.infill(["a <mask> dog"]), Text
-    return [one.answer for one in generator.stream("detect", [{"image": image}])], Objects
+        return generator.ask("infill", [{"text": "a <mask> dog"}]), Text
+    return generator.ask("detect", [{"image": image}]), Objects
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -32,8 +32,6 @@ class Captions(EvaluationProtocol):
     baselines: tuple[Literal["most_frequent", "nearest"], ...] = ()
     """Writers that need no model of language, measured beside it. "most_frequent": the most frequent caption of the
     training items, for every item. "nearest": the first caption of the most similar training item."""
-    train_count: int | None = None
-    """"nearest" looks at the first so many training items; None: at all."""
     at: tuple[int, ...] = ()
     """The k of the recalls with which a caption finds its own item among all of the set. Empty: not measured. A caption
     that tells its item from the others is found, one that would fit many is not, however well it is put."""
@@ -47,8 +45,6 @@ class Captions(EvaluationProtocol):
             raise UserError(f"{', '.join(self.baselines)}: baselines learn from training items; give train")
         if self.train is not None and self.train.modality != self.modality:
             raise UserError(f"modality is {self.modality!r}, that of train {self.train.modality!r}; they should agree")
-        if self.train_count is not None and self.train_count < 1:
-            raise UserError(f"train_count is {self.train_count}; it should be at least 1")
 
     def run(self, embedder: Any, root: Path) -> list[Figure]:
         """Measure the captions that a model writes, and the baselines.
@@ -87,7 +83,7 @@ class Captions(EvaluationProtocol):
         return load(self.encoder, modalities=[self.modality, "text"])
 
     def _found(self, suffix: str, texts: NDArray, items: NDArray) -> list[Figure]:
-        search = Retrieval(modality=self.modality, shards=self.shards, at=self.at)
+        search = Retrieval(modality=self.modality, at=self.at)
         numbers = range(len(items))
         return [
             figure._replace(metric=f"{figure.metric}{suffix}")
@@ -120,7 +116,6 @@ def _most_frequent(options: Captions, encoder: Any, items: NDArray, known: Seque
 
 
 def _nearest(options: Captions, encoder: Any, items: NDArray, known: Sequence[Sample]) -> list[str]:
-    known = known[: options.train_count]
     return nearest(items, options.encode(encoder, known), [sample.captions[0] for sample in known])
 
 

@@ -1,4 +1,4 @@
-"""Sets whose items belong to named classes, and what a model makes of the names: a vector for each class."""
+"""Sets whose items belong to named classes, and the vector that a model gives each class."""
 
 import json
 from collections.abc import Sequence
@@ -32,14 +32,13 @@ class ClassNames(EvaluationProtocol):
             raise UserError(f"template {lacking[0]!r} has no {{}} for the class name")
 
     def prompts(self, root: Path) -> tuple[str, ...]:
-        own = layouts.templates(root, self.layout) if self.layout is not None else ()
-        return self.templates or own or TEMPLATES[self.modality]
+        return self.templates or layouts.templates(root, self.layout) or TEMPLATES[self.modality]
 
     def listed_names(self, root: Path) -> list[str] | None:
         """The class names that the set itself lists, in the order of their numbers; None when it does not."""
         if self.classes:
             return read_class_names(root / self.classes)
-        return layouts.class_names(root, self.layout) if self.layout is not None else None
+        return layouts.class_names(root, self.layout)
 
     def class_vectors(self, embedder: Any, names: Sequence[str], root: Path) -> NDArray:
         """The prototypes of the classes, (C, E)."""

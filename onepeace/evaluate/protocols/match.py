@@ -19,7 +19,6 @@ from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, check_at, encode
-from onepeace.evaluate.ranked import chance_ndcg, ndcg, ordered
 from onepeace.hub.resolve import resolve
 from onepeace.index.calibrate import FILE, TEXTS, texts_of
 from onepeace.index.query import Part, QueryVector, bank_of_text
@@ -52,7 +51,7 @@ class Source(Items):
         return str(named.get(self.queries, "")).casefold()
 
 
-class Asked(NamedTuple):
+class Question(NamedTuple):
     """A query, its answers and the items that it is searched among."""
 
     query: QueryVector
@@ -63,7 +62,7 @@ class Asked(NamedTuple):
     sources: frozenset[str]
 
 
-class Said(NamedTuple):
+class Result(NamedTuple):
     """Result of one query, asked of the folder."""
 
     answered: bool
@@ -84,9 +83,8 @@ class Match(EvaluationProtocol):
     are not (turned away), both for the heading "nothing relevant", and the area under the curve; by source."""
 
     modality: str = ""
-    shards: str = ""
     sources: dict[str, Source]
-    """By name; together they are the folder that is searched."""
+    """Sources by name; together they are the folder that is searched."""
     calibration: str | None = None
     """A calibration file, or a model whose folder has one. None: only words, which the model reads now."""
     at: int = 10
@@ -108,19 +106,21 @@ class Match(EvaluationProtocol):
         banks = _banks(self.calibration, embedder)
         items = np.concatenate([source.encode(embedder, samples[name]) for name, source in self.sources.items()])
         modalities = [source.modality for name, source in self.sources.items() for _ in samples[name]]
-        asked = self.asked(embedder, samples, items)
+        questions = self.asked(embedder, samples, items)
         banks.add(items, modalities)
-        said = [_said(one, items, np.array(modalities), banks, self.at) for one in asked]
+        results = [_result(one, items, np.array(modalities), banks, self.at) for one in questions]
         figures = []
         for name in ("all", *self.sources):
-            own = [what for one, what in zip(asked, said, strict=True) if name == "all" or name in one.sources]
+            own = [what for one, what in zip(questions, results, strict=True) if name == "all" or name in one.sources]
             if sum(what.answered for what in own) >= FEWEST:
                 figures += _figures(name, own, self.at)
         if not figures:
-            raise UserError(f"of {len(asked)} queries fewer than {FEWEST} find what they mean among the first {FIRST}")
+            raise UserError(
+                f"of {len(questions)} queries fewer than {FEWEST} find what they mean among the first {FIRST}"
+            )
         return figures
 
-    def asked(self, embedder: Any, samples: dict[str, list[Sample]], items: NDArray) -> list[Asked]:
+    def asked(self, embedder: Any, samples: dict[str, list[Sample]], items: NDArray) -> list[Question]:
         """The queries of all sources; a name that several have is one query."""
         names = np.array([self.sources[source].name(sample) for source, own in samples.items() for sample in own])
         of = np.array([source for source, own in samples.items() for _ in own])
@@ -131,23 +131,23 @@ class Match(EvaluationProtocol):
         for word, vector in zip(words, _text_vectors(embedder, words), strict=True):
             query = QueryVector.of([Part(bank_of_text(word), vector, 1.0)])
             own = names == word
-            asked.append(Asked(query, own, whole, frozenset(s for s in of[own] if kinds[s] in ("labels", "names"))))
+            asked.append(Question(query, own, whole, frozenset(s for s in of[own] if kinds[s] in ("labels", "names"))))
         captioned = [row for row, source in enumerate(of) if kinds[source] == "captions"]
         flat = [sample for own in samples.values() for sample in own]
         captions = [flat[row].captions[0] for row in captioned]
         for row, caption, vector in zip(captioned, captions, _text_vectors(embedder, captions), strict=True):
             query = QueryVector.of([Part(bank_of_text(caption), vector, 1.0)])
-            asked.append(Asked(query, np.arange(len(items)) == row, whole, frozenset([str(of[row])])))
+            asked.append(Question(query, np.arange(len(items)) == row, whole, frozenset([str(of[row])])))
         for row, source in enumerate(of):
             answers = names == names[row]
             if kinds[source] == "items" and answers.sum() > 1:
                 inside = np.arange(len(items)) != row
                 query = QueryVector.of([Part(self.sources[source].modality, items[row], 1.0)])
-                asked.append(Asked(query, answers & inside, inside, frozenset([str(source)])))
+                asked.append(Question(query, answers & inside, inside, frozenset([str(source)])))
         return asked
 
 
-def _said(asked: Asked, items: NDArray, modalities: NDArray, banks: Banks, at: int) -> Said:
+def _result(asked: Question, items: NDArray, modalities: NDArray, banks: Banks, at: int) -> Result:
     cosines = items @ asked.query.vector
     z, match = np.zeros(len(items)), np.zeros(len(items))
     for modality in dict.fromkeys(modalities.tolist()):
@@ -162,22 +162,25 @@ def _said(asked: Asked, items: NDArray, modalities: NDArray, banks: Banks, at: i
     chance = 1 - (1 - asked.answers.mean() / asked.inside.mean()) ** FIRST
     gains = ndcg(z, asked.answers, at), ndcg(cosines, asked.answers, at), chance_ndcg(asked.answers, at)
     first = float(match[hits[0]])
-    return Said(bool(asked.answers[hits].any()), float(chance), first, float(match[np.argmax(others)]), gains)
+    return Result(bool(asked.answers[hits].any()), float(chance), first, float(match[np.argmax(others)]), gains)
 
 
-def _figures(name: str, said: Sequence[Said], at: int) -> list[Figure]:
-    answered = [what for what in said if what.answered]
-    right, none = np.array([what.match for what in answered]), np.sort([what.without for what in said])
+def _figures(name: str, results: Sequence[Result], at: int) -> list[Figure]:
+    answered = [what for what in results if what.answered]
+    right, none = np.array([what.match for what in answered]), np.sort([what.without for what in results])
     auc = (np.searchsorted(none, right, "left") + np.searchsorted(none, right, "right")) / (2 * len(none))
     rows: dict[str, tuple[Any, Any]] = {
-        f"answered by the first {FIRST}": ([what.answered for what in said], np.mean([what.chance for what in said])),
+        f"answered by the first {FIRST}": (
+            [what.answered for what in results],
+            np.mean([what.chance for what in results]),
+        ),
         "AUC": (auc, 0.5),
         "kept": (right >= POSSIBLE, 1 - POSSIBLE),
         "turned away": (none < POSSIBLE, POSSIBLE),
         "nothing relevant, of right answers": (right < RELEVANT, RELEVANT),
         "nothing relevant, of the others": (none < RELEVANT, RELEVANT),
-        f"NDCG@{at} by z": ([what.ndcg[0] for what in said], np.mean([what.ndcg[2] for what in said])),
-        f"NDCG@{at} by cosine": ([what.ndcg[1] for what in said], np.mean([what.ndcg[2] for what in said])),
+        f"NDCG@{at} by z": ([what.ndcg[0] for what in results], np.mean([what.ndcg[2] for what in results])),
+        f"NDCG@{at} by cosine": ([what.ndcg[1] for what in results], np.mean([what.ndcg[2] for what in results])),
     }
     figures = []
     for metric, (values, chance) in rows.items():
@@ -198,3 +201,28 @@ def _banks(calibration: str | None, embedder: Any) -> Banks:
     if not path.is_file():
         raise UserError(f"{path}: no such file; make it with: onepeace calibrate {calibration} SOURCES")
     return Banks.load(path.read_bytes())
+
+
+def ordered(found: NDArray, relevant: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Numbers of the items, best score first; of equal scores, and of NaN, the wrong ones come first."""
+    found = np.where(np.isnan(found), np.where(relevant, -np.inf, np.inf), found)
+    return np.lexsort((relevant, -found))
+
+
+def ndcg(found: NDArray, relevant: NDArray[np.bool_], k: int) -> float:
+    """Sum of 1 / log2(1 + rank) of the relevant items among the first k, over that of the best order; one query."""
+    gains = relevant[ordered(found, relevant)[:k]]
+    return float(_discounts(len(gains)) @ gains) / _ideal(relevant, k)
+
+
+def chance_ndcg(relevant: NDArray[np.bool_], k: int) -> float:
+    """`ndcg` of a random order, on average."""
+    return float(relevant.mean() * _discounts(min(k, len(relevant))).sum()) / _ideal(relevant, k)
+
+
+def _discounts(k: int) -> NDArray[np.float64]:
+    return 1 / np.log2(np.arange(2, k + 2))
+
+
+def _ideal(relevant: NDArray[np.bool_], k: int) -> float:
+    return float(_discounts(min(k, int(relevant.sum()))).sum())

@@ -34,10 +34,10 @@ class MultiLabel(ClassNames):
         names = self.listed_names(root) or sorted(known)
         correct = np.array([[name in found for found in labels] for name in names])
         if strange := known - set(names):
-            raise UserError(f"{self.shards}: label {min(strange)!r} is not among the {len(names)} classes")
+            raise UserError(f"{self.place}: label {min(strange)!r} is not among the {len(names)} classes")
         present = correct.any(axis=1)
         if not present.any():
-            raise UserError(f"{self.shards}: not one of {len(samples)} samples has a label")
+            raise UserError(f"{self.place}: not one of {len(samples)} samples has a label")
         vectors = self.encode(embedder, samples)
         scores = (self.class_vectors(embedder, names, root) @ vectors.T)[present]
         correct = correct[present]

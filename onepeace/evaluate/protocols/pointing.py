@@ -37,7 +37,7 @@ class Question(NamedTuple):
     """(E,)."""
     region: Region
     chance: float
-    """Of a point anywhere in the item."""
+    """Chance that a point anywhere in the item is right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class Pointing(ClassNames):
     count: int = 300
     """Mosaics, drawn at random but the same each time; of boxes, the first so many samples."""
     side: int = 2
-    """Of pictures: a mosaic has side x side of them."""
+    """Pictures along a side of a mosaic."""
     clips: int = 3
-    """Of sounds: how many follow one another."""
+    """Sounds that follow one another."""
     seconds: float = 5.0
-    """Of each clip; longer ones are cut, shorter ones repeated. All are made equally loud."""
+    """Seconds of each clip; longer ones are cut, shorter ones repeated. All are made equally loud."""
 
     def __post_init__(self) -> None:
         if self.modality not in MOSAICS:
@@ -69,7 +69,7 @@ class Pointing(ClassNames):
 
     @property
     def sides(self) -> tuple[Items, ...]:
-        return (Items(self.modality, self.shards, self.keys),)
+        return (self.of(self.modality),)
 
     def run(self, embedder: Any, root: Path) -> list[Figure]:
         questions = self._boxes(embedder, root) if self.target == "box" else self._mosaics(embedder, root)
@@ -89,7 +89,7 @@ class Pointing(ClassNames):
             samples.setdefault(sample.label, []).append(sample)
         labels, number = sorted(samples), self.side**2 if self.modality == "image" else self.clips
         if len(labels) < number:
-            raise UserError(f"{self.shards}: {len(labels)} classes are too few for mosaics of {number}")
+            raise UserError(f"{self.place}: {len(labels)} classes are too few for mosaics of {number}")
         vectors = torch.from_numpy(self.class_vectors(embedder, labels, root))
         random = np.random.default_rng(0)
         for _ in range(self.count):
@@ -122,7 +122,7 @@ def points_at(found: "Explanation", region: Region) -> bool:
 
 
 def _inside(found: "Explanation", region: Region) -> NDArray[np.bool_]:
-    """Which cells of the fine map have their middle in the region."""
+    """Cells of the fine map that have their middle in the region, bool."""
     if found.values.ndim == 1:
         middles = found.positions.double().mean(dim=1).numpy()
         return (middles >= region[0]) & (middles < region[1])

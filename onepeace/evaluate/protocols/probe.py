@@ -1,4 +1,4 @@
-"""What is in the vectors: classifiers that learn from frozen vectors of training items and are asked about others.
+"""Probes: classifiers that learn from frozen vectors of training items and are asked about others.
 
 The linear probe is the logistic regression of scikit-learn (L-BFGS, at most 1,000 steps) on the unit vectors as they
 are. Its inverse regularisation C is one of `STRENGTHS`: the one with the best accuracy on a part of the training data,
@@ -8,22 +8,25 @@ exp(cosine / 0.07), as DINO does (arXiv 2104.14294).
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onepeace.data.sample import Sample
+from onepeace.datasets.layout import Record
 from onepeace.errors import UserError, need
-from onepeace.evaluate.layouts import fold
 from onepeace.evaluate.metrics import Figure, best_ranks, hits
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items
 
 STRENGTHS = tuple(10.0**power for power in range(-2, 6))
 """Unit vectors are short, so C is larger than for vectors of other lengths."""
 TEMPERATURE = 0.07
+NEIGHBOURS = 20
+"""The k of kNN."""
 APART = 5
 """One in so many training items of a class helps to choose C."""
 
@@ -43,15 +46,6 @@ class Probe(EvaluationProtocol):
 
     train: Items | None = None
     """The labelled items to learn from. None: the other folds of the set itself, fold by fold (as of ESC-50)."""
-    methods: tuple[Literal["linear", "knn"], ...] = ("linear", "knn")
-    neighbours: int = 20
-    """The k of kNN."""
-
-    def __post_init__(self) -> None:
-        if not self.methods:
-            raise UserError("methods is empty; give linear, knn or both")
-        if self.neighbours < 1:
-            raise UserError(f"neighbours is {self.neighbours}; kNN needs at least one")
 
     @property
     def sides(self) -> tuple[Items, ...]:
@@ -62,42 +56,48 @@ class Probe(EvaluationProtocol):
         learned = [] if self.train is None else self.train.read_labelled(root)
         labels = np.array([sample.label for sample in (*samples, *learned)])
         if self.train is None:
-            parts = list(folds(np.array([fold(sample) for sample in samples])))
+            parts = list(folds(np.array([_fold(sample) for sample in samples])))
             vectors = self.encode(embedder, samples)
         else:
             rows = np.arange(len(samples), len(labels))
             parts = [Part(rows, rows[every_fifth(labels[rows])], np.arange(len(samples)))]
             vectors = np.concatenate([self.encode(embedder, samples), self.train.encode(embedder, learned)])
-        return probe(vectors, labels, parts, self.methods, self.neighbours, self.shards)
+        return probe(vectors, labels, parts, self.place)
 
 
-def probe(
-    vectors: NDArray, labels: NDArray, parts: Sequence[Part], methods: Sequence[str], neighbours: int, where: str
-) -> list[Figure]:
-    """Top-1 accuracy of each method on the test rows of all parts together.
+def probe(vectors: NDArray, labels: NDArray, parts: Sequence[Part], where: str) -> list[Figure]:
+    """Top-1 accuracy of both classifiers on the test rows of all parts together.
 
     Args:
         vectors, labels: (N, E) unit vectors and (N,) class names of training and test items.
         parts: whose test rows do not overlap.
-        where: what the items are from, for messages.
+        where: source of the items, for messages.
     """
     for part in parts:
         if len(set(labels[part.train])) < 2:
             raise UserError(f"{where}: a probe needs at least two classes to learn from")
     classes, tested = len(set(labels)), np.concatenate([part.test for part in parts])
     figures = []
-    for method in methods:
+    for name, method in {"linear probe": _linear, f"{NEIGHBOURS}-NN": _knn}.items():
         ranks = np.empty(len(labels), dtype=np.int64)
         notes = []
         for part in parts:
-            ranks[part.test], note = METHODS[method](neighbours, vectors, labels, part)
+            ranks[part.test], note = method(vectors, labels, part)
             notes.append(note)
         right = hits(ranks[np.sort(tested)], 1)
-        name = f"{method} probe" if method == "linear" else f"{neighbours}-NN"
         note = f"{len(parts)} folds: {', '.join(notes)}" if len(parts) > 1 else notes[0]
         value = float(np.mean(right))
         figures.append(Figure(f"{name} top-1 of {classes}", value, 1 / classes, len(right), right, note=note))
     return figures
+
+
+def _fold(sample: Sample) -> int:
+    """The fold that a sample of a layout belongs to; UserError when the set has none."""
+    if not isinstance(sample, Record) or "fold" not in sample.about:
+        raise UserError(
+            f"{sample.source}: {sample.key} has no fold; say what to learn from: train={{modality, shards}}"
+        )
+    return sample.about["fold"]
 
 
 def folds(numbers: NDArray[np.int64]) -> Iterator[Part]:
@@ -117,7 +117,7 @@ def every_fifth(labels: NDArray) -> NDArray[np.int64]:
     return rows if rows.size else np.arange(len(labels))
 
 
-def _linear(_: int, vectors: NDArray, labels: NDArray, part: Part) -> tuple[NDArray[np.int64], str]:
+def _linear(vectors: NDArray, labels: NDArray, part: Part) -> tuple[NDArray[np.int64], str]:
     """Ranks of the right classes of the test rows, and which C was chosen."""
     rest = np.setdiff1d(part.train, part.held_out)
     rest = rest if len(set(labels[rest])) > 1 else part.train
@@ -139,18 +139,12 @@ def _fit(vectors: NDArray, labels: NDArray, strength: float) -> Any:
         return regression.fit(vectors.astype(np.float64), labels)
 
 
-def _knn(neighbours: int, vectors: NDArray, labels: NDArray, part: Part) -> tuple[NDArray[np.int64], str]:
+def _knn(vectors: NDArray, labels: NDArray, part: Part) -> tuple[NDArray[np.int64], str]:
     """Ranks of the right classes of the test rows, and how many neighbours voted."""
-    number = min(neighbours, len(part.train))
+    number = min(NEIGHBOURS, len(part.train))
     classifier = need("sklearn.neighbors", "eval").KNeighborsClassifier(
         number, metric="cosine", weights=lambda distances: np.exp((1 - distances) / TEMPERATURE)
     )
     fitted = classifier.fit(vectors[part.train], labels[part.train])
     scores = fitted.predict_proba(vectors[part.test])
     return best_ranks(scores, labels[part.test], fitted.classes_), f"k = {number}"
-
-
-METHODS: dict[str, Callable[[int, NDArray, NDArray, Part], tuple[NDArray[np.int64], str]]] = {
-    "linear": _linear,
-    "knn": _knn,
-}

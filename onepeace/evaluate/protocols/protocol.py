@@ -1,4 +1,4 @@
-"""What every protocol has: a set of items, and a way to measure an embedder on it."""
+"""Base of the protocols: a set of items, and a way to measure an embedder on it."""
 
 import hashlib
 import json
@@ -45,27 +45,35 @@ class Items:
     """The items of one modality in a set."""
 
     modality: str
-    shards: str
-    """Pattern of shard files, below the root. "layout:esc50/val": the root itself is the download of a data set, and
-    this part of it is read as it is; the layouts are those of `onepeace shards` and of evaluate/layouts.py."""
+    shards: str = ""
+    """Pattern of shard files, below the root."""
     keys: str = "*"
     """Pattern of the samples' keys: a part of the shards."""
+    layout: str = ""
+    """Layout, in place of `shards`, where the root is the download of a data set: one of `onepeace shards`, or of
+    evaluate/layouts.py."""
+    split: str = ""
+    """Part of the layout that is read: val, train, all, or a name of its own."""
 
     @property
-    def layout(self) -> str | None:
-        """ "esc50/val" of "layout:esc50/val"; None for shards."""
-        return self.shards.removeprefix(layouts.PREFIX) if self.shards.startswith(layouts.PREFIX) else None
+    def place(self) -> str:
+        """Name of the source in messages."""
+        return self.shards or f"{self.layout} {self.split}"
+
+    def of(self, modality: str) -> "Items":
+        """The items of another modality in the same samples."""
+        return Items(modality, self.shards, self.keys, self.layout, self.split)
 
     def read(self, root: Path, *others: str) -> list[Sample]:
         """The samples that have this modality and the others; incomplete ones are left out with a warning."""
         needed = (self.modality, *others)
-        if self.layout is not None:
-            samples = layouts.read(root, self.layout, needed)
+        if self.layout:
+            samples = layouts.read(root, self.layout, self.split, needed)
             chosen = [sample for sample in samples if fnmatchcase(sample.key, self.keys)]
             if not chosen:
-                raise UserError(f"{self.shards}: no key of its {len(samples)} samples fits the pattern {self.keys!r}")
+                raise UserError(f"{self.place}: no key of its {len(samples)} samples fits the pattern {self.keys!r}")
         else:
-            chosen = read_source(self.shards, needed, root, keys=self.keys, broken_limit=1.0)
+            chosen = read_source(self.shards, needed, root, keys=self.keys, broken_limit=1.0).samples
         if (digest := _reading.get()) is not None:
             for sample in chosen:
                 _add(digest, sample, needed)

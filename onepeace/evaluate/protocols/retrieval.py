@@ -1,6 +1,5 @@
-"""Retrieval: items of one modality and texts search for each other. Re-ranking is here too, as nothing else uses it."""
+"""Retrieval: items of one modality and texts search for each other."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from onepeace.errors import UserError
 from onepeace.evaluate.metrics import (
     Figure,
     average_precisions,
@@ -24,9 +22,6 @@ from onepeace.evaluate.metrics import (
 )
 from onepeace.evaluate.protocols.protocol import BLOCK, EvaluationProtocol, check_at, encode
 
-Rescore = Callable[[NDArray], NDArray]
-"""Scores (n, M) of any n of the queries against all candidates -> the scores to rank by, same shape."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval(EvaluationProtocol):
@@ -41,28 +36,20 @@ class Retrieval(EvaluationProtocol):
     map_at: tuple[int, ...] = ()
     """The k of mean average precisions (mAP@10 is usual for sounds), as trec_eval and mteb have them."""
     median_rank: bool = False
-    """Also the median rank of the best right candidate, 1 at best."""
+    """Whether to measure the median rank of the best right candidate too, 1 at best."""
     reciprocal_rank: bool = False
-    """Also the mean reciprocal rank of the best right candidate (MRR), which tells ranks beyond the k apart."""
+    """Whether to measure the mean reciprocal rank (MRR) too, which tells ranks beyond the k apart."""
     texts: Literal["captions", "names"] = "captions"
-    """What a text is. "captions": each caption is a query of its own and belongs to its item alone, even when another
-    item has the same caption (Flickr8k, COCO). "names": the first caption of an item is its name; each distinct name is
-    one query, and every item of that name is right (emoji: one name, several drawings)."""
+    """Texts that are searched. "captions": each caption is a query of its own and belongs to its item alone, even when
+    another item has the same caption (Flickr8k, COCO). "names": the first caption of an item is its name; each distinct
+    name is one query, and every item of that name is right (emoji: one name, several drawings)."""
     other: str = "text"
     """Another modality in place of texts: each item belongs to what its own sample has of it."""
     one_caption: bool = False
-    """Only the first caption of each item takes part: as many texts as items, and one right answer each."""
-    rerank: tuple[str, ...] = ()
-    """Methods of RERANKERS, each with figures of its own beside the plain ones."""
-    rerank_scale: float = 100.0
-    """Factor on the similarities in a re-ranking's softmax; to be fixed, not tuned on the set."""
+    """Whether the first caption of each item alone takes part: as many texts as items, one right answer each."""
 
     def __post_init__(self) -> None:
         check_at((*self.at, *self.map_at))
-        if unknown := [method for method in self.rerank if method not in RERANKERS]:
-            raise UserError(f"rerank has {unknown[0]!r}; known: {', '.join(RERANKERS)}")
-        if not self.rerank_scale > 0:
-            raise UserError(f"rerank_scale is {self.rerank_scale}; it should be above 0")
 
     def run(self, embedder: Any, root: Path) -> list[Figure]:
         samples = self.read(root, self.other)
@@ -94,67 +81,39 @@ class Retrieval(EvaluationProtocol):
     def figures(
         self, name: str, queries: NDArray, candidates: NDArray, query_ids: ArrayLike, candidate_ids: ArrayLike
     ) -> list[Figure]:
-        """The figures of one direction, plain and by each re-ranking.
+        """The figures of one direction.
 
         Args:
             queries, candidates: vectors (N, E) and (M, E).
             query_ids, candidate_ids: (N,) and (M,); a candidate is correct when the ids are equal.
         """
         query_ids, candidate_ids = np.asarray(query_ids), np.asarray(candidate_ids)
-        rescores: dict[str, Rescore] = {"": lambda scores: scores}
-        for method in self.rerank:
-            rescores[f" ({method.replace('_', ' ')})"] = RERANKERS[method](queries, candidates, self.rerank_scale)
+        ranks, precisions = self._blocks(queries, candidates, query_ids, candidate_ids)
         figures, n = [], len(queries)
-        for suffix, rescore in rescores.items():
-            ranks, precisions = self._blocks(rescore, queries, candidates, query_ids, candidate_ids)
-            for k, value in recall_at(ranks, self.at).items():
-                chance = chance_recall(query_ids, candidate_ids, k)
-                figures.append(Figure(f"{name} R@{k}{suffix}", value, chance, n, hits(ranks, k)))
-            for k, values in precisions.items():
-                chance = chance_average_precision(*numbers_correct(query_ids, candidate_ids), k)
-                figures.append(
-                    Figure(f"{name} mAP@{k}{suffix}", float(values.mean()), chance, n, tuple(values.tolist()))
-                )
-            if self.median_rank:
-                value, chance = float(np.median(ranks)), chance_rank(query_ids, candidate_ids)
-                figures.append(Figure(f"{name} median rank{suffix}", value, chance, n, tuple(ranks.tolist()), "median"))
-            if self.reciprocal_rank:
-                chance = chance_reciprocal_rank(query_ids, candidate_ids)
-                figures.append(reciprocal_ranks(f"{name} MRR{suffix}", ranks, chance))
+        for k, value in recall_at(ranks, self.at).items():
+            chance = chance_recall(query_ids, candidate_ids, k)
+            figures.append(Figure(f"{name} R@{k}", value, chance, n, hits(ranks, k)))
+        for k, values in precisions.items():
+            chance = chance_average_precision(*numbers_correct(query_ids, candidate_ids), k)
+            figures.append(Figure(f"{name} mAP@{k}", float(values.mean()), chance, n, tuple(values.tolist())))
+        if self.median_rank:
+            value, chance = float(np.median(ranks)), chance_rank(query_ids, candidate_ids)
+            figures.append(Figure(f"{name} median rank", value, chance, n, tuple(ranks.tolist()), "median"))
+        if self.reciprocal_rank:
+            chance = chance_reciprocal_rank(query_ids, candidate_ids)
+            figures.append(reciprocal_ranks(f"{name} MRR", ranks, chance))
         return figures
 
     def _blocks(
-        self, rescore: Rescore, queries: NDArray, candidates: NDArray, query_ids: NDArray, candidate_ids: NDArray
+        self, queries: NDArray, candidates: NDArray, query_ids: NDArray, candidate_ids: NDArray
     ) -> tuple[NDArray, dict[int, NDArray]]:
         """The ranks (N,), and for each k of `map_at` the average precisions (N,), scored block by block."""
         ranks: list[NDArray] = []
         precisions: dict[int, list[NDArray]] = {k: [] for k in self.map_at}
         for start in range(0, len(queries), BLOCK):
             ids = query_ids[start : start + BLOCK]
-            scores = rescore(queries[start : start + BLOCK] @ candidates.T)
+            scores = queries[start : start + BLOCK] @ candidates.T
             ranks.append(best_ranks(scores, ids, candidate_ids))
             for k, found in precisions.items():
                 found.append(average_precisions(scores, ids[:, None] == candidate_ids, k))
         return np.concatenate(ranks), {k: np.concatenate(found) for k, found in precisions.items()}
-
-
-def dual_softmax(queries: NDArray, candidates: NDArray, scale: float) -> Rescore:
-    """Multiply each similarity by its candidate's softmax over the queries (CAMoE, arXiv 2109.04290).
-
-    A candidate that is near to many queries divides its weight among them, so that a hub no longer tops every list.
-    The figures are not those of a search: each query is ranked with the help of all other queries, which someone who
-    asks a single question does not have. As published, a negative similarity stays negative and a smaller weight
-    raises it.
-
-    Args:
-        queries, candidates: vectors (N, E) and (M, E).
-        scale: factor on the similarities in the softmax, the inverse of a temperature.
-    """
-    double = np.float64  # in float32 the small weights would be 0, and equal
-    blocks = [candidates[i : i + BLOCK] for i in range(0, len(candidates), BLOCK)]
-    sums = np.concatenate([np.logaddexp.reduce(scale * (queries @ b.T).astype(double), axis=0) for b in blocks])
-    return lambda scores: scores * np.exp(scale * scores.astype(double) - sums)
-
-
-RERANKERS: dict[str, Callable[[NDArray, NDArray, float], Rescore]] = {"dual_softmax": dual_softmax}
-"""Ways to rank again what a search has found, given every query of the set."""

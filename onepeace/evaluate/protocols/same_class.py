@@ -53,7 +53,7 @@ class SameClass(EvaluationProtocol):
         for side, found, wanted in zip(self.sides, samples, ([*self.matches], [*back]), strict=True):
             labels = {sample.label for sample in found}
             if strange := [label for label in wanted if label not in labels]:
-                raise UserError(f"matches names {strange[0]!r}, which is no label in {side.shards}")
+                raise UserError(f"matches names {strange[0]!r}, which is no label in {side.place}")
         first, second = (
             Labelled(side.encode(embedder, found), np.array([sample.label for sample in found]))
             for side, found in zip(self.sides, samples, strict=True)

@@ -24,7 +24,7 @@ from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items
 from onepeace.processors import ImageProcessor
 
 Results = Sequence[Mapping[str, Any]]
-"""What the head says of each sample."""
+"""Output of the head for each sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,13 @@ class TaskHead(EvaluationProtocol):
     others: tuple[str, ...] = ()
     """Modalities that are read together with this one, e.g. [text]."""
     reciprocal_rank: bool = False
-    """Of a head that names one class: also the mean reciprocal rank of the right one (MRR)."""
+    """Whether to measure the mean reciprocal rank (MRR) too, of a head that names one class."""
     group: str | None = None
     """A target by which samples belong together: also the share of groups that are right as a whole (NLVR2)."""
 
     @property
     def sides(self) -> tuple[Items, ...]:
-        return (self, *(Items(modality, self.shards, self.keys) for modality in self.others))
+        return (self, *(self.of(modality) for modality in self.others))
 
     def run(self, embedder: Any, root: Path) -> list[Figure]:
         from onepeace.embed.predict import Head
@@ -197,7 +197,7 @@ def _masks(results: Results, targets: Sequence[Any], labels: Sequence[str], samp
 
 @dataclass(frozen=True)
 class Metric:
-    """How the results of a task are measured."""
+    """Measure of the results of a task."""
 
     target: str
     figures: Callable[[Results, Sequence[Any], Sequence[str], Sequence[Sample]], list[Figure]]

@@ -24,7 +24,7 @@ class ZeroShot(ClassNames):
     at: tuple[int, ...] = (1, 5)
     """The k of the accuracies."""
     reciprocal_rank: bool = False
-    """Also the mean reciprocal rank of the right class (MRR)."""
+    """Whether to measure the mean reciprocal rank of the right class (MRR) too."""
 
     def __post_init__(self) -> None:
         check_at(self.at)
@@ -49,6 +49,6 @@ class ZeroShot(ClassNames):
         numbers = {name: i for i, name in enumerate(names)}
         for sample in samples:
             if sample.label not in numbers:
-                where = self.classes or f"the classes of {self.shards}"
+                where = self.classes or f"the classes of {self.place}"
                 raise UserError(f"{sample.source}: {sample.key}: label {sample.label!r} is not in {where}")
         return [numbers[sample.label] for sample in samples]

@@ -54,7 +54,7 @@ def check_caption_head(options: TermOptions, name: str, config: "Config") -> Map
 
 
 class Asked(NamedTuple):
-    """What is read of B items, and what should be written: ids, padded on the right."""
+    """Ids that are read and written of B items, padded on the right."""
 
     ids: Tensor
     """(B, L): sources with bos and eos."""
@@ -78,7 +78,7 @@ class _Item(NamedTuple):
 
     key: str
     text: str
-    """Its caption as drawn."""
+    """Caption as drawn."""
     targets: dict[str, Any]
     resized: tuple[int, int]
     """Width and height of its picture as the model reads it."""
@@ -206,7 +206,7 @@ class Asking:
         return [one for box, label in pairs for one in (*self._bins(item, box), *self.vocabulary.encode(f" {label}"))]
 
     def _bins(self, item: _Item, box: Sequence[float]) -> list[int]:
-        """Of a box relative to the picture."""
+        """Bins of a box relative to the picture."""
         return self.vocabulary.bins_of(box, (1, 1), item.resized)
 
 

@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from onepeace.train.training_data import TrainingData
 
 AUTO = "auto"
-"""In place of a file of choices: the labels and answers of the training data."""
+"""Value in place of a file of choices: the labels and answers of the training data."""
 
 
 class Prepared(NamedTuple):
-    """What the term knows of the data."""
+    """Facts about the data that the term needs."""
 
     task: Task
-    """With its choices."""
+    """Task with its choices."""
     tokenizer: "Tokenizer"
 
 

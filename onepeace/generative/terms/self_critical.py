@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from onepeace.config import Options
 from onepeace.config.ofa import OFAConfig
 from onepeace.data.batch import Batch
-from onepeace.data.sample import by_name
+from onepeace.data.features import by_name
 from onepeace.errors import UserError, expect
 from onepeace.evaluate.captions import CiderReward
 from onepeace.generative.model import Writer
@@ -41,7 +41,7 @@ END = "<eos>"
 
 
 class Prepared(NamedTuple):
-    """What the term knows of the data."""
+    """Facts about the data that the term needs."""
 
     task: Task
     tokenizer: "Tokenizer"
@@ -180,7 +180,7 @@ class SelfCritical(Term[SelfCriticalOptions]):
         return [[hypothesis.tokens for hypothesis in hypotheses] for hypotheses in found]
 
     def _rewards(self, batch: Batch, written: Sequence[Sequence[Sequence[int]]]) -> list[Tensor]:
-        """Of the captions of each item."""
+        """Rewards of the captions of each item."""
         texts = [self.asking.vocabulary.decode(tokens).strip() for found in written for tokens in found]
         # An item with another one mixed in has the caption that was made for both.
         own = [self.prepared.references.get(key, [text]) for key, text in zip(batch.keys, batch.captions, strict=True)]

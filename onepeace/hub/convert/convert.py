@@ -41,14 +41,12 @@ def convert(
     dtype: str | torch.dtype | None = None,
     bpe: str | Path | None = None,
     base: str | None = None,
-    average: bool = True,
     replace_existing: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Convert an original checkpoint (.pt, .pth, .pkl, .bin), a transformers folder or a model folder into the model
-    folder `out`.
+    """Convert an original checkpoint (.pt, .pth, .pkl, .bin) or a model folder into the model folder `out`.
 
-    Tensors are read, changed and written one at a time: a file of any size takes the memory of its largest tensor.
+    Tensors are read, changed and written file by file: weights of any size take the memory of one file (2 GiB).
 
     Args:
         image_size: side of pictures in pixels; resamples the table of relative positions (larger or smaller).
@@ -57,7 +55,6 @@ def convert(
         bpe: folder with the vocabulary (encoder.json, vocab.bpe, dict.txt; or vocab.json, merges.txt). None fetches
             facebook/bart-base's from the Hugging Face Hub if the model reads text. Folders have their own.
         base: name of a model; tensors that it has too are left out, and read from it when `out` is loaded.
-        average: of a file that also holds the moving average of its weights, take that if published scores need it.
         replace_existing: replace `out` if it is a model folder already.
 
     Raises:
@@ -66,7 +63,7 @@ def convert(
     out = Path(out)
     target = None if dtype is None else stored_dtype(dtype)
     check_free(out, replace=replace_existing)
-    source = describe(checkpoint, average)
+    source = describe(checkpoint)
     where, config = str(source.path), source.config
     compare(where, source.shapes, expected(config))
     if modalities is not None:
@@ -113,8 +110,6 @@ def _tokenizer(source: Description, bpe: str | Path | None, config: Config) -> "
         return None
     if source.layout == MODEL_FOLDER:
         return read_tokenizer(source.path / TOKENIZER)
-    if bpe is None and source.path.is_dir():
-        bpe = source.path
     return vocabulary(bpe, config.model.adapters["text"]["vocab_size"])
 
 
@@ -136,17 +131,6 @@ def _read(tensor: LazyTensor, shape: tuple[int, ...], dtype: torch.dtype, config
     return cast(result, dtype, where)
 
 
-def _abilities(config: Config) -> list[str]:
-    """Lines of the card that say what the model gives."""
-    model = config.model
-    if architecture(config.architecture).generates:
-        return [f"- Writes: {', '.join(model.writes)}\n"]  # type: ignore[attr-defined]
-    return [
-        f"- Projections into the shared space: {', '.join(model.projections) or 'none'}",
-        f"- Heads: {', '.join(model.heads) or 'none'}\n",
-    ]
-
-
 def _card(source: Description, config: Config) -> str:
     """Text of MODEL_CARD.md; a model folder keeps its own."""
     if source.layout == MODEL_FOLDER:
@@ -157,8 +141,7 @@ def _card(source: Description, config: Config) -> str:
         f"# {source.path.stem}\n",
         f"Converted by onepeace {__version__} from `{source.path.name}` "
         f"({source.file_bytes:,} bytes; {source.layout}).\n",
-        f"- Modalities: {', '.join(config.model.adapters)}",
-        *_abilities(config),
+        f"- Modalities: {', '.join(config.model.adapters)}\n",
         conversion.credit if conversion else "",
     ]
     return "\n".join(lines).rstrip() + "\n"

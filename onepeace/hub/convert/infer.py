@@ -6,7 +6,8 @@ strides, limits, the modality that a classifier reads.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ Options = dict[str, Any]
 
 
 def kind_of(model: ModelConfig) -> str:
-    """What a person calls a checkpoint of this configuration."""
+    """Words of a person for a checkpoint of this configuration."""
     if model.decoder:
         return "pretraining checkpoint with decoder"
     if model.heads:
@@ -37,25 +38,31 @@ def infer_config(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: Cfg) ->
 
     `cfg` is the original trainer's, {} if unknown. UserError when a tensor is missing or the two contradict each other.
     """
-    return _Shapes(path, shapes).config(cfg)
+    return _OnePeaceShapes(path, shapes, to_original).config(cfg)
 
 
-class _Shapes:
-    """Tensor shapes by our names; each method infers one part of the configuration."""
+@dataclass(frozen=True)
+class Shapes:
+    """Tensor shapes by our names."""
 
-    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.path = path
-        self.shapes = shapes
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    original: Callable[[str], str]
+    """The original's name of one of our tensors, for messages."""
 
     def of(self, name: str) -> tuple[int, ...]:
         if name not in self.shapes:
-            raise UserError(f"{self.path}: incomplete, it lacks {to_original(name)}")
+            raise UserError(f"{self.path}: incomplete, it lacks {self.original(name)}")
         return self.shapes[name]
 
     def count(self, pattern: str) -> int:
         """1 + the largest number at {} in the names of that pattern; 0 if there is none."""
         wanted = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)"))
         return max((int(m[1]) + 1 for name in self.shapes if (m := wanted.fullmatch(name))), default=0)
+
+
+class _OnePeaceShapes(Shapes):
+    """Each method infers one part of the configuration."""
 
     def side(self, cells: int, what: str) -> int:
         side = math.isqrt(cells)
@@ -64,7 +71,7 @@ class _Shapes:
         return side
 
     def config(self, cfg: Cfg) -> Config:
-        task, model = _at(cfg, "task"), _at(cfg, "model")
+        task, model = section(cfg, "task"), section(cfg, "model")
         keys = [key for key in MODALITIES if f"adapters.{key}.cls_token" in self.shapes]
         if not keys:
             raise UserError(f"{self.path}: no adapter among its {len(self.shapes)} tensors; not a ONE-PEACE checkpoint")
@@ -73,14 +80,14 @@ class _Shapes:
         tables = {key: self.count(f"adapters.{key}.bias_tables.{{}}") for key in keys}
         if len(set(tables.values())) > 1 or 0 in tables.values():
             raise UserError(f"{self.path}: modalities differ in their number of bias tables ({tables})")
-        adapters = {key: getattr(self, key)(_at(model, "encoder")) for key in keys}
+        adapters = {key: getattr(self, key)(section(model, "encoder")) for key in keys}
         settings: Options = {
             "dim": dim,
             "embed_dim": self.of(f"heads.{projections[0]}.weight")[0] if projections else dim,
             "depth": self.count("blocks.{}.norm1.weight"),
             "num_heads": self.of(f"adapters.{keys[0]}.bias_tables.0")[1],
             "ffn_dim": self.of(f"blocks.0.ffn.{keys[0]}.gate.weight")[0],
-            "layer_scale": _at(model, "encoder").get("layer_scale_init_value", 1e-6)
+            "layer_scale": section(model, "encoder").get("layer_scale_init_value", 1e-6)
             if "blocks.0.ls1.gain" in self.shapes
             else None,
             "bias_per_block": tables[keys[0]] > 1,
@@ -88,10 +95,10 @@ class _Shapes:
             "projections": projections,
             "final_norm": any(name.startswith("norms.") for name in self.shapes),
             "logit_scale": "logit_scale" in self.shapes,
-            "decoder": self.decoder(_at(model, "decoder"), dim, keys),
+            "decoder": self.decoder(section(model, "decoder"), dim, keys),
             "heads": self.heads(model, dim, keys),
         }
-        self.agree(_at(model, "encoder"), settings)
+        self.agree(section(model, "encoder"), settings)
         return build(Config, {"model": settings, "processors": self.processors(task, adapters)}, str(self.path))
 
     def agree(self, encoder: Cfg, settings: Mapping[str, Any]) -> None:
@@ -130,7 +137,7 @@ class _Shapes:
             for i in range(self.count("adapters.audio.stem.convs.{}.weight"))
         ]
         sizes = [(shape[0], shape[2]) for shape in kernels]
-        convs = _convs(_at(encoder, "audio_adapter").get("feature_encoder_spec"))
+        convs = _convs(section(encoder, "audio_adapter").get("feature_encoder_spec"))
         if [conv[:2] for conv in convs] != sizes:
             # No cfg, or one of another model: the released kernels tell their strides.
             if not all(kernel in RELEASED_STRIDES for _, kernel in sizes):
@@ -214,7 +221,8 @@ class _Shapes:
         return found
 
 
-def _at(cfg: Cfg, key: str) -> Cfg:
+def section(cfg: Cfg, key: str) -> Cfg:
+    """A mapping of a trainer's cfg; {} if it has none of that name."""
     value = cfg.get(key)
     return value if isinstance(value, dict) else {}
 

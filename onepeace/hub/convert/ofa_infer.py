@@ -1,7 +1,6 @@
 """Infers the configuration of an original OFA checkpoint from its tensors; the file's own settings must agree."""
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 from onepeace.config import Config, build
 from onepeace.config.ofa import OFA_SIZES, OFAConfig
 from onepeace.errors import UserError
+from onepeace.hub.convert.infer import Shapes, section
 from onepeace.hub.convert.ofa_keys import to_original
 
-Shapes = Mapping[str, tuple[int, ...]]
 NORMALISED = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 CODE_PIXELS = 8
@@ -29,29 +28,20 @@ SWITCHES = {
 
 
 def kind_of(model: OFAConfig) -> str:
-    """What a person calls a checkpoint of this configuration."""
+    """Words of a person for a checkpoint of this configuration."""
     sizes = {name: OFAConfig(**options) for name, options in OFA_SIZES.items()}
     near = [name for name, size in sizes.items() if (size.dim, size.encoder_depth) == (model.dim, model.encoder_depth)]
     return f"OFA-{near[0]}" if near else "OFA of a size of its own"
 
 
-def infer_config(path: Path, shapes: Shapes, cfg: Mapping[str, Any]) -> Config:
+def infer_config(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: Mapping[str, Any]) -> Config:
     """The configuration of a model whose tensors have these shapes, by our names.
 
-    `cfg` is the original trainer's, or the config.json of the authors' transformers port; {} if unknown. UserError when
-    a tensor is missing or the two contradict each other.
+    `cfg` is the original trainer's, {} if unknown. UserError when a tensor is missing or the two contradict each other.
     """
-
-    def of(name: str) -> tuple[int, ...]:
-        if name not in shapes:
-            raise UserError(f"{path}: incomplete, it lacks {to_original(name)}")
-        return shapes[name]
-
-    def count(start: str) -> int:
-        found = re.compile(re.escape(start) + r"\.(\d+)\..*")
-        return max((int(match[1]) + 1 for name in shapes if (match := found.fullmatch(name))), default=0)
-
-    model, task = _at(cfg, "model") or cfg, _at(cfg, "task")
+    found = Shapes(path, shapes, to_original)
+    of, count = found.of, found.count
+    model, task = section(cfg, "model"), section(cfg, "task")
     for switch, ours in SWITCHES.items():
         said = model.get(switch)
         if said is not None and said != ours:
@@ -65,8 +55,8 @@ def infer_config(path: Path, shapes: Shapes, cfg: Mapping[str, Any]) -> Config:
     corner = model.get("orig_patch_image_size", 256) // 16 if model.get("interpolate_position") else None
     settings = {
         "dim": dim,
-        "encoder_depth": count("encoder.blocks"),
-        "decoder_depth": count("decoder.blocks"),
+        "encoder_depth": count("encoder.blocks.{}.norm1.weight"),
+        "decoder_depth": count("decoder.blocks.{}.norm1.weight"),
         "num_heads": of("encoder.blocks.0.attn.gain")[0],
         "ffn_dim": of("encoder.blocks.0.ffn.up.weight")[0],
         "num_words": num_words,
@@ -77,15 +67,10 @@ def infer_config(path: Path, shapes: Shapes, cfg: Mapping[str, Any]) -> Config:
         "image_grid": math.isqrt(of("encoder.patches.pos_embed")[0] - 1),
         "stretched_grid": corner,
         "code_grid": model.get("code_image_size", 128) // CODE_PIXELS,
-        "stem_depths": [count(f"encoder.stem.layer{stage}") for stage in (1, 2, 3)],
+        "stem_depths": [count(f"encoder.stem.layer{stage}.{{}}.conv1.weight") for stage in (1, 2, 3)],
         "stem_width": of("encoder.stem.conv1.weight")[0],
     }
     image = {"size": task.get("patch_image_size", 480)}
     image |= IMAGENET if task.get("imagenet_default_mean_and_std") else NORMALISED
     content = {"model": build(OFAConfig, settings, str(path), "model"), "processors": {"image": image}}
     return build(Config, {**content, "architecture": "ofa"}, str(path))
-
-
-def _at(cfg: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = cfg.get(key)
-    return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""The key map of OFA: names of the original code (fairseq) and of its authors' transformers port, and ours.
+"""The key map of OFA: names of the original code (fairseq) and ours.
 
 {i} stands for a number, {s} for "encoder" or "decoder", {p} for "weight" or "bias". Tensors keep their shapes.
 """
@@ -65,16 +65,6 @@ DROPPED = re.compile(
     r"decoder\.(embed_tokens|output_projection)\.weight|classification_heads\..*"
 )
 
-# The port's names, in the words of the table above.
-ALIASES = [
-    (r"encoder\.layers\.(\d+)\.self_attn_mid_layer_norm\.(.*)", r"encoder.layers.\1.attn_ln.\2"),
-    (r"decoder\.layers\.(\d+)\.self_attn_mid_layer_norm\.(.*)", r"decoder.layers.\1.self_attn_ln.\2"),
-    (r"decoder\.layers\.(\d+)\.cross_attn_mid_layer_norm\.(.*)", r"decoder.layers.\1.cross_attn_ln.\2"),
-    (r"decoder\.layers\.(\d+)\.cross_attn_layer_norm\.(.*)", r"decoder.layers.\1.encoder_attn_layer_norm.\2"),
-    (r"decoder\.layers\.(\d+)\.cross_attn\.(.*)", r"decoder.layers.\1.encoder_attn.\2"),
-    (r"(.*)\.ffn_layer_norm\.(.*)", r"\1.ffn_layernorm.\2"),
-]
-
 _VALUES = {
     "i": r"(?P<i>0|[1-9]\d*)",
     "p": r"(?P<p>weight|bias)",
@@ -87,7 +77,7 @@ _TO_OURS, _TO_ORIGINAL = compile_table(TABLE, _VALUES)
 
 def to_ours(name: str) -> str | None:
     """Our name of an original parameter; None for what is dropped. LookupError for a name the table lacks."""
-    return translate_original(name, ALIASES, DROPPED, _TO_OURS)
+    return translate_original(name, (), DROPPED, _TO_OURS)
 
 
 def to_original(name: str) -> str:

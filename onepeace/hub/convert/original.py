@@ -1,6 +1,5 @@
 """A checkpoint of an original code, understood: its tensors under our names, and the configuration they imply."""
 
-import json
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -12,74 +11,33 @@ from torch import Tensor
 
 from onepeace.errors import UserError
 from onepeace.hub.architectures import ARCHITECTURES, Conversion
-from onepeace.hub.convert.stored import StoredTensor
-from onepeace.hub.convert.unpickle import Record, plain, read_checkpoint
-from onepeace.hub.folder import CONFIG, INDEX
-from onepeace.hub.tensors import WEIGHTS, LazyTensor, open_weights
+from onepeace.hub.convert.unpickle import Record, StoredTensor, plain, read_checkpoint
+from onepeace.hub.tensors import LazyTensor
 from onepeace.hub.weights import Description
 
 _ROW = re.compile(r"(.*)\[(\d+)\]")
-TRANSFORMERS_CONFIG, TRANSFORMERS_PICKLE = "config.json", "pytorch_model.bin"
-Stored = StoredTensor | LazyTensor
 
 
 class Original(NamedTuple):
-    """What a checkpoint file holds, by the original's names, unread."""
+    """Content of a checkpoint file, by the original's names, unread."""
 
     cfg: dict[str, Any] | None
     """The trainer's configuration; None if the file has none."""
     tensors: dict[str, StoredTensor]
     average: dict[str, StoredTensor]
-    """Their moving average (fairseq's EMA); {} if the file has none."""
+    """Moving average of the weights (fairseq's EMA); {} if the file has none."""
 
 
-def describe_original(path: Path, average: bool = True) -> Description:
-    """What a checkpoint file holds. UserError when it is none, or holds tensors this library has no place for.
-
-    average: take the moving average of the weights if the file holds one and published scores need it.
-    """
+def describe_original(path: Path) -> Description:
+    """Describes a checkpoint file. UserError when it is none, or holds tensors this library has no place for."""
     found = read_original(path)
     conversion = _conversion(found.tensors)
-    averaged = average and conversion.has_average and bool(found.average)
+    averaged = conversion.has_average and bool(found.average)
     layout = "original layout" if found.cfg else "original layout without cfg"
-    if averaged:
-        return _described(path, found.average, conversion, found.cfg or {}, f"{layout}, moving average of the weights")
-    return _described(path, found.tensors, conversion, found.cfg or {}, layout)
-
-
-def is_transformers_folder(path: Path) -> bool:
-    """Whether it is a folder of transformers, and no model folder."""
-    return (path / TRANSFORMERS_CONFIG).is_file() and not (path / CONFIG).is_file()
-
-
-def describe_transformers(folder: Path) -> Description:
-    """What a transformers folder of an architecture known here holds; UserError for another."""
-    path = folder / TRANSFORMERS_CONFIG
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        kind = content.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    known = {e.conversion.transformers_type: e.conversion for e in ARCHITECTURES.values() if e.conversion}
-    if not kind or kind not in known:
-        types = ", ".join(filter(None, known))
-        raise UserError(f"{folder}: a transformers folder of model type {kind!r}; those that convert: {types}")
-    conversion = known[kind]
-    if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
-        tensors: Mapping[str, Stored] = open_weights(folder, lambda name: _translate(conversion, name) == (None, True))
-    elif (folder / TRANSFORMERS_PICKLE).is_file():
-        tensors = read_original(folder / TRANSFORMERS_PICKLE).tensors
-    else:
-        raise UserError(f"{folder}: no {WEIGHTS} and no {TRANSFORMERS_PICKLE}; the folder is incomplete")
-    return _described(folder, tensors, conversion, content, "transformers folder")
-
-
-def _described(
-    path: Path, tensors: Mapping[str, Stored], conversion: Conversion, cfg: Mapping[str, Any], layout: str
-) -> Description:
-    placed = place(path, tensors, conversion)
-    config = conversion.infer_config(path, {name: tensor.shape for name, tensor in placed.items()}, cfg)
-    return Description(path, f"{conversion.kind_of(config.model)}, {layout}", config, placed)
+    placed = place(path, found.average if averaged else found.tensors, conversion)
+    config = conversion.infer_config(path, {name: tensor.shape for name, tensor in placed.items()}, found.cfg or {})
+    more = ", moving average of the weights" if averaged else ""
+    return Description(path, f"{conversion.kind_of(config.model)}, {layout}{more}", config, placed)
 
 
 def read_original(path: Path) -> Original:
@@ -103,7 +61,7 @@ def read_original(path: Path) -> Original:
 
 
 def _conversion(names: Mapping[str, object]) -> Conversion:
-    """That of the architecture which knows most of these names."""
+    """Conversion of the architecture that knows most of these names."""
     known = [entry.conversion for entry in ARCHITECTURES.values() if entry.conversion is not None]
     return max(known, key=lambda conversion: sum(_translate(conversion, name)[1] for name in names))
 
@@ -116,9 +74,9 @@ def _translate(conversion: Conversion, name: str) -> tuple[str | None, bool]:
         return None, False
 
 
-def place(path: Path, tensors: Mapping[str, Stored], conversion: Conversion) -> dict[str, LazyTensor]:
+def place(path: Path, tensors: Mapping[str, StoredTensor], conversion: Conversion) -> dict[str, LazyTensor]:
     """Every tensor under our name. UserError for what the key map does not know."""
-    sources: dict[str, dict[int, Stored]] = {}
+    sources: dict[str, dict[int, StoredTensor]] = {}
     origin: dict[str, str] = {}
     left = []
     for theirs, tensor in tensors.items():
@@ -142,7 +100,7 @@ def place(path: Path, tensors: Mapping[str, Stored], conversion: Conversion) -> 
     return {name: _assembled(rows, conversion.kept_axes.get(name)) for name, rows in sources.items()}
 
 
-def _assembled(rows: Mapping[int, Stored], kept_axes: int | None) -> LazyTensor:
+def _assembled(rows: Mapping[int, StoredTensor], kept_axes: int | None) -> LazyTensor:
     """One of our tensors: one stored tensor, or several whose values become its rows."""
     tensors = [rows[index] for index in sorted(rows)]
     shape = tensors[0].shape
@@ -153,6 +111,6 @@ def _assembled(rows: Mapping[int, Stored], kept_axes: int | None) -> LazyTensor:
     return LazyTensor(shape, tensors[0].dtype, partial(_read, tensors, shape))
 
 
-def _read(tensors: list[Stored], shape: tuple[int, ...]) -> Tensor:
+def _read(tensors: list[StoredTensor], shape: tuple[int, ...]) -> Tensor:
     read = [tensor.read() for tensor in tensors]
     return (read[0] if len(read) == 1 else torch.stack(read)).reshape(shape)

@@ -22,8 +22,7 @@ class ImageAdapter(Adapter):
         patch_size: side of a patch in pixels.
         grid: side of the grid of learned positions.
         bias_grid: r, side of the grid of the bias table; it has (2 r - 1)^2 + 3 rows.
-        stem: a key of IMAGE_STEMS.
-        name: the network of the stem timm.
+        stem: a key of IMAGE_STEMS; lite:lite0 or timm:NAME for a network that was trained elsewhere.
         cls_hidden, cls_dropout: see `make_cls_mlp`.
     """
 
@@ -38,7 +37,6 @@ class ImageAdapter(Adapter):
         grid: int = 16,
         bias_grid: int = 16,
         stem: str = "hmlp",
-        name: str | None = None,
         num_types: int = 0,
         mean_cls: bool = False,
         max_cls: bool = False,
@@ -46,13 +44,12 @@ class ImageAdapter(Adapter):
         cls_dropout: float = 0.0,
     ):
         super().__init__(key, dim, num_heads, num_tables, grid_table_rows(bias_grid), num_types, mean_cls, max_cls)
-        if stem not in IMAGE_STEMS or (stem == "timm") != bool(name):
-            raise ValueError(
-                f"no stem {stem!r} of name {name!r}; known: {', '.join(IMAGE_STEMS)}, of which timm needs a name"
-            )
+        kind, *name = stem.split(":", 1)
+        if kind not in IMAGE_STEMS or (kind in ("lite", "timm")) != bool(name):
+            raise ValueError(f"no stem {stem!r}; known: hmlp, conv, lite:NAME, timm:NAME")
         self.patch_size, self.bias_grid = patch_size, bias_grid
         self.channels = 3
-        self.stem = IMAGE_STEMS[stem](dim, patch_size, *([name] if name else []))
+        self.stem = IMAGE_STEMS[kind](dim, patch_size, *name)
         self.cls_mlp = self.make_cls_mlp(dim, cls_hidden, cls_dropout)
         self.pos_embed = GridPositions(dim, grid)
 

@@ -50,7 +50,7 @@ class OnePeaceConfig(PreTrainedConfig):
 
     @classmethod
     def from_onepeace(cls, name: str = "tiny", **kwargs: Any) -> Any:
-        """That of a model by name, as `onepeace.load` takes it.
+        """Configuration of a model by name, as `onepeace.load` takes it.
 
         Args:
             kwargs: other fields, as in ``from_pretrained``: ``id2label``, ``num_labels``, ``return_unused_kwargs``.
@@ -103,7 +103,7 @@ class OnePeaceConfig(PreTrainedConfig):
 
     @property
     def image_size(self) -> int | list[int]:
-        """As the picture processor makes them; [height, width] if they differ."""
+        """Side of pictures as the processor makes them; [height, width] if they differ."""
         return (self.processors or {}).get("image", {}).get("size", 256)
 
     @property
@@ -115,7 +115,8 @@ class OnePeaceConfig(PreTrainedConfig):
 
 
 class _PartConfig(BackboneConfigMixin, OnePeaceConfig):
-    """Of the encoder of one modality. It reads the configuration of a whole model too, and keeps its part.
+    """Configuration of the encoder of one modality. It reads the configuration of a whole model too, and keeps its
+    part.
 
     As a backbone, stage 0, "stem", is what enters the first block, and "stage3" what leaves the third.
     """

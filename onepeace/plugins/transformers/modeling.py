@@ -1,4 +1,4 @@
-"""What all classes share, and the model of one space: pictures, sounds and words to unit vectors."""
+"""Base of all classes, and the model of one space: pictures, sounds and words to unit vectors."""
 
 import os
 from collections.abc import Mapping
@@ -142,7 +142,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
 
 @dataclass
 class OnePeaceOutput(ModelOutput):
-    """Of what was given; the rest is None.
+    """Output for what was given; the rest is None.
 
     Args:
         loss: with ``return_loss``: symmetric InfoNCE of texts and pictures, or texts and sounds; of both their mean.

@@ -36,7 +36,7 @@ class OnePeaceImageProcessor(BaseImageProcessor):
 
     @classmethod
     def from_onepeace(cls, name: str = "tiny") -> "OnePeaceImageProcessor":
-        """That of a model by name, as `onepeace.load` takes it."""
+        """Processor of a model by name, as `onepeace.load` takes it."""
         return cls(_settings(name, "image"))
 
     @property
@@ -86,7 +86,7 @@ class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
 
     @classmethod
     def from_onepeace(cls, name: str = "tiny") -> "OnePeaceFeatureExtractor":
-        """That of a model by name, as `onepeace.load` takes it."""
+        """Processor of a model by name, as `onepeace.load` takes it."""
         return cls(_settings(name, "audio"))
 
     def __call__(
@@ -126,7 +126,7 @@ class OnePeaceProcessor(ProcessorMixin):
 
     @classmethod
     def from_onepeace(cls, name: str = "tiny") -> Any:
-        """That of a model by name; of a model without sounds or without pictures the class that has none."""
+        """Processor of a model by name; of a model without sounds or without pictures the class that has none."""
         known = read_config(resolve(name)).model.adapters
         parts = {attribute: part for attribute, (key, part) in PARTS.items() if key in known}
         for kind in (OnePeaceProcessor, OnePeaceImageTextProcessor, OnePeaceAudioTextProcessor):
@@ -145,19 +145,19 @@ class OnePeaceProcessor(ProcessorMixin):
     def prepare_inputs_layout(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **_: Any
     ) -> tuple[Any, Any, Any, Any]:
-        """As they are: our processors open paths and addresses themselves."""
+        """Items as they are: our processors open paths and addresses themselves."""
         return images, text, videos, audio
 
 
 class OnePeaceImageTextProcessor(OnePeaceProcessor):
-    """Of models without sounds."""
+    """Processor of models without sounds."""
 
     def __init__(self, image_processor: OnePeaceImageProcessor, tokenizer: OnePeaceTokenizer) -> None:
         ProcessorMixin.__init__(self, image_processor, tokenizer)
 
 
 class OnePeaceAudioTextProcessor(OnePeaceProcessor):
-    """Of models without pictures."""
+    """Processor of models without pictures."""
 
     def __init__(self, tokenizer: OnePeaceTokenizer, feature_extractor: OnePeaceFeatureExtractor) -> None:
         ProcessorMixin.__init__(self, tokenizer, feature_extractor)

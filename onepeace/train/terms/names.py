@@ -12,8 +12,7 @@ from onepeace.errors import UserError, expect, need
 from onepeace.model import Encoder, Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
-from onepeace.train.teachers import TeacherOptions, check_teacher
-from onepeace.train.teachers.table import TeacherTable
+from onepeace.train.teachers import TeacherOptions, TeacherTable, check_teacher
 from onepeace.train.term import Term, TermOptions, check_projections
 from onepeace.train.terms.distillation import known_rows
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """Scores and names that are made before the first step."""
+    """What is known before the first step."""
 
     scores: TeacherTable
     names: list[Inputs]
@@ -52,7 +51,7 @@ class NamesOptions(TermOptions):
 
 
 class Names(Term[NamesOptions]):
-    """Knowledge of a classifier about classes that no caption speaks of, for pictures and words alike.
+    """What a classifier knows of classes that no caption speaks of reaches pictures and words alike.
 
     In each step the classes it finds likeliest in the batch take part, written in one of the templates.
     """
