@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from onepeace.bench.comparison import check_equal, compare, compared, short
-from onepeace.cost.items import PlannedData, inputs_of_many_lengths, pair_batch
+from onepeace.config import Config
+from onepeace.cost.items import SAMPLE_RATE, PlannedData, largest_items, pair_batch
 from onepeace.cost.measure import step_cost
 from onepeace.cost.plan import planned_config, planned_model
 from onepeace.hub.architectures import build_encoder
+from onepeace.special_ids import EOS, PAD
 from onepeace.train.lora import choose_trained
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe
@@ -28,6 +30,10 @@ log = logging.getLogger(__name__)
 
 CLOSE, GRADIENTS_CLOSE = 1e-5, 5e-4
 """Relative, between the losses and between the gradients of each parameter, in float32."""
+CAPTION_TOKENS = {4: 2, 5: 5, 6: 8, 7: 6, 8: 5, 10: 3, 11: 3, 12: 2, 13: 3}
+"""How many of the captions in data/samples/captions.csv have so many tokens, the end included."""
+CLIP_SECONDS = (1.0, 15.0)
+"""Shortest and longest of the sounds."""
 
 
 class Steps:
@@ -92,7 +98,7 @@ class Steps:
         """Of a step, without padding and what is computed twice."""
         with torch.device("meta"):
             objective = self._objective(planned_model(self.recipe, self.config), max_padding=0.0)
-        return step_cost(objective, self.batch, bfloat16=True, on_gpu=True).flops
+        return step_cost(objective, self.batch, bfloat16=True).flops
 
 
 def bench_train(
@@ -123,3 +129,25 @@ def columns(row: Mapping[str, Any]) -> dict[str, str]:
         "TFLOP/s": short(row["teraflops"]["median"]),
         "padding": ", baseline ".join(f"{row['padding'][way]:.0%}" for way in ("ours", "baseline")),
     }
+
+
+def inputs_of_many_lengths(
+    config: Config, pair: Sequence[str], count: int, generator: torch.Generator
+) -> dict[str, dict[str, Tensor]]:
+    """`count` items of a pair: texts as long as captions (`CAPTION_TOKENS`), sounds evenly from `CLIP_SECONDS`."""
+    inputs = largest_items(config, pair, count)
+    for batch in inputs.values():
+        if "ids" in batch:
+            lengths = torch.tensor([tokens for tokens, times in CAPTION_TOKENS.items() for _ in range(times)])
+            tokens = lengths[torch.randint(len(lengths), (count,), generator=generator)]
+            ids = batch["ids"][:, : int(tokens.max())]
+            places = torch.arange(ids.shape[1])
+            ids = ids.masked_fill(places == tokens[:, None] - 1, EOS)
+            batch["ids"], batch["lengths"] = ids.masked_fill(places >= tokens[:, None], PAD), tokens
+        if "waveform" in batch:
+            shortest, longest = CLIP_SECONDS[0], min(CLIP_SECONDS[1], batch["waveform"].shape[1] / SAMPLE_RATE)
+            seconds = shortest + (longest - shortest) * torch.rand(count, generator=generator)
+            batch["lengths"] = (seconds * SAMPLE_RATE).long()
+            samples = torch.arange(int(batch["lengths"].max()))
+            batch["waveform"] = batch["waveform"][:, : len(samples)] * (samples < batch["lengths"][:, None])
+    return inputs

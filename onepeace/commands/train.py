@@ -67,22 +67,23 @@ def run(args: argparse.Namespace) -> int:
 def plan_text(plan: "Plan") -> str:
     """The tables of ``--plan``."""
     items = ", ".join(f"{count} {pair}" for pair, count in plan.items.items())
-    parts = f", computed in {plan.chunks} parts" if plan.chunks > 1 else ""
-    precision = str(plan.dtype).removeprefix("torch.")
+    run = plan.recipe.run
+    parts = f", computed in {run.grad_cache_chunks} parts" if run.grad_cache_chunks > 1 else ""
+    precision = "float32" if run.precision == "float32" else "bfloat16"
     lines = [f"{items} a step on {plan.processes} GPU{'s' * (plan.processes > 1)}{parts}, {precision}", ""]
     lines.append(f"{'parameters':<20}{'all':>16}{'trained':>16}")
     lines += [f"{name:<20}{total:>16,}{trained:>16,}" for name, (total, trained) in plan.parameters.items()]
     total, trained = (sum(column) for column in zip(*plan.parameters.values(), strict=True))
     lines += [f"{'sum':<20}{total:>16,}{trained:>16,}", ""]
-    again = ", checkpointed" * plan.checkpointed
-    names = {way: f"{way}{again}{' *' * (way == plan.chosen)}" for way in plan.memory}
+    again = ", checkpointed" * run.checkpoint_activations
+    names = {way: f"{way}{again}{' *' * (way == run.parallel)}" for way in plan.memory}
     lines.append(f"{'GB on each GPU':<20}" + "".join(f"{name:>22}" for name in names.values()))
     for field, label in ROWS.items():
         values = [getattr(plan.memory[column], field) / 1e9 for column in names]
         lines.append(f"{label:<20}" + "".join(f"{value:>22.2f}" for value in values))
-    lines += ["* what the recipe says; leave a tenth more for work space", ""]
+    lines += ["* what the recipe says; leave a fifth more for work space", ""]
     lines.append(f"{'checkpoint file':<20}{plan.file / 1e9:>12.2f} GB")
     lines += [f"{pair:<20}{flops / 1e9:>12,.1f} GFLOP an item" for pair, flops in plan.flops_per_item.items()]
     lines.append(f"{'step':<20}{plan.flops_per_step / 1e15:>12.3g} PFLOP")
-    lines.append(f"{f'{plan.steps} steps':<20}{plan.flops / 1e18:>12.3g} EFLOP")
+    lines.append(f"{f'{plan.recipe.schedule.steps} steps':<20}{plan.flops / 1e18:>12.3g} EFLOP")
     return "\n".join(lines)

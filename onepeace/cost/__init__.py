@@ -1,1 +1,1 @@
-"""What encoding and training take, FLOPs and bytes, measured on shapes alone."""
+"""FLOPs and bytes of encoding and training, measured on shapes alone."""

@@ -12,26 +12,18 @@ from onepeace.data.batch import Batch
 from onepeace.data.masking import draw_masks, draw_token_dropout
 from onepeace.errors import UserError
 from onepeace.model import Trained
-from onepeace.special_ids import EOS, PAD
+from onepeace.special_ids import EOS
 from onepeace.train.recipe import Recipe
 from onepeace.train.supervised import Supervised, SupervisedOptions
-from onepeace.train.teachers import TeacherOptions, TeacherTable
+from onepeace.train.teachers import TeacherOptions
+from onepeace.train.teachers.table import TeacherTable
 from onepeace.train.terms.known import TERMS
 from onepeace.train.training_data import TrainingData
 
 SAMPLE_RATE = 16000
 FIRST_WORD_ID = 4
 UNITS = {"text": "tokens", "image": "px", "audio": "s", "video": "px"}
-"""What the size of an item of each modality counts: text tokens with eos, the side of a picture or of the frames of a
-clip, seconds of sound."""
-CAPTION_TOKENS = {4: 2, 5: 5, 6: 8, 7: 6, 8: 5, 10: 3, 11: 3, 12: 2, 13: 3}
-"""How many of the captions in data/samples/captions.csv have so many tokens, the end included."""
-PROMPT_TOKENS = 8
-"""What a picture shows is asked in 6 words; bos and eos."""
-CLIP_SECONDS = (1.0, 15.0)
-"""Shortest and longest of the sounds in a batch of many lengths."""
-
-
+"""Units of the size of an item: text tokens with eos, the side of a picture or of a clip's frames, seconds of sound."""
 EXAMPLES: dict[str, Callable[[Sequence[str]], Any]] = {
     "label": lambda labels: labels[0],
     "labels": lambda labels: [],
@@ -82,25 +74,16 @@ def picture_size(config: Config, key: str = "image") -> int:
     return max(size) if isinstance(size, list) else int(size)
 
 
-def reading_batch(config: Config) -> dict[str, Tensor]:
-    """A picture and a prompt, as a generative model reads them."""
-    options = config.model.adapters["image"]
-    side = min(picture_size(config), int(options["patch_size"]) * int(options["bias_grid"]))
-    return {**item_batch(config, "text", PROMPT_TOKENS), **item_batch(config, "image", side)}
-
-
 def largest_items(config: Config, pair: Sequence[str], count: int) -> dict[str, dict[str, Tensor]]:
     """`count` items of a pair, each as large as the processors let it be."""
-    processors = config.processors
-    sizes = {
-        "text": lambda: (processors.get("text", {}).get("max_tokens") or 70) + 1,
-        "image": lambda: picture_size(config),
-        "video": lambda: picture_size(config, "video"),
-        "audio": lambda: processors.get("audio", {}).get("max_seconds") or 15,
-    }
-    if unknown := [key for key in pair if key not in sizes]:
-        raise UserError(f"how large an item of {unknown[0]} is, is not known; a plan knows {', '.join(sizes)}")
-    return {key: item_batch(config, key, ceil(sizes[key]()), count) for key in pair}
+    if unknown := [key for key in pair if key not in UNITS]:
+        raise UserError(f"how large an item of {unknown[0]} is, is not known; a plan knows {', '.join(UNITS)}")
+    found = {}
+    for key in pair:
+        options = config.processors.get(key, {})
+        limits = {"text": (options.get("max_tokens") or 70) + 1, "audio": options.get("max_seconds") or 15}
+        found[key] = item_batch(config, key, ceil(limits.get(key) or picture_size(config, key)), count)
+    return found
 
 
 def pair_batch(
@@ -108,8 +91,7 @@ def pair_batch(
 ) -> Batch:
     """A batch of these inputs; what is masked or dropped is drawn as the recipe says, each text token as a word."""
     count = len(next(iter(next(iter(inputs.values())).values())))
-    names = [str(i) for i in range(count)]
-    masks, dropout = {}, {}
+    names, masks, dropout = [str(i) for i in range(count)], {}, {}
     for key, item in inputs.items():
         lengths = model.adapters[key].token_lengths(item)
         if (rates := recipe.mask.get(key)) is not None:
@@ -125,36 +107,6 @@ def pair_batch(
             if term.target not in EXAMPLES:
                 raise UserError(f"{options.where}: a plan knows no {term.target} to learn from")
             targets[term.target_of(options)] = [EXAMPLES[term.target](labels)] * count
-    called = [[name] for name in names]
     return Batch(
-        inputs,
-        keys=names,
-        captions=names,
-        names=called,
-        targets=targets,
-        token_dropout=dropout,
-        masks=masks,
-        source=source,
+        inputs, names, names, [[name] for name in names], targets, token_dropout=dropout, masks=masks, source=source
     )
-
-
-def inputs_of_many_lengths(
-    config: Config, pair: Sequence[str], count: int, generator: torch.Generator
-) -> dict[str, dict[str, Tensor]]:
-    """`count` items of a pair: texts as long as captions (`CAPTION_TOKENS`), sounds evenly from `CLIP_SECONDS`."""
-    inputs = largest_items(config, pair, count)
-    for batch in inputs.values():
-        if "ids" in batch:
-            lengths = torch.tensor([tokens for tokens, times in CAPTION_TOKENS.items() for _ in range(times)])
-            tokens = lengths[torch.randint(len(lengths), (count,), generator=generator)]
-            ids = batch["ids"][:, : int(tokens.max())]
-            places = torch.arange(ids.shape[1])
-            ids = ids.masked_fill(places == tokens[:, None] - 1, EOS)
-            batch["ids"], batch["lengths"] = ids.masked_fill(places >= tokens[:, None], PAD), tokens
-        if "waveform" in batch:
-            shortest, longest = CLIP_SECONDS[0], min(CLIP_SECONDS[1], batch["waveform"].shape[1] / SAMPLE_RATE)
-            seconds = shortest + (longest - shortest) * torch.rand(count, generator=generator)
-            batch["lengths"] = (seconds * SAMPLE_RATE).long()
-            samples = torch.arange(int(batch["lengths"].max()))
-            batch["waveform"] = batch["waveform"][:, : len(samples)] * (samples < batch["lengths"][:, None])
-    return inputs

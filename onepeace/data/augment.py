@@ -112,7 +112,7 @@ class ImageAugment:
         return self._recolored(crop, text, rng), text
 
     def _recolored(self, picture: Any, text: str, rng: np.random.Generator) -> Picture:
-        """What does not change the size: mirror, RandAugment, blur, and the factors of colour."""
+        """Changes that keep the size: mirror, RandAugment, blur, and the factors of colour."""
         if self.rand_augment is not None:
             picture = self._rand_augmented(picture, rng)
         if self.blur and rng.random() < self.blur:

@@ -17,7 +17,7 @@ from torch import Tensor
 from onepeace.data.augment import join_captions, make_augments
 from onepeace.data.batch import Batch, Mask
 from onepeace.data.config import DataConfig
-from onepeace.data.features import StemFeatures, collate
+from onepeace.data.frozen_cache import StemFeatures, collate
 from onepeace.data.masking import MaskRates, draw_masks, draw_token_dropout, word_starts, word_table
 from onepeace.data.sample import Sample, content_of
 from onepeace.data.shards import BROKEN_FREE
@@ -29,7 +29,10 @@ Lengths = Callable[[dict[str, Tensor]], Tensor]
 """A modality's input -> (B,) number of tokens without CLS."""
 
 TRIES = 100
-"""So many samples at least are tried for one place of a batch."""
+"""Samples that are tried at least for one place of a batch."""
+
+SOUND_BYTES = 512 * 2**20
+"""Memory of each worker for decoded sounds."""
 
 MIXED = "mixed"
 """Ends the key of an item that has another one mixed in; no sample's key has a dot."""
@@ -40,7 +43,7 @@ class CorruptDataError(UserError):
 
 
 class _Pair(NamedTuple):
-    """What the items of a batch are drawn from."""
+    """Samples that the items of a batch are drawn from."""
 
     name: str
     total: int
@@ -76,7 +79,7 @@ class BatchBuilder:
         self.augments = make_augments(config.augment)
         self.broken: dict[str, set[str]] = {}
         self._cache: dict[Any, Tensor] = {}
-        self._room = config.cache_megabytes * 2**20
+        self._room = SOUND_BYTES
         self.word_table: Tensor | None = None
         if any(rates.unit == "word" for rates in self.masks.values()):
             vocabulary = processors["text"].tokenizer.get_vocab()
@@ -259,7 +262,7 @@ def _no_other() -> tuple[Any, str]:
 
 
 def _rows_of_an_item(drawn: Sequence[tuple[Sample, str, Mapping[str, Any]]]) -> int:
-    """How many rows each item of a batch takes: the length of its lists, the same for all; 1 without lists."""
+    """Rows that each item of a batch takes: the length of its lists, the same for all; 1 without lists."""
     counts: dict[int, str] = {}
     for sample, _, decoded in drawn:
         for value in decoded.values():
@@ -272,7 +275,7 @@ def _rows_of_an_item(drawn: Sequence[tuple[Sample, str, Mapping[str, Any]]]) -> 
 
 
 def names_of(sample: Sample, caption: str) -> list[str]:
-    """What a sample is called: its caption as drawn, its other captions, its label; in lower case."""
+    """Names of a sample: its caption as drawn, its other captions, its label; in lower case."""
     captions = [f"caption {text.lower()}" for text in (caption, *sample.captions) if text.strip()]
     return sorted({*captions, *([f"label {sample.label.lower()}"] if sample.label else [])})
 

@@ -1,4 +1,4 @@
-"""What a recipe says of its data: the sources, and how batches are made of them."""
+"""The ``data`` section of a recipe: the sources, and how batches are made of them."""
 
 from dataclasses import dataclass, field
 from string import Formatter
@@ -28,7 +28,7 @@ class SourceConfig:
     """Sentence with {text} and {candidate}: an item has one text for each of its target "candidates", in place of its
     caption, e.g. "{text} answer: {candidate}"."""
     weight: float = 1.0
-    """How often an item comes in an epoch; 2.5 = two or three times, 0.1 = every tenth item, other ones each epoch."""
+    """Times that an item comes in an epoch; 2.5 = two or three times, 0.1 = every tenth item, other ones each epoch."""
 
     def __post_init__(self) -> None:
         if not self.pair or len(set(self.pair)) != len(self.pair):
@@ -58,7 +58,7 @@ class DataConfig:
     batches: Literal["mixed", "by_source"] = "mixed"
     """mixed: a batch has items of all sources of its pair; by_source: of one, so that its negatives are of one kind."""
     pairs: Literal["together", "in_turn"] = "together"
-    """Of several pairs: together, every step has a batch of each; in_turn, of one, the next step of the next."""
+    """Steps of several pairs: together, each has a batch of every pair; in_turn, of one, the next step of the next."""
     templates: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By modality: sentences with {} for the class name, further captions of samples that have a label."""
     augment: dict[str, Options] = field(default_factory=dict)
@@ -66,8 +66,9 @@ class DataConfig:
     stem_views: dict[str, int] = field(default_factory=dict)
     """By modality with a frozen pretrained stem: augmented views of each item whose features are computed once, before
     the first step, and kept on disk; without it the stem runs in every step."""
-    stem_folder: str | None = None
-    """Where those features are kept; null = in the run's folder. Runs that agree on stem and views share them."""
+    frozen_folder: str | None = None
+    """Folder of those features and of the answers of outside teachers; null = in the run's folder. Runs that agree
+    on network and views share them."""
     token_dropout: dict[str, float] = field(default_factory=dict)
     """By modality: share of the tokens dropped in the contrastive pass, for speed (FLIP, arXiv 2212.00794)."""
     shuffle_buffer: int = 20_000
@@ -80,10 +81,6 @@ class DataConfig:
     """Copies of shards that are compressed or lie elsewhere, and indexes of all; null = shards in onepeace's cache."""
     cache_gigabytes: float = 20.0
     """Size of that folder at most; the least recently used gives way."""
-    allow_pipe: bool = False
-    """Let shards be the output of shell commands, as pipe:COMMAND."""
-    cache_megabytes: int = 512
-    """Memory of each worker for decoded sounds."""
     broken_limit: float = 0.02
     """Share of a source's samples that may be unusable, and of a pair's items that may fail to decode, before the run
     stops."""

@@ -1,4 +1,4 @@
-"""Which tokens the masked passes mask, with the exact counts of the paper's released code.
+"""Masks of tokens for the masked passes, with the exact counts of the paper's released code.
 
 Every rule is the same two steps: score the tokens, mask the ``count`` tokens of lowest score. CLS does not count, and
 the end of a text is never masked. Whole batches are drawn at once.
@@ -15,7 +15,7 @@ from onepeace.data.batch import Mask
 from onepeace.errors import UserError
 
 Unit = Literal["word", "token", "patch", "span"]
-"""What is masked at once: word or token for text, patch for image, span for audio."""
+"""Unit that is masked as a whole: word or token for text, patch for image, span for audio."""
 TEXT_UNITS = ("word", "token")
 """Units whose last token is the end of the text, and stays."""
 SPAN = 5

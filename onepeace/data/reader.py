@@ -9,73 +9,32 @@ A set that one window holds is shuffled as a whole. Nothing grows with the numbe
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import count
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onepeace.data.config import DataConfig, SourceConfig
+from onepeace.data.config import DataConfig
 from onepeace.data.sample import Sample
 from onepeace.data.shard_cache import ShardCache
-from onepeace.data.shards import Tally, expand, usable_samples
+from onepeace.data.shards import Source
 from onepeace.errors import UserError
-from onepeace.files.cache import cache_folder
 from onepeace.files.source import scheme
 
 ORDER, VARY, MASK, SHARDS = range(4)
 """Random streams that must differ."""
 
 Cursor = Mapping[str, int]
-"""Where a window begins, so that a resumed run need not count from the first one: "epoch", "shard" of the epoch's
+"""Begin of a window, so that a resumed run need not count from the first one: "epoch", "shard" of the epoch's
 order, "start" (position of its first sample), and the number of "shards", which must stay."""
-
-
-class Source:
-    """The samples of one entry of data.train, shard by shard. Their media are read when they are wanted.
-
-    Args:
-        config, data: from the recipe.
-        cache: for shards that cannot be read where they are.
-    """
-
-    def __init__(self, config: SourceConfig, data: DataConfig, cache: ShardCache) -> None:
-        self.config, self.cache = config, cache
-        self.shards = expand(config.shards, data.root, data.allow_pipe)
-        self.tally = Tally(config.shards, data.broken_limit, config.keys)
-
-    def read(self, number: int) -> list[Sample]:
-        """The usable samples of a shard; broken ones are counted and named."""
-        place, own = self.shards[number], self.config
-        raws, broken = self.cache.open(place)
-        samples = list(usable_samples(raws, place, own.pair, own.targets, broken, self.tally))
-        self.tally.count(len(samples), broken)
-        return samples
-
-    def __iter__(self) -> Iterator[Sample]:
-        """All samples, once, in the order of the shards; UserError as `Tally.check` raises it, at the end."""
-        for number in range(len(self.shards)):
-            yield from self.read(number)
-        self.tally.check()
-
-    @cached_property
-    def samples(self) -> list[Sample]:
-        """All samples: for what has to know every one, as tables of teachers and labels; see `forget`."""
-        return list(self)
-
-    def forget(self) -> None:
-        """Let go of ``samples``."""
-        self.__dict__.pop("samples", None)
 
 
 def open_sources(data: DataConfig) -> list[Source]:
     """The sources of a recipe, in its order; UserError for shards that are not there."""
-    folder = cache_folder() / "shards" if data.cache_folder is None else Path(data.cache_folder).expanduser()
-    cache = ShardCache(folder, data.cache_gigabytes * 1e9)
-    return [Source(source, data, cache) for source in data.train]
+    cache = ShardCache(data.cache_folder, data.cache_gigabytes * 1e9)
+    return [Source(source, data.root, data.broken_limit, cache) for source in data.train]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +65,7 @@ class Window:
 
     @property
     def known(self) -> int:
-        """How many samples have been seen at its end."""
+        """Number of samples that have been seen at its end."""
         return len(self.samples) if self.whole else self.end
 
     def another(self, rng: np.random.Generator) -> Sample:
@@ -236,12 +195,12 @@ class Lane:
 
 
 def drawn(sizes: Sequence[int], weights: Sequence[float]) -> int:
-    """How many samples come of sources of these sizes."""
+    """Number of samples that come of sources of these sizes."""
     return sum(int(weight) * size + _extra(size, weight) for size, weight in zip(sizes, weights, strict=True))
 
 
 def _extra(size: int, weight: float) -> int:
-    """How many samples of a source come once more than the others."""
+    """Number of samples of a source that come once more than the others."""
     return round((weight - int(weight)) * size)
 
 

@@ -1,7 +1,13 @@
-"""What a data set consists of."""
+"""Samples of a data set."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from onepeace.errors import UserError
+
+T = TypeVar("T")
 
 
 class Extent(NamedTuple):
@@ -22,7 +28,7 @@ class Sample:
 
     key: str
     source: str
-    """Where it is from, for messages: a shard's name, or a table and its line."""
+    """Origin, for messages: a shard's name, or a table and its line."""
     inputs: dict[str, Any]
     """By modality: the encoded bytes, the `Extent` or the path of a picture or sound, or a list of them; of text a list
     of captions, one of which is drawn each time."""
@@ -57,3 +63,32 @@ def content_of(value: Any) -> Any:
     if isinstance(value, Extent):
         return value.shard.read(value.offset, value.size)
     return [content_of(one) for one in value] if isinstance(value, list) else value
+
+
+def item_name(sample: Sample) -> str:
+    """Name of an item among those of several sources, whose keys may be the same."""
+    return f"{Path(sample.source).name}/{sample.key}"
+
+
+def by_name(
+    samples: Iterable[Sample], name: Callable[[Sample], str], content: Callable[[Sample], T], what: str
+) -> dict[str, T]:
+    """{name: content} of samples, of which some may be the same in several sources.
+
+    Args:
+        what: is filed under the name, for the message.
+
+    Raises:
+        UserError: two samples of one name have different contents (`Extent` are read), so that one would get what is of
+            the other.
+    """
+    found: dict[str, tuple[Sample, T]] = {}
+    for sample in samples:
+        own = content(sample)
+        first, known = found.setdefault(name(sample), (sample, own))
+        if own != known and content_of(own) != content_of(known):
+            raise UserError(
+                f"{first.source} and {sample.source} have different items of one name, {name(sample)}, and {what} are "
+                "kept by that name; write the shards of one again with another prefix"
+            )
+    return {name: own for name, (_, own) in found.items()}

@@ -19,9 +19,9 @@ from onepeace.data.shards import MASK
 from onepeace.errors import UserError
 
 SHARD = re.compile(r"-\d{5,}\.tar(\.gz)?")
-"""What follows the prefix in the name of a shard."""
+"""End of the name of a shard, behind the prefix."""
 NAME_BYTES = 100
-"""Of a member; the plain tar format of webdataset has no room for more."""
+"""Longest name of a member; the plain tar format of webdataset has no room for more."""
 
 
 class ShardWriter:
@@ -58,7 +58,7 @@ class ShardWriter:
         self._open: ExitStack | None = None
 
     def __str__(self) -> str:
-        """What has been written, when it ended well."""
+        """Summary of what has been written, when it ended well."""
         size = sum(path.stat().st_size for path in self.paths)
         name = f"{self.folder / self.prefix}-*{self.ending}"
         return f"{name}: {self.count} samples, {size} bytes in {len(self.paths)} shards"

@@ -3,8 +3,7 @@
 A shard is a .tar or .tar.gz with the members KEY.jpg (or any other file ending of a processor), KEY.txt and KEY.json,
 and perhaps KEY.2.jpg, ... (further pictures) and KEY.mask.png (a segmentation map). The caption list is "captions" in
 the json, else the text file; "label" in the json is a class name, "targets" holds the other targets (targets.py). A
-shard that is partly broken gives what it still holds. Training reads samples one by one (reader.py); `read_source` has
-small sets in memory, as evaluations need them.
+shard that is partly broken gives what it still holds.
 """
 
 import glob
@@ -12,14 +11,15 @@ import json
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from onepeace.data.config import SourceConfig
 from onepeace.data.sample import Sample, content_of
-from onepeace.data.shard_cache import plain_file, reason_of
-from onepeace.data.tar_index import index_tar
+from onepeace.data.shard_cache import ShardCache
 from onepeace.data.targets import wrong_target
 from onepeace.errors import UserError, need
 from onepeace.files.source import describe, scheme
@@ -28,38 +28,28 @@ from onepeace.processors import PROCESSORS
 log = logging.getLogger(__name__)
 
 NAMED = 3
-"""How many broken members are named in a warning; the rest is counted."""
+"""Number of broken members that are named in a warning; the rest is counted."""
 
 BROKEN_FREE = 10
-"""So many broken items never stop a run, unless nothing else is there."""
+"""Number of broken items that never stop a run, unless nothing else is there."""
 
 MASK = "mask.png"
 """The member that is the target "mask"."""
 
 
-class Source(NamedTuple):
-    """What one shard pattern held."""
-
-    samples: list[Sample]
-    broken: list[str]
-    """One line per member or sample that could not be used: file, key, reason."""
-
-
-def expand(pattern: str, root: str | Path | None = None, allow_pipe: bool = False) -> list[str]:
+def expand(pattern: str, root: str | Path | None = None) -> list[str]:
     """The shards of a pattern ("train/image_text/*.tar.gz", "https://host/pairs-{000..031}.tar"), sorted.
 
     Args:
         pattern: a path with *, ? and braces, relative to ``root``; or an address that fsspec opens (http, https, s3,
             gs, hf and others); http has no *. Environment variables ($NAME, ${NAME}) are expanded.
         root: folder or address, with environment variables.
-        allow_pipe: also "pipe:COMMAND", whose output is the shard. The command runs in a shell: only for patterns
-            that come from whom you trust.
 
     Returns:
-        Absolute paths and addresses, for `raw_samples`.
+        Absolute paths and addresses.
 
     Raises:
-        UserError: no file matches; a variable is not set; an address that cannot be opened or listed; "pipe:".
+        UserError: no file matches; a variable is not set; an address that cannot be opened or listed.
     """
     import braceexpand  # comes with webdataset
 
@@ -73,12 +63,8 @@ def expand(pattern: str, root: str | Path | None = None, allow_pipe: bool = Fals
     shards: set[str] = set()
     for part in parts:
         place = part if scheme(part) else os.path.join(folder, part)
-        if scheme(place):
-            _check_address(place, allow_pipe)
-            found = _listed(place) if "*" in place and scheme(place) != "pipe" else [place]
-        else:
-            # Absolute, so that a file whose name begins with "pipe:" is never taken for a command.
-            found = [os.path.abspath(name) for name in glob.glob(place)]
+        # Absolute, so that a file whose name begins with "x:" is never taken for an address.
+        found = _addresses(place) if scheme(place) else [os.path.abspath(name) for name in glob.glob(place)]
         if not found:
             what = "data.root and the pattern" if folder else "the pattern"
             raise UserError(f"no shard matches {describe(place)}; check {what}")
@@ -86,33 +72,70 @@ def expand(pattern: str, root: str | Path | None = None, allow_pipe: bool = Fals
     return sorted(shards)
 
 
-def _check_address(address: str, allow_pipe: bool) -> None:
+def _addresses(address: str) -> list[str]:
+    """An address, or those that a pattern with * fits."""
     from fsspec import get_filesystem_class
+    from fsspec.core import url_to_fs
 
-    kind, name = scheme(address), describe(address)
-    if kind == "pipe":
-        if not allow_pipe:
-            raise UserError(
-                f"{name}: would run a command, and that is not allowed; give a path or an address, "
-                "or data.allow_pipe=true if you trust it"
-            )
-        return
+    kind, name = str(scheme(address)), describe(address)
     if kind in ("http", "https"):
         need("aiohttp", "remote")
+        if "*" in address:
+            raise UserError(f"{name}: a server has no list; write the numbers as {{000..031}}, not *")
     try:
         get_filesystem_class(kind)
     except (ValueError, ImportError) as error:
         raise UserError(f"{name}: cannot be read ({error})") from error
-
-
-def _listed(address: str) -> list[str]:
-    """Addresses that a pattern with * fits."""
-    from fsspec.core import url_to_fs
-
-    if scheme(address) in ("http", "https"):
-        raise UserError(f"{describe(address)}: a server has no list; write the numbers as {{000..031}}, not *")
+    if "*" not in address:
+        return [address]
     files, pattern = url_to_fs(address)
     return [files.unstrip_protocol(path) for path in files.glob(pattern)]
+
+
+class Source:
+    """The samples of one entry of data.train, shard by shard. Their media are read when they are wanted.
+
+    Args:
+        config: from the recipe.
+        root: see `expand`.
+        broken_limit: see `Tally`.
+        cache: for shards that cannot be read where they are, and the indexes of all.
+
+    Raises:
+        UserError: no file matches.
+    """
+
+    def __init__(
+        self, config: SourceConfig, root: str | Path | None, broken_limit: float, cache: ShardCache | None = None
+    ) -> None:
+        self.config, self.cache = config, cache or ShardCache()
+        self.shards = expand(config.shards, root)
+        self.tally = Tally(config.shards, broken_limit, config.keys)
+
+    def read(self, number: int) -> list[Sample]:
+        """The usable samples of a shard; broken ones are counted and named."""
+        shard, own = self.shards[number], self.config
+        raws, broken = self.cache.open(shard)
+        fitting = [raw for raw in raws if fnmatchcase(raw["__key__"], own.keys)]
+        samples = [usable_sample(raw, shard, own.pair, broken, own.targets) for raw in fitting]
+        usable = [sample for sample in samples if sample is not None]
+        self.tally.count(len(usable), broken, passed_over=len(raws) - len(fitting))
+        return usable
+
+    def __iter__(self) -> Iterator[Sample]:
+        """All samples, once, in the order of the shards; UserError as `Tally.check` raises it, at the end."""
+        for number in range(len(self.shards)):
+            yield from self.read(number)
+        self.tally.check()
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """All samples: for what has to know every one, as tables of teachers and labels; see `forget`."""
+        return list(self)
+
+    def forget(self) -> None:
+        """Let go of ``samples``."""
+        self.__dict__.pop("samples", None)
 
 
 def read_source(
@@ -122,13 +145,12 @@ def read_source(
     *,
     targets: Sequence[str] = (),
     keys: str = "*",
-    allow_pipe: bool = False,
     broken_limit: float = 0.02,
-) -> Source:
-    """Read every shard of a pattern into memory.
+) -> list[Sample]:
+    """The samples of every shard of a pattern, with all their bytes in memory.
 
     Args:
-        pattern, root, allow_pipe: see `expand`.
+        pattern, root: see `expand`.
         pair, targets: see `usable_sample`.
         keys: pattern of the samples' keys; others are passed over.
         broken_limit: see `Tally`.
@@ -137,31 +159,8 @@ def read_source(
         UserError: no file matches; no key fits; not one sample is complete, or too few are (names a file, a key
             and what it lacks).
     """
-    samples, broken, tally = [], [], Tally(pattern, broken_limit, keys)
-    for shard in expand(pattern, root, allow_pipe):
-        lines: list[str] = []
-        found = list(usable_samples(raw_samples(shard, lines), shard, pair, targets, lines, tally))
-        tally.count(len(found), lines)
-        samples += found
-        broken += lines
-    tally.check()
-    return Source(samples, broken)
-
-
-def usable_samples(
-    raws: Iterable[dict[str, Any]],
-    shard: str,
-    pair: Sequence[str],
-    targets: Sequence[str],
-    broken: list[str],
-    tally: "Tally",
-) -> Iterator[Sample]:
-    """The usable samples of a shard, of those whose key fits; others are said in ``broken``."""
-    for raw in raws:
-        if not fnmatchcase(raw["__key__"], tally.keys):
-            tally.passed_over += 1
-        elif (sample := usable_sample(raw, shard, pair, broken, targets)) is not None:
-            yield sample
+    config = SourceConfig(pattern, tuple(pair), keys=keys, targets=tuple(targets))
+    return [sample.whole() for sample in Source(config, root, broken_limit)]
 
 
 class Tally:
@@ -179,9 +178,10 @@ class Tally:
         self.named: list[str] = []
         self.last = ""
 
-    def count(self, good: int, broken: Sequence[str]) -> None:
+    def count(self, good: int, broken: Sequence[str], passed_over: int) -> None:
         """Add what a shard had."""
         self.good, self.broken = self.good + good, self.broken + len(broken)
+        self.passed_over += passed_over
         self.last = broken[-1] if broken else self.last
         for line in broken:
             if line not in self.named and len(self.named) < NAMED:
@@ -209,16 +209,10 @@ def raw_samples(shard: str, broken: list[str]) -> Iterator[dict[str, Any]]:
         shard: an absolute path or an address, from `expand`.
         broken: gets a line for each member that cannot be read and for a shard that cannot be opened or ends early.
     """
-    name = describe(shard)
-    try:
-        with plain_file(shard, broken) as file:
-            index = index_tar(file, name)
-            broken += index.broken
-            for key, members in index.samples:
-                own = {ending: os.pread(file.fileno(), size, offset) for ending, (offset, size) in members.items()}
-                yield {"__key__": key, "__url__": shard, **own}
-    except Exception as error:  # whatever a protocol's library raises: the shard is left out
-        broken.append(f"{name}: {reason_of(error)}")
+    samples, lines = ShardCache().open(shard)
+    broken += lines
+    for sample in samples:
+        yield {name: content_of(value) for name, value in sample.items()}
 
 
 def media_of(raw: Mapping[str, Any], endings: Collection[str]) -> Any:

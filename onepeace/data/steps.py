@@ -4,15 +4,12 @@ A step's batches are a pure function of seed and step: each place of a batch is 
 (reader.py). So to resume is to go on counting, with any number of workers and processes.
 """
 
-import atexit
-import multiprocessing.util
 import re
 import signal
 import traceback
-import weakref
 import zlib
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,27 +21,6 @@ from onepeace.data.reader import MASK, VARY, Cursor, Lane, Source
 from onepeace.errors import UserError
 
 
-class Share(NamedTuple):
-    """What of every step is this process's."""
-
-    seed: int
-    """The run's."""
-    batch_size: Mapping[str, int]
-    """Items of a step by pair, over all processes."""
-    rank: int = 0
-    world_size: int = 1
-
-    def own(self, pair: str) -> int:
-        """Items of one process; UserError when they cannot be shared evenly."""
-        size = self.batch_size[pair]
-        if size % self.world_size:
-            raise UserError(
-                f"run.batch_size {size} of {pair} cannot be shared evenly by {self.world_size} processes; "
-                "set a multiple"
-            )
-        return size // self.world_size
-
-
 class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
     """``steps[s]`` is this process's part of the batches of step s, one of each pair, or of one where they come in turn
     (see `BatchBuilder`), and the cursors of the lanes they are from.
@@ -52,8 +28,10 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
     Args:
         builder: makes the batches; its config is the recipe's data.
         sources: in the order of the config.
-        share: this process's part.
+        seed: the run's.
+        batch_size: items of a step by pair, over all processes.
         cursors: by pair and lane, as an earlier step gave them; later steps are found from there.
+        rank, world_size: number of this process, and of all.
 
     Raises:
         UserError: a batch cannot be shared evenly by the processes; see `Lane`.
@@ -63,22 +41,31 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
         self,
         builder: BatchBuilder,
         sources: Sequence[Source],
-        share: Share,
+        seed: int,
+        batch_size: Mapping[str, int],
         cursors: Mapping[str, Cursor] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ):
         config = builder.config
-        self.builder, self.share, self.in_turn = builder, share, config.pairs == "in_turn"
-        self.batch_size = {name: share.own(name) for name in builder.pairs}
+        self.builder, self.in_turn = builder, config.pairs == "in_turn"
+        self.seed, self.batch_size, self.rank, self.world_size = seed, batch_size, rank, world_size
         self.lanes: dict[str, list[Lane]] = {}
         for name in builder.pairs:
+            size = batch_size[name]
+            if size % world_size:
+                raise UserError(
+                    f"run.batch_size {size} of {name} cannot be shared evenly by {world_size} processes; set a multiple"
+                )
             own = [source for source in sources if source.config.name == name]
-            run = share.batch_size[name] if config.batches == "by_source" else 1
-            seed = [share.seed, self._number(name)]
-            known = cursors or {}
+            run, known = size if config.batches == "by_source" else 1, cursors or {}
             self.lanes[name] = [
-                Lane(own, seed, config.shuffle_buffer, run, lane, config.lanes, known.get(f"{name}/{lane}"))
+                Lane(
+                    own, [seed, self._number(name)], config.shuffle_buffer, run, lane, config.lanes,
+                    known.get(f"{name}/{lane}"),
+                )
                 for lane in range(config.lanes)
-            ]
+            ]  # fmt: skip
 
     def __getitem__(self, step: int) -> tuple[list[Batch], dict[str, Cursor]]:
         cursors: dict[str, Cursor] = {}
@@ -101,11 +88,11 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
 
     def _first(self, name: str, turn: int) -> int:
         """Position in the pair's sequence of the first item of this process."""
-        return (turn * self.share.world_size + self.share.rank) * self.batch_size[name]
+        return turn * self.batch_size[name] + self.rank * (self.batch_size[name] // self.world_size)
 
     def _place(self, name: str, turn: int, position: int) -> tuple[Lane, int]:
         """The lane of a place, and its position there: the places of a batch are shared out to the lanes in order."""
-        size, lanes = self.share.batch_size[name], self.lanes[name]
+        size, lanes = self.batch_size[name], self.lanes[name]
         slot = position - turn * size
         lane = slot * len(lanes) // size
         first, end = (-(-edge * size // len(lanes)) for edge in (lane, lane + 1))
@@ -117,15 +104,17 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
         return zlib.crc32((pair if pair == name else f"{pair}:{name}").encode())
 
     def _batch(self, name: str, turn: int, cursors: dict[str, Cursor]) -> Batch:
-        seed, rank, first = self.share.seed, self.share.rank, self._first(name, turn)
-        places, lanes = [], []
-        for position in range(first, first + self.batch_size[name]):
-            lane, own = self._place(name, turn, position)
-            lanes.append((lane, own))
-            places.append((lane.since(own), np.random.default_rng([seed, self._number(name), VARY, position])))
+        seed, first = [self.seed, self._number(name)], self._first(name, turn)
+        positions = range(first, first + self.batch_size[name] // self.world_size)
+        lanes = [self._place(name, turn, position) for position in positions]
+        places = [
+            (lane.since(own), np.random.default_rng([*seed, VARY, position]))
+            for (lane, own), position in zip(lanes, positions, strict=True)
+        ]
         lane, own = lanes[0]
         window = lane.window(own)
-        mask_seed = seed_of(seed, self._number(name), MASK, turn, *([rank] if rank else []))
+        of_rank = [self.rank] if self.rank else []
+        mask_seed = int(np.random.SeedSequence([*seed, MASK, turn, *of_rank]).generate_state(1, np.uint64)[0])
         batch = self.builder.batch(name, places, window.another, window.known, mask_seed)
         for lane, own in lanes:
             cursors[f"{name}/{lane.lane}"] = lane.window(own).cursor
@@ -147,9 +136,7 @@ def loader(
         worker_init_fn=_leave_signals,
         pin_memory=torch.cuda.is_available(),
     )
-    others = multiprocessing.active_children()
     rest = iter(batches)  # starts the workers
-    _workers.update(set(multiprocessing.active_children()).difference(others))
     try:
         yield from rest
     except Exception as error:
@@ -171,25 +158,3 @@ def _leave_signals(worker: int) -> None:
     workers until it has."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-_workers: "weakref.WeakSet[multiprocessing.process.BaseProcess]" = weakref.WeakSet()
-"""Those that a loader has started. No others may be killed: a process pool would wait for them without end."""
-
-
-@atexit.register  # after multiprocessing's own, which was imported before, so this runs first
-def _end_workers() -> None:
-    """Kill workers that nothing has closed, say because an exception still holds their loader.
-
-    At exit multiprocessing sends them SIGTERM, which ours leave to the run, and would wait for them without end.
-    """
-    workers = [child for child in multiprocessing.active_children() if child in _workers]
-    if workers and hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call their end a failure
-    for worker in workers:
-        worker.kill()
-
-
-def seed_of(*numbers: int) -> int:
-    """One seed of several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

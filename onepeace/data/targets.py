@@ -1,4 +1,4 @@
-"""What the targets of a sample hold, by name: see `TARGETS`. Those of a shard are checked before they are used."""
+"""Targets of a sample by name (`TARGETS`), and checks of those that a shard holds."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -55,7 +55,7 @@ TARGETS: dict[str, tuple[str, Callable[[Any, Mapping[str, Any]], bool]]] = {
     ),
     "mask": ("a PNG file", lambda value, _: isinstance(value, bytes) and value.startswith(PNG)),
 }
-"""What a target is, in words and as a check of the value beside the sample's other targets. A shard has the mask as
+"""Form of a target, in words and as a check of the value beside the sample's other targets. A shard has the mask as
 KEY.mask.png, the others in KEY.json. Boxes are relative to the width and height of the picture. A mask has the number
 of a class in each pixel, 255 where the pixel does not count. Targets of other names are not checked."""
 
@@ -70,7 +70,7 @@ LABELS: dict[str, Callable[[Any], Iterable[str]]] = {
 
 
 def wrong_target(targets: Mapping[str, Any], names: Sequence[str]) -> str:
-    """What is wrong with one of the named targets of a sample; empty if nothing is."""
+    """Fault of one of the named targets of a sample; empty if there is none."""
     for name in names:
         if name in TARGETS:
             text, fits = TARGETS[name]

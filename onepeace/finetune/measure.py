@@ -63,7 +63,7 @@ def _set_name(pair: str, modality: str, how: str) -> str:
 
 def held_out(data: Path, pair: str) -> list[Sample]:
     """The samples of a pair that are held out."""
-    return read_source(f"val/{pair}-*.tar", pair.split("+"), data, broken_limit=1.0).samples
+    return read_source(f"val/{pair}-*.tar", pair.split("+"), data, broken_limit=1.0)
 
 
 def score(rows: Sequence[Row]) -> float:

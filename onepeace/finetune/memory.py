@@ -5,7 +5,7 @@ from copy import deepcopy
 
 from onepeace.config import Options, apply_override, build, merge
 from onepeace.cost.items import UNITS
-from onepeace.cost.plan import process_memory
+from onepeace.cost.plan import make_plan
 from onepeace.train.recipe import Recipe
 
 ROOM = 0.8
@@ -17,7 +17,7 @@ CHUNKS = (4, 16)
 
 
 def fitting_recipe(
-    content: Options, overrides: Sequence[str], available: int | None, on_gpu: bool, say: Callable[[str], None]
+    content: Options, overrides: Sequence[str], available: int | None, say: Callable[[str], None]
 ) -> Recipe:
     """The recipe, or the first of its thriftier forms that fits: activations that are computed again, steps in parts,
     and last adapters (LoRA) in place of all weights.
@@ -36,7 +36,7 @@ def fitting_recipe(
         recipe = build(Recipe, filled, "the recipe of the fine-tuning")
         if available is None or any(set(keys) - set(UNITS) for keys in recipe.data.modalities.values()):
             return recipe
-        needed = process_memory(recipe, on_gpu)
+        needed = make_plan(recipe).memory["ddp"].total
         said = f"memory: about {needed / 1e9:.1f} GB of the {available / 1e9:.1f} GB that are available"
         if needed <= ROOM * available:
             say(said)

@@ -147,7 +147,7 @@ class FineTuning:
             content = auto_recipe(self.start, self.data, self.out, counts, labels)
             device = choose_device()
             memory = available_memory(device)
-            recipe = fitting_recipe(content, self.overrides, memory, device.type != "cpu", self.say)
+            recipe = fitting_recipe(content, self.overrides, memory, self.say)
         run = recipe.run
         names = recipe.data.modalities
         settings = {

@@ -5,27 +5,21 @@ from .classification import classification, multilabel
 from .contrastive import contrastive
 from .denoising import denoising, masked_tokens
 from .distillation import distillation
-from .feature_regression import feature_regression
 from .hinge import hinge
-from .relations import relations
-from .sequence import SequenceLoss, TokenLosses, sequence_loss, smoothed_cross_entropy, token_losses
+from .sequence import TokenLosses, smoothed_cross_entropy, token_losses
 from .soft_targets import soft_targets
 from .tiled_infonce import tiled_infonce
 
 __all__ = [
-    "SequenceLoss",
     "TokenLosses",
     "box",
     "classification",
     "contrastive",
     "denoising",
     "distillation",
-    "feature_regression",
     "hinge",
     "masked_tokens",
     "multilabel",
-    "relations",
-    "sequence_loss",
     "smoothed_cross_entropy",
     "soft_targets",
     "tiled_infonce",

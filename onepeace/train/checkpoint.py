@@ -25,7 +25,7 @@ NAME = re.compile(r"step-(\d+)(\.safetensors)?")
 UNFINISHED = "*step-*.tmp"
 """Files and folders that a killed process left behind."""
 ABOUT = "state.json"
-"""What is not a tensor, of a checkpoint in shares (state.py)."""
+"""File of all that is no tensor, in a checkpoint in shares (state.py)."""
 SCORES = "scores.json"
 """{step: score}: beside the checkpoints, which are written before they are measured."""
 FORMAT = "1"
@@ -38,7 +38,7 @@ class FormatError(UserError):
 
 @dataclass
 class Checkpoint:
-    """What was saved after ``step`` updates."""
+    """State that was saved after ``step`` updates."""
 
     path: Path
     step: int
@@ -52,7 +52,7 @@ class Checkpoint:
     extra: dict[str, Any]
     """Whatever else the loop wanted to keep, as JSON allows."""
     score: float | None
-    """Of its validation, larger is better; None if there was none, or it broke off."""
+    """Score of its validation, larger is better; None if there was none, or it broke off."""
 
 
 def save(
@@ -150,7 +150,7 @@ def _check_format(path: Path, found: str) -> None:
 
 
 def _load_about(path: Path) -> Checkpoint:
-    """Of a checkpoint in shares all but the tensors, which each process reads for itself; but they are all there."""
+    """A checkpoint in shares without the tensors, which each process reads for itself; they are all there."""
     from safetensors import SafetensorError, safe_open
 
     shares = sorted(path.glob("*.safetensors"))

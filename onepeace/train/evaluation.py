@@ -1,4 +1,4 @@
-"""What a recipe's ``evaluate`` measures during its run."""
+"""Evaluation during a run, as the recipe's ``evaluate`` says."""
 
 import sys
 from pathlib import Path

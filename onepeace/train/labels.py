@@ -1,4 +1,4 @@
-"""The labels of task heads: named in a recipe, read from a file, or those that the targets of the data have."""
+"""Labels of task heads: named in a recipe, read from a file, or those that the targets of the data have."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from onepeace.data.targets import LABELS
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols.classes import read_class_names
 from onepeace.train.recipe import Recipe
-from onepeace.train.supervised import Supervised, SupervisedOptions
+from onepeace.train.supervised import Supervised
 from onepeace.train.terms.known import TERMS
 
 AUTO = "auto"
@@ -40,12 +40,10 @@ def described(name: str, options: Options, recipe: Recipe) -> Options:
     return found
 
 
-def _supervised(recipe: Recipe) -> Iterator[tuple[SupervisedOptions, type[Supervised[Any]]]]:
-    """The terms that train a head."""
-    for options in recipe.terms:
-        term = TERMS[options.term]
-        if isinstance(options, SupervisedOptions) and issubclass(term, Supervised):
-            yield options, term
+def _supervised(recipe: Recipe) -> Iterator[tuple[Any, type[Supervised[Any]]]]:
+    """The terms that train a head, each after its options."""
+    terms = ((options, TERMS[options.term]) for options in recipe.terms)
+    return ((options, term) for options, term in terms if issubclass(term, Supervised))
 
 
 def label_heads(config: Config, recipe: Recipe, sources: Sequence[Source]) -> Config:
@@ -53,13 +51,11 @@ def label_heads(config: Config, recipe: Recipe, sources: Sequence[Source]) -> Co
     wanted = recipe.model.get("heads", {})
     heads = dict(getattr(config.model, "heads", {}))
     for options, term in _supervised(recipe):
-        name = options.head
+        name, target = options.head, term.target_of(options)
         if wanted.get(name, {}).get("labels") == AUTO:
-            target = term.target_of(options)
-            values = [sample.targets[target] for source in sources for sample in source.samples
-                      if target in sample.targets]  # fmt: skip
+            targets = (sample.targets for source in sources for sample in source.samples)
             labels_in = LABELS.get(term.target, lambda value: [value])
-            labels = sorted({label for value in values for label in labels_in(value)})
+            labels = sorted({label for own in targets if target in own for label in labels_in(own[target])})
             if len(labels) < 2:
                 found = labels[0] if labels else "none"
                 raise UserError(

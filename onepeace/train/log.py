@@ -1,4 +1,4 @@
-"""What a run says: how far it is, for a person on stderr, and all numbers as JSON lines in its folder."""
+"""Log of a run: progress for a person on stderr, and all numbers as JSON lines in its folder."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ from onepeace.train.parallel import mean, world_size
 FILE = "log.jsonl"
 
 Logger = tuple[Callable[[int, dict[str, float]], None], Callable[[], None]]
-"""What takes a step's numbers, and what ends it."""
+"""Function that takes a step's numbers, and one that ends the tracker."""
 
 
 class Averages:

@@ -1,4 +1,4 @@
-"""What the optimizer is told: which parameters train, which decay, how fast each layer and each step learns.
+"""Settings of the optimizer: which parameters train, which decay, how fast each layer and each step learns.
 
 Every rule goes by parameter name or is a pure function of the step, so a resumed run needs no state but the step.
 """

@@ -20,7 +20,7 @@ from onepeace.device import join_device
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=12)
-"""How long a process waits for the others. The first one evaluates, trains the vocabulary and asks outside teachers
+"""Time that a process waits for the others. The first one evaluates, trains the vocabulary and asks outside teachers
 while they wait, and that may take hours; torch's own 10 minutes (NCCL) would end the run. A process that dies needs no
 limit: torchrun then ends the others."""
 
@@ -123,7 +123,7 @@ def barrier() -> None:
 
 
 def first_alone(make: Callable[[], T]) -> T:
-    """What ``make`` gives in each process; the first makes it before the others, who find what it left in files."""
+    """Result of ``make`` in each process; the first makes it before the others, who find what it left in files."""
     if rank() == 0:
         made = make()
         barrier()

@@ -98,7 +98,7 @@ class Passes:
         return self._fused[keys, tuple(out_indices)]
 
     def head(self, name: str, keys: tuple[str, ...]) -> Tensor:
-        """What a task head of the model makes of these modalities, a row for each of its inputs; see `fused`."""
+        """Outputs of a task head of the model for these modalities, a row for each of its inputs; see `fused`."""
         return self.encoder.apply_head(name, self.fused(keys, self.encoder.head_blocks(name)))
 
     @cached_property
@@ -233,7 +233,7 @@ def _stack_masks(masks: Sequence[Tensor | None], tokens: Sequence[Tensor], order
 
 
 def _largest_grid(grids: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
-    """That of the padded whole; None where tokens were left out."""
+    """Grid of the padded whole; None where tokens were left out."""
     known = [grid for grid in grids if grid is not None]
     return max(known) if len(known) == len(grids) else None
 

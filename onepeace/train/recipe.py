@@ -2,9 +2,10 @@
 
 `read_recipe` merges a base file, the file and overrides of the command line, and refuses what it does not know. Paths
 of the base are relative to the recipe; shards are relative to ``data.root``. A field is validated here,
-fields against each other in check.py.
+fields against each other in start.py.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -33,7 +34,7 @@ class StartConfig:
     source: str | None = None
     """``from`` in YAML: a model folder, a run, "tiny" or a released name."""
     modalities: tuple[str, ...] = ()
-    """Those of the model; empty = all it has."""
+    """Modalities of the model; empty = all it has."""
     copy: dict[str, str] = field(default_factory=dict)
     """{new: old}: FFNs and norms of a new modality start from those of another, and where it is read in the same way
     (frames of a video as pictures) its adapter too, with the same options unless the recipe gives others."""
@@ -45,10 +46,10 @@ class StartConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Where the vocabulary is from; with model.from it is that model's."""
+    """Source of the vocabulary; with model.from it is that model's."""
 
     vocab_size: int = 8000
-    """Of one that is trained on the captions of the sources, if neither file nor name is given."""
+    """Size of a vocabulary that is trained on the captions of the sources, if neither file nor name is given."""
     file: str | None = None
     """A tokenizer.json, as every model folder has one."""
     name: Literal["clip"] | None = None
@@ -67,7 +68,7 @@ class LoraConfig:
     alpha: float = 16.0
     """An adapter's output is multiplied by alpha / rank."""
     dropout: float = 0.0
-    """Of an adapter's input."""
+    """Dropout of an adapter's input."""
     targets: tuple[str, ...] = ("blocks.*.attn.[qkv]", "blocks.*.attn.proj")
     """Patterns of module names; their linear layers get adapters: ["blocks.*.attn.*", "blocks.*.ffn.image.*"]."""
 
@@ -83,7 +84,7 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class OptimGroup:
-    """What is different for some parameters."""
+    """Settings that are different for some parameters."""
 
     lr_scale: float = 1.0
     """Factor of the learning rate, beside that of optim.layer_decay."""
@@ -133,7 +134,7 @@ class ScheduleConfig:
     steps: int
     """Length of the run, in updates."""
     name: Literal["cosine", "linear", "constant"] = "cosine"
-    """What follows the warm-up: half a cosine to min_lr, a line to min_lr, or the peak rate to the end."""
+    """Course after the warm-up: half a cosine to min_lr, a line to min_lr, or the peak rate to the end."""
     warmup_steps: int | None = None
     warmup_ratio: float | None = None
     """The warm-up as a share of the steps, instead of warmup_steps."""
@@ -154,7 +155,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How the loop goes."""
+    """Settings of the loop."""
 
     out: str
     """Folder of the run: checkpoints, log, the resolved recipe."""
@@ -172,7 +173,7 @@ class RunConfig:
     save_minutes: float = 5.0
     """Minutes between checkpoints at most; 0 = by steps only."""
     keep: int = 2
-    """How many checkpoints stay, the best one besides."""
+    """Number of checkpoints that stay, the best one besides."""
     ema: float | None = None
     """Decay of the averaged weights; null = none."""
     grad_cache_chunks: int = 1
@@ -186,9 +187,9 @@ class RunConfig:
     compile: bool = False
     """torch.compile each block, where it pays (`onepeace.compiling`)."""
     max_bad_steps: int = 3
-    """So many steps in a row may have a gradient that is not finite; they are left out and named."""
+    """Steps in a row that may have a gradient which is not finite; they are left out and named."""
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where the log goes as well: tensorboard, wandb."""
+    """Trackers that get the log as well: tensorboard, wandb."""
 
     def __post_init__(self) -> None:
         sizes = self.batch_size.values() if isinstance(self.batch_size, dict) else [self.batch_size]
@@ -206,7 +207,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What the run is measured on."""
+    """Sets that the run is measured on."""
 
     recipe: str
     """An evaluation recipe, as recipes/evaluate/tiny.yaml: a path from the working folder or, where there is none, from
@@ -289,7 +290,7 @@ class Recipe:
 
     @property
     def start(self) -> StartConfig:
-        """Where the model starts."""
+        """Start of the model."""
         renamed = {"source" if key == "from" else key: value for key, value in self.model.items()}
         known = {one.name for one in fields(StartConfig)}
         return build(StartConfig, {key: value for key, value in renamed.items() if key in known}, "model")
@@ -299,6 +300,11 @@ class Recipe:
         """The fields of the model's configuration that the recipe sets."""
         start = {"from", *(one.name for one in fields(StartConfig))} - {"source"}
         return {key: value for key, value in self.model.items() if key not in start}
+
+    @property
+    def frozen_folder(self) -> Path:
+        """Folder of the outputs of frozen networks."""
+        return Path(os.path.expandvars(self.data.frozen_folder or f"{self.run.out}/frozen"))
 
     def batch_size(self, pair: str) -> int:
         """Items per step of the sources of a name, as "image+text"."""
@@ -356,7 +362,7 @@ def to_yaml(recipe: Recipe) -> str:
 
 MAY_CHANGE = frozenset(
     ["evaluate"]
-    + [f"data.{name}" for name in ("root", "stem_folder", "cache_folder", "cache_gigabytes", "cache_megabytes")]
+    + [f"data.{name}" for name in ("root", "frozen_folder", "cache_folder", "cache_gigabytes")]
     + [f"run.{name}" for name in ("out", "log_every", "eval_every", "save_every", "save_minutes", "keep", "workers")]
     + [f"run.{name}" for name in ("loggers", "parallel", "compile", "checkpoint_activations")]
 )

@@ -46,7 +46,7 @@ class Run:
     """Objective, optimizer and averaged weights."""
     steps: Steps
     cursors: dict[str, Cursor]
-    """Where this process stands in the data."""
+    """Position of this process in the data."""
     start: int
     """Steps done before."""
     unmeasured: bool
@@ -70,7 +70,7 @@ class Run:
         return losses, parallel.clip(self.state.objective, self.recipe.optim.grad_clip)
 
     def figures(self) -> dict[str, float]:
-        """What the log tells of the run beside losses and speed."""
+        """Numbers of the log beside losses and speed."""
         scale = self.model.logit_scale
         known = {} if scale is None else {"logit_scale": scale.exp().item()}
         return {**known, "peak_gigabytes": peak_memory(self.device) / 2**30}

@@ -1,8 +1,7 @@
 """From a recipe to a run at its first step, or at its last checkpoint."""
 
 import logging
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import torch
 from onepeace.compiling import compile_blocks
 from onepeace.config import Config, read_yaml, write_config
 from onepeace.data.builder import BatchBuilder
-from onepeace.data.features import StemFeatures
+from onepeace.data.frozen_cache import StemFeatures
 from onepeace.data.reader import Cursor, Source, open_sources
-from onepeace.data.steps import Share, Steps
+from onepeace.data.sample import Sample
+from onepeace.data.steps import Steps
 from onepeace.device import bfloat16_is_fast
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic
@@ -34,7 +34,7 @@ from onepeace.train.recipe import Recipe, check_same
 from onepeace.train.run import Run
 from onepeace.train.start import check_start, make_config, make_model
 from onepeace.train.state import State
-from onepeace.train.stem_features import compute_stem_features
+from onepeace.train.stem_features import StemViews
 from onepeace.train.terms.known import TERMS
 from onepeace.train.training_data import TrainingData, captions_of
 
@@ -56,7 +56,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
     sources = open_sources(recipe.data)
     config = label_heads(config, recipe, sources)
     if "text" in config.model.adapters and main:
-        make_tokenizer(recipe, lambda: every_caption(recipe, sources), out / "tokenizer.json")
+        make_tokenizer(recipe, sources, out / "tokenizer.json")
     parallel.barrier()
     processors = make_processors(config, out)
 
@@ -115,12 +115,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
     )
 
 
-def every_caption(recipe: Recipe, sources: list[Source]) -> set[str]:
-    """The captions that the first samples of the sources can give."""
-    return {text for source in sources for text in captions_of(recipe.data, islice(source, FIRST))}
-
-
-def make_tokenizer(recipe: Recipe, captions: Callable[[], Iterable[str]], path: Path) -> None:
+def make_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]], path: Path) -> None:
     """Write the run's tokenizer.json: that of the recipe's stem, the starting model's, a file's, or one trained on the
     captions.
 
@@ -144,7 +139,8 @@ def make_tokenizer(recipe: Recipe, captions: Callable[[], Iterable[str]], path: 
     elif wanted.name == "clip":
         made = tokenizer.from_open_clip()
     else:
-        made = tokenizer.train_bpe(sorted(captions()), wanted.vocab_size)
+        captions = {text for source in sources for text in captions_of(recipe.data, islice(source, FIRST))}
+        made = tokenizer.train_bpe(sorted(captions), wanted.vocab_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomic(path) as temporary:  # half a vocabulary would be taken for the run's
         made.save(str(temporary))
@@ -164,7 +160,7 @@ def make_processors(config: Config, folder: Path) -> dict[str, Processor]:
 
 
 def prepare_terms(data: TrainingData) -> dict[str, Any]:
-    """What the terms of the objective make of the data once, by their names."""
+    """Results of the terms' ``prepare``, by their names."""
     return {options.name: TERMS[options.term].prepare(options, data) for options in data.recipe.terms}
 
 
@@ -180,16 +176,14 @@ def keep_tasks(recipe: Recipe, trained: Mapping[str, Task], out: Path) -> None:
 def make_stem_features(
     recipe: Recipe, sources: list[Source], processors: Mapping[str, Processor], model: Any, device: torch.device
 ) -> dict[str, StemFeatures]:
-    """What the frozen stems of data.stem_views give of the sources' items, by modality; the first process makes it."""
-    folder = Path(os.path.expandvars(recipe.data.stem_folder or f"{recipe.run.out}/stems"))
-    use_bfloat16 = use_bfloat16_of(recipe, device)
+    """Features of the sources' items by the frozen stems of data.stem_views; the first process makes them."""
     found = {}
     for key, views in recipe.data.stem_views.items():
         samples = [sample for source in sources for sample in source.samples if key in sample.inputs]
         augment, made = recipe.data.augment.get(key, {}), ""
         if parallel.rank() == 0:
-            arguments = (key, model.adapters[key], processors[key], augment, samples, views, folder)
-            made = str(compute_stem_features(*arguments, device, use_bfloat16))
+            arguments = (key, model.adapters[key], processors[key], augment, samples, views)
+            made = str(StemViews(*arguments, device, use_bfloat16_of(recipe, device)).keep(recipe.frozen_folder))
         found[key] = StemFeatures(Path(parallel.gather_objects(made)[0]), samples)
     return found
 
@@ -213,5 +207,4 @@ def make_steps(
         num_tokens = {key: adapter.token_lengths for key, adapter in build_module(config).adapters.items()}
     builder = BatchBuilder(recipe.data, processors, num_tokens, recipe.mask if recipe.uses_masks else {}, features)
     sizes = {name: recipe.batch_size(name) for name in recipe.data.modalities}
-    share = Share(recipe.seed, sizes, parallel.rank(), parallel.world_size())
-    return Steps(builder, sources, share, cursors)
+    return Steps(builder, sources, recipe.seed, sizes, cursors, parallel.rank(), parallel.world_size())

@@ -1,4 +1,4 @@
-"""What a run is made of between two steps, and how it goes to a checkpoint and back, whole or in shares.
+"""State of a run between two steps, and its way to a checkpoint and back, whole or in shares.
 
 Whole: one file (checkpoint.py), written by the first process. In shares, under fully_shard: a folder to which each
 process writes its own, by torch.distributed.checkpoint in safetensors files. Any number of processes can read either.

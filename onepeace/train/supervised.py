@@ -1,4 +1,4 @@
-"""What terms share that compare a task head's outputs with targets of the samples."""
+"""Base of the terms that compare a task head's outputs with targets of the samples."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Supervised(Term[S], Generic[S]):
     target: ClassVar[str]
     """The target that is read unless the options name another."""
     task: ClassVar[str]
-    """What the head's outputs mean afterwards, in its configuration (onepeace/embed/tasks.py)."""
+    """Meaning of the head's outputs, in its configuration (onepeace/embed/tasks.py)."""
     num_outputs: ClassVar[int | None] = None
     """Outputs of the head, where they are no classes."""
     follows_pixels: ClassVar[bool] = False
@@ -68,7 +68,7 @@ class Supervised(Term[S], Generic[S]):
             check_places(options, cls.target_of(options), recipe)
 
     def outputs(self, passes: Passes) -> Any:
-        """What the head makes of a part of the batch, a row for each of its inputs."""
+        """Outputs of the head for a part of the batch, a row for each of its inputs."""
         return passes.head(self.options.head, self.options.on or tuple(passes.keys))
 
     def loss(self, outputs: Any, batch: Batch, model: Trained) -> Mapping[str, Tensor]:

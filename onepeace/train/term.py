@@ -103,7 +103,7 @@ class Term(nn.Module, Generic[O]):
 
     @classmethod
     def prepare(cls, options: O, data: "TrainingData") -> Any:
-        """What is made of the data once, before training; the first process makes it before the others."""
+        """Anything made of the data once, before training; the first process makes it before the others."""
         return None
 
     def outputs(self, passes: Passes) -> Any:

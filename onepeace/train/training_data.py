@@ -1,19 +1,18 @@
-"""What terms can ask of the training data before the first step."""
+"""Training data as terms see them before the first step."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.data.batch import Inputs
 from onepeace.data.config import DataConfig
-from onepeace.data.features import by_name
 from onepeace.data.reader import Source
-from onepeace.data.sample import Sample, content_of
+from onepeace.data.sample import Sample, by_name, content_of
 from onepeace.errors import UserError
 from onepeace.generative.tasks import Task
 from onepeace.train.recipe import Recipe
-from onepeace.train.teachers import TeacherOptions, TeacherTable, cached_features, file_name, item_reader
+from onepeace.train.teachers import TeacherOptions
+from onepeace.train.teachers.items import item_reader
+from onepeace.train.teachers.table import TeacherTable, teacher_table
 from onepeace.train.term import TermOptions
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ class TrainingData:
     def __init__(self, recipe: Recipe, sources: Sequence[Source], processors: Mapping[str, Any]) -> None:
         self.recipe, self.sources, self.processors = recipe, sources, processors
         self.tasks: dict[str, Task] = {}
-        """What a generative model is asked in training, by name; see `keep_task`."""
+        """Tasks that a generative model is trained for, by name; see `keep_task`."""
 
     @property
     def tokenizer(self) -> "Tokenizer":
@@ -50,7 +49,7 @@ class TrainingData:
         return text.collate([text.decode(one) for one in texts])
 
     def features(self, teacher: TeacherOptions, modality: str, output: str = "features") -> TeacherTable:
-        """What a teacher says of every item or caption of the sources, computed once and kept in a file.
+        """Table of what a teacher says of every item or caption of the sources, computed once and kept on disk.
 
         Args:
             modality: text asks about the captions, any other about the items.
@@ -59,20 +58,16 @@ class TrainingData:
         Raises:
             UserError: the teacher cannot be had, or two items of one name differ.
         """
-        kind = "" if output == "features" else f"-{output}"
-        own = f"{self.recipe.run.out}/{file_name(teacher)}-{modality}{kind}.safetensors"
-        path = Path(os.path.expandvars(teacher.cache or own))
+        root = self.recipe.frozen_folder
         if modality == "text":
             captions = {text for source in self.sources for text in captions_of(self.recipe.data, source.samples)}
             # By length: the teacher pads to the longest of a batch.
             names = sorted(captions, key=lambda text: (len(text), text))
-            return cached_features(teacher, names, lambda text: text, path, modality, output=output)
+            return teacher_table(teacher, names, lambda text: text, root, modality, output)
         samples = [sample for source in self.sources for sample in source.samples if modality in sample.inputs]
         items = by_name(samples, lambda s: s.key, lambda s: s.inputs[modality], f"a teacher's {output}")
         read = item_reader(modality, self.processors[modality])
-        return cached_features(
-            teacher, list(items), lambda name: read(content_of(items[name])), path, modality, output=output
-        )
+        return teacher_table(teacher, [*items], lambda name: read(content_of(items[name])), root, modality, output)
 
     def keep_task(self, options: TermOptions, name: str, task: Task) -> None:
         """Store what the trained model is asked beside its weights; UserError if another term asks differently."""

@@ -19,7 +19,7 @@ PER_NAME = 40
 
 
 def read(root: Path, pattern: str, key: str) -> list[Sample]:
-    return read_source(pattern, (key, "text"), root).samples
+    return read_source(pattern, (key, "text"), root)
 
 
 def words(text: str) -> set[str]:

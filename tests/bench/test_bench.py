@@ -153,7 +153,7 @@ def test_wrong_options_are_one_line(capsys, arguments, code, message):
 
 @pytest.mark.slow
 def test_bench_train_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("onepeace.cost.items.CLIP_SECONDS", (0.2, 1.0))
+    monkeypatch.setattr("onepeace.bench.train.CLIP_SECONDS", (0.2, 1.0))
     out = tmp_path / "report.json"
     run = ["run.batch_size=4", "run.checkpoint_activations=true"]
     options = ["--dtypes", "bfloat16", "--seconds", "0", "--threads", "1", "--json", str(out)]
@@ -169,7 +169,7 @@ def test_bench_train_end_to_end(tmp_path, monkeypatch):
 
 
 def test_steps_that_differ_are_not_timed(monkeypatch):
-    monkeypatch.setattr("onepeace.cost.items.CLIP_SECONDS", (0.2, 1.0))
+    monkeypatch.setattr("onepeace.bench.train.CLIP_SECONDS", (0.2, 1.0))
     recipe = read_recipe(STAGE_TWO, [*SHRUNKEN, "run.batch_size=4"])
     steps = Steps("audio+text", recipe, None, CPU)
     baseline = steps.ways["baseline"]

@@ -48,7 +48,7 @@ def shards(home):
 
 
 def read(home, *pair, pattern="set-*.tar"):
-    return read_source(pattern, pair or ("image", "text"), home.parent / "out").samples
+    return read_source(pattern, pair or ("image", "text"), home.parent / "out")
 
 
 def out(home):
@@ -365,5 +365,5 @@ def test_keys_the_reader_would_take_apart_are_refused_and_equal_ones_left_out(tm
                 writer.write(key, {"jpg": b"1"}, ["c"])
         assert writer.write("a", {"jpg": b"1"}, ["c"], targets={"label": "dog", "age": 3}, about={"owner": "me"})
         assert not writer.write("a", {"jpg": b"2"}, ["c"])
-    (sample,) = read_source("x-00000.tar", ("image", "text"), tmp_path).samples
+    (sample,) = read_source("x-00000.tar", ("image", "text"), tmp_path)
     assert (sample.inputs["image"], sample.targets) == (b"1", {"label": "dog", "age": 3})

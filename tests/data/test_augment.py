@@ -79,12 +79,6 @@ def test_no_flip_with_spatial_text(text):
         assert picture[0, -1, 0] > picture[0, 0, 0]
 
 
-def test_words_that_only_look_spatial_do_not_forbid_a_flip():
-    texts = ["a bright copyright sign", "a cleft"]
-    pictures = [vary(ImageAugment(flip=True), ramp(), t, seed).pixels.astype(int) for t in texts for seed in range(20)]
-    assert any(picture[0, -1, 0] < picture[0, 0, 0] for picture in pictures)
-
-
 @pytest.mark.parametrize("factors", [(1.3, 1.0, 1.0), (1.0, 0.7, 1.0), (1.0, 1.0, 1.4), (0.8, 1.2, 0.6)])
 def test_color_equals_pil(factors):
     """Pillow rounds and clips after each of the three steps, we once."""
@@ -100,20 +94,6 @@ def test_color_equals_pil(factors):
     pixels = ImageAugment(color=0.3).collate([sample], IMAGE)["pixels"][0]
     ours = (pixels * IMAGE.std + IMAGE.mean) * 255
     assert (ours - torch.from_numpy(np.array(expected)).permute(2, 0, 1)).abs().max() < 2.5
-
-
-def test_color_stays_in_the_range_of_pictures():
-    sample = vary(ImageAugment(), ramp())._replace(brightness=1.9, contrast=1.9, saturation=1.9)
-    pixels = ImageAugment(color=0.9).collate([sample], IMAGE)["pixels"] * IMAGE.std + IMAGE.mean
-    assert pixels.min() > -1e-5
-    assert pixels.max() < 1 + 1e-5
-
-
-def test_color_factors_are_drawn_for_each_picture():
-    factors = np.array([vary(ImageAugment(color=0.3), ramp(), seed=seed)[1:] for seed in range(200)])
-    assert ((factors >= 0.7) & (factors <= 1.3)).all()
-    assert (factors.std(0) > 0.1).all()
-    assert vary(ImageAugment(), ramp())[1:] == (1, 1, 1)
 
 
 def test_sound_unvaried_equals_the_decoder():
@@ -134,15 +114,6 @@ def test_shift_turns_the_clip_around():
     assert torch.allclose(varied, plain.roll(turns[0]), atol=1e-5)
 
 
-def test_long_clips_are_cut_after_the_shift():
-    clip = torch.cat([tone(440, seconds=2), tone(2000, seconds=2)])
-    augment = AudioAugment(shift=True)
-    varied = [augment.vary(clip, "", AUDIO, rng(seed), never)[0] for seed in range(20)]
-    assert {len(v) for v in varied} == {16000}
-    heard = {strength(v[:8000], 440) > strength(v[:8000], 2000) for v in varied}
-    assert heard == {True, False}
-
-
 def test_silence_at_the_end_is_cut_off_as_often_as_asked():
     sound = tone(440)
     clip = torch.cat([sound, 1e-4 * torch.randn(8000), torch.zeros(4000)])
@@ -153,15 +124,6 @@ def test_silence_at_the_end_is_cut_off_as_often_as_asked():
     assert 15 < sum(length == kept for length in lengths) < 45
     silent, _ = AudioAugment(trim=1.0).vary(torch.zeros(9000), "", AUDIO, rng(), never)
     assert len(silent) == len(AUDIO.finish(torch.zeros(9000)))
-
-
-def test_gain_stays_within_its_decibels():
-    loudness = []
-    for seed in range(100):
-        varied, _ = AudioAugment(gain_db=6).vary(tone(440), "", AUDIO, rng(seed), never)
-        loudness.append(varied.square().mean().sqrt().item())
-    assert 0.5 < min(loudness) < 0.6
-    assert 1.7 < max(loudness) < 2.0
 
 
 def test_noise_lies_below_the_clip():
@@ -187,17 +149,6 @@ def test_mixed_clips_are_both_heard_and_both_named():
     # As loud as each other to 5 dB, however quiet the second file is.
     assert 0.5 < min(levels) < 0.8
     assert 1.25 < max(levels) < 1.85
-
-
-@pytest.mark.parametrize(("texts", "caption"), [(("", ""), ""), (("a dog.", ""), "a dog"), (("", "a dog"), "a dog")])
-def test_mixed_clip_has_the_captions_that_are_there(texts, caption):
-    augment = AudioAugment(mix=1.0)
-    assert augment.vary(tone(440), texts[0], AUDIO, rng(), lambda: (tone(2000), texts[1]))[1] == caption
-
-
-def test_silence_can_be_mixed():
-    varied, _ = AudioAugment(mix=1.0).vary(tone(440), "", AUDIO, rng(), lambda: (torch.zeros(100), ""))
-    assert varied.isfinite().all()
 
 
 def test_wrong_options_are_errors():

@@ -11,11 +11,9 @@ from onepeace.data.masking import (
     draw_masks,
     draw_token_dropout,
     mask_spans,
-    visible,
     word_starts,
     word_table,
 )
-from onepeace.errors import UserError
 
 EXAMPLES = settings(deadline=None, derandomize=True, max_examples=50)
 LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=6).map(torch.tensor)
@@ -95,34 +93,12 @@ def test_together_image_hides_all_patches_that_were_visible_and_some_more():
     assert (alone[:, 1:] | together[:, 1:]).all()
 
 
-def test_together_without_alone_hides_whole_words():
-    lengths, starts = torch.tensor([9]), torch.tensor([[True, False, False, True, False, True, True, False, True]])
-    masked = draw_masks(MaskRates("word", joint=0.4), lengths, generator(), starts)["joint"][1][0, 1:]
-    assert int((masked & starts[0]).sum()) == math.ceil(0.4 * 4)
-    assert masked[0] == masked[1] == masked[2]
-
-
 def test_audio_counts_equal_the_released_ones(shared):
     golden = json.loads((shared / "golden/preprocess/audio_mask_counts.json").read_text())
     for name, counts in golden.items():
         length, ratio = (part.partition("=")[2] for part in name.split(","))
         masked = mask_spans(torch.tensor([int(length)] * 3), float(ratio), generator())
         assert masked.sum(1).tolist() == counts * 3
-
-
-def test_spans_hide_runs_of_frames():
-    """Runs are longer than chance would make them: 45 % hidden at random has runs of 1 / 0.55 frames on average."""
-    masked = mask_spans(torch.full((64,), 499), 0.45, generator())
-    runs = (masked[:, 1:] & ~masked[:, :-1]).sum() + masked[:, 0].sum()
-    assert masked.sum() / runs > 1.5 / 0.55
-    # Frames at both ends are reached too.
-    assert masked[:, 0].any()
-    assert masked[:, -1].any()
-
-
-def test_every_token_is_hidden_equally_often():
-    hidden = draw_masks(MaskRates("patch", unimodal=0.75), torch.full((4000,), 16), generator())["unimodal"][1][:, 1:]
-    assert torch.allclose(hidden.float().mean(0), torch.tensor(0.75), atol=0.03)
 
 
 @pytest.mark.parametrize("unit", ["word", "token"])
@@ -148,19 +124,6 @@ def test_drop_keeps_the_exact_count(lengths, share, seed, has_end):
         assert not has_end or length in kept
 
 
-def test_visible_pads_with_minus_one():
-    masked = torch.tensor([[False, True, True, False], [False, False, True, False]])
-    assert visible(masked, torch.tensor([3, 1])).tolist() == [[0, 3], [0, 1]]
-    assert visible(masked, torch.tensor([3, 3])).tolist() == [[0, 3, -1], [0, 1, 3]]
-
-
-def test_same_generator_same_masks():
-    lengths = torch.tensor([30, 12])
-    for unit in ("token", "patch", "span"):
-        first, second = (draw_masks(MaskRates(unit, 0.5, 0.5), lengths, generator(3)) for _ in range(2))
-        assert all(torch.equal(a, b) for name in first for a, b in zip(first[name], second[name], strict=True))
-
-
 def test_word_starts_of_byte_level_and_of_clip_pieces():
     table = word_table(["<s>", "<pad>", "</s>", "<unk>", "Ġa", "Ġbark", "ing", "!"])
     assert word_starts(torch.tensor([[4, 5, 6, 7, 2, 1]]), table).tolist() == [[True, True, False, False, True, True]]
@@ -181,8 +144,3 @@ def test_released_word_starts(shared):
     assert begins[:64].int().tolist() == golden["first_64"]
     assert begins[-16:].int().tolist() == golden["last_16"]
     assert hashlib.sha256(begins.to(torch.uint8).numpy().tobytes()).hexdigest() == golden["sha256_of_bytes"]
-
-
-def test_impossible_rates_are_errors():
-    with pytest.raises(UserError, match=r"unimodal is 1\.5"):
-        MaskRates("patch", 1.5)

@@ -23,13 +23,6 @@ def test_each_item_comes_as_often_as_its_weight_says(sources, seed):
         assert mine.sum() == int(weight) * size + round((weight - int(weight)) * size)
 
 
-def test_runs_are_of_one_source_and_what_fills_none_is_left_out():
-    order = draw_order([11, 9, 2], [1.0, 1.0, 1.0], 4, np.random.default_rng(0))
-    kinds = [set(np.searchsorted([11, 20, 22], run, side="right")) for run in order.reshape(-1, 4)]
-    assert len(order) == len(set(order)) == 20
-    assert sum(len(kind) == 1 for kind in kinds) >= 4  # of one run the items are what the sources had left
-
-
 def sample(captions=(), label=None):
     return Sample("", "", {"text": list(captions)}, {} if label is None else {"label": label})
 
@@ -47,11 +40,6 @@ def test_equal_labels_or_captions_are_one_group():
     assert len(set(group)) == 3
     # One text in common joins label and captions.
     assert len(set(grouped(items, ["a cat", "tabby", "a cat", "cat", "dog"]))) == 2
-
-
-def test_items_without_text_are_all_different():
-    assert len(set(grouped([sample(), sample()], ["", ""]))) == 2
-    assert len(set(grouped([sample([" "]), sample([" "])], [" ", " "]))) == 2
 
 
 @given(st.lists(st.tuples(st.sampled_from("aAbcd"), st.sampled_from([None, "x", "y"])), min_size=1, max_size=8))

@@ -19,7 +19,7 @@ from onepeace.datasets.vqa_answers import normalize_answer, soft_scores
 
 def read(done, pattern, pair=("image",), targets=()):
     """The samples of shards by key."""
-    samples = read_source(pattern, pair, done.root, targets=targets).samples
+    samples = read_source(pattern, pair, done.root, targets=targets)
     return {sample.key: sample for sample in samples}
 
 

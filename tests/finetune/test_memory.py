@@ -1,6 +1,7 @@
 """Settings follow the memory there is: what is computed again, in parts or by adapters, in this order."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.random_model import save_random_model
@@ -21,18 +22,19 @@ def test_the_first_form_that_fits_is_taken(content, monkeypatch):
     pytest.importorskip("peft")
     needs, said = [], []
 
-    def process_memory(recipe, on_gpu):
+    def make_plan(recipe):
         run = recipe.run
         needs.append((run.checkpoint_activations, run.grad_cache_chunks, recipe.lora is not None))
-        return 100 - 20 * needs[-1][0] - {1: 0, 4: 10, 16: 20}[needs[-1][1]] - 30 * needs[-1][2]
+        total = 100 - 20 * needs[-1][0] - {1: 0, 4: 10, 16: 20}[needs[-1][1]] - 30 * needs[-1][2]
+        return SimpleNamespace(memory={"ddp": SimpleNamespace(total=total)})
 
-    monkeypatch.setattr(memory, "process_memory", process_memory)
+    monkeypatch.setattr(memory, "make_plan", make_plan)
     forms = [(False, 1, False), (True, 1, False), (True, 4, False), (True, 16, False), (True, 1, True), (True, 4, True),
              (True, 16, True)]  # fmt: skip
     for available, count in ((1000, 1), (101, 2), (76, 4), (60, 6), (20, 7)):
         needs.clear()
         recipe = memory.fitting_recipe(
-            content, ["lora.rank=4"] if available < 60 else [], available, False, said.append
+            content, ["lora.rank=4"] if available < 60 else [], available, said.append
         )
         assert needs == (forms[:count] if available >= 60 else [(*form[:2], True) for form in forms])
         assert recipe.run.checkpoint_activations == needs[-1][0]
@@ -45,14 +47,14 @@ def test_the_first_form_that_fits_is_taken(content, monkeypatch):
 def test_a_plan_of_the_real_recipe(content):
     """A term with targets is planned too, and checkpoints and parts need less."""
     said = []
-    recipe = memory.fitting_recipe(content, [], 10**12, False, said.append)
+    recipe = memory.fitting_recipe(content, [], 10**12, said.append)
     assert not recipe.run.checkpoint_activations
     (line,) = said
     assert line.endswith("of the 1000.0 GB that are available")
 
 
 def test_unknown_memory_leaves_the_recipe(content):
-    assert not memory.fitting_recipe(content, [], None, False, lambda line: 1 / 0).run.checkpoint_activations
+    assert not memory.fitting_recipe(content, [], None, lambda line: 1 / 0).run.checkpoint_activations
 
 
 def test_the_machine_tells_its_memory():

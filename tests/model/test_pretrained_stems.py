@@ -181,7 +181,7 @@ def model(request):
     pooling = {"mean_cls": True, "cls_hidden": request.param, "cls_dropout": 0.5}
     adapters = {
         "text": {"vocab_size": 90, "num_positions": 40, "num_buckets": 4},
-        "image": {"stem": "timm:test_efficientnet", "patch_size": 32, "grid": 2, "bias_grid": 2, **pooling},
+        "image": {"stem": "timm", "name": "test_efficientnet", "patch_size": 32, "grid": 2, "bias_grid": 2, **pooling},
         "audio": {"stem": "aisfx", "width": 2, "num_buckets": 6, **CONVS, **pooling},
     }
     return small_model("text", adapters=adapters, projections=("text", "image", "audio"), decoder=None)

@@ -121,7 +121,7 @@ def test_recipe_learns_is_measured_and_its_model_predicts(released, tmp_path, mo
         assert model.encode_text(["a dog"]).isfinite().all()
         return
     (pair,) = recipe.data.train
-    sample = read_source(pair.shards, pair.pair, root, targets=pair.targets, broken_limit=1.0).samples[0]
+    sample = read_source(pair.shards, pair.pair, root, targets=pair.targets, broken_limit=1.0)[0]
     item = {key: sample.captions[0] if key == "text" else sample.inputs[key] for key in pair.pair}
     item |= {"candidates": sample.targets["candidates"]} if "candidates" in sample.targets else {}
     (result,) = model.predict([item])

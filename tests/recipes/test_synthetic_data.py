@@ -21,7 +21,7 @@ def test_a_patch_says_little_of_the_class_and_a_picture_much(tmp_path):
     rng = np.random.default_rng(0)
     classes, others = (rng.choice([-1.0, 1.0], (count, 8, 8, 3)) for count in (40, 400))
     MADE["write"](tmp_path, "some", 3, classes, others, 1)
-    samples = read_source("some-*.tar", ("image", "text"), tmp_path).samples
+    samples = read_source("some-*.tar", ("image", "text"), tmp_path)
     assert len({sample.label for sample in samples}) == 40 == len(samples) // 3
     assert samples[0].captions == [samples[0].label]
     signs = classes.reshape(40, -1)

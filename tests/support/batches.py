@@ -12,7 +12,7 @@ from onepeace.config import build
 from onepeace.data.batch import Batch
 from onepeace.data.builder import BatchBuilder
 from onepeace.data.reader import open_sources
-from onepeace.data.steps import Share, Steps
+from onepeace.data.steps import Steps
 from onepeace.train.recipe import Recipe
 
 SIZE = 24
@@ -89,22 +89,15 @@ def recipe(root, train=(IMAGES,), data=None, batch_size=4, **fields):
 
 
 def make_steps(processors, recipe, rank=0, world_size=1, cursors=None):
-    own = share(recipe, rank, world_size)
-    return Steps(builder(processors, recipe), open_sources(recipe.data), own, cursors)
+    masks = recipe.mask if recipe.uses_masks else {}
+    builder = BatchBuilder(recipe.data, processors, NUM_TOKENS, masks)
+    sizes = {name: recipe.batch_size(name) for name in recipe.data.modalities}
+    return Steps(builder, open_sources(recipe.data), recipe.seed, sizes, cursors, rank, world_size)
 
 
 def batches(steps, *numbers):
     """The batches of these steps."""
     return [batch for number in numbers for batch in steps[number][0]]
-
-
-def builder(processors, recipe):
-    masks = recipe.mask if recipe.uses_masks else {}
-    return BatchBuilder(recipe.data, processors, NUM_TOKENS, masks)
-
-
-def share(recipe, rank=0, world_size=1):
-    return Share(recipe.seed, {name: recipe.batch_size(name) for name in recipe.data.modalities}, rank, world_size)
 
 
 def keyed(batch):

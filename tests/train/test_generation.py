@@ -17,18 +17,13 @@ from onepeace.errors import UserError
 from onepeace.evaluate.captions import CiderReward
 from onepeace.generative.infilling import mask_words
 from onepeace.generative.tasks import Task
-from onepeace.generative.terms.asking import Asking
 from onepeace.generative.terms.generation import Generation, Prepared
-from onepeace.generative.terms.self_critical import SelfCritical
-from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub.convert.ofa_keys import to_ours
 from onepeace.losses import TokenLosses
 from onepeace.train import loop
 from onepeace.train.evaluation import evaluation
 from onepeace.train.passes import Passes
 from onepeace.train.start import make_config
-from onepeace.train.terms.known import TERMS
-from onepeace.train.training_data import TrainingData
 
 CAPTION = {"generation": {"task": "caption", "label_smoothing": 0.1}}
 
@@ -167,51 +162,6 @@ def test_the_worst_tokens_are_left_out_after_a_number_of_updates():
         assert term.loss(outputs, batch, None)["generation"] == mean
 
 
-def test_choices_are_those_of_the_sources_that_feed_the_term():
-    data = {"train": [source(name=name, targets=["label"]) for name in ("a", "b")]}
-    own = {"task": "answer", "writes": "label", "choices": "auto"}
-    made = recipe("", "", data=data, objective=[
-        {"term": "generation", **own, "sources": ["a"]},
-        {"term": "generation", **own, "task": "classify", "sources": ["b"]},
-    ])  # fmt: skip
-    sources = [
-        SimpleNamespace(config=config, samples=[SimpleNamespace(targets={"label": word})])
-        for config, word in zip(made.data.train, ("yes", "red"), strict=True)
-    ]
-    text = SimpleNamespace(tokenizer=None)
-    data = TrainingData(made, sources, {"text": text})
-    found = [TERMS[options.term].prepare(options, data).task for options in made.terms]
-    assert [task.choices for task in found] == [["yes"], ["red"]]
-
-
-@pytest.mark.parametrize("code", [-1, 9])
-def test_a_code_that_the_model_does_not_have_is_named(code):
-    asking = Asking(Task("7", answer="codes"), Vocabulary(Numbers(), 60, num_codes=9), 20, writes="codes")
-    batch = Batch({}, keys=["a"], captions=[""], targets={"codes": [[0, 8, code]]})
-    with pytest.raises(UserError, match=f"a: the code {code} is not from 0 to 8"):
-        asking(batch)
-
-
-def test_the_loop_counts_the_updates(root, start, tmp_path):
-    lines = []
-    for share in (0.0, 0.5):
-        objective = {"generation": {"task": "caption", "drop_worst": share, "drop_worst_after": 1}}
-        loop.train(writing(root, tmp_path / str(share), start, 2, objective))
-        lines.append(logged(tmp_path / str(share)))
-    (one, two), (same, less) = lines
-    assert same["generation"] == one["generation"]
-    assert less["generation"] < two["generation"]
-
-
-def test_sources_with_a_name_are_for_the_terms_that_name_them():
-    data = {"train": [source(), source(name="answer", targets=["label"])]}
-    answer = {"term": "generation", "task": "answer", "sources": ["answer"]}
-    made = recipe("", "", data=data, objective=[{"term": "generation", "task": "caption"}, answer])
-    assert made.data.modalities == {"image+text": ("image", "text"), "answer": ("image", "text")}
-    fed = {options.name: list(made.fed(options)) for options in made.terms}
-    assert fed == {"generation": ["image+text", "answer"], "generation/answer": ["answer"]}
-
-
 def test_a_folder_keeps_the_tasks_that_it_was_trained_for(root, start, tmp_path):
     first = {"generation": {"task": "name it", "changes": {"prompt": " what?", "search": {"max_len": 2}}}}
     folder = loop.train(writing(root, tmp_path / "first", start, 1, first))
@@ -249,39 +199,6 @@ def test_captions_become_what_is_rewarded(root, start, tmp_path, monkeypatch):
     assert min(rewards[-3:]) > 1.2 * max(rewards[:2])
 
 
-def test_an_item_with_another_one_mixed_in_is_compared_with_the_caption_of_both():
-    seen = []
-    reward = lambda texts, known: seen.append(known) or [1, 2, 3]  # noqa: E731
-    prepared = SimpleNamespace(references={"a": ["one", "two"]}, reward=reward)
-    term = SimpleNamespace(prepared=prepared, asking=SimpleNamespace(vocabulary=SimpleNamespace(decode=str)))
-    batch = Batch({}, keys=["a", "a.mixed"], captions=["two", "two and three"])
-    rewards = SelfCritical._rewards(term, batch, [[(5,), (6,)], [(7,)]])
-    assert seen == [[["one", "two"], ["one", "two"], ["two and three"]]]
-    assert [own.tolist() for own in rewards] == [[1, 2], [3]]
-
-
-def judged(written, rewards):
-    """The term's outputs where a search wrote these captions."""
-    decoder = lambda ids, _: torch.zeros(*ids.shape, 10)  # noqa: E731
-    decoder.token_embed = torch.nn.Embedding(10, 2)
-    encoded = SimpleNamespace(rows=lambda _: None)
-    (options,) = terms({"self_critical": {}})
-    term = SimpleNamespace(options=options, key="image", _decoder=lambda _: decoder,
-                           _search=lambda *_: written, _encode=lambda *_: encoded,
-                           _rewards=lambda *_: [torch.tensor(own) for own in rewards])  # fmt: skip
-    return SelfCritical.outputs(term, Passes(SimpleNamespace(adapters={}), Batch({}, keys=["a", "b"])))
-
-
-def test_a_caption_that_is_alone_has_no_advantage():
-    found = judged([[(5, 2)], [(6, 2), (7, 2)], []], [[3.0], [1.0, 2.0], []])
-    assert (found.loss / torch.tensor(10.0).log()).tolist() == pytest.approx([0, 0, -1, -1, 1, 1])
-
-
-def test_a_search_without_any_caption_is_named():
-    with pytest.raises(UserError, match=r"objective\.self_critical: no caption of a was found, .*; lower optim\.lr"):
-        judged([[], []], [[], []])
-
-
 def test_words_are_masked_in_spans():
     torch.manual_seed(0)
     text = " ".join(f"w{i}" for i in range(40))
@@ -311,51 +228,20 @@ LABELLED = {"data": {"train": [source(targets=["label"])]}}
         (objective(task="capton"), r"objective\.generation\.task 'capton' is not known, .* known: caption, answer"),
         (objective(changes={"beam": 3}), r"objective\.generation\.changes.*beam"),
         (objective(writes="label"), "needs label of its samples; add it to targets of squares.tar"),
-        (objective(task="ground", writes="box"), "needs box of its samples"),
         (objective(task="infill"), "the task infill reads no picture, and image.text is of image, text"),
-        (objective(weighted=True), "weighted is for answers with scores, and writes is text"),
         (objective(drop_worst=1.0), "drop_worst is 1.0; it should be from 0 to below 1"),
         ({"optim": {"layer_decay": 0.9}}, "optim.layer_decay: the blocks of a model that writes are not in one row"),
         ({"model": {"freeze_stem_norms": False}, "run": {"grad_cache_chunks": 2}}, "needs run.grad_cache_chunks=1"),
         ({"model": {"modalities": ["image"]}}, "models of architecture ofa have no choice of them"),
-        ({"objective": {"contrastive": {}}}, "contrastive"),
         ({"objective": {"self_critical": {"changes": {"search": {"beam": 1}}}}}, "captions are compared with each"),
         ({"objective": {"self_critical": {"changes": {"search": {"max_len": 2000}}}}}, "max_len is 2000, and what"),
         ({"objective": {"self_critical": {}}, "run": {"parallel": "fsdp"}}, "searches with the whole model"),
-        ({"objective": {"self_critical": {"head": "words"}}}, "needs model.heads.words of kind caption"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(root, start, tmp_path, fields, message):
     with pytest.raises(UserError, match=message) as error:
         make_config(writing(root, tmp_path, start, **fields))
     assert "\n" not in str(error.value)
-
-
-def test_what_the_data_lacks_is_said_before_the_first_step(root, start, tmp_path):
-    made = {"task": "classify", "writes": "label", "changes": {"answer": "choice"}}
-    with pytest.raises(UserError, match="the task classify has no choices; give choices: auto or a file"):
-        loop.train(writing(root, tmp_path, start, 1, {"generation": made}, **LABELLED))
-    wrong = {"generation": {**made, "changes": {"choices": ["pink"]}}}
-    with pytest.raises(UserError, match=r"([a-z]+)\d+: '\1' is not among the 1 choices"):
-        loop.train(
-            writing(root, tmp_path, start, 1, wrong, data={**LABELLED["data"], "augment": {}}, run={"batch_size": 96})
-        )
-
-
-def test_a_model_of_vectors_does_not_learn_to_answer(root, tmp_path):
-    with pytest.raises(UserError, match="needs a model that writes, as architecture: ofa"):
-        make_config(recipe(root, tmp_path, objective=CAPTION))
-
-
-def test_what_it_writes_is_measured_during_the_run(root, start, tmp_path):
-    pytest.importorskip("pycocoevalcap")
-    file = tmp_path / "evaluate.yaml"
-    file.write_text(f"sets: {{squares: {{protocol: captions, modality: image, shards: {source('image')['shards']}}}}}")
-    objective = {"generation": {**CAPTION["generation"], "changes": {"search": {"beam": 1, "max_len": 3}}}}
-    made = writing(root, tmp_path / "run", start, 1, objective, evaluate={"recipe": str(file)})
-    loop.train(made, evaluation(made))
-    (scores,) = [line for line in logged(tmp_path / "run") if "valid/squares/CIDEr-D" in line]
-    assert scores["valid/squares/ROUGE-L"] >= 0
 
 
 def test_a_model_that_writes_is_not_measured_as_one_of_vectors(root, start, tmp_path):

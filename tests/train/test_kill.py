@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.small_shards import COLOURS, square, write_shard
-from support.training import DENOISING, EVERY, MODEL, assert_same_weights, logged, recipe, source
+from support.training import DENOISING, MODEL, assert_same_weights, logged, recipe, source
 
 from onepeace import cli
 from onepeace.config import write_config
@@ -34,7 +33,7 @@ STEPS = 24
 def parts(root, tmp_path_factory):
     """The squares in four shards."""
     with ShardWriter(folder := tmp_path_factory.mktemp("parts"), "squares", max_items=25) as shards:
-        for sample in read_source("squares.tar", ("image", "text"), root).samples:
+        for sample in read_source("squares.tar", ("image", "text"), root):
             shards.write(sample.key, {"png": sample.inputs["image"]}, sample.captions, targets={"label": sample.label})
     return folder
 
@@ -208,14 +207,6 @@ def test_damaged_shares_fall_back_on_the_checkpoint_before(tmp_path, caplog, dam
     assert "step-00000002: not a complete checkpoint" in caplog.text
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_shares_of_another_model_are_named_in_one_line(tmp_path):
-    sharded(torch.nn.Linear(10, 10)).save(tmp_path, 1, "", {}, keep=2)
-    with pytest.raises(UserError, match="step-00000001: not a checkpoint of this run") as caught:
-        sharded(torch.nn.Linear(10, 20)).restore(checkpoint.newest(tmp_path))
-    assert "\n" not in str(caught.value)
-
-
 def test_an_evaluation_that_fails_loses_nothing_and_is_made_at_the_next_start(root, tmp_path):
     def fails(model, processors):
         raise UserError("no such shards")
@@ -233,16 +224,6 @@ def test_an_evaluation_that_fails_loses_nothing_and_is_made_at_the_next_start(ro
     assert [line["step"] for line in lines if "valid/a" in line] == [2, 4]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
     assert (tmp_path / "model" / "model.safetensors").exists()
-
-
-def test_half_a_vocabulary_is_not_taken_for_the_run_s(root, tmp_path, capsys):
-    path, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    write_config(recipe(root, out, steps=1), path)
-    with no_file_above(4000):
-        assert cli.main(["train", str(path)]) == 1
-    assert "too large" in capsys.readouterr().err
-    assert cli.main(["train", str(path)]) == 0
-    assert (out / "tokenizer.json").stat().st_size > 4000
 
 
 def poison(monkeypatch, steps):
@@ -274,17 +255,11 @@ def test_step_with_a_gradient_that_is_no_number_is_left_out_and_named(root, tmp_
     saved = checkpoint.newest(tmp_path)
     assert {int(state["step"]) for state in saved.optimizer["state"].values()} == {5}
     assert all(tensor.isfinite().all() for tensor in [*saved.model.values(), *saved.ema.values()])
-
-
-def test_too_many_such_steps_in_a_row_stop_the_run(root, tmp_path, monkeypatch, capsys):
-    keys = poison(monkeypatch, {2, 4, 5, 6})
-    path, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    write_config(recipe(root, out, steps=9, run={**RUN, "save_every": 3, "max_bad_steps": 2}), path)
-    assert cli.main(["train", str(path)]) == 1
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"onepeace: {out}: the gradient of step 6 is nan, as of the 2 steps before; lower optim.lr")
-    assert all(key in last for key in keys[5])
-    assert checkpoint.newest(out).step == 3
+    keys.clear()
+    with pytest.raises(UserError, match=r"gradient of step 3 is nan, .*; lower optim\.lr") as caught:
+        loop.train(recipe(root, tmp_path / "stopped", steps=9, run={**RUN, "save_every": 2, "max_bad_steps": 0}))
+    assert all(key in str(caught.value) for key in keys[2])
+    assert checkpoint.newest(tmp_path / "stopped").step == 2
 
 
 def test_tensorboard_gets_the_losses_and_only_once(root, tmp_path):
@@ -317,72 +292,12 @@ def test_wandb_offline_keeps_each_run_in_its_folder(root, tmp_path, monkeypatch)
         assert data.count(b"contrastive/text+image") >= 2  # one record a step
 
 
-def sentences(folder, broken=()):
-    """A shard of squares whose captions have 1 to 30 words; the pictures in ``broken`` are none."""
-    rng = np.random.default_rng(5)
-    words = [*COLOURS, "a", "very", "square", "of", "light"]
-    samples = {}
-    for i in range(64):
-        picture = square(COLOURS[words[i % len(COLOURS)]], rng)
-        caption = " ".join(rng.choice(words, int(rng.integers(1, 31))))
-        samples[f"s{i}"] = (b"nothing" if i in broken else picture, {"captions": [caption]})
-    write_shard(folder / "sentences.tar", samples)
-
-
-def streamed(folder, out, **run):
-    """Steps over the sentences in a folder."""
-    data = {"train": [source(shards="sentences.tar")], "shuffle_buffer": 20}
-    processors = {"image": {"size": 24}, "text": {"max_tokens": 30}}
-    return recipe(folder, out, 6, processors=processors, data=data, run={**RUN, "batch_size": 16, **run})
-
-
-def test_padding_of_texts_of_many_lengths_stays_below_a_tenth(root, tmp_path):
-    sentences(tmp_path)
-    padding = {}
-    for most in (0.1, 1.0):
-        out = tmp_path / f"padding {most}"
-        loop.train(streamed(tmp_path, out, max_padding=most))
-        padding[most] = [line["padding"] for line in read_log(out / "log.jsonl")]
-    assert max(padding[0.1]) < 0.1
-    assert min(padding[1.0]) > 0.1  # there was something to gain
-
-
-def test_broken_sample_is_counted_and_named(tmp_path, caplog):
-    sentences(tmp_path, broken={11})
-    loop.train(streamed(tmp_path, tmp_path / "run"))  # 6 steps of 16 items: one epoch and a half
-    lines = read_log(tmp_path / "run" / "log.jsonl")
-    assert 1 <= sum(line["replaced"] for line in lines) <= 2
-    named = [record.message for record in caplog.records if "cannot be decoded" in record.message]
-    assert len(named) == 1
-    assert "sentences.tar: s11 cannot be decoded, another item takes its place" in named[0]
-
-
 def test_run_folder_says_how_it_was_made_and_how_it_went(root, tmp_path):
     for _ in range(2):
         loop.train(recipe(root, tmp_path, steps=2, run=RUN))
-    for line in read_log(tmp_path / "log.jsonl"):
-        assert 0 <= line["data_wait"] <= 1
-        assert 0 <= line["padding"] < 1
-        assert line["peak_gigabytes"] > 0.01
-        assert line["seconds"] > 0
-        assert line["items_per_second"] > 0
-        assert line["replaced"] == 0
-        assert {"loss", "contrastive/text+image", "lr", "grad_norm", "logit_scale"} <= line.keys()
+    names = {"loss", "contrastive/text+image", "lr", "grad_norm", "logit_scale", "data_wait", "padding", "seconds",
+             "peak_gigabytes", "items_per_second", "replaced"}  # fmt: skip
+    assert all(names <= line.keys() for line in read_log(tmp_path / "log.jsonl"))
     starts = [json.loads(line) for line in (tmp_path / "environment.jsonl").read_text().splitlines()]
     assert len(starts) == 2
-    assert starts[0]["torch"] == torch.__version__
-    assert starts[0]["command"] == sys.argv
-    assert {"onepeace", "python", "commit", "machine", "processors", "threads"} <= starts[0].keys()
-
-
-def test_two_pairs_train_together(root, tmp_path):
-    data = {"train": [source("image"), source("audio")]}
-    run = {**RUN, "batch_size": {"image+text": 24, "audio+text": 16}}
-    wanted = recipe(root, tmp_path, 30, model={**MODEL, **EVERY}, optim={"lr": 1e-3}, data=data, run=run)
-    loop.train(wanted)
-    lines = read_log(tmp_path / "log.jsonl")
-    for name in ("contrastive/text+image", "contrastive/text+audio"):
-        assert all(name in line for line in lines)
-        assert lines[-1][name] < 0.8 * lines[0][name], name
-    for line in lines:
-        assert line["loss"] == pytest.approx(line["contrastive/text+image"] + line["contrastive/text+audio"])
+    assert (starts[0]["torch"], starts[0]["command"]) == (torch.__version__, sys.argv)

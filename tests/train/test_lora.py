@@ -15,8 +15,7 @@ from onepeace.errors import UserError
 from onepeace.hub.weights import expected
 from onepeace.train import checkpoint, loop, setup
 from onepeace.train.loop import train_steps
-from onepeace.train.lora import choose_trained
-from onepeace.train.start import make_config, make_model
+from onepeace.train.start import make_config
 
 peft = pytest.importorskip("peft")
 
@@ -123,18 +122,6 @@ def test_the_evaluation_sees_the_merged_model(root, base, tmp_path):
     assert_same_weights(loop.train(adapted(root, base, tmp_path / "quiet")), folder)
 
 
-def test_what_is_no_plain_linear_layer_gets_none(root, base, tmp_path):
-    wanted = adapted(root, base, tmp_path, lora={"targets": ["norms.*", "blocks.0.attn.*"]})
-    model = make_model(wanted, make_config(wanted))
-    with pytest.raises(UserError, match=r"pattern 'norms\.\*' matches none of \d+ linear layers, as "):
-        choose_trained(model, wanted)
-    wanted = adapted(root, base, tmp_path, lora={"targets": ["*"]})
-    choose_trained(model, wanted)
-    layers = {name for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)}
-    assert {"blocks.1.attn.proj", "blocks.0.ffn.text.up"} <= layers
-    assert any(name.startswith("heads") for name in layers)
-
-
 def test_a_target_is_not_an_ending_of_other_names():
     """The masked decoder has blocks too."""
     content = {**MODEL, "modalities": ["text", "image"]}
@@ -150,11 +137,8 @@ def test_a_target_is_not_an_ending_of_other_names():
     ("fields", "message"),
     [
         ({"lora": {"rank": 0}}, "rank 0 should be at least 1"),
-        ({"lora": {"dropout": 1.0}}, "dropout 1.0 from 0 to below 1"),
-        ({"lora": {"alpha": 0}}, "alpha 0"),
         ({"lora": {"targets": []}}, "targets is empty"),
         ({"freeze": ["adapters.*"]}, "give freeze: {except: patterns}"),
-        ({"freeze": {"but": ["adapters.*"]}}, r"freeze\.but is not a field"),
         ({"freeze": {"except": ["nothing.*"]}}, r"'nothing\.\*' matches none"),
     ],
 )
@@ -174,7 +158,7 @@ def test_the_plan_counts_what_trains(root, base, tmp_path):
     wanted = adapted(root, base, tmp_path, steps=2, run={"ema": 0.9})
     run = setup.build_run(wanted, torch.device("cpu"))
     train_steps(run, None, None, lambda: False)
-    plan = make_plan(wanted, on_gpu=False)
+    plan = make_plan(wanted)
     trained = [p for p in run.model.parameters() if p.requires_grad]
     memory = plan.memory["ddp"]
     assert memory.parameters == sum(p.nbytes for p in run.model.parameters())
@@ -185,4 +169,4 @@ def test_the_plan_counts_what_trains(root, base, tmp_path):
     assert plan.parameters["LoRA adapters"] == (adapters, adapters)
     assert plan.parameters == parameter_counts(run.model)
     whole = recipe(root, tmp_path, steps=2, run={"batch_size": 8}, model={"from": str(base)})
-    assert memory.activations < make_plan(whole, on_gpu=False).memory["ddp"].activations
+    assert memory.activations < make_plan(whole).memory["ddp"].activations

@@ -44,7 +44,6 @@ def test_it_learns(root, tmp_path, names):
     loop.train(names_recipe(root, tmp_path, names=names, templates=["{}", "a {} square"]))
     first, *_, last = read_log(tmp_path / "log.jsonl")
     assert last["names/image"] < 0.6 * first["names/image"]
-    assert (tmp_path / "test-colours-image-scores.safetensors").exists()
 
 
 def test_soft_targets_are_a_cross_entropy():
@@ -77,9 +76,3 @@ def test_soft_targets_are_a_cross_entropy():
 def test_mistakes_are_one_line(root, tmp_path, term, options, message):
     with pytest.raises(UserError, match=message):
         loop.train(names_recipe(root, tmp_path, term, steps=1, **options))
-
-
-def test_a_classifier_of_other_classes_is_refused(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("open_clip.IMAGENET_CLASSNAMES", NAMES[:-1])
-    with pytest.raises(UserError, match="test:colours has 10 classes, and 9 names are known"):
-        loop.train(names_recipe(root, tmp_path, steps=1))

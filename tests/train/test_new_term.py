@@ -64,33 +64,3 @@ def test_it_learns_beside_the_others_and_its_layer_is_saved(root, tmp_path):
     assert saved["terms.labels/image.head.weight"].shape == (len(COLOURS), 32)
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert not [name for name in file.keys() if "labels" in name]  # the model is the encoder alone
-
-
-def test_a_cached_gradient_is_the_same(root, tmp_path):
-    lines = []
-    for chunks in (1, 3):
-        run = {"batch_size": 12, "log_every": 1, "grad_cache_chunks": chunks}
-        loop.train(labelled(root, tmp_path / str(chunks), steps=2, run=run))
-        lines.append(read_log(tmp_path / str(chunks) / "log.jsonl"))
-    for one, other in zip(*lines, strict=True):
-        assert one["labels/image"] == pytest.approx(other["labels/image"], rel=1e-5)
-        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"classes": ["red"]}, "objective.labels/image has 1 classes; it needs two or more"),
-        ({}, "classes is missing"),
-        ({"clases": ["red", "blue"]}, "clases is not a field; did you mean classes?"),
-    ],
-)
-def test_its_mistakes_are_one_line(root, tmp_path, options, message):
-    with pytest.raises(UserError) as caught:
-        loop.train(labelled(root, tmp_path, steps=1, objective={"labels/image": options}))
-    assert message in str(caught.value)
-
-
-def test_samples_without_the_target_are_named(root, tmp_path):
-    with pytest.raises(UserError, match=r"squares.tar: .* has no answer in its .json"):
-        loop.train(labelled(root, tmp_path, steps=1, data={"train": [source(targets=["answer"])]}))

@@ -1,7 +1,6 @@
 """Several processes that train one model give what one gives; parts of a batch give what the whole gives."""
 
 import math
-from datetime import timedelta
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from support.training import DENOISING, recipe
 from torch.nn.parallel import DistributedDataParallel
 
 from onepeace.config import write_config
-from onepeace.train import checkpoint, parallel, setup, teachers
+from onepeace.train import checkpoint, parallel, teachers
 from onepeace.train.log import read_log
 from onepeace.train.state import State
 
@@ -186,48 +185,6 @@ def test_a_run_goes_on_however_it_is_spread(root, tmp_path):
         assert torch.allclose(moments[i]["exp_avg"], values["exp_avg"], rtol=1e-2, atol=1e-5), i
 
 
-def share_out(path):
-    """Weights that the first process alone has, and what every process then holds of them."""
-    with parallel.group(torch.device("cpu")):
-        with torch.device("meta" if parallel.rank() else "cpu"):
-            objective = Small()
-        objective.model[0].requires_grad_(False)
-        given = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
-        parallel.parallelize(objective, objective.model, "fsdp", torch.device("cpu"))
-        assert [p.requires_grad for p in objective.parameters()] == [True, False, False, True, True]
-        found = {name: getattr(x, "full_tensor", lambda x=x: x)() for name, x in objective.state_dict().items()}
-        torch.save({"given": given, "found": found}, path / str(parallel.rank()))
-
-
-def test_weights_of_the_first_process_are_shared_out(tmp_path):
-    start(2, share_out, tmp_path)
-    first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
-    assert all(tensor.is_meta for tensor in second["given"].values())
-    for name, tensor in first["given"].items():
-        assert torch.equal(first["found"][name], tensor), name
-        assert torch.equal(second["found"][name], tensor), name
-
-
-def train_noting_models(path, noted):
-    """A run whose processes each note whether they made a model with values."""
-    make = setup.make_model
-
-    def made(*args, **options):
-        model = make(*args, **options)
-        (noted / str(parallel.rank())).write_text(str({p.device.type for p in model.parameters()}))
-        return model
-
-    setup.make_model = made
-    train(path, [])
-
-
-def test_only_the_first_process_makes_the_whole_model_to_be_shared(root, tmp_path):
-    run = {"batch_size": 4, "parallel": "fsdp", "log_every": 1}
-    write_config(recipe(root, tmp_path / "run", steps=1, run=run), tmp_path / "recipe.yaml")
-    start(2, train_noting_models, tmp_path / "recipe.yaml", tmp_path)
-    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["{'cpu'}", "{'meta'}"]
-
-
 def train_with_teacher(path, asked):
     """A run whose teacher notes in ``asked`` which process had it say something."""
 
@@ -250,16 +207,6 @@ def test_the_first_of_several_processes_asks_the_teacher_for_all(root, tmp_path)
     asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
     assert {rank for rank, _ in asked} == {"0"}
     assert sum(int(count) for _, count in asked) == 12 * len(COLOURS)
-
-
-def test_processes_wait_for_hours_for_what_the_first_one_does_alone(monkeypatch):
-    given = {}
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **options: given.update(options))
-    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
-    with parallel.group(torch.device("cpu")):
-        assert given["timeout"] >= timedelta(hours=2)
 
 
 def test_the_4b_recipes_take_their_first_step_in_two_processes(root, tmp_path):

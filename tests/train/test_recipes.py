@@ -42,11 +42,6 @@ SMALL = {"dim": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "ffn_dim": 64}
 DECODER = {"dim": 16, "depth": 1, "num_heads": 2, "ffn_dim": 32}
 
 
-def test_recipes_are_found():
-    assert {"pretrain/tiny_image_text", "pretrain/audio_text_4b"} <= set(RECIPES)
-    assert not any(name.startswith("evaluate/") for name in RECIPES)
-
-
 def test_every_protocol_of_an_evaluation_is_named():
     chapter = (DOCS / "guide" / "extend.md").read_text().partition("**An evaluation protocol**")[2]
     assert [name for name in PROTOCOLS if f"`{name}`" not in chapter] == []
@@ -84,18 +79,6 @@ def test_three_modalities_of_the_largest_size_are_four_billion():
         model = OnePeace(build(ModelConfig, SIZES["4b"], "SIZES"))
     # The paper's 4 B. A bucket matrix and the like, which the released code also stores, are no parameters.
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(3_926_288_577, rel=1e-4)
-
-
-@pytest.mark.parametrize("size", ["small", "base", "large"])
-def test_paths_of_a_size_are_as_it_says(size):
-    with torch.device("meta"):
-        model = OnePeace(build(ModelConfig, SIZES[size], "SIZES"))
-    own = {"small": 28.8, "base": 86.6, "large": 306.6}[size]  # of ViT-S to L: 22, 86, 304
-    path = sum(
-        parameter.numel() for name, parameter in model.named_parameters()
-        if not name.startswith("decoder") and not re.search(r"\b(text|audio)\b", name)
-    )  # fmt: skip
-    assert path / 1e6 == pytest.approx(own, abs=0.1)
 
 
 COST = re.compile(r"# Cost: ([\d.]+) TFLOP a pair, ([\d.,]+) EFLOP for the schedule \(--plan --processes (\d+)\)\.")
@@ -142,7 +125,7 @@ def shrunken(tmp_path_factory):
         small = [f"data.root={root}", f"data.train=[{', '.join(sources)}]", "tokenizer={vocab_size: 300}",
                  "model.pretrained=false", "evaluate={}", "run.batch_size=4", "run.workers=0",
                  "schedule.steps=2", "schedule.warmup_ratio=null",
-                 "schedule.warmup_steps=1", f"run.out={out}", f"data.stem_folder={runs / 'stems'}"]  # fmt: skip
+                 "schedule.warmup_steps=1", f"run.out={out}", f"data.frozen_folder={runs / 'stems'}"]  # fmt: skip
         if wanted.uses_masks:
             small += [f"model.decoder={DECODER}"]
         if wanted.model.get("from") in ("tiny", "tiny-captions"):

@@ -14,7 +14,7 @@ def test_workers_get_no_weights_of_the_model(root, tmp_path):
     wanted = recipe(root, tmp_path, model={"size": "base", "modalities": ["text", "image"]})
     config = make_config(wanted)
     sources = open_sources(wanted.data)
-    setup.make_tokenizer(wanted, lambda: setup.every_caption(wanted, sources), tmp_path / "tokenizer.json")
+    setup.make_tokenizer(wanted, sources, tmp_path / "tokenizer.json")
     steps = setup.make_steps(wanted, sources, setup.make_processors(config, tmp_path), config, {})
     assert len(pickle.dumps(steps.builder.num_tokens)) < 100_000  # one embedding table is 150 MB
     sent = pickle.loads(pickle.dumps(steps))  # noqa: S301

@@ -3,13 +3,11 @@
 import json
 
 import pytest
-from support.random_model import save_random_model
 from support.small_shards import COLOURS
 from support.task_shards import FEW, write_task_shards
 from support.training import MODEL, recipe, source
 
 import onepeace
-from onepeace.cli import main
 from onepeace.data.shards import read_source
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols import PROTOCOLS
@@ -76,13 +74,13 @@ def test_a_task_is_learned_measured_saved_and_predicts(tasks, tmp_path, task):
     figures = measured(folder, tasks, task)
     assert floor <= figures[metric] <= 1, figures
     model = onepeace.load(folder)
-    sample = read_source(f"{shards}.tar", (modality, *others), tasks).samples[0]
+    sample = read_source(f"{shards}.tar", (modality, *others), tasks)[0]
     item = {modality: sample.inputs[modality], **({"text": sample.captions[0]} if others else {})}
     item |= {"candidates": sample.targets["candidates"]} if task == "choice" else {}
     (result,) = model.predict([item])
     json.dumps(result)
     # Batch mates change nothing.
-    longer = {modality: read_source(f"{shards}.tar", (modality, *others), tasks).samples[-1].inputs[modality]}
+    longer = {modality: read_source(f"{shards}.tar", (modality, *others), tasks)[-1].inputs[modality]}
     beside = model.predict([{**item, **longer}, item, item])
     assert numbers(beside[1]) == pytest.approx(numbers(result), abs=1e-4)
 
@@ -118,13 +116,6 @@ def test_what_does_not_fit_is_one_line(tasks, tmp_path, task, fields, message):
     assert message in str(caught.value)
 
 
-def test_a_head_without_labels_is_not_measured(tasks, tmp_path):
-    head = {"kind": "classifier", "on": "image", "pool": "cls", "hidden_ratio": 0, "num_classes": 8}
-    folder = save_random_model(tmp_path / "model", heads={"classifier": head})
-    with pytest.raises(UserError, match="the head classifier has no labels"):
-        measured(folder, tasks, "label")
-
-
 def test_a_label_that_is_no_class_is_named(root, tmp_path):
     (tmp_path / "names.json").write_text(json.dumps([name for name in COLOURS if name != "red"]))
     made = task_recipe(root, tmp_path / "run", "label", steps=30)
@@ -136,51 +127,3 @@ def test_a_label_that_is_no_class_is_named(root, tmp_path):
         loop.train(recipe(root, tmp_path / "run", steps=30, model=model, objective=made.objective,
                           data={"train": [{"shards": "squares.tar", "pair": ["image"], "targets": ["label"]}]},
                           processors=made.processors))  # fmt: skip
-
-
-def test_command_takes_files_of_the_kind_that_its_head_is_asked_about(tasks, tmp_path, capsys):
-    loop.train(task_recipe(tasks, tmp_path / "run", "choice", steps=1))
-    sample = read_source("choices.tar", ("audio", "text"), tasks).samples[0]
-    files = tmp_path / "files"
-    files.mkdir()
-    (files / "yard.wav").write_bytes(sample.inputs["audio"])
-    (files / "a.png").write_bytes(b"no picture")
-    code = main(
-        [
-            "classify",
-            str(files),
-            "--model",
-            str(tmp_path / "run"),
-            "--text",
-            "what?",
-            "--labels",
-            "a dog,a seal",
-            "--json",
-        ]
-    )
-    out, err = capsys.readouterr()
-    assert json.loads(out)["choice"] in ("a dog", "a seal")
-    assert (code, err.splitlines()[-1]) == (0, "onepeace: 1 image file left out: the head classifier does not read it")
-
-
-def test_command_prints_results_draws_boxes_and_names_what_fails(tasks, tmp_path, capsys):
-    folder = loop.train(task_recipe(tasks, tmp_path / "run", "box", steps=20))
-    sample = read_source("boxes.tar", ("image", "text"), tasks).samples[0]
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    (pictures / "a.png").write_bytes(sample.inputs["image"])
-    (pictures / "b.png").write_bytes(b"no picture")
-    options = ["--model", str(tmp_path / "run"), "--text", "the box", "--draw", str(tmp_path / "out"), "--json"]
-    code = main(["classify", str(pictures), *options])
-    out, err = capsys.readouterr()
-    (line,) = map(json.loads, out.splitlines())
-    assert code == 1
-    assert err.count("b.png") == 1
-    assert line["path"].endswith("a.png")
-    assert len(line["box"]) == 4
-    assert all(0 <= corner <= 24 for corner in line["box"])
-    from PIL import Image
-
-    with Image.open(tmp_path / "out" / "a.png.png") as drawn:
-        assert drawn.size == (24, 24)
-    assert onepeace.load(folder).predict([{"image": pictures / "a.png", "text": "the box"}])[0]["box"] == line["box"]

@@ -1,7 +1,5 @@
 """The loop on small shards of coloured squares and tones: it learns, resumes and says what is wrong."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,7 @@ from onepeace.data.reader import open_sources
 from onepeace.data.shard_writer import ShardWriter
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
-from onepeace.train import checkpoint, loop, setup, teachers
+from onepeace.train import loop, setup, teachers
 from onepeace.train.evaluation import evaluation
 from onepeace.train.log import read_log
 from onepeace.train.start import make_config, make_model
@@ -96,7 +94,7 @@ def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
     )  # fmt: skip
     config = make_config(wanted)
     sources = open_sources(wanted.data)
-    setup.make_tokenizer(wanted, lambda: setup.every_caption(wanted, sources), tmp_path / "run/tokenizer.json")
+    setup.make_tokenizer(wanted, sources, tmp_path / "run/tokenizer.json")
     processors = setup.make_processors(config, tmp_path / "run")
     steps = setup.make_steps(wanted, sources, processors, config, {})
     group, _ = steps[0]
@@ -104,19 +102,6 @@ def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
     loop.train(wanted)
     (line,) = read_log(tmp_path / "run/log.jsonl")
     assert {"contrastive/text+image", "denoising/text"} <= set(line)
-
-
-def test_named_weights_start_fresh(root, stage_one, tmp_path):
-    model = {"from": str(stage_one), "modalities": ["text", "image"], "fresh": ["logit_scale", "heads.text.*"]}
-    wanted = recipe(root, tmp_path, model=model)
-    made = make_model(wanted, make_config(wanted)).state_dict()
-    before = load_file(stage_one / "model.safetensors")
-    assert made["logit_scale"].item() == pytest.approx(math.log(1 / 0.07))
-    assert not torch.equal(made["heads.text.weight"], before["heads.text.weight"])
-    assert torch.equal(made["heads.image.weight"], before["heads.image.weight"])
-    wanted.model["fresh"] = ["scale"]
-    with pytest.raises(UserError, match="'scale' matches no weight"):
-        make_model(wanted, make_config(wanted))
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
@@ -134,25 +119,6 @@ def test_resume_equals_uninterrupted_run(root, tmp_path, ema):
     assert [line["step"] for line in lines[0]] == [2, 4, 6, 8]
     # The line of step 4 averages steps 3 and 4; the resumed run saw only 4 of them.
     assert [line for line in lines[0] if line["step"] != 4] == [line for line in lines[1] if line["step"] != 4]
-
-
-def test_averaged_weights_are_kept_and_differ_from_the_last_ones(root, tmp_path):
-    folder = loop.train(recipe(root, tmp_path, steps=6, run={"batch_size": 8, "log_every": 2, "ema": 0.9}))
-    kept = load_file(folder / "model.safetensors")["blocks.0.attn.q.weight"]
-    last = checkpoint.newest(tmp_path)
-    assert torch.equal(kept, last.ema["blocks.0.attn.q.weight"])
-    assert not torch.equal(kept, last.model["model.blocks.0.attn.q.weight"])
-
-
-def test_a_run_does_not_go_on_under_another_recipe(root, tmp_path):
-    loop.train(recipe(root, tmp_path, steps=2))
-    with pytest.raises(UserError, match="another optim"):
-        loop.train(recipe(root, tmp_path, steps=2, optim={"lr": 1e-4}))
-
-
-def test_a_gradient_that_is_not_finite_stops_the_run(root, tmp_path):
-    with pytest.raises(UserError, match=r"gradient of step .* lower optim\.lr.*samples"):
-        loop.train(recipe(root, tmp_path, steps=30, optim={"lr": 1e30, "grad_clip": None}))
 
 
 def test_outside_teacher_is_asked_once_per_item(root, tmp_path, monkeypatch):
@@ -174,17 +140,14 @@ def test_outside_teacher_is_asked_once_per_item(root, tmp_path, monkeypatch):
     assert len(asked) == 12 * len(COLOURS)
     lines = read_log(tmp_path / "run" / "log.jsonl")
     assert lines[-1]["distillation/image"] < lines[0]["distillation/image"]
-    cache = tmp_path / "run" / "brightness-image.safetensors"
-    terms["distillation/image"]["teacher"] = {"name": "brightness", "cache": str(cache)}
-    loop.train(recipe(root, tmp_path / "again", steps=1, objective=terms))
+    # What is there is not asked again; another teacher is.
+    data = {"frozen_folder": str(tmp_path / "run" / "frozen")}
+    loop.train(recipe(root, tmp_path / "again", steps=1, objective=terms, data=data))
     assert len(asked) == 12 * len(COLOURS)
     monkeypatch.setitem(teachers.TEACHERS, "darkness", brightness)
-    terms["distillation/image"]["teacher"] = {"name": "darkness", "cache": str(cache)}
-    with pytest.raises(UserError, match=r"brightness-image.* the teacher brightness, the recipe asks for darkness"):
-        loop.train(recipe(root, tmp_path / "other", steps=1, objective=terms))
-    cache.write_bytes(cache.read_bytes()[:50])
-    with pytest.raises(UserError, match=r"brightness-image.* not readable as features"):
-        loop.train(recipe(root, tmp_path / "cut", steps=1, objective=terms))
+    terms["distillation/image"]["teacher"] = {"name": "darkness"}
+    loop.train(recipe(root, tmp_path / "other", steps=1, objective=terms, data=data))
+    assert len(asked) == 24 * len(COLOURS)
 
 
 @pytest.mark.parametrize(
@@ -232,26 +195,13 @@ def test_a_download_that_the_evaluation_reads_is_looked_for_too(tmp_path, name, 
             evaluation(wanted)
 
 
-def test_shards_of_the_baselines_of_captions_are_looked_for_too(root, tmp_path):
-    path = tmp_path / "evaluate.yaml"
-    path.write_text(
-        "sets: {written: {protocol: captions, modality: image, shards: squares.tar, baselines: [most_frequent], "
-        "train: {modality: image, shards: none.tar}}}"
-    )
-    with pytest.raises(UserError, match=r"set written: no shard matches .*none\.tar"):
-        evaluation(recipe(root, tmp_path / "run", evaluate={"recipe": str(path)}))
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"objective": {"denoising/video": {}}}, "no source has 'video'"),
-        ({"model": {"size": "tinny"}}, "'tinny' is not known; known: tiny"),
         ({"model": {**MODEL, "modalities": ["text", "smell"]}}, "modalities names 'smell'"),
-        ({"model": {"from": "nowhere"}}, "nowhere"),
         ({"model": {**MODEL, "decoder": None}, **DENOISING}, "give model.decoder"),
         ({"model": {**MODEL, "copy": {"image": "text"}}}, r"model\.copy is about the weights of model\.from; give"),
-        ({"model": {**MODEL, "fresh": ["logit_scale"]}}, r"model\.fresh is about the weights of model\.from; give"),
         ({"model": {"from": "tiny", "copy": {"audio": "imgae"}}}, r"model\.copy: tiny has no 'imgae'; it has text, "),
         ({"model": {"from": "tiny", "copy": {"adio": "image"}}}, r"model\.copy: the recipe's model has no 'adio'"),
         ({"processors": {"imagee": {"size": 80}}}, r"processors\.imagee: no such modality; there are image, "),

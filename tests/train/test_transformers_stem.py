@@ -9,7 +9,6 @@ import transformers
 from support.training import MODEL, recipe
 
 from onepeace.embed.embedder import load
-from onepeace.errors import UserError
 from onepeace.model.stems.transformers import TransformersStem, network_options
 from onepeace.train import loop
 
@@ -81,15 +80,3 @@ def test_model_folder_needs_neither_the_encoder_nor_a_network(saved, root, tmp_p
     sound = (torch.randn(16000).numpy(), 16000)
     longer = (torch.randn(30000).numpy(), 16000)
     assert made.encode_audio([sound, longer])[0].allclose(made.encode_audio([sound])[0], atol=1e-5)
-
-
-def test_what_cannot_be_a_stem_is_named(root, tmp_path):
-    adapters = {**MODEL["adapters"], "audio": {"stem": "transformers"}}
-    model = {**MODEL, "adapters": adapters, "modalities": ["text", "audio"]}
-    with pytest.raises(UserError, match=r"the stem transformers needs a name, as name: "):
-        loop.train(recipe(root, tmp_path / "run", steps=2, model=model))
-    with pytest.raises(UserError, match=r"the stem transformers .*nothing cannot be had .*; check its name"):
-        TransformersStem(8, str(tmp_path / "nothing"))
-    transformers.BertConfig(hidden_size=16).save_pretrained(tmp_path / "bert")
-    with pytest.raises(ValueError, match=r"bert is a bert, which reads no waveform; wav2vec2, hubert do"):
-        TransformersStem(8, str(tmp_path / "bert"))

@@ -1,7 +1,5 @@
 """Clips in training and after: a model of frames starts from one of pictures, clips vary as a whole."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +8,7 @@ from support.clips import plain_video
 from support.random_model import ADAPTERS, save_random_model
 from support.training import recipe
 
-from onepeace.cli import main
-from onepeace.config import Config, ModelConfig
+from onepeace.config import ModelConfig
 from onepeace.data.augment import make_augments
 from onepeace.embed.embedder import Embedder
 from onepeace.errors import UserError
@@ -111,30 +108,3 @@ def test_a_head_averages_its_outputs_over_the_views_of_each_video(tmp_path):
         assert (logits[0] - logits[-1]).abs().max() > 1e-3
         wanted = dict(zip(HEAD["labels"], logits.mean(0).softmax(0).tolist(), strict=True))
         assert {one["label"]: one["score"] for one in result["labels"]} == pytest.approx(wanted, abs=1e-5)
-
-
-def test_predict_reads_videos_as_clips_where_the_head_does(tmp_path, capsys):
-    options = {"patch_size": 16, "grid": 2, "bias_grid": 2, "frames": 2}
-    model = ModelConfig(32, 16, 1, 4, 48, adapters={"video": options}, heads={"acts": {**HEAD, "num_classes": 2}})
-    config = Config(model, {"video": {"frames": 2, "stride": 2, "size": 32}})
-    folder = weights.save(tmp_path / "model", OnePeace(model), config, tokenizer=None, card="")
-    (tmp_path / "a.mp4").write_bytes(plain_video(6, level=20))
-    (tmp_path / "b.mp4").write_bytes(b"no video")
-    assert (
-        main(
-            [
-                "classify",
-                str(tmp_path / "a.mp4"),
-                str(tmp_path / "b.mp4"),
-                "--model",
-                str(folder),
-                "--json",
-                "--top",
-                "2",
-            ]
-        )
-        == 1
-    )
-    found, err = capsys.readouterr()
-    assert {one["label"] for one in json.loads(found)["labels"]} == {"run", "sit"}
-    assert "b.mp4: not a sound or video" in err

@@ -73,7 +73,7 @@ class Items:
             if not chosen:
                 raise UserError(f"{self.place}: no key of its {len(samples)} samples fits the pattern {self.keys!r}")
         else:
-            chosen = read_source(self.shards, needed, root, keys=self.keys, broken_limit=1.0).samples
+            chosen = read_source(self.shards, needed, root, keys=self.keys, broken_limit=1.0)
         if (digest := _reading.get()) is not None:
             for sample in chosen:
                 _add(digest, sample, needed)

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from onepeace.config import Options
 from onepeace.config.ofa import OFAConfig
 from onepeace.data.batch import Batch
-from onepeace.data.features import by_name
+from onepeace.data.sample import by_name
 from onepeace.errors import UserError, expect
 from onepeace.evaluate.captions import CiderReward
 from onepeace.generative.model import Writer

@@ -22,7 +22,8 @@ class ImageAdapter(Adapter):
         patch_size: side of a patch in pixels.
         grid: side of the grid of learned positions.
         bias_grid: r, side of the grid of the bias table; it has (2 r - 1)^2 + 3 rows.
-        stem: a key of IMAGE_STEMS; lite:lite0 or timm:NAME for a network that was trained elsewhere.
+        stem: a key of IMAGE_STEMS.
+        name: the network of the stem timm.
         cls_hidden, cls_dropout: see `make_cls_mlp`.
     """
 
@@ -37,6 +38,7 @@ class ImageAdapter(Adapter):
         grid: int = 16,
         bias_grid: int = 16,
         stem: str = "hmlp",
+        name: str | None = None,
         num_types: int = 0,
         mean_cls: bool = False,
         max_cls: bool = False,
@@ -44,12 +46,13 @@ class ImageAdapter(Adapter):
         cls_dropout: float = 0.0,
     ):
         super().__init__(key, dim, num_heads, num_tables, grid_table_rows(bias_grid), num_types, mean_cls, max_cls)
-        kind, *name = stem.split(":", 1)
-        if kind not in IMAGE_STEMS or (kind in ("lite", "timm")) != bool(name):
-            raise ValueError(f"no stem {stem!r}; known: hmlp, conv, lite:NAME, timm:NAME")
+        if stem not in IMAGE_STEMS or (stem == "timm") != bool(name):
+            raise ValueError(
+                f"no stem {stem!r} of name {name!r}; known: {', '.join(IMAGE_STEMS)}, of which timm needs a name"
+            )
         self.patch_size, self.bias_grid = patch_size, bias_grid
         self.channels = 3
-        self.stem = IMAGE_STEMS[kind](dim, patch_size, *name)
+        self.stem = IMAGE_STEMS[stem](dim, patch_size, *([name] if name else []))
         self.cls_mlp = self.make_cls_mlp(dim, cls_hidden, cls_dropout)
         self.pos_embed = GridPositions(dim, grid)
 

@@ -21,7 +21,7 @@ class VideoAdapter(ImageAdapter):
 
     Args:
         frames: T.
-        patch_size, grid, bias_grid, stem, mean_cls, max_cls: as for pictures.
+        patch_size, grid, bias_grid, stem, name, mean_cls, max_cls: as for pictures.
     """
 
     over_time = True
@@ -38,10 +38,11 @@ class VideoAdapter(ImageAdapter):
         grid: int = 16,
         bias_grid: int = 16,
         stem: str = "hmlp",
+        name: str | None = None,
         mean_cls: bool = False,
         max_cls: bool = False,
     ):
-        pictures = {"patch_size": patch_size, "grid": grid, "bias_grid": bias_grid, "stem": stem}
+        pictures = {"patch_size": patch_size, "grid": grid, "bias_grid": bias_grid, "stem": stem, "name": name}
         pictures |= {"mean_cls": mean_cls, "max_cls": max_cls}
         super().__init__(key, dim, num_heads, num_tables, **pictures)  # type: ignore[arg-type]
         self.time_embed = nn.Parameter(torch.empty(1, frames, dim))

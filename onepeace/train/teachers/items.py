@@ -1,4 +1,4 @@
-"""What teachers read, and how an item is read for one."""
+"""Inputs of teachers, and the reading of an item for one."""
 
 from collections.abc import Callable
 from typing import Any

@@ -13,7 +13,7 @@ from onepeace.processors import AudioProcessor
 from onepeace.train.teachers.items import SAMPLE_RATE, Teacher, autocast
 
 Inputs = dict[str, Tensor]
-"""What a model reads, by its names; the first axis of each is the items."""
+"""Inputs of a model by its names; the first axis of each is the items."""
 Prepare = Callable[[list[Any]], list[tuple[list[int], Inputs]]]
 """Items -> groups of them: their indices, and their inputs as one batch."""
 

@@ -12,7 +12,8 @@ from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
-from onepeace.train.teachers import TeacherOptions, TeacherTable, check_teacher
+from onepeace.train.teachers import TeacherOptions, check_teacher
+from onepeace.train.teachers.table import TeacherTable
 from onepeace.train.term import Term, TermOptions
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class DistillationOptions(TermOptions):
     scale: float = 10.0
 
     def read_modality(self) -> str:
-        """What the teacher reads: text, or the term's modality."""
+        """Modality that the teacher reads: text, or the term's own."""
         return "text" if self.teacher.reads == "captions" else self.one_modality()
 
 
@@ -48,9 +49,8 @@ class Distillation(Term[DistillationOptions]):
     def __init__(self, options: DistillationOptions, model: Trained, prepared: TeacherTable):
         super().__init__(options, model)
         features = prepared.features.float()
-        known = features[list(prepared.row.values())]  # the rows of items that cannot be decoded are nan
         # Pooled network features share a large mean; without it cosines tell pictures apart.
-        self.features = (features - known.mean(0)) / (known.std(0) + 1e-6)
+        self.features = (features - features.mean(0)) / (features.std(0) + 1e-6)
         self.row = prepared.row
         self.head = nn.Linear(model.config.dim, features.shape[1])
 

@@ -1,4 +1,4 @@
-"""What is heard when (DESED): each frame of a sound has the classes that sound in it."""
+"""Events in a sound (DESED): each frame of a sound has the classes that sound in it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

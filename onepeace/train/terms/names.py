@@ -12,7 +12,8 @@ from onepeace.errors import UserError, expect, need
 from onepeace.model import Encoder, Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
-from onepeace.train.teachers import TeacherOptions, TeacherTable, check_teacher
+from onepeace.train.teachers import TeacherOptions, check_teacher
+from onepeace.train.teachers.table import TeacherTable
 from onepeace.train.term import Term, TermOptions, check_projections
 from onepeace.train.terms.distillation import known_rows
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """What is known before the first step."""
+    """Scores and names that are made before the first step."""
 
     scores: TeacherTable
     names: list[Inputs]
@@ -51,7 +52,7 @@ class NamesOptions(TermOptions):
 
 
 class Names(Term[NamesOptions]):
-    """What a classifier knows of classes that no caption speaks of reaches pictures and words alike.
+    """Knowledge of a classifier about classes that no caption speaks of, for pictures and words alike.
 
     In each step the classes it finds likeliest in the batch take part, written in one of the templates.
     """
