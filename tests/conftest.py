@@ -81,6 +81,13 @@ def model(random_folder):
 
 
 @pytest.fixture
+def quick_finetuning(monkeypatch):
+    """Fine-tuning computes one view of frozen stems in place of four, and does not plan memory."""
+    monkeypatch.setattr("onepeace.finetune.settings.STEM_VIEWS", 1)
+    monkeypatch.setattr("onepeace.finetune.memory.process_memory", lambda recipe, on_gpu: 10**8)
+
+
+@pytest.fixture
 def command(random_folder, capsys):
     """Runs a command in this process, with that model unless told another: (exit code, stdout, stderr)."""
 

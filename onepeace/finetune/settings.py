@@ -25,6 +25,8 @@ LABEL_RATE, PAIR_RATE = 2e-4, 5e-5
 by 2.8 points, and rose by 0.5 with 5e-5."""
 STEM = "adapters.{}.stem.network.*"
 """The weights of a modality's stem that is a network trained elsewhere."""
+STEM_VIEWS = 4
+"""Augmented views of each item of which a frozen stem's features are computed, once."""
 MANY = 200
 """Items from which a process of its own decodes."""
 
@@ -59,7 +61,7 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
             "train": [_source(name, labels) for name in train],
             "augment": {key: AUGMENT[key] for key in keys if key in AUGMENT},
             "templates": {key: TEMPLATES[key] for key in keys if labels and key in TEMPLATES},
-            "stem_views": {key: 4 for key in keys if STEM.format(key) in frozen},
+            "stem_views": {key: STEM_VIEWS for key in keys if STEM.format(key) in frozen},
         },
         "objective": [{"term": "contrastive", "multi_positive": True}],
         "optim": {

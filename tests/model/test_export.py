@@ -13,10 +13,11 @@ from onepeace.model import OnePeace
 from onepeace.processors import PROCESSORS
 
 
-@pytest.mark.parametrize(
-    "variant",
-    ["image", "audio", pytest.param("audio with mel stem", marks=pytest.mark.slow), "video"],
-)
+def slow(*names):
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("variant", ["video", *slow("image", "audio", "audio with mel stem")])
 def test_exported_branch_equals_eager_at_other_sizes(variant):
     key = VARIANTS[variant][0]
     model = small_model(variant, decoder=None, depth=1)
@@ -25,7 +26,7 @@ def test_exported_branch_equals_eager_at_other_sizes(variant):
         assert distance(program, model, key, together(item(key, i) for i in indices)) < 1e-5
 
 
-@pytest.mark.parametrize("key", ["text", "image", "audio"])
+@pytest.mark.parametrize("key", ["image", *slow("text", "audio")])
 def test_branches_of_the_bundled_model(key):
     config = read_config(BUNDLED / "tiny")
     adapters = {key: config.model.adapters[key]}

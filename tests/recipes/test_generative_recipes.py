@@ -75,7 +75,11 @@ def answers_of(name, generator, image):
     return generator.ask("detect", [{"image": image}]), Objects
 
 
-@pytest.mark.parametrize("name", RECIPES)
+QUICK = {"ofa_caption", "ofa_refcoco", "ofa_pretrain"}
+"""The others differ in their data and their kind of answer, which the pretraining and tests/train/test_generation.py try."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in RECIPES])
 def test_recipe_learns_and_its_model_answers(start, prepared, tmp_path, samples, name):
     root = prepared(*LAYOUTS[name])
     overrides = [*SMALL, f"model.from={start}", f"data.root={root}", f"run.out={tmp_path / 'run'}"]
@@ -96,7 +100,7 @@ def test_recipe_learns_and_its_model_answers(start, prepared, tmp_path, samples,
     assert [type(one) for one in found] == [type_of]
 
 
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("kept", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_caption_head_goes_on_by_reward(prepared, tmp_path, samples, kept):
     head = {"kind": "caption", "on": ["image"], "vocab_size": 400, "dim": 16, "depth": 1, "num_heads": 2, "ffn_dim": 16}
     if kept:  # the stem's features are computed once, and no step sees the pictures

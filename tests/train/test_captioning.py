@@ -31,7 +31,7 @@ def caption_recipe(root, out, steps=60, head=None, **fields):
 @pytest.fixture(scope="module")
 def trained(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("captions")
-    return loop.train(caption_recipe(root, out, steps=280, run={"batch_size": 12})), out
+    return loop.train(caption_recipe(root, out, steps=24, run={"batch_size": 12})), out
 
 
 def items(root, modality, count):
@@ -39,11 +39,15 @@ def items(root, modality, count):
     return [sample.inputs[modality] for sample in samples], [sample.captions[0] for sample in samples]
 
 
-def test_it_learns_to_say_what_is_seen_and_heard(trained, root):
-    folder, out = trained
-    first, *_, last = read_log(out / "log.jsonl")
+def test_its_losses_fall(trained):
+    first, *_, last = read_log(trained[1] / "log.jsonl")
     for name in OBJECTIVE:
-        assert last[name] < 0.3 * first[name]
+        assert last[name] < 0.8 * first[name]
+
+
+@pytest.mark.slow
+def test_it_learns_to_say_what_is_seen_and_heard(root, tmp_path):
+    folder = loop.train(caption_recipe(root, tmp_path, steps=280, run={"batch_size": 12}))
     generator = onepeace.load_generator(folder)
     for modality, needed in (("image", 6), ("audio", 4)):  # of 8 and 6; processors round differently
         values, captions = items(root, modality, {"image": 8, "audio": 6}[modality])

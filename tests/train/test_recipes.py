@@ -125,6 +125,7 @@ def shrunken(tmp_path_factory):
         small = [f"data.root={root}", f"data.train=[{', '.join(sources)}]", "tokenizer={vocab_size: 300}",
                  "model.pretrained=false", "evaluate={}", "run.batch_size=4", "run.workers=0",
                  "schedule.steps=2", "schedule.warmup_ratio=null",
+                 *(f"data.stem_views.{key}=1" for key in wanted.data.stem_views),
                  "schedule.warmup_steps=1", f"run.out={out}", f"data.frozen_folder={runs / 'stems'}"]  # fmt: skip
         if wanted.uses_masks:
             small += [f"model.decoder={DECODER}"]
