@@ -1,4 +1,4 @@
-"""The programs in examples/ do what their first lines say; add_a_modality.py is tried in tests/model/test_new_modality.py."""
+"""Programs of examples/ do what their first lines say; add_a_modality.py: tests/model/test_new_modality.py."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""A fourth modality is an adapter and a processor: those of examples/add_a_modality.py, of which the package knows nothing."""
+"""A fourth modality is an adapter and a processor: those of examples/add_a_modality.py, unknown to the package."""
 
 import contextlib
 import importlib.util

@@ -76,7 +76,7 @@ def answers_of(name, generator, image):
 
 
 QUICK = {"ofa_caption", "ofa_refcoco", "ofa_pretrain"}
-"""The others differ in their data and their kind of answer, which the pretraining and tests/train/test_generation.py try."""
+"""The others differ in their data and kind of answer, which the pretraining and tests/train/test_generation.py try."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in RECIPES])

@@ -119,20 +119,20 @@ def like_checkout(parent: Path) -> Iterator[Path]:
 def run_block(name: str, block: Block, namespace: dict[str, Any]) -> str:
     """Run a block in the working folder, and return what it prints; of a console block with the commands.
 
-    AssertionError when a command fails. `onepeace` in a console, or where a block runs nothing else, runs in this
-    process, as torch takes long to load.
+    AssertionError when a command fails. `onepeace` runs in this process, as torch takes long to load, and each other
+    line in a shell of its own.
     """
     where = f"{name}:{block.line}"
     if block.language == "python":
         with contextlib.redirect_stdout(io.StringIO()) as stdout:
             exec(compile("\n" * (block.line - 1) + block.code, name, "exec"), namespace)  # noqa: S102
         return stdout.getvalue()
-    commands = re.split(r"(?<!\\)\n", block.code.rstrip("\n"))
-    if block.language == "console":
-        return "".join(f"$ {command}\n".replace("\\\n", "\\\n> ") + _run(where, command) for command in commands)
-    if all(command.startswith("onepeace ") for command in commands):
-        return "".join(_run(where, command) for command in commands)
-    return _run_shell(where, block.code)
+    printed = ""
+    for command in re.split(r"(?<!\\)\n", block.code.rstrip("\n")):
+        if block.language == "console":
+            printed += f"$ {command}\n".replace("\\\n", "\\\n> ")
+        printed += _run(where, command)
+    return printed
 
 
 def _run(where: str, command: str) -> str:

@@ -56,8 +56,8 @@ def write(path, kinds, make, suffix, sentence, each, seed):
     write_shard(path, samples, suffix)
 
 
-def write_shards(folder):
-    """squares.tar and tones.tar in ``folder``, which is returned."""
-    write(folder / "squares.tar", COLOURS, square, "png", "a {} square", 12, seed=1)
-    write(folder / "tones.tar", TONES, tone, "wav", "a {} tone", 8, seed=2)
+def write_shards(folder, squares=12, tones=8):
+    """squares.tar and tones.tar in ``folder``, which is returned; so many of each colour and pitch."""
+    write(folder / "squares.tar", COLOURS, square, "png", "a {} square", squares, seed=1)
+    write(folder / "tones.tar", TONES, tone, "wav", "a {} tone", tones, seed=2)
     return folder

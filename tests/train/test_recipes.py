@@ -108,7 +108,7 @@ def test_stated_cost_is_that_of_the_plan(name):
 @pytest.fixture(scope="module")
 def shrunken(tmp_path_factory):
     """Runs a recipe shrunken, after the one it starts from; each once."""
-    root = write_shards(tmp_path_factory.mktemp("shards"))
+    root = write_shards(tmp_path_factory.mktemp("shards"), 1, 1)
     runs = tmp_path_factory.mktemp("runs")
 
     def run(name):
@@ -160,7 +160,10 @@ def stub_teacher(name="", modality="", output="features"):
     return lambda items: torch.randn(len(items), 8 if output == "features" else 1000)
 
 
-@pytest.mark.parametrize("name", HERE)
+# Shrunken, the sizes between the smallest and the largest are the same model.
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if re.search("/(base|large)_", n) else []) for n in HERE]
+)
 def test_recipe_takes_two_steps_when_shrunken(name, shrunken):
     wanted = read_recipe(RECIPES[name])
     out = shrunken(name)
