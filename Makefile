@@ -56,7 +56,7 @@ demo: $(CORE)  ## search the sample files by words, a picture, a sound and a mix
 	@echo "  onepeace --help                                           # all that it can do; README.md shows six tasks"
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-core: $(CORE)  ## run the tests that need nothing but the core
 	@$(UV) pytest hypothesis pytest-xdist

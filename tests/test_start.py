@@ -40,7 +40,7 @@ def test_index_is_opened_without_torch():
 @pytest.mark.parametrize(
     "code",
     [
-        "import onepeace",
+        "import onepeace, onepeace.plugins",
         "import onepeace; dir(onepeace); onepeace.UserError; onepeace.__version__",
         "import onepeace.cli; onepeace.cli.main(['--help'])",
         "import onepeace.cli; onepeace.cli.main(['--version'])",
@@ -156,6 +156,7 @@ def test_guard_is_not_installed_after_torchaudio(tmp_path):
     assert "onepeace" not in python(code, fake)
 
 
+@pytest.mark.slow
 def test_real_torchaudio_resamples_behind_the_guard():
     pytest.importorskip("torchaudio")
     code = """

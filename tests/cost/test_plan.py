@@ -69,7 +69,7 @@ def plan_of(other="image", processes=1, **run):
 @pytest.mark.parametrize(
     ("other", "run"),
     [
-        ("image", {"precision": "float32"}),
+        pytest.param("image", {"precision": "float32"}, marks=pytest.mark.slow),
         ("audio", {}),
         ("audio", {"checkpoint_activations": True}),
         pytest.param("audio", {"grad_cache_chunks": 4}, marks=pytest.mark.slow),

@@ -1,5 +1,7 @@
 """Probes on frozen vectors: what they learn from, how C is chosen, and what they say of vectors without content."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 from support.evaluation import measure, recipe_of
@@ -9,7 +11,7 @@ from onepeace.errors import UserError
 from onepeace.evaluate.protocols import probe as module
 from onepeace.evaluate.protocols.probe import STRENGTHS, every_fifth, folds
 
-pytest.importorskip("sklearn")
+pytestmark = pytest.mark.skipif(find_spec("sklearn") is None, reason="needs scikit-learn")
 
 RECIPE = """
 sets:

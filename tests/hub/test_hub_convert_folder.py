@@ -141,6 +141,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(resource, "RUSAGE_SELF"), reason="peak memory is not measured here")
 def test_conversion_takes_the_memory_of_one_file_of_weights(checkpoint, tmp_path):
     width, ffn, depth = 512, 2048, 13

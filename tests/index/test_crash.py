@@ -1,6 +1,4 @@
-"""Commands that are killed, a full disk, flipped bits: nothing is lost, and nothing is wrong in silence.
-
-The trials by the hundred are those of ``python -m support.crash``; these are a few of each kind."""
+"""Commands that are killed, a full disk, flipped bits: nothing is lost, and nothing is wrong in silence."""
 
 import random
 import shutil

@@ -9,10 +9,6 @@ import pytest
 from PIL import Image
 from support import torchcodec_stub
 
-from onepeace.plugins.mteb import MtebEncoder
-
-mteb = pytest.importorskip("mteb")
-
 KINDS = {
     "text": "MockRetrievalTask",
     "image": "MockImageClassification",
@@ -27,6 +23,9 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def encoder(random_folder):
+    pytest.importorskip("mteb")  # here, so that only the process that runs these tests waits for it
+    from onepeace.plugins.mteb import MtebEncoder
+
     return MtebEncoder(str(random_folder), device="cpu")
 
 
@@ -77,6 +76,7 @@ def test_vectors_are_those_of_the_embedder(encoder):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_made_up_task_of_each_kind_passes(encoder, kind):
+    import mteb
     from mteb.mocks import ALL_MOCK_TASK_TEST_GRID
 
     (task,) = [task for task in ALL_MOCK_TASK_TEST_GRID if task.metadata.name == KINDS[kind]]
@@ -86,6 +86,8 @@ def test_a_made_up_task_of_each_kind_passes(encoder, kind):
 
 @pytest.mark.slow
 def test_all_made_up_tasks_pass(encoder):
+    import mteb
+
     results = mteb.mock_run(encoder)
     assert {name: result.exception for name, result in results.items() if hasattr(result, "exception")} == {}
     assert results.all_passed

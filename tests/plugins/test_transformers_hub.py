@@ -91,6 +91,7 @@ class Hub(BaseHTTPRequestHandler):
         """Nothing on stderr."""
 
 
+@pytest.mark.slow  # the quick one: test_pushing_to_the_hub_uploads_the_saved_files
 def test_a_model_is_pushed_and_comes_back(random_folder, tmp_path):
     handler = type("Repository", (Hub,), {"files": {}, "asked": []})
     with serving(handler) as address:

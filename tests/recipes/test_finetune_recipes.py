@@ -64,7 +64,7 @@ def test_each_recipe_says_what_it_starts_from_and_is_measured_on():
 
 
 # Those that have a quicker sibling of the same task.
-SLOW = {"flickr30k_retrieval", "refcoco_plus", "refcocog"}
+SLOW = {"audio_retrieval", "flickr30k_retrieval", "nlvr2", "refcoco_plus", "refcocog", "vggsound"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in RECIPES])

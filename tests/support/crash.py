@@ -1,5 +1,5 @@
 """Index commands that are killed, run into a full disk, or find flipped bits: without a model, so that hundreds of them
-take seconds. ``python -m support.crash`` makes the trials whose table is in the documentation of the index.
+take seconds.
 
 A text of a file stands for its vectors: `vectors_of`.
 """
@@ -12,7 +12,6 @@ import shutil
 import signal
 import sqlite3
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from hashlib import blake2b
@@ -205,64 +204,3 @@ def mend(index: Path, files: Path) -> int:
         lost = len(list(files.glob("*.txt")))
     run("build", index, files)
     return lost
-
-
-def main() -> None:
-    """Trials; prints a line for each kind."""
-    draw, scratch = random.Random(0), Path(sys.argv[1])  # noqa: S311
-    for command in COMMANDS:
-        expected, wrong, seconds = None, 0, 1.0
-        for trial in range(31):
-            folder = scratch / f"{command}{trial}"
-            index, files = prepare(folder, command)
-            start = time.perf_counter()
-            after = None if expected is None else draw.uniform(0, 1.1 * seconds)
-            in_process(command, index, files, kill_after=after)
-            if expected is None:
-                seconds = time.perf_counter() - start
-            elif (index / DATABASE).exists() and command != "repair":
-                wrong += not check(index).ok
-            found = {Path(path).name: said for path, said in finish(command, index, files).items()}
-            expected = expected or found
-            wrong += found != expected
-            shutil.rmtree(folder)
-        print(f"kill -9 during {command}: 30 trials, {wrong} wrong", flush=True)
-    for command in COMMANDS:
-        wrong = 0
-        for limit in range(20):
-            folder = scratch / f"{command}{limit}"
-            index, files = prepare(folder, command)
-            largest = 2 * max((path.stat().st_size for path in index.glob("*")), default=1 << 20)
-            code = in_process(command, index, files, limit=max(1000, int(largest * limit / 20)))
-            wrong += code not in (0, 3)
-            wrong += (index / DATABASE).exists() and command != "repair" and not check(index).ok
-            finish(command, index, files)
-            wrong += not check(index).ok
-            shutil.rmtree(folder)
-        print(f"full disk during {command}: 20 sizes, {wrong} wrong", flush=True)
-    index, files = prepare(scratch / "bits", "update")
-    run("update", index, files)
-    right, lost, refused, silent, crashed = answers(index), 0, 0, 0, 0
-    names = sorted(path.name for path in index.iterdir() if path.is_file() and path.stat().st_size)
-    for trial in range(500):
-        copy = scratch / f"copy{trial}"
-        shutil.copytree(index, copy)
-        flip(copy / names[trial % len(names)], draw)
-        try:
-            found = answers(copy)
-            silent += found != right
-        except UserError:
-            refused += 1
-        except Exception as error:
-            crashed += 1
-            print(names[trial % len(names)], repr(error))
-        lost += mend(copy, files)
-        crashed += answers(copy) != right
-        shutil.rmtree(copy)
-    print(f"bits in {', '.join(names)}: 500 flips, {refused} searches refused, {silent} wrong in silence, {crashed} "
-          f"crashed, {lost} of {500 * len(right)} files embedded again")  # fmt: skip
-
-
-if __name__ == "__main__":
-    with without_model():
-        main()

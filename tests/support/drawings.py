@@ -1,10 +1,8 @@
-"""Draws heat maps of explanations, boxes of phrases, and all samples with their captions (`make readme`)."""
+"""Draws heat maps of explanations, and all samples with their captions (`make readme`)."""
 
-import io
 import json
 import subprocess
 import sys
-import tarfile
 import tempfile
 import textwrap
 from pathlib import Path
@@ -15,45 +13,6 @@ from support.readme import ROOT, like_checkout
 PICTURES = ROOT / "docs" / "pictures"
 SAMPLES = ROOT / "data" / "samples"
 HEIGHT = 300
-
-PHRASES = [
-    ("bird", "the small bird on the branch", (0.075, 0.22, 0.95, 0.95)),
-    ("bus", "the green and white bus", (0.23, 0.33, 0.59, 0.66)),
-    ("car", "the blue car with its boot open", (0.0, 0.23, 0.45, 0.86)),
-    ("car", "the woman beside the car", (0.425, 0.30, 0.65, 0.9)),
-    ("clock", "the round clock", (0.325, 0.11, 0.69, 0.83)),
-    ("coffee", "the cup of coffee", (0.25, 0.04, 0.70, 0.67)),
-    ("dog", "the dog under the tree", (0.145, 0.0, 0.75, 0.69)),
-    ("eagle", "the young eagle", (0.165, 0.165, 0.78, 0.89)),
-    ("gull", "the gull in the air", (0.355, 0.035, 1.0, 0.515)),
-    ("horses", "the white horse in front", (0.0, 0.375, 0.405, 0.775)),
-    ("horses", "the grey horse on the right", (0.57, 0.42, 0.77, 0.67)),
-    ("motorcycle", "the man on the motorcycle", (0.395, 0.29, 0.715, 0.84)),
-    ("owl", "the owl", (0.31, 0.025, 0.6, 0.96)),
-    ("parrot", "the red and blue parrot", (0.2, 0.11, 0.91, 0.925)),
-    ("rain", "the yellow taxi", (0.19, 0.575, 0.42, 0.85)),
-    ("sea", "the riders on the beach", (0.355, 0.265, 0.74, 0.75)),
-    ("sunflower", "the big sunflower", (0.125, 0.06, 0.835, 1.0)),
-]
-"""A picture of the samples, words, and the box they mean, relative to the picture."""
-
-RECIPE = """
-model:
-  from: tiny
-  modalities: [text, image]
-  projections: []
-  logit_scale: false
-  heads: {classifier: {kind: classifier, "on": image, pool: attention, hidden_ratio: 2}}
-freeze: [adapters.image.stem.network.*]
-data:
-  root: .
-  train: [{shards: "phrases.tar", pair: [image, text], targets: [box]}]
-  stem_views: {image: 1}
-objective: [{term: box}]
-optim: {lr: 5.0e-4, betas: [0.9, 0.98], weight_decay: 0.05, grad_clip: 3.0}
-schedule: {steps: 300, warmup_steps: 20}
-run: {batch_size: 17, workers: 0, log_every: 100, save_every: 0, keep: 1, out: grounding}
-"""
 
 
 def run(*command: str) -> str:
@@ -83,27 +42,6 @@ def explained(folder: Path) -> None:
     side_by_side([dog, bells], "explain.png")
 
 
-def grounded(folder: Path) -> None:
-    """Boxes of a model that was overfitted on them: this shows that the way works, not that the model is good."""
-    with tarfile.open(folder / "phrases.tar", "w") as shard:
-        for i, (picture, words, box) in enumerate(PHRASES):
-            about = {"captions": [words], "targets": {"box": box}}
-            picture_bytes = (SAMPLES / "images" / f"{picture}.jpg").read_bytes()
-            for suffix, content in (("jpg", picture_bytes), ("json", json.dumps(about).encode())):
-                member = tarfile.TarInfo(f"phrase{i}.{suffix}")
-                member.size = len(content)
-                shard.addfile(member, io.BytesIO(content))
-    (folder / "grounding.yaml").write_text(RECIPE)
-    run("train", "grounding.yaml")
-    drawn = []
-    for picture, words in (("car", PHRASES[2][1]), ("rain", PHRASES[14][1]), ("horses", PHRASES[9][1])):
-        file = SAMPLES / "images" / f"{picture}.jpg"
-        options = ["--model", "grounding/model", "--text", words, "--draw", str(folder / "drawn")]
-        print(run("classify", str(file), *options))
-        drawn.append(folder / "drawn" / f"{file.name}.png")
-    side_by_side(drawn, "grounded.png")
-
-
 def captioned(_: Path) -> None:
     """What the bundled captioner writes of every sample, good and bad: nothing is picked."""
     found = [json.loads(line) for line in run("caption", str(SAMPLES), "--json").splitlines()]
@@ -129,7 +67,6 @@ def captioned(_: Path) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, like_checkout(Path(temporary)) as folder:
         explained(folder)
-        grounded(folder)
         captioned(folder)
 
 
