@@ -12,7 +12,7 @@ from onepeace.bench.__main__ import main
 from onepeace.bench.comparison import MIN_ROUNDS, take_turns
 from onepeace.bench.encode import bench_encode, random_config
 from onepeace.bench.train import Steps
-from onepeace.cost.items import item_batch, picture_size
+from onepeace.cost.items import picture_size
 from onepeace.cost.measure import Live
 from onepeace.train.recipe import read_recipe
 
@@ -40,16 +40,15 @@ def test_candidates_take_turns_and_all_have_as_many():
 def test_bench_encode_end_to_end(tmp_path, capsys, random_folder):
     out = tmp_path / "report.json"
     torch.set_num_threads(2)
-    options = ["--seconds", "0", "--threads", "1", "--batch", "3", "--json", str(out)]
+    options = ["--seconds", "0", "--threads", "1", "--batch", "3", "--dtypes", "bfloat16", "--json", str(out)]
     assert main(["encode", "--size", str(random_folder), *options]) == 0
     assert torch.get_num_threads() == 2
     report = json.loads(out.read_text())
     assert report["machine"]["threads"] == 1
     rows = report["rows"]
-    assert [(row["modality"], row["dtype"]) for row in rows] == [
-        (key, dtype) for dtype in ("float32", "bfloat16") for key in ("text", "image", "audio")
-    ]
-    assert [row["tokens"] for row in rows] == [15, 5, 64] * 2
+    assert [(row["modality"], row["dtype"], row["tokens"]) for row in rows] == [
+        ("text", "bfloat16", 15), ("image", "bfloat16", 5), ("audio", "bfloat16", 64)
+    ]  # fmt: skip
     for row in rows:
         assert row["batch"] == 3
         assert row["rounds"] == MIN_ROUNDS
@@ -106,33 +105,12 @@ def test_baseline_that_gives_no_numbers_is_not_compared(base):
         measured("base", ["image"], baseline=True)
 
 
-def test_vectors_that_are_no_unit_vectors_are_not_timed(base):
-    with torch.no_grad():
-        encode.make("base")[2].heads["image"].weight[0, 0] = torch.nan
-    with pytest.raises(RuntimeError, match="vectors of shape"):
-        measured("base", ["image"])
-
-
-def test_flops_of_a_module_leave_it_as_it_is():
-    baseline = Tower()
-    assert encode.module_flops(baseline, torch.zeros(5, 3, 8, 8)) == 5 * 2 * 3 * 7
-    assert baseline.proj.weight.device == CPU
-    assert baseline.proj.weight.requires_grad
-
-
 def test_base_size_takes_the_pictures_of_the_baseline():
     config = random_config("base")
     assert picture_size(config) == encode.BASELINE_SIZE
     assert (config.model.dim, config.model.depth, config.model.num_heads) == (768, 12, 12)  # those of ViT-B
     assert config.model.adapters["image"]["grid"] ** 2 == 14**2
     assert config.model.decoder is None
-
-
-def test_texts_are_real_ones_of_one_length(random_folder):
-    ids = item_batch(encode.make(str(random_folder))[1], "text", 9, 4)["ids"]
-    assert ids.shape == (4, 9)
-    assert (ids[:, -1] == 2).all()
-    assert (ids[:, :-1] > 3).all()
 
 
 @pytest.mark.parametrize(

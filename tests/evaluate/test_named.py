@@ -134,6 +134,7 @@ def test_esc50_over_all_five_folds(tmp_path):
     assert rows["esc50 probe", "20-NN top-1 of 2"].about["note"] == f"5 folds: {', '.join(['k = 8'] * 5)}"
 
 
+@pytest.mark.slow
 def test_imagenet_with_openais_names_and_sentences(tmp_path):
     """Two classes of one name have equal scores: neither is ever the first."""
     fill(tmp_path, FOLDERS["imagenet"])

@@ -200,6 +200,7 @@ def test_shipped_matches_name_classes_of_esc50_and_distinct_pictures():
     assert all(len(set(partners)) == len(partners) for partners in matches.values())
 
 
+@pytest.mark.slow
 def test_shipped_recipe_covers_the_held_out_sets(shared):
     rows = measure(EqualEmbedder(), read_recipe(SHIPPED, [f"data.root={shared / 'data'}"]))
     counts = {(row.set, row.metric.rpartition(" R@")[0] or row.metric): row.n for row in rows}

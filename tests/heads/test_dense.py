@@ -112,7 +112,7 @@ def test_every_level_of_the_pyramid_counts():
     assert [name for name, parameter in head.items() if parameter.grad is None or not parameter.grad.any()] == []
 
 
-@pytest.mark.parametrize(("masks", "size"), [(False, 64), (True, (64, 96))])
+@pytest.mark.parametrize(("masks", "size"), [(False, 64), pytest.param(True, (64, 96), marks=pytest.mark.slow)])
 def test_detector_learns_at_any_size(masks, size):
     network = detector(embedder(), 3, masks=masks, size=size, out_channels=32, anchor_scale=4)
     pixels, classes, boxes = scenes(2, 60, 100)  # of a size that is not the model's
@@ -160,6 +160,7 @@ def test_what_no_detector_fits_is_one_line():
         detector(Embedder(small_network(), {"text": None}), 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(64, 64), (32, 96)])
 def test_head_of_upernet_learns_on_our_maps(size):
     upernet = pytest.importorskip("transformers.models.upernet.modeling_upernet")

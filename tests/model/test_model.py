@@ -260,13 +260,6 @@ def test_spread_of_the_initial_weights_is_an_option():
     assert 0.06 < weight.abs().max() <= 0.08
 
 
-def test_meta_device_allocates_nothing():
-    with torch.device("meta"):
-        model = OnePeace(ModelConfig(depth=2, adapters={key: VARIANTS[key][1] for key in ALL}, projections=ALL))
-    assert all(parameter.is_meta for parameter in model.parameters())
-    assert sum(parameter.numel() for parameter in model.parameters()) > 1e8
-
-
 @torch.no_grad()
 def test_drop_path_drops_whole_samples_in_training_only():
     model = small_model("image", drop_path=0.6, depth=2)

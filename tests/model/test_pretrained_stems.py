@@ -20,7 +20,6 @@ from onepeace.train.passes import Passes
     ("name", "patch_size", "side"),
     [
         ("test_efficientnet", 32, 96),
-        ("resnet18", 32, 96),
         ("vit_tiny_patch16_224", 16, 64),
         ("swin_tiny_patch4_window7_224", 32, 224),
     ],

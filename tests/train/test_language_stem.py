@@ -49,7 +49,10 @@ def xlm_roberta():
     return tokenizer, config
 
 
-@pytest.fixture(params=[bert, roberta, xlm_roberta], ids=lambda made: made.__name__)
+XLM = pytest.param(xlm_roberta, marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=[bert, roberta, XLM], ids=lambda made: made.__name__)
 def saved(request, tmp_path):
     """The folder of a small encoder with random weights, the encoder and its tokenizer."""
     torch.manual_seed(5)
