@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from support.evaluation import SAME_CLASS, EqualEmbedder, KnownEmbedder, measure, recipe_of
-from support.small_shards import write_shard
 
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols.same_class import Labelled, precisions
@@ -50,11 +49,6 @@ def test_matched_items_are_searched_among_all(root, pictures):
     assert [row.value for row in measure(EqualEmbedder(), recipe_of(root, SAME_CLASS))] == [0, 0]
 
 
-def test_k_defaults_to_ten(root, pictures):
-    rows = measure(KnownEmbedder(), recipe_of(root, SAME_CLASS.replace("    at: [2]\n", "")))
-    assert [row.metric for row in rows] == ["audio to image precision@10", "image to audio precision@10"]
-
-
 @pytest.mark.parametrize("lacks", ["image", "audio"])
 def test_both_modalities_are_needed(root, pictures, caplog, lacks):
     embedder = KnownEmbedder(modalities={"text", "image", "audio"} - {lacks})
@@ -72,9 +66,3 @@ def test_both_modalities_are_needed(root, pictures, caplog, lacks):
 def test_a_match_of_no_item_is_named(root, pictures, override, message):
     with pytest.raises(UserError, match=message):
         measure(KnownEmbedder(), recipe_of(root, SAME_CLASS, f"sets.both.{override}"))
-
-
-def test_a_picture_without_label_is_named(root, pictures):
-    write_shard(root / "val/pictures/a.tar.gz", {**pictures, "7": (b"dog", {"captions": ["a dog"]})})
-    with pytest.raises(UserError, match=r"set both: .*a\.tar\.gz: 7 has no label"):
-        measure(KnownEmbedder(), recipe_of(root, SAME_CLASS))

@@ -18,29 +18,7 @@ from onepeace.errors import UserError
 from onepeace.hub import tensors
 from onepeace.hub import weights as weight_files
 from onepeace.hub.convert.convert import convert
-from onepeace.hub.convert.unpickle import StoredTensor
 from onepeace.hub.folder import read_config
-
-
-@pytest.mark.parametrize("replacing", [False, True])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
-def test_interrupted_conversion_leaves_nothing_that_loads(checkpoint, tmp_path, bpe, monkeypatch, error, replacing):
-    out = tmp_path / "out"
-    if replacing:
-        convert(checkpoint, out, modalities=["audio"])
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    read, count = StoredTensor.read, iter(range(10**6))
-
-    def fails_later(self):
-        if next(count) == 40:
-            raise error
-        return read(self)
-
-    monkeypatch.setattr(StoredTensor, "read", fails_later)
-    with pytest.raises(type(error) if isinstance(error, Exception) else error):
-        convert(checkpoint, out, bpe=bpe, replace_existing=True)
-
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_killed_conversion_leaves_nothing_that_loads(checkpoint, tmp_path, bpe):

@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import onepeace
-from onepeace.cli import main
 from onepeace.config import Config, Options
 from onepeace.errors import UserError
 from onepeace.hub import weights
@@ -170,15 +169,6 @@ def test_checkpoint_is_converted_through_its_key_map(original, folder):
     assert (folder / "MODEL_CARD.md").read_text().endswith("Ours.\n")
 
 
-def test_tensor_unknown_to_the_key_map_is_named(original, tmp_path, bpe):
-    content = torch.load(original[0], weights_only=True)
-    content["model"]["extra"] = torch.zeros(2)
-    torch.save(content, original[0])
-
-    with pytest.raises(UserError, match=r"1 of 17 tensors have no place here \(extra\)"):
-        convert(original[0], tmp_path / "toy", bpe=bpe)
-
-
 def test_checkpoints_of_others_are_not_taken_for_it(tmp_path):
     torch.save({"model": released()}, tmp_path / "x.pt")
 
@@ -222,15 +212,6 @@ def test_folder_is_unknown_without_the_entry(folder, monkeypatch):
 
     with pytest.raises(UserError, match=r"config\.yaml: architecture 'toy' is not known; known: onepeace"):
         onepeace.load(folder)
-
-
-def test_info_shows_it(folder, original, capsys):
-    for path in (folder, original[0]):
-        assert main(["info", str(path)]) == 0
-        out = capsys.readouterr().out
-        assert "text, image" in out
-        assert "width 16, embed_dim 8" in out
-        assert "GFLOP, 5 tokens" in out
 
 
 RECIPE = """
