@@ -57,9 +57,8 @@ NO_TORCH = {"__init__", "__main__", "cli", "errors", "config", "torchaudio_guard
 
 COSTLY = {
     *("torchvision", "torchaudio", "timm", "webdataset", "transformers", "open_clip", "matplotlib", "soundfile"),
-    *("PIL", "sklearn", "pyarrow", "huggingface_hub", "mteb", "clip_benchmark"),
-    *("sentence_transformers", "peft"),
-    *("PIL", "sklearn", "pyarrow", "huggingface_hub", "pathspec", "filelock", "umap", "usearch", "faiss"),
+    *("PIL", "sklearn", "pyarrow", "huggingface_hub", "mteb", "clip_benchmark", "sentence_transformers", "peft"),
+    *("pathspec", "filelock", "umap", "usearch", "faiss"),
 }
 """Imported inside the function that uses them, never at the top of a module."""
 
@@ -186,16 +185,12 @@ def test_part_needs_only_torch(part):
         if name.split(".")[0] not in ("", "__main__") and part_and_row(name)[0] == part:
             outside = {full.partition(".")[0] for full in imports(file, top=True)} - set(sys.stdlib_module_names)
             assert outside <= {"torch", "onepeace"}, name
-            below = {
+            assert {part_and_row(other)[0] for other in own_imports(file)} <= {
                 "errors",
                 "special_ids",
                 "config",
-                "layers",
-                "generative.text_decoder",
-                "generative.token_kinds",
-                "heads",
-            }
-            assert {part_and_row(other)[0] for other in own_imports(file)} <= {part, *below}, name
+                *ONLY_TORCH,
+            }, name
 
 
 def test_first_modules_import_no_torch():

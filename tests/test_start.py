@@ -169,10 +169,6 @@ print(torchaudio.functional.resample(torch.ones(1, 480), 48000, 16000).shape)
 # --- optional packages ---
 
 
-def test_need_returns_the_module():
-    assert need("json.decoder", "index").JSONDecoder
-
-
 def test_need_names_the_extra_of_a_missing_package():
     with pytest.raises(UserError, match=re.escape('needs no_such_package: pip install "onepeace[index]"')):
         need("no_such_package.part", "index")

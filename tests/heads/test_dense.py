@@ -10,7 +10,7 @@ from onepeace.embed.embedder import Embedder
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.model import OnePeace
-from onepeace.plugins.torchvision import PyramidBackbone, detector
+from onepeace.plugins.torchvision import detector
 from onepeace.processors import ImageProcessor
 
 COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.2]])
@@ -158,23 +158,6 @@ def test_what_no_detector_fits_is_one_line():
         detector(odd, 3)
     with pytest.raises(UserError, match="a detector needs images; this model has text"):
         detector(Embedder(small_network(), {"text": None}), 3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [(64, 64), (32, 96)])
-def test_head_of_upernet_learns_on_our_maps(size):
-    upernet = pytest.importorskip("transformers.models.upernet.modeling_upernet")
-    from transformers import UperNetConfig
-
-    backbone = PyramidBackbone(small_network(), out_channels=16)
-    head = upernet.UperNetHead(UperNetConfig(num_labels=3, hidden_size=16, pool_scales=(1, 2)), in_channels=[16] * 4)
-    pixels, classes, _ = scenes(2, *size)
-    assert head(backbone.maps(pixels)).shape == (2, 3, size[0] // 4, size[1] // 4)
-
-    def loss():
-        return F.cross_entropy(F.interpolate(head(backbone.maps(pixels)), size, mode="bilinear"), classes)
-
-    assert_two_steps_learn(torch.nn.ModuleList([backbone, head]), loss, lr=1e-3)
 
 
 @pytest.mark.slow

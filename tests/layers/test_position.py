@@ -128,17 +128,6 @@ def test_table_shrinks_too(side):
     assert torch.allclose(after, before[8 - side : 7 + side, 8 - side : 7 + side], atol=0.06)
 
 
-def test_table_grows_and_keeps_the_nearest_offsets():
-    table = torch.randn(grid_table_rows(4), 3)
-    found = resize_bias_table(table, 7)
-    assert found.shape == (grid_table_rows(7), 3)
-    assert torch.equal(found[-3:], table[-3:])
-    before, after = table[:-3].view(7, 7, 3), found[:-3].view(13, 13, 3)
-    assert torch.allclose(after[5:8, 5:8], before[2:5, 2:5], atol=1e-5)
-    for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
-        assert torch.allclose(after[corner], before[corner], atol=0.2)
-
-
 def test_table_of_two_patches_is_too_small_to_resample():
     with pytest.raises(ValueError, match="12 rows is too small"):
         resize_bias_table(torch.zeros(grid_table_rows(2), 1), 4)
