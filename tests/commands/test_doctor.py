@@ -36,6 +36,7 @@ def test_modules_are_those_of_requirements():
     assert all(f"\n{package}" in named for package in doctor.MODULES)
 
 
+@pytest.mark.slow  # it imports all that is installed
 def test_doctor_finds_this_installation_sound(capsys):
     code, (out, err) = main(["doctor"]), capsys.readouterr()
     assert code == 0, out + err

@@ -63,8 +63,9 @@ def test_each_recipe_says_what_it_starts_from_and_is_measured_on():
     assert sorted(named) == sorted(sets)
 
 
-# Those that have a quicker sibling of the same task.
-SLOW = {"audio_retrieval", "flickr30k_retrieval", "nlvr2", "refcoco_plus", "refcocog", "vggsound"}
+# Those that have a quicker sibling of the same task, here or in tests/train/test_tasks.py.
+SLOW = {"audio_retrieval", "flickr30k_retrieval", "imagenet", "nlvr2", "refcoco_plus", "refcocog", "sound_events",
+        "vggsound"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in RECIPES])

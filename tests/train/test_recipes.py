@@ -160,10 +160,11 @@ def stub_teacher(name="", modality="", output="features"):
     return lambda items: torch.randn(len(items), 8 if output == "features" else 1000)
 
 
-# Shrunken, the sizes between the smallest and the largest are the same model.
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if re.search("/(base|large)_", n) else []) for n in HERE]
-)
+# Shrunken, the sizes between the smallest and the largest are the same model, and studies are like what they vary.
+SLOW = re.compile(r"/(base|large)_|ablation/(?!base$)")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if SLOW.search(n) else []) for n in HERE])
 def test_recipe_takes_two_steps_when_shrunken(name, shrunken):
     wanted = read_recipe(RECIPES[name])
     out = shrunken(name)
