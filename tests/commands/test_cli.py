@@ -185,16 +185,16 @@ def test_ctrl_c_ends_with_130_and_says_what_is_kept(kept, said):
     assert (process.returncode, stderr) == (130, said)
 
 
-def test_options_may_stand_between_positional_arguments(tmp_path):
+def test_options_may_stand_between_positional_arguments(tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "model: {size: tiny}\ndata: {train: [{shards: x, pair: [image, text]}]}\nobjective: [{term: contrastive}]\n"
         "schedule: {steps: 5}\nrun: {out: runs/x}\n"
     )
-    done = onepeace("train", str(recipe), "seed=7", "--print", "run.batch_size=3")
-    assert done.returncode == 0
-    assert "seed: 7" in done.stdout
-    assert "batch_size: 3" in done.stdout
+    assert main(["train", str(recipe), "seed=7", "--print", "run.batch_size=3"]) == 0
+    printed = capsys.readouterr().out
+    assert "seed: 7" in printed
+    assert "batch_size: 3" in printed
 
 
 @pytest.mark.skipif(os.name == "nt", reason="answers come through file descriptor 8")
