@@ -3,7 +3,7 @@
 import argparse
 
 from onepeace.commands import files, options
-from onepeace.commands.number import positive
+from onepeace.commands.options import positive
 
 EXAMPLES = f"""\
 Queries of words have a match with every model: the words and sentences to compare them with come with the package.

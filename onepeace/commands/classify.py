@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onepeace.commands import files, number, options
+from onepeace.commands import files, options
 from onepeace.errors import UsageError
 from onepeace.files.drawing import Drawings, with_box, with_mask
 from onepeace.files.source import describe
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template", metavar="T", help='sentence with {} for the label, e.g. "a drawing of a {}"')
     parser.add_argument("--text", metavar="T", help="question, phrase or statement that goes with each file")
     parser.add_argument("--head", metavar="NAME", help="which of a model's heads, if it has several")
-    parser.add_argument("--top", type=number.positive, default=1, metavar="K", help="labels shown of each file (1)")
+    parser.add_argument("--top", type=options.positive, default=1, metavar="K", help="labels shown of each file (1)")
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write pictures with their boxes or masks (PNG)")
     options.add_model(parser, dtype=False)
     options.add_json(parser)

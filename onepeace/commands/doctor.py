@@ -110,19 +110,18 @@ def _fault(package: str) -> str | None:
 
 
 def _torchaudio() -> tuple[str, ...]:
-    """Whether an installed torchaudio loads; if not, the reason, the consequence and the remedy.
-
-    onepeace does not need it, but transformers imports it wherever it is installed.
-    """
-    fault = _fault("torchaudio")
+    """Whether an installed torchaudio loads: onepeace does not need it, but transformers imports it where it is."""
     reason: BaseException | None = torchaudio_guard.failure()
-    if fault is None and reason is None:
-        return (_version("torchaudio") or "-", "not needed")
     while reason is not None and reason.__cause__ is not None:
         reason = reason.__cause__
+    fault = _fault("torchaudio")
+    if fault is None and reason is not None:
+        fault = f"{type(reason).__name__}: {' '.join(str(reason).split())}"
+    if fault is None:
+        return (_version("torchaudio") or "-", "not needed")
     return (
         "does not load",
-        fault or f"{type(reason).__name__}: {' '.join(str(reason).split())}",
+        fault,
         "onepeace works without it; programs that import transformers or peft before onepeace fail",
         "remedy: pip uninstall torchaudio, or one that is built for the same CUDA as torch",
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
-from onepeace.commands.number import positive, seconds
+from onepeace.commands.options import positive, seconds
 from onepeace.errors import UsageError, need
 from onepeace.files.table import format_table
 

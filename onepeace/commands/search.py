@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onepeace.commands import files, number, options
+from onepeace.commands import files, options
 from onepeace.errors import UsageError
 from onepeace.files.table import format_table
 
@@ -62,13 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument("--before", metavar="DATE", help="before the start of it")
     chosen.add_argument("--path", metavar="GLOB", help='as "holidays/**/*.jpg"')
     shown = parser.add_argument_group("which hits, and how")
-    shown.add_argument("--top", type=number.positive, default=10, metavar="K", help="how many hits (10)")
-    shown.add_argument("--offset", type=number.count, default=0, metavar="N", help="leave out the first N")
+    shown.add_argument("--top", type=options.positive, default=10, metavar="K", help="how many hits (10)")
+    shown.add_argument("--offset", type=options.count, default=0, metavar="N", help="leave out the first N")
     text = "match, date (newest first) or path: of the best 200, or of as many as are asked for (match)"
     shown.add_argument("--sort", choices=("match", "date", "path"), default="match", metavar="NAME", help=text)
     text = "match, or raw for the cosine alone (match)"
     shown.add_argument("--rank", choices=("match", "raw"), default="match", metavar="NAME", help=text)
-    shown.add_argument("--min-match", type=number.probability, metavar="P", help="leave out hits below it")
+    shown.add_argument("--min-match", type=options.probability, metavar="P", help="leave out hits below it")
     shown.add_argument("--html", type=Path, metavar="FILE", help="also write the hits as a page to look at")
     options.add_json(parser)
     parser.add_argument("--no-index", action="store_true", help="of files and folders: keep no index of them")

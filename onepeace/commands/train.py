@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onepeace.commands.number import positive
+from onepeace.commands.options import positive
 from onepeace.errors import UsageError
 
 if TYPE_CHECKING:

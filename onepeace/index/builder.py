@@ -284,7 +284,6 @@ class Builder:
         return True
 
     def _embed(self, entries: Iterable[Entry], total: int | None, is_cut: bool) -> None:
-        """Entries through the model, into the store."""
         with closing(self._news(entries)) as reads:
             first = next(reads, None)
             if first is None:  # before the model is loaded
@@ -371,7 +370,6 @@ class Builder:
             self._flush()
 
     def _flush(self) -> None:
-        """Write what is waiting, as one transaction."""
         results, vectors, changes = self._results, self._vectors, self._changes
         self._results, self._vectors, self._changes = [], [], []
         if changes or results:

@@ -67,7 +67,6 @@ class Index:
         self.close()
 
     def close(self) -> None:
-        """Close the database."""
         if (service := self.__dict__.pop("_service", None)) is not None:
             service.close()
         self.store.close()
@@ -229,7 +228,7 @@ class Index:
             collapse: near copies as one hit.
 
         Raises:
-            UserError: a query that cannot be encoded, a condition or an option that cannot be read.
+            UserError: a query that cannot be encoded, a condition or an option that cannot be read; Damaged.
         """
         if not (isinstance(top, Integral) and isinstance(offset, Integral) and top >= 1 and offset >= 0):
             raise UserError(f"top is {top} and offset {offset}; give whole numbers, at least 1, and 0")

@@ -100,7 +100,6 @@ class Matrix:
 
     @cached_property
     def _rows(self) -> list[np.ndarray]:
-        """Rows of each modality."""
         return [np.flatnonzero(self.modality == code) for code in range(len(self.store.kinds))]
 
     @cached_property

@@ -281,7 +281,6 @@ class Store:
             self.connection.execute(sql, (*values, checksum([item.id, *values, *crcs]), item.id))
 
     def remove(self, ids: Iterable[int]) -> None:
-        """Forget files and their vectors; call it in a transaction."""
         for id_ in ids:
             self._delete("id = ?", (id_,))
 
@@ -358,7 +357,6 @@ class Store:
         return None
 
     def keep_blob(self, name: str, content: bytes) -> None:
-        """Keep something beside the files; call it in a transaction."""
         keep(self.connection, name, content)
 
     def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:

@@ -114,7 +114,6 @@ class Pool:
         return self._start()
 
     def close(self) -> None:
-        """End the processes."""
         if (engine := self.__dict__.pop("_engine", None)) is not None:
             engine.close()
 

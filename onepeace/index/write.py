@@ -16,11 +16,10 @@ from onepeace.files.source import scheme
 from onepeace.index import nearest
 from onepeace.index.builder import HOP, WINDOW, Builder, Report
 from onepeace.index.calibrate import banks_of_words, read_calibration
-from onepeace.index.filters import kind_of
 from onepeace.index.index import check_model, identity, unreadable
 from onepeace.index.query import keep_text_branch
 from onepeace.index.ranking import Banks
-from onepeace.index.sources import MADE_OF, Root, Scan, is_below, roots_of, scan
+from onepeace.index.sources import Root, Scan, is_below, roots_of, scan
 from onepeace.index.store import DATABASE, Store
 from onepeace.index.workers import Model, pool_of
 from onepeace.progress import status
@@ -40,7 +39,6 @@ def build(
     model: str | None = None,
     *,
     exclude: Sequence[str] = (),
-    only: str | None = None,
     follow_links: bool = False,
     **options: Any,
 ) -> Report:
@@ -51,7 +49,6 @@ def build(
         paths: folders, files, tables (.csv, .tsv, .jsonl) and webdataset shards (.tar, .tar.gz; patterns with braces).
         model: a name as `onepeace.load` takes it; None = the model of the index, or "tiny" for a new one.
         exclude: patterns as in a .gitignore file.
-        only: image, audio, text or video: leave out the other kinds of files; a video has pictures and a sound.
         follow_links: follow links that lead out of the folders.
         options: ``device``, ``dtype`` (as for `onepeace.load`), ``batch_size``, ``progress`` (False = silent);
             ``window`` and ``hop``, seconds of long sounds that have a vector of their own and from one to the next;
@@ -64,14 +61,15 @@ def build(
     """
     given = roots_of(paths, exclude, follow_links)
     with writing(folder) as target:
-        known = _roots(target)
+        known = {}
+        if (target / DATABASE).exists():
+            with closing(Store(target)) as store:
+                known = _roots(store)
         found = scan(given, [root.path for root in known.values() if root.kind == "removed"])
-        if only is not None:
-            _leave_out(found, kind_of(only))
         shards = [known.get(root.path, root) for root in given if root.kind == "shard"]
         is_empty = not shards and all(entry.item.problem for entry in found.entries.values())
         if is_empty and not (target / DATABASE).exists():
-            raise UsageError(_nothing(paths, found, only))
+            raise UsageError(_nothing(paths, found))
         return _fill(target, model, found, shards, given, **options)
 
 
@@ -86,9 +84,8 @@ def update(folder: str | os.PathLike[str], model: str | None = None, **options: 
             nothing is forgotten.
     """
     with writing(folder) as target:
-        with closing(Store(target)):  # says so if there is none
-            pass
-        known = _roots(target)
+        with closing(Store(target)) as store:  # says so if there is none
+            known = _roots(store)
         roots = [root for root in known.values() if root.kind != "removed"]
         if not roots:
             raise UserError(f"{folder}: made of no files; name some: onepeace index build {folder} FILES")
@@ -167,23 +164,13 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
                 target.rmdir()
 
 
-def _nothing(paths: Sequence[str | os.PathLike[str]], found: Scan, only: str | None) -> str:
-    """Line about paths without any file that can be read."""
+def _nothing(paths: Sequence[str | os.PathLike[str]], found: Scan) -> str:
     places = ", ".join(os.fspath(path) for path in paths)
     items = [entry.item for entry in found.entries.values()]
     problems = [*found.problems, *(unreadable(item.path, item.problem or "") for item in items)]
     first = f"; {len(problems)} cannot be read, as {problems[0].path}: {problems[0].reason}" if problems else ""
     others = ", ".join(f"{name} {count}" for name, count in found.others.most_common(5))
-    return f"no {only or 'image, audio, video or text'} files in {places}{first}" + (
-        f"; others: {others}" * bool(others)
-    )
-
-
-def _leave_out(found: Scan, only: str) -> None:
-    def is_wanted(kind: str) -> bool:
-        return only in (kind, *MADE_OF.get(kind, ()))
-
-    found.entries = {path: entry for path, entry in found.entries.items() if is_wanted(entry.item.modality)}
+    return f"no image, audio, video or text files in {places}{first}{f'; others: {others}' * bool(others)}"
 
 
 def _remedy(folder: str | os.PathLike[str], root: Root) -> str:
@@ -202,12 +189,8 @@ def _refuse_emptied(folder: Path, roots: Sequence[Root], found: Scan) -> None:
                 raise UserError(f"{root.path}: empty now, and {count} files of it are known; {_remedy(folder, root)}")
 
 
-def _roots(folder: Path) -> dict[str, Root]:
-    """What an index was made of; nothing for a new one."""
-    if not (folder / DATABASE).exists():
-        return {}
-    with closing(Store(folder)) as store:
-        return {path: Root.of(path, options) for path, options in store.roots().items()}
+def _roots(store: Store) -> dict[str, Root]:
+    return {path: Root.of(path, options) for path, options in store.roots().items()}
 
 
 def _fill(
@@ -247,7 +230,7 @@ def _fill(
         builder = Builder(opened, load, banks, batch_size, progress)
         builder.report.problems += found.problems
         builder.report.other_kinds += found.others
-        known = {path: Root.of(path, options) for path, options in opened.roots().items()}
+        known = _roots(opened)
         roots = {root.path: known.get(root.path, root) if root.kind == "shard" else root for root in new_roots}
         if news := {path: root.options for path, root in roots.items() if root != known.get(path)}:
             with opened.transaction():  # first, so that `update` goes on with what a stop leaves open
@@ -333,19 +316,20 @@ def _open(
         about = {**identity(name), "made_by": f"onepeace {__version__}"}
         about |= {"modalities": " ".join(key for key in embedder.modalities if key in projected)}
         about |= {"window": str(cut["window"] or WINDOW), "hop": str(cut["hop"] or HOP), "id": secrets.token_hex(8)}
+        for path in nearest.derived(folder):  # of a database that is gone
+            path.unlink()
         return Store.create(folder, embedder.embed_dim, about), lambda: embedder
     store = Store(folder, write=True)
     try:
         name = model or store.meta["model"]
         about = _identity(store, name)
         check_model(store, about)
-        news = {"model": about["model"] if model is not None else store.meta["model"]}  # it may lie elsewhere now
         for key, value in cut.items():
             if value is not None and value != float(store.meta[key]):
                 raise UserError(f"{folder}: made with a {key} of {float(store.meta[key]):g} s, not {value:g} s")
-        if any(store.meta[key] != value for key, value in news.items()):
+        if model is not None:
             with store.transaction():
-                store.meta |= news
+                store.meta["model"] = about["model"]  # it may lie elsewhere now
     except BaseException:
         store.close()
         raise

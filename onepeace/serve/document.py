@@ -68,7 +68,6 @@ class Embedding:
         self.folder, self.left = folder, EMBEDDED_TOTAL
 
     def address(self, value: Path | bytes, kind: str) -> str:
-        """The address of a file's content, escaped."""
         size = len(value) if isinstance(value, bytes) else value.stat().st_size
         if isinstance(value, Path) and size > min(EMBEDDED, self.left):
             return escape(link_to(value, self.folder), quote=True)

@@ -136,7 +136,6 @@ def picture(item: Item, roots: Roots, at: float = 0.0, side: int = LARGE) -> "Im
 
 
 def webp(image: "Image.Image", side: int) -> bytes:
-    """A copy of a picture no larger than ``side``."""
     image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80)

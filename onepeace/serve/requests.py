@@ -30,7 +30,6 @@ class Parts(Fields):
     weights: dict[Literal["text", "image", "audio", "like", "without"], Weight] = {}
 
     def given(self) -> dict[str, str]:
-        """The parts that are not empty, by modality."""
         found = {name: getattr(self, name) for name in ("text", "image", "audio")}
         return {name: value for name, value in found.items() if value}
 

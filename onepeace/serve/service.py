@@ -50,7 +50,6 @@ class Service:
         }  # fmt: skip
 
     def request(self) -> Request:
-        """Decoder of the parts of one request."""
         return Request(self.limits, lambda: self._index.embedder.processors)
 
     def item(self, key: int | str) -> Item:
@@ -151,5 +150,4 @@ class Service:
 
 
 def unranked(item: Item, rank: int = 1) -> Hit:
-    """A file that no query found."""
     return Hit(rank, item, item.modality, 0.0, 0.0)
