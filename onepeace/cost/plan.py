@@ -159,7 +159,10 @@ def measured(recipe: Recipe, config: Config, source: str, share: int) -> Cost:
     times, peak, flops, further = chunk * chunks / (few * parts), float(small.peak_bytes), float(small.flops), 0
     if depth:
         deeper = step(recipe, two, source, few, parts)
-        peak += (depth - 1) * (deeper.peak_bytes - small.peak_bytes) * chunk / few
+        # Weights that learn are cast once for all items.
+        matrices = [p for p in planned_model(recipe, two).blocks[-1].parameters() if p.requires_grad and p.ndim > 1]
+        cast = 0 if recipe.run.precision == "float32" else 2 * sum(p.numel() for p in matrices)
+        peak += (depth - 1) * (cast + (deeper.peak_bytes - small.peak_bytes - cast) * chunk / few)
         further = (depth - 1) * (deeper.flops - small.flops)
     if chunks > 2:  # of the items of other chunks only what the losses need is kept
         kept = step(recipe, one, source, few, 3).peak_bytes - small.peak_bytes

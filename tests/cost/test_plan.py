@@ -113,9 +113,9 @@ def test_plan_is_what_a_real_step_takes(other, run):
 
 
 def test_many_items_follow_from_few(monkeypatch):
-    few = plan_of("audio", batch=12)
+    few = plan_of("image", batch=12, depth=4)
     monkeypatch.setattr(plan, "MEASURED", 12)
-    all_of_them = plan.make_plan(recipe("audio", batch=12))
+    all_of_them = plan.make_plan(recipe("image", batch=12, depth=4))
     assert few.flops_per_step == pytest.approx(all_of_them.flops_per_step, rel=1e-4)
     expected = all_of_them.memory["ddp"].activations
     assert few.memory["ddp"].activations == pytest.approx(expected, rel=0.05)  # losses: not linear
