@@ -51,8 +51,9 @@ def label_heads(config: Config, recipe: Recipe, sources: Sequence[Source]) -> Co
     wanted = recipe.model.get("heads", {})
     heads = dict(getattr(config.model, "heads", {}))
     for options, term in _supervised(recipe):
-        name, target = options.head, term.target_of(options)
+        name = options.head
         if wanted.get(name, {}).get("labels") == AUTO:
+            target = term.target_of(options)
             targets = (sample.targets for source in sources for sample in source.samples)
             labels_in = LABELS.get(term.target, lambda value: [value])
             labels = sorted({label for own in targets if target in own for label in labels_in(own[target])})
