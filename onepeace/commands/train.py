@@ -81,7 +81,7 @@ def plan_text(plan: "Plan") -> str:
     for field, label in ROWS.items():
         values = [getattr(plan.memory[column], field) / 1e9 for column in names]
         lines.append(f"{label:<20}" + "".join(f"{value:>22.2f}" for value in values))
-    lines += ["* what the recipe says; leave a fifth more for work space", ""]
+    lines += ["* what the recipe says; leave a tenth more for work space", ""]
     lines.append(f"{'checkpoint file':<20}{plan.file / 1e9:>12.2f} GB")
     lines += [f"{pair:<20}{flops / 1e9:>12,.1f} GFLOP an item" for pair, flops in plan.flops_per_item.items()]
     lines.append(f"{'step':<20}{plan.flops_per_step / 1e15:>12.3g} PFLOP")

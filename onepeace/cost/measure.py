@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -55,7 +56,8 @@ def step_cost(objective: nn.Module, batch: Batch, bfloat16: bool) -> Cost:
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     gradients = [parameter.grad for parameter in objective.parameters()]
     batch = replace(batch, inputs={key: fake_inputs(inputs, fakes) for key, inputs in batch.inputs.items()})
-    with Live([*objective.parameters(), gradients, batch.inputs]) as live:
+    # Attention in the fused kernel, whatever its length.
+    with Live([*objective.parameters(), gradients, batch.inputs]) as live, sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             loss = objective(batch)["loss"]
         loss.backward()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.training import MODEL, terms
 from support.training import recipe as small_recipe
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from onepeace.cli import main
 from onepeace.config import build
@@ -91,9 +92,8 @@ def test_plan_is_what_a_real_step_takes(other, run):
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     gradients = [parameter.grad for parameter in objective.parameters() if parameter.requires_grad]
     tables = [p for name, p in model.named_parameters() if ".bias_tables." in name and p.requires_grad]
-    for table in tables:  # attention keeps its scores on this CPU if the bias learns, as on no GPU
-        table.requires_grad_(False)
-    with Live([*objective.parameters(), gradients, items]) as real:
+    plan.keep_as_on_a_gpu(model)
+    with Live([*objective.parameters(), gradients, items]) as real, sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         with torch.autocast("cpu", torch.bfloat16, enabled=wanted.run.precision == "bfloat16"):
             loss = objective(batch)["loss"]
         loss.backward()
@@ -113,9 +113,11 @@ def test_plan_is_what_a_real_step_takes(other, run):
 
 
 def test_many_items_follow_from_few(monkeypatch):
-    few = plan_of("image", batch=12, depth=4)
+    wanted = recipe("image", batch=12, depth=6, checkpoint_activations=True)
+    monkeypatch.setattr(plan, "MEASURED", 3)
+    few = plan.make_plan(wanted)
     monkeypatch.setattr(plan, "MEASURED", 12)
-    all_of_them = plan.make_plan(recipe("image", batch=12, depth=4))
+    all_of_them = plan.make_plan(wanted)
     assert few.flops_per_step == pytest.approx(all_of_them.flops_per_step, rel=1e-4)
     expected = all_of_them.memory["ddp"].activations
     assert few.memory["ddp"].activations == pytest.approx(expected, rel=0.05)  # losses: not linear
