@@ -147,15 +147,17 @@ def _own(args: argparse.Namespace, model: "Embedder", problems: list[files.Unrea
     from onepeace.evaluate.intervals import interval
     from onepeace.evaluate.protocols.probe import Part, every_fifth, probe
     from onepeace.evaluate.report import Row
-    from onepeace.finetune.own_data import read_own_data, split
+    from onepeace.finetune.own_data import read_own_data
+    from onepeace.finetune.split import grouped, split
 
     if args.data or args.probe or args.override:
         raise UsageError(f"{args.what}: classes of your own take no --data, --probe and a.b=value")
     data = read_own_data(Path(args.what), model.modalities)
-    if not data.labelled:
+    if not data.labels:
         raise UserError(f"{args.what}: a probe needs a label for every item; there are captions only")
     problems += [files.Unreadable(Path(where), reason) for where, reason in data.left_out]
-    for (modality, *_), records in data.groups.items():
+    grouped(data, Path(args.what))
+    for (modality, *_), records in data.records.items():
         start = time.perf_counter()
         train, test = split(records)
         vectors = np.asarray(model.encode([{modality: one.inputs[modality]} for one in (*train, *test)]))

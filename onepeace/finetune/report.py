@@ -1,120 +1,205 @@
-"""The page that a fine-tuning ends with: what was learned from, what it gained, examples, curves, commands."""
+"""The page that a fine-tuning ends with: what was learned from, what it gained, errors, curves, commands."""
 
 import base64
 import io
-import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
-from onepeace.evaluate.compare import Difference, compare, read_results
-from onepeace.evaluate.report import between, shown
 from onepeace.files.atomic import write_text_atomic
-from onepeace.finetune import measure
+from onepeace.files.table import format_table
 from onepeace.finetune.average import Average
+from onepeace.finetune.figures import HEAD, Answers, by_class, confident_errors, confusions, gains, samples_of
 from onepeace.finetune.settings import head_names
+from onepeace.finetune.split import FILE, Parts
 from onepeace.hub.folder import read_config
 from onepeace.processors import ImageProcessor
 from onepeace.train.curves import draw, read_curves
 from onepeace.train.recipe import Recipe, to_yaml
 
-if TYPE_CHECKING:
-    from onepeace.finetune.run import FineTuning
-
+REPORT = "report.html"
 EXAMPLES = 8
-"""Of each kind: those that moved most."""
+"""Pairs of each kind: those that moved most."""
+ERRORS = 16
+"""Most confident errors that are shown."""
+CONFUSED = 20
+"""Classes of the confusion matrix: those with the most errors."""
 THUMBNAIL = 160
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 68em; margin: 2em auto; padding: 0 1em; color: #222 }
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
-table { border-collapse: collapse } td, th { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd }
-td:first-child, td:nth-child(2), th:first-child, th:nth-child(2) { text-align: left }
-.good { color: #0a7d38 } .bad { color: #b3261e }
+table { border-collapse: collapse } td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd }
+tr:first-child { font-weight: bold } td.text { text-align: left }
+.matrix tr:first-child td + td { writing-mode: vertical-rl; padding: .6em .2em; text-align: left }
 .cards { display: flex; flex-wrap: wrap; gap: 1em } figure { margin: 0; width: 10.5em }
 figure img { max-width: 100%; border-radius: 4px } figure audio { width: 100% } figcaption { font-size: .85em }
 img.curves { max-width: 100% } pre { background: #f4f4f4; padding: .8em; overflow-x: auto }
 """
 
 
-def write_report(
-    tuning: "FineTuning",
-    recipe: Recipe,
-    average: Average,
-    counts: Mapping[str, int],
-    labels: Sequence[str],
-    pairs: Sequence[str],
-) -> Path:
-    """Write report.html, which needs no other file, and return its path."""
-    from onepeace.finetune.run import AFTER, BEFORE, PARTS, REPORT
+@dataclass(frozen=True)
+class Result:
+    """What a way to train has come to."""
 
-    about = json.loads((tuning.data / PARTS).read_text(encoding="utf-8"))
-    before, after = (read_results(tuning.out / name) for name in (BEFORE, AFTER))
-    parts = [
-        f"<h1>Fine-tuning on {escape(tuning.source.name)}</h1>",
-        f"<p>{escape(about['found'])}; {_parts(counts)}. From the model {escape(tuning.model)}, "
-        f"{recipe.schedule.steps} steps.</p>",
+    way: str
+    """An entry of `WAYS`, or "" where only one was trained."""
+    folder: Path
+    recipe: Recipe
+    average: Average
+    seconds: float
+    """Time of the training."""
+    before: list[Answers]
+    after: list[Answers]
+
+    @property
+    def report(self) -> Path:
+        return self.folder / REPORT
+
+
+NOTE = (
+    "Behind a figure: where that of as many other files of the kind lies, 95 times of 100. Behind a gain: its 95 % "
+    "interval (bootstrap over groups of near copies)."
+)
+
+
+def table(results: Sequence[Result]) -> list[tuple[str, ...]]:
+    """The figures of the held-out part, a row each below the head; of several ways, a column each."""
+    found = [gains(result.before, result.after) for result in results]
+    head = ("set", "metric", "before", *(result.way or "after" for result in results))
+    rows = []
+    for same in zip(*found, strict=True):
+        rows.append((same[0].set, same[0].metric, str(same[0].before), *(str(one.after) for one in same)))
+    if len(results) == 1:
+        return [(*head, "gain"), *((*row, one.gain.signed) for row, one in zip(rows, found[0], strict=True))]
+    times = ("training", "seconds", "", *(f"{result.seconds:.0f}" for result in results))
+    return [head, *rows, times]
+
+
+def as_text(results: Sequence[Result]) -> str:
+    """The table for a terminal."""
+    head, *rows = table(results)
+    return format_table(head, rows, right=range(2, len(head)))
+
+
+def write_report(result: Result, source: Path, model: str, data: Path, parts: Parts) -> None:
+    """Write report.html, which needs no other file.
+
+    Args:
+        source: what was learned from.
+        model: name of the model it started from.
+        data: folder of the shards.
+        parts: what they hold.
+    """
+    title = escape(f"Fine-tuning on {source.name}{f' ({result.way})' if result.way else ''}")
+    content = [
+        f"<h1>{title}</h1>",
+        f"<p>{escape(parts.found)}; {escape(parts.described())}. From the model {escape(model)}, "
+        f"{result.recipe.schedule.steps} steps in {result.seconds:.0f} s. Weights "
+        f"{escape(result.average.described())}.</p>",
         "<h2>On the part that was held out</h2>",
-        _table(compare(before, after)),
-        "<p>The intervals are of other items of the same kind (bootstrap over the items).</p>",
-        f"<p>Weights {escape(average.described())}.</p>",
-        _curves(tuning.out),
+        _html_table(table([result]), text=2),
+        f"<p>{NOTE}</p>",
     ]
-    for pair in pairs:
-        samples = measure.held_out(tuning.data, pair)
-        first, second = (measure.ranks(results, pair, bool(labels)) for results in (before, after))
-        parts += _examples(pair, samples, first, second, bool(labels))
-    if about["left_out"]:
-        parts.append(f"<h2>{len(about['left_out'])} left out</h2><ul>")
-        parts += [f"<li>{escape(where)}: {escape(reason)}</li>" for where, reason in about["left_out"]]
-        parts.append("</ul>")
-    commands = "\n".join(commands_to_try(tuning))
-    parts.append(f"<h2>Try it</h2><pre>{escape(commands)}</pre>")
-    parts.append(f"<details><summary>The recipe</summary><pre>{escape(to_yaml(recipe))}</pre></details>")
-    title = f"<title>Fine-tuning on {escape(tuning.source.name)}</title>"
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8">{title}<style>{STYLE}</style>\n'
-    path = tuning.out / REPORT
-    write_text_atomic(path, page + "\n".join(parts) + "\n</html>\n")
-    return path
+    for before, after in zip(result.before, result.after, strict=True):
+        if parts.labels and after.set.endswith(HEAD):
+            content += _classes(before, after)
+    for pair in parts.pairs("val"):
+        samples = samples_of(data, pair)
+        for before, after in zip(result.before, result.after, strict=True):
+            if after.pair == pair and parts.labels and after.set.endswith(HEAD):
+                content += _errors(samples, after)
+            elif after.pair == pair and not parts.labels and after.modality != "text":
+                content += _moved(samples, before, after)
+    content.append(_curves(result.folder))
+    if parts.left_out:
+        content.append(f"<h2>{len(parts.left_out)} left out</h2><ul>")
+        content += [f"<li>{escape(where)}: {escape(reason)}</li>" for where, reason in parts.left_out]
+        content.append("</ul>")
+    commands = "\n".join(commands_to_try(result, source, parts))
+    content.append(f"<h2>Try it</h2><pre>{escape(commands)}</pre>")
+    content.append(f"<details><summary>The recipe</summary><pre>{escape(to_yaml(result.recipe))}</pre></details>")
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>\n'
+    write_text_atomic(result.report, page + "\n".join(content) + "\n</html>\n")
 
 
-def commands_to_try(tuning: "FineTuning") -> list[str]:
+def commands_to_try(result: Result, source: Path, parts: Parts) -> list[str]:
     """Commands that use the new model on the user's own files."""
-    from onepeace.finetune.run import LABELS, PARTS
-
-    model = shlex.quote(str(tuning.out / "model"))
-    folder = shlex.quote(str(tuning.source if tuning.source.is_dir() else tuning.source.parent))
-    labels = json.loads((tuning.data / LABELS).read_text(encoding="utf-8"))
-    search = f"onepeace search {folder} --text {shlex.quote(labels[0] if labels else 'a dog')} --model {model}"
-    if not labels:
-        return [search]
-    counts = json.loads((tuning.data / PARTS).read_text(encoding="utf-8"))["counts"]
-    heads = head_names(name.partition("/")[2] for name in counts).values()
+    model = shlex.quote(str(result.folder / "model"))
+    folder = shlex.quote(str(source if source.is_dir() else source.parent))
+    text = shlex.quote(parts.labels[0] if parts.labels else "a dog")
     # The model it started from may have had heads of its own.
-    several = len(read_config(tuning.out / "model").model.heads) > 1
-    return [search, *(f"onepeace classify {folder} --model {model}" + f" --head {head}" * several for head in heads)]
+    several = len(read_config(result.folder / "model").model.heads) > 1
+    classify = [
+        f"onepeace classify {folder} --model {model}" + f" --head {head}" * several
+        for head in head_names(parts).values()
+    ]
+    return [f"onepeace search {folder} --text {text} --model {model}", *classify]
 
 
-def _parts(counts: Mapping[str, int]) -> str:
-    train, choose, val = (
-        sum(n for name, n in counts.items() if name.startswith(part)) for part in ("train/", "choose/", "val/")
+def _html_table(rows: Sequence[Sequence[str]], text: int, kind: str = "") -> str:
+    """A table with its head; the first ``text`` columns are aligned to the left."""
+    found = []
+    for row in rows:
+        cells = "".join(f"<td{' class=text' * (i < text)}>{escape(cell)}</td>" for i, cell in enumerate(row))
+        found.append(f"<tr>{cells}</tr>")
+    return f"<table class='{kind}'>{''.join(found)}</table>"
+
+
+def _classes(before: Answers, after: Answers) -> list[str]:
+    """The figure of each class, and which are taken for which."""
+    rows = [("class", "files", "before", "after", "gain")]
+    rows += [
+        (one.metric, str(n), str(one.before), str(one.after), one.gain.signed) for n, one in by_class(before, after)
+    ]
+    classes, counts = confusions(after, CONFUSED)
+    matrix = [("is \\ called", *classes)]
+    matrix += [(label, *(str(n) if n else "" for n in row)) for label, row in zip(classes, counts, strict=True)]
+    return [
+        f"<h2>By class: {escape(after.set)}</h2>", _html_table(rows, text=1),
+        f"<h2>Taken for one another: {escape(after.set)}</h2>", _html_table(matrix, text=1, kind="matrix"),
+    ]  # fmt: skip
+
+
+def _errors(samples: Sequence[Sample], found: Answers) -> list[str]:
+    """Cards of the errors that the model was most confident of."""
+    errors = confident_errors(found)
+    cards = [
+        _card(samples[i], found.modality, f"{found.labels[i]}, called {found.said[i]} ({found.confidence[i]:.0%})")
+        for i in errors[:ERRORS]
+    ]
+    head = f"<h2>{len(errors)} errors, the most confident first: {escape(found.set)}</h2>"
+    return [head, "<div class='cards'>", *cards, "</div>"]
+
+
+def _moved(samples: Sequence[Sample], before: Answers, after: Answers) -> list[str]:
+    """Cards of the items whose rank moved most, for better and for worse."""
+    first, second = before.ranks, after.ranks
+    order = sorted(range(len(samples)), key=lambda i: second[i] / first[i])
+    better = [i for i in order if second[i] < first[i]][:EXAMPLES]
+    worse = [i for i in reversed(order) if second[i] > first[i]][:EXAMPLES]
+    found = []
+    for title, chosen in (("Better", better), ("Worse", worse)):
+        found.append(f"<h2>{title}: {escape(after.set)}</h2>")
+        if not chosen:
+            found.append(f"<p>No item is {title.lower()} than before.</p>")
+            continue
+        found.append("<p>The place at which an item finds what belongs to it, before and after.</p><div class='cards'>")
+        for i in chosen:
+            words = (samples[i].captions or [samples[i].key])[0]
+            found.append(_card(samples[i], after.modality, f"{first[i]} → {second[i]}: {words}"))
+        found.append("</div>")
+    return found
+
+
+def _card(sample: Sample, modality: str, words: str) -> str:
+    name = escape(str(sample.targets[FILE]))
+    return (
+        f"<figure>{_media(modality, sample)}<figcaption>{escape(words)}<br><small>{name}</small></figcaption></figure>"
     )
-    return f"{train} to learn from, {f'{choose} to choose by, ' * bool(choose)}{val} held out"
-
-
-def _table(differences: Sequence[Difference]) -> str:
-    head = "<tr><th>set</th><th>metric</th><th>before</th><th>after</th><th>gain</th><th>95 %</th></tr>"
-    rows = [head]
-    for d in differences:
-        kind = {"B": ' class="good"', "A": ' class="bad"'}.get(d.better, "")
-        gain = shown(d.second - d.first, d.statistic, "+")
-        cells = [escape(d.set), escape(d.metric), shown(d.first, d.statistic), shown(d.second, d.statistic)]
-        row = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f"<tr>{row}<td{kind}>{gain}</td><td>{between(d.interval, d.statistic)}</td></tr>")
-    return f"<table>{''.join(rows)}</table>"
 
 
 def _curves(out: Path) -> str:
@@ -125,30 +210,6 @@ def _curves(out: Path) -> str:
     except UserError as error:
         return f"<p>No curves: {escape(str(error))}</p>"
     return f'<h2>Curves</h2><img class="curves" alt="losses" src="{_data("image/png", picture.read_bytes())}">'
-
-
-def _examples(
-    pair: str, samples: Sequence[Sample], before: Sequence[int], after: Sequence[int], labelled: bool
-) -> list[str]:
-    """Cards of the items whose rank moved most, for better and for worse."""
-    wanted = "its class" if labelled else "what belongs to it"
-    order = sorted(range(len(samples)), key=lambda i: after[i] / before[i])
-    better = [i for i in order if after[i] < before[i]][:EXAMPLES]
-    worse = [i for i in reversed(order) if after[i] > before[i]][:EXAMPLES]
-    found = []
-    for title, chosen in (("Better", better), ("Worse", worse)):
-        found.append(f"<h2>{title}: {escape(pair)}</h2>")
-        if not chosen:
-            found.append(f"<p>No item is {title.lower()} than before.</p>")
-            continue
-        found.append(f"<p>The place at which an item finds {wanted}, before and after.</p><div class='cards'>")
-        modality = pair.split("+")[0]
-        for i in chosen:
-            words = samples[i].label if labelled else (samples[i].captions or [samples[i].key])[0]
-            media = _media(modality, samples[i])
-            found.append(f"<figure>{media}<figcaption>{before[i]} → {after[i]}: {escape(words)}</figcaption></figure>")
-        found.append("</div>")
-    return found
 
 
 def _media(modality: str, sample: Sample) -> str:

@@ -4,48 +4,56 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from onepeace.config import build, to_plain
 from onepeace.device import available_memory, choose_device
 from onepeace.embed.embedder import load
-from onepeace.errors import UserError
-from onepeace.evaluate.report import as_json
+from onepeace.errors import UserError, need
 from onepeace.files.atomic import write_text_atomic
-from onepeace.finetune import measure
-from onepeace.finetune.average import UNTRIED, Average, choose, mixed
+from onepeace.finetune import figures
+from onepeace.finetune.average import SHARES, UNTRIED, Average, choose, mixed
 from onepeace.finetune.memory import fitting_recipe
-from onepeace.finetune.own_data import OwnData, counts_of, read_own_data, write_shards
-from onepeace.finetune.report import write_report
-from onepeace.finetune.settings import auto_recipe, head_names, trained
+from onepeace.finetune.own_data import read_own_data
+from onepeace.finetune.report import Result, write_report
+from onepeace.finetune.settings import WAYS, auto_recipe, head_names, trained
+from onepeace.finetune.split import PARTS, Parts, divide, read_parts, write_shards
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub import weights
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.hub.folder import CARD, TOKENIZER, read_config
+from onepeace.train import checkpoint
 from onepeace.train.folder import model_folder
+from onepeace.train.log import FILE as LOG
+from onepeace.train.log import read_log
 from onepeace.train.loop import train
 from onepeace.train.recipe import Recipe
 from onepeace.train.start import start_weights
 
 log = logging.getLogger(__name__)
 
-ABOUT, PARTS, LABELS = "finetune.json", "parts.json", "labels.json"
-BEFORE, AFTER, REPORT = "before.jsonl", "after.jsonl", "report.html"
-SETTINGS, TUNED, AVERAGE = "settings.json", "tuned", "average.json"
+ABOUT, SETTINGS, TUNED, AVERAGE = "finetune.json", "settings.json", "tuned", "average.json"
+BEFORE, AFTER = "before.jsonl", "after.jsonl"
+TRIED = 3
+"""Steps that are timed before the first one."""
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """A fine-tuning in a folder: data/ (shards), the run's own files, before.jsonl, average.json, after.jsonl,
-    report.html, model/.
+    """A fine-tuning in a folder: data/ (shards), before.jsonl; and of each way to train, in the folder itself or in one
+    for each of several, the run's own files, average.json, after.jsonl, report.html and model/.
 
     Args:
         source: the user's folder or table.
         out: the folder.
         model: what to start from: a name or a folder.
         overrides: fields of the recipe, as "optim.lr=1e-4".
+        group: regular expression of what the paths of files that belong together have in common (split.py).
+        compare: train in each of `WAYS`, on the same parts of the data.
         say: gets a line for the user at each stage.
     """
 
@@ -53,63 +61,78 @@ class FineTuning:
     out: Path
     model: str = "tiny"
     overrides: tuple[str, ...] = ()
+    group: str | None = None
+    compare: bool = False
     say: Callable[[str], None] = log.warning
 
     @property
     def data(self) -> Path:
         return self.out / "data"
 
-    def run(self, overwrite: bool = False) -> Path:
-        """Everything that is not done yet; returns the report.
-
-        Raises:
-            UserError: data that nothing can be learned from; a folder with another fine-tuning in it.
-        """
-        counts, labels, recipe = self._begun(overwrite)
-        pairs = [name.removeprefix("val/") for name in counts if name.startswith("val/")]
-        heads = head_names(pairs) if labels else {}
-        self._measured(BEFORE, self.start, pairs, labels, {})
-        if not (self.out / AVERAGE).exists():
-            self._averaged(self._tuned(recipe), recipe, counts, labels, heads)
-        average = Average(**json.loads((self.out / AVERAGE).read_text(encoding="utf-8")))
-        self.say(average.described())
-        self._measured(AFTER, self.out / "model", pairs, labels, heads)
-        return write_report(self, recipe, average, counts, labels, pairs)
-
     @property
     def start(self) -> Path:
         """Folder of the model to start from."""
         return model_folder(self.model)
 
-    def _begun(self, overwrite: bool) -> tuple[dict[str, int], list[str], Recipe]:
-        """Samples by "train/image+text" and so on, the class names and the settings.
+    def run(self, overwrite: bool = False) -> list[Result]:
+        """Everything that is not done yet; returns what each way has come to.
+
+        Raises:
+            UserError: data that nothing can be learned from; a folder with another fine-tuning in it.
+        """
+        parts, recipes = self._begun(overwrite)
+        began = time.monotonic()
+        self._answered(self.out / BEFORE, self.start, parts, {})
+        self._say_plan(parts, recipes, time.monotonic() - began)
+        results = [self._result(way, recipe, parts) for way, recipe in recipes.items()]
+        for result in results:
+            write_report(result, self.source, self.model, self.data, parts)
+        return results
+
+    def _result(self, way: str, recipe: Recipe, parts: Parts) -> Result:
+        """Train in a way, average and measure, as far as that is not done."""
+        folder, heads = Path(recipe.run.out), head_names(parts)
+        if not (folder / AVERAGE).exists():
+            self._averaged(self._tuned(recipe), recipe, parts, heads)
+        average = Average(**json.loads((folder / AVERAGE).read_text(encoding="utf-8")))
+        self.say(f"{way}: {average.described()}" if way else average.described())
+        self._answered(folder / AFTER, folder / "model", parts, heads)
+        seconds = sum(line.get("seconds", 0.0) for line in read_log(folder / LOG))
+        before, after = (figures.read_answers(path) for path in (self.out / BEFORE, folder / AFTER))
+        return Result(way, folder, recipe, average, seconds, before, after)
+
+    def _begun(self, overwrite: bool) -> tuple[Parts, dict[str, Recipe]]:
+        """The parts of the data, and the recipe of each way.
 
         The folder becomes this fine-tuning's own, and loses what it had, once all of them were read and checked.
         """
+        if self.compare:
+            need("peft", "lora")
         modalities = list(read_config(self.start).model.adapters)
-        about = {"source": os.path.abspath(self.source), "model": fingerprint(self.start), "set": list(self.overrides)}
+        about = {
+            "source": os.path.abspath(self.source), "model": fingerprint(self.start), "set": list(self.overrides),
+            "group": self.group, "compare": self.compare,
+        }  # fmt: skip
         self._refuse_another(about, overwrite)
         data = None
         if overwrite or not (self.data / PARTS).exists():
-            data = read_own_data(self.source, modalities)
-            self.say(f"{self.source}: {data.described()}{_left_out(data)}")
-            counts, labels = counts_of(data), data.labels
+            data, parts = divide(read_own_data(self.source, modalities), self.source, self.group)
+            self.say(f"{self.source}: {parts.found}{_left_out(parts)}")
+            self.say(parts.described())
         else:
-            counts = json.loads((self.data / PARTS).read_text(encoding="utf-8"))["counts"]
-            labels = json.loads((self.data / LABELS).read_text(encoding="utf-8"))
-        recipe = self._recipe(counts, labels, anew=data is not None)
+            parts = read_parts(self.data)
+        ways = dict.fromkeys(WAYS if self.compare else [""])
+        recipes = {way: self._recipe(way, parts, anew=data is not None) for way in ways}
         if overwrite and self.out.exists():
             shutil.rmtree(self.out)
         self.out.mkdir(parents=True, exist_ok=True)
         write_text_atomic(self.out / ABOUT, json.dumps({**about, "name": self.model}, indent=1) + "\n")
-        write_text_atomic(self.out / SETTINGS, json.dumps(to_plain(recipe), indent=1) + "\n")
+        for way, recipe in recipes.items():
+            (self.out / way).mkdir(exist_ok=True)
+            write_text_atomic(self.out / way / SETTINGS, json.dumps(to_plain(recipe), indent=1) + "\n")
         if data is not None:
-            write_shards(data, self.data)
-            write_text_atomic(self.data / LABELS, json.dumps(labels, ensure_ascii=False, indent=1) + "\n")
-            left_out = [list(one) for one in data.left_out]
-            content = json.dumps({"counts": counts, "left_out": left_out, "found": data.described()}, indent=1)
-            write_text_atomic(self.data / PARTS, f"{content}\n")
-        return counts, labels, recipe
+            write_shards(data, parts, self.data)
+        return parts, recipes
 
     def _refuse_another(self, about: Mapping[str, object], overwrite: bool) -> None:
         """`UserError` if the folder is not for this fine-tuning."""
@@ -138,21 +161,20 @@ class FineTuning:
         out = self.out.resolve()
         return next((path for path in (self.start, self.source) if path.resolve().is_relative_to(out)), None)
 
-    def _recipe(self, counts: Mapping[str, int], labels: Sequence[str], anew: bool) -> Recipe:
+    def _recipe(self, way: str, parts: Parts, anew: bool) -> Recipe:
         """The settings, chosen once: when it goes on, the memory may be another."""
-        path = self.out / SETTINGS
+        path = self.out / way / SETTINGS
         if path.exists() and not anew:
             recipe = build(Recipe, json.loads(path.read_text(encoding="utf-8")), str(path))
         else:
-            content = auto_recipe(self.start, self.data, self.out, counts, labels)
+            content = auto_recipe(self.start, self.data, self.out, parts, way)
             device = choose_device()
             memory = available_memory(device)
             recipe = fitting_recipe(content, self.overrides, memory, self.say)
         run = recipe.run
-        names = recipe.data.modalities
         settings = {
             "steps": recipe.schedule.steps,
-            "items a step": ", ".join(f"{recipe.batch_size(name)} {name}" for name in names),
+            "items a step": ", ".join(f"{recipe.batch_size(name)} {name}" for name in recipe.data.modalities),
             "rate": recipe.optim.lr,
             "training": trained(recipe),
         }
@@ -160,62 +182,91 @@ class FineTuning:
             settings["activations"] = "computed again"
         if run.grad_cache_chunks > 1:
             settings["parts of a step"] = run.grad_cache_chunks
-        self.say(", ".join(f"{name} {value}" for name, value in settings.items()) + " (a.b=value sets another)")
+        text = ", ".join(f"{name} {value}" for name, value in settings.items())
+        self.say(f"{way}{': ' * bool(way)}{text} (a.b=value sets another)")
         return recipe
+
+    def _say_plan(self, parts: Parts, recipes: Mapping[str, Recipe], measuring: float) -> None:
+        """Say what will be done and how long it takes, by the time of the first measurement and of a few steps."""
+        left = {way: recipe for way, recipe in recipes.items() if not self._is_trained(recipe)}
+        if not left:
+            return
+        times = {way: _seconds_left(recipe) for way, recipe in left.items()}
+        trials = (len(SHARES) * parts.count("choose") + parts.count("val")) / parts.count("val")
+        whole = sum(times.values()) + len(left) * trials * measuring
+        new = f"a new classifier of {len(parts.labels)} classes and " * bool(parts.labels)
+        each = " and ".join(f"{way} {_minutes(seconds)}".strip() for way, seconds in times.items())
+        self.say(
+            f"to do: train {new}the weights of {self.model} ({each}), average them with those they had, measure, and "
+            f"write a report; {_minutes(whole)} in all"
+        )
+
+    def _is_trained(self, recipe: Recipe) -> bool:
+        folder = Path(recipe.run.out)
+        return any((folder / name).exists() for name in (AVERAGE, TUNED, "model/config.yaml"))
 
     def _tuned(self, recipe: Recipe) -> Path:
         """Folder of the model as it was trained: beside that which is the result of all this."""
-        tuned, model = self.out / TUNED, self.out / "model"
+        out = Path(recipe.run.out)
+        tuned, model = out / TUNED, out / "model"
         if not tuned.exists():
             if not (model / "config.yaml").exists():
                 self.say(f"training {recipe.schedule.steps} steps")
                 if not (train(recipe) / "config.yaml").exists():
-                    raise UserError(f"{self.out}: stopped; the same command goes on")
+                    raise UserError(f"{out}: stopped; the same command goes on")
             os.replace(model, tuned)
         return tuned
 
-    def _averaged(
-        self, tuned: Path, recipe: Recipe, counts: Mapping[str, int], labels: Sequence[str], heads: Mapping[str, str]
-    ) -> None:
+    def _averaged(self, tuned: Path, recipe: Recipe, parts: Parts, heads: Mapping[str, str]) -> None:
         """Write the model with the weights averaged with the start's, how they were, and remove the one before."""
-        config = read_config(tuned)
+        config, folder = read_config(tuned), tuned.parent
         start = start_weights(recipe, config, weights.expected(config))
         new = weights.read_state(tuned)
-        parts = {name.removeprefix("choose/"): count for name, count in counts.items() if name.startswith("choose/")}
-        if parts:
+        if pairs := parts.pairs("choose"):
             model = load(tuned, device=str(choose_device()))
 
             def score() -> float:
-                names = Path(LABELS) if labels else None
-                return measure.score(measure.figures(model, self.data, list(parts), names, heads, "choose"))
+                return figures.score(figures.answers(model, self.data, pairs, parts.labels, heads, "choose"))
 
-            average = choose(model.module, start, new, score, sum(parts.values()))
+            average = choose(model.module, start, new, score, parts.count("choose"))
         else:
             average = Average(1.0 if heads else UNTRIED)
         found = {name: mixed(start.get(name), tensor, average.share) for name, tensor in new.items()}
         card = f"{(tuned / CARD).read_text(encoding='utf-8')}\nWeights {average.described()}.\n"
         tasks = tuned / TASKS if (tuned / TASKS).exists() else None
         tokenizer = tuned / TOKENIZER if (tuned / TOKENIZER).exists() else None
-        weights.save(self.out / "model", found, config, tokenizer=tokenizer, tasks=tasks, card=card)
-        write_text_atomic(self.out / AVERAGE, json.dumps(asdict(average), indent=1) + "\n")
+        weights.save(folder / "model", found, config, tokenizer=tokenizer, tasks=tasks, card=card)
+        write_text_atomic(folder / AVERAGE, json.dumps(asdict(average), indent=1) + "\n")
         shutil.rmtree(tuned)
 
-    def _measured(
-        self, name: str, folder: Path, pairs: Sequence[str], labels: Sequence[str], heads: Mapping[str, str]
-    ) -> None:
-        """Write the figures of a model on the held-out part, unless they are there."""
-        path = self.out / name
-        if path.exists():
-            return
-        model = load(folder, device=str(choose_device()))
-        rows = measure.figures(model, self.data, pairs, Path(LABELS) if labels else None, heads)
-        write_text_atomic(path, "".join(f"{as_json(row, {'model': str(folder)}, per_query=True)}\n" for row in rows))
+    def _answered(self, path: Path, folder: Path, parts: Parts, heads: Mapping[str, str]) -> None:
+        """Write what a model answers to the held-out part, unless it is there."""
+        if not path.exists():
+            model = load(folder, device=str(choose_device()))
+            found = figures.answers(model, self.data, parts.pairs("val"), parts.labels, heads)
+            figures.write_answers(path, found)
 
 
-def _left_out(data: OwnData) -> str:
+def _seconds_left(recipe: Recipe) -> float:
+    """The time that the rest of a training takes, by a few steps that are not kept; 0 where these are nearly all."""
+    saved = checkpoint.files(recipe.run.out)
+    first = checkpoint.step_of(saved[-1]) if saved else 0
+    left = recipe.schedule.steps - first
+    if left <= 2 * TRIED:
+        return 0.0
+    train(replace(recipe, run=replace(recipe.run, log_every=1)), stop_at=first + TRIED)
+    lines = read_log(Path(recipe.run.out) / LOG)[-TRIED:]
+    return left * statistics.median(line["seconds"] for line in lines)
+
+
+def _minutes(seconds: float) -> str:
+    return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {max(1, round(seconds))} s"
+
+
+def _left_out(parts: Parts) -> str:
     """How many could not be used, and the first of them."""
-    if not data.left_out:
+    if not parts.left_out:
         return ""
-    first = "; ".join(f"{where}: {reason}" for where, reason in data.left_out[:3])
-    more = f" and {len(data.left_out) - 3} more" if len(data.left_out) > 3 else ""
-    return f"; {len(data.left_out)} left out: {first}{more}"
+    first = "; ".join(f"{where}: {reason}" for where, reason in parts.left_out[:3])
+    more = f" and {len(parts.left_out) - 3} more" if len(parts.left_out) > 3 else ""
+    return f"; {len(parts.left_out)} left out: {first}{more}"

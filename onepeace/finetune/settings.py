@@ -1,6 +1,6 @@
 """Settings that suit the data and the machine, as a recipe; each can be replaced on the command line."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 
 from onepeace.config import Options, merge
 from onepeace.finetune.memory import LORA
+from onepeace.finetune.split import Parts
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
 from onepeace.model.stems import PretrainedStem
@@ -31,15 +32,20 @@ MANY = 200
 """Items from which a process of its own decodes."""
 
 
-def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], labels: Sequence[str]) -> Options:
+WAYS: dict[str, Options] = {"probe": {"freeze": {"except": ["heads.*", "logit_scale"]}}, "lora": LORA, "full": {}}
+"""Ways to train: heads and projections alone, adapters of low rank too, all weights."""
+
+
+def auto_recipe(model: Path, data: Path, out: Path, parts: Parts, way: str = "") -> Options:
     """The recipe of a fine-tuning, as plain values.
 
     Args:
         model: folder of the model to start from.
         data: folder of the shards.
-        counts: samples by "train/image+text" and so on.
-        labels: of the classes; empty for pairs with captions.
+        out: folder of the fine-tuning, which has a folder for each way.
+        way: one of `WAYS`, or "" for the one that suits the size of the model.
     """
+    labels, counts = parts.labels, parts.counts
     config = read_config(model)
     with torch.device("meta"):
         module = build_encoder(config)
@@ -62,6 +68,7 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
             "augment": {key: AUGMENT[key] for key in keys if key in AUGMENT},
             "templates": {key: TEMPLATES[key] for key in keys if labels and key in TEMPLATES},
             "stem_views": {key: STEM_VIEWS for key in keys if STEM.format(key) in frozen},
+            "frozen_folder": str(out / "frozen"),
         },
         "objective": [{"term": "contrastive", "multi_positive": True}],
         "optim": {
@@ -74,7 +81,7 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
         "schedule": {"steps": steps, "warmup_ratio": 0.1},
         "run": {
             "batch_size": batch,
-            "out": str(out),
+            "out": str(out / way),
             "log_every": max(1, steps // 200),
             "save_minutes": 1.0,
             "workers": 1 if total > MANY else 0,
@@ -83,7 +90,7 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
     if frozen and not large:
         recipe["freeze"] = frozen
     if labels:
-        for key, name in head_names(train).items():
+        for key, name in head_names(parts).items():
             head: Options = {"kind": "classifier", "task": "label", "on": key, "labels": list(labels)}
             head |= {"pool": "cls", "hidden_ratio": 0}
             recipe["model"].setdefault("heads", {})[name] = head
@@ -94,9 +101,7 @@ def auto_recipe(model: Path, data: Path, out: Path, counts: Mapping[str, int], l
             term = {"term": "classification", "on": [key], "head": name, "label_smoothing": 0.1}
             recipe["objective"].append(term)
         recipe["optim"]["groups"] = {"heads.classifier*": {"lr_scale": 10.0}}
-    if large:
-        return merge(recipe, LORA)
-    return recipe
+    return merge(recipe, WAYS[way or ("lora" if large else "full")])
 
 
 AUGMENT: dict[str, Options] = {
@@ -105,9 +110,11 @@ AUGMENT: dict[str, Options] = {
 }
 
 
-def head_names(pairs: Iterable[str]) -> dict[str, str]:
-    """The classifiers of labelled pairs, as "image+text", by the modality they read: one, or one for each modality."""
-    keys = dict.fromkeys(key for pair in pairs for key in pair.split("+") if key != "text")
+def head_names(parts: Parts) -> dict[str, str]:
+    """The classifiers of labelled data, one for each modality that they read; none without labels."""
+    keys = dict.fromkeys(key for pair in parts.pairs("train") for key in pair.split("+") if key != "text")
+    if not parts.labels:
+        return {}
     return {key: "classifier" if len(keys) == 1 else f"classifier_{key}" for key in keys}
 
 
@@ -115,6 +122,8 @@ def trained(recipe: Recipe) -> str:
     """What trains, in words."""
     if recipe.lora is not None:
         return "LoRA"
+    if recipe.freeze == WAYS["probe"]["freeze"]:
+        return "heads and projections"
     if not recipe.freeze:
         return "all weights"
     stems = {STEM.format(key) for keys in recipe.data.modalities.values() for key in keys}

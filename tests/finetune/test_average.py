@@ -11,18 +11,19 @@ from support.small_shards import COLOURS, square
 
 import onepeace
 from onepeace.cli import main
-from onepeace.finetune import measure
+from onepeace.finetune import figures, split
 from onepeace.finetune import run as running
 from onepeace.finetune.average import SHARES, choose, mixed
-from onepeace.finetune.own_data import parts_of, read_own_data
+from onepeace.finetune.own_data import read_own_data
 from onepeace.hub.weights import read_state
 
 QUICK = ["schedule.steps=4", "optim.lr=3e-3", "run.precision=float32", "optim.layer_decay=null", "run.workers=0"]
 
 
 @pytest.fixture(autouse=True)
-def enough_memory(monkeypatch):
+def quick(monkeypatch):
     monkeypatch.setattr(running, "available_memory", lambda device: None)
+    monkeypatch.setattr(split, "NEAR", {})
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +76,8 @@ def test_the_smallest_of_the_best_shares_is_chosen():
 
 
 def test_what_is_chosen_by_is_neither_learned_from_nor_held_out(table):
-    data = read_own_data(table, ("text", "image", "audio"))
-    (parts,) = parts_of(data).values()
+    data, _ = split.divide(read_own_data(table, ("text", "image", "audio")), table, None)
+    (parts,) = split.parts_of(data).values()
     files = {part: {one.inputs["image"] for one in records} for part, records in parts.items()}
     assert {part: len(found) for part, found in files.items()} == {"val": 16, "train": 51, "choose": 13}
     assert len(set.union(*files.values())) == 80
@@ -88,7 +89,7 @@ def test_a_fine_tuning_ends_with_the_best_of_the_averages(model, table, tmp_path
     if lora:
         pytest.importorskip("peft")
     out, scores = tmp_path / "out", iter([0.1, 0.2, 0.4, 0.3, 0.2] * 2)
-    monkeypatch.setattr(measure, "score", lambda rows: next(scores))
+    monkeypatch.setattr(figures, "score", lambda found: next(scores))
     arguments = ["finetune", str(table), "-o", str(out), "--model", str(model), *QUICK]
     if lora:
         arguments += ["lora={rank: 4, alpha: 32}", "freeze={except: [logit_scale]}"]
@@ -114,16 +115,12 @@ def test_a_fine_tuning_ends_with_the_best_of_the_averages(model, table, tmp_path
 
 
 def test_each_held_out_item_is_encoded_once_for_a_measurement(model, table, tmp_path, monkeypatch):
-    data, encoded = read_own_data(table, ("text", "image", "audio")), []
-    counts = running.counts_of(data)
-    running.write_shards(data, tmp_path)
-    embedder = onepeace.load(model)
+    data, parts = split.divide(read_own_data(table, ("text", "image", "audio")), table, None)
+    split.write_shards(data, parts, tmp_path)
+    embedder, encoded = onepeace.load(model), []
     whole = type(embedder).encode_image
     monkeypatch.setattr(type(embedder), "encode_image", lambda self, items: encoded.extend(items) or whole(self, items))
-    rows = measure.figures(embedder, tmp_path, ["image+text"], None, {})
-    assert len(encoded) == counts["val/image+text"] == 16
-    results = [{"set": row.set, "metric": row.metric, "per_query": row.per_query} for row in rows]
-    found = measure.ranks(results, "image+text", False)
-    first = next(row for row in rows if row.metric == "image to text R@1")
-    assert [rank == 1 for rank in found] == [bool(hit) for hit in first.per_query]
-    assert 0 < measure.score(rows) < 1
+    found = figures.answers(embedder, tmp_path, ["image+text"], [], {})
+    assert len(encoded) == parts.count("val") == 16
+    assert [one.direction for one in found] == ["text to image", "image to text"]
+    assert 0 < figures.score(found) < 1

@@ -7,20 +7,23 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from support.random_model import save_random_model
 from support.small_shards import COLOURS, TONES, square, tone
 
 import onepeace
 from onepeace.cli import main
 from onepeace.config import build, read_yaml
-from onepeace.finetune import measure, own_data
 from onepeace.finetune import run as running
-from onepeace.finetune.own_data import parts_of, read_own_data, split
+from onepeace.finetune import split
+from onepeace.finetune.figures import HEAD, WORDS, read_answers
+from onepeace.finetune.own_data import read_own_data
 from onepeace.finetune.report import commands_to_try
 from onepeace.finetune.settings import auto_recipe, trained
+from onepeace.finetune.split import Parts, divide, parts_of
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub.folder import read_config
-from onepeace.hub.weights import expected
+from onepeace.hub.weights import expected, read_state
 from onepeace.train.folder import model_folder
 from onepeace.train.log import read_log
 from onepeace.train.recipe import Recipe
@@ -32,9 +35,10 @@ KEYS = ("text", "image", "audio")
 
 
 @pytest.fixture(autouse=True)
-def enough_memory(monkeypatch):
-    """No plan is made, which takes longer than these trainings."""
+def quick(monkeypatch):
+    """No plan is made, which takes longer than these trainings, and squares of one colour are no near copies."""
     monkeypatch.setattr(running, "available_memory", lambda device: None)
+    monkeypatch.setattr(split, "NEAR", {})
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +98,16 @@ def tuned(model, said, tmp_path_factory):
                 (folder / name / f"{i}.wav").write_bytes(tone(TONES[name], rng))
     shutil.copytree(model, start)
     (start / TASKS).write_text("own: {prompt: 'what is it?'}\n")
-    tuning = running.FineTuning(folder, home / "out", str(start), (*QUICK, "schedule.steps=2"), said.append)
+    tuning = running.FineTuning(folder, home / "out", str(start), (*QUICK, "schedule.steps=2"), say=said.append)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "available_memory", lambda device: None)
-        tuning.run()
-    return tuning
+        patch.setattr(split, "NEAR", {})
+        (result,) = tuning.run()
+    return tuning, result
+
+
+def parts(labels):
+    return Parts("", {"train/image+text": 20}, 20, labels, [], [])
 
 
 def finetune(*arguments):
@@ -120,7 +129,7 @@ def test_pairs_in_a_table(model, table, tmp_path, capsys):
     counts = json.loads((out / "data" / "parts.json").read_text())["counts"]
     assert counts == {"train/image+text": 38, "val/image+text": 10}
     rows = [json.loads(line) for line in (out / "before.jsonl").read_text().splitlines()]
-    assert {row["set"] for row in rows} == {"image+text"}
+    assert [row["direction"] for row in rows] == ["text to image", "image to text"]
     assert onepeace.load(out / "model").encode_text(["a red square"]).shape == (1, 16)
 
 
@@ -130,8 +139,12 @@ def test_classes_in_folders_give_a_head_that_predicts_and_words_that_find(model,
     text = capsys.readouterr().out
     assert "audio by head" in text
     assert "audio by words" in text
-    after = {row["set"]: row["value"] for row in map(json.loads, (out / "after.jsonl").read_text().splitlines())}
-    assert after["audio by head"] > 0.6
+    (by_head,) = (found for found in read_answers(out / "after.jsonl") if found.set == "audio by head")
+    assert np.mean(np.array(by_head.ranks) == 1) > 0.6
+    assert "top-5" not in text  # of three classes
+    report = (out / "report.html").read_text()
+    for words in ("By class", "Taken for one another", "the most confident first"):
+        assert f"{words}" in report
     assert main(["classify", str(classes / "low" / "0.wav"), "--model", str(out / "model"), "--json"]) == 0
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert line["labels"][0]["label"] in ("low", "middle", "piercing")
@@ -141,9 +154,9 @@ def test_it_goes_on_where_it_was_stopped_and_does_nothing_twice(model, table, tm
     out, trained = tmp_path / "out", []
     real = running.train
 
-    def stopped(recipe):
-        trained.append(1)
-        return real(recipe, stop_at=12) if len(trained) == 1 else real(recipe)
+    def stopped(recipe, stop_at=None):
+        trained.append(stop_at)
+        return real(recipe, stop_at=12 if trained == [3, None] else stop_at)
 
     monkeypatch.setattr(running, "train", stopped)
     quick = [*QUICK, "run.save_every=10"]
@@ -155,7 +168,7 @@ def test_it_goes_on_where_it_was_stopped_and_does_nothing_twice(model, table, tm
     assert "going on from step 10" in caplog.text
     assert read_log(out / "log.jsonl")[-1]["step"] == 30
     assert finetune(table, "-o", out, "--model", model, *quick) == 0
-    assert len(trained) == 2
+    assert trained == [3, None, 13, None]  # three steps are timed first
     assert (out / "before.jsonl").stat().st_mtime_ns == before
     assert finetune(table, "-o", out, "--model", model, "schedule.steps=9") == 1
     assert "holds a fine-tuning with another set" in capsys.readouterr().err
@@ -209,7 +222,7 @@ def test_overwrite_removes_nothing_that_is_needed(model, table, tmp_path, capsys
 
 def test_a_call_that_fails_leaves_the_folder_to_the_right_one(model, table, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr(running, "train", lambda recipe: out)
+    monkeypatch.setattr(running, "train", lambda recipe, stop_at=None: 1 / 0)
     for start, override, said in ((tmp_path / "nomodel", "schedule.steps=9", "no such model folder"),
                                   (model, "bogus=1", "bogus is not a field")):  # fmt: skip
         assert finetune(table, "-o", out, "--model", start, override) == 1
@@ -224,60 +237,42 @@ def test_a_call_that_fails_leaves_the_folder_to_the_right_one(model, table, tmp_
     assert f"holds a fine-tuning with another model, {model} (" in capsys.readouterr().err
 
 
-def test_rows_of_one_file_stay_together_and_each_class_is_held_out(table, classes):
-    (records,) = read_own_data(table, KEYS).groups.values()
-    train, held_out = split(records)
-    assert len(train) + len(held_out) == 48
-    assert not {one.inputs["image"] for one in train} & {one.inputs["image"] for one in held_out}
-    (records,) = read_own_data(classes, KEYS).groups.values()
-    train, held_out = split(records)
-    assert {one.label for one in held_out} == {one.label for one in train} == {"low", "middle", "piercing"}
-    assert split(list(reversed(records)))[1] != []
-    assert {str(one.inputs["audio"]) for one in split(list(reversed(records)))[1]} == {
-        str(one.inputs["audio"]) for one in held_out
-    }
-
-
 @pytest.mark.parametrize("sounds", [1, 2, 3])
 def test_a_kind_of_which_nothing_is_left_to_learn_from_is_left_out(table, classes, tmp_path, monkeypatch, sounds):
-    """Of two sounds one is held out, and one would be to choose the shares by."""
-    monkeypatch.setattr(own_data, "FEWEST_TO_CHOOSE", 8)
     rows = [{"image": f"{table.parent}/{name}{i}.png", "label": name} for name in FEW for i in range(12)]
     rows += [{"audio": f"{classes}/low/{i}.wav", "text": "a low tone"} for i in range(sounds)]
     source = tmp_path / "mixed.jsonl"
     source.write_text("\n".join(map(json.dumps, rows)))
-    data = read_own_data(source, KEYS)
-    assert all(parts["train"] for parts in parts_of(data).values())
-    if sounds == 3:
-        assert set(data.groups) == {("image", "text"), ("audio", "text")}
-        assert not data.labelled
+    data, parts = divide(read_own_data(source, KEYS), source, None)
+    assert all(found["train"] and found["val"] for found in parts_of(data).values())
+    if sounds > 1:
+        assert set(data.records) == {("image", "text"), ("audio", "text")}
+        assert not parts.labels
     else:
-        assert set(data.groups) == {("image", "text")}
-        assert data.labelled
-        assert [where for where, _ in data.left_out] == [f"{source} line {49 + i}" for i in range(sounds)]
-        assert {reason for _, reason in data.left_out} == {f"{sounds} of audio and text are too few to learn from"}
+        assert set(data.records) == {("image", "text")}
+        assert parts.labels == sorted(FEW)
+        assert [where for where, _ in parts.left_out] == [f"{source} line 49"]
 
 
 def test_labelled_pictures_with_a_sound_and_without(tuned):
     """Each modality has a head, and is measured in each kind of sample that has it."""
-    assert list(read_config(tuned.out / "model").model.heads) == ["classifier_image", "classifier_audio"]
-    rows = [json.loads(line) for line in (tuned.out / "after.jsonl").read_text().splitlines()]
+    _, result = tuned
+    assert list(read_config(result.folder / "model").model.heads) == ["classifier_image", "classifier_audio"]
     kinds = ("image of image+audio+text", "audio of image+audio+text", "image")
-    sets = {f"{kind} by {how}" for kind in kinds for how in (measure.WORDS, measure.HEAD)}
-    assert {row["set"] for row in rows} == sets
-    for pair in ("image+text", "image+audio+text"):
-        assert len(measure.ranks(rows, pair, labelled=True)) == 2
-        assert f"Better: {pair}" in (tuned.out / "report.html").read_text()
+    assert {found.set for found in result.after} == {f"{kind} by {how}" for kind in kinds for how in (WORDS, HEAD)}
+    for kind in kinds:
+        assert f"the most confident first: {kind} by head" in result.report.read_text()
 
 
 def test_the_tasks_of_the_start_are_kept(tuned):
-    assert read_yaml(tuned.out / "model" / TASKS) == {"own": {"prompt": "what is it?"}}
+    assert read_yaml(tuned[1].folder / "model" / TASKS) == {"own": {"prompt": "what is it?"}}
 
 
 def test_each_head_of_several_has_a_command_to_try(tuned, capsys):
-    _, *commands = commands_to_try(tuned)
+    tuning, result = tuned
+    _, *commands = commands_to_try(result, tuning.source, split.read_parts(tuning.data))
     for command, items in zip(commands, (24, 12), strict=True):
-        assert command in (tuned.out / "report.html").read_text()
+        assert command in result.report.read_text()
         assert main([*shlex.split(command)[1:], "--json"]) == 0
         assert len(capsys.readouterr().out.splitlines()) == items
 
@@ -285,7 +280,9 @@ def test_each_head_of_several_has_a_command_to_try(tuned, capsys):
 def test_what_is_said_of_the_training(tuned, said):
     assert "training 2 steps" in said
     assert not [line for line in said if "{" in line]
-    content = auto_recipe(model_folder("tiny"), tuned.data, tuned.out, {"train/image+text": 20}, [])
+    assert any("a new classifier of 2 classes" in line for line in said)
+    tuning, _ = tuned
+    content = auto_recipe(model_folder("tiny"), tuning.data, tuning.out, parts([]))
     for freeze, words in ((content["freeze"], "all but frozen stems"), ([], "all weights"),
                           (["blocks.0.*"], "what freeze leaves"),
                           ({"except": ["logit_scale"]}, "what freeze leaves")):  # fmt: skip
@@ -299,11 +296,27 @@ def test_a_head_for_other_classes_is_not_started_from(tmp_path, labels, taken):
     head = {"kind": "classifier", "task": "label", "on": "image", "pool": "cls", "hidden_ratio": 0,
             "labels": ["cat", "dog"], "num_classes": 2}  # fmt: skip
     start = save_random_model(tmp_path / "start", heads={"classifier": head})
-    recipe = build(Recipe, auto_recipe(start, tmp_path, tmp_path, {"train/image+text": 20}, labels), "")
+    recipe = build(Recipe, auto_recipe(start, tmp_path, tmp_path, parts(labels)), "")
     config = make_config(recipe)
     given = start_weights(recipe, config, expected(config))
     fresh = set(expected(config)) - set(given)
     assert fresh == (set() if taken else {"heads.classifier.out.weight", "heads.classifier.out.bias"})
+
+
+def test_ways_are_compared_on_the_same_parts(model, classes, tmp_path, capsys):
+    pytest.importorskip("peft")
+    out = tmp_path / "out"
+    assert finetune(classes, "-o", out, "--model", model, *QUICK, "schedule.steps=4", "--compare") == 0
+    text = capsys.readouterr().out
+    assert text.splitlines()[0].split() == ["set", "metric", "before", "probe", "lora", "full"]
+    assert "training  seconds" in text
+    start, shards = read_state(model), list(out.glob("**/train/*.tar"))
+    assert len(shards) == 1
+    for way in ("probe", "lora", "full"):
+        assert (out / way / "report.html").exists()
+        new = read_state(out / way / "model")
+        changed = {name.partition(".")[0] for name in start if not torch.equal(start[name], new[name])}
+        assert ("blocks" in changed) == (way != "probe"), way
 
 
 def test_probe_measures_frozen_vectors(model, classes, table, capsys):

@@ -1,0 +1,233 @@
+"""The answers of a model to a part of the data, and figures of them with intervals.
+
+A model with a head of its own is asked by it; one that was not trained for the classes yet chooses among their names.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from onepeace.data.sample import Sample
+from onepeace.data.shards import read_source
+from onepeace.embed.embedder import Embedder
+from onepeace.embed.zero_shot import TEMPLATES
+from onepeace.evaluate.metrics import best_ranks
+from onepeace.evaluate.protocols.protocol import encode
+from onepeace.files.atomic import write_text_atomic
+from onepeace.finetune.split import GROUP
+
+WORDS, HEAD = "words", "head"
+"""How a class was chosen: by the vectors of the class names, or by a trained head."""
+AT = (1, 5, 10)
+"""The k of the figures."""
+DRAWS, LEVEL = 1000, 0.95
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answers to the queries of a set."""
+
+    pair: str
+    """As "image+text"."""
+    modality: str
+    """That of the queries."""
+    set: str
+    """As "image by head", or the pair."""
+    direction: str
+    """As "image to text"; "" in a set of classes."""
+    candidates: int
+    """Classes, texts or items that are chosen among."""
+    ranks: list[int]
+    """Place of the best right candidate of each query, from 1."""
+    groups: list[int]
+    """Group of each query's item (split.py)."""
+    labels: list[str] = field(default_factory=list)
+    """Right class of each query, in a set of classes."""
+    said: list[str] = field(default_factory=list)
+    """Class that it is called."""
+    confidence: list[float] = field(default_factory=list)
+    """Probability of that."""
+
+
+def answers(
+    model: Embedder,
+    data: Path,
+    pairs: Sequence[str],
+    labels: Sequence[str],
+    heads: Mapping[str, str],
+    part: str = "val",
+) -> list[Answers]:
+    """The answers to a part of each pair, as "image+text".
+
+    Args:
+        data: folder of the shards.
+        labels: the class names; empty for pairs with captions.
+        heads: the model's heads by modality; of a modality without one the answers by words stand for both.
+        part: "val", which is held out, or "choose".
+    """
+    return [found for pair in pairs for found in _answers(model, pair, samples_of(data, pair, part), labels, heads)]
+
+
+def samples_of(data: Path, pair: str, part: str = "val") -> list[Sample]:
+    """The samples of a pair in a part."""
+    return read_source(f"{part}/{pair}-*.tar", pair.split("+"), data, broken_limit=1.0).samples
+
+
+def _answers(
+    model: Embedder, pair: str, samples: Sequence[Sample], labels: Sequence[str], heads: Mapping[str, str]
+) -> Iterator[Answers]:
+    modality, *others = pair.split("+")
+    groups = [sample.targets[GROUP] for sample in samples]
+    numbers = list(range(len(samples)))
+    if not labels:
+        items = encode(model, modality, [sample.read(modality) for sample in samples])
+        texts = [sample.captions if others[-1] == "text" else [sample.read(others[-1])] for sample in samples]
+        owners = [number for number, own in zip(numbers, texts, strict=True) for _ in own]
+        other = encode(model, others[-1], [text for own in texts for text in own])
+        sides = (others[-1], other, owners), (modality, items, numbers)
+        for (key, queries, of), (name, candidates, ids) in (sides, sides[::-1]):
+            ranks = best_ranks(queries @ candidates.T, of, ids).tolist()
+            yield Answers(pair, key, pair, f"{key} to {name}", len(candidates), ranks, [groups[i] for i in of])
+        return
+    right = [labels.index(sample.label) for sample in samples]
+    for key in (key for key in pair.split("+") if key != "text"):
+        name = key if pair == f"{key}+text" else f"{key} of {pair}"
+        items = [{key: sample.read(key)} for sample in samples]
+        scores = {WORDS: model.classify(items, labels, template=TEMPLATES[key], output="numpy", progress=False)}
+        scores[HEAD] = _by_head(model, heads[key], items, labels) if key in heads else scores[WORDS]
+        for how, found in scores.items():
+            ranks = best_ranks(found, right, range(len(labels))).tolist()
+            said, confidence = [labels[i] for i in found.argmax(axis=1)], found.max(axis=1).astype(float).tolist()
+            yield Answers(
+                pair, key, f"{name} by {how}", "", len(labels), ranks, groups,
+                [sample.label for sample in samples], said, confidence,
+            )  # fmt: skip
+
+
+def _by_head(model: Embedder, head: str, items: Sequence[Any], labels: Sequence[str]) -> np.ndarray:
+    """(n, C) probabilities of the classes."""
+    named = ({one["label"]: one["score"] for one in result["labels"]}
+             for result in model.predict(items, head=head, top=len(labels)))  # fmt: skip
+    return np.array([[scores[label] for label in labels] for scores in named])
+
+
+def score(found: Sequence[Answers]) -> float:
+    """The mean of the mean reciprocal ranks: what models are chosen by, as it sees ranks beyond the k of a figure."""
+    return float(np.mean([np.mean(1 / np.array(one.ranks)) for one in found]))
+
+
+def write_answers(path: Path, found: Sequence[Answers]) -> None:
+    """A line of JSON for each set."""
+    write_text_atomic(path, "".join(f"{json.dumps(asdict(one))}\n" for one in found))
+
+
+def read_answers(path: Path) -> list[Answers]:
+    """What `write_answers` has written."""
+    return [Answers(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class Figure(NamedTuple):
+    """A figure and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} ({self.low:.0%}..{self.high:.0%})"
+
+    @property
+    def signed(self) -> str:
+        """As a difference."""
+        return f"{self.value:+.1%} ({self.low:+.0%}..{self.high:+.0%})"
+
+
+class Gain(NamedTuple):
+    """A figure before and after."""
+
+    set: str
+    metric: str
+    before: Figure
+    after: Figure
+    gain: Figure
+
+
+def gains(before: Sequence[Answers], after: Sequence[Answers]) -> list[Gain]:
+    """The figures of every set, but for those that cannot move, as the first five of five classes."""
+    found = []
+    for first, second in zip(before, after, strict=True):
+        name = "top-{} of " + str(first.candidates) if first.labels else first.direction + " R@{}"
+        for k in AT:
+            if k == 1 or k < first.candidates:
+                hits = [np.array(one.ranks) <= k for one in (first, second)]
+                found.append(Gain(first.set, name.format(k), *gained(*hits, np.array(first.groups))))
+    return found
+
+
+def by_class(before: Answers, after: Answers) -> list[tuple[int, Gain]]:
+    """Files of each class, and the share of them that is called by its name; the worst first."""
+    found = []
+    for label in sorted(set(before.labels)):
+        own = np.array(before.labels) == label
+        hits = [np.array(one.ranks)[own] == 1 for one in (before, after)]
+        found.append((int(own.sum()), Gain(before.set, label, *gained(*hits, np.array(before.groups)[own]))))
+    return sorted(found, key=lambda one: one[1].after.value)
+
+
+def gained(before: np.ndarray, after: np.ndarray, groups: np.ndarray) -> tuple[Figure, Figure, Figure]:
+    """Means before and after of a value from 0 to 1 for each query (n,), and their difference, with intervals.
+
+    The interval of a figure is where that of as many other queries lies: both are draws of groups (bootstrap of two
+    samples). That of the difference is its own (paired bootstrap). A group that is all right and one that is all wrong
+    are added to the draws, so that the interval of a few queries that are all right is no point.
+
+    Args:
+        groups: number of each query's group (n,).
+    """
+    numbers = np.unique(groups, return_inverse=True)[1]
+    sums = np.array([np.bincount(numbers, values) for values in (np.ones(len(groups)), before, after)])
+    sums = np.concatenate([sums, [[1, 1], [0, 1], [0, 1]]], axis=1)
+    drawn = [sums @ counts.T for counts in _draws(sums.shape[1])]
+    (first, second), (other, another) = (one[1:] / one[0] for one in drawn)
+    middle = sums[1:].sum(axis=1) / sums[0].sum()
+    return (
+        _figure(before.mean(), (first + other - middle[0]).clip(0, 1)),
+        _figure(after.mean(), (second + another - middle[1]).clip(0, 1)),
+        _figure(after.mean() - before.mean(), second - first),
+    )
+
+
+def _draws(count: int) -> Iterator[np.ndarray]:
+    """Twice (DRAWS, count): how often each of ``count`` is drawn, with replacement; always the same."""
+    random = np.random.default_rng(0)
+    rows = count * np.arange(DRAWS)[:, None]
+    for _ in range(2):
+        drawn = rows + random.integers(count, size=(DRAWS, count))
+        yield np.bincount(drawn.ravel(), minlength=DRAWS * count).reshape(DRAWS, count)
+
+
+def _figure(value: float, draws: np.ndarray) -> Figure:
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    return Figure(float(value), min(float(value), low), max(float(value), high))
+
+
+def confusions(found: Answers, most: int) -> tuple[list[str], np.ndarray]:
+    """The classes with the most errors, theirs and those of others that are called by them, and (c, c) how often each
+    (row) is called each (column)."""
+    pairs = Counter(zip(found.labels, found.said, strict=True))
+    errors = Counter[str]()
+    for (right, said), n in pairs.items():
+        errors.update({right: n, said: n} if right != said else {right: 0})
+    classes = sorted(label for label, _ in errors.most_common(most))
+    return classes, np.array([[pairs[right, said] for said in classes] for right in classes])
+
+
+def confident_errors(found: Answers) -> list[int]:
+    """Numbers of the queries that are called by a wrong class, the most confident first."""
+    wrong = [i for i, (right, said) in enumerate(zip(found.labels, found.said, strict=True)) if right != said]
+    return sorted(wrong, key=lambda i: -found.confidence[i])

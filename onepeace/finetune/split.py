@@ -1,0 +1,253 @@
+"""The parts of the data: what is learned from, chosen by and held out.
+
+A model that has seen a file knows its near copies: other frames of a video, cuts of a recording, a burst of
+photographs. So files are split by groups, within each class: a group lies in one part as a whole.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onepeace.data.shard_writer import ShardWriter
+from onepeace.datasets.layout import Record, Skipped
+from onepeace.datasets.pairs import media
+from onepeace.embed.embedder import load
+from onepeace.errors import UserError
+from onepeace.evaluate.protocols.protocol import encode
+from onepeace.files.atomic import write_text_atomic
+from onepeace.files.source import read_bytes
+from onepeace.finetune.own_data import OwnData, check_enough, media_of
+
+NEAR = {"image": 0.94, "audio": 0.94}
+"""Cosine in the bundled model from which on two files are near copies (docs/results/finetune.md)."""
+BLOCK = 1024
+"""Files that are compared with all others at once."""
+HELD_OUT = 0.2
+MOST_HELD_OUT = 1000
+"""Items that are held out at most: more make the figures hardly any sharper."""
+FEWEST_TO_CHOOSE = 12
+"""Items to choose by below which nothing is chosen, and all that is not held out is learned from."""
+GROUP, FILE = "group", "file"
+"""Targets of a sample in a shard: the number of its group, and the name of its file."""
+
+
+def grouped(data: OwnData, source: Path, pattern: str | None = None) -> int:
+    """Give every record the number of its group; returns how many groups there are.
+
+    Joined, also through others, are records with a file in common, and near copies by the vectors of the bundled model;
+    with a pattern, in place of near copies, those in whose paths it matches the same text.
+
+    Args:
+        source: the folder or table that the files are of; the pattern sees the path from there.
+        pattern: a regular expression; what its first group matches counts, or all of it if it has none.
+
+    Raises:
+        UserError: not a regular expression, or one that matches no path.
+    """
+    records = [record for own in data.records.values() for record in own]
+    groups = _Groups(len(records))
+    top = source if source.is_dir() else source.parent
+    shown = [[os.path.relpath(path, top) for path in media_of(record)] for record in records]
+    groups.join_equal(shown)
+    if pattern is not None:
+        groups.join_equal(_matches(pattern, shown))
+    else:
+        for key, cosine in NEAR.items():
+            own = [i for i, record in enumerate(records) if key in record.inputs]
+            if len(own) > 1:
+                model = load("tiny", modalities=[key])
+                files = [records[i].inputs[key] for i in own]
+                for i, j in near_copies(encode(model, key, files), cosine):
+                    groups.join(own[i], own[j])
+    numbers = groups.numbers()
+    for record, number, paths in zip(records, numbers, shown, strict=True):
+        record.targets.update({GROUP: number, FILE: paths[0]})
+    return len(set(numbers))
+
+
+def _matches(pattern: str, shown: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The texts that a pattern matches in the paths of each record."""
+    try:
+        found = [[m[m.re.groups and 1] for path in paths if (m := re.search(pattern, path))] for paths in shown]
+    except re.error as error:
+        raise UserError(f"--group {pattern!r}: not a regular expression ({error})") from error
+    if not any(found):
+        raise UserError(f"--group {pattern!r}: matches no path, as {shown[0][0]}")
+    return found
+
+
+class _Groups:
+    """Sets of numbers from 0 that are joined (union-find)."""
+
+    def __init__(self, count: int) -> None:
+        self._parent = list(range(count))
+
+    def join(self, i: int, j: int) -> None:
+        self._parent[self._root(j)] = self._root(i)
+
+    def join_equal(self, keys: Sequence[Iterable[str]]) -> None:
+        """Join the numbers that have a key in common."""
+        first: dict[str, int] = {}
+        for number, own in enumerate(keys):
+            for key in own:
+                self.join(first.setdefault(key, number), number)
+
+    def numbers(self) -> list[int]:
+        """The set of each number; sets are numbered as they first occur."""
+        order: dict[int, int] = {}
+        return [order.setdefault(self._root(i), len(order)) for i in range(len(self._parent))]
+
+    def _root(self, i: int) -> int:
+        while self._parent[i] != i:
+            self._parent[i] = i = self._parent[self._parent[i]]
+        return i
+
+
+def near_copies(vectors: np.ndarray, cosine: float) -> list[tuple[int, int]]:
+    """Pairs (i, j), i < j, of unit vectors (n, E) whose cosine is at least this."""
+    found = []
+    for start in range(0, len(vectors), BLOCK):
+        i, j = np.nonzero(vectors[start : start + BLOCK] @ vectors.T >= cosine)
+        found += [(a, b) for a, b in zip((start + i).tolist(), j.tolist(), strict=True) if a < b]
+    return found
+
+
+def split(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """The training part and the part that is held out, always the same: by a hash of the files' names.
+
+    Of each class about the same share is held out, in whole groups. A class most of whose files are one group has none
+    held out.
+    """
+    members: dict[int, list[Record]] = defaultdict(list)
+    for record in records:
+        members[record.targets[GROUP]].append(record)
+    share = min(HELD_OUT, MOST_HELD_OUT / max(1, len(records)))
+    total, held = Counter(map(_class, records)), Counter[Any]()
+    numbers = set()
+    for number in sorted(members, key=lambda number: min(map(_hash, members[number]))):
+        counts = Counter(map(_class, members[number]))
+        if all(held[one] + n / 2 <= share * total[one] or (not held[one] and 2 * n <= total[one])
+               for one, n in counts.items()):  # fmt: skip
+            held += counts
+            numbers.add(number)
+    train = [record for record in records if record.targets[GROUP] not in numbers]
+    return train, [record for record in records if record.targets[GROUP] in numbers]
+
+
+def _class(record: Record) -> tuple[Any, ...]:
+    return (record.label, *(key for key in media() if key in record.inputs))
+
+
+def _hash(record: Record) -> bytes:
+    return hashlib.sha256(Path(record.targets[FILE]).name.encode()).digest()
+
+
+def parts_of(data: OwnData) -> dict[tuple[str, ...], dict[str, list[Record]]]:
+    """Of each kind of record "train", "val", the part that is held out, and "choose", a fifth of the rest: what the
+    model is chosen by (average.py), left out where these would be fewer than `FEWEST_TO_CHOOSE`."""
+    rest, held_out = split([record for own in data.records.values() for record in own])
+    train, choose = split(rest)
+    parts = {"val": held_out, "train": train, "choose": choose}
+    if len(choose) < FEWEST_TO_CHOOSE:
+        parts = {"val": held_out, "train": rest}
+    of = {record.targets[GROUP]: part for part, own in parts.items() for record in own}
+    return {
+        keys: {part: [record for record in own if of[record.targets[GROUP]] == part] for part in parts}
+        for keys, own in data.records.items()
+    }
+
+
+PARTS = "parts.json"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the parts of the data hold, as parts.json keeps it."""
+
+    found: str
+    """What was found, in words."""
+    counts: dict[str, int]
+    """Samples by "train/image+text" and so on."""
+    groups: int
+    labels: list[str]
+    """Class names, sorted; empty if not all samples have one."""
+    not_held_out: list[str]
+    """Classes of which nothing is held out, as most of their files are one group."""
+    left_out: list[Sequence[str]]
+    """Where and why."""
+
+    def pairs(self, part: str) -> list[str]:
+        """The kinds of sample that a part has, as "image+text"."""
+        return [name.partition("/")[2] for name, count in self.counts.items() if count and name.startswith(f"{part}/")]
+
+    def count(self, part: str) -> int:
+        """Samples of a part."""
+        return sum(count for name, count in self.counts.items() if name.startswith(f"{part}/"))
+
+    def described(self) -> str:
+        """How the data are divided, in words."""
+        choose = f"{self.count('choose')} to choose by, " * bool(self.count("choose"))
+        text = f"{self.count('train')} to learn from, {choose}{self.count('val')} held out, in whole groups of files"
+        text += f" that are near copies or named alike ({self.groups} groups)"
+        if self.not_held_out:
+            text += f"; nothing is held out of {', '.join(self.not_held_out)}, most of which is one group"
+        return text
+
+
+def read_parts(folder: Path) -> Parts:
+    """What the shards of a folder hold."""
+    return Parts(**json.loads((folder / PARTS).read_text(encoding="utf-8")))
+
+
+def divide(data: OwnData, source: Path, pattern: str | None) -> tuple[OwnData, Parts]:
+    """The data in groups (`grouped`), without kinds too small to learn from, and what their parts hold."""
+    groups = grouped(data, source, pattern)
+    data = _without_small_kinds(data, source)
+    parts = parts_of(data)
+    counts = {f"{part}/{'+'.join(keys)}": len(own) for keys, found in parts.items() for part, own in found.items()}
+    held = {record.label for found in parts.values() for record in found["val"]}
+    lacking = [label for label in data.labels if label not in held]
+    return data, Parts(data.described(), counts, groups, data.labels, lacking, [list(one) for one in data.left_out])
+
+
+def _without_small_kinds(data: OwnData, source: Path) -> OwnData:
+    kept, left_out = dict(data.records), list(data.left_out)
+    for keys, parts in parts_of(data).items():
+        if not parts["train"] or not parts["val"]:
+            own = kept.pop(keys)
+            reason = f"{len(own)} of {' and '.join(keys)} are too few, or too much alike, to hold some out"
+            left_out += [Skipped(record.name, reason) for record in own]
+    if not kept:
+        raise UserError(
+            f"{source}: nothing can be held out, as most files are near copies of one another; give --group with a "
+            "regular expression of what files that belong together have in common in their paths"
+        )
+    data = OwnData(kept, left_out)
+    check_enough(source, data)
+    return data
+
+
+def write_shards(data: OwnData, parts: Parts, folder: Path) -> None:
+    """Write the parts of every kind below ``folder``: train/image+text-00000.tar, val/image+text-00000.tar, ...
+
+    Files are copied as they are. A process that is killed leaves nothing that counts: shards appear when whole, and
+    parts.json, which says what they hold, comes last.
+    """
+    for keys, found in parts_of(data).items():
+        for part, chosen in found.items():
+            name = "+".join(keys)
+            with ShardWriter(folder / part, name, max_bytes=100_000_000) as writer:
+                for number, record in enumerate(chosen):
+                    files = {p.suffix.lower().removeprefix("."): read_bytes(p) for p in media_of(record)}
+                    captions = record.captions or ([record.label] if record.label else [])
+                    about = {"source": record.source}
+                    writer.write(f"{name}_{number:08d}", files, captions, targets=record.targets, about=about)
+    write_text_atomic(folder / PARTS, json.dumps(asdict(parts), ensure_ascii=False, indent=1) + "\n")
