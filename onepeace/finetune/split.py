@@ -53,7 +53,7 @@ def grouped(data: OwnData, source: Path, pattern: str | None = None) -> int:
         UserError: not a regular expression, or one that matches no path.
     """
     records = [record for own in data.records.values() for record in own]
-    groups = _Groups(len(records))
+    groups = Groups(len(records))
     top = source if source.is_dir() else source.parent
     shown = [[os.path.relpath(path, top) for path in media_of(record)] for record in records]
     groups.join_equal(shown)
@@ -84,7 +84,7 @@ def _matches(pattern: str, shown: Sequence[Sequence[str]]) -> list[list[str]]:
     return found
 
 
-class _Groups:
+class Groups:
     """Sets of numbers from 0 that are joined (union-find)."""
 
     def __init__(self, count: int) -> None:

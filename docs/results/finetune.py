@@ -1,0 +1,173 @@
+"""Do held-out figures say what files taken later give? The tables of finetune.md.
+
+``python docs/results/finetune.py FOLDER`` reads the labelled shards train/image_text/{labelled_mix,caltech101}-* and
+train/audio_text/sounds-* below FOLDER, computes their vectors once (kept in --cache), and learns linear classifiers.
+"""
+
+import argparse
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+import onepeace
+from onepeace.data.sample import Sample
+from onepeace.data.shards import read_source
+from onepeace.datasets.layout import Record
+from onepeace.evaluate.intervals import interval
+from onepeace.evaluate.protocols.probe import Part, every_fifth, probe
+from onepeace.finetune.figures import gained
+from onepeace.finetune.split import FILE, GROUP, NEAR, Groups, near_copies, split
+
+SHARDS = {
+    "labelled_mix": ("image", "train/image_text/labelled_mix-*.tar.gz", "*"),
+    "caltech101": ("image", "train/image_text/caltech101-*.tar.gz", "*"),
+    "sounds": ("audio", "train/audio_text/sounds-*.tar.gz", "us8k_*"),
+}
+"""Modality, shards and keys."""
+REPETITIONS = [
+    *(("labelled_mix", prefix) for prefix in ("nette", "scene", "cloth", "pacs", "nette", "scene", "cloth", "trash")),
+    ("caltech101", "c101"),
+    ("sounds", "us8k"),
+]
+"""The shards, and the beginning of the keys of a set, of which five classes are drawn."""
+NOW, CLASSES = 50, 5
+THRESHOLDS = (0.9, 0.92, 0.94, 0.96)
+
+
+class Items:
+    """Samples of shards with their vectors in the bundled model."""
+
+    def __init__(self, root: Path, cache: Path, name: str) -> None:
+        self.kind, pattern, keys = SHARDS[name]
+        self.samples: list[Sample] = read_source(pattern, [self.kind], root, keys=keys).samples
+        self.keys = [sample.key for sample in self.samples]
+        file = cache / f"{name}.npy"
+        if not file.exists():
+            model = onepeace.load("tiny")
+            contents = (sample.read(self.kind) for sample in self.samples)
+            np.save(file, model.encode([{self.kind: content} for content in contents], output="numpy"))
+        self.vectors = np.load(file)
+
+
+def by_name(key: str) -> list[int | str]:
+    """Sort key: numbers by their value."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]
+
+
+def repetition(items: Items, prefix: str, in_order: bool, random: np.random.Generator) -> list[str]:
+    """Take 50 files of each of five classes and learn from them: the cells of a row.
+
+    These are the groups, the figure of the held-out part, that of the later files, whether the interval holds it; and
+    the first and last with a split by files and the interval of the mean, as they are usual.
+    """
+    classes: dict[str, list[int]] = {}
+    for i, sample in enumerate(items.samples):
+        if sample.key.startswith(prefix):
+            classes.setdefault(sample.label, []).append(i)
+    large = sorted(label for label, own in classes.items() if len(own) >= NOW + 8)
+    now, later = [], []
+    for label in random.choice(large, CLASSES, replace=False):
+        own = sorted(classes[label], key=lambda i: by_name(items.keys[i]))
+        own = own if in_order else random.permutation(own).tolist()
+        now, later = now + own[:NOW], later + own[NOW:]
+    groups = Groups(len(now))
+    for i, j in near_copies(items.vectors[now], NEAR[items.kind]):
+        groups.join(i, j)
+    found = []
+    for numbers in (groups.numbers(), list(range(len(now)))):
+        right, others, of = learned(items, now, later, numbers)
+        figure = gained(right, right, of)[1] if not found else interval(right.tolist())
+        low, high = figure[-2:]
+        found.append((right.mean(), low, high, others.mean()))
+    (held, low, high, after), (files, *ends, _) = found
+    return [
+        f"{len(set(groups.numbers()))}", f"{held:.0%} ({low:.0%}..{high:.0%})", f"{after:.0%} of {len(later)}",
+        "yes" if low <= after <= high else "no",
+        f"{files:.0%} ({ends[0]:.0%}..{ends[1]:.0%})", "yes" if ends[0] <= found[1][3] <= ends[1] else "no",
+    ]  # fmt: skip
+
+
+def learned(
+    items: Items, now: list[int], later: list[int], groups: list[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a linear probe of the training part gets right (0 or 1): held-out files, and files taken later; and the
+    groups of the first."""
+    records = [
+        Record(str(i), "", {items.kind: Path(items.keys[i])},
+               {"label": items.samples[i].label, GROUP: group, FILE: items.keys[i]})
+        for i, group in zip(now, groups, strict=True)
+    ]  # fmt: skip
+    train, held = split(records)
+    rows = [int(record.key) for record in (*train, *held)] + later
+    labels = np.array([items.samples[i].label for i in rows])
+    own = np.arange(len(train))
+    part = Part(own, every_fifth(labels[own]), np.arange(len(train), len(rows)))
+    (figure,) = probe(items.vectors[rows], labels, [part], ["linear"], 1, "finetune.py")
+    right = np.array(figure.per_query)
+    return right[: len(held)], right[len(held) :], np.array([record.targets[GROUP] for record in held])
+
+
+def second_picture(content: bytes, strength: float, random: np.random.Generator) -> bytes:
+    """A picture as a second one of a burst: turned, cut, lit and encoded a little differently."""
+    picture = Image.open(io.BytesIO(content)).convert("RGB")
+    picture = picture.rotate(random.uniform(-3, 3) * strength, Image.Resampling.BICUBIC)
+    left, top, right, bottom = random.uniform(0, 0.06 * strength, 4)
+    width, height = picture.size
+    picture = picture.crop((left * width, top * height, (1 - right) * width, (1 - bottom) * height))
+    picture = ImageEnhance.Brightness(picture).enhance(1 + random.uniform(-0.15, 0.15) * strength)
+    picture.save(file := io.BytesIO(), "JPEG", quality=80)
+    return file.getvalue()
+
+
+def print_near_copies(all_items: dict[str, Items], random: np.random.Generator) -> None:
+    """Share of near copies above each threshold, and of different files with another one above it."""
+    rows = {}
+    pictures, sounds = all_items["labelled_mix"], all_items["sounds"]
+    chosen = random.choice(len(pictures.samples), 200, replace=False)
+    model = onepeace.load("tiny", modalities=["image"])
+    for strength in (0.5, 1.0):
+        made = [second_picture(pictures.samples[i].read("image"), strength, random) for i in chosen]
+        vectors = model.encode_image(made, output="numpy")
+        rows[f"second pictures, strength {strength:g}"] = (vectors * pictures.vectors[chosen]).sum(axis=1)
+    labels = np.array([sample.label for sample in pictures.samples])
+    cosines = pictures.vectors[chosen] @ pictures.vectors.T
+    rows["pictures of another class, nearest"] = np.where(labels[chosen, None] != labels, cosines, -1).max(axis=1)
+    recordings = np.array([key.partition("-")[0] for key in sounds.keys])
+    same = recordings[:, None] == recordings
+    cosines = sounds.vectors @ sounds.vectors.T - 2 * np.eye(len(same))
+    rows["cuts of one recording, nearest"] = np.where(same, cosines, -1).max(axis=1)[same.sum(axis=1) > 1]
+    rows["sounds of other recordings, nearest"] = np.where(same, -1, cosines).max(axis=1)
+    print(
+        "| files | n |", " | ".join(f"from {t}" for t in THRESHOLDS), "|\n| --- |" + " ---: |" * (len(THRESHOLDS) + 1)
+    )
+    for name, cosines in rows.items():
+        print(f"| {name} | {len(cosines)} |", " | ".join(f"{(cosines >= t).mean():.0%}" for t in THRESHOLDS), "|")
+
+
+def print_repetitions(all_items: dict[str, Items], random: np.random.Generator) -> None:
+    """The held-out figure and that of files taken later, of files by name and by chance."""
+    print("| set | files | groups | held out | later | held | by files | held |\n| --- | --- |" + " ---: |" * 6)
+    count = {}
+    for in_order, how in ((True, "by name"), (False, "by chance")):
+        for name, prefix in REPETITIONS:
+            row = repetition(all_items[name], prefix, in_order, random)
+            print(f"| {prefix} | {how} |", " | ".join(row), "|")
+            for column, what in ((3, "groups"), (5, "files")):
+                count[how, what] = count.get((how, what), 0) + (row[column] == "yes")
+    for (how, what), number in count.items():
+        print(f"{how}, {what}: {number} of {len(REPETITIONS)}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--cache", type=Path, default=Path("runs/finetune_vectors"))
+    args = parser.parse_args()
+    args.cache.mkdir(parents=True, exist_ok=True)
+    read = {name: Items(args.folder, args.cache, name) for name in SHARDS}
+    print_near_copies(read, np.random.default_rng(0))
+    print()
+    print_repetitions(read, np.random.default_rng(0))
