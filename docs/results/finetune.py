@@ -42,7 +42,7 @@ class Items:
 
     def __init__(self, root: Path, cache: Path, name: str) -> None:
         self.kind, pattern, keys = SHARDS[name]
-        self.samples: list[Sample] = read_source(pattern, [self.kind], root, keys=keys).samples
+        self.samples: list[Sample] = read_source(pattern, [self.kind], root, keys=keys)
         self.keys = [sample.key for sample in self.samples]
         file = cache / f"{name}.npy"
         if not file.exists():

@@ -64,12 +64,6 @@ def hits(ranks: Values, k: int) -> tuple[int, ...]:
     return tuple((as_array(ranks) <= k).astype(int).tolist())
 
 
-def reciprocal_ranks(name: str, ranks: Values, chance: float) -> Figure:
-    """The mean reciprocal rank (TREC): of each query 1 over the rank of its best right candidate, from 1."""
-    values = tuple((1 / as_array(ranks)).tolist())
-    return Figure(name, float(np.mean(values)), chance, len(values), values)
-
-
 def class_ranks(scores: Values, targets: Values) -> NDArray[np.int64]:
     """Rank of the right class of each item, (N,) integers from 1: scores (N, C), class numbers targets (N,).
 
@@ -142,12 +136,6 @@ def chance_rank(query_ids: Values, candidate_ids: Values) -> float:
     """
     misses = _chance_misses(query_ids, candidate_ids)
     return float(np.argmax(misses <= 0.5) + 1) if (misses <= 0.5).any() else float("inf")
-
-
-def chance_reciprocal_rank(query_ids: Values, candidate_ids: Values) -> float:
-    """Mean reciprocal rank that a random order has: the sum over k of the share of first hits at k, over k."""
-    misses = _chance_misses(query_ids, candidate_ids)
-    return float((-np.diff(misses, prepend=1.0) / np.arange(1, len(misses) + 1)).sum())
 
 
 def _chance_misses(query_ids: Values, candidate_ids: Values) -> NDArray[np.float64]:

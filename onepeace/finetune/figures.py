@@ -75,7 +75,7 @@ def answers(
 
 def samples_of(data: Path, pair: str, part: str = "val") -> list[Sample]:
     """The samples of a pair in a part."""
-    return read_source(f"{part}/{pair}-*.tar", pair.split("+"), data, broken_limit=1.0).samples
+    return read_source(f"{part}/{pair}-*.tar", pair.split("+"), data, broken_limit=1.0)
 
 
 def _answers(
@@ -97,22 +97,22 @@ def _answers(
     right = [labels.index(sample.label) for sample in samples]
     for key in (key for key in pair.split("+") if key != "text"):
         name = key if pair == f"{key}+text" else f"{key} of {pair}"
-        items = [{key: sample.read(key)} for sample in samples]
-        scores = {WORDS: model.classify(items, labels, template=TEMPLATES[key], output="numpy", progress=False)}
-        scores[HEAD] = _by_head(model, heads[key], items, labels) if key in heads else scores[WORDS]
+        contents = [{key: sample.read(key)} for sample in samples]
+        scores = {WORDS: np.asarray(model.classify(contents, labels, template=TEMPLATES[key]))}
+        scores[HEAD] = _by_head(model, heads[key], contents, labels) if key in heads else scores[WORDS]
         for how, found in scores.items():
             ranks = best_ranks(found, right, range(len(labels))).tolist()
-            said, confidence = [labels[i] for i in found.argmax(axis=1)], found.max(axis=1).astype(float).tolist()
+            said, confidence = [labels[i] for i in found.argmax(axis=1)], found.max(axis=1).tolist()
             yield Answers(
                 pair, key, f"{name} by {how}", "", len(labels), ranks, groups,
                 [sample.label for sample in samples], said, confidence,
             )  # fmt: skip
 
 
-def _by_head(model: Embedder, head: str, items: Sequence[Any], labels: Sequence[str]) -> np.ndarray:
+def _by_head(model: Embedder, head: str, contents: Sequence[object], labels: Sequence[str]) -> np.ndarray:
     """(n, C) probabilities of the classes."""
-    named = ({one["label"]: one["score"] for one in result["labels"]}
-             for result in model.predict(items, head=head, top=len(labels)))  # fmt: skip
+    results: list[Any] = list(model.predict(contents, head=head, top=len(labels)))
+    named = [{one["label"]: one["score"] for one in result["labels"]} for result in results]
     return np.array([[scores[label] for label in labels] for scores in named])
 
 
@@ -162,21 +162,23 @@ def gains(before: Sequence[Answers], after: Sequence[Answers]) -> list[Gain]:
     found = []
     for first, second in zip(before, after, strict=True):
         name = "top-{} of " + str(first.candidates) if first.labels else first.direction + " R@{}"
-        for k in AT:
-            if k == 1 or k < first.candidates:
-                hits = [np.array(one.ranks) <= k for one in (first, second)]
-                found.append(Gain(first.set, name.format(k), *gained(*hits, np.array(first.groups))))
+        moving = [k for k in AT if k == 1 or k < first.candidates]
+        found += [_gain(name.format(k), first, second, k, np.arange(len(first.ranks))) for k in moving]
     return found
 
 
 def by_class(before: Answers, after: Answers) -> list[tuple[int, Gain]]:
     """Files of each class, and the share of them that is called by its name; the worst first."""
-    found = []
-    for label in sorted(set(before.labels)):
-        own = np.array(before.labels) == label
-        hits = [np.array(one.ranks)[own] == 1 for one in (before, after)]
-        found.append((int(own.sum()), Gain(before.set, label, *gained(*hits, np.array(before.groups)[own]))))
+    labels = np.array(before.labels)
+    places = {str(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
+    found = [(len(own), _gain(label, before, after, 1, own)) for label, own in places.items()]
     return sorted(found, key=lambda one: one[1].after.value)
+
+
+def _gain(metric: str, before: Answers, after: Answers, k: int, queries: np.ndarray) -> Gain:
+    """The gain in the share of these queries whose rank is k or better."""
+    first, second = (np.array(one.ranks)[queries] <= k for one in (before, after))
+    return Gain(before.set, metric, *gained(first, second, np.array(before.groups)[queries]))
 
 
 def gained(before: np.ndarray, after: np.ndarray, groups: np.ndarray) -> tuple[Figure, Figure, Figure]:

@@ -34,9 +34,7 @@ def test_the_first_form_that_fits_is_taken(content, monkeypatch):
              (True, 16, True)]  # fmt: skip
     for available, count in ((1000, 1), (101, 2), (76, 4), (60, 6), (20, 7)):
         needs.clear()
-        recipe = memory.fitting_recipe(
-            content, ["lora.rank=4"] if available < 60 else [], available, said.append
-        )
+        recipe = memory.fitting_recipe(content, ["lora.rank=4"] if available < 60 else [], available, said.append)
         assert needs == (forms[:count] if available >= 60 else [(*form[:2], True) for form in forms])
         assert recipe.run.checkpoint_activations == needs[-1][0]
         assert recipe.run.grad_cache_chunks == needs[-1][1]

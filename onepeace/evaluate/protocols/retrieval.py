@@ -14,11 +14,9 @@ from onepeace.evaluate.metrics import (
     chance_average_precision,
     chance_rank,
     chance_recall,
-    chance_reciprocal_rank,
     hits,
     numbers_correct,
     recall_at,
-    reciprocal_ranks,
 )
 from onepeace.evaluate.protocols.protocol import BLOCK, EvaluationProtocol, check_at, encode
 
@@ -37,8 +35,6 @@ class Retrieval(EvaluationProtocol):
     """The k of mean average precisions (mAP@10 is usual for sounds), as trec_eval and mteb have them."""
     median_rank: bool = False
     """Whether to measure the median rank of the best right candidate too, 1 at best."""
-    reciprocal_rank: bool = False
-    """Whether to measure the mean reciprocal rank (MRR) too, which tells ranks beyond the k apart."""
     texts: Literal["captions", "names"] = "captions"
     """Texts that are searched. "captions": each caption is a query of its own and belongs to its item alone, even when
     another item has the same caption (Flickr8k, COCO). "names": the first caption of an item is its name; each distinct
@@ -99,9 +95,6 @@ class Retrieval(EvaluationProtocol):
         if self.median_rank:
             value, chance = float(np.median(ranks)), chance_rank(query_ids, candidate_ids)
             figures.append(Figure(f"{name} median rank", value, chance, n, tuple(ranks.tolist()), "median"))
-        if self.reciprocal_rank:
-            chance = chance_reciprocal_rank(query_ids, candidate_ids)
-            figures.append(reciprocal_ranks(f"{name} MRR", ranks, chance))
         return figures
 
     def _blocks(

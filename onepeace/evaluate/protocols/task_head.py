@@ -17,8 +17,6 @@ from onepeace.evaluate.metrics import (
     average_precisions,
     box_iou,
     chance_average_precision,
-    chance_reciprocal_rank,
-    reciprocal_ranks,
 )
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items
 from onepeace.processors import ImageProcessor
@@ -38,8 +36,6 @@ class TaskHead(EvaluationProtocol):
     mask."""
     others: tuple[str, ...] = ()
     """Modalities that are read together with this one, e.g. [text]."""
-    reciprocal_rank: bool = False
-    """Whether to measure the mean reciprocal rank (MRR) too, of a head that names one class."""
     group: str | None = None
     """A target by which samples belong together: also the share of groups that are right as a whole (NLVR2)."""
 
@@ -66,10 +62,6 @@ class TaskHead(EvaluationProtocol):
                 raise UserError(f"{samples[found.index].source}: {samples[found.index].key}: {found.reason}")
             results.append(found.result)
         figures = task.figures(results, [sample.targets[target] for sample in samples], labels, samples)
-        if self.reciprocal_rank and head.task == "label":
-            ranks = _ranks(results, [sample.targets[target] for sample in samples])
-            chance = chance_reciprocal_rank(range(1), range(len(labels)))
-            figures.append(reciprocal_ranks("MRR", ranks, chance))
         if self.group is not None and figures[0].per_query:
             figures.append(_consistency(figures[0].per_query, [s.targets.get(self.group) for s in samples]))
         return figures

@@ -9,7 +9,7 @@ import numpy as np
 
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
-from onepeace.evaluate.metrics import Figure, chance_recall, chance_reciprocal_rank, hits, recall_at, reciprocal_ranks
+from onepeace.evaluate.metrics import Figure, chance_recall, hits, recall_at
 from onepeace.evaluate.protocols.classes import ClassNames
 from onepeace.evaluate.protocols.protocol import check_at, ranks_of_classes
 
@@ -23,8 +23,6 @@ class ZeroShot(ClassNames):
 
     at: tuple[int, ...] = (1, 5)
     """The k of the accuracies."""
-    reciprocal_rank: bool = False
-    """Whether to measure the mean reciprocal rank of the right class (MRR) too."""
 
     def __post_init__(self) -> None:
         check_at(self.at)
@@ -37,13 +35,10 @@ class ZeroShot(ClassNames):
         vectors = self.encode(embedder, samples)
         ranks = ranks_of_classes(vectors, self.class_vectors(embedder, names, root), targets)
         classes = np.arange(len(names))
-        figures = [
+        return [
             Figure(f"top-{k} of {len(names)}", value, chance_recall(targets, classes, k), len(samples), hits(ranks, k))
             for k, value in recall_at(ranks, self.at).items()
         ]
-        if self.reciprocal_rank:
-            figures.append(reciprocal_ranks("MRR", ranks, chance_reciprocal_rank(targets, classes)))
-        return figures
 
     def _targets(self, samples: Sequence[Sample], names: Sequence[str]) -> list[int]:
         numbers = {name: i for i, name in enumerate(names)}
