@@ -105,7 +105,7 @@ def learned(
     labels = np.array([items.samples[i].label for i in rows])
     own = np.arange(len(train))
     part = Part(own, every_fifth(labels[own]), np.arange(len(train), len(rows)))
-    (figure,) = probe(items.vectors[rows], labels, [part], ["linear"], 1, "finetune.py")
+    figure, _ = probe(items.vectors[rows], labels, [part], "finetune.py")
     right = np.array(figure.per_query)
     return right[: len(held)], right[len(held) :], np.array([record.targets[GROUP] for record in held])
 

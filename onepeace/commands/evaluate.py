@@ -148,15 +148,15 @@ def _own(args: argparse.Namespace, model: "Embedder", problems: list[files.Unrea
     from onepeace.evaluate.protocols.probe import Part, every_fifth, probe
     from onepeace.evaluate.report import Row
     from onepeace.finetune.own_data import read_own_data
-    from onepeace.finetune.split import grouped, split
+    from onepeace.finetune.split import divide, split
 
     if args.data or args.probe or args.override:
         raise UsageError(f"{args.what}: classes of your own take no --data, --probe and a.b=value")
     data = read_own_data(Path(args.what), model.modalities)
     if not data.labels:
         raise UserError(f"{args.what}: a probe needs a label for every item; there are captions only")
+    data, _ = divide(data, Path(args.what), None)
     problems += [files.Unreadable(Path(where), reason) for where, reason in data.left_out]
-    grouped(data, Path(args.what))
     for (modality, *_), records in data.records.items():
         start = time.perf_counter()
         train, test = split(records)
