@@ -69,7 +69,6 @@ def auto_recipe(model: Path, data: Path, out: Path, parts: Parts, way: str = "")
             "templates": {key: TEMPLATES[key] for key in keys if labels and key in TEMPLATES},
             "stem_views": {key: STEM_VIEWS for key in keys if STEM.format(key) in frozen},
             "frozen_folder": str(out / "frozen"),
-            "frozen_folder": str(out / "frozen"),
         },
         "objective": [{"term": "contrastive", "multi_positive": True}],
         "optim": {
