@@ -39,7 +39,6 @@ def test_the_same_index_comes_out(local, random_folder, tmp_path, samples):
     two = build(tmp_path / "two", paths, str(random_folder), engine="ray", workers=2, **options)
     check_same(tmp_path / "two", tmp_path / "one")
     assert (two.added, two.vectors, len(two.problems)) == (one.added, one.vectors, len(one.problems))
-    assert two.seconds["decode"] > 0
     assert ray.is_initialized()  # it was not started by the plug-in, and is left as it is
 
 
