@@ -83,7 +83,7 @@ def test_what_is_chosen_by_is_neither_learned_from_nor_held_out(table):
     assert len(set.union(*files.values())) == 80
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_fine_tuning_ends_with_the_best_of_the_averages(model, table, tmp_path, capsys, monkeypatch, lora):
     """The share of a half is made the best one, and the process dies before the model is written."""
     if lora:

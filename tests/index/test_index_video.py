@@ -81,7 +81,10 @@ def test_two_scenes_and_a_bark_are_found_where_they_are(build, tmp_path, samples
         assert len(index.search(query, where="duration > 20 and width == 160 and kind == 'video'").hits) == 1
 
 
-@pytest.mark.parametrize("name", KINDS)
+# tests/files/test_video.py reads every kind.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "a.mp4" else [pytest.mark.slow]) for name in KINDS]
+)
 def test_videos_of_every_kind_are_searched(build, tmp_path, samples, name):
     build(tmp_path / "index", two_scenes(name, *KINDS[name], "-g", "50" if name == "a.mpg" else "4"), model="tiny")
     with Index.open(tmp_path / "index") as index:

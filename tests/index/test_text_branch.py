@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 import pytest
+from support.random_model import save_random_model
 
 from onepeace.embed.embedder import load
 from onepeace.hub.fingerprint import fingerprint
@@ -14,21 +15,22 @@ from onepeace.index.query import TextBranch, text_branch_folder
 pytest.importorskip("onnxscript")
 
 
-def test_words_are_read_without_the_model(random_folder, tmp_path, monkeypatch, caplog):
+def test_words_are_read_without_the_model(tmp_path, monkeypatch, caplog):
+    model = save_random_model(tmp_path / "model", ("text",), depth=1)
     monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(write, "EXPORT_FROM", 2)
     for i in range(2):
         (tmp_path / f"{i}.txt").write_text(f"words {i}")
-    paths, model_hash = [tmp_path / "0.txt", tmp_path / "1.txt"], fingerprint(random_folder)
-    build(tmp_path / "one", paths[:1], str(random_folder), progress=False)
+    paths, model_hash = [tmp_path / "0.txt", tmp_path / "1.txt"], fingerprint(model)
+    build(tmp_path / "one", paths[:1], str(model), progress=False)
     assert TextBranch.open(model_hash) is None
-    build(tmp_path / "one", paths, str(random_folder), progress=False)
+    build(tmp_path / "one", paths, str(model), progress=False)
     texts = ["a dog", "two dogs on a beach, and further words"]
-    expected = load(str(random_folder), modalities=["text"]).encode_text(texts, output="numpy", progress=False)
+    expected = load(str(model), modalities=["text"]).encode_text(texts, output="numpy", progress=False)
     np.testing.assert_allclose(TextBranch.open(model_hash).encode(texts), expected, atol=1e-5)
 
     monkeypatch.setattr("onepeace.export.folder.export_model", lambda *_, **__: pytest.fail("it is there"))
-    build(tmp_path / "two", paths, str(random_folder), progress=False)
+    build(tmp_path / "two", paths, str(model), progress=False)
     monkeypatch.setattr("onepeace.embed.embedder.load", lambda *_, **__: pytest.fail("no model is needed"))
     with Index.open(tmp_path / "two") as index:
         assert len(index.search("words")) == 2
