@@ -13,7 +13,7 @@ from onepeace.hub.folder import CARD, CONFIG, INDEX, TOKENIZER, read_config
 from onepeace.hub.registry import RELEASED, find
 
 BUNDLED = Path(__file__).resolve().parents[1] / "weights"
-BUNDLED_NAMES = ("tiny", "tiny-captions")
+BUNDLED_NAMES = ("tiny", "tiny-fast", "tiny-captions")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = [CONFIG, "*.safetensors", INDEX, TOKENIZER, CARD, "tasks.yaml"]
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def resolve(name: str | os.PathLike[str], cache: str | os.PathLike[str] | None =
     """The folder of a model.
 
     Args:
-        name: a bundled model ("tiny", "tiny-captions"), an existing folder (never touches the network), a released name
+        name: a bundled model (`BUNDLED_NAMES`), an existing folder (never touches the network), a released name
             (`registry.RELEASED`; downloaded and converted the first time), or a Hugging Face repository "owner/name"
             that holds a model folder.
         cache: folder of what is downloaded, in place of `cache_folder` and the Hub's own.
