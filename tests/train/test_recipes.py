@@ -13,6 +13,7 @@ from onepeace.config import SIZES, ModelConfig, build, read_yaml
 from onepeace.cost import plan
 from onepeace.embed.embedder import load
 from onepeace.evaluate.protocols import PROTOCOLS
+from onepeace.hub.resolve import BUNDLED_NAMES
 from onepeace.model import OnePeace
 from onepeace.train import loop, teachers
 from onepeace.train.log import read_log
@@ -129,7 +130,7 @@ def shrunken(tmp_path_factory):
                  "schedule.warmup_steps=1", f"run.out={out}", f"data.frozen_folder={runs / 'stems'}"]  # fmt: skip
         if wanted.uses_masks:
             small += [f"model.decoder={DECODER}"]
-        if wanted.model.get("from") in ("tiny", "tiny-captions"):
+        if wanted.model.get("from") in BUNDLED_NAMES:
             pass  # small enough
         elif "from" in wanted.model:
             # Its start is named by the folder of its run.
