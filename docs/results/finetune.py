@@ -46,7 +46,7 @@ class Items:
         self.keys = [sample.key for sample in self.samples]
         file = cache / f"{name}.npy"
         if not file.exists():
-            model = onepeace.load("tiny")
+            model = onepeace.load("tiny-fast")
             contents = (sample.read(self.kind) for sample in self.samples)
             np.save(file, model.encode([{self.kind: content} for content in contents], output="numpy"))
         self.vectors = np.load(file)
@@ -127,7 +127,7 @@ def print_near_copies(all_items: dict[str, Items], random: np.random.Generator) 
     rows = {}
     pictures, sounds = all_items["labelled_mix"], all_items["sounds"]
     chosen = random.choice(len(pictures.samples), 200, replace=False)
-    model = onepeace.load("tiny", modalities=["image"])
+    model = onepeace.load("tiny-fast", modalities=["image"])
     for strength in (0.5, 1.0):
         made = [second_picture(pictures.samples[i].read("image"), strength, random) for i in chosen]
         vectors = model.encode_image(made, output="numpy")

@@ -56,9 +56,7 @@ def loss_of(logits, name, case):
         allowed = torch.zeros(logits.shape[-1], dtype=torch.bool)
         allowed[:4], allowed[CODES.start : CODES.stop] = True, True
     smoothing = 0.1 if name in SMOOTHED else 0.0
-    return token_losses(
-        logits, case["target"], allowed=allowed, weights=case.get("weights"), label_smoothing=smoothing
-    )
+    return token_losses(logits, case["target"], allowed=allowed, weights=case.get("weights"), label_smoothing=smoothing)
 
 
 def assert_loss(loss, case):
