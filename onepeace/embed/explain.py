@@ -123,9 +123,16 @@ def relevance(module: "Encoder", key: str, inputs: dict[str, Tensor], vector: Te
     stem = module.stems({key: inputs})[key]
     count = stem.tokens.shape[1]
     alone = torch.stack([torch.zeros(count, dtype=torch.long), torch.arange(1, count + 1)], dim=1)
+    pooled = None
+    if stem.pooled is not None:  # what a token adds to CLS, as an item of its own
+        adapter = module.adapters[key]
+        pooled = adapter.pooled(adapter.stem_features(inputs).flatten(0, -2)[:count, None], None)
     found = []
     for keep in alone.to(stem.tokens.device).split(TOKENS_AT_ONCE):
-        copies = stem._replace(tokens=stem.tokens.expand(len(keep), -1, -1))
+        rows = keep[:, 1] - 1
+        copies = stem._replace(
+            tokens=stem.tokens.expand(len(keep), -1, -1), pooled=None if pooled is None else pooled[rows]
+        )
         found.append(module.embed(key, module.encode({key: copies}, keep={key: keep})[key]))
     return (torch.cat(found).float().cpu() @ vector).view(stem.grid)
 

@@ -170,8 +170,6 @@ def test_info_tells_what_it_writes(folder, checkpoint, capsys):
         assert report["writes"] == ["text", "boxes", "image codes"]
         assert report["modalities"] == ["text", "image"]
         assert report["parameters"]["total"] == 137_504
-        assert report["items"][0]["tokens"] == 8 * 8 + 8
-        assert report["items"][0]["flops"] > 0
     assert main(["info", str(folder)]) == 0
     assert "text, boxes, image codes" in capsys.readouterr().out
 

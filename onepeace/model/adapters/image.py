@@ -46,10 +46,10 @@ class ImageAdapter(Adapter):
         cls_dropout: float = 0.0,
     ):
         super().__init__(key, dim, num_heads, num_tables, grid_table_rows(bias_grid), num_types, mean_cls, max_cls)
-        if stem not in IMAGE_STEMS or (stem == "timm") != bool(name):
-            raise ValueError(
-                f"no stem {stem!r} of name {name!r}; known: {', '.join(IMAGE_STEMS)}, of which timm needs a name"
-            )
+        if stem not in IMAGE_STEMS:
+            raise ValueError(f"no stem {stem!r}; known: {', '.join(IMAGE_STEMS)}")
+        if (stem == "timm") != bool(name):
+            raise ValueError(f"the stem {stem!r} has the name {name!r}; timm needs one, and the others have none")
         self.patch_size, self.bias_grid = patch_size, bias_grid
         self.channels = 3
         self.stem = IMAGE_STEMS[stem](dim, patch_size, *([name] if name else []))
