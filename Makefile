@@ -11,6 +11,8 @@ READY := $(VENV)/installed
 RUFF := $(BIN)/ruff
 SAMPLES := data/samples
 PYTHONS ?= 3.10 3.11 3.12 3.13
+# One worker more than cores, as many tests wait for processes of their own.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores + 1 : 8)))
 QUICK := tests/test_start.py $(addprefix tests/,layers model processors files index embed)
 
 # Wheels at hand (in a folder that pip is told of) come before the index of CPU builds.
@@ -56,11 +58,11 @@ demo: $(CORE)  ## search the sample files by words, a picture, a sound and a mix
 	@echo "  onepeace --help                                           # all that it can do; README.md shows six tasks"
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-core: $(CORE)  ## run the tests that need nothing but the core
 	@$(UV) pytest hypothesis pytest-xdist
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile $(QUICK)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(QUICK)
 
 pythons:  ## install the core, and run the demo and those tests, under each of PYTHONS
 	@for version in $(PYTHONS); do \

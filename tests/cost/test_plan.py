@@ -112,6 +112,7 @@ def test_plan_is_what_a_real_step_takes(other, run):
     assert found.flops_per_step == pytest.approx(real.flops, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_many_items_follow_from_few(monkeypatch):
     wanted = recipe("image", batch=12, depth=6, checkpoint_activations=True)
     monkeypatch.setattr(plan, "MEASURED", 3)

@@ -133,6 +133,7 @@ def test_macs(own):
     assert "MACS.yaml: file 2 of the list has no filename" in own("macs", files=broken, code=1).err
 
 
+@pytest.mark.slow
 def test_words_come_alone_in_sentences_with_definitions_and_in_captions(own, tmp_path):
     def texts(done):
         return {key: captions(sample) for key, sample in done.train.items()}

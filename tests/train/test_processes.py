@@ -81,6 +81,7 @@ def test_sharded_training_equals_replicated(distributed):
     assert replicated[-1]["loss"] < replicated[0]["loss"]
 
 
+@pytest.mark.slow
 def test_four_processes_go_on_as_two(distributed):
     """From the third step's checkpoint of four; the losses are those of one process that was never stopped."""
     # Masks are drawn by process; without them all is the same.
