@@ -227,7 +227,7 @@ class Filters:
 
     def count(self, allowed: np.ndarray | None) -> int:
         """Number of files that have an allowed row."""
-        return len(self.ids) if allowed is None else len(np.unique(self._file[allowed]))
+        return len(self.ids) if allowed is None else int(np.count_nonzero(np.bincount(self._file[allowed])))
 
     def _computed(self, only: tuple[str, ...], where: Condition | None) -> np.ndarray | None:
         masks = []
