@@ -30,12 +30,12 @@ DRAWS, LEVEL = 1000, 0.95
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answers to the queries of a set."""
+    """Answers of a model to the queries of a set."""
 
     pair: str
     """As "image+text"."""
     modality: str
-    """That of the queries."""
+    """Modality of the queries."""
     set: str
     """As "image by head", or the pair."""
     direction: str
@@ -127,7 +127,7 @@ def write_answers(path: Path, found: Sequence[Answers]) -> None:
 
 
 def read_answers(path: Path) -> list[Answers]:
-    """What `write_answers` has written."""
+    """Answers as `write_answers` wrote them."""
     return [Answers(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

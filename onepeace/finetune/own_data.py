@@ -38,7 +38,7 @@ class OwnData:
         return [] if None in found else sorted(found)
 
     def described(self) -> str:
-        """What was found, in words."""
+        """The files that were found, in words."""
         kinds = [f"{len(records)} of {' and '.join(keys)}" for keys, records in self.records.items()]
         classes = f" in {len(self.labels)} classes" if self.labels else ""
         return f"{', '.join(kinds)}{classes}"

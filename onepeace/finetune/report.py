@@ -43,7 +43,7 @@ img.curves { max-width: 100% } pre { background: #f4f4f4; padding: .8em; overflo
 
 @dataclass(frozen=True)
 class Result:
-    """What a way to train has come to."""
+    """Result of one way to train."""
 
     way: str
     """An entry of `WAYS`, or "" where only one was trained."""

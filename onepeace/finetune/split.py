@@ -44,7 +44,7 @@ GROUP, FILE = "group", "file"
 def grouped(data: OwnData, source: Path, pattern: str | None = None) -> int:
     """Give every record the number of its group; returns how many groups there are.
 
-    Joined, also through others, are records with a file in common, and near copies by the vectors of the bundled model;
+    Joined, also through others, are records with a file in common, and near copies by the vectors of `BY`;
     with a pattern, in place of near copies, those in whose paths it matches the same text.
 
     Args:
@@ -153,7 +153,7 @@ def _hash(record: Record) -> bytes:
 
 
 def parts_of(data: OwnData) -> dict[tuple[str, ...], dict[str, list[Record]]]:
-    """Of each kind of record "train", "val", the part that is held out, and "choose", a fifth of the rest: what the
+    """Records of each kind in "train", "val", which is held out, and "choose", a fifth of the rest: what the
     model is chosen by (average.py), left out where these would be fewer than `FEWEST_TO_CHOOSE`."""
     rest, held_out = split([record for own in data.records.values() for record in own])
     train, choose = split(rest)
@@ -172,10 +172,10 @@ PARTS = "parts.json"
 
 @dataclass(frozen=True)
 class Parts:
-    """What the parts of the data hold, as parts.json keeps it."""
+    """Contents of the parts of the data, as parts.json keeps them."""
 
     found: str
-    """What was found, in words."""
+    """The files that were found, in words."""
     counts: dict[str, int]
     """Samples by "train/image+text" and so on."""
     groups: int
@@ -205,7 +205,7 @@ class Parts:
 
 
 def read_parts(folder: Path) -> Parts:
-    """What the shards of a folder hold."""
+    """Contents of the shards of a folder."""
     return Parts(**json.loads((folder / PARTS).read_text(encoding="utf-8")))
 
 

@@ -237,7 +237,7 @@ def _checksum(path: Path) -> int:
 
 
 def _state(store: Store) -> str:
-    """Which vectors an index has."""
+    """State of an index's vectors, as the names of its files give it."""
     ((last,),) = store.select("SELECT max(id) FROM vectors")
     return f"{last or 0}-{store.meta['removed']}"
 
@@ -345,7 +345,7 @@ class _Lists:
         _replace(store, LISTS, _state(store), iter([faiss.serialize_index(index).tobytes()]))
 
     def candidates(self, query: np.ndarray, count: int, rows: np.ndarray, selector: Any) -> np.ndarray:
-        """Those of some rows, rising, that may be nearest, and all of them that are newer than the lists."""
+        """Rows, rising, among some that may be nearest, with all of these that are newer than the lists."""
         import faiss
 
         parameters = faiss.SearchParametersIVF(sel=selector, nprobe=PROBED)  # type: ignore[call-arg]
