@@ -82,10 +82,14 @@ def test_the_bundled_model_points_at_each_of_four_pictures(tiny, samples):
     for name, (row, column) in zip(names, PLACES, strict=True):
         picture = Image.open(samples / "images" / f"{name}.jpg").convert("RGB").resize((200, 200))
         mosaic.paste(picture, (200 * column, 200 * row))
+    pointed = 0
     for phrase, place in zip(names.values(), PLACES, strict=True):
-        values = tiny.explain(mosaic, phrase).values
-        quarters = values.unflatten(1, (2, -1)).unflatten(0, (2, -1)).mean((1, 3))
+        found = tiny.explain(mosaic, phrase)
+        quarters = found.values.unflatten(1, (2, -1)).unflatten(0, (2, -1)).mean((1, 3))
         assert divmod(int(quarters.argmax()), 2) == place, phrase
+        x, y = found.peak
+        pointed += (int(2 * y), int(2 * x)) == place
+    assert pointed >= 3  # one patch of the coffee fits "a parrot" best
     # a picture as the query
     x, y = tiny.explain({"image": mosaic}, {"image": samples / "images" / "parrot.jpg"}).peak
     assert x > 0.5
