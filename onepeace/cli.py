@@ -25,7 +25,6 @@ COMMANDS = {
     "search": "find pictures, sounds and texts by words, a picture, a sound or a mix of them",
     "index": "make an index of files, keep it up to date, and look through it",
     "serve": "open a page and a JSON API over an index",
-    "map": "show the files of an index as points of a plane, near ones near one another",
     "mcp": "let a language model of yours search an index, through MCP on stdio",
     "embed": "write the vectors of files to one file",
     "classify": "name files: by labels of yours, or by what a fine-tuned model has learned",
@@ -47,7 +46,7 @@ COMMANDS = {
 MODULES = dict.fromkeys(("caption", "answer", "ground"), "generate")
 """Modules of commands that share one."""
 DECODING = {
-    "search", "index", "map", "serve", "mcp", "embed", "classify", "caption", "answer", "ground", "explain", "evaluate",
+    "search", "index", "serve", "mcp", "embed", "classify", "caption", "answer", "ground", "explain", "evaluate",
     "calibrate", "finetune",
 }  # fmt: skip
 """Commands that decode files, which may be broken, and report what is wrong with them themselves."""

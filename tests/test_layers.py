@@ -58,7 +58,7 @@ NO_TORCH = {"__init__", "__main__", "cli", "errors", "config", "torchaudio_guard
 COSTLY = {
     *("torchvision", "torchaudio", "timm", "webdataset", "transformers", "open_clip", "matplotlib", "soundfile"),
     *("PIL", "sklearn", "pyarrow", "huggingface_hub", "mteb", "clip_benchmark", "sentence_transformers", "peft"),
-    *("pathspec", "filelock", "umap", "usearch", "faiss"),
+    *("pathspec", "filelock", "faiss"),
 }
 """Imported inside the function that uses them, never at the top of a module."""
 

@@ -21,7 +21,7 @@ from onepeace.index import Index, Query
 from onepeace.index.calibrate import FILE
 from onepeace.index.index import identity
 from onepeace.index.nearest import keep
-from onepeace.index.query import keep_text_branch
+from onepeace.export.text_branch import keep_text_branch
 from onepeace.index.ranking import Banks
 from onepeace.index.store import Item, Span, Store
 

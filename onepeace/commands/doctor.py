@@ -14,7 +14,7 @@ from onepeace.errors import UserError
 MODULES = {
     "open_clip_torch": "open_clip", "pillow": "PIL.Image", "pyyaml": "yaml", "pillow-heif": "pillow_heif",
     "scikit-learn": "sklearn", "pycocotools": "pycocotools.coco", "pycocoevalcap": "pycocoevalcap.cider.cider_scorer",
-    "faiss-cpu": "faiss", "umap-learn": "umap",
+    "faiss-cpu": "faiss",
 }  # fmt: skip
 """Module to import by distribution, where that is not its name; some import what is native in a module of their own."""
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"

@@ -24,11 +24,9 @@ from onepeace.files.metadata import describe_media
 from onepeace.files.source import scheme
 from onepeace.files.walk import Unreadable
 from onepeace.index.index import unreadable
-from onepeace.index.ranking import Banks
 from onepeace.index.sources import (
     MADE_OF,
     Entry,
-    Root,
     Scan,
     is_below,
     read_shard,
@@ -36,7 +34,7 @@ from onepeace.index.sources import (
     wholes,
     without_surrogates,
 )
-from onepeace.index.store import Item, Span, Store
+from onepeace.index.store import Item, Root, Span, Store
 from onepeace.index.video import Video
 from onepeace.index.workers import listening
 from onepeace.progress import Progress
@@ -94,15 +92,14 @@ class Builder:
 
     Args:
         load: gives the model that the index belongs to; called when there is something to embed.
-        banks: unrelated queries, whose best scores are kept with the files.
         batch_size: samples in a pass of the model.
         progress: False = silent.
     """
 
     def __init__(
-        self, store: Store, load: "Callable[[], Embedder | Pool]", banks: Banks, batch_size: int, progress: bool | None
+        self, store: Store, load: "Callable[[], Embedder | Pool]", batch_size: int, progress: bool | None
     ) -> None:
-        self.store, self._load, self.banks = store, load, banks
+        self.store, self._load = store, load
         self.modalities: Sequence[str] = store.meta["modalities"].split()
         self.batch_size, self.progress = batch_size, progress
         self.report = Report()
@@ -208,7 +205,7 @@ class Builder:
         with self.store.transaction():
             if not problems and shard.path in self.known:
                 self.store.remove([id_ for id_ in [self.known.pop(shard.path).id] if id_ is not None])
-            self.store.keep_roots({shard.path: replace(shard, state=state).options})
+            self.store.keep_roots([replace(shard, state=state)])
 
     def _is_stale(self, entry: Entry) -> bool:
         """Whether an entry has to be read: it is new, or its size or time have changed."""
@@ -377,9 +374,6 @@ class Builder:
             with self.store.transaction():
                 self.store.change(changes)  # first: a new file may lie where one was that has moved
                 self.store.add(results, rows)
-                if vectors:
-                    self.banks.add(rows, [span.modality for _, own in results for span in own])
-                    self.store.keep_blob("best", self.banks.best_bytes())
         self._written = time.monotonic()
 
 

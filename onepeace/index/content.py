@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from onepeace.errors import UserError
 from onepeace.files.source import scheme
 from onepeace.index.sources import is_shard, read_shard, shard_of, state_of, wholes
-from onepeace.index.store import Item
+from onepeace.index.store import Item, Root
 from onepeace.progress import Progress
 
 AT_ONCE = 256
@@ -21,7 +21,7 @@ AT_ONCE = 256
 Result = TypeVar("Result")
 
 
-def content(item: Item, roots: Mapping[str, Mapping[str, Any]]) -> Path | bytes | str:
+def content(item: Item, roots: Mapping[str, Root]) -> Path | bytes | str:
     """The path of a file, the address of one, the bytes of a sample of a shard, or the words of a row of a table.
 
     Args:
@@ -47,11 +47,11 @@ def content(item: Item, roots: Mapping[str, Mapping[str, Any]]) -> Path | bytes 
     raise UserError(f"{item.path}: no such sample now; run onepeace index update")
 
 
-def _refuse_link(path: str, roots: Mapping[str, Mapping[str, Any]]) -> None:
+def _refuse_link(path: str, roots: Mapping[str, Root]) -> None:
     """UserError for a file below a folder of the index that really lies outside of it."""
     real = os.path.realpath(path)
-    above = [root for root, options in roots.items() if options["kind"] == "folder" and _is_in(path, root)]
-    followed = any(roots[root]["follow_links"] for root in above)
+    above = [root for root, about in roots.items() if about.kind == "folder" and _is_in(path, root)]
+    followed = any(roots[root].follow_links for root in above)
     if above and not followed and not any(_is_in(real, os.path.realpath(root)) for root in above):
         raise UserError(f"{path}: a link that leads out of its folder now, and is not followed")
 
@@ -62,7 +62,7 @@ def _is_in(path: str, folder: str) -> bool:
 
 def each(
     items: Sequence[Item],
-    roots: Mapping[str, Mapping[str, Any]],
+    roots: Mapping[str, Root],
     function: Callable[[Any], Result],
     shown: bool | None = None,
 ) -> Iterator[tuple[int, Result]]:
@@ -91,9 +91,7 @@ def each(
             progress.update(len(some))
 
 
-def _unchanged(
-    items: Iterable[Item], roots: Mapping[str, Mapping[str, Any]]
-) -> Iterator[tuple[int, Path | bytes | str]]:
+def _unchanged(items: Iterable[Item], roots: Mapping[str, Root]) -> Iterator[tuple[int, Path | bytes | str]]:
     """Each shard is read once, after everything else."""
     in_shards: dict[str, dict[str, int]] = defaultdict(dict)
     for i, item in enumerate(items):

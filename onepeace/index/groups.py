@@ -225,28 +225,15 @@ def _named(found: Sequence[Cluster], middles: np.ndarray, names: Sequence[str], 
     return named
 
 
-def plane(vectors: np.ndarray, kinds: np.ndarray, method: str = "pca") -> np.ndarray:
-    """(n, 2) float32 between 0 and 1 of unit vectors (n, E): near ones near one another, as far as two numbers can say
-    it; always the same points.
+def plane(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """(n, 2) float32 between 0 and 1 of unit vectors (n, E): their two principal components; always the same points.
 
     What is the same in all files of one kind is left out, or pictures, sounds and texts were islands.
 
     Args:
         kinds: (n,) of any type.
-        method: "pca" keeps the two directions of largest variance; "umap" (arXiv 1802.03426, the package umap-learn)
-            keeps neighbours together, and takes minutes for 1e5 vectors.
-
-    Raises:
-        UserError: umap-learn is asked for and not installed.
     """
-    centred = without_kind(vectors, kinds)
-    if method == "umap" and len(centred) > 3:  # fewer points have no neighbours
-        umap = need("umap", "map")
-        options: dict[str, Any] = {"n_neighbors": min(15, len(centred) - 1), "min_dist": 0.1, "metric": "cosine"}
-        points = umap.UMAP(random_state=0, n_jobs=1, init="pca", **options).fit_transform(centred)
-    else:
-        points = _principal(centred)
-    points = np.asarray(points, np.float32)
+    points = _principal(without_kind(vectors, kinds))
     low, high = np.percentile(points, (EDGE, 100 - EDGE), axis=0)
     span = np.where(high > low, high - low, 1.0)
     return np.clip(0.5 + MARGIN * (points - (low + high) / 2) / span, 0.0, 1.0).astype(np.float32)

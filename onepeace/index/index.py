@@ -14,15 +14,16 @@ from onepeace.errors import UserError
 from onepeace.files.source import describe, scheme
 from onepeace.files.walk import Unreadable
 from onepeace.index.filters import Condition, compile_condition, kind_of, register
-from onepeace.index.nearest import LOCAL, Matrix, VectorService, service_of
-from onepeace.index.query import Query, QueryVector, TextBranch, encode
+from onepeace.index.nearest import LOCAL, Matrix, VectorService, read, service_of
+from onepeace.index.query import Query, QueryVector, encode
 from onepeace.index.ranking import RELEVANT, Banks
 from onepeace.index.search import Filters, Results, Sort, search
-from onepeace.index.store import DATABASE, Item, Store
+from onepeace.index.store import DATABASE, Item, Root, Store
 from onepeace.progress import status
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
+    from onepeace.export.text_branch import TextBranch
 
 RANKS = ("match", "raw")
 """Orders of hits: by the match, or by the cosine alone."""
@@ -127,9 +128,9 @@ class Index:
         """Files that could not be embedded, with the reasons."""
         return [unreadable(item.path, item.problem or "") for item in self.store.items("problem IS NOT NULL")]
 
-    def roots(self) -> dict[str, dict[str, Any]]:
-        """Paths that the index was made of, with the options of each."""
-        return {path: options for path, options in self.store.roots().items() if options["kind"] != "removed"}
+    def roots(self) -> dict[str, Root]:
+        """What the index was made of, by path."""
+        return {path: root for path, root in self.store.roots().items() if root.kind != "removed"}
 
     def stats(self) -> dict[str, Any]:
         """Numbers of files by kind, of vectors, captions, problems and bytes on the disk, and the model."""
@@ -180,7 +181,7 @@ class Index:
     @cached_property
     def banks(self) -> Banks:
         """Unrelated queries, which make the scale of the scores and the match."""
-        return Banks.load(self.store.blob("calibration"), self.store.blob("best"))
+        return banks_of(self.store)
 
     @cached_property
     def _service(self) -> VectorService | None:
@@ -191,7 +192,9 @@ class Index:
         return Filters(self.store, self.matrix)
 
     @cached_property
-    def _text_branch(self) -> TextBranch | None:
+    def _text_branch(self) -> "TextBranch | None":
+        from onepeace.export.text_branch import TextBranch
+
         return TextBranch.open(self.model_hash)
 
     def encode(self, query: str | Query) -> QueryVector:
@@ -299,6 +302,22 @@ def check_model(store: Store, about: dict[str, str]) -> None:
                 f"{store.folder}: made with another {what}, {other}, not {own}; vectors of both cannot be compared, so "
                 f"{remedy}"
             )
+
+
+def banks_of(store: Store) -> Banks:
+    """Unrelated queries of the model of an index, with their scores in all of its vectors.
+
+    Kept are those of the state that `Store.meta` names; what came later is counted in, and where vectors are gone, one
+    of which may have been the best, all are.
+    """
+    banks = Banks.load(store.blob("calibration"), store.blob("best"))
+    after, _, removed = store.meta.get("scored", "").partition("-")
+    if removed != store.meta["removed"]:
+        banks.start()
+        after = "0"
+    for records in read(store, int(after)):
+        banks.add(records["vector"], np.array(store.kinds)[records["modality"]])
+    return banks
 
 
 def is_index(path: str | os.PathLike[str]) -> bool:

@@ -5,16 +5,16 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from onepeace.errors import UsageError, UserError
 from onepeace.files.ignore import Ignore
 from onepeace.files.source import NamedBytes, scheme, suffix
 from onepeace.files.video import VIDEO_SUFFIXES
 from onepeace.files.walk import Unreadable, walk
-from onepeace.index.store import DATABASE, MODALITIES, Item
+from onepeace.index.store import DATABASE, MODALITIES, Item, Root
 from onepeace.processors.endings import modality_by_ending
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
@@ -27,32 +27,6 @@ MADE_OF = {"video": ("image", "audio")}
 """Modalities of the vectors of what has none of its own."""
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
-
-
-@dataclass(frozen=True)
-class Root:
-    """A path that an index was made of, or that was taken out of it; `update` goes over them."""
-
-    path: str
-    """Absolute, or the address of a shard."""
-    kind: Literal["folder", "file", "table", "shard", "removed"]
-    exclude: tuple[str, ...] = ()
-    """Patterns as in a .gitignore file, of a folder."""
-    follow_links: bool = False
-    """Whether links that lead out of a folder are followed."""
-    state: tuple[int, int] | None = None
-    """Size and mtime_ns of a shard when it was read to its end."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What the index keeps of it beside the path."""
-        return {name: value for name, value in asdict(self).items() if name != "path"}
-
-    @classmethod
-    def of(cls, path: str, options: Mapping[str, Any]) -> "Root":
-        """Root that an index has kept."""
-        state = options["state"] and tuple(options["state"])
-        return cls(path, options["kind"], tuple(options["exclude"]), options["follow_links"], state)
 
 
 @dataclass(frozen=True)

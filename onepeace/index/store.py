@@ -11,12 +11,12 @@ import os
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from onepeace.errors import UserError
 from onepeace.files.atomic import make_folder, sync, write_atomic
 
 DATABASE = "index.sqlite"
-FORMAT = "3"
+FORMAT = "4"
 """Version of what is on the disk; an index of another one is refused by name."""
 MODALITIES = ("image", "audio", "text")
 VECTOR = np.dtype("<f4")
@@ -141,6 +141,21 @@ class Span:
     modality: str
     start: float | None = None
     end: float | None = None
+
+
+@dataclass(frozen=True)
+class Root:
+    """A path that an index was made of, or that was taken out of it; `update` goes over them."""
+
+    path: str
+    """Absolute, or the address of a shard."""
+    kind: Literal["folder", "file", "table", "shard", "removed"]
+    exclude: tuple[str, ...] = ()
+    """Patterns as in a .gitignore file, of a folder."""
+    follow_links: bool = False
+    """Whether links that lead out of a folder are followed."""
+    state: tuple[int, int] | None = None
+    """Size and mtime_ns of a shard when it was read to its end."""
 
 
 class Store:
@@ -331,18 +346,23 @@ class Store:
             found[id_] = Item.from_row(id_, values), spans, np.frombuffer(blob, VECTOR).reshape(-1, self.embed_dim)
         return found
 
-    def roots(self) -> dict[str, dict[str, Any]]:
-        """Paths that the index was made of, with the options of each.
+    def roots(self) -> dict[str, Root]:
+        """What the index was made of, and what was taken out of it, by path.
 
         Raises:
-            Damaged: they are not what was written.
+            Damaged: it is not what was written.
         """
-        return json.loads(self.blob("roots") or b"{}")  # type: ignore[no-any-return]
+        known = [Root(**about) for about in json.loads(self.blob("roots") or b"[]")]
+        return {
+            root.path: replace(root, exclude=tuple(root.exclude), state=root.state and tuple(root.state))
+            for root in known
+        }
 
-    def keep_roots(self, roots: dict[str, dict[str, Any] | None]) -> None:
-        """Write the options of roots, or forget those of None; call it in a transaction."""
-        known = {path: options for path, options in {**self.roots(), **roots}.items() if options is not None}
-        self.keep_blob("roots", json.dumps(known, sort_keys=True).encode())
+    def keep_roots(self, roots: Iterable[Root], gone: Collection[str] = ()) -> None:
+        """Keep roots, and forget those of the paths ``gone``; call it in a transaction."""
+        known = {**self.roots(), **{root.path: root for root in roots}}
+        kept = [asdict(root) for path, root in sorted(known.items()) if path not in gone]
+        self.keep_blob("roots", json.dumps(kept).encode())
 
     def blob(self, name: str) -> bytes | None:
         """Something that is kept beside the files, such as the calibration; None if it is not there.

@@ -8,19 +8,15 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import make_folder
 from onepeace.files.source import scheme
 from onepeace.index import nearest
 from onepeace.index.builder import HOP, WINDOW, Builder, Report
 from onepeace.index.calibrate import banks_of_words, read_calibration
-from onepeace.index.index import check_model, identity, unreadable
-from onepeace.index.query import keep_text_branch
-from onepeace.index.ranking import Banks
-from onepeace.index.sources import Root, Scan, is_below, roots_of, scan
-from onepeace.index.store import DATABASE, Store
+from onepeace.index.index import banks_of, check_model, identity, unreadable
+from onepeace.index.sources import Scan, is_below, roots_of, scan
+from onepeace.index.store import DATABASE, Root, Store
 from onepeace.index.workers import Model, pool_of
 from onepeace.progress import status
 
@@ -64,7 +60,7 @@ def build(
         known = {}
         if (target / DATABASE).exists():
             with closing(Store(target)) as store:
-                known = _roots(store)
+                known = store.roots()
         found = scan(given, [root.path for root in known.values() if root.kind == "removed"])
         shards = [known.get(root.path, root) for root in given if root.kind == "shard"]
         is_empty = not shards and all(entry.item.problem for entry in found.entries.values())
@@ -85,7 +81,7 @@ def update(folder: str | os.PathLike[str], model: str | None = None, **options: 
     """
     with writing(folder) as target:
         with closing(Store(target)) as store:  # says so if there is none
-            known = _roots(store)
+            known = store.roots()
         roots = [root for root in known.values() if root.kind != "removed"]
         if not roots:
             raise UserError(f"{folder}: made of no files; name some: onepeace index build {folder} FILES")
@@ -113,7 +109,7 @@ def remove(folder: str | os.PathLike[str], paths: Sequence[str | os.PathLike[str
     with writing(folder) as target, closing(Store(target, write=True)) as store:
         known = store.roots()
         ids: set[int] = set()
-        roots: dict[str, dict[str, Any] | None] = {}
+        removed = []
         for each in paths:
             given = os.fspath(each)
             path = given if scheme(given) else os.path.abspath(given)
@@ -121,11 +117,11 @@ def remove(folder: str | os.PathLike[str], paths: Sequence[str | os.PathLike[str
             if not found and path not in known:
                 raise UserError(f"{given}: not in the index {folder}")
             ids |= found
-            roots[path] = Root(path, "removed").options
+            removed.append(Root(path, "removed"))
         with store.transaction():
-            store.keep_roots(roots)
+            store.keep_roots(removed)
             store.remove(sorted(ids))
-        _finish(store, _banks(store, None))
+        _finish(store)
         return len(ids)
 
 
@@ -189,10 +185,6 @@ def _refuse_emptied(folder: Path, roots: Sequence[Root], found: Scan) -> None:
                 raise UserError(f"{root.path}: empty now, and {count} files of it are known; {_remedy(folder, root)}")
 
 
-def _roots(store: Store) -> dict[str, Root]:
-    return {path: Root.of(path, options) for path, options in store.roots().items()}
-
-
 def _fill(
     folder: Path,
     model: str | None,
@@ -226,36 +218,36 @@ def _fill(
         stack.callback(opened.close)
         if store not in (None, opened.meta["store"]):
             _choose_service(opened, store)
-        banks = _banks(opened, load)
-        builder = Builder(opened, load, banks, batch_size, progress)
+        _keep_calibration(opened, load)
+        builder = Builder(opened, load, batch_size, progress)
         builder.report.problems += found.problems
         builder.report.other_kinds += found.others
-        known = _roots(opened)
-        roots = {root.path: known.get(root.path, root) if root.kind == "shard" else root for root in new_roots}
-        if news := {path: root.options for path, root in roots.items() if root != known.get(path)}:
+        known = opened.roots()
+        roots = [known.get(root.path, root) if root.kind == "shard" else root for root in new_roots]
+        if news := [root for root in roots if root != known.get(root.path)]:
             with opened.transaction():  # first, so that `update` goes on with what a stop leaves open
-                opened.keep_roots(dict(news))
+                opened.keep_roots(news)
         builder.add(found.entries.values(), shards)
         if remove_missing:
             builder.remove_missing(found)
             if gone:
                 with opened.transaction():
-                    opened.keep_roots({root.path: None for root in gone})
+                    opened.keep_roots([], [root.path for root in gone])
         if "text" in opened.meta["modalities"].split() and opened.count("problem IS NULL") >= EXPORT_FROM:
+            from onepeace.export.text_branch import keep_text_branch
+
             keep_text_branch(opened.meta["model"], opened.meta["model_hash"])
-        _finish(opened, banks)
+        _finish(opened)
     return builder.report
 
 
-def _finish(store: Store, banks: Banks) -> None:
+def _finish(store: Store) -> None:
     """Bring what is derived from the vectors up to date."""
-    if store.meta["removed"] != store.meta.get("best_of"):  # a best score may be that of a file that is gone
-        banks.start()
-        for records in nearest.read(store):
-            banks.add(records["vector"], np.array(store.kinds)[records["modality"]])
+    if store.meta.get("scored") != (state := nearest.state_of(store)):
+        best = banks_of(store).best_bytes()
         with store.transaction():
-            store.keep_blob("best", banks.best_bytes())
-            store.meta["best_of"] = store.meta["removed"]
+            store.keep_blob("best", best)
+            store.meta["scored"] = state
     nearest.keep(store)
     if store.meta["store"] != nearest.LOCAL:
         with closing(nearest.service_of(store, nearest.Matrix(store))) as service:
@@ -272,25 +264,19 @@ def _choose_service(store: Store, address: str) -> None:
         store.meta["store"] = address
 
 
-def _banks(store: Store, load: "Callable[[], Embedder | Pool] | None") -> Banks:
-    """Unrelated queries of the model of an index, with the best scores that they have in it.
+def _keep_calibration(store: Store, load: "Callable[[], Embedder | Pool]") -> None:
+    """Keep the unrelated queries of the model with an index: those of its folder, or else generic words, which it
+    encodes now."""
+    from onepeace.hub.resolve import resolve
 
-    Args:
-        load: gives the model, which encodes generic words where its folder has no calibration; None = what is kept.
-    """
-    content = store.blob("calibration")
-    if load is not None:
-        from onepeace.hub.resolve import resolve
-
-        latest = read_calibration(resolve(store.meta["model"]), store.meta["model_hash"])
-        if latest is None and content is None:
-            latest = banks_of_words(load()).to_bytes()
-        if latest is not None and latest != content:
-            with store.transaction():
-                store.keep_blob("calibration", latest)
-                store.meta["best_of"] = ""  # scores of other queries
-            content = latest
-    return Banks.load(content, store.blob("best"))
+    kept = store.blob("calibration")
+    latest = read_calibration(resolve(store.meta["model"]), store.meta["model_hash"])
+    if latest is None and kept is None:
+        latest = banks_of_words(load()).to_bytes()
+    if latest is not None and latest != kept:
+        with store.transaction():
+            store.keep_blob("calibration", latest)
+            store.meta["scored"] = ""  # that was of other queries
 
 
 def _open(

@@ -1,4 +1,4 @@
-"""One HTML file that needs nothing else and no network: the hits of a search, a map, explanations.
+"""One HTML file that needs nothing else and no network: the hits of a search, explanations.
 
 Everything that comes from a file or a user is escaped by the caller; only the script that is passed here may run, by
 its checksum.
@@ -6,11 +6,9 @@ its checksum.
 
 import base64
 import hashlib
-import json
 import os
 from html import escape
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from onepeace.files.source import read_bytes
@@ -37,20 +35,16 @@ style-src 'unsafe-inline'; script-src {allowed}">
 """
 
 
-def render(title: str, body: str, script: str = "", data: Any = None) -> str:
+def render(title: str, body: str, script: str = "") -> str:
     """The file, in the style of the page.
 
     Args:
         title: plain text.
         body: HTML.
         script: an ES module.
-        data: JSON, which the script finds in the element "data".
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     scripts = f'<script type="module">{script}</script>' if script else ""
-    if data is not None:  # in HTML a "<" could end the block, or begin another one
-        written = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-        scripts = f'<script type="application/json" id="data">{written}</script>\n{scripts}'
     allowed = f"'sha256-{digest}'" if script else "'none'"
     style = (PAGE / "app.css").read_text(encoding="utf-8")
     html = HTML.format(title=escape(readable(title)), allowed=allowed, style=style, body=body, scripts=scripts)

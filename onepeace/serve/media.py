@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from onepeace.errors import UserError
 from onepeace.files.heatmap import bars
@@ -21,12 +21,13 @@ from onepeace.files.video import frame_at
 from onepeace.index import Item
 from onepeace.index.content import content
 from onepeace.index.sources import shard_of
+from onepeace.index.store import Root
 from onepeace.serve.uploads import Refused
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Roots = Mapping[str, Mapping[str, Any]]
+Roots = Mapping[str, Root]
 CHUNK = 1 << 18
 THUMBNAIL, LARGE = 480, 1600
 """Longest side of a picture in a list, and of one that is opened, in pixels."""

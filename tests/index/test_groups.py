@@ -2,7 +2,6 @@
 
 import io
 import os
-import sys
 from itertools import combinations
 
 import numpy as np
@@ -301,26 +300,7 @@ def test_kinds_are_no_islands(vectors):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_few_files_have_points_too(vectors, count):
-    for method in ("pca", "umap"):
-        points = plane(vectors[:count], ONE_KIND[:count], method)
-        assert points.shape == (count, 2)
-        assert np.isfinite(points).all()
+    points = plane(vectors[:count], ONE_KIND[:count])
+    assert points.shape == (count, 2)
+    assert np.isfinite(points).all()
     assert plane(np.array([[1.0], [-1.0]], np.float32), ONE_KIND[:2]).shape == (2, 2)  # vectors of one number
-
-
-def test_missing_umap_is_named(vectors, monkeypatch):
-    monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(UserError, match=r"onepeace\[map\]"):
-        plane(vectors, ONE_KIND, "umap")
-
-
-@pytest.mark.slow
-def test_umap_keeps_neighbours_together():
-    pytest.importorskip("umap")
-    generator = np.random.default_rng(0)
-    blobs = np.repeat(np.eye(3, 8), 20, axis=0) + generator.normal(0, 0.05, (60, 8))
-    points = plane(unit(blobs).astype(np.float32), ONE_KIND, "umap")
-    own = np.repeat(range(3), 20)
-    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
-    np.fill_diagonal(distances, np.inf)
-    assert (own[distances.argmin(axis=1)] == own).all()

@@ -2,12 +2,14 @@
 
 import json
 import os
+from contextlib import closing
 
 import pytest
 from support.small_shards import write_tar
 
 from onepeace.errors import UsageError, UserError
-from onepeace.index.sources import Root, read_shard, roots_of, scan
+from onepeace.index.sources import read_shard, roots_of, scan
+from onepeace.index.store import Root, Store
 
 
 def found(*paths, removed=(), exclude=()):
@@ -133,7 +135,11 @@ def test_roots_are_told_apart(tmp_path, monkeypatch):
     ]
     assert all(os.path.isabs(root.path) for root in given)
     odd = Root(os.fsdecode(b"/caf\xe9"), "shard", ("\udce9",), state=(3, 5))
-    assert Root.of(odd.path, json.loads(json.dumps(odd.options))) == odd
+    with closing(Store.create(tmp_path / "index", 3, {"modalities": "text"})) as store:
+        with store.transaction():
+            store.keep_roots([odd, *given])
+            store.keep_roots([], [root.path for root in given])
+        assert store.roots() == {odd.path: odd}
     for path in ("nothing.tar", "nothing.csv", "nothing"):
         with pytest.raises(UsageError, match=f"^{path}: no such file or folder$"):
             roots_of([path])

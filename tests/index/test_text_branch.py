@@ -7,10 +7,10 @@ import pytest
 from support.random_model import save_random_model
 
 from onepeace.embed.embedder import load
+from onepeace.export.text_branch import TextBranch, text_branch_folder
 from onepeace.hub.fingerprint import fingerprint
 from onepeace.index import build, write
 from onepeace.index.index import Index
-from onepeace.index.query import TextBranch, text_branch_folder
 
 pytest.importorskip("onnxscript")
 

@@ -3,20 +3,16 @@
 import base64
 import hashlib
 import html
-import json
 import re
 import shutil
 from urllib.parse import unquote
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from onepeace.errors import UserError
 from onepeace.index import Index, Query, build
 from onepeace.serve import document
 from onepeace.serve.gallery import write_gallery
-from onepeace.serve.map import points, write_map
+from onepeace.serve.map import points
 
 EVIL = "</script><img src=x onerror=document.title='run'>"
 
@@ -61,34 +57,12 @@ def check_alone(page):
     assert "<img src=x" not in page
 
 
-def test_map_is_data_and_our_own_script(index, folder, tmp_path):
-    write_map(index, folder / "map.html")
-    page = (folder / "map.html").read_text(encoding="utf-8")
-    check_alone(page)
-    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+def test_map_names_every_file(index, folder):
     items, _ = index.means()
-    assert [data["kinds"][point[2]] for point in data["points"]] == [item.modality for item in items]
-    names = {name: data["places"][place] for _, _, _, name, place, _ in data["points"]}
+    found = points(index)
+    assert [found["kinds"][point[2]] for point in found["points"]] == [item.modality for item in items]
+    names = {name: found["places"][place] for _, _, _, name, place, _ in found["points"]}
     assert names["'x' \"y\".jpg"] == f"{folder}/a&b <i>"
-    there = [link for link in data["links"] if link]
-    assert len(there) == len(items) - 1
-    assert all((folder / unquote(link)).is_file() for link in there)
-    assert [base64.b64decode(small.partition(",")[2])[8:12] for small in data["thumbnails"].values()] == [b"WEBP"]
-    write_map(index, tmp_path / "points.html", thumbnails=0)
-    assert '"thumbnails":{}' in (tmp_path / "points.html").read_text(encoding="utf-8")
-    assert points(index)["points"] == data["points"]
-
-
-def test_map_is_drawn(index, tmp_path):
-    pytest.importorskip("matplotlib")
-    write_map(index, tmp_path / "map.html", png=tmp_path / "map.png")
-    with Image.open(tmp_path / "map.png") as image:
-        assert image.size == (1440, 1020)
-        colors = np.asarray(image.convert("RGB")).reshape(-1, 3)
-    for color in ((181, 89, 15), (59, 79, 156)):  # of sounds and texts, on white
-        assert (np.abs(colors - np.array(color) * 0.7 - 255 * 0.3) < 4).all(axis=1).any()
-    with pytest.raises(UserError, match=r"map\.mp3"):
-        write_map(index, tmp_path / "map.html", png=tmp_path / "map.mp3")
 
 
 def test_gallery_shows_every_hit_and_runs_nothing(index, folder, samples):

@@ -15,8 +15,6 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.common.keys import Keys
 from support.browser import CHROMIUM, DRIVER, Page, chromium, window
 
-from onepeace.serve.map import write_map
-
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
 AXE = Path(os.environ.get("AXE_CORE", "/nowhere"), "axe.min.js")
 """Of the package axe-core of npm, where somebody has it; set AXE_CORE to its folder."""
@@ -255,13 +253,6 @@ def test_dark_and_light(driver, server):
     driver.refresh()
     page.wait(lambda: brightness() > 600)
     window(driver, 1280)
-
-
-def test_map_in_a_file_shows_names_and_runs_nothing(driver, index, tmp_path):
-    write_map(index, tmp_path / "map.html")
-    driver.get((tmp_path / "map.html").as_uri())
-    count = "return document.querySelector('main').map?.points.filter((point) => point.left).length"
-    assert driver.execute_script(count) == 9
 
 
 @pytest.mark.skipif(not AXE.is_file(), reason="needs axe-core of npm, its folder in AXE_CORE")

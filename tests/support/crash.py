@@ -24,7 +24,6 @@ import numpy as np
 from onepeace.errors import UserError
 from onepeace.index import Index, Query, builder, check, remove, sources
 from onepeace.index import write as writing
-from onepeace.index.ranking import Banks
 from onepeace.index.store import DATABASE, Store
 
 DIM = 16
@@ -68,14 +67,14 @@ def _open(folder: Path, *_: Any) -> tuple[Store, type[Embedder]]:
     return Store(folder, write=True), Embedder
 
 
-def _banks(store: Store, _: Any) -> Banks:
-    return Banks.load(None, store.blob("best"))
-
-
 @contextmanager
 def without_model() -> Iterator[None]:
     """The commands of an index embed by `vectors_of`, and write three vectors at once."""
-    changes = [(writing, "_open", _open), (writing, "_banks", _banks), (builder, "BATCH_VECTORS", 3)]
+    changes = [
+        (writing, "_open", _open),
+        (writing, "_keep_calibration", lambda *_: None),
+        (builder, "BATCH_VECTORS", 3),
+    ]
     changes += [(sources, "modalities_by_suffix", lambda: {".txt": "text"}), (builder, "BATCH_SECONDS", float("inf"))]
     before = [(module, name, getattr(module, name)) for module, name, _ in changes]
     for module, name, value in changes:

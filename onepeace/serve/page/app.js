@@ -161,7 +161,7 @@ async function drawMap() {
   const { showMap } = await import("./map.js");
   const data = plane.data ??= await ask("points");
   const found = isAsked() ? new Set(files.map(({ id }) => id)) : null;
-  showMap(plane, data, { open: (id) => about(id).then(open).catch(fail), found });
+  showMap(plane, data, (id) => about(id).then(open).catch(fail), found);
 }
 
 function leaveMap() {

@@ -1,11 +1,11 @@
-// The files as points of a plane, to move about in. Drawn by the page, and by the file of `onepeace map` on its own.
+// The files as points of a plane, to move about in.
 
 const SIDE = 46, REACH = 16, LARGEST = 400;  // pixels of a picture, pixels around a point that are it, times of zoom
 const ROUND = 5000, NAMED = 1000, MOST = 150;  // points from which on they are squares, have no names; pictures at once
 const KINDS = ["image", "audio", "text", "video"];
 
 // data: see map.py. open(id) is called for a point that is clicked; found: the ids of the files that are not faded.
-export function showMap(place, data, { open = null, found = null } = {}) {
+export function showMap(place, data, open, found) {
   place.map ??= new PlaneMap(place, data);
   Object.assign(place.map, { open, isFound: ({ id }) => found?.has(id) ?? true });
   place.map.later();
@@ -23,8 +23,8 @@ class PlaneMap {
 
   constructor(place, data) {
     this.points = data.points.map(([x, y, kind, name, folder, id], i) => ({
-      x, y, name, id, kind: data.kinds[kind], folder: data.places[folder], link: data.links?.[i], caption: data.captions[i],
-      small: data.thumbnails ? data.thumbnails[i] : ["image", "video"].includes(data.kinds[kind]) ? `files/${id}/thumbnail` : null,
+      x, y, name, id, kind: data.kinds[kind], folder: data.places[folder], caption: data.captions[i],
+      small: ["image", "video"].includes(data.kinds[kind]) ? `files/${id}/thumbnail` : null,
     }));
     const about = `Map of ${this.points.length} files. Arrow keys move it, plus and minus zoom, Enter opens the file in the middle.`;
     this.canvas = made("canvas", { tabIndex: 0, role: "application", ariaLabel: about });
@@ -156,8 +156,7 @@ class PlaneMap {
 
   choose(point) {
     this.mark(point);
-    if (point && this.open) this.open(point.id);
-    else if (point?.link) window.open(point.link, "_blank", "noopener");
+    if (point) this.open(point.id);
   }
 
   pressed(event) {
