@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -352,11 +352,11 @@ class Store:
         Raises:
             Damaged: it is not what was written.
         """
-        known = [Root(**about) for about in json.loads(self.blob("roots") or b"[]")]
-        return {
-            root.path: replace(root, exclude=tuple(root.exclude), state=root.state and tuple(root.state))
-            for root in known
-        }
+        known = {}
+        for about in json.loads(self.blob("roots") or b"[]"):
+            state = None if about["state"] is None else tuple(about["state"])
+            known[about["path"]] = Root(**{**about, "exclude": tuple(about["exclude"]), "state": state})
+        return known
 
     def keep_roots(self, roots: Iterable[Root], gone: Collection[str] = ()) -> None:
         """Keep roots, and forget those of the paths ``gone``; call it in a transaction."""
