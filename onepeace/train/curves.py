@@ -2,52 +2,34 @@
 
 import argparse
 import math
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from onepeace.errors import UserError, need
 from onepeace.train.log import FILE, read_log
 
-BOOKKEEPING = {"step", "epoch", "seconds", "lr", "grad_norm", "items_per_second", "data_wait", "padding", "replaced",
+BOOKKEEPING = {"step", "seconds", "lr", "grad_norm", "items_per_second", "data_wait", "padding", "replaced",
                "peak_gigabytes", "logit_scale"}  # fmt: skip
 """Fields of the log that are neither a loss nor a score."""
 COLUMNS = 3
 
-Curve = list[tuple[float, float]]
-
-
-def labels(runs: list[str]) -> dict[str, Path]:
-    """A short distinct name for each run: the parts of its path in which the runs differ."""
-    paths = [Path(run).absolute() for run in dict.fromkeys(runs)]
-    folders = [path.parent if path.is_file() else path for path in paths]
-    common = Path(os.path.commonpath(folders)) if len(set(folders)) > 1 else folders[0].parent
-    return {str(folder.relative_to(common)): path for folder, path in zip(folders, paths, strict=True)}
+Curve = list[tuple[int, float]]
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """{name: [(step, value), ...]} of a run's log, nested records under "a/b"."""
+    """{name: [(step, value), ...]} of a run's log, given by its folder or its file."""
     path = path if path.is_file() else path / FILE
     if not path.is_file():
         raise UserError(f"{path}: no such file; a run's folder holds a {FILE}")
     curves: dict[str, Curve] = {}
     for record in read_log(path):
-        for name, value in _numbers(record):
+        for name, value in record.items():
             if name not in BOOKKEEPING and math.isfinite(value):
                 curves.setdefault(name, []).append((record["step"], value))
     if not curves:
         raise UserError(f"{path}: no loss and no score; nothing to draw")
     return curves
-
-
-def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield prefix + name, float(value)
 
 
 def draw(curves: Mapping[str, Mapping[str, Curve]], output: Path) -> None:
@@ -73,12 +55,9 @@ def draw(curves: Mapping[str, Mapping[str, Curve]], output: Path) -> None:
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, format=output.suffix[1:] or "png")
-    except ValueError as error:  # matplotlib names the endings it knows
-        raise UserError(f"{output}: {error}") from error
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror or error})") from error
+        figure.savefig(output)
+    except (ValueError, OSError) as error:  # matplotlib names the endings it knows
+        raise UserError(f"{output}: cannot be written ({error})") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, default=Path("losses.png"), metavar="FILE", help=text)
     args = parser.parse_args(arguments)
     try:
-        curves = {label: read_curves(path) for label, path in labels(args.runs).items()}
+        curves = {run: read_curves(Path(run)) for run in args.runs}
         draw(curves, args.output)
     except UserError as error:
         print(error, file=sys.stderr)

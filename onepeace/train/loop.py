@@ -51,7 +51,7 @@ def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None 
 def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_requested: Callable[[], bool]) -> int:
     """Take the steps that are left; returns the number of the last one."""
     recipe, options, total = run.recipe, run.recipe.run, run.recipe.schedule.steps
-    journal = Log(run.out, run.start, total, options.loggers, recipe) if parallel.rank() == 0 else None
+    journal = Log(run.out, run.start, total, options.tensorboard) if parallel.rank() == 0 else None
 
     def due(every: int, step: int) -> bool:
         return bool(every) and step % every == 0
@@ -63,7 +63,7 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
         run.evaluate(evaluate, journal, run.start)
     averages, meter, bad_steps, step = Averages(), Meter(), 0, run.start
     last_save, last = time.monotonic(), min(total, stop_at or total)
-    run.state.objective.train()
+    run.objective.train()
     # Closed at the end: workers that leave SIGTERM to this process would not end by themselves.
     with closing(loader(run.steps, run.start, last, options.workers)) as batches:
         for step in range(run.start + 1, last + 1):
@@ -72,21 +72,21 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
             # The random generator is seeded per step and rank, so nothing else has to be saved to go on.
             torch.manual_seed(recipe.seed + 1_000_003 * step + parallel.rank())
             rate = learning_rate(step - 1, recipe.optim.lr, recipe.schedule)
-            set_learning_rate(run.state.optimizer, rate)
-            run.state.objective.at_step(step)  # type: ignore[operator]
+            set_learning_rate(run.optimizer, rate)
+            run.objective.at_step(step)
             losses, norm = run.forward_backward(group)
             meter.items += sum(len(batch.keys) for batch in group) * parallel.world_size()
             run.cursors.update(cursors)
             if norm.isfinite():
                 bad_steps = 0
-                run.state.optimizer.step()
+                run.optimizer.step()
                 run.model.clamp_logit_scale()
-                update_average(run.state.average, run.model, options.ema or 0.0)
+                update_average(run.average, run.model, options.ema or 0.0)
                 replaced = sum(len(batch.replaced) for batch in group)
                 averages.add_step(losses, grad_norm=norm, replaced=torch.tensor(float(replaced), device=run.device))
             else:
                 bad_steps += 1
-                run.state.optimizer.zero_grad(set_to_none=True)
+                run.optimizer.zero_grad(set_to_none=True)
                 run.name_bad_step(step, norm, group, losses, bad_steps)
 
             # By time only between two lines of the log, so that a resumed run writes the same ones.

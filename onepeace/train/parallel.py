@@ -5,7 +5,7 @@ what it needs for sharding takes more than a second to import, so that is done w
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -181,6 +181,27 @@ def no_sync(parallelized: nn.Module, last: bool) -> Iterator[None]:
 def is_share(tensor: Any) -> bool:
     """Whether a tensor is cut over the processes (a DTensor): each holds its share."""
     return hasattr(tensor, "full_tensor")
+
+
+def whole(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors as a single process has them, those that are cut on the CPU. Every process calls it; only the first gets
+    them."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor() if is_share(tensor) else tensor
+        if rank() == 0:
+            found[name] = full.detach().cpu() if is_share(tensor) else full.detach()
+    return found
+
+
+def share(value: Tensor, like: Any) -> Tensor:
+    """This process's share of a whole tensor, where ``like`` is one of a tensor of its shape; else the value itself."""
+    if not is_share(like) or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    own = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return own.clone()  # a view would keep the whole tensor in memory
 
 
 def clip(objective: nn.Module, limit: float | None) -> Tensor:

@@ -188,8 +188,8 @@ class RunConfig:
     """torch.compile each block, where it pays (`onepeace.compiling`)."""
     max_bad_steps: int = 3
     """Steps in a row that may have a gradient which is not finite; they are left out and named."""
-    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Trackers that get the log as well: tensorboard, wandb."""
+    tensorboard: bool = False
+    """Whether tensorboard gets the log as well."""
 
     def __post_init__(self) -> None:
         sizes = self.batch_size.values() if isinstance(self.batch_size, dict) else [self.batch_size]
@@ -364,7 +364,7 @@ MAY_CHANGE = frozenset(
     ["evaluate"]
     + [f"data.{name}" for name in ("root", "frozen_folder", "cache_folder", "cache_gigabytes")]
     + [f"run.{name}" for name in ("out", "log_every", "eval_every", "save_every", "save_minutes", "keep", "workers")]
-    + [f"run.{name}" for name in ("loggers", "parallel", "compile", "checkpoint_activations")]
+    + [f"run.{name}" for name in ("tensorboard", "parallel", "compile", "checkpoint_activations")]
 )
 """Fields that do not change what a step computes, but for rounding."""
 

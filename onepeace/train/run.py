@@ -1,7 +1,7 @@
 """A run between two steps: what the loop does with it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from onepeace.processors.processor import Processor
 from onepeace.train import checkpoint, parallel
 from onepeace.train.log import Log
 from onepeace.train.lora import trained_module
+from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe, to_yaml
-from onepeace.train.state import State
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +39,25 @@ class Run:
     config: Config
     device: torch.device
     processors: dict[str, Processor]
-    model: Trained
+    objective: Objective
+    """The model and what else learns, after `parallel.parallelize`."""
     parallelized: nn.Module
     """The objective, wrapped for all processes."""
-    state: State
-    """Objective, optimizer and averaged weights."""
+    optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor]
+    """Averaged weights by parameter name of the model; empty if the run has none."""
+    use_bfloat16: bool
     steps: Steps
     cursors: dict[str, Cursor]
     """Position of this process in the data."""
     start: int
     """Steps done before."""
     unmeasured: bool
-    """Whether the checkpoint it goes on from has no score yet: its evaluation broke off."""
-    use_bfloat16: bool
+    """Whether the log has no scores of the checkpoint it goes on from: its evaluation broke off."""
+
+    @property
+    def model(self) -> Trained:
+        return self.objective.model
 
     @property
     def out(self) -> Path:
@@ -59,7 +65,7 @@ class Run:
 
     def forward_backward(self, group: list[Batch]) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Losses of each batch of a step, and the norm of their gradient before it was clipped."""
-        self.state.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for i, batch in enumerate(group):
             with parallel.no_sync(self.parallelized, last=i == len(group) - 1):
@@ -67,7 +73,7 @@ class Run:
                     found = self.parallelized(batch.to(self.device))
                 found["loss"].backward()
             losses.append(found)
-        return losses, parallel.clip(self.state.objective, self.recipe.optim.grad_clip)
+        return losses, parallel.clip(self.objective, self.recipe.optim.grad_clip)
 
     def figures(self) -> dict[str, float]:
         """Numbers of the log beside losses and speed."""
@@ -76,17 +82,57 @@ class Run:
         return {**known, "peak_gigabytes": peak_memory(self.device) / 2**30}
 
     def save(self, step: int) -> None:
-        """Write the checkpoint of a step."""
+        """Write the checkpoint of a step; every process calls it, and none goes on before it is complete.
+
+        Raises:
+            UserError: the disk is full or not writable; the checkpoints from before are untouched.
+        """
         cursors = {name: cursor for part in parallel.gather_objects(self.cursors) for name, cursor in part.items()}
-        self.state.save(self.out, step, to_yaml(self.recipe), {"cursors": cursors}, self.recipe.run.keep)
+        found = self.optimizer.state_dict()
+        state: dict[str, Any] = {
+            "model": parallel.whole(self.objective.state_dict()),
+            "optimizer": {**found, "state": {i: parallel.whole(values) for i, values in found["state"].items()}},
+            "ema": parallel.whole(self.average),
+        }
+        if parallel.rank() == 0:
+            recipe = to_yaml(self.recipe)
+            try:
+                path = checkpoint.save(self.out, step, **state, recipe=recipe, extra={"cursors": cursors})
+                checkpoint.prune(path, self.recipe.run.keep)
+            except OSError as error:
+                raise UserError(
+                    f"{self.out}: the checkpoint of step {step} cannot be written ({error}); make room, and the same "
+                    "command goes on from the one before"
+                ) from error
+        parallel.barrier()
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Go back to a checkpoint, written by however many processes: each has read the file, and takes its share of
+        each tensor where it holds shares."""
+        own = self.objective.state_dict()
+        model = {name: parallel.share(tensor, own.get(name)) for name, tensor in saved.model.items()}
+        self.objective.load_state_dict(model)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        # One state for each parameter, by number; a count of steps in it has no shares.
+        state = {
+            i: {name: parallel.share(value, parameters[i]) for name, value in values.items()}
+            for i, values in saved.optimizer["state"].items()
+        }
+        self.optimizer.load_state_dict({**saved.optimizer, "state": state})
+        for name, tensor in self.average.items():
+            tensor.copy_(parallel.share(saved.ema[name], tensor))
+
+    def trained_weights(self) -> Mapping[str, Tensor]:
+        """A copy of the model's weights, averaged where they are. Every process calls it; only the first gets them."""
+        whole = parallel.whole({**self.model.state_dict(), **self.average})
+        return {name: tensor.clone() for name, tensor in whole.items()}
 
     def evaluate(self, evaluate: Evaluate | None, journal: Log | None, step: int) -> None:
-        """Log and keep the scores of this step's checkpoint, which is on the disk: nothing is lost if this fails."""
-        full = self.state.full()
+        """Log the scores of this step's checkpoint, which is on the disk: nothing is lost if this fails."""
+        full = self.trained_weights()
         if journal and evaluate:
             scores = evaluate(trained_module(self.config, full, self.recipe.lora), self.processors)
             journal.write(step, {f"valid/{name}": value for name, value in scores.items()})
-            checkpoint.record(self.out, step, sum(scores.values()) / max(len(scores), 1))
         parallel.barrier()
 
     def name_bad_step(
@@ -106,7 +152,7 @@ class Run:
 
     def write_model(self) -> Path:
         """The trained model's folder; of adapters, these alone are written beside it."""
-        full, folder = self.state.full(), self.out / "model"
+        full, folder = self.trained_weights(), self.out / "model"
         if parallel.rank() == 0:
             steps = self.recipe.schedule.steps
             head = f"# {self.out.name}\n\nTrained with onepeace for {steps} steps. The recipe:"

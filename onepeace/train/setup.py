@@ -26,14 +26,13 @@ from onepeace.processors.processor import Processor
 from onepeace.train import checkpoint, parallel
 from onepeace.train.folder import model_folder
 from onepeace.train.labels import label_heads
-from onepeace.train.log import describe_run
+from onepeace.train.log import describe_run, has_scores
 from onepeace.train.lora import choose_trained
 from onepeace.train.objective import Objective
 from onepeace.train.optim import make_optimizer
 from onepeace.train.recipe import Recipe, check_same
 from onepeace.train.run import Run
 from onepeace.train.start import check_start, make_config, make_model
-from onepeace.train.state import State
 from onepeace.train.stem_features import StemViews
 from onepeace.train.terms.known import TERMS
 from onepeace.train.training_data import TrainingData, captions_of
@@ -80,39 +79,40 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
         optimizer.add_param_group({"params": own, "lr_scale": 1.0, "weight_decay": 0.0})
     average = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad and recipe.run.ema}
 
-    state = State(objective, optimizer, average, sharded)
     start, cursors = 0, {}
     if (saved := checkpoint.newest(out)) is not None:
         check_same(saved.recipe, recipe, out)
-        state.restore(saved)
         start, cursors = saved.step, saved.extra.get("cursors", {})
         log.warning("going on from step %d of %s", start, out)
     elif main:
         out.mkdir(parents=True, exist_ok=True)
         write_config(recipe, out / "recipe.yaml")
-    if main:
-        describe_run(out)
-        keep_tasks(recipe, data.tasks, out)
-    parallel.barrier()
-    steps = make_steps(recipe, sources, processors, config, cursors, features)
-    for source in sources:
-        source.forget()
-    if start < recipe.schedule.steps:
-        steps.open(start)
-    return Run(
+    run = Run(
         recipe=recipe,
         config=config,
         device=device,
         processors=processors,
-        model=model,
+        objective=objective,
         parallelized=parallelized,
-        state=state,
-        steps=steps,
+        optimizer=optimizer,
+        average=average,
+        use_bfloat16=use_bfloat16_of(recipe, device),
+        steps=make_steps(recipe, sources, processors, config, cursors, features),
         cursors=cursors,
         start=start,
-        unmeasured=saved is not None and saved.score is None,
-        use_bfloat16=use_bfloat16_of(recipe, device),
+        unmeasured=saved is not None and not has_scores(out, start),
     )
+    if saved is not None:
+        run.restore(saved)
+    if main:
+        describe_run(out)
+        keep_tasks(recipe, data.tasks, out)
+    parallel.barrier()
+    for source in sources:
+        source.forget()
+    if start < recipe.schedule.steps:
+        run.steps.open(start)
+    return run
 
 
 def make_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]], path: Path) -> None:

@@ -31,9 +31,9 @@ class Run:
             self.average[name].lerp_(tensor, 0.1)
         return loss.item()
 
-    def save(self, folder, step, **options):
+    def save(self, folder, step, extra=()):
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": self.average}
-        return checkpoint.save(folder, step, **state, recipe="seed: 1\n", **options)
+        return checkpoint.save(folder, step, **state, recipe="seed: 1\n", extra=dict(extra))
 
     def restore(self, saved):
         self.model.load_state_dict(saved.model)
@@ -55,7 +55,7 @@ def test_resume_equals_uninterrupted_run(tmp_path):
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name])
         assert torch.equal(whole.average[name], second.average[name])
-    assert (saved.step, saved.recipe, saved.extra, saved.score) == (4, "seed: 1\n", {"seen": [1, 2]}, None)
+    assert (saved.step, saved.recipe, saved.extra) == (4, "seed: 1\n", {"seen": [1, 2]})
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "overwritten"])
@@ -73,56 +73,25 @@ def test_damaged_last_checkpoint_falls_back_on_the_one_before(tmp_path, caplog, 
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize("shares", [False, True])
-def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch, shares):
-    Run().save(tmp_path, 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT", "2")
-        Run().save(tmp_path, 2)
-    if shares:
-        path = tmp_path / "step-00000003"
-        path.mkdir()
-        (path / checkpoint.ABOUT).write_text('{"format": "2", "files": 0}')
-    for read in (checkpoint.newest, lambda folder: checkpoint.load(checkpoint.files(folder)[-1])):
-        with pytest.raises(UserError, match="a checkpoint of format 2, this version reads 1; go on with the version"):
-            read(tmp_path)
-
-
-def test_the_last_ones_and_the_best_stay(tmp_path):
-    run = Run()
-    for step, score in [(1, 0.1), (2, 0.9), (3, 0.4), (4, None), (10, 0.5)]:
-        checkpoint.prune(run.save(tmp_path, step), 2)
-        if score is not None:
-            checkpoint.record(tmp_path, step, score)
-    assert [path.name for path in checkpoint.files(tmp_path)] == [f"step-{step:08d}.safetensors" for step in (2, 4, 10)]
-    assert checkpoint.newest(tmp_path).step == 10
-    assert checkpoint.newest(tmp_path).score == 0.5
-
-
 @pytest.mark.parametrize("keep", [1, 2])
 @pytest.mark.parametrize("step", [150, 200])
 def test_a_broken_checkpoint_does_not_take_the_place_of_a_good_one(tmp_path, keep, step):
     run = Run()
-    run.save(tmp_path, 100)
+    for earlier in (50, 100):
+        run.save(tmp_path, earlier)
     broken = run.save(tmp_path, 200)
     broken.write_bytes(broken.read_bytes()[:-100])
-    if step == 200:
-        broken = broken.rename(tmp_path / "step-200")  # the same step, written another way
-    checkpoint.record(tmp_path, 200, 0.9)
     assert checkpoint.newest(tmp_path).step == 100
     written = run.save(tmp_path, step)
     checkpoint.prune(written, keep)
     good = [tmp_path / "step-00000100.safetensors", written]
     assert checkpoint.files(tmp_path) == good[-keep:]
-    assert checkpoint.newest(tmp_path).score is None  # that was of the broken one
 
 
 def test_interrupted_writing_leaves_what_was_there(tmp_path, monkeypatch):
     run = Run()
     run.save(tmp_path, 1)
     (tmp_path / ".step-00000002.safetensors.7.tmp").write_bytes(b"half of a checkpoint")
-    (tmp_path / "step-00000003.tmp").mkdir()
-    (tmp_path / "step-00000003.tmp" / "share.safetensors").write_bytes(b"half of one in shares")
     assert checkpoint.newest(tmp_path).step == 1
 
     def full(source, target):
@@ -140,11 +109,11 @@ def test_interrupted_writing_leaves_what_was_there(tmp_path, monkeypatch):
 def test_log_lines_after_the_resumed_step_are_cut_away(tmp_path):
     log = Log(tmp_path, steps=100)
     for step in (10, 20, 30):
-        log.write(step, {"loss": step / 7, "valid": {"top1": 0.5}})
+        log.write(step, {"loss": step / 7})
     with log.path.open("a") as file:
         file.write('{"step": 40, "lo')  # killed while writing
     log = Log(tmp_path, step=20)
     log.write(25, {"loss": 1.0})
     records = read_log(log.path)
     assert [record["step"] for record in records] == [10, 20, 25]
-    assert records[1] == {"step": 20, "loss": 20 / 7, "valid": {"top1": 0.5}}
+    assert records[1] == {"step": 20, "loss": 20 / 7}

@@ -95,7 +95,7 @@ def test_only_adapters_and_what_is_excepted_train(root, base, tmp_path):
         "logit_scale",
     }
     assert len(trained) == 3 + 2 * 2 * (3 + 3)
-    held = sum(len(group["params"]) for group in run.state.optimizer.param_groups)
+    held = sum(len(group["params"]) for group in run.optimizer.param_groups)
     assert held == len(trained)
     start = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     assert train_steps(run, None, None, lambda: False) == 2
@@ -163,7 +163,7 @@ def test_the_plan_counts_what_trains(root, base, tmp_path):
     memory = plan.memory["ddp"]
     assert memory.parameters == sum(p.nbytes for p in run.model.parameters())
     assert memory.gradients == memory.average == sum(p.nbytes for p in trained)
-    states = [v for state in run.state.optimizer.state.values() for n, v in state.items() if n.startswith("exp_avg")]
+    states = [v for state in run.optimizer.state.values() for n, v in state.items() if n.startswith("exp_avg")]
     assert memory.optimizer == sum(tensor.nbytes for tensor in states) == 2 * memory.gradients
     adapters = sum(p.numel() for name, p in run.model.named_parameters() if ".lora_" in name)
     assert plan.parameters["LoRA adapters"] == (adapters, adapters)

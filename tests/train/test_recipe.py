@@ -177,7 +177,7 @@ def test_a_run_does_not_go_on_under_a_recipe_that_trains_otherwise(full, overrid
 @pytest.mark.parametrize(
     "override",
     ["run.out=y", "run.log_every=3", "run.eval_every=3", "run.save_every=3", "run.save_minutes=3", "run.keep=3",
-     "run.workers=3", "run.loggers=[wandb]", "run.parallel=fsdp", "run.compile=true",
+     "run.workers=3", "run.tensorboard=true", "run.parallel=fsdp", "run.compile=true",
      "run.checkpoint_activations=true", "data.root=/y", "evaluate={}", "evaluate.recipe=other.yaml"],
 )  # fmt: skip
 def test_a_run_goes_on_although_what_does_not_train_is_another(full, override):
