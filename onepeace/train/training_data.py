@@ -11,8 +11,7 @@ from onepeace.errors import UserError
 from onepeace.generative.tasks import Task
 from onepeace.train.recipe import Recipe
 from onepeace.train.teachers import TeacherOptions
-from onepeace.train.teachers.items import item_reader
-from onepeace.train.teachers.table import TeacherTable, teacher_table
+from onepeace.train.teachers.table import TeacherTable, item_reader, teacher_table
 from onepeace.train.term import TermOptions
 
 if TYPE_CHECKING:

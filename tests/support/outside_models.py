@@ -1,17 +1,13 @@
 """Small models of other libraries with random weights, saved as their authors save trained ones."""
 
-import json
-
-import open_clip
 import torch
 import transformers
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 WORDS = "a an the low high deep red green blue square tone of and dog barks far away".split()
 WIDTH = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 SOUND_RATE = 8000
-"""Of CLAP and Whisper below; they read one second."""
+"""Of CLAP below, which reads one second."""
 
 
 def tokenizer(**options):
@@ -48,7 +44,7 @@ def clip(folder):
     config = transformers.CLIPConfig(
         text_config=text_config(12), vision_config={**WIDTH, "image_size": 32, "patch_size": 16}, projection_dim=8
     )
-    return save(folder, transformers.CLIPModel(config), tokenizer(), image_processor())
+    return save(folder, transformers.CLIPModel(config), tokenizer(model_max_length=12), image_processor())
 
 
 def siglip(folder):
@@ -56,7 +52,10 @@ def siglip(folder):
         text_config=text_config(12), vision_config={**WIDTH, "image_size": 32, "patch_size": 16}
     )
     return save(
-        folder, transformers.SiglipModel(config), tokenizer(), image_processor(transformers.SiglipImageProcessor)
+        folder,
+        transformers.SiglipModel(config),
+        tokenizer(model_max_length=12),
+        image_processor(transformers.SiglipImageProcessor),
     )
 
 
@@ -70,55 +69,15 @@ def clap(folder):
         feature_size=16, sampling_rate=SOUND_RATE, hop_length=80, max_length_s=1, fft_window_size=256,
         frequency_max=3500, truncation="rand_trunc",
     )  # fmt: skip
-    return save(folder, transformers.ClapModel(config), tokenizer(), extractor)
+    return save(folder, transformers.ClapModel(config), tokenizer(model_max_length=14), extractor)
 
 
-def bert(folder, pooler=True):
+def bert(folder):
     config = transformers.BertConfig(**text_config(20))
-    return save(folder, transformers.BertModel(config, add_pooling_layer=pooler), tokenizer())
-
-
-def vit(folder, pooler=True):
-    config = transformers.ViTConfig(**WIDTH, image_size=32, patch_size=16)
-    model = transformers.ViTModel(config, add_pooling_layer=pooler)
-    return save(folder, model, image_processor(transformers.ViTImageProcessor))
+    return save(folder, transformers.BertModel(config), tokenizer(model_max_length=20))
 
 
 def resnet(folder):
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 384}, crop_pct=1.0)
     return save(folder, transformers.ResNetModel(config), processor)
-
-
-def wav2vec2(folder):
-    # 32 channels: of 8, torch 2.13 computes a convolution of kernel and stride 8 wrongly in bfloat16 on CPUs with AMX.
-    shape = {"conv_dim": (32, 32), "conv_stride": (5, 8), "conv_kernel": (10, 8)}
-    convs = {**shape, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
-    extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=False)
-    return save(folder, transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**WIDTH, **convs)), extractor)
-
-
-def whisper(folder):
-    config = transformers.WhisperConfig(
-        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=16, max_source_positions=50, vocab_size=32,
-        pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=0,
-    )  # fmt: skip
-    extractor = transformers.WhisperFeatureExtractor(
-        feature_size=16, sampling_rate=SOUND_RATE, hop_length=80, chunk_length=1, n_fft=200
-    )
-    return save(folder, transformers.WhisperModel(config), extractor)
-
-
-def open_clip_model(folder):
-    vision = {"image_size": 32, "layers": 2, "width": 16, "patch_size": 16, "head_width": 8}
-    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
-    config = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}
-    folder.mkdir(exist_ok=True)
-    scaling = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": scaling}))
-    model = open_clip.create_model(f"local-dir:{folder}")
-    save_file(
-        {key: tensor.contiguous() for key, tensor in model.state_dict().items()}, folder / "open_clip_model.safetensors"
-    )
-    return model.eval()

@@ -121,7 +121,7 @@ def test_a_run_goes_on_however_it_is_spread(root, tmp_path):
 def train_with_teacher(path, asked):
     """A run whose teacher notes in ``asked`` which process had it say something."""
 
-    def brightness():
+    def brightness(name, modality, output):
         def encode(pictures):
             with asked.open("a") as file:
                 file.write(f"{parallel.rank()} {len(pictures)}\n")
@@ -134,7 +134,7 @@ def train_with_teacher(path, asked):
 
 
 def test_the_first_of_several_processes_asks_the_teacher_for_all(root, tmp_path):
-    terms = {"contrastive": {}, "distillation/image": {"weight": 1.0, "teacher": {"name": "brightness"}}}
+    terms = {"contrastive": {}, "distillation/image": {"weight": 1.0, "teacher": {"library": "brightness", "name": ""}}}
     write_config(recipe(root, tmp_path / "run", steps=1, objective=terms), tmp_path / "recipe.yaml")
     start(2, train_with_teacher, tmp_path / "recipe.yaml", tmp_path / "asked")
     asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]

@@ -124,7 +124,7 @@ def test_resume_equals_uninterrupted_run(root, tmp_path, ema):
 def test_outside_teacher_is_asked_once_per_item(root, tmp_path, monkeypatch):
     asked = []
 
-    def brightness():
+    def brightness(name, modality, output):
         def encode(pictures):
             asked.extend(pictures)
             return torch.tensor([np.asarray(p.convert("RGB")).mean((0, 1)) for p in pictures]) / 255
@@ -134,7 +134,7 @@ def test_outside_teacher_is_asked_once_per_item(root, tmp_path, monkeypatch):
     monkeypatch.setitem(teachers.TEACHERS, "brightness", brightness)
     terms = {
         "contrastive": {"multi_positive": True},
-        "distillation/image": {"weight": 1.0, "teacher": {"name": "brightness"}},
+        "distillation/image": {"weight": 1.0, "teacher": {"library": "brightness", "name": ""}},
     }
     loop.train(recipe(root, tmp_path / "run", steps=40, objective=terms))
     assert len(asked) == 12 * len(COLOURS)
@@ -145,7 +145,7 @@ def test_outside_teacher_is_asked_once_per_item(root, tmp_path, monkeypatch):
     loop.train(recipe(root, tmp_path / "again", steps=1, objective=terms, data=data))
     assert len(asked) == 12 * len(COLOURS)
     monkeypatch.setitem(teachers.TEACHERS, "darkness", brightness)
-    terms["distillation/image"]["teacher"] = {"name": "darkness"}
+    terms["distillation/image"]["teacher"] = {"library": "darkness", "name": ""}
     loop.train(recipe(root, tmp_path / "other", steps=1, objective=terms, data=data))
     assert len(asked) == 24 * len(COLOURS)
 

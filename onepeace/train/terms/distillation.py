@@ -58,7 +58,7 @@ class Distillation(Term[DistillationOptions]):
     def check(cls, options: DistillationOptions, recipe: "Recipe", config: "Config") -> None:
         if options.one_modality() == "text" and options.teacher.reads != "captions":
             raise UserError(f"{options.where}: a teacher of text reads captions; set teacher.reads: captions")
-        check_teacher(options.teacher, options.where, options.read_modality())
+        check_teacher(options.teacher, options.where)
 
     @classmethod
     def prepare(cls, options: DistillationOptions, data: "TrainingData") -> TeacherTable:

@@ -68,7 +68,7 @@ class Names(Term[NamesOptions]):
     def check(cls, options: NamesOptions, recipe: "Recipe", config: "Config") -> None:
         if (key := options.one_modality()) == "text":
             raise UserError(f"{options.where}.on is [text]; give a modality beside text")
-        check_teacher(options.teacher, options.where, key, "scores")
+        check_teacher(options.teacher, options.where)
         check_projections(options, (key, "text"), config)
 
     @classmethod

