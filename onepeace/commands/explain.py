@@ -1,4 +1,4 @@
-"""`onepeace explain`: where in pictures, and when in sounds, something is; as numbers, drawings or a page."""
+"""`onepeace explain`: where in pictures, and when in sounds, something is; as numbers or drawings."""
 
 import argparse
 import json
@@ -8,25 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
 from onepeace.errors import UsageError, UserError
-from onepeace.files.atomic import write_atomic, write_text_atomic
+from onepeace.files.atomic import write_atomic
 from onepeace.files.drawing import Drawings
 from onepeace.files.source import describe
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from onepeace.embed.explain import Explanation
 
 SHOWN = ("image", "audio")
+SIDE = 768
+"""Longest side of a drawn picture; small ones are made at least half as large, so that the caption can be read."""
 EXAMPLES = f"""\
 A map says how well each part of a picture, or each moment of a sound, fits the query; its colours go from the least to
 the largest value in the file, so look at the similarity too: where the thing is not there, something is still the best.
 
   onepeace explain dog.jpg --text "a dog" -o dog_map.png
-  onepeace explain street.mp3 --text "a car horn" -o street.html
+  onepeace explain street.mp3 --text "a car horn" -o street.png
   onepeace explain holidays --image hat.jpg -o maps
   onepeace explain *.wav --audio bark.ogg --json
 
--o is a PNG for one file, an HTML page with all of them, or a folder (made if need be) for a PNG of each.
+-o is a PNG for one file, or a folder (made if need be) for a PNG of each.
 {files.EXIT_CODES}"""
 
 
@@ -37,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--text", metavar="T", help="what to look or listen for: a phrase,")
     asked.add_argument("--image", metavar="F", help="... a picture,")
     asked.add_argument("--audio", metavar="F", help="... or a sound")
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="OUT.png, OUT.html or a folder")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="OUT.png or a folder")
     options.add_model(parser, batch_size=None, dtype=False)
     options.add_json(parser)
 
@@ -50,34 +54,28 @@ def run(args: argparse.Namespace) -> int:
     found = files.readable(found, SHOWN, "explain")
     if not found and not problems:
         raise UsageError(f"no pictures or sounds in {', '.join(args.paths)}")
-    as_page = args.output is not None and args.output.suffix.lower() == ".html"
     drawings = _folder(args.output, len(found))
     from onepeace.embed.items import reason_of
-    from onepeace.serve.explained import draw, render
 
     model = options.load(args)
     query = model.encode([{kind: value}], progress=False)[0]
     asked = value if kind == "text" else os.path.basename(value)
-    shown, rows, failed = [], [], []
+    rows, failed = [], []
     for file in found:
         try:
             explanation = model.explain({file.modality: file.path}, query)
-            drawn = draw(file.path, explanation, asked) if args.output else None
+            drawn = _drawn(file.path, explanation, asked) if args.output else None
         except UserError as error:
             failed.append(files.Unreadable(file.path, reason_of(describe(file.path), error)))
             continue
-        if drawn and as_page:
-            shown.append(drawn)
-        elif drawn and drawings:
-            drawings.save(drawn.drawing, file.path)
+        if drawn and drawings:
+            drawings.save(drawn, file.path)
         elif drawn:
             with write_atomic(args.output) as temporary:
-                drawn.drawing.save(temporary, "PNG")
+                drawn.save(temporary, "PNG")
         if args.json:
             print(json.dumps({"path": os.fspath(file.path), **_plain(explanation)}), flush=True)
         rows.append((f"{explanation.similarity:.3f}", _where(explanation), files.shown(file.path)))
-    if rows and as_page:
-        write_text_atomic(args.output, render(asked, shown, args.output.parent, args.model))
     if rows and not args.json:
         print(format_table(("similarity", "best at", "path"), rows))
     return files.exit_code([*problems, *failed], len(rows))
@@ -87,16 +85,36 @@ def _folder(out: Path | None, num_files: int) -> Drawings | None:
     """The folder of drawings, if ``out`` is one; `UsageError` if nothing can be written there, before the work."""
     if out is None:
         return None
-    if out.suffix.lower() in (".png", ".html"):
+    if out.suffix.lower() == ".png":
         files.check_output(out)
-        if out.suffix.lower() == ".png" and num_files > 1:
-            raise UsageError(
-                f"{out}: one PNG for {num_files} files; name a folder, or a page, {out.with_suffix('.html')}"
-            )
+        if num_files > 1:
+            raise UsageError(f"{out}: one PNG for {num_files} files; name a folder")
         return None
     if out.suffix and not out.is_dir():
-        raise UsageError(f"{out}: name a .png, a .html or a folder")
+        raise UsageError(f"{out}: name a .png or a folder")
     return Drawings(out)
+
+
+def _drawn(path: Path, explanation: "Explanation", query: str) -> "Image.Image":
+    """The map of a file over its picture or waveform, with the query and the similarity as a caption.
+
+    UserError if the file cannot be read.
+    """
+    from onepeace.files.heatmap import over_picture, over_sound
+    from onepeace.processors import AudioProcessor, ImageProcessor
+
+    caption = f"{files.shown(query)}: {explanation.similarity:.2f}"
+    values = explanation.values.numpy()
+    if explanation.modality == "image":
+        picture = ImageProcessor(size=SIDE // 2).load(path)
+        picture.thumbnail((SIDE, SIDE))
+        scale = max(1, round(SIDE / 2 / max(picture.size)))
+        picture = picture.resize((picture.width * scale, picture.height * scale))
+        return over_picture(picture, values, caption, explanation.area)
+    processor = AudioProcessor()
+    samples = processor.load(path).numpy()
+    seconds = len(samples) / processor.sample_rate
+    return over_sound(samples, seconds, explanation.positions.numpy(), values, caption)
 
 
 def _where(explanation: "Explanation") -> str:

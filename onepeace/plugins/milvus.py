@@ -2,9 +2,9 @@
 a file of Milvus Lite, in the folder of the index if its path is relative.
 
 `open_store` is the hook of `onepeace.index.nearest`. SQLite stays the truth. A collection has the vectors by their ids,
-which are never used twice. Which of them it is known to have is one of its properties, written when all were sent: so
-whatever a crash leaves undone is done by the next command that writes, and until then a query compares the later
-vectors here. Milvus names candidates, which are then compared with the vectors here: hits are the same as without it.
+which are never used twice, and the state of the index that it was brought to as a property, written last: so whatever a
+crash leaves undone is done by the next command that writes, and until then vectors are compared here. Milvus names
+candidates, which are then compared with the vectors here: hits are the same as without it.
 """
 
 import logging
@@ -27,17 +27,14 @@ log = logging.getLogger(__name__)
 
 PLACE = re.compile(r"milvus://(?:(?P<file>[^:?#]+\.db)|(?P<host>[^/:@\s]+|\[[0-9a-fA-F:]+\])(?::(?P<port>\d+))?/?)")
 PORT = 19530
-LAST, REMOVED = "onepeace.last", "onepeace.removed"
-"""Properties of a collection: it has all vectors up to this id, of the state after so many removals."""
+STATE = "onepeace.state"
+"""Property of a collection: the last id and the number of removals of the index that it has the vectors of."""
 TIMEOUT = 30.0
 """Seconds without an answer."""
 BATCH = 2048
 """Vectors that are sent at once."""
 CANDIDATES, FEWEST, MOST = 10, 1000, 16_384
-"""Vectors that Milvus is asked for, of each modality: so many for each that is wanted, at least, and at most, which is
-the most that it gives."""
-FEW = 4096
-"""Vectors that a filter leaves up to which they are compared here."""
+"""Vectors that Milvus is asked for, of each modality: for each that is wanted, at least, at most (its own limit)."""
 
 
 def open_store(address: str, store: Store, matrix: Matrix) -> "Collection":
@@ -57,30 +54,25 @@ def open_store(address: str, store: Store, matrix: Matrix) -> "Collection":
 
 
 class Collection:
-    """Vectors of one index in Milvus.
-
-    Args:
-        address: as it was given.
-        uri: of a server, or path of a file of Milvus Lite.
-    """
+    """Vectors of one index in Milvus; ``uri`` is of a server, or the path of a file of Milvus Lite."""
 
     def __init__(self, address: str, uri: str, store: Store, matrix: Matrix) -> None:
         self._address, self._uri, self._store, self._matrix = address, uri, store, matrix
         self._name = f"onepeace_{store.meta['id']}"
         self._client: MilvusClient | None = None
-        self._last, self._removed = 0, -1
+        self._last = int(matrix.id[-1]) if len(matrix) else 0
+        self._state = f"{self._last}-{store.meta['removed']}"
         self._is_checked, self._is_asked = False, True
 
     def nearest(self, query: np.ndarray, count: int, allowed: np.ndarray | None = None) -> dict[str, Found]:
         """See `Matrix.nearest`; if Milvus does not answer, the vectors are compared here, which is said once."""
-        candidates = allowed
-        if self._is_asked and (allowed is None or np.count_nonzero(allowed) > FEW):
+        if self._is_asked:
             try:
-                candidates = self._candidates(query, count, allowed)
+                allowed = self._candidates(query, count, allowed)
             except UserError as error:
                 self._is_asked = False
                 log.warning("%s; the vectors are compared here", error)
-        return self._matrix.nearest(query, count, candidates)
+        return self._matrix.nearest(query, count, allowed)
 
     def send(self) -> None:
         """Make the collection what the index is.
@@ -88,25 +80,20 @@ class Collection:
         Raises:
             UserError: Milvus does not answer.
         """
-        ids, removed = self._matrix.id, int(self._store.meta["removed"])
         with self._answering() as client:
             if not client.has_collection(self._name):
                 self._create(client)
-            self._look(client)
-            news = ids[ids > self._last]
-            if self._removed != removed or self._count(client) != len(ids) - len(news):
-                there = self._ids_there(client)
-                for some in _batches(np.setdiff1d(there, ids)):
-                    client.delete(self._name, filter=f"id in {some.tolist()}")
-                news = np.setdiff1d(ids, there)
-            for some in _batches(news):
+            client.load_collection(self._name)
+            ids, there = self._matrix.id, self._ids_there(client)
+            client.delete(self._name, filter=f"id > {self._last}")
+            for some in _batches(np.setdiff1d(there, ids)):
+                client.delete(self._name, filter=f"id in {some.tolist()}")
+            for some in _batches(np.setdiff1d(ids, there)):
                 records = self._matrix.records[np.searchsorted(ids, some)]
-                columns = (records["id"].tolist(), records["modality"].tolist(), records["vector"])
-                rows = [dict(zip(("id", "modality", "vector"), row, strict=True)) for row in zip(*columns, strict=True)]
+                rows = [{"id": int(r["id"]), "modality": int(r["modality"]), "vector": r["vector"]} for r in records]
                 client.upsert(self._name, rows, timeout=TIMEOUT)
             client.flush(self._name)
-            known = {LAST: str(ids[-1] if len(ids) else 0), REMOVED: str(removed)}
-            client.alter_collection_properties(self._name, known)
+            client.alter_collection_properties(self._name, {STATE: self._state})
 
     def close(self) -> None:
         """End the connection."""
@@ -121,17 +108,16 @@ class Collection:
     def _candidates(self, query: np.ndarray, count: int, allowed: np.ndarray | None) -> np.ndarray | None:
         """(n,) bool over the matrix, the nearest of each modality among them; all that are allowed where Milvus, which
         knows nothing of other filters, gives too few of these."""
-        everything = np.ones(len(self._matrix), np.bool_) if allowed is None else allowed
+        candidates = np.zeros(len(self._matrix), np.bool_)
+        limit = min(max(CANDIDATES * count, FEWEST), MOST)
         with self._answering() as client:
             self._check(client)
-            candidates = everything & (self._matrix.id > self._last)
-            limit = min(max(CANDIDATES * count, FEWEST), MOST)
             for code in range(len(self._store.kinds)):
-                own = everything & (self._matrix.modality == code) & (self._matrix.id <= self._last)
+                own = (self._matrix.modality == code) & (True if allowed is None else allowed)
                 options = {"limit": limit, "filter": f"modality == {code}", "timeout": TIMEOUT}
                 (hits,) = client.search(self._name, data=[query], consistency_level="Strong", **options)
                 places = np.searchsorted(self._matrix.id, [hit["id"] for hit in hits])
-                places = places[places < len(own)]  # one that was removed may lead to another one, which harms nobody
+                places = places[places < len(own)]  # another process may have added some since
                 found = np.zeros_like(own)
                 found[places] = own[places]
                 if found.sum() < min(count, int(own.sum())):
@@ -140,21 +126,15 @@ class Collection:
         return candidates
 
     def _check(self, client: "MilvusClient") -> None:
-        """UserError for a collection that lacks vectors."""
+        """UserError for a collection that is not what the index is."""
         if self._is_checked:
             return
-        if not client.has_collection(self._name):
-            raise UserError(f"{self._address}: nothing of this index is there; run onepeace index update")
-        self._look(client)
-        missing = np.count_nonzero(self._matrix.id <= self._last) - self._count(client)
-        if missing > 0:
-            raise UserError(f"{self._address}: {missing} vectors are missing there; run onepeace index update")
-        self._is_checked = True
-
-    def _look(self, client: "MilvusClient") -> None:
-        client.load_collection(self._name)
-        known = dict(client.describe_collection(self._name).get("properties") or {})
-        self._last, self._removed = int(known.get(LAST, 0)), int(known.get(REMOVED, -1))
+        if client.has_collection(self._name):
+            client.load_collection(self._name)
+            state = (client.describe_collection(self._name).get("properties") or {}).get(STATE)
+            self._is_checked = state == self._state and self._count(client) == len(self._matrix)
+        if not self._is_checked:
+            raise UserError(f"{self._address}: not all of this index is there; run onepeace index update")
 
     def _create(self, client: "MilvusClient") -> None:
         from pymilvus import DataType
@@ -169,17 +149,17 @@ class Collection:
         client.create_collection(self._name, schema=schema, index_params=index)
 
     def _count(self, client: "MilvusClient") -> int:
-        options = {"filter": "", "output_fields": ["count(*)"], "consistency_level": "Strong"}
-        return int(client.query(self._name, **options)[0]["count(*)"])
+        rows = client.query(self._name, filter="", output_fields=["count(*)"], consistency_level="Strong")
+        return int(rows[0]["count(*)"])
 
     def _ids_there(self, client: "MilvusClient") -> np.ndarray:
-        """(n,) int64, rising."""
+        """(n,) int64 up to the last id of the index."""
         found: list[int] = []
-        for first in range(0, int(max([self._last, *self._matrix.id[-1:]])) + 1, MOST):
-            options: dict[str, Any] = {"output_fields": ["id"], "limit": MOST, "consistency_level": "Strong"}
+        options: dict[str, Any] = {"output_fields": ["id"], "limit": MOST, "consistency_level": "Strong"}
+        for first in range(0, self._last + 1, MOST):
             rows = client.query(self._name, filter=f"id >= {first} and id < {first + MOST}", **options)
             found += [row["id"] for row in rows]
-        return np.array(sorted(found), np.int64)
+        return np.array(found, np.int64)
 
     @contextmanager
     def _answering(self) -> "Iterator[MilvusClient]":

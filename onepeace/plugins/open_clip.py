@@ -1,4 +1,4 @@
-"""Models under open_clip's names, for programs written for it; sounds besides.
+"""Models under open_clip's names, for programs written for it.
 
     from onepeace.plugins.open_clip import create_model_and_transforms, get_tokenizer    # in place of open_clip's
 
@@ -74,11 +74,6 @@ class ClipModel(nn.Module):
         """(B, E) vectors of (B, L) ids from `Tokenizer`; columns that are padding throughout cost nothing."""
         longest = int((text != PAD).sum(dim=1).max()) if len(text) else 0
         return self._encode("text", {"ids": text[:, :longest]}, normalize)
-
-    def encode_audio(self, audio: Tensor, padding_mask: Tensor | None = None, normalize: bool = False) -> Tensor:
-        """(B, E) vectors of (B, T) waveforms and their padding (B, T), True = padding, from `Sounds`."""
-        lengths = {} if padding_mask is None else {"lengths": (~padding_mask).sum(dim=1)}
-        return self._encode("audio", {"waveform": audio, **lengths}, normalize)
 
     def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> tuple[Any, Any, Tensor]:
         """(image vectors, text vectors, factor of their logits), as open_clip's losses take them."""
@@ -156,21 +151,6 @@ class Tokenizer:
         return F.pad(ids, (0, length - ids.shape[1]), value=PAD)
 
 
-class Sounds:
-    """A list of sounds to what `ClipModel.encode_audio` takes: waveforms (B, T) and their padding, None if there is
-    none."""
-
-    def __init__(self, processor: Processor) -> None:
-        self.processor = processor
-
-    def __call__(self, sounds: list[Any]) -> tuple[Tensor, Tensor | None]:
-        batch = self.processor.collate([self.processor.decode(sound) for sound in sounds])
-        waveforms = batch["waveform"]
-        if "lengths" not in batch:
-            return waveforms, None
-        return waveforms, torch.arange(waveforms.shape[1]) >= batch["lengths"][:, None]
-
-
 def create_model_and_transforms(
     model_name: str | os.PathLike = "tiny",
     pretrained: str | None = None,
@@ -204,11 +184,6 @@ def get_tokenizer(
     tokenizer = Tokenizer(_processor(resolve(model_name, cache_dir), "text"))
     tokenizer.context_length = context_length or tokenizer.context_length
     return tokenizer
-
-
-def get_audio_transform(model_name: str | os.PathLike = "tiny") -> Sounds:
-    """Transform of sounds to a model's input: ``model.encode_audio(*transform(["dog.ogg"]))``."""
-    return Sounds(_processor(model_name, "audio"))
 
 
 def _processor(model_name: str | os.PathLike, key: str) -> Processor:

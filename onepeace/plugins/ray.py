@@ -8,14 +8,11 @@ import logging
 import os
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import suppress
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any
 
 from onepeace.errors import UserError, need, one_line
 from onepeace.index.workers import Chunk, Done, Model, embed
-
-if TYPE_CHECKING:
-    from onepeace.embed.embedder import Embedder
 
 
 def open_engine(model: Model, count: int | None = None) -> "RayEngine":
@@ -47,29 +44,22 @@ def open_engine(model: Model, count: int | None = None) -> "RayEngine":
 
 
 class RayEngine:
-    """Actors that have the model.
-
-    Args:
-        kind: of actors, with their resources.
-        is_ours: whether Ray was started for them, and ends with them.
-    """
+    """Actors of a ``kind``, with their resources. If Ray ``is_ours``, started for them, it ends with them."""
 
     def __init__(self, kind: Any, model: Model, count: int, is_ours: bool) -> None:
-        self.size = count
-        self._kind, self._model, self._is_ours = kind, model, is_ours
+        self.size, self._kind, self._model, self._is_ours = count, kind, model, is_ours
         self._dead: set[int] = set()
         self._running = [0] * count
         self._actors = [kind.remote(model) for _ in range(count)]
         try:
             for place, actor in enumerate(self._actors):
                 self._answer(place, actor.load.remote()).result()
-        except BrokenExecutor as error:
+        except BaseException as error:
             self.close()
+            if not isinstance(error, BrokenExecutor):
+                raise
             reason = f"an actor died while it loaded the model ({error})"
             raise UserError(f"{reason}; if memory is short, take fewer --workers") from error
-        except BaseException:
-            self.close()
-            raise
 
     def submit(self, chunk: Chunk) -> "Future[Done]":
         while self._dead:
@@ -88,7 +78,7 @@ class RayEngine:
 
     def _answer(self, place: int, reference: Any) -> "Future[Any]":
         """Future of a call of an actor, with the errors of `Engine.submit`."""
-        from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+        from ray.exceptions import RayTaskError
 
         answer: Future[Any] = Future()
         self._running[place] += 1
@@ -102,11 +92,9 @@ class RayEngine:
                 cause = error.cause
                 reason = f"an actor failed: {type(cause).__name__}: {one_line(cause)}"
                 answer.set_exception(UserError(str(cause) if isinstance(cause, UserError) else reason))
-            elif isinstance(error, (RayActorError, WorkerCrashedError)):
+            else:  # of the actor or its machine
                 self._dead.add(place)
                 answer.set_exception(BrokenExecutor(one_line(error)))
-            else:
-                answer.set_exception(UserError(f"Ray: {one_line(error)}"))
 
         reference.future().add_done_callback(settle)
         return answer
@@ -116,15 +104,11 @@ class _Actor:
     """Process of Ray that embeds."""
 
     def __init__(self, model: Model) -> None:
-        self._model = model
-
-    @cached_property
-    def _embedder(self) -> "Embedder":
-        return self._model.load()  # not when the actor is made, where an error would be told as its death
+        self._load = cache(model.load)  # later: an error here would be told as the actor's death
 
     def load(self) -> None:
         """Load the model."""
-        _ = self._embedder
+        self._load()
 
     def embed(self, chunk: Chunk) -> Done:
-        return embed(self._embedder, chunk)
+        return embed(self._load(), chunk)

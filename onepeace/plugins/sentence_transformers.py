@@ -12,9 +12,8 @@ several modalities gets one vector, the renormalised sum. A folder that is saved
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -158,26 +157,16 @@ def load(name: str | os.PathLike = "tiny", *, device: str | None = None, dtype: 
         device, dtype: as of `onepeace.load`. Training wants "float32".
 
     Raises:
-        UserError: as of `onepeace.load`; a saved model with modules of others than the library and this one.
+        UserError: as of `onepeace.load`; a saved model with further modules behind this one.
     """
     module, folder = OnePeaceModule(name, device, dtype), resolve(str(name))
+    listed = folder / "modules.json"
+    if listed.is_file() and len(json.loads(listed.read_text(encoding="utf-8"))) > 1:
+        raise UserError(f"{listed}: has further modules; load it with SentenceTransformer(..., trust_remote_code=True)")
     settings = folder / "config_sentence_transformers.json"
     saved = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     return need("sentence_transformers", "sbert").SentenceTransformer(
-        modules=[module, *_further_modules(folder)],
+        modules=[module],
         device=str(next(module.parameters()).device),
         **{key: saved[key] for key in SETTINGS if key in saved},
     )
-
-
-def _further_modules(folder: Path) -> Iterator[Any]:
-    """The modules behind ours of a saved model, as Dense."""
-    listed = folder / "modules.json"
-    for entry in json.loads(listed.read_text(encoding="utf-8"))[1:] if listed.is_file() else ():
-        package, _, name = entry["type"].rpartition(".")
-        if not package.startswith("sentence_transformers."):
-            raise UserError(
-                f"{listed}: {entry['type']} is no module of sentence-transformers; load it with "
-                "SentenceTransformer(..., trust_remote_code=True)"
-            )
-        yield getattr(import_module(package), name).load(str(folder), subfolder=entry["path"])

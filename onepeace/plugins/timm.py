@@ -8,9 +8,8 @@
     own = timm.create_model("onepeace", pretrained=True, pretrained_cfg_overlay={"file": "models/mine"})
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(own))
 
-``onepeace_tiny`` is the bundled model; ``onepeace_small``, ``_base``, ``_large`` and ``_4b`` are the sizes that recipes
-start from, without weights. ``file`` is what `onepeace.load` takes: a model folder, such as `onepeace convert` makes of
-the released one-peace-vision.pkl, or a name of the hub. ``onepeace`` is of whatever size that folder is.
+``onepeace_tiny`` is the bundled model, ``onepeace`` that of ``file``, which is what `onepeace.load` takes: a model
+folder, such as `onepeace convert` makes of the released one-peace-vision.pkl, or a name of the hub.
 
 ``img_size``, a side or (height, width) in pixels, says which pictures the model is for. For a square the table of
 relative positions is resampled, as `onepeace convert --image-size` does; a model takes pictures of other sizes as well,
@@ -24,8 +23,7 @@ Networks of transformers that take a backbone of timm take these, with maps of o
     network = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=maps, num_labels=150))  # random weights
     network.backbone = TimmBackbone.from_pretrained("onepeace_tiny", out_indices=[1, 2, 3, 5])
 
-Mask2Former likewise, with ``feature_strides`` and ``common_stride`` of the patch; onepeace.plugins.torchvision has maps
-of four strides.
+Mask2Former likewise, with ``feature_strides`` and ``common_stride`` of the patch.
 """
 
 from collections.abc import Sequence
@@ -35,7 +33,7 @@ from typing import Any
 from timm import models
 from torch import nn
 
-from onepeace.config import SIZES, Config, ModelConfig, build
+from onepeace.config import Config
 from onepeace.errors import UserError, expect
 from onepeace.hub.folder import read_config
 from onepeace.hub.resolve import BUNDLED, resolve
@@ -44,7 +42,6 @@ from onepeace.processors import ImageProcessor
 
 FIRST_CONV = {"hmlp": "convs.0", "conv": "convs.0", "lite": "network.first"}
 """Module by stem that timm adapts where it reads weights with another number of channels."""
-MAIN_SIZES = ("dim", "depth", "num_heads", "ffn_dim")
 
 
 def _create(
@@ -60,7 +57,9 @@ def _create(
     config, overlay = CONFIGS[name], {}
     if cfg.file and cfg.source is None:  # with a source, timm reads weights that it saved itself
         folder = resolve(cfg.file)
-        config = _checked(name, read_config(folder), str(folder))
+        config = read_config(folder)
+        if KEY not in config.model.adapters:
+            raise UserError(f"{folder}: has no {KEY}s, only {', '.join(config.model.adapters)}")
         overlay = {**_data_config(config), **(pretrained_cfg_overlay or {}), "file": str(folder), "custom_load": True}
     if config is None:
         raise UserError(f'{name} has no sizes of its own: give pretrained_cfg_overlay={{"file": FOLDER}}')
@@ -76,18 +75,6 @@ def _create(
         empty=pretrained and bool(overlay.get("custom_load")),
         **options,
     )
-
-
-def _checked(name: str, config: Config, where: str) -> Config:
-    """The configuration of a folder; UserError if its sizes are not those of the name."""
-    if KEY not in config.model.adapters:
-        raise UserError(f"{where}: has no {KEY}s, only {', '.join(config.model.adapters)}")
-    named = CONFIGS[name]
-    if named is not None:
-        found, wanted = ({size: getattr(c.model, size) for size in MAIN_SIZES} for c in (config, named))
-        if found != wanted:
-            raise UserError(f"{where}: has {found}, {name} has {wanted}; the model 'onepeace' takes any")
-    return config
 
 
 def _data_config(config: Config) -> dict[str, Any]:
@@ -107,16 +94,8 @@ def _data_config(config: Config) -> dict[str, Any]:
     }
 
 
-def _named(size: str) -> Config:
-    return Config(build(ModelConfig, SIZES[size], f"size {size}"))
-
-
-CONFIGS: dict[str, Config | None] = {
-    "onepeace": None,
-    "onepeace_tiny": read_config(BUNDLED / "tiny"),
-    **{f"onepeace_{size}": _named(size) for size in ("small", "base", "large", "4b")},
-}
-"""Configurations by the names of the functions below; None: those of the folder that is given."""
+CONFIGS: dict[str, Config | None] = {"onepeace": None, "onepeace_tiny": read_config(BUNDLED / "tiny")}
+"""Configurations by the names of the functions below; None: that of the folder that is given."""
 
 default_cfgs = models.generate_default_cfgs(
     {
@@ -125,11 +104,6 @@ default_cfgs = models.generate_default_cfgs(
             **_data_config(expect(CONFIGS["onepeace_tiny"], Config)),
             "file": str(BUNDLED / "tiny"),
             "custom_load": True,
-        },
-        **{
-            name: _data_config(config)
-            for name, config in CONFIGS.items()
-            if config is not None and name != "onepeace_tiny"
         },
     }
 )
@@ -144,23 +118,3 @@ def onepeace(pretrained: bool = False, **options: Any) -> nn.Module:
 @models.register_model
 def onepeace_tiny(pretrained: bool = False, **options: Any) -> nn.Module:
     return _create("onepeace_tiny", pretrained, **options)
-
-
-@models.register_model
-def onepeace_small(pretrained: bool = False, **options: Any) -> nn.Module:
-    return _create("onepeace_small", pretrained, **options)
-
-
-@models.register_model
-def onepeace_base(pretrained: bool = False, **options: Any) -> nn.Module:
-    return _create("onepeace_base", pretrained, **options)
-
-
-@models.register_model
-def onepeace_large(pretrained: bool = False, **options: Any) -> nn.Module:
-    return _create("onepeace_large", pretrained, **options)
-
-
-@models.register_model
-def onepeace_4b(pretrained: bool = False, **options: Any) -> nn.Module:
-    return _create("onepeace_4b", pretrained, **options)

@@ -134,7 +134,6 @@ class Tools:
         if not 1 <= top <= limit:
             raise UserError(f"top is {top}; give 1 to {limit}")
         likes = self.item(like).path if like else ()
-        likes = self.item(like).path if like else ()
         query = Query(text=self._short(text or "", "text") or (), like=likes, without=without or ())
         found = self.service.search(
             query, only=(only,) if only else (), where=where or None, after=after or None, before=before or None,
@@ -185,25 +184,14 @@ class Tools:
         return {"box": [round(edge, 1) for edge in found.box], "confidence": round(found.confidence, 3)}
 
     def item(self, path: str) -> Item:
-        """The file of the index that a path means: as results show it, or the end of one such path only.
-
-        Raises:
-            UserError: none, or several.
-        """
+        """The file of the index at a path as results show it. UserError if there is none."""
         # Bytes of a name that are no text are shown as \xNN.
         raw = re.sub(r"\\x([89a-f][0-9a-f])", lambda escape: os.fsdecode(bytes.fromhex(escape[1])), path)
-        for name in (path, raw, os.path.abspath(raw)):
-            try:
-                return self.service.item(name)
-            except Refused:
-                continue
-        found = self.service.ending_with(path)
-        if not found:
-            raise UserError(f"{describe(path)}: no such file in the index; give a path as search shows it")
-        if len(found) > 1:
-            several = ", ".join(shown(item.path) for item in found[:3])
-            raise UserError(f"{describe(path)}: could be {several}; give the whole path")
-        return found[0]
+        try:
+            return self.service.item(raw)
+        except Refused as error:
+            reason = f"{describe(path)}: no such file in the index; give a path as search shows it"
+            raise UserError(reason) from error
 
     def _items(self, paths: list[str]) -> list[Item]:
         paths, limit = list(dict.fromkeys(paths)), self.service.limits.inputs
@@ -228,8 +216,8 @@ class Tools:
 
 
 def shown(path: str) -> str:
-    """A path as a model sees it: below the working folder without that, bytes that are no text as \\xNN."""
-    return os.fsencode(path.removeprefix(os.getcwd() + os.sep)).decode("utf-8", "backslashreplace")
+    """A path as a model sees it: bytes that are no text as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _named(item: Item) -> dict[str, Any]:

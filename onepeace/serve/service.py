@@ -1,6 +1,5 @@
 """What HTTP and MCP share: one index, its model, and a generator, for any number of threads."""
 
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,12 +58,6 @@ class Service:
         if found is None:
             raise Refused(404, f"{key}: no such file in the index")
         return found
-
-    def ending_with(self, path: str) -> list[Item]:
-        """Files of the index whose paths end with these folders and this name."""
-        ends = tuple(mark + path for mark in {"/", os.sep, "::"})
-        with self._current() as index:
-            return [item for item in index.items(f"{path!r} in path") if item.path.endswith(ends)] if path else []
 
     def search(
         self,

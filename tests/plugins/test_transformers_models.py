@@ -21,7 +21,6 @@ CLASSES = {
     plugin.OnePeaceForAudioClassification: transformers.AutoModelForAudioClassification,
     plugin.OnePeaceForVisualQuestionAnswering: transformers.AutoModelForVisualQuestionAnswering,
     plugin.OnePeaceImageBackbone: transformers.AutoBackbone,
-    plugin.OnePeaceAudioBackbone: transformers.AutoBackbone,
 }
 """Every class, and the Auto class that finds it."""
 TEXTS = ["a dog barking", "", "two cats on a very long and very wide sofa, and a third one"]

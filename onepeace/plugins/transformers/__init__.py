@@ -17,8 +17,6 @@ Every class holds our module and computes nothing of its own. A part of a model 
 import transformers
 
 from .backbones import (
-    AudioBackboneOutput,
-    OnePeaceAudioBackbone,
     OnePeaceAudioModel,
     OnePeaceImageBackbone,
     OnePeaceVisionModel,
@@ -40,8 +38,6 @@ from .processing import (
 from .tokenization import OnePeaceTokenizer
 
 __all__ = [
-    "AudioBackboneOutput",
-    "OnePeaceAudioBackbone",
     "OnePeaceAudioConfig",
     "OnePeaceAudioModel",
     "OnePeaceAudioTextProcessor",
@@ -70,7 +66,7 @@ for auto, models in {
     transformers.AutoModelForImageClassification: (OnePeaceForImageClassification,),
     transformers.AutoModelForAudioClassification: (OnePeaceForAudioClassification,),
     transformers.AutoModelForVisualQuestionAnswering: (OnePeaceForVisualQuestionAnswering,),
-    transformers.AutoBackbone: (OnePeaceImageBackbone, OnePeaceAudioBackbone),
+    transformers.AutoBackbone: (OnePeaceImageBackbone,),
 }.items():
     for model in models:
         auto.register(model.config_class, model, exist_ok=True)

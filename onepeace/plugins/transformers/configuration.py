@@ -124,7 +124,7 @@ class _PartConfig(BackboneConfigMixin, OnePeaceConfig):
     apply_layernorm: bool = True
     """Whether feature maps pass the modality's final norm."""
     reshape_hidden_states: bool = True
-    """Maps on their grid, (B, D, rows, columns) or (B, D, frames), in place of tokens (B, L, D), CLS first."""
+    """Maps on their grid, (B, D, rows, columns), in place of tokens (B, L, D), CLS first."""
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
