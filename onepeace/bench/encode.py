@@ -19,11 +19,10 @@ from onepeace.bench.comparison import ratios, short, spread, take_turns
 from onepeace.config import SIZES, Config, ModelConfig, build, merge
 from onepeace.cost.items import UNITS, item_batch, picture_size
 from onepeace.cost.measure import pass_cost
-from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
-from onepeace.hub.resolve import BUNDLED, resolve
+from onepeace.hub.resolve import resolve
 from onepeace.model import Encoder
 
 log = logging.getLogger(__name__)
@@ -39,52 +38,38 @@ BASELINE_SIZE = 224
 
 
 def bench_encode(
-    sizes: Sequence[str],
-    modalities: Sequence[str] | None,
-    dtypes: Sequence[torch.dtype],
-    device: torch.device,
-    seconds: float,
-    batch: int | None,
-    baseline: bool,
+    sizes: Sequence[str], dtypes: Sequence[torch.dtype], device: torch.device, seconds: float, batch: int | None
 ) -> Iterator[dict[str, Any]]:
-    """Rows, each measured for so many seconds.
+    """Rows of each modality, each measured for so many seconds; open_clip is beside the base size.
 
-    `sizes` are "tiny" (the bundled model), "base" (random weights) or names of models; `modalities` None: those of the
-    model; `batch` None: as many items as `BATCH_TOKENS` allow; `baseline`: with open_clip beside the base size.
+    `sizes` are "base" (random weights) or names of models; `batch` None: as many items as `BATCH_TOKENS` allow.
     """
     for size in sizes:
         name, config, module = make(size)
-        has = list(module.config.projections)
-        wanted = modalities or has
-        if unknown := [key for key in wanted if key not in has]:
-            raise UserError(f"{name} makes no vectors of {unknown[0]!r}, only of {', '.join(has)}")
-        tower = None
-        if baseline and size == "base" and "image" in wanted:
-            tower = _baseline()
+        tower = _baseline() if size == "base" else None
         for dtype in dtypes:
             module.to(device, dtype)
-            for key in wanted:
+            for key in module.config.projections:
                 other = tower.to(device, dtype) if tower is not None and key == "image" else None
                 log.info("%s, %s, %s ...", name, key, dtype)
                 yield {"model": name, **_measure(config, module, key, dtype, device, seconds, batch, other)}
 
 
 def make(size: str) -> tuple[str, Config, Encoder]:
-    """The model called `size`: weights from its folder, or random ones where only the speed is of interest."""
-    if size == "base" or (size == "tiny" and not (BUNDLED / size).is_dir()):
-        config = random_config(size)
-        return f"{size}, random weights", config, build_encoder(config).eval()
+    """The model called `size`: weights from its folder, or random ones of the base size."""
+    if size == "base":
+        config = base_config()
+        return "base, random weights", config, build_encoder(config).eval()
     module = weight_files.load_encoder(folder := resolve(size))
     return size, read_config(folder), module
 
 
-def random_config(size: str) -> Config:
-    """A named size without what encoding does not use; base for pictures as large as the baseline's."""
-    model = build(ModelConfig, SIZES[size], size)
-    pixels = BASELINE_SIZE if size == "base" else picture_size(Config(model))
-    side = pixels // int(model.adapters["image"].get("patch_size", 16))
+def base_config() -> Config:
+    """The base size without what encoding does not use, for pictures as large as the baseline's."""
+    model = build(ModelConfig, SIZES["base"], "base")
+    side = BASELINE_SIZE // int(model.adapters["image"].get("patch_size", 16))
     adapters = merge(model.adapters, {"image": {"grid": side, "bias_grid": side}})
-    return Config(replace(model, adapters=adapters, decoder=None), {"image": {"size": pixels}})
+    return Config(replace(model, adapters=adapters, decoder=None), {"image": {"size": BASELINE_SIZE}})
 
 
 def _measure(
@@ -164,10 +149,7 @@ def _baseline() -> Any:
     """The image tower of open_clip's model, with random weights."""
     import open_clip
 
-    tower = open_clip.create_model(BASELINE, load_weights=False).visual.eval()
-    if tower.image_size != (BASELINE_SIZE, BASELINE_SIZE) or tower.patch_size != (16, 16):
-        raise UserError(f"its {BASELINE} takes pictures of {tower.image_size} in patches of {tower.patch_size}")
-    return tower
+    return open_clip.create_model(BASELINE, load_weights=False).visual.eval()
 
 
 def _check(vectors: Tensor, shape: tuple[int, int]) -> None:

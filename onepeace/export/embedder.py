@@ -34,12 +34,12 @@ def open_export(folder: str | os.PathLike[str], *, threads: int = 0) -> Embedder
     folder = Path(folder)
     try:
         record = json.loads((folder / RECORD).read_bytes())
-        kind, version, branches = record["kind"], record["format"], record["branches"]
+        form, version, branches = record["form"], record["format"], record["branches"]
         embed_dim, logit_scale = record["embed_dim"], record["logit_scale"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: no {RECORD} that can be read; make one with: onepeace export") from error
-    if version != FORMAT or kind != "onnx":
-        raise UserError(f"{folder}: a {kind} export of format {version}; onnx and {FORMAT} can be opened here")
+    if version != FORMAT or form == "torch":
+        raise UserError(f"{folder}: a {form} export of format {version}; onnx and int8 of {FORMAT} can be opened here")
     sessions = {key: open_session(folder / about["file"], threads=threads) for key, about in branches.items()}
     processors = {key: PROCESSORS[key].from_config(about["preprocessing"], folder) for key, about in branches.items()}
     module = OnnxModule(sessions, embed_dim, logit_scale)

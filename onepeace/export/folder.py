@@ -19,8 +19,8 @@ from torch import Tensor
 from onepeace.embed.embedder import Embedder, load
 from onepeace.errors import UserError, need
 from onepeace.export.examples import Batch, examples
-from onepeace.export.graph import OUTPUT, distance, trace, write_onnx, write_program
-from onepeace.export.int8 import INT8, SINGLE_FILE
+from onepeace.export.graph import OUTPUT, distance, trace, write_onnx
+from onepeace.export.int8 import SINGLE_FILE, quantize
 from onepeace.export.session import onnxruntime, open_session
 from onepeace.files.atomic import sync, write_text_atomic
 from onepeace.hub.fingerprint import fingerprint
@@ -34,11 +34,10 @@ log = logging.getLogger(__name__)
 
 RECORD = "export.json"
 FORMAT = 1
-ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
-TOLERANCE = 1e-4
-"""Largest distance between the unit vectors of an item by the model and by an export in float32."""
-INT8_TOLERANCE = 0.4
-"""The same for int8: a cosine of 0.92."""
+ENDINGS = {"onnx": ".onnx", "int8": ".onnx", "torch": ".pt2"}
+"""Ending of the files by form."""
+TOLERANCE = {"onnx": 1e-4, "int8": 0.4, "torch": 1e-4}
+"""Largest distance between the unit vectors of an item by the model and by an export; 0.4 is a cosine of 0.92."""
 RULES = {
     "text": (
         f"lower: lower case. clean: no {LEADING} at the beginning, runs of white space and tabs as one space, no "
@@ -76,33 +75,29 @@ def export_model(
     name: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
-    kind: Literal["onnx", "torch"] = "onnx",
+    form: Literal["onnx", "int8", "torch"] = "onnx",
     modalities: Collection[str] | None = None,
-    int8: str | None = None,
     replace: bool = False,
 ) -> list[Exported]:
-    """Write the branches of a model, in float32, as files that take any number of items of any length.
+    """Write the branches of a model as files that take any number of items of any length.
 
     Each has given the vectors of the model, of another batch than it was traced by, before it gets its name.
 
     Args:
         name: as for `onepeace.load`; one modality is in memory at a time.
         folder: a new one, or an empty one; it appears when all its files are written.
-        kind: "onnx", or "torch" for what torch.export writes (.pt2).
+        form: "onnx", in float32; "int8", ONNX files of 8 bits; "torch", what torch.export writes (.pt2).
         modalities: only these; None: all that have vectors.
-        int8: a key of `INT8`, for ONNX files of 8 bits.
         replace: replace the folder of an older export, with all that is in it.
 
     Raises:
         UserError: packages that are not installed, a modality the model lacks, a folder that is in use, a network that
-            torch cannot export, vectors that differ by more than `TOLERANCE` or `INT8_TOLERANCE`.
+            torch cannot export, vectors that differ by more than `TOLERANCE`.
         OSError: the disk is full or not writable.
     """
     folder = Path(folder)
     check_free(folder, replace=replace, record=RECORD, what="export")
-    if int8 is not None and (kind != "onnx" or int8 not in INT8):
-        raise UserError(f"int8 is {int8!r} for {kind}; it can be {', '.join(INT8)}, for onnx")
-    if kind == "onnx":
+    if form != "torch":
         onnxruntime()
         need("onnx", "onnx")
         need("onnxscript", "onnx")
@@ -113,7 +108,7 @@ def export_model(
         raise UserError(f"{name} makes no vectors of {unknown[0]!r}, only of {', '.join(has)}")
     if not chosen:
         raise UserError(f"{name} makes no vectors, so there is nothing to export")
-    record: dict[str, Any] = {"format": FORMAT, "model_hash": fingerprint(source), "kind": kind, "int8": int8}
+    record: dict[str, Any] = {"format": FORMAT, "model_hash": fingerprint(source), "form": form}
     branches: dict[str, Any] = {}
     done = []
     with new_folder(folder, replace=replace, record=RECORD, what="export") as part:
@@ -123,8 +118,8 @@ def export_model(
             embedder.module.decoder = None  # it makes no vectors, and torch.export would keep its weights
             processor = embedder.processors[key]
             batches = examples(key, processor)
-            path = part / f"{key}{ENDINGS[kind]}"
-            apart = _write(embedder, key, batches, path, int8)
+            path = part / f"{key}{ENDINGS[form]}"
+            apart = _write(embedder, key, batches, path, form)
             size = sum(file.stat().st_size for file in part.glob(f"{path.name}*"))
             done.append(Exported(key, folder / path.name, size, apart))
             branches[key] = {"file": path.name, **_about(processor, batches[0])}
@@ -137,21 +132,21 @@ def export_model(
     return done
 
 
-def _write(embedder: Embedder, key: str, batches: tuple[Batch, Batch], path: Path, int8: str | None) -> float:
+def _write(embedder: Embedder, key: str, batches: tuple[Batch, Batch], path: Path, form: str) -> float:
     """Write the file of one branch; its distance from the model, and `UserError` if that is too large."""
     example, other = batches
     program = trace(embedder.module, key, example)
-    if path.suffix == ENDINGS["torch"]:
-        write_program(program, path)
-        return _check(torch.export.load(path).module(), embedder, key, other, path)
+    if form == "torch":
+        torch.export.save(program, path)
+        return _check(torch.export.load(path).module(), embedder, key, other, form)
     large = sum(tensor.nbytes for tensor in program.state_dict.values()) > SINGLE_FILE
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        plain = path if int8 is None else Path(scratch, path.name)
+        plain = path if form == "onnx" else Path(scratch, path.name)
         write_onnx(program, plain, list(example), external_data=large)
-        apart = _check(_runner(plain), embedder, key, other, plain)
-        if int8 is not None:
-            INT8[int8](plain, path)
-            apart = _check(_runner(path), embedder, key, other, path, int8)
+        apart = _check(_runner(plain), embedder, key, other, "onnx")
+        if form == "int8":
+            quantize(plain, path)
+            apart = _check(_runner(path), embedder, key, other, form)
     return apart
 
 
@@ -166,15 +161,12 @@ def _runner(path: Path) -> Callable[..., Tensor]:
     return run
 
 
-def _check(
-    run: Callable[..., Tensor], embedder: Embedder, key: str, batch: Batch, path: Path, int8: str | None = None
-) -> float:
-    apart, allowed = distance(run, embedder.module, key, batch), INT8_TOLERANCE if int8 else TOLERANCE
+def _check(run: Callable[..., Tensor], embedder: Embedder, key: str, batch: Batch, form: str) -> float:
+    apart, allowed = distance(run, embedder.module, key, batch), TOLERANCE[form]
     if not apart <= allowed:
-        what = f"the int8 ({int8}) export" if int8 else "the export"
         raise UserError(
-            f"{what} {path.name} is refused: its vectors are up to {apart:.2g} away from the model's, and {allowed:g} "
-            "is allowed"
+            f"the {form} export of {key} is refused: its vectors are up to {apart:.2g} away from the model's, and "
+            f"{allowed:g} is allowed"
         )
     return apart
 

@@ -48,11 +48,6 @@ def trace(model: nn.Module, key: str, example: Batch) -> ExportedProgram:
             raise _cannot(key, error) from error
 
 
-def write_program(program: ExportedProgram, path: Path) -> None:
-    """The file that `torch.export.load` reads."""
-    torch.export.save(program, path)
-
-
 def write_onnx(program: ExportedProgram, path: Path, names: list[str], *, external_data: bool = False) -> None:
     """The file that onnxruntime reads; its inputs have these names, and its output is `OUTPUT`.
 

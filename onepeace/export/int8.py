@@ -1,20 +1,18 @@
 """ONNX files with weights of 8 bits, for CPUs: a quarter of the size.
 
-"weights" stores every large weight as int8 with a float32 scale per output channel (per word of a vocabulary), and
-computes in float32. A weight becomes Cast and Mul of constants: onnxruntime works them out once when it opens the file,
-so the speed is that of float32. It keeps DequantizeLinear, the operator meant for this, and computes it at every call:
-pictures then take over twice the time. Its own MatMulNBits stores matrix products only: the table of a vocabulary and
-convolutions, over a third of each branch of the bundled model, stay in float32.
+Matrix products are in int8, by `onnxruntime.quantization.quantize_dynamic`: their inputs are rounded as they come.
+Their weights have 7 bits, as onnxruntime advises: on x86 CPUs without VNNI a sum of two products of 8 bits overflows,
+and a file should give the same vectors everywhere.
 
-"dynamic" also multiplies in int8: `onnxruntime.quantization.quantize_dynamic` for the matrix products, whose inputs are
-rounded as they come, and stored int8 for the rest. Weights of products have 7 bits, as onnxruntime advises: on x86 CPUs
-without VNNI a sum of two products of 8 bits overflows, and a file should give the same vectors everywhere.
+Every other large weight is stored as int8 with a float32 scale per output channel (per word of a vocabulary), and
+computed with in float32. It becomes Cast and Mul of constants: onnxruntime works them out once when it opens the file.
+It keeps DequantizeLinear, the operator meant for this, and computes it at every call: pictures then take over twice the
+time.
 
 torch.ao.quantization is deprecated and about to be removed from torch; its successor, torchao, writes no ONNX.
 """
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +29,8 @@ SINGLE_FILE = 1_800_000_000
 """Bytes that fit into one ONNX file, whose limit is 2 GB; the weights of larger graphs go into a file beside it."""
 
 
-def store_weights(source: Path, target: Path) -> None:
-    """Write `target`, the graph of `source` with its weights stored as int8; biases and small weights stay."""
-    onnx = need("onnx", "onnx")
-    graph = onnx.load(source)
-    _store(graph)
-    _save(graph, target)
-
-
-def quantize_products(source: Path, target: Path) -> None:
-    """Write `target`, the graph of `source` with matrix products in int8 and its other weights stored as int8."""
+def quantize(source: Path, target: Path) -> None:
+    """Write `target`, the graph of `source` with matrix products in int8 and its other large weights stored as int8."""
     onnx = need("onnx", "onnx")
     quantization = need("onnxruntime.quantization", "onnx")
     graph = onnx.load(source)
@@ -59,15 +49,13 @@ def quantize_products(source: Path, target: Path) -> None:
             use_external_data_format=large,
         )
         graph = onnx.load(path)
-    _store(graph)
-    _save(graph, target)
+    store(graph)
+    data = f"{target.name}.data"
+    onnx.save_model(graph, target, save_as_external_data=_size(graph) > SINGLE_FILE, location=data)
 
 
-INT8: dict[str, Callable[[Path, Path], None]] = {"dynamic": quantize_products, "weights": store_weights}
-"""How a float32 file becomes one of int8."""
-
-
-def _store(model: Any) -> None:
+def store(model: Any) -> None:
+    """Store the large weights of a graph as int8; biases and small weights stay."""
     onnx = need("onnx", "onnx")
     graph = model.graph
     uses: dict[str, list[tuple[Any, int]]] = {}
@@ -110,9 +98,3 @@ def _scaled_axis(node: Any, i: int) -> int | None:
 
 def _size(model: Any) -> int:
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-
-
-def _save(model: Any, path: Path) -> None:
-    onnx = need("onnx", "onnx")
-    data = f"{path.name}.data"
-    onnx.save_model(model, path, save_as_external_data=_size(model) > SINGLE_FILE, location=data)

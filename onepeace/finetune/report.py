@@ -1,4 +1,4 @@
-"""The page that a fine-tuning ends with: what was learned from, what it gained, errors, curves, commands."""
+"""The page that a fine-tuning ends with: what was learned from, what it gained, errors, commands."""
 
 import base64
 import io
@@ -9,7 +9,6 @@ from html import escape
 from pathlib import Path
 
 from onepeace.data.sample import Sample
-from onepeace.errors import UserError
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.table import format_table
 from onepeace.finetune.average import Average
@@ -18,14 +17,11 @@ from onepeace.finetune.settings import head_names
 from onepeace.finetune.split import FILE, Parts
 from onepeace.hub.folder import read_config
 from onepeace.processors import ImageProcessor
-from onepeace.train.curves import draw, read_curves
 from onepeace.train.recipe import Recipe, to_yaml
 
 REPORT = "report.html"
-EXAMPLES = 8
-"""Pairs of each kind: those that moved most."""
 ERRORS = 16
-"""Most confident errors that are shown."""
+"""Errors that are shown."""
 CONFUSED = 20
 """Classes of the confusion matrix: those with the most errors."""
 THUMBNAIL = 160
@@ -37,7 +33,7 @@ tr:first-child { font-weight: bold } td.text { text-align: left }
 .matrix tr:first-child td + td { writing-mode: vertical-rl; padding: .6em .2em; text-align: left }
 .cards { display: flex; flex-wrap: wrap; gap: 1em } figure { margin: 0; width: 10.5em }
 figure img { max-width: 100%; border-radius: 4px } figure audio { width: 100% } figcaption { font-size: .85em }
-img.curves { max-width: 100% } pre { background: #f4f4f4; padding: .8em; overflow-x: auto }
+pre { background: #f4f4f4; padding: .8em; overflow-x: auto }
 """
 
 
@@ -110,11 +106,9 @@ def write_report(result: Result, source: Path, model: str, data: Path, parts: Pa
     for pair in parts.pairs("val"):
         samples = samples_of(data, pair)
         for before, after in zip(result.before, result.after, strict=True):
-            if after.pair == pair and parts.labels and after.set.endswith(HEAD):
-                content += _errors(samples, after)
-            elif after.pair == pair and not parts.labels and after.modality != "text":
-                content += _moved(samples, before, after)
-    content.append(_curves(result.folder))
+            asked_for = after.set.endswith(HEAD) if parts.labels else after.modality != "text"
+            if after.pair == pair and asked_for:
+                content += _errors(samples, before, after)
     if parts.left_out:
         content.append(f"<h2>{len(parts.left_out)} left out</h2><ul>")
         content += [f"<li>{escape(where)}: {escape(reason)}</li>" for where, reason in parts.left_out]
@@ -164,35 +158,18 @@ def _classes(before: Answers, after: Answers) -> list[str]:
     ]  # fmt: skip
 
 
-def _errors(samples: Sequence[Sample], found: Answers) -> list[str]:
-    """Cards of the errors that the model was most confident of."""
-    errors = confident_errors(found)
-    cards = [
-        _card(samples[i], found.modality, f"{found.labels[i]}, called {found.said[i]} ({found.confidence[i]:.0%})")
-        for i in errors[:ERRORS]
-    ]
-    head = f"<h2>{len(errors)} errors, the most confident first: {escape(found.set)}</h2>"
-    return [head, "<div class='cards'>", *cards, "</div>"]
-
-
-def _moved(samples: Sequence[Sample], before: Answers, after: Answers) -> list[str]:
-    """Cards of the items whose rank moved most, for better and for worse."""
-    first, second = before.ranks, after.ranks
-    order = sorted(range(len(samples)), key=lambda i: second[i] / first[i])
-    better = [i for i in order if second[i] < first[i]][:EXAMPLES]
-    worse = [i for i in reversed(order) if second[i] > first[i]][:EXAMPLES]
-    found = []
-    for title, chosen in (("Better", better), ("Worse", worse)):
-        found.append(f"<h2>{title}: {escape(after.set)}</h2>")
-        if not chosen:
-            found.append(f"<p>No item is {title.lower()} than before.</p>")
-            continue
-        found.append("<p>The place at which an item finds what belongs to it, before and after.</p><div class='cards'>")
-        for i in chosen:
-            words = (samples[i].captions or [samples[i].key])[0]
-            found.append(_card(samples[i], after.modality, f"{first[i]} → {second[i]}: {words}"))
-        found.append("</div>")
-    return found
+def _errors(samples: Sequence[Sample], before: Answers, after: Answers) -> list[str]:
+    """Cards of the errors that the model was most confident of; of pairs, those that find their own last."""
+    if after.labels:
+        errors, title = confident_errors(after), "errors, the most confident first"
+        words = {i: f"{after.labels[i]}, called {after.said[i]} ({after.confidence[i]:.0%})" for i in errors}
+    else:
+        errors = sorted((i for i, rank in enumerate(after.ranks) if rank > 1), key=lambda i: -after.ranks[i])
+        title = "do not find their own first, the last first"
+        own = {i: (samples[i].captions or [samples[i].key])[0] for i in errors}
+        words = {i: f"place {after.ranks[i]}, before {before.ranks[i]}: {own[i]}" for i in errors}
+    cards = [_card(samples[i], after.modality, words[i]) for i in errors[:ERRORS]]
+    return [f"<h2>{len(errors)} {title}: {escape(after.set)}</h2>", "<div class='cards'>", *cards, "</div>"]
 
 
 def _card(sample: Sample, modality: str, words: str) -> str:
@@ -200,16 +177,6 @@ def _card(sample: Sample, modality: str, words: str) -> str:
     return (
         f"<figure>{_media(modality, sample)}<figcaption>{escape(words)}<br><small>{name}</small></figcaption></figure>"
     )
-
-
-def _curves(out: Path) -> str:
-    """The losses as a picture; a line in its place without matplotlib."""
-    picture = out / "curves.png"
-    try:
-        draw({out.name: read_curves(out)}, picture)
-    except UserError as error:
-        return f"<p>No curves: {escape(str(error))}</p>"
-    return f'<h2>Curves</h2><img class="curves" alt="losses" src="{_data("image/png", picture.read_bytes())}">'
 
 
 def _media(modality: str, sample: Sample) -> str:

@@ -13,8 +13,8 @@ from onepeace.config.ofa import OFA_SIZES, OFAConfig
 from onepeace.errors import UserError, expect
 from onepeace.hub import one_peace
 from onepeace.hub.convert import ofa_infer, ofa_keys
-from onepeace.hub.convert.infer import infer_config, kind_of
-from onepeace.hub.convert.keys import FOREIGN, KEPT_AXES, to_ours
+from onepeace.hub.convert.infer import infer_config
+from onepeace.hub.convert.keys import KEPT_AXES, to_ours
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,14 +33,10 @@ class Conversion:
     "[n]" makes the tensor row n of one of ours."""
     infer_config: Callable[[Path, Mapping[str, Shape], Mapping[str, Any]], Config]
     """The configuration, from the shapes of our tensors and the trainer's cfg ({} if the file has none)."""
-    kind_of: Callable[[Any], str] = lambda model: "checkpoint"
-    """Words of a person for a model of this configuration, e.g. "fine-tuned classifier"."""
     credit: str = ""
     """Last line of MODEL_CARD.md: whose weights these are, and under which licence."""
     kept_axes: Mapping[str, int] = field(default_factory=dict)
     """Number of axes kept of tensors whose leading axes of size 1 are dropped, by our name."""
-    foreign: Mapping[str, str] = field(default_factory=dict)
-    """Parts of names that give another network away, and what that network is, for the error message."""
     has_average: bool = False
     """Whether the published scores need the moving average of the weights, of files that hold one (fairseq's EMA)."""
 
@@ -90,15 +86,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         one_peace.keep_modalities,
         one_peace.with_image_size,
         one_peace.resize,
-        Conversion(to_ours, infer_config, kind_of, one_peace.CREDIT, KEPT_AXES, FOREIGN),
+        Conversion(to_ours, infer_config, one_peace.CREDIT, KEPT_AXES),
     ),
     "ofa": Architecture(
         OFAConfig,
         _ofa,
         OFA_SIZES,
-        conversion=Conversion(
-            ofa_keys.to_ours, ofa_infer.infer_config, ofa_infer.kind_of, OFA_CREDIT, has_average=True
-        ),
+        conversion=Conversion(ofa_keys.to_ours, ofa_infer.infer_config, OFA_CREDIT, has_average=True),
         generates=True,
     ),
 }

@@ -1,4 +1,6 @@
-"""The checkpoints the authors of ONE-PEACE and OFA released: names, addresses and descriptions.
+"""Checkpoints that the authors of ONE-PEACE and OFA released: names, addresses and descriptions.
+
+Left out are networks for detection and segmentation, whose parts this library does not have, and archives.
 
 The authors publish neither sizes nor hashes; transfers are checked against the length the server states.
 """
@@ -11,12 +13,11 @@ _OFA_HOST = "https://ofa-beijing.oss-cn-beijing.aliyuncs.com/checkpoints"
 
 @dataclass(frozen=True)
 class Released:
-    """One released file. `unsupported` says why a file cannot be converted, if so."""
+    """One released file."""
 
     file: str
     modalities: tuple[str, ...]
     about: str
-    unsupported: str = ""
     generates: bool = False
     """Whether it is an OFA model, which onepeace.load_generator loads."""
 
@@ -31,7 +32,6 @@ class Released:
 _ALL = ("text", "image", "audio")
 _VL = ("text", "image")
 _AL = ("text", "audio")
-_WINDOWS = "its windowed network and heads are not part of this library"
 
 RELEASED = {
     "one-peace": Released("one-peace.pt", _ALL, "pretrained: text, image and audio in one space"),
@@ -49,12 +49,9 @@ RELEASED = {
     "one-peace-avqa": Released("finetune_aqa.pt", _AL, "audio question answering, AVQA"),
     "one-peace-vggsound": Released("finetune_vggsound.pt", ("audio",), "309 sound classes, VGGSound"),
     "one-peace-fsd50k": Released("finetune_fsd50k.pt", ("audio",), "200 sound classes, FSD50K"),
-    "one-peace-det-coco": Released("onepeace_det_coco.pth", ("image",), "object detection, COCO", _WINDOWS),
-    "one-peace-seg-ade20k": Released("onepeace_seg_cocostuff2ade20k.pth", ("image",), "segmentation, ADE20K", _WINDOWS),
     "one-peace-video-k400": Released("onepeace_video_k400.pth", ("video",), "video classes, Kinetics-400"),
 }  # fmt: skip
 
-_ARCHIVE = "its file is an archive of three networks: unpack it, and convert OFA's checkpoint with onepeace convert"
 # https://github.com/OFA-Sys/OFA/blob/main/checkpoints.md
 _OFA = {
     "ofa-tiny": ("ofa_tiny.pt", "pretrained, 33 M parameters"),
@@ -80,21 +77,13 @@ _OFA = {
     "ofa-large-imagenet": ("imagenet_1k_large_best.pt", "ImageNet-1k classes, written out"),
     "ofa-large-gigaword": ("gigaword_large_best.pt", "summaries, Gigaword"),
     "ofa-base-image-gen": ("image_gen_base_best.pt", "pictures of texts, as codes, COCO"),
-    "ofa-large-image-gen": ("image_gen_large_best.zip", "pictures of texts, as codes, COCO"),
 }
-RELEASED |= {
-    name: Released(file, _VL, about, _ARCHIVE if file.endswith(".zip") else "", generates=True)
-    for name, (file, about) in _OFA.items()
-}
-
-# What the original code and file names call them.
-ALIASES = {"one-peace-grounding": "one-peace-refcocog", "one-peace-aqa": "one-peace-avqa"}
+RELEASED |= {name: Released(file, _VL, about, generates=True) for name, (file, about) in _OFA.items()}
 
 
 def find(name: str) -> str | None:
     """The key of RELEASED that `name` means (any case, "_" for "-", or the name of the file), or None."""
     wanted = name.lower().replace("_", "-")
-    wanted = ALIASES.get(wanted, wanted)
     if wanted in RELEASED:
         return wanted
     files = {released.file.lower().replace("_", "-"): key for key, released in RELEASED.items()}

@@ -67,8 +67,6 @@ def _released(name: str, cache: Path) -> Path:
     folder = cache / name
     if folder.is_dir():
         return _complete(folder)
-    if released.unsupported:
-        raise UserError(f"{name} ({released.about}) cannot be used: {released.unsupported}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Of two processes that want the same model, the second waits and finds it.
     with FileLock(folder.with_name(f"{name}.lock")):

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import anyio.to_thread
-import numpy as np
 from anyio import CapacityLimiter
 from fastapi import FastAPI, Header
 from fastapi import Query as Parameter
@@ -30,7 +29,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from onepeace import __version__
-from onepeace.embed.assembly import CANCELLED
 from onepeace.errors import UsageError, UserError, one_line
 from onepeace.index import Hit, Index, Query
 from onepeace.progress import status
@@ -278,19 +276,11 @@ def _embeddings(service: Service, request: EmbeddingsRequest) -> Response:
     entries = listed(request.input)
     if not 1 <= len(entries) <= service.limits.inputs:
         raise Refused(413, f"input: {len(entries)} items; give 1 to {service.limits.inputs}")
-    decoder, decoded, weights = service.request(), [], []
+    decoder, decoded = service.request(), []
     for index, entry in enumerate(entries):
-        parts = parts_of(entry, f"input[{index}]")
-        for name, value in parts.given().items():
-            decoded.append({name: decoder.decode(name, value, f"input[{index}].{name}")})
-            weights.append((index, parts.weights.get(name, 1.0)))  # type: ignore[call-overload]
-    sums = np.zeros((len(entries), service.embed_dim))
-    for (index, weight), vector in zip(weights, service.encode(decoded), strict=True):
-        sums[index] += weight * vector
-    lengths = np.linalg.norm(sums, axis=1)
-    if not (lengths > CANCELLED).all():
-        raise Refused(422, f"input[{int(lengths.argmin())}]: its parts cancel out; choose other weights")
-    vectors = (sums / lengths[:, None]).astype("<f4")
+        parts = parts_of(entry, f"input[{index}]").items()
+        decoded.append({name: decoder.decode(name, value, f"input[{index}].{name}") for name, value in parts})
+    vectors = service.encode(decoded).astype("<f4")
     if request.encoding_format == "base64":
         written: list[Any] = [base64.b64encode(vector.tobytes()).decode("ascii") for vector in vectors]
     else:

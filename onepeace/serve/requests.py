@@ -27,7 +27,6 @@ class Parts(Fields):
     text: StrictStr | None = None
     image: StrictStr | None = Field(None, description="DATA")
     audio: StrictStr | None = Field(None, description="DATA")
-    weights: dict[Literal["text", "image", "audio", "like", "without"], Weight] = {}
 
     def given(self) -> dict[str, str]:
         found = {name: getattr(self, name) for name in ("text", "image", "audio")}
@@ -42,19 +41,17 @@ class ClassifyRequest(Parts):
     template: str | None = Field(None, max_length=200, description='sentence with {} for the label, "a photo of a {}"')
 
 
-class Filters(Fields):
+class SearchRequest(Parts):
+    """What is searched for; several parts are one query, their weighted sum. Nothing at all lists the newest files."""
+
+    like: Number | str | list[Number | str] = Field([], description="numbers or paths of files of the index")
+    without: StrictStr | list[StrictStr] = Field([], description="words to move away from")
+    weights: dict[Literal["text", "image", "audio", "like", "without"], Weight] = {}
     only: Kind | list[Kind] = []
     where: str | None = Field(None, max_length=1000, description="duration < 5 or width >= 1000 and 'dog' in caption")
     after: str | None = Field(None, max_length=100, description="2024, 2024-05 or 2024-05-01")
     before: str | None = Field(None, max_length=100)
     path: str | None = Field(None, max_length=1000, description="holidays/**/*.jpg")
-
-
-class SearchRequest(Parts, Filters):
-    """What is searched for; several parts are one query, their weighted sum. Nothing at all lists the newest files."""
-
-    like: Number | str | list[Number | str] = Field([], description="numbers or paths of files of the index")
-    without: StrictStr | list[StrictStr] = Field([], description="words to move away from")
     top: int = Field(10, ge=1)
     offset: int = Field(0, ge=0)
     sort: Literal["match", "date", "path"] = "match"
@@ -74,7 +71,7 @@ class EmbeddingsRequest(BaseModel):
     """What OpenAI's clients send; fields that are not named here are passed over."""
 
     input: Any = Field(
-        description="A text, or a list of texts, objects with text, image and audio (and weights), and parts of "
+        description="A text, or a list of texts, objects with text, image and audio, and parts of "
         'messages: {"type": "image_url", "image_url": {"url": "data:..."}}, {"type": "input_audio", "input_audio": '
         '{"data": ...}}, {"type": "text", "text": ...}'
     )
@@ -83,8 +80,8 @@ class EmbeddingsRequest(BaseModel):
     dimensions: int | None = Field(None, description="Only the model's own.")
 
 
-def parts_of(entry: Any, name: str) -> Parts:
-    """One item of /v1/embeddings."""
+def parts_of(entry: Any, name: str) -> dict[str, str]:
+    """Content of one item of /v1/embeddings by modality."""
     if isinstance(entry, str):
         entry = {"text": entry}
     elif isinstance(entry, Mapping) and "type" in entry:  # a part of a message, as OpenAI's chat takes it
@@ -92,13 +89,12 @@ def parts_of(entry: Any, name: str) -> Parts:
         value = entry.get(str(entry["type"]))
         entry = {modality: value.get(key) if isinstance(value, Mapping) else value}
     try:
-        parts = Parts.model_validate(entry)
+        given = Parts.model_validate(entry).given()
     except ValidationError as error:
         raise Refused(422, f"{name}: {first_error(error.errors(), 0)}") from error
-    given = parts.given()
-    if not given or parts.weights.keys() - given.keys():
-        raise Refused(422, f"{name}: must be a text, or an object with text, image, audio (and weights of these)")
-    return parts
+    if not given:
+        raise Refused(422, f"{name}: must be a text, or an object with text, image, audio")
+    return given
 
 
 def listed(value: Any) -> list[Any]:

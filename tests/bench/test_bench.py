@@ -10,7 +10,7 @@ from torch import nn
 from onepeace.bench import encode
 from onepeace.bench.__main__ import main
 from onepeace.bench.comparison import MIN_ROUNDS, take_turns
-from onepeace.bench.encode import bench_encode, random_config
+from onepeace.bench.encode import base_config, bench_encode
 from onepeace.bench.train import Steps
 from onepeace.cost.items import picture_size
 from onepeace.cost.measure import Live
@@ -24,8 +24,8 @@ SHRUNKEN = [
 ]
 
 
-def measured(size, modalities=None, dtype=torch.float32, batch=1, baseline=False):
-    return list(bench_encode([str(size)], modalities, [dtype], CPU, 0, batch, baseline))
+def measured(size, dtype=torch.float32, batch=1):
+    return list(bench_encode([str(size)], [dtype], CPU, 0, batch))
 
 
 def test_candidates_take_turns_and_all_have_as_many():
@@ -39,10 +39,8 @@ def test_candidates_take_turns_and_all_have_as_many():
 
 def test_bench_encode_end_to_end(tmp_path, capsys, random_folder):
     out = tmp_path / "report.json"
-    torch.set_num_threads(2)
     options = ["--seconds", "0", "--threads", "1", "--batch", "3", "--dtypes", "bfloat16", "--json", str(out)]
     assert main(["encode", "--size", str(random_folder), *options]) == 0
-    assert torch.get_num_threads() == 2
     report = json.loads(out.read_text())
     assert report["machine"]["threads"] == 1
     rows = report["rows"]
@@ -61,7 +59,7 @@ def test_bench_encode_end_to_end(tmp_path, capsys, random_folder):
 
 
 def test_batch_fills_the_tokens_it_may(random_folder):
-    (row,) = measured(random_folder, ["text"], batch=None)
+    row = measured(random_folder, batch=None)[0]
     assert row["batch"] == 64
     assert row["batch"] * row["tokens"] <= encode.BATCH_TOKENS < 2 * row["batch"] * row["tokens"]
 
@@ -89,7 +87,7 @@ def base(random_folder, monkeypatch):
 
 
 def test_baseline_runs_beside_the_pictures_of_the_base_size(base):
-    rows = {row["modality"]: row for row in measured("base", dtype=torch.bfloat16, batch=2, baseline=True)}
+    rows = {row["modality"]: row for row in measured("base", dtype=torch.bfloat16, batch=2)}
     assert rows["text"]["baseline"] is None
     assert rows["audio"]["baseline"] is None
     found = rows["image"]["baseline"]
@@ -102,11 +100,11 @@ def test_baseline_runs_beside_the_pictures_of_the_base_size(base):
 def test_baseline_that_gives_no_numbers_is_not_compared(base):
     torch.nn.init.constant_(base.proj.bias, torch.nan)
     with pytest.raises(RuntimeError, match="vectors of shape"):
-        measured("base", ["image"], baseline=True)
+        measured("base")
 
 
 def test_base_size_takes_the_pictures_of_the_baseline():
-    config = random_config("base")
+    config = base_config()
     assert picture_size(config) == encode.BASELINE_SIZE
     assert (config.model.dim, config.model.depth, config.model.num_heads) == (768, 12, 12)  # those of ViT-B
     assert config.model.adapters["image"]["grid"] ** 2 == 14**2

@@ -254,7 +254,7 @@ def test_description_needs_no_tensor(folder, tmp_path, monkeypatch):
     torch.save(wrapper(released(), cfg()), tmp_path / "one-peace.pt")
     monkeypatch.setattr(StoredTensor, "read", lambda self: pytest.fail("a tensor was read"))
     found = weights.describe(tmp_path / "one-peace.pt")
-    assert found.layout == "encoder with projections, original layout"
+    assert found.layout == "original layout"
     assert found.tensors["adapters.text.token_embed.weight"][:2] == ((160, 32), torch.float32)
     assert list(found.config.model.adapters) == ["text", "image", "audio"]
     assert len(read_checkpoint(tmp_path / "one-peace.pt")["model"]) > len(found.tensors)

@@ -81,13 +81,13 @@ def test_vectors_of_texts_pictures_and_sounds_are_those_of_the_model(client, mod
         {"image": encoded(picture)},
         {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{encoded(picture)}"}},
         {"type": "input_audio", "input_audio": {"data": encoded(sound), "format": "ogg"}},
-        {"text": "in the snow", "audio": encoded(sound), "weights": {"text": -0.5}},
+        {"text": "in the snow", "audio": encoded(sound)},
     ]
     answer = client.post("/v1/embeddings", json={"input": inputs, "model": "any", "user": "somebody"}).json()
     vectors = np.array([entry["embedding"] for entry in answer["data"]], np.float32)
     assert [entry["index"] for entry in answer["data"]] == [0, 1, 2, 3, 4]
     assert_same(vectors[:4], model.encode(["a dog", picture, picture, sound], output="numpy"))
-    mix = model.encode([{"text": "in the snow", "audio": sound}], weights={"text": -0.5}, output="numpy")
+    mix = model.encode([{"text": "in the snow", "audio": sound}], output="numpy")
     assert_same(vectors[4:], mix)
     written = client.post("/v1/embeddings", json={"input": inputs[:2], "encoding_format": "base64"}).json()
     buffers = [base64.b64decode(entry["embedding"]) for entry in written["data"]]
@@ -122,10 +122,7 @@ ADDRESS = "http://127.0.0.1:1/dog.jpg"
         ({"input": {"video": "AAAA"}}, 422, "input[0]"),
         ({"input": {"text": 5}}, 422, "input[0]: text"),
         ({"input": {"type": "image_url"}}, 422, "input[0]"),
-        ({"input": {"text": "a", "weights": {"image": 1}}}, 422, "weights"),
-        ({"input": {"text": "a", "weights": {"text": 0}}}, 422, "input[0]"),
-        ({"input": {"text": "a", "weights": {"text": 10**400}}}, 422, "weights.text"),
-        ({"input": {"text": "a", "weights": {"text": -(2**1023)}}}, 422, "weights.text"),
+        ({"input": {"text": "a", "weights": {"text": 1}}}, 422, "weights"),
         ({"input": "a", "dimensions": 3}, 422, "dimensions"),
         ({"input": "a", "encoding_format": "int8"}, 422, "encoding_format"),
         ({}, 422, "input"),

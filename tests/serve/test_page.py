@@ -81,7 +81,6 @@ def test_picture_sound_and_words_are_one_query(page, collection):
     assert page.names()[0] == "cat.jpg"
     assert page.one(".part img").get_attribute("src").startswith("blob:")
     page.search("a dog")
-    assert page.one("#balance").is_displayed()
     page.give(collection / "rain.ogg", "sound")
     assert len(page.all(".part")) == 1
     page.answer_to(page.one("#clear").click)
@@ -212,13 +211,13 @@ def test_everything_is_reached_by_keys(wide):
     wide.script("document.activeElement.blur()")
     keys(wide, "/")
     assert wide.script("return document.activeElement.id") == "words"
-    keys(wide, Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
-    assert wide.script("return document.activeElement === document.querySelectorAll('.tile')[1]")
+    keys(wide, Keys.ARROW_DOWN)
+    assert wide.script("return document.activeElement === document.querySelector('.tile')")
     keys(wide, Keys.TAB)
     assert wide.script("return document.activeElement.className") == "sign"
     ActionChains(wide.driver).key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(Keys.SHIFT).perform()
     keys(wide, Keys.ENTER)
-    assert opened(wide) == wide.names()[1]
+    assert opened(wide) == wide.names()[0]
     keys(wide, Keys.ESCAPE)
     wide.wait(lambda: not wide.all("#viewer[open]"))
 

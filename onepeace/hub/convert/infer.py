@@ -1,7 +1,7 @@
 """Infers the configuration of an original ONE-PEACE checkpoint from its tensors.
 
-Sizes come from the shapes. The file's own cfg, if it has one, must agree with them, and adds what shapes do not tell:
-strides, limits, the modality that a classifier reads.
+Sizes come from the shapes. The file's own cfg, if it has one, adds what shapes do not tell: limits, the modality that a
+classifier reads.
 """
 
 import math
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onepeace.config import Config, ModelConfig, build
+from onepeace.config import Config, build
 from onepeace.errors import UserError
 from onepeace.hub.convert.keys import MODALITIES, to_original
 
-RELEASED_STRIDES = {10: 5, 3: 2, 2: 2}
+STRIDES = {10: 5, 3: 2, 2: 2}
+"""Strides of the released convolutions of sounds by their kernels."""
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 CLIP_LENGTH = 128
@@ -24,19 +25,10 @@ Cfg = Mapping[str, Any]
 Options = dict[str, Any]
 
 
-def kind_of(model: ModelConfig) -> str:
-    """Words of a person for a checkpoint of this configuration."""
-    if model.decoder:
-        return "pretraining checkpoint with decoder"
-    if model.heads:
-        return "fine-tuned classifier"
-    return "encoder with projections" if model.projections else "encoder"
-
-
 def infer_config(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: Cfg) -> Config:
     """The configuration of a model whose tensors have these shapes, by our names.
 
-    `cfg` is the original trainer's, {} if unknown. UserError when a tensor is missing or the two contradict each other.
+    `cfg` is the original trainer's, {} if unknown. UserError when a tensor is missing.
     """
     return _OnePeaceShapes(path, shapes, to_original).config(cfg)
 
@@ -80,7 +72,7 @@ class _OnePeaceShapes(Shapes):
         tables = {key: self.count(f"adapters.{key}.bias_tables.{{}}") for key in keys}
         if len(set(tables.values())) > 1 or 0 in tables.values():
             raise UserError(f"{self.path}: modalities differ in their number of bias tables ({tables})")
-        adapters = {key: getattr(self, key)(section(model, "encoder")) for key in keys}
+        adapters = {key: getattr(self, key)() for key in keys}
         settings: Options = {
             "dim": dim,
             "embed_dim": self.of(f"heads.{projections[0]}.weight")[0] if projections else dim,
@@ -98,18 +90,9 @@ class _OnePeaceShapes(Shapes):
             "decoder": self.decoder(section(model, "decoder"), dim, keys),
             "heads": self.heads(model, dim, keys),
         }
-        self.agree(section(model, "encoder"), settings)
         return build(Config, {"model": settings, "processors": self.processors(task, adapters)}, str(self.path))
 
-    def agree(self, encoder: Cfg, settings: Mapping[str, Any]) -> None:
-        """UserError when the file's cfg contradicts its tensors: one of the two belongs to another model."""
-        names = {"embed_dim": "dim", "ffn_embed_dim": "ffn_dim", "layers": "depth", "attention_heads": "num_heads"}
-        for theirs, ours in names.items():
-            said, found = encoder.get(theirs), settings[ours]
-            if said not in (None, found):
-                raise UserError(f"{self.path}: its cfg says {theirs} {said}, its tensors are of a model with {found}")
-
-    def text(self, encoder: Cfg) -> Options:
+    def text(self) -> Options:
         options = {
             "vocab_size": self.of("adapters.text.token_embed.weight")[0],
             "num_positions": self.of("adapters.text.pos_embed.weight")[0],
@@ -117,10 +100,10 @@ class _OnePeaceShapes(Shapes):
         }
         return options | self.types("text")
 
-    def image(self, encoder: Cfg) -> Options:
+    def image(self) -> Options:
         return self.patches("image") | self.types("image")
 
-    def video(self, encoder: Cfg) -> Options:
+    def video(self) -> Options:
         return self.patches("video") | {"frames": self.of("adapters.video.time_embed")[1]}
 
     def patches(self, key: str) -> Options:
@@ -131,22 +114,15 @@ class _OnePeaceShapes(Shapes):
             "bias_grid": (self.side(self.of(f"adapters.{key}.bias_tables.0")[0] - 3, f"the {key} bias table") + 1) // 2,
         }
 
-    def audio(self, encoder: Cfg) -> Options:
-        kernels = [
-            self.of(f"adapters.audio.stem.convs.{i}.weight")
-            for i in range(self.count("adapters.audio.stem.convs.{}.weight"))
-        ]
-        sizes = [(shape[0], shape[2]) for shape in kernels]
-        convs = _convs(section(encoder, "audio_adapter").get("feature_encoder_spec"))
-        if [conv[:2] for conv in convs] != sizes:
-            # No cfg, or one of another model: the released kernels tell their strides.
-            if not all(kernel in RELEASED_STRIDES for _, kernel in sizes):
-                raise UserError(f"{self.path}: strides of the audio convolutions {sizes} are not known without its cfg")
-            convs = [(channels, kernel, RELEASED_STRIDES[kernel]) for channels, kernel in sizes]
+    def audio(self) -> Options:
+        count = self.count("adapters.audio.stem.convs.{}.weight")
+        sizes = [self.of(f"adapters.audio.stem.convs.{i}.weight")[::2] for i in range(count)]
+        if not all(kernel in STRIDES for _, kernel in sizes):
+            raise UserError(f"{self.path}: strides of the audio convolutions {sizes} are not known")
         conv = self.of("adapters.audio.pos_conv.0.weight")
         options = {
             "stem": "wave",
-            "convs": [list(conv) for conv in convs],
+            "convs": [[channels, kernel, STRIDES[kernel]] for channels, kernel in sizes],
             "pos_depth": self.count("adapters.audio.pos_conv.{}.weight"),
             "pos_kernel": conv[2],
             "pos_groups": conv[0] // conv[1],
@@ -225,12 +201,3 @@ def section(cfg: Cfg, key: str) -> Cfg:
     """A mapping of a trainer's cfg; {} if it has none of that name."""
     value = cfg.get(key)
     return value if isinstance(value, dict) else {}
-
-
-def _convs(spec: Any) -> list[tuple[int, int, int]]:
-    """fairseq's "[(512, 10, 5)] + [(512, 3, 2)] * 4", which the original hands to eval."""
-    convs: list[tuple[int, int, int]] = []
-    for group, times in re.findall(r"\[([^\]]*)\]\s*(?:\*\s*(\d{1,2}))?", spec if isinstance(spec, str) else ""):
-        triples = re.findall(r"\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\)", group)
-        convs += [(int(channels), int(kernel), int(stride)) for channels, kernel, stride in triples] * int(times or 1)
-    return convs

@@ -96,13 +96,6 @@ DROPPED = re.compile(
 # Original shapes (1, 1, H, D) of which only the last axes are kept.
 KEPT_AXES = {"heads.classifier.pool.q": 2}
 
-# Marks in names of networks whose backbone is entangled with parts this library does not have.
-FOREIGN = {
-    "decode_head": "a segmentation network",
-    "backbone.net": "a detection network",
-    "roi_heads": "a detection network",
-}
-
 # Names of older files, of the vision branch (which has no "encoder_wrapper") and of the video network made of it (in
 # "backbone"), in the words of the table above.
 ALIASES = [

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from onepeace.config import Config, build
-from onepeace.config.ofa import OFA_SIZES, OFAConfig
+from onepeace.config.ofa import OFAConfig
 from onepeace.errors import UserError
 from onepeace.hub.convert.infer import Shapes, section
 from onepeace.hub.convert.ofa_keys import to_original
@@ -25,13 +25,6 @@ SWITCHES = {
     "encoder_normalize_before": True,
     "decoder_normalize_before": True,
 }
-
-
-def kind_of(model: OFAConfig) -> str:
-    """Words of a person for a checkpoint of this configuration."""
-    sizes = {name: OFAConfig(**options) for name, options in OFA_SIZES.items()}
-    near = [name for name, size in sizes.items() if (size.dim, size.encoder_depth) == (model.dim, model.encoder_depth)]
-    return f"OFA-{near[0]}" if near else "OFA of a size of its own"
 
 
 def infer_config(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: Mapping[str, Any]) -> Config:

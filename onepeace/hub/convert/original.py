@@ -37,7 +37,7 @@ def describe_original(path: Path) -> Description:
     placed = place(path, found.average if averaged else found.tensors, conversion)
     config = conversion.infer_config(path, {name: tensor.shape for name, tensor in placed.items()}, found.cfg or {})
     more = ", moving average of the weights" if averaged else ""
-    return Description(path, f"{conversion.kind_of(config.model)}, {layout}{more}", config, placed)
+    return Description(path, f"{layout}{more}", config, placed)
 
 
 def read_original(path: Path) -> Original:
@@ -93,10 +93,8 @@ def place(path: Path, tensors: Mapping[str, StoredTensor], conversion: Conversio
         name, index = (row[1], int(row[2])) if row else (ours, -1)
         sources.setdefault(name, {})[index] = tensor
     if left:
-        kind = next((text for mark, text in conversion.foreign.items() if any(mark in name for name in left)), None)
-        what = f"; this is {kind}, which is not supported" if kind else ""
         names = f"{', '.join(left[:4])}{', ...' if len(left) > 4 else ''}"
-        raise UserError(f"{path}: {len(left)} of {len(tensors)} tensors have no place here ({names}){what}")
+        raise UserError(f"{path}: {len(left)} of {len(tensors)} tensors have no place here ({names})")
     return {name: _assembled(rows, conversion.kept_axes.get(name)) for name, rows in sources.items()}
 
 

@@ -7,23 +7,20 @@ import { offerQuestions, show } from "./viewer.js";
 const TOP = 40, PAUSE = 180;  // files of a request; milliseconds without a key before words are searched
 const byId = (id) => document.getElementById(id);
 const words = byId("words"), cards = byId("cards"), heading = byId("heading"), map = byId("map"), plane = byId("plane");
-const fields = [...document.querySelectorAll(".popover [name]")], balance = byId("balance");
+const fields = [...document.querySelectorAll(".popover [name]")];
 const state = { parts: [], only: new Set() };  // a part: { kind, name, data, url } or { kind: "like", id, name, url }
 let files = [], compared = 0, more = false, running = null, timer = 0, counts = {};
 
 function query() {
-  const body = { collapse: !field("copies").checked };
+  const body = {};
   if (words.value.trim()) body.text = words.value.trim();
   for (const given of state.parts) body[given.kind] = given.data ?? given.id;
-  const file = state.parts[0]?.kind;
-  if (body.text && file) body.weights = { text: 2 - 2 * weight(), [file]: 2 * weight() };
-  for (const { name, value } of fields.filter(({ type, value }) => type !== "checkbox" && value)) body[name] = value;
+  for (const { name, value } of fields.filter(({ value }) => value)) body[name] = value;
   if (state.only.size) body.only = [...state.only];
   return body;
 }
 
 const field = (name) => fields.find((each) => each.name === name);
-const weight = () => Number(balance.querySelector("input").value);
 const isAsked = () => words.value.trim() || state.parts.length || field("without").value;
 
 // Look again, from the start, or for the next files; what an older question would still find is dropped.
@@ -68,7 +65,7 @@ function say(text, wrong = false) {
 const fail = (error) => say(error.message, true);
 
 function nothing() {
-  const filtered = state.only.size || fields.some(({ type, value, checked }) => (type === "checkbox" ? checked : value && value !== "match"));
+  const filtered = state.only.size || fields.some(({ value }) => value && value !== "match");
   if (!filtered) return [Object.keys(counts).length ? "Nothing found." : "There are no files in this index yet."];
   const all = element("button", { type: "button", className: "chip" }, "Take the filters away");
   all.onclick = () => { reset(); look(); };
@@ -77,7 +74,7 @@ function nothing() {
 
 function reset() {
   state.only.clear();
-  for (const each of fields) each.type === "checkbox" ? (each.checked = false) : (each.value = each.name === "sort" ? "match" : "");
+  for (const each of fields) each.value = each.name === "sort" ? "match" : "";
   drawQuery();
 }
 
@@ -92,7 +89,7 @@ function changed(push = false) {
   if (words.value.trim()) asked.set("q", words.value.trim());
   for (const { kind, id } of state.parts) if (kind === "like") asked.set("like", id);
   if (state.only.size) asked.set("only", [...state.only].join());
-  for (const { name, value, type } of fields) if (value && type !== "checkbox" && value !== "match") asked.set(name, value);
+  for (const { name, value } of fields) if (value && value !== "match") asked.set(name, value);
   const address = asked.size ? `#${asked}` : location.pathname;
   history[push === true ? "pushState" : "replaceState"](null, "", address);
   seen = location.hash;
@@ -104,7 +101,7 @@ function fromAddress() {
   const asked = new URLSearchParams(location.hash.slice(1)), like = Number(asked.get("like"));
   words.value = asked.get("q") ?? "";
   state.only = new Set(asked.get("only")?.split(","));
-  for (const each of fields) if (each.type !== "checkbox") each.value = asked.get(each.name) ?? (each.name === "sort" ? "match" : "");
+  for (const each of fields) each.value = asked.get(each.name) ?? (each.name === "sort" ? "match" : "");
   state.parts = [];
   drawQuery();
   if (!like) return look();
@@ -113,24 +110,16 @@ function fromAddress() {
 
 function drawQuery() {
   byId("clear").hidden = !isAsked();
-  balance.hidden = !(words.value.trim() && state.parts.length);
   byId("parts").replaceChildren(...state.parts.map((given) => {
     const away = element("button", { type: "button", title: "Search no longer for it", aria: { label: `Search no longer for ${given.name}` } }, icon("close"));
     away.onclick = () => { state.parts = []; changed(true); words.focus(); };
     const picture = given.kind === "audio" || !given.url ? icon("sound") : element("img", { src: given.url, alt: "" });
-    const seen = element("button", { type: "button", className: "seen", title: given.name, aria: { label: `Show ${given.name}` } }, picture);
-    seen.onclick = () => openPart(given);
-    return element("span", { className: "part" }, seen, away);
+    return element("span", { className: "part" }, element("span", { className: "seen", title: given.name }, picture), away);
   }));
   for (const chip of byId("kinds").children) chip.setAttribute("aria-pressed", state.only.has(chip.dataset.kind));
   const set = (id, names) => byId(id).classList.toggle("set", names.some((name) => field(name).value && field(name).value !== "match"));
   set("date", ["after", "before"]);
   set("more", ["path", "without", "where", "sort"]);
-}
-
-async function openPart({ id, name, kind, url, data }) {
-  const given = { path: name, kind, file: url, thumbnail: kind === "image" ? url : null, query: { [kind]: data } };
-  show(id ? await about(id) : given, { step: () => null, like });
 }
 
 // The file that comes before (-1) or after (1) another one in the list, if that is in it.
@@ -182,7 +171,6 @@ byId("search").onsubmit = (event) => {
   if (matchMedia("(pointer: coarse)").matches) words.blur();
 };
 words.oninput = () => { drawQuery(); soon(); };
-balance.oninput = soon;
 byId("clear").onclick = () => {
   words.value = field("without").value = "";
   state.parts = [];
@@ -201,16 +189,8 @@ document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input, select");
   if (event.key === "Escape") for (const popover of document.querySelectorAll(".popover[open]")) popover.open = false;
   if (event.key === "/" && !typing && !document.querySelector("dialog[open]")) { event.preventDefault(); words.focus(); }
-  const tile = event.target.closest?.(".tile");
-  if (tile && event.key.startsWith("Arrow")) { event.preventDefault(); move(tile, event.key); }
   if (event.target === words && event.key === "ArrowDown") { event.preventDefault(); cards.querySelector(".tile")?.focus(); }
 });
-function move(tile, key) {
-  const tiles = [...cards.querySelectorAll(".tile")], at = tiles.indexOf(tile);
-  const columns = getComputedStyle(cards).gridTemplateColumns.split(" ").length;
-  const to = at + { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[key];
-  to < 0 ? words.focus() : tiles[to]?.focus();
-}
 let seen = location.hash;
 addEventListener("popstate", () => {  // also when a file is closed, which changes nothing
   if (location.hash !== seen) fromAddress();

@@ -1,6 +1,6 @@
 // Requests, and pictures and sounds that a visitor gives: as files, pasted, dropped, taken or recorded.
 
-const LARGEST = 1e6, SIDE = 1024, RATE = 16000, SECONDS = 30;
+const LARGEST = 1e6, RATE = 16000, SECONDS = 30;
 
 // The answer of the server; an Error with its one line if it refuses.
 export async function ask(path, body, signal) {
@@ -23,19 +23,11 @@ const encoded = (blob) => new Promise((resolve, reject) => {
   reader.readAsDataURL(blob);
 });
 
-// A file as a part of the query: { kind, name, data (base64), url }. Large ones are made smaller where the browser can.
+// A file as a part of the query: { kind, name, data (base64), url }. Of a large sound the beginning, where the browser can.
 export async function part(file) {
   const kind = file.type.startsWith("audio/") || /\.(wav|mp3|ogg|opus|flac|m4a|aac|aiff?)$/i.test(file.name ?? "") ? "audio" : "image";
-  const smaller = file.size > LARGEST ? await (kind === "audio" ? toWav(file) : toJpeg(file)).catch(() => file) : file;
+  const smaller = kind === "audio" && file.size > LARGEST ? await toWav(file).catch(() => file) : file;
   return { kind, name: file.name ?? (kind === "audio" ? "recording" : "picture"), data: await encoded(smaller), url: URL.createObjectURL(smaller) };
-}
-
-async function toJpeg(file) {
-  const image = await createImageBitmap(file);
-  const share = Math.min(1, SIDE / Math.max(image.width, image.height));
-  const canvas = new OffscreenCanvas(image.width * share, image.height * share);
-  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-  return canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 });
 }
 
 // The first seconds of anything that the browser can play, as mono PCM, which every server reads.
@@ -118,16 +110,9 @@ export function listen(take, fail) {
     const file = event.clipboardData.files[0];
     if (file) { event.preventDefault(); take(file); }
   });
-  const drop = byId("drop");
-  addEventListener("dragover", (event) => {
-    if (![...event.dataTransfer.types].includes("Files")) return;
-    event.preventDefault();
-    drop.hidden = false;
-  });
-  addEventListener("dragleave", (event) => { drop.hidden = !event.relatedTarget ? true : drop.hidden; });
+  addEventListener("dragover", (event) => event.preventDefault());
   addEventListener("drop", (event) => {
     event.preventDefault();
-    drop.hidden = true;
     if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
   });
 }

@@ -15,7 +15,6 @@ export function show(file, moves) {
   const ranked = file.match !== null || file.score;
   one(".match").replaceChildren(...(ranked ? [...matchLine(file), element("small", {}, sureness(file).note)] : []));
   one("dl").replaceChildren(...facts(file).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
-  one(".original").hidden = one(".like").hidden = !file.id;
   one(".original").href = file.file;
   one(".previous").hidden = !moves.step(file, -1);
   one(".next").hidden = !moves.step(file, 1);
@@ -45,8 +44,8 @@ function large(file) {
     fetch(file.file).then((answer) => (answer.ok ? answer.text() : file.caption ?? "")).then((text) => { words.textContent = text; });
     return words;
   }
-  const image = element("img", { src: file.id ? `${file.thumbnail}&large=true` : file.file, alt: file.caption ?? nameOf(file) });
-  if (file.id) image.style.backgroundImage = `url("${file.thumbnail}")`;  // the small one until the large one is there
+  const image = element("img", { src: `${file.thumbnail}&large=true`, alt: file.caption ?? nameOf(file) });
+  image.style.backgroundImage = `url("${file.thumbnail}")`;  // the small one until the large one is there
   image.onload = () => { image.style.backgroundImage = ""; };
   return image;
 }
@@ -58,7 +57,7 @@ function facts(file) {
     ["Moment", file.start != null ? `${clock(file.start)} to ${clock(file.end ?? file.start)}` : ""],
     ["Caption", file.kind === "text" ? "" : file.caption], ["Date", dateOf(file)], ["Length", file.duration ? clock(file.duration) : ""],
     ["Pixels", file.width ? `${file.width} × ${file.height}` : ""], ["Size", size],
-    ["Place", file.id ? file.path.slice(0, -nameOf(file).length).replace(/[\ud800-\udfff]/g, "\ufffd") : ""],
+    ["Place", file.path.slice(0, -nameOf(file).length).replace(/[\ud800-\udfff]/g, "\ufffd")],
     ["Nearly the same", file.copies?.join(", ")], ...Object.entries(file.metadata ?? {}).map(([name, value]) => [name, String(value)]),
   ];
   return found.filter(([, value]) => value);
@@ -91,15 +90,12 @@ dialog.addEventListener("close", () => {
 });
 addEventListener("popstate", () => { if (dialog.open && !history.state?.viewer) dialog.close(); });
 
-const subject = () => (shown.id ? { like: shown.id } : shown.query);
 const labels = one(".labels input");
-labels.value = localStorage.labels ?? "";
 async function classify() {
   const [file, list] = [shown, one(".labels ul")];
   const names = labels.value.split(",").map((name) => name.trim()).filter(Boolean);
-  localStorage.labels = labels.value;
   if (!names.length) return list.replaceChildren();
-  const answer = await ask("classify", { ...subject(), labels: names }).catch((error) => ({ error }));
+  const answer = await ask("classify", { like: file.id, labels: names }).catch((error) => ({ error }));
   if (file !== shown) return;
   const rows = answer.error ? [element("li", {}, answer.error.message)] : answer.labels.slice(0, 8).map(({ label, probability }) => {
     const bar = element("span", { className: "bar", aria: { hidden: "true" } }, element("i"));
