@@ -1,8 +1,13 @@
-"""The hits of a search as one HTML file: pictures and sounds are in it, large sounds and videos are linked."""
+"""The hits of a search as one HTML file that needs nothing else and no network: pictures and sounds are in it, large
+sounds and videos are linked. Everything that comes from a file or a user is escaped, and no script may run.
+"""
 
+import base64
 import mimetypes
+import os
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_text_atomic
@@ -10,13 +15,49 @@ from onepeace.files.source import read_bytes, scheme, suffix
 from onepeace.index import Hit, Query, Results
 from onepeace.index.content import content
 from onepeace.index.sources import name_and_place
-from onepeace.serve import document, media
+from onepeace.serve import media
 from onepeace.serve.media import VIDEO_TYPES, readable
 
+STYLE = Path(__file__).parent / "page" / "app.css"
+EMBEDDED, EMBEDDED_TOTAL = 4 << 20, 24 << 20
+"""Bytes of one sound or video, and of all together, that are put into a file; the others are linked."""
+HTML = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; media-src data: 'self' file:; \
+style-src 'unsafe-inline'; script-src 'none'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body class="document">
+{body}
+</body>
+</html>
+"""
 EXCERPT = 280
 """Characters shown of a text."""
 MATCH = "share of unrelated queries that score lower here"
 COSINE = "cosine similarity"
+
+
+class Embedding:
+    """Sounds and videos as data: URIs, or links to them from the file where it would become too large.
+
+    Args:
+        folder: where the file lies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.left = folder, EMBEDDED_TOTAL
+
+    def address(self, value: Path | bytes, kind: str) -> str:
+        size = len(value) if isinstance(value, bytes) else value.stat().st_size
+        if isinstance(value, Path) and size > min(EMBEDDED, self.left):
+            return escape(_link_to(value, self.folder), quote=True)
+        self.left -= size
+        return _data_uri(kind, value if isinstance(value, bytes) else read_bytes(value))
 
 
 def write_gallery(results: Results, query: Query, file: Path) -> None:
@@ -25,13 +66,15 @@ def write_gallery(results: Results, query: Query, file: Path) -> None:
     Raises:
         UserError: the disk is full or not writable.
     """
-    embedding = document.Embedding(file.parent)
+    embedding = Embedding(file.parent)
     said = ", ".join(_words(query))
     heading = results.heading or f"{len(results)} of {results.compared} files"
     cards = "\n".join(_card(hit, embedding) for hit in results)
     said_of = f'<h1>{escape(said)}</h1>\n<p class="heading">{escape(heading)}</p>'
     body = f'<main>\n{said_of}\n<ol class="cards">{cards}</ol>\n</main>'
-    write_text_atomic(file, document.render(f"{said} - onepeace search", body))
+    title, style = f"{readable(said)} - onepeace search", STYLE.read_text(encoding="utf-8")
+    html = HTML.format(title=escape(title), style=style, body=body)
+    write_text_atomic(file, html.encode("utf-8", "replace").decode())  # a path may hold bytes that are no text
 
 
 def _words(query: Query) -> list[str]:
@@ -47,10 +90,10 @@ def _words(query: Query) -> list[str]:
     return found
 
 
-def _card(hit: Hit, embedding: document.Embedding) -> str:
+def _card(hit: Hit, embedding: Embedding) -> str:
     item = hit.item
     name, place = map(readable, name_and_place(item.path))
-    link = item.path if scheme(item.path) else document.link_to(Path(item.path), embedding.folder)
+    link = item.path if scheme(item.path) else _link_to(Path(item.path), embedding.folder)
     share, scale = (hit.score, COSINE) if hit.match is None else (hit.match, MATCH)
     at = "" if hit.start is None else f" at {hit.start:.0f} s"
     copies = f" and {len(hit.copies)} nearly the same" if hit.copies else ""
@@ -62,7 +105,7 @@ def _card(hit: Hit, embedding: document.Embedding) -> str:
 <p class="place">{escape(place)}{copies}</p></div></li>"""
 
 
-def _media(hit: Hit, name: str, embedding: document.Embedding) -> str:
+def _media(hit: Hit, name: str, embedding: Embedding) -> str:
     """The picture, player or words of a hit; its name where the file is gone or cannot be shown."""
     item, start = hit.item, hit.start or 0.0
     label, at = escape(name, quote=True), f"#t={start:.3f}" if start else ""
@@ -72,7 +115,7 @@ def _media(hit: Hit, name: str, embedding: document.Embedding) -> str:
             text = value if isinstance(value, str) else read_bytes(value).decode("utf-8-sig", "replace")
             return f"<blockquote>{escape(text.strip()[:EXCERPT])}</blockquote>"
         small = media.thumbnail(item, {}, at=start)
-        address = document.data_uri(small.type, small.read())
+        address = _data_uri(small.type, small.read())
         if item.modality == "image":
             return f'<img src="{address}" alt="{label}">'
         value = content(item, {})
@@ -84,3 +127,17 @@ def _media(hit: Hit, name: str, embedding: document.Embedding) -> str:
         return f'<img src="{address}" alt="">{player if item.modality == "audio" else ""}'
     except (UserError, OSError):  # gone or changed since it was compared
         return f"<blockquote>{escape(name)}</blockquote>"
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _link_to(path: Path, folder: Path) -> str:
+    """A relative address of `path` for a file in `folder`."""
+    try:
+        relative = Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # another drive of Windows
+        return path.absolute().as_uri()
+    # "./" keeps a name with a colon from being read as an address.
+    return quote(f"./{relative}".encode(errors="surrogateescape"))

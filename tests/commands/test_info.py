@@ -116,8 +116,8 @@ def test_info_for_people_names_what_matters(capsys, random_folder):
 @pytest.mark.parametrize(
     ("content", "layout", "modalities"),
     [
-        (lambda: wrapper(released(), cfg()), "encoder with projections", ["text", "image", "audio"]),
-        (lambda: wrapper(state("text", "image", heads=True, decoder=True), cfg()), "with decoder", ["text", "image"]),
+        (lambda: wrapper(released(), cfg()), "original layout", ["text", "image", "audio"]),
+        (lambda: wrapper(state("text", "image", heads=True, decoder=True), cfg()), "original layout", ["text", "image"]),
         (lambda: {"model": vision_branch()}, "without cfg", ["image"]),
     ],
 )

@@ -94,5 +94,5 @@ class OnePeaceImageBackbone(BackboneMixin, OnePeaceVisionModel):
         norms = self.onepeace.norms
         norm = norms[self.key] if self.config.apply_layernorm and norms is not None else nn.Identity()
         chosen = [Features(norm(states[i]), None, stem.grid) for i in self.out_indices]
-        maps = tuple(shaped(features, self.config.reshape_hidden_states) for features in chosen)
+        maps: Any = tuple(shaped(features, self.config.reshape_hidden_states) for features in chosen)
         return BackboneOutput(maps, states)
