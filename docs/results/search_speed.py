@@ -16,12 +16,12 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from onepeace.export.text_branch import keep_text_branch
 from onepeace.hub.resolve import resolve
 from onepeace.index import Index, Query
 from onepeace.index.calibrate import FILE
 from onepeace.index.index import identity
 from onepeace.index.nearest import keep
-from onepeace.export.text_branch import keep_text_branch
 from onepeace.index.ranking import Banks
 from onepeace.index.store import Item, Span, Store
 
