@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 WINDOW = 64
 """Decoded samples that may wait for others of their size."""
-WINDOWS_AHEAD = 64
-"""Windows of one sound that are decoded before they are asked for."""
+ITEMS_AHEAD, WINDOWS_AHEAD = 8, 16
+"""Items that are decoded ahead where long sounds are cut, and windows of each sound: they bound the memory."""
 BLOCK = 1024
 """Vectors that are collected one by one before they become rows of one tensor."""
 
@@ -341,8 +341,7 @@ class Embedder:
         return self._results(check_many(items), options)
 
     def _results(self, items: Iterable[object], options: Options) -> Generator[Embedded, None, None]:
-        # A sound that is cut holds up to WINDOWS_AHEAD windows, so only few of them are decoded ahead.
-        ahead = 2 * options.batch_size if options.long == "truncate" else 2
+        ahead = 2 * options.batch_size if options.long == "truncate" else ITEMS_AHEAD
         computing = self.computing(partial(self._compute, options=options))
         batcher = Batcher(computing.share(options.batch_size), max(WINDOW, 4 * options.batch_size))
         line: deque[Assembly] = deque()

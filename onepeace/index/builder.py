@@ -52,8 +52,6 @@ NAMED = 3
 """Troubles of a shard that are named; the rest is counted."""
 _MISSING = re.compile(r"needs (\w+): pip install")
 """As `onepeace.errors.need` says it."""
-CUT = ("audio", "video")
-"""Kinds of files that may have several vectors: they are decoded in another way."""
 WINDOW, HOP = 10.0, 5.0
 """Seconds of a long sound that have a vector of their own, and from the start of one to the next."""
 
@@ -127,13 +125,9 @@ class Builder:
             shards: read as a stream, if they are not as they were when they were last read.
         """
         start = time.perf_counter()
-        groups: dict[bool, list[Entry]] = {False: [], True: []}
         try:
-            for entry in entries:
-                if self._is_stale(entry):
-                    groups[entry.item.modality in CUT].append(entry)
-            for is_cut, some in groups.items():
-                self._embed(some, len(some), is_cut)
+            stale = [entry for entry in entries if self._is_stale(entry)]
+            self._embed(stale, len(stale))
             for shard in shards:
                 self._add_shard(shard)
         finally:
@@ -180,20 +174,14 @@ class Builder:
                 self._count_known(item)
             return
         problems: list[str] = []
-        has_cut = False
 
-        def entries(is_cut: bool, problems: list[str]) -> Iterator[Entry]:
-            nonlocal has_cut
+        def stale() -> Iterator[Entry]:
             for entry in read_shard(shard.path, problems):
-                has_cut |= entry.item.modality in CUT
-                if (entry.item.modality in CUT) == is_cut:
-                    self._in_shards.add(entry.item.path)
-                    if self._is_stale(entry):
-                        yield entry
+                self._in_shards.add(entry.item.path)
+                if self._is_stale(entry):
+                    yield entry
 
-        self._embed(entries(False, problems), None, False)
-        if has_cut:  # read again: sounds and videos are decoded in another way, and there may be too many to be kept
-            self._embed(entries(True, []), None, True)
+        self._embed(stale(), None)
         if problems:  # what is known of its samples may be behind the place where it is broken
             lines = list(dict.fromkeys(line.removeprefix(f"{source.describe(shard.path)}: ") for line in problems))
             rest = f"; and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
@@ -280,7 +268,7 @@ class Builder:
         self.report.copied += 1
         return True
 
-    def _embed(self, entries: Iterable[Entry], total: int | None, is_cut: bool) -> None:
+    def _embed(self, entries: Iterable[Entry], total: int | None) -> None:
         with closing(self._news(entries)) as reads:
             first = next(reads, None)
             if first is None:  # before the model is loaded
@@ -293,7 +281,6 @@ class Builder:
                     waiting.append((read.item, video))
                     yield video or {read.item.modality: read.value}
 
-            options = {"batch_size": self.batch_size, **(self._windows() if is_cut else {})}
             silent: set[str] = set()  # names of sounds that are found to be wholly silent, which is only logged
 
             def hear(record: logging.LogRecord) -> None:
@@ -301,7 +288,7 @@ class Builder:
                 silent.update([name] if found else [])
 
             bar = Progress(total, shown=self.progress)
-            results = self.embedder.stream(values(first), **options)
+            results = self.embedder.stream(values(first), batch_size=self.batch_size, **self._windows())
             with closing(results), bar, listening("onepeace.processors.audio", hear):
                 for result in results:
                     item, video = waiting.popleft()

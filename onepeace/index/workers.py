@@ -131,8 +131,7 @@ class Pool:
         Raises:
             UserError: the model cannot be loaded, or not used for a batch.
         """
-        size = 4 * batch_size if "window" not in options else batch_size  # each long sound is many samples
-        chunks = _chunks(items, {**options, "batch_size": batch_size}, size)
+        chunks = _chunks(items, {**options, "batch_size": batch_size}, batch_size)
         waiting: deque[tuple[Chunk, Future[Done]]] = deque()
         try:
             while True:

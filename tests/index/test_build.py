@@ -135,7 +135,7 @@ def test_what_the_headers_say_is_kept(build, tmp_path, samples):
     soundfile.write(tmp_path / "sound.wav", np.zeros(16000), 8000)
     build(tmp_path / "index", tmp_path / "sound.wav", samples / "images" / "dog.jpg")
     with Index.open(tmp_path / "index") as index:
-        picture, sound = index.items()
+        sound, picture = index.items()
     with Image.open(samples / "images" / "dog.jpg") as image:
         assert (picture.width, picture.height) == image.size
     assert sound.duration == 2.0
