@@ -66,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
         columns = encode.columns
     else:
         path, *overrides = args.recipe
-        rows = list(train.bench_train(read_recipe(path, overrides), Path(path).parent, dtypes, device, args.seconds))
+        rows = list(train.bench_train(read_recipe(path, overrides), dtypes, device, args.seconds))
         columns = train.columns
     report = {"machine": machine(device), "seconds_per_row": args.seconds, "rows": rows}
     if args.json:

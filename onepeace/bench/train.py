@@ -8,7 +8,6 @@ beside weights, gradients and inputs at the peak of a step.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from onepeace.bench.comparison import check_equal, compare, compared, short
 from onepeace.config import Config
 from onepeace.cost.items import SAMPLE_RATE, PlannedData, largest_items, pair_batch
 from onepeace.cost.measure import step_cost
-from onepeace.cost.plan import planned_config, planned_model
+from onepeace.cost.plan import keep_as_on_a_gpu, planned_config, planned_model
 from onepeace.hub.architectures import build_encoder
 from onepeace.special_ids import EOS, PAD
 from onepeace.train.lora import choose_trained
@@ -39,8 +38,8 @@ CLIP_SECONDS = (1.0, 15.0)
 class Steps:
     """Two ways to compute a step, "ours" and "baseline", over one batch and one set of weights."""
 
-    def __init__(self, pair: str, recipe: Recipe, folder: Path | None, device: torch.device):
-        self.recipe, self.device, self.config = recipe, device, planned_config(recipe, folder)
+    def __init__(self, pair: str, recipe: Recipe, device: torch.device):
+        self.recipe, self.device, self.config = recipe, device, planned_config(recipe)
         torch.manual_seed(0)
         self.model = build_encoder(self.config)
         with torch.no_grad():  # nothing may stay where a mistake would not show: gains, biases, tables
@@ -96,18 +95,20 @@ class Steps:
 
     def flops(self) -> int:
         """Of a step, without padding and what is computed twice."""
+        model = planned_model(self.recipe, self.config)
+        keep_as_on_a_gpu(model)
         with torch.device("meta"):
-            objective = self._objective(planned_model(self.recipe, self.config), max_padding=0.0)
+            objective = self._objective(model, max_padding=0.0)
         return step_cost(objective, self.batch, bfloat16=True).flops
 
 
 def bench_train(
-    recipe: Recipe, folder: Path | None, dtypes: Sequence[torch.dtype], device: torch.device, seconds: float
+    recipe: Recipe, dtypes: Sequence[torch.dtype], device: torch.device, seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the steps of a recipe in `folder`, with random weights and made up items, in the dtypes of autocast."""
+    """Rows of the steps of a recipe, with random weights and made up items, in the dtypes of autocast."""
     for pair in recipe.data.modalities:
         log.info("%s: do both steps compute the same? ...", pair)
-        steps = Steps(pair, recipe, folder, device)
+        steps = Steps(pair, recipe, device)
         steps.check()
         teraflop = steps.flops() / 1e12
         for dtype in dtypes:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -24,6 +25,21 @@ a multiplication with its addition counting two; the memory beside the weights i
 """
 ITEMS = (("text", 16), ("image", None), ("audio", 5), ("audio", 15), ("video", None))
 """Modality and size of the items that are counted; None is the size the model is fed."""
+
+
+PARTS = {
+    r".*\.lora_[AB]\.": "LoRA adapters",
+    r"adapters\.(\w+)\.": "adapter {}",
+    r"encoder\.stem\.": "stem of pictures",
+    r"decoder\.token_embed\.": "vocabulary",
+    r"blocks\.\d+\.attn\.": "attention",
+    r"blocks\.\d+\.ffn\.(\w+)\.": "FFN {}",
+    r"blocks\.\d+\.clips\.": "adapters between frames",
+    r"blocks\.\d+\.(?:norm|ls)|norms\.": "norms and gains",
+    r"heads\.\w+\.(?:weight|bias)$|logit_scale": "projections",
+    r"heads\.(\w+)\.": "head {}",
+}
+"""Pattern of names -> part; other names belong to the part that they begin with."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,8 +105,6 @@ def report_on(description: "Description") -> dict[str, Any]:
 
 def parameters_by_part(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Number of parameters of each part of a model, by the names of its tensors."""
-    from onepeace.cost.parts import part_of
-
     parts: dict[str, int] = {}
     for name, shape in shapes.items():
         if name.endswith((".running_mean", ".running_var")):
@@ -98,6 +112,14 @@ def parameters_by_part(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         part = part_of(name)
         parts[part] = parts.get(part, 0) + prod(shape)
     return parts
+
+
+def part_of(name: str) -> str:
+    """The part of a model that a parameter of this name belongs to."""
+    for pattern, part in PARTS.items():
+        if match := re.match(pattern, name):
+            return part.format(*match.groups())
+    return name.partition(".")[0]
 
 
 def items_of(config: "Config") -> list[dict[str, Any]]:

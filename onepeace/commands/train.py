@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onepeace.commands.options import positive
@@ -22,7 +21,6 @@ ROWS = {
     "average": "averaged weights",
     "exchange": "buckets, gathered",
     "activations": "activations",
-    "total": "sum",
 }
 
 
@@ -49,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plan:
         from onepeace.cost.plan import make_plan
 
-        print(plan_text(make_plan(recipe, args.processes or 1, Path(args.recipe).parent)))
+        print(plan_text(make_plan(recipe, args.processes or 1)))
         return 0
     from onepeace.train.evaluation import evaluation
     from onepeace.train.loop import train
@@ -71,19 +69,18 @@ def plan_text(plan: "Plan") -> str:
     parts = f", computed in {run.grad_cache_chunks} parts" if run.grad_cache_chunks > 1 else ""
     precision = "float32" if run.precision == "float32" else "bfloat16"
     lines = [f"{items} a step on {plan.processes} GPU{'s' * (plan.processes > 1)}{parts}, {precision}", ""]
-    lines.append(f"{'parameters':<20}{'all':>16}{'trained':>16}")
-    lines += [f"{name:<20}{total:>16,}{trained:>16,}" for name, (total, trained) in plan.parameters.items()]
-    total, trained = (sum(column) for column in zip(*plan.parameters.values(), strict=True))
-    lines += [f"{'sum':<20}{total:>16,}{trained:>16,}", ""]
+    lines += [f"{plan.parameters:,} parameters, {plan.trained:,} of them trained", ""]
     again = ", checkpointed" * run.checkpoint_activations
     names = {way: f"{way}{again}{' *' * (way == run.parallel)}" for way in plan.memory}
     lines.append(f"{'GB on each GPU':<20}" + "".join(f"{name:>22}" for name in names.values()))
     for field, label in ROWS.items():
         values = [getattr(plan.memory[column], field) / 1e9 for column in names]
         lines.append(f"{label:<20}" + "".join(f"{value:>22.2f}" for value in values))
+    lines.append(f"{'sum':<20}" + "".join(f"{sum(plan.memory[way]) / 1e9:>22.2f}" for way in names))
     lines += ["* what the recipe says; leave a tenth more for work space", ""]
     lines.append(f"{'checkpoint file':<20}{plan.file / 1e9:>12.2f} GB")
     lines += [f"{pair:<20}{flops / 1e9:>12,.1f} GFLOP an item" for pair, flops in plan.flops_per_item.items()]
     lines.append(f"{'step':<20}{plan.flops_per_step / 1e15:>12.3g} PFLOP")
-    lines.append(f"{f'{plan.recipe.schedule.steps} steps':<20}{plan.flops / 1e18:>12.3g} EFLOP")
+    steps = plan.recipe.schedule.steps
+    lines.append(f"{f'{steps} steps':<20}{steps * plan.flops_per_step / 1e18:>12.3g} EFLOP")
     return "\n".join(lines)

@@ -36,7 +36,7 @@ def fitting_recipe(
         recipe = build(Recipe, filled, "the recipe of the fine-tuning")
         if available is None or any(set(keys) - set(UNITS) for keys in recipe.data.modalities.values()):
             return recipe
-        needed = make_plan(recipe).memory["ddp"].total
+        needed = sum(make_plan(recipe).memory["ddp"])
         said = f"memory: about {needed / 1e9:.1f} GB of the {available / 1e9:.1f} GB that are available"
         if needed <= ROOM * available:
             say(said)

@@ -147,7 +147,7 @@ def test_bench_train_end_to_end(tmp_path, monkeypatch):
 def test_steps_that_differ_are_not_timed(monkeypatch):
     monkeypatch.setattr("onepeace.bench.train.CLIP_SECONDS", (0.2, 1.0))
     recipe = read_recipe(STAGE_TWO, [*SHRUNKEN, "run.batch_size=4"])
-    steps = Steps("audio+text", recipe, None, CPU)
+    steps = Steps("audio+text", recipe, CPU)
     baseline = steps.ways["baseline"]
     steps.ways["baseline"] = lambda batch: {**(found := baseline(batch)), "loss": 1.001 * found["loss"]}
     with pytest.raises(RuntimeError, match="the two ways differ: the loss loss is"):
