@@ -193,6 +193,6 @@ def memory_by_way(model: Trained, recipe: Recipe, processes: int, activations: i
     gathered = total + trained - sum(blocks) + 2 * max(blocks, default=0)
     several = processes > 1
     return {
-        "ddp": Memory(*held, 4 * trained * several, activations),
-        "fsdp": Memory(*(ceil(count / processes) for count in held), 4 * gathered * several, activations),
+        "ddp": Memory._make([*held, 4 * trained * several, activations]),
+        "fsdp": Memory._make([*(ceil(count / processes) for count in held), 4 * gathered * several, activations]),
     }
