@@ -6,7 +6,6 @@ from onepeace.datasets.avqa import AVQA
 from onepeace.datasets.cifar import Cifar10, Cifar100
 from onepeace.datasets.clotho import Clotho
 from onepeace.datasets.coco import Coco, CocoDetection
-from onepeace.datasets.conceptual_captions import ConceptualCaptions
 from onepeace.datasets.esc50 import ESC50
 from onepeace.datasets.flickr8k import Flickr8k
 from onepeace.datasets.flickr30k import Flickr30k
@@ -15,7 +14,6 @@ from onepeace.datasets.imagenet import ImageNet
 from onepeace.datasets.kinetics import Kinetics
 from onepeace.datasets.layout import Layout
 from onepeace.datasets.nlvr2 import NLVR2
-from onepeace.datasets.onepeace_tsv import OnePeaceTSV
 from onepeace.datasets.refcoco import RefCOCO, RefCOCOg, RefCOCOPlus
 from onepeace.datasets.snli_ve import SnliVE
 from onepeace.datasets.sound_events import DESED, SoundEvents
@@ -32,7 +30,6 @@ LAYOUTS: dict[str, Layout] = {
     "flickr8k": Flickr8k(),
     "flickr30k": Flickr30k(),
     "coco": Coco(),
-    "conceptual_captions": ConceptualCaptions(),
     "esc50": ESC50(),
     "audiocaps": AudioCaps(),
     "clotho": Clotho(),
@@ -51,7 +48,6 @@ LAYOUTS: dict[str, Layout] = {
     "desed": DESED(),
     "sound_events": SoundEvents(),
     "kinetics": Kinetics(),
-    "onepeace_tsv": OnePeaceTSV(),
 }
 """Layouts by name for `onepeace shards --layout NAME`; `LAYOUTS["mine"] = Mine()` in FILE.py adds one, with
 `--layouts FILE.py` on the command line."""

@@ -9,7 +9,6 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,8 +43,6 @@ KINDS = {
 GAPS = (0.5, 600.0)
 """Seconds of silence that are put in where time stamps leave a gap, from a single one's least to the most of all
 together. Less is the rounding of clocks and what decoders drop at the start, more is a clock that jumped."""
-SEEK_FROM, LEAD = 10.0, 1.0
-"""A part that begins later than this is sought, a little before it, since decoders need a start; seconds."""
 
 
 class SoundStream:
@@ -68,12 +65,8 @@ class SoundStream:
         if self.frames < 1 or not len(self._held):
             raise UserError(f"{name}: 0 samples; nothing to embed")
 
-    def read(self, start: int, count: int) -> np.ndarray:
-        """(count,) float32 from sample `start`, which never lies before the end of the last read; less at the end."""
-        if self.position == 0 and start > SEEK_FROM * self.rate:
-            self._seek(start)
-        while self.position < start and self._take(start - self.position) is not None:
-            pass
+    def read(self, count: int) -> np.ndarray:
+        """(count,) float32, the next samples; less at the end."""
         parts = []
         while count > 0 and (part := self._take(count)) is not None:
             parts.append(part)
@@ -87,29 +80,9 @@ class SoundStream:
         if stream is None:
             raise UserError(f"{self.name}: there is no sound in it that can be decoded")
         self._stream: AudioStream = stream
-        self._play(self._frames(), 0)
-
-    def _play(self, frames: "Iterator[AudioFrame]", position: int) -> None:
-        self.position = position
-        self._blocks = self._fill_gaps(frames, position)
+        self.position = 0
+        self._blocks = self._fill_gaps()
         self._held = next(self._blocks, np.zeros(0, np.float32))
-
-    def _seek(self, start: int) -> None:
-        """Goes to a place before sample `start`, or stays at the beginning where that cannot be done.
-
-        The place is right to the sample in MP4, and to the container's rounding (1 to 5 ms) in others.
-        """
-        second = start / self.rate - LEAD + start_of(self._container)
-        frames = self._frames()
-        try:
-            self._container.seek(int(second / tick(self._stream)), stream=self._stream)
-            first = next(frames, None)
-        except Exception:  # a format that cannot, a damaged index, or half a packet at that place
-            return self._begin()
-        due = None if first is None else self._due(first)
-        if first is None or due is None or not 0 <= due <= start:
-            return self._begin()
-        self._play(chain([first], frames), due)
 
     def _take(self, most: int) -> np.ndarray | None:
         """The next samples, at most `most`; None at the end, which `frames` then says."""
@@ -123,13 +96,13 @@ class SoundStream:
         self.position += len(part)
         return part
 
-    def _fill_gaps(self, frames: "Iterator[AudioFrame]", position: int) -> Iterator[np.ndarray]:
-        """Blocks of samples, none of them empty, from sample `position` on."""
-        filled = 0
-        for frame in frames:
+    def _fill_gaps(self) -> Iterator[np.ndarray]:
+        """Blocks of samples, none of them empty."""
+        position = filled = 0
+        for frame in self._frames():
             block = _mono(frame, self.name)
-            due = self._due(frame)
-            missing = 0 if due is None else due - position
+            seconds = None if frame.pts is None else frame.pts * tick(self._stream) - start_of(self._container)
+            missing = 0 if seconds is None else round(seconds * self.rate) - position
             if missing > GAPS[0] * self.rate and filled + missing < GAPS[1] * self.rate:
                 for start in range(0, missing, self.rate):
                     yield np.zeros(min(self.rate, missing - start), np.float32)
@@ -138,12 +111,6 @@ class SoundStream:
             position += len(block)
             if len(block):
                 yield block
-
-    def _due(self, frame: "AudioFrame") -> int | None:
-        """The sample at which a frame begins by its time stamp."""
-        if frame.pts is None:
-            return None
-        return round((frame.pts * tick(self._stream) - start_of(self._container)) * self.rate)
 
     def _frames(self) -> "Iterator[AudioFrame]":
         try:

@@ -99,26 +99,8 @@ def frame_at(path: str | os.PathLike[str] | bytes, time: float) -> Frame:
     Raises:
         UserError: as for `frames`.
     """
-    name = describe(path)
-    for is_sought in (True, False) if time > 0 else (False,):
-        with open_container(_file(path), name) as container:
-            stream = _pictures(container, name)
-            seconds = _clock(container, stream)
-            shown = None
-            try:
-                if is_sought:
-                    container.seek(int((time + start_of(container)) / tick(stream)), stream=stream)
-                for frame in container.decode(stream):
-                    if shown is not None and seconds(frame) > time + SLACK:
-                        break
-                    shown = frame
-            except Exception as error:  # ffmpeg's errors come as several types
-                if not is_sought:  # else it is a format that cannot seek, or half a packet at that place
-                    raise UserError(f"{name}: the pictures cannot be decoded ({reason(error)})") from error
-                continue
-            if shown is not None and not (is_sought and seconds(shown) > time + SLACK):
-                return Frame(max(seconds(shown), 0.0), _upright(shown))
-    raise UserError(f"{name}: no picture in it can be decoded")
+    (found,) = _frames_at(path, [time])
+    return found._replace(time=max(found.time, 0.0))
 
 
 def clip(path: str | os.PathLike[str] | bytes, count: int, stride: int, place: float = 0.5) -> list[Frame]:
@@ -134,16 +116,25 @@ def clip(path: str | os.PathLike[str] | bytes, count: int, stride: int, place: f
         UserError: as for `frames`.
     """
     name = describe(path)
+    with open_container(_file(path), name) as container:
+        stream = _pictures(container, name)
+        seconds = _clock(container, stream)
+        try:
+            times = sorted(seconds(packet) for packet in container.demux(stream) if packet.size)
+        except Exception as error:  # ffmpeg's errors come as several types
+            raise UserError(f"{name}: the pictures cannot be read ({reason(error)})") from error
+    return _frames_at(path, _places(times, count, stride, place))
+
+
+def _frames_at(path: str | os.PathLike[str] | bytes, wanted: Sequence[float]) -> list[Frame]:
+    """The pictures that are shown at ascending times, from the key frame before the first of them on."""
+    name = describe(path)
     for is_sought in (True, False):
         with open_container(_file(path), name) as container:
             stream = _pictures(container, name)
             seconds = _clock(container, stream)
             try:
-                if is_sought:
-                    times = sorted(seconds(packet) for packet in container.demux(stream) if packet.size)
-                    wanted = _places(times, count, stride, place)
-                    if not wanted:
-                        break
+                if is_sought and wanted:
                     container.seek(int((wanted[0] + start_of(container)) / tick(stream)), stream=stream)
                 found = list(_shown_at(container.decode(stream), seconds, wanted))
             except Exception as error:  # ffmpeg's errors come as several types
@@ -167,17 +158,15 @@ def _places(times: Sequence[float], count: int, stride: int, place: float) -> li
 def _shown_at(
     decoded: "Iterator[VideoFrame]", seconds: "Callable[[Packet | VideoFrame], float]", wanted: Sequence[float]
 ) -> Iterator[Frame]:
-    """The pictures at ascending times, in place of one that is missing the next; at the end the last."""
+    """For each of the ascending times the last picture up to it, or else the first."""
     left, shown = list(wanted), None
     for frame in decoded:
-        shown = frame
-        if left[0] <= seconds(frame) + SLACK:
-            found = Frame(seconds(frame), _upright(frame))
-            while left and left[0] <= found.time + SLACK:
-                yield found
-                left.pop(0)
+        while shown is not None and left and seconds(frame) > left[0] + SLACK:
+            left.pop(0)
+            yield Frame(seconds(shown), _upright(shown))
         if not left:
             return
+        shown = frame
     if shown is not None:
         yield from [Frame(seconds(shown), _upright(shown))] * len(left)
 

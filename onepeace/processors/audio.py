@@ -37,8 +37,6 @@ EPS = 1e-5
 # Many headers are off by a few bytes or MP3 frames; a file that lacks more than this was cut off.
 SLACK_BYTES = 1024
 SLACK_FRAMES = 4608
-UNSURE_SEEK = ("OGG", "MP3")
-"""Formats in which a seek of libsndfile 1.2.2 may land elsewhere or lose the first samples: read up to there."""
 STREAMED = 0x7FFFF000
 """Sizes from here on mean "not known when the header was written", as in sound that was piped."""
 KERNEL_LIMIT = 1 << 21
@@ -112,20 +110,17 @@ class AudioProcessor(Processor):
         whole = _normalized(self.load(item), name)
         return self._fill(whole if self.max_seconds is None else whole[: self._samples(self.max_seconds)])
 
-    def load(self, item: object, start: float = 0.0, seconds: float | None = None) -> Tensor:
-        """(N,) float32: `seconds` of sound from second `start`, mono, resampled, not normalised; less at the end.
+    def load(self, item: object, seconds: float | None = None) -> Tensor:
+        """(N,) float32: the first `seconds` of sound, or all of it, mono, resampled, not normalised.
 
-        Only this part is read; `UserError` if it is empty, broken, or holds NaN or infinite samples.
+        Only this part is read; `UserError` if it is broken, or holds NaN or infinite samples.
         """
         name = source.describe(item)
-        if not (0 <= start < math.inf) or not (seconds is None or 0 < seconds < math.inf):
-            raise UserError(f"{name}: start must be at least 0 and seconds above 0, got {start} and {seconds}")
+        if not (seconds is None or 0 < seconds < math.inf):
+            raise UserError(f"{name}: seconds must be above 0, got {seconds}")
         with _open(item, name) as sound:
-            first = round(start * sound.rate)
-            count = sound.frames if seconds is None else math.ceil(seconds * sound.rate)
-            samples = sound.read(first, min(count, sound.frames - first)) if first < sound.frames else torch.empty(0)
-            if not len(samples):
-                raise UserError(f"{name}: {sound.frames / sound.rate:.2f} s long; nothing at second {start:g}")
+            count = sound.frames if seconds is None else min(math.ceil(seconds * sound.rate), sound.frames)
+            samples = sound.read(count)
             sound.check_end()
             samples = self._resample(samples, sound.rate)
         return samples if seconds is None else samples[: self._samples(seconds)]
@@ -163,9 +158,10 @@ class AudioProcessor(Processor):
                 count = min(length, sound.frames - first)
                 if count <= 0 or (k > 0 and count < min(length, self.min_seconds * rate)):
                     break
-                held = held[first - at :] if first < at + len(held) else held[:0]
-                at = first
-                held = torch.cat([held, sound.read(at + len(held), count - len(held))])
+                for skipped in range(at + len(held), first, rate):
+                    sound.read(min(rate, first - skipped))
+                held, at = held[first - at :], first
+                held = torch.cat([held, sound.read(count - len(held))])
                 if not len(held):
                     break
                 samples = self._resample(held[:count], rate)[: self._samples(window)]
@@ -199,8 +195,8 @@ class _Sound:
     rate: int
     frames: int
 
-    def read(self, start: int, count: int) -> Tensor:
-        """(count,) float32 from frame `start`, which never lies before the end of the last read."""
+    def read(self, count: int) -> Tensor:
+        """(count,) float32, the next samples; less at the end."""
         raise NotImplementedError
 
     def check_end(self) -> None:
@@ -276,9 +272,11 @@ class _Array(_Sound):
             )
         self.samples = array if array.shape[0] >= array.shape[1] else array.T
         self.frames = len(self.samples)
+        self.position = 0
 
-    def read(self, start: int, count: int) -> Tensor:
-        part = self.samples[start : start + count]
+    def read(self, count: int) -> Tensor:
+        part = self.samples[self.position : self.position + count]
+        self.position += len(part)
         if part.dtype.kind == "f":
             with np.errstate(over="ignore"):  # becomes infinite, which is refused below
                 scaled = part.astype(np.float32)
@@ -296,7 +294,7 @@ class _File(_Sound):
         self.rate = _checked_rate(sound.samplerate, name)
         self.frames = sound.frames
         self.position = 0
-        # Otherwise soundfile seeks to where it is after every read, which is not harmless: see UNSURE_SEEK.
+        # Otherwise soundfile seeks to where it is after every read; in Ogg and MP3 libsndfile 1.2.2 may land elsewhere.
         sound.seekable = lambda: False  # type: ignore[method-assign]
         if self.frames == 0:
             raise UserError(f"{name}: 0 samples; nothing to embed")
@@ -308,11 +306,7 @@ class _File(_Sound):
         if sound.format == "OGG" and not _ogg_is_complete(file):
             raise UserError(f"{name}: the file is cut off (its last Ogg page is missing)")
 
-    def read(self, start: int, count: int) -> Tensor:
-        if self.position == 0 and start > 0 and self.sound.format not in UNSURE_SEEK:
-            self.position = self._try(self.sound.seek, start)
-        while self.position < min(start, self.frames):
-            self._frames(min(start - self.position, self.rate))
+    def read(self, count: int) -> Tensor:
         return _mono(self._frames(count), self.name)
 
     def check_end(self) -> None:
@@ -352,8 +346,8 @@ class _Stream(_Sound):
     def frames(self) -> int:  # type: ignore[override]
         return self.sound.frames
 
-    def read(self, start: int, count: int) -> Tensor:
-        return _mono(self.sound.read(start, count)[:, None], self.sound.name)
+    def read(self, count: int) -> Tensor:
+        return _mono(self.sound.read(count)[:, None], self.sound.name)
 
 
 def _mono(samples: np.ndarray, name: str) -> Tensor:

@@ -291,35 +291,3 @@ def test_kinetics_keeps_the_videos_as_they_are(prepare):
     assert json.loads(raw["json"])["label"] == "air drumming"
     assert classes(done, "val/kinetics") == ["air drumming", "testifying"]
     assert "train.csv: 1 of 2 video files are not there" in done.err
-
-
-# ------------------------------------------------------------------ the tables of ONE-PEACE
-
-
-def test_onepeace_tsv(prepare):
-    done = prepare("onepeace_tsv")
-
-    def only(pattern, pair, *targets):
-        return [*read(done, pattern, pair, targets).values()]
-
-    (dog,) = only("train/mscoco_mscoco_train/*.gz", ("image", "text"))
-    assert dog.captions == ["a dog", "one dog"]
-    assert "mscoco_train.tsv: 1 of 2 image files are not there" in done.err
-    answers = {s.captions[0]: s.targets["answers"] for s in only("val/vqa_vqa_val/*.gz", ("image", "text"), "answers")}
-    assert answers == {"what?": {"net": 1.0, "rope": 0.3}, "who?": {"net": 0.6}}
-    assert classes(done, "val/vqa_vqa_val") == ["rope", "#1", "net"]
-    (pair,) = only("val/nlvr2_dev/*.gz", ("image", "text"), "label")
-    assert (pair.label, len(pair.inputs["image"])) == ("True", 2)
-    assert classes(done, "val/nlvr2_dev") == ["True", "False"]
-    (left,) = only("val/refcoco_val/*.gz", ("image", "text"), "box")
-    assert left.targets["box"] == [0.1, 0.1, 0.6, 0.6]
-    (heard,) = only("val/avqa_avqa_val/*.gz", ("audio", "text"), "candidates", "choice")
-    assert (heard.captions, heard.targets["choice"], heard.targets["candidates"][3]) == (["what?"], 3, "cow")
-    labels = {s.key[-1]: s.targets for s in only("train/fsd_fsd_train/*.gz", ("audio",), "labels")}
-    assert labels == {"0": {"labels": ["3", "0"]}, "1": {"labels": ["1"], "label": "1"}}
-    assert classes(done, "train/fsd_fsd_train") == ["0", "1", "#2", "3"]
-
-
-def test_onepeace_tables_that_are_named(prepare):
-    done = prepare("onepeace_tsv", "train=[mscoco/mscoco_train]", "val=[refcoco/val]")
-    assert {path.name for path in done.root.glob("*/*")} == {"mscoco_mscoco_train", "refcoco_val"}

@@ -50,19 +50,6 @@ CASES = {
         ["train=[train2014]", "val=[val2014]"], photographs_of_2014(),
         {"coco_000000000009": {}}, {"coco_000000000042": {}}, [],
     ),
-    "conceptual_captions with pictures that are there": (
-        [], {"Train_GCC-training/00000/000000002.jpg": "no picture"},
-        {"cc_train_gcc_training_000000000": {
-            "captions": ["a dog on the beach"], "url": "https://example.org/1.jpg", "size": (144, 216),
-        }},
-        {"cc_validation_gcc_1_1_0_validation_000000000": {"captions": ["a bird"]}},
-        [r"000000002\.jpg: ", r"Train_GCC-training\.tsv: 2 of 4 image files are not there"],
-    ),
-    "conceptual_captions without a picture": (
-        [], {"Validation_GCC-1.1.0-Validation/00000/000000000.png": None},
-        {"cc_train_gcc_training_000000000": {}}, {},
-        [r"Validation\.tsv: not one of its 1 image files is there; .*img2dataset"],
-    ),
     "audiocaps": (
         [], {f"sounds/{VIDEOS[0]}.wav": "no sound", "sounds/91006.wav": 1.0},
         {f"acaps_{video}_30": {"youtube_id": video, "start": 30} for video in VIDEOS[1:8]}

@@ -222,8 +222,7 @@ def test_every_format_is_read(form, subtype, tmp_path):
     assert len(loaded) == len(samples)
     assert np.corrcoef(loaded.numpy(), samples)[0, 1] > 0.99
     assert torch.equal(processor.load(data), loaded)
-    part = processor.load(path, start=0.75, seconds=0.5)
-    assert torch.allclose(part, loaded[12000:20000], atol=1e-7)
+    assert torch.equal(processor.load(path, seconds=0.5), loaded[:8000])
 
 
 @pytest.mark.parametrize(("form", "subtype"), FORMATS)
@@ -262,8 +261,6 @@ def test_mp3_without_its_last_bytes_is_read():
     processor = AudioProcessor(min_seconds=0.0005)
     starts = [start for start, _, _ in processor.windows(data, 0.5, 2.999 / 4)]
     assert len(starts) == 4
-    with pytest.raises(UserError, match=r"nothing at second 2\.999"):
-        processor.load(data, start=2.999)
 
 
 def test_ogg_without_its_last_bytes_is_cut_off():

@@ -67,14 +67,15 @@ def test_every_kind_is_read(name):
     exact = name.endswith((".m4a", ".mp4", ".mov", ".mka", ".mkv", ".webm")) and name != "pieces.mp4"
     assert abs(late) < RATE * (0.01 if exact else 0.1)
     assert np.abs(whole(path.read_bytes()).numpy() - loaded).max() == 0
-    processor = AudioProcessor(min_seconds=0.1)
+    processor, rate = AudioProcessor(min_seconds=0.1), 48000 if "libopus" in KINDS[name] else RATE
+    loaded = AudioProcessor(sample_rate=rate, max_seconds=None).load(path)
     for start, end, samples in processor.windows(path, 0.7, 0.5):
         assert end - start <= 0.7 + 1e-4
-        assert torch.equal(samples, processor.finish(processor.load(path, start=start, seconds=0.7)))
+        assert torch.equal(samples, processor.decode((loaded[round(start * rate) : round(end * rate)], rate)))
 
 
 def test_only_what_is_asked_for_is_decoded(monkeypatch):
-    """The first part, a part behind a seek, and of windows each sample once."""
+    """The first part, and of windows each sample once."""
     path = media("long.m4a", "-stream_loop", "9", *SOUND, "-c:a", "aac")
     decoded = []
     monkeypatch.setattr(
@@ -83,12 +84,6 @@ def test_only_what_is_asked_for_is_decoded(monkeypatch):
     processor = AudioProcessor(sample_rate=RATE, max_seconds=2.0)
     processor.decode(path)
     assert sum(map(len, decoded)) < 2.2 * RATE
-    decoded.clear()
-    part = processor.load(path, start=20.0, seconds=2.0)
-    assert sum(map(len, decoded)) < 4 * RATE
-    late, match = shift(part.numpy(), whole(path)[20 * RATE : 22 * RATE].numpy())
-    assert late == 0
-    assert match > 0.999
     decoded.clear()
     assert len(list(processor.windows(path, 4, 2))) == 14
     assert sum(map(len, decoded)) < 31 * RATE
@@ -118,7 +113,7 @@ def test_channels_that_end_the_process_in_pyav_do_not(name, arguments):
     code = (
         "import sys, contextlib; from onepeace.files.sound_stream import SoundStream\n"
         "for _ in range(20):\n"
-        "    with contextlib.ExitStack() as stack: samples = SoundStream(sys.argv[1], '', stack).read(0, 40000)\n"
+        "    with contextlib.ExitStack() as stack: samples = SoundStream(sys.argv[1], '', stack).read(40000)\n"
         "print(len(samples), abs(samples).max())"
     )
     path = media(name, *arguments)

@@ -90,18 +90,6 @@ def coco():
     return files
 
 
-def conceptual_captions():
-    return {
-        "Train_GCC-training.tsv": lines(
-            "a dog on the beach .\thttps://example.org/1.jpg", "a cat\thttps://example.org/2.png?x=1",
-            "a cow\thttps://example.org/3.jpg", "a fly\tftp://example.org/4.jpg",
-        ),
-        "Train_GCC-training/00000/000000000.jpg": picture(1, (200, 300)),
-        "Validation_GCC-1.1.0-Validation.tsv": "https://example.org/9.jpg\ta bird\n",
-        "Validation_GCC-1.1.0-Validation/00000/000000000.png": picture(9),
-    }  # fmt: skip
-
-
 VIDEOS = [f"{letter}-_bcdefghij"[:11] for letter in "ABCDEFGYZ"]
 
 
@@ -210,7 +198,7 @@ def fsd50k():
 DOWNLOADS = {
     make.__name__: make
     for make in (
-        tiny_imagenet, flickr8k, flickr30k, coco, conceptual_captions, audiocaps, clotho, macs, vggsound,
+        tiny_imagenet, flickr8k, flickr30k, coco, audiocaps, clotho, macs, vggsound,
         imagenet, cifar10, cifar100, urbansound8k, fsd50k,
     )
 }  # fmt: skip

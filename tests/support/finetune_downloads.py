@@ -212,42 +212,10 @@ def kinetics():
     }
 
 
-def onepeace_tsv():
-    def table(head, *rows):
-        return lines(*("\t".join(row) for row in (head, *rows)))
-
-    return {
-        "mscoco/mscoco_train.tsv": table(
-            ("image_id", "image", "caption"),
-            ("7", "mscoco/7.jpg", "a dog"), ("7", "mscoco/7.jpg", "one dog"), ("1", "mscoco/gone.jpg", "a cat"),
-        ),
-        "vqa/vqa_val.tsv": table(
-            ("uniq_id", "image", "question", "refs"),
-            ("5", "mscoco/9.jpg", "what?", "net|!+2|!+1.0&&rope|!+0|!+0.3"),
-            ("6", "mscoco/9.jpg", "who?", "net|!+2|!+0.6"),
-        ),
-        "nlvr2/dev.tsv": table(
-            ("uniq_id", "text", "image1", "image2", "label"),
-            ("dev-1", "two dogs", "mscoco/9.jpg", "mscoco/8.jpg", "True"),
-        ),
-        "refcoco/val.tsv": table(
-            ("uniq_id", "image", "text", "region_coord"), ("0", "mscoco/9.jpg", "left dog", "6.0,4.0,36.0,24.0")
-        ),
-        "avqa/avqa_val.tsv": table(
-            ("uniq_id", "audio", "text", "duration"), ("0", "a/1.wav", "what?&&&bus&&&car&&&dog&&&cow&&&3", "1.0")
-        ),
-        "fsd/fsd_train.tsv": table(
-            ("uniq_id", "audio", "text", "duration"), ("0", "a/2.wav", "3,0", "1.0"), ("1", "a/3.wav", "1", "1.0")
-        ),
-        **{f"mscoco/{i}.jpg": picture(i, (60, 40)) for i in (7, 8, 9)},
-        **{f"a/{i}.wav": 1.0 + i / 10 for i in (1, 2, 3)},
-    }  # fmt: skip
-
-
 FINETUNE = {
     make.__name__: make
     for make in (
         vqav2, nlvr2, snli_ve, refcoco, refcoco_plus, refcocog, coco_detection, ade20k, avqa, desed, sound_events,
-        kinetics, onepeace_tsv,
+        kinetics,
     )
 }  # fmt: skip
