@@ -1,7 +1,6 @@
 """Layouts of sets that the recipes of the bundled model read, and of MACS, which audio_retrieval.yaml reads.
 
     onepeace shards --layouts recipes/own_layouts.py --layout emoji ~/downloads/emoji -o $ONEPEACE_DATA
-    onepeace shards --layouts recipes/own_layouts.py --check-leaks $ONEPEACE_DATA
 
 A file like this one adds layouts of your own: its last lines put them into `LAYOUTS`.
 """
@@ -98,8 +97,6 @@ class Emoji(Layout):
     variants and names with a colon are left out.
     """
 
-    family = "emoji"
-
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         words = _names(folder)
         apart = dict(line.split("\t") for _, line in read_lines(HERE / "emoji_val.txt"))
@@ -132,9 +129,6 @@ class Emoji(Layout):
 
         yield Split("val/emoji/emoji", records(True), drawing)
         yield Split("train/image_text/emoji", records(False), drawing)
-
-    def group(self, record: Record) -> tuple[str, str]:
-        return "emoji", record.about["name"]
 
 
 def _names(folder: Path) -> dict[str, tuple[str, list[str]]]:
@@ -216,8 +210,6 @@ class OpenClipart(Layout):
     one drawing each.
     """
 
-    family = "oca"
-
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         found = sorted(folder.rglob("*.png"))
         paths = [path for path in found if not UNWANTED.search(f"/{path.relative_to(folder).as_posix()}")]
@@ -251,9 +243,6 @@ class OpenClipart(Layout):
         yield Split("val/openclipart/openclipart", records(True), drawing)
         yield Split("train/image_text/openclipart", records(False), drawing)
 
-    def group(self, record: Record) -> tuple[str, str]:
-        return "oca", record.about["captions"][0]
-
 
 def _titles(paths: Sequence[Path]) -> list[str | None]:
     """A title per file, None where its name says nothing."""
@@ -283,7 +272,6 @@ class TuxPaint(Layout):
     symbols, mirrored copies and tiny pictures are left out. All of it is training data.
     """
 
-    family = "tux"
     exclude: tuple[str, ...] = option((), "stamps to leave out ([animals/frog, food/pear])")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
@@ -336,7 +324,6 @@ class ImageNetSamples(Photographs):
     pictures that are near copies of its validation pictures are left out.
     """
 
-    family = "ins"
     size: int = option(128, "short side of the pictures in pixels")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
@@ -382,8 +369,6 @@ class Macs(Sounds):
     training data. The label is the kind of place, from the name of the file.
     """
 
-    family = "macs"
-
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         table = find(folder, "MACS.yaml", what="the captions")
         sounds = {path.name: path for path in sounds_below(folder)}
@@ -428,7 +413,6 @@ class Words(Layout):
     a word). All of it is training data of one modality, for terms that ask a teacher of texts.
     """
 
-    family = "word"
     shortest: int = option(3, "letters of the shortest word that is taken")
     definitions: bool = option(False, "also the 21,800 names of ImageNet-21k in timm, with their definitions (WordNet)")
     captions: tuple[str, ...] = option((), "shards (patterns) whose captions come too, some of their words replaced")

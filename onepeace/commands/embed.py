@@ -10,7 +10,6 @@ from onepeace.errors import UsageError, UserError, need
 EXAMPLES = f"""\
 the vectors are unit length, float32, in the order of the files:
   .npz          arrays vectors (n, E), paths (n,), modalities (n,)
-  .safetensors  tensor vectors (n, E); paths and modalities are JSON lists in the metadata
   .parquet      columns path, modality, vector (needs the extra "parquet")
 
   onepeace embed pictures sounds -o vectors.npz
@@ -22,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.set_defaults(kept="nothing is written; an index keeps what it has: onepeace index build")
     files.add_paths(parser)
-    options.add_output(parser, "FILE", "to write: .npz, .safetensors or .parquet")
+    options.add_output(parser, "FILE", "to write: .npz or .parquet")
     options.add_model(parser)
 
 

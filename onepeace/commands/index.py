@@ -188,7 +188,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    options.add_output(parser, "FILE", "to write: .npz, .safetensors or .parquet")
+    options.add_output(parser, "FILE", "to write: .npz or .parquet")
 
 
 def _export(args: argparse.Namespace) -> int:

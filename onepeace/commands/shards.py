@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onepeace.commands import files
+from onepeace.commands.options import positive
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
 
@@ -30,12 +31,12 @@ SOURCE is one of
   onepeace shards pictures -o shards/animals --labels-from-folders
   onepeace shards --layout coco --help
   onepeace shards --layout coco ~/downloads/coco -o $ONEPEACE_DATA size=160
-  onepeace shards --check-leaks $ONEPEACE_DATA
 
-exit code: 0, 1 when a row or file of your own was left out (listed at the end; the others are written) or a leak was
-found, 2 for wrong usage"""
+exit code: 0, 1 when a row or file of your own was left out (listed at the end; the others are written), 2 for wrong
+usage"""
 
-SHARD_SIZE, LAYOUT_SHARD_SIZE = "100MB", "15MB"
+MEGABYTE = 1_000_000
+SHARD_MEGABYTES, LAYOUT_SHARD_MEGABYTES = 100, 15
 PREFIX_LENGTH = 60
 AHEAD = 32
 """Files that are read, or checked, ahead of the one that is written."""
@@ -66,11 +67,11 @@ def _add_layouts(path: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
-    parser.add_argument("source", type=Path, nargs="?", metavar="SOURCE", help="table or folder")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="table or folder")
     parser.add_argument("overrides", nargs="*", metavar="option=value", help="options of the layout")
     parser.set_defaults(kept="nothing is written; older shards are as they were")
     text = "writes FOLDER/PREFIX-00000.tar, ...; see below"
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER/PREFIX", help=text)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER/PREFIX", help=text)
     parser.add_argument("--force", action="store_true", help="replace older shards of the same name")
     text = "a Python file that adds layouts (as recipes/own_layouts.py does); give it before --layout"
     parser.add_argument("--layouts", type=_add_layouts, metavar="FILE.py", help=text)
@@ -79,20 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "column of image, audio, text or label; every row must have it"
     parser.add_argument("--column", action="append", default=[], metavar="KEY=COL", help=text)
     parser.add_argument("--labels-from-folders", action="store_true", help="the name of a file's folder is its label")
-    text = f"samples, or megabytes (50MB); {SHARD_SIZE}, of a layout {LAYOUT_SHARD_SIZE}"
-    parser.add_argument("--shard-size", metavar="N", help=text)
+    text = f"megabytes of media in a shard; {SHARD_MEGABYTES}, of a layout {LAYOUT_SHARD_MEGABYTES}"
+    parser.add_argument("--shard-size", type=positive, metavar="MB", help=text)
     parser.add_argument("--check", action="store_true", help="decode every file, leave out what fails")
-    parser.add_argument("--check-leaks", type=Path, metavar="ROOT", help="look for what ROOT/train and ROOT/val share")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the shards, or look for leaks; what was left out goes to stderr."""
-    if args.check_leaks is not None:
-        if args.source is not None or args.output is not None:
-            raise UsageError("--check-leaks ROOT reads the shards that are there; it takes no SOURCE and no -o")
-        return _check_leaks(args.check_leaks)
-    if args.source is None or args.output is None:
-        raise UsageError(f"say what to {'read: SOURCE' if args.source is None else 'write: -o FOLDER/PREFIX'}")
+    """Write the shards; what was left out goes to stderr."""
     if not args.source.exists():
         raise UsageError(f"{args.source}: no such file or folder")
     if args.overrides and args.layout is None:
@@ -100,35 +94,23 @@ def run(args: argparse.Namespace) -> int:
     return _write_own(args) if args.layout is None else _write_layout(args)
 
 
-def _check_leaks(root: Path) -> int:
-    from onepeace.datasets.leaks import check_leaks
-
-    counts, errors = check_leaks(root)
-    for name, count in sorted(counts.items()):
-        print(f"{name}: {count} samples")
-    for error in errors:
-        print(error, file=sys.stderr)
-    print(f"{len(errors)} errors")
-    return 1 if errors else 0
-
-
 def _write_layout(args: argparse.Namespace) -> int:
     from onepeace.data.shard_writer import ShardWriter
     from onepeace.datasets import LAYOUTS
-    from onepeace.datasets.leaks import held_out
     from onepeace.datasets.pictures import Seen
+    from onepeace.datasets.written import held_out
 
     if own := [name for name in ("column", "labels_from_folders", "check") if getattr(args, name)]:
         raise UsageError(f"--{own[0].replace('_', '-')} is for a table or folder of your own, not for a layout")
     if not args.source.is_dir():
         raise UsageError(f"{args.source}: is not the folder of a download")
     layout = LAYOUTS[args.layout].with_options(args.overrides, f"layout {args.layout}")
-    max_items, max_bytes = _shard_size(args.shard_size or LAYOUT_SHARD_SIZE)
+    max_bytes = (args.shard_size or LAYOUT_SHARD_MEGABYTES) * MEGABYTE
     seen = Seen()  # over all splits: what is validation data is not written as training data
     written = 0
     for split in layout.splits(args.source, partial(held_out, args.output)):
         folder, prefix = (args.output / split.shards).parent, Path(split.shards).name
-        with ShardWriter(folder, prefix, max_bytes=max_bytes, max_items=max_items, compress=True) as writer:
+        with ShardWriter(folder, prefix, max_bytes=max_bytes, compress=True) as writer:
             left_out = _write(writer, split.records, split.encode, seen)
         if split.classes is not None:
             classes = json.dumps(split.classes, indent=1, ensure_ascii=False)
@@ -152,9 +134,8 @@ def _write_own(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.output}: is a folder; add the shards' prefix: {args.output / 'pairs'}")
     if not re.fullmatch(r"\w[\w.-]*", prefix) or len(prefix.encode()) > PREFIX_LENGTH:
         raise UsageError(f"prefix {prefix!r} must be letters, digits, '_', '-' and '.', at most {PREFIX_LENGTH} bytes")
-    max_items, max_bytes = _shard_size(args.shard_size or SHARD_SIZE)
     records = _own_records(args)
-    writer = ShardWriter(folder, prefix, max_bytes=max_bytes, max_items=max_items)
+    writer = ShardWriter(folder, prefix, max_bytes=(args.shard_size or SHARD_MEGABYTES) * MEGABYTE)
     if not args.force and (older := writer.older()):
         raise UsageError(f"{older[0]} exists; choose another name, or replace it with --force")
     with writer:
@@ -181,15 +162,6 @@ def _own_records(args: argparse.Namespace) -> "Iterator[Record | Skipped]":
     if columns:
         raise UsageError(f"--column {args.column[0]}: names a column, and {args.source} is a folder")
     return from_folder(args.source, labels_from_folders=args.labels_from_folders)
-
-
-def _shard_size(text: str) -> tuple[int | None, int | None]:
-    """(samples, bytes) of a shard, one of them None."""
-    match = re.fullmatch(r"0*([1-9]\d*)\s*(MB)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise UsageError(f"--shard-size {text} is neither a number of samples (1000) nor of megabytes (50MB)")
-    number = int(match[1])
-    return (None, number * 1_000_000) if match[2] else (number, None)
 
 
 def _read_files(record: "Record", check: bool) -> "Encoded":

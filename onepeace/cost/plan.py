@@ -72,8 +72,7 @@ class Plan:
 
     @property
     def flops_per_step(self) -> int:
-        total = sum(self.items[pair] * flops for pair, flops in self.flops_per_item.items())
-        return total // len(self.items) if self.recipe.data.pairs == "in_turn" else total
+        return sum(self.items[pair] * flops for pair, flops in self.flops_per_item.items())
 
 
 def make_plan(recipe: Recipe, processes: int = 1) -> Plan:

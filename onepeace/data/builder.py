@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from onepeace.data.batch import Batch, Mask
 from onepeace.data.config import DataConfig
 from onepeace.data.frozen_cache import StemFeatures, collate
 from onepeace.data.masking import MaskRates, draw_masks, draw_token_dropout, word_starts, word_table
+from onepeace.data.reader import Window
 from onepeace.data.sample import Sample, content_of
 from onepeace.data.shards import BROKEN_FREE
 from onepeace.errors import UserError
@@ -40,16 +41,6 @@ MIXED = "mixed"
 
 class CorruptDataError(UserError):
     """Too many items cannot be decoded."""
-
-
-class _Pair(NamedTuple):
-    """Samples that the items of a batch are drawn from."""
-
-    name: str
-    total: int
-    """Number of items that ``broken_limit`` is a share of."""
-    another: Callable[[np.random.Generator], Sample]
-    """Draws a further sample."""
 
 
 class BatchBuilder:
@@ -85,27 +76,18 @@ class BatchBuilder:
             vocabulary = processors["text"].tokenizer.get_vocab()
             self.word_table = word_table(sorted(vocabulary, key=vocabulary.__getitem__))
 
-    def batch(
-        self,
-        name: str,
-        items: Sequence[tuple[Iterator[Sample], np.random.Generator]],
-        another: Callable[[np.random.Generator], Sample],
-        total: int,
-        seed: int,
-    ) -> Batch:
+    def batch(self, window: Window, items: Sequence[tuple[Iterator[Sample], np.random.Generator]], seed: int) -> Batch:
         """A batch of a pair.
 
         Args:
-            name: of the pair.
+            window: the samples around it.
             items: for each place in the batch the candidates, of which the first that can be decoded is taken, and the
                 random generator of the item.
-            another: draws a further sample of the pair, for augmentations that take two.
-            total: number of items that ``broken_limit`` is a share of.
             seed: of the masks.
         """
+        name = window.name
         replaced: list[str] = []
-        pair = _Pair(name, total, another)
-        drawn = [self._item(pair, candidates, rng, replaced) for candidates, rng in items]
+        drawn = [self._item(window, candidates, rng, replaced) for candidates, rng in items]
         inputs, mixing = {}, None
         rows = _rows_of_an_item(drawn)
         for modality in self.pairs[name]:
@@ -137,30 +119,26 @@ class BatchBuilder:
         )
 
     def _item(
-        self, pair: _Pair, candidates: Iterator[Sample], rng: np.random.Generator, replaced: list[str]
+        self, window: Window, candidates: Iterator[Sample], rng: np.random.Generator, replaced: list[str]
     ) -> tuple[Sample, str, dict[str, Any]]:
         """The first candidate that can be decoded, its caption and its decoded inputs."""
         # As many tries at least as there are items: a small stream that is all broken would be read without end.
-        for sample in islice(candidates, max(pair.total, TRIES)):
+        for sample in islice(candidates, max(window.known, TRIES)):
             try:
-                return self._decode(pair, sample, rng)
+                return self._decode(window, sample, rng)
             except CorruptDataError:
                 raise
             except UserError as error:
-                self._note(pair, sample, error)
+                self._note(window, sample, error)
                 replaced.append(sample.key)
-        raise CorruptDataError(f"{pair.name}: no item is left to take the place of {replaced[-1]}")
+        raise CorruptDataError(f"{window.name}: no item is left to take the place of {replaced[-1]}")
 
-    def _decode(self, pair: _Pair, sample: Sample, rng: np.random.Generator) -> tuple[Sample, str, dict[str, Any]]:
-        text = self._caption(pair, sample, rng)
+    def _decode(self, window: Window, sample: Sample, rng: np.random.Generator) -> tuple[Sample, str, dict[str, Any]]:
+        name = window.name
+        text = self._caption(name, sample, rng)
         decoded: dict[str, Any] = {}
-        others: list[Any] = []
-
-        def second(modality: str) -> tuple[Any, str]:
-            others.append(self._another(pair, modality, rng))
-            return others[-1]
-
-        for modality in self.pairs[pair.name]:
+        others: list[Sample] = []
+        for modality in self.pairs[name]:
             augment, processor = self.augments.get(modality), self.processors[modality]
             if modality == "text":
                 continue
@@ -168,16 +146,19 @@ class BatchBuilder:
                 decoded[modality], partner = self.features[modality].draw(sample, rng)
                 if partner is not None:
                     others.append(partner)
-                    text = join_captions(text, self._caption(pair, partner, rng))
-            elif isinstance(sample.inputs[modality], list):
-                decoded[modality] = [self._one(modality, item, text, rng) for item in sample.read(modality)]
+                    text = join_captions(text, self._caption(name, partner, rng))
             elif augment is None:
-                decoded[modality] = processor.decode(sample.read(modality))
+                value = sample.read(modality)
+                several = isinstance(value, list)
+                decoded[modality] = [processor.decode(one) for one in value] if several else processor.decode(value)
+            elif isinstance(sample.inputs[modality], list):  # each is changed on its own
+                loaded = (augment.load(item, processor) for item in sample.read(modality))
+                decoded[modality] = [augment.vary(item, text, processor, rng, _no_other)[0] for item in loaded]
             else:
-                loaded = self._load(modality, sample)
-                decoded[modality], text = augment.vary(loaded, text, processor, rng, partial(second, modality))
-        if "text" in self.pairs[pair.name]:
-            template, read = self.candidates[pair.name], self.processors["text"].decode
+                another = partial(self._another, window, modality, rng, others)
+                decoded[modality], text = augment.vary(self._load(modality, sample), text, processor, rng, another)
+        if "text" in self.pairs[name]:
+            template, read = self.candidates[name], self.processors["text"].decode
             decoded["text"] = read(text)
             if template is not None:
                 candidates = sample.targets["candidates"]
@@ -187,21 +168,19 @@ class BatchBuilder:
             sample = replace(sample, key=f"{sample.key}.{MIXED}", inputs={}, targets={})
         return sample, text, decoded
 
-    def _one(self, modality: str, item: Any, text: str, rng: np.random.Generator) -> Any:
-        """One of several pictures of an item, decoded and changed on its own; none is mixed with another item's."""
-        augment, processor = self.augments.get(modality), self.processors[modality]
-        if augment is None:
-            return processor.decode(item)
-        return augment.vary(augment.load(item, processor), text, processor, rng, _no_other)[0]
-
-    def _another(self, pair: _Pair, modality: str, rng: np.random.Generator) -> tuple[Any, str]:
-        """A random sample of the pair for an augmentation that takes two: what it loads, and a caption."""
+    def _another(
+        self, window: Window, modality: str, rng: np.random.Generator, others: list[Sample]
+    ) -> tuple[Any, str]:
+        """A random sample for an augmentation that takes two: what it loads, and a caption."""
         while True:
-            sample = pair.another(rng)
+            sample = window.another(rng)
             try:
-                return self._load(modality, sample), self._caption(pair, sample, rng)
+                found = self._load(modality, sample), self._caption(window.name, sample, rng)
             except UserError as error:
-                self._note(pair, sample, error)
+                self._note(window, sample, error)
+                continue
+            others.append(sample)
+            return found
 
     def _load(self, modality: str, sample: Sample) -> Any:
         """Decoded input of the augmentation. Sounds are kept for the next epoch while there is room: decoding Vorbis
@@ -215,25 +194,25 @@ class BatchBuilder:
             self._cache[place] = loaded
         return self._cache[place]
 
-    def _caption(self, pair: _Pair, sample: Sample, rng: np.random.Generator) -> str:
+    def _caption(self, name: str, sample: Sample, rng: np.random.Generator) -> str:
         choices = list(sample.captions)
         if sample.label:
-            templates = [t for modality in self.pairs[pair.name] for t in self.config.templates.get(modality, ())]
+            templates = [t for modality in self.pairs[name] for t in self.config.templates.get(modality, ())]
             choices += [template.format(sample.label) for template in templates]
         return choices[int(rng.integers(len(choices)))] if choices else ""
 
-    def _note(self, pair: _Pair, sample: Sample, error: UserError) -> None:
+    def _note(self, window: Window, sample: Sample, error: UserError) -> None:
         """Name a broken item once; too many stop the run."""
-        broken = self.broken.setdefault(pair.name, set())
+        broken = self.broken.setdefault(window.name, set())
         where = f"{sample.source}: {sample.key}"
         if where in broken:
             return
         broken.add(where)
         log.warning("%s cannot be decoded, another item takes its place: %s", where, error)
-        count, total = len(broken), pair.total
+        count, total = len(broken), window.known
         if count > self.config.broken_limit * total and (count > BROKEN_FREE or count == total):
             raise CorruptDataError(
-                f"{count} of {total} items of {pair.name} cannot be decoded, the last {where}: {error}; "
+                f"{count} of {total} items of {window.name} cannot be decoded, the last {where}: {error}; "
                 "mend the shards or raise data.broken_limit"
             )
 

@@ -57,8 +57,6 @@ class DataConfig:
     """Folder of the shards; environment variables are expanded."""
     batches: Literal["mixed", "by_source"] = "mixed"
     """mixed: a batch has items of all sources of its pair; by_source: of one, so that its negatives are of one kind."""
-    pairs: Literal["together", "in_turn"] = "together"
-    """Steps of several pairs: together, each has a batch of every pair; in_turn, of one, the next step of the next."""
     templates: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By modality: sentences with {} for the class name, further captions of samples that have a label."""
     augment: dict[str, Options] = field(default_factory=dict)
@@ -75,12 +73,11 @@ class DataConfig:
     """Samples of a pair that are shuffled together, at least: shards are drawn by chance until they hold so many. A
     pair that has fewer is shuffled as a whole."""
     lanes: int = 1
-    """Parts of each batch that are read from shards of their own. With as many as there are machines, each machine
+    """Equal parts of each batch that are read from shards of their own. With as many as there are machines, each
     fetches its part of the shards alone. The order depends on it, so it stays the same for a run."""
-    cache_folder: str | None = None
-    """Copies of shards that are compressed or lie elsewhere, and indexes of all; null = shards in onepeace's cache."""
     cache_gigabytes: float = 20.0
-    """Size of that folder at most; the least recently used gives way."""
+    """Size at most of $ONEPEACE_CACHE/shards: copies of shards that are compressed or lie elsewhere, and indexes of
+    all; the least recently used gives way."""
     broken_limit: float = 0.02
     """Share of a source's samples that may be unusable, and of a pair's items that may fail to decode, before the run
     stops."""

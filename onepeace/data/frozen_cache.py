@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -89,10 +88,12 @@ class FrozenCache:
             compute: the outputs of the named items, in any number; none of an item that cannot be decoded.
             size: items of a part: what is lost at most when the run is killed meanwhile.
         """
+        from filelock import FileLock
+
         if not self.missing:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder):
+        with FileLock(self.folder / ".lock"):  # two would give the same numbers to their parts
             self._find()  # another run may have made some meanwhile
             log.warning("%s: computing %d items, once", self.folder, len(self.missing))
             numbers = count(max(self._numbers(), default=-1) + 1)
@@ -158,20 +159,3 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     rest = iter(items)
     while part := list(islice(rest, size)):
         yield part
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Held by the one run that adds parts to a folder: two would give the same numbers to theirs."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        log.warning("%s: another run is computing these; waiting ...", folder)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()

@@ -14,10 +14,9 @@ from torch import Tensor
 from onepeace.data.batch import Mask
 from onepeace.errors import UserError
 
-Unit = Literal["word", "token", "patch", "span"]
-"""Unit that is masked as a whole: word or token for text, patch for image, span for audio."""
-TEXT_UNITS = ("word", "token")
-"""Units whose last token is the end of the text, and stays."""
+Unit = Literal["word", "patch", "span"]
+"""Unit that is masked as a whole: word for text, whose last token is its end and stays; patch for image, span for
+audio."""
 SPAN = 5
 """Frames masked around each centre of the unit "span"."""
 
@@ -141,7 +140,7 @@ def draw_masks(
         A mask for each of "unimodal" and "joint" that has a rate. A text too short for its share has no masked token,
         which the losses allow.
     """
-    maskable = (lengths - 1).clamp(min=0) if rates.unit in TEXT_UNITS else lengths
+    maskable = (lengths - 1).clamp(min=0) if rates.unit == "word" else lengths
     drawn: dict[str, Tensor] = {}
     for name, rate in {"unimodal": rates.unimodal, "joint": rates.joint}.items():
         if rate is None:

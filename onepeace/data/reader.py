@@ -33,7 +33,7 @@ order, "start" (position of its first sample), and the number of "shards", which
 
 def open_sources(data: DataConfig) -> list[Source]:
     """The sources of a recipe, in its order; UserError for shards that are not there."""
-    cache = ShardCache(data.cache_folder, data.cache_gigabytes * 1e9)
+    cache = ShardCache(data.cache_gigabytes * 1e9)
     return [Source(source, data.root, data.broken_limit, cache) for source in data.train]
 
 
@@ -41,6 +41,8 @@ def open_sources(data: DataConfig) -> list[Source]:
 class Window:
     """Samples that are shuffled together."""
 
+    name: str
+    """Name of its sources."""
     cursor: Cursor
     shards: dict[int, list[Sample]]
     """Usable samples by number of the shard."""
@@ -111,6 +113,7 @@ class Lane:
                 f"the checkpoint's position in the data is of {self.begin['shards']} shards, and now they are "
                 f"{self.count} ({sources[0].config.shards}, ...); go on with the shards the run was started with"
             )
+        self.fetched = -1
         self.windows: deque[Window] = deque(maxlen=2)  # a broken sample's replacement may lie in the second one
 
     def __getitem__(self, position: int) -> Sample:
@@ -137,17 +140,14 @@ class Lane:
         return last if position >= last.start else self.windows[0]
 
     def fetch_ahead(self) -> None:
-        """Copy what the next window needs from elsewhere, beside the caller's work."""
-        epoch, first = self.windows[-1].after
-        if self._fetched == (epoch, first):
+        """Copy what the next window needs from elsewhere, beside the caller's work. Not before workers are forked."""
+        if self.fetched == (last := self.windows[-1]).end:
             return
-        self._fetched = epoch, first
-        coming = self._dealt(epoch)[first : first + len(self.windows[-1].shards)]
-        if far := [place for place in (source.shards[i] for source, i in map(self._find, coming)) if scheme(place)]:
+        self.fetched, (epoch, first) = last.end, last.after
+        coming = map(self._find, self._dealt(epoch)[first : first + len(last.shards)])
+        if far := [place for source, i in coming if scheme(place := source.shards[i])]:
             cache = self.sources[0].cache
             Thread(target=lambda: [cache.open(place) for place in far], daemon=True).start()
-
-    _fetched = (-1, -1)
 
     def _dealt(self, epoch: int) -> NDArray[np.int64]:
         """Numbers of the shards of an epoch in this lane's order."""
@@ -175,7 +175,7 @@ class Lane:
                 last += 1
             whole = first == 0 and last == self.count
             for source in self.sources:
-                source.tally.check(complete=whole)
+                source.check(complete=whole)
             # The numbers of a set's only window are those it always had.
             seed = [*self.seed, ORDER, epoch, *([self.lane, first] if self.lane or first else [])]
             order = draw_order([*sizes.values()], self.weights, self.run, np.random.default_rng(seed))
@@ -183,11 +183,16 @@ class Lane:
             if len(order):
                 samples = [sample for _, samples in sorted(shards.items()) for sample in samples]
                 cursor = {**cursor, "epoch": epoch, "shard": first}
-                return Window(cursor, shards, samples, order, after, whole)
+                return Window(self.sources[0].config.name, cursor, shards, samples, order, after, whole)
             if epoch > cursor["epoch"] + self.lanes:  # a whole epoch had nothing
                 for source in self.sources:
-                    source.tally.check()
-                raise _nothing([*sizes.values()], self.weights, self.run)
+                    source.check()
+                items = drawn([*sizes.values()], self.weights)
+                remedy = f"lower run.batch_size to {items} or raise a weight" if items else "raise a weight"
+                raise UserError(
+                    f"weights {self.weights} over {[*sizes.values()]} items leave {items} an epoch, too few for a "
+                    f"batch by source of {self.run}; {remedy}"
+                )
             epoch, first = after
 
     def _is_enough(self, sizes: Sequence[int]) -> bool:
@@ -227,13 +232,3 @@ def draw_order(sizes: Sequence[int], weights: Sequence[float], run: int, rng: np
     parts = [part[:end] for part, end in zip(parts, cut, strict=True)]
     runs = np.concatenate([*parts, rest[: len(rest) - len(rest) % run]]).reshape(-1, run)
     return rng.permutation(runs).reshape(-1)
-
-
-def _nothing(sizes: Sequence[int], weights: Sequence[float], run: int) -> UserError:
-    items, given = drawn(sizes, weights), f"weights {list(weights)} over {list(sizes)} items leave"
-    if not items:
-        return UserError(f"{given} none; raise a weight")
-    return UserError(
-        f"{given} {items} an epoch, too few for a batch of {run} by source; lower run.batch_size to {items} or raise a "
-        "weight"
-    )

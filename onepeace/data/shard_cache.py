@@ -18,10 +18,10 @@ import zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from onepeace.data.sample import Extent
-from onepeace.data.tar_index import TarIndex, index_tar
+from onepeace.data.tar_index import index_tar
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic, write_text_atomic
 from onepeace.files.cache import cache_folder
@@ -62,42 +62,34 @@ class Shard:
         return data
 
 
-class Members(NamedTuple):
-    """The samples of a shard."""
-
-    samples: list[dict[str, Any]]
-    """``{"__key__": key, file ending: Extent}`` each, as `usable_sample` takes them."""
-    broken: list[str]
-    """One line per damage."""
-
-
 @lru_cache(OPEN_FILES)
 def _opened(path: str) -> IO[bytes]:
     return open(path, "rb", buffering=0)
 
 
 class ShardCache:
-    """Copies and indexes of shards in a folder of limited size; the least recently used give way.
+    """Copies and indexes of shards, in ``shards`` of onepeace's cache; the least recently used give way.
 
     Args:
-        folder: for this alone; several processes may share it. None: ``shards`` in onepeace's cache.
-        max_bytes: of all its files; a larger shard stays alone.
+        max_bytes: of all files there; a larger shard stays alone.
 
     Raises:
         UserError: the folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path | None = None, max_bytes: float = 20e9) -> None:
-        self.folder = cache_folder() / "shards" if folder is None else Path(folder).expanduser()
-        self.max_bytes = max_bytes
+    def __init__(self, max_bytes: float = 20e9) -> None:
+        self.folder, self.max_bytes = cache_folder() / "shards", max_bytes
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def open(self, place: str) -> Members:
+    def open(self, place: str) -> tuple[list[dict[str, Any]], list[str]]:
         """The samples of a shard, which is copied and indexed if it has not been; none if it cannot be read.
+
+        Returns:
+            ``{"__key__": key, file ending: Extent}`` for each, as `usable_sample` takes them, and a line per damage.
 
         Raises:
             UserError: the cache cannot be written.
@@ -107,9 +99,9 @@ class ShardCache:
         except Exception as error:  # whatever a protocol's library raises: the shard is left out
             if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
                 raise self._unwritable(error) from error
-            return Members([], [f"{describe(place)}: {_reason_of(error)}"])
+            return [], [f"{describe(place)}: {_reason_of(error)}"]
 
-    def _open(self, place: str) -> Members:
+    def _open(self, place: str) -> tuple[list[dict[str, Any]], list[str]]:
         from filelock import FileLock
 
         identity, path = place, None
@@ -122,7 +114,7 @@ class ShardCache:
         index, copy = self.folder / f"{digest}.json", self.folder / f"{digest}.tar"
         while True:
             try:
-                found = TarIndex(*json.loads(index.read_text(encoding="utf-8")))
+                samples, broken = json.loads(index.read_text(encoding="utf-8"))
                 for used in (index,) if path else (index, copy):
                     os.utime(used)
                 break
@@ -131,11 +123,10 @@ class ShardCache:
                     if not (index.exists() and (path or copy).exists()):
                         self._make(place, path, copy, index)
         shard = Shard(place, str(path or copy), self)
-        samples: list[dict[str, Any]] = [
+        return [
             {"__key__": key, **{ending: Extent(shard, *extent) for ending, extent in members.items()}}
-            for key, members in found.samples
-        ]
-        return Members(samples, found.broken)
+            for key, members in samples
+        ], broken
 
     def _make(self, place: str, path: Path | None, copy: Path, index: Path) -> None:
         broken: list[str] = []
@@ -143,8 +134,8 @@ class ShardCache:
             with write_atomic(copy) as temporary:
                 _copy(place, temporary, broken)
         with open(path or copy, "rb") as file:
-            found = index_tar(file, describe(place))
-        write_text_atomic(index, json.dumps([found.samples, found.broken + broken]))
+            samples, damages = index_tar(file, describe(place))
+        write_text_atomic(index, json.dumps([samples, damages + broken]))
         self._make_room(but={copy.name, index.name})
 
     def _make_room(self, but: set[str]) -> None:
@@ -161,7 +152,7 @@ class ShardCache:
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(
             f"{self.folder}: copies and indexes of shards cannot be written there ({error.strerror or error}); "
-            "set data.cache_folder, or ONEPEACE_CACHE"
+            "set ONEPEACE_CACHE"
         )
 
 

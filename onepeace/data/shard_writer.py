@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,31 +32,23 @@ class ShardWriter:
     these stay.
 
     Args:
-        max_bytes, max_items: a new shard begins before one would hold more bytes of media, or more samples, than this.
+        max_bytes: a new shard begins before one would hold more bytes of media than this.
         compress: write .tar.gz. Pictures and most sounds are compressed already; texts and WAV get smaller.
 
     Raises:
         UserError: a file or the folder cannot be written (names it, and the system's reason).
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        prefix: str,
-        *,
-        max_bytes: int | None = None,
-        max_items: int | None = None,
-        compress: bool = False,
-    ) -> None:
-        self.folder, self.prefix = folder, prefix
-        self.max_bytes, self.max_items, self.compress = max_bytes, max_items, compress
+    def __init__(self, folder: Path, prefix: str, *, max_bytes: int = 100_000_000, compress: bool = False) -> None:
+        self.folder, self.prefix, self.max_bytes, self.compress = folder, prefix, max_bytes, compress
         self.ending = ".tar.gz" if compress else ".tar"
         self.count = 0
         """Samples written."""
         self.paths: list[Path] = []
         """The shards, under the names they get at the end."""
         self._keys: set[str] = set()
-        self._open: ExitStack | None = None
+        self._bytes = 0
+        self._open, self._stack = ExitStack(), ExitStack()
 
     def __str__(self) -> str:
         """Summary of what has been written, when it ended well."""
@@ -65,13 +58,8 @@ class ShardWriter:
 
     def older(self) -> list[Path]:
         """Shards of this folder and prefix that are there now."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(
-            path
-            for path in self.folder.iterdir()
-            if path.name.startswith(self.prefix) and SHARD.fullmatch(path.name[len(self.prefix) :])
-        )
+        paths = sorted(self.folder.glob(f"{self.prefix}-*"))
+        return [path for path in paths if SHARD.fullmatch(path.name.removeprefix(self.prefix))]
 
     def write(
         self,
@@ -110,73 +98,56 @@ class ShardWriter:
             pick = int(hashlib.md5(key.encode(), usedforsecurity=False).hexdigest(), 16) % len(captions)
             members["txt"] = captions[pick].encode()
         try:
-            if self._open is None or self._is_full(size):
-                self._close_shard()
-                self._open_shard()
+            if not self.paths or (self._bytes and self._bytes + size > self.max_bytes):
+                self._open.close()
+                self._begin_shard()
             self._tar.write({"__key__": key, **members})
         except OSError as error:
             raise self._unwritable(error) from error
         self._bytes += size
-        self._items += 1
         self.count += 1
         return True
 
     def __enter__(self) -> "ShardWriter":
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._unfinished = Path(
+                self._stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder, prefix=".shards-"))
+            )
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be made ({error.strerror or error})") from error
+            raise self._unwritable(error) from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with self._stack:
             try:
-                self._close_shard()
+                self._open.close()
+                if kind is None and self.paths:
+                    older = {*self.older()} - {*self.paths}
+                    for path in self.paths:
+                        os.replace(self._unfinished / path.name, path)
+                    for path in older:
+                        path.unlink()
             except OSError as failure:
                 if kind is None:
                     raise self._unwritable(failure) from failure
-            if kind is None and self.paths:
-                older = set(self.older())
-                for path in self.paths:
-                    os.replace(_part(path), path)
-                for path in older - set(self.paths):
-                    path.unlink()
-        finally:
-            for path in self.paths:
-                _part(path).unlink(missing_ok=True)
 
-    def _is_full(self, size: int) -> bool:
-        too_large = self.max_bytes is not None and self._bytes > 0 and self._bytes + size > self.max_bytes
-        return too_large or (self.max_items is not None and self._items >= self.max_items)
-
-    def _open_shard(self) -> None:
+    def _begin_shard(self) -> None:
         from webdataset import TarWriter
 
-        path = self.folder / f"{self.prefix}-{len(self.paths):05d}{self.ending}"
-        self.paths.append(path)
-        self._open = ExitStack()
-        file: Any = self._open.enter_context(open(_part(path), "wb"))
+        name = f"{self.prefix}-{len(self.paths):05d}{self.ending}"
+        self.paths.append(self.folder / name)
+        self._bytes = 0
+        file: Any = self._open.enter_context(open(self._unfinished / name, "wb"))
         if self.compress:
-            file = self._open.enter_context(
-                gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=6, mtime=0)
-            )
+            gzipped = gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=6, mtime=0)
+            file = self._open.enter_context(gzipped)
         self._tar: Any = self._open.enter_context(
             TarWriter(file, user="", group="", mtime=0, encoder=False, compress=False)
         )
-        self._bytes = self._items = 0
-
-    def _close_shard(self) -> None:
-        if self._open is not None:
-            shard, self._open = self._open, None
-            shard.close()
 
     def _unwritable(self, error: OSError) -> UserError:
         path = self.paths[-1] if self.paths else self.folder
         return UserError(f"{path}: cannot be written ({error.strerror or error})")
-
-
-def _part(path: Path) -> Path:
-    """The name of a shard until all are whole; no pattern of shards matches it."""
-    return path.with_name(f"{path.name}.part")

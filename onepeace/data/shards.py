@@ -98,7 +98,7 @@ class Source:
     Args:
         config: from the recipe.
         root: see `expand`.
-        broken_limit: see `Tally`.
+        broken_limit: share of broken samples, of all, above which `check` raises; a few always may be.
         cache: for shards that cannot be read where they are, and the indexes of all.
 
     Raises:
@@ -108,25 +108,54 @@ class Source:
     def __init__(
         self, config: SourceConfig, root: str | Path | None, broken_limit: float, cache: ShardCache | None = None
     ) -> None:
-        self.config, self.cache = config, cache or ShardCache()
+        self.config, self.broken_limit, self.cache = config, broken_limit, cache or ShardCache()
         self.shards = expand(config.shards, root)
-        self.tally = Tally(config.shards, broken_limit, config.keys)
+        self.good = self.broken = self.passed_over = 0
+        self.named: list[str] = []
+        """The first broken samples."""
+        self.last = ""
+        """The last broken sample."""
 
     def read(self, number: int) -> list[Sample]:
-        """The usable samples of a shard; broken ones are counted and named."""
+        """The usable samples of a shard; broken ones are counted, the first of them named."""
         shard, own = self.shards[number], self.config
         raws, broken = self.cache.open(shard)
-        fitting = [raw for raw in raws if fnmatchcase(raw["__key__"], own.keys)]
-        samples = [usable_sample(raw, shard, own.pair, broken, own.targets) for raw in fitting]
-        usable = [sample for sample in samples if sample is not None]
-        self.tally.count(len(usable), broken, passed_over=len(raws) - len(fitting))
-        return usable
+        samples = []
+        for raw in raws:
+            if not fnmatchcase(raw["__key__"], own.keys):
+                self.passed_over += 1
+                continue
+            try:
+                samples.append(usable_sample(raw, shard, own.pair, own.targets))
+            except ValueError as error:
+                broken.append(str(error))
+        self.good, self.broken = self.good + len(samples), self.broken + len(broken)
+        for line in broken:
+            self.last = line
+            if line not in self.named and len(self.named) < NAMED:
+                self.named.append(line)
+                log.warning("broken and left out: %s%s", line, " (more are counted)" * (len(self.named) == NAMED))
+        return samples
+
+    def check(self, complete: bool = True) -> None:
+        """UserError if too much is broken, or, where all of the source was read, nothing is usable."""
+        name = self.config.shards
+        if self.broken > max(BROKEN_FREE, self.broken_limit * (self.good + self.broken)):
+            raise UserError(
+                f"{name}: {self.broken} broken to {self.good} usable samples, the last: {self.last}; mend the shards "
+                "or raise data.broken_limit"
+            )
+        if complete and not self.good:
+            fault = self.last or "the shards are empty"
+            if self.passed_over and not self.broken:
+                fault = f"no key of {self.passed_over} fits the pattern {self.config.keys!r}"
+            raise UserError(f"{name}: no usable sample; {fault}")
 
     def __iter__(self) -> Iterator[Sample]:
-        """All samples, once, in the order of the shards; UserError as `Tally.check` raises it, at the end."""
+        """All samples, once, in the order of the shards; UserError as `check` raises it, at the end."""
         for number in range(len(self.shards)):
             yield from self.read(number)
-        self.tally.check()
+        self.check()
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -153,7 +182,7 @@ def read_source(
         pattern, root: see `expand`.
         pair, targets: see `usable_sample`.
         keys: pattern of the samples' keys; others are passed over.
-        broken_limit: see `Tally`.
+        broken_limit: see `Source`.
 
     Raises:
         UserError: no file matches; no key fits; not one sample is complete, or too few are (names a file, a key
@@ -161,45 +190,6 @@ def read_source(
     """
     config = SourceConfig(pattern, tuple(pair), keys=keys, targets=tuple(targets))
     return [sample.whole() for sample in Source(config, root, broken_limit)]
-
-
-class Tally:
-    """Counts the usable and the broken samples of a source, names the first broken ones, and stops at too many.
-
-    Args:
-        name: of the source, for messages.
-        limit: share of broken samples, of all, above which `check` raises; a few always may be.
-        keys: pattern that the keys should fit.
-    """
-
-    def __init__(self, name: str, limit: float, keys: str = "*") -> None:
-        self.name, self.limit, self.keys = name, limit, keys
-        self.good = self.broken = self.passed_over = 0
-        self.named: list[str] = []
-        self.last = ""
-
-    def count(self, good: int, broken: Sequence[str], passed_over: int) -> None:
-        """Add what a shard had."""
-        self.good, self.broken = self.good + good, self.broken + len(broken)
-        self.passed_over += passed_over
-        self.last = broken[-1] if broken else self.last
-        for line in broken:
-            if line not in self.named and len(self.named) < NAMED:
-                self.named.append(line)
-                log.warning("broken and left out: %s%s", line, " (more are counted)" * (len(self.named) == NAMED))
-
-    def check(self, complete: bool = True) -> None:
-        """UserError if too much is broken, or, where all of the source was read, nothing is usable."""
-        if self.broken > max(BROKEN_FREE, self.limit * (self.good + self.broken)):
-            raise UserError(
-                f"{self.name}: {self.broken} broken to {self.good} usable samples, the last: {self.last}; mend the "
-                "shards or raise data.broken_limit"
-            )
-        if self.good or not complete:
-            return
-        if self.passed_over and not self.broken:
-            raise UserError(f"{self.name}: no key of its {self.passed_over} samples fits the pattern {self.keys!r}")
-        raise UserError(f"{self.name}: no usable sample; {self.last or 'the shards are empty'}")
 
 
 def raw_samples(shard: str, broken: list[str]) -> Iterator[dict[str, Any]]:
@@ -242,59 +232,49 @@ def media_of(raw: Mapping[str, Any], endings: Collection[str]) -> Any:
     return contents if len(contents) > 1 else contents[0]
 
 
-def usable_sample(
-    raw: dict[str, Any], shard: str, pair: Sequence[str], broken: list[str], targets: Sequence[str] = ()
-) -> Sample | None:
-    """The sample of one group of members; None, and a line in ``broken``, where it lacks something.
+def usable_sample(raw: Mapping[str, Any], shard: str, pair: Sequence[str], targets: Sequence[str] = ()) -> Sample:
+    """The sample of one group of members.
 
     Args:
-        raw, shard: from `raw_samples`, or a `Shard`'s.
+        raw, shard: from `raw_samples`, or a `ShardCache`'s.
         pair: the modalities a sample must have; "text" are its captions, others a member that their processor reads.
         targets: what else it must have, and have as targets.py says: "label", the entries of "targets" in the .json,
             and "mask".
+
+    Raises:
+        ValueError: it lacks something (names the shard and the key).
     """
-    name, key = describe(shard), raw["__key__"]
+    where = f"{describe(shard)}: {raw['__key__']}"
     members = {member.rpartition(".")[2]: data for member, data in raw.items() if not member.startswith("__")}
-    about: dict[str, Any] = {}
-    readable = True
-    captions: list[str] = []
     try:
         about = dict(json.loads(content_of(members.get("json", b"{}"))))
-        found = about.get("captions") or []
-        captions = [caption for caption in ([found] if isinstance(found, str) else found) if isinstance(caption, str)]
     except (ValueError, TypeError, RecursionError) as error:
-        broken.append(f"{name}: {key}.json cannot be read ({error})")
-        readable = False
+        raise ValueError(f"{where}.json cannot be read ({error})") from error
+    found = about.get("captions") or []
+    captions = [caption for caption in ([found] if isinstance(found, str) else found) if isinstance(caption, str)]
     if not captions:
         captions = [content_of(members.get("txt", b"")).decode("utf-8", errors="replace")]
     inputs: dict[str, Any] = {"text": [caption.strip() for caption in captions if caption.strip()]}
+    if "text" in pair and not inputs["text"]:
+        raise ValueError(f"{where} has no caption (a .txt, or captions in a .json)")
     for modality in pair:
         if modality != "text":
             try:
                 media = media_of(raw, {suffix.lstrip(".") for suffix in PROCESSORS[modality].suffixes})
             except ValueError as error:
-                broken.append(f"{name}: {key}: {error}")
-                return None
-            if media is not None:
-                inputs[modality] = media
-    known_targets = dict(about["targets"]) if isinstance(about.get("targets"), dict) else {}
+                raise ValueError(f"{where}: {error}") from error
+            if media is None:
+                raise ValueError(f"{where} has no {modality} file")
+            inputs[modality] = media
+    known = dict(about["targets"]) if isinstance(about.get("targets"), dict) else {}
     if isinstance(about.get("label"), str):
-        known_targets["label"] = about["label"]
+        known["label"] = about["label"]
     if raw.get(MASK):
-        known_targets["mask"] = raw[MASK]
-    checked = known_targets
-    if "mask" in targets:  # a file, which is not read without need
-        checked = {**known_targets, "mask": content_of(known_targets.get("mask"))}
-    if "text" in pair and not inputs["text"]:
-        if readable:
-            broken.append(f"{name}: {key} has no caption (a .txt, or captions in a .json)")
-    elif lacking := [modality for modality in pair if modality not in inputs]:
-        broken.append(f"{name}: {key} has no {' and no '.join(lacking)} file")
-    elif lacking := [target for target in targets if target not in known_targets]:
-        where = f" (a .{MASK})" if lacking == ["mask"] else " in its .json"
-        broken.append(f"{name}: {key} has no {' and no '.join(lacking)}{where}")
-    elif wrong := wrong_target(checked, targets):
-        broken.append(f"{name}: {key}: {wrong}")
-    else:
-        return Sample(key, name, inputs, known_targets)
-    return None
+        known["mask"] = raw[MASK]
+    for target in targets:
+        if target not in known:
+            raise ValueError(f"{where} has no {target} {f'(a .{MASK})' if target == 'mask' else 'in its .json'}")
+        value = content_of(known[target])  # of a mask, the bytes
+        if wrong := wrong_target(target, value, known):
+            raise ValueError(f"{where}: {wrong}")
+    return Sample(raw["__key__"], describe(shard), inputs, known)

@@ -22,8 +22,8 @@ from onepeace.errors import UserError
 
 
 class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
-    """``steps[s]`` is this process's part of the batches of step s, one of each pair, or of one where they come in turn
-    (see `BatchBuilder`), and the cursors of the lanes they are from.
+    """``steps[s]`` is this process's part of the batches of step s, one of each pair, and the cursors of the lanes they
+    are from.
 
     Args:
         builder: makes the batches; its config is the recipe's data.
@@ -34,7 +34,7 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
         rank, world_size: number of this process, and of all.
 
     Raises:
-        UserError: a batch cannot be shared evenly by the processes; see `Lane`.
+        UserError: a batch cannot be shared evenly by the processes, or the lanes; see `Lane`.
     """
 
     def __init__(
@@ -47,18 +47,19 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
         rank: int = 0,
         world_size: int = 1,
     ):
-        config = builder.config
-        self.builder, self.in_turn = builder, config.pairs == "in_turn"
-        self.seed, self.batch_size, self.rank, self.world_size = seed, batch_size, rank, world_size
+        config, known = builder.config, cursors or {}
+        self.builder, self.seed, self.batch_size = builder, seed, batch_size
+        self.rank, self.world_size = rank, world_size
         self.lanes: dict[str, list[Lane]] = {}
         for name in builder.pairs:
             size = batch_size[name]
-            if size % world_size:
-                raise UserError(
-                    f"run.batch_size {size} of {name} cannot be shared evenly by {world_size} processes; set a multiple"
-                )
+            for count, what in ((world_size, "processes"), (config.lanes, "lanes")):
+                if size % count:
+                    raise UserError(
+                        f"run.batch_size {size} of {name} cannot be shared evenly by {count} {what}; set a multiple"
+                    )
             own = [source for source in sources if source.config.name == name]
-            run, known = size if config.batches == "by_source" else 1, cursors or {}
+            run = size if config.batches == "by_source" else 1
             self.lanes[name] = [
                 Lane(
                     own, [seed, self._number(name)], config.shuffle_buffer, run, lane, config.lanes,
@@ -69,55 +70,38 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
 
     def __getitem__(self, step: int) -> tuple[list[Batch], dict[str, Cursor]]:
         cursors: dict[str, Cursor] = {}
-        batches = [self._batch(name, turn, cursors) for name, turn in self._due(step)]
-        return batches, cursors
+        return [self._batch(name, step, cursors) for name in self.lanes], cursors
 
     def open(self, step: int) -> None:
         """Read the shards that a step begins with, so that the workers have them from this process."""
-        for name, turn in self._due(step):
-            lane, position = self._place(name, turn, self._first(name, turn))
+        for name in self.lanes:
+            _, lane, position = self._places(name, step)[0]
             lane.window(position)
 
-    def _due(self, step: int) -> list[tuple[str, int]]:
-        """The pairs of a step, and for each the number of its batch."""
-        names = list(self.builder.pairs)
-        if self.in_turn:
-            turn, which = divmod(step, len(names))
-            return [(names[which], turn)]
-        return [(name, step) for name in names]
-
-    def _first(self, name: str, turn: int) -> int:
-        """Position in the pair's sequence of the first item of this process."""
-        return turn * self.batch_size[name] + self.rank * (self.batch_size[name] // self.world_size)
-
-    def _place(self, name: str, turn: int, position: int) -> tuple[Lane, int]:
-        """The lane of a place, and its position there: the places of a batch are shared out to the lanes in order."""
+    def _places(self, name: str, step: int) -> list[tuple[int, Lane, int]]:
+        """For each item of this process its number among all of the pair, its lane, and its position there. The places
+        of a batch are shared out to the processes, and to the lanes, in order."""
         size, lanes = self.batch_size[name], self.lanes[name]
-        slot = position - turn * size
-        lane = slot * len(lanes) // size
-        first, end = (-(-edge * size // len(lanes)) for edge in (lane, lane + 1))
-        return lanes[lane], turn * (end - first) + slot - first
+        own, share = size // self.world_size, size // len(lanes)
+        slots = range(self.rank * own, (self.rank + 1) * own)
+        return [(step * size + slot, lanes[slot // share], step * share + slot % share) for slot in slots]
 
     def _number(self, name: str) -> int:
         """A number of the sources' modalities and name, the same in every run."""
         pair = "+".join(self.builder.pairs[name])
         return zlib.crc32((pair if pair == name else f"{pair}:{name}").encode())
 
-    def _batch(self, name: str, turn: int, cursors: dict[str, Cursor]) -> Batch:
-        seed, first = [self.seed, self._number(name)], self._first(name, turn)
-        positions = range(first, first + self.batch_size[name] // self.world_size)
-        lanes = [self._place(name, turn, position) for position in positions]
-        places = [
-            (lane.since(own), np.random.default_rng([*seed, VARY, position]))
-            for (lane, own), position in zip(lanes, positions, strict=True)
+    def _batch(self, name: str, step: int, cursors: dict[str, Cursor]) -> Batch:
+        seed, places = [self.seed, self._number(name)], self._places(name, step)
+        items = [
+            (lane.since(position), np.random.default_rng([*seed, VARY, number])) for number, lane, position in places
         ]
-        lane, own = lanes[0]
-        window = lane.window(own)
         of_rank = [self.rank] if self.rank else []
-        mask_seed = int(np.random.SeedSequence([*seed, MASK, turn, *of_rank]).generate_state(1, np.uint64)[0])
-        batch = self.builder.batch(name, places, window.another, window.known, mask_seed)
-        for lane, own in lanes:
-            cursors[f"{name}/{lane.lane}"] = lane.window(own).cursor
+        mask_seed = int(np.random.SeedSequence([*seed, MASK, step, *of_rank]).generate_state(1, np.uint64)[0])
+        _, first, position = places[0]
+        batch = self.builder.batch(first.window(position), items, mask_seed)
+        for _, lane, position in places:
+            cursors[f"{name}/{lane.lane}"] = lane.window(position).cursor
             lane.fetch_ahead()
         return batch
 

@@ -4,21 +4,12 @@ Headers alone are read. webdataset groups the members (KEY.jpg and KEY.txt are o
 and named, and what follows it is found again.
 """
 
-import re
 import tarfile
 from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
-META = re.compile(r"__[^/]*__($|/)")
-
-
-class TarIndex(NamedTuple):
-    """Samples of a tar in its order, in plain lists and dictionaries, as JSON holds them."""
-
-    samples: list[tuple[str, dict[str, tuple[int, int]]]]
-    """(key, {file ending: (offset, size)})."""
-    broken: list[str]
-    """One line per damage and per member that cannot be used."""
+TarIndex = tuple[list[tuple[str, dict[str, tuple[int, int]]]], list[str]]
+"""(key, {file ending: (offset, size)}) of each sample, and a line per damage and per member that cannot be used."""
 
 
 def index_tar(file: IO[bytes], name: str) -> TarIndex:
@@ -32,16 +23,13 @@ def index_tar(file: IO[bytes], name: str) -> TarIndex:
         return True
 
     members: Any = (
-        {"fname": member, "data": place, "__url__": name}
-        for member, *place in _members(file, name, broken)
-        if not META.match(member)
+        {"fname": member, "data": place, "__url__": name} for member, *place in _members(file, name, broken)
     )
-    groups = list(group_by_keys(members, handler=note))
     samples = [
         (group["__key__"], {ending: place for ending, place in group.items() if not ending.startswith("__")})
-        for group in groups
+        for group in group_by_keys(members, handler=note)
     ]
-    return TarIndex([one for one in samples if one[1]], broken)
+    return [one for one in samples if one[1]], broken
 
 
 def _members(file: IO[bytes], name: str, broken: list[str]) -> Iterator[tuple[str, int, int]]:

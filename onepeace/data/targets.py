@@ -1,6 +1,6 @@
 """Targets of a sample by name (`TARGETS`), and checks of those that a shard holds."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -69,11 +69,10 @@ LABELS: dict[str, Callable[[Any], Iterable[str]]] = {
 """The names of classes in the value of a target, by its name; the value itself where it is not listed."""
 
 
-def wrong_target(targets: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Fault of one of the named targets of a sample; empty if there is none."""
-    for name in names:
-        if name in TARGETS:
-            text, fits = TARGETS[name]
-            if not fits(targets[name], targets):
-                return f"its {name} is not {text}"
+def wrong_target(name: str, value: Any, targets: Mapping[str, Any]) -> str:
+    """Fault of a target of a sample, beside its other targets; empty if there is none."""
+    if name in TARGETS:
+        text, fits = TARGETS[name]
+        if not fits(value, targets):
+            return f"its {name} is not {text}"
     return ""

@@ -26,7 +26,7 @@ class ADE20K(Photographs, OfficialSplits):
     without shards it is the file of the download, where the classes begin with 1 and 0 is other.)
     """
 
-    family = prefix = "ade20k"
+    prefix = "ade20k"
     size: int = option(512, "short side of the pictures and maps in pixels")
     quality: int = option(90, "quality of the WebP files, up to 100")
     train: tuple[str, ...] = option(("training",), "official splits that are training data")

@@ -27,7 +27,6 @@ class AudioCaps(Sounds, OfficialSplits):
     are left out of training.
     """
 
-    family = "acaps"
     prefix, pairs, hint = "audiocaps", "audio_text", HINT
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("test",), "official splits that are validation data")
@@ -37,9 +36,6 @@ class AudioCaps(Sounds, OfficialSplits):
         apart = {record.about["youtube_id"] for record in held_out("vggsound")}
         tables = {name: _table(folder, name, sounds, set()) for name in self.val}
         return tables | {name: _table(folder, name, sounds, apart) for name in self.train}
-
-    def group(self, record: Record) -> tuple[str, str]:
-        return "youtube", record.about["youtube_id"]
 
 
 def _table(folder: Path, split: str, sounds: Mapping[tuple[str, int | None], Path], apart: set[str]) -> Table:

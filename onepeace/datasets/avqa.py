@@ -22,7 +22,6 @@ class AVQA(Sounds, OfficialSplits):
     "candidates", and the number of the right one, "choice".
     """
 
-    family = "avqa"
     prefix, hint = "avqa", HINT
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("val",), "official splits that are validation data")

@@ -24,7 +24,7 @@ class Cifar10(Layout):
     batches.meta.txt. The Python version, which torchvision downloads, is pickled, and is not read.
     """
 
-    family = "c10"
+    key: ClassVar[str] = "c10"
     names: ClassVar[str] = "batches.meta.txt"
     files: ClassVar[dict[str, Sequence[str]]] = {
         "test": ("test_batch.bin",),
@@ -54,7 +54,7 @@ class Cifar10(Layout):
             if target >= len(names):
                 raise UserError(f"{path}: record {i} has class {target} of {len(names)}")
             inputs = {"image": _png(record[self.labels :]), "text": [fill(one, names[target]) for one in CAPTIONS]}
-            key, about = f"{self.family}_{path.stem}_{i:05d}", {"license": LICENSE, "target": target}
+            key, about = f"{self.key}_{path.stem}_{i:05d}", {"license": LICENSE, "target": target}
             yield Record(key, f"{type(self).__name__} {split}", inputs, {"label": names[target]}, about)
 
 
@@ -66,7 +66,7 @@ class Cifar100(Cifar10):
     fine_label_names.txt. The Python version, which torchvision downloads, is pickled, and is not read.
     """
 
-    family = "c100"
+    key: ClassVar[str] = "c100"
     names: ClassVar[str] = "fine_label_names.txt"
     files: ClassVar[dict[str, Sequence[str]]] = {"test": ("test.bin",), "train": ("train.bin",)}
     labels: ClassVar[int] = 2

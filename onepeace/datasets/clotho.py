@@ -20,7 +20,6 @@ class Clotho(Sounds, OfficialSplits):
     evaluation is validation data, validation goes nowhere (for choices that must not touch validation data).
     """
 
-    family = "clotho"
     prefix, pairs, hint = "clotho", "audio_text", HINT
     seconds: float = option(30.0, "longest sound; more is cut off")
     train: tuple[str, ...] = option(("development",), "official splits that are training data")

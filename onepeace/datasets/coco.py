@@ -25,7 +25,6 @@ class Coco(Photographs, OfficialSplits):
     divided otherwise. Pictures that are among the samples of this repository are left out.
     """
 
-    family = "coco"
     train: tuple[str, ...] = option(("train2017",), "official splits that are training data")
     val: tuple[str, ...] = option(("val2017",), "official splits that are validation data; [] for none")
 
@@ -70,7 +69,6 @@ class CocoDetection(SharedPhotographs, OfficialSplits):
     "width" and "height" the size of the photograph.
     """
 
-    family = "cocodet"
     prefix, hint = "coco_detection", "unpack them"
     size: int = option(512, "short side of the pictures in pixels")
     train: tuple[str, ...] = option(("train2017",), "official splits that are training data")

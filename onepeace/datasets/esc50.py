@@ -16,9 +16,6 @@ SECONDS = 5
 ESC10 = frozenset({0, 1, 10, 11, 12, 20, 21, 38, 40, 41})
 """Targets of the ten classes that are under CC BY, the ESC-10 part."""
 
-IN_TWO_FOLDS = frozenset({"209698", "234879"})
-"""Recordings of which ESC-50 itself has different stretches in fold 5 and in another fold."""
-
 
 @dataclass(frozen=True)
 class ESC50(Layout):
@@ -29,7 +26,6 @@ class ESC50(Layout):
     (onepeace/datasets/esc50_captions.json).
     """
 
-    family = "esc50"
     level: float = option(0.9, "compression of Vorbis, 0 (best) to 1 (smallest)")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
@@ -48,10 +44,6 @@ class ESC50(Layout):
         """Exactly five seconds of the sound of a record."""
         samples = load_sound(record.inputs["audio"], SECONDS)
         return Encoded({"ogg": ogg(np.pad(samples, (0, RATE * SECONDS - len(samples))), self.level)})
-
-    def group(self, record: Record) -> tuple[str, str] | None:
-        recording = record.about["freesound_id"]
-        return None if recording in IN_TWO_FOLDS else ("esc50", recording)
 
 
 def _clips(folder: Path, captions: dict[str, list[str]]) -> Iterator[Record | Skipped]:

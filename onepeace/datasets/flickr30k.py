@@ -24,7 +24,6 @@ class Flickr30k(Photographs):
     left out of training: most of Flickr8k is in Flickr30k.
     """
 
-    family = "f30k"
     val_size: int = option(160, "short side of the validation pictures")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
@@ -45,6 +44,3 @@ class Flickr30k(Photographs):
         apart = {record.key.split("_")[1] for record in held_out("flickr8k")}
         train = [one for one in listed if one.split == "train" and Path(one.file).stem not in apart]
         yield Split("train/image_text/flickr30k", records("train", train), self.encode)
-
-    def group(self, record: Record) -> tuple[str, str]:
-        return "flickr", record.key.split("_")[1]

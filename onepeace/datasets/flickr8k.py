@@ -24,7 +24,6 @@ class Flickr8k(Photographs):
     are validation data of Flickr30k below the same root: Flickr30k holds most of Flickr8k.
     """
 
-    family = "f8k"
     val_size: int = option(160, "short side of the validation pictures")
     keep_out: int = option(200, "pictures of the dev split that go into no shard")
 
@@ -55,9 +54,6 @@ class Flickr8k(Photographs):
             if path.name in captions and path.name not in apart and path.name.split("_")[0] not in elsewhere
         )
         yield Split("train/image_text/flickr8k", records(shuffled(train), "train/dev/other"), self.encode)
-
-    def group(self, record: Record) -> tuple[str, str]:
-        return "flickr", record.key.split("_")[1]
 
 
 def _captions(path: Path) -> dict[str, list[str]]:

@@ -20,7 +20,6 @@ class FSD50K(Sounds, OfficialSplits):
     labels are the target "labels"; captions are sentences around each of them.
     """
 
-    family = "fsd50k"
     prefix, pairs, hint = "fsd50k", "audio_text", HINT
     seconds: float = option(30.0, "longest sound; more is cut off")
     train: tuple[str, ...] = option(("dev",), "official splits that are training data")
@@ -32,9 +31,6 @@ class FSD50K(Sounds, OfficialSplits):
         )
         classes = [row["label"].replace("_", " ") for _, row in vocabulary]
         return {name: _table(folder, name, classes) for name in (*self.val, *self.train)}
-
-    def group(self, record: Record) -> tuple[str, str]:
-        return "freesound", record.about["freesound_id"]
 
 
 def _table(folder: Path, split: str, classes: Sequence[str]) -> Table:

@@ -21,7 +21,6 @@ class ImageNet(Photographs):
     names are OpenAI's, through open_clip; two pairs of classes share a name (missile, sunglasses).
     """
 
-    family = "in1k"
     size: int = option(224, "short side of the pictures in pixels")
 
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:

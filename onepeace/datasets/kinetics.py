@@ -18,7 +18,6 @@ class Kinetics(OfficialSplits):
     you have, named ID_START_END.mp4 with six digits each. They go into the shards as they are, KEY.mp4.
     """
 
-    family = "kinetics"
     prefix, hint = "kinetics", "videos are named ID_START_END.mp4"
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("val",), "official splits that are validation data")
@@ -32,9 +31,6 @@ class Kinetics(OfficialSplits):
     def encode(self, record: Record) -> Encoded:
         content = record.inputs["video"].read_bytes()
         return Encoded({"mp4": content}, content)
-
-    def group(self, record: Record) -> tuple[str, str]:
-        return "youtube", record.about["youtube_id"]
 
 
 def _table(folder: Path, split: str, videos: Mapping[str, Path]) -> Table:

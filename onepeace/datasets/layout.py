@@ -86,9 +86,6 @@ def option(default: Any, text: str) -> Any:
 class Layout:
     """A public data set. A subclass is a frozen dataclass whose fields are its `option`s; its docstring is its help."""
 
-    family: ClassVar[str] = ""
-    """The part of its keys before the first "_"; no other layout has it."""
-
     def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
         """The splits of the data set in `folder`, those of validation data first.
 
@@ -98,10 +95,6 @@ class Layout:
             UserError: `folder` does not hold the data set, or a table in it is broken (names file and line).
         """
         raise NotImplementedError
-
-    def group(self, record: Record) -> tuple[str, str] | None:
-        """Group that must not be in both training and validation data (a photograph, a video); None: the key alone."""
-        return None
 
     def read(self, folder: Path, name: str) -> Iterator[Record | Skipped]:
         """The samples of "train" or "val", files by path; copies that shards leave out are among them."""

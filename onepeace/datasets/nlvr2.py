@@ -24,7 +24,6 @@ class NLVR2(SharedPhotographs, OfficialSplits):
     Consistency counts the sentences (target "sentence") of which all samples are right.
     """
 
-    family = "nlvr2"
     prefix, hint = "nlvr2", "ask its authors for them"
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("dev",), "official splits that are validation data: dev, test1, or both")

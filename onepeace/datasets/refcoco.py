@@ -24,7 +24,7 @@ class RefCOCO(SharedPhotographs, OfficialSplits):
     photographs, also those of validation data.
     """
 
-    family = prefix = "refcoco"
+    key = prefix = "refcoco"
     folder_name: ClassVar[str] = "refcoco"
     hint = "unpack COCO's"
     size: int = option(384, "short side of the pictures in pixels")
@@ -46,12 +46,9 @@ class RefCOCO(SharedPhotographs, OfficialSplits):
             for key, words in sentences:
                 inputs = {"image": pictures.get(found.image_id), "text": [" ".join(words)]}
                 source = f"{self.folder_name} {split} ({self.split_by})"
-                record = Record(f"{self.family}_{key}", source, inputs, {"box": found.box}, about)
+                record = Record(f"{self.key}_{key}", source, inputs, {"box": found.box}, about)
                 records.setdefault(split, []).append(record)
         return {split: Table(table, found) for split, found in records.items()}
-
-    def group(self, record: Record) -> tuple[str, str]:
-        return self.family, str(record.about["image_id"])
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class RefCOCOPlus(RefCOCO):
     at any depth. Otherwise as refcoco.
     """
 
-    family, prefix, folder_name = "refcocoplus", "refcoco_plus", "refcoco+"
+    key, prefix, folder_name = "refcocoplus", "refcoco_plus", "refcoco+"
 
 
 @dataclass(frozen=True)
@@ -74,6 +71,6 @@ class RefCOCOg(RefCOCO):
     at any depth. Otherwise as refcoco.
     """
 
-    family = prefix = folder_name = "refcocog"
+    key = prefix = folder_name = "refcocog"
     val: tuple[str, ...] = option(("val", "test"), "official splits that are validation data")
     split_by: str = option("umd", "who split it: umd or google, as the name of the list says")

@@ -23,7 +23,6 @@ class SnliVE(SharedPhotographs, OfficialSplits):
     about the photograph.
     """
 
-    family = "snlive"
     prefix, hint = "snli_ve", "ask the authors of Flickr30k for them"
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("dev",), "official splits that are validation data: dev, test, or both")
@@ -32,9 +31,6 @@ class SnliVE(SharedPhotographs, OfficialSplits):
         place = find(folder, "flickr30k-images", "flickr30k_images", what="the photographs")
         pictures = {path.stem: path for path in sorted(place.rglob("*.jpg"))}
         return {name: _table(folder, name, pictures) for name in (*self.val, *self.train)}
-
-    def group(self, record: Record) -> tuple[str, str]:
-        return "flickr", str(record.about["image_id"])
 
 
 def _table(folder: Path, split: str, pictures: Mapping[str, Path]) -> Table:

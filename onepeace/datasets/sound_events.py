@@ -4,7 +4,7 @@ tables of one's own in its form."""
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.reading import find, number, plain_name, read_rows
@@ -25,7 +25,8 @@ class SoundEvents(Sounds, OfficialSplits):
     off.
     """
 
-    family, hint = "events", HINT
+    key: ClassVar[str] = "events"
+    hint = HINT
     name: str = option("sound_events", "of the shards and their folders")
     license: str = option("not stated", "of the sounds")
     train: tuple[str, ...] = option(("train",), "tables that are training data")
@@ -52,7 +53,7 @@ class SoundEvents(Sounds, OfficialSplits):
             path = place / file
             inputs: dict[str, Any] = {"audio": path if path.is_file() else sounds.get(_stem(path.name)), "text": []}
             about = {"license": self.license, "file_name": file}
-            key, source = f"{self.family}_{plain_name(split)}_{i:06d}", f"{self.name} {split}"
+            key, source = f"{self.key}_{plain_name(split)}_{i:06d}", f"{self.name} {split}"
             records.append(Record(key, source, inputs, {"events": events}, about))
         return Table(table, records)
 
@@ -68,7 +69,7 @@ class DESED(SoundEvents):
     offset (weak labels) are not read. The target "events" is a list of [onset, offset, label], in seconds.
     """
 
-    family = "desed"
+    key = "desed"
     name: str = option("desed", "of the shards and their folders")
     license: str = option("DESED's (synthetic: CC BY 4.0; others by their sources)", "of the sounds")
     train: tuple[str, ...] = option(("train/synthetic21_train/soundscapes",), "tables that are training data")

@@ -24,7 +24,6 @@ class TinyImageNet(Layout):
     where that is unclear.
     """
 
-    family = "tin"
     per_class: int = option(130, "training pictures of a class, of 500")
     val_per_class: int = option(12, "validation pictures of a class, of 50")
 

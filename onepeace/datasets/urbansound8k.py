@@ -20,7 +20,6 @@ class UrbanSound8K(Sounds):
     data; slices of one recording share a fold. Captions are sentences around the class name.
     """
 
-    family = "us8k"
     seconds: float = option(4.0, "longest sound; more is cut off")
     val_fold: int = option(10, "fold that is validation data")
 
@@ -44,6 +43,3 @@ class UrbanSound8K(Sounds):
         shards = f"val/urbansound8k/urbansound8k_fold{self.val_fold}"
         yield Split(shards, present(val, table, HINT), self.encode, classes=classes)
         yield Split("train/audio_text/urbansound8k", present(train, table, HINT), self.encode)
-
-    def group(self, record: Record) -> tuple[str, str]:
-        return "freesound", record.about["freesound_id"]

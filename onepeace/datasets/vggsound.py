@@ -31,7 +31,6 @@ class VGGSound(Sounds, OfficialSplits):
     middle of ID_START.mp4, whose sound lies beside it all the same. Clips without one are left out.
     """
 
-    family = "vgg"
     prefix, pairs, hint = "vggsound", "audio_text", HINT
     train: tuple[str, ...] = option(("train",), "official splits that are training data")
     val: tuple[str, ...] = option(("test",), "official splits that are validation data")
@@ -69,9 +68,6 @@ class VGGSound(Sounds, OfficialSplits):
         path = record.inputs["image"]
         picture = clip(path, 1, 1)[0].image if path.suffix.lower() == ".mp4" else open_picture(path)
         return Encoded({**found.files, "webp": webp(shrink(picture, self.size), self.quality)})
-
-    def group(self, record: Record) -> tuple[str, str]:
-        return "youtube", record.about["youtube_id"]
 
 
 def _pictures_below(folder: Path) -> dict[str, Path]:

@@ -36,7 +36,7 @@ class VQAv2(SharedPhotographs, OfficialSplits):
     has what the ten people answered.
     """
 
-    family = prefix = "vqav2"
+    prefix = "vqav2"
     hint = "its questions are about other photographs"
     train: tuple[str, ...] = option(("train2014",), "official splits that are training data")
     val: tuple[str, ...] = option(("val2014",), "official splits that are validation data")
@@ -48,9 +48,6 @@ class VQAv2(SharedPhotographs, OfficialSplits):
         counts = Counter(answer.common for of_split in answers.values() for answer in of_split.values())
         classes = sorted(counts, key=lambda answer: (-counts[answer], answer))[: self.answers]
         return {name: _table(folder, name, answers.get(name), classes) for name in names}
-
-    def group(self, record: Record) -> tuple[str, str]:
-        return "vqav2", str(record.about["image_id"])
 
 
 def _answers(folder: Path, split: str) -> dict[int, _Answers]:

@@ -27,13 +27,9 @@ MAX_PIXELS = 178_956_970
 LIMITS = {"max_pixels": str(MAX_PIXELS)}
 SLACK_BYTES = 1024
 """Many headers are off by a few bytes; a file that lacks more than this was cut off."""
-STREAMED = 0x7FFFF000
-"""32-bit sizes from here on mean "not known when the header was written"."""
 BOXES = frozenset(b"ftyp styp moov moof mfra mdat meta free skip wide uuid udta sidx ssix prft emsg pnot PICT".split())
 """Boxes of the outermost level."""
 MAX_BOXES = 100_000
-ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-MATROSKA_SEGMENT = b"\x18\x53\x80\x67"
 
 
 @contextmanager
@@ -135,29 +131,10 @@ def reason(error: Exception) -> str:
 def cut_off(file: IO[bytes]) -> str | None:
     """Bytes that the header says and bytes that are there; None if none are missing or the format does not tell.
 
-    Known are MP4 and its kin (MOV, M4A, HEIC, AVIF, CR3) by the sizes of their boxes, Matroska and WebM by that of
-    the segment, AVI and ASF by that of the file. The file is at its start afterwards.
+    Known are MP4 and its kin (MOV, M4A, HEIC, AVIF, CR3), by the sizes of their boxes (ISO/IEC 14496-12, section 4.2).
+    The file is at its start afterwards.
     """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    head = file.read(65536)
-    claimed = 0
-    if head[4:8] in BOXES:
-        claimed = _end_of_boxes(file, size)
-    elif head[:4] == b"\x1a\x45\xdf\xa3" and (at := head.find(MATROSKA_SEGMENT)) > 0:
-        claimed = _end_of_segment(head, at + 4)
-    elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        length = int.from_bytes(head[4:8], "little")
-        claimed = 8 + length if length < STREAMED else 0
-    elif (at := head.find(ASF_FILE_PROPERTIES)) > 0:
-        claimed = int.from_bytes(head[at + 40 : at + 48], "little")
-    file.seek(0)
-    return f"its header says {claimed} bytes, {size} are there" if claimed > size + SLACK_BYTES else None
-
-
-def _end_of_boxes(file: IO[bytes], size: int) -> int:
-    """End of the last box that begins inside of the file (ISO/IEC 14496-12, section 4.2)."""
-    at = 0
+    size, at = file.seek(0, os.SEEK_END), 0
     for _ in range(MAX_BOXES):
         file.seek(at)
         head = file.read(16)
@@ -168,14 +145,5 @@ def _end_of_boxes(file: IO[bytes], size: int) -> int:
         if at >= size or length < 8 or head[4:8] not in BOXES:
             break
         at += length
-    return at
-
-
-def _end_of_segment(head: bytes, at: int) -> int:
-    """End of the Matroska segment whose size is written at `at`; 0 if it was not known (RFC 8794, section 4)."""
-    first = head[at] if at < len(head) else 0
-    width = 9 - first.bit_length()
-    data = head[at : at + width]
-    length = int.from_bytes(data, "big") & ((1 << 7 * width) - 1)
-    unknown = len(data) < width or width > 8 or length == (1 << 7 * width) - 1
-    return 0 if unknown else at + width + length
+    file.seek(0)
+    return f"its header says {at} bytes, {size} are there" if at > size + SLACK_BYTES else None

@@ -1,11 +1,9 @@
 """Vectors with the paths of what they stand for, in one file for other programs.
 
     .npz          arrays vectors (n, E), paths (n,), modalities (n,), manifest (bytes of JSON lines)
-    .safetensors  tensor vectors (n, E); in the metadata paths and modalities as JSON lists, manifest as JSON lines
     .parquet      columns path, modality, vector, and one for each further field
 
-Line i of the manifest has all fields of row i; npz and safetensors have one only if there are more than path and
-modality.
+Line i of the manifest has all fields of row i; there is one only if there are more than path and modality.
 """
 
 import json
@@ -67,15 +65,6 @@ def _write_npz(file: Path, embeddings: Embeddings) -> None:
         np.savez(stream, vectors=embeddings.vectors, **arrays)  # type: ignore[arg-type]
 
 
-def _write_safetensors(file: Path, embeddings: Embeddings) -> None:
-    from safetensors.numpy import save_file
-
-    metadata = {"paths": json.dumps(list(embeddings.paths)), "modalities": json.dumps(list(embeddings.modalities))}
-    if embeddings.about:
-        metadata["manifest"] = embeddings.manifest()
-    save_file({"vectors": np.ascontiguousarray(embeddings.vectors)}, file, metadata)
-
-
 def _write_parquet(file: Path, embeddings: Embeddings) -> None:
     pyarrow = need("pyarrow", "parquet")
     parquet = need("pyarrow.parquet", "parquet")
@@ -96,9 +85,5 @@ def _write_parquet(file: Path, embeddings: Embeddings) -> None:
     parquet.write_table(pyarrow.table(columns), file)
 
 
-WRITERS: dict[str, Callable[[Path, Embeddings], None]] = {
-    ".npz": _write_npz,
-    ".safetensors": _write_safetensors,
-    ".parquet": _write_parquet,
-}
+WRITERS: dict[str, Callable[[Path, Embeddings], None]] = {".npz": _write_npz, ".parquet": _write_parquet}
 """Writers by the ending of the file."""

@@ -246,7 +246,7 @@ def write_shards(data: OwnData, parts: Parts, folder: Path) -> None:
     for keys, found in parts_of(data).items():
         for part, chosen in found.items():
             name = "+".join(keys)
-            with ShardWriter(folder / part, name, max_bytes=100_000_000) as writer:
+            with ShardWriter(folder / part, name) as writer:
                 for number, record in enumerate(chosen):
                     files = {p.suffix.lower().removeprefix("."): read_bytes(p) for p in media_of(record)}
                     captions = record.captions or ([record.label] if record.label else [])

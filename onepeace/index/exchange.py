@@ -15,7 +15,7 @@ def export(index: Index, target: Path) -> int:
     """Write all vectors of an index, in the order in which they came; see `onepeace.files.embeddings`.
 
     Args:
-        target: .npz, .safetensors or .parquet.
+        target: .npz or .parquet.
 
     Returns:
         The number of vectors.

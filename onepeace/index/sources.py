@@ -205,8 +205,13 @@ def read_shard(shard: str, problems: list[str]) -> Iterator[Entry]:
     _, mtime_ns = state_of(shard)
     for raw in raw_samples(shard, problems):
         kinds = {name: modalities.get(f".{name.rpartition('.')[2]}") for name in raw}
-        sample = usable_sample(raw, shard, (), problems)
-        captions, about = ([], {}) if sample is None else (sample.captions, sample.targets)
+        captions: list[str] = []
+        about: dict[str, Any] = {}
+        try:
+            sample = usable_sample(raw, shard, ())
+            captions, about = sample.captions, sample.targets
+        except ValueError as error:
+            problems.append(str(error))
         place = f"{shard}::{raw['__key__']}"
         media = {name: kind for name, kind in kinds.items() if kind in ("image", "audio", "video")}
         for name, modality in media.items():

@@ -362,7 +362,7 @@ def to_yaml(recipe: Recipe) -> str:
 
 MAY_CHANGE = frozenset(
     ["evaluate"]
-    + [f"data.{name}" for name in ("root", "frozen_folder", "cache_folder", "cache_gigabytes")]
+    + [f"data.{name}" for name in ("root", "frozen_folder", "cache_gigabytes")]
     + [f"run.{name}" for name in ("out", "log_every", "eval_every", "save_every", "save_minutes", "keep", "workers")]
     + [f"run.{name}" for name in ("tensorboard", "parallel", "compile", "checkpoint_activations")]
 )

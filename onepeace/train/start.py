@@ -13,7 +13,7 @@ from torch import Tensor
 from onepeace.config import Config, Options, build, merge, to_plain
 from onepeace.config.reader import nearest
 from onepeace.data.augment import make_augments
-from onepeace.data.masking import TEXT_UNITS, Unit
+from onepeace.data.masking import Unit
 from onepeace.errors import UserError, need
 from onepeace.hub.architectures import architecture, build_module
 from onepeace.hub.folder import read_config
@@ -93,7 +93,7 @@ def check(recipe: Recipe, config: Config) -> None:
         if unused := [key for key in options if not any(key in pair for pair in pairs.values())]:
             raise UserError(f"{place}.{unused[0]}: no pair of data.train has {unused[0]}; there are {', '.join(pairs)}")
     for key, rates in recipe.mask.items():
-        fitting = [unit for unit in get_args(Unit) if (unit in TEXT_UNITS) == (key == "text")]
+        fitting = [unit for unit in get_args(Unit) if (unit == "word") == (key == "text")]
         if rates.unit not in fitting:
             raise UserError(f"mask.{key}.unit {rates.unit!r} is not for {key}; known: {', '.join(fitting)}")
     fed = {name for options in recipe.terms for name in recipe.fed(options)}

@@ -1,7 +1,6 @@
 """`onepeace embed`: vectors with their paths in one file, and nothing but our own lines on stderr."""
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -18,14 +17,6 @@ def read_npz(path):
         return data["vectors"], data["paths"].tolist(), data["modalities"].tolist()
 
 
-def read_safetensors(path):
-    from safetensors import safe_open
-
-    with safe_open(path, "np") as file:
-        metadata = file.metadata()
-        return file.get_tensor("vectors"), json.loads(metadata["paths"]), json.loads(metadata["modalities"])
-
-
 def read_parquet(path):
     parquet = pytest.importorskip("pyarrow.parquet")
     table = parquet.read_table(path).to_pydict()
@@ -39,7 +30,7 @@ def mixed(tmp_path_factory, samples):
     return folder, write_good(folder / "real", samples, 12), write_broken(folder / "broken", samples)
 
 
-@pytest.mark.parametrize("read", [read_npz, read_safetensors, read_parquet])
+@pytest.mark.parametrize("read", [read_npz, read_parquet])
 def test_vectors_are_written_with_their_paths(command, model, mixed, tmp_path, read):
     folder, good, broken = mixed
     target = tmp_path / f"out.{read.__name__.removeprefix('read_')}"

@@ -30,13 +30,13 @@ STAGES = {
     "image": {
         "objective": terms({"contrastive": {}, "denoising/text": DENOISING, "denoising/image": DENOISING,
                             "denoising/text+image": DENOISING}),
-        "mask": {"text": {"unit": "token", "unimodal": 0.15, "joint": 0.4},
+        "mask": {"text": {"unit": "word", "unimodal": 0.15, "joint": 0.4},
                  "image": {"unit": "patch", "unimodal": 0.75, "joint": 0.6875}},
     },
     "audio": {
         "objective": terms({"contrastive": {}, "denoising/audio": {**DENOISING, "teacher": "joint"},
                             "denoising/text+audio": DENOISING}),
-        "mask": {"text": {"unit": "token", "joint": 0.4},
+        "mask": {"text": {"unit": "word", "joint": 0.4},
                  "audio": {"unit": "span", "unimodal": 0.55, "joint": 0.45}},
         "freeze": {"except": ["adapters.audio.*", "norms.audio.*", "blocks.*.ffn.audio.*", "heads.audio.*",
                               "logit_scale", "decoder.*"]},

@@ -40,7 +40,7 @@ def check_shapes(keep, masked, lengths):
         assert (row[: (row >= 0).sum()] >= 0).all()
 
 
-@pytest.mark.parametrize("unit", ["word", "token", "patch", "span"])
+@pytest.mark.parametrize("unit", ["word", "patch", "span"])
 @EXAMPLES
 @given(lengths=LENGTHS, unimodal=st.floats(0.05, 0.95), joint=st.floats(0.05, 0.95), seed=SEEDS)
 def test_masks_hide_the_exact_count(unit, lengths, unimodal, joint, seed):
@@ -49,7 +49,7 @@ def test_masks_hide_the_exact_count(unit, lengths, unimodal, joint, seed):
     assert set(masks) == {"unimodal", "joint"}
     for keep, masked in masks.values():
         check_shapes(keep, masked, lengths)
-    n = [length - (unit in ("word", "token")) for length in lengths.tolist()]
+    n = [length - (unit == "word") for length in lengths.tolist()]
     assert masks["joint"][1].sum(1).tolist() == [int(k * joint) for k in n]
     if unit == "word":
         words = [int(row[:k].sum()) for row, k in zip(starts, n, strict=True)]
@@ -101,12 +101,11 @@ def test_audio_counts_equal_the_released_ones(shared):
         assert masked.sum(1).tolist() == counts * 3
 
 
-@pytest.mark.parametrize("unit", ["word", "token"])
 @pytest.mark.parametrize("length", [1, 2])
-def test_empty_text(unit, length):
+def test_empty_text(length):
     """An empty caption is its end alone, or one token and its end: nothing may be hidden, nothing fails."""
     starts = torch.ones(1, length, dtype=torch.bool)
-    masks = draw_masks(MaskRates(unit, 0.15, 0.4), torch.tensor([length]), generator(), starts)
+    masks = draw_masks(MaskRates("word", 0.15, 0.4), torch.tensor([length]), generator(), starts)
     for keep, masked in masks.values():
         check_shapes(keep, masked, torch.tensor([length]))
     assert masks["joint"][0].tolist() == [list(range(length + 1))]

@@ -47,8 +47,11 @@ def served(tmp_path, monkeypatch):
         over.set()
 
 
-def cached(folder, place, megabytes=1.0):
-    return ShardCache(folder / "cache", megabytes * 1e6).open(place)
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """Opens a shard through a cache of its own, in the folder cache/shards."""
+    monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / "cache"))
+    return lambda place, megabytes=1.0: ShardCache(megabytes * 1e6).open(place)
 
 
 def contents(sample):
@@ -88,56 +91,56 @@ def test_object_stores_are_listed_and_read(tmp_path):
     assert read(places) == (["0-0", "0-1", "0-2", "1-0", "1-1"], [])
 
 
-def test_shards_over_http_equal_the_files(served, tmp_path):
+def test_shards_over_http_equal_the_files(served, cached):
     folder, address = served
     write_shards(folder, [30, 20])
     for name in ("000.tar", "001.tar.gz"):
-        remote, local = (cached(tmp_path, place) for place in (f"{address}/{name}", str(folder / name)))
-        assert not remote.broken + local.broken
-        assert len(remote.samples) == len(local.samples) in (20, 30)
-        assert [contents(one) for one in remote.samples] == [contents(one) for one in local.samples]
+        (remote, no_faults), (local, none) = (cached(place) for place in (f"{address}/{name}", str(folder / name)))
+        assert not no_faults + none
+        assert len(remote) == len(local) in (20, 30)
+        assert [contents(one) for one in remote] == [contents(one) for one in local]
     write(folder / "a[1].tar", ["x"])
     assert read([f"{address}/a[1].tar"]) == (["x"], [])  # no pattern
 
 
 @pytest.mark.parametrize("place", ["none.tar", "cut/000.tar", "stall/000.tar"])
-def test_what_cannot_be_downloaded_is_named_and_left_out(served, tmp_path, monkeypatch, place):
+def test_what_cannot_be_downloaded_is_named_and_left_out(served, cached, tmp_path, monkeypatch, place):
     folder, address = served
     monkeypatch.setattr(shard_cache, "STALLED", 0.3)
     write_shards(folder, [6])
-    samples, broken = cached(tmp_path, f"{address}/{place}?key=secret")
+    samples, broken = cached(f"{address}/{place}?key=secret")
     assert samples == []
     assert broken[0].startswith(f"{address}/{place}: ")
     assert "secret" not in broken[0]
-    assert not list((tmp_path / "cache").glob("*.tar*"))
+    assert not list((tmp_path / "cache/shards").glob("*.tar*"))
 
 
-def test_copies_are_made_once_and_the_oldest_give_way(tmp_path):
+def test_copies_are_made_once_and_the_oldest_give_way(tmp_path, cached):
+    cache = tmp_path / "cache/shards"
     shards = [write(tmp_path / f"{i}.tar.gz", ["x", "y"], size=40_000) for i in range(4)]
-    first = cached(tmp_path, shards[0], 0.2)
-    copies = list((tmp_path / "cache").glob("*.tar"))
+    first, _ = cached(shards[0], 0.2)
+    copies = list(cache.glob("*.tar"))
     stamps = copies[0].stat().st_ino
-    assert cached(tmp_path, shards[0], 0.2) == first
+    assert cached(shards[0], 0.2) == (first, [])
     assert copies[0].stat().st_ino == stamps
     for shard in shards[1:]:
         if copies[0].exists():
             os.utime(copies[0], (1, 1))
-        cached(tmp_path, shard, 0.2)
+        cached(shard, 0.2)
     assert not copies[0].exists()
-    assert sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) < 200_000
-    extent = first.samples[0]["jpg"]
-    assert len(extent.shard.read(extent.offset, extent.size)) == 40_000  # copied again
-    large = cached(tmp_path, write(tmp_path / "large.tar.gz", ["x"], size=300_000), 0.2)
-    assert len(content_of(large.samples[0]["jpg"])) == 300_000
-    assert len(list((tmp_path / "cache").glob("*.tar"))) == 1  # it stays alone
+    assert sum(path.stat().st_size for path in cache.iterdir()) < 200_000
+    assert len(content_of(first[0]["jpg"])) == 40_000  # copied again
+    (large,), _ = cached(write(tmp_path / "large.tar.gz", ["x"], size=300_000), 0.2)
+    assert len(content_of(large["jpg"])) == 300_000
+    assert len(list(cache.glob("*.tar"))) == 1  # it stays alone
 
 
-def test_shard_that_is_written_again_is_read_anew(tmp_path):
+def test_shard_that_is_written_again_is_read_anew(tmp_path, cached):
     for keys_ in (["x"], ["x", "y"]):
-        assert len(cached(tmp_path, write(tmp_path / "a.tar", keys_)).samples) == len(keys_)
+        assert len(cached(write(tmp_path / "a.tar", keys_))[0]) == len(keys_)
 
 
-def test_cache_that_cannot_be_written_is_an_error(tmp_path):
+def test_cache_that_cannot_be_written_is_an_error(tmp_path, cached):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(UserError, match=r"data\.cache_folder"):
-        cached(tmp_path, "x.tar")
+    with pytest.raises(UserError, match="ONEPEACE_CACHE"):
+        cached("x.tar")

@@ -31,7 +31,7 @@ def test_source_reads_tar_and_tar_gz_in_order(root):
 def test_a_part_of_a_source_is_chosen_by_keys(root, tmp_path, caplog):
     samples = read_source("pictures-*", PAIR, root, keys="*[1-3]")
     assert [sample.key for sample in samples] == ["p1", "p2", "p3"]
-    with pytest.raises(UserError, match=r"pictures-\*: no key of its 8 samples fits the pattern 'q\*'"):
+    with pytest.raises(UserError, match=r"pictures-\*: .*no key of 8 fits the pattern 'q\*'"):
         read_source("pictures-*", PAIR, root, keys="q*")
     read(tmp_path, {**pictures(2), "q0.png": b"broken", "q0.json": b"{"}, keys="p*")
     assert "broken" not in caplog.text  # what is passed over is not looked at
@@ -63,12 +63,6 @@ def test_incomplete_samples_name_file_and_key(tmp_path, caplog):
     assert "a.tar: p2 has no caption" in caplog.text
     with pytest.raises(UserError, match=r"a\.tar: x has no caption"):
         read(tmp_path, {"x.png": picture(0)})
-
-
-def test_unreadable_json_is_named_and_the_text_file_used(tmp_path, caplog):
-    (sample,) = read(tmp_path, {"x.png": picture(0), "x.json": b"{", "x.txt": b"a gull"})
-    assert sample.captions == ["a gull"]
-    assert "x.json cannot be read" in caplog.text
 
 
 def test_source_of_which_too_much_is_broken_stops(tmp_path):

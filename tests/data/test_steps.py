@@ -79,13 +79,6 @@ def test_step_depends_on_nothing_but_seed_and_number(root, processors):
     assert not same(make_steps(processors, other)[3], expected[0])
 
 
-def test_pairs_in_turn_are_the_same_batches_one_pair_a_step(root, processors):
-    together = make_steps(processors, recipe(root, [IMAGES, SOUNDS]))
-    in_turn = make_steps(processors, recipe(root, [IMAGES, SOUNDS], {"pairs": "in_turn"}))
-    for step in range(4):
-        assert same(batches(in_turn, step), [batches(together, step // 2)[step % 2]])
-
-
 def test_steps_run_on_over_the_end_of_an_epoch(root, processors):
     steps = make_steps(processors, recipe(root, batch_size=3))  # 8 items
     keys = [key for step in range(8) for key in batches(steps, step)[0].keys]

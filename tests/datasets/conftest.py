@@ -6,7 +6,7 @@ from support.finetune_downloads import FINETUNE
 
 from onepeace.cli import main
 from onepeace.datasets import LAYOUTS
-from onepeace.datasets.leaks import read_shard
+from onepeace.datasets.written import read_shard
 
 
 @pytest.fixture

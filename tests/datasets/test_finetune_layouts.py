@@ -9,11 +9,10 @@ import pytest
 from PIL import Image
 from support.clips import plain_video
 from support.downloads import lines, picture
-from support.finetune_downloads import FINETUNE, HEAD, refer
+from support.finetune_downloads import HEAD, refer
 
 from onepeace.data.shards import raw_samples, read_source
 from onepeace.datasets import LAYOUTS
-from onepeace.datasets.leaks import check_leaks
 from onepeace.datasets.vqa_answers import normalize_answer, soft_scores
 
 
@@ -29,14 +28,6 @@ def classes(done, folder):
 
 def size_of(data):
     return Image.open(io.BytesIO(data)).size
-
-
-@pytest.mark.parametrize("name", FINETUNE)
-def test_samples_have_a_licence_and_none_is_in_training_and_validation(prepare, name):
-    done = prepare(name)
-    assert done.train
-    assert done.val
-    assert check_leaks(done.root)[1] == []
 
 
 # ------------------------------------------------------------------ sounds and pictures

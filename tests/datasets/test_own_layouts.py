@@ -14,7 +14,7 @@ from PIL import Image
 from support.downloads import macs, picture
 from support.layouts import captions, size_of
 
-from onepeace.datasets.leaks import read_shard
+from onepeace.datasets.written import read_shard
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 pytestmark = pytest.mark.usefixtures("layouts_restored")

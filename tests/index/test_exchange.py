@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 from support.indexes import fabricate
 
 from onepeace.errors import UsageError, UserError
@@ -25,23 +24,15 @@ def read_npz(path):
         return data["vectors"], data["paths"].tolist(), data["modalities"].tolist(), data["manifest"].tobytes().decode()
 
 
-def read_safetensors(path):
-    with safe_open(path, "np") as file:
-        about = file.metadata()
-        lists = (json.loads(about[name]) for name in ("paths", "modalities"))
-        return file.get_tensor("vectors"), *lists, about["manifest"]
-
-
 @pytest.fixture
 def index(tmp_path):
     return fabricate(tmp_path / "index", list(zip(ITEMS, VECTORS, strict=True)))
 
 
-@pytest.mark.parametrize(("name", "read"), [("v.npz", read_npz), ("v.safetensors", read_safetensors)])
-def test_arrays_have_all_that_is_known(index, tmp_path, name, read):
+def test_arrays_have_all_that_is_known(index, tmp_path):
     with Index.open(index) as opened:
-        assert export(opened, tmp_path / name) == 3
-    vectors, paths, modalities, manifest = read(tmp_path / name)
+        assert export(opened, tmp_path / "v.npz") == 3
+    vectors, paths, modalities, manifest = read_npz(tmp_path / "v.npz")
     np.testing.assert_array_equal(vectors, VECTORS)
     assert (paths, modalities) == (PATHS, ["image", "audio", "text"])
     lines = [json.loads(line) for line in manifest.split("\n")]
@@ -49,7 +40,7 @@ def test_arrays_have_all_that_is_known(index, tmp_path, name, read):
     first = {"size": 5, "mtime": 1.5, "hash": "31" * 16, "date": 2.5, "width": 3, "height": 4, "metadata": {"n": [1]}}
     assert lines[0].items() >= {**first, "kind": "image", "start": None, "end": None}.items()
     assert lines[1].items() >= {"duration": 2.5, "caption": "one\ntwo \u2028", "note": "odd"}.items()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", name]  # nothing temporary is left
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "v.npz"]  # nothing temporary is left
 
 
 def test_parquet_has_columns(index, tmp_path):

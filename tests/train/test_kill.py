@@ -30,7 +30,7 @@ STEPS = 16
 @pytest.fixture(scope="module")
 def parts(root, tmp_path_factory):
     """The squares in four shards."""
-    with ShardWriter(folder := tmp_path_factory.mktemp("parts"), "squares", max_items=25) as shards:
+    with ShardWriter(folder := tmp_path_factory.mktemp("parts"), "squares", max_bytes=45_000) as shards:
         for sample in read_source("squares.tar", ("image", "text"), root):
             shards.write(sample.key, {"png": sample.inputs["image"]}, sample.captions, targets={"label": sample.label})
     return folder

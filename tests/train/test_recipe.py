@@ -106,7 +106,7 @@ def test_base_is_merged_field_by_field(full):
     [
         ("optim.lrr=1", r"full\.yaml: optim\.lrr is not a field; did you mean optim\.lr\?"),
         ("data.train.0.wieght=1", r"data\.train\[0\]\.wieght is not a field; did you mean data\.train\[0\]\.weight\?"),
-        ("mask.text.unit=words", "unit 'words' is not known; known: word, token, patch, span"),
+        ("mask.text.unit=words", "unit 'words' is not known; known: word, patch, span"),
         ("run.batch_size={image+text: 4}", r"run\.batch_size has no audio\+text"),
         ("run.batch_size=0", r"run\.batch_size 0 should be at least 1"),
         ("optim.name=lion", r"optim\.name 'lion' is not known; known: adamw"),

@@ -61,7 +61,7 @@ def objective(*names, **options):
         ({"mask": {"image": {"unit": "word", "unimodal": 0.5}}},
          r"mask\.image\.unit 'word' is not for image; known: patch, span"),
         ({"mask": {"text": {"unit": "patch", "unimodal": 0.5}}},
-         r"mask\.text\.unit 'patch' is not for text; known: word, token"),
+         r"mask\.text\.unit 'patch' is not for text; known: word"),
         ({"mask": {"audio": {"unit": "span", "unimodal": 0.5}}},
          r"mask\.audio: no pair of data\.train has audio; there are image"),
         ({"data": {"token_dropout": {"audio": 0.5}}}, r"data\.token_dropout\.audio: no pair"),

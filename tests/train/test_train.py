@@ -90,7 +90,7 @@ def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
     wanted = recipe(
         root, tmp_path / "run", steps=4, data={"train": [source(), words]},
         objective={"contrastive": {"multi_positive": True}, "denoising/text": {}},
-        mask={"text": {"unimodal": 0.3, "unit": "token"}},
+        mask={"text": {"unimodal": 0.3, "unit": "word"}},
     )  # fmt: skip
     config = make_config(wanted)
     sources = open_sources(wanted.data)

@@ -1,0 +1,40 @@
+"""Samples of the shards that layouts have written."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from onepeace.data.shards import MASK, media_of, raw_samples
+from onepeace.datasets.layout import Record
+from onepeace.errors import UserError
+from onepeace.processors import guessed
+
+
+def held_out(root: Path, name: str) -> Iterator[Record]:
+    """The samples in ROOT/val/`name`."""
+    for shard in sorted((root / "val" / name).glob("*.tar.gz")):
+        yield from read_shard(shard)
+
+
+def read_shard(path: Path) -> Iterator[Record]:
+    """The samples of a shard in order: media as bytes, of the captions that of KEY.txt alone, of the targets the mask
+    alone, all fields of KEY.json in `about`.
+
+    Raises:
+        UserError: a sample that is not whole (names the shard and the key).
+    """
+    known = {key: {suffix[1:] for suffix in cls.suffixes} for key, cls in guessed().items() if key != "text"}
+    endings = {"video": {"mp4"}, **known}
+    broken: list[str] = []
+    for raw in raw_samples(str(path.absolute()), broken):
+        key = raw["__key__"]
+        try:
+            inputs = {modality: media for modality in endings if (media := media_of(raw, endings[modality]))}
+            texts, about = [raw[member].decode() for member in ("txt",) if member in raw], json.loads(raw["json"])
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path}: {key} has a file that cannot be read, or no .json ({error!r})") from error
+        if not inputs and not texts:
+            raise UserError(f"{path}: {key} has no picture, sound or text")
+        yield Record(key, str(path), {**inputs, "text": texts}, {"mask": raw[MASK]} if MASK in raw else {}, about)
+    if broken:
+        raise UserError(broken[0])
