@@ -2,11 +2,7 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -322,29 +318,18 @@ def test_a_full_disk_leaves_no_shard(tmp_path):
     assert (tmp_path / "x-00000.tar").read_text() == "older"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_ctrl_c_leaves_the_older_shards(home):
-    """A real process, stopped by its own third read."""
-    table = write(home / "t.csv", "image,text\n" + "images/dog.jpg,a\n" * 50)
+def test_ctrl_c_leaves_the_older_shards(home, shards, monkeypatch, capsys):
     older = write(home.parent / "out/set-00000.tar", "older")
-    # A test run in the background of a shell hands its children an ignored SIGINT.
-    arguments = ["shards", str(table), "-o", str(home.parent / "out/set"), "--force"]
-    code = f"""
-        import os, signal, sys
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        from onepeace.cli import main
-        from onepeace.data.shard_writer import ShardWriter
-        write = ShardWriter.write
-        def count(self, *arguments, **fields):
-            if self.count == 2:
-                os.kill(os.getpid(), {int(signal.SIGINT)})
-            return write(self, *arguments, **fields)
-        ShardWriter.write = count
-        sys.exit(main({arguments!r}))
-        """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr.startswith("onepeace: stopped; nothing is written")
+    original = ShardWriter.write
+
+    def stopped(self, *arguments, **fields):
+        if self.count == 2:
+            raise KeyboardInterrupt
+        return original(self, *arguments, **fields)
+
+    monkeypatch.setattr(ShardWriter, "write", stopped)
+    assert shards("t.csv", "image,text\n" + "images/dog.jpg,a\n" * 50, "--force") == 130
+    assert capsys.readouterr().err.startswith("onepeace: stopped; nothing is written")
     assert out(home) == ["set-00000.tar"]
     assert older.read_text() == "older"
 

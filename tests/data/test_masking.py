@@ -15,7 +15,7 @@ from onepeace.data.masking import (
     word_table,
 )
 
-EXAMPLES = settings(deadline=None, derandomize=True, max_examples=50)
+EXAMPLES = settings(deadline=None, derandomize=True, max_examples=25)
 LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=6).map(torch.tensor)
 SEEDS = st.integers(0, 2**31)
 
@@ -80,17 +80,6 @@ def test_together_prefers_tokens_that_were_visible_alone():
     for alone, together, n in zip(masks["unimodal"][1], masks["joint"][1], [20, 3, 70], strict=True):
         still_visible = n - int(alone.sum())
         assert int((together & ~alone).sum()) == min(int(0.4 * n), still_visible)
-
-
-def test_together_image_hides_all_patches_that_were_visible_and_some_more():
-    lengths = torch.full((3,), 256)
-    masks = draw_masks(MaskRates("patch", unimodal=0.75, joint=0.6875), lengths, generator())
-    alone, together = masks["unimodal"][1], masks["joint"][1]
-    assert alone.sum(1).tolist() == [192] * 3
-    assert together.sum(1).tolist() == [176] * 3
-    assert (~alone[:, 1:] & together[:, 1:]).sum(1).tolist() == [64] * 3
-    # What the joint pass sees was all hidden in the image pass.
-    assert (alone[:, 1:] | together[:, 1:]).all()
 
 
 def test_audio_counts_equal_the_released_ones(shared):

@@ -9,7 +9,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -186,12 +185,6 @@ def test_memory_does_not_grow_with_shards(tmp_path):
     few = peak("[0-9].tar")
     assert peak("*.tar") < 1.3 * few
     assert len(os.listdir(Path(os.environ["ONEPEACE_CACHE"]) / "shards")) > 10  # one index each
-
-
-def test_media_are_read_when_they_are_wanted_and_equal_the_shard(folder):
-    sample = lane(folder)[0]
-    assert sample.read("image") == np.random.default_rng(list(sample.key.encode())).bytes(8)
-    assert sample.whole().inputs == {"image": sample.read("image"), "text": [f"it is {sample.key}"]}
 
 
 # What breaks

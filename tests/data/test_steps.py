@@ -79,13 +79,6 @@ def test_step_depends_on_nothing_but_seed_and_number(root, processors):
     assert not same(make_steps(processors, other)[3], expected[0])
 
 
-def test_steps_run_on_over_the_end_of_an_epoch(root, processors):
-    steps = make_steps(processors, recipe(root, batch_size=3))  # 8 items
-    keys = [key for step in range(8) for key in batches(steps, step)[0].keys]
-    for epoch in range(3):
-        assert sorted(keys[8 * epoch : 8 * epoch + 8]) == [f"p{i}" for i in range(8)]
-
-
 def test_masks_and_drop_fit_their_batch(root, processors):
     steps = make_steps(processors, recipe(root, data={"token_dropout": {"image": 0.5}}, **DENOISING))
     (batch,) = batches(steps, 0)
@@ -154,16 +147,16 @@ def test_rotten_data_stop_the_run_with_one_line(tmp_path, processors, workers):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("two\nlines"), KeyError("x")])
-def test_error_in_a_worker_process_is_one_line_with_the_traceback_behind_it(error):
+def test_error_in_a_worker_process_is_one_line_with_the_traceback_behind_it():
+    error = ZeroDivisionError("two\nlines")
+
     class Broken:
         def __getitem__(self, step):
             raise error
 
     with pytest.raises(RuntimeError) as caught:
         list(loader(Broken(), 0, 1, workers=1))
-    line = "KeyError: 'x'" if isinstance(error, KeyError) else "lines"
-    assert str(caught.value) == f"a worker that makes batches failed: {line}"
+    assert str(caught.value) == "a worker that makes batches failed: lines"
     assert "Traceback" in str(caught.value.__cause__)
     assert not multiprocessing.active_children()  # although the error is still there
     with pytest.raises(type(error)) as caught:  # in this process it is what it is

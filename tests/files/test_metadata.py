@@ -32,11 +32,10 @@ def exif(**tags) -> Image.Exif:
         ({"x9003": "2021:05:06 07:08:09\0", "x9011": "   :  "}, LOCAL),
         ({"x9003": "0000:00:00 00:00:00", "x9004": "2021:05:06 07:08:09", "x9012": "+02:00"}, TWO_HOURS_EAST),
         ({"x9003": "    :  :     :  :  "}, None),
-        ({"x9003": 7}, None),
         ({}, None),
     ],
 )
-@pytest.mark.parametrize("form", ["jpg", "heic", "png", "webp"])
+@pytest.mark.parametrize("form", ["jpg", "heic"])
 def test_picture(form, tags, date, tmp_path):
     path = tmp_path / f"photo.{form}"
     picture = Image.new("RGB", (60, 40), "red")
@@ -50,13 +49,6 @@ def test_picture(form, tags, date, tmp_path):
     assert describe_media(path, "image") == Description(40, 60, None, date)
     assert describe_media(str(path), "image") == describe_media(path, "image")
     assert describe_media(path, "audio") == describe_media(path, "text") == Description()
-
-
-def test_date_of_last_change_counts_where_there_is_no_other(tmp_path):
-    data = Image.Exif()
-    data[0x0132] = "2021:05:06 07:08:09"
-    Image.new("L", (9, 5)).save(tmp_path / "a.jpg", exif=data)
-    assert describe_media(tmp_path / "a.jpg", "image") == Description(9, 5, None, LOCAL)
 
 
 def test_raw_picture(tmp_path):
@@ -82,7 +74,6 @@ def test_sound_of_soundfile(samples, tmp_path):
         ("a.m4a", ("-c:a", "aac"), None),
         ("dated.m4a", ("-c:a", "aac", "-metadata", "creation_time=2021-05-06T05:08:09.000000Z"), TWO_HOURS_EAST),
         ("a.aac", ("-c:a", "aac"), None),
-        ("a.wma", ("-c:a", "wmav2"), None),
         ("recorded.webm", ("-c:a", "libopus", "-f", "webm", "-live", "1"), None),
     ],
 )
@@ -93,17 +84,9 @@ def test_sound_of_pyav(name, arguments, date):
     assert (found.width, found.height, found.date) == (None, None, date)
 
 
-def test_length_is_counted_where_it_could_only_be_guessed():
-    """From two loud seconds and eight silent ones, which take a tenth of the bytes."""
-    pytest.importorskip("av")
-    path = media("uneven.aac", "-f", "lavfi", "-i", "anoisesrc=d=2[a];anullsrc=d=8[b];[a][b]concat=n=2:v=0:a=1")
-    assert describe_media(path, "audio").duration == pytest.approx(10, abs=0.1)
-
-
 @pytest.mark.parametrize(
     ("name", "arguments", "date"),
     [
-        ("a.mp4", (), None),
         ("dated.mp4", ("-metadata", "creation_time=2021-05-06T05:08:09Z"), TWO_HOURS_EAST),
         (
             "phone.mov",

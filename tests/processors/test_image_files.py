@@ -82,13 +82,6 @@ def test_pixels_match_golden(name, tmp_path):
         assert_original_pixels(ImageProcessor(size=64).decode(item), GOLDEN[f"{name}_hub"], name == "rgb_130x90", form)
 
 
-def test_size_may_be_height_and_width():
-    pixels = ImageProcessor(size=[16, 48]).decode(noise(20, 30))
-    assert pixels.shape == (3, 16, 48)
-    assert pixels.is_contiguous()
-    assert pixels.dtype == torch.float32
-
-
 def test_squash_keeps_everything_and_crop_keeps_the_shape():
     wide = np.zeros((40, 120, 3), np.uint8)
     wide[:, 40:80] = 255  # the middle third is white
@@ -99,9 +92,10 @@ def test_squash_keeps_everything_and_crop_keeps_the_shape():
         assert levels(picture, resize="squash").min() == 0
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF"])
-def test_exif_rotation(orientation, form):
+@pytest.mark.parametrize(
+    ("form", "orientation"), [*(("JPEG", i) for i in range(1, 9)), ("PNG", 6), ("WEBP", 6), ("TIFF", 6)]
+)
+def test_exif_rotation(form, orientation):
     upright = smooth(48, 64)
     stored = Image.fromarray(upright)
     if orientation in STORED:
@@ -163,16 +157,6 @@ def test_alpha_is_on_white():
     assert np.asarray(plain().load(encoded(grey)))[0, :, 0].tolist() == [90] * 4 + [255] * 4
 
 
-def test_single_transparent_colour_is_white():
-    data = encoded(Image.fromarray(np.full((4, 4, 3), 7, np.uint8)), transparency=(7, 7, 7))
-    assert Image.open(io.BytesIO(data)).mode == "RGB"
-    assert levels(data).min() == 255
-
-
-def test_half_opaque_is_mixed_with_white():
-    assert levels(Image.new("RGBA", (8, 8), (0, 0, 0, 51)))[0, 0, 0] == pytest.approx(204, abs=1)
-
-
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "RGBX"])
 def test_every_colour_mode_shows_the_same_white_and_black(mode):
     drawing = Image.new("RGB", (8, 8), "white")
@@ -180,13 +164,6 @@ def test_every_colour_mode_shows_the_same_white_and_black(mode):
     out = levels(drawing.convert(mode))
     assert (out[:, :4] == 0).all()
     assert (out[:, 4:] == 255).all()
-
-
-@pytest.mark.parametrize("form", ["JPEG", "TIFF"])
-def test_cmyk_file(form):
-    data = encoded(Image.new("RGB", (16, 16), (200, 30, 60)).convert("CMYK"), form)
-    assert Image.open(io.BytesIO(data)).mode == "CMYK"
-    assert levels(data)[0, 0] == pytest.approx((200, 30, 60), abs=4)
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped():
@@ -205,15 +182,6 @@ def test_sixteen_bits_are_scaled_and_not_clipped():
         "floats": Image.fromarray((ramp * 7 - 3).astype(np.float32)),
     }.items():
         assert np.abs(np.asarray(plain().load(item))[..., 1] - expected).max() <= 1, form
-
-
-def test_dark_sixteen_bit_picture_stays_dark():
-    assert levels(encoded(Image.fromarray(np.full((4, 4), 2570, np.uint16)))).max() == 10
-    assert levels(Image.fromarray(np.full((4, 4), 0.2, np.float32))).max() == 51
-
-
-def test_flat_picture_of_large_values_is_not_a_division_by_zero():
-    assert levels(Image.fromarray(np.full((4, 4), 70000, np.int32))).std() == 0
 
 
 def test_nan_picture_is_an_error():
@@ -267,11 +235,8 @@ BROKEN = {
     "a folder": (Path.mkdir, "is a folder"),
     "a pipe": (os.mkfifo, "not a regular file"),
     **{f"half a {form}": (half(form), "cannot be (decoded|opened)") for form in ("JPEG", "PNG", "WEBP", "GIF", "TIFF")},
-    "half a BMP": (half("BMP"), "cannot be decoded"),
     "empty": (b"", r"empty \(0 bytes\)"),
     "text": (b"not a picture at all", UNKNOWN),
-    "html": (b"<!doctype html><html>", UNKNOWN),
-    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', UNKNOWN),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", UNKNOWN),
     "zeros": (bytes(5000), UNKNOWN),
     "head": (b"\x89PNG\r\n\x1a\n", f"{UNKNOWN}|cannot be opened"),
@@ -294,7 +259,7 @@ def test_broken_file_is_named_with_its_reason(kind, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(deadline=None, derandomize=True, max_examples=50)
 @given(
     st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"]),
     st.data(),
@@ -317,15 +282,11 @@ def test_damaged_bytes_give_a_picture_or_a_user_error(form, data):
         (np.zeros((4, 4, 3), np.float32), r"float32: a picture as an array is uint8 and \(H, W, 3\)"),
         (np.zeros((3, 4, 5), np.uint8), r"\(3, 4, 5\) uint8: a picture as an array is"),
         (np.zeros((0, 4, 3), np.uint8), "no pixels"),
-        (np.zeros(9, np.uint8), "a picture as an array is"),
         (torch.zeros(5, 4, 3), r"a picture as a tensor is \(3, H, W\)"),
-        (torch.zeros(3, 0, 3), "no pixels"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), "uint8 or floats between 0 and 1"),
         (torch.full((3, 4, 4), 255.0), r"must lie between 0 and 1, these reach from 255 to 255"),
-        (torch.full((3, 4, 4), -0.5), "must lie between 0 and 1"),
         (torch.full((3, 4, 4), torch.nan), "must lie between 0 and 1"),
         (3, "expected a path"),
-        (None, "expected a path"),
         ("", "path is empty"),
         ("a\0b.jpg", r"a\?b\.jpg: (cannot be opened|no such file)"),
         ("x" * 5000 + ".jpg", r"xxx\.\.\.xx.*: (cannot be opened|no such file)"),
@@ -335,11 +296,6 @@ def test_value_that_is_no_picture_is_an_error(item, message):
     with pytest.raises(UserError, match=message) as caught:
         ImageProcessor().decode(item)
     assert len(str(caught.value)) < 400
-
-
-def test_float_tensor_of_a_model_input_is_not_needed_on_the_cpu_or_without_gradient():
-    tensor = torch.rand(3, 8, 8, requires_grad=True)
-    assert not ImageProcessor(size=8).decode(tensor).requires_grad
 
 
 def test_large_jpeg_is_shrunk_while_decoding_but_never_below_twice_the_target():
@@ -367,12 +323,9 @@ def test_collate_stacks():
     ("options", "message"),
     [
         ({"size": 0}, "size is 0"),
-        ({"size": [8, 8, 8]}, "size is"),
         ({"resize": "fit"}, "known: 'squash', 'crop'"),
         ({"std": [1, 1, 0]}, "std above 0"),
-        ({"mean": [1]}, "three numbers"),
         ({"Size": 3}, r"processors\.image\.Size is not a setting; did you mean size"),
-        ({"zoom": 3}, r"processors\.image\.zoom is not a setting; known: size"),
     ],
 )
 def test_wrong_setting_is_an_error(options, message):
