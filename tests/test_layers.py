@@ -39,7 +39,7 @@ ROWS = [
     {"index"},
     {"evaluate"},
     {"train"},
-    {"api", "compat", "serve", "cost", "plugins"},
+    {"api", "serve", "cost", "plugins"},
     {"bench", "bridge", "finetune"},
     {"commands"},
     {"cli"},

@@ -87,5 +87,4 @@ def find(name: str) -> str | None:
     if wanted in RELEASED:
         return wanted
     files = {released.file.lower().replace("_", "-"): key for key, released in RELEASED.items()}
-    stems = {file.rpartition(".")[0]: key for file, key in files.items()}
-    return files.get(wanted) or stems.get(wanted)
+    return files.get(wanted) or next((key for file, key in files.items() if file.rpartition(".")[0] == wanted), None)

@@ -10,10 +10,8 @@ from torch import nn
 from onepeace.bench import encode
 from onepeace.bench.__main__ import main
 from onepeace.bench.comparison import MIN_ROUNDS, take_turns
-from onepeace.bench.encode import base_config, bench_encode
+from onepeace.bench.encode import bench_encode
 from onepeace.bench.train import Steps
-from onepeace.cost.items import picture_size
-from onepeace.cost.measure import Live
 from onepeace.train.recipe import read_recipe
 
 CPU = torch.device("cpu")
@@ -58,12 +56,6 @@ def test_bench_encode_end_to_end(tmp_path, capsys, random_folder):
     assert "1 threads" in printed[-1]
 
 
-def test_batch_fills_the_tokens_it_may(random_folder):
-    row = measured(random_folder, batch=None)[0]
-    assert row["batch"] == 64
-    assert row["batch"] * row["tokens"] <= encode.BATCH_TOKENS < 2 * row["batch"] * row["tokens"]
-
-
 class Tower(nn.Module):
     """Stands in for open_clip's tower."""
 
@@ -86,6 +78,7 @@ def base(random_folder, monkeypatch):
     return tower
 
 
+@pytest.mark.slow
 def test_baseline_runs_beside_the_pictures_of_the_base_size(base):
     rows = {row["modality"]: row for row in measured("base", dtype=torch.bfloat16, batch=2)}
     assert rows["text"]["baseline"] is None
@@ -95,20 +88,6 @@ def test_baseline_runs_beside_the_pictures_of_the_base_size(base):
     assert found["ours_over_baseline"]["median"] > 0
     assert found["gflop_per_item"] == 2 * 3 * 7 / 1e9
     assert " x its " in encode.columns(rows["image"])["against open_clip"]
-
-
-def test_baseline_that_gives_no_numbers_is_not_compared(base):
-    torch.nn.init.constant_(base.proj.bias, torch.nan)
-    with pytest.raises(RuntimeError, match="vectors of shape"):
-        measured("base")
-
-
-def test_base_size_takes_the_pictures_of_the_baseline():
-    config = base_config()
-    assert picture_size(config) == encode.BASELINE_SIZE
-    assert (config.model.dim, config.model.depth, config.model.num_heads) == (768, 12, 12)  # those of ViT-B
-    assert config.model.adapters["image"]["grid"] ** 2 == 14**2
-    assert config.model.decoder is None
 
 
 @pytest.mark.parametrize(
@@ -152,13 +131,3 @@ def test_steps_that_differ_are_not_timed(monkeypatch):
     steps.ways["baseline"] = lambda batch: {**(found := baseline(batch)), "loss": 1.001 * found["loss"]}
     with pytest.raises(RuntimeError, match="the two ways differ: the loss loss is"):
         steps.check()
-
-
-def test_live_counts_what_is_alive_at_once():
-    known = torch.zeros(100)
-    with Live([known]) as live:
-        first = known[:50] + 1.0
-        first = first.sum()
-        second = torch.ones(10, dtype=torch.float64)
-    assert live.peak == 4 * 50 + 4
-    assert (first, len(second)) == (50, 10)

@@ -137,13 +137,6 @@ def test_a_saved_folder_is_one_of_llava(bridge, folders, tmp_path):
         Bridge.load(tmp_path / "out", str(other))
 
 
-def test_text_in_angle_brackets_is_text(bridge, tmp_path):
-    question = "<image> what does <text> mean?"
-    (found,) = conversations(tmp_path, bridge.keys, [entry("image", CAT, "a cat", question)])
-    ids = bridge.collate([found])["input_ids"][0]
-    assert "what does <text> mean?" in bridge.processor.tokenizer.decode(ids)
-
-
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
@@ -161,16 +154,3 @@ def test_text_in_angle_brackets_is_text(bridge, tmp_path):
 def test_a_wrong_entry_is_named(tmp_path, entries, message):
     with pytest.raises(UserError, match=message):
         conversations(tmp_path, ["image", "audio"], entries)
-
-
-def test_a_layer_that_is_not_there_is_named(folders):
-    with pytest.raises(UserError, match="has -2 to -1"):
-        Bridge.new(*folders, layer=0)
-
-
-def test_a_linear_projector_is_linear(folders):
-    for linear in (True, False):
-        project = Bridge.new(*folders, linear=linear).llava.model.multi_modal_projector
-        a, b = torch.randn(2, 32)
-        bent = project(a + b) - project(a) - project(b) + project(torch.zeros(32))
-        assert bool(bent.abs().max() < 1e-5) == linear

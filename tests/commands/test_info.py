@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from support.hub_layouts import cfg, released, state, vision_branch, wrapper
+from support.hub_layouts import cfg, released, vision_branch, wrapper
 
 from onepeace.cli import main
 from onepeace.commands.info import parameters_by_part
@@ -117,7 +117,6 @@ def test_info_for_people_names_what_matters(capsys, random_folder):
     ("content", "layout", "modalities"),
     [
         (lambda: wrapper(released(), cfg()), "original layout", ["text", "image", "audio"]),
-        (lambda: wrapper(state("text", "image", heads=True, decoder=True), cfg()), "original layout", ["text", "image"]),
         (lambda: {"model": vision_branch()}, "without cfg", ["image"]),
     ],
 )

@@ -18,7 +18,7 @@ from onepeace.cli import main
 from onepeace.config import MaskedDecoderConfig
 from onepeace.errors import UserError
 from onepeace.export import folder as folders
-from onepeace.export import graph, int8
+from onepeace.export import int8
 from onepeace.export.embedder import open_export
 from onepeace.export.folder import export_model
 from onepeace.files.embeddings import Embeddings, write_file
@@ -113,24 +113,6 @@ def items_of(key):
     return {"text": TEXTS, "image": pictures(6), "audio": sounds()}[key]
 
 
-@pytest.mark.parametrize("key", BRANCHES)
-def test_raw_session_takes_any_number_and_length(graph_of, model, key):
-    record = json.loads((graph_of(key) / "export.json").read_text())
-    session = onnxruntime.InferenceSession(graph_of(key) / record["branches"][key]["file"])
-    about = record["branches"][key]["inputs"]
-    assert {entry.name for entry in session.get_inputs()} == set(about)
-    processor = model.processors[key]
-    samples = [processor.decode(item) for item in items_of(key)]
-    for chosen in (samples[:1], samples[1:3], samples):
-        batch = {name: tensor.numpy() for name, tensor in processor.collate(chosen).items()}
-        lengths = {"lengths": np.array([len(sample) for sample in chosen])} if "lengths" in about else {}
-        feed = {**batch, **lengths}
-        assert {name: array.dtype.name for name, array in feed.items()} == {n: one["dtype"] for n, one in about.items()}
-        with torch.inference_mode():
-            want = model.module({key: processor.collate(chosen)})[key]
-        np.testing.assert_allclose(session.run(["vectors"], feed)[0], want.numpy(), rtol=0, atol=1e-5)
-
-
 def test_record_says_how_pictures_are_read(exported, model):
     about = json.loads((exported / "export.json").read_text())["branches"]["image"]["preprocessing"]
     picture = pictures(1)[0]
@@ -138,18 +120,6 @@ def test_record_says_how_pictures_are_read(exported, model):
     pixels = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC), np.float32)
     pixels = ((pixels / 255 - about["mean"]) / about["std"]).transpose(2, 0, 1)
     np.testing.assert_allclose(pixels, model.processors["image"].decode(picture).numpy(), rtol=0, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_record_says_how_sounds_are_read(exported_sounds, model):
-    about = json.loads((exported_sounds / "export.json").read_text())["branches"]["audio"]["preprocessing"]
-    rate = about["sample_rate"]
-    for samples, _ in sounds():
-        wave = samples[: round(about["max_seconds"] * rate)]
-        wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-5)
-        least = round(about["min_seconds"] * rate)
-        wave = wave if len(wave) >= least else np.resize(wave, least)
-        np.testing.assert_allclose(wave, model.processors["audio"].decode((samples, rate)).numpy(), rtol=0, atol=1e-4)
 
 
 RUN = """
@@ -265,31 +235,6 @@ def test_file_with_other_vectors_gets_no_name(folder, tmp_path, monkeypatch, for
     assert not list(tmp_path.iterdir())
 
 
-def test_distance_is_the_largest_and_infinite_without_numbers(model):
-    batch = {"ids": torch.tensor([[5, 2], [6, 2]]), "lengths": torch.tensor([2, 2])}
-    with torch.no_grad():
-        wanted = model.module({"text": batch})["text"]
-    moved = wanted.clone()
-    moved[1, :2] += torch.tensor([0.3, 0.4])
-    assert graph.distance(lambda ids, lengths: moved, model.module, "text", batch) == pytest.approx(0.5)
-    moved[0, 0] = torch.nan
-    assert graph.distance(lambda ids, lengths: moved, model.module, "text", batch) == torch.inf
-    with pytest.raises(UserError, match=r"text branch gives \(1, 16\) and not \(2, 16\)"):
-        graph.distance(lambda ids, lengths: wanted[:1], model.module, "text", batch)
-
-
-class LooksAtValues(torch.nn.Module):
-    def forward(self, inputs):
-        (tensor,) = inputs["image"].values()
-        return {"image": tensor if tensor.sum() > 0 else -tensor}
-
-
-def test_network_that_looks_at_values_is_an_error_of_one_line():
-    with pytest.raises(UserError, match=r"^torch cannot export the image branch of this model: .+$") as found:
-        graph.trace(LooksAtValues(), "image", {"pixels": torch.ones(2, 3)})
-    assert "\n" not in str(found.value)
-
-
 @pytest.mark.parametrize("key", ["text", pytest.param("audio", marks=pytest.mark.slow)])
 def test_program_of_torch_has_the_vectors_and_no_decoder(folder, model, tmp_path, key):
     out = tmp_path / "out"
@@ -314,13 +259,6 @@ def test_what_is_no_export_is_named(tmp_path):
     (tmp_path / "export.json").write_text('{"format": 1, "form": "onnx", "branches": {}}')
     with pytest.raises(UserError, match=r"no export\.json that can be read"):
         open_export(tmp_path)
-
-
-def test_model_without_vectors_has_nothing_to_export(tmp_path):
-    folder = save_random_model(tmp_path / "model", ("image",), projections=[])
-    with pytest.raises(UserError, match="makes no vectors, so there is nothing to export"):
-        export_model(folder, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_readme_has_the_same_program():

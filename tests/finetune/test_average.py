@@ -112,15 +112,3 @@ def test_a_fine_tuning_ends_with_the_best_of_the_averages(model, table, tmp_path
         assert torch.allclose(found[name], (start[name] + tuned[name]) / 2, atol=1e-6), name
     assert onepeace.load(out / "model").encode_text(["a red square"]).isfinite().all()
     assert main(arguments) == 0  # nothing is chosen again
-
-
-def test_each_held_out_item_is_encoded_once_for_a_measurement(model, table, tmp_path, monkeypatch):
-    data, parts = split.divide(read_own_data(table, ("text", "image", "audio")), table, None)
-    split.write_shards(data, parts, tmp_path)
-    embedder, encoded = onepeace.load(model), []
-    whole = type(embedder).encode_image
-    monkeypatch.setattr(type(embedder), "encode_image", lambda self, items: encoded.extend(items) or whole(self, items))
-    found = figures.answers(embedder, tmp_path, ["image+text"], [], {})
-    assert len(encoded) == parts.count("val") == 16
-    assert [one.direction for one in found] == ["text to image", "image to text"]
-    assert 0 < figures.score(found) < 1

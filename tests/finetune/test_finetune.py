@@ -19,12 +19,11 @@ from onepeace.finetune import split
 from onepeace.finetune.figures import HEAD, WORDS, read_answers
 from onepeace.finetune.own_data import read_own_data
 from onepeace.finetune.report import commands_to_try
-from onepeace.finetune.settings import auto_recipe, trained
+from onepeace.finetune.settings import auto_recipe
 from onepeace.finetune.split import Parts, divide, parts_of
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub.folder import read_config
 from onepeace.hub.weights import expected, read_state
-from onepeace.train.folder import model_folder
 from onepeace.train.log import read_log
 from onepeace.train.recipe import Recipe
 from onepeace.train.start import make_config, start_weights
@@ -277,18 +276,6 @@ def test_each_head_of_several_has_a_command_to_try(tuned, capsys):
         assert len(capsys.readouterr().out.splitlines()) == items
 
 
-def test_what_is_said_of_the_training(tuned, said):
-    assert "training 2 steps" in said
-    assert not [line for line in said if "{" in line]
-    assert any("a new classifier of 2 classes" in line for line in said)
-    tuning, _ = tuned
-    content = auto_recipe(model_folder("tiny"), tuning.data, tuning.out, parts([]))
-    for freeze, words in ((content["freeze"], "all but frozen stems"), ([], "all weights"),
-                          (["blocks.0.*"], "what freeze leaves"),
-                          ({"except": ["logit_scale"]}, "what freeze leaves")):  # fmt: skip
-        assert trained(build(Recipe, {**content, "freeze": freeze}, "")) == words
-
-
 @pytest.mark.parametrize(
     ("labels", "taken"), [(["cat", "dog"], True), (["cow", "hen"], False), (["cat", "cow", "dog"], False)]
 )
@@ -317,12 +304,3 @@ def test_ways_are_compared_on_the_same_parts(model, classes, tmp_path, capsys):
         new = read_state(out / way / "model")
         changed = {name.partition(".")[0] for name in start if not torch.equal(start[name], new[name])}
         assert ("blocks" in changed) == (way != "probe"), way
-
-
-def test_probe_measures_frozen_vectors(model, classes, table, capsys):
-    assert main(["evaluate", str(classes), "--model", str(model)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "linear probe top-1 of 3" in lines[1]
-    assert "20-NN top-1 of 3" in lines[2]
-    assert main(["evaluate", str(table), "--model", str(model)]) == 1
-    assert f"{table}: " in capsys.readouterr().err

@@ -1,12 +1,10 @@
 """Settings follow the memory there is: what is computed again, in parts or by adapters, in this order."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from support.random_model import save_random_model
 
-from onepeace.device import available_memory, choose_device
 from onepeace.finetune import memory
 from onepeace.finetune.settings import auto_recipe
 from onepeace.finetune.split import Parts
@@ -50,14 +48,3 @@ def test_a_plan_of_the_real_recipe(content):
     assert not recipe.run.checkpoint_activations
     (line,) = said
     assert line.endswith("of the 1000.0 GB that are available")
-
-
-def test_unknown_memory_leaves_the_recipe(content):
-    assert not memory.fitting_recipe(content, [], None, lambda line: 1 / 0).run.checkpoint_activations
-
-
-def test_the_machine_tells_its_memory():
-    found = available_memory(choose_device("cpu"))
-    if Path("/proc/meminfo").exists():
-        total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
-        assert 10**6 < found <= total

@@ -199,28 +199,6 @@ def test_larger_pictures_embed_as_after_the_originals_loader(checkpoint, tmp_pat
     )
 
 
-def test_dropped_modalities_leave_the_others_as_they_were(checkpoint, tmp_path):
-    folder = convert(checkpoint, tmp_path / "out", modalities=["audio"])  # no text: no vocabulary needed
-
-    names = set(weight_files.read_state(folder))
-    assert not [name for name in names if ".text." in name or ".image." in name]
-    config = read_config(folder)
-    assert (list(config.model.adapters), config.model.projections, list(config.processors)) == (
-        ["audio"],
-        ("audio",),
-        ["audio"],
-    )
-    assert_embeds_as_golden(weight_files.load(folder), ["audio"])
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_dtype_of_the_file_is_changed_on_request(checkpoint, tmp_path, bpe, dtype):
-    folder = convert(checkpoint, tmp_path / "out", bpe=bpe, dtype=dtype)
-
-    assert {tensor.dtype for tensor in weight_files.read_state(folder).values()} == {getattr(torch, dtype)}
-    assert_embeds_as_golden(weight_files.load(folder, dtype=torch.float32), ["text", "image", "audio"], atol=0.02)
-
-
 def test_numbers_too_large_for_float16_are_refused(tmp_path, bpe):
     tensors = released()
     tensors["image_proj.bias"] = torch.full((32,), 1e6)
@@ -260,24 +238,6 @@ def test_every_tensor_is_placed_or_named(tmp_path, bpe, changes, message):
     assert str(tmp_path / "x.pt") in str(error.value)
     assert message in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pt"]
-
-
-def test_unknown_strides_are_refused(tmp_path, bpe):
-    strange = {"encoder_wrapper.audio_adapter.embed_audios.0.conv_layers.1.0.weight": torch.zeros(24, 24, 4)}
-    torch.save({"model": {**released(), **strange}}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="strides"):
-        convert(tmp_path / "x.pt", tmp_path / "out", bpe=bpe)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"image_size": 100}, {"image_size": 32}, {"modalities": ["audio"], "image_size": 96}, {"modalities": ["video"]},
-     {"modalities": []}, {"dtype": "int8"}],
-)  # fmt: skip
-def test_impossible_options_make_no_folder(checkpoint, tmp_path, bpe, options):
-    with pytest.raises(UserError):
-        convert(checkpoint, tmp_path / "out", bpe=bpe, **options)
-    assert not (tmp_path / "out").exists()
 
 
 def test_text_needs_the_right_vocabulary(checkpoint, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from onepeace.hub.convert.convert import convert
 from onepeace.hub.folder import read_config
 
 
+@pytest.mark.slow  # the quick one: test_interrupted_saving_keeps_the_old_folder
 def test_killed_conversion_leaves_nothing_that_loads(checkpoint, tmp_path, bpe):
     # A process that dies cannot clean up: what it wrote so far must not pass for a model.
     program = f"""
@@ -81,18 +82,7 @@ def test_large_models_are_written_in_shards(checkpoint, tmp_path, bpe, monkeypat
 
 def test_command_converts_and_reports(checkpoint, tmp_path, bpe, capsys):
     out = tmp_path / "out"
-    arguments = [
-        "convert",
-        str(checkpoint),
-        "-o",
-        str(out),
-        "--bpe",
-        str(bpe),
-        "--image-size",
-        "96",
-        "--dtype",
-        "bfloat16",
-    ]
+    arguments = ["convert", str(checkpoint), "-o", str(out), "--bpe", str(bpe), "--image-size", "96"]
     assert main([*arguments, "--modalities", "text, image"]) == 0
     output = capsys.readouterr()
     assert output.out == f"{out}\n"

@@ -120,18 +120,6 @@ def test_a_file_that_is_not_there_is_refused_in_one_line(url, script, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_network_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    url = "http://127.0.0.1:9/one-peace.pt"  # nobody listens on the discard port
-    with pytest.raises(UserError) as error:
-        fetch(url, tmp_path / "one-peace.pt")
-    text = str(error.value)
-    assert "\n" not in text
-    for part in (url, "refused", str(tmp_path / "one-peace.pt"), "onepeace convert one-peace.pt -o OUT"):
-        assert part in text
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     "bad", ["http://example.org/a.pt", "file:///etc/passwd", "/etc/passwd", "http://127.0.0.1.example.org/a.pt"]
 )

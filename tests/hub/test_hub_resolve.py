@@ -10,10 +10,8 @@ import torch
 from support.hub_layouts import cfg, released, small_vocabulary, state, wrapper
 
 from onepeace.errors import UserError
-from onepeace.files.cache import cache_folder
 from onepeace.hub import resolve as resolve_module
 from onepeace.hub import weights
-from onepeace.hub.convert import convert as convert_module
 from onepeace.hub.registry import RELEASED, find
 from onepeace.hub.resolve import resolve
 
@@ -51,13 +49,6 @@ def test_local_folder_wins_over_names(tmp_path, monkeypatch):
     for name in ("one-peace", "owner/name"):
         folder = model_folder(tmp_path / name)
         assert resolve(name).resolve() == folder
-
-
-def test_tiny_is_the_bundled_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(resolve_module, "BUNDLED", tmp_path)
-    model_folder(tmp_path / "tiny")
-
-    assert resolve("tiny") == tmp_path / "tiny"
 
 
 NEAREST = {
@@ -150,18 +141,6 @@ def test_model_without_text_needs_no_vocabulary(cache, network):
     assert network == [RELEASED["one-peace-vggsound"].url]
 
 
-def test_failed_conversion_leaves_no_model_and_keeps_the_download(cache, network, monkeypatch):
-    def fails(*args, **options):
-        raise UserError("left over")
-
-    monkeypatch.setattr(convert_module, "convert", fails)
-    with pytest.raises(UserError, match="left over"):
-        resolve("one-peace-vggsound")
-
-    assert not (cache / "one-peace-vggsound").exists()
-    assert (cache / "downloads" / "finetune_vggsound.pt").exists()
-
-
 def test_hub_repository_is_fetched(tmp_path, monkeypatch):
     asked, caches = [], []
 
@@ -191,10 +170,3 @@ def test_no_hub_is_one_line(monkeypatch):
     assert "\n" not in text
     assert text.startswith("owner/name: no such folder here, and the model (owner/name of the Hugging Face Hub)")
     assert "check the name and the network" in text
-
-
-def test_cache_is_in_the_home_folder_unless_told(monkeypatch, cache, tmp_path):
-    assert cache_folder() == cache
-    monkeypatch.delenv("ONEPEACE_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "onepeace"

@@ -93,13 +93,6 @@ def test_the_moving_average_of_the_weights_is_taken_where_there_is_one(tmp_path,
     assert "moving average" in (folder / "MODEL_CARD.md").read_text()
 
 
-def test_weights_without_settings_have_the_released_vocabulary(tmp_path, bpe):
-    state = released()
-    torch.save({"model": state}, tmp_path / "bare.pt")
-    with pytest.raises(UserError, match="vocabulary of 137 has no room for 8192 image codes and 1000 bins"):
-        convert(tmp_path / "bare.pt", tmp_path / "out", bpe=bpe)
-
-
 def named(name):
     """Our names and shapes of the released file of that size."""
     return {ours: tuple(shape) for theirs, shape in NAMES[name].items() if (ours := to_ours(theirs))}
@@ -160,21 +153,3 @@ def test_what_needs_vectors_says_that_it_is_a_generator(folder, capsys):
         weights.load_encoder(folder)
     assert main(["search", "--text", "x", str(folder / "index"), "--model", str(folder)]) != 0
     assert "Traceback" not in capsys.readouterr().err
-
-
-def test_info_tells_what_it_writes(folder, checkpoint, capsys):
-    for path in (folder, checkpoint):
-        assert main(["info", str(path), "--json"]) == 0
-        report = json.loads(capsys.readouterr().out)
-        assert report["writes"] == ["text", "boxes", "image codes"]
-        assert report["modalities"] == ["text", "image"]
-        assert report["parameters"]["total"] == 137_504
-    assert main(["info", str(folder)]) == 0
-    assert "text, boxes, image codes" in capsys.readouterr().out
-
-
-def test_a_converted_folder_converts_again(folder, tmp_path):
-    half = convert(folder, tmp_path / "half", dtype="bfloat16")
-    assert {tensor.dtype for tensor in weights.read_state(half).values()} == {torch.bfloat16}
-    with pytest.raises(UserError, match="architecture ofa cannot leave a modality out"):
-        convert(folder, tmp_path / "out", modalities=["text"])

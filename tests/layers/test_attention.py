@@ -79,17 +79,6 @@ def test_kernel_is_chosen_by_device_dtype_and_length():
     assert not any(use_math_attention("cuda", dtype, 8) for dtype in (torch.float32, torch.bfloat16, torch.float16))
 
 
-def test_the_choice_is_asked_at_every_call(monkeypatch):
-    asked = []
-    monkeypatch.setattr(module, "use_math_attention", lambda *what: asked.append(what) or True)
-    SelfAttention(8, 2)(torch.randn(1, 3, 8), None)
-    SelfAttention(8, 2).bfloat16()(torch.randn(1, 4, 8).bfloat16(), torch.zeros(1, 2, 4, 4).requires_grad_())
-    with torch.no_grad():
-        SelfAttention(8, 2)(torch.randn(1, 5, 8), torch.zeros(1, 2, 5, 5).requires_grad_())
-    wanted = {("cpu", torch.float32, 3, False), ("cpu", torch.bfloat16, 4, True), ("cpu", torch.float32, 5, False)}
-    assert set(asked) == wanted
-
-
 def test_padding_gets_no_weight_at_all():
     """Not a large negative number: values behind -inf may be anything but NaN."""
     q, k, v, bias = case((B, H, L, L))

@@ -54,9 +54,9 @@ def test_sequence_buckets_depend_on_the_difference_only(length, buckets):
 
 def test_sequence_buckets_have_no_longest_length():
     """What lies further apart than the tables were made for shares the last bucket."""
-    found = sequence_buckets(2600, 256, CPU)[0]
-    assert bool((found[2000:, 1:900] == 510).all())
-    assert bool((found[1:900, 2000:] == 0).all())
+    found = sequence_buckets(1300, 256, CPU)[0]
+    assert bool((found[1200:, 1:100] == 510).all())
+    assert bool((found[1:100, 1200:] == 0).all())
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 2), (3, 5), (4, 1), (1, 6)])
@@ -126,11 +126,6 @@ def test_table_shrinks_too(side):
     before, after = table[:-3, 0].view(15, 15), found[:-3, 0].view(2 * side - 1, -1)
     # A step is worth up to 0.29 here, and the released method spreads the offsets by 1 %.
     assert torch.allclose(after, before[8 - side : 7 + side, 8 - side : 7 + side], atol=0.06)
-
-
-def test_table_of_two_patches_is_too_small_to_resample():
-    with pytest.raises(ValueError, match="12 rows is too small"):
-        resize_bias_table(torch.zeros(grid_table_rows(2), 1), 4)
 
 
 def test_stretched_table_fits_any_picture():

@@ -76,10 +76,3 @@ def test_its_command_reaches_the_figures_of_ours(tmp_path, tiny, pictures, evalu
     for k in (1, 2):
         assert got[f"image_retrieval_recall@{k}"] == pytest.approx(ours[f"text to image R@{k}"])
         assert got[f"text_retrieval_recall@{k}"] == pytest.approx(ours[f"image to text R@{k}"])
-
-
-@pytest.mark.slow
-def test_its_mixed_precision_runs_too(tmp_path, pictures, evaluated):
-    samples = [{"jpg": data, "cls": str(i).encode()} for i, data in enumerate(pictures)]
-    folder = write_folder(tmp_path / "classes", samples, classes=NAMES, templates=TEMPLATES)
-    assert 0 < evaluated(folder, "zeroshot_classification")["acc1"] <= 1

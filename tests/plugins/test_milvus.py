@@ -144,19 +144,3 @@ def test_commands_keep_the_collection_up_to_date(random_folder, tmp_path, monkey
         with collection._answering() as client:
             assert collection._count(client) == 11 == len(opened)
         collection.close()
-
-
-def test_places(tmp_path):
-    store = Store(fabricate(tmp_path / "index", items(0, 3), id="1"))
-    matrix = Matrix(store)
-    for address, uri in {
-        "milvus://host": "http://host:19530",
-        "milvus://10.0.0.1:99": "http://10.0.0.1:99",
-        "milvus:///x/y.db": "/x/y.db",
-        LITE: str(tmp_path / "index" / "vectors.db"),
-    }.items():
-        assert open_store(address, store, matrix)._uri == uri
-    for wrong in ("milvus://", "milvus://host/x", "milvus://user@host"):
-        with pytest.raises(UsageError, match=wrong):
-            open_store(wrong, store, matrix)
-    store.close()

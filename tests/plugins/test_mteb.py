@@ -82,14 +82,3 @@ def test_a_made_up_task_of_each_kind_passes(encoder, kind):
     (task,) = [task for task in ALL_MOCK_TASK_TEST_GRID if task.metadata.name == KINDS[kind]]
     (result,) = mteb.evaluate(encoder, [task], cache=None, show_progress_bar=False).task_results
     assert np.isfinite(result.get_score())
-
-
-@pytest.mark.slow
-def test_all_made_up_tasks_pass(encoder):
-    import mteb
-
-    results = mteb.mock_run(encoder)
-    assert {name: result.exception for name, result in results.items() if hasattr(result, "exception")} == {}
-    assert results.all_passed
-    passed = {modality: status for status, modality, _ in results.modality_summary()}
-    assert all(passed[modality].startswith("✓") for modality in ("text", "image", "audio"))

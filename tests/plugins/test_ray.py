@@ -28,6 +28,7 @@ def local():
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_the_same_index_comes_out(local, random_folder, tmp_path, samples):
     files = tmp_path / "files"
     write_good(files, samples, 15)
@@ -67,14 +68,3 @@ def test_a_model_that_cannot_be_loaded_ends_the_run(local, random_folder, monkey
     options = {"engine": "ray", "workers": 1, "dtype": dtype, "progress": False}
     with pytest.raises(UserError, match=f"^{reason}"):
         build(tmp_path / "index", [tmp_path / "words.txt"], str(random_folder), **options)
-
-
-@pytest.mark.slow
-def test_an_instance_that_a_build_starts_ends_with_it(random_folder, monkeypatch, tmp_path):
-    ray.shutdown()
-    monkeypatch.setattr(index_write, "Model", DeadlyModel)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    (tmp_path / "words.txt").write_text("words")
-    report = build(tmp_path / "index", [tmp_path / "words.txt"], str(random_folder), engine="ray", progress=False)
-    assert report.vectors == 1
-    assert not ray.is_initialized()

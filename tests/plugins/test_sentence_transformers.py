@@ -78,19 +78,6 @@ def test_its_options_work(small, random_folder):
     assert np.allclose(small.encode_query([picture]), small.encode([picture]))
 
 
-def test_what_cannot_be_read_is_one_line_that_names_it(small, tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
-    with pytest.raises(UserError, match=r"broken\.jpg.*") as error:
-        small.encode(["a dog", str(tmp_path / "broken.jpg")])
-    assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=r"missing\.ogg: no such file"):
-        small.encode([{"audio": "missing.ogg"}])
-    with pytest.raises(UserError, match="cannot tell whether this is"):
-        small.encode([[{"role": "user", "content": "a chat"}]])
-    with pytest.raises(UserError, match="no model"):
-        load("tinny")
-
-
 def test_a_saved_model_comes_back_and_is_a_model_folder(random_folder, every_kind, tmp_path):
     model = load(random_folder, device="cpu")
     model.prompts["query"], model.truncate_dim = "find ", 12
@@ -122,12 +109,10 @@ def pairs():
     return datasets.Dataset.from_dict({"caption": [f"a {name} square" for name in COLOURS], "picture": pictures})
 
 
-@pytest.mark.parametrize("kind", [MultipleNegativesRankingLoss, CachedMultipleNegativesRankingLoss])
-def test_its_losses_train_it(random_folder, pairs, tmp_path, kind):
+def test_its_losses_train_it(random_folder, pairs, tmp_path):
     pytest.importorskip("accelerate")
     model = load(random_folder, device="cpu", dtype="float32")
-    cached = {"mini_batch_size": 3} if kind is CachedMultipleNegativesRankingLoss else {}
-    loss = kind(model, **cached)
+    loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=3)
     arguments = library.SentenceTransformerTrainingArguments(
         str(tmp_path), max_steps=2, per_device_train_batch_size=len(pairs), learning_rate=1e-3, logging_steps=1,
         lr_scheduler_type="constant", report_to="none", save_strategy="no", disable_tqdm=True,

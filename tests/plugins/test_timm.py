@@ -10,10 +10,7 @@ from PIL import Image
 from support.golden_cases import TOKENS, assert_near, case
 from support.hub_layouts import vision_branch
 from support.random_model import ADAPTERS, save_random_model
-from support.small_models import small_model
 
-import onepeace
-from onepeace.config import Config
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.hub.convert.convert import convert
@@ -74,27 +71,6 @@ def test_features_of_the_bundled_model_are_those_of_load(tiny, samples):
     assert {key for key in model.trunk.state_dict() if "text" in key or "audio" in key or "heads" in key} == set()
 
 
-def test_transform_makes_the_pixels_of_our_processor(tiny):
-    transform = transform_of(timm.create_model(TINY, pretrained=True))
-    for picture in pictures((200, 200), (90, 300), (31, 17)):
-        torch.testing.assert_close(transform(picture), tiny.processors["image"].decode(picture), atol=1e-6, rtol=0)
-
-
-def test_transform_of_a_model_that_crops_differs_by_the_part_of_a_pixel(tmp_path):
-    """Our processor scales the middle square, timm scales the picture and then cuts at whole pixels."""
-    module = small_model("image")
-    processors = {"image": {"size": 48, "resize": "crop", "mean": [0.5, 0.4, 0.3]}}
-    weight_files.save(tmp_path / "crops", module, Config(module.config, processors))
-    transform, own = transform_of(create(tmp_path / "crops")), onepeace.load(tmp_path / "crops").processors["image"]
-    assert transform(pictures((60, 60))[0]).shape == (3, 48, 48)
-    grey = 1 / 255 / own.std.min().item()  # a level of 8 bits; both round to them
-    for size, least, most in [((200, 200), 0, 1e-6), ((96, 192), 0, 1.01 * grey), ((101, 200), 1.01 * grey, 0.5)]:
-        y, x = np.mgrid[: size[1], : size[0]] / 40
-        smooth = Image.fromarray(np.uint8(128 + 100 * np.sin(np.stack([x, y, x + y], axis=-1))))
-        difference = (transform(smooth) - own.decode(smooth)).abs().max()
-        assert least <= difference <= most
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("indices", [(0, 2), (2, 0), (-3, -1), [1]])
 def test_features_only_gives_maps_of_the_blocks(folder, indices):
@@ -110,14 +86,6 @@ def test_features_only_gives_maps_of_the_blocks(folder, indices):
         assert torch.equal(found, want)
     assert len(net.model.trunk.blocks) == max(i % 3 for i in indices) + 1
     assert net.model.trunk.norms is None
-
-
-def test_pruned_network_has_no_idle_parameter(folder):
-    net = create(folder, features_only=True, out_indices=(1,))
-    net(torch.randn(1, 3, 48, 48))[0].square().mean().backward()
-    assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
-    config = net.model.trunk.config
-    assert (config.depth, config.final_norm) == (2, False)
 
 
 @torch.no_grad()
@@ -317,26 +285,6 @@ def test_what_timm_saves_it_loads_again(tmp_path, folder, small_size):
     assert other(pixels).shape == (1, 7)
 
 
-def test_what_does_not_fit_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="onepeace has no sizes of its own: give pretrained_cfg_overlay="):
-        timm.create_model("onepeace")
-    with pytest.raises(UserError, match="no such folder"):
-        create(tmp_path / "absent")
-    with pytest.raises(UserError, match="has no images, only text"):
-        create(save_random_model(tmp_path / "text", ("text",)))
-    (tmp_path / "one-peace-vision.pkl").write_bytes(b"x")
-    with pytest.raises(UserError, match="is a file; make a model folder of it with: onepeace convert"):
-        create(tmp_path / "one-peace-vision.pkl")
-
-
-def test_overlay_of_the_user_comes_first(folder):
-    overlay = {"file": str(folder), "mean": (0.1, 0.2, 0.3), "crop_mode": "center"}
-    model = timm.create_model("onepeace", pretrained=True, pretrained_cfg_overlay=overlay)
-    config = timm.data.resolve_model_data_config(model)
-    assert (config["mean"], config["crop_mode"], config["input_size"]) == ((0.1, 0.2, 0.3), "center", (3, 32, 32))
-    assert model.default_cfg is model.pretrained_cfg
-
-
 def test_networks_of_transformers_take_it_as_a_backbone(small_size):
     from transformers import TimmBackboneConfig, UperNetConfig, UperNetForSemanticSegmentation
 
@@ -359,26 +307,3 @@ def test_backbone_of_transformers_has_the_weights():
     for found, want in zip(backbone(pixels).feature_maps, own(pixels), strict=True):
         assert torch.equal(found, want)
     assert want.shape == (1, 256, 2, 3)
-
-
-def test_mask2former_takes_it_as_a_backbone(small_size):
-    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, TimmBackboneConfig
-
-    widths = dict.fromkeys(
-        ("feature_size", "mask_feature_size", "hidden_dim", "encoder_feedforward_dim", "dim_feedforward"), 32
-    )
-    maps = TimmBackboneConfig(backbone="onepeace", out_indices=[0, 1, 2])
-    # All maps have the stride of the patch.
-    strides = {"feature_strides": [16] * 3, "common_stride": 16}
-    layers = {"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "num_queries": 8}
-    network = Mask2FormerForUniversalSegmentation(
-        Mask2FormerConfig(backbone_config=maps, num_labels=3, **widths, **strides, **layers)
-    )
-    masks = [torch.zeros(1, 48, 96), torch.ones(2, 48, 96)]
-    classes = [torch.tensor([0]), torch.tensor([0, 1])]
-    out = network(pixel_values=torch.randn(2, 3, 48, 96), mask_labels=masks, class_labels=classes)
-    assert out.masks_queries_logits.shape == (2, 8, 3, 6)
-    out.loss.backward()
-    encoder = dict(network.model.pixel_level_module.encoder.named_parameters())
-    assert len(encoder) > 50
-    assert [name for name, parameter in encoder.items() if parameter.grad is None] == []

@@ -7,7 +7,6 @@ import transformers
 from support.random_model import MEDIA, save_random_model
 
 import onepeace.plugins.transformers as plugin
-from onepeace.errors import UserError
 from onepeace.hub.folder import read_config
 from onepeace.processors import AudioProcessor, ImageProcessor, TextProcessor
 from onepeace.processors.tokenizer import read_tokenizer
@@ -79,16 +78,6 @@ def test_ids_become_text_again(processor):
     ids = processor.tokenizer("A dog barking")["input_ids"]
     assert processor.tokenizer.decode(ids, skip_special_tokens=True) == " a dog barking"
     assert processor.tokenizer.decode(ids).endswith("</s>")
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [{"text": "a", "text_pair": "b"}, {"text": ["a", "b"], "is_split_into_words": True}, {"text": [("a", "b")]}],
-    ids=str,
-)
-def test_pairs_and_words_are_refused(processor, arguments):
-    with pytest.raises(UserError, match="takes a text or a list of texts"):
-        processor.tokenizer(**arguments)
 
 
 def test_the_tokenizer_goes_back_to_a_model_folder(processor, random_folder, tmp_path):
@@ -168,17 +157,3 @@ def test_a_model_of_two_modalities_has_a_processor_of_two(key, tmp_path):
     again = transformers.AutoProcessor.from_pretrained(tmp_path / "saved")
     assert type(again) is kind
     assert again(text=["a dog"], return_tensors="pt")["input_ids"].shape[0] == 1
-
-
-def test_what_cannot_be_is_said(processor, tmp_path):
-    with pytest.raises(UserError, match="do_resize is not an option here"):
-        processor.image_processor(np.zeros((9, 9, 3), np.uint8), do_resize=False)
-    with pytest.raises(UserError, match=r"processors.image.sise is not a setting; did you mean size"):
-        plugin.OnePeaceImageProcessor({"sise": 3})
-    with pytest.raises(UserError, match=r"processors.audio.second is not a setting"):
-        plugin.OnePeaceFeatureExtractor({"second": 3})
-    folder = str(save_random_model(tmp_path / "model", ("text",)))
-    with pytest.raises(UserError, match="reads text alone; take OnePeaceTokenizer"):
-        plugin.OnePeaceProcessor.from_onepeace(folder)
-    with pytest.raises(UserError, match="no modality 'image'"):
-        plugin.OnePeaceImageProcessor.from_onepeace(folder)

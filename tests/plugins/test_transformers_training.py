@@ -98,8 +98,7 @@ def test_names_of_the_classes_are_kept_unless_the_classes_differ(tmp_path):
     assert fresh.onepeace.config.heads == {"classifier": {**HEAD, "num_classes": 3}}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_trainer_lowers_a_loss(random_folder, tmp_path, checkpointing):
+def test_the_trainer_lowers_a_loss(random_folder, tmp_path):
     pytest.importorskip("accelerate")
     model = plugin.OnePeaceForImageClassification.from_onepeace(str(random_folder), num_labels=2)
     generator = torch.Generator().manual_seed(0)
@@ -114,7 +113,7 @@ def test_the_trainer_lowers_a_loss(random_folder, tmp_path, checkpointing):
         per_device_train_batch_size=8,
         learning_rate=3e-3,
         logging_steps=1,
-        gradient_checkpointing=checkpointing,
+        gradient_checkpointing=True,
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
@@ -123,7 +122,7 @@ def test_the_trainer_lowers_a_loss(random_folder, tmp_path, checkpointing):
     trainer = transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
-    assert model.onepeace.blocks[0].gradient_checkpointing == checkpointing
+    assert model.onepeace.blocks[0].gradient_checkpointing
     after = trainer.evaluate()["eval_loss"]
     assert 0 <= after < 0.5 * before
     trainer.save_model(tmp_path / "trained")

@@ -104,29 +104,22 @@ ADDRESS = "http://127.0.0.1:1/dog.jpg"
     ("body", "status", "field"),
     [
         ({"input": [{"image": ADDRESS}]}, 422, "input[0].image"),
-        ({"input": [{"type": "image_url", "image_url": {"url": ADDRESS}}]}, 422, "input[0].image"),
         ({"input": [{"audio": "file:///etc/passwd"}]}, 422, "input[0].audio"),
         ({"input": ["a", {"image": "/etc/passwd"}]}, 422, "input[1].image"),
-        ({"input": [{"image": "data:image/png;base64,"}]}, 422, "input[0].image"),
         ({"input": [{"image": "bm8gcGljdHVyZQ=="}]}, 422, "input[0].image"),
         ({"input": ["a", {"audio": "bm8gc291bmQ="}]}, 422, "input[1].audio"),
         ({"input": [{"image": "A" * 300_000}]}, 413, "input[0].image"),
-        ({"input": [{"image": png(2000, 1000)}]}, 413, "input[0].image"),
         ({"input": [{"image": png(700, 900)}] * 2}, 413, "input[1].image"),
         ({"input": [{"audio": wav(5)}] * 3}, 413, "input[2].audio"),
         ({"input": ["a" * 201]}, 413, "input[0].text"),
         ({"input": ["a"] * 6}, 413, "input"),
-        ({"input": []}, 413, "input"),
         ({"input": [""]}, 422, "input[0]"),
         ({"input": [[1, 2]]}, 422, "input[0]"),
-        ({"input": {"video": "AAAA"}}, 422, "input[0]"),
         ({"input": {"text": 5}}, 422, "input[0]: text"),
-        ({"input": {"type": "image_url"}}, 422, "input[0]"),
         ({"input": {"text": "a", "weights": {"text": 1}}}, 422, "weights"),
         ({"input": "a", "dimensions": 3}, 422, "dimensions"),
         ({"input": "a", "encoding_format": "int8"}, 422, "encoding_format"),
         ({}, 422, "input"),
-        ([], 422, ""),
     ],
 )
 def test_wrong_request_is_refused_in_one_line_and_the_next_is_answered(client, body, status, field):
@@ -195,16 +188,12 @@ def test_search_with_a_hit_leaves_it_out(client, collection, ids):
     ("body", "status", "field"),
     [
         ({"text": "a", "topp": 3}, 422, "topp"),
-        ({"text": "a", "top": 21}, 422, "top"),
         ({"text": "a", "top": 0}, 422, "top"),
         ({"text": "a", "offset": 10**9}, 422, "offset"),
-        ({"text": "a", "only": "sql"}, 422, "only"),
         ({"text": "a", "weights": {"image": 1}}, 422, "weights"),
-        ({"text": "a", "weights": {"text": 1e300}}, 422, "weights.text"),
         ({"text": "a", "weights": {"text": 10**400}}, 422, "weights.text"),
         ({"like": 12345}, 404, "12345"),
         ({"like": 2**70}, 422, "like"),
-        ({"like": "/etc/passwd"}, 404, "/etc/passwd"),
         ({"audio": ADDRESS}, 422, "audio"),
         ({"without": ["a"] * 6}, 413, "parts"),
         ({"text": "a", "where": "import os"}, 422, ""),
@@ -302,12 +291,10 @@ def test_player_can_ask_for_a_part(client, collection, ids, asked, part):
 
 
 TRAVERSALS = [
-    "/files/../index.sqlite", "/files/..%2f..%2f..%2fetc%2fpasswd", "/files/%2e%2e/%2e%2e/etc/passwd",
-    "/files//etc/passwd", "/files/%2fetc%2fpasswd", "/files/cat.jpg", "/files/1%00.jpg", "/files/1/../../etc/passwd",
-    "/files/..\\..\\secret.txt", "/files/1%2f..%2f..%2fsecret.txt", "/files/-1", "/files/1e0", "/files/0x1",
-    "/files/1/thumbnail/../../2x", "/files/99999999999999999999", "/files/999999999999999999", "/files/0", "/files/",
-    "/files", "/files/1.5", "/files/file:%2f%2f%2fetc%2fpasswd", "/files/http:%2f%2f127.0.0.1",
-    "/page/../api.py", "/page/..%2fapi.py", "/page/%2e%2e%2fapi.py", "/page//etc/passwd", "/page/..\\api.py", "/page",
+    "/files/..%2f..%2f..%2fetc%2fpasswd", "/files/%2e%2e/%2e%2e/etc/passwd", "/files//etc/passwd", "/files/1%00.jpg",
+    "/files/..\\..\\secret.txt", "/files/1%2f..%2f..%2fsecret.txt", "/files/-1", "/files/0x1",
+    "/files/99999999999999999999", "/files/0", "/files/", "/files/file:%2f%2f%2fetc%2fpasswd",
+    "/page/..%2fapi.py", "/page/%2e%2e%2fapi.py", "/page//etc/passwd", "/page/..\\api.py",
 ]  # fmt: skip
 
 

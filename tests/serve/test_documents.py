@@ -8,7 +8,6 @@ from urllib.parse import unquote
 import pytest
 
 from onepeace.index import Index, Query, build
-from onepeace.serve import gallery
 from onepeace.serve.gallery import write_gallery
 from onepeace.serve.map import points
 
@@ -75,10 +74,3 @@ def test_gallery_shows_every_hit_and_runs_nothing(index, folder, samples):
     assert [unquote(link) for link in links if not (folder / unquote(link)).is_file()] == ["./gone.jpg"]
     shown = [float(value) for value in re.findall(r"<b>(-?[\d.]+)</b>", page)]
     assert shown == [round(hit.score if hit.match is None else hit.match, 2) for hit in results]
-
-
-def test_large_sounds_are_linked(folder, monkeypatch):
-    embedding = gallery.Embedding(folder)
-    assert embedding.address(folder / "dog.ogg", "audio/ogg").startswith("data:")
-    monkeypatch.setattr(gallery, "EMBEDDED", 10)
-    assert embedding.address(folder / "dog.ogg", "audio/ogg") == "./dog.ogg"

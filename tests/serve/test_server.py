@@ -41,6 +41,7 @@ def test_many_clients_at_once_lose_nothing(server, model, collection):
             assert list(pool.map(run, range(CLIENTS))) == list(range(CLIENTS))
 
 
+@pytest.mark.slow  # the quick one: the fixture `server` looks for files that are left
 def test_killed_server_leaves_nothing_of_what_was_sent(index_folder, collection, tmp_path):
     temporary = tmp_path / "temporary"
     with serving_index(index_folder, temporary) as (process, address):

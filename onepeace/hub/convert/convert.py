@@ -69,7 +69,10 @@ def convert(
     if modalities is not None:
         config = keep_modalities(config, modalities, where)
     if image_size is not None:
-        config = _with_image_size(config, image_size)
+        resized = architecture(config.architecture).with_image_size
+        if resized is None:
+            raise UserError(f"image size {image_size}: models of architecture {config.architecture} have a fixed size")
+        config = resized(config, image_size)
     tokenizer = _tokenizer(source, bpe, config)
     entries = {}
     for name, shape in expected(config).items():
@@ -111,13 +114,6 @@ def _tokenizer(source: Description, bpe: str | Path | None, config: Config) -> "
     if source.layout == MODEL_FOLDER:
         return read_tokenizer(source.path / TOKENIZER)
     return vocabulary(bpe, config.model.adapters["text"]["vocab_size"])
-
-
-def _with_image_size(config: Config, size: int) -> Config:
-    resized = architecture(config.architecture).with_image_size
-    if resized is None:
-        raise UserError(f"image size {size}: models of architecture {config.architecture} have a fixed size")
-    return resized(config, size)
 
 
 def _read(tensor: LazyTensor, shape: tuple[int, ...], dtype: torch.dtype, config: Config, where: str) -> Tensor:
