@@ -136,30 +136,21 @@ class FineTuning:
 
     def _refuse_another(self, about: Mapping[str, object], overwrite: bool) -> None:
         """`UserError` if the folder is not for this fine-tuning."""
-        path, needed = self.out / ABOUT, self._needed_of_out()
+        path, out = self.out / ABOUT, self.out.resolve()
         if not path.exists():
             if self.out.is_dir() and any(self.out.iterdir()):
                 raise UserError(f"{self.out}: is not empty, and no fine-tuning; give -o another folder")
         elif overwrite:
-            if needed:
-                raise UserError(
-                    f"{needed} is in {self.out}, which --force removes, and is needed; give -o another folder"
-                )
+            for needed in (self.start, self.source):
+                if needed.resolve().is_relative_to(out):
+                    raise UserError(f"{needed} is needed, and --force would remove it; give -o another folder")
         else:
             other = json.loads(path.read_text(encoding="utf-8"))
             if field := next((field for field in about if other.get(field) != about[field]), None):
                 before, now = other.get(field), about[field]
                 if field == "model":
                     before, now = f"{other.get('name')} ({before})", f"{self.model} ({now})"
-                remedy = "give -o another folder" + ("" if needed else ", or --force")
-                raise UserError(
-                    f"{self.out} holds a fine-tuning with another {field}, {before} and not {now}; {remedy}"
-                )
-
-    def _needed_of_out(self) -> Path | None:
-        """What a new fine-tuning would need of the one that is there: its model or its data."""
-        out = self.out.resolve()
-        return next((path for path in (self.start, self.source) if path.resolve().is_relative_to(out)), None)
+                raise UserError(f"{self.out} holds a fine-tuning with another {field}, {before} and not {now}")
 
     def _recipe(self, way: str, parts: Parts, anew: bool) -> Recipe:
         """The settings, chosen once: when it goes on, the memory may be another."""
@@ -168,21 +159,12 @@ class FineTuning:
             recipe = build(Recipe, json.loads(path.read_text(encoding="utf-8")), str(path))
         else:
             content = auto_recipe(self.start, self.data, self.out, parts, way)
-            device = choose_device()
-            memory = available_memory(device)
-            recipe = fitting_recipe(content, self.overrides, memory, self.say)
-        run = recipe.run
-        settings = {
-            "steps": recipe.schedule.steps,
-            "items a step": ", ".join(f"{recipe.batch_size(name)} {name}" for name in recipe.data.modalities),
-            "rate": recipe.optim.lr,
-            "training": trained(recipe),
-        }
-        if run.checkpoint_activations:
-            settings["activations"] = "computed again"
-        if run.grad_cache_chunks > 1:
-            settings["parts of a step"] = run.grad_cache_chunks
-        text = ", ".join(f"{name} {value}" for name, value in settings.items())
+            recipe = fitting_recipe(content, self.overrides, available_memory(choose_device()), self.say)
+        items = ", ".join(f"{recipe.batch_size(name)} {name}" for name in recipe.data.modalities)
+        text = f"steps {recipe.schedule.steps}, items {items}, rate {recipe.optim.lr}, training {trained(recipe)}"
+        text += ", activations computed again" * recipe.run.checkpoint_activations
+        if recipe.run.grad_cache_chunks > 1:
+            text += f", each step in {recipe.run.grad_cache_chunks} parts"
         self.say(f"{way}{': ' * bool(way)}{text} (a.b=value sets another)")
         return recipe
 

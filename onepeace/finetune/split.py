@@ -25,6 +25,7 @@ from onepeace.evaluate.protocols.protocol import encode
 from onepeace.files.atomic import write_text_atomic
 from onepeace.files.source import read_bytes
 from onepeace.finetune.own_data import OwnData, check_enough, media_of
+from onepeace.index.groups import connected
 
 BY = "tiny-fast"
 """Model whose vectors tell near copies, whatever is fine-tuned: the cosines below are of it."""
@@ -55,24 +56,23 @@ def grouped(data: OwnData, source: Path, pattern: str | None = None) -> int:
         UserError: not a regular expression, or one that matches no path.
     """
     records = [record for own in data.records.values() for record in own]
-    groups = Groups(len(records))
     top = source if source.is_dir() else source.parent
     shown = [[os.path.relpath(path, top) for path in media_of(record)] for record in records]
-    groups.join_equal(shown)
+    pairs = _sharing(shown)
     if pattern is not None:
-        groups.join_equal(_matches(pattern, shown))
+        pairs += _sharing(_matches(pattern, shown))
     else:
         for key, cosine in NEAR.items():
             own = [i for i, record in enumerate(records) if key in record.inputs]
             if len(own) > 1:
                 model = load(BY, modalities=[key])
                 files = [records[i].inputs[key] for i in own]
-                for i, j in near_copies(encode(model, key, files), cosine):
-                    groups.join(own[i], own[j])
-    numbers = groups.numbers()
-    for record, number, paths in zip(records, numbers, shown, strict=True):
-        record.targets.update({GROUP: number, FILE: paths[0]})
-    return len(set(numbers))
+                pairs += [(own[i], own[j]) for i, j in near_copies(encode(model, key, files), cosine)]
+    groups = connected(len(records), np.array(pairs, dtype=np.int64).reshape(-1, 2))
+    for number, members in enumerate(groups):
+        for i in members:
+            records[i].targets.update({GROUP: number, FILE: shown[i][0]})
+    return len(groups)
 
 
 def _matches(pattern: str, shown: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -86,31 +86,10 @@ def _matches(pattern: str, shown: Sequence[Sequence[str]]) -> list[list[str]]:
     return found
 
 
-class Groups:
-    """Sets of numbers from 0 that are joined (union-find)."""
-
-    def __init__(self, count: int) -> None:
-        self._parent = list(range(count))
-
-    def join(self, i: int, j: int) -> None:
-        self._parent[self._root(j)] = self._root(i)
-
-    def join_equal(self, keys: Sequence[Iterable[str]]) -> None:
-        """Join the numbers that have a key in common."""
-        first: dict[str, int] = {}
-        for number, own in enumerate(keys):
-            for key in own:
-                self.join(first.setdefault(key, number), number)
-
-    def numbers(self) -> list[int]:
-        """The set of each number; sets are numbered as they first occur."""
-        order: dict[int, int] = {}
-        return [order.setdefault(self._root(i), len(order)) for i in range(len(self._parent))]
-
-    def _root(self, i: int) -> int:
-        while self._parent[i] != i:
-            self._parent[i] = i = self._parent[self._parent[i]]
-        return i
+def _sharing(keys: Sequence[Iterable[str]]) -> list[tuple[int, int]]:
+    """Pairs of numbers, the first and each other, that have a key in common."""
+    first: dict[str, int] = {}
+    return [(first.setdefault(key, number), number) for number, own in enumerate(keys) for key in own]
 
 
 def near_copies(vectors: np.ndarray, cosine: float) -> list[tuple[int, int]]:

@@ -109,7 +109,7 @@ def _near(
     pairs = pairs[[i in looks and j in looks for i, j in pairs.tolist()]]
     alike = _compared(kind, looks, pairs)
     groups = []
-    for members in _connected(len(items), pairs[alike]):
+    for members in connected(len(items), pairs[alike]):
         while members:
             first, *others = members
             with_first = _compared(kind, looks, np.array([(first, other) for other in others]))
@@ -141,7 +141,7 @@ def _compared(kind: str, looks: dict[int, np.ndarray], pairs: np.ndarray) -> np.
     return np.concatenate(same)
 
 
-def _connected(count: int, pairs: np.ndarray) -> list[list[int]]:
+def connected(count: int, pairs: np.ndarray) -> list[list[int]]:
     """Places from 0 to ``count`` that pairs join, also through others."""
     group = list(range(count))
 

@@ -215,8 +215,6 @@ def test_overwrite_removes_nothing_that_is_needed(model, table, tmp_path, capsys
         assert said in err
         assert err.count("\n") == 1
         assert (out / "model" / "config.yaml").exists()
-    assert finetune(table, "-o", out, "--model", out) == 1
-    assert "--force" not in capsys.readouterr().err
 
 
 def test_a_call_that_fails_leaves_the_folder_to_the_right_one(model, table, tmp_path, capsys, monkeypatch):
