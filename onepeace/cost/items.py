@@ -106,7 +106,7 @@ def pair_batch(
             labels = model.config.heads[options.head].get("labels", ())
             if term.target not in EXAMPLES:
                 raise UserError(f"{options.where}: a plan knows no {term.target} to learn from")
-            targets[term.target_of(options)] = [EXAMPLES[term.target](labels)] * count
+            targets[term.target] = [EXAMPLES[term.target](labels)] * count
     return Batch(
         inputs, names, names, [[name] for name in names], targets, token_dropout=dropout, masks=masks, source=source
     )

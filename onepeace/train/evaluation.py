@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from onepeace.config import build
 from onepeace.data.shards import expand
 from onepeace.embed.embedder import Embedder
 from onepeace.errors import UserError, expect
@@ -17,7 +16,7 @@ from onepeace.generative.tasks import FILE as TASKS
 from onepeace.generative.tasks import read_tasks
 from onepeace.hub.architectures import check_encodes
 from onepeace.model import Encoder, Trained
-from onepeace.train.recipe import EvaluateConfig, Recipe
+from onepeace.train.recipe import Recipe
 from onepeace.train.run import Evaluate
 from onepeace.train.start import make_config
 
@@ -30,9 +29,9 @@ def evaluation(recipe: Recipe) -> Evaluate | None:
     Raises:
         UserError: a recipe or a set that is not there, or has no shards: now, and not after the last step.
     """
-    if not recipe.evaluate:
+    wanted = recipe.evaluate
+    if wanted is None:
         return None
-    wanted = build(EvaluateConfig, recipe.evaluate, "evaluate")
     known = read_recipe(wanted.recipe).sets
     if unknown := [name for name in wanted.sets or () if name not in known]:
         raise UserError(f"evaluate.sets names {unknown[0]!r}; {wanted.recipe} has {', '.join(known)}")

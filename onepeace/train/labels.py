@@ -53,9 +53,9 @@ def label_heads(config: Config, recipe: Recipe, sources: Sequence[Source]) -> Co
     for options, term in _supervised(recipe):
         name = options.head
         if wanted.get(name, {}).get("labels") == AUTO:
-            target = term.target_of(options)
+            target = term.target
             targets = (sample.targets for source in sources for sample in source.samples)
-            labels_in = LABELS.get(term.target, lambda value: [value])
+            labels_in = LABELS.get(target, lambda value: [value])
             labels = sorted({label for own in targets if target in own for label in labels_in(own[target])})
             if len(labels) < 2:
                 found = labels[0] if labels else "none"

@@ -8,7 +8,7 @@ fields against each other in start.py.
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,7 +106,6 @@ def _not_negative(place: str, section: Any, *names: str) -> None:
 class OptimConfig:
     """AdamW and its limits; the defaults are the released pretraining's."""
 
-    name: Literal["adamw"] = "adamw"
     lr: float = 5e-4
     """Peak rate."""
     betas: tuple[float, ...] = (0.9, 0.98)
@@ -238,8 +237,8 @@ class Recipe:
     lora: LoraConfig | None = None
     """Adapters that train in place of the weights; null = none."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    evaluate: Options = field(default_factory=dict)
-    """Fields of EvaluateConfig; empty or null = not measured."""
+    evaluate: EvaluateConfig | None = None
+    """null = not measured."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -253,8 +252,6 @@ class Recipe:
         if self.lora is not None and self.freeze and not isinstance(self.freeze, Mapping):
             raise UserError("lora freezes all but its adapters; give freeze: {except: patterns} of what trains besides")
         self.start  # noqa: B018 (its types are checked)
-        if self.evaluate:
-            build(EvaluateConfig, self.evaluate, "evaluate")
 
     @property
     def terms(self) -> tuple[TermOptions, ...]:
@@ -342,10 +339,9 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         for name in ("mask", "token_dropout", "augment", "templates", "groups"):
             if isinstance(place, dict) and isinstance(place.get(name), dict):
                 place[name] = {key: value for key, value in place[name].items() if value is not None}
-    measured = content["evaluate"] = content.get("evaluate") or {}
+    measured = content["evaluate"] = content.get("evaluate") or None
     if isinstance(measured, dict) and isinstance(measured.get("recipe"), str):
-        content["evaluate"] = {**measured, "recipe": _from_above(measured["recipe"], Path(path))}
-    _check_keys(content, str(path))
+        measured["recipe"] = _from_above(measured["recipe"], Path(path))
     return build(Recipe, content, str(path))
 
 
@@ -370,41 +366,25 @@ MAY_CHANGE = frozenset(
 
 
 def check_same(saved: str, recipe: Recipe, out: Path) -> None:
-    """UserError if a run would go on under another recipe than its own, but for the fields in MAY_CHANGE."""
-    before = yaml.safe_load(saved)
-    with suppress(UserError, TypeError):  # options that are newer than the run have their defaults
-        before["objective"] = to_plain(read_terms(before["objective"]))
-    old, new = (_settings(Recipe, content) for content in (before, to_plain(recipe)))
+    """UserError if a run would go on under another recipe than its own, but for the fields in MAY_CHANGE. Fields that
+    the version that began the run did not have, or only that had, do not count."""
+    old, new = _settings(yaml.safe_load(saved)), _settings(to_plain(recipe))
+    with suppress(UserError):  # options of terms too
+        old["objective"] = to_plain(read_terms(old["objective"]))
     for name, value in new.items():
-        if name not in MAY_CHANGE and old[name] != value:
-            place, was, now = _difference(name, old[name], value)
+        if name in old and name not in MAY_CHANGE and old[name] != value:
             raise UserError(
-                f"{out} holds a run with another {place}, {was!r:.60} and not {now!r:.60}; "
+                f"{out} holds a run with another {name}, {old[name]!r:.200} and not {value!r:.200}; "
                 "give run.out another folder, or remove this one"
             )
 
 
-def _difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
-    """The first place where two unequal values differ, as "data.train[1].keys", and what is there."""
-    pairs: list[tuple[str, Any, Any]] = []
-    if isinstance(old, Mapping) and isinstance(new, Mapping) and old.keys() == new.keys():
-        pairs = [(f"{name}.{key}", old[key], new[key]) for key in new]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = [(f"{name}[{i}]", *both) for i, both in enumerate(zip(old, new, strict=True))]
-    return next((_difference(*pair) for pair in pairs if pair[1] != pair[2]), (name, old, new))
-
-
-def _settings(section: Any, content: Mapping[str, Any], at: str = "") -> Options:
-    """Fields by name, as "optim.lr". A recipe that is older than a field has its default; fields that are gone do not
-    count."""
+def _settings(content: Mapping[str, Any]) -> Options:
+    """The fields of a recipe by name, those of a section one by one, as "optim.lr"."""
+    sections = {one.name for one in fields(Recipe) if isinstance(one.type, type) and is_dataclass(one.type)}
     found: Options = {}
-    for one in fields(section):
-        default = one.default if one.default_factory is MISSING else one.default_factory()
-        value = content.get(one.name, to_plain(None if default is MISSING else default))
-        if isinstance(one.type, type) and is_dataclass(one.type):
-            found |= _settings(one.type, value, f"{at}{one.name}.")
-        else:
-            found[f"{at}{one.name}"] = value
+    for name, value in content.items():
+        found |= {f"{name}.{key}": own for key, own in value.items()} if name in sections else {name: value}
     return found
 
 
@@ -414,16 +394,3 @@ def _named(term: Any) -> Any:
         return term
     on, sources = ([str(one) for one in term.get(key) or ()] for key in ("on", "sources"))
     return {**term, "name": name_of(str(term.get("term")), on, sources)}
-
-
-def _check_keys(value: Any, where: str) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise UserError(
-                    f"{where}: the key {key} is no text; YAML takes on, off, yes and no as true and false: quote it"
-                )
-            _check_keys(item, where)
-    elif isinstance(value, list):
-        for item in value:
-            _check_keys(item, where)

@@ -32,7 +32,7 @@ from onepeace.train.objective import Objective
 from onepeace.train.optim import make_optimizer
 from onepeace.train.recipe import Recipe, check_same
 from onepeace.train.run import Run
-from onepeace.train.start import check_start, make_config, make_model
+from onepeace.train.start import make_config, make_model
 from onepeace.train.stem_features import StemViews
 from onepeace.train.terms.known import TERMS
 from onepeace.train.training_data import TrainingData, captions_of
@@ -51,7 +51,6 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
     """
     out, main = Path(recipe.run.out), parallel.rank() == 0
     config = make_config(recipe)
-    check_start(recipe, config)
     sources = open_sources(recipe.data)
     config = label_heads(config, recipe, sources)
     if "text" in config.model.adapters and main:

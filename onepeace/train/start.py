@@ -110,20 +110,6 @@ def check(recipe: Recipe, config: Config) -> None:
         term.check(options, recipe, config)
 
 
-def check_start(recipe: Recipe, config: Config) -> None:
-    """UserError if ``model.copy`` or ``model.fresh`` has nothing to take from; plans, without weights, do not ask."""
-    start = recipe.start
-    if start.source is None:
-        if given := [name for name in ("copy", "fresh") if getattr(start, name)]:
-            raise UserError(f"model.{given[0]} is about the weights of model.from; give that, or leave it out")
-        return
-    started = read_config(model_folder(start.source)).model
-    for new, old in start.copy.items():
-        for key, model, whose in ((new, config.model, "the recipe's model"), (old, started, start.source)):
-            if key not in model.adapters:
-                raise UserError(f"model.copy: {whose} has no {key!r}; it has {', '.join(model.adapters)}")
-
-
 def _is_read_like(new: str, old: str) -> bool:
     """Whether the adapter of a modality is one of the other's kind."""
     return new in ADAPTERS and old in ADAPTERS and issubclass(ADAPTERS[new], ADAPTERS[old])
@@ -162,6 +148,8 @@ def make_model(recipe: Recipe, config: Config, empty: bool = False) -> Trained:
     with torch.device("meta" if empty else "cpu"):
         model = build_module(config)
     start = recipe.start
+    if start.source is None and (start.copy or start.fresh):
+        raise UserError("model.copy and model.fresh are about the weights of model.from; give that, or leave them out")
     if empty:
         return model
     if start.source is None:
@@ -183,7 +171,7 @@ def start_weights(recipe: Recipe, config: Config, own: Mapping[str, tuple[int, .
     """Weights that a model of these names and shapes takes over from ``model.from``, in these shapes.
 
     Raises:
-        UserError: a weight of another shape; a pattern of ``model.fresh`` that matches nothing.
+        UserError: a weight of another shape; ``model.fresh`` or ``model.copy`` that finds nothing.
     """
     from onepeace.hub.weights import read_state
 
@@ -196,12 +184,13 @@ def start_weights(recipe: Recipe, config: Config, own: Mapping[str, tuple[int, .
             raise UserError(f"model.fresh: the pattern {pattern!r} matches no weight of {folder}")
         given = {name: tensor for name, tensor in given.items() if name not in left_out}
     for new, old in start.copy.items():
-        for name in own:
-            # Of adapters only where what they read has something in common.
-            shared = not name.startswith("adapters.") or _is_read_like(new, old)
-            if shared and name not in given and f".{new}." in name:
-                twin = name.replace(f".{new}.", f".{old}.")
-                given.update({name: given[twin]} if twin in given else {})
+        # Of adapters only where what they read has something in common.
+        fitting = [name for name in own if not name.startswith("adapters.") or _is_read_like(new, old)]
+        twins = {name: name.replace(f".{new}.", f".{old}.") for name in fitting if f".{new}." in name}
+        copied = {name: given[twin] for name, twin in twins.items() if twin in given}
+        if not copied:
+            raise UserError(f"model.copy: {folder} has no weights of {old!r} that fit {new!r}")
+        given = {**copied, **given}
     given = _fitted(given, own, config)
     taken = {name: given[name] for name in own if name in given}
     wrong = [name for name, tensor in taken.items() if own[name] != tensor.shape]

@@ -24,8 +24,6 @@ class SupervisedOptions(TermOptions):
 
     head: str = "classifier"
     """The model's head, an entry of model.heads."""
-    target: str | None = None
-    """The samples' target, where it is not the one the term is about."""
 
 
 S = TypeVar("S", bound=SupervisedOptions)
@@ -39,7 +37,7 @@ class Supervised(Term[S], Generic[S]):
 
     Options = SupervisedOptions
     target: ClassVar[str]
-    """The target that is read unless the options name another."""
+    """The target of the samples that is read."""
     task: ClassVar[str]
     """Meaning of the head's outputs, in its configuration (onepeace/embed/tasks.py)."""
     num_outputs: ClassVar[int | None] = None
@@ -53,19 +51,14 @@ class Supervised(Term[S], Generic[S]):
         self.number = {label: i for i, label in enumerate(self.labels)}
 
     @classmethod
-    def target_of(cls, options: SupervisedOptions) -> str:
-        """The target that the term reads."""
-        return options.target or cls.target
-
-    @classmethod
     def check(cls, options: S, recipe: "Recipe", config: "Config") -> None:
         head = check_head(options, config, {"task": cls.task})
         for keys in recipe.fed(options).values():
             if head["on"] not in (options.on or keys):
                 raise UserError(f"{options.where}: its head reads {head['on']}, which is not among the modalities")
-        check_targets(options, [cls.target_of(options)], recipe)
+        check_targets(options, [cls.target], recipe)
         if cls.follows_pixels:
-            check_places(options, cls.target_of(options), recipe)
+            check_places(options, cls.target, recipe)
 
     def outputs(self, passes: Passes) -> Any:
         """Outputs of the head for a part of the batch, a row for each of its inputs."""
@@ -80,7 +73,7 @@ class Supervised(Term[S], Generic[S]):
 
     def values(self, batch: Batch) -> list[Any]:
         """The target of each item."""
-        return batch.targets[self.target_of(self.options)]
+        return batch.targets[self.target]
 
     def number_of(self, label: Any, key: str) -> int:
         """The class number of a label; UserError, naming the sample, for one that is no class of the head."""

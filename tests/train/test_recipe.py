@@ -60,7 +60,7 @@ def test_overrides_replace_fields(full):
     overrides = ["run.batch_size=8", "optim.lr=2e-4", "data.train.1.weight=3", "data.root=/x", "seed=8", "seed=9",
                  "objective.denoising/text.weight=0.1", "model.new.deep=[1, 2]"]  # fmt: skip
     recipe = read_recipe(full, overrides)
-    assert read_recipe(full, ["evaluate=null"]).evaluate == {}
+    assert read_recipe(full, ["evaluate=null"]).evaluate is None
     assert recipe.batch_size("audio+text") == 8
     assert recipe.optim.lr == 2e-4
     assert recipe.data.train[1].weight == 3
@@ -75,11 +75,11 @@ def test_an_evaluation_is_found_from_the_working_folder_and_from_above_the_recip
     folder.mkdir(parents=True)
     (folder / "own.yaml").write_text(FULL)
     evaluation = full.parent / "evaluate.yaml"
-    assert read_recipe(folder / "own.yaml").evaluate == {"recipe": "evaluate.yaml"}
+    assert read_recipe(folder / "own.yaml").evaluate.recipe == "evaluate.yaml"
     evaluation.write_text("sets: {}")
-    assert read_recipe(folder / "own.yaml").evaluate == {"recipe": str(evaluation)}
+    assert read_recipe(folder / "own.yaml").evaluate.recipe == str(evaluation)
     monkeypatch.chdir(full.parent)
-    assert read_recipe(folder / "own.yaml").evaluate == {"recipe": "evaluate.yaml"}
+    assert read_recipe(folder / "own.yaml").evaluate.recipe == "evaluate.yaml"
 
 
 def test_base_is_merged_field_by_field(full):
@@ -109,7 +109,6 @@ def test_base_is_merged_field_by_field(full):
         ("mask.text.unit=words", "unit 'words' is not known; known: word, patch, span"),
         ("run.batch_size={image+text: 4}", r"run\.batch_size has no audio\+text"),
         ("run.batch_size=0", r"run\.batch_size 0 should be at least 1"),
-        ("optim.name=lion", r"optim\.name 'lion' is not known; known: adamw"),
         ("data.train.1.pair=[text, image]", r"image\+text and text\+image; use one order"),
         (
             "data.train=[{shards: a, pair: [image, text], targets: [label]}, {shards: b, pair: [image, text]}]",
@@ -140,8 +139,7 @@ def test_base_is_merged_field_by_field(full):
         ("objective.contrastive.weight=much", r"objective\.contrastive: weight should be float, not 'much'"),
         ("objective.contrastive.weight=.nan", "weight is nan, not a number"),
         ("objective=[{term: distillation, on: [image]}]", r"objective\.distillation: teacher is missing"),
-        ("evaluate={sets: [flickr8k]}", "evaluate: recipe is missing"),
-        ("evaluate={retrieval: {true: valid}}", "the key True is no text.*quote it"),
+        ("evaluate={sets: [flickr8k]}", r"evaluate\.recipe is missing"),
         ("data.train.7.weight=1", "7 is no place in the list of 2"),
         ("optim.lr.x=1", "lr is a value and has no fields"),
         ("optim.lr", "is not an override; write it as a.b=value"),
@@ -162,35 +160,24 @@ def test_a_term_goes_by_its_name_and_null_takes_it_out(full):
 
 @pytest.mark.parametrize(
     "override",
-    ["run.batch_size=8", "run.grad_cache_chunks=2", "run.precision=bfloat16", "run.ema=0.9", "run.max_padding=0.5",
-     "run.max_bad_steps=9", "optim.lr=2e-4", "seed=4", "tokenizer.vocab_size=300", "data.token_dropout.image=0.25",
+    ["run.batch_size=8", "optim.lr=2e-4", "seed=4", "data.token_dropout.image=0.25", "optim.groups.x={lr_scale: 0.1}",
      "objective.contrastive.weight=2"],
 )  # fmt: skip
 def test_a_run_does_not_go_on_under_a_recipe_that_trains_otherwise(full, override):
     saved = to_yaml(read_recipe(full))
-    name = re.escape(override.partition("=")[0].replace("objective.contrastive", "objective[0]"))
+    name = re.escape(".".join(override.partition("=")[0].split(".")[:2]).replace("objective.contrastive", "objective"))
     with pytest.raises(UserError, match=f"holds a run with another {name}, .* and not .*; give run.out") as caught:
         check_same(saved, read_recipe(full, [override]), Path("runs/x"))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "override",
-    ["run.out=y", "run.log_every=3", "run.eval_every=3", "run.save_every=3", "run.save_minutes=3", "run.keep=3",
-     "run.workers=3", "run.tensorboard=true", "run.parallel=fsdp", "run.compile=true",
-     "run.checkpoint_activations=true", "data.root=/y", "evaluate={}", "evaluate.recipe=other.yaml"],
-)  # fmt: skip
-def test_a_run_goes_on_although_what_does_not_train_is_another(full, override):
-    check_same(to_yaml(read_recipe(full)), read_recipe(full, [override]), Path("runs/x"))
+def test_a_run_goes_on_although_what_does_not_train_is_another(full):
+    changes = ["run.out=y", "run.save_every=3", "run.workers=3", "run.parallel=fsdp", "data.root=/y", "evaluate={}"]
+    check_same(to_yaml(read_recipe(full)), read_recipe(full, changes), Path("runs/x"))
 
 
-def test_a_run_of_an_older_version_goes_on_if_its_fields_say_the_same(full):
-    plain = ["optim.groups={}", "run.max_bad_steps=3"]
-    old = yaml.safe_load(to_yaml(read_recipe(full, plain)))
+def test_a_run_of_an_older_version_goes_on(full):
+    old = yaml.safe_load(to_yaml(read_recipe(full)))
     old["data"]["valid"] = []  # a field that is gone
-    old["tokenizer"] = {"vocab_size": 4000}
     del old["optim"]["groups"], old["run"]["max_bad_steps"], old["objective"][0]["multi_positive"]
-    check_same(yaml.safe_dump(old), read_recipe(full, plain), Path("runs/x"))
-    new = read_recipe(full, ["optim.groups={heads.*: {lr_scale: 0.1}}"])
-    with pytest.raises(UserError, match=r"another optim\.groups"):
-        check_same(yaml.safe_dump(old), new, Path("runs/x"))
+    check_same(yaml.safe_dump(old), read_recipe(full), Path("runs/x"))

@@ -48,7 +48,6 @@ def objective(*names, **options):
         (objective("contrastive", sources=["image+txt"]), r"contrastive/image\+txt\.sources: .* image\+text"),
         ({"train": [{"shards": "x.tar", "pair": ["image"]}]}, r"can feed objective\.contrastive"),
         (objective("contrastive/image"), "contrastive/image compares modalities and has one"),
-        (objective("contrastive", "contrastive/image+text"), r"contrastive and contrastive/image\+text, both of"),
         ({"model": {"projections": ["text"]}}, r"objective\.contrastive needs a projection of image"),
         ({"train": [IMAGES, SOUNDS], **objective("contrastive/image+text")}, r"no term .* reads audio\+text"),
         (objective("denoising/image"), r"objective\.denoising/image needs mask\.image\.unimodal"),

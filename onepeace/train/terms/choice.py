@@ -1,6 +1,5 @@
 """One of several candidate answers, each scored on its own (AVQA)."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,25 +16,18 @@ if TYPE_CHECKING:
     from onepeace.train.recipe import Recipe
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChoiceOptions(SupervisedOptions):
-    margin: float = 1.0
-    """Lead that the right answer should have."""
-
-
-class Choice(Supervised[ChoiceOptions]):
+class Choice(Supervised[SupervisedOptions]):
     """Hinge loss; the target "choice" is the number of the right one of a sample's candidates.
 
     The source says by ``candidates`` how a question and a candidate become one text.
     """
 
-    Options = ChoiceOptions
     target = "choice"
     task = "choice"
     num_outputs = 1
 
     @classmethod
-    def check(cls, options: ChoiceOptions, recipe: "Recipe", config: "Config") -> None:
+    def check(cls, options: SupervisedOptions, recipe: "Recipe", config: "Config") -> None:
         super().check(options, recipe, config)
         if bare := [source for source in recipe.feeding(options) if source.candidates is None]:
             raise UserError(
@@ -47,4 +39,4 @@ class Choice(Supervised[ChoiceOptions]):
         for choice, key in zip(self.values(batch), batch.keys, strict=True):
             if not 0 <= choice < batch.rows:
                 raise UserError(f"{key}: choice {choice} is not the number of one of {batch.rows} candidates")
-        return losses.hinge(scores, torch.tensor(self.values(batch), device=scores.device), self.options.margin)
+        return losses.hinge(scores, torch.tensor(self.values(batch), device=scores.device))

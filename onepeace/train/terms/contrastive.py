@@ -45,16 +45,8 @@ class Contrastive(Term[ContrastiveOptions]):
 
     @classmethod
     def check(cls, options: ContrastiveOptions, recipe: "Recipe", config: "Config") -> None:
-        for source, keys in recipe.fed(options).items():
-            own = options.on or keys
-            check_projections(options, own, config)
-            for other in recipe.objective[: recipe.objective.index(options)]:
-                both = set(own) & set(other.on or keys)
-                if other.term == options.term and other.reads(source, keys) and len(both) > 1:  # one name in the log
-                    pair = "+".join([key for key in own if key in both][:2])
-                    raise UserError(
-                        f"objective has {other.name} and {options.name}, both of {pair}; take one of them out"
-                    )
+        for keys in recipe.fed(options).values():
+            check_projections(options, options.on or keys, config)
 
     def outputs(self, passes: Passes) -> dict[str, Tensor]:
         """Unit vectors (B, E) by modality."""
