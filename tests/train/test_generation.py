@@ -21,7 +21,6 @@ from onepeace.generative.terms.generation import Generation, Prepared
 from onepeace.hub.convert.ofa_keys import to_ours
 from onepeace.losses import TokenLosses
 from onepeace.train import loop
-from onepeace.train.evaluation import evaluation
 from onepeace.train.passes import Passes
 from onepeace.train.start import make_config
 
@@ -242,8 +241,3 @@ def test_mistakes_are_one_line(root, start, tmp_path, fields, message):
     with pytest.raises(UserError, match=message) as error:
         make_config(writing(root, tmp_path, start, **fields))
     assert "\n" not in str(error.value)
-
-
-def test_a_model_that_writes_is_not_measured_as_one_of_vectors(root, start, tmp_path):
-    with pytest.raises(UserError, match="evaluate: models of architecture ofa write text"):
-        evaluation(writing(root, tmp_path, start, evaluate={"recipe": "recipes/evaluate/tiny.yaml"}))

@@ -21,6 +21,7 @@ from onepeace.data.shards import read_source
 from onepeace.errors import UserError
 from onepeace.train import checkpoint, loop
 from onepeace.train.log import Log, read_log
+from onepeace.train.run import Run
 
 resource = pytest.importorskip("resource", reason="needs the signals and limits of POSIX")
 
@@ -100,18 +101,18 @@ def test_killed_and_stopped_the_same_command_gives_the_same_run(parts, whole, tm
     assert process.returncode == -signal.SIGKILL
     process = start(path, "run.save_every=0")
     wait_for(process, out, 10)
-    step, said = ended_well(process, signal.SIGTERM, 0, out)
+    step, said = stopped(process, out)
     assert "going on from step" in said
     assert step >= 10
     assert f"going on from step {step}" in go_on(path, caplog, "run.workers=2")  # as many as you like
     assert_same(out, whole)
 
 
-def ended_well(process, number, code, out):
-    """The step that a signal to the group made it save, and what it said."""
-    os.killpg(process.pid, number)
+def stopped(process, out):
+    """The step that SIGTERM to the group made it save, and what it said."""
+    os.killpg(process.pid, signal.SIGTERM)
     said = process.communicate()[1]
-    assert process.returncode == code, said
+    assert process.returncode == 0, said
     step = checkpoint.load(checkpoint.files(out)[-1]).step
     assert step < STEPS
     assert f"onepeace: stopped after step {step}; the same command goes on" in said
@@ -120,12 +121,19 @@ def ended_well(process, number, code, out):
     return step, said
 
 
-def test_ctrl_c_saves_and_ends_well(parts, tmp_path):
-    path, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    write_config(hard(parts, out), path)
-    process = start(path, "run.save_every=0")
-    wait_for(process, out, 3)
-    assert ended_well(process, signal.SIGINT, 130, out)[0] >= 3
+def test_ctrl_c_saves_and_ends_well(root, tmp_path, monkeypatch, caplog):
+    path, out, take = tmp_path / "recipe.yaml", tmp_path / "run", Run.forward_backward
+    write_config(recipe(root, out, steps=6, run=RUN), path)
+
+    def pressed(run, group):
+        if len(read_log(out / "log.jsonl")) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return take(run, group)
+
+    monkeypatch.setattr(Run, "forward_backward", pressed)
+    assert cli.main(["train", str(path)]) == 130
+    assert "stopped after step 3; the same command goes on" in caplog.text
+    assert checkpoint.newest(out).step == 3
 
 
 def test_cut_off_checkpoint_falls_back_on_the_one_before(parts, whole, tmp_path, caplog):

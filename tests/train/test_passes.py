@@ -20,14 +20,6 @@ def test_every_row_is_in_one_group_and_no_group_is_padded_more_than_allowed(moda
         assert computed - int(part.sum()) <= allowed * computed + 1e-9
 
 
-def test_groups_are_few_where_little_is_padded():
-    assert len(length_groups(torch.tensor([10, 10, 9, 10]), 0.1)) == 1
-    assert len(length_groups(torch.tensor([10, 1, 10, 1]), 0.1)) == 2
-    assert len(length_groups(torch.tensor([[10, 10, 9, 10], [5, 5, 5, 4]]), 0.1)) == 1
-    (one,) = length_groups(torch.tensor([3, 50]), 1.0)
-    assert one.tolist() == [0, 1]
-
-
 def test_processes_agree_on_the_number_of_groups():
     groups = length_groups(torch.tensor([10, 1, 10, 1]), 0.1, lambda count: count + 1)
     assert len(groups) == 3

@@ -75,23 +75,6 @@ def test_parts_that_do_not_fit_together_are_one_line(fields, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"train": [IMAGES, SOUNDS], "data": {"token_dropout": {"image": 0.5}, "templates": {"audio": ["a {}"]}}},
-        {**objective("denoising", "denoising/image", "denoising/image+text"), "mask": MASK},
-        {"train": [IMAGES, SOUNDS], **objective("contrastive/image+text", "contrastive/audio+text")},
-        {"train": [{"shards": "x.tar", "pair": ["image"]}], **objective("denoising/image"),
-         "mask": {"image": MASK["image"]}},
-        {"train": [IMAGES, SOUNDS], **objective("distillation/image", "distillation/audio", teacher=OUTSIDE)},
-        {"train": [IMAGES, SOUNDS],
-         **objective("distillation/text", "distillation/audio", teacher=WORDS)},
-    ],
-)  # fmt: skip
-def test_parts_that_fit_together_pass(fields):
-    make_config(recipe(**fields))
-
-
 # The vocabulary
 
 TEXTS = [f"the {kind} number {i} of many" for kind in ("first", "second", "third") for i in range(40)]

@@ -162,8 +162,8 @@ def stub_teacher(name, modality, output):
     return lambda items: torch.randn(len(items), 8 if output == "features" else 1000)
 
 
-# Shrunken, the sizes between the smallest and the largest are the same model, and studies are like what they vary.
-SLOW = re.compile(r"/(base|large)_|ablation/(?!base$)")
+# Shrunken, all sizes are the same model, studies are like what they vary, and the others like laptop or quick_stems.
+SLOW = re.compile(r"/(small|base|large)_|ablation/(?!base$)|/(quick|own_pairs|tiny_captions|tiny)$")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if SLOW.search(n) else []) for n in HERE])

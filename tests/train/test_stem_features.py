@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.training import MODEL, recipe
 
-from onepeace.data.frozen_cache import FrozenCache, StemFeatures, collate
+from onepeace.data.frozen_cache import FrozenCache, StemFeatures
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
@@ -56,14 +56,12 @@ def test_what_is_there_is_not_computed_again(root, tmp_path, monkeypatch):
     loop.train(stem_recipe(root, tmp_path / "second", {"image": 2}, data=data))
     assert not decoded
     assert losses(tmp_path / "second") == losses(tmp_path / "first")
-    # A part that was not finished is made again; views of another kind have a folder of their own.
+    # A part that was not finished is made again.
     (own,) = folder.iterdir()
     next(own.glob("*.json")).unlink()
     loop.train(stem_recipe(root, tmp_path / "third", {"image": 2}, data=data))
     assert len(decoded) == 96
     assert {path.name for path in own.glob("part-*")} == {path.name for path in files}
-    loop.train(stem_recipe(root, tmp_path / "fourth", {"image": 3}, data=data))
-    assert len(list(folder.iterdir())) == 2
 
 
 def test_views_differ_and_a_mixed_one_has_both_captions(root, tmp_path):
@@ -120,14 +118,6 @@ def test_different_items_of_one_name_are_refused():
     adapter = SimpleNamespace(stem=SimpleNamespace(network=torch.nn.Identity()))
     with pytest.raises(UserError, match=r"a/pairs-00000\.tar and b/pairs-00000\.tar have different items of one name"):
         StemViews("image", adapter, None, {}, samples, 1, torch.device("cpu"), False)
-
-
-def test_items_of_other_lengths_are_padded_and_counted():
-    batch = collate([np.ones((3, 2), np.float16), np.ones((5, 2), np.float16)])
-    assert batch["features"].shape == (2, 5, 2)
-    assert batch["lengths"].tolist() == [3, 5]
-    assert batch["features"][0, 3:].sum() == 0
-    assert set(collate([np.ones((2, 2, 4), np.float16)] * 3)) == {"features"}
 
 
 def test_an_item_that_cannot_be_decoded_is_named(root, tmp_path):

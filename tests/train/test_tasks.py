@@ -67,7 +67,7 @@ def numbers(value):
 
 # Recipes of tests/recipes learn the others, are measured and predict.
 @pytest.mark.parametrize(
-    "task", [pytest.param(task, marks=[] if task in ("label", "events") else [pytest.mark.slow]) for task in TASKS]
+    "task", [pytest.param(task, marks=[] if task == "label" else [pytest.mark.slow]) for task in TASKS]
 )
 def test_a_task_is_learned_measured_saved_and_predicts(tasks, tmp_path, task):
     shards, modality, others, _, *_, (metric, floor) = TASKS[task]
@@ -92,7 +92,7 @@ def test_mixed_pictures_have_a_share_of_each_class(root, tmp_path):
     augment = {"image": {"mixup": 0.8, "cutmix": 1.0, "crop_scale": [1, 1], "rand_augment": [1, 5], "blur": 0.2}}
     data = {"train": [source(targets=["label"])], "augment": augment}
     data["train"][0]["pair"] = ["image"]
-    made = task_recipe(root, tmp_path, "label", steps=20, data=data)
+    made = task_recipe(root, tmp_path, "label", steps=8, data=data)
     loop.train(made)
     first, *_, last = read_log(tmp_path / "log.jsonl")
     assert last["loss"] < first["loss"]

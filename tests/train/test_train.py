@@ -23,7 +23,7 @@ from onepeace.train.start import make_config, make_model
 def stage_one(root, tmp_path_factory):
     """A model of squares and words, trained with every term of the paper's first stage."""
     out = tmp_path_factory.mktemp("stage1")
-    return loop.train(recipe(root, out, **DENOISING))
+    return loop.train(recipe(root, out, steps=60, **DENOISING))
 
 
 def recall(embedder, type_ids, make, sentence, modality):
@@ -53,7 +53,7 @@ def test_stage_two_aligns_audio_to_frozen_text(root, stage_one, tmp_path):
     before = load_file(stage_one / "model.safetensors")
     trained = ["adapters.audio.*", "norms.audio.*", "blocks.*.ffn.audio.*", "heads.audio.*", "logit_scale"]
     model = {**with_audio(stage_one), "projections": ALL}
-    folder = loop.train(recipe(root, tmp_path, pair="audio", model=model, freeze={"except": trained}))
+    folder = loop.train(recipe(root, tmp_path, steps=60, pair="audio", model=model, freeze={"except": trained}))
     after = load_file(folder / "model.safetensors")
     frozen = [name for name in before if name in after and name != "logit_scale"]
     assert len(frozen) > 40
@@ -71,9 +71,9 @@ def test_copied_ffn_starts_from_the_other_modality(root, stage_one, tmp_path):
 
 
 def test_a_run_starts_from_a_model_by_its_name(root, tmp_path):
-    wanted = recipe(root, tmp_path, model={"from": "tiny"})
+    wanted = recipe(root, tmp_path, model={"from": "tiny-fast"})
     made = make_model(wanted, make_config(wanted)).state_dict()
-    bundled = load("tiny").module.state_dict()
+    bundled = load("tiny-fast").module.state_dict()
     assert made.keys() == bundled.keys()
     assert all(torch.equal(made[name], bundled[name]) for name in bundled)
     wanted.model["from"] = "runs/none"
@@ -104,10 +104,9 @@ def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
     assert {"contrastive/text+image", "denoising/text"} <= set(line)
 
 
-@pytest.mark.parametrize("ema", [None, 0.9])
-def test_resume_equals_uninterrupted_run(root, tmp_path, ema):
+def test_resume_equals_uninterrupted_run(root, tmp_path):
     def make(name):
-        run = {"batch_size": 8, "log_every": 2, "save_every": 3, "ema": ema}
+        run = {"batch_size": 8, "log_every": 2, "save_every": 3}
         augment = {"image": {"crop_scale": [0.5, 1.0], "flip": True, "color": 0.2}}
         data = {"augment": augment, "token_dropout": {"image": 0.3}}
         return recipe(root, tmp_path / name, steps=8, run=run, data=data, model={**MODEL, "drop_path": 0.3})
@@ -136,7 +135,7 @@ def test_outside_teacher_is_asked_once_per_item(root, tmp_path, monkeypatch):
         "contrastive": {"multi_positive": True},
         "distillation/image": {"weight": 1.0, "teacher": {"library": "brightness", "name": ""}},
     }
-    loop.train(recipe(root, tmp_path / "run", steps=40, objective=terms))
+    loop.train(recipe(root, tmp_path / "run", steps=12, objective=terms))
     assert len(asked) == 12 * len(COLOURS)
     lines = read_log(tmp_path / "run" / "log.jsonl")
     assert lines[-1]["distillation/image"] < lines[0]["distillation/image"]
@@ -154,7 +153,6 @@ def test_outside_teacher_is_asked_once_per_item(root, tmp_path, monkeypatch):
     ("sets", "message"),
     [
         ({}, "set tones: no shard matches .*none.tar"),
-        ({"sets": ["squares", "tones"]}, "set tones: no shard matches .*none.tar"),
         ({"sets": ["circles"]}, "evaluate.sets names 'circles'; .* has squares, tones, smells"),
         ({"sets": ["squares", "smells"]}, None),  # the model has no audio, and that set is left out
     ],
@@ -202,7 +200,7 @@ def test_a_download_that_the_evaluation_reads_is_looked_for_too(tmp_path, name, 
         ({"model": {**MODEL, "modalities": ["text", "smell"]}}, "modalities names 'smell'"),
         ({"model": {**MODEL, "decoder": None}, **DENOISING}, "give model.decoder"),
         ({"model": {**MODEL, "copy": {"image": "text"}}}, r"model\.copy and .* of model\.from; give"),
-        ({"model": {"from": "tiny", "copy": {"audio": "imgae"}}}, r"model\.copy: .* no weights of 'imgae'"),
+        ({"model": {"from": "tiny-fast", "copy": {"audio": "imgae"}}}, r"model\.copy: .* no weights of 'imgae'"),
         ({"processors": {"imagee": {"size": 80}}}, r"processors\.imagee: no such modality; there are image, "),
     ],
 )
