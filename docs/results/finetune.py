@@ -17,7 +17,8 @@ from onepeace.data.sample import Sample
 from onepeace.data.shards import read_source
 from onepeace.datasets.layout import Record
 from onepeace.evaluate.intervals import interval
-from onepeace.evaluate.protocols.probe import Part, every_fifth, probe
+from onepeace.evaluate.protocols.probe import probe
+from onepeace.evaluate.protocols.protocol import Labelled
 from onepeace.finetune.figures import gained
 from onepeace.finetune.split import FILE, GROUP, NEAR, Groups, near_copies, split
 
@@ -103,9 +104,8 @@ def learned(
     train, held = split(records)
     rows = [int(record.key) for record in (*train, *held)] + later
     labels = np.array([items.samples[i].label for i in rows])
-    own = np.arange(len(train))
-    part = Part(own, every_fifth(labels[own]), np.arange(len(train), len(rows)))
-    figure, _ = probe(items.vectors[rows], labels, [part], "finetune.py")
+    sides = (Labelled(items.vectors[rows[part]], labels[part]) for part in (slice(len(train)), slice(len(train), None)))
+    figure, _ = probe(*sides, "finetune.py")
     right = np.array(figure.per_query)
     return right[: len(held)], right[len(held) :], np.array([record.targets[GROUP] for record in held])
 

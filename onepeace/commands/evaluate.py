@@ -21,16 +21,15 @@ EXAMPLES = """\
 WHAT is a recipe; or a folder with a folder for each class, or a table (.csv, .tsv, .jsonl) with the columns image or
 audio, and label: how well frozen vectors tell the classes apart, by a linear classifier and by kNN, on a fifth that is
 held out; or the name of a public test set whose download lies in --data FOLDER: coco, flickr8k, flickr30k (Karpathy's
-test splits), imagenet, cifar10, cifar100 (binary version), audiocaps, clotho, esc50 (all five folds), urbansound8k,
-vggsound, fsd50k. FOLDER holds what `onepeace shards --layout NAME --help` says, and dataset_NAME.json of Karpathy for
-the first three; or it is in CLIP_benchmark's webdataset layout (test/nshards.txt). Equal scores count against the
-model. The 95 % intervals draw queries anew.
+test splits), imagenet, audiocaps, clotho, esc50 (all five folds), urbansound8k, vggsound, fsd50k. FOLDER holds what
+`onepeace shards --layout NAME --help` says, and dataset_NAME.json of Karpathy for the first three. Equal scores count
+against the model. The 95 % intervals draw queries anew.
 
   onepeace evaluate recipes/evaluate/tiny.yaml --data shards
   onepeace evaluate recipes/evaluate/tiny.yaml sets.emoji=null sets.openclipart=null --data shards
   onepeace evaluate sounds_by_class
-  onepeace evaluate esc50 --data ESC-50-master --probe --model models/mine -o mine.jsonl
-  onepeace evaluate coco --data coco sets.coco.one_caption=true
+  onepeace evaluate esc50 --data ESC-50-master --model models/mine -o mine.jsonl
+  onepeace evaluate coco --data coco sets.coco.at=[1]
   onepeace evaluate --compare mine.jsonl other.jsonl
 
 exit code: 0, 1 when a set could not be measured, 2 for wrong usage"""
@@ -42,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", nargs="?", metavar="WHAT", help="recipe, folder, table or name; see below")
     parser.add_argument("override", nargs="*", metavar="a.b=value", help="fields in place of the recipe's")
     parser.add_argument("--data", metavar="FOLDER", help="where the sets lie ($ONEPEACE_DATA)")
-    parser.add_argument("--probe", action="store_true", help="of a name: also linear probe and kNN on frozen vectors")
     text = "also write the figures as JSON, with every query's result"
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=text)
     parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
@@ -54,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the figures. A set that fails is named on stderr, the others are measured, and the result is 1."""
     if args.compare:
-        if any((args.what, args.model, args.data, args.probe, args.output)):
+        if any((args.what, args.model, args.data, args.output)):
             raise UsageError("--compare reads two files and measures nothing; leave the rest out")
         return _compare(*args.compare)
     if not args.what:
@@ -97,21 +95,15 @@ def _is_own(what: str) -> bool:
 
 
 def _recipe(args: argparse.Namespace) -> "EvaluationRecipe":
-    from onepeace.evaluate.named import SETS, named_sets
-    from onepeace.evaluate.run import DataRoot, read_recipe, recipe_from
+    from onepeace.config import read_yaml
+    from onepeace.evaluate.named import SETS, named_set
+    from onepeace.evaluate.run import recipe_from
 
-    data = {"root": args.data} if args.data else {}
-    if args.what in SETS:
-        root = DataRoot(**data).folder()
-        sets = named_sets(args.what, root, probe=args.probe)
-        recipe = recipe_from({"sets": sets, "data": {"root": str(root)}}, args.override, args.what)
-    elif args.probe:
-        raise UsageError("--probe is for a set by name; a recipe says it itself")
-    elif not Path(args.what).exists():
+    if args.what not in SETS and not Path(args.what).exists():
         raise UsageError(f"{args.what}: no such file or folder, and no set of that name; there are {', '.join(SETS)}")
-    else:
-        root_of_data = [f"data.root={json.dumps(args.data)}"] if args.data else []
-        recipe = read_recipe(args.what, [*args.override, *root_of_data])
+    content = {"sets": {args.what: named_set(args.what)}} if args.what in SETS else read_yaml(args.what)
+    root_of_data = [f"data.root={json.dumps(args.data)}"] if args.data else []
+    recipe = recipe_from(content, [*args.override, *root_of_data], args.what)
     if not recipe.sets:
         raise UserError(f"{args.what}: no set is left to measure; leave out fewer of them")
     return recipe
@@ -144,14 +136,14 @@ def _own(args: argparse.Namespace, model: "Embedder", problems: list[files.Unrea
     """The rows of a probe of one's own classes."""
     import numpy as np
 
-    from onepeace.evaluate.intervals import interval
-    from onepeace.evaluate.protocols.probe import Part, every_fifth, probe
+    from onepeace.evaluate.protocols.probe import probe
+    from onepeace.evaluate.protocols.protocol import Labelled
     from onepeace.evaluate.report import Row
     from onepeace.finetune.own_data import read_own_data
     from onepeace.finetune.split import divide, split
 
-    if args.data or args.probe or args.override:
-        raise UsageError(f"{args.what}: classes of your own take no --data, --probe and a.b=value")
+    if args.data or args.override:
+        raise UsageError(f"{args.what}: classes of your own take no --data and a.b=value")
     data = read_own_data(Path(args.what), model.modalities)
     if not data.labels:
         raise UserError(f"{args.what}: a probe needs a label for every item; there are captions only")
@@ -159,15 +151,15 @@ def _own(args: argparse.Namespace, model: "Embedder", problems: list[files.Unrea
     problems += [files.Unreadable(Path(where), reason) for where, reason in data.left_out]
     for (modality, *_), records in data.records.items():
         start = time.perf_counter()
-        train, test = split(records)
-        vectors = np.asarray(model.encode([{modality: one.inputs[modality]} for one in (*train, *test)]))
-        labels = np.array([one.label for one in (*train, *test)])
-        learned = np.arange(len(train))
-        part = Part(learned, every_fifth(labels[learned]), np.arange(len(train), len(labels)))
-        for one in probe(vectors, labels, [part], args.what):
-            seconds, spread = time.perf_counter() - start, interval(one.per_query)
-            about = {"protocol": "probe", "note": one.note}
-            yield Row(modality, one.metric, one.value, one.chance, one.n, seconds, spread, one.per_query, about=about)
+        train, test = (
+            Labelled(
+                np.asarray(model.encode([{modality: one.inputs[modality]} for one in part])),
+                np.array([one.label for one in part]),
+            )
+            for part in split(records)
+        )
+        for figure in probe(train, test, args.what):
+            yield Row.of(modality, figure, time.perf_counter() - start, {"protocol": "probe"})
 
 
 def _compare(first: Path, second: Path) -> int:

@@ -4,24 +4,21 @@ The formulas are those of coco-caption (arXiv 1504.00325), from the package pyco
 tokenizer, written again in Python (ptb_tokenizer.py). Its other two figures, METEOR and SPICE, are Java programs and
 are not here. All figures run from 0 to 1, but CIDEr-D from 0 to 10; papers print them times 100.
 
-CIDEr-D weighs n-grams by how few documents have them, a document being all references of one item. Unless frequencies
-are given, the documents are the references that are scored: so does coco-caption, and so are the published figures of
-a test set. A figure therefore depends on the whole set, and one of a few items says little.
+CIDEr-D weighs n-grams by how few documents have them, a document being all references of one item. The documents are
+the references that are scored: so does coco-caption, and so are the published figures of a test set. A figure therefore
+depends on the whole set, and one of a few items says little.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from onepeace.errors import UserError, need
 from onepeace.evaluate.ptb_tokenizer import ptb_words
-
-Words = Callable[[str], list[str]]
-"""Splits a text into words."""
 
 
 @dataclass(frozen=True)
@@ -32,74 +29,55 @@ class DocumentFrequencies:
     documents: int
 
     @classmethod
-    def of(cls, references: Iterable[Sequence[str]], words: Words = ptb_words) -> "DocumentFrequencies":
-        """Frequencies of a corpus, one list of captions for each item; read once, and not kept."""
+    def of(cls, references: Iterable[Sequence[str]]) -> "DocumentFrequencies":
+        """Frequencies of a corpus, one list of captions for each item, their words between spaces."""
         ngrams = need("pycocoevalcap.cider.cider_scorer", "eval").precook
         counts: Counter[tuple[str, ...]] = Counter()
         documents = 0
         for captions in references:
             documents += 1
-            counts.update({ngram for caption in captions for ngram in ngrams(" ".join(words(caption)))})
+            counts.update({ngram for caption in captions for ngram in ngrams(caption)})
         if documents < 2:
-            raise UserError(
-                f"document frequencies are of 2 items or more, and this is {documents}; give those of others"
-            )
+            raise UserError(f"CIDEr-D compares 2 items or more, and this is {documents}")
         return cls(counts, documents)
 
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """The figures of n captions, each and together."""
+    """The figures of n captions."""
 
-    counts: NDArray[np.int64]
-    """(n, 10), what BLEU-4 is made of: words of the caption and of the reference nearest in length, the 1- to 4-grams
-    of the caption, and those of them that a reference has."""
+    bleu: float
+    """BLEU-4 of all captions as if they were one."""
     rouge: NDArray[np.float64]
     """(n,) ROUGE-L."""
     cider: NDArray[np.float64]
     """(n,) CIDEr-D."""
 
     def together(self) -> dict[str, float]:
-        """The figures of the whole set: the means, but BLEU-4 of all captions as if they were one."""
-        return {"BLEU-4": self.bleu(), "ROUGE-L": float(self.rouge.mean()), "CIDEr-D": float(self.cider.mean())}
-
-    def each(self) -> dict[str, NDArray[np.float64]]:
-        """The figures (n,) of each caption. Their mean is not the BLEU-4 of the set."""
-        bleu = np.array([self.bleu([row]) for row in range(len(self.counts))])
-        return {"BLEU-4": bleu, "ROUGE-L": self.rouge, "CIDEr-D": self.cider}
-
-    def bleu(self, rows: ArrayLike | None = None) -> float:
-        """BLEU-4 of all captions together, or of those with these numbers, which may repeat."""
-        counts = self.counts if rows is None else self.counts[np.asarray(rows)]
-        written, nearest, *others = counts.sum(axis=0).tolist()
-        scorer = need("pycocoevalcap.bleu.bleu_scorer", "eval").BleuScorer()
-        scorer.ctest = [{"testlen": written, "reflen": [nearest], "guess": others[:4], "correct": others[4:]}]
-        return scorer.compute_score(option="closest")[0][3]
+        """The figures of the whole set, by name."""
+        return {"BLEU-4": self.bleu, "ROUGE-L": float(self.rouge.mean()), "CIDEr-D": float(self.cider.mean())}
 
 
-def score_captions(
-    candidates: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequencies | None = None
-) -> CaptionScores:
+def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
     """Measure one caption for each of n items.
 
     Args:
         candidates: (n) written captions; an empty one is worth 0.
         references: (n) lists of captions by people, as many as there are of each item.
-        frequencies: those that CIDEr-D weighs by; None takes those of the references.
 
     Raises:
-        UserError: the numbers differ, an item has no reference, or there is but one and no frequencies;
-            pycocoevalcap is missing.
+        UserError: the numbers differ, an item has no reference, there is but one item; pycocoevalcap is missing.
     """
     _check(candidates, references)
     written = [" ".join(ptb_words(caption)) for caption in candidates]
     known = [[" ".join(ptb_words(caption)) for caption in captions] for captions in references]
-    if frequencies is None:
-        frequencies = DocumentFrequencies.of(known, str.split)
     rouge = need("pycocoevalcap.rouge.rouge", "eval").Rouge()
     rouges = [rouge.calc_score([one], several) if one else 0.0 for one, several in zip(written, known, strict=True)]
-    counts = [_bleu_counts(one, several) for one, several in zip(written, known, strict=True)]
-    return CaptionScores(np.array(counts), np.array(rouges), _cider(written, known, frequencies))
+    bleu = need("pycocoevalcap.bleu.bleu_scorer", "eval").BleuScorer()
+    for pair in zip(written, known, strict=True):
+        bleu += pair
+    figures = bleu.compute_score(option="closest")[0]
+    return CaptionScores(figures[3], np.array(rouges), _cider(written, known, DocumentFrequencies.of(known)))
 
 
 class CiderReward:
@@ -112,22 +90,16 @@ class CiderReward:
     The advantage of one of k captions of an item is its reward less the mean of the other k - 1 (OFA, with k = 5).
     """
 
-    def __init__(self, corpus: Iterable[Sequence[str]], *, end: str = "", words: Words = ptb_words) -> None:
+    def __init__(self, corpus: Iterable[Sequence[str]], *, end: str = "") -> None:
         """Count the n-grams of a corpus.
 
         Args:
             corpus: one list of captions for each item of the training set, at least 2; read once.
             end: a word that is put after every caption, of the corpus too. With "<eos>", as OFA and other code for
                 self-critical training have it, a caption that stops in the middle, "a dog on a", is worth less.
-            words: how a text becomes words. OFA's own are those between spaces, without punctuation and as they are
-                written: lambda text: text.translate(str.maketrans("", "", string.punctuation)).split()
         """
-        self.end, self._words = end, words
-        self.frequencies = DocumentFrequencies.of(corpus, self.words)
-
-    def words(self, text: str) -> list[str]:
-        """The words of a text with the end word."""
-        return [*self._words(text), *([self.end] if self.end else [])]
+        self.end = [end] if end else []
+        self.frequencies = DocumentFrequencies.of([self._words(one) for one in captions] for captions in corpus)
 
     def __call__(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
         """CIDEr-D (n,), from 0 to 10, of one caption for each of n lists of references.
@@ -136,9 +108,12 @@ class CiderReward:
             UserError: the numbers differ, or an item has no reference.
         """
         _check(candidates, references)
-        written = [" ".join(self.words(caption)) for caption in candidates]
-        known = [[" ".join(self.words(caption)) for caption in captions] for captions in references]
+        written = [self._words(caption) for caption in candidates]
+        known = [[self._words(caption) for caption in captions] for captions in references]
         return _cider(written, known, self.frequencies)
+
+    def _words(self, text: str) -> str:
+        return " ".join([*ptb_words(text), *self.end])
 
 
 def most_frequent(captions: Iterable[str]) -> str:
@@ -154,28 +129,12 @@ def most_frequent(captions: Iterable[str]) -> str:
     return texts[counts.most_common(1)[0][0]]
 
 
-def nearest(queries: NDArray, vectors: NDArray, captions: Sequence[str]) -> list[str]:
-    """The caption of the most similar item of a corpus for each query: what a writer says who only remembers.
-
-    Args:
-        queries, vectors: unit vectors (n, E) and (N, E).
-        captions: (N).
-    """
-    return [captions[number] for number in (queries @ vectors.T).argmax(axis=1)]
-
-
 def _check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     if isinstance(candidates, str) or len(candidates) != len(references):
         raise UserError(f"{len(candidates)} captions and references of {len(references)} items; give one caption each")
     for number, captions in enumerate(references):
         if isinstance(captions, str) or not captions:
             raise UserError(f"the references of item {number} are {captions!r}; give a list of one or more")
-
-
-def _bleu_counts(candidate: str, references: list[str]) -> list[int]:
-    scorer = need("pycocoevalcap.bleu.bleu_scorer", "eval").BleuScorer(candidate, references)
-    (found,) = scorer.ctest
-    return [scorer.testlen("closest"), scorer.reflen("closest"), *found["guess"], *found["correct"]]
 
 
 def _cider(candidates: list[str], references: list[list[str]], frequencies: DocumentFrequencies) -> NDArray[np.float64]:

@@ -1,17 +1,16 @@
 """Two results side by side: which of their differences are more than the chance of the queries that were drawn."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from onepeace.errors import UserError
-from onepeace.evaluate.intervals import Statistic, paired_interval
-from onepeace.evaluate.report import between, shown
+from onepeace.evaluate.intervals import paired_interval
+from onepeace.evaluate.report import between
 from onepeace.files.table import format_table
 
-NEEDED = ("set", "metric", "value", "interval", "statistic", "n", "data_hash")
+NEEDED = ("set", "metric", "value", "data_hash", "per_query")
 
 
 class Difference(NamedTuple):
@@ -22,18 +21,15 @@ class Difference(NamedTuple):
     first: float
     second: float
     interval: tuple[float, float] | None
-    """95 % interval of second - first."""
-    how: str
-    """Source of the interval. "paired": bootstrap over the queries of both at once. "intervals": from those of the
-    two figures, as if they were independent, which is wider. "none": there is none."""
-    statistic: Statistic
+    """95 % interval of second - first: bootstrap over the queries of both at once. None where the two were measured on
+    other data, or the figure is no mean over queries."""
 
     @property
     def better(self) -> str:
         """ "A" or "B" where the difference stands out: its interval does not hold 0."""
         if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return ""
-        return "B" if (self.interval[0] > 0) != (self.statistic == "median") else "A"
+        return "B" if self.interval[0] > 0 else "A"
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -67,31 +63,22 @@ def compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, An
 
 
 def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:
-    spread, how = None, "none"
-    first, second = a.get("per_query"), b.get("per_query")
-    if a["data_hash"] == b["data_hash"] and first and second and len(first) == len(second):
-        spread, how = paired_interval(first, second, a["statistic"]), "paired"
-    elif a["interval"] and b["interval"]:
-        # The ends of a difference of independent figures: the errors add up as squares, each side on its own.
-        low = math.hypot(b["value"] - b["interval"][0], a["interval"][1] - a["value"])
-        high = math.hypot(b["interval"][1] - b["value"], a["value"] - a["interval"][0])
-        difference = b["value"] - a["value"]
-        spread, how = (difference - low, difference + high), "intervals"
-    return Difference(a["set"], a["metric"], a["value"], b["value"], spread, how, a["statistic"])
+    is_paired = a["data_hash"] == b["data_hash"] and a["per_query"] and len(a["per_query"]) == len(b["per_query"])
+    spread = paired_interval(a["per_query"], b["per_query"]) if is_paired else None
+    return Difference(a["set"], a["metric"], a["value"], b["value"], spread)
 
 
 def as_table(differences: Sequence[Difference]) -> str:
     """The differences as aligned text; the last column names the better one where the difference stands out."""
-    head = ("set", "metric", "A", "B", "B - A", "95%", "by", "better")
+    head = ("set", "metric", "A", "B", "B - A", "95%", "better")
     lines = [
         (
             d.set,
             d.metric,
-            shown(d.first, d.statistic),
-            shown(d.second, d.statistic),
-            shown(d.second - d.first, d.statistic, "+"),
-            between(d.interval, d.statistic),
-            d.how,
+            f"{d.first:.1%}",
+            f"{d.second:.1%}",
+            f"{d.second - d.first:+.1%}",
+            between(d.interval),
             d.better,
         )
         for d in differences
@@ -103,5 +90,5 @@ def summary(differences: Sequence[Difference]) -> str:
     """Sentence or two that sum up the table."""
     out = sum(bool(d.better) for d in differences)
     text = f"{out} of {len(differences)} differences stand out; of those that are chance, 1 in 20 would"
-    alone = sum(d.how == "intervals" for d in differences)
-    return f"{text}; {alone} not query by query (other data, or no per_query in a file)" if alone else text
+    apart = sum(d.interval is None for d in differences)
+    return f"{text}; {apart} have no interval (other data, or no value for each query)" if apart else text

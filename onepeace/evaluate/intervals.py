@@ -7,7 +7,6 @@ is that point.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +14,6 @@ from numpy.typing import NDArray
 DRAWS = 1000
 LEVEL = 0.95
 SEED = 0
-
-Statistic = Literal["mean", "median"]
 
 
 def draws(n: int, count: int = DRAWS) -> Iterator[NDArray[np.int64]]:
@@ -31,16 +28,13 @@ def middle(figures: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def interval(per_query: Sequence[float], statistic: Statistic = "mean") -> tuple[float, float]:
-    """The interval of the mean or median of one value for each query."""
-    values, of = np.asarray(per_query, dtype=np.float64), getattr(np, statistic)
-    return middle([of(values[draw]) for draw in draws(len(values))])
+def interval(per_query: Sequence[float]) -> tuple[float, float]:
+    """The interval of the mean of one value for each query."""
+    values = np.asarray(per_query, dtype=np.float64)
+    return middle([values[draw].mean() for draw in draws(len(values))])
 
 
-def paired_interval(
-    first: Sequence[float], second: Sequence[float], statistic: Statistic = "mean"
-) -> tuple[float, float]:
+def paired_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
     """The interval of the difference second - first of two results on the same queries, drawn for both at once."""
     a, b = (np.asarray(values, dtype=np.float64) for values in (first, second))
-    of = getattr(np, statistic)
-    return middle([of(b[draw]) - of(a[draw]) for draw in draws(len(a))])
+    return middle([b[draw].mean() - a[draw].mean() for draw in draws(len(a))])

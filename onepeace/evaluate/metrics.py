@@ -12,7 +12,7 @@ counts as the highest, one of a correct candidate as the lowest.
 
 from collections.abc import Sequence
 from math import comb
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,9 +30,8 @@ class Figure(NamedTuple):
     n: int
     """Number of queries or items it is a mean over."""
     per_query: tuple[float, ...] = ()
-    """The n values it is the mean (or median) of; empty when it is no such thing, and then it has no interval unless
-    one is given."""
-    statistic: Literal["mean", "median"] = "mean"
+    """The n values it is the mean of; empty when it is no such thing, and then it has no interval unless one is
+    given."""
     interval: tuple[float, float] | None = None
     """Confidence interval, where resampling `per_query` does not give it."""
     note: str = ""
@@ -64,11 +63,17 @@ def hits(ranks: Values, k: int) -> tuple[int, ...]:
     return tuple((as_array(ranks) <= k).astype(int).tolist())
 
 
-def class_ranks(scores: Values, targets: Values) -> NDArray[np.int64]:
-    """Rank of the right class of each item, (N,) integers from 1: scores (N, C), class numbers targets (N,).
+def accuracies(ranks: Values, at: Sequence[int], classes: int) -> list[Figure]:
+    """Top-k accuracy for each k of ``at``, of items whose right class has these ranks among all classes."""
+    values = recall_at(ranks, at)
+    return [
+        Figure(f"top-{k} of {classes}", value, min(1.0, k / classes), len(as_array(ranks)), hits(ranks, k))
+        for k, value in values.items()
+    ]
 
-    The share of ranks up to k, `recall_at`, is top-k accuracy.
-    """
+
+def class_ranks(scores: Values, targets: Values) -> NDArray[np.int64]:
+    """Rank of the right class of each item, (N,) integers from 1: scores (N, C), class numbers targets (N,)."""
     targets, classes = as_array(targets), as_array(scores).shape[1]
     if targets.size and not (0 <= targets.min() and targets.max() < classes):
         raise ValueError(f"targets run from {targets.min()} to {targets.max()}, the scores have {classes} classes")
@@ -85,12 +90,11 @@ def precisions_at(scores: Values, query_ids: Values, candidate_ids: Values, k: i
     return np.take_along_axis(correct, order, axis=1).mean(axis=1)
 
 
-def average_precisions(scores: Values, correct: Values, k: int | None = None) -> NDArray[np.float64]:
-    """Average precision of each query, (N,): the sum of the precisions at the ranks of its correct candidates, over
-    their number; scores and 0/1 `correct` are (N, M).
+def average_precisions(scores: Values, correct: Values) -> NDArray[np.float64]:
+    """Average precision of each query, (N,): the mean precision at the ranks of its correct candidates; scores and 0/1
+    `correct` are (N, M).
 
-    With k only ranks up to k count, and the divisor stays: trec_eval's map_cut, which mteb reports. Among equal scores
-    the wrong candidates come first. A query without a correct candidate gets 0.
+    Among equal scores the wrong candidates come first. A query without a correct candidate gets 0.
     """
     scores, correct = as_array(scores), as_array(correct) > 0
     if scores.shape != correct.shape:
@@ -102,7 +106,7 @@ def average_precisions(scores: Values, correct: Values, k: int | None = None) ->
             wrong = np.sort(row[~right & (row >= found[-1])])
             places = np.arange(1, found.size + 1)
             ranks = places + wrong.size - np.searchsorted(wrong, found)  # those that are not below
-            result[i] = (places / ranks)[: np.searchsorted(ranks, k, "right") if k else None].sum() / found.size
+            result[i] = (places / ranks).mean()
     return result
 
 
@@ -120,43 +124,23 @@ def box_iou(boxes: Values, references: Values) -> NDArray[np.float64]:
 def chance_recall(query_ids: Values, candidate_ids: Values, k: int) -> float:
     """Recall at k that a random order of the M candidates has on average: mean over queries of 1 - C(M-c, k)/C(M, k).
 
-    c is the query's number of correct candidates; with M classes and c = 1 this is the chance level of top-k accuracy.
+    c is the query's number of correct candidates.
     """
-    correct, total = numbers_correct(query_ids, candidate_ids)
+    ids, counts = np.unique(as_array(candidate_ids), return_counts=True)
+    correct, total = dict(zip(ids.tolist(), counts.tolist(), strict=True)), int(counts.sum())
     k = min(k, total)
-    numbers, queries = np.unique(correct, return_counts=True)
+    numbers, queries = np.unique([correct.get(one, 0) for one in as_array(query_ids).tolist()], return_counts=True)
     misses = [comb(total - number, k) / comb(total, k) for number in numbers.tolist()]
     return 1 - float(np.average(misses, weights=queries))
 
 
-def chance_rank(query_ids: Values, candidate_ids: Values) -> float:
-    """Median rank that a random order has: the first k at which half of all queries are expected to be hits.
-
-    A query without a correct candidate is never one; inf when these are half of all.
-    """
-    misses = _chance_misses(query_ids, candidate_ids)
-    return float(np.argmax(misses <= 0.5) + 1) if (misses <= 0.5).any() else float("inf")
-
-
-def _chance_misses(query_ids: Values, candidate_ids: Values) -> NDArray[np.float64]:
-    """The expected share of queries without a hit among the first k of a random order, for k from 1 to M: (M,)."""
-    correct, total = numbers_correct(query_ids, candidate_ids)
-    misses = np.zeros(total)
-    for number, queries in zip(*np.unique(correct, return_counts=True), strict=True):
-        miss = np.ones(total)
-        for i in range(number):
-            miss *= np.maximum(total - np.arange(1, total + 1) - i, 0) / (total - i)
-        misses += miss * queries / len(correct)
-    return misses
-
-
-def chance_average_precision(numbers: Values, total: int, k: int | None = None) -> float:
+def chance_average_precision(numbers: Values, total: int) -> float:
     """Mean of `average_precisions` that a random order of `total` candidates has, with numbers (N,) of correct ones.
 
-    For c of M it is (1/M) sum over r <= k of (1 + (r-1)(c-1)/(M-1)) / r.
+    For c of M it is (1/M) sum over the ranks r of (1 + (r-1)(c-1)/(M-1)) / r.
     """
     numbers = as_array(numbers)
-    ranks = np.arange(1, min(k or total, total) + 1)
+    ranks = np.arange(1, total + 1)
     found = numbers[numbers > 0]
     others = (found - 1).mean() / max(total - 1, 1) if found.size else 0.0
     return float(found.size / numbers.size * ((1 + (ranks - 1) * others) / ranks).sum() / total)
@@ -166,13 +150,6 @@ def chance_precision(query_ids: Values, candidate_ids: Values) -> float:
     """Precision at any k that a random order has on average: mean over queries of the share of correct candidates."""
     query_ids, candidate_ids = as_array(query_ids), as_array(candidate_ids)
     return float((query_ids[:, None] == candidate_ids[None, :]).mean())
-
-
-def numbers_correct(query_ids: Values, candidate_ids: Values) -> tuple[NDArray[np.int64], int]:
-    """Number of correct candidates of each query, (N,), and of all candidates."""
-    ids, counts = np.unique(as_array(candidate_ids), return_counts=True)
-    correct = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-    return np.array([correct.get(query, 0) for query in as_array(query_ids).tolist()]), int(counts.sum())
 
 
 def as_array(values: Values) -> NDArray:

@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from onepeace.evaluate.intervals import Statistic
+from onepeace.evaluate.intervals import interval
+from onepeace.evaluate.metrics import Figure
 from onepeace.files.table import format_table
 
 
@@ -21,18 +22,21 @@ class Row(NamedTuple):
     interval: tuple[float, float] | None = None
     """95 % confidence interval (intervals.py), where there is one."""
     per_query: tuple[float, ...] = ()
-    """The n values it is the mean or median of, if it is that."""
-    statistic: Statistic = "mean"
+    """The n values it is the mean of, if it is that."""
     about: Mapping[str, Any] = {}
     """Circumstances: protocol, options, prompts, data_hash, note."""
 
+    @classmethod
+    def of(cls, name: str, figure: Figure, seconds: float, about: Mapping[str, Any]) -> "Row":
+        """The row of a figure of the set `name`, its interval resampled where the figure has none."""
+        spread = figure.interval or (interval(figure.per_query) if figure.per_query else None)
+        about = {**about, "note": figure.note}
+        return cls(name, *figure[:4], seconds, spread, figure.per_query, about)
+
     @property
     def ratio(self) -> float | None:
-        """Factor by which the value beats chance; of a rank, the lower is the better. None where guessing
-        reaches nothing."""
-        if not self.chance:
-            return None
-        return self.chance / self.value if self.statistic == "median" else self.value / self.chance
+        """Factor by which the value beats chance; None where guessing reaches nothing."""
+        return self.value / self.chance if self.chance else None
 
 
 def as_json(row: Row, about: Mapping[str, Any], *, per_query: bool = False) -> str:
@@ -41,23 +45,23 @@ def as_json(row: Row, about: Mapping[str, Any], *, per_query: bool = False) -> s
     Args:
         per_query: with the value of each query, which a paired comparison needs.
     """
-    fields = {key: value for key, value in row._asdict().items() if key not in ("about", "per_query", "statistic")}
-    fields |= {"ratio": row.ratio, "statistic": row.statistic, **row.about}
+    fields = {key: value for key, value in row._asdict().items() if key not in ("about", "per_query")}
+    fields |= {"ratio": row.ratio, **row.about}
     if per_query:
         fields["per_query"] = [round(value, 6) for value in row.per_query]
     return json.dumps({**about, **fields})
 
 
 def as_table(rows: Sequence[Row]) -> str:
-    """The rows as aligned text, with values in percent, ranks as they are."""
+    """The rows as aligned text, with values in percent."""
     head = ("set", "metric", "value", "95%", "chance", "ratio", "n", "seconds")
     lines = [
         (
             r.set,
             r.metric,
-            shown(r.value, r.statistic),
-            between(r.interval, r.statistic),
-            shown(r.chance, r.statistic),
+            f"{r.value:.1%}",
+            between(r.interval),
+            f"{r.chance:.1%}",
             "-" if r.ratio is None else f"{r.ratio:.1f}",
             f"{r.n:,}",
             f"{r.seconds:.1f}",
@@ -67,11 +71,6 @@ def as_table(rows: Sequence[Row]) -> str:
     return format_table(head, lines, right=range(2, len(head)))
 
 
-def shown(value: float, statistic: Statistic, sign: str = "") -> str:
-    """A share as 47.5%, a rank as 12; with `sign` "+" its sign always."""
-    return f"{value:{sign}g}" if statistic == "median" else f"{value:{sign}.1%}"
-
-
-def between(interval: Sequence[float] | None, statistic: Statistic) -> str:
+def between(interval: Sequence[float] | None) -> str:
     """An interval as "45.1%..49.8%", or "-" where there is none."""
-    return "-" if interval is None else "..".join(shown(end, statistic) for end in interval)
+    return "-" if interval is None else "..".join(f"{end:.1%}" for end in interval)

@@ -14,8 +14,6 @@ from typing import Any
 
 from onepeace.config import Options, apply_override, build, read_yaml, to_plain
 from onepeace.errors import UserError
-from onepeace.evaluate.intervals import interval
-from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols import PROTOCOLS, EvaluationProtocol
 from onepeace.evaluate.protocols.protocol import hashing
 from onepeace.evaluate.report import Row
@@ -115,30 +113,20 @@ def run(
         try:
             with hashing() as digest:
                 figures = protocol.run(embedder, root)
-            about = {**_options(protocol), "prompts": list(protocol.prompts(root)), "data_hash": digest.hexdigest()}
+            about = {**_options(protocol), "prompts": list(protocol.prompts), "data_hash": digest.hexdigest()}
         except UserError as error:
             if failed is None:
                 raise UserError(f"set {name}: {error}") from error
             failed(UserError(f"set {name}: {error}"))
         else:
             seconds = time.perf_counter() - start
-            yield from (_row(name, figure, seconds, about) for figure in figures)
+            yield from (Row.of(name, figure, seconds, about) for figure in figures)
 
 
 def _options(protocol: EvaluationProtocol) -> Options:
     """The key of a protocol, and its options as a recipe gives them."""
     keys = {kind: key for key, kind in PROTOCOLS.items()}
     return {"protocol": keys.get(type(protocol), type(protocol).__name__), "options": to_plain(protocol)}
-
-
-def _row(name: str, figure: Figure, seconds: float, about: Options) -> Row:
-    spread = figure.interval
-    if spread is None and figure.per_query:
-        spread = interval(figure.per_query, figure.statistic)
-    return Row(
-        name, figure.metric, figure.value, figure.chance, figure.n, seconds, spread,
-        figure.per_query, figure.statistic, {**about, "note": figure.note},
-    )  # fmt: skip
 
 
 def lacking_modalities(protocol: EvaluationProtocol, modalities: Container[str] | None) -> list[str]:

@@ -14,19 +14,6 @@ def test_the_interval_of_a_share_is_that_of_the_binomial_distribution():
     assert interval(hits) == (low, high)
 
 
-def test_the_interval_of_a_median_holds_it():
-    ranks = np.random.default_rng(0).geometric(0.05, 500)
-    low, high = interval(ranks, "median")
-    assert low < np.median(ranks) < high
-    assert low > 5
-
-
-def test_about_one_in_twenty_intervals_misses_the_truth():
-    random = np.random.default_rng(1)
-    found = [interval(random.random(200) < 0.4) for _ in range(60)]
-    assert 51 <= sum(low <= 0.4 <= high for low, high in found) <= 59
-
-
 def test_a_pair_of_equal_queries_is_told_apart_where_two_intervals_are_not():
     random = np.random.default_rng(2)
     a = (random.random(1000) < 0.5).astype(int)

@@ -128,7 +128,6 @@ def test_what_finds_nothing_is_an_error_and_not_a_figure(root):
     ("override", "message"),
     [
         ("sources={}", "sources"),
-        ("at=0", "at is"),
         ("sources.pictures.queries=all", "queries"),
         ("calibration=none", "none"),
     ],

@@ -76,10 +76,6 @@ def test_fewer_than_k():
     assert metrics.chance_recall([0, 1], [0, 1, 2], 10) == 1.0
 
 
-def test_query_without_a_correct_candidate_is_a_miss_even_below_k():
-    assert metrics.recall_at(metrics.best_ranks(np.zeros((1, 3)), [8], [0, 1, 2]), (3,)) == {3: 0.0}
-
-
 def test_no_query_is_an_error():
     with pytest.raises(ValueError, match="at least one query"):
         metrics.recall_at([], (1,))
@@ -98,9 +94,6 @@ def test_a_target_outside_the_classes_is_an_error():
 def test_average_precision_by_hand():
     scores, correct = [[4, 3, 2, 1]], [[0, 1, 0, 1]]
     assert metrics.average_precisions(scores, correct).tolist() == [(1 / 2 + 2 / 4) / 2]
-    # the divisor is the number of correct ones, wherever they are
-    assert metrics.average_precisions(scores, correct, 2).tolist() == [1 / 2 / 2]
-    assert metrics.average_precisions(scores, correct, 1).tolist() == [0]
     assert metrics.average_precisions(scores, [[0, 0, 0, 0]]).tolist() == [0]
 
 
@@ -125,15 +118,14 @@ def test_iou_by_hand():
     assert metrics.box_iou(boxes, references).tolist() == pytest.approx([1 / 7, 1, 0, 0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_tensors_of_any_float_type(dtype):
-    scores = torch.tensor([[0.5, 0.25], [0.25, 0.5]], dtype=dtype, requires_grad=True)
+def test_tensors_of_any_float_type():
+    scores = torch.tensor([[0.5, 0.25], [0.25, 0.5]], dtype=torch.bfloat16, requires_grad=True)
     assert metrics.class_ranks(scores, torch.tensor([0, 1])).tolist() == [1, 1]
 
 
 def test_chance_is_what_random_scores_reach():
     query_ids, candidate_ids = np.arange(5), np.array([0, 0, 0, 1, 1, 2, 3, 4])
-    scores = np.random.default_rng(0).random((4000, 5, 8))
+    scores = np.random.default_rng(0).random((2000, 5, 8))
     for k in (1, 3):
         reached = np.mean([metrics.recall_at(metrics.best_ranks(s, query_ids, candidate_ids), (k,))[k] for s in scores])
         assert metrics.chance_recall(query_ids, candidate_ids, k) == pytest.approx(reached, abs=0.01)
@@ -142,25 +134,16 @@ def test_chance_is_what_random_scores_reach():
 def test_chance_precision_is_what_random_scores_reach():
     query_ids, candidate_ids = np.array([0, 0, 1, 9]), np.array([0, 0, 0, 1, 1, 2, 3, 4])
     assert metrics.chance_precision(query_ids, candidate_ids) == pytest.approx((3 + 3 + 2 + 0) / 8 / 4)
-    scores = np.random.default_rng(0).random((4000, 4, 8))
-    for k in (1, 3, 20):
+    scores = np.random.default_rng(0).random((2000, 4, 8))
+    for k in (1, 3):
         reached = np.mean([metrics.precisions_at(s, query_ids, candidate_ids, k) for s in scores])
         assert metrics.chance_precision(query_ids, candidate_ids) == pytest.approx(reached, abs=0.01)
 
 
-def test_chance_average_precision_and_rank_are_what_random_scores_reach():
-    query_ids, candidate_ids = np.array([0, 0, 1, 2, 9]), np.array([0, 0, 0, 1, 1, 2, 3, 4])
-    scores = np.random.default_rng(0).random((1500, 5, 8))
-    numbers, total = metrics.numbers_correct(query_ids, candidate_ids)
-    assert (numbers.tolist(), total) == ([3, 3, 2, 1, 0], 8)
-    for k in (1, 3, None):
-        correct = query_ids[:, None] == candidate_ids
-        reached = np.mean([metrics.average_precisions(s, correct, k) for s in scores])
-        assert metrics.chance_average_precision(numbers, total, k) == pytest.approx(reached, abs=0.02)
-    ranks = np.concatenate([metrics.best_ranks(s, query_ids, candidate_ids) for s in scores])
-    assert metrics.chance_rank(query_ids, candidate_ids) == np.median(ranks) == 3
-    assert metrics.chance_rank(np.arange(100), np.arange(100)) == 50
-    assert metrics.chance_rank([8, 9], [0, 1]) == np.inf
+def test_chance_average_precision_is_what_random_scores_reach():
+    correct = np.array([0, 0, 1, 2, 9])[:, None] == np.array([0, 0, 0, 1, 1, 2, 3, 4])
+    reached = np.mean([metrics.average_precisions(s, correct) for s in np.random.default_rng(0).random((1000, 5, 8))])
+    assert metrics.chance_average_precision([3, 3, 2, 1, 0], 8) == pytest.approx(reached, abs=0.02)
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)

@@ -6,7 +6,7 @@ from support.evaluation import RECIPE, GivenEmbedder, KnownEmbedder, measure, re
 from support.small_shards import write_shard
 
 from onepeace.evaluate.protocols import retrieval
-from onepeace.evaluate.protocols.retrieval import Retrieval
+from onepeace.evaluate.protocols.retrieval import recalls
 
 
 @pytest.mark.parametrize(("rule", "want"), [("captions", (0.5, 2)), ("names", (1.0, 1))])
@@ -20,16 +20,11 @@ def test_a_caption_belongs_to_its_own_item_but_a_name_to_every_item(root, rule, 
 def test_figures_in_blocks_as_in_one(monkeypatch):
     random = np.random.default_rng(0)
     texts, items = random.normal(size=(10, 3)), random.normal(size=(5, 3))
-    protocol = Retrieval(modality="audio", at=(1, 2), map_at=(3,), median_rank=True)
-
-    def figures():
-        return protocol.figures("text to audio", texts, items, [i // 2 for i in range(10)], range(5))
-
-    whole = figures()
+    given = "text to audio", texts, items, [i // 2 for i in range(10)], range(5), (1, 2)
+    whole = recalls(*given)
     monkeypatch.setattr(retrieval, "BLOCK", 3)
-    assert figures() == whole
-    assert len(whole) == 4
-    assert 0 < sum(figure.value < 1 for figure in whole)
+    assert recalls(*given) == whole
+    assert 0 < whole[0].value < 1
 
 
 @pytest.mark.parametrize("lost", [slice(1), (slice(None), 0)])

@@ -76,7 +76,7 @@ def test_a_set_can_be_left_out(root):
         (
             "photos",
             ".matches={dog: [pug]}",
-            "matches is not a field; known: modality, shards, keys, layout, split, at, map_at",
+            "matches is not a field; known: modality, shards, keys, layout, split, at, texts",
         ),
         ("photos", "", "'sets.photos' is not an override"),
         ("photos", "=[", "the value is not YAML"),
@@ -131,7 +131,7 @@ def test_command_measures_the_other_sets_when_one_fails(root, known, capsys):
     assert {row["set"] for row in rows} == {"drawings", "sounds"}
     assert set(rows[0]) == {
         *("model", "model_hash", "dtype", "version", "set", "metric", "value", "interval", "chance", "ratio", "n"),
-        *("seconds", "statistic", "protocol", "options", "prompts", "data_hash", "note"),
+        *("seconds", "protocol", "options", "prompts", "data_hash", "note"),
     }
     assert "set photos: " in err
     assert "Traceback" not in err

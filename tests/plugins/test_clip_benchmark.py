@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from support.clip_benchmark_folder import write_folder
 from support.evaluation import measure, recipe_of
+from support.small_shards import write_shard
 
 import onepeace
 from onepeace.plugins import clip_benchmark as plugin
@@ -61,8 +62,13 @@ def test_its_command_reaches_the_figures_of_ours(tmp_path, tiny, pictures, evalu
     samples = [{"jpg": data, "cls": str(label).encode()} for data, label in zip(pictures, labels, strict=True)]
     folder = write_folder(tmp_path / "classes", samples, classes=NAMES, templates=TEMPLATES)
     got = evaluated(folder, "zeroshot_classification", "--no_amp")
-    recipe = """sets: {own: {protocol: zero_shot, modality: image, layout: clip_benchmark, split: test, at: [1, 5]}}"""
-    ours = {row.metric: row.value for row in measure(tiny, recipe_of(folder, recipe))}
+    (tmp_path / "names.json").write_text(json.dumps(NAMES))
+    write_shard(tmp_path / "classes.tar", {
+        str(i): (data, {"label": NAMES[label]}) for i, (data, label) in enumerate(zip(pictures, labels, strict=True))
+    })  # fmt: skip
+    recipe = """sets: {own: {protocol: zero_shot, modality: image, shards: classes.tar, classes: names.json,
+                             templates: ["a photo of a {}.", "a {}"], at: [1, 5]}}"""
+    ours = {row.metric: row.value for row in measure(tiny, recipe_of(tmp_path, recipe))}
     assert (got["acc1"], got["acc5"]) == (ours["top-1 of 5"], ours["top-5 of 5"])
     assert 0 < got["acc1"] < 1
 
@@ -71,8 +77,11 @@ def test_its_command_reaches_the_figures_of_ours(tmp_path, tiny, pictures, evalu
     samples = [{"jpg": d, "txt": "\n".join(c).encode()} for d, c in zip(pictures, captions, strict=True)]
     folder = write_folder(tmp_path / "captions", samples, kind="retrieval")
     got = evaluated(folder, "zeroshot_retrieval", "--no_amp", "--recall_k", "1", "2")
-    recipe = """sets: {own: {protocol: retrieval, modality: image, layout: clip_benchmark, split: test, at: [1, 2]}}"""
-    ours = {row.metric: row.value for row in measure(tiny, recipe_of(folder, recipe))}
+    write_shard(tmp_path / "captions.tar", {
+        str(i): (data, {"captions": own}) for i, (data, own) in enumerate(zip(pictures, captions, strict=True))
+    })  # fmt: skip
+    recipe = """sets: {own: {protocol: retrieval, modality: image, shards: captions.tar, at: [1, 2]}}"""
+    ours = {row.metric: row.value for row in measure(tiny, recipe_of(tmp_path, recipe))}
     for k in (1, 2):
         assert got[f"image_retrieval_recall@{k}"] == pytest.approx(ours[f"text to image R@{k}"])
         assert got[f"text_retrieval_recall@{k}"] == pytest.approx(ours[f"image to text R@{k}"])

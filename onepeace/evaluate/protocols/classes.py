@@ -22,8 +22,7 @@ class ClassNames(EvaluationProtocol):
     """File below the root: a JSON list of class names, or of objects with a "name". Default: those that the layout
     lists, else the shards' labels."""
     templates: tuple[str, ...] = ()
-    """Sentences with {} for the name or {a} for the name with its article; by default those of a folder in
-    CLIP_benchmark's layout, else the modality's TEMPLATES."""
+    """Sentences with {} for the name or {a} for the name with its article; by default the modality's TEMPLATES."""
 
     def __post_init__(self) -> None:
         if not self.templates and self.modality not in TEMPLATES:
@@ -31,8 +30,9 @@ class ClassNames(EvaluationProtocol):
         if lacking := [t for t in self.templates if "{}" not in t and "{a}" not in t]:
             raise UserError(f"template {lacking[0]!r} has no {{}} for the class name")
 
-    def prompts(self, root: Path) -> tuple[str, ...]:
-        return self.templates or layouts.templates(root, self.layout) or TEMPLATES[self.modality]
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return self.templates or TEMPLATES[self.modality]
 
     def listed_names(self, root: Path) -> list[str] | None:
         """The class names that the set itself lists, in the order of their numbers; None when it does not."""
@@ -40,9 +40,9 @@ class ClassNames(EvaluationProtocol):
             return read_class_names(root / self.classes)
         return layouts.class_names(root, self.layout)
 
-    def class_vectors(self, embedder: Any, names: Sequence[str], root: Path) -> NDArray:
+    def class_vectors(self, embedder: Any, names: Sequence[str]) -> NDArray:
         """The prototypes of the classes, (C, E)."""
-        return prototypes(lambda texts: encode(embedder, "text", texts), names, self.prompts(root)).numpy()
+        return prototypes(lambda texts: encode(embedder, "text", texts), names, self.prompts).numpy()
 
 
 def read_class_names(path: Path) -> list[str]:

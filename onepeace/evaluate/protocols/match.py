@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure
-from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, check_at, encode
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, encode
 from onepeace.hub.resolve import resolve
 from onepeace.index.calibrate import FILE, TEXTS, texts_of
 from onepeace.index.query import Part, QueryVector, bank_of_text
@@ -26,6 +26,8 @@ from onepeace.index.ranking import POSSIBLE, RELEVANT, Banks
 
 FIRST = 5
 """A query is answered when a right item is among so many hits."""
+AT = 10
+"""Hits of the NDCG."""
 FEWEST = 5
 """Sources with fewer answered queries have no rows of their own."""
 
@@ -38,12 +40,9 @@ class Source(Items):
     """labels: each class name, which means all items of it, in whatever source. names: the same of the first captions.
     captions: the first caption, which means its item. items: each item, which means the others of its class. none: the
     items are in the way of other queries."""
-    count: int | None = None
-    """Items at most, the first of the shards."""
 
     def samples(self, root: Path) -> list[Sample]:
-        found = self.read_labelled(root) if self.queries in ("labels", "items") else self.read(root, "text")
-        return found[: self.count]
+        return self.read_labelled(root) if self.queries in ("labels", "items") else self.read(root, "text")
 
     def name(self, sample: Sample) -> str:
         """Name of the query that the item answers; "" for none."""
@@ -87,11 +86,8 @@ class Match(EvaluationProtocol):
     """Sources by name; together they are the folder that is searched."""
     calibration: str | None = None
     """A calibration file, or a model whose folder has one. None: only words, which the model reads now."""
-    at: int = 10
-    """Hits of the NDCG."""
 
     def __post_init__(self) -> None:
-        check_at([self.at])
         if not self.sources:
             raise UserError("sources is empty")
         if self.calibration is None and any(source.queries == "items" for source in self.sources.values()):
@@ -108,12 +104,12 @@ class Match(EvaluationProtocol):
         modalities = [source.modality for name, source in self.sources.items() for _ in samples[name]]
         questions = self.asked(embedder, samples, items)
         banks.add(items, modalities)
-        results = [_result(one, items, np.array(modalities), banks, self.at) for one in questions]
+        results = [_result(one, items, np.array(modalities), banks) for one in questions]
         figures = []
         for name in ("all", *self.sources):
             own = [what for one, what in zip(questions, results, strict=True) if name == "all" or name in one.sources]
             if sum(what.answered for what in own) >= FEWEST:
-                figures += _figures(name, own, self.at)
+                figures += _figures(name, own)
         if not figures:
             raise UserError(
                 f"of {len(questions)} queries fewer than {FEWEST} find what they mean among the first {FIRST}"
@@ -147,7 +143,7 @@ class Match(EvaluationProtocol):
         return asked
 
 
-def _result(asked: Question, items: NDArray, modalities: NDArray, banks: Banks, at: int) -> Result:
+def _result(asked: Question, items: NDArray, modalities: NDArray, banks: Banks) -> Result:
     cosines = items @ asked.query.vector
     z, match = np.zeros(len(items)), np.zeros(len(items))
     for modality in dict.fromkeys(modalities.tolist()):
@@ -160,12 +156,12 @@ def _result(asked: Question, items: NDArray, modalities: NDArray, banks: Banks, 
     hits = ordered(z, asked.answers)[:FIRST]
     others = np.where(asked.answers, -np.inf, z)
     chance = 1 - (1 - asked.answers.mean() / asked.inside.mean()) ** FIRST
-    gains = ndcg(z, asked.answers, at), ndcg(cosines, asked.answers, at), chance_ndcg(asked.answers, at)
+    gains = ndcg(z, asked.answers, AT), ndcg(cosines, asked.answers, AT), chance_ndcg(asked.answers, AT)
     first = float(match[hits[0]])
     return Result(bool(asked.answers[hits].any()), float(chance), first, float(match[np.argmax(others)]), gains)
 
 
-def _figures(name: str, results: Sequence[Result], at: int) -> list[Figure]:
+def _figures(name: str, results: Sequence[Result]) -> list[Figure]:
     answered = [what for what in results if what.answered]
     right, none = np.array([what.match for what in answered]), np.sort([what.without for what in results])
     auc = (np.searchsorted(none, right, "left") + np.searchsorted(none, right, "right")) / (2 * len(none))
@@ -179,8 +175,8 @@ def _figures(name: str, results: Sequence[Result], at: int) -> list[Figure]:
         "turned away": (none < POSSIBLE, POSSIBLE),
         "nothing relevant, of right answers": (right < RELEVANT, RELEVANT),
         "nothing relevant, of the others": (none < RELEVANT, RELEVANT),
-        f"NDCG@{at} by z": ([what.ndcg[0] for what in results], np.mean([what.ndcg[2] for what in results])),
-        f"NDCG@{at} by cosine": ([what.ndcg[1] for what in results], np.mean([what.ndcg[2] for what in results])),
+        f"NDCG@{AT} by z": ([what.ndcg[0] for what in results], np.mean([what.ndcg[2] for what in results])),
+        f"NDCG@{AT} by cosine": ([what.ndcg[1] for what in results], np.mean([what.ndcg[2] for what in results])),
     }
     figures = []
     for metric, (values, chance) in rows.items():

@@ -18,10 +18,9 @@ DRAWS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLabel(ClassNames):
-    """Mean average precision: every class ranks all items, the mean is over the classes that have one (FSD50K, VOC).
+    """Mean average precision of classes that are put into sentences (FSD50K, VOC); see `mean_average_precision`.
 
-    A sample says its classes in the target "labels" (`targets: {labels: [...]}` in its .json). The interval draws
-    items.
+    A sample says its classes in the target "labels" (`targets: {labels: [...]}` in its .json).
     """
 
     def run(self, embedder: Any, root: Path) -> list[Figure]:
@@ -32,19 +31,25 @@ class MultiLabel(ClassNames):
         labels = [set(sample.targets["labels"]) for sample in samples]
         known = set().union(*labels)
         names = self.listed_names(root) or sorted(known)
-        correct = np.array([[name in found for found in labels] for name in names])
         if strange := known - set(names):
             raise UserError(f"{self.place}: label {min(strange)!r} is not among the {len(names)} classes")
-        present = correct.any(axis=1)
-        if not present.any():
+        if not known:
             raise UserError(f"{self.place}: not one of {len(samples)} samples has a label")
-        vectors = self.encode(embedder, samples)
-        scores = (self.class_vectors(embedder, names, root) @ vectors.T)[present]
-        correct = correct[present]
-        value = float(average_precisions(scores, correct).mean())
-        chance = chance_average_precision(correct.sum(axis=1), len(samples))
-        spread = middle([_drawn(scores, correct, draw) for draw in draws(len(samples), DRAWS)])
-        return [Figure(f"mAP of {len(correct)} classes", value, chance, len(samples), interval=spread)]
+        scores = self.class_vectors(embedder, names) @ self.encode(embedder, samples).T
+        return [mean_average_precision(scores, np.array([[name in found for found in labels] for name in names]))]
+
+
+def mean_average_precision(scores: NDArray, correct: NDArray[np.bool_]) -> Figure:
+    """Every class ranks all items, the mean is over the classes that have one: scores and correct (C, N).
+
+    The interval draws items.
+    """
+    present = correct.any(axis=1)
+    scores, correct = scores[present], correct[present]
+    value = float(average_precisions(scores, correct).mean())
+    chance = chance_average_precision(correct.sum(axis=1), scores.shape[1])
+    spread = middle([_drawn(scores, correct, draw) for draw in draws(scores.shape[1], DRAWS)])
+    return Figure(f"mAP of {len(correct)} classes", value, chance, scores.shape[1], interval=spread)
 
 
 def _drawn(scores: NDArray, correct: NDArray[np.bool_], draw: NDArray[np.int64]) -> float:

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,13 @@ def hashing() -> Iterator[Any]:
         yield _reading.get()
     finally:
         _reading.reset(token)
+
+
+class Labelled(NamedTuple):
+    """Items with a class each: vectors (n, E) and class names (n,)."""
+
+    vectors: NDArray
+    labels: NDArray
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,11 @@ class Items:
         """The vectors (n, E) of the samples' items."""
         return encode(embedder, self.modality, [sample.inputs[self.modality] for sample in samples])
 
+    def encode_labelled(self, embedder: Any, root: Path) -> Labelled:
+        """The vectors and labels of all samples; UserError when one of them has no label."""
+        samples = self.read_labelled(root)
+        return Labelled(self.encode(embedder, samples), np.array([sample.label for sample in samples]))
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationProtocol(Items, ABC):
@@ -104,7 +116,8 @@ class EvaluationProtocol(Items, ABC):
         """The items of each modality that the model must have besides text."""
         return (self,)
 
-    def prompts(self, root: Path) -> tuple[str, ...]:
+    @property
+    def prompts(self) -> tuple[str, ...]:
         """The sentences that class names are put into, for the record; none where there are no class names."""
         return ()
 

@@ -7,21 +7,13 @@ are the items of those classes only, candidates are all items of the other side.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure, chance_precision, precisions_at
-from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, check_at
-
-
-class Labelled(NamedTuple):
-    """The items of one side: vectors (n, E) and class names (n,)."""
-
-    vectors: NDArray
-    labels: NDArray
+from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, Labelled, check_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +41,10 @@ class SameClass(EvaluationProtocol):
         for label, partners in self.matches.items():
             for partner in partners:
                 back.setdefault(partner, []).append(label)
-        samples = [side.read_labelled(root) for side in self.sides]
-        for side, found, wanted in zip(self.sides, samples, ([*self.matches], [*back]), strict=True):
-            labels = {sample.label for sample in found}
-            if strange := [label for label in wanted if label not in labels]:
+        first, second = (side.encode_labelled(embedder, root) for side in self.sides)
+        for side, found, wanted in ((self, first, self.matches), (self.other, second, back)):
+            if strange := [label for label in wanted if label not in found.labels]:
                 raise UserError(f"matches names {strange[0]!r}, which is no label in {side.place}")
-        first, second = (
-            Labelled(side.encode(embedder, found), np.array([sample.label for sample in found]))
-            for side, found in zip(self.sides, samples, strict=True)
-        )
         return [
             *precisions(f"{self.modality} to {self.other.modality}", first, second, self.matches, self.at),
             *precisions(f"{self.other.modality} to {self.modality}", second, first, back, self.at),

@@ -12,12 +12,8 @@ from onepeace.data.sample import Sample
 from onepeace.datasets.vqa_answers import normalize_answer
 from onepeace.errors import UserError
 from onepeace.evaluate import detections
-from onepeace.evaluate.metrics import (
-    Figure,
-    average_precisions,
-    box_iou,
-    chance_average_precision,
-)
+from onepeace.evaluate.metrics import Figure, accuracies, box_iou
+from onepeace.evaluate.protocols.multi_label import mean_average_precision
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items
 from onepeace.processors import ImageProcessor
 
@@ -31,9 +27,6 @@ class TaskHead(EvaluationProtocol):
 
     head: str | None = None
     """An entry of the model's heads; None if it has one only."""
-    target: str | None = None
-    """The samples' target, where it is not the task's own: label, labels, answers, box, boxes, choice, events,
-    mask."""
     others: tuple[str, ...] = ()
     """Modalities that are read together with this one, e.g. [text]."""
     group: str | None = None
@@ -48,8 +41,7 @@ class TaskHead(EvaluationProtocol):
 
         head = Head(embedder, self.head)
         task = METRICS[head.task]
-        target = self.target or task.target
-        labels = head.config.get("labels", ())
+        target, labels = task.target, head.config.get("labels", ())
         if task.named and not labels:
             raise UserError(f"the head {head.name} has no labels, and what it says is no {target}")
         samples = self.read(root, *self.others)
@@ -88,19 +80,9 @@ def _accuracy(results: Results, targets: Sequence[Any], labels: Sequence[str], _
     for target in targets:
         if labels and target not in labels:
             raise UserError(f"label {target!r} is not among the {len(labels)} labels of the head")
-    ranks = _ranks(results, targets)
-    found = []
-    for k in (1, 5):
-        if k == 1 or len(labels) > 5:
-            right = tuple(float(rank <= k) for rank in ranks)
-            found.append(Figure(f"top-{k} of {len(labels)}", float(np.mean(right)), k / len(labels), len(right), right))
-    return found
-
-
-def _ranks(results: Results, targets: Sequence[Any]) -> list[int]:
-    """The place of the right class of each item, from 1."""
-    return [[one["label"] for one in result["labels"]].index(target) + 1
-            for result, target in zip(results, targets, strict=True)]  # fmt: skip
+    names = [[one["label"] for one in result["labels"]] for result in results]
+    ranks = [found.index(target) + 1 for found, target in zip(names, targets, strict=True)]
+    return accuracies(ranks, [k for k in (1, 5) if k == 1 or k < len(labels)], len(labels))
 
 
 def _tags(results: Results, targets: Sequence[Any], labels: Sequence[str], _: Any) -> list[Figure]:
@@ -110,12 +92,9 @@ def _tags(results: Results, targets: Sequence[Any], labels: Sequence[str], _: An
         for one in result["labels"]:
             scores[number[one["label"]], column] = one["score"]
     correct = np.array([[label in target for target in targets] for label in labels])
-    present = correct.any(axis=1)
-    if not present.any():
+    if not correct.any():
         raise UserError(f"not one of {len(targets)} samples has one of the {len(labels)} labels of the head")
-    precisions = average_precisions(scores[present], correct[present])
-    chance = chance_average_precision(correct[present].sum(axis=1), len(results))
-    return [Figure(f"mAP of {int(present.sum())} classes", float(precisions.mean()), chance, len(results))]
+    return [mean_average_precision(scores, correct)]
 
 
 def _answers(

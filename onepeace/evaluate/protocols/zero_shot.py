@@ -1,15 +1,11 @@
 """Zero-shot classification: labelled items against all class names of the set, in sentences (embed/zero_shot.py)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from onepeace.data.sample import Sample
 from onepeace.errors import UserError
-from onepeace.evaluate.metrics import Figure, chance_recall, hits, recall_at
+from onepeace.evaluate.metrics import Figure, accuracies
 from onepeace.evaluate.protocols.classes import ClassNames
 from onepeace.evaluate.protocols.protocol import check_at, ranks_of_classes
 
@@ -31,19 +27,11 @@ class ZeroShot(ClassNames):
     def run(self, embedder: Any, root: Path) -> list[Figure]:
         samples = self.read_labelled(root)
         names = self.listed_names(root) or sorted({sample.label for sample in samples})
-        targets = self._targets(samples, names)
-        vectors = self.encode(embedder, samples)
-        ranks = ranks_of_classes(vectors, self.class_vectors(embedder, names, root), targets)
-        classes = np.arange(len(names))
-        return [
-            Figure(f"top-{k} of {len(names)}", value, chance_recall(targets, classes, k), len(samples), hits(ranks, k))
-            for k, value in recall_at(ranks, self.at).items()
-        ]
-
-    def _targets(self, samples: Sequence[Sample], names: Sequence[str]) -> list[int]:
         numbers = {name: i for i, name in enumerate(names)}
         for sample in samples:
             if sample.label not in numbers:
                 where = self.classes or f"the classes of {self.place}"
                 raise UserError(f"{sample.source}: {sample.key}: label {sample.label!r} is not in {where}")
-        return [numbers[sample.label] for sample in samples]
+        targets = [numbers[sample.label] for sample in samples]
+        ranks = ranks_of_classes(self.encode(embedder, samples), self.class_vectors(embedder, names), targets)
+        return accuracies(ranks, self.at, len(names))
