@@ -1,4 +1,4 @@
-"""Answers of a generative model, typed: a text, a box, a choice, boxes with words, or the codes of a picture.
+"""Answers of a generative model, typed: a text, a box, a choice, or boxes with words.
 
 Every answer has a `score`, by which the search ranks it, and a `confidence` between 0 and 1. Of what was searched for,
 the confidence is the exponential of the mean log-probability of the answer's tokens: the probability of a token, as a
@@ -8,13 +8,12 @@ probability of this answer among the choices.
 
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, isfinite
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
 
 from onepeace.errors import UserError
 from onepeace.generative.search import Hypothesis
@@ -66,17 +65,7 @@ class Objects:
     confidence: float
 
 
-@dataclass(frozen=True)
-class Codes:
-    """A picture as codes of a VQGAN."""
-
-    codes: Tensor = field(repr=False)
-    """(side, side) int64."""
-    score: float
-    confidence: float
-
-
-Answer: TypeAlias = Text | Box | Choice | Objects | Codes
+Answer: TypeAlias = Text | Box | Choice | Objects
 
 
 @dataclass(frozen=True)
@@ -94,7 +83,7 @@ class Asked:
 
 
 def read_answer(found: Hypothesis, asked: Asked) -> Answer:
-    """The answer that tokens mean. UserError if they mean none of this kind."""
+    """The answer that tokens mean."""
     ids = found.tokens[asked.prefix : -1]
     counted = found.token_scores[asked.prefix :]
     if len(ids) == asked.task.search.max_len and len(ids):  # there eos was forced
@@ -117,10 +106,7 @@ def _text(ids: Sequence[int], asked: Asked, score: float, confidence: float) -> 
 
 
 def _box(ids: Sequence[int], asked: Asked, score: float, confidence: float) -> Box:
-    try:
-        return Box(_clipped(ids, asked), score, confidence)
-    except ValueError as error:
-        raise UserError(f"the model gives no box but {asked.vocabulary.decode(ids)!r}") from error
+    return Box(_clipped(ids, asked), score, confidence)
 
 
 def _objects(ids: Sequence[int], asked: Asked, score: float, confidence: float) -> Objects:
@@ -134,14 +120,6 @@ def _objects(ids: Sequence[int], asked: Asked, score: float, confidence: float) 
     return Objects(tuple(found), score, confidence)
 
 
-def _codes(ids: Sequence[int], asked: Asked, score: float, confidence: float) -> Codes:
-    side = round(len(ids) ** 0.5)
-    if side * side != len(ids) or not all(one in asked.vocabulary.codes for one in ids):
-        raise UserError(f"the model gives {len(ids)} tokens that are not the codes of a square picture")
-    codes = torch.tensor(ids).view(side, side) - asked.vocabulary.codes.start
-    return Codes(codes, score, confidence)
-
-
 def _clipped(ids: Sequence[int], asked: Asked) -> tuple[float, float, float, float]:
     corners = asked.vocabulary.box_of(ids, asked.size, asked.resized)
     (x0, x1), (y0, y1) = (
@@ -151,5 +129,7 @@ def _clipped(ids: Sequence[int], asked: Asked) -> tuple[float, float, float, flo
 
 
 KINDS: Mapping[str, Callable[[Sequence[int], Asked, float, float], Answer]] = {
-    "text": _text, "box": _box, "objects": _objects, "codes": _codes,
-}  # fmt: skip
+    "text": _text,
+    "box": _box,
+    "objects": _objects,
+}

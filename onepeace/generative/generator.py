@@ -5,18 +5,16 @@ Every method puts a task (tasks.py) to items; pipeline.py takes them through the
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 
 from onepeace.config import Config
 from onepeace.config.ofa import OFAConfig
 from onepeace.device import choose_device, choose_dtype
-from onepeace.embed.assembly import Failure
 from onepeace.embed.embedder import Embedder, load
 from onepeace.embed.items import check_many, composed
 from onepeace.errors import UserError, expect
@@ -24,7 +22,6 @@ from onepeace.generative.answers import Answer
 from onepeace.generative.model import OFA
 from onepeace.generative.pipeline import Generated, Pipeline
 from onepeace.generative.reader import FeatureReader, PromptReader, Reader
-from onepeace.generative.search import SearchOptions
 from onepeace.generative.tasks import FILE, Task, read_tasks
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub import weights
@@ -37,9 +34,6 @@ from onepeace.processors.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-OnError = Literal["raise", "skip"]
-Answers: TypeAlias = list[Answer] | tuple[list[Answer], list[Failure]]
 
 
 def load_generator(
@@ -112,11 +106,9 @@ class Generator:
     """A generative model with its vocabulary and its tasks.
 
     Methods take any iterable of pictures (paths, http(s) addresses, bytes, PIL images, arrays, tensors) and give a list
-    of answers in its order; a text in place of a list goes with every picture. Options that several methods have:
-
-        batch_size: items in one pass; changes speed and memory, not the answers.
-        on_error: "raise" stops at the first item that fails, with a `UserError` that names it. "skip" leaves such items
-            out and gives (answers, failures).
+    of answers in its order; a text in place of a list goes with every picture. The first item that fails stops them
+    with a `UserError` that names it (`stream` goes on). `batch_size`, the items in one pass, changes speed and memory,
+    not the answers.
     """
 
     def __init__(self, reader: Reader, vocabulary: Vocabulary, tasks: Mapping[str, Task] | None = None) -> None:
@@ -126,7 +118,6 @@ class Generator:
         self.reader, self.module, self.vocabulary = reader, reader.module.eval(), vocabulary
         self.tasks = dict(read_tasks() if tasks is None else tasks)
         """Tasks by name; change an entry to change what a method does."""
-        self._pipeline = Pipeline(reader, vocabulary)
 
     @property
     def device(self) -> torch.device:
@@ -136,22 +127,13 @@ class Generator:
     def dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
 
-    def caption(
-        self,
-        images: Iterable[object],
-        *,
-        search: SearchOptions | None = None,
-        batch_size: int = 8,
-        on_error: OnError = "raise",
-    ) -> Answers:
+    def caption(self, images: Iterable[object], *, batch_size: int = 8) -> list[Answer]:
         """A `Text` for each picture, that says what is on it; for each sound too, if the model hears.
 
         Args:
             images: pictures and sounds as `Embedder.encode` takes them, {"audio": array} where a value does not tell.
-            search: in place of the task's.
         """
-        task = self.task("caption", search)
-        processors = self.reader.processors(task)
+        processors = self.reader.processors(self.task("caption"))
 
         def row(item: object) -> Mapping[str, object]:
             if composed(item) is not None:
@@ -159,7 +141,7 @@ class Generator:
             known = (key for key, processor in processors.items() if processor.matches(item))
             return {next(known, next(iter(processors))): item}
 
-        return self.ask(task, map(row, check_many(images, "images")), batch_size=batch_size, on_error=on_error)
+        return self.ask("caption", map(row, check_many(images, "images")), batch_size=batch_size)
 
     def answer(
         self,
@@ -167,62 +149,34 @@ class Generator:
         questions: str | Iterable[str],
         candidates: Sequence[str] | None = None,
         *,
-        search: SearchOptions | None = None,
         batch_size: int = 8,
-        on_error: OnError = "raise",
-    ) -> Answers:
+    ) -> list[Answer]:
         """A `Text` for each picture and its question, or a `Choice` where the model's task has choices (fine-tuned for
-        VQA); with candidates a `Choice` of them.
-
-        Args:
-            candidates: all of them are scored.
-            search: in place of the task's; not with candidates.
-        """
-        task = self.task("answer", search)
+        VQA); with candidates a `Choice` of them, all of which are scored."""
+        task = self.task("answer")
         if candidates is not None:
-            if search is not None:
-                raise UserError("candidates are scored, and nothing is searched for; leave out search, or candidates")
             task = replace(task, answer="choice", choices=list(check_many(candidates, "candidates")))
-        rows = _rows(images, "questions", questions)
-        return self.ask(task, rows, batch_size=batch_size, on_error=on_error)
+        return self.ask(task, _rows(images, "questions", questions), batch_size=batch_size)
 
-    def ground(
-        self,
-        images: Iterable[object],
-        phrases: str | Iterable[str],
-        *,
-        batch_size: int = 8,
-        on_error: OnError = "raise",
-    ) -> Answers:
+    def ground(self, images: Iterable[object], phrases: str | Iterable[str], *, batch_size: int = 8) -> list[Answer]:
         """A `Box` for each picture and phrase: where on it that is. There is always one, whether the thing is there or
         not; the confidence may tell."""
-        rows = _rows(images, "phrases", phrases)
-        return self.ask("ground", rows, batch_size=batch_size, on_error=on_error)
+        return self.ask("ground", _rows(images, "phrases", phrases), batch_size=batch_size)
 
-    def ask(
-        self,
-        task: str | Task,
-        items: Iterable[Mapping[str, object]],
-        *,
-        search: SearchOptions | None = None,
-        batch_size: int = 8,
-        on_error: OnError = "raise",
-    ) -> Answers:
+    def ask(self, task: str | Task, items: Iterable[Mapping[str, object]], *, batch_size: int = 8) -> list[Answer]:
         """The answer of each item to any task: `ask("entail", [{"image": "cat.jpg", "text": "a cat sleeps"}])`.
 
         Args:
             task, items: see `stream`. The tasks of OFA are described in tasks.yaml; a prompt of your own is
                 `Task("{prompt}")`, and `image=None` in it reads no picture.
-            search: in place of the task's.
         """
-        chosen = self.task(task, search) if isinstance(task, str) else task
-        return _collected(self.stream(chosen, items, batch_size=batch_size), on_error)
+        return [one.answer for one in self.stream(task, items, batch_size=batch_size)]
 
-    def task(self, name: str, search: SearchOptions | None = None) -> Task:
-        """A task by name, with a search of one's own if one is given. UserError if there is none."""
+    def task(self, name: str) -> Task:
+        """A task by name. UserError if there is none."""
         if name not in self.tasks:
             raise UserError(f"this model has no task {name!r}; it has {', '.join(self.tasks)}")
-        return self.tasks[name] if search is None else replace(self.tasks[name], search=search)
+        return self.tasks[name]
 
     def stream(
         self, task: str | Task, items: Iterable[Mapping[str, object]], *, batch_size: int = 8
@@ -231,47 +185,23 @@ class Generator:
 
         Args:
             task: a name in `tasks`, or a task of one's own.
-            items: the fields of the task's prompt by name, {"text": ...}, and "image" if it reads one; "candidates" in
-                place of the task's choices; {box} is [x0, y0, x1, y1] in pixels of the picture.
+            items: the fields of the task's prompt by name, {"text": ...}, and "image" if it reads one; {box} is
+                [x0, y0, x1, y1] in pixels of the picture.
 
         Raises:
             UserError: no such task, or one that this model cannot do; no memory for a batch. What is wrong with an
                 item is in its result.
         """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size is {batch_size!r}; it must be a whole number from 1")
         chosen = self.task(task) if isinstance(task, str) else task
-        return self._pipeline.stream(((chosen, item) for item in items), batch_size)
+        return Pipeline(self.reader, self.vocabulary, chosen).stream(items, batch_size)
 
 
-def _rows(images: Iterable[object], name: str, texts: str | Iterable[str]) -> Iterator[dict[str, object]]:
-    """Items of pictures and texts, which a message calls `name`; a text in place of a list goes with every picture.
-
-    UserError if there are more of one than of the other: at once where they have lengths, else where the shorter ends.
-    """
-    many = check_many(images, "images"), repeat(texts) if isinstance(texts, str) else check_many(texts, name)
-    if isinstance(images, Sized) and isinstance(texts, Sized) and not isinstance(texts, str):
-        if len(images) != len(texts):
-            raise UserError(f"{len(texts)} {name} for {len(images)} images; give as many of each")
-    return _paired(*many, name)
-
-
-def _paired(images: Iterable[object], texts: Iterable[str], name: str) -> Iterator[dict[str, object]]:
-    others, none = iter(texts), object()
-    for count, image in enumerate(images):
-        if (text := next(others, none)) is none:
-            raise UserError(f"{count} {name} for more images; give as many of each")
-        yield {"image": image, "text": text}
-    if not isinstance(texts, repeat) and next(others, none) is not none:
-        raise UserError(f"more {name} than images; give as many of each")
-
-
-def _collected(results: Iterable[Generated], on_error: OnError) -> Answers:
-    if on_error not in ("raise", "skip"):
-        raise UserError(f"on_error is {on_error!r}; it can be 'raise', 'skip'")
-    answers: list[Answer] = []
-    failures: list[Failure] = []
-    for one in results:
-        if on_error == "skip" and not one.answers:
-            failures.append(Failure(one.index, one.name, str(one.reason)))
-        else:
-            answers.append(one.answer)
-    return (answers, failures) if on_error == "skip" else answers
+def _rows(images: Iterable[object], name: str, texts: str | Iterable[str]) -> list[dict[str, object]]:
+    """Items of pictures and texts, which a message calls `name`; UserError if there are more of one than the other."""
+    pictures = list(check_many(images, "images"))
+    words = [texts] * len(pictures) if isinstance(texts, str) else list(check_many(texts, name))
+    if len(words) != len(pictures):
+        raise UserError(f"{len(words)} {name} for {len(pictures)} images; give as many of each")
+    return [{"image": image, "text": text} for image, text in zip(pictures, words, strict=True)]

@@ -2,10 +2,10 @@
 item."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from onepeace.config import Options, merge
@@ -13,7 +13,7 @@ from onepeace.embed.embedder import Embedder
 from onepeace.errors import UserError, expect
 from onepeace.generative.model import OFA
 from onepeace.generative.tasks import Task
-from onepeace.generative.text_decoder import Encoded, TextDecoder
+from onepeace.generative.text_decoder import Encoded
 from onepeace.heads import Caption
 from onepeace.processors import ImageProcessor
 from onepeace.processors.processor import Processor
@@ -21,32 +21,6 @@ from onepeace.processors.tokenizer import PAD
 
 PICTURES: Options = {"size": 480, "mean": [0.5] * 3, "std": [0.5] * 3}
 """Picture settings of released models of OFA; config.yaml changes them."""
-
-
-class Reader(Protocol):
-    """Interface of a model for the pipeline."""
-
-    reads_words: bool
-    """Whether it reads the prompts of tasks."""
-
-    @property
-    def module(self) -> nn.Module: ...
-
-    @property
-    def decoder(self) -> TextDecoder: ...
-
-    @property
-    def num_positions(self) -> int:
-        """Positions of the longest text that it reads or writes."""
-
-    def processors(self, task: Task) -> Mapping[str, Processor]:
-        """Processors by modality, of which an item of the task has one; none where texts are all there is.
-
-        UserError for a task that the model cannot do.
-        """
-
-    def encode(self, ids: Sequence[Sequence[int]], key: str | None, samples: Sequence[Tensor]) -> Encoded:
-        """Read prompts, with bos and eos, and a decoded sample of the modality `key` for each, if there is one."""
 
 
 class PromptReader:
@@ -57,15 +31,21 @@ class PromptReader:
     """
 
     reads_words = True
+    """Whether it reads the prompts of tasks."""
 
     def __init__(self, module: OFA, image: Options) -> None:
         self.module, self.image = module, merge(PICTURES, image)
         self.decoder, self.num_positions = module.decoder, module.config.num_positions
 
     def processors(self, task: Task) -> Mapping[str, Processor]:
+        """Processors by modality, of which an item of the task has one; none where texts are all there is.
+
+        UserError for a task that the model cannot do.
+        """
         return {} if task.image is None else {"image": ImageProcessor.from_config(merge(self.image, task.image))}
 
     def encode(self, ids: Sequence[Sequence[int]], key: str | None, samples: Sequence[Tensor]) -> Encoded:
+        """Read prompts, with bos and eos, and a decoded sample of the modality `key` for each, if there is one."""
         weight = self.decoder.token_embed.weight
         padded = pad_sequence([torch.tensor(each) for each in ids], batch_first=True, padding_value=PAD)
         pixels = torch.stack(list(samples)).to(weight.device, weight.dtype) if samples else None
@@ -73,7 +53,7 @@ class PromptReader:
 
 
 class FeatureReader:
-    """A caption head: an item of any modality that it knows, and no words."""
+    """A caption head: an item of any modality that it knows, and no words; methods as in `PromptReader`."""
 
     reads_words = False
 
@@ -94,3 +74,6 @@ class FeatureReader:
         key = expect(key, str)
         stems = self.module.stems({key: self.embedder.inputs(key, list(samples))})
         return self.head.encoded(self.module.encode(stems)[key])
+
+
+Reader: TypeAlias = PromptReader | FeatureReader

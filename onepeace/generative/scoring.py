@@ -78,19 +78,17 @@ def score_answers(
     trie: Trie,
     *,
     prefixes: Sequence[Sequence[int]] | None = None,
-    renormalise: bool = True,
     max_rows: int = MAX_ROWS,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """(sources, answers) float64 log-probabilities: of each answer the sum over its tokens and eos, not the prefix's.
 
-    With renormalised probabilities a token that must follow has probability 1, so that only beginnings which several
-    answers share go through the decoder: of 3,129 answers to questions some hundreds.
+    Probabilities are over the tokens that the trie allows. A token that must follow has probability 1, so that only
+    beginnings which several answers share go through the decoder: of 3,129 answers to questions some hundreds.
 
     Args:
         step, state: the decoder, before bos, as for `search`.
         prefixes: tokens in front of every answer of a source.
-        renormalise: probabilities are over the tokens that the trie allows; False: over the vocabulary.
         max_rows: beginnings in one batch; more are taken one batch after another.
     """
     prompts = [tuple(prefix) for prefix in prefixes] if prefixes is not None else [()] * num_sources
@@ -100,7 +98,7 @@ def score_answers(
         logits = step(torch.tensor([row.token for row in rows], device=device), state).float()
         within = [length < len(prompts[row.source]) for row in rows]
         children = [[BOS] if early else list(row.node) for row, early in zip(rows, within, strict=True)]
-        found = _log_probabilities(logits, children, renormalise)
+        found = _log_probabilities(logits, children)
         following = []
         for number, (row, early) in enumerate(zip(rows, within, strict=True)):
             if early:
@@ -108,27 +106,24 @@ def score_answers(
                 continue
             for (token, node), value in zip(row.node.items(), found[number], strict=False):
                 total = row.total + value
-                if renormalise and node.num_answers == 1:
+                if node.num_answers == 1:
                     scores[row.source, _only_answer(node)] = total
-                elif token == EOS:
-                    scores[row.source, node.answer] = total
                 else:
                     following.append(_Row(row.source, token, node, total, number))
         for start in range(0, len(following), max_rows):
             part = following[start : start + max_rows]
             follow(part, state.select(torch.tensor([row.parent for row in part], device=device)), length + 1)
 
-    if trie.root.num_answers > 1 or not renormalise:
+    if trie.root.num_answers > 1:
         follow([_Row(source, BOS, trie.root, 0.0, source) for source in range(num_sources)], state, 0)
     return scores
 
 
-def _log_probabilities(logits: Tensor, children: Sequence[Sequence[int]], renormalise: bool) -> list[list[float]]:
+def _log_probabilities(logits: Tensor, children: Sequence[Sequence[int]]) -> list[list[float]]:
     """Log-probabilities of each row's children, as (N, largest number of children); what is behind a row's own has no
     meaning."""
     ids = pad_sequence([torch.tensor(each) for each in children], batch_first=True, padding_value=-1).to(logits.device)
-    found = (logits if renormalise else logits.log_softmax(1)).gather(1, ids.clamp(min=0))
-    return (found.masked_fill(ids < 0, -torch.inf).log_softmax(1) if renormalise else found).tolist()
+    return logits.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf).log_softmax(1).tolist()
 
 
 def _only_answer(node: Node) -> int:

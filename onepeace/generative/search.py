@@ -51,7 +51,6 @@ class SearchOptions:
     temperature: float = 1.0
     no_repeat_ngram: int = 0
     """No n tokens in a row occur twice; 0 allows it."""
-    unk_penalty: float = 0.0
     top_k: int = 0
     """Samples are drawn from the k most probable tokens; 0: from all."""
     top_p: float = 1.0
@@ -60,7 +59,7 @@ class SearchOptions:
     """Seed of the samples of every source."""
 
     def __post_init__(self) -> None:
-        lowest = {"beam": 1, "max_len": 1, "min_len": 0, "no_repeat_ngram": 0, "unk_penalty": 0, "top_k": 0}
+        lowest = {"beam": 1, "max_len": 1, "min_len": 0, "no_repeat_ngram": 0, "top_k": 0}
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise UserError(f"search.{name} is {getattr(self, name)}; it must be at least {least}")
@@ -169,7 +168,6 @@ def _log_probabilities(
     if blocked is not None:
         log_probs.masked_fill_(blocked, -torch.inf)
     log_probs[:, PAD] = -torch.inf
-    log_probs[:, UNK] -= options.unk_penalty
     for row, (source, one) in enumerate(rows):
         length, start = len(one.tokens), len(prompts[source])
         if length < start:

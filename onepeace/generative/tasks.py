@@ -15,7 +15,6 @@ from onepeace.errors import UserError, one_line
 from onepeace.generative.search import SearchOptions
 from onepeace.generative.vocabulary import Vocabulary, normalise_caption, normalise_question
 from onepeace.processors import ImageProcessor
-from onepeace.processors.tokenizer import EOS
 
 FILE = "tasks.yaml"
 BUILT_IN = Path(__file__).with_name(FILE)
@@ -27,24 +26,16 @@ class Task:
 
     prompt: str
     """Text for the encoder. Names in braces are fields of an item; {box} becomes the four bins of a box."""
-    answer: Literal["text", "box", "choice", "codes", "objects"] = "text"
-    """Kind of the answer: words, a box, one of `choices`, a picture's codes, or boxes with words."""
+    answer: Literal["text", "box", "choice", "objects"] = "text"
+    """Kind of the answer: words, a box, one of `choices`, or boxes with words."""
     image: dict[str, Any] | None = field(default_factory=dict)
     """Settings of the processor of pictures, over those of the model's config.yaml; null: it reads no picture."""
     reads: Literal["text", "question", "caption"] = "text"
     """Form of the words of an item: as they are, or as the released models read questions or captions."""
-    max_words: int | None = None
-    """Most words of each field of an item, for questions and captions."""
-    decoder_prompt: Literal["none", "source", "source_and_end"] = "none"
-    """Start of the decoder before it answers: nothing; the source (fine-tuned for VQA and SNLI-VE); the source and
-    eos (fine-tuned for GLUE)."""
+    decoder_prompt: Literal["none", "source"] = "none"
+    """Start of the decoder before it answers: nothing, or the source (fine-tuned for VQA and SNLI-VE)."""
     choices: dict[str, str] | list[str] | None = None
     """The answers there are, or by name the words that mean them."""
-    renormalise: bool = True
-    """Whether probabilities of choices and confined boxes are over what may be written, or over the vocabulary (the
-    released zero-shot rule)."""
-    confined: bool = True
-    """Whether a box has bins alone. The released code allows words, which mean no box."""
     without_punctuation: bool = False
     """Whether punctuation of texts is deleted (COCO's captions have none)."""
     search: SearchOptions = field(default_factory=SearchOptions)
@@ -58,7 +49,7 @@ class Task:
             names = self.fields
         except ValueError as error:
             raise UserError(f"prompt {self.prompt!r}: {error}; write {{{{ and }}}} for braces") from error
-        if bad := [name for name in names if not name.isidentifier() or name in ("image", "candidates")]:
+        if bad := [name for name in names if not name.isidentifier() or name == "image"]:
             raise UserError(f"prompt {self.prompt!r}: {{{bad[0]}}} is no name of a field")
         try:
             ImageProcessor.from_config(self.image or {})
@@ -89,15 +80,14 @@ class Task:
     def ids(self, vocabulary: Vocabulary, values: Mapping[str, object]) -> tuple[list[int], list[int]]:
         """Ids that the encoder reads of an item, without bos and eos, and those that the decoder starts with."""
         source = vocabulary.encode(self.source(values))
-        prefix = [] if self.decoder_prompt == "none" else source
-        return source, [*prefix, EOS] if self.decoder_prompt == "source_and_end" else prefix
+        return source, [] if self.decoder_prompt == "none" else source
 
     def _written(self, text: str) -> str:
         if self.reads == "text":
             return text
         if self.reads == "caption":
-            return normalise_caption(text, self.max_words)
-        text = normalise_question(text, self.max_words)
+            return normalise_caption(text)
+        text = normalise_question(text)
         return text if text.endswith("?") else f"{text}?"
 
 

@@ -170,7 +170,6 @@ def test_blocked_repetition_lets_an_answer_end():
         ({"beam": 0}, "beam is 0"),
         ({"min_len": 5, "max_len": 4}, "min_len 5 is above"),
         ({"temperature": 0.0}, "temperature is 0"),
-        ({"unk_penalty": -100.0}, "unk_penalty is -100"),
         ({"top_p": float("nan")}, "top_p is nan"),
     ],
 )

@@ -20,7 +20,6 @@ SOURCES = {
     "detect": " what are the objects in the image?",
     "infill": ' what is the complete text of " A red-hot  Bus "?',
     "summarise": ' what is the summary of article " A red-hot  Bus "?',
-    "draw": " what is the complete image? caption: a red hot bus",
 }
 
 

@@ -1,9 +1,6 @@
 """`onepeace.load_generator` and what its model answers: typed, in order, each answer from its own item alone."""
 
-import gc
 import io
-import time
-import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +12,7 @@ from support.generative import PICTURES, save_small_ofa, small_generator
 import onepeace
 from onepeace.config import write_config
 from onepeace.errors import UserError
-from onepeace.generative.answers import Asked, Box, Choice, Codes, Objects, Text, read_answer
+from onepeace.generative.answers import Asked, Box, Choice, Objects, Text, read_answer
 from onepeace.generative.search import Hypothesis, SearchOptions
 from onepeace.generative.tasks import FILE, Task, read_tasks
 
@@ -67,14 +64,6 @@ def test_a_prompt_of_ones_own_with_and_without_a_picture(generator, images):
     assert blind.score != together[0].score
 
 
-def test_samples_do_not_depend_on_batch_mates(generator, images):
-    sampled = SearchOptions(method="sample", beam=2, max_len=6, top_p=0.9, seed=3)
-    together = generator.caption(images, search=sampled)
-    for image, one in zip(images, together, strict=True):
-        near(generator.caption([image], search=sampled)[0], one)
-    assert together != generator.caption(images, search=replace(sampled, seed=4))
-
-
 def test_boxes_are_in_pixels_of_the_picture_and_within_it(generator, images):
     pictures = [Image.new("RGB", (200, 20), "red"), images[1]]
     small, large = generator.ground(pictures, "the bus")
@@ -95,19 +84,6 @@ def test_corners_of_an_answer_are_sorted(generator):
         found = read_answer(Hypothesis((*ids, 2), -1.0, (-1.0,) * (len(ids) + 1)), asked)
         x0, y0, x1, y1 = found.box if kind == "box" else found.objects[0][1]
         assert (x0 < x1, y0 < y1) == (True, True)
-
-
-def test_box_of_words_is_a_failure(generator, images):
-    free = replace(generator.tasks["ground"], confined=False)
-    (one,) = generator.stream(free, [{"image": images[0], "text": "a cat"}])
-    assert one.answers == ()
-    assert "the model gives no box but" in one.reason
-
-
-def test_score_of_a_box_may_be_over_all_that_could_be_written(generator, images):
-    ground, item = generator.tasks["ground"], {"image": images[0], "text": "a cat"}
-    (confined,), (whole,) = (generator.stream(replace(ground, renormalise=flag), [item]) for flag in (True, False))
-    assert whole.answer.score < confined.answer.score - 0.1
 
 
 def test_region_is_described(generator, images):
@@ -131,30 +107,8 @@ def test_choices_are_probabilities(generator, images):
         assert sum(np.exp(list(one.scores.values()))) == pytest.approx(1, abs=1e-5)
         assert one.confidence == pytest.approx(np.exp(one.score), abs=1e-5)
     near(generator.answer(images[1:2], "what is it?", candidates=["a dog", "a bus", "the sea", "yes"])[0], found[1])
-
-
-def test_each_item_may_have_candidates_of_its_own(generator, images):
-    items = [{"image": image, "candidates": [f"one {i}", "two"]} for i, image in enumerate(images[:3])]
-    found = list(generator.stream("classify", items))
-    assert [list(one.answer.scores) for one in found] == [["one 0", "two"], ["one 1", "two"], ["one 2", "two"]]
-
-
-def test_items_with_the_same_candidates_share_a_batch(images, monkeypatch):
-    generator, sizes = small_generator(), []
-    encode, encode_text = generator.reader.encode, generator.vocabulary.encode
-    monkeypatch.setattr(generator.reader, "encode", lambda ids, *rest: sizes.append(len(ids)) or encode(ids, *rest))
-    monkeypatch.setattr(generator.vocabulary, "encode", lambda text: time.sleep(0.02) or encode_text(text))
-    list(generator.stream("classify", [{"image": images[0], "candidates": ["one", "two"]} for _ in range(8)]))
-    assert sizes == [8]
-
-
-def test_candidates_are_forgotten_with_their_generator(images):
-    generator = small_generator()
-    list(generator.stream("classify", [{"image": images[0], "candidates": ["one", "two"]}]))
-    vocabulary = weakref.ref(generator.vocabulary)
-    del generator
-    gc.collect()
-    assert vocabulary() is None
+    (stored,) = generator.ask("classify", [{"image": images[0]}])
+    assert list(stored.scores) == ["dog", "cat", "a red bus"]
 
 
 def test_entailment_has_the_names_of_its_classes(generator, images):
@@ -164,40 +118,18 @@ def test_entailment_has_the_names_of_its_classes(generator, images):
     assert alone.scores != known.scores
 
 
-def test_classes_are_given_or_stored(generator, images):
-    (stored,), (given,) = (
-        generator.ask("classify", [{"image": images[0], **more}]) for more in ({}, {"candidates": ["x", "y"]})
-    )
-    assert list(stored.scores) == ["dog", "cat", "a red bus"]
-    assert list(given.scores) == ["x", "y"]
-
-
 def test_text_is_completed_and_objects_are_found(generator, images):
     assert isinstance(generator.ask("infill", [{"text": "a <mask> on the beach"}])[0], Text)
     assert isinstance(generator.ask("detect", [{"image": images[0]}])[0], Objects)
-
-
-def test_pictures_are_drawn_as_codes_the_best_first(generator):
-    items = [{"text": "a cat"}, {"text": "the sea"}]
-    drawn = [one.answers for one in generator.stream("draw", items)]
-    assert [len(each) for each in drawn] == [24, 24]
-    for one in (one for each in drawn for one in each):
-        assert isinstance(one, Codes)
-        assert one.codes.shape == (4, 4)
-        assert 0 <= int(one.codes.min()) <= int(one.codes.max()) < 16
-    scores = [one.score for one in drawn[0]]
-    assert scores == sorted(scores, reverse=True)
-    assert generator.ask("draw", items[:1])[0].codes.tolist() == drawn[0][0].codes.tolist()
 
 
 def test_bad_file_is_named_and_the_others_come_out(generator, images, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(images[0].read_bytes()[:2000])
     given = [images[0], broken, tmp_path / "missing.png", images[1]]
-    answers, failures = generator.caption(given, on_error="skip")
-    expected = generator.caption([images[0], images[1]])
-    for one, other in zip(answers, expected, strict=True):
-        near(one, other)
+    first, *failures, last = generator.stream("caption", [{"image": one} for one in given])
+    for one, other in zip((first, last), generator.caption([images[0], images[1]]), strict=True):
+        near(one.answer, other)
     assert [(failure.index, failure.name) for failure in failures] == [(1, str(broken)), (2, str(given[2]))]
     assert all("\n" not in failure.reason and failure.name not in failure.reason for failure in failures)
     with pytest.raises(UserError, match=r"broken\.jpg: ") as caught:
@@ -216,9 +148,10 @@ def test_item_that_the_model_refuses_leaves_the_others(generator, images, monkey
     questions = ["what?", "what is it " * 9, "who?"]
     expected = generator.answer([images[0], images[2]], questions[::2])
     monkeypatch.setattr(generator.reader, "encode", refusing)
-    answers, (failed,) = generator.answer(images[:3], questions, on_error="skip")
-    for one, other in zip(answers, expected, strict=True):
-        near(one, other)
+    items = [{"image": image, "text": text} for image, text in zip(images[:3], questions, strict=True)]
+    first, failed, last = generator.stream("answer", items)
+    for one, other in zip((first, last), expected, strict=True):
+        near(one.answer, other)
     assert (failed.index, failed.name, failed.reason) == (1, str(images[1]), "too long for this model")
 
 
@@ -245,23 +178,17 @@ def test_pictures_are_taken_in_every_form(generator, images):
         (lambda g, i: g.caption(i[0]), "images should be a list"),
         (lambda g, i: g.answer(str(i[0]), "what?"), "images should be a list"),
         (lambda g, i: g.answer(i, ["one"]), "^1 questions for 5 images; give as many of each"),
-        (lambda g, i: g.ground(iter(i[:1]), ["one", "two"]), "^more phrases than images"),
-        (lambda g, i: g.ground(i[:2], iter(["one"])), "^1 phrases for more images"),
         (lambda g, i: g.answer(i, " "), r"cat\.jpg: the text for \{text\} is empty"),
         (lambda g, i: g.answer(i, "what?", candidates="yes"), "candidates should be a list"),
-        (lambda g, i: g.answer(i, "what?", ["yes"], search=SearchOptions()), "leave out search, or candidates"),
         (lambda g, i: g.answer(i, "what?", []), "there is nothing to choose from"),
         (lambda g, i: g.answer(i, "what?", ["a", "a "]), "'a' and 'a ' to choose from are the same to the model"),
         (lambda g, i: g.answer(i, "what?", ["a", ""]), "'' is nothing to choose"),
-        (lambda g, i: g.answer(i, "what?", [1, 2]), "1 is nothing to choose"),
         (lambda g, i: g.caption(i, batch_size=0), "batch_size is 0; it must be a whole number"),
         (lambda g, i: g.stream("caption", [], batch_size=1.5), "batch_size is 1.5"),
         (lambda g, i: list(g.stream("caption", ["a.jpg"])), "an item is a dictionary of fields"),
-        (lambda g, i: g.caption(i, search={"beam": 3}), "^search is {'beam': 3}; it takes SearchOptions"),
         (lambda g, i: g.ask(Task("where?", answer="box", image=None), [{}]), "and there is no picture"),
         (lambda g, i: g.task("match"), "no task 'match'; it has caption"),
         (lambda g, i: g.ask("infill", [{"text": "word " * 90}]), "the model has 96 places"),
-        (lambda g, i: g.caption(i, on_error="ignore"), "on_error is 'ignore'"),
     ],
 )
 def test_wrong_calls_are_refused_in_one_line(generator, images, call, message):
@@ -292,12 +219,6 @@ def test_folder_gives_the_model_that_was_saved(tmp_path, images, generator):
     loaded.tasks = generator.tasks
     assert PICTURES["size"] == 64
     near(loaded.caption(images[:1])[0], generator.caption(images[:1])[0])
-
-
-def test_caption_head_has_no_settings_of_a_task():
-    generator = onepeace.load_generator("tiny-captions", device="cpu")
-    with pytest.raises(UserError, match=r"image \{'size': 48\} of the task has no effect on this model; leave it out"):
-        list(generator.stream(replace(generator.tasks["caption"], image={"size": 48}), [{}]))
 
 
 def test_model_of_vectors_is_refused():

@@ -33,7 +33,10 @@ def near(actual, expected, tolerance=1e-5):
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("size", sorted(PARAMETERS))
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param(size, marks=pytest.mark.slow if size in ("large", "huge") else []) for size in sorted(PARAMETERS)],
+)
 def test_sizes_have_the_originals_parameters(size):
     with torch.device("meta"):
         model = OFA(OFAConfig(**OFA_SIZES[size]))
@@ -178,8 +181,8 @@ def test_new_weights_are_berts():
     assert all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values())
 
 
-@pytest.mark.parametrize("depths", [(3, 4, 6), (2, 2, 2)])
-def test_stem_is_torchvisions_network(depths):
+def test_stem_is_torchvisions_network():
+    depths = (2, 3, 2)
     from torchvision.models.resnet import Bottleneck, ResNet
 
     theirs = ResNet(Bottleneck, [*depths, 1]).eval()

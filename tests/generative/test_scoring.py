@@ -19,7 +19,7 @@ def golden_scores(prefixes, **options):
 
 
 @pytest.mark.parametrize("prompted", [True, False])
-@pytest.mark.parametrize("max_rows", [512, 1, 4])
+@pytest.mark.parametrize("max_rows", [512, 4])
 def test_scores_are_the_originals(prompted, max_rows):
     name = "scores_with_prompt" if prompted else "scores_without_prompt"
     expected = torch.tensor(golden_json("generate")["all_candidates"][name], dtype=torch.float64)
@@ -30,20 +30,6 @@ def test_scores_are_the_originals(prompted, max_rows):
 
 def test_probabilities_of_all_answers_sum_to_one():
     torch.testing.assert_close(golden_scores(golden_inputs()[2]).exp().sum(1), torch.ones(3, dtype=torch.float64))
-
-
-def test_without_renormalising_a_score_is_that_of_teacher_forcing():
-    ids, pixels, prompts = golden_inputs()
-    found = golden_scores(prompts, renormalise=False, max_rows=3)
-    for source, prompt in enumerate(prompts):
-        for answer, score in zip(ANSWERS, found[source].tolist(), strict=True):
-            written = [*prompt, *answer, 2]
-            with torch.no_grad():
-                own = ids[source : source + 1]
-                encoded = golden_model().encode(own[own != 1][None], pixels[source : source + 1])
-                logits = golden_model().decoder(torch.tensor([[0, *written[:-1]]]), encoded)[0].log_softmax(1)
-            expected = sum(float(logits[i, written[i]]) for i in range(len(prompt), len(written)))
-            assert score == pytest.approx(expected, abs=1e-4)
 
 
 def test_thousands_of_answers_take_a_few_batches():

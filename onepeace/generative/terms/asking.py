@@ -16,7 +16,7 @@ from onepeace.generative.infilling import mask_words
 from onepeace.generative.scoring import Trie
 from onepeace.generative.tasks import FILE, Task, read_tasks
 from onepeace.generative.vocabulary import Vocabulary
-from onepeace.processors.tokenizer import BOS, EOS, PAD, UNK
+from onepeace.processors.tokenizer import BOS, EOS, PAD
 from onepeace.train.folder import model_folder
 from onepeace.train.term import TermOptions
 
@@ -65,7 +65,7 @@ class Asked(NamedTuple):
     weights: Tensor
     """(B,): how much each answer counts."""
     allowed: Tensor | None
-    """(B, T, V) or (V,) bool: the ids that compete; None: all."""
+    """(B, T, V) bool: the ids that compete; None: all."""
 
     def to(self, device: torch.device) -> "Asked":
         allowed = None if self.allowed is None else self.allowed.to(device)
@@ -135,15 +135,12 @@ class Asking:
         rows = list(zip(prefixes, answers, strict=True))
         written = _padded([[BOS, *prefix, *answer] for prefix, answer in rows])
         target = _padded([[PAD] * len(prefix) + ([*answer, EOS] if answer else [PAD]) for prefix, answer in rows])
-        allowed, codes = None, self.vocabulary.codes
+        allowed = None
         if trie is not None:
             allowed = torch.zeros(*written.shape, len(self.vocabulary), dtype=torch.bool)
             for row, (prefix, answer) in enumerate(rows):
                 for length in range(len(answer) + 1):
                     allowed[row, len(prefix) + length, trie(row, answer[:length])] = True
-        elif self.task.answer == "codes":  # and, as released, the special tokens
-            allowed = torch.zeros(len(self.vocabulary), dtype=torch.bool)
-            allowed[: UNK + 1], allowed[codes.start : codes.stop] = True, True
         return Asked(_padded(sources), written, target, torch.tensor(weights), allowed)
 
     def sources(self, batch: Batch) -> Tensor:
@@ -181,11 +178,6 @@ class Asking:
             return self._bins(item, value), weight
         if self.writes == "boxes":
             return self._objects(item), weight
-        if self.writes == "codes":
-            codes = self.vocabulary.codes
-            if bad := [code for code in value if not 0 <= code < len(codes)]:
-                raise UserError(f"the code {bad[0]} is not from 0 to {len(codes) - 1}, as the model's are")
-            return [codes[code] for code in value], weight
         if isinstance(value, Mapping):
             known = {answer: score for answer, score in value.items() if labels is None or answer in labels}
             if not known:  # rare ones are no choices

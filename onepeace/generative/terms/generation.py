@@ -55,7 +55,7 @@ class GenerationOptions(TermOptions):
     """Fields of the task that are other than in the starting model's tasks and the built-in ones."""
     writes: str = "text"
     """The answer: text, the caption, or a target: label, answers (the one with the highest score), box, boxes (with
-    their labels), codes, or one of your own that holds a text."""
+    their labels), or one of your own that holds a text."""
     choices: str | None = None
     """A list of the answers there are, a JSON file below data.root; auto: the labels or answers of the data."""
     max_words: int | None = None
@@ -141,10 +141,8 @@ class Generation(Term[GenerationOptions]):
         if self.options.patches is not None and pixels is not None:
             keep = self._patches(passes.batch).to(device)
         count_tokens(passes, keep, asked.ids, asked.written)
-        asked, code_rows = asked.to(device), None
-        if self.asking.task.answer == "codes":
-            code_rows = torch.ones(len(asked.ids), dtype=torch.bool, device=device)
-        logits = passes.model(asked.ids, asked.written, pixels, code_rows=code_rows, keep=keep)
+        asked = asked.to(device)
+        logits = passes.model(asked.ids, asked.written, pixels, keep=keep)
         return token_losses(
             logits,
             asked.target,
