@@ -13,9 +13,6 @@ from onepeace.embed.items import reason_of
 from onepeace.embed.parts import Part
 from onepeace.errors import UserError
 
-CANCELLED = 1e-4
-"""Norm of a sum of unit vectors below which nothing but rounding is left of it."""
-
 Vectors: TypeAlias = Tensor | np.ndarray
 
 
@@ -49,7 +46,7 @@ class Embedded:
     vector: Tensor | None = None
     """(E,) float32 unit vector on the CPU; None if the item failed."""
     windows: Windows | None = None
-    """Vector of each window with long="windows"; `vector` is their renormalised mean."""
+    """The vectors of its windows with long="windows"; `vector` is their renormalised mean."""
     error: Exception | None = None
     modality: str | None = None
     """The item's, or that of its first part; None if it failed."""
@@ -68,7 +65,7 @@ class Assembly:
         self.error: Exception | None = None
         self._rows: list[Tensor | None] = []
         self._spans: list[tuple[float, float]] = []
-        self._parts: list[tuple[float, slice]] = []
+        self._parts: list[slice] = []
         self._modality: str | None = None
         self._missing = 1  # one for the end of the item, which has not been seen yet
 
@@ -88,7 +85,7 @@ class Assembly:
                     yield part.modality, sample, len(self._rows) - 1
                 if len(self._rows) == first:
                     raise UserError("there is nothing in it to embed")
-                self._parts.append((part.weight, slice(first, len(self._rows))))
+                self._parts.append(slice(first, len(self._rows)))
         except Exception as error:
             # Without this frame, which refers to the assembly: such a circle is freed late.
             self.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
@@ -106,22 +103,13 @@ class Assembly:
     def result(self, *, windows: bool = False) -> Embedded:
         """The item's result; `windows`: with the vectors of its windows.
 
-        The windows of a sound give the renormalised mean of their unit vectors, the parts of an item the renormalised
-        sum of theirs times their weights. A row that is the only one of its item with weight 1 stays as it is.
+        The windows of a sound give the renormalised mean of their unit vectors, and so do the parts of an item. A row
+        that is the only one of its item stays as it is.
         """
         if self.error is not None:
             return Embedded(self.index, self.name, error=self.error)
         rows = [row for row in self._rows if row is not None]
-        vectors = [_mean(rows[part]) for _, part in self._parts]
-        weights = [weight for weight, _ in self._parts]
-        vector = vectors[0]
-        if weights != [1.0]:
-            vector = torch.stack([weight * each for weight, each in zip(weights, vectors, strict=True)]).sum(dim=0)
-            norm = vector.norm()
-            if norm < CANCELLED:
-                error = UserError("its weighted parts cancel out; choose other weights")
-                return Embedded(self.index, self.name, error=error)
-            vector = vector / norm
+        vector = _mean([_mean(rows[part]) for part in self._parts])
         cut = Windows(torch.stack(rows), *map(list, zip(*self._spans, strict=True))) if windows else None
         return Embedded(self.index, self.name, vector, cut, modality=self._modality)
 

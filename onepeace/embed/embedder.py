@@ -5,10 +5,8 @@ with others of like size, computed, and put together again (assembly.py), in ord
 """
 
 import os
-import threading
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from functools import partial
 from itertools import chain, islice
@@ -21,10 +19,10 @@ from torch import Tensor
 
 from onepeace.compiling import compile_blocks
 from onepeace.device import SMALL, choose_device, choose_dtype
-from onepeace.embed.assembly import Assembly, Embedded, Failure, Vectors, Windows
+from onepeace.embed.assembly import Assembly, Embedded, Failure, Vectors
 from onepeace.embed.explain import Explanation, explain
 from onepeace.embed.items import check_many, name_of, parts_of
-from onepeace.embed.options import Keywords, OnError, Options, check_choice
+from onepeace.embed.options import Keywords, Options
 from onepeace.embed.parts import Compound, Part
 from onepeace.embed.predict import Head
 from onepeace.embed.stream import Batcher, Waiting, decode_ahead
@@ -50,8 +48,6 @@ BLOCK = 1024
 """Vectors that are collected one by one before they become rows of one tensor."""
 
 Encoded: TypeAlias = Vectors | tuple[Vectors, list[Failure]]
-
-_COUNTING = threading.Lock()
 
 
 class Tokens(NamedTuple):
@@ -181,22 +177,19 @@ class Embedder:
         (3, H, W)."""
         return self._encode(images, Options(modality="image", **options))
 
-    def encode_audio(
-        self, sounds: Iterable[object], **options: "Unpack[Keywords]"
-    ) -> Encoded | list[Windows] | tuple[list[Windows], list[Failure]]:
+    def encode_audio(self, sounds: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
         """(n, E) unit vectors of sounds: paths, http(s) URLs, bytes, (samples, rate), {"array": ..., "sampling_rate":
-        ...}; with long="windows" a list of n `Windows`."""
+        ...}."""
         return self._encode(sounds, Options(modality="audio", **options))
 
     def encode(self, items: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
-        """(n, E) unit vectors of any mix of items; long="windows" is not offered here.
+        """(n, E) unit vectors of any mix of items.
 
         What an item is follows from its type, its file ending or its first bytes; a string that is neither a path of
         a picture or sound nor a URL is a text. A dictionary by modality, {"audio": "dog.ogg", "text": "at night"}, is
-        one composed vector: the weighted sum of the vectors of its parts, renormalised. With one part it says what an
-        item is: {"text": "dog.ogg"}.
+        one composed vector: the sum of the vectors of its parts, renormalised. With one part it says what an item is:
+        {"text": "dog.ogg"}.
         """
-        check_choice("long", options.get("long", "truncate"), ("truncate", "mean"))
         return self._encode(items, Options(**options))
 
     def similarity(self, a: Vectors, b: Vectors) -> Vectors:
@@ -266,27 +259,21 @@ class Embedder:
         head: str | None = None,
         top: int = 5,
         batch_size: int = 32,
-        on_error: OnError = "raise",
-    ) -> list[dict[str, Any]] | tuple[list[dict[str, Any]], list[Failure]]:
+    ) -> list[dict[str, Any]]:
         """Results of a task head of the model; onepeace/embed/tasks.py says what each task gives.
 
         Args:
             items: paths or values of the modality that the head reads, or dictionaries by modality, {"image": "a.jpg",
-                "text": "what is it?"}; see `onepeace.embed.predict.Head.predict`.
+                "text": "what is it?"}; see `onepeace.embed.predict.Head.predict`, which gives failures as values.
             head: an entry of the model's heads; None if it has one only.
             top: number of classes in a result.
-            batch_size, on_error: see `Options`.
         """
-        check_choice("on_error", on_error, ("raise", "skip"))
-        results, failures = [], []
+        results = []
         for found in Head(self, head).predict(items, batch_size=batch_size, top=top):
-            if found.result is not None:
-                results.append(found.result)
-            elif on_error == "raise":
+            if found.result is None:
                 raise UserError(f"{found.name}: {found.reason}")
-            else:
-                failures.append(Failure(found.index, found.name, str(found.reason)))
-        return (results, failures) if on_error == "skip" else results
+            results.append(found.result)
+        return results
 
     def inputs(self, modality: str, samples: list[Tensor]) -> dict[str, Tensor]:
         """Decoded samples of one modality as the module's input, on its device."""
@@ -302,15 +289,9 @@ class Embedder:
         small = sum(parameter.numel() for parameter in self.module.parameters()) < SMALL
         return Computing(compute, workers, alone=small)
 
-    def _encode(self, items: Iterable[object], options: Options) -> Any:
+    def _encode(self, items: Iterable[object], options: Options) -> Encoded:
         failures: list[Failure] = []
-        results = self._succeeded(items, options, failures)
-        if options.long != "windows":
-            return _result(self._rows(results)[0], failures, options)
-        cut = [result.windows for result in results if result.windows is not None]
-        if options.output == "numpy":
-            cut = [each._replace(vectors=np.asarray(each.vectors)) for each in cut]
-        return (cut, failures) if options.on_error == "skip" else cut
+        return _result(self._rows(self._succeeded(items, options, failures))[0], failures, options)
 
     def _rows(self, results: Iterator[Embedded]) -> tuple[Tensor, list[str | None]]:
         """The vectors (n, E) and the modalities of results."""
@@ -342,7 +323,7 @@ class Embedder:
 
     def _results(self, items: Iterable[object], options: Options) -> Generator[Embedded, None, None]:
         ahead = 2 * options.batch_size if options.long == "truncate" else ITEMS_AHEAD
-        computing = self.computing(partial(self._compute, options=options))
+        computing = self.computing(self._compute)
         batcher = Batcher(computing.share(options.batch_size), max(WINDOW, 4 * options.batch_size))
         line: deque[Assembly] = deque()
         """The items whose results have not been given out yet, in order."""
@@ -375,21 +356,15 @@ class Embedder:
 
     def _read(self, item: object, options: Options) -> list[Part] | Exception:
         """The decoded parts of one item, or the reason why it has none."""
-        start = time.perf_counter()
         try:
             if isinstance(item, list):
                 raise UserError("it is a list; give all items in one list")
             if isinstance(item, Compound):
                 return item.parts(partial(self._cut, options=options))
-            if options.modality is None:
-                parts = parts_of(item, self.processors, options.weights or {})
-            else:
-                parts = [(options.modality, item, 1.0)]
-            return [Part(key, weight, self._pieces(key, value, options)) for key, value, weight in parts]
+            parts = parts_of(item, self.processors) if options.modality is None else [(options.modality, item)]
+            return [Part(key, self._pieces(key, value, options)) for key, value in parts]
         except Exception as error:  # whatever a processor trips over, the item is to be named
             return error
-        finally:
-            _count(options.timings, "decode", start)
 
     def _pieces(self, modality: str, value: object, options: Options) -> Iterable[tuple[float, float, Tensor]]:
         """(start, end, sample) of one part of an item, in seconds."""
@@ -404,16 +379,15 @@ class Embedder:
         else:
             yield from processor.windows(value, options.window, options.hop)
 
-    def _compute(self, batch: list[Waiting], options: Options) -> Tensor:
+    def _compute(self, batch: list[Waiting]) -> Tensor:
         """The vectors (B, E) of a batch."""
-        modality, start = batch[0].modality, time.perf_counter()
+        modality = batch[0].modality
         try:
             with torch.inference_mode():
                 inputs = {modality: self.inputs(modality, [entry.sample for entry in batch])}
                 vectors = F.normalize(self.module(inputs)[modality].float().cpu(), dim=1)
         except torch.OutOfMemoryError as error:
             raise UserError(f"no memory for {len(batch)} {modality} items at once; lower batch_size") from error
-        _count(options.timings, "model", start)
         return vectors.clone()  # outside of inference mode: what comes out must be usable in training
 
     def _processor(self, modality: str, projected: bool = False) -> Processor:
@@ -431,12 +405,6 @@ def _fill(batch: list[Waiting], vectors: Tensor) -> None:
         entry.assembly.fill(entry.row, vector)
         if not is_finite:
             entry.assembly.error = UserError("the model gives NaN for it; try dtype float32")
-
-
-def _count(timings: MutableMapping[str, float] | None, stage: str, start: float) -> None:
-    if timings is not None:
-        with _COUNTING:
-            timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - start
 
 
 def _unit_rows(vectors: object, which: str) -> Tensor:

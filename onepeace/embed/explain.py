@@ -165,10 +165,10 @@ def _query(embedder: "Embedder", query: object) -> Tensor:
 
 def _value(embedder: "Embedder", item: object) -> tuple[str, object]:
     """The modality of an item, and what it is without a dictionary around it."""
-    parts = parts_of(item, embedder.processors, {})
+    parts = parts_of(item, embedder.processors)
     if len(parts) != 1:
-        raise UserError(f"one picture or sound is explained at a time, not {' and '.join(key for key, _, _ in parts)}")
-    key, value, _ = parts[0]
+        raise UserError(f"one picture or sound is explained at a time, not {' and '.join(key for key, _ in parts)}")
+    key, value = parts[0]
     if key not in embedder.module.config.projections:
         raise UserError(
             f"this model has no vectors of {key}; it has those of {', '.join(embedder.module.config.projections)}"

@@ -24,15 +24,15 @@ def check_many(items: object, what: str = "items") -> Iterable:
     return items
 
 
-def parts_of(item: object, known: Collection[str], weights: Mapping[str, float]) -> list[tuple[str, object, float]]:
-    """(modality, value, weight) of all that an item is composed of; the modality of a plain item is guessed."""
+def parts_of(item: object, known: Collection[str]) -> list[tuple[str, object]]:
+    """(modality, value) of all that an item is composed of; the modality of a plain item is guessed."""
     values = composed(item)
     if values is None:
-        return [(guess(item, known), item, 1.0)]
+        return [(guess(item, known), item)]
     unknown = [key for key in values if key not in PROCESSORS]
     if unknown:
         raise UserError(f"a composed item has the keys {', '.join(PROCESSORS)}; not {unknown[0]!r}")
-    return [(key, value, float(weights.get(key, 1.0))) for key, value in values.items()]
+    return list(values.items())
 
 
 def name_of(index: int, item: object) -> str:

@@ -12,7 +12,6 @@ class Part(NamedTuple):
     """One picture, sound or text of an item, decoded."""
 
     modality: str
-    weight: float
     pieces: "Iterable[tuple[float, float, Tensor]]"
     """(start, end, sample) in seconds; several for a sound that is cut into windows, else one, from 0 to 0."""
 

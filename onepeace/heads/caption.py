@@ -1,12 +1,9 @@
 """Words about an item, one after another, from its token features: a small decoder beside the encoder."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
-from onepeace.config import build
 from onepeace.errors import UserError
 from onepeace.generative.text_decoder import Encoded, TextDecoder
 from onepeace.layers.features import Features
@@ -41,6 +38,8 @@ class Caption(Head):
     What all modalities share is everything: they differ by their features only.
     """
 
+    Options = CaptionOptions
+
     def __init__(self, dim: int, options: CaptionOptions):
         super().__init__()
         self.options = options
@@ -56,10 +55,6 @@ class Caption(Head):
             num_buckets=options.num_buckets,
             dropout=options.dropout,
         )
-
-    @classmethod
-    def from_options(cls, dim: int, num_heads: int, options: Mapping[str, Any], where: str) -> "Caption":
-        return cls(dim, build(CaptionOptions, options, where))
 
     def encoded(self, features: Features) -> Encoded:
         """What the decoder reads of token features (B, L, D)."""

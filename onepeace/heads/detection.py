@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onepeace.config import build
 from onepeace.layers.features import Features
 
 from .head import Head
@@ -39,6 +38,8 @@ class Detection(Head):
     In training mode it gives the maps of the pyramid, by name, for `losses`; in evaluation mode the boxes themselves.
     """
 
+    Options = DetectionOptions
+
     def __init__(self, dim: int, options: DetectionOptions):
         super().__init__()
         # torchvision takes long to import, and models without such a head need nothing of it.
@@ -58,10 +59,6 @@ class Detection(Head):
             box_detections_per_img=options.detections,
         )
         self.rpn, self.regions = network.rpn, network.roi_heads
-
-    @classmethod
-    def from_options(cls, dim: int, num_heads: int, options: Mapping[str, Any], where: str) -> "Detection":
-        return cls(dim, build(DetectionOptions, options, where))
 
     def forward(self, *passes: Features) -> Any:
         """Features of one pass over pictures -> in training the maps; else (B, detections, 6): corners x0, y0, x1, y1

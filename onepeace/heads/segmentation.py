@@ -1,14 +1,11 @@
 """From the map of a plain Transformer to a class for each pixel."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace.config import build
 from onepeace.layers.features import Features
 
 from .head import Head
@@ -36,6 +33,8 @@ class Segmentation(Head):
         logits = F.interpolate(logits, pixels.shape[2:], mode="bilinear", align_corners=False)
     """
 
+    Options = SegmentationOptions
+
     def __init__(self, dim: int, options: SegmentationOptions):
         super().__init__()
         channels = options.channels
@@ -43,10 +42,6 @@ class Segmentation(Head):
         self.fuse = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm = LayerNorm2d(channels)
         self.out = nn.Linear(channels, options.num_classes)
-
-    @classmethod
-    def from_options(cls, dim: int, num_heads: int, options: Mapping[str, Any], where: str) -> "Segmentation":
-        return cls(dim, build(SegmentationOptions, options, where))
 
     def forward(self, *passes: Features) -> Tensor:
         """Features of one pass over pictures -> logits (B, num_classes, 4 rows, 4 columns)."""

@@ -63,7 +63,7 @@ class Video(Compound):
         for modality in self.modalities:
             own = self._as_far_as_readable(found[modality])
             if begun := list(islice(own, AHEAD)):
-                parts.append(Part(modality, 1.0, chain(begun, own)))
+                parts.append(Part(modality, chain(begun, own)))
         if not parts:
             raise UserError("; ".join(self.troubles))
         return parts

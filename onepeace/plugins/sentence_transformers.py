@@ -102,7 +102,7 @@ class OnePeaceModule(_modules.InputModule):
         present = torch.zeros(len(inputs), len(keys), dtype=torch.bool)
         samples: dict[str, list[Tensor]] = {key: [] for key in keys}
         for row, item in enumerate(inputs):
-            for key, value, _weight in parts_of(item, keys, {}):
+            for key, value in parts_of(item, keys):
                 processor = self.processors[key]
                 if prompt and isinstance(processor, TextProcessor):
                     value = prompt + processor.load(value)

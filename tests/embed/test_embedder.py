@@ -10,7 +10,7 @@ from support.random_model import save_random_model
 from torch.testing import assert_close
 
 import onepeace
-from onepeace.api import Failure, Windows
+from onepeace.api import Failure
 from onepeace.errors import UserError
 
 # Form
@@ -35,17 +35,14 @@ def test_encode_empty_list_returns_zero_rows(model):
         vectors, failures = encode(iter(()), on_error="skip", output="numpy")
         assert vectors.shape == (0, model.embed_dim)
         assert failures == []
-    assert model.encode_audio([], long="windows") == []
     assert model.classify([], ["a", "b"]).shape == (0, 2)
 
 
-def test_numpy_output_equals_torch_output(model, sounds):
+def test_numpy_output_equals_torch_output(model):
     array = model.encode_text(TEXTS, output="numpy")
     assert isinstance(array, np.ndarray)
     assert array.dtype == np.float32
     assert (array == model.encode_text(TEXTS).numpy()).all()
-    (windows,) = model.encode_audio(sounds[:1], long="windows", output="numpy")
-    assert isinstance(windows.vectors, np.ndarray)
 
 
 def test_vectors_can_be_trained_on(model):
@@ -158,42 +155,29 @@ def test_too_large_a_batch_says_what_to_do(model, monkeypatch):
 def test_composed_item_is_the_renormalised_sum(model, pictures, sounds):
     parts = {"image": pictures[0], "audio": sounds[0], "text": "a dog"}
     image, audio, text = model.encode(list(parts.values()))
-    plain, weighted = model.encode([parts]), model.encode([parts], weights={"audio": 0.5, "text": -2})
-    assert_same(plain[0], torch.nn.functional.normalize(image + audio + text, dim=0))
-    assert_same(weighted[0], torch.nn.functional.normalize(image + 0.5 * audio - 2 * text, dim=0))
+    assert_same(model.encode([parts])[0], torch.nn.functional.normalize(image + audio + text, dim=0))
 
 
 def test_composed_and_plain_items_mix(model, pictures, sounds):
     composed = {"image": pictures[1], "audio": sounds[3]}
     items = ["a", composed, pictures[1], composed, sounds[3], {"text": "photo.jpg"}]
-    together = model.encode(items, weights={"audio": 0.3})
-    assert_same(together, torch.cat([model.encode([item], weights={"audio": 0.3}) for item in items]))
+    together = model.encode(items)
+    assert_same(together, torch.cat([model.encode([item]) for item in items]))
     assert_same(together[5:], model.encode_text(["photo.jpg"]))
     assert_same(together[:1], model.encode_text(["a"]))
 
 
-def test_parts_that_cancel_are_an_error(model):
-    item = {"text": "a"}
-    with pytest.raises(UserError, match="a: its weighted parts cancel out"):
-        model.encode(["b", item], weights={"text": 0})
-    vectors, failures = model.encode(["b", item, "c"], weights={"text": 0}, on_error="skip")
-    assert_same(vectors, model.encode_text(["b", "c"]))
-    assert [failure.index for failure in failures] == [1]
-
-
 @pytest.mark.parametrize(
-    ("item", "weights", "message"),
+    ("item", "message"),
     [
-        ({"text": "a", "smell": "b"}, None, "not 'smell'"),
-        ({"text": "a"}, {"smell": 1}, "not 'smell'"),
-        ({"text": "a"}, {"text": float("nan")}, "finite"),
-        ({}, None, "cannot tell"),
-        ({"image": "nothing.jpg", "text": "a"}, None, r"item 0: nothing\.jpg: no such file"),
+        ({"text": "a", "smell": "b"}, "not 'smell'"),
+        ({}, "cannot tell"),
+        ({"image": "nothing.jpg", "text": "a"}, r"item 0: nothing\.jpg: no such file"),
     ],
 )
-def test_wrong_composed_items_are_errors(model, item, weights, message):
+def test_wrong_composed_items_are_errors(model, item, message):
     with pytest.raises(UserError, match=message):
-        model.encode([item], weights=weights)
+        model.encode([item])
 
 
 # Long sounds
@@ -208,33 +192,16 @@ def test_truncate_hears_the_beginning_only(model, long_sound):
 
 
 def test_windows_say_where_they_are(model, long_sound, sounds):
-    long, short = model.encode_audio([long_sound, sounds[0]], long="windows", window=2, hop=1.5)
-    assert isinstance(long, Windows)
-    assert model.encode_audio([long_sound], long="windows")[0].starts == [0, 2, 4]  # the model's length by default
+    options = {"long": "windows", "window": 2, "hop": 1.5}
+    long, short = windows = [result.windows for result in model.stream([long_sound, sounds[0]], **options)]
+    means = [torch.nn.functional.normalize(each.vectors.mean(dim=0), dim=0) for each in windows]
+    assert_same(model.encode([long_sound, sounds[0]], **options), torch.stack(means))
+    (own,) = model.stream([long_sound], long="windows")
+    assert own.windows.starts == [0, 2, 4]  # the model's length by default
     assert (long.starts, long.ends) == ([0, 1.5, 3], [2, 3.5, 5])
     assert (short.starts, short.ends) == ([0], [0.6])
     for row, start, end in zip(long.vectors, long.starts, long.ends, strict=True):
         assert_same(row[None], model.encode_audio([piece(long_sound, start, end)]))
-
-
-def test_mean_is_the_renormalised_mean_of_windows(model, long_sound, sounds):
-    means = model.encode_audio([sounds[0], long_sound, sounds[1]], long="mean", window=1, hop=0.5)
-    windows = model.encode_audio([sounds[0], long_sound, sounds[1]], long="windows", window=1, hop=0.5)
-    for mean, each in zip(means, windows, strict=True):
-        assert_same(mean, torch.nn.functional.normalize(each.vectors.mean(dim=0), dim=0))
-    assert_same(model.encode(["a", long_sound], long="mean", window=1, hop=0.5)[1], means[1])
-
-
-def test_failed_sound_leaves_the_windows_of_others_alone(model, long_sound, sounds, tmp_path):
-    broken = tmp_path / "broken.wav"
-    broken.write_bytes(b"RIFF")
-    items = [sounds[0], broken, long_sound]
-    windows, failures = model.encode_audio(items, long="windows", window=1, on_error="skip")
-    assert [len(each.starts) for each in windows] == [1, 5]
-    assert_same(windows[1].vectors, model.encode_audio([long_sound], long="windows", window=1)[0].vectors)
-    means, again = model.encode_audio(items, long="mean", window=1, on_error="skip")
-    assert_same(means, model.encode_audio([sounds[0], long_sound], long="mean", window=1))
-    assert [failure.index for failure in failures] == [failure.index for failure in again] == [1]
 
 
 def test_sound_that_breaks_off_late_fails_alone(model, sounds, monkeypatch):
@@ -250,15 +217,12 @@ def test_sound_that_breaks_off_late_fails_alone(model, sounds, monkeypatch):
 
     long = (np.random.default_rng(2).normal(0, 0.1, 60 * RATE).astype(np.float32), RATE)
     monkeypatch.setattr(model.processors["audio"], "windows", break_off)
-    for kind in ("mean", "windows"):
-        given, failures = model.encode_audio(
-            [sounds[0], long, sounds[1]], long=kind, window=0.5, batch_size=4, on_error="skip"
-        )
-        assert len(given) == 2
-        assert [(f.index, f.reason) for f in failures] == [(1, "cut off after 80 windows")]
-    assert_same(given[1].vectors, model.encode_audio([sounds[1]], long="windows", window=0.5)[0].vectors)
+    options = {"long": "windows", "window": 0.5, "batch_size": 4}
+    given, failures = model.encode_audio([sounds[0], long, sounds[1]], on_error="skip", **options)
+    assert_same(given, model.encode_audio([sounds[0], sounds[1]], **options))
+    assert [(f.index, f.reason) for f in failures] == [(1, "cut off after 80 windows")]
     with pytest.raises(UserError, match="cut off after 80 windows"):
-        model.encode_audio([long], long="mean", window=0.5)
+        model.encode_audio([long], **options)
 
 
 # Comparing and classifying
@@ -309,11 +273,13 @@ def test_a_classifier_of_the_models_own_has_no_vectors(tmp_path, sounds):
     classifier = {"kind": "classifier", "on": "audio", "num_classes": 3}
     folder = save_random_model(tmp_path / "head", ("audio",), projections=(), heads={"classifier": classifier})
     own = onepeace.load(folder, device="cpu")
-    found = onepeace.Embedder(own.module, own.processors, workers=2).predict([*sounds, "x.wav"], top=3, on_error="skip")
-    assert [failure.index for failure in found[1]] == [len(sounds)]
+    side_by_side = onepeace.Embedder(own.module, own.processors, workers=2)
+    found = side_by_side.predict(sounds, top=3)
+    with pytest.raises(UserError, match=r"x\.wav: no such file"):
+        side_by_side.predict([*sounds, "x.wav"])
     batch = own.processors["audio"].collate([own.processors["audio"].decode(sounds[2])])
     chances = own.module.predict({"audio": batch}).softmax(dim=1)[0].tolist()
-    for one in found[0][2]["labels"]:
+    for one in found[2]["labels"]:
         assert one["score"] == pytest.approx(chances[int(one["label"])], abs=1e-5)
     with pytest.raises(UserError, match="no projection"):
         own.encode_audio(sounds)

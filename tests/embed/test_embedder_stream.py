@@ -100,17 +100,6 @@ def test_stream_holds_a_bounded_number_of_items(model, monkeypatch, kind, worker
     assert Counted.most <= (64 if kind == "alike" else 4 * 256) + 2 + under_way
 
 
-def test_stream_gives_windows_with_their_seconds(model, sounds, long_sound):
-    given = list(model.stream([sounds[0], "a", long_sound], long="windows", window=1, hop=0.5))
-    expected = model.encode_audio([sounds[0], long_sound], long="windows", window=1, hop=0.5)
-    for result, windows in zip([given[0], given[2]], expected, strict=True):
-        assert_same(result.windows.vectors, windows.vectors)
-        assert (result.windows.starts, result.windows.ends) == (windows.starts, windows.ends)
-    assert (given[1].windows.starts, given[1].windows.ends) == ([0], [0])
-    assert torch.equal(given[1].vector, given[1].windows.vectors[0])
-    assert_same(given[2].vector, model.encode_audio([long_sound], long="mean", window=1, hop=0.5)[0])
-
-
 def test_a_stream_that_is_given_up_ends_its_threads(model):
     before = threading.active_count()
     with closing(model.stream(itertools.repeat("a dog"), batch_size=4)) as results:
@@ -185,7 +174,7 @@ def test_progress_bar_goes_to_stderr_when_asked_for(model, capsys):
 def test_assembly_is_done_when_all_its_rows_are_filled():
     assembly = Assembly(0, "a")
     pieces = [(start, start + 1, torch.zeros(1)) for start in range(2)]
-    rows = [row for _, _, row in assembly.samples([Part("audio", 1.0, pieces)])]
+    rows = [row for _, _, row in assembly.samples([Part("audio", pieces)])]
     for row in reversed(rows):
         assert not assembly.done
         assembly.fill(row, torch.eye(2)[row])
@@ -203,7 +192,7 @@ def test_item_without_anything_to_compute_fails():
 
     for pieces, reason in [(nothing(), "broken at once"), ([], "nothing in it to embed")]:
         assembly = Assembly(0, "a")
-        assert list(assembly.samples([Part("audio", 1.0, pieces)])) == []
+        assert list(assembly.samples([Part("audio", pieces)])) == []
         assert assembly.done
         assert reason in assembly.result().reason
 
