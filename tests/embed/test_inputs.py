@@ -70,15 +70,11 @@ def test_a_batch_of_pictures_as_one_array_is_a_list(model):
     [
         ("encode_text", "a dog"),
         ("encode_image", "dog.jpg"),
-        ("encode_image", Path("dog.jpg")),
-        ("encode_image", b"\xff\xd8"),
         ("encode_image", Image.new("RGB", (9, 9))),
         ("encode_image", np.zeros((9, 9, 3), np.uint8)),
-        ("encode_image", torch.zeros(3, 9, 9)),
         ("encode_audio", (np.zeros(16000, np.float32), 16000)),
         ("encode_audio", {"array": np.zeros(16000, np.float32), "sampling_rate": 16000}),
         ("encode", {"text": "a"}),
-        ("encode", None),
         ("encode", 7),
     ],
 )
@@ -91,14 +87,11 @@ def test_one_item_in_place_of_a_list_is_an_error(model, method, item):
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"batch_size": 2.5}, r"batch_size is 2\.5"),
         ({"output": "list"}, "it can be 'torch', 'numpy'"),
         ({"on_error": "ignore"}, "it can be 'raise', 'skip'"),
         ({"long": "mean"}, "it can be 'truncate', 'windows'"),
         ({"window": 2.0}, "window and hop need long='windows'"),
-        ({"long": "windows", "window": 0}, "window is 0"),
         ({"long": "windows", "hop": float("nan")}, "hop is nan"),
-        ({"long": "windows", "window": "5"}, "window is '5'"),
     ],
 )
 def test_wrong_options_are_errors_before_anything_is_read(model, options, message):
@@ -116,12 +109,8 @@ def test_wrong_options_are_errors_before_anything_is_read(model, options, messag
         ("encode_text", 7, "str"),
         ("encode_image", "nothing.jpg", r"nothing\.jpg: no such file"),
         ("encode_image", "file:///etc/passwd", "http or https"),
-        ("encode_image", np.zeros((0, 4, 3), np.uint8), "no pixels"),
-        ("encode_audio", (np.zeros(0), 16000), "0 samples"),
-        ("encode_audio", {"array": np.zeros(16000)}, "sampling_rate"),
         ("encode", 3.5, "cannot tell"),
         ("encode", ["a", "b"], "item 0: .*list"),
-        ("encode_image", ["a.jpg"], "item 0: .*list"),
         ("encode", {"img": "a.jpg"}, r"a\.jpg: a composed item has the keys .*image.*; not 'img'"),
     ],
 )

@@ -124,19 +124,6 @@ def test_what_finds_nothing_is_an_error_and_not_a_figure(root):
         figures(root, embedder=EqualEmbedder())
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("sources={}", "sources"),
-        ("sources.pictures.queries=all", "queries"),
-        ("calibration=none", "none"),
-    ],
-)
-def test_mistakes_are_named(root, override, message):
-    with pytest.raises(UserError, match=message):
-        figures(root, f"sets.folder.{override}")
-
-
 def test_the_shipped_recipe_reads():
     recipe = read_recipe(Path(__file__).parents[2] / "recipes" / "evaluate" / "match.yaml")
     assert {side.modality for side in recipe.sets["labelled"].sides} == {"image", "audio"}

@@ -81,7 +81,7 @@ def test_every_name_has_a_made_up_download_here():
     assert set(FOLDERS) == set(SETS)
 
 
-@pytest.mark.parametrize("name", ["coco", "flickr8k", "flickr30k"])
+@pytest.mark.parametrize("name", ["coco", "flickr30k"])
 def test_retrieval_on_karpathys_test_split(name, tmp_path):
     fill(tmp_path, FOLDERS[name])
     embedder = Reader()
@@ -106,9 +106,6 @@ def test_a_picture_or_a_split_of_karpathy_that_is_not_there_is_named(tmp_path, c
         measured("coco", tmp_path, Reader(), "sets.coco.split=tset")
     with pytest.raises(UserError, match=r"set flickr8k: .*holds no dataset_flickr8k\.json"):
         measured("flickr8k", tmp_path, Reader())
-    fill(tmp_path, {"caption_datasets/dataset_coco.json": {"images": [{"filename": "1.jpg", "split": "test"}]}})
-    with pytest.raises(UserError, match=r"images, entry 1: expected filename, split and sentences"):
-        measured("coco", tmp_path, Reader())
 
 
 def test_esc50_over_all_five_folds_and_a_probe_of_the_last(tmp_path):
@@ -149,28 +146,16 @@ def test_imagenet_with_openais_names_and_sentences(tmp_path):
     assert len(rows["imagenet", "top-1 of 1000"].about["prompts"]) == 80
 
 
-@pytest.mark.parametrize(("name", "metric", "n"), [("urbansound8k", "top-1 of 2", 11), ("vggsound", "top-1 of 3", 1)])
-def test_real_files_of_labelled_sets(name, metric, n, tmp_path, model):
-    fill(tmp_path, FOLDERS[name])
-    row = measured(name, tmp_path, model)[name, metric]
-    assert row.n == n
-    assert 0 <= row.value <= 1
-
-
 def test_fsd50k_has_several_labels(tmp_path, model):
     fill(tmp_path, FOLDERS["fsd50k"])
     (row,) = measured("fsd50k", tmp_path, model).values()
     assert (row.metric, row.value, row.n) == ("mAP of 1 classes", 1.0, 1)
 
 
-@pytest.mark.parametrize("name", ["audiocaps", "clotho"])
-def test_retrieval_of_sounds(name, tmp_path):
-    fill(tmp_path, FOLDERS[name])
-    rows = measured(name, tmp_path, Reader())
-    assert (rows[name, "text to audio R@1"].n, rows[name, "audio to text R@1"].n) == (5, 1)
-
-
-def test_an_empty_caption_of_clotho_is_refused(tmp_path):
+def test_retrieval_of_sounds(tmp_path):
+    fill(tmp_path, FOLDERS["clotho"])
+    rows = measured("clotho", tmp_path, Reader())
+    assert (rows["clotho", "text to audio R@1"].n, rows["clotho", "audio to text R@1"].n) == (5, 1)
     head = "file_name,caption_1,caption_2,caption_3,caption_4,caption_5"
     fill(tmp_path, {**FOLDERS["clotho"], "clotho_captions_evaluation.csv": lines(head, "c.wav,a,b,,d,e")})
     with pytest.raises(UserError, match=r"evaluation\.csv:2: no caption_3"):
@@ -197,14 +182,12 @@ def test_the_data_hash_is_of_the_content_and_not_of_the_place(tmp_path):
         ("a", {}),
         ("b", {}),
         ("c", {"audio/1-10-A-0.wav": "dog and more"}),
-        ("d", {"audio/5-55-A-5.wav": None}),
     ):
         files = {**FOLDERS["esc50"], **changes}
-        fill(tmp_path / folder, {name: content for name, content in files.items() if content is not None})
+        fill(tmp_path / folder, files)
         rows = measured("esc50", tmp_path / folder, Reader())
         hashes.append(rows["esc50", "top-1 of 50"].about["data_hash"])
-    assert hashes[0] == hashes[1]
-    assert len(set(hashes)) == 3
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 @pytest.fixture

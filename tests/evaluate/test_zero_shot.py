@@ -49,7 +49,7 @@ def test_a_sample_without_label_is_named(root, recipe):
         measure(KnownEmbedder(), recipe)
 
 
-@pytest.mark.parametrize("content", ['["dog", "dog"]', "[]", "{", "[{}]", "3"])
+@pytest.mark.parametrize("content", ['["dog", "dog"]', "[]", "[{}]"])
 def test_a_strange_class_file_is_named(root, recipe, content):
     (root / "val/sounds/classes.json").write_text(content)
     with pytest.raises(UserError, match=r"set sounds: .*classes\.json: "):

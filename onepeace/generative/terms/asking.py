@@ -73,15 +73,22 @@ class Asked(NamedTuple):
         return Asked(ids, written, target, weights, allowed)
 
 
-class _Item(NamedTuple):
-    """A sample of a batch."""
+@dataclass(frozen=True, kw_only=True)
+class AskingOptions:
+    """What is answered, and how the captions of a batch are changed before they are asked."""
 
-    key: str
-    text: str
-    """Caption as drawn."""
-    targets: dict[str, Any]
-    resized: tuple[int, int]
-    """Width and height of its picture as the model reads it."""
+    writes: str = "text"
+    """The answer: text, the caption, or a target: label, answers (the one with the highest score), box, boxes (with
+    their labels), or one of your own that holds a text."""
+    max_words: int | None = None
+    """Most words of an answer that are learned; null = all."""
+    weighted: bool = False
+    """Whether an answer counts with its score: a factor of its log-probabilities, as released."""
+    mask_share: float = 0.0
+    """Share of the words of {text} that are masked in the prompt (infilling)."""
+    swap: float = 0.0
+    """Share of the items whose {text} is another's of the batch. The target match, which is made here, is then no,
+    else yes."""
 
 
 @dataclass(frozen=True)
@@ -92,21 +99,12 @@ class Asking:
         task: what is asked.
         vocabulary: of the model.
         num_positions: of the longest text that the model reads or writes.
-        writes: "text", the caption, or the name of the target that is the answer.
-        max_words: of the answer.
-        weighted: whether an answer of several counts with its score.
-        mask_share: of the words of {text}, see `mask_words`.
-        swap: share of the items that get the text of another.
     """
 
     task: Task
     vocabulary: Vocabulary
     num_positions: int
-    writes: str = "text"
-    max_words: int | None = None
-    weighted: bool = False
-    mask_share: float = 0.0
-    swap: float = 0.0
+    options: AskingOptions
 
     def __call__(self, batch: Batch, trie: Trie | None = None) -> Asked:
         """The sources and answers of a batch.
@@ -118,15 +116,17 @@ class Asking:
             UserError: an item without a field of the prompt, with an answer that is not allowed or too long; names it.
         """
         sources, prefixes, answers, weights = [], [], [], []
-        for item in self._items(batch):
+        shapes = [x.shape for inputs in batch.inputs.values() for x in inputs.values() if x.ndim == 4]
+        height, width = shapes[0][2:] if shapes else (1, 1)
+        for key, values in zip(batch.keys, self._values(batch), strict=True):
             try:
-                source, prefix = self._question(item)
-                answer, weight = self._answer(item)
+                source, prefix = self._question(values, (width, height))
+                answer, weight = self._answer(values, (width, height))
             except UserError as error:
-                raise UserError(f"{item.key}: {error}") from error
+                raise UserError(f"{key}: {error}") from error
             longest = max(len(source) + 2, len(prefix) + len(answer) + 1)
             if longest > self.num_positions:
-                raise UserError(f"{item.key}: {longest} tokens, and the model has {self.num_positions} places; lower "
+                raise UserError(f"{key}: {longest} tokens, and the model has {self.num_positions} places; lower "
                                 "max_words")  # fmt: skip
             sources.append([BOS, *source, EOS])
             prefixes.append(prefix)
@@ -143,63 +143,55 @@ class Asking:
                     allowed[row, len(prefix) + length, trie(row, answer[:length])] = True
         return Asked(_padded(sources), written, target, torch.tensor(weights), allowed)
 
-    def sources(self, batch: Batch) -> Tensor:
-        """(B, L): what is read, where nothing is known of the answers."""
-        return _padded([[BOS, *self._question(item)[0], EOS] for item in self._items(batch)])
-
-    def _items(self, batch: Batch) -> list[_Item]:
-        shapes = [x.shape for inputs in batch.inputs.values() for x in inputs.values() if x.ndim == 4]
-        height, width = shapes[0][2:] if shapes else (1, 1)
+    def _values(self, batch: Batch) -> list[dict[str, Any]]:
+        """The caption and the targets of each item by name, those that are made here among them."""
         texts, count = batch.captions, len(batch.captions)
-        if self.swap and count > 1:
-            swapped = torch.rand(count) < self.swap
+        if self.options.swap and count > 1:
+            swapped = torch.rand(count) < self.options.swap
             partners = (torch.arange(count) + torch.randint(1, count, (count,))) % count
             texts = [batch.captions[int(partners[i]) if swapped[i] else i] for i in range(count)]
-        found = []
-        for i, (key, text) in enumerate(zip(batch.keys, texts, strict=True)):
-            targets = {name: values[i] for name, values in batch.targets.items()}
-            targets[MATCH] = "yes" if text == batch.captions[i] else "no"
-            found.append(_Item(key, text, targets, (width, height)))
-        return found
+        match = ["yes" if text == own else "no" for text, own in zip(texts, batch.captions, strict=True)]
+        targets = {**batch.targets, MATCH: match}
+        return [{"text": text, **{name: of[i] for name, of in targets.items()}} for i, text in enumerate(texts)]
 
-    def _question(self, item: _Item) -> tuple[list[int], list[int]]:
+    def _question(self, values: dict[str, Any], size: tuple[int, int]) -> tuple[list[int], list[int]]:
         """The tokens of the source, and what the decoder is given before it answers."""
-        values = {"text": mask_words(item.text, self.mask_share) if self.mask_share else item.text, **item.targets}
+        values = dict(values)
+        if self.options.mask_share:
+            values["text"] = mask_words(values["text"], self.options.mask_share)
         if "box" in self.task.fields:
-            values["box"] = self.vocabulary.decode(self._bins(item, values["box"]))
+            values["box"] = self.vocabulary.decode(self._bins(values["box"], size))
         return self.task.ids(self.vocabulary, values)
 
-    def _answer(self, item: _Item) -> tuple[list[int], float]:
+    def _answer(self, values: Mapping[str, Any], size: tuple[int, int]) -> tuple[list[int], float]:
         """The tokens of the answer, none if the item has none, and how much they count."""
-        value, labels, weight = {"text": item.text, **item.targets}.get(self.writes), self.task.labels, 1.0
+        writes, labels, weight = self.options.writes, self.task.labels, 1.0
+        value = values.get(writes)
         if value is None:
             return [], weight
-        if self.writes == "box":
-            return self._bins(item, value), weight
-        if self.writes == "boxes":
-            return self._objects(item), weight
+        if writes == "box":
+            return self._bins(value, size), weight
+        if writes == "boxes":  # four bins and the words of each object
+            pairs = zip(value, values["box_labels"], strict=True)
+            encode = self.vocabulary.encode
+            return [one for box, label in pairs for one in (*self._bins(box, size), *encode(f" {label}"))], weight
         if isinstance(value, Mapping):
             known = {answer: score for answer, score in value.items() if labels is None or answer in labels}
             if not known:  # rare ones are no choices
                 return [], weight
             value = max(known, key=known.__getitem__)
-            weight = float(known[value]) if self.weighted else weight
+            weight = float(known[value]) if self.options.weighted else weight
         if labels is not None:
             if value not in labels:
                 raise UserError(f"{value!r} is not among the {len(labels)} choices")
             return self.vocabulary.encode(f" {labels[value].strip()}"), weight
         text = value.translate(PUNCTUATION) if self.task.without_punctuation else value
-        words = " ".join(text.split()[: self.max_words])
+        words = " ".join(text.split()[: self.options.max_words])
         return self.vocabulary.encode(f" {words}") if words else [], weight
 
-    def _objects(self, item: _Item) -> list[int]:
-        """Four bins and the words of each object."""
-        pairs = zip(item.targets["boxes"], item.targets["box_labels"], strict=True)
-        return [one for box, label in pairs for one in (*self._bins(item, box), *self.vocabulary.encode(f" {label}"))]
-
-    def _bins(self, item: _Item, box: Sequence[float]) -> list[int]:
-        """Bins of a box relative to the picture."""
-        return self.vocabulary.bins_of(box, (1, 1), item.resized)
+    def _bins(self, box: Sequence[float], size: tuple[int, int]) -> list[int]:
+        """Bins of a box relative to the picture, which the model reads in this width and height."""
+        return self.vocabulary.bins_of(box, (1, 1), size)
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:

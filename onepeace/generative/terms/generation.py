@@ -16,7 +16,7 @@ from onepeace.evaluate.protocols.classes import read_class_names
 from onepeace.generative.model import OFA, Writer
 from onepeace.generative.scoring import Trie
 from onepeace.generative.tasks import Task
-from onepeace.generative.terms.asking import MATCH, Asking, read_task
+from onepeace.generative.terms.asking import MATCH, Asking, AskingOptions, read_task
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.hub.architectures import architecture
 from onepeace.losses import TokenLosses, token_losses
@@ -46,27 +46,15 @@ class Prepared(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationOptions(TermOptions):
+class GenerationOptions(AskingOptions, TermOptions):
     """Options of `Generation`."""
 
     task: str
     """A task by name; under it the trained model keeps it."""
     changes: Options = field(default_factory=dict)
     """Fields of the task that are other than in the starting model's tasks and the built-in ones."""
-    writes: str = "text"
-    """The answer: text, the caption, or a target: label, answers (the one with the highest score), box, boxes (with
-    their labels), or one of your own that holds a text."""
     choices: str | None = None
     """A list of the answers there are, a JSON file below data.root; auto: the labels or answers of the data."""
-    max_words: int | None = None
-    """Most words of an answer that are learned; null = all."""
-    weighted: bool = False
-    """Whether an answer counts with its score: a factor of its log-probabilities, as released."""
-    mask_share: float = 0.0
-    """Share of the words of {text} that are masked in the prompt (infilling)."""
-    swap: float = 0.0
-    """Share of the items whose {text} is another's of the batch. The target match, which is made here, is then no,
-    else yes."""
     patches: int | None = None
     """Number of patches of each picture that are read, drawn anew in every step; null = all."""
     label_smoothing: float = 0.0
@@ -97,8 +85,7 @@ class Generation(Term[GenerationOptions]):
         super().__init__(options, model)
         config = expect(model, Writer).config
         vocabulary = Vocabulary.of(config, prepared.tokenizer)
-        fields = (options.writes, options.max_words, options.weighted, options.mask_share, options.swap)
-        self.asking = Asking(prepared.task, vocabulary, config.num_positions, *fields)
+        self.asking = Asking(prepared.task, vocabulary, config.num_positions, options)
         labels = prepared.task.labels
         self.trie = Trie([vocabulary.encode(f" {words.strip()}") for words in labels.values()]) if labels else None
 

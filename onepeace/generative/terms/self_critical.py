@@ -17,7 +17,7 @@ from onepeace.evaluate.captions import CiderReward
 from onepeace.generative.model import Writer
 from onepeace.generative.search import search
 from onepeace.generative.tasks import Task
-from onepeace.generative.terms.asking import Asking, check_caption_head, read_task
+from onepeace.generative.terms.asking import check_caption_head, read_task
 from onepeace.generative.terms.generation import check_writes, count_tokens, mean_over_tokens, pixels_of
 from onepeace.generative.text_decoder import Encoded, TextDecoder
 from onepeace.generative.vocabulary import Vocabulary
@@ -25,7 +25,7 @@ from onepeace.heads import Caption
 from onepeace.heads.caption import CaptionOptions
 from onepeace.losses import token_losses
 from onepeace.model import Encoder, Trained
-from onepeace.processors.tokenizer import BOS, PAD
+from onepeace.processors.tokenizer import BOS, EOS, PAD
 from onepeace.train.passes import Passes
 from onepeace.train.term import Figure, Term, TermOptions
 
@@ -88,14 +88,10 @@ class SelfCritical(Term[SelfCriticalOptions]):
         self.prepared = prepared
         if options.head is None:
             self.key = "image"
-            config = expect(model, Writer).config
-            vocabulary, num_positions = Vocabulary.of(config, prepared.tokenizer), config.num_positions
+            self.vocabulary = Vocabulary.of(expect(model, Writer).config, prepared.tokenizer)
         else:
             self.key = options.one_modality()
-            head = self._head(model)
-            vocabulary = Vocabulary(prepared.tokenizer, head.options.vocab_size)
-            num_positions = head.options.max_tokens
-        self.asking = Asking(prepared.task, vocabulary, num_positions)
+            self.vocabulary = Vocabulary(prepared.tokenizer, self._head(model).options.vocab_size)
 
     @classmethod
     def check(cls, options: SelfCriticalOptions, recipe: "Recipe", config: "Config") -> None:
@@ -160,8 +156,9 @@ class SelfCritical(Term[SelfCriticalOptions]):
 
     def _encode(self, model: Trained, batch: Batch) -> Encoded:
         if self.options.head is None:
-            ids = self.asking.sources(batch).to(self._decoder(model).token_embed.weight.device)
-            return expect(model, Writer).encode(ids, pixels_of(batch))
+            prompt = self.vocabulary.encode(self.prepared.task.source({}))
+            ids = torch.tensor([[BOS, *prompt, EOS]], device=self._decoder(model).token_embed.weight.device)
+            return expect(model, Writer).encode(ids.expand(len(batch.keys), -1), pixels_of(batch))
         encoder = expect(model, Encoder)
         features = encoder.encode(encoder.stems({self.key: batch.inputs[self.key]}))[self.key]
         return self._head(model).encoded(features)
@@ -169,7 +166,7 @@ class SelfCritical(Term[SelfCriticalOptions]):
     @torch.no_grad()
     def _search(self, model: Trained, batch: Batch) -> list[list[tuple[int, ...]]]:
         """The tokens of the captions of each item, eos last, found in evaluation mode."""
-        options, decoder, training = self.asking.task.search, self._decoder(model), model.training
+        options, decoder, training = self.prepared.task.search, self._decoder(model), model.training
         model.eval()
         try:
             state = decoder.start(self._encode(model, batch), options.max_len + 1)
@@ -181,7 +178,7 @@ class SelfCritical(Term[SelfCriticalOptions]):
 
     def _rewards(self, batch: Batch, written: Sequence[Sequence[Sequence[int]]]) -> list[Tensor]:
         """Rewards of the captions of each item."""
-        texts = [self.asking.vocabulary.decode(tokens).strip() for found in written for tokens in found]
+        texts = [self.vocabulary.decode(tokens).strip() for found in written for tokens in found]
         # An item with another one mixed in has the caption that was made for both.
         own = [self.prepared.references.get(key, [text]) for key, text in zip(batch.keys, batch.captions, strict=True)]
         known = [captions for captions, found in zip(own, written, strict=True) for _ in found]
