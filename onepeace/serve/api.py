@@ -52,8 +52,6 @@ logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-CANCELLED = 1e-4
-"""Norm of a sum of unit vectors below which nothing but rounding is left of it."""
 HEAVY = 4
 """Requests that are decoded at once. Others of their kind wait, and light ones do not wait for them."""
 RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")

@@ -144,21 +144,17 @@ def test_kept_tokens_keep_their_places(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_dtypes_run(dtype):
+def test_bfloat16_runs():
     model = small_model(*ALL)
-    batch = batch_of(model, ITEMS)
+    batch = batch_of(model, ITEMS[:3])
     vectors = model(batch)
-    model.to(dtype)
-    batch = {
-        key: {n: x.to(dtype) if n == "pixels" else x for n, x in tensors.items()} for key, tensors in batch.items()
-    }
+    model.to(torch.bfloat16)
+    batch["image"]["pixels"] = batch["image"]["pixels"].bfloat16()
     for key, x in model(batch).items():
-        assert x.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        assert (x.float() * vectors[key]).sum(1).min() > (0.99 if dtype == torch.bfloat16 else 1 - 1e-6)
-    assert batch["text"]["ids"].dtype == torch.int64
+        assert x.dtype == torch.float32
+        assert (x * vectors[key]).sum(1).min() > 0.99
     for x in model.features(batch).values():
-        assert x.dtype == dtype
+        assert x.dtype == torch.bfloat16
     keep = {key: hide(model.adapters[key].token_lengths(batch[key]), 400) for key in ALL}
     assert all(bool(torch.isfinite(x).all()) for x in model.reconstruct(model.stems(batch), keep).values())
 

@@ -59,14 +59,11 @@ def test_written_tasks_are_read_again(tmp_path):
     ("row", "message"),
     [
         ("{promt: x}", "caption.promt is not a field; did you mean caption.prompt"),
-        ("{answer: video}", "caption.answer 'video' is not known"),
         ("{search: {beam: 0}}", "search.beam is 0"),
         ("{prompt: 'a {b'}", "expected '}'"),
         ("{prompt: '{image}'}", "{image} is no name of a field"),
-        ("{prompt: ' '}", "prompt is empty"),
         ("{image: {sizes: 12}}", "image.sizes is not a setting; did you mean size"),
         ("{image: {mean: 0.5}}", "image {'mean': 0.5}: "),
-        ("[1]", "should be a mapping"),
     ],
 )
 def test_mistake_in_a_file_is_named(tmp_path, row, message):

@@ -86,14 +86,6 @@ def test_keys_of_a_source_are_kept_once_for_all_its_hypotheses(ofa, encoded):
 
 
 @torch.no_grad()
-def test_a_full_cache_is_refused(ofa, encoded):
-    cache = ofa.decoder.start(encoded, 1)
-    ofa.decoder.step(torch.zeros(3, dtype=torch.long), cache)
-    with pytest.raises(ValueError, match="started for 1 tokens"):
-        ofa.decoder.step(torch.zeros(3, dtype=torch.long), cache)
-
-
-@torch.no_grad()
 def test_a_result_ignores_batch_mates_order_and_padding(ofa):
     case = golden("caption")
     ids, pixels, written = case["ids"], case["pixels"], case["written"]

@@ -7,7 +7,7 @@ by the cosine alone.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -118,28 +118,30 @@ class Match(EvaluationProtocol):
 
     def asked(self, embedder: Any, samples: dict[str, list[Sample]], items: NDArray) -> list[Question]:
         """The queries of all sources; a name that several have is one query."""
-        names = np.array([self.sources[source].name(sample) for source, own in samples.items() for sample in own])
-        of = np.array([source for source, own in samples.items() for _ in own])
-        kinds = {source: self.sources[source].queries for source in samples}
-        whole = np.ones(len(items), dtype=bool)
+        rows = [(source, sample) for source, own in samples.items() for sample in own]
+        sources = np.array([source for source, _ in rows])
+        kinds = np.array([self.sources[source].queries for source, _ in rows])
+        names = np.array([self.sources[source].name(sample) for source, sample in rows])
+        numbers, whole, named = (
+            np.arange(len(rows)),
+            np.ones(len(rows), dtype=bool),
+            np.isin(kinds, ("labels", "names")),
+        )
+        # A text, the rows that it means, and those that ask it.
+        texts = [(name, names == name, named & (names == name)) for name in dict.fromkeys(names[named].tolist())]
+        captioned = [(rows[row][1].captions[0], numbers == row) for row in np.flatnonzero(kinds == "captions")]
+        texts += [(caption, own, own) for caption, own in captioned]
         asked = []
-        words = list(dict.fromkeys(n for n, s in zip(names, of, strict=True) if kinds[s] in ("labels", "names")))
-        for word, vector in zip(words, _text_vectors(embedder, words), strict=True):
-            query = QueryVector.of([Part(bank_of_text(word), vector, 1.0)])
-            own = names == word
-            asked.append(Question(query, own, whole, frozenset(s for s in of[own] if kinds[s] in ("labels", "names"))))
-        captioned = [row for row, source in enumerate(of) if kinds[source] == "captions"]
-        flat = [sample for own in samples.values() for sample in own]
-        captions = [flat[row].captions[0] for row in captioned]
-        for row, caption, vector in zip(captioned, captions, _text_vectors(embedder, captions), strict=True):
-            query = QueryVector.of([Part(bank_of_text(caption), vector, 1.0)])
-            asked.append(Question(query, np.arange(len(items)) == row, whole, frozenset([str(of[row])])))
-        for row, source in enumerate(of):
-            answers = names == names[row]
-            if kinds[source] == "items" and answers.sum() > 1:
-                inside = np.arange(len(items)) != row
-                query = QueryVector.of([Part(self.sources[source].modality, items[row], 1.0)])
-                asked.append(Question(query, answers & inside, inside, frozenset([str(source)])))
+        vectors: Iterable[NDArray] = encode(embedder, "text", [text for text, _, _ in texts]) if texts else []
+        for (text, answers, own), vector in zip(texts, vectors, strict=True):
+            query = QueryVector.of([Part(bank_of_text(text), vector, 1.0)])
+            asked.append(Question(query, answers, whole, frozenset(sources[own].tolist())))
+        for row in np.flatnonzero(kinds == "items"):
+            inside = numbers != row
+            answers = (names == names[row]) & inside
+            if answers.any():
+                query = QueryVector.of([Part(self.sources[sources[row]].modality, items[row], 1.0)])
+                asked.append(Question(query, answers, inside, frozenset([str(sources[row])])))
         return asked
 
 
@@ -183,10 +185,6 @@ def _figures(name: str, results: Sequence[Result]) -> list[Figure]:
         each = np.asarray(values, dtype=float)
         figures.append(Figure(f"{name}: {metric}", float(each.mean()), float(chance), len(each), tuple(each.tolist())))
     return figures
-
-
-def _text_vectors(embedder: Any, texts: Sequence[str]) -> NDArray:
-    return encode(embedder, "text", texts) if texts else np.empty((0, 0), np.float32)
 
 
 def _banks(calibration: str | None, embedder: Any) -> Banks:
