@@ -49,7 +49,7 @@ class Items:
         if not file.exists():
             model = onepeace.load("tiny-fast")
             contents = (sample.read(self.kind) for sample in self.samples)
-            np.save(file, model.encode([{self.kind: content} for content in contents], output="numpy"))
+            np.save(file, model.encode([{self.kind: content} for content in contents]))
         self.vectors = np.load(file)
 
 
@@ -130,7 +130,7 @@ def print_near_copies(all_items: dict[str, Items], random: np.random.Generator) 
     model = onepeace.load("tiny-fast", modalities=["image"])
     for strength in (0.5, 1.0):
         made = [second_picture(pictures.samples[i].read("image"), strength, random) for i in chosen]
-        vectors = model.encode_image(made, output="numpy")
+        vectors = model.encode_image(made).numpy()
         rows[f"second pictures, strength {strength:g}"] = (vectors * pictures.vectors[chosen]).sum(axis=1)
     labels = np.array([sample.label for sample in pictures.samples])
     cosines = pictures.vectors[chosen] @ pictures.vectors.T

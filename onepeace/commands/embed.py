@@ -39,13 +39,13 @@ def run(args: argparse.Namespace) -> int:
     found = files.readable(found, model.modalities)
     items = [{file.modality: file.path} for file in found]
     vectors: Any
-    vectors, failures = model.encode(items, batch_size=args.batch_size, output="numpy", on_error="skip")
+    vectors, failures = model.encode(items, batch_size=args.batch_size, on_error="skip")
     failed = {failure.index: files.Unreadable(found[failure.index].path, failure.reason) for failure in failures}
     encoded = [file for index, file in enumerate(found) if index not in failed]
     code = files.exit_code([*problems, *failed.values()], len(encoded))
     if not encoded:
         raise UserError(f"{args.output}: not written, as not one file has a vector")
     paths, modalities = [os.fspath(file.path) for file in encoded], [file.modality for file in encoded]
-    write_file(args.output, Embeddings(vectors, paths, modalities))
+    write_file(args.output, Embeddings(vectors.numpy(), paths, modalities))
     files.say(f"{len(encoded)} vectors of {model.embed_dim} numbers in {args.output}")
     return code

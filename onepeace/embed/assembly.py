@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,13 +12,11 @@ from onepeace.embed.items import reason_of
 from onepeace.embed.parts import Part
 from onepeace.errors import UserError
 
-Vectors: TypeAlias = Tensor | np.ndarray
-
 
 class Windows(NamedTuple):
     """The vectors of one sound, window by window."""
 
-    vectors: Vectors
+    vectors: Tensor
     """(W, E) float32, unit rows."""
     starts: list[float]
     ends: list[float]

@@ -12,14 +12,13 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from onepeace.compiling import compile_blocks
 from onepeace.device import SMALL, choose_device, choose_dtype
-from onepeace.embed.assembly import Assembly, Embedded, Failure, Vectors
+from onepeace.embed.assembly import Assembly, Embedded, Failure
 from onepeace.embed.explain import Explanation, explain
 from onepeace.embed.items import check_many, name_of, parts_of
 from onepeace.embed.options import Keywords, Options
@@ -38,6 +37,7 @@ from onepeace.processors.processor import Processor
 from onepeace.threads import Batch, Computing, Result, num_workers
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from typing_extensions import Unpack
 
 WINDOW = 64
@@ -47,7 +47,8 @@ ITEMS_AHEAD, WINDOWS_AHEAD = 8, 16
 BLOCK = 1024
 """Vectors that are collected one by one before they become rows of one tensor."""
 
-Encoded: TypeAlias = Vectors | tuple[Vectors, list[Failure]]
+Encoded: TypeAlias = Tensor | tuple[Tensor, list[Failure]]
+"""float32 on the CPU, with the failures where these are skipped."""
 
 
 class Tokens(NamedTuple):
@@ -192,13 +193,12 @@ class Embedder:
         """
         return self._encode(items, Options(**options))
 
-    def similarity(self, a: Vectors, b: Vectors) -> Vectors:
-        """(n, m) cosines of vectors `a` (n, E) and `b` (m, E); an array if both are arrays, else a tensor."""
+    def similarity(self, a: "ArrayLike | Tensor", b: "ArrayLike | Tensor") -> Tensor:
+        """(n, m) cosines of vectors `a` (n, E) and `b` (m, E)."""
         left, right = _unit_rows(a, "first"), _unit_rows(b, "second")
         if left.shape[1] != right.shape[1]:
             raise UserError(f"similarity needs vectors of one width, got {left.shape[1]} and {right.shape[1]} numbers")
-        cosines = left @ right.T
-        return cosines.numpy() if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) else cosines
+        return left @ right.T
 
     def classify(
         self,
@@ -223,7 +223,8 @@ class Embedder:
         classes = {kind: prototypes(encode_text, names, one) for kind, one in templates.items()}
         vectors, kinds = self._rows(self._succeeded(items, chosen, failures))
         logits = self.logit_scale * similarities(vectors, kinds, classes)
-        return _result(logits.softmax(dim=1), failures, chosen)
+        shares = logits.softmax(dim=1)
+        return (shares, failures) if chosen.on_error == "skip" else shares
 
     def features(self, item: Mapping[str, object]) -> dict[str, Tokens]:
         """Token features of one item, its modalities seen together in one pass.
@@ -291,7 +292,8 @@ class Embedder:
 
     def _encode(self, items: Iterable[object], options: Options) -> Encoded:
         failures: list[Failure] = []
-        return _result(self._rows(self._succeeded(items, options, failures))[0], failures, options)
+        vectors, _ = self._rows(self._succeeded(items, options, failures))
+        return (vectors, failures) if options.on_error == "skip" else vectors
 
     def _rows(self, results: Iterator[Embedded]) -> tuple[Tensor, list[str | None]]:
         """The vectors (n, E) and the modalities of results."""
@@ -419,9 +421,3 @@ def _unit_rows(vectors: object, which: str) -> Tensor:
     if wrong := (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist():
         raise UserError(f"vector {wrong[0]} of the {which} argument of similarity has numbers that are not finite")
     return F.normalize(rows, dim=1)
-
-
-def _result(vectors: Tensor, failures: list[Failure], options: Options) -> Vectors | tuple[Vectors, list[Failure]]:
-    """Vectors in the form that the options ask for, with the failures if these are skipped."""
-    result = vectors.numpy() if options.output == "numpy" else vectors
-    return (result, failures) if options.on_error == "skip" else result

@@ -8,7 +8,6 @@ from typing import Literal, TypeAlias, TypedDict
 
 from onepeace.errors import UserError
 
-Output: TypeAlias = Literal["torch", "numpy"]
 OnError: TypeAlias = Literal["raise", "skip"]
 Long: TypeAlias = Literal["truncate", "windows"]
 
@@ -20,7 +19,6 @@ class Keywords(TypedDict, total=False):
     window: float | None
     hop: float | None
     batch_size: int
-    output: Output
     progress: bool | None
     on_error: OnError
 
@@ -45,8 +43,6 @@ class Options:
     batch_size: int = 32
     """Items that the model computes at once, on a CPU shared out among its cores; changes speed and memory, not the
     vectors."""
-    output: Output = "torch"
-    """"torch" for a CPU tensor, "numpy" for an array; both float32 with unit rows, (0, E) of no items."""
     progress: bool | None = None
     """Whether a bar is drawn on stderr; None draws one if that is a terminal and the work takes over a second."""
     on_error: OnError = "raise"
@@ -55,7 +51,6 @@ class Options:
     index, name and reason of the others."""
 
     def __post_init__(self) -> None:
-        check_choice("output", self.output, ("torch", "numpy"))
         check_choice("on_error", self.on_error, ("raise", "skip"))
         check_choice("long", self.long, ("truncate", "windows"))
         if not isinstance(self.batch_size, int) or self.batch_size < 1:

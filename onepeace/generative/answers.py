@@ -13,8 +13,6 @@ from itertools import pairwise
 from math import exp, isfinite
 from typing import TypeAlias
 
-import torch
-
 from onepeace.errors import UserError
 from onepeace.generative.search import Hypothesis
 from onepeace.generative.tasks import Task
@@ -97,7 +95,7 @@ def read_choice(log_probs: Sequence[float], labels: Sequence[str]) -> Choice:
         raise UserError("the scores of the choices are not finite; try dtype float32")
     scores = dict(zip(labels, log_probs, strict=True))
     best = max(scores, key=scores.__getitem__)
-    return Choice(best, scores[best], float(torch.tensor(list(log_probs)).softmax(0).max()), scores)
+    return Choice(best, scores[best], exp(scores[best]), scores)
 
 
 def _text(ids: Sequence[int], asked: Asked, score: float, confidence: float) -> Text:

@@ -47,7 +47,7 @@ def texts_of(bank: str) -> list[str]:
 
 def banks_of_words(embedder: Any) -> Banks:
     """The banks of texts of a model, an `Embedder` or a pool of them, which reads them now."""
-    return Banks({bank: embedder.encode_text(texts_of(bank), progress=False, output="numpy") for bank in TEXTS})
+    return Banks({bank: np.asarray(embedder.encode_text(texts_of(bank), progress=False)) for bank in TEXTS})
 
 
 def read_calibration(folder: Path, model: str) -> bytes | None:

@@ -132,7 +132,7 @@ def encode(
         vectors: Sequence[np.ndarray] = list(words.encode([value for _, value, _ in read]))
     else:
         items = [{"text" if name == "without" else name: value} for name, value, _ in read]
-        vectors = list(np.asarray(load().encode(items, progress=False, output="numpy"))) if items else []
+        vectors = list(np.asarray(load().encode(items, progress=False))) if items else []
     parts = [
         Part(name if name in ("image", "audio") else bank_of_text(value), vector, weight)
         for (name, value, weight), vector in zip(read, vectors, strict=True)

@@ -70,9 +70,7 @@ class MtebEncoder:
         **_: Any,
     ) -> NDArray[np.float32]:
         """(n, E) unit vectors of the rows of a DataLoader, whose batches are dictionaries of lists by modality."""
-        vectors = self.model.encode(
-            self._items(inputs), batch_size=batch_size, output="numpy", progress=show_progress_bar
-        )
+        vectors = self.model.encode(self._items(inputs), batch_size=batch_size, progress=show_progress_bar)
         return np.asarray(vectors)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:

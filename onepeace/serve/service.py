@@ -91,7 +91,7 @@ class Service:
         for start in range(0, len(items), CHUNK):
             with self._lock:
                 chunk = items[start : start + CHUNK]
-                found.append(np.asarray(self._index.embedder.encode(chunk, output="numpy", progress=False)))
+                found.append(np.asarray(self._index.embedder.encode(chunk, progress=False)))
         return np.concatenate(found)
 
     def classify(
@@ -107,7 +107,7 @@ class Service:
         if not 1 <= len(names) <= self.limits.labels:
             raise Refused(422, f"labels: {len(names)} names; give from 1 to {self.limits.labels}")
         with self._lock:
-            found = self._index.embedder.classify(items, names, template=template, output="numpy", progress=False)
+            found = self._index.embedder.classify(items, names, template=template, progress=False)
         shares = np.asarray(found)
         ranked = np.argsort(-shares, axis=1, kind="stable")
         return [{names[i]: float(row[i]) for i in order} for row, order in zip(shares, ranked, strict=True)]

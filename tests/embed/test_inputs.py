@@ -87,7 +87,6 @@ def test_one_item_in_place_of_a_list_is_an_error(model, method, item):
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"output": "list"}, "it can be 'torch', 'numpy'"),
         ({"on_error": "ignore"}, "it can be 'raise', 'skip'"),
         ({"long": "mean"}, "it can be 'truncate', 'windows'"),
         ({"window": 2.0}, "window and hop need long='windows'"),

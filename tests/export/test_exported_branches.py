@@ -142,8 +142,8 @@ def test_example_without_torch_and_onepeace(exported, model, tmp_path):
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "found.npy")
     assert (found.shape, found.dtype) == ((len(TEXTS), model.embed_dim), np.float32)
-    np.testing.assert_allclose(found, model.encode_text(TEXTS, output="numpy"), rtol=0, atol=1e-4)
-    scores = vectors @ model.encode_text(["a dog barking"], output="numpy")[0]
+    np.testing.assert_allclose(found, model.encode_text(TEXTS).numpy(), rtol=0, atol=1e-4)
+    scores = vectors @ model.encode_text(["a dog barking"])[0].numpy()
     assert [line.split()[1] for line in done.stdout.splitlines()] == [names[i] for i in np.argsort(-scores)[:3]]
 
 

@@ -26,7 +26,7 @@ def test_words_are_read_without_the_model(tmp_path, monkeypatch, caplog):
     assert TextBranch.open(model_hash) is None
     build(tmp_path / "one", paths, str(model), progress=False)
     texts = ["a dog", "two dogs on a beach, and further words"]
-    expected = load(str(model), modalities=["text"]).encode_text(texts, output="numpy", progress=False)
+    expected = load(str(model), modalities=["text"]).encode_text(texts, progress=False)
     np.testing.assert_allclose(TextBranch.open(model_hash).encode(texts), expected, atol=1e-5)
 
     monkeypatch.setattr("onepeace.export.folder.export_model", lambda *_, **__: pytest.fail("it is there"))

@@ -163,4 +163,4 @@ def test_commands_search_embed_and_classify_its_files_and_list_a_broken_one(done
     assert "cut.imu" in err
     written = np.load(tmp_path / "vectors.npz")
     assert set(map(Path, written["paths"])) == set(copies)
-    assert np.allclose(written["vectors"], model.encode(list(written["paths"]), output="numpy"), atol=1e-5)
+    assert np.allclose(written["vectors"], model.encode(list(written["paths"])), atol=1e-5)

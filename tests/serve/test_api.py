@@ -86,8 +86,8 @@ def test_vectors_of_texts_pictures_and_sounds_are_those_of_the_model(client, mod
     answer = client.post("/v1/embeddings", json={"input": inputs, "model": "any", "user": "somebody"}).json()
     vectors = np.array([entry["embedding"] for entry in answer["data"]], np.float32)
     assert [entry["index"] for entry in answer["data"]] == [0, 1, 2, 3, 4]
-    assert_same(vectors[:4], model.encode(["a dog", picture, picture, sound], output="numpy"))
-    mix = model.encode([{"text": "in the snow", "audio": sound}], output="numpy")
+    assert_same(vectors[:4], model.encode(["a dog", picture, picture, sound]))
+    mix = model.encode([{"text": "in the snow", "audio": sound}])
     assert_same(vectors[4:], mix)
     written = client.post("/v1/embeddings", json={"input": inputs[:2], "encoding_format": "base64"}).json()
     buffers = [base64.b64decode(entry["embedding"]) for entry in written["data"]]
@@ -220,7 +220,7 @@ def test_labels_are_chosen_for_what_is_sent_and_for_a_file(client, model, collec
     labels = ["dog", "cat"]
     for body in ({"image": encoded(collection / "cat.jpg")}, {"like": ids["cat.jpg"]}):
         found = client.post("/classify", json={**body, "labels": [*labels, " dog "]}).json()["labels"]
-        (shares,) = model.classify([collection / "cat.jpg"], labels, output="numpy")
+        (shares,) = model.classify([collection / "cat.jpg"], labels)
         expected = sorted(zip(labels, shares.tolist(), strict=True), key=lambda pair: -pair[1])
         assert [each["label"] for each in found] == [label for label, _ in expected]
         np.testing.assert_allclose([each["probability"] for each in found], [share for _, share in expected], atol=1e-5)
