@@ -105,7 +105,7 @@ def learned(
     rows = [int(record.key) for record in (*train, *held)] + later
     labels = np.array([items.samples[i].label for i in rows])
     sides = (Labelled(items.vectors[rows[part]], labels[part]) for part in (slice(len(train)), slice(len(train), None)))
-    figure, _ = probe(*sides, "finetune.py")
+    figure = probe(*sides, "finetune.py")
     right = np.array(figure.per_query)
     return right[: len(held)], right[len(held) :], np.array([record.targets[GROUP] for record in held])
 

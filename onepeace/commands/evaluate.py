@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 WHAT is a recipe; or a folder with a folder for each class, or a table (.csv, .tsv, .jsonl) with the columns image or
-audio, and label: how well frozen vectors tell the classes apart, by a linear classifier and by kNN, on a fifth that is
-held out; or the name of a public test set whose download lies in --data FOLDER: coco, flickr8k, flickr30k (Karpathy's
-test splits), imagenet, audiocaps, clotho, esc50 (all five folds), urbansound8k, vggsound, fsd50k. FOLDER holds what
+audio, and label: how well a linear classifier tells the classes apart by frozen vectors, on a held-out fifth; or
+the name of a public test set whose download lies in --data FOLDER: coco, flickr8k, flickr30k (Karpathy's test splits),
+imagenet, audiocaps, clotho, esc50 (all five folds), urbansound8k, vggsound, fsd50k. FOLDER holds what
 `onepeace shards --layout NAME --help` says, and dataset_NAME.json of Karpathy for the first three. Equal scores count
 against the model. The 95 % intervals draw queries anew.
 
@@ -158,8 +158,8 @@ def _own(args: argparse.Namespace, model: "Embedder", problems: list[files.Unrea
             )
             for part in split(records)
         )
-        for figure in probe(train, test, args.what):
-            yield Row.of(modality, figure, time.perf_counter() - start, {"protocol": "probe"})
+        figure = probe(train, test, args.what)
+        yield Row.of(modality, figure, time.perf_counter() - start, {"protocol": "probe"})
 
 
 def _compare(first: Path, second: Path) -> int:

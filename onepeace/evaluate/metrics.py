@@ -30,10 +30,7 @@ class Figure(NamedTuple):
     n: int
     """Number of queries or items it is a mean over."""
     per_query: tuple[float, ...] = ()
-    """The n values it is the mean of; empty when it is no such thing, and then it has no interval unless one is
-    given."""
-    interval: tuple[float, float] | None = None
-    """Confidence interval, where resampling `per_query` does not give it."""
+    """The n values it is the mean of; empty when it is no such thing, and then it has no interval."""
     note: str = ""
     """Choice on the way: the regularisation of a probe."""
 

@@ -28,8 +28,8 @@ class Row(NamedTuple):
 
     @classmethod
     def of(cls, name: str, figure: Figure, seconds: float, about: Mapping[str, Any]) -> "Row":
-        """The row of a figure of the set `name`, its interval resampled where the figure has none."""
-        spread = figure.interval or (interval(figure.per_query) if figure.per_query else None)
+        """The row of a figure of the set `name`."""
+        spread = interval(figure.per_query) if figure.per_query else None
         about = {**about, "note": figure.note}
         return cls(name, *figure[:4], seconds, spread, figure.per_query, about)
 

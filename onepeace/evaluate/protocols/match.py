@@ -2,8 +2,7 @@
 
 Each query is asked twice: in the whole pool, and in the pool without its answers, where nothing is right. The match is
 that of the product (onepeace/index/ranking.py), which fits nothing; a source whose pictures or sounds the model never
-saw in training shows what a user meets. The order of the product is measured on the way: of a mixed list by z, and
-by the cosine alone.
+saw in training shows what a user meets.
 """
 
 import os
@@ -26,8 +25,6 @@ from onepeace.index.ranking import POSSIBLE, RELEVANT, Banks
 
 FIRST = 5
 """A query is answered when a right item is among so many hits."""
-AT = 10
-"""Hits of the NDCG."""
 FEWEST = 5
 """Sources with fewer answered queries have no rows of their own."""
 
@@ -72,8 +69,6 @@ class Result(NamedTuple):
     """Match of the first hit, which no other one of the list exceeds."""
     without: float
     """The same in the pool without the answers."""
-    ndcg: tuple[float, float, float]
-    """NDCG of the order by z, of that by the cosine, and of a random one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,13 +149,12 @@ def _result(asked: Question, items: NDArray, modalities: NDArray, banks: Banks) 
         if found is None:
             raise UserError(f"the calibration has no {asked.query.parts[0].bank} to compare with {modality}")
         match[own] = found
-    cosines[~asked.inside], z[~asked.inside] = -2, -np.inf
-    hits = ordered(z, asked.answers)[:FIRST]
+    z[~asked.inside] = -np.inf
+    hits = np.lexsort((asked.answers, -z))[:FIRST]  # of equal scores the wrong ones come first
     others = np.where(asked.answers, -np.inf, z)
     chance = 1 - (1 - asked.answers.mean() / asked.inside.mean()) ** FIRST
-    gains = ndcg(z, asked.answers, AT), ndcg(cosines, asked.answers, AT), chance_ndcg(asked.answers, AT)
     first = float(match[hits[0]])
-    return Result(bool(asked.answers[hits].any()), float(chance), first, float(match[np.argmax(others)]), gains)
+    return Result(bool(asked.answers[hits].any()), float(chance), first, float(match[np.argmax(others)]))
 
 
 def _figures(name: str, results: Sequence[Result]) -> list[Figure]:
@@ -177,8 +171,6 @@ def _figures(name: str, results: Sequence[Result]) -> list[Figure]:
         "turned away": (none < POSSIBLE, POSSIBLE),
         "nothing relevant, of right answers": (right < RELEVANT, RELEVANT),
         "nothing relevant, of the others": (none < RELEVANT, RELEVANT),
-        f"NDCG@{AT} by z": ([what.ndcg[0] for what in results], np.mean([what.ndcg[2] for what in results])),
-        f"NDCG@{AT} by cosine": ([what.ndcg[1] for what in results], np.mean([what.ndcg[2] for what in results])),
     }
     figures = []
     for metric, (values, chance) in rows.items():
@@ -195,28 +187,3 @@ def _banks(calibration: str | None, embedder: Any) -> Banks:
     if not path.is_file():
         raise UserError(f"{path}: no such file; make it with: onepeace calibrate {calibration} SOURCES")
     return Banks.load(path.read_bytes())
-
-
-def ordered(found: NDArray, relevant: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Numbers of the items, best score first; of equal scores, and of NaN, the wrong ones come first."""
-    found = np.where(np.isnan(found), np.where(relevant, -np.inf, np.inf), found)
-    return np.lexsort((relevant, -found))
-
-
-def ndcg(found: NDArray, relevant: NDArray[np.bool_], k: int) -> float:
-    """Sum of 1 / log2(1 + rank) of the relevant items among the first k, over that of the best order; one query."""
-    gains = relevant[ordered(found, relevant)[:k]]
-    return float(_discounts(len(gains)) @ gains) / _ideal(relevant, k)
-
-
-def chance_ndcg(relevant: NDArray[np.bool_], k: int) -> float:
-    """`ndcg` of a random order, on average."""
-    return float(relevant.mean() * _discounts(min(k, len(relevant))).sum()) / _ideal(relevant, k)
-
-
-def _discounts(k: int) -> NDArray[np.float64]:
-    return 1 / np.log2(np.arange(2, k + 2))
-
-
-def _ideal(relevant: NDArray[np.bool_], k: int) -> float:
-    return float(_discounts(min(k, int(relevant.sum()))).sum())

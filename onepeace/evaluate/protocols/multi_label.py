@@ -8,12 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.errors import UserError
-from onepeace.evaluate.intervals import draws, middle
 from onepeace.evaluate.metrics import Figure, average_precisions, chance_average_precision
 from onepeace.evaluate.protocols.classes import ClassNames
-
-DRAWS = 200
-"""Draws of the interval; each one ranks all items anew for every class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +36,8 @@ class MultiLabel(ClassNames):
 
 
 def mean_average_precision(scores: NDArray, correct: NDArray[np.bool_]) -> Figure:
-    """Every class ranks all items, the mean is over the classes that have one: scores and correct (C, N).
-
-    The interval draws items.
-    """
+    """Every class that has items is a query, which ranks all items: scores and correct (C, N)."""
     present = correct.any(axis=1)
-    scores, correct = scores[present], correct[present]
-    value = float(average_precisions(scores, correct).mean())
-    chance = chance_average_precision(correct.sum(axis=1), scores.shape[1])
-    spread = middle([_drawn(scores, correct, draw) for draw in draws(scores.shape[1], DRAWS)])
-    return Figure(f"mAP of {len(correct)} classes", value, chance, scores.shape[1], interval=spread)
-
-
-def _drawn(scores: NDArray, correct: NDArray[np.bool_], draw: NDArray[np.int64]) -> float:
-    """The mean over classes for items drawn with replacement: scores and correct (C, N), numbers of items (N,)."""
-    correct = correct[:, draw]
-    present = correct.any(axis=1)
-    return float(average_precisions(scores[present][:, draw], correct[present]).mean())
+    precisions = average_precisions(scores[present], correct[present])
+    chance, n = chance_average_precision(correct[present].sum(axis=1), scores.shape[1]), len(precisions)
+    return Figure(f"mAP of {n} classes", float(precisions.mean()), chance, n, tuple(precisions.tolist()))

@@ -1,9 +1,8 @@
-"""Probes: classifiers that learn from frozen vectors of training items and are asked about others.
+"""Linear probe: a classifier that learns from frozen vectors of training items and is asked about others.
 
-The linear probe is the logistic regression of scikit-learn (L-BFGS, at most 1,000 steps) on the unit vectors as they
-are. Its inverse regularisation C is one of `STRENGTHS`: the one with the best accuracy on every fifth training item of
-each class in a random order, the first of equals; then all training items are learned from with it. kNN lets the k
-nearest training items vote, each with weight exp(cosine / 0.07), as DINO does (arXiv 2104.14294).
+It is the logistic regression of scikit-learn (L-BFGS, at most 1,000 steps) on the unit vectors as they are. Its inverse
+regularisation C is one of `STRENGTHS`: the one with the best accuracy on every fifth training item of each class in a
+random order, the first of equals; then all training items are learned from with it.
 """
 
 import warnings
@@ -20,16 +19,13 @@ from onepeace.evaluate.protocols.protocol import EvaluationProtocol, Items, Labe
 
 STRENGTHS = tuple(10.0**power for power in range(-2, 6))
 """Unit vectors are short, so C is larger than for vectors of other lengths."""
-TEMPERATURE = 0.07
-NEIGHBOURS = 20
-"""The k of kNN."""
 APART = 5
 """One in so many training items of a class helps to choose C."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(EvaluationProtocol):
-    """Top-1 accuracy of classifiers on frozen vectors."""
+    """Top-1 accuracy of a linear classifier on frozen vectors."""
 
     train: Items
     """The labelled items to learn from."""
@@ -40,26 +36,30 @@ class Probe(EvaluationProtocol):
 
     def run(self, embedder: Any, root: Path) -> list[Figure]:
         train, test = (side.encode_labelled(embedder, root) for side in (self.train, self))
-        return probe(train, test, self.train.place)
+        return [probe(train, test, self.train.place)]
 
 
-def probe(train: Labelled, test: Labelled, where: str) -> list[Figure]:
-    """Top-1 accuracy of both classifiers.
+def probe(train: Labelled, test: Labelled, where: str) -> Figure:
+    """Top-1 accuracy of a linear classifier, and the C that was chosen.
 
     Args:
-        train, test: what they learn from, and what they are asked about.
+        train, test: what it learns from, and what it is asked about.
         where: source of the training items, for messages.
     """
     if len(set(train.labels)) < 2:
         raise UserError(f"{where}: a probe needs at least two classes to learn from")
-    classes = len({*train.labels, *test.labels})
-    figures = []
-    for name, method in {"linear probe": _linear, f"{NEIGHBOURS}-NN": _knn}.items():
-        scores, known, note = method(train, test.vectors)
-        right = hits(best_ranks(scores, test.labels, known), 1)
-        value = float(np.mean(right))
-        figures.append(Figure(f"{name} top-1 of {classes}", value, 1 / classes, len(right), right, note=note))
-    return figures
+    held_out = every_fifth(train.labels)
+    rest = np.setdiff1d(np.arange(len(train.labels)), held_out)
+    rest = rest if len(set(train.labels[rest])) > 1 else np.arange(len(train.labels))
+    accuracies = []
+    for strength in STRENGTHS:
+        fitted = _fit(train.vectors[rest], train.labels[rest], strength)
+        accuracies.append((fitted.predict(train.vectors[held_out]) == train.labels[held_out]).mean())
+    best = STRENGTHS[int(np.argmax(accuracies))]
+    fitted = _fit(*train, best)
+    right = hits(best_ranks(fitted.predict_log_proba(test.vectors), test.labels, fitted.classes_), 1)
+    classes, value = len({*train.labels, *test.labels}), float(np.mean(right))
+    return Figure(f"linear probe top-1 of {classes}", value, 1 / classes, len(right), right, note=f"C = {best:g}")
 
 
 def every_fifth(labels: NDArray) -> NDArray[np.int64]:
@@ -70,33 +70,9 @@ def every_fifth(labels: NDArray) -> NDArray[np.int64]:
     return rows if rows.size else np.arange(len(labels))
 
 
-def _linear(train: Labelled, queries: NDArray) -> tuple[NDArray, NDArray, str]:
-    """Scores (n, C) of the queries (n, E), the names (C,) of the columns, and which C was chosen."""
-    held_out = every_fifth(train.labels)
-    rest = np.setdiff1d(np.arange(len(train.labels)), held_out)
-    rest = rest if len(set(train.labels[rest])) > 1 else np.arange(len(train.labels))
-    right = []
-    for strength in STRENGTHS:
-        fitted = _fit(train.vectors[rest], train.labels[rest], strength)
-        right.append((fitted.predict(train.vectors[held_out]) == train.labels[held_out]).mean())
-    best = STRENGTHS[int(np.argmax(right))]
-    fitted = _fit(*train, best)
-    return fitted.predict_log_proba(queries), fitted.classes_, f"C = {best:g}"
-
-
 def _fit(vectors: NDArray, labels: NDArray, strength: float) -> Any:
     convergence = need("sklearn.exceptions", "eval").ConvergenceWarning
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", convergence)  # a fit that is not finished is judged as it is
         regression = need("sklearn.linear_model", "eval").LogisticRegression(C=strength, max_iter=1000)
         return regression.fit(vectors.astype(np.float64), labels)
-
-
-def _knn(train: Labelled, queries: NDArray) -> tuple[NDArray, NDArray, str]:
-    """Scores (n, C) of the queries (n, E), the names (C,) of the columns, and how many neighbours voted."""
-    number = min(NEIGHBOURS, len(train.labels))
-    classifier = need("sklearn.neighbors", "eval").KNeighborsClassifier(
-        number, metric="cosine", weights=lambda distances: np.exp((1 - distances) / TEMPERATURE)
-    )
-    fitted = classifier.fit(*train)
-    return fitted.predict_proba(queries), fitted.classes_, f"k = {number}"
