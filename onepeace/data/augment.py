@@ -1,7 +1,6 @@
 """Augmentation of training items. Every random number is drawn from the generator handed in: one per item (steps.py).
 
-An entry of AUGMENTS has three steps: ``load`` decodes, ``vary`` changes one item, ``collate`` makes the model's input;
-a fourth, ``mix_batch``, where ``mixes_batch``.
+An entry of AUGMENTS has three steps: ``load`` decodes, ``vary`` changes one item, ``collate`` makes the model's input.
 What can be done to a whole batch at once (colour, normalisation) waits for ``collate``: two cores are few.
 """
 
@@ -51,7 +50,7 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageAugment:
-    """Crop, mirror, colour; and for fine-tuning RandAugment, blur, MixUp and CutMix, as torchvision has them."""
+    """Crop, mirror, colour; and for fine-tuning RandAugment, as torchvision has it, and blur."""
 
     crop_scale: tuple[float, ...] = (0.9, 1.0)
     """Least and largest share of the area that is kept; [1, 1] keeps the whole picture in its proportions."""
@@ -63,10 +62,6 @@ class ImageAugment:
     """[operations, magnitude from 0 to 30] of RandAugment (arXiv 1909.13719), e.g. [2, 9]; null = none."""
     blur: float = 0.0
     """Probability of a Gaussian blur, its radius drawn from 0.1 to 2 pixels."""
-    mixup: float = 0.0
-    """alpha of MixUp (arXiv 1710.09412); 0 = none. Only for classification."""
-    cutmix: float = 0.0
-    """alpha of CutMix (arXiv 1905.04899); 0 = none. With both, each batch draws one of them."""
 
     def __post_init__(self) -> None:
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
@@ -75,9 +70,6 @@ class ImageAugment:
             raise UserError(f"color {self.color} should be a share below 1")
         if not 0 <= self.blur <= 1:
             raise UserError(f"blur {self.blur} should be a probability, between 0 and 1")
-        for name in ("mixup", "cutmix"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} {getattr(self, name)} should be 0 or the alpha of a Beta distribution")
         if self.rand_augment is not None and not (
             len(self.rand_augment) == 2 and self.rand_augment[0] >= 1 and 0 <= self.rand_augment[1] <= 30
         ):
@@ -86,12 +78,7 @@ class ImageAugment:
     @property
     def moves_pixels(self) -> bool:
         """Whether a box or a mask of the picture would no longer fit it."""
-        return self.flip or self.rand_augment is not None or tuple(self.crop_scale) != (1.0, 1.0) or self.mixes_batch
-
-    @property
-    def mixes_batch(self) -> bool:
-        """Whether pictures of a batch are mixed with one another."""
-        return bool(self.mixup or self.cutmix)
+        return self.flip or self.rand_augment is not None or tuple(self.crop_scale) != (1.0, 1.0)
 
     def load(self, item: Any, processor: Any) -> Any:
         """The picture as the processor opens it: upright RGB, in its own size."""
@@ -133,25 +120,6 @@ class ImageAugment:
             torch.manual_seed(int(rng.integers(2**31)))
             return v2.RandAugment(operations, magnitude)(picture)
 
-    def mix_batch(self, inputs: dict[str, Tensor], seed: int) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Mix pictures with their neighbours in the batch.
-
-        Returns:
-            The input, and the share of each item in each picture, (B, B); None where a batch of one has no other.
-        """
-        from torchvision.transforms import v2
-
-        count = len(inputs["pixels"])
-        if count < 2:
-            return inputs, None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            kinds = [kind(alpha=alpha, num_classes=count)
-                     for kind, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix)) if alpha]  # fmt: skip
-            chosen = kinds[int(torch.randint(len(kinds), ()))]
-            pixels, shares = chosen(inputs["pixels"], torch.arange(count))
-        return {**inputs, "pixels": pixels}, shares
-
     def collate(self, samples: list[Picture], processor: Any) -> dict[str, Tensor]:
         """Colour and normalisation of the whole batch in one affine map per picture: {"pixels": (B, 3, H, W)}."""
         stacked = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
@@ -173,11 +141,6 @@ class ImageAugment:
 @dataclass(frozen=True)
 class VideoAugment(ImageAugment):
     """A clip from anywhere in its video; what is done to a picture, the same to all frames."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mixes_batch:
-            raise UserError("mixup and cutmix are for pictures; set both to 0 for videos")
 
     def load(self, item: Any, processor: Any) -> Any:
         """The video as it is: `vary` draws what is read of it."""
@@ -201,7 +164,6 @@ class VideoAugment(ImageAugment):
 class AudioAugment:
     """Turn in time, mix, add noise, change the gain."""
 
-    mixes_batch = False
     shift: bool = False
     """Turn the clip around by a random time: what leaves at the end comes in at the start."""
     gain_db: float = 0.0

@@ -37,8 +37,6 @@ class Batch:
     rows: int = 1
     """Rows of the inputs that belong to one item, one after another: 2 where an item has two pictures, 4 where a
     question has four candidate answers. What an item has once stands in all of its rows."""
-    mixing: Tensor | None = None
-    """(B, B): the share of each item (column) in each mixed picture (row), where pictures are mixed."""
     token_dropout: Mapping[str, Tensor] = field(default_factory=dict)
     """By modality: positions (B, K) that stay in the contrastive pass, padded with -1, where tokens are dropped."""
     masks: Mapping[str, Mapping[str, Mask]] = field(default_factory=dict)
@@ -58,7 +56,6 @@ class Batch:
                 key: {name: Mask(*map(function, mask)) for name, mask in passes.items()}
                 for key, passes in self.masks.items()
             },
-            mixing=None if self.mixing is None else function(self.mixing),
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -95,8 +92,6 @@ class Batch:
                         key: {name: Mask(trim(mask.keep[own]), mask.masked[own]) for name, mask in passes.items()}
                         for key, passes in self.masks.items()
                     },
-                    # Over whole batches; a part is for the outputs only.
-                    mixing=None,
                 )
             )
         return pieces

@@ -88,7 +88,7 @@ class BatchBuilder:
         name = window.name
         replaced: list[str] = []
         drawn = [self._item(window, candidates, rng, replaced) for candidates, rng in items]
-        inputs, mixing = {}, None
+        inputs = {}
         rows = _rows_of_an_item(drawn)
         for modality in self.pairs[name]:
             per_item = [media[modality] for _, _, media in drawn]
@@ -101,8 +101,6 @@ class BatchBuilder:
             inputs[modality] = augment.collate(decoded, processor) if augment else processor.collate(decoded)
             if several and modality != "text":
                 inputs[modality]["type_ids"] = torch.arange(rows).repeat(len(drawn))
-            if augment is not None and augment.mixes_batch:
-                inputs[modality], mixing = augment.mix_batch(inputs[modality], seed)
         token_dropout, masks = self._masks(inputs, torch.Generator().manual_seed(seed))
         return Batch(
             inputs=inputs,
@@ -112,7 +110,6 @@ class BatchBuilder:
             names=[names_of(sample, text) for sample, text, _ in drawn],
             targets={target: [content_of(s.targets.get(target)) for s, _, _ in drawn] for target in self.targets[name]},
             rows=rows,
-            mixing=mixing,
             token_dropout=token_dropout,
             masks=masks,
             replaced=replaced,

@@ -7,6 +7,7 @@ batch's order and shape, so nothing outside this file knows.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch.nn import functional as F
 from onepeace.data.batch import Batch, trim
 from onepeace.errors import expect
 from onepeace.model import Encoder, Features, Stem, Trained
+
+T = TypeVar("T")
 
 
 class Passes:
@@ -38,10 +41,7 @@ class Passes:
         self.keys = [key for key in model.adapters if key in batch.inputs]
         self.real_tokens = self.all_tokens = 0
         """Tokens computed in the blocks so far, without and with padding."""
-        self._unimodal: dict[str, Features] = {}
-        self._embedding: dict[str, Tensor] = {}
-        self._unimodal_masked: dict[str, Tensor] = {}
-        self._fused: dict[tuple[tuple[str, ...], tuple[int, ...]], dict[str, Features]] = {}
+        self._made: dict[Any, Any] = {}
 
     @property
     def encoder(self) -> Encoder:
@@ -64,19 +64,21 @@ class Passes:
             stems[key] = parts[0] if len(parts) == 1 else _join_stems(parts, groups)
         return stems
 
+    def _once(self, name: Any, make: Callable[[], T]) -> T:
+        """What ``make`` gave when this name was first asked for."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
     def unimodal(self, key: str) -> Features:
         """One modality encoded alone, without masks, after token dropout where the recipe has it."""
-        if key not in self._unimodal:
-            dropped = self.batch.token_dropout
-            keep = {key: dropped[key]} if key in dropped else {}
-            self._unimodal[key] = self._by_length([key], keep, self.encoder.encode)[key]
-        return self._unimodal[key]
+        dropped = self.batch.token_dropout
+        keep = {key: dropped[key]} if key in dropped else {}
+        return self._once(("unimodal", key), lambda: self._by_length([key], keep, self.encoder.encode))[key]
 
     def embedding(self, key: str) -> Tensor:
         """Unit vectors (B, E) of one modality."""
-        if key not in self._embedding:
-            self._embedding[key] = self.encoder.embed(key, self.unimodal(key))
-        return self._embedding[key]
+        return self._once(("embedding", key), lambda: self.encoder.embed(key, self.unimodal(key)))
 
     def fused(self, keys: tuple[str, ...], out_indices: Sequence[int] = ()) -> dict[str, Features]:
         """Modalities encoded together in one pass without masks and with its gradient: what task heads read.
@@ -86,16 +88,15 @@ class Passes:
         """
         if len(keys) == 1 and not out_indices and keys[0] not in self.batch.token_dropout:
             return {keys[0]: self.unimodal(keys[0])}
-        if (keys, tuple(out_indices)) not in self._fused:
-            if out_indices:
-                stems = {key: self.stems[key] for key in keys}
-                found = self.encoder.encode(stems, out_indices=out_indices)
-                self.real_tokens += sum(int(self.lengths[key].sum()) for key in keys)
-                self.all_tokens += sum(features.tokens.shape[:2].numel() for features in found.values())
-            else:
-                found = self._by_length(list(keys), {}, self.encoder.encode)
-            self._fused[keys, tuple(out_indices)] = found
-        return self._fused[keys, tuple(out_indices)]
+        return self._once(("fused", keys, tuple(out_indices)), lambda: self._fuse(keys, out_indices))
+
+    def _fuse(self, keys: tuple[str, ...], out_indices: Sequence[int]) -> dict[str, Features]:
+        if not out_indices:
+            return self._by_length(list(keys), {}, self.encoder.encode)
+        found = self.encoder.encode({key: self.stems[key] for key in keys}, out_indices=out_indices)
+        self.real_tokens += sum(int(self.lengths[key].sum()) for key in keys)
+        self.all_tokens += sum(features.tokens.shape[:2].numel() for features in found.values())
+        return found
 
     def head(self, name: str, keys: tuple[str, ...]) -> Tensor:
         """Outputs of a task head of the model for these modalities, a row for each of its inputs; see `fused`."""
@@ -109,10 +110,8 @@ class Passes:
 
     def unimodal_masked(self, key: str) -> Tensor:
         """Predictions (B, L + 1, D) for one modality encoded alone with tokens masked."""
-        if key not in self._unimodal_masked:
-            keep = {key: self.batch.masks[key]["unimodal"].keep}
-            self._unimodal_masked[key] = self._by_length([key], keep, self._reconstruct)[key].tokens
-        return self._unimodal_masked[key]
+        keep = {key: self.batch.masks[key]["unimodal"].keep}
+        return self._once(("masked", key), lambda: self._by_length([key], keep, self._reconstruct))[key].tokens
 
     @cached_property
     def joint_masked(self) -> dict[str, Tensor]:

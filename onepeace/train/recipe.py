@@ -49,15 +49,9 @@ class TokenizerConfig:
     """Source of the vocabulary; with model.from it is that model's."""
 
     vocab_size: int = 8000
-    """Size of a vocabulary that is trained on the captions of the sources, if neither file nor name is given."""
-    file: str | None = None
-    """A tokenizer.json, as every model folder has one."""
+    """Size of a vocabulary that is trained on the captions of the sources, if no name is given."""
     name: Literal["clip"] | None = None
     """clip, as open_clip ships it."""
-
-    def __post_init__(self) -> None:
-        if self.file is not None and self.name is not None:
-            raise UserError(f"tokenizer.file {self.file} and tokenizer.name {self.name}: give one of them")
 
 
 @dataclass(frozen=True)

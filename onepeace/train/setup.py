@@ -115,7 +115,7 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
 
 
 def make_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]], path: Path) -> None:
-    """Write the run's tokenizer.json: that of the recipe's stem, the starting model's, a file's, or one trained on the
+    """Write the run's tokenizer.json: that of the recipe's stem, the starting model's, CLIP's, or one trained on the
     captions.
 
     Once there is a checkpoint it stays. Before, it may be of another recipe, and is made again.
@@ -128,13 +128,11 @@ def make_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]], path: Pa
     start = model_folder(source) / "tokenizer.json" if source is not None else None
     reads = recipe.model_fields.get("adapters", {}).get("text", {})
     if reads.get("stem") == "transformers":
-        if wanted.file is not None or wanted.name is not None:
-            raise UserError(f"tokenizer: leave out file and name, the stem {reads['name']} has a vocabulary of its own")
+        if wanted.name is not None:
+            raise UserError(f"tokenizer: leave out name, the stem {reads['name']} has a vocabulary of its own")
         made = tokenizer.from_transformers(reads["name"])
     elif start is not None and start.exists():
         made = tokenizer.read_tokenizer(start)
-    elif wanted.file is not None:
-        made = tokenizer.read_tokenizer(Path(wanted.file))
     elif wanted.name == "clip":
         made = tokenizer.from_open_clip()
     else:

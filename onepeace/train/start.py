@@ -12,7 +12,6 @@ from torch import Tensor
 
 from onepeace.config import Config, Options, build, merge, to_plain
 from onepeace.config.reader import nearest
-from onepeace.data.augment import make_augments
 from onepeace.data.masking import Unit
 from onepeace.errors import UserError, need
 from onepeace.hub.architectures import architecture, build_module
@@ -99,15 +98,8 @@ def check(recipe: Recipe, config: Config) -> None:
     fed = {name for options in recipe.terms for name in recipe.fed(options)}
     if idle := [name for name in pairs if name not in fed]:
         raise UserError(f"data.train: no term of the objective reads {idle[0]}; add one, or take its sources out")
-    mixing = [key for key, augment in make_augments(recipe.data.augment).items() if augment.mixes_batch]
     for options in recipe.terms:
-        term = TERMS[options.term]
-        if mixing and not term.takes_mixed and any(mixing[0] in keys for keys in recipe.fed(options).values()):
-            raise UserError(
-                f"data.augment.{mixing[0]} has mixup or cutmix, and {options.where} cannot read mixed items; set both "
-                "to 0"
-            )
-        term.check(options, recipe, config)
+        TERMS[options.term].check(options, recipe, config)
 
 
 def _is_read_like(new: str, old: str) -> bool:

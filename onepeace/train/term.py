@@ -88,8 +88,6 @@ class Term(nn.Module, Generic[O]):
     """The class of the options; the same as the type argument of Term."""
     uses_masks: ClassVar[bool] = False
     """Whether the term needs masked passes, and with them the model's masked decoder."""
-    takes_mixed: ClassVar[bool] = False
-    """Whether the term can read a batch whose pictures are mixed with one another (``Batch.mixing``)."""
 
     def __init__(self, options: O, model: Trained, prepared: Any = None):
         super().__init__()
@@ -142,5 +140,5 @@ def check_places(options: TermOptions, target: str, recipe: "Recipe") -> None:
         if getattr(augment, "moves_pixels", False):
             raise UserError(
                 f"{options.where}: data.augment.{key} would move what the target {target} is about; set crop_scale to "
-                "[1, 1], and no flip, rand_augment, mixup or cutmix"
+                "[1, 1], and no flip or rand_augment"
             )

@@ -114,7 +114,7 @@ def test_model_folder_needs_neither_the_encoder_nor_a_network(saved, root, tmp_p
 
 def test_what_cannot_be_a_text_stem_is_named(saved, root, tmp_path):
     folder, _, _ = saved
-    with pytest.raises(UserError, match=r"tokenizer: leave out file and name, the stem .*encoder has a vocabulary of"):
+    with pytest.raises(UserError, match=r"tokenizer: leave out name, the stem .*encoder has a vocabulary of"):
         loop.train(text_recipe(folder, root, tmp_path / "run", tokenizer={"name": "clip"}))
     with pytest.raises(UserError, match=r"stem_views\.text: leave it out"):
         text_recipe(folder, root, tmp_path / "views", data={"stem_views": {"text": 1}})

@@ -128,7 +128,6 @@ def test_base_is_merged_field_by_field(full):
         ("optim.groups={heads.*: {lr_scale: -1}}", "lr_scale -1.0 should not be negative"),
         ("run.log_every=0", r"run\.log_every 0 should be at least 1"),
         ("run.ema=1", r"run\.ema 1\.0 should be from 0 to below 1"),
-        ("tokenizer={name: clip, file: x.json}", r"file x\.json and tokenizer\.name clip: give one"),
         ("objective=[]", "objective is empty"),
         ("objective=[{term: contrastiv}]", r"objective\.0\.term 'contrastiv' .* contrastive"),
         ("objective=[{term: contrastive}, {term: contrastive}]", "two terms of the name contrastive"),

@@ -5,7 +5,7 @@ import json
 import pytest
 from support.small_shards import COLOURS
 from support.task_shards import FEW, write_task_shards
-from support.training import MODEL, recipe, source
+from support.training import MODEL, recipe
 
 import onepeace
 from onepeace.data.shards import read_source
@@ -86,18 +86,6 @@ def test_a_task_is_learned_measured_saved_and_predicts(tasks, tmp_path, task):
     longer = {modality: read_source(f"{shards}.tar", (modality, *others), tasks)[-1].inputs[modality]}
     beside = model.predict([{**item, **longer}, item, item])
     assert numbers(beside[1]) == pytest.approx(numbers(result), abs=1e-4)
-
-
-def test_mixed_pictures_have_a_share_of_each_class(root, tmp_path):
-    augment = {"image": {"mixup": 0.8, "cutmix": 1.0, "crop_scale": [1, 1], "rand_augment": [1, 5], "blur": 0.2}}
-    data = {"train": [source(targets=["label"])], "augment": augment}
-    data["train"][0]["pair"] = ["image"]
-    made = task_recipe(root, tmp_path, "label", steps=8, data=data)
-    loop.train(made)
-    first, *_, last = read_log(tmp_path / "log.jsonl")
-    assert last["loss"] < first["loss"]
-    with pytest.raises(UserError, match=r"data.augment.image has mixup or cutmix, and objective.contrastive cannot"):
-        loop.train(recipe(root, tmp_path / "other", data={"augment": augment}))
 
 
 @pytest.mark.parametrize(

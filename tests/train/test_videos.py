@@ -63,8 +63,6 @@ def test_frames_of_a_clip_are_varied_alike_and_clips_are_drawn_from_the_whole_vi
     assert torch.equal(pixels[:, 0], pixels[:, 1])
     assert len({float(each.mean()) for each in pixels}) == 8
     assert 0 <= min(places) < 0.3 < 0.7 < max(places) <= 1
-    with pytest.raises(UserError, match="mixup and cutmix are for pictures"):
-        make_augments({"video": {"mixup": 0.2}})
 
 
 def test_views_of_a_video_are_cuts_of_clips():
