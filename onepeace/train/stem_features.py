@@ -5,6 +5,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,50 +29,45 @@ BATCH = 64
 """Views computed at once."""
 
 
+@dataclass
 class StemViews:
     """Decodes, varies and encodes items.
-
-    Args:
-        key: the modality.
-        adapter: of the model, with a pretrained stem whose network is frozen.
-        processor: of the modality.
-        augment: the modality's options of data.augment; empty = every view is the item as it is.
-        samples: all items.
-        views: of each item.
-        device, use_bfloat16: where and how the network is computed.
 
     Raises:
         UserError: the stem trains, or has no network; or different items have one name.
     """
 
-    def __init__(
-        self,
-        key: str,
-        adapter: Any,
-        processor: Any,
-        augment: Mapping[str, Any],
-        samples: Sequence[Sample],
-        views: int,
-        device: torch.device,
-        use_bfloat16: bool,
-    ):
-        self.network: Any = getattr(getattr(adapter, "stem", None), "network", None)
+    key: str
+    """The modality."""
+    adapter: Any
+    """Of the model, with a pretrained stem whose network is frozen."""
+    processor: Any
+    augment: Mapping[str, Any]
+    """The modality's options of data.augment; empty = every view is the item as it is."""
+    samples: Sequence[Sample]
+    """All items."""
+    views: int
+    """Number of views of each item."""
+    device: torch.device
+    use_bfloat16: bool
+
+    def __post_init__(self) -> None:
+        key = self.key
+        self.network: Any = getattr(getattr(self.adapter, "stem", None), "network", None)
         if self.network is None or any(parameter.requires_grad for parameter in self.network.parameters()):
             raise UserError(
                 f"data.stem_views.{key}: features can be kept of a frozen network only; "
                 f"add adapters.{key}.stem.network.* to freeze"
             )
-        by_name(samples, item_name, lambda sample: sample.inputs[key], "features of a stem")
-        self.key, self.adapter, self.processor, self.augment = key, adapter, processor, dict(augment)
-        self.vary: Any = make_augments({key: augment}).get(key) if augment else None
-        self.samples, self.views, self.device, self.use_bfloat16 = samples, views, device, use_bfloat16
+        by_name(self.samples, item_name, lambda sample: sample.inputs[key], "features of a stem")
+        self.vary: Any = make_augments({key: dict(self.augment)}).get(key) if self.augment else None
 
     def keep(self, root: Path) -> Path:
         """Make the features that are not there; returns their folder in ``root``."""
         plain = {name: value for name, value in vars(self.adapter.stem).items() if isinstance(value, (int, float, str))}
         plain.pop("training", None)
         processor = {name: str(value) for name, value in vars(self.processor).items()}
-        own = fingerprint([plain, processor, self.augment, self.views], self.network.state_dict())
+        own = fingerprint([plain, processor, dict(self.augment), self.views], self.network.state_dict())
         cache = StemFeatures(root / f"{self.key}-{own}", self.samples)
         if cache.missing:
             self.network.to(self.device)

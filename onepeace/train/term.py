@@ -119,12 +119,6 @@ def check_projections(options: TermOptions, modalities: Sequence[str], config: "
         raise UserError(f"{options.where} needs a projection of {bare[0]}; add it to model.projections")
 
 
-def check_masked(options: TermOptions, modalities: Sequence[str], rate: str, recipe: "Recipe") -> None:
-    """UserError if the recipe's ``mask`` lacks this rate of one of the modalities."""
-    if bare := [key for key in modalities if getattr(recipe.mask.get(key), rate, None) is None]:
-        raise UserError(f"{options.where} needs mask.{bare[0]}.{rate}, the share of the masked tokens")
-
-
 def check_targets(options: TermOptions, targets: Sequence[str], recipe: "Recipe") -> None:
     """UserError if a source that feeds the term lacks one of the targets."""
     for source in recipe.feeding(options):

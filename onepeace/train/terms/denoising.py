@@ -12,7 +12,7 @@ from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
-from onepeace.train.term import Term, TermOptions, check_masked
+from onepeace.train.term import Term, TermOptions
 
 if TYPE_CHECKING:
     from onepeace.config import Config
@@ -55,7 +55,8 @@ class Denoising(Term[DenoisingOptions]):
             keys = options.on or pair
             # A joint pass masks tokens of everything in it.
             rate, masked = ("joint", pair) if len(keys) > 1 else ("unimodal", keys)
-            check_masked(options, masked, rate, recipe)
+            if bare := [key for key in masked if getattr(recipe.mask.get(key), rate, None) is None]:
+                raise UserError(f"{options.where} needs mask.{bare[0]}.{rate}, the share of the masked tokens")
             dropped = [key for key in keys if recipe.data.token_dropout.get(key)]
             if dropped and (options.teacher or rate) == "unimodal":
                 place = f"data.token_dropout.{dropped[0]}"

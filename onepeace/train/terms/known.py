@@ -10,17 +10,12 @@ from onepeace.generative.terms.captioning import Captioning
 from onepeace.generative.terms.generation import Generation
 from onepeace.generative.terms.self_critical import SelfCritical
 from onepeace.train.term import Term, TermOptions
-from onepeace.train.terms.box import Box
-from onepeace.train.terms.choice import Choice
-from onepeace.train.terms.classification import Classification
 from onepeace.train.terms.contrastive import Contrastive
 from onepeace.train.terms.denoising import Denoising
-from onepeace.train.terms.detection import Detection
+from onepeace.train.terms.dense import Detection, Events, Segmentation
 from onepeace.train.terms.distillation import Distillation
-from onepeace.train.terms.events import Events
-from onepeace.train.terms.multi_label import Answers, MultiLabel
+from onepeace.train.terms.heads import Answers, Box, Choice, Classification, MultiLabel
 from onepeace.train.terms.names import Names
-from onepeace.train.terms.segmentation import Segmentation
 
 TERMS: dict[str, type[Term[Any]]] = {
     "answers": Answers,

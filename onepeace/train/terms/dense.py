@@ -1,0 +1,140 @@
+"""Terms of task heads with outputs for every frame, pixel or object: events in a sound, masks, boxes."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from onepeace.data.batch import Batch
+from onepeace.errors import UserError, expect
+from onepeace.evaluate.detections import IGNORED, read_mask
+from onepeace.heads import Detection as DetectionHead
+from onepeace.model import Encoder, Trained
+from onepeace.train.passes import Passes
+from onepeace.train.supervised import Supervised, SupervisedOptions, check_head
+from onepeace.train.term import check_targets
+
+if TYPE_CHECKING:
+    from onepeace.config import Config
+    from onepeace.train.recipe import Recipe
+
+BOXES = "boxes"
+"""The target with the corners of the objects, [x0, y0, x1, y1] relative to the picture."""
+
+
+class Events(Supervised[SupervisedOptions]):
+    """Events in a sound (DESED): each frame has the classes that sound in it; binary cross entropy of each frame and
+    class. The target "events" is a list of [onset, offset, class name], in seconds. The mean is over the frames of an
+    item that are no padding, then over items."""
+
+    target = "events"
+    task = "events"
+
+    @classmethod
+    def check(cls, options: SupervisedOptions, recipe: "Recipe", config: "Config") -> None:
+        super().check(options, recipe, config)
+        for keys in recipe.fed(options).values():
+            for modality in options.on or keys:
+                augment = recipe.data.augment.get(modality, {})
+                if moving := [option for option in ("shift", "mix") if augment.get(option)]:
+                    raise UserError(
+                        f"{options.where}: data.augment.{modality}.{moving[0]} would move what is heard in time; leave "
+                        "it out"
+                    )
+
+    def outputs(self, passes: Passes) -> Tensor:
+        """Logits (N, C) of all frames of all items, without padding."""
+        logits, key = super().outputs(passes), self._on(passes.model)
+        lengths = passes.model.adapters[key].token_lengths(passes.batch.inputs[key]).to(logits.device)
+        return logits[torch.arange(logits.shape[1], device=logits.device) < lengths.unsqueeze(1)]
+
+    def head_loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Tensor:
+        key = self._on(model)
+        adapter: Any = model.adapters[key]
+        lengths = adapter.token_lengths(batch.inputs[key]).cpu()
+        target = torch.cat(
+            [
+                self._frames(events, name, int(length), adapter.seconds_per_token)
+                for events, name, length in zip(self.values(batch), batch.keys, lengths, strict=True)
+            ]
+        )
+        loss = F.binary_cross_entropy_with_logits(outputs.float(), target.to(outputs.device), reduction="none").sum(1)
+        share = (1 / lengths).repeat_interleave(lengths).to(outputs.device)
+        return (loss * share).sum() / len(lengths)
+
+    def _on(self, model: Trained) -> str:
+        return model.config.heads[self.options.head]["on"]
+
+    def _frames(self, events: Sequence[tuple[float, float, str]], key: str, count: int, seconds: float) -> Tensor:
+        """(L, C): 1 where a class sounds in the middle of a frame of ``seconds``."""
+        target = torch.zeros(count, len(self.labels))
+        middles = (torch.arange(count) + 0.5) * seconds
+        for onset, offset, label in events:
+            inside = (middles >= onset) & (middles < offset)
+            if not inside.any():  # shorter than a frame: the nearest one
+                inside = torch.arange(count) == (middles - (onset + offset) / 2).abs().argmin()
+            target[inside, self.number_of(label, key)] = 1.0
+        return target
+
+
+class Segmentation(Supervised[SupervisedOptions]):
+    """The class of each pixel (ADE20K): cross entropy at the picture's size, the mean over those that have a class.
+
+    The target "mask" is a PNG of class numbers, brought to the size of the model's input; `IGNORED` has no class.
+    """
+
+    target = "mask"
+    task = "mask"
+    follows_pixels = True
+
+    def head_loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Tensor:
+        size = tuple(batch.inputs[model.config.heads[self.options.head]["on"]]["pixels"].shape[-2:])
+        masks = [self._mask(one, key, size) for one, key in zip(self.values(batch), batch.keys, strict=True)]
+        target = torch.stack(masks).to(outputs.device)
+        logits = F.interpolate(outputs.float(), size, mode="bilinear", align_corners=False)
+        known = (target != IGNORED).sum().clamp_min(1)
+        return F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum") / known
+
+    def _mask(self, encoded: bytes, key: str, size: tuple[int, ...]) -> Tensor:
+        """(H, W) int64 of the nearest pixels."""
+        mask = read_mask(encoded, key)
+        known = mask[mask != IGNORED]
+        if known.size and known.max() >= len(self.labels):
+            raise UserError(f"{key}: its mask has the class {known.max()}, and the head has {len(self.labels)}")
+        rows, columns = (
+            ((np.arange(length) + 0.5) * side / length).astype(np.int64)
+            for length, side in zip(size, mask.shape, strict=True)
+        )
+        return torch.from_numpy(mask[rows][:, columns].astype(np.int64))
+
+
+class Detection(Supervised[SupervisedOptions]):
+    """The objects in a picture (COCO), their boxes and classes: the losses of Faster R-CNN.
+
+    The targets "boxes" and "box_labels" list the objects' corners and class names, and are empty where there is none.
+    """
+
+    target = "box_labels"
+    task = "boxes"
+    follows_pixels = True
+
+    @classmethod
+    def check(cls, options: SupervisedOptions, recipe: "Recipe", config: "Config") -> None:
+        super().check(options, recipe, config)
+        check_head(options, config, {"kind": "detection"})
+        check_targets(options, [BOXES], recipe)
+
+    def loss(self, outputs: Any, batch: Batch, model: Trained) -> Mapping[str, Tensor]:
+        device = outputs["0"].device
+        targets = []
+        for boxes, labels, key in zip(batch.targets[BOXES], self.values(batch), batch.keys, strict=True):
+            corners = torch.tensor(boxes, dtype=torch.float32, device=device).view(-1, 4)
+            numbers = torch.tensor([self.number_of(label, key) for label in labels], dtype=torch.long, device=device)
+            has_area = (corners[:, 2:] > corners[:, :2]).all(1)  # the logarithm of its sides is learned
+            targets.append({"boxes": corners[has_area], "labels": numbers[has_area]})
+        head = expect(expect(model, Encoder).heads[self.options.head], DetectionHead)
+        found = head.losses(outputs, targets)
+        return {f"{self.options.name}/{name.removeprefix('loss_')}": loss for name, loss in found.items()}
