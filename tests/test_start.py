@@ -37,27 +37,28 @@ def test_index_is_opened_without_torch():
     assert "torch" not in loaded_by(f"import {', '.join(modules)}")
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import onepeace, onepeace.plugins",
-        "import onepeace; dir(onepeace); onepeace.UserError; onepeace.__version__",
-        "import onepeace.cli; onepeace.cli.main(['--help'])",
-        "import onepeace.cli; onepeace.cli.main(['--version'])",
-        "import onepeace.cli; onepeace.cli.main(['serach'])",
-    ],
-)
-def test_start_loads_no_heavy_package(code):
+def test_start_loads_no_heavy_package():
+    """Neither do the help of any command and a mistyped one."""
     heavy = {"torch", "numpy", "torchaudio", "torchvision", "transformers", "open_clip", "timm", "webdataset", "PIL"}
+    code = """
+import onepeace, onepeace.plugins, onepeace.cli
+dir(onepeace), onepeace.UserError, onepeace.__version__
+for arguments in (["--help"], ["--version"], ["serach"], *([name, "--help"] for name in onepeace.cli.COMMANDS)):
+    assert onepeace.cli.main(arguments) == 2 * (arguments == ["serach"]), arguments
+"""
     assert not loaded_by(code) & heavy
 
 
-def test_embedding_calls_load_no_training_package(samples):
-    calls = ["encode_text(['a dog'])", f"encode_image([r'{samples}/images/cat.jpg'])"]
-    calls.append(f"encode_audio([r'{samples}/sounds/dog.ogg'])")
-    loaded = loaded_by("\n".join(["import onepeace; model = onepeace.load('tiny')", *(f"model.{c}" for c in calls)]))
+def test_embedding_and_searching_load_no_training_package(samples, random_folder):
+    dog, bark = str(samples / "images" / "dog.jpg"), str(samples / "sounds" / "dog.ogg")
+    loaded = loaded_by(f"""
+import onepeace, onepeace.cli
+model = onepeace.load({str(random_folder)!r})
+model.encode_text(["a dog"]), model.encode_image([{dog!r}]), model.encode_audio([{bark!r}])
+onepeace.cli.main(["search", {dog!r}, "--text", "a", "--no-index", "--model", {str(random_folder)!r}])
+""")
     assert "torch" in loaded
-    assert not loaded & {"transformers", "timm", "open_clip", "webdataset", "matplotlib", "sklearn"}
+    assert not loaded & {"transformers", "timm", "open_clip", "webdataset", "torchvision", "matplotlib", "sklearn"}
     # torch's compiler, which takes longer to import than torch, and what it needs.
     assert "sympy" not in loaded
 
@@ -72,88 +73,70 @@ def test_lazy_names_resolve_and_are_listed():
 
 # --- the guard around torchaudio ---
 
-REPORT = """
-import onepeace, torchaudio
-from onepeace import torchaudio_guard
-from torchaudio import _extension
-print(_extension._IS_TORCHAUDIO_EXT_AVAILABLE, torchaudio_guard.failure())
-"""
 
-
-def fake_torchaudio(folder: Path, extension: str) -> Path:
-    """A package of that name whose import needs its `_extension`, as the real one does."""
-    package = folder / "torchaudio"
+@pytest.fixture
+def fake(tmp_path):
+    """The folder of a package torchaudio whose import needs its `_extension`, as the real one does."""
+    package = tmp_path / "torchaudio"
     package.mkdir()
     (package / "__init__.py").write_text("from . import _extension\nfrom ._extension import fail_if_no_align\n")
-    (package / "_extension.py").write_text(extension)
-    return folder
-
-
-def test_guard_leaves_a_working_native_part_alone(tmp_path):
-    extension = "_IS_TORCHAUDIO_EXT_AVAILABLE = True\nfail_if_no_align = print\n"
-    fake = fake_torchaudio(tmp_path, extension)
-    assert python(REPORT, fake) == "True None"
-    assert python(REPORT + "print(_extension.fail_if_no_align is print)", fake).endswith("True")
-
-
-@pytest.mark.parametrize(
-    "error",
-    ["OSError('no lib')", "RuntimeError('other CUDA')", "ImportError('no symbol')", "AttributeError('no operator')"],
-)
-def test_guard_fills_in_for_a_broken_native_part_and_keeps_the_reason(tmp_path, error):
     # The flag is set before the failure, as when the library loads but is of another CUDA.
-    fake = fake_torchaudio(tmp_path, f"_IS_TORCHAUDIO_EXT_AVAILABLE = True\nraise {error}\n")
-    reason = error.partition("'")[2].rstrip("')")
-    assert python(REPORT, fake) == f"False {reason}"
-    align = """
-@torchaudio.fail_if_no_align
-def forced_align(): pass
-try: forced_align()
-except RuntimeError as error: print(error)
-"""
-    out = python(REPORT + align, fake)
-    assert out.endswith(f"forced_align needs torchaudio's native library, which does not load: {reason}")
+    extension = "_IS_TORCHAUDIO_EXT_AVAILABLE = True\nfail_if_no_align = lambda function: lambda: None\n"
+    extension += "import os\nif os.environ.get('ERROR'): raise eval(os.environ['ERROR'])\n"
+    (package / "_extension.py").write_text(extension)
+    (package / "rest.py").write_text("raise OSError('of another module')")
+    return tmp_path
 
 
-def test_broken_native_part_fails_without_the_guard(tmp_path):
-    fake = fake_torchaudio(tmp_path, "raise OSError('no lib')")
-    out = python("try: import torchaudio\nexcept OSError as error: print(error)", fake)
-    assert out == "no lib"
-
-
-@pytest.mark.parametrize("error", ["SyntaxError('x')", "ModuleNotFoundError('x')", "KeyError('x')"])
-def test_guard_hides_no_other_error_of_the_native_part(tmp_path, error):
-    fake = fake_torchaudio(tmp_path, f"raise {error}")
-    name = error.partition("(")[0]
-    assert python(f"import onepeace\ntry: import torchaudio\nexcept {name}: print('seen')", fake) == "seen"
-
-
-def test_guard_hides_no_error_of_another_module(tmp_path):
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "__init__.py").write_text("from . import _extension")
-    (tmp_path / "other" / "_extension.py").write_text("raise OSError('mine')")
-    fake = fake_torchaudio(tmp_path, "raise OSError('no lib')")
-    code = "import onepeace, torchaudio\ntry: import other\nexcept OSError as error: print(error)"
-    assert python(code, fake) == "mine"
-    (tmp_path / "torchaudio" / "rest.py").write_text("raise OSError('rest')")
-    assert python(code.replace("import other", "import torchaudio.rest"), fake) == "rest"
-
-
-def test_guard_is_installed_once(tmp_path):
-    fake = fake_torchaudio(tmp_path, "raise OSError('no lib')")
-    code = """
-import importlib, onepeace
+def test_guard_fills_in_for_a_broken_native_part_and_hides_nothing_else(fake):
+    hidden = ["OSError('1')", "RuntimeError('2')", "ImportError('3')", "AttributeError('4')"]
+    code = f"""
+import importlib, os, onepeace
 from onepeace import torchaudio_guard
 torchaudio_guard.install(); importlib.reload(onepeace)
 print(sum(type(finder).__module__ == "onepeace.torchaudio_guard" for finder in sys.meta_path))
+
+def outcome(error):
+    for name in [name for name in sys.modules if name.startswith("torchaudio")]:
+        del sys.modules[name]
+    os.environ["ERROR"], torchaudio_guard._failure = error, None
+    try:
+        import torchaudio
+        def forced_align(): pass
+        print(torchaudio._extension._IS_TORCHAUDIO_EXT_AVAILABLE, torchaudio_guard.failure())
+        torchaudio.fail_if_no_align(forced_align)()
+    except Exception as error:
+        print(type(error).__name__, error)
+
+for error in ("", *{hidden}, "SyntaxError('x')", "ModuleNotFoundError('x')", "KeyError('x')"):
+    outcome(error)
+os.environ["ERROR"] = ""
+try:
+    import torchaudio.rest
+except OSError as error:
+    print(error)
 """
-    assert python(code, fake) == "1"
+    missing = "RuntimeError forced_align needs torchaudio's native library, which does not load: "
+    assert python(code, fake).splitlines() == [
+        *("1", "True None"),
+        *(line for reason in "1234" for line in (f"False {reason}", missing + reason)),
+        *("SyntaxError x", "ModuleNotFoundError x", "KeyError 'x'", "of another module"),
+    ]
 
 
-def test_guard_is_not_installed_after_torchaudio(tmp_path):
-    fake = fake_torchaudio(tmp_path, "fail_if_no_align = print")
-    code = "import torchaudio, onepeace\nprint([type(finder).__module__ for finder in sys.meta_path])"
-    assert "onepeace" not in python(code, fake)
+def test_a_broken_native_part_fails_without_the_guard_which_does_not_come_after_torchaudio(fake):
+    code = """
+import os
+os.environ["ERROR"] = "OSError('no lib')"
+try: import torchaudio
+except OSError as error: print(error)
+os.environ["ERROR"] = ""
+import torchaudio, onepeace
+print([type(finder).__module__ for finder in sys.meta_path])
+"""
+    error, finders = python(code, fake).splitlines()
+    assert error == "no lib"
+    assert "onepeace" not in finders
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ def without_file(random_folder):
     (random_folder / FILE).unlink(missing_ok=True)
 
 
-def test_the_file_goes_into_the_model_folder(without_file, tmp_path, capsys):
+def test_the_file_goes_into_the_model_folder_and_what_cannot_be_read_is_listed(without_file, tmp_path, capsys):
     folder = write_shards(tmp_path)
     sources = [str(folder / "*.tar"), "--device", "cpu"]
     assert main(["calibrate", str(without_file), *sources]) == 0
@@ -23,11 +23,6 @@ def test_the_file_goes_into_the_model_folder(without_file, tmp_path, capsys):
     assert main(["calibrate", str(without_file), *sources]) == 2
     assert FILE in capsys.readouterr().err
     assert read_calibration(without_file, fingerprint(without_file)) == content
-    assert main(["calibrate", str(without_file), *sources, "--force"]) == 0
-
-
-def test_what_cannot_be_read_is_listed(without_file, tmp_path, capsys):
-    folder = write_shards(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    assert main(["calibrate", str(without_file), str(folder), str(folder / "*.tar"), "--device", "cpu"]) == 1
+    assert main(["calibrate", str(without_file), str(tmp_path / "broken.png"), *sources, "--force"]) == 1
     assert "broken.png" in capsys.readouterr().err

@@ -1,8 +1,8 @@
 """`onepeace embed`: vectors with their paths in one file, and nothing but our own lines on stderr."""
 
 import io
+import logging
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 from support.broken_files import write_broken, write_good
+
+from onepeace.cli import main
 
 
 def read_npz(path):
@@ -23,19 +25,15 @@ def read_parquet(path):
     return np.array(table["vector"], np.float32), table["path"], table["modality"]
 
 
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory, samples):
-    """A folder of 12 real files under awkward names and 21 broken ones."""
-    folder = tmp_path_factory.mktemp("mixed")
-    return folder, write_good(folder / "real", samples, 12), write_broken(folder / "broken", samples)
-
-
 @pytest.mark.parametrize("read", [read_npz, read_parquet])
-def test_vectors_are_written_with_their_paths(command, model, mixed, tmp_path, read):
-    folder, good, broken = mixed
-    target = tmp_path / f"out.{read.__name__.removeprefix('read_')}"
-    code, out, err = command("embed", folder, "-o", target)
-    assert (code, out) == (1, "")
+def test_vectors_are_written_with_their_paths(command, model, samples, tmp_path, read):
+    folder, good, broken = tmp_path / "mixed", [samples / "images" / "cat.jpg", samples / "sounds" / "cat.ogg"], {}
+    if read is read_npz:  # under awkward names, and broken ones
+        good, broken = write_good(folder / "real", samples, 12), write_broken(folder / "broken", samples)
+    target = tmp_path / "out" / f"out.{read.__name__.removeprefix('read_')}"
+    target.parent.mkdir()
+    code, out, err = command("embed", *([folder] if broken else good), "-o", target)
+    assert (code, out) == (bool(broken), "")
     for name, reason in broken.items():
         shown = str(folder / "broken" / name).replace("\n", "\\n")
         (line,) = [line for line in err.splitlines() if f"  {shown}: " in line]
@@ -45,7 +43,7 @@ def test_vectors_are_written_with_their_paths(command, model, mixed, tmp_path, r
     assert vectors.dtype == np.float32
     expected = model.encode([{m: Path(p)} for p, m in zip(paths, modalities, strict=True)])
     np.testing.assert_allclose(vectors, expected.numpy(), atol=1e-5)
-    assert os.listdir(tmp_path) == [target.name]  # nothing temporary is left
+    assert os.listdir(target.parent) == [target.name]  # nothing temporary is left
 
 
 def test_what_is_there_is_replaced_only_when_asked_for_and_by_vectors(command, samples, tmp_path):
@@ -68,11 +66,6 @@ def test_a_named_file_is_known_by_its_content(command, samples, tmp_path):
     assert "notes.md: " in err
 
 
-def start(model, *arguments, **options):
-    words = [sys.executable, "-m", "onepeace", *map(str, arguments), "--model", str(model), "--device", "cpu"]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-
-
 def damaged_mp3():
     """An MP3 with a hole, about which libmpg123 prints notes of its own."""
     buffer = io.BytesIO()
@@ -81,12 +74,16 @@ def damaged_mp3():
     return sound[:2000] + bytes(1500) + sound[3500:]
 
 
-def test_nothing_but_our_own_lines_reaches_stderr(random_folder, tmp_path):
+def test_nothing_but_our_own_lines_reaches_stderr(random_folder, tmp_path, monkeypatch, capfd):
     """Sounds are decoded in threads, some damaged, and some silent, about which there is a warning."""
     for index in range(6):
         (tmp_path / f"{index}.mp3").write_bytes(damaged_mp3())
         soundfile.write(tmp_path / f"{index}.wav", np.zeros(16000), 16000)
-    lines = start(random_folder, "embed", tmp_path, "-o", tmp_path / "v.npz").communicate()[1].splitlines()
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with open(2, "w", buffering=1, closefd=False) as stderr:  # as in a process of its own
+        monkeypatch.setattr(sys, "stderr", stderr)
+        main(["embed", str(tmp_path), "-o", str(tmp_path / "v.npz"), "--model", str(random_folder), "--device", "cpu"])
+    lines = capfd.readouterr().err.splitlines()
     assert lines[0].startswith("onepeace: loading the model ")
     assert sum(line.startswith(f"onepeace: {tmp_path}/") and ".wav: " in line for line in lines) == 6
     assert sum(line.startswith(f"  {tmp_path}/") and ".mp3: " in line for line in lines) == 6

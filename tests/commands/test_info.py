@@ -12,7 +12,6 @@ from onepeace.config import SIZES, Config, ModelConfig, build
 from onepeace.cost.items import item_batch
 from onepeace.cost.measure import pass_cost
 from onepeace.hub import weights
-from onepeace.hub.folder import read_config
 
 
 def info(capsys, path) -> dict:
@@ -39,8 +38,8 @@ def test_parts_of_the_released_size_have_the_numbers_of_the_original():
 @pytest.mark.parametrize(("key", "size", "length"), [("text", 16, 17), ("image", 64, 17)])
 def test_flops_of_a_pass_are_those_of_the_closed_form(key, size, length):
     """Per token and block 2 (4 D^2 + 3 D F) and 4 L D for attention, then the stem and one projection."""
-    config = Config(build(ModelConfig, SIZES["base"], "base"))
-    dim, ffn, depth = 768, 2048, 12
+    dim, ffn, depth = 768, 2048, 2
+    config = Config(build(ModelConfig, {**SIZES["base"], "depth": depth}, "base"))
     blocks = depth * length * (2 * (4 * dim**2 + 3 * dim * ffn) + 4 * length * dim)
     inner = dim // 4
     # A picture of 64 px: 16 x 16 windows of 4 x 4 x 3, then 8 x 8 and 4 x 4 of 2 x 2 x inner.
@@ -132,18 +131,15 @@ def test_info_of_an_original_checkpoint_counts_its_tensors(tmp_path, capsys, con
     assert report["file_bytes"] == path.stat().st_size
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("one-peace", "is not on this machine"), ("one-paece", "did you mean one-peace")]
-)
-def test_info_of_a_name_that_is_not_here_downloads_nothing(tmp_path, monkeypatch, capsys, name, message):
+def test_info_of_a_name_that_is_not_here_downloads_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path))
-    assert main(["info", name]) == 1
-    assert message in capsys.readouterr().err
+    for name, message in (("one-peace", "is not on this machine"), ("one-paece", "did you mean one-peace")):
+        assert main(["info", name]) == 1
+        assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_info_of_a_folder_without_weights_says_so(tmp_path, capsys, random_folder):
     (tmp_path / "config.yaml").write_text((random_folder / "config.yaml").read_text())
-    assert read_config(tmp_path).model.dim == 32
     assert main(["info", str(tmp_path)]) == 1
     assert "model.safetensors: missing" in capsys.readouterr().err

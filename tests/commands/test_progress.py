@@ -50,12 +50,12 @@ def test_a_terminal_has_a_bar_from_the_start(lines, clock, capsys, monkeypatch):
     assert lines() == []
 
 
-@pytest.mark.parametrize("is_terminal", [True, False])
-def test_nothing_is_said_where_nobody_wants_to_know(lines, clock, capsys, monkeypatch, is_terminal):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
-    with Progress(10, shown=False) as bar:
-        clock[0] += 40
-        bar.update(10)
+def test_nothing_is_said_where_nobody_wants_to_know(lines, clock, capsys, monkeypatch):
+    for is_terminal in (True, False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        with Progress(10, shown=False) as bar:
+            clock[0] += 40
+            bar.update(10)
     assert (lines(), capsys.readouterr().err) == ([], "")
 
 

@@ -1,9 +1,9 @@
 """`onepeace search` on real files with broken ones among them: hits as a table and as JSON, and what is refused."""
 
+import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -17,9 +17,9 @@ from onepeace.index.filters import FIELDS
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory, samples):
-    """A folder of 40 real files under awkward names and 21 broken ones, and an index of it."""
+    """A folder of 20 real files under awkward names and 21 broken ones."""
     folder = tmp_path_factory.mktemp("mixed")
-    return folder, write_good(folder / "real", samples, 40), write_broken(folder / "broken", samples)
+    return folder, write_good(folder / "real", samples, 20), write_broken(folder / "broken", samples)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +63,8 @@ def test_a_mix_is_weighted_by_names(search, samples):
 
 
 def test_only_takes_the_words_of_people(search):
-    assert {hit["kind"] for hit in search("--text", "a", "--only", "Sounds", "--top", "99")[1]} == {"audio"}
-    assert {hit["kind"] for hit in search("--text", "a", "--only", "pictures,sounds", "--top", "99")[1]} == {
-        "audio",
-        "image",
-    }
+    for words, kinds in (("Sounds", {"audio"}), ("pictures,sounds", {"audio", "image"})):
+        assert {hit["kind"] for hit in search("--text", "a", "--only", words, "--top", "99")[1]} == kinds
     code, _, err = search("--text", "a", "--only", "picturs")
     assert (code, "did you mean pictures?" in err) == (2, True)
 
@@ -78,10 +75,13 @@ def test_conditions_and_their_short_forms_are_met_together(search):
     assert all("/images/" in hit["path"] and hit["width"] >= 200 and hit["date"] for hit in hits)
 
 
-def test_the_querys_own_file_is_no_hit(search, samples):
+def test_the_querys_own_file_is_no_hit_and_a_broken_one_an_error(search, samples, tmp_path):
     dog = samples / "images" / "dog.jpg"
     for option in ("--image", "--like"):
         assert str(dog) not in [hit["path"] for hit in search(option, dog, "--top", "99")[1]]
+    (tmp_path / "broken.jpg").write_bytes(b"nothing")
+    code, hits, err = search("--image", tmp_path / "broken.jpg")
+    assert (code, hits, "broken.jpg" in err) == (1, [], True)
 
 
 def test_table_is_for_people(mixed, random_folder, monkeypatch, capsys):
@@ -91,7 +91,7 @@ def test_table_is_for_people(mixed, random_folder, monkeypatch, capsys):
     assert main(arguments) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert (head.split()[0], head.split()[-1]) == ("rank", "path")
-    assert 20 < len(lines) <= len(good)  # a line break in a name does not break the table; copies are one hit
+    assert 10 < len(lines) <= len(good)  # a line break in a name does not break the table; copies are one hit
     assert all(" real/" in line for line in lines)  # as one types it
     assert any(r"line\nbreak" in line for line in lines)
 
@@ -145,11 +145,9 @@ def test_plain_folders_have_an_index_that_is_kept_said_once_and_removed(
     assert (head.split()[0], row.split()[1], str(folder) in row) == ("index", "2", True)
     assert main(["index", "remove", kept]) == 0
     assert not os.path.exists(kept)
-
-
-def test_an_index_of_ones_own_is_not_removed_as_a_whole(index, capsys):
-    assert main(["index", "remove", str(index)]) == 2
-    assert index.is_dir()
+    assert main(["index", "build", str(tmp_path / "i"), str(folder), "--model", str(random_folder)]) == 1
+    assert main(["index", "remove", str(tmp_path / "i")]) == 2  # one's own is not removed as a whole
+    assert (tmp_path / "i").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -162,15 +160,11 @@ def test_an_index_of_ones_own_is_not_removed_as_a_whole(index, capsys):
         (["--text", "a", "--top", "0"], "--top"),
         (["--text", "a", "--only", "smell"], "smell"),
         (["--text", "a", "--weights", "image=1"], "--weights"),
-        (["--text", "a", "--weights", "much"], "--weights"),
         (["--text", "a", "--offset", "-1"], "--offset"),
         (["--text", "a", "--min-match", "nan"], "--min-match"),
         (["--text", "a", "--rank", "ra"], "did you mean raw"),
-        (["--text", "a", "--sort", "dat"], "did you mean date"),
-        (["--text", "a", "--where", "x"], "--where"),
         (["--text", "a", "--where", "wdith > 3"], "did you mean width"),
         (["--text", "a", "--after", "May"], "--after"),
-        (["--text", "a", "--before", "May"], "--before"),
         (["--text", "a", "--html", "FOLDER/no/page.html"], "page.html"),
         (["--text", "a", "--html", "FOLDER"], "folder"),
         (["--text", "a", "FOLDER"], "one index"),
@@ -181,13 +175,6 @@ def test_wrong_usage_is_one_line_that_names_the_option(index, samples, capsys, a
     out, err = capsys.readouterr()
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert named in err
-
-
-def test_a_query_that_cannot_be_read_is_an_error(search, tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"nothing")
-    code, hits, err = search("--image", tmp_path / "broken.jpg")
-    assert (code, hits) == (1, [])
-    assert "broken.jpg" in err
 
 
 def test_nothing_found_does_not_speak_of_filters_alone(random_folder, samples, capsys):
@@ -204,19 +191,12 @@ def test_help_names_every_field_of_a_condition_and_says_what_the_match_is(capsys
     assert "unrelated queries" in text
 
 
-def test_names_that_a_terminal_cannot_show_are_escaped_and_no_training_package_is_loaded(
-    random_folder, samples, tmp_path
-):
+def test_names_that_a_terminal_cannot_show_are_escaped(random_folder, samples, tmp_path, monkeypatch):
     shutil.copyfile(samples / "images" / "dog.jpg", tmp_path / "写真.jpg")
     shutil.copyfile(samples / "images" / "cat.jpg", os.fsencode(tmp_path) + b"/\xff.jpg")  # no UTF-8
-    code = (
-        "import sys; from onepeace.cli import main; code = main(sys.argv[1:]); "
-        "heavy = ('transformers', 'timm', 'open_clip', 'webdataset', 'torchvision'); "
-        "print(code, [module for module in heavy if module in sys.modules])"
-    )
-    arguments = ["search", str(tmp_path), "--text", "犬", "--no-index", "--model", str(random_folder)]
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
-    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
-    assert r"\u5199\u771f.jpg" in done.stdout
-    assert r"\udcff.jpg" in done.stdout
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii", "strict")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["search", str(tmp_path), "--text", "犬", "--no-index", "--model", str(random_folder)]) == 0
+    shown = terminal.buffer.getvalue().decode()
+    assert r"\u5199\u771f.jpg" in shown
+    assert r"\udcff.jpg" in shown
