@@ -72,9 +72,6 @@ class DataConfig:
     shuffle_buffer: int = 20_000
     """Samples of a pair that are shuffled together, at least: shards are drawn by chance until they hold so many. A
     pair that has fewer is shuffled as a whole."""
-    lanes: int = 1
-    """Equal parts of each batch that are read from shards of their own. With as many as there are machines, each
-    fetches its part of the shards alone. The order depends on it, so it stays the same for a run."""
     cache_gigabytes: float = 20.0
     """Size at most of $ONEPEACE_CACHE/shards: copies of shards that are compressed or lie elsewhere, and indexes of
     all; the least recently used gives way."""
@@ -112,7 +109,7 @@ class DataConfig:
         for modality, views in self.stem_views.items():
             if views < 1:
                 raise UserError(f"data.stem_views.{modality} is {views}; give at least 1, or leave it out")
-        for name in ("shuffle_buffer", "lanes", "cache_gigabytes"):
+        for name in ("shuffle_buffer", "cache_gigabytes"):
             if not getattr(self, name) > 0:
                 raise UserError(f"data.{name} is {getattr(self, name)}; give a number above 0")
         for modality, share in self.token_dropout.items():

@@ -52,8 +52,8 @@ class Window:
     """Numbers of ``samples`` as they come, (D,)."""
     after: tuple[int, int]
     """Epoch and number in its order of the shard that comes next."""
-    whole: bool
-    """Whether it is a whole epoch."""
+    known: int
+    """Number of samples that have been seen at its end."""
 
     @property
     def start(self) -> int:
@@ -65,30 +65,24 @@ class Window:
         """Position after its last sample."""
         return self.start + len(self.order)
 
-    @property
-    def known(self) -> int:
-        """Number of samples that have been seen at its end."""
-        return len(self.samples) if self.whole else self.end
-
     def another(self, rng: np.random.Generator) -> Sample:
         """A random sample of it."""
         return self.samples[int(rng.integers(len(self.samples)))]
 
 
-class Lane:
-    """One pair's samples by position: ``lane[position]``.
+class Reader:
+    """One pair's samples by position: ``reader[position]``.
 
     Args:
         sources: all of one pair.
         seed: numbers that tell this run and pair from others.
         buffer: samples of a window, at least.
         run: so many samples in a row are of one source, as far as that goes: batches by source.
-        lane, lanes: of each epoch's shards this lane reads number ``lane`` of every ``lanes``.
         cursor: where to begin; else at position 0.
 
     Raises:
-        UserError: other shards than the cursor's; fewer shards than lanes; from reading: nothing usable, too much
-            broken, or weights that leave nothing.
+        UserError: other shards than the cursor's; from reading: nothing usable, too much broken, or weights that leave
+            nothing.
     """
 
     def __init__(
@@ -97,21 +91,16 @@ class Lane:
         seed: Sequence[int],
         buffer: int = 1,
         run: int = 1,
-        lane: int = 0,
-        lanes: int = 1,
         cursor: Cursor | None = None,
     ) -> None:
         self.sources, self.seed, self.buffer, self.run = list(sources), list(seed), buffer, run
-        self.lane, self.lanes, self.weights = lane, lanes, [source.config.weight for source in sources]
-        self.firsts = np.cumsum([0, *(len(source.shards) for source in sources)])
-        self.count = int(self.firsts[-1])
-        if lanes > self.count:
-            raise UserError(f"data.lanes is {lanes}, and a pair has {self.count} shards; lower it")
-        self.begin = cursor or {"epoch": 0, "shard": 0, "start": 0, "shards": self.count}
-        if self.begin["shards"] != self.count:
+        self.weights = [source.config.weight for source in sources]
+        self.shards = [(source, i) for source in sources for i in range(len(source.shards))]
+        self.begin = cursor or {"epoch": 0, "shard": 0, "start": 0, "shards": len(self.shards)}
+        if self.begin["shards"] != len(self.shards):
             raise UserError(
                 f"the checkpoint's position in the data is of {self.begin['shards']} shards, and now they are "
-                f"{self.count} ({sources[0].config.shards}, ...); go on with the shards the run was started with"
+                f"{len(self.shards)} ({sources[0].config.shards}, ...); go on with the shards the run was started with"
             )
         self.fetched = -1
         self.windows: deque[Window] = deque(maxlen=2)  # a broken sample's replacement may lie in the second one
@@ -144,54 +133,49 @@ class Lane:
         if self.fetched == (last := self.windows[-1]).end:
             return
         self.fetched, (epoch, first) = last.end, last.after
-        coming = map(self._find, self._dealt(epoch)[first : first + len(last.shards)])
+        coming = [self.shards[number] for number in self._dealt(epoch)[first : first + len(last.shards)]]
         if far := [place for source, i in coming if scheme(place := source.shards[i])]:
             cache = self.sources[0].cache
             Thread(target=lambda: [cache.open(place) for place in far], daemon=True).start()
 
-    def _dealt(self, epoch: int) -> NDArray[np.int64]:
-        """Numbers of the shards of an epoch in this lane's order."""
-        rng = np.random.default_rng([*self.seed, SHARDS, epoch])
-        return rng.permutation(self.count)[self.lane :: self.lanes]
-
-    def _find(self, shard: int) -> tuple[Source, int]:
-        """The source of a shard, and its number there."""
-        s = int(np.searchsorted(self.firsts, shard, side="right")) - 1
-        return self.sources[s], int(shard - self.firsts[s])
+    def _dealt(self, epoch: int) -> list[int]:
+        """Numbers of the shards in the order of an epoch."""
+        return np.random.default_rng([*self.seed, SHARDS, epoch]).permutation(len(self.shards)).tolist()
 
     def _draw(self, cursor: Cursor) -> Window:
         """The first window with any sample from ``cursor`` on."""
         epoch, first = cursor["epoch"], cursor["shard"]
-        known = {number: samples for window in self.windows for number, samples in window.shards.items()}
+        seen = {number: samples for window in self.windows for number, samples in window.shards.items()}
         while True:
             dealt, last = self._dealt(epoch), first
             shards: dict[int, list[Sample]] = {}
-            sizes = dict.fromkeys(self.sources, 0)
-            while last < len(dealt) and not self._is_enough([*sizes.values()]):
-                number = int(dealt[last])
-                source, i = self._find(number)
-                shards[number] = known[number] if number in known else source.read(i)
-                sizes[source] += len(shards[number])
+            counts = dict.fromkeys(self.sources, 0)
+            while last < len(dealt) and not self._is_enough([*counts.values()]):
+                number = dealt[last]
+                source, i = self.shards[number]
+                shards[number] = seen[number] if number in seen else source.read(i)
+                counts[source] += len(shards[number])
                 last += 1
-            whole = first == 0 and last == self.count
+            whole, sizes = first == 0 and last == len(dealt), [*counts.values()]
             for source in self.sources:
                 source.check(complete=whole)
             # The numbers of a set's only window are those it always had.
-            seed = [*self.seed, ORDER, epoch, *([self.lane, first] if self.lane or first else [])]
-            order = draw_order([*sizes.values()], self.weights, self.run, np.random.default_rng(seed))
+            seed = [*self.seed, ORDER, epoch, *([0, first] if first else [])]
+            order = draw_order(sizes, self.weights, self.run, np.random.default_rng(seed))
             after = (epoch, last) if last < len(dealt) else (epoch + 1, 0)
             if len(order):
                 samples = [sample for _, samples in sorted(shards.items()) for sample in samples]
+                known = len(samples) if whole else cursor["start"] + len(order)
                 cursor = {**cursor, "epoch": epoch, "shard": first}
-                return Window(self.sources[0].config.name, cursor, shards, samples, order, after, whole)
-            if epoch > cursor["epoch"] + self.lanes:  # a whole epoch had nothing
+                return Window(self.sources[0].config.name, cursor, shards, samples, order, after, known)
+            if epoch > cursor["epoch"] + 1:  # a whole epoch had nothing
                 for source in self.sources:
                     source.check()
-                items = drawn([*sizes.values()], self.weights)
+                items = drawn(sizes, self.weights)
                 remedy = f"lower run.batch_size to {items} or raise a weight" if items else "raise a weight"
                 raise UserError(
-                    f"weights {self.weights} over {[*sizes.values()]} items leave {items} an epoch, too few for a "
-                    f"batch by source of {self.run}; {remedy}"
+                    f"weights {self.weights} over {sizes} items leave {items} an epoch, too few for a batch by source "
+                    f"of {self.run}; {remedy}"
                 )
             epoch, first = after
 

@@ -17,24 +17,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from onepeace.data.batch import Batch
 from onepeace.data.builder import BatchBuilder
-from onepeace.data.reader import MASK, VARY, Cursor, Lane, Source
+from onepeace.data.reader import MASK, VARY, Cursor, Reader, Source
 from onepeace.errors import UserError
 
 
 class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
-    """``steps[s]`` is this process's part of the batches of step s, one of each pair, and the cursors of the lanes they
-    are from.
+    """``steps[s]`` is this process's part of the batches of step s, one of each pair, and the cursors of their readers.
 
     Args:
         builder: makes the batches; its config is the recipe's data.
         sources: in the order of the config.
         seed: the run's.
         batch_size: items of a step by pair, over all processes.
-        cursors: by pair and lane, as an earlier step gave them; later steps are found from there.
+        cursors: by pair, as an earlier step gave them; later steps are found from there.
         rank, world_size: number of this process, and of all.
 
     Raises:
-        UserError: a batch cannot be shared evenly by the processes, or the lanes; see `Lane`.
+        UserError: a batch cannot be shared evenly by the processes; see `Reader`.
     """
 
     def __init__(
@@ -47,63 +46,52 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
         rank: int = 0,
         world_size: int = 1,
     ):
-        config, known = builder.config, cursors or {}
-        self.builder, self.seed, self.batch_size = builder, seed, batch_size
-        self.rank, self.world_size = rank, world_size
-        self.lanes: dict[str, list[Lane]] = {}
-        for name in builder.pairs:
-            size = batch_size[name]
-            for count, what in ((world_size, "processes"), (config.lanes, "lanes")):
-                if size % count:
-                    raise UserError(
-                        f"run.batch_size {size} of {name} cannot be shared evenly by {count} {what}; set a multiple"
-                    )
-            own = [source for source in sources if source.config.name == name]
-            run = size if config.batches == "by_source" else 1
-            self.lanes[name] = [
-                Lane(
-                    own, [seed, self._number(name)], config.shuffle_buffer, run, lane, config.lanes,
-                    known.get(f"{name}/{lane}"),
+        config = builder.config
+        self.builder, self.rank, self.batch_size = builder, rank, batch_size
+        self.own: dict[str, int] = {}
+        """Items of this process in a step, by pair."""
+        self.seeds: dict[str, list[int]] = {}
+        self.readers: dict[str, Reader] = {}
+        for name, pair in builder.pairs.items():
+            size, label = batch_size[name], "+".join(pair)
+            if size % world_size:
+                raise UserError(
+                    f"run.batch_size {size} of {name} cannot be shared evenly by {world_size} processes; set a multiple"
                 )
-                for lane in range(config.lanes)
-            ]  # fmt: skip
+            self.own[name] = size // world_size
+            # A number of the sources' modalities and name, the same in every run.
+            self.seeds[name] = [seed, zlib.crc32((label if label == name else f"{label}:{name}").encode())]
+            of_pair = [source for source in sources if source.config.name == name]
+            run = size if config.batches == "by_source" else 1
+            cursor = (cursors or {}).get(name)
+            self.readers[name] = Reader(of_pair, self.seeds[name], config.shuffle_buffer, run, cursor)
 
     def __getitem__(self, step: int) -> tuple[list[Batch], dict[str, Cursor]]:
-        cursors: dict[str, Cursor] = {}
-        return [self._batch(name, step, cursors) for name in self.lanes], cursors
+        batches, cursors = [], {}
+        for name, reader in self.readers.items():
+            batches.append(self._batch(name, step))
+            cursors[name] = reader.window(self._first(name, step) + self.own[name] - 1).cursor
+            reader.fetch_ahead()
+        return batches, cursors
 
     def open(self, step: int) -> None:
         """Read the shards that a step begins with, so that the workers have them from this process."""
-        for name in self.lanes:
-            _, lane, position = self._places(name, step)[0]
-            lane.window(position)
+        for name, reader in self.readers.items():
+            reader.window(self._first(name, step))
 
-    def _places(self, name: str, step: int) -> list[tuple[int, Lane, int]]:
-        """For each item of this process its number among all of the pair, its lane, and its position there. The places
-        of a batch are shared out to the processes, and to the lanes, in order."""
-        size, lanes = self.batch_size[name], self.lanes[name]
-        own, share = size // self.world_size, size // len(lanes)
-        slots = range(self.rank * own, (self.rank + 1) * own)
-        return [(step * size + slot, lanes[slot // share], step * share + slot % share) for slot in slots]
+    def _first(self, name: str, step: int) -> int:
+        """Position in the pair's sequence of the first item of this process."""
+        return step * self.batch_size[name] + self.rank * self.own[name]
 
-    def _number(self, name: str) -> int:
-        """A number of the sources' modalities and name, the same in every run."""
-        pair = "+".join(self.builder.pairs[name])
-        return zlib.crc32((pair if pair == name else f"{pair}:{name}").encode())
-
-    def _batch(self, name: str, step: int, cursors: dict[str, Cursor]) -> Batch:
-        seed, places = [self.seed, self._number(name)], self._places(name, step)
+    def _batch(self, name: str, step: int) -> Batch:
+        seed, reader, first = self.seeds[name], self.readers[name], self._first(name, step)
         items = [
-            (lane.since(position), np.random.default_rng([*seed, VARY, number])) for number, lane, position in places
+            (reader.since(position), np.random.default_rng([*seed, VARY, position]))
+            for position in range(first, first + self.own[name])
         ]
         of_rank = [self.rank] if self.rank else []
         mask_seed = int(np.random.SeedSequence([*seed, MASK, step, *of_rank]).generate_state(1, np.uint64)[0])
-        _, first, position = places[0]
-        batch = self.builder.batch(first.window(position), items, mask_seed)
-        for _, lane, position in places:
-            cursors[f"{name}/{lane.lane}"] = lane.window(position).cursor
-            lane.fetch_ahead()
-        return batch
+        return self.builder.batch(reader.window(first), items, mask_seed)
 
 
 def loader(

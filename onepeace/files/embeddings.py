@@ -1,9 +1,7 @@
 """Vectors with the paths of what they stand for, in one file for other programs.
 
-    .npz          arrays vectors (n, E), paths (n,), modalities (n,), manifest (bytes of JSON lines)
-    .parquet      columns path, modality, vector, and one for each further field
-
-Line i of the manifest has all fields of row i; there is one only if there are more than path and modality.
+.npz          arrays vectors (n, E), paths (n,), modalities (n,)
+.parquet      columns path, modality, vector, and one for each further field
 """
 
 import json
@@ -35,12 +33,7 @@ class Embeddings:
     paths: Sequence[str]
     modalities: Sequence[str]
     about: Sequence[Mapping[str, Any]] = ()
-    """Fields of COLUMNS of each vector; () = none of any."""
-
-    def manifest(self) -> str:
-        """JSON lines. ASCII: bytes of a path that are not UTF-8 are escaped halves of surrogate pairs."""
-        rows = zip(self.paths, self.modalities, self.about, strict=True)
-        return "\n".join(json.dumps({"path": path, "modality": modality, **more}) for path, modality, more in rows)
+    """Fields of COLUMNS of each vector, which .parquet has; () = none of any."""
 
 
 def write_file(path: Path, embeddings: Embeddings) -> None:
@@ -57,12 +50,10 @@ def write_file(path: Path, embeddings: Embeddings) -> None:
 
 
 def _write_npz(file: Path, embeddings: Embeddings) -> None:
-    # Text arrays of a fixed width, and bytes: they are read back without running pickled code.
-    arrays = {"paths": np.array(embeddings.paths, "U"), "modalities": np.array(embeddings.modalities, "U")}
-    if embeddings.about:
-        arrays["manifest"] = np.frombuffer(embeddings.manifest().encode(), np.uint8)
+    # Text arrays of a fixed width are read back without running pickled code.
+    paths, modalities = np.array(embeddings.paths, "U"), np.array(embeddings.modalities, "U")
     with open(file, "wb") as stream:  # of a path savez changes the ending
-        np.savez(stream, vectors=embeddings.vectors, **arrays)  # type: ignore[arg-type]
+        np.savez(stream, vectors=embeddings.vectors, paths=paths, modalities=modalities)
 
 
 def _write_parquet(file: Path, embeddings: Embeddings) -> None:

@@ -15,6 +15,13 @@ MAX_SECONDS = 600.0
 CHUNK = 1 << 20
 
 
+class NoFTP(urllib.request.FTPHandler):
+    """Refuses an ftp: address that a server redirects to; others than http: urllib refuses itself."""
+
+    def ftp_open(self, req: urllib.request.Request) -> None:  # type: ignore[override]
+        raise urllib.error.URLError("unknown url type: ftp")
+
+
 def fetch(url: str, name: str, max_bytes: int) -> bytes:
     """Content of an http(s) address.
 
@@ -32,7 +39,7 @@ def fetch(url: str, name: str, max_bytes: int) -> bytes:
         request = urllib.request.Request(  # noqa: S310 (scheme checked by the caller)
             urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": "onepeace"}
         )
-        with _opener().open(request, timeout=TIMEOUT) as answer:
+        with urllib.request.build_opener(NoFTP).open(request, timeout=TIMEOUT) as answer:
             length = int(answer.headers.get("Content-Length") or 0)
             if length > max_bytes:
                 raise UserError(f"{name}: {length} bytes are above the limit of {max_bytes}")
@@ -49,20 +56,3 @@ def fetch(url: str, name: str, max_bytes: int) -> bytes:
     if length and len(data) < length:
         raise UserError(f"{name}: the connection ended after {len(data)} of {length} bytes")
     return bytes(data)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Opener like urllib's default, without its handlers for ftp:, file: and data:, also when a server redirects
-    there."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.UnknownHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPErrorProcessor(),
-    ):
-        opener.add_handler(handler)
-    return opener

@@ -32,9 +32,9 @@ class ImageProcessor(Processor):
     """Paths, http(s) addresses, bytes, PIL images, uint8 arrays (H, W, 3) and tensors (3, H, W) to model pixels.
 
     size: side, or [height, width]. resize: "squash" scales both sides independently, as the released models expect,
-    "crop" keeps the aspect ratio and cuts out the middle; both with Pillow's antialiased bicubic filter. max_pixels:
-    larger files are refused before they are decoded. draft: lets the JPEG decoder shrink pictures to at least twice
-    the target size; two to four times faster, and pixels differ by about one grey level from the full decode.
+    "crop" keeps the aspect ratio and cuts out the middle; both with Pillow's antialiased bicubic filter. draft: lets the
+    JPEG decoder shrink pictures to at least twice the target size; two to four times faster, and pixels differ by about
+    one grey level from the full decode.
     """
 
     key: ClassVar[str] = "image"
@@ -48,7 +48,6 @@ class ImageProcessor(Processor):
         mean: Sequence[float] = (0.48145466, 0.4578275, 0.40821073),
         std: Sequence[float] = (0.26862954, 0.26130258, 0.27577711),
         resize: str = "squash",
-        max_pixels: int = 178_956_970,
         draft: bool = True,
     ) -> None:
         sides = [size, size] if isinstance(size, int) else list(size)
@@ -64,7 +63,6 @@ class ImageProcessor(Processor):
         self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
         self.resize = resize
-        self.max_pixels = max_pixels
         self.draft = draft
 
     @property
@@ -74,7 +72,6 @@ class ImageProcessor(Processor):
             "mean": self.mean.flatten().tolist(),
             "std": self.std.flatten().tolist(),
             "resize": self.resize,
-            "max_pixels": self.max_pixels,
             "draft": self.draft,
         }
 
@@ -113,7 +110,6 @@ class ImageProcessor(Processor):
         if not data:
             raise UserError(f"{name}: the file is empty (0 bytes)")
         with open_picture(io.BytesIO(data), name, source.suffix(item)) as image:
-            self._check_pixels(image.size, name)
             if self.draft and image.format in ("JPEG", "MPO"):
                 # A square, since the orientation is not known yet; Pillow never goes below what is asked for.
                 image.draft(None, (2 * max(self.height, self.width),) * 2)
@@ -150,13 +146,6 @@ class ImageProcessor(Processor):
 
     def size(self, sample: Tensor) -> int:
         return 0
-
-    def _check_pixels(self, size: tuple[int, int], name: str) -> None:
-        width, height = size
-        if width * height > self.max_pixels:
-            raise UserError(
-                f"{name}: {width} x {height} pixels are above the limit of {self.max_pixels}; shrink the picture"
-            )
 
     def _to_rgb(self, image: "Image.Image", name: str) -> "Image.Image":
         """Upright, 8 bits, on white where it is transparent; also checks that all of the file is there."""

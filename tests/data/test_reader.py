@@ -6,7 +6,6 @@ import pickle
 import tempfile
 import tracemalloc
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.batches import IMAGES, SOUNDS, batches, make_steps, recipe, same
 from support.numbered import keys, write, write_shards
-from support.small_shards import write_tar
 
 from onepeace.config import build
 from onepeace.data.config import DataConfig
-from onepeace.data.reader import Lane, open_sources
+from onepeace.data.reader import Reader, open_sources
 from onepeace.data.steps import loader
 from onepeace.errors import UserError
 
@@ -31,8 +29,8 @@ def sources(folder, *patterns, weights=(), **data):
     return open_sources(build(DataConfig, {"train": train, "root": str(folder), **data}, "data"))
 
 
-def lane(folder, *patterns, buffer=7, seed=1, run=1, cursor=None, part=(0, 1), **data):
-    return Lane(sources(folder, *patterns, **data), [seed, 5], buffer, run, *part, cursor)
+def reader(folder, *patterns, buffer=7, seed=1, run=1, cursor=None, **data):
+    return Reader(sources(folder, *patterns, **data), [seed, 5], buffer, run, cursor)
 
 
 @pytest.fixture(scope="module")
@@ -49,38 +47,37 @@ def all_keys(sizes):
 # Order
 
 
-@given(st.lists(st.integers(1, 9), min_size=2, max_size=5), st.integers(1, 2), st.integers(1, 20), st.integers(0, 9))
-@settings(deadline=None, derandomize=True, max_examples=25)
-def test_the_lanes_together_have_each_sample_once_an_epoch(sizes, lanes, buffer, seed):
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=5), st.integers(1, 20), st.integers(0, 9))
+@settings(deadline=None, derandomize=True, max_examples=20)
+def test_each_sample_comes_once_an_epoch(sizes, buffer, seed):
     with tempfile.TemporaryDirectory() as name:
         write_shards(Path(name), sizes)
         found = {0: [], 1: []}
-        for part in range(lanes):
-            row, position = lane(name, buffer=buffer, seed=seed, part=(part, lanes)), 0
-            while (epoch := row.window(position).cursor["epoch"]) < 2:
-                found[epoch].append(row[position].key)
-                position += 1
+        row, position = reader(name, buffer=buffer, seed=seed), 0
+        while (epoch := row.window(position).cursor["epoch"]) < 2:
+            found[epoch].append(row[position].key)
+            position += 1
         assert sorted(found[0]) == sorted(found[1]) == all_keys(sizes)
         assert sum(sizes) < 9 or found[0] != found[1]
 
 
 def test_order_is_a_function_of_seed_and_position(folder):
-    row = lane(folder)
+    row = reader(folder)
     first = keys(row.since(0), 60)
-    assert keys(lane(folder).since(0), 60) == first
+    assert keys(reader(folder).since(0), 60) == first
     assert [row[position].key for position in (3, 59, 0, 30)] == [first[3], first[59], first[0], first[30]]
-    assert keys(lane(folder, seed=2).since(0), 60) != first
+    assert keys(reader(folder, seed=2).since(0), 60) != first
     assert keys(pickle.loads(pickle.dumps(row)).since(0), 60) == first  # noqa: S301 (as a worker that is spawned)
 
 
 def test_window_is_shuffled_as_a_whole_and_holds_no_more_shards_than_it_needs(tmp_path):
     write_shards(tmp_path, [20] * 4)
-    row = lane(tmp_path, buffer=40)
+    row = reader(tmp_path, buffer=40)
     found = keys(row.since(0), 80)
     assert [len({key[0] for key in found[i : i + 40]}) for i in (0, 40)] == [2, 2]
     assert all(len({key[0] for key in found[i : i + 10]}) == 2 for i in range(0, 80, 10))
     assert len(row.windows) == 2
-    whole = keys(lane(tmp_path, buffer=1000).since(0), 20)
+    whole = keys(reader(tmp_path, buffer=1000).since(0), 20)
     assert len({key[0] for key in whole}) == 4
 
 
@@ -89,7 +86,7 @@ def test_sources_are_mixed_by_weight(tmp_path, weights):
     for name in "ab":
         for s in range(4):
             write(tmp_path / name / f"{s}.tar", [f"{name}{s}-{i}" for i in range(20)])
-    row = lane(tmp_path, "a/*.tar", "b/*.tar", buffer=50, weights=weights)
+    row = reader(tmp_path, "a/*.tar", "b/*.tar", buffer=50, weights=weights)
     found = keys(row.since(0), int(80 * sum(weights)))
     assert sum(key[0] == "a" for key in found) == 80 * weights[0]
     assert {key for key in found if key[0] == "b"} == {f"b{s}-{i}" for s in range(4) for i in range(20)}
@@ -101,7 +98,7 @@ def test_runs_are_of_one_source_in_every_window(tmp_path):
     for name in "ab":
         for s in range(4):
             write(tmp_path / name / f"{s}.tar", [f"{name}{s}-{i}" for i in range(20)])
-    found = keys(lane(tmp_path, "a/*.tar", "b/*.tar", buffer=40, run=5).since(0), 160)
+    found = keys(reader(tmp_path, "a/*.tar", "b/*.tar", buffer=40, run=5).since(0), 160)
     kinds = [{key[0] for key in found[i : i + 5]} for i in range(0, 160, 5)]
     assert all(len(kind) == 1 for kind in kinds)
     assert {next(iter(kind)) for kind in kinds} == {"a", "b"}
@@ -112,26 +109,26 @@ def test_runs_are_of_one_source_in_every_window(tmp_path):
 )
 def test_weights_that_leave_nothing_are_an_error(folder, weight, run, told):
     with pytest.raises(UserError, match=told):
-        lane(folder, weights=[weight], run=run)[0]
+        reader(folder, weights=[weight], run=run)[0]
 
 
 # Going on
 
 
 def test_every_position_can_be_gone_on_from_its_cursor(folder):
-    row, found, cursors = lane(folder), [], []
+    row, found, cursors = reader(folder), [], []
     for position in range(60):
         found.append(row[position].key)
         cursors.append(json.loads(json.dumps(row.window(position).cursor)))
     assert cursors[-1]["epoch"] >= 2
     for position, cursor in enumerate(cursors):
-        assert keys(lane(folder, cursor=cursor).since(position), 60 - position) == found[position:]
+        assert keys(reader(folder, cursor=cursor).since(position), 60 - position) == found[position:]
 
 
 def test_cursor_of_other_shards_is_refused(folder, tmp_path):
     write_shards(tmp_path, [5, 4])
     with pytest.raises(UserError, match="is of 4 shards, and now they are 2"):
-        lane(tmp_path, cursor=lane(folder).window(0).cursor)
+        reader(tmp_path, cursor=reader(folder).window(0).cursor)
 
 
 def test_batches_are_the_same_with_any_number_of_workers_and_processes(root, processors):
@@ -148,23 +145,6 @@ def test_batches_are_the_same_with_any_number_of_workers_and_processes(root, pro
         assert [a.keys + b.keys for a, b in halves] == [batch.keys for batch in made[step][0]]
 
 
-def test_lanes_read_shards_of_their_own(tmp_path, processors):
-    from support.batches import pictures
-
-    for s in range(6):
-        write_tar(tmp_path / f"pictures-{s}.tar", pictures(8, first=8 * s))
-    wanted = recipe(tmp_path, data={"lanes": 3, "shuffle_buffer": 8}, batch_size=9)
-    steps = [make_steps(processors, wanted, rank, 3) for rank in range(3)]
-    read = [{int(key[1:]) // 8 for step in (0, 1) for key in batches(own, step)[0].keys} for own in steps]
-    assert sorted(shard for own in read for shard in own) == sorted(set.union(*read))  # none twice
-    one = make_steps(processors, wanted)
-    for step in range(6):
-        assert batches(one, step)[0].keys == [key for own in steps for key in batches(own, step)[0].keys]
-    for count, told in ((9, r"data\.lanes is 9"), (2, "evenly by 2 lanes")):
-        with pytest.raises(UserError, match=told):
-            make_steps(processors, replace(wanted, data=replace(wanted.data, lanes=count)))
-
-
 # Memory
 
 
@@ -174,7 +154,7 @@ def test_memory_does_not_grow_with_shards(tmp_path):
         os.link(tmp_path / "0.tar", tmp_path / f"{i}.tar")
 
     def peak(pattern):
-        row = lane(tmp_path, pattern, buffer=100)
+        row = reader(tmp_path, pattern, buffer=100)
         tracemalloc.start()
         for sample in map(row.__getitem__, range(500)):
             sample.read("image")
@@ -198,7 +178,7 @@ def test_broken_samples_are_left_out_and_named(tmp_path, caplog):
     content[512 * 4 * 3 + 100] ^= 1  # in the header of b3.jpg
     shard.write_bytes(content[: 512 * 4 * 7 + 700])  # and it ends within b7
     (tmp_path / "2.tar").write_bytes(b"no tar at all")
-    row = lane(tmp_path, buffer=100)
+    row = reader(tmp_path, buffer=100)
     good = sorted([f"a{i}" for i in (0, 1, 3, 4, 6, 7, 8)] + [f"b{i}" for i in (0, 1, 2, 4, 5, 6)])
     assert sorted(keys(row.since(0), 13)) == good
     # a2, a5, the damage, b3 without its picture, the end within b7 and b7 without its caption, 2.tar
@@ -210,24 +190,23 @@ def test_rotten_source_stops_with_one_line(tmp_path):
     names = [f"k{i}" for i in range(300)]
     write(tmp_path / "a.tar", names, without=set(names[100:]))
     with pytest.raises(UserError, match=r"200 broken to 100 usable .*data\.broken_limit$") as caught:
-        lane(tmp_path, broken_limit=0.05)[0]
+        reader(tmp_path, broken_limit=0.05)[0]
     assert "\n" not in str(caught.value)
-    assert len(set(keys(lane(tmp_path, broken_limit=1.0).since(0), 100))) == 100
+    assert len(set(keys(reader(tmp_path, broken_limit=1.0).since(0), 100))) == 100
 
 
-def test_shards_without_a_usable_sample_stop_no_lane_but_an_epoch_of_them_does(tmp_path):
+def test_shards_without_a_usable_sample_are_passed_over_but_an_epoch_of_them_is_an_error(tmp_path):
     write(tmp_path / "a.tar", ["x", "y"])
     write(tmp_path / "b.tar", [])
-    for part in (0, 1):
-        assert set(keys(lane(tmp_path, buffer=1, part=(part, 2)).since(0), 12)) == {"x", "y"}
+    assert set(keys(reader(tmp_path, buffer=1).since(0), 12)) == {"x", "y"}
     (tmp_path / "a.tar").unlink()
     with pytest.raises(UserError, match=r"\*\.tar\*: no usable sample"):
-        lane(tmp_path)[0]
+        reader(tmp_path)[0]
 
 
 def test_shard_that_changes_under_a_run_is_named(tmp_path):
     write(tmp_path / "a.tar", ["x", "y"])
-    sample = lane(tmp_path)[0]
+    sample = reader(tmp_path)[0]
     os.truncate(tmp_path / "a.tar", 100)
     with pytest.raises(UserError, match=r"a\.tar: has become shorter"):
         sample.read("image")

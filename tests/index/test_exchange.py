@@ -21,7 +21,7 @@ VECTORS = np.eye(3, dtype=np.float32)
 
 def read_npz(path):
     with np.load(path, allow_pickle=False) as data:
-        return data["vectors"], data["paths"].tolist(), data["modalities"].tolist(), data["manifest"].tobytes().decode()
+        return data["vectors"], data["paths"].tolist(), data["modalities"].tolist()
 
 
 @pytest.fixture
@@ -29,17 +29,12 @@ def index(tmp_path):
     return fabricate(tmp_path / "index", list(zip(ITEMS, VECTORS, strict=True)))
 
 
-def test_arrays_have_all_that_is_known(index, tmp_path):
+def test_arrays_have_vectors_and_paths(index, tmp_path):
     with Index.open(index) as opened:
         assert export(opened, tmp_path / "v.npz") == 3
-    vectors, paths, modalities, manifest = read_npz(tmp_path / "v.npz")
+    vectors, paths, modalities = read_npz(tmp_path / "v.npz")
     np.testing.assert_array_equal(vectors, VECTORS)
     assert (paths, modalities) == (PATHS, ["image", "audio", "text"])
-    lines = [json.loads(line) for line in manifest.split("\n")]
-    assert [line["path"] for line in lines] == PATHS
-    first = {"size": 5, "mtime": 1.5, "hash": "31" * 16, "date": 2.5, "width": 3, "height": 4, "metadata": {"n": [1]}}
-    assert lines[0].items() >= {**first, "kind": "image", "start": None, "end": None}.items()
-    assert lines[1].items() >= {"duration": 2.5, "caption": "one\ntwo \u2028", "note": "odd"}.items()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "v.npz"]  # nothing temporary is left
 
 
@@ -52,7 +47,10 @@ def test_parquet_has_columns(index, tmp_path):
     # Parquet's text is UTF-8: what of a path is none becomes an escape.
     assert [row["path"] for row in rows] == [*PATHS[:2], "/a/caf\\udce9.txt"]
     assert [row["modality"] for row in rows] == ["image", "audio", "text"]
-    assert (rows[0]["width"], json.loads(rows[0]["metadata"]), rows[1]["caption"]) == (3, {"n": [1]}, "one\ntwo \u2028")
+    first = {"size": 5, "mtime": 1.5, "hash": "31" * 16, "date": 2.5, "width": 3, "height": 4, "kind": "image"}
+    assert rows[0].items() >= first.items()
+    assert json.loads(rows[0]["metadata"]) == {"n": [1]}
+    assert rows[1].items() >= {"duration": 2.5, "caption": "one\ntwo \u2028", "note": "odd"}.items()
 
 
 def test_what_cannot_be_written_is_said(index, tmp_path):

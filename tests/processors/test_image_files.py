@@ -217,10 +217,8 @@ def test_picture_bomb_is_refused_before_it_is_decoded(tmp_path):
     with pytest.raises(UserError, match=r"bomb\.png: 400000000 pixels .* 178956970"):
         ImageProcessor().decode(path)
     path.write_bytes(png_header(300, 200))
-    with pytest.raises(UserError, match=r"bomb\.png: 300 x 200 pixels .* 50000"):
-        ImageProcessor(max_pixels=50000).decode(path)
     with pytest.raises(UserError, match="cannot be decoded"):  # what is left is a broken picture
-        ImageProcessor(max_pixels=60000).decode(path)
+        ImageProcessor().decode(path)
 
 
 def half(form: str) -> bytes:
@@ -269,7 +267,7 @@ def test_damaged_bytes_give_a_picture_or_a_user_error(form, data):
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     try:
-        pixels = ImageProcessor(size=8, max_pixels=10_000_000).decode(bytes(content))
+        pixels = ImageProcessor(size=8).decode(bytes(content))
     except UserError:
         return
     assert pixels.shape == (3, 8, 8)
