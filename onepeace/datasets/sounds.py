@@ -1,8 +1,6 @@
-"""Sounds of data sets: 16 kHz mono Ogg Vorbis, the same bytes every time."""
+"""Sounds of data sets: 16 kHz mono Ogg Vorbis."""
 
 import io
-import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,26 +49,4 @@ def ogg(samples: Any, level: float) -> bytes:
 
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, RATE, format="OGG", subtype="VORBIS", compression_level=level)
-    return _with_serial_number_one(buffer.getvalue())
-
-
-def _with_serial_number_one(data: bytes) -> bytes:
-    """The Ogg file with stream number 1 on every page; libsndfile takes a random one, so no two runs would agree."""
-    out, place = bytearray(data), 0
-    while place < len(out):
-        lacing = out[place + 26]
-        end = place + 27 + lacing + sum(out[place + 27 : place + 27 + lacing])
-        out[place + 14 : place + 18] = struct.pack("<I", 1)
-        out[place + 22 : place + 26] = bytes(4)  # the checksum is taken with zeros in its own place
-        out[place + 22 : place + 26] = struct.pack("<I", _ogg_checksum(out[place:end]))
-        place = end
-    return bytes(out)
-
-
-MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-
-
-def _ogg_checksum(page: bytearray) -> int:
-    """CRC-32 as in RFC 3533: that of zlib, but with the bits of all bytes in reverse, and start and end value 0."""
-    mirrored = zlib.crc32(page.translate(MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return int(f"{mirrored:032b}"[::-1], 2)
+    return buffer.getvalue()

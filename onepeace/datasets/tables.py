@@ -51,19 +51,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
-        line = _not_utf8(path)
-        raise UserError(f"{path}: line {line} is not UTF-8 ({error.reason}); save it as UTF-8") from error
-
-
-def _not_utf8(path: Path) -> int:
-    """The first line that is not UTF-8. The error of a file read in blocks does not tell it."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return 0  # it has been mended meanwhile
+        raise UserError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
 
 
 def _csv_rows(file: TextIO, path: Path, tabs: bool, columns: Sequence[str] | None) -> Iterator[Row | BadRow]:

@@ -388,11 +388,11 @@ def _resampler(rate: int, target: int) -> Resample:
 
 
 def _checked_rate(rate: object, name: str) -> int:
-    if isinstance(rate, Tensor) and rate.numel() == 1:
-        rate = rate.item()
-    # numpy's numbers are no int or float, and a NaN compares as False.
-    number = float(rate) if isinstance(rate, numbers.Real) and not isinstance(rate, bool) else math.nan
-    if not 1 <= number <= MAX_RATE or number != int(number):
+    try:
+        number = float(rate)  # type: ignore[arg-type]  # numpy's numbers and tensors too
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 1 <= number <= MAX_RATE or number != int(number):  # a NaN compares as False
         raise UserError(f"{name}: the sample rate must be a whole number from 1 to {MAX_RATE}, got {rate!r}")
     return int(number)
 

@@ -32,9 +32,9 @@ class ImageProcessor(Processor):
     """Paths, http(s) addresses, bytes, PIL images, uint8 arrays (H, W, 3) and tensors (3, H, W) to model pixels.
 
     size: side, or [height, width]. resize: "squash" scales both sides independently, as the released models expect,
-    "crop" keeps the aspect ratio and cuts out the middle; both with Pillow's antialiased bicubic filter. draft: lets the
-    JPEG decoder shrink pictures to at least twice the target size; two to four times faster, and pixels differ by about
-    one grey level from the full decode.
+    "crop" keeps the aspect ratio and cuts out the middle; both with Pillow's antialiased bicubic filter. draft: lets
+    the JPEG decoder shrink pictures to at least twice the target size; two to four times faster, and pixels differ by
+    about one grey level from the full decode.
     """
 
     key: ClassVar[str] = "image"

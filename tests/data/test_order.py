@@ -40,13 +40,3 @@ def test_equal_labels_or_captions_are_one_group():
     assert len(set(group)) == 3
     # One text in common joins label and captions.
     assert len(set(grouped(items, ["a cat", "tabby", "a cat", "cat", "dog"]))) == 2
-
-
-@given(st.lists(st.tuples(st.sampled_from("aAbcd"), st.sampled_from([None, "x", "y"])), min_size=1, max_size=8))
-@settings(deadline=None, derandomize=True, max_examples=50)
-def test_same_text_always_means_same_group(pairs):
-    group = grouped([sample(label=label) for _, label in pairs], [text for text, _ in pairs])
-    for i, (text, label) in enumerate(pairs):
-        for j, (other_text, other_label) in enumerate(pairs):
-            if text.lower() == other_text.lower() or (label and label == other_label):
-                assert group[i] == group[j]

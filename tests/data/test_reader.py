@@ -186,15 +186,6 @@ def test_broken_samples_are_left_out_and_named(tmp_path, caplog):
     assert "0.tar: a2.json cannot be read" in caplog.text
 
 
-def test_rotten_source_stops_with_one_line(tmp_path):
-    names = [f"k{i}" for i in range(300)]
-    write(tmp_path / "a.tar", names, without=set(names[100:]))
-    with pytest.raises(UserError, match=r"200 broken to 100 usable .*data\.broken_limit$") as caught:
-        reader(tmp_path, broken_limit=0.05)[0]
-    assert "\n" not in str(caught.value)
-    assert len(set(keys(reader(tmp_path, broken_limit=1.0).since(0), 100))) == 100
-
-
 def test_shards_without_a_usable_sample_are_passed_over_but_an_epoch_of_them_is_an_error(tmp_path):
     write(tmp_path / "a.tar", ["x", "y"])
     write(tmp_path / "b.tar", [])

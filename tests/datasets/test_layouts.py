@@ -163,12 +163,6 @@ def test_the_two_flickr_sets_share_no_photograph_between_training_and_validation
     assert "f8k_3_cd" not in prepare("flickr8k").train
 
 
-def test_imagenet_without_folders_says_how_to_make_them(prepare, source):
-    files = {f"val/{wnid}/ILSVRC2012_val_0000000{i}.JPEG": None for i, wnid in enumerate(IMAGENET)}
-    done = prepare("imagenet", files={**files, "val/ILSVRC2012_val_00000000.JPEG": picture(1)}, code=1)
-    assert f"{source / 'val'}: no pictures val/WNID/*.JPEG (it has pictures outside of such folders); " in done.err
-
-
 @pytest.mark.parametrize(
     ("name", "file"), [("cifar10", "cifar-10-batches-py/data_batch_1"), ("cifar100", "cifar-100-python/train")]
 )

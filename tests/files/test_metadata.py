@@ -1,6 +1,5 @@
 """Size, length and date of files, and nothing but emptiness of broken ones."""
 
-import math
 import sys
 from datetime import datetime, timezone
 
@@ -143,10 +142,3 @@ def test_broken_files_have_an_empty_description(tmp_path, monkeypatch):
     for package in ("av", "rawpy", "pillow_heif"):
         monkeypatch.setitem(sys.modules, package, None)
     assert describe_media(whole, "video") == Description()
-
-
-def test_length_that_nobody_knew_is_none(monkeypatch, samples):
-    path = sorted((samples / "sounds").iterdir())[0]
-    for seconds in (math.inf, math.nan, 2.0**63 / 44100, -1.0, 0.0):
-        monkeypatch.setattr(soundfile, "info", lambda path, seconds=seconds: type("Info", (), {"duration": seconds}))
-        assert describe_media(path, "audio") == Description()

@@ -66,23 +66,6 @@ def test_picture_of_a_second_is_that_which_was_found_there(name):
     assert frame_at(path, 3.99).time < frame_at(path, 4.2).time <= 4.2
 
 
-def test_picture_of_a_second_is_sought(monkeypatch):
-    looked = []
-
-    def clock(*given, original=video._clock):
-        seconds = original(*given)
-        return lambda frame: looked.append(frame) or seconds(frame)
-
-    monkeypatch.setattr(video, "_clock", clock)
-    for path in (
-        media("a.mp4", *SCENES, *H264, "-g", "5"),
-        media("b.mkv", *SCENES, *H264, "-g", "5", "-output_ts_offset", "500"),
-    ):
-        looked.clear()
-        assert frame_at(path, 5.0).time == pytest.approx(5.0, abs=0.01)
-        assert len(looked) < 30
-
-
 def test_picture_of_a_second_of_what_cannot_be_sought():
     streamed = media("streamed.webm", *SCENES, *KINDS["a.webm"], "-live", "1", "-output_ts_offset", "5000")
     assert frame_at(streamed, 3.05).time == pytest.approx(3.0, abs=0.01)
@@ -138,14 +121,6 @@ def test_rotation_is_honoured(degrees):
     image = next(frames(path)).image
     assert image.size == expected.size == ((120, 160) if degrees != 180 else (160, 120))
     assert np.abs(np.asarray(image).astype(int) - np.asarray(expected.convert("RGB"))).mean() < 1
-
-
-def test_colours_are_those_of_the_standard_the_file_names():
-    path = media(
-        "hd.mp4", "-f", "lavfi", "-i", "color=0xC02010:d=1:s=64x48:r=5", "-vf", "scale=out_color_matrix=bt709",
-        "-colorspace", "bt709", *H264, "-qp", "1",
-    )  # fmt: skip
-    assert next(frames(path)).image.getpixel((30, 20)) == pytest.approx((192, 32, 16), abs=4)
 
 
 def test_only_what_is_asked_for_is_decoded():

@@ -75,17 +75,6 @@ def test_what_is_no_video_is_an_error(tmp_path):
         VideoProcessor(frames=0)
 
 
-def test_decoding_begins_at_the_key_frame_before_the_clip(file, monkeypatch):
-    shown, decoded = video._shown_at, []
-
-    def noted(frames, seconds, wanted):
-        return shown((decoded.append(seconds(frame)) or frame for frame in frames), seconds, wanted)
-
-    monkeypatch.setattr(video, "_shown_at", noted)
-    assert levels(video.clip(file, 2, 1, 1.0)) == [39, 40]
-    assert decoded[0] == pytest.approx(3.6)  # every 12th of 41 frames is one
-
-
 def test_where_seeking_leads_behind_the_clip_all_is_decoded(file, monkeypatch):
     shown, starts = video._shown_at, []
 
