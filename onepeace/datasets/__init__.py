@@ -3,7 +3,6 @@
 from onepeace.datasets.ade20k import ADE20K
 from onepeace.datasets.audiocaps import AudioCaps
 from onepeace.datasets.avqa import AVQA
-from onepeace.datasets.cifar import Cifar10, Cifar100
 from onepeace.datasets.clotho import Clotho
 from onepeace.datasets.coco import Coco, CocoDetection
 from onepeace.datasets.esc50 import ESC50
@@ -25,8 +24,6 @@ from onepeace.datasets.vqav2 import VQAv2
 LAYOUTS: dict[str, Layout] = {
     "tiny_imagenet": TinyImageNet(),
     "imagenet": ImageNet(),
-    "cifar10": Cifar10(),
-    "cifar100": Cifar100(),
     "flickr8k": Flickr8k(),
     "flickr30k": Flickr30k(),
     "coco": Coco(),

@@ -55,9 +55,8 @@ class AudioProcessor(Processor):
 
     Samples are arrays or tensors of shape (n,), (channels, n) or (n, channels), the shorter side being the channels;
     floats, or integers scaled by the range of their type. max_seconds: the part that `decode` reads (None: all).
-    min_seconds: shorter clips are repeated and cut to exactly this length. normalize: "window" cuts and then
-    normalises; "file" normalises the whole file and then cuts, as the original does, so that the first 15 seconds
-    depend on minute ten.
+    min_seconds: shorter clips are repeated and cut to exactly this length. What is read is normalised: unlike the
+    original's, the first 15 seconds do not depend on minute ten.
     """
 
     key: ClassVar[str] = "audio"
@@ -69,7 +68,6 @@ class AudioProcessor(Processor):
         sample_rate: int = 16000,
         max_seconds: float | None = 15.0,
         min_seconds: float = 1.0,
-        normalize: str = "window",
     ) -> None:
         if sample_rate < 1:
             raise UserError(f"processors.audio.sample_rate is {sample_rate}; it must be positive")
@@ -77,16 +75,13 @@ class AudioProcessor(Processor):
             raise UserError(
                 f"processors.audio.min_seconds {min_seconds} and max_seconds {max_seconds} must be above 0 and in order"
             )
-        if normalize not in ("window", "file"):
-            raise UserError(f"processors.audio.normalize is {normalize!r}; known: 'window', 'file'")
         self.sample_rate = sample_rate
         self.max_seconds = max_seconds
         self.min_seconds = min_seconds
-        self.normalize = normalize
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("sample_rate", "max_seconds", "min_seconds", "normalize")}
+        return {name: getattr(self, name) for name in ("sample_rate", "max_seconds", "min_seconds")}
 
     @classmethod
     def matches(cls, item: object) -> bool:
@@ -104,11 +99,7 @@ class AudioProcessor(Processor):
 
     def decode(self, item: object) -> Tensor:
         """(N,) float32 of the first `max_seconds`, normalised, at least `min_seconds` long."""
-        name = source.describe(item)
-        if self.normalize == "window":
-            return self.finish(self.load(item, seconds=self.max_seconds), name)
-        whole = _normalized(self.load(item), name)
-        return self._fill(whole if self.max_seconds is None else whole[: self._samples(self.max_seconds)])
+        return self.finish(self.load(item, seconds=self.max_seconds), source.describe(item))
 
     def load(self, item: object, seconds: float | None = None) -> Tensor:
         """(N,) float32: the first `seconds` of sound, or all of it, mono, resampled, not normalised.

@@ -84,7 +84,6 @@ BAD = [
     ("audiocaps", "dataset/test.csv", "audiocap_id,youtube_id,start_time,caption\n\n1,Abcdefghijk,x,a dog\n", ":3: "),
     ("audiocaps", "dataset/test.csv", "audiocap_id,youtube_id,start_time,caption\n1,Abcdefghijk,30\n", ":2: 3 cells"),
     ("clotho", "clotho_captions_development.csv", "name,text\na.wav,1\n", ":2: no file_name"),
-    ("cifar10", "cifar-10-batches-bin/test_batch.bin", "short", ": 5 bytes"),
     ("fsd50k", "FSD50K.ground_truth/eval.csv", "fname,labels\n37199,Cat\n", ":2: label 'Cat'"),
     ("vggsound", "vggsound.csv", "---g-f_I2yQ,1,people marching,val\n", ":1: the split is 'val'"),
     ("vqav2", "v2_mscoco_train2014_annotations.json", {"annotations": [{"answers": 3}]}, ": annotations, entry 1: "),
@@ -161,15 +160,6 @@ def test_the_two_flickr_sets_share_no_photograph_between_training_and_validation
     assert {"f8k_3_cd"} <= set(done.train)
     assert {"f30k_3"} <= set(done.val)
     assert "f8k_3_cd" not in prepare("flickr8k").train
-
-
-@pytest.mark.parametrize(
-    ("name", "file"), [("cifar10", "cifar-10-batches-py/data_batch_1"), ("cifar100", "cifar-100-python/train")]
-)
-def test_pickled_cifar_is_refused(name, file, source, capsys, tmp_path):
-    fill(source, {file: b"\x80\x02}q\x00."})
-    assert main(["shards", "--layout", name, str(source), "-o", str(tmp_path / "root")]) == 1
-    assert "is pickled, which may run code; download the binary version" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ sounds

@@ -75,17 +75,6 @@ CASES = {
          "in1k_ILSVRC2012_val_00000000": {}, "in1k_ILSVRC2012_val_00000002": {}},
         [r"n01440764_9\.JPEG: "],
     ),
-    "cifar10": (
-        [], {}, {f"c10_data_batch_{i}_0000{j}": {} for i in range(1, 6) for j in (0, 1)},
-        {"c10_test_batch_00000": {"label": "cat", "target": 3, "size": (32, 32)}, "c10_test_batch_00001": {}}, [],
-    ),
-    "cifar100": (
-        [], {}, {"c100_train_00000": {"label": "apple"}, "c100_train_00001": {
-            "label": "aquarium fish", "captions": [
-                "a photo of an aquarium fish", "a picture of an aquarium fish", "an aquarium fish",
-            ],
-        }, "c100_train_00002": {}}, {"c100_test_00000": {"label": "baby", "target": 2}}, [],
-    ),
     "urbansound8k": (
         [], {},
         {"us8k_101-0-0-1": {"label": "air conditioner", "fold": 1, "freesound_id": "101", "samples": 3200}}

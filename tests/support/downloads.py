@@ -148,31 +148,6 @@ def imagenet():
     return train | {f"val/{wnid}/ILSVRC2012_val_0000000{i}.JPEG": picture(i, (60, 48)) for i, wnid in enumerate(wnids)}
 
 
-def cifar_records(labels, seed, before=0):
-    """The binary version: labels, then 32 x 32 red, green and blue values, all of a record one colour."""
-    colours = np.random.default_rng(seed).integers(0, 256, (len(labels), 3), dtype=np.uint8)
-    pixels = [np.repeat(colour, 1024).tobytes() for colour in colours]
-    return b"".join(bytes([7] * before + [label]) + content for label, content in zip(labels, pixels, strict=True))
-
-
-def cifar10():
-    files = {f"cifar-10-batches-bin/data_batch_{i}.bin": cifar_records([i, 0], i) for i in range(1, 6)}
-    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-    return {
-        **files,
-        "cifar-10-batches-bin/test_batch.bin": cifar_records([3, 8], 9),
-        "cifar-10-batches-bin/batches.meta.txt": lines(*names, ""),
-    }
-
-
-def cifar100():
-    return {
-        "cifar-100-binary/train.bin": cifar_records([0, 1, 2], 1, before=1),
-        "cifar-100-binary/test.bin": cifar_records([2], 2, before=1),
-        "cifar-100-binary/fine_label_names.txt": lines("apple", "aquarium_fish", "baby"),
-    }
-
-
 def urbansound8k():
     """Three folds of two classes; one file is missing."""
     head = "slice_file_name,fsID,start,end,salience,fold,classID,class"
@@ -199,6 +174,6 @@ DOWNLOADS = {
     make.__name__: make
     for make in (
         tiny_imagenet, flickr8k, flickr30k, coco, audiocaps, clotho, macs, vggsound,
-        imagenet, cifar10, cifar100, urbansound8k, fsd50k,
+        imagenet, urbansound8k, fsd50k,
     )
 }  # fmt: skip
