@@ -22,27 +22,6 @@ from onepeace.evaluate.ptb_tokenizer import ptb_words
 
 
 @dataclass(frozen=True)
-class DocumentFrequencies:
-    """Number of documents that have each n-gram, n from 1 to 4."""
-
-    counts: Counter[tuple[str, ...]]
-    documents: int
-
-    @classmethod
-    def of(cls, references: Iterable[Sequence[str]]) -> "DocumentFrequencies":
-        """Frequencies of a corpus, one list of captions for each item, their words between spaces."""
-        ngrams = need("pycocoevalcap.cider.cider_scorer", "eval").precook
-        counts: Counter[tuple[str, ...]] = Counter()
-        documents = 0
-        for captions in references:
-            documents += 1
-            counts.update({ngram for caption in captions for ngram in ngrams(caption)})
-        if documents < 2:
-            raise UserError(f"CIDEr-D compares 2 items or more, and this is {documents}")
-        return cls(counts, documents)
-
-
-@dataclass(frozen=True)
 class CaptionScores:
     """The figures of n captions."""
 
@@ -59,16 +38,12 @@ class CaptionScores:
 
 
 def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
-    """Measure one caption for each of n items.
+    """Measure one caption for each of n items, of which there are at least 2.
 
     Args:
         candidates: (n) written captions; an empty one is worth 0.
         references: (n) lists of captions by people, as many as there are of each item.
-
-    Raises:
-        UserError: the numbers differ, an item has no reference, there is but one item; pycocoevalcap is missing.
     """
-    _check(candidates, references)
     written = [" ".join(ptb_words(caption)) for caption in candidates]
     known = [[" ".join(ptb_words(caption)) for caption in captions] for captions in references]
     rouge = need("pycocoevalcap.rouge.rouge", "eval").Rouge()
@@ -77,7 +52,7 @@ def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]
     for pair in zip(written, known, strict=True):
         bleu += pair
     figures = bleu.compute_score(option="closest")[0]
-    return CaptionScores(figures[3], np.array(rouges), _cider(written, known, DocumentFrequencies.of(known)))
+    return CaptionScores(figures[3], np.array(rouges), CiderReward(references)(candidates, references))
 
 
 class CiderReward:
@@ -91,26 +66,37 @@ class CiderReward:
     """
 
     def __init__(self, corpus: Iterable[Sequence[str]], *, end: str = "") -> None:
-        """Count the n-grams of a corpus.
+        """Count the documents that have each n-gram, n from 1 to 4.
 
         Args:
             corpus: one list of captions for each item of the training set, at least 2; read once.
             end: a word that is put after every caption, of the corpus too. With "<eos>", as OFA and other code for
                 self-critical training have it, a caption that stops in the middle, "a dog on a", is worth less.
         """
+        ngrams = need("pycocoevalcap.cider.cider_scorer", "eval").precook
         self.end = [end] if end else []
-        self.frequencies = DocumentFrequencies.of([self._words(one) for one in captions] for captions in corpus)
+        self.counts: Counter[tuple[str, ...]] = Counter()
+        self.documents = 0
+        for captions in corpus:
+            self.documents += 1
+            self.counts.update({ngram for caption in captions for ngram in ngrams(self._words(caption))})
+        if self.documents < 2:
+            raise UserError(f"CIDEr-D compares 2 items or more, and this is {self.documents}")
 
     def __call__(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-        """CIDEr-D (n,), from 0 to 10, of one caption for each of n lists of references.
+        """CIDEr-D (n,), from 0 to 10, of one caption for each of n lists of references."""
+        base: Any = need("pycocoevalcap.cider.cider_scorer", "eval").CiderScorer
+        size = np.log(float(self.documents))
 
-        Raises:
-            UserError: the numbers differ, or an item has no reference.
-        """
-        _check(candidates, references)
-        written = [self._words(caption) for caption in candidates]
-        known = [[self._words(caption) for caption in captions] for captions in references]
-        return _cider(written, known, self.frequencies)
+        class Scorer(base):
+            # The scorer sets it to the logarithm of the number of items it scores, which need not be the documents.
+            ref_len = property(lambda _: size, lambda _, __: None)
+
+        scorer = Scorer()
+        for candidate, captions in zip(candidates, references, strict=True):
+            scorer += self._words(candidate), [self._words(caption) for caption in captions]
+        scorer.document_frequency = self.counts
+        return np.array(scorer.compute_cider(), dtype=np.float64)
 
     def _words(self, text: str) -> str:
         return " ".join([*ptb_words(text), *self.end])
@@ -127,27 +113,3 @@ def most_frequent(captions: Iterable[str]) -> str:
         counts[words := " ".join(ptb_words(caption))] += 1
         texts.setdefault(words, caption)
     return texts[counts.most_common(1)[0][0]]
-
-
-def _check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    if isinstance(candidates, str) or len(candidates) != len(references):
-        raise UserError(f"{len(candidates)} captions and references of {len(references)} items; give one caption each")
-    for number, captions in enumerate(references):
-        if isinstance(captions, str) or not captions:
-            raise UserError(f"the references of item {number} are {captions!r}; give a list of one or more")
-
-
-def _cider(candidates: list[str], references: list[list[str]], frequencies: DocumentFrequencies) -> NDArray[np.float64]:
-    base: Any = need("pycocoevalcap.cider.cider_scorer", "eval").CiderScorer
-
-    size = np.log(float(frequencies.documents))
-
-    class Scorer(base):
-        # The scorer sets it to the logarithm of the number of items it scores, which need not be the documents.
-        ref_len = property(lambda _: size, lambda _, __: None)
-
-    scorer = Scorer()
-    for pair in zip(candidates, references, strict=True):
-        scorer += pair
-    scorer.document_frequency = frequencies.counts
-    return np.array(scorer.compute_cider(), dtype=np.float64)

@@ -7,7 +7,6 @@ Every method puts a task (tasks.py) to items; pipeline.py takes them through the
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,14 +40,12 @@ def load_generator(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
-    tasks: str | os.PathLike[str] | None = None,
 ) -> "Generator":
     """A generative model by name, ready to answer.
 
     Args:
         name: a model folder, or what else `onepeace.load` takes: OFA, or a model with a caption head (tiny-captions).
         device, dtype: as for `onepeace.load`.
-        tasks: a YAML file of tasks, over those of the model's folder and the built-in ones; see `read_tasks`.
 
     Raises:
         UserError: as `onepeace.load`; a model that cannot write; a wrong field in a file of tasks.
@@ -58,8 +55,7 @@ def load_generator(
     if not writes(config):
         raise UserError(f"{name}: writes nothing; name a model that does, as tiny-captions")
     tokenizer = read_tokenizer(folder / TOKENIZER)
-    files = [folder / FILE] if (folder / FILE).is_file() else []
-    rows = read_tasks(*files, *([] if tasks is None else [Path(tasks)]))
+    rows = read_tasks(*([folder / FILE] if (folder / FILE).is_file() else []))
     if not architecture(config.architecture).generates:
         head = config.model.heads[_caption_head(config)]
         embedder = load(name, device=device, dtype=dtype, modalities=head["on"])
@@ -76,13 +72,12 @@ def generator_of(
     module: Trained,
     processors: Mapping[str, Processor],
     tokenizer: "Tokenizer",
-    tasks: Mapping[str, Task] | None = None,
+    tasks: Mapping[str, Task],
 ) -> "Generator":
     """A module that is in memory already, ready to answer; of a configuration that `writes`.
 
     Args:
         processors: by modality, those that a caption head needs; OFA makes its own.
-        tasks: by name; None = the built-in ones.
     """
     if architecture(config.architecture).generates:
         vocabulary = Vocabulary.of(expect(config.model, OFAConfig), tokenizer)
@@ -111,12 +106,12 @@ class Generator:
     not the answers.
     """
 
-    def __init__(self, reader: Reader, vocabulary: Vocabulary, tasks: Mapping[str, Task] | None = None) -> None:
+    def __init__(self, reader: Reader, vocabulary: Vocabulary, tasks: Mapping[str, Task]) -> None:
         rows = reader.decoder.token_embed.num_embeddings
         if len(vocabulary) != rows:
             raise UserError(f"the vocabulary has {len(vocabulary)} ids, and the model {rows}")
         self.reader, self.module, self.vocabulary = reader, reader.module.eval(), vocabulary
-        self.tasks = dict(read_tasks() if tasks is None else tasks)
+        self.tasks = dict(tasks)
         """Tasks by name; change an entry to change what a method does."""
 
     @property

@@ -71,6 +71,3 @@ class Caption(Head):
     def forward(self, features: Features, ids: Tensor) -> Tensor:  # type: ignore[override]
         """Logits (B, T, vocab_size) of the word after each of ids (B, T), the first of which is bos."""
         return self.decoder(ids, self.encoded(features))
-
-    def reset_output(self, num_classes: int) -> nn.Linear:
-        raise TypeError("a caption head writes words of the model's tokenizer, and has no classes to replace")

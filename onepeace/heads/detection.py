@@ -44,6 +44,7 @@ class Detection(Head):
         super().__init__()
         # torchvision takes long to import, and models without such a head need nothing of it.
         from torchvision.models.detection import FasterRCNN
+        from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
         from torchvision.models.detection.rpn import AnchorGenerator
 
         self.options = options
@@ -54,8 +55,8 @@ class Detection(Head):
         network = FasterRCNN(
             _Maps(options.channels),
             rpn_anchor_generator=anchors,
-            box_head=_box_head(options),
-            box_predictor=_predictor(options.hidden, options.num_classes),
+            box_head=TwoMLPHead(options.channels * 7 * 7, options.hidden),
+            box_predictor=FastRCNNPredictor(options.hidden, options.num_classes + 1),  # class 0 is the background
             box_detections_per_img=options.detections,
         )
         self.rpn, self.regions = network.rpn, network.roi_heads
@@ -105,11 +106,6 @@ class Detection(Head):
         unit = torch.tensor([width, height, width, height], dtype=torch.float32, device=finest.device)
         return {name: level.float() for name, level in maps.items()}, images, unit
 
-    def reset_output(self, num_classes: int) -> nn.Linear:
-        predictor = _predictor(self.options.hidden, num_classes).to(self.regions.box_predictor.cls_score.weight)
-        self.regions.box_predictor = predictor
-        return predictor.cls_score
-
 
 class _Maps(nn.Module):
     """What torchvision asks of a backbone before it is used; here none is."""
@@ -117,18 +113,6 @@ class _Maps(nn.Module):
     def __init__(self, out_channels: int):
         super().__init__()
         self.out_channels = out_channels
-
-
-def _box_head(options: DetectionOptions) -> nn.Module:
-    from torchvision.models.detection.faster_rcnn import TwoMLPHead
-
-    return TwoMLPHead(options.channels * 7 * 7, options.hidden)
-
-
-def _predictor(hidden: int, num_classes: int) -> Any:
-    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
-
-    return FastRCNNPredictor(hidden, num_classes + 1)  # class 0 is the background
 
 
 def _float32(maps: Mapping[str, Tensor]) -> torch.autocast:

@@ -10,13 +10,13 @@ from onepeace.layers.features import Features
 
 
 class Head(nn.Module):
-    """Features of one or more passes -> a task's output. A subclass gives ``Options``, ``forward`` and ``out``, and is
-    made of the width of the features and its options."""
+    """Features of one or more passes -> a task's output. A subclass gives ``Options`` and ``forward``, and is made of
+    the width of the features and its options."""
 
     Options: ClassVar[type[Any]]
     """Dataclass of the options in ``ModelConfig.heads``."""
     out: nn.Linear
-    """The output layer."""
+    """The output layer, of a head that ends with one."""
 
     @classmethod
     def from_options(cls, dim: int, num_heads: int, options: Mapping[str, Any], where: str) -> "Head":

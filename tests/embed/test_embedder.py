@@ -133,15 +133,6 @@ def test_too_large_a_batch_of_a_head_says_what_to_do(tmp_path, sounds, monkeypat
         own.predict(sounds[:2])
 
 
-def test_too_large_a_batch_says_what_to_do(model, monkeypatch):
-    def overflow(inputs):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(model.module, "forward", overflow)
-    with pytest.raises(UserError, match="no memory for 7 text items at once; lower batch_size"):
-        model.encode_text(TEXTS)
-
-
 # Mixes
 
 

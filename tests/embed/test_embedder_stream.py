@@ -108,26 +108,6 @@ def test_a_stream_that_is_given_up_ends_its_threads(model):
     assert threading.active_count() == before
 
 
-def test_generator_is_read_no_further_than_needed(model, monkeypatch):
-    computed, lead = 0, []
-    forward = model.module.forward
-
-    def count(inputs):
-        nonlocal computed
-        computed += len(inputs["text"]["ids"])
-        return forward(inputs)
-
-    monkeypatch.setattr(model.module, "forward", count)
-
-    def texts():
-        for index in range(600):
-            lead.append(index - computed)
-            yield "word " * (index % 11)
-
-    assert model.encode_text(texts(), batch_size=16).shape[0] == 600
-    assert max(lead) <= 256 + 3 * 16
-
-
 def test_memory_is_bounded_for_large_items(model):
     """60 pictures of 1.5 MB each, made as they are asked for: never more than a few batches of them at once."""
     pictures = (np.full((500, 1000, 3), index, np.uint8) for index in range(60))
@@ -136,18 +116,6 @@ def test_memory_is_bounded_for_large_items(model):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 30e6
-
-
-def test_decoding_runs_in_threads(model, pictures, monkeypatch):
-    threads = set()
-    decode = model.processors["image"].decode
-    monkeypatch.setattr(
-        model.processors["image"], "decode", lambda item: threads.add(threading.current_thread()) or decode(item)
-    )
-    before = threading.active_count()
-    model.encode_image(pictures)
-    assert threading.main_thread() not in threads
-    assert threading.active_count() == before
 
 
 def test_error_in_the_callers_generator_is_his_own(model):

@@ -81,19 +81,9 @@ def test_an_empty_caption_is_worth_nothing():
     assert scores.rouge[1] > 0.5
 
 
-@pytest.mark.parametrize(
-    ("candidates", "references", "message"),
-    [
-        (["a"], [["a"], ["b"]], "1 captions and references of 2 items"),
-        ("ab", [["a"], ["b"]], "give one caption each"),
-        (["a", "b"], [["a"], []], r"the references of item 1 are \[\]"),
-        (["a", "b"], ["a", "b"], "the references of item 0 are 'a'"),
-        (["a"], [["a"]], "CIDEr-D compares 2 items or more, and this is 1"),
-    ],
-)
-def test_what_cannot_be_measured_is_named(candidates, references, message):
-    with pytest.raises(UserError, match=message):
-        score_captions(candidates, references)
+def test_one_item_has_no_frequencies():
+    with pytest.raises(UserError, match="CIDEr-D compares 2 items or more, and this is 1"):
+        score_captions(["a"], [["a"]])
 
 
 def test_the_most_frequent_caption_is_one_of_equal_words():

@@ -186,7 +186,7 @@ def test_wrong_calls_are_refused_in_one_line(generator, images, call, message):
     assert "\n" not in str(caught.value)
 
 
-def test_folder_keeps_its_tasks_and_a_users_file_changes_them(tmp_path, images):
+def test_folder_keeps_its_tasks(tmp_path, images):
     folder = save_small_ofa(tmp_path / "model")
     plain = onepeace.load_generator(folder, device="cpu")
     assert plain.tasks == read_tasks()
@@ -195,12 +195,6 @@ def test_folder_keeps_its_tasks_and_a_users_file_changes_them(tmp_path, images):
     assert stored.tasks["caption"].prompt == "what is there?"
     (own,) = stored.caption(images[:1])
     near(own, stored.ask(Task("what is there?", search=SearchOptions(max_len=3)), [{"image": images[0]}])[0])
-    file = tmp_path / "mine.yaml"
-    file.write_text("caption: {search: {max_len: 1}}\n", encoding="utf-8")
-    changed = onepeace.load_generator(folder, device="cpu", tasks=file).tasks["caption"]
-    assert (changed.prompt, changed.search.max_len) == ("what is there?", 1)
-    with pytest.raises(UserError, match=r"absent\.yaml: cannot be read"):
-        onepeace.load_generator(folder, tasks=tmp_path / "absent.yaml")
 
 
 def test_folder_gives_the_model_that_was_saved(tmp_path, images, generator):

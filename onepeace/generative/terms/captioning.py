@@ -27,15 +27,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class CaptioningOptions(SupervisedOptions):
     head: str = "caption"
-    caption: str = "text"
-    """The modality of the pair whose tokens are written."""
     label_smoothing: float = 0.1
     changes: dict[str, Any] = field(default_factory=dict)
     """Fields of the task "caption", which the trained model is asked, that are other than in the starting model's tasks
     and the built-in ones."""
 
     def reads(self, source: str, present: Sequence[str]) -> bool:
-        return super().reads(source, present) and self.caption in present
+        return super().reads(source, present) and "text" in present
 
 
 class Captioning(Supervised[CaptioningOptions]):
@@ -52,7 +50,7 @@ class Captioning(Supervised[CaptioningOptions]):
     def check(cls, options: CaptioningOptions, recipe: "Recipe", config: "Config") -> None:
         head = check_caption_head(options, options.head, config)
         recipe.fed(options)
-        rows = config.model.adapters.get(options.caption, {}).get("vocab_size")
+        rows = config.model.adapters.get("text", {}).get("vocab_size")
         if rows is not None and rows > head["vocab_size"]:
             raise UserError(
                 f"{options.where}: model.heads.{options.head}.vocab_size is {head['vocab_size']}, and texts have ids "
@@ -65,7 +63,7 @@ class Captioning(Supervised[CaptioningOptions]):
 
     def outputs(self, passes: Passes) -> TokenLosses:
         head = expect(passes.encoder.heads[self.options.head], Caption)
-        ids = passes.batch.inputs[self.options.caption]["ids"][:, : head.options.max_tokens]
+        ids = passes.batch.inputs["text"]["ids"][:, : head.options.max_tokens]
         before = F.pad(ids[:, :-1], (1, 0), value=BOS)
         logits = head(passes.unimodal(self.options.one_modality()), before)
         return token_losses(logits, ids, label_smoothing=self.options.label_smoothing)
