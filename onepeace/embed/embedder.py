@@ -44,8 +44,6 @@ WINDOW = 64
 """Decoded samples that may wait for others of their size."""
 ITEMS_AHEAD, WINDOWS_AHEAD = 8, 16
 """Items that are decoded ahead where long sounds are cut, and windows of each sound: they bound the memory."""
-BLOCK = 1024
-"""Vectors that are collected one by one before they become rows of one tensor."""
 
 Encoded: TypeAlias = Tensor | tuple[Tensor, list[Failure]]
 """float32 on the CPU, with the failures where these are skipped."""
@@ -297,11 +295,9 @@ class Embedder:
 
     def _rows(self, results: Iterator[Embedded]) -> tuple[Tensor, list[str | None]]:
         """The vectors (n, E) and the modalities of results."""
-        blocks, kinds = [torch.empty(0, self.embed_dim)], list[str | None]()
-        while block := list(islice(results, BLOCK)):
-            blocks.append(torch.stack([result.vector for result in block if result.vector is not None]))
-            kinds += [result.modality for result in block]
-        return torch.cat(blocks), kinds
+        found = [(result.vector, result.modality) for result in results]
+        rows = [vector for vector, _ in found if vector is not None]
+        return torch.stack(rows) if rows else torch.empty(0, self.embed_dim), [modality for _, modality in found]
 
     def _succeeded(self, items: Iterable[object], options: Options, failures: list[Failure]) -> Iterator[Embedded]:
         """The results of `items` without the failures, which are raised or noted in `failures`."""

@@ -1,4 +1,4 @@
-"""Greedy, beam and sampling search over any decoder that gives the logits of the next token.
+"""Greedy and beam search over any decoder that gives the logits of the next token.
 
 The rules are fairseq's, with which OFA's released results were searched: hypotheses are compared and finished by rules
 of their own, so other libraries' beam search gives other captions. An answer depends on its own source alone.
@@ -6,7 +6,7 @@ of their own, so other libraries' beam search gives other captions. An answer de
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,9 +37,8 @@ Allowed = Callable[[int, Sequence[int]], Ids | None]
 class SearchOptions:
     """Options of the search for an answer. The defaults are fairseq's, but for the beam."""
 
-    method: Literal["beam", "sample"] = "beam"
     beam: int = 5
-    """Hypotheses that are followed (1: greedy), or independent samples."""
+    """Hypotheses that are followed (1: greedy)."""
     max_len: int = 16
     """Tokens of an answer, eos not counted; there eos is forced."""
     min_len: int = 1
@@ -51,15 +50,9 @@ class SearchOptions:
     temperature: float = 1.0
     no_repeat_ngram: int = 0
     """No n tokens in a row occur twice; 0 allows it."""
-    top_k: int = 0
-    """Samples are drawn from the k most probable tokens; 0: from all."""
-    top_p: float = 1.0
-    """Samples are drawn from the most probable tokens that together have this probability (nucleus)."""
-    seed: int = 0
-    """Seed of the samples of every source."""
 
     def __post_init__(self) -> None:
-        lowest = {"beam": 1, "max_len": 1, "min_len": 0, "no_repeat_ngram": 0, "top_k": 0}
+        lowest = {"beam": 1, "max_len": 1, "min_len": 0, "no_repeat_ngram": 0}
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise UserError(f"search.{name} is {getattr(self, name)}; it must be at least {least}")
@@ -67,8 +60,6 @@ class SearchOptions:
             raise UserError(f"search.min_len {self.min_len} is above search.max_len {self.max_len}")
         if not self.temperature > 0:
             raise UserError(f"search.temperature is {self.temperature}; it must be above 0")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"search.top_p is {self.top_p}; it must be above 0 and at most 1")
 
 
 class Hypothesis(NamedTuple):
@@ -87,14 +78,12 @@ class _Live(NamedTuple):
 
     row: int
     """Number of its hypothesis at the step before."""
-    number: int = 0
-    """Number of the sample among those of its source."""
     tokens: tuple[int, ...] = ()
     scores: tuple[float, ...] = ()
     total: float = 0.0
 
     def followed_by(self, token: int, score: float, row: int) -> "_Live":
-        return _Live(row, self.number, (*self.tokens, token), (*self.scores, score), self.total + score)
+        return _Live(row, (*self.tokens, token), (*self.scores, score), self.total + score)
 
 
 @torch.no_grad()
@@ -121,10 +110,7 @@ def search(
         device: of the decoder.
     """
     prompts = [tuple(prefix) for prefix in prefixes] if prefixes is not None else [()] * num_sources
-    sampling = options.method == "sample"
-    draws = [torch.Generator().manual_seed(options.seed) for _ in range(num_sources)] if sampling else []
-    firsts = range(options.beam if sampling else 1)
-    live = [[_Live(source, number) for number in firsts] for source in range(num_sources)]
+    live = [[_Live(source)] for source in range(num_sources)]
     done: list[list[Hypothesis]] = [[] for _ in range(num_sources)]
     length, num_rows = 0, num_sources
     while any(live):
@@ -136,7 +122,7 @@ def search(
         tokens = torch.tensor([one.tokens[-1] if length else BOS for _, one in rows], device=device)
         logits = step(tokens, state).float()
         log_probs = _log_probabilities(logits, rows, prompts, options, allowed, mask_after_softmax, codes)
-        found = _sample(log_probs, rows, draws, options) if sampling else _best(log_probs, rows, options.beam)
+        found = _best(log_probs, rows, options.beam)
         for source, start in enumerate(map(len, prompts)):
             going = []
             for place, one in enumerate(found.get(source, ())):
@@ -221,30 +207,6 @@ def _best(log_probs: Tensor, rows: Sequence[tuple[int, _Live]], beam: int) -> di
         best = zip(ids[row], values[row], strict=True)
         found.setdefault(source, []).extend(one.followed_by(*pair, row) for pair in best if pair[1] > -torch.inf)
     return {source: sorted(group, key=lambda one: -one.total)[: 2 * beam] for source, group in found.items()}
-
-
-def _sample(
-    log_probs: Tensor, rows: Sequence[tuple[int, _Live]], draws: Sequence[torch.Generator], options: SearchOptions
-) -> dict[int, list[_Live]]:
-    """By source a continuation of each of its samples.
-
-    All samples of a source draw at each step, those that have ended too: none depends on the length of another.
-    """
-    values, ids = log_probs.topk(min(options.top_k, log_probs.shape[1]) or log_probs.shape[1], dim=1)
-    weights = values.double().exp()
-    before = weights.cumsum(1) - weights
-    weights.masked_fill_(before >= options.top_p * weights.sum(1, keepdim=True), 0)
-    sums = weights.cumsum(1)
-    uniform = {source: torch.rand(options.beam, generator=draws[source]) for source in dict(rows)}
-    drawn = torch.stack([uniform[source][one.number] for source, one in rows]).to(sums)
-    places = torch.searchsorted(sums, drawn[:, None] * sums[:, -1:], right=True)
-    places = places.clamp(max=(weights > 0).sum(1, keepdim=True) - 1).clamp(min=0)
-    found: dict[int, list[_Live]] = {}
-    chosen, scores = ids.gather(1, places)[:, 0].tolist(), values.gather(1, places)[:, 0].tolist()
-    for row, ((source, one), token, score) in enumerate(zip(rows, chosen, scores, strict=True)):
-        if score > -torch.inf:
-            found.setdefault(source, []).append(one.followed_by(token, score, row))
-    return found
 
 
 def _finished(one: _Live, options: SearchOptions) -> Hypothesis:
