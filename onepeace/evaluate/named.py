@@ -9,49 +9,28 @@ sounds have 5,225 queries. mteb's Clotho cuts captions at full stops and has 5,5
 are not comparable.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
 from onepeace.config import Options
 
-
-def _openai_templates() -> tuple[str, ...]:
-    from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
-
-
-class Named(NamedTuple):
-    """Recipe of a public set."""
-
-    protocol: str
-    modality: str
-    layout: str
-    split: str = "val"
-    """The test data."""
-    sentences: Callable[[], Sequence[str]] = tuple
-    """Gives the sentences for class names; none for the default ones."""
-
-
 SETS = {
-    "coco": Named("retrieval", "image", "karpathy_coco", "test"),
-    "flickr8k": Named("retrieval", "image", "karpathy_flickr8k", "test"),
-    "flickr30k": Named("retrieval", "image", "karpathy_flickr30k", "test"),
-    "imagenet": Named("zero_shot", "image", "imagenet", sentences=_openai_templates),
-    "audiocaps": Named("retrieval", "audio", "audiocaps"),
-    "clotho": Named("retrieval", "audio", "clotho"),
-    "esc50": Named("zero_shot", "audio", "esc50", "all"),
-    "urbansound8k": Named("zero_shot", "audio", "urbansound8k", "all"),
-    "vggsound": Named("zero_shot", "audio", "vggsound"),
-    "fsd50k": Named("multi_label", "audio", "fsd50k"),
+    "coco": ("retrieval", "image", "karpathy_coco", "test"),
+    "flickr8k": ("retrieval", "image", "karpathy_flickr8k", "test"),
+    "flickr30k": ("retrieval", "image", "karpathy_flickr30k", "test"),
+    "imagenet": ("zero_shot", "image", "imagenet", "val"),
+    "audiocaps": ("retrieval", "audio", "audiocaps", "val"),
+    "clotho": ("retrieval", "audio", "clotho", "val"),
+    "esc50": ("zero_shot", "audio", "esc50", "all"),
+    "urbansound8k": ("zero_shot", "audio", "urbansound8k", "all"),
+    "vggsound": ("zero_shot", "audio", "vggsound", "val"),
+    "fsd50k": ("multi_label", "audio", "fsd50k", "val"),
 }
-"""Sets by the name on the command line; `SETS["mine"] = Named(...)` adds one."""
+"""Protocol, modality, layout and split of the test data, by the name on the command line."""
 
 
 def named_set(name: str) -> Options:
     """The set of an evaluation recipe that measures the public set `name`."""
-    known = SETS[name]
-    options: Options = {"protocol": known.protocol, "modality": known.modality}
-    options |= {"layout": known.layout, "split": known.split}
-    sentences = known.sentences()
-    return {**options, "templates": [*sentences]} if sentences else options
+    options: Options = dict(zip(("protocol", "modality", "layout", "split"), SETS[name], strict=True))
+    if name == "imagenet":
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+        options["templates"] = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+    return options
