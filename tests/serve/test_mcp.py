@@ -118,7 +118,7 @@ def test_results_are_those_of_the_service(session, index, collection, model):
         assert None not in files[0].values()
     assert str(collection / "dog.ogg") not in [file["path"] for file in session["like"].structured_content["files"]]
     found = session["classify"].structured_content["files"]
-    (shares,) = model.classify([collection / "cat.jpg"], ["cat", "sea"])
+    (shares,) = model.classify([collection / "cat.jpg"], ["cat", "sea"]).tolist()
     assert found[0]["labels"] == pytest.approx({"cat": shares[0], "sea": shares[1]}, abs=1e-4)
     assert [file["kind"] for file in found] == ["image", "audio"]
 
