@@ -139,10 +139,27 @@ def test_a_vector_does_not_depend_on_its_batch(whole, processor, inputs, media):
                 close(padded[name][i : i + 1], alone[name])
 
 
-@pytest.mark.parametrize("name", ["attention_mask", "padding_mask"])
-def test_padding_on_the_left_is_refused(whole, inputs, name):
-    with pytest.raises(UserError, match=f"{name} has padding that is not on the right"):
-        whole(**{**inputs, name: inputs[name].flip(1)})
+@pytest.mark.parametrize(("values", "mask"), [("input_ids", "attention_mask"), ("input_values", "padding_mask")])
+def test_padding_on_the_left_changes_no_vector(whole, inputs, values, mask):
+    missing = (inputs[mask] == 0).sum(1).tolist()
+    assert any(missing)
+    left = {
+        name: torch.stack([row.roll(count) for row, count in zip(inputs[name], missing, strict=True)])
+        for name in (values, mask)
+    }
+    with torch.no_grad():
+        expected, found = whole(**inputs), whole(**{**inputs, **left})
+    for name in ("text_embeds", "audio_embeds"):
+        close(found[name], expected[name])
+
+
+def test_the_whole_model_gives_the_hidden_states_of_each_part(whole, inputs):
+    with torch.no_grad():
+        found, expected = whole(**inputs, output_hidden_states=True), whole(**inputs)
+        alone = whole.get_image_features(inputs["pixel_values"], output_hidden_states=True)
+    close(found.logits_per_image, expected.logits_per_image, 1e-4)
+    assert [len(found[f"{name}_model_output"].hidden_states) for name in ("text", "vision", "audio")] == [3, 3, 3]
+    close(found.vision_model_output.hidden_states[1], alone.hidden_states[1])
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
@@ -246,12 +263,10 @@ def test_hidden_states_lie_on_the_path_to_the_output(cls, saved, inputs):
     assert all(state.grad.abs().sum() > 0 for state in output.hidden_states)
 
 
-def test_hidden_states_of_the_whole_are_asked_of_each_encoder(whole, inputs):
+def test_the_last_hidden_state_is_before_the_final_norm(whole, inputs):
     found = whole.get_text_features(inputs["input_ids"], inputs["attention_mask"], output_hidden_states=True)
     assert len(found.hidden_states) == 3
     close(whole.onepeace.norms["text"](found.hidden_states[-1])[:, 0], found.last_hidden_state[:, 0])
-    with pytest.raises(UserError, match="hidden states"):
-        whole(**inputs, output_hidden_states=True)
 
 
 def test_attentions_are_refused(whole, inputs):

@@ -149,6 +149,8 @@ class OnePeaceOutput(ModelOutput):
         logits_per_image, logits_per_audio: (pictures or sounds, texts): cosines times the model's scale.
         logits_per_text: (texts, pictures); where there are no pictures (texts, sounds).
         text_embeds, image_embeds, audio_embeds: (B, E) unit vectors.
+        text_model_output, vision_model_output, audio_model_output: with ``output_hidden_states``, what
+            `OnePeaceModel.get_text_features` and its siblings give.
     """
 
     loss: Tensor | None = None
@@ -158,6 +160,12 @@ class OnePeaceOutput(ModelOutput):
     text_embeds: Tensor | None = None
     image_embeds: Tensor | None = None
     audio_embeds: Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    audio_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 class OnePeaceModel(OnePeacePreTrainedModel):
@@ -177,16 +185,17 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         """Unit vectors of what is given, and logits between texts and the rest.
 
         Args:
-            input_ids, attention_mask: (B, L), padded on the right; mask 1 for tokens, 0 for padding.
+            input_ids, attention_mask: (B, L); mask 1 for tokens, 0 for padding.
             pixel_values: (B, 3, H, W), normalised.
-            input_values, padding_mask: (B, N) waveforms at 16 kHz, normalised, padded on the right; 1 for samples, 0
-                for padding.
+            input_values, padding_mask: (B, N) waveforms at 16 kHz, normalised; 1 for samples, 0 for padding.
             return_loss: rows are pairs; give the contrastive loss.
         """
         inputs = model_inputs(self, options, input_ids, attention_mask, pixel_values, input_values, padding_mask)
-        if options.get("output_hidden_states"):
-            raise UserError("hidden states are those of one encoder: ask get_text_features and its siblings for them")
-        embeds: dict[str, Any] = self.onepeace(inputs)
+        parts: dict[str, Any] = {}
+        if options.get("output_hidden_states", self.config.output_hidden_states):
+            options = {**options, "output_hidden_states": True, "return_dict": True}
+            parts = {key: self._features({key: one}, **options) for key, one in inputs.items()}
+        embeds: dict[str, Any] = {key: part.pooler_output for key, part in parts.items()} or self.onepeace(inputs)
         text, scale = embeds.get("text"), self.logit_scale()
         logits = {key: scale * embeds[key] @ text.T for key in embeds if key != "text" and text is not None}
         loss = None
@@ -203,6 +212,9 @@ class OnePeaceModel(OnePeacePreTrainedModel):
             text,
             embeds.get("image"),
             embeds.get("audio"),
+            parts.get("text"),
+            parts.get("image"),
+            parts.get("audio"),
         )
 
     def get_text_features(
@@ -250,22 +262,22 @@ def model_inputs(
         )
     inputs: Inputs = {}
     if input_ids is not None:
-        inputs["text"] = {"ids": input_ids, **_lengths(attention_mask, "attention_mask")}
+        inputs["text"] = _padded_right("ids", input_ids, attention_mask)
     if pixel_values is not None:
         inputs["image"] = {"pixels": pixel_values.to(model.dtype)}
     if input_values is not None:
-        inputs["audio"] = {"waveform": input_values, **_lengths(padding_mask, "padding_mask")}
+        inputs["audio"] = _padded_right("waveform", input_values, padding_mask)
     return inputs
 
 
-def _lengths(mask: Tensor | None, name: str) -> dict[str, Tensor]:
-    """{"lengths": (B,)} of a mask (B, L) that is 0 in padding; {} where there is none."""
+def _padded_right(name: str, values: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """{name: (B, L)}, with "lengths": (B,) where a mask (B, L) is 0 in padding, which is moved to the right."""
     if mask is None:
-        return {}
+        return {name: values}
     lengths = mask.sum(1).long()
     if values_are_known(mask):
         if bool((lengths == mask.shape[1]).all()):
-            return {}
+            return {name: values}
         if not torch.equal(mask.bool(), torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]):
-            raise UserError(f"{name} has padding that is not on the right; this model is padded on the right only")
-    return {"lengths": lengths}
+            values = values.gather(1, mask.bool().int().argsort(dim=1, descending=True, stable=True))
+    return {name: values, "lengths": lengths}
