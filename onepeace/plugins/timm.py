@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from timm import models
 from torch import nn
 
@@ -50,6 +51,8 @@ def _create(
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     out_indices: int | Sequence[int] = 3,
+    device: Any = None,
+    dtype: torch.dtype | None = None,
     **options: Any,
 ) -> nn.Module:
     """Builds the model for each of the names below, for `timm.create_model`."""
@@ -65,22 +68,25 @@ def _create(
         raise UserError(f'{name} has no sizes of its own: give pretrained_cfg_overlay={{"file": FOLDER}}')
     if (size := options.get("img_size")) is not None:
         overlay["input_size"] = (options.get("in_chans", 3), *sides_of(size))
-    return models.build_model_with_cfg(
-        ImageBranch,
-        name,
-        pretrained,
-        pretrained_cfg=replace(cfg, **overlay).to_dict(),
-        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
-        config=config,
-        empty=pretrained and bool(overlay.get("custom_load")),
-        **options,
-    )
+    with torch.device(device or torch.get_default_device()):
+        model = models.build_model_with_cfg(
+            ImageBranch,
+            name,
+            pretrained,
+            pretrained_cfg=replace(cfg, **overlay).to_dict(),
+            feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+            config=config,
+            empty=pretrained and bool(overlay.get("custom_load")),
+            **options,
+        )
+    return model if dtype is None else model.to(dtype)
 
 
 def _data_config(config: Config) -> dict[str, Any]:
     """Settings that make `timm.data.create_transform` our processor, and the classes of the model."""
-    stem = config.model.adapters[KEY].get("stem", "hmlp").partition(":")[0]
-    processor = expect(ImageProcessor.from_config(config.processors.get(KEY, {})), ImageProcessor)
+    stem = config.model.adapters[KEY].get("stem", "hmlp").rstrip("012")  # lite0, lite1, lite2
+    with torch.device("cpu"):  # also where models are made on the meta device
+        processor = expect(ImageProcessor.from_config(config.processors.get(KEY, {})), ImageProcessor)
     return {
         "input_size": (3, processor.height, processor.width),
         "mean": tuple(processor.mean.flatten().tolist()),

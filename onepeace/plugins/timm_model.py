@@ -40,7 +40,7 @@ class ImageBranch(nn.Module):
         drop_path_rate: stochastic depth of the last block.
         dynamic_img_size: taken for timm's sake; pictures of any size fit either way.
         empty: leave the encoder's weights without values until `load_pretrained`; random ones take minutes at 4 B.
-        others: rates of dropout that other networks of timm have; UserError unless they are 0.
+        others: rates of dropout that other networks of timm have; TypeError unless they are 0.
     """
 
     num_prefix_tokens = 1
@@ -59,8 +59,8 @@ class ImageBranch(nn.Module):
         **others: Any,
     ):
         super().__init__()
-        if unknown := [name for name, value in others.items() if value]:
-            raise UserError(
+        if unknown := [name for name, value in others.items() if value or not name.endswith("_rate")]:
+            raise TypeError(
                 f"{unknown[0]} is {others[unknown[0]]}; this network has drop_rate and drop_path_rate alone"
             )
         has_norm = own_classes(config.model) > 0 or not config.model.final_norm
@@ -138,6 +138,7 @@ class ImageBranch(nn.Module):
             self.head = nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
             trunc_normal(self.head.weight)
             nn.init.zeros_(self.head.bias)
+        self.head.train(self.training)
 
     def forward_intermediates(
         self,

@@ -230,6 +230,14 @@ def test_training_reaches_all_parameters_and_checkpointing_changes_nothing(folde
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
 
 
+def test_device_and_dtype_are_those_asked_for_and_a_new_classifier_takes_them_over():
+    model = timm.create_model(TINY, pretrained=False, device="meta", dtype=torch.bfloat16).eval()
+    model.reset_classifier(3)
+    assert {(tensor.device.type, tensor.dtype) for tensor in model.parameters()} == {("meta", torch.bfloat16)}
+    assert not any(module.training for module in model.modules())
+    assert f"{model.default_cfg['first_conv']}.weight" in model.state_dict()
+
+
 def test_drop_rates_are_off_unless_asked_for(folder):
     model = create(folder, drop_path_rate=0.3, drop_rate=0.2)
     assert [round(block.drop_path.rate, 2) for block in model.trunk.blocks] == [0.0, 0.15, 0.3]
@@ -237,8 +245,9 @@ def test_drop_rates_are_off_unless_asked_for(folder):
     bundled = timm.create_model(TINY, pretrained=True)
     assert {block.drop_path.rate for block in bundled.trunk.blocks} == {0.0}
     create(folder, attn_drop_rate=0.0, dynamic_img_size=True)
-    with pytest.raises(UserError, match="attn_drop_rate"):
-        create(folder, attn_drop_rate=0.1)
+    for unknown in ({"attn_drop_rate": 0.1}, {"no_such_option": 0}):
+        with pytest.raises(TypeError, match=next(iter(unknown))):
+            create(folder, **unknown)
 
 
 @torch.no_grad()
