@@ -16,11 +16,10 @@ def onnxruntime() -> ModuleType:
     return need("onnxruntime", "onnx")
 
 
-def open_session(path: Path, *, threads: int = 1, optimize: bool = True) -> Any:
-    """An `onnxruntime.InferenceSession` on the CPU.
+def open_session(path: Path, *, optimize: bool = True) -> Any:
+    """An `onnxruntime.InferenceSession` on one core of the CPU.
 
     Args:
-        threads: of one operator; 0 takes all cores.
         optimize: fuse operators and lay weights out for them. It takes longer than a few sentences gain by it, and
             pays for pictures, for sounds and for int8.
 
@@ -29,7 +28,7 @@ def open_session(path: Path, *, threads: int = 1, optimize: bool = True) -> Any:
     """
     ort = onnxruntime()
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3  # errors

@@ -12,7 +12,7 @@ from onepeace.config import SIZES, Config, ModelConfig, Options
 from onepeace.config.ofa import OFA_SIZES, OFAConfig
 from onepeace.errors import UserError, expect
 from onepeace.hub import one_peace
-from onepeace.hub.convert import ofa_infer, ofa_keys
+from onepeace.hub.convert import ofa
 from onepeace.hub.convert.infer import infer_config
 from onepeace.hub.convert.keys import KEPT_AXES, to_ours
 
@@ -92,7 +92,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         OFAConfig,
         _ofa,
         OFA_SIZES,
-        conversion=Conversion(ofa_keys.to_ours, ofa_infer.infer_config, OFA_CREDIT, has_average=True),
+        conversion=Conversion(ofa.to_ours, ofa.infer_config, OFA_CREDIT, has_average=True),
         generates=True,
     ),
 }

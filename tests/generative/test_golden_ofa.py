@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.golden_ofa import BATCH_STATISTICS, CODES, GRADIENT, OUTPUT, assert_near, golden, golden_ofa, part
 
-from onepeace.hub.convert.ofa_keys import to_ours
+from onepeace.hub.convert.ofa import to_ours
 from onepeace.layers.position import grid_buckets, sequence_buckets
 from onepeace.losses import token_losses
 

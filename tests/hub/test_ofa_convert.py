@@ -15,8 +15,7 @@ from onepeace.errors import UserError
 from onepeace.generative.model import OFA
 from onepeace.hub import weights
 from onepeace.hub.convert.convert import convert
-from onepeace.hub.convert.ofa_infer import infer_config
-from onepeace.hub.convert.ofa_keys import to_original, to_ours
+from onepeace.hub.convert.ofa import infer_config, to_original, to_ours
 from onepeace.hub.folder import read_config
 
 NAMES = json.loads((FOLDER / "names.json").read_text())

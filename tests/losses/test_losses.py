@@ -274,26 +274,3 @@ def test_no_valid_box():
     assert loss.item() == pytest.approx((logits.sigmoid() - target).abs().sum().item() / 2, abs=1e-6)
     assert bool(torch.isfinite(logits.grad).all())
     assert bool((logits.grad != 0).all())
-
-
-@pytest.mark.parametrize(
-    ("loss", "shapes", "message"),
-    [
-        (contrastive, [(3, 4), (2, 4)], "must both be"),
-        (contrastive, [(3, 4), (3, 5)], "must both be"),
-        (contrastive, [(4,), (4,)], "must both be"),
-        (denoising, [(2, 3, 4), (2, 3, 5), (2, 3)], r"\(2, 3, 4\).*\(2, 3, 5\).*\(2, 3\)"),
-        (denoising, [(2, 3, 4), (2, 3, 4), (2, 4)], r"\(2, 4\)"),
-        (distillation, [(2, 3), (2, 4)], r"\(2, 3\) and teacher \(2, 4\)"),
-        (classification, [(2, 3), (3,)], r"\(2, 3\) and target \(3,\)"),
-        (multilabel, [(2, 3), (2,)], r"\(2, 3\) and target \(2,\)"),
-        (hinge, [(2, 3), (3,)], r"\(2, 3\) and target \(3,\)"),
-        (box, [(2, 5), (2, 5)], r"\(2, 5\) and target \(2, 5\)"),
-    ],
-)
-def test_wrong_shapes_are_named(loss, shapes, message):
-    scale = [1.0] if loss is contrastive else []
-    *floats, last = (torch.zeros(shape) for shape in shapes)
-    last = last.bool() if loss is denoising else last.long() if loss in (classification, hinge) else last
-    with pytest.raises(ValueError, match=message):
-        loss(*floats, last, *scale)

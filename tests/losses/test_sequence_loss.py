@@ -101,15 +101,3 @@ def test_a_token_without_alternatives_costs_nothing(batch):
     loss.backward()
     assert loss.item() == 0
     assert not scores.grad.any()
-
-
-def test_half_precision_logits_are_summed_in_float32(batch):
-    logits, target = batch
-    exact = total(logits.bfloat16().float(), target)
-    assert torch.equal(total(logits.bfloat16(), target), exact)
-
-
-def test_shapes_that_do_not_fit_are_named(batch):
-    logits, target = batch
-    with pytest.raises(ValueError, match=r"logits \(3, 5, 11\) and target \(3, 4\) must share"):
-        total(logits, target[:, :4])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from onepeace.config.ofa import OFAConfig
 from onepeace.generative.model import OFA
-from onepeace.hub.convert.ofa_keys import to_ours
+from onepeace.hub.convert.ofa import to_ours
 
 FOLDER = Path(__file__).parents[1] / "golden" / "ofa"
 SIZES = {

@@ -18,7 +18,7 @@ from onepeace.evaluate.captions import CiderReward
 from onepeace.generative.infilling import mask_words
 from onepeace.generative.tasks import Task
 from onepeace.generative.terms.generation import Generation, Prepared
-from onepeace.hub.convert.ofa_keys import to_ours
+from onepeace.hub.convert.ofa import to_ours
 from onepeace.losses import TokenLosses
 from onepeace.train import loop
 from onepeace.train.passes import Passes
