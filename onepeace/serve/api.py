@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -163,7 +163,6 @@ def run(
     port: int = 7860,
     auth: str | None = None,
     generator: str | None = None,
-    allow_hosts: Sequence[str] = (),
 ) -> int:
     """Serve an index until Ctrl-C or SIGTERM, with its address printed on stdout.
 
@@ -171,7 +170,6 @@ def run(
         host, port: to listen at; port 0 takes a free one.
         auth: password to be asked for; needed for another address than that of this machine alone.
         generator: name of a model that captions, answers and points.
-        allow_hosts: further names under which the server may be asked on a loopback address.
 
     Raises:
         UsageError: the address is taken or not this machine's, or others could ask without a password.
@@ -180,7 +178,7 @@ def run(
 
     if auth is None and not is_loopback(host):
         raise UsageError(f"{host}: others can ask at this address; give a password")
-    hosts = [*LOOPBACK, host.lower(), *allow_hosts] if is_loopback(host) else ["*"]
+    hosts = [*LOOPBACK, host.lower()] if is_loopback(host) else ["*"]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     with _listening(host, port) as listener:
         service = Service(index, Generator(generator) if generator else None)
