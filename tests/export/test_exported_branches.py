@@ -115,7 +115,7 @@ def run(folder, model, key, items):
 @pytest.mark.parametrize("key", BRANCHES)
 def test_vectors_are_those_of_the_model_for_any_number_and_length(graph_of, model, key):
     for items in (items_of(key)[:1], items_of(key)[1:3], items_of(key)):
-        want = getattr(model, f"encode_{key}")(items, output="numpy")
+        want = getattr(model, f"encode_{key}")(items).numpy()
         np.testing.assert_allclose(run(graph_of(key), model, key, items), want, rtol=0, atol=1e-5)
 
 
@@ -192,7 +192,7 @@ def test_int8_keeps_near_the_model(exported, folder, model, tmp_path):
     assert [file.modality for file in done] == ["text", "image"]
     for file in done:
         items = items_of(file.modality)
-        want = getattr(model, f"encode_{file.modality}")(items, output="numpy")
+        want = getattr(model, f"encode_{file.modality}")(items).numpy()
         cosines = (run(tmp_path / "int8", model, file.modality, items) * want).sum(1)
         assert 0.98 < float(cosines.min()) < 1 - 1e-7
         assert 1e-4 < file.distance < folders.TOLERANCE["int8"]
