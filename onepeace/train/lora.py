@@ -20,7 +20,6 @@ from onepeace.hub.architectures import build_module
 from onepeace.model import Trained
 from onepeace.train.optim import freeze
 from onepeace.train.recipe import LoraConfig, Recipe
-from onepeace.train.start import module_with
 
 ADAPTERS = "*.lora_[AB].*"
 """Pattern of the parameters that are added."""
@@ -53,12 +52,12 @@ def trained_module(
         weights: by parameter name of the model that trains; adapted ones change in place.
         adapter: folder for the adapters alone, as peft's PeftModel.from_pretrained reads them.
     """
-    if lora is None:
-        return module_with(config, weights)
     with torch.device("meta"):
         model = build_module(config)
-        adapted = need("peft", "lora").get_peft_model(model, _peft_config(model, lora))
+        adapted = need("peft", "lora").get_peft_model(model, _peft_config(model, lora)) if lora else None
     model.load_state_dict(weights, assign=True)
+    if adapted is None:
+        return model.eval()
     if adapter is not None:
         adapted.save_pretrained(str(adapter))
         (adapter / "README.md").unlink()  # a form with nothing filled in

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from onepeace.config.reader import nearest
 from onepeace.data.batch import Batch
-from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
@@ -46,10 +44,6 @@ class Objective(nn.Module):
         self.grad_cache_chunks, self.max_padding, self.sharded = grad_cache_chunks, max_padding, sharded
         self.terms = nn.ModuleDict()
         for options in terms:
-            if unknown := [key for key in options.on if key not in model.adapters]:
-                raise UserError(
-                    f"{options.where}.on: the model has no {unknown[0]}; {nearest(unknown[0], model.adapters)}"
-                )
             self.terms[options.name] = TERMS[options.term](options, model, (prepared or {}).get(options.name))
 
     def at_step(self, step: int) -> None:
@@ -66,8 +60,6 @@ class Objective(nn.Module):
         present = [key for key in self.model.adapters if key in batch.inputs]
         every: dict[str, Any] = dict(self.terms.items())
         terms = {name: term for name, term in every.items() if term.options.reads(batch.source, present)}
-        if not terms:
-            raise UserError(f"no term of the objective ({', '.join(self.terms)}) fits a batch of {present}")
         if self.grad_cache_chunks == 1:
             parts = [self._outputs(terms, batch)]
         else:

@@ -215,11 +215,3 @@ def load_pretrained(model: Trained, modalities: Iterable[str]) -> None:
         stem = getattr(model.adapters[key], "stem", None)
         if isinstance(stem, PretrainedStem):
             stem.load_pretrained()
-
-
-def module_with(config: Config, weights: Mapping[str, Tensor]) -> Trained:
-    """A module of these weights, in evaluation mode."""
-    with torch.device("meta"):
-        model = build_module(config)
-    model.load_state_dict(weights, assign=True)
-    return model.eval()

@@ -46,8 +46,6 @@ class NamesOptions(TermOptions):
     """A classifier of ImageNet's 1,000 classes, of timm."""
     names: int = 128
     """Classes that take part in a step."""
-    temperature: float = 1.0
-    """Divisor of the classifier's scores; above 1, more classes share in an item."""
     templates: tuple[str, ...] = ("{}", "a photo of a {}")
 
 
@@ -61,7 +59,7 @@ class Names(Term[NamesOptions]):
 
     def __init__(self, options: NamesOptions, model: Trained, prepared: Prepared):
         super().__init__(options, model)
-        self.scores = (prepared.scores.features.float() / options.temperature).softmax(-1).half()
+        self.scores = prepared.scores.features.float().softmax(-1).half()
         self.row, self.names = prepared.scores.row, prepared.names
 
     @classmethod
