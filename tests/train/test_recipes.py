@@ -61,7 +61,9 @@ def test_recipe_reads_and_writes_itself(name, tmp_path):
     assert read_recipe(tmp_path / "again.yaml") == recipe
 
 
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n.startswith("ablation/") else []) for n in HERE]
+)
 def test_full_model_is_built_and_frozen_without_memory(name):
     recipe = read_recipe(RECIPES[name])
     if "from" in recipe.model and "size" not in recipe.model:
@@ -163,7 +165,7 @@ def stub_teacher(name, modality, output):
 
 
 # Shrunken, all sizes are the same model, studies are like what they vary, and the others like laptop or quick_stems.
-SLOW = re.compile(r"/(small|base|large)_|ablation/(?!base$)|/(quick|own_pairs|tiny_captions|tiny)$")
+SLOW = re.compile(r"/(small|base|large)_|ablation/(?!base$)|/(quick|own_pairs|distil_small|tiny_captions|tiny)$")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if SLOW.search(n) else []) for n in HERE])

@@ -120,15 +120,6 @@ def test_different_items_of_one_name_are_refused():
         StemViews("image", adapter, None, {}, samples, 1, torch.device("cpu"), False)
 
 
-def test_an_item_that_cannot_be_decoded_is_named(root, tmp_path):
-    run = setup.build_run(stem_recipe(root, tmp_path, {"image": 1}), torch.device("cpu"))
-    features: StemFeatures = run.steps.builder.features["image"]
-    sample = next(iter(features.samples.values()))
-    features.places.clear()
-    with pytest.raises(UserError, match="no features of it; it could not be decoded"):
-        features.draw(sample, np.random.default_rng(0))
-
-
 @pytest.mark.parametrize(
     ("views", "fields", "message"),
     [
