@@ -25,9 +25,10 @@ RUN = {name: [block for block in blocks if block.left_out is None] for name, blo
 DECIMAL = re.compile(r"\d+\.\d+")
 
 
-@pytest.fixture
-def checkout(tmp_path) -> Iterator[Path]:
-    with like_checkout(tmp_path) as folder:
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Iterator[Path]:
+    """One folder for all files, so that an index that several of them build is built once."""
+    with like_checkout(tmp_path_factory.mktemp("checkout")) as folder:
         yield folder
 
 

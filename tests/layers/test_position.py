@@ -35,7 +35,7 @@ def test_grid_buckets_match_golden(side):
     assert torch.equal(grid_buckets(side, side, CPU)[0].long(), expected)
 
 
-@pytest.mark.parametrize(("length", "buckets"), [(1, 4), (2, 1), (40, 4), (40, 6), (1300, 3), (1300, 256)])
+@pytest.mark.parametrize(("length", "buckets"), [(1, 4), (2, 1), (40, 6), (1300, 256)])
 def test_sequence_buckets_depend_on_the_difference_only(length, buckets):
     found = sequence_buckets(length, buckets, CPU)[0].long()
     rows = sequence_table_rows(buckets)
@@ -59,7 +59,7 @@ def test_sequence_buckets_have_no_longest_length():
     assert bool((found[1:100, 1200:] == 0).all())
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(2, 2), (3, 5), (4, 1), (1, 6)])
+@pytest.mark.parametrize(("rows", "columns"), [(3, 5), (1, 6)])
 def test_grid_buckets_of_any_shape(rows, columns):
     found = grid_buckets(rows, columns, CPU)[0]
     for p in range(rows * columns):
@@ -112,7 +112,7 @@ def test_every_interpolation_matches_golden(shared):
     assert_near(positions((32, 32))[0], found["pos_16_to_32"], 1e-6)
 
 
-@pytest.mark.parametrize("side", [3, 5, 6, 8])
+@pytest.mark.parametrize("side", [3, 6])
 def test_table_shrinks_too(side):
     """Offsets are whole patches: a smaller picture's table is the middle of the larger one's, near enough."""
     table = torch.randn(grid_table_rows(8), 2)

@@ -79,8 +79,7 @@ def full_logits(queries, keys, scale, targets, groups, smoothing):
     return F.cross_entropy(scale * queries @ keys.T, target, reduction="sum")
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(("grouped", "smoothing"), [(False, 0.0), (True, 0.1)])
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_tiles_give_the_loss_and_every_gradient_of_full_logits(rows, grouped, smoothing):
     torch.manual_seed(4)
@@ -98,12 +97,12 @@ def test_tiles_give_the_loss_and_every_gradient_of_full_logits(rows, grouped, sm
 
 
 def test_logits_are_never_whole():
-    """4,096 x 4,096 logits would be 16.8 million numbers; a tile holds 65,536."""
-    queries, keys = unit(4096, 8).requires_grad_(), unit(4096, 8).requires_grad_()
+    """1,024 x 1,024 logits would be a million numbers; a tile holds 16,384."""
+    queries, keys = unit(1024, 8).requires_grad_(), unit(1024, 8).requires_grad_()
     largest = LargestTensor()
     with largest:
-        tiled_infonce(queries, keys, 5.0, torch.arange(4096), tile=65536).backward()
-    assert 65536 <= largest.found < 2 * 65536
+        tiled_infonce(queries, keys, 5.0, torch.arange(1024), tile=16384).backward()
+    assert 16384 <= largest.found < 2 * 16384
 
 
 class LargestTensor(TorchDispatchMode):
@@ -127,10 +126,8 @@ def test_autocast_does_not_round_cosines():
         assert contrastive(a, b, 90.0).item() == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-def test_parts_of_a_batch_give_the_loss_of_the_whole(parts):
-    a, b, groups = unit(8, 6), unit(8, 6), torch.tensor([0, 1, 0, 3, 4, 5, 1, 7])
-    size = 8 // parts
+def test_parts_of_a_batch_give_the_loss_of_the_whole():
+    a, b, groups, size = unit(8, 6), unit(8, 6), torch.tensor([0, 1, 0, 3, 4, 5, 1, 7]), 2
     each = [
         contrastive(a[i : i + size], b[i : i + size], 9.0, groups, 0.1, keys=(a, b), first=i) for i in range(0, 8, size)
     ]
@@ -233,7 +230,7 @@ def test_multilabel_equals_loops():
 # hinge
 
 
-@pytest.mark.parametrize("margin", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("margin", [0.5, 2.0])
 def test_hinge_margin_changes_loss(margin):
     scores, target = torch.tensor([[2.0, 1.2, 0.1, -3.0], [0.0, 0.3, 0.9, 5.0]]), torch.tensor([0, 2])
     expected = 0.0

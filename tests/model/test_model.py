@@ -30,27 +30,24 @@ def plain(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", SIZES)
-def test_equals_the_reference(name, dtype):
-    """Vectors, joint features, hidden tokens and predictions of items in a padded batch."""
-    atol = 1e-5 if dtype == torch.float32 else 1e-10
-    model = small_model(*ALL, decoder=MaskedDecoderConfig(12, 2, 2, 18, {"image": {"grid": 3}}), **SIZES[name]).to(
-        dtype
-    )
+def test_equals_the_reference(name):
+    """Vectors, joint features, hidden tokens and predictions of items in a padded batch, in float64."""
+    decoder = MaskedDecoderConfig(12, 2, 2, 18, {"image": {"grid": 3}})
+    model = small_model(*ALL, decoder=decoder, **SIZES[name]).double()
     batch = batch_of(model, range(3))
-    batch["image"]["pixels"] = batch["image"]["pixels"].to(dtype)
-    batch["audio"]["waveform"] = batch["audio"]["waveform"].to(dtype)
+    batch["image"]["pixels"] = batch["image"]["pixels"].double()
+    batch["audio"]["waveform"] = batch["audio"]["waveform"].double()
     keep = every_other(model, batch)
     vectors, joint, hidden = model(batch), model.features(batch), model.features(batch, keep)
     predicted = model.reconstruct(model.stems(batch), keep)
     reference = plain(model)
     for i in (0, 2):
         raw = {key: item(key, i)[RAW[key]][0] for key in ALL}
-        stems = {key: reference.stem(key, x if key == "text" else x.to(dtype)) for key, x in raw.items()}
+        stems = {key: reference.stem(key, x if key == "text" else x.double()) for key, x in raw.items()}
         for key, stem in stems.items():
             alone = reference.embed(key, reference.encode([reference.place(key, stem)])[key])
-            assert torch.allclose(vectors[key][i], alone, atol=atol, rtol=0)
+            assert torch.allclose(vectors[key][i], alone, atol=1e-10, rtol=0)
         whole = reference.encode([reference.place(key, stem) for key, stem in stems.items()])
         places = {key: ids[i][ids[i] >= 0].tolist() for key, ids in keep.items()}
         items = [reference.place(key, stem, places[key]) for key, stem in stems.items()]
@@ -59,12 +56,12 @@ def test_equals_the_reference(name, dtype):
         filled = reference.decode(items, seen, lengths, lengths)
         for key in ALL:
             for found, expected in ((joint, whole), (hidden, seen), (predicted, filled)):
-                assert torch.allclose(found[key][i, : len(expected[key])], expected[key], atol=atol, rtol=0)
+                assert torch.allclose(found[key][i, : len(expected[key])], expected[key], atol=1e-10, rtol=0)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("hide", [False, True])
-@pytest.mark.parametrize("pools", [("mean",), ("max",), ("mean", "max")], ids=" and ".join)
+@pytest.mark.parametrize("pools", [("mean",), ("max",)], ids=" and ".join)
 def test_mean_and_maximum_of_the_tokens_that_are_left_in_are_added_to_cls(hide, pools):
     model = small_model(*ALL)
     batch = batch_of(model, range(3))
@@ -112,12 +109,11 @@ TERMS = terms(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("order", [ALL, ALL[::-1]])
-def test_all_modalities_together(order):
+def test_all_modalities_together():
     """Each modality gets its own features back, whatever the order they were given in."""
     model = small_model(*ALL)
     batch = batch_of(model, range(4))
-    found = model.features({key: batch[key] for key in order})
+    found = model.features({key: batch[key] for key in ALL[::-1]})
     expected = model.features(batch)
     assert set(found) == set(ALL)
     for key, adapter in model.adapters.items():
@@ -125,12 +121,12 @@ def test_all_modalities_together(order):
         assert torch.equal(found[key], expected[key])
         # Attention is shared: what the others are changes the features.
         assert (model.features({key: batch[key]})[key] - found[key])[:, 0].abs().max() > 1e-3
-    vectors = model({key: batch[key] for key in order})
+    vectors = model({key: batch[key] for key in ALL[::-1]})
     assert all(torch.allclose(vectors[key].norm(dim=1), torch.ones(4)) for key in ALL)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("keys", [["audio"], ["image", "text"], ["text", "audio"], ["image", "audio"]])
+@pytest.mark.parametrize("keys", [["audio"], ["image", "text"]])
 def test_any_subset_of_modalities(keys):
     model = small_model(*ALL)
     batch = batch_of(model, range(2))

@@ -21,7 +21,7 @@ from onepeace.train.passes import Passes
     [
         ("test_efficientnet", 32, 96),
         ("vit_tiny_patch16_224", 16, 64),
-        ("swin_tiny_patch4_window7_224", 32, 224),
+        pytest.param("swin_tiny_patch4_window7_224", 32, 224, marks=pytest.mark.slow),  # channels last
     ],
 )
 def test_any_network_of_timm_gives_its_last_feature_map(name, patch_size, side):
@@ -70,12 +70,10 @@ def test_weights_of_the_package_give_what_its_own_network_gives():
     torch.testing.assert_close(found[0, 0, 0, PLACES], torch.tensor(VALUES), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["lite0", "lite2"])
-def test_our_lite_network_is_timms(name, monkeypatch):
-    torch.manual_seed(0)
-    network = create_network(f"tf_efficientnet_{name}", pretrained=False, num_classes=0, global_pool="")
+def test_our_lite_network_is_timms(monkeypatch):
+    network = create_network("tf_efficientnet_lite2", pretrained=False, num_classes=0, global_pool="")
     monkeypatch.setattr("onepeace.model.stems.lite.create_network", lambda *args, **options: network)
-    stem, pixels = LiteStem(24, 32, name).eval(), torch.randn(1, 3, 96, 64)
+    stem, pixels = LiteStem(24, 32, "lite2").eval(), torch.randn(1, 3, 96, 64)
     with torch.inference_mode():
         expected = network.forward_features(pixels)
         stem.load_pretrained()

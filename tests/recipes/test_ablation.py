@@ -48,12 +48,8 @@ def test_towers_are_trained_measured_saved_and_loaded(ablation, tmp_path, monkey
     overrides = [
         *(f"data.root={root}", "data.train=[{shards: squares.tar, pair: [image, text]}]", "run.batch_size=8"),
         *("run.workers=0", "schedule.steps=2", "schedule.warmup_ratio=0.5", "model.dim=32", "model.ffn_dim=64"),
-        *(
-            "model.depth=2",
-            "tokenizer.vocab_size=300",
-            "model.adapters.text.vocab_size=300",
-            f"evaluate={{recipe: {evaluation}}}",
-        ),
+        *("model.depth=2", "tokenizer.vocab_size=300", "model.adapters.text.vocab_size=300"),
+        f"evaluate={{recipe: {evaluation}}}",
     ]
     runs = ablation["Runs"](study, tmp_path, overrides)
     runs.train(NAME, 1)
