@@ -63,7 +63,7 @@ def test_stream_gives_results_in_order_while_the_input_goes_on(model):
 
     def texts():
         nonlocal taken
-        for taken in range(3000):
+        for taken in range(1500):
             yield f"{'word ' * (taken * 7 % 5)}{taken}" if taken % 10 else 7  # every tenth is no text
 
     lead = []
@@ -71,7 +71,7 @@ def test_stream_gives_results_in_order_while_the_input_goes_on(model):
         assert result.index == index
         assert (result.vector is None) == (index % 10 == 0) == (result.reason is not None)
         lead.append(taken - index)
-    assert len(lead) == 3000
+    assert len(lead) == 1500
     assert max(lead) <= 4 * 256 + 3 * 8
     with pytest.raises(UserError, match="batch_size is 0"):
         model.stream(texts(), batch_size=0)  # before the first result is asked for

@@ -134,7 +134,7 @@ def test_chance_average_precision_is_what_random_scores_reach():
     assert metrics.chance_average_precision([3, 3, 2, 1, 0], 8) == pytest.approx(reached, abs=0.02)
 
 
-@settings(deadline=None, derandomize=True, max_examples=25)
+@settings(deadline=None, derandomize=True, max_examples=15)
 @given(
     hnp.arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 7)), elements=st.sampled_from([0.0, 0.5, 1.0])),
     st.randoms(use_true_random=False),

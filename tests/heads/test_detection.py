@@ -42,7 +42,7 @@ def test_its_losses_fall_and_reach_the_encoder():
     batch = Batch({"image": {"pixels": pixels()}}, ["a", "b"], targets=TARGETS)
     objective = Objective(model, terms({"detection/image": {}}), grad_cache_chunks=2)
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), []
-    for _ in range(5):
+    for _ in range(4):
         torch.manual_seed(0)  # regions are drawn
         found = objective(batch)
         losses.append(found["loss"].item())
