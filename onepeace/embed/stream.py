@@ -4,11 +4,9 @@ Both keep a bounded number of items in memory, however many there are.
 """
 
 import os
-import threading
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 from torch import Tensor
@@ -21,8 +19,6 @@ Result = TypeVar("Result")
 
 MAX_WORKERS = 8
 """Decoding threads; PIL and soundfile release the interpreter's lock, but not all of the time."""
-_READING = [threading.Lock() for _ in range(61)]
-"""Striped: a picture takes the lock of its remainder, so that most pictures wait for no other."""
 
 
 def decode_ahead(
@@ -34,34 +30,16 @@ def decode_ahead(
     """
     workers = min(MAX_WORKERS, ahead, max(2, os.cpu_count() or 1))
     pool = ThreadPoolExecutor(workers, "onepeace-decode", initializer=compute_alone)
-
-    def read(item: Item) -> Result:
-        _read_pictures(item)
-        return decode(item)
-
     waiting: deque[tuple[int, Item, Future[Result]]] = deque()
     try:
         for index, item in enumerate(items):
-            waiting.append((index, item, pool.submit(read, item)))
+            waiting.append((index, item, pool.submit(decode, item)))
             if len(waiting) > ahead:
                 yield _result(*waiting.popleft())
         while waiting:
             yield _result(*waiting.popleft())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _read_pictures(item: object) -> None:
-    """Reads the pixels of opened PIL images: two threads cannot read one file, and a picture may be given twice."""
-    from PIL import Image
-
-    if isinstance(item, Image.Image):
-        with _READING[id(item) % len(_READING)], suppress(Exception):  # `decode` says what is wrong
-            item.load()
-            item.getexif()
-    elif isinstance(item, (tuple, list, Mapping)):
-        for part in item.values() if isinstance(item, Mapping) else item:
-            _read_pictures(part)
 
 
 def _result(index: int, item: Item, future: Future[Result]) -> tuple[int, Item, Result]:

@@ -5,6 +5,7 @@ Opening (`load`) and scaling (`finish`) are two steps, so that training can crop
 
 import io
 import os
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
@@ -26,6 +27,8 @@ ORIENTATION = {
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
     8: "ROTATE_90",
 }  # fmt: skip
+_READING = [threading.Lock() for _ in range(61)]
+"""Two threads cannot read one opened picture. Striped, so that most pictures wait for no other."""
 
 
 class ImageProcessor(Processor):
@@ -105,7 +108,8 @@ class ImageProcessor(Processor):
         if isinstance(item, np.ndarray):
             return _from_array(item, name)
         if _is_pil(item):
-            return self._to_rgb(item, name)
+            with _READING[id(item) % len(_READING)]:
+                return self._to_rgb(item, name)
         data = source.read_bytes(item)
         if not data:
             raise UserError(f"{name}: the file is empty (0 bytes)")

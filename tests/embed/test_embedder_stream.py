@@ -19,6 +19,7 @@ from onepeace.embed.assembly import Assembly
 from onepeace.embed.parts import Part
 from onepeace.embed.stream import Batcher, Waiting, decode_ahead
 from onepeace.errors import UserError
+from onepeace.processors import ImageProcessor
 
 
 def batches_of(sizes, batch_size, window):
@@ -236,10 +237,8 @@ def test_batches_under_way_are_given_up_at_ctrl_c(model, monkeypatch):
 
 
 def test_opened_picture_may_be_given_several_times():
-    file = io.BytesIO()
+    file, processor = io.BytesIO(), ImageProcessor()
     Image.effect_noise((1500, 1000), 90).save(file, "JPEG")
     for _ in range(3):
-        picture = Image.open(file)
-        items = [picture, {"image": picture}, ("a", {"image": [picture]}), picture] * 2
-        found = [array for _, _, array in decode_ahead(items, lambda _, one=picture: np.array(one), ahead=8)]
-        assert all(np.array_equal(array, np.asarray(Image.open(file))) for array in found)
+        found = [array for _, _, array in decode_ahead([Image.open(file)] * 6, processor.load, ahead=8)]
+        assert all(np.array_equal(array, Image.open(file).convert("RGB")) for array in found)
