@@ -159,7 +159,8 @@ def _result(asked: Question, items: NDArray, modalities: NDArray, banks: Banks) 
 
 def _figures(name: str, results: Sequence[Result]) -> list[Figure]:
     answered = [what for what in results if what.answered]
-    right, none = np.array([what.match for what in answered]), np.sort([what.without for what in results])
+    right, without = np.array([what.match for what in answered]), np.array([what.without for what in results])
+    none = np.sort(without)
     auc = (np.searchsorted(none, right, "left") + np.searchsorted(none, right, "right")) / (2 * len(none))
     rows: dict[str, tuple[Any, Any]] = {
         f"answered by the first {FIRST}": (
@@ -168,9 +169,9 @@ def _figures(name: str, results: Sequence[Result]) -> list[Figure]:
         ),
         "AUC": (auc, 0.5),
         "kept": (right >= POSSIBLE, 1 - POSSIBLE),
-        "turned away": (none < POSSIBLE, POSSIBLE),
+        "turned away": (without < POSSIBLE, POSSIBLE),
         "nothing relevant, of right answers": (right < RELEVANT, RELEVANT),
-        "nothing relevant, of the others": (none < RELEVANT, RELEVANT),
+        "nothing relevant, of the others": (without < RELEVANT, RELEVANT),
     }
     figures = []
     for metric, (values, chance) in rows.items():

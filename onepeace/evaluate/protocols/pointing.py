@@ -18,7 +18,6 @@ from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.evaluate.metrics import Figure
 from onepeace.evaluate.protocols.classes import ClassNames
-from onepeace.evaluate.protocols.protocol import Items
 
 if TYPE_CHECKING:
     from onepeace.embed.explain import Explanation
@@ -45,10 +44,6 @@ class Pointing(ClassNames):
         super().__post_init__()
         if self.count < 1:
             raise UserError(f"count is {self.count}; it should be at least 1")
-
-    @property
-    def sides(self) -> tuple[Items, ...]:
-        return (self.of(self.modality),)
 
     def run(self, embedder: Any, root: Path) -> list[Figure]:
         samples: dict[str, list[Sample]] = {}
