@@ -96,8 +96,7 @@ bench: $(READY)  ## measure the encoders on this machine
 
 readme: $(READY)  ## write what README.md's commands print into it, and draw its pictures (needs chromium)
 	PYTHONPATH=tests $(BIN)/python -m support.readme
-	PYTHONPATH=tests $(BIN)/python -m support.screenshots
-	PYTHONPATH=tests $(BIN)/python -m support.drawings
+	PYTHONPATH=tests $(BIN)/python -m support.pictures
 
 clean:  ## remove .venv and everything that can be made again
 	rm -rf .venv build dist demo.html *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.readme import PICTURE, ROOT, Block, blocks_of, demonstration, like_checkout, run_blocks, update
+from support.readme import PICTURE, ROOT, blocks_of, demonstration, like_checkout, run_blocks, update
 
 from onepeace import __version__
 
@@ -57,6 +57,7 @@ def test_readme_code_runs_and_prints_what_is_shown(name, checkout):
 
 def test_top_readme_shows_the_library_and_the_command_line():
     assert {block.language for block in RUN["README.md"]} >= {"python", "bash", "console"}
+    assert {block.left_out for block in BLOCKS["README.md"]} == {None, "sets up the environment this test runs in"}
 
 
 def test_readme_is_read_in_five_minutes():
@@ -90,49 +91,7 @@ def test_demonstration_is_what_make_demo_runs_and_what_the_picture_was_drawn_fro
         assert_shown(picture.info["printed"], block.shown)
 
 
-# --- the reading of Markdown above ---
-
-MARKDOWN = """
-```python
-x = 1
-```
-<!-- not run: downloads 16 GB -->
-
-```bash
-onepeace convert big.pt out
-```
-- a list
-  ```console
-  $ onepeace search data \\
-  >     --text dog
-  score  file
-  $ ls
-  ```
-<!-- not run: not before a block -->
-text
-````sh
-echo '```'
-````
-```python
-print(2)
-```
-```text
-2
-```
-```text
-1
-```
-"""
-
-
-def test_blocks_are_found_with_line_language_and_reason():
-    assert blocks_of(MARKDOWN) == [
-        Block(3, "python", "x = 1\n"),
-        Block(8, "bash", "onepeace convert big.pt out\n", "downloads 16 GB"),
-        Block(12, "console", "onepeace search data \\\n    --text dog\nls\n"),
-        Block(20, "sh", "echo '```'\n"),
-        Block(23, "python", "print(2)\n", shown="2\n", shown_line=26),
-    ]
+# --- the running of blocks above ---
 
 
 def test_what_a_block_prints_replaces_what_the_file_says(checkout, monkeypatch):
@@ -142,13 +101,6 @@ def test_what_a_block_prints_replaces_what_the_file_says(checkout, monkeypatch):
     (checkout / "X.md").write_text(text.format("old\n", "", "old\nold\n"))
     update(checkout / "X.md")
     assert (checkout / "X.md").read_text() == text.format("a b\n", f"onepeace {__version__}\n", "1\n")
-
-
-def test_blocks_of_a_file_share_names_and_folder(checkout):
-    python = "```python\nx = 'made'\n```\n```python\nopen(x, 'w').close()\n```\n"
-    shell = "```bash\ntest -f made\nonepeace --version\n```\n"
-    run_blocks("X.md", blocks_of(python + shell))
-    assert not (ROOT / "made").exists()
 
 
 @pytest.mark.parametrize("text", ["```bash\nfalse | cat\necho\n```", "```python\n1 / 0\n```"])
