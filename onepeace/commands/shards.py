@@ -110,7 +110,7 @@ def _write_layout(args: argparse.Namespace) -> int:
     written = 0
     for split in layout.splits(args.source, partial(held_out, args.output)):
         folder, prefix = (args.output / split.shards).parent, Path(split.shards).name
-        with ShardWriter(folder, prefix, max_bytes=max_bytes, compress=True) as writer:
+        with ShardWriter(folder, prefix, max_bytes=max_bytes) as writer:
             left_out = _write(writer, split.records, split.encode, seen)
         if split.classes is not None:
             classes = json.dumps(split.classes, indent=1, ensure_ascii=False)

@@ -48,22 +48,24 @@ class Shard:
     """Path or address."""
     path: str
     """The tar."""
+    version: str
+    """Digest of its place, size and date: a file that is written again is another."""
     cache: "ShardCache" = field(compare=False, repr=False)
 
     def read(self, offset: int, size: int) -> bytes:
         """These bytes of the tar; UserError if the file is no longer what it was."""
         try:
-            data = os.pread(_opened(self.path).fileno(), size, offset)
+            data = os.pread(_opened(self.path, self.version).fileno(), size, offset)
         except FileNotFoundError:  # removed from the cache to make room
             self.cache.open(self.place)
-            data = os.pread(_opened(self.path).fileno(), size, offset)
+            data = os.pread(_opened(self.path, self.version).fileno(), size, offset)
         if len(data) < size:
             raise UserError(f"{describe(self.place)}: has become shorter since it was indexed")
         return data
 
 
 @lru_cache(OPEN_FILES)
-def _opened(path: str) -> IO[bytes]:
+def _opened(path: str, version: str) -> IO[bytes]:
     return open(path, "rb", buffering=0)
 
 
@@ -122,7 +124,7 @@ class ShardCache:
                 with FileLock(self.folder / f"{digest[:2]}.lock"):
                     if not (index.exists() and (path or copy).exists()):
                         self._make(place, path, copy, index)
-        shard = Shard(place, str(path or copy), self)
+        shard = Shard(place, str(path or copy), digest, self)
         return [
             {"__key__": key, **{ending: Extent(shard, *extent) for ending, extent in members.items()}}
             for key, members in samples

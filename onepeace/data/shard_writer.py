@@ -1,10 +1,9 @@
 """webdataset shards from samples in memory: the writer for what shards.py reads.
 
-The same samples give the same bytes: members and the gzip header carry no time and no owner. A shard has its name only
-when all of them are written; an error, or Ctrl-C, leaves nothing behind, and what was there before as it was.
+The same samples give the same bytes: members carry no time and no owner. A shard has its name only when all of them are
+written; an error, or Ctrl-C, leaves nothing behind, and what was there before as it was.
 """
 
-import gzip
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ from onepeace.data.shards import MASK
 from onepeace.errors import UserError
 
 SHARD = re.compile(r"-\d{5,}\.tar(\.gz)?")
-"""End of the name of a shard, behind the prefix."""
+"""End of the name of a shard, behind the prefix; older ones may be compressed."""
 NAME_BYTES = 100
 """Longest name of a member; the plain tar format of webdataset has no room for more."""
 
@@ -33,15 +32,13 @@ class ShardWriter:
 
     Args:
         max_bytes: a new shard begins before one would hold more bytes of media than this.
-        compress: write .tar.gz. Pictures and most sounds are compressed already; texts and WAV get smaller.
 
     Raises:
         UserError: a file or the folder cannot be written (names it, and the system's reason).
     """
 
-    def __init__(self, folder: Path, prefix: str, *, max_bytes: int = 100_000_000, compress: bool = False) -> None:
-        self.folder, self.prefix, self.max_bytes, self.compress = folder, prefix, max_bytes, compress
-        self.ending = ".tar.gz" if compress else ".tar"
+    def __init__(self, folder: Path, prefix: str, *, max_bytes: int = 100_000_000) -> None:
+        self.folder, self.prefix, self.max_bytes = folder, prefix, max_bytes
         self.count = 0
         """Samples written."""
         self.paths: list[Path] = []
@@ -53,8 +50,7 @@ class ShardWriter:
     def __str__(self) -> str:
         """Summary of what has been written, when it ended well."""
         size = sum(path.stat().st_size for path in self.paths)
-        name = f"{self.folder / self.prefix}-*{self.ending}"
-        return f"{name}: {self.count} samples, {size} bytes in {len(self.paths)} shards"
+        return f"{self.folder / self.prefix}-*.tar: {self.count} samples, {size} bytes in {len(self.paths)} shards"
 
     def older(self) -> list[Path]:
         """Shards of this folder and prefix that are there now."""
@@ -137,13 +133,10 @@ class ShardWriter:
     def _begin_shard(self) -> None:
         from webdataset import TarWriter
 
-        name = f"{self.prefix}-{len(self.paths):05d}{self.ending}"
+        name = f"{self.prefix}-{len(self.paths):05d}.tar"
         self.paths.append(self.folder / name)
         self._bytes = 0
-        file: Any = self._open.enter_context(open(self._unfinished / name, "wb"))
-        if self.compress:
-            gzipped = gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=6, mtime=0)
-            file = self._open.enter_context(gzipped)
+        file = self._open.enter_context(open(self._unfinished / name, "wb"))
         self._tar: Any = self._open.enter_context(
             TarWriter(file, user="", group="", mtime=0, encoder=False, compress=False)
         )

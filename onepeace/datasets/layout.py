@@ -64,7 +64,7 @@ class Split(NamedTuple):
     """One set of shards, and the samples that go into it."""
 
     shards: str
-    """Place below the root: "val/coco/coco" for val/coco/coco-00000.tar.gz. The first part is train or val."""
+    """Place below the root: "val/coco/coco" for val/coco/coco-00000.tar. The first part is train or val."""
     records: Iterable[Record | Skipped]
     """Can be iterated once."""
     encode: Callable[[Record], Encoded]

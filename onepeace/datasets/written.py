@@ -12,7 +12,7 @@ from onepeace.processors import guessed
 
 def held_out(root: Path, name: str) -> Iterator[Record]:
     """The samples in ROOT/val/`name`."""
-    for shard in sorted((root / "val" / name).glob("*.tar.gz")):
+    for shard in sorted((root / "val" / name).glob("*.tar*")):
         yield from read_shard(shard)
 
 

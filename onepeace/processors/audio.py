@@ -10,7 +10,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from functools import lru_cache
@@ -111,9 +111,7 @@ class AudioProcessor(Processor):
             raise UserError(f"{name}: seconds must be above 0, got {seconds}")
         with _open(item, name) as sound:
             count = sound.frames if seconds is None else min(math.ceil(seconds * sound.rate), sound.frames)
-            samples = sound.read(count)
-            sound.check_end()
-            samples = self._resample(samples, sound.rate)
+            samples = self._resample(sound.read(count), sound.rate)
         return samples if seconds is None else samples[: self._samples(seconds)]
 
     def finish(self, samples: Tensor, name: str | None = None) -> Tensor:
@@ -162,7 +160,6 @@ class AudioProcessor(Processor):
                     break
             if silent:
                 _warn_of_silence(name)
-            sound.check_end()
 
     def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
         """{"waveform": (B, N)}, padded with 0 on the right; then also "lengths": (B,) int64 samples of each."""
@@ -189,9 +186,6 @@ class _Sound:
     def read(self, count: int) -> Tensor:
         """(count,) float32, the next samples; less at the end."""
         raise NotImplementedError
-
-    def check_end(self) -> None:
-        """`UserError` if the end that the header promises is not there; to be called last."""
 
 
 @contextmanager
@@ -224,7 +218,7 @@ def _open(item: object, name: str) -> Iterator[_Sound]:
         reason = getattr(error, "error_string", "format not recognised").rstrip(".")
     else:
         with sound:
-            yield _File(sound, file, name)
+            yield _File(sound, name)
         return
     if "not recognised" not in reason:  # a format of its own, but damaged
         reason = "damaged MP3" if "not a regular file" in reason else reason
@@ -280,7 +274,7 @@ class _Array(_Sound):
 class _File(_Sound):
     """A file that soundfile reads."""
 
-    def __init__(self, sound: "SoundFile", file: str | io.BytesIO, name: str) -> None:
+    def __init__(self, sound: "SoundFile", name: str) -> None:
         self.sound, self.name = sound, name
         self.rate = _checked_rate(sound.samplerate, name)
         self.frames = sound.frames
@@ -294,20 +288,13 @@ class _File(_Sound):
         for claimed, present in re.findall(r"(\d+) \(should be (\d+)\)", sound.extra_info):
             if SLACK_BYTES < int(claimed) - int(present) and int(claimed) < STREAMED:
                 raise UserError(f"{name}: the file is cut off (its header says {claimed} bytes, {present} are there)")
-        if sound.format == "OGG" and not _ogg_is_complete(file):
-            raise UserError(f"{name}: the file is cut off (its last Ogg page is missing)")
 
     def read(self, count: int) -> Tensor:
-        return _mono(self._frames(count), self.name)
-
-    def check_end(self) -> None:
-        near_end = self.frames - SLACK_FRAMES - 1
-        if self.position < near_end and self.sound.format != "OGG":  # its end was looked at when it was opened
-            self.position = self._try(self.sound.seek, near_end)
-            self._frames(1)
-
-    def _frames(self, count: int) -> np.ndarray:
-        data = self._try(self.sound.read, count, dtype="float32", always_2d=True)
+        try:
+            data = self.sound.read(count, dtype="float32", always_2d=True)
+        except (RuntimeError, OSError) as error:
+            reason = getattr(error, "error_string", str(error))
+            raise UserError(f"{self.name}: the sound cannot be decoded ({reason.rstrip('.')})") from error
         self.position += len(data)
         if len(data) < count:
             if self.position < max(self.frames - SLACK_FRAMES, 1):
@@ -316,14 +303,7 @@ class _File(_Sound):
                     f"the data ends after {self.position})"
                 )
             self.frames = self.position  # the end is here, a little earlier than the header says
-        return data
-
-    def _try(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except (RuntimeError, OSError) as error:
-            reason = getattr(error, "error_string", str(error))
-            raise UserError(f"{self.name}: the sound cannot be decoded ({reason.rstrip('.')})") from error
+        return _mono(data, self.name)
 
 
 class _Stream(_Sound):
@@ -386,18 +366,3 @@ def _checked_rate(rate: object, name: str) -> int:
     if not 1 <= number <= MAX_RATE or number != int(number):  # a NaN compares as False
         raise UserError(f"{name}: the sample rate must be a whole number from 1 to {MAX_RATE}, got {rate!r}")
     return int(number)
-
-
-def _ogg_is_complete(file: str | io.BytesIO) -> bool:
-    """Whether the last page is all there and marked as the last (RFC 3533, section 6)."""
-    if isinstance(file, io.BytesIO):
-        tail = bytes(file.getbuffer()[-65536:])
-    else:
-        with open(file, "rb") as handle:
-            handle.seek(max(os.path.getsize(file) - 65536, 0))
-            tail = handle.read()
-    page = tail[max(tail.rfind(b"OggS"), 0) :]
-    if len(page) < 27 or not page[5] & 4:
-        return False
-    sizes = page[27 : 27 + page[26]]
-    return len(page) >= 27 + len(sizes) + sum(sizes)

@@ -170,11 +170,11 @@ def main() -> None:
         random.Random(0).shuffle(samples)  # noqa: S311
         return samples[:count]
 
-    val = shuffled("val/esc50_fold5/*.tar.gz", "audio", args.val)
-    sounds = shuffled("train/audio_text/esc50-*.tar.gz", "audio", args.sounds)
-    sentence = {one.label: clean_text(one.captions[0]) for one in read(args.data, "val/esc50_fold5/*.tar.gz", "audio")}
+    val = shuffled("val/esc50_fold5/*.tar*", "audio", args.val)
+    sounds = shuffled("train/audio_text/esc50-*.tar*", "audio", args.sounds)
+    sentence = {one.label: clean_text(one.captions[0]) for one in read(args.data, "val/esc50_fold5/*.tar*", "audio")}
     named = named_pictures(args.data, list(sentence))[: args.pictures]
-    flickr = shuffled("train/image_text/flickr8k-*.tar.gz", "image", args.pictures)
+    flickr = shuffled("train/image_text/flickr8k-*.tar*", "image", args.pictures)
     shown, named = named[:HELD_OUT], named[HELD_OUT:]
     pictures = named + flickr[: args.pictures - len(named)]
     pictured = {label for label in sentence if words(label) <= set().union(*(words(name_of(one)) for one in named))}

@@ -36,7 +36,7 @@ def named_pictures(root: Path, names: list[str]) -> list[Sample]:
     wanted = set().union(*map(words, names))
     found: dict[str, list[Sample]] = {}
     for part in NAMED:
-        for sample in read(root, f"train/image_text/{part}-*.tar.gz", "image"):
+        for sample in read(root, f"train/image_text/{part}-*.tar*", "image"):
             # A cat is no caterpillar, and a water tower no water drops: whole words, and not only a part of many.
             if words(name_of(sample)) & wanted and len(words(name_of(sample))) <= 2:
                 found.setdefault(name_of(sample), []).append(sample)

@@ -136,8 +136,13 @@ def test_copies_are_made_once_and_the_oldest_give_way(tmp_path, cached):
 
 
 def test_shard_that_is_written_again_is_read_anew(tmp_path, cached):
-    for keys_ in (["x"], ["x", "y"]):
-        assert len(cached(write(tmp_path / "a.tar", keys_))[0]) == len(keys_)
+    for keys_ in (["x"], ["y", "x"]):
+        write(tmp_path / "new.tar", keys_)
+        os.replace(tmp_path / "new.tar", tmp_path / "a.tar")
+        samples, _ = cached(str(tmp_path / "a.tar"))
+        assert [key in str(content_of(one["json"])) for one, key in zip(samples, keys_, strict=True)] == [True] * len(
+            keys_
+        )
 
 
 def test_cache_that_cannot_be_written_is_an_error(tmp_path, cached):

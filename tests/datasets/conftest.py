@@ -43,7 +43,7 @@ def prepare(tmp_path, source, capsys):
         root = tmp_path / "root"
         assert main(["shards", *layouts, "--layout", name, str(source), "-o", str(root), *options]) == code
         result = {
-            split: {s.key: s for shard in sorted((root / split).rglob("*.tar.gz")) for s in read_shard(shard)}
+            split: {s.key: s for shard in sorted((root / split).rglob("*.tar")) for s in read_shard(shard)}
             for split in ("train", "val")
         }
         return types.SimpleNamespace(root=root, **result, **capsys.readouterr()._asdict())

@@ -41,8 +41,8 @@ def test_vggsound_with_pictures(prepare):
         "clips/--0PQM4-hqg_000030.mp4": plain_video(21, level=10),
     }
     done = prepare("vggsound", "pictures=true", "size=20", files=shown)
-    (val,) = read(done, "val/vggsound/*.gz", ("audio", "image"), ("label",)).values()
-    (train,) = read(done, "train/audio_text/*.gz", ("audio", "image"), ("label",)).values()
+    (val,) = read(done, "val/vggsound/*.tar", ("audio", "image"), ("label",)).values()
+    (train,) = read(done, "train/audio_text/*.tar", ("audio", "image"), ("label",)).values()
     assert val.label == "people marching"
     assert size_of(val.inputs["image"]) == (30, 20)
     assert np.allclose(Image.open(io.BytesIO(val.inputs["image"])).getpixel((15, 10)), (200, 10, 10), atol=12)
@@ -57,7 +57,7 @@ def test_vggsound_with_pictures(prepare):
 
 def test_vqav2(prepare):
     done = prepare("vqav2", "size=20")
-    train = read(done, "train/vqav2/*.gz", ("image", "text"), ("answers", "annotations"))
+    train = read(done, "train/vqav2/*.tar", ("image", "text"), ("answers", "annotations"))
     assert set(train) == {"vqav2_9000", "vqav2_9001"}
     net, two = train["vqav2_9000"], train["vqav2_9001"]
     assert net.captions == ["What is this?"]
@@ -69,10 +69,10 @@ def test_vqav2(prepare):
     assert done.train["vqav2_9000"].about["answer_type"] == "other"
     assert "questions.json: 1 of 3 image files are not there (vqav2_30000, ...)" in done.err
     assert classes(done, "val/vqav2") == classes(done, "train/vqav2") == ["net", "2", "man"]
-    assert set(read(done, "val/vqav2/vqav2_val2014-*.gz", targets=("answers",))) == {"vqav2_42000"}
+    assert set(read(done, "val/vqav2/vqav2_val2014-*.tar", targets=("answers",))) == {"vqav2_42000"}
     done = prepare("vqav2", "answers=1")
     assert classes(done, "val/vqav2") == ["net"]
-    assert read(done, "train/vqav2/*.gz")["vqav2_9001"].targets["answers"] == {}
+    assert read(done, "train/vqav2/*.tar")["vqav2_9001"].targets["answers"] == {}
 
 
 def test_vqav2_of_the_test_split_has_no_answers(prepare):
@@ -82,7 +82,7 @@ def test_vqav2_of_the_test_split_has_no_answers(prepare):
         "test2015/COCO_test2015_000000000007.jpg": picture(7),
     }
     done = prepare("vqav2", "val=[test-dev2015]", files=files)
-    assert read(done, "val/vqav2/vqav2_test-dev2015-*.gz")["vqav2_1"].targets == {}
+    assert read(done, "val/vqav2/vqav2_test-dev2015-*.tar")["vqav2_1"].targets == {}
     assert len(classes(done, "val/vqav2")) == 3
 
 
@@ -113,14 +113,14 @@ def test_soft_scores_are_the_mean_over_nine_of_ten_people():
 
 def test_nlvr2_has_two_pictures(prepare):
     done = prepare("nlvr2", "size=15", files={"images/dev-850-1-img1.png": "no picture"})
-    (sample,) = read(done, "train/nlvr2/*.gz", ("image", "text"), ("label",)).values()
+    (sample,) = read(done, "train/nlvr2/*.tar", ("image", "text"), ("label",)).values()
     assert (sample.key, sample.label, sample.captions) == ("nlvr2_train-7-0-0", "True", ["It is train-7-0-0."])
     left, right = sample.inputs["image"]
     assert size_of(left) == size_of(right) == (20, 15)
     assert left != right
     assert "train.json: 1 of 2 image files are not there (nlvr2_train-8-1-0, ...)" in done.err
     assert "dev-850-1-img0.png: " in done.err  # the first of two names the sample
-    (dev,) = read(done, "val/nlvr2/*.gz", ("image", "text"), ("label", "sentence")).values()
+    (dev,) = read(done, "val/nlvr2/*.tar", ("image", "text"), ("label", "sentence")).values()
     assert (dev.key, dev.targets["sentence"]) == ("nlvr2_dev-850-0-1", "dev-850-1")
     assert len(done.val["nlvr2_dev-850-0-1"].inputs["image"]) == 2
     assert classes(done, "val/nlvr2") == ["True", "False"]
@@ -128,7 +128,7 @@ def test_nlvr2_has_two_pictures(prepare):
 
 def test_snli_ve_has_a_premise_and_a_label_for_each_statement(prepare):
     done = prepare("snli_ve")
-    samples = read(done, "train/snli_ve/*.gz", ("image", "text"), ("label", "premise"))
+    samples = read(done, "train/snli_ve/*.tar", ("image", "text"), ("label", "premise"))
     assert {key: (one.label, *one.captions) for key, one in samples.items()} == {
         "snlive_7_0r1n": ("entailment", "An animal."),
         "snlive_7_1r1n": ("contradiction", "A cat."),
@@ -152,7 +152,7 @@ def test_refcoco(prepare, name, val):
     done = prepare(name, "size=20")
     prefix = name.replace("_", "")
     for i, split in enumerate(("train", *val)):
-        samples = read(done, f"{'train' if i == 0 else 'val'}/{name}/{name}_{split}-*.gz", ("image", "text"), ("box",))
+        samples = read(done, f"{'train' if i == 0 else 'val'}/{name}/{name}_{split}-*.tar", ("image", "text"), ("box",))
         assert set(samples) == {f"{prefix}_{2 * i}", f"{prefix}_{2 * i + 1}"}
         sample = samples[f"{prefix}_{2 * i + 1}"]
         assert sample.captions == [f"the {split} dog 1"]
@@ -179,7 +179,7 @@ def test_a_split_that_a_set_does_not_have_is_named(prepare):
 
 def test_coco_detection(prepare):
     done = prepare("coco_detection")
-    train = read(done, "train/coco_detection/*.gz", ("image",), ("boxes", "box_labels"))
+    train = read(done, "train/coco_detection/*.tar", ("image",), ("boxes", "box_labels"))
     sample, empty = train["cocodet_000000000009"], train["cocodet_000000000025"]
     assert sample.targets["box_labels"] == ["dog", "cat"]  # no crowd, nothing without an area
     assert np.allclose(sample.targets["boxes"], [[0.1, 0.1, 0.6, 0.6], [5 / 6, 0, 1, 0.4]], atol=1e-6)
@@ -191,7 +191,7 @@ def test_coco_detection(prepare):
 
 def test_ade20k(prepare, source):
     done = prepare("ade20k", "size=20")
-    (train,), (val,) = (read(done, f"{split}/ade20k/*.gz", targets=("mask",)).values() for split in ("train", "val"))
+    (train,), (val,) = (read(done, f"{split}/ade20k/*.tar", targets=("mask",)).values() for split in ("train", "val"))
     for sample, left, right in ((train, 255, 0), (val, 1, 2)):
         mask = np.asarray(Image.open(io.BytesIO(sample.targets["mask"])))
         assert mask.dtype == np.uint8
@@ -224,22 +224,22 @@ def test_a_map_that_does_not_fit_is_left_out(prepare, content, told):
 
 def test_avqa(prepare):
     done = prepare("avqa")
-    (sample,) = read(done, "train/avqa/*.gz", ("audio", "text"), ("candidates", "choice")).values()
+    (sample,) = read(done, "train/avqa/*.tar", ("audio", "text"), ("candidates", "choice")).values()
     assert (sample.key, sample.captions) == ("avqa_train_1", ["What sounds?"])
     assert sample.targets == {"candidates": ["motorboat", "bus", "train", "truck"], "choice": 0}
-    assert read(done, "val/avqa/*.gz", ("audio",))["avqa_val_1"].targets["choice"] == 2
+    assert read(done, "val/avqa/*.tar", ("audio",))["avqa_val_1"].targets["choice"] == 2
     assert "train_qa.json: 1 of 2 audio files are not there (avqa_train_2, ...)" in done.err
     assert done.train["avqa_train_1"].about["youtube_id"] == "-HG3Omg_89c"
 
 
 def test_desed(prepare):
     done = prepare("desed")
-    train = read(done, "train/desed/*.gz", ("audio",), ("events",))
+    train = read(done, "train/desed/*.tar", ("audio",), ("events",))
     events = {sample.key: sample.targets["events"] for sample in train.values()}
     name = "desed_train_synthetic21_train_soundscapes"
     # The sound is cut at ten seconds; the second one is silent.
     assert events == {f"{name}_000000": [[0.5, 10.0, "Running water"], [1.5, 2.25, "Dog"]], f"{name}_000001": []}
-    (val,) = read(done, "val/desed/*.gz", ("audio",), ("events",)).values()
+    (val,) = read(done, "val/desed/*.tar", ("audio",), ("events",)).values()
     assert val.targets["events"] == [[0.0, 1.0, "Speech"]]
     assert len(val.inputs["audio"]) > len(train[f"{name}_000000"].inputs["audio"])  # each its own 0.wav
     assert classes(done, "val/desed") == ["Dog", "Running water", "Speech"]
@@ -249,7 +249,7 @@ def test_desed(prepare):
 
 def test_sound_events_of_tables_of_ones_own(prepare, source):
     done = prepare("sound_events", "name=door", "license=CC0")
-    train = read(done, "train/door/door_train-*.gz", ("audio",), ("events",))
+    train = read(done, "train/door/door_train-*.tar", ("audio",), ("events",))
     assert {key: sample.targets["events"][0][2] for key, sample in train.items()} == {
         "events_train_000000": "knock", "events_train_000001": "bell", "events_train_000002": "bell",
     }  # fmt: skip
@@ -264,7 +264,7 @@ def test_sound_events_of_tables_of_ones_own(prepare, source):
 
 def test_kinetics_keeps_the_videos_as_they_are(prepare):
     done = prepare("kinetics")
-    (shard,) = (done.root / "train/kinetics").glob("*.gz")
+    (shard,) = (done.root / "train/kinetics").glob("*.tar")
     (raw,) = raw_samples(str(shard), [])
     assert raw["__key__"] == "kinetics_aaaaaaaaaaa_000007_000017"
     assert raw["mp4"] == b"one video"

@@ -61,7 +61,7 @@ def test_recipes_name_the_shards_that_the_layouts_write():
     assert len(written) >= 20
     for path in [*ROOT.glob("recipes/pretrain/*.yaml"), ROOT / "recipes/ablation/base.yaml"]:
         for pattern in re.findall(r"train/\w+/[a-z][^\"]*", path.read_text()):
-            found = [name for name in written if fnmatch(f"{name}-00000.tar.gz", pattern)]
+            found = [name for name in written if fnmatch(f"{name}-00000.tar", pattern)]
             assert len(found) == (0 if Path(pattern).name in NO_LAYOUT else 1), f"{path.name}: {pattern}"
 
 
@@ -145,7 +145,7 @@ def test_tiny_imagenet(prepare, source):
     classes = json.loads((done.root / "val/tiny_imagenet/classes.json").read_text())
     assert [entry["name"] for entry in classes] == ["goldfish", "red panda"]
     assert "n01443537_2.JPEG" in done.err
-    assert "train/image_text/tiny_imagenet-*.tar.gz: 4 samples, " in done.out
+    assert "train/image_text/tiny_imagenet-*.tar: 4 samples, " in done.out
 
 
 def test_the_two_flickr_sets_share_no_photograph_between_training_and_validation(prepare):

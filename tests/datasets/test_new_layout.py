@@ -54,11 +54,11 @@ def test_a_layout_from_outside_becomes_shards_that_the_trainer_reads(tmp_path, c
     err = capsys.readouterr().err
     assert "nobody_1.png: it is nobody" in err
     assert "cat_1.png: " in err
-    dog, *others = read_source("train/image_text/pets-*.tar.gz", ("image", "text"), tmp_path / "root")
+    dog, *others = read_source("train/image_text/pets-*.tar", ("image", "text"), tmp_path / "root")
     assert (dog.key, dog.captions, dog.targets) == ("pets_dog_0", ["a dog", "dog"], {"label": "dog", "age": 0})
     assert dog.inputs["image"].startswith(b"RIFF")
     assert [sample.key for sample in others] == ["pets_dog_1", "pets_parrot_0", "pets_parrot_1"]
-    held_out = read_source("val/pets/*.tar.gz", ("image", "text"), tmp_path / "root")
+    held_out = read_source("val/pets/*.tar", ("image", "text"), tmp_path / "root")
     assert {sample.key for sample in held_out} == {"pets_dog_2", "pets_parrot_2"}
     assert main([*pets, "--help"]) == 0
     assert "val=0 " in capsys.readouterr().out

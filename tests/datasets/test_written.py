@@ -120,7 +120,7 @@ def test_what_is_written_of_a_download(source, prepare, case):
 def test_equal_downloads_give_equal_bytes(prepare, tmp_path):
     """Not the time, nor where the shards lie."""
     first = prepare("coco").root
-    written = {path.relative_to(first): path.read_bytes() for path in first.rglob("*.gz")}
+    written = {path.relative_to(first): path.read_bytes() for path in first.rglob("*.tar")}
     first.rename(tmp_path / "other")
     again = prepare("coco", "--shard-size", "15").root
-    assert {path.relative_to(again): path.read_bytes() for path in again.rglob("*.gz")} == written
+    assert {path.relative_to(again): path.read_bytes() for path in again.rglob("*.tar")} == written

@@ -34,7 +34,6 @@ def write_broken(folder: Path, samples: Path) -> dict[str, str]:
         "empty.txt": (b"", "no text"),
         "cut.jpg": (dog[: len(dog) // 2], "truncated"),
         "cut.png": (cat[: len(cat) // 2], "truncated"),
-        "cut.ogg": (bark[: len(bark) // 2], "cut off"),
         "header only.wav": (b"RIFF\x24\x00\x00\x00WAVE", "sound"),
         "text inside.jpg": (b"this is no picture\n" * 20, "not a picture"),
         "text inside.flac": (b"this is no sound\n" * 20, "sound"),
@@ -58,6 +57,8 @@ def write_broken(folder: Path, samples: Path) -> dict[str, str]:
     sound("one nan.wav", np.where(np.arange(16000) == 9000, np.nan, 0.1).astype(np.float32), "NaN")
     sound("infinite.wav", np.full(16000, np.inf, np.float32), "NaN or infinite")
     sound("no samples.wav", np.zeros(0, np.float32), "0 samples")
+    sound("cut.wav", np.full(16000, 0.1, np.float32), "cut off")
+    (folder / "cut.wav").write_bytes((folder / "cut.wav").read_bytes()[:32000])
     (folder / "gone.jpg").symlink_to(folder / "never was.jpg")
     reasons["gone.jpg"] = "link to nothing"
     return reasons
