@@ -40,9 +40,7 @@ class Bridge(nn.Module):
         """The modalities whose features it reads; <KEY> is the placeholder of each."""
 
     @classmethod
-    def new(
-        cls, name: str, language_model: str | Path, *, layer: int = -1, linear: bool = False, **options: Any
-    ) -> "Bridge":
+    def new(cls, name: str, language_model: str | Path, *, layer: int = -1, **options: Any) -> "Bridge":
         """A bridge with an untrained projector.
 
         Args:
@@ -50,7 +48,6 @@ class Bridge(nn.Module):
             language_model: folder or Hub name of a causal language model of transformers, with its tokenizer.
                 Its logits have to be a product with its last hidden state, as Llava's are.
             layer: hidden state that is read, counted from the end: -1 leaves the last block, before the final norm.
-            linear: a projector without its GELU, in place of one of two layers.
 
         Raises:
             UserError: no pictures in the model, no such layer, a bias on the output of the language model.
@@ -73,7 +70,6 @@ class Bridge(nn.Module):
             vision_config=tower.config,
             text_config=words.config,
             vision_feature_layer=layer,
-            projector_hidden_act="linear" if linear else "gelu",
         )
         config.onepeace_hash = fingerprint(resolve(name))
         with torch.device("meta"):

@@ -98,7 +98,7 @@ def test_a_batch_has_placeholders_for_every_token_and_labels_on_answers_alone(br
     torch.testing.assert_close(whole.loss, want, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("lora", [0, 2])
+@pytest.mark.parametrize("lora", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_training_changes_the_projector_and_with_adapters_the_language_model(bridge, tmp_path, lora):
     media = {"image": bridge.features("image", [CAT])[0], "audio": bridge.features("audio", [SOUND])[0]}
     answers = {"image": "a cat on a mat", "audio": "a dog barks"}

@@ -163,6 +163,7 @@ def test_raw_lines_are_answered_and_nothing_but_the_protocol_comes_from_stdout(i
     assert "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_server_is_ready_before_torch_is_loaded(index_folder):
     code = "import sys; from onepeace.index import Index; from onepeace.serve import mcp, service\n"
     code += "mcp.create_server(service.Service(Index.open(sys.argv[1]))); sys.exit('torch' in sys.modules)"

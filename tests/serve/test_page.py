@@ -144,7 +144,7 @@ def test_file_opens_large_and_arrows_lead_to_others(page, collection):
         page.wait(lambda place=place: opened(page) == names[place])
     keys(page, Keys.ESCAPE)
     page.wait(lambda: not page.all("#viewer[open]"))
-    assert page.script("return document.activeElement.ariaLabel").startswith(names[1])
+    page.wait(lambda: (page.script("return document.activeElement.ariaLabel") or "").startswith(names[1]))
     page.all(".tile")[names.index("cat.jpg")].click()
     large = "const i = document.querySelector('.stage img'); return i?.complete && i.naturalWidth"
     assert page.wait(lambda: page.script(large)) > 300
