@@ -1,11 +1,9 @@
 """What an item of an index is made of, read again: to show it, or to compute something anew."""
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +12,6 @@ from onepeace.files.source import scheme
 from onepeace.index.sources import is_shard, read_shard, shard_of, state_of, wholes
 from onepeace.index.store import Item, Root
 from onepeace.progress import Progress
-
-AT_ONCE = 256
-"""Items of shards that are in memory at once."""
 
 Result = TypeVar("Result")
 
@@ -66,47 +61,27 @@ def each(
     function: Callable[[Any], Result],
     shown: bool | None = None,
 ) -> Iterator[tuple[int, Result]]:
-    """Place among the items, and what a function makes of the content, of those that are as they were embedded.
+    """Place among the items, and what a function makes of the content, of the files that are as they were embedded.
 
-    Addresses are left out, as nothing is fetched, and those of which the function raises a `UserError` or `OSError`.
+    Addresses and samples of shards are left out, and those of which the function raises a `UserError` or `OSError`.
 
     Args:
         roots: of the index.
-        function: of a path, bytes or words; it is called in several threads.
+        function: of a path or words; it is called in several threads.
         shown: progress; None = on a terminal, and now and then in a log.
     """
 
-    def result(value: Path | bytes | str) -> Result | None:
-        try:
-            return function(value)
-        except (UserError, OSError):
-            return None
-
-    found = _unchanged(items, roots)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, Progress(len(items), shown=shown) as progress:
-        while some := list(islice(found, AT_ONCE)):
-            for (i, _), made in zip(some, pool.map(result, [value for _, value in some]), strict=True):
-                if made is not None:
-                    yield i, made
-            progress.update(len(some))
-
-
-def _unchanged(items: Iterable[Item], roots: Mapping[str, Root]) -> Iterator[tuple[int, Path | bytes | str]]:
-    """Each shard is read once, after everything else."""
-    in_shards: dict[str, dict[str, int]] = defaultdict(dict)
-    for i, item in enumerate(items):
-        if scheme(item.path):
-            continue
-        shard = shard_of(item.path)
-        if shard is not None:
-            if os.stat(shard).st_mtime_ns == item.mtime_ns:
-                in_shards[shard][item.path] = i
-            continue
-        with suppress(UserError, OSError):  # it is not there any more
+    def result(item: Item) -> Result | None:
+        with suppress(UserError, OSError):
+            if scheme(item.path) or shard_of(item.path):
+                return None
             value = content(item, roots)
             if not isinstance(value, Path) or state_of(str(value)) == (item.size, item.mtime_ns):
-                yield i, value
-    for shard, places in in_shards.items():
-        for entry in read_shard(shard, []):
-            if entry.item.path in places:
-                yield places[entry.item.path], entry.value
+                return function(value)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool, Progress(len(items), shown=shown) as progress:
+        for i, made in enumerate(pool.map(result, items)):
+            progress.update()
+            if made is not None:
+                yield i, made
