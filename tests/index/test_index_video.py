@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler
 import numpy as np
 import pytest
 from support.indexes import check_same, content
-from support.media import H264, TWO_SCENES, media, two_scenes
+from support.media import H264, TWO_SCENES, media
 from support.server import serving
 from support.small_shards import write_tar
 
@@ -16,14 +16,6 @@ from onepeace.index import Index, Query
 from onepeace.index import video as video_module
 
 pytest.importorskip("av")
-
-KINDS = {
-    "a.mp4": (*H264, "-c:a", "aac"),
-    "a.mov": (*H264, "-bf", "2", "-c:a", "pcm_s16le"),
-    "a.webm": ("-c:v", "libvpx", "-deadline", "realtime", "-c:a", "libvorbis"),
-    "a.avi": ("-c:v", "mjpeg", "-c:a", "mp3"),
-    "a.mpg": ("-c:v", "mpeg2video", "-r", "25", "-c:a", "mp2"),
-}
 
 
 def made_of(*scenes: tuple[str, float], name="scenes.mp4", sound=()):
@@ -79,20 +71,6 @@ def test_two_scenes_and_a_bark_are_found_where_they_are(build, tmp_path, samples
             assert all(hit.modality == "image" for hit in hits) or only == ["audio"]
         assert index.search(query, where="duration < 20").hits == ()
         assert len(index.search(query, where="duration > 20 and width == 160 and kind == 'video'").hits) == 1
-
-
-# tests/files/test_video.py reads every kind.
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "a.mp4" else [pytest.mark.slow]) for name in KINDS]
-)
-def test_videos_of_every_kind_are_searched(build, tmp_path, samples, name):
-    build(tmp_path / "index", two_scenes(name, *KINDS[name], "-g", "50" if name == "a.mpg" else "4"), model="tiny")
-    with Index.open(tmp_path / "index") as index:
-        check_found(index, samples)
-        (item,) = index.items()
-        assert (item.width, item.height) == (160, 120)
-        assert item.duration == pytest.approx(20, abs=0.6)
-        assert item.note is None
 
 
 def test_update_follows_a_video(build, update, tmp_path, monkeypatch):

@@ -78,11 +78,9 @@ def test_a_file_that_kills_is_named_and_the_others_are_embedded(build, deadly, t
     assert report.vectors == 67
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "reason"), [("none", "no such precision"), ("deadly", "a worker died .*")])
-def test_a_model_that_cannot_be_loaded_ends_the_run(build, deadly, texts, tmp_path, dtype, reason):
-    with pytest.raises(UserError, match=f"^{reason}"):
-        build(tmp_path / "index", texts, workers=2, dtype=dtype)
+def test_a_model_that_cannot_be_loaded_ends_the_run(build, deadly, texts, tmp_path):
+    with pytest.raises(UserError, match="^no such precision"):
+        build(tmp_path / "index", texts, workers=2, dtype="none")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
