@@ -123,9 +123,10 @@ class Run:
             tensor.copy_(parallel.share(saved.ema[name], tensor))
 
     def trained_weights(self) -> Mapping[str, Tensor]:
-        """A copy of the model's weights, averaged where they are. Every process calls it; only the first gets them."""
+        """A copy of the model's weights, averaged where they are, on this run's device. Every process calls it; only
+        the first gets them."""
         whole = parallel.whole({**self.model.state_dict(), **self.average})
-        return {name: tensor.clone() for name, tensor in whole.items()}
+        return {name: tensor.to(self.device, copy=True) for name, tensor in whole.items()}
 
     def evaluate(self, evaluate: Evaluate | None, journal: Log | None, step: int) -> None:
         """Log the scores of this step's checkpoint, which is on the disk: nothing is lost if this fails."""

@@ -38,21 +38,7 @@ def roberta():
     return tokenizer, config
 
 
-def xlm_roberta():
-    """Unigram, with the encoder's own order of specials."""
-    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁a", -1.0), ("▁red", -2.0), ("▁", -3.0)]
-    pieces += [(letter, -4.0) for letter in [*LETTERS, *",<>"]]
-    tokenizer = transformers.XLMRobertaTokenizer(vocab=pieces)
-    config = transformers.XLMRobertaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=66, pad_token_id=1, **SHAPE
-    )
-    return tokenizer, config
-
-
-XLM = pytest.param(xlm_roberta, marks=pytest.mark.slow)
-
-
-@pytest.fixture(params=[bert, roberta, XLM], ids=lambda made: made.__name__)
+@pytest.fixture(params=[bert, roberta], ids=lambda made: made.__name__)
 def saved(request, tmp_path):
     """The folder of a small encoder with random weights, the encoder and its tokenizer."""
     torch.manual_seed(5)
