@@ -203,11 +203,9 @@ def test_what_can_be_read_of_a_video_is_kept_with_a_note(build, tmp_path):
 
 
 def test_video_of_which_nothing_can_be_read_is_a_problem(build, update, tmp_path):
-    whole = TWO_SCENES.read_bytes()
     broken = {
         "empty.mp4": (b"", "the file is empty (0 bytes)"),
         "words.avi": (b"hello " * 100, "not a sound or video of a known format, or damaged"),
-        "cut.webm": (whole[: len(whole) // 2], "the file is cut off (its header says "),
         "list.mp4": (b"ffconcat version 1.0\nfile a.mp4\n", "not a sound or video of a known format, or damaged"),
     }
     (tmp_path / "files").mkdir()
@@ -221,9 +219,9 @@ def test_video_of_which_nothing_can_be_read_is_a_problem(build, update, tmp_path
     for name, (_, reason) in broken.items():
         assert found[name].startswith(reason)
         assert "; " not in found[name], "each reason once"
-    (tmp_path / "files" / "cut.webm").write_bytes(whole)
+    (tmp_path / "files" / "empty.mp4").write_bytes(TWO_SCENES.read_bytes())
     report = update(tmp_path / "index")
-    assert (report.copied, report.known_problems, report.problems) == (1, 3, [])
+    assert (report.copied, report.known_problems, report.problems) == (1, 2, [])
 
 
 def test_without_pyav_a_video_is_listed_with_the_remedy(build, update, tmp_path, monkeypatch):

@@ -15,8 +15,8 @@ from PIL import Image
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "samples"
 TWO_SCENES = Path(__file__).with_name("two_scenes.webm")
-"""Made by ffmpeg, for tests where it is not installed: `two_scenes` with -c:v libvpx-vp9 -crf 48 -b:v 0 -g 20
--c:a libopus -b:a 10k -ac 1 -fflags +bitexact -flags:v +bitexact -flags:a +bitexact. Picture and sound are CC0."""
+"""Ten seconds of the sample picture of a cat, ten of that of a coffee, 160 x 120, two a second; from second 15 on the barking
+of a dog. VP9 (-crf 48) and Opus (10 kbit/s), made by ffmpeg. Picture and sound are CC0."""
 _FOLDER = tempfile.TemporaryDirectory(prefix="onepeace-media-")
 SECONDS, RATE = 3.0, 44100
 H264 = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p")
@@ -25,27 +25,6 @@ SCENES = ("-f", "lavfi", "-i", "smptebars=d=2:s=160x120:r=10,setsar=1[a];testsrc
           "color=navy:d=2:s=160x120:r=10,setsar=1[c];[a][b][c]concat=n=3")  # fmt: skip
 SOUND = ("-i", "SOUND")
 """Stands for a file with the samples of `sound`."""
-
-
-def two_scenes(name: str, *arguments: str) -> Path:
-    """Ten seconds of the sample picture of a cat, ten of that of a coffee; behind second 15 the barking of a dog."""
-    pictures = [SAMPLES / "images" / f"{what}.jpg" for what in ("cat", "coffee")]
-    inputs = [word for path in pictures for word in ("-loop", "1", "-t", "10", "-i", str(path))]
-    shown = "scale=160:120,setsar=1,fps=2"
-    graph = f"[0]{shown}[a];[1]{shown}[b];[a][b]concat=n=2[v];[2]adelay=15000:all=1,apad=whole_dur=20[s]"
-    sound = (
-        "-i",
-        str(SAMPLES / "sounds" / "dog.ogg"),
-        "-filter_complex",
-        graph,
-        "-map",
-        "[v]",
-        "-map",
-        "[s]",
-        "-t",
-        "20",
-    )
-    return media(name, *inputs, *sound, *arguments)
 
 
 def sound() -> np.ndarray:
