@@ -25,7 +25,11 @@ from onepeace.cli import main as onepeace
 
 ROOT = Path(__file__).resolve().parents[2]
 README, PICTURE, PAGE = ROOT / "README.md", ROOT / "docs" / "pictures" / "page.png", "demo.html"
-SHELLS = {"bash", "sh", "shell", "console"}
+BLOCK = re.compile(
+    r"(?:^<!-- not run: (?P<left_out>[^\n]+) -->\n+)?^```(?P<language>\w+)\n(?P<code>.*?)^```$"
+    r"(?:\n+^```text\n(?P<shown>.*?)^```$)?",
+    re.MULTILINE | re.DOTALL,
+)
 WINDOW = "960,650"
 
 
@@ -40,41 +44,24 @@ class Block(NamedTuple):
     left_out: str | None = None
     """Why it is not run."""
     shown: str | None = None
-    """What it prints, as the file says: all lines of a console block (unless indented), or the text block after it."""
-    shown_line: int = 0
-    """The first line of ``shown``, from 1."""
+    """What it prints, as the file says: all lines of a console block, or the text block after one of python."""
+    place: tuple[int, int] = (0, 0)
+    """Where ``shown`` begins and ends in the file."""
 
 
 def blocks_of(text: str) -> list[Block]:
     """The python and shell blocks of a Markdown text."""
-    blocks: list[Block] = []
-    lines = iter(enumerate(text.splitlines(), 1))
-    left_out, follows_python = None, False
-    for number, line in lines:
-        comment = re.fullmatch(r"\s*<!--\s*not run:\s*(.+?)\s*-->\s*", line)
-        fence = re.fullmatch(r"(\s*)(`{3,}|~{3,})\s*(\w*).*", line)
-        if fence:
-            indent, ticks, language = fence.groups()
-            inside = []
-            for _, inner in lines:
-                if inner.strip() == ticks:
-                    break
-                inside.append(inner.removeprefix(indent))
-            else:
-                raise ValueError(f"the block at line {number} does not end")
-            code = "".join(f"{inner}\n" for inner in inside)
-            if language == "console":
-                commands = "".join(f"{command}\n" for command in commands_of(inside))
-                whole = (code, number + 1) if not indent else (None, 0)
-                blocks.append(Block(number + 1, language, commands, left_out, *whole))
-            elif language == "python" or language in SHELLS:
-                blocks.append(Block(number + 1, language, code, left_out))
-            elif language == "text" and follows_python:
-                blocks[-1] = blocks[-1]._replace(shown=code, shown_line=number + 1)
-            follows_python = language == "python"
-        if line.strip():
-            left_out = comment[1] if comment else None
-            follows_python = follows_python and fence is not None
+    blocks = []
+    for found in BLOCK.finditer(text):
+        language, code, shown = found["language"], found["code"], None
+        if language == "console":
+            shown, code = code, "".join(f"{command}\n" for command in commands_of(code.splitlines()))
+        elif language == "python":
+            shown = found["shown"]
+        if language in ("python", "bash", "console"):
+            line = text.count("\n", 0, found.start("code")) + 1
+            place = found.span("code" if language == "console" else "shown")
+            blocks.append(Block(line, language, code, found["left_out"], shown, place))
     return blocks
 
 
@@ -165,14 +152,13 @@ def demonstration(blocks: Sequence[Block]) -> Block:
 
 def update(readme: Path = README, picture: Path = PICTURE) -> None:
     """Replace what the blocks print, and the picture of the page if there is Chromium to draw it."""
-    lines = readme.read_text(encoding="utf-8").splitlines(keepends=True)
-    blocks = [block for block in blocks_of("".join(lines)) if block.left_out is None]
+    text = readme.read_text(encoding="utf-8")
+    blocks = [block for block in blocks_of(text) if block.left_out is None]
     printed = dict(zip(blocks, run_blocks(readme.name, blocks), strict=True))
-    for block in reversed(blocks):  # from the end, so that line numbers stay right
+    for block in reversed(blocks):  # from the end, so that places stay right
         if block.shown is not None:
-            start = block.shown_line - 1
-            lines[start : start + len(block.shown.splitlines())] = printed[block].splitlines(keepends=True)
-    readme.write_text("".join(lines), encoding="utf-8")
+            text = text[: block.place[0]] + printed[block] + text[block.place[1] :]
+    readme.write_text(text, encoding="utf-8")
     if not any(PAGE in block.code for block in blocks):
         return
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
