@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 from support.reference import Reference
-from support.small_models import ALL, VARIANTS, WAVE, batch_of, item, small_model
+from support.small_models import ALL, VARIANTS, WAVE, batch_of, every_other, item, small_model, training_batch
 from support.training import terms
 
 from onepeace.config import MaskedDecoderConfig, ModelConfig
-from onepeace.data.batch import Batch, Mask
 from onepeace.hub.convert.keys import to_original
 from onepeace.model import OnePeace, encoder
 from onepeace.train.objective import Objective, Passes
@@ -79,30 +78,6 @@ def test_mean_and_maximum_of_the_tokens_that_are_left_in_are_added_to_cls(hide, 
             assert torch.allclose(tokens[i, 0], expected, atol=1e-6, rtol=0)
 
 
-def every_other(model, batch):
-    """By modality (B, K): CLS and every other token of each item."""
-    keep = {}
-    for key, adapter in model.adapters.items():
-        rows = [[0, *range(1 + i % 2, int(n) + 1, 2)] for i, n in enumerate(adapter.token_lengths(batch[key]))]
-        longest = max(map(len, rows))
-        keep[key] = torch.tensor([row + [-1] * (longest - len(row)) for row in rows])
-    return keep
-
-
-def training_batch(model, count=3):
-    """A batch of every modality, with every other token hidden in every pass."""
-    batch, masks = batch_of(model, range(count)), {}
-    keep = every_other(model, batch)
-    for key, adapter in model.adapters.items():
-        lengths = adapter.token_lengths(batch[key])
-        masked = torch.ones(count, int(lengths.max()) + 1, dtype=torch.bool)
-        for i, ids in enumerate(keep[key]):
-            masked[i, ids[ids >= 0]] = False
-            masked[i, int(lengths[i]) + 1 :] = False
-        masks[key] = dict.fromkeys(("unimodal", "joint"), Mask(keep[key], masked))
-    return Batch(batch, masks=masks)
-
-
 TERMS = terms(
     {name: {} for name in ("contrastive", *(f"denoising/{key}" for key in ALL), "denoising/text+image+audio")}
 )
@@ -128,7 +103,7 @@ def test_any_subset_of_modalities_in_any_order(keys):
 def test_every_parameter_gets_a_gradient():
     for changes in ({}, {"bias_per_block": True}):
         model = small_model(*ALL, **changes).train()
-        losses = Objective(model, TERMS, {})(training_batch(model))
+        losses = Objective(model, TERMS, {})(training_batch(model, batch_of(model, range(3))))
         losses["loss"].backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, f"{name} is used by nothing"
@@ -182,7 +157,7 @@ def test_stems_and_passes_are_made_once_per_step(monkeypatch):
     encode, reconstruct = model.encode, model.reconstruct
     monkeypatch.setattr(model, "encode", lambda s, k=None: passes.append(("encode", *s, bool(k))) or encode(s, k))
     monkeypatch.setattr(model, "reconstruct", lambda s, k: passes.append(("decode", *s)) or reconstruct(s, k))
-    batch = training_batch(model)
+    batch = training_batch(model, batch_of(model, range(3)))
     Objective(model, TERMS, {}, max_padding=1.0)(batch)
     assert sorted(stems) == sorted(ALL)
     assert len(passes) == len(set(passes)) == 3 + 1 + 2 * (3 + 1)
@@ -200,7 +175,7 @@ def test_stem_takes_each_item_once_in_groups_of_similar_length(monkeypatch):
         monkeypatch.setattr(
             adapter, "stem_tokens", lambda x, key=key, run=run: seen[key].append(len(next(iter(x.values())))) or run(x)
         )
-    batch = training_batch(model)
+    batch = training_batch(model, batch_of(model, range(3)))
     padding = Objective(model, TERMS, {}, max_padding=0.1)(batch)["padding"]
     count = len(batch.inputs["image"]["pixels"])
     assert {key: sum(counts) for key, counts in seen.items()} == dict.fromkeys(ALL, count)
@@ -211,7 +186,9 @@ def test_stem_takes_each_item_once_in_groups_of_similar_length(monkeypatch):
 
 def test_joint_teachers_cost_no_graph():
     model = small_model(*ALL).train()
-    assert not any(x.tokens.requires_grad for x in Passes(model, training_batch(model)).joint.values())
+    assert not any(
+        x.tokens.requires_grad for x in Passes(model, training_batch(model, batch_of(model, range(3)))).joint.values()
+    )
 
 
 def test_initialisation_is_the_released_one():

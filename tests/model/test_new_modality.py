@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.small_models import VARIANTS, batch_of, small_model
+from support.small_models import VARIANTS, batch_of, small_model, training_batch
 from support.training import terms
 
 import onepeace
 from onepeace.config import MaskedDecoderConfig, ModelConfig
-from onepeace.data.batch import Batch, Mask
 from onepeace.layers.position import SequencePositions
 from onepeace.model import ADAPTERS, OnePeace
 from onepeace.processors import PROCESSORS, guess
@@ -77,15 +76,7 @@ def test_contrast_and_denoising_train_it(config):
         batch_of(small_model("text"), range(3))["text"],
         {"readings": torch.randn(3, 20, 6), "steps": torch.tensor([20, 4, 9])},
     )
-    masks = {}
-    for key, lengths in {"text": model.adapters["text"].token_lengths(text), "motion": motion["steps"]}.items():
-        masked = torch.zeros(3, int(lengths.max()) + 1, dtype=torch.bool)
-        masked[:, 1::2] = True
-        masked &= torch.arange(masked.shape[1]) <= lengths[:, None]
-        places = torch.arange(masked.shape[1]).expand(3, -1)
-        keep = places.masked_fill(masked | (places > lengths[:, None]), 999).sort(1).values
-        masks[key] = dict.fromkeys(("unimodal", "joint"), Mask(keep.masked_fill(keep == 999, -1), masked))
-    batch = Batch({"text": text, "motion": motion}, masks=masks)
+    batch = training_batch(model, {"text": text, "motion": motion})
     objective = Objective(model, terms({"contrastive": {}, "denoising/motion": {}, "denoising/text+motion": {}}), {})
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
     losses = []

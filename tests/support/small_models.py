@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onepeace.config import MaskedDecoderConfig, ModelConfig
+from onepeace.data.batch import Batch, Mask
 from onepeace.model import OnePeace
 
 WAVE = {"stem": "wave", "convs": [[16, 10, 5], [16, 3, 2], [16, 3, 2], [16, 2, 2]], "num_buckets": 6}
@@ -86,3 +87,24 @@ def batch_of(model: OnePeace, indices: Iterable[int]) -> dict[str, dict[str, Ten
     """A batch of these items in every modality of the model."""
     indices = list(indices)
     return {key: together(item(key, index) for index in indices) for key in model.adapters}
+
+
+def every_other(model: OnePeace, batch: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """By modality (B, K): CLS and every other token of each item."""
+    keep = {}
+    for key, adapter in model.adapters.items():
+        rows = [[0, *range(1 + i % 2, int(n) + 1, 2)] for i, n in enumerate(adapter.token_lengths(batch[key]))]
+        longest = max(map(len, rows))
+        keep[key] = torch.tensor([row + [-1] * (longest - len(row)) for row in rows])
+    return keep
+
+
+def training_batch(model: OnePeace, inputs: dict[str, dict[str, Tensor]]) -> Batch:
+    """These inputs, with every other token hidden in every pass."""
+    keep, masks = every_other(model, inputs), {}
+    for key, kept in keep.items():
+        lengths = model.adapters[key].token_lengths(inputs[key])
+        places = torch.arange(int(lengths.max()) + 1)
+        hidden = (places <= lengths[:, None]) & ~(places == kept[:, :, None]).any(1)
+        masks[key] = dict.fromkeys(("unimodal", "joint"), Mask(kept, hidden))
+    return Batch(inputs, masks=masks)
