@@ -33,6 +33,7 @@ def test_parts_of_the_released_size_have_the_numbers_of_the_original():
     assert parts["projections"] == 3 * 2_360_832 + 1
     assert set(parts) == {"adapter text", "adapter image", "adapter audio", "attention", "FFN text", "FFN image",
                           "FFN audio", "norms and gains", "projections", "decoder"}  # fmt: skip
+    assert parameters_by_part({"blocks.1.clips.video.time.up.bias": (32,)}) == {"adapters between frames": 32}
 
 
 @pytest.mark.parametrize(("key", "size", "length"), [("text", 16, 17), ("image", 64, 17)])
@@ -61,23 +62,6 @@ def test_flops_of_sound_are_those_of_the_closed_form():
     cost = pass_cost(config, "audio", item_batch(config, "audio", 1))
     assert cost.tokens == length
     assert cost.flops == stem + positions + blocks + 2 * 32 * 16
-
-
-def test_flops_of_a_clip_are_those_of_its_frames_and_of_what_relates_them():
-    """A second attention, over time, and three adapters of 4 D^2 / 4 multiplications a token in every block."""
-    dim, depth, frames, length = 32, 2, 3, 10
-    options = {"grid": 3, "bias_grid": 3}
-    sizes = {"dim": dim, "embed_dim": 16, "depth": depth, "num_heads": 4, "ffn_dim": 48}
-    clips = Config(ModelConfig(**sizes, adapters={"video": {**options, "frames": frames}}))
-    pictures = Config(ModelConfig(**sizes, adapters={"image": options}))
-    batch = item_batch(clips, "video", 48)
-    assert batch["pixels"].shape == (1, frames, 3, 48, 48)
-    one = pass_cost(pictures, "image", item_batch(pictures, "image", 48, frames))
-    attention = 2 * 4 * dim**2 + 4 * frames * dim
-    cost = pass_cost(clips, "video", batch)
-    assert cost.tokens == 1 + frames * (length - 1)
-    assert cost.flops == one.flops + depth * frames * length * (attention + 3 * 2 * 2 * dim**2 // 4)
-    assert parameters_by_part({"blocks.1.clips.video.time.up.bias": (32,)}) == {"adapters between frames": 32}
 
 
 def test_flops_grow_with_the_batch_and_weights_do_not_count_as_alive():

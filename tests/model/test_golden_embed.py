@@ -43,12 +43,11 @@ def test_each_modality_matches_golden(model, embed, batch, key):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("item", range(4))
-def test_text_alone_matches_golden(model, embed, item):
-    ids = embed.inputs["text"][item : item + 1]
-    batch = {"text": {"ids": ids[:, : int((ids != 1).sum())]}}
-    assert_near(model.features(batch)["text"], embed.outputs[f"text_alone_{item}_tokens"], TOKENS)
-    assert_near(model(batch)["text"], embed.outputs[f"text_alone_{item}_embed"], UNIT)
+def test_text_alone_matches_golden(model, embed):
+    for item, row in enumerate(embed.inputs["text"]):
+        batch = {"text": {"ids": row[None, : int((row != 1).sum())]}}
+        assert_near(model.features(batch)["text"], embed.outputs[f"text_alone_{item}_tokens"], TOKENS)
+        assert_near(model(batch)["text"], embed.outputs[f"text_alone_{item}_embed"], UNIT)
 
 
 @torch.no_grad()
