@@ -162,7 +162,6 @@ def test_plain_folders_have_an_index_that_is_kept_said_once_and_removed(
         (["--text", "a", "--weights", "image=1"], "--weights"),
         (["--text", "a", "--offset", "-1"], "--offset"),
         (["--text", "a", "--min-match", "nan"], "--min-match"),
-        (["--text", "a", "--rank", "ra"], "did you mean raw"),
         (["--text", "a", "--where", "wdith > 3"], "did you mean width"),
         (["--text", "a", "--after", "May"], "--after"),
         (["--text", "a", "--html", "FOLDER/no/page.html"], "page.html"),

@@ -34,14 +34,7 @@ def test_only_adapters_train_and_the_model_comes_back(random_folder, tmp_path):
     assert all(re.search(rf"model\.{TARGETS}\.lora_[AB]\.default\.weight$", name) for name in trained)
     assert torch.equal(embedder.encode_text(TEXTS), before)
 
-    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0)
     give_it_values(adapted)
-    frozen = {name: p.detach().clone() for name, p in adapted.named_parameters() if not p.requires_grad}
-    processor = embedder.processors["text"]
-    ids = processor.collate([processor.decode(text) for text in TEXTS])
-    adapted({"text": ids})["text"][:, 0].sum().backward()
-    optimizer.step()
-    assert all(torch.equal(p, frozen[name]) for name, p in adapted.named_parameters() if name in frozen)
     changed = embedder.encode_text(TEXTS)
     assert changed.shape == before.shape
     assert (changed - before).abs().max() > 0.05
