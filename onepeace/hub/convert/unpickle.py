@@ -15,7 +15,7 @@ import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -134,21 +134,19 @@ class Name:
 
 
 @dataclass(frozen=True)
-class Slice:
-    """Bytes in the file."""
+class Bytes:
+    """Bytes that begin there in the file."""
 
     start: int
-    size: int
 
 
 @dataclass(eq=False)
 class Record:
-    """An object of an inert class: what it would have been built from."""
+    """An object of an inert class: what it would have been built from, without items that would be added to it."""
 
     name: str
     args: tuple[Any, ...] = ()
     state: Any = None
-    items: list[Any] = field(default_factory=list)
 
 
 def read_checkpoint(path: str | Path) -> Any:
@@ -260,11 +258,9 @@ def _add(container: Any, items: list[Any]) -> None:
         if not all(isinstance(key, str | int | float | None) for key in keys):
             raise ValueError("a dictionary key is no plain value")
         container.update(zip(keys, items[1::2], strict=True))
-    elif isinstance(container, Record):
-        container.items.extend(items)
     elif isinstance(container, list):
         container.extend(items)
-    else:
+    elif not isinstance(container, Record):
         raise ValueError(f"nothing can be added to a {type(container).__name__}")
 
 
@@ -328,7 +324,7 @@ class _Reader:
             if name in _PUSH:
                 stack.append(argument)
             elif name in _LENGTH_BYTES:
-                stack.append(Slice(position + 1 + _LENGTH_BYTES[name], len(argument)))
+                stack.append(Bytes(position + 1 + _LENGTH_BYTES[name]))
             elif name in _CONSTANTS:
                 stack.append(_CONSTANTS[name])
             elif name in _EMPTY:
@@ -404,7 +400,7 @@ class _Reader:
         if path == "torch._utils._rebuild_parameter":
             return args[0]
         if path == "torch.storage._load_from_bytes":
-            if not isinstance(args[0], Slice):
+            if not isinstance(args[0], Bytes):
                 raise ValueError("tensors inside a pickle of protocol 2 are not supported")
             # Once for each place: a hostile file can mention one place a million times.
             start = args[0].start
