@@ -29,13 +29,8 @@ STEP = 1.0
 """Seconds between two pictures that are looked at, at least."""
 SLACK = 1e-3
 """Seconds by which times may differ that mean the same picture: they are kept rounded."""
-STRETCH = 1.5
-"""Times `every` that may lie between two key frames before all between them is decoded, unless told otherwise."""
 HELD_BYTES = 64 << 20
-"""Number of packets that wait for that decision."""
-CHANGE = 0.35
-"""Share of the colours, place by place, that another scene has. In photos that a camera pans and zooms over, 0.14 is
-usual and 0.30 rare; between two photos 0.57 is usual and 0.36 rare."""
+"""Bytes of packets that wait for the decision whether all between two key frames is decoded."""
 LEVELS = 4
 """Levels of each of red, green and blue that are told apart."""
 
@@ -50,12 +45,7 @@ class Frame(NamedTuple):
 
 
 def frames(
-    path: str | os.PathLike[str] | bytes,
-    *,
-    every: float = 10.0,
-    change: float = CHANGE,
-    step: float = STEP,
-    stretch: float = STRETCH,
+    path: str | os.PathLike[str] | bytes, *, every: float, change: float, step: float, stretch: float
 ) -> Iterator[Frame]:
     """The first picture, those at which the scene changes, and others so that few stretches are longer than `every`.
 
@@ -67,8 +57,11 @@ def frames(
     Args:
         path: a local file, or the content of one.
         every: seconds between two pictures of a scene that does not change.
-        change: from 0 (each picture looked at is another scene) to 1 (none is).
+        change: share of the colours, place by place, that another scene has, from 0 (each picture looked at is one) to
+            1 (none is). In photos that a camera pans and zooms over, 0.14 is usual and 0.30 rare; between two photos
+            0.57 is usual and 0.36 rare.
         step: seconds between two pictures at least.
+        stretch: times `every` that may lie between two key frames before all between them is decoded.
 
     Raises:
         UserError: PyAV is missing, or the file is cut off, has no pictures, or is damaged so that its decoder gives up,

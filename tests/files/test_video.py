@@ -10,7 +10,7 @@ from support.media import H264, SCENES, SOUND, ffmpeg, media
 
 from onepeace.errors import UserError
 from onepeace.files import container, video
-from onepeace.files.video import frame_at, frames
+from onepeace.files.video import frame_at
 
 pytest.importorskip("av")
 
@@ -24,6 +24,10 @@ KINDS = {
     "a.3gp": ("-c:v", "h263", "-s", "176x144"),
     "a.wmv": ("-c:v", "wmv2"),
 }
+
+
+def frames(path, every=10.0, change=0.35, step=1.0):
+    return video.frames(path, every=every, change=change, step=step, stretch=1.5)
 
 
 def times(path, **options) -> list[float]:
