@@ -95,8 +95,8 @@ data: {train: [{shards: "motion.tar", pair: [motion, text]}]}
 freeze: {except: [adapters.motion.*, norms.motion.*, blocks.*.ffn.motion.*, heads.motion.*]}
 objective: [{term: contrastive, multi_positive: true}]
 optim: {lr: 2.0e-3}
-schedule: {steps: 20, warmup_steps: 4}
-run: {batch_size: 25, workers: 0, log_every: 10, save_every: 0, precision: float32}
+schedule: {steps: 12, warmup_steps: 3}
+run: {batch_size: 25, workers: 0, log_every: 4, save_every: 0, precision: float32}
 """
 
 
