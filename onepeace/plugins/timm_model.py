@@ -205,7 +205,8 @@ class ImageBranch(nn.Module):
         adapter, resize = expect(self.trunk.adapters[KEY], ImageAdapter), architecture(self.architecture).resize
         for table, other in zip(adapter.bias_tables, target.bias_tables, strict=True):
             if resize is not None and table.shape != other.shape:
-                table.data = resize(table.data, tuple(other.shape)).to(table.dtype)
+                resized = other if table.is_meta else resize(table.data, tuple(other.shape))
+                table.data = resized.to(table.dtype)
         adapter.bias_grid, self.trunk.config = expect(target, ImageAdapter).bias_grid, config.model
         size = {"input_size": (self.in_chans, *sides_of(img_size))}
         self.pretrained_cfg = self.default_cfg = {**getattr(self, "pretrained_cfg", {}), **size}

@@ -192,8 +192,8 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         """
         inputs = model_inputs(self, options, input_ids, attention_mask, pixel_values, input_values, padding_mask)
         parts: dict[str, Any] = {}
-        if options.get("output_hidden_states", self.config.output_hidden_states):
-            options = {**options, "output_hidden_states": True, "return_dict": True}
+        if wanted := options.get("output_hidden_states", self.config.output_hidden_states):
+            options = {**options, "output_hidden_states": wanted, "return_dict": True}
             parts = {key: self._features({key: one}, **options) for key, one in inputs.items()}
         embeds: dict[str, Any] = {key: part.pooler_output for key, part in parts.items()} or self.onepeace(inputs)
         text, scale = embeds.get("text"), self.logit_scale()
