@@ -40,7 +40,7 @@ ROWS = [
     {"evaluate"},
     {"train"},
     {"api", "serve", "cost", "plugins"},
-    {"bench", "bridge", "finetune"},
+    {"bench", "finetune"},
     {"commands"},
     {"cli"},
 ]
