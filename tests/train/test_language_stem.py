@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from support.training import MODEL, recipe
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from onepeace.cost.plan import make_plan
 from onepeace.embed.embedder import load
@@ -30,7 +31,7 @@ def bert():
 
 def roberta():
     """Byte-level BPE, positions counted from behind the padding's id."""
-    alphabet = sorted(transformers.convert_slow_tokenizer.bytes_to_unicode().values())
+    alphabet = sorted(bytes_to_unicode().values())
     pieces = ["<s>", "<pad>", "</s>", "<unk>", *alphabet, "re", "red", "Ġa", "<mask>"]
     vocab = {piece: index for index, piece in enumerate(pieces)}
     tokenizer = transformers.RobertaTokenizer(vocab=vocab, merges=[("r", "e"), ("re", "d"), ("Ġ", "a")])
