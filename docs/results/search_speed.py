@@ -19,10 +19,10 @@ import numpy as np
 from onepeace.export.text_branch import keep_text_branch
 from onepeace.hub.resolve import resolve
 from onepeace.index import Index, Query
+from onepeace.index.builder import score
 from onepeace.index.calibrate import FILE
 from onepeace.index.index import identity
 from onepeace.index.nearest import keep
-from onepeace.index.ranking import Banks
 from onepeace.index.store import Item, Span, Store
 
 E, BATCH = 256, 10_000
@@ -40,16 +40,14 @@ def make(folder: Path, rows: np.ndarray) -> None:
     """Index of pictures that are not there."""
     about = {**identity("tiny"), "modalities": "image audio text", "window": "10", "hop": "5"}
     with closing(Store.create(folder, E, about)) as store:
-        banks = Banks.load((resolve("tiny") / FILE).read_bytes(), None)
         for start in range(0, len(rows), BATCH):
             block = rows[start : start + BATCH]
             items = [(Item(f"/p/{start + i}.jpg", "image", width=i % 100), [Span("image")]) for i in range(len(block))]
             with store.transaction():
                 store.add(items, block)
-            banks.add(block, ["image"] * len(block))
         with store.transaction():
             store.keep_blob("calibration", (resolve("tiny") / FILE).read_bytes())
-            store.keep_blob("best", banks.best_bytes())
+        score(store)
         keep_text_branch("tiny", about["model_hash"])
         keep(store)
 

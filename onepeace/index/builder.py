@@ -23,7 +23,8 @@ from onepeace.files import source
 from onepeace.files.metadata import describe_media
 from onepeace.files.source import scheme
 from onepeace.files.walk import Unreadable
-from onepeace.index.index import unreadable
+from onepeace.index.index import banks_of, unreadable
+from onepeace.index.nearest import vectors_state
 from onepeace.index.sources import (
     MADE_OF,
     Entry,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 BATCH_SECONDS, BATCH_VECTORS = 2.0, 512
 """What is written at once: what a kill can cost."""
+SCORE_EVERY = 20_000
+"""Vectors after which unrelated queries are scored, for who searches while others are embedded."""
 AHEAD = 64
 """Files that are read and hashed before the decoders ask for them."""
 CHUNK = 1 << 20
@@ -109,6 +112,7 @@ class Builder:
         self._results: list[tuple[Item, list[Span]]] = []
         self._vectors: list[np.ndarray] = []
         self._changes: list[Item] = []
+        self._unscored = 0
         self._written = time.monotonic()
         self._settled = 0
         """Entries that were settled since the progress was shown."""
@@ -361,7 +365,20 @@ class Builder:
             with self.store.transaction():
                 self.store.change(changes)  # first: a new file may lie where one was that has moved
                 self.store.add(results, rows)
+        self._unscored += len(vectors)
+        if self._unscored >= SCORE_EVERY:
+            score(self.store)
+            self._unscored = 0
         self._written = time.monotonic()
+
+
+def score(store: Store) -> None:
+    """Bring the scores that unrelated queries have in an index up to date."""
+    if store.meta.get("scored") != (state := vectors_state(store)):
+        best = banks_of(store).best_bytes()
+        with store.transaction():
+            store.keep_blob("best", best)
+            store.meta["scored"] = state
 
 
 def read_content(entry: Entry) -> Entry:

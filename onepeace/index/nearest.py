@@ -69,7 +69,7 @@ class Matrix:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._path = next(store.folder.glob(f"{MATRIX}-{state_of(store)}-*"), None)
+        self._path = next(store.folder.glob(f"{MATRIX}-{vectors_state(store)}-*"), None)
         mapped = _mapped(self._path, record_type(store.embed_dim))
         self.is_mapped = mapped is not None
         self.records = mapped if mapped is not None else np.concatenate([*read(store)])
@@ -201,8 +201,8 @@ def keep(store: Store) -> None:
     A disk that is full costs the files, not the index: they only save time.
     """
     try:
-        if not any(store.folder.glob(f"{MATRIX}-{state_of(store)}-*")):
-            _replace(store, MATRIX, state_of(store), (records.tobytes() for records in read(store)))
+        if not any(store.folder.glob(f"{MATRIX}-{vectors_state(store)}-*")):
+            _replace(store, MATRIX, vectors_state(store), (records.tobytes() for records in read(store)))
         if store.select("SELECT count(*) FROM vectors")[0][0] >= LARGE:
             _Lists.keep(Matrix(store))
     except OSError as error:
@@ -236,7 +236,7 @@ def _checksum(path: Path) -> int:
     return crc
 
 
-def state_of(store: Store) -> str:
+def vectors_state(store: Store) -> str:
     """State of an index's vectors, as the names of its files give it: the id of the last one, and how many are gone."""
     ((last,),) = store.select("SELECT max(id) FROM vectors")
     return f"{last or 0}-{store.meta['removed']}"
@@ -342,7 +342,7 @@ class _Lists:
         for start in range(0, count, 1 << 16):
             block = slice(start, start + (1 << 16))
             index.add_with_ids(np.ascontiguousarray(matrix.vectors[block]), matrix.id[block])
-        _replace(store, LISTS, state_of(store), iter([faiss.serialize_index(index).tobytes()]))
+        _replace(store, LISTS, vectors_state(store), iter([faiss.serialize_index(index).tobytes()]))
 
     def candidates(self, query: np.ndarray, count: int, rows: np.ndarray, selector: Any) -> np.ndarray:
         """Rows, rising, among some that may be nearest, with all of these that are newer than the lists."""

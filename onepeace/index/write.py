@@ -12,9 +12,9 @@ from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import make_folder
 from onepeace.files.source import scheme
 from onepeace.index import nearest
-from onepeace.index.builder import HOP, WINDOW, Builder, Report
+from onepeace.index.builder import HOP, WINDOW, Builder, Report, score
 from onepeace.index.calibrate import banks_of_words, read_calibration
-from onepeace.index.index import banks_of, check_model, identity, unreadable
+from onepeace.index.index import check_model, identity, unreadable
 from onepeace.index.sources import Scan, is_below, roots_of, scan
 from onepeace.index.store import DATABASE, Root, Store
 from onepeace.index.workers import Model, pool_of
@@ -243,11 +243,7 @@ def _fill(
 
 def _finish(store: Store) -> None:
     """Bring what is derived from the vectors up to date."""
-    if store.meta.get("scored") != (state := nearest.state_of(store)):
-        best = banks_of(store).best_bytes()
-        with store.transaction():
-            store.keep_blob("best", best)
-            store.meta["scored"] = state
+    score(store)
     nearest.keep(store)
     if store.meta["store"] != nearest.LOCAL:
         with closing(nearest.service_of(store, nearest.Matrix(store))) as service:

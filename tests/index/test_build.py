@@ -219,6 +219,20 @@ def test_interrupt_keeps_what_is_done(build, folder, tmp_path, monkeypatch):
     check_same(tmp_path / "index", tmp_path / "fresh")
 
 
+def test_unrelated_queries_are_scored_while_others_are_embedded(build, words, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(builder, "BATCH_VECTORS", 2)
+    monkeypatch.setattr(builder, "SCORE_EVERY", 3)
+    monkeypatch.setattr(builder, "score", lambda store: seen.append(store.count()))
+    build(tmp_path / "index", words)
+    assert seen == [4]
+    monkeypatch.undo()
+    build(tmp_path / "index", words)
+    with Index.open(tmp_path / "index") as index:
+        assert index.banks.seen("word", "text").best.max() > -1
+        assert index.store.meta["scored"].startswith("6-")
+
+
 def test_index_that_is_moved_meanwhile_keeps_what_is_done(build, words, tmp_path, monkeypatch):
     take = builder.Builder._take
 
