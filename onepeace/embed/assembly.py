@@ -47,6 +47,8 @@ class Embedded:
     error: Exception | None = None
     modality: str | None = None
     """The item's, or that of its first part; None if it failed."""
+    is_silent: bool = False
+    """Whether all of its sound is digital silence, of which a vector says nothing."""
 
     @property
     def reason(self) -> str | None:
@@ -64,6 +66,7 @@ class Assembly:
         self._spans: list[tuple[float, float]] = []
         self._parts: list[slice] = []
         self._modality: str | None = None
+        self._is_silent: bool | None = None
         self._missing = 1  # one for the end of the item, which has not been seen yet
 
     def samples(self, parts: Sequence[Part]) -> Iterator[tuple[str, Tensor, int]]:
@@ -77,6 +80,8 @@ class Assembly:
                 first = len(self._rows)
                 for start, end, sample in part.pieces:
                     self._spans.append((start, end))
+                    if sample.ndim == 1 and sample.is_floating_point():  # a waveform
+                        self._is_silent = self._is_silent is not False and bool(sample.min() == sample.max())
                     self._rows.append(None)
                     self._missing += 1
                     yield part.modality, sample, len(self._rows) - 1
@@ -108,7 +113,7 @@ class Assembly:
         rows = [row for row in self._rows if row is not None]
         vector = _mean([_mean(rows[part]) for part in self._parts])
         cut = Windows(torch.stack(rows), *map(list, zip(*self._spans, strict=True))) if windows else None
-        return Embedded(self.index, self.name, vector, cut, modality=self._modality)
+        return Embedded(self.index, self.name, vector, cut, None, self._modality, bool(self._is_silent))
 
 
 def _mean(rows: list[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ Every result comes from `Embedder.stream`: items are decoded in threads (stream.
 with others of like size, computed, and put together again (assembly.py), in order and in bounded memory.
 """
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
@@ -39,6 +40,8 @@ from onepeace.threads import Batch, Computing, Result, num_workers
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from typing_extensions import Unpack
+
+log = logging.getLogger(__name__)
 
 WINDOW = 64
 """Decoded samples that may wait for others of their size."""
@@ -308,6 +311,8 @@ class Embedder:
         with closing(self._stream(items, options)) as results:
             for result in tqdm(results, total=total, disable=off, delay=delay, unit="item"):
                 if result.error is None:
+                    if result.is_silent:
+                        log.warning("%s: digital silence; its vector says nothing about a sound", result.name)
                     yield result
                 elif options.on_error == "raise":
                     raise UserError(f"{result.name}: {result.reason}") from result.error

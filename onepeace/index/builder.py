@@ -2,7 +2,6 @@
 and the same command goes on where it was stopped."""
 
 import hashlib
-import logging
 import os
 import re
 import time
@@ -37,7 +36,6 @@ from onepeace.index.sources import (
 )
 from onepeace.index.store import Item, Root, Span, Store
 from onepeace.index.video import Video
-from onepeace.index.workers import listening
 from onepeace.progress import Progress
 
 if TYPE_CHECKING:
@@ -285,18 +283,12 @@ class Builder:
                     waiting.append((read.item, video))
                     yield video or {read.item.modality: read.value}
 
-            silent: set[str] = set()  # names of sounds that are found to be wholly silent, which is only logged
-
-            def hear(record: logging.LogRecord) -> None:
-                name, found, _ = record.getMessage().partition(": digital silence")
-                silent.update([name] if found else [])
-
             bar = Progress(total, shown=self.progress)
             results = self.embedder.stream(values(first), batch_size=self.batch_size, **self._windows())
-            with closing(results), bar, listening("onepeace.processors.audio", hear):
+            with closing(results), bar:
                 for result in results:
                     item, video = waiting.popleft()
-                    self._take(item, result, video, result.name in silent)
+                    self._take(item, result, video)
                     bar.update(self._settled + 1)
                     self._settled = 0
                     self._flush_if_due()
@@ -311,9 +303,9 @@ class Builder:
         longest = getattr(self.embedder.processors.get("audio"), "max_seconds", None) or window
         return {"long": "windows", "window": min(window, longest), "hop": min(hop, longest)}
 
-    def _take(self, item: Item, result: "Embedded", video: Video | None, is_silent: bool) -> None:
+    def _take(self, item: Item, result: "Embedded", video: Video | None) -> None:
         """Keep the vectors of an entry, or the reason why there are none."""
-        notes = [*(["digital silence"] if is_silent else []), *(video.troubles if video else [])]
+        notes = [*(["digital silence"] if result.is_silent else []), *(video.troubles if video else [])]
         item = replace(item, note=without_surrogates("; ".join(notes)) or None)
         windows = result.windows
         if result.error is not None or result.vector is None:
@@ -324,7 +316,7 @@ class Builder:
         self.report.added += is_new
         self.report.changed += not is_new
         if video is not None and windows is not None:
-            self._keep(item, *video.vectors(windows, is_silent))
+            self._keep(item, *video.vectors(windows, result.is_silent))
         elif windows is None or len(windows.starts) == 1:
             self._keep(item, [Span(item.modality)], result.vector.numpy()[None])
         else:

@@ -5,7 +5,6 @@ A chunk whose process dies is embedded again while nothing else is, and item by 
 ends a process alone is one that failed.
 """
 
-import logging
 import multiprocessing
 import os
 import signal
@@ -13,7 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import islice
@@ -64,8 +62,6 @@ class Done:
     results: "list[Embedded]" = field(default_factory=list)
     learned: list[dict[str, Any]] = field(default_factory=list)
     """For each item, attributes of a `Compound` that its copy in the other process has set."""
-    logged: list[tuple[str, int, str]] = field(default_factory=list)
-    """Logger, level and message of what was logged."""
 
 
 class Engine(Protocol):
@@ -270,29 +266,14 @@ def embed(embedder: "Embedder", chunk: Chunk) -> Done:
     from onepeace.embed.assembly import Embedded
 
     done = Done()
-    with listening("onepeace", lambda record: done.logged.append((record.name, record.levelno, record.getMessage()))):
-        results = embedder.stream(chunk.items, **chunk.options)
-        for place, (item, result) in enumerate(zip(chunk.items, results, strict=True), chunk.first):
-            error = None if result.error is None else UserError(str(result.reason))  # others may not be picklable
-            done.results.append(Embedded(place, result.name, result.vector, result.windows, error))
-            names = item.learned if isinstance(item, Compound) else ()
-            done.learned.append({name: getattr(item, name) for name in names})
+    results = embedder.stream(chunk.items, **chunk.options)
+    for place, (item, result) in enumerate(zip(chunk.items, results, strict=True), chunk.first):
+        error = None if result.error is None else UserError(str(result.reason))  # others may not be picklable
+        parts = result.vector, result.windows, error
+        done.results.append(Embedded(place, result.name, *parts, is_silent=result.is_silent))
+        names = item.learned if isinstance(item, Compound) else ()
+        done.learned.append({name: getattr(item, name) for name in names})
     return done
-
-
-@contextmanager
-def listening(name: str, hear: Callable[[logging.LogRecord], object]) -> Iterator[None]:
-    """Give what a logger and those below it log to a function, in place of printing it."""
-    handler = logging.Handler()
-    handler.emit = hear  # type: ignore[assignment, method-assign]
-    logger = logging.getLogger(name)
-    propagate, logger.propagate = logger.propagate, False
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
 
 
 def _chunks(items: Iterable[object], options: dict[str, Any], size: int) -> Iterator[Chunk]:
@@ -310,9 +291,7 @@ def _chunks(items: Iterable[object], options: dict[str, Any], size: int) -> Iter
 
 
 def _taken(chunk: Chunk, done: Done) -> Iterator["Embedded"]:
-    """Results of a chunk; what its process says beside them is taken over."""
-    for name, level, message in done.logged:
-        logging.getLogger(name).log(level, "%s", message)
+    """Results of a chunk; what its process learned of the items is taken over."""
     for item, learned, result in zip(chunk.items, done.learned, done.results, strict=True):
         for name, value in learned.items():
             setattr(item, name, value)

@@ -5,7 +5,6 @@ time. Every window is normalised on its own, so it depends on nothing outside it
 """
 
 import io
-import logging
 import math
 import numbers
 import os
@@ -30,7 +29,6 @@ from onepeace.processors.resample import Resample
 if TYPE_CHECKING:
     from soundfile import SoundFile
 
-logger = logging.getLogger(__name__)
 
 MAX_RATE = 1_000_000
 EPS = 1e-5
@@ -99,7 +97,7 @@ class AudioProcessor(Processor):
 
     def decode(self, item: object) -> Tensor:
         """(N,) float32 of the first `max_seconds`, normalised, at least `min_seconds` long."""
-        return self.finish(self.load(item, seconds=self.max_seconds), source.describe(item))
+        return self.finish(self.load(item, seconds=self.max_seconds))
 
     def load(self, item: object, seconds: float | None = None) -> Tensor:
         """(N,) float32: the first `seconds` of sound, or all of it, mono, resampled, not normalised.
@@ -114,12 +112,10 @@ class AudioProcessor(Processor):
             samples = self._resample(sound.read(count), sound.rate)
         return samples if seconds is None else samples[: self._samples(seconds)]
 
-    def finish(self, samples: Tensor, name: str | None = None) -> Tensor:
-        """A window of raw samples as the model reads it: normalised, then repeated up to `min_seconds`.
-
-        Digital silence is reported under `name`, not at all without one.
-        """
-        return self._fill(_normalized(samples, name))
+    def finish(self, samples: Tensor) -> Tensor:
+        """A window of raw samples as the model reads it: (x - mean) / sqrt(biased variance + 1e-5), then repeated up to
+        `min_seconds`."""
+        return self._fill(torch.nn.functional.layer_norm(samples, samples.shape, eps=EPS))
 
     def windows(
         self, item: object, window: float | None = None, hop: float | None = None
@@ -129,7 +125,7 @@ class AudioProcessor(Processor):
         `window` is `max_seconds` by default, and `hop` is `window`. The file is read once, from front to back, one
         window in memory at a time. The last window is the first that reaches the end of the sound; where it is shorter
         than `window` it is kept if it has at least `min_seconds` or is the only one, so that less than `min_seconds`
-        of a tail can go unread. A sound that is silent in all its windows is reported, at its end.
+        of a tail can go unread.
         """
         name = source.describe(item)
         window = self.max_seconds if window is None else window
@@ -140,7 +136,6 @@ class AudioProcessor(Processor):
             raise UserError(f"{name}: window and hop must be positive seconds, got {window} and {hop}")
         with _open(item, name) as sound:
             length, rate = math.ceil(window * sound.rate), sound.rate
-            silent = True
             held, at = torch.empty(0), 0  # samples read and still needed, and the frame of the first
             for k in range(math.ceil(sound.frames / rate / hop)):
                 first = round(k * hop * rate)
@@ -154,12 +149,9 @@ class AudioProcessor(Processor):
                 if not len(held):
                     break
                 samples = self._resample(held[:count], rate)[: self._samples(window)]
-                silent = silent and _is_silent(samples)
-                yield first / rate, (first + count) / rate, self._fill(_normalized(samples))
+                yield first / rate, (first + count) / rate, self.finish(samples)
                 if first + count >= sound.frames:
                     break
-            if silent:
-                _warn_of_silence(name)
 
     def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
         """{"waveform": (B, N)}, padded with 0 on the right; then also "lengths": (B,) int64 samples of each."""
@@ -328,21 +320,6 @@ def _mono(samples: np.ndarray, name: str) -> Tensor:
         bad = int((~torch.isfinite(mono)).sum())
         raise UserError(f"{name}: {bad} of {len(mono)} samples are NaN or infinite")
     return mono
-
-
-def _normalized(samples: Tensor, name: str | None = None) -> Tensor:
-    """(x - mean) / sqrt(variance + 1e-5) over the whole, biased; with a name, silence is reported."""
-    if name is not None and _is_silent(samples):
-        _warn_of_silence(name)
-    return torch.nn.functional.layer_norm(samples, samples.shape, eps=EPS)
-
-
-def _is_silent(samples: Tensor) -> bool:
-    return bool(samples.min() == samples.max())
-
-
-def _warn_of_silence(name: str) -> None:
-    logger.warning("%s: digital silence; its vector says nothing about a sound", name)
 
 
 @lru_cache(maxsize=16)

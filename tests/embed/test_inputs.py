@@ -125,3 +125,7 @@ def test_silence_is_embedded_and_warned_about(model, caplog):
     assert vectors.isfinite().all()
     assert_close(vectors.norm(dim=1), torch.ones(1), atol=1e-6, rtol=0)
     assert "silence" in caplog.text
+    sounds = [np.zeros(32000), np.full(32000, 0.25), np.r_[np.zeros(16000), np.sin(np.arange(16000))]]
+    for options in ({}, {"long": "windows", "window": 0.5, "hop": 0.5}):
+        found = model.stream([(sound.astype(np.float32), 16000) for sound in sounds], **options)
+        assert [one.is_silent for one in found] == [True, True, False]

@@ -57,7 +57,7 @@ class Embedder:
             windows = SimpleNamespace(vectors=vectors, starts=starts, ends=ends)
             whole = SimpleNamespace(numpy=lambda vectors=vectors: vectors[0])
             yield SimpleNamespace(
-                error=error, reason=str(error), name=value["text"].name, vector=whole, windows=windows
+                error=error, reason=str(error), name=value["text"].name, vector=whole, windows=windows, is_silent=False
             )
 
 
