@@ -129,7 +129,7 @@ class Index:
         return [unreadable(item.path, item.problem or "") for item in self.store.items("problem IS NOT NULL")]
 
     def roots(self) -> dict[str, Root]:
-        """What the index was made of, by path."""
+        """Folders, files, tables and shards that the index was made of, by path."""
         return {path: root for path, root in self.store.roots().items() if root.kind != "removed"}
 
     def stats(self) -> dict[str, Any]:

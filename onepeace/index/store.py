@@ -347,7 +347,7 @@ class Store:
         return found
 
     def roots(self) -> dict[str, Root]:
-        """What the index was made of, and what was taken out of it, by path.
+        """Paths that the index was made of, and those that were taken out of it, each with its `Root`.
 
         Raises:
             Damaged: it is not what was written.

@@ -42,7 +42,7 @@ class ClassifyRequest(Parts):
 
 
 class SearchRequest(Parts):
-    """What is searched for; several parts are one query, their weighted sum. Nothing at all lists the newest files."""
+    """Parts of a search; several are one query, their weighted sum. Nothing at all lists the newest files."""
 
     like: Number | str | list[Number | str] = Field([], description="numbers or paths of files of the index")
     without: StrictStr | list[StrictStr] = Field([], description="words to move away from")

@@ -65,7 +65,7 @@ class Passes:
         return stems
 
     def _once(self, name: Any, make: Callable[[], T]) -> T:
-        """What ``make`` gave when this name was first asked for."""
+        """Result of ``make``, called when this name is first asked for."""
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]

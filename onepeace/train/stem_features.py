@@ -40,7 +40,7 @@ class StemViews:
     key: str
     """The modality."""
     adapter: Any
-    """Of the model, with a pretrained stem whose network is frozen."""
+    """The model's adapter of it, with a pretrained stem whose network is frozen."""
     processor: Any
     augment: Mapping[str, Any]
     """The modality's options of data.augment; empty = every view is the item as it is."""

@@ -75,7 +75,7 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class AskingOptions:
-    """What is answered, and how the captions of a batch are changed before they are asked."""
+    """Options of the answers, and of how the captions of a batch are changed before they are asked."""
 
     writes: str = "text"
     """The answer: text, the caption, or a target: label, answers (the one with the highest score), box, boxes (with
