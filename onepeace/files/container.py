@@ -30,6 +30,12 @@ SLACK_BYTES = 1024
 BOXES = frozenset(b"ftyp styp moov moof mfra mdat meta free skip wide uuid udta sidx ssix prft emsg pnot PICT".split())
 """Boxes of the outermost level."""
 MAX_BOXES = 100_000
+HEAD = 4096
+"""Bytes in which AVI and Matroska say their length."""
+UNFINISHED = 0xFFFFFFFF
+"""Length in an AVI whose recording was stopped; it is read as far as it goes."""
+EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+"""Begin of a Matroska file, and of the element that holds all but its header."""
 
 
 @contextmanager
@@ -131,10 +137,25 @@ def reason(error: Exception) -> str:
 def cut_off(file: IO[bytes]) -> str | None:
     """Bytes that the header says and bytes that are there; None if none are missing or the format does not tell.
 
-    Known are MP4 and its kin (MOV, M4A, HEIC, AVIF, CR3), by the sizes of their boxes (ISO/IEC 14496-12, section 4.2).
     The file is at its start afterwards.
     """
-    size, at = file.seek(0, os.SEEK_END), 0
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(HEAD)
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        length = int.from_bytes(head[4:8], "little")
+        end = 0 if length == UNFINISHED else 8 + length
+    elif head[:4] == EBML:
+        end = _end_of_segment(head)
+    else:
+        end = _end_of_boxes(file, size)
+    file.seek(0)
+    return f"its header says {end} bytes, {size} are there" if end > size + SLACK_BYTES else None
+
+
+def _end_of_boxes(file: IO[bytes], size: int) -> int:
+    """End of the last whole box of MP4 and its kin (MOV, M4A, HEIC, AVIF, CR3; ISO/IEC 14496-12, section 4.2)."""
+    at = 0
     for _ in range(MAX_BOXES):
         file.seek(at)
         head = file.read(16)
@@ -145,5 +166,22 @@ def cut_off(file: IO[bytes]) -> str | None:
         if at >= size or length < 8 or head[4:8] not in BOXES:
             break
         at += length
-    file.seek(0)
-    return f"its header says {at} bytes, {size} are there" if at > size + SLACK_BYTES else None
+    return at
+
+
+def _end_of_segment(head: bytes) -> int:
+    """End of the segment of a Matroska or WebM file (RFC 9559); 0 where its size is unknown, as in live recordings."""
+    start, length = _vint(head, len(EBML))
+    segment = start + length
+    if head[segment : segment + len(SEGMENT)] != SEGMENT:
+        return 0
+    start, length = _vint(head, segment + len(SEGMENT))
+    return start + length
+
+
+def _vint(data: bytes, at: int) -> tuple[int, int]:
+    """A variable-size integer of EBML (RFC 8794, section 4): the place after it, and its value; 0 if unknown."""
+    octets = 9 - data[at].bit_length() if at < len(data) else 1
+    ones = (1 << 7 * octets) - 1
+    value = int.from_bytes(data[at : at + octets], "big") & ones
+    return at + octets, 0 if value == ones else value

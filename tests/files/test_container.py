@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from onepeace.errors import UserError
-from onepeace.files.container import cut_off, open_container
+from onepeace.files.container import EBML, SEGMENT, cut_off, open_container
 
 
 def box(kind: bytes, content: bytes) -> bytes:
@@ -16,12 +16,17 @@ def box(kind: bytes, content: bytes) -> bytes:
 BODY = bytes(5000)
 WHOLE = {
     "mp4": box(b"ftyp", b"isom") + box(b"mdat", BODY) + box(b"moov", bytes(2000)),
+    "avi": b"RIFF" + struct.pack("<I", 4 + len(BODY)) + b"AVI " + BODY,
+    "matroska": EBML + b"\x81\0" + SEGMENT + struct.pack(">Q", 1 << 56 | len(BODY)) + BODY,
     "large box": box(b"ftyp", b"qt  ") + struct.pack(">I4sQ", 1, b"mdat", 16 + len(BODY)) + BODY,
 }
 UNKNOWN = {
     "to the end": box(b"ftyp", b"isom") + struct.pack(">I4s", 0, b"mdat") + BODY,
     "trailing text": WHOLE["mp4"] + b"Samsung trailer " * 200,
     "wave": b"RIFF" + struct.pack("<I", 50_000) + b"WAVE" + BODY,
+    "avi that was not finished": b"RIFF\xff\xff\xff\xffAVI " + BODY,
+    "matroska, live": EBML + b"\x81\0" + SEGMENT + b"\x01" + b"\xff" * 7 + BODY,
+    "matroska of 6 bytes": EBML + b"\x01\0",
     "text": b"hello " * 1000,
     "empty": b"",
 }

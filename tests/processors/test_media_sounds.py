@@ -113,7 +113,7 @@ def test_channels_that_end_the_process_in_pyav_do_not(name, arguments):
     assert 0.1 < float(loudest) < 0.5
 
 
-@pytest.mark.parametrize("name", ["a.m4a", "pieces.mp4", "v.mp4"])
+@pytest.mark.parametrize("name", ["a.m4a", "pieces.mp4", "v.mp4", "v.mkv", "a.weba", "v.avi"])
 @pytest.mark.parametrize("keep", [0.3, 0.9])
 def test_file_that_was_cut_off_is_an_error(name, keep, tmp_path):
     data = media(name, *KINDS[name]).read_bytes()
