@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
@@ -26,6 +27,7 @@ from onepeace.model import OnePeace
 from onepeace.model.adapters import ADAPTERS
 from onepeace.model.adapters.base import values_are_known
 from onepeace.model.block import Block
+from onepeace.model.clip_block import ClipBlock
 
 from .configuration import OnePeaceConfig
 
@@ -34,6 +36,18 @@ README = """A model of onepeace. `pip install onepeace`, then
 `import onepeace.plugins.transformers` before `AutoModel.from_pretrained(...)` and its siblings;
 or `onepeace.load(...)` without transformers.
 """
+
+
+class OnePeaceBlock(Block, GradientCheckpointingLayer):
+    """A block whose recomputation is the library's, with its options (``offload``, ``use_reentrant``)."""
+
+    forward = Block.compute
+
+
+class OnePeaceClipBlock(ClipBlock, GradientCheckpointingLayer):
+    """As `OnePeaceBlock`, of models that read clips."""
+
+    forward = ClipBlock.compute
 
 
 class OnePeacePreTrainedModel(PreTrainedModel):
@@ -49,13 +63,18 @@ class OnePeacePreTrainedModel(PreTrainedModel):
     gradient_checkpointing = False
     _supports_sdpa = True
     _can_record_outputs = {"hidden_states": Block}  # noqa: RUF012
-    _no_split_modules = ["Block", "ClipBlock", *(adapter.__name__ for adapter in ADAPTERS.values())]  # noqa: RUF012
+    _no_split_modules = [  # noqa: RUF012
+        *("OnePeaceBlock", "OnePeaceClipBlock"),
+        *(adapter.__name__ for adapter in ADAPTERS.values()),
+    ]
 
     onepeace: OnePeace
 
     def __init__(self, config: OnePeaceConfig) -> None:
         super().__init__(config)
         self.onepeace = expect(build_encoder(config.to_onepeace()), OnePeace)
+        for block in self.onepeace.blocks:
+            block.__class__ = OnePeaceClipBlock if isinstance(block, ClipBlock) else OnePeaceBlock
         for module in self.onepeace.modules():
             # What was just built is filled; on the meta device it waits for a file, or for `_init_weights`.
             module._is_hf_initialized = not any(p.is_meta for p in module.parameters(recurse=False))  # type: ignore
@@ -116,12 +135,6 @@ class OnePeacePreTrainedModel(PreTrainedModel):
             adapter.token_embed = value
         else:
             adapter.stem.network.set_input_embeddings(value)
-
-    def _set_gradient_checkpointing(  # type: ignore[override]
-        self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
-    ) -> None:
-        self.gradient_checkpointing = enable
-        self.onepeace.set_grad_checkpointing(enable, every_n_layers)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Fill a module whose weights were not in the file, as a new model does."""
