@@ -43,16 +43,6 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
     return torch.device(name)
 
 
-def devices_of(name: str | None, count: int) -> list[str]:
-    """The device of each of several processes: "cuda", or the best there is, is a GPU of its own for each, in turns.
-
-    Raises `UserError` as `choose_device` does.
-    """
-    chosen = str(choose_device(name))
-    cards = [known for known in available_devices() if known.startswith(f"{chosen}:")]
-    return [(cards or [chosen])[number % max(1, len(cards))] for number in range(count)]
-
-
 def may_be_gpu(name: str | None) -> bool:
     """Whether a name stands for any GPU, where there is one."""
     return name in (None, "auto", "cuda")

@@ -38,7 +38,7 @@ def vectors(count: int) -> np.ndarray:
 
 def make(folder: Path, rows: np.ndarray) -> None:
     """Index of pictures that are not there."""
-    about = {**identity("tiny"), "modalities": "image audio text", "window": "10", "hop": "5"}
+    about = {**identity("tiny"), "modalities": "image audio text"}
     with closing(Store.create(folder, E, about)) as store:
         for start in range(0, len(rows), BATCH):
             block = rows[start : start + BATCH]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
-from onepeace.commands.options import positive, seconds
+from onepeace.commands.options import positive
 from onepeace.errors import UsageError, need
 from onepeace.files.table import format_table
 
@@ -48,9 +48,8 @@ def run(args: argparse.Namespace) -> int:
 def _update_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(kept="what is embedded is kept, and the same command goes on with it")
     options.add_model(parser, None)
-    text = "processes that embed: one for each GPU, or with a share of the cores each (this one)"
-    parser.add_argument("--workers", type=positive, metavar="N", help=text)
-    parser.add_argument("--engine", metavar="NAME", help="plug-in that embeds elsewhere, as ray: on a Ray cluster")
+    text = "plug-in that embeds elsewhere, as ray or ray:4: four processes on a Ray cluster or this machine"
+    parser.add_argument("--engine", metavar="NAME", help=text)
 
 
 def _build_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,10 +59,6 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="leave out, as in .gitignore")
     text = "take in what links inside folders lead to, also outside of them"
     parser.add_argument("--follow-links", action="store_true", help=text)
-    text = "a long sound has a vector for every S seconds; of a new index (10)"
-    parser.add_argument("--window", type=seconds, metavar="S", help=text)
-    text = "seconds from the start of one to that of the next; of a new index (5)"
-    parser.add_argument("--hop", type=seconds, metavar="S", help=text)
     text = "plug-in that also keeps the vectors and searches them, as milvus://HOST"
     parser.add_argument("--store", metavar="PLACE", help=text)
 
@@ -71,7 +66,7 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
 def _build(args: argparse.Namespace) -> int:
     from onepeace.index import build
 
-    more = {name: getattr(args, name) for name in ("exclude", "follow_links", "window", "hop", "store")}
+    more = {name: getattr(args, name) for name in ("exclude", "follow_links", "store")}
     return _tell(args, build(args.index, args.paths, **more, **_embedding(args)))
 
 
@@ -82,7 +77,7 @@ def _update(args: argparse.Namespace) -> int:
 
 
 def _embedding(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in ("model", "device", "dtype", "batch_size", "workers", "engine")}
+    return {name: getattr(args, name) for name in ("model", "device", "dtype", "batch_size", "engine")}
 
 
 def _tell(args: argparse.Namespace, report: "Report") -> int:

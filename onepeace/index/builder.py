@@ -2,7 +2,6 @@
 and the same command goes on where it was stopped."""
 
 import hashlib
-import os
 import re
 import time
 from collections import Counter, defaultdict, deque
@@ -40,21 +39,18 @@ from onepeace.progress import Progress
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedded, Embedder
-    from onepeace.index.workers import Pool
 
 BATCH_SECONDS, BATCH_VECTORS = 2.0, 512
 """What is written at once: what a kill can cost."""
-SCORE_EVERY = 20_000
-"""Vectors after which unrelated queries are scored, for who searches while others are embedded."""
 AHEAD = 64
 """Files that are read and hashed before the decoders ask for them."""
 CHUNK = 1 << 20
 NAMED = 3
-"""Troubles of a shard that are named; the rest is counted."""
+"""Problems of a shard that are listed; the rest is counted."""
 _MISSING = re.compile(r"needs (\w+): pip install")
 """As `onepeace.errors.need` says it."""
 WINDOW, HOP = 10.0, 5.0
-"""Seconds of a long sound that have a vector of their own, and from the start of one to the next."""
+"""Seconds of a long sound that one vector stands for, and from the start of one to that of the next."""
 
 
 @dataclass
@@ -62,23 +58,25 @@ class Report:
     """Numbers of what a run did to an index."""
 
     added: int = 0
-    """Files that were embedded for the first time."""
+    """Files embedded for the first time."""
     changed: int = 0
-    """Files that were embedded again, as their content is another one."""
+    """Files embedded again, because their content changed."""
     copied: int = 0
-    """Files with the content of another one: its vectors were taken."""
+    """New paths whose content was known, so that its vectors were taken."""
     moved: int = 0
+    """Those of them whose old path is gone."""
     unchanged: int = 0
     removed: int = 0
     vectors: int = 0
+    """Vectors computed."""
     problems: list[Unreadable] = field(default_factory=list)
     """Files that could not be embedded this time, with the reasons."""
     known_problems: int = 0
-    """Files that could not be embedded before, and are as they were."""
+    """Files that could not be embedded before either, and have not changed."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Files of kinds that the model does not read, by modality."""
     other_kinds: Counter[str] = field(default_factory=Counter)
-    """Files of endings that nothing reads, by ending, and links that were not followed."""
+    """Files with endings that nothing reads, by ending, and links that were not followed."""
     seconds: float = 0.0
 
     @property
@@ -90,33 +88,27 @@ class Builder:
     """Puts entries into a store that is open for writing.
 
     Args:
-        load: gives the model that the index belongs to; called when there is something to embed.
+        load: gives the model of the index; called when there is something to embed.
         batch_size: samples in a pass of the model.
         progress: False = silent.
     """
 
-    def __init__(
-        self, store: Store, load: "Callable[[], Embedder | Pool]", batch_size: int, progress: bool | None
-    ) -> None:
+    def __init__(self, store: Store, load: "Callable[[], Embedder]", batch_size: int, progress: bool | None) -> None:
         self.store, self._load = store, load
         self.modalities: Sequence[str] = store.meta["modalities"].split()
         self.batch_size, self.progress = batch_size, progress
         self.report = Report()
         self.known = {item.path: item for item in store.items()}
         self._in_shards: set[str] = set()
-        """Paths of items that are in a shard which was read, or need not be."""
-        self._claimed: set[int] = set()
-        """Ids of files that were found under another name."""
+        """Paths of samples of shards that were read, or are unchanged or unreadable."""
+        self._copied: Counter[bytes | None] = Counter()
+        """Contents whose vectors were taken for a new path, by hash."""
         self._results: list[tuple[Item, list[Span]]] = []
         self._vectors: list[np.ndarray] = []
-        self._changes: list[Item] = []
-        self._unscored = 0
         self._written = time.monotonic()
-        self._settled = 0
-        """Entries that were settled since the progress was shown."""
 
     @cached_property
-    def embedder(self) -> "Embedder | Pool":
+    def embedder(self) -> "Embedder":
         return self._load()
 
     def add(self, entries: Iterable[Entry], shards: Iterable[Root] = ()) -> None:
@@ -124,12 +116,12 @@ class Builder:
 
         Args:
             entries: files and rows, from `scan`.
-            shards: read as a stream, if they are not as they were when they were last read.
+            shards: read as streams, unless they are as they were when last read.
         """
         start = time.perf_counter()
         try:
-            stale = [entry for entry in entries if self._is_stale(entry)]
-            self._embed(stale, len(stale))
+            if stale := [entry for entry in entries if self._is_stale(entry)]:
+                self._embed(stale, len(stale))
             for shard in shards:
                 self._add_shard(shard)
         finally:
@@ -140,20 +132,19 @@ class Builder:
         """Forget the files that were not found, unless they are in a folder or shard that could not be read."""
         unread = {str(problem.path) for problem in found.problems}
         gone = [
-            item.id
+            item
             for item in self.store.items()
-            if item.id is not None
-            and item.path not in found.entries
-            and item.path not in self._in_shards
-            and not is_below(item.path, unread)
+            if item.path not in found.entries and item.path not in self._in_shards and not is_below(item.path, unread)
         ]
         with self.store.transaction():
-            self.store.remove(gone)
-        self.report.removed += len(gone)
+            self.store.remove([item.id or 0 for item in gone])
+        self.report.moved = (Counter(item.hash for item in gone) & self._copied).total()
+        self.report.copied -= self.report.moved
+        self.report.removed = len(gone) - self.report.moved
 
     @cached_property
     def _by_whole(self) -> dict[str, list[Item]]:
-        """The items that are a part of something, by the path of that."""
+        """Samples and rows by the path of their shard or table."""
         found = defaultdict(list)
         for item in self.known.values():
             for whole in wholes(item.path):
@@ -162,7 +153,7 @@ class Builder:
 
     def _add_shard(self, shard: Root) -> None:
         known = [*self._by_whole.get(shard.path, [])]
-        if shard.path in self.known:  # what was wrong with it
+        if shard.path in self.known:  # its problems
             known.append(self.known[shard.path])
         try:
             state = state_of(shard.path)
@@ -194,7 +185,7 @@ class Builder:
             return
         with self.store.transaction():
             if not problems and shard.path in self.known:
-                self.store.remove([id_ for id_ in [self.known.pop(shard.path).id] if id_ is not None])
+                self.store.remove([self.known.pop(shard.path).id or 0])
             self.store.keep_roots([replace(shard, state=state)])
 
     def _is_stale(self, entry: Entry) -> bool:
@@ -211,15 +202,16 @@ class Builder:
         self._count_known(known)
         described = _described(replace(known, caption=item.caption, metadata=item.metadata), known)
         if described != known:
-            self._change(described)
+            self._keep_vectors(described, known)
+            self._flush_if_due()
         return False
 
     def _count_known(self, known: Item) -> None:
         self.report.unchanged += known.problem is None
         self.report.known_problems += known.problem is not None
 
-    def _news(self, entries: Iterable[Entry]) -> Generator[Entry, None, None]:
-        """Entries whose content is new, read by threads up to AHEAD further; what is known is settled on the way."""
+    def _news(self, entries: Iterable[Entry], bar: Progress) -> Generator[Entry, None, None]:
+        """Entries whose content is new, read by threads up to AHEAD further; known content is settled on the way."""
         waiting: deque[Future[Entry]] = deque()
         with ThreadPoolExecutor(2, "onepeace-read") as pool:
             try:
@@ -231,79 +223,62 @@ class Builder:
                         if not self._is_settled(read.item):
                             yield read
                             continue
-                        self._settled += 1
+                        bar.update()
                         self._flush_if_due()
             finally:
                 for future in waiting:
                     future.cancel()
 
     def _is_settled(self, item: Item) -> bool:
-        """Whether an item needs no embedding: its content is that of a file which is known, here or elsewhere."""
+        """Whether an item needs no embedding: it cannot be read, or a file of its content is known."""
         if item.problem is not None:
             self._note_problem(item, item.problem)
             return True
         if item.hash is None:
             return False
-        old = self.known.get(item.path)
-        if old is not None and (old.hash, old.modality) == (item.hash, item.modality):  # touched
-            if _may_work_now(old):
-                return False
-            self._count_known(old)
-            self._change(replace(_described(item, old), problem=old.problem, note=old.note))
-            return True
-        same = self.store.items("hash = ? AND modality = ?", (item.hash, item.modality))
-        alike = [one for one in same if not _may_work_now(one)]
-        if not alike:
+        known = self.store.items("hash = ? AND modality = ?", (item.hash, item.modality))
+        same = [one for one in known if not _may_work_now(one)]
+        if not same:
             return False
-        gone = next((one for one in alike if one.id not in self._claimed and not _is_there(one.path)), None)
-        if gone is not None and gone.id is not None:
-            self._claimed.add(gone.id)
-            self.known.pop(gone.path, None)
-            self._change(replace(_described(item, gone), problem=gone.problem, note=gone.note))
-            self.report.moved += 1
-            return True
-        if reason := alike[0].problem:
-            self._note_problem(item, reason)
-            return True
-        _, spans, vectors = self.store.intact([alike[0].id or 0])[alike[0].id or 0]
-        self._keep(replace(item, note=alike[0].note), spans, vectors)
-        self.report.copied += 1
+        old = next((one for one in same if one.path == item.path), same[0])
+        item = replace(item, note=old.note)
+        if old.problem is not None:
+            self._note_problem(item, old.problem)
+        elif old.path == item.path:  # touched
+            self.report.unchanged += 1
+            self._keep_vectors(_described(item, old), old)
+        else:
+            self.report.copied += 1
+            self._copied[item.hash] += 1
+            self._keep_vectors(item, old)
         return True
 
     def _embed(self, entries: Iterable[Entry], total: int | None) -> None:
-        with closing(self._news(entries)) as reads:
+        bar = Progress(total, shown=self.progress)
+        with bar, closing(self._news(entries, bar)) as reads:
             first = next(reads, None)
             if first is None:  # before the model is loaded
                 return
             waiting: deque[tuple[Item, Video | None]] = deque()
 
             def values(first: Entry) -> Iterator[object]:
+                readable = [key for key in MADE_OF["video"] if key in self.modalities]
                 for read in chain([first], reads):
-                    video = self._video(read) if read.item.modality == "video" else None
+                    video = None
+                    if read.item.modality == "video":
+                        video = Video(read.value, readable, read.item.duration)
                     waiting.append((read.item, video))
                     yield video or {read.item.modality: read.value}
 
-            bar = Progress(total, shown=self.progress)
-            results = self.embedder.stream(values(first), batch_size=self.batch_size, **self._windows())
-            with closing(results), bar:
+            longest = getattr(self.embedder.processors.get("audio"), "max_seconds", None) or WINDOW
+            cut: dict[str, Any] = {"long": "windows", "window": min(WINDOW, longest), "hop": min(HOP, longest)}
+            with closing(self.embedder.stream(values(first), batch_size=self.batch_size, **cut)) as results:
                 for result in results:
-                    item, video = waiting.popleft()
-                    self._take(item, result, video)
-                    bar.update(self._settled + 1)
-                    self._settled = 0
+                    self._take(result, *waiting.popleft())
+                    bar.update()
                     self._flush_if_due()
-            self._settled = 0
 
-    def _video(self, read: Entry) -> Video:
-        readable = [key for key in MADE_OF["video"] if key in self.modalities]
-        return Video(read.value, readable, read.item.duration)
-
-    def _windows(self) -> dict[str, Any]:
-        window, hop = float(self.store.meta["window"]), float(self.store.meta["hop"])
-        longest = getattr(self.embedder.processors.get("audio"), "max_seconds", None) or window
-        return {"long": "windows", "window": min(window, longest), "hop": min(hop, longest)}
-
-    def _take(self, item: Item, result: "Embedded", video: Video | None) -> None:
+    def _take(self, result: "Embedded", item: Item, video: Video | None) -> None:
         """Keep the vectors of an entry, or the reason why there are none."""
         notes = [*(["digital silence"] if result.is_silent else []), *(video.troubles if video else [])]
         item = replace(item, note=without_surrogates("; ".join(notes)) or None)
@@ -311,56 +286,53 @@ class Builder:
         if result.error is not None or result.vector is None:
             self._note_problem(item, str(result.reason))
             return
+        if video is not None and windows is not None:
+            spans, vectors = video.vectors(windows, result.is_silent)
+        elif windows is None or len(windows.starts) == 1:
+            spans, vectors = [Span(item.modality)], result.vector.numpy()[None]
+        else:
+            spans = [Span(item.modality, *times) for times in zip(windows.starts, windows.ends, strict=True)]
+            vectors = np.asarray(windows.vectors)
         known = self.known.get(item.path)
         is_new = known is None or known.problem is not None
         self.report.added += is_new
         self.report.changed += not is_new
-        if video is not None and windows is not None:
-            self._keep(item, *video.vectors(windows, result.is_silent))
-        elif windows is None or len(windows.starts) == 1:
-            self._keep(item, [Span(item.modality)], result.vector.numpy()[None])
-        else:
-            spans = [Span(item.modality, *times) for times in zip(windows.starts, windows.ends, strict=True)]
-            self._keep(item, spans, np.asarray(windows.vectors))
+        self.report.vectors += len(vectors)
+        self._keep(item if known is None else _described(item, known), spans, vectors)
 
     def _keep(self, item: Item, spans: list[Span], vectors: np.ndarray) -> None:
-        known = self.known.get(item.path)
-        self.known[item.path] = item if known is None else replace(_described(item, known), id=None)
-        self._results.append((self.known[item.path], spans))
-        self._vectors += list(vectors)
-        self.report.vectors += len(vectors)
-
-    def _change(self, item: Item) -> None:
-        """New fields of a file that is there; its vectors stay."""
         self.known[item.path] = item
-        self._changes.append(item)
+        self._results.append((item, spans))
+        self._vectors += list(vectors)
+
+    def _keep_vectors(self, item: Item, old: Item) -> None:
+        """Keep an item with the vectors of a file of the same content."""
+        _, spans, vectors = self.store.intact([old.id or 0])[old.id or 0]
+        self._keep(item, spans, vectors)
 
     def _note_problem(self, item: Item, reason: str) -> None:
         item = replace(item, problem=without_surrogates(reason))
         known = self.known.get(item.path)
-        if known is not None and _trouble(known) == _trouble(item):
+        is_known = known is not None and (known.problem, known.hash) == (item.problem, item.hash)
+        if is_known:
             self.report.known_problems += 1
-            return
-        self.report.problems.append(unreadable(item.path, reason))
-        self._keep(item, [], np.empty((0, self.store.embed_dim), np.float32))
+        else:
+            self.report.problems.append(unreadable(item.path, reason))
+        if known is None or not is_known or _state(known) != _state(item):
+            self._keep(item, [], np.empty((0, self.store.embed_dim), np.float32))
 
     def _flush_if_due(self) -> None:
-        waiting = max(len(self._vectors), len(self._results), len(self._changes))
+        waiting = max(len(self._vectors), len(self._results))
         if waiting >= BATCH_VECTORS or (waiting and time.monotonic() - self._written > BATCH_SECONDS):
             self._flush()
 
     def _flush(self) -> None:
-        results, vectors, changes = self._results, self._vectors, self._changes
-        self._results, self._vectors, self._changes = [], [], []
-        if changes or results:
+        results, vectors = self._results, self._vectors
+        self._results, self._vectors = [], []
+        if results:
             rows = np.stack(vectors) if vectors else np.empty((0, self.store.embed_dim), np.float32)
             with self.store.transaction():
-                self.store.change(changes)  # first: a new file may lie where one was that has moved
                 self.store.add(results, rows)
-        self._unscored += len(vectors)
-        if self._unscored >= SCORE_EVERY:
-            score(self.store)
-            self._unscored = 0
         self._written = time.monotonic()
 
 
@@ -396,24 +368,14 @@ def read_content(entry: Entry) -> Entry:
     return replace(entry, item=replace(item, hash=about.digest(), **{**known, "date": date}))
 
 
-def _is_there(path: str) -> bool:
-    """Whether a file, or the shard or table it is part of, exists; an address counts as there."""
-    return bool(scheme(path)) or any(os.path.isfile(place) for place in (path, *wholes(path)))
-
-
 def _state(item: Item) -> tuple[Any, ...]:
     """What tells, without reading it, that a file is as it was."""
     return item.size, item.mtime_ns, item.modality
 
 
-def _trouble(item: Item) -> tuple[Any, ...]:
-    """What is the same of a file that cannot be embedded now as before."""
-    return item.problem, item.hash, *_state(item)
-
-
 def _described(item: Item, old: Item) -> Item:
-    """The item in the place of an older state of it: what a table once said of it stays, unless there is news."""
-    return replace(item, id=old.id, caption=item.caption or old.caption, metadata=item.metadata or old.metadata)
+    """An item with what a table once said of an older state of it, unless there is news."""
+    return replace(item, caption=item.caption or old.caption, metadata=item.metadata or old.metadata)
 
 
 def _may_work_now(item: Item) -> bool:

@@ -192,7 +192,7 @@ def service_of(store: Store, matrix: Matrix, address: str | None = None) -> Vect
         UserError: no such plug-in, or a package that it needs is not installed.
     """
     address = address or store.meta["store"]
-    return plugin(address.partition("://")[0], "open_store")(address, store, matrix)
+    return plugin(address, "open_store")(address, store, matrix)
 
 
 def keep(store: Store) -> None:

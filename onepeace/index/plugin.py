@@ -7,12 +7,13 @@ from typing import Any
 from onepeace.errors import UsageError
 
 
-def plugin(name: str, function: str) -> Any:
-    """Function of ``onepeace.plugins.NAME``: "open_engine" embeds elsewhere, "open_store" searches elsewhere.
+def plugin(address: str, function: str) -> Any:
+    """Function of ``onepeace.plugins.NAME`` for an address NAME:...: "open_engine" embeds, "open_store" searches.
 
     Raises:
         UsageError: no module of that name has it.
     """
+    name = address.partition(":")[0]
     place = f"onepeace.plugins.{name}"
     found = getattr(import_module(place), function, None) if name.isidentifier() and find_spec(place) else None
     if found is None:

@@ -280,21 +280,6 @@ class Store:
             ids.append(id_)
         return ids
 
-    def change(self, changed: Iterable[Item]) -> None:
-        """Write new fields of files that are there, by their ids; their vectors stay. Call it in a transaction.
-
-        Raises:
-            Damaged: what is there is not what was written.
-        """
-        names = ", ".join(f"{name} = ?" for name in (*COLUMNS, "crc"))
-        for item in changed:
-            values = item.to_row()
-            self.intact([item.id or 0])  # or a new checksum would vouch for what is damaged
-            crcs = [crc for (crc,) in self.select("SELECT crc FROM vectors WHERE file = ? ORDER BY id", (item.id,))]
-            self._delete("path = ? AND id != ?", (values[0], item.id))  # the path of another file that has moved away
-            sql = f"UPDATE files SET {names} WHERE id = ?"  # noqa: S608 (fixed names)
-            self.connection.execute(sql, (*values, checksum([item.id, *values, *crcs]), item.id))
-
     def remove(self, ids: Iterable[int]) -> None:
         for id_ in ids:
             self._delete("id = ?", (id_,))

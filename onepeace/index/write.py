@@ -3,7 +3,7 @@
 import os
 import secrets
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +12,16 @@ from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import make_folder
 from onepeace.files.source import scheme
 from onepeace.index import nearest
-from onepeace.index.builder import HOP, WINDOW, Builder, Report, score
+from onepeace.index.builder import Builder, Report, score
 from onepeace.index.calibrate import banks_of_words, read_calibration
 from onepeace.index.index import check_model, identity, unreadable
+from onepeace.index.plugin import plugin
 from onepeace.index.sources import Scan, is_below, roots_of, scan
 from onepeace.index.store import DATABASE, Root, Store
-from onepeace.index.workers import Model, pool_of
 from onepeace.progress import status
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
-    from onepeace.index.workers import Pool
 
 LOCK = "lock"
 EXPORT_FROM = 1000
@@ -47,26 +46,27 @@ def build(
         exclude: patterns as in a .gitignore file.
         follow_links: follow links that lead out of the folders.
         options: ``device``, ``dtype`` (as for `onepeace.load`), ``batch_size``, ``progress`` (False = silent);
-            ``window`` and ``hop``, seconds of long sounds that have a vector of their own and from one to the next;
-            ``workers``, processes that embed; ``engine``, a module of onepeace.plugins that starts them; ``store``, an
-            address of a service that is asked which vectors are near, "milvus://HOST". An index keeps window, hop and
-            store.
+            ``engine``, where to embed, "ray" or "ray:4"; ``store``, a service that is asked which vectors are near,
+            "milvus://HOST", which the index keeps. Both are modules of onepeace.plugins.
 
     Raises:
         UserError: nothing found, another process is writing, the index belongs to another model, the disk is full.
     """
     given = roots_of(paths, exclude, follow_links)
-    with writing(folder) as target:
-        known = {}
-        if (target / DATABASE).exists():
-            with closing(Store(target)) as store:
-                known = store.roots()
+    with writing(folder) as target, ExitStack() as stack:
+        is_new = not (target / DATABASE).exists()
+        store = None if is_new else stack.enter_context(closing(_open(target, model)))
+        known = {} if store is None else store.roots()
         found = scan(given, [root.path for root in known.values() if root.kind == "removed"])
-        shards = [known.get(root.path, root) for root in given if root.kind == "shard"]
-        is_empty = not shards and all(entry.item.problem for entry in found.entries.values())
-        if is_empty and not (target / DATABASE).exists():
-            raise UsageError(_nothing(paths, found))
-        return _fill(target, model, found, shards, given, **options)
+        roots = [known.get(root.path, root) if root.kind == "shard" else root for root in given]
+        if store is None:
+            if not any(root.kind == "shard" for root in roots) and all(e.item.problem for e in found.entries.values()):
+                raise UsageError(_nothing(paths, found))
+            store = stack.enter_context(closing(_create(target, model or "tiny")))
+        if any(root != known.get(root.path) for root in roots):
+            with store.transaction():  # first, so that `update` goes on with what a stop leaves open
+                store.keep_roots(roots)
+        return _fill(store, found, roots, **options)
 
 
 def update(folder: str | os.PathLike[str], model: str | None = None, **options: Any) -> Report:
@@ -79,21 +79,13 @@ def update(folder: str | os.PathLike[str], model: str | None = None, **options: 
         UserError: as for `build`; a folder that is not there, or holds nothing any more: a disk may not be mounted, so
             nothing is forgotten.
     """
-    with writing(folder) as target:
-        with closing(Store(target)) as store:  # says so if there is none
-            known = store.roots()
+    with writing(folder) as target, closing(_open(target, model)) as store:
+        known = store.roots()
         roots = [root for root in known.values() if root.kind != "removed"]
-        if not roots:
-            raise UserError(f"{folder}: made of no files; name some: onepeace index build {folder} FILES")
-        gone = [root for root in roots if not scheme(root.path) and not os.path.lexists(root.path)]
-        for root in gone:
-            if root.kind == "folder" or not os.path.isdir(os.path.dirname(root.path)):
-                raise UserError(f"{root.path}: not there now; {_remedy(folder, root)}")
-        present = [root for root in roots if root not in gone]
+        present = [root for root in roots if _is_present(folder, root)]
         found = scan(present, [root.path for root in known.values() if root.kind == "removed"])
-        _refuse_emptied(target, present, found)
-        shards = [root for root in present if root.kind == "shard"]
-        return _fill(target, model, found, shards, (), gone, remove_missing=True, **options)
+        _refuse_emptied(store, present, found)
+        return _fill(store, found, present, [root.path for root in roots if root not in present], **options)
 
 
 def remove(folder: str | os.PathLike[str], paths: Sequence[str | os.PathLike[str]]) -> int:
@@ -161,84 +153,92 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _nothing(paths: Sequence[str | os.PathLike[str]], found: Scan) -> str:
-    places = ", ".join(os.fspath(path) for path in paths)
     items = [entry.item for entry in found.entries.values()]
     problems = [*found.problems, *(unreadable(item.path, item.problem or "") for item in items)]
     first = f"; {len(problems)} cannot be read, as {problems[0].path}: {problems[0].reason}" if problems else ""
     others = ", ".join(f"{name} {count}" for name, count in found.others.most_common(5))
+    places = ", ".join(os.fspath(path) for path in paths)
     return f"no image, audio, video or text files in {places}{first}{f'; others: {others}' * bool(others)}"
+
+
+def _is_present(folder: str | os.PathLike[str], root: Root) -> bool:
+    """Whether a root is there; UserError for one that may be on a disk that is not mounted."""
+    if scheme(root.path) or os.path.lexists(root.path):
+        return True
+    if root.kind == "folder" or not os.path.isdir(os.path.dirname(root.path)):
+        raise UserError(f"{root.path}: not there now; {_remedy(folder, root)}")
+    return False
+
+
+def _refuse_emptied(store: Store, roots: Sequence[Root], found: Scan) -> None:
+    """UserError for a folder without any file, of which the index has some: a disk may not be mounted there."""
+    for root in roots:
+        below = (root.path.rstrip(os.sep) + os.sep,)
+        if root.kind == "folder" and not any(path.startswith(below) for path in found.entries):
+            if count := sum(item.path.startswith(below) for item in store.items("problem IS NULL")):
+                remedy = _remedy(store.folder, root)
+                raise UserError(f"{root.path}: empty now, and {count} files of it are known; {remedy}")
 
 
 def _remedy(folder: str | os.PathLike[str], root: Root) -> str:
     return f"if it is gone for good: onepeace index remove {folder} {shlex.quote(root.path)}"
 
 
-def _refuse_emptied(folder: Path, roots: Sequence[Root], found: Scan) -> None:
-    """UserError for a folder without any file of which the index has some: where a disk is mounted, if it is."""
-    with closing(Store(folder)) as store:
-        for root in roots:
-            below = (root.path.rstrip(os.sep) + os.sep,)
-            if root.kind != "folder" or any(path.startswith(below) for path in found.entries):
-                continue
-            count = sum(item.path.startswith(below) for item in store.items("problem IS NULL"))
-            if count:
-                raise UserError(f"{root.path}: empty now, and {count} files of it are known; {_remedy(folder, root)}")
-
-
 def _fill(
-    folder: Path,
-    model: str | None,
+    opened: Store,
     found: Scan,
-    shards: Sequence[Root],
-    new_roots: Sequence[Root],
-    gone: Sequence[Root] = (),
+    roots: Sequence[Root],
+    gone: Sequence[str] | None = None,
     *,
-    remove_missing: bool = False,
     device: str | None = None,
     dtype: str = "auto",
     engine: str | None = None,
-    workers: int | None = None,
     store: str | None = None,
-    window: float | None = None,
-    hop: float | None = None,
     batch_size: int = 32,
     progress: bool | None = None,
 ) -> Report:
-    """Embed what was found; ``folder`` is held for writing."""
+    """Embed what was found.
 
-    def load_model(name: str) -> "Embedder | Pool":
-        chosen = Model(name, device, dtype)
-        if progress is not False:
-            status(f"loading the model {name} ...")
-        several = pool_of(chosen, engine, workers)
-        return chosen.load() if several is None else stack.enter_context(closing(several))
-
+    Args:
+        opened: the index, open for writing.
+        gone: paths of roots that were deleted; None = files that were not found stay.
+    """
     with ExitStack() as stack:
-        opened, load = _open(folder, model, load_model, {"window": window, "hop": hop})
-        stack.callback(opened.close)
+
+        def load() -> "Embedder":
+            if progress is not False:
+                status(f"loading the model {opened.meta['model']} ...")
+            embedder = _load(opened.meta["model"], device, dtype, engine)
+            if engine is not None:
+                stack.enter_context(closing(embedder))
+            return embedder
+
+        builder = Builder(opened, load, batch_size, progress)
         if store not in (None, opened.meta["store"]):
             _choose_service(opened, store)
-        _keep_calibration(opened, load)
-        builder = Builder(opened, load, batch_size, progress)
+        _keep_calibration(opened, builder)
         builder.report.problems += found.problems
         builder.report.other_kinds += found.others
-        known = opened.roots()
-        roots = [known.get(root.path, root) if root.kind == "shard" else root for root in new_roots]
-        if news := [root for root in roots if root != known.get(root.path)]:
-            with opened.transaction():  # first, so that `update` goes on with what a stop leaves open
-                opened.keep_roots(news)
-        builder.add(found.entries.values(), shards)
-        if remove_missing:
+        builder.add(found.entries.values(), [root for root in roots if root.kind == "shard"])
+        if gone is not None:
             builder.remove_missing(found)
-            if gone:
-                with opened.transaction():
-                    opened.keep_roots([], [root.path for root in gone])
-        if "text" in opened.meta["modalities"].split() and opened.count("problem IS NULL") >= EXPORT_FROM:
+        if gone:
+            with opened.transaction():
+                opened.keep_roots([], gone)
+        if "text" in builder.modalities and opened.count("problem IS NULL") >= EXPORT_FROM:
             from onepeace.export.text_branch import keep_text_branch
 
             keep_text_branch(opened.meta["model"], opened.meta["model_hash"])
         _finish(opened)
     return builder.report
+
+
+def _load(name: str, device: str | None, dtype: str, engine: str | None) -> Any:
+    from onepeace.embed import embedder
+
+    if engine is not None:
+        return plugin(engine, "open_engine")(engine, name, device, dtype)
+    return embedder.load(name, device=device, dtype=dtype)
 
 
 def _finish(store: Store) -> None:
@@ -251,8 +251,7 @@ def _finish(store: Store) -> None:
 
 
 def _choose_service(store: Store, address: str) -> None:
-    """Ask another service which vectors are near from now on, "local" for none, if it answers: of a wrong address every
-    later command would fail."""
+    """Ask another service which vectors are near from now on, "local" for none, once it has answered."""
     if address != nearest.LOCAL:
         with closing(nearest.service_of(store, nearest.Matrix(store), address)) as service:
             service.send()
@@ -260,67 +259,50 @@ def _choose_service(store: Store, address: str) -> None:
         store.meta["store"] = address
 
 
-def _keep_calibration(store: Store, load: "Callable[[], Embedder | Pool]") -> None:
-    """Keep the unrelated queries of the model with an index: those of its folder, or else generic words, which it
-    encodes now."""
+def _keep_calibration(store: Store, builder: Builder) -> None:
+    """Keep the unrelated queries of the model with an index: those of its folder, else generic words, which it encodes
+    now."""
     from onepeace.hub.resolve import resolve
 
     kept = store.blob("calibration")
     latest = read_calibration(resolve(store.meta["model"]), store.meta["model_hash"])
     if latest is None and kept is None:
-        latest = banks_of_words(load()).to_bytes()
+        latest = banks_of_words(builder.embedder).to_bytes()
     if latest is not None and latest != kept:
         with store.transaction():
             store.keep_blob("calibration", latest)
             store.meta["scored"] = ""  # that was of other queries
 
 
-def _open(
-    folder: Path,
-    model: str | None,
-    load: "Callable[[str], Embedder | Pool]",
-    cut: Mapping[str, float | None],
-) -> "tuple[Store, Callable[[], Embedder | Pool]]":
-    """The store of a folder, new if there is none, and what loads the model it belongs to.
-
-    Args:
-        load: gives the model of a name.
-        cut: window and hop of long sounds, where they are given.
-    """
+def _create(folder: Path, name: str) -> Store:
+    """A new index of a model."""
     from onepeace import __version__
     from onepeace.hub.folder import read_config
     from onepeace.hub.resolve import resolve
 
-    if not (folder / DATABASE).exists():
-        name = model or "tiny"
-        embedder = load(name)
-        projected = read_config(resolve(name)).model.projections
-        about = {**identity(name), "made_by": f"onepeace {__version__}"}
-        about |= {"modalities": " ".join(key for key in embedder.modalities if key in projected)}
-        about |= {"window": str(cut["window"] or WINDOW), "hop": str(cut["hop"] or HOP), "id": secrets.token_hex(8)}
-        for path in nearest.derived(folder):  # of a database that is gone
-            path.unlink()
-        return Store.create(folder, embedder.embed_dim, about), lambda: embedder
+    about = identity(name)
+    model = read_config(resolve(name)).model
+    modalities = " ".join(key for key in model.adapters if key in model.projections)
+    for path in nearest.derived(folder):  # of a database that is gone
+        path.unlink()
+    about |= {"made_by": f"onepeace {__version__}", "modalities": modalities, "id": secrets.token_hex(8)}
+    return Store.create(folder, model.embed_dim, about)
+
+
+def _open(folder: Path, name: str | None) -> Store:
+    """An index that is there; UserError unless it was made with the model ``name`` (None = whatever it is)."""
     store = Store(folder, write=True)
     try:
-        name = model or store.meta["model"]
-        about = _identity(store, name)
+        try:
+            about = identity(name or store.meta["model"])
+        except UserError as error:
+            made = f"the index {folder} was made with {store.meta['model']}"
+            raise UserError(f"{error}; {made}, see --model") from error
         check_model(store, about)
-        for key, value in cut.items():
-            if value is not None and value != float(store.meta[key]):
-                raise UserError(f"{folder}: made with a {key} of {float(store.meta[key]):g} s, not {value:g} s")
-        if model is not None:
+        if name is not None:
             with store.transaction():
                 store.meta["model"] = about["model"]  # it may lie elsewhere now
     except BaseException:
         store.close()
         raise
-    return store, lambda: load(name)
-
-
-def _identity(store: Store, name: str) -> dict[str, str]:
-    try:
-        return identity(name)
-    except UserError as error:
-        made = f"the index {store.folder} was made with {store.meta['model']}"
-        raise UserError(f"{error}; {made}, see --model") from error
+    return store

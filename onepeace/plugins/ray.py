@@ -1,32 +1,47 @@
 """Embedding by actors of Ray, on this machine or on all of a cluster: ``onepeace index build --engine ray``.
 
-`open_engine` is the hook of `onepeace.index.workers`, which hands out chunks, puts their results in order, and tries
-again what a dead process had. Paths and the model's name have to mean the same on every machine.
+`open_engine` is the hook of `onepeace.index.write`: it gives an `Embedder` whose `stream` hands the items out in chunks
+and puts the results in order. A chunk whose actor dies is embedded again item by item while nothing else is: an item
+that kills its actor alone is one that failed. Paths and the model's name have to mean the same on every machine.
 """
 
 import logging
 import os
-from concurrent.futures import BrokenExecutor, Future
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import cache
-from typing import Any
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
-from onepeace.errors import UserError, need, one_line
-from onepeace.index.workers import Chunk, Done, Model, embed
+from onepeace.embed.parts import Compound
+from onepeace.errors import UsageError, UserError, need, one_line
+
+if TYPE_CHECKING:
+    from onepeace.embed.embedder import Embedded, Embedder
+
+ADDRESS = re.compile(r"ray(?::(?P<count>[1-9]\d*))?")
+AHEAD = 3
+"""Chunks for each actor that may be on their way, or wait for an older one."""
 
 
-def open_engine(model: Model, count: int | None = None) -> "RayEngine":
+def open_engine(address: str, model: str, device: str | None, dtype: str) -> "RayEmbedder":
     """Actors that have loaded the model.
 
     Args:
-        model: with the device that all take. None is a GPU for each actor, where the cluster has any.
-        count: number of actors; None: as many as there are GPUs, and without GPUs one for each machine.
+        address: "ray:4" for four actors; "ray" for as many as there are GPUs, and without GPUs one for each machine.
+        device: None is a GPU for each actor, where the cluster has any.
 
     Raises:
         UserError: Ray is not installed or cannot be started, or the model cannot be loaded.
     """
+    if (asked := ADDRESS.fullmatch(address)) is None:
+        raise UsageError(f"{address}: give ray, or ray:4 for four processes")
     ray = need("ray", "ray")
     from onepeace.device import may_be_gpu
+    from onepeace.embed import embedder
 
     is_ours = not ray.is_initialized()
     if is_ours:
@@ -36,36 +51,53 @@ def open_engine(model: Model, count: int | None = None) -> "RayEngine":
         except Exception as error:
             raise UserError(f"Ray cannot be started: {one_line(error)}") from error
     there = ray.cluster_resources()
-    gpus = int(there.get("GPU", 0)) if may_be_gpu(model.device) else 0
-    count = count or gpus or sum(node["Alive"] for node in ray.nodes())
+    gpus = int(there.get("GPU", 0)) if may_be_gpu(device) else 0
+    count = int(asked["count"] or gpus or sum(node["Alive"] for node in ray.nodes()))
     share = there.get("CPU", 1) / count
     needs = {"num_gpus": 1 / -(-count // gpus)} if gpus else {"num_cpus": float(int(share)) if share >= 1 else share}
-    return RayEngine(ray.remote(**needs)(_Actor), model, count, is_ours)
+    load = partial(embedder.load, model, device=device, dtype=dtype)
+    return RayEmbedder(model, lambda: ray.remote(**needs)(_Actor).remote(load), count, is_ours)
 
 
-class RayEngine:
-    """Actors of a ``kind``, with their resources. If Ray ``is_ours``, started for them, it ends with them."""
+@dataclass(frozen=True)
+class _Chunk:
+    """Items that one actor embeds together, and the place of the first among all items."""
 
-    def __init__(self, kind: Any, model: Model, count: int, is_ours: bool) -> None:
-        self.size, self._kind, self._model, self._is_ours = count, kind, model, is_ours
-        self._dead: set[int] = set()
-        self._running = [0] * count
-        self._actors = [kind.remote(model) for _ in range(count)]
+    first: int
+    items: Sequence[object]
+    options: dict[str, Any]
+
+
+class RayEmbedder:
+    """`Embedder` without a model in this process.
+
+    Args:
+        start: gives a new actor.
+        is_ours: Ray was started for the actors, and ends with them.
+    """
+
+    def __init__(self, model: str, start: Callable[[], Any], count: int, is_ours: bool) -> None:
+        from ray.exceptions import RayActorError
+
+        from onepeace.hub.folder import read_config
+        from onepeace.hub.resolve import resolve
+        from onepeace.processors import PROCESSORS
+
+        folder = resolve(model)
+        config = read_config(folder)
+        self.processors = {
+            key: PROCESSORS[key].from_config(config.processors.get(key, {}), folder) for key in config.model.adapters
+        }
+        self._start, self._model, self._is_ours = start, model, is_ours
+        self._actors = [start() for _ in range(count)]
         try:
-            for place, actor in enumerate(self._actors):
-                self._answer(place, actor.load.remote()).result()
+            _answer([actor.load.remote() for actor in self._actors])
         except BaseException as error:
             self.close()
-            if not isinstance(error, BrokenExecutor):
+            if not isinstance(error, RayActorError):
                 raise
-            reason = f"an actor died while it loaded the model ({error})"
-            raise UserError(f"{reason}; if memory is short, take fewer --workers") from error
-
-    def submit(self, chunk: Chunk) -> "Future[Done]":
-        while self._dead:
-            self._actors[self._dead.pop()] = self._kind.remote(self._model)
-        place = min(range(self.size), key=self._running.__getitem__)
-        return self._answer(place, self._actors[place].embed.remote(chunk))
+            reason = f"an actor died while it loaded the model ({one_line(error)})"
+            raise UserError(f"{reason}; if memory is short, take fewer: --engine ray:1") from error
 
     def close(self) -> None:
         import ray
@@ -76,39 +108,104 @@ class RayEngine:
         if self._is_ours:
             ray.shutdown()
 
-    def _answer(self, place: int, reference: Any) -> "Future[Any]":
-        """Future of a call of an actor, with the errors of `Engine.submit`."""
-        from ray.exceptions import RayTaskError
+    def encode_text(self, texts: Sequence[str], **options: Any) -> Any:
+        """See `Embedder.encode_text`; computed here, as words are few."""
+        from onepeace.embed.embedder import load
 
-        answer: Future[Any] = Future()
-        self._running[place] += 1
+        return load(self._model, modalities=["text"]).encode_text(texts, **options)
 
-        def settle(found: "Future[Any]") -> None:
-            self._running[place] -= 1
-            error = found.exception()
-            if error is None:
-                answer.set_result(found.result())
-            elif isinstance(error, RayTaskError):
-                cause = error.cause
-                reason = f"an actor failed: {type(cause).__name__}: {one_line(cause)}"
-                answer.set_exception(UserError(str(cause) if isinstance(cause, UserError) else reason))
-            else:  # of the actor or its machine
-                self._dead.add(place)
-                answer.set_exception(BrokenExecutor(one_line(error)))
+    def stream(
+        self, items: Iterable[object], *, batch_size: int = 32, **options: Any
+    ) -> Generator["Embedded", None, None]:
+        """See `Embedder.stream`; a chunk has ``batch_size`` items."""
+        import ray
+        from ray.exceptions import RayActorError
 
-        reference.future().add_done_callback(settle)
-        return answer
+        chunks = enumerate(_chunks(items, {**options, "batch_size": batch_size}))
+        waiting: deque[tuple[_Chunk, Any, Any]] = deque()
+        while True:
+            for number, chunk in islice(chunks, AHEAD * len(self._actors) - len(waiting)):
+                actor = self._actors[number % len(self._actors)]
+                waiting.append((chunk, actor, actor.embed.remote(chunk)))
+            if not waiting:
+                return
+            chunk, actor, answer = waiting.popleft()
+            try:
+                yield from _taken(chunk, answer)
+            except RayActorError:
+                if waiting:
+                    ray.wait([answer for _, _, answer in waiting], num_returns=len(waiting))
+                self._replace(actor)
+                yield from self._one_by_one(chunk)
+
+    def _one_by_one(self, chunk: _Chunk) -> Iterator["Embedded"]:
+        from ray.exceptions import RayActorError
+
+        from onepeace.embed.assembly import Embedded
+        from onepeace.embed.items import name_of
+
+        for place, item in enumerate(chunk.items, chunk.first):
+            actor, alone = self._actors[0], _Chunk(place, [item], chunk.options)
+            try:
+                yield from _taken(alone, actor.embed.remote(alone))
+            except RayActorError:
+                self._replace(actor)
+                error = UserError("the process that embeds it dies of it")
+                yield Embedded(place, name_of(place, item), error=error)
+
+    def _replace(self, dead: Any) -> None:
+        self._actors = [self._start() if actor is dead else actor for actor in self._actors]
 
 
 class _Actor:
     """Process of Ray that embeds."""
 
-    def __init__(self, model: Model) -> None:
-        self._load = cache(model.load)  # later: an error here would be told as the actor's death
+    def __init__(self, load: "Callable[[], Embedder]") -> None:
+        self._load = cache(load)  # later: an error here would be told as the actor's death
 
     def load(self) -> None:
         """Load the model."""
         self._load()
 
-    def embed(self, chunk: Chunk) -> Done:
-        return embed(self._load(), chunk)
+    def embed(self, chunk: _Chunk) -> "tuple[list[Embedded], list[dict[str, Any]]]":
+        """Result of each item, and the attributes that its copy here has learned (`Compound`)."""
+        from onepeace.embed.assembly import Embedded
+
+        results, learned = [], []
+        found = self._load().stream(chunk.items, **chunk.options)
+        for place, (item, result) in enumerate(zip(chunk.items, found, strict=True), chunk.first):
+            error = None if result.error is None else UserError(str(result.reason))  # others may not be picklable
+            parts = result.vector, result.windows, error
+            results.append(Embedded(place, result.name, *parts, is_silent=result.is_silent))
+            names = item.learned if isinstance(item, Compound) else ()
+            learned.append({name: getattr(item, name) for name in names})
+        return results, learned
+
+
+def _chunks(items: Iterable[object], options: dict[str, Any]) -> Iterator[_Chunk]:
+    source, first = iter(items), 0
+    while some := list(islice(source, options["batch_size"])):
+        yield _Chunk(first, some, options)
+        first += len(some)
+
+
+def _taken(chunk: _Chunk, answer: Any) -> Iterator["Embedded"]:
+    """Results of a chunk; what the actor learned of the items is taken over."""
+    results, learned = _answer(answer)
+    for item, about, result in zip(chunk.items, learned, results, strict=True):
+        for name, value in about.items():
+            setattr(item, name, value)
+        yield result
+
+
+def _answer(reference: Any) -> Any:
+    """What an actor answers; an error in it becomes one line."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        cause = error.cause
+        reason = f"an actor failed: {type(cause).__name__}: {one_line(cause)}"
+        raise UserError(str(cause) if isinstance(cause, UserError) else reason) from error

@@ -112,8 +112,6 @@ def test_silence_is_listed_though_it_is_in_the_index(run, tmp_path):
     [
         (["build", "I"], 2, "PATHS"),
         (["build", "I", "FOLDER/nothing"], 2, "nothing: "),
-        (["build", "I", "FOLDER", "--window", "0"], 2, "--window"),
-        (["build", "I", "FOLDER", "--hop", "nan"], 2, "--hop"),
         (["build", "FOLDER", "FOLDER"], 1, "my files: "),
         (["update", "I"], 1, "I: "),
         (["stats", "I"], 1, "I: "),

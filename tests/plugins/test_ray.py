@@ -5,14 +5,14 @@ import sys
 
 import numpy as np
 import pytest
+from support import deadly
 from support.broken_files import write_broken, write_good
-from support.deadly import DeadlyModel
 from support.indexes import check_same, content
 from support.small_shards import square, write_tar
 
+from onepeace.embed import embedder
 from onepeace.errors import UserError
-from onepeace.index import build
-from onepeace.index import write as index_write
+from onepeace.index import build, write
 
 ray = pytest.importorskip("ray", reason='needs Ray: pip install "onepeace[ray]"')
 
@@ -37,7 +37,7 @@ def test_the_same_index_comes_out(local, random_folder, tmp_path, samples):
     paths = [files, write_tar(tmp_path / "some.tar", members)]
     options = {"device": "cpu", "batch_size": 4, "progress": False}
     one = build(tmp_path / "one", paths, str(random_folder), **options)
-    two = build(tmp_path / "two", paths, str(random_folder), engine="ray", workers=2, **options)
+    two = build(tmp_path / "two", paths, str(random_folder), engine="ray:2", **options)
     check_same(tmp_path / "two", tmp_path / "one")
     assert (two.added, two.vectors, len(two.problems)) == (one.added, one.vectors, len(one.problems))
     assert ray.is_initialized()  # it was not started by the plug-in, and is left as it is
@@ -45,12 +45,13 @@ def test_the_same_index_comes_out(local, random_folder, tmp_path, samples):
 
 @pytest.mark.slow
 def test_a_file_that_kills_is_named_and_the_others_are_embedded(local, random_folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(index_write, "Model", DeadlyModel)
+    monkeypatch.setattr(embedder, "load", deadly.load)
+    monkeypatch.setattr(write, "_keep_calibration", lambda *_: None)
     folder = tmp_path / "texts"
     folder.mkdir()
     for i in range(30):
         (folder / f"{i}.txt").write_text(f"words {i}" + {3: " deadly", 20: " bad"}.get(i, ""))
-    options = {"engine": "ray", "workers": 2, "batch_size": 4, "progress": False}
+    options = {"engine": "ray:2", "batch_size": 4, "progress": False}
     report = build(tmp_path / "index", [folder], str(random_folder), **options)
     assert sorted((os.path.basename(problem.path), problem.reason) for problem in report.problems) == [
         ("20.txt", "a bad file"),
@@ -63,8 +64,8 @@ def test_a_file_that_kills_is_named_and_the_others_are_embedded(local, random_fo
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "reason"), [("none", "no such precision"), ("deadly", "an actor died while")])
 def test_a_model_that_cannot_be_loaded_ends_the_run(local, random_folder, monkeypatch, tmp_path, dtype, reason):
-    monkeypatch.setattr(index_write, "Model", DeadlyModel)
+    monkeypatch.setattr(embedder, "load", deadly.load)
     (tmp_path / "words.txt").write_text("words")
-    options = {"engine": "ray", "workers": 1, "dtype": dtype, "progress": False}
+    options = {"engine": "ray:1", "dtype": dtype, "progress": False}
     with pytest.raises(UserError, match=f"^{reason}"):
         build(tmp_path / "index", [tmp_path / "words.txt"], str(random_folder), **options)

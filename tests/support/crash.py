@@ -28,7 +28,7 @@ from onepeace.index.store import DATABASE, Store
 
 DIM = 16
 ABOUT = {"model": "none", "model_hash": "0", "preprocessing": "0", "made_by": "a test"}
-ABOUT |= {"modalities": "text", "window": "10.0", "hop": "5.0", "store": "local"}
+ABOUT |= {"modalities": "text", "store": "local"}
 COMMANDS = ("build", "update", "remove", "repair")
 State = dict[str, tuple[Any, ...]]
 """Hash, problem and vectors of each file by its path."""
@@ -61,17 +61,13 @@ class Embedder:
             )
 
 
-def _open(folder: Path, *_: Any) -> tuple[Store, type[Embedder]]:
-    if not (folder / DATABASE).exists():
-        return Store.create(folder, DIM, ABOUT), Embedder
-    return Store(folder, write=True), Embedder
-
-
 @contextmanager
 def without_model() -> Iterator[None]:
     """The commands of an index embed by `vectors_of`, and write three vectors at once."""
     changes = [
-        (writing, "_open", _open),
+        (writing, "_create", lambda folder, _: Store.create(folder, DIM, ABOUT)),
+        (writing, "_open", lambda folder, _: Store(folder, write=True)),
+        (writing, "_load", lambda *_: Embedder()),
         (writing, "_keep_calibration", lambda *_: None),
         (builder, "BATCH_VECTORS", 3),
     ]

@@ -1,16 +1,11 @@
-"""A model whose files say what becomes of the process that embeds them, for tests of embedding by several processes."""
+"""A model whose files say what becomes of the process that embeds them, for tests of embedding by other processes."""
 
 import os
 import signal
-import sys
-import time
-from dataclasses import dataclass
-from pathlib import Path
 
 from support.crash import Embedder
 
 from onepeace.errors import UserError
-from onepeace.index.workers import Model
 
 
 class _Deadly(Embedder):
@@ -27,34 +22,13 @@ class _Deadly(Embedder):
             content = value["text"].read_text()
             if "deadly" in content:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if "slow" in content:
-                time.sleep(600)
             yield value
 
 
-@dataclass(frozen=True)
-class DeadlyModel(Model):
-    """Texts with "deadly" in them kill the process, with "slow" they take for ever, "long" and "bad" as in crash.py."""
-
-    def load(self):
-        if self.dtype == "none":
-            raise UserError("no such precision")
-        if self.dtype == "deadly":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.device is not None and os.path.isdir(self.device):
-            (Path(self.device) / str(os.getpid())).touch()
-        return _Deadly()
-
-
-def main() -> None:
-    """Builds argv[1] of argv[2] with two processes, which leave their ids as files in argv[3]."""
-    from onepeace import device
-    from onepeace.index import write
-
-    write.Model = DeadlyModel
-    device.devices_of = lambda name, size: [sys.argv[3]] * size
-    write.build(sys.argv[1], [sys.argv[2]], sys.argv[4], workers=2, batch_size=8, progress=False)
-
-
-if __name__ == "__main__":
-    main()
+def load(name, *, device, dtype):
+    """Texts with "deadly" in them kill the process, "long" and "bad" are as in crash.py."""
+    if dtype == "none":
+        raise UserError("no such precision")
+    if dtype == "deadly":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _Deadly()

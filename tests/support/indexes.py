@@ -36,7 +36,7 @@ def fabricate(folder: Path, files: Sequence[tuple[Item, Sequence[float]]], **abo
     """An index of one vector for each file, which may be of any length but 0."""
     vectors = np.array([vector for _, vector in files], np.float32)
     meta = {"model": "fake", "model_hash": "0", "preprocessing": "1", "modalities": "text image audio"}
-    meta |= {"window": "10", "hop": "5", "store": "local", **about}
+    meta |= {"store": "local", **about}
     with closing(Store.create(folder, vectors.shape[1], meta)) as store:
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         with store.transaction():
