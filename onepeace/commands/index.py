@@ -233,8 +233,6 @@ def _duplicates(args: argparse.Namespace) -> int:
 def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
     text = "how many clusters (the root of half the number of files, at most 50)"
     parser.add_argument("--count", type=positive, metavar="N", help=text)
-    text = "words to name them by, one in a line (a list that comes with the package)"
-    parser.add_argument("--names", type=Path, metavar="FILE", help=text)
     options.add_json(parser)
 
 
@@ -242,13 +240,12 @@ def _cluster(args: argparse.Namespace) -> int:
     from onepeace.index import Index
     from onepeace.index.groups import clusters
 
-    names = None if args.names is None else files.lines_of(args.names, "names")
     with Index.open(args.index) as index:
-        found = clusters(index, args.count, names)
+        found = clusters(index, args.count)
     rows = []
     for number, one in enumerate(found, 1):
         if args.json:
-            about = {"cluster": number, "name": one.names[0] if one.names else None}
+            about = {"cluster": number, "names": one.names}
             for member in one.members:
                 print(json.dumps({**about, **member.item.to_dict(), "similarity": round(member.similarity, 6)}))
         counts = Counter(member.item.modality for member in one.members)
@@ -256,7 +253,7 @@ def _cluster(args: argparse.Namespace) -> int:
         nearest = ", ".join(files.shown(Path(member.item.path).name) for member in one.members[:IN_THE_MIDDLE])
         rows.append((str(number), ", ".join(one.names) or "-", kinds, nearest))
     if not args.json:
-        print(format_table(("cluster", "name, and what is near", "files", "in its middle"), rows, right={0}))
+        print(format_table(("cluster", "nearest words", "files", "in its middle"), rows, right={0}))
     return 0
 
 

@@ -137,7 +137,7 @@ class Builder:
             if item.path not in found.entries and item.path not in self._in_shards and not is_below(item.path, unread)
         ]
         with self.store.transaction():
-            self.store.remove([item.id or 0 for item in gone])
+            self.store.remove([item.id for item in gone])
         self.report.moved = (Counter(item.hash for item in gone) & self._copied).total()
         self.report.copied -= self.report.moved
         self.report.removed = len(gone) - self.report.moved
@@ -185,7 +185,7 @@ class Builder:
             return
         with self.store.transaction():
             if not problems and shard.path in self.known:
-                self.store.remove([self.known.pop(shard.path).id or 0])
+                self.store.remove([self.known.pop(shard.path).id])
             self.store.keep_roots([replace(shard, state=state)])
 
     def _is_stale(self, entry: Entry) -> bool:
@@ -307,7 +307,7 @@ class Builder:
 
     def _keep_vectors(self, item: Item, old: Item) -> None:
         """Keep an item with the vectors of a file of the same content."""
-        _, spans, vectors = self.store.intact([old.id or 0])[old.id or 0]
+        _, spans, vectors = self.store.intact([old.id])[old.id]
         self._keep(item, spans, vectors)
 
     def _note_problem(self, item: Item, reason: str) -> None:

@@ -59,7 +59,6 @@ def each(
     items: Sequence[Item],
     roots: Mapping[str, Root],
     function: Callable[[Any], Result],
-    shown: bool | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """Place among the items, and what a function makes of the content, of the files that are as they were embedded.
 
@@ -68,7 +67,6 @@ def each(
     Args:
         roots: of the index.
         function: of a path or words; it is called in several threads.
-        shown: progress; None = on a terminal, and now and then in a log.
     """
 
     def result(item: Item) -> Result | None:
@@ -80,7 +78,7 @@ def each(
                 return function(value)
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool, Progress(len(items), shown=shown) as progress:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, Progress(len(items)) as progress:
         for i, made in enumerate(pool.map(result, items)):
             progress.update()
             if made is not None:

@@ -3,11 +3,12 @@
     width >= 1000 and duration < 2*min and "beach" in path
     kind in ("image", "video") and not date < "2024-05" or metadata.year == 2020 and caption is None
 
-Python's own parser reads them; names are fields, units are constants, anything else is refused with its column. A text
-of the user's never becomes SQL. A field that a file does not have is None, and no comparison finds it.
+Python's own parser reads them; names are fields, units are constants, anything else is refused with its column. No text
+of the user's becomes SQL. A field that a file does not have is None (NULL), and no comparison finds it.
 """
 
 import ast
+import operator
 import os
 import re
 import sqlite3
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from onepeace.errors import UsageError, one_line
 
@@ -29,10 +30,6 @@ KINDS = {
 }
 """Kinds of files, each with the words that mean it."""
 UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "s": 1.0, "min": 60.0, "h": 3600.0}
-NUMBERS = ("size", "width", "height", "duration")
-DATES = {"date": "date", "mtime": "mtime_ns / 1e9"}
-TEXTS = ("path", "caption")
-FIELDS = (*NUMBERS, *DATES, *TEXTS, "kind", "metadata")
 PERIODS: dict[str, tuple[timedelta, dict[str, Any]]] = {
     "%Y": (timedelta(366), {"month": 1, "day": 1}),
     "%Y-%m": (timedelta(31), {"day": 1}),
@@ -42,14 +39,6 @@ PERIODS: dict[str, tuple[timedelta, dict[str, Any]]] = {
 """Dates as people write them -> what leads from the start of one into the next, and to its start."""
 MAX_LENGTH = 10_000
 """Characters of a condition."""
-_COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Eq: "=", ast.NotEq: "!=", ast.GtE: ">=", ast.Gt: ">"}
-_TURNED = {"<": ">", "<=": ">=", "=": "=", "!=": "!=", ">=": "<=", ">": "<"}
-_ARITHMETIC = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
-}
 
 
 @dataclass(frozen=True)
@@ -58,6 +47,30 @@ class Condition:
 
     sql: str
     params: tuple[Any, ...] = ()
+
+
+class Field(NamedTuple):
+    """A field of a file in SQL, and the kind of its values: number, date, text, path, kind or any."""
+
+    sql: str
+    kind: str
+    params: tuple[Any, ...] = ()
+
+
+FIELDS = {
+    **{name: Field(name, "number") for name in ("size", "width", "height", "duration")},
+    **{"date": Field("date", "date"), "mtime": Field("mtime_ns / 1e9", "date")},
+    **{"path": Field("path", "path"), "caption": Field("caption", "text"), "kind": Field("modality", "kind")},
+}
+"""Fields by name; those of `metadata` are its keys."""
+TYPES: dict[str, Any] = {"number": (int, float), "any": object}
+"""Types of the values that a kind of field is compared with, if not texts."""
+SIGNS = {ast.Lt: "<", ast.LtE: "<=", ast.Eq: "=", ast.GtE: ">=", ast.Gt: ">"}
+TURNED = {"<": ">", "<=": ">=", "=": "=", ">=": "<=", ">": "<"}
+OPPOSITES: dict[type[ast.cmpop], ast.cmpop] = {ast.NotEq: ast.Eq(), ast.NotIn: ast.In(), ast.IsNot: ast.Is()}
+ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
+    **{ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+}
 
 
 def kind_of(name: str) -> str:
@@ -120,8 +133,7 @@ def compile_condition(where: str) -> Condition:
     if len(where) > MAX_LENGTH:
         raise UsageError(f"--where: a condition has at most {MAX_LENGTH:,} characters, not {len(where):,}")
     try:
-        tree = ast.parse(where.strip(), mode="eval").body
-        return _Compiler().visit(tree)
+        return _condition(ast.parse(where.strip(), mode="eval").body)
     except SyntaxError as error:
         hint = "; equal is ==" if re.search(r"[^<>=!]=[^=]", where) else ""
         raise UsageError(f"--where: {where.strip()!r}: {error.msg} at column {error.offset or 1}{hint}") from None
@@ -143,9 +155,7 @@ def register(connection: sqlite3.Connection, roots: Iterable[str] = ()) -> None:
         return any(match(place.replace(os.sep, "/")) for place in (*below, name.lstrip(os.sep)))
 
     def contains(text: str | bytes | None, part: str) -> bool | None:
-        if text is None:
-            return None
-        return part.casefold() in (os.fsdecode(text) if isinstance(text, bytes) else text).casefold()
+        return None if text is None else part.casefold() in os.fsdecode(text).casefold()
 
     connection.create_function("path_fits", 2, fits, deterministic=True)
     connection.create_function("contains", 2, contains, deterministic=True)
@@ -159,152 +169,113 @@ def _pattern(pattern: str) -> Callable[[str], object]:
     return compiled.regex.match  # type: ignore[union-attr]
 
 
-class _Compiler:
-    """Turns the nodes of an expression into conditions."""
-
-    def visit(self, node: ast.expr) -> Condition:
-        if isinstance(node, ast.BoolOp):
-            word = " AND " if isinstance(node.op, ast.And) else " OR "
-            parts = [self.visit(value) for value in node.values]
-            sql = word.join(f"({part.sql})" for part in parts)
-            return Condition(sql, tuple(value for part in parts for value in part.params))
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            part = self.visit(node.operand)
-            return Condition(f"NOT ({part.sql})", part.params)
-        if isinstance(node, ast.Compare):
-            sides = [node.left, *node.comparators]
-            parts = [self._compared(a, op, b) for a, op, b in zip(sides, node.ops, sides[1:], strict=False)]
-            params = tuple(value for part in parts for value in part.params)
-            return Condition(" AND ".join(f"({part.sql})" for part in parts), params)
-        if isinstance(node, ast.Call):
-            return self._match(node)
-        raise _error(node, "is no condition; compare a field with a value, as in width >= 1000")
-
-    def _match(self, node: ast.Call) -> Condition:
-        called = ast.unparse(node.func)
-        if called != "path.match" or node.keywords or len(node.args) != 1:
-            raise _error(node, "is not known; a pattern is path.match('*.jpg')")
-        pattern = self._value(node.args[0])
-        try:
-            _pattern(pattern)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise _error(node, f"has no pattern that can be read ({one_line(error)})") from error
-        return Condition("path_fits(path, ?)", (pattern,))
-
-    def _compared(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Condition:
-        if isinstance(op, (ast.In, ast.NotIn)):
-            found = self._in(left, right)
-            return Condition(f"NOT ({found.sql})", found.params) if isinstance(op, ast.NotIn) else found
-        if isinstance(op, (ast.Is, ast.IsNot)) and _is_none(right):
-            sql, params, _ = self._field(left)
-            return Condition(f"{sql} IS {'NOT ' if isinstance(op, ast.IsNot) else ''}NULL", params)
-        sign = _COMPARISONS.get(type(op))
-        if sign is None:
-            raise _error(left, "is compared in a way that is not known")
-        if not _is_field(left):
-            left, right, sign = right, left, _TURNED[sign]
-        if _is_none(right):
-            raise _error(right, "is compared with `is` and `is not`")
-        return self._comparison(left, sign, self._value(right), right)
-
-    def _comparison(self, left: ast.expr, sign: str, value: Any, right: ast.expr) -> Condition:
-        sql, params, kind = self._field(left)
-        if kind == "date":
+def _condition(node: ast.expr) -> Condition:
+    match node:
+        case ast.BoolOp(op, values):
+            return _joined(" AND " if isinstance(op, ast.And) else " OR ", map(_condition, values))
+        case ast.UnaryOp(ast.Not(), operand):
+            return _negated(_condition(operand))
+        case ast.Compare(left, ops, comparators):
+            return _joined(" AND ", map(_compared, [left, *comparators], ops, comparators))
+        case ast.Call(ast.Attribute(ast.Name("path"), "match"), [ast.Constant(str(pattern))], []):
             try:
-                start, end = (value, value) if isinstance(value, (int, float)) else period(value)
-            except (ValueError, TypeError) as error:
-                raise _error(right, f"is no date ({error})") from error
-            if sign in ("=", "!="):
-                inside = f"{sql} >= ? AND {sql} < ?" if end > start else f"{sql} BETWEEN ? AND ?"
-                return Condition(inside if sign == "=" else f"NOT ({inside})", (start, end))
-            return Condition(f"{sql} {'<' if sign in ('<', '<=') else '>='} ?",
-                             (start if sign in ("<", ">=") else end,))  # fmt: skip
-        if kind == "kind":
-            return Condition(f"{sql} {sign} ?", (self._kind(value, right),))
-        if kind == "number" and not isinstance(value, (int, float)):
-            raise _error(right, f"is no number, and {ast.unparse(left)} is one")
-        if kind == "text" and not isinstance(value, str):
-            raise _error(right, f"is no text, and {ast.unparse(left)} is one")
-        if ast.unparse(left) == "path":
-            value = os.fsencode(value)
-        return Condition(f"{sql} {sign} ?", (*params, value))
+                _pattern(pattern)
+            except (ValueError, AttributeError) as error:
+                raise _error(node, f"has no pattern that can be read ({one_line(error)})") from error
+            return Condition("path_fits(path, ?)", (pattern,))
+    raise _error(node, "is no condition; write one as in width >= 1000, or path.match('*.jpg')")
 
-    def _in(self, left: ast.expr, right: ast.expr) -> Condition:
+
+def _joined(word: str, parts: Iterable[Condition]) -> Condition:
+    parts = list(parts)
+    sql = word.join(f"({part.sql})" for part in parts)
+    return Condition(sql or "0", tuple(value for part in parts for value in part.params))
+
+
+def _negated(part: Condition) -> Condition:
+    return Condition(f"NOT ({part.sql})", part.params)
+
+
+def _compared(left: ast.expr, op: ast.cmpop, right: ast.expr) -> Condition:
+    if type(op) in OPPOSITES:
+        return _negated(_compared(left, OPPOSITES[type(op)], right))
+    if isinstance(op, ast.In):
         if isinstance(right, (ast.Tuple, ast.List, ast.Set)):  # field in (a, b)
-            parts = [self._comparison(left, "=", self._value(one), one) for one in right.elts]
-            params = tuple(value for part in parts for value in part.params)
-            return Condition(" OR ".join(f"({part.sql})" for part in parts) or "0", params)
-        sql, params, kind = self._field(right)  # "text" in field
-        value = self._value(left)
-        if kind not in ("text", "any") or not isinstance(value, str):
+            return _joined(" OR ", (_comparison(left, "=", one) for one in right.elts))
+        field, part = _field(right), _value(left)  # "text" in field
+        if field.kind not in ("text", "path", "any") or not isinstance(part, str):
             raise _error(right, "contains no text; `in` is for path, caption, metadata and lists")
-        return Condition(f"contains({sql}, ?)", (*params, value))
+        return Condition(f"contains({field.sql}, ?)", (*field.params, part))
+    if isinstance(op, ast.Is):
+        if not (isinstance(right, ast.Constant) and right.value is None):
+            raise _error(right, "is not None; other values are compared with ==")
+        field = _field(left)
+        return Condition(f"{field.sql} IS NULL", field.params)
+    sign = SIGNS[type(op)]
+    is_field = isinstance(left, (ast.Attribute, ast.Subscript)) or (isinstance(left, ast.Name) and left.id not in UNITS)
+    return _comparison(left, sign, right) if is_field else _comparison(right, TURNED[sign], left)
 
-    def _field(self, node: ast.expr) -> tuple[str, tuple[Any, ...], str]:
-        """SQL, parameters and kind of value of a field."""
-        if isinstance(node, ast.Name):
-            if node.id in NUMBERS:
-                return node.id, (), "number"
-            if node.id in DATES:
-                return DATES[node.id], (), "date"
-            if node.id in TEXTS:
-                return node.id, (), "text"
-            if node.id == "kind":
-                return "modality", (), "kind"
-        if isinstance(node, ast.Attribute) and _is_metadata(node.value):
-            return "json_extract(metadata, ?)", (_json_path(node.attr),), "any"
-        if isinstance(node, ast.Subscript) and _is_metadata(node.value):
-            return "json_extract(metadata, ?)", (_json_path(self._value(node.slice)),), "any"
-        name = node.id if isinstance(node, ast.Name) else ast.unparse(node)
-        near = get_close_matches(name, FIELDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"fields are {', '.join(FIELDS[:-1])}, metadata.NAME"
-        raise _error(node, f"is no field; {hint}")
 
-    def _value(self, node: ast.expr) -> Any:
-        if isinstance(node, ast.Constant) and isinstance(node.value, (int, float, str)):
-            if isinstance(node.value, (int, float)) and abs(node.value) > 2**62:
+def _comparison(left: ast.expr, sign: str, right: ast.expr) -> Condition:
+    """Condition on a field beside a value."""
+    (sql, kind, params), value = _field(left), _value(right)
+    if not isinstance(value, TYPES.get(kind, str)):
+        raise _error(right, f"is no {kind if kind != 'path' else 'text'}, and {ast.unparse(left)} is one")
+    if kind == "path":
+        value = os.fsencode(value)
+    try:
+        if kind == "kind":
+            value = kind_of(value)
+        if kind == "date":  # a period: the whole of it is before, in or after another
+            start, end = period(value)
+            if sign == "=":
+                return Condition(f"{sql} >= ? AND {sql} < ?", (start, end))
+            sign, value = ("<" if sign[0] == "<" else ">="), (start if sign in ("<", ">=") else end)
+    except (UsageError, ValueError) as error:
+        raise _error(right, f"is no {kind} ({one_line(error)})") from error
+    return Condition(f"{sql} {sign} ?", (*params, value))
+
+
+def _field(node: ast.expr) -> Field:
+    match node:
+        case ast.Name(name) if name in FIELDS:
+            return FIELDS[name]
+        case ast.Attribute(ast.Name("metadata"), str(key)) | ast.Subscript(
+            ast.Name("metadata"), ast.Constant(str(key))
+        ):
+            escaped = str(key).replace("\\", "\\\\").replace('"', '\\"')
+            return Field("json_extract(metadata, ?)", "any", (f'$."{escaped}"',))
+    near = get_close_matches(ast.unparse(node), [*FIELDS, "metadata"], 1)
+    hint = f"did you mean {near[0]}?" if near else f"fields are {', '.join(FIELDS)}, metadata.NAME"
+    raise _error(node, f"is no field; {hint}")
+
+
+def _value(node: ast.expr) -> Any:
+    match node:
+        case ast.Constant(str(text)):
+            return text
+        case ast.Constant(int(number) | float(number)):
+            if abs(number) > 2**62:
                 raise _error(node, "is too large")
-            return node.value
-        if isinstance(node, ast.Name) and node.id in UNITS:
-            return UNITS[node.id]
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -self._number(node.operand)
-        if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-            a, b = self._number(node.left), self._number(node.right)
+            return number
+        case ast.Name(unit) if unit in UNITS:
+            return UNITS[unit]
+        case ast.UnaryOp(ast.USub(), operand):
+            return -_number(operand)
+        case ast.BinOp(left, op, right) if type(op) in ARITHMETIC:
+            a, b = _number(left), _number(right)
             try:
-                return _ARITHMETIC[type(node.op)](a, b)
+                return ARITHMETIC[type(op)](a, b)
             except ArithmeticError as error:
                 raise _error(node, f"cannot be computed ({one_line(error)})") from error
-        raise _error(node, "is no value; write a number, a number times a unit (2*min), or a text in quotes")
-
-    def _number(self, node: ast.expr) -> float:
-        value = self._value(node)
-        if not isinstance(value, (int, float)):
-            raise _error(node, "is no number")
-        return value
-
-    def _kind(self, value: Any, node: ast.expr) -> str:
-        try:
-            return kind_of(value)
-        except (UsageError, AttributeError) as error:
-            raise _error(node, f"is no kind of file ({one_line(error)})") from error
+    raise _error(node, "is no value; write a number, a number times a unit (2*min), or a text in quotes")
 
 
-def _is_field(node: ast.expr) -> bool:
-    return isinstance(node, (ast.Attribute, ast.Subscript)) or (isinstance(node, ast.Name) and node.id not in UNITS)
-
-
-def _is_metadata(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name) and node.id == "metadata"
-
-
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
-
-
-def _json_path(name: Any) -> str:
-    escaped = str(name).replace("\\", "\\\\").replace('"', '\\"')
-    return f'$."{escaped}"'
+def _number(node: ast.expr) -> float:
+    value = _value(node)
+    if not isinstance(value, (int, float)):
+        raise _error(node, "is no number")
+    return value
 
 
 def _error(node: ast.expr, what: str) -> UsageError:

@@ -4,8 +4,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,13 @@ from onepeace.index.store import Item
 log = logging.getLogger(__name__)
 
 NEIGHBOURS, NEAR = 24, 0.4
-"""Files that are compared with one at most, the nearest in the space of the model, and least cosine of these."""
+"""Nearest neighbours that a file is compared with at most, and their least cosine."""
 COSINES, PAIRS = 1 << 23, 256
 """Cosines that are computed at once, and pairs of files that are compared at once."""
 LARGEST_NUMBER = 50
 """Clusters that are made of many files, unless a number is asked for."""
-SUGGESTED = 3
-"""Names of a cluster: its own, and the next nearest."""
+NAMES = 3
+"""Names of a cluster."""
 BATCH = 4096
 """Files in a step of MiniBatchKMeans."""
 SHRINKAGE = 10
@@ -58,7 +57,7 @@ class Group:
         return sum(copy.item.size for copy in self.copies[1:])
 
 
-def duplicates(index: Index, *, exact: bool = False, progress: bool | None = None) -> list[Group]:
+def duplicates(index: Index, *, exact: bool = False) -> list[Group]:
     """Groups of two or more files, those with the largest surplus first.
 
     Files of the same content are copies. Of the others the nearest in the space of the model are read again and
@@ -67,7 +66,6 @@ def duplicates(index: Index, *, exact: bool = False, progress: bool | None = Non
 
     Args:
         exact: only copies of the same content; nothing is read.
-        progress: False = silent; None = a bar on a terminal, and now and then a line in a log.
     """
     items, vectors = index.means()
     groups = []
@@ -80,7 +78,7 @@ def duplicates(index: Index, *, exact: bool = False, progress: bool | None = Non
         firsts = [places[0] for places in heads]
         near = [[i] for i in range(len(heads))]
         if kind in LOOKS and not exact:
-            near = _near(index, [items[i] for i in firsts], vectors[firsts], kind, progress)
+            near = _near(index, [items[i] for i in firsts], vectors[firsts], kind)
         for places in near:
             first = heads[places[0]][0]
             group = [(i, place == places[0]) for place in places for i in heads[place]]
@@ -96,13 +94,11 @@ def _worth(item: Item) -> tuple[Any, ...]:
     return -(item.width or 0) * (item.height or 0), -(item.duration or 0.0), -item.size, item.path
 
 
-def _near(
-    index: Index, items: Sequence[Item], vectors: np.ndarray, kind: str, progress: bool | None
-) -> list[list[int]]:
+def _near(index: Index, items: Sequence[Item], vectors: np.ndarray, kind: str) -> list[list[int]]:
     """Places of the files of each group, also of those with one file; ``items`` in the order of preference."""
     pairs = _candidates(vectors)
     wanted = np.unique(pairs).tolist()
-    read = each([items[i] for i in wanted], index.roots(), LOOKS[kind], progress)
+    read = each([items[i] for i in wanted], index.roots(), LOOKS[kind])
     looks = {wanted[place]: look for place, look in read}
     if missing := len(wanted) - len(looks):
         log.warning("%d %s files could not be compared: gone, changed or silent", missing, kind)
@@ -165,15 +161,14 @@ class Cluster:
     members: tuple[Member, ...]
     """Nearest to the middle first."""
     names: tuple[str, ...] = ()
-    """Its name, which no other cluster has, and others that are near; none if the model has no words."""
+    """The nearest of the generic words of the index, best first; none if its model has no words."""
 
 
-def clusters(index: Index, count: int | None = None, names: Sequence[str] | None = None) -> list[Cluster]:
+def clusters(index: Index, count: int | None = None) -> list[Cluster]:
     """Clusters of all files, of pictures and sounds together, the largest first; always the same ones.
 
     Args:
         count: how many; None = the root of half the number of files, at most LARGEST_NUMBER.
-        names: words to name them by; None = those that come with the package, none = the clusters have no names.
 
     Raises:
         UserError: no files or one, fewer files than clusters, or scikit-learn is not installed.
@@ -185,44 +180,17 @@ def clusters(index: Index, count: int | None = None, names: Sequence[str] | None
         raise UserError(f"{index.folder}: {len(items)} files make no {number} clusters")
     centred = without_kind(vectors, np.array([item.modality for item in items]))
     fitted = sklearn.MiniBatchKMeans(number, random_state=0, n_init=3, batch_size=BATCH).fit(centred)
-    found, middles = [], []
+    words = index.banks.vectors.get("word", np.empty((0, index.embed_dim)))
+    names = texts_of("word")[: len(words)]
+    found = []
     for label in np.unique(fitted.labels_):
         own = np.flatnonzero(fitted.labels_ == label)
         middle = unit(centred[own].mean(axis=0, keepdims=True))[0]
         near = centred[own] @ middle
-        order = np.argsort(-near, kind="stable")
-        found.append(Cluster(tuple(Member(items[own[i]], float(near[i])) for i in order)))
-        middles.append(middle)
-    chosen = texts_of("word") if names is None else list(dict.fromkeys(names))
-    if chosen and "text" in index.kinds:
-        found = _named(found, np.array(middles), chosen, index)
+        members = tuple(Member(items[own[i]], float(near[i])) for i in np.argsort(-near, kind="stable"))
+        nearest = np.argsort(-(words @ middle), kind="stable")[:NAMES]
+        found.append(Cluster(members, tuple(names[place] for place in nearest)))
     return sorted(found, key=lambda cluster: -len(cluster.members))
-
-
-def _named(found: Sequence[Cluster], middles: np.ndarray, names: Sequence[str], index: Index) -> list[Cluster]:
-    """Clusters with the names that suit them best in sum, no name twice while there are others.
-
-    A cluster is compared with the sentences for the kind that most of its files are of.
-    """
-    from scipy.optimize import linear_sum_assignment  # comes with scikit-learn
-
-    from onepeace.embed.zero_shot import TEMPLATES, prototypes
-
-    sounds = [sum(member.item.modality == "audio" for member in cluster.members) for cluster in found]
-    kinds = np.array(["audio" if 2 * n > len(one.members) else "image" for n, one in zip(sounds, found, strict=True)])
-    scores = np.empty((len(found), len(names)), np.float32)
-    for kind in np.unique(kinds):
-        words = prototypes(partial(index.embedder.encode_text, progress=False), names, TEMPLATES[kind]).numpy()
-        scores[kinds == kind] = middles[kinds == kind] @ words.T
-    order = np.argsort(-scores, axis=1, kind="stable")
-    own = order[:, 0].copy()
-    clusters_with_name, chosen = linear_sum_assignment(scores, maximize=True)
-    own[clusters_with_name] = chosen
-    named = []
-    for cluster, first, others in zip(found, own.tolist(), order.tolist(), strict=True):
-        best = [first, *(other for other in others if other != first)][:SUGGESTED]
-        named.append(replace(cluster, names=tuple(names[name] for name in best)))
-    return named
 
 
 def plane(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:

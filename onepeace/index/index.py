@@ -14,7 +14,7 @@ from onepeace.errors import UserError
 from onepeace.files.source import describe, scheme
 from onepeace.files.walk import Unreadable
 from onepeace.index.filters import Condition, compile_condition, kind_of, register
-from onepeace.index.nearest import LOCAL, Matrix, VectorService, read, service_of
+from onepeace.index.nearest import LOCAL, Matrix, read, service_of
 from onepeace.index.query import Query, QueryVector, encode
 from onepeace.index.ranking import RELEVANT, Banks
 from onepeace.index.search import Filters, Results, Sort, search
@@ -161,7 +161,7 @@ class Index:
         sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
         place = {int(id_): i for i, id_ in enumerate(ids)}
         items = [item for item in items if item.id in place]
-        return items, sums[[place[item.id or 0] for item in items]]
+        return items, sums[[place[item.id] for item in items]]
 
     @cached_property
     def embedder(self) -> "Embedder":
@@ -184,7 +184,7 @@ class Index:
         return banks_of(self.store)
 
     @cached_property
-    def _service(self) -> VectorService | None:
+    def _service(self) -> Any:
         return None if self.store.meta["store"] == LOCAL else service_of(self.store, self.matrix)
 
     @cached_property

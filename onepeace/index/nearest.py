@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -169,21 +169,10 @@ def _exact(vectors: np.ndarray, query: np.ndarray, rows: np.ndarray, count: int)
     return Found(rows[order], np.clip(cosines[order], -1, 1).astype(np.float32))
 
 
-class VectorService(Protocol):
-    """A service that is asked which vectors are near, in place of the matrix; a module of onepeace.plugins opens it."""
+def service_of(store: Store, matrix: Matrix, address: str | None = None) -> Any:
+    """Service that is asked which vectors are near, by ``onepeace.plugins.NAME.open_store``.
 
-    def nearest(self, query: np.ndarray, count: int, allowed: np.ndarray | None = None) -> dict[str, Found]:
-        """See `Matrix.nearest`; a service that does not answer is replaced by the matrix, which is said once."""
-
-    def send(self) -> None:
-        """Bring the service up to date with the matrix."""
-
-    def close(self) -> None:
-        """End the connection."""
-
-
-def service_of(store: Store, matrix: Matrix, address: str | None = None) -> VectorService:
-    """Service of an index, by ``onepeace.plugins.NAME.open_store``.
+    It has `nearest`, as `Matrix` has; `send`, which brings it up to date with the matrix; and `close`.
 
     Args:
         address: "NAME://..."; None = that of the index.

@@ -177,7 +177,7 @@ def _of_index(path: str, weight: float, store: Store) -> list[Part]:
     """The mean of a file's vectors; of a video that of its pictures and that of its sound."""
     names = (os.fsencode(path), os.fsencode(os.path.abspath(path)))
     item = next(store.items("path IN (?, ?) AND problem IS NULL", names), None)
-    if item is None or item.id is None:
+    if item is None:
         raise UserError(f"{path}: not in the index {store.folder}; give it as a picture or sound, or add it first")
     _, spans, vectors = store.intact([item.id])[item.id]
     kinds = [span.modality for span in spans]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from onepeace.index.filters import Condition
-from onepeace.index.nearest import Matrix, VectorService
+from onepeace.index.nearest import Matrix
 from onepeace.index.query import QueryVector
 from onepeace.index.ranking import Banks, falling, likelihood
 from onepeace.index.store import Damaged, Item, Store
@@ -41,8 +41,6 @@ class Hit:
     """Modality of the vector that was found."""
     score: float
     """Cosine of the file's nearest vector and the query."""
-    z: float
-    """Cosine on one scale for all kinds."""
     match: float | None = None
     """Share of unrelated queries whose best hit of this kind in this folder scores lower; 1 for a copy of the query.
     None where the cosine ranks."""
@@ -97,46 +95,35 @@ class Results(Sequence[Hit]):
         return {"hits": hits, "compared": self.compared, "relevant": self.relevant, "heading": self.heading}
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Rows of the matrix, best first, with their scores."""
+def _ranked(
+    source: Any, banks: Banks, query: QueryVector, count: int, allowed: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Rows of the matrix, ``count`` of each modality, best first by z; their cosines; and their matches, which fall.
 
-    rows: np.ndarray
-    cosines: np.ndarray
-    z: np.ndarray
-    match: np.ndarray | None
-
-
-def scored(
-    source: "Matrix | VectorService", banks: Banks, query: QueryVector, count: int, allowed: np.ndarray | None
-) -> Scored:
-    """The best rows of all kinds in one list, by z; matches fall with it, so it is in the order of what is shown.
-
-    Args:
-        count: rows of each modality.
-        allowed: (n,) bool; None = all.
+    Without matches for all of them there are none, and the cosine orders.
     """
     found = source.nearest(query.vector, count, allowed)
-    rows = np.concatenate([np.empty(0, np.int64), *(one.rows for one in found.values())])
-    cosines = np.concatenate([np.empty(0, np.float32), *(one.cosines for one in found.values())])
+    if not found:
+        return np.empty(0, np.int64), np.empty(0, np.float32), None
+    rows = np.concatenate([one.rows for one in found.values()])
+    cosines = np.concatenate([one.cosines for one in found.values()])
     scores = [banks.score(query, modality, one.cosines) for modality, one in found.items()]
-    z = np.concatenate([np.empty(0, np.float32), *(z for z, _ in scores)])
     matches = [match for _, match in scores if match is not None]
-    if not scores or len(matches) < len(scores):  # no match of one kind beside a cosine of another
+    if len(matches) < len(scores):
         order = np.lexsort((rows, -cosines))
-        return Scored(rows[order], cosines[order], z[order], None)
-    match = np.concatenate(matches)
+        return rows[order], cosines[order], None
+    z, match = np.concatenate([z for z, _ in scores]), np.concatenate(matches)
     if len(query.parts) == 1 and (own := found.get(query.parts[0].bank)):
         same = np.isin(rows, own.rows[own.cosines >= SAME])
         z, match = np.where(same, np.inf, z), np.where(same, 1.0, match)
     order = np.lexsort((rows, -z))
-    return Scored(rows[order], cosines[order], z[order], falling(match[order]))
+    return rows[order], cosines[order], falling(match[order])
 
 
 def search(
     store: Store,
     matrix: Matrix,
-    source: "Matrix | VectorService",
+    source: Any,
     banks: Banks,
     query: QueryVector,
     allowed: np.ndarray | None,
@@ -150,7 +137,7 @@ def search(
     """Hits from rank ``offset`` + 1 on, the nearest vector of each file, and the match of the best one of all.
 
     Args:
-        source: gives the nearest rows of the matrix.
+        source: finds the nearest rows of the matrix: itself, or a service (see `nearest.service_of`).
         allowed: (n,) bool rows; None = all.
         sort: date (newest first) and path order the best POOL anew, or the best ``top`` + ``offset`` if that is more.
 
@@ -160,16 +147,15 @@ def search(
     wanted = top + offset if sort == "match" else max(POOL, top + offset)
     count = CANDIDATES * wanted
     while True:
-        best = scored(source, banks, query, count, allowed)
-        groups = _grouped(matrix, best.rows, collapse)
-        if len(groups) >= wanted or len(best.rows) < count or count >= len(matrix):
+        rows, cosines, match = _ranked(source, banks, query, count, allowed)
+        groups = _grouped(matrix, rows, collapse)
+        if len(groups) >= wanted or len(rows) < count or count >= len(matrix):
             break
         count *= 4
-    match = best.match
     if match is not None and min_match is not None:
         groups = [group for group in groups if match[group[0]] >= min_match]
     groups = groups[offset:wanted] if sort == "match" else groups[:wanted]
-    file = matrix.file[best.rows].tolist()
+    file = matrix.file[rows].tolist()
     known = store.intact(sorted({file[place] for group in groups for place in group}))
     items = {id_: item for id_, (item, _, _) in known.items()}
     if sort != "match":
@@ -179,13 +165,13 @@ def search(
         groups = groups[offset : offset + top]
     hits = []
     for rank, (place, *copies) in enumerate(groups, offset + 1):
-        item, row = items[file[place]], int(best.rows[place])
+        item, row = items[file[place]], int(rows[place])
         if not (known[file[place]][2] == matrix.vectors[row]).all(axis=1).any():
             raise Damaged(store.folder, f"the matrix, at a vector of {item.path}")
         modality, paths = store.kinds[matrix.modality[row]], tuple(items[file[copy]].path for copy in copies)
-        numbers = float(best.cosines[place]), float(best.z[place]), None if match is None else float(match[place])
+        numbers = float(cosines[place]), None if match is None else float(match[place])
         hits.append(Hit(rank, item, modality, *numbers, *matrix.times(row), paths))
-    return tuple(hits), float(match.max()) if match is not None and len(match) else None
+    return tuple(hits), None if match is None else float(match.max())
 
 
 def _grouped(matrix: Matrix, rows: np.ndarray, collapse: bool) -> list[list[int]]:

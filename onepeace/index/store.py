@@ -106,8 +106,8 @@ class Item:
     """Why it could not be embedded."""
     note: str | None = None
     """What is odd about it, though it was embedded."""
-    id: int | None = None
-    """Number in its index."""
+    id: int = 0
+    """Number in its index, from 1; 0 if it is in none."""
 
     def to_row(self) -> tuple[Any, ...]:
         """Values in the order of COLUMNS, each as SQLite gives it back."""

@@ -105,7 +105,7 @@ def remove(folder: str | os.PathLike[str], paths: Sequence[str | os.PathLike[str
         for each in paths:
             given = os.fspath(each)
             path = given if scheme(given) else os.path.abspath(given)
-            found = {item.id for item in store.items() if item.id is not None and is_below(item.path, {path})}
+            found = {item.id for item in store.items() if is_below(item.path, {path})}
             if not found and path not in known:
                 raise UserError(f"{given}: not in the index {folder}")
             ids |= found

@@ -143,4 +143,4 @@ class Service:
 
 
 def unranked(item: Item, rank: int = 1) -> Hit:
-    return Hit(rank, item, item.modality, 0.0, 0.0)
+    return Hit(rank, item, item.modality, 0.0)

@@ -115,7 +115,6 @@ def test_silence_is_listed_though_it_is_in_the_index(run, tmp_path):
         (["build", "FOLDER", "FOLDER"], 1, "my files: "),
         (["update", "I"], 1, "I: "),
         (["stats", "I"], 1, "I: "),
-        (["cluster", "I", "--names", "no-such-file"], 2, "no-such-file"),
         (["cluster", "I", "--count", "0"], 2, "--count"),
     ],
 )

@@ -98,7 +98,7 @@ def test_table_is_for_people(mixed, random_folder, monkeypatch, capsys):
 
 def test_a_match_and_a_cosine_are_never_in_one_column_and_headings_stand_above():
     def results(match, relevant):
-        return Results((Hit(1, Item("/a.ogg", "audio"), "audio", 0.25, 0.5, match, start=75.0),), 1, relevant)
+        return Results((Hit(1, Item("/a.ogg", "audio"), "audio", 0.25, match, start=75.0),), 1, relevant)
 
     assert [line.split() for line in table(results(None, None)).splitlines()] == [
         ["rank", "cosine", "kind", "at", "path"],
@@ -186,7 +186,7 @@ def test_help_names_every_field_of_a_condition_and_says_what_the_match_is(capsys
     assert main(["search", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     listed = text.partition("syntax on ")[2].partition(", with the units")[0]
-    assert {*listed.replace(" and ", ", ").split(", ")} == {*FIELDS[:-1], "metadata.NAME"}
+    assert {*listed.replace(" and ", ", ").split(", ")} == {*FIELDS, "metadata.NAME"}
     assert "unrelated queries" in text
 
 

@@ -13,6 +13,7 @@ from support.indexes import fabricate
 from onepeace.errors import UserError
 from onepeace.index import Index, Item, copies, groups
 from onepeace.index.groups import clusters, duplicates, plane, unit
+from onepeace.index.ranking import Banks
 
 
 def item(path, kind, **about):
@@ -24,7 +25,7 @@ def item(path, kind, **about):
 def found(folder, **options):
     """The names of each group."""
     with Index.open(folder) as index:
-        made = duplicates(index, progress=False, **options)
+        made = duplicates(index, **options)
     return [[os.path.basename(copy.item.path) for copy in group.copies] for group in made]
 
 
@@ -161,7 +162,7 @@ def test_copies_of_an_index_are_found_with_the_best_first(tmp_path, samples, cap
     assert "1 image files could not be compared" in caplog.text
     assert sorted(found(index, exact=True)) == [["a.txt", "b.txt"], ["cat.jpg", "cat.jpg"]]
     with Index.open(index) as opened:
-        made = {group.copies[1].item.path: group for group in duplicates(opened, progress=False)}
+        made = {group.copies[1].item.path: group for group in duplicates(opened)}
     surpluses = [group.surplus for group in made.values()]
     assert surpluses == sorted(surpluses, reverse=True)
     group = made[str(files / "small.png")]
@@ -188,26 +189,8 @@ def test_no_chain_of_small_changes_joins_different_files(tmp_path, monkeypatch):
 
 E_DIM = 16
 THEMES = ("dog", "sea", "car")
-WORDS = {**{name: i for i, name in enumerate(THEMES)}, "puppy": 0, "boat": 1, "moon": 8, "tree": 9}
-"""Names, and the axis that each is near to."""
-ASIDE = {"puppy": 10, "boat": 11}
 KINDS = {"image": 14, "audio": 15}
 """The axis of what is the same in all files of a kind."""
-
-
-class Words:
-    """A model by which a word lies at its axis, a less fitting one also elsewhere, and all sentences at a third."""
-
-    def __init__(self):
-        self.asked = []
-
-    def encode_text(self, sentences, progress):
-        self.asked += sentences
-        vectors = np.zeros((len(sentences), E_DIM), np.float32)
-        for vector, sentence in zip(vectors, sentences, strict=True):
-            name = next(name for name in WORDS if name in sentence)
-            vector[[WORDS[name], ASIDE.get(name, WORDS[name]), 12]] = 1, 0.6 if name in ASIDE else 1, 2
-        return unit(vectors)
 
 
 @pytest.fixture
@@ -220,48 +203,35 @@ def folder(tmp_path):
         for i in range(count):
             kind = "audio" if i % 3 == 2 else "image"
             vector = generator.normal(0, 0.1, E_DIM)
-            vector[WORDS[theme]] += 1
+            vector[THEMES.index(theme)] += 1
             vector[KINDS[kind]] += 0.5
             files.append((Item(f"/p/{theme}-{i}", kind), vector))
     return fabricate(tmp_path / "i", files)
 
 
-def clustered(folder, *arguments):
+def clustered(folder, count=None, words=None):
+    """Clusters of an index whose first generic words are the themes."""
     with Index.open(folder) as index:
-        index.embedder = Words()
-        return clusters(index, *arguments), index.embedder.asked
+        index.__dict__["banks"] = Banks({} if words is None else {"word": words})
+        return clusters(index, count)
 
 
-def test_clear_clusters_are_found_and_named_by_the_right_words(folder):
-    made, asked = clustered(folder, 3, list(WORDS))
+def test_clear_clusters_are_found_and_named_by_the_nearest_words(folder, monkeypatch):
+    monkeypatch.setattr(groups, "texts_of", lambda bank: [*THEMES, "moon"])
+    words = np.eye(E_DIM, dtype=np.float32)[[0, 1, 2, 8]]
+    made = clustered(folder, 3, words)
     assert [{member.item.path[3:6] for member in cluster.members} for cluster in made] == [{"dog"}, {"sea"}, {"car"}]
-    assert [cluster.names[:2] for cluster in made[:2]] == [("dog", "puppy"), ("sea", "boat")]
-    assert made[2].names[0] == "car"
+    assert [cluster.names[0] for cluster in made] == ["dog", "sea", "car"]
     for cluster in made:
         assert {member.item.modality for member in cluster.members} == {"image", "audio"}
         similarities = [member.similarity for member in cluster.members]
         assert similarities == sorted(similarities, reverse=True)
-    assert "a photo of a dog" in asked
-    assert "the sound of dog" not in asked
+    assert made == clustered(folder, 3, words)
 
 
-def test_no_name_is_given_twice_while_there_are_others(folder):
-    made, _ = clustered(folder, 9, list(WORDS))
-    assert made == clustered(folder, 9, list(WORDS))[0]
-    assert {cluster.names[0] for cluster in made} == set(WORDS)
-
-
-def test_clusters_of_sounds_are_compared_with_sentences_of_sounds(tmp_path):
-    pytest.importorskip("sklearn")
-    files = [(Item(f"/p/{i}", "audio"), np.eye(E_DIM)[i]) for i in range(3)]
-    _, asked = clustered(fabricate(tmp_path / "i", files), 2, ["dog", "sea"])
-    assert "the sound of dog" in asked
-    assert "a photo of a dog" not in asked
-
-
-def test_without_words_there_are_clusters_without_names_as_many_as_suit(folder, tmp_path):
-    made, asked = clustered(folder, None, [])
-    assert (len(made), asked) == (4, [])  # the root of 27 / 2
+def test_there_are_as_many_clusters_as_suit_without_names_where_there_are_no_words(folder, tmp_path):
+    made = clustered(folder)
+    assert len(made) == 4  # the root of 27 / 2
     assert {cluster.names for cluster in made} == {()}
     with pytest.raises(UserError, match="27 files"):
         clustered(folder, 28)
