@@ -33,7 +33,7 @@ COMMANDS = {
     "ground": "find what a phrase means on pictures, and draw a box around it",
     "explain": "show where in pictures, or when in sounds, a phrase, a picture or a sound is found",
     "evaluate": "measure a model on data sets, or on classes of your own",
-    "calibrate": "make the match of a model's hits from files of yours",
+    "calibrate": "make the match of a model's hits from an index of generic files",
     "finetune": "make a model better on your own files, and show by how much",
     "train": "train a model by a recipe",
     "shards": "make training shards of a public data set, a table or a folder of files",

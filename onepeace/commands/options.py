@@ -21,25 +21,19 @@ def whole(least: int) -> Callable[[str], int]:
     return read
 
 
-def _number(what: str, is_valid: Callable[[float], bool]) -> Callable[[str], float]:
-    """`what` is the valid number in words; `is_valid` gets nan for what is no number."""
-
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not is_valid(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-        return value
-
-    return read
+def probability(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
 
 
 positive = whole(1)
 count = whole(0)
-seconds = _number("a number of seconds above 0", lambda value: 0 < value < math.inf)
-probability = _number("a number from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def add_model(

@@ -1,24 +1,16 @@
 """Makes the unrelated queries of a model that a hit is compared with (ranking.py)."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import closing
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
-from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.errors import UserError, one_line
-from onepeace.files.walk import Unreadable
+from onepeace.index.index import Index
 from onepeace.index.ranking import Banks
-
-if TYPE_CHECKING:
-    from onepeace.embed.embedder import Embedder
-    from onepeace.index.sources import Entry
 
 FILE = "calibration.safetensors"
 """Its name in a model folder."""
@@ -69,41 +61,28 @@ def read_calibration(folder: Path, model: str) -> bytes | None:
         raise UserError(f"{path}: {one_line(error)}") from error
 
 
-def calibrate(
-    embedder: "Embedder", sources: Sequence[str], problems: list[Unreadable], *, model: str, batch_size: int = 32
-) -> Banks:
-    """The banks of a model: the texts of the package, and pictures and sounds of sources, as many of each source.
-
-    Args:
-        sources: shards, tables and folders, as `onepeace index build` takes them.
-        problems: gets what cannot be read.
-        model: hash of the model.
+def calibrate(index: Index) -> Banks:
+    """The banks of an index's model: its texts, and pictures and sounds of the index, as many of each folder, table
+    and shard that it was made of; always the same ones.
 
     Raises:
-        UserError: nothing in the sources is a picture or sound that the model reads.
+        UserError: no picture or sound in the index.
     """
-    from onepeace.progress import Progress
-
-    kinds = [key for key in KEPT if key in embedder.modalities]
-    drawn = [_draw(_entries(source, problems), kinds) for source in sources]
-    vectors = banks_of_words(embedder).vectors
-    for kind in kinds:
-        turns = zip_longest(*(own[kind] for own in drawn))  # one of each source, again and again
-        chosen = [entry for turn in turns for entry in turn if entry is not None][:DRAWN]
-        results = embedder.stream(({kind: entry.value} for entry in chosen), batch_size=batch_size)
-        rows = []
-        with closing(results), Progress(len(chosen), f"{kind} file") as bar:
-            for entry, result in zip(chosen, results, strict=True):
-                bar.update()
-                if result.vector is None:
-                    problems.append(Unreadable(entry.item.path, result.reason or "not computed"))
-                else:
-                    rows.append(result.vector.numpy())
-        if rows:
-            vectors[kind] = least_alike(np.stack(rows), KEPT[kind])
+    vectors = {bank: rows for bank, rows in index.banks.vectors.items() if bank in TEXTS}
+    items, means = index.means()
+    roots, random = index.roots(), np.random.default_rng(0)
+    for kind in KEPT:
+        places: dict[str, list[int]] = {}
+        for place, item in enumerate(items):
+            if item.modality == kind:
+                root = next((root for root in roots if item.path.startswith(root)), "")
+                places.setdefault(root, []).append(place)
+        turns = zip_longest(*(random.permutation(own).tolist() for own in places.values()))
+        if drawn := [place for turn in turns for place in turn if place is not None][:DRAWN]:
+            vectors[kind] = least_alike(means[drawn], KEPT[kind])
     if not any(kind in vectors for kind in KEPT):
-        raise UserError(f"{', '.join(sources)}: no picture or sound that this model reads")
-    return Banks(vectors, model)
+        raise UserError(f"{index.folder}: no picture or sound in it")
+    return Banks(vectors, index.model_hash)
 
 
 def least_alike(vectors: NDArray, share: float) -> NDArray:
@@ -111,32 +90,3 @@ def least_alike(vectors: NDArray, share: float) -> NDArray:
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -1)
     return vectors[np.sort(np.argsort(cosines.max(axis=1), kind="stable")[: max(1, round(share * len(vectors)))])]
-
-
-def _entries(source: str, problems: list[Unreadable]) -> "Iterator[Entry]":
-    """All that is in a source."""
-    from onepeace.index.sources import read_shard, roots_of, scan
-
-    roots = roots_of([source])
-    found = scan(roots)
-    problems += found.problems
-    yield from found.entries.values()
-    for root in roots:
-        if root.kind == "shard":
-            broken: list[str] = []
-            yield from read_shard(root.path, broken)
-            problems += [Unreadable(root.path, line) for line in broken]
-
-
-def _draw(entries: "Iterator[Entry]", kinds: Sequence[str]) -> "dict[str, list[Entry]]":
-    """At most DRAWN entries of each kind by chance, always the same, in random order: those with the smallest random
-    numbers, so that no more than twice as many are in memory."""
-    chance = Random(0)  # noqa: S311
-    drawn: dict[str, list[tuple[float, Entry]]] = defaultdict(list)
-    for entry in entries:
-        if entry.item.modality in kinds and not entry.item.problem:
-            own = drawn[entry.item.modality]
-            own.append((chance.random(), entry))
-            if len(own) >= 2 * DRAWN:
-                own[:] = sorted(own, key=lambda pair: pair[0])[:DRAWN]
-    return {kind: [entry for _, entry in sorted(drawn[kind], key=lambda pair: pair[0])[:DRAWN]] for kind in kinds}

@@ -172,7 +172,7 @@ class Banks:
 
         if content is None:
             return cls({})
-        again = "make it again: onepeace calibrate MODEL SOURCES --force"
+        again = "make it again: onepeace calibrate INDEX --force"
         try:
             found = load(content)
             about = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})

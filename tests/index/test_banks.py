@@ -1,13 +1,16 @@
 """Banks of unrelated queries: what they say of an index, kept and read again, and how a model's are made."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
-from PIL import Image
-from support.small_shards import square, write_shard
+from support.indexes import fabricate
 
 from onepeace.errors import UserError
+from onepeace.index import Index, Item
 from onepeace.index.calibrate import FILE, TEXTS, calibrate, least_alike, read_calibration, texts_of
 from onepeace.index.ranking import Banks
+from onepeace.index.store import Root, Store
 
 
 def unit(rows):
@@ -91,24 +94,22 @@ def test_what_is_least_like_the_rest_is_kept():
     assert len(least_alike(rows, 0.01)) == 1
 
 
-def test_pictures_come_from_each_source_alike(model, tmp_path, monkeypatch):
+def test_pictures_come_from_each_source_alike(tmp_path, banks, monkeypatch):
     monkeypatch.setattr("onepeace.index.calibrate.DRAWN", 10)
     monkeypatch.setattr("onepeace.index.calibrate.KEPT", {"image": 1.0, "audio": 1.0})
-    rng = np.random.default_rng(0)
-    (tmp_path / "photos").mkdir()
-    for number in range(4):
-        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / f"photos/{number}.png")
-    (tmp_path / "photos/broken.png").write_bytes(b"no picture")
-    write_shard(tmp_path / "a.tar", {str(n): (square((n, 0, 0), rng), {"captions": ["x"]}) for n in range(100)})
-    problems = []
-    sources = [str(tmp_path / "photos"), str(tmp_path / "a.tar")]
-    found = calibrate(model, sources, problems, model="m")
-    assert [problem.path.endswith("broken.png") for problem in problems] == [True]
-    assert len(found.vectors["image"]) == 9
-    assert len(found.vectors["word"]) == len(texts_of("word"))
-    again = calibrate(model, sources, [], model="m")
-    assert again.vectors["image"].tolist() == found.vectors["image"].tolist()
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts/a.txt").write_text("words")
-    with pytest.raises(UserError, match="texts"):
-        calibrate(model, [str(tmp_path / "texts")], [], model="m")
+    rows = np.random.default_rng(0).normal(size=(104, 8))
+    paths = [*(f"/photos/{n}.png" for n in range(4)), *(f"/a.tar::{n}.png" for n in range(100))]
+    folder = fabricate(tmp_path / "i", [(Item(path, "image"), row) for path, row in zip(paths, rows, strict=True)])
+    with closing(Store(folder, write=True)) as store, store.transaction():
+        store.keep_roots([Root("/photos", "folder"), Root("/a.tar", "shard")])
+        store.keep_blob("calibration", banks.to_bytes())
+    with Index.open(folder) as index:
+        found = calibrate(index)
+        assert calibrate(index).vectors["image"].tolist() == found.vectors["image"].tolist()
+    photos = unit(rows[:4]) @ found.vectors["image"].T
+    assert photos.max(axis=1) == pytest.approx(np.ones(4), abs=1e-5)  # all of the few are among the ten
+    assert len(found.vectors["image"]) == 10
+    assert found.vectors.keys() == {"word", "word/audio", "image"}
+    texts = fabricate(tmp_path / "texts", [(Item("/a.txt", "text"), rows[0])])
+    with Index.open(texts) as index, pytest.raises(UserError, match="texts"):
+        calibrate(index)

@@ -186,5 +186,5 @@ def _banks(calibration: str | None, embedder: Any) -> Banks:
     path = Path(os.path.expandvars(calibration)).expanduser()
     path = path if path.is_file() else resolve(calibration) / FILE
     if not path.is_file():
-        raise UserError(f"{path}: no such file; make it with: onepeace calibrate {calibration} SOURCES")
+        raise UserError(f"{path}: no such file; make it with: onepeace calibrate INDEX")
     return Banks.load(path.read_bytes())
