@@ -14,6 +14,7 @@ from support.broken_files import write_broken, write_good
 from support.indexes import check_same, content
 from support.small_shards import square, tone, write_tar
 
+from onepeace import compiling
 from onepeace.errors import UsageError, UserError
 from onepeace.index import Index, builder, check, remove
 from onepeace.index import write as index_write
@@ -405,3 +406,20 @@ def test_build_that_failed_at_its_first_write_can_be_repeated(build, tmp_path, w
         with pytest.raises(UserError, match="the disk is full"):
             build(tmp_path / "index", words)
     assert counts(build(tmp_path / "index", words)) == {"added": 6}
+
+
+def test_a_wide_model_is_compiled_for_many_new_files(build, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(index_write, "COMPILE_FROM", 2)
+    monkeypatch.setattr(compiling, "compile_blocks", compiled.append)
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name)
+    texts = [tmp_path / f"{name}.txt" for name in "abc"]
+    build(tmp_path / "narrow", *texts)
+    assert not compiled
+    monkeypatch.setattr(compiling, "MIN_WIDTH", 1)
+    build(tmp_path / "index", *texts[:1])
+    build(tmp_path / "index", *texts[:2])
+    assert not compiled, "one new file each"
+    build(tmp_path / "wide", *texts)
+    assert len(compiled) == 1
