@@ -10,7 +10,6 @@ Importing the package imports no torch: the names below are resolved on first us
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from onepeace import torchaudio_guard
 from onepeace.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder, load
     from onepeace.generative.generator import Generator, load_generator
     from onepeace.model import OnePeace
-
-torchaudio_guard.install()  # before anything can import torchaudio
 
 __version__ = "0.1.0"
 __all__ = ["Embedder", "Generator", "ModelConfig", "OnePeace", "UserError", "__version__", "load", "load_generator"]

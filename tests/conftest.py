@@ -5,9 +5,6 @@ import tempfile
 # operation make a test ten times slower where another process takes a core.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# onepeace comes before torch and everything that may reach torchaudio: its guard has to be in place by then.
-import onepeace  # isort: skip
-
 import random
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pytest
 import torch
 from support.random_model import save_random_model
 
+import onepeace
 from onepeace.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MODALITIES = {"text", "image", "audio", "video"}
 
 ROWS = [
-    {"errors", "progress", "special_ids", "torchaudio_guard"},
+    {"errors", "progress", "special_ids"},
     {"files"},
     {"config", "device", "threads"},
     {"layers"},
@@ -39,7 +39,7 @@ ROWS = [
     {"index"},
     {"evaluate"},
     {"train"},
-    {"api", "serve", "cost", "plugins"},
+    {"serve", "cost", "plugins"},
     {"bench", "finetune"},
     {"commands"},
     {"cli"},
@@ -52,7 +52,7 @@ ELSEWHERE = {"generative.terms": "train"}
 ONLY_TORCH = {"layers", "generative.text_decoder", "generative.token_kinds", "model", "heads", "losses"}
 """Parts that someone can copy into another project: to import them takes torch, `errors` and `config`."""
 
-NO_TORCH = {"__init__", "__main__", "cli", "errors", "config", "torchaudio_guard"}
+NO_TORCH = {"__init__", "__main__", "cli", "errors", "config"}
 """Modules that are loaded before anything is computed."""
 
 COSTLY = {

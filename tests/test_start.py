@@ -1,4 +1,4 @@
-"""What starting costs (imports, counted in fresh processes), the guard around torchaudio, and optional packages."""
+"""What starting costs (imports, counted in fresh processes), and optional packages."""
 
 import re
 import subprocess
@@ -69,84 +69,6 @@ def test_lazy_names_resolve_and_are_listed():
         assert getattr(onepeace, name) is getattr(onepeace, name)
     with pytest.raises(AttributeError, match="'onepeace' has no attribute 'Embeder'"):
         _ = onepeace.Embeder
-
-
-# --- the guard around torchaudio ---
-
-
-@pytest.fixture
-def fake(tmp_path):
-    """The folder of a package torchaudio whose import needs its `_extension`, as the real one does."""
-    package = tmp_path / "torchaudio"
-    package.mkdir()
-    (package / "__init__.py").write_text("from . import _extension\nfrom ._extension import fail_if_no_align\n")
-    # The flag is set before the failure, as when the library loads but is of another CUDA.
-    extension = "_IS_TORCHAUDIO_EXT_AVAILABLE = True\nfail_if_no_align = lambda function: lambda: None\n"
-    extension += "import os\nif os.environ.get('ERROR'): raise eval(os.environ['ERROR'])\n"
-    (package / "_extension.py").write_text(extension)
-    (package / "rest.py").write_text("raise OSError('of another module')")
-    return tmp_path
-
-
-def test_guard_fills_in_for_a_broken_native_part_and_hides_nothing_else(fake):
-    hidden = ["OSError('1')", "RuntimeError('2')", "ImportError('3')", "AttributeError('4')"]
-    code = f"""
-import importlib, os, onepeace
-from onepeace import torchaudio_guard
-torchaudio_guard.install(); importlib.reload(onepeace)
-print(sum(type(finder).__module__ == "onepeace.torchaudio_guard" for finder in sys.meta_path))
-
-def outcome(error):
-    for name in [name for name in sys.modules if name.startswith("torchaudio")]:
-        del sys.modules[name]
-    os.environ["ERROR"], torchaudio_guard._failure = error, None
-    try:
-        import torchaudio
-        def forced_align(): pass
-        print(torchaudio._extension._IS_TORCHAUDIO_EXT_AVAILABLE, torchaudio_guard.failure())
-        torchaudio.fail_if_no_align(forced_align)()
-    except Exception as error:
-        print(type(error).__name__, error)
-
-for error in ("", *{hidden}, "SyntaxError('x')", "ModuleNotFoundError('x')", "KeyError('x')"):
-    outcome(error)
-os.environ["ERROR"] = ""
-try:
-    import torchaudio.rest
-except OSError as error:
-    print(error)
-"""
-    missing = "RuntimeError forced_align needs torchaudio's native library, which does not load: "
-    assert python(code, fake).splitlines() == [
-        *("1", "True None"),
-        *(line for reason in "1234" for line in (f"False {reason}", missing + reason)),
-        *("SyntaxError x", "ModuleNotFoundError x", "KeyError 'x'", "of another module"),
-    ]
-
-
-def test_a_broken_native_part_fails_without_the_guard_which_does_not_come_after_torchaudio(fake):
-    code = """
-import os
-os.environ["ERROR"] = "OSError('no lib')"
-try: import torchaudio
-except OSError as error: print(error)
-os.environ["ERROR"] = ""
-import torchaudio, onepeace
-print([type(finder).__module__ for finder in sys.meta_path])
-"""
-    error, finders = python(code, fake).splitlines()
-    assert error == "no lib"
-    assert "onepeace" not in finders
-
-
-@pytest.mark.slow
-def test_real_torchaudio_resamples_behind_the_guard():
-    pytest.importorskip("torchaudio")
-    code = """
-import onepeace, torch, torchaudio
-print(torchaudio.functional.resample(torch.ones(1, 480), 48000, 16000).shape)
-"""
-    assert python(code) == "torch.Size([1, 160])"
 
 
 # --- optional packages ---

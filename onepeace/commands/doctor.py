@@ -8,7 +8,6 @@ from importlib import import_module
 from pathlib import Path
 
 import onepeace
-from onepeace import torchaudio_guard
 from onepeace.errors import UserError
 
 MODULES = {
@@ -45,8 +44,6 @@ def run(args: argparse.Namespace) -> int:
         broken.append(package)
         again = "" if version is None else "--force-reinstall --no-deps "
         _row(package, version or "missing", fault, f'remedy: pip install {again}"{requirement}"')
-    if _version("torchaudio") is not None:
-        _row("torchaudio", *_torchaudio())
 
     print("\noptional")
     for extra, packages in extras:
@@ -107,24 +104,6 @@ def _fault(package: str) -> str | None:
     except Exception as error:  # whatever a broken package raises is what the report is about
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None
-
-
-def _torchaudio() -> tuple[str, ...]:
-    """Whether an installed torchaudio loads: onepeace does not need it, but transformers imports it where it is."""
-    reason: BaseException | None = torchaudio_guard.failure()
-    while reason is not None and reason.__cause__ is not None:
-        reason = reason.__cause__
-    fault = _fault("torchaudio")
-    if fault is None and reason is not None:
-        fault = f"{type(reason).__name__}: {' '.join(str(reason).split())}"
-    if fault is None:
-        return (_version("torchaudio") or "-", "not needed")
-    return (
-        "does not load",
-        fault,
-        "onepeace works without it; programs that import transformers or peft before onepeace fail",
-        "remedy: pip uninstall torchaudio, or one that is built for the same CUDA as torch",
-    )
 
 
 def _print_devices() -> None:

@@ -19,7 +19,7 @@ class OFAConfig:
     num_words: int = 50264
     """Ids of words, 0 to this: what the tokenizer knows. After them come <mask>, the image codes and the bins."""
     num_codes: int = 8192
-    """Image codes: the entries of the VQGAN's codebook."""
+    """Image codes: the entries of the VQGAN's codebook, which no picture is written in here."""
     num_bins: int = 1000
     """Bins: places on a side of the picture, for corners of boxes."""
     num_positions: int = 1026
@@ -30,8 +30,6 @@ class OFAConfig:
     """Side, in patches of 16 pixels, of the largest picture that is read."""
     stretched_grid: int | None = None
     """Larger grids of patches take stretched positions of a corner with this side (an option of the original)."""
-    code_grid: int = 16
-    """Side, in codes of 8 pixels, of the pictures that are written."""
     stem_depths: tuple[int, ...] = (3, 4, 23)
     """Blocks of each stage of the ResNet."""
     stem_width: int = 64
@@ -45,8 +43,6 @@ class OFAConfig:
     def __post_init__(self) -> None:
         if self.dim % self.num_heads:
             raise UserError(f"model.dim {self.dim} is not a multiple of model.num_heads {self.num_heads}")
-        if self.code_grid > self.image_grid:
-            raise UserError(f"model.code_grid {self.code_grid} is larger than model.image_grid {self.image_grid}")
 
     # What models of all architectures are asked (hub/architectures.py).
     @property
@@ -66,7 +62,7 @@ class OFAConfig:
     @property
     def writes(self) -> tuple[str, ...]:
         """Kinds of answers that are written."""
-        counts = {"text": self.num_words, "boxes": self.num_bins, "image codes": self.num_codes}
+        counts = {"text": self.num_words, "boxes": self.num_bins}
         return tuple(name for name, count in counts.items() if count)
 
     @property

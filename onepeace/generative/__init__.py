@@ -1,1 +1,1 @@
-"""OFA (arXiv 2202.03052): one model that reads a picture and a text, and writes text, boxes or image codes."""
+"""OFA (arXiv 2202.03052): one model that reads a picture and a text, and writes text or boxes."""

@@ -86,8 +86,8 @@ class Encoder(nn.Module):
         length = embedded.shape[1]
         return Part(self.words, tokens, self.words.positions(length), self.words.buckets(length), padding_mask)
 
-    def read_pixels(self, pixels: Tensor, image_rows: Tensor | None = None, keep: Tensor | None = None) -> Part:
-        """Pixels (B, 3, H, W), row by row of the map; ``image_rows`` and ``keep`` as in `OFA.encode`.
+    def read_pixels(self, pixels: Tensor, keep: Tensor | None = None) -> Part:
+        """Pixels (B, 3, H, W), row by row of the map; ``keep`` as in `OFA.encode`.
 
         UserError for pictures with more patches on a side than there are positions.
         """
@@ -96,7 +96,7 @@ class Encoder(nn.Module):
             raise UserError(f"pictures of {height} x {width} pixels: this model reads up to {largest} on a side")
         features = self.stem(pixels)
         rows, columns = features.shape[2:]
-        # Positions and buckets begin with those of a start token, which only the decoder has.
+        # Positions and buckets begin with those of a start token, which only pictures that are written have.
         positions = self.patches.positions(rows, columns)[:, 1:]
         buckets = self.patches.buckets(rows, columns)[:, 1:, 1:]
         features = features.flatten(2).mT
@@ -104,8 +104,7 @@ class Encoder(nn.Module):
             features, positions = gather_tokens(features, keep), gather_tokens(positions, keep)
             buckets = gather_pairs(buckets, keep)
         tokens = self.patches.norm(self.image_proj(features) + self.type_embed[PATCH])
-        mask = None if image_rows is None else ~image_rows.unsqueeze(1).expand(tokens.shape[:2])
-        return Part(self.patches, tokens, positions, buckets, mask)
+        return Part(self.patches, tokens, positions, buckets, None)
 
     def forward(self, parts: list[Part]) -> Encoded:
         """Run the blocks over all parts side by side."""

@@ -1,4 +1,4 @@
-"""OFA: an encoder of pictures and texts, and a decoder that answers in one vocabulary of words, boxes and image codes.
+"""OFA: an encoder of pictures and texts, and a decoder that answers in one vocabulary of words and boxes.
 
 The flow (paper: Figure 2): pixels -> stem -> patches; ids -> words; patches and words -> encoder -> `Encoded`; that and
 the ids written so far -> decoder -> logits of the next id.
@@ -46,21 +46,16 @@ class Writer(Trained):
     config: OFAConfig
     decoder: TextDecoder
 
-    def encode(
-        self,
-        ids: Tensor | None,
-        pixels: Tensor | None = None,
-        image_rows: Tensor | None = None,
-        keep: Tensor | None = None,
-    ) -> Encoded:
+    def encode(self, ids: Tensor | None, pixels: Tensor | None = None, keep: Tensor | None = None) -> Encoded:
         """Encode the input for the decoder; see `OFA.encode`."""
         raise NotImplementedError
 
 
 class OFA(Writer):
-    """One sequence-to-sequence model for captions, answers, boxes, classes and pictures (arXiv 2202.03052).
+    """One sequence-to-sequence model for captions, answers, boxes and classes (arXiv 2202.03052).
 
     One embedding, `decoder.token_embed`, serves the words that are read, those that are written and the output layer.
+    Pictures are not written: the image codes have rows in it, and no decoder to pixels.
 
     Args:
         config: sizes; on the meta device nothing is allocated.
@@ -82,34 +77,25 @@ class OFA(Writer):
             nn.Embedding(config.vocab_size, config.dim, padding_idx=PAD),
             config.num_positions,
             config.num_buckets,
-            config.code_grid,
-            config.image_grid,
             config.drop_path,
             config.dropout,
         )
         self.blocks = [*self.encoder.blocks, *self.decoder.blocks]
         normal_init(self)
 
-    def encode(
-        self,
-        ids: Tensor | None,
-        pixels: Tensor | None = None,
-        image_rows: Tensor | None = None,
-        keep: Tensor | None = None,
-    ) -> Encoded:
+    def encode(self, ids: Tensor | None, pixels: Tensor | None = None, keep: Tensor | None = None) -> Encoded:
         """Read texts, pictures or both.
 
         Args:
             ids: (B, L), padded with 1.
             pixels: (B, 3, H, W), normalised; sides up to 16 * config.image_grid.
-            image_rows: (B,) bool; False: that row's picture is hidden, e.g. of a text without one. None: all are seen.
             keep: (B, K), the patches that are read, as numbers on the map row by row; None: all.
 
         UserError for a text or a picture with more tokens than there are positions.
         """
         parts = []
         if pixels is not None:
-            parts.append(self.encoder.read_pixels(pixels, image_rows, keep))
+            parts.append(self.encoder.read_pixels(pixels, keep))
         if ids is not None:
             padding_mask = ids == PAD
             # Without padding one bias serves the whole batch.
@@ -125,14 +111,11 @@ class OFA(Writer):
         ids: Tensor | None,
         written: Tensor,
         pixels: Tensor | None = None,
-        image_rows: Tensor | None = None,
-        code_rows: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of the id after each of ``written`` (B, T), which begin with bos; teacher forcing.
 
         Args:
-            ids, pixels, image_rows, keep: what is read, see `encode`.
-            code_rows: (B,) bool, the rows that write image codes; see `TextDecoder`.
+            ids, pixels, keep: what is read, see `encode`.
         """
-        return self.decoder(written, self.encode(ids, pixels, image_rows, keep), code_rows)
+        return self.decoder(written, self.encode(ids, pixels, keep))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from onepeace.errors import UserError
-from onepeace.processors.tokenizer import BOS, EOS, PAD, UNK
+from onepeace.processors.tokenizer import BOS, EOS, PAD
 
 S = TypeVar("S", bound="State")
 
@@ -95,8 +95,6 @@ def search(
     *,
     prefixes: Sequence[Sequence[int]] | None = None,
     allowed: Allowed | None = None,
-    mask_after_softmax: bool = False,
-    codes: bool = False,
     device: torch.device | str = "cpu",
 ) -> list[list[Hypothesis]]:
     """The hypotheses of each source, best first: at most `options.beam` of them, none where nothing is allowed.
@@ -105,8 +103,6 @@ def search(
         step, state: the decoder, before bos; it is fed one token more than the longest prefix and `max_len` have.
         prefixes: tokens each answer begins with, forced. Scores count them, `max_len` does not.
         allowed: restricts the tokens of the answer behind the prefix.
-        mask_after_softmax: probabilities are not renormalised over what is allowed (the released zero-shot rule).
-        codes: the answer is image codes: no special token before `max_len`.
         device: of the decoder.
     """
     prompts = [tuple(prefix) for prefix in prefixes] if prefixes is not None else [()] * num_sources
@@ -121,7 +117,7 @@ def search(
         num_rows = len(rows)
         tokens = torch.tensor([one.tokens[-1] if length else BOS for _, one in rows], device=device)
         logits = step(tokens, state).float()
-        log_probs = _log_probabilities(logits, rows, prompts, options, allowed, mask_after_softmax, codes)
+        log_probs = _log_probabilities(logits, rows, prompts, options, allowed)
         found = _best(log_probs, rows, options.beam)
         for source, start in enumerate(map(len, prompts)):
             going = []
@@ -142,17 +138,12 @@ def _log_probabilities(
     prompts: Sequence[Sequence[int]],
     options: SearchOptions,
     allowed: Allowed | None,
-    mask_after_softmax: bool,
-    codes: bool,
 ) -> Tensor:
     """(N, V) log-probabilities, -inf for what may not come next."""
     logits = logits / options.temperature
-    blocked = None if allowed is None else _blocked(logits, rows, prompts, allowed)
-    if blocked is not None and not mask_after_softmax:
-        logits = logits.masked_fill(blocked, -torch.inf)
+    if allowed is not None:
+        logits = logits.masked_fill(_blocked(logits, rows, prompts, allowed), -torch.inf)
     log_probs = logits.log_softmax(1).nan_to_num_(-torch.inf, torch.inf, -torch.inf)
-    if blocked is not None:
-        log_probs.masked_fill_(blocked, -torch.inf)
     log_probs[:, PAD] = -torch.inf
     for row, (source, one) in enumerate(rows):
         length, start = len(one.tokens), len(prompts[source])
@@ -163,8 +154,6 @@ def _log_probabilities(
             log_probs[row, EOS] = -torch.inf
         if length == start + options.max_len:
             _only(log_probs[row], EOS)
-        elif codes:
-            log_probs[row, : UNK + 1] = -torch.inf
         if repeats := _repeats((BOS, *one.tokens), options.no_repeat_ngram):
             log_probs[row, repeats] = -torch.inf
     return log_probs

@@ -1,4 +1,4 @@
-"""OFA's decoder: it reads what an encoder made and writes ids of one vocabulary, of words or of image codes.
+"""OFA's decoder: it reads what an encoder made and writes ids of one vocabulary.
 
 It needs nothing of OFA's encoder but an `Encoded`, so it can write about the tokens of any encoder.
 """
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onepeace.errors import UserError, expect
+from onepeace.errors import expect
 from onepeace.layers.attention import HeadScaledAttention, KeysValues
 from onepeace.layers.checkpoint import Recomputed
 from onepeace.layers.feedforward import FeedForward
 from onepeace.layers.initialisation import normal_init
 from onepeace.layers.residual import DropPath
 
-from .token_kinds import GridTokens, PositionBias, SequenceTokens
+from .token_kinds import PositionBias, SequenceTokens
 
 
 class Encoded(NamedTuple):
@@ -102,10 +102,8 @@ class DecoderCache:
     it has."""
     cross_bias: Tensor
     """(1 or B, H, max_len, S)."""
-    self_bias: tuple[Tensor, ...]
-    """Bias of absolute positions, (1, H, max_len, max_len): for words, and for codes if there may be some."""
-    code_rows: Tensor | None
-    """(B,) bool."""
+    self_bias: Tensor
+    """Bias of absolute positions, (1, H, max_len, max_len)."""
     places: Tensor
     """(N,): the place of each hypothesis in the table, row by row."""
     width: int = 1
@@ -145,7 +143,6 @@ class DecoderCache:
         if len(kept) < len(self.sources[0][0]):
             moved.sources = [of(pair, kept) for pair in self.sources]
             moved.cross_bias = self.cross_bias if len(self.cross_bias) == 1 else self.cross_bias[kept]
-            moved.code_rows = None if self.code_rows is None else self.code_rows[kept]
         return moved
 
 
@@ -156,8 +153,6 @@ class TextDecoder(nn.Module):
         embedding: of the vocabulary; its ``padding_idx`` is the id of padding.
         num_positions: the longest text, in tokens.
         num_buckets: distances of words, see `SequenceTokens`.
-        code_grid: side, in codes, of the pictures that can be written as image codes; None: words alone.
-        grid_side: side of the square that the positions of codes are made for.
         drop_path: rate of the last block; rates grow linearly from 0 at the first.
     """
 
@@ -170,16 +165,12 @@ class TextDecoder(nn.Module):
         embedding: nn.Embedding,
         num_positions: int,
         num_buckets: int = 256,
-        code_grid: int | None = None,
-        grid_side: int = 42,
         drop_path: float = 0.0,
         dropout: float = 0.0,
     ):
         super().__init__()
         self.token_embed = embedding
         self.words = SequenceTokens(dim, num_heads, depth, num_positions, num_buckets)
-        self.code_grid = code_grid
-        self.codes = None if code_grid is None else GridTokens(dim, num_heads, depth, grid_side)
         self.self_pos, self.cross_pos = PositionBias(dim, num_heads), PositionBias(dim, num_heads)
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(DecoderBlock(dim, num_heads, ffn_dim, rate, dropout) for rate in rates)
@@ -187,40 +178,38 @@ class TextDecoder(nn.Module):
         self.drop = nn.Dropout(dropout)
         normal_init(self)
 
-    def forward(self, ids: Tensor, encoded: Encoded, code_rows: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, encoded: Encoded) -> Tensor:
         """Logits (B, T, V) of the token after each of ``ids`` (B, T), which begin with bos.
 
         Padding is on the right, where the causal mask keeps it from all that is real; its own logits are unspecified.
 
         Args:
             encoded: of B sources.
-            code_rows: (B,) bool, True where the row writes image codes; None: all write words.
         """
         length = ids.shape[1]
-        x = self._embed(ids, code_rows)
+        x = self._embed(ids)
         hidden = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
         causal = torch.zeros_like(hidden, dtype=x.dtype).masked_fill(hidden, -torch.inf)
-        kinds = self._positions(length, code_rows)
-        self_bias = _by_row(code_rows, *(self.self_pos(p, p) for p in kinds)) + causal
-        cross_bias = self._cross_bias(_by_row(code_rows, *kinds), encoded)
+        positions, buckets = self.words.positions(length), self.words.buckets(length)
+        self_bias = self.self_pos(positions, positions) + causal
+        cross_bias = self._cross_bias(positions, encoded)
         for i, block in enumerate(self.blocks):
-            bias = self_bias + self._relative_bias(i, length, slice(length), slice(length), code_rows)
+            bias = self_bias + self.words.relative_bias(i, buckets)
             x = block(x, encoded.tokens, bias, cross_bias)
         return self.logits(x)
 
-    def start(self, encoded: Encoded, max_len: int, code_rows: Tensor | None = None) -> DecoderCache:
+    def start(self, encoded: Encoded, max_len: int) -> DecoderCache:
         """A cache of one empty hypothesis for each source; at most ``max_len`` tokens, bos included, are fed to it.
 
         What depends on the sources and on positions only is computed here, once.
         """
-        kinds = self._positions(max_len, code_rows)
+        positions = self.words.positions(max_len)
         blocks = [expect(block, DecoderBlock) for block in self.blocks]
         return DecoderCache(
             # Contiguous: else every step's product would copy them.
             [_contiguous(*block.cross_attn.keys_values(encoded.tokens)) for block in blocks],
-            self._cross_bias(_by_row(code_rows, *kinds), encoded),
-            tuple(self.self_pos(p, p) for p in kinds),
-            code_rows,
+            self._cross_bias(positions, encoded),
+            self.self_pos(positions, positions),
             torch.arange(len(encoded.tokens), device=encoded.tokens.device),
         )
 
@@ -230,13 +219,12 @@ class TextDecoder(nn.Module):
         if t >= cache.max_len:
             raise ValueError(f"the cache was started for {cache.max_len} tokens, and all of them were fed")
         table = ids.new_full((len(cache.sources[0][0]) * width,), self.token_embed.padding_idx or 0)
-        x = self._embed(table.scatter(0, cache.places, ids).view(-1, width), cache.code_rows)
-        rows = None if cache.code_rows is None else cache.code_rows.repeat_interleave(width)
-        absolute = _by_row(rows, *(bias[:, :, t : t + 1, : t + 1] for bias in cache.self_bias))
+        x = self._embed(table.scatter(0, cache.places, ids).view(-1, width))
+        absolute = cache.self_bias[:, :, t : t + 1, : t + 1]
+        buckets = self.words.buckets(cache.max_len)[:, t : t + 1, : t + 1]
         past, cache.past = cache.past, []
         for i, block in enumerate(self.blocks):
-            # Of all blocks and tokens these would be too much to keep: a picture has a thousand codes.
-            bias = absolute + self._relative_bias(i, cache.max_len, slice(t, t + 1), slice(t + 1), rows)
+            bias = absolute + self.words.relative_bias(i, buckets)
             cross_bias = cache.cross_bias[:, :, t : t + 1]
             x, pair = expect(block, DecoderBlock).step(x, past[i] if past else None, cache.sources[i], bias, cross_bias)
             cache.past.append(pair)
@@ -247,46 +235,14 @@ class TextDecoder(nn.Module):
         """Tokens (..., D) after the last block -> (..., V)."""
         return F.linear(self.norm(x), self.token_embed.weight)
 
-    def _embed(self, ids: Tensor, code_rows: Tensor | None) -> Tensor:
+    def _embed(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, D)."""
-        x = self.token_embed(ids)
-        norms = [self.words.norm] if code_rows is None else [self.words.norm, self._codes().norm]
-        return self.drop(_by_row(code_rows, *(norm(x) for norm in norms)))
-
-    def _positions(self, length: int, code_rows: Tensor | None) -> list[Tensor]:
-        """Normalised positions (1, T, D) of words and, if some rows are codes, of these."""
-        words = self.words.positions(length)
-        if code_rows is None:
-            return [words]
-        codes, grid = self._codes(), expect(self.code_grid, int)
-        if length > grid**2 + 1:
-            raise UserError(f"{length} tokens are more than the {grid} x {grid} codes of a picture and the start token")
-        return [words, codes.positions(grid, grid)[:, :length]]
-
-    def _relative_bias(self, block: int, length: int, queries: slice, keys: slice, code_rows: Tensor | None) -> Tensor:
-        """Bias that the relative positions of some of ``length`` tokens add to the logits of a block."""
-        words = self.words.relative_bias(block, self.words.buckets(length)[:, queries, keys])
-        if code_rows is None:
-            return words
-        codes, grid = self._codes(), expect(self.code_grid, int)
-        return _by_row(code_rows, words, codes.relative_bias(block, codes.buckets(grid, grid)[:, queries, keys]))
+        return self.drop(self.words.norm(self.token_embed(ids)))
 
     def _cross_bias(self, positions: Tensor, encoded: Encoded) -> Tensor:
         bias = self.cross_pos(positions, encoded.positions)
         mask = encoded.padding_mask
         return bias if mask is None else bias + padding_bias(mask, bias.dtype)
-
-    def _codes(self) -> GridTokens:
-        if self.codes is None:
-            raise ValueError("this decoder writes no image codes: it was made without code_grid")
-        return self.codes
-
-
-def _by_row(code_rows: Tensor | None, words: Tensor, codes: Tensor | None = None) -> Tensor:
-    """``codes`` (1 or B, ...) in the rows that are codes, ``words`` in the others."""
-    if code_rows is None or codes is None:
-        return words
-    return torch.where(code_rows.view(-1, *[1] * (words.ndim - 1)), codes, words)
 
 
 def _contiguous(keys: Tensor, values: Tensor) -> KeysValues:

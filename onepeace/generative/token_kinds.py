@@ -1,4 +1,4 @@
-"""Kinds of tokens in OFA: words, patches of a picture, and codes of one that is written."""
+"""Kinds of tokens in OFA: words, and patches of a picture."""
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ class SequenceTokens(TokenKind):
 
 
 class GridTokens(TokenKind):
-    """Patches or codes on a grid, after a start token (patches are used without it).
+    """Patches on a grid, after a start token (which is not used: released pictures that are written have it).
 
     Args:
         side: the grid is part of a square of so many rows and columns.

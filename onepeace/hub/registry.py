@@ -1,6 +1,7 @@
 """Checkpoints that the authors of ONE-PEACE and OFA released: names, addresses and descriptions.
 
-Left out are networks for detection and segmentation, whose parts this library does not have, and archives.
+Left out are networks for detection, segmentation and the writing of pictures, whose parts this library does not have,
+and archives.
 
 The authors publish neither sizes nor hashes; transfers are checked against the length the server states.
 """
@@ -76,7 +77,6 @@ _OFA = {
     "ofa-large-snli-ve": ("snli_ve_large_best.pt", "visual entailment, SNLI-VE"),
     "ofa-large-imagenet": ("imagenet_1k_large_best.pt", "ImageNet-1k classes, written out"),
     "ofa-large-gigaword": ("gigaword_large_best.pt", "summaries, Gigaword"),
-    "ofa-base-image-gen": ("image_gen_base_best.pt", "pictures of texts, as codes, COCO"),
 }
 RELEASED |= {name: Released(file, _VL, about, generates=True) for name, (file, about) in _OFA.items()}
 

@@ -65,21 +65,6 @@ def test_what_is_broken_or_missing_is_named_with_a_remedy(lines, monkeypatch, ca
     assert all(part in out for part in says)
 
 
-def test_doctor_gives_the_reason_and_the_remedy_for_torchaudio(lines, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "_version", lambda package: "2.11.0")
-    monkeypatch.setattr(doctor, "_fault", lambda package: None)
-    failure = OSError("Could not load this library")
-    failure.__cause__ = OSError("libc10_cuda.so: cannot open shared object file")
-    monkeypatch.setattr("onepeace.torchaudio_guard._failure", failure)
-    assert doctor.run(None) == 0
-    out = capsys.readouterr().out
-    assert "OSError: libc10_cuda.so: cannot open shared object file\n" in out
-    assert "remedy: pip uninstall torchaudio" in out
-    monkeypatch.setattr("onepeace.torchaudio_guard._failure", None)
-    assert doctor.run(None) == 0
-    assert "2.11.0          not needed" in capsys.readouterr().out
-
-
 def test_a_build_for_cuda_without_a_device_is_told_from_the_cpu_build(lines, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for build, told in ((None, False), ("13.0", True)):

@@ -10,7 +10,7 @@ from support.random_model import save_random_model
 from torch.testing import assert_close
 
 import onepeace
-from onepeace.api import Failure
+from onepeace.embed.assembly import Failure
 from onepeace.errors import UserError
 
 # Form

@@ -29,17 +29,12 @@ def original(name: str):
     if "constraint_range" in settings:
         start, stop = map(int, settings["constraint_range"].split(","))
         allowed = lambda source, answer: [0, 1, 2, 3, *range(start, stop)]  # noqa: E731
-    codes = settings.get("gen_code", False)
-    code_rows = torch.ones(len(ids), dtype=torch.bool) if codes else None
     decoder = golden_model().decoder
     with torch.no_grad():
         encoded = golden_model().encode(ids, pixels if case["uses_image"] else None)
         longest = options.max_len + max(map(len, prefixes or [()])) + 1
-        state = decoder.start(encoded, longest, code_rows)
-    found = search(
-        decoder.step, state, len(ids), options, prefixes=prefixes, allowed=allowed, codes=codes,
-        mask_after_softmax=settings.get("zero_shot", False),
-    )  # fmt: skip
+        state = decoder.start(encoded, longest)
+    found = search(decoder.step, state, len(ids), options, prefixes=prefixes, allowed=allowed)
     return found, case["hypotheses"]
 
 

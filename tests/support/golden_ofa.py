@@ -14,10 +14,9 @@ from onepeace.hub.convert.ofa import to_ours
 FOLDER = Path(__file__).parents[1] / "golden" / "ofa"
 SIZES = {
     "dim": 32, "encoder_depth": 3, "decoder_depth": 2, "num_heads": 4, "ffn_dim": 64, "num_words": 64, "num_codes": 32,
-    "num_bins": 40, "num_positions": 64, "num_buckets": 8, "image_grid": 8, "code_grid": 4, "stem_depths": (2, 2, 2),
+    "num_bins": 40, "num_positions": 64, "num_buckets": 8, "image_grid": 8, "stem_depths": (2, 2, 2),
     "stem_width": 8,
 }  # fmt: skip
-CODES = range(65, 97)
 
 # Tolerances, relative to a tensor's largest number: the original differs from itself in float64 by up to 1.2e-6 in
 # outputs (8e-6 with statistics of the batch) and 1.4e-5 in gradients (1.2e-4).

@@ -52,10 +52,6 @@ TABLE = [
     *[("{s}.layers.{i}." + theirs, "{s}.blocks.{i}." + ours) for theirs, ours in BLOCK],
     ("{s}.layer_norm.{p}", "{s}.norm.{p}"),
     # decoder
-    ("decoder.code_layernorm_embedding.{p}", "decoder.codes.norm.{p}"),
-    ("decoder.embed_image_positions.weight", "decoder.codes.pos_embed"),
-    ("decoder.image_pos_ln.{p}", "decoder.codes.pos_norm.{p}"),
-    ("decoder.image_rel_pos_table_list.{i}.weight", "decoder.codes.bias_tables.{i}"),
     ("decoder.self_pos_q_linear.{p}", "decoder.self_pos.q.{p}"),
     ("decoder.self_pos_k_linear.{p}", "decoder.self_pos.k.{p}"),
     ("decoder.cross_pos_q_linear.{p}", "decoder.cross_pos.q.{p}"),
@@ -67,11 +63,12 @@ TABLE = [
     ("decoder.layers.{i}.final_layer_norm.{p}", "decoder.blocks.{i}.norm3.{p}"),
 ]
 
-# Tables of indices that are computed here, counts that nothing reads, two more copies of the embedding, and heads for
-# classes that the original trains beside the decoder.
+# Tables of indices that are computed here, counts that nothing reads, two more copies of the embedding, what pictures
+# are written with, and heads for classes that the original trains beside the decoder.
 DROPPED = re.compile(
     r".*\.(version|token_rp_bucket|image_rp_bucket|image_position_idx|num_batches_tracked)|"
-    r"decoder\.(embed_tokens|output_projection)\.weight|classification_heads\..*"
+    r"decoder\.(embed_tokens|output_projection)\.weight|classification_heads\..*|"
+    r"decoder\.(code_layernorm_embedding|embed_image_positions|image_pos_ln|image_rel_pos_table_list)\..*"
 )
 
 _VALUES = {
@@ -85,7 +82,6 @@ _TO_OURS, _TO_ORIGINAL = compile_table(TABLE, _VALUES)
 
 NORMALISED = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-CODE_PIXELS = 8
 
 # Switches of the original that change what it computes without a trace in the tensors, and how this library has them.
 # `disable_entangle` is not a default of the original: without it positions are added to the decoder's tokens.
@@ -141,7 +137,6 @@ def infer_config(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: Mapping
         "num_buckets": (of("encoder.words.bias_tables.0")[0] + 1) // 2,
         "image_grid": math.isqrt(of("encoder.patches.pos_embed")[0] - 1),
         "stretched_grid": corner,
-        "code_grid": model.get("code_image_size", 128) // CODE_PIXELS,
         "stem_depths": [count(f"encoder.stem.layer{stage}.{{}}.conv1.weight") for stage in (1, 2, 3)],
         "stem_width": of("encoder.stem.conv1.weight")[0],
     }
