@@ -1,1 +1,1 @@
-"""Measuring speed and size: `onepeace bench` and the numbers of `onepeace info`."""
+"""Measuring speed: ``python -m onepeace.bench``."""

@@ -1,4 +1,4 @@
-"""`onepeace bench encode`: items a second, beside what the machine's matrix products allow, and beside open_clip.
+"""``bench encode``: items a second, beside what the machine's matrix products allow, and beside open_clip.
 
 The limit is measured in the same rounds: the matrix products of one block, `F.linear` alone, over as many tokens.
 A fraction of 1 means that everything else the model does costs nothing.

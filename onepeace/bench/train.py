@@ -1,4 +1,4 @@
-"""`onepeace bench train`: steps of a recipe beside a baseline of the same losses.
+"""``bench train``: steps of a recipe beside a baseline of the same losses.
 
 The baseline is the same objective without groups of similar length: every item is computed as long as the batch's
 longest. Losses and gradients of both are compared in float32 before anything is measured. Memory is what is alive

@@ -13,19 +13,14 @@ from onepeace.errors import UserError
 from onepeace.processors.pieces import preparation
 
 if TYPE_CHECKING:
-    from onepeace.config import Config
     from onepeace.hub.weights import Description
 
 EPILOG = """example:
   onepeace info tiny
   onepeace info one-peace.pt
 
-No tensor is read and no code in the file is ever run. FLOPs are those of matrix products and convolutions of one pass,
-a multiplication with its addition counting two; the memory beside the weights is an estimate for one item at a time.
+No tensor is read and no code in the file is ever run. The memory is that of the weights alone.
 """
-ITEMS = (("text", 16), ("image", None), ("audio", 5), ("audio", 15), ("video", None))
-"""Modality and size of the items that are counted; None is the size the model is fed."""
-
 
 PARTS = {
     r".*\.lora_[AB]\.": "LoRA adapters",
@@ -83,8 +78,6 @@ def report_on(description: "Description") -> dict[str, Any]:
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in description.tensors.values()})
     model: Any = description.config.model
     generates = architecture(description.config.architecture).generates
-    items = items_of(description.config)
-    peak = max((item["peak_bytes"] for item in items), default=0)
     return {
         "path": os.fspath(description.path),
         "layout": description.layout,
@@ -98,8 +91,7 @@ def report_on(description: "Description") -> dict[str, Any]:
         "processors": description.config.processors,
         "heads": model.heads,
         "parameters": {**parts, "total": total},
-        "items": items,
-        "memory_bytes": {"float32": 4 * total + peak, "bfloat16": (4 * total + peak) // 2},
+        "memory_bytes": {"float32": 4 * total, "bfloat16": 2 * total},
     }
 
 
@@ -122,23 +114,6 @@ def part_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-def items_of(config: "Config") -> list[dict[str, Any]]:
-    """Tokens, FLOPs and bytes alive of one pass over one item of each of `ITEMS` that the model can take."""
-    from onepeace.cost.items import UNITS, item_batch, picture_size
-    from onepeace.cost.measure import pass_cost
-    from onepeace.hub.architectures import architecture
-
-    result: list[dict[str, Any]] = []
-    if architecture(config.architecture).generates:
-        return result
-    for key, wanted in ITEMS:
-        if key in config.model.adapters:
-            size = picture_size(config, key) if wanted is None else wanted
-            cost = pass_cost(config, key, item_batch(config, key, size))
-            result.append({"modality": key, "item": f"{size} {UNITS[key]}", **cost._asdict()})
-    return result
-
-
 def text_of(report: Mapping[str, Any]) -> str:
     """The report for people."""
     lines = [
@@ -158,11 +133,7 @@ def text_of(report: Mapping[str, Any]) -> str:
     lines.append(("", ""))
     lines += [(name, f"{count:>15,} parameters") for name, count in report["parameters"].items()]
     lines.append(("", ""))
-    lines += [(f"{item['modality']}, {item['item']}", f"{item['flops'] / 1e9:>11.2f} GFLOP, {item['tokens']} tokens")
-              for item in report["items"]]  # fmt: skip
-    lines.append(("", ""))
-    lines += [(f"memory, {name}", f"{count / 1e9:>11.2f} GB to encode one item at a time (estimate)")
-              for name, count in report["memory_bytes"].items()]  # fmt: skip
+    lines += [(f"memory, {name}", f"{count / 1e9:>11.2f} GB") for name, count in report["memory_bytes"].items()]
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join(f"{name:<{width}}{value}".rstrip() for name, value in lines)
 

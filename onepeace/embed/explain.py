@@ -3,9 +3,10 @@
 Each token is encoded alone, with nothing but CLS beside it, through all blocks, the final norm and the projection; its
 value is the cosine of that vector with the query's. The stem has run over the whole item before.
 
-This was chosen by the pointing game (evaluate/protocols/pointing.py) on training data: 80 mosaics of four pictures of
-Caltech-101, 60 of several other sets, 50 rows of three clips of ESC-50. Hits in % (standard error 3 to 6) of a model
-of six blocks, and of one of three blocks whose CLS starts as the mean of the tokens (mean_cls), half trained:
+This was chosen by the pointing game (arXiv 1608.00507: is the peak on the thing that was asked for?) on training data:
+80 mosaics of four pictures of Caltech-101, 60 of several other sets, 50 rows of three clips of ESC-50. Hits in %
+(standard error 3 to 6) of a model of six blocks, and of one of three blocks whose CLS starts as the mean of the tokens
+(mean_cls), half trained:
 
     a token alone                               85  70  96     82  87  98
     a token with its neighbours                 81  78  96     81  83  98

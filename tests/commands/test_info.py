@@ -81,10 +81,7 @@ def test_info_of_a_folder(capsys, random_folder):
     assert report["file_bytes"] == (random_folder / "model.safetensors").stat().st_size
     assert report["dtype"] == "float32"
     assert report["modalities"] == ["text", "image", "audio"]
-    items = {(item["modality"], item["item"]): item["tokens"] for item in report["items"]}
-    assert items == {("text", "16 tokens"): 17, ("image", "32 px"): 5, ("audio", "5 s"): 64, ("audio", "15 s"): 189}
-    assert report["memory_bytes"]["float32"] == 2 * report["memory_bytes"]["bfloat16"]
-    assert report["memory_bytes"]["float32"] > 4 * report["parameters"]["total"]
+    assert report["memory_bytes"]["float32"] == 4 * report["parameters"]["total"]
 
 
 def test_info_for_people_names_what_matters(capsys, random_folder):
@@ -92,7 +89,7 @@ def test_info_for_people_names_what_matters(capsys, random_folder):
     out = capsys.readouterr().out
     total = sum(parameter.numel() for parameter in weights.load(random_folder).parameters())
     for text in ("model folder", "float32", "dim 32, embed_dim 16, depth 2, num_heads 4, ffn_dim 48", "adapter audio",
-                 "FFN text", "GFLOP, 17 tokens", "(estimate)", f"{total:,} parameters"):  # fmt: skip
+                 "FFN text", "memory, bfloat16", f"{total:,} parameters"):  # fmt: skip
         assert text in out
 
 

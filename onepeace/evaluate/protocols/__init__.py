@@ -7,7 +7,6 @@ of `EvaluationProtocol` under a key of its own: ``PROTOCOLS["mine"] = Mine``.
 from onepeace.evaluate.protocols.captions import Captions
 from onepeace.evaluate.protocols.match import Match
 from onepeace.evaluate.protocols.multi_label import MultiLabel
-from onepeace.evaluate.protocols.pointing import Pointing
 from onepeace.evaluate.protocols.probe import Probe
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol
 from onepeace.evaluate.protocols.retrieval import Retrieval
@@ -23,6 +22,5 @@ PROTOCOLS: dict[str, type[EvaluationProtocol]] = {
     "probe": Probe,
     "match": Match,
     "head": TaskHead,
-    "pointing": Pointing,
     "captions": Captions,
 }
