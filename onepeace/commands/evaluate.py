@@ -1,4 +1,4 @@
-"""`onepeace evaluate`: figures of a model on the sets of a recipe, on a public test set, or on classes of one's own."""
+"""`onepeace evaluate`: figures of a model on the sets of a recipe, or on classes of one's own."""
 
 import argparse
 import json
@@ -19,17 +19,14 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 WHAT is a recipe; or a folder with a folder for each class, or a table (.csv, .tsv, .jsonl) with the columns image or
-audio, and label: how well a linear classifier tells the classes apart by frozen vectors, on a held-out fifth; or
-the name of a public test set whose download lies in --data FOLDER: coco, flickr8k, flickr30k (Karpathy's test splits),
-imagenet, audiocaps, clotho, esc50 (all five folds), urbansound8k, vggsound, fsd50k. FOLDER holds what
-`onepeace shards --layout NAME --help` says, and dataset_NAME.json of Karpathy for the first three. Equal scores count
-against the model. The 95 % intervals draw queries anew.
+audio, and label: how well a linear classifier tells the classes apart by frozen vectors, on a held-out fifth. The
+public test sets: `onepeace shards --layout NAME` makes shards of a download; mteb and CLIP_benchmark measure them as
+others do (onepeace.plugins). Equal scores count against the model. The 95 % intervals draw queries anew.
 
   onepeace evaluate recipes/evaluate/tiny.yaml --data shards
   onepeace evaluate recipes/evaluate/tiny.yaml sets.emoji=null sets.openclipart=null --data shards
   onepeace evaluate sounds_by_class
-  onepeace evaluate esc50 --data ESC-50-master --model models/mine -o mine.jsonl
-  onepeace evaluate coco --data coco sets.coco.at=[1]
+  onepeace evaluate recipes/evaluate/tiny.yaml --data shards --model models/mine -o mine.jsonl
   onepeace evaluate --compare mine.jsonl other.jsonl
 
 exit code: 0, 1 when a set could not be measured, 2 for wrong usage"""
@@ -38,7 +35,7 @@ TABLES = (".csv", ".tsv", ".jsonl")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
-    parser.add_argument("what", nargs="?", metavar="WHAT", help="recipe, folder, table or name; see below")
+    parser.add_argument("what", nargs="?", metavar="WHAT", help="recipe, folder or table; see below")
     parser.add_argument("override", nargs="*", metavar="a.b=value", help="fields in place of the recipe's")
     parser.add_argument("--data", metavar="FOLDER", help="where the sets lie ($ONEPEACE_DATA)")
     text = "also write the figures as JSON, with every query's result"
@@ -56,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("--compare reads two files and measures nothing; leave the rest out")
         return _compare(*args.compare)
     if not args.what:
-        raise UsageError("say what to measure: a recipe, a folder, a table or a name; see: onepeace evaluate --help")
+        raise UsageError("say what to measure: a recipe, a folder or a table; see: onepeace evaluate --help")
     args.model = args.model or "tiny"
     if args.output:
         files.check_output(args.output, args.force)
@@ -95,15 +92,12 @@ def _is_own(what: str) -> bool:
 
 
 def _recipe(args: argparse.Namespace) -> "EvaluationRecipe":
-    from onepeace.config import read_yaml
-    from onepeace.evaluate.named import SETS, named_set
-    from onepeace.evaluate.run import recipe_from
+    from onepeace.evaluate.run import read_recipe
 
-    if args.what not in SETS and not Path(args.what).exists():
-        raise UsageError(f"{args.what}: no such file or folder, and no set of that name; there are {', '.join(SETS)}")
-    content = {"sets": {args.what: named_set(args.what)}} if args.what in SETS else read_yaml(args.what)
+    if not Path(args.what).exists():
+        raise UsageError(f"{args.what}: no such file or folder")
     root_of_data = [f"data.root={json.dumps(args.data)}"] if args.data else []
-    recipe = recipe_from(content, [*args.override, *root_of_data], args.what)
+    recipe = read_recipe(args.what, [*args.override, *root_of_data])
     if not recipe.sets:
         raise UserError(f"{args.what}: no set is left to measure; leave out fewer of them")
     return recipe

@@ -7,9 +7,9 @@ from onepeace.datasets.clotho import Clotho
 from onepeace.datasets.coco import Coco, CocoDetection
 from onepeace.datasets.esc50 import ESC50
 from onepeace.datasets.flickr8k import Flickr8k
-from onepeace.datasets.flickr30k import Flickr30k
 from onepeace.datasets.fsd50k import FSD50K
 from onepeace.datasets.imagenet import ImageNet
+from onepeace.datasets.karpathy import CocoKarpathy, Flickr30k
 from onepeace.datasets.kinetics import Kinetics
 from onepeace.datasets.layout import Layout
 from onepeace.datasets.nlvr2 import NLVR2
@@ -27,6 +27,7 @@ LAYOUTS: dict[str, Layout] = {
     "flickr8k": Flickr8k(),
     "flickr30k": Flickr30k(),
     "coco": Coco(),
+    "coco_karpathy": CocoKarpathy(),
     "esc50": ESC50(),
     "audiocaps": AudioCaps(),
     "clotho": Clotho(),

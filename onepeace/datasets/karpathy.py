@@ -1,17 +1,74 @@
-"""The splits of Karpathy and Fei-Fei (CVPR 2015) of COCO, Flickr8k and Flickr30k, on which retrieval is reported."""
+"""Sets with the splits of Karpathy and Fei-Fei (CVPR 2015), on which retrieval and captions are reported."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-from onepeace.datasets.layout import Record, Skipped, skipped
-from onepeace.datasets.reading import fields, find, json_rows, read_json
+from onepeace.datasets.layout import HeldOut, Record, Split, option, shuffled
+from onepeace.datasets.pictures import Photographs, photograph
+from onepeace.datasets.reading import fields, find, json_rows, read_json, sentence
 from onepeace.errors import UserError
 
-NAMES = ("coco", "flickr8k", "flickr30k")
 CAPTIONS = 5
 """A few pictures of COCO have six or seven captions; as usual the first five count: 25,000 queries in its test split,
 where CLIP_benchmark has 25,010."""
+
+
+@dataclass(frozen=True)
+class Flickr30k(Photographs):
+    """Flickr30k (Young, Lai, Hodosh, Hockenmaier, TACL 2014): 31,783 photographs with five sentences each.
+
+    SOURCE holds the JPEGs, at any depth, and dataset_flickr30k.json with Karpathy's splits and the sentences
+    (caption_datasets.zip). Its test split is validation data, its val split goes nowhere (for choices that must not
+    touch validation data). Pictures that are validation data of Flickr8k below the same root are left out of training:
+    most of Flickr8k is in Flickr30k.
+    """
+
+    name: ClassVar[str] = "flickr30k"
+    prefix: ClassVar[str] = "f30k"
+    """Beginning of the keys."""
+    title: ClassVar[str] = "Flickr30k"
+    license: ClassVar[str] = "Flickr photographs; research and educational use (Flickr30k terms)"
+    shared: ClassVar[str] = "flickr8k"
+    """A set with the same photographs, by the first part of their names."""
+    val_size: int = option(160, "short side of the validation pictures")
+    train: tuple[str, ...] = option(("train",), "Karpathy's splits that are training data")
+
+    def splits(self, folder: Path, held_out: HeldOut) -> Iterator[Split]:
+        listed = read_karpathy(self.name, folder)
+        files = {path.name: path for path in sorted(folder.rglob("*.jpg"))}
+        if not files:
+            raise UserError(f"{folder}: no .jpg files")
+
+        def records(pictures: Sequence[Picture]) -> Iterator[Record]:
+            for file, split, captions in shuffled(pictures):
+                inputs = {"image": files.get(file, folder / file), "text": [sentence(text) for text in captions]}
+                key, source = f"{self.prefix}_{Path(file).stem}", f"{self.title} {split}"
+                yield Record(key, source, inputs, {}, {"license": self.license})
+
+        test = [picture for picture in listed if picture.split == "test"]
+        encode = partial(photograph, size=self.val_size, quality=85)
+        yield Split(f"val/{self.name}/{self.name}_test", records(test), encode)
+        apart = {record.key.split("_")[1] for record in held_out(self.shared)} if self.shared else set()
+        train = [one for one in listed if one.split in self.train and Path(one.file).stem not in apart]
+        yield Split(f"train/image_text/{self.name}", records(train), self.encode)
+
+
+@dataclass(frozen=True)
+class CocoKarpathy(Flickr30k):
+    """MS-COCO captions (Chen et al., arXiv 1504.00325) in Karpathy's splits: 5,000 photographs are validation data.
+
+    SOURCE holds the JPEGs of train2014.zip and val2014.zip, at any depth, and dataset_coco.json (caption_datasets.zip).
+    Its test split is validation data, its val split goes nowhere.
+    """
+
+    name, prefix = "coco_karpathy", "cocok"
+    title = "MS-COCO, Karpathy's"
+    license = "annotations CC BY 4.0; photographs under their Flickr licences"
+    shared = ""
+    train: tuple[str, ...] = option(("train", "restval"), "Karpathy's splits that are training data")
 
 
 class Picture(NamedTuple):
@@ -20,34 +77,15 @@ class Picture(NamedTuple):
     file: str
     split: str
     captions: list[str]
-    """Captions as they are written."""
+    """Captions as they are written, `CAPTIONS` at most."""
 
 
-def karpathy(name: str, folder: Path, split: str) -> Iterator[Record | Skipped]:
-    """The pictures of a split with their captions as they are written, in the order of the file.
-
-    `folder` holds dataset_NAME.json, from caption_datasets.zip, and the pictures FILENAME at any depth.
-    """
-    table, pictures = read_karpathy(name, folder)
-    places = {path.name: path for path in sorted(folder.rglob("*.jpg"))}
-    wanted = [picture for picture in pictures if picture.split == split]
-    if not wanted:
-        there = ", ".join(sorted({picture.split for picture in pictures}))
-        raise UserError(f"{table}: has no split {split!r}; it has {there}")
-    for file, _, captions in wanted:
-        if file not in places:
-            yield skipped(table, f"{file} is not below {folder}")
-        else:
-            inputs = {"image": places[file], "text": captions[:CAPTIONS]}
-            yield Record(Path(file).stem, f"{name}, Karpathy's {split}", inputs, {}, {})
-
-
-def read_karpathy(name: str, folder: Path) -> tuple[Path, list[Picture]]:
-    """dataset_NAME.json, somewhere below a folder, and its entries."""
-    table = find(folder, f"dataset_{name}.json", what="Karpathy's split and captions")
+def read_karpathy(name: str, folder: Path) -> list[Picture]:
+    """The entries of dataset_NAME.json, somewhere below a folder; of coco_karpathy that of coco."""
+    table = find(folder, f"dataset_{name.removesuffix('_karpathy')}.json", what="Karpathy's split and captions")
     pictures = []
     for where, row in json_rows(table, "images", read_json(table)):
         with fields(where, row, "filename, split and sentences"):
-            captions = [" ".join(sentence["raw"].split()) for sentence in row["sentences"]]
-            pictures.append(Picture(str(row["filename"]), str(row["split"]), [text for text in captions if text]))
-    return table, pictures
+            captions = [text for one in row["sentences"] if (text := " ".join(one["raw"].split()))]
+            pictures.append(Picture(str(row["filename"]), str(row["split"]), captions[:CAPTIONS]))
+    return pictures

@@ -96,14 +96,6 @@ class Layout:
         """
         raise NotImplementedError
 
-    def read(self, folder: Path, name: str) -> Iterator[Record | Skipped]:
-        """The samples of "train" or "val", files by path; copies that shards leave out are among them."""
-        for split in self.splits(folder, lambda name: ()):
-            wanted = split.shards.startswith(f"{name}/")
-            if name == "val" and not wanted:
-                return
-            yield from (record for record in split.records if wanted)
-
     def with_options(self, overrides: Sequence[str], where: str) -> "Layout":
         """A copy with options set, each as "size=160"; UserError names `where` and an unknown or wrong one."""
         content = to_plain(self)

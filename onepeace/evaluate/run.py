@@ -58,15 +58,9 @@ class EvaluationRecipe:
 
 
 def read_recipe(path: Path | str, overrides: Sequence[str] = ()) -> EvaluationRecipe:
-    """Read an evaluation recipe; each override is "a.b=value" with the value in YAML, later ones win."""
-    return recipe_from(read_yaml(path), overrides, str(path))
-
-
-def recipe_from(content: Options, overrides: Sequence[str], where: str) -> EvaluationRecipe:
-    """The recipe with this content and these overrides, of which "sets.NAME=null" leaves a set out.
-
-    `where` it is from is for messages.
-    """
+    """Read an evaluation recipe; each override is "a.b=value" with the value in YAML, later ones win, and
+    "sets.NAME=null" leaves a set out."""
+    content, where = read_yaml(path), str(path)
     for override in overrides:
         apply_override(content, override)
     if isinstance(sets := content.get("sets"), dict):
@@ -81,9 +75,8 @@ def _protocol(options: Options, where: str) -> EvaluationProtocol:
     if not isinstance(key, str) or key not in PROTOCOLS:
         raise UserError(f"{where}: protocol is {key!r}; known: {', '.join(PROTOCOLS)}")
     protocol: EvaluationProtocol = build(PROTOCOLS[key], own, where)
-    for items in protocol.sides:
-        if bool(items.shards) == bool(items.layout):
-            raise UserError(f"{where}: give shards, or layout and split of a download; one of the two")
+    if not all(items.shards for items in protocol.sides):
+        raise UserError(f"{where}: give shards, a pattern of files below data.root")
     return protocol
 
 

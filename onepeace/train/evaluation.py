@@ -44,10 +44,7 @@ def evaluation(recipe: Recipe) -> Evaluate | None:
         if name in writers or not lacking_modalities(protocol, config.model.adapters):
             try:
                 for items in _items_of(protocol):
-                    if items.layout:
-                        items.read(folder)  # a download has no list of its files; it is read as in the evaluation
-                    else:
-                        expand(items.shards, folder)
+                    expand(items.shards, folder)
             except UserError as error:
                 raise UserError(f"evaluate: set {name}: {error}") from error
 
@@ -70,4 +67,4 @@ def evaluation(recipe: Recipe) -> Evaluate | None:
 def _items_of(protocol: EvaluationProtocol) -> list[Items]:
     """All that a set reads: its sides, and the items among its options, as those that a baseline learns from."""
     found = [one for one in (*protocol.sides, *vars(protocol).values()) if isinstance(one, Items)]
-    return list({(one.modality, one.place, one.keys): one for one in found}.values())
+    return list({(one.modality, one.shards, one.keys): one for one in found}.values())

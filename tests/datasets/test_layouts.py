@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-from support.downloads import DOWNLOADS, fill, picture, sound
+from support.downloads import DOWNLOADS, picture, sound
 from support.layouts import captions, media, wave_of
 
 from onepeace.cli import main
@@ -63,15 +63,6 @@ def test_recipes_name_the_shards_that_the_layouts_write():
         for pattern in re.findall(r"train/\w+/[a-z][^\"]*", path.read_text()):
             found = [name for name in written if fnmatch(f"{name}-00000.tar", pattern)]
             assert len(found) == (0 if Path(pattern).name in NO_LAYOUT else 1), f"{path.name}: {pattern}"
-
-
-def test_a_layout_is_read_without_shards(source):
-    """For evaluation and fine-tuning: files by path, of the split that is asked for."""
-    fill(source, {"audio/1-100032-A-0.wav": 0.1, "audio/5-200-B-2.wav": 0.1})
-    (dog,), (pig,) = (list(LAYOUTS["esc50"].read(source, split)) for split in ("train", "val"))
-    assert (dog.label, pig.label) == ("dog", "pig")
-    assert dog.inputs["audio"] == source / "audio/1-100032-A-0.wav"
-    assert dog.captions[0] == "a dog barking"
 
 
 BAD = [

@@ -35,6 +35,11 @@ CASES = {
         {"f30k_1": {"captions": [f"Sentence {i} of 1, here" for i in range(5)], "size": (216, 144)}},
         {"f30k_3": {"size": (240, 160)}}, [r"4\.jpg: No such file"],
     ),
+    "coco_karpathy": (
+        [], {},
+        {"cocok_COCO_train2014_1": {"size": (216, 144)}, "cocok_COCO_val2014_2": {}},
+        {"cocok_COCO_val2014_3": {"captions": [f"Sentence {i}" for i in range(5)], "size": (240, 160)}}, [],
+    ),
     # 234748 is a picture of data/samples
     "coco": (
         [], {"train2017/000000000025.jpg": "no picture"},

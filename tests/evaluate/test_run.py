@@ -74,7 +74,7 @@ def test_a_set_can_be_left_out(root):
         ("photos", "=3", "sets.photos should be a mapping of fields, not 3"),
         ("sounds", ".templates=[the sound]", "'the sound' has no {}"),
         ("sounds", ".modality=depth", "no default templates for depth; give templates (known: image, audio)"),
-        ("both", ".other={modality: image}", "sets.both: give shards, or layout and split"),
+        ("both", ".other={modality: image}", "sets.both: give shards"),
         ("both", ".matches={}", "sets.both: matches is empty or has an empty list"),
     ],
 )

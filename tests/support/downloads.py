@@ -81,6 +81,20 @@ def flickr30k():
     return {**files, "dataset_flickr30k.json": {"images": rows}}
 
 
+def coco_karpathy():
+    """Of a picture the sixth caption and an empty one do not count."""
+    files = {
+        "train": "COCO_train2014_1",
+        "restval": "COCO_val2014_2",
+        "test": "COCO_val2014_3",
+        "val": "COCO_val2014_4",
+    }
+    sentences = [{"raw": text} for text in ("Sentence  0 .", " ", *(f"Sentence {i}." for i in range(1, 6)))]
+    rows = [{"filename": f"{name}.jpg", "split": split, "sentences": sentences} for split, name in files.items()]
+    pictures = {f"{name.split('_')[1]}/{name}.jpg": picture(i, (500, 333)) for i, name in enumerate(files.values())}
+    return {**pictures, "dataset_coco.json": {"images": rows}}
+
+
 def coco():
     files = {}
     for split, numbers in {"train2017": (9, 25, 234748), "val2017": (139,)}.items():
@@ -173,7 +187,7 @@ def fsd50k():
 DOWNLOADS = {
     make.__name__: make
     for make in (
-        tiny_imagenet, flickr8k, flickr30k, coco, audiocaps, clotho, macs, vggsound,
+        tiny_imagenet, flickr8k, flickr30k, coco_karpathy, coco, audiocaps, clotho, macs, vggsound,
         imagenet, urbansound8k, fsd50k,
     )
 }  # fmt: skip

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from onepeace.embed.zero_shot import TEMPLATES, prototypes
 from onepeace.errors import UserError
-from onepeace.evaluate import layouts
 from onepeace.evaluate.protocols.protocol import EvaluationProtocol, encode
 
 
@@ -19,8 +18,7 @@ class ClassNames(EvaluationProtocol):
     """The options of a protocol that puts class names into sentences."""
 
     classes: str | None = None
-    """File below the root: a JSON list of class names, or of objects with a "name". Default: those that the layout
-    lists, else the shards' labels."""
+    """File below the root: a JSON list of class names, or of objects with a "name". Default: the shards' labels."""
     templates: tuple[str, ...] = ()
     """Sentences with {} for the name or {a} for the name with its article; by default the modality's TEMPLATES."""
 
@@ -35,10 +33,8 @@ class ClassNames(EvaluationProtocol):
         return self.templates or TEMPLATES[self.modality]
 
     def listed_names(self, root: Path) -> list[str] | None:
-        """The class names that the set itself lists, in the order of their numbers; None when it does not."""
-        if self.classes:
-            return read_class_names(root / self.classes)
-        return layouts.class_names(root, self.layout)
+        """The names in the file of classes, in the order of their numbers; None without one."""
+        return read_class_names(root / self.classes) if self.classes else None
 
     def class_vectors(self, embedder: Any, names: Sequence[str]) -> NDArray:
         """The prototypes of the classes, (C, E)."""

@@ -28,9 +28,9 @@ class MultiLabel(ClassNames):
         known = set().union(*labels)
         names = self.listed_names(root) or sorted(known)
         if strange := known - set(names):
-            raise UserError(f"{self.place}: label {min(strange)!r} is not among the {len(names)} classes")
+            raise UserError(f"{self.shards}: label {min(strange)!r} is not among the {len(names)} classes")
         if not known:
-            raise UserError(f"{self.place}: not one of {len(samples)} samples has a label")
+            raise UserError(f"{self.shards}: not one of {len(samples)} samples has a label")
         scores = self.class_vectors(embedder, names) @ self.encode(embedder, samples).T
         return [mean_average_precision(scores, np.array([[name in found for found in labels] for name in names]))]
 

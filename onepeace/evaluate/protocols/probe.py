@@ -36,7 +36,7 @@ class Probe(EvaluationProtocol):
 
     def run(self, embedder: Any, root: Path) -> list[Figure]:
         train, test = (side.encode_labelled(embedder, root) for side in (self.train, self))
-        return [probe(train, test, self.train.place)]
+        return [probe(train, test, self.train.shards)]
 
 
 def probe(train: Labelled, test: Labelled, where: str) -> Figure:

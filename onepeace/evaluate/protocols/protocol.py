@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 from onepeace.data.sample import Sample
 from onepeace.data.shards import read_source
 from onepeace.errors import UserError
-from onepeace.evaluate import layouts
 from onepeace.evaluate.metrics import Figure, as_array, class_ranks
 from onepeace.files.source import read_bytes
 
@@ -56,31 +54,15 @@ class Items:
     """Pattern of shard files, below the root."""
     keys: str = "*"
     """Pattern of the samples' keys: a part of the shards."""
-    layout: str = ""
-    """Layout, in place of `shards`, where the root is the download of a data set: one of `onepeace shards`, or of
-    evaluate/layouts.py."""
-    split: str = ""
-    """Part of the layout that is read: val, train, all, or a name of its own."""
-
-    @property
-    def place(self) -> str:
-        """Name of the source in messages."""
-        return self.shards or f"{self.layout} {self.split}"
 
     def of(self, modality: str) -> "Items":
         """The items of another modality in the same samples."""
-        return Items(modality, self.shards, self.keys, self.layout, self.split)
+        return Items(modality, self.shards, self.keys)
 
     def read(self, root: Path, *others: str) -> list[Sample]:
         """The samples that have this modality and the others; incomplete ones are left out with a warning."""
         needed = (self.modality, *others)
-        if self.layout:
-            samples = layouts.read(root, self.layout, self.split, needed)
-            chosen = [sample for sample in samples if fnmatchcase(sample.key, self.keys)]
-            if not chosen:
-                raise UserError(f"{self.place}: no key of its {len(samples)} samples fits the pattern {self.keys!r}")
-        else:
-            chosen = read_source(self.shards, needed, root, keys=self.keys, broken_limit=1.0)
+        chosen = read_source(self.shards, needed, root, keys=self.keys, broken_limit=1.0)
         if (digest := _reading.get()) is not None:
             for sample in chosen:
                 _add(digest, sample, needed)
@@ -127,7 +109,7 @@ class EvaluationProtocol(Items, ABC):
 
         Args:
             embedder: has encode_text and encode_<modality>, each a function of a list (of texts; of encoded file
-                bytes, or paths in a layout) that returns (n, E) unit vectors in its order.
+                bytes) that returns (n, E) unit vectors in its order.
 
         Raises:
             UserError: no shards, a sample that lacks something, a file that cannot be decoded.

@@ -44,7 +44,7 @@ class SameClass(EvaluationProtocol):
         first, second = (side.encode_labelled(embedder, root) for side in self.sides)
         for side, found, wanted in ((self, first, self.matches), (self.other, second, back)):
             if strange := [label for label in wanted if label not in found.labels]:
-                raise UserError(f"matches names {strange[0]!r}, which is no label in {side.place}")
+                raise UserError(f"matches names {strange[0]!r}, which is no label in {side.shards}")
         return [
             *precisions(f"{self.modality} to {self.other.modality}", first, second, self.matches, self.at),
             *precisions(f"{self.other.modality} to {self.modality}", second, first, back, self.at),

@@ -30,8 +30,7 @@ class ZeroShot(ClassNames):
         numbers = {name: i for i, name in enumerate(names)}
         for sample in samples:
             if sample.label not in numbers:
-                where = self.classes or f"the classes of {self.place}"
-                raise UserError(f"{sample.source}: {sample.key}: label {sample.label!r} is not in {where}")
+                raise UserError(f"{sample.source}: {sample.key}: label {sample.label!r} is not in {self.classes}")
         targets = [numbers[sample.label] for sample in samples]
         ranks = ranks_of_classes(self.encode(embedder, samples), self.class_vectors(embedder, names), targets)
         return accuracies(ranks, self.at, len(names))
