@@ -1,8 +1,6 @@
 """Log of a run: progress for a person on stderr, and all numbers as JSON lines in its folder."""
 
 import json
-import platform
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onepeace import __version__
 from onepeace.errors import UserError, need
 from onepeace.files.atomic import write_text_atomic
 from onepeace.progress import Progress
-from onepeace.train.parallel import mean, world_size
+from onepeace.train.parallel import mean
 
 FILE = "log.jsonl"
 
@@ -119,43 +116,12 @@ class Log:
             self._writer.close()
 
 
-def describe_run(folder: Path) -> None:
-    """Add to ``folder/environment.jsonl`` how this start of the run was made: versions, machine, command."""
-    about = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "onepeace": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "machine": platform.platform(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "threads": torch.get_num_threads(),
-        "processes": world_size(),
-        "command": sys.argv,
-    }
-    with (folder / "environment.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(about) + "\n")
-
-
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a log file; a last line that was cut off while written is left out.
-
-    Raises:
-        UserError: a line is no record of a step.
-    """
+    """The records of a log file; a last line that was cut off while written is left out."""
     records = []
-    # What is no text gives a line that is no JSON.
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            record = json.loads(line)
+            records.append(json.loads(line))
         except ValueError:
             break
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise UserError(f'{path}: line {number} is no record of a step, as {{"step": 20, "loss": 5.3}}')
-        records.append(record)
     return records
-
-
-def has_scores(folder: Path, step: int) -> bool:
-    """Whether the log of a run holds an evaluation of this step."""
-    lines = read_log(folder / FILE) if (folder / FILE).exists() else []
-    return any(line["step"] == step and any(name.startswith("valid/") for name in line) for line in lines)

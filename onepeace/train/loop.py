@@ -59,8 +59,6 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
     def evaluated(step: int) -> bool:
         return evaluate is not None and (step == total or due(options.eval_every, step))
 
-    if run.unmeasured and evaluated(run.start):
-        run.evaluate(evaluate, journal, run.start)
     averages, meter, bad_steps, step = Averages(), Meter(), 0, run.start
     last_save, last = time.monotonic(), min(total, stop_at or total)
     run.objective.train()

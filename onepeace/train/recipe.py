@@ -166,7 +166,7 @@ class RunConfig:
     save_minutes: float = 5.0
     """Minutes between checkpoints at most; 0 = by steps only."""
     keep: int = 2
-    """Number of checkpoints that stay, the best one besides."""
+    """Number of checkpoints that stay."""
     ema: float | None = None
     """Decay of the averaged weights; null = none."""
     grad_cache_chunks: int = 1

@@ -52,8 +52,6 @@ class Run:
     """Position of this process in the data."""
     start: int
     """Steps done before."""
-    unmeasured: bool
-    """Whether the log has no scores of the checkpoint it goes on from: its evaluation broke off."""
 
     @property
     def model(self) -> Trained:

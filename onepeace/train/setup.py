@@ -26,7 +26,6 @@ from onepeace.processors.processor import Processor
 from onepeace.train import checkpoint, parallel
 from onepeace.train.folder import model_folder
 from onepeace.train.labels import label_heads
-from onepeace.train.log import describe_run, has_scores
 from onepeace.train.lora import choose_trained
 from onepeace.train.objective import Objective
 from onepeace.train.optim import make_optimizer
@@ -99,12 +98,10 @@ def build_run(recipe: Recipe, device: torch.device) -> Run:
         steps=make_steps(recipe, sources, processors, config, cursors, features),
         cursors=cursors,
         start=start,
-        unmeasured=saved is not None and not has_scores(out, start),
     )
     if saved is not None:
         run.restore(saved)
     if main:
-        describe_run(out)
         keep_tasks(recipe, data.tasks, out)
     parallel.barrier()
     for source in sources:

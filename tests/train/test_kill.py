@@ -186,24 +186,6 @@ def test_full_disk_at_a_line_of_the_log_names_the_log(tmp_path):
         journal.write(2, {"loss": 1.0})
 
 
-def test_an_evaluation_that_fails_loses_nothing_and_is_made_at_the_next_start(root, tmp_path):
-    def fails(model, processors):
-        raise UserError("no such shards")
-
-    wanted = recipe(root, tmp_path, steps=4, run={**RUN, "eval_every": 2})
-    for step in (2, 4):
-        with pytest.raises(UserError, match="no such shards"):
-            loop.train(wanted, fails)
-        saved = checkpoint.newest(tmp_path)
-        assert saved.step == step
-        loop.train(wanted, lambda model, processors: {"a": 0.5, "b": 0.7}, stop_at=3)
-    loop.train(wanted, fails)  # it is not made again
-    lines = read_log(tmp_path / "log.jsonl")
-    assert [line["step"] for line in lines if "valid/a" in line] == [2, 4]
-    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
-    assert (tmp_path / "model" / "model.safetensors").exists()
-
-
 def poison(monkeypatch, steps):
     """One picture of the batch is not a number in these steps; returns the keys of each step's samples."""
     to, keys = Batch.to, []
