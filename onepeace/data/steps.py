@@ -4,9 +4,7 @@ A step's batches are a pure function of seed and step: each place of a batch is 
 (reader.py). So to resume is to go on counting, with any number of workers and processes.
 """
 
-import re
 import signal
-import traceback
 import zlib
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
@@ -98,31 +96,38 @@ def loader(
     steps: Dataset[Any], start: int, stop: int, workers: int = 1
 ) -> Generator[tuple[list[Batch], dict[str, Cursor]], None, None]:
     """``steps[start]`` to ``steps[stop - 1]``, made ahead in ``workers`` processes (0 = on demand)."""
-    batches = DataLoader(
-        steps,
-        batch_size=None,
-        sampler=range(start, stop),
-        num_workers=workers,
-        # Its own generator: the loader draws a seed for its workers, and would move the run's generator.
-        generator=torch.Generator(),
-        worker_init_fn=_leave_signals,
-        pin_memory=torch.cuda.is_available(),
+    batches = iter(
+        DataLoader(
+            _Outcomes(steps),
+            batch_size=None,
+            sampler=range(start, stop),
+            num_workers=workers,
+            # Its own generator: the loader draws a seed for its workers, and would move the run's generator.
+            generator=torch.Generator(),
+            worker_init_fn=_leave_signals,
+            pin_memory=torch.cuda.is_available(),
+        )
     )
-    rest = iter(batches)  # starts the workers
     try:
-        yield from rest
-    except Exception as error:
-        if not re.match(r"Caught \w+ in \w+ ", str(error)):
-            raise
-        # Close the workers now. Torch's error is in a cycle with its own frames, that hold the iterator. Of a cycle the
-        # collector ends the queues first, and workers that are never told to stop are waited for in vain, 10 seconds.
-        traceback.clear_frames(error.__traceback__)
-        del rest
-        # What torch raises for a worker's error has its whole traceback as message; the last line says what it was.
-        last = str(error).strip().splitlines()[-1]
-        if isinstance(error, UserError):
-            raise UserError(re.sub(r"^[\w.]+Error: ", "", last)) from error
-        raise RuntimeError(f"a worker that makes batches failed: {last}") from error
+        for made in batches:
+            if isinstance(made, UserError):
+                raise made
+            yield made
+    finally:
+        del batches  # ends the workers now: an error keeps this frame
+
+
+class _Outcomes(Dataset[Any]):
+    """Steps, or the `UserError` that one raised: what a worker raises, torch wraps in its own words."""
+
+    def __init__(self, steps: Dataset[Any]) -> None:
+        self.steps = steps
+
+    def __getitem__(self, step: int) -> Any:
+        try:
+            return self.steps[step]
+        except UserError as error:
+            return error
 
 
 def _leave_signals(worker: int) -> None:

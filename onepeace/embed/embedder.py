@@ -235,7 +235,7 @@ class Embedder:
         """
         if not isinstance(item, Mapping) or not item:
             raise UserError(f'features takes a dictionary by modality: {{"{self.modalities[0]}": ...}}')
-        inputs = {key: self.inputs(key, [self._processor(key).decode(value)]) for key, value in item.items()}
+        inputs = {key: self.inputs(key, [self.processor(key).decode(value)]) for key, value in item.items()}
         with torch.no_grad():
             features = {key: tokens[0].float().cpu() for key, tokens in self.module.features(inputs).items()}
         tokens_by_key = {}
@@ -321,7 +321,7 @@ class Embedder:
 
     def _stream(self, items: Iterable[object], options: Options) -> Generator[Embedded, None, None]:
         if options.modality is not None:
-            self._processor(options.modality, projected=True)
+            self.processor(options.modality, projected=True)
         return self._results(check_many(items), options)
 
     def _results(self, items: Iterable[object], options: Options) -> Generator[Embedded, None, None]:
@@ -376,7 +376,7 @@ class Embedder:
         return chain(list(islice(pieces, WINDOWS_AHEAD)), pieces)
 
     def _cut(self, modality: str, value: object, options: Options) -> Iterator[tuple[float, float, Tensor]]:
-        processor = self._processor(modality, projected=True)
+        processor = self.processor(modality, projected=True)
         if options.long == "truncate":
             yield 0.0, 0.0, processor.decode(value)
         else:
@@ -393,7 +393,7 @@ class Embedder:
             raise UserError(f"no memory for {len(batch)} {modality} items at once; lower batch_size") from error
         return vectors.clone()  # outside of inference mode: what comes out must be usable in training
 
-    def _processor(self, modality: str, projected: bool = False) -> Processor:
+    def processor(self, modality: str, projected: bool = False) -> Processor:
         """The processor of a modality; with `projected` the model has to have vectors of it, not only features."""
         if modality not in self.processors:
             raise UserError(f"this model has no {modality}; it has {', '.join(self.processors)}")

@@ -3,26 +3,8 @@
 Each token is encoded alone, with nothing but CLS beside it, through all blocks, the final norm and the projection; its
 value is the cosine of that vector with the query's. The stem has run over the whole item before.
 
-This was chosen by the pointing game (arXiv 1608.00507: is the peak on the thing that was asked for?) on training data:
-80 mosaics of four pictures of Caltech-101, 60 of several other sets, 50 rows of three clips of ESC-50. Hits in %
-(standard error 3 to 6) of a model of six blocks, and of one of three blocks whose CLS starts as the mean of the tokens
-(mean_cls), half trained:
-
-    a token alone                               85  70  96     82  87  98
-    a token with its neighbours                 81  78  96     81  83  98
-    gradient x token                            60  58  70     78  75  90
-    Grad-CAM                                    69  72  64     78  70  92
-    projected tokens of the joint pass          15   8  18     84  88  98   (after the best block)
-    chance                                      25  25  33     25  25  33
-
-Tokens of the joint pass need not lie where CLS does: those of the first model point away from the thing. A token alone
-takes the way of CLS, so it needs no choice of a block and holds for both models. Taking away what neutral phrases get
-("a photo", "a sound") changed nothing, or made it worse.
-
-A picture of few patches is read in a multiple of the model's size. In 40 mosaics of Caltech-101 the 10 x 10 patches of
-320 pixels gave 95 % hits for both models, the 5 x 5 of their own size 82 and 85. Where an MLP on a stem's features
-starts CLS too, it reads the token alone likewise: 97 % of 60 such mosaics and 88 of 40 of other sets, and the bundled
-model before it, without an MLP, 95 and 88.
+A picture of few patches is read in a multiple of the model's size. docs/results/log.md compares this with gradients,
+Grad-CAM and the tokens of the joint pass by the pointing game.
 """
 
 from copy import copy
@@ -170,10 +152,7 @@ def _value(embedder: "Embedder", item: object) -> tuple[str, object]:
     if len(parts) != 1:
         raise UserError(f"one picture or sound is explained at a time, not {' and '.join(key for key, _ in parts)}")
     key, value = parts[0]
-    if key not in embedder.module.config.projections:
-        raise UserError(
-            f"this model has no vectors of {key}; it has those of {', '.join(embedder.module.config.projections)}"
-        )
+    embedder.processor(key, projected=True)
     return key, value
 
 

@@ -19,7 +19,6 @@ from onepeace.train.log import Averages, Log, Meter
 from onepeace.train.optim import learning_rate, set_learning_rate, update_average
 from onepeace.train.recipe import Recipe
 from onepeace.train.run import Evaluate, Run
-from onepeace.train.setup import build_run
 from onepeace.train.stop import noticed_stop
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ def train(recipe: Recipe, evaluate: Evaluate | None = None, stop_at: int | None 
         KeyboardInterrupt: Ctrl-C; the run was saved first.
     """
     with parallel.group(choose_device()) as device:
-        run = build_run(recipe, device)
+        run = Run(recipe, device)
         with noticed_stop() as stop_requested:  # not before: until then there is nothing to save
             step = train_steps(run, evaluate, stop_at, stop_requested)
         return run.write_model() if step == recipe.schedule.steps else run.out

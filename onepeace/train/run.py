@@ -1,29 +1,40 @@
-"""A run between two steps: what the loop does with it."""
+"""A run: made of a recipe, and what the loop does with it between two steps."""
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from onepeace.config import Config
+from onepeace.compiling import compile_blocks
+from onepeace.config import write_config
 from onepeace.data.batch import Batch
-from onepeace.data.reader import Cursor
-from onepeace.data.steps import Steps
+from onepeace.data.reader import Cursor, open_sources
 from onepeace.device import peak_memory
 from onepeace.errors import UserError
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub import weights
 from onepeace.model import Trained
-from onepeace.processors.processor import Processor
 from onepeace.train import checkpoint, parallel
+from onepeace.train.labels import label_heads
 from onepeace.train.log import Log
-from onepeace.train.lora import trained_module
+from onepeace.train.lora import choose_trained, trained_module
 from onepeace.train.objective import Objective
-from onepeace.train.recipe import Recipe, to_yaml
+from onepeace.train.optim import make_optimizer
+from onepeace.train.recipe import Recipe, check_same, to_yaml
+from onepeace.train.setup import (
+    keep_tasks,
+    make_processors,
+    make_stem_features,
+    make_steps,
+    make_tokenizer,
+    prepare_terms,
+    use_bfloat16_of,
+)
+from onepeace.train.start import make_config, make_model
+from onepeace.train.training_data import TrainingData
 
 log = logging.getLogger(__name__)
 
@@ -31,35 +42,68 @@ Evaluate = Callable[[Trained, dict[str, Any]], dict[str, float]]
 """(model, processors) -> named scores."""
 
 
-@dataclass
 class Run:
-    """Everything that belongs to a run; setup.py makes it."""
+    """Everything that belongs to a run, at its last checkpoint if there is one.
 
-    recipe: Recipe
-    config: Config
-    device: torch.device
-    processors: dict[str, Processor]
-    objective: Objective
-    """The model and what else learns, after `parallel.parallelize`."""
-    parallelized: nn.Module
-    """The objective, wrapped for all processes."""
-    optimizer: torch.optim.Optimizer
-    average: dict[str, Tensor]
-    """Averaged weights by parameter name of the model; empty if the run has none."""
-    use_bfloat16: bool
-    steps: Steps
-    cursors: dict[str, Cursor]
-    """Position of this process in the data."""
-    start: int
-    """Steps done before."""
+    Args:
+        recipe: what to do.
+        device: of this process.
 
-    @property
-    def model(self) -> Trained:
-        return self.objective.model
+    Raises:
+        UserError: data, recipe or checkpoint that do not fit together.
+    """
 
-    @property
-    def out(self) -> Path:
-        return Path(self.recipe.run.out)
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self.recipe, self.device, self.out = recipe, device, Path(recipe.run.out)
+        main, config, sources = parallel.rank() == 0, make_config(recipe), open_sources(recipe.data)
+        self.config = config = label_heads(config, recipe, sources)
+        if "text" in config.model.adapters and main:
+            make_tokenizer(recipe, sources, self.out / "tokenizer.json")
+        parallel.barrier()
+        self.processors = make_processors(config, self.out)
+        sharded = parallel.world_size() > 1 and recipe.run.parallel == "fsdp"
+        self.model = make_model(recipe, config, empty=sharded and not main)
+        # Building a teacher draws random numbers, reading its cached features does not: the terms' layers must be the
+        # same.
+        with torch.random.fork_rng(devices=[]):
+            data = TrainingData(recipe, sources, self.processors)
+            prepared = parallel.first_alone(lambda: prepare_terms(data))
+        chunks, max_padding = recipe.run.grad_cache_chunks, recipe.run.max_padding
+        self.objective = Objective(self.model, recipe.terms, prepared, chunks, max_padding, sharded)
+        """The model and what else learns."""
+        choose_trained(self.model, recipe)
+        features = make_stem_features(recipe, sources, self.processors, self.model, device)
+        self.model.set_grad_checkpointing(recipe.run.checkpoint_activations)
+        if recipe.run.compile:
+            compile_blocks(self.model)
+        self.parallelized = parallel.parallelize(self.objective, self.model.blocks, recipe.run.parallel, device)
+        """The objective, wrapped for all processes."""
+        self.optimizer = make_optimizer(self.model, recipe.optim)
+        if own := list(self.objective.terms.named_parameters()):
+            self.optimizer.add_param_group({"params": own, "lr_scale": 1.0, "weight_decay": 0.0})
+        self.average = {
+            name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad and recipe.run.ema
+        }
+        """Averaged weights by parameter name of the model; empty if the run has none."""
+        self.use_bfloat16 = use_bfloat16_of(recipe, device)
+        self.start, self.cursors = 0, dict[str, Cursor]()
+        """Steps done before, and this process's position in the data."""
+        if (saved := checkpoint.newest(self.out)) is not None:
+            check_same(saved.recipe, recipe, self.out)
+            self.start, self.cursors = saved.step, saved.extra.get("cursors", {})
+            self.restore(saved)
+            log.warning("going on from step %d of %s", self.start, self.out)
+        elif main:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_config(recipe, self.out / "recipe.yaml")
+        self.steps = make_steps(recipe, sources, self.processors, config, self.cursors, features)
+        if main:
+            keep_tasks(recipe, data.tasks, self.out)
+        parallel.barrier()
+        for source in sources:
+            source.forget()
+        if self.start < recipe.schedule.steps:
+            self.steps.open(self.start)
 
     def forward_backward(self, group: list[Batch]) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Losses of each batch of a step, and the norm of their gradient before it was clipped."""

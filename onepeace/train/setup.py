@@ -1,6 +1,5 @@
-"""From a recipe to a run at its first step, or at its last checkpoint."""
+"""Parts of a run that are made before its first step: tokenizer, processors, what terms prepare, features, batches."""
 
-import logging
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -8,11 +7,10 @@ from typing import Any
 
 import torch
 
-from onepeace.compiling import compile_blocks
 from onepeace.config import Config, read_yaml, write_config
 from onepeace.data.builder import BatchBuilder
 from onepeace.data.frozen_cache import StemFeatures
-from onepeace.data.reader import Cursor, Source, open_sources
+from onepeace.data.reader import Cursor, Source
 from onepeace.data.sample import Sample
 from onepeace.data.steps import Steps
 from onepeace.device import bfloat16_is_fast
@@ -25,90 +23,13 @@ from onepeace.processors import PROCESSORS, TextProcessor
 from onepeace.processors.processor import Processor
 from onepeace.train import checkpoint, parallel
 from onepeace.train.folder import model_folder
-from onepeace.train.labels import label_heads
-from onepeace.train.lora import choose_trained
-from onepeace.train.objective import Objective
-from onepeace.train.optim import make_optimizer
-from onepeace.train.recipe import Recipe, check_same
-from onepeace.train.run import Run
-from onepeace.train.start import make_config, make_model
+from onepeace.train.recipe import Recipe
 from onepeace.train.stem_features import StemViews
 from onepeace.train.terms.known import TERMS
 from onepeace.train.training_data import TrainingData, captions_of
 
-log = logging.getLogger(__name__)
-
 FIRST = 200_000
 """Samples of each source whose captions make the vocabulary."""
-
-
-def build_run(recipe: Recipe, device: torch.device) -> Run:
-    """The run of a recipe, at its last checkpoint if there is one.
-
-    Raises:
-        UserError: data, recipe or checkpoint that do not fit together.
-    """
-    out, main = Path(recipe.run.out), parallel.rank() == 0
-    config = make_config(recipe)
-    sources = open_sources(recipe.data)
-    config = label_heads(config, recipe, sources)
-    if "text" in config.model.adapters and main:
-        make_tokenizer(recipe, sources, out / "tokenizer.json")
-    parallel.barrier()
-    processors = make_processors(config, out)
-
-    sharded = parallel.world_size() > 1 and recipe.run.parallel == "fsdp"
-    model = make_model(recipe, config, empty=sharded and not main)
-    # Building a teacher draws random numbers, reading its cached features does not: the terms' layers must be the same.
-    with torch.random.fork_rng(devices=[]):
-        data = TrainingData(recipe, sources, processors)
-        prepared = parallel.first_alone(lambda: prepare_terms(data))
-    chunks, max_padding = recipe.run.grad_cache_chunks, recipe.run.max_padding
-    objective = Objective(model, recipe.terms, prepared, chunks, max_padding, sharded)
-    choose_trained(model, recipe)
-    features = make_stem_features(recipe, sources, processors, model, device)
-    if recipe.run.checkpoint_activations:
-        model.set_grad_checkpointing()
-    if recipe.run.compile:
-        compile_blocks(model)
-    parallelized = parallel.parallelize(objective, model.blocks, recipe.run.parallel, device)
-    optimizer = make_optimizer(model, recipe.optim)
-    if own := list(objective.terms.named_parameters()):
-        optimizer.add_param_group({"params": own, "lr_scale": 1.0, "weight_decay": 0.0})
-    average = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad and recipe.run.ema}
-
-    start, cursors = 0, {}
-    if (saved := checkpoint.newest(out)) is not None:
-        check_same(saved.recipe, recipe, out)
-        start, cursors = saved.step, saved.extra.get("cursors", {})
-        log.warning("going on from step %d of %s", start, out)
-    elif main:
-        out.mkdir(parents=True, exist_ok=True)
-        write_config(recipe, out / "recipe.yaml")
-    run = Run(
-        recipe=recipe,
-        config=config,
-        device=device,
-        processors=processors,
-        objective=objective,
-        parallelized=parallelized,
-        optimizer=optimizer,
-        average=average,
-        use_bfloat16=use_bfloat16_of(recipe, device),
-        steps=make_steps(recipe, sources, processors, config, cursors, features),
-        cursors=cursors,
-        start=start,
-    )
-    if saved is not None:
-        run.restore(saved)
-    if main:
-        keep_tasks(recipe, data.tasks, out)
-    parallel.barrier()
-    for source in sources:
-        source.forget()
-    if start < recipe.schedule.steps:
-        run.steps.open(start)
-    return run
 
 
 def make_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]], path: Path) -> None:

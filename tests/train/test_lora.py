@@ -13,8 +13,9 @@ from onepeace.cost.plan import make_plan, planned_model
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
 from onepeace.hub.weights import expected
-from onepeace.train import checkpoint, loop, setup
+from onepeace.train import checkpoint, loop
 from onepeace.train.loop import train_steps
+from onepeace.train.run import Run
 from onepeace.train.start import make_config
 
 peft = pytest.importorskip("peft")
@@ -86,7 +87,7 @@ def test_the_model_is_written_merged_and_its_adapters_alone(root, base, tmp_path
 
 def test_only_adapters_and_what_is_excepted_train(root, base, tmp_path):
     wanted = adapted(root, base, tmp_path, steps=2)
-    run = setup.build_run(wanted, torch.device("cpu"))
+    run = Run(wanted, torch.device("cpu"))
     trained = {name for name, p in run.model.named_parameters() if p.requires_grad}
     assert {name for name in trained if ".lora_" not in name} == {
         "heads.image.weight",
@@ -154,7 +155,7 @@ def test_without_peft_the_first_line_says_what_to_install(root, base, tmp_path, 
 
 def test_the_plan_counts_what_trains(root, base, tmp_path):
     wanted = adapted(root, base, tmp_path, steps=2, run={"ema": 0.9})
-    run = setup.build_run(wanted, torch.device("cpu"))
+    run = Run(wanted, torch.device("cpu"))
     train_steps(run, None, None, lambda: False)
     plan = make_plan(wanted)
     trained = [p for p in run.model.parameters() if p.requires_grad]

@@ -14,8 +14,9 @@ from onepeace.data.frozen_cache import FrozenCache, StemFeatures
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
-from onepeace.train import loop, setup
+from onepeace.train import loop
 from onepeace.train.log import read_log
+from onepeace.train.run import Run
 from onepeace.train.stem_features import StemViews
 
 ADAPTERS = {
@@ -67,7 +68,7 @@ def test_what_is_there_is_not_computed_again(root, tmp_path, monkeypatch):
 def test_views_differ_and_a_mixed_one_has_both_captions(root, tmp_path):
     augment = {"audio": {"mix": 1.0, "shift": True}}
     built = stem_recipe(root, tmp_path, {"audio": 3}, data={"augment": augment})
-    run = setup.build_run(built, torch.device("cpu"))
+    run = Run(built, torch.device("cpu"))
     builder = run.steps.builder
     features = builder.features["audio"]
     assert all(len(views) == 3 and all(view.partner for view in views) for views in features.places.values())
@@ -83,7 +84,7 @@ def test_views_differ_and_a_mixed_one_has_both_captions(root, tmp_path):
 def test_a_run_over_less_data_shares_the_folder(root, tmp_path):
     """Views with items mixed in that it does not have are left to the other run."""
     data = {"augment": {"audio": {"mix": 1.0}}, "frozen_folder": str(tmp_path / "stems")}
-    run = setup.build_run(stem_recipe(root, tmp_path / "whole", {"audio": 3}, data=data), torch.device("cpu"))
+    run = Run(stem_recipe(root, tmp_path / "whole", {"audio": 3}, data=data), torch.device("cpu"))
     whole = run.steps.builder.features["audio"]
     few = StemFeatures(whole.folder, list(whole.samples.values())[:20])
     assert 0 < sum(map(len, few.places.values())) < 60
@@ -91,7 +92,7 @@ def test_a_run_over_less_data_shares_the_folder(root, tmp_path):
 
 
 def test_two_runs_at_once_do_not_write_the_same_part(root, tmp_path, monkeypatch):
-    run = setup.build_run(stem_recipe(root, tmp_path / "run", {"image": 1}), torch.device("cpu"))
+    run = Run(stem_recipe(root, tmp_path / "run", {"image": 1}), torch.device("cpu"))
     samples = list(run.steps.builder.features["image"].samples.values())
     write, together = FrozenCache._write, threading.Barrier(2)
 
