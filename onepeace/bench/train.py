@@ -15,15 +15,14 @@ from torch import Tensor
 
 from onepeace.bench.comparison import check_equal, compare, compared, short
 from onepeace.config import Config
-from onepeace.cost.items import SAMPLE_RATE, PlannedData, largest_items, pair_batch
-from onepeace.cost.measure import step_cost
+from onepeace.cost.measure import SAMPLE_RATE, PlannedData, largest_items, pair_batch, step_cost
 from onepeace.cost.plan import keep_as_on_a_gpu, planned_config, planned_model
 from onepeace.hub.architectures import build_encoder
 from onepeace.special_ids import EOS, PAD
 from onepeace.train.lora import choose_trained
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe
-from onepeace.train.setup import prepare_terms
+from onepeace.train.training_data import prepare_terms
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TextIO, TypeVar
+from typing import Annotated, Any, Literal, TextIO, TypeVar
 
 import yaml
 
@@ -124,7 +124,7 @@ def build(cls: type[T], content: Mapping[str, Any], where: str, at: str = "") ->
 
     Args:
         cls: a dataclass; nested dataclasses, ``X | None``, lists, tuples and dicts of them are followed; a
-            ``Literal`` lists the texts that a field can be.
+            ``Literal`` lists the texts that a field can be, limits.py the numbers.
         content: as read from YAML; a value that is a dataclass already is taken as it is.
         where: the file, for messages.
         at: path of `content` in that file, for messages.
@@ -138,7 +138,7 @@ def build(cls: type[T], content: Mapping[str, Any], where: str, at: str = "") ->
 def _build(cls: Any, content: Any, where: str, at: str) -> Any:
     if not isinstance(content, Mapping):
         raise UserError(f"{where}: {at or 'the file'} should be a mapping of fields, not {content!r}")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     values = {}
     for name, value in content.items():
@@ -172,6 +172,11 @@ def _coerce(kind: Any, value: Any, where: str, at: str) -> Any:
             except UserError as error:
                 errors.append(error)
         raise errors[-1]
+    if origin is Annotated:
+        number = _coerce(args[0], value, where, at)
+        if not args[1].fits(number):
+            raise UserError(f"{where}: {at} is {number}; it should be {args[1].words}")
+        return number
     if origin is Literal:
         if value in args:
             return value
@@ -179,9 +184,12 @@ def _coerce(kind: Any, value: Any, where: str, at: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(kind, value, where, at)
     if origin in (list, tuple) and isinstance(value, list | tuple):
+        if origin is tuple and Ellipsis not in args and len(value) != len(args):
+            raise UserError(f"{where}: {at} should be {len(args)} values, not {value!r}")
         return origin(_coerce(args[0] if args else Any, item, where, f"{at}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, Mapping):
-        return {str(key): _coerce(args[1], item, where, f"{at}.{key}") for key, item in value.items()}
+        given = {key: item for key, item in value.items() if item is not None or args[1] is Any}  # null takes one out
+        return {str(key): _coerce(args[1], item, where, f"{at}.{key}") for key, item in given.items()}
     if kind is bool and isinstance(value, bool):
         return value
     # PyYAML reads "1e-6" (no dot) as text; a float field takes it for what it is.

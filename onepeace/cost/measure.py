@@ -1,12 +1,14 @@
-"""Bytes alive and FLOPs of what runs: of real code, on fake tensors too, which have a shape and dtype but no values.
+"""Bytes alive and FLOPs of what runs, of real code on fake tensors too, which have a shape and dtype but no values; and
+inputs of a stated size for it.
 
 Nothing of torch is replaced: its own modes see every operation. FLOPs are counted by the functions of its
 FlopCounterMode, but not in it: that follows modules, and fails where they run both with and without gradient.
 """
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import ceil
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +21,31 @@ from torch.utils.flop_counter import flop_registry
 
 from onepeace.config import Config
 from onepeace.data.batch import Batch
+from onepeace.data.masking import draw_masks, draw_token_dropout
+from onepeace.errors import UserError
 from onepeace.hub.architectures import build_encoder
+from onepeace.model import Trained
+from onepeace.special_ids import EOS
+from onepeace.train.recipe import Recipe
+from onepeace.train.teachers import TeacherOptions, TeacherTable
+from onepeace.train.terms.heads import Supervised, SupervisedOptions
+from onepeace.train.terms.known import TERMS
+from onepeace.train.training_data import TrainingData
 
 aten = torch.ops.aten
+SAMPLE_RATE = 16000
+FIRST_WORD_ID = 4
+UNITS = {"text": "tokens", "image": "px", "audio": "s", "video": "px"}
+"""Units of the size of an item: text tokens with eos, the side of a picture or of a clip's frames, seconds of sound."""
+EXAMPLES: dict[str, Callable[[Sequence[str]], Any]] = {
+    "label": lambda labels: labels[0],
+    "labels": lambda labels: [],
+    "answers": lambda labels: {},
+    "events": lambda labels: [],
+    "box": lambda labels: [0.0, 0.0, 1.0, 1.0],
+    "choice": lambda labels: 0,
+}
+"""A value of each target, of the head's labels."""
 
 
 class Cost(NamedTuple):
@@ -33,6 +57,83 @@ class Cost(NamedTuple):
     """Alive at the peak beside weights, gradients and inputs. Kernels need work space that is not seen here."""
     tokens: int = 0
     """Tokens of an item in the blocks, CLS included."""
+
+
+class PlannedData(TrainingData):
+    """Stand-in for the training data where there is none: it gives terms sizes only."""
+
+    def __init__(self, recipe: Recipe, keys: Sequence[str]) -> None:
+        super().__init__(recipe, (), {})
+        self.keys = [*keys, "another"]  # a single one has no standard deviation
+
+    def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return {"ids": torch.full((len(texts), 8), 4, device="cpu")}
+
+    def features(self, teacher: TeacherOptions, modality: str, output: str = "features") -> TeacherTable:
+        width = 1024 if output == "features" else 1000
+        rows = {key: row for row, key in enumerate(self.keys)}
+        return TeacherTable(rows, torch.zeros(len(rows), width, device="cpu"))
+
+
+def item_batch(config: Config, key: str, size: int, count: int = 1) -> dict[str, Tensor]:
+    """`count` random items of modality `key`, all of one `size` (see `UNITS`), as the model takes them."""
+    generator = torch.Generator().manual_seed(0)
+    if key == "text":
+        words = int(config.model.adapters[key].get("vocab_size", 256))
+        ids = torch.randint(FIRST_WORD_ID, words, (count, size), generator=generator)
+        ids[:, -1] = EOS
+        return {"ids": ids}
+    if key in ("image", "video"):
+        frames = [int(config.model.adapters[key].get("frames", 16))] if key == "video" else []
+        return {"pixels": torch.randn(count, *frames, 3, size, size, generator=generator)}
+    return {"waveform": torch.randn(count, size * SAMPLE_RATE, generator=generator)}
+
+
+def picture_size(config: Config, key: str = "image") -> int:
+    """Side of the pictures a model is fed, in pixels; of oblong ones the longer."""
+    size = config.processors.get(key, {}).get("size")
+    if size is None:
+        options = config.model.adapters[key]
+        return int(options.get("patch_size", 16)) * int(options.get("bias_grid", 16))
+    return max(size) if isinstance(size, list) else int(size)
+
+
+def largest_items(config: Config, pair: Sequence[str], count: int) -> dict[str, dict[str, Tensor]]:
+    """`count` items of a pair, each as large as the processors let it be."""
+    if unknown := [key for key in pair if key not in UNITS]:
+        raise UserError(f"how large an item of {unknown[0]} is, is not known; a plan knows {', '.join(UNITS)}")
+    found = {}
+    for key in pair:
+        options = config.processors.get(key, {})
+        limits = {"text": (options.get("max_tokens") or 70) + 1, "audio": options.get("max_seconds") or 15}
+        found[key] = item_batch(config, key, ceil(limits.get(key) or picture_size(config, key)), count)
+    return found
+
+
+def pair_batch(
+    recipe: Recipe, model: Trained, source: str, inputs: Mapping[str, dict[str, Tensor]], generator: torch.Generator
+) -> Batch:
+    """A batch of these inputs; what is masked or dropped is drawn as the recipe says, each text token as a word."""
+    count = len(next(iter(next(iter(inputs.values())).values())))
+    names, masks, dropout = [str(i) for i in range(count)], {}, {}
+    for key, item in inputs.items():
+        lengths = model.adapters[key].token_lengths(item)
+        if (rates := recipe.mask.get(key)) is not None:
+            words = torch.ones(count, int(lengths.max()), dtype=torch.bool)
+            masks[key] = draw_masks(rates, lengths, generator, words)
+        if share := recipe.data.token_dropout.get(key):
+            dropout[key] = draw_token_dropout(share, lengths, generator, has_end=key == "text")
+    targets = {}
+    for options in recipe.terms:
+        term = TERMS[options.term]
+        if isinstance(options, SupervisedOptions) and issubclass(term, Supervised) and options.reads(source, [*inputs]):
+            labels = model.config.heads[options.head].get("labels", ())
+            if term.target not in EXAMPLES:
+                raise UserError(f"{options.where}: a plan knows no {term.target} to learn from")
+            targets[term.target] = [EXAMPLES[term.target](labels)] * count
+    return Batch(
+        inputs, names, names, [[name] for name in names], targets, token_dropout=dropout, masks=masks, source=source
+    )
 
 
 def pass_cost(config: Config, key: str, batch: Mapping[str, Tensor]) -> Cost:

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onepeace.config import Config
-from onepeace.cost.items import PlannedData, largest_items, pair_batch
-from onepeace.cost.measure import Cost, step_cost
+from onepeace.cost.measure import Cost, PlannedData, largest_items, pair_batch, step_cost
 from onepeace.errors import UserError
 from onepeace.hub.architectures import build_encoder
 from onepeace.layers.attention import SelfAttention
@@ -29,8 +28,8 @@ from onepeace.train.folder import model_folder
 from onepeace.train.lora import choose_trained
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe
-from onepeace.train.setup import prepare_terms
 from onepeace.train.start import make_config
+from onepeace.train.training_data import prepare_terms
 
 MEASURED = 8
 """Items of a dry step, at most twice as many: so many that activations, not gradients, make the peak."""

@@ -1,6 +1,5 @@
 """Augmentation of training items. Every random number is drawn from the generator handed in: one per item (steps.py).
 
-An entry of AUGMENTS has three steps: ``load`` decodes, ``vary`` changes one item, ``collate`` makes the model's input.
 What can be done to a whole batch at once (colour, normalisation) waits for ``collate``: two cores are few.
 """
 
@@ -8,13 +7,14 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from onepeace.config import build
+from onepeace.config.limits import Count, Limits, Probability, Share
 from onepeace.errors import UserError
 
 SPATIAL = re.compile(r"\b(left|right|leftmost|rightmost|lefthand|righthand|(counter)?clockwise)\b", re.IGNORECASE)
@@ -34,8 +34,26 @@ SILENCE = 1e-3
 BICUBIC = 3
 """PIL.Image.Resampling.BICUBIC, without importing PIL."""
 
+Magnitude = Annotated[int, Limits("from 0 to 30", lambda x: 0 <= x <= 30)]
+"""Strength of RandAugment's operations."""
 Another = Callable[[], tuple[Any, str]]
 """Draws another training item of the modality: what ``load`` gave, and its caption."""
+
+
+class Augment:
+    """Three steps from an encoded item to the model's input; these change nothing."""
+
+    def load(self, item: Any, processor: Any) -> Any:
+        """The item, decoded."""
+        return processor.decode(item)
+
+    def vary(self, item: Any, text: str, processor: Any, rng: np.random.Generator, another: Another) -> tuple[Any, str]:
+        """The changed item, and its caption."""
+        return item, text
+
+    def collate(self, samples: list[Any], processor: Any) -> dict[str, Tensor]:
+        """The model's input of a batch."""
+        return processor.collate(samples)
 
 
 class Picture(NamedTuple):
@@ -49,47 +67,39 @@ class Picture(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ImageAugment:
+class ImageAugment(Augment):
     """Crop, mirror, colour; and for fine-tuning RandAugment, as torchvision has it, and blur."""
 
-    crop_scale: tuple[float, ...] = (0.9, 1.0)
+    crop_scale: tuple[Probability, Probability] = (0.9, 1.0)
     """Least and largest share of the area that is kept; [1, 1] keeps the whole picture in its proportions."""
     flip: bool = False
     """Mirror half of the pictures, unless the caption speaks of left or right."""
-    color: float = 0.0
+    color: Share = 0.0
     """Brightness, contrast and saturation change by at most this share."""
-    rand_augment: tuple[int, ...] | None = None
+    rand_augment: tuple[Count, Magnitude] | None = None
     """[operations, magnitude from 0 to 30] of RandAugment (arXiv 1909.13719), e.g. [2, 9]; null = none."""
-    blur: float = 0.0
+    blur: Probability = 0.0
     """Probability of a Gaussian blur, its radius drawn from 0.1 to 2 pixels."""
 
     def __post_init__(self) -> None:
-        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise UserError(f"crop_scale {list(self.crop_scale)} should be two shares, as [0.5, 1.0]")
-        if not 0 <= self.color < 1:
-            raise UserError(f"color {self.color} should be a share below 1")
-        if not 0 <= self.blur <= 1:
-            raise UserError(f"blur {self.blur} should be a probability, between 0 and 1")
-        if self.rand_augment is not None and not (
-            len(self.rand_augment) == 2 and self.rand_augment[0] >= 1 and 0 <= self.rand_augment[1] <= 30
-        ):
-            raise UserError(f"rand_augment {list(self.rand_augment)} should be operations and magnitude, as [2, 9]")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1]:
+            raise UserError(f"crop_scale {list(self.crop_scale)} should be two shares above 0, as [0.5, 1.0]")
 
     @property
     def moves_pixels(self) -> bool:
         """Whether a box or a mask of the picture would no longer fit it."""
-        return self.flip or self.rand_augment is not None or tuple(self.crop_scale) != (1.0, 1.0)
+        return self.flip or self.rand_augment is not None or self.crop_scale != (1.0, 1.0)
 
     def load(self, item: Any, processor: Any) -> Any:
         """The picture as the processor opens it: upright RGB, in its own size."""
         return processor.load(item)
 
     def vary(
-        self, picture: Any, text: str, processor: Any, rng: np.random.Generator, another: Another
+        self, item: Any, text: str, processor: Any, rng: np.random.Generator, another: Another
     ) -> tuple[Picture, str]:
         """A random crop in the model's size, perhaps mirrored, and the colour factors for `collate`."""
-        width, height = picture.size
-        if tuple(self.crop_scale) == (1.0, 1.0):
+        picture, (width, height) = item, item.size
+        if self.crop_scale == (1.0, 1.0):
             return self._recolored(picture.resize((processor.width, processor.height), BICUBIC), text, rng), text
         area = width * height * rng.uniform(self.crop_scale[0], self.crop_scale[1])
         ratio = math.exp(rng.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
@@ -101,7 +111,12 @@ class ImageAugment:
     def _recolored(self, picture: Any, text: str, rng: np.random.Generator) -> Picture:
         """Changes that keep the size: mirror, RandAugment, blur, and the factors of colour."""
         if self.rand_augment is not None:
-            picture = self._rand_augmented(picture, rng)
+            from torchvision.transforms import v2
+
+            # torchvision draws from torch's generator, which is seeded from the item's and put back.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(rng.integers(2**31)))
+                picture = v2.RandAugment(*self.rand_augment)(picture)
         if self.blur and rng.random() < self.blur:
             from PIL import ImageFilter
 
@@ -110,15 +125,6 @@ class ImageAugment:
         if self.flip and rng.random() < 0.5 and not SPATIAL.search(text):
             pixels = pixels[:, ::-1]
         return Picture(pixels, *(rng.uniform(1 - self.color, 1 + self.color, 3)))
-
-    def _rand_augmented(self, picture: Any, rng: np.random.Generator) -> Any:
-        """torchvision draws from torch's generator, which is seeded from the item's and put back."""
-        from torchvision.transforms import v2
-
-        operations, magnitude = self.rand_augment or (0, 0)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**31)))
-            return v2.RandAugment(operations, magnitude)(picture)
 
     def collate(self, samples: list[Picture], processor: Any) -> dict[str, Tensor]:
         """Colour and normalisation of the whole batch in one affine map per picture: {"pixels": (B, 3, H, W)}."""
@@ -161,34 +167,29 @@ class VideoAugment(ImageAugment):
 
 
 @dataclass(frozen=True)
-class AudioAugment:
+class AudioAugment(Augment):
     """Turn in time, mix, add noise, change the gain."""
 
     shift: bool = False
     """Turn the clip around by a random time: what leaves at the end comes in at the start."""
     gain_db: float = 0.0
     """The normalised clip becomes louder or softer by at most this."""
-    noise: float = 0.0
+    noise: Probability = 0.0
     """Probability of white noise, 10 to 40 dB below the clip."""
-    mix: float = 0.0
+    mix: Probability = 0.0
     """Probability that a second clip sounds at the same time; the caption becomes "A and B"."""
-    trim: float = 0.0
+    trim: Probability = 0.0
     """Probability that the silence at a clip's end is cut off: some data sets fill all clips up to one length."""
-
-    def __post_init__(self) -> None:
-        for name in ("noise", "mix", "trim"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} {getattr(self, name)} should be a probability, between 0 and 1")
 
     def load(self, item: Any, processor: Any) -> Tensor:
         """(N,) float16, mono at the model's sampling rate, as loud as it was. Half the memory, 66 dB of precision."""
         return processor.load(item).half()
 
     def vary(
-        self, samples: Tensor, text: str, processor: Any, rng: np.random.Generator, another: Another
+        self, item: Tensor, text: str, processor: Any, rng: np.random.Generator, another: Another
     ) -> tuple[Tensor, str]:
         """The changed clip as `decode` would give it (normalised, not too long), and its caption."""
-        samples = self._turn(self._cut(samples.float(), rng), rng)
+        samples = self._turn(self._cut(item.float(), rng), rng)
         if rng.random() < self.mix:
             other, other_text = another()
             other = self._turn(self._cut(other.float(), rng), rng)
@@ -213,10 +214,6 @@ class AudioAugment:
     def _turn(self, samples: Tensor, rng: np.random.Generator) -> Tensor:
         return samples.roll(int(rng.integers(len(samples)))) if self.shift else samples
 
-    def collate(self, samples: list[Tensor], processor: Any) -> dict[str, Tensor]:
-        """As without augmentation."""
-        return processor.collate(samples)
-
 
 def join_captions(one: str, other: str) -> str:
     """The caption of two sounds at the same time."""
@@ -227,11 +224,11 @@ def _loudness(samples: Tensor) -> float:
     return samples.square().mean().sqrt().item()
 
 
-AUGMENTS: dict[str, Any] = {"image": ImageAugment, "audio": AudioAugment, "video": VideoAugment}
+AUGMENTS: dict[str, type[Augment]] = {"image": ImageAugment, "audio": AudioAugment, "video": VideoAugment}
 """Options of ``data.augment`` by modality; build one with `onepeace.config.build`."""
 
 
-def make_augments(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def make_augments(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Augment]:
     """The augmentations of a recipe's ``data.augment``, by modality."""
     if unknown := [modality for modality in options if modality not in AUGMENTS]:
         raise UserError(f"data.augment has no {unknown[0]!r}; there are {', '.join(AUGMENTS)}")

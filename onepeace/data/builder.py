@@ -7,14 +7,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onepeace.data.augment import join_captions, make_augments
+from onepeace.data.augment import AudioAugment, Augment, join_captions, make_augments
 from onepeace.data.batch import Batch, Mask
 from onepeace.data.config import DataConfig
 from onepeace.data.frozen_cache import StemFeatures, collate
@@ -29,18 +28,11 @@ log = logging.getLogger(__name__)
 Lengths = Callable[[dict[str, Tensor]], Tensor]
 """A modality's input -> (B,) number of tokens without CLS."""
 
-TRIES = 100
-"""Samples that are tried at least for one place of a batch."""
-
 SOUND_BYTES = 512 * 2**20
 """Memory of each worker for decoded sounds."""
 
 MIXED = "mixed"
 """Ends the key of an item that has another one mixed in; no sample's key has a dot."""
-
-
-class CorruptDataError(UserError):
-    """Too many items cannot be decoded."""
 
 
 class BatchBuilder:
@@ -67,7 +59,7 @@ class BatchBuilder:
         self.pairs = config.modalities
         self.targets = {source.name: source.targets for source in config.train}
         self.candidates = {source.name: source.candidates for source in config.train}
-        self.augments = make_augments(config.augment)
+        self.augments = {**dict.fromkeys(processors, Augment()), **make_augments(config.augment)}
         self.broken: dict[str, set[str]] = {}
         self._cache: dict[Any, Tensor] = {}
         self._room = SOUND_BYTES
@@ -94,11 +86,10 @@ class BatchBuilder:
             per_item = [media[modality] for _, _, media in drawn]
             several = any(isinstance(value, list) for value in per_item)
             decoded = [one for value in per_item for one in (value if isinstance(value, list) else [value] * rows)]
-            augment, processor = self.augments.get(modality), self.processors[modality]
             if modality in self.features:
                 inputs[modality] = collate(decoded)
                 continue
-            inputs[modality] = augment.collate(decoded, processor) if augment else processor.collate(decoded)
+            inputs[modality] = self.augments[modality].collate(decoded, self.processors[modality])
             if several and modality != "text":
                 inputs[modality]["type_ids"] = torch.arange(rows).repeat(len(drawn))
         token_dropout, masks = self._masks(inputs, torch.Generator().manual_seed(seed))
@@ -119,16 +110,14 @@ class BatchBuilder:
         self, window: Window, candidates: Iterator[Sample], rng: np.random.Generator, replaced: list[str]
     ) -> tuple[Sample, str, dict[str, Any]]:
         """The first candidate that can be decoded, its caption and its decoded inputs."""
-        # As many tries at least as there are items: a small stream that is all broken would be read without end.
-        for sample in islice(candidates, max(window.known, TRIES)):
+        while True:
+            sample = next(candidates)
             try:
                 return self._decode(window, sample, rng)
-            except CorruptDataError:
-                raise
             except UserError as error:
-                self._note(window, sample, error)
-                replaced.append(sample.key)
-        raise CorruptDataError(f"{window.name}: no item is left to take the place of {replaced[-1]}")
+                broken = error
+            self._note(window, sample, broken)
+            replaced.append(sample.key)
 
     def _decode(self, window: Window, sample: Sample, rng: np.random.Generator) -> tuple[Sample, str, dict[str, Any]]:
         name = window.name
@@ -136,7 +125,6 @@ class BatchBuilder:
         decoded: dict[str, Any] = {}
         others: list[Sample] = []
         for modality in self.pairs[name]:
-            augment, processor = self.augments.get(modality), self.processors[modality]
             if modality == "text":
                 continue
             if modality in self.features:
@@ -144,15 +132,13 @@ class BatchBuilder:
                 if partner is not None:
                     others.append(partner)
                     text = join_captions(text, self._caption(name, partner, rng))
-            elif augment is None:
-                value = sample.read(modality)
-                several = isinstance(value, list)
-                decoded[modality] = [processor.decode(one) for one in value] if several else processor.decode(value)
-            elif isinstance(sample.inputs[modality], list):  # each is changed on its own
+                continue
+            augment, processor = self.augments[modality], self.processors[modality]
+            another = partial(self._another, window, modality, rng, others)
+            if isinstance(sample.inputs[modality], list):  # each is changed on its own
                 loaded = (augment.load(item, processor) for item in sample.read(modality))
-                decoded[modality] = [augment.vary(item, text, processor, rng, _no_other)[0] for item in loaded]
+                decoded[modality] = [augment.vary(item, text, processor, rng, another)[0] for item in loaded]
             else:
-                another = partial(self._another, window, modality, rng, others)
                 decoded[modality], text = augment.vary(self._load(modality, sample), text, processor, rng, another)
         if "text" in self.pairs[name]:
             template, read = self.candidates[name], self.processors["text"].decode
@@ -173,23 +159,22 @@ class BatchBuilder:
             sample = window.another(rng)
             try:
                 found = self._load(modality, sample), self._caption(window.name, sample, rng)
-            except UserError as error:
-                self._note(window, sample, error)
+            except UserError:  # told when it is the item itself
                 continue
             others.append(sample)
             return found
 
     def _load(self, modality: str, sample: Sample) -> Any:
-        """Decoded input of the augmentation. Sounds are kept for the next epoch while there is room: decoding Vorbis
-        takes a third of the time a worker spends; pictures decode faster than that and would need far more room."""
-        place = sample.inputs[modality]
-        if place not in self._cache:
-            loaded = self.augments[modality].load(sample.read(modality), self.processors[modality])
-            if not isinstance(loaded, Tensor) or loaded.nbytes > self._room:
-                return loaded
+        """What the augmentation loads of an item. Sounds are kept for the next epoch while there is room: decoding
+        Vorbis takes seven times as long as varying it; pictures decode faster and would need far more room."""
+        augment, place = self.augments[modality], sample.inputs[modality]
+        if place in self._cache:
+            return self._cache[place]
+        loaded = augment.load(content_of(place), self.processors[modality])
+        if isinstance(augment, AudioAugment) and loaded.nbytes <= self._room:
             self._room -= loaded.nbytes
             self._cache[place] = loaded
-        return self._cache[place]
+        return loaded
 
     def _caption(self, name: str, sample: Sample, rng: np.random.Generator) -> str:
         choices = list(sample.captions)
@@ -207,8 +192,8 @@ class BatchBuilder:
         broken.add(where)
         log.warning("%s cannot be decoded, another item takes its place: %s", where, error)
         count, total = len(broken), window.known
-        if count > self.config.broken_limit * total and (count > BROKEN_FREE or count == total):
-            raise CorruptDataError(
+        if count == total or count > max(BROKEN_FREE, self.config.broken_limit * total):
+            raise UserError(
                 f"{count} of {total} items of {window.name} cannot be decoded, the last {where}: {error}; "
                 "mend the shards or raise data.broken_limit"
             )
@@ -231,10 +216,6 @@ class BatchBuilder:
                     starts = word_starts(own["ids"], self.word_table)
                 masks[modality] = draw_masks(rates, lengths, generator, starts)
         return token_dropout, masks
-
-
-def _no_other() -> tuple[Any, str]:
-    raise UserError("an item of several pictures or sounds cannot be mixed with another; set mix to 0")
 
 
 def _rows_of_an_item(drawn: Sequence[tuple[Sample, str, Mapping[str, Any]]]) -> int:

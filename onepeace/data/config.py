@@ -5,6 +5,7 @@ from string import Formatter
 from typing import Literal
 
 from onepeace.config import Options
+from onepeace.config.limits import Count, Positive, Probability, Share
 from onepeace.data.augment import make_augments
 from onepeace.errors import UserError
 
@@ -27,7 +28,7 @@ class SourceConfig:
     candidates: str | None = None
     """Sentence with {text} and {candidate}: an item has one text for each of its target "candidates", in place of its
     caption, e.g. "{text} answer: {candidate}"."""
-    weight: float = 1.0
+    weight: Positive = 1.0
     """Times that an item comes in an epoch; 2.5 = two or three times, 0.1 = every tenth item, other ones each epoch."""
 
     def __post_init__(self) -> None:
@@ -44,8 +45,6 @@ class SourceConfig:
                 f"candidates {self.candidates!r} of {self.shards} should have {{text}} and {{candidate}}, "
                 "of a pair with text whose targets have candidates"
             )
-        if not self.weight > 0:
-            raise UserError(f"weight {self.weight} of {self.shards} should be above 0; leave the source out instead")
 
 
 @dataclass(frozen=True)
@@ -61,21 +60,21 @@ class DataConfig:
     """By modality: sentences with {} for the class name, further captions of samples that have a label."""
     augment: dict[str, Options] = field(default_factory=dict)
     """By modality: augmentation of training items (onepeace/data/augment.py); none where it is left out."""
-    stem_views: dict[str, int] = field(default_factory=dict)
+    stem_views: dict[str, Count] = field(default_factory=dict)
     """By modality with a frozen pretrained stem: augmented views of each item whose features are computed once, before
     the first step, and kept on disk; without it the stem runs in every step."""
     frozen_folder: str | None = None
     """Folder of those features and of the answers of outside teachers; null = in the run's folder. Runs that agree
     on network and views share them."""
-    token_dropout: dict[str, float] = field(default_factory=dict)
+    token_dropout: dict[str, Share] = field(default_factory=dict)
     """By modality: share of the tokens dropped in the contrastive pass, for speed (FLIP, arXiv 2212.00794)."""
-    shuffle_buffer: int = 20_000
+    shuffle_buffer: Count = 20_000
     """Samples of a pair that are shuffled together, at least: shards are drawn by chance until they hold so many. A
     pair that has fewer is shuffled as a whole."""
-    cache_gigabytes: float = 20.0
+    cache_gigabytes: Positive = 20.0
     """Size at most of $ONEPEACE_CACHE/shards: copies of shards that are compressed or lie elsewhere, and indexes of
     all; the least recently used gives way."""
-    broken_limit: float = 0.02
+    broken_limit: Probability = 0.02
     """Share of a source's samples that may be unusable, and of a pair's items that may fail to decode, before the run
     stops."""
 
@@ -85,9 +84,6 @@ class DataConfig:
         named: dict[str, SourceConfig] = {}
         for source in self.train:
             first = named.setdefault(source.name, source)
-            for one in named.values():
-                if one.name != source.name and "+" in one.name and sorted(one.name) == sorted(source.name):
-                    raise UserError(f"data.train has {one.name} and {source.name}; use one order")
             for field_name in ("pair", "targets", "candidates"):
                 both = getattr(first, field_name), getattr(source, field_name)
                 if both[0] != both[1]:
@@ -106,15 +102,6 @@ class DataConfig:
             raise UserError(
                 "data.stem_views.text: leave it out; a text is drawn anew each time, so nothing can be kept"
             )
-        for modality, views in self.stem_views.items():
-            if views < 1:
-                raise UserError(f"data.stem_views.{modality} is {views}; give at least 1, or leave it out")
-        for name in ("shuffle_buffer", "cache_gigabytes"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"data.{name} is {getattr(self, name)}; give a number above 0")
-        for modality, share in self.token_dropout.items():
-            if not 0 <= share < 1:
-                raise UserError(f"data.token_dropout.{modality} is {share}, a share below 1")
         for modality, templates in self.templates.items():
             if bad := [template for template in templates if _placeholders(template) != [""]]:
                 raise UserError(

@@ -6,17 +6,18 @@ the end of a text is never masked. Whole batches are drawn at once.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from onepeace.config.limits import Limits
 from onepeace.data.batch import Mask
-from onepeace.errors import UserError
 
 Unit = Literal["word", "patch", "span"]
 """Unit that is masked as a whole: word for text, whose last token is its end and stays; patch for image, span for
 audio."""
+Masked = Annotated[float, Limits("between 0 and 1; null = none", lambda share: 0 < share < 1)]
 SPAN = 5
 """Frames masked around each centre of the unit "span"."""
 
@@ -30,16 +31,10 @@ class MaskRates:
     """
 
     unit: Unit
-    unimodal: float | None = None
+    unimodal: Masked | None = None
     """When the modality is encoded alone."""
-    joint: float | None = None
+    joint: Masked | None = None
     """When it is encoded jointly with the other one of its pair."""
-
-    def __post_init__(self) -> None:
-        for name in ("unimodal", "joint"):
-            share = getattr(self, name)
-            if share is not None and not 0 < share < 1:
-                raise UserError(f"mask {name} is {share}, not a share between 0 and 1; null = none")
 
 
 def word_table(pieces: Sequence[str]) -> Tensor:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from threading import Thread
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,10 +111,6 @@ class Reader:
     def since(self, position: int) -> Iterator[Sample]:
         """The samples from a position on, without end."""
         return map(self.__getitem__, count(position))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For a worker that is spawned, which reads anew."""
-        return {**self.__dict__, "windows": deque(maxlen=2)}
 
     def window(self, position: int) -> Window:
         """The window that a position lies in; it is found from the one before, or from the beginning."""

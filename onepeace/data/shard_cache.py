@@ -1,27 +1,27 @@
 """Shards as local, uncompressed tars with an index: what makes any sample of them readable on its own.
 
-A plain tar on the disk is read where it is. Others (compressed, or at addresses that fsspec opens) are copied first to
-a cache that all processes of a machine share.
+A plain tar on the disk is read where it is. Others (.tar.gz, or at addresses that fsspec opens) are copied first to a
+cache that all processes of a machine share. The index is made of headers alone: webdataset groups the members (KEY.jpg
+and KEY.txt are one sample); what is damaged is skipped and named, and what follows it is found again.
 """
 
-import bz2
 import errno
 import gzip
 import hashlib
 import io
 import json
-import lzma
 import os
+import tarfile
 import tempfile
 import time
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
 from onepeace.data.sample import Extent
-from onepeace.data.tar_index import index_tar
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic, write_text_atomic
 from onepeace.files.cache import cache_folder
@@ -34,9 +34,9 @@ WAITS = (1.0, 5.0)
 OPEN_FILES = 256
 """Shards a process keeps open."""
 CHUNK = 1 << 20
-COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-"""By the first bytes of a file."""
-DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
+GZIP = b"\x1f\x8b"
+"""The first bytes of a compressed shard."""
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -111,7 +111,7 @@ class ShardCache:
             state = os.stat(place)
             identity = f"{place} {state.st_size} {state.st_mtime_ns}"
             with open(place, "rb") as file:
-                path = None if _opener(file.read(8)) else Path(place)
+                path = None if file.read(2) == GZIP else Path(place)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
         index, copy = self.folder / f"{digest}.json", self.folder / f"{digest}.tar"
         while True:
@@ -158,11 +158,6 @@ class ShardCache:
         )
 
 
-def _opener(first: bytes) -> Any:
-    """Function that opens a compressed file which begins so; None for others."""
-    return next((opened for magic, opened in COMPRESSIONS.items() if first.startswith(magic)), None)
-
-
 def _copy(place: str, target: str | Path, broken: list[str]) -> None:
     """Write the uncompressed tar of a shard; after a failure once more, and again.
 
@@ -182,8 +177,8 @@ def _copy(place: str, target: str | Path, broken: list[str]) -> None:
         try:
             with fsspec.open(place, "rb", expand=False, **options) as raw, open(target, "wb") as file:
                 source: Any = io.BufferedReader(raw, CHUNK)
-                if opened := _opener(source.peek(8)):
-                    source = opened(source)
+                if source.peek(2)[:2] == GZIP:
+                    source = gzip.open(source)
                 try:
                     while data := source.read1(CHUNK):  # what there is, up to the damage
                         file.write(data)
@@ -204,3 +199,48 @@ def _reason_of(error: Exception) -> str:
     if text and "://" not in text:
         return text
     return "not found" if isinstance(error, FileNotFoundError) else type(error).__name__
+
+
+def index_tar(file: IO[bytes], name: str) -> tuple[list[tuple[str, dict[str, tuple[int, int]]]], list[str]]:
+    """Index of an uncompressed tar: (key, {file ending: (offset, size)}) of each sample; and a line, which begins with
+    ``name``, per damage and per member that cannot be used."""
+    from webdataset.tariterators import group_by_keys
+
+    broken: list[str] = []
+
+    def note(error: Exception) -> bool:
+        broken.append(f"{name}: {next(iter(error.args), '') or type(error).__name__}")
+        return True
+
+    members: Any = (
+        {"fname": member, "data": place, "__url__": name} for member, *place in _members(file, name, broken)
+    )
+    samples = [
+        (group["__key__"], {ending: place for ending, place in group.items() if not ending.startswith("__")})
+        for group in group_by_keys(members, handler=note)
+    ]
+    return [one for one in samples if one[1]], broken
+
+
+def _members(file: IO[bytes], name: str, broken: list[str]) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, size) of each regular file that is there as a whole."""
+    last, end = "the beginning", file.seek(0)
+    try:
+        # Blocks that are no header, as those of a damage, are passed over as if they were empty.
+        with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # its list would grow with the shard
+                if member.offset > end:
+                    broken.append(f"{name}: damaged after {last}, from byte {end} to {member.offset}")
+                last, end = member.name, tar.offset
+                file.seek(0, 2)
+                if member.offset_data + member.size > file.tell():
+                    broken.append(f"{name}: unexpected end of data")
+                    return
+                if member.isreg():
+                    yield member.name, member.offset_data, member.size
+            file.seek(end)
+            if any(file.read()):
+                broken.append(f"{name}: damaged after {last}, from byte {end} to its end")
+    except tarfile.TarError as error:
+        broken.append(f"{name}: {error}")

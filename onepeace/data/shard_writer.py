@@ -9,8 +9,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -93,42 +93,37 @@ class ShardWriter:
         if captions:
             pick = int(hashlib.md5(key.encode(), usedforsecurity=False).hexdigest(), 16) % len(captions)
             members["txt"] = captions[pick].encode()
-        try:
+        with self._naming_errors():
             if not self.paths or (self._bytes and self._bytes + size > self.max_bytes):
                 self._open.close()
                 self._begin_shard()
             self._tar.write({"__key__": key, **members})
-        except OSError as error:
-            raise self._unwritable(error) from error
         self._bytes += size
         self.count += 1
         return True
 
     def __enter__(self) -> "ShardWriter":
-        try:
+        with self._naming_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._unfinished = Path(
-                self._stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder, prefix=".shards-"))
-            )
-        except OSError as error:
-            raise self._unwritable(error) from error
+            unfinished = tempfile.TemporaryDirectory(dir=self.folder, prefix=".shards-")
+            self._unfinished = Path(self._stack.enter_context(unfinished))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._stack:
-            try:
+            if kind is not None:
+                with suppress(OSError):
+                    self._open.close()
+                return
+            with self._naming_errors():
                 self._open.close()
-                if kind is None and self.paths:
-                    older = {*self.older()} - {*self.paths}
-                    for path in self.paths:
-                        os.replace(self._unfinished / path.name, path)
-                    for path in older:
-                        path.unlink()
-            except OSError as failure:
-                if kind is None:
-                    raise self._unwritable(failure) from failure
+                older = {*self.older()} - {*self.paths} if self.paths else ()
+                for path in self.paths:
+                    os.replace(self._unfinished / path.name, path)
+                for path in older:
+                    path.unlink()
 
     def _begin_shard(self) -> None:
         from webdataset import TarWriter
@@ -141,6 +136,10 @@ class ShardWriter:
             TarWriter(file, user="", group="", mtime=0, encoder=False, compress=False)
         )
 
-    def _unwritable(self, error: OSError) -> UserError:
-        path = self.paths[-1] if self.paths else self.folder
-        return UserError(f"{path}: cannot be written ({error.strerror or error})")
+    @contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            path = self.paths[-1] if self.paths else self.folder
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -45,7 +45,8 @@ class Explanation:
     positions: Tensor
     """(L, 2), what each value is about, in ``unit``; rows of a grid one after another."""
     unit: str
-    """"patch": row and column; "second": start and end; others as in `Tokens`."""
+    """"patch": row and column; "second": start and end; "character": start and end in the text as given; "token", of a
+    modality of your own: its number and the next."""
     similarity: float
     """Cosine of the whole item, or of the best window of a long sound, with the query."""
     area: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 
 from onepeace.config import Options, apply_override, build, merge
-from onepeace.cost.items import UNITS
+from onepeace.cost.measure import UNITS
 from onepeace.cost.plan import make_plan
 from onepeace.train.recipe import Recipe
 

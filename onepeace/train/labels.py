@@ -12,7 +12,7 @@ from onepeace.data.targets import LABELS
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols.classes import read_class_names
 from onepeace.train.recipe import Recipe
-from onepeace.train.supervised import Supervised
+from onepeace.train.terms.heads import Supervised
 from onepeace.train.terms.known import TERMS
 
 AUTO = "auto"

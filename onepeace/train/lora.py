@@ -7,7 +7,6 @@ model that is measured and written has them merged, and the names it always had.
 
 import re
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from onepeace.config import Config
-from onepeace.errors import UserError, need
+from onepeace.errors import need
 from onepeace.hub.architectures import build_module
 from onepeace.model import Trained
-from onepeace.train.optim import freeze
+from onepeace.train.optim import freeze, matching
 from onepeace.train.recipe import LoraConfig, Recipe
 
 ADAPTERS = "*.lora_[AB].*"
@@ -67,14 +66,7 @@ def trained_module(
 def _peft_config(model: nn.Module, lora: LoraConfig) -> Any:
     # What only inherits from nn.Linear does more than a product, as projections: an adapter would come behind that.
     linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
-    found: dict[str, None] = {}
-    for pattern in lora.targets:
-        matched = [name for name in linear if fnmatchcase(name, pattern)]
-        if not matched:
-            raise UserError(
-                f"lora.targets: the pattern {pattern!r} matches none of {len(linear)} linear layers, as {linear[0]}"
-            )
-        found.update(dict.fromkeys(matched))
+    found = dict.fromkeys(name for one in lora.targets for name in matching(one, linear, "lora.targets"))
     return need("peft", "lora").LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

@@ -35,16 +35,21 @@ def freeze(model: nn.Module, patterns: Freeze) -> list[str]:
         patterns = patterns.get("except") or []
     matched: set[str] = set()
     for pattern in patterns:
-        found = [name for name in names if fnmatchcase(name, pattern)]
-        if not found:
-            raise UserError(f"freeze: the pattern {pattern!r} matches none of {len(names)} parameters, as {names[0]}")
-        matched.update(found)
+        matched.update(matching(pattern, names, "freeze"))
     trainable = [name for name in names if (name in matched) == inverse]
     if not trainable:
         raise UserError(f"freeze: all {len(names)} parameters are frozen; nothing is left to train")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in set(trainable))
     return trainable
+
+
+def matching(pattern: str, names: Sequence[str], where: str) -> list[str]:
+    """The names that fit a shell pattern; UserError, which begins with ``where``, if none does."""
+    found = [name for name in names if fnmatchcase(name, pattern)]
+    if not found:
+        raise UserError(f"{where}: the pattern {pattern!r} matches none of {len(names)} names, as {names[0]}")
+    return found
 
 
 def layer_id(name: str, depth: int) -> int:
@@ -76,13 +81,10 @@ def parameter_groups(
     """
     listed = getattr(model, "no_weight_decay", None)
     skip: set[str] = set(listed()) if callable(listed) else set()
-    names = {name for name, _ in model.named_parameters()}
-    if unknown := sorted(skip - names):
-        raise ValueError(f"no_weight_decay names {', '.join(unknown)}: not parameters of the model")
+    names = [name for name, _ in model.named_parameters()]
     patterns = patterns or {}
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(f"optim.groups: the pattern {pattern!r} matches none of {len(names)} parameters")
+        matching(pattern, names, "optim.groups")
     depth = 1 + max((int(found[1]) for name in names if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1)
     groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
@@ -104,7 +106,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     The released code adds eps to sqrt(v) before the bias correction, torch after it; at eps 1e-8 they agree.
     """
     groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.groups, config.decay_all)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def learning_rate(step: int, peak: float, schedule: ScheduleConfig) -> float:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from onepeace.config import Options, apply_override, build, merge, read_yaml, to_plain
+from onepeace.config.limits import Count, Natural, NotNegative, Positive, Probability, Share
 from onepeace.config.reader import nearest
 from onepeace.data.config import DataConfig, SourceConfig
 from onepeace.data.masking import MaskRates
@@ -58,20 +59,15 @@ class TokenizerConfig:
 class LoraConfig:
     """Adapters of low rank beside linear layers (lora.py); all else is frozen, but for freeze: {except: patterns}."""
 
-    rank: int = 8
-    alpha: float = 16.0
+    rank: Count = 8
+    alpha: Positive = 16.0
     """An adapter's output is multiplied by alpha / rank."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Dropout of an adapter's input."""
     targets: tuple[str, ...] = ("blocks.*.attn.[qkv]", "blocks.*.attn.proj")
     """Patterns of module names; their linear layers get adapters: ["blocks.*.attn.*", "blocks.*.ffn.image.*"]."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not self.alpha > 0 or not 0 <= self.dropout < 1:
-            raise UserError(
-                f"lora: rank {self.rank} should be at least 1, alpha {self.alpha} above 0, dropout {self.dropout} from "
-                "0 to below 1"
-            )
         if not self.targets:
             raise UserError("lora.targets is empty: name the layers that get adapters")
 
@@ -80,56 +76,41 @@ class LoraConfig:
 class OptimGroup:
     """Settings that are different for some parameters."""
 
-    lr_scale: float = 1.0
+    lr_scale: NotNegative = 1.0
     """Factor of the learning rate, beside that of optim.layer_decay."""
-    weight_decay: float | None = None
+    weight_decay: NotNegative | None = None
     """In place of optim.weight_decay, for those that decay at all; null = the same."""
-
-    def __post_init__(self) -> None:
-        _not_negative("optim.groups", self, "lr_scale", "weight_decay")
-
-
-def _not_negative(place: str, section: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(section, name)
-        if value is not None and not value >= 0:
-            raise UserError(f"{place}.{name} {value} should not be negative")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """AdamW and its limits; the defaults are the released pretraining's."""
 
-    lr: float = 5e-4
+    lr: NotNegative = 5e-4
     """Peak rate."""
-    betas: tuple[float, ...] = (0.9, 0.98)
-    eps: float = 1e-8
-    weight_decay: float = 0.05
+    betas: tuple[Share, Share] = (0.9, 0.98)
+    eps: NotNegative = 1e-8
+    weight_decay: NotNegative = 0.05
     decay_all: bool = False
     """Whether biases, norms and positions decay as well (OFA)."""
-    grad_clip: float | None = 3.0
+    grad_clip: NotNegative | None = 3.0
     """Largest norm of the whole gradient; null = not clipped."""
-    layer_decay: float | None = None
+    layer_decay: NotNegative | None = None
     """Each layer's rate over the next one's, for fine-tuning."""
     groups: dict[str, OptimGroup] = field(default_factory=dict)
     """By pattern of parameter names, as in freeze: {"heads.*": {lr_scale: 0.1}}; the first that matches counts."""
-
-    def __post_init__(self) -> None:
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optim.betas {list(self.betas)} should be two numbers from 0 to below 1")
-        _not_negative("optim", self, "lr", "eps", "weight_decay", "grad_clip", "layer_decay")
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """Learning rate over the steps."""
 
-    steps: int
+    steps: Count
     """Length of the run, in updates."""
     name: Literal["cosine", "linear", "constant"] = "cosine"
     """Course after the warm-up: half a cosine to min_lr, a line to min_lr, or the peak rate to the end."""
-    warmup_steps: int | None = None
-    warmup_ratio: float | None = None
+    warmup_steps: Natural | None = None
+    warmup_ratio: Probability | None = None
     """The warm-up as a share of the steps, instead of warmup_steps."""
     min_lr: float = 1e-6
     """Rate of the first and the last update."""
@@ -137,8 +118,8 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise UserError("schedule.warmup_steps and schedule.warmup_ratio say the same; give one of them")
-        if self.steps < 1 or not 0 <= self.warmup <= self.steps:
-            raise UserError(f"schedule.steps {self.steps} should be at least 1, and hold a warm-up of {self.warmup}")
+        if self.warmup > self.steps:
+            raise UserError(f"schedule.warmup_steps {self.warmup} is more than schedule.steps {self.steps}")
 
     @property
     def warmup(self) -> int:
@@ -152,50 +133,37 @@ class RunConfig:
 
     out: str
     """Folder of the run: checkpoints, log, the resolved recipe."""
-    batch_size: int | dict[str, int] = 32
+    batch_size: dict[str, Count] | Count = 32
     """Items per step, of every pair or by pair: {image+text: 256, audio+text: 64}."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto, float32 or bfloat16 autocast."""
-    workers: int = 1
+    workers: Natural = 1
     """Processes that decode; 0 = none, decode between the steps."""
-    log_every: int = 20
-    eval_every: int = 0
+    log_every: Count = 20
+    eval_every: Natural = 0
     """Steps between validations; 0 = at the end only."""
-    save_every: int = 1000
+    save_every: Natural = 1000
     """Steps between checkpoints; 0 = by time only."""
-    save_minutes: float = 5.0
+    save_minutes: NotNegative = 5.0
     """Minutes between checkpoints at most; 0 = by steps only."""
-    keep: int = 2
+    keep: Count = 2
     """Number of checkpoints that stay."""
-    ema: float | None = None
+    ema: Share | None = None
     """Decay of the averaged weights; null = none."""
-    grad_cache_chunks: int = 1
+    grad_cache_chunks: Count = 1
     """Parts a process computes its batch in, one after another: less memory for the same loss and gradient."""
     checkpoint_activations: bool = False
     """Keep only the input of each block, and compute it again in the backward pass."""
-    max_padding: float = 0.1
+    max_padding: NotNegative = 0.1
     """Share of padding from which items are computed in groups of similar length; 1 = never."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Over several processes: ddp, each holds the whole model; fsdp, each a share of it."""
     compile: bool = False
     """torch.compile each block, where it pays (`onepeace.compiling`)."""
-    max_bad_steps: int = 3
+    max_bad_steps: Natural = 3
     """Steps in a row that may have a gradient which is not finite; they are left out and named."""
     tensorboard: bool = False
     """Whether tensorboard gets the log as well."""
-
-    def __post_init__(self) -> None:
-        sizes = self.batch_size.values() if isinstance(self.batch_size, dict) else [self.batch_size]
-        if bad := [size for size in sizes if size < 1]:
-            raise UserError(f"run.batch_size {bad[0]} should be at least 1")
-        for name in ("keep", "grad_cache_chunks", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"run.{name} {getattr(self, name)} should be at least 1")
-        _not_negative(
-            "run", self, "workers", "eval_every", "save_every", "save_minutes", "max_bad_steps", "max_padding"
-        )
-        if self.ema is not None and not 0 <= self.ema < 1:
-            raise UserError(f"run.ema {self.ema} should be from 0 to below 1; null = none")
 
 
 @dataclass(frozen=True)
@@ -220,7 +188,7 @@ class Recipe:
     """Loss terms (terms/): mappings are read as the options of the term they name; see `terms`."""
     schedule: ScheduleConfig
     run: RunConfig
-    seed: int = 1
+    seed: Natural = 1
     processors: Options = field(default_factory=dict)
     """By modality: options of its processor, over those of the model it starts from."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -235,8 +203,6 @@ class Recipe:
     """null = not measured."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UserError(f"seed {self.seed} should not be negative")
         if isinstance(self.run.batch_size, dict):
             if missing := sorted(set(self.data.modalities) - set(self.run.batch_size)):
                 raise UserError(f"run.batch_size has no {missing[0]}; it has {', '.join(self.run.batch_size)}")
@@ -329,10 +295,6 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         apply_override(content, override)
     if isinstance(terms := content.get("objective"), list):
         content["objective"] = [term for term in terms if term is not None]
-    for place in (content, content.get("data"), content.get("optim")):
-        for name in ("mask", "token_dropout", "augment", "templates", "groups"):
-            if isinstance(place, dict) and isinstance(place.get(name), dict):
-                place[name] = {key: value for key, value in place[name].items() if value is not None}
     measured = content["evaluate"] = content.get("evaluate") or None
     if isinstance(measured, dict) and isinstance(measured.get("recipe"), str):
         measured["recipe"] = _from_above(measured["recipe"], Path(path))

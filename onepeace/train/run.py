@@ -9,32 +9,31 @@ import torch
 from torch import Tensor
 
 from onepeace.compiling import compile_blocks
-from onepeace.config import write_config
+from onepeace.config import Config, read_yaml, write_config
 from onepeace.data.batch import Batch
-from onepeace.data.reader import Cursor, open_sources
-from onepeace.device import peak_memory
+from onepeace.data.builder import BatchBuilder
+from onepeace.data.frozen_cache import StemFeatures
+from onepeace.data.reader import Cursor, Source, open_sources
+from onepeace.data.steps import Steps
+from onepeace.device import bfloat16_is_fast, peak_memory
 from onepeace.errors import UserError
 from onepeace.generative.tasks import FILE as TASKS
+from onepeace.generative.tasks import Task
 from onepeace.hub import weights
+from onepeace.hub.architectures import build_module
 from onepeace.model import Trained
 from onepeace.train import checkpoint, parallel
+from onepeace.train.folder import model_folder
 from onepeace.train.labels import label_heads
 from onepeace.train.log import Log
 from onepeace.train.lora import choose_trained, trained_module
 from onepeace.train.objective import Objective
 from onepeace.train.optim import make_optimizer
 from onepeace.train.recipe import Recipe, check_same, to_yaml
-from onepeace.train.setup import (
-    keep_tasks,
-    make_processors,
-    make_stem_features,
-    make_steps,
-    make_tokenizer,
-    prepare_terms,
-    use_bfloat16_of,
-)
+from onepeace.train.setup import make_processors, make_tokenizer
 from onepeace.train.start import make_config, make_model
-from onepeace.train.training_data import TrainingData
+from onepeace.train.stem_features import make_stem_features
+from onepeace.train.training_data import TrainingData, prepare_terms
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +71,10 @@ class Run:
         self.objective = Objective(self.model, recipe.terms, prepared, chunks, max_padding, sharded)
         """The model and what else learns."""
         choose_trained(self.model, recipe)
-        features = make_stem_features(recipe, sources, self.processors, self.model, device)
+        bfloat16 = {"float32": False, "bfloat16": True}.get(recipe.run.precision, bfloat16_is_fast(device))
+        self.use_bfloat16 = bfloat16
+        """Whether passes run under autocast to bfloat16."""
+        features = make_stem_features(recipe, sources, self.processors, self.model, device, bfloat16)
         self.model.set_grad_checkpointing(recipe.run.checkpoint_activations)
         if recipe.run.compile:
             compile_blocks(self.model)
@@ -85,7 +87,6 @@ class Run:
             name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad and recipe.run.ema
         }
         """Averaged weights by parameter name of the model; empty if the run has none."""
-        self.use_bfloat16 = use_bfloat16_of(recipe, device)
         self.start, self.cursors = 0, dict[str, Cursor]()
         """Steps done before, and this process's position in the data."""
         if (saved := checkpoint.newest(self.out)) is not None:
@@ -206,3 +207,29 @@ class Run:
             weights.save(folder, module, self.config, **files, card=card)
         parallel.barrier()
         return folder
+
+
+def make_steps(
+    recipe: Recipe,
+    sources: list[Source],
+    processors: Mapping[str, Any],
+    config: Config,
+    cursors: Mapping[str, Cursor],
+    features: Mapping[str, StemFeatures] | None = None,
+) -> Steps:
+    """This process's batches, from ``cursors`` on."""
+    # Of a model without values: workers that are spawned get these functions pickled, and no embedding table with them.
+    with torch.device("meta"):
+        num_tokens = {key: adapter.token_lengths for key, adapter in build_module(config).adapters.items()}
+    builder = BatchBuilder(recipe.data, processors, num_tokens, recipe.mask if recipe.uses_masks else {}, features)
+    sizes = {name: recipe.batch_size(name) for name in recipe.data.modalities}
+    return Steps(builder, sources, recipe.seed, sizes, cursors, parallel.rank(), parallel.world_size())
+
+
+def keep_tasks(recipe: Recipe, trained: Mapping[str, Task], out: Path) -> None:
+    """Write what the terms ask a generative model, and what the starting one was asked, to the run's tasks.yaml."""
+    source = recipe.start.source
+    before = model_folder(source) / TASKS if source is not None else None
+    known = read_yaml(before) if before is not None and before.exists() else {}
+    if known or trained:
+        write_config({**known, **trained}, out / TASKS)

@@ -4,7 +4,6 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from fnmatch import fnmatchcase
 from typing import Any, get_args
 
 import torch
@@ -21,6 +20,7 @@ from onepeace.model.stems import PretrainedStem, network_options
 from onepeace.processors import PROCESSORS
 from onepeace.train.folder import model_folder
 from onepeace.train.labels import described
+from onepeace.train.optim import matching
 from onepeace.train.recipe import Recipe
 from onepeace.train.terms.known import TERMS
 
@@ -171,9 +171,7 @@ def start_weights(recipe: Recipe, config: Config, own: Mapping[str, tuple[int, .
     folder = model_folder(str(start.source))
     given = read_state(folder)
     for pattern in start.fresh:
-        left_out = [name for name in given if fnmatchcase(name, pattern)]
-        if not left_out:
-            raise UserError(f"model.fresh: the pattern {pattern!r} matches no weight of {folder}")
+        left_out = matching(pattern, list(given), f"model.fresh: {folder}")
         given = {name: tensor for name, tensor in given.items() if name not in left_out}
     for new, old in start.copy.items():
         # Of adapters only where what they read has something in common.

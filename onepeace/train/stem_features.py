@@ -13,18 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onepeace.data.augment import make_augments
+from onepeace.data.augment import Augment, make_augments
 from onepeace.data.frozen_cache import Output, StemFeatures, batched, fingerprint
+from onepeace.data.reader import Source
 from onepeace.data.sample import Sample, by_name, item_name
 from onepeace.errors import UserError
+from onepeace.model import Trained
+from onepeace.processors.processor import Processor
 from onepeace.threads import compute_alone
+from onepeace.train import parallel
+from onepeace.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
 PART = 128
 """Items of a part, which are decoded ahead."""
-TRIES = 100
-"""Second items that are tried at most for a mix."""
 BATCH = 64
 """Views computed at once."""
 
@@ -42,7 +45,7 @@ class StemViews:
     adapter: Any
     """The model's adapter of it, with a pretrained stem whose network is frozen."""
     processor: Any
-    augment: Mapping[str, Any]
+    options: Mapping[str, Any]
     """The modality's options of data.augment; empty = every view is the item as it is."""
     samples: Sequence[Sample]
     """All items."""
@@ -60,14 +63,14 @@ class StemViews:
                 f"add adapters.{key}.stem.network.* to freeze"
             )
         by_name(self.samples, item_name, lambda sample: sample.inputs[key], "features of a stem")
-        self.vary: Any = make_augments({key: dict(self.augment)}).get(key) if self.augment else None
+        self.augment = make_augments({key: self.options})[key] if self.options else Augment()
 
     def keep(self, root: Path) -> Path:
         """Make the features that are not there; returns their folder in ``root``."""
         plain = {name: value for name, value in vars(self.adapter.stem).items() if isinstance(value, (int, float, str))}
         plain.pop("training", None)
         processor = {name: str(value) for name, value in vars(self.processor).items()}
-        own = fingerprint([plain, processor, dict(self.augment), self.views], self.network.state_dict())
+        own = fingerprint([plain, processor, dict(self.options), self.views], self.network.state_dict())
         cache = StemFeatures(root / f"{self.key}-{own}", self.samples)
         if cache.missing:
             self.network.to(self.device)
@@ -87,10 +90,8 @@ class StemViews:
         name = item_name(sample)
         rng = np.random.default_rng([int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")])
         try:
-            if self.vary is None:
-                return [(name, self.processor.decode(sample.read(self.key)), None)]
-            loaded = self.vary.load(sample.read(self.key), self.processor)
-            return [(name, *self._vary(loaded, sample, rng)) for _ in range(self.views)]
+            loaded = self.augment.load(sample.read(self.key), self.processor)
+            return [(name, *self._vary(loaded, sample, rng)) for _ in range(self.views if self.options else 1)]
         except UserError as error:
             log.warning("%s: %s cannot be decoded and is left out: %s", sample.source, sample.key, error)
             return []
@@ -99,27 +100,46 @@ class StemViews:
         partners: list[str] = []
 
         def another() -> tuple[Any, str]:
-            for _ in range(TRIES):
+            while True:  # it may be the item itself, which can be decoded
                 other = self.samples[int(rng.integers(len(self.samples)))]
                 try:
-                    media = self.vary.load(other.read(self.key), self.processor)
+                    media = self.augment.load(other.read(self.key), self.processor)
                 except UserError:  # said where it is the item itself
                     continue
                 partners.append(item_name(other))
                 return media, ""
-            raise UserError(f"no other item of {self.key} can be decoded, to be mixed in")
 
         # Whatever caption is drawn later must fit the view.
-        media, _ = self.vary.vary(loaded, " ".join(sample.captions), self.processor, rng, another)
+        media, _ = self.augment.vary(loaded, " ".join(sample.captions), self.processor, rng, another)
         return media, partners[0] if partners else None
 
     @torch.no_grad()
     def _compute(self, media: list[Any]) -> list[Tensor]:
         """Feature maps (*grid, channels) float16 of decoded items."""
-        batch = self.vary.collate(media, self.processor) if self.vary else self.processor.collate(media)
+        batch = self.augment.collate(media, self.processor)
         batch = {name: value.to(self.device) for name, value in batch.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             features = self.adapter.stem_features(batch).half()
         if "lengths" not in batch:
             return list(features)
         return [one[:length] for one, length in zip(features, self.adapter.token_lengths(batch), strict=True)]
+
+
+def make_stem_features(
+    recipe: Recipe,
+    sources: Sequence[Source],
+    processors: Mapping[str, Processor],
+    model: Trained,
+    device: torch.device,
+    use_bfloat16: bool,
+) -> dict[str, StemFeatures]:
+    """Features of the sources' items by the frozen stems of data.stem_views; the first process makes them."""
+    found = {}
+    for key, views in recipe.data.stem_views.items():
+        samples = [sample for source in sources for sample in source.samples if key in sample.inputs]
+        augment, made = recipe.data.augment.get(key, {}), ""
+        if parallel.rank() == 0:
+            arguments = (key, model.adapters[key], processors[key], augment, samples, views)
+            made = str(StemViews(*arguments, device, use_bfloat16).keep(recipe.frozen_folder))
+        found[key] = StemFeatures(Path(parallel.gather_objects(made)[0]), samples)
+    return found

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
+from onepeace.config.limits import Limits
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.model import Trained
@@ -30,11 +31,9 @@ class TermOptions:
     """Modalities; empty = all of the batch."""
     sources: tuple[str, ...] = ()
     """Names of the sources that the term learns from; empty = all that have its modalities."""
-    weight: float = 1.0
+    weight: Annotated[float, Limits("a finite number", math.isfinite)] = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.weight):
-            raise UserError(f"weight is {self.weight}, not a number")
         if not self.name:
             object.__setattr__(self, "name", name_of(self.term, self.on, self.sources))
         if "." in self.name:

@@ -1,4 +1,4 @@
-"""Training data as terms see them before the first step."""
+"""Training data as terms see them before the first step, and what they prepare of them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,9 +10,9 @@ from onepeace.data.sample import Sample, by_name, content_of
 from onepeace.errors import UserError
 from onepeace.generative.tasks import Task
 from onepeace.train.recipe import Recipe
-from onepeace.train.teachers import TeacherOptions
-from onepeace.train.teachers.table import TeacherTable, item_reader, teacher_table
+from onepeace.train.teachers import TeacherOptions, TeacherTable, item_reader, teacher_table
 from onepeace.train.term import TermOptions
+from onepeace.train.terms.known import TERMS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -83,3 +83,8 @@ def captions_of(config: DataConfig, samples: Iterable[Sample]) -> list[str]:
         texts += sample.captions
         labels |= {sample.label} if sample.label else set()
     return texts + [template.format(label) for label in sorted(labels) for template in templates]
+
+
+def prepare_terms(data: TrainingData) -> dict[str, Any]:
+    """Results of the terms' ``prepare``, by their names."""
+    return {options.name: TERMS[options.term].prepare(options, data) for options in data.recipe.terms}

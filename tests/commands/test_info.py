@@ -9,8 +9,7 @@ from support.hub_layouts import cfg, released, vision_branch, wrapper
 from onepeace.cli import main
 from onepeace.commands.info import parameters_by_part
 from onepeace.config import SIZES, Config, ModelConfig, build
-from onepeace.cost.items import item_batch
-from onepeace.cost.measure import pass_cost
+from onepeace.cost.measure import item_batch, pass_cost
 from onepeace.hub import weights
 
 

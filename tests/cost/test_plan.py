@@ -13,8 +13,7 @@ from onepeace.cli import main
 from onepeace.commands.train import ROWS
 from onepeace.config import build, write_config
 from onepeace.cost import plan
-from onepeace.cost.items import largest_items, pair_batch
-from onepeace.cost.measure import Live
+from onepeace.cost.measure import Live, largest_items, pair_batch
 from onepeace.errors import UserError
 from onepeace.model import OnePeace
 from onepeace.train.objective import Objective

@@ -96,16 +96,14 @@ def test_new_files_are_called_what_they_are(done):
     assert right >= 0.9 * of
 
 
-def test_vectors_and_features_of_a_file_are_its_own(example, model, files):
+def test_vectors_of_a_file_are_its_own(example, model, files):
     assert guess("walk.IMU", dict.fromkeys(PROCESSORS)) == "motion"
     paths = list(files)[:5]
     vectors = model.encode(paths)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(len(paths)), atol=1e-5)
     assert torch.allclose(torch.cat([model.encode([path]) for path in paths]), vectors, atol=1e-5)
-    tokens = model.features({"motion": paths[0], "text": "nodding"})["motion"]
     count = len(example.MotionProcessor().decode(paths[0]))
-    assert tokens.features.shape == (count, model.module.config.dim)
-    assert tokens.positions.tolist() == [[i, i + 1] for i in range(count)]
+    assert model.explain({"motion": paths[0]}, "nodding").positions.tolist() == [[i, i + 1] for i in range(count)]
 
 
 def test_commands_search_embed_and_classify_its_files_and_list_a_broken_one(done, model, files, command, tmp_path):

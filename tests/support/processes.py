@@ -16,7 +16,7 @@ from onepeace.data.sample import Sample
 from onepeace.train import loop, parallel
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import read_recipe
-from onepeace.train.teachers.table import TeacherTable
+from onepeace.train.teachers import TeacherTable
 
 CAPTIONS = ["a dog", "a cat", "a dog", "rain", "wind", "a cat", "sea", "bees"]
 TERMS = {

@@ -136,7 +136,7 @@ def test_a_target_is_not_an_ending_of_other_names():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"lora": {"rank": 0}}, "rank 0 should be at least 1"),
+        ({"lora": {"rank": 0}}, r"lora\.rank is 0; it should be 1 or more"),
         ({"freeze": ["adapters.*"]}, "give freeze: {except: patterns}"),
         ({"freeze": {"except": ["nothing.*"]}}, r"'nothing\.\*' matches none"),
     ],

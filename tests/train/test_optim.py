@@ -127,7 +127,7 @@ def make_optimizer_groups(model, config):
 
 
 def test_pattern_that_matches_no_parameter_is_an_error(small):
-    with pytest.raises(UserError, match=r"groups: the pattern 'head\.\*' matches none of 6 param"):
+    with pytest.raises(UserError, match=r"groups: the pattern 'head\.\*' matches none of 6"):
         make_optimizer(small, OptimConfig(groups={"head.*": OptimGroup(lr_scale=0.1)}))
 
 

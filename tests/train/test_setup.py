@@ -6,6 +6,7 @@ from support.training import recipe
 
 from onepeace.data.reader import open_sources
 from onepeace.train import setup
+from onepeace.train.run import make_steps
 from onepeace.train.start import make_config
 
 
@@ -15,7 +16,7 @@ def test_workers_get_no_weights_of_the_model(root, tmp_path):
     config = make_config(wanted)
     sources = open_sources(wanted.data)
     setup.make_tokenizer(wanted, sources, tmp_path / "tokenizer.json")
-    steps = setup.make_steps(wanted, sources, setup.make_processors(config, tmp_path), config, {})
+    steps = make_steps(wanted, sources, setup.make_processors(config, tmp_path), config, {})
     assert len(pickle.dumps(steps.builder.num_tokens)) < 100_000  # one embedding table is 150 MB
     sent = pickle.loads(pickle.dumps(steps))  # noqa: S301
     (batch,) = sent[0][0]

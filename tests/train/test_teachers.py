@@ -16,9 +16,8 @@ from onepeace.processors import AudioProcessor
 from onepeace.processors.resample import Resample
 from onepeace.train import loop
 from onepeace.train.log import read_log
-from onepeace.train.teachers import TeacherOptions, make_teacher
+from onepeace.train.teachers import TeacherOptions, make_teacher, teacher_table
 from onepeace.train.teachers.networks import SAMPLE_RATE
-from onepeace.train.teachers.table import teacher_table
 
 TEXTS = ["a red square", "the low tone of a dog", "an", "a dog barks far away and the low tone"]
 LONG = "the deep tone of a dog " * 20

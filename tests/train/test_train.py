@@ -16,6 +16,7 @@ from onepeace.errors import UserError
 from onepeace.train import loop, setup, teachers
 from onepeace.train.evaluation import evaluation
 from onepeace.train.log import read_log
+from onepeace.train.run import make_steps
 from onepeace.train.start import make_config, make_model
 
 
@@ -96,7 +97,7 @@ def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
     sources = open_sources(wanted.data)
     setup.make_tokenizer(wanted, sources, tmp_path / "run/tokenizer.json")
     processors = setup.make_processors(config, tmp_path / "run")
-    steps = setup.make_steps(wanted, sources, processors, config, {})
+    steps = make_steps(wanted, sources, processors, config, {})
     group, _ = steps[0]
     assert [list(batch.inputs) for batch in group] == [["image", "text"], ["text"]]
     loop.train(wanted)

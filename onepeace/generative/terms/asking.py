@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from onepeace.config import Options, build, merge, to_plain
+from onepeace.config.limits import Share
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError
 from onepeace.generative.answers import PUNCTUATION
@@ -84,9 +85,9 @@ class AskingOptions:
     """Most words of an answer that are learned; null = all."""
     weighted: bool = False
     """Whether an answer counts with its score: a factor of its log-probabilities, as released."""
-    mask_share: float = 0.0
+    mask_share: Share = 0.0
     """Share of the words of {text} that are masked in the prompt (infilling)."""
-    swap: float = 0.0
+    swap: Share = 0.0
     """Share of the items whose {text} is another's of the batch. The target match, which is made here, is then no,
     else yes."""
 

@@ -16,7 +16,7 @@ from onepeace.losses import TokenLosses, token_losses
 from onepeace.model import Trained
 from onepeace.processors.tokenizer import BOS
 from onepeace.train.passes import Passes
-from onepeace.train.supervised import Supervised, SupervisedOptions
+from onepeace.train.terms.heads import Supervised, SupervisedOptions
 
 if TYPE_CHECKING:
     from onepeace.config import Config

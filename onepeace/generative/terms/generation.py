@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from onepeace.config import Options
+from onepeace.config.limits import Count, Share
 from onepeace.config.ofa import OFAConfig
 from onepeace.data.batch import Batch
 from onepeace.errors import UserError, expect
@@ -55,21 +56,13 @@ class GenerationOptions(AskingOptions, TermOptions):
     """Fields of the task that are other than in the starting model's tasks and the built-in ones."""
     choices: str | None = None
     """A list of the answers there are, a JSON file below data.root; auto: the labels or answers of the data."""
-    patches: int | None = None
+    patches: Count | None = None
     """Number of patches of each picture that are read, drawn anew in every step; null = all."""
-    label_smoothing: float = 0.0
-    drop_worst: float = 0.0
+    label_smoothing: Share = 0.0
+    drop_worst: Share = 0.0
     """Share of the tokens, those with the largest loss, that does not count."""
     drop_worst_after: int = 0
     """Updates before that."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("mask_share", "swap", "label_smoothing", "drop_worst"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it should be from 0 to below 1")
-        if self.patches is not None and self.patches < 1:
-            raise UserError(f"patches is {self.patches}; it should be at least 1")
 
 
 class Generation(Term[GenerationOptions]):

@@ -1,14 +1,29 @@
 """Outside teachers, by what a recipe says of them. A term draws our vectors towards what they say of the training
 items, which is computed once, before the first step, and read from disk afterwards."""
 
-from collections.abc import Callable
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from onepeace.config.reader import nearest
+from onepeace.data.frozen_cache import FrozenCache, Output, batched, fingerprint
 from onepeace.errors import UserError
-from onepeace.train.teachers.networks import Teacher, timm_teacher, transformers_teacher
+from onepeace.processors import AudioProcessor
+from onepeace.train.teachers.networks import SAMPLE_RATE, Teacher, timm_teacher, transformers_teacher
 
+log = logging.getLogger(__name__)
+
+PART = 8192
+"""Items of a part of the cache."""
+BATCH = 64
+"""Items that a teacher is given at once."""
 TEACHERS: dict[str, Callable[[str, str, str], Teacher]] = {
     "timm": timm_teacher,
     "transformers": transformers_teacher,
@@ -45,3 +60,71 @@ def make_teacher(teacher: TeacherOptions, modality: str, output: str = "features
         UserError: it cannot be had, does not read the modality, or has no such output.
     """
     return TEACHERS[teacher.library](teacher.name, modality, output)
+
+
+class TeacherTable(NamedTuple):
+    """A teacher's features of a training set."""
+
+    row: dict[str, int]
+    """Row of the table by name of the item: a sample's key, or a caption. Items that cannot be decoded have none."""
+    features: Tensor
+    """(N, F) float16."""
+
+
+def teacher_table(
+    teacher: TeacherOptions,
+    names: Sequence[str],
+    read: Callable[[str], Any],
+    root: Path,
+    modality: str,
+    output: str = "features",
+) -> TeacherTable:
+    """Features of every name, computed once and kept in a folder of their own in ``root``.
+
+    Args:
+        names: unique names of the items (sample keys, or the captions themselves).
+        read: gives the item of a name, as the teacher wants it.
+        modality: of the items.
+        output: features or scores.
+
+    Raises:
+        UserError: the teacher cannot be had, or there is no item that can be decoded.
+    """
+    if not names:
+        raise UserError(f"no item of the data has {modality} for the teacher {teacher} to read; see data.train")
+    label = re.sub(r"[^\w.-]+", "-", f"{teacher}-{modality}")
+    cache = FrozenCache(root / f"{label}-{fingerprint([str(teacher), modality, output])}", names)
+    if cache.missing:
+        encode = make_teacher(teacher, modality, output)
+
+        def compute(part: list[str]) -> Iterator[Output]:
+            for some in batched(part, BATCH):
+                if items := _readable(read, some, str(teacher)):
+                    yield from map(Output, items, encode([*items.values()]).half().numpy())
+
+        cache.fill(compute, PART)
+    known = {name: cache.places[name][0] for name in names if name in cache.places}
+    if not known:
+        raise UserError(f"no item of {modality} can be decoded for the teacher {teacher}; see data.train")
+    features = torch.from_numpy(np.stack([cache.read(place) for place in known.values()]))
+    return TeacherTable({name: row for row, name in enumerate(known)}, features)
+
+
+def item_reader(modality: str, processor: Any) -> Callable[[Any], Any]:
+    """A function from an encoded item to what a teacher reads: whole pictures, and of a sound as much as the model
+    reads of it."""
+    if modality == "audio":
+        sounds = AudioProcessor(sample_rate=SAMPLE_RATE)
+        return lambda item: sounds.load(item, seconds=getattr(processor, "max_seconds", None))
+    return getattr(processor, "load", lambda item: item)
+
+
+def _readable(read: Callable[[str], Any], names: Sequence[str], teacher: str) -> dict[str, Any]:
+    """Items of the names; those that cannot be decoded are told and left out."""
+    items = {}
+    for name in names:
+        try:
+            items[name] = read(name)
+        except UserError as error:
+            log.warning("%s cannot be decoded, so the teacher %s says nothing of it: %s", name, teacher, error)
+    return items

@@ -14,8 +14,8 @@ from onepeace.evaluate.detections import IGNORED, read_mask
 from onepeace.heads import Detection as DetectionHead
 from onepeace.model import Encoder, Trained
 from onepeace.train.passes import Passes
-from onepeace.train.supervised import Supervised, SupervisedOptions, check_head
 from onepeace.train.term import check_targets
+from onepeace.train.terms.heads import Supervised, SupervisedOptions, check_head
 
 if TYPE_CHECKING:
     from onepeace.config import Config

@@ -12,8 +12,7 @@ from onepeace.errors import UserError
 from onepeace.model import Trained
 from onepeace.train import parallel
 from onepeace.train.passes import Passes
-from onepeace.train.teachers import TeacherOptions, check_teacher
-from onepeace.train.teachers.table import TeacherTable
+from onepeace.train.teachers import TeacherOptions, TeacherTable, check_teacher
 from onepeace.train.term import Term, TermOptions
 
 if TYPE_CHECKING:
