@@ -116,9 +116,8 @@ def relevance(module: "Encoder", key: str, inputs: dict[str, Tensor], vector: Te
     found = []
     for keep in alone.to(stem.tokens.device).split(TOKENS_AT_ONCE):
         rows = keep[:, 1] - 1
-        copies = stem._replace(
-            tokens=stem.tokens.expand(len(keep), -1, -1), pooled=None if pooled is None else pooled[rows]
-        )
+        tokens, own = stem.tokens.expand(len(keep), -1, -1), None if pooled is None else pooled[rows]
+        copies = stem._replace(tokens=tokens, padding_mask=None, pooled=own)  # one item has no padding
         found.append(module.embed(key, module.encode({key: copies}, keep={key: keep})[key]))
     return (torch.cat(found).float().cpu() @ vector).view(stem.grid)
 

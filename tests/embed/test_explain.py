@@ -178,7 +178,7 @@ def test_the_peak_leans_to_the_larger_neighbour():
             "a dog",
             "one picture or sound is explained at a time, not image and text",
         ),
-        ({"audio": "a.ogg"}, "a dog", "this model has no vectors of audio; it has those of text, image"),
+        ({"audio": "a.ogg"}, "a dog", "this model has no audio; it has text, image"),
         ({"image": "none.png"}, "a dog", "none.png"),
         ({"text": "rain"}, torch.ones(3), r"a query as a vector has 16 finite numbers, not all 0; got \(3,\)"),
         ({"text": "rain"}, torch.zeros(16), "a query as a vector has 16 finite numbers"),
