@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from onepeace.bench.comparison import ratios, short, spread, take_turns
 from onepeace.config import SIZES, Config, ModelConfig, build, merge
-from onepeace.cost.measure import UNITS, item_batch, pass_cost, picture_size
+from onepeace.cost.measure import UNITS, Live, item_batch, picture_size
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config
@@ -82,14 +82,16 @@ def _measure(
     baseline: Any,
 ) -> dict[str, Any]:
     size = {"text": TEXT_TOKENS, "image": picture_size(config), "audio": AUDIO_SECONDS}[key]
-    cost = pass_cost(config, key, item_batch(config, key, size))
-    count = wanted or max(1, 2 ** ((BATCH_TOKENS // cost.tokens).bit_length() - 1))
+    tokens = int(module.adapters[key].token_lengths(item_batch(config, key, size))) + 1
+    count = wanted or max(1, 2 ** ((BATCH_TOKENS // tokens).bit_length() - 1))
     made = item_batch(config, key, size, count)
     batch = {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in made.items()}
-    products, product_flops = _products(config.model, count * cost.tokens, device, dtype)
+    products, product_flops = _products(config.model, count * tokens, device, dtype)
     calls: dict[str, Callable[[], object]] = {"limit": products, "ours": lambda: module({key: batch})[key]}
-    with torch.inference_mode():
+    with torch.no_grad(), Live() as live:  # in inference mode products are not seen
         _check(module({key: batch})[key], (count, config.model.embed_dim))
+    flops = live.flops / count
+    with torch.inference_mode():
         if baseline is not None:
             calls["baseline"] = lambda: baseline(batch["pixels"])
             _check(F.normalize(baseline(batch["pixels"]).float(), dim=-1), (count, baseline.output_dim))
@@ -100,14 +102,14 @@ def _measure(
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "modality": key,
         "item": f"{size} {UNITS[key]}",
-        "tokens": cost.tokens,
-        "gflop_per_item": cost.flops / 1e9,
+        "tokens": tokens,
+        "gflop_per_item": flops / 1e9,
         "dtype": str(dtype).removeprefix("torch."),
         "batch": count,
         "rounds": len(speeds),
         "items_per_second": spread(speeds),
         "limit_gflops": spread([limit / 1e9 for limit in limits]),
-        "fraction_of_limit": spread([speed * cost.flops / limit for speed, limit in zip(speeds, limits, strict=True)]),
+        "fraction_of_limit": spread([speed * flops / limit for speed, limit in zip(speeds, limits, strict=True)]),
         "baseline": None,
     }
     if baseline is not None:

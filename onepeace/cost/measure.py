@@ -23,7 +23,6 @@ from onepeace.config import Config
 from onepeace.data.batch import Batch
 from onepeace.data.masking import draw_masks, draw_token_dropout
 from onepeace.errors import UserError
-from onepeace.hub.architectures import build_encoder
 from onepeace.model import Trained
 from onepeace.special_ids import EOS
 from onepeace.train.recipe import Recipe
@@ -49,14 +48,12 @@ EXAMPLES: dict[str, Callable[[Sequence[str]], Any]] = {
 
 
 class Cost(NamedTuple):
-    """Cost of a pass or of a training step."""
+    """Cost of a training step."""
 
     flops: int
     """FLOPs of matrix products and convolutions, a multiplication and an addition counting as two."""
     peak_bytes: int
     """Alive at the peak beside weights, gradients and inputs. Kernels need work space that is not seen here."""
-    tokens: int = 0
-    """Tokens of an item in the blocks, CLS included."""
 
 
 class PlannedData(TrainingData):
@@ -136,19 +133,6 @@ def pair_batch(
     )
 
 
-def pass_cost(config: Config, key: str, batch: Mapping[str, Tensor]) -> Cost:
-    """Cost of the unit vectors (of a model without projections: the features) of a batch of modality `key` in float32;
-    only the sizes of its numbers matter, not their values."""
-    with torch.device("meta"):
-        model = build_encoder(config).eval()
-    inputs = fake_inputs(batch, without_values(model))
-    with torch.no_grad(), Live([*model.parameters(), inputs]) as live:
-        features = model.encode(model.stems({key: inputs}))[key]
-        if key in model.config.projections:
-            model.embed(key, features)
-    return Cost(live.flops, live.peak, features.tokens.shape[1])
-
-
 def step_cost(objective: nn.Module, batch: Batch, bfloat16: bool) -> Cost:
     """One step, forward and backward, of an objective on the meta device."""
     fakes = without_values(objective)
@@ -188,7 +172,7 @@ class Live(TorchDispatchMode):
         known: tensors that do not count, such as weights and inputs. Nor do their views.
     """
 
-    def __init__(self, known: Iterable[Any]) -> None:
+    def __init__(self, known: Iterable[Any] = ()) -> None:
         super().__init__()
         self.peak = self.flops = self._now = 0
         tensors = (leaf for leaf in tree_leaves(list(known)) if isinstance(leaf, Tensor))

@@ -9,7 +9,6 @@ from support.hub_layouts import cfg, released, vision_branch, wrapper
 from onepeace.cli import main
 from onepeace.commands.info import parameters_by_part
 from onepeace.config import SIZES, Config, ModelConfig, build
-from onepeace.cost.measure import item_batch, pass_cost
 from onepeace.hub import weights
 
 
@@ -33,43 +32,6 @@ def test_parts_of_the_released_size_have_the_numbers_of_the_original():
     assert set(parts) == {"adapter text", "adapter image", "adapter audio", "attention", "FFN text", "FFN image",
                           "FFN audio", "norms and gains", "projections", "decoder"}  # fmt: skip
     assert parameters_by_part({"blocks.1.clips.video.time.up.bias": (32,)}) == {"adapters between frames": 32}
-
-
-@pytest.mark.parametrize(("key", "size", "length"), [("text", 16, 17), ("image", 64, 17)])
-def test_flops_of_a_pass_are_those_of_the_closed_form(key, size, length):
-    """Per token and block 2 (4 D^2 + 3 D F) and 4 L D for attention, then the stem and one projection."""
-    dim, ffn, depth = 768, 2048, 2
-    config = Config(build(ModelConfig, {**SIZES["base"], "depth": depth}, "base"))
-    blocks = depth * length * (2 * (4 * dim**2 + 3 * dim * ffn) + 4 * length * dim)
-    inner = dim // 4
-    # A picture of 64 px: 16 x 16 windows of 4 x 4 x 3, then 8 x 8 and 4 x 4 of 2 x 2 x inner.
-    stem = 0 if key == "text" else 2 * inner * (256 * 48 + 64 * 4 * inner + 16 * 4 * dim)
-    cost = pass_cost(config, key, item_batch(config, key, size))
-    assert cost.tokens == length
-    assert cost.flops == blocks + stem + 2 * dim * 768
-
-
-def test_flops_of_sound_are_those_of_the_closed_form():
-    convs = [[8, 10, 5], [8, 3, 2]]
-    audio = {"stem": "wave", "convs": convs, "num_buckets": 8, "pos_depth": 2, "pos_kernel": 5, "pos_groups": 4}
-    config = Config(ModelConfig(32, 16, 2, 4, 48, adapters={"audio": audio}, projections=("audio",)))
-    frames = [3199, 1599]  # of a second
-    stem = 2 * 8 * (frames[0] * 10 + frames[1] * 3 * 8) + 2 * frames[1] * 8 * 32
-    positions = 2 * frames[1] * 2 * 5 * 32 * 32 // 4
-    length = frames[1] + 1
-    blocks = 2 * length * (2 * (4 * 32**2 + 3 * 32 * 48) + 4 * length * 32)
-    cost = pass_cost(config, "audio", item_batch(config, "audio", 1))
-    assert cost.tokens == length
-    assert cost.flops == stem + positions + blocks + 2 * 32 * 16
-
-
-def test_flops_grow_with_the_batch_and_weights_do_not_count_as_alive():
-    config = Config(build(ModelConfig, SIZES["tiny"], "tiny"))
-    one, four = (pass_cost(config, "text", item_batch(config, "text", 16, count)) for count in (1, 4))
-    assert four.flops == 4 * one.flops
-    # Of one text: at least gate, up and their product, at most a few dozen arrays of tokens.
-    assert 3 * 17 * 768 <= one.peak_bytes / 4 < 40 * 17 * 768
-    assert 2 * one.peak_bytes < four.peak_bytes <= 4 * one.peak_bytes
 
 
 def test_info_of_a_folder(capsys, random_folder):

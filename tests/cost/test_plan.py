@@ -11,9 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from onepeace.cli import main
 from onepeace.commands.train import ROWS
-from onepeace.config import build, write_config
+from onepeace.config import SIZES, Config, ModelConfig, build, write_config
 from onepeace.cost import plan
-from onepeace.cost.measure import Live, largest_items, pair_batch
+from onepeace.cost.measure import Live, item_batch, largest_items, pair_batch
 from onepeace.errors import UserError
 from onepeace.model import OnePeace
 from onepeace.train.objective import Objective
@@ -185,3 +185,34 @@ def test_a_step_over_kept_features_costs_the_transformer_only(tmp_path):
     bands = 2 * 320 * 376 * 72
     network = sum(2 * 9 * 320 * 72 // 4**i * ((2 * 2**i if i else 1) + 4 * 2**i) * 4 * 2**i for i in range(4))
     assert 0.97 * (bands + network) < live - kept < 1.03 * (bands + network)
+
+
+def flops_of_a_pass(config, key, size):
+    model = OnePeace(config.model).eval()
+    with torch.no_grad(), Live() as live:
+        model({key: item_batch(config, key, size)})
+    return live.flops
+
+
+@pytest.mark.parametrize(("key", "size", "length"), [("text", 16, 17), ("image", 64, 17)])
+def test_flops_of_a_pass_are_those_of_the_closed_form(key, size, length):
+    """Per token and block 2 (4 D^2 + 3 D F) and 4 L D for attention, then the stem and one projection."""
+    dim, ffn, depth = 768, 2048, 2
+    config = Config(build(ModelConfig, {**SIZES["base"], "depth": depth}, "base"))
+    blocks = depth * length * (2 * (4 * dim**2 + 3 * dim * ffn) + 4 * length * dim)
+    inner = dim // 4
+    # A picture of 64 px: 16 x 16 windows of 4 x 4 x 3, then 8 x 8 and 4 x 4 of 2 x 2 x inner.
+    stem = 0 if key == "text" else 2 * inner * (256 * 48 + 64 * 4 * inner + 16 * 4 * dim)
+    assert flops_of_a_pass(config, key, size) == blocks + stem + 2 * dim * 768
+
+
+def test_flops_of_sound_are_those_of_the_closed_form():
+    convs = [[8, 10, 5], [8, 3, 2]]
+    audio = {"stem": "wave", "convs": convs, "num_buckets": 8, "pos_depth": 2, "pos_kernel": 5, "pos_groups": 4}
+    config = Config(ModelConfig(32, 16, 2, 4, 48, adapters={"audio": audio}, projections=("audio",)))
+    frames = [3199, 1599]  # of a second
+    stem = 2 * 8 * (frames[0] * 10 + frames[1] * 3 * 8) + 2 * frames[1] * 8 * 32
+    positions = 2 * frames[1] * 2 * 5 * 32 * 32 // 4
+    length = frames[1] + 1
+    blocks = 2 * length * (2 * (4 * 32**2 + 3 * 32 * 48) + 4 * length * 32)
+    assert flops_of_a_pass(config, "audio", 1) == stem + positions + blocks + 2 * 32 * 16
