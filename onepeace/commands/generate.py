@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
-from onepeace.errors import UsageError, UserError
+from onepeace.errors import UsageError, UserError, expect
 from onepeace.files.drawing import Drawings, with_box
 from onepeace.files.table import format_table
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             if args.json:
                 numbers = {"score": one.answer.score, "confidence": one.answer.confidence}
                 print(json.dumps({"path": os.fspath(path), **given, **result, **numbers}), flush=True)
-            rows.append((_cell(result), f"{one.answer.confidence:.2f}", files.shown(path)))
+            rows.append((_cell(one.answer), f"{one.answer.confidence:.2f}", files.shown(path)))
     if rows and not args.json:
         column = {"ground": "box"}.get(name, name)
         print(format_table((column, "confidence", "path"), rows))
@@ -94,18 +94,21 @@ def run(args: argparse.Namespace) -> int:
 
 def _result(name: str, answer: "Answer") -> dict[str, Any]:
     """Fields of an answer, under the name of the task."""
-    from onepeace.generative.answers import Box, Choice
+    from onepeace.generative.answers import Box, Choice, Text
 
     if isinstance(answer, Box):
         return {"box": list(answer.box)}
     if isinstance(answer, Choice):
         return {name: answer.choice, "scores": answer.scores}
-    return {name: answer.text}  # type: ignore[union-attr]
+    text = expect(answer, Text)
+    known = {} if text.agreement is None else {"agreement": text.agreement, "sure": text.is_sure}
+    return {name: text.text, **known}
 
 
-def _cell(result: dict[str, Any]) -> str:
-    value = next(iter(result.values()))
-    return value if isinstance(value, str) else ", ".join(f"{corner:.0f}" for corner in value)
+def _cell(answer: "Answer") -> str:
+    if box := getattr(answer, "box", None):
+        return ", ".join(f"{corner:.0f}" for corner in box)
+    return str(getattr(answer, "choice", answer))
 
 
 def _draw(drawings: Drawings, path: Path, box: list[float], words: str) -> str:

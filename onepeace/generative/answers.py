@@ -23,11 +23,18 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class Text:
-    """Words."""
+    """Words; as a string they are marked where the model is unsure."""
 
     text: str
     score: float
     confidence: float
+    agreement: float | None = None
+    """Cosine of the words and the item, both by the model's own encoder; None of a model without vectors."""
+    is_sure: bool = True
+    """Whether they agree with the item as well as the task asks (``unsure_below``)."""
+
+    def __str__(self) -> str:
+        return self.text if self.is_sure else f"unsure ({self.text})"
 
 
 @dataclass(frozen=True)

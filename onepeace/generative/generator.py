@@ -58,7 +58,8 @@ def load_generator(
     rows = read_tasks(*([folder / FILE] if (folder / FILE).is_file() else []))
     if not architecture(config.architecture).generates:
         head = config.model.heads[_caption_head(config)]
-        embedder = load(name, device=device, dtype=dtype, modalities=head["on"])
+        wanted = [*head["on"], *({"text"} & {*config.model.adapters})]
+        embedder = load(name, device=device, dtype=dtype, modalities=wanted)
         return generator_of(config, embedder.module, embedder.processors, tokenizer, rows)
     chosen = choose_device(device)
     with torch.device("meta"):

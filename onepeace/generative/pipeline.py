@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from onepeace.embed.stream import decode_ahead
-from onepeace.errors import UserError, one_line
+from onepeace.errors import UserError, expect, one_line
 from onepeace.files.source import describe
-from onepeace.generative.answers import Answer, Asked, read_answer, read_choice
-from onepeace.generative.reader import Reader
+from onepeace.generative.answers import Answer, Asked, Text, read_answer, read_choice
+from onepeace.generative.reader import FeatureReader, Reader
 from onepeace.generative.scoring import Trie, score_answers
 from onepeace.generative.search import Hypothesis, search
 from onepeace.generative.tasks import Task
+from onepeace.generative.text_decoder import Encoded
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.processors import ImageProcessor
 from onepeace.processors.tokenizer import BOS, EOS
@@ -154,11 +155,13 @@ class Pipeline:
         except UserError as error:
             return [error] if len(group) == 1 else [found for item in group for found in self._computed([item])]
 
-    def _start(self, items: list[_Read]) -> dict[str, Any]:
+    def _encoded(self, items: list[_Read]) -> Encoded:
+        samples = [item.sample for item in items if item.sample is not None]
+        return self.reader.encode([item.ids for item in items], items[0].key, samples)
+
+    def _start(self, items: list[_Read], encoded: Encoded) -> dict[str, Any]:
         """The decoder before a batch of items, as `search` and `score_answers` take it."""
         decoder = self.reader.decoder
-        samples = [item.sample for item in items if item.sample is not None]
-        encoded = self.reader.encode([item.ids for item in items], items[0].key, samples)
         return {
             "step": decoder.step,
             "state": decoder.start(encoded, max(len(item.prefix) for item in items) + self._longest + 1),
@@ -168,15 +171,34 @@ class Pipeline:
         }
 
     def _chosen(self, items: list[_Read], trie: Trie) -> list["tuple[Answer, ...] | UserError"]:
-        scores = score_answers(trie=trie, **self._start(items))
+        scores = score_answers(trie=trie, **self._start(items, self._encoded(items)))
         return [(read_choice(row, self.names),) for row in scores.tolist()]
 
     def _searched(self, items: list[_Read]) -> list["tuple[Answer, ...] | UserError"]:
         # The released code allows words in a box, which then is none.
         bins, end = torch.tensor(self.vocabulary.bins), torch.tensor([EOS])
         allowed = (lambda _, answer: bins if len(answer) < 4 else end) if self.task.answer == "box" else None
-        found = search(options=self.task.search, allowed=allowed, **self._start(items))
-        return [_readable(hypotheses, item.asked) for hypotheses, item in zip(found, items, strict=True)]
+        encoded = self._encoded(items)
+        found = search(options=self.task.search, allowed=allowed, **self._start(items, encoded))
+        answers = [_readable(hypotheses, item.asked) for hypotheses, item in zip(found, items, strict=True)]
+        return answers if encoded.vectors is None else self._ranked(answers, encoded.vectors, items[0].key)
+
+    def _ranked(
+        self, answers: Sequence["tuple[Answer, ...] | UserError"], vectors: Tensor, key: str | None
+    ) -> list["tuple[Answer, ...] | UserError"]:
+        """Texts in the order of their score and their cosine with the item, by the weights of the task."""
+        texts = [[] if isinstance(own, UserError) else [expect(one, Text) for one in own] for own in answers]
+        cosines = expect(self.reader, FeatureReader).agreement(vectors, [[one.text for one in own] for own in texts])
+        least = self.task.unsure_below.get(expect(key, str), -1.0)
+        ranked: list[tuple[Answer, ...] | UserError] = []
+        for own, agreed, answer in zip(texts, cosines, answers, strict=True):
+            known = [
+                replace(text, agreement=cosine, is_sure=cosine >= least)
+                for text, cosine in zip(own, agreed, strict=True)
+            ]
+            known.sort(key=lambda text: -text.score - self.task.agreement * (text.agreement or 0.0))
+            ranked.append(answer if isinstance(answer, UserError) else tuple(known))
+        return ranked
 
 
 def _mappings(items: Iterable[Mapping[str, object]]) -> Iterator[Mapping[str, object]]:

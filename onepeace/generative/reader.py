@@ -73,7 +73,16 @@ class FeatureReader:
     def encode(self, ids: Sequence[Sequence[int]], key: str | None, samples: Sequence[Tensor]) -> Encoded:
         key = expect(key, str)
         stems = self.module.stems({key: self.embedder.inputs(key, list(samples))})
-        return self.head.encoded(self.module.encode(stems)[key])
+        features = self.module.encode(stems)[key]
+        known = "text" in self.embedder.modalities and {key, "text"} <= {*self.module.config.projections}
+        vectors = self.module.embed(key, features) if known else None
+        return self.head.encoded(features)._replace(vectors=vectors)
+
+    def agreement(self, vectors: Tensor, texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Cosine of each source (B, E) and each of its texts."""
+        words = expect(self.embedder.encode_text([text for own in texts for text in own], progress=False), Tensor)
+        parts = words.split([len(own) for own in texts])
+        return [(part @ vector).tolist() for part, vector in zip(parts, vectors.float().cpu(), strict=True)]
 
 
 Reader: TypeAlias = PromptReader | FeatureReader

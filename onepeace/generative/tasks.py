@@ -38,6 +38,10 @@ class Task:
     """The answers there are, or by name the words that mean them."""
     without_punctuation: bool = False
     """Whether punctuation of texts is deleted (COCO's captions have none)."""
+    agreement: float = 0.0
+    """Weight of the cosine of text and item, beside the score by which texts are ranked; of a model with vectors."""
+    unsure_below: dict[str, float] = field(default_factory=dict)
+    """Cosine below which a text is marked as unsure, by modality of the item."""
     search: SearchOptions = field(default_factory=SearchOptions)
 
     def __post_init__(self) -> None:

@@ -24,12 +24,13 @@ class Encoded(NamedTuple):
     """Output of an encoder for B sources.
 
     tokens: (B, S, D). padding_mask: (B, S), True = padding, or None when nothing is. positions: (1 or B, S, D),
-    normalised, for the bias of the cross-attention.
+    normalised, for the bias of the cross-attention. vectors: (B, E), the sources in the space of words, or None.
     """
 
     tokens: Tensor
     padding_mask: Tensor | None
     positions: Tensor
+    vectors: Tensor | None = None
 
     def rows(self, index: Tensor) -> "Encoded":
         """The sources ``index`` (M,), each as often as it is named."""

@@ -234,7 +234,7 @@ def _file(hit: Hit) -> dict[str, Any]:
 
 
 def _words(found: Any) -> str:
-    return found.choice if hasattr(found, "choice") else found.text
+    return found.choice if hasattr(found, "choice") else str(found)
 
 
 def _answering(tool: Callable[..., dict[str, Any]], pictures: Service | None) -> Callable[..., CallToolResult]:

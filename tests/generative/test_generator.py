@@ -202,3 +202,20 @@ def test_folder_gives_the_model_and_its_tasks(tmp_path, images, generator):
 def test_model_of_vectors_is_refused():
     with pytest.raises(UserError, match="tiny: writes nothing; name a model that does, as tiny-captions"):
         onepeace.load_generator("tiny")
+
+
+def test_captions_are_ranked_by_how_well_they_fit_and_marked_where_they_do_not(samples):
+    writer = onepeace.load_generator("tiny-captions", device="cpu")
+    items = [{"image": samples / "images/cat.jpg"}, {"image": samples / "images/sea.jpg"}]
+    embedder = writer.reader.embedder
+    task = replace(writer.task("caption"), agreement=0.0, unsure_below={})
+    for item, found in zip(items, writer.stream(task, items), strict=True):
+        picture, texts = embedder.encode([item]), embedder.encode_text([one.text for one in found.answers])
+        fits = embedder.similarity(picture, texts)[0]
+        np.testing.assert_allclose([one.agreement for one in found.answers], fits, atol=1e-5)
+        assert [one.score for one in found.answers] == sorted((one.score for one in found.answers), reverse=True)
+    for item in items:
+        (found,) = writer.stream(replace(task, agreement=1e6, unsure_below={"image": 0.99}), [item])
+        fits = [one.agreement for one in found.answers]
+        assert fits == sorted(fits, reverse=True)
+        assert str(found.answer) == f"unsure ({found.answer.text})"

@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import anyio
@@ -19,6 +18,7 @@ pytest.importorskip("mcp", reason="the server needs mcp")
 from mcp import Client
 
 from onepeace.errors import UserError
+from onepeace.generative.answers import Box, Text
 from onepeace.serve.generator import Generator
 from onepeace.serve.mcp import create_server
 from onepeace.serve.service import Service
@@ -196,13 +196,6 @@ def test_fault_of_ours_and_bytes_that_are_no_text_do_not_end_the_server(index, c
     assert right.structured_content["files"][0]["labels"] == {"a": 1.0}
 
 
-@dataclass
-class Said:
-    text: str = ""
-    box: tuple[float, ...] = ()
-    confidence: float = 0.51234
-
-
 class Stub:
     """A generator of pictures whose answers say what it was asked."""
 
@@ -212,13 +205,18 @@ class Stub:
         return name
 
     def caption(self, files):
-        return [Said(f"a picture of {len(file['image'])} bytes") for file in files]
+        return [Text(f"a picture of {len(file['image'])} bytes", 0.0, 0.51234) for file in files]
 
     def answer(self, images, questions):
-        return [Said(f"{len(image)} {question}") for image, question in zip(images, questions, strict=True)]
+        return [
+            Text(f"{len(image)} {question}", 0.0, 0.51234) for image, question in zip(images, questions, strict=True)
+        ]
 
     def ground(self, images, phrases):
-        return [Said(box=(1.04, 2.0, len(image), len(phrase))) for image, phrase in zip(images, phrases, strict=True)]
+        return [
+            Box((1.04, 2.0, len(image), len(phrase)), 0.0, 0.51234)
+            for image, phrase in zip(images, phrases, strict=True)
+        ]
 
 
 def test_generator_is_given_the_bytes_of_files(index, collection, monkeypatch):
