@@ -5,7 +5,7 @@ import json
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 SOURCE is one of
-  a .csv, .tsv or .jsonl   paths in it are relative to its folder; a caption of a .jsonl may be a list of captions.
-                           Columns that no option names: image, audio, text (or caption, captions), label, where filled
-  a folder                 a.jpg, or a.wav, or both, with a.txt beside it, one caption a line
+  a .csv, .tsv or .jsonl   columns image, audio, text (or caption, captions) and label, where filled; paths are relative
+                           to its folder; a caption of a .jsonl may be a list of captions
+  a folder                 a.jpg, or a.wav, or both, with a.txt beside it, one caption a line; where no file has a .txt,
+                           the name of its folder is its label
   a public data set        with --layout NAME; -o is the folder that gets train/ and val/. Older shards are replaced
 
   onepeace shards captions.csv -o shards/pairs
-  onepeace shards clips.tsv -o shards/clips --column audio=file --column text=sentence --check
-  onepeace shards pictures -o shards/animals --labels-from-folders
+  onepeace shards pictures_by_class -o shards/animals
   onepeace shards --layout coco --help
   onepeace shards --layout coco ~/downloads/coco -o $ONEPEACE_DATA size=160
 
@@ -77,12 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layouts", type=_add_layouts, metavar="FILE.py", help=text)
     text = "SOURCE is the download of a public data set (data/README.md)"
     parser.add_argument("--layout", action=_Layout, metavar="NAME", help=text)
-    text = "column of image, audio, text or label; every row must have it"
-    parser.add_argument("--column", action="append", default=[], metavar="KEY=COL", help=text)
-    parser.add_argument("--labels-from-folders", action="store_true", help="the name of a file's folder is its label")
     text = f"megabytes of media in a shard; {SHARD_MEGABYTES}, of a layout {LAYOUT_SHARD_MEGABYTES}"
     parser.add_argument("--shard-size", type=positive, metavar="MB", help=text)
-    parser.add_argument("--check", action="store_true", help="decode every file, leave out what fails")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,8 +96,6 @@ def _write_layout(args: argparse.Namespace) -> int:
     from onepeace.datasets.pictures import Seen
     from onepeace.datasets.written import held_out
 
-    if own := [name for name in ("column", "labels_from_folders", "check") if getattr(args, name)]:
-        raise UsageError(f"--{own[0].replace('_', '-')} is for a table or folder of your own, not for a layout")
     if not args.source.is_dir():
         raise UsageError(f"{args.source}: is not the folder of a download")
     layout = LAYOUTS[args.layout].with_options(args.overrides, f"layout {args.layout}")
@@ -128,18 +122,19 @@ def _write_layout(args: argparse.Namespace) -> int:
 
 def _write_own(args: argparse.Namespace) -> int:
     from onepeace.data.shard_writer import ShardWriter
+    from onepeace.datasets.pairs import from_folder, from_table
 
     folder, prefix = args.output.parent, args.output.name
     if args.output.is_dir():
         raise UsageError(f"{args.output}: is a folder; add the shards' prefix: {args.output / 'pairs'}")
     if not re.fullmatch(r"\w[\w.-]*", prefix) or len(prefix.encode()) > PREFIX_LENGTH:
         raise UsageError(f"prefix {prefix!r} must be letters, digits, '_', '-' and '.', at most {PREFIX_LENGTH} bytes")
-    records = _own_records(args)
+    records = from_folder(args.source) if args.source.is_dir() else from_table(args.source)
     writer = ShardWriter(folder, prefix, max_bytes=(args.shard_size or SHARD_MEGABYTES) * MEGABYTE)
     if not args.force and (older := writer.older()):
         raise UsageError(f"{older[0]} exists; choose another name, or replace it with --force")
     with writer:
-        left_out = _write(writer, records, partial(_read_files, check=args.check))
+        left_out = _write(writer, records, _read_files)
     _list(left_out, writer.count)
     if not writer.count:
         raise UserError(f"{args.source}: nothing in it can be used; nothing is written")
@@ -147,35 +142,15 @@ def _write_own(args: argparse.Namespace) -> int:
     return 1 if left_out else 0
 
 
-def _own_records(args: argparse.Namespace) -> "Iterator[Record | Skipped]":
-    from onepeace.datasets.pairs import from_folder, from_table
-    from onepeace.processors import guessed
-
-    columns = dict(given.partition("=")[::2] for given in args.column)
-    known = (*guessed(), "label")
-    if unknown := [given for given in args.column if given.partition("=")[0] not in known or "=" not in given]:
-        raise UsageError(f"--column {unknown[0]}: should be KEY=COL, where KEY is {', '.join(guessed())} or label")
-    if not args.source.is_dir():
-        if args.labels_from_folders:
-            raise UsageError(f"--labels-from-folders is for a folder, and {args.source} is a file")
-        return from_table(args.source, columns)
-    if columns:
-        raise UsageError(f"--column {args.column[0]}: names a column, and {args.source} is a folder")
-    return from_folder(args.source, labels_from_folders=args.labels_from_folders)
-
-
-def _read_files(record: "Record", check: bool) -> "Encoded":
-    """The files of a record as they are; with `check` they are decoded first."""
+def _read_files(record: "Record") -> "Encoded":
+    """The files of a record as they are."""
     from onepeace.datasets.layout import Encoded
     from onepeace.files.source import read_bytes
-    from onepeace.processors import PROCESSORS
 
     found = {}
     for modality, path in record.inputs.items():
         if modality == "text":
             continue
-        if check:
-            PROCESSORS[modality]().decode(path)
         content = read_bytes(path)
         if not content:
             raise UserError(f"{path}: the file is empty (0 bytes)")

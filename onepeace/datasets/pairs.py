@@ -1,6 +1,5 @@
 """Samples of a user's own: the rows of a table or the files of a folder, checked without decoding a file."""
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +13,7 @@ from onepeace.files.walk import walk
 from onepeace.processors import PROCESSORS, guessed
 
 COLUMNS = {"text": ("text", "caption", "captions")}
-"""Columns that are looked for when none is named, where they are not called as what they hold; the first that is filled
-is taken."""
+"""Names of columns that are not called as what they hold; the first that is filled is taken."""
 
 
 def media() -> list[str]:
@@ -23,17 +21,14 @@ def media() -> list[str]:
     return [key for key in guessed() if key != "text"]
 
 
-def from_table(path: Path, columns: Mapping[str, str]) -> Iterator[Record | Skipped]:
+def from_table(path: Path) -> Iterator[Record | Skipped]:
     """A sample, or the reason why there is none, for each row of a .csv, .tsv or .jsonl file.
 
-    Paths in the table are relative to its folder. A caption column of a .jsonl holds one text or a list.
-
-    Args:
-        columns: names of columns by what they hold: a modality or "label". One that is named must be filled in every
-            row; the others are looked for under their own name, or that of `COLUMNS`, and taken where they are filled.
+    Columns are image, audio, text (or as in `COLUMNS`) and label, taken where they are filled. Paths in the table are
+    relative to its folder. A caption of a .jsonl is one text or a list.
 
     Raises:
-        UserError: the table cannot be read, has no row, or lacks a column (names the nearest).
+        UserError: the table cannot be read, has no row, or no column of files.
     """
     checked = path.suffix.lower() == ".jsonl"  # there each row has its own columns
     empty = True
@@ -44,11 +39,11 @@ def from_table(path: Path, columns: Mapping[str, str]) -> Iterator[Record | Skip
             yield Skipped(where, row.reason)
             continue
         if not checked:
-            _check_columns(path, columns, list(row.cells))
+            _check_columns(path, list(row.cells))
             checked = True
         result: Record | Skipped
         try:
-            result = _record(row.cells, columns, path.parent, where, f"{path.name} line {row.line}")
+            result = _record(row.cells, path.parent, where, f"{path.name} line {row.line}")
         except UserError as error:
             result = Skipped(where, str(error))
         yield result
@@ -56,13 +51,13 @@ def from_table(path: Path, columns: Mapping[str, str]) -> Iterator[Record | Skip
         raise UserError(f"{path}: has no rows")
 
 
-def from_folder(folder: Path, *, labels_from_folders: bool = False) -> Iterator[Record | Skipped]:
+def from_folder(folder: Path) -> Iterator[Record | Skipped]:
     """A sample for each stem of files below a folder: a.jpg, a.wav and a.txt in one folder are one sample.
 
-    Each line of the .txt is a caption. With `labels_from_folders` a sample needs no .txt, and the name of the folder
-    that holds it is its label.
+    Each line of the .txt is a caption. Where no file has one, the name of the folder that holds it is its label.
     """
     found, unreadable = walk([folder], {suffix: key for key in media() for suffix in PROCESSORS[key].suffixes})
+    has_captions = any(path.with_suffix(".txt").is_file() for path, _ in found)
     yield from (Skipped(_shown(path), reason) for path, reason in unreadable)
     groups: dict[Path, dict[str, Path]] = {}
     for path, modality in found:
@@ -75,8 +70,8 @@ def from_folder(folder: Path, *, labels_from_folders: bool = False) -> Iterator[
         first = next(iter(files.values()))
         result: Record | Skipped
         try:
-            captions = _sidecar(stem.with_name(f"{stem.name}.txt"), needed=not labels_from_folders)
-            targets = {"label": _folder_label(first, folder)} if labels_from_folders else {}
+            captions = _sidecar(stem.with_name(f"{stem.name}.txt")) if has_captions else []
+            targets = {} if has_captions else {"label": _folder_label(first, folder)}
             inputs = {**files, "text": captions}
             result = Record("", _shown(first.relative_to(folder)), inputs, targets, where=_shown(first))
         except UserError as error:
@@ -84,26 +79,18 @@ def from_folder(folder: Path, *, labels_from_folders: bool = False) -> Iterator[
         yield result
 
 
-def _check_columns(path: Path, columns: Mapping[str, str], known: Sequence[str]) -> None:
-    for key, name in columns.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
-            raise UserError(f"{path}: no column {name!r} (--column {key}={name}); {hint}")
-    if not any(key in columns or key in known for key in media()):
+def _check_columns(path: Path, known: Sequence[str]) -> None:
+    if not any(key in known for key in media()):
         raise UserError(
             f"{path}: no column {' or '.join(media())}; it has {', '.join(known)}; rename the one that holds the files"
         )
 
 
-def _record(cells: Mapping[str, Any], columns: Mapping[str, str], folder: Path, where: str, source_name: str) -> Record:
+def _record(cells: Mapping[str, Any], folder: Path, where: str, source_name: str) -> Record:
     """The sample of a row; `UserError` says what is wrong with it."""
 
     def cell(key: str) -> tuple[str, Any]:
-        names = (columns[key],) if key in columns else COLUMNS.get(key, (key,))
-        filled = [name for name in names if cells.get(name) not in (None, "", [])]
-        if key in columns and not filled:
-            raise UserError(f"{columns[key]} is empty")
+        filled = [name for name in COLUMNS.get(key, (key,)) if cells.get(name) not in (None, "", [])]
         return (filled[0], cells[filled[0]]) if filled else ("", None)
 
     files = {}
@@ -158,26 +145,26 @@ def _text(column: str, value: Any) -> str:
     return " ".join(value.split())
 
 
-def _sidecar(path: Path, *, needed: bool) -> list[str]:
+def _sidecar(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
-        if not needed:
-            return []
         raise UserError(f"has no caption: there is no {path.name} beside it") from error
     except OSError as error:
         raise UserError(f"{path.name} cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path.name} is not UTF-8 ({error.reason})") from error
     captions = [caption for line in lines if (caption := _text(path.name, line))]
-    if needed and not captions:
+    if not captions:
         raise UserError(f"has no caption: {path.name} is empty")
     return captions
 
 
 def _folder_label(path: Path, folder: Path) -> str:
     if path.parent == folder:
-        raise UserError(f"lies in {_shown(folder)} itself, not in a folder that names its label")
+        raise UserError(
+            f"has no .txt beside it, and lies in {_shown(folder)} itself, not in a folder that names its label"
+        )
     return _text("the folder's name", path.parent.name)
 
 

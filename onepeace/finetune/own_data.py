@@ -60,9 +60,9 @@ def read_own_data(path: Path, modalities: Sequence[str]) -> OwnData:
         raise UserError(f"{path}: no such file or folder")
     records: Iterable[Record | Skipped]
     if path.is_dir():
-        records = from_folder(path, labels_from_folders=_has_class_folders(path))
+        records = from_folder(path)
     else:
-        records = from_table(path, {})
+        records = from_table(path)
     grouped: dict[tuple[str, ...], list[Record]] = {}
     left_out: list[Skipped] = []
     for _, record, reason in decode_ahead(records, _check, ahead=AHEAD):
@@ -96,14 +96,6 @@ def _merged(records: Sequence[Record]) -> list[Record]:
         else:
             merged[key] = record
     return list(merged.values())
-
-
-def _has_class_folders(folder: Path) -> bool:
-    """Whether files lie in folders that name their class: then no picture or sound has a .txt beside it."""
-    endings = {suffix for key in media() for suffix in PROCESSORS[key].suffixes}
-    paths = list(folder.rglob("*"))
-    stems = {path.with_suffix("") for path in paths if path.suffix.lower() in endings}
-    return not any(path.suffix.lower() == ".txt" and path.with_suffix("") in stems for path in paths)
 
 
 def _check(record: Record | Skipped) -> Skipped | None:

@@ -94,14 +94,6 @@ def test_jsonl_has_lists_of_captions_and_tsv_has_no_quoting(home, shards):
     assert both.inputs["audio"] == (home / "sounds/dog.ogg").read_bytes()
 
 
-def test_columns_are_chosen_by_name(home, shards):
-    columns = ("image=file", "audio=wav", "text=says", "label=kind")
-    options = [word for column in columns for word in ("--column", column)]
-    assert shards("t.csv", "file,wav,says,kind\nimages/dog.jpg,sounds/dog.ogg,a dog,dog\n", *options) == 0
-    (sample,) = read(home, "image", "audio", "text")
-    assert (sample.captions, sample.label) == (["a dog"], "dog")
-
-
 BAD_ROWS = {
     "images/none.jpg,a dog,": "none.jpg: no such file",
     "images,a dog,": "images: is a folder",
@@ -146,33 +138,20 @@ def test_bad_rows_of_a_jsonl(home, shards, capsys):
         assert f"t.jsonl line {number}: {reason}" in err
 
 
-def test_a_column_that_an_option_names_must_be_filled(home, shards, capsys):
-    rows = "image,text,label\nimages/dog.jpg,a dog,\nimages/cat.jpg,a cat,cat\n"
-    assert shards("t.csv", rows, "--column", "label=label") == 1
-    assert [sample.label for sample in read(home)] == ["cat"]
-    assert "line 2: label is empty" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
-    ("name", "content", "options", "message"),
+    ("name", "content", "message"),
     [
-        ("t.csv", b"image,text\na.jpg,\xe9\n", (), "is not UTF-8"),
-        ("t.csv", b"image,text\n", (), "has no rows"),
-        ("t.csv", b"image,text,text\na,b,c\n", (), "two columns are named 'text'"),
-        ("t.csv", b"images/dog.jpg,a dog\nb.jpg,a cat\n", (), "no column image or audio; it has images/dog.jpg"),
-        (
-            "t.csv",
-            b"image,text\na.jpg,x\n",
-            ("--column", "text=txet"),
-            "no column 'txet' (--column text=txet); did you mean text?",
-        ),
-        ("t.xlsx", b"PK", (), "unknown ending '.xlsx'"),
-        ("t.csv", b"image,text\nnone.jpg,x\n", (), "nothing in it can be used; nothing is written"),
+        ("t.csv", b"image,text\na.jpg,\xe9\n", "is not UTF-8"),
+        ("t.csv", b"image,text\n", "has no rows"),
+        ("t.csv", b"image,text,text\na,b,c\n", "two columns are named 'text'"),
+        ("t.csv", b"images/dog.jpg,a dog\nb.jpg,a cat\n", "no column image or audio; it has images/dog.jpg"),
+        ("t.xlsx", b"PK", "unknown ending '.xlsx'"),
+        ("t.csv", b"image,text\nnone.jpg,x\n", "nothing in it can be used; nothing is written"),
     ],
 )
-def test_a_table_that_cannot_be_used_is_one_line(home, shards, capsys, name, content, options, message):
+def test_a_table_that_cannot_be_used_is_one_line(home, shards, capsys, name, content, message):
     (home / name).write_bytes(content)
-    assert shards(name, None, *options) == 1
+    assert shards(name) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"onepeace: {home / name}: {message}")
     assert out(home) == []
 
@@ -197,29 +176,14 @@ def test_folder_with_captions_beside_the_files(home, shards, capsys):
 
 def test_folder_names_as_labels(home, shards, capsys):
     shutil.copy(home / "images/dog.jpg", home / "stray.jpg")
-    write(home / "images/dog.txt", "a dog")
-    assert shards("", None, "--labels-from-folders") == 1
+    assert shards("") == 1
     pictures = [(sample.label, sample.captions) for sample in read(home, "image")]
-    assert pictures == [("images", []), ("images", ["a dog"]), ("images", [])]
+    assert pictures == [("images", [])] * 3
     assert {sample.label for sample in read(home, "audio")} == {"sounds"}
-    assert "stray.jpg: lies in " in capsys.readouterr().err
+    assert "stray.jpg: has no .txt beside it, and lies in " in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ options
-
-
-def test_check_drops_what_does_not_decode(home, shards, capsys):
-    write(home / "images/cat.jpg", "no picture")
-    (home / "sounds/cat.ogg").write_bytes(b"no sound")
-    rows = "image,audio,text\nimages/cat.jpg,,a\n,sounds/cat.ogg,b\nimages/dog.jpg,sounds/dog.ogg,c\n"
-    assert shards("t.csv", rows) == 0
-    assert shards("t.csv", None, "--check", "--force") == 1
-    assert [sample.captions for sample in read(home)] == [["c"]]
-    first, second = capsys.readouterr().err.splitlines()[1:]
-    assert "t.csv line 2: " in first
-    assert "cat.jpg: not a picture" in first
-    assert "t.csv line 3: " in second
-    assert "cat.ogg: " in second
 
 
 def test_a_shard_ends_before_it_is_too_large(tmp_path):
@@ -251,12 +215,9 @@ def test_older_shards_are_replaced_only_by_force(home, shards, capsys):
     ("source", "options", "message"),
     [
         ("t.csv", ("--shard-size", "0"), "argument --shard-size: '0' is not a whole number from 1 up"),
-        ("t.csv", ("--labels-from-folders",), "--labels-from-folders is for a folder"),
         ("t.csv", ("-o", "out/a b"), "prefix 'a b' must be"),
         ("t.csv", ("-o", "."), ".: is a folder; add the shards' prefix"),
-        ("t.csv", ("--column", "smell=x"), "--column smell=x: "),
         ("t.csv", ("b.csv",), "b.csv: one SOURCE at a time"),
-        ("", ("--column", "text=x"), "--column text=x: "),
     ],
 )
 def test_wrong_usage(home, shards, capsys, source, options, message):

@@ -104,7 +104,6 @@ def test_a_broken_table_names_file_and_line(source, prepare, name, file, content
         (("coco", "siez=9"), 1, "layout coco: siez is not a field; did you mean size?"),
         (("coco", "val=[train2017]"), 1, "layout coco: train2017 cannot be both training and validation data"),
         (("cocos",), 2, "no layout 'cocos'; there are tiny_imagenet, "),
-        (("coco", "--check"), 2, "--check is for a table or folder of your own"),
     ],
 )
 def test_wrong_options_are_named(prepare, options, code, message):
