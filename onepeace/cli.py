@@ -26,7 +26,6 @@ COMMANDS = {
     "index": "make an index of files, keep it up to date, and look through it",
     "serve": "open a page and a JSON API over an index",
     "mcp": "let a language model of yours search an index, through MCP on stdio",
-    "embed": "write the vectors of files to one file",
     "classify": "name files: by labels of yours, or by what a fine-tuned model has learned",
     "caption": "say what is on pictures, and heard in sounds, in a sentence each",
     "answer": "answer a question about pictures",
@@ -46,7 +45,7 @@ COMMANDS = {
 MODULES = dict.fromkeys(("caption", "answer", "ground"), "generate")
 """Modules of commands that share one."""
 DECODING = {
-    "search", "index", "serve", "mcp", "embed", "classify", "caption", "answer", "ground", "explain", "evaluate",
+    "search", "index", "serve", "mcp", "classify", "caption", "answer", "ground", "explain", "evaluate",
     "calibrate", "finetune",
 }  # fmt: skip
 """Commands that decode files, which may be broken, and report what is wrong with them themselves."""

@@ -1,8 +1,13 @@
 """`onepeace classify` with labels that are given; what task heads say is tested where they are trained."""
 
+import io
 import json
+import logging
+import sys
 
+import numpy as np
 import pytest
+import soundfile
 from support.random_model import save_random_model
 
 from onepeace.cli import main
@@ -60,3 +65,27 @@ def test_what_goes_wrong_is_one_line(command, samples, arguments, code, named):
     done, out, err = command("classify", samples / "images" / "cat.jpg", *arguments)
     assert (done, out, len(err.splitlines())) == (code, "", 1)
     assert named in err
+
+
+def damaged_mp3():
+    """An MP3 with a hole, about which libmpg123 prints notes of its own."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.random.default_rng(0).normal(0, 0.1, 32000), 16000, format="MP3")
+    sound = buffer.getvalue()
+    return sound[:2000] + bytes(1500) + sound[3500:]
+
+
+def test_nothing_but_our_own_lines_reaches_stderr(random_folder, tmp_path, monkeypatch, capfd):
+    """Sounds are decoded in threads, some damaged, and some silent, about which there is a warning."""
+    for index in range(6):
+        (tmp_path / f"{index}.mp3").write_bytes(damaged_mp3())
+        soundfile.write(tmp_path / f"{index}.wav", np.zeros(16000), 16000)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with open(2, "w", buffering=1, closefd=False) as stderr:  # as in a process of its own
+        monkeypatch.setattr(sys, "stderr", stderr)
+        main(["classify", str(tmp_path), "--labels", "a,b", "--model", str(random_folder), "--device", "cpu"])
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0].startswith("onepeace: loading the model ")
+    assert sum(line.startswith(f"onepeace: {tmp_path}/") and ".wav: " in line for line in lines) == 6
+    assert sum(line.startswith(f"  {tmp_path}/") and ".mp3: " in line for line in lines) == 6
+    assert len(lines) == 14  # and how many failed

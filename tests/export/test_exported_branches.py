@@ -20,7 +20,6 @@ from onepeace.errors import UserError
 from onepeace.export import folder as folders
 from onepeace.export import int8
 from onepeace.export.folder import export_model
-from onepeace.files.embeddings import Embeddings, write_file
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -147,7 +146,7 @@ def test_example_without_torch_and_onepeace(exported, model, tmp_path):
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(6, model.embed_dim)).astype(np.float32)
     names = [f"{i}.jpg" for i in range(len(vectors))]
-    write_file(tmp_path / "vectors.npz", Embeddings(vectors, names, ["image"] * len(names)))
+    np.savez(tmp_path / "vectors.npz", vectors=vectors, paths=names)
     code = RUN.format(example=str(EXAMPLE), texts=TEXTS)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

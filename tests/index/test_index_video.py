@@ -255,11 +255,3 @@ def test_like_a_video_is_like_its_pictures_and_its_sound(build, tmp_path, sample
         sounds = index.search(Query(like=TWO_SCENES), only="audio", top=2)
         assert "dog.ogg" in [os.path.basename(hit.item.path) for hit in sounds.hits]
         assert TWO_SCENES.name not in names
-
-
-def test_embed_takes_the_sound_of_a_video(command, model, tmp_path):
-    code, *_ = command("embed", TWO_SCENES, "-o", tmp_path / "v.npz")
-    assert code == 0
-    with np.load(tmp_path / "v.npz") as found:
-        assert found["modalities"].tolist() == ["audio"]
-        np.testing.assert_allclose(found["vectors"], model.encode_audio([TWO_SCENES]).numpy(), atol=1e-5)

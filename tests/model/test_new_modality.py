@@ -15,6 +15,7 @@ from support.small_models import VARIANTS, batch_of, small_model, training_batch
 from support.training import terms
 
 import onepeace
+from onepeace.cli import main
 from onepeace.config import MaskedDecoderConfig, ModelConfig
 from onepeace.layers.position import SequencePositions
 from onepeace.model import ADAPTERS, OnePeace
@@ -126,9 +127,10 @@ def test_commands_search_embed_and_classify_its_files_and_list_a_broken_one(done
     assert {Path(json.loads(line)["path"]) for line in out.splitlines()} == set(copies)
 
     (folder / "cut.imu").write_bytes(b"IMU")
-    code, _, err = command("embed", folder, "-o", tmp_path / "vectors.npz", model=trained)
+    code, _, err = command("index", "build", tmp_path / "index", folder, model=trained)
     assert code == 1
     assert "cut.imu" in err
+    assert main(["index", "export", str(tmp_path / "index"), "-o", str(tmp_path / "vectors.npz")]) == 0
     written = np.load(tmp_path / "vectors.npz")
     assert set(map(Path, written["paths"])) == set(copies)
     assert np.allclose(written["vectors"], model.encode(list(written["paths"])), atol=1e-5)
