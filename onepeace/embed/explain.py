@@ -75,6 +75,7 @@ class Explanation:
         return (x0 + (x1 - x0) * (column + 0.5) / columns, y0 + (y1 - y0) * (row + 0.5) / rows)
 
 
+@torch.no_grad()
 def explain(embedder: "Embedder", item: object, query: object) -> Explanation:
     """Map of how well each part of an item fits a query; see `Embedder.explain`."""
     key, value = _value(embedder, item)
@@ -83,7 +84,7 @@ def explain(embedder: "Embedder", item: object, query: object) -> Explanation:
     values, positions, similarities = [], [], []
     for start, end, sample in processor.windows(value):
         inputs = embedder.inputs(key, [sample])
-        similarities.append(_similarity(module, key, inputs, vector))
+        similarities.append(float(module({key: inputs})[key][0].float().cpu() @ vector))
         if isinstance(processor, ImageProcessor):
             patches = int(module.adapters[key].token_positions(inputs)[0].amax()) + 1
             inputs = embedder.inputs(key, [_enlarged(processor, -(-PATCHES // patches)).decode(value)])
@@ -98,7 +99,6 @@ def explain(embedder: "Embedder", item: object, query: object) -> Explanation:
     return Explanation(key, torch.cat(values), torch.cat(positions), unit, max(similarities), _area(processor, value))
 
 
-@torch.no_grad()
 def relevance(module: "Encoder", key: str, inputs: dict[str, Tensor], vector: Tensor) -> Tensor:
     """The fit of each token of a single item, on the grid of the stem.
 
@@ -120,11 +120,6 @@ def relevance(module: "Encoder", key: str, inputs: dict[str, Tensor], vector: Te
         copies = stem._replace(tokens=tokens, padding_mask=None, pooled=own)  # one item has no padding
         found.append(module.embed(key, module.encode({key: copies}, keep={key: keep})[key]))
     return (torch.cat(found).float().cpu() @ vector).view(stem.grid)
-
-
-@torch.no_grad()
-def _similarity(module: "Encoder", key: str, inputs: dict[str, Tensor], vector: Tensor) -> float:
-    return float(module({key: inputs})[key][0].float().cpu() @ vector)
 
 
 def _enlarged(processor: ImageProcessor, scale: int) -> ImageProcessor:

@@ -7,7 +7,6 @@ from typing import Any
 from onepeace.data.shards import expand
 from onepeace.embed.embedder import Embedder
 from onepeace.errors import UserError, expect
-from onepeace.evaluate.protocols import EvaluationProtocol
 from onepeace.evaluate.protocols.protocol import Items
 from onepeace.evaluate.report import Row, as_table
 from onepeace.evaluate.run import DataRoot, lacking_modalities, read_recipe, run
@@ -37,34 +36,30 @@ def evaluation(recipe: Recipe) -> Evaluate | None:
         raise UserError(f"evaluate.sets names {unknown[0]!r}; {wanted.recipe} has {', '.join(known)}")
     sets = known if wanted.sets is None else {name: known[name] for name in wanted.sets}
     config, folder = make_config(recipe), DataRoot(recipe.data.root).folder()
-    writers = [name for name, protocol in sets.items() if protocol.needs_writer and writes(config)]
-    if len(writers) < len(sets):
+    written = {name: protocol for name, protocol in sets.items() if protocol.needs_writer and writes(config)}
+    encoded = {name: protocol for name, protocol in sets.items() if name not in written}
+    if encoded:
         check_encodes(config, "evaluate")
     for name, protocol in sets.items():
-        if name in writers or not lacking_modalities(protocol, config.model.adapters):
+        if name in written or not lacking_modalities(protocol, config.model.adapters):
             try:
-                for items in _items_of(protocol):
-                    expand(items.shards, folder)
+                # The items among its options too, as those that a baseline learns from.
+                for items in (*protocol.sides, *vars(protocol).values()):
+                    if isinstance(items, Items):
+                        expand(items.shards, folder)
             except UserError as error:
                 raise UserError(f"evaluate: set {name}: {error}") from error
 
     def scores(model: Trained, processors: dict[str, Any]) -> dict[str, float]:
         rows: list[Row] = []
-        if len(writers) < len(sets):
-            encoded = {name: protocol for name, protocol in sets.items() if name not in writers}
+        if encoded:
             rows += run(Embedder(expect(model, Encoder), processors), encoded, folder)
-        if writers:
+        if written:
             tasks = Path(recipe.run.out) / TASKS
             known = read_tasks(*([tasks] if tasks.exists() else []))
             writer = generator_of(config, model, processors, processors["text"].tokenizer, known)
-            rows += run(writer, {name: sets[name] for name in writers}, folder)
+            rows += run(writer, written, folder)
         print(as_table(rows), file=sys.stderr)
         return {f"{row.set}/{row.metric}": row.value for row in rows}
 
     return scores
-
-
-def _items_of(protocol: EvaluationProtocol) -> list[Items]:
-    """All that a set reads: its sides, and the items among its options, as those that a baseline learns from."""
-    found = [one for one in (*protocol.sides, *vars(protocol).values()) if isinstance(one, Items)]
-    return list({(one.modality, one.shards, one.keys): one for one in found}.values())

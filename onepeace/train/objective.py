@@ -9,7 +9,6 @@ from torch.utils.checkpoint import checkpoint
 
 from onepeace.data.batch import Batch
 from onepeace.model import Trained
-from onepeace.train import parallel
 from onepeace.train.passes import Passes
 from onepeace.train.term import Figure, Term, TermOptions
 from onepeace.train.terms.known import TERMS
@@ -80,8 +79,7 @@ class Objective(nn.Module):
 
     def _outputs(self, terms: Mapping[str, Term[Any]], batch: Batch) -> tuple[dict[str, Any], Tensor]:
         """The terms' outputs for a part of the batch, and its tokens: real ones, and all that are computed."""
-        agreed = {"agree": parallel.all_reduce_max} if self.sharded else {}
-        passes = Passes(self.model, batch, self.max_padding, **agreed)
+        passes = Passes(self.model, batch, self.max_padding, agree=self.sharded)
         outputs = {text: term.outputs(passes) for text, term in terms.items()}
         device = next(iter(next(iter(batch.inputs.values())).values())).device
         return outputs, torch.tensor([passes.real_tokens, passes.all_tokens], device=device)

@@ -106,11 +106,6 @@ def mean(x: Tensor) -> Tensor:
     return x / world_size()
 
 
-def all_reduce_max(count: int) -> int:
-    """The largest of the numbers of all processes."""
-    return max(gather_objects(count))
-
-
 def any_of(*flags: bool) -> list[bool]:
     """For each flag whether it is set in any process."""
     return [any(column) for column in zip(*gather_objects(flags), strict=True)]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from onepeace.data.batch import Batch, trim
 from onepeace.errors import expect
 from onepeace.model import Encoder, Features, Stem, Trained
+from onepeace.train import parallel
 
 T = TypeVar("T")
 
@@ -26,8 +27,8 @@ class Passes:
         model: in training mode.
         batch: model inputs by modality; ``drop`` and ``masks`` as onepeace/data/builder.py makes them.
         max_padding: share of padding of all passes from which one is cut into groups of similar length; 1 = never.
-        agree: this process's number of groups -> the number in all of them. Blocks that are gathered from shares must
-            run as often in each.
+        agree: whether all processes make as many groups: blocks that are gathered from shares must run as often in
+            each.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Passes:
         model: Trained,
         batch: Batch,
         max_padding: float = 1.0,
-        agree: Callable[[int], int] = lambda count: count,
+        agree: bool = False,
     ):
         self.model, self.batch, self.max_padding, self.agree = model, batch, max_padding, agree
         self.keys = [key for key in model.adapters if key in batch.inputs]
@@ -162,9 +163,7 @@ class Passes:
         }
 
 
-def length_groups(
-    lengths: Tensor, max_padding: float, agree: Callable[[int], int] = lambda count: count
-) -> list[Tensor]:
+def length_groups(lengths: Tensor, max_padding: float, agree: bool = False) -> list[Tensor]:
     """Rows in groups of similar length: in each, at most ``max_padding`` of what is computed is padding.
 
     Args:
@@ -181,7 +180,7 @@ def length_groups(
     groups = [rows]
     if max_padding < 1:
         groups = _greedy(lengths[0], rows, max_padding) if len(lengths) == 1 else _halves(lengths, rows, max_padding)
-    count = agree(len(groups))
+    count = max(parallel.gather_objects(len(groups))) if agree else len(groups)
     if count != len(groups):
         groups = list(rows.tensor_split(count))
     return [part.sort().values for part in groups]

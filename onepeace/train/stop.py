@@ -17,24 +17,23 @@ def noticed_stop() -> Iterator[Callable[[], bool]]:
     Raises:
         KeyboardInterrupt: at the end of the block, if Ctrl-C was pressed; at once, if it was pressed again.
     """
-    came, pressed = threading.Event(), threading.Event()
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield came.is_set
+        yield lambda: False
         return
 
     def note(number: int, _: Any) -> None:
-        if pressed.is_set():
+        if signal.SIGINT in came:
             raise KeyboardInterrupt
-        came.set()
+        came.append(number)
         if number == signal.SIGINT:
-            pressed.set()
             log.warning("saving after this step (Ctrl-C again: stop at once)")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield came.is_set
+        yield lambda: bool(came)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if pressed.is_set():
+    if signal.SIGINT in came:
         raise KeyboardInterrupt

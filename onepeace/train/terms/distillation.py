@@ -35,10 +35,6 @@ class DistillationOptions(TermOptions):
     teacher: TeacherOptions
     scale: float = 10.0
 
-    def read_modality(self) -> str:
-        """Modality that the teacher reads: text, or the term's own."""
-        return "text" if self.teacher.reads == "captions" else self.one_modality()
-
 
 class Distillation(Term[DistillationOptions]):
     """See onepeace/losses/distillation.py and onepeace/train/teachers; ``prepared`` is the teacher's table."""
@@ -61,7 +57,7 @@ class Distillation(Term[DistillationOptions]):
 
     @classmethod
     def prepare(cls, options: DistillationOptions, data: "TrainingData") -> TeacherTable:
-        return data.features(options.teacher, options.read_modality())
+        return data.features(options.teacher, "text" if options.teacher.reads == "captions" else options.one_modality())
 
     def outputs(self, passes: Passes) -> Features:
         batch = passes.batch
