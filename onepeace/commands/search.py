@@ -4,8 +4,9 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from onepeace.commands import files, options
@@ -126,33 +127,24 @@ def open_index(args: argparse.Namespace) -> "Iterator[tuple[Index, list[files.Un
     indexes = [path for path in args.paths if is_index(path)]
     if indexes and len(args.paths) > 1:
         raise UsageError(f"{indexes[0]} is an index; name one index, or plain files, at a time")
-    if indexes:
-        with Index.open(indexes[0], **opening) as index:
-            yield index, []
-    elif getattr(args, "no_index", False):
-        from tempfile import TemporaryDirectory
+    with ExitStack() as stack:
+        folder, problems = Path(args.paths[0]), []
+        if getattr(args, "no_index", False) and not indexes:
+            from onepeace.index import build
 
-        from onepeace.index import build
+            args.kept = "nothing is kept"
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="onepeace-")), "index")
+            problems = build(folder, args.paths, **opening).problems
+        elif not indexes:
+            from onepeace.index.kept import folder_of, kept_index
 
-        with TemporaryDirectory(prefix="onepeace-") as temporary:
-            folder, args.kept = Path(temporary, "index"), "nothing is kept"
-            build(folder, args.paths, **opening)
-            with Index.open(folder, **opening) as index:
-                yield index, index.problems()
-    else:
-        from onepeace.index.kept import folder_of, kept_index
-
-        folder = folder_of(args.paths, args.model or "tiny")
-        known: set[Path | str] = set()
-        if not (is_new := not is_index(folder)):
-            with Index.open(folder) as index:
-                known = {problem.path for problem in index.problems()}
-        kept_index(args.paths, **opening)
-        if is_new:
-            said = "an index of these files is kept, so that the next search takes what is in it"
-            files.say(f"{said} (onepeace index list shows it, --no-index keeps none)")
-        with Index.open(folder, **opening) as index:
-            yield index, [problem for problem in index.problems() if problem.path not in known]
+            is_new = not is_index(folder_of(args.paths, args.model or "tiny"))
+            folder, report = kept_index(args.paths, **opening)
+            problems = report.problems
+            if is_new:
+                said = "an index of these files is kept, so that the next search takes what is in it"
+                files.say(f"{said} (onepeace index list shows it, --no-index keeps none)")
+        yield stack.enter_context(Index.open(folder, **opening)), problems
 
 
 def table(results: "Results") -> str:
@@ -164,25 +156,13 @@ def table(results: "Results") -> str:
     column = "cosine" if results[0].match is None else "match"
     head = ("rank", column, "kind", *(["at"] if has_times else []), "path")
     rows = [
-        (str(hit.rank), _value(hit), hit.item.modality, *([_clock(hit.start)] if has_times else []), _place(hit))
-        for hit in results
+        (str(hit.rank), hit.value, hit.item.modality, *([hit.at] if has_times else []), _place(hit)) for hit in results
     ]
     heading = f"{results.heading}\n" if results.heading else ""
     return heading + format_table(head, rows)
-
-
-def _value(hit: "Hit") -> str:
-    return f"{hit.score:.3f}" if hit.match is None else f"{hit.likelihood} {hit.match:.2f}"
 
 
 def _place(hit: "Hit") -> str:
     """A path as one types it: below the working folder without that; others, and addresses, as they are."""
     near = hit.item.path.removeprefix(os.getcwd() + os.sep)
     return files.shown(near) + (f" (+{len(hit.copies)} alike)" if hit.copies else "")
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

@@ -1,5 +1,5 @@
-"""Fills an index: readers -> decoder threads -> model -> writer, in bounded memory, so that whatever was written stays
-and the same command goes on where it was stopped."""
+"""Fills an index: readers -> decoder threads -> model -> writer, in bounded memory. What was written before a stop
+stays, and the same command goes on."""
 
 import hashlib
 import re
@@ -41,12 +41,10 @@ if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedded, Embedder
 
 BATCH_SECONDS, BATCH_VECTORS = 2.0, 512
-"""What is written at once: what a kill can cost."""
+"""Size of a transaction: the most that a kill can cost."""
 AHEAD = 64
-"""Files that are read and hashed before the decoders ask for them."""
+"""Files that are read and hashed ahead of the decoders."""
 CHUNK = 1 << 20
-NAMED = 3
-"""Problems of a shard that are listed; the rest is counted."""
 _MISSING = re.compile(r"needs (\w+): pip install")
 """As `onepeace.errors.need` says it."""
 WINDOW, HOP = 10.0, 5.0
@@ -176,9 +174,9 @@ class Builder:
 
         self._embed(stale(), None)
         if problems:  # what is known of its samples may be behind the place where it is broken
-            lines = list(dict.fromkeys(line.removeprefix(f"{source.describe(shard.path)}: ") for line in problems))
-            rest = f"; and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
-            self._note_problem(Item(shard.path, "text", *state), "; ".join(lines[:NAMED]) + rest)
+            first, *others = dict.fromkeys(line.removeprefix(f"{source.describe(shard.path)}: ") for line in problems)
+            rest = f"; and {len(others)} more" if others else ""
+            self._note_problem(Item(shard.path, "text", *state), first + rest)
             self._in_shards.update((shard.path, *(item.path for item in known)))
         self._flush()
         if problems and scheme(shard.path):  # it may answer better next time

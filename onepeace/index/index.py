@@ -102,8 +102,8 @@ class Index:
 
     def items(self, where: str | None = None) -> Iterator[Item]:
         """Files that have vectors, in the order in which they came, and that meet a condition (filters.py)."""
-        condition = Condition("1") if where is None else compile_condition(where)
-        return self.store.items(f"problem IS NULL AND ({condition.sql})", condition.params)
+        condition = _embedded(where)
+        return self.store.items(condition.sql, condition.params)
 
     def newest(self, top: int, offset: int = 0, where: str | None = None) -> tuple[list[Item], int]:
         """Files that have vectors, the newest first, and how many there are.
@@ -111,13 +111,10 @@ class Index:
         Args:
             where: a condition (filters.py).
         """
-        condition = Condition("1") if where is None else compile_condition(where)
-        chosen = f"FROM files WHERE problem IS NULL AND ({condition.sql})"
-        ordered = f"SELECT id {chosen} ORDER BY date DESC, id LIMIT ? OFFSET ?"
-        ids = [id_ for (id_,) in self.store.select(ordered, (*condition.params, top, offset))]
-        items = {item.id: item for item in self.store.items(f"id IN ({', '.join('?' * len(ids))})", ids)}
-        ((count,),) = self.store.select(f"SELECT count(*) {chosen}", condition.params)
-        return [items[id_] for id_ in ids], count
+        condition = _embedded(where)
+        order = "date DESC, id LIMIT ? OFFSET ?"
+        items = [*self.store.items(condition.sql, (*condition.params, top, offset), order)]
+        return items, self.store.count(condition.sql, condition.params)
 
     def item(self, key: str | os.PathLike[str] | int) -> Item | None:
         """File of a path or an id, if it is in the index and has vectors."""
@@ -328,6 +325,12 @@ def is_index(path: str | os.PathLike[str]) -> bool:
 def unreadable(path: str, reason: str) -> Unreadable:
     """An item's path and what is wrong with it; of an address what may be shown."""
     return Unreadable(describe(path) if scheme(path) else Path(path), reason)
+
+
+def _embedded(where: str | None) -> Condition:
+    """Condition of files that have vectors and meet another one."""
+    condition = Condition("1") if where is None else compile_condition(where)
+    return Condition(f"problem IS NULL AND ({condition.sql})", condition.params)
 
 
 def _own_paths(query: Query) -> Iterator[str]:

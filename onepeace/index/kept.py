@@ -10,7 +10,9 @@ from typing import Any
 
 from onepeace.errors import UserError
 from onepeace.files.cache import cache_folder
+from onepeace.index.builder import Report
 from onepeace.index.index import Index, is_index
+from onepeace.index.write import build, update, writing
 
 
 def indexes_folder() -> Path:
@@ -25,8 +27,10 @@ def folder_of(paths: Sequence[str | os.PathLike[str]], model: str = "tiny") -> P
     return indexes_folder() / f"{os.path.basename(places[0])[:40] or 'root'}-{digest}.index"
 
 
-def kept_index(paths: Sequence[str | os.PathLike[str]], model: str | None = None, **options: Any) -> Path:
-    """The index of plain folders and files, brought up to date: only what is new or has changed is embedded.
+def kept_index(
+    paths: Sequence[str | os.PathLike[str]], model: str | None = None, **options: Any
+) -> tuple[Path, Report]:
+    """The index of plain folders and files, made or brought up to date, and what was done.
 
     Args:
         options: of `build`.
@@ -34,15 +38,11 @@ def kept_index(paths: Sequence[str | os.PathLike[str]], model: str | None = None
     Raises:
         UserError: as `build` does.
     """
-    from onepeace.index.write import build, update
-
     folder = folder_of(paths, model or "tiny")
-    if not is_index(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        build(folder, paths, model, **options)
-    else:
-        update(folder, model, **options)
-    return folder
+    if is_index(folder):
+        return folder, update(folder, model, **options)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder, build(folder, paths, model, **options)
 
 
 def kept() -> dict[Path, dict[str, Any]]:
@@ -60,8 +60,6 @@ def forget(folder: str | os.PathLike[str]) -> None:
     Raises:
         UserError: it lies elsewhere, or another process is writing to it.
     """
-    from onepeace.index.write import writing
-
     if Path(folder).resolve().parent != indexes_folder().resolve():
         raise UserError(f"{folder}: not in {indexes_folder()}; delete an index of your own yourself")
     with writing(folder):

@@ -58,10 +58,10 @@ class Query:
         return query
 
     def parts(self) -> "list[tuple[str, Any, float]]":
-        """(field, value, weight) of each part; away from those with a weight below 0.
+        """(text, image, audio, like or vector; value; weight) of each part; the weight of `without` is below 0.
 
         Raises:
-            UserError: nothing to search for, or a weight of no field, or one that is no number from 0.
+            UserError: nothing to search for, a weight of no field, or one that is no number from 0.
         """
         known = [one.name for one in fields(self) if one.name != "weights"]
         for name, weight in self.weights.items():
@@ -71,9 +71,9 @@ class Query:
                 raise UserError(f"the weight of {name} is {weight!r}; give a number from 0 to 1e6")
         found = []
         for name in known:
-            weight = float(self.weights.get(name, WITHOUT if name == "without" else 1.0))
-            for value in _values(name, getattr(self, name)):
-                found.append((name, value, -weight if name == "without" else weight))
+            kind, usual = ("text", -WITHOUT) if name == "without" else (name, 1.0)
+            weight = math.copysign(self.weights.get(name, usual), usual)
+            found += [(kind, value, weight) for value in _values(kind, getattr(self, name))]
         if not any(weight > 0 for _, _, weight in found):
             raise UserError("nothing to search for; give words, a picture, a sound or a file of the index")
         return found
@@ -127,14 +127,14 @@ def encode(
     """
     given = Query.of(query).parts()
     read = [(name, value, weight) for name, value, weight in given if name not in ("like", "vector")]
-    words = branch() if read and all(name in ("text", "without") for name, _, _ in read) else None
+    words = branch() if read and all(name == "text" for name, _, _ in read) else None
+    vectors: Any = []
     if words is not None:
-        vectors: Sequence[np.ndarray] = list(words.encode([value for _, value, _ in read]))
-    else:
-        items = [{"text" if name == "without" else name: value} for name, value, _ in read]
-        vectors = list(np.asarray(load().encode(items, progress=False))) if items else []
+        vectors = words.encode([value for _, value, _ in read])
+    elif read:
+        vectors = np.asarray(load().encode([{name: value} for name, value, _ in read], progress=False))
     parts = [
-        Part(name if name in ("image", "audio") else bank_of_text(value), vector, weight)
+        Part(bank_of_text(value) if name == "text" else name, vector, weight)
         for (name, value, weight), vector in zip(read, vectors, strict=True)
     ]
     for name, value, weight in given:
@@ -155,10 +155,9 @@ def _values(name: str, value: Any) -> list[Any]:
         return [] if value is None else [value]
     is_sound = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], (int, float))
     values = list(value) if isinstance(value, (list, tuple)) and not is_sound else [value]
-    if name in ("text", "without"):
-        for one in values:
-            if not isinstance(one, str):
-                raise UserError(f"{name} is {type(one).__name__}; give words, or a list of them")
+    for one in values:
+        if name == "text" and not isinstance(one, str):
+            raise UserError(f"{name} is {type(one).__name__}; give words, or a list of them")
     return values
 
 

@@ -51,6 +51,19 @@ class Hit:
     """Paths of further files that are nearly the same."""
 
     @property
+    def value(self) -> str:
+        """The match, or where there is none the cosine, as it is shown."""
+        return f"{self.score:.3f}" if self.match is None else f"{self.likelihood} {self.match:.2f}"
+
+    @property
+    def at(self) -> str:
+        """Start of the part that was found, as 1:15 or 1:01:15; "" for the whole file."""
+        if self.start is None:
+            return ""
+        minutes, seconds = divmod(int(self.start), 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+
+    @property
     def likelihood(self) -> str | None:
         """The match as a word: likely, possible or unlikely."""
         return None if self.match is None else likelihood(self.match)
@@ -63,9 +76,7 @@ class Hit:
         return {**head, **known, "copies": list(self.copies), **about}
 
     def __str__(self) -> str:
-        number = f"{self.score:.3f}" if self.match is None else f"{self.likelihood} {self.match:.2f}"
-        when = "" if self.start is None else f" at {int(self.start) // 60}:{int(self.start) % 60:02d}"
-        return f"{self.rank}  {number}  {self.item.modality}  {self.item.path}{when}"
+        return f"{self.rank}  {self.value}  {self.item.modality}  {self.item.path}{f' at {self.at}' * bool(self.at)}"
 
 
 @dataclass(frozen=True)

@@ -24,29 +24,24 @@ CAPTIONS = ("text", "caption", "captions")
 PLACES = ("path", "file", "file_name", "filename", "url")
 """Columns of a table with a picture or sound whose ending says which."""
 MADE_OF = {"video": ("image", "audio")}
-"""Modalities of the vectors of what has none of its own."""
+"""Kind of file without vectors of its own -> modalities of its parts."""
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Something that is to be in the index."""
+    """A file, row or sample to index."""
 
     item: Item
-    """As far as it is known before it is read; one with a problem cannot be read."""
+    """What is known before reading; with a problem if it cannot be read."""
     value: Any = None
-    """What the embedder takes: a path, bytes, an address, or for a text the string itself."""
-
-    @property
-    def is_described(self) -> bool:
-        """Whether its table or shard says anything about it."""
-        return bool(self.item.caption or self.item.metadata)
+    """Input of the embedder: a path, bytes, an address, or for a text the string itself."""
 
 
 @dataclass
 class Scan:
-    """What was found, by path, and what could not be read on the way."""
+    """Entries found, by path, and what could not be read on the way."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
     problems: list[Unreadable] = field(default_factory=list)
@@ -55,15 +50,15 @@ class Scan:
     """Files of endings that are not read, and links that are not followed, by what they are."""
 
     def take(self, entry: Entry) -> None:
-        """Keep an entry; of two with one path, the one that is described."""
-        if entry.is_described or entry.item.path not in self.entries:
+        """Keep an entry; of two with one path, the one that a table describes."""
+        if entry.item.caption or entry.item.metadata or entry.item.path not in self.entries:
             self.entries[entry.item.path] = entry
 
 
 def roots_of(
     paths: Iterable[str | os.PathLike[str]], exclude: Sequence[str] = (), follow_links: bool = False
 ) -> list[Root]:
-    """What was given on a command line.
+    """Roots of an index for paths given on a command line.
 
     Args:
         paths: folders, files, tables (.csv, .tsv, .jsonl), webdataset shards (.tar, .tar.gz; patterns with braces and
@@ -123,8 +118,12 @@ def scan(roots: Iterable[Root], removed: Collection[str] = ()) -> Scan:
             skip = _skip(root, left_out) if root.kind == "folder" else None
             files, problems = walk([root.path], modalities, skip, follow_links=root.follow_links, others=found.others)
             for path, modality in files:
-                if kind := modality or _sniffed(path):
-                    found.take(_file(str(path), kind))
+                if not modality:
+                    from onepeace.processors import sniff  # imports torch, for files with unknown endings alone
+
+                    modality = sniff(path)
+                if modality:
+                    found.take(_file(str(path), modality))
                 else:
                     reason = f"not a picture, sound or text (unknown ending {path.suffix!r})"
                     found.problems.append(Unreadable(path, reason))
@@ -135,12 +134,6 @@ def scan(roots: Iterable[Root], removed: Collection[str] = ()) -> Scan:
                 else:
                     found.problems.append(problem)
     return found
-
-
-def _sniffed(path: Path) -> str | None:
-    from onepeace.processors import sniff  # takes torch, for files of unknown endings alone
-
-    return sniff(path)
 
 
 def _skip(root: Root, left_out: Collection[str]) -> Callable[[Path, bool], bool]:

@@ -1,9 +1,8 @@
 """The files of an index and their vectors in one SQLite database: the source of truth.
 
 A batch of files and vectors is one transaction (WAL, synchronous=FULL), so SQLite is the crash model. SQLite has no
-checksums of its own pages: a vector's row carries a CRC-32 over its file, times and numbers, a file's row one over its
-fields and the checksums of its vectors, and what is kept beside them one over itself. `check` (verify.py) reads all of
-them, a search those of the hits it shows.
+checksums of its own pages: a file's row has a CRC-32 over its fields and vectors, and each blob in `kept` has one.
+`check` (verify.py) reads all of them, a search those of the hits it shows.
 """
 
 import json
@@ -11,6 +10,7 @@ import os
 import sqlite3
 import time
 import zlib
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,7 +24,7 @@ from onepeace.errors import UserError
 from onepeace.files.atomic import make_folder, sync, write_atomic
 
 DATABASE = "index.sqlite"
-FORMAT = "4"
+FORMAT = "5"
 """Version of what is on the disk; an index of another one is refused by name."""
 MODALITIES = ("image", "audio", "text")
 VECTOR = np.dtype("<f4")
@@ -55,7 +55,7 @@ CREATE TABLE files (
 CREATE INDEX files_hash ON files (hash);
 CREATE TABLE vectors (
     id INTEGER PRIMARY KEY AUTOINCREMENT, file INTEGER NOT NULL REFERENCES files ON DELETE CASCADE,
-    modality INTEGER NOT NULL, "start" REAL, "end" REAL, vector BLOB NOT NULL, crc INTEGER NOT NULL
+    modality INTEGER NOT NULL, "start" REAL, "end" REAL, vector BLOB NOT NULL
 );
 CREATE INDEX vectors_file ON vectors (file);
 """
@@ -63,7 +63,7 @@ COLUMNS = (
     "path", "modality", "size", "mtime_ns", "hash", "date", "width", "height", "duration", "caption", "metadata",
     "problem", "note",
 )  # fmt: skip
-VECTOR_COLUMNS = ("file", "modality", '"start"', '"end"', "vector", "crc")
+VECTOR_COLUMNS = ("file", "modality", '"start"', '"end"', "vector")
 
 
 class Damaged(UserError):
@@ -250,47 +250,38 @@ class Store:
                 "same command goes on with it there"
             )
 
-    def add(self, items: Sequence[tuple[Item, Sequence[Span]]], vectors: np.ndarray) -> list[int]:
+    def add(self, items: Sequence[tuple[Item, Sequence[Span]]], vectors: np.ndarray) -> None:
         """Keep items with their vectors in the place of older ones of the same path; call it in a transaction.
 
         Args:
             items: each with what its vectors stand for; one with a problem has none.
             vectors: (n, E) finite unit rows, in the order of the spans.
-
-        Returns:
-            The ids of the items.
         """
         spans = [span for _, own in items for span in own]
         if vectors.shape != (len(spans), self.embed_dim) or not np.isfinite(vectors).all():
             raise ValueError(f"vectors of shape {vectors.shape} for {len(spans)} x {self.embed_dim}, or not finite")
         content = iter([row.tobytes() for row in np.ascontiguousarray(vectors, VECTOR)])
-        ids = []
         for item, own in items:
             values = item.to_row()
             self._delete("path = ?", (values[0],))
             id_ = insert(self.connection, "files", (*COLUMNS, "crc"), [(*values, 0)])
-            rows = []
-            for span in own:
-                place = (id_, self.kinds.index(span.modality), _real(span.start), _real(span.end))
-                blob = next(content)
-                rows.append((*place, blob, checksum_of_vector(place, blob)))
+            rows = [
+                (id_, self.kinds.index(one.modality), _real(one.start), _real(one.end), next(content)) for one in own
+            ]
             insert(self.connection, "vectors", VECTOR_COLUMNS, rows)
-            crc = checksum([id_, *values, *(row[-1] for row in rows)])
-            self.connection.execute("UPDATE files SET crc = ? WHERE id = ?", (crc, id_))
-            ids.append(id_)
-        return ids
+            self.connection.execute("UPDATE files SET crc = ? WHERE id = ?", (checksum([id_, *values], rows), id_))
 
     def remove(self, ids: Iterable[int]) -> None:
         for id_ in ids:
             self._delete("id = ?", (id_,))
 
-    def count(self, where: str = "1") -> int:
-        """Number of files that an SQL condition selects."""
-        return self.select(f"SELECT count(*) FROM files WHERE {where}")[0][0]  # noqa: S608 (from our own code)
+    def count(self, where: str = "1", parameters: Sequence[Any] = ()) -> int:
+        """Number of files that an SQL condition with "?" for parameters selects."""
+        return self.select(f"SELECT count(*) FROM files WHERE {where}", parameters)[0][0]  # noqa: S608 (our own code)
 
-    def items(self, where: str = "1", parameters: Sequence[Any] = ()) -> Iterator[Item]:
-        """Files that an SQL condition with "?" for parameters selects, by id."""
-        sql = f"SELECT id, {', '.join(COLUMNS)} FROM files WHERE {where} ORDER BY id"  # noqa: S608 (from our own code)
+    def items(self, where: str = "1", parameters: Sequence[Any] = (), order: str = "id") -> Iterator[Item]:
+        """Files that an SQL condition with "?" for parameters selects."""
+        sql = f"SELECT id, {', '.join(COLUMNS)} FROM files WHERE {where} ORDER BY {order}"  # noqa: S608 (our own code)
         with failing(self.folder, "read"):
             for id_, *row in self.connection.execute(sql, parameters):
                 try:
@@ -316,18 +307,17 @@ class Store:
         wanted, chosen = (json.dumps([*ids]),), "(SELECT value FROM json_each(?))"  # as many as there may be
         rows = self.select(f"SELECT id, crc, {', '.join(COLUMNS)} FROM files WHERE id IN {chosen}", wanted)  # noqa: S608
         sql = f"SELECT {', '.join(VECTOR_COLUMNS)} FROM vectors WHERE file IN {chosen} ORDER BY id"  # noqa: S608
-        own: dict[int, list[tuple[Any, ...]]] = {id_: [] for id_ in ids}
+        own = defaultdict(list)
         for vector in self.select(sql, wanted):
             own[vector[0]].append(vector)
         found = {}
-        for id_, crc, *values in rows:
+        for row in rows:
+            id_, _, *values = row
             vectors = own[id_]
-            if crc != checksum([id_, *values, *(vector[-1] for vector in vectors)]):
-                raise Damaged(self.folder, f"the row of file {id_}")
-            if any(checksum_of_vector(vector[:4], vector[4]) != vector[5] for vector in vectors):
-                raise Damaged(self.folder, f"a vector of file {id_}")
-            spans = [Span(self.kinds[code], start, end) for _, code, start, end, _, _ in vectors]
-            blob = b"".join(vector[4] for vector in vectors)
+            if not is_sound(row, vectors):
+                raise Damaged(self.folder, f"file {id_}")
+            spans = [Span(self.kinds[code], start, end) for _, code, start, end, _ in vectors]
+            blob = b"".join(vector[-1] for vector in vectors)
             found[id_] = Item.from_row(id_, values), spans, np.frombuffer(blob, VECTOR).reshape(-1, self.embed_dim)
         return found
 
@@ -488,17 +478,24 @@ def keep(connection: sqlite3.Connection, name: str, content: bytes) -> None:
     connection.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", (name, content, zlib.crc32(content)))
 
 
-def checksum(values: Sequence[Any]) -> int:
-    """CRC-32 of plain values (bytes, texts, numbers, None), the same under every version of Python.
+def checksum(file: Sequence[Any], vectors: Iterable[Sequence[Any]]) -> int:
+    """CRC-32 of the id and COLUMNS of a file and the VECTOR_COLUMNS of its vectors, the same under every Python.
 
-    Not of their repr: which characters that escapes depends on the Unicode tables of the interpreter.
+    Over JSON, not repr: which characters that escapes depends on the Unicode tables of the interpreter.
     """
-    return zlib.crc32(json.dumps(values, default=bytes.hex).encode())
+    crc = zlib.crc32(json.dumps(file, default=bytes.hex).encode())
+    for *place, blob in vectors:
+        crc = zlib.crc32(blob, zlib.crc32(json.dumps(place).encode(), crc))
+    return crc
 
 
-def checksum_of_vector(place: Sequence[Any], blob: bytes) -> int:
-    """CRC-32 of a vector: file, modality, start, end, and the numbers."""
-    return zlib.crc32(blob, checksum(place))
+def is_sound(row: Sequence[Any], vectors: Sequence[Sequence[Any]]) -> bool:
+    """Whether a row (id, crc, *COLUMNS) of a file and the rows of its vectors are what was written."""
+    id_, crc, *values = row
+    try:
+        return crc == checksum([id_, *values], vectors)
+    except TypeError:  # a damaged value is of another type
+        return False
 
 
 def _real(number: float | None) -> float | None:

@@ -20,15 +20,15 @@ from onepeace.index.store import (
     VECTOR_COLUMNS,
     Damaged,
     Store,
-    checksum,
-    checksum_of_vector,
-    failing,
     insert,
+    is_sound,
     keep,
     write_database,
 )
 
 MAX_KEY = (1 << 63) - 1
+BATCH = 256
+"""Files that are compared with their checksums at once."""
 
 
 @dataclass
@@ -82,10 +82,8 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
 def _check(folder: Path) -> CheckReport:
     report = CheckReport()
     try:
-        with closing(Store(folder)) as store, failing(folder, "read"):
-            store.connection.text_factory = _any_text
-            found = store.connection.execute("PRAGMA integrity_check(20)")
-            report.damaged += [line for (line,) in found if line != "ok"]
+        with closing(Store(folder)) as store:
+            report.damaged += [line for (line,) in store.select("PRAGMA integrity_check(20)") if line != "ok"]
             with open(folder / DATABASE, "rb") as file:  # SQLite takes another version for a wish not to be written to
                 if file.read(20)[18:] not in (b"\1\1", b"\2\2"):
                     report.damaged.append("the header of the database is not what was written")
@@ -93,13 +91,25 @@ def _check(folder: Path) -> CheckReport:
             report.damaged += [f"{orphans} vectors of no file"] * bool(orphans)
             for (name,) in store.select("SELECT name FROM kept"):
                 store.blob(name)
-            report.files = store.count()
-            wrong = report.files - len(_sound(store.connection, store.embed_dim)[0])
+            ids = store.ids("1").tolist()
+            report.files, wrong = len(ids), 0
+            for some in (ids[first : first + BATCH] for first in range(0, len(ids), BATCH)):
+                if not _is_intact(store, some):
+                    wrong += sum(not _is_intact(store, [id_]) for id_ in some)
             report.damaged += [f"{wrong} files are not what was written"] * bool(wrong)
             report.damaged += [fault for fault in [nearest.fault_of(folder)] if fault]
     except Damaged as error:
         report.damaged.append(error.reason)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror or error})") from error
     return report
+
+
+def _is_intact(store: Store, ids: Sequence[int]) -> bool:
+    try:
+        return len(store.intact(ids)) == len(ids)
+    except Damaged:
+        return False
 
 
 def _repair(folder: Path) -> int:
@@ -122,8 +132,7 @@ def _repair(folder: Path) -> int:
 
 
 def _copy_sound(path: Path) -> int:
-    """Write a database of all rows that are what was written in the place of the old one; gives how many files were
-    left out."""
+    """Replace a database by one of all its rows that are what was written; gives how many files were left out."""
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)) as old:
         old.execute("PRAGMA writable_schema = ON")  # else SQLite reads nothing of a file that was cut short
         old.text_factory = _any_text
@@ -132,32 +141,18 @@ def _copy_sound(path: Path) -> int:
         if "meta" not in kept:
             raise sqlite3.DatabaseError("it does not say of which model it is")
         meta = json.loads(kept.pop("meta"))
-        files, vectors, seen = _sound(old, int(meta["embed_dim"]), whole=True)
         meta["removed"] = str(int(meta["removed"]) + 1)
+        vectors = defaultdict(list)
+        for _, file, *rest in _readable(old, "vectors", "id", VECTOR_COLUMNS):
+            vectors[file].append((file, *rest))
+        seen = [*_readable(old, "files", "id", ("crc", *COLUMNS))]
+        files = {row[2]: row for row in seen if is_sound(row, vectors[row[0]])}  # by path
         with write_database(path) as new:
             for name, content in {**kept, "meta": json.dumps(meta).encode()}.items():
                 keep(new, name, content)
-            insert(new, "files", ("id", "crc", *COLUMNS), {row[2]: row for row in files}.values())
-            insert(new, "vectors", VECTOR_COLUMNS, (row for file, *_ in files for row in vectors[file]))
-    return seen - len(files)
-
-
-def _sound(
-    connection: sqlite3.Connection, embed_dim: int, whole: bool = False
-) -> tuple[list[tuple[Any, ...]], dict[int, list[Any]], int]:
-    """Rows (id, crc, *COLUMNS) of the files that are what was written with all their vectors; the rows of their vectors
-    by file, ``whole`` or their checksums alone; and how many files were seen."""
-    vectors: dict[int, list[Any]] = defaultdict(list)
-    wrong = set()
-    for _, *row in _readable(connection, "vectors", "id", VECTOR_COLUMNS):
-        *place, blob, crc = row
-        vectors[place[0]].append(row if whole else [crc])
-        if not isinstance(blob, bytes) or len(blob) != 4 * embed_dim or checksum_of_vector(place, blob) != crc:
-            wrong.add(place[0])
-    seen = [*_readable(connection, "files", "id", ("crc", *COLUMNS))]
-    files = [row for row in seen if row[0] not in wrong
-             and row[1] == checksum([row[0], *row[2:], *(vector[-1] for vector in vectors[row[0]])])]  # fmt: skip
-    return files, vectors, len(seen)
+            insert(new, "files", ("id", "crc", *COLUMNS), files.values())
+            insert(new, "vectors", VECTOR_COLUMNS, (row for id_, *_ in files.values() for row in vectors[id_]))
+    return len(seen) - len(files)
 
 
 def _readable(connection: sqlite3.Connection, table: str, key: str, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:

@@ -19,11 +19,11 @@ def test_only_what_changed_is_embedded_again(tmp_path, random_folder, no_model):
         (tmp_path / "words").mkdir(exist_ok=True)
         (tmp_path / "words" / f"{name}.txt").write_text(f"words of {name}")
     options = {"device": "cpu", "progress": False}
-    folder = kept_index([tmp_path / "words"], str(random_folder), **options)
+    folder, _ = kept_index([tmp_path / "words"], str(random_folder), **options)
     assert folder.is_relative_to(tmp_path / "cache")
     no_model()
     (tmp_path / "words" / "a.txt").rename(tmp_path / "words" / "c.txt")
-    assert kept_index([tmp_path / "words"], str(random_folder), **options) == folder
+    assert kept_index([tmp_path / "words"], str(random_folder), **options)[0] == folder
     with Index.open(folder) as index:
         assert sorted(item.path for item in index.items()) == [str(tmp_path / "words" / f"{name}.txt") for name in "bc"]
     ((place, about),) = kept().items()
