@@ -30,7 +30,7 @@ from onepeace.index.sources import (
     is_below,
     read_shard,
     state_of,
-    wholes,
+    whole_of,
     without_surrogates,
 )
 from onepeace.index.store import Item, Root, Span, Store
@@ -141,12 +141,11 @@ class Builder:
         self.report.removed = len(gone) - self.report.moved
 
     @cached_property
-    def _by_whole(self) -> dict[str, list[Item]]:
+    def _by_whole(self) -> dict[str | None, list[Item]]:
         """Samples and rows by the path of their shard or table."""
         found = defaultdict(list)
         for item in self.known.values():
-            for whole in wholes(item.path):
-                found[whole].append(item)
+            found[whole_of(item.path)].append(item)
         return found
 
     def _add_shard(self, shard: Root) -> None:

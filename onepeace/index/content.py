@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from onepeace.errors import UserError
 from onepeace.files.source import scheme
-from onepeace.index.sources import is_shard, read_shard, shard_of, state_of, wholes
+from onepeace.index.sources import is_shard, read_shard, shard_of, state_of, whole_of
 from onepeace.index.store import Item, Root
 from onepeace.progress import Progress
 
@@ -31,8 +31,8 @@ def content(item: Item, roots: Mapping[str, Root]) -> Path | bytes | str:
     if path.is_file():
         _refuse_link(item.path, roots)
         return path
-    whole = next((place for place in wholes(item.path) if Path(place).is_file()), None)
-    if whole is None:
+    whole = whole_of(item.path)
+    if whole is None or not Path(whole).is_file():
         raise UserError(f"{item.path}: no such file now; run onepeace index update")
     if not is_shard(whole):
         return (item.caption or "").partition("\n")[0]

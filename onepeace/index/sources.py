@@ -26,6 +26,7 @@ PLACES = ("path", "file", "file_name", "filename", "url")
 MADE_OF = {"video": ("image", "audio")}
 """Kind of file without vectors of its own -> modalities of its parts."""
 
+_WHOLE = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, (*SHARDS, *TABLES)))}))::", re.IGNORECASE | re.DOTALL)
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -121,7 +122,7 @@ def scan(roots: Iterable[Root], removed: Collection[str] = ()) -> Scan:
                 if not modality:
                     from onepeace.processors import sniff  # imports torch, for files with unknown endings alone
 
-                    modality = sniff(path)
+                    modality = sniff(path) or ""
                 if modality:
                     found.take(_file(str(path), modality))
                 else:
@@ -148,24 +149,19 @@ def _skip(root: Root, left_out: Collection[str]) -> Callable[[Path, bool], bool]
 
 def is_below(path: str, above: Collection[str]) -> bool:
     """Whether an item's path, a folder on the way to it, or the shard or table it is part of is among ``above``."""
-    if path in above:
-        return True
-    return any(str(place) in above for place in (*Path(path).parents, *wholes(path)))
+    return path in above or whole_of(path) in above or any(str(folder) in above for folder in Path(path).parents)
 
 
-def wholes(path: str) -> list[str]:
-    """Paths of the shard or table that an item may be a part of: "::" may be in a file's own name too."""
-    return [path[: match.start()] for match in re.finditer("::", path)]
+def whole_of(path: str) -> str | None:
+    """Path of the shard or table that an item is a sample or row of; None for a file."""
+    found = _WHOLE.match(path)
+    return found[1] if found else None
 
 
-def shard_of(path: str, *, is_there: bool = True) -> str | None:
-    """Path of the shard that an item is a sample of; None if it is of none.
-
-    Args:
-        is_there: only a shard that is there now, as a folder may have such a name too; else what the path alone says.
-    """
-    places = (place for place in wholes(path) if is_shard(place))
-    return next((place for place in places if not is_there or os.path.isfile(place)), None)
+def shard_of(path: str) -> str | None:
+    """Path of the shard that an item is a sample of; None if it is of none."""
+    whole = whole_of(path)
+    return whole if whole and is_shard(whole) else None
 
 
 def modalities_by_suffix() -> dict[str, str]:
@@ -287,7 +283,7 @@ def name_and_place(path: str) -> tuple[str, str]:
     if scheme(path):
         place, _, name = path.rpartition("/")
         return name, place
-    if shard := shard_of(path, is_there=False):
+    if shard := shard_of(path):
         return path[len(shard) + len("::") :], shard
     return os.path.basename(path), os.path.dirname(path)
 
