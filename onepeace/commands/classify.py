@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 def _labels(text: str | None) -> list[str]:
     if text is None:
         return []
-    names = files.lines_of(Path(text), "labels") if os.path.isfile(text) else text.split(",")
+    names = files.lines_of(Path(text)) if os.path.isfile(text) else text.split(",")
     labels = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not labels:
         raise UsageError("--labels names none; give at least one to choose from")

@@ -68,11 +68,11 @@ def exit_code(problems: Sequence[Unreadable], num_files: int) -> int:
     return 1 if problems else 0
 
 
-def lines_of(path: Path, what: str) -> list[str]:
-    """The lines of a text file that are not empty, without the spaces around them.
+def lines_of(path: Path) -> list[str]:
+    """Stripped lines of a text file, without the empty ones.
 
     Raises:
-        UsageError: it cannot be read, or there are none; ``what`` they are is for the message.
+        UsageError: it cannot be read, or there are none.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -80,7 +80,7 @@ def lines_of(path: Path, what: str) -> list[str]:
         raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise UsageError(f"{path}: no {what} in it")
+        raise UsageError(f"{path}: no words in it")
     return lines
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
 from onepeace.commands.options import positive
-from onepeace.errors import UsageError, need
+from onepeace.errors import need
 from onepeace.files.table import format_table
 
 if TYPE_CHECKING:
@@ -112,10 +112,8 @@ def _remove(args: argparse.Namespace) -> int:
     if args.paths:
         files.say(f"{files.counted(remove(args.index, args.paths), 'file')} left the index")
     else:
-        from onepeace.index.kept import forget, indexes_folder
+        from onepeace.index.kept import forget
 
-        if args.index.absolute().parent != indexes_folder().absolute():
-            raise UsageError(f"{args.index}: name the PATHS to leave out; only what index list shows is removed whole")
         forget(args.index)
         files.say(f"{args.index}: removed; a search in its folders makes it anew")
     return 0

@@ -17,11 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onepeace.files import source
 from onepeace.files.metadata import describe_media
-from onepeace.files.source import scheme
 from onepeace.files.walk import Unreadable
-from onepeace.index.index import banks_of, unreadable
+from onepeace.index.index import banks_of
 from onepeace.index.nearest import vectors_state
 from onepeace.index.sources import (
     MADE_OF,
@@ -173,13 +171,11 @@ class Builder:
 
         self._embed(stale(), None)
         if problems:  # what is known of its samples may be behind the place where it is broken
-            first, *others = dict.fromkeys(line.removeprefix(f"{source.describe(shard.path)}: ") for line in problems)
+            first, *others = dict.fromkeys(line.removeprefix(f"{shard.path}: ") for line in problems)
             rest = f"; and {len(others)} more" if others else ""
             self._note_problem(Item(shard.path, "text", *state), first + rest)
             self._in_shards.update((shard.path, *(item.path for item in known)))
         self._flush()
-        if problems and scheme(shard.path):  # it may answer better next time
-            return
         with self.store.transaction():
             if not problems and shard.path in self.known:
                 self.store.remove([self.known.pop(shard.path).id])
@@ -231,8 +227,6 @@ class Builder:
         if item.problem is not None:
             self._note_problem(item, item.problem)
             return True
-        if item.hash is None:
-            return False
         known = self.store.items("hash = ? AND modality = ?", (item.hash, item.modality))
         same = [one for one in known if not _may_work_now(one)]
         if not same:
@@ -314,7 +308,7 @@ class Builder:
         if is_known:
             self.report.known_problems += 1
         else:
-            self.report.problems.append(unreadable(item.path, reason))
+            self.report.problems.append(Unreadable(Path(item.path), reason))
         if known is None or not is_known or _state(known) != _state(item):
             self._keep(item, [], np.empty((0, self.store.embed_dim), np.float32))
 
@@ -343,12 +337,10 @@ def score(store: Store) -> None:
 
 
 def read_content(entry: Entry) -> Entry:
-    """An entry with its hash, date and size in pixels or seconds, or a problem; an address is left to the embedder."""
+    """An entry with its hash, date and size in pixels or seconds, or a problem."""
     item, value = entry.item, entry.value
-    if isinstance(value, str) and item.modality == "text":
+    if isinstance(value, str):
         value = value.encode("utf-8", "surrogatepass")
-    elif isinstance(value, str):
-        return entry
     about = hashlib.blake2b(digest_size=16)
     known: dict[str, Any] = {"date": None}
     try:
@@ -376,8 +368,8 @@ def _described(item: Item, old: Item) -> Item:
 
 
 def _may_work_now(item: Item) -> bool:
-    """Whether a file has a problem, but is worth another try though it is as it was: it could not be read at all (an
-    address may answer today, a permission be given), or the package that was missing is there."""
+    """Whether an unchanged file with a problem is worth another try: it could not be opened (a permission may be given
+    meanwhile), or a package was missing that is there now."""
     missing = _MISSING.search(item.problem or "")
     is_readable = item.hash is None or (missing is not None and find_spec(missing[1]) is not None)
     return item.problem is not None and is_readable

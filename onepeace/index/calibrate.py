@@ -1,4 +1,4 @@
-"""Makes the unrelated queries of a model that a hit is compared with (ranking.py)."""
+"""Makes the banks of unrelated queries of a model (ranking.py)."""
 
 from importlib import resources
 from itertools import zip_longest

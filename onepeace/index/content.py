@@ -1,4 +1,4 @@
-"""What an item of an index is made of, read again: to show it, or to compute something anew."""
+"""Content of an item of an index, read again to show it or to compute something from it."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from onepeace.errors import UserError
-from onepeace.files.source import scheme
 from onepeace.index.sources import is_shard, read_shard, shard_of, state_of, whole_of
 from onepeace.index.store import Item, Root
 from onepeace.progress import Progress
@@ -17,7 +16,7 @@ Result = TypeVar("Result")
 
 
 def content(item: Item, roots: Mapping[str, Root]) -> Path | bytes | str:
-    """The path of a file, the address of one, the bytes of a sample of a shard, or the words of a row of a table.
+    """The path of a file, the bytes of a sample of a shard, or the words of a row of a table.
 
     Args:
         roots: see `Index.roots`; a link that leads out of its folder is refused where links are not followed.
@@ -25,8 +24,6 @@ def content(item: Item, roots: Mapping[str, Root]) -> Path | bytes | str:
     Raises:
         UserError: it is not there any more, or lies elsewhere now.
     """
-    if scheme(item.path):
-        return item.path
     path = Path(item.path)
     if path.is_file():
         _refuse_link(item.path, roots)
@@ -60,18 +57,18 @@ def each(
     roots: Mapping[str, Root],
     function: Callable[[Any], Result],
 ) -> Iterator[tuple[int, Result]]:
-    """Place among the items, and what a function makes of the content, of the files that are as they were embedded.
+    """(place, result) of a function for the items whose files are unchanged.
 
-    Addresses and samples of shards are left out, and those of which the function raises a `UserError` or `OSError`.
+    Left out: samples of shards, and items for which the function raises `UserError` or `OSError`.
 
     Args:
         roots: of the index.
-        function: of a path or words; it is called in several threads.
+        function: of a path or words, called in several threads.
     """
 
     def result(item: Item) -> Result | None:
         with suppress(UserError, OSError):
-            if scheme(item.path) or shard_of(item.path):
+            if shard_of(item.path):
                 return None
             value = content(item, roots)
             if not isinstance(value, Path) or state_of(str(value)) == (item.size, item.mtime_ns):

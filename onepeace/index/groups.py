@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 NEIGHBOURS, NEAR = 24, 0.4
 """Nearest neighbours that a file is compared with at most, and their least cosine."""
 COSINES, PAIRS = 1 << 23, 256
-"""Cosines that are computed at once, and pairs of files that are compared at once."""
+"""Cosines computed at once, and pairs of files compared at once."""
 LARGEST_NUMBER = 50
 """Clusters that are made of many files, unless a number is asked for."""
 NAMES = 3
@@ -29,9 +29,9 @@ NAMES = 3
 BATCH = 4096
 """Files in a step of MiniBatchKMeans."""
 SHRINKAGE = 10
-"""Files by which the mean of all counts in the mean of a kind, as the mean of two files says little about it."""
+"""Shrinkage of a kind's mean: the mean of all files counts as this many files of the kind."""
 EDGE, MARGIN = 0.5, 0.96
-"""Percent of the points at each end of an axis that are drawn at the edge, and part of each side the others take."""
+"""Percent of the points clipped at each end of an axis, and share of the axis that the others span."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def clusters(index: Index, count: int | None = None) -> list[Cluster]:
 def plane(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     """(n, 2) float32 between 0 and 1 of unit vectors (n, E): their two principal components; always the same points.
 
-    What is the same in all files of one kind is left out, or pictures, sounds and texts were islands.
+    Vectors are centred by kind, or pictures, sounds and texts were islands.
 
     Args:
         kinds: (n,) of any type.
@@ -217,8 +217,8 @@ def _principal(vectors: np.ndarray) -> np.ndarray:
 
 
 def without_kind(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """Unit vectors (n, E) without what is the same in all files of one kind, so that a picture of a dog lies near its
-    barking: the means of pictures, sounds and texts are apart.
+    """Unit vectors (n, E) centred by kind, so that a picture of a dog lies near its barking: the means of pictures,
+    sounds and texts are apart.
 
     Args:
         kinds: (n,) of any type.

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from onepeace.errors import UserError
-from onepeace.files.source import describe, scheme
 from onepeace.files.walk import Unreadable
 from onepeace.index.filters import Condition, compile_condition, kind_of, register
 from onepeace.index.nearest import LOCAL, Matrix, read, service_of
@@ -123,7 +122,7 @@ class Index:
 
     def problems(self) -> list[Unreadable]:
         """Files that could not be embedded, with the reasons."""
-        return [unreadable(item.path, item.problem or "") for item in self.store.items("problem IS NOT NULL")]
+        return [Unreadable(Path(item.path), item.problem or "") for item in self.store.items("problem IS NOT NULL")]
 
     def roots(self) -> dict[str, Root]:
         """Folders, files, tables and shards that the index was made of, by path."""
@@ -140,14 +139,6 @@ class Index:
             "model": self.model, "model_hash": self.model_hash, "made_by": self.store.meta.get("made_by"),
             "created": self.store.meta["created"], "roots": list(self.roots()),
         }  # fmt: skip
-
-    def vectors(self, id_: int) -> np.ndarray:
-        """(n, E) float32 unit vectors of a file, as they were written.
-
-        Raises:
-            Damaged: they are not.
-        """
-        return self.store.intact([id_])[id_][2]
 
     def means(self) -> tuple[list[Item], np.ndarray]:
         """Files that have vectors, and (n, E) float32 unit vectors: the mean of those of each file."""
@@ -304,8 +295,8 @@ def check_model(store: Store, about: dict[str, str]) -> None:
 def banks_of(store: Store) -> Banks:
     """Unrelated queries of the model of an index, with their scores in all of its vectors.
 
-    Kept are those of the state that `Store.meta` names; what came later is counted in, and where vectors are gone, one
-    of which may have been the best, all are.
+    Stored are the scores of the state meta["scored"]. Later vectors are added; after removals, which may have taken a
+    best one, all are scored again.
     """
     banks = Banks.load(store.blob("calibration"), store.blob("best"))
     after, _, removed = store.meta.get("scored", "").partition("-")
@@ -320,11 +311,6 @@ def banks_of(store: Store) -> Banks:
 def is_index(path: str | os.PathLike[str]) -> bool:
     """Whether a path is the folder of an index."""
     return (Path(path) / DATABASE).is_file()
-
-
-def unreadable(path: str, reason: str) -> Unreadable:
-    """An item's path and what is wrong with it; of an address what may be shown."""
-    return Unreadable(describe(path) if scheme(path) else Path(path), reason)
 
 
 def _embedded(where: str | None) -> Condition:

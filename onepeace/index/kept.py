@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onepeace.errors import UserError
+from onepeace.errors import UsageError
 from onepeace.files.cache import cache_folder
 from onepeace.index.builder import Report
 from onepeace.index.index import Index, is_index
@@ -58,10 +58,10 @@ def forget(folder: str | os.PathLike[str]) -> None:
     """Delete an index of the cache folder.
 
     Raises:
-        UserError: it lies elsewhere, or another process is writing to it.
+        UsageError: it lies elsewhere; UserError: another process is writing to it.
     """
     if Path(folder).resolve().parent != indexes_folder().resolve():
-        raise UserError(f"{folder}: not in {indexes_folder()}; delete an index of your own yourself")
+        raise UsageError(f"{folder}: name the PATHS to leave out; only what index list shows is removed whole")
     with writing(folder):
         pass  # no other process writes to it now
     shutil.rmtree(folder)

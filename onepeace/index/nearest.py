@@ -1,9 +1,9 @@
 """The vectors of an index as one matrix, and the rows of it that are nearest to a query.
 
-The matrix is a file made from the database and mapped. Above `LARGE` vectors, and if FAISS is installed, inverted lists
-name candidates, which are then compared exactly. The name of each file, KIND-LAST-REMOVED-CRC, says of which vectors it
-is (ids rise and are never used twice) and the CRC-32 of its content. What does not fit is left aside, and made anew by
-the next writer; a reader without a matrix reads the vectors from the database.
+The matrix is a memory-mapped file made from the database. Above `LARGE` vectors, and if FAISS is installed, inverted
+lists give candidates, which are then compared exactly. A file's name, KIND-LAST-REMOVED-CRC, has the last vector id in
+it, the number of vectors removed so far, and the CRC-32 of its content. A file that does not match is ignored, and
+written again by the next writer; a reader without a matrix reads the vectors from the database.
 """
 
 import logging
@@ -28,20 +28,20 @@ log = logging.getLogger(__name__)
 
 MATRIX, LISTS = "matrix", "lists"
 LOCAL = "local"
-"""In place of the address of a service: vectors are compared here."""
+"""Address that means no service."""
 READ = 1 << 13
-"""Vectors that are read from the database at once."""
+"""Vectors read from the database at once."""
 LARGE = 250_000
 """Vectors from which on inverted lists are kept: exact search takes 5 ms for 100,000 vectors, 45 ms for a million."""
 STALE = 0.1
-"""Share of vectors that are newer than the lists, or removed since, from which on the lists are made again."""
+"""Share of vectors added or removed since the lists were made, from which on they are made again."""
 PROBED, TRAINED = 48, 200_000
-"""Lists that a query looks into, and vectors that their middles are learned from."""
+"""Lists that a query probes (nprobe), and vectors that the centroids are trained on."""
 BLOCK = 1 << 14
-"""Vectors that a thread compares at once: its threads of BLAS would spin for each other's cores."""
+"""Vectors per task of the thread pool; BLAS itself runs single-threaded, as its threads would spin."""
 ROUNDING = 1e-6
 GATHERED = 0.2
-"""Share of rows below which copying them together is faster than comparing all."""
+"""Share of rows below which gathering them is faster than comparing all."""
 
 
 def record_type(embed_dim: int) -> np.dtype:
@@ -138,8 +138,7 @@ class Matrix:
         return found
 
     def is_whole(self) -> bool:
-        """Whether the mapped file is as long as it was: reading behind the end of one that another program has cut
-        short would end the process."""
+        """Whether the mapped file is as long as it was; reading past the end of a truncated one is a bus error."""
         with suppress(OSError):  # the name is gone, the mapped file is not
             return self._path is None or not self.is_mapped or os.stat(self._path).st_size >= self.records.nbytes
         return True
@@ -199,7 +198,7 @@ def keep(store: Store) -> None:
 
 
 def fault_of(folder: Path) -> str | None:
-    """The matrix or the lists, if their content is not what was written; None if it is, or they are not there."""
+    """What is wrong with the matrix or the lists; None if nothing is, or they are not there."""
     for path in derived(folder):
         if _checksum(path) != _parts(path)[-1]:
             return f"{path.name} is not what was written"
@@ -226,13 +225,13 @@ def _checksum(path: Path) -> int:
 
 
 def vectors_state(store: Store) -> str:
-    """State of an index's vectors, as the names of its files give it: the id of the last one, and how many are gone."""
+    """State of an index's vectors, LAST-REMOVED, as in the names of its files."""
     ((last,),) = store.select("SELECT max(id) FROM vectors")
     return f"{last or 0}-{store.meta['removed']}"
 
 
 def _replace(store: Store, kind: str, state: str, blocks: Iterator[bytes]) -> None:
-    """Write a file of a state in the place of the older ones. Nobody waits for the disk: its name has its checksum."""
+    """Replace the older files of a kind. There is no fsync: the checksum in the name tells a half-written one."""
     temporary, crc = store.folder / f".{kind}.tmp", 0
     try:
         with open(temporary, "wb") as file:
@@ -346,7 +345,7 @@ class _Lists:
 
 
 def _selector(ids: np.ndarray, rows: np.ndarray) -> Any:
-    """What FAISS reads for some rows: their ids as bits; None for all rows."""
+    """FAISS selector of rows, a bitmap of their ids; None for all rows."""
     import faiss
 
     if len(rows) == len(ids):

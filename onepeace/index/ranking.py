@@ -39,7 +39,7 @@ POSSIBLE = 2 / 3
 RELEVANT = 0.25
 """Where no hit has this much, nothing relevant was found: three of four unrelated queries find something nearer."""
 SMALLEST = 1e-8
-"""Counted at least where something is divided by it."""
+"""Lower bound of divisors."""
 FORMAT = "2"
 """Version of `Banks.to_bytes`."""
 SEEN = ("best", "squares", "sums", "counts")
@@ -100,7 +100,7 @@ class Banks:
         self._seen: dict[tuple[str, str], Seen | None] = {}
 
     def add(self, vectors: NDArray, modalities: Sequence[str] | NDArray) -> None:
-        """Count in further items, (n, E) unit rows, and their modalities; there is no bank for those not built in.
+        """Add items: (n, E) unit rows and their modalities. Modalities that are not built in have no scores.
 
         Queries against items cost 2 N n E operations, about a second for 100,000 items of 256 numbers.
         """
@@ -134,7 +134,7 @@ class Banks:
         return Seen(self.best[place, code], means, squares - float(means.mean()) ** 2, queries.mean(axis=0))
 
     def score(self, query: "QueryVector", modality: str, cosines: NDArray) -> tuple[NDArray, NDArray | None]:
-        """What the cosines (n,) of a query with items of one modality mean.
+        """z and match of the cosines (n,) of a query with items of one modality.
 
         Returns:
             z (n,) and the match (n,) in 0..1, in the order of the cosines; the cosines themselves and None if a part

@@ -21,11 +21,11 @@ SAME = 0.9999
 POOL = 200
 """Best files that are sorted by date or path, unless more hits are asked for."""
 REMEMBERED = 16
-"""Filters whose results are kept in memory."""
+"""Filters whose masks are cached."""
 CANDIDATES = 4
-"""Vectors looked at for each hit that is wanted; several may be of one file."""
+"""Vectors fetched per hit wanted; several may be of one file."""
 BLOCK = 256
-"""Files that are compared at once with those before them, to find near copies."""
+"""Files compared at once with those ranked before them, to find near copies."""
 NOTHING = "nothing relevant found; the nearest are:"
 
 Sort = Literal["match", "date", "path"]
@@ -201,7 +201,7 @@ def _grouped(matrix: Matrix, rows: np.ndarray, collapse: bool) -> list[list[int]
 
 
 class Filters:
-    """Rows of a matrix that the filters of queries allow; what was asked last is remembered."""
+    """Masks over the rows of a matrix for the filters of queries, cached."""
 
     def __init__(self, store: Store, matrix: Matrix) -> None:
         self.store, self.matrix = store, matrix

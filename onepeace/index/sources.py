@@ -37,7 +37,7 @@ class Entry:
     item: Item
     """What is known before reading; with a problem if it cannot be read."""
     value: Any = None
-    """Input of the embedder: a path, bytes, an address, or for a text the string itself."""
+    """Input of the embedder: a path, bytes, or for a text the string itself."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ def roots_of(
 
     Args:
         paths: folders, files, tables (.csv, .tsv, .jsonl), webdataset shards (.tar, .tar.gz; patterns with braces and
-            stars, or addresses).
+            stars).
         exclude: patterns as in a .gitignore file, from each folder.
 
     Raises:
@@ -93,7 +93,7 @@ def _shards(given: str) -> list[str]:
 
     if os.path.isfile(given):  # whatever brackets are in its name
         return [os.path.abspath(given)]
-    if not scheme(given) and not re.search(r"[*?{\[$]", given):
+    if scheme(given) or not re.search(r"[*?{\[$]", given):
         raise UsageError(f"{given}: no such file or folder")
     return expand(given)
 
@@ -178,9 +178,7 @@ def _file(path: str, modality: str) -> Entry:
 
 
 def state_of(shard: str) -> tuple[int, int]:
-    """Size and mtime_ns of a shard; zeros for an address, which is taken to stay as it is."""
-    if scheme(shard):
-        return 0, 0
+    """Size and mtime_ns of a shard."""
     status = os.stat(shard)
     return status.st_size, status.st_mtime_ns
 
@@ -234,9 +232,6 @@ def _rows(table: Path, modalities: Mapping[str, str]) -> Iterator[Entry]:
             yield Entry(replace(here, problem=reason or f"no {known} in this row; it has {', '.join(row.cells)}"))
             continue
         for key, value in media.values():
-            if scheme(value):
-                yield Entry(_described(Item(value, key), captions, about), value)
-                continue
             entry = _file(os.path.abspath(table.parent / value), key)
             if entry.item.problem:  # the row is wrong, rather than the file
                 yield Entry(replace(here, problem=f"{value}: {entry.item.problem}"))
@@ -253,7 +248,7 @@ _MEDIA = tuple(key for key in MODALITIES if key != "text")
 
 
 def _media(cells: Mapping[str, Any], modalities: Mapping[str, str]) -> tuple[dict[str, tuple[str, str]], str]:
-    """The columns with pictures and sounds: (modality, path or address) of each; and what is wrong with them."""
+    """The columns with pictures and sounds: (modality, path) of each; and what is wrong with them."""
     named = {key: (key, str(cells[key])) for key in _MEDIA if key in cells}
     if named:
         return named, ""
@@ -279,10 +274,7 @@ def _described(item: Item, captions: Sequence[str], about: Mapping[str, Any]) ->
 
 
 def name_and_place(path: str) -> tuple[str, str]:
-    """What an item is called, and the folder, shard or host it is in."""
-    if scheme(path):
-        place, _, name = path.rpartition("/")
-        return name, place
+    """Name of an item, and the folder or shard it is in."""
     if shard := shard_of(path):
         return path[len(shard) + len("::") :], shard
     return os.path.basename(path), os.path.dirname(path)

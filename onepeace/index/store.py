@@ -43,7 +43,7 @@ ELSEWHERE = (
     "locking protocol",
     "unable to open database file",
 )
-"""What SQLite says when the fault is not in its file. A repair would be no remedy, and could cost what is there."""
+"""Messages of SQLite for faults outside of its file, which a repair would not mend and could make worse."""
 
 SCHEMA = """
 CREATE TABLE kept (name TEXT PRIMARY KEY, content BLOB NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
@@ -84,7 +84,7 @@ class Item:
     """A file of an index, as it was when it was embedded."""
 
     path: str
-    """Absolute; "SHARD::KEY" for a sample of a shard, possibly an address for a table's row. Bytes of a name that are
+    """Absolute; "SHARD::KEY.ENDING" for a sample of a shard, "TABLE::LINE" for a row's text. Bytes of a name that are
     not UTF-8 are surrogates, as everywhere in Python."""
     modality: str
     """image, audio, text or video."""
@@ -148,7 +148,7 @@ class Root:
     """A path that an index was made of, or that was taken out of it; `update` goes over them."""
 
     path: str
-    """Absolute, or the address of a shard."""
+    """Absolute."""
     kind: Literal["folder", "file", "table", "shard", "removed"]
     exclude: tuple[str, ...] = ()
     """Patterns as in a .gitignore file, of a folder."""
@@ -161,7 +161,7 @@ class Root:
 class Store:
     """An index folder, open for reading, or for writing inside `transaction`.
 
-    A reader sees the state of the moment in which it was opened, whatever is written meanwhile.
+    A reader sees a snapshot: the state when it was opened, whatever is written meanwhile.
 
     Args:
         write: open it for writing; the caller holds the lock of writers.
@@ -226,7 +226,7 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Block of which everything is kept, on the disk when it ends, or nothing.
+        """Context of one transaction: durable when it ends, or rolled back.
 
         Raises:
             UserError: the disk is full or not writable, or the folder was moved; Damaged.
@@ -340,7 +340,7 @@ class Store:
         self.keep_blob("roots", json.dumps(kept).encode())
 
     def blob(self, name: str) -> bytes | None:
-        """Something that is kept beside the files, such as the calibration; None if it is not there.
+        """Blob of the table `kept`, such as the calibration; None if it is not there.
 
         Raises:
             Damaged: it is not what was written.
@@ -385,7 +385,7 @@ class Store:
 
 @contextmanager
 def failing(folder: Path, doing: str) -> Iterator[None]:
-    """Errors of SQLite and of the disk in the block become those for people.
+    """Context in which errors of SQLite and of the disk become a `UserError`.
 
     Args:
         folder: of the index.

@@ -9,7 +9,7 @@ import numpy as np
 
 from onepeace.embed.parts import Compound, Part
 from onepeace.errors import UserError, need
-from onepeace.files.source import NamedBytes, describe, read_bytes, scheme
+from onepeace.files.source import describe
 from onepeace.files.video import STEP, frames
 from onepeace.index.search import ALIKE
 from onepeace.index.store import Span
@@ -27,7 +27,7 @@ CHANGE = 0.25
 MOST = 1000
 """Pictures of one video that are embedded at most: in one of more seconds than that they lie farther apart."""
 AHEAD = 16
-"""Pictures, and windows of the sound, that are decoded before they are asked for."""
+"""Pictures, and windows of the sound, decoded ahead."""
 
 Pieces = Iterable[tuple[float, float, "Tensor"]]
 
@@ -36,7 +36,7 @@ class Video(Compound):
     """The pictures at changes of the scene and every 5 seconds of it, and the windows of the sound.
 
     Args:
-        value: a path, an address, or the content of a file.
+        value: a path, or the content of a file.
         modalities: image and audio, or the one of them that the model has vectors of.
         duration: seconds, if known. A video of more than `MOST` seconds has a picture at most every duration / `MOST`.
 
@@ -56,8 +56,6 @@ class Video(Compound):
 
     def parts(self, pieces: Callable[[str, object], Pieces]) -> list[Part]:
         need("av", "media")
-        if isinstance(self.value, str) and scheme(self.value):
-            self.value = NamedBytes(read_bytes(self.value), self.name)
         found = {"image": self._pictures(pieces), "audio": pieces("audio", self.value)}
         parts = []
         for modality in self.modalities:
@@ -86,10 +84,8 @@ class Video(Compound):
                 self.troubles.append(reason)
 
     def vectors(self, windows: "Windows", is_silent: bool) -> tuple[list[Span], np.ndarray]:
-        """What is kept of the vectors, and what they stand for.
-
-        Of pictures one after the other that look the same, the first; a picture stands for the time until the next.
-        Silence is left out where there are pictures.
+        """Spans and vectors to store: the first of successive pictures that look alike, until the next one, and the
+        windows of the sound; no silence where there are pictures.
         """
         vectors = np.asarray(windows.vectors)
         kept: list[int] = []

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import make_folder
-from onepeace.files.source import scheme
+from onepeace.files.walk import Unreadable
 from onepeace.index import nearest
 from onepeace.index.builder import Builder, Report, score
 from onepeace.index.calibrate import banks_of_words, read_calibration
-from onepeace.index.index import check_model, identity, unreadable
+from onepeace.index.index import check_model, identity
 from onepeace.index.plugin import plugin
 from onepeace.index.sources import Scan, is_below, roots_of, scan
 from onepeace.index.store import DATABASE, Root, Store
@@ -105,11 +105,10 @@ def remove(folder: str | os.PathLike[str], paths: Sequence[str | os.PathLike[str
         ids: set[int] = set()
         removed = []
         for each in paths:
-            given = os.fspath(each)
-            path = given if scheme(given) else os.path.abspath(given)
+            path = os.path.abspath(each)
             found = {item.id for item in store.items() if is_below(item.path, {path})}
             if not found and path not in known:
-                raise UserError(f"{given}: not in the index {folder}")
+                raise UserError(f"{os.fspath(each)}: not in the index {folder}")
             ids |= found
             removed.append(Root(path, "removed"))
         with store.transaction():
@@ -156,7 +155,7 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 def _nothing(paths: Sequence[str | os.PathLike[str]], found: Scan) -> str:
     items = [entry.item for entry in found.entries.values()]
-    problems = [*found.problems, *(unreadable(item.path, item.problem or "") for item in items)]
+    problems = [*found.problems, *(Unreadable(Path(item.path), item.problem or "") for item in items)]
     first = f"; {len(problems)} cannot be read, as {problems[0].path}: {problems[0].reason}" if problems else ""
     others = ", ".join(f"{name} {count}" for name, count in found.others.most_common(5))
     places = ", ".join(os.fspath(path) for path in paths)
@@ -165,7 +164,7 @@ def _nothing(paths: Sequence[str | os.PathLike[str]], found: Scan) -> str:
 
 def _is_present(folder: str | os.PathLike[str], root: Root) -> bool:
     """Whether a root is there; UserError for one that may be on a disk that is not mounted."""
-    if scheme(root.path) or os.path.lexists(root.path):
+    if os.path.lexists(root.path):
         return True
     if root.kind == "folder" or not os.path.isdir(os.path.dirname(root.path)):
         raise UserError(f"{root.path}: not there now; {_remedy(folder, root)}")
@@ -265,7 +264,7 @@ def _finish(store: Store) -> None:
 
 
 def _choose_service(store: Store, address: str) -> None:
-    """Ask another service which vectors are near from now on, "local" for none, once it has answered."""
+    """Switch to another service for nearest vectors, "local" for none, once it has answered."""
     if address != nearest.LOCAL:
         with closing(nearest.service_of(store, nearest.Matrix(store), address)) as service:
             service.send()
@@ -274,8 +273,7 @@ def _choose_service(store: Store, address: str) -> None:
 
 
 def _keep_calibration(store: Store, builder: Builder) -> None:
-    """Keep the unrelated queries of the model with an index: those of its folder, else generic words, which it encodes
-    now."""
+    """Store the unrelated queries of the model: those of its folder, else generic words, which it encodes now."""
     from onepeace.hub.resolve import resolve
 
     kept = store.blob("calibration")

@@ -11,9 +11,8 @@ import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache, partial
-from itertools import islice
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 from onepeace.embed.parts import Compound
@@ -57,15 +56,6 @@ def open_engine(address: str, model: str, device: str | None, dtype: str) -> "Ra
     needs = {"num_gpus": 1 / -(-count // gpus)} if gpus else {"num_cpus": float(int(share)) if share >= 1 else share}
     load = partial(embedder.load, model, device=device, dtype=dtype)
     return RayEmbedder(model, lambda: ray.remote(**needs)(_Actor).remote(load), count, is_ours)
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Items that one actor embeds together, and the place of the first among all items."""
-
-    first: int
-    items: Sequence[object]
-    options: dict[str, Any]
 
 
 class RayEmbedder:
@@ -117,16 +107,17 @@ class RayEmbedder:
     def stream(
         self, items: Iterable[object], *, batch_size: int = 32, **options: Any
     ) -> Generator["Embedded", None, None]:
-        """See `Embedder.stream`; a chunk has ``batch_size`` items."""
+        """See `Embedder.stream`; a chunk has ``batch_size`` items, and an index is that in its chunk."""
         import ray
         from ray.exceptions import RayActorError
 
-        chunks = enumerate(_chunks(items, {**options, "batch_size": batch_size}))
-        waiting: deque[tuple[_Chunk, Any, Any]] = deque()
+        source, turn = iter(items), cycle(range(len(self._actors)))
+        options["batch_size"] = batch_size
+        waiting: deque[tuple[list[object], Any, Any]] = deque()
         while True:
-            for number, chunk in islice(chunks, AHEAD * len(self._actors) - len(waiting)):
-                actor = self._actors[number % len(self._actors)]
-                waiting.append((chunk, actor, actor.embed.remote(chunk)))
+            while len(waiting) < AHEAD * len(self._actors) and (chunk := list(islice(source, batch_size))):
+                actor = self._actors[next(turn)]
+                waiting.append((chunk, actor, actor.embed.remote(chunk, options)))
             if not waiting:
                 return
             chunk, actor, answer = waiting.popleft()
@@ -136,22 +127,21 @@ class RayEmbedder:
                 if waiting:
                     ray.wait([answer for _, _, answer in waiting], num_returns=len(waiting))
                 self._replace(actor)
-                yield from self._one_by_one(chunk)
+                yield from self._one_by_one(chunk, options)
 
-    def _one_by_one(self, chunk: _Chunk) -> Iterator["Embedded"]:
+    def _one_by_one(self, items: list[object], options: dict[str, Any]) -> Iterator["Embedded"]:
         from ray.exceptions import RayActorError
 
         from onepeace.embed.assembly import Embedded
         from onepeace.embed.items import name_of
 
-        for place, item in enumerate(chunk.items, chunk.first):
-            actor, alone = self._actors[0], _Chunk(place, [item], chunk.options)
+        for item in items:
+            actor = self._actors[0]
             try:
-                yield from _taken(alone, actor.embed.remote(alone))
+                yield from _taken([item], actor.embed.remote([item], options))
             except RayActorError:
                 self._replace(actor)
-                error = UserError("the process that embeds it dies of it")
-                yield Embedded(place, name_of(place, item), error=error)
+                yield Embedded(0, name_of(0, item), error=UserError("the process that embeds it dies of it"))
 
     def _replace(self, dead: Any) -> None:
         self._actors = [self._start() if actor is dead else actor for actor in self._actors]
@@ -167,32 +157,24 @@ class _Actor:
         """Load the model."""
         self._load()
 
-    def embed(self, chunk: _Chunk) -> "tuple[list[Embedded], list[dict[str, Any]]]":
+    def embed(self, items: list[object], options: dict[str, Any]) -> "tuple[list[Embedded], list[dict[str, Any]]]":
         """Result of each item, and the attributes that its copy here has learned (`Compound`)."""
         from onepeace.embed.assembly import Embedded
 
         results, learned = [], []
-        found = self._load().stream(chunk.items, **chunk.options)
-        for place, (item, result) in enumerate(zip(chunk.items, found, strict=True), chunk.first):
+        for item, result in zip(items, self._load().stream(items, **options), strict=True):
             error = None if result.error is None else UserError(str(result.reason))  # others may not be picklable
             parts = result.vector, result.windows, error
-            results.append(Embedded(place, result.name, *parts, is_silent=result.is_silent))
+            results.append(Embedded(result.index, result.name, *parts, is_silent=result.is_silent))
             names = item.learned if isinstance(item, Compound) else ()
             learned.append({name: getattr(item, name) for name in names})
         return results, learned
 
 
-def _chunks(items: Iterable[object], options: dict[str, Any]) -> Iterator[_Chunk]:
-    source, first = iter(items), 0
-    while some := list(islice(source, options["batch_size"])):
-        yield _Chunk(first, some, options)
-        first += len(some)
-
-
-def _taken(chunk: _Chunk, answer: Any) -> Iterator["Embedded"]:
+def _taken(items: list[object], answer: Any) -> Iterator["Embedded"]:
     """Results of a chunk; what the actor learned of the items is taken over."""
     results, learned = _answer(answer)
-    for item, about, result in zip(chunk.items, learned, results, strict=True):
+    for item, about, result in zip(items, learned, results, strict=True):
         for name, value in about.items():
             setattr(item, name, value)
         yield result

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_text_atomic
-from onepeace.files.source import read_bytes, scheme, suffix
+from onepeace.files.source import read_bytes, suffix
 from onepeace.index import Hit, Query, Results
 from onepeace.index.content import content
 from onepeace.index.sources import name_and_place
@@ -93,7 +93,7 @@ def _words(query: Query) -> list[str]:
 def _card(hit: Hit, embedding: Embedding) -> str:
     item = hit.item
     name, place = map(readable, name_and_place(item.path))
-    link = item.path if scheme(item.path) else _link_to(Path(item.path), embedding.folder)
+    link = _link_to(Path(item.path), embedding.folder)
     share, scale = (hit.score, COSINE) if hit.match is None else (hit.match, MATCH)
     at = "" if hit.start is None else f" at {hit.start:.0f} s"
     copies = f" and {len(hit.copies)} nearly the same" if hit.copies else ""

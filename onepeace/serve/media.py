@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from onepeace.errors import UserError
 from onepeace.files.heatmap import bars
-from onepeace.files.source import scheme, suffix
+from onepeace.files.source import suffix
 from onepeace.files.video import frame_at
 from onepeace.index import Item
 from onepeace.index.content import content
@@ -79,7 +79,7 @@ def body_of(item: Item, roots: Roots) -> Body:
         roots: of the index, see `onepeace.index.content.content`.
 
     Raises:
-        Refused: it is not there any more (404), or not what was indexed (410); an address (404).
+        Refused: it is not there any more (404), or not what was indexed (410).
         UserError: a sound that cannot be read.
     """
     value = _unchanged(item, roots)
@@ -168,8 +168,6 @@ def _unchanged(item: Item, roots: Roots) -> Path | bytes | str:
         value = content(item, roots)
         if isinstance(value, Path):
             _check(os.stat(value), item, with_size=True)
-        elif scheme(item.path):
-            raise Refused(404, f"item {item.id}: kept at an address, which is not fetched")
         return value
     except OSError as error:
         raise Refused(404, f"item {item.id}: cannot be opened now ({error.strerror or error})") from error

@@ -3,13 +3,11 @@
 import os
 import shutil
 import sys
-from http.server import BaseHTTPRequestHandler
 
 import numpy as np
 import pytest
 from support.indexes import check_same, content
 from support.media import H264, TWO_SCENES, media
-from support.server import serving
 from support.small_shards import write_tar
 
 from onepeace.index import Index, Query
@@ -128,27 +126,6 @@ def test_member_of_a_shard_is_as_a_file(build, tmp_path):
     assert spans(tmp_path / "index")[1] == ("image", 10.0, 10.0)  # how long it is is not known
     (one,), (two,) = (content(tmp_path / name).values() for name in ("index", "file"))
     np.testing.assert_allclose(one[1], two[1], atol=1e-5)
-
-
-def test_video_at_an_address_is_fetched_once(build, tmp_path):
-    asked = []
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(TWO_SCENES.read_bytes())
-
-        def log_message(self, *_):
-            pass
-
-    with serving(Answer) as address:
-        (tmp_path / "table.csv").write_text(f"url,caption\n{address}/a.webm,a cat and coffee\n")
-        build(tmp_path / "index", tmp_path / "table.csv")
-    assert asked == ["/a.webm"]
-    assert item_of(tmp_path / "index").modality == "video"
-    assert len(spans(tmp_path / "index")) == 2 + 10
 
 
 def halved(path, target, start):

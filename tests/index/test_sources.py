@@ -66,7 +66,7 @@ def test_rows_of_a_table(tree):
     table.write_text("\n".join([*map(json.dumps, rows), "[1]", "{"]))
     entries, problems = found(table)
     assert problems == []
-    items = {os.path.relpath(path, tree) if path[0] == "/" else path: entry.item for path, entry in entries.items()}
+    items = {os.path.relpath(path, tree): entry.item for path, entry in entries.items()}
     image = items["a.jpg"]
     assert (image.modality, image.size, image.caption, image.metadata) == ("image", 1, "one\ntwo", {"year": 2001})
     assert items["sub/deep/d.ogg"].caption == "one\ntwo"
@@ -74,9 +74,9 @@ def test_rows_of_a_table(tree):
     assert (text.modality, text.caption, text.metadata) == ("text", "only \ufffd words", {"tags": ["\ufffd"]})
     assert entries[text.path].value == "only \ud800 words"  # as it is; the model's own rule is for that
     assert (items["sub/b.txt"].modality, items["sub/b.txt"].caption) == ("text", "a text in a file")
-    assert items["https://example.org/x.ogg?token=1"].modality == "audio"
     reasons = {path: item.problem for path, item in items.items() if item.problem}
     assert reasons == {
+        "table.jsonl::4": "https://example.org/x.ogg?token=1: No such file or directory",
         "table.jsonl::5": "sub/c.md: its ending says no kind of file; name the column image or audio in place of "
         "file_name",
         "table.jsonl::6": "nothing.jpg: No such file or directory",
