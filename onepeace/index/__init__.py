@@ -12,16 +12,10 @@ if TYPE_CHECKING:
     from onepeace.index.verify import CheckReport, check
     from onepeace.index.write import build, remove, update
 
-_PLACES = {
-    "write": ("build", "remove", "update"),
-    "builder": ("Report",),
-    "verify": ("CheckReport", "check"),
-    "index": ("Index", "is_index"),
-    "query": ("Query",),
-    "search": ("Hit", "Results"),
-    "store": ("Item",),
-}
-_MODULES = {name: module for module, names in _PLACES.items() for name in names}
+_MODULES = {
+    "CheckReport": "verify", "Hit": "search", "Index": "index", "Item": "store", "Query": "query", "Report": "builder",
+    "Results": "search", "build": "write", "check": "verify", "is_index": "index", "remove": "write", "update": "write",
+}  # fmt: skip
 __all__ = [
     "CheckReport", "Hit", "Index", "Item", "Query", "Report", "Results", "build", "check", "is_index", "remove",
     "update",

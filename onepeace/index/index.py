@@ -97,7 +97,7 @@ class Index:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Modalities of the vectors: those that the model has."""
-        return tuple(key for key in self.store.kinds if key in self.store.meta["modalities"].split())
+        return self.store.kinds
 
     def items(self, where: str | None = None) -> Iterator[Item]:
         """Files that have vectors, in the order in which they came, and that meet a condition (filters.py)."""

@@ -27,11 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onepeace.errors import UserError, one_line
-from onepeace.index.store import MODALITIES
 
 if TYPE_CHECKING:
     from onepeace.index.query import QueryVector
 
+MODALITIES = ("image", "audio", "text")
+"""Modalities of items that queries are scored with."""
 LIKELY = 0.95
 """Match above which a hit is likely what was meant: 19 of 20 unrelated queries find nothing as near."""
 POSSIBLE = 2 / 3

@@ -14,7 +14,7 @@ from onepeace.files.ignore import Ignore
 from onepeace.files.source import NamedBytes, scheme, suffix
 from onepeace.files.video import VIDEO_SUFFIXES
 from onepeace.files.walk import Unreadable, walk
-from onepeace.index.store import DATABASE, MODALITIES, Item, Root
+from onepeace.index.store import DATABASE, Item, Root
 from onepeace.processors.endings import modality_by_ending
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
@@ -244,7 +244,7 @@ def _rows(table: Path, modalities: Mapping[str, str]) -> Iterator[Entry]:
         raise UserError(f"{table}: no rows; columns are {', '.join((*_MEDIA, CAPTIONS[0]))} and any others")
 
 
-_MEDIA = tuple(key for key in MODALITIES if key != "text")
+_MEDIA = ("image", "audio")
 
 
 def _media(cells: Mapping[str, Any], modalities: Mapping[str, str]) -> tuple[dict[str, tuple[str, str]], str]:

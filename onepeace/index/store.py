@@ -7,8 +7,8 @@ checksums of its own pages: a file's row has a CRC-32 over its fields and vector
 
 import json
 import os
+import secrets
 import sqlite3
-import time
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -26,7 +26,6 @@ from onepeace.files.atomic import make_folder, sync, write_atomic
 DATABASE = "index.sqlite"
 FORMAT = "5"
 """Version of what is on the disk; an index of another one is refused by name."""
-MODALITIES = ("image", "audio", "text")
 VECTOR = np.dtype("<f4")
 PAGE = 16384
 """Bytes of a page: 15 vectors of 256 numbers fit in one."""
@@ -167,8 +166,8 @@ class Store:
         write: open it for writing; the caller holds the lock of writers.
 
     Attributes:
-        meta: the model, how files are cut into vectors, and the number of the state; kept by `transaction`.
-        kinds: modalities by their codes; those of the model that are not built in come last.
+        meta: the model, counters, and a random name of the state; kept by `transaction`.
+        kinds: modalities of the model; a vector has the place of its own among them.
 
     Raises:
         UserError: no index there, one of another format, or one that cannot be read; Damaged.
@@ -179,30 +178,29 @@ class Store:
         path = folder / DATABASE
         if not path.is_file():
             raise UserError(f"{folder}: no index there; make one with: onepeace index build {folder} FILES")
-        with failing(folder, "opened"):
+        with failing(folder, "read"):
             self.connection = _writer(path) if write else _reader(path)
-        try:
-            with failing(folder, "read"):
+            try:
                 if not write:
                     self.connection.execute("BEGIN")  # all that is read from here on is of one state
                 self.meta = self._known()
-        except BaseException:
-            self.close()
-            raise
+            except BaseException:
+                self.close()
+                raise
         self.embed_dim = int(self.meta["embed_dim"])
-        self.kinds = (*MODALITIES, *(key for key in self.meta["modalities"].split() if key not in MODALITIES))
+        self.kinds = tuple(self.meta["modalities"].split())
 
     @classmethod
     def create(cls, folder: Path, embed_dim: int, about: dict[str, str]) -> "Store":
         """New, empty index, open for writing.
 
         Args:
-            about: goes into its meta: the model and how files are cut into vectors.
+            about: further entries of its meta, which name the model.
 
         Raises:
             UserError: the disk is full or not writable.
         """
-        meta = {"format_version": FORMAT, "embed_dim": str(embed_dim), "generation": "0", "removed": "0"}
+        meta = {"format_version": FORMAT, "embed_dim": str(embed_dim), "generation": "", "removed": "0"}
         meta |= {"store": "local", "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), **about}
         with failing(folder, "written"):
             make_folder(folder)
@@ -214,18 +212,13 @@ class Store:
     def close(self) -> None:
         self.connection.close()
 
-    @property
-    def generation(self) -> str:
-        """Number of the state that is read; never used twice."""
-        return self.meta["generation"]
-
     def is_current(self) -> bool:
         """Whether nothing was written since this reader was opened."""
         with closing(Store(self.folder)) as now:
-            return now.generation == self.generation
+            return now.meta == self.meta
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[None]:
         """Context of one transaction: durable when it ends, or rolled back.
 
         Raises:
@@ -235,9 +228,9 @@ class Store:
             self.connection.execute("BEGIN IMMEDIATE")
             before, meta = self.connection.total_changes, dict(self.meta)
             try:
-                yield self.connection
+                yield
                 if self.connection.total_changes != before or self.meta != meta:
-                    self.meta["generation"] = str(max(int(self.generation) + 1, time.time_ns()))
+                    self.meta["generation"] = secrets.token_hex(8)
                     self.keep_blob("meta", json.dumps(self.meta).encode())
                 self.connection.commit()
             except BaseException:

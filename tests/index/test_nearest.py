@@ -8,7 +8,7 @@ from support.indexes import fabricate
 
 from onepeace.index import nearest
 from onepeace.index.nearest import LISTS, Matrix, derived
-from onepeace.index.store import MODALITIES, Item, Span, Store
+from onepeace.index.store import Item, Span, Store
 
 E = 32
 
@@ -18,7 +18,7 @@ def files(count, seed=0):
     rng = np.random.default_rng(seed)
     middles = 1.5 * np.random.default_rng(0).normal(size=(50, E))
     vectors = middles[rng.integers(50, size=count)] + rng.normal(size=(count, E))
-    return [(Item(f"/{seed}/{i}", MODALITIES[i % 3]), vector) for i, vector in enumerate(vectors)]
+    return [(Item(f"/{seed}/{i}", ("image", "audio", "text")[i % 3]), vector) for i, vector in enumerate(vectors)]
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def best(folder, query, count, allowed=None):
         mask = np.ones(len(matrix), bool) if allowed is None else allowed(matrix)
         cosines = matrix.vectors.astype(np.float64) @ query
         expected = {}
-        for code, name in enumerate(MODALITIES):
+        for code, name in enumerate(store.kinds):
             own = np.flatnonzero(mask & (matrix.modality == code))
             if len(own):
                 expected[name] = [paths[matrix.file[row]] for row in own[np.argsort(-cosines[own])][:count]]
