@@ -6,16 +6,14 @@ encode  The model alone, on inputs in memory: the bundled model, and one of base
 train   Steps of a recipe beside the same steps with every item padded to the longest of its batch. Weights are random,
         items made up: captions of 4 to 13 tokens, clips of 1 to 15 seconds.
 
-What is compared takes turns; if two that should compute the same do not, the run ends with an error. The table on
-stdout has medians, the JSON file quartiles too.
+What is compared takes turns; if two that should compute the same do not, the run ends with an error. The table has
+medians, quartiles in brackets.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from onepeace.errors import UsageError, UserError
 from onepeace.threads import sleep_while_waiting
@@ -34,7 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtypes", default="float32,bfloat16", metavar="A,B", help="float32,bfloat16")
     parser.add_argument("--size", default="tiny,base", metavar="A,B", help="encode: names of models (tiny,base)")
     parser.add_argument("--batch", type=int, metavar="N", help="encode: items in a pass (about 1600 tokens)")
-    parser.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
     try:
         return _run(parser.parse_args(arguments))
     except UserError as error:
@@ -47,7 +44,7 @@ def _run(args: argparse.Namespace) -> int:
     import torch
 
     from onepeace.bench import encode, train
-    from onepeace.bench.comparison import machine, markdown_report
+    from onepeace.bench.comparison import markdown_report
     from onepeace.device import choose_device, choose_dtype
     from onepeace.train.recipe import read_recipe
 
@@ -68,10 +65,7 @@ def _run(args: argparse.Namespace) -> int:
         path, *overrides = args.recipe
         rows = list(train.bench_train(read_recipe(path, overrides), dtypes, device, args.seconds))
         columns = train.columns
-    report = {"machine": machine(device), "seconds_per_row": args.seconds, "rows": rows}
-    if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(markdown_report([columns(row) for row in rows], report["machine"]))
+    print(markdown_report([columns(row) for row in rows], device))
     return 0
 
 

@@ -62,22 +62,15 @@ def _wait(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """Where the times were taken."""
+def markdown_report(rows: Sequence[Mapping[str, str]], device: torch.device) -> str:
+    """A Markdown table of rows by column, and where the times were taken."""
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line[:10] == "model name"]
         processor = names[0] if names else processor
-    return {
-        "processor": processor,
-        "capabilities": [name for name, has in torch.cpu.get_capabilities().items() if has is True],
-        "threads": torch.get_num_threads(),
-        "device": str(device) if device.type == "cpu" else f"{device} ({torch.accelerator.current_accelerator()})",
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    on = f"{processor}, {torch.get_num_threads()} threads, {device}, torch {torch.__version__}"
+    return f"{markdown_table(list(rows[0] if rows else {}), [list(row.values()) for row in rows])}\n\n{on}"
 
 
 def check_equal(ours: Mapping[str, Tensor], baseline: Mapping[str, Tensor], tolerance: float, what: str) -> None:
@@ -131,9 +124,3 @@ def compared(row: Mapping[str, Any]) -> dict[str, str]:
         "MB": ", baseline ".join(megabytes),
         "ours / baseline, memory": f"{row['memory_ours_over_baseline']:.3f}",
     }
-
-
-def markdown_report(rows: Sequence[Mapping[str, str]], where: Mapping[str, Any]) -> str:
-    """A Markdown table of rows by column, and the `machine` below it."""
-    on = f"{where['processor']}, {where['threads']} threads, {where['device']}, torch {where['torch']}"
-    return f"{markdown_table(list(rows[0] if rows else {}), [list(row.values()) for row in rows])}\n\n{on}"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from onepeace.commands import files, options
 from onepeace.errors import UsageError, UserError
-from onepeace.files.atomic import write_atomic
 from onepeace.files.drawing import Drawings
 from onepeace.files.source import describe
 from onepeace.files.table import format_table
@@ -25,12 +24,10 @@ EXAMPLES = f"""\
 A map says how well each part of a picture, or each moment of a sound, fits the query; its colours go from the least to
 the largest value in the file, so look at the similarity too: where the thing is not there, something is still the best.
 
-  onepeace explain dog.jpg --text "a dog" -o dog_map.png
-  onepeace explain street.mp3 --text "a car horn" -o street.png
-  onepeace explain holidays --image hat.jpg -o maps
+  onepeace explain dog.jpg --text "a dog" --draw maps
+  onepeace explain holidays --image hat.jpg --draw maps
   onepeace explain *.wav --audio bark.ogg --json
 
--o is a PNG for one file, or a folder (made if need be) for a PNG of each.
 {files.EXIT_CODES}"""
 
 
@@ -41,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--text", metavar="T", help="what to look or listen for: a phrase,")
     asked.add_argument("--image", metavar="F", help="... a picture,")
     asked.add_argument("--audio", metavar="F", help="... or a sound")
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="OUT.png or a folder")
+    parser.add_argument("--draw", type=Path, metavar="FOLDER", help="write the maps over the files (PNG)")
     options.add_model(parser, batch_size=None, dtype=False)
     options.add_json(parser)
 
@@ -54,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     found = files.readable(found, SHOWN, "explain")
     if not found and not problems:
         raise UsageError(f"no pictures or sounds in {', '.join(args.paths)}")
-    drawings = _folder(args.output, len(found))
+    drawings = Drawings(args.draw) if args.draw else None
     from onepeace.embed.items import reason_of
 
     model = options.load(args)
@@ -64,35 +61,18 @@ def run(args: argparse.Namespace) -> int:
     for file in found:
         try:
             explanation = model.explain({file.modality: file.path}, query)
-            drawn = _drawn(file.path, explanation, asked) if args.output else None
+            drawn = _drawn(file.path, explanation, asked) if drawings else None
         except UserError as error:
             failed.append(files.Unreadable(file.path, reason_of(describe(file.path), error)))
             continue
         if drawn and drawings:
             drawings.save(drawn, file.path)
-        elif drawn:
-            with write_atomic(args.output) as temporary:
-                drawn.save(temporary, "PNG")
         if args.json:
             print(json.dumps({"path": os.fspath(file.path), **_plain(explanation)}), flush=True)
         rows.append((f"{explanation.similarity:.3f}", _where(explanation), files.shown(file.path)))
     if rows and not args.json:
         print(format_table(("similarity", "best at", "path"), rows))
     return files.exit_code([*problems, *failed], len(rows))
-
-
-def _folder(out: Path | None, num_files: int) -> Drawings | None:
-    """The folder of drawings, if ``out`` is one; `UsageError` if nothing can be written there, before the work."""
-    if out is None:
-        return None
-    if out.suffix.lower() == ".png":
-        files.check_output(out)
-        if num_files > 1:
-            raise UsageError(f"{out}: one PNG for {num_files} files; name a folder")
-        return None
-    if out.suffix and not out.is_dir():
-        raise UsageError(f"{out}: name a .png or a folder")
-    return Drawings(out)
 
 
 def _drawn(path: Path, explanation: "Explanation", query: str) -> "Image.Image":

@@ -1,6 +1,5 @@
 """`python -m onepeace.bench` measures what it says; how fast that is, is nobody's promise."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from onepeace.bench import encode
 from onepeace.bench.__main__ import main
 from onepeace.bench.comparison import MIN_ROUNDS, take_turns
 from onepeace.bench.encode import bench_encode
-from onepeace.bench.train import Steps
+from onepeace.bench.train import Steps, bench_train
 from onepeace.train.recipe import read_recipe
 
 CPU = torch.device("cpu")
@@ -35,13 +34,8 @@ def test_candidates_take_turns_and_all_have_as_many():
     assert all(value > 0 for values in times.values() for value in values)
 
 
-def test_bench_encode_end_to_end(tmp_path, capsys, random_folder):
-    out = tmp_path / "report.json"
-    options = ["--seconds", "0", "--threads", "1", "--batch", "3", "--dtypes", "bfloat16", "--json", str(out)]
-    assert main(["encode", "--size", str(random_folder), *options]) == 0
-    report = json.loads(out.read_text())
-    assert report["machine"]["threads"] == 1
-    rows = report["rows"]
+def test_rows_of_encoding(random_folder):
+    rows = measured(random_folder, torch.bfloat16, 3)
     assert [(row["modality"], row["dtype"], row["tokens"]) for row in rows] == [
         ("text", "bfloat16", 15), ("image", "bfloat16", 5), ("audio", "bfloat16", 64)
     ]  # fmt: skip
@@ -51,8 +45,13 @@ def test_bench_encode_end_to_end(tmp_path, capsys, random_folder):
         assert row["baseline"] is None
         for name in ("items_per_second", "limit_gflops", "fraction_of_limit"):
             assert 0 < row[name]["low"] <= row[name]["median"] <= row[name]["high"]
+
+
+def test_bench_encode_prints_a_table(capsys, random_folder):
+    options = ["--seconds", "0", "--threads", "1", "--batch", "3", "--dtypes", "bfloat16"]
+    assert main(["encode", "--size", str(random_folder), *options]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert len([line for line in printed if line.startswith("|")]) == 2 + len(rows)
+    assert len([line for line in printed if line.startswith("|")]) == 2 + 3
     assert "1 threads" in printed[-1]
 
 
@@ -107,13 +106,10 @@ def test_wrong_options_are_one_line(capsys, arguments, code, message):
 
 
 @pytest.mark.slow
-def test_bench_train_end_to_end(tmp_path, monkeypatch):
+def test_rows_of_training(monkeypatch):
     monkeypatch.setattr("onepeace.bench.train.CLIP_SECONDS", (0.2, 1.0))
-    out = tmp_path / "report.json"
     run = ["run.batch_size=4", "run.checkpoint_activations=true"]
-    options = ["--dtypes", "bfloat16", "--seconds", "0", "--threads", "1", "--json", str(out)]
-    assert main(["train", str(STAGE_TWO), *SHRUNKEN, *run, *options]) == 0
-    (row,) = json.loads(out.read_text())["rows"]
+    (row,) = bench_train(read_recipe(STAGE_TWO, [*SHRUNKEN, *run]), [torch.bfloat16], CPU, 0)
     assert (row["pair"], row["dtype"], row["batch"]) == ("audio+text", "bfloat16", 4)
     assert row["checkpointed"]
     assert row["rounds"] == MIN_ROUNDS

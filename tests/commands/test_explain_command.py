@@ -52,14 +52,13 @@ def test_a_picture_or_a_sound_can_be_asked_for(command, model, samples, dog):
 
 
 def test_a_png_of_a_picture_and_of_a_sound(command, dog, bark, tmp_path):
-    assert command("explain", dog, "--text", "a dog", "-o", tmp_path / "map.png")[0] == 0
-    drawn, plain = Image.open(tmp_path / "map.png"), Image.open(dog)
+    assert command("explain", dog, bark, "--text", "a dog", "--draw", tmp_path / "maps")[0] == 0
+    drawn, plain = Image.open(tmp_path / "maps" / "dog.jpg.png"), Image.open(dog)
     assert drawn.format == "PNG"
     assert drawn.width / drawn.height == pytest.approx(plain.width / plain.height, abs=0.02)
     small = np.asarray(plain.convert("RGB").resize(drawn.size), dtype=float)
     assert np.abs(np.asarray(drawn, dtype=float) - small).mean() > 10
-    assert command("explain", bark, "--text", "a dog", "-o", tmp_path / "sound.png")[0] == 0
-    assert Image.open(tmp_path / "sound.png").width == WIDTH
+    assert Image.open(tmp_path / "maps" / "dog.ogg.png").width == WIDTH
 
 
 def test_a_folder_gets_a_png_of_each_file_that_can_be_read(command, dog, samples, tmp_path):
@@ -69,7 +68,7 @@ def test_a_folder_gets_a_png_of_each_file_that_can_be_read(command, dog, samples
         shutil.copy(path, folder)
     (folder / "broken.jpg").write_bytes(dog.read_bytes()[:1000])
     (folder / "note.txt").write_text("a dog")
-    code, out, err = command("explain", folder, "--text", "a dog", "-o", tmp_path / "maps", "--json")
+    code, out, err = command("explain", folder, "--text", "a dog", "--draw", tmp_path / "maps", "--json")
     assert code == 1
     assert {json.loads(line)["path"] for line in out.splitlines()} == {str(folder / "cat.jpg"), str(folder / "dog.jpg")}
     assert "1 of 3 files failed" in err
@@ -85,8 +84,7 @@ def test_a_folder_gets_a_png_of_each_file_that_can_be_read(command, dog, samples
     [
         ((), "one of the arguments --text --image --audio is required"),
         (("--image", "none.jpg"), "none.jpg: no such file"),
-        (("--text", "a", "-o", "none/map.png"), "there is no folder none"),
-        (("--text", "a", "-o", "map.jpg"), "map.jpg: name a .png or a folder"),
+        (("--text", "a", "--draw", "none/maps"), "there is no folder none"),
     ],
 )
 def test_wrong_usage_is_named(command, dog, arguments, message):

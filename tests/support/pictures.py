@@ -86,9 +86,9 @@ def side_by_side(pictures: list[Path], name: str) -> None:
 
 def explained(folder: Path) -> None:
     """A phrase over a picture, and over the time line of a sound."""
-    dog, bells = folder / "dog.png", folder / "bells.png"
-    run("explain", str(SAMPLES / "images/dog.jpg"), "--text", "a dog", "-o", str(dog))
-    run("explain", str(SAMPLES / "sounds/church_bells.ogg"), "--text", "church bells ringing", "-o", str(bells))
+    dog, bells = folder / "dog.jpg.png", folder / "church_bells.ogg.png"
+    for file, text in (("images/dog.jpg", "a dog"), ("sounds/church_bells.ogg", "church bells ringing")):
+        run("explain", str(SAMPLES / file), "--text", text, "--draw", str(folder))
     side_by_side([dog, bells], "explain.png")
 
 
