@@ -174,17 +174,6 @@ def test_shards_of_the_evaluation_are_looked_for_before_the_first_step(root, tmp
             evaluation(wanted)
 
 
-def test_a_download_that_the_evaluation_reads_is_looked_for_too(tmp_path):
-    path = tmp_path / "evaluate.yaml"
-    path.write_text("sets: {sounds: {protocol: zero_shot, modality: audio, layout: esc50, split: all}}")
-    model = {**MODEL, "modalities": ["text", "audio"]}
-    wanted = recipe(tmp_path, tmp_path / "run", pair="audio", model=model, evaluate={"recipe": str(path)})
-    with pytest.raises(UserError, match=r"set sounds: .*no sounds named FOLD-CLIP-TAKE-TARGET\.wav"):
-        evaluation(wanted)
-    (tmp_path / "5-1-A-0.wav").touch()
-    assert evaluation(wanted)
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
