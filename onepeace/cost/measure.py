@@ -107,16 +107,22 @@ def largest_items(config: Config, pair: Sequence[str], count: int) -> dict[str, 
     return found
 
 
+def rows_of_an_item(config: Any) -> int:
+    """Rows of the inputs that an item of a model takes: 2 where a head compares two pictures."""
+    return max((head.get("inputs", 1) for head in config.heads.values()), default=1)
+
+
 def pair_batch(
     recipe: Recipe, model: Trained, source: str, inputs: Mapping[str, dict[str, Tensor]], generator: torch.Generator
 ) -> Batch:
     """A batch of these inputs; what is masked or dropped is drawn as the recipe says, each text token as a word."""
-    count = len(next(iter(next(iter(inputs.values())).values())))
+    rows = rows_of_an_item(model.config)
+    count = len(next(iter(next(iter(inputs.values())).values()))) // rows
     names, masks, dropout = [str(i) for i in range(count)], {}, {}
     for key, item in inputs.items():
         lengths = model.adapters[key].token_lengths(item)
         if (rates := recipe.mask.get(key)) is not None:
-            words = torch.ones(count, int(lengths.max()), dtype=torch.bool)
+            words = torch.ones(len(lengths), int(lengths.max()), dtype=torch.bool)
             masks[key] = draw_masks(rates, lengths, generator, words)
         if share := recipe.data.token_dropout.get(key):
             dropout[key] = draw_token_dropout(share, lengths, generator, has_end=key == "text")
@@ -128,9 +134,7 @@ def pair_batch(
             if term.target not in EXAMPLES:
                 raise UserError(f"{options.where}: a plan knows no {term.target} to learn from")
             targets[term.target] = [EXAMPLES[term.target](labels)] * count
-    return Batch(
-        inputs, names, names, [[name] for name in names], targets, token_dropout=dropout, masks=masks, source=source
-    )
+    return Batch(inputs, names, names, [[name] for name in names], targets, rows, dropout, masks, source=source)
 
 
 def step_cost(objective: nn.Module, batch: Batch, bfloat16: bool) -> Cost:

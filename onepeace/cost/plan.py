@@ -12,6 +12,7 @@ Not counted: work space of kernels and what the allocator cannot use (leave a te
 
 from dataclasses import dataclass, replace
 from math import ceil
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onepeace.config import Config
-from onepeace.cost.measure import Cost, PlannedData, largest_items, pair_batch, step_cost
+from onepeace.cost.measure import Cost, PlannedData, largest_items, pair_batch, rows_of_an_item, step_cost
 from onepeace.errors import UserError
 from onepeace.hub.architectures import build_encoder
 from onepeace.layers.attention import SelfAttention
@@ -92,9 +93,11 @@ def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
 
 
 def planned_config(recipe: Recipe) -> Config:
-    """The model's configuration; where ``model.from`` is not there yet, ``model.size`` tells."""
+    """The model's configuration; by ``model.size`` where ``model.from`` is no folder here: nothing is downloaded."""
     start = recipe.start
-    if start.source is None or (model_folder(start.source) / "config.yaml").exists():
+    if start.source is None:
+        return make_config(recipe)
+    if (start.size is None or Path(start.source).is_dir()) and (model_folder(start.source) / "config.yaml").exists():
         return make_config(recipe)
     if start.size is None:
         raise UserError(f"model.from {start.source} is not there; add model.size=... to plan without it")
@@ -145,7 +148,7 @@ def step(recipe: Recipe, config: Config, source: str, items: int, chunks: int) -
     model = planned_model(recipe, config)
     model.set_grad_checkpointing(recipe.run.checkpoint_activations)
     keep_as_on_a_gpu(model)
-    inputs = largest_items(config, recipe.data.modalities[source], items * chunks)
+    inputs = largest_items(config, recipe.data.modalities[source], items * chunks * rows_of_an_item(config.model))
     for key in set(inputs) & set(recipe.data.stem_views):  # computed once, before the steps
         raw = {name: tensor.to("meta") for name, tensor in inputs[key].items()}
         with torch.no_grad():

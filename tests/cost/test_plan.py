@@ -169,6 +169,24 @@ def test_size_says_what_a_start_that_is_not_there_will_be(name):
         plan.planned_config(read_recipe(RECIPES / f"{name}.yaml", ["model.size=null"]))
 
 
+def test_a_recipe_from_a_released_model_is_planned_by_size_and_downloads_nothing():
+    """Of two pictures an item (NLVR2), each computed."""
+    small = [
+        "model.size=tiny",
+        "model.depth=1",
+        "run.batch_size=2",
+        "run.grad_cache_chunks=1",
+        "processors.image.size=64",
+    ]
+    flops = plan.make_plan(read_recipe(RECIPES.parent / "finetune" / "nlvr2.yaml", small)).flops_per_step
+    one = ["model.adapters.image.num_types=1", "model.heads.classifier.inputs=1"]
+    assert (
+        1.9
+        < flops / plan.make_plan(read_recipe(RECIPES.parent / "finetune" / "nlvr2.yaml", [*small, *one])).flops_per_step
+        < 2.1
+    )
+
+
 def flops(tmp_path, views):
     adapters = {"text": TEXT, "audio": {"stem": "aisfx", "width": 4, "num_buckets": 8, "pos_depth": 1, "pos_groups": 4}}
     model = {**MODEL, "adapters": adapters, "modalities": [*adapters], "projections": [*adapters]}
