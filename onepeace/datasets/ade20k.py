@@ -22,8 +22,7 @@ class ADE20K(Photographs, OfficialSplits):
     """ADE20K: photographs with a map of 150 classes, from ADEChallengeData2016.zip (data.csail.mit.edu).
 
     SOURCE holds what it unpacks to: objectInfo150.txt, images/training, images/validation, annotations/training and
-    annotations/validation. The target "mask" has the numbers of classes.json, from 0, and 255 for other objects. (Read
-    without shards it is the file of the download, where the classes begin with 1 and 0 is other.)
+    annotations/validation. The target "mask" has the numbers of classes.json, from 0, and 255 for other objects.
     """
 
     prefix = "ade20k"
