@@ -165,8 +165,8 @@ class BatchBuilder:
             return found
 
     def _load(self, modality: str, sample: Sample) -> Any:
-        """What the augmentation loads of an item. Sounds are kept for the next epoch while there is room: decoding
-        Vorbis takes seven times as long as varying it; pictures decode faster and would need far more room."""
+        """An item as its augmentation loads it. Sounds are kept for the next epoch while there is room: decoding Vorbis
+        takes seven times as long as varying it; pictures decode faster and would need far more room."""
         augment, place = self.augments[modality], sample.inputs[modality]
         if place in self._cache:
             return self._cache[place]
