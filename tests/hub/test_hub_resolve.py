@@ -94,7 +94,7 @@ def test_released_names_of_any_spelling(name, key):
 def test_registry_is_consistent():
     assert len([entry for entry in RELEASED.values() if not entry.generates]) == 16
     assert len([entry for entry in RELEASED.values() if entry.generates]) == 22
-    assert len({entry.url for entry in RELEASED.values()}) == 39
+    assert len({entry.url for entry in RELEASED.values()}) == 38
     for name, entry in RELEASED.items():
         assert re.fullmatch(r"https://[\w.-]+/[\w./%-]+", entry.url)
         assert name == name.lower()
