@@ -12,7 +12,6 @@ Not counted: work space of kernels and what the allocator cannot use (leave a te
 
 from dataclasses import dataclass, replace
 from math import ceil
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from onepeace.config import Config
 from onepeace.cost.measure import Cost, PlannedData, largest_items, pair_batch, rows_of_an_item, step_cost
 from onepeace.errors import UserError
 from onepeace.hub.architectures import build_encoder
+from onepeace.hub.registry import find
 from onepeace.layers.attention import SelfAttention
 from onepeace.model import Trained
 from onepeace.train.folder import model_folder
@@ -93,11 +93,13 @@ def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
 
 
 def planned_config(recipe: Recipe) -> Config:
-    """The model's configuration; by ``model.size`` where ``model.from`` is no folder here: nothing is downloaded."""
+    """The model's configuration; by ``model.size``, if given, where ``model.from`` is not there yet, or is a released
+    model, which would be downloaded."""
     start = recipe.start
     if start.source is None:
         return make_config(recipe)
-    if (start.size is None or Path(start.source).is_dir()) and (model_folder(start.source) / "config.yaml").exists():
+    released = start.size is not None and find(start.source) is not None
+    if not released and (model_folder(start.source) / "config.yaml").exists():
         return make_config(recipe)
     if start.size is None:
         raise UserError(f"model.from {start.source} is not there; add model.size=... to plan without it")
