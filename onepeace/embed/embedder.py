@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,20 @@ ITEMS_AHEAD, WINDOWS_AHEAD = 8, 16
 
 Encoded: TypeAlias = Tensor | tuple[Tensor, list[Failure]]
 """float32 on the CPU, with the failures where these are skipped."""
+
+
+class Tokens(NamedTuple):
+    """Token features of one modality, as a joint pass of all given modalities made them."""
+
+    cls: Tensor
+    """(D,) float32: the token that stands for the whole input."""
+    features: Tensor
+    """(L, D) float32, without the CLS token."""
+    positions: Tensor
+    """(L, 2): what each token covers, in `unit`."""
+    unit: str
+    """"patch": row and column; "second": start and end; "character": start and end in the text as given;
+    "token", of a modality of your own: its number and the next."""
 
 
 def load(
@@ -213,6 +227,24 @@ class Embedder:
         shares = logits.softmax(dim=1)
         return (shares, failures) if chosen.on_error == "skip" else shares
 
+    def features(self, item: Mapping[str, object]) -> dict[str, Tokens]:
+        """Token features of one item, its modalities seen together in one pass.
+
+        Args:
+            item: {"image": ..., "text": ..., "audio": ...}, any one or more; values as in `encode_image` and so on.
+        """
+        if not isinstance(item, Mapping) or not item:
+            raise UserError(f'features takes a dictionary by modality: {{"{self.modalities[0]}": ...}}')
+        inputs = {key: self.inputs(key, [self.processor(key).decode(value)]) for key, value in item.items()}
+        with torch.no_grad():
+            features = {key: tokens[0].float().cpu() for key, tokens in self.module.features(inputs).items()}
+        tokens_by_key = {}
+        for key, value in item.items():
+            covered = self.processors[key].token_positions(value)
+            positions, unit = covered or self.module.adapters[key].token_positions(inputs[key])
+            tokens_by_key[key] = Tokens(features[key][0], features[key][1:], positions, unit)
+        return tokens_by_key
+
     def explain(self, item: object, query: object) -> Explanation:
         """Map of how well each part of a picture or a sound fits a query.
 
@@ -362,11 +394,11 @@ class Embedder:
         return vectors.clone()  # outside of inference mode: what comes out must be usable in training
 
     def processor(self, modality: str, projected: bool = False) -> Processor:
-        """The processor of a modality; with `projected` the model has to have vectors of it, not only a task head."""
+        """The processor of a modality; with `projected` the model has to have vectors of it, not only features."""
         if modality not in self.processors:
             raise UserError(f"this model has no {modality}; it has {', '.join(self.processors)}")
         if projected and modality not in self.module.config.projections:
-            raise UserError(f"this model has no projection for vectors of {modality}; use predict")
+            raise UserError(f"this model has no projection for vectors of {modality}; use predict or features")
         return self.processors[modality]
 
 

@@ -278,3 +278,40 @@ def test_classify_refuses_what_makes_no_sense(model, pictures):
     ]:
         with pytest.raises(UserError, match=message):
             model.classify(pictures, labels, template=template)
+
+
+# Token features
+
+
+def test_features_are_those_of_one_joint_pass(model, pictures, sounds):
+    item = {"image": pictures[0], "text": "A dog,  barking", "audio": sounds[0]}
+    features = model.features(item)
+    inputs = {key: model.processors[key].collate([model.processors[key].decode(value)]) for key, value in item.items()}
+    for key, tokens in model.module.features(inputs).items():
+        assert_same(torch.cat([features[key].cls[None], features[key].features]), tokens[0].detach())
+    alone = model.features({"image": pictures[0]})["image"]
+    assert (alone.features - features["image"].features).abs().max() > 1e-3
+
+
+def test_features_say_what_each_token_covers(model, pictures, sounds):
+    text = "A dog,  barking"
+    features = model.features({"image": pictures[0], "text": text, "audio": sounds[0]})
+    assert features["image"].positions.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert features["image"].unit == "patch"
+    spans = features["text"].positions.tolist()
+    assert features["text"].unit == "character"
+    assert "".join(text[start:end] for start, end in spans).replace(" ", "") == text.replace(" ", "")
+    assert spans[-1] == [len(text), len(text)]
+    starts, ends = features["audio"].positions.T
+    assert features["audio"].unit == "second"
+    assert starts[0] == 0
+    assert_close(starts[1:], ends[:-1])
+    assert 0.6 - 0.08 < ends[-1] < 0.6 + 0.08
+    for tokens in features.values():
+        assert len(tokens.positions) == len(tokens.features)
+
+
+def test_features_refuse_what_is_no_dictionary(model):
+    for item in ("a", {}, {"smell": 1}):
+        with pytest.raises(UserError):
+            model.features(item)

@@ -85,6 +85,15 @@ def test_more_padding_ids_change_nothing():
 
 
 @torch.no_grad()
+def test_order_of_the_batch_changes_nothing(variant):
+    key, model = variant
+    order = [4, 1, 5, 0, 3, 2]
+    straight = model({key: together(item(key, i) for i in ITEMS)})[key]
+    shuffled = model({key: together(item(key, i) for i in order)})[key]
+    assert worst(shuffled, straight[order]) <= CLOSE
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("keys", [["text", "image"], ["text", "audio"], ["image", "audio"], ["text", "image", "audio"]])
 def test_joint_features_ignore_batch_mates(model, keys):
     batch = {key: together(item(key, i) for i in ITEMS) for key in keys}
