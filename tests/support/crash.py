@@ -133,10 +133,11 @@ def state(index: Path) -> State:
 
 
 def answers(index: Path) -> list[Any]:
-    """What searching gives, with the numbers."""
+    """What searching gives, with the numbers; equal ones by path, as their rows may have been written again."""
     with Index.open(index) as opened:
         found = opened.search(Query(vector=np.ones(DIM)), top=50, collapse=False)
-        return [(hit.item.path, round(hit.score, 5), hit.start, hit.end) for hit in found]
+        hits = [(hit.item.path, round(hit.score, 5), hit.start, hit.end) for hit in found]
+    return sorted(hits, key=lambda hit: (-hit[1], hit[0]))
 
 
 def write_texts(folder: Path, count: int = 24) -> Path:
