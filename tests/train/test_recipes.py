@@ -167,7 +167,7 @@ def stub_teacher(name, modality, output):
 
 
 # Shrunken, all sizes are the same model, studies are like what they vary, and the others like laptop or quick_stems.
-SLOW = re.compile(r"/(small|base|large)_|ablation/(?!base$)|/(quick|own_pairs|distil_small|tiny_captions|tiny(_longer)?)$")
+SLOW = re.compile(r"/(small|base|large)_|ablation/(?!base$)|/(quick|own_pairs|distil_small|tiny(_captions|_longer)?)$")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if SLOW.search(n) else []) for n in HERE])
