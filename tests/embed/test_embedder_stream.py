@@ -232,8 +232,12 @@ def test_batches_under_way_are_given_up_at_ctrl_c(model, monkeypatch):
 
     monkeypatch.setattr(model.module, "forward", slow)
     texts = itertools.chain("aaaa", itertools.repeat("a dog in the rain"))
-    with pytest.raises(KeyboardInterrupt):
-        list(side_by_side(model, 2).stream(texts, batch_size=8))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a script ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(side_by_side(model, 2).stream(texts, batch_size=8))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_opened_picture_may_be_given_several_times():
