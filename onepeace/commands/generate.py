@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             if args.json:
                 numbers = {"score": one.answer.score, "confidence": one.answer.confidence}
                 print(json.dumps({"path": os.fspath(path), **given, **result, **numbers}), flush=True)
-            rows.append((_cell(one.answer), f"{one.answer.confidence:.2f}", files.shown(path)))
+            rows.append((str(one.answer), f"{one.answer.confidence:.2f}", files.shown(path)))
     if rows and not args.json:
         column = {"ground": "box"}.get(name, name)
         print(format_table((column, "confidence", "path"), rows))
@@ -103,12 +103,6 @@ def _result(name: str, answer: "Answer") -> dict[str, Any]:
     text = expect(answer, Text)
     known = {} if text.agreement is None else {"agreement": text.agreement, "sure": text.is_sure}
     return {name: text.text, **known}
-
-
-def _cell(answer: "Answer") -> str:
-    if box := getattr(answer, "box", None):
-        return ", ".join(f"{corner:.0f}" for corner in box)
-    return str(getattr(answer, "choice", answer))
 
 
 def _draw(drawings: Drawings, path: Path, box: list[float], words: str) -> str:

@@ -19,7 +19,7 @@ class OFAConfig:
     num_words: int = 50264
     """Ids of words, 0 to this: what the tokenizer knows. After them come <mask>, the image codes and the bins."""
     num_codes: int = 8192
-    """Image codes: the entries of the VQGAN's codebook, which no picture is written in here."""
+    """Ids between the words and the bins: the original's image codes, kept so that the bins keep their ids."""
     num_bins: int = 1000
     """Bins: places on a side of the picture, for corners of boxes."""
     num_positions: int = 1026

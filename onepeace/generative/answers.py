@@ -29,7 +29,7 @@ class Text:
     score: float
     confidence: float
     agreement: float | None = None
-    """Cosine of the words and the item, both by the model's own encoder; None of a model without vectors."""
+    """Cosine of the words and the item, both by the model's own encoder, where the task asks for it."""
     is_sure: bool = True
     """Whether they agree with the item as well as the task asks (``unsure_below``)."""
 
@@ -46,6 +46,9 @@ class Box:
     score: float
     confidence: float
 
+    def __str__(self) -> str:
+        return ", ".join(f"{corner:.0f}" for corner in self.box)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -58,6 +61,9 @@ class Choice:
     """Probability among the choices."""
     scores: dict[str, float]
     """Log-probability of every choice."""
+
+    def __str__(self) -> str:
+        return self.choice
 
 
 @dataclass(frozen=True)

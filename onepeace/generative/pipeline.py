@@ -181,7 +181,9 @@ class Pipeline:
         encoded = self._encoded(items)
         found = search(options=self.task.search, allowed=allowed, **self._start(items, encoded))
         answers = [_readable(hypotheses, item.asked) for hypotheses, item in zip(found, items, strict=True)]
-        return answers if encoded.vectors is None else self._ranked(answers, encoded.vectors, items[0].key)
+        if encoded.vectors is None or not (self.task.agreement or self.task.unsure_below):
+            return answers
+        return self._ranked(answers, encoded.vectors, items[0].key)
 
     def _ranked(
         self, answers: Sequence["tuple[Answer, ...] | UserError"], vectors: Tensor, key: str | None

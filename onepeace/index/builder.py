@@ -60,7 +60,7 @@ class Report:
     copied: int = 0
     """New paths whose content was known, so that its vectors were taken."""
     moved: int = 0
-    """Those of them whose old path is gone."""
+    """Copied files whose old path is gone."""
     unchanged: int = 0
     removed: int = 0
     vectors: int = 0
@@ -165,6 +165,8 @@ class Builder:
 
         def stale() -> Iterator[Entry]:
             for entry in read_shard(shard.path, problems):
+                if entry.item.path in self._in_shards:  # a second sample of this key
+                    continue
                 self._in_shards.add(entry.item.path)
                 if self._is_stale(entry):
                     yield entry

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onepeace.errors import UserError, one_line
 from onepeace.index.index import Index
 from onepeace.index.ranking import Banks
+from onepeace.index.sources import is_below
 
 FILE = "calibration.safetensors"
 """Its name in a model folder."""
@@ -75,7 +76,7 @@ def calibrate(index: Index) -> Banks:
         places: dict[str, list[int]] = {}
         for place, item in enumerate(items):
             if item.modality == kind:
-                root = next((root for root in roots if item.path.startswith(root)), "")
+                root = next((root for root in roots if is_below(item.path, {root})), "")
                 places.setdefault(root, []).append(place)
         turns = zip_longest(*(random.permutation(own).tolist() for own in places.values()))
         if drawn := [place for turn in turns for place in turn if place is not None][:DRAWN]:

@@ -198,7 +198,7 @@ def keep(store: Store) -> None:
 
 
 def fault_of(folder: Path) -> str | None:
-    """What is wrong with the matrix or the lists; None if nothing is, or they are not there."""
+    """Fault of the matrix or the lists; None if there is none, or they are not there."""
     for path in derived(folder):
         if _checksum(path) != _parts(path)[-1]:
             return f"{path.name} is not what was written"

@@ -35,7 +35,7 @@ class Entry:
     """A file, row or sample to index."""
 
     item: Item
-    """What is known before reading; with a problem if it cannot be read."""
+    """Item as it is known before reading; with a problem if it cannot be read."""
     value: Any = None
     """Input of the embedder: a path, bytes, or for a text the string itself."""
 

@@ -181,7 +181,7 @@ def _taken(items: list[object], answer: Any) -> Iterator["Embedded"]:
 
 
 def _answer(reference: Any) -> Any:
-    """What an actor answers; an error in it becomes one line."""
+    """Answer of an actor; an error in it becomes one line."""
     import ray
     from ray.exceptions import RayTaskError
 

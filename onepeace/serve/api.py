@@ -264,8 +264,7 @@ def _ask(service: Service, request: AskRequest) -> Response:
     task = "answer" if request.question else "caption"
     words = service.request().text(request.question, "question")
     found = service.generator(task, service.value(service.item(request.id)), words)
-    said = found.choice if hasattr(found, "choice") else str(found)
-    return Ascii({"text": said, "confidence": round(found.confidence, 3)})
+    return Ascii({"text": str(found), "confidence": round(found.confidence, 3)})
 
 
 def _embeddings(service: Service, request: EmbeddingsRequest) -> Response:

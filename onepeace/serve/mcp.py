@@ -170,7 +170,7 @@ class Tools:
             question: in English, as "what colour is the car?"
         """
         found = self._generate("answer", self.item(path), self._short(question, "question"))
-        return {"answer": _words(found), "confidence": round(found.confidence, 3)}
+        return {"answer": str(found), "confidence": round(found.confidence, 3)}
 
     def ground(self, path: str, phrase: str) -> dict[str, Any]:
         """Say where in a picture of the index a thing is: its left, upper, right and lower edge in pixels. There is
@@ -204,7 +204,7 @@ class Tools:
             found = self._generate("caption", item)
         except UserError as error:
             return {"problem": one_line(error)}
-        return {"caption": _words(found), "confidence": round(found.confidence, 3)}
+        return {"caption": str(found), "confidence": round(found.confidence, 3)}
 
     def _generate(self, task: str, item: Item, words: str = "") -> Any:
         if self.service.generator is None:
@@ -231,10 +231,6 @@ def _file(hit: Hit) -> dict[str, Any]:
         fields["caption"] = f"{hit.item.caption[:CAPTION]}…"
     rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in fields.items()}
     return {key: value for key, value in rounded.items() if value not in (None, [], {}, "")}
-
-
-def _words(found: Any) -> str:
-    return found.choice if hasattr(found, "choice") else str(found)
 
 
 def _answering(tool: Callable[..., dict[str, Any]], pictures: Service | None) -> Callable[..., CallToolResult]:

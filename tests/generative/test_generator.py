@@ -208,7 +208,7 @@ def test_captions_are_ranked_by_how_well_they_fit_and_marked_where_they_do_not(s
     writer = onepeace.load_generator("tiny-captions", device="cpu")
     items = [{"image": samples / "images/cat.jpg"}, {"image": samples / "images/sea.jpg"}]
     embedder = writer.reader.embedder
-    task = replace(writer.task("caption"), agreement=0.0, unsure_below={})
+    task = replace(writer.task("caption"), agreement=0.0, unsure_below={"image": -1.0})
     for item, found in zip(items, writer.stream(task, items), strict=True):
         picture, texts = embedder.encode([item]), embedder.encode_text([one.text for one in found.answers])
         fits = embedder.similarity(picture, texts)[0]

@@ -423,3 +423,11 @@ def test_a_wide_model_is_compiled_for_many_new_files(build, tmp_path, monkeypatc
     assert not compiled, "one new file each"
     build(tmp_path / "wide", *texts)
     assert len(compiled) == 1
+
+
+def test_of_two_samples_with_one_key_in_a_shard_the_first_stays(build, tmp_path):
+    texts = [(f"{i:03d}.txt", b"text %d" % i) for i in range(600)]  # the first is written before the second is read
+    shard = write_tar(tmp_path / "a.tar", [("a.txt", b"words 1"), *texts, ("a.txt", b"words 2")])
+    build(tmp_path / "index", shard)
+    with Index.open(tmp_path / "index") as index:
+        assert [item.caption for item in index.items() if item.path.endswith("::a.txt")] == ["words 1"]
