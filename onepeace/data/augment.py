@@ -97,19 +97,15 @@ class ImageAugment(Augment):
     def vary(
         self, item: Any, text: str, processor: Any, rng: np.random.Generator, another: Another
     ) -> tuple[Picture, str]:
-        """A random crop in the model's size, perhaps mirrored, and the colour factors for `collate`."""
-        picture, (width, height) = item, item.size
-        if self.crop_scale == (1.0, 1.0):
-            return self._recolored(picture.resize((processor.width, processor.height), BICUBIC), text, rng), text
-        area = width * height * rng.uniform(self.crop_scale[0], self.crop_scale[1])
-        ratio = math.exp(rng.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
-        w, h = min(math.sqrt(area * ratio), width), min(math.sqrt(area / ratio), height)
-        left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
-        crop = picture.resize((processor.width, processor.height), BICUBIC, box=(left, top, left + w, top + h))
-        return self._recolored(crop, text, rng), text
-
-    def _recolored(self, picture: Any, text: str, rng: np.random.Generator) -> Picture:
-        """Changes that keep the size: mirror, RandAugment, blur, and the factors of colour."""
+        """A random crop in the model's size, perhaps changed and mirrored, and the colour factors for `collate`."""
+        (width, height), box = item.size, (0.0, 0.0, *item.size)
+        if self.crop_scale != (1.0, 1.0):
+            area = width * height * rng.uniform(self.crop_scale[0], self.crop_scale[1])
+            ratio = math.exp(rng.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
+            w, h = min(math.sqrt(area * ratio), width), min(math.sqrt(area / ratio), height)
+            left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            box = (left, top, left + w, top + h)
+        picture = item.resize((processor.width, processor.height), BICUBIC, box=box)
         if self.rand_augment is not None:
             from torchvision.transforms import v2
 
@@ -124,7 +120,7 @@ class ImageAugment(Augment):
         pixels = np.asarray(picture)
         if self.flip and rng.random() < 0.5 and not SPATIAL.search(text):
             pixels = pixels[:, ::-1]
-        return Picture(pixels, *(rng.uniform(1 - self.color, 1 + self.color, 3)))
+        return Picture(pixels, *(rng.uniform(1 - self.color, 1 + self.color, 3))), text
 
     def collate(self, samples: list[Picture], processor: Any) -> dict[str, Tensor]:
         """Colour and normalisation of the whole batch in one affine map per picture: {"pixels": (B, 3, H, W)}."""
@@ -189,10 +185,10 @@ class AudioAugment(Augment):
         self, item: Tensor, text: str, processor: Any, rng: np.random.Generator, another: Another
     ) -> tuple[Tensor, str]:
         """The changed clip as `decode` would give it (normalised, not too long), and its caption."""
-        samples = self._turn(self._cut(item.float(), rng), rng)
+        samples = self._heard(item, rng)
         if rng.random() < self.mix:
             other, other_text = another()
-            other = self._turn(self._cut(other.float(), rng), rng)
+            other = self._heard(other, rng)
             other = other.repeat(math.ceil(len(samples) / len(other)))[: len(samples)]
             level = 10 ** (rng.uniform(-MIX_DB, MIX_DB) / 20)
             samples = samples + other * (level * _loudness(samples) / max(_loudness(other), 1e-6))
@@ -205,13 +201,12 @@ class AudioAugment(Augment):
         gain = 10 ** (rng.uniform(-self.gain_db, self.gain_db) / 20)
         return processor.finish(samples) * gain, text
 
-    def _cut(self, samples: Tensor, rng: np.random.Generator) -> Tensor:
-        if not self.trim or rng.random() >= self.trim:  # without it no number is drawn: older runs go on as they were
-            return samples
-        heard = (samples.abs() > SILENCE * samples.abs().max()).nonzero()
-        return samples[: int(heard[-1]) + 1] if len(heard) else samples
-
-    def _turn(self, samples: Tensor, rng: np.random.Generator) -> Tensor:
+    def _heard(self, item: Tensor, rng: np.random.Generator) -> Tensor:
+        """A clip without silence at its end, and turned, as far as there is to be chance."""
+        samples = item.float()
+        if self.trim and rng.random() < self.trim:
+            heard = (samples.abs() > SILENCE * samples.abs().max()).nonzero()
+            samples = samples[: int(heard[-1]) + 1] if len(heard) else samples
         return samples.roll(int(rng.integers(len(samples)))) if self.shift else samples
 
 

@@ -5,8 +5,8 @@ Each item has a random generator of its own, so neither the workers nor its batc
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from onepeace.data.augment import AudioAugment, Augment, join_captions, make_augments
 from onepeace.data.batch import Batch, Mask
-from onepeace.data.config import DataConfig
+from onepeace.data.config import DataConfig, SourceConfig
 from onepeace.data.frozen_cache import StemFeatures, collate
 from onepeace.data.masking import MaskRates, draw_masks, draw_token_dropout, word_starts, word_table
 from onepeace.data.reader import Window
@@ -56,40 +56,45 @@ class BatchBuilder:
     ):
         self.config, self.processors = config, processors
         self.num_tokens, self.masks, self.features = num_tokens or {}, masks or {}, features or {}
-        self.pairs = config.modalities
-        self.targets = {source.name: source.targets for source in config.train}
-        self.candidates = {source.name: source.candidates for source in config.train}
+        self.sources = {source.name: source for source in config.train}
+        """One for each name; others of the name have the same pair, targets and candidates."""
         self.augments = {**dict.fromkeys(processors, Augment()), **make_augments(config.augment)}
         self.broken: dict[str, set[str]] = {}
-        self._cache: dict[Any, Tensor] = {}
+        self._sounds: dict[Any, Tensor] = {}
         self._room = SOUND_BYTES
         self.word_table: Tensor | None = None
         if any(rates.unit == "word" for rates in self.masks.values()):
             vocabulary = processors["text"].tokenizer.get_vocab()
             self.word_table = word_table(sorted(vocabulary, key=vocabulary.__getitem__))
 
-    def batch(self, window: Window, items: Sequence[tuple[Iterator[Sample], np.random.Generator]], seed: int) -> Batch:
-        """A batch of a pair.
+    def batch(
+        self, name: str, window: Window, items: Sequence[tuple[Iterator[Sample], np.random.Generator]], seed: int
+    ) -> Batch:
+        """A batch of the sources of a name.
 
         Args:
+            name: of the sources.
             window: the samples around it.
             items: for each place in the batch the candidates, of which the first that can be decoded is taken, and the
                 random generator of the item.
             seed: of the masks.
         """
-        name = window.name
+        source = self.sources[name]
         replaced: list[str] = []
-        drawn = [self._item(window, candidates, rng, replaced) for candidates, rng in items]
-        inputs = {}
-        rows = _rows_of_an_item(drawn)
-        for modality in self.pairs[name]:
-            per_item = [media[modality] for _, _, media in drawn]
-            several = any(isinstance(value, list) for value in per_item)
-            decoded = [one for value in per_item for one in (value if isinstance(value, list) else [value] * rows)]
+        drawn = [self._item(source, window, candidates, rng, replaced) for candidates, rng in items]
+        counts = {len(v): item.key for item, _, decoded in drawn for v in decoded.values() if isinstance(v, list)}
+        if len(counts) > 1 or 0 in counts:
+            found = " and ".join(f"{count} ({key})" for count, key in sorted(counts.items()))
+            raise UserError(f"items of one batch have {found} pictures, sounds or candidates; all must have as many")
+        inputs, rows = {}, next(iter(counts), 1)
+        for modality in source.pair:
+            values = [decoded[modality] for _, _, decoded in drawn]
+            several = any(isinstance(value, list) for value in values)
+            flat = [one for value in values for one in (value if isinstance(value, list) else [value] * rows)]
             if modality in self.features:
-                inputs[modality] = collate(decoded)
+                inputs[modality] = collate(flat)
                 continue
-            inputs[modality] = self.augments[modality].collate(decoded, self.processors[modality])
+            inputs[modality] = self.augments[modality].collate(flat, self.processors[modality])
             if several and modality != "text":
                 inputs[modality]["type_ids"] = torch.arange(rows).repeat(len(drawn))
         token_dropout, masks = self._masks(inputs, torch.Generator().manual_seed(seed))
@@ -99,7 +104,7 @@ class BatchBuilder:
             keys=[sample.key for sample, _, _ in drawn],
             captions=[text for _, text, _ in drawn],
             names=[names_of(sample, text) for sample, text, _ in drawn],
-            targets={target: [content_of(s.targets.get(target)) for s, _, _ in drawn] for target in self.targets[name]},
+            targets={target: [content_of(s.targets.get(target)) for s, _, _ in drawn] for target in source.targets},
             rows=rows,
             token_dropout=token_dropout,
             masks=masks,
@@ -107,94 +112,90 @@ class BatchBuilder:
         )
 
     def _item(
-        self, window: Window, candidates: Iterator[Sample], rng: np.random.Generator, replaced: list[str]
+        self,
+        source: SourceConfig,
+        window: Window,
+        candidates: Iterator[Sample],
+        rng: np.random.Generator,
+        replaced: list[str],
     ) -> tuple[Sample, str, dict[str, Any]]:
         """The first candidate that can be decoded, its caption and its decoded inputs."""
         while True:
             sample = next(candidates)
             try:
-                return self._decode(window, sample, rng)
+                return self._decode(source, window, sample, rng)
             except UserError as error:
-                broken = error
-            self._note(window, sample, broken)
-            replaced.append(sample.key)
+                self._note(source.name, sample, window.known, error)
+                replaced.append(sample.key)
 
-    def _decode(self, window: Window, sample: Sample, rng: np.random.Generator) -> tuple[Sample, str, dict[str, Any]]:
-        name = window.name
-        text = self._caption(name, sample, rng)
+    def _decode(
+        self, source: SourceConfig, window: Window, sample: Sample, rng: np.random.Generator
+    ) -> tuple[Sample, str, dict[str, Any]]:
+        text = self._caption(source, sample, rng)
         decoded: dict[str, Any] = {}
-        others: list[Sample] = []
-        for modality in self.pairs[name]:
+        partners: list[Sample] = []
+
+        def another() -> tuple[Any, str]:
+            while True:
+                partner = window.samples[int(rng.integers(len(window.samples)))]
+                with suppress(UserError):  # told when it is the item itself
+                    found = self._load(modality, partner.inputs[modality]), self._caption(source, partner, rng)
+                    partners.append(partner)
+                    return found
+
+        for modality in source.pair:
             if modality == "text":
                 continue
             if modality in self.features:
                 decoded[modality], partner = self.features[modality].draw(sample, rng)
                 if partner is not None:
-                    others.append(partner)
-                    text = join_captions(text, self._caption(name, partner, rng))
+                    partners.append(partner)
+                    text = join_captions(text, self._caption(source, partner, rng))
                 continue
-            augment, processor = self.augments[modality], self.processors[modality]
-            another = partial(self._another, window, modality, rng, others)
-            if isinstance(sample.inputs[modality], list):  # each is changed on its own
-                loaded = (augment.load(item, processor) for item in sample.read(modality))
-                decoded[modality] = [augment.vary(item, text, processor, rng, another)[0] for item in loaded]
+            vary, processor, own = self.augments[modality].vary, self.processors[modality], sample.inputs[modality]
+            if isinstance(own, list):  # each is changed on its own
+                decoded[modality] = [vary(self._load(modality, one), text, processor, rng, another)[0] for one in own]
             else:
-                decoded[modality], text = augment.vary(self._load(modality, sample), text, processor, rng, another)
-        if "text" in self.pairs[name]:
-            template, read = self.candidates[name], self.processors["text"].decode
+                decoded[modality], text = vary(self._load(modality, own), text, processor, rng, another)
+        if "text" in source.pair:
+            read, template = self.processors["text"].decode, source.candidates
             decoded["text"] = read(text)
             if template is not None:
                 candidates = sample.targets["candidates"]
                 decoded["text"] = [read(template.format(text=text, candidate=one)) for one in candidates]
-        if others:
+        if partners:
             # Two clips at once are neither one's class nor its captions, nor what a table holds under its key.
             sample = replace(sample, key=f"{sample.key}.{MIXED}", inputs={}, targets={})
         return sample, text, decoded
 
-    def _another(
-        self, window: Window, modality: str, rng: np.random.Generator, others: list[Sample]
-    ) -> tuple[Any, str]:
-        """A random sample for an augmentation that takes two: what it loads, and a caption."""
-        while True:
-            sample = window.another(rng)
-            try:
-                found = self._load(modality, sample), self._caption(window.name, sample, rng)
-            except UserError:  # told when it is the item itself
-                continue
-            others.append(sample)
-            return found
-
-    def _load(self, modality: str, sample: Sample) -> Any:
+    def _load(self, modality: str, place: Any) -> Any:
         """An item as its augmentation loads it. Sounds are kept for the next epoch while there is room: decoding Vorbis
         takes seven times as long as varying it; pictures decode faster and would need far more room."""
-        augment, place = self.augments[modality], sample.inputs[modality]
-        if place in self._cache:
-            return self._cache[place]
+        if place in self._sounds:
+            return self._sounds[place]
+        augment = self.augments[modality]
         loaded = augment.load(content_of(place), self.processors[modality])
         if isinstance(augment, AudioAugment) and loaded.nbytes <= self._room:
             self._room -= loaded.nbytes
-            self._cache[place] = loaded
+            self._sounds[place] = loaded
         return loaded
 
-    def _caption(self, name: str, sample: Sample, rng: np.random.Generator) -> str:
+    def _caption(self, source: SourceConfig, sample: Sample, rng: np.random.Generator) -> str:
         choices = list(sample.captions)
         if sample.label:
-            templates = [t for modality in self.pairs[name] for t in self.config.templates.get(modality, ())]
+            templates = [t for modality in source.pair for t in self.config.templates.get(modality, ())]
             choices += [template.format(sample.label) for template in templates]
         return choices[int(rng.integers(len(choices)))] if choices else ""
 
-    def _note(self, window: Window, sample: Sample, error: UserError) -> None:
+    def _note(self, name: str, sample: Sample, total: int, error: UserError) -> None:
         """Name a broken item once; too many stop the run."""
-        broken = self.broken.setdefault(window.name, set())
-        where = f"{sample.source}: {sample.key}"
-        if where in broken:
-            return
-        broken.add(where)
-        log.warning("%s cannot be decoded, another item takes its place: %s", where, error)
-        count, total = len(broken), window.known
-        if count == total or count > max(BROKEN_FREE, self.config.broken_limit * total):
+        broken, where = self.broken.setdefault(name, set()), f"{sample.source}: {sample.key}"
+        if where not in broken:
+            broken.add(where)
+            log.warning("%s cannot be decoded, another item takes its place: %s", where, error)
+        if len(broken) == total or len(broken) > max(BROKEN_FREE, self.config.broken_limit * total):
             raise UserError(
-                f"{count} of {total} items of {window.name} cannot be decoded, the last {where}: {error}; "
+                f"{len(broken)} of {total} items of {name} cannot be decoded, the last {where}: {error}; "
                 "mend the shards or raise data.broken_limit"
             )
 
@@ -216,19 +217,6 @@ class BatchBuilder:
                     starts = word_starts(own["ids"], self.word_table)
                 masks[modality] = draw_masks(rates, lengths, generator, starts)
         return token_dropout, masks
-
-
-def _rows_of_an_item(drawn: Sequence[tuple[Sample, str, Mapping[str, Any]]]) -> int:
-    """Rows that each item of a batch takes: the length of its lists, the same for all; 1 without lists."""
-    counts: dict[int, str] = {}
-    for sample, _, decoded in drawn:
-        for value in decoded.values():
-            if isinstance(value, list):
-                counts.setdefault(len(value), sample.key)
-    if len(counts) > 1 or 0 in counts:
-        found = " and ".join(f"{count} ({key})" for count, key in sorted(counts.items()))
-        raise UserError(f"items of one batch have {found} pictures, sounds or candidates; all must have as many")
-    return next(iter(counts), 1)
 
 
 def names_of(sample: Sample, caption: str) -> list[str]:

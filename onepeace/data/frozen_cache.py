@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -56,18 +57,15 @@ class FrozenCache:
 
     def __init__(self, folder: Path, names: Iterable[str]):
         self.folder, self.names = folder, dict.fromkeys(names)
-        self._open: dict[int, np.ndarray] = {}
         self._find()
 
     def _find(self) -> None:
+        self.parts = sorted(int(path.stem.removeprefix("part-")) for path in self.folder.glob("part-*.json"))
         self.places: dict[str, list[Place]] = {}
-        for number in self._numbers():
+        for number in self.parts:
             for name, start, grid, partner in json.loads((self.folder / f"part-{number}.json").read_text()):
                 if name in self.names and (partner is None or partner in self.names):
                     self.places.setdefault(name, []).append(Place(number, start, tuple(grid), partner))
-
-    def _numbers(self) -> list[int]:
-        return sorted(int(path.stem.removeprefix("part-")) for path in self.folder.glob("part-*.json"))
 
     @property
     def missing(self) -> list[str]:
@@ -76,9 +74,7 @@ class FrozenCache:
 
     def read(self, place: Place) -> np.ndarray:
         """An output (*grid, channels) float16, mapped from its file."""
-        if place.part not in self._open:
-            self._open[place.part] = np.load(self.folder / f"part-{place.part}.npy", mmap_mode="r")
-        rows = self._open[place.part][place.start : place.start + int(np.prod(place.grid))]
+        rows = _mapped(self.folder / f"part-{place.part}.npy")[place.start : place.start + int(np.prod(place.grid))]
         return rows.reshape(*place.grid, rows.shape[-1])
 
     def fill(self, compute: Callable[[list[str]], Iterable[Output]], size: int) -> None:
@@ -96,7 +92,7 @@ class FrozenCache:
         with FileLock(self.folder / ".lock"):  # two would give the same numbers to their parts
             self._find()  # another run may have made some meanwhile
             log.warning("%s: computing %d items, once", self.folder, len(self.missing))
-            numbers = count(max(self._numbers(), default=-1) + 1)
+            numbers = count(max(self.parts, default=-1) + 1)
             with tqdm(total=len(self.missing), desc=self.folder.name, unit="item") as progress:
                 for names in batched(self.missing, size):
                     if outputs := list(compute(names)):
@@ -115,6 +111,11 @@ class FrozenCache:
         with write_atomic(self.folder / f"part-{number}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, np.concatenate(rows))
         write_text_atomic(self.folder / f"part-{number}.json", json.dumps(places))
+
+
+@cache
+def _mapped(part: Path) -> np.ndarray:
+    return np.load(part, mmap_mode="r")
 
 
 class StemFeatures(FrozenCache):

@@ -9,7 +9,7 @@ A set that one window holds is shuffled as a whole. Nothing grows with the numbe
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, starmap
 from threading import Thread
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onepeace.data.config import DataConfig
 from onepeace.data.sample import Sample
-from onepeace.data.shard_cache import ShardCache
+from onepeace.data.shard_cache import open_shard
 from onepeace.data.shards import Source
 from onepeace.errors import UserError
 from onepeace.files.source import scheme
@@ -32,41 +32,27 @@ order, "start" (position of its first sample), and the number of "shards", which
 
 def open_sources(data: DataConfig) -> list[Source]:
     """The sources of a recipe, in its order; UserError for shards that are not there."""
-    cache = ShardCache(data.cache_gigabytes * 1e9)
-    return [Source(source, data.root, data.broken_limit, cache) for source in data.train]
+    return [Source(source, data.root, data.broken_limit, data.cache_gigabytes * 1e9) for source in data.train]
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
     """Samples that are shuffled together."""
 
-    name: str
-    """Name of its sources."""
     cursor: Cursor
+    following: Cursor
+    """Begin of the next window."""
     shards: dict[int, list[Sample]]
     """Usable samples by number of the shard."""
     samples: list[Sample]
     """All of them, source after source."""
     order: NDArray[np.int64]
     """Numbers of ``samples`` as they come, (D,)."""
-    after: tuple[int, int]
-    """Epoch and number in its order of the shard that comes next."""
-    known: int
-    """Number of samples that have been seen at its end."""
 
     @property
-    def start(self) -> int:
-        """Position of its first sample."""
-        return self.cursor["start"]
-
-    @property
-    def end(self) -> int:
-        """Position after its last sample."""
-        return self.start + len(self.order)
-
-    def another(self, rng: np.random.Generator) -> Sample:
-        """A random sample of it."""
-        return self.samples[int(rng.integers(len(self.samples)))]
+    def known(self) -> int:
+        """Number of samples that have been seen at its end."""
+        return len(self.samples) if len(self.shards) == self.cursor["shards"] else self.following["start"]
 
 
 class Reader:
@@ -101,12 +87,12 @@ class Reader:
                 f"the checkpoint's position in the data is of {self.begin['shards']} shards, and now they are "
                 f"{len(self.shards)} ({sources[0].config.shards}, ...); go on with the shards the run was started with"
             )
-        self.fetched = -1
+        self.fetched: Cursor = {}
         self.windows: deque[Window] = deque(maxlen=2)  # a broken sample's replacement may lie in the second one
 
     def __getitem__(self, position: int) -> Sample:
         window = self.window(position)
-        return window.samples[window.order[position - window.start]]
+        return window.samples[window.order[position - window.cursor["start"]]]
 
     def since(self, position: int) -> Iterator[Sample]:
         """The samples from a position on, without end."""
@@ -114,24 +100,22 @@ class Reader:
 
     def window(self, position: int) -> Window:
         """The window that a position lies in; it is found from the one before, or from the beginning."""
-        if self.windows and position < self.windows[0].start:
+        if self.windows and position < self.windows[0].cursor["start"]:
             self.windows.clear()
         if not self.windows:
             self.windows.append(self._draw(self.begin))
-        while position >= (last := self.windows[-1]).end:
-            epoch, shard = last.after
-            self.windows.append(self._draw({**last.cursor, "epoch": epoch, "shard": shard, "start": last.end}))
-        return last if position >= last.start else self.windows[0]
+        while position >= (last := self.windows[-1]).following["start"]:
+            self.windows.append(self._draw(last.following))
+        return last if position >= last.cursor["start"] else self.windows[0]
 
     def fetch_ahead(self) -> None:
         """Copy what the next window needs from elsewhere, beside the caller's work. Not before workers are forked."""
-        if self.fetched == (last := self.windows[-1]).end:
+        if self.fetched == (following := (last := self.windows[-1]).following):
             return
-        self.fetched, (epoch, first) = last.end, last.after
-        coming = [self.shards[number] for number in self._dealt(epoch)[first : first + len(last.shards)]]
-        if far := [place for source, i in coming if scheme(place := source.shards[i])]:
-            cache = self.sources[0].cache
-            Thread(target=lambda: [cache.open(place) for place in far], daemon=True).start()
+        self.fetched, first = following, following["shard"]
+        coming = [self.shards[number] for number in self._dealt(following["epoch"])[first : first + len(last.shards)]]
+        if far := [(place, source.cache_bytes) for source, i in coming if scheme(place := source.shards[i])]:
+            Thread(target=lambda: [*starmap(open_shard, far)], daemon=True).start()
 
     def _dealt(self, epoch: int) -> list[int]:
         """Numbers of the shards in the order of an epoch."""
@@ -139,43 +123,38 @@ class Reader:
 
     def _draw(self, cursor: Cursor) -> Window:
         """The first window with any sample from ``cursor`` on."""
-        epoch, first = cursor["epoch"], cursor["shard"]
+        begin = cursor["epoch"]
         seen = {number: samples for window in self.windows for number, samples in window.shards.items()}
         while True:
-            dealt, last = self._dealt(epoch), first
+            epoch, first = cursor["epoch"], cursor["shard"]
             shards: dict[int, list[Sample]] = {}
             counts = dict.fromkeys(self.sources, 0)
-            while last < len(dealt) and not self._is_enough([*counts.values()]):
-                number = dealt[last]
+            for number in self._dealt(epoch)[first:]:
                 source, i = self.shards[number]
                 shards[number] = seen[number] if number in seen else source.read(i)
                 counts[source] += len(shards[number])
-                last += 1
-            whole, sizes = first == 0 and last == len(dealt), [*counts.values()]
+                sizes = [*counts.values()]
+                if sum(sizes) >= self.buffer and drawn(sizes, self.weights) >= self.run:
+                    break
             for source in self.sources:
-                source.check(complete=whole)
+                source.check(complete=len(shards) == len(self.shards))
             # The numbers of a set's only window are those it always had.
             seed = [*self.seed, ORDER, epoch, *([0, first] if first else [])]
             order = draw_order(sizes, self.weights, self.run, np.random.default_rng(seed))
-            after = (epoch, last) if last < len(dealt) else (epoch + 1, 0)
+            last, start = first + len(shards), cursor["start"] + len(order)
+            there = {"epoch": epoch, "shard": last} if last < len(self.shards) else {"epoch": epoch + 1, "shard": 0}
+            following = {**cursor, **there, "start": start}
             if len(order):
                 samples = [sample for _, samples in sorted(shards.items()) for sample in samples]
-                known = len(samples) if whole else cursor["start"] + len(order)
-                cursor = {**cursor, "epoch": epoch, "shard": first}
-                return Window(self.sources[0].config.name, cursor, shards, samples, order, after, known)
-            if epoch > cursor["epoch"] + 1:  # a whole epoch had nothing
+                return Window(cursor, following, shards, samples, order)
+            if epoch > begin + 1:  # a whole epoch had nothing
                 for source in self.sources:
                     source.check()
-                items = drawn(sizes, self.weights)
-                remedy = f"lower run.batch_size to {items} or raise a weight" if items else "raise a weight"
                 raise UserError(
-                    f"weights {self.weights} over {sizes} items leave {items} an epoch, too few for a batch by source "
-                    f"of {self.run}; {remedy}"
+                    f"weights {self.weights} over {sizes} items leave {drawn(sizes, self.weights)} an epoch, too few "
+                    f"for batches of {self.run} of one source; raise a weight, or lower run.batch_size"
                 )
-            epoch, first = after
-
-    def _is_enough(self, sizes: Sequence[int]) -> bool:
-        return sum(sizes) >= self.buffer and drawn(sizes, self.weights) >= self.run
+            cursor = following
 
 
 def drawn(sizes: Sequence[int], weights: Sequence[float]) -> int:
@@ -208,6 +187,6 @@ def draw_order(sizes: Sequence[int], weights: Sequence[float], run: int, rng: np
     # Full runs of each source, then the rests of all of them, in runs too; the order of the runs is drawn.
     cut = [len(part) - len(part) % run for part in parts]
     rest = rng.permutation(np.concatenate([part[end:] for part, end in zip(parts, cut, strict=True)]))
-    parts = [part[:end] for part, end in zip(parts, cut, strict=True)]
-    runs = np.concatenate([*parts, rest[: len(rest) - len(rest) % run]]).reshape(-1, run)
+    whole = [part[:end] for part, end in zip(parts, cut, strict=True)]
+    runs = np.concatenate([*whole, rest[: len(rest) - len(rest) % run]]).reshape(-1, run)
     return rng.permutation(runs).reshape(-1)

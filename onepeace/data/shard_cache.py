@@ -12,10 +12,10 @@ import io
 import json
 import os
 import tarfile
-import tempfile
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -25,8 +25,9 @@ from onepeace.data.sample import Extent
 from onepeace.errors import UserError
 from onepeace.files.atomic import write_atomic, write_text_atomic
 from onepeace.files.cache import cache_folder
-from onepeace.files.source import describe, scheme
+from onepeace.files.source import describe, reason_of, scheme
 
+CACHE_BYTES = 20e9
 STALLED = 60.0
 """Seconds without one byte after which a source is given up."""
 WAITS = (1.0, 5.0)
@@ -36,8 +37,6 @@ OPEN_FILES = 256
 CHUNK = 1 << 20
 GZIP = b"\x1f\x8b"
 """The first bytes of a compressed shard."""
-DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,15 @@ class Shard:
     """The tar."""
     version: str
     """Digest of its place, size and date: a file that is written again is another."""
-    cache: "ShardCache" = field(compare=False, repr=False)
+    cache_bytes: float = field(compare=False)
+    """See `open_shard`."""
 
     def read(self, offset: int, size: int) -> bytes:
         """These bytes of the tar; UserError if the file is no longer what it was."""
         try:
             data = os.pread(_opened(self.path, self.version).fileno(), size, offset)
         except FileNotFoundError:  # removed from the cache to make room
-            self.cache.open(self.place)
+            open_shard(self.place, self.cache_bytes)
             data = os.pread(_opened(self.path, self.version).fileno(), size, offset)
         if len(data) < size:
             raise UserError(f"{describe(self.place)}: has become shorter since it was indexed")
@@ -69,93 +69,83 @@ def _opened(path: str, version: str) -> IO[bytes]:
     return open(path, "rb", buffering=0)
 
 
-class ShardCache:
-    """Copies and indexes of shards, in ``shards`` of onepeace's cache; the least recently used give way.
+def open_shard(place: str, cache_bytes: float = CACHE_BYTES) -> tuple[list[dict[str, Any]], list[str]]:
+    """The samples of a shard, which is copied and indexed if it has not been; none if it cannot be read.
 
     Args:
-        max_bytes: of all files there; a larger shard stays alone.
+        place: an absolute path or an address.
+        cache_bytes: size at most of the folder ``shards`` of onepeace's cache, with copies and indexes; the least
+            recently used give way, and a larger shard stays alone.
+
+    Returns:
+        ``{"__key__": key, file ending: Extent}`` for each, as `usable_sample` takes them, and a line per damage.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the cache cannot be written.
     """
+    folder = cache_folder() / "shards"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shard = _located(place, folder, cache_bytes)
+        samples, broken = _index(shard, folder)
+    except Exception as error:  # whatever a protocol's library raises: the shard is left out
+        reason = reason_of(error)
+        if isinstance(error, OSError) and (
+            error.errno in (errno.ENOSPC, errno.EDQUOT) or str(error.filename).startswith(str(folder))
+        ):
+            raise UserError(
+                f"{folder}: copies and indexes of shards cannot be written there ({reason}); set ONEPEACE_CACHE"
+            ) from error
+        # An address may hold a secret.
+        return [], [f"{describe(place)}: {type(error).__name__ if '://' in reason else reason}"]
+    return [
+        {"__key__": key, **{ending: Extent(shard, *extent) for ending, extent in members.items()}}
+        for key, members in samples
+    ], broken
 
-    def __init__(self, max_bytes: float = 20e9) -> None:
-        self.folder, self.max_bytes = cache_folder() / "shards", max_bytes
+
+def _located(place: str, folder: Path, cache_bytes: float) -> Shard:
+    identity, plain = place, False
+    if not scheme(place):
+        with open(place, "rb") as file:
+            state, plain = os.fstat(file.fileno()), file.read(2) != GZIP
+        identity = f"{place} {state.st_size} {state.st_mtime_ns}"
+    version = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    return Shard(place, place if plain else str(folder / f"{version}.tar"), version, cache_bytes)
+
+
+def _index(shard: Shard, folder: Path) -> Any:
+    """What `index_tar` says of a shard, from the cache, where it is made, after the copy, if it is not there."""
+    from filelock import FileLock
+
+    tar, index = Path(shard.path), folder / f"{shard.version}.json"
+    while True:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.folder).close()
-        except OSError as error:
-            raise self._unwritable(error) from error
+            found = json.loads(index.read_text(encoding="utf-8"))
+            for used in {index, tar} if tar.parent == folder else {index}:
+                os.utime(used)
+            return found
+        except FileNotFoundError:
+            with FileLock(folder / f"{shard.version[:2]}.lock"):
+                if not (index.exists() and tar.exists()):
+                    broken: list[str] = []
+                    if shard.path != shard.place:
+                        with write_atomic(tar) as temporary:
+                            _copy(shard.place, temporary, broken)
+                    with open(tar, "rb") as file:
+                        samples, damages = index_tar(file, describe(shard.place))
+                    write_text_atomic(index, json.dumps([samples, damages + broken]))
+                    _make_room(folder, shard.cache_bytes, but={tar.name, index.name})
 
-    def open(self, place: str) -> tuple[list[dict[str, Any]], list[str]]:
-        """The samples of a shard, which is copied and indexed if it has not been; none if it cannot be read.
 
-        Returns:
-            ``{"__key__": key, file ending: Extent}`` for each, as `usable_sample` takes them, and a line per damage.
-
-        Raises:
-            UserError: the cache cannot be written.
-        """
-        try:
-            return self._open(place)
-        except Exception as error:  # whatever a protocol's library raises: the shard is left out
-            if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
-                raise self._unwritable(error) from error
-            return [], [f"{describe(place)}: {_reason_of(error)}"]
-
-    def _open(self, place: str) -> tuple[list[dict[str, Any]], list[str]]:
-        from filelock import FileLock
-
-        identity, path = place, None
-        if not scheme(place):
-            state = os.stat(place)
-            identity = f"{place} {state.st_size} {state.st_mtime_ns}"
-            with open(place, "rb") as file:
-                path = None if file.read(2) == GZIP else Path(place)
-        digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
-        index, copy = self.folder / f"{digest}.json", self.folder / f"{digest}.tar"
-        while True:
-            try:
-                samples, broken = json.loads(index.read_text(encoding="utf-8"))
-                for used in (index,) if path else (index, copy):
-                    os.utime(used)
-                break
-            except FileNotFoundError:
-                with FileLock(self.folder / f"{digest[:2]}.lock"):
-                    if not (index.exists() and (path or copy).exists()):
-                        self._make(place, path, copy, index)
-        shard = Shard(place, str(path or copy), digest, self)
-        return [
-            {"__key__": key, **{ending: Extent(shard, *extent) for ending, extent in members.items()}}
-            for key, members in samples
-        ], broken
-
-    def _make(self, place: str, path: Path | None, copy: Path, index: Path) -> None:
-        broken: list[str] = []
-        if path is None:
-            with write_atomic(copy) as temporary:
-                _copy(place, temporary, broken)
-        with open(path or copy, "rb") as file:
-            samples, damages = index_tar(file, describe(place))
-        write_text_atomic(index, json.dumps([samples, damages + broken]))
-        self._make_room(but={copy.name, index.name})
-
-    def _make_room(self, but: set[str]) -> None:
-        with os.scandir(self.folder) as entries:
-            files = [(one.stat(), one) for one in entries if one.name.endswith((".tar", ".json"))]
+def _make_room(folder: Path, at_most: float, but: set[str]) -> None:
+    with suppress(FileNotFoundError):  # other processes make room too
+        files = [(path.stat(), path) for path in folder.iterdir() if path.suffix in (".tar", ".json")]
         used = sum(state.st_size for state, _ in files)
-        for state, one in sorted(files, key=lambda file: file[0].st_mtime):
-            if used <= self.max_bytes:
-                break
-            if one.name not in but:
-                Path(one.path).unlink(missing_ok=True)
+        for state, path in sorted(files, key=lambda file: file[0].st_mtime):
+            if used > at_most and path.name not in but:
+                path.unlink()
                 used -= state.st_size
-
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(
-            f"{self.folder}: copies and indexes of shards cannot be written there ({error.strerror or error}); "
-            "set ONEPEACE_CACHE"
-        )
 
 
 def _copy(place: str, target: str | Path, broken: list[str]) -> None:
@@ -182,23 +172,15 @@ def _copy(place: str, target: str | Path, broken: list[str]) -> None:
                 try:
                     while data := source.read1(CHUNK):  # what there is, up to the damage
                         file.write(data)
-                except DAMAGED as error:
+                except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                     broken.append(f"{describe(place)}: cannot be unpacked to its end ({error})")
             return
         except (FileNotFoundError, PermissionError):
             raise
-        except Exception as error:
-            if pause is None or (isinstance(error, OSError) and error.errno in DISK_IS_FULL):
+        except Exception:
+            if pause is None:
                 raise
             time.sleep(pause)
-
-
-def _reason_of(error: Exception) -> str:
-    """One line without the address, which may hold a secret."""
-    text = str(error.strerror if isinstance(error, OSError) and error.strerror else error)
-    if text and "://" not in text:
-        return text
-    return "not found" if isinstance(error, FileNotFoundError) else type(error).__name__
 
 
 def index_tar(file: IO[bytes], name: str) -> tuple[list[tuple[str, dict[str, tuple[int, int]]]], list[str]]:
@@ -212,35 +194,34 @@ def index_tar(file: IO[bytes], name: str) -> tuple[list[tuple[str, dict[str, tup
         broken.append(f"{name}: {next(iter(error.args), '') or type(error).__name__}")
         return True
 
-    members: Any = (
-        {"fname": member, "data": place, "__url__": name} for member, *place in _members(file, name, broken)
-    )
-    samples = [
+    members: Any = ({"fname": fname, "data": place, "__url__": name} for fname, place in _members(file, name, broken))
+    return [
         (group["__key__"], {ending: place for ending, place in group.items() if not ending.startswith("__")})
         for group in group_by_keys(members, handler=note)
-    ]
-    return [one for one in samples if one[1]], broken
+    ], broken
 
 
-def _members(file: IO[bytes], name: str, broken: list[str]) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size) of each regular file that is there as a whole."""
-    last, end = "the beginning", file.seek(0)
+def _members(file: IO[bytes], name: str, broken: list[str]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(name, (offset, size)) of each regular file that is there as a whole."""
+    last, size, end = "the beginning", file.seek(0, 2), file.seek(0)
+
+    def check(next_member: int) -> None:
+        file.seek(end)
+        if any(file.read(next_member - end)):
+            broken.append(f"{name}: damaged after {last}, from byte {end} to {next_member}")
+
     try:
         # Blocks that are no header, as those of a damage, are passed over as if they were empty.
         with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # its list would grow with the shard
-                if member.offset > end:
-                    broken.append(f"{name}: damaged after {last}, from byte {end} to {member.offset}")
+                check(member.offset)
                 last, end = member.name, tar.offset
-                file.seek(0, 2)
-                if member.offset_data + member.size > file.tell():
+                if member.offset_data + member.size > size:
                     broken.append(f"{name}: unexpected end of data")
                     return
                 if member.isreg():
-                    yield member.name, member.offset_data, member.size
-            file.seek(end)
-            if any(file.read()):
-                broken.append(f"{name}: damaged after {last}, from byte {end} to its end")
+                    yield member.name, (member.offset_data, member.size)
+            check(size)
     except tarfile.TarError as error:
         broken.append(f"{name}: {error}")

@@ -6,11 +6,12 @@ written; an error, or Ctrl-C, leaves nothing behind, and what was there before a
 
 import hashlib
 import json
-import os
+import math
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,10 +43,9 @@ class ShardWriter:
         self.count = 0
         """Samples written."""
         self.paths: list[Path] = []
-        """The shards, under the names they get at the end."""
+        """The shards, when it has ended well."""
         self._keys: set[str] = set()
         self._bytes = 0
-        self._open, self._stack = ExitStack(), ExitStack()
 
     def __str__(self) -> str:
         """Summary of what has been written, when it ended well."""
@@ -94,52 +94,47 @@ class ShardWriter:
             pick = int(hashlib.md5(key.encode(), usedforsecurity=False).hexdigest(), 16) % len(captions)
             members["txt"] = captions[pick].encode()
         with self._naming_errors():
-            if not self.paths or (self._bytes and self._bytes + size > self.max_bytes):
-                self._open.close()
-                self._begin_shard()
-            self._tar.write({"__key__": key, **members})
+            if self._bytes and self._bytes + size > self.max_bytes:
+                self._shards.next_stream()
+                self._bytes = 0
+            self._shards.write({"__key__": key, **members})
         self._bytes += size
         self.count += 1
         return True
 
     def __enter__(self) -> "ShardWriter":
+        import webdataset
+
         with self._naming_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished = tempfile.TemporaryDirectory(dir=self.folder, prefix=".shards-")
-            self._unfinished = Path(self._stack.enter_context(unfinished))
+            self._unfinished = tempfile.TemporaryDirectory(dir=self.folder, prefix=".shards-")
+            pattern = f"{self._unfinished.name}/{self.prefix}".replace("%", "%%") + "-%05d.tar"
+            same = {"user": "", "group": "", "mtime": 0}
+            unlimited = {"maxcount": sys.maxsize, "maxsize": math.inf}
+            self._shards = webdataset.ShardWriter(pattern, verbose=0, encoder=False, **unlimited, **same)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._stack:
+        with self._unfinished:
             if kind is not None:
                 with suppress(OSError):
-                    self._open.close()
+                    self._shards.close()
                 return
             with self._naming_errors():
-                self._open.close()
-                older = {*self.older()} - {*self.paths} if self.paths else ()
-                for path in self.paths:
-                    os.replace(self._unfinished / path.name, path)
-                for path in older:
-                    path.unlink()
-
-    def _begin_shard(self) -> None:
-        from webdataset import TarWriter
-
-        name = f"{self.prefix}-{len(self.paths):05d}.tar"
-        self.paths.append(self.folder / name)
-        self._bytes = 0
-        file = self._open.enter_context(open(self._unfinished / name, "wb"))
-        self._tar: Any = self._open.enter_context(
-            TarWriter(file, user="", group="", mtime=0, encoder=False, compress=False)
-        )
+                self._shards.close()
+                if self.count:
+                    older, written = self.older(), sorted(Path(self._unfinished.name).iterdir())
+                    self.paths = [path.replace(self.folder / path.name) for path in written]
+                    for path in {*older} - {*self.paths}:
+                        path.unlink()
 
     @contextmanager
     def _naming_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            path = self.paths[-1] if self.paths else self.folder
-            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+            raise UserError(
+                f"{self.folder / self.prefix}-*.tar: cannot be written ({error.strerror or error})"
+            ) from error

@@ -19,7 +19,7 @@ from typing import Any
 
 from onepeace.data.config import SourceConfig
 from onepeace.data.sample import Sample, content_of
-from onepeace.data.shard_cache import ShardCache
+from onepeace.data.shard_cache import CACHE_BYTES, open_shard
 from onepeace.data.targets import wrong_target
 from onepeace.errors import UserError, need
 from onepeace.files.source import describe, scheme
@@ -99,57 +99,49 @@ class Source:
         config: from the recipe.
         root: see `expand`.
         broken_limit: share of broken samples, of all, above which `check` raises; a few always may be.
-        cache: for shards that cannot be read where they are, and the indexes of all.
+        cache_bytes: see `open_shard`.
 
     Raises:
         UserError: no file matches.
     """
 
     def __init__(
-        self, config: SourceConfig, root: str | Path | None, broken_limit: float, cache: ShardCache | None = None
+        self, config: SourceConfig, root: str | Path | None, broken_limit: float, cache_bytes: float = CACHE_BYTES
     ) -> None:
-        self.config, self.broken_limit, self.cache = config, broken_limit, cache or ShardCache()
+        self.config, self.broken_limit, self.cache_bytes = config, broken_limit, cache_bytes
         self.shards = expand(config.shards, root)
-        self.good = self.broken = self.passed_over = 0
+        self.good = self.broken = 0
         self.named: list[str] = []
         """The first broken samples."""
-        self.last = ""
-        """The last broken sample."""
 
     def read(self, number: int) -> list[Sample]:
         """The usable samples of a shard; broken ones are counted, the first of them named."""
         shard, own = self.shards[number], self.config
-        raws, broken = self.cache.open(shard)
+        raws, broken = open_shard(shard, self.cache_bytes)
         samples = []
         for raw in raws:
-            if not fnmatchcase(raw["__key__"], own.keys):
-                self.passed_over += 1
-                continue
-            try:
-                samples.append(usable_sample(raw, shard, own.pair, own.targets))
-            except ValueError as error:
-                broken.append(str(error))
+            if fnmatchcase(raw["__key__"], own.keys):
+                try:
+                    samples.append(usable_sample(raw, shard, own.pair, own.targets))
+                except ValueError as error:
+                    broken.append(str(error))
         self.good, self.broken = self.good + len(samples), self.broken + len(broken)
         for line in broken:
-            self.last = line
-            if line not in self.named and len(self.named) < NAMED:
+            if len(self.named) < NAMED and line not in self.named:
                 self.named.append(line)
                 log.warning("broken and left out: %s%s", line, " (more are counted)" * (len(self.named) == NAMED))
         return samples
 
     def check(self, complete: bool = True) -> None:
         """UserError if too much is broken, or, where all of the source was read, nothing is usable."""
-        name = self.config.shards
+        name, first = self.config.shards, next(iter(self.named), f"no key fits {self.config.keys!r}")
         if self.broken > max(BROKEN_FREE, self.broken_limit * (self.good + self.broken)):
             raise UserError(
-                f"{name}: {self.broken} broken to {self.good} usable samples, the last: {self.last}; mend the shards "
-                "or raise data.broken_limit"
+                f"{name}: {self.broken} broken to {self.good} usable samples, as {first}; mend the shards or raise "
+                "data.broken_limit"
             )
         if complete and not self.good:
-            fault = self.last or "the shards are empty"
-            if self.passed_over and not self.broken:
-                fault = f"no key of {self.passed_over} fits the pattern {self.config.keys!r}"
-            raise UserError(f"{name}: no usable sample; {fault}")
+            raise UserError(f"{name}: no usable sample; {first}")
 
     def __iter__(self) -> Iterator[Sample]:
         """All samples, once, in the order of the shards; UserError as `check` raises it, at the end."""
@@ -199,7 +191,7 @@ def raw_samples(shard: str, broken: list[str]) -> Iterator[dict[str, Any]]:
         shard: an absolute path or an address, from `expand`.
         broken: gets a line for each member that cannot be read and for a shard that cannot be opened or ends early.
     """
-    samples, lines = ShardCache().open(shard)
+    samples, lines = open_shard(shard)
     broken += lines
     for sample in samples:
         yield {name: content_of(value) for name, value in sample.items()}
@@ -215,28 +207,25 @@ def media_of(raw: Mapping[str, Any], endings: Collection[str]) -> Any:
     Raises:
         ValueError: of several files one is empty, or a number is left out.
     """
-    files: dict[int, dict[str, Any]] = {}
-    for member, data in raw.items():
-        # "KEY.thumb.jpg": the last ending says what it is.
+    files: dict[int, Any] = {}
+    for member in sorted(raw, key=lambda member: member.rpartition(".")[::2]):  # KEY.jpg before KEY.thumb.jpg
         name, _, ending = member.rpartition(".")
-        if ending in endings and member != MASK:
-            number = int(name) if re.fullmatch("[2-9]", name) else 1
-            if data or number > 1:
-                files.setdefault(number, {})[ending] = data
+        number = int(name) if re.fullmatch("[2-9]", name) else 1
+        if ending in endings and member != MASK and (raw[member] or number > 1):
+            files.setdefault(number, raw[member])
     if 1 not in files:
         return None
-    contents = [found[min(found)] for _, found in sorted(files.items())]
-    if max(files) != len(files) or not all(contents):
-        numbers = ", ".join(str(number) for number, found in sorted(files.items()) if found[min(found)])
+    if max(files) != len(files) or not all(files.values()):
+        numbers = ", ".join(str(number) for number, content in sorted(files.items()) if content)
         raise ValueError(f"of its files with a number only {numbers} can be used")
-    return contents if len(contents) > 1 else contents[0]
+    return [content for _, content in sorted(files.items())] if len(files) > 1 else files[1]
 
 
 def usable_sample(raw: Mapping[str, Any], shard: str, pair: Sequence[str], targets: Sequence[str] = ()) -> Sample:
     """The sample of one group of members.
 
     Args:
-        raw, shard: from `raw_samples`, or a `ShardCache`'s.
+        raw, shard: from `raw_samples` or `open_shard`.
         pair: the modalities a sample must have; "text" are its captions, others a member that their processor reads.
         targets: what else it must have, and have as targets.py says: "label", the entries of "targets" in the .json,
             and "mask".
@@ -245,27 +234,24 @@ def usable_sample(raw: Mapping[str, Any], shard: str, pair: Sequence[str], targe
         ValueError: it lacks something (names the shard and the key).
     """
     where = f"{describe(shard)}: {raw['__key__']}"
-    members = {member.rpartition(".")[2]: data for member, data in raw.items() if not member.startswith("__")}
+    members = {member.rpartition(".")[2]: data for member, data in raw.items()}
     try:
         about = dict(json.loads(content_of(members.get("json", b"{}"))))
+        captions = _texts(about.get("captions") or [])
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{where}.json cannot be read ({error})") from error
-    found = about.get("captions") or []
-    captions = [caption for caption in ([found] if isinstance(found, str) else found) if isinstance(caption, str)]
-    if not captions:
-        captions = [content_of(members.get("txt", b"")).decode("utf-8", errors="replace")]
-    inputs: dict[str, Any] = {"text": [caption.strip() for caption in captions if caption.strip()]}
-    if "text" in pair and not inputs["text"]:
+    captions = captions or _texts(content_of(members.get("txt", b"")).decode("utf-8", errors="replace"))
+    if "text" in pair and not captions:
         raise ValueError(f"{where} has no caption (a .txt, or captions in a .json)")
+    inputs: dict[str, Any] = {"text": captions}
     for modality in pair:
         if modality != "text":
             try:
-                media = media_of(raw, {suffix.lstrip(".") for suffix in PROCESSORS[modality].suffixes})
+                inputs[modality] = media_of(raw, {suffix[1:] for suffix in PROCESSORS[modality].suffixes})
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
-            if media is None:
+            if inputs[modality] is None:
                 raise ValueError(f"{where} has no {modality} file")
-            inputs[modality] = media
     known = dict(about["targets"]) if isinstance(about.get("targets"), dict) else {}
     if isinstance(about.get("label"), str):
         known["label"] = about["label"]
@@ -278,3 +264,9 @@ def usable_sample(raw: Mapping[str, Any], shard: str, pair: Sequence[str], targe
         if wrong := wrong_target(target, value, known):
             raise ValueError(f"{where}: {wrong}")
     return Sample(raw["__key__"], describe(shard), inputs, known)
+
+
+def _texts(found: Any) -> list[str]:
+    """The texts of a string or a list that are not blank."""
+    texts = [found] if isinstance(found, str) else found
+    return [text.strip() for text in texts if isinstance(text, str) and text.strip()]

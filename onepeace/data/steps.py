@@ -45,51 +45,42 @@ class Steps(Dataset[tuple[list[Batch], dict[str, Cursor]]]):
         world_size: int = 1,
     ):
         config = builder.config
-        self.builder, self.rank, self.batch_size = builder, rank, batch_size
-        self.own: dict[str, int] = {}
-        """Items of this process in a step, by pair."""
-        self.seeds: dict[str, list[int]] = {}
+        self.builder, self.batch_size, self.rank, self.world_size = builder, batch_size, rank, world_size
         self.readers: dict[str, Reader] = {}
-        for name, pair in builder.pairs.items():
-            size, label = batch_size[name], "+".join(pair)
+        for name, source in builder.sources.items():
+            size, label = batch_size[name], "+".join(source.pair)
             if size % world_size:
                 raise UserError(
                     f"run.batch_size {size} of {name} cannot be shared evenly by {world_size} processes; set a multiple"
                 )
-            self.own[name] = size // world_size
             # A number of the sources' modalities and name, the same in every run.
-            self.seeds[name] = [seed, zlib.crc32((label if label == name else f"{label}:{name}").encode())]
+            numbers = [seed, zlib.crc32((label if label == name else f"{label}:{name}").encode())]
             of_pair = [source for source in sources if source.config.name == name]
             run = size if config.batches == "by_source" else 1
-            cursor = (cursors or {}).get(name)
-            self.readers[name] = Reader(of_pair, self.seeds[name], config.shuffle_buffer, run, cursor)
+            self.readers[name] = Reader(of_pair, numbers, config.shuffle_buffer, run, (cursors or {}).get(name))
 
     def __getitem__(self, step: int) -> tuple[list[Batch], dict[str, Cursor]]:
         batches, cursors = [], {}
         for name, reader in self.readers.items():
-            batches.append(self._batch(name, step))
-            cursors[name] = reader.window(self._first(name, step) + self.own[name] - 1).cursor
+            positions = self._positions(name, step)
+            items = [(reader.since(at), np.random.default_rng([*reader.seed, VARY, at])) for at in positions]
+            seed = [*reader.seed, MASK, step, *([self.rank] if self.rank else [])]
+            mask_seed = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+            batches.append(self.builder.batch(name, reader.window(positions[0]), items, mask_seed))
+            cursors[name] = reader.window(positions[-1]).cursor
             reader.fetch_ahead()
         return batches, cursors
 
     def open(self, step: int) -> None:
         """Read the shards that a step begins with, so that the workers have them from this process."""
         for name, reader in self.readers.items():
-            reader.window(self._first(name, step))
+            reader.window(self._positions(name, step)[0])
 
-    def _first(self, name: str, step: int) -> int:
-        """Position in the pair's sequence of the first item of this process."""
-        return step * self.batch_size[name] + self.rank * self.own[name]
-
-    def _batch(self, name: str, step: int) -> Batch:
-        seed, reader, first = self.seeds[name], self.readers[name], self._first(name, step)
-        items = [
-            (reader.since(position), np.random.default_rng([*seed, VARY, position]))
-            for position in range(first, first + self.own[name])
-        ]
-        of_rank = [self.rank] if self.rank else []
-        mask_seed = int(np.random.SeedSequence([*seed, MASK, step, *of_rank]).generate_state(1, np.uint64)[0])
-        return self.builder.batch(reader.window(first), items, mask_seed)
+    def _positions(self, name: str, step: int) -> range:
+        """Positions in the pair's sequence of this process's items of a step."""
+        own = self.batch_size[name] // self.world_size
+        first = step * self.batch_size[name] + self.rank * own
+        return range(first, first + own)
 
 
 def loader(

@@ -104,11 +104,9 @@ def test_runs_are_of_one_source_in_every_window(tmp_path):
     assert {next(iter(kind)) for kind in kinds} == {"a", "b"}
 
 
-@pytest.mark.parametrize(
-    ("weight", "run", "told"), [(0.01, 1, "raise a weight"), (1.0, 30, r"run\.batch_size to 19 or raise a weight")]
-)
-def test_weights_that_leave_nothing_are_an_error(folder, weight, run, told):
-    with pytest.raises(UserError, match=told):
+@pytest.mark.parametrize(("weight", "run"), [(0.01, 1), (1.0, 30)])
+def test_weights_that_leave_nothing_are_an_error(folder, weight, run):
+    with pytest.raises(UserError, match="weights"):
         reader(folder, weights=[weight], run=run)[0]
 
 

@@ -12,7 +12,7 @@ from support.server import serving
 
 from onepeace.data import shard_cache
 from onepeace.data.sample import content_of
-from onepeace.data.shard_cache import ShardCache
+from onepeace.data.shard_cache import open_shard
 from onepeace.data.shards import expand, raw_samples
 from onepeace.errors import UserError
 
@@ -51,7 +51,7 @@ def served(tmp_path, monkeypatch):
 def cached(tmp_path, monkeypatch):
     """Opens a shard through a cache of its own, in the folder cache/shards."""
     monkeypatch.setenv("ONEPEACE_CACHE", str(tmp_path / "cache"))
-    return lambda place, megabytes=1.0: ShardCache(megabytes * 1e6).open(place)
+    return lambda place, megabytes=1.0: open_shard(place, megabytes * 1e6)
 
 
 def contents(sample):

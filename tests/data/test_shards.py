@@ -31,7 +31,7 @@ def test_source_reads_tar_and_tar_gz_in_order(root):
 def test_a_part_of_a_source_is_chosen_by_keys(root, tmp_path, caplog):
     samples = read_source("pictures-*", PAIR, root, keys="*[1-3]")
     assert [sample.key for sample in samples] == ["p1", "p2", "p3"]
-    with pytest.raises(UserError, match=r"pictures-\*: .*no key of 8 fits the pattern 'q\*'"):
+    with pytest.raises(UserError, match=r"pictures-\*: .*no key fits 'q\*'"):
         read_source("pictures-*", PAIR, root, keys="q*")
     read(tmp_path, {**pictures(2), "q0.png": b"broken", "q0.json": b"{"}, keys="p*")
     assert "broken" not in caplog.text  # what is passed over is not looked at
@@ -63,9 +63,7 @@ def test_source_of_which_too_much_is_broken_stops(tmp_path):
     members = pictures(96)
     for i in range(76):
         del members[f"p{i}.json"]
-    with pytest.raises(
-        UserError, match=r"^a\.tar: 76 broken to 20 usable samples, .*p75 has no caption.*broken_limit$"
-    ):
+    with pytest.raises(UserError, match=r"^a\.tar: 76 broken to 20 usable samples, .*p0 has no caption.*broken_limit$"):
         read(tmp_path, members)
     assert len(read(tmp_path, members, broken_limit=0.8)) == 20
     few = {name: data for name, data in members.items() if int(name[1:-4].rstrip(".")) > 65}

@@ -163,5 +163,5 @@ def test_cache_of_sounds_changes_nothing_and_has_a_limit(root, processors, monke
     monkeypatch.setattr("onepeace.data.builder.SOUND_BYTES", 0)
     bare = make_steps(processors, recipe(root, [SOUNDS], varied))
     assert same([cached[i] for i in range(4)], [bare[i] for i in range(4)])
-    assert len(cached.builder._cache) == 6
-    assert len(bare.builder._cache) == 0
+    assert len(cached.builder._sounds) == 6
+    assert len(bare.builder._sounds) == 0
