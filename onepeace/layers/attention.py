@@ -1,5 +1,7 @@
 """Self-attention, and the one place that chooses its kernel."""
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,30 +14,41 @@ def use_math_attention(device_type: str, dtype: torch.dtype, length: int, traine
     """Whether plain matmul, softmax, matmul is faster than the fused kernel.
 
     Measured on AVX-512 CPUs: torch's fused CPU kernel costs 1.8-2.5 x the plain form for bf16 up to about 200 tokens
-    and up to 2 x for float32 up to 64, and wins (0.35 x) at 257 and more. It gives no gradient to the bias: where that
-    is trained, torch falls back to a plain form of its own, in float32. Elsewhere the fused kernels always win.
+    and up to 2 x for float32 up to 64, and wins (0.35 x) at 257 and more; with AMX it costs 0.5-0.9 x for bf16 from 26
+    tokens on. It gives no gradient to the bias: where that is trained, torch falls back to a plain form of its own, in
+    float32. Elsewhere the fused kernels always win.
     """
     if torch.compiler.is_compiling():  # one graph serves all lengths
         return False
     if not torch.backends.cuda.math_sdp_enabled():  # torch.nn.attention.sdpa_kernel chose another
         return False
-    return device_type == "cpu" and (trained_bias or length <= (200 if dtype == torch.bfloat16 else 64))
+    if dtype != torch.bfloat16:
+        longest = 64
+    else:
+        longest = 20 if _has_amx() else 200
+    return device_type == "cpu" and (trained_bias or length <= longest)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Softmax attention of (B, H, L, head_dim); q is already scaled.
+@cache
+def _has_amx() -> bool:
+    """Whether this machine's CPU multiplies matrices of bfloat16 by AMX."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
-    ``bias`` (1 or B, H or 1, L, L) is added to the logits, -inf masks a key; every query must see at least one key.
-    The softmax sums in float32 at least, in every dtype.
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Softmax attention of (B, H, L, head_dim), with logits ``scale`` q k + bias.
+
+    ``bias`` (1 or B, H or 1, L, L) masks a key where it is -inf; every query must see at least one key. The softmax
+    sums in float32 at least, in every dtype.
     """
     trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
     if use_math_attention(q.device.type, q.dtype, q.shape[2], trained):
-        scores = q @ k.transpose(-2, -1)
+        scores = (q * scale) @ k.transpose(-2, -1)
         if bias is not None:
             scores += bias  # in place: the product's backward does not need its result
         # The CPU kernel sums in float32 whatever the dtype; asking for a float32 result would only add two passes.
         return scores.softmax(dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
 class SelfAttention(nn.Module):
@@ -60,10 +73,10 @@ class SelfAttention(nn.Module):
         def heads(t: Tensor) -> Tensor:
             return t.view(batch, length, self.num_heads, -1).transpose(1, 2)
 
-        q, k, v = heads(self.q(x) * self.scale), heads(self.k(x)), heads(self.v(x))
+        q, k, v = heads(self.q(x)), heads(self.k(x)), heads(self.v(x))
         # Autocast makes q, k, v half while the tables stay float32; the kernels want one dtype.
         bias = None if bias is None else bias.to(q.dtype)
-        return checkpoint(self._mix, attention(q, k, v, bias))
+        return checkpoint(self._mix, attention(q, k, v, bias, self.scale))
 
     def _mix(self, out: Tensor) -> Tensor:
         """(B, H, L, head_dim) -> (B, L, D)."""
@@ -101,8 +114,8 @@ class HeadScaledAttention(nn.Module):
 
     def forward(self, x: Tensor, keys_values: KeysValues, bias: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D); ``bias`` (1 or B, H, 1 or T, S) as in ``attention``."""
-        q = self._heads(self.q(x) * self.scale)
-        return checkpoint(self._mix, attention(q, *keys_values, bias.to(q.dtype)))
+        q = self._heads(self.q(x))
+        return checkpoint(self._mix, attention(q, *keys_values, bias.to(q.dtype), self.scale))
 
     def _mix(self, out: Tensor) -> Tensor:
         """(B, H, T, head_dim) -> (B, T, D)."""

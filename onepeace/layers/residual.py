@@ -1,11 +1,18 @@
-"""Layers on a residual branch, before it is added."""
+"""Residual branches."""
 
 import torch
 from torch import Tensor, nn
 
 
-class LayerScale(nn.Module):
-    """A learned gain per channel."""
+class Residual(nn.Module):
+    """Tokens plus what a branch makes of them."""
+
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        return x + branch
+
+
+class LayerScale(Residual):
+    """The same with a learned gain of the branch for each channel."""
 
     def __init__(self, dim: int, initial: float):
         super().__init__()
@@ -15,8 +22,8 @@ class LayerScale(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.constant_(self.gain, self.initial)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gain
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        return torch.addcmul(x, branch, self.gain)
 
 
 class DropPath(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from onepeace.layers.attention import SelfAttention
 from onepeace.layers.checkpoint import Recomputed
 from onepeace.layers.feedforward import GEGLU
-from onepeace.layers.residual import DropPath, LayerScale
+from onepeace.layers.residual import DropPath, LayerScale, Residual
 
 from .sequence import Span
 
@@ -38,8 +38,8 @@ class Block(Recomputed):
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attn = SelfAttention(dim, num_heads)
         self.ffn = nn.ModuleDict({key: GEGLU(dim, ffn_dim) for key in modalities})
-        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.ls1 = Residual() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.ls2 = Residual() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
 
     def compute(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:  # type: ignore[override]
@@ -48,14 +48,18 @@ class Block(Recomputed):
         ``bias`` (1 or B, H or 1, L, L) is added to the attention logits and is -inf in padding's columns; CLS is never
         padding, so no row is all -inf.
         """
-        x = x + self.drop_path(self.ls1(self.attend(x, spans, bias)))
-        return x + self.drop_path(self.feed(self.norm2(x), spans))
+        x = self.ls1(x, self.drop_path(self.attend(x, spans, bias)))
+        return self.add_fed(x, self.norm2(x), spans)
 
     def attend(self, x: Tensor, spans: Sequence[Span], bias: Tensor | None) -> Tensor:
         """What the attention makes of tokens, before its gain."""
         return self.attn(self.norm1(x), bias)
 
+    def add_fed(self, x: Tensor, h: Tensor, spans: Sequence[Span]) -> Tensor:
+        """Tokens plus what the FFNs make of them, ``h`` after ``norm2``."""
+        return self.ls2(x, self.drop_path(self.feed(h, spans)))
+
     def feed(self, h: Tensor, spans: Sequence[Span]) -> Tensor:
-        """What the FFNs make of tokens after ``norm2``, with their gain."""
+        """What the FFNs make of tokens after ``norm2``, before its gain."""
         parts = [self.ffn[span.key](h[:, span.start : span.stop]) for span in spans]
-        return self.ls2(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

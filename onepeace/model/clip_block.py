@@ -51,6 +51,7 @@ class ClipBlock(Block):
         seen = super().attend(x + moved, spans, bias)
         return seen + adapters.space(seen)
 
-    def feed(self, h: Tensor, spans: Sequence[Span]) -> Tensor:
-        fed, adapters = super().feed(h, spans), self._adapters(spans)
-        return fed if adapters is None else fed + 0.5 * adapters.mlp(h)
+    def add_fed(self, x: Tensor, h: Tensor, spans: Sequence[Span]) -> Tensor:
+        if (adapters := self._adapters(spans)) is None:
+            return super().add_fed(x, h, spans)
+        return x + self.drop_path(self.ls2(0.5 * adapters.mlp(h), self.feed(h, spans)))  # one branch, dropped as one

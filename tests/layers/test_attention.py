@@ -9,6 +9,7 @@ from onepeace.layers import attention as module
 from onepeace.layers.attention import SelfAttention, attention, use_math_attention
 
 B, H, L, D = 3, 2, 9, 5
+SCALE = 0.7
 BIASES = {
     "none": None,
     "one table for the batch": (1, H, L, L),
@@ -22,7 +23,7 @@ def by_loops(q, k, v, bias):
     for b in range(B):
         for h in range(H):
             for i in range(L):
-                logits = [sum(q[b, h, i, d].item() * k[b, h, j, d].item() for d in range(D)) for j in range(L)]
+                logits = [SCALE * sum(q[b, h, i, d].item() * k[b, h, j, d].item() for d in range(D)) for j in range(L)]
                 if bias is not None:
                     one = bias.expand(B, H, L, L)[b, h, i].tolist()
                     logits = [x + y for x, y in zip(logits, one, strict=True)]
@@ -47,10 +48,10 @@ def test_every_path_equal(monkeypatch, plain, name):
     monkeypatch.setattr(module, "use_math_attention", lambda *_: plain)
     q, k, v, bias = case(BIASES[name])
     expected = by_loops(q, k, v, bias)
-    assert torch.allclose(attention(q, k, v, bias).double(), expected, atol=2e-6, rtol=0)
-    in_double = attention(*(None if x is None else x.double() for x in (q, k, v, bias)))
+    assert torch.allclose(attention(q, k, v, bias, SCALE).double(), expected, atol=2e-6, rtol=0)
+    in_double = attention(*(None if x is None else x.double() for x in (q, k, v, bias)), SCALE)
     assert torch.allclose(in_double, expected, atol=1e-12, rtol=0)
-    in_half = attention(*(None if x is None else x.bfloat16() for x in (q, k, v, bias)))
+    in_half = attention(*(None if x is None else x.bfloat16() for x in (q, k, v, bias)), SCALE)
     assert in_half.dtype == torch.bfloat16
     assert torch.allclose(in_half.double(), expected, atol=0.05, rtol=0)
 
@@ -63,19 +64,23 @@ def test_gradients_of_every_path_equal(monkeypatch, name):
     for plain in (True, False):
         monkeypatch.setattr(module, "use_math_attention", lambda *_, plain=plain: plain)
         leaves = [None if x is None else x.clone().requires_grad_() for x in inputs]
-        (attention(*leaves) * upstream).sum().backward()
+        (attention(*leaves, SCALE) * upstream).sum().backward()
         grads.append([x.grad for x in leaves if x is not None])
     for plain, fused in zip(*grads, strict=True):
         assert torch.allclose(plain, fused, atol=1e-12, rtol=0)
         assert bool(torch.isfinite(plain).all())
 
 
-def test_kernel_is_chosen_by_device_dtype_and_length():
+def test_kernel_is_chosen_by_device_dtype_and_length(monkeypatch):
+    monkeypatch.setattr(module, "_has_amx", lambda: False)
     assert use_math_attention("cpu", torch.float32, 64)
     assert not use_math_attention("cpu", torch.float32, 257)
     assert use_math_attention("cpu", torch.bfloat16, 200)
     assert not use_math_attention("cpu", torch.bfloat16, 257)
     assert use_math_attention("cpu", torch.bfloat16, 257, True)
+    monkeypatch.setattr(module, "_has_amx", lambda: True)
+    assert use_math_attention("cpu", torch.bfloat16, 15)
+    assert not use_math_attention("cpu", torch.bfloat16, 26)
     assert not any(use_math_attention("cuda", dtype, 8) for dtype in (torch.float32, torch.bfloat16, torch.float16))
 
 
@@ -83,7 +88,7 @@ def test_padding_gets_no_weight_at_all():
     """Not a large negative number: values behind -inf may be anything but NaN."""
     q, k, v, bias = case((B, H, L, L))
     v[0, :, 7:] = 1e30
-    assert attention(q, k, v, bias)[0].abs().max() < 10
+    assert attention(q, k, v, bias, SCALE)[0].abs().max() < 10
 
 
 def test_autocast_takes_float32_tables():
