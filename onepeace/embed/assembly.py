@@ -24,16 +24,6 @@ class Windows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Failure:
-    """An item that was skipped."""
-
-    index: int
-    """Place among the items, from 0."""
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Embedded:
     """The result of one item: a vector, or the error that prevented it."""
 
@@ -97,6 +87,8 @@ class Assembly:
         """Takes the (E,) vector of a row."""
         self._rows[row] = vector
         self._missing -= 1
+        if not vector.isfinite().all():
+            self.error = UserError("the model gives NaN for it; try dtype float32")
 
     @property
     def done(self) -> bool:

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from onepeace.compiling import compile_blocks
 from onepeace.device import SMALL, choose_device, choose_dtype
-from onepeace.embed.assembly import Assembly, Embedded, Failure
+from onepeace.embed.assembly import Assembly, Embedded
 from onepeace.embed.explain import Explanation, explain
 from onepeace.embed.items import check_many, name_of, parts_of
 from onepeace.embed.options import Keywords, Options
 from onepeace.embed.parts import Compound, Part
 from onepeace.embed.predict import Head
 from onepeace.embed.stream import Batcher, Waiting, decode_ahead
-from onepeace.embed.zero_shot import TEMPLATE, prototypes, similarities
+from onepeace.embed.zero_shot import TEMPLATE, prototypes
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import build_encoder
@@ -48,8 +48,8 @@ WINDOW = 64
 ITEMS_AHEAD, WINDOWS_AHEAD = 8, 16
 """Items that are decoded ahead where long sounds are cut, and windows of each sound: they bound the memory."""
 
-Encoded: TypeAlias = Tensor | tuple[Tensor, list[Failure]]
-"""float32 on the CPU, with the failures where these are skipped."""
+Encoded: TypeAlias = Tensor | tuple[Tensor, list[Embedded]]
+"""float32 on the CPU, with the results of the items that failed where these are skipped."""
 
 
 class Tokens(NamedTuple):
@@ -213,18 +213,21 @@ class Embedder:
 
         Args:
             labels: names to choose from. For a model's own classes see `predict`.
-            template: sentence with "{}" for the label, or "{a}" for the label with its article; of several sentences
-                the mean vector is taken. "{}" alone takes the labels as they are. None takes one that suits each
-                item, or the first part of a composed one: "a photo of a {}", "the sound of a {}", of a text "{}".
+            template: sentence with "{}" for the label, or "{a}" for the label with its article; several are averaged.
+                None takes one that suits each item, or the first part of a composed one: "a photo of a {}", "the sound
+                of a {}", of a text "{}".
         """
-        chosen, failures = Options(**options), list[Failure]()
+        chosen = Options(**options)
         encode_text = partial(self.encode_text, batch_size=chosen.batch_size, progress=False)
         names = list(check_many(labels, "labels"))
         templates = TEMPLATE if template is None else {"text": template}
         classes = {kind: prototypes(encode_text, names, one) for kind, one in templates.items()}
-        vectors, kinds = self._rows(self._succeeded(items, chosen, failures))
-        logits = self.logit_scale * similarities(vectors, kinds, classes)
-        shares = logits.softmax(dim=1)
+        vectors, modalities, failures = self._collect(items, chosen)
+        cosines = torch.empty(len(vectors), len(names))
+        for modality in set(modalities):
+            rows = [row for row, one in enumerate(modalities) if one == modality]
+            cosines[rows] = vectors[rows] @ classes.get(modality, classes["text"]).T
+        shares = (self.logit_scale * cosines).softmax(dim=1)
         return (shares, failures) if chosen.on_error == "skip" else shares
 
     def features(self, item: Mapping[str, object]) -> dict[str, Tokens]:
@@ -255,18 +258,12 @@ class Embedder:
         return explain(self, item, query)
 
     def predict(
-        self,
-        items: Iterable[object],
-        *,
-        head: str | None = None,
-        top: int = 5,
-        batch_size: int = 32,
+        self, items: Iterable[object], *, head: str | None = None, top: int = 5, batch_size: int = 32
     ) -> list[dict[str, Any]]:
         """Results of a task head of the model; onepeace/embed/tasks.py says what each task gives.
 
         Args:
-            items: paths or values of the modality that the head reads, or dictionaries by modality, {"image": "a.jpg",
-                "text": "what is it?"}; see `onepeace.embed.predict.Head.predict`, which gives failures as values.
+            items: as `onepeace.embed.predict.Head.predict` takes them, which gives failures as values.
             head: an entry of the model's heads; None if it has one only.
             top: number of classes in a result.
         """
@@ -292,39 +289,35 @@ class Embedder:
         return Computing(compute, workers, alone=small)
 
     def _encode(self, items: Iterable[object], options: Options) -> Encoded:
-        failures: list[Failure] = []
-        vectors, _ = self._rows(self._succeeded(items, options, failures))
+        vectors, _, failures = self._collect(items, options)
         return (vectors, failures) if options.on_error == "skip" else vectors
 
-    def _rows(self, results: Iterator[Embedded]) -> tuple[Tensor, list[str | None]]:
-        """The vectors (n, E) and the modalities of results."""
-        found = [(result.vector, result.modality) for result in results]
-        rows = [vector for vector, _ in found if vector is not None]
-        return torch.stack(rows) if rows else torch.empty(0, self.embed_dim), [modality for _, modality in found]
-
-    def _succeeded(self, items: Iterable[object], options: Options, failures: list[Failure]) -> Iterator[Embedded]:
-        """The results of `items` without the failures, which are raised or noted in `failures`."""
+    def _collect(self, items: Iterable[object], options: Options) -> tuple[Tensor, list[str], list[Embedded]]:
+        """The vectors (n, E) and modalities of the items that succeed, and the failures unless they are raised."""
         from tqdm.auto import tqdm
 
+        vectors: list[Tensor] = []
+        modalities: list[str] = []
+        failures: list[Embedded] = []
         total = len(items) if isinstance(items, Sized) else None
         off, delay = (None, 1) if options.progress is None else (not options.progress, 0)
         with closing(self._stream(items, options)) as results:
             for result in tqdm(results, total=total, disable=off, delay=delay, unit="item"):
-                if result.error is None:
+                if result.vector is not None:
                     if result.is_silent:
                         log.warning("%s: digital silence; its vector says nothing about a sound", result.name)
-                    yield result
+                    vectors.append(result.vector)
+                    modalities.append(str(result.modality))
                 elif options.on_error == "raise":
                     raise UserError(f"{result.name}: {result.reason}") from result.error
                 else:
-                    failures.append(Failure(result.index, result.name, str(result.reason)))
+                    failures.append(result)
+        return torch.stack(vectors) if vectors else torch.empty(0, self.embed_dim), modalities, failures
 
     def _stream(self, items: Iterable[object], options: Options) -> Generator[Embedded, None, None]:
         if options.modality is not None:
             self.processor(options.modality, projected=True)
-        return self._results(check_many(items), options)
-
-    def _results(self, items: Iterable[object], options: Options) -> Generator[Embedded, None, None]:
+        check_many(items)
         ahead = 2 * options.batch_size if options.long == "truncate" else ITEMS_AHEAD
         computing = self.computing(self._compute)
         batcher = Batcher(computing.share(options.batch_size), max(WINDOW, 4 * options.batch_size))
@@ -337,7 +330,8 @@ class Embedder:
 
         def filled(computed: Iterable[tuple[list[Waiting], Tensor]]) -> Iterator[Embedded]:
             for batch, vectors in computed:
-                _fill(batch, vectors)
+                for entry, vector in zip(batch, vectors, strict=True):
+                    entry.assembly.fill(entry.row, vector)
                 yield from finished()
 
         with closing(decode_ahead(items, partial(self._read, options=options), ahead=ahead)) as decoded, computing:
@@ -364,16 +358,12 @@ class Embedder:
                 raise UserError("it is a list; give all items in one list")
             if isinstance(item, Compound):
                 return item.parts(partial(self._cut, options=options))
-            parts = parts_of(item, self.processors) if options.modality is None else [(options.modality, item)]
-            return [Part(key, self._pieces(key, value, options)) for key, value in parts]
+            values = parts_of(item, self.processors) if options.modality is None else [(options.modality, item)]
+            parts = [(key, self._cut(key, value, options)) for key, value in values]
+            # The rest of a long sound is decoded when its turn comes, so that hours of it are never in memory.
+            return [Part(key, chain(list(islice(pieces, WINDOWS_AHEAD)), pieces)) for key, pieces in parts]
         except Exception as error:  # whatever a processor trips over, the item is to be named
             return error
-
-    def _pieces(self, modality: str, value: object, options: Options) -> Iterable[tuple[float, float, Tensor]]:
-        """(start, end, sample) of one part of an item, in seconds."""
-        pieces = self._cut(modality, value, options)
-        # The rest of a long sound is decoded when its turn comes, so that hours of it are never in memory.
-        return chain(list(islice(pieces, WINDOWS_AHEAD)), pieces)
 
     def _cut(self, modality: str, value: object, options: Options) -> Iterator[tuple[float, float, Tensor]]:
         processor = self.processor(modality, projected=True)
@@ -400,14 +390,6 @@ class Embedder:
         if projected and modality not in self.module.config.projections:
             raise UserError(f"this model has no projection for vectors of {modality}; use predict or features")
         return self.processors[modality]
-
-
-def _fill(batch: list[Waiting], vectors: Tensor) -> None:
-    """Hand the vectors of a batch to the items that they belong to."""
-    for entry, vector, is_finite in zip(batch, vectors, vectors.isfinite().all(dim=-1).tolist(), strict=True):
-        entry.assembly.fill(entry.row, vector)
-        if not is_finite:
-            entry.assembly.error = UserError("the model gives NaN for it; try dtype float32")
 
 
 def _unit_rows(vectors: object, which: str) -> Tensor:

@@ -45,8 +45,7 @@ class Explanation:
     positions: Tensor
     """(L, 2), what each value is about, in ``unit``; rows of a grid one after another."""
     unit: str
-    """"patch": row and column; "second": start and end; "character": start and end in the text as given; "token", of a
-    modality of your own: its number and the next."""
+    """As in `onepeace.embed.embedder.Tokens`."""
     similarity: float
     """Cosine of the whole item, or of the best window of a long sound, with the query."""
     area: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
@@ -78,16 +77,21 @@ class Explanation:
 @torch.no_grad()
 def explain(embedder: "Embedder", item: object, query: object) -> Explanation:
     """Map of how well each part of an item fits a query; see `Embedder.explain`."""
-    key, value = _value(embedder, item)
+    parts = parts_of(item, embedder.processors)
+    if len(parts) != 1:
+        raise UserError(f"one picture or sound is explained at a time, not {' and '.join(key for key, _ in parts)}")
+    key, value = parts[0]
+    processor, module = embedder.processor(key, projected=True), embedder.module
     vector = _query(embedder, query)
-    processor, module = embedder.processors[key], embedder.module
     values, positions, similarities = [], [], []
     for start, end, sample in processor.windows(value):
         inputs = embedder.inputs(key, [sample])
         similarities.append(float(module({key: inputs})[key][0].float().cpu() @ vector))
         if isinstance(processor, ImageProcessor):
             patches = int(module.adapters[key].token_positions(inputs)[0].amax()) + 1
-            inputs = embedder.inputs(key, [_enlarged(processor, -(-PATCHES // patches)).decode(value)])
+            larger, scale = copy(processor), -(-PATCHES // patches)
+            larger.height, larger.width = scale * processor.height, scale * processor.width
+            inputs = embedder.inputs(key, [larger.decode(value)])
         found = relevance(module, key, inputs, vector)
         covered, unit = processor.token_positions(value) or module.adapters[key].token_positions(inputs)
         if unit == "second":
@@ -122,13 +126,6 @@ def relevance(module: "Encoder", key: str, inputs: dict[str, Tensor], vector: Te
     return (torch.cat(found).float().cpu() @ vector).view(stem.grid)
 
 
-def _enlarged(processor: ImageProcessor, scale: int) -> ImageProcessor:
-    """A copy of the processor for pictures of ``scale`` times the size."""
-    larger = copy(processor)
-    larger.height, larger.width = scale * processor.height, scale * processor.width
-    return larger
-
-
 def _query(embedder: "Embedder", query: object) -> Tensor:
     """The unit vector of a query, (E,)."""
     if isinstance(query, Tensor | np.ndarray) and query.ndim == 1:
@@ -139,16 +136,6 @@ def _query(embedder: "Embedder", query: object) -> Tensor:
             )
         return F.normalize(vector, dim=0)
     return torch.as_tensor(embedder.encode([query], progress=False))[0]
-
-
-def _value(embedder: "Embedder", item: object) -> tuple[str, object]:
-    """The modality of an item, and what it is without a dictionary around it."""
-    parts = parts_of(item, embedder.processors)
-    if len(parts) != 1:
-        raise UserError(f"one picture or sound is explained at a time, not {' and '.join(key for key, _ in parts)}")
-    key, value = parts[0]
-    embedder.processor(key, projected=True)
-    return key, value
 
 
 def _area(processor: Processor, value: object) -> tuple[float, float, float, float]:

@@ -1,10 +1,9 @@
 """The options that `stream` and all that encodes share."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal, TypeAlias, TypedDict
+from typing import Literal, TypeAlias, TypedDict, get_args
 
 from onepeace.errors import UserError
 
@@ -51,18 +50,13 @@ class Options:
     index, name and reason of the others."""
 
     def __post_init__(self) -> None:
-        check_choice("on_error", self.on_error, ("raise", "skip"))
-        check_choice("long", self.long, ("truncate", "windows"))
+        for name, value, known in (("on_error", self.on_error, OnError), ("long", self.long, Long)):
+            if value not in get_args(known):
+                raise UserError(f"{name} is {value!r}; it can be {', '.join(map(repr, get_args(known)))}")
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise UserError(f"batch_size is {self.batch_size!r}; it must be a whole number from 1")
         if self.long == "truncate" and (self.window, self.hop) != (None, None):
             raise UserError("window and hop need long='windows'; long is 'truncate'")
-        for name, value in {"window": self.window, "hop": self.hop}.items():
-            if value is not None and not (isinstance(value, Real) and math.isfinite(value) and value > 0):
-                raise UserError(f"{name} is {value!r}; it must be a number of seconds above 0")
-
-
-def check_choice(name: str, value: object, known: Sequence[str]) -> None:
-    """Raise `UserError` unless an option has one of its values."""
-    if value not in known:
-        raise UserError(f"{name} is {value!r}; it can be {', '.join(map(repr, known))}")
+        for name, seconds in {"window": self.window, "hop": self.hop}.items():
+            if seconds is not None and not (isinstance(seconds, Real) and math.isfinite(seconds) and seconds > 0):
+                raise UserError(f"{name} is {seconds!r}; it must be a number of seconds above 0")

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,20 +38,14 @@ class Prediction:
     """Why it failed, on one line and without its name."""
 
 
-@dataclass(frozen=True)
-class _Decoded:
+class _Decoded(NamedTuple):
     """An item on its way into a batch."""
 
     samples: dict[str, list[Tensor]]
     """Samples by modality, one for each row."""
+    rows: int
     size: tuple[int, int]
     candidates: tuple[str, ...]
-    views: int
-    """Rows whose outputs are averaged."""
-
-    @property
-    def rows(self) -> int:
-        return max(len(samples) for samples in self.samples.values())
 
 
 class Head:
@@ -100,7 +94,7 @@ class Head:
                 yield from chain.from_iterable(found for _, found in computing.start(block))
             yield from chain.from_iterable(found for _, found in computing.rest())
 
-    def _decode(self, item: object) -> "_Decoded | Exception":
+    def _decode(self, item: object) -> _Decoded | Exception:
         try:
             return self._decoded(dict(composed(item) or {self.on: item}))
         except Exception as error:  # whatever a processor trips over, the item is to be named
@@ -120,21 +114,16 @@ class Head:
         size = (1, 1)
         if self.task in ("box", "boxes", "mask"):
             size = processors["image"].size_in_pixels(values["image"])  # type: ignore[attr-defined]
-        samples = {
-            key: [
-                view for one in (value if isinstance(value, list) else [value]) for view in processors[key].views(one)
-            ]
-            for key, value in values.items()
-        }
-        views = processors[self.on].num_views
-        wanted = views * (len(candidates) if self.task == "choice" else self.config.get("inputs", 1))
-        for key, found in samples.items():
+        samples = {}
+        wanted = len(candidates) if self.task == "choice" else self.config.get("inputs", 1)
+        wanted *= processors[self.on].num_views
+        for key, value in values.items():
+            several = value if isinstance(value, list) else [value]
+            found = [view for one in several for view in processors[key].views(one)]
             if len(found) not in (1, wanted):
-                raise UserError(
-                    f"the head {self.name} reads {wanted} of a kind, and the item has {len(found)} of {key}"
-                )
+                raise UserError(f"the head {self.name} reads {wanted} of each kind, the item has {len(found)} of {key}")
             samples[key] = found * (wanted // len(found))
-        return _Decoded(samples, size, candidates, views)
+        return _Decoded(samples, wanted, size, candidates)
 
     def _predicted(self, block: "list[tuple[int, object, _Decoded | Exception]]", top: int) -> list[Prediction]:
         """The results of a block of items, computed in groups of the same modalities and rows."""
@@ -152,7 +141,7 @@ class Head:
                 output, lengths = self._computed(samples, rows)
             except torch.OutOfMemoryError as error:
                 raise UserError(f"no memory for {len(members)} items at once; lower batch_size") from error
-            each = len(output) // len(members)
+            each, views = len(output) // len(members), self.embedder.processors[self.on].num_views
             for row, (index, name, decoded) in enumerate(members):
                 context = Context(
                     labels=self.config.get("labels", ()),
@@ -162,7 +151,7 @@ class Head:
                     num_tokens=lengths[row * rows],
                     top=top,
                 )
-                own = output[row * each : (row + 1) * each].unflatten(0, (-1, decoded.views)).mean(1)
+                own = output[row * each : (row + 1) * each].unflatten(0, (-1, views)).mean(1)
                 found[index] = Prediction(index, name, TASKS[self.task](own, context))
         return [found[index] for index in sorted(found)]
 

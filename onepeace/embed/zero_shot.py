@@ -5,7 +5,7 @@ of its sentences, made unit again; an item belongs to the class whose prototype 
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -44,20 +44,6 @@ def prototypes(
             raise UserError(f"template {template!r} has no {{}} for the label to go in")
     vectors = torch.as_tensor(encode_text([fill(template, name) for name in names for template in templates]))
     return F.normalize(vectors.float().view(len(names), len(templates), -1).mean(dim=1), dim=-1)
-
-
-def similarities(vectors: Tensor, kinds: Sequence[str | None], classes: Mapping[str, Tensor]) -> Tensor:
-    """(n, number of labels) cosines of unit vectors (n, E) with the prototypes of their kinds.
-
-    Args:
-        kinds: modality of each vector.
-        classes: prototypes by modality; those of "text" are for all others.
-    """
-    found = torch.empty(len(vectors), len(classes["text"]))
-    for kind in set(kinds):
-        rows = [row for row, one in enumerate(kinds) if one == kind]
-        found[rows] = vectors[rows] @ classes.get(str(kind), classes["text"]).T
-    return found
 
 
 def fill(template: str, label: str) -> str:

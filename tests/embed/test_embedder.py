@@ -10,7 +10,7 @@ from support.random_model import save_random_model
 from torch.testing import assert_close
 
 import onepeace
-from onepeace.embed.assembly import Failure
+from onepeace.embed.assembly import Embedded
 from onepeace.errors import UserError
 
 # Form
@@ -89,7 +89,7 @@ def test_raise_names_the_first_that_fails_and_skip_returns_the_others(model, mix
     assert none == []
     assert [(f.index, f.name) for f in failures] == [(1, str(mixed[1])), (4, str(mixed[4]))]
     for failure in failures:
-        assert isinstance(failure, Failure)
+        assert isinstance(failure, Embedded)
         assert failure.reason
         assert failure.name not in failure.reason
         assert "\n" not in failure.reason
