@@ -6,7 +6,7 @@ from onepeace.commands import options
 
 EPILOG = """example:
   onepeace convert one-peace.pt -o models/one-peace --bpe BPE
-  onepeace convert finetune_coco.pt -o models/coco-384 --image-size 384 --dtype bfloat16 --bpe BPE
+  onepeace convert finetune_coco.pt -o models/coco --dtype bfloat16 --bpe BPE
   onepeace convert ofa_base.pt -o models/ofa-base --bpe BPE
 
 No code in the file is ever run. What came out: onepeace info models/one-peace
@@ -21,8 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a .pt, .pth, .pkl or .bin file of the original code, or a model folder",
     )
     options.add_output(parser, "FOLDER", "the model folder to make")
-    text = "side of pictures in pixels, a multiple of the patch"
-    parser.add_argument("--image-size", type=int, metavar="N", help=text)
     parser.add_argument("--modalities", metavar="A,B", help="keep only these of text, image, audio")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (the file's)")
     text = "folder with the vocabulary: encoder.json, vocab.bpe and dict.txt (the Hub)"
@@ -38,7 +36,6 @@ def run(args: argparse.Namespace) -> int:
     folder = convert(
         args.checkpoint,
         args.output,
-        image_size=args.image_size,
         modalities=modalities,
         dtype=args.dtype,
         bpe=args.bpe,

@@ -57,19 +57,12 @@ class Architecture:
     """Fields of `config` by the name of a size, for recipes that start from one."""
     keep_modalities: Callable[[Any, Collection[str]], Any] | None = None
     """The configuration without the other modalities; None if the network needs all."""
-    with_image_size: Callable[[Config, int], Config] | None = None
-    """The configuration for pictures of that side in pixels; None if their size is fixed."""
     resize: Callable[["Tensor", Shape], "Tensor"] | None = None
-    """Makes a tensor fit the shape that `with_image_size` gave it. ValueError if it cannot."""
+    """Makes a tensor fit the shape that it has for pictures of another size; None if that is fixed."""
     conversion: Conversion | None = None
     """None if there are no checkpoints of other code."""
     generates: bool = False
     """It writes text and has no vectors: `onepeace.load_generator` loads it, and what needs vectors refuses it."""
-
-
-OFA_CREDIT = (
-    "Weights by the authors of OFA (Wang et al., arXiv 2202.03052; https://github.com/OFA-Sys/OFA, Apache-2.0)."
-)
 
 
 def _ofa(config: OFAConfig) -> "Trained":
@@ -84,7 +77,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         one_peace.module,
         SIZES,
         one_peace.keep_modalities,
-        one_peace.with_image_size,
         one_peace.resize,
         Conversion(to_ours, infer_config, one_peace.CREDIT, KEPT_AXES),
     ),
@@ -92,7 +84,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         OFAConfig,
         _ofa,
         OFA_SIZES,
-        conversion=Conversion(ofa.to_ours, ofa.infer_config, OFA_CREDIT, has_average=True),
+        conversion=Conversion(ofa.to_ours, ofa.infer_config, ofa.CREDIT, has_average=True),
         generates=True,
     ),
 }

@@ -45,17 +45,13 @@ def keep_modalities(config: ModelConfig, modalities: Collection[str]) -> ModelCo
 
 
 def with_image_size(config: Config, size: int) -> Config:
-    """UserError for a size that is no multiple of the patch size."""
-    adapters, processors = config.model.adapters, config.processors
-    keys = [key for key in ("image", "video") if key in adapters]
-    if not keys:
-        raise UserError(f"image size {size}: the model has no images, only {', '.join(adapters)}")
-    for key in keys:
-        patch = adapters[key].get("patch_size", 16)
-        if size < 3 * patch or size % patch:
-            raise UserError(f"image size {size} must be a multiple of the patch size {patch}, at least {3 * patch}")
-        adapters = {**adapters, key: {**adapters[key], "bias_grid": size // patch}}
-        processors = {**processors, key: {**processors.get(key, {}), "size": size}}
+    """The configuration for pictures of that side in pixels. UserError if it is no multiple of the patch size."""
+    adapter = config.model.adapters["image"]
+    patch = adapter.get("patch_size", 16)
+    if size < 3 * patch or size % patch:
+        raise UserError(f"image size {size} must be a multiple of the patch size {patch}, at least {3 * patch}")
+    adapters = {**config.model.adapters, "image": {**adapter, "bias_grid": size // patch}}
+    processors = {**config.processors, "image": {**config.processors.get("image", {}), "size": size}}
     return replace(config, model=replace(config.model, adapters=adapters), processors=processors)
 
 

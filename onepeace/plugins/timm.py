@@ -12,7 +12,7 @@
 folder, such as `onepeace convert` makes of the released one-peace-vision.pkl, or a name of the hub.
 
 ``img_size``, a side or (height, width) in pixels, says which pictures the model is for. For a square the table of
-relative positions is resampled, as `onepeace convert --image-size` does; a model takes pictures of other sizes as well,
+relative positions is resampled; a model takes pictures of other sizes as well,
 for which positions and table are stretched on the fly. All sizes are multiples of the patch.
 
 Networks of transformers that take a backbone of timm take these, with maps of one stride:

@@ -15,6 +15,7 @@ from onepeace.errors import UserError, expect
 from onepeace.heads import Classifier
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import architecture, build_encoder, keep_modalities
+from onepeace.hub.one_peace import with_image_size
 from onepeace.layers.position import trunc_normal
 from onepeace.model import OnePeace
 from onepeace.model.adapters.image import ImageAdapter
@@ -262,8 +263,7 @@ def _resized(config: Config, img_size: int | Sequence[int]) -> Config:
     patch = config.model.adapters[KEY].get("patch_size", 16)
     if height % patch or width % patch:
         raise UserError(f"img_size {height} x {width} is no multiple of the patch, {patch}")
-    resize = architecture(config.architecture).with_image_size
-    return config if resize is None or height != width else resize(config, height)
+    return with_image_size(config, height) if height == width else config
 
 
 def _build(config: Config, empty: bool) -> OnePeace:

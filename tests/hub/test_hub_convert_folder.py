@@ -82,7 +82,7 @@ def test_large_models_are_written_in_shards(checkpoint, tmp_path, bpe, monkeypat
 
 def test_command_converts_and_reports(checkpoint, tmp_path, bpe, capsys):
     out = tmp_path / "out"
-    arguments = ["convert", str(checkpoint), "-o", str(out), "--bpe", str(bpe), "--image-size", "96"]
+    arguments = ["convert", str(checkpoint), "-o", str(out), "--bpe", str(bpe)]
     assert main([*arguments, "--modalities", "text, image"]) == 0
     output = capsys.readouterr()
     assert output.out == f"{out}\n"

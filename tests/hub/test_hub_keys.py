@@ -1,12 +1,13 @@
-"""The table of parameter names, read in both directions."""
+"""The table of parameter names."""
 
 import re
 from collections.abc import Iterator
 
 import pytest
 from support.golden_cases import case, weights
+from support.hub_layouts import to_original
 
-from onepeace.hub.convert.keys import _TO_OURS, ALIASES, TABLE, to_original, to_ours
+from onepeace.hub.convert.keys import _TO_OURS, ALIASES, TABLE, to_ours
 
 CASES = ("vqa", "nlvr2", "grounding", "avqa", "classify_audio", "classify_image")
 
@@ -128,5 +129,3 @@ def test_names_of_older_layouts_are_known():
 def test_unknown_names_are_errors(name):
     with pytest.raises(LookupError):
         to_ours(name)
-    with pytest.raises(LookupError):
-        to_original(f"blocks.x.{name}")

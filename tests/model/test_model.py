@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
+from support.hub_layouts import to_original
 from support.reference import Reference
 from support.small_models import ALL, VARIANTS, WAVE, batch_of, every_other, item, small_model, training_batch
 from support.training import terms
 
 from onepeace.config import MaskedDecoderConfig, ModelConfig
-from onepeace.hub.convert.keys import to_original
 from onepeace.model import OnePeace, encoder
 from onepeace.train.objective import Objective, Passes
 

@@ -13,6 +13,8 @@ import torch
 from support.golden_cases import case, weights
 from torch import Tensor
 
+from onepeace.hub.convert import keys
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 DEPTH = 3
 SPEC = "[(24, 10, 5)] + [(24, 3, 2)] * 2 + [(24,2,2)]"
@@ -20,6 +22,21 @@ ENCODER = {
     **{"embed_dim": 32, "ffn_embed_dim": 64, "layers": DEPTH, "attention_heads": 4, "layer_scale_init_value": 1e-6},
     "audio_adapter": {"feature_encoder_spec": SPEC, "bucket_size": 12},
 }
+
+
+TO_ORIGINAL = keys.compile_table(
+    [
+        (ours.replace("{j}", str(j)), theirs.replace("{j+1}", str(j + 1)).replace("{j}", str(j)))
+        for theirs, ours in keys.TABLE
+        for j in range(9 if "{j}" in ours else 1)
+    ],
+    keys._VALUES,
+)
+
+
+def to_original(name: str) -> str:
+    """The released pretraining layout's name of one of our parameters."""
+    return keys.translate(name, TO_ORIGINAL)
 
 
 def cfg(task: dict[str, Any] | None = None, **model: Any) -> dict[str, Any]:

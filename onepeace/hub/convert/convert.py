@@ -36,7 +36,6 @@ def convert(
     checkpoint: str | Path,
     out: str | Path,
     *,
-    image_size: int | None = None,
     modalities: Collection[str] | None = None,
     dtype: str | torch.dtype | None = None,
     bpe: str | Path | None = None,
@@ -49,7 +48,6 @@ def convert(
     Tensors are read, changed and written file by file: weights of any size take the memory of one file (2 GiB).
 
     Args:
-        image_size: side of pictures in pixels; resamples the table of relative positions (larger or smaller).
         modalities: keep only these.
         dtype: "float32", "bfloat16" or "float16"; None keeps the file's.
         bpe: folder with the vocabulary (encoder.json, vocab.bpe, dict.txt; or vocab.json, merges.txt). None fetches
@@ -68,18 +66,12 @@ def convert(
     compare(where, source.shapes, expected(config))
     if modalities is not None:
         config = keep_modalities(config, modalities, where)
-    if image_size is not None:
-        resized = architecture(config.architecture).with_image_size
-        if resized is None:
-            raise UserError(f"image size {image_size}: models of architecture {config.architecture} have a fixed size")
-        config = resized(config, image_size)
     tokenizer = _tokenizer(source, bpe, config)
     entries = {}
     for name, shape in expected(config).items():
         tensor = source.tensors[name]
         final = tensor.dtype if target is None else target
-        read = partial(_read, tensor, shape, final, config, f"{where}: {name}")
-        entries[name] = LazyTensor(shape, final, read)
+        entries[name] = LazyTensor(shape, final, partial(_read, tensor, final, f"{where}: {name}"))
     config = replace(config, base=None)
     if base is not None:
         entries, found = leave_out_base(entries, base)
@@ -116,15 +108,8 @@ def _tokenizer(source: Description, bpe: str | Path | None, config: Config) -> "
     return vocabulary(bpe, config.model.adapters["text"]["vocab_size"])
 
 
-def _read(tensor: LazyTensor, shape: tuple[int, ...], dtype: torch.dtype, config: Config, where: str) -> Tensor:
-    result = tensor.read()
-    resize = architecture(config.architecture).resize
-    if resize is not None and tensor.shape != shape:  # shapes were compared before `with_image_size` changed some
-        try:
-            result = resize(result, shape)
-        except ValueError as error:
-            raise UserError(f"{where}: {error}") from error
-    return cast(result, dtype, where)
+def _read(tensor: LazyTensor, dtype: torch.dtype, where: str) -> Tensor:
+    return cast(tensor.read(), dtype, where)
 
 
 def _card(source: Description, config: Config) -> str:

@@ -6,14 +6,14 @@ classifier reads.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onepeace.config import Config, build
 from onepeace.errors import UserError
-from onepeace.hub.convert.keys import MODALITIES, to_original
+from onepeace.hub.convert.keys import MODALITIES
 
 STRIDES = {10: 5, 3: 2, 2: 2}
 """Strides of the released convolutions of sounds by their kernels."""
@@ -30,7 +30,7 @@ def infer_config(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: Cfg) ->
 
     `cfg` is the original trainer's, {} if unknown. UserError when a tensor is missing.
     """
-    return _OnePeaceShapes(path, shapes, to_original).config(cfg)
+    return _OnePeaceShapes(path, shapes).config(cfg)
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,10 @@ class Shapes:
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
-    original: Callable[[str], str]
-    """The original's name of one of our tensors, for messages."""
 
     def of(self, name: str) -> tuple[int, ...]:
         if name not in self.shapes:
-            raise UserError(f"{self.path}: incomplete, it lacks {self.original(name)}")
+            raise UserError(f"{self.path}: incomplete, it lacks {name}")
         return self.shapes[name]
 
     def count(self, pattern: str) -> int:

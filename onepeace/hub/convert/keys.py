@@ -1,9 +1,8 @@
-"""The key map of ONE-PEACE: parameter names of the original code and ours, one table read in both directions.
+"""The key map of ONE-PEACE: parameter names of the original code and ours.
 
-{i} and {j} stand for numbers, {m} for a modality, {g} for one of grids of patches, {p} for "weight" or
-"bias". All tensors keep their shapes except
-two: type embeddings are rows of one table (hence "[0]", "[1]"), and the query of the attention pool loses its two
-leading axes of size 1.
+{i} and {j} stand for numbers, {m} for a modality, {g} for one of grids of patches, {p} for "weight" or "bias". All
+tensors keep their shapes except two: type embeddings are rows of one table (hence "[0]", "[1]"), and the query of the
+attention pool loses its two leading axes of size 1.
 """
 
 import re
@@ -132,11 +131,6 @@ def to_ours(name: str) -> str | None:
     return translate_original(name, ALIASES, DROPPED, _TO_OURS)
 
 
-def to_original(name: str) -> str:
-    """The released pretraining layout's name of one of our parameters. LookupError for a name the table lacks."""
-    return translate(name, _TO_ORIGINAL)
-
-
 def translate_original(
     name: str, aliases: Iterable[tuple[str, str]], dropped: re.Pattern[str], rules: Rules
 ) -> str | None:
@@ -146,11 +140,11 @@ def translate_original(
     return None if dropped.fullmatch(name) else translate(name, rules)
 
 
-def compile_table(table: Sequence[tuple[str, str]], values: Mapping[str, str]) -> tuple[Rules, Rules]:
-    """The rules from their names to ours, and back.
+def compile_table(table: Sequence[tuple[str, str]], values: Mapping[str, str]) -> Rules:
+    """The rules that make the second name of a row from the first.
 
     Args:
-        table: their name and ours, with fields in braces.
+        table: pairs of names, with fields in braces.
         values: for each field the regular expression, with a group of its name, of what it stands for.
     """
 
@@ -159,7 +153,7 @@ def compile_table(table: Sequence[tuple[str, str]], values: Mapping[str, str]) -
         parts = _FIELD.split(template)
         return re.compile("".join(values[part] if at % 2 else re.escape(part) for at, part in enumerate(parts)))
 
-    return [(pattern(theirs), ours) for theirs, ours in table], [(pattern(ours), theirs) for theirs, ours in table]
+    return [(pattern(given), made) for given, made in table]
 
 
 def translate(name: str, rules: Rules) -> str:
@@ -169,10 +163,8 @@ def translate(name: str, rules: Rules) -> str:
             values = match.groupdict()
             if "after_j" in values:
                 values["j"] = str(int(values["after_j"]) - 1)
-            elif "j" in values:
-                values["j+1"] = str(int(values["j"]) + 1)
             return "".join(values[part] if at % 2 else part for at, part in enumerate(_FIELD.split(target)))
     raise LookupError(name)
 
 
-_TO_OURS, _TO_ORIGINAL = compile_table(TABLE, _VALUES)
+_TO_OURS = compile_table(TABLE, _VALUES)

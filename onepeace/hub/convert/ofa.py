@@ -14,8 +14,9 @@ from onepeace.config import Config, build
 from onepeace.config.ofa import OFAConfig
 from onepeace.errors import UserError
 from onepeace.hub.convert.infer import Shapes, section
-from onepeace.hub.convert.keys import compile_table, translate, translate_original
+from onepeace.hub.convert.keys import compile_table, translate_original
 
+CREDIT = "Weights by the authors of OFA (Wang et al., arXiv 2202.03052; https://github.com/OFA-Sys/OFA, Apache-2.0)."
 ATTENTION = [
     ("q_proj.{p}", "q.{p}"),
     ("k_proj.{p}", "k.{p}"),
@@ -78,7 +79,7 @@ _VALUES = {
     "stem": r"(?P<stem>(conv1|bn1|layer[123]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))"
     r"\.(weight|bias|running_mean|running_var))",
 }
-_TO_OURS, _TO_ORIGINAL = compile_table(TABLE, _VALUES)
+_TO_OURS = compile_table(TABLE, _VALUES)
 
 NORMALISED = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -100,17 +101,12 @@ def to_ours(name: str) -> str | None:
     return translate_original(name, (), DROPPED, _TO_OURS)
 
 
-def to_original(name: str) -> str:
-    """The original's name of one of our parameters. LookupError for a name the table lacks."""
-    return translate(name, _TO_ORIGINAL)
-
-
 def infer_config(path: Path, shapes: Mapping[str, tuple[int, ...]], cfg: Mapping[str, Any]) -> Config:
     """The configuration of a model whose tensors have these shapes, by our names.
 
     `cfg` is the original trainer's, {} if unknown. UserError when a tensor is missing or the two contradict each other.
     """
-    found = Shapes(path, shapes, to_original)
+    found = Shapes(path, shapes)
     of, count = found.of, found.count
     model, task = section(cfg, "model"), section(cfg, "task")
     for switch, ours in SWITCHES.items():
