@@ -58,6 +58,14 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     return False
 
 
+def named_dtype(name: str | torch.dtype, *others: str) -> torch.dtype:
+    """The dtype called `name`; `UserError` lists the known names, with `others`."""
+    dtype = name if isinstance(name, torch.dtype) else DTYPES.get(str(name))
+    if dtype is None or dtype not in DTYPES.values():
+        raise UserError(f"dtype {str(name)!r} is not known; known: {', '.join([*others, *DTYPES])}")
+    return dtype
+
+
 def choose_dtype(name: str | torch.dtype, device: torch.device, num_parameters: int) -> torch.dtype:
     """The dtype called `name` (a name of `DTYPES`, "auto", or a torch dtype) for a model on `device`.
 
@@ -68,9 +76,7 @@ def choose_dtype(name: str | torch.dtype, device: torch.device, num_parameters: 
     if name == "auto":
         small = device.type == "cpu" and num_parameters < SMALL
         return torch.bfloat16 if bfloat16_is_fast(device) and not small else torch.float32
-    dtype = name if isinstance(name, torch.dtype) else DTYPES.get(name) if isinstance(name, str) else None
-    if dtype is None or dtype not in DTYPES.values():
-        raise UserError(f"dtype {str(name)!r} is not known; known: auto, {', '.join(DTYPES)}")
+    dtype = named_dtype(name, "auto")
     if dtype == torch.float16 and device.type == "cpu":
         raise UserError("dtype float16 is not computed on a CPU; use bfloat16 or float32")
     return dtype

@@ -9,7 +9,7 @@ from onepeace.datasets.coco import photographs_by_id, read_instances
 from onepeace.datasets.layout import HeldOut, OfficialSplits, Record, Table, option
 from onepeace.datasets.pictures import SharedPhotographs
 from onepeace.datasets.reading import fields, find, json_rows
-from onepeace.hub.convert.unpickle import read_pickle
+from onepeace.hub.convert.unpickle import read_checkpoint
 
 LICENSE = "expressions Apache-2.0 (github.com/lichengunc/refer); photographs under their Flickr licences"
 
@@ -38,7 +38,7 @@ class RefCOCO(SharedPhotographs, OfficialSplits):
         objects = {one.key: one for one in read_instances(find(place, "instances.json", what="the boxes")).objects}
         pictures = photographs_by_id(folder, "train2014")
         records: dict[str, list[Record]] = {}
-        for where, row in json_rows(table, content=read_pickle(table)):
+        for where, row in json_rows(table, content=read_checkpoint(table)):
             with fields(where, row, "ref_id, split, sentences and ann_id of instances.json"):
                 found, split = objects[row["ann_id"]], str(row["split"])
                 about = {"license": LICENSE, "ref_id": row["ref_id"], "ann_id": found.key, "image_id": found.image_id}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from onepeace.config import Base, Config, write_config
-from onepeace.device import DTYPES
+from onepeace.device import named_dtype
 from onepeace.errors import UserError, expect
 from onepeace.generative.tasks import FILE as TASKS
 from onepeace.hub.architectures import build_module, check_encodes, keep_modalities
@@ -65,7 +65,7 @@ def save(
         dtype: "float32", "bfloat16" or "float16".
     """
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    target = stored_dtype(dtype)
+    target = named_dtype(dtype)
     compare(f"{folder}", {name: tuple(tensor.shape) for name, tensor in state.items()}, expected(config))
     entries = {
         name: LazyTensor(tuple(tensor.shape), target, partial(cast, tensor, target, f"{folder}: {name}"))
@@ -200,24 +200,13 @@ def compare(where: str, found: Shapes, wanted: Shapes) -> None:
     ]
     problems = []
     if missing:
-        there = dict.fromkeys(name.split(".")[1] for name in found if name.startswith("adapters."))
-        keyed = any(name.startswith("adapters.") for name in wanted)
-        has = f"; the file has modalities {', '.join(there) or 'none'}" if keyed else ""
-        problems.append(f"weights lack {len(missing)} of {len(wanted)} tensors ({_some(missing)}){has}")
+        problems.append(f"weights lack {len(missing)} of {len(wanted)} tensors ({_some(missing)})")
     if unexpected:
         problems.append(f"{len(unexpected)} tensors have no place in the model ({_some(unexpected)})")
     if misshapen:
         problems.append(f"{len(misshapen)} tensors have another shape ({_some(misshapen)})")
     if problems:
         raise UserError(f"{where}: {'; '.join(problems)}")
-
-
-def stored_dtype(name: str | torch.dtype) -> torch.dtype:
-    """The dtype of that name; UserError lists the known ones."""
-    dtype = name if isinstance(name, torch.dtype) else DTYPES.get(name)
-    if dtype is None or dtype not in DTYPES.values():
-        raise UserError(f"dtype {name!s} is unknown; known: {', '.join(DTYPES)}")
-    return dtype
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, where: str) -> Tensor:

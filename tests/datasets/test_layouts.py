@@ -81,7 +81,7 @@ BAD = [
     ("nlvr2", "data/dev.json", '\n{"a": \n', ":2: not JSON"),
     ("nlvr2", "data/dev.json", '\n{"identifier": "dev-1-0-0", "label": "Yes", "sentence": "x"}\n', ":2: expected"),
     ("snli_ve", "snli_ve_dev.jsonl", '{"pairID": "9.jpg#0", "gold_label": "-"}\n', ":1: expected pairID"),
-    ("refcoco", "refcoco/refs(unc).p", b"nothing", ": not a readable pickle"),
+    ("refcoco", "refcoco/refs(unc).p", b"nothing", ": not a readable"),
     ("refcoco", "refcoco/refs(unc).p", pickle.dumps([{"ann_id": 1}]), ": list, entry 1: expected ref_id, split, "),
     ("coco_detection", "annotations/instances_val2017.json", {"images": [{"id": 1}]}, ": images, entry 1: expected id"),
     ("ade20k", "ADEChallengeData2016/objectInfo150.txt", "Idx\tName\n1\twall\n3\tsky\n", ":3: expected class 2"),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from onepeace import __version__
 from onepeace.config import Config
+from onepeace.device import named_dtype
 from onepeace.errors import UserError
 from onepeace.hub.architectures import architecture, keep_modalities
 from onepeace.hub.download import from_hub
@@ -24,7 +25,6 @@ from onepeace.hub.weights import (
     describe,
     expected,
     leave_out_base,
-    stored_dtype,
     write_folder,
 )
 
@@ -59,7 +59,7 @@ def convert(
         UserError: unreadable or hostile file, tensors that are missing, left over or misshapen, no vocabulary.
     """
     out = Path(out)
-    target = None if dtype is None else stored_dtype(dtype)
+    target = None if dtype is None else named_dtype(dtype)
     check_free(out, replace=replace_existing)
     source = describe(checkpoint)
     where, config = str(source.path), source.config

@@ -14,7 +14,6 @@ import math
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -72,8 +71,9 @@ _PUSH = frozenset(
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 # Sets become lists: nothing here needs one, and hashing their items can take for ever.
 _EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_ADDED = {"SETITEM": 2, "APPEND": 1}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None}
+_ADDED = {"SETITEM": 2, "APPEND": 1, "SETITEMS": None, "APPENDS": None, "ADDITEMS": None}
+"""Operands, as far as they do not begin at a mark (None)."""
 
 
 @dataclass
@@ -149,28 +149,16 @@ class Record:
     state: Any = None
 
 
-def read_checkpoint(path: str | Path) -> Any:
-    """The content of a checkpoint file: containers, plain values, `StoredTensor` and inert `Record`.
+def read_checkpoint(path: Path) -> Any:
+    """The content of a checkpoint, or of another pickle: containers, plain values, `StoredTensor`, inert `Record`.
 
     UserError in one line, naming the file, for what is no checkpoint, is cut off, or mentions an unknown name.
     """
-    return _checked(Path(path), _read)
-
-
-def read_pickle(path: str | Path) -> Any:
-    """The content of a pickle of any protocol that holds no tensors: containers, plain values and inert `Record`.
-
-    UserError as for `read_checkpoint`.
-    """
-    return _checked(Path(path), lambda path, file: _Reader(path, file, {}).value(), "pickle")
-
-
-def _checked(path: Path, read: Callable[[Path, BinaryIO], Any], what: str = "checkpoint") -> Any:
     try:
         with open(path, "rb") as file:
-            return read(path, file)
+            return _read(path, file)
     except (IsADirectoryError, FileNotFoundError, PermissionError) as error:
-        raise UserError(f"{path}: {error.strerror}; expected a {what} file (.pt, .pth, .pkl)") from error
+        raise UserError(f"{path}: {error.strerror}; expected a checkpoint file (.pt, .pth, .pkl)") from error
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: damaged or cut off ({one_line(error)[:200]}); download it again") from error
     except (
@@ -178,7 +166,7 @@ def _checked(path: Path, read: Callable[[Path, BinaryIO], Any], what: str = "che
         ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError, MemoryError, OverflowError,
         struct.error, OSError,
     ) as error:  # fmt: skip
-        raise UserError(f"{path}: not a readable {what}, or cut off ({one_line(error)[:200]})") from error
+        raise UserError(f"{path}: not a readable checkpoint, or cut off ({one_line(error)[:200]})") from error
 
 
 def plain(value: Any) -> Any:
@@ -210,22 +198,15 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
 
 
 def _read(path: Path, file: BinaryIO) -> Any:
-    head = file.read(4)
+    head = file.read(2)
     size = file.seek(0, 2)
     file.seek(0)
-    if not head:
-        raise UserError(f"{path}: the file is empty")
-    if head.startswith(b"PK"):
-        reader = _Reader(path, file, _zip_storages(path, file))
-        content = reader.value()
-    elif head[0] == 0x80:  # the first instruction of a pickle of protocol 2 or later
-        reader = _Reader(path, file, {})
-        content = reader.value()
-        if content == LEGACY_MAGIC:
-            content = reader.legacy(0)
-    else:
-        raise UserError(f"{path}: not a PyTorch checkpoint (it begins with {head!r})")
-    reader.check(size)
+    reader = _Reader(path, file, _zip_storages(path, file) if head == b"PK" else {})
+    content = reader.value()
+    if content == LEGACY_MAGIC:
+        content = reader.legacy(0)
+    for tensor in reader.tensors:
+        tensor.check(size)
     return content
 
 
@@ -237,8 +218,6 @@ def _zip_storages(path: Path, file: BinaryIO) -> dict[str, int]:
         if len(pickles) != 1:
             raise UserError(f"{path}: a zip archive without a data.pkl; not a PyTorch checkpoint")
         root = pickles[0].removesuffix("data.pkl")
-        if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
-            raise UserError(f"{path}: written on a big-endian machine, which is not supported")
         offsets = {}
         for name, info in members.items():
             if name.startswith(f"{root}data"):
@@ -283,8 +262,7 @@ class _Reader:
         if self.value() != LEGACY_MAGIC:
             raise ValueError("torch.save's mark is missing")
         self.value()  # version of the layout
-        if self.value().get("little_endian") is not True:
-            raise UserError(f"{self.path}: written on a big-endian machine, which is not supported")
+        self.value()  # byte order and sizes of types
         content = self.value()
         for key in self.value():
             storage = self.storages[key]
@@ -297,25 +275,20 @@ class _Reader:
         self.file.seek(back)
         return content
 
-    def check(self, file_size: int) -> None:
-        for tensor in self.tensors:
-            tensor.check(file_size)
-
     def value(self) -> Any:
         """Follow one pickle from where the file stands to its end."""
         stack: list[Any] = []
         marks: list[int] = []
         memo: dict[int, Any] = {}
 
-        def pop(count: int) -> list[Any]:
-            if len(stack) < count:
+        def pop(count: int | None = None) -> list[Any]:
+            """The last items of the stack; without a count those behind the last mark."""
+            start = marks.pop() if count is None else len(stack) - count
+            if not 0 <= start <= len(stack):
                 raise ValueError("an instruction lacks its operands")
-            items = stack[len(stack) - count :]
-            del stack[len(stack) - count :]
+            items = stack[start:]
+            del stack[start:]
             return items
-
-        def pop_to_mark() -> list[Any]:
-            return pop(len(stack) - marks.pop())
 
         argument: Any
         position: Any
@@ -339,16 +312,11 @@ class _Reader:
                 stack.append(memo[argument])
             elif name == "MARK":
                 marks.append(len(stack))
-            elif name == "TUPLE":
-                stack.append(tuple(pop_to_mark()))
             elif name in ("LIST", "FROZENSET"):
-                stack.append(pop_to_mark())
+                stack.append(pop())
             elif name == "DICT":
-                items = pop_to_mark()
+                items = pop()
                 stack.append({})
-                _add(stack[-1], items)
-            elif name in ("SETITEMS", "APPENDS", "ADDITEMS"):
-                items = pop_to_mark()
                 _add(stack[-1], items)
             elif name in _ADDED:
                 items = pop(_ADDED[name])
@@ -396,7 +364,10 @@ class _Reader:
         path = function.path
         if path in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
             storage, start, shape, stride = args[:4]
-            return self.tensor(storage, start, shape, stride)
+            if not isinstance(storage, Storage) or not all(type(one) is int for one in (start, *shape, *stride)):
+                raise ValueError("a tensor is described wrongly")
+            self.tensors.append(StoredTensor(self.path, storage, start, tuple(shape), tuple(stride)))
+            return self.tensors[-1]
         if path == "torch._utils._rebuild_parameter":
             return args[0]
         if path == "torch.storage._load_from_bytes":
@@ -417,11 +388,3 @@ class _Reader:
         if path.endswith("._reconstructor"):
             return Record(args[0].path)
         return Record(path, args)
-
-    def tensor(self, storage: Storage, start: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> StoredTensor:
-        numbers = (start, *shape, *stride)
-        if not isinstance(storage, Storage) or not all(type(number) is int for number in numbers):
-            raise ValueError("a tensor is described wrongly")
-        tensor = StoredTensor(self.path, storage, start, tuple(shape), tuple(stride))
-        self.tensors.append(tensor)
-        return tensor
