@@ -62,8 +62,8 @@ class Tokens(NamedTuple):
     positions: Tensor
     """(L, 2): what each token covers, in `unit`."""
     unit: str
-    """"patch": row and column; "second": start and end; "character": start and end in the text as given;
-    "token", of a modality of your own: its number and the next."""
+    """"patch": row and column; "second": start and end; "character": start and end in the text as it is prepared
+    (`onepeace.processors.TextProcessor.prepare`); "token", of a modality of your own: its number and the next."""
 
 
 def load(

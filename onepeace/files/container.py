@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from fractions import Fraction
-from typing import IO, TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from onepeace.errors import UserError, need, one_line
 
@@ -25,17 +25,6 @@ GENERIC_INDEX = 0x0100
 MAX_PIXELS = 178_956_970
 """Pixels of one picture of a video, the limit that Pillow has for others."""
 LIMITS = {"max_pixels": str(MAX_PIXELS)}
-SLACK_BYTES = 1024
-"""Many headers are off by a few bytes; a file that lacks more than this was cut off."""
-BOXES = frozenset(b"ftyp styp moov moof mfra mdat meta free skip wide uuid udta sidx ssix prft emsg pnot PICT".split())
-"""Boxes of the outermost level."""
-MAX_BOXES = 100_000
-HEAD = 4096
-"""Bytes in which AVI and Matroska say their length."""
-UNFINISHED = 0xFFFFFFFF
-"""Length in an AVI whose recording was stopped; it is read as far as it goes."""
-EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
-"""Begin of a Matroska file, and of the element that holds all but its header."""
 
 
 @contextmanager
@@ -43,7 +32,7 @@ def open_container(file: str | os.PathLike[str] | io.BytesIO, name: str) -> "Ite
     """The container in a file or in memory, which is called `name` in messages.
 
     Raises:
-        UserError: PyAV is missing, the file is empty, was cut off, or is nothing that may be opened.
+        UserError: PyAV is missing, the file is empty, or is nothing that may be opened.
     """
     try:
         av = need("av", "media")
@@ -57,8 +46,7 @@ def open_container(file: str | os.PathLike[str] | io.BytesIO, name: str) -> "Ite
     with opened as handle:
         if handle.seek(0, os.SEEK_END) == 0:
             raise UserError(f"{name}: the file is empty (0 bytes)")
-        if missing := cut_off(handle):
-            raise UserError(f"{name}: the file is cut off ({missing})")
+        handle.seek(0)
         try:
             container = av.open(handle, "r", metadata_errors="replace", container_options={"format_whitelist": FORMATS})
         except (av.error.InvalidDataError, av.error.ArgumentError) as error:  # the latter: a format not let in
@@ -132,56 +120,3 @@ def start_of(container: "InputContainer") -> float:
 def reason(error: Exception) -> str:
     """Message of ffmpeg about an error, without the name and number that PyAV adds."""
     return one_line(getattr(error, "strerror", None) or error)
-
-
-def cut_off(file: IO[bytes]) -> str | None:
-    """Bytes that the header says and bytes that are there; None if none are missing or the format does not tell.
-
-    The file is at its start afterwards.
-    """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    head = file.read(HEAD)
-    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        length = int.from_bytes(head[4:8], "little")
-        end = 0 if length == UNFINISHED else 8 + length
-    elif head[:4] == EBML:
-        end = _end_of_segment(head)
-    else:
-        end = _end_of_boxes(file, size)
-    file.seek(0)
-    return f"its header says {end} bytes, {size} are there" if end > size + SLACK_BYTES else None
-
-
-def _end_of_boxes(file: IO[bytes], size: int) -> int:
-    """End of the last whole box of MP4 and its kin (MOV, M4A, HEIC, AVIF, CR3; ISO/IEC 14496-12, section 4.2)."""
-    at = 0
-    for _ in range(MAX_BOXES):
-        file.seek(at)
-        head = file.read(16)
-        length = int.from_bytes(head[:4], "big")
-        if length == 1:
-            length = int.from_bytes(head[8:16], "big")
-        # 0: to the end of the file. Other names: whatever some cameras put behind the last box.
-        if at >= size or length < 8 or head[4:8] not in BOXES:
-            break
-        at += length
-    return at
-
-
-def _end_of_segment(head: bytes) -> int:
-    """End of the segment of a Matroska or WebM file (RFC 9559); 0 where its size is unknown, as in live recordings."""
-    start, length = _vint(head, len(EBML))
-    segment = start + length
-    if head[segment : segment + len(SEGMENT)] != SEGMENT:
-        return 0
-    start, length = _vint(head, segment + len(SEGMENT))
-    return start + length
-
-
-def _vint(data: bytes, at: int) -> tuple[int, int]:
-    """A variable-size integer of EBML (RFC 8794, section 4): the place after it, and its value; 0 if unknown."""
-    octets = 9 - data[at].bit_length() if at < len(data) else 1
-    ones = (1 << 7 * octets) - 1
-    value = int.from_bytes(data[at : at + octets], "big") & ones
-    return at + octets, 0 if value == ones else value

@@ -5,7 +5,6 @@ import re
 from typing import IO, TYPE_CHECKING
 
 from onepeace.errors import UserError, need, one_line
-from onepeace.files.container import cut_off
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,8 +49,6 @@ def open_picture(file: IO[bytes], name: str, suffix: str = "") -> "Image.Image":
 
     head = file.read(64)
     file.seek(0)
-    if head[4:8] == b"ftyp" and (missing := cut_off(file)):
-        raise UserError(f"{name}: the file is cut off ({missing})")
     if is_raw(file, head, suffix):
         return _open_raw(file, name)
     if HEIF.match(head):

@@ -64,8 +64,8 @@ def frames(
         stretch: times `every` that may lie between two key frames before all between them is decoded.
 
     Raises:
-        UserError: PyAV is missing, or the file is cut off, has no pictures, or is damaged so that its decoder gives up,
-            perhaps in the middle. Many decoders pass over what is damaged; so much is missing then.
+        UserError: PyAV is missing, or the file has no pictures, or is damaged so that its decoder gives up, perhaps in
+            the middle. Many decoders pass over what is damaged, and a file that was cut off ends early.
     """
     name = describe(path)
     if not 0 < every < math.inf:

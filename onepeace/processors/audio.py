@@ -109,7 +109,7 @@ class AudioProcessor(Processor):
             raise UserError(f"{name}: seconds must be above 0, got {seconds}")
         with _open(item, name) as sound:
             count = sound.frames if seconds is None else min(math.ceil(seconds * sound.rate), sound.frames)
-            samples = self._resample(sound.read(count), sound.rate)
+            samples = self._resample(_mono(sound.read(count), name), sound.rate)
         return samples if seconds is None else samples[: self._samples(seconds)]
 
     def finish(self, samples: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class AudioProcessor(Processor):
                 for skipped in range(at + len(held), first, rate):
                     sound.read(min(rate, first - skipped))
                 held, at = held[first - at :], first
-                held = torch.cat([held, sound.read(count - len(held))])
+                held = torch.cat([held, _mono(sound.read(count - len(held)), name)])
                 if not len(held):
                     break
                 samples = self._resample(held[:count], rate)[: self._samples(window)]
@@ -169,19 +169,9 @@ class AudioProcessor(Processor):
         return samples if rate == self.sample_rate else _resampler(rate, self.sample_rate)(samples)
 
 
-class _Sound:
-    """An open source of mono samples."""
-
-    rate: int
-    frames: int
-
-    def read(self, count: int) -> Tensor:
-        """(count,) float32, the next samples; less at the end."""
-        raise NotImplementedError
-
-
 @contextmanager
-def _open(item: object, name: str) -> Iterator[_Sound]:
+def _open(item: object, name: str) -> "Iterator[_Array | _File | SoundStream]":
+    """An open sound: its rate, its frames, and `read`, which gives the next of them, (n,) or (n, channels) float32."""
     if isinstance(item, dict):
         if not {"array", "sampling_rate"} <= item.keys():
             raise UserError(f"{name}: a sound as a dict has the keys 'array' and 'sampling_rate', got {list(item)}")
@@ -189,7 +179,7 @@ def _open(item: object, name: str) -> Iterator[_Sound]:
     if isinstance(item, tuple):
         if len(item) != 2 or isinstance(item[0], numbers.Number):
             raise UserError(f"{name}: a sound as a tuple is (samples, rate)")
-        yield _Array(item[0], item[1], name)
+        yield _Array(item[0], _checked_rate(item[1], name), name)
         return
     if isinstance(item, (np.ndarray, Tensor)):
         raise UserError(f"{name}: samples need their rate; give (samples, rate)")
@@ -210,6 +200,7 @@ def _open(item: object, name: str) -> Iterator[_Sound]:
         reason = getattr(error, "error_string", "format not recognised").rstrip(".")
     else:
         with sound:
+            _checked_rate(sound.samplerate, name)
             yield _File(sound, name)
         return
     if "not recognised" not in reason:  # a format of its own, but damaged
@@ -220,15 +211,16 @@ def _open(item: object, name: str) -> Iterator[_Sound]:
     except UserError as error:
         raise UserError(f"{name}: no sound that soundfile knows; AAC, M4A, WMA and video: {error}") from error
     with ExitStack() as resources:
-        yield _Stream(SoundStream(file, name, resources))
+        stream = SoundStream(file, name, resources)
+        _checked_rate(stream.rate, name)
+        yield stream
 
 
-class _Array(_Sound):
+class _Array:
     """Samples in memory. Only what is read is converted."""
 
-    def __init__(self, samples: object, rate: object, name: str) -> None:
-        self.rate = _checked_rate(rate, name)
-        self.name = name
+    def __init__(self, samples: object, rate: int, name: str) -> None:
+        self.rate = rate
         if isinstance(samples, Tensor):
             samples = samples.detach().cpu()
             samples = (samples.float() if samples.dtype == torch.bfloat16 else samples).numpy()
@@ -251,25 +243,22 @@ class _Array(_Sound):
         self.frames = len(self.samples)
         self.position = 0
 
-    def read(self, count: int) -> Tensor:
+    def read(self, count: int) -> np.ndarray:
         part = self.samples[self.position : self.position + count]
         self.position += len(part)
         if part.dtype.kind == "f":
-            with np.errstate(over="ignore"):  # becomes infinite, which is refused below
-                scaled = part.astype(np.float32)
-        else:
-            half = 2.0 ** (8 * part.dtype.itemsize - 1)
-            scaled = (part / half - (1.0 if part.dtype.kind == "u" else 0.0)).astype(np.float32)
-        return _mono(scaled, self.name)
+            with np.errstate(over="ignore"):  # becomes infinite, which is refused later
+                return part.astype(np.float32)
+        half = 2.0 ** (8 * part.dtype.itemsize - 1)
+        return (part / half - (1.0 if part.dtype.kind == "u" else 0.0)).astype(np.float32)
 
 
-class _File(_Sound):
+class _File:
     """A file that soundfile reads."""
 
     def __init__(self, sound: "SoundFile", name: str) -> None:
         self.sound, self.name = sound, name
-        self.rate = _checked_rate(sound.samplerate, name)
-        self.frames = sound.frames
+        self.rate, self.frames = sound.samplerate, sound.frames
         self.position = 0
         # Otherwise soundfile seeks to where it is after every read; in Ogg and MP3 libsndfile 1.2.2 may land elsewhere.
         sound.seekable = lambda: False  # type: ignore[method-assign]
@@ -281,7 +270,7 @@ class _File(_Sound):
             if SLACK_BYTES < int(claimed) - int(present) and int(claimed) < STREAMED:
                 raise UserError(f"{name}: the file is cut off (its header says {claimed} bytes, {present} are there)")
 
-    def read(self, count: int) -> Tensor:
+    def read(self, count: int) -> np.ndarray:
         try:
             data = self.sound.read(count, dtype="float32", always_2d=True)
         except (RuntimeError, OSError) as error:
@@ -295,27 +284,14 @@ class _File(_Sound):
                     f"the data ends after {self.position})"
                 )
             self.frames = self.position  # the end is here, a little earlier than the header says
-        return _mono(data, self.name)
-
-
-class _Stream(_Sound):
-    """The sound of a container that soundfile does not know (AAC, M4A, WMA, the sound of videos)."""
-
-    def __init__(self, sound: SoundStream) -> None:
-        self.sound = sound
-        self.rate = _checked_rate(sound.rate, sound.name)
-
-    @property
-    def frames(self) -> int:  # type: ignore[override]
-        return self.sound.frames
-
-    def read(self, count: int) -> Tensor:
-        return _mono(self.sound.read(count)[:, None], self.sound.name)
+        return data
 
 
 def _mono(samples: np.ndarray, name: str) -> Tensor:
-    """The mean of the channels, (n, channels) -> (n,); `UserError` if it is not finite."""
-    mono = torch.from_numpy(np.ascontiguousarray(samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)))
+    """The mean of the channels, (n, channels) or (n,) -> (n,); `UserError` if it is not finite."""
+    if samples.ndim == 2:
+        samples = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    mono = torch.from_numpy(np.ascontiguousarray(samples))
     if not torch.isfinite(mono).all():
         bad = int((~torch.isfinite(mono)).sum())
         raise UserError(f"{name}: {bad} of {len(mono)} samples are NaN or infinite")

@@ -27,22 +27,6 @@ def clean_text(text: str, lower: bool = True) -> str:
     return SPACES.sub(" ", text.lstrip(LEADING)).rstrip("\n").strip(" ")
 
 
-def source_positions(text: str, lower: bool = True) -> list[int]:
-    """For every character of `clean_text(text, lower)` the index in `text` that it came from."""
-    lowered = text.lower() if lower else text
-    # Lower case can be longer: a capital I with a dot becomes two characters.
-    origin = range(len(text)) if len(lowered) == len(text) else [i for i, c in enumerate(text) for _ in c.lower()]
-    start = len(lowered) - len(lowered.lstrip(LEADING))
-    squeezed = SPACES.sub(" ", lowered[start:])
-    kept: list[int] = []
-    for run in SPACES.finditer(lowered, start):
-        kept.extend(range(start, run.start() + 1))
-        start = run.end()
-    kept.extend(range(start, len(lowered)))
-    front = len(squeezed) - len(squeezed.lstrip(" "))
-    return [origin[i] for i in kept[front : front + len(clean_text(text, lower))]]
-
-
 def preparation(settings: Mapping[str, Any]) -> str:
     """Description of how texts are prepared under settings of `TextPieces`."""
     case = "lower case" if settings.get("lower", True) else "letters as they are"

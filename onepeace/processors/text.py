@@ -10,7 +10,7 @@ from torch import Tensor
 from onepeace.errors import UserError
 from onepeace.files.source import describe, read_bytes, scheme, suffix
 from onepeace.processors.endings import ENDINGS
-from onepeace.processors.pieces import TextPieces, source_positions
+from onepeace.processors.pieces import TextPieces
 from onepeace.processors.processor import Processor, lengths_if_padded
 from onepeace.processors.tokenizer import PAD, read_tokenizer
 
@@ -52,22 +52,16 @@ class TextProcessor(TextPieces, Processor):
         return torch.tensor(self.cut(self.prepare(self.load(item)))[0], dtype=torch.int64)
 
     def token_positions(self, item: object) -> tuple[Tensor, str]:
-        """(L, 2) characters [start, end) of the text, as it was given, behind every id; eos is empty, at the end."""
-        text = self.load(item)
-        prepared = self.prepare(text)
-        if self.clean:
-            positions = source_positions(text, self.lower)
-        else:
-            positions = [i for i, char in enumerate(text) for _ in (char.lower() if self.lower else char)]
-        shift = int(self.prefix_space)
+        """(L, 2) characters [start, end) of the prepared text behind every id; eos is empty, at the end."""
+        prepared, shift = self.prepare(self.load(item)), int(self.prefix_space)
         offsets = []
         for start, end in self.cut(prepared)[1]:
             start, end = max(start - shift, 0), max(end - shift, 0)
             # A piece owns its word, not the space before it, unless it is nothing but space.
             while end - start > 1 and prepared[start].isspace():
                 start += 1
-            offsets.append((positions[start], positions[end - 1] + 1) if end > start else (0, 0))
-        return torch.tensor([*offsets, (len(text), len(text))]), "character"
+            offsets.append((start, end))
+        return torch.tensor([*offsets, (len(prepared), len(prepared))]), "character"
 
     def collate(self, samples: list[Tensor]) -> dict[str, Tensor]:
         """{"ids": (B, L) int64}, padded on the right with 1; then also "lengths": (B,) tokens of each."""

@@ -300,6 +300,7 @@ def test_features_say_what_each_token_covers(model, pictures, sounds):
     assert features["image"].unit == "patch"
     spans = features["text"].positions.tolist()
     assert features["text"].unit == "character"
+    text = model.processors["text"].prepare(text)
     assert "".join(text[start:end] for start, end in spans).replace(" ", "") == text.replace(" ", "")
     assert spans[-1] == [len(text), len(text)]
     starts, ends = features["audio"].positions.T

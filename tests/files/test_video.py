@@ -149,7 +149,7 @@ def test_file_without_pictures_is_an_error(tmp_path):
         (b"", r"the file is empty \(0 bytes\)"),
         (b"hello " * 100, "not a sound or video of a known format, or damaged$"),
         (b"ffconcat version 1.0\nfile cover.png\n", "not a sound or video of a known format, or damaged$"),
-        (whole[: len(whole) // 2], r"the file is cut off \(its header says \d+ bytes, \d+ are there\)"),
+        (whole[: len(whole) // 2], "not a sound or video of a known format, or damaged$"),
         (pieces[: pieces.index(b"moof") - 4], "no picture in it can be decoded"),
         (whole.replace(b"moov", b"none"), "not a sound or video of a known format, or damaged$"),
     ):

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, processors
 
 from onepeace.errors import UserError
 from onepeace.processors import tokenizer as vocabularies
-from onepeace.processors.pieces import clean_text, source_positions
+from onepeace.processors.pieces import clean_text
 from onepeace.processors.text import TextProcessor
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "media_text.json").read_text())
@@ -175,11 +175,11 @@ def test_only_the_start_of_a_huge_text_is_cut_into_pieces(trained, unit, caplog)
     assert max((record.args[0] for record in caplog.records), default=0) <= 70 * 256 * 4
 
 
-def test_offsets_point_into_the_text_as_given(released):
-    text = "..Hello   SENTENCE İstanbul, \t dog"
-    positions = positions_of(TextProcessor(released), text)
+def test_offsets_point_into_the_prepared_text(released):
+    processor, given = TextProcessor(released), "..Hello   SENTENCE İstanbul, \t dog"
+    text, positions = processor.prepare(given), positions_of(processor, given)
     pieces = [text[a:b] for a, b in positions]
-    assert pieces[:2] == ["Hello", "SENTENCE"]
+    assert pieces[:2] == ["hello", "sentence"]
     assert pieces[-3:] == [",", "dog", ""]
     assert positions[-1] == [len(text), len(text)]
 
@@ -194,19 +194,6 @@ any_text = st.text(st.characters(codec=None) | st.sampled_from(" \t\n.#Aİß'<")
 
 
 @settings(deadline=None, derandomize=True, max_examples=75)
-@given(any_text, st.booleans())
-def test_every_cleaned_character_comes_from_its_source(text, lower):
-    cleaned, positions = clean_text(text, lower), source_positions(text, lower)
-    assert len(positions) == len(cleaned)
-    assert positions == sorted(positions)
-    for char, position in zip(cleaned, positions, strict=True):
-        source = text[position]
-        # Capital sigma at the end of a word is the one letter whose lower case depends on its place.
-        lowered = source.lower() + "ς" if lower else source
-        assert char in lowered or (char == " " and source.isspace())
-
-
-@settings(deadline=None, derandomize=True, max_examples=75)
 @given(any_text, st.booleans(), st.booleans(), st.booleans())
 def test_any_text_is_read(trained, text, clean, lower, prefix_space):
     processor = TextProcessor(trained, clean=clean, lower=lower, prefix_space=prefix_space, max_tokens=20)
@@ -215,7 +202,7 @@ def test_any_text_is_read(trained, text, clean, lower, prefix_space):
     assert ids[-1] == 2
     assert (ids[:-1] > 3).all()
     assert len(positions) == len(ids) <= 21
-    assert all(0 <= a <= b <= len(text) for a, b in positions)
+    assert all(0 <= a <= b <= len(processor.prepare(text)) for a, b in positions)
 
 
 def test_collate_pads_on_the_right_with_1(trained):
