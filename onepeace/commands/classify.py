@@ -108,7 +108,7 @@ def _zero_shot(
     items = [{file.modality: file.path} for file in known]
     options = {"template": args.template, "batch_size": args.batch_size}
     probabilities, failures = model.classify(items, labels, **options, on_error="skip")
-    reasons = {failure.index: failure.reason for failure in failures}
+    reasons = {failure.index: str(failure.reason) for failure in failures}
     rows = iter(probabilities)
     for index, file in enumerate(known):
         if index in reasons:
