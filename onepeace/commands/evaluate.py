@@ -1,10 +1,8 @@
-"""`onepeace evaluate`: figures of a model on the sets of a recipe, or on classes of one's own."""
+"""`onepeace evaluate`: figures of a model on the sets of a recipe."""
 
 import argparse
 import json
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,29 +11,25 @@ from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import write_text_atomic
 
 if TYPE_CHECKING:
-    from onepeace.embed.embedder import Embedder
     from onepeace.evaluate.report import Row
     from onepeace.evaluate.run import EvaluationRecipe
 
 EXAMPLES = """\
-WHAT is a recipe; or a folder with a folder for each class, or a table (.csv, .tsv, .jsonl) with the columns image or
-audio, and label: how well a linear classifier tells the classes apart by frozen vectors, on a held-out fifth. The
-public test sets: `onepeace shards --layout NAME` makes shards of a download; mteb and CLIP_benchmark measure them as
-others do (onepeace.plugins). Equal scores count against the model. The 95 % intervals draw queries anew.
+The public test sets: `onepeace shards --layout NAME` makes shards of a download; mteb and CLIP_benchmark measure
+them as others do (onepeace.plugins). Classes of your own are measured by `onepeace finetune FOLDER`. Equal scores count
+against the model. The 95 % intervals draw queries anew.
 
   onepeace evaluate recipes/evaluate/tiny.yaml --data shards
   onepeace evaluate recipes/evaluate/tiny.yaml sets.emoji=null sets.openclipart=null --data shards
-  onepeace evaluate sounds_by_class
   onepeace evaluate recipes/evaluate/tiny.yaml --data shards --model models/mine -o mine.jsonl
   onepeace evaluate --compare mine.jsonl other.jsonl
 
 exit code: 0, 1 when a set could not be measured, 2 for wrong usage"""
-TABLES = (".csv", ".tsv", ".jsonl")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
-    parser.add_argument("what", nargs="?", metavar="WHAT", help="recipe, folder or table; see below")
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="sets and how each is measured")
     parser.add_argument("override", nargs="*", metavar="a.b=value", help="fields in place of the recipe's")
     parser.add_argument("--data", metavar="FOLDER", help="where the sets lie ($ONEPEACE_DATA)")
     text = "also write the figures as JSON, with every query's result"
@@ -49,30 +43,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the figures. A set that fails is named on stderr, the others are measured, and the result is 1."""
     if args.compare:
-        if any((args.what, args.model, args.data, args.output)):
+        if any((args.recipe, args.model, args.data, args.output)):
             raise UsageError("--compare reads two files and measures nothing; leave the rest out")
         return _compare(*args.compare)
-    if not args.what:
-        raise UsageError("say what to measure: a recipe, a folder or a table; see: onepeace evaluate --help")
+    if not args.recipe:
+        raise UsageError("say what to measure: a recipe; see: onepeace evaluate --help")
     args.model = args.model or "tiny"
     if args.output:
         files.check_output(args.output, args.force)
     from onepeace import __version__
     from onepeace.evaluate.report import as_json, as_table
+    from onepeace.evaluate.run import run as measure
     from onepeace.hub.fingerprint import fingerprint
     from onepeace.hub.resolve import resolve
     from onepeace.progress import Progress
 
-    recipe = None if _is_own(args.what) else _recipe(args)
+    recipe = _recipe(args)
     model = _load(args, recipe)
     about: dict[str, Any] = {"model": args.model, "model_hash": fingerprint(resolve(args.model))}
     about |= {"dtype": str(model.dtype).removeprefix("torch."), "version": __version__}
-    problems: list[files.Unreadable] = []
     failures: list[UserError] = []
     rows: list[Row] = []
+
+    def failed(error: UserError) -> None:
+        print(error, file=sys.stderr)
+        failures.append(error)
+
     try:
-        with Progress(1 if recipe is None else len(recipe.sets), "set") as progress:
-            for row in _own(args, model, problems) if recipe is None else _measured(recipe, model, failures):
+        with Progress(len(recipe.sets), "set") as progress:
+            for row in measure(model, recipe.sets, recipe.data.folder(), failed):
                 progress.update(not rows or row.set != rows[-1].set)
                 rows.append(row)
                 if args.json:
@@ -83,77 +82,33 @@ def run(args: argparse.Namespace) -> int:
         if rows and args.output:
             write_text_atomic(args.output, "".join(f"{as_json(row, about, per_query=True)}\n" for row in rows))
     if not rows and not failures:
-        raise UserError(f"{args.what}: nothing was measured; the model has the modalities of no set")
-    return files.exit_code(problems, len(rows[0].per_query) if rows else 0) or int(bool(failures))
-
-
-def _is_own(what: str) -> bool:
-    return Path(what).is_dir() or Path(what).suffix.lower() in TABLES
+        raise UserError(f"{args.recipe}: nothing was measured; the model has the modalities of no set")
+    return int(bool(failures))
 
 
 def _recipe(args: argparse.Namespace) -> "EvaluationRecipe":
     from onepeace.evaluate.run import read_recipe
 
-    if not Path(args.what).exists():
-        raise UsageError(f"{args.what}: no such file or folder")
+    if not Path(args.recipe).is_file():
+        raise UsageError(f"{args.recipe}: no such file")
     root_of_data = [f"data.root={json.dumps(args.data)}"] if args.data else []
-    recipe = read_recipe(args.what, [*args.override, *root_of_data])
+    recipe = read_recipe(args.recipe, [*args.override, *root_of_data])
     if not recipe.sets:
-        raise UserError(f"{args.what}: no set is left to measure; leave out fewer of them")
+        raise UserError(f"{args.recipe}: no set is left to measure; leave out fewer of them")
     return recipe
 
 
-def _load(args: argparse.Namespace, recipe: "EvaluationRecipe | None") -> Any:
+def _load(args: argparse.Namespace, recipe: "EvaluationRecipe") -> Any:
     """The model; one that writes, where a set wants that."""
     import onepeace
     from onepeace.generative.generator import writes
     from onepeace.hub.folder import read_config
     from onepeace.hub.resolve import resolve
 
-    wanted = recipe is not None and any(protocol.needs_writer for protocol in recipe.sets.values())
+    wanted = any(protocol.needs_writer for protocol in recipe.sets.values())
     if wanted and writes(read_config(resolve(args.model))):
         return onepeace.load_generator(args.model, device=args.device)
     return options.load(args)
-
-
-def _measured(recipe: "EvaluationRecipe", model: Any, failures: list[UserError]) -> "Iterator[Row]":
-    from onepeace.evaluate.run import run
-
-    def failed(error: UserError) -> None:
-        print(error, file=sys.stderr)
-        failures.append(error)
-
-    return run(model, recipe.sets, recipe.data.folder(), failed)
-
-
-def _own(args: argparse.Namespace, model: "Embedder", problems: list[files.Unreadable]) -> "Iterator[Row]":
-    """The rows of a probe of one's own classes."""
-    import numpy as np
-
-    from onepeace.evaluate.protocols.probe import probe
-    from onepeace.evaluate.protocols.protocol import Labelled
-    from onepeace.evaluate.report import Row
-    from onepeace.finetune.own_data import read_own_data
-    from onepeace.finetune.split import divide, split
-
-    if args.data or args.override:
-        raise UsageError(f"{args.what}: classes of your own take no --data and a.b=value")
-    data = read_own_data(Path(args.what), model.modalities)
-    if not data.labels:
-        raise UserError(f"{args.what}: a probe needs a label for every item; there are captions only")
-    data, _ = divide(data, Path(args.what), None)
-    problems += [files.Unreadable(Path(where), reason) for where, reason in data.left_out]
-    for (modality, *_), records in data.records.items():
-        start = time.perf_counter()
-        train, test = (
-            Labelled(
-                np.asarray(model.encode([{modality: one.inputs[modality]} for one in part])),
-                np.array([one.label for one in part]),
-            )
-            for part in split(records)
-        )
-        figure = probe(train, test, args.what)
-        yield Row.of(modality, figure, time.perf_counter() - start, {"protocol": "probe"})
 
 
 def _compare(first: Path, second: Path) -> int:

@@ -57,6 +57,17 @@ def open_container(file: str | os.PathLike[str] | io.BytesIO, name: str) -> "Ite
             yield container
 
 
+@contextmanager
+def decoding(name: str, failed: str) -> Iterator[None]:
+    """Errors of ffmpeg, which come as several types, as `UserError`: the file `name`, what `failed`, and why."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}: {failed} ({reason(error)})") from error
+
+
 @overload
 def choose(container: "InputContainer", kind: Literal["audio"]) -> "AudioStream | None": ...
 

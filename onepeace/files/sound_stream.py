@@ -18,8 +18,8 @@ from onepeace.files.container import (
     choose,
     counted_duration,
     declared_duration,
+    decoding,
     open_container,
-    reason,
     start_of,
     tick,
 )
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from av.audio.stream import AudioStream
     from av.container import InputContainer
 
+NOTHING = np.zeros(0, np.float32)
 MAX_CHANNELS = 32
 MAX_PLANES = 8
 """Channels that lie apart: PyAV 18 looks for the end of a longer list of them behind its end."""
@@ -59,7 +60,8 @@ class SoundStream:
         self._begin()
         seconds = declared_duration(self._container, self._stream)
         if seconds is None:
-            seconds = self._count()
+            with decoding(name, "the sound cannot be read"):
+                seconds = counted_duration(self._container, self._stream)
             self._begin()
         self.frames = round(seconds * self.rate)
         if self.frames < 1 or not len(self._held):
@@ -68,10 +70,17 @@ class SoundStream:
     def read(self, count: int) -> np.ndarray:
         """(count,) float32, the next samples; less at the end."""
         parts = []
-        while count > 0 and (part := self._take(count)) is not None:
-            parts.append(part)
+        while count > 0:
+            if not len(self._held):
+                self._held = next(self._blocks, NOTHING)
+            if not len(self._held):
+                self.frames = self.position
+                break
+            part, self._held = self._held[:count], self._held[count:]
+            self.position += len(part)
             count -= len(part)
-        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+            parts.append(part)
+        return np.concatenate(parts) if parts else NOTHING
 
     def _begin(self) -> None:
         self._resources.close()
@@ -82,19 +91,7 @@ class SoundStream:
         self._stream: AudioStream = stream
         self.position = 0
         self._blocks = self._fill_gaps()
-        self._held = next(self._blocks, np.zeros(0, np.float32))
-
-    def _take(self, most: int) -> np.ndarray | None:
-        """The next samples, at most `most`; None at the end, which `frames` then says."""
-        if not len(self._held):
-            block = next(self._blocks, None)
-            if block is None:
-                self.frames = self.position
-                return None
-            self._held = block
-        part, self._held = self._held[:most], self._held[most:]
-        self.position += len(part)
-        return part
+        self._held = next(self._blocks, NOTHING)
 
     def _fill_gaps(self) -> Iterator[np.ndarray]:
         """Blocks of samples, none of them empty."""
@@ -113,7 +110,7 @@ class SoundStream:
                 yield block
 
     def _frames(self) -> "Iterator[AudioFrame]":
-        try:
+        with decoding(self.name, "the sound cannot be decoded"):
             for packet in self._container.demux(self._stream):
                 frames = packet.decode()
                 for frame in frames:
@@ -123,16 +120,6 @@ class SoundStream:
                     if frame.rate != self.rate or frame.rate < 1:
                         raise UserError(f"{self.name}: its sample rate changes from {self.rate} to {frame.rate}")
                     yield frame
-        except UserError:
-            raise
-        except Exception as error:  # ffmpeg's errors come as several types
-            raise UserError(f"{self.name}: the sound cannot be decoded ({reason(error)})") from error
-
-    def _count(self) -> float:
-        try:
-            return counted_duration(self._container, self._stream)
-        except Exception as error:
-            raise UserError(f"{self.name}: the sound cannot be read ({reason(error)})") from error
 
 
 def _keep_layout(frame: "AudioFrame") -> None:

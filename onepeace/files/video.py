@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from onepeace.errors import UserError
-from onepeace.files.container import MAX_PIXELS, choose, open_container, reason, start_of, tick
+from onepeace.files.container import MAX_PIXELS, choose, decoding, open_container, reason, start_of, tick
 from onepeace.files.source import describe, local_path
 
 if TYPE_CHECKING:
@@ -71,17 +71,12 @@ def frames(
     if not 0 < every < math.inf:
         raise UserError(f"{name}: every must be positive seconds, got {every}")
     last, shown = 0.0, None
-    with open_container(_file(path), name) as container:
-        try:
-            for time, frame in _candidates(container, name, stretch * every, step):
-                colours = _colours(frame)
-                if shown is None or abs(time - last) >= every or np.abs(colours - shown).sum() / 2 > change:
-                    last, shown = time, colours
-                    yield Frame(time, _upright(frame))
-        except UserError:
-            raise
-        except Exception as error:  # ffmpeg's errors come as several types
-            raise UserError(f"{name}: the pictures cannot be decoded ({reason(error)})") from error
+    with open_container(_file(path), name) as container, decoding(name, "the pictures cannot be decoded"):
+        for time, frame in _candidates(container, name, stretch * every, step):
+            colours = _colours(frame)
+            if shown is None or abs(time - last) >= every or np.abs(colours - shown).sum() / 2 > change:
+                last, shown = time, colours
+                yield Frame(time, _upright(frame))
     if shown is None:
         raise UserError(f"{name}: no picture in it can be decoded")
 
@@ -109,13 +104,10 @@ def clip(path: str | os.PathLike[str] | bytes, count: int, stride: int, place: f
         UserError: as for `frames`.
     """
     name = describe(path)
-    with open_container(_file(path), name) as container:
+    with open_container(_file(path), name) as container, decoding(name, "the pictures cannot be read"):
         stream = _pictures(container, name)
         seconds = _clock(container, stream)
-        try:
-            times = sorted(seconds(packet) for packet in container.demux(stream) if packet.size)
-        except Exception as error:  # ffmpeg's errors come as several types
-            raise UserError(f"{name}: the pictures cannot be read ({reason(error)})") from error
+        times = sorted(seconds(packet) for packet in container.demux(stream) if packet.size)
     return _frames_at(path, _places(times, count, stride, place))
 
 

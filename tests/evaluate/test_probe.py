@@ -5,9 +5,8 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 from support.evaluation import measure, recipe_of
-from support.small_shards import COLOURS, square, write_shard
+from support.small_shards import write_shard
 
-from onepeace.cli import main
 from onepeace.errors import UserError
 from onepeace.evaluate.protocols import probe as module
 from onepeace.evaluate.protocols.probe import STRENGTHS, every_fifth
@@ -99,13 +98,3 @@ def test_a_label_that_was_not_learned_is_a_miss(shards):
     for row in measure(Content(), recipe_of(shards, RECIPE)):
         assert 0.4 < row.value < 0.7
         assert sum(row.per_query[2::3]) == 0
-
-
-def test_the_command_measures_a_folder_of_classes(random_folder, tmp_path, capsys):
-    random = np.random.default_rng(0)
-    for name in ("red", "green"):
-        (tmp_path / name).mkdir()
-        for i in range(10):
-            (tmp_path / name / f"{i}.png").write_bytes(square(COLOURS[name], random))
-    assert main(["evaluate", str(tmp_path), "--model", str(random_folder)]) == 0
-    assert "linear probe top-1 of 2" in capsys.readouterr().out
