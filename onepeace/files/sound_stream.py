@@ -56,7 +56,7 @@ class SoundStream:
     def __init__(self, file: str | os.PathLike[str] | io.BytesIO, name: str, resources: ExitStack) -> None:
         self.file, self.name = file, name
         self._resources = resources
-        self.rate = 0
+        self.rate, self._held = 0, NOTHING
         self._begin()
         seconds = declared_duration(self._container, self._stream)
         if seconds is None:
