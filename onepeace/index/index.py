@@ -2,8 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache, partial
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -15,8 +15,8 @@ from onepeace.files.walk import Unreadable
 from onepeace.index.filters import Condition, compile_condition, kind_of, register
 from onepeace.index.nearest import LOCAL, Matrix, read, service_of
 from onepeace.index.query import Query, QueryVector, encode
-from onepeace.index.ranking import RELEVANT, Banks
-from onepeace.index.search import Filters, Results, Sort, search
+from onepeace.index.ranking import Banks
+from onepeace.index.search import Results, Sort, mask_of, rows_of, search
 from onepeace.index.store import DATABASE, Item, Root, Store
 from onepeace.progress import status
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 RANKS = ("match", "raw")
 """Orders of hits: by the match, or by the cosine alone."""
+REMEMBERED = 16
+"""Filters whose masks are cached."""
 
 
 class Index:
@@ -33,12 +35,17 @@ class Index:
 
     ``with Index.open("photos.index") as index: index.search("dog")``. It is open for reading, and shows the state of
     that moment; another process may write meanwhile.
+
+    Attributes:
+        folder: where it lies.
+        model, model_hash: name and hash of the model that made the vectors.
+        embed_dim: numbers of a vector.
+        kinds: modalities of the vectors: those that the model has.
     """
 
     def __init__(self, store: Store, model: str | None, device: str | None, dtype: str) -> None:
-        self.store = store
         self._model, self._device, self._dtype = model, device, dtype
-        register(store.connection, store.roots())
+        self._show(store)
 
     @classmethod
     def open(
@@ -67,8 +74,7 @@ class Index:
         self.close()
 
     def close(self) -> None:
-        if (service := self.__dict__.pop("_service", None)) is not None:
-            service.close()
+        self._forget()
         self.store.close()
 
     def __len__(self) -> int:
@@ -77,39 +83,13 @@ class Index:
     def __repr__(self) -> str:
         return f"Index({str(self.folder)!r}, {len(self)} files, model {self.model!r})"
 
-    @property
-    def folder(self) -> Path:
-        return self.store.folder
-
-    @property
-    def model(self) -> str:
-        """Name of the model that made the vectors."""
-        return self.store.meta["model"]
-
-    @property
-    def model_hash(self) -> str:
-        return self.store.meta["model_hash"]
-
-    @property
-    def embed_dim(self) -> int:
-        return self.store.embed_dim
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Modalities of the vectors: those that the model has."""
-        return self.store.kinds
-
     def items(self, where: str | None = None) -> Iterator[Item]:
         """Files that have vectors, in the order in which they came, and that meet a condition (filters.py)."""
         condition = _embedded(where)
         return self.store.items(condition.sql, condition.params)
 
     def newest(self, top: int, offset: int = 0, where: str | None = None) -> tuple[list[Item], int]:
-        """Files that have vectors, the newest first, and how many there are.
-
-        Args:
-            where: a condition (filters.py).
-        """
+        """Files that have vectors and meet a condition, the newest first, and how many there are."""
         condition = _embedded(where)
         order = "date DESC, id LIMIT ? OFFSET ?"
         items = [*self.store.items(condition.sql, (*condition.params, top, offset), order)]
@@ -142,14 +122,12 @@ class Index:
 
     def means(self) -> tuple[list[Item], np.ndarray]:
         """Files that have vectors, and (n, E) float32 unit vectors: the mean of those of each file."""
-        items, ids = list(self.items()), self._filters.ids
-        file = np.searchsorted(ids, self.matrix.file)
+        items, (ids, places) = {item.id: item for item in self.items()}, self.matrix.files
         sums = np.zeros((len(ids), self.embed_dim), np.float32)
-        np.add.at(sums, file, self.matrix.vectors)
+        np.add.at(sums, places, self.matrix.vectors)
         sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
-        place = {int(id_): i for i, id_ in enumerate(ids)}
-        items = [item for item in items if item.id in place]
-        return items, sums[[place[item.id] for item in items]]
+        known = [id_ in items for id_ in ids.tolist()]
+        return [items[id_] for id_ in ids[known].tolist()], sums[known]
 
     @cached_property
     def embedder(self) -> "Embedder":
@@ -172,18 +150,20 @@ class Index:
         return banks_of(self.store)
 
     @cached_property
-    def _service(self) -> Any:
+    def service(self) -> Any:
+        """Service that is asked which vectors are near (nearest.py); None = there is none."""
         return None if self.store.meta["store"] == LOCAL else service_of(self.store, self.matrix)
 
     @cached_property
-    def _filters(self) -> Filters:
-        return Filters(self.store, self.matrix)
-
-    @cached_property
-    def _text_branch(self) -> "TextBranch | None":
+    def text_branch(self) -> "TextBranch | None":
+        """Reads words without the model, if it is there."""
         from onepeace.export.text_branch import TextBranch
 
         return TextBranch.open(self.model_hash)
+
+    @cached_property
+    def _mask(self) -> "Callable[[tuple[str, ...], Condition | None], np.ndarray | None]":
+        return lru_cache(REMEMBERED)(partial(mask_of, self.store, self.matrix))
 
     def encode(self, query: str | Query) -> QueryVector:
         """The vector of a query.
@@ -191,7 +171,7 @@ class Index:
         Raises:
             UserError: nothing to search for, a part that cannot be read, parts that cancel out.
         """
-        return encode(query, self.store, lambda: self.embedder, lambda: self._text_branch)
+        return encode(Query(text=query) if isinstance(query, str) else query, self)
 
     def search(
         self,
@@ -231,17 +211,16 @@ class Index:
         own = {kind: kind for kind in self.kinds}  # also those of a modality that is not built in
         kinds = tuple(own.get(kind) or kind_of(kind) for kind in ([only] if isinstance(only, str) else only))
         condition = None if where is None else compile_condition(where)
-        query = Query.of(query)
+        query = Query(text=query) if isinstance(query, str) else query
         vector = self.encode(query)
         if not self.matrix.is_whole():
             self._forget()
-        allowed = self._filters.allowed(kinds, condition, {*_own_paths(query)})
-        banks = self.banks if rank == "match" else Banks({})
-        hits, best = search(
-            self.store, self.matrix, self._service or self.matrix, banks, vector, allowed,
-            top=int(top), offset=int(offset), sort=sort, collapse=collapse, min_match=min_match,
-        )  # fmt: skip
-        return Results(hits, self._filters.count(allowed), None if best is None else best >= RELEVANT)
+        allowed = self._mask(kinds, condition)
+        if own := query.paths():
+            others = ~rows_of(self.store, self.matrix, f"path IN ({', '.join('?' * len(own))})", own)
+            allowed = others if allowed is None else allowed & others
+        options: dict[str, Any] = {"sort": sort, "rank": rank, "min_match": min_match, "collapse": collapse}
+        return search(self, vector, allowed, top=int(top), offset=int(offset), **options)
 
     def refresh(self) -> bool:
         """Show what another process has written since; whether that is anything.
@@ -256,13 +235,19 @@ class Index:
             new.close()
             raise UserError(f"{self.folder}: made anew with another model; open it, or start the server, again")
         self.close()
-        self.store = new
-        register(new.connection, new.roots())
-        self._forget()
+        self._show(new)
         return True
 
+    def _show(self, store: Store) -> None:
+        self.store, self.folder, self.embed_dim, self.kinds = store, store.folder, store.embed_dim, store.kinds
+        self.model, self.model_hash = store.meta["model"], store.meta["model_hash"]
+        register(store.connection, store.roots())
+
     def _forget(self) -> None:
-        for name in ("matrix", "banks", "_filters", "_service"):
+        """Leave what was computed of the vectors to be computed anew."""
+        if (service := self.__dict__.get("service")) is not None:
+            service.close()
+        for name in ("matrix", "banks", "service", "_mask"):
             self.__dict__.pop(name, None)
 
 
@@ -317,11 +302,3 @@ def _embedded(where: str | None) -> Condition:
     """Condition of files that have vectors and meet another one."""
     condition = Condition("1") if where is None else compile_condition(where)
     return Condition(f"problem IS NULL AND ({condition.sql})", condition.params)
-
-
-def _own_paths(query: Query) -> Iterator[str]:
-    """Paths of the files that a query is made of, which are not among its hits."""
-    for name, value, _ in query.parts():
-        if name in ("image", "audio", "like") and isinstance(value, (str, os.PathLike)):
-            yield os.path.realpath(value)
-            yield os.path.abspath(value)

@@ -162,11 +162,23 @@ def test_copy_of_the_query_has_a_match_of_1_and_a_hit_formats_itself(fill):
     assert set(found.to_dict()["hits"][0]) >= {"rank", "path", "kind", "modality", "match", "likelihood", "score"}
 
 
+def test_no_hit_matches_better_than_one_above_it(fill):
+    files = [picture(f"{i}.jpg", 9, i) for i in range(1, 6)]
+    sounds = [(Item(f"/p/{i}.ogg", "audio"), [Span("audio")], [unit(9, i + 0.5)]) for i in range(1, 6)]
+    index = fill(*files, *sounds)
+    banks = Banks({"sentence": np.stack([unit(9, i, 3) for i in range(7)])})
+    banks.add(index.matrix.vectors, ["image"] * 5 + ["audio"] * 5)
+    banks.best[:, 1] -= 0.02  # sounds match better than pictures that are as near
+    index.__dict__["banks"] = banks
+    matches = [hit.match for hit in index.search(QUERY, collapse=False)]
+    assert matches == sorted(matches, reverse=True)
+    assert len({*matches}) > 2
+
+
 @pytest.mark.parametrize(
     ("query", "field"),
     [
         (Query(), "nothing to search for"),
-        (7, "a query is words"),
         (Query(text=7), "text is int"),
         (Query(without="people"), "nothing to search for"),
         (Query(like=["/p/a.jpg", "/p/b.jpg"]), "cancel out"),
