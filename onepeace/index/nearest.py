@@ -240,7 +240,7 @@ def _intact(path: Path) -> np.ndarray | None:
     """Bytes of a file, mapped; None if their checksum is not that in its name."""
     with suppress(FileNotFoundError):  # a writer has just replaced it
         content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
-        if zlib.crc32(content) == int(path.name.rpartition("-")[2], 16):
+        if zlib.crc32(content.data) == int(path.name.rpartition("-")[2], 16):
             return content.view(np.ndarray)  # reading single numbers is ten times as fast
     return None
 
@@ -313,7 +313,8 @@ def _keep_lists(matrix: Matrix) -> None:
     except ImportError:
         log.info("%s: faiss is not installed, so every vector is compared (extra index)", matrix.store.folder)
         return
-    count, start, index = len(matrix), 0, None
+    count, start = len(matrix), 0
+    index: Any = None
     for path in matrix.store.folder.glob(f"{LISTS}-*"):
         if (content := _intact(path)) is not None:
             index = faiss.deserialize_index(content)

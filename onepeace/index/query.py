@@ -115,10 +115,11 @@ def encode(query: Query, index: "Index") -> QueryVector:
     given = query.parts()
     read = [(name, value) for name, value, _ in given if name not in ("like", "vector")]
     words = index.text_branch if read and all(name == "text" for name, _ in read) else None
+    vectors: Any = []
     if words is not None:
         vectors = words.encode([value for _, value in read])
-    else:
-        vectors = index.embedder.encode([{name: value} for name, value in read], progress=False) if read else []
+    elif read:
+        vectors = index.embedder.encode([{name: value} for name, value in read], progress=False)
     encoded, parts = iter(np.asarray(vectors)), []
     for name, value, weight in given:
         if name == "like":

@@ -133,9 +133,9 @@ class Banks:
         if len(parts) > 1:
             weights, vectors = np.array([part.weight for part in parts]), np.stack([part.vector for part in parts])
             apart = vectors - np.stack([one.centre for one in known])
-            spread = np.linalg.norm(weights @ apart) / max(np.linalg.norm(apart[first]), SMALLEST)
             above = cosines * np.linalg.norm(weights @ vectors) - weights @ [one.mean for one in known]
-            cosines = like.mean + above / max(spread, SMALLEST)
+            size = max(float(np.linalg.norm(weights @ apart)), SMALLEST)
+            cosines = like.mean + above * np.linalg.norm(apart[first]) / size
         z, match = (cosines - like.mean) / like.deviation, np.searchsorted(like.best, cosines) / len(like.best)
         return z.astype(np.float32), match.astype(np.float32)
 
