@@ -43,20 +43,15 @@ class Condition(NamedTuple):
 
     sql: str
     params: tuple[Any, ...] = ()
-
-
-class Field(NamedTuple):
-    """A field of a file in SQL, and the kind of its values: number, date, text, path, kind or any."""
-
-    sql: str
-    kind: str
-    params: tuple[Any, ...] = ()
+    kind: str = ""
+    """Kind of the values of a field: number, date, text, path, kind or any."""
 
 
 FIELDS = {
-    **{name: Field(name, "number") for name in ("size", "width", "height", "duration")},
-    **{"date": Field("date", "date"), "mtime": Field("mtime_ns / 1e9", "date")},
-    **{"path": Field("path", "path"), "caption": Field("caption", "text"), "kind": Field("modality", "kind")},
+    **{name: Condition(name, (), "number") for name in ("size", "width", "height", "duration")},
+    **{"date": Condition("date", (), "date"), "mtime": Condition("mtime_ns / 1e9", (), "date")},
+    **{"path": Condition("path", (), "path"), "caption": Condition("caption", (), "text")},
+    "kind": Condition("modality", (), "kind"),
 }
 """Fields by name; those of `metadata` are its keys."""
 TYPES: dict[str, Any] = {"number": (int, float), "any": object}
@@ -211,7 +206,7 @@ def _compared(left: ast.expr, op: ast.cmpop, right: ast.expr) -> Condition:
 
 def _comparison(left: ast.expr, sign: str, right: ast.expr) -> Condition:
     """Condition on a field beside a value."""
-    (sql, kind, params), value = _field(left), _value(right)
+    (sql, params, kind), value = _field(left), _value(right)
     if not isinstance(value, TYPES.get(kind, str)):
         raise _error(right, f"is no {kind if kind != 'path' else 'text'}, and {ast.unparse(left)} is one")
     try:
@@ -229,13 +224,13 @@ def _comparison(left: ast.expr, sign: str, right: ast.expr) -> Condition:
     return Condition(f"{sql} {sign} ?", (*params, value))
 
 
-def _field(node: ast.expr) -> Field:
+def _field(node: ast.expr) -> Condition:
     match node:
         case ast.Name(name) if name in FIELDS:
             return FIELDS[name]
         case ast.Attribute(ast.Name("metadata"), key) | ast.Subscript(ast.Name("metadata"), ast.Constant(str(key))):
             escaped = key.replace("\\", "\\\\").replace('"', '\\"')
-            return Field("json_extract(metadata, ?)", "any", (f'$."{escaped}"',))
+            return Condition("json_extract(metadata, ?)", (f'$."{escaped}"',), "any")
     near = get_close_matches(ast.unparse(node), [*FIELDS, "metadata"], 1)
     hint = f"did you mean {near[0]}?" if near else f"fields are {', '.join(FIELDS)}, metadata.NAME"
     raise _error(node, f"is no field; {hint}")

@@ -2,21 +2,19 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache, partial
-from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onepeace.errors import UserError
 from onepeace.files.walk import Unreadable
-from onepeace.index.filters import Condition, compile_condition, kind_of, register
+from onepeace.index.filters import Condition, compile_condition, register
 from onepeace.index.nearest import LOCAL, Matrix, read, service_of
-from onepeace.index.query import Query, QueryVector, encode
 from onepeace.index.ranking import Banks
-from onepeace.index.search import Results, Sort, mask_of, rows_of, search
+from onepeace.index.search import mask_of, search
 from onepeace.index.store import DATABASE, Item, Root, Store
 from onepeace.progress import status
 
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
     from onepeace.export.text_branch import TextBranch
 
-RANKS = ("match", "raw")
-"""Orders of hits: by the match, or by the cosine alone."""
 REMEMBERED = 16
 """Filters whose masks are cached."""
 
@@ -74,7 +70,7 @@ class Index:
         self.close()
 
     def close(self) -> None:
-        self._forget()
+        self.forget()
         self.store.close()
 
     def __len__(self) -> int:
@@ -162,65 +158,12 @@ class Index:
         return TextBranch.open(self.model_hash)
 
     @cached_property
-    def _mask(self) -> "Callable[[tuple[str, ...], Condition | None], np.ndarray | None]":
+    def mask(self) -> "Callable[[tuple[str, ...], Condition | None], np.ndarray | None]":
+        """Rows of the matrix that filters allow: `mask_of`, cached."""
         return lru_cache(REMEMBERED)(partial(mask_of, self.store, self.matrix))
 
-    def encode(self, query: str | Query) -> QueryVector:
-        """The vector of a query.
-
-        Raises:
-            UserError: nothing to search for, a part that cannot be read, parts that cancel out.
-        """
-        return encode(Query(text=query) if isinstance(query, str) else query, self)
-
-    def search(
-        self,
-        query: str | Query,
-        *,
-        top: int = 10,
-        offset: int = 0,
-        only: str | Sequence[str] = (),
-        where: str | None = None,
-        sort: Sort = "match",
-        rank: str = "match",
-        min_match: float | None = None,
-        collapse: bool = True,
-    ) -> Results:
-        """The files nearest to a query, best first.
-
-        Args:
-            query: words, or a `Query` of words, pictures, sounds and files of the index.
-            top, offset: number of hits, after leaving out so many.
-            only: kind of files, or several: image, audio, text, video.
-            where: a condition on what is known of the files, such as ``"width >= 1000"`` (filters.py).
-            sort: match; date (newest first) or path of the best POOL (search.py).
-            rank: match, or raw for the cosine alone.
-            min_match: hits below it are left out.
-            collapse: near copies as one hit.
-
-        Raises:
-            UserError: a query that cannot be encoded, a condition or an option that cannot be read; Damaged.
-        """
-        if not (isinstance(top, Integral) and isinstance(offset, Integral) and top >= 1 and offset >= 0):
-            raise UserError(f"top is {top} and offset {offset}; give whole numbers, at least 1, and 0")
-        if min_match is not None and not 0 <= min_match <= 1:
-            raise UserError(f"min_match is {min_match}; give a number from 0 to 1")
-        for name, value, known in (("sort", sort, get_args(Sort)), ("rank", rank, RANKS)):
-            if value not in known:
-                raise UserError(f"{name} is {value!r}; it can be {', '.join(known)}")
-        own = {kind: kind for kind in self.kinds}  # also those of a modality that is not built in
-        kinds = tuple(own.get(kind) or kind_of(kind) for kind in ([only] if isinstance(only, str) else only))
-        condition = None if where is None else compile_condition(where)
-        query = Query(text=query) if isinstance(query, str) else query
-        vector = self.encode(query)
-        if not self.matrix.is_whole():
-            self._forget()
-        allowed = self._mask(kinds, condition)
-        if own := query.paths():
-            others = ~rows_of(self.store, self.matrix, f"path IN ({', '.join('?' * len(own))})", own)
-            allowed = others if allowed is None else allowed & others
-        options: dict[str, Any] = {"sort": sort, "rank": rank, "min_match": min_match, "collapse": collapse}
-        return search(self, vector, allowed, top=int(top), offset=int(offset), **options)
+    search = search
+    """See search.py."""
 
     def refresh(self) -> bool:
         """Show what another process has written since; whether that is anything.
@@ -243,11 +186,11 @@ class Index:
         self.model, self.model_hash = store.meta["model"], store.meta["model_hash"]
         register(store.connection, store.roots())
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Leave what was computed of the vectors to be computed anew."""
         if (service := self.__dict__.get("service")) is not None:
             service.close()
-        for name in ("matrix", "banks", "service", "_mask"):
+        for name in ("matrix", "banks", "service", "mask"):
             self.__dict__.pop(name, None)
 
 

@@ -238,7 +238,7 @@ def _current(store: Store, kind: str) -> tuple[Path | None, np.ndarray | None]:
 
 def _intact(path: Path) -> np.ndarray | None:
     """Bytes of a file, mapped; None if their checksum is not that in its name."""
-    with suppress(FileNotFoundError):  # a writer has just replaced it
+    with suppress(OSError):  # a writer may just have replaced it
         content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
         if zlib.crc32(content.data) == int(path.name.rpartition("-")[2], 16):
             return content.view(np.ndarray)  # reading single numbers is ten times as fast
@@ -292,9 +292,9 @@ class _Lists:
 
     @classmethod
     def open(cls, matrix: Matrix) -> "_Lists | None":
-        """Lists of an index, if they are there, and FAISS is installed."""
+        """Lists of an index, if they are there, and FAISS is installed and reads them."""
         _, content = _current(matrix.store, LISTS)  # first, as FAISS reads past the end of a damaged file
-        with suppress(ImportError):
+        with suppress(ImportError, RuntimeError):
             return None if content is None else cls(content, matrix)
         return None
 
@@ -316,8 +316,9 @@ def _keep_lists(matrix: Matrix) -> None:
     count, start = len(matrix), 0
     index: Any = None
     for path in matrix.store.folder.glob(f"{LISTS}-*"):
-        if (content := _intact(path)) is not None:
-            index = faiss.deserialize_index(content)
+        content = _intact(path)
+        with suppress(RuntimeError):  # FAISS may be another version
+            index = None if content is None else faiss.deserialize_index(content)
             start = int(np.searchsorted(matrix.id, int(path.name.split("-")[1]), "right"))
     lists = 4 * int(count**0.5)
     if index is None or index.nlist < lists / 2 or index.ntotal + count - start > STALE * count:

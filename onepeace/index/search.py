@@ -2,13 +2,15 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from onepeace.index.filters import Condition
+from onepeace.errors import UserError
+from onepeace.index.filters import Condition, compile_condition, kind_of
 from onepeace.index.nearest import Found, Matrix
-from onepeace.index.query import QueryVector
+from onepeace.index.query import Query, QueryVector, encode
 from onepeace.index.ranking import RELEVANT, Banks, likelihood
 from onepeace.index.store import Damaged, Item, Store
 
@@ -26,8 +28,6 @@ CANDIDATES = 4
 BLOCK = 256
 """Files compared at once with those ranked before them, to find near copies."""
 NOTHING = "nothing relevant found; the nearest are:"
-
-Sort = Literal["match", "date", "path"]
 
 
 @dataclass(frozen=True)
@@ -107,32 +107,56 @@ class Results(Sequence[Hit]):
 
 def search(
     index: "Index",
-    query: QueryVector,
-    allowed: np.ndarray | None,
+    query: str | Query,
     *,
-    top: int,
-    offset: int,
-    sort: Sort,
-    rank: str,
-    min_match: float | None,
-    collapse: bool,
+    top: int = 10,
+    offset: int = 0,
+    only: str | Sequence[str] = (),
+    where: str | None = None,
+    sort: Literal["match", "date", "path"] = "match",
+    rank: Literal["match", "raw"] = "match",
+    min_match: float | None = None,
+    collapse: bool = True,
 ) -> Results:
-    """Files with the vectors nearest to a query.
+    """The files nearest to a query, best first; the method `Index.search`.
 
     Args:
-        allowed: (n,) bool rows of the index's matrix; None = all.
-        top, offset, sort, rank, min_match, collapse: see `Index.search`.
+        query: words, or a `Query` of words, pictures, sounds and files of the index.
+        top, offset: number of hits, after leaving out so many.
+        only: kind of files, or several: image, audio, text, video.
+        where: a condition on what is known of the files, such as ``"width >= 1000"`` (filters.py).
+        sort: match; date (newest first) or path of the best `POOL`, or of ``top`` + ``offset`` if that is more.
+        rank: match, or raw for the cosine alone.
+        min_match: hits below it are left out.
+        collapse: near copies as one hit.
 
     Raises:
-        Damaged: a hit is not what was written.
+        UserError: a query that cannot be encoded, a condition or an option that cannot be read; Damaged: a hit is not
+            what was written.
     """
-    store, matrix = index.store, index.matrix
+    if not (isinstance(top, Integral) and isinstance(offset, Integral) and top >= 1 and offset >= 0):
+        raise UserError(f"top is {top} and offset {offset}; give whole numbers, at least 1, and 0")
+    if min_match is not None and not 0 <= min_match <= 1:
+        raise UserError(f"min_match is {min_match}; give a number from 0 to 1")
+    for name, value, known in (("sort", sort, ("match", "date", "path")), ("rank", rank, ("match", "raw"))):
+        if value not in known:
+            raise UserError(f"{name} is {value!r}; it can be {', '.join(known)}")
+    own = {kind: kind for kind in index.kinds}  # also those of a modality that is not built in
+    kinds = tuple(own.get(kind) or kind_of(kind) for kind in ([only] if isinstance(only, str) else only))
+    condition = None if where is None else compile_condition(where)
+    query = Query(text=query) if isinstance(query, str) else query
+    vector = encode(query, index)
+    if not index.matrix.is_whole():
+        index.forget()
+    store, matrix, allowed = index.store, index.matrix, index.mask(kinds, condition)
+    if paths := query.paths():
+        others = ~rows_of(store, matrix, f"path IN ({', '.join('?' * len(paths))})", paths)
+        allowed = others if allowed is None else allowed & others
     banks = index.banks if rank == "match" else Banks({})
     wanted = top + offset if sort == "match" else max(POOL, top + offset)
     count = CANDIDATES * wanted
     while True:
-        found = matrix.nearest(query.vector, count, allowed, index.service)
-        rows, cosines, match = _ranked(banks, query, found)
+        rows, cosines, match = _ranked(banks, vector, matrix.nearest(vector.vector, count, allowed, index.service))
         groups = _grouped(matrix, rows, collapse)
         if len(groups) >= wanted or len(rows) < count or count >= len(matrix):
             break
@@ -151,11 +175,11 @@ def search(
     hits = []
     for number, (place, *copies) in enumerate(groups, offset + 1):
         item, row = items[file[place]], int(rows[place])
-        if not (known[file[place]][2] == matrix.vectors[row]).all(axis=1).any():
+        if not (known[item.id][2] == matrix.vectors[row]).all(axis=1).any():
             raise Damaged(store.folder, f"the matrix, at a vector of {item.path}")
-        modality, paths = store.kinds[matrix.modality[row]], tuple(items[file[copy]].path for copy in copies)
         numbers = float(cosines[place]), None if match is None else float(match[place])
-        hits.append(Hit(number, item, modality, *numbers, *matrix.times(row), paths))
+        alike = tuple(items[file[copy]].path for copy in copies)
+        hits.append(Hit(number, item, store.kinds[matrix.modality[row]], *numbers, *matrix.times(row), alike))
     ids, places = matrix.files
     compared = len(ids) if allowed is None else np.count_nonzero(np.bincount(places[allowed]))
     return Results(tuple(hits), int(compared), None if match is None else bool(match.max() >= RELEVANT))

@@ -8,6 +8,7 @@ import pytest
 from onepeace.errors import UserError
 from onepeace.index import Index, Query
 from onepeace.index.nearest import derived, keep
+from onepeace.index.query import encode
 from onepeace.index.ranking import Banks
 from onepeace.index.store import Item, Span, Store
 
@@ -144,7 +145,7 @@ def test_removed_files_are_not_found_and_a_reader_keeps_its_state(fill):
 
 def test_parts_are_one_vector_with_weights(fill):
     index = fill(picture("a.jpg", 1), picture("b.jpg", 0, 1))
-    query = index.encode(Query(like=["/p/a.jpg", "/p/b.jpg"], vector=unit(1), weights={"like": 2.0}))
+    query = encode(Query(like=["/p/a.jpg", "/p/b.jpg"], vector=unit(1), weights={"like": 2.0}), index)
     np.testing.assert_allclose(query.vector, unit(3, 2), atol=1e-6)
     assert [(part.bank, part.weight) for part in query.parts] == [("image", 2.0), ("image", 2.0), ("sentence", 1.0)]
 
