@@ -45,12 +45,7 @@ class Index:
 
     @classmethod
     def open(
-        cls,
-        folder: str | os.PathLike[str],
-        *,
-        model: str | None = None,
-        device: str | None = None,
-        dtype: str = "auto",
+        cls, folder: str | os.PathLike[str], *, model: str | None = None, device: str | None = None, dtype: str = "auto"
     ) -> "Index":
         """An index that is there.
 
@@ -107,7 +102,7 @@ class Index:
     def stats(self) -> dict[str, Any]:
         """Numbers of files by kind, of vectors, captions, problems and bytes on the disk, and the model."""
         kinds = self.store.select("SELECT modality, count(*) FROM files WHERE problem IS NULL GROUP BY modality")
-        problems = Counter(item.problem for item in self.store.items("problem IS NOT NULL"))
+        problems = Counter(problem.reason for problem in self.problems())
         size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         return {
             "files": dict(kinds), "vectors": self.store.select("SELECT count(*) FROM vectors")[0][0],
@@ -214,10 +209,8 @@ def check_model(store: Store, about: dict[str, str]) -> None:
     for key, (what, remedy) in remedies.items():
         if store.meta[key] != about[key]:
             own, other = (f"{meta['model']} ({meta[key]})" for meta in (about, store.meta))
-            raise UserError(
-                f"{store.folder}: made with another {what}, {other}, not {own}; vectors of both cannot be compared, so "
-                f"{remedy}"
-            )
+            told = f"made with another {what}, {other}, not {own}; vectors of both cannot be compared"
+            raise UserError(f"{store.folder}: {told}, so {remedy}")
 
 
 def banks_of(store: Store) -> Banks:

@@ -37,8 +37,8 @@ STALE = 1.1
 """Vectors in the lists for each that is not removed, from which on the lists are made anew."""
 PROBED, TRAINED = 48, 200_000
 """Lists that a query probes (nprobe), and vectors that the centroids are trained on."""
-CANDIDATES, FEWEST = 10, 1000
-"""Candidates that are asked for: for each vector that is wanted, and at least."""
+CANDIDATES = 10
+"""Candidates that are asked for, for each vector that is wanted."""
 BLOCK = 1 << 14
 """Vectors per task of the thread pool; BLAS itself runs single-threaded, as its threads would spin."""
 ROUNDING = 1e-6
@@ -130,7 +130,7 @@ class Matrix:
             own = self.rows[code] if allowed is None else self.rows[code][allowed[self.rows[code]]]
             is_large, named = len(own) >= GATHERED * len(self), None
             if source is not None and is_large and len(own) > count:
-                named = source.candidates(query, max(CANDIDATES * count, FEWEST), code)
+                named = source.candidates(query, CANDIDATES * count, code)
             rows = own if named is None else _among(own, np.searchsorted(self.id, _among(self.id, named)))
             if len(rows) < min(count, len(own)):  # the source knows nothing of what is allowed
                 named, rows = None, own

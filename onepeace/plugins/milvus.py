@@ -51,22 +51,21 @@ class Collection:
         self._address, self._store, self._matrix = address, store, matrix
         self._name = f"onepeace_{store.meta['id']}"
         self._client: MilvusClient | None = None
-        self._is_usable: bool | None = None
+        self._is_checked = self._is_silent = False
 
     def candidates(self, query: np.ndarray, count: int, code: int) -> np.ndarray | None:
         """Ids of the vectors of a modality that are nearest; None if Milvus does not answer, which is said once."""
-        if self._is_usable is False:
+        if self._is_silent:
             return None
         options = {"limit": min(count, MOST), "filter": f"modality == {code}", "timeout": TIMEOUT}
         try:
             with self._answering() as client:
-                if self._is_usable is None:
+                if not self._is_checked:
                     self._check(client)
-                    self._is_usable = True
                 (hits,) = client.search(self._name, data=[query], consistency_level="Strong", **options)
                 return np.array([hit["id"] for hit in hits], np.int64)
         except UserError as error:
-            self._is_usable = False
+            self._is_silent = True
             log.warning("%s; the vectors are compared here", error)
             return None
 
@@ -110,9 +109,9 @@ class Collection:
             client.load_collection(self._name)
             state = (client.describe_collection(self._name).get("properties") or {}).get(STATE)
             count = client.query(self._name, output_fields=["count(*)"], consistency_level="Strong")[0]["count(*)"]
-            if (state, count) == (vectors_state(self._store), len(self._matrix)):
-                return
-        raise UserError(f"{self._address}: not all of this index is there; run onepeace index update")
+            self._is_checked = (state, count) == (vectors_state(self._store), len(self._matrix))
+        if not self._is_checked:
+            raise UserError(f"{self._address}: not all of this index is there; run onepeace index update")
 
     def _create(self, client: "MilvusClient") -> None:
         from pymilvus import DataType

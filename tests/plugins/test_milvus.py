@@ -74,7 +74,6 @@ def named(monkeypatch):
         return found
 
     monkeypatch.setattr(milvus.Collection, "candidates", candidates)
-    monkeypatch.setattr(nearest, "FEWEST", 8)
     monkeypatch.setattr(nearest, "CANDIDATES", 1)
     return counts
 
