@@ -2,26 +2,32 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache, partial
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from onepeace.errors import UserError
 from onepeace.files.walk import Unreadable
-from onepeace.index.filters import Condition, compile_condition, register
+from onepeace.index.filters import Condition, compile_condition, kind_of, register
 from onepeace.index.nearest import LOCAL, Matrix, read, service_of
-from onepeace.index.ranking import Banks
-from onepeace.index.search import mask_of, search
-from onepeace.index.store import DATABASE, Item, Root, Store
+from onepeace.index.query import Query, encode
+from onepeace.index.ranking import RELEVANT, Banks
+from onepeace.index.search import Hit, Results, grouped, mask_of, ranked, rows_of
+from onepeace.index.store import DATABASE, Damaged, Item, Root, Store
 from onepeace.progress import status
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
     from onepeace.export.text_branch import TextBranch
 
+POOL = 200
+"""Best files that are sorted by date or path, unless more hits are asked for."""
+CANDIDATES = 4
+"""Vectors fetched per hit wanted; several may be of one file."""
 REMEMBERED = 16
 """Filters whose masks are cached."""
 
@@ -157,8 +163,85 @@ class Index:
         """Rows of the matrix that filters allow: `mask_of`, cached."""
         return lru_cache(REMEMBERED)(partial(mask_of, self.store, self.matrix))
 
-    search = search
-    """See search.py."""
+    def search(
+        self,
+        query: str | Query,
+        *,
+        top: int = 10,
+        offset: int = 0,
+        only: str | Sequence[str] = (),
+        where: str | None = None,
+        sort: Literal["match", "date", "path"] = "match",
+        rank: Literal["match", "raw"] = "match",
+        min_match: float | None = None,
+        collapse: bool = True,
+    ) -> Results:
+        """The files nearest to a query, best first.
+
+        Args:
+            query: words, or a `Query` of words, pictures, sounds and files of the index.
+            top, offset: number of hits, after leaving out so many.
+            only: kind of files, or several: image, audio, text, video.
+            where: a condition on what is known of the files, such as ``"width >= 1000"`` (filters.py).
+            sort: match; date (newest first) or path of the best `POOL`, or of ``top`` + ``offset`` if that is more.
+            rank: match, or raw for the cosine alone.
+            min_match: hits below it are left out.
+            collapse: near copies as one hit.
+
+        Raises:
+            UserError: a query that cannot be encoded, a condition or an option that cannot be read; Damaged: a hit is
+                not what was written.
+        """
+        if not (isinstance(top, Integral) and isinstance(offset, Integral) and top >= 1 and offset >= 0):
+            raise UserError(f"top is {top} and offset {offset}; give whole numbers, at least 1, and 0")
+        top, offset = int(top), int(offset)
+        if min_match is not None and not 0 <= min_match <= 1:
+            raise UserError(f"min_match is {min_match}; give a number from 0 to 1")
+        for name, value, known in (("sort", sort, ("match", "date", "path")), ("rank", rank, ("match", "raw"))):
+            if value not in known:
+                raise UserError(f"{name} is {value!r}; it can be {', '.join(known)}")
+        own = {kind: kind for kind in self.kinds}  # also those of a modality that is not built in
+        kinds = tuple(own.get(kind) or kind_of(kind) for kind in ([only] if isinstance(only, str) else only))
+        condition = None if where is None else compile_condition(where)
+        query = Query(text=query) if isinstance(query, str) else query
+        vector = encode(query, self.store, lambda: self.embedder, lambda: self.text_branch)
+        if not self.matrix.is_whole():
+            self.forget()
+        store, matrix, allowed = self.store, self.matrix, self.mask(kinds, condition)
+        if paths := query.paths():
+            others = ~rows_of(store, matrix, f"path IN ({', '.join('?' * len(paths))})", paths)
+            allowed = others if allowed is None else allowed & others
+        banks = self.banks if rank == "match" else Banks({})
+        wanted = top + offset if sort == "match" else max(POOL, top + offset)
+        count = CANDIDATES * wanted
+        while True:
+            rows, cosines, match = ranked(banks, vector, matrix.nearest(vector.vector, count, allowed, self.service))
+            groups = grouped(matrix, rows, collapse)
+            if len(groups) >= wanted or len(rows) < count or count >= len(matrix):
+                break
+            count *= 4
+        if match is not None and min_match is not None:
+            groups = [group for group in groups if match[group[0]] >= min_match]
+        groups = groups[offset:wanted] if sort == "match" else groups[:wanted]
+        file = matrix.file[rows].tolist()
+        known = store.intact(sorted({file[place] for group in groups for place in group}))
+        items = {id_: item for id_, (item, _, _) in known.items()}
+        if sort != "match":
+            groups.sort(key=lambda group: items[file[group[0]]].path)
+            if sort == "date":
+                groups.sort(key=lambda group: -(items[file[group[0]]].date or 0.0))
+            groups = groups[offset : offset + top]
+        hits = []
+        for number, (place, *copies) in enumerate(groups, offset + 1):
+            item, row = items[file[place]], int(rows[place])
+            if not (known[item.id][2] == matrix.vectors[row]).all(axis=1).any():
+                raise Damaged(store.folder, f"the matrix, at a vector of {item.path}")
+            numbers = float(cosines[place]), None if match is None else float(match[place])
+            alike = tuple(items[file[copy]].path for copy in copies)
+            hits.append(Hit(number, item, store.kinds[matrix.modality[row]], *numbers, *matrix.times(row), alike))
+        ids, places = matrix.files
+        compared = len(ids) if allowed is None else np.count_nonzero(np.bincount(places[allowed]))
+        return Results(tuple(hits), int(compared), None if match is None else bool(match.max() >= RELEVANT))
 
     def refresh(self) -> bool:
         """Show what another process has written since; whether that is anything.

@@ -2,16 +2,18 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from onepeace.errors import UserError
+from onepeace.index.store import Store
 
 if TYPE_CHECKING:
-    from onepeace.index.index import Index
+    from onepeace.embed.embedder import Embedder
+    from onepeace.export.text_branch import TextBranch
 
 WITHOUT = 0.5
 """Weight of words to move away from, unless another is given."""
@@ -106,26 +108,33 @@ class QueryVector(NamedTuple):
         return cls(_unit(total, "the parts of the query cancel out; change their weights"), tuple(parts))
 
 
-def encode(query: Query, index: "Index") -> QueryVector:
-    """The vector of a query; its model is loaded if words alone are not all that is to be read.
+def encode(
+    query: Query, store: Store, load: "Callable[[], Embedder]", branch: "Callable[[], TextBranch | None]"
+) -> QueryVector:
+    """The vector of a query.
+
+    Args:
+        store: of the index, for its files.
+        load: gives the model of the index; called if a part needs it.
+        branch: gives what reads words without the model, if it is there.
 
     Raises:
         UserError: nothing to search for, a part that cannot be read, parts that cancel out.
     """
     given = query.parts()
     read = [(name, value) for name, value, _ in given if name not in ("like", "vector")]
-    words = index.text_branch if read and all(name == "text" for name, _ in read) else None
+    words = branch() if read and all(name == "text" for name, _ in read) else None
     vectors: Any = []
     if words is not None:
         vectors = words.encode([value for _, value in read])
     elif read:
-        vectors = index.embedder.encode([{name: value} for name, value in read], progress=False)
+        vectors = load().encode([{name: value} for name, value in read], progress=False)
     encoded, parts = iter(np.asarray(vectors)), []
     for name, value, weight in given:
         if name == "like":
-            parts += _of_index(os.fspath(value), weight, index)
+            parts += _of_index(os.fspath(value), weight, store)
         elif name == "vector":
-            parts.append(Part("sentence", _checked(value, index.embed_dim), weight))
+            parts.append(Part("sentence", _checked(value, store.embed_dim), weight))
         else:
             parts.append(Part(bank_of_text(value) if name == "text" else name, next(encoded), weight))
     return QueryVector.of(parts)
@@ -155,12 +164,13 @@ def _checked(value: Any, embed_dim: int) -> np.ndarray:
     return _unit(vector, problem)
 
 
-def _of_index(path: str, weight: float, index: "Index") -> list[Part]:
+def _of_index(path: str, weight: float, store: Store) -> list[Part]:
     """The mean of a file's vectors; of a video that of its pictures and that of its sound."""
-    item = index.item(path) or index.item(os.path.abspath(path))
+    names = (os.fsencode(path), os.fsencode(os.path.abspath(path)))
+    item = next(store.items("path IN (?, ?) AND problem IS NULL", names), None)
     if item is None:
-        raise UserError(f"{path}: not in the index {index.folder}; give it as a picture or sound, or add it first")
-    _, spans, vectors = index.store.intact([item.id])[item.id]
+        raise UserError(f"{path}: not in the index {store.folder}; give it as a picture or sound, or add it first")
+    _, spans, vectors = store.intact([item.id])[item.id]
     kinds = [span.modality for span in spans]
     parts = []
     for modality in dict.fromkeys(kinds):

@@ -2,29 +2,20 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 
-from onepeace.errors import UserError
-from onepeace.index.filters import Condition, compile_condition, kind_of
+from onepeace.index.filters import Condition
 from onepeace.index.nearest import Found, Matrix
-from onepeace.index.query import Query, QueryVector, encode
-from onepeace.index.ranking import RELEVANT, Banks, likelihood
-from onepeace.index.store import Damaged, Item, Store
-
-if TYPE_CHECKING:
-    from onepeace.index.index import Index
+from onepeace.index.query import QueryVector
+from onepeace.index.ranking import Banks, likelihood
+from onepeace.index.store import Item, Store
 
 ALIKE = 0.98
 """Cosine of two files of one kind from which on they are shown as copies of one another."""
 SAME = 0.9999
 """Cosine of a query and a file of its own kind from which on the file is a copy of it."""
-POOL = 200
-"""Best files that are sorted by date or path, unless more hits are asked for."""
-CANDIDATES = 4
-"""Vectors fetched per hit wanted; several may be of one file."""
 BLOCK = 256
 """Files compared at once with those ranked before them, to find near copies."""
 NOTHING = "nothing relevant found; the nearest are:"
@@ -105,87 +96,7 @@ class Results(Sequence[Hit]):
         return {"hits": hits, "compared": self.compared, "relevant": self.relevant, "heading": self.heading}
 
 
-def search(
-    index: "Index",
-    query: str | Query,
-    *,
-    top: int = 10,
-    offset: int = 0,
-    only: str | Sequence[str] = (),
-    where: str | None = None,
-    sort: Literal["match", "date", "path"] = "match",
-    rank: Literal["match", "raw"] = "match",
-    min_match: float | None = None,
-    collapse: bool = True,
-) -> Results:
-    """The files nearest to a query, best first; the method `Index.search`.
-
-    Args:
-        query: words, or a `Query` of words, pictures, sounds and files of the index.
-        top, offset: number of hits, after leaving out so many.
-        only: kind of files, or several: image, audio, text, video.
-        where: a condition on what is known of the files, such as ``"width >= 1000"`` (filters.py).
-        sort: match; date (newest first) or path of the best `POOL`, or of ``top`` + ``offset`` if that is more.
-        rank: match, or raw for the cosine alone.
-        min_match: hits below it are left out.
-        collapse: near copies as one hit.
-
-    Raises:
-        UserError: a query that cannot be encoded, a condition or an option that cannot be read; Damaged: a hit is not
-            what was written.
-    """
-    if not (isinstance(top, Integral) and isinstance(offset, Integral) and top >= 1 and offset >= 0):
-        raise UserError(f"top is {top} and offset {offset}; give whole numbers, at least 1, and 0")
-    if min_match is not None and not 0 <= min_match <= 1:
-        raise UserError(f"min_match is {min_match}; give a number from 0 to 1")
-    for name, value, known in (("sort", sort, ("match", "date", "path")), ("rank", rank, ("match", "raw"))):
-        if value not in known:
-            raise UserError(f"{name} is {value!r}; it can be {', '.join(known)}")
-    own = {kind: kind for kind in index.kinds}  # also those of a modality that is not built in
-    kinds = tuple(own.get(kind) or kind_of(kind) for kind in ([only] if isinstance(only, str) else only))
-    condition = None if where is None else compile_condition(where)
-    query = Query(text=query) if isinstance(query, str) else query
-    vector = encode(query, index)
-    if not index.matrix.is_whole():
-        index.forget()
-    store, matrix, allowed = index.store, index.matrix, index.mask(kinds, condition)
-    if paths := query.paths():
-        others = ~rows_of(store, matrix, f"path IN ({', '.join('?' * len(paths))})", paths)
-        allowed = others if allowed is None else allowed & others
-    banks = index.banks if rank == "match" else Banks({})
-    wanted = top + offset if sort == "match" else max(POOL, top + offset)
-    count = CANDIDATES * wanted
-    while True:
-        rows, cosines, match = _ranked(banks, vector, matrix.nearest(vector.vector, count, allowed, index.service))
-        groups = _grouped(matrix, rows, collapse)
-        if len(groups) >= wanted or len(rows) < count or count >= len(matrix):
-            break
-        count *= 4
-    if match is not None and min_match is not None:
-        groups = [group for group in groups if match[group[0]] >= min_match]
-    groups = groups[offset:wanted] if sort == "match" else groups[:wanted]
-    file = matrix.file[rows].tolist()
-    known = store.intact(sorted({file[place] for group in groups for place in group}))
-    items = {id_: item for id_, (item, _, _) in known.items()}
-    if sort != "match":
-        groups.sort(key=lambda group: items[file[group[0]]].path)
-        if sort == "date":
-            groups.sort(key=lambda group: -(items[file[group[0]]].date or 0.0))
-        groups = groups[offset : offset + top]
-    hits = []
-    for number, (place, *copies) in enumerate(groups, offset + 1):
-        item, row = items[file[place]], int(rows[place])
-        if not (known[item.id][2] == matrix.vectors[row]).all(axis=1).any():
-            raise Damaged(store.folder, f"the matrix, at a vector of {item.path}")
-        numbers = float(cosines[place]), None if match is None else float(match[place])
-        alike = tuple(items[file[copy]].path for copy in copies)
-        hits.append(Hit(number, item, store.kinds[matrix.modality[row]], *numbers, *matrix.times(row), alike))
-    ids, places = matrix.files
-    compared = len(ids) if allowed is None else np.count_nonzero(np.bincount(places[allowed]))
-    return Results(tuple(hits), int(compared), None if match is None else bool(match.max() >= RELEVANT))
-
-
-def _ranked(
+def ranked(
     banks: Banks, query: QueryVector, found: dict[str, Found]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Rows of the matrix, best first by z; their cosines; and their matches, none of them above an earlier one.
@@ -207,7 +118,7 @@ def _ranked(
     return rows[order], cosines[order], np.minimum.accumulate(match[order])
 
 
-def _grouped(matrix: Matrix, rows: np.ndarray, collapse: bool) -> list[list[int]]:
+def grouped(matrix: Matrix, rows: np.ndarray, collapse: bool) -> list[list[int]]:
     """Place in ``rows`` of the best row of each file, best first; those of near copies as one group."""
     best = np.sort(np.unique(matrix.file[rows], return_index=True)[1])
     if not collapse:

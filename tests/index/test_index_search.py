@@ -123,7 +123,7 @@ def test_dates_and_paths_order_the_best(fill):
 
 
 def test_more_hits_than_are_sorted_by_default_can_be_asked_for(fill, monkeypatch):
-    monkeypatch.setattr("onepeace.index.search.POOL", 2)
+    monkeypatch.setattr("onepeace.index.index.POOL", 2)
     index = fill(*(picture(f"{name}.jpg", 9, number) for number, name in enumerate("dbcae")))
     options = {"sort": "path", "collapse": False}
     assert names(index.search(QUERY, top=1, **options)) == ["b.jpg"]
@@ -145,7 +145,8 @@ def test_removed_files_are_not_found_and_a_reader_keeps_its_state(fill):
 
 def test_parts_are_one_vector_with_weights(fill):
     index = fill(picture("a.jpg", 1), picture("b.jpg", 0, 1))
-    query = encode(Query(like=["/p/a.jpg", "/p/b.jpg"], vector=unit(1), weights={"like": 2.0}), index)
+    asked = Query(like=["/p/a.jpg", "/p/b.jpg"], vector=unit(1), weights={"like": 2.0})
+    query = encode(asked, index.store, pytest.fail, pytest.fail)
     np.testing.assert_allclose(query.vector, unit(3, 2), atol=1e-6)
     assert [(part.bank, part.weight) for part in query.parts] == [("image", 2.0), ("image", 2.0), ("sentence", 1.0)]
 
