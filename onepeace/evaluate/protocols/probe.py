@@ -57,12 +57,8 @@ def probe(train: Labelled, test: Labelled, where: str) -> Figure:
         warnings.simplefilter("ignore", need("sklearn.exceptions", "eval").ConvergenceWarning)
         search.fit(train.vectors.astype(np.float64), train.labels)
     right = hits(best_ranks(search.predict_log_proba(test.vectors), test.labels, search.classes_), 1)
-    classes, value, note = (
-        len({*train.labels, *test.labels}),
-        float(np.mean(right)),
-        f"C = {search.best_params_['C']:g}",
-    )
-    return Figure(f"linear probe top-1 of {classes}", value, 1 / classes, len(right), right, note)
+    classes, note = len({*train.labels, *test.labels}), f"C = {search.best_params_['C']:g}"
+    return Figure.mean_of(f"linear probe top-1 of {classes}", right, 1 / classes, note)
 
 
 def every_fifth(labels: NDArray) -> NDArray[np.int64]:
