@@ -109,5 +109,5 @@ class DataConfig:
 
 
 def _is_template(text: str, *places: str) -> bool:
-    """Whether a text has each of the places once, and no other brace."""
+    """True for a text that has each of the places once, and no other brace."""
     return all(text.count(place) == 1 for place in places) and text.count("{") == text.count("}") == len(places)

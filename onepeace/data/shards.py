@@ -176,7 +176,7 @@ def read_source(
 
 
 def raw_samples(shard: str, broken: list[str]) -> Iterator[dict[str, Any]]:
-    """What `open_shard` gives, with the bytes in place of each `Extent`; its lines of damages go to ``broken``."""
+    """Samples of `open_shard` with the bytes in place of each `Extent`; its lines about damage go to ``broken``."""
     samples, lines = open_shard(shard)
     broken += lines
     yield from map(content_of, samples)
