@@ -1,15 +1,16 @@
-"""Fills an index: readers -> decoder threads -> model -> writer, in bounded memory. What was written before a stop
-stays, and the same command goes on."""
+"""Fills an index: entries -> readers -> decoder threads -> model -> writer, in bounded memory.
+
+What was written before a stop stays, and the same command goes on.
+"""
 
 import hashlib
 import re
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -17,21 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onepeace.errors import UserError
 from onepeace.files.metadata import describe_media
 from onepeace.files.walk import Unreadable
 from onepeace.index.index import banks_of
 from onepeace.index.nearest import vectors_state
-from onepeace.index.sources import (
-    MADE_OF,
-    Entry,
-    Scan,
-    is_below,
-    read_shard,
-    state_of,
-    whole_of,
-    without_surrogates,
-)
-from onepeace.index.store import Item, Root, Span, Store
+from onepeace.index.sources import MADE_OF, Entry, Scan, is_below, without_surrogates
+from onepeace.index.store import Item, Span, Store
 from onepeace.index.video import Video
 from onepeace.progress import Progress
 
@@ -41,7 +34,7 @@ if TYPE_CHECKING:
 BATCH_SECONDS, BATCH_VECTORS = 2.0, 512
 """Size of a transaction: the most that a kill can cost."""
 AHEAD = 64
-"""Files that are read and hashed ahead of the decoders."""
+"""Files that are read and hashed at once, ahead of the decoders."""
 CHUNK = 1 << 20
 _MISSING = re.compile(r"needs (\w+): pip install")
 """As `onepeace.errors.need` says it."""
@@ -81,7 +74,7 @@ class Report:
 
 
 class Builder:
-    """Puts entries into a store that is open for writing.
+    """Puts what was found into a store that is open for writing.
 
     Args:
         load: gives the model of the index; called when there is something to embed.
@@ -89,145 +82,93 @@ class Builder:
         progress: False = silent.
     """
 
-    def __init__(self, store: Store, load: "Callable[[], Embedder]", batch_size: int, progress: bool | None) -> None:
-        self.store, self._load = store, load
-        self.modalities: Sequence[str] = store.meta["modalities"].split()
+    def __init__(
+        self, store: Store, found: Scan, load: "Callable[[], Embedder]", batch_size: int, progress: bool | None
+    ) -> None:
+        self.store, self.found, self.load = store, found, load
         self.batch_size, self.progress = batch_size, progress
-        self.report = Report()
+        self.report = Report(problems=[*found.problems], other_kinds=found.others)
         self.known = {item.path: item for item in store.items()}
-        self._in_shards: set[str] = set()
-        """Paths of samples of shards that were read, or are unchanged or unreadable."""
         self._copied: Counter[bytes | None] = Counter()
         """Contents whose vectors were taken for a new path, by hash."""
-        self._results: list[tuple[Item, list[Span]]] = []
-        self._vectors: list[np.ndarray] = []
+        self._waiting: list[tuple[Item, list[Span], np.ndarray]] = []
+        """What the next transaction writes."""
         self._written = time.monotonic()
 
-    @cached_property
-    def embedder(self) -> "Embedder":
-        return self._load()
-
-    def add(self, entries: Iterable[Entry], shards: Iterable[Root] = ()) -> None:
-        """Embed what is new or has changed. What is done stays in the index, whatever ends the call.
-
-        Args:
-            entries: files and rows, from `scan`.
-            shards: read as streams, unless they are as they were when last read.
-        """
+    def fill(self) -> None:
+        """Embed what is new or has changed. What is done stays in the index, whatever ends the call."""
         start = time.perf_counter()
         try:
-            if stale := [entry for entry in entries if self._is_stale(entry)]:
-                self._embed(stale, len(stale))
-            for shard in shards:
-                self._add_shard(shard)
+            if new := [entry for entry in self.found.entries.values() if self._is_new(entry)]:
+                with Progress(len(new), shown=self.progress) as bar:
+                    self._embed(new, bar)
         finally:
             self._flush()
             self.report.seconds += time.perf_counter() - start
 
-    def remove_missing(self, found: Scan) -> None:
+    def remove_missing(self) -> None:
         """Forget the files that were not found, unless they are in a folder or shard that could not be read."""
-        unread = {str(problem.path) for problem in found.problems}
-        gone = [
-            item
-            for item in self.store.items()
-            if item.path not in found.entries and item.path not in self._in_shards and not is_below(item.path, unread)
-        ]
+        entries = self.found.entries
+        unread = {str(problem.path) for problem in self.found.problems}
+        unread |= {path for path, entry in entries.items() if entry.item.problem is not None}
+        gone = [item for item in self.store.items() if item.path not in entries and not is_below(item.path, unread)]
         with self.store.transaction():
             self.store.remove([item.id for item in gone])
         self.report.moved = (Counter(item.hash for item in gone) & self._copied).total()
         self.report.copied -= self.report.moved
         self.report.removed = len(gone) - self.report.moved
 
-    @cached_property
-    def _by_whole(self) -> dict[str | None, list[Item]]:
-        """Samples and rows by the path of their shard or table."""
-        found = defaultdict(list)
-        for item in self.known.values():
-            found[whole_of(item.path)].append(item)
-        return found
-
-    def _add_shard(self, shard: Root) -> None:
-        known = [*self._by_whole.get(shard.path, [])]
-        if shard.path in self.known:  # its problems
-            known.append(self.known[shard.path])
-        try:
-            state = state_of(shard.path)
-        except OSError as error:
-            self.report.problems.append(Unreadable(Path(shard.path), error.strerror or "cannot be read"))
-            self._in_shards.update(item.path for item in known)
-            return
-        if shard.state == state:
-            self._in_shards.update(item.path for item in known)
-            for item in known:
-                self._count_known(item)
-            return
-        problems: list[str] = []
-
-        def stale() -> Iterator[Entry]:
-            for entry in read_shard(shard.path, problems):
-                if entry.item.path in self._in_shards:  # a second sample of this key
-                    continue
-                self._in_shards.add(entry.item.path)
-                if self._is_stale(entry):
-                    yield entry
-
-        self._embed(stale(), None)
-        if problems:  # what is known of its samples may be behind the place where it is broken
-            first, *others = dict.fromkeys(line.removeprefix(f"{shard.path}: ") for line in problems)
-            rest = f"; and {len(others)} more" if others else ""
-            self._note_problem(Item(shard.path, "text", *state), first + rest)
-            self._in_shards.update((shard.path, *(item.path for item in known)))
-        self._flush()
-        with self.store.transaction():
-            if not problems and shard.path in self.known:
-                self.store.remove([self.known.pop(shard.path).id])
-            self.store.keep_roots([replace(shard, state=state)])
-
-    def _is_stale(self, entry: Entry) -> bool:
-        """Whether an entry has to be read: it is new, or its size or time have changed."""
+    def _is_new(self, entry: Entry) -> bool:
+        """Whether an entry has to be read: it is not known, or its size or time have changed."""
         item, known = entry.item, self.known.get(entry.item.path)
         if item.problem is not None:
-            self._note_problem(item, item.problem)
+            self._keep_problem(item, item.problem)
             return False
-        if not any(key in self.modalities for key in MADE_OF.get(item.modality, (item.modality,))):
+        if not any(key in self.store.kinds for key in MADE_OF.get(item.modality, (item.modality,))):
             self.report.left_out[item.modality] += 1
             return False
         if known is None or _state(known) != _state(item) or _may_work_now(known):
             return True
-        self._count_known(known)
-        described = _described(replace(known, caption=item.caption, metadata=item.metadata), known)
-        if described != known:
-            self._keep_vectors(described, known)
-            self._flush_if_due()
-        return False
-
-    def _count_known(self, known: Item) -> None:
         self.report.unchanged += known.problem is None
         self.report.known_problems += known.problem is not None
+        described = _described(replace(known, caption=item.caption, metadata=item.metadata), known)
+        if described != known:
+            self._keep_as(described, known)
+        return False
 
-    def _news(self, entries: Iterable[Entry], bar: Progress) -> Generator[Entry, None, None]:
-        """Entries whose content is new, read by threads up to AHEAD further; known content is settled on the way."""
-        waiting: deque[Future[Entry]] = deque()
+    def _embed(self, new: list[Entry], bar: Progress) -> None:
+        taken: deque[tuple[Item, Video | None]] = deque()
+        with closing(self._values(new, taken, bar)) as values:
+            first = next(values, None)
+            if first is None:  # before the model is loaded
+                return
+            embedder = self.load()
+            longest = getattr(embedder.processors.get("audio"), "max_seconds", None) or WINDOW
+            cut: dict[str, Any] = {"long": "windows", "window": min(WINDOW, longest), "hop": min(HOP, longest)}
+            with closing(embedder.stream(chain([first], values), batch_size=self.batch_size, **cut)) as results:
+                for result in results:
+                    self._take(result, *taken.popleft())
+                    bar.update()
+
+    def _values(
+        self, new: list[Entry], taken: deque[tuple[Item, Video | None]], bar: Progress
+    ) -> Generator[object, None, None]:
+        """Inputs of the embedder, noted in ``taken``; what needs no embedding is settled on the way."""
+        readable = [key for key in MADE_OF["video"] if key in self.store.kinds]
         with ThreadPoolExecutor(2, "onepeace-read") as pool:
-            try:
-                for entry in chain(entries, [None] * (AHEAD + 1)):
-                    if entry is not None:
-                        waiting.append(pool.submit(read_content, entry))
-                    if waiting and (entry is None or len(waiting) > AHEAD):
-                        read = waiting.popleft().result()
-                        if not self._is_settled(read.item):
-                            yield read
-                            continue
+            for start in range(0, len(new), AHEAD):
+                for item, value in pool.map(read_content, new[start : start + AHEAD]):
+                    if self._is_settled(item):
                         bar.update()
-                        self._flush_if_due()
-            finally:
-                for future in waiting:
-                    future.cancel()
+                        continue
+                    video = Video(value, readable, item.duration) if item.modality == "video" else None
+                    taken.append((item, video))
+                    yield video or {item.modality: value}
 
     def _is_settled(self, item: Item) -> bool:
         """Whether an item needs no embedding: it cannot be read, or a file of its content is known."""
         if item.problem is not None:
-            self._note_problem(item, item.problem)
+            self._keep_problem(item, item.problem)
             return True
         known = self.store.items("hash = ? AND modality = ?", (item.hash, item.modality))
         same = [one for one in known if not _may_work_now(one)]
@@ -236,40 +177,15 @@ class Builder:
         old = next((one for one in same if one.path == item.path), same[0])
         item = replace(item, note=old.note)
         if old.problem is not None:
-            self._note_problem(item, old.problem)
+            self._keep_problem(item, old.problem)
         elif old.path == item.path:  # touched
             self.report.unchanged += 1
-            self._keep_vectors(_described(item, old), old)
+            self._keep_as(_described(item, old), old)
         else:
             self.report.copied += 1
             self._copied[item.hash] += 1
-            self._keep_vectors(item, old)
+            self._keep_as(item, old)
         return True
-
-    def _embed(self, entries: Iterable[Entry], total: int | None) -> None:
-        bar = Progress(total, shown=self.progress)
-        with bar, closing(self._news(entries, bar)) as reads:
-            first = next(reads, None)
-            if first is None:  # before the model is loaded
-                return
-            waiting: deque[tuple[Item, Video | None]] = deque()
-
-            def values(first: Entry) -> Iterator[object]:
-                readable = [key for key in MADE_OF["video"] if key in self.modalities]
-                for read in chain([first], reads):
-                    video = None
-                    if read.item.modality == "video":
-                        video = Video(read.value, readable, read.item.duration)
-                    waiting.append((read.item, video))
-                    yield video or {read.item.modality: read.value}
-
-            longest = getattr(self.embedder.processors.get("audio"), "max_seconds", None) or WINDOW
-            cut: dict[str, Any] = {"long": "windows", "window": min(WINDOW, longest), "hop": min(HOP, longest)}
-            with closing(self.embedder.stream(values(first), batch_size=self.batch_size, **cut)) as results:
-                for result in results:
-                    self._take(result, *waiting.popleft())
-                    bar.update()
-                    self._flush_if_due()
 
     def _take(self, result: "Embedded", item: Item, video: Video | None) -> None:
         """Keep the vectors of an entry, or the reason why there are none."""
@@ -277,7 +193,7 @@ class Builder:
         item = replace(item, note=without_surrogates("; ".join(notes)) or None)
         windows = result.windows
         if result.error is not None or result.vector is None:
-            self._note_problem(item, str(result.reason))
+            self._keep_problem(item, str(result.reason))
             return
         if video is not None and windows is not None:
             spans, vectors = video.vectors(windows, result.is_silent)
@@ -293,17 +209,11 @@ class Builder:
         self.report.vectors += len(vectors)
         self._keep(item if known is None else _described(item, known), spans, vectors)
 
-    def _keep(self, item: Item, spans: list[Span], vectors: np.ndarray) -> None:
-        self.known[item.path] = item
-        self._results.append((item, spans))
-        self._vectors += list(vectors)
-
-    def _keep_vectors(self, item: Item, old: Item) -> None:
+    def _keep_as(self, item: Item, old: Item) -> None:
         """Keep an item with the vectors of a file of the same content."""
-        _, spans, vectors = self.store.intact([old.id])[old.id]
-        self._keep(item, spans, vectors)
+        self._keep(item, *self.store.intact([old.id])[old.id][1:])
 
-    def _note_problem(self, item: Item, reason: str) -> None:
+    def _keep_problem(self, item: Item, reason: str) -> None:
         item = replace(item, problem=without_surrogates(reason))
         known = self.known.get(item.path)
         is_known = known is not None and (known.problem, known.hash) == (item.problem, item.hash)
@@ -314,18 +224,18 @@ class Builder:
         if known is None or not is_known or _state(known) != _state(item):
             self._keep(item, [], np.empty((0, self.store.embed_dim), np.float32))
 
-    def _flush_if_due(self) -> None:
-        waiting = max(len(self._vectors), len(self._results))
-        if waiting >= BATCH_VECTORS or (waiting and time.monotonic() - self._written > BATCH_SECONDS):
+    def _keep(self, item: Item, spans: list[Span], vectors: np.ndarray) -> None:
+        self.known[item.path] = item
+        self._waiting.append((item, spans, vectors))
+        count = sum(max(1, len(spans)) for _, spans, _ in self._waiting)
+        if count >= BATCH_VECTORS or time.monotonic() - self._written > BATCH_SECONDS:
             self._flush()
 
     def _flush(self) -> None:
-        results, vectors = self._results, self._vectors
-        self._results, self._vectors = [], []
-        if results:
-            rows = np.stack(vectors) if vectors else np.empty((0, self.store.embed_dim), np.float32)
+        waiting, self._waiting = self._waiting, []
+        if waiting:
             with self.store.transaction():
-                self.store.add(results, rows)
+                self.store.add([one[:2] for one in waiting], np.concatenate([vectors for *_, vectors in waiting]))
         self._written = time.monotonic()
 
 
@@ -339,24 +249,23 @@ def score(store: Store) -> None:
 
 
 def read_content(entry: Entry) -> Entry:
-    """An entry with its hash, date and size in pixels or seconds, or a problem."""
-    item, value = entry.item, entry.value
-    if isinstance(value, str):
-        value = value.encode("utf-8", "surrogatepass")
-    about = hashlib.blake2b(digest_size=16)
+    """An entry with its hash, date and size in pixels or seconds, or a problem; the value is in memory, or a path."""
+    item, value = entry
+    content = hashlib.blake2b(digest_size=16)
     known: dict[str, Any] = {"date": None}
     try:
         if isinstance(value, Path):
             with open(value, "rb") as file:
                 while chunk := file.read(CHUNK):
-                    about.update(chunk)
+                    content.update(chunk)
             known = vars(describe_media(value, item.modality))
         else:
-            about.update(value)
-    except OSError as error:
-        return replace(entry, item=replace(item, problem=error.strerror or "cannot be read"))
+            value = value() if callable(value) else value
+            content.update(value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value)
+    except (OSError, UserError) as error:
+        return Entry(replace(item, problem=getattr(error, "strerror", None) or str(error)))
     date = item.mtime_ns / 1e9 or None if known["date"] is None else known["date"]
-    return replace(entry, item=replace(item, hash=about.digest(), **{**known, "date": date}))
+    return Entry(replace(item, hash=content.digest(), **{**known, "date": date}), value)
 
 
 def _state(item: Item) -> tuple[Any, ...]:

@@ -33,9 +33,9 @@ def content(item: Item, roots: Mapping[str, Root]) -> Path | bytes | str:
         raise UserError(f"{item.path}: no such file now; run onepeace index update")
     if not is_shard(whole):
         return (item.caption or "").partition("\n")[0]
-    for entry in read_shard(whole, []):
+    for entry in read_shard(whole):
         if entry.item.path == item.path:
-            return entry.value
+            return entry.value() if callable(entry.value) else entry.value
     raise UserError(f"{item.path}: no such sample now; run onepeace index update")
 
 

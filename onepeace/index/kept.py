@@ -23,26 +23,16 @@ def folder_of(paths: Sequence[str | os.PathLike[str]], model: str = "tiny") -> P
     """Folder of the index of some paths and a model, whether it is there or not."""
     places = sorted(os.path.abspath(path) for path in paths)
     name = os.path.abspath(model) if os.path.isdir(os.path.expanduser(model)) else model
-    digest = hashlib.blake2b(json.dumps([places, name]).encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+    digest = hashlib.blake2b(json.dumps([places, name]).encode(), digest_size=6).hexdigest()
     return indexes_folder() / f"{os.path.basename(places[0])[:40] or 'root'}-{digest}.index"
 
 
 def kept_index(
     paths: Sequence[str | os.PathLike[str]], model: str | None = None, **options: Any
 ) -> tuple[Path, Report]:
-    """The index of plain folders and files, made or brought up to date, and what was done.
-
-    Args:
-        options: of `build`.
-
-    Raises:
-        UserError: as `build` does.
-    """
+    """The index of plain folders and files, made or brought up to date, and what was done; options as for `build`."""
     folder = folder_of(paths, model or "tiny")
-    if is_index(folder):
-        return folder, update(folder, model, **options)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return folder, build(folder, paths, model, **options)
+    return folder, update(folder, model, **options) if is_index(folder) else build(folder, paths, model, **options)
 
 
 def kept() -> dict[Path, dict[str, Any]]:

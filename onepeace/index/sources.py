@@ -4,10 +4,11 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from onepeace.errors import UsageError, UserError
 from onepeace.files.ignore import Ignore
@@ -19,6 +20,8 @@ from onepeace.processors.endings import modality_by_ending
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
 TABLES = (".csv", ".tsv", ".jsonl")
+MEDIA = ("image", "audio")
+"""Columns of a table with a picture and a sound."""
 CAPTIONS = ("text", "caption", "captions")
 """Columns of a table that describe its picture or sound."""
 PLACES = ("path", "file", "file_name", "filename", "url")
@@ -30,14 +33,13 @@ _WHOLE = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, (*SHARDS, *TABLES)))}))::
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A file, row or sample to index."""
 
     item: Item
     """Item as it is known before reading; with a problem if it cannot be read."""
     value: Any = None
-    """Input of the embedder: a path, bytes, or for a text the string itself."""
+    """Input of the embedder: a path, for a text the string itself, for a sample a function that reads its bytes."""
 
 
 @dataclass
@@ -49,11 +51,6 @@ class Scan:
     """Folders without permission, and named files of a kind that is not known."""
     others: Counter[str] = field(default_factory=Counter)
     """Files of endings that are not read, and links that are not followed, by what they are."""
-
-    def take(self, entry: Entry) -> None:
-        """Keep an entry; of two with one path, the one that a table describes."""
-        if entry.item.caption or entry.item.metadata or entry.item.path not in self.entries:
-            self.entries[entry.item.path] = entry
 
 
 def roots_of(
@@ -75,12 +72,15 @@ def roots_of(
         path = os.path.abspath(given)
         if os.path.isdir(path):
             roots.append(Root(path, "folder", tuple(exclude), follow_links))
-        elif is_shard(given):
-            roots += [Root(shard, "shard") for shard in _shards(given)]
-        elif not os.path.lexists(path):
-            raise UsageError(f"{given}: no such file or folder")
+        elif os.path.lexists(path):  # whatever brackets are in its name
+            is_table = path.lower().endswith(TABLES)
+            roots.append(Root(path, "shard" if is_shard(path) else "table" if is_table else "file"))
+        elif is_shard(given) and re.search(r"[*?{\[$]", given) and not scheme(given):
+            from onepeace.data.shards import expand
+
+            roots += [Root(shard, "shard") for shard in expand(given)]
         else:
-            roots.append(Root(path, "table" if given.lower().endswith(TABLES) else "file"))
+            raise UsageError(f"{given}: no such file or folder")
     return roots
 
 
@@ -88,63 +88,35 @@ def is_shard(path: str) -> bool:
     return path.lower().endswith(SHARDS)
 
 
-def _shards(given: str) -> list[str]:
-    from onepeace.data.shards import expand
-
-    if os.path.isfile(given):  # whatever brackets are in its name
-        return [os.path.abspath(given)]
-    if scheme(given) or not re.search(r"[*?{\[$]", given):
-        raise UsageError(f"{given}: no such file or folder")
-    return expand(given)
-
-
-def scan(roots: Iterable[Root], removed: Collection[str] = ()) -> Scan:
-    """Everything in folders, files and tables, each once; the samples of shards come from `read_shard`.
+def scan(roots: Collection[Root]) -> Scan:
+    """Everything in folders, files, tables and shards, each once, as far as they are there.
 
     Args:
-        removed: paths that are left out, with all that is below them, unless they are a root or lie above it.
+        roots: those that were removed are left out, with all that is below them, unless they are another root or lie
+            above it.
 
     Raises:
         UserError: a table or .onepeaceignore file that cannot be read.
     """
     found = Scan()
     modalities = modalities_by_suffix()
+    removed = {root.path for root in roots if root.kind == "removed"}
     for root in roots:
-        left_out = {path for path in removed if path not in (root.path, *map(str, Path(root.path).parents))}
+        if root.kind == "removed" or not os.path.lexists(root.path):
+            continue
+        left_out = removed - {root.path, *map(str, Path(root.path).parents)}
         if root.kind == "table":
-            for entry in _rows(Path(root.path), modalities):
-                if not is_below(entry.item.path, left_out):
-                    found.take(entry)
-        elif root.kind != "shard":
-            skip = _skip(root, left_out) if root.kind == "folder" else None
-            files, problems = walk([root.path], modalities, skip, follow_links=root.follow_links, others=found.others)
-            for path, modality in files:
-                if not modality:
-                    from onepeace.processors import sniff  # imports torch, for files with unknown endings alone
-
-                    modality = sniff(path) or ""
-                if modality:
-                    found.take(_file(str(path), modality))
-                else:
-                    reason = f"not a picture, sound or text (unknown ending {path.suffix!r})"
-                    found.problems.append(Unreadable(path, reason))
-            for problem in problems:  # a link to nothing and a pipe are kept with the reason, as broken files are
-                kind = modalities.get(suffix(problem.path))
-                if kind and not os.path.isdir(problem.path):
-                    found.take(Entry(Item(str(problem.path), kind, problem=problem.reason)))
-                else:
-                    found.problems.append(problem)
+            entries = _rows(Path(root.path), modalities)
+        elif root.kind == "shard":
+            entries = read_shard(root.path)
+        else:
+            entries = _files(root, left_out, modalities, found)
+        for entry in entries:
+            item = entry.item
+            is_told = root.kind == "table" and (item.caption or item.metadata)  # what a table says of a file wins
+            if (is_told or item.path not in found.entries) and not (left_out and is_below(item.path, left_out)):
+                found.entries[item.path] = entry
     return found
-
-
-def _skip(root: Root, left_out: Collection[str]) -> Callable[[Path, bool], bool]:
-    ignored = Ignore(Path(root.path), root.exclude)
-
-    def skip(path: Path, is_folder: bool) -> bool:
-        is_index = is_folder and os.path.isfile(path / DATABASE)  # unlike Path.is_file, of a closed folder too
-        return is_index or str(path) in left_out or ignored(path, is_folder)
-
-    return skip
 
 
 def is_below(path: str, above: Collection[str]) -> bool:
@@ -164,50 +136,88 @@ def shard_of(path: str) -> str | None:
     return whole if whole and is_shard(whole) else None
 
 
+def name_and_place(path: str) -> tuple[str, str]:
+    """Name of an item, and the folder or shard it is in."""
+    if shard := shard_of(path):
+        return path[len(shard) + len("::") :], shard
+    return os.path.basename(path), os.path.dirname(path)
+
+
 def modalities_by_suffix() -> dict[str, str]:
     """The kind of file that each ending names, lower case, with the dot."""
     return {**modality_by_ending(), **dict.fromkeys(VIDEO_SUFFIXES, "video")}
 
 
-def _file(path: str, modality: str) -> Entry:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        return Entry(Item(path, modality, problem=error.strerror or "cannot be read"))
-    return Entry(Item(path, modality, status.st_size, status.st_mtime_ns), Path(path))
-
-
-def state_of(shard: str) -> tuple[int, int]:
-    """Size and mtime_ns of a shard."""
-    status = os.stat(shard)
+def state_of(path: str) -> tuple[int, int]:
+    """Size and mtime_ns of a file."""
+    status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 
 
-def read_shard(shard: str, problems: list[str]) -> Iterator[Entry]:
+def _files(root: Root, left_out: Collection[str], modalities: Mapping[str, str], found: Scan) -> Iterator[Entry]:
+    """A named file, or the files of a folder; what else is there goes to ``found``."""
+    ignored = Ignore(Path(root.path), root.exclude)
+
+    def skip(path: Path, is_folder: bool) -> bool:
+        is_index = is_folder and os.path.isfile(path / DATABASE)  # unlike Path.is_file, of a closed folder too
+        return is_index or str(path) in left_out or ignored(path, is_folder)
+
+    files, problems = walk([root.path], modalities, skip, follow_links=root.follow_links, others=found.others)
+    for path, modality in files:
+        if not modality:
+            from onepeace.processors import sniff  # imports torch, for files with unknown endings alone
+
+            modality = sniff(path) or ""
+        if modality:
+            yield _file(str(path), modality)
+        else:
+            reason = f"not a picture, sound or text (unknown ending {path.suffix!r})"
+            found.problems.append(Unreadable(path, reason))
+    for problem in problems:  # a link to nothing and a pipe are kept with the reason, as broken files are
+        kind = modalities.get(suffix(problem.path))
+        if kind and not os.path.isdir(problem.path):
+            yield Entry(Item(str(problem.path), kind, problem=problem.reason))
+        else:
+            found.problems.append(problem)
+
+
+def _file(path: str, modality: str) -> Entry:
+    try:
+        return Entry(Item(path, modality, *state_of(path)), Path(path))
+    except OSError as error:
+        return Entry(Item(path, modality, problem=error.strerror or "cannot be read"))
+
+
+def read_shard(shard: str) -> Iterator[Entry]:
     """The pictures, sounds, videos and texts of a webdataset shard, "SHARD::KEY.ENDING"; a text is a member of its own
-    only where the sample has nothing else. What cannot be read is said in ``problems``."""
-    from onepeace.data.shards import raw_samples, usable_sample
+    only where the sample has nothing else. What cannot be read is the problem of an entry for the shard."""
+    from onepeace.data.shard_cache import open_shard
+    from onepeace.data.shards import usable_sample
 
     modalities = modalities_by_suffix()
-    _, mtime_ns = state_of(shard)
-    for raw in raw_samples(shard, problems):
-        kinds = {name: modalities.get(f".{name.rpartition('.')[2]}") for name in raw}
+    samples, problems = open_shard(shard)
+    here = _file(shard, "text").item
+    for raw in samples:
         captions: list[str] = []
         about: dict[str, Any] = {}
         try:
             sample = usable_sample(raw, shard, ())
-            captions, about = sample.captions, sample.targets
+            captions, about = sample.captions, {**sample.targets}
+            about.pop("mask", None)  # a picture, which has an entry of its own
         except ValueError as error:
             problems.append(str(error))
         place = f"{shard}::{raw['__key__']}"
+        kinds = {name: modalities.get(f".{name.rpartition('.')[2]}") for name in raw}
         media = {name: kind for name, kind in kinds.items() if kind in ("image", "audio", "video")}
         for name, modality in media.items():
-            path = f"{place}.{name}"
-            item = Item(path, modality, len(raw[name]), mtime_ns)
-            yield Entry(_described(item, captions, about), NamedBytes(raw[name], path))
+            item = replace(here, path=f"{place}.{name}", modality=modality, size=raw[name].size)
+            yield Entry(_described(item, captions, about), partial(_member, raw[name], item.path))
         if not media and captions:
-            item = Item(f"{place}.txt", "text", len(captions[0].encode()), mtime_ns)
+            item = replace(here, path=f"{place}.txt", size=len(captions[0].encode("utf-8", "surrogatepass")))
             yield Entry(_described(item, captions, about), captions[0])
+    if problems:
+        first, *others = dict.fromkeys(line.removeprefix(f"{shard}: ") for line in problems)
+        yield Entry(replace(here, problem=first + (f"; and {len(others)} more" if others else "")))
 
 
 def _rows(table: Path, modalities: Mapping[str, str]) -> Iterator[Entry]:
@@ -216,9 +226,9 @@ def _rows(table: Path, modalities: Mapping[str, str]) -> Iterator[Entry]:
     from onepeace.datasets.tables import BadRow, read_table
 
     mtime_ns = table.stat().st_mtime_ns
-    usable = False
+    known = ", ".join((*MEDIA, CAPTIONS[0]))
+    row: Any = None
     for row in read_table(table):
-        usable = True
         here = Item(f"{table}::{row.line}", "text", 0, mtime_ns)
         if isinstance(row, BadRow):
             yield Entry(replace(here, problem=row.reason))
@@ -228,7 +238,6 @@ def _rows(table: Path, modalities: Mapping[str, str]) -> Iterator[Entry]:
         media, reason = _media(cells, modalities)
         about = {name: value for name, value in cells.items() if name not in media}
         if reason or not (media or captions):
-            known = ", ".join((*_MEDIA, CAPTIONS[0]))
             yield Entry(replace(here, problem=reason or f"no {known} in this row; it has {', '.join(row.cells)}"))
             continue
         for key, value in media.values():
@@ -240,25 +249,20 @@ def _rows(table: Path, modalities: Mapping[str, str]) -> Iterator[Entry]:
         if not media:
             item = replace(here, size=len(captions[0].encode("utf-8", "surrogatepass")))
             yield Entry(_described(item, captions, about), captions[0])
-    if not usable:
-        raise UserError(f"{table}: no rows; columns are {', '.join((*_MEDIA, CAPTIONS[0]))} and any others")
-
-
-_MEDIA = ("image", "audio")
+    if row is None:
+        raise UserError(f"{table}: no rows; columns are {known} and any others")
 
 
 def _media(cells: Mapping[str, Any], modalities: Mapping[str, str]) -> tuple[dict[str, tuple[str, str]], str]:
     """The columns with pictures and sounds: (modality, path) of each; and what is wrong with them."""
-    named = {key: (key, str(cells[key])) for key in _MEDIA if key in cells}
-    if named:
-        return named, ""
+    named = {key: (key, str(cells[key])) for key in MEDIA if key in cells}
     column = next((name for name in PLACES if name in cells), None)
-    if column is None:
-        return {}, ""
+    if named or column is None:
+        return named, ""
     value = str(cells[column])
     modality = modalities.get(suffix(value))
     if modality is None:
-        named_columns = " or ".join(_MEDIA)
+        named_columns = " or ".join(MEDIA)
         return {}, f"{value}: its ending says no kind of file; name the column {named_columns} in place of {column}"
     return {column: (modality, value)}, ""
 
@@ -273,11 +277,10 @@ def _described(item: Item, captions: Sequence[str], about: Mapping[str, Any]) ->
     return replace(item, caption=without_surrogates("\n".join(captions)) or None, metadata=metadata)
 
 
-def name_and_place(path: str) -> tuple[str, str]:
-    """Name of an item, and the folder or shard it is in."""
-    if shard := shard_of(path):
-        return path[len(shard) + len("::") :], shard
-    return os.path.basename(path), os.path.dirname(path)
+def _member(extent: Any, path: str) -> NamedBytes:
+    from onepeace.data.sample import content_of
+
+    return NamedBytes(content_of(extent), path)
 
 
 def without_surrogates(text: str) -> str:

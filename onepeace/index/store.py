@@ -1,19 +1,20 @@
 """The files of an index and their vectors in one SQLite database: the source of truth.
 
 A batch of files and vectors is one transaction (WAL, synchronous=FULL), so SQLite is the crash model. SQLite has no
-checksums of its own pages: a file's row has a CRC-32 over its fields and vectors, and each blob in `kept` has one.
-`check` (verify.py) reads all of them, a search those of the hits it shows.
+checksums of its own pages: each row has a CRC-32 over its columns, and a file's row the number of its vectors. `check`
+(verify.py) reads all of them, a search those of the hits it shows.
 """
 
 import json
 import os
+import re
 import secrets
 import sqlite3
 import zlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -24,45 +25,32 @@ from onepeace.errors import UserError
 from onepeace.files.atomic import make_folder, sync, write_atomic
 
 DATABASE = "index.sqlite"
-FORMAT = "5"
+FORMAT = "6"
 """Version of what is on the disk; an index of another one is refused by name."""
 VECTOR = np.dtype("<f4")
 PAGE = 16384
 """Bytes of a page: 15 vectors of 256 numbers fit in one."""
+SETTINGS = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON"
+"""Settings of the connection that writes: what is committed is on the disk, and readers do not wait."""
 BESIDE = ("-wal", "-shm", "-journal")
 """Endings of the files that SQLite keeps beside a database."""
-ELSEWHERE = (
-    "access permission denied",
-    "attempt to write a readonly database",
-    "database is locked",
-    "database or disk is full",
-    "database table is locked",
-    "disk I/O error",
-    "interrupted",
-    "locking protocol",
-    "unable to open database file",
-)
+ELSEWHERE = re.compile("permission|readonly|locked|is full|I/O error|interrupted|locking protocol|unable to open")
 """Messages of SQLite for faults outside of its file, which a repair would not mend and could make worse."""
 
 SCHEMA = """
-CREATE TABLE kept (name TEXT PRIMARY KEY, content BLOB NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE blobs (name TEXT PRIMARY KEY, content BLOB NOT NULL, crc INTEGER);
 CREATE TABLE files (
     id INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL UNIQUE, modality TEXT NOT NULL, size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, hash BLOB, date REAL, width INTEGER, height INTEGER, duration REAL, caption TEXT,
-    metadata TEXT, problem TEXT, note TEXT, crc INTEGER NOT NULL
+    metadata TEXT NOT NULL, problem TEXT, note TEXT, vectors INTEGER NOT NULL, crc INTEGER
 );
 CREATE INDEX files_hash ON files (hash);
 CREATE TABLE vectors (
     id INTEGER PRIMARY KEY AUTOINCREMENT, file INTEGER NOT NULL REFERENCES files ON DELETE CASCADE,
-    modality INTEGER NOT NULL, "start" REAL, "end" REAL, vector BLOB NOT NULL
+    modality INTEGER NOT NULL, "start" REAL, "end" REAL, vector BLOB NOT NULL, crc INTEGER
 );
 CREATE INDEX vectors_file ON vectors (file);
 """
-COLUMNS = (
-    "path", "modality", "size", "mtime_ns", "hash", "date", "width", "height", "duration", "caption", "metadata",
-    "problem", "note",
-)  # fmt: skip
-VECTOR_COLUMNS = ("file", "modality", '"start"', '"end"', "vector")
 
 
 class Damaged(UserError):
@@ -108,22 +96,11 @@ class Item:
     id: int = 0
     """Number in its index, from 1; 0 if it is in none."""
 
-    def to_row(self) -> tuple[Any, ...]:
-        """Values in the order of COLUMNS, each as SQLite gives it back."""
-        metadata = json.dumps(self.metadata, sort_keys=True) if self.metadata else None
-        numbers = (self.width, self.height)
-        return (
-            os.fsencode(self.path), self.modality, int(self.size), int(self.mtime_ns), self.hash, _real(self.date),
-            *(None if number is None else int(number) for number in numbers), _real(self.duration),
-            _text(self.caption), metadata, _text(self.problem), _text(self.note),
-        )  # fmt: skip
-
     @classmethod
-    def from_row(cls, id_: int, row: Sequence[Any]) -> "Item":
-        """Item of values in the order of COLUMNS."""
-        values = dict(zip(COLUMNS, row, strict=True))
-        metadata = json.loads(values["metadata"]) if values["metadata"] else {}
-        return cls(**{**values, "path": os.fsdecode(values["path"]), "metadata": metadata}, id=id_)
+    def from_row(cls, row: Sequence[Any]) -> "Item":
+        """Item of an id and the values of NAMES."""
+        values = dict(zip(("id", *NAMES), row, strict=True))
+        return cls(**{**values, "path": os.fsdecode(values["path"]), "metadata": json.loads(values["metadata"])})
 
     def to_dict(self) -> dict[str, Any]:
         """Fields as JSON takes them, `kind` for the modality of the file; without hash, id and problem."""
@@ -131,6 +108,15 @@ class Item:
         path = self.path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         names = ("caption", "date", "width", "height", "duration", "size", "metadata")
         return {"path": path, "kind": self.modality, **{name: known[name] for name in names}}
+
+
+NAMES = tuple(one.name for one in fields(Item) if one.name != "id")
+COLUMNS = {
+    "blobs": ("name", "content"),
+    "files": ("id", *NAMES, "vectors"),
+    "vectors": ("id", "file", "modality", '"start"', '"end"', "vector"),
+}
+"""Columns of each table, without the checksum over them."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +139,6 @@ class Root:
     """Patterns as in a .gitignore file, of a folder."""
     follow_links: bool = False
     """Whether links that lead out of a folder are followed."""
-    state: tuple[int, int] | None = None
-    """Size and mtime_ns of a shard when it was read to its end."""
 
 
 class Store:
@@ -179,10 +163,9 @@ class Store:
         if not path.is_file():
             raise UserError(f"{folder}: no index there; make one with: onepeace index build {folder} FILES")
         with failing(folder, "read"):
-            self.connection = _writer(path) if write else _reader(path)
+            self.connection = connect(path, "mode=rw") if write else _reader(path)
             try:
-                if not write:
-                    self.connection.execute("BEGIN")  # all that is read from here on is of one state
+                self.connection.executescript(SETTINGS if write else "BEGIN")  # what is read is of one state
                 self.meta = self._known()
             except BaseException:
                 self.close()
@@ -204,9 +187,8 @@ class Store:
         meta |= {"store": "local", "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), **about}
         with failing(folder, "written"):
             make_folder(folder)
-            sync(folder)
             with write_database(folder / DATABASE) as connection:
-                keep(connection, "meta", json.dumps(meta).encode())
+                insert(connection, "blobs", ("meta", json.dumps(meta).encode()))
         return cls(folder, write=True)
 
     def close(self) -> None:
@@ -224,19 +206,18 @@ class Store:
         Raises:
             UserError: the disk is full or not writable, or the folder was moved; Damaged.
         """
-        with failing(self.folder, "written"):
-            self.connection.execute("BEGIN IMMEDIATE")
-            before, meta = self.connection.total_changes, dict(self.meta)
-            try:
+        meta = dict(self.meta)
+        try:
+            with failing(self.folder, "written"), self.connection:
+                self.connection.execute("BEGIN IMMEDIATE")
+                before = self.connection.total_changes
                 yield
                 if self.connection.total_changes != before or self.meta != meta:
                     self.meta["generation"] = secrets.token_hex(8)
                     self.keep_blob("meta", json.dumps(self.meta).encode())
-                self.connection.commit()
-            except BaseException:
-                self.meta = meta
-                self.connection.rollback()
-                raise
+        except BaseException:
+            self.meta = meta
+            raise
         if not (self.folder / DATABASE).exists():  # it was written to nevertheless, as its files are open
             raise UserError(
                 f"{self.folder}: the index was moved or deleted meanwhile; all that is done moved with it, and the "
@@ -250,23 +231,30 @@ class Store:
             items: each with what its vectors stand for; one with a problem has none.
             vectors: (n, E) finite unit rows, in the order of the spans.
         """
-        spans = [span for _, own in items for span in own]
-        if vectors.shape != (len(spans), self.embed_dim) or not np.isfinite(vectors).all():
-            raise ValueError(f"vectors of shape {vectors.shape} for {len(spans)} x {self.embed_dim}, or not finite")
-        content = iter([row.tobytes() for row in np.ascontiguousarray(vectors, VECTOR)])
-        for item, own in items:
-            values = item.to_row()
-            self._delete("path = ?", (values[0],))
-            id_ = insert(self.connection, "files", (*COLUMNS, "crc"), [(*values, 0)])
-            rows = [
-                (id_, self.kinds.index(one.modality), _real(one.start), _real(one.end), next(content)) for one in own
-            ]
-            insert(self.connection, "vectors", VECTOR_COLUMNS, rows)
-            self.connection.execute("UPDATE files SET crc = ? WHERE id = ?", (checksum([id_, *values], rows), id_))
+        count = sum(len(spans) for _, spans in items)
+        if vectors.shape != (count, self.embed_dim) or not np.isfinite(vectors).all():
+            raise ValueError(f"vectors of shape {vectors.shape} for {count} x {self.embed_dim}, or not finite")
+        content = iter(np.ascontiguousarray(vectors, VECTOR))
+        for item, spans in items:
+            about = {
+                **vars(item),
+                "path": os.fsencode(item.path),
+                "metadata": json.dumps(item.metadata, sort_keys=True),
+            }
+            self._delete("path = ?", about["path"])
+            id_ = insert(self.connection, "files", (None, *(about[name] for name in NAMES), len(spans)))
+            for span in spans:
+                place = id_, self.kinds.index(span.modality), span.start, span.end
+                insert(self.connection, "vectors", (None, *place, next(content).tobytes()))
 
     def remove(self, ids: Iterable[int]) -> None:
         for id_ in ids:
-            self._delete("id = ?", (id_,))
+            self._delete("id = ?", id_)
+
+    def _delete(self, where: str, value: object) -> None:
+        for (count,) in self.select(f"SELECT vectors FROM files WHERE {where}", (value,)):  # noqa: S608 (our own code)
+            self.meta["removed"] = str(int(self.meta["removed"]) + count)
+            self.connection.execute(f"DELETE FROM files WHERE {where}", (value,))  # noqa: S608
 
     def count(self, where: str = "1", parameters: Sequence[Any] = ()) -> int:
         """Number of files that an SQL condition with "?" for parameters selects."""
@@ -274,11 +262,11 @@ class Store:
 
     def items(self, where: str = "1", parameters: Sequence[Any] = (), order: str = "id") -> Iterator[Item]:
         """Files that an SQL condition with "?" for parameters selects."""
-        sql = f"SELECT id, {', '.join(COLUMNS)} FROM files WHERE {where} ORDER BY {order}"  # noqa: S608 (our own code)
+        sql = f"SELECT id, {', '.join(NAMES)} FROM files WHERE {where} ORDER BY {order}"  # noqa: S608 (our own code)
         with failing(self.folder, "read"):
-            for id_, *row in self.connection.execute(sql, parameters):
+            for row in self.connection.execute(sql, parameters):
                 try:
-                    item = Item.from_row(id_, row)
+                    item = Item.from_row(row)
                 except (ValueError, TypeError) as error:
                     raise Damaged(self.folder, error) from error
                 yield item
@@ -292,27 +280,35 @@ class Store:
         """Files, the spans and (n, E) float32 rows of their vectors, all as they were written.
 
         Args:
-            ids: of the files; those that are not there are left out.
+            ids: of the files.
 
         Raises:
-            Damaged: a row is not what was written.
+            Damaged: a row is not what was written, or not there.
         """
-        wanted, chosen = (json.dumps([*ids]),), "(SELECT value FROM json_each(?))"  # as many as there may be
-        rows = self.select(f"SELECT id, crc, {', '.join(COLUMNS)} FROM files WHERE id IN {chosen}", wanted)  # noqa: S608
-        sql = f"SELECT {', '.join(VECTOR_COLUMNS)} FROM vectors WHERE file IN {chosen} ORDER BY id"  # noqa: S608
         own = defaultdict(list)
-        for vector in self.select(sql, wanted):
-            own[vector[0]].append(vector)
+        for _, file, *vector in self._sound("vectors", "file", ids):
+            own[file].append(vector)
         found = {}
-        for row in rows:
-            id_, _, *values = row
-            vectors = own[id_]
-            if not is_sound(row, vectors):
-                raise Damaged(self.folder, f"file {id_}")
-            spans = [Span(self.kinds[code], start, end) for _, code, start, end, _ in vectors]
-            blob = b"".join(vector[-1] for vector in vectors)
-            found[id_] = Item.from_row(id_, values), spans, np.frombuffer(blob, VECTOR).reshape(-1, self.embed_dim)
+        for id_, *values, count in self._sound("files", "id", ids):
+            if len(own[id_]) != count:
+                raise Damaged(self.folder, f"file {id_} has {len(own[id_])} vectors of {count}")
+            spans = [Span(self.kinds[code], start, end) for code, start, end, _ in own[id_]]
+            blob = b"".join(vector for *_, vector in own[id_])
+            vectors = np.frombuffer(blob, VECTOR).reshape(-1, self.embed_dim)
+            found[id_] = Item.from_row((id_, *values)), spans, vectors
+        if missing := {*ids} - found.keys():
+            raise Damaged(self.folder, f"file {min(missing)} is missing")
         return found
+
+    def _sound(self, table: str, column: str, ids: Sequence[int]) -> Iterator[list[Any]]:
+        """Rows of a table with one of some values in a column, whose checksums are compared."""
+        names = ", ".join(COLUMNS[table])
+        chosen = "IN (SELECT value FROM json_each(?)) ORDER BY id"  # as many as there may be
+        sql = f"SELECT {names}, crc IS checksum({names}) FROM {table} WHERE {column} {chosen}"  # noqa: S608
+        for *row, is_sound in self.select(sql, (json.dumps([*ids]),)):
+            if not is_sound:
+                raise Damaged(self.folder, f"row {row[0]} of {table}")
+            yield row
 
     def roots(self) -> dict[str, Root]:
         """Paths that the index was made of, and those that were taken out of it, each with its `Root`.
@@ -320,32 +316,31 @@ class Store:
         Raises:
             Damaged: it is not what was written.
         """
-        known = {}
-        for about in json.loads(self.blob("roots") or b"[]"):
-            state = None if about["state"] is None else tuple(about["state"])
-            known[about["path"]] = Root(**{**about, "exclude": tuple(about["exclude"]), "state": state})
-        return known
+        known = json.loads(self.blob("roots") or b"[]")
+        return {about["path"]: Root(**{**about, "exclude": tuple(about["exclude"])}) for about in known}
 
-    def keep_roots(self, roots: Iterable[Root], gone: Collection[str] = ()) -> None:
-        """Keep roots, and forget those of the paths ``gone``; call it in a transaction."""
+    def keep_roots(self, roots: Iterable[Root]) -> None:
+        """Keep roots in the place of older ones of the same path; call it in a transaction."""
         known = {**self.roots(), **{root.path: root for root in roots}}
-        kept = [asdict(root) for path, root in sorted(known.items()) if path not in gone]
-        self.keep_blob("roots", json.dumps(kept).encode())
+        self.keep_blob("roots", json.dumps([asdict(root) for _, root in sorted(known.items())]).encode())
 
     def blob(self, name: str) -> bytes | None:
-        """Blob of the table `kept`, such as the calibration; None if it is not there.
+        """Content that was kept under a name, such as the calibration; None if there is none.
 
         Raises:
             Damaged: it is not what was written.
         """
-        for content, crc in self.select("SELECT content, crc FROM kept WHERE name = ?", (name,)):
-            if zlib.crc32(content) != crc:
+        sql = "SELECT content, crc IS checksum(name, content) FROM blobs WHERE name = ?"
+        for content, is_sound in self.select(sql, (name,)):
+            if not is_sound:
                 raise Damaged(self.folder, f"what it keeps as {name}")
             return content
         return None
 
     def keep_blob(self, name: str, content: bytes) -> None:
-        keep(self.connection, name, content)
+        """Keep what `blob` gives; call it in a transaction."""
+        if self.blob(name) != content:
+            insert(self.connection, "blobs", (name, content))
 
     def select(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a query.
@@ -356,15 +351,9 @@ class Store:
         with failing(self.folder, "read"):
             return self.connection.execute(sql, parameters).fetchall()
 
-    def _delete(self, where: str, parameters: Sequence[Any]) -> None:
-        sql = f"SELECT count(*) FROM vectors WHERE file IN (SELECT id FROM files WHERE {where})"  # noqa: S608
-        (removed,) = self.connection.execute(sql, parameters).fetchone()
-        if self.connection.execute(f"DELETE FROM files WHERE {where}", parameters).rowcount and removed:  # noqa: S608
-            self.meta["removed"] = str(int(self.meta["removed"]) + removed)
-
     def _known(self) -> dict[str, str]:
         """What is known of the index as a whole."""
-        if self.connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'meta'").fetchone():
+        if self.select("SELECT 1 FROM sqlite_schema WHERE name IN ('meta', 'kept')"):
             raise UserError(f"{self.folder}: made by an earlier version; build it again")
         content = self.blob("meta")
         if content is None:
@@ -392,46 +381,42 @@ def failing(folder: Path, doing: str) -> Iterator[None]:
         yield
     except sqlite3.ProgrammingError:
         raise
-    except sqlite3.Error as error:
-        if str(error) in ELSEWHERE:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the second, of a message that quotes damaged text
+        if ELSEWHERE.search(str(error)):
             raise UserError(f"{folder}: cannot be {doing} ({error})") from error
         raise Damaged(folder, error) from error
     except OSError as error:
         raise UserError(f"{folder}: cannot be {doing} ({error.strerror or error})") from error
 
 
-def _writer(path: Path) -> sqlite3.Connection:
-    """For the one process that writes: what is committed is on the disk, and readers do not wait."""
-    connection = _connect(path, "mode=rw", timeout=60)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
+def connect(path: Path, how: str) -> sqlite3.Connection:
+    """Connection that several threads may use, and whose SQL knows `checksum`.
+
+    Args:
+        how: parameters of SQLite's addresses, such as mode=ro.
+    """
+    address = f"{path.absolute().as_uri()}?{how}"
+    connection = sqlite3.connect(address, 60, isolation_level=None, check_same_thread=False, uri=True)
+    connection.create_function("checksum", -1, checksum, deterministic=True)
     return connection
 
 
 def _reader(path: Path) -> sqlite3.Connection:
-    """Connection for any number of processes that read; it may be used by several threads.
+    """For any number of processes that read.
 
     SQLite shares a file beside the database with a writer (-shm). Where that cannot be made (a folder that is not
     writable, a full disk), the database is read as one that nobody changes, unless a writer has left a log.
     """
-    connection = _connect(path, "mode=ro", check_same_thread=False)
+    connection = connect(path, "mode=ro")
     try:
-        connection.execute("PRAGMA query_only = ON")
         connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # opens it
-        return connection
-    except sqlite3.Error as error:
+    except sqlite3.OperationalError as error:
         connection.close()
-        if not path.is_file() or str(error) not in ELSEWHERE:
+        has_log = any(os.path.exists(f"{path}{ending}") and os.path.getsize(f"{path}{ending}") for ending in BESIDE)
+        if has_log or not ELSEWHERE.search(str(error)):
             raise
-        if any(os.path.exists(f"{path}{ending}") and os.path.getsize(f"{path}{ending}") for ending in BESIDE):
-            remedy = "its last writer was stopped; read it where it can be written, or make it writable"
-            raise UserError(f"{path}: cannot be opened ({error}), and {remedy}") from error
-    return _connect(path, "mode=ro&immutable=1", check_same_thread=False)
-
-
-def _connect(path: Path, how: str, **options: object) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None, **options)  # type: ignore[call-overload]
+        return connect(path, "mode=ro&immutable=1")
+    return connection
 
 
 @contextmanager
@@ -444,11 +429,8 @@ def write_database(path: Path) -> Iterator[sqlite3.Connection]:
         OSError, sqlite3.Error: the disk is full or not writable; ``path`` is as it was, but for that log.
     """
     with write_atomic(path) as temporary:
-        with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
-            connection.execute("PRAGMA synchronous = OFF")  # write_atomic waits for the disk at the end
-            connection.execute(f"PRAGMA page_size = {PAGE}")
-            connection.execute("PRAGMA journal_mode = MEMORY")
-            connection.executescript(f"BEGIN; {SCHEMA}")
+        with closing(connect(temporary, "mode=rwc")) as connection:
+            connection.executescript(f"PRAGMA page_size = {PAGE}; BEGIN; {SCHEMA}")
             yield connection
             connection.commit()
             connection.execute("PRAGMA journal_mode = WAL")  # now: a writer stopped in doing so would lock readers out
@@ -457,45 +439,22 @@ def write_database(path: Path) -> Iterator[sqlite3.Connection]:
         sync(path.parent)
 
 
-def insert(connection: sqlite3.Connection, table: str, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
-    """Insert rows; gives the id of the last one."""
-    sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608 (fixed names)
-    cursor = connection.cursor()
-    for row in rows:
-        cursor.execute(sql, row)
-    return cursor.lastrowid or 0
+def insert(connection: sqlite3.Connection, table: str, values: Sequence[Any]) -> int:
+    """Write a row of COLUMNS with its checksum, which is over what SQLite made of the values; gives its id."""
+    names, marks = ", ".join(COLUMNS[table]), ", ".join("?" * len(values))
+    cursor = connection.execute(f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({marks})", values)  # noqa: S608
+    id_ = cursor.lastrowid or 0
+    connection.execute(f"UPDATE {table} SET crc = checksum({names}) WHERE rowid = ?", (id_,))  # noqa: S608
+    return id_
 
 
-def keep(connection: sqlite3.Connection, name: str, content: bytes) -> None:
-    """Write something that `Store.blob` gives."""
-    connection.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", (name, content, zlib.crc32(content)))
-
-
-def checksum(file: Sequence[Any], vectors: Iterable[Sequence[Any]]) -> int:
-    """CRC-32 of the id and COLUMNS of a file and the VECTOR_COLUMNS of its vectors, the same under every Python.
+def checksum(*values: Any) -> int:
+    """CRC-32 of values of SQLite, the same under every Python.
 
     Over JSON, not repr: which characters that escapes depends on the Unicode tables of the interpreter.
     """
-    crc = zlib.crc32(json.dumps(file, default=bytes.hex).encode())
-    for *place, blob in vectors:
-        crc = zlib.crc32(blob, zlib.crc32(json.dumps(place).encode(), crc))
+    crc = zlib.crc32(json.dumps(values, default=len).encode())
+    for value in values:
+        if isinstance(value, bytes):
+            crc = zlib.crc32(value, crc)
     return crc
-
-
-def is_sound(row: Sequence[Any], vectors: Sequence[Sequence[Any]]) -> bool:
-    """Whether a row (id, crc, *COLUMNS) of a file and the rows of its vectors are what was written."""
-    id_, crc, *values = row
-    try:
-        return crc == checksum([id_, *values], vectors)
-    except TypeError:  # a damaged value is of another type
-        return False
-
-
-def _real(number: float | None) -> float | None:
-    """As SQLite gives it back; NaN is NULL there."""
-    return None if number is None or number != number else float(number)
-
-
-def _text(value: str | None) -> str | None:
-    """As SQLite can keep it: halves of a pair of UTF-16 become escapes."""
-    return None if value is None else value.encode("utf-8", "backslashreplace").decode()

@@ -1,12 +1,9 @@
 """Is an index what was written? And what to do if not."""
 
-import json
 import os
 import sqlite3
-import zlib
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,18 +14,20 @@ from onepeace.index.store import (
     COLUMNS,
     DATABASE,
     ELSEWHERE,
-    VECTOR_COLUMNS,
+    SCHEMA,
     Damaged,
     Store,
+    checksum,
+    connect,
+    failing,
     insert,
-    is_sound,
-    keep,
     write_database,
 )
 
-MAX_KEY = (1 << 63) - 1
-BATCH = 256
-"""Files that are compared with their checksums at once."""
+INCOMPLETE = "vectors IS NOT (SELECT count(*) FROM vectors AS own WHERE own.file = files.id)"
+ORPHANS = "file NOT IN (SELECT id FROM files)"
+"""Conditions of files that lack vectors, and of vectors that lack their file."""
+TABLES = "SELECT name, tbl_name, sql FROM sqlite_schema ORDER BY rowid"
 
 
 @dataclass
@@ -64,116 +63,80 @@ def check(folder: str | os.PathLike[str], *, repair: bool = False) -> CheckRepor
         UserError: no index there, one of another format, one that cannot be read or written, or another process is
             writing.
     """
-    target = Path(folder)
-    if not repair:
-        return _check(target)
     from onepeace.index.write import writing
 
-    if not (target / DATABASE).is_file():
-        Store(target)  # says what is missing
-    with writing(target):
-        report = _check(target)
-        if not report.ok:
-            report.lost = _repair(target)
+    with writing(folder) if repair else nullcontext(Path(folder)) as target:
+        report = CheckReport()
+        try:
+            with closing(Store(target)) as store, failing(target, "read"):
+                report.damaged += _faults(store)
+                report.files = store.count()
+        except Damaged as error:
+            report.damaged.append(error.reason)
+        if repair and not report.ok:
+            with failing(target, "written"):
+                report.lost = _repair(target)
             report.repaired = True
         return report
 
 
-def _check(folder: Path) -> CheckReport:
-    report = CheckReport()
-    try:
-        with closing(Store(folder)) as store:
-            report.damaged += [line for (line,) in store.select("PRAGMA integrity_check(20)") if line != "ok"]
-            with open(folder / DATABASE, "rb") as file:  # SQLite takes another version for a wish not to be written to
-                if file.read(20)[18:] not in (b"\1\1", b"\2\2"):
-                    report.damaged.append("the header of the database is not what was written")
-            (orphans,) = store.select("SELECT count(*) FROM vectors WHERE file NOT IN (SELECT id FROM files)")[0]
-            report.damaged += [f"{orphans} vectors of no file"] * bool(orphans)
-            for (name,) in store.select("SELECT name FROM kept"):
-                store.blob(name)
-            ids = store.ids("1").tolist()
-            report.files, wrong = len(ids), 0
-            for some in (ids[first : first + BATCH] for first in range(0, len(ids), BATCH)):
-                if not _is_intact(store, some):
-                    wrong += sum(not _is_intact(store, [id_]) for id_ in some)
-            report.damaged += [f"{wrong} files are not what was written"] * bool(wrong)
-            report.damaged += [fault for fault in [nearest.fault_of(folder)] if fault]
-    except Damaged as error:
-        report.damaged.append(error.reason)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror or error})") from error
-    return report
-
-
-def _is_intact(store: Store, ids: Sequence[int]) -> bool:
-    try:
-        return len(store.intact(ids)) == len(ids)
-    except Damaged:
-        return False
+def _faults(store: Store) -> Iterator[str]:
+    yield from (line for (line,) in store.select("PRAGMA integrity_check(20)") if line != "ok")
+    with open(store.folder / DATABASE, "rb") as file:  # SQLite takes another version for a wish not to be written to
+        if file.read(20)[18:] not in (b"\1\1", b"\2\2"):
+            yield "the header of the database is not what was written"
+    with closing(sqlite3.connect(":memory:")) as new:
+        new.executescript(SCHEMA)
+        if store.select(TABLES) != new.execute(TABLES).fetchall():
+            yield "the names of tables and columns are not what was written"
+    wrong = {table: f"crc IS NOT checksum({', '.join(names)})" for table, names in COLUMNS.items()}
+    for table, condition in (*wrong.items(), ("files", INCOMPLETE), ("vectors", ORPHANS)):
+        ((count,),) = store.select(f"SELECT count(*) FROM {table} WHERE {condition}")  # noqa: S608 (fixed names)
+        if count:
+            yield f"{count} rows of {table} are not what was written"
+    if fault := nearest.fault_of(store.folder):
+        yield fault
 
 
 def _repair(folder: Path) -> int:
     """Make an index sound again, while no other process writes to it.
 
     Returns:
-        The number of files that have to be embedded again.
+        The number of files that have to be embedded again, as far as it is known.
     """
     for path in nearest.derived(folder):
         path.unlink()
-    try:
-        lost = _copy_sound(folder / DATABASE)
-    except sqlite3.Error as error:
-        raise UserError(f"{folder}: cannot be repaired ({error}); delete it and build it again") from error
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    with closing(Store(folder, write=True)) as store:
-        nearest.keep(store)
-    return lost
-
-
-def _copy_sound(path: Path) -> int:
-    """Replace a database by one of all its rows that are what was written; gives how many files were left out."""
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)) as old:
+    seen = set()
+    with closing(connect(folder / DATABASE, "mode=rw")) as old, write_database(folder / DATABASE) as new:
         old.execute("PRAGMA writable_schema = ON")  # else SQLite reads nothing of a file that was cut short
-        old.text_factory = _any_text
-        kept = {name: content for name, content, crc in _readable(old, "kept", "name", ("content", "crc"))
-                if isinstance(content, bytes) and zlib.crc32(content) == crc}  # fmt: skip
-        if "meta" not in kept:
-            raise sqlite3.DatabaseError("it does not say of which model it is")
-        meta = json.loads(kept.pop("meta"))
-        meta["removed"] = str(int(meta["removed"]) + 1)
-        vectors = defaultdict(list)
-        for _, file, *rest in _readable(old, "vectors", "id", VECTOR_COLUMNS):
-            vectors[file].append((file, *rest))
-        seen = [*_readable(old, "files", "id", ("crc", *COLUMNS))]
-        files = {row[2]: row for row in seen if is_sound(row, vectors[row[0]])}  # by path
-        with write_database(path) as new:
-            for name, content in {**kept, "meta": json.dumps(meta).encode()}.items():
-                keep(new, name, content)
-            insert(new, "files", ("id", "crc", *COLUMNS), files.values())
-            insert(new, "vectors", VECTOR_COLUMNS, (row for id_, *_ in files.values() for row in vectors[id_]))
-    return len(seen) - len(files)
+        for table in COLUMNS:
+            for *row, crc in _readable(old, table):
+                if table == "files":
+                    seen.add(row[0])
+                if crc == checksum(*row):
+                    insert(new, table, row)
+        new.execute(f"DELETE FROM files WHERE {INCOMPLETE}")  # noqa: S608 (fixed names)
+        new.execute(f"DELETE FROM vectors WHERE {ORPHANS}")  # noqa: S608
+        ((kept, has_meta),) = new.execute(
+            "SELECT count(*), EXISTS (SELECT 1 FROM blobs WHERE name = 'meta') FROM files"
+        )
+        if not has_meta:
+            reason = "it does not say of which model it is"
+            raise UserError(f"{folder}: cannot be repaired ({reason}); delete it and build it again")
+    with closing(Store(folder, write=True)) as store:
+        with store.transaction():
+            store.meta["removed"] = str(int(store.meta["removed"]) + 1)
+        nearest.keep(store)
+    return len(seen) - kept
 
 
-def _readable(connection: sqlite3.Connection, table: str, key: str, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """Rows of a table by its key; if that is a number, also those behind pages that cannot be read."""
-    sql = f"SELECT {key}, {', '.join(names)} FROM {table} WHERE {key} > ? ORDER BY {key}"  # noqa: S608 (fixed names)
-    last: Any = "" if key == "name" else -1
-    step = 1
-    while last == "" or last < MAX_KEY:
+def _readable(connection: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
+    """Rows of a table from its beginning, and where one cannot be read, those from its end as well."""
+    for order in ("ASC", "DESC"):
+        sql = f"SELECT {', '.join(COLUMNS[table])}, crc FROM {table} ORDER BY rowid {order}"  # noqa: S608 (fixed names)
         try:
-            for row in connection.execute(sql, (last,)):
-                yield row
-                last, step = row[0], 1
+            yield from connection.execute(sql)
             return
         except sqlite3.DatabaseError as error:
-            if str(error) in ELSEWHERE:  # go on without what a disk does not give now, and it would be lost for good
+            if ELSEWHERE.search(str(error)):  # what a disk does not give now would be lost for good
                 raise
-            if isinstance(last, str):
-                return
-            last, step = last + step, 2 * step
-
-
-def _any_text(content: bytes) -> str:
-    """A text whose bytes may be damaged: its checksum will say so."""
-    return content.decode("utf-8", "surrogateescape")

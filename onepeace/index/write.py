@@ -3,14 +3,14 @@
 import os
 import secrets
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onepeace.errors import UsageError, UserError
 from onepeace.files.atomic import make_folder
-from onepeace.files.walk import Unreadable
 from onepeace.index import nearest
 from onepeace.index.builder import Builder, Report, score
 from onepeace.index.calibrate import banks_of_words, read_calibration
@@ -56,19 +56,19 @@ def build(
     """
     given = roots_of(paths, exclude, follow_links)
     with writing(folder) as target, ExitStack() as stack:
-        is_new = not (target / DATABASE).exists()
-        store = None if is_new else stack.enter_context(closing(_open(target, model)))
-        known = {} if store is None else store.roots()
-        found = scan(given, [root.path for root in known.values() if root.kind == "removed"])
-        roots = [known.get(root.path, root) if root.kind == "shard" else root for root in given]
+        store: Store | None = None
+        known: list[Root] = []
+        if (target / DATABASE).exists():
+            store = stack.enter_context(closing(_open(target, model)))
+            known = [root for root in store.roots().values() if root.kind == "removed"]
+        found = scan([*given, *known])
         if store is None:
-            if not any(root.kind == "shard" for root in roots) and all(e.item.problem for e in found.entries.values()):
+            if all(entry.item.problem for entry in found.entries.values()):
                 raise UsageError(_nothing(paths, found))
             store = stack.enter_context(closing(_create(target, model or "tiny")))
-        if any(root != known.get(root.path) for root in roots):
-            with store.transaction():  # first, so that `update` goes on with what a stop leaves open
-                store.keep_roots(roots)
-        return _fill(store, found, roots, **options)
+        with store.transaction():  # first, so that `update` goes on with what a stop leaves open
+            store.keep_roots(given)
+        return _fill(store, found, **options)
 
 
 def update(folder: str | os.PathLike[str], model: str | None = None, **options: Any) -> Report:
@@ -82,12 +82,11 @@ def update(folder: str | os.PathLike[str], model: str | None = None, **options: 
             nothing is forgotten.
     """
     with writing(folder) as target, closing(_open(target, model)) as store:
-        known = store.roots()
-        roots = [root for root in known.values() if root.kind != "removed"]
-        present = [root for root in roots if _is_present(folder, root)]
-        found = scan(present, [root.path for root in known.values() if root.kind == "removed"])
-        _refuse_emptied(store, present, found)
-        return _fill(store, found, present, [root.path for root in roots if root not in present], **options)
+        roots = store.roots().values()
+        found = scan(roots)
+        for root in roots:
+            _refuse_unmounted(store, root, found)
+        return _fill(store, found, remove_missing=True, **options)
 
 
 def remove(folder: str | os.PathLike[str], paths: Sequence[str | os.PathLike[str]]) -> int:
@@ -102,17 +101,15 @@ def remove(folder: str | os.PathLike[str], paths: Sequence[str | os.PathLike[str
     """
     with writing(folder) as target, closing(Store(target, write=True)) as store:
         known = store.roots()
+        removed = {os.path.abspath(path): path for path in paths}
         ids: set[int] = set()
-        removed = []
-        for each in paths:
-            path = os.path.abspath(each)
+        for path, given in removed.items():
             found = {item.id for item in store.items() if is_below(item.path, {path})}
             if not found and path not in known:
-                raise UserError(f"{os.fspath(each)}: not in the index {folder}")
+                raise UserError(f"{os.fspath(given)}: not in the index {folder}")
             ids |= found
-            removed.append(Root(path, "removed"))
         with store.transaction():
-            store.keep_roots(removed)
+            store.keep_roots([Root(path, "removed") for path in removed])
             store.remove(sorted(ids))
         _finish(store)
         return len(ids)
@@ -154,42 +151,30 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _nothing(paths: Sequence[str | os.PathLike[str]], found: Scan) -> str:
-    items = [entry.item for entry in found.entries.values()]
-    problems = [*found.problems, *(Unreadable(Path(item.path), item.problem or "") for item in items)]
-    first = f"; {len(problems)} cannot be read, as {problems[0].path}: {problems[0].reason}" if problems else ""
-    others = ", ".join(f"{name} {count}" for name, count in found.others.most_common(5))
+    unread = [*found.problems, *((path, entry.item.problem) for path, entry in found.entries.items())]
+    first = [f"{len(unread)} cannot be read, as {path}: {reason}" for path, reason in unread[:1]]
+    others = [f"{count} others: {name}" for name, count in found.others.most_common(5)]
     places = ", ".join(os.fspath(path) for path in paths)
-    return f"no image, audio, video or text files in {places}{first}{f'; others: {others}' * bool(others)}"
+    return "; ".join([f"no image, audio, video or text files in {places}", *first, *others])
 
 
-def _is_present(folder: str | os.PathLike[str], root: Root) -> bool:
-    """Whether a root is there; UserError for one that may be on a disk that is not mounted."""
-    if os.path.lexists(root.path):
-        return True
-    if root.kind == "folder" or not os.path.isdir(os.path.dirname(root.path)):
-        raise UserError(f"{root.path}: not there now; {_remedy(folder, root)}")
-    return False
-
-
-def _refuse_emptied(store: Store, roots: Sequence[Root], found: Scan) -> None:
-    """UserError for a folder without any file, of which the index has some: a disk may not be mounted there."""
-    for root in roots:
-        below = (root.path.rstrip(os.sep) + os.sep,)
-        if root.kind == "folder" and not any(path.startswith(below) for path in found.entries):
-            if count := sum(item.path.startswith(below) for item in store.items("problem IS NULL")):
-                remedy = _remedy(store.folder, root)
-                raise UserError(f"{root.path}: empty now, and {count} files of it are known; {remedy}")
-
-
-def _remedy(folder: str | os.PathLike[str], root: Root) -> str:
-    return f"if it is gone for good: onepeace index remove {folder} {shlex.quote(root.path)}"
+def _refuse_unmounted(store: Store, root: Root, found: Scan) -> None:
+    """UserError for a folder that is empty or gone, and for a file whose folder is gone: a disk may not be mounted."""
+    below = os.path.join(root.path, "")
+    if root.kind == "folder":
+        is_there = any(path.startswith(below) for path in found.entries)
+        is_there = is_there or not any(item.path.startswith(below) for item in store.items("problem IS NULL"))
+    else:
+        is_there = root.kind == "removed" or os.path.isdir(os.path.dirname(root.path))
+    if not is_there:
+        remedy = f"if it is gone for good: onepeace index remove {store.folder} {shlex.quote(root.path)}"
+        raise UserError(f"{root.path}: not there now, or empty, and nothing of it is forgotten; {remedy}")
 
 
 def _fill(
     opened: Store,
     found: Scan,
-    roots: Sequence[Root],
-    gone: Sequence[str] | None = None,
+    remove_missing: bool = False,
     *,
     device: str | None = None,
     dtype: str = "auto",
@@ -198,37 +183,25 @@ def _fill(
     batch_size: int = 32,
     progress: bool | None = None,
 ) -> Report:
-    """Embed what was found.
-
-    Args:
-        opened: the index, open for writing.
-        gone: paths of roots that were deleted; None = files that were not found stay.
-    """
+    """Embed what was found in an index that is open for writing; with ``remove_missing`` forget what was not."""
     with ExitStack() as stack:
 
+        @cache
         def load() -> "Embedder":
-            if progress is not False:
-                status(f"loading the model {opened.meta['model']} ...")
-            embedder = _load(opened.meta["model"], device, dtype, engine)
+            is_much = len(found.entries) - opened.count() >= COMPILE_FROM
+            embedder = _load(opened.meta["model"], device, dtype, engine, is_much)
             if engine is not None:
                 stack.enter_context(closing(embedder))
-            elif len(found.entries) - opened.count() >= COMPILE_FROM:
-                _compile(embedder, progress)
             return embedder
 
-        builder = Builder(opened, load, batch_size, progress)
-        if store not in (None, opened.meta["store"]):
-            _choose_service(opened, store)
-        _keep_calibration(opened, builder)
-        builder.report.problems += found.problems
-        builder.report.other_kinds += found.others
-        builder.add(found.entries.values(), [root for root in roots if root.kind == "shard"])
-        if gone is not None:
-            builder.remove_missing(found)
-        if gone:
-            with opened.transaction():
-                opened.keep_roots([], gone)
-        if "text" in builder.modalities and opened.count("problem IS NULL") >= EXPORT_FROM:
+        if store is not None:
+            _send(opened, store)
+        _keep_calibration(opened, load)
+        builder = Builder(opened, found, load, batch_size, progress)
+        builder.fill()
+        if remove_missing:
+            builder.remove_missing()
+        if "text" in opened.kinds and opened.count("problem IS NULL") >= EXPORT_FROM:
             from onepeace.export.text_branch import keep_text_branch
 
             keep_text_branch(opened.meta["model"], opened.meta["model_hash"])
@@ -236,35 +209,30 @@ def _fill(
     return builder.report
 
 
-def _load(name: str, device: str | None, dtype: str, engine: str | None) -> Any:
+def _load(name: str, device: str | None, dtype: str, engine: str | None, is_much: bool) -> Any:
+    """A model or an engine; the blocks of a wide model are compiled where there is much to embed."""
+    from onepeace import compiling
     from onepeace.embed import embedder
 
+    status(f"loading the model {name} ...")
     if engine is not None:
         return plugin(engine, "open_engine")(engine, name, device, dtype)
-    return embedder.load(name, device=device, dtype=dtype)
-
-
-def _compile(embedder: "Embedder", progress: bool | None) -> None:
-    """Compile the blocks of a model for which it pays."""
-    from onepeace import compiling
-
-    if embedder.module.config.dim >= compiling.MIN_WIDTH:
-        if progress is not False:
-            status("compiling the model's blocks, about a minute ...")
-        compiling.compile_blocks(embedder.module)
+    model = embedder.load(name, device=device, dtype=dtype)
+    if is_much and model.module.config.dim >= compiling.MIN_WIDTH:
+        status("compiling the model's blocks, about a minute ...")
+        compiling.compile_blocks(model.module)
+    return model
 
 
 def _finish(store: Store) -> None:
     """Bring what is derived from the vectors up to date."""
     score(store)
     nearest.keep(store)
-    if store.meta["store"] != nearest.LOCAL:
-        with closing(nearest.service_of(store, nearest.Matrix(store))) as service:
-            service.send()
+    _send(store, store.meta["store"])
 
 
-def _choose_service(store: Store, address: str) -> None:
-    """Switch to another service for nearest vectors, "local" for none, once it has answered."""
+def _send(store: Store, address: str) -> None:
+    """Bring a service for nearest vectors up to date, "local" for none; the index keeps it once it has answered."""
     if address != nearest.LOCAL:
         with closing(nearest.service_of(store, nearest.Matrix(store), address)) as service:
             service.send()
@@ -272,14 +240,14 @@ def _choose_service(store: Store, address: str) -> None:
         store.meta["store"] = address
 
 
-def _keep_calibration(store: Store, builder: Builder) -> None:
+def _keep_calibration(store: Store, load: "Callable[[], Embedder]") -> None:
     """Store the unrelated queries of the model: those of its folder, else generic words, which it encodes now."""
     from onepeace.hub.resolve import resolve
 
     kept = store.blob("calibration")
     latest = read_calibration(resolve(store.meta["model"]), store.meta["model_hash"])
     if latest is None and kept is None:
-        latest = banks_of_words(builder.embedder).to_bytes()
+        latest = banks_of_words(load()).to_bytes()
     if latest is not None and latest != kept:
         with store.transaction():
             store.keep_blob("calibration", latest)
@@ -303,18 +271,15 @@ def _create(folder: Path, name: str) -> Store:
 
 def _open(folder: Path, name: str | None) -> Store:
     """An index that is there; UserError unless it was made with the model ``name`` (None = whatever it is)."""
-    store = Store(folder, write=True)
-    try:
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(Store(folder, write=True)))
         try:
             about = identity(name or store.meta["model"])
         except UserError as error:
-            made = f"the index {folder} was made with {store.meta['model']}"
-            raise UserError(f"{error}; {made}, see --model") from error
+            raise UserError(f"{error}; the index {folder} was made with {store.meta['model']}, see --model") from error
         check_model(store, about)
         if name is not None:
             with store.transaction():
                 store.meta["model"] = about["model"]  # it may lie elsewhere now
-    except BaseException:
-        store.close()
-        raise
+        stack.pop_all()
     return store

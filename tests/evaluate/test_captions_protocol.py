@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.evaluation import KnownEmbedder, measure, recipe_of, together, values
+from support.evaluation import KnownEmbedder, measure, recipe_of, values
 from support.small_shards import write_shard
 
 from onepeace.errors import UserError
@@ -57,9 +57,9 @@ def test_figures_of_a_writer_and_of_guessing(root):
     writer = Writer(*captions)
     rows = measure(writer, recipe_of(root, RECIPE))
     assert writer.asked == [b"dog", b"cat", b"acorn"]
-    want = together(score_captions(captions, list(PHOTOS.values())))
+    want = score_captions(captions, list(PHOTOS.values())).together()
     firsts = [captions[0] for captions in PHOTOS.values()]
-    guessed = together(score_captions([*firsts[1:], firsts[0]], list(PHOTOS.values())))
+    guessed = score_captions([*firsts[1:], firsts[0]], list(PHOTOS.values())).together()
     assert {row.metric: (row.value, row.chance, row.n) for row in rows} == {
         metric: (want[metric], guessed[metric], 3) for metric in METRICS
     }
@@ -79,7 +79,7 @@ def test_baselines_stand_beside_a_writer_and_alone(root):
         "most frequent": ["rain falls"] * 3,
         "nearest": ["a dog runs on the grass", "the cat eats", "an acorn"],
     }.items():
-        want = together(score_captions(captions, references))
+        want = score_captions(captions, references).together()
         assert {metric: alone["photos", f"{metric} ({name})"] for metric in METRICS} == want
 
 

@@ -260,11 +260,10 @@ def test_folder_that_cannot_be_read_costs_nothing(build, update, words, tmp_path
 def test_disk_that_is_not_mounted_costs_nothing(build, update, words, tmp_path):
     build(tmp_path / "index", words)
     words.rename(tmp_path / "away")
-    with pytest.raises(UserError, match=r"words: not there now; if it is gone for good: onepeace index remove"):
-        update(tmp_path / "index")
-    words.mkdir()
-    with pytest.raises(UserError, match=r"words: empty now, and 6 files of it are known"):
-        update(tmp_path / "index")
+    for _ in range(2):  # gone, then empty
+        with pytest.raises(UserError, match=r"words: not there now, .* onepeace index remove"):
+            update(tmp_path / "index")
+        words.mkdir(exist_ok=True)
     assert len(content(tmp_path / "index")) == 6
     assert remove(tmp_path / "index", [words]) == 6
 
@@ -311,23 +310,21 @@ def test_new_caption_needs_no_model_and_a_touch_keeps_it(build, update, no_model
         assert [(item.caption, item.metadata) for item in index.items()] == [("a running dog", {"year": "2002"})]
 
 
-def test_shard_is_read_when_it_has_changed(build, update, no_model, tmp_path, monkeypatch):
+def test_shard_is_followed(build, update, no_model, tmp_path):
     rng = np.random.default_rng(0)
     pictures = {f"{i}.png": square((200, 30, 10 * i), rng) for i in range(4)}
     shard = write_tar(tmp_path / "a.tar", {**pictures, "broken.json": b"{"})
     first = build(tmp_path / "index", tmp_path / "*.tar")
     assert counts(first) == {"added": 4}
     assert [problem.reason[:18] for problem in first.problems] == ["broken.json cannot"]
-    with monkeypatch.context() as context:
-        context.setattr(builder, "read_shard", None)
-        assert counts(update(tmp_path / "index")) == {"unchanged": 4, "known_problems": 1}
+    no_model()
+    assert counts(update(tmp_path / "index")) == {"unchanged": 4, "known_problems": 1}
 
     whole = shard.read_bytes()
     shard.write_bytes(whole[:4000])  # inside of the second picture
     report = update(tmp_path / "index")
     assert report.removed == 0, "what lies behind the break may come back"
     assert [str(problem.path) for problem in report.problems] == [str(shard)]
-    no_model()
     shard.rename(tmp_path / "b.tar")
     (tmp_path / "b.tar").write_bytes(whole)
     assert build(tmp_path / "index", tmp_path / "b.tar").copied == 4

@@ -14,7 +14,7 @@ from onepeace.index.store import Root, Store
 
 def found(*paths, removed=(), exclude=()):
     """{path or its end after the folder: entry}, and the problems."""
-    result = scan(roots_of(paths, exclude), removed)
+    result = scan([*roots_of(paths, exclude), *(Root(path, "removed") for path in removed)])
     return result.entries, result.problems
 
 
@@ -109,17 +109,16 @@ def test_samples_of_a_shard(tmp_path):
         "2.txt": b"only words", "2.json": b'{"label": "x", "captions": ["a", "b"]}', "3.md": b"none",
     }  # fmt: skip
     shard = write_tar(tmp_path / "s.tar.gz", members)
-    broken: list[str] = []
-    entries = {entry.item.path.removeprefix(f"{shard}::"): entry for entry in read_shard(str(shard), broken)}
-    assert broken == []
-    kinds = {path: (entry.item.modality, entry.value, entry.item.caption) for path, entry in entries.items()}
+    entries = {entry.item.path.removeprefix(f"{shard}::"): entry for entry in read_shard(str(shard))}
+    values = {path: entry.value() if callable(entry.value) else entry.value for path, entry in entries.items()}
+    kinds = {path: (entry.item.modality, values[path], entry.item.caption) for path, entry in entries.items()}
     assert kinds == {
         "p/1.jpg": ("image", b"picture", "words"),
         "p/1.thumb.ogg": ("audio", b"sound", "words"),
         "2.txt": ("text", "a", "a\nb"),
     }
     assert entries["2.txt"].item.metadata == {"label": "x"}
-    assert entries["p/1.jpg"].value.name == f"{shard}::p/1.jpg"
+    assert values["p/1.jpg"].name == f"{shard}::p/1.jpg"
 
 
 def test_roots_are_told_apart(tmp_path, monkeypatch):
@@ -134,12 +133,11 @@ def test_roots_are_told_apart(tmp_path, monkeypatch):
         *(("x.jpg", "file", ()), ("folder.tar", "folder", ("*.bmp",))),
     ]
     assert all(os.path.isabs(root.path) for root in given)
-    odd = Root(os.fsdecode(b"/caf\xe9"), "shard", ("\udce9",), state=(3, 5))
+    odd = Root(os.fsdecode(b"/caf\xe9"), "shard", ("\udce9",))
     with closing(Store.create(tmp_path / "index", 3, {"modalities": "text"})) as store:
         with store.transaction():
             store.keep_roots([odd, *given])
-            store.keep_roots([], [root.path for root in given])
-        assert store.roots() == {odd.path: odd}
+        assert store.roots() == {root.path: root for root in [odd, *given]}
     for path in ("nothing.tar", "nothing.csv", "nothing"):
         with pytest.raises(UsageError, match=f"^{path}: no such file or folder$"):
             roots_of([path])

@@ -175,9 +175,9 @@ def prepare(folder: Path, command: str) -> tuple[Path, Path]:
 
 
 def flip(path: Path, draw: random.Random) -> None:
-    """Turn one bit of a file."""
+    """Turn one bit of a file, of a byte that is not 0: most that are lie in no row."""
     content = bytearray(path.read_bytes())
-    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    content[draw.choice([place for place, byte in enumerate(content) if byte])] ^= 1 << draw.randrange(8)
     path.write_bytes(content)
 
 
