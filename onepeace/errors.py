@@ -30,16 +30,17 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def need(module: str, extra: str) -> ModuleType:
+def need(module: str, extra: str, where: str = "") -> ModuleType:
     """Imports and returns `module`, which the optional extra `extra` of this package installs.
 
-    Raises `UserError` with the pip line when it is not installed, and with the reason when it is installed but broken.
+    Raises `UserError` with the pip line when it is not installed, and with the reason when it is installed but broken;
+    it begins with `where`, the file that is read.
     """
     try:
         return import_module(module)
     except (ImportError, OSError) as error:
-        package = module.partition(".")[0]
+        package, at = module.partition(".")[0], f"{where}: " if where else ""
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == package:
-            raise UserError(f'needs {package}: pip install "onepeace[{extra}]"') from error
+            raise UserError(f'{at}needs {package}: pip install "onepeace[{extra}]"') from error
         reason = one_line(error)
-        raise UserError(f"{package} is installed but does not import ({reason}); see: onepeace doctor") from error
+        raise UserError(f"{at}{package} is installed but does not import ({reason}); see: onepeace doctor") from error

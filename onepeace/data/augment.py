@@ -87,7 +87,7 @@ class ImageAugment(Augment):
 
     @property
     def moves_pixels(self) -> bool:
-        """Whether a box or a mask of the picture would no longer fit it."""
+        """True where a box or a mask of the picture would no longer fit it."""
         return self.flip or self.rand_augment is not None or self.crop_scale != (1.0, 1.0)
 
     def load(self, item: Any, processor: Any) -> Any:

@@ -62,7 +62,7 @@ class BatchBuilder:
         self.broken: dict[str, set[str]] = {}
         self._sounds: dict[Any, Tensor] = {}
         self._room = SOUND_BYTES
-        self.word_table: Tensor | None = None
+        self.word_table: Any = None
         if any(rates.unit == "word" for rates in self.masks.values()):
             vocabulary = processors["text"].tokenizer.get_vocab()
             self.word_table = word_table(sorted(vocabulary, key=vocabulary.__getitem__))
@@ -80,8 +80,16 @@ class BatchBuilder:
             seed: of the masks.
         """
         source = self.sources[name]
+        drawn: list[tuple[Sample, str, dict[str, Any]]] = []
         replaced: list[str] = []
-        drawn = [self._item(source, window, candidates, rng, replaced) for candidates, rng in items]
+        for candidates, rng in items:
+            for sample in candidates:
+                try:
+                    drawn.append(self._decode(source, window, sample, rng))
+                    break
+                except UserError as error:
+                    self._note(name, sample, window.known, error)
+                    replaced.append(sample.key)
         counts = {len(v): item.key for item, _, decoded in drawn for v in decoded.values() if isinstance(v, list)}
         if len(counts) > 1 or 0 in counts:
             found = " and ".join(f"{count} ({key})" for count, key in sorted(counts.items()))
@@ -111,26 +119,10 @@ class BatchBuilder:
             replaced=replaced,
         )
 
-    def _item(
-        self,
-        source: SourceConfig,
-        window: Window,
-        candidates: Iterator[Sample],
-        rng: np.random.Generator,
-        replaced: list[str],
-    ) -> tuple[Sample, str, dict[str, Any]]:
-        """The first candidate that can be decoded, its caption and its decoded inputs."""
-        while True:
-            sample = next(candidates)
-            try:
-                return self._decode(source, window, sample, rng)
-            except UserError as error:
-                self._note(source.name, sample, window.known, error)
-                replaced.append(sample.key)
-
     def _decode(
         self, source: SourceConfig, window: Window, sample: Sample, rng: np.random.Generator
     ) -> tuple[Sample, str, dict[str, Any]]:
+        """The sample, its caption and its decoded inputs."""
         text = self._caption(source, sample, rng)
         decoded: dict[str, Any] = {}
         partners: list[Sample] = []
@@ -212,9 +204,7 @@ class BatchBuilder:
             if share:
                 token_dropout[modality] = draw_token_dropout(share, lengths, generator, has_end=modality == "text")
             if rates is not None:
-                starts = None
-                if self.word_table is not None and rates.unit == "word":
-                    starts = word_starts(own["ids"], self.word_table)
+                starts = word_starts(own["ids"], self.word_table) if rates.unit == "word" else None
                 masks[modality] = draw_masks(rates, lengths, generator, starts)
         return token_dropout, masks
 

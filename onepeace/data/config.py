@@ -1,7 +1,6 @@
 """The ``data`` section of a recipe: the sources, and how batches are made of them."""
 
 from dataclasses import dataclass, field
-from string import Formatter
 from typing import Literal
 
 from onepeace.config import Options
@@ -36,11 +35,8 @@ class SourceConfig:
             raise UserError(f"pair {list(self.pair)} of {self.shards} should be different modalities, as [image, text]")
         if not self.name:
             object.__setattr__(self, "name", "+".join(self.pair))
-        if self.candidates is not None and (
-            "text" not in self.pair
-            or "candidates" not in self.targets
-            or sorted(_placeholders(self.candidates)) != ["candidate", "text"]
-        ):
+        fits = "text" in self.pair and "candidates" in self.targets
+        if self.candidates is not None and not (fits and _is_template(self.candidates, "{text}", "{candidate}")):
             raise UserError(
                 f"candidates {self.candidates!r} of {self.shards} should have {{text}} and {{candidate}}, "
                 "of a pair with text whose targets have candidates"
@@ -84,12 +80,10 @@ class DataConfig:
         named: dict[str, SourceConfig] = {}
         for source in self.train:
             first = named.setdefault(source.name, source)
-            for field_name in ("pair", "targets", "candidates"):
-                both = getattr(first, field_name), getattr(source, field_name)
-                if both[0] != both[1]:
-                    there = " and ".join(str(list(one) if isinstance(one, tuple) else one) for one in both)
+            for name in ("pair", "targets", "candidates"):
+                if (one := getattr(first, name)) != (other := getattr(source, name)):
                     raise UserError(
-                        f"data.train: sources of {source.name} have {field_name} {there}; give all the same"
+                        f"data.train: sources of {source.name} have {name} {one} and {other}; give all the same"
                     )
         make_augments(self.augment)
         for source in self.train:
@@ -103,7 +97,7 @@ class DataConfig:
                 "data.stem_views.text: leave it out; a text is drawn anew each time, so nothing can be kept"
             )
         for modality, templates in self.templates.items():
-            if bad := [template for template in templates if _placeholders(template) != [""]]:
+            if bad := [template for template in templates if not _is_template(template, "{}")]:
                 raise UserError(
                     f"data.templates.{modality}: {bad[0]!r} should have one {{}}, for the class name, alone"
                 )
@@ -114,9 +108,6 @@ class DataConfig:
         return {source.name: source.pair for source in self.train}
 
 
-def _placeholders(template: str) -> list[str]:
-    """ "{} and {x}" -> ["", "x"]; none of a sentence whose braces do not close."""
-    try:
-        return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
-    except ValueError:
-        return []
+def _is_template(text: str, *places: str) -> bool:
+    """True for a text that has each of the places once, and no other brace."""
+    return all(text.count(place) == 1 for place in places) and text.count("{") == text.count("}") == len(places)

@@ -86,8 +86,6 @@ class FrozenCache:
         """
         from filelock import FileLock
 
-        if not self.missing:
-            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):  # two would give the same numbers to their parts
             self._find()  # another run may have made some meanwhile

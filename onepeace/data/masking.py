@@ -106,20 +106,6 @@ def mask_spans(lengths: Tensor, ratio: float, generator: torch.Generator) -> Ten
     return lowest(score, _share(lengths, ratio), lengths)
 
 
-def visible(masked: Tensor, lengths: Tensor) -> Tensor:
-    """(B, K) int64: the visible positions, ascending, CLS = 0 first, padded with -1.
-
-    Args:
-        masked: (B, L + 1) bool, True = masked; the CLS column is False.
-        lengths: (B,) number of real tokens without CLS.
-    """
-    stays = ~masked & (torch.arange(masked.shape[1]) <= lengths[:, None])
-    counts = stays.sum(1)
-    # False sorts before True, and a stable sort leaves the positions in order.
-    order = (~stays).long().argsort(dim=1, stable=True)[:, : int(counts.max())]
-    return order.masked_fill(torch.arange(order.shape[1]) >= counts[:, None], -1)
-
-
 def draw_masks(
     rates: MaskRates, lengths: Tensor, generator: torch.Generator, starts: Tensor | None = None
 ) -> dict[str, Mask]:
@@ -128,7 +114,6 @@ def draw_masks(
     Args:
         rates: shares and unit.
         lengths: (B,) number of tokens without CLS; a text's end counts.
-        generator: of all random numbers.
         starts: (B, L) bool, see `word_starts`; for the unit "word" only.
 
     Returns:
@@ -148,8 +133,7 @@ def draw_masks(
             drawn[name] = mask_words(maskable, rate, generator, starts)
         else:
             raise ValueError('the unit "word" needs the word starts of the batch')
-    masked = {name: _with_cls(tokens, lengths) for name, tokens in drawn.items()}
-    return {name: Mask(visible(tokens, lengths), tokens) for name, tokens in masked.items()}
+    return {name: _mask(tokens, lengths) for name, tokens in drawn.items()}
 
 
 def draw_token_dropout(share: float, lengths: Tensor, generator: torch.Generator, has_end: bool) -> Tensor:
@@ -157,11 +141,14 @@ def draw_token_dropout(share: float, lengths: Tensor, generator: torch.Generator
 
     With ``has_end`` the last token is the end of a text: it stays and does not count.
     """
-    dropped = mask_tokens(lengths - 1 if has_end else lengths, share, generator)
-    return visible(_with_cls(dropped, lengths), lengths)
+    return _mask(mask_tokens(lengths - 1 if has_end else lengths, share, generator), lengths).keep
 
 
-def _with_cls(tokens: Tensor, lengths: Tensor) -> Tensor:
-    masked = torch.zeros(len(lengths), int(lengths.max()) + 1, dtype=torch.bool)
-    masked[:, 1 : tokens.shape[1] + 1] = tokens
-    return masked
+def _mask(tokens: Tensor, lengths: Tensor) -> Mask:
+    """The mask of rows of ``lengths`` tokens without CLS, of which ``tokens`` (B, at most L) are masked."""
+    masked = torch.nn.functional.pad(tokens, (1, int(lengths.max()) - tokens.shape[1]))
+    stays = ~masked & (torch.arange(masked.shape[1]) <= lengths[:, None])
+    counts = stays.sum(1)
+    # False sorts before True, and a stable sort leaves the positions in order.
+    order = (~stays).long().argsort(dim=1, stable=True)[:, : int(counts.max())]
+    return Mask(order.masked_fill(torch.arange(order.shape[1]) >= counts[:, None], -1), masked)

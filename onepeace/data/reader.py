@@ -159,12 +159,7 @@ class Reader:
 
 def drawn(sizes: Sequence[int], weights: Sequence[float]) -> int:
     """Number of samples that come of sources of these sizes."""
-    return sum(int(weight) * size + _extra(size, weight) for size, weight in zip(sizes, weights, strict=True))
-
-
-def _extra(size: int, weight: float) -> int:
-    """Number of samples of a source that come once more than the others."""
-    return round((weight - int(weight)) * size)
+    return sum(int(weight) * size + round(weight % 1 * size) for size, weight in zip(sizes, weights, strict=True))
 
 
 def draw_order(sizes: Sequence[int], weights: Sequence[float], run: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -176,11 +171,9 @@ def draw_order(sizes: Sequence[int], weights: Sequence[float], run: int, rng: np
     """
     parts, first = [], 0
     for size, weight in zip(sizes, weights, strict=True):
-        own = [
-            np.tile(np.arange(first, first + size), int(weight)),
-            first + rng.permutation(size)[: _extra(size, weight)],
-        ]
-        parts.append(rng.permutation(np.concatenate(own)))
+        once_more = first + rng.permutation(size)[: round(weight % 1 * size)]
+        each = np.tile(np.arange(first, first + size), int(weight))
+        parts.append(rng.permutation(np.concatenate([each, once_more])))
         first += size
     if run == 1:
         return rng.permutation(np.concatenate(parts))

@@ -52,16 +52,15 @@ class Sample:
 
     def whole(self) -> "Sample":
         """The sample with all its bytes in memory."""
-        inputs, targets = (
-            {name: content_of(value) for name, value in part.items()} for part in (self.inputs, self.targets)
-        )
-        return replace(self, inputs=inputs, targets=targets)
+        return replace(self, inputs=content_of(self.inputs), targets=content_of(self.targets))
 
 
 def content_of(value: Any) -> Any:
-    """Bytes of an `Extent`, or of each in a list; any other value itself."""
+    """Bytes of an `Extent`, also of each in lists and mappings; any other value itself."""
     if isinstance(value, Extent):
         return value.shard.read(value.offset, value.size)
+    if isinstance(value, dict):
+        return {name: content_of(one) for name, one in value.items()}
     return [content_of(one) for one in value] if isinstance(value, list) else value
 
 

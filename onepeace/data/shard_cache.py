@@ -115,7 +115,7 @@ def _located(place: str, folder: Path, cache_bytes: float) -> Shard:
 
 
 def _index(shard: Shard, folder: Path) -> Any:
-    """What `index_tar` says of a shard, from the cache, where it is made, after the copy, if it is not there."""
+    """Result of `index_tar`, from the cache; if it is not there, the shard is copied, where need be, and indexed."""
     from filelock import FileLock
 
     tar, index = Path(shard.path), folder / f"{shard.version}.json"

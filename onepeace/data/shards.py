@@ -38,15 +38,12 @@ MASK = "mask.png"
 
 
 def expand(pattern: str, root: str | Path | None = None) -> list[str]:
-    """The shards of a pattern ("train/image_text/*.tar.gz", "https://host/pairs-{000..031}.tar"), sorted.
+    """Absolute paths and addresses of the shards of a pattern, sorted.
 
     Args:
-        pattern: a path with *, ? and braces, relative to ``root``; or an address that fsspec opens (http, https, s3,
-            gs, hf and others); http has no *. Environment variables ($NAME, ${NAME}) are expanded.
+        pattern: a path with *, ? and braces, relative to ``root`` ("train/image_text/*.tar.gz"); or an address that
+            fsspec opens ("https://host/pairs-{000..031}.tar"); http has no *. Environment variables are expanded.
         root: folder or address, with environment variables.
-
-    Returns:
-        Absolute paths and addresses.
 
     Raises:
         UserError: no file matches; a variable is not set; an address that cannot be opened or listed.
@@ -96,13 +93,9 @@ class Source:
     """The samples of one entry of data.train, shard by shard. Their media are read when they are wanted.
 
     Args:
-        config: from the recipe.
-        root: see `expand`.
+        root: see `expand`, which raises.
         broken_limit: share of broken samples, of all, above which `check` raises; a few always may be.
         cache_bytes: see `open_shard`.
-
-    Raises:
-        UserError: no file matches.
     """
 
     def __init__(
@@ -156,7 +149,7 @@ class Source:
 
     def forget(self) -> None:
         """Let go of ``samples``."""
-        self.__dict__.pop("samples", None)
+        vars(self).pop("samples", None)
 
 
 def read_source(
@@ -172,37 +165,25 @@ def read_source(
 
     Args:
         pattern, root: see `expand`.
-        pair, targets: see `usable_sample`.
-        keys: pattern of the samples' keys; others are passed over.
+        pair, targets, keys: as of a `SourceConfig`.
         broken_limit: see `Source`.
 
     Raises:
-        UserError: no file matches; no key fits; not one sample is complete, or too few are (names a file, a key
-            and what it lacks).
+        UserError: no file matches; no key fits; not one sample is complete, or too few are (names one and its fault).
     """
     config = SourceConfig(pattern, tuple(pair), keys=keys, targets=tuple(targets))
     return [sample.whole() for sample in Source(config, root, broken_limit)]
 
 
 def raw_samples(shard: str, broken: list[str]) -> Iterator[dict[str, Any]]:
-    """webdataset's groups of members with one key, in the shard's order; what it cannot read is noted and skipped.
-
-    Args:
-        shard: an absolute path or an address, from `expand`.
-        broken: gets a line for each member that cannot be read and for a shard that cannot be opened or ends early.
-    """
+    """Samples of `open_shard` with the bytes in place of each `Extent`; its lines about damage go to ``broken``."""
     samples, lines = open_shard(shard)
     broken += lines
-    for sample in samples:
-        yield {name: content_of(value) for name, value in sample.items()}
+    yield from map(content_of, samples)
 
 
 def media_of(raw: Mapping[str, Any], endings: Collection[str]) -> Any:
-    """Content of a sample in a modality, as bytes or `Extent`: its file, a list where KEY.2.jpg, ... follow KEY.jpg.
-
-    Args:
-        raw: from `raw_samples`.
-        endings: of the modality's files, without the dot.
+    """A sample's file with one of the endings, which have no dot; a list where KEY.2.jpg, ... follow KEY.jpg.
 
     Raises:
         ValueError: of several files one is empty, or a number is left out.
@@ -225,10 +206,9 @@ def usable_sample(raw: Mapping[str, Any], shard: str, pair: Sequence[str], targe
     """The sample of one group of members.
 
     Args:
-        raw, shard: from `raw_samples` or `open_shard`.
+        raw: from `raw_samples` or `open_shard`.
         pair: the modalities a sample must have; "text" are its captions, others a member that their processor reads.
-        targets: what else it must have, and have as targets.py says: "label", the entries of "targets" in the .json,
-            and "mask".
+        targets: what else it must have, in the form of targets.py.
 
     Raises:
         ValueError: it lacks something (names the shard and the key).

@@ -32,10 +32,6 @@ class CaptionScores:
     cider: NDArray[np.float64]
     """(n,) CIDEr-D."""
 
-    def together(self) -> dict[str, float]:
-        """The figures of the whole set, by name."""
-        return {"BLEU-4": self.bleu, "ROUGE-L": float(self.rouge.mean()), "CIDEr-D": float(self.cider.mean())}
-
 
 def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
     """Measure one caption for each of n items, of which there are at least 2.

@@ -34,6 +34,12 @@ class Figure(NamedTuple):
     note: str = ""
     """Choice on the way: the regularisation of a probe."""
 
+    @classmethod
+    def mean_of(cls, metric: str, values: ArrayLike, chance: float, note: str = "") -> "Figure":
+        """The mean of one value for each query."""
+        each = np.asarray(values)
+        return cls(metric, float(each.mean()), chance, len(each), tuple(each.tolist()), note)
+
 
 def best_ranks(scores: Values, query_ids: Values, candidate_ids: Values) -> NDArray[np.int64]:
     """Rank of the best correct candidate of each query, (N,) integers from 1.
@@ -47,26 +53,14 @@ def best_ranks(scores: Values, query_ids: Values, candidate_ids: Values) -> NDAr
     return np.where(correct.any(axis=1), ranks, scores.shape[1] + 1)
 
 
-def recall_at(ranks: Values, at: Sequence[int]) -> dict[int, float]:
-    """Share of queries with a correct candidate among the first k, {k: value in 0..1}; k may exceed the candidates."""
-    ranks = as_array(ranks)
-    if ranks.size == 0:
-        raise ValueError("recall needs at least one query, got 0 ranks")
-    return {k: float((ranks <= k).mean()) for k in at}
-
-
-def hits(ranks: Values, k: int) -> tuple[int, ...]:
-    """1 for each query that is a hit at k, else 0: the `per_query` of a recall."""
-    return tuple((as_array(ranks) <= k).astype(int).tolist())
+def hits(ranks: Values, k: int) -> NDArray[np.int64]:
+    """1 for each query with a correct candidate among the first k, else 0; k may exceed the candidates."""
+    return (as_array(ranks) <= k).astype(np.int64)
 
 
 def accuracies(ranks: Values, at: Sequence[int], classes: int) -> list[Figure]:
     """Top-k accuracy for each k of ``at``, of items whose right class has these ranks among all classes."""
-    values = recall_at(ranks, at)
-    return [
-        Figure(f"top-{k} of {classes}", value, min(1.0, k / classes), len(as_array(ranks)), hits(ranks, k))
-        for k, value in values.items()
-    ]
+    return [Figure.mean_of(f"top-{k} of {classes}", hits(ranks, k), min(1.0, k / classes)) for k in at]
 
 
 def class_ranks(scores: Values, targets: Values) -> NDArray[np.int64]:

@@ -11,7 +11,8 @@ from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, overload
 
-from onepeace.errors import UserError, need, one_line
+from onepeace.errors import UserError, need
+from onepeace.files.source import reason_of
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -23,7 +24,7 @@ FORMATS = "mov,matroska,asf,avi,flv,mpeg,mpegts,mpegvideo,aac,ac3,eac3,amr,wv"
 GENERIC_INDEX = 0x0100
 """ffmpeg's flag of formats without a header for the whole: their durations are guesses from the bit rate."""
 MAX_PIXELS = 178_956_970
-"""Pixels of one picture of a video, the limit that Pillow has for others."""
+"""Pixels of a picture of a video, or of a raw one; Pillow has this limit for others."""
 LIMITS = {"max_pixels": str(MAX_PIXELS)}
 
 
@@ -34,15 +35,12 @@ def open_container(file: str | os.PathLike[str] | io.BytesIO, name: str) -> "Ite
     Raises:
         UserError: PyAV is missing, the file is empty, or is nothing that may be opened.
     """
-    try:
-        av = need("av", "media")
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
+    av = need("av", "media", name)
     try:
         # ffmpeg gets no path: to it, a path may be an address, or a pattern for many files.
         opened = nullcontext(file) if isinstance(file, io.BytesIO) else open(file, "rb")
     except OSError as error:
-        raise UserError(f"{name}: cannot be opened ({reason(error)})") from error
+        raise UserError(f"{name}: cannot be opened ({reason_of(error)})") from error
     with opened as handle:
         if handle.seek(0, os.SEEK_END) == 0:
             raise UserError(f"{name}: the file is empty (0 bytes)")
@@ -52,7 +50,7 @@ def open_container(file: str | os.PathLike[str] | io.BytesIO, name: str) -> "Ite
         except (av.error.InvalidDataError, av.error.ArgumentError) as error:  # the latter: a format not let in
             raise UserError(f"{name}: not a sound or video of a known format, or damaged") from error
         except Exception as error:  # damaged headers also ask for memory that is not there
-            raise UserError(f"{name}: the sound or video cannot be opened ({reason(error)})") from error
+            raise UserError(f"{name}: the sound or video cannot be opened ({reason_of(error)})") from error
         with container:
             yield container
 
@@ -65,7 +63,7 @@ def decoding(name: str, failed: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{name}: {failed} ({reason(error)})") from error
+        raise UserError(f"{name}: {failed} ({reason_of(error)})") from error
 
 
 @overload
@@ -126,8 +124,3 @@ def tick(stream: "AudioStream | VideoStream") -> Fraction:
 def start_of(container: "InputContainer") -> float:
     """The second on the clock of the streams at which the container begins; 0 in most."""
     return (container.start_time or 0) / 1e6
-
-
-def reason(error: Exception) -> str:
-    """Message of ffmpeg about an error, without the name and number that PyAV adds."""
-    return one_line(getattr(error, "strerror", None) or error)

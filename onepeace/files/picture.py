@@ -5,6 +5,7 @@ import re
 from typing import IO, TYPE_CHECKING
 
 from onepeace.errors import UserError, need, one_line
+from onepeace.files.container import MAX_PIXELS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,8 +29,6 @@ TIFF = re.compile(rb"II\*\0|MM\0\*")
 DNG_VERSION, ORIENTATION = 50706, 0x0112
 EXIF_BY_FLIP = {3: 3, 5: 8, 6: 6}
 """The EXIF orientation that says the same as LibRaw's `flip`."""
-MAX_PIXELS = 178_956_970
-"""Pixels of a raw picture without a preview; Pillow's limit for the others."""
 MIN_PREVIEW = 256
 """Pixels of the shorter side of a preview that is worth being used."""
 
@@ -125,20 +124,14 @@ def _prepare_heif(head: bytes, name: str) -> None:
         if "AVIF" not in _formats():
             raise UserError(f"{name}: this Pillow cannot read AVIF: pip install --upgrade pillow")
         return
-    try:
-        need("pillow_heif", "media").register_heif_opener()
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
+    need("pillow_heif", "media", name).register_heif_opener()
 
 
 def _open_raw(file: IO[bytes], name: str) -> "Image.Image":
     """The preview in a raw file, or without one the raw picture at half its size."""
     from PIL import Image
 
-    try:
-        rawpy = need("rawpy", "media")
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
+    rawpy = need("rawpy", "media", name)
     try:
         with rawpy.imread(file) as raw:
             if preview := _preview(raw):

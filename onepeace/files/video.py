@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from onepeace.errors import UserError
-from onepeace.files.container import MAX_PIXELS, choose, decoding, open_container, reason, start_of, tick
-from onepeace.files.source import describe, local_path
+from onepeace.files.container import MAX_PIXELS, choose, decoding, open_container, start_of, tick
+from onepeace.files.source import describe, local_path, reason_of
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -124,7 +124,7 @@ def _frames_at(path: str | os.PathLike[str] | bytes, wanted: Sequence[float]) ->
                 found = list(_shown_at(container.decode(stream), seconds, wanted))
             except Exception as error:  # ffmpeg's errors come as several types
                 if not is_sought:  # else it is a format that cannot seek, or half a packet at that place
-                    raise UserError(f"{name}: the pictures cannot be decoded ({reason(error)})") from error
+                    raise UserError(f"{name}: the pictures cannot be decoded ({reason_of(error)})") from error
                 continue
             if found and not (is_sought and found[0].time > wanted[0] + SLACK):
                 return found

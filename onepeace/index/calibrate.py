@@ -1,7 +1,6 @@
 """Makes the banks of unrelated queries of a model (ranking.py)."""
 
 from importlib import resources
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 from onepeace.errors import UserError, one_line
 from onepeace.index.index import Index
 from onepeace.index.ranking import Banks
-from onepeace.index.sources import is_below
 
 FILE = "calibration.safetensors"
 """Its name in a model folder."""
@@ -63,25 +61,18 @@ def read_calibration(folder: Path, model: str) -> bytes | None:
 
 
 def calibrate(index: Index) -> Banks:
-    """The banks of an index's model: its texts, and pictures and sounds of the index, as many of each folder, table
-    and shard that it was made of; always the same ones.
+    """The banks of an index's model: its texts, and pictures and sounds of the index; always the same ones.
 
     Raises:
         UserError: no picture or sound in the index.
     """
     vectors = {bank: rows for bank, rows in index.banks.vectors.items() if bank in TEXTS}
     items, means = index.means()
-    roots, random = index.roots(), np.random.default_rng(0)
-    for kind in KEPT:
-        places: dict[str, list[int]] = {}
-        for place, item in enumerate(items):
-            if item.modality == kind:
-                root = next((root for root in roots if is_below(item.path, {root})), "")
-                places.setdefault(root, []).append(place)
-        turns = zip_longest(*(random.permutation(own).tolist() for own in places.values()))
-        if drawn := [place for turn in turns for place in turn if place is not None][:DRAWN]:
-            vectors[kind] = least_alike(means[drawn], KEPT[kind])
-    if not any(kind in vectors for kind in KEPT):
+    kinds, random = np.array([item.modality for item in items]), np.random.default_rng(0)
+    for kind, share in KEPT.items():
+        if (own := np.flatnonzero(kinds == kind)).size:
+            vectors[kind] = least_alike(means[random.permutation(own)[:DRAWN]], share)
+    if vectors.keys() <= TEXTS.keys():
         raise UserError(f"{index.folder}: no picture or sound in it")
     return Banks(vectors, index.model_hash)
 

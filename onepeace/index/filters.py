@@ -8,13 +8,11 @@ of the user's becomes SQL. A field that a file does not have is None (NULL), and
 """
 
 import ast
-import operator
 import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from functools import lru_cache
@@ -23,12 +21,11 @@ from typing import Any, NamedTuple
 from onepeace.errors import UsageError, one_line
 
 KINDS = {
-    "image": ("image", "images", "picture", "pictures", "photo", "photos"),
-    "audio": ("audio", "audios", "sound", "sounds"),
-    "text": ("text", "texts"),
-    "video": ("video", "videos"),
+    **dict.fromkeys(("image", "images", "picture", "pictures", "photo", "photos"), "image"),
+    **dict.fromkeys(("audio", "audios", "sound", "sounds"), "audio"),
+    **{"text": "text", "texts": "text", "video": "video", "videos": "video"},
 }
-"""Kinds of files, each with the words that mean it."""
+"""Words for kinds of files -> the kind."""
 UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "s": 1.0, "min": 60.0, "h": 3600.0}
 PERIODS: dict[str, tuple[timedelta, dict[str, Any]]] = {
     "%Y": (timedelta(366), {"month": 1, "day": 1}),
@@ -37,30 +34,24 @@ PERIODS: dict[str, tuple[timedelta, dict[str, Any]]] = {
     "%Y-%m-%dT%H:%M": (timedelta(minutes=1), {}),
 }
 """Dates as people write them -> what leads from the start of one into the next, and to its start."""
-MAX_LENGTH = 10_000
-"""Characters of a condition."""
+MAX_LENGTH, LARGEST = 10_000, 2**62
+"""Characters of a condition, and size of a number in it."""
 
 
-@dataclass(frozen=True)
-class Condition:
+class Condition(NamedTuple):
     """SQL over the table `files`, with "?" for its parameters."""
 
     sql: str
     params: tuple[Any, ...] = ()
-
-
-class Field(NamedTuple):
-    """A field of a file in SQL, and the kind of its values: number, date, text, path, kind or any."""
-
-    sql: str
-    kind: str
-    params: tuple[Any, ...] = ()
+    kind: str = ""
+    """Kind of the values of a field: number, date, text, path, kind or any."""
 
 
 FIELDS = {
-    **{name: Field(name, "number") for name in ("size", "width", "height", "duration")},
-    **{"date": Field("date", "date"), "mtime": Field("mtime_ns / 1e9", "date")},
-    **{"path": Field("path", "path"), "caption": Field("caption", "text"), "kind": Field("modality", "kind")},
+    **{name: Condition(name, (), "number") for name in ("size", "width", "height", "duration")},
+    **{"date": Condition("date", (), "date"), "mtime": Condition("mtime_ns / 1e9", (), "date")},
+    **{"path": Condition("path", (), "path"), "caption": Condition("caption", (), "text")},
+    "kind": Condition("modality", (), "kind"),
 }
 """Fields by name; those of `metadata` are its keys."""
 TYPES: dict[str, Any] = {"number": (int, float), "any": object}
@@ -68,9 +59,6 @@ TYPES: dict[str, Any] = {"number": (int, float), "any": object}
 SIGNS = {ast.Lt: "<", ast.LtE: "<=", ast.Eq: "=", ast.GtE: ">=", ast.Gt: ">"}
 TURNED = {"<": ">", "<=": ">=", "=": "=", ">=": "<=", ">": "<"}
 OPPOSITES: dict[type[ast.cmpop], ast.cmpop] = {ast.NotEq: ast.Eq(), ast.NotIn: ast.In(), ast.IsNot: ast.Is()}
-ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
-    **{ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-}
 
 
 def kind_of(name: str) -> str:
@@ -79,11 +67,10 @@ def kind_of(name: str) -> str:
     Raises:
         UsageError: it means none; with the nearest word.
     """
-    words = {word: kind for kind, names in KINDS.items() for word in names}
-    if name.lower() in words:
-        return words[name.lower()]
-    near = get_close_matches(name.lower(), words, 1)
-    hint = f"; did you mean {near[0]}?" if near else f"; it can be {', '.join(KINDS)}"
+    if (kind := KINDS.get(name.lower())) is not None:
+        return kind
+    near = get_close_matches(name.lower(), KINDS, 1)
+    hint = f"; did you mean {near[0]}?" if near else f"; it can be {', '.join(dict.fromkeys(KINDS.values()))}"
     raise UsageError(f"{name!r} is no kind of file{hint}")
 
 
@@ -197,20 +184,21 @@ def _negated(part: Condition) -> Condition:
 
 
 def _compared(left: ast.expr, op: ast.cmpop, right: ast.expr) -> Condition:
-    if type(op) in OPPOSITES:
-        return _negated(_compared(left, OPPOSITES[type(op)], right))
-    if isinstance(op, ast.In):
-        if isinstance(right, (ast.Tuple, ast.List, ast.Set)):  # field in (a, b)
-            return _joined(" OR ", (_comparison(left, "=", one) for one in right.elts))
-        field, part = _field(right), _value(left)  # "text" in field
-        if field.kind not in ("text", "path", "any") or not isinstance(part, str):
-            raise _error(right, "contains no text; `in` is for path, caption, metadata and lists")
-        return Condition(f"contains({field.sql}, ?)", (*field.params, part))
-    if isinstance(op, ast.Is):
-        if not (isinstance(right, ast.Constant) and right.value is None):
+    match op, right:
+        case ((ast.NotEq() | ast.NotIn() | ast.IsNot()), _):
+            return _negated(_compared(left, OPPOSITES[type(op)], right))
+        case ast.Is(), ast.Constant(None):
+            field = _field(left)
+            return Condition(f"{field.sql} IS NULL", field.params)
+        case ast.Is(), _:
             raise _error(right, "is not None; other values are compared with ==")
-        field = _field(left)
-        return Condition(f"{field.sql} IS NULL", field.params)
+        case ast.In(), ast.Tuple(values) | ast.List(values) | ast.Set(values):
+            return _joined(" OR ", (_comparison(left, "=", value) for value in values))
+        case ast.In(), _:
+            field, part = _field(right), _value(left)
+            if field.kind not in ("text", "path", "any") or not isinstance(part, str):
+                raise _error(right, "contains no text; `in` is for path, caption, metadata and lists")
+            return Condition(f"contains({field.sql}, ?)", (*field.params, part))
     sign = SIGNS[type(op)]
     is_field = isinstance(left, (ast.Attribute, ast.Subscript)) or (isinstance(left, ast.Name) and left.id not in UNITS)
     return _comparison(left, sign, right) if is_field else _comparison(right, TURNED[sign], left)
@@ -218,15 +206,15 @@ def _compared(left: ast.expr, op: ast.cmpop, right: ast.expr) -> Condition:
 
 def _comparison(left: ast.expr, sign: str, right: ast.expr) -> Condition:
     """Condition on a field beside a value."""
-    (sql, kind, params), value = _field(left), _value(right)
+    (sql, params, kind), value = _field(left), _value(right)
     if not isinstance(value, TYPES.get(kind, str)):
         raise _error(right, f"is no {kind if kind != 'path' else 'text'}, and {ast.unparse(left)} is one")
-    if kind == "path":
-        value = os.fsencode(value)
     try:
-        if kind == "kind":
+        if kind == "path":
+            value = os.fsencode(value)
+        elif kind == "kind":
             value = kind_of(value)
-        if kind == "date":  # a period: the whole of it is before, in or after another
+        elif kind == "date":  # a period: the whole of it is before, in or after another
             start, end = period(value)
             if sign == "=":
                 return Condition(f"{sql} >= ? AND {sql} < ?", (start, end))
@@ -236,15 +224,13 @@ def _comparison(left: ast.expr, sign: str, right: ast.expr) -> Condition:
     return Condition(f"{sql} {sign} ?", (*params, value))
 
 
-def _field(node: ast.expr) -> Field:
+def _field(node: ast.expr) -> Condition:
     match node:
         case ast.Name(name) if name in FIELDS:
             return FIELDS[name]
-        case ast.Attribute(ast.Name("metadata"), str(key)) | ast.Subscript(
-            ast.Name("metadata"), ast.Constant(str(key))
-        ):
-            escaped = str(key).replace("\\", "\\\\").replace('"', '\\"')
-            return Field("json_extract(metadata, ?)", "any", (f'$."{escaped}"',))
+        case ast.Attribute(ast.Name("metadata"), key) | ast.Subscript(ast.Name("metadata"), ast.Constant(str(key))):
+            escaped = key.replace("\\", "\\\\").replace('"', '\\"')
+            return Condition("json_extract(metadata, ?)", (f'$."{escaped}"',), "any")
     near = get_close_matches(ast.unparse(node), [*FIELDS, "metadata"], 1)
     hint = f"did you mean {near[0]}?" if near else f"fields are {', '.join(FIELDS)}, metadata.NAME"
     raise _error(node, f"is no field; {hint}")
@@ -254,28 +240,15 @@ def _value(node: ast.expr) -> Any:
     match node:
         case ast.Constant(str(text)):
             return text
-        case ast.Constant(int(number) | float(number)):
-            if abs(number) > 2**62:
-                raise _error(node, "is too large")
+        case ast.Constant(int(number) | float(number)) if abs(number) <= LARGEST:
             return number
+        case ast.UnaryOp(ast.USub(), ast.Constant(int(number) | float(number))) if abs(number) <= LARGEST:
+            return -number
         case ast.Name(unit) if unit in UNITS:
             return UNITS[unit]
-        case ast.UnaryOp(ast.USub(), operand):
-            return -_number(operand)
-        case ast.BinOp(left, op, right) if type(op) in ARITHMETIC:
-            a, b = _number(left), _number(right)
-            try:
-                return ARITHMETIC[type(op)](a, b)
-            except ArithmeticError as error:
-                raise _error(node, f"cannot be computed ({one_line(error)})") from error
+        case ast.BinOp(ast.Constant(int(number) | float(number)), ast.Mult(), ast.Name(unit)) if unit in UNITS:
+            return number * UNITS[unit]
     raise _error(node, "is no value; write a number, a number times a unit (2*min), or a text in quotes")
-
-
-def _number(node: ast.expr) -> float:
-    value = _value(node)
-    if not isinstance(value, (int, float)):
-        raise _error(node, "is no number")
-    return value
 
 
 def _error(node: ast.expr, what: str) -> UsageError:

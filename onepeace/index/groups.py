@@ -139,18 +139,15 @@ def _compared(kind: str, looks: dict[int, np.ndarray], pairs: np.ndarray) -> np.
 
 def connected(count: int, pairs: np.ndarray) -> list[list[int]]:
     """Places from 0 to ``count`` that pairs join, also through others."""
-    group = list(range(count))
-
-    def root(place: int) -> int:
-        while group[place] != place:
-            group[place] = place = group[group[place]]
-        return place
-
-    for i, j in pairs.tolist():
-        group[root(j)] = root(i)
+    least, before = np.arange(count), None
+    while before is None or (least != before).any():
+        before = least.copy()
+        for one, other in (pairs.T, pairs.T[::-1]):
+            np.minimum.at(least, one, before[other])
+        least = least[least]
     members = defaultdict(list)
-    for place in range(count):
-        members[root(place)].append(place)
+    for place, first in enumerate(least.tolist()):
+        members[first].append(place)
     return list(members.values())
 
 
@@ -201,19 +198,14 @@ def plane(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     Args:
         kinds: (n,) of any type.
     """
-    points = _principal(without_kind(vectors, kinds))
+    centred = without_kind(vectors, kinds)
+    centred -= centred.mean(axis=0)
+    axes = np.linalg.eigh(centred.T @ centred)[1][:, :-3:-1]
+    axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])  # an eigenvector's sign means nothing
+    points = np.pad(centred @ axes, ((0, 0), (0, 2 - axes.shape[1])))  # vectors may have one number only
     low, high = np.percentile(points, (EDGE, 100 - EDGE), axis=0)
     span = np.where(high > low, high - low, 1.0)
     return np.clip(0.5 + MARGIN * (points - (low + high) / 2) / span, 0.0, 1.0).astype(np.float32)
-
-
-def _principal(vectors: np.ndarray) -> np.ndarray:
-    """(n, 2): along the two eigenvectors of the covariance with the largest eigenvalues, each turned to its largest
-    part, as their signs mean nothing."""
-    centred = vectors - vectors.mean(axis=0)
-    axes = np.linalg.eigh(centred.T @ centred)[1][:, :-3:-1]
-    points = centred @ (axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]))
-    return np.pad(points, ((0, 0), (0, 2 - points.shape[1])))  # vectors may have one number only
 
 
 def without_kind(vectors: np.ndarray, kinds: np.ndarray) -> np.ndarray:

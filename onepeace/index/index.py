@@ -2,11 +2,11 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache, partial
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -14,18 +14,22 @@ from onepeace.errors import UserError
 from onepeace.files.walk import Unreadable
 from onepeace.index.filters import Condition, compile_condition, kind_of, register
 from onepeace.index.nearest import LOCAL, Matrix, read, service_of
-from onepeace.index.query import Query, QueryVector, encode
+from onepeace.index.query import Query, encode
 from onepeace.index.ranking import RELEVANT, Banks
-from onepeace.index.search import Filters, Results, Sort, search
-from onepeace.index.store import DATABASE, Item, Root, Store
+from onepeace.index.search import Hit, Results, grouped, mask_of, ranked, rows_of
+from onepeace.index.store import DATABASE, Damaged, Item, Root, Store
 from onepeace.progress import status
 
 if TYPE_CHECKING:
     from onepeace.embed.embedder import Embedder
     from onepeace.export.text_branch import TextBranch
 
-RANKS = ("match", "raw")
-"""Orders of hits: by the match, or by the cosine alone."""
+POOL = 200
+"""Best files that are sorted by date or path, unless more hits are asked for."""
+CANDIDATES = 4
+"""Vectors fetched per hit wanted; several may be of one file."""
+REMEMBERED = 16
+"""Filters whose masks are cached."""
 
 
 class Index:
@@ -33,21 +37,21 @@ class Index:
 
     ``with Index.open("photos.index") as index: index.search("dog")``. It is open for reading, and shows the state of
     that moment; another process may write meanwhile.
+
+    Attributes:
+        folder: where it lies.
+        model, model_hash: name and hash of the model that made the vectors.
+        embed_dim: numbers of a vector.
+        kinds: modalities of the vectors: those that the model has.
     """
 
     def __init__(self, store: Store, model: str | None, device: str | None, dtype: str) -> None:
-        self.store = store
         self._model, self._device, self._dtype = model, device, dtype
-        register(store.connection, store.roots())
+        self._show(store)
 
     @classmethod
     def open(
-        cls,
-        folder: str | os.PathLike[str],
-        *,
-        model: str | None = None,
-        device: str | None = None,
-        dtype: str = "auto",
+        cls, folder: str | os.PathLike[str], *, model: str | None = None, device: str | None = None, dtype: str = "auto"
     ) -> "Index":
         """An index that is there.
 
@@ -67,8 +71,7 @@ class Index:
         self.close()
 
     def close(self) -> None:
-        if (service := self.__dict__.pop("_service", None)) is not None:
-            service.close()
+        self.forget()
         self.store.close()
 
     def __len__(self) -> int:
@@ -77,39 +80,13 @@ class Index:
     def __repr__(self) -> str:
         return f"Index({str(self.folder)!r}, {len(self)} files, model {self.model!r})"
 
-    @property
-    def folder(self) -> Path:
-        return self.store.folder
-
-    @property
-    def model(self) -> str:
-        """Name of the model that made the vectors."""
-        return self.store.meta["model"]
-
-    @property
-    def model_hash(self) -> str:
-        return self.store.meta["model_hash"]
-
-    @property
-    def embed_dim(self) -> int:
-        return self.store.embed_dim
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Modalities of the vectors: those that the model has."""
-        return self.store.kinds
-
     def items(self, where: str | None = None) -> Iterator[Item]:
         """Files that have vectors, in the order in which they came, and that meet a condition (filters.py)."""
         condition = _embedded(where)
         return self.store.items(condition.sql, condition.params)
 
     def newest(self, top: int, offset: int = 0, where: str | None = None) -> tuple[list[Item], int]:
-        """Files that have vectors, the newest first, and how many there are.
-
-        Args:
-            where: a condition (filters.py).
-        """
+        """Files that have vectors and meet a condition, the newest first, and how many there are."""
         condition = _embedded(where)
         order = "date DESC, id LIMIT ? OFFSET ?"
         items = [*self.store.items(condition.sql, (*condition.params, top, offset), order)]
@@ -131,7 +108,7 @@ class Index:
     def stats(self) -> dict[str, Any]:
         """Numbers of files by kind, of vectors, captions, problems and bytes on the disk, and the model."""
         kinds = self.store.select("SELECT modality, count(*) FROM files WHERE problem IS NULL GROUP BY modality")
-        problems = Counter(item.problem for item in self.store.items("problem IS NOT NULL"))
+        problems = Counter(problem.reason for problem in self.problems())
         size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         return {
             "files": dict(kinds), "vectors": self.store.select("SELECT count(*) FROM vectors")[0][0],
@@ -142,14 +119,12 @@ class Index:
 
     def means(self) -> tuple[list[Item], np.ndarray]:
         """Files that have vectors, and (n, E) float32 unit vectors: the mean of those of each file."""
-        items, ids = list(self.items()), self._filters.ids
-        file = np.searchsorted(ids, self.matrix.file)
+        items, (ids, places) = {item.id: item for item in self.items()}, self.matrix.files
         sums = np.zeros((len(ids), self.embed_dim), np.float32)
-        np.add.at(sums, file, self.matrix.vectors)
+        np.add.at(sums, places, self.matrix.vectors)
         sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
-        place = {int(id_): i for i, id_ in enumerate(ids)}
-        items = [item for item in items if item.id in place]
-        return items, sums[[place[item.id] for item in items]]
+        known = [id_ in items for id_ in ids.tolist()]
+        return [items[id_] for id_ in ids[known].tolist()], sums[known]
 
     @cached_property
     def embedder(self) -> "Embedder":
@@ -172,26 +147,21 @@ class Index:
         return banks_of(self.store)
 
     @cached_property
-    def _service(self) -> Any:
+    def service(self) -> Any:
+        """Service that is asked which vectors are near (nearest.py); None = there is none."""
         return None if self.store.meta["store"] == LOCAL else service_of(self.store, self.matrix)
 
     @cached_property
-    def _filters(self) -> Filters:
-        return Filters(self.store, self.matrix)
-
-    @cached_property
-    def _text_branch(self) -> "TextBranch | None":
+    def text_branch(self) -> "TextBranch | None":
+        """Reads words without the model, if it is there."""
         from onepeace.export.text_branch import TextBranch
 
         return TextBranch.open(self.model_hash)
 
-    def encode(self, query: str | Query) -> QueryVector:
-        """The vector of a query.
-
-        Raises:
-            UserError: nothing to search for, a part that cannot be read, parts that cancel out.
-        """
-        return encode(query, self.store, lambda: self.embedder, lambda: self._text_branch)
+    @cached_property
+    def mask(self) -> "Callable[[tuple[str, ...], Condition | None], np.ndarray | None]":
+        """Rows of the matrix that filters allow: `mask_of`, cached."""
+        return lru_cache(REMEMBERED)(partial(mask_of, self.store, self.matrix))
 
     def search(
         self,
@@ -201,8 +171,8 @@ class Index:
         offset: int = 0,
         only: str | Sequence[str] = (),
         where: str | None = None,
-        sort: Sort = "match",
-        rank: str = "match",
+        sort: Literal["match", "date", "path"] = "match",
+        rank: Literal["match", "raw"] = "match",
         min_match: float | None = None,
         collapse: bool = True,
     ) -> Results:
@@ -213,35 +183,65 @@ class Index:
             top, offset: number of hits, after leaving out so many.
             only: kind of files, or several: image, audio, text, video.
             where: a condition on what is known of the files, such as ``"width >= 1000"`` (filters.py).
-            sort: match; date (newest first) or path of the best POOL (search.py).
+            sort: match; date (newest first) or path of the best `POOL`, or of ``top`` + ``offset`` if that is more.
             rank: match, or raw for the cosine alone.
             min_match: hits below it are left out.
             collapse: near copies as one hit.
 
         Raises:
-            UserError: a query that cannot be encoded, a condition or an option that cannot be read; Damaged.
+            UserError: a query that cannot be encoded, a condition or an option that cannot be read; Damaged: a hit is
+                not what was written.
         """
         if not (isinstance(top, Integral) and isinstance(offset, Integral) and top >= 1 and offset >= 0):
             raise UserError(f"top is {top} and offset {offset}; give whole numbers, at least 1, and 0")
+        top, offset = int(top), int(offset)
         if min_match is not None and not 0 <= min_match <= 1:
             raise UserError(f"min_match is {min_match}; give a number from 0 to 1")
-        for name, value, known in (("sort", sort, get_args(Sort)), ("rank", rank, RANKS)):
+        for name, value, known in (("sort", sort, ("match", "date", "path")), ("rank", rank, ("match", "raw"))):
             if value not in known:
                 raise UserError(f"{name} is {value!r}; it can be {', '.join(known)}")
         own = {kind: kind for kind in self.kinds}  # also those of a modality that is not built in
         kinds = tuple(own.get(kind) or kind_of(kind) for kind in ([only] if isinstance(only, str) else only))
         condition = None if where is None else compile_condition(where)
-        query = Query.of(query)
-        vector = self.encode(query)
+        query = Query(text=query) if isinstance(query, str) else query
+        vector = encode(query, self.store, lambda: self.embedder, lambda: self.text_branch)
         if not self.matrix.is_whole():
-            self._forget()
-        allowed = self._filters.allowed(kinds, condition, {*_own_paths(query)})
+            self.forget()
+        store, matrix, allowed = self.store, self.matrix, self.mask(kinds, condition)
+        if paths := query.paths():
+            others = ~rows_of(store, matrix, f"path IN ({', '.join('?' * len(paths))})", paths)
+            allowed = others if allowed is None else allowed & others
         banks = self.banks if rank == "match" else Banks({})
-        hits, best = search(
-            self.store, self.matrix, self._service or self.matrix, banks, vector, allowed,
-            top=int(top), offset=int(offset), sort=sort, collapse=collapse, min_match=min_match,
-        )  # fmt: skip
-        return Results(hits, self._filters.count(allowed), None if best is None else best >= RELEVANT)
+        wanted = top + offset if sort == "match" else max(POOL, top + offset)
+        count = CANDIDATES * wanted
+        while True:
+            rows, cosines, match = ranked(banks, vector, matrix.nearest(vector.vector, count, allowed, self.service))
+            groups = grouped(matrix, rows, collapse)
+            if len(groups) >= wanted or len(rows) < count or count >= len(matrix):
+                break
+            count *= 4
+        if match is not None and min_match is not None:
+            groups = [group for group in groups if match[group[0]] >= min_match]
+        groups = groups[offset:wanted] if sort == "match" else groups[:wanted]
+        file = matrix.file[rows].tolist()
+        known = store.intact(sorted({file[place] for group in groups for place in group}))
+        items = {id_: item for id_, (item, _, _) in known.items()}
+        if sort != "match":
+            groups.sort(key=lambda group: items[file[group[0]]].path)
+            if sort == "date":
+                groups.sort(key=lambda group: -(items[file[group[0]]].date or 0.0))
+            groups = groups[offset : offset + top]
+        hits = []
+        for number, (place, *copies) in enumerate(groups, offset + 1):
+            item, row = items[file[place]], int(rows[place])
+            if not (known[item.id][2] == matrix.vectors[row]).all(axis=1).any():
+                raise Damaged(store.folder, f"the matrix, at a vector of {item.path}")
+            numbers = float(cosines[place]), None if match is None else float(match[place])
+            alike = tuple(items[file[copy]].path for copy in copies)
+            hits.append(Hit(number, item, store.kinds[matrix.modality[row]], *numbers, *matrix.times(row), alike))
+        ids, places = matrix.files
+        compared = len(ids) if allowed is None else np.count_nonzero(np.bincount(places[allowed]))
+        return Results(tuple(hits), int(compared), None if match is None else bool(match.max() >= RELEVANT))
 
     def refresh(self) -> bool:
         """Show what another process has written since; whether that is anything.
@@ -256,13 +256,19 @@ class Index:
             new.close()
             raise UserError(f"{self.folder}: made anew with another model; open it, or start the server, again")
         self.close()
-        self.store = new
-        register(new.connection, new.roots())
-        self._forget()
+        self._show(new)
         return True
 
-    def _forget(self) -> None:
-        for name in ("matrix", "banks", "_filters", "_service"):
+    def _show(self, store: Store) -> None:
+        self.store, self.folder, self.embed_dim, self.kinds = store, store.folder, store.embed_dim, store.kinds
+        self.model, self.model_hash = store.meta["model"], store.meta["model_hash"]
+        register(store.connection, store.roots())
+
+    def forget(self) -> None:
+        """Leave what was computed of the vectors to be computed anew."""
+        if (service := self.__dict__.get("service")) is not None:
+            service.close()
+        for name in ("matrix", "banks", "service", "mask"):
             self.__dict__.pop(name, None)
 
 
@@ -286,10 +292,8 @@ def check_model(store: Store, about: dict[str, str]) -> None:
     for key, (what, remedy) in remedies.items():
         if store.meta[key] != about[key]:
             own, other = (f"{meta['model']} ({meta[key]})" for meta in (about, store.meta))
-            raise UserError(
-                f"{store.folder}: made with another {what}, {other}, not {own}; vectors of both cannot be compared, so "
-                f"{remedy}"
-            )
+            told = f"made with another {what}, {other}, not {own}; vectors of both cannot be compared"
+            raise UserError(f"{store.folder}: {told}, so {remedy}")
 
 
 def banks_of(store: Store) -> Banks:
@@ -317,11 +321,3 @@ def _embedded(where: str | None) -> Condition:
     """Condition of files that have vectors and meet another one."""
     condition = Condition("1") if where is None else compile_condition(where)
     return Condition(f"problem IS NULL AND ({condition.sql})", condition.params)
-
-
-def _own_paths(query: Query) -> Iterator[str]:
-    """Paths of the files that a query is made of, which are not among its hits."""
-    for name, value, _ in query.parts():
-        if name in ("image", "audio", "like") and isinstance(value, (str, os.PathLike)):
-            yield os.path.realpath(value)
-            yield os.path.abspath(value)

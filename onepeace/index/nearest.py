@@ -1,21 +1,21 @@
 """The vectors of an index as one matrix, and the rows of it that are nearest to a query.
 
-The matrix is a memory-mapped file made from the database. Above `LARGE` vectors, and if FAISS is installed, inverted
-lists give candidates, which are then compared exactly. A file's name, KIND-LAST-REMOVED-CRC, has the last vector id in
-it, the number of vectors removed so far, and the CRC-32 of its content. A file that does not match is ignored, and
-written again by the next writer; a reader without a matrix reads the vectors from the database.
+The matrix is a memory-mapped file made from the database. Where there are more than `LARGE` vectors, inverted lists of
+FAISS (if it is installed) name candidates, as a service may; these are compared exactly. Both files are named
+KIND-LAST-REMOVED-CRC: the last vector id and the number of removals of the state they are of, and the CRC-32 of their
+content. One that does not match is not used, and made anew by the next writer; without a matrix the vectors are read
+from the database.
 """
 
 import logging
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,10 +33,12 @@ READ = 1 << 13
 """Vectors read from the database at once."""
 LARGE = 250_000
 """Vectors from which on inverted lists are kept: exact search takes 5 ms for 100,000 vectors, 45 ms for a million."""
-STALE = 0.1
-"""Share of vectors added or removed since the lists were made, from which on they are made again."""
+STALE = 1.1
+"""Vectors in the lists for each that is not removed, from which on the lists are made anew."""
 PROBED, TRAINED = 48, 200_000
 """Lists that a query probes (nprobe), and vectors that the centroids are trained on."""
+CANDIDATES = 10
+"""Candidates that are asked for, for each vector that is wanted."""
 BLOCK = 1 << 14
 """Vectors per task of the thread pool; BLAS itself runs single-threaded, as its threads would spin."""
 ROUNDING = 1e-6
@@ -50,8 +52,7 @@ def record_type(embed_dim: int) -> np.dtype:
     return np.dtype([*numbers, ("vector", VECTOR, (embed_dim,))])
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """Rows near a query, best first, equal ones by row."""
 
     rows: np.ndarray
@@ -69,10 +70,10 @@ class Matrix:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._path = next(store.folder.glob(f"{MATRIX}-{vectors_state(store)}-*"), None)
-        mapped = _mapped(self._path, record_type(store.embed_dim))
-        self.is_mapped = mapped is not None
-        self.records = mapped if mapped is not None else np.concatenate([*read(store)])
+        self.path, content = _current(store, MATRIX)
+        """Of the mapped file, if there is one."""
+        mapped = None if content is None else content.view(record_type(store.embed_dim))
+        self.records = np.concatenate([*read(store)]) if mapped is None else mapped
         self._lists = _Lists.open(self) if len(self.records) >= LARGE else None
 
     def __len__(self) -> int:
@@ -94,54 +95,65 @@ class Matrix:
         return np.ascontiguousarray(self.records["file"])
 
     @cached_property
+    def files(self) -> tuple[np.ndarray, np.ndarray]:
+        """(f,) int64 ids of the files, rising; and for each row the place of its own among them."""
+        return np.unique(self.file, return_inverse=True)
+
+    @cached_property
     def modality(self) -> np.ndarray:
         """(n,) int8: place in `Store.kinds`."""
         return self.records["modality"].astype(np.int8)
 
     @cached_property
-    def _rows(self) -> list[np.ndarray]:
+    def rows(self) -> list[np.ndarray]:
+        """Rows of each of `Store.kinds`, rising."""
         return [np.flatnonzero(self.modality == code) for code in range(len(self.store.kinds))]
-
-    @cached_property
-    def _selectors(self) -> list[Any]:
-        return [_selector(self.id, rows) for rows in self._rows]
 
     def times(self, row: int) -> tuple[float | None, float | None]:
         """Start and end in seconds of the part that a row stands for; None for the whole file."""
         start, end = (float(self.records[name][row]) for name in ("start", "end"))
         return (None if np.isnan(start) else start), (None if np.isnan(end) else end)
 
-    def nearest(self, query: np.ndarray, count: int, allowed: np.ndarray | None = None) -> dict[str, Found]:
+    def nearest(
+        self, query: np.ndarray, count: int, allowed: np.ndarray | None = None, service: Any = None
+    ) -> dict[str, Found]:
         """The rows of each modality that are nearest to a unit vector.
 
         Args:
             query: (E,) float32.
             count: rows of each modality.
             allowed: (n,) bool; None = all.
+            service: names candidates (see `service_of`) in the place of the lists.
         """
-        compared: np.ndarray | None = None
-        if self._lists is None and (allowed is None or allowed.mean() >= GATHERED):
-            compared = _cosines(self.vectors, query)
-        found = {}
+        source, compared, found = service or self._lists, None, {}
         for code, modality in enumerate(self.store.kinds):
-            own = self._rows[code] if allowed is None else self._rows[code][allowed[self._rows[code]]]
-            if self._lists is not None and len(own) >= GATHERED * len(self):
-                selector = self._selectors[code] if allowed is None else _selector(self.id, own)
-                own = self._lists.candidates(query, 4 * count, own, selector)
-            elif len(own) > count:
-                near = _cosines(self.vectors[own], query) if compared is None else compared
-                near = near[own] if len(own) < len(near) else near
+            own = self.rows[code] if allowed is None else self.rows[code][allowed[self.rows[code]]]
+            is_large, named = len(own) >= GATHERED * len(self), None
+            if source is not None and is_large and len(own) > count:
+                named = source.candidates(query, CANDIDATES * count, code)
+            rows = own if named is None else _among(own, np.searchsorted(self.id, _among(self.id, named)))
+            if len(rows) < min(count, len(own)):  # the source knows nothing of what is allowed
+                named, rows = None, own
+            if named is None and len(own) > count:
+                if is_large and compared is None:
+                    compared = _cosines(self.vectors, query)
+                near = _cosines(self.vectors[own], query) if compared is None else compared[own]
                 least = np.partition(near, -count)[-count]
-                own = own[np.flatnonzero(near >= least - ROUNDING)]  # with all equal ones, in whatever order BLAS sums
-            if len(own):
-                found[modality] = _exact(self.vectors, query, own, count)
+                rows = own[near >= least - ROUNDING]  # with all equal ones, in whatever order BLAS sums
+            if len(rows):
+                found[modality] = _exact(self.vectors, query, rows, count)
         return found
 
     def is_whole(self) -> bool:
         """Whether the mapped file is as long as it was; reading past the end of a truncated one is a bus error."""
         with suppress(OSError):  # the name is gone, the mapped file is not
-            return self._path is None or not self.is_mapped or os.stat(self._path).st_size >= self.records.nbytes
+            return self.path is None or os.stat(self.path).st_size >= self.records.nbytes
         return True
+
+
+def _among(rising: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Those of some values that are in a rising array, which is not empty."""
+    return values[np.take(rising, np.searchsorted(rising, values), mode="clip") == values]
 
 
 def _cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
@@ -171,7 +183,8 @@ def _exact(vectors: np.ndarray, query: np.ndarray, rows: np.ndarray, count: int)
 def service_of(store: Store, matrix: Matrix, address: str | None = None) -> Any:
     """Service that is asked which vectors are near, by ``onepeace.plugins.NAME.open_store``.
 
-    It has `nearest`, as `Matrix` has; `send`, which brings it up to date with the matrix; and `close`.
+    It has ``candidates(query, count, code)``, ids of about ``count`` vectors of ``Store.kinds[code]`` that are nearest
+    to a query, or None if it does not answer; `send`, which brings it up to date with the matrix; and `close`.
 
     Args:
         address: "NAME://..."; None = that of the index.
@@ -183,26 +196,24 @@ def service_of(store: Store, matrix: Matrix, address: str | None = None) -> Any:
     return plugin(address, "open_store")(address, store, matrix)
 
 
+def vectors_state(store: Store) -> str:
+    """State of an index's vectors, LAST-REMOVED, as in the names of its files."""
+    ((last,),) = store.select("SELECT max(id) FROM vectors")
+    return f"{last or 0}-{store.meta['removed']}"
+
+
 def keep(store: Store) -> None:
     """Bring the matrix, and where there are many vectors the lists, up to date with the database.
 
     A disk that is full costs the files, not the index: they only save time.
     """
     try:
-        if not any(store.folder.glob(f"{MATRIX}-{vectors_state(store)}-*")):
-            _replace(store, MATRIX, vectors_state(store), (records.tobytes() for records in read(store)))
-        if store.select("SELECT count(*) FROM vectors")[0][0] >= LARGE:
-            _Lists.keep(Matrix(store))
+        if _current(store, MATRIX)[0] is None:
+            _replace(store, MATRIX, (records.tobytes() for records in read(store)))
+        if store.select("SELECT count(*) FROM vectors")[0][0] >= LARGE and _current(store, LISTS)[0] is None:
+            _keep_lists(Matrix(store))
     except OSError as error:
         log.warning("%s: %s cannot be written (%s); searching takes longer", store.folder, MATRIX, one_line(error))
-
-
-def fault_of(folder: Path) -> str | None:
-    """Fault of the matrix or the lists; None if there is none, or they are not there."""
-    for path in derived(folder):
-        if _checksum(path) != _parts(path)[-1]:
-            return f"{path.name} is not what was written"
-    return None
 
 
 def derived(folder: Path) -> list[Path]:
@@ -210,27 +221,31 @@ def derived(folder: Path) -> list[Path]:
     return [*folder.glob(f"{MATRIX}-*"), *folder.glob(f"{LISTS}-*")]
 
 
-def _parts(path: Path) -> list[int]:
-    """Numbers of a file's name, the checksum last."""
-    *numbers, crc = path.name.split("-")[1:]
-    return [*map(int, numbers), int(crc, 16)]
+def fault_of(folder: Path) -> str | None:
+    """Fault of the matrix or the lists; None if there is none, or they are not there."""
+    faults = (f"{path.name} is not what was written" for path in derived(folder) if _intact(path) is None)
+    return next(faults, None)
 
 
-def _checksum(path: Path) -> int:
-    crc = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            crc = zlib.crc32(block, crc)
-    return crc
+def _current(store: Store, kind: str) -> tuple[Path | None, np.ndarray | None]:
+    """File of a kind for this state of an index, and its content; None if it is not there or not what was written."""
+    for path in store.folder.glob(f"{kind}-{vectors_state(store)}-*"):
+        if (content := _intact(path)) is not None:
+            return path, content
+        log.warning("%s: not what was written, and not used", path)
+    return None, None
 
 
-def vectors_state(store: Store) -> str:
-    """State of an index's vectors, LAST-REMOVED, as in the names of its files."""
-    ((last,),) = store.select("SELECT max(id) FROM vectors")
-    return f"{last or 0}-{store.meta['removed']}"
+def _intact(path: Path) -> np.ndarray | None:
+    """Bytes of a file, mapped; None if their checksum is not that in its name."""
+    with suppress(OSError):  # a writer may just have replaced it
+        content = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+        if zlib.crc32(content.data) == int(path.name.rpartition("-")[2], 16):
+            return content.view(np.ndarray)  # reading single numbers is ten times as fast
+    return None
 
 
-def _replace(store: Store, kind: str, state: str, blocks: Iterator[bytes]) -> None:
+def _replace(store: Store, kind: str, blocks: Iterable[bytes]) -> None:
     """Replace the older files of a kind. There is no fsync: the checksum in the name tells a half-written one."""
     temporary, crc = store.folder / f".{kind}.tmp", 0
     try:
@@ -240,7 +255,7 @@ def _replace(store: Store, kind: str, state: str, blocks: Iterator[bytes]) -> No
                 file.write(block)
         for old in store.folder.glob(f"{kind}-*"):
             old.unlink()
-        os.replace(temporary, store.folder / f"{kind}-{state}-{crc:08x}")
+        os.replace(temporary, store.folder / f"{kind}-{vectors_state(store)}-{crc:08x}")
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -265,91 +280,52 @@ def read(store: Store, after: int = 0) -> Iterator[np.ndarray]:
         after = rows[-1][0]
 
 
-def _mapped(path: Path | None, kind: np.dtype) -> np.ndarray | None:
-    """Records of a matrix file, mapped; None if there is none, or another content than was written."""
-    if path is None:
-        return None
-    try:
-        records = np.memmap(path, kind, "r")
-    except (OSError, ValueError):  # a writer has just replaced it, or it is empty or cut short
-        return None
-    if zlib.crc32(records.view(np.uint8).data) != _parts(path)[-1]:
-        log.warning("%s: not what was written; the vectors are read from the database", path)
-        return None
-    return records.view(np.ndarray)  # reading single numbers is ten times as fast
-
-
 class _Lists:
-    """Inverted lists of FAISS over 8-bit codes, by the ids of the vectors (Johnson et al., arXiv 1702.08734).
+    """Inverted lists of FAISS over 8-bit codes, by the ids of the vectors (Johnson et al., arXiv 1702.08734)."""
 
-    Args:
-        index: of FAISS.
-        last: id of the newest vector in it.
-    """
+    def __init__(self, content: np.ndarray, matrix: Matrix) -> None:
+        import faiss
 
-    def __init__(self, index: Any, matrix: Matrix, last: int) -> None:
-        self._index, self._id, self._last = index, matrix.id, last
+        self._index = faiss.deserialize_index(content)
+        bits = [np.bincount(matrix.id[rows], minlength=1) > 0 for rows in matrix.rows]
+        self._selectors = [faiss.IDSelectorBitmap(np.packbits(own, bitorder="little")) for own in bits]  # type: ignore[call-arg, arg-type]
 
     @classmethod
     def open(cls, matrix: Matrix) -> "_Lists | None":
-        """Lists of an index, if they are there and what was written, and FAISS is installed."""
-        path = next(matrix.store.folder.glob(f"{LISTS}-*"), None)
-        if path is None:
-            return None
-        try:
-            import faiss
+        """Lists of an index, if they are there, and FAISS is installed and reads them."""
+        _, content = _current(matrix.store, LISTS)  # first, as FAISS reads past the end of a damaged file
+        with suppress(ImportError, RuntimeError):
+            return None if content is None else cls(content, matrix)
+        return None
 
-            last, _, crc = _parts(path)
-            content = path.read_bytes()  # a native loader reads past a damaged file, so the checksum comes first
-            if zlib.crc32(content) != crc:
-                raise ValueError("not what was written")
-            return cls(faiss.deserialize_index(np.frombuffer(content, np.uint8)), matrix, last)
-        except ImportError:
-            return None
-        except (OSError, ValueError, RuntimeError) as error:
-            log.warning("%s: not used (%s); every vector is compared", path, one_line(error))
-            return None
-
-    @classmethod
-    def keep(cls, matrix: Matrix) -> None:
-        """Make the lists of a matrix, if there are none or too much has changed."""
-        store, count = matrix.store, len(matrix)
-        try:
-            import faiss
-        except ImportError:
-            log.info("%s: faiss is not installed, so every vector is compared (extra index)", store.folder)
-            return
-        for path in store.folder.glob(f"{LISTS}-*"):
-            last, before, _ = _parts(path)
-            new = count - int(np.searchsorted(matrix.id, last, "right"))
-            if int(store.meta["removed"]) - before + new < STALE * count:
-                return
-        index = faiss.index_factory(store.embed_dim, f"IVF{4 * int(count**0.5)},SQ8", faiss.METRIC_INNER_PRODUCT)
-        chosen = np.random.default_rng(0).choice(count, min(TRAINED, count), replace=False)
-        index.train(np.ascontiguousarray(matrix.vectors[np.sort(chosen)]))
-        for start in range(0, count, 1 << 16):
-            block = slice(start, start + (1 << 16))
-            index.add_with_ids(np.ascontiguousarray(matrix.vectors[block]), matrix.id[block])
-        _replace(store, LISTS, vectors_state(store), iter([faiss.serialize_index(index).tobytes()]))
-
-    def candidates(self, query: np.ndarray, count: int, rows: np.ndarray, selector: Any) -> np.ndarray:
-        """Rows, rising, among some that may be nearest, with all of these that are newer than the lists."""
+    def candidates(self, query: np.ndarray, count: int, code: int) -> np.ndarray:
+        """Ids of vectors of a modality that may be nearest; some may have been removed, and -1 is none."""
         import faiss
 
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=PROBED)  # type: ignore[call-arg]
-        ids = self._index.search(query[None], count, params=parameters)[1][0]
-        found = np.searchsorted(self._id, ids)
-        found = found[np.take(self._id, found, mode="clip") == ids]  # one may have been removed since; -1 is none
-        newer = rows[np.searchsorted(rows, np.searchsorted(self._id, self._last, "right")) :]
-        return np.concatenate([found, newer])
+        parameters = faiss.SearchParametersIVF(sel=self._selectors[code], nprobe=PROBED)  # type: ignore[call-arg]
+        return self._index.search(query[None], count, params=parameters)[1][0]
 
 
-def _selector(ids: np.ndarray, rows: np.ndarray) -> Any:
-    """FAISS selector of rows, a bitmap of their ids; None for all rows."""
-    import faiss
-
-    if len(rows) == len(ids):
-        return None
-    bits = np.zeros(int(ids[-1]) + 1, np.bool_)
-    bits[ids[rows]] = True
-    return faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))  # type: ignore[call-arg, arg-type]
+def _keep_lists(matrix: Matrix) -> None:
+    """Write the lists of a matrix: the older ones with what is newer, or new ones where too much has changed."""
+    try:
+        import faiss
+    except ImportError:
+        log.info("%s: faiss is not installed, so every vector is compared (extra index)", matrix.store.folder)
+        return
+    count, start = len(matrix), 0
+    index: Any = None
+    for path in matrix.store.folder.glob(f"{LISTS}-*"):
+        content = _intact(path)
+        with suppress(RuntimeError):  # FAISS may be another version
+            index = None if content is None else faiss.deserialize_index(content)
+            start = int(np.searchsorted(matrix.id, int(path.name.split("-")[1]), "right"))
+    lists = 4 * int(count**0.5)
+    if index is None or index.nlist < lists / 2 or index.ntotal + count - start > STALE * count:
+        start, index = 0, faiss.index_factory(matrix.store.embed_dim, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+        chosen = np.random.default_rng(0).choice(count, min(TRAINED, count), replace=False)
+        index.train(np.ascontiguousarray(matrix.vectors[np.sort(chosen)]))
+    for first in range(start, count, READ):
+        block = slice(first, first + READ)
+        index.add_with_ids(np.ascontiguousarray(matrix.vectors[block]), matrix.id[block])
+    _replace(matrix.store, LISTS, [faiss.serialize_index(index).tobytes()])

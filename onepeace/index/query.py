@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -44,19 +44,6 @@ class Query:
     weights: Mapping[str, float] = field(default_factory=dict)
     """Weight of each field, at least 0; 1 if it is not named, 0.5 for `without`."""
 
-    @classmethod
-    def of(cls, query: "str | Query") -> "Query":
-        """Query of words, or one as it is.
-
-        Raises:
-            UserError: neither.
-        """
-        if isinstance(query, str):
-            return cls(text=query)
-        if not isinstance(query, Query):
-            raise UserError(f"a query is words or a Query(text=..., image=...), not {type(query).__name__}")
-        return query
-
     def parts(self) -> "list[tuple[str, Any, float]]":
         """(text, image, audio, like or vector; value; weight) of each part; the weight of `without` is below 0.
 
@@ -73,14 +60,27 @@ class Query:
         for name in known:
             kind, usual = ("text", -WITHOUT) if name == "without" else (name, 1.0)
             weight = math.copysign(self.weights.get(name, usual), usual)
-            found += [(kind, value, weight) for value in _values(kind, getattr(self, name))]
+            value = getattr(self, name)
+            is_sound = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], (int, float))
+            values = list(value) if isinstance(value, (list, tuple)) and not is_sound else [value]
+            if name == "vector":
+                values = [] if value is None else [value]
+            for one in values:
+                if kind == "text" and not isinstance(one, str):
+                    raise UserError(f"{name} is {type(one).__name__}; give words, or a list of them")
+                found.append((kind, one, weight))
         if not any(weight > 0 for _, _, weight in found):
             raise UserError("nothing to search for; give words, a picture, a sound or a file of the index")
         return found
 
+    def paths(self) -> list[bytes]:
+        """Paths of the files that the query is made of, which are not among its hits."""
+        named = [value for name, value, _ in self.parts() if name in ("image", "audio", "like")]
+        paths = [value for value in named if isinstance(value, (str, os.PathLike))]
+        return [os.fsencode(form(path)) for path in paths for form in (os.path.realpath, os.path.abspath)]
 
-@dataclass(frozen=True)
-class Part:
+
+class Part(NamedTuple):
     """One part of a query, encoded."""
 
     bank: str
@@ -90,8 +90,7 @@ class Part:
     weight: float
 
 
-@dataclass(frozen=True)
-class QueryVector:
+class QueryVector(NamedTuple):
     """A query as one vector."""
 
     vector: np.ndarray
@@ -106,14 +105,11 @@ class QueryVector:
             UserError: they cancel out.
         """
         total = np.sum([part.weight * part.vector.astype(np.float64) for part in parts], axis=0)
-        length = float(np.linalg.norm(total))
-        if not length > CANCELLED:
-            raise UserError("the parts of the query cancel out; change their weights")
-        return cls((total / length).astype(np.float32), tuple(parts))
+        return cls(_unit(total, "the parts of the query cancel out; change their weights"), tuple(parts))
 
 
 def encode(
-    query: "str | Query", store: Store, load: "Callable[[], Embedder]", branch: "Callable[[], TextBranch | None]"
+    query: Query, store: Store, load: "Callable[[], Embedder]", branch: "Callable[[], TextBranch | None]"
 ) -> QueryVector:
     """The vector of a query.
 
@@ -125,23 +121,22 @@ def encode(
     Raises:
         UserError: nothing to search for, a part that cannot be read, parts that cancel out.
     """
-    given = Query.of(query).parts()
-    read = [(name, value, weight) for name, value, weight in given if name not in ("like", "vector")]
-    words = branch() if read and all(name == "text" for name, _, _ in read) else None
+    given = query.parts()
+    read = [(name, value) for name, value, _ in given if name not in ("like", "vector")]
+    words = branch() if read and all(name == "text" for name, _ in read) else None
     vectors: Any = []
     if words is not None:
-        vectors = words.encode([value for _, value, _ in read])
+        vectors = words.encode([value for _, value in read])
     elif read:
-        vectors = np.asarray(load().encode([{name: value} for name, value, _ in read], progress=False))
-    parts = [
-        Part(bank_of_text(value) if name == "text" else name, vector, weight)
-        for (name, value, weight), vector in zip(read, vectors, strict=True)
-    ]
+        vectors = load().encode([{name: value} for name, value in read], progress=False)
+    encoded, parts = iter(np.asarray(vectors)), []
     for name, value, weight in given:
         if name == "like":
             parts += _of_index(os.fspath(value), weight, store)
         elif name == "vector":
             parts.append(Part("sentence", _checked(value, store.embed_dim), weight))
+        else:
+            parts.append(Part(bank_of_text(value) if name == "text" else name, next(encoded), weight))
     return QueryVector.of(parts)
 
 
@@ -150,26 +145,23 @@ def bank_of_text(text: str) -> str:
     return "word" if len(text.split()) <= SHORT else "sentence"
 
 
-def _values(name: str, value: Any) -> list[Any]:
-    if name == "vector":
-        return [] if value is None else [value]
-    is_sound = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], (int, float))
-    values = list(value) if isinstance(value, (list, tuple)) and not is_sound else [value]
-    for one in values:
-        if name == "text" and not isinstance(one, str):
-            raise UserError(f"{name} is {type(one).__name__}; give words, or a list of them")
-    return values
+def _unit(vector: np.ndarray, problem: str) -> np.ndarray:
+    """(E,) float32 of length 1; UserError for one that has no direction."""
+    length = float(np.linalg.norm(vector))
+    if not CANCELLED < length < math.inf:
+        raise UserError(problem)
+    return (vector / length).astype(np.float32)
 
 
 def _checked(value: Any, embed_dim: int) -> np.ndarray:
     try:
-        vector = np.asarray(value, np.float32)
-        length = float(np.linalg.norm(vector.astype(np.float64)))
+        vector = np.asarray(value, np.float64)
     except (TypeError, ValueError):
-        vector, length = np.empty(0, np.float32), math.nan
-    if vector.shape != (embed_dim,) or not math.isfinite(length) or not length > CANCELLED:
-        raise UserError(f"a vector to search for has {embed_dim} finite numbers, not all 0; got {vector.shape}")
-    return (vector / length).astype(np.float32)
+        vector = np.empty(0)
+    problem = f"a vector to search for has {embed_dim} finite numbers, not all 0; got {vector.shape}"
+    if vector.shape != (embed_dim,):
+        raise UserError(problem)
+    return _unit(vector, problem)
 
 
 def _of_index(path: str, weight: float, store: Store) -> list[Part]:
@@ -183,8 +175,6 @@ def _of_index(path: str, weight: float, store: Store) -> list[Part]:
     parts = []
     for modality in dict.fromkeys(kinds):
         mean = vectors[[kind == modality for kind in kinds]].mean(axis=0, dtype=np.float64)
-        if not np.linalg.norm(mean) > CANCELLED:
-            raise UserError(f"{path}: its vectors cancel out; search for a part of it")
         bank = bank_of_text(item.caption or path) if modality == "text" else modality
-        parts.append(Part(bank, (mean / np.linalg.norm(mean)).astype(np.float32), weight))
+        parts.append(Part(bank, _unit(mean, f"{path}: its vectors cancel out; search for a part of it"), weight))
     return parts

@@ -9,14 +9,11 @@ and sentences, which come with the package, and pictures and sounds, of which on
 * the match is shown: the share of unrelated queries whose best hit of its kind scores lower. "97 of 100 unrelated words
   find nothing as near here."
 
-Kinds may disagree about the order, so no hit is said to match better than one above it (`falling`).
+Kinds may disagree about the order, so no hit of a list is said to match better than one above it (search.py).
 
-A query of several parts is q = sum of w_p v_p, unnormalised. Unrelated queries like it are made of the banks of its
-parts, one of each at a time, that agree with one another as its parts do. What such a mixture scores in the folder is
-not known, but what its parts do is: the mean is the sum of w_p r_p, with r_p the mean cosine of an unrelated query with
-the files of a kind; the best is above it by sqrt(sum of w_p w_q e_p e_q a_pq), with e_p what the best of that query is
-above its mean, and a_pq the cosine of two parts without what all queries of their banks have in common. That is how
-spreads of sums add up. For a query of one part, and for a folder of one file, it is exact.
+A query of several parts, q = sum of w_p v_p, is judged as one of the kind of its heaviest part, by two numbers that are
+known of it: its mean cosine, the sum of w_p r_p with r_p the mean of unrelated queries like the part, and how far apart
+its cosines can lie, the length of the sum of w_p (v_p - c_p) with c_p what all queries like the part have in common.
 """
 
 import json
@@ -54,20 +51,13 @@ def likelihood(match: float) -> str:
     return "likely" if match > LIKELY else "possible" if match >= POSSIBLE else "unlikely"
 
 
-def falling(match: NDArray) -> NDArray:
-    """Matches (n,) of a list in its order, each at most that of the hit above it."""
-    return np.minimum.accumulate(match)
-
-
 class Seen(NamedTuple):
     """Cosines of the n queries of a bank with the items of one modality in an index."""
 
     best: NDArray
-    """(n,) highest of each query."""
-    means: NDArray
-    """(n,) mean of each query."""
-    variance: float
-    """Of all of them."""
+    """(n,) highest of each query, rising."""
+    mean: float
+    deviation: float
     centre: NDArray
     """(E,) mean of the queries themselves."""
 
@@ -98,7 +88,6 @@ class Banks:
         self.squares = np.zeros(self.best.shape)
         self.sums = np.zeros((len(MODALITIES), self._all.shape[1]))
         self.counts = np.zeros(len(MODALITIES), np.int64)
-        self._seen: dict[tuple[str, str], Seen | None] = {}
 
     def add(self, vectors: NDArray, modalities: Sequence[str] | NDArray) -> None:
         """Add items: (n, E) unit rows and their modalities. Modalities that are not built in have no scores.
@@ -107,7 +96,7 @@ class Banks:
         """
         if not len(self._all):
             return
-        self._seen, names = {}, np.asarray(modalities)
+        names = np.asarray(modalities)
         for code, modality in enumerate(MODALITIES):
             own = np.flatnonzero(names == modality)
             for first in range(0, len(own), BLOCK):
@@ -120,19 +109,13 @@ class Banks:
 
     def seen(self, bank: str, modality: str) -> Seen | None:
         """Scores of a bank with the items of a modality; None if there are no such queries or items."""
-        if (bank, modality) not in self._seen:
-            self._seen[bank, modality] = self._computed(bank, modality)
-        return self._seen[bank, modality]
-
-    def _computed(self, bank: str, modality: str) -> Seen | None:
-        code = MODALITIES.index(modality) if modality in MODALITIES else None
         place = self._place.get(f"{bank}/{modality}", self._place.get(bank))
-        if code is None or place is None or not self.counts[code]:
+        if place is None or modality not in MODALITIES or not (count := self.counts[MODALITIES.index(modality)]):
             return None
-        queries = self._all[place]
-        means = queries @ (self.sums[code] / self.counts[code]).astype(np.float32)
-        squares = float(self.squares[place, code].mean()) / int(self.counts[code])
-        return Seen(self.best[place, code], means, squares - float(means.mean()) ** 2, queries.mean(axis=0))
+        code, queries = MODALITIES.index(modality), self._all[place]
+        mean = float((queries @ (self.sums[code] / count).astype(np.float32)).mean())
+        variance = float(self.squares[place, code].mean()) / int(count) - mean**2
+        return Seen(np.sort(self.best[place, code]), mean, max(variance, SMALLEST) ** 0.5, queries.mean(axis=0))
 
     def score(self, query: "QueryVector", modality: str, cosines: NDArray) -> tuple[NDArray, NDArray | None]:
         """z and match of the cosines (n,) of a query with items of one modality.
@@ -141,24 +124,19 @@ class Banks:
             z (n,) and the match (n,) in 0..1, in the order of the cosines; the cosines themselves and None if a part
             has no bank.
         """
-        seen = [self.seen(part.bank, modality) for part in query.parts]
-        known = [one for one in seen if one is not None]
-        if not known or len(known) < len(seen):
+        parts = query.parts
+        known = [one for part in parts if (one := self.seen(part.bank, modality))]
+        if not known or len(known) < len(parts):
             return cosines, None
-        weights = np.array([part.weight for part in query.parts])
-        vectors = np.stack([part.vector for part in query.parts])
-        apart = vectors - np.stack([one.centre for one in known])
-        apart /= np.maximum(np.linalg.norm(apart, axis=1, keepdims=True), SMALLEST)
-        agree = np.outer(weights, weights) * (apart @ apart.T)
-        count = max(len(one.best) for one in known)
-        drawn = [_drawn(i, count) % len(one.best) for i, one in enumerate(known)]
-        means = np.stack([one.means[rows] for one, rows in zip(known, drawn, strict=True)])  # (parts, count)
-        above = np.stack([one.best[rows] for one, rows in zip(known, drawn, strict=True)]) - means
-        unrelated = np.sort(weights @ means + np.sqrt(np.maximum(np.einsum("pn,pq,qn->n", above, agree, above), 0)))
-        spread = np.sqrt([one.variance for one in known])
-        scores = cosines * np.linalg.norm(weights @ vectors)
-        z = (scores - weights @ [one.means.mean() for one in known]) / np.sqrt(max(spread @ agree @ spread, SMALLEST))
-        match = np.searchsorted(unrelated, scores) / count
+        first = max(range(len(parts)), key=lambda i: parts[i].weight)
+        like = known[first]
+        if len(parts) > 1:
+            weights, vectors = np.array([part.weight for part in parts]), np.stack([part.vector for part in parts])
+            apart = vectors - np.stack([one.centre for one in known])
+            above = cosines * np.linalg.norm(weights @ vectors) - weights @ [one.mean for one in known]
+            size = max(float(np.linalg.norm(weights @ apart)), SMALLEST)
+            cosines = like.mean + above * np.linalg.norm(apart[first]) / size
+        z, match = (cosines - like.mean) / like.deviation, np.searchsorted(like.best, cosines) / len(like.best)
         return z.astype(np.float32), match.astype(np.float32)
 
     @classmethod
@@ -201,8 +179,3 @@ class Banks:
         from safetensors.numpy import save
 
         return save({name: np.ascontiguousarray(getattr(self, name)) for name in SEEN})
-
-
-def _drawn(part: int, count: int) -> NDArray:
-    """Order in which the unrelated queries of a part come, (count,) int: one of its own for each part."""
-    return np.arange(count) if not part else np.random.default_rng(part).permutation(count)

@@ -206,10 +206,7 @@ def _open(item: object, name: str) -> "Iterator[_Array | _File | SoundStream]":
     if "not recognised" not in reason:  # a format of its own, but damaged
         reason = "damaged MP3" if "not a regular file" in reason else reason
         raise UserError(f"{name}: the sound cannot be opened ({reason})")
-    try:
-        need("av", "media")
-    except UserError as error:
-        raise UserError(f"{name}: no sound that soundfile knows; AAC, M4A, WMA and video: {error}") from error
+    need("av", "media", f"{name}: no sound that soundfile knows; AAC, M4A, WMA and video")
     with ExitStack() as resources:
         stream = SoundStream(file, name, resources)
         _checked_rate(stream.rate, name)

@@ -144,6 +144,13 @@ def test_shard_that_is_written_again_is_read_anew(tmp_path, cached):
             assert f"it is {key}" in str(content_of(one["json"]))
 
 
+def test_tars_one_behind_another_are_one_shard(tmp_path, cached):
+    parts = [Path(write(tmp_path / f"{key}.tar", [key])).read_bytes() for key in "xy"]
+    (tmp_path / "both.tar").write_bytes(b"".join(parts))
+    samples, broken = cached(str(tmp_path / "both.tar"))
+    assert ([one["__key__"] for one in samples], broken) == (["x", "y"], [])
+
+
 def test_cache_that_cannot_be_written_is_an_error(tmp_path, cached):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match="ONEPEACE_CACHE"):

@@ -84,35 +84,6 @@ def test_more_padding_ids_change_nothing():
     assert worst(model({"text": {**batch, "ids": wide}})["text"], model({"text": batch})["text"]) <= CLOSE
 
 
-@torch.no_grad()
-def test_order_of_the_batch_changes_nothing(variant):
-    key, model = variant
-    order = [4, 1, 5, 0, 3, 2]
-    straight = model({key: together(item(key, i) for i in ITEMS)})[key]
-    shuffled = model({key: together(item(key, i) for i in order)})[key]
-    assert worst(shuffled, straight[order]) <= CLOSE
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("keys", [["text", "image"], ["text", "audio"], ["image", "audio"], ["text", "image", "audio"]])
-def test_joint_features_ignore_batch_mates(model, keys):
-    batch = {key: together(item(key, i) for i in ITEMS) for key in keys}
-    tokens = model.features(batch)
-    for i in ITEMS:
-        alone = model.features({key: item(key, i) for key in keys})
-        for key, expected in alone.items():
-            assert worst(tokens[key][i : i + 1, : expected.shape[1]], expected) <= TOKENS
-
-
-@torch.no_grad()
-def test_forward_encodes_each_modality_alone(model):
-    """The company of other modalities in the call changes nothing either."""
-    batch = batch_of(model, ITEMS)
-    vectors = model(batch)
-    for key in ALL:
-        assert worst(model({key: batch[key]})[key], vectors[key]) <= CLOSE
-
-
 def hide(lengths, width):
     """Keep every other token of each item: (B, K) ids, CLS first, padded with -1."""
     rows = [[0, *range(1 + i % 2, int(length) + 1, 2)] for i, length in enumerate(lengths)]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.evaluation import KnownEmbedder, measure, recipe_of, values
+from support.evaluation import KnownEmbedder, measure, recipe_of, together, values
 from support.small_shards import write_shard
 
 from onepeace.errors import UserError
@@ -57,9 +57,9 @@ def test_figures_of_a_writer_and_of_guessing(root):
     writer = Writer(*captions)
     rows = measure(writer, recipe_of(root, RECIPE))
     assert writer.asked == [b"dog", b"cat", b"acorn"]
-    want = score_captions(captions, list(PHOTOS.values())).together()
+    want = together(score_captions(captions, list(PHOTOS.values())))
     firsts = [captions[0] for captions in PHOTOS.values()]
-    guessed = score_captions([*firsts[1:], firsts[0]], list(PHOTOS.values())).together()
+    guessed = together(score_captions([*firsts[1:], firsts[0]], list(PHOTOS.values())))
     assert {row.metric: (row.value, row.chance, row.n) for row in rows} == {
         metric: (want[metric], guessed[metric], 3) for metric in METRICS
     }
@@ -79,7 +79,7 @@ def test_baselines_stand_beside_a_writer_and_alone(root):
         "most frequent": ["rain falls"] * 3,
         "nearest": ["a dog runs on the grass", "the cat eats", "an acorn"],
     }.items():
-        want = score_captions(captions, references).together()
+        want = together(score_captions(captions, references))
         assert {metric: alone["photos", f"{metric} ({name})"] for metric in METRICS} == want
 
 

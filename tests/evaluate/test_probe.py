@@ -1,5 +1,6 @@
 """Probes on frozen vectors: what they learn from, how C is chosen, and what they say of vectors without content."""
 
+import importlib
 from importlib.util import find_spec
 
 import numpy as np
@@ -8,7 +9,6 @@ from support.evaluation import measure, recipe_of
 from support.small_shards import write_shard
 
 from onepeace.errors import UserError
-from onepeace.evaluate.protocols import probe as module
 from onepeace.evaluate.protocols.probe import STRENGTHS, every_fifth
 
 pytestmark = pytest.mark.skipif(find_spec("sklearn") is None, reason="needs scikit-learn")
@@ -65,13 +65,14 @@ def test_vectors_without_content_reach_chance_or_less(shards):
 
 def test_the_strength_is_chosen_on_held_out_training_data_alone(shards, monkeypatch):
     asked = []
-    fit = module._fit
+    regression = importlib.import_module("sklearn.linear_model").LogisticRegression
+    fit = regression.fit
 
-    def spy(vectors, labels, strength):
-        asked.append((len(vectors), strength))
-        return fit(vectors, labels, strength)
+    def spy(self, vectors, labels):
+        asked.append((len(vectors), self.C))
+        return fit(self, vectors, labels)
 
-    monkeypatch.setattr(module, "_fit", spy)
+    monkeypatch.setattr(regression, "fit", spy)
     (row,) = measure(Content(), recipe_of(shards, RECIPE))
     # 40 of each class, less every fifth, and then all with the best
     assert asked[:-1] == [(120 - 24, strength) for strength in STRENGTHS]

@@ -33,7 +33,7 @@ def test_a_part_of_the_shards_is_chosen_by_key(root):
     counts, full = ([row.n for row in found if row.set == "sounds"] for found in (rows, whole))
     assert 0 < counts[0] < full[0]
     assert [row.chance for row in rows] == [row.chance for row in whole]  # among all classes
-    with pytest.raises(UserError, match=r"no key of .* fits the pattern 'x\*'"):
+    with pytest.raises(UserError, match="no key"):
         measure(KnownEmbedder(), recipe_of(root, RECIPE, "sets.sounds.keys='x*'"))
 
 

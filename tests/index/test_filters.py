@@ -59,7 +59,7 @@ def found(database, where):
     return [id_ for (id_,) in database.execute(f"SELECT id FROM files WHERE {condition.sql}", condition.params)]  # noqa: S608
 
 
-NUMBER = st.sampled_from(["0", "3", "5.5", "2*min", "1.5*MB", "-1", "(1 + 2)*kB", "1*h/2"])
+NUMBER = st.sampled_from(["0", "3", "5.5", "2*min", "1.5*MB", "-1", "3*kB", "min"])
 SIGN = st.sampled_from(["<", "<=", "==", "!=", ">=", ">"])
 FIELD = st.sampled_from(["size", "width", "height", "duration"])
 TEXT = st.sampled_from(["'a dog'", '"beach"', "'%'", '"it\'s"', "'ÄÖ'", "'.jpg'", "''"])
@@ -150,8 +150,8 @@ def test_short_forms_are_one_condition(database):
         ("__import__('os').system('x')", "no condition"),
         ("open('x') == 3", "no field"),
         ("size > 9**9", "no value"),
-        ("size > 1/0", "cannot be computed"),
-        ("size > 1e400", "too large"),
+        ("size > 1 + 2", "no value"),
+        ("size > 1e400", "no value"),
         ("path.match(3)", "no condition"),
         ("3 in (1, 2)", "no field"),
         ("(" * 500 + "1" + ")" * 500, "--where"),

@@ -8,6 +8,7 @@ import pytest
 from onepeace.errors import UserError
 from onepeace.index import Index, Query
 from onepeace.index.nearest import derived, keep
+from onepeace.index.query import encode
 from onepeace.index.ranking import Banks
 from onepeace.index.store import Item, Span, Store
 
@@ -122,7 +123,7 @@ def test_dates_and_paths_order_the_best(fill):
 
 
 def test_more_hits_than_are_sorted_by_default_can_be_asked_for(fill, monkeypatch):
-    monkeypatch.setattr("onepeace.index.search.POOL", 2)
+    monkeypatch.setattr("onepeace.index.index.POOL", 2)
     index = fill(*(picture(f"{name}.jpg", 9, number) for number, name in enumerate("dbcae")))
     options = {"sort": "path", "collapse": False}
     assert names(index.search(QUERY, top=1, **options)) == ["b.jpg"]
@@ -144,7 +145,8 @@ def test_removed_files_are_not_found_and_a_reader_keeps_its_state(fill):
 
 def test_parts_are_one_vector_with_weights(fill):
     index = fill(picture("a.jpg", 1), picture("b.jpg", 0, 1))
-    query = index.encode(Query(like=["/p/a.jpg", "/p/b.jpg"], vector=unit(1), weights={"like": 2.0}))
+    asked = Query(like=["/p/a.jpg", "/p/b.jpg"], vector=unit(1), weights={"like": 2.0})
+    query = encode(asked, index.store, pytest.fail, pytest.fail)
     np.testing.assert_allclose(query.vector, unit(3, 2), atol=1e-6)
     assert [(part.bank, part.weight) for part in query.parts] == [("image", 2.0), ("image", 2.0), ("sentence", 1.0)]
 
@@ -162,11 +164,23 @@ def test_copy_of_the_query_has_a_match_of_1_and_a_hit_formats_itself(fill):
     assert set(found.to_dict()["hits"][0]) >= {"rank", "path", "kind", "modality", "match", "likelihood", "score"}
 
 
+def test_no_hit_matches_better_than_one_above_it(fill):
+    files = [picture(f"{i}.jpg", 9, i) for i in range(1, 6)]
+    sounds = [(Item(f"/p/{i}.ogg", "audio"), [Span("audio")], [unit(9, i + 0.5)]) for i in range(1, 6)]
+    index = fill(*files, *sounds)
+    banks = Banks({"sentence": np.stack([unit(9, i, 3) for i in range(7)])})
+    banks.add(index.matrix.vectors, ["image"] * 5 + ["audio"] * 5)
+    banks.best[:, 1] -= 0.02  # sounds match better than pictures that are as near
+    index.__dict__["banks"] = banks
+    matches = [hit.match for hit in index.search(QUERY, collapse=False)]
+    assert matches == sorted(matches, reverse=True)
+    assert len({*matches}) > 2
+
+
 @pytest.mark.parametrize(
     ("query", "field"),
     [
         (Query(), "nothing to search for"),
-        (7, "a query is words"),
         (Query(text=7), "text is int"),
         (Query(without="people"), "nothing to search for"),
         (Query(like=["/p/a.jpg", "/p/b.jpg"]), "cancel out"),

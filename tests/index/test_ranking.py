@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onepeace.index.query import Part, QueryVector
-from onepeace.index.ranking import LIKELY, POSSIBLE, Banks, falling, likelihood
+from onepeace.index.ranking import LIKELY, POSSIBLE, Banks, likelihood
 
 WIDTH = 32
 
@@ -121,10 +121,6 @@ def test_what_has_no_bank_has_no_match(ranking):
         assert match is None
         assert found.tolist() == cosines.tolist()
     assert Banks({}).score(query(("word", vector, 1.0)), "image", cosines)[1] is None
-
-
-def test_no_hit_matches_better_than_one_above_it():
-    assert falling(np.array([0.9, 0.5, 0.7, 0.2])).tolist() == [0.9, 0.5, 0.5, 0.2]
 
 
 def test_likelihood_in_words():

@@ -8,7 +8,7 @@ import pytest
 from support.indexes import fabricate
 
 from onepeace.errors import UsageError, UserError
-from onepeace.index import Index, Item, Query, build, remove, update
+from onepeace.index import Index, Item, Query, build, nearest, remove, update
 from onepeace.index.nearest import Matrix
 from onepeace.index.store import Span, Store
 
@@ -51,7 +51,7 @@ def hits(folder, caplog, warning=""):
     for is_helped in (True, False):
         with Index.open(folder) as index, caplog.at_level(logging.WARNING):
             if not is_helped:
-                index._service = None
+                index.service = None
             some = [index.search(Query(vector=query), top=2) for query in QUERIES]
             some += [index.search(Query(vector=query), top=2, where="size >= 20", only="image") for query in QUERIES]
         found.append([[(hit.item.path, hit.score) for hit in results] for results in some])
@@ -63,26 +63,24 @@ def hits(folder, caplog, warning=""):
 
 
 @pytest.fixture(autouse=True)
-def asked(monkeypatch):
-    """Milvus is asked also for few vectors, and for few at once; gives the vectors of which the nearest were looked for
-    here in each case, None = all."""
-    looked_at = []
-    real = milvus.Collection._candidates
+def named(monkeypatch):
+    """Milvus is asked also for few vectors; gives how many it named in each case, None for no answer."""
+    counts = []
+    real = milvus.Collection.candidates
 
-    def candidates(self, query, count, allowed):
-        found = real(self, query, count, allowed)
-        looked_at.append(None if found is None else int(found.sum()))
+    def candidates(self, query, count, code):
+        found = real(self, query, count, code)
+        counts.append(None if found is None else len(found))
         return found
 
-    monkeypatch.setattr(milvus.Collection, "_candidates", candidates)
-    monkeypatch.setattr(milvus, "FEWEST", 8)
-    monkeypatch.setattr(milvus, "CANDIDATES", 1)
-    return looked_at
+    monkeypatch.setattr(milvus.Collection, "candidates", candidates)
+    monkeypatch.setattr(nearest, "CANDIDATES", 1)
+    return counts
 
 
-def test_hits_are_the_same_after_every_change(folder, asked, caplog):
+def test_hits_are_the_same_after_every_change(folder, named, caplog):
     hits(folder, caplog)
-    assert 0 < min(asked) <= max(asked) < 90
+    assert {*named} == {8}
     with Index.open(folder) as index:
         gone = [item.id for item in index.items()][:30]
     with_new = Store(folder, write=True)
@@ -133,14 +131,15 @@ def test_commands_keep_the_collection_up_to_date(random_folder, tmp_path, monkey
         with pytest.raises(error, match=wrong.partition(":")[0]):
             build(index, [texts], str(random_folder), device="cpu", store=wrong, progress=False)
         with Index.open(index) as opened:
-            assert (len(opened), opened._service) == (1, None)  # a wrong place is not kept
+            assert (len(opened), opened.service) == (1, None)  # a wrong place is not kept
     build(index, [texts], str(random_folder), device="cpu", store=LITE, progress=False)
     remove(index, [texts / "3.txt"])
     (texts / "5.txt").write_text("other words")
     update(index, device="cpu", progress=False)
     with Index.open(index) as opened:
-        assert opened._service is not None
+        assert opened.service is not None
         collection = open_store(LITE, opened.store, opened.matrix)
         with collection._answering() as client:
-            assert collection._count(client) == 11 == len(opened)
+            collection._check(client)
+        assert len(opened) == 11
         collection.close()

@@ -84,3 +84,8 @@ def measure(embedder, recipe):
 
 def values(rows):
     return {(row.set, row.metric): row.value for row in rows}
+
+
+def together(scores):
+    """The figures of captions of the whole set, by name."""
+    return {"BLEU-4": scores.bleu, "ROUGE-L": float(scores.rouge.mean()), "CIDEr-D": float(scores.cider.mean())}

@@ -89,11 +89,8 @@ def _captions_of(writer: Any, modality: str, samples: Sequence[Sample]) -> list[
 
 
 def _figures(suffix: str, scores: CaptionScores, guessed: CaptionScores) -> list[Figure]:
-    bleu, rouge, cider = (
-        Figure(name + suffix, value, chance, len(scores.cider))
-        for (name, value), chance in zip(scores.together().items(), guessed.together().values(), strict=True)
-    )
-    rouge, cider = (
-        one._replace(per_query=tuple(each.tolist())) for one, each in ((rouge, scores.rouge), (cider, scores.cider))
-    )
-    return [bleu, rouge, cider]
+    return [
+        Figure(f"BLEU-4{suffix}", scores.bleu, guessed.bleu, len(scores.cider)),
+        Figure.mean_of(f"ROUGE-L{suffix}", scores.rouge, float(guessed.rouge.mean())),
+        Figure.mean_of(f"CIDEr-D{suffix}", scores.cider, float(guessed.cider.mean())),
+    ]

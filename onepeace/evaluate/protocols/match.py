@@ -173,11 +173,10 @@ def _figures(name: str, results: Sequence[Result]) -> list[Figure]:
         "nothing relevant, of right answers": (right < RELEVANT, RELEVANT),
         "nothing relevant, of the others": (without < RELEVANT, RELEVANT),
     }
-    figures = []
-    for metric, (values, chance) in rows.items():
-        each = np.asarray(values, dtype=float)
-        figures.append(Figure(f"{name}: {metric}", float(each.mean()), float(chance), len(each), tuple(each.tolist())))
-    return figures
+    return [
+        Figure.mean_of(f"{name}: {metric}", np.asarray(values, dtype=float), float(chance))
+        for metric, (values, chance) in rows.items()
+    ]
 
 
 def _banks(calibration: str | None, embedder: Any) -> Banks:

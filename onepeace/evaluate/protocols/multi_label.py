@@ -39,5 +39,5 @@ def mean_average_precision(scores: NDArray, correct: NDArray[np.bool_]) -> Figur
     """Every class that has items is a query, which ranks all items: scores and correct (C, N)."""
     present = correct.any(axis=1)
     precisions = average_precisions(scores[present], correct[present])
-    chance, n = chance_average_precision(correct[present].sum(axis=1), scores.shape[1]), len(precisions)
-    return Figure(f"mAP of {n} classes", float(precisions.mean()), chance, n, tuple(precisions.tolist()))
+    chance = chance_average_precision(correct[present].sum(axis=1), scores.shape[1])
+    return Figure.mean_of(f"mAP of {len(precisions)} classes", precisions, chance)

@@ -51,15 +51,14 @@ def probe(train: Labelled, test: Labelled, where: str) -> Figure:
     held_out = every_fifth(train.labels)
     rest = np.setdiff1d(np.arange(len(train.labels)), held_out)
     rest = rest if len(set(train.labels[rest])) > 1 else np.arange(len(train.labels))
-    accuracies = []
-    for strength in STRENGTHS:
-        fitted = _fit(train.vectors[rest], train.labels[rest], strength)
-        accuracies.append((fitted.predict(train.vectors[held_out]) == train.labels[held_out]).mean())
-    best = STRENGTHS[int(np.argmax(accuracies))]
-    fitted = _fit(*train, best)
-    right = hits(best_ranks(fitted.predict_log_proba(test.vectors), test.labels, fitted.classes_), 1)
-    classes, value = len({*train.labels, *test.labels}), float(np.mean(right))
-    return Figure(f"linear probe top-1 of {classes}", value, 1 / classes, len(right), right, note=f"C = {best:g}")
+    regression = need("sklearn.linear_model", "eval").LogisticRegression(max_iter=1000)
+    search = need("sklearn.model_selection", "eval").GridSearchCV(regression, {"C": STRENGTHS}, cv=[(rest, held_out)])
+    with warnings.catch_warnings():  # a fit that is not finished is judged as it is
+        warnings.simplefilter("ignore", need("sklearn.exceptions", "eval").ConvergenceWarning)
+        search.fit(train.vectors.astype(np.float64), train.labels)
+    right = hits(best_ranks(search.predict_log_proba(test.vectors), test.labels, search.classes_), 1)
+    classes, note = len({*train.labels, *test.labels}), f"C = {search.best_params_['C']:g}"
+    return Figure.mean_of(f"linear probe top-1 of {classes}", right, 1 / classes, note)
 
 
 def every_fifth(labels: NDArray) -> NDArray[np.int64]:
@@ -68,11 +67,3 @@ def every_fifth(labels: NDArray) -> NDArray[np.int64]:
     chosen = [order[labels[order] == label][APART - 1 :: APART] for label in np.unique(labels)]
     rows = np.sort(np.concatenate(chosen))
     return rows if rows.size else np.arange(len(labels))
-
-
-def _fit(vectors: NDArray, labels: NDArray, strength: float) -> Any:
-    convergence = need("sklearn.exceptions", "eval").ConvergenceWarning
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", convergence)  # a fit that is not finished is judged as it is
-        regression = need("sklearn.linear_model", "eval").LogisticRegression(C=strength, max_iter=1000)
-        return regression.fit(vectors.astype(np.float64), labels)

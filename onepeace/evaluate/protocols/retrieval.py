@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from onepeace.evaluate.metrics import Figure, best_ranks, chance_recall, hits, recall_at
+from onepeace.evaluate.metrics import Figure, best_ranks, chance_recall, hits
 from onepeace.evaluate.protocols.protocol import BLOCK, EvaluationProtocol, check_at, encode
 
 
@@ -64,7 +64,4 @@ def recalls(
     query_ids, candidate_ids = np.asarray(query_ids), np.asarray(candidate_ids)
     blocks = [slice(start, start + BLOCK) for start in range(0, len(queries), BLOCK)]
     ranks = np.concatenate([best_ranks(queries[b] @ candidates.T, query_ids[b], candidate_ids) for b in blocks])
-    return [
-        Figure(f"{name} R@{k}", value, chance_recall(query_ids, candidate_ids, k), len(queries), hits(ranks, k))
-        for k, value in recall_at(ranks, at).items()
-    ]
+    return [Figure.mean_of(f"{name} R@{k}", hits(ranks, k), chance_recall(query_ids, candidate_ids, k)) for k in at]

@@ -67,7 +67,4 @@ def precisions(
         values.append([precisions_at(scores, wanted, right, k) for k in at])
     chance = float(np.concatenate(chances).mean())
     each = np.concatenate(values, axis=1)  # (number of k, queries)
-    return [
-        Figure(f"{name} precision@{k}", float(row.mean()), chance, len(row), tuple(row.tolist()))
-        for k, row in zip(at, each, strict=True)
-    ]
+    return [Figure.mean_of(f"{name} precision@{k}", row, chance) for k, row in zip(at, each, strict=True)]

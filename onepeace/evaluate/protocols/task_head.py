@@ -69,11 +69,9 @@ def _consistency(right: Sequence[float], groups: Sequence[Any]) -> Figure:
     whole: dict[Any, bool] = {}
     for value, group in zip(right, groups, strict=True):
         whole[group] = whole.get(group, True) and value == 1
-    values = tuple(float(all_right) for all_right in whole.values())
     # Guessing is right in each sample of a group on its own.
-    sizes = Counter(groups)
-    chance = float(np.mean([0.5**size for size in sizes.values()]))
-    return Figure("consistency", float(np.mean(values)), chance, len(values), values)
+    chance = float(np.mean([0.5**size for size in Counter(groups).values()]))
+    return Figure.mean_of("consistency", [float(all_right) for all_right in whole.values()], chance)
 
 
 def _accuracy(results: Results, targets: Sequence[Any], labels: Sequence[str], _: Any) -> list[Figure]:
@@ -111,7 +109,7 @@ def _answers(
             scores.append(float(np.mean([min(1.0, count / 3) for count in rest])))
         else:
             scores.append(float(target.get(result["answer"], 0.0)))
-    return [Figure("VQA accuracy", float(np.mean(scores)), 1 / max(len(labels), 1), len(scores), tuple(scores))]
+    return [Figure.mean_of("VQA accuracy", scores, 1 / max(len(labels), 1))]
 
 
 def _boxes(results: Results, targets: Sequence[Any], _: Any, samples: Sequence[Sample]) -> list[Figure]:
@@ -119,13 +117,11 @@ def _boxes(results: Results, targets: Sequence[Any], _: Any, samples: Sequence[S
     sizes = [size_of(sample.inputs["image"]) for sample in samples]
     found = [np.array(result["box"]) / [w, h, w, h] for result, (w, h) in zip(results, sizes, strict=True)]
     overlaps = box_iou(np.array(found), np.array(targets, dtype=np.float64))
-    right = tuple((overlaps >= 0.5).astype(float).tolist())
     # Guessing says the whole picture.
     whole = box_iou(np.tile([0.0, 0.0, 1.0, 1.0], (len(targets), 1)), np.array(targets, dtype=np.float64))
-    guessed = float((whole >= 0.5).mean())
     return [
-        Figure("accuracy at IoU 0.5", float(np.mean(right)), guessed, len(right), right),
-        Figure("mean IoU", float(overlaps.mean()), float(whole.mean()), len(right), tuple(overlaps.tolist())),
+        Figure.mean_of("accuracy at IoU 0.5", (overlaps >= 0.5).astype(float), float((whole >= 0.5).mean())),
+        Figure.mean_of("mean IoU", overlaps, float(whole.mean())),
     ]
 
 
@@ -146,9 +142,8 @@ def _detections(
 
 
 def _choices(results: Results, targets: Sequence[Any], _: Any, __: Any) -> list[Figure]:
-    right = tuple(float(result["number"] == target) for result, target in zip(results, targets, strict=True))
-    chance = float(np.mean([1 / len(result["scores"]) for result in results]))
-    return [Figure("accuracy", float(np.mean(right)), chance, len(right), right)]
+    right = [float(result["number"] == target) for result, target in zip(results, targets, strict=True)]
+    return [Figure.mean_of("accuracy", right, float(np.mean([1 / len(result["scores"]) for result in results])))]
 
 
 def _events(results: Results, targets: Sequence[Any], labels: Sequence[str], _: Any) -> list[Figure]:
