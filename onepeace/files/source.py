@@ -91,7 +91,8 @@ def read_bytes(item: object, *, max_bytes: int = MAX_BYTES) -> bytes:
     if not isinstance(item, (str, os.PathLike)):
         raise UserError(f"{name}: expected a path, an http(s) address or bytes")
     if isinstance(item, str) and scheme(item):
-        refuse_scheme(item)
+        if scheme(item) not in ("http", "https"):  # file:, ftp:, data: and the like open no doors here
+            raise UserError(f"{name}: addresses must be http or https, not {scheme(item)}; give a path for a file")
         from onepeace.files.fetch import fetch
 
         return fetch(item.strip(), name, max_bytes)
@@ -103,14 +104,6 @@ def read_bytes(item: object, *, max_bytes: int = MAX_BYTES) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({reason_of(error)})") from error
-
-
-def refuse_scheme(item: str) -> None:
-    """`UserError` for every address that is not http or https: file:, ftp:, data: and the like open no doors here."""
-    if scheme(item) not in ("http", "https"):
-        raise UserError(
-            f"{describe(item)}: addresses must be http or https, not {scheme(item)}; give a path for a file"
-        )
 
 
 def _public(url: str) -> str:
