@@ -1,8 +1,9 @@
 """Embedding by actors of Ray, on this machine or on all of a cluster: ``onepeace index build --engine ray``.
 
 `open_engine` is the hook of `onepeace.index.write`: it gives an `Embedder` whose `stream` hands the items out in chunks
-and puts the results in order. A chunk whose actor dies is embedded again item by item while nothing else is: an item
-that kills its actor alone is one that failed. Paths and the model's name have to mean the same on every machine.
+and puts the results in order. Ray starts an actor that died anew and gives it what it was doing once more; a chunk that
+kills it again is embedded item by item, and an item that kills it alone has failed. Paths and the model's name have to
+mean the same on every machine.
 """
 
 import logging
@@ -10,12 +11,11 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from functools import cache, partial
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
-from onepeace.embed.parts import Compound
 from onepeace.errors import UsageError, UserError, need, one_line
 
 if TYPE_CHECKING:
@@ -54,34 +54,24 @@ def open_engine(address: str, model: str, device: str | None, dtype: str) -> "Ra
     count = int(asked["count"] or gpus or sum(node["Alive"] for node in ray.nodes()))
     share = there.get("CPU", 1) / count
     needs = {"num_gpus": 1 / -(-count // gpus)} if gpus else {"num_cpus": float(int(share)) if share >= 1 else share}
+    actor = ray.remote(max_restarts=-1, max_task_retries=1, **needs)(_Actor)
     load = partial(embedder.load, model, device=device, dtype=dtype)
-    return RayEmbedder(model, lambda: ray.remote(**needs)(_Actor).remote(load), count, is_ours)
+    return RayEmbedder(model, [actor.remote(load) for _ in range(count)], is_ours)
 
 
 class RayEmbedder:
     """`Embedder` without a model in this process.
 
     Args:
-        start: gives a new actor.
         is_ours: Ray was started for the actors, and ends with them.
     """
 
-    def __init__(self, model: str, start: Callable[[], Any], count: int, is_ours: bool) -> None:
+    def __init__(self, model: str, actors: Sequence[Any], is_ours: bool) -> None:
         from ray.exceptions import RayActorError
 
-        from onepeace.hub.folder import read_config
-        from onepeace.hub.resolve import resolve
-        from onepeace.processors import PROCESSORS
-
-        folder = resolve(model)
-        config = read_config(folder)
-        self.processors = {
-            key: PROCESSORS[key].from_config(config.processors.get(key, {}), folder) for key in config.model.adapters
-        }
-        self._start, self._model, self._is_ours = start, model, is_ours
-        self._actors = [start() for _ in range(count)]
+        self._model, self._actors, self._is_ours = model, actors, is_ours
         try:
-            _answer([actor.load.remote() for actor in self._actors])
+            self.processors = _answer([actor.load.remote() for actor in actors])[0]
         except BaseException as error:
             self.close()
             if not isinstance(error, RayActorError):
@@ -93,8 +83,7 @@ class RayEmbedder:
         import ray
 
         for actor in self._actors:
-            with suppress(Exception):  # it is gone
-                ray.kill(actor)
+            ray.kill(actor)
         if self._is_ours:
             ray.shutdown()
 
@@ -108,43 +97,28 @@ class RayEmbedder:
         self, items: Iterable[object], *, batch_size: int = 32, **options: Any
     ) -> Generator["Embedded", None, None]:
         """See `Embedder.stream`; a chunk has ``batch_size`` items, and an index is that in its chunk."""
-        import ray
-        from ray.exceptions import RayActorError
-
-        source, turn = iter(items), cycle(range(len(self._actors)))
-        options["batch_size"] = batch_size
-        waiting: deque[tuple[list[object], Any, Any]] = deque()
-        while True:
-            while len(waiting) < AHEAD * len(self._actors) and (chunk := list(islice(source, batch_size))):
-                actor = self._actors[next(turn)]
-                waiting.append((chunk, actor, actor.embed.remote(chunk, options)))
-            if not waiting:
-                return
-            chunk, actor, answer = waiting.popleft()
-            try:
-                yield from _taken(chunk, answer)
-            except RayActorError:
-                if waiting:
-                    ray.wait([answer for _, _, answer in waiting], num_returns=len(waiting))
-                self._replace(actor)
-                yield from self._one_by_one(chunk, options)
-
-    def _one_by_one(self, items: list[object], options: dict[str, Any]) -> Iterator["Embedded"]:
         from ray.exceptions import RayActorError
 
         from onepeace.embed.assembly import Embedded
         from onepeace.embed.items import name_of
 
-        for item in items:
-            actor = self._actors[0]
+        source, actors = iter(items), cycle(self._actors)
+        options["batch_size"] = batch_size
+        waiting: deque[tuple[list[object], Any]] = deque()
+        while True:
+            while len(waiting) < AHEAD * len(self._actors) and (chunk := list(islice(source, batch_size))):
+                waiting.append((chunk, next(actors).embed.remote(chunk, options)))
+            if not waiting:
+                return
+            chunk, answer = waiting.popleft()
             try:
-                yield from _taken([item], actor.embed.remote([item], options))
+                yield from _taken(chunk, answer)
             except RayActorError:
-                self._replace(actor)
-                yield Embedded(0, name_of(0, item), error=UserError("the process that embeds it dies of it"))
-
-    def _replace(self, dead: Any) -> None:
-        self._actors = [self._start() if actor is dead else actor for actor in self._actors]
+                for item in chunk:
+                    try:
+                        yield from _taken([item], next(actors).embed.remote([item], options))
+                    except RayActorError:
+                        yield Embedded(0, name_of(0, item), error=UserError("the process that embeds it dies of it"))
 
 
 class _Actor:
@@ -153,29 +127,24 @@ class _Actor:
     def __init__(self, load: "Callable[[], Embedder]") -> None:
         self._load = cache(load)  # later: an error here would be told as the actor's death
 
-    def load(self) -> None:
-        """Load the model."""
-        self._load()
+    def load(self) -> dict[str, Any]:
+        """Load the model; gives its processor of sounds, which says how long a window may be."""
+        return {key: processor for key, processor in self._load().processors.items() if key == "audio"}
 
-    def embed(self, items: list[object], options: dict[str, Any]) -> "tuple[list[Embedded], list[dict[str, Any]]]":
+    def embed(self, items: list[object], options: dict[str, Any]) -> "list[tuple[Embedded, dict[str, Any]]]":
         """Result of each item, and the attributes that its copy here has learned (`Compound`)."""
-        from onepeace.embed.assembly import Embedded
-
-        results, learned = [], []
+        answers = []
         for item, result in zip(items, self._load().stream(items, **options), strict=True):
             error = None if result.error is None else UserError(str(result.reason))  # others may not be picklable
-            parts = result.vector, result.windows, error
-            results.append(Embedded(result.index, result.name, *parts, is_silent=result.is_silent))
-            names = item.learned if isinstance(item, Compound) else ()
-            learned.append({name: getattr(item, name) for name in names})
-        return results, learned
+            learned = {name: getattr(item, name) for name in getattr(item, "learned", ())}
+            answers.append((replace(result, error=error), learned))
+        return answers
 
 
 def _taken(items: list[object], answer: Any) -> Iterator["Embedded"]:
     """Results of a chunk; what the actor learned of the items is taken over."""
-    results, learned = _answer(answer)
-    for item, about, result in zip(items, learned, results, strict=True):
-        for name, value in about.items():
+    for item, (result, learned) in zip(items, _answer(answer), strict=True):
+        for name, value in learned.items():
             setattr(item, name, value)
         yield result
 

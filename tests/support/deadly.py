@@ -12,10 +12,12 @@ class _Deadly(Embedder):
     def stream(self, values, **options):
         import torch
 
+        from onepeace.embed.assembly import Embedded, Windows
+
         for index, result in enumerate(super().stream(self._read(values))):
-            result.index = index
-            result.vector = None if result.error else torch.from_numpy(result.vector.numpy())
-            yield result
+            vector = None if result.error else torch.from_numpy(result.vector.numpy())
+            windows = Windows(torch.from_numpy(result.windows.vectors), result.windows.starts, result.windows.ends)
+            yield Embedded(index, result.name, vector, windows, result.error)
 
     def _read(self, values):
         for value in values:
