@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -76,10 +76,6 @@ class AudioProcessor(Processor):
         self.sample_rate = sample_rate
         self.max_seconds = max_seconds
         self.min_seconds = min_seconds
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("sample_rate", "max_seconds", "min_seconds")}
 
     @classmethod
     def matches(cls, item: object) -> bool:

@@ -70,13 +70,8 @@ class ImageProcessor(Processor):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {
-            "size": [self.height, self.width],
-            "mean": self.mean.flatten().tolist(),
-            "std": self.std.flatten().tolist(),
-            "resize": self.resize,
-            "draft": self.draft,
-        }
+        mean, std = (values.flatten().tolist() for values in (self.mean, self.std))
+        return {**super().settings, "size": [self.height, self.width], "mean": mean, "std": std}
 
     @classmethod
     def matches(cls, item: object) -> bool:

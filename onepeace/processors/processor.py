@@ -33,7 +33,7 @@ class Processor:
     @classmethod
     def from_config(cls, settings: Mapping[str, object], folder: Path | None = None) -> "Processor":
         """Processor with the `processors` settings of a model; `folder` is the model's, for files that belong to it."""
-        known = [name for name in inspect.signature(cls).parameters if name != "tokenizer"]
+        known = cls._names()
         for name in settings:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
@@ -43,8 +43,12 @@ class Processor:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of `from_config` that make another one like it."""
-        raise NotImplementedError
+        """The settings of `from_config` that make another one like it: attributes, called as the arguments."""
+        return {name: getattr(self, name) for name in self._names()}
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [name for name in inspect.signature(cls).parameters if name != "tokenizer"]
 
     @classmethod
     def _own_files(cls, folder: Path | None) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,12 +52,6 @@ class VideoProcessor(ImageProcessor):
             )
         self.frames, self.stride, self.clips, self.crops = frames, stride, clips, crops
         self.num_views = clips * crops
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        known = ("size", "mean", "std", "resize")
-        own = {"frames": self.frames, "stride": self.stride, "clips": self.clips, "crops": self.crops}
-        return {**{name: value for name, value in super().settings.items() if name in known}, **own}
 
     @classmethod
     def matches(cls, item: object) -> bool:
