@@ -69,6 +69,7 @@ class Head:
             raise UserError(f"this model has no head {self.name!r}; its heads: {known}")
         self.embedder, self.config = embedder, heads[self.name]
         self.on, self.task = self.config["on"], self.config.get("task", "label")
+        self.labels = self.config.get("labels") or [str(number) for number in range(self.config.get("num_classes", 0))]
         if self.task not in TASKS:
             raise UserError(f"model.heads.{self.name}.task is {self.task!r}; known: {', '.join(TASKS)}")
 
@@ -144,7 +145,7 @@ class Head:
             each, views = len(output) // len(members), self.embedder.processors[self.on].num_views
             for row, (index, name, decoded) in enumerate(members):
                 context = Context(
-                    labels=self.config.get("labels", ()),
+                    labels=self.labels,
                     size=decoded.size,
                     candidates=decoded.candidates,
                     seconds_per_token=getattr(self.embedder.module.adapters[self.on], "seconds_per_token", 0.0),

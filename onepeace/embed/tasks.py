@@ -22,7 +22,7 @@ class Context:
     """Facts about an item that its result needs beside the head's output."""
 
     labels: Sequence[str] = ()
-    """Class names of the head."""
+    """Class names of the head; numbers where the model has none (released checkpoints)."""
     size: tuple[int, int] = (1, 1)
     """Width and height of the picture in pixels."""
     candidates: Sequence[str] = ()
@@ -35,15 +35,10 @@ class Context:
     """Number of classes in the result."""
 
 
-def name_of_class(labels: Sequence[str], number: int) -> str:
-    """A class's name; its number where the model has none (released checkpoints)."""
-    return labels[number] if labels else str(number)
-
-
 def ranked(scores: Tensor, context: Context) -> list[dict[str, Any]]:
     """The best classes with their scores."""
     values, numbers = scores.topk(min(context.top, len(scores)))
-    return [{"label": name_of_class(context.labels, number), "score": score}
+    return [{"label": context.labels[number], "score": score}
             for score, number in zip(values.tolist(), numbers.tolist(), strict=True)]  # fmt: skip
 
 
@@ -78,7 +73,7 @@ def boxes(output: Tensor, context: Context) -> dict[str, Any]:
     for *corners, score, number in output[0].tolist():
         if score > 0:
             pixels = [corner * (height if i % 2 else width) for i, corner in enumerate(corners)]
-            found.append({"label": name_of_class(context.labels, int(number)), "score": score, "box": pixels})
+            found.append({"label": context.labels[int(number)], "score": score, "box": pixels})
     return {"boxes": found}
 
 
@@ -98,7 +93,7 @@ def events(output: Tensor, context: Context) -> dict[str, Any]:
         for first, last in _runs(heard, round(SHORTEST_GAP / context.seconds_per_token)):
             found.append(
                 {
-                    "label": name_of_class(context.labels, number),
+                    "label": context.labels[number],
                     "onset": first * context.seconds_per_token,
                     "offset": (last + 1) * context.seconds_per_token,
                     "score": probabilities[first : last + 1, number].mean().item(),
@@ -112,7 +107,7 @@ def mask(output: Tensor, context: Context) -> dict[str, Any]:
     width, height = context.size
     classes = F.interpolate(output, (height, width), mode="bilinear", align_corners=False)[0].argmax(0)
     counts = classes.flatten().bincount(minlength=output.shape[1]).tolist()
-    shares = [{"label": name_of_class(context.labels, number), "share": count / (width * height)}
+    shares = [{"label": context.labels[number], "share": count / (width * height)}
               for number, count in enumerate(counts) if count]  # fmt: skip
     return {"labels": sorted(shares, key=lambda one: -one["share"]), "mask": classes.to(torch.uint8).numpy()}
 
