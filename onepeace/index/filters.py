@@ -80,34 +80,31 @@ def short_forms(
     """One condition of the options that are short forms of it: dates from and up to, a pattern of paths.
 
     Raises:
-        UsageError: a date that cannot be read.
+        UsageError: a condition or a date that cannot be read.
     """
-    parts = [] if where is None else [f"({where}\n)"]
-    for option, value, sign in (("after", after, ">="), ("before", before, "<")):
-        if value is not None:
-            try:
-                period(value)
-            except ValueError as error:
-                raise UsageError(f"--{option}: {error}") from error
-            parts.append(f"date {sign} {value!r}")
-    if path is not None:
-        parts.append(f"path.match({path!r})")
     if where is not None:
         compile_condition(where)  # an error names a column of what was written
-    return " and ".join(parts) or None
+    for option, date in (("after", after), ("before", before)):
+        if date is not None:
+            try:
+                period(date)
+            except UsageError as error:
+                raise UsageError(f"--{option}: {error}") from error
+    forms = {"({}\n)": where, "date >= {!r}": after, "date < {!r}": before, "path.match({!r})": path}
+    return " and ".join(form.format(value) for form, value in forms.items() if value is not None) or None
 
 
 def period(text: str) -> tuple[float, float]:
     """Start of a year, month, day or minute of local time in unix seconds, and the first moment after it.
 
     Raises:
-        ValueError: not a date, or one that the clock of this system cannot tell.
+        UsageError: not a date, or one that the clock of this system cannot tell.
     """
     for layout, (step, first) in PERIODS.items():
         with suppress(ValueError, OverflowError, OSError):  # systems differ in how they say so
             start = datetime.strptime(text, layout)
             return start.timestamp(), (start + step).replace(**first).timestamp()
-    raise ValueError(f"{text[:40]!r} is not a date; write 2024, 2024-05, 2024-05-01 or 2024-05-01T12:30")
+    raise UsageError(f"{text[:40]!r} is not a date; write 2024, 2024-05, 2024-05-01 or 2024-05-01T12:30")
 
 
 @lru_cache(64)

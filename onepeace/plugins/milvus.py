@@ -8,7 +8,6 @@ writes, and until then vectors are compared here. Milvus names candidates, and h
 
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PLACE = re.compile(r"milvus://(?:(?P<file>[^:?#]+\.db)|(?P<host>[^/:@\s]+|\[[0-9a-fA-F:]+\])(?::(?P<port>\d+))?/?)")
 STATE = "onepeace.state"
 """Property of a collection: the state of the index that it has the vectors of."""
 TIMEOUT = 30.0
@@ -41,13 +39,14 @@ class Collection:
     """
 
     def __init__(self, address: str, store: Store, matrix: Matrix) -> None:
-        if (place := PLACE.fullmatch(address)) is None:
+        place = address.removeprefix("milvus://")
+        if place in ("", address):
             raise UsageError(f"{address}: give milvus://HOST[:PORT], or milvus://FILE.db for a file of Milvus Lite")
         need("pymilvus", "milvus")
-        self._uri = f"http://{place['host']}:{place['port'] or 19530}"
-        if place["file"]:
+        self._uri = f"http://{place}"
+        if place.endswith(".db"):
             need("milvus_lite", "milvus")
-            self._uri = os.path.join(store.folder.absolute(), place["file"])
+            self._uri = os.path.join(store.folder.absolute(), place)
         self._address, self._store, self._matrix = address, store, matrix
         self._name = f"onepeace_{store.meta['id']}"
         self._client: MilvusClient | None = None
@@ -136,7 +135,7 @@ class Collection:
         try:
             self._client = self._client or MilvusClient(self._uri, timeout=TIMEOUT)
             yield self._client
-        except (MilvusException, OSError) as error:
+        except (MilvusException, OSError, ValueError) as error:
             reason = one_line(getattr(error, "message", "") or error)
             raise UserError(f"{self._address}: Milvus does not answer ({reason})") from error
 

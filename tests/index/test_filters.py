@@ -203,5 +203,5 @@ def test_a_period_starts_and_ends_in_local_time(text, start, end):
 
 @pytest.mark.parametrize("text", ["", "24", "2024-", "2024-05-01T", "2024-05-01T25:00", "20240501", "0000", "9999"])
 def test_other_text_is_no_date(text):
-    with pytest.raises(ValueError, match="is not a date"):
+    with pytest.raises(UsageError, match="is not a date"):
         period(text)
