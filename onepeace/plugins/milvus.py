@@ -10,16 +10,13 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from onepeace.errors import UsageError, UserError, need, one_line
 from onepeace.index.nearest import Matrix, vectors_state
 from onepeace.index.store import Store
-
-if TYPE_CHECKING:
-    from pymilvus import MilvusClient
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +46,7 @@ class Collection:
             self._uri = os.path.join(store.folder.absolute(), place)
         self._address, self._store, self._matrix = address, store, matrix
         self._name = f"onepeace_{store.meta['id']}"
-        self._client: MilvusClient | None = None
+        self._client: Any = None
         self._is_checked = self._is_silent = False
 
     def candidates(self, query: np.ndarray, count: int, code: int) -> np.ndarray | None:
@@ -80,7 +77,6 @@ class Collection:
             client.load_collection(self._name)
             found = client.query_iterator(self._name, MOST, output_fields=["id"], consistency_level="Strong")
             there = [row["id"] for rows in iter(found.next, []) for row in rows]
-            found.close()
             ids, records = self._matrix.id, self._matrix.records
             gone, new = np.setdiff1d(there, ids), np.setdiff1d(ids, there)
             for first in range(0, len(gone), BATCH):
@@ -94,15 +90,14 @@ class Collection:
 
     def close(self) -> None:
         """End the connection."""
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        if self._client is not None:
+            self._client.close()
             if self._uri.endswith(".db"):  # the file's server, in this process, holds its lock
                 from milvus_lite.server_manager import server_manager_instance
 
                 server_manager_instance.release_server(self._uri)
 
-    def _check(self, client: "MilvusClient") -> None:
+    def _check(self, client: Any) -> None:
         """UserError for a collection that is not what the index is."""
         if client.has_collection(self._name):
             client.load_collection(self._name)
@@ -112,7 +107,7 @@ class Collection:
         if not self._is_checked:
             raise UserError(f"{self._address}: not all of this index is there; run onepeace index update")
 
-    def _create(self, client: "MilvusClient") -> None:
+    def _create(self, client: Any) -> None:
         from pymilvus import DataType
 
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -125,7 +120,7 @@ class Collection:
         client.create_collection(self._name, schema=schema, index_params=index)
 
     @contextmanager
-    def _answering(self) -> "Iterator[MilvusClient]":
+    def _answering(self) -> Iterator[Any]:
         """Connected client; an error of Milvus becomes one line."""
         from pymilvus import MilvusClient
         from pymilvus.exceptions import MilvusException
