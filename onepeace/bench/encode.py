@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from onepeace.bench.comparison import ratios, short, spread, take_turns
 from onepeace.config import SIZES, Config, ModelConfig, build, merge
-from onepeace.cost.measure import UNITS, Live, item_batch, picture_size
+from onepeace.cost.inputs import UNITS, item_batch, picture_size
+from onepeace.cost.measure import Live
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import build_encoder
 from onepeace.hub.folder import read_config

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from onepeace.bench.comparison import check_equal, compare, compared, short
 from onepeace.config import Config
-from onepeace.cost.measure import SAMPLE_RATE, PlannedData, largest_items, pair_batch, step_cost
-from onepeace.cost.plan import keep_as_on_a_gpu, planned_config, planned_model
+from onepeace.cost.inputs import SAMPLE_RATE, largest_items, pair_batch, planned_objective
+from onepeace.cost.measure import step_cost
+from onepeace.cost.plan import planned_config, planned_model
 from onepeace.hub.architectures import build_encoder
 from onepeace.special_ids import EOS, PAD
 from onepeace.train.lora import choose_trained
 from onepeace.train.objective import Objective
 from onepeace.train.recipe import Recipe
-from onepeace.train.training_data import prepare_terms
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +58,8 @@ class Steps:
         self.ways = {way: self._objective(self.model, most).to(device) for way, most in padding.items()}
 
     def _objective(self, model: Any, max_padding: float) -> Objective:
-        terms, chunks = self.recipe.terms, self.recipe.run.grad_cache_chunks
-        prepared = prepare_terms(PlannedData(self.recipe, self.batch.keys))
         torch.manual_seed(0)  # of the terms' own parameters
-        return Objective(model, terms, prepared, chunks, max_padding)
+        return planned_objective(self.recipe, model, self.batch, self.recipe.run.grad_cache_chunks, max_padding)
 
     def run(self, way: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Forward and backward into gradients that are zero; the losses."""
@@ -94,11 +92,9 @@ class Steps:
 
     def flops(self) -> int:
         """Of a step, without padding and what is computed twice."""
-        model = planned_model(self.recipe, self.config)
-        keep_as_on_a_gpu(model)
         with torch.device("meta"):
-            objective = self._objective(model, max_padding=0.0)
-        return step_cost(objective, self.batch, bfloat16=True).flops
+            objective = self._objective(planned_model(self.recipe, self.config), max_padding=0.0)
+        return round(step_cost(objective, self.batch, bfloat16=True).flops)
 
 
 def bench_train(

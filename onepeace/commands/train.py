@@ -13,15 +13,8 @@ if TYPE_CHECKING:
 
 SAMPLES = "data/samples"
 """Of a checkout, to try a new model on."""
-
-ROWS = {
-    "parameters": "parameters",
-    "gradients": "gradients",
-    "optimizer": "optimizer",
-    "average": "averaged weights",
-    "exchange": "buckets, gathered",
-    "activations": "activations",
-}
+USUAL_FLOPS = 200e12
+"""FLOPs per second of a GPU in a plan's days: half of an A100's peak in bfloat16 is 156e12, of an H100's 495e12."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,24 +56,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def plan_text(plan: "Plan") -> str:
-    """The tables of ``--plan``."""
-    items = ", ".join(f"{count} {pair}" for pair, count in plan.items.items())
-    run = plan.recipe.run
+    """The text of ``--plan``."""
+    items = ", ".join(f"{plan.recipe.batch_size(name)} {name}" for name in plan.flops_per_item)
+    run, steps, memory = plan.recipe.run, plan.recipe.schedule.steps, plan.memory
     parts = f", computed in {run.grad_cache_chunks} parts" if run.grad_cache_chunks > 1 else ""
     precision = "float32" if run.precision == "float32" else "bfloat16"
-    lines = [f"{items} a step on {plan.processes} GPU{'s' * (plan.processes > 1)}{parts}, {precision}", ""]
+    flops = steps * plan.flops_per_step
+    rows = {
+        f"GB on each GPU ({run.parallel})": "",
+        "  weights, gradients, optimizer": f"{memory.states / 1e9:.2f}",
+        "  exchanged": f"{memory.exchange / 1e9:.2f}",
+        "  activations" + ", checkpointed" * run.checkpoint_activations: f"{memory.activations / 1e9:.2f}",
+        "  needed, with a tenth for work space": f"{memory.needed / 1e9:.2f}",
+        "GB of a checkpoint": f"{plan.file / 1e9:.2f}",
+        **{f"GFLOP of an item, {name}": f"{own / 1e9:,.1f}" for name, own in plan.flops_per_item.items()},
+        "PFLOP of a step": f"{plan.flops_per_step / 1e15:.3g}",
+        f"EFLOP of {steps} steps": f"{flops / 1e18:.3g}",
+        f"days, at {USUAL_FLOPS / 1e12:.0f} TFLOP/s of a GPU": f"{flops / plan.processes / USUAL_FLOPS / 86400:.3g}",
+    }
+    lines = [f"{items} a step on {plan.processes} GPU{'s' * (plan.processes > 1)}{parts}, {precision}"]
     lines += [f"{plan.parameters:,} parameters, {plan.trained:,} of them trained", ""]
-    again = ", checkpointed" * run.checkpoint_activations
-    names = {way: f"{way}{again}{' *' * (way == run.parallel)}" for way in plan.memory}
-    lines.append(f"{'GB on each GPU':<20}" + "".join(f"{name:>22}" for name in names.values()))
-    for field, label in ROWS.items():
-        values = [getattr(plan.memory[column], field) / 1e9 for column in names]
-        lines.append(f"{label:<20}" + "".join(f"{value:>22.2f}" for value in values))
-    lines.append(f"{'sum':<20}" + "".join(f"{sum(plan.memory[way]) / 1e9:>22.2f}" for way in names))
-    lines += ["* what the recipe says; leave a tenth more for work space", ""]
-    lines.append(f"{'checkpoint file':<20}{plan.file / 1e9:>12.2f} GB")
-    lines += [f"{pair:<20}{flops / 1e9:>12,.1f} GFLOP an item" for pair, flops in plan.flops_per_item.items()]
-    lines.append(f"{'step':<20}{plan.flops_per_step / 1e15:>12.3g} PFLOP")
-    steps = plan.recipe.schedule.steps
-    lines.append(f"{f'{steps} steps':<20}{steps * plan.flops_per_step / 1e18:>12.3g} EFLOP")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"{name:<40}{value:>12}".rstrip() for name, value in rows.items())])

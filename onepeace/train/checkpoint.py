@@ -29,9 +29,8 @@ FORMAT = "1"
 
 @dataclass
 class Checkpoint:
-    """State that was saved after ``step`` updates."""
+    """State of a run after ``step`` updates."""
 
-    path: Path
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
@@ -44,22 +43,8 @@ class Checkpoint:
     """Whatever else the loop wanted to keep, as JSON allows."""
 
 
-def save(
-    folder: Path,
-    step: int,
-    *,
-    model: Mapping[str, Tensor],
-    optimizer: Mapping[str, Any],
-    ema: Mapping[str, Tensor],
-    recipe: str,
-    extra: Mapping[str, Any],
-) -> Path:
-    """Write ``folder/step-N.safetensors``.
-
-    Args:
-        folder: the run's; made if missing.
-        step: number of updates done.
-        model, optimizer, ema, recipe, extra: see `Checkpoint`.
+def save(folder: Path, state: Checkpoint) -> Path:
+    """Write ``folder/step-N.safetensors``; the folder is made if missing.
 
     Raises:
         OSError: the disk is full or not writable; the files from before are untouched.
@@ -68,16 +53,17 @@ def save(
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"model/{name}": tensor for name, tensor in model.items()}
-    tensors |= {f"ema/{name}": tensor for name, tensor in ema.items()}
-    for index, state in optimizer["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in state.items()}
-    header = {"step": step, "recipe": recipe, "extra": extra, "optimizer_groups": optimizer["param_groups"]}
+    tensors = {f"model/{name}": tensor for name, tensor in state.model.items()}
+    tensors |= {f"ema/{name}": tensor for name, tensor in state.ema.items()}
+    for index, values in state.optimizer["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in values.items()}
+    header: dict[str, Any] = {"step": state.step, "recipe": state.recipe, "extra": state.extra}
+    header["optimizer_groups"] = state.optimizer["param_groups"]
     metadata = {"format": FORMAT, "onepeace": json.dumps(header)}
     for unfinished in folder.glob(UNFINISHED):
         unfinished.unlink()
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    path = folder / f"step-{step:08d}.safetensors"
+    path = folder / f"step-{state.step:08d}.safetensors"
     try:
         with write_atomic(path) as temporary:
             save_file(plain, temporary, metadata=metadata)
@@ -103,7 +89,6 @@ def load(path: Path) -> Checkpoint:
         index, _, field = name.partition("/")
         state.setdefault(int(index), {})[field] = tensor
     return Checkpoint(
-        path=path,
         model=_below(tensors, "model/"),
         optimizer={"state": state, "param_groups": groups},
         ema=_below(tensors, "ema/"),

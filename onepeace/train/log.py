@@ -19,33 +19,17 @@ FILE = "log.jsonl"
 
 
 class Averages:
-    """Means of named numbers since the last call of `take`. Tensors are not read before that, so a GPU never waits."""
+    """Means of named numbers and the speed since the last call of `take`.
+
+    Tensors are not read before that, so a GPU never waits.
+    """
 
     def __init__(self) -> None:
         self._values: dict[str, list[Tensor]] = {}
+        self.restart_clock()
 
-    def add_step(self, losses: Sequence[Mapping[str, Tensor]], **values: Tensor) -> None:
-        """One step's losses, by batch, and other numbers; the names may differ from step to step. The gradient is that
-        of the sum over the step's batches, so "loss" is their sum; a term that several of them have is averaged."""
-        numbers = [("loss", torch.stack([found["loss"].detach() for found in losses]).sum())]
-        numbers += [(name, value) for found in losses for name, value in found.items() if name != "loss"]
-        for name, value in (*numbers, *values.items()):
-            self._values.setdefault(name, []).append(value.detach())
-
-    def take(self) -> dict[str, float]:
-        """The mean of each name, over processes too, and a fresh start."""
-        if not self._values:
-            return {}
-        means = mean(torch.stack([torch.stack(values).double().mean() for values in self._values.values()]))
-        names = list(self._values)
-        self._values.clear()
-        return dict(zip(names, means.tolist(), strict=True))
-
-
-class Meter:
-    """Speed since the last call of `take`."""
-
-    def __init__(self) -> None:
+    def restart_clock(self) -> None:
+        """Measure the speed from now on."""
         self.items = 0
         """Items trained on."""
         self._waited, self._since = 0.0, time.monotonic()
@@ -57,16 +41,30 @@ class Meter:
         yield
         self._waited += time.monotonic() - start
 
-    def take(self) -> dict[str, float]:
-        """Items per second, the share of the time spent waiting for data, the seconds; and a fresh start."""
-        now = time.monotonic()
-        spent, items, waited = now - self._since, self.items, self._waited
-        self.items, self._waited, self._since = 0, 0.0, now
-        return {
-            "items_per_second": round(items / spent, 1),
-            "data_wait": round(waited / spent, 3),
+    def add_step(self, losses: Sequence[Mapping[str, Tensor]], **values: Tensor) -> None:
+        """One step's losses, by batch, and other numbers; the names may differ from step to step. The gradient is that
+        of the sum over the step's batches, so "loss" is their sum; a term that several of them have is averaged."""
+        numbers = [("loss", torch.stack([found["loss"].detach() for found in losses]).sum())]
+        numbers += [(name, value) for found in losses for name, value in found.items() if name != "loss"]
+        for name, value in (*numbers, *values.items()):
+            self._values.setdefault(name, []).append(value.detach())
+
+    def take(self) -> tuple[dict[str, float], dict[str, float]]:
+        """The mean of each name, over processes too; and items per second, the share of the time spent waiting for
+        data, the seconds. Both begin anew."""
+        means: dict[str, float] = {}
+        if self._values:
+            over_steps = torch.stack([torch.stack(values).double().mean() for values in self._values.values()])
+            means = dict(zip(self._values, mean(over_steps).tolist(), strict=True))
+        spent = time.monotonic() - self._since
+        speed = {
+            "items_per_second": round(self.items / spent, 1),
+            "data_wait": round(self._waited / spent, 3),
             "seconds": round(spent, 2),
         }
+        self._values.clear()
+        self.restart_clock()
+        return means, speed
 
 
 class Log:

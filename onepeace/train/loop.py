@@ -15,7 +15,7 @@ import torch
 from onepeace.data.steps import loader
 from onepeace.device import choose_device
 from onepeace.train import parallel
-from onepeace.train.log import Averages, Log, Meter
+from onepeace.train.log import Averages, Log
 from onepeace.train.optim import learning_rate, set_learning_rate, update_average
 from onepeace.train.recipe import Recipe
 from onepeace.train.run import Evaluate, Run
@@ -58,13 +58,13 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
     def evaluated(step: int) -> bool:
         return evaluate is not None and (step == total or due(options.eval_every, step))
 
-    averages, meter, bad_steps, step = Averages(), Meter(), 0, run.start
+    averages, bad_steps, step = Averages(), 0, run.start
     last_save, last = time.monotonic(), min(total, stop_at or total)
     run.objective.train()
     # Closed at the end: workers that leave SIGTERM to this process would not end by themselves.
     with closing(loader(run.steps, run.start, last, options.workers)) as batches:
         for step in range(run.start + 1, last + 1):
-            with meter.waiting():
+            with averages.waiting():
                 group, cursors = next(batches)
             # The random generator is seeded per step and rank, so nothing else has to be saved to go on.
             torch.manual_seed(recipe.seed + 1_000_003 * step + parallel.rank())
@@ -72,7 +72,7 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
             set_learning_rate(run.optimizer, rate)
             run.objective.at_step(step)
             losses, norm = run.forward_backward(group)
-            meter.items += sum(len(batch.keys) for batch in group) * parallel.world_size()
+            averages.items += sum(len(batch.keys) for batch in group) * parallel.world_size()
             run.cursors.update(cursors)
             if norm.isfinite():
                 bad_steps = 0
@@ -90,7 +90,8 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
             overdue = 0 < 60 * options.save_minutes < time.monotonic() - last_save and due(options.log_every, step)
             stopping, overdue = parallel.any_of(stop_requested(), overdue)
             if due(options.log_every, step) or step == total:
-                line = {**averages.take(), "lr": rate, **meter.take(), **run.figures()}
+                means, speed = averages.take()
+                line = {**means, "lr": rate, **speed, **run.figures()}
                 if journal:
                     journal.write(step, line)
             if due(options.save_every, step) or overdue or evaluated(step) or step == total or stopping:
@@ -98,7 +99,7 @@ def train_steps(run: Run, evaluate: Evaluate | None, stop_at: int | None, stop_r
                 last_save = time.monotonic()
             if evaluated(step):
                 run.evaluate(evaluate, journal, step)
-                meter.take()
+                averages.restart_clock()
             if stopping and step < total:
                 log.warning("stopped after step %d; the same command goes on", step)
                 break

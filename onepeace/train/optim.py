@@ -119,8 +119,6 @@ def learning_rate(step: int, peak: float, schedule: ScheduleConfig) -> float:
     low, warmup, total = schedule.min_lr, schedule.warmup, schedule.steps
     if step < warmup:
         return low + step * (peak - low) / warmup
-    if schedule.name == "constant":
-        return peak
     if step >= total:
         return low
     if schedule.name == "linear":

@@ -119,12 +119,12 @@ def barrier() -> None:
 
 def first_alone(make: Callable[[], T]) -> T:
     """Result of ``make`` in each process; the first makes it before the others, who find what it left in files."""
-    if rank() == 0:
-        made = make()
+    if rank() > 0:
         barrier()
-        return made
-    barrier()
-    return make()
+    made = make()
+    if rank() == 0:
+        barrier()
+    return made
 
 
 def parallelize(objective: nn.Module, blocks: Iterable[nn.Module], way: str, device: torch.device) -> nn.Module:

@@ -6,7 +6,7 @@ batch's order and shape, so nothing outside this file knows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from onepeace.model import Encoder, Features, Stem, Trained
 from onepeace.train import parallel
 
 T = TypeVar("T")
+P = TypeVar("P", Features, Stem)
 
 
 class Passes:
@@ -31,13 +32,7 @@ class Passes:
             each.
     """
 
-    def __init__(
-        self,
-        model: Trained,
-        batch: Batch,
-        max_padding: float = 1.0,
-        agree: bool = False,
-    ):
+    def __init__(self, model: Trained, batch: Batch, max_padding: float = 1.0, agree: bool = False):
         self.model, self.batch, self.max_padding, self.agree = model, batch, max_padding, agree
         self.keys = [key for key in model.adapters if key in batch.inputs]
         self.real_tokens = self.all_tokens = 0
@@ -62,7 +57,7 @@ class Passes:
             adapter, inputs = self.model.adapters[key], self.batch.inputs[key]
             groups = length_groups(self.lengths[key], self.max_padding if adapter.stem_by_length else 1.0)
             parts = [adapter.stem_tokens(adapter.take(inputs, rows) if len(groups) > 1 else inputs) for rows in groups]
-            stems[key] = parts[0] if len(parts) == 1 else _join_stems(parts, groups)
+            stems[key] = _merge(parts, groups)
         return stems
 
     def _once(self, name: Any, make: Callable[[], T]) -> T:
@@ -89,15 +84,9 @@ class Passes:
         """
         if len(keys) == 1 and not out_indices and keys[0] not in self.batch.token_dropout:
             return {keys[0]: self.unimodal(keys[0])}
-        return self._once(("fused", keys, tuple(out_indices)), lambda: self._fuse(keys, out_indices))
-
-    def _fuse(self, keys: tuple[str, ...], out_indices: Sequence[int]) -> dict[str, Features]:
-        if not out_indices:
-            return self._by_length(list(keys), {}, self.encoder.encode)
-        found = self.encoder.encode({key: self.stems[key] for key in keys}, out_indices=out_indices)
-        self.real_tokens += sum(int(self.lengths[key].sum()) for key in keys)
-        self.all_tokens += sum(features.tokens.shape[:2].numel() for features in found.values())
-        return found
+        encode = partial(self.encoder.encode, out_indices=out_indices)
+        name = ("fused", keys, tuple(out_indices))
+        return self._once(name, lambda: self._by_length(keys, {}, encode, grouped=not out_indices))
 
     def head(self, name: str, keys: tuple[str, ...]) -> Tensor:
         """Outputs of a task head of the model for these modalities, a row for each of its inputs; see `fused`."""
@@ -139,11 +128,12 @@ class Passes:
         keys: Sequence[str],
         keep: Mapping[str, Tensor],
         run: Callable[[Mapping[str, Stem], Mapping[str, Tensor]], dict[str, Features]],
+        grouped: bool = True,
     ) -> dict[str, Features]:
         """``run`` over groups of similar length; what it gives, in the batch's order and padded to its longest."""
         stems = {key: self.stems[key] for key in keys}
         lengths = torch.stack([(keep[key] >= 0).sum(1) if key in keep else self.lengths[key] for key in keys])
-        groups = length_groups(lengths, self._allowed(lengths), self.agree)
+        groups = length_groups(lengths, self._allowed(lengths) if grouped else 1.0, self.agree)
         self.real_tokens += int(lengths.sum())
         self.all_tokens += sum(len(rows) * int(lengths[:, rows].amax(1).sum()) for rows in groups)
         if len(groups) == 1:
@@ -152,15 +142,7 @@ class Passes:
         for rows in groups:
             seen = {key: trim(chosen[rows]) for key, chosen in keep.items()}
             parts.append(run({key: stem.take(rows) for key, stem in stems.items()}, seen))
-        order = torch.cat(groups).argsort()
-        return {
-            key: Features(
-                _stack([part[key].tokens for part in parts])[order],
-                _stack_masks([part[key].padding_mask for part in parts], [part[key].tokens for part in parts], order),
-                _largest_grid([part[key].grid for part in parts]),
-            )
-            for key in keys
-        }
+        return {key: _merge([part[key] for part in parts], groups) for key in keys}
 
 
 def length_groups(lengths: Tensor, max_padding: float, agree: bool = False) -> list[Tensor]:
@@ -209,42 +191,23 @@ def _halves(lengths: Tensor, rows: Tensor, max_padding: float) -> list[Tensor]:
     return _halves(lengths, ordered[:middle], max_padding) + _halves(lengths, ordered[middle:], max_padding)
 
 
-def _pad(x: Tensor, length: int, value: float = 0.0) -> Tensor:
-    """(B, L, ...) -> (B, length, ...)."""
-    return F.pad(x, (*[0, 0] * (x.ndim - 2), 0, length - x.shape[1]), value=value)
-
-
-def _stack(parts: Sequence[Tensor]) -> Tensor:
-    longest = max(part.shape[1] for part in parts)
-    return torch.cat([_pad(part, longest) for part in parts])
-
-
-def _stack_masks(masks: Sequence[Tensor | None], tokens: Sequence[Tensor], order: Tensor) -> Tensor | None:
-    """Masks of the parts, padded with True; None if nothing is padding."""
-    longest = max(part.shape[1] for part in tokens)
-    full = [
-        _pad(part.new_zeros(part.shape[:2], dtype=torch.bool) if mask is None else mask, longest, True)
-        for mask, part in zip(masks, tokens, strict=True)
-    ]
-    joined = torch.cat(full)
-    return joined[order] if bool(joined.any()) else None
-
-
-def _largest_grid(grids: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
-    """Grid of the padded whole; None where tokens were left out."""
-    known = [grid for grid in grids if grid is not None]
-    return max(known) if len(known) == len(grids) else None
-
-
-def _join_stems(parts: Sequence[Stem], groups: Sequence[Tensor]) -> Stem:
-    order = torch.cat(list(groups)).argsort()
-    tokens = [part.tokens for part in parts]
-    type_ids = [part.type_ids for part in parts if part.type_ids is not None]
-    pooled = [part.pooled for part in parts if part.pooled is not None]
-    return Stem(
-        _stack(tokens)[order],
-        _stack_masks([part.padding_mask for part in parts], tokens, order),
-        max(part.grid for part in parts),
-        torch.cat(type_ids)[order] if type_ids else None,
-        torch.cat(pooled)[order] if pooled else None,
-    )
+def _merge(parts: Sequence[P], groups: Sequence[Tensor]) -> P:
+    """Parts of a batch, each of a group of its rows, as one in the batch's order, padded to the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    order, longest = torch.cat(list(groups)).argsort(), max(part.tokens.shape[1] for part in parts)
+    padded: dict[str, list[Tensor]] = {"tokens": [], "padding_mask": []}
+    for part in parts:
+        missing, mask = longest - part.tokens.shape[1], part.padding_mask
+        mask = part.tokens.new_zeros(part.tokens.shape[:2], dtype=torch.bool) if mask is None else mask
+        padded["tokens"].append(F.pad(part.tokens, (0, 0, 0, missing)))
+        padded["padding_mask"].append(F.pad(mask, (0, missing), value=True))
+    for name in ("type_ids", "pooled"):  # of a stem, a row for each item
+        if getattr(parts[0], name, None) is not None:
+            padded[name] = [getattr(part, name) for part in parts]
+    joined: dict[str, Any] = {name: torch.cat(values)[order] for name, values in padded.items()}
+    if not joined["padding_mask"].any():
+        joined["padding_mask"] = None
+    grids: list[Any] = [part.grid for part in parts]  # there is none where tokens were left out
+    joined["grid"] = None if None in grids else max(grids)
+    return parts[0]._replace(**joined)

@@ -107,8 +107,8 @@ class ScheduleConfig:
 
     steps: Count
     """Length of the run, in updates."""
-    name: Literal["cosine", "linear", "constant"] = "cosine"
-    """Course after the warm-up: half a cosine to min_lr, a line to min_lr, or the peak rate to the end."""
+    name: Literal["cosine", "linear"] = "cosine"
+    """Course after the warm-up to min_lr: half a cosine, or a line."""
     warmup_steps: Natural | None = None
     warmup_ratio: Probability | None = None
     """The warm-up as a share of the steps, instead of warmup_steps."""

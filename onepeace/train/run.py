@@ -30,8 +30,7 @@ from onepeace.train.lora import choose_trained, trained_module
 from onepeace.train.objective import Objective
 from onepeace.train.optim import make_optimizer
 from onepeace.train.recipe import Recipe, check_same, to_yaml
-from onepeace.train.setup import make_processors, make_tokenizer
-from onepeace.train.start import make_config, make_model
+from onepeace.train.start import make_config, make_model, make_processors, make_tokenizer
 from onepeace.train.stem_features import make_stem_features
 from onepeace.train.training_data import TrainingData, prepare_terms
 
@@ -132,16 +131,17 @@ class Run:
         """
         cursors = {name: cursor for part in parallel.gather_objects(self.cursors) for name, cursor in part.items()}
         found = self.optimizer.state_dict()
-        state: dict[str, Any] = {
-            "model": parallel.whole(self.objective.state_dict()),
-            "optimizer": {**found, "state": {i: parallel.whole(values) for i, values in found["state"].items()}},
-            "ema": parallel.whole(self.average),
-        }
+        state = checkpoint.Checkpoint(
+            step=step,
+            model=parallel.whole(self.objective.state_dict()),
+            optimizer={**found, "state": {i: parallel.whole(values) for i, values in found["state"].items()}},
+            ema=parallel.whole(self.average),
+            recipe=to_yaml(self.recipe),
+            extra={"cursors": cursors},
+        )
         if parallel.rank() == 0:
-            recipe = to_yaml(self.recipe)
             try:
-                path = checkpoint.save(self.out, step, **state, recipe=recipe, extra={"cursors": cursors})
-                checkpoint.prune(path, self.recipe.run.keep)
+                checkpoint.prune(checkpoint.save(self.out, state), self.recipe.run.keep)
             except OSError as error:
                 raise UserError(
                     f"{self.out}: the checkpoint of step {step} cannot be written ({error}); make room, and the same "

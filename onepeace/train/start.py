@@ -1,9 +1,11 @@
-"""Start of a run: the configuration of the model a recipe describes, and its first weights."""
+"""Start of a run: the configuration of the model a recipe describes, its vocabulary, processors and first weights."""
 
 import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from itertools import islice
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -12,19 +14,27 @@ from torch import Tensor
 from onepeace.config import Config, Options, build, merge, to_plain
 from onepeace.config.reader import nearest
 from onepeace.data.masking import Unit
+from onepeace.data.sample import Sample
 from onepeace.errors import UserError, need
+from onepeace.files.atomic import write_atomic
 from onepeace.hub.architectures import architecture, build_module
 from onepeace.hub.folder import read_config
 from onepeace.model import ADAPTERS, Trained
 from onepeace.model.stems import PretrainedStem, network_options
-from onepeace.processors import PROCESSORS
+from onepeace.processors import PROCESSORS, TextProcessor
+from onepeace.processors.processor import Processor
+from onepeace.train import checkpoint
 from onepeace.train.folder import model_folder
 from onepeace.train.labels import described
 from onepeace.train.optim import matching
 from onepeace.train.recipe import Recipe
 from onepeace.train.terms.known import TERMS
+from onepeace.train.training_data import captions_of
 
 log = logging.getLogger(__name__)
+
+FIRST = 200_000
+"""Samples of each source whose captions make the vocabulary."""
 
 
 def make_config(recipe: Recipe) -> Config:
@@ -62,10 +72,18 @@ def make_config(recipe: Recipe) -> Config:
         raise UserError(f"model.modalities: models of architecture {name} have no choice of them; leave it out")
     if "projections" in content:
         content["projections"] = [key for key in content["projections"] if key in keys]
-    if "decoder" in names:
-        content["decoder"] = _masked_decoder(recipe, content.get("decoder"), keys)
-    elif recipe.uses_masks:
+    if recipe.uses_masks and "decoder" not in names:
         raise UserError(f"the objective has masked passes, and models of architecture {name} have no masked decoder")
+    if recipe.uses_masks and not content.get("decoder"):
+        raise UserError("the objective has masked passes: give model.decoder {dim, depth, num_heads, ffn_dim}")
+    if recipe.uses_masks:
+        options = content["decoder"].get("options", {})
+        content["decoder"] = {
+            **content["decoder"],
+            "options": {key: own for key, own in options.items() if key in keys},
+        }
+    elif "decoder" in names:
+        content["decoder"] = None
     if "heads" in content:
         content["heads"] = {key: described(key, head, recipe) for key, head in content["heads"].items()}
     settings = merge(processors, recipe.processors)
@@ -119,14 +137,46 @@ def _whole(key: str, options: Options) -> Options:
     return whole
 
 
-def _masked_decoder(recipe: Recipe, decoder: Options | None, keys: Any) -> Options | None:
-    """The options of the masked decoder, if a term of the objective needs one."""
-    if not recipe.uses_masks:
-        return None
-    if not decoder:
-        raise UserError("the objective has masked passes: give model.decoder {dim, depth, num_heads, ffn_dim}")
-    options = decoder.get("options", {})
-    return {**decoder, "options": {key: value for key, value in options.items() if key in keys}}
+def make_tokenizer(recipe: Recipe, sources: Iterable[Iterable[Sample]], path: Path) -> None:
+    """Write the run's tokenizer.json: that of the recipe's stem, the starting model's, CLIP's, or one trained on the
+    captions.
+
+    Once there is a checkpoint it stays. Before, it may be of another recipe, and is made again.
+    """
+    from onepeace.processors import tokenizer
+
+    if path.exists() and checkpoint.files(path.parent):
+        return
+    wanted, source = recipe.tokenizer, recipe.start.source
+    start = model_folder(source) / "tokenizer.json" if source is not None else None
+    reads = recipe.model_fields.get("adapters", {}).get("text", {})
+    if reads.get("stem") == "transformers":
+        if wanted.name is not None:
+            raise UserError(f"tokenizer: leave out name, the stem {reads['name']} has a vocabulary of its own")
+        made = tokenizer.from_transformers(reads["name"])
+    elif start is not None and start.exists():
+        made = tokenizer.read_tokenizer(start)
+    elif wanted.name == "clip":
+        made = tokenizer.from_open_clip()
+    else:
+        captions = {text for source in sources for text in captions_of(recipe.data, islice(source, FIRST))}
+        made = tokenizer.train_bpe(sorted(captions), wanted.vocab_size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomic(path) as temporary:  # half a vocabulary would be taken for the run's
+        made.save(str(temporary))
+
+
+def make_processors(config: Config, folder: Path) -> dict[str, Processor]:
+    """A processor for each modality; ``folder`` holds the tokenizer."""
+    processors = {key: PROCESSORS[key].from_config(config.processors[key], folder) for key in config.model.adapters}
+    if isinstance(text := processors.get("text"), TextProcessor):
+        size, rows = text.vocab_size, config.model.adapters["text"].get("vocab_size")
+        if rows is not None and size > rows:
+            raise UserError(
+                f"{folder / 'tokenizer.json'} has {size} entries, more than model.adapters.text.vocab_size {rows}; "
+                "raise that, or lower tokenizer.vocab_size"
+            )
+    return processors
 
 
 def make_model(recipe: Recipe, config: Config, empty: bool = False) -> Trained:

@@ -1,6 +1,7 @@
 """Training data as terms see them before the first step, and what they prepare of them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from onepeace.data.batch import Inputs
@@ -9,8 +10,10 @@ from onepeace.data.reader import Source
 from onepeace.data.sample import Sample, by_name, content_of
 from onepeace.errors import UserError
 from onepeace.generative.tasks import Task
+from onepeace.processors import AudioProcessor
 from onepeace.train.recipe import Recipe
-from onepeace.train.teachers import TeacherOptions, TeacherTable, item_reader, teacher_table
+from onepeace.train.teachers import TeacherOptions, TeacherTable, teacher_table
+from onepeace.train.teachers.networks import SAMPLE_RATE
 from onepeace.train.term import TermOptions
 from onepeace.train.terms.known import TERMS
 
@@ -65,7 +68,10 @@ class TrainingData:
             return teacher_table(teacher, names, lambda text: text, root, modality, output)
         samples = [sample for source in self.sources for sample in source.samples if modality in sample.inputs]
         items = by_name(samples, lambda s: s.key, lambda s: s.inputs[modality], f"a teacher's {output}")
-        read = item_reader(modality, self.processors[modality])
+        read = self.processors[modality].load
+        if modality == "audio":  # at the teachers' rate, and as much as the model reads
+            sounds = AudioProcessor(sample_rate=SAMPLE_RATE)
+            read = partial(sounds.load, seconds=getattr(self.processors[modality], "max_seconds", None))
         return teacher_table(teacher, [*items], lambda name: read(content_of(items[name])), root, modality, output)
 
     def keep_task(self, options: TermOptions, name: str, task: Task) -> None:

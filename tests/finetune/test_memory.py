@@ -25,7 +25,7 @@ def test_the_first_form_that_fits_is_taken(content, monkeypatch):
         run = recipe.run
         needs.append((run.checkpoint_activations, run.grad_cache_chunks, recipe.lora is not None))
         total = 100 - 20 * needs[-1][0] - {1: 0, 4: 10, 16: 20}[needs[-1][1]] - 30 * needs[-1][2]
-        return SimpleNamespace(memory={"ddp": (total,)})
+        return SimpleNamespace(memory=(total,))
 
     monkeypatch.setattr(memory, "make_plan", make_plan)
     forms = [(False, 1, False), (True, 1, False), (True, 4, False), (True, 16, False), (True, 1, True), (True, 4, True),

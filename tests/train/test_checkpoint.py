@@ -21,10 +21,10 @@ class Run:
         self.optimizer.step()
 
     def save(self, folder, step):
-        model = self.model.state_dict()
-        state = {"model": model, "optimizer": self.optimizer.state_dict()}
+        model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
         ema = {name: tensor.clone() for name, tensor in model.items()}
-        return checkpoint.save(folder, step, **state, ema=ema, recipe="seed: 1\n", extra={"seen": [1, 2]})
+        state = checkpoint.Checkpoint(step, model, optimizer, ema, recipe="seed: 1\n", extra={"seen": [1, 2]})
+        return checkpoint.save(folder, state)
 
 
 def test_what_was_saved_is_read(tmp_path):

@@ -103,8 +103,6 @@ def test_what_cannot_be_a_text_stem_is_named(saved, root, tmp_path):
     folder, _, _ = saved
     with pytest.raises(UserError, match=r"tokenizer: leave out name, the stem .*encoder has a vocabulary of"):
         loop.train(text_recipe(folder, root, tmp_path / "run", tokenizer={"name": "clip"}))
-    with pytest.raises(UserError, match=r"stem_views\.text: leave it out"):
-        text_recipe(folder, root, tmp_path / "views", data={"stem_views": {"text": 1}})
     transformers.Wav2Vec2Config(conv_dim=[8] * 7).save_pretrained(tmp_path / "sound")
     with pytest.raises(ValueError, match=r"sound is a wav2vec2, no text encoder"):
         LanguageStem(8, str(tmp_path / "sound"))

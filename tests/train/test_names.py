@@ -63,11 +63,6 @@ def test_soft_targets_are_a_cross_entropy():
     [
         ("names/text", {}, r"objective\.names/text\.on"),
         ("names", {}, r"objective\.names\.on"),
-        (
-            "names/image",
-            {"teacher": {"library": "tim", "name": "x"}},
-            r"names/image\.teacher\.library .* timm",
-        ),
     ],
 )
 def test_mistakes_are_one_line(root, tmp_path, term, options, message):

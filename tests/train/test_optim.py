@@ -6,15 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import golden_cases
+from support.hub_layouts import to_original
 from torch import nn
 
 from onepeace.config import MaskedDecoderConfig, ModelConfig
 from onepeace.errors import UserError
-from onepeace.hub.convert.keys import to_original
 from onepeace.model import OnePeace
 from onepeace.train.optim import (
     freeze,
-    layer_id,
     learning_rate,
     make_optimizer,
     parameter_groups,
@@ -67,13 +66,6 @@ def test_groups_equal_the_original(case, model, layer_decay):
     # What is left are the parameters that nothing uses.
     assert all("mask_embedding" in name or name.startswith("decoder_wrapper") for name in golden)
     assert len(ours) > 100
-
-
-def test_layers_in_order():
-    names = ["adapters.text.token_embed.weight", "blocks.0.attn.q.weight", "adapters.image.bias_tables.0",
-             "blocks.11.ls1.gain", "adapters.audio.bias_tables.11", "norms.text.weight", "heads.text.bias",
-             "logit_scale", "decoder.blocks.0.norm1.weight"]  # fmt: skip
-    assert [layer_id(name, 12) for name in names] == [0, 1, 1, 12, 12, 13, 13, 13, 13]
 
 
 def test_adamw_is_the_originals_but_for_where_eps_is_added():
@@ -142,9 +134,7 @@ def test_freeze_lists_and_their_opposite(small):
     assert len(freeze(small, [])) == 6
 
 
-def test_the_rate_falls_on_a_line_or_stays():
-    constant = ScheduleConfig(steps=10, name="constant", warmup_steps=4, min_lr=0.0)
-    assert [learning_rate(step, 1.0, constant) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+def test_the_rate_falls_on_a_line():
     schedule = ScheduleConfig(steps=10, name="linear", warmup_steps=2, min_lr=0.0)
     found = [learning_rate(step, 0.8, schedule) for step in range(11)]
     assert found == pytest.approx([0, 0.4, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0])

@@ -50,12 +50,6 @@ def test_fields_are_typed(full):
         recipe.seed = 4
 
 
-def test_recipe_to_yaml_and_back(full, tmp_path):
-    recipe = read_recipe(full)
-    (tmp_path / "again.yaml").write_text(to_yaml(recipe))
-    assert read_recipe(tmp_path / "again.yaml") == recipe
-
-
 def test_overrides_replace_fields(full):
     overrides = ["run.batch_size=8", "optim.lr=2e-4", "data.train.1.weight=3", "data.root=/x", "seed=8", "seed=9",
                  "objective.denoising/text.weight=0.1", "model.new.deep=[1, 2]"]  # fmt: skip

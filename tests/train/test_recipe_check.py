@@ -8,8 +8,7 @@ from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.processors.tokenizer import read_tokenizer
 from onepeace.train.recipe import Recipe
-from onepeace.train.setup import make_processors, make_tokenizer
-from onepeace.train.start import make_config
+from onepeace.train.start import make_config, make_processors, make_tokenizer
 
 SMALL = {"size": "tiny", "dim": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "ffn_dim": 64}
 MASK = {

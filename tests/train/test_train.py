@@ -1,5 +1,7 @@
 """The loop on small shards of coloured squares and tones: it learns, resumes and says what is wrong."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -13,11 +15,11 @@ from onepeace.data.reader import open_sources
 from onepeace.data.shard_writer import ShardWriter
 from onepeace.embed.embedder import load
 from onepeace.errors import UserError
-from onepeace.train import loop, setup, teachers
+from onepeace.train import loop, teachers
 from onepeace.train.evaluation import evaluation
 from onepeace.train.log import read_log
 from onepeace.train.run import make_steps
-from onepeace.train.start import make_config, make_model
+from onepeace.train.start import make_config, make_model, make_processors, make_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +97,8 @@ def test_texts_alone_feed_the_terms_of_text(root, tmp_path):
     )  # fmt: skip
     config = make_config(wanted)
     sources = open_sources(wanted.data)
-    setup.make_tokenizer(wanted, sources, tmp_path / "run/tokenizer.json")
-    processors = setup.make_processors(config, tmp_path / "run")
+    make_tokenizer(wanted, sources, tmp_path / "run/tokenizer.json")
+    processors = make_processors(config, tmp_path / "run")
     steps = make_steps(wanted, sources, processors, config, {})
     group, _ = steps[0]
     assert [list(batch.inputs) for batch in group] == [["image", "text"], ["text"]]
@@ -198,3 +200,18 @@ def test_train_command_prints_the_recipe_and_the_folder(root, tmp_path, capsys):
     assert "lr: 0.5" in capsys.readouterr().out
     assert cli.main(["train", str(path)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "model")
+
+
+def test_workers_get_no_weights_of_the_model(root, tmp_path):
+    """Spawned workers unpickle their data set: numbers of tokens are told from the configuration alone."""
+    wanted = recipe(root, tmp_path, model={"size": "base", "modalities": ["text", "image"]})
+    config = make_config(wanted)
+    sources = open_sources(wanted.data)
+    make_tokenizer(wanted, sources, tmp_path / "tokenizer.json")
+    steps = make_steps(wanted, sources, make_processors(config, tmp_path), config, {})
+    assert len(pickle.dumps(steps.builder.num_tokens)) < 100_000  # one embedding table is 150 MB
+    sent = pickle.loads(pickle.dumps(steps))  # noqa: S301
+    (batch,) = sent[0][0]
+    assert sent.builder.num_tokens["image"](batch.inputs["image"]).tolist() == [1] * 24
+    ids = batch.inputs["text"]["ids"]
+    assert sent.builder.num_tokens["text"](batch.inputs["text"]).tolist() == (ids != 1).sum(1).tolist()

@@ -15,8 +15,7 @@ from torch import Tensor
 from onepeace.config.reader import nearest
 from onepeace.data.frozen_cache import FrozenCache, Output, batched, fingerprint
 from onepeace.errors import UserError
-from onepeace.processors import AudioProcessor
-from onepeace.train.teachers.networks import SAMPLE_RATE, Teacher, timm_teacher, transformers_teacher
+from onepeace.train.teachers.networks import Teacher, timm_teacher, transformers_teacher
 
 log = logging.getLogger(__name__)
 
@@ -108,15 +107,6 @@ def teacher_table(
         raise UserError(f"no item of {modality} can be decoded for the teacher {teacher}; see data.train")
     features = torch.from_numpy(np.stack([cache.read(place) for place in known.values()]))
     return TeacherTable({name: row for row, name in enumerate(known)}, features)
-
-
-def item_reader(modality: str, processor: Any) -> Callable[[Any], Any]:
-    """A function from an encoded item to what a teacher reads: whole pictures, and of a sound as much as the model
-    reads of it."""
-    if modality == "audio":
-        sounds = AudioProcessor(sample_rate=SAMPLE_RATE)
-        return lambda item: sounds.load(item, seconds=getattr(processor, "max_seconds", None))
-    return getattr(processor, "load", lambda item: item)
 
 
 def _readable(read: Callable[[str], Any], names: Sequence[str], teacher: str) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class Detection(Supervised[SupervisedOptions]):
     @classmethod
     def check(cls, options: SupervisedOptions, recipe: "Recipe", config: "Config") -> None:
         super().check(options, recipe, config)
-        check_head(options, config, {"kind": "detection"})
+        check_head(options, config, "kind", "detection")
         check_targets(options, [BOXES], recipe)
 
     def loss(self, outputs: Any, batch: Batch, model: Trained) -> Mapping[str, Tensor]:

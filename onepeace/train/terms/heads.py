@@ -54,7 +54,7 @@ class Supervised(Term[S], Generic[S]):
 
     @classmethod
     def check(cls, options: S, recipe: "Recipe", config: "Config") -> None:
-        head = check_head(options, config, {"task": cls.task})
+        head = check_head(options, config, "task", cls.task)
         for keys in recipe.fed(options).values():
             if head["on"] not in (options.on or keys):
                 raise UserError(f"{options.where}: its head reads {head['on']}, which is not among the modalities")
@@ -84,17 +84,14 @@ class Supervised(Term[S], Generic[S]):
         return self.number[label]
 
 
-def check_head(options: SupervisedOptions, config: Any, wanted: Mapping[str, str]) -> Mapping[str, Any]:
-    """The options of the term's head; UserError if there is none, or its fields are not as wanted."""
+def check_head(options: SupervisedOptions, config: Any, field: str, value: str) -> Mapping[str, Any]:
+    """The options of the term's head; UserError if there is none, or a field of it has another value."""
     heads = config.model.heads
     if options.head not in heads:
         raise UserError(f"{options.where} needs model.heads.{options.head}; known: {', '.join(heads) or 'none'}")
-    head = heads[options.head]
-    for field, value in wanted.items():
-        if head.get(field) != value:
-            found = f"it is {head.get(field)}"
-            raise UserError(f"{options.where} needs model.heads.{options.head}.{field}: {value}; {found}")
-    return head
+    if (found := heads[options.head].get(field)) != value:
+        raise UserError(f"{options.where} needs model.heads.{options.head}.{field}: {value}; it is {found}")
+    return heads[options.head]
 
 
 def multi_hot(values: Sequence[Mapping[str, float]], number: Mapping[str, int]) -> Tensor:
@@ -121,9 +118,8 @@ class Classification(Supervised[ClassificationOptions]):
 
     def head_loss(self, outputs: Tensor, batch: Batch, model: Trained) -> Tensor:
         numbers = [self.number_of(label, key) for label, key in zip(self.values(batch), batch.keys, strict=True)]
-        return losses.classification(
-            outputs, torch.tensor(numbers, device=outputs.device), self.options.label_smoothing
-        )
+        target = torch.tensor(numbers, device=outputs.device)
+        return losses.classification(outputs, target, self.options.label_smoothing)
 
 
 class MultiLabel(Supervised[SupervisedOptions]):

@@ -1,0 +1,119 @@
+"""Made-up inputs of a stated size, and an objective that learns from a batch of them."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from onepeace.config import Config
+from onepeace.data.batch import Batch
+from onepeace.data.masking import draw_masks, draw_token_dropout
+from onepeace.errors import UserError
+from onepeace.model import Trained
+from onepeace.special_ids import EOS
+from onepeace.train.objective import Objective
+from onepeace.train.recipe import Recipe
+from onepeace.train.teachers import TeacherOptions, TeacherTable
+from onepeace.train.terms.heads import Supervised
+from onepeace.train.training_data import TrainingData, prepare_terms
+
+SAMPLE_RATE = 16000
+FIRST_WORD_ID = 4
+UNITS = {"text": "tokens", "image": "px", "audio": "s", "video": "px"}
+"""Units of the size of an item: text tokens with eos, the side of a picture or of a clip's frames, seconds of sound."""
+
+
+class PlannedData(TrainingData):
+    """Stand-in for the training data where there is none: it gives terms sizes only."""
+
+    def __init__(self, recipe: Recipe, keys: Sequence[str]) -> None:
+        super().__init__(recipe, (), {})
+        self.keys = [*keys, "another"]  # a single one has no standard deviation
+
+    @property
+    def tokenizer(self) -> Any:
+        raise UserError("a term of the objective writes or searches with the vocabulary of the data; it has no plan")
+
+    def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return {"ids": torch.full((len(texts), 8), FIRST_WORD_ID, device="cpu")}
+
+    def features(self, teacher: TeacherOptions, modality: str, output: str = "features") -> TeacherTable:
+        width = 1024 if output == "features" else 1000
+        rows = {key: row for row, key in enumerate(self.keys)}
+        return TeacherTable(rows, torch.zeros(len(rows), width, device="cpu"))
+
+
+def item_batch(config: Config, key: str, size: int, count: int = 1) -> dict[str, Tensor]:
+    """`count` random items of modality `key`, all of one `size` (see `UNITS`), as the model takes them."""
+    generator = torch.Generator().manual_seed(0)
+    if key == "text":
+        words = int(config.model.adapters[key].get("vocab_size", 256))
+        ids = torch.randint(FIRST_WORD_ID, words, (count, size), generator=generator)
+        ids[:, -1] = EOS
+        return {"ids": ids}
+    if key in ("image", "video"):
+        frames = [int(config.model.adapters[key].get("frames", 16))] if key == "video" else []
+        return {"pixels": torch.randn(count, *frames, 3, size, size, generator=generator)}
+    return {"waveform": torch.randn(count, size * SAMPLE_RATE, generator=generator)}
+
+
+def picture_size(config: Config, key: str = "image") -> int:
+    """Side of the pictures a model is fed, in pixels; of oblong ones the longer."""
+    size = config.processors.get(key, {}).get("size")
+    if size is None:
+        options = config.model.adapters[key]
+        return int(options.get("patch_size", 16)) * int(options.get("bias_grid", 16))
+    return max(size) if isinstance(size, list) else int(size)
+
+
+def largest_items(config: Config, pair: Sequence[str], count: int) -> dict[str, dict[str, Tensor]]:
+    """`count` items of a pair, each as large as the processors let it be."""
+    if unknown := [key for key in pair if key not in UNITS]:
+        raise UserError(f"how large an item of {unknown[0]} is, is not known; a plan knows {', '.join(UNITS)}")
+    found = {}
+    for key in pair:
+        options = config.processors.get(key, {})
+        limits = {"text": (options.get("max_tokens") or 70) + 1, "audio": options.get("max_seconds") or 15}
+        found[key] = item_batch(config, key, ceil(limits.get(key) or picture_size(config, key)), count)
+    return found
+
+
+def pair_batch(
+    recipe: Recipe, model: Trained, source: str, inputs: Mapping[str, dict[str, Tensor]], generator: torch.Generator
+) -> Batch:
+    """A batch of these inputs without targets; what is masked or dropped is drawn as the recipe says, each text token
+    as a word."""
+    rows = rows_of_an_item(model.config)
+    count = len(next(iter(next(iter(inputs.values())).values()))) // rows
+    names, masks, dropout = [str(i) for i in range(count)], {}, {}
+    for key, item in inputs.items():
+        lengths = model.adapters[key].token_lengths(item)
+        if (rates := recipe.mask.get(key)) is not None:
+            words = torch.ones(len(lengths), int(lengths.max()), dtype=torch.bool)
+            masks[key] = draw_masks(rates, lengths, generator, words)
+        if share := recipe.data.token_dropout.get(key):
+            dropout[key] = draw_token_dropout(share, lengths, generator, has_end=key == "text")
+    return Batch(inputs, names, names, [[name] for name in names], {}, rows, dropout, masks, source=source)
+
+
+def rows_of_an_item(config: Any) -> int:
+    """Rows of the inputs that an item of a model takes: 2 where a head compares two pictures."""
+    return max((head.get("inputs", 1) for head in config.heads.values()), default=1)
+
+
+def sum_of_outputs(outputs: Any, batch: Batch, model: Trained) -> dict[str, Tensor]:
+    """A loss that needs no targets."""
+    return {"loss": torch.stack([leaf.float().sum() for leaf in tree_leaves(outputs)]).sum()}
+
+
+def planned_objective(recipe: Recipe, model: Trained, batch: Batch, chunks: int, max_padding: float) -> Objective:
+    """The objective of a recipe over a batch of `pair_batch`; in place of a head's loss, the sum of its outputs."""
+    prepared = prepare_terms(PlannedData(recipe, batch.keys))
+    objective = Objective(model, recipe.terms, prepared, chunks, max_padding)
+    for term in objective.terms.values():
+        if isinstance(term, Supervised):
+            term.loss = sum_of_outputs  # type: ignore[method-assign]
+    return objective
