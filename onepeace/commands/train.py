@@ -74,6 +74,8 @@ def plan_text(plan: "Plan") -> str:
         f"EFLOP of {steps} steps": f"{flops / 1e18:.3g}",
         f"days, at {USUAL_FLOPS / 1e12:.0f} TFLOP/s of a GPU": f"{flops / plan.processes / USUAL_FLOPS / 86400:.3g}",
     }
+    if plan.recipe.model.get("heads"):
+        rows["not counted: losses of the heads"] = ""
     lines = [f"{items} a step on {plan.processes} GPU{'s' * (plan.processes > 1)}{parts}, {precision}"]
     lines += [f"{plan.parameters:,} parameters, {plan.trained:,} of them trained", ""]
     return "\n".join([*lines, *(f"{name:<40}{value:>12}".rstrip() for name, value in rows.items())])

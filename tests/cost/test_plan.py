@@ -186,6 +186,14 @@ def test_a_step_over_kept_features_costs_the_transformer_only(tmp_path):
     assert 0.97 * (bands + network) < live - kept < 1.03 * (bands + network)
 
 
+def test_a_caption_head_is_planned(tmp_path):
+    head = {"kind": "caption", "on": ["image"], "vocab_size": 400, "dim": 32, "depth": 1, "num_heads": 2, "ffn_dim": 64}
+    model = {**MODEL, "heads": {"caption": head}}
+    found = plan.make_plan(small_recipe(tmp_path, tmp_path, model=model, objective={"captioning/image": {}}))
+    assert found.flops_per_step > 0
+    assert found.memory.activations > 24 * 15 * 400 * 4  # 24 items with logits of 400 words at 15 places or more
+
+
 def flops_of_a_pass(config, key, size):
     model = OnePeace(config.model).eval()
     with torch.no_grad(), Live() as live:
