@@ -42,20 +42,14 @@ def content(item: Item, roots: Mapping[str, Root]) -> Path | bytes | str:
 def _refuse_link(path: str, roots: Mapping[str, Root]) -> None:
     """UserError for a file below a folder of the index that really lies outside of it."""
     real = os.path.realpath(path)
-    above = [root for root, about in roots.items() if about.kind == "folder" and _is_in(path, root)]
-    followed = any(roots[root].follow_links for root in above)
-    if above and not followed and not any(_is_in(real, os.path.realpath(root)) for root in above):
+    above = [root for root in roots.values() if root.kind == "folder" and path.startswith(os.path.join(root.path, ""))]
+    inside = [real.startswith(os.path.join(os.path.realpath(root.path), "")) for root in above]
+    if above and not any(inside) and not any(root.follow_links for root in above):
         raise UserError(f"{path}: a link that leads out of its folder now, and is not followed")
 
 
-def _is_in(path: str, folder: str) -> bool:
-    return path.startswith(os.path.join(folder, ""))
-
-
 def each(
-    items: Sequence[Item],
-    roots: Mapping[str, Root],
-    function: Callable[[Any], Result],
+    items: Sequence[Item], roots: Mapping[str, Root], function: Callable[[Any], Result]
 ) -> Iterator[tuple[int, Result]]:
     """(place, result) of a function for the items whose files are unchanged.
 

@@ -207,8 +207,8 @@ def read_shard(shard: str) -> Iterator[Entry]:
         except ValueError as error:
             problems.append(str(error))
         place = f"{shard}::{raw['__key__']}"
-        kinds = {name: modalities.get(f".{name.rpartition('.')[2]}") for name in raw}
-        media = {name: kind for name, kind in kinds.items() if kind in ("image", "audio", "video")}
+        kinds = {name: modalities.get(f".{name.rpartition('.')[2]}", "text") for name in raw}
+        media = {name: kind for name, kind in kinds.items() if kind != "text"}
         for name, modality in media.items():
             item = replace(here, path=f"{place}.{name}", modality=modality, size=raw[name].size)
             yield Entry(_described(item, captions, about), partial(_member, raw[name], item.path))

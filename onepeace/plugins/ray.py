@@ -26,6 +26,10 @@ AHEAD = 3
 """Chunks for each actor that may be on their way, or wait for an older one."""
 
 
+class Died(UserError):
+    """An actor died of something, and once more when Ray had started it anew."""
+
+
 def open_engine(address: str, model: str, device: str | None, dtype: str) -> "RayEmbedder":
     """Actors that have loaded the model.
 
@@ -67,17 +71,12 @@ class RayEmbedder:
     """
 
     def __init__(self, model: str, actors: Sequence[Any], is_ours: bool) -> None:
-        from ray.exceptions import RayActorError
-
         self._model, self._actors, self._is_ours = model, actors, is_ours
         try:
             self.processors = _answer([actor.load.remote() for actor in actors])[0]
-        except BaseException as error:
+        except BaseException:
             self.close()
-            if not isinstance(error, RayActorError):
-                raise
-            reason = f"an actor died while it loaded the model ({one_line(error)})"
-            raise UserError(f"{reason}; if memory is short, take fewer: --engine ray:1") from error
+            raise
 
     def close(self) -> None:
         import ray
@@ -97,8 +96,6 @@ class RayEmbedder:
         self, items: Iterable[object], *, batch_size: int = 32, **options: Any
     ) -> Generator["Embedded", None, None]:
         """See `Embedder.stream`; a chunk has ``batch_size`` items, and an index is that in its chunk."""
-        from ray.exceptions import RayActorError
-
         from onepeace.embed.assembly import Embedded
         from onepeace.embed.items import name_of
 
@@ -113,11 +110,11 @@ class RayEmbedder:
             chunk, answer = waiting.popleft()
             try:
                 yield from _taken(chunk, answer)
-            except RayActorError:
+            except Died:
                 for item in chunk:
                     try:
                         yield from _taken([item], next(actors).embed.remote([item], options))
-                    except RayActorError:
+                    except Died:
                         yield Embedded(0, name_of(0, item), error=UserError("the process that embeds it dies of it"))
 
 
@@ -152,10 +149,12 @@ def _taken(items: list[object], answer: Any) -> Iterator["Embedded"]:
 def _answer(reference: Any) -> Any:
     """Answer of an actor; an error in it becomes one line."""
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayActorError, RayTaskError
 
     try:
         return ray.get(reference)
+    except RayActorError as error:
+        raise Died(f"an actor died ({one_line(error)}); if memory is short, take fewer: --engine ray:1") from error
     except RayTaskError as error:
         cause = error.cause
         reason = f"an actor failed: {type(cause).__name__}: {one_line(cause)}"

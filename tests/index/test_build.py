@@ -334,8 +334,10 @@ def test_shard_is_followed(build, update, no_model, tmp_path):
         *(f"{tmp_path}/b.tar::{i}.png" for i in range(4)),
     ]
     write_tar(tmp_path / "b.tar", pictures)
+    assert remove(tmp_path / "index", [tmp_path / "b.tar::0.png"]) == 1
     update(tmp_path / "index")
     assert problems(tmp_path / "index") == {}
+    assert f"{tmp_path}/b.tar::0.png" not in content(tmp_path / "index")
 
 
 def test_kinds_the_model_does_not_read_are_counted(build, tmp_path, samples):

@@ -107,6 +107,7 @@ def test_samples_of_a_shard(tmp_path):
     members = {
         "p/1.jpg": b"picture", "p/1.thumb.ogg": b"sound", "p/1.txt": b"words",
         "2.txt": b"only words", "2.json": b'{"label": "x", "captions": ["a", "b"]}', "3.md": b"none",
+        "4.jpg": b"picture", "4.mask.png": b"mask",
     }  # fmt: skip
     shard = write_tar(tmp_path / "s.tar.gz", members)
     entries = {entry.item.path.removeprefix(f"{shard}::"): entry for entry in read_shard(str(shard))}
@@ -116,6 +117,8 @@ def test_samples_of_a_shard(tmp_path):
         "p/1.jpg": ("image", b"picture", "words"),
         "p/1.thumb.ogg": ("audio", b"sound", "words"),
         "2.txt": ("text", "a", "a\nb"),
+        "4.jpg": ("image", b"picture", None),
+        "4.mask.png": ("image", b"mask", None),
     }
     assert entries["2.txt"].item.metadata == {"label": "x"}
     assert values["p/1.jpg"].name == f"{shard}::p/1.jpg"

@@ -62,7 +62,7 @@ def test_a_file_that_kills_is_named_and_the_others_are_embedded(local, random_fo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "reason"), [("none", "no such precision"), ("deadly", "an actor died while")])
+@pytest.mark.parametrize(("dtype", "reason"), [("none", "no such precision"), ("deadly", "an actor died")])
 def test_a_model_that_cannot_be_loaded_ends_the_run(local, random_folder, monkeypatch, tmp_path, dtype, reason):
     monkeypatch.setattr(embedder, "load", deadly.load)
     (tmp_path / "words.txt").write_text("words")
