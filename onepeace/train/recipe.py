@@ -20,7 +20,7 @@ from onepeace.config.reader import nearest
 from onepeace.data.config import DataConfig, SourceConfig
 from onepeace.data.masking import MaskRates
 from onepeace.errors import UserError
-from onepeace.train.term import TermOptions, name_of
+from onepeace.train.term import TermOptions
 from onepeace.train.terms.known import TERMS, read_terms
 
 
@@ -348,5 +348,5 @@ def _named(term: Any) -> Any:
     """An entry of the objective under its name."""
     if not isinstance(term, dict) or term.get("name"):
         return term
-    on, sources = ([str(one) for one in term.get(key) or ()] for key in ("on", "sources"))
-    return {**term, "name": name_of(str(term.get("term")), on, sources)}
+    on, sources = (tuple(str(one) for one in term.get(key) or ()) for key in ("on", "sources"))
+    return {**term, "name": TermOptions(term=str(term.get("term")), on=on, sources=sources).name}

@@ -35,7 +35,8 @@ class TermOptions:
 
     def __post_init__(self) -> None:
         if not self.name:
-            object.__setattr__(self, "name", name_of(self.term, self.on, self.sources))
+            about = "+".join(self.on or self.sources)
+            object.__setattr__(self, "name", f"{self.term}/{about}" if about else self.term)
         if "." in self.name:
             raise UserError(f"name {self.name!r} has a dot; take another character")
 
@@ -53,12 +54,6 @@ class TermOptions:
         if len(self.on) != 1:
             raise UserError(f"{self.where}.on is {list(self.on)}; give one modality, as on: [image]")
         return self.on[0]
-
-
-def name_of(term: str, on: Sequence[str], sources: Sequence[str]) -> str:
-    """Name of a term that is not given one, of its modalities or its sources: "denoising/image+text"."""
-    about = "+".join(on or sources)
-    return f"{term}/{about}" if about else term
 
 
 O = TypeVar("O", bound=TermOptions)  # noqa: E741
