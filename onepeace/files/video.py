@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from onepeace.errors import UserError
-from onepeace.files.container import MAX_PIXELS, choose, decoding, open_container, start_of, tick
+from onepeace.files.container import (
+    MAX_PIXELS,
+    choose,
+    declared_duration,
+    decoding,
+    open_container,
+    start_of,
+    tick,
+)
 from onepeace.files.source import describe, local_path, reason_of
 
 if TYPE_CHECKING:
@@ -31,6 +39,8 @@ SLACK = 1e-3
 """Seconds by which times may differ that mean the same picture: they are kept rounded."""
 HELD_BYTES = 64 << 20
 """Bytes of packets that wait for the decision whether all between two key frames is decoded."""
+WHOLE = 0.9
+"""Share of a file's seconds that its pictures cover at least, unless it was cut off or goes on as sound alone."""
 LEVELS = 4
 """Levels of each of red, green and blue that are told apart."""
 
@@ -65,7 +75,8 @@ def frames(
 
     Raises:
         UserError: PyAV is missing, or the file has no pictures, or is damaged so that its decoder gives up, perhaps in
-            the middle. Many decoders pass over what is damaged, and a file that was cut off ends early.
+            the middle; its pictures end long before the file does, by its header (after the last of them). Many
+            decoders pass over what is damaged.
     """
     name = describe(path)
     if not 0 < every < math.inf:
@@ -185,18 +196,28 @@ def _clock(container: "InputContainer", stream: "VideoStream") -> "Callable[[Pac
 def _candidates(
     container: "InputContainer", name: str, most: float, step: float
 ) -> "Iterator[tuple[float, VideoFrame]]":
-    """Pictures at least `step` apart, with their times."""
-    stream, looked = _pictures(container, name), -math.inf
+    """Pictures at least `step` apart, with their times; `UserError` where they end long before the file does."""
+    stream, looked, end = _pictures(container, name), -math.inf, 0.0
     codec, seconds = stream.codec_context, _clock(container, stream)
     codec.skip_frame = "NONREF"
-    packets = (packet for packet in container.demux(stream) if packet.size)  # the last one is empty
-    for packet in _choose_packets(packets, seconds, most, step):
+
+    def packets() -> "Iterator[Packet]":
+        nonlocal end
+        for packet in container.demux(stream):
+            if packet.size:  # the last one is empty
+                end = max(end, seconds(packet))
+                yield packet
+
+    for packet in _choose_packets(packets(), seconds, most, step):
         for frame in codec.decode(packet):
             if abs(seconds(frame) - looked) >= step:
                 looked = seconds(frame)
                 yield max(looked, 0.0), frame
         if packet is None:
             codec.flush_buffers()
+    whole = declared_duration(container, stream) or 0.0
+    if end + 1 < WHOLE * whole:
+        raise UserError(f"{name}: its pictures end at second {end:.0f} of {whole:.0f}; it may have been cut off")
 
 
 def _choose_packets(

@@ -1,6 +1,7 @@
 """Videos in an index: found by their pictures and their sound, at the moment; what is missing or broken in them."""
 
 import os
+import re
 import shutil
 import sys
 
@@ -155,6 +156,8 @@ def test_what_can_be_read_of_a_video_is_kept_with_a_note(build, tmp_path):
     )
     vp9 = ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-g", "5", "-movflags", "+faststart")
     halved(media("vp9.mp4", *scenes, *with_sound, *vp9), folder / "damaged.mp4", b"mdat")
+    whole = media("vp9.mkv", *scenes, *vp9).read_bytes()
+    (folder / "cut.mkv").write_bytes(whole[: len(whole) // 2])
     build(tmp_path / "index", folder)
     with Index.open(tmp_path / "index") as index:
         assert index.problems() == []
@@ -163,6 +166,7 @@ def test_what_can_be_read_of_a_video_is_kept_with_a_note(build, tmp_path):
         assert {item.modality for item in index.items()} == {"video"}
     no_sound, no_pictures = (f"there {one} in it that can be decoded" for one in ("is no sound", "are no pictures"))
     assert notes.pop("damaged.mp4").startswith("the pictures cannot be decoded (")
+    assert re.search("pictures end at second [4-8] of 12", notes.pop("cut.mkv"))
     assert notes == {
         "no sound.mp4": no_sound,
         "silence.mp4": "digital silence",
@@ -170,7 +174,14 @@ def test_what_can_be_read_of_a_video_is_kept_with_a_note(build, tmp_path):
         "silence only.mkv": f"digital silence; {no_pictures}",
     }
     assert lengths == pytest.approx(
-        {"no sound.mp4": 6, "silence.mp4": 12, "no pictures.mp4": 12, "silence only.mkv": 12, "damaged.mp4": 12},
+        {
+            "no sound.mp4": 6,
+            "silence.mp4": 12,
+            "no pictures.mp4": 12,
+            "silence only.mkv": 12,
+            "damaged.mp4": 12,
+            "cut.mkv": 12,
+        },
         abs=0.1,
     )
     kinds = {name: {modality for modality, *_ in spans(tmp_path / "index", name)} for name in lengths}
