@@ -55,10 +55,11 @@ class Shard:
     def read(self, offset: int, size: int) -> bytes:
         """These bytes of the tar; UserError if the file is no longer what it was."""
         try:
-            data = os.pread(_opened(self.path, self.version).fileno(), size, offset)
+            file = _opened(self.path, self.version)  # held: of two threads that open it at once, one's is not cached
         except FileNotFoundError:  # removed from the cache to make room
             open_shard(self.place, self.cache_bytes)
-            data = os.pread(_opened(self.path, self.version).fileno(), size, offset)
+            file = _opened(self.path, self.version)
+        data = os.pread(file.fileno(), size, offset)
         if len(data) < size:
             raise UserError(f"{describe(self.place)}: has become shorter since it was indexed")
         return data
