@@ -15,6 +15,12 @@ from onepeace.hub.download import fetch
 CONTENT = bytes(range(256)) * 5000
 
 
+@pytest.fixture(autouse=True)
+def online(monkeypatch):
+    """Tests of other packages switch downloads off, in the whole process."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
 @dataclass
 class Script:
     """How the server behaves."""
