@@ -362,6 +362,9 @@ class Store:
         if meta["format_version"] != FORMAT:
             made = f"format {meta['format_version']} by {meta.get('made_by')}"
             raise UserError(f"{self.folder}: made in {made}, and this version reads {FORMAT}; build it again")
+        made_of = {sql for (sql,) in self.select("SELECT sql FROM sqlite_schema")}
+        if not made_of.issuperset(statement.strip() for statement in SCHEMA.split(";")[:-1]):
+            raise Damaged(self.folder, "its tables are not made as they were")
         return meta
 
 
@@ -453,7 +456,7 @@ def checksum(*values: Any) -> int:
 
     Over JSON, not repr: which characters that escapes depends on the Unicode tables of the interpreter.
     """
-    crc = zlib.crc32(json.dumps(values, default=len).encode())
+    crc = zlib.crc32(json.dumps(values, default=lambda blob: [len(blob)]).encode())  # unlike a number
     for value in values:
         if isinstance(value, bytes):
             crc = zlib.crc32(value, crc)
