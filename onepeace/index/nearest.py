@@ -21,7 +21,7 @@ import numpy as np
 
 from onepeace.errors import one_line
 from onepeace.index.plugin import plugin
-from onepeace.index.store import VECTOR, Store
+from onepeace.index.store import VECTOR, Damaged, Store
 from onepeace.threads import one_blas_thread
 
 log = logging.getLogger(__name__)
@@ -268,12 +268,15 @@ def read(store: Store, after: int = 0) -> Iterator[np.ndarray]:
         rows = store.select(sql, (after, READ))
         records = np.empty(len(rows), kind)
         if rows:
-            *numbers, blobs = zip(*rows, strict=True)
-            for name, values in zip(("id", "file", "start", "end", "modality"), numbers, strict=True):
-                records[name] = np.array(values, kind[name])  # None is NaN in a float array
-            size = kind["vector"].itemsize
-            whole = b"".join(blob if len(blob) == size else bytes(size) for blob in blobs)
-            records["vector"] = np.frombuffer(whole, VECTOR).reshape(len(rows), -1)
+            try:
+                *numbers, blobs = zip(*rows, strict=True)
+                for name, values in zip(("id", "file", "start", "end", "modality"), numbers, strict=True):
+                    records[name] = np.array(values, kind[name])  # None is NaN in a float array
+                size = kind["vector"].itemsize
+                whole = b"".join(blob if len(blob) == size else bytes(size) for blob in blobs)
+                records["vector"] = np.frombuffer(whole, VECTOR).reshape(len(rows), -1)
+            except (TypeError, ValueError, OverflowError) as error:  # a value of another type
+                raise Damaged(store.folder, error) from error
         yield records
         if len(rows) < READ:
             return
