@@ -11,9 +11,10 @@ and sentences, which come with the package, and pictures and sounds, of which on
 
 Kinds may disagree about the order, so no hit of a list is said to match better than one above it (search.py).
 
-A query of several parts, q = sum of w_p v_p, is judged as one of the kind of its heaviest part, by two numbers that are
-known of it: its mean cosine, the sum of w_p r_p with r_p the mean of unrelated queries like the part, and how far apart
-its cosines can lie, the length of the sum of w_p (v_p - c_p) with c_p what all queries like the part have in common.
+A query of several parts is q = sum of w_p v_p. Unrelated queries like it are not asked, but they follow from those of
+its parts: their mean cosine is the sum of w_p r_p, with r_p the mean of the part's own, and what is e_p above that for
+each part is sqrt(sum of w_p w_q e_p e_q a_pq) above it for the sum, with a_pq the cosine of two parts without what all
+queries of their banks have in common. That is how spreads of sums add up; each quantile of the best hits is added so.
 """
 
 import json
@@ -128,15 +129,20 @@ class Banks:
         known = [one for part in parts if (one := self.seen(part.bank, modality))]
         if not known or len(known) < len(parts):
             return cosines, None
-        first = max(range(len(parts)), key=lambda i: parts[i].weight)
-        like = known[first]
+        best, mean, deviation, _ = known[0]
         if len(parts) > 1:
             weights, vectors = np.array([part.weight for part in parts]), np.stack([part.vector for part in parts])
             apart = vectors - np.stack([one.centre for one in known])
-            above = cosines * np.linalg.norm(weights @ vectors) - weights @ [one.mean for one in known]
-            size = max(float(np.linalg.norm(weights @ apart)), SMALLEST)
-            cosines = like.mean + above * np.linalg.norm(apart[first]) / size
-        z, match = (cosines - like.mean) / like.deviation, np.searchsorted(like.best, cosines) / len(like.best)
+            apart /= np.maximum(np.linalg.norm(apart, axis=1, keepdims=True), SMALLEST)
+            agree = np.outer(weights, weights) * (apart @ apart.T)
+            count, means = max(len(one.best) for one in known), np.array([one.mean for one in known])
+            above = np.stack([np.quantile(one.best, np.linspace(0, 1, count)) for one in known]) - means[:, None]
+            # The length of a sum of vectors with these lengths and cosines; rounding makes it less than 0.
+            squares = [np.einsum("pn,pq,qn->n", e, agree, e) for e in (above, np.array([[o.deviation] for o in known]))]
+            above, deviation = (np.sqrt(np.maximum(square, SMALLEST**2)) for square in squares)
+            mean, cosines = weights @ means, cosines * np.linalg.norm(weights @ vectors)
+            best = np.sort(mean + above)
+        z, match = (cosines - mean) / deviation, np.searchsorted(best, cosines) / len(best)
         return z.astype(np.float32), match.astype(np.float32)
 
     @classmethod
