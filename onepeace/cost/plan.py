@@ -1,9 +1,10 @@
 """Plan of a run: parameters, bytes and FLOPs, from the recipe alone. Nothing is allocated, no data is read.
 
 Weights, gradients, AdamW's states and what processes exchange are counted. Activations and FLOPs are those of a step on
-fake tensors (measure.py): all items of one process, each as large as its processor lets it be, in a model of one block
-and of two; each further block costs as much as the second. Weights cast to bfloat16 and what losses keep are part of
-the activations; the contrastive loss finds its negatives in this process only, which is less than 1 % of the FLOPs.
+fake tensors (measure.py): the items of one process, each as large as its processor lets it be, in a model of one block
+and of two. Each further block costs as much as the second; of more than `MEASURED` items, each half of so many costs as
+much as the second. Weights cast to bfloat16 and what losses keep are part of the activations; the contrastive loss
+finds its negatives in this process only, which is less than 1 % of the FLOPs.
 
 Not counted: outside teachers, losses of task heads (those over every pixel are large), and work space of kernels and
 what the allocator cannot use, for which `MARGIN` is added.
@@ -26,6 +27,8 @@ from onepeace.train.lora import choose_trained
 from onepeace.train.recipe import Recipe
 from onepeace.train.start import make_config
 
+MEASURED = 64
+"""Items of a step that is measured, at most: losses that compare all with all take their time with more."""
 MARGIN = 1.1
 """Memory that is needed over what is counted."""
 
@@ -110,17 +113,27 @@ def measured(recipe: Recipe, config: Config, source: str, share: int) -> Cost:
     if depth > 2 and not any(head.get("blocks") for head in config.model.heads.values()):
         one, two = (replace(config, model=replace(config.model, depth=few)) for few in (1, 2))
         try:
-            small, large = (step(recipe, few, source, share) for few in (one, two))
+            small, large = (of_all(recipe, few, source, share) for few in (one, two))
             return Cost(*(low + (depth - 1) * (high - low) for low, high in zip(small, large, strict=True)))
         except UserError:
             pass
-    return step(recipe, config, source, share)
+    return of_all(recipe, config, source, share)
 
 
-def step(recipe: Recipe, config: Config, source: str, share: int) -> Cost:
-    """The same of a model of this configuration."""
+def of_all(recipe: Recipe, config: Config, source: str, share: int) -> Cost:
+    """The same of a model of this configuration: of many items, what follows from fewer."""
+    items = ceil(share / recipe.run.grad_cache_chunks)
+    if items <= MEASURED:
+        return step(recipe, config, source, items)
+    half, whole = (step(recipe, config, source, few) for few in (MEASURED // 2, MEASURED))
+    more = 2 * (items / MEASURED - 1)  # halves; FLOPs of an item grow with those that it is compared with
+    return Cost(*(high + more * (high - low) for low, high in zip(half, whole, strict=True)))
+
+
+def step(recipe: Recipe, config: Config, source: str, items: int) -> Cost:
+    """The same of a step of so many items, or of so many in each chunk."""
     chunks = min(recipe.run.grad_cache_chunks, 2)  # of the items of other chunks only what the losses need is kept
-    items = chunks * ceil(share / recipe.run.grad_cache_chunks)
+    items *= chunks
     model = planned_model(recipe, config)
     model.set_grad_checkpointing(recipe.run.checkpoint_activations)
     count = items * rows_of_an_item(config.model)

@@ -106,6 +106,16 @@ def test_plan_is_what_a_real_step_takes(other, run):
     assert found.flops_per_step == pytest.approx(real.flops, rel=1e-3)
 
 
+def test_many_items_follow_from_few(monkeypatch):
+    wanted = recipe("image", batch=12, checkpoint_activations=True)
+    every = plan.make_plan(wanted)
+    monkeypatch.setattr(plan, "MEASURED", 8)
+    few = plan.make_plan(wanted)
+    assert few.flops_per_step == pytest.approx(every.flops_per_step, rel=1e-4)
+    # The logits of so few grow with their square, those of more fill one tile after another.
+    assert few.memory.activations == pytest.approx(every.memory.activations, rel=0.05)
+
+
 def test_memory_by_way_and_processes():
     def memory(processes, **fields):
         wanted = recipe("audio", **fields)
