@@ -27,7 +27,7 @@ from onepeace.train.lora import choose_trained
 from onepeace.train.recipe import Recipe
 from onepeace.train.start import make_config
 
-MEASURED = 64
+MEASURED = 32
 """Items of a step that is measured, at most: losses that compare all with all take their time with more."""
 MARGIN = 1.1
 """Memory that is needed over what is counted."""
