@@ -7,7 +7,7 @@ probability of this answer among the choices.
 """
 
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, isfinite
@@ -79,27 +79,47 @@ class Objects:
 Answer: TypeAlias = Text | Box | Choice | Objects
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Facts about an item beside the tokens of its answer."""
+def read_answer(
+    found: Hypothesis,
+    task: Task,
+    vocabulary: Vocabulary,
+    *,
+    prefix: int = 0,
+    size: tuple[int, int] = (1, 1),
+    resized: tuple[int, int] = (1, 1),
+) -> Answer:
+    """The answer that tokens mean.
 
-    vocabulary: Vocabulary
-    task: Task
-    prefix: int = 0
-    """Tokens in front of the answer."""
-    size: tuple[int, int] = (1, 1)
-    """Width and height of the picture as it was given."""
-    resized: tuple[int, int] = (1, 1)
-    """Width and height as the model reads it."""
-
-
-def read_answer(found: Hypothesis, asked: Asked) -> Answer:
-    """The answer that tokens mean."""
-    ids = found.tokens[asked.prefix : -1]
-    counted = found.token_scores[asked.prefix :]
-    if len(ids) == asked.task.search.max_len and len(ids):  # there eos was forced
+    Args:
+        prefix: number of tokens in front of the answer.
+        size, resized: width and height of the picture as it was given, and as the model reads it.
+    """
+    ids, counted = found.tokens[prefix:-1], found.token_scores[prefix:]
+    if ids and len(ids) == task.search.max_len:  # there eos was forced
         counted = counted[:-1]
-    return KINDS[asked.task.answer](ids, asked, found.score, exp(sum(counted) / len(counted)))
+    confidence = exp(sum(counted) / len(counted))
+
+    def box(four: Sequence[int]) -> tuple[float, float, float, float]:
+        corners = vocabulary.box_of(four, size, resized)
+        (x0, x1), (y0, y1) = (
+            sorted(min(max(corner, 0.0), float(side)) for corner in corners[i::2]) for i, side in enumerate(size)
+        )
+        return x0, y0, x1, y1
+
+    if task.answer == "box":
+        return Box(box(ids), found.score, confidence)
+    if task.answer == "text":
+        text = vocabulary.decode(ids)
+        text = text.translate(PUNCTUATION) if task.without_punctuation else text
+        return Text(text.strip(), found.score, confidence)
+    # Four bins and the words up to the next bin, again and again; what is not of that form is left out.
+    objects, bins = [], vocabulary.bins
+    starts = [i for i, one in enumerate(ids) if one in bins and (i == 0 or ids[i - 1] not in bins)]
+    for start, stop in pairwise([*starts, len(ids)]):
+        label = [one for one in ids[start + 4 : stop] if one < vocabulary.num_words]
+        if label and all(one in bins for one in ids[start : start + 4]):
+            objects.append((vocabulary.decode(label).strip(), box(ids[start : start + 4])))
+    return Objects(tuple(objects), found.score, confidence)
 
 
 def read_choice(log_probs: Sequence[float], labels: Sequence[str]) -> Choice:
@@ -109,38 +129,3 @@ def read_choice(log_probs: Sequence[float], labels: Sequence[str]) -> Choice:
     scores = dict(zip(labels, log_probs, strict=True))
     best = max(scores, key=scores.__getitem__)
     return Choice(best, scores[best], exp(scores[best]), scores)
-
-
-def _text(ids: Sequence[int], asked: Asked, score: float, confidence: float) -> Text:
-    text = asked.vocabulary.decode(ids)
-    return Text((text.translate(PUNCTUATION) if asked.task.without_punctuation else text).strip(), score, confidence)
-
-
-def _box(ids: Sequence[int], asked: Asked, score: float, confidence: float) -> Box:
-    return Box(_clipped(ids, asked), score, confidence)
-
-
-def _objects(ids: Sequence[int], asked: Asked, score: float, confidence: float) -> Objects:
-    """Four bins and the words up to the next bin, again and again; what is not of that form is left out."""
-    found, bins, words = [], asked.vocabulary.bins, asked.vocabulary.num_words
-    starts = [i for i, one in enumerate(ids) if one in bins and (i == 0 or ids[i - 1] not in bins)]
-    for start, stop in pairwise([*starts, len(ids)]):
-        label = [one for one in ids[start + 4 : stop] if one < words]
-        if label and all(one in bins for one in ids[start : start + 4]):
-            found.append((asked.vocabulary.decode(label).strip(), _clipped(ids[start : start + 4], asked)))
-    return Objects(tuple(found), score, confidence)
-
-
-def _clipped(ids: Sequence[int], asked: Asked) -> tuple[float, float, float, float]:
-    corners = asked.vocabulary.box_of(ids, asked.size, asked.resized)
-    (x0, x1), (y0, y1) = (
-        sorted(min(max(corner, 0.0), float(side)) for corner in corners[i::2]) for i, side in enumerate(asked.size)
-    )
-    return x0, y0, x1, y1
-
-
-KINDS: Mapping[str, Callable[[Sequence[int], Asked, float, float], Answer]] = {
-    "text": _text,
-    "box": _box,
-    "objects": _objects,
-}

@@ -109,7 +109,8 @@ class Encoder(nn.Module):
     def forward(self, parts: list[Part]) -> Encoded:
         """Run the blocks over all parts side by side."""
         x = self.drop(torch.cat([part.tokens for part in parts], dim=1))
-        positions = _side_by_side([part.positions for part in parts])
+        batch = max(len(part.positions) for part in parts)
+        positions = torch.cat([part.positions.expand(batch, -1, -1) for part in parts], dim=1)
         padding_mask = None
         if any(part.padding_mask is not None for part in parts):
             padding_mask = torch.cat([part.dense_mask() for part in parts], dim=1)
@@ -130,9 +131,3 @@ class Encoder(nn.Module):
             bias[:, :, start:stop, start:stop] += part.kind.relative_bias(block, part.buckets)
             start = stop
         return bias
-
-
-def _side_by_side(tensors: list[Tensor]) -> Tensor:
-    """(1 or B, L, D) each, one after another."""
-    batch = max(len(tensor) for tensor in tensors)
-    return torch.cat([tensor.expand(batch, -1, -1) for tensor in tensors], dim=1)

@@ -55,7 +55,7 @@ def load_generator(
     if not writes(config):
         raise UserError(f"{name}: writes nothing; name a model that does, as tiny-captions")
     tokenizer = read_tokenizer(folder / TOKENIZER)
-    rows = read_tasks(*([folder / FILE] if (folder / FILE).is_file() else []))
+    rows = read_tasks(folder / FILE)
     if not architecture(config.architecture).generates:
         head = config.model.heads[_caption_head(config)]
         wanted = [*head["on"], *({"text"} & {*config.model.adapters})]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from math import isfinite
 from numbers import Real
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -17,12 +17,11 @@ from torch import Tensor
 from onepeace.embed.stream import decode_ahead
 from onepeace.errors import UserError, expect, one_line
 from onepeace.files.source import describe
-from onepeace.generative.answers import Answer, Asked, Text, read_answer, read_choice
+from onepeace.generative.answers import Answer, Text, read_answer, read_choice
 from onepeace.generative.reader import FeatureReader, Reader
-from onepeace.generative.scoring import Trie, score_answers
-from onepeace.generative.search import Hypothesis, search
+from onepeace.generative.scoring import score_answers
+from onepeace.generative.search import search
 from onepeace.generative.tasks import Task
-from onepeace.generative.text_decoder import Encoded
 from onepeace.generative.vocabulary import Vocabulary
 from onepeace.processors import ImageProcessor
 from onepeace.processors.tokenizer import BOS, EOS
@@ -57,7 +56,15 @@ class _Read(NamedTuple):
     """The modality of the sample."""
     sample: Tensor | None
     prefix: list[int]
-    asked: Asked
+    """What the decoder starts with."""
+    size: tuple[int, int]
+    """Width and height of the picture as it was given."""
+    resized: tuple[int, int]
+    """Width and height as the model reads it."""
+
+
+Answers: TypeAlias = "tuple[Answer, ...] | UserError"
+"""Answers of an item, best first, or why there are none."""
 
 
 class Pipeline:
@@ -76,7 +83,9 @@ class Pipeline:
         self.processors = reader.processors(task)
         """Processors by modality; none where texts alone are read."""
         self.names = list(task.labels or ())
-        self.trie = _trie(vocabulary, task.labels or {}) if task.answer == "choice" else None
+        self.trie = task.trie(vocabulary) if task.answer == "choice" else None
+        self.longest = task.search.max_len if self.trie is None else self.trie.depth
+        """Tokens of the longest answer."""
 
     def stream(self, items: Iterable[Mapping[str, object]], batch_size: int) -> Iterator[Generated]:
         """The result of every item, see `Generator.stream`."""
@@ -99,7 +108,7 @@ class Pipeline:
             return error
 
     def _checked(self, values: dict[str, Any]) -> _Read:
-        task, key, sample, asked = self.task, None, None, Asked(self.vocabulary, self.task)
+        task, key, sample, size, resized = self.task, None, None, (1, 1), (1, 1)
         if self.processors:
             there = [key for key in self.processors if values.get(key) is not None]
             if len(there) != 1:
@@ -108,33 +117,24 @@ class Pipeline:
             processor = self.processors[key]
             sample = processor.decode(values[key])
             if isinstance(processor, ImageProcessor) and self.has_boxes:
-                size = processor.size_in_pixels(values["image"])
-                asked = replace(asked, size=size, resized=(processor.width, processor.height))
+                size, resized = processor.size_in_pixels(values["image"]), (processor.width, processor.height)
         if "box" in task.fields:
-            values["box"] = self._box(values.get("box"), asked)
+            box = values.get("box")
+            box = box.tolist() if isinstance(box, (np.ndarray, Tensor)) else box
+            if not _is_box(box):
+                raise UserError(f"a box is [x0, y0, x1, y1] in pixels, x0 <= x1 and y0 <= y1, not {box!r}")
+            values["box"] = self.vocabulary.decode(self.vocabulary.bins_of(box, size, resized))
         if empty := [name for name in task.fields if isinstance(text := values.get(name), str) and not text.strip()]:
             raise UserError(f"the text for {{{empty[0]}}} is empty")
         source, prefix = task.ids(self.vocabulary, values) if self.reader.reads_words else ([], [])
-        longest, limit = self._longest, self.reader.num_positions
+        longest, limit = self.longest, self.reader.num_positions
         if max(len(source) + 2, len(prefix) + longest + 1) > limit:
             raise UserError(
                 f"its text has {len(source)} tokens and its answer up to {longest}; the model has {limit} places"
             )
-        return _Read([BOS, *source, EOS], key, sample, prefix, replace(asked, prefix=len(prefix)))
+        return _Read([BOS, *source, EOS], key, sample, prefix, size, resized)
 
-    @property
-    def _longest(self) -> int:
-        """Tokens of the longest answer."""
-        return self.task.search.max_len if self.trie is None else self.trie.depth
-
-    def _box(self, box: object, asked: Asked) -> str:
-        """A box as text."""
-        box = box.tolist() if isinstance(box, (np.ndarray, Tensor)) else box
-        if not _is_box(box):
-            raise UserError(f"a box is [x0, y0, x1, y1] in pixels, x0 <= x1 and y0 <= y1, not {box!r}")
-        return self.vocabulary.decode(self.vocabulary.bins_of(box, asked.size, asked.resized))
-
-    def _answers(self, items: Mapping[int, _Read]) -> dict[int, "tuple[Answer, ...] | UserError"]:
+    def _answers(self, items: Mapping[int, _Read]) -> dict[int, Answers]:
         """The answers of a block of items by their numbers, computed in groups of one modality."""
         groups: dict[str | None, list[int]] = {}
         for index, item in items.items():
@@ -145,54 +145,47 @@ class Pipeline:
             for index, found in zip(members, self._computed([items[index] for index in members]), strict=True)
         }
 
-    def _computed(self, group: list[_Read]) -> list["tuple[Answer, ...] | UserError"]:
+    def _computed(self, group: list[_Read]) -> list[Answers]:
         """The answers of a group; if the model refuses it, those of its items one by one."""
         try:
             with torch.inference_mode():
-                return self._searched(group) if self.trie is None else self._chosen(group, self.trie)
+                return self._written(group)
         except torch.OutOfMemoryError as error:
             raise UserError(f"no memory for {len(group)} items at once; lower batch_size") from error
         except UserError as error:
             return [error] if len(group) == 1 else [found for item in group for found in self._computed([item])]
 
-    def _encoded(self, items: list[_Read]) -> Encoded:
+    def _written(self, items: list[_Read]) -> list[Answers]:
         samples = [item.sample for item in items if item.sample is not None]
-        return self.reader.encode([item.ids for item in items], items[0].key, samples)
-
-    def _start(self, items: list[_Read], encoded: Encoded) -> dict[str, Any]:
-        """The decoder before a batch of items, as `search` and `score_answers` take it."""
+        encoded = self.reader.encode([item.ids for item in items], items[0].key, samples)
         decoder = self.reader.decoder
-        return {
+        start: dict[str, Any] = {
             "step": decoder.step,
-            "state": decoder.start(encoded, max(len(item.prefix) for item in items) + self._longest + 1),
+            "state": decoder.start(encoded, max(len(item.prefix) for item in items) + self.longest + 1),
             "num_sources": len(items),
             "prefixes": [item.prefix for item in items],
             "device": decoder.token_embed.weight.device,
         }
-
-    def _chosen(self, items: list[_Read], trie: Trie) -> list["tuple[Answer, ...] | UserError"]:
-        scores = score_answers(trie=trie, **self._start(items, self._encoded(items)))
-        return [(read_choice(row, self.names),) for row in scores.tolist()]
-
-    def _searched(self, items: list[_Read]) -> list["tuple[Answer, ...] | UserError"]:
+        if self.trie is not None:
+            return [(read_choice(row, self.names),) for row in score_answers(trie=self.trie, **start).tolist()]
         # The released code allows words in a box, which then is none.
         bins, end = torch.tensor(self.vocabulary.bins), torch.tensor([EOS])
         allowed = (lambda _, answer: bins if len(answer) < 4 else end) if self.task.answer == "box" else None
-        encoded = self._encoded(items)
-        found = search(options=self.task.search, allowed=allowed, **self._start(items, encoded))
-        answers = [_readable(hypotheses, item.asked) for hypotheses, item in zip(found, items, strict=True)]
+        answers: list[Answers] = []
+        for item, found in zip(items, search(options=self.task.search, allowed=allowed, **start), strict=True):
+            place: Any = {"prefix": len(item.prefix), "size": item.size, "resized": item.resized}
+            read = tuple(read_answer(one, self.task, self.vocabulary, **place) for one in found)
+            answers.append(read or UserError("no answer has a finite score; try dtype float32"))
         if encoded.vectors is None or not (self.task.agreement or self.task.unsure_below):
             return answers
         return self._ranked(answers, encoded.vectors, items[0].key)
 
-    def _ranked(
-        self, answers: Sequence["tuple[Answer, ...] | UserError"], vectors: Tensor, key: str | None
-    ) -> list["tuple[Answer, ...] | UserError"]:
+    def _ranked(self, answers: Sequence[Answers], vectors: Tensor, key: str | None) -> list[Answers]:
         """Texts in the order of their score and their cosine with the item, by the weights of the task."""
         texts = [[] if isinstance(own, UserError) else [expect(one, Text) for one in own] for own in answers]
         cosines = expect(self.reader, FeatureReader).agreement(vectors, [[one.text for one in own] for own in texts])
         least = self.task.unsure_below.get(expect(key, str), -1.0)
-        ranked: list[tuple[Answer, ...] | UserError] = []
+        ranked: list[Answers] = []
         for own, agreed, answer in zip(texts, cosines, answers, strict=True):
             known = [
                 replace(text, agreement=cosine, is_sure=cosine >= least)
@@ -210,28 +203,7 @@ def _mappings(items: Iterable[Mapping[str, object]]) -> Iterator[Mapping[str, ob
         yield item
 
 
-def _readable(hypotheses: Sequence[Hypothesis], asked: Asked) -> "tuple[Answer, ...] | UserError":
-    if not hypotheses:
-        return UserError("no answer has a finite score; try dtype float32")
-    return tuple(read_answer(hypothesis, asked) for hypothesis in hypotheses)
-
-
 def _is_box(box: object) -> "TypeGuard[Sequence[float]]":
     if not isinstance(box, Sequence) or len(box) != 4:
         return False
     return all(isinstance(one, Real) and isfinite(one) for one in box) and box[0] <= box[2] and box[1] <= box[3]
-
-
-def _trie(vocabulary: Vocabulary, labels: Mapping[str, str]) -> Trie:
-    """Trie of choices as the decoder writes them: with a space in front. UserError for what cannot be chosen."""
-    if not labels:
-        raise UserError("there is nothing to choose from; give the task choices, or labels")
-    known: dict[tuple[int, ...], str] = {}
-    for word in labels.values():
-        if not isinstance(word, str) or not word.strip():
-            raise UserError(f"{word!r} is nothing to choose; choices and labels are texts with words in them")
-        ids = tuple(vocabulary.encode(f" {word.strip()}"))
-        if ids in known:
-            raise UserError(f"{known[ids]!r} and {word!r} to choose from are the same to the model")
-        known[ids] = word
-    return Trie(list(known))

@@ -28,25 +28,28 @@ class Trie:
 
     Args:
         answers: ids of each answer, without bos and eos.
+        names: of the answers, for messages; None: their numbers.
 
     Raises:
         UserError: an answer without tokens, or with the tokens of another.
     """
 
-    def __init__(self, answers: Sequence[Sequence[int]]) -> None:
+    def __init__(self, answers: Sequence[Sequence[int]], names: Sequence[object] | None = None) -> None:
+        names = names or range(len(answers))
         self.root = Node()
         self.root.num_answers = len(answers)
         self.depth = max(map(len, answers), default=0)
         """Tokens of the longest answer."""
         for number, answer in enumerate(answers):
             if not answer:
-                raise UserError(f"answer {number} to choose from is empty")
+                raise UserError(f"answer {names[number]!r} to choose from is empty")
             node = self.root
             for token in (*answer, EOS):
                 node = node.setdefault(token, Node())
                 node.num_answers += 1
             if node.num_answers > 1:
-                raise UserError(f"answers {node.answer} and {number} to choose from are the same to the model")
+                one, other = names[node.answer], names[number]
+                raise UserError(f"{one!r} and {other!r} to choose from are the same to the model")
             node.answer = number
 
     def __call__(self, source: int, prefix: Sequence[int]) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from onepeace.config import Options, build, merge, read_yaml
 from onepeace.errors import UserError, one_line
+from onepeace.generative.scoring import Trie
 from onepeace.generative.search import SearchOptions
 from onepeace.generative.vocabulary import Vocabulary, normalise_caption, normalise_question
 from onepeace.processors import ImageProcessor
@@ -86,6 +87,16 @@ class Task:
         source = vocabulary.encode(self.source(values))
         return source, [] if self.decoder_prompt == "none" else source
 
+    def trie(self, vocabulary: Vocabulary) -> Trie:
+        """The choices as the decoder writes them: with a space in front. UserError for what cannot be chosen."""
+        if not self.labels:
+            raise UserError("there is nothing to choose from; give the task choices, or labels")
+        words = list(self.labels.values())
+        for word in words:
+            if not isinstance(word, str) or not word.strip():
+                raise UserError(f"{word!r} is nothing to choose; choices and labels are texts with words in them")
+        return Trie([vocabulary.encode(f" {word.strip()}") for word in words], words)
+
     def _written(self, text: str) -> str:
         if self.reads == "text":
             return text
@@ -95,19 +106,20 @@ class Task:
         return text if text.endswith("?") else f"{text}?"
 
 
-def read_tasks(*files: Path | str) -> dict[str, Task]:
-    """The built-in tasks, changed and added to by the rows of files; a row that is null takes a task away.
+def read_tasks(file: Path | None = None) -> dict[str, Task]:
+    """The built-in tasks, changed and added to by the rows of a file, if it is there; a row that is null takes a task
+    away.
 
     Raises:
         UserError: a file that cannot be read, or a field that is wrong; names both.
     """
     rows: Options = {}
     where: dict[str, str] = {}
-    for file in (BUILT_IN, *files):
-        content = read_yaml(file)
+    for path in (BUILT_IN, *([file] if file is not None and file.is_file() else [])):
+        content = read_yaml(path)
         for name, row in content.items():
             new_choices = isinstance(row, dict) and "choices" in row
             rows = merge(rows, {name: {"choices": None} if new_choices else {}})  # they are replaced as a whole
         rows = merge(rows, content)
-        where |= dict.fromkeys(content, str(file))
+        where |= dict.fromkeys(content, str(path))
     return {name: build(Task, row, where[name], name) for name, row in rows.items() if row is not None}

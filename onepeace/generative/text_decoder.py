@@ -205,10 +205,10 @@ class TextDecoder(nn.Module):
         What depends on the sources and on positions only is computed here, once.
         """
         positions = self.words.positions(max_len)
-        blocks = [expect(block, DecoderBlock) for block in self.blocks]
+        pairs = [expect(block, DecoderBlock).cross_attn.keys_values(encoded.tokens) for block in self.blocks]
         return DecoderCache(
             # Contiguous: else every step's product would copy them.
-            [_contiguous(*block.cross_attn.keys_values(encoded.tokens)) for block in blocks],
+            [(keys.contiguous(), values.contiguous()) for keys, values in pairs],
             self._cross_bias(positions, encoded),
             self.self_pos(positions, positions),
             torch.arange(len(encoded.tokens), device=encoded.tokens.device),
@@ -244,7 +244,3 @@ class TextDecoder(nn.Module):
         bias = self.cross_pos(positions, encoded.positions)
         mask = encoded.padding_mask
         return bias if mask is None else bias + padding_bias(mask, bias.dtype)
-
-
-def _contiguous(keys: Tensor, values: Tensor) -> KeysValues:
-    return keys.contiguous(), values.contiguous()

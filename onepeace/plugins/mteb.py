@@ -12,6 +12,7 @@ Items of several modalities get one vector, the renormalised sum. Sounds are cut
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,6 @@ from numpy.typing import NDArray
 
 from onepeace.embed.embedder import load
 from onepeace.errors import need
-
-LANGUAGES = ["eng-Latn"]
 
 
 class MtebEncoder:
@@ -38,10 +37,10 @@ class MtebEncoder:
         text: Any = self.model.processors.get("text")
         return need("mteb.models.model_meta", "eval").ModelMeta(
             loader=type(self),
-            name=self.model_name if self.model_name.count("/") == 1 else f"onepeace/{_last(self.model_name)}",
+            name=self.model_name if self.model_name.count("/") == 1 else f"onepeace/{Path(self.model_name).name}",
             revision=self.revision or "local",
             release_date=None,
-            languages=LANGUAGES,
+            languages=["eng-Latn"],
             n_parameters=parameters,
             memory_usage_mb=size / 2**20,
             max_tokens=text.max_tokens if text else None,
@@ -94,7 +93,3 @@ def _value(value: Any) -> object:
     if isinstance(value, str) or not hasattr(value, "__getitem__"):
         return value
     return {"array": np.asarray(value["array"]), "sampling_rate": int(value["sampling_rate"])}
-
-
-def _last(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2]

@@ -13,6 +13,7 @@ tokenizer), so that a program changes in its import alone; they share no state, 
 import math
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -186,10 +187,8 @@ def get_tokenizer(
     return tokenizer
 
 
-def _processor(model_name: str | os.PathLike, key: str) -> Processor:
-    folder = resolve(str(model_name))
+def _processor(folder: Path, key: str) -> Processor:
     config = read_config(folder)
     if key not in config.model.projections:
-        known = ", ".join(config.model.projections)
-        raise UserError(f"{model_name} has no vectors of {key}; those that have: {known}")
+        raise UserError(f"{folder} has no vectors of {key}; those that have: {', '.join(config.model.projections)}")
     return PROCESSORS[key].from_config(config.processors.get(key, {}), folder)

@@ -65,20 +65,23 @@ class ImageBranch(nn.Module):
                 f"{unknown[0]} is {others[unknown[0]]}; this network has drop_rate and drop_path_rate alone"
             )
         has_norm = own_classes(config.model) > 0 or not config.model.final_norm
-        config = keep_modalities(config, [KEY], "timm")
-        if img_size is not None:
-            config = _resized(config, img_size)
+        config = _resized(keep_modalities(config, [KEY], "timm"), img_size)
         model = replace(
             config.model, projections=(), heads={}, decoder=None, logit_scale=False, drop_path=drop_path_rate
         )
-        self.trunk = _build(replace(config, model=model), empty)
+        device = torch.get_default_device()
+        with torch.device("meta" if empty else device):
+            self.trunk = expect(build_encoder(replace(config, model=model)), OnePeace)
+        if empty:
+            self.trunk.to_empty(device=device)
         adapter = expect(self.trunk.adapters[KEY], ImageAdapter)
         self.patch_size, self.architecture = adapter.patch_size, config.architecture
         self.in_chans = adapter.channels = in_chans
         name, conv = next((n, m) for n, m in self.trunk.named_modules() if isinstance(m, nn.Conv2d))
         self.first_conv = f"{name}.weight"
         if in_chans != conv.in_channels:
-            conv.weight, conv.in_channels = nn.Parameter(_adapted(conv.weight.detach(), in_chans)), in_chans
+            conv.weight = nn.Parameter(adapt_input_conv(in_chans, conv.weight.detach().float()))
+            conv.in_channels = in_chans
         self.embed_dim = self.num_features = self.head_hidden_size = model.dim
         self.feature_info = [
             {"module": f"trunk.blocks.{i}", "num_chs": model.dim, "reduction": self.patch_size}
@@ -93,7 +96,7 @@ class ImageBranch(nn.Module):
         found = weight_files.load_encoder(folder, modalities=[KEY])
         given, resize = found.state_dict(), architecture(self.architecture).resize
         wanted = {name: tuple(tensor.shape) for name, tensor in self.trunk.state_dict().items()}
-        given[self.first_conv] = _adapted(given[self.first_conv], self.in_chans)
+        given[self.first_conv] = adapt_input_conv(self.in_chans, given[self.first_conv].float())
         for name, shape in wanted.items():
             if resize is not None and given[name].shape != shape:  # another img_size
                 try:
@@ -252,27 +255,15 @@ def _tokens(trunk: OnePeace, x: Tensor) -> Tensor:
     return trunk.features({KEY: {"pixels": x}})[KEY]
 
 
-def _adapted(weight: Tensor, in_chans: int) -> Tensor:
-    """A first convolution's weight (D, 3, k, k) for another number of channels."""
-    return adapt_input_conv(in_chans, weight.float())
-
-
-def _resized(config: Config, img_size: int | Sequence[int]) -> Config:
-    """The configuration for pictures of that size; the table of positions follows if they are square."""
+def _resized(config: Config, img_size: int | Sequence[int] | None) -> Config:
+    """The configuration for pictures of that size, if there is one; the table of positions follows if it is square."""
+    if img_size is None:
+        return config
     height, width = sides_of(img_size)
     patch = config.model.adapters[KEY].get("patch_size", 16)
     if height % patch or width % patch:
         raise UserError(f"img_size {height} x {width} is no multiple of the patch, {patch}")
     return with_image_size(config, height) if height == width else config
-
-
-def _build(config: Config, empty: bool) -> OnePeace:
-    if not empty:
-        return expect(build_encoder(config), OnePeace)
-    device = torch.get_default_device()
-    with torch.device("meta"):
-        module = expect(build_encoder(config), OnePeace)
-    return module.to_empty(device=device)
 
 
 def sides_of(img_size: int | Sequence[int]) -> tuple[int, int]:

@@ -55,8 +55,7 @@ def evaluation(recipe: Recipe) -> Evaluate | None:
         if encoded:
             rows += run(Embedder(expect(model, Encoder), processors), encoded, folder)
         if written:
-            tasks = Path(recipe.run.out) / TASKS
-            known = read_tasks(*([tasks] if tasks.exists() else []))
+            known = read_tasks(Path(recipe.run.out) / TASKS)
             writer = generator_of(config, model, processors, processors["text"].tokenizer, known)
             rows += run(writer, written, folder)
         print(as_table(rows), file=sys.stderr)

@@ -10,7 +10,7 @@ from support.generative import save_small_ofa, small_generator
 import onepeace
 from onepeace.config import write_config
 from onepeace.errors import UserError
-from onepeace.generative.answers import Asked, Box, Choice, Objects, Text, read_answer
+from onepeace.generative.answers import Box, Choice, Objects, Text, read_answer
 from onepeace.generative.search import Hypothesis, SearchOptions
 from onepeace.generative.tasks import FILE, Task, read_tasks
 
@@ -78,8 +78,9 @@ def test_corners_of_an_answer_are_sorted(generator):
     bins, task = generator.vocabulary.bins, generator.tasks["ground"]
     for answer, kind in (([40, 5, 10, 30], "box"), ([40, 5, 10, 30, None], "objects")):
         ids = [9 if one is None else bins[one] for one in answer]
-        asked = Asked(generator.vocabulary, replace(task, answer=kind), size=(512, 512), resized=(512, 512))
-        found = read_answer(Hypothesis((*ids, 2), -1.0, (-1.0,) * (len(ids) + 1)), asked)
+        hypothesis = Hypothesis((*ids, 2), -1.0, (-1.0,) * (len(ids) + 1))
+        asked, side = replace(task, answer=kind), (512, 512)
+        found = read_answer(hypothesis, asked, generator.vocabulary, size=side, resized=side)
         x0, y0, x1, y1 = found.box if kind == "box" else found.objects[0][1]
         assert (x0 < x1, y0 < y1) == (True, True)
 

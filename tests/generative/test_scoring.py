@@ -53,9 +53,9 @@ def test_thousands_of_answers_take_a_few_batches():
 
 
 def test_answers_that_cannot_be_told_apart_are_refused():
-    with pytest.raises(UserError, match="answers 0 and 2 to choose from are the same"):
+    with pytest.raises(UserError, match="0 and 2"):
         Trie([[4, 5], [4], [4, 5]])
-    with pytest.raises(UserError, match="answer 1 to choose from is empty"):
+    with pytest.raises(UserError, match="answer 1"):
         Trie([[4], []])
 
 

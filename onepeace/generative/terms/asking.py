@@ -1,6 +1,6 @@
 """A task put to the items of a batch: what a generative model reads, and what it should write."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +20,7 @@ from onepeace.generative.vocabulary import Vocabulary
 from onepeace.processors.tokenizer import BOS, EOS, PAD
 from onepeace.train.folder import model_folder
 from onepeace.train.term import TermOptions
+from onepeace.train.terms.heads import check_head
 
 if TYPE_CHECKING:
     from onepeace.config import Config
@@ -33,8 +34,7 @@ MATCH = "match"
 def read_task(options: TermOptions, name: str, changes: Options, recipe: "Recipe") -> Task:
     """A task of the starting model, or a built-in one, with some of its fields changed. UserError if there is none."""
     source = recipe.start.source
-    file = None if source is None else model_folder(source) / FILE
-    rows = read_tasks(*([file] if file is not None and file.is_file() else []))
+    rows = read_tasks(None if source is None else model_folder(source) / FILE)
     if name not in rows and "prompt" not in changes:
         raise UserError(
             f"{options.where}.task {name!r} is not known, and changes give no prompt; known: {', '.join(rows)}"
@@ -44,11 +44,9 @@ def read_task(options: TermOptions, name: str, changes: Options, recipe: "Recipe
     return build(Task, merge(row, changes), f"{options.where}.changes")
 
 
-def check_caption_head(options: TermOptions, name: str, config: "Config") -> Mapping[str, Any]:
+def check_caption_head(options: Any, config: "Config") -> Mapping[str, Any]:
     """The options of a caption head that reads the term's modality; UserError if there is none."""
-    head = config.model.heads.get(name)
-    if head is None or head["kind"] != "caption":
-        raise UserError(f"{options.where} needs model.heads.{name} of kind caption")
+    head = check_head(options, config, "kind", "caption")
     if options.one_modality() not in head["on"]:
         raise UserError(f"{options.where}: its head reads {', '.join(head['on'])}, one at a time")
     return head
@@ -69,9 +67,8 @@ class Asked(NamedTuple):
     """(B, T, V) bool: the ids that compete; None: all."""
 
     def to(self, device: torch.device) -> "Asked":
-        allowed = None if self.allowed is None else self.allowed.to(device)
-        ids, written, target, weights = (x.to(device) for x in self[:4])
-        return Asked(ids, written, target, weights, allowed)
+        moved: Iterable[Any] = (None if x is None else x.to(device) for x in self)
+        return Asked(*moved)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,6 @@ from onepeace.data.batch import Batch
 from onepeace.errors import UserError, expect
 from onepeace.evaluate.protocols.classes import read_class_names
 from onepeace.generative.model import OFA, Writer
-from onepeace.generative.scoring import Trie
 from onepeace.generative.tasks import Task
 from onepeace.generative.terms.asking import MATCH, Asking, AskingOptions, read_task
 from onepeace.generative.vocabulary import Vocabulary
@@ -79,8 +78,7 @@ class Generation(Term[GenerationOptions]):
         config = expect(model, Writer).config
         vocabulary = Vocabulary.of(config, prepared.tokenizer)
         self.asking = Asking(prepared.task, vocabulary, config.num_positions, options)
-        labels = prepared.task.labels
-        self.trie = Trie([vocabulary.encode(f" {words.strip()}") for words in labels.values()]) if labels else None
+        self.trie = prepared.task.trie(vocabulary) if prepared.task.labels else None
 
     @classmethod
     def check(cls, options: GenerationOptions, recipe: "Recipe", config: "Config") -> None:

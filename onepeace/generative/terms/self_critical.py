@@ -107,7 +107,7 @@ class SelfCritical(Term[SelfCriticalOptions]):
             check_writes(options, recipe, config)
             num_positions = expect(config.model, OFAConfig).num_positions
         else:
-            head = check_caption_head(options, options.head, config)
+            head = check_caption_head(options, config)
             num_positions = head.get("max_tokens", CaptionOptions.max_tokens)
         if task.search.max_len >= num_positions:
             raise UserError(
