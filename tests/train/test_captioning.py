@@ -101,7 +101,7 @@ def test_loss_is_the_mean_over_the_words(root, tmp_path):
     ("changes", "message"),
     [
         ({"objective": {"captioning/text": {}}}, "its head reads image, audio, one at a time"),
-        ({"objective": {**OBJECTIVE, "captioning/image": {"head": "x"}}}, "needs model.heads.x of kind caption"),
+        ({"objective": {**OBJECTIVE, "captioning/image": {"head": "x"}}}, "needs model.heads.x"),
         (
             {"objective": {**OBJECTIVE, "captioning/audio": {"changes": {"search": {"max_len": 7}}}}},
             "objective.captioning/audio: its task caption is not that of another term; make them the same",
