@@ -125,7 +125,8 @@ def search(
                 if one.tokens[-1] != EOS or length < start:
                     going.append(one)
                 elif place < options.beam and len(done[source]) < options.beam:
-                    done[source].append(_finished(one, options))
+                    score = one.total / len(one.tokens) ** options.length_penalty if options.normalize else one.total
+                    done[source].append(Hypothesis(one.tokens, score, one.scores))
             is_over = len(done[source]) == options.beam or length == start + options.max_len
             live[source] = [] if is_over else going[: options.beam]
         length += 1
@@ -196,8 +197,3 @@ def _best(log_probs: Tensor, rows: Sequence[tuple[int, _Live]], beam: int) -> di
         best = zip(ids[row], values[row], strict=True)
         found.setdefault(source, []).extend(one.followed_by(*pair, row) for pair in best if pair[1] > -torch.inf)
     return {source: sorted(group, key=lambda one: -one.total)[: 2 * beam] for source, group in found.items()}
-
-
-def _finished(one: _Live, options: SearchOptions) -> Hypothesis:
-    score = one.total / len(one.tokens) ** options.length_penalty if options.normalize else one.total
-    return Hypothesis(one.tokens, score, one.scores)

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from onepeace.errors import need
-from onepeace.plugins.open_clip import ClipModel, Picture, Tokenizer, create_model_and_transforms, get_tokenizer
+from onepeace.plugins.open_clip import ClipModel, Tokenizer, Transform, create_model_and_transforms, get_tokenizer
 
 MODEL_TYPE = "onepeace"
 
 
 def load(
     model_name: str = "tiny", pretrained: str = "", cache_dir: str | None = None, device: str | torch.device = "cpu"
-) -> tuple[ClipModel, Picture, Tokenizer]:
+) -> tuple[ClipModel, Transform, Tokenizer]:
     """A model as CLIP_benchmark's loaders return it: (model, transform, tokenizer)."""
     model, _, transform = create_model_and_transforms(
         model_name, precision="auto", device=device, modalities=("text", "image"), cache_dir=cache_dir

@@ -12,9 +12,9 @@ tokenizer), so that a program changes in its import alone; they share no state, 
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -107,20 +107,17 @@ class Visual(nn.Module):
         return self._encode(image)
 
 
-class Picture:
-    """A PIL picture, or whatever else is one, to (3, H, W); a class, so that worker processes can be given it."""
-
-    def __init__(self, processor: Processor) -> None:
-        self.processor = processor
-
-    def __call__(self, picture: Any) -> Tensor:
-        return self.processor.decode(picture)
+Transform: TypeAlias = Callable[[Any], Tensor]
+"""A PIL picture, or whatever else is one, to (3, H, W); worker processes can be given it."""
 
 
-class AugmentedPicture(Picture):
+class AugmentedPicture:
     """A random crop of a picture, as open_clip's transform for training. torch's generator seeds it."""
 
     augment = ImageAugment(crop_scale=(0.9, 1.0))
+
+    def __init__(self, processor: Processor) -> None:
+        self.processor = processor
 
     def __call__(self, picture: Any) -> Tensor:
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
@@ -160,7 +157,7 @@ def create_model_and_transforms(
     device: str | torch.device = "cpu",
     modalities: Iterable[str] | None = None,
     cache_dir: str | os.PathLike | None = None,
-) -> tuple[ClipModel, AugmentedPicture, Picture]:
+) -> tuple[ClipModel, Transform, Transform]:
     """(model, preprocess_train, preprocess_val), as of open_clip.
 
     Args:
@@ -173,7 +170,7 @@ def create_model_and_transforms(
     folder = resolve(model_name, cache_dir)
     embedder = load(folder, device=device, dtype=precision, modalities=modalities)
     processor = _processor(folder, "image")
-    return ClipModel(embedder).eval(), AugmentedPicture(processor), Picture(processor)
+    return ClipModel(embedder).eval(), AugmentedPicture(processor), processor.decode
 
 
 def get_tokenizer(

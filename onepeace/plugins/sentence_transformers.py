@@ -124,15 +124,11 @@ class OnePeaceModule(_modules.InputModule):
         for column, key in enumerate(keys):
             rows = present[:, column].nonzero()[:, 0]
             if len(rows):
-                inputs = self._inputs(key, features, rows)
+                cast, dtype = self.processors[key].cast_inputs, next(self.model.parameters()).dtype
+                own = {name.removeprefix(f"{key}_"): x for name, x in features.items() if name.startswith(f"{key}_")}
+                inputs = {n: x.to(device)[rows].to(dtype if n in cast else None) for n, x in own.items()}
                 vectors = vectors.index_add(0, rows, self.model({key: inputs})[key].float())
         return {**features, "sentence_embedding": F.normalize(vectors, dim=1)}
-
-    def _inputs(self, key: str, features: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-        """Some rows of a modality's features, as its adapter reads them."""
-        cast, dtype = self.processors[key].cast_inputs, next(self.model.parameters()).dtype
-        found = {name.removeprefix(f"{key}_"): v for name, v in features.items() if name.startswith(f"{key}_")}
-        return {name: v.to(rows.device)[rows].to(dtype if name in cast else None) for name, v in found.items()}
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write a model folder's files beside those of the library; always safetensors."""

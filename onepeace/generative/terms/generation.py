@@ -117,7 +117,9 @@ class Generation(Term[GenerationOptions]):
         device, pixels = next(passes.model.parameters()).device, pixels_of(passes.batch)
         asked, keep = self.asking(passes.batch, self.trie), None
         if self.options.patches is not None and pixels is not None:
-            keep = self._patches(passes.batch).to(device)
+            counts = OFA.adapters["image"].token_lengths(passes.batch.inputs["image"])
+            # Drawn anew for each picture.
+            keep = torch.rand(len(counts), int(counts[0])).argsort(1)[:, : self.options.patches].to(device)
         count_tokens(passes, keep, asked.ids, asked.written)
         asked = asked.to(device)
         logits = passes.model(asked.ids, asked.written, pixels, keep=keep)
@@ -133,11 +135,6 @@ class Generation(Term[GenerationOptions]):
         if self.options.drop_worst and self.step > self.options.drop_worst_after:
             outputs = outputs.without_worst(self.options.drop_worst)
         return {self.options.name: mean_over_tokens(outputs.loss.sum(), len(outputs.loss))}
-
-    def _patches(self, batch: Batch) -> Tensor:
-        """(B, K) patches, drawn anew for each picture."""
-        counts = OFA.adapters["image"].token_lengths(batch.inputs["image"])
-        return torch.rand(len(counts), int(counts[0])).argsort(1)[:, : self.options.patches]
 
 
 def check_writes(options: TermOptions, recipe: "Recipe", config: "Config") -> None:

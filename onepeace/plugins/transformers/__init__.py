@@ -16,11 +16,7 @@ Every class holds our module and computes nothing of its own. A part of a model 
 
 import transformers
 
-from .backbones import (
-    OnePeaceAudioModel,
-    OnePeaceImageBackbone,
-    OnePeaceVisionModel,
-)
+from .backbones import OnePeaceAudioModel, OnePeaceImageBackbone, OnePeaceVisionModel
 from .classification import (
     OnePeaceForAudioClassification,
     OnePeaceForImageClassification,
