@@ -110,7 +110,10 @@ def score_answers(
             for (token, node), value in zip(row.node.items(), found[number], strict=False):
                 total = row.total + value
                 if node.num_answers == 1:
-                    scores[row.source, _only_answer(node)] = total
+                    end = node
+                    while end:
+                        end = next(iter(end.values()))
+                    scores[row.source, end.answer] = total
                 else:
                     following.append(_Row(row.source, token, node, total, number))
         for start in range(0, len(following), max_rows):
@@ -127,9 +130,3 @@ def _log_probabilities(logits: Tensor, children: Sequence[Sequence[int]]) -> lis
     meaning."""
     ids = pad_sequence([torch.tensor(each) for each in children], batch_first=True, padding_value=-1).to(logits.device)
     return logits.gather(1, ids.clamp(min=0)).masked_fill(ids < 0, -torch.inf).log_softmax(1).tolist()
-
-
-def _only_answer(node: Node) -> int:
-    while node:
-        node = next(iter(node.values()))
-    return node.answer
