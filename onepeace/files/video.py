@@ -14,15 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from onepeace.errors import UserError
-from onepeace.files.container import (
-    MAX_PIXELS,
-    choose,
-    declared_duration,
-    decoding,
-    open_container,
-    start_of,
-    tick,
-)
+from onepeace.files.container import MAX_PIXELS, choose, declared_duration, decoding, open_container, start_of, tick
 from onepeace.files.source import describe, local_path, reason_of
 
 if TYPE_CHECKING:
