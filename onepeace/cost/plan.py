@@ -21,6 +21,7 @@ from onepeace.cost.inputs import largest_items, pair_batch, planned_objective, r
 from onepeace.cost.measure import Cost, step_cost
 from onepeace.errors import UserError
 from onepeace.hub.architectures import build_encoder
+from onepeace.hub.registry import find
 from onepeace.model import Trained
 from onepeace.train.folder import model_folder
 from onepeace.train.lora import choose_trained
@@ -89,13 +90,14 @@ def make_plan(recipe: Recipe, processes: int = 1) -> Plan:
 
 
 def planned_config(recipe: Recipe) -> Config:
-    """The model's configuration; by ``model.size``, if given, of a start that is not there yet, or is not fetched."""
+    """The model's configuration; by ``model.size`` of a start that is not there yet, or would be downloaded."""
     start = recipe.start
-    if start.size is not None:
-        return make_config(replace(recipe, model={key: value for key, value in recipe.model.items() if key != "from"}))
-    if start.source is not None and not (model_folder(start.source) / "config.yaml").exists():
+    is_local = start.source is not None and (start.size is None or find(start.source) is None)
+    if start.source is None or (is_local and (model_folder(start.source) / "config.yaml").exists()):
+        return make_config(recipe)
+    if start.size is None:
         raise UserError(f"model.from {start.source} is not there; add model.size=... to plan without it")
-    return make_config(recipe)
+    return make_config(replace(recipe, model={key: value for key, value in recipe.model.items() if key != "from"}))
 
 
 def planned_model(recipe: Recipe, config: Config) -> Trained:
