@@ -4,8 +4,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from onepeace.config import Config, ModelConfig
-from onepeace.errors import UserError
+from onepeace.config import ModelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,17 +41,6 @@ def keep_modalities(config: ModelConfig, modalities: Collection[str]) -> ModelCo
         decoder=decoder,
         heads=heads,
     )
-
-
-def with_image_size(config: Config, size: int) -> Config:
-    """The configuration for pictures of that side in pixels. UserError if it is no multiple of the patch size."""
-    adapter = config.model.adapters["image"]
-    patch = adapter.get("patch_size", 16)
-    if size < 3 * patch or size % patch:
-        raise UserError(f"image size {size} must be a multiple of the patch size {patch}, at least {3 * patch}")
-    adapters = {**config.model.adapters, "image": {**adapter, "bias_grid": size // patch}}
-    processors = {**config.processors, "image": {**config.processors.get("image", {}), "size": size}}
-    return replace(config, model=replace(config.model, adapters=adapters), processors=processors)
 
 
 def resize(table: "Tensor", shape: tuple[int, ...]) -> "Tensor":

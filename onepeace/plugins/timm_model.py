@@ -15,7 +15,6 @@ from onepeace.errors import UserError, expect
 from onepeace.heads import Classifier
 from onepeace.hub import weights as weight_files
 from onepeace.hub.architectures import architecture, build_encoder, keep_modalities
-from onepeace.hub.one_peace import with_image_size
 from onepeace.layers.position import trunc_normal
 from onepeace.model import OnePeace
 from onepeace.model.adapters.image import ImageAdapter
@@ -261,9 +260,17 @@ def _resized(config: Config, img_size: int | Sequence[int] | None) -> Config:
         return config
     height, width = sides_of(img_size)
     patch = config.model.adapters[KEY].get("patch_size", 16)
-    if height % patch or width % patch:
-        raise UserError(f"img_size {height} x {width} is no multiple of the patch, {patch}")
+    if height % patch or width % patch or height == width < 3 * patch:  # a table of positions has at least 3 x 3
+        raise UserError(f"img_size {height} x {width} is no multiple of the patch, {patch}, or less than {3 * patch}")
     return with_image_size(config, height) if height == width else config
+
+
+def with_image_size(config: Config, size: int) -> Config:
+    """The configuration for pictures of that side in pixels, a multiple of the patch."""
+    adapter = config.model.adapters[KEY]
+    adapters = {**config.model.adapters, KEY: {**adapter, "bias_grid": size // adapter.get("patch_size", 16)}}
+    processors = {**config.processors, KEY: {**config.processors.get(KEY, {}), "size": size}}
+    return replace(config, model=replace(config.model, adapters=adapters), processors=processors)
 
 
 def sides_of(img_size: int | Sequence[int]) -> tuple[int, int]:
