@@ -56,7 +56,7 @@ class _Read(NamedTuple):
     """The modality of the sample."""
     sample: Tensor | None
     prefix: list[int]
-    """What the decoder starts with."""
+    """Tokens that the decoder starts with."""
     size: tuple[int, int]
     """Width and height of the picture as it was given."""
     resized: tuple[int, int]

@@ -92,7 +92,7 @@ class Builder:
         self._copied: Counter[bytes | None] = Counter()
         """Contents whose vectors were taken for a new path, by hash."""
         self._waiting: list[tuple[Item, list[Span], np.ndarray]] = []
-        """What the next transaction writes."""
+        """Items, spans and vectors that the next transaction writes."""
         self._written = time.monotonic()
 
     def fill(self) -> None:

@@ -15,7 +15,7 @@ COLUMNS = {
     "mtime": "float64", "hash": "string", "date": "float64", "width": "int32", "height": "int32",
     "duration": "float64", "caption": "string", "metadata": "string", "note": "string",
 }  # fmt: skip
-"""What is written of each vector beside it, with types as Arrow names them: path and kind of its file, its own modality
+"""Columns written beside each vector, with types as Arrow names them: path and kind of its file, its own modality
 and seconds; bytes; seconds since 1970; blake2b of the content; metadata as JSON."""
 
 

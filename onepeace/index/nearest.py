@@ -71,7 +71,7 @@ class Matrix:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.path, content = _current(store, MATRIX)
-        """Of the mapped file, if there is one."""
+        """Path of the mapped file, if there is one."""
         mapped = None if content is None else content.view(record_type(store.embed_dim))
         self.records = np.concatenate([*read(store)]) if mapped is None else mapped
         self._lists = _Lists.open(self) if len(self.records) >= LARGE else None
@@ -152,7 +152,7 @@ class Matrix:
 
 
 def _among(rising: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Those of some values that are in a rising array, which is not empty."""
+    """Values that are in a rising array, which is not empty."""
     return values[np.take(rising, np.searchsorted(rising, values), mode="clip") == values]
 
 

@@ -60,6 +60,6 @@ class Block(Recomputed):
         return self.ls2(x, self.drop_path(self.feed(h, spans)))
 
     def feed(self, h: Tensor, spans: Sequence[Span]) -> Tensor:
-        """What the FFNs make of tokens after ``norm2``, before its gain."""
+        """Output of the FFNs for tokens after ``norm2``, before its gain."""
         parts = [self.ffn[span.key](h[:, span.start : span.stop]) for span in spans]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
