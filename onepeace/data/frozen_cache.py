@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -57,6 +56,7 @@ class FrozenCache:
 
     def __init__(self, folder: Path, names: Iterable[str]):
         self.folder, self.names = folder, dict.fromkeys(names)
+        self._open: dict[int, np.ndarray] = {}
         self._find()
 
     def _find(self) -> None:
@@ -74,7 +74,9 @@ class FrozenCache:
 
     def read(self, place: Place) -> np.ndarray:
         """An output (*grid, channels) float16, mapped from its file."""
-        rows = _mapped(self.folder / f"part-{place.part}.npy")[place.start : place.start + int(np.prod(place.grid))]
+        if place.part not in self._open:  # of this cache alone: a later one may find the folder made anew
+            self._open[place.part] = np.load(self.folder / f"part-{place.part}.npy", mmap_mode="r")
+        rows = self._open[place.part][place.start : place.start + int(np.prod(place.grid))]
         return rows.reshape(*place.grid, rows.shape[-1])
 
     def fill(self, compute: Callable[[list[str]], Iterable[Output]], size: int) -> None:
@@ -109,11 +111,6 @@ class FrozenCache:
         with write_atomic(self.folder / f"part-{number}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, np.concatenate(rows))
         write_text_atomic(self.folder / f"part-{number}.json", json.dumps(places))
-
-
-@cache
-def _mapped(part: Path) -> np.ndarray:
-    return np.load(part, mmap_mode="r")
 
 
 class StemFeatures(FrozenCache):

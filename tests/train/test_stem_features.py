@@ -1,5 +1,6 @@
 """Features of frozen stems, computed once: a run reads them in place of its items."""
 
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -10,7 +11,7 @@ import pytest
 import torch
 from support.training import MODEL, recipe
 
-from onepeace.data.frozen_cache import FrozenCache, StemFeatures
+from onepeace.data.frozen_cache import FrozenCache, Output, StemFeatures
 from onepeace.data.sample import Sample
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
@@ -89,6 +90,14 @@ def test_a_run_over_less_data_shares_the_folder(root, tmp_path):
     few = StemFeatures(whole.folder, list(whole.samples.values())[:20])
     assert 0 < sum(map(len, few.places.values())) < 60
     assert {view.partner for views in few.places.values() for view in views} <= few.samples.keys()
+
+
+def test_a_folder_made_anew_is_read_anew(tmp_path):
+    for value in (1, 2):
+        cache = FrozenCache(tmp_path / "frozen", ["a"])
+        cache.fill(lambda names, value=value: [Output(name, np.full((2, 3), value, np.float16)) for name in names], 8)
+        assert cache.read(cache.places["a"][0]).tolist() == np.full((2, 3), value).tolist()
+        shutil.rmtree(tmp_path / "frozen")
 
 
 def test_two_runs_at_once_do_not_write_the_same_part(root, tmp_path, monkeypatch):
