@@ -95,15 +95,16 @@ def test_an_unrelated_query_has_any_match_and_a_weight_changes_nothing(ranking, 
 @pytest.mark.parametrize(
     "parts", [(("image", 1.0), ("word", 1.0)), (("word", 1.0), ("word", -0.5)), (("image", 0.7), ("word", 0.3))]
 )
-def test_unrelated_mixtures_are_not_called_likely_and_related_ones_are(banks, ranking, folder, parts):
+def test_unrelated_mixtures_have_any_match_and_related_ones_are_likely(banks, ranking, folder, parts):
     pictures, random = folder[0][:400], np.random.default_rng(0)
     unrelated = []
     for _ in range(200):
         drawn = [(bank, banks.vectors[bank][random.integers(len(banks.vectors[bank]))], w) for bank, w in parts]
         asked = query(*drawn)
         unrelated.append(ranking.score(asked, "image", np.array([(pictures @ asked.vector).max()]))[1][0])
-    assert 0.2 < np.mean(unrelated) < 0.75
-    assert np.mean(np.array(unrelated) > LIKELY) < 0.15
+    # beside the bank of the heaviest part alone the means would be 0.82, 0.02 and 0.77
+    assert np.mean(unrelated) == pytest.approx(0.5, abs=0.08)
+    assert np.mean(np.array(unrelated) > LIKELY) < 0.1
     meant = [(bank, pictures[7], w) if w > 0 else (bank, around(11, 1, 1.0)[0], w) for bank, w in parts]
     asked = query(*meant)
     assert ranking.score(asked, "image", pictures[7:8] @ asked.vector)[1][0] > LIKELY
