@@ -1,6 +1,7 @@
 """Is an index what was written? And what to do if not."""
 
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
@@ -120,6 +121,7 @@ def _repair(folder: Path) -> int:
     with closing(Store(folder, write=True)) as store:
         with store.transaction():
             store.meta["removed"] = str(int(store.meta["removed"]) + 1)
+            store.meta["id"] = secrets.token_hex(8)  # its counts of ids may be lost: what is kept by them begins anew
         nearest.keep(store)
     return len(seen) - kept
 

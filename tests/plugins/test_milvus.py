@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from support.indexes import fabricate
 from onepeace.errors import UsageError, UserError
 from onepeace.index import Index, Item, Query, build, nearest, remove, update
 from onepeace.index.nearest import Matrix
-from onepeace.index.store import Span, Store
+from onepeace.index.store import DATABASE, Span, Store
+from onepeace.index.verify import check
 
 pytest.importorskip("milvus_lite", reason='needs Milvus Lite: pip install "onepeace[milvus]"')
 
@@ -110,6 +113,21 @@ def test_what_is_missing_there_is_said_and_sent_again(folder, caplog):
     hits(folder, caplog, "not all of this index is there")
     send(folder)
     assert hits(folder, caplog) == before
+
+
+def test_a_number_that_is_given_again_after_a_repair_has_its_new_vector(folder, caplog):
+    with closing(sqlite3.connect(folder / DATABASE)) as database, database:
+        database.execute("UPDATE vectors SET crc = 0 WHERE id = (SELECT max(id) FROM vectors)")
+    assert check(folder, repair=True).lost == 1
+    store, vector = Store(folder, write=True), RANDOM.normal(size=(1, WIDTH)).astype(np.float32)
+    vector /= np.linalg.norm(vector)
+    with store.transaction():
+        store.add([(Item("/p/new", "text", size=99), [Span("text")])], vector)
+    store.close()
+    send(folder)
+    with Index.open(folder) as index:
+        assert index.search(Query(vector=vector[0]), top=1)[0].item.path == "/p/new"
+    hits(folder, caplog)
 
 
 def test_without_an_answer_queries_go_on_and_sending_says_so(tmp_path, monkeypatch, caplog):
