@@ -50,6 +50,8 @@ class Task:
             raise UserError("prompt is empty")
         if not isinstance(self.search, SearchOptions):
             raise UserError(f"search is {self.search!r}; it takes SearchOptions(...)")
+        if self.answer == "box" and self.search.max_len < 4:
+            raise UserError(f"search.max_len is {self.search.max_len}, and a box has 4 tokens; give 4 or more")
         try:
             names = self.fields
         except ValueError as error:

@@ -177,6 +177,7 @@ def test_scores_that_are_not_finite_are_no_answer(generator, images, monkeypatch
         (lambda g, i: g.stream("caption", [], batch_size=1.5), "batch_size is 1.5"),
         (lambda g, i: list(g.stream("caption", ["a.jpg"])), "an item is a dictionary of fields"),
         (lambda g, i: g.ask(Task("where?", answer="box", image=None), [{}]), "and there is no picture"),
+        (lambda g, i: Task("where?", answer="box", search=SearchOptions(max_len=3)), "max_len is 3"),
         (lambda g, i: g.task("match"), "no task 'match'; it has caption"),
         (lambda g, i: g.ask("infill", [{"text": "word " * 90}]), "the model has 96 places"),
     ],
