@@ -174,12 +174,7 @@ def _write(
     from onepeace.progress import Progress
 
     def read(record: "Record | Skipped") -> "Encoded | Skipped":
-        if isinstance(record, Skipped):
-            return record
-        try:
-            return encode(record)
-        except (OSError, UserError) as error:
-            return skipped(record.name, error)
+        return record if isinstance(record, Skipped) else encode(record)
 
     family = re.sub(r"[^\w-]", "_", writer.prefix)
     left_out: list[Skipped] = []
@@ -188,6 +183,8 @@ def _write(
             progress.update()
             if isinstance(result, Skipped) or isinstance(record, Skipped):
                 left_out.append(result)  # type: ignore[arg-type]
+            elif isinstance(result, Exception):
+                left_out.append(skipped(record.name, result))
             elif seen is None or result.original is None or not seen(result.original):
                 key, about = record.key or f"{family}_{writer.count:08d}", {"source": record.source, **record.about}
                 # A target that is a file (mask.png) is among the files.

@@ -1,7 +1,7 @@
 """Embedder: `load` a model, turn pictures, sounds and words into vectors of one space, compare and classify.
 
-Every result comes from `Embedder.stream`: items are decoded in threads (stream.py), taken apart into samples, batched
-with others of like size, computed, and put together again (assembly.py), in order and in bounded memory.
+Every result comes from `Embedder.stream`: items are decoded in threads, taken apart into samples, batched with others
+of like size, computed, and put together again (stream.py), in order and in bounded memory.
 """
 
 import logging
@@ -13,19 +13,19 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from onepeace.compiling import compile_blocks
 from onepeace.device import SMALL, choose_device, choose_dtype
-from onepeace.embed.assembly import Assembly, Embedded
 from onepeace.embed.explain import Explanation, explain
 from onepeace.embed.items import check_many, name_of, parts_of
-from onepeace.embed.options import Keywords, Options
+from onepeace.embed.options import Keywords, Options, read_options
 from onepeace.embed.parts import Compound, Part
 from onepeace.embed.predict import Head
-from onepeace.embed.stream import Batcher, Waiting, decode_ahead
+from onepeace.embed.stream import Assembly, Batcher, Embedded, Waiting, decode_ahead
 from onepeace.embed.zero_shot import TEMPLATE, prototypes
 from onepeace.errors import UserError
 from onepeace.hub import weights as weight_files
@@ -111,16 +111,12 @@ class Embedder:
 
     `stream` gives results one by one; every `encode` collects them. All take any iterable (a generator is read as it
     is needed, and memory stays bounded but for what is collected), keep the order, and share their keyword arguments:
-    see `onepeace.embed.options.Options`.
-
-    Args:
-        workers: batches computed at once. None: on a CPU one for each core, each with one thread of torch, else one.
+    see `onepeace.embed.options.Options`. On a CPU each core computes batches of its own, elsewhere one at a time.
     """
 
-    def __init__(self, module: Encoder, processors: Mapping[str, Processor], *, workers: int | None = None) -> None:
+    def __init__(self, module: Encoder, processors: Mapping[str, Processor]) -> None:
         self.module = module.eval()
         self.processors = dict(processors)
-        self.workers = workers
 
     def __repr__(self) -> str:
         return (
@@ -168,21 +164,21 @@ class Embedder:
         Raises:
             UserError: wrong options, or no memory for a batch. What an item does wrong is in its result.
         """
-        return self._stream(items, Options(modality=modality, **options))
+        return self._stream(items, read_options(options, modality))
 
     def encode_text(self, texts: Iterable[str | os.PathLike], **options: "Unpack[Keywords]") -> Encoded:
         """(n, E) unit vectors of texts: strings, or `pathlib.Path`s of text files."""
-        return self._encode(texts, Options(modality="text", **options))
+        return self._encode(texts, read_options(options, "text"))
 
     def encode_image(self, images: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
         """(n, E) unit vectors of pictures: paths, http(s) URLs, bytes, PIL images, uint8 arrays (H, W, 3), tensors
         (3, H, W)."""
-        return self._encode(images, Options(modality="image", **options))
+        return self._encode(images, read_options(options, "image"))
 
     def encode_audio(self, sounds: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
         """(n, E) unit vectors of sounds: paths, http(s) URLs, bytes, (samples, rate), {"array": ..., "sampling_rate":
         ...}."""
-        return self._encode(sounds, Options(modality="audio", **options))
+        return self._encode(sounds, read_options(options, "audio"))
 
     def encode(self, items: Iterable[object], **options: "Unpack[Keywords]") -> Encoded:
         """(n, E) unit vectors of any mix of items.
@@ -192,14 +188,12 @@ class Embedder:
         one composed vector: the sum of the vectors of its parts, renormalised. With one part it says what an item is:
         {"text": "dog.ogg"}.
         """
-        return self._encode(items, Options(**options))
+        return self._encode(items, read_options(options))
 
     def similarity(self, a: "ArrayLike | Tensor", b: "ArrayLike | Tensor") -> Tensor:
         """(n, m) cosines of vectors `a` (n, E) and `b` (m, E)."""
-        left, right = _unit_rows(a, "first"), _unit_rows(b, "second")
-        if left.shape[1] != right.shape[1]:
-            raise UserError(f"similarity needs vectors of one width, got {left.shape[1]} and {right.shape[1]} numbers")
-        return left @ right.T
+        left = _unit_rows(a, "the first argument of similarity")
+        return left @ _unit_rows(b, "the second argument of similarity", left.shape[1]).T
 
     def classify(
         self,
@@ -217,7 +211,7 @@ class Embedder:
                 None takes one that suits each item, or the first part of a composed one: "a photo of a {}", "the sound
                 of a {}", of a text "{}".
         """
-        chosen = Options(**options)
+        chosen = read_options(options)
         encode_text = partial(self.encode_text, batch_size=chosen.batch_size, progress=False)
         names = list(check_many(labels, "labels"))
         templates = TEMPLATE if template is None else {"text": template}
@@ -244,8 +238,8 @@ class Embedder:
         tokens_by_key = {}
         for key, value in item.items():
             covered = self.processors[key].token_positions(value)
-            positions, unit = covered or self.module.adapters[key].token_positions(inputs[key])
-            tokens_by_key[key] = Tokens(features[key][0], features[key][1:], positions, unit)
+            covered = covered or self.module.adapters[key].token_positions(inputs[key])
+            tokens_by_key[key] = Tokens(features[key][0], features[key][1:], *covered)
         return tokens_by_key
 
     def explain(self, item: object, query: object) -> Explanation:
@@ -255,7 +249,9 @@ class Embedder:
             item: a picture, a sound of any length or a text, as in `encode`; one, not composed.
             query: anything that `encode` takes, or a vector (E,) of this model.
         """
-        return explain(self, item, query)
+        if isinstance(query, Tensor | np.ndarray) and query.ndim == 1:
+            return explain(self, item, _unit_rows(query, "the query", self.embed_dim)[0])
+        return explain(self, item, torch.as_tensor(self.encode([query], progress=False))[0])
 
     def predict(
         self, items: Iterable[object], *, head: str | None = None, top: int = 5, batch_size: int = 32
@@ -284,9 +280,8 @@ class Embedder:
 
     def computing(self, compute: Callable[[Batch], Result]) -> Computing[Batch, Result]:
         """Compute batches by this model, on a CPU several at once."""
-        workers = num_workers(self.device) if self.workers is None else self.workers
         small = sum(parameter.numel() for parameter in self.module.parameters()) < SMALL
-        return Computing(compute, workers, alone=small)
+        return Computing(compute, num_workers(self.device), alone=small)
 
     def _encode(self, items: Iterable[object], options: Options) -> Encoded:
         vectors, _, failures = self._collect(items, options)
@@ -351,26 +346,24 @@ class Embedder:
             yield from filled(computing.finish(list(batcher.rest(computing.workers))))
             yield from finished()
 
-    def _read(self, item: object, options: Options) -> list[Part] | Exception:
-        """The decoded parts of one item, or the reason why it has none."""
-        try:
-            if isinstance(item, list):
-                raise UserError("it is a list; give all items in one list")
-            if isinstance(item, Compound):
-                return item.parts(partial(self._cut, options=options))
-            values = parts_of(item, self.processors) if options.modality is None else [(options.modality, item)]
-            parts = [(key, self._cut(key, value, options)) for key, value in values]
-            # The rest of a long sound is decoded when its turn comes, so that hours of it are never in memory.
-            return [Part(key, chain(list(islice(pieces, WINDOWS_AHEAD)), pieces)) for key, pieces in parts]
-        except Exception as error:  # whatever a processor trips over, the item is to be named
-            return error
+    def _read(self, item: object, options: Options) -> list[Part]:
+        """The decoded parts of one item."""
 
-    def _cut(self, modality: str, value: object, options: Options) -> Iterator[tuple[float, float, Tensor]]:
-        processor = self.processor(modality, projected=True)
-        if options.long == "truncate":
-            yield 0.0, 0.0, processor.decode(value)
-        else:
-            yield from processor.windows(value, options.window, options.hop)
+        def cut(modality: str, value: object) -> Iterator[tuple[float, float, Tensor]]:
+            processor = self.processor(modality, projected=True)
+            if options.long == "truncate":
+                yield 0.0, 0.0, processor.decode(value)
+            else:
+                yield from processor.windows(value, options.window, options.hop)
+
+        if isinstance(item, list):
+            raise UserError("it is a list; give all items in one list")
+        if isinstance(item, Compound):
+            return item.parts(cut)
+        values = parts_of(item, self.processors) if options.modality is None else [(options.modality, item)]
+        parts = [(key, cut(key, value)) for key, value in values]
+        # The rest of a long sound is decoded when its turn comes, so that hours of it are never in memory.
+        return [Part(key, chain(list(islice(pieces, WINDOWS_AHEAD)), pieces)) for key, pieces in parts]
 
     def _compute(self, batch: list[Waiting]) -> Tensor:
         """The vectors (B, E) of a batch."""
@@ -392,15 +385,14 @@ class Embedder:
         return self.processors[modality]
 
 
-def _unit_rows(vectors: object, which: str) -> Tensor:
-    """Vectors that were given to `similarity`, as unit rows (n, E) on the CPU."""
+def _unit_rows(vectors: object, what: str, width: int | None = None) -> Tensor:
+    """Vectors that were given, as unit rows (n, E) on the CPU; UserError if they are none, `what` names them there."""
     try:
         rows = torch.atleast_2d(torch.as_tensor(vectors).detach().float().cpu())
     except (TypeError, ValueError, RuntimeError) as error:
-        message = f"the {which} argument of similarity holds no numbers; encode it first: model.encode([...])"
-        raise UserError(message) from error
-    if rows.ndim != 2:
-        raise UserError(f"similarity needs vectors (n, E), the {which} argument is {tuple(rows.shape)}")
+        raise UserError(f"{what} holds no numbers; encode it first: model.encode([...])") from error
+    if rows.ndim != 2 or rows.shape[1] != (width or rows.shape[1]):
+        raise UserError(f"{what} is {tuple(rows.shape)}; give vectors (n, {width or 'E'})")
     if wrong := (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist():
-        raise UserError(f"vector {wrong[0]} of the {which} argument of similarity has numbers that are not finite")
+        raise UserError(f"vector {wrong[0]} of {what} has numbers that are not finite")
     return F.normalize(rows, dim=1)

@@ -9,10 +9,8 @@ Grad-CAM and the tokens of the joint pass by the pointing game.
 
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,38 +49,30 @@ class Explanation:
     area: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
     """The part (x0, y0, x1, y1) of a picture that the grid covers, of 0 to 1: less than all if the model cuts."""
 
-    @cached_property
-    def fine(self) -> Tensor:
-        """The values on a finer grid of about `FINE` cells a side, cubic in between; those of a sound as they are."""
-        if self.values.ndim == 1:
-            return self.values
-        scale = max(1, round(FINE / max(self.values.shape)))
-        return F.interpolate(self.values[None, None], scale_factor=scale, mode="bicubic")[0, 0]
-
     @property
     def peak(self) -> tuple[float, ...]:
         """Place of the best fit: (x, y) from 0 to 1 from the left upper corner of a picture, (second,) of a sound.
 
-        Of a picture in the map as it is drawn, so that a coarse grid does not only know the middles of its cells.
+        Of a picture in a finer map, cubic in between: a coarse grid would know the middles of its cells alone.
         """
-        best = int(self.fine.argmax())
         if self.values.ndim == 1:
-            return (float(self.positions[best].float().mean()),)
-        rows, columns = self.fine.shape
+            return (float(self.positions[int(self.values.argmax())].float().mean()),)
+        scale = max(1, round(FINE / max(self.values.shape)))
+        fine = F.interpolate(self.values[None, None], scale_factor=scale, mode="bicubic")[0, 0]
+        rows, columns = fine.shape
+        row, column = divmod(int(fine.argmax()), columns)
         x0, y0, x1, y1 = self.area
-        row, column = divmod(best, columns)
         return (x0 + (x1 - x0) * (column + 0.5) / columns, y0 + (y1 - y0) * (row + 0.5) / rows)
 
 
 @torch.no_grad()
-def explain(embedder: "Embedder", item: object, query: object) -> Explanation:
-    """Map of how well each part of an item fits a query; see `Embedder.explain`."""
+def explain(embedder: "Embedder", item: object, vector: Tensor) -> Explanation:
+    """Map of how well each part of an item fits a query, by its unit vector (E,); see `Embedder.explain`."""
     parts = parts_of(item, embedder.processors)
     if len(parts) != 1:
         raise UserError(f"one picture or sound is explained at a time, not {' and '.join(key for key, _ in parts)}")
     key, value = parts[0]
     processor, module = embedder.processor(key, projected=True), embedder.module
-    vector = _query(embedder, query)
     values, positions, similarities = [], [], []
     for start, end, sample in processor.windows(value):
         inputs = embedder.inputs(key, [sample])
@@ -92,7 +82,7 @@ def explain(embedder: "Embedder", item: object, query: object) -> Explanation:
             larger, scale = copy(processor), -(-PATCHES // patches)
             larger.height, larger.width = scale * processor.height, scale * processor.width
             inputs = embedder.inputs(key, [larger.decode(value)])
-        found = relevance(module, key, inputs, vector)
+        found = _relevance(module, key, inputs, vector)
         covered, unit = processor.token_positions(value) or module.adapters[key].token_positions(inputs)
         if unit == "second":
             # A short sound is repeated; what lies behind its end is no moment of it.
@@ -103,7 +93,7 @@ def explain(embedder: "Embedder", item: object, query: object) -> Explanation:
     return Explanation(key, torch.cat(values), torch.cat(positions), unit, max(similarities), _area(processor, value))
 
 
-def relevance(module: "Encoder", key: str, inputs: dict[str, Tensor], vector: Tensor) -> Tensor:
+def _relevance(module: "Encoder", key: str, inputs: dict[str, Tensor], vector: Tensor) -> Tensor:
     """The fit of each token of a single item, on the grid of the stem.
 
     Args:
@@ -124,18 +114,6 @@ def relevance(module: "Encoder", key: str, inputs: dict[str, Tensor], vector: Te
         copies = stem._replace(tokens=tokens, padding_mask=None, pooled=own)  # one item has no padding
         found.append(module.embed(key, module.encode({key: copies}, keep={key: keep})[key]))
     return (torch.cat(found).float().cpu() @ vector).view(stem.grid)
-
-
-def _query(embedder: "Embedder", query: object) -> Tensor:
-    """The unit vector of a query, (E,)."""
-    if isinstance(query, Tensor | np.ndarray) and query.ndim == 1:
-        vector = torch.as_tensor(query).detach().float().cpu()
-        if vector.shape != (embedder.embed_dim,) or not bool(vector.isfinite().all() and vector.any()):
-            raise UserError(
-                f"a query as a vector has {embedder.embed_dim} finite numbers, not all 0; got {tuple(vector.shape)}"
-            )
-        return F.normalize(vector, dim=0)
-    return torch.as_tensor(embedder.encode([query], progress=False))[0]
 
 
 def _area(processor: Processor, value: object) -> tuple[float, float, float, float]:

@@ -1,6 +1,5 @@
 """Parts of an item on its way into the model. Importing this takes no torch."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +15,7 @@ class Part(NamedTuple):
     """(start, end, sample) in seconds; several for a sound that is cut into windows, else one, from 0 to 0."""
 
 
-class Compound(ABC):
+class Compound:
     """An item that says itself of which parts it is made, as a video is of pictures and a sound."""
 
     name: str
@@ -24,10 +23,10 @@ class Compound(ABC):
     learned: tuple[str, ...] = ()
     """Attributes that change while the parts are taken; where another process does that, they are brought back."""
 
-    @abstractmethod
     def parts(self, pieces: "Callable[[str, object], Iterable[tuple[float, float, Tensor]]]") -> list[Part]:
         """All that is to be embedded; each part has a piece at least, and others that are decoded as they are taken.
 
         Args:
             pieces: decodes a value of a modality, piece by piece as a `Part` has them.
         """
+        raise NotImplementedError

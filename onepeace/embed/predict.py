@@ -5,7 +5,7 @@ Items are decoded ahead in threads and computed in batches; results come in orde
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,8 +44,7 @@ class _Decoded(NamedTuple):
     samples: dict[str, list[Tensor]]
     """Samples by modality, one for each row."""
     rows: int
-    size: tuple[int, int]
-    candidates: tuple[str, ...]
+    context: Context
 
 
 class Head:
@@ -85,23 +84,16 @@ class Head:
         Raises:
             UserError: ``items`` is no list. What is wrong with an item is in its result.
         """
-        computing = self.embedder.computing(partial(self._predicted, top=top))
+        computing = self.embedder.computing(self._predicted)
         count = computing.share(max(1, batch_size // self.embedder.processors[self.on].num_views))
-        with (
-            closing(decode_ahead(check_many(items), self._decode, ahead=2 * computing.workers * count)) as decoded,
-            computing,
-        ):
+        ahead = 2 * computing.workers * count
+        with closing(decode_ahead(check_many(items), partial(self._read, top=top), ahead=ahead)) as decoded, computing:
             while block := list(islice(decoded, count)):
                 yield from chain.from_iterable(found for _, found in computing.start(block))
             yield from chain.from_iterable(found for _, found in computing.rest())
 
-    def _decode(self, item: object) -> _Decoded | Exception:
-        try:
-            return self._decoded(dict(composed(item) or {self.on: item}))
-        except Exception as error:  # whatever a processor trips over, the item is to be named
-            return error
-
-    def _decoded(self, values: dict[str, Any]) -> _Decoded:
+    def _read(self, item: object, top: int) -> _Decoded:
+        values: dict[str, Any] = dict(composed(item) or {self.on: item})
         processors = self.embedder.processors
         candidates = tuple(values.pop("candidates", ()))
         if unknown := [key for key in values if key not in processors]:
@@ -124,9 +116,10 @@ class Head:
             if len(found) not in (1, wanted):
                 raise UserError(f"the head {self.name} reads {wanted} of each kind, the item has {len(found)} of {key}")
             samples[key] = found * (wanted // len(found))
-        return _Decoded(samples, wanted, size, candidates)
+        seconds = getattr(self.embedder.module.adapters[self.on], "seconds_per_token", 0.0)
+        return _Decoded(samples, wanted, Context(self.labels, size, candidates, seconds, top=top))
 
-    def _predicted(self, block: "list[tuple[int, object, _Decoded | Exception]]", top: int) -> list[Prediction]:
+    def _predicted(self, block: "list[tuple[int, object, _Decoded | Exception]]") -> list[Prediction]:
         """The results of a block of items, computed in groups of the same modalities and rows."""
         found: dict[int, Prediction] = {}
         groups: dict[tuple[Any, ...], list[tuple[int, str, _Decoded]]] = {}
@@ -144,14 +137,7 @@ class Head:
                 raise UserError(f"no memory for {len(members)} items at once; lower batch_size") from error
             each, views = len(output) // len(members), self.embedder.processors[self.on].num_views
             for row, (index, name, decoded) in enumerate(members):
-                context = Context(
-                    labels=self.labels,
-                    size=decoded.size,
-                    candidates=decoded.candidates,
-                    seconds_per_token=getattr(self.embedder.module.adapters[self.on], "seconds_per_token", 0.0),
-                    num_tokens=lengths[row * rows],
-                    top=top,
-                )
+                context = replace(decoded.context, num_tokens=lengths[row * rows])
                 own = output[row * each : (row + 1) * each].unflatten(0, (-1, views)).mean(1)
                 found[index] = Prediction(index, name, TASKS[self.task](own, context))
         return [found[index] for index in sorted(found)]

@@ -1,17 +1,24 @@
-"""Two stages before the model: items are decoded ahead in threads, samples are batched with others of like size.
+"""The way of items to their vectors: decoded ahead in threads, taken apart into samples, batched with others of like
+size, and put together again from the samples' vectors.
 
-Both keep a bounded number of items in memory, however many there are.
+However many items there are, a bounded number of them is in memory.
 """
 
+import math
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from onepeace.embed.assembly import Assembly
+from onepeace.embed.items import reason_of
+from onepeace.embed.parts import Part
+from onepeace.errors import UserError
 from onepeace.threads import LEAST, compute_alone
 
 Item = TypeVar("Item")
@@ -23,14 +30,14 @@ MAX_WORKERS = 8
 
 def decode_ahead(
     items: Iterable[Item], decode: Callable[[Item], Result], *, ahead: int
-) -> Generator[tuple[int, Item, Result], None, None]:
+) -> Generator[tuple[int, Item, Result | Exception], None, None]:
     """Yields (index, item, decode(item)) in order, while threads decode up to `ahead` items further.
 
-    `items` is read lazily, in the caller's thread. What `decode` raises is raised when its item's turn comes.
+    `items` is read lazily, in the caller's thread. An exception that `decode` raises is its item's result.
     """
     workers = min(MAX_WORKERS, ahead, max(2, os.cpu_count() or 1))
     pool = ThreadPoolExecutor(workers, "onepeace-decode", initializer=compute_alone)
-    waiting: deque[tuple[int, Item, Future[Result]]] = deque()
+    waiting: deque[tuple[int, Item, Future[Any]]] = deque()
     try:
         for index, item in enumerate(items):
             waiting.append((index, item, pool.submit(decode, item)))
@@ -42,11 +49,112 @@ def decode_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _result(index: int, item: Item, future: Future[Result]) -> tuple[int, Item, Result]:
-    return index, item, future.result()
+def _result(index: int, item: Item, future: Future[Any]) -> tuple[int, Item, Any]:
+    error = future.exception()
+    return index, item, error if isinstance(error, Exception) else future.result()
 
 
-class Waiting(NamedTuple):
+class Windows(NamedTuple):
+    """The vectors of one sound, window by window."""
+
+    vectors: Tensor
+    """(W, E) float32, unit rows."""
+    starts: list[float]
+    ends: list[float]
+    """Seconds from the beginning of the sound at which each window starts and ends."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The result of one item: a vector, or the error that prevented it."""
+
+    index: int
+    """The item's place among the items, from 0."""
+    name: str
+    vector: Tensor | None = None
+    """(E,) float32 unit vector on the CPU; None if the item failed."""
+    windows: Windows | None = None
+    """The vectors of its windows with long="windows"; `vector` is their renormalised mean."""
+    error: Exception | None = None
+    modality: str | None = None
+    """The item's, or that of its first part; None if it failed."""
+    is_silent: bool = False
+    """Whether all of its sound is digital silence, of which a vector says nothing."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why the item failed, on one line and without its name; None if it did not."""
+        return None if self.error is None else reason_of(self.name, self.error)
+
+
+class Assembly:
+    """Collects the vectors of one item, which the model computes in any order."""
+
+    def __init__(self, index: int, name: str) -> None:
+        self.index, self.name = index, name
+        self.error: Exception | None = None
+        self._rows: list[Tensor | None] = []
+        self._spans: list[tuple[float, float]] = []
+        self._parts: list[slice] = []
+        self._modality: str | None = None
+        self._is_silent: bool | None = None
+        self._missing = 1  # one for the end of the item, which has not been seen yet
+
+    def samples(self, parts: Sequence[Part]) -> Iterator[tuple[str, Tensor, int]]:
+        """(modality, sample, row) of everything that is to be computed.
+
+        Pieces may be decoded as they are taken; an error then fails the item.
+        """
+        try:
+            for part in parts:
+                self._modality = self._modality or part.modality
+                first = len(self._rows)
+                for start, end, sample in part.pieces:
+                    self._spans.append((start, end))
+                    if sample.ndim == 1 and sample.is_floating_point():  # a waveform
+                        self._is_silent = self._is_silent is not False and bool(sample.min() == sample.max())
+                    self._rows.append(None)
+                    self._missing += 1
+                    yield part.modality, sample, len(self._rows) - 1
+                if len(self._rows) == first:
+                    raise UserError("there is nothing in it to embed")
+                self._parts.append(slice(first, len(self._rows)))
+        except Exception as error:
+            # Without this frame, which refers to the assembly: such a circle is freed late.
+            self.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        self._missing -= 1
+
+    def fill(self, row: int, vector: Tensor) -> None:
+        """Takes the (E,) vector of a row."""
+        self._rows[row] = vector
+        self._missing -= 1
+        if not math.isfinite(vector.sum().item()):  # one number is quicker to look at than all
+            self.error = UserError("the model gives NaN for it; try dtype float32")
+
+    @property
+    def done(self) -> bool:
+        return self.error is not None or not self._missing
+
+    def result(self, *, windows: bool = False) -> Embedded:
+        """The item's result; `windows`: with the vectors of its windows.
+
+        The windows of a sound give the renormalised mean of their unit vectors, and so do the parts of an item. A row
+        that is the only one of its item stays as it is.
+        """
+        if self.error is not None:
+            return Embedded(self.index, self.name, error=self.error)
+        rows = [row for row in self._rows if row is not None]
+        vector = _mean([_mean(rows[part]) for part in self._parts])
+        cut = Windows(torch.stack(rows), *map(list, zip(*self._spans, strict=True))) if windows else None
+        return Embedded(self.index, self.name, vector, cut, None, self._modality, bool(self._is_silent))
+
+
+def _mean(rows: list[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else F.normalize(torch.stack(rows).sum(dim=0), dim=0)
+
+
+@dataclass(eq=False)
+class Waiting:
     """A decoded sample that waits for its batch."""
 
     modality: str
@@ -69,18 +177,15 @@ class Batcher:
     def __init__(self, batch_size: int, window: int) -> None:
         self.batch_size = batch_size
         self.window = max(window, batch_size)
-        self._waiting: dict[int, Waiting] = {}  # by rising number
+        self._waiting: dict[Waiting, tuple[str, int]] = {}  # the oldest first, with what makes samples alike
         self._alike: Counter[tuple[str, int]] = Counter()
-        self._count = 0
 
     def add(self, entry: Waiting) -> list[Waiting] | None:
         """Takes a sample in; returns a batch when one is full, or when too many samples wait."""
-        self._waiting[self._count] = entry
-        self._count += 1
-        alike = entry[:2]
-        self._alike[alike] += 1
-        if self._alike[alike] == self.batch_size:
-            return self._take([number for number, each in self._waiting.items() if each[:2] == alike])
+        self._waiting[entry] = kind = (entry.modality, entry.size)
+        self._alike[kind] += 1
+        if self._alike[kind] == self.batch_size:
+            return self._take([one for one, other in self._waiting.items() if other == kind])
         return self.around_oldest() if len(self._waiting) >= self.window else None
 
     def around_oldest(self) -> list[Waiting]:
@@ -89,7 +194,7 @@ class Batcher:
         Batches of the largest samples would be padded as little, but let short ones wait for ever.
         """
         oldest = next(iter(self._waiting))
-        line = self._by_size(self._waiting[oldest].modality)
+        line = self._by_size(oldest.modality)
         start = max(0, min(line.index(oldest) - self.batch_size // 2, len(line) - self.batch_size))
         return self._take(line[start : start + self.batch_size])
 
@@ -98,18 +203,16 @@ class Batcher:
 
         The largest samples come first, so that a batch too large for memory fails early.
         """
-        for modality in dict.fromkeys(entry.modality for entry in self._waiting.values()):
+        for modality in dict.fromkeys(entry.modality for entry in self._waiting):
             line = self._by_size(modality)[::-1]
             rounds = -(-len(line) // (workers * self.batch_size))
             size = max(-(-len(line) // (workers * rounds)), min(LEAST, self.batch_size))
             for start in range(0, len(line), size):
                 yield self._take(line[start : start + size])
 
-    def _by_size(self, modality: str) -> list[int]:
-        numbers = [number for number, entry in self._waiting.items() if entry.modality == modality]
-        return sorted(numbers, key=lambda number: self._waiting[number].size)
+    def _by_size(self, modality: str) -> list[Waiting]:
+        return sorted((one for one in self._waiting if one.modality == modality), key=lambda one: one.size)
 
-    def _take(self, numbers: list[int]) -> list[Waiting]:
-        entries = [self._waiting.pop(number) for number in numbers]
-        self._alike -= Counter(entry[:2] for entry in entries)  # a count of 0 is dropped
+    def _take(self, entries: list[Waiting]) -> list[Waiting]:
+        self._alike -= Counter(self._waiting.pop(entry) for entry in entries)  # a count of 0 is dropped
         return entries

@@ -65,12 +65,12 @@ def read_own_data(path: Path, modalities: Sequence[str]) -> OwnData:
         records = from_table(path)
     grouped: dict[tuple[str, ...], list[Record]] = {}
     left_out: list[Skipped] = []
-    for _, record, reason in decode_ahead(records, _check, ahead=AHEAD):
+    for _, record, failure in decode_ahead(records, _check, ahead=AHEAD):
         if isinstance(record, Skipped):
             left_out.append(record)
             continue
-        if reason is not None:
-            left_out.append(reason)
+        if failure is not None:
+            left_out.append(skipped(record.name, failure))
             continue
         words = ["text"] if record.captions or record.label else []
         keys = (*[key for key in media() if key in record.inputs], *words)
@@ -98,17 +98,12 @@ def _merged(records: Sequence[Record]) -> list[Record]:
     return list(merged.values())
 
 
-def _check(record: Record | Skipped) -> Skipped | None:
-    """Why the files of a record cannot be used; None if they can, or if it is left out already."""
-    if isinstance(record, Skipped):
-        return None
-    try:
+def _check(record: Record | Skipped) -> None:
+    """Decode the files of a record, unless it is left out already."""
+    if isinstance(record, Record):
         for key in media():
             if key in record.inputs:
                 PROCESSORS[key]().decode(record.inputs[key])
-    except (OSError, UserError) as error:
-        return skipped(record.name, error)
-    return None
 
 
 def check_enough(path: Path, data: OwnData) -> None:

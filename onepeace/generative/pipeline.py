@@ -101,13 +101,8 @@ class Pipeline:
                 else:
                     yield Generated(index, name, output)
 
-    def _read(self, item: Mapping[str, object]) -> "_Read | Exception":
-        try:
-            return self._checked(dict(item))
-        except Exception as error:  # whatever a processor trips over, the item is to be named
-            return error
-
-    def _checked(self, values: dict[str, Any]) -> _Read:
+    def _read(self, item: Mapping[str, object]) -> _Read:
+        values: dict[str, Any] = dict(item)
         task, key, sample, size, resized = self.task, None, None, (1, 1), (1, 1)
         if self.processors:
             there = [key for key in self.processors if values.get(key) is not None]

@@ -17,7 +17,7 @@ from onepeace.index.store import Span
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from onepeace.embed.assembly import Windows
+    from onepeace.embed.stream import Windows
 
 EVERY, STRETCH = 5.0, 3.0
 """Seconds between two pictures of a scene that does not change; key frames that lie up to three times as far apart do,

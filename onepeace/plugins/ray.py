@@ -96,8 +96,8 @@ class RayEmbedder:
         self, items: Iterable[object], *, batch_size: int = 32, **options: Any
     ) -> Generator["Embedded", None, None]:
         """See `Embedder.stream`; a chunk has ``batch_size`` items, and an index is that in its chunk."""
-        from onepeace.embed.assembly import Embedded
         from onepeace.embed.items import name_of
+        from onepeace.embed.stream import Embedded
 
         source, actors = iter(items), cycle(self._actors)
         options["batch_size"] = batch_size

@@ -19,3 +19,9 @@ def sounds():
 @pytest.fixture(scope="module")
 def long_sound():
     return np.random.default_rng(1).normal(0, 0.1, 5 * RATE).astype(np.float32), RATE
+
+
+@pytest.fixture
+def side_by_side(monkeypatch):
+    """Sets how many batches are computed at once."""
+    return lambda count: monkeypatch.setattr("onepeace.embed.embedder.num_workers", lambda device: count)

@@ -14,10 +14,8 @@ import torch
 from PIL import Image
 from support.embedding import TEXTS, assert_same
 
-import onepeace
-from onepeace.embed.assembly import Assembly
 from onepeace.embed.parts import Part
-from onepeace.embed.stream import Batcher, Waiting, decode_ahead
+from onepeace.embed.stream import Assembly, Batcher, Waiting, decode_ahead
 from onepeace.errors import UserError
 from onepeace.processors import ImageProcessor
 
@@ -79,7 +77,7 @@ def test_stream_gives_results_in_order_while_the_input_goes_on(model):
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("alike", 1), ("one of its kind", 3), ("failures", 3)])
-def test_stream_holds_a_bounded_number_of_items(model, monkeypatch, kind, workers):
+def test_stream_holds_a_bounded_number_of_items(model, monkeypatch, side_by_side, kind, workers):
     class Counted(Assembly):
         alive = most = 0
 
@@ -94,7 +92,8 @@ def test_stream_holds_a_bounded_number_of_items(model, monkeypatch, kind, worker
     monkeypatch.setattr("onepeace.embed.embedder.Assembly", Counted)
     texts = enumerate(texts_with_one_of_its_kind(4000))
     items = ({"text": text, **({"smell": 1} if kind == "failures" and index else {})} for index, text in texts)
-    results = side_by_side(model, workers).stream(itertools.islice(items, kind == "alike", None), batch_size=64)
+    side_by_side(workers)
+    results = model.stream(itertools.islice(items, kind == "alike", None), batch_size=64)
     assert sum(result.reason is None for result in results) == {"alike": 3999, "failures": 1}.get(kind, 4000)
     under_way = 0 if workers == 1 else 2 * 64 + 2 * workers
     assert Counted.most <= (64 if kind == "alike" else 4 * 256) + 2 + under_way
@@ -168,11 +167,6 @@ def test_item_without_anything_to_compute_fails():
 # Several batches at once
 
 
-def side_by_side(model, workers):
-    """The model with so many batches computed at once."""
-    return onepeace.Embedder(model.module, model.processors, workers=workers)
-
-
 @pytest.fixture
 def two_threads():
     """torch takes two threads for an operator, as on two cores; the fixture of all tests sets one again."""
@@ -198,27 +192,29 @@ def test_every_thread_of_ours_computes_alone(model, monkeypatch, two_threads):
     assert torch.get_num_threads() == 2
 
 
-def test_vectors_do_not_depend_on_the_number_of_threads(model, pictures, sounds):
+def test_vectors_do_not_depend_on_the_number_of_threads(model, side_by_side, pictures, sounds):
     items = [*pictures, *sounds, *TEXTS, 7, *(f"{'word ' * (i * 7 % 13)}{i}" for i in range(150))]
     expected, failed = model.encode(items, on_error="skip")
+    side_by_side(3)
     for batch_size in (3, 32):
-        vectors, failures = side_by_side(model, 3).encode(items, batch_size=batch_size, on_error="skip")
+        vectors, failures = model.encode(items, batch_size=batch_size, on_error="skip")
         assert_same(vectors, expected)
         assert [each.index for each in failures] == [each.index for each in failed]
 
 
-def test_failure_of_a_batch_is_raised_and_ends_the_threads(model, monkeypatch):
+def test_failure_of_a_batch_is_raised_and_ends_the_threads(model, monkeypatch, side_by_side):
     def overflow(inputs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     before = threading.active_count()
     monkeypatch.setattr(model.module, "forward", overflow)
+    side_by_side(3)
     with pytest.raises(UserError, match="lower batch_size"):
-        side_by_side(model, 3).encode_text(["a dog"] * 99)
+        model.encode_text(["a dog"] * 99)
     assert threading.active_count() == before
 
 
-def test_batches_under_way_are_given_up_at_ctrl_c(model, monkeypatch):
+def test_batches_under_way_are_given_up_at_ctrl_c(model, monkeypatch, side_by_side):
     """Who stops does not wait for batches: here those of long texts take for ever."""
     once, forward = threading.Semaphore(), model.module.forward
 
@@ -231,11 +227,12 @@ def test_batches_under_way_are_given_up_at_ctrl_c(model, monkeypatch):
             time.sleep(0.001)
 
     monkeypatch.setattr(model.module, "forward", slow)
+    side_by_side(2)
     texts = itertools.chain("aaaa", itertools.repeat("a dog in the rain"))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a script ignores it
     try:
         with pytest.raises(KeyboardInterrupt):
-            list(side_by_side(model, 2).stream(texts, batch_size=8))
+            list(model.stream(texts, batch_size=8))
     finally:
         signal.signal(signal.SIGINT, before)
 

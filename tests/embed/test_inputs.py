@@ -87,8 +87,9 @@ def test_one_item_in_place_of_a_list_is_an_error(model, method, item):
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"on_error": "ignore"}, "it can be 'raise', 'skip'"),
-        ({"long": "mean"}, "it can be 'truncate', 'windows'"),
+        ({"on_error": "ignore"}, "on_error"),
+        ({"long": "mean"}, "long"),
+        ({"windows": 2.0}, "windows"),
         ({"window": 2.0}, "window and hop need long='windows'"),
         ({"long": "windows", "hop": float("nan")}, "hop is nan"),
     ],

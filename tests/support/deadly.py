@@ -12,7 +12,7 @@ class _Deadly(Embedder):
     def stream(self, values, **options):
         import torch
 
-        from onepeace.embed.assembly import Embedded, Windows
+        from onepeace.embed.stream import Embedded, Windows
 
         for index, result in enumerate(super().stream(self._read(values))):
             vector = None if result.error else torch.from_numpy(result.vector.numpy())
