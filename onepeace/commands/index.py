@@ -95,9 +95,13 @@ def _tell(args: argparse.Namespace, report: "Report") -> int:
         files.say(f"{about or 'nothing new'}; {files.counted(report.vectors, 'vector')} in {total:.1f} s{rate}")
     else:
         files.say(f"nothing to do: {files.counted(known, 'file')} unchanged")
+    where = f"onepeace index stats {shlex.quote(str(args.index))} --problems"
     if report.known_problems:
-        where = f"onepeace index stats {shlex.quote(str(args.index))} --problems"
         files.say(f"{files.counted(report.known_problems, 'file')} of them cannot be embedded, as before: {where}")
+    if report.noted:
+        files.say(
+            f"{files.counted(report.noted, 'file')} embedded with a note (silence, a video that ends early): {where}"
+        )
     return files.exit_code(report.problems, report.embedded + report.copied + report.moved + known)
 
 
@@ -134,7 +138,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _stats_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--problems", action="store_true", help="list the files that could not be embedded")
+    parser.add_argument("--problems", action="store_true", help="list files that have no vectors, or a note")
     options.add_json(parser)
 
 

@@ -62,6 +62,8 @@ class Report:
     """Files that could not be embedded this time, with the reasons."""
     known_problems: int = 0
     """Files that could not be embedded before either, and have not changed."""
+    noted: int = 0
+    """Files embedded with a note, as a video that ends early."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Files of kinds that the model does not read, by modality."""
     other_kinds: Counter[str] = field(default_factory=Counter)
@@ -207,6 +209,7 @@ class Builder:
         self.report.added += is_new
         self.report.changed += not is_new
         self.report.vectors += len(vectors)
+        self.report.noted += item.note is not None
         self._keep(item if known is None else _described(item, known), spans, vectors)
 
     def _keep_as(self, item: Item, old: Item) -> None:

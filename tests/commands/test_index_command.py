@@ -102,7 +102,8 @@ def test_export_asks_before_it_replaces(run, folder, tmp_path):
 
 def test_silence_is_listed_though_it_is_in_the_index(run, tmp_path):
     soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
-    assert run("build", tmp_path / "i", tmp_path / "silent.wav")[0] == 0
+    code, _, err = run("build", tmp_path / "i", tmp_path / "silent.wav")
+    assert (code, "1 file " in err[-1], "--problems" in err[-1]) == (0, True, True)
     line = run("stats", tmp_path / "i", "--problems")[1].splitlines()[-1]
     assert line.startswith(f"{tmp_path}/silent.wav: ")
 
